@@ -1,0 +1,51 @@
+# `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+VENDORED := socketio_pg/static/vendor/socket.io.min.js
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint format bench screenshot clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed $(VENDORED) ## make the virtual environment and fetch the browser library (run and test do it too)
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "socketio_pg needs Python 3.10 or later: make PYTHON=/path/to/python3.x …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# Without Node the page loads the same file from the CDN.
+$(VENDORED): package.json package-lock.json
+	@if command -v npm >/dev/null; then \
+		npm ci --silent --no-audit --no-fund && npm run --silent vendor && touch $@; \
+	else \
+		echo "*** npm is not installed: the demo page will load the Socket.IO client from its CDN ***"; \
+	fi
+
+run: setup ## start an embedded PostgreSQL, the server and the demo page, with no configuration
+	@DEBUG=1 $(BIN)/python socketio_pg/server.py
+
+test: setup lint ## run everything: quality tools and all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed ## ruff, mypy --strict and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup ## measure against stock Flask-SocketIO and Node's socket.io: an hour and more, leave the machine alone
+	npm ci --silent --no-audit --no-fund --prefix bench
+	$(BIN)/python bench/run.py --chart docs/images/bench.png
+
+format: $(VENV)/.installed ## let ruff format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what setup and the development database made
+	rm -rf $(VENV) node_modules socketio_pg/static/vendor .postgres build dist *.egg-info
