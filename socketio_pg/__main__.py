@@ -1,0 +1,5 @@
+"""``python -m socketio_pg``."""
+
+from socketio_pg.cli import main
+
+main(prog_name="python -m socketio_pg")

@@ -1,0 +1,52 @@
+"""The composition root: settings → database → server → Flask application."""
+
+import logging
+import sys
+
+from flask import Flask, redirect
+from werkzeug.wrappers import Response
+
+from socketio_pg import config
+from socketio_pg.embedded import EmbeddedPostgres
+from socketio_pg.errors import ConfigurationError
+from socketio_pg.websocket import SocketServer
+
+
+def create_app(**overrides: object) -> Flask:
+    """The Flask application; its :class:`SocketServer` is ``app.extensions["socketio_pg"]``.
+
+    ``overrides`` are settings by field name (``debug=True``) that go over environment and ``local.cfg``. With ``debug``
+    and without a database address an embedded PostgreSQL is started.
+
+    Raises :class:`ConfigurationError`.
+    """
+    settings = config.load(overrides=overrides)
+    configure_logging(settings.log_level)
+    app = Flask("socketio_pg", static_folder=None)
+    app.config["SECRET_KEY"] = settings.flask_secret_key()
+    dsn = settings.database_url
+    if dsn is None:
+        if not settings.debug:
+            raise ConfigurationError(config.NO_DATABASE)
+        embedded = EmbeddedPostgres(settings.embedded_data_dir)
+        dsn = embedded.start()
+        app.extensions["socketio_pg_embedded"] = embedded
+    SocketServer(app, dsn, enable_test_page=settings.test_page, port=settings.port, settings=settings)
+    if settings.test_page:
+
+        @app.get("/")
+        def index() -> Response:
+            return redirect("/socket-test")
+
+    return app
+
+
+def configure_logging(level: str) -> None:
+    """Our loggers at ``level``, on standard error unless the program has set up logging itself."""
+    logger = logging.getLogger("socketio_pg")
+    logger.setLevel(level)
+    if not logger.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False

@@ -1,0 +1,59 @@
+"""Channel names: which are allowed, and how they are written in SQL. No I/O."""
+
+import unicodedata
+
+from socketio_pg.errors import InvalidChannelError
+
+#: PostgreSQL cuts identifiers at NAMEDATALEN - 1 bytes without a word, so longer names are refused.
+MAX_CHANNEL_BYTES = 63
+#: Names with this prefix are the server's own.
+RESERVED_PREFIX = "socketio_pg"
+
+
+def validate_channel(name: object) -> str:
+    """Return ``name`` if it is a valid channel name, unchanged.
+
+    A name is a string of 1 to 63 bytes of UTF-8 without control characters, without leading or
+    trailing white space, without ``*``, and does not start with ``socketio_pg``. Case counts.
+
+    Raises :class:`InvalidChannelError` for anything else: a name is never changed to make it fit.
+    Source: the PostgreSQL manual, "Identifiers and Key Words" (NAMEDATALEN) and ``NOTIFY``.
+    """
+    if not isinstance(name, str):
+        raise InvalidChannelError(f"channel must be a string, not {_json_type(name)}")
+    if not name:
+        raise InvalidChannelError("channel must not be empty")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidChannelError("channel must be valid Unicode, without lone surrogates") from None
+    if size > MAX_CHANNEL_BYTES:
+        raise InvalidChannelError(f"channel must have at most {MAX_CHANNEL_BYTES} bytes of UTF-8, this one has {size}")
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        raise InvalidChannelError("channel must not contain control characters")
+    if name != name.strip():
+        raise InvalidChannelError("channel must not start or end with a space", channel=name)
+    if "*" in name:
+        raise InvalidChannelError("channel must not contain '*'", channel=name)
+    if name.startswith(RESERVED_PREFIX):
+        raise InvalidChannelError(f"channels that start with '{RESERVED_PREFIX}' are reserved", channel=name)
+    return name
+
+
+def quote_identifier(name: str) -> str:
+    """``name`` as a quoted SQL identifier, so that LISTEN takes it letter by letter."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _json_type(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, dict):
+        return "an object"
+    return "binary data"

@@ -1,0 +1,46 @@
+"""Publish from any Python program, inside its own transaction. Imports neither Flask nor eventlet."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import text
+
+from socketio_pg.channels import validate_channel
+from socketio_pg.messages import encode_payload
+
+
+class Client:
+    """Publishes on ``connection``: psycopg2's, psycopg 3's, or SQLAlchemy's ``Connection`` or ``Session``.
+
+    Nothing is sent before the caller's transaction commits, and nothing when it rolls back; on a connection in
+    autocommit mode it is sent at once. Equal messages of one transaction to one channel arrive once: PostgreSQL folds
+    them (manual, ``NOTIFY``).
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def publish(self, channel: str, event_name: str, params: Mapping[str, Any] | None = None) -> None:
+        """Send ``{"event_name": event_name, "params": params}``.
+
+        Raises as :meth:`notify`, TypeError when ``event_name`` is no string, and the driver's errors.
+        """
+        if not isinstance(event_name, str):
+            raise TypeError("event_name must be a string")
+        self.notify(channel, {"event_name": event_name, "params": params})
+
+    def notify(self, channel: str, payload: Any) -> None:
+        """Send ``payload``, any JSON value.
+
+        Raises :class:`InvalidChannelError`, :class:`InvalidRequestError` for what is not JSON,
+        :class:`PayloadTooLargeError` over 7,999 bytes, and the driver's errors. The transaction is untouched by the
+        first three.
+        """
+        values = {"channel": validate_channel(channel), "payload": encode_payload(payload)}
+        if hasattr(self._connection, "cursor"):
+            with self._connection.cursor() as cursor:
+                cursor.execute("SELECT pg_notify(%(channel)s, %(payload)s)", values)
+        elif hasattr(self._connection, "execute"):
+            self._connection.execute(text("SELECT pg_notify(:channel, :payload)"), values)
+        else:
+            raise TypeError(f"{type(self._connection).__name__} is not a connection of psycopg or SQLAlchemy")

@@ -1,0 +1,254 @@
+"""The settings: one table with name, type, default and help. Environment over ``local.cfg`` over default."""
+
+import ast
+import dataclasses
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from socketio_pg.errors import ConfigurationError
+
+LOCAL_CFG = Path("local.cfg")
+#: Names that ``local.cfg`` may use as well, after Flask-SQLAlchemy.
+ALIASES = {"SQLALCHEMY_DATABASE_URI": "DATABASE_URL"}
+
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def _boolean(value: object) -> bool:
+    text = str(value).strip().lower()
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    raise ValueError("1 or 0, true or false")
+
+
+def _integer(low: int, high: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        if not isinstance(value, bool) and re.fullmatch(r"-?\d{1,18}", str(value).strip()):
+            number = int(str(value))
+            if low <= number <= high:
+                return number
+        raise ValueError(f"a whole number from {low} to {high}")
+
+    return parse
+
+
+def _seconds(low: float, high: float) -> Callable[[object], float]:
+    def parse(value: object) -> float:
+        try:
+            number = float(str(value))
+        except ValueError:
+            number = -1.0
+        if isinstance(value, bool) or not low <= number <= high:
+            raise ValueError(f"seconds from {low:g} to {high:g}")
+        return number
+
+    return parse
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a text that is not empty")
+    return value.strip()
+
+
+def _database_url(value: object) -> str:
+    """libpq's form of the address: Heroku's ``postgres://`` and SQLAlchemy's ``+psycopg2`` are taken too."""
+    text = _text(value)
+    scheme, separator, rest = text.partition("://") if re.match(r"[\w+.-]+://", text) else (text, "", "")
+    if separator and scheme in ("postgres", "postgresql", "postgresql+psycopg2"):
+        try:
+            parts = urlsplit(f"postgresql://{rest}")
+            _ = parts.username  # a bad bracketed host raises only here
+        except ValueError:
+            raise ValueError("an address like postgresql://user:password@host:5432/database") from None
+        return f"postgresql://{rest}"
+    if not separator and re.search(r"(^|\s)(host|hostaddr|dbname|user|service|port)\s*=", text):
+        return text
+    raise ValueError("postgresql://…, postgres://… or postgresql+psycopg2://…")
+
+
+def _origins(value: object) -> tuple[str, ...]:
+    items = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    origins = tuple(str(item).strip().rstrip("/") for item in items if str(item).strip())
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise ValueError("'*', or origins like https://example.com separated by commas")
+    if not origins:  # engine.io takes an empty list for: do not check at all
+        raise ValueError("'*', or at least one origin like https://example.com")
+    return origins
+
+
+def _log_level(value: object) -> str:
+    level = str(value).strip().upper()
+    if level not in _LOG_LEVELS:
+        raise ValueError(", ".join(_LOG_LEVELS))
+    return level
+
+
+def setting(default: object, parse: Callable[[object], object], help: str, *, shown: str | None = None) -> Any:
+    """A row of the table; ``shown`` stands for the default in the docs where the value itself says little."""
+    return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "shown": shown})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings. The environment variable and the ``local.cfg`` name are the field's name in capitals."""
+
+    database_url: str | None = setting(
+        None, _database_url, "PostgreSQL, with every libpq parameter. In local.cfg also SQLALCHEMY_DATABASE_URI"
+    )
+    listen_database_url: str | None = setting(
+        None, _database_url, "another address for the LISTEN connection: past a pooler, which cannot LISTEN",
+        shown="DATABASE_URL",
+    )  # fmt: skip
+    debug: bool = setting(False, _boolean, "development: without a DATABASE_URL an embedded PostgreSQL is started")
+    host: str = setting("127.0.0.1", _text, "address of the development server and of `socketio-pg serve`")
+    port: int = setting(3030, _integer(1, 65535), "port of the development server and of `socketio-pg serve`")
+    secret_key: str | None = setting(None, _text, "Flask's key for signed cookies", shown="random at each start")
+    cors_allowed_origins: tuple[str, ...] | None = setting(
+        None, _origins, "other origins whose pages may connect, separated by commas, or '*' for all",
+        shown="same origin only",
+    )  # fmt: skip
+    log_level: str = setting("INFO", _log_level, "DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    test_page: bool = setting(True, _boolean, "serve the demo page: / and /socket-test lead to /static/test.html")
+    max_connections: int = setting(
+        10_000,
+        _integer(1, 1_000_000),
+        "most clients, and most HTTP connections at once; further clients are answered 503",
+    )
+    send_buffer_bytes: int = setting(
+        1_000_000,
+        _integer(10_000, 1_000_000_000),
+        "bytes that may wait for one client that does not read; past it, it is disconnected",
+    )
+    ping_interval: float = setting(25.0, _seconds(1, 3600), "seconds between two pings to a client")
+    ping_timeout: float = setting(20.0, _seconds(1, 3600), "seconds in which a client must answer a ping")
+    drain_seconds: float = setting(
+        3.0, _seconds(0, 8), "at SIGTERM, clients are disconnected spread over this many seconds"
+    )
+    embedded_data_dir: str = setting(".postgres", _text, "folder of the embedded PostgreSQL (development only)")
+
+    def flask_secret_key(self) -> str:
+        return self.secret_key or secrets.token_hex(32)
+
+    def __repr__(self) -> str:
+        """Without the secrets: this text may end in a log."""
+        secret = {"database_url": redact(self.database_url), "listen_database_url": redact(self.listen_database_url)}
+        secret["secret_key"] = "***" if self.secret_key else None
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | secret
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+
+NO_DATABASE = (
+    "There is no database: set DATABASE_URL in the environment, or SQLALCHEMY_DATABASE_URI in local.cfg "
+    "(or DEBUG=1 for an embedded one)."
+)
+
+
+def load(
+    environment: Mapping[str, str] | None = None,
+    local_cfg: Path | None = LOCAL_CFG,
+    overrides: Mapping[str, object] | None = None,
+) -> Settings:
+    """The settings: ``overrides`` (field names) over the environment over ``local.cfg`` over the defaults.
+
+    Raises :class:`ConfigurationError` with one sentence that names the setting, the value and what is allowed.
+    """
+    environment = os.environ if environment is None else environment
+    file = read_local_cfg(local_cfg) if local_cfg is not None and local_cfg.exists() else {}
+    overrides = dict(overrides or {})
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Settings):
+        name = field.name.upper()
+        if field.name in overrides:
+            raw, where = overrides.pop(field.name), "create_app()"
+        elif environment.get(name):  # an empty variable counts as not set, as Procfile runners leave them
+            raw, where = environment[name], "the environment"
+        elif name in file:
+            raw, where = file[name], str(local_cfg)
+        else:
+            continue
+        if raw is None:
+            continue
+        try:
+            values[field.name] = field.metadata["parse"](raw)
+        except ValueError as error:
+            shown = redact(str(raw)) if field.name.endswith("database_url") else str(raw)
+            if field.name == "secret_key":
+                shown = "***"
+            raise ConfigurationError(f"{name} in {where} is {shown!r}; allowed: {error}.") from None
+    if overrides:
+        raise ConfigurationError(f"there is no setting {', '.join(sorted(overrides))}.")
+    return Settings(**values)
+
+
+def read_local_cfg(path: Path) -> dict[str, Any]:
+    """The assignments of ``local.cfg``: ``NAME = literal`` lines, as Flask's config files. Nothing is executed."""
+    try:
+        tree = ast.parse(path.read_text("utf-8"), str(path))
+    except (SyntaxError, ValueError, OSError) as error:
+        line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
+        raise ConfigurationError(f"{path} cannot be read{line}: lines look like NAME = 'value'.") from None
+    known = {field.name.upper() for field in dataclasses.fields(Settings)}
+    values: dict[str, Any] = {}
+    for statement in tree.body:
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else None
+        if not isinstance(statement, ast.Assign) or len(statement.targets) != 1 or not isinstance(target, ast.Name):
+            raise ConfigurationError(f"{path} line {statement.lineno}: only lines like NAME = 'value' are allowed.")
+        name = ALIASES.get(target.id, target.id)
+        if name not in known:
+            continue  # a file shared with other parts of a Flask application
+        try:
+            values[name] = ast.literal_eval(statement.value)
+        except (ValueError, TypeError, RecursionError, MemoryError):
+            raise ConfigurationError(
+                f"{path} line {statement.lineno}: {target.id} must be a plain value, nothing is executed here."
+            ) from None
+    return values
+
+
+def redact(address: str | None) -> str | None:
+    """A database address without its password, for messages and logs. Rather hides too much than too little."""
+    if address is None:
+        return None
+    if re.match(r"[\w+.-]+://", address):
+        # Up to the last @: a password that was not percent-encoded may contain anything.
+        address = re.sub(r"(://[^:@/?#]*:).*@", r"\1***@", address, flags=re.DOTALL)
+    elif "@" in address and not re.match(r"\s*\w+\s*=", address):
+        address = "***" + address[address.rindex("@") :]
+    return re.sub(
+        r"((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:\\.|[^\s&\\])+)",
+        r"\1***",
+        address,
+        flags=re.DOTALL | re.IGNORECASE,
+    )
+
+
+def database_url(value: object) -> str:
+    """``value`` as libpq's form of a database address. Raises :class:`ConfigurationError`."""
+    try:
+        return _database_url(value)
+    except ValueError as error:
+        raise ConfigurationError(f"the database address is {redact(str(value))!r}; allowed: {error}.") from None
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """The table for the docs and ``socketio-pg settings``: (name, default, help) of each setting."""
+    rows = []
+    for field in dataclasses.fields(Settings):
+        default = field.metadata["shown"] or ("" if field.default is None else _shown(field.default))
+        rows.append((field.name.upper(), default, field.metadata["help"]))
+    return rows
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return f"{value:g}" if isinstance(value, float) else str(value)

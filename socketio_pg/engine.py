@@ -1,0 +1,181 @@
+"""Engine.IO on our own WebSocket: python-engineio's server, without its threads for each client.
+
+Long-polling stays python-engineio's. Its internals that are overridden are overridden here, in `engine_socket`,
+`fanout` and `protocol`; tests/unit/test_internals.py fails when a new version changes them.
+"""
+
+import io
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import engineio
+from engineio import packet as eio_packet
+
+from socketio_pg import frames, green, transport
+from socketio_pg.engine_socket import PING_FRAME, Environ, Socket
+
+StartResponse = Callable[..., Any]
+
+
+class Engine(engineio.Server):  # type: ignore[misc]
+    """An Engine.IO server that takes WebSockets over from gunicorn, and pings them all from one green thread."""
+
+    #: Bytes that may wait for one client (SEND_BUFFER_BYTES).
+    send_buffer_bytes = 1_000_000
+    #: Clients at most (MAX_CONNECTIONS); further ones are answered 503.
+    max_connections = 10_000
+    #: Handles a message in a green thread of its own: (sid, message, whether the thread is this message's alone).
+    handle_message: Callable[[str, str | bytes, bool], None]
+
+    def __init__(self, **options: Any) -> None:
+        # The stock monitor wakes up for each client; _watch does its work.
+        super().__init__(**{**options, "monitor_clients": False})
+        self._watching = False
+        self._to_ping: deque[tuple[float, Socket]] = deque()
+        self._to_check: deque[tuple[float, Socket]] = deque()
+
+    def _handle_connect(
+        self, environ: Environ, start_response: StartResponse, transport_name: str, jsonp_index: int | None = None
+    ) -> Any:
+        if len(self.sockets) >= self.max_connections:
+            headers = [("Content-Type", "text/plain"), ("Retry-After", "5")]
+            return {"status": "503 SERVICE UNAVAILABLE", "headers": headers, "response": b"too many connections"}
+        self._start_watching()
+        sid = self.generate_id()
+        websocket = transport_name == "websocket"
+        taken_over = websocket and transport.can_take_over(environ)
+        refusal = transport.handshake_problem(environ) if taken_over else None
+        if refusal is not None:
+            return self._bad_request(refusal)
+        socket = self.sockets[sid] = Socket(self, sid, polling=not taken_over)
+        if taken_over:
+            try:
+                return self._handle_websocket(socket, environ)
+            except BaseException:
+                self.sockets.pop(sid, None)
+                raise
+        self._open(socket, transport_name)
+        if not self._admit(socket, environ):
+            return self._unauthorized()
+        socket.schedule_ping()
+        if websocket:
+            answer = socket.handle_get_request(environ, start_response)
+            if socket.closed:
+                self.sockets.pop(sid, None)
+            return answer
+        socket.connected = True
+        return self._ok(socket.poll(), jsonp_index=jsonp_index)
+
+    def _handle_websocket(self, socket: Socket, environ: Environ) -> Any:
+        connection = socket.open_websocket(environ)
+        self._open(socket, "websocket")
+        admitted = self._admit(socket, environ)
+        connection.uncork()
+        if not admitted:
+            connection.close(frames.POLICY_VIOLATION)
+            return ()
+        self.watch(socket)
+        return self.hold_request(environ, connection)
+
+    def hold_request(self, environ: Environ, connection: transport.Connection) -> Any:
+        """The WSGI answer for a connection that was taken over; late, where the request must last as long."""
+        if not transport.outlives_request(environ):
+            while not connection.closed:
+                green.sleep(0.5)
+        return ()
+
+    def watch(self, socket: Socket) -> None:
+        """Ping ``socket`` from now on."""
+        self._to_ping.append((time.monotonic() + self.ping_interval, socket))
+
+    def _open(self, socket: Socket, transport_name: str) -> None:
+        opening = {
+            "sid": socket.sid,
+            "upgrades": self._upgrades(socket.sid, transport_name),
+            "pingTimeout": int(self.ping_timeout * 1000),
+            "pingInterval": int(self.ping_interval * 1000),
+            "maxPayload": self.max_http_buffer_size,
+        }
+        socket.send(eio_packet.Packet(eio_packet.OPEN, opening))
+
+    def _admit(self, socket: Socket, environ: Environ) -> bool:
+        answer = self._trigger_event("connect", socket.sid, slim_environ(environ), run_async=False)
+        if answer is None or answer is True:
+            return True
+        self.sockets.pop(socket.sid, None)
+        return False
+
+    # -- pings: one green thread for all -------------------------------------------------------------------------------
+
+    def _start_watching(self) -> None:
+        if not self._watching:
+            self._watching = True
+            green.spawn(self._watch)
+
+    def _watch(self) -> None:
+        next_sweep = 0.0
+        while True:
+            green.sleep(min(1.0, self.ping_interval / 4, self.ping_timeout / 4))
+            now = time.monotonic()
+            self._ping_due(now)
+            if now >= next_sweep:
+                next_sweep = now + self.ping_timeout / 2
+                self._sweep_polling()
+
+    def _ping_due(self, now: float) -> None:
+        # Both in the order of their times, as the intervals are the same for all.
+        while self._to_check and self._to_check[0][0] + self.ping_timeout <= now:
+            sent, socket = self._to_check.popleft()
+            if socket.unanswered_ping == sent and not socket.closed:
+                green.run_soon(socket.close, False, False, self.reason.PING_TIMEOUT)
+        turn_ends = time.monotonic() + 0.005
+        while self._to_ping and self._to_ping[0][0] <= now:
+            socket = self._to_ping.popleft()[1]
+            if socket.closed or socket.connection is None:
+                continue
+            if not socket.unanswered_ping:
+                socket.unanswered_ping = now
+                socket.connection.send(PING_FRAME)
+                self._to_check.append((now, socket))
+            self._to_ping.append((now + self.ping_interval, socket))
+            if time.monotonic() > turn_ends:
+                green.sleep()
+                turn_ends = time.monotonic() + 0.005
+
+    def _sweep_polling(self) -> None:
+        for socket in list(self.sockets.values()):
+            if socket.closed:
+                self.sockets.pop(socket.sid, None)
+            elif socket.connection is None and not socket.closing:
+                socket.check_ping_timeout()
+
+
+#: Texts of requests that many clients have in common, stored once; bounded, as clients choose them.
+_shared: dict[str, str] = {}
+_SHARED_AT_MOST = 1000
+
+
+def slim_environ(environ: Environ) -> Environ:
+    """What of a request is kept for a connection's life: enough for a request context, without sockets and streams."""
+    kept: Environ = {}
+    for name, value in environ.items():
+        if isinstance(value, str):
+            kept[_share(name)] = _share(value)
+        elif name in ("wsgi.version", "wsgi.multithread", "wsgi.multiprocess", "wsgi.run_once", "flask.app"):
+            kept[name] = value
+    kept.pop("HTTP_SEC_WEBSOCKET_KEY", None)
+    kept["wsgi.input"] = _EMPTY
+    kept["wsgi.errors"] = sys.stderr
+    return kept
+
+
+def _share(text: str) -> str:
+    if len(_shared) < _SHARED_AT_MOST:
+        return _shared.setdefault(text, text)
+    return _shared.get(text, text)
+
+
+_EMPTY = io.BytesIO()

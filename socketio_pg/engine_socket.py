@@ -1,0 +1,214 @@
+"""One Engine.IO client on our own WebSocket, from python-engineio's socket. The server it belongs to is in `engine`."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import engineio
+from engineio import packet as eio_packet
+
+from socketio_pg import frames, green, transport
+
+logger = logging.getLogger("socketio_pg.engine")
+
+CLOSE, PING, PONG, MESSAGE, UPGRADE = "1", "2", "3", "4", "5"
+PING_FRAME = frames.encode_text(PING)
+
+Environ = dict[str, Any]
+
+
+class Socket(engineio.socket.Socket):  # type: ignore[misc]
+    """One Engine.IO client. With a :class:`transport.Connection` everything to it goes there, in order."""
+
+    def __init__(self, server: Any, sid: str, *, polling: bool) -> None:
+        # Not super().__init__(): its queue is 2 KB that a WebSocket has no use for.
+        self.server = server
+        self.sid = sid
+        self.queue: Any = server.create_queue() if polling else None
+        # Stock: a ping is only scheduled after one that was sent.
+        self.last_ping: float | None = time.time() if polling else None
+        self.connected = self.upgrading = self.upgraded = self.closing = self.closed = False
+        self.session: dict[str, Any] = {}
+        self.connection: transport.Connection | None = None
+        self._probe: transport.Connection | None = None
+        #: Bytes that wait for the next poll.
+        self._queued = 0
+        #: Messages that wait for one that must be handled before them; None when there is none.
+        self._inbox: deque[str | bytes] | None = None
+        #: When the ping was sent that the client has not answered yet, by the monotonic clock; 0 when it has.
+        self.unanswered_ping = 0.0
+
+    def send(self, pkt: Any) -> None:
+        if self.connection is not None:
+            self.connection.send(_frame(pkt.encode()))
+            return
+        super().send(pkt)
+        self._queued += len(pkt.data) if isinstance(pkt.data, (str, bytes)) else 0
+        if self._queued > self.server.send_buffer_bytes:
+            green.run_soon(self._close_lost, "slow_consumer")
+
+    def poll(self) -> Any:
+        packets = super().poll()
+        self._queued = 0
+        return packets
+
+    def check_ping_timeout(self) -> bool:
+        # The stock one closes at once, and runs the application's handlers in whoever happens to send.
+        if self.closed:
+            raise engineio.exceptions.SocketIsClosedError()
+        if self.last_ping and time.time() - self.last_ping > self.server.ping_timeout:
+            green.run_soon(self.close, False, False, self.server.reason.PING_TIMEOUT)
+            return False
+        return True
+
+    def handle_post_request(self, environ: Environ) -> None:
+        try:
+            super().handle_post_request(environ)
+        except ValueError as error:  # no UTF-8, no packet
+            raise engineio.exceptions.EngineIOError("bad payload") from error
+
+    def schedule_ping(self) -> None:
+        if self.connection is None:
+            super().schedule_ping()
+
+    def close(self, wait: bool = True, abort: bool = False, reason: str | None = None) -> None:
+        """As the stock one, which see. Runs the application's disconnect handlers: not to be called by the hub."""
+        if self.connection is None:
+            probe, self._probe = self._probe, None
+            if probe is not None:
+                probe.close(frames.GOING_AWAY)
+            # Never wait for a client: one that does not poll again would hold this green thread for ever.
+            super().close(wait=False, abort=abort, reason=reason)
+            return
+        if self.closed or self.closing:
+            return
+        self.closing = True
+        try:
+            reason = reason or self.server.reason.SERVER_DISCONNECT
+            self.server._trigger_event("disconnect", self.sid, reason, run_async=False)
+        finally:
+            if not abort:
+                self.connection.send(_frame(CLOSE))
+            self.closed = True
+            self.connection.close(frames.GOING_AWAY)
+            self.server.sockets.pop(self.sid, None)
+
+    def open_websocket(self, environ: Environ) -> transport.Connection:
+        """The first transport is a WebSocket: shake hands. The connection is corked."""
+        self.connected = self.upgraded = True
+        self.connection = self._take_over(environ, self._received)
+        return self.connection
+
+    def _upgrade_websocket(self, environ: Environ, start_response: Callable[..., Any]) -> Any:
+        """From long-polling to a WebSocket (Engine.IO protocol, "Upgrade")."""
+        if self.upgraded or self.upgrading or self.closing or self.closed:
+            return self.server._bad_request("this session cannot be upgraded")
+        if not transport.can_take_over(environ):
+            return super()._upgrade_websocket(environ, start_response)
+        refusal = transport.handshake_problem(environ)
+        if refusal is not None:
+            return self.server._bad_request(refusal)
+        self._probe = self._take_over(environ, self._probed)
+        self._probe.uncork()
+        self.upgrading = True
+        return self.server.hold_request(environ, self._probe)
+
+    def _take_over(self, environ: Environ, on_message: Callable[[str | bytes], None]) -> transport.Connection:
+        connection = transport.Connection(
+            transport.take_over(environ),
+            on_message,
+            self._lost,
+            self.server.max_http_buffer_size,
+            self.server.send_buffer_bytes,
+        )
+        connection.cork()
+        connection.send(transport.handshake_answer(environ))
+        return connection
+
+    # -- called by the hub: must not wait ------------------------------------------------------------------------------
+
+    def _probed(self, data: str | bytes) -> None:
+        """A message on the WebSocket before the upgrade is complete."""
+        if self.connection is not None:
+            self._received(data)
+            return
+        if self._probe is None:
+            return  # closed meanwhile
+        if data == PING + "probe":
+            self._probe.send(frames.encode_text(PONG + "probe"))
+            self.queue.put(eio_packet.Packet(eio_packet.NOOP))  # ends the poll that waits
+        elif data == UPGRADE and not self.closing and not self.closed:
+            self.connection, self._probe = self._probe, None
+            self.upgraded, self.upgrading = True, False
+            # In the order in which they were sent: what waited for a poll goes first.
+            self.last_ping = None
+            waiting = b""
+            while not self.queue.empty():
+                packet = self.queue.get(block=False)
+                if packet is not None and packet.packet_type != eio_packet.NOOP:
+                    waiting += _frame(packet.encode())
+            for _ in range(self.queue.getting()):  # polls that still wait
+                self.queue.put(eio_packet.Packet(eio_packet.NOOP))
+            if waiting:
+                self.connection.send(waiting)
+            self.server.watch(self)
+        else:
+            self._probe.close(frames.POLICY_VIOLATION)
+            self._probe, self.upgrading = None, False
+
+    def _received(self, data: str | bytes) -> None:
+        kind = data[:1]
+        if kind == PONG:
+            self.unanswered_ping = 0.0
+        elif kind == MESSAGE or isinstance(data, bytes):
+            self._dispatch(data if isinstance(data, bytes) else data[1:])
+        elif kind == CLOSE:
+            green.run_soon(self.close, False, True, self.server.reason.CLIENT_DISCONNECT)
+        elif kind == PING:
+            self.send(eio_packet.Packet(eio_packet.PONG, data[1:]))
+        elif kind == UPGRADE:
+            self.send(eio_packet.Packet(eio_packet.NOOP))
+        else:
+            green.run_soon(self.close, False, True, self.server.reason.TRANSPORT_ERROR)
+
+    def _dispatch(self, message: str | bytes) -> None:
+        """Events are handled side by side; what changes the session (CONNECT, attachments …) before what follows it."""
+        if self._inbox is not None:
+            self._inbox.append(message)
+        elif isinstance(message, str) and message[:1] == "2":
+            green.run_soon(self.server.handle_message, self.sid, message, True)
+        else:
+            self._inbox = deque((message,))
+            green.run_soon(self._handle_in_order)
+
+    def _lost(self, reason: str) -> None:
+        if self.connection is None:  # a probe that failed: polling goes on
+            self._probe, self.upgrading = None, False
+        elif not self.closed:
+            green.run_soon(self._close_lost, reason)
+
+    # -- in a green thread ---------------------------------------------------------------------------------------------
+
+    def _close_lost(self, reason: str) -> None:
+        if reason == "slow_consumer":
+            logger.info("slow consumer disconnected: %s", self.sid)
+        self.close(False, True, reason)
+
+    def _handle_in_order(self) -> None:
+        assert self._inbox is not None
+        while self._inbox:
+            message = self._inbox.popleft()
+            if isinstance(message, str) and message[:1] == "2":
+                green.run_soon(self.server.handle_message, self.sid, message, True)
+                continue
+            try:
+                self.server.handle_message(self.sid, message, False)
+            except Exception:
+                logger.exception("a message could not be handled")
+        self._inbox = None
+
+
+def _frame(encoded: str | bytes) -> bytes:
+    return frames.encode_text(encoded) if isinstance(encoded, str) else frames.encode_frame(frames.BINARY, encoded)

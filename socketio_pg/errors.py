@@ -1,0 +1,78 @@
+"""Every error this package raises. Each class carries the code that it has on the wire.
+
+SocketIOPGError               internal
+├── ConfigurationError        internal
+├── InvalidRequestError       invalid_request
+│   ├── InvalidChannelError   invalid_channel
+│   └── PayloadTooLargeError  payload_too_large
+└── DatabaseError             internal
+    └── DatabaseUnavailableError  database_unavailable
+        └── DatabaseTimeoutError  database_unavailable
+"""
+
+from typing import ClassVar
+
+
+class SocketIOPGError(Exception):
+    """Base of all errors of this package.
+
+    ``code`` is the error's name on the wire (docs/protocol.md), ``message`` one sentence that may be
+    shown to the client that caused the error.
+    """
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, *, channel: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.channel = channel
+
+    def to_wire(self) -> dict[str, str]:
+        """The error as a Socket.IO client sees it: ``{"code", "message"}``."""
+        return {"code": self.code, "message": self.message}
+
+
+class ConfigurationError(SocketIOPGError):
+    """A setting is wrong or missing. The message names the setting, the value and what is allowed."""
+
+
+class InvalidRequestError(SocketIOPGError):
+    """A request, or a part of it, is not what the protocol asks for."""
+
+    code = "invalid_request"
+
+
+class InvalidChannelError(InvalidRequestError):
+    """A channel name breaks the rules of :mod:`socketio_pg.channels`."""
+
+    code = "invalid_channel"
+
+
+class PayloadTooLargeError(InvalidRequestError):
+    """A payload does not fit into a NOTIFY: its JSON text has over 7,999 bytes of UTF-8."""
+
+    code = "payload_too_large"
+
+
+class DatabaseError(SocketIOPGError):
+    """PostgreSQL refused a statement while the connection is in order."""
+
+
+class DatabaseUnavailableError(DatabaseError):
+    """PostgreSQL cannot be reached, did not answer in time, or hung up."""
+
+    code = "database_unavailable"
+
+
+class DatabaseTimeoutError(DatabaseUnavailableError):
+    """PostgreSQL did not answer in time; what was asked of it may have happened or not."""
+
+
+def wire_codes() -> set[str]:
+    """All error codes that can appear on the wire; the docs are checked against it."""
+    codes, classes = set(), [SocketIOPGError]
+    while classes:
+        current = classes.pop()
+        codes.add(current.code)
+        classes.extend(current.__subclasses__())
+    return codes

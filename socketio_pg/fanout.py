@@ -1,0 +1,162 @@
+"""Socket.IO's client manager: a message is encoded once, its frame built once, and handed to every socket of the room.
+
+Clients without a WebSocket of ours (long-polling, Flask-SocketIO's test client), binary data and emits with a callback
+go python-socketio's own way.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import socketio
+from engineio import packet as eio_packet
+
+from socketio_pg import frames, green
+
+
+class _Line:
+    """The members of a room: ids and ``Connection.send`` of those with a WebSocket of ours, and the others' two ids."""
+
+    __slots__ = ("others", "sends", "sids")
+
+    def __init__(self) -> None:
+        self.sids: list[str] = []
+        self.sends: list[Callable[[bytes], None]] = []
+        self.others: list[tuple[str, str]] = []
+
+
+class Manager(socketio.Manager):  # type: ignore[misc]
+    """The rooms of one process."""
+
+    #: Seconds of sending after which other green threads get their turn, and sends between two looks at the clock. A
+    #: request is read, handled and answered in two or three turns.
+    slice_seconds = 0.002
+    slice_sends = 50
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: dict[tuple[str, str | None], _Line] = {}
+
+    def emit(
+        self,
+        event: str,
+        data: Any,
+        namespace: str,
+        room: Any = None,
+        skip_sid: Any = None,
+        callback: Any = None,
+        to: Any = None,
+        **options: Any,
+    ) -> None:
+        """As the stock manager's. May let other green threads run when the room is large."""
+        encoded = None if callback else self._encode(event, data, namespace)
+        if encoded is None:
+            super().emit(event, data, namespace, room=room, skip_sid=skip_sid, callback=callback, to=to, **options)
+        elif namespace in self.rooms:
+            skipped = skip_sid if isinstance(skip_sid, list) else [] if skip_sid is None else [skip_sid]
+            self._send([encoded], namespace, to or room, skipped)
+
+    def emit_in_order(self, event: str, rooms_and_data: Iterable[tuple[str, Any]], namespace: str = "/") -> None:
+        """``event`` many times, as (room, data) in their order; each client gets its share in one send."""
+        runs: list[tuple[str, list[str]]] = []
+        for room, data in rooms_and_data:
+            if room not in self.rooms.get(namespace, {}):
+                continue
+            encoded = self._encode(event, data, namespace)
+            assert encoded is not None, "messages are not binary"
+            if runs and runs[-1][0] == room:
+                runs[-1][1].append(encoded)
+            else:
+                runs.append((room, [encoded]))
+        if len(runs) == 1:
+            self._send(runs[0][1], namespace, runs[0][0], [])
+        elif runs:
+            self._send_runs(runs, namespace)
+
+    def _encode(self, event: str, data: Any, namespace: str) -> str | None:
+        """The Socket.IO packet, or None for a binary one."""
+        arguments = list(data) if isinstance(data, tuple) else [] if data is None else [data]
+        packet = self.server.packet_class(socketio.packet.EVENT, namespace=namespace, data=[event, *arguments])
+        encoded = packet.encode()
+        return encoded if isinstance(encoded, str) else None
+
+    def _send(self, packets: Sequence[str], namespace: str, room: Any, skipped: Sequence[str]) -> None:
+        frame = b"".join([frames.encode_text("4" + packet) for packet in packets])
+        line = self._line(namespace, room)
+        turn_ends = time.monotonic() + self.slice_seconds
+        sends, changed = line.sends, bool(skipped)
+        for start in range(0, len(sends), self.slice_sends):
+            end = start + self.slice_sends
+            if not changed:
+                for send in sends[start:end]:
+                    send(frame)
+            else:  # somebody is not wanted, or has left while others were served
+                for sid, send in zip(line.sids[start:end], sends[start:end], strict=True):
+                    if sid not in skipped and self._is_in(sid, namespace, room):
+                        send(frame)
+            if time.monotonic() > turn_ends:
+                green.sleep()
+                changed = changed or self._lines.get((namespace, room)) is not line
+                turn_ends = time.monotonic() + self.slice_seconds
+        for sid, eio_sid in line.others:
+            if sid not in skipped:
+                for packet in packets:
+                    self.server._send_eio_packet(eio_sid, eio_packet.Packet(eio_packet.MESSAGE, packet))
+
+    def _is_in(self, sid: str, namespace: str, room: Any) -> bool:
+        rooms = room if isinstance(room, (list, tuple)) else (room,)
+        return any(sid in self.rooms.get(namespace, {}).get(one, ()) for one in rooms)
+
+    def _line(self, namespace: str, room: Any) -> _Line:
+        """The room's members as they are sent to: kept until somebody comes or goes."""
+        key = (namespace, room) if isinstance(room, str) or room is None else None
+        line = self._lines.get(key) if key else None
+        if line is None:
+            line = _Line()
+            sockets = self.server.eio.sockets
+            for sid, eio_sid in self.get_participants(namespace, room):
+                socket = sockets.get(eio_sid)
+                if socket is not None and socket.connection is not None:
+                    line.sids.append(sid)
+                    line.sends.append(socket.connection.send)
+                else:
+                    line.others.append((sid, eio_sid))
+            # Those with other transports may upgrade at any time; rooms of one would only fill the memory.
+            if key and not line.others and len(line.sids) > 1:
+                self._lines[key] = line
+        return line
+
+    def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
+        self._lines.pop((namespace, room), None)
+        super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
+
+    def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
+        self._lines.pop((namespace, room), None)
+        super().basic_leave_room(sid, namespace, room)
+
+    def _send_runs(self, runs: Sequence[tuple[str, Sequence[str]]], namespace: str) -> None:
+        """Rooms in turns: a client in several of them gets everything in the order in which it was published."""
+        sockets = self.server.eio.sockets
+        shares: dict[str, list[tuple[str, str, Sequence[str]]]] = {}
+        for room, packets in runs:
+            for sid, eio_sid in self.get_participants(namespace, room):
+                shares.setdefault(eio_sid, []).append((sid, room, packets))
+        framed = {
+            id(packets): b"".join([frames.encode_text("4" + packet) for packet in packets]) for _, packets in runs
+        }
+        turn_ends = time.monotonic() + self.slice_seconds
+        changed = False
+        for eio_sid, all_of_it in shares.items():
+            share = [packets for sid, room, packets in all_of_it if not changed or self._is_in(sid, namespace, room)]
+            socket = sockets.get(eio_sid)
+            connection = None if socket is None else socket.connection
+            if connection is not None:
+                connection.send(b"".join([framed[id(packets)] for packets in share]))
+            else:
+                for packets in share:
+                    for packet in packets:
+                        self.server._send_eio_packet(eio_sid, eio_packet.Packet(eio_packet.MESSAGE, packet))
+            if time.monotonic() > turn_ends:
+                green.sleep()
+                changed = True
+                turn_ends = time.monotonic() + self.slice_seconds

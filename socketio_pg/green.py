@@ -1,0 +1,195 @@
+"""Green threads: spawn, sleep, queue, event, wait for a descriptor. What knows eventlet is here.
+
+Everything else talks to this file (and later `transport`), so that leaving eventlet stays a change of few files.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeAlias
+
+with warnings.catch_warnings():
+    # Known, and dealt with: README, "Why eventlet is pinned".
+    warnings.simplefilter("ignore")
+    import eventlet
+    import eventlet.event
+    import eventlet.green.select
+    import eventlet.green.socket
+    import eventlet.greenio
+    import eventlet.hubs
+    import eventlet.patcher
+    import eventlet.queue
+    import eventlet.tpool
+    import eventlet.wsgi
+
+logger = logging.getLogger("socketio_pg.green")
+
+P = ParamSpec("P")
+
+Queue = eventlet.queue.Queue
+QueueEmpty = eventlet.queue.Empty
+GreenThread: TypeAlias = Any  # eventlet has no types
+
+
+class TimedOut(Exception):
+    """What :func:`timeout` raises."""
+
+
+def spawn(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> GreenThread:
+    """Run ``function`` in a green thread; an exception that leaves it is logged, not lost."""
+    return eventlet.spawn(_logged, function, args, kwargs)
+
+
+def run_soon(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    """:func:`spawn` without the thread to wait for, at half the cost. May be called by the hub's callbacks."""
+    eventlet.spawn_n(_logged, function, args, kwargs)
+
+
+def _logged(function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    # Nobody is above it who could do better: left alone, the error would go nowhere or to standard error.
+    try:
+        function(*args, **kwargs)
+    except Exception:
+        logger.exception("a green thread ended with an error")
+
+
+def current() -> GreenThread:
+    """The green thread that runs."""
+    return eventlet.getcurrent()
+
+
+def throw(thread: GreenThread, error: BaseException) -> None:
+    """Let ``error`` be raised in ``thread``, where it waits."""
+    eventlet.kill(thread, error)
+
+
+def sleep(seconds: float = 0.0) -> None:
+    """Let others run, for ``seconds`` at least."""
+    eventlet.sleep(seconds)
+
+
+@contextlib.contextmanager
+def timeout(seconds: float) -> Iterator[None]:
+    """Raise :class:`TimedOut` in the body when it waits longer than ``seconds``."""
+    timer = eventlet.Timeout(seconds)
+    try:
+        yield
+    except eventlet.Timeout as raised:
+        if raised is not timer:
+            raise
+        raise TimedOut(f"no answer within {seconds:g} s") from None
+    finally:
+        timer.cancel()
+
+
+class Event:
+    """Something that happens once, with a result; any number of green threads wait for it."""
+
+    def __init__(self) -> None:
+        self._event = eventlet.event.Event()
+
+    def send(self, result: object = None) -> None:
+        if not self._event.ready():
+            self._event.send(result)
+
+    def is_set(self) -> bool:
+        return bool(self._event.ready())
+
+    def wait(self, seconds: float | None = None) -> Any:
+        """The result; raises :class:`TimedOut` after ``seconds``."""
+        if seconds is None or self._event.ready():
+            return self._event.wait()
+        with timeout(seconds):
+            return self._event.wait()
+
+
+# The functions that monkey-patching left alone. The patched ones wait for the descriptor even when it is
+# non-blocking, and two green threads must not wait for one descriptor.
+_os: Any = eventlet.patcher.original("os")
+
+
+class Waker:
+    """A pipe that wakes a green thread which waits in :func:`select`. Create it in the process that uses it.
+
+    Waking never waits, and any number of green threads may do it at once.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+            _os.write(self._writer, b"w")
+
+    def clear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            _os.read(self._reader, 65536)
+
+    def close(self) -> None:
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+def select(descriptors: list[Any], seconds: float) -> list[Any]:
+    """Which of ``descriptors`` (with ``fileno()``) are readable, after up to ``seconds``; over 1,023 too."""
+    readable, _, _ = eventlet.green.select.select(descriptors, [], [], max(0.0, seconds))
+    return list(readable)
+
+
+def wait_readable(descriptor: int) -> None:
+    eventlet.hubs.trampoline(descriptor, read=True)
+
+
+def wait_writable(descriptor: int) -> None:
+    eventlet.hubs.trampoline(descriptor, write=True)
+
+
+def resolve(host: str) -> list[str]:
+    """The addresses of ``host``, asked of the system's resolver in a real thread. Raises OSError."""
+    # The resolver that monkey-patching left alone: eventlet's own knows neither nsswitch nor search domains.
+    original = eventlet.patcher.original("socket")
+    found = eventlet.tpool.execute(original.getaddrinfo, host, None, 0, original.SOCK_STREAM)
+    return list(dict.fromkeys(entry[4][0] for entry in found))
+
+
+def keep_accepting() -> None:
+    """Let no passing lack of descriptors or memory end a server: gunicorn's acceptor would, for good."""
+    accept = eventlet.greenio.GreenSocket.accept
+
+    def patient(self: Any) -> Any:
+        while True:
+            try:
+                return accept(self)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED):
+                    raise
+                logger.warning("a connection could not be accepted: %s", error.strerror)
+                eventlet.sleep(0.1)
+
+    eventlet.greenio.GreenSocket.accept = patient
+
+
+def listen(host: str, port: int, backlog: int = 4096) -> Any:
+    """A listening green socket."""
+    family, _, _, _, address = eventlet.green.socket.getaddrinfo(host, port, type=eventlet.green.socket.SOCK_STREAM)[0]
+    return eventlet.listen(address, family, backlog=backlog, reuse_port=False)
+
+
+def serve_wsgi(listener: Any, application: Any, max_connections: int) -> None:
+    """Serve ``application`` until :func:`stop_serving` is called on this green thread."""
+    with contextlib.suppress(eventlet.StopServe):
+        # debug=False: eventlet would write Python tracebacks to the client.
+        eventlet.wsgi.server(listener, application, max_size=max_connections, log_output=False, debug=False)
+
+
+def stop_serving(thread: GreenThread) -> None:
+    """Stop accepting; the serving green thread ends when the requests under way have."""
+    eventlet.kill(thread, eventlet.StopServe())

@@ -1,0 +1,68 @@
+"""Who subscribes to what. Pure bookkeeping, no I/O."""
+
+from collections.abc import Hashable
+
+
+class UnknownSubscriberError(LookupError):
+    """The subscriber was never added, or has left."""
+
+
+class Hub:
+    """Subscribers (any hashable: the ``sid`` of a Socket.IO client, a queue's subscription) and their channels."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, set[Hashable]] = {}
+        self._subscribers: dict[Hashable, set[str]] = {}
+
+    def add(self, subscriber: Hashable) -> None:
+        """Let ``subscriber`` in; twice is harmless."""
+        self._subscribers.setdefault(subscriber, set())
+
+    def drop(self, subscriber: Hashable) -> list[str]:
+        """Forget ``subscriber``; returns the channels that nobody subscribes to any more."""
+        orphaned = []
+        for channel in self._subscribers.pop(subscriber, ()):
+            if self._leave(subscriber, channel):
+                orphaned.append(channel)
+        return orphaned
+
+    def subscribe(self, subscriber: Hashable, channel: str) -> bool:
+        """Note the subscription; True when it is the channel's first.
+
+        Raises :class:`UnknownSubscriberError` for one who has left: a request can be carried out after its client's
+        disconnect, and must leave nothing behind.
+        """
+        try:
+            self._subscribers[subscriber].add(channel)
+        except KeyError:
+            raise UnknownSubscriberError(subscriber) from None
+        members = self._channels.setdefault(channel, set())
+        members.add(subscriber)
+        return len(members) == 1
+
+    def unsubscribe(self, subscriber: Hashable, channel: str) -> bool:
+        """Forget the subscription; True when nobody else subscribes to the channel."""
+        channels = self._subscribers.get(subscriber)
+        if channels is None or channel not in channels:
+            return False
+        channels.remove(channel)
+        return self._leave(subscriber, channel)
+
+    def is_subscribed(self, subscriber: Hashable, channel: str) -> bool:
+        return subscriber in self._channels.get(channel, ())
+
+    def channels(self) -> set[str]:
+        """The channels with a subscriber."""
+        return set(self._channels)
+
+    def __len__(self) -> int:
+        """The number of subscribers."""
+        return len(self._subscribers)
+
+    def _leave(self, subscriber: Hashable, channel: str) -> bool:
+        members = self._channels[channel]
+        members.discard(subscriber)
+        if members:
+            return False
+        del self._channels[channel]
+        return True

@@ -1,0 +1,174 @@
+"""The publishing connection: one green thread takes every message that waits and commits them together."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from socketio_pg import green
+from socketio_pg.database import Database, encode_text, translated_errors
+from socketio_pg.errors import DatabaseTimeoutError, DatabaseUnavailableError, SocketIOPGError
+
+logger = logging.getLogger("socketio_pg.publisher")
+
+
+@dataclass(slots=True)
+class _Request:
+    channel: str
+    payload_json: str
+    done: green.Event = field(default_factory=green.Event)
+
+
+class Publisher:
+    """Sends NOTIFY for many callers at once; each is answered after its commit.
+
+    Why together: PostgreSQL lets only one transaction with NOTIFY commit at a time, each waiting for the disk; ten in
+    one commit cost hardly more than one.
+    """
+
+    #: Seconds that a caller waits at most.
+    timeout = 2.0
+    #: Messages in one commit, and messages that may wait.
+    batch_size = 1000
+    queue_size = 20_000
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: deque[_Request] = deque()
+        self._thread: green.GreenThread | None = None
+        self._busy = False
+        self._connection: Any = None
+
+    def publish(self, channel: str, payload_json: str) -> None:
+        """NOTIFY ``channel`` with a text that is valid for it; returns after the commit.
+
+        Raises :class:`DatabaseUnavailableError` when that took over :attr:`timeout` seconds or failed. After a lost
+        connection it is then not known whether subscribers get the message, and the error's message says so.
+        """
+        if len(self._waiting) >= self.queue_size:
+            raise DatabaseUnavailableError("too many messages wait to be published", channel=channel)
+        request = _Request(channel, payload_json)
+        self._waiting.append(request)
+        if not self._busy:
+            self._busy = True
+            self._thread = green.spawn(self._run)
+        error = request.done.wait()
+        if error is not None:
+            raise error
+
+    def flush(self, seconds: float) -> None:
+        """Wait until all that was handed in is committed or refused, ``seconds`` at most."""
+        deadline = time.monotonic() + seconds
+        while self._busy and time.monotonic() < deadline:
+            green.sleep(0.01)
+
+    def stop(self) -> None:
+        """Refuse what still waits, and close the connection."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.kill()
+        self._busy = False
+        self._fail(self._waiting, DatabaseUnavailableError("the server is shutting down"))
+        self._hang_up()
+
+    def _run(self) -> None:
+        batch: list[_Request] = []
+        try:
+            while self._waiting:
+                batch = self._next_batch()
+                try:
+                    self._commit(batch)
+                except DatabaseUnavailableError as error:
+                    logger.warning("publishing failed: %s", error)
+                    self._fail(batch, error)
+                    # They would wait for the same; nobody is to wait longer than the timeout.
+                    self._fail(self._waiting, error)
+                except SocketIOPGError:
+                    self._commit_one_by_one(batch)
+                else:
+                    for request in batch:
+                        request.done.send()
+        except BaseException:
+            # Killed by stop(), or a bug: nobody is left waiting. Those who have their answer keep it.
+            failed = DatabaseUnavailableError("the message may have been sent or not: publishing was cut off")
+            self._fail(batch, failed)
+            self._fail(self._waiting, failed)
+            raise
+        finally:
+            self._busy = False
+
+    def _next_batch(self) -> list[_Request]:
+        """What waits, in order, up to the first repetition: PostgreSQL folds equal messages of one transaction."""
+        batch: list[_Request] = []
+        seen: set[tuple[str, str]] = set()
+        while self._waiting and len(batch) < self.batch_size:
+            key = (self._waiting[0].channel, self._waiting[0].payload_json)
+            if key in seen:
+                break
+            seen.add(key)
+            batch.append(self._waiting.popleft())
+        return batch
+
+    def _commit(self, batch: Sequence[_Request]) -> None:
+        """One transaction. When it raises, nothing was sent, unless the error's message says that this is not known."""
+        for _ in range(2):
+            reused = self._connection is not None
+            try:
+                self._send(batch)
+                break
+            except DatabaseUnavailableError as error:
+                self._hang_up()
+                # A connection that had been idle may have died long ago, with nothing sent: once more on a new one.
+                if not reused or isinstance(error, DatabaseTimeoutError):
+                    raise
+            except SocketIOPGError:
+                self._hang_up()
+                raise
+        try:
+            self._execute("COMMIT")
+        except DatabaseUnavailableError as error:
+            self._hang_up()
+            raise DatabaseUnavailableError(
+                "the database connection was lost during the commit: the message may have been sent or not"
+            ) from error
+
+    def _send(self, batch: Sequence[_Request]) -> None:
+        with translated_errors(self.timeout):
+            if self._connection is None:
+                self._connection = self._database.connect()
+        # In one round trip, and not with the COMMIT: see above.
+        self._execute(
+            "BEGIN; SELECT pg_notify(channel, payload)"
+            " FROM unnest(%s::text[], %s::text[]) AS message(channel, payload)",
+            [encode_text(self._connection, request.channel) for request in batch],
+            [encode_text(self._connection, request.payload_json) for request in batch],
+        )
+
+    def _execute(self, sql: str, *parameters: object) -> None:
+        with translated_errors(self.timeout), self._connection.cursor() as cursor:
+            cursor.execute(sql, parameters or None)
+
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _commit_one_by_one(self, batch: Sequence[_Request]) -> None:
+        """One of them is not acceptable to PostgreSQL: find out which, and send the others."""
+        for index, request in enumerate(batch):
+            error: SocketIOPGError | None = None
+            try:
+                self._commit([request])
+            except DatabaseUnavailableError as lost:
+                self._fail(deque(batch[index:]), lost)
+                return
+            except SocketIOPGError as refused:
+                error = refused
+            request.done.send(error)
+
+    @staticmethod
+    def _fail(requests: deque[_Request] | list[_Request], error: DatabaseUnavailableError) -> None:
+        while requests:
+            requests.pop().done.send(error)

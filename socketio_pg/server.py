@@ -1,0 +1,72 @@
+"""The server for gunicorn (``socketio_pg.server:app``) and for development (``python socketio_pg/server.py``)."""
+
+# ruff: noqa: E402 - the order of what follows matters
+import sys
+import warnings
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Python put this folder first on the path, where our websocket.py would pass for the package `websocket`.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that eventlet is deprecated: README, "Why eventlet is pinned"
+    import eventlet
+
+# Before any other import: what is imported first keeps the blocking originals.
+eventlet.monkey_patch()
+
+import signal
+
+from flask import Flask
+
+from socketio_pg import green
+from socketio_pg.app import create_app
+from socketio_pg.embedded import EmbeddedPostgres
+from socketio_pg.errors import ConfigurationError
+from socketio_pg.websocket import SocketServer
+
+#: gunicorn gives up on this exit status of a worker (arbiter.APP_LOAD_ERROR); on others it starts the next one.
+EXIT_CONFIGURATION = 4
+
+
+def _create() -> Flask:
+    try:
+        return create_app()
+    except ConfigurationError as error:
+        print(f"socketio_pg: {error.message}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_CONFIGURATION) from None
+
+
+def main() -> None:
+    """Run the development server until Ctrl-C."""
+    server: SocketServer = app.extensions["socketio_pg"]
+
+    def stop(signum: int, frame: object) -> None:
+        green.spawn(server.shutdown)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        server.run(on_listening=lambda: print(_welcome(server), flush=True))
+    except OSError as error:
+        print(f"socketio_pg: cannot listen on port {server.port}: {error.strerror}; set PORT.", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _welcome(server: SocketServer) -> str:
+    lines = [f"socketio_pg listens on http://{server.settings.host}:{server.port}"]
+    if server.settings.test_page:
+        lines.append(f"  demo page   http://{server.settings.host}:{server.port}/static/test.html")
+    embedded: EmbeddedPostgres | None = app.extensions.get("socketio_pg_embedded")
+    if embedded is not None:
+        lines.append(f"  database    {embedded.url()}  (embedded, in {embedded.data_dir})")
+        lines.append(f"  psql        {embedded.psql_command}")
+    lines.append('  try         NOTIFY foo, \'{"hello": "world"}\';')
+    return "\n".join(lines)
+
+
+app = _create()
+
+if __name__ == "__main__":
+    main()

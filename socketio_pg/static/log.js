@@ -1,0 +1,166 @@
+// The list of messages: newest first, bounded, drawn once per animation frame. Knows nothing of Socket.IO.
+//
+// What comes from the network is written with textContent only, so nothing in it can become markup.
+
+import { oneLine } from "./sql.js";
+
+const LIMIT = 500; // rows kept; older ones leave the page
+const LONG_PAYLOAD = 600; // characters shown before "show all"
+const FEW_ROWS = 3; // up to so many new rows in a frame light up; more would only flicker
+
+const rowTemplate = document.querySelector("#message-template");
+
+export class MessageLog {
+  #list;
+  #waiting = []; // rows that came since the last frame, oldest first
+  #paused = false;
+  #filter = "";
+  #frame = 0;
+
+  /** `onChange` is called after each change of what is shown. */
+  constructor(list, onChange) {
+    this.#list = list;
+    this.onChange = onChange;
+  }
+
+  /** A message: {channel, payload}. */
+  addMessage({ channel, payload }) {
+    this.#add({ kind: "message", time: new Date(), channel, payload });
+  }
+
+  /** A time in which messages may have been missed: {channel, reason, since?, until?}, times as ISO 8601. */
+  addGap({ channel, reason, since, until }) {
+    this.#add({ kind: "gap", time: new Date(), channel, reason, since, until });
+  }
+
+  get size() { return this.#list.children.length; }
+  get held() { return this.#paused ? this.#waiting.length : 0; }
+  get paused() { return this.#paused; }
+
+  set paused(paused) {
+    this.#paused = paused;
+    this.#schedule();
+  }
+
+  clear() {
+    this.#waiting = [];
+    this.#list.replaceChildren();
+    this.onChange();
+  }
+
+  /** Shows one channel only; "" shows all. */
+  set filter(channel) {
+    this.#filter = channel;
+    for (const row of this.#list.children) row.hidden = this.#isHidden(row.dataset.channel);
+    this.onChange();
+  }
+
+  #isHidden(channel) {
+    return this.#filter !== "" && this.#filter !== channel;
+  }
+
+  #add(entry) {
+    this.#waiting.push(entry);
+    // A tab in the background gets no frames, and a paused log draws none: neither may fill the memory.
+    if (this.#waiting.length > 2 * LIMIT) this.#waiting = this.#waiting.slice(-LIMIT);
+    this.#schedule();
+  }
+
+  #schedule() {
+    this.#frame ||= requestAnimationFrame(() => {
+      this.#frame = 0;
+      if (!this.#paused) this.#draw();
+      this.onChange();
+    });
+  }
+
+  #draw() {
+    const entries = this.#waiting.slice(-LIMIT);
+    this.#waiting = [];
+    const rows = entries.map((entry) => this.#row(entry)).reverse();
+    if (rows.length <= FEW_ROWS) for (const row of rows) row.classList.add("new");
+    this.#list.prepend(...rows);
+    while (this.#list.children.length > LIMIT) this.#list.lastElementChild.remove();
+  }
+
+  #row(entry) {
+    const row = rowTemplate.content.firstElementChild.cloneNode(true);
+    row.dataset.kind = entry.kind;
+    row.dataset.channel = entry.channel;
+    row.hidden = this.#isHidden(entry.channel);
+    const time = row.querySelector("time");
+    time.textContent = clock(entry.time);
+    time.dateTime = entry.time.toISOString();
+    const name = row.querySelector(".channel-name");
+    name.textContent = entry.channel;
+    name.style.setProperty("--hue", hue(entry.channel));
+    row.querySelector(".body").append(...(entry.kind === "gap" ? describeGap(entry) : showPayload(entry.payload)));
+    return row;
+  }
+}
+
+/** The hue of a channel, in degrees: the same name has the same colour everywhere on the page. */
+export function hue(channel) {
+  let hash = 0;
+  for (const character of channel) hash = (hash * 31 + character.codePointAt(0)) >>> 0;
+  return (hash % 12) * 30;
+}
+
+/** Local time as HH:MM:SS.mmm */
+export function clock(date) {
+  const two = (number) => String(number).padStart(2, "0");
+  const milliseconds = String(date.getMilliseconds()).padStart(3, "0");
+  return `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}.${milliseconds}`;
+}
+
+function describeGap({ reason, since, until }) {
+  const parts = [];
+  if (reason) parts.push(String(reason).replaceAll("_", " "));
+  if (since) parts.push(`since ${clockOf(since)}`);
+  if (until) parts.push(`until ${clockOf(until)}`);
+  return [element("strong", "", "Messages may have been missed"), element("span", "gap-detail", parts.join(", "))];
+}
+
+function clockOf(text) {
+  const date = new Date(text);
+  return Number.isNaN(date.getTime()) ? String(text) : clock(date);
+}
+
+function showPayload(payload) {
+  const text = oneLine(payload);
+  const code = element("code", "payload");
+  if (text.length <= LONG_PAYLOAD) {
+    code.append(...coloured(text));
+    return [code];
+  }
+  code.textContent = `${text.slice(0, LONG_PAYLOAD)}…`;
+  const button = element("button", "quiet", `Show all ${text.length.toLocaleString()} characters`);
+  button.type = "button";
+  button.addEventListener("click", () => {
+    code.textContent = text;
+    button.remove();
+  });
+  return [code, button];
+}
+
+// The parts of JSON text that get a colour: keys, strings, and words and numbers.
+const TOKENS = /(?<key>"(?:[^"\\]|\\.)*"(?=:))|(?<string>"(?:[^"\\]|\\.)*")|(?<atom>[\w.+-]+)/g;
+
+function coloured(json) {
+  const parts = [];
+  let end = 0;
+  for (const match of json.matchAll(TOKENS)) {
+    const kind = Object.keys(match.groups).find((name) => match.groups[name] !== undefined);
+    parts.push(json.slice(end, match.index), element("span", kind, match[0]));
+    end = match.index + match[0].length;
+  }
+  parts.push(json.slice(end));
+  return parts;
+}
+
+function element(tag, className, text = "") {
+  const node = document.createElement(tag);
+  node.className = className;
+  node.textContent = text;
+  return node;
+}

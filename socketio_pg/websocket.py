@@ -1,0 +1,240 @@
+"""SocketServer: Socket.IO events ↔ PubSub. What each event means is in docs/protocol.md."""
+
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from flask import Flask
+
+from socketio_pg import config, green
+from socketio_pg.channels import validate_channel
+from socketio_pg.errors import InvalidChannelError, InvalidRequestError, SocketIOPGError
+from socketio_pg.hub import UnknownSubscriberError
+from socketio_pg.listener import Gap
+from socketio_pg.messages import Message
+from socketio_pg.protocol import Answer, SocketIO, showable
+from socketio_pg.pubsub import PubSub
+from socketio_pg.version import __version__
+from socketio_pg.web import create_blueprint
+
+logger = logging.getLogger("socketio_pg.websocket")
+
+Handler = Callable[[str, dict[str, Any]], Answer]
+
+
+class SocketServer:
+    """A Socket.IO server whose rooms are PostgreSQL channels, on ``app`` or on a Flask application of its own.
+
+    ``dsn`` is the database's address (without it: see :class:`PubSub`). ``enable_test_page`` serves the demo page at
+    ``/socket-test``; ``test`` adds the event ``test_pub``. ``port`` is for :meth:`run`. ``settings`` gives everything
+    else. ``.socketio`` is Flask-SocketIO, for handlers of one's own; ``.pubsub`` the :class:`PubSub` underneath.
+
+    Raises :class:`ConfigurationError` when there is no database address.
+    """
+
+    #: Seconds between the last close frame and cutting the TCP connections.
+    farewell = 0.25
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        dsn: str | None = None,
+        enable_test_page: bool = False,
+        port: int = 3030,
+        test: bool = False,
+        settings: config.Settings | None = None,
+    ) -> None:
+        # With an address of its own, a local.cfg of somebody's own is not ours to read.
+        self.settings = settings or config.load(local_cfg=None if dsn else config.LOCAL_CFG)
+        self.app = app if app is not None else Flask("socketio_pg", static_folder=None)
+        self.port = port
+        self.pubsub = PubSub(self.app, dsn or self.settings.database_url, self.settings.listen_database_url)
+        self.pubsub.on_messages.append(self._emit_messages)
+        self.pubsub.on_gap.append(self._emit_gap)
+        self.socketio = SocketIO(
+            async_mode="eventlet",
+            cors_allowed_origins=_engineio_origins(self.settings.cors_allowed_origins),
+            ping_interval=self.settings.ping_interval,
+            ping_timeout=self.settings.ping_timeout,
+            send_buffer_bytes=self.settings.send_buffer_bytes,
+            max_connections=self.settings.max_connections,
+        )
+        self.socketio.before_request = self._refuse_when_draining
+        self.socketio.init_app(self.app)
+        self.socketio.server.on_connected = self._connected
+        self.socketio.server.on_disconnected = self.pubsub.drop
+        handlers: dict[str, Handler] = {
+            "subscribe": self._subscribe,
+            "unsubscribe": self._unsubscribe,
+            "publish": self._publish,
+        }
+        if test:
+            handlers["test_pub"] = self._publish
+        for event, handler in handlers.items():
+            self.socketio.server.on(event, _with_object(handler))
+        self.app.register_blueprint(create_blueprint(self.readiness, enable_test_page=enable_test_page))
+        self.app.extensions["socketio_pg"] = self
+        self._draining = False
+        self._drained = green.Event()
+        self._serving: green.GreenThread | None = None
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect to PostgreSQL in the background. Happens by itself with the first client; not before a fork."""
+        self.pubsub.start()
+
+    def run(self, on_listening: Callable[[], None] | None = None) -> None:
+        """Serve on ``port`` until :meth:`shutdown`, with eventlet's own WSGI server: for development and small things.
+
+        ``on_listening`` is called once connections are accepted. Raises OSError when the port is taken.
+        """
+        listener = green.listen(self.settings.host, self.port)
+        self.start()
+        self._serving = green.spawn(green.serve_wsgi, listener, self.app, self.settings.max_connections)
+        if on_listening is not None:
+            on_listening()
+        self._serving.wait()
+
+    def shutdown(self) -> None:
+        """Disconnect all clients, close the database's connections, and end :meth:`run`."""
+        self.drain()
+        self.pubsub.disconnect()
+        if self._serving is not None:
+            green.stop_serving(self._serving)
+
+    def limit_connections(self, most: int) -> bool:
+        """Take at most ``most`` clients; whether that is less than MAX_CONNECTIONS."""
+        engine = self.socketio.server.eio
+        lowered = most < engine.max_connections
+        engine.max_connections = min(engine.max_connections, most)
+        return bool(lowered)
+
+    def start_draining(self) -> None:
+        """:meth:`drain` in a green thread; for signal handlers, which must not wait."""
+        green.spawn(self.drain)
+
+    def drain(self) -> None:
+        """Take no new clients, finish what is being published, and disconnect the clients one after the other.
+
+        They are disconnected over ``DRAIN_SECONDS``, so that they do not come back to the next process all at once,
+        and in a way that makes Socket.IO clients reconnect by themselves.
+        """
+        if self._draining:
+            return
+        self._draining = True
+        try:
+            self._drain()
+        finally:
+            self._drained.send()
+
+    def _drain(self) -> None:
+        self.pubsub.publisher.flush(2.0)
+        sockets = list(self.socketio.server.eio.sockets.values())
+        logger.info("draining %d clients", len(sockets))
+        random.shuffle(sockets)
+        pause = self.settings.drain_seconds / max(1, len(sockets))
+        behind = 0.0
+        for socket in sockets:
+            # At the level of Engine.IO: told to by Socket.IO, a client would stay away. In a green thread of its own:
+            # an application's disconnect handler may take its time.
+            green.run_soon(socket.close, False, True)
+            behind += pause
+            if behind >= 0.01:
+                green.sleep(behind)
+                behind = 0.0
+        # Engine.IO's thread goes on reading until the client closes the TCP connection too; not all do.
+        green.sleep(self.farewell)
+        for thread in list(self.socketio.sockio_mw.websockets):
+            green.throw(thread, ConnectionResetError("drained"))
+
+    def wait_drained(self, seconds: float) -> None:
+        """Wait until :meth:`drain`, where it has begun, is complete, ``seconds`` at most."""
+        if self._draining:
+            with contextlib.suppress(green.TimedOut):
+                self._drained.wait(seconds)
+
+    def readiness(self) -> str | None:
+        """None when clients can be served, otherwise what is missing, in a sentence for the operator."""
+        if self._draining:
+            return "shutting down"
+        self.start()
+        return self.pubsub.listener.problem
+
+    # -- events from clients -------------------------------------------------------------------------------------------
+
+    def _connected(self, sid: str, environ: dict[str, Any]) -> None:
+        self.start()
+        self.pubsub.hub.add(sid)
+        self._emit("server_hello", {"client": None, "sid": sid, "version": __version__}, sid)
+
+    def _subscribe(self, sid: str, request: dict[str, Any]) -> Answer:
+        channel = validate_channel(request.get("channel"))
+        if self.socketio.server.manager.is_sid_room("/", channel):
+            raise InvalidChannelError("this name is the id of a client", channel=channel)
+        self.pubsub.join(sid, channel)
+        # The client may have left, or changed its mind, while the LISTEN was under way. From here on nothing waits.
+        if not self.pubsub.hub.is_subscribed(sid, channel):
+            raise InvalidRequestError("unsubscribed before the subscription was complete", channel=channel)
+        self.socketio.server.enter_room(sid, channel)
+        return Answer("subscribed", {"channel": channel})
+
+    def _unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
+        channel = validate_channel(request.get("channel"))
+        self.pubsub.leave(sid, channel)
+        self.socketio.server.leave_room(sid, channel)
+        return Answer("unsubscribed", {"channel": channel})
+
+    def _publish(self, sid: str, request: dict[str, Any]) -> Answer:
+        channel = validate_channel(request.get("channel"))
+        if "payload" not in request:
+            raise InvalidRequestError("payload is missing", channel=channel)
+        self.pubsub.publish(channel, request["payload"])
+        return Answer("published", {"channel": channel})
+
+    # -- from the database to the clients ------------------------------------------------------------------------------
+
+    def _emit_messages(self, messages: Sequence[Message]) -> None:
+        self.socketio.server.manager.emit_in_order(
+            "event", ((message.channel, message.to_wire()) for message in messages)
+        )
+
+    def _emit_gap(self, gap: Gap) -> None:
+        self._emit("gap", gap.to_wire(), gap.channel)
+
+    def _emit(self, event: str, argument: dict[str, Any], room: str) -> None:
+        self.socketio.server.emit(event, argument, to=room)
+
+    def _refuse_when_draining(self, start_response: Callable[..., Any]) -> Iterable[bytes] | None:
+        if not self._draining:
+            return None
+        headers = [("Content-Type", "text/plain"), ("Connection", "close"), ("Retry-After", "1")]
+        start_response("503 SERVICE UNAVAILABLE", headers)
+        return [b"shutting down"]
+
+
+def _with_object(handler: Handler) -> Callable[..., Answer]:
+    """``handler`` as an event handler: checks that the client sent one object."""
+
+    def handle(sid: str, *arguments: Any) -> Answer:
+        if len(arguments) != 1 or not isinstance(arguments[0], dict):
+            raise InvalidRequestError("this event takes one object")
+        request = arguments[0]
+        try:
+            return handler(sid, request)
+        except UnknownSubscriberError:
+            raise InvalidRequestError("the client has left") from None
+        except SocketIOPGError as error:
+            if error.channel is None and isinstance(request.get("channel"), str):
+                error.channel = showable(request["channel"]) or None
+            raise
+
+    return handle
+
+
+def _engineio_origins(origins: tuple[str, ...] | None) -> Any:
+    if origins is None:
+        return None  # engine.io's word for: the same origin only
+    return "*" if "*" in origins else list(origins)
