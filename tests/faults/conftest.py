@@ -1,0 +1,30 @@
+"""A cluster of their own for the tests that break it, and a proxy before it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.postgres import Cluster, cluster
+from tests.support.proxy import Proxy
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def breakable() -> Iterator[Cluster]:
+    with cluster(18) as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(breakable: Cluster) -> Iterator[Proxy]:
+    made = Proxy(breakable.socket_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def server(proxy: Proxy) -> Iterator[ServerProcess]:
+    """gunicorn, which reaches PostgreSQL through the proxy."""
+    made = ServerProcess(proxy.url, DRAIN_SECONDS="0.2")
+    yield made
+    made.close()

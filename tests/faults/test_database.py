@@ -1,0 +1,181 @@
+"""The database goes away in every way it can; the server comes back by itself and says what may have been missed."""
+
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from tests.support.clients import SocketClient
+from tests.support.postgres import Cluster
+from tests.support.proxy import Proxy
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture
+def clients(server: ServerProcess, channel: str) -> Iterator[list[SocketClient]]:
+    """Two subscribers of ``channel``, the second one of another channel too."""
+    made = [SocketClient(server.url), SocketClient(server.url)]
+    for client in made:
+        client.subscribe(channel)
+    made[1].subscribe(f"{channel}-2")
+    yield made
+    for client in made:
+        client.close()
+
+
+def assert_gap_then_everything(
+    clients: list[SocketClient], breakable: Cluster, channel: str, began: datetime, seconds: float = 20.0
+) -> None:
+    """Each subscriber gets `gap`, once a channel, and what is published after it; no connection was lost."""
+    first, second = clients
+    gaps = [first.next("gap", seconds)] + [second.next("gap", seconds) for _ in range(2)]
+    assert sorted(gap["channel"] for gap in gaps) == sorted([channel, channel, f"{channel}-2"])
+    for gap in gaps:
+        assert gap["reason"] == "database_connection_lost"
+        since, until = datetime.fromisoformat(gap["since"]), datetime.fromisoformat(gap["until"])
+        # `since` is when the database was last heard of: at most a heartbeat before the fault.
+        assert began - timedelta(seconds=7) <= since <= until
+    breakable.sql("SELECT pg_notify(%s, n::text) FROM generate_series(1, 100) AS n", channel)
+    for client in clients:
+        assert [client.next("event")["payload"] for _ in range(100)] == list(range(1, 101))
+    breakable.notify(f"{channel}-2", "1")
+    assert second.next("event") == {"channel": f"{channel}-2", "payload": 1}
+    assert first.call("publish", {"channel": channel, "payload": "x"})["ok"] is True
+    for client in clients:
+        assert client.next("event")["payload"] == "x"
+        assert client.pending("gap") == 0
+        assert client.pending("disconnect") == 0
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def test_backends_terminated(clients: list[SocketClient], breakable: Cluster, channel: str) -> None:
+    began = now()
+    assert breakable.terminate_backends() >= 1
+    assert_gap_then_everything(clients, breakable, channel, began)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_restart(clients: list[SocketClient], breakable: Cluster, channel: str, mode: str) -> None:
+    began = now()
+    breakable.restart(mode)
+    assert_gap_then_everything(clients, breakable, channel, began)
+
+
+def test_stopped_for_20_seconds(
+    clients: list[SocketClient], breakable: Cluster, server: ServerProcess, channel: str
+) -> None:
+    began = now()
+    breakable.stop()
+    stopped = time.monotonic()
+    try:
+        server.wait_not_ready()
+        assert_publish_is_refused_quickly(clients[0], channel)
+        answer = clients[0].call("subscribe", {"channel": f"{channel}-new"})
+        assert answer["error"]["code"] == "database_unavailable"
+        time.sleep(max(0.0, stopped + 20 - time.monotonic()))  # the length of the outage is what is tested
+    finally:
+        breakable.start()
+    server.wait_ready()
+    assert_gap_then_everything(clients, breakable, channel, began)
+    clients[0].subscribe(f"{channel}-new")
+    breakable.notify(f"{channel}-new", "1")
+    assert clients[0].next("event")["payload"] == 1
+
+
+def test_connections_cut(clients: list[SocketClient], breakable: Cluster, proxy: Proxy, channel: str) -> None:
+    began = now()
+    proxy.cut()
+    assert_gap_then_everything(clients, breakable, channel, began)
+
+
+def test_refused_for_a_while(
+    clients: list[SocketClient], breakable: Cluster, proxy: Proxy, server: ServerProcess, channel: str
+) -> None:
+    began = now()
+    proxy.refuse()
+    server.wait_not_ready()
+    assert_publish_is_refused_quickly(clients[0], channel)
+    proxy.restore()
+    assert_gap_then_everything(clients, breakable, channel, began)
+
+
+def test_black_hole(
+    clients: list[SocketClient], breakable: Cluster, proxy: Proxy, server: ServerProcess, channel: str
+) -> None:
+    began = now()
+    proxy.black_hole()
+    swallowed = time.monotonic()
+    # Nothing tells that the connection is dead but the silence.
+    assert_publish_is_refused_quickly(clients[0], channel)
+    server.wait_not_ready(20)
+    assert time.monotonic() - swallowed < 15, "half-open connections are found within 15 s"
+    assert_publish_is_refused_quickly(clients[1], channel)
+    proxy.restore()
+    assert_gap_then_everything(clients, breakable, channel, began)
+
+
+def test_database_not_there_at_start(breakable: Cluster, proxy: Proxy, channel: str) -> None:
+    proxy.refuse()
+    server = ServerProcess(proxy.url, wait="http", DRAIN_SECONDS="0.2")
+    try:
+        status, body = server.get("/readyz")
+        assert status == 503
+        assert "unavailable" in body
+        with SocketClient(server.url) as client:
+            assert client.next("server_hello")["sid"]
+            assert client.call("subscribe", {"channel": channel})["error"]["code"] == "database_unavailable"
+            assert_publish_is_refused_quickly(client, channel)
+            proxy.restore()
+            server.wait_ready()
+            client.subscribe(channel)
+            breakable.notify(channel, "1")
+            assert client.next("event")["payload"] == 1
+            assert client.pending("gap") == 0, "who was not subscribed has missed nothing"
+    finally:
+        server.close()
+
+
+def test_unsubscribed_channels_get_no_gap(clients: list[SocketClient], breakable: Cluster, channel: str) -> None:
+    clients[1].call("unsubscribe", {"channel": f"{channel}-2"})
+    breakable.terminate_backends()
+    assert clients[1].next("gap")["channel"] == channel
+    breakable.notify(channel, "1")
+    assert clients[1].next("event")["payload"] == 1
+    assert clients[1].pending("gap") == 0
+
+
+def test_publishing_after_an_idle_connection_died_needs_no_second_try(
+    clients: list[SocketClient], breakable: Cluster, server: ServerProcess, channel: str
+) -> None:
+    assert clients[0].call("publish", {"channel": channel, "payload": 1})["ok"] is True
+    breakable.terminate_backends()
+    for client in clients:
+        client.next("gap")
+    assert clients[0].call("publish", {"channel": channel, "payload": 2})["ok"] is True
+
+
+def assert_publish_is_refused_quickly(client: SocketClient, channel: str) -> None:
+    began = time.monotonic()
+    answer: dict[str, Any] = client.call("publish", {"channel": channel, "payload": 1})
+    assert answer["error"]["code"] == "database_unavailable"
+    assert time.monotonic() - began < 4, "a second or two, and some for a busy machine"
+
+
+def test_passwords_are_not_logged(breakable: Cluster, proxy: Proxy) -> None:
+    url = proxy.url.replace("postgres@", "postgres:s3cr3t-word@")
+    proxy.refuse()
+    server = ServerProcess(url, wait="http", LOG_LEVEL="DEBUG")
+    try:
+        server.wait_not_ready()
+        proxy.restore()
+        server.wait_ready()
+        breakable.terminate_backends()
+        assert "listening on" in server.log
+        assert "s3cr3t-word" not in server.log
+    finally:
+        server.close()

@@ -1,0 +1,83 @@
+"""A real PgBouncer in transaction mode: LISTEN seems to work on it, and nothing ever arrives."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from sqlalchemy.engine import make_url
+
+from tests.support.clients import SocketClient
+from tests.support.missing import missing
+from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess, free_port
+
+
+@pytest.fixture
+def pooler_url(breakable: Cluster) -> Iterator[str]:
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        missing("the pooler's tests", "install PgBouncer (apt install pgbouncer)")
+    folder, port = Path(tempfile.mkdtemp(prefix="pgbouncer-")), free_port()
+    folder.chmod(0o777)
+    host = make_url(breakable.url()).query["host"]
+    (folder / "users").write_text('"postgres" ""\n')
+    (folder / "ini").write_text(
+        f"[databases]\npostgres = host={host} dbname=postgres user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+        f"listen_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {folder}/users\n"
+        "pool_mode = transaction\nignore_startup_parameters = extra_float_digits\n"
+    )
+    # It refuses to run as root, and must be able to read the cluster's socket.
+    user = ["-u", breakable.data_dir.owner()] if os.geteuid() == 0 else []
+    process = subprocess.Popen([program, *user, str(folder / "ini")], stderr=subprocess.DEVNULL)
+    url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+    try:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                psycopg2.connect(url).close()
+                break
+            except psycopg2.OperationalError:
+                assert time.monotonic() < deadline, "PgBouncer does not come up"
+                time.sleep(0.05)  # another process's start can only be asked for
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder)
+
+
+def test_a_pooler_is_found_out_and_the_remedy_named(pooler_url: str) -> None:
+    server = ServerProcess(pooler_url, wait="http")
+    try:
+        server.wait_for("/readyz", 503, "LISTEN_DATABASE_URL")
+        assert "LISTEN_DATABASE_URL" in server.log
+        with SocketClient(server.url) as client:
+            assert client.call("subscribe", {"channel": "foo"})["error"]["code"] == "database_unavailable"
+    finally:
+        server.close()
+
+
+def test_publishing_through_the_pooler_and_listening_past_it(pooler_url: str, breakable: Cluster, channel: str) -> None:
+    server = ServerProcess(pooler_url, LISTEN_DATABASE_URL=breakable.url())
+    try:
+        with SocketClient(server.url) as client:
+            client.subscribe(channel)
+            assert client.call("publish", {"channel": channel, "payload": 1})["ok"] is True
+            assert client.next("event")["payload"] == 1
+    finally:
+        server.close()
+
+
+def test_two_addresses_that_mean_two_databases_are_found_out(breakable: Cluster) -> None:
+    server = ServerProcess(breakable.url(), wait="http", LISTEN_DATABASE_URL=breakable.url("template1"))
+    try:
+        server.wait_for("/readyz", 503, "another database")
+        assert "another database" in server.log
+    finally:
+        server.close()

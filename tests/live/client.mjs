@@ -1,0 +1,19 @@
+// The stock JavaScript client, driven by test_javascript.py: one JSON command a line in, one JSON answer a line out.
+import { createInterface } from "node:readline";
+import { io } from "socket.io-client";
+
+const [url, transports] = process.argv.slice(2);
+const socket = io(url, { transports: transports.split(","), reconnectionDelay: 100, reconnectionDelayMax: 500 });
+const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
+
+socket.on("connect", () => say({ event: "connect", transport: socket.io.engine.transport.name }));
+socket.on("disconnect", (reason) => say({ event: "disconnect", reason }));
+socket.onAny((event, argument) => say({ event, argument }));
+socket.io.engine.on("upgrade", (transport) => say({ event: "upgrade", transport: transport.name }));
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const { emit, argument } = JSON.parse(line);
+  const answer = await socket.timeout(10000).emitWithAck(emit, argument);
+  say({ kind: "answer", answer });
+}
+socket.close();

@@ -1,0 +1,65 @@
+"""The package as people get it: built as a wheel, installed into an empty environment, run."""
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import SocketClient
+from tests.support.postgres import Cluster
+from tests.support.server import ROOT, clean_environment, free_port
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)], check=True, capture_output=True
+    )
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_contents(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {
+        "socketio_pg/py.typed",
+        "socketio_pg/static/test.html",
+        "socketio_pg/static/test.css",
+        "socketio_pg/static/test.js",
+    } <= names
+    assert not any(name.startswith(("tests", "bench", "docs")) for name in names)
+
+
+@pytest.mark.timeout(300)
+def test_installed_into_an_empty_environment(wheel: Path, tmp_path: Path, postgres18: Cluster, channel: str) -> None:
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    command = tmp_path / "env" / "bin" / "socketio-pg"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", str(wheel)], check=True, capture_output=True)
+    # The tools that development needs are not among what production gets.
+    listed = subprocess.run([python, "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout.lower()
+    assert "pgserver" not in listed
+    assert "pytest" not in listed
+    version = subprocess.run([command, "--version"], check=True, capture_output=True, text=True).stdout
+    assert version.startswith("socketio-pg, version ")
+    said = subprocess.run(
+        [command, "serve"], cwd=tmp_path, env=clean_environment(DEBUG="1"), capture_output=True, text=True, timeout=60
+    )
+    assert "socketio_pg[embedded]" in said.stderr, "without the extra there is no embedded PostgreSQL, and it says so"
+    port = free_port()
+    environment = clean_environment(DATABASE_URL=postgres18.url(), PORT=str(port))
+    process = subprocess.Popen([command, "serve"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        with SocketClient(f"http://127.0.0.1:{port}", wait=True) as client:
+            client.subscribe(channel)
+            postgres18.notify(channel, "1")
+            assert client.next("event")["payload"] == 1
+    finally:
+        process.terminate()
+        assert process.wait(15) == 0
+    assert os.listdir(tmp_path) == ["env"], "it left nothing behind"  # noqa: PTH208

@@ -1,0 +1,111 @@
+"""Long-polling: sessions live as long as their clients poll, and no request of theirs waits for ever."""
+
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.clients import SocketClient, Swarm
+from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+    made = ServerProcess(
+        postgres18.url(), "--worker-connections", "20", app="tests.support.slow_app:app",
+        DRAIN_SECONDS="0.2", PING_INTERVAL="1", PING_TIMEOUT="1", MAX_CONNECTIONS="1000",
+    )  # fmt: skip
+    yield made
+    made.close()
+
+
+def request(server: ServerProcess, sid: str = "", body: bytes | None = None) -> tuple[int, str]:
+    """One polling request: a POST with ``body``, otherwise a GET."""
+    url = f"{server.url}/socket.io/?EIO=4&transport=polling" + (f"&sid={sid}" if sid else "")
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def open_session(server: ServerProcess) -> str:
+    status, text = request(server)
+    assert status == 200
+    return text.split('"sid":"')[1].split('"')[0]
+
+
+def wait_for_sockets(server: ServerProcess, number: int) -> None:
+    server.wait_for("/state", 200, f'"sockets":{number},')
+
+
+def test_an_idle_client_is_pinged_and_stays(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+    with SocketClient(server.url, ("polling",), reconnection=False) as client:
+        client.subscribe(channel)
+        began = time.monotonic()
+        with Swarm("127.0.0.1", server.port) as swarm:  # three times as long as an idle session lives without pings
+            swarm.run_until(lambda: time.monotonic() - began > 6, 10)
+        postgres18.notify(channel, "1")
+        assert client.next("event")["payload"] == 1
+        assert client.pending("disconnect") == 0
+    wait_for_sockets(server, 0)
+
+
+def test_a_client_that_vanishes_between_polls_is_forgotten(server: ServerProcess) -> None:
+    for _ in range(5):
+        sid = open_session(server)
+        assert request(server, sid, b"40")[0] == 200
+    wait_for_sockets(server, 0)
+    assert '"subscribers":0' in server.get("/state")[1]
+
+
+@pytest.mark.parametrize("body", [b"2", b"9", b"", b"abc", b"\xff", b"\x1e".join([b"3"] * 17)])
+def test_bad_posts_hold_no_request(server: ServerProcess, body: bytes) -> None:
+    for _ in range(30):  # more than the worker serves at once
+        sid = open_session(server)
+        status, _ = request(server, sid, body)
+        assert status in (200, 400)
+    assert server.get("/healthz")[0] == 200
+    wait_for_sockets(server, 0)
+    assert "Traceback" not in server.log
+
+
+def test_a_second_upgrade_is_refused(server: ServerProcess) -> None:
+    sid = open_session(server)
+    with Swarm("127.0.0.1", server.port) as swarm:
+        first = swarm.upgrade(sid)
+        swarm.run_until(lambda: first.shaken)
+        second = swarm.upgrade(sid)
+        with pytest.raises(AssertionError, match=" 400 "):
+            swarm.run_until(lambda: second.shaken)
+    assert "Traceback" not in server.log
+
+
+def test_a_poll_that_waits_ends_with_the_upgrade(server: ServerProcess) -> None:
+    sid = open_session(server)
+    with Swarm("127.0.0.1", server.port) as swarm:
+        one = swarm.upgrade(sid)
+        swarm.run_until(lambda: one.shaken)
+        one.send("2probe")
+        one.send("5")
+        one.send("40")
+        swarm.run_until(lambda: one.connected)
+        began = time.monotonic()
+        swarm.run_until(lambda: time.monotonic() - began > 4, 10)
+        assert not one.closed
+    wait_for_sockets(server, 0)
+
+
+def test_a_handler_may_call_its_client_and_events_are_handled_side_by_side(server: ServerProcess) -> None:
+    with Swarm("127.0.0.1", server.port) as swarm:
+        (one,) = swarm.connect(1)
+        one.answers_calls = True
+        # In one piece: an acknowledgement of nothing, an event whose handler calls back, and another event.
+        one.send_all('43999["x"]', '420["call_me"]', '421["unsubscribe",{"channel":"a"}]')
+        swarm.run_until(lambda: any(text.startswith("31[") for text in one.packets))
+        swarm.run_until(lambda: any(text.startswith("30[") for text in one.packets))
+        assert next(text for text in one.packets if text.startswith("30[")) == '30["called back: yes"]'

@@ -1,0 +1,235 @@
+"""The processes: gunicorn as in production, the development server, how they start, how they end."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import SocketClient, Swarm
+from tests.support.postgres import Cluster
+from tests.support.server import APP, GUNICORN, ROOT, ServerProcess, clean_environment, free_port
+
+
+def test_sigterm_with_200_clients_ends_within_10_seconds_and_they_come_back(postgres18: Cluster, channel: str) -> None:
+    server = ServerProcess(postgres18.url())
+    try:
+        client = SocketClient(server.url)
+        polling = SocketClient(server.url, ("polling",))
+        with client, polling, Swarm("127.0.0.1", server.port) as swarm:
+            raw = swarm.connect(200)
+            for one in (client, polling):
+                one.subscribe(channel)
+                one.next("connect")
+            for socket in raw:
+                socket.emit("subscribe", {"channel": channel})
+            swarm.run_until(lambda: all(one.events("subscribed") for one in raw))
+            server.process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            swarm.run_until(lambda: all(one.closed for one in raw), 10)
+            server.process.wait(10 - (time.monotonic() - began))
+            server.start()
+            # Stock clients reconnect by themselves: they were not told to stay away.
+            for one in (client, polling):
+                one.next("connect", 15)
+                one.subscribe(channel)
+            again = swarm.connect(200)
+            for one_again in again:
+                one_again.emit("subscribe", {"channel": channel})
+            swarm.run_until(lambda: all(one.events("subscribed") for one in again))
+            postgres18.notify(channel, "1")
+            for one in (client, polling):
+                assert one.next("event")["payload"] == 1
+            swarm.run_until(lambda: all(one.events("event") for one in again))
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["plain", "preload"])
+def test_production_command_holds_5000_clients(postgres18: Cluster, channel: str, options: tuple[str, ...]) -> None:
+    server = ServerProcess(postgres18.url(), *options, DRAIN_SECONDS="1")
+    try:
+        with Swarm("127.0.0.1", server.port) as swarm:
+            raw = swarm.connect(5000, 90)
+            for socket in raw:
+                socket.emit("subscribe", {"channel": channel})
+            swarm.run_until(lambda: all(one.events("subscribed") for one in raw), 60)
+            postgres18.notify(channel, '"to all"')
+            swarm.run_until(lambda: all(one.events("event") for one in raw), 60)
+            assert raw[-1].events("event") == [{"channel": channel, "payload": "to all"}]
+            assert not any(one.closed for one in raw)
+        assert server.stop() < 10
+    finally:
+        server.close()
+
+
+def test_preload_listens_in_the_worker(postgres18: Cluster) -> None:
+    server = ServerProcess(postgres18.url(), "--preload")
+    try:
+        sockets = [str(fd.readlink()) for fd in Path(f"/proc/{server.process.pid}/fd").iterdir()]
+        assert sum("socket:" in name for name in sockets) <= 2, "the master has no connection to PostgreSQL"
+        assert server.get("/readyz")[0] == 200
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder outside pytest's, whose path is short enough for a Unix socket and open to PostgreSQL's user."""
+    folder = Path(tempfile.mkdtemp(prefix="dev-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_development_server_starts_a_database_and_says_where(scratch: Path, channel: str) -> None:
+    port = free_port()
+    environment = clean_environment(DEBUG="1", PORT=str(port), PYTHONUNBUFFERED="1")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "socketio_pg" / "server.py")],
+        cwd=scratch, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "NOTIFY" in line:
+                break
+        text = "".join(lines)
+        assert f"http://127.0.0.1:{port}/static/test.html" in text
+        command = re.search(r"psql +(.*psql.*)", text)
+        notify = re.search(r"(NOTIFY .*;)", text)
+        assert command is not None, text
+        assert notify is not None, text
+        with SocketClient(f"http://127.0.0.1:{port}") as client:
+            client.subscribe("foo")
+            # What it printed, pasted into a shell.
+            subprocess.run(["sh", "-c", command[1]], input=notify[1], text=True, check=True, capture_output=True)
+            assert client.next("event") == {"channel": "foo", "payload": {"hello": "world"}}
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(15) == 0
+        assert "Traceback" not in rest
+        assert not (scratch / ".postgres" / "postmaster.pid").exists(), "the database was stopped as well"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, r"There is no database: set DATABASE_URL .* local\.cfg"),
+        (
+            {"DATABASE_URL": "mysql://root:hidden@localhost/x"},
+            r"DATABASE_URL .*mysql://root:\*\*\*@.*allowed: postgresql://",
+        ),
+        (
+            {"DATABASE_URL": "postgresql://localhost/x?no_such=1"},
+            r"is not an address that PostgreSQL's libpq understands",
+        ),
+        ({"DATABASE_URL": "postgresql://localhost/x", "PORT": "http"}, r"PORT .*'http'; allowed: a whole number"),
+    ],
+)
+@pytest.mark.parametrize("command", ["server.py", "gunicorn"])
+def test_wrong_configuration_ends_with_one_sentence(
+    scratch: Path, command: str, settings: dict[str, str], said: str
+) -> None:
+    if command == "gunicorn":
+        arguments = [*GUNICORN, "--bind", f"127.0.0.1:{free_port()}", "--chdir", str(ROOT), APP]
+        settings = {name: value for name, value in settings.items() if name != "PORT"} | (
+            {"PING_INTERVAL": "http"} if "PORT" in settings else {}
+        )
+        said = said.replace("PORT .*'http'; allowed: a whole number", "PING_INTERVAL .*'http'; allowed: seconds")
+    else:
+        arguments = [sys.executable, str(ROOT / "socketio_pg" / "server.py")]
+    ended = subprocess.run(
+        arguments, cwd=scratch, env=clean_environment(**settings), capture_output=True, text=True, timeout=30
+    )
+    assert ended.returncode != 0
+    sentences = [line for line in ended.stderr.splitlines() if line.startswith("socketio_pg: ")]
+    assert len(sentences) == 1, ended.stderr
+    assert re.search(said, sentences[0])
+    assert "Traceback" not in ended.stderr
+    assert "hidden" not in ended.stderr + ended.stdout
+
+
+def test_port_taken(postgres18: Cluster, live_server: ServerProcess) -> None:
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "socketio_pg" / "server.py")],
+        env=clean_environment(DATABASE_URL=postgres18.url(), PORT=str(live_server.port)),
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert f"cannot listen on port {live_server.port}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_pages(live_server: ServerProcess) -> None:
+    for path in ("/", "/socket-test", "/static/test.html"):
+        status, body = live_server.get(path)
+        assert status == 200
+        assert "test.js" in body
+    assert live_server.get("/healthz") == (200, '{"status":"ok"}\n')
+    assert live_server.get("/readyz") == (200, '{"status":"ready"}\n')
+    assert live_server.get("/nothing")[0] == 404
+
+
+def test_test_page_can_be_turned_off(postgres18: Cluster) -> None:
+    server = ServerProcess(postgres18.url(), TEST_PAGE="0")
+    try:
+        assert [server.get(path)[0] for path in ("/", "/socket-test", "/static/test.html")] == [404] * 3
+    finally:
+        server.close()
+
+
+def test_local_cfg(postgres18: Cluster, scratch: Path) -> None:
+    url = postgres18.url().replace("postgresql://", "postgresql+psycopg2://")
+    port = free_port()
+    (scratch / "local.cfg").write_text(f"SQLALCHEMY_DATABASE_URI = {url!r}\nDEBUG = False\nPORT = {port}\n")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "socketio_pg" / "server.py")],
+        cwd=scratch, env=clean_environment(PYTHONUNBUFFERED="1"), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert str(port) in process.stdout.readline()
+    finally:
+        process.terminate()
+        assert process.wait(15) == 0
+        process.stdout.close()  # type: ignore[union-attr]
+
+
+def test_development_server_ends_quietly_with_clients(postgres18: Cluster) -> None:
+    # There the WSGI request lasts as long as its WebSocket.
+    port = free_port()
+    environment = clean_environment(DATABASE_URL=postgres18.url(), PORT=str(port), DRAIN_SECONDS="0.2")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "socketio_pg" / "server.py")],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        with (
+            SocketClient(f"http://127.0.0.1:{port}", wait=True) as one,
+            SocketClient(f"http://127.0.0.1:{port}", ("polling", "websocket"), reconnection=False) as two,
+        ):
+            one.subscribe("a")
+            two.subscribe("a")
+            process.send_signal(signal.SIGTERM)
+            two.next("disconnect")
+            assert process.wait(10) == 0
+        assert process.stdout is not None
+        said = process.stdout.read()
+        assert "Traceback" not in said
+        assert "draining 2 clients" in said
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()  # type: ignore[union-attr]

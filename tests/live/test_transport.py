@@ -1,0 +1,263 @@
+"""The WebSocket transport under load and under clients that misbehave: order, partial writes, bounds, handshakes."""
+
+import json
+import random
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import RawClient, SocketClient, Swarm
+from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+    made = ServerProcess(
+        postgres18.url(), DRAIN_SECONDS="0.2", PING_INTERVAL="1", PING_TIMEOUT="2", SEND_BUFFER_BYTES="200000"
+    )
+    yield made
+    made.close()
+
+
+def memory_kb(server: ServerProcess) -> int:
+    status = Path(f"/proc/{server.worker_pid()}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+)", status)
+    assert found is not None
+    return int(found[1])
+
+
+def subscribe(swarm: Swarm, clients: list[RawClient], channel: str) -> None:
+    for client in clients:
+        client.emit("subscribe", {"channel": channel})
+    swarm.run_until(lambda: all(client.events("subscribed") for client in clients))
+
+
+def test_order_is_kept_whatever_mix_of_broadcasts_replies_and_pings(
+    server: ServerProcess, postgres18: Cluster, channel: str
+) -> None:
+    with Swarm("127.0.0.1", server.port) as swarm:
+        (one,) = swarm.connect(1)
+        subscribe(swarm, [one], channel)
+        subscribe(swarm, [one], f"{channel}-2")
+        one.packets.clear()
+        for round in range(20):
+            # Two channels in turn within one transaction, and requests of the client itself in between.
+            postgres18.sql(
+                "SELECT pg_notify(%s || CASE n %% 3 WHEN 0 THEN '-2' ELSE '' END, n::text)"
+                " FROM generate_series(%s, %s) AS n",
+                channel,
+                round * 50,
+                round * 50 + 49,
+            )
+            one.emit("unsubscribe", {"channel": f"{channel}-none"}, id=round)
+        swarm.run_until(lambda: len(one.events("event")) == 1000 and len(one.events("unsubscribed")) == 20)
+        assert [event["payload"] for event in one.events("event")] == list(range(1000))
+        texts = list(one.packets)
+        for round in range(20):
+            acknowledgement = next(i for i, text in enumerate(texts) if text.startswith(f"3{round}["))
+            assert texts[acknowledgement - 1].startswith('2["unsubscribed"'), (
+                "the event right before its acknowledgement"
+            )
+
+
+def test_a_slow_reader_gets_every_frame_intact(postgres18: Cluster, channel: str) -> None:
+    server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2", SEND_BUFFER_BYTES="20000000")
+    try:
+        with Swarm("127.0.0.1", server.port) as swarm:
+            (one,) = swarm.connect(1, receive_buffer=4096)
+            subscribe(swarm, [one], channel)
+            one.packets.clear()
+            swarm.pause(one)
+            postgres18.sql(
+                "SELECT pg_notify(%s, n || repeat(' ', 7000)) FROM generate_series(1, 1000) AS n", channel
+            )  # 7 MB: more than the kernel takes
+            with SocketClient(server.url) as witness:  # it was all sent when this one has its answer
+                witness.subscribe(channel)
+                postgres18.notify(channel, "1001")
+                while witness.next("event")["payload"] != 1001:
+                    pass
+            swarm.resume(one)
+            swarm.run_until(lambda: len(one.packets) == 1001, 60)
+            assert [event["payload"] for event in one.events("event")] == list(range(1, 1002))
+    finally:
+        server.close()
+
+
+def test_clients_that_stop_reading_are_cut_off_and_nobody_else_notices(postgres18: Cluster, channel: str) -> None:
+    number = 1000
+    server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2", SEND_BUFFER_BYTES="100000")
+    try:
+        with Swarm("127.0.0.1", server.port) as swarm, SocketClient(server.url) as other:
+            slow = swarm.connect(number, receive_buffer=4096)
+            fast = swarm.connect(number)
+            subscribe(swarm, slow + fast, channel)
+            other.subscribe(f"{channel}-other")
+            for one in fast:
+                one.packets.clear()
+            for one in slow:
+                swarm.pause(one)
+            before, sent = memory_kb(server), 0
+            peak = before
+            while server.log.count("slow consumer") < number:
+                assert sent < 1000, f"{server.log.count('slow consumer')} of {number} were cut off"
+                postgres18.sql(
+                    "SELECT pg_notify(%s, n || repeat(' ', 7900)) FROM generate_series(%s, %s) AS n",
+                    channel,
+                    sent,
+                    sent + 19,
+                )
+                sent += 20
+                swarm.run_until(lambda sent=sent: all(len(one.packets) >= sent for one in fast), 60)  # type: ignore[misc]
+                peak = max(peak, memory_kb(server))
+            # 1,000 buffers of 100 KB, each with one more share of messages that overflowed it.
+            assert peak - before < 400_000
+            for one in fast:
+                assert [event["payload"] for event in one.events("event")] == list(range(sent))
+            postgres18.notify(f"{channel}-other", "1")
+            assert other.next("event")["payload"] == 1
+            assert not any(one.closed for one in fast)
+            for one in slow:
+                swarm.resume(one)
+            swarm.run_until(lambda: all(one.closed for one in slow), 60)
+            assert memory_kb(server) - before < 100_000, "the buffers were freed"
+    finally:
+        server.close()
+
+
+def test_disconnecting_in_the_middle_of_a_broadcast(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+    chance = random.Random(5)
+    with Swarm("127.0.0.1", server.port) as swarm:
+        clients = swarm.connect(400)
+        subscribe(swarm, clients, channel)
+        stay, go = clients[::2], clients[1::2]
+        for one in stay:
+            one.packets.clear()
+        chance.shuffle(go)
+        for number in range(50):
+            postgres18.notify(channel, str(number))
+            for one in go[number * 4 : number * 4 + 4]:
+                swarm.leave(one, reset=chance.random() < 0.5)
+        swarm.run_until(lambda: all(len(one.packets) >= 50 for one in stay))
+        for one in stay:
+            assert [event["payload"] for event in one.events("event")] == list(range(50))
+
+
+def test_who_does_not_answer_pings_is_disconnected_and_who_does_is_not(server: ServerProcess) -> None:
+    with Swarm("127.0.0.1", server.port) as swarm:
+        deaf, alive = swarm.connect(2)
+        deaf.answers_pings = False
+        swarm.run_until(lambda: deaf.closed, 10)
+        began = time.monotonic()
+        swarm.run_until(lambda: time.monotonic() - began > 4, 10)
+        assert not alive.closed
+
+
+def test_bad_frames_close_the_connection_with_their_code(server: ServerProcess) -> None:
+    with Swarm("127.0.0.1", server.port) as swarm, SocketClient(server.url) as other:
+        for frame, code in [
+            (b"\x81\x01x", 1002),  # not masked
+            (b"\xc1\x80\0\0\0\0", 1002),  # a reserved bit
+            (b"\x81\x81\0\0\0\0\xff", 1007),  # not UTF-8
+            (b"\x81\xff" + (2**40).to_bytes(8, "big"), 1009),
+        ]:
+            (one,) = swarm.connect(1)
+            one.socket.sendall(frame)
+            swarm.run_until(lambda one=one: one.closed)  # type: ignore[misc]
+            assert one.close_code == code
+        assert other.call("unsubscribe", {"channel": "x"})["ok"] is True
+    assert "Traceback" not in server.log
+
+
+GOOD = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version": "13",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({}, b"101"),
+        ({"Sec-WebSocket-Version": "8"}, b"400"),
+        ({"Sec-WebSocket-Key": ""}, b"400"),
+        ({"Connection": "close"}, b"400"),
+        ({"Origin": "https://evil.example"}, b"400"),
+    ],
+)
+def test_handshakes(server: ServerProcess, change: dict[str, str], status: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        headers = {"Host": f"127.0.0.1:{server.port}"} | GOOD | change
+        lines = [
+            "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1",
+            *(f"{name}: {headers[name]}" for name in headers),
+        ]
+        connection.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 " + status)
+
+
+def test_too_many_clients_are_answered_503(postgres18: Cluster) -> None:
+    server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2", MAX_CONNECTIONS="20")
+    try:
+        with Swarm("127.0.0.1", server.port) as swarm:
+            swarm.connect(20)
+            assert server.get("/socket.io/?EIO=4&transport=polling") == (503, "too many connections")
+    finally:
+        server.close()
+
+
+def test_tls_that_ends_in_the_server(postgres18: Cluster, tmp_path: Path, channel: str) -> None:
+    # No hand-over there: python-engineio's own WebSocket must go on working beside ours.
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    server = ServerProcess(postgres18.url(), "--keyfile", str(key), "--certfile", str(certificate), wait="nothing")
+    try:
+        url = f"https://127.0.0.1:{server.port}"
+        with SocketClient(url, wait=True, ssl_verify=False) as client:
+            client.subscribe(channel)
+            postgres18.notify(channel, "1")
+            assert client.next("event")["payload"] == 1
+            assert client.call("publish", {"channel": channel, "payload": [2]})["ok"] is True
+            assert client.next("event")["payload"] == [2]
+        assert server.stop() < 10
+    finally:
+        server.close()
+
+
+def test_clients_that_leave_while_they_connect_leave_nothing_behind(postgres18: Cluster) -> None:
+    server = ServerProcess(postgres18.url(), app="tests.support.slow_app:app", PING_INTERVAL="1", PING_TIMEOUT="2")
+    try:
+        assert json.loads(server.get("/state")[1])["sockets"] == 0
+        with Swarm("127.0.0.1", server.port) as swarm:
+            swarm.connect(3)  # the handler works
+            for delay in (0.0, 0.1, 0.5):
+                leaving = swarm.open(20)
+                swarm.run_until(lambda leaving=leaving: all(one.opened for one in leaving))  # type: ignore[misc]
+                began = time.monotonic()
+                swarm.run_until(lambda began=began, delay=delay: time.monotonic() - began >= delay)  # type: ignore[misc]
+                for index, one in enumerate(leaving):
+                    swarm.leave(one, reset=index % 2 == 0)
+            # One whose upgrade to a WebSocket stops halfway.
+            polling = SocketClient(server.url, ("polling",))
+            halfway = swarm.upgrade(polling.io.eio.sid)
+            swarm.run_until(lambda: halfway.shaken)
+            halfway.send("2probe")
+            swarm.run_until(lambda: "3probe" in halfway.raw)
+            swarm.leave(halfway)
+            polling.close()
+        clean = {"namespaces": 0, "pending": 0, "requests": 0, "sockets": 0, "subscribers": 0}
+        server.wait_for("/state", 200, json.dumps(clean, separators=(",", ":")))
+        assert "Traceback" not in server.log
+    finally:
+        server.close()

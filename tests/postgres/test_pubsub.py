@@ -1,0 +1,235 @@
+"""PubSub in this process, on each version of PostgreSQL: LISTEN and NOTIFY for real."""
+
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from socketio_pg import PayloadTooLargeError, PubSub, green
+from socketio_pg.errors import ConfigurationError, DatabaseError, InvalidChannelError, InvalidRequestError
+from tests.support.postgres import Cluster
+
+
+@pytest.fixture
+def pubsub(postgres: Cluster) -> Iterator[PubSub]:
+    made = PubSub(dsn=postgres.url())
+    made.listener.unlisten_grace = 0.2
+    yield made
+    made.disconnect()
+
+
+def listening(pubsub: PubSub) -> list[str]:
+    """What the LISTEN connection listens to, asked by the listener's own thread of PostgreSQL itself."""
+    return sorted(pubsub.listener._listening)
+
+
+def statements(postgres: Cluster, pattern: str) -> int:
+    rows = postgres.sql(
+        "SELECT query FROM pg_stat_activity WHERE application_name = 'socketio_pg' AND query LIKE %s", pattern
+    )
+    return len(rows)
+
+
+def test_publish_and_receive(pubsub: PubSub, channel: str) -> None:
+    queue: Any = green.Queue()
+    pubsub.subscribe(channel, queue)
+    pubsub.publish(channel, {"number": 1})
+    pubsub.publish(channel)
+    assert queue.get(timeout=5) == {"channel": channel, "payload": {"number": 1}}
+    assert queue.get(timeout=5) == {"channel": channel, "payload": None}
+
+
+def test_each_queue_gets_a_value_of_its_own(pubsub: PubSub, channel: str) -> None:
+    one, two = green.Queue(), green.Queue()
+    pubsub.subscribe(channel, one)
+    pubsub.subscribe(channel, two)
+    pubsub.publish(channel, {"list": []})
+    first, second = one.get(timeout=5), two.get(timeout=5)
+    first["payload"]["list"].append(1)
+    assert second["payload"] == {"list": []}
+
+
+def test_first_subscriber_listens_last_one_unlistens_after_the_grace_time(
+    pubsub: PubSub, postgres: Cluster, channel: str
+) -> None:
+    subscriptions = [pubsub.subscribe(channel, green.Queue()) for _ in range(2)]
+    assert listening(pubsub) == [channel]
+    pubsub.unsubscribe(subscriptions[0])
+    green.sleep(0.5)
+    assert listening(pubsub) == [channel]
+    pubsub.unsubscribe(subscriptions[1])
+    assert listening(pubsub) == [channel], "not before the grace time"
+    with green.timeout(5):
+        while listening(pubsub):
+            green.sleep(0.02)
+    assert statements(postgres, f'UNLISTEN "{channel}"') == 1
+    assert pubsub.hub.channels() == set()
+
+
+def test_coming_back_within_the_grace_time_needs_no_listen(pubsub: PubSub, channel: str) -> None:
+    pubsub.unsubscribe(pubsub.subscribe(channel, green.Queue()))
+    queue: Any = green.Queue()
+    pubsub.subscribe(channel, queue)
+    green.sleep(0.5)
+    pubsub.publish(channel, 1)
+    assert queue.get(timeout=5)["payload"] == 1
+
+
+def test_equal_messages_are_not_folded_and_keep_their_order(pubsub: PubSub, channel: str) -> None:
+    queue: Any = green.Queue()
+    pubsub.subscribe(channel, queue)
+    expected = [number // 2 for number in range(600)]  # each twice: PostgreSQL would fold them in one transaction
+    threads = [green.spawn(pubsub.publish, channel, number) for number in expected]
+    for thread in threads:
+        thread.wait()
+    assert [queue.get(timeout=5)["payload"] for _ in expected] == expected
+
+
+def test_what_waits_is_committed_together(pubsub: PubSub, postgres: Cluster, channel: str) -> None:
+    # Each commit takes the next transaction number.
+    connection = postgres.connect()
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_current_xact_id()")
+            threads = [green.spawn(pubsub.publish, channel, number) for number in range(500)]
+            for thread in threads:
+                thread.wait()
+            cursor.execute("SELECT pg_current_xact_id()::text::bigint - %s::text::bigint", (_only(cursor),))
+            assert _only(cursor) <= 10
+    finally:
+        connection.close()
+
+
+def _only(cursor: Any) -> Any:
+    (row,) = cursor.fetchall()
+    return row[0]
+
+
+def test_unsubscribed_queue_gets_nothing(pubsub: PubSub, channel: str) -> None:
+    gone, stays = green.Queue(), green.Queue()
+    subscription = pubsub.subscribe(channel, gone)
+    pubsub.subscribe(channel, stays)
+    pubsub.unsubscribe(subscription)
+    pubsub.unsubscribe(subscription)
+    pubsub.publish(channel, 1)
+    stays.get(timeout=5)
+    assert gone.empty()
+
+
+def test_a_queue_that_fails_costs_others_nothing(pubsub: PubSub, channel: str) -> None:
+    class Broken:
+        def put(self, item: dict[str, Any]) -> None:
+            raise RuntimeError("broken")
+
+    queue: Any = green.Queue()
+    pubsub.subscribe(channel, Broken())
+    pubsub.subscribe(channel, queue)
+    pubsub.publish(channel, 1)
+    pubsub.publish(channel, 2)
+    assert [queue.get(timeout=5)["payload"] for _ in range(2)] == [1, 2]
+
+
+def test_listening_again_after_disconnect(pubsub: PubSub, channel: str) -> None:
+    before, after = green.Queue(), green.Queue()
+    pubsub.subscribe(channel, before)
+    pubsub.disconnect()
+    pubsub.subscribe(channel, after)
+    pubsub.publish(channel, 1)
+    assert after.get(timeout=5)["payload"] == 1
+    assert before.get(timeout=5)["payload"] == 1
+
+
+def test_a_gap_begins_before_what_was_not_read_yet(pubsub: PubSub, postgres: Cluster, channel: str) -> None:
+    gaps: Any = green.Queue()
+    pubsub.on_gap.append(gaps.put)
+    received: list[str] = []
+
+    def slow(messages: Any) -> None:
+        received.extend(message.payload_json for message in messages)
+        green.sleep(0.1)
+
+    pubsub.on_messages.append(slow)
+    pubsub.subscribe(channel, green.Queue())
+    began = datetime.now(timezone.utc)
+    payload = "x" * 2000
+    postgres.sql("SELECT pg_notify(%s, %s || n) FROM generate_series(1, 4000) AS n", channel, payload)
+    green.sleep(2)
+    postgres.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'socketio_pg'")
+    gap = gaps.get(timeout=20)
+    assert len(received) < 4000, "the backend was to be killed in the middle"
+    assert gap.since <= began
+
+
+def test_bad_calls(pubsub: PubSub) -> None:
+    with pytest.raises(InvalidChannelError):
+        pubsub.subscribe("", green.Queue())
+    with pytest.raises(InvalidChannelError):
+        pubsub.publish("x" * 64, 1)
+    with pytest.raises(PayloadTooLargeError):
+        pubsub.publish("a", "x" * 8000)
+    with pytest.raises(InvalidRequestError):
+        pubsub.publish("a", object())
+
+
+def test_address_from_the_application(postgres: Cluster, channel: str) -> None:
+    from flask import Flask
+
+    app = Flask(__name__)
+    app.config["SQLALCHEMY_DATABASE_URI"] = postgres.url().replace("postgresql://", "postgresql+psycopg2://")
+    pubsub = PubSub(app)
+    try:
+        queue: Any = green.Queue()
+        pubsub.subscribe(channel, queue)
+        postgres.notify(channel, "1")  # there, and not in some other database
+        assert queue.get(timeout=5) == {"channel": channel, "payload": 1}
+    finally:
+        pubsub.disconnect()
+
+
+def test_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    with pytest.raises(ConfigurationError, match=r"DATABASE_URL.*local\.cfg"):
+        PubSub()
+
+
+def test_notifications_in_the_order_of_the_commits(pubsub: PubSub, postgres: Cluster, channel: str) -> None:
+    queue: Any = green.Queue()
+    pubsub.subscribe(channel, queue)
+    postgres.sql("SELECT pg_notify(%s, n::text) FROM generate_series(1, 10000) AS n", channel)
+    assert [queue.get(timeout=10)["payload"] for _ in range(10_000)] == list(range(1, 10_001))
+
+
+@pytest.fixture
+def odd_database(postgres: Cluster, request: pytest.FixtureRequest) -> Iterator[tuple[Cluster, str]]:
+    """A database with another encoding than UTF-8."""
+    name = f"odd_{request.param.lower()}"
+    postgres.sql(f"CREATE DATABASE {name} ENCODING '{request.param}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    yield postgres, name
+    postgres.sql(f"DROP DATABASE {name} (FORCE)")
+
+
+@pytest.mark.parametrize("odd_database", ["SQL_ASCII", "LATIN1"], indirect=True)
+def test_databases_in_other_encodings(odd_database: tuple[Cluster, str]) -> None:
+    postgres, name = odd_database
+    pubsub = PubSub(dsn=postgres.url(name))
+    try:
+        queue: Any = green.Queue()
+        pubsub.subscribe("naïve", queue)
+        pubsub.publish("naïve", "é")
+        assert queue.get(timeout=5) == {"channel": "naïve", "payload": "é"}
+        if "ascii" in name:
+            # Bytes that are no text at all, which such a database lets pass, disturb nobody.
+            with postgres.connect(name) as raw, raw.cursor() as cursor:
+                raw.set_client_encoding("SQL_ASCII")
+                cursor.execute(b"NOTIFY \"na\xc3\xafve\", E'\\xff'")
+            assert queue.get(timeout=5) == {"channel": "naïve", "payload": "\ufffd"}
+        else:
+            with pytest.raises(InvalidChannelError, match="refuses this name"):
+                pubsub.subscribe("日本", green.Queue())
+            with pytest.raises(DatabaseError):
+                pubsub.publish("a", "日本")
+        pubsub.publish("naïve", "still works")
+        assert queue.get(timeout=5)["payload"] == "still works"
+    finally:
+        pubsub.disconnect()

@@ -1,0 +1,199 @@
+"""SocketServer on somebody's own Flask application, driven with Flask-SocketIO's test client, in this process."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask, request
+
+from socketio_pg import green
+from socketio_pg.app import create_app
+from socketio_pg.websocket import SocketServer
+from tests.support.postgres import Cluster
+
+
+@pytest.fixture
+def server(postgres: Cluster) -> Iterator[SocketServer]:
+    app = Flask("somebodys")
+
+    @app.get("/")
+    def index() -> str:
+        return "my own page"
+
+    made = SocketServer(app=app, dsn=postgres.url(), test=True)
+    made.pubsub.listener.unlisten_grace = 0.2
+    yield made
+    made.shutdown()
+
+
+def open_client(server: SocketServer) -> Any:
+    """A client of Flask-SocketIO's for tests, whose events are handled in green threads, as those of real ones."""
+    client = server.socketio.test_client(server.app)
+    server.socketio.server.async_handlers = True  # it turns them off
+    return client
+
+
+def received(client: Any, event: str, number: int = 1) -> list[Any]:
+    """The arguments of ``number`` events, waited for."""
+    found: list[Any] = []
+    with green.timeout(10):
+        while len(found) < number:
+            green.sleep(0.005)
+            found += [packet["args"][0] for packet in client.get_received() if packet["name"] == event]
+    return found
+
+
+def wait_until_clean(server: SocketServer) -> None:
+    """No subscriber, no channel, no LISTEN, no room is left."""
+    listener = server.pubsub.listener
+    with green.timeout(10):
+        while listener._listening or listener._pending or listener._leaving:
+            green.sleep(0.01)
+    assert len(server.pubsub.hub) == 0
+    assert server.pubsub.hub.channels() == set()
+    assert listener._wanted == set()
+    assert listener._waiters == {}
+    assert server.socketio.server.manager.rooms == {}
+
+
+def test_on_ones_own_application(server: SocketServer, channel: str) -> None:
+    assert server.app.test_client().get("/").text == "my own page"
+    assert server.app.test_client().get("/static/test.html").status_code == 404
+    client = open_client(server)
+    client.emit("subscribe", {"channel": channel})
+    assert received(client, "subscribed") == [{"channel": channel}]
+    client.emit("test_pub", {"channel": channel, "payload": {"a": 1}})
+    assert received(client, "event") == [{"channel": channel, "payload": {"a": 1}}]
+
+
+def test_test_pub_answers_published(server: SocketServer, channel: str) -> None:
+    client = open_client(server)
+    client.emit("test_pub", {"channel": channel, "payload": 1})
+    assert received(client, "published") == [{"channel": channel}]
+
+
+def test_ones_own_handlers_stand_beside_ours(server: SocketServer, channel: str) -> None:
+    seen = []
+
+    @server.socketio.on("connect")
+    def connect() -> None:
+        seen.append(("connect", request.sid))  # type: ignore[attr-defined]
+
+    @server.socketio.on("disconnect")
+    def disconnect() -> None:
+        seen.append(("disconnect", request.sid))  # type: ignore[attr-defined]
+
+    @server.socketio.on("mine")
+    def mine(argument: Any) -> str:
+        return f"got {argument}"
+
+    client = open_client(server)
+    assert received(client, "server_hello")[0]["sid"] == seen[0][1]
+    client.emit("subscribe", {"channel": channel})
+    received(client, "subscribed")
+    server.socketio.emit("event", {"from": "somebody"}, to=channel)
+    assert received(client, "event") == [{"from": "somebody"}]
+    client.disconnect()
+    assert [name for name, _ in seen] == ["connect", "disconnect"]
+    wait_until_clean(server)
+
+
+def test_test_page(postgres: Cluster) -> None:
+    server = SocketServer(app=Flask("somebodys", static_folder=None), dsn=postgres.url(), enable_test_page=True)
+    browser = server.app.test_client()
+    with browser.get("/socket-test", follow_redirects=True) as page:
+        assert page.status_code == 200
+        assert b"test.js" in page.data
+    server.shutdown()
+
+
+def test_create_app(postgres: Cluster) -> None:
+    app = create_app(database_url=postgres.url(), log_level="WARNING")
+    server = app.extensions["socketio_pg"]
+    assert isinstance(server, SocketServer)
+    with green.timeout(10):
+        while app.test_client().get("/readyz").status_code != 200:
+            green.sleep(0.01)
+    server.shutdown()
+    assert server.readiness() == "shutting down"
+
+
+def test_leaving_before_the_request_is_handled(server: SocketServer, channel: str) -> None:
+    client = open_client(server)
+    client.emit("subscribe", {"channel": channel})  # handled in a green thread, which has not run yet
+    client.disconnect()
+    assert server.pubsub.hub.channels() == set()
+    green.sleep(0.1)  # now it runs, too late
+    wait_until_clean(server)
+    assert server.pubsub.listener._wanted == set(), "nothing is listened to for a client that has left"
+
+
+def test_leaving_in_the_middle_of_a_subscribe(server: SocketServer, channel: str) -> None:
+    client = open_client(server)
+    client.emit("subscribe", {"channel": channel})
+    green.sleep()  # the handler has run up to its wait for the LISTEN
+    assert server.pubsub.hub.channels() == {channel}
+    client.disconnect()
+    wait_until_clean(server)
+
+
+def test_unsubscribing_in_the_middle_of_a_subscribe(server: SocketServer, channel: str) -> None:
+    client = open_client(server)
+    client.emit("subscribe", {"channel": channel})
+    green.sleep()
+    client.emit("unsubscribe", {"channel": channel})
+    errors = received(client, "error")
+    assert [error["code"] for error in errors] == ["invalid_request"]
+    client.disconnect()
+    wait_until_clean(server)
+
+
+def test_leaving_after_a_subscribe(server: SocketServer, channel: str) -> None:
+    clients = [open_client(server) for _ in range(3)]
+    for client in clients:
+        client.emit("subscribe", {"channel": channel})
+        received(client, "subscribed")
+    for client in clients[:2]:
+        client.disconnect()
+    server.pubsub.publish(channel, 1)
+    assert received(clients[2], "event") == [{"channel": channel, "payload": 1}]
+    (sid,) = server.pubsub.hub._subscribers
+    server.socketio.server.disconnect(sid)
+    wait_until_clean(server)
+
+
+def test_two_clients_cause_one_listen(server: SocketServer, channel: str) -> None:
+    executed: list[str] = []
+    original = server.pubsub.listener._execute
+
+    def recording(connection: Any, sql: str, seconds: float | None = None) -> None:
+        executed.append(sql)
+        original(connection, sql, seconds)
+
+    server.pubsub.listener._execute = recording  # type: ignore[method-assign]
+    clients = [open_client(server) for _ in range(2)]
+    for client in clients:
+        client.emit("subscribe", {"channel": channel})
+    for client in clients:
+        received(client, "subscribed")
+    for client in clients:
+        client.disconnect()
+    wait_until_clean(server)
+    mine = [sql for sql in executed if channel in sql]
+    assert mine == [f'LISTEN "{channel}"', f'UNLISTEN "{channel}"']
+
+
+def test_a_listen_that_fails_leaves_nothing_behind(server: SocketServer, channel: str) -> None:
+    server.pubsub.subscribe_timeout_down = 0.2
+    server.pubsub.start = lambda: None  # type: ignore[method-assign]
+    client = open_client(server)
+    client.emit("subscribe", {"channel": channel})
+    (error,) = received(client, "error")
+    assert error == {
+        "code": "database_unavailable",
+        "message": "the database cannot be listened to at the moment",
+        "channel": channel,
+    }
+    client.disconnect()
+    assert server.pubsub.hub.channels() == set()
+    assert server.pubsub.listener._wanted == set()

@@ -1,0 +1,110 @@
+"""A TCP proxy before PostgreSQL that really cuts connections, swallows bytes, and refuses."""
+
+import contextlib
+import selectors
+import socket
+import threading
+
+
+class Proxy:
+    """Forwards 127.0.0.1:``port`` to a Unix socket, in a thread of its own."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._pairs: dict[socket.socket, socket.socket] = {}
+        self._selector = selectors.DefaultSelector()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port: int = self._listener.getsockname()[1]
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._selector.register(self._wake_reader, selectors.EVENT_READ)
+        self._swallow = False
+        self._refuse = False
+        self._closing = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def black_hole(self) -> None:
+        """From now on every byte is swallowed, in both directions; connections stay open, new ones are accepted."""
+        self._swallow = True
+
+    def refuse(self) -> None:
+        """Cut all connections, and each new one at once."""
+        self._refuse = True
+        self.cut()
+
+    def cut(self) -> None:
+        """Cut all connections with a reset."""
+        with self._lock:
+            for one in list(self._pairs):
+                self._drop(one)
+
+    def restore(self) -> None:
+        """Forward again. Connections that lost bytes are cut: nobody can mend them."""
+        was_swallowing, self._swallow, self._refuse = self._swallow, False, False
+        if was_swallowing:
+            self.cut()
+
+    def close(self) -> None:
+        self._closing = True
+        self._wake_writer.send(b"x")
+        self._thread.join()
+        self.cut()
+        for one in (self._listener, self._wake_reader, self._wake_writer):
+            one.close()
+        self._selector.close()
+
+    def _run(self) -> None:
+        while not self._closing:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif key.fileobj is not self._wake_reader:
+                    with self._lock:
+                        assert isinstance(key.fileobj, socket.socket)
+                        self._forward(key.fileobj)
+
+    def _accept(self) -> None:
+        client, _ = self._listener.accept()
+        if self._refuse:
+            client.close()
+            return
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(self._target)
+        except OSError:  # PostgreSQL is down
+            client.close()
+            server.close()
+            return
+        with self._lock:
+            self._pairs[client], self._pairs[server] = server, client
+            self._selector.register(client, selectors.EVENT_READ)
+            self._selector.register(server, selectors.EVENT_READ)
+
+    def _forward(self, source: socket.socket) -> None:
+        target = self._pairs.get(source)
+        if target is None:
+            return
+        try:
+            data = source.recv(65536)
+            if data and not self._swallow:
+                target.sendall(data)
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(source)
+
+    def _drop(self, one: socket.socket) -> None:
+        other = self._pairs.pop(one, None)
+        if other is None:
+            return
+        self._pairs.pop(other, None)
+        for end in (one, other):
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(end)
+            end.close()

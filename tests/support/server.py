@@ -1,0 +1,132 @@
+"""Real server processes: gunicorn as in production, and the development server."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+GUNICORN = [sys.executable, "-m", "gunicorn", "--worker-class", "eventlet", "-w", "1"]
+APP = "socketio_pg.server:app"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def clean_environment(**settings: str) -> dict[str, str]:
+    """The environment without settings of ours that the developer's shell may have."""
+    ours = {"DATABASE_URL", "LISTEN_DATABASE_URL", "DEBUG", "HOST", "PORT", "SECRET_KEY", "LOG_LEVEL", "TEST_PAGE"}
+    return {name: value for name, value in os.environ.items() if name not in ours} | settings
+
+
+class ServerProcess:
+    """A server in a process of its own, on one port for its whole life, so that it can be stopped and started.
+
+    ``options`` are gunicorn's, ``settings`` ours. ``wait``: for "ready" (``/readyz`` answers 200), only for "http", or
+    for "nothing".
+    """
+
+    def __init__(self, database_url: str, *options: str, wait: str = "ready", app: str = APP, **settings: str) -> None:
+        self.port = free_port()
+        self.database_url = database_url
+        self._options = options
+        self._settings = settings
+        self._wait = wait
+        self._app = app
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = tempfile.NamedTemporaryFile(prefix="server-", suffix=".log")  # noqa: SIM115 - lives as long as we
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return Path(self._log.name).read_text("utf-8", "replace")
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
+
+    def worker_pid(self) -> int:
+        """The gunicorn worker: the master's only child."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        assert len(children) == 1, children
+        return int(children[0])
+
+    def start(self) -> None:
+        command = [*GUNICORN, "--bind", f"127.0.0.1:{self.port}", *self._options, self._app]
+        environment = clean_environment(DATABASE_URL=self.database_url, PYTHONUNBUFFERED="1", **self._settings)
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=self._log, stderr=self._log, start_new_session=True
+        )
+        if self._wait == "ready":
+            self.wait_ready()
+        elif self._wait == "http":
+            self.wait_for("/healthz", 200)
+
+    def wait_ready(self, seconds: float = 30.0) -> None:
+        """Until clients can be served from the database."""
+        self.wait_for("/readyz", 200, seconds=seconds)
+
+    def wait_not_ready(self, seconds: float = 30.0) -> None:
+        self.wait_for("/readyz", 503, seconds=seconds)
+
+    def wait_for(self, path: str, status: int, text: str = "", seconds: float = 30.0) -> None:
+        """Until ``path`` is answered with ``status`` and a body that contains ``text``."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                answer = self.get(path)
+            except OSError as error:
+                answer = (0, str(error))
+            if answer[0] == status and text in answer[1]:
+                return
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"{path} answered {answer} for {seconds} s; log:\n{self.log}")
+            time.sleep(0.05)  # another process can only be asked again
+
+    def get(self, path: str) -> tuple[int, str]:
+        """(status, body) of a GET."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def stop(self, seconds: float = 15.0) -> float:
+        """SIGTERM; returns the seconds until the process was gone."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(seconds)
+        return time.monotonic() - began
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def kill(self) -> None:
+        """SIGKILL to master and worker."""
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        self._log.close()

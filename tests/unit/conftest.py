@@ -1,0 +1,39 @@
+"""For the tests without I/O: settings that depend on nothing outside the test."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2.extensions
+import pytest
+
+from socketio_pg import config
+from socketio_pg.websocket import SocketServer
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+#: Nothing listens there. A test that needs an address never connects to it.
+NOWHERE = "postgresql://user:password@127.0.0.1:9/nowhere"
+
+
+@pytest.fixture
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture
+def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No setting in the environment, and a working folder without ``local.cfg``; returns that folder."""
+    for field in dataclasses.fields(config.Settings):
+        monkeypatch.delenv(field.name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def socket_server(clean_settings: Path) -> Iterator[SocketServer]:
+    """A server that is not started, and whose database nobody asks for anything."""
+    # psycopg2's wait callback is process-wide: what another test set up is to find it as it was.
+    callback = psycopg2.extensions.get_wait_callback()
+    yield SocketServer(dsn=NOWHERE)
+    psycopg2.extensions.set_wait_callback(callback)

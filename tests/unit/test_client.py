@@ -1,0 +1,93 @@
+"""socketio_pg.client: what it needs, and what it refuses before it touches the connection."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from socketio_pg.client import Client
+from socketio_pg.errors import InvalidChannelError, InvalidRequestError, PayloadTooLargeError
+
+#: What a script that only publishes need not have, or must not get by way of an import (eventlet patches and warns).
+NOT_NEEDED = ["flask", "flask_socketio", "werkzeug", "eventlet", "socketio", "engineio", "gunicorn"]
+
+
+def test_importing_it_brings_neither_flask_nor_eventlet(root: Path) -> None:
+    program = "import sys, json, socketio_pg.client; json.dump(sorted(sys.modules), sys.stdout)"
+    # -W error: a script that publishes is not to be told anything about eventlet either.
+    result = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning", "-c", program],
+        cwd=root, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    imported = {name.split(".")[0] for name in json.loads(result.stdout)}
+    assert "socketio_pg" in imported
+    assert not imported & set(NOT_NEEDED)
+    assert result.stderr == ""
+
+
+def test_it_works_where_flask_and_eventlet_are_not_installed(root: Path) -> None:
+    program = f"""
+import sys
+for name in {NOT_NEEDED}:
+    sys.modules[name] = None  # what an import of it makes an ImportError
+from socketio_pg.client import Client
+from socketio_pg import PayloadTooLargeError
+try:
+    Client(None).notify("foo", "x" * 8000)
+except PayloadTooLargeError:
+    print("works")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.stdout, result.stderr) == ("works\n", "")
+
+
+class Untouchable:
+    """A connection that nothing may be asked of."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"the connection was touched: {name}")
+
+
+@pytest.mark.parametrize(
+    "channel", ["", "a" * 64, "a\0", "a\n", " a", "a*", "socketio_pg_bell", "\ud800", None, 5, b"foo"]
+)
+def test_a_bad_channel_is_refused_before_anything_is_sent(channel: Any) -> None:
+    client = Client(Untouchable())
+    with pytest.raises(InvalidChannelError):
+        client.notify(channel, 1)
+    with pytest.raises(InvalidChannelError):
+        client.publish(channel, "created", {})
+
+
+@pytest.mark.parametrize("payload", [float("nan"), b"bytes", "\ud800", {1, 2}, object()], ids=repr)
+def test_what_is_not_json_is_refused_before_anything_is_sent(payload: Any) -> None:
+    client = Client(Untouchable())
+    with pytest.raises(InvalidRequestError):
+        client.notify("foo", payload)
+    with pytest.raises(InvalidRequestError):
+        client.publish("foo", "created", {"value": payload})
+
+
+def test_what_is_too_large_is_refused_before_anything_is_sent() -> None:
+    client = Client(Untouchable())
+    with pytest.raises(PayloadTooLargeError):
+        client.notify("foo", "€" * 2_666)
+    with pytest.raises(PayloadTooLargeError):
+        client.publish("foo", "created", {"value": "€" * 2_666})
+
+
+@pytest.mark.parametrize("event_name", [None, 5, b"created", ["created"], {}], ids=repr)
+def test_an_event_name_is_a_string(event_name: Any) -> None:
+    with pytest.raises(TypeError, match="event_name must be a string"):
+        Client(Untouchable()).publish("foo", event_name)
+
+
+@pytest.mark.parametrize("connection", [None, "postgresql://host/db", 5, object()], ids=repr)
+def test_what_is_no_connection_is_named(connection: Any) -> None:
+    with pytest.raises(TypeError, match=f"{type(connection).__name__} is not a connection"):
+        Client(connection).notify("foo", 1)

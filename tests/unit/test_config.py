@@ -1,0 +1,515 @@
+"""socketio_pg.config: precedence, wrong values, no password in any text, and the docs that repeat the table."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from socketio_pg import config
+from socketio_pg.config import Settings, describe, load, read_local_cfg, redact
+from socketio_pg.errors import ConfigurationError
+
+pytestmark = pytest.mark.usefixtures("clean_settings")
+
+NAMES = [field.name.upper() for field in dataclasses.fields(Settings)]
+
+
+def load_file(text: str, environment: dict[str, str] | None = None, **overrides: object) -> Settings:
+    Path("local.cfg").write_text(text, "utf-8")
+    return load(environment or {}, overrides=overrides)
+
+
+def assert_one_sentence(text: str) -> None:
+    """One line, one full stop, at its end: it is what the operator sees when the start fails."""
+    assert "\n" not in text
+    assert text.endswith(".")
+    assert ". " not in text
+
+
+# -- precedence --------------------------------------------------------------------------------------------------------
+
+
+def test_defaults() -> None:
+    assert load({}) == Settings()
+    assert Settings().port == 3030
+    assert Settings().database_url is None
+    assert Settings().cors_allowed_origins is None
+
+
+def test_the_file_goes_over_the_default() -> None:
+    assert load_file("PORT = 1111").port == 1111
+
+
+def test_the_environment_goes_over_the_file() -> None:
+    settings = load_file("PORT = 1111\nHOST = '::1'", {"PORT": "2222"})
+    assert (settings.port, settings.host) == (2222, "::1")
+
+
+def test_overrides_go_over_the_environment() -> None:
+    assert load_file("PORT = 1111", {"PORT": "2222"}, port=3333).port == 3333
+
+
+def test_the_process_environment_is_what_counts_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "2222")
+    assert load().port == 2222
+
+
+def test_an_empty_variable_is_none() -> None:
+    # As left behind by tools that set every variable they know.
+    assert load_file("PORT = 1111", {"PORT": ""}).port == 1111
+
+
+def test_names_in_the_environment_are_capitals_and_others_are_ignored() -> None:
+    assert load({"port": "2222", "SOCKETIO_PG_PORT": "2222", "PATH": "/bin"}) == Settings()
+
+
+def test_the_file_may_have_settings_of_others() -> None:
+    text = "SQLALCHEMY_ECHO = True\nMAIL_SERVER = get_mail_server()\nPORT = 1111"
+    assert load_file(text) == Settings(port=1111)
+
+
+@pytest.mark.parametrize(
+    "override", ["prot", "PORT", "database", "sqlalchemy_database_uri"], ids=lambda name: f"override {name}"
+)
+def test_an_unknown_override_is_named(override: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"no setting {override}") as caught:
+        load({}, overrides={override: 1})
+    assert_one_sentence(caught.value.message)
+
+
+def test_the_callers_overrides_are_left_as_they_are() -> None:
+    overrides: dict[str, object] = {"port": 3333}
+    load({}, overrides=overrides)
+    assert overrides == {"port": 3333}
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+def settings_with(name: str, value: Any) -> Settings:
+    return dataclasses.replace(Settings(), **{name: value})
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+VALUES: list[tuple[str, object, object]] = [
+    *(("debug", text, True) for text in ("1", "true", "True", "YES", "on", " 1 ", True, 1)),
+    *(("debug", text, False) for text in ("0", "false", "False", "NO", "off", False, 0)),
+    ("port", "1", 1),
+    ("port", 65535, 65535),
+    ("port", " 80 ", 80),
+    ("ping_interval", "2.5", 2.5),
+    ("ping_interval", 10, 10.0),
+    ("drain_seconds", "0", 0.0),
+    ("log_level", "debug", "DEBUG"),
+    ("log_level", " Warning", "WARNING"),
+    ("host", "0.0.0.0", "0.0.0.0"),
+    ("host", " ::1 ", "::1"),
+    ("secret_key", "s3cret", "s3cret"),
+    ("cors_allowed_origins", "*", ("*",)),
+    ("cors_allowed_origins", "https://example.com", ("https://example.com",)),
+    (
+        "cors_allowed_origins",
+        "https://a.example/, http://b.example:8080",
+        ("https://a.example", "http://b.example:8080"),
+    ),
+    ("cors_allowed_origins", ["https://a.example", "https://b.example"], ("https://a.example", "https://b.example")),
+]
+
+
+@pytest.mark.parametrize(("name", "raw", "value"), VALUES, ids=[f"{name}={raw!r}" for name, raw, _ in VALUES])
+def test_values_from_the_file_and_from_create_app(name: str, raw: object, value: object) -> None:
+    expected = settings_with(name, value)
+    assert load({}, overrides={name: raw}) == expected
+    assert load_file(f"{name.upper()} = {raw!r}") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "value"),
+    [row for row in VALUES if isinstance(row[1], str)],
+    ids=[f"{name}={raw}" for name, raw, _ in VALUES if isinstance(raw, str)],
+)
+def test_values_from_the_environment(name: str, raw: str, value: object) -> None:
+    assert load({name.upper(): raw}) == settings_with(name, value)
+
+
+NO_ADDRESSES = ["mysql://host/db", "postgresql+asyncpg://host/db", "sqlite:///file", "localhost", "http://host", "://"]
+#: (setting, what is allowed) → wrong values. Those that are no strings can only come from the file.
+WRONG_VALUES: dict[tuple[str, str], list[object]] = {
+    ("PORT", "whole number from 1 to 65535"):
+        ["abc", "0", "65536", "-1", "80.0", "1e3", "9" * 30, "²", True, 80.5, [80]],
+    ("MAX_CONNECTIONS", "whole number from 1 to 1000000"): ["none", "0"],
+    ("DEBUG", "1 or 0, true or false"): ["2", "maybe", "ja", 2, []],
+    ("PING_INTERVAL", "seconds from 1 to 3600"): ["abc", "0", "nan", "inf", "-5", "25s", "3601", True],
+    ("PING_TIMEOUT", "seconds from 1 to 3600"): ["0.5"],
+    ("DRAIN_SECONDS", "seconds from 0 to 8"): ["30"],
+    ("LOG_LEVEL", "DEBUG, INFO, WARNING, ERROR, CRITICAL"): ["loud", "WARN", 10],
+    ("HOST", "text that is not empty"): ["   ", 127, ["a"]],
+    ("EMBEDDED_DATA_DIR", "text that is not empty"): [" "],
+    ("CORS_ALLOWED_ORIGINS", "origins like https://example.com"):
+        ["example.com", "ftp://a.example", "https://a.example/page", "https://", 5, "null"],
+    ("DATABASE_URL", "postgresql://"): [*NO_ADDRESSES, "postgresql://[::1/db"],
+    ("LISTEN_DATABASE_URL", "postgresql://"): [*NO_ADDRESSES],
+    ("DATABASE_URL", "text that is not empty"): [5, "   "],
+}  # fmt: skip
+WRONG = [(name, raw, allowed) for (name, allowed), values in WRONG_VALUES.items() for raw in values]
+
+
+@pytest.mark.parametrize(("name", "raw", "allowed"), WRONG, ids=[f"{name}={raw!r}" for name, raw, _ in WRONG])
+def test_a_wrong_value_is_one_sentence_with_setting_value_and_what_is_allowed(
+    name: str, raw: object, allowed: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_file(f"{name} = {raw!r}")
+    message = caught.value.message
+    assert_one_sentence(message)
+    assert message.startswith(f"{name} in local.cfg is ")
+    assert repr(str(raw)) in message
+    assert allowed in message.split("allowed: ")[1]
+
+
+def test_a_wrong_value_says_where_it_stands() -> None:
+    with pytest.raises(ConfigurationError, match="PORT in the environment is 'x'"):
+        load_file("PORT = 1111", {"PORT": "x"})
+    with pytest.raises(ConfigurationError, match=r"PORT in create_app\(\) is 'x'"):
+        load({"PORT": "1111"}, overrides={"port": "x"})
+
+
+def test_a_wrong_secret_key_is_not_shown() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_file("SECRET_KEY = ['s3cret']")
+    assert "s3cret" not in caught.value.message
+    assert_one_sentence(caught.value.message)
+
+
+@pytest.mark.parametrize("raw", ["", ",", " , ", []], ids=repr)
+def test_no_origin_at_all_never_means_every_origin(raw: object) -> None:
+    # Engine.IO takes an empty list as "do not look at the origin", which is the opposite.
+    try:
+        settings = load_file(f"CORS_ALLOWED_ORIGINS = {raw!r}")
+    except ConfigurationError:
+        return
+    assert settings.cors_allowed_origins is None
+
+
+# -- addresses of databases --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "LISTEN_DATABASE_URL"])
+@pytest.mark.parametrize(
+    ("raw", "address"),
+    [
+        ("postgres://u:p@h:5432/db", "postgresql://u:p@h:5432/db"),
+        ("postgresql://u:p@h:5432/db", "postgresql://u:p@h:5432/db"),
+        ("postgresql+psycopg2://u:p@h:5432/db", "postgresql://u:p@h:5432/db"),
+        (" postgresql://h/db\n", "postgresql://h/db"),
+        ("postgresql://", "postgresql://"),
+        ("postgresql:///db?host=/run/postgresql", "postgresql:///db?host=/run/postgresql"),
+        ("postgresql://h1:1,h2:2/db?target_session_attrs=read-write",
+         "postgresql://h1:1,h2:2/db?target_session_attrs=read-write"),
+        ("postgresql://[::1]:5432/db?sslmode=require&connect_timeout=3",
+         "postgresql://[::1]:5432/db?sslmode=require&connect_timeout=3"),
+        ("postgresql://u:p%40%3A%2F%23@h/db", "postgresql://u:p%40%3A%2F%23@h/db"),
+        ("postgresql://u:p#s@h/db", "postgresql://u:p#s@h/db"),
+        ("host=h dbname=db", "host=h dbname=db"),
+        ("dbname = db user = 'a b'", "dbname = db user = 'a b'"),
+        ("service=main", "service=main"),
+        ("sslmode=require host=h", "sslmode=require host=h"),
+        ("host=h password='a://b'", "host=h password='a://b'"),
+    ],
+)  # fmt: skip
+def test_addresses_in_every_form_that_libpq_sqlalchemy_and_heroku_use(name: str, raw: str, address: str) -> None:
+    settings = load({name: raw})
+    assert getattr(settings, name.lower()) == address
+
+
+def test_flask_sqlalchemys_name_is_taken_in_the_file() -> None:
+    settings = load_file("SQLALCHEMY_DATABASE_URI = 'postgresql+psycopg2://h/db'")
+    assert settings.database_url == "postgresql://h/db"
+
+
+def test_the_environment_goes_over_flask_sqlalchemys_name() -> None:
+    settings = load_file("SQLALCHEMY_DATABASE_URI = 'postgresql://file/db'", {"DATABASE_URL": "postgresql://env/db"})
+    assert settings.database_url == "postgresql://env/db"
+
+
+# -- passwords never appear --------------------------------------------------------------------------------------------
+
+#: Addresses that are in order: their password is made of the words "s3cret" and "tail1e".
+WITH_PASSWORD = {
+    "plain": "postgresql://user:s3cret@host:5432/db",
+    "postgres://": "postgres://user:s3cret@host/db",
+    "SQLAlchemy's": "postgresql+psycopg2://user:s3cret@host/db",
+    "no user": "postgresql://:s3cret@host/db",
+    "no host": "postgresql://user:s3cret@/db",
+    "IPv6": "postgresql://user:s3cret@[::1]:5432/db",
+    "encoded @": "postgresql://user:s3cret%40tail1e@host/db",
+    "encoded :": "postgresql://user:s3cret%3Atail1e@host/db",
+    "encoded /": "postgresql://user:s3cret%2Ftail1e@host/db",
+    "encoded #": "postgresql://user:s3cret%23tail1e@host/db",
+    "encoded ?": "postgresql://user:s3cret%3Ftail1e@host/db",
+    "bare :": "postgresql://user:s3cret:tail1e@host/db",
+    "bare #": "postgresql://user:s3cret#tail1e@host/db",
+    "bare ?": "postgresql://user:s3cret?tail1e@host/db",
+    "bare @": "postgresql://user:s3cret@tail1e@host/db",
+    "bare /": "postgresql://user:s3cret/tail1e@host/db",
+    "other characters": "postgresql://user:s3cret!$&'()*+,;=tail1e@host/db",
+    "query": "postgresql://host/db?user=u&password=s3cret",
+    "query, first": "postgresql://host/db?password=s3cret&sslmode=require",
+    "query, encoded &": "postgresql://host/db?password=s3cret%26tail1e&user=u",
+    "query, with @ and :": "postgresql://user@host/db?password=s3cret:tail1e@x",
+    "query, key file": "postgresql://host/db?sslpassword=s3cret",
+    "both": "postgresql://user:s3cret@host/db?sslpassword=tail1e",
+    "key=value": "host=h user=u password=s3cret dbname=db",
+    "key=value, last": "host=h password=s3cret",
+    "key=value, first": "password=s3cret host=h",
+    "key=value, spaces": "host = h password = s3cret",
+    "key=value, quoted": "host=h password='s3cret tail1e' user=u",
+    "key=value, escaped quote": r"host=h password='s3cret\'tail1e' user=u",
+    "key=value, escaped backslash": r"host=h password='s3cret\\' user=u",
+    "key=value, escaped space": r"host=h password=s3cret\ tail1e user=u",
+    "key=value, with @ : / #": "host=h password=s3cret@:/#tail1e",
+    "key=value, key file": "host=h sslpassword=s3cret",
+}
+
+#: Addresses that are refused, mostly with a typing error in them.
+WRONG_WITH_PASSWORD = {
+    "another database": "mysql://user:s3cret@host/db",
+    "another driver": "postgresql+asyncpg://user:s3cret@host/db",
+    "typing error in the scheme": "postgre://user:s3cret@host/db",
+    "no scheme": "user:s3cret@host/db",
+    "no scheme, with port": "user:s3cret@host:5432/db",
+    "one slash": "postgresql:/user:s3cret@host/db",
+    "no slash": "postgresql:user:s3cret@host/db",
+    "no colon": "postgresql//user:s3cret@host/db",
+    "bare #": "mysql://user:s3cret#tail1e@host/db",
+    "bare /": "mysql://user:s3cret/tail1e@host/db",
+    "bad IPv6": "postgresql://user:s3cret@[::1/db",
+    "bracket in the password": "postgresql://user:s3cret[tail1e@host/db",
+    "key=value without a place": "password=s3cret",
+    "key=value, open quote": "password='s3cret tail1e",
+    "query": "mysql://host/db?password=s3cret",
+}
+
+
+def assert_no_password(text: str) -> None:
+    assert "s3cret" not in text
+    assert "tail1e" not in text
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "LISTEN_DATABASE_URL"])
+@pytest.mark.parametrize("address", WITH_PASSWORD.values(), ids=WITH_PASSWORD.keys())
+def test_settings_do_not_show_passwords(name: str, address: str) -> None:
+    settings = load({name: address})
+    assert_no_password(repr(settings))
+    assert_no_password(str(settings))
+    assert_no_password(redact(address) or "")
+
+
+def test_settings_do_not_show_the_secret_key() -> None:
+    assert_no_password(repr(load({"SECRET_KEY": "s3cret"})))
+
+
+@pytest.mark.parametrize("address", WRONG_WITH_PASSWORD.values(), ids=WRONG_WITH_PASSWORD.keys())
+@pytest.mark.parametrize("place", ["environment", "file", "override"])
+def test_errors_do_not_show_passwords(place: str, address: str) -> None:
+    environment, overrides = {}, {}
+    if place == "environment":
+        environment = {"DATABASE_URL": address}
+    elif place == "file":
+        Path("local.cfg").write_text(f"SQLALCHEMY_DATABASE_URI = {address!r}", "utf-8")
+    else:
+        overrides = {"database_url": address}
+    with pytest.raises(ConfigurationError) as caught:
+        load(environment, overrides=overrides)
+    assert_no_password(str(caught.value))
+    # Nor by way of the error that it came from, when somebody logs the traceback.
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    assert "DATABASE_URL" in caught.value.message
+
+
+def test_a_broken_file_does_not_show_passwords() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_file("SQLALCHEMY_DATABASE_URI = 'postgresql://user:s3cret@host/db\n")
+    assert_no_password(str(caught.value))
+    assert "line 1" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        (None, None),
+        ("postgresql://host:5432/db", "postgresql://host:5432/db"),
+        ("postgresql://user@host/db", "postgresql://user@host/db"),
+        ("host=h user=u dbname=db", "host=h user=u dbname=db"),
+        ("postgresql://user:s3cret@host:5432/db?sslmode=require", "postgresql://user:***@host:5432/db?sslmode=require"),
+        ("host=h password=s3cret user=u", "host=h password=*** user=u"),
+        ("postgresql://host/db?password=s3cret&sslmode=require", "postgresql://host/db?password=***&sslmode=require"),
+    ],
+)
+def test_redacting_leaves_what_helps_to_find_the_mistake(address: str | None, shown: str | None) -> None:
+    assert redact(address) == shown
+
+
+# -- local.cfg ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os",
+        "from os import environ",
+        "print('hello')",
+        "def port(): pass",
+        "if True:\n    PORT = 1",
+        "PORT += 1",
+        "del PORT",
+        "app.PORT = 1",
+        "PORT, HOST = 1, 'a'",
+        "PORT",
+    ],
+)
+def test_the_file_has_assignments_only(text: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"local\.cfg line 2: only lines like NAME = 'value' are allowed"
+    ) as caught:
+        load_file(f"DEBUG = 0\n{text}\n")
+    assert_one_sentence(caught.value.message)
+
+
+CALLS = [
+    "open('proof', 'w')",
+    "__import__('os').mkdir('proof')",
+    'f\'{open("proof", "w")}\'',
+    "[open('proof', 'w')]",
+    "(lambda: open('proof', 'w'))()",
+]
+
+
+@pytest.mark.parametrize("expression", CALLS)
+def test_a_call_in_the_file_is_refused_and_not_made(expression: str) -> None:
+    with pytest.raises(ConfigurationError, match="HOST must be a plain value, nothing is executed here") as caught:
+        load_file(f"HOST = {expression}")
+    assert_one_sentence(caught.value.message)
+    assert not Path("proof").exists()
+
+
+@pytest.mark.parametrize("expression", CALLS)
+def test_a_call_for_a_setting_of_others_is_passed_over_and_not_made(expression: str) -> None:
+    assert load_file(f"SOMETHING_ELSE = {expression}") == Settings()
+    assert not Path("proof").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("PORT = ", id="no value"),
+        pytest.param("PORT = 'abc", id="open quote"),
+        pytest.param("PORT: 3030", id="YAML"),
+        pytest.param("PORT=3030;;", id="two semicolons"),
+        pytest.param("export PORT=3030", id="shell"),
+        pytest.param("[section]\nPORT = 1 2", id="ini"),
+        pytest.param("PORT = os.environ['PORT']", id="an expression"),
+        pytest.param("PORT = OTHER", id="a name"),
+        pytest.param("PORT = 1 + 'a'", id="a sum that fails"),
+        pytest.param("PORT = {[]: 1}", id="a dictionary that fails"),
+        pytest.param("PORT = {{}}", id="a set that fails"),
+        pytest.param("PORT = 3030\n\0", id="NUL"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_sentence(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"local\.cfg") as caught:
+        load_file(text)
+    assert_one_sentence(caught.value.message)
+
+
+def test_a_file_that_is_not_utf8_is_one_sentence() -> None:
+    Path("local.cfg").write_bytes(b"HOST = '\xff'")
+    with pytest.raises(ConfigurationError, match=r"local\.cfg cannot be read") as caught:
+        load({})
+    assert_one_sentence(caught.value.message)
+
+
+def test_a_folder_in_place_of_the_file_is_one_sentence() -> None:
+    Path("local.cfg").mkdir()
+    with pytest.raises(ConfigurationError, match=r"local\.cfg cannot be read") as caught:
+        load({})
+    assert_one_sentence(caught.value.message)
+
+
+def test_comments_empty_lines_and_values_over_several_lines() -> None:
+    settings = load_file("# comment\n\nPORT = 1111  # here too\nHOST = (\n    'exam'\n    'ple'\n)\n")
+    assert (settings.port, settings.host) == (1111, "example")
+
+
+def test_the_last_assignment_counts() -> None:
+    assert load_file("PORT = 1\nPORT = 2").port == 2
+
+
+def test_none_in_the_file_is_the_default() -> None:
+    assert load_file("PORT = None\nSQLALCHEMY_DATABASE_URI = None") == Settings()
+
+
+# -- the secret key ----------------------------------------------------------------------------------------------------
+
+
+def test_the_secret_key_is_the_given_one_or_a_long_random_one() -> None:
+    assert Settings(secret_key="given").flask_secret_key() == "given"
+    first, second = Settings().flask_secret_key(), Settings().flask_secret_key()
+    assert first != second
+    assert len(first) >= 32
+
+
+# -- the table and the docs --------------------------------------------------------------------------------------------
+
+
+def test_describe_has_every_setting_with_help_on_one_line() -> None:
+    rows = describe()
+    assert [name for name, _, _ in rows] == NAMES
+    for name, default, help in rows:
+        assert help, name
+        # They become a row of a Markdown table.
+        assert not set("|\n`") & set(default), name
+        assert not set("|\n") & set(help), name
+
+
+def test_a_default_that_is_shown_as_a_value_is_the_default() -> None:
+    for field, (name, default, _) in zip(dataclasses.fields(Settings), describe(), strict=True):
+        if not field.metadata["shown"] and field.default is not None:
+            assert load({name: default}) == Settings()
+
+
+def render_table() -> str:
+    """The table as README.md has it between its two marks; a default is code, and nothing where there is none.
+
+    A row is ``| `PORT` | `3030` | port of the development server |``, or ``| `DATABASE_URL` | | PostgreSQL, … |``.
+    """
+    lines = ["| setting | default | what it is |", "|---|---|---|"]
+    for name, default, help in describe():
+        lines.append(f"| `{name}` | `{default}` | {help} |" if default else f"| `{name}` | | {help} |")
+    return "\n".join(lines)
+
+
+def test_the_readme_has_the_table(root: Path) -> None:
+    readme = (root / "README.md").read_text("utf-8")
+    found = re.findall(r"<!-- settings -->\n(.*?)\n<!-- /settings -->", readme, re.DOTALL)
+    expected = render_table()
+    assert len(found) == 1, "README.md needs the marks <!-- settings --> and <!-- /settings --> once"
+    assert found[0].strip() == expected, f"README.md's table of settings is not the code's, which is:\n\n{expected}\n"
+
+
+def test_the_example_is_a_valid_local_cfg_of_known_settings(root: Path) -> None:
+    example = root / "local.cfg.example"
+    # The settings that are only shown, in comments, count as well.
+    text = re.sub(r"^#\s?(?=[A-Z_]+ = )", "", example.read_text("utf-8"), flags=re.MULTILINE)
+    names = re.findall(r"^([A-Za-z_]+)\s*=", text, re.MULTILINE)
+    assert set(names) <= {*NAMES, *config.ALIASES}
+    assert len(names) == len(set(names))
+    assert {"SQLALCHEMY_DATABASE_URI", "DATABASE_URL"} & set(names), "the one setting that everybody needs"
+    assert read_local_cfg(example)
+    load_file(text)

@@ -1,0 +1,94 @@
+"""socketio_pg.database, as far as it goes without a database: addresses, passwords, errors, encodings."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import psycopg2
+import psycopg2.extensions
+import pytest
+
+from socketio_pg.database import Database, decode_text, encode_text, translated_errors
+from socketio_pg.errors import ConfigurationError, DatabaseError, DatabaseUnavailableError, SocketIOPGError
+
+
+@pytest.fixture(autouse=True)
+def wait_callback() -> Iterator[None]:
+    """psycopg2's wait callback is process-wide: what another test set up is to find it as it was."""
+    callback = psycopg2.extensions.get_wait_callback()
+    yield
+    psycopg2.extensions.set_wait_callback(callback)
+
+
+@pytest.mark.parametrize(
+    ("dsn", "shown"),
+    [
+        ("postgresql://user:s3cret@host:5432/db", "host=host port=5432 dbname=db user=user"),
+        ("postgresql://user:s3cret%40tail1e@host/db?sslmode=require", "host=host dbname=db user=user"),
+        ("host=h password='s3cret tail1e' dbname=db", "host=h dbname=db"),
+        ("postgresql:///db?host=/run/postgresql&password=s3cret", "host=/run/postgresql dbname=db"),
+        ("postgresql://h1:1,h2:2/db", "host=h1,h2 port=1,2 dbname=db"),
+    ],
+)
+def test_what_logs_say_about_a_database(dsn: str, shown: str) -> None:
+    assert str(Database(dsn)) == shown
+
+
+@pytest.mark.parametrize("position", ["dsn", "listen_dsn"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://user:s3cret@host:5432/db?nonsense=1",
+        "postgresql://user:s3cret%zz@host/db",
+        "postgresql://user:s3cret#tail1e@host/db?nonsense=1",
+        "postgresql://user@host/db?password=s3cret&nonsense=1",
+        "host=h password=s3cret nonsense=1",
+        "host=h password='s3cret tail1e",
+        r"host=h password=s3cret\ tail1e nonsense=1",
+    ],
+)
+def test_an_address_that_libpq_refuses_is_an_error_without_the_password(position: str, address: str) -> None:
+    with pytest.raises(ConfigurationError, match="not an address that PostgreSQL's libpq understands") as caught:
+        Database(address) if position == "dsn" else Database("postgresql://host/db", address)
+    assert "s3cret" not in caught.value.message
+    assert "tail1e" not in caught.value.message
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (psycopg2.OperationalError("gone\nDETAIL: a row of yours"), DatabaseUnavailableError, "gone"),
+        (psycopg2.InterfaceError("closed"), DatabaseUnavailableError, "closed"),
+        (psycopg2.ProgrammingError("no table\nLINE 1: SELECT 's3cret'"), DatabaseError, "no table"),
+        (psycopg2.OperationalError(), DatabaseUnavailableError, "OperationalError"),
+        (
+            OSError(-2, "Name or service not known"),
+            DatabaseUnavailableError,
+            "PostgreSQL's host is not to be found: Name or service not known",
+        ),
+    ],
+)
+def test_driver_errors_leave_as_ours(raised: Exception, expected: type[SocketIOPGError], message: str) -> None:
+    with pytest.raises(SocketIOPGError) as caught, translated_errors(10):
+        raise raised
+    assert type(caught.value) is expected
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize("raised", [ConfigurationError("ours"), ZeroDivisionError()], ids=repr)
+def test_other_errors_pass(raised: Exception) -> None:
+    with pytest.raises(type(raised)) as caught, translated_errors(10):
+        raise raised
+    assert caught.value is raised
+
+
+@pytest.mark.parametrize(("encoding", "sent"), [("UTF8", "€é😀"), ("LATIN1", "€é😀".encode().decode("latin-1"))])
+def test_text_survives_a_database_without_an_encoding(encoding: str, sent: str) -> None:
+    # SQL_ASCII: psycopg2 is told LATIN1, so that any byte passes, and the bytes are UTF-8.
+    connection = SimpleNamespace(encoding=encoding)
+    assert encode_text(connection, "€é😀") == sent
+    assert decode_text(connection, sent) == "€é😀"
+
+
+def test_bytes_that_are_no_utf8_arrive_as_replacement_characters() -> None:
+    assert decode_text(SimpleNamespace(encoding="LATIN1"), "a\xff") == "a\ufffd"

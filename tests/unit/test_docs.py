@@ -1,0 +1,86 @@
+"""docs/protocol.md against the code: every event and every error code, and none that does not exist."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from socketio_pg import errors
+from socketio_pg.protocol import RESERVED_EVENTS
+from socketio_pg.websocket import SocketServer
+
+#: What a client has a right to find, whatever the code makes of it (docs and clients are written against this list).
+PROMISED = {
+    "subscribe", "subscribed", "unsubscribe", "unsubscribed", "publish", "published",
+    "server_hello", "event", "gap", "error",
+}  # fmt: skip
+#: Of `SocketServer(test=True)` only; the docs may have it.
+OF_TESTS = {"test_pub"}
+
+
+@pytest.fixture
+def protocol_md(root: Path) -> str:
+    return (root / "docs" / "protocol.md").read_text("utf-8")
+
+
+def sections(markdown: str) -> Iterator[tuple[str, str]]:
+    """Each ``##`` heading with what stands below it."""
+    for part in re.split(r"^## ", markdown, flags=re.MULTILINE)[1:]:
+        title, _, body = part.partition("\n")
+        yield title.strip(), body
+
+
+def documented_codes(markdown: str) -> list[str]:
+    """The first column of the table below ``## Error codes``: rows that start with ``| `code` |``."""
+    [body] = [body for title, body in sections(markdown) if title == "Error codes"]
+    return re.findall(r"^\| `([^`]+)` \|", body, re.MULTILINE)
+
+
+def documented_events(markdown: str) -> list[str]:
+    """The headings ``### `name` ``."""
+    return re.findall(r"^### `([^`]+)`\s*$", markdown, re.MULTILINE)
+
+
+def emitted_events(root: Path) -> set[str]:
+    """The first argument of every call of ``emit``, ``_emit``, ``emit_in_order`` and ``Answer`` in the package."""
+    names = set()
+    for path in (root / "socketio_pg").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(attr="emit" | "_emit" | "emit_in_order"),
+                    args=[ast.Constant(value=str(name)), *_],
+                ):
+                    names.add(name)
+                case ast.Call(func=ast.Name(id="Answer"), args=[ast.Constant(value=str(name)), *_]):
+                    names.add(name)
+    return names
+
+
+def registered_events(server: SocketServer) -> set[str]:
+    return set(server.socketio.server.handlers["/"])
+
+
+def test_the_code_has_the_events_that_are_promised(root: Path, socket_server: SocketServer) -> None:
+    assert registered_events(socket_server) | emitted_events(root) == PROMISED
+
+
+def test_every_event_has_its_section(root: Path, protocol_md: str, socket_server: SocketServer) -> None:
+    events = registered_events(socket_server) | emitted_events(root)
+    documented = documented_events(protocol_md)
+    assert events - set(documented) == set()
+    assert len(documented) == len(set(documented))
+
+
+def test_there_is_no_section_about_an_event_that_does_not_exist(
+    root: Path, protocol_md: str, socket_server: SocketServer
+) -> None:
+    # connect, connect_error and disconnect are Socket.IO's, and worth a section.
+    events = registered_events(socket_server) | emitted_events(root) | RESERVED_EVENTS | OF_TESTS
+    assert set(documented_events(protocol_md)) - events == set()
+
+
+def test_the_table_has_every_error_code_once_and_no_other(protocol_md: str) -> None:
+    assert sorted(documented_codes(protocol_md)) == sorted(errors.wire_codes())

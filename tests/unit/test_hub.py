@@ -1,0 +1,146 @@
+"""socketio_pg.hub: who subscribes to what."""
+
+from collections import defaultdict
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from socketio_pg.hub import Hub, UnknownSubscriberError
+
+SUBSCRIBERS = st.sampled_from(["ann", "bob", "cyd"])
+CHANNELS = st.sampled_from(["foo", "Foo", "bar", "😀"])
+
+
+def test_the_first_subscription_of_a_channel_is_told_from_the_others() -> None:
+    hub = Hub()
+    hub.add("ann")
+    hub.add("bob")
+    assert hub.subscribe("ann", "foo") is True
+    assert hub.subscribe("bob", "foo") is False
+    assert hub.subscribe("bob", "bar") is True
+
+
+def test_the_last_to_leave_a_channel_is_told_from_the_others() -> None:
+    hub = Hub()
+    for subscriber in ("ann", "bob"):
+        hub.add(subscriber)
+        hub.subscribe(subscriber, "foo")
+    assert hub.unsubscribe("ann", "foo") is False
+    assert hub.unsubscribe("bob", "foo") is True
+    assert hub.channels() == set()
+
+
+def test_leaving_twice_or_what_one_never_joined_changes_nothing() -> None:
+    hub = Hub()
+    hub.add("ann")
+    hub.subscribe("ann", "foo")
+    assert hub.unsubscribe("ann", "bar") is False
+    assert hub.unsubscribe("bob", "foo") is False
+    assert hub.unsubscribe("ann", "foo") is True
+    assert hub.unsubscribe("ann", "foo") is False
+
+
+def test_one_who_has_left_cannot_subscribe() -> None:
+    # A request is carried out in a green thread of its own, so it may come after its client's disconnect.
+    hub = Hub()
+    hub.add("ann")
+    hub.drop("ann")
+    with pytest.raises(UnknownSubscriberError):
+        hub.subscribe("ann", "foo")
+    assert (hub.channels(), len(hub)) == (set(), 0)
+
+
+def test_dropping_tells_the_channels_that_nobody_is_left_in() -> None:
+    hub = Hub()
+    for subscriber in ("ann", "bob"):
+        hub.add(subscriber)
+        hub.subscribe(subscriber, "shared")
+    hub.subscribe("ann", "own")
+    hub.subscribe("ann", "own too")
+    assert sorted(hub.drop("ann")) == ["own", "own too"]
+    assert hub.drop("ann") == []
+    assert hub.drop("nobody") == []
+    assert hub.channels() == {"shared"}
+
+
+def test_adding_twice_keeps_the_subscriptions() -> None:
+    hub = Hub()
+    hub.add("ann")
+    hub.subscribe("ann", "foo")
+    hub.add("ann")
+    assert hub.is_subscribed("ann", "foo")
+    assert len(hub) == 1
+
+
+def test_the_set_of_channels_is_the_callers_own() -> None:
+    hub = Hub()
+    hub.add("ann")
+    hub.subscribe("ann", "foo")
+    hub.channels().clear()
+    assert hub.channels() == {"foo"}
+
+
+class HubAgainstModel(RuleBasedStateMachine):
+    """Anything in any order, compared with a plain dictionary of sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hub = Hub()
+        self.model: dict[str, set[str]] = {}
+
+    def members(self) -> dict[str, set[str]]:
+        """The model seen from the channels."""
+        members: dict[str, set[str]] = defaultdict(set)
+        for subscriber, channels in self.model.items():
+            for channel in channels:
+                members[channel].add(subscriber)
+        return dict(members)
+
+    @rule(subscriber=SUBSCRIBERS)
+    def add(self, subscriber: str) -> None:
+        self.hub.add(subscriber)
+        self.model.setdefault(subscriber, set())
+
+    @rule(subscriber=SUBSCRIBERS, channel=CHANNELS)
+    def subscribe(self, subscriber: str, channel: str) -> None:
+        if subscriber not in self.model:
+            with pytest.raises(UnknownSubscriberError):
+                self.hub.subscribe(subscriber, channel)
+            return
+        result = self.hub.subscribe(subscriber, channel)
+        self.model[subscriber].add(channel)
+        # Also true for one alone in the channel who subscribes again: whoever listens is told once too often, not once
+        # too seldom.
+        assert result is (self.members()[channel] == {subscriber})
+
+    @rule(subscriber=SUBSCRIBERS, channel=CHANNELS)
+    def unsubscribe(self, subscriber: str, channel: str) -> None:
+        was_in = channel in self.model.get(subscriber, ())
+        self.model.get(subscriber, set()).discard(channel)
+        assert self.hub.unsubscribe(subscriber, channel) is (was_in and channel not in self.members())
+
+    @rule(subscriber=SUBSCRIBERS)
+    def drop(self, subscriber: str) -> None:
+        before = self.members()
+        self.model.pop(subscriber, None)
+        assert sorted(self.hub.drop(subscriber)) == sorted(before.keys() - self.members().keys())
+
+    @invariant()
+    def both_agree(self) -> None:
+        members = self.members()
+        assert self.hub.channels() == members.keys()
+        assert len(self.hub) == len(self.model)
+        for subscriber in ("ann", "bob", "cyd"):
+            for channel in ("foo", "Foo", "bar", "😀"):
+                assert self.hub.is_subscribed(subscriber, channel) is (subscriber in members.get(channel, ()))
+
+    def teardown(self) -> None:
+        """When all have gone, nothing is left behind."""
+        for subscriber in self.model:
+            self.hub.drop(subscriber)
+        assert self.hub.channels() == set()
+        assert len(self.hub) == 0
+
+
+TestHubAgainstModel = HubAgainstModel.TestCase

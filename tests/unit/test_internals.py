@@ -1,0 +1,166 @@
+"""What we override and use of python-socketio, python-engineio and Flask-SocketIO is still what it was.
+
+A new version that changes it fails here, and says where to look.
+"""
+
+import inspect
+from typing import Any
+
+import engineio
+import flask_socketio
+import pytest
+import socketio
+
+from socketio_pg import engine, engine_socket, fanout, protocol
+from socketio_pg.protocol import Server
+
+#: Base class → method → its parameters, of all methods that we override.
+OVERRIDDEN: dict[type, dict[str, list[str]]] = {
+    socketio.packet.Packet: {
+        "decode": ["self", "encoded_packet"],
+        "add_attachment": ["self", "attachment"],
+    },
+    socketio.Server: {
+        "__init__": ["self", "client_manager", "logger", "serializer", "json", "async_handlers", "always_connect",
+                     "namespaces", "**kwargs"],
+        "_handle_connect": ["self", "eio_sid", "namespace", "data"],
+        "_trigger_event": ["self", "event", "namespace", "*args"],
+        "_handle_eio_message": ["self", "eio_sid", "data"],
+        "_handle_event": ["self", "eio_sid", "namespace", "id", "data"],
+        "_handle_event_internal": ["self", "server", "sid", "eio_sid", "data", "namespace", "id"],
+        "_engineio_server_class": ["self"],
+        "_handle_ack": ["self", "eio_sid", "namespace", "id", "data"],
+    },
+    socketio.Manager: {
+        "__init__": ["self"],
+        "emit": ["self", "event", "data", "namespace", "room", "skip_sid", "callback", "to", "**kwargs"],
+        "basic_enter_room": ["self", "sid", "namespace", "room", "eio_sid"],
+        "basic_leave_room": ["self", "sid", "namespace", "room"],
+    },
+    engineio.Server: {
+        "__init__": ["self", "async_mode", "ping_interval", "ping_timeout", "max_http_buffer_size", "allow_upgrades",
+                     "http_compression", "compression_threshold", "cookie", "cors_allowed_origins", "cors_credentials",
+                     "logger", "json", "async_handlers", "monitor_clients", "transports", "**kwargs"],
+        "_handle_connect": ["self", "environ", "start_response", "transport", "jsonp_index"],
+    },
+    engineio.socket.Socket: {
+        "__init__": ["self", "server", "sid"],
+        "send": ["self", "pkt"],
+        "schedule_ping": ["self"],
+        "poll": ["self"],
+        "check_ping_timeout": ["self"],
+        "handle_post_request": ["self", "environ"],
+        "close": ["self", "wait", "abort", "reason"],
+        "_upgrade_websocket": ["self", "environ", "start_response"],
+    },
+    socketio.WSGIApp: {
+        "__init__": ["self", "socketio_app", "wsgi_app", "static_files", "socketio_path"],
+        "__call__": ["self", "environ", "start_response"],
+    },
+    flask_socketio.SocketIO: {
+        "init_app": ["self", "app", "**kwargs"],
+    },
+}  # fmt: skip
+
+#: The same for what is called, or replaced in these tests.
+USED: dict[type, dict[str, list[str]]] = {
+    socketio.Server: {
+        "_send_packet": ["self", "eio_sid", "pkt"],
+        "_handle_disconnect": ["self", "eio_sid", "namespace", "reason"],
+        "_handle_eio_connect": ["self", "eio_sid", "environ"],
+        "_handle_eio_disconnect": ["self", "eio_sid", "reason"],
+        "disconnect": ["self", "sid", "namespace", "ignore_queue"],
+        "on": ["self", "event", "handler", "namespace"],
+        "register_namespace": ["self", "namespace_handler"],
+    },
+    socketio.Manager: {
+        "sid_from_eio_sid": ["self", "eio_sid", "namespace"],
+        "is_sid_room": ["self", "namespace", "room"],
+        "get_participants": ["self", "namespace", "room"],
+        "disconnect": ["self", "sid", "namespace", "**kwargs"],
+    },
+    engineio.Server: {
+        "send_packet": ["self", "sid", "pkt"],
+        "create_queue": ["self", "*args", "**kwargs"],
+        "generate_id": ["self"],
+        "_upgrades": ["self", "sid", "transport"],
+        "_trigger_event": ["self", "event", "*args", "**kwargs"],
+        "_bad_request": ["self", "message"],
+        "_unauthorized": ["self", "message"],
+        "_ok": ["self", "packets", "headers", "jsonp_index"],
+    },
+    engineio.socket.Socket: {
+        "handle_get_request": ["self", "environ", "start_response"],
+    },
+    flask_socketio.SocketIO: {
+        "__init__": ["self", "app", "**kwargs"],
+        "_handle_event": ["self", "handler", "message", "namespace", "sid", "*args"],
+    },
+}
+
+OURS: list[type] = [
+    protocol.Packet,
+    protocol.Server,
+    protocol.Middleware,
+    protocol.SocketIO,
+    fanout.Manager,
+    engine.Engine,
+    engine_socket.Socket,
+]
+
+
+def parameters(function: Any) -> list[str]:
+    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    return [stars.get(found.kind, "") + name for name, found in inspect.signature(function).parameters.items()]
+
+
+@pytest.mark.parametrize(
+    ("base", "method", "expected"),
+    [(base, method, expected) for table in (OVERRIDDEN, USED) for base, methods in table.items()
+     for method, expected in methods.items()],
+    ids=[f"{base.__name__}.{method}" for table in (OVERRIDDEN, USED) for base, methods in table.items()
+         for method in methods],
+)  # fmt: skip
+def test_the_libraries_internals_are_what_we_build_on(base: type, method: str, expected: list[str]) -> None:
+    function = getattr(base, method, None)
+    assert function is not None, (
+        f"{base.__module__}.{base.__name__}.{method} has gone: look at protocol, engine, engine_socket, fanout"
+    )
+    assert parameters(function) == expected, (
+        f"{base.__name__}.{method} has changed: look at protocol, engine, engine_socket, fanout"
+    )
+
+
+@pytest.mark.parametrize("ours", OURS, ids=lambda ours: ours.__name__)
+def test_the_table_of_overridden_methods_is_complete(ours: type) -> None:
+    base = ours.__bases__[0]
+    functions = [name for name, value in vars(ours).items() if inspect.isfunction(value)]
+    overridden = {name for name in functions if hasattr(base, name)}
+    # One that is too many here may be a method that we added, and that a new version has too with another meaning.
+    assert overridden == OVERRIDDEN[base].keys()
+
+
+@pytest.mark.parametrize("name", ["eio", "manager", "environ", "handlers", "namespace_handlers", "not_handled",
+                                  "packet_class", "_binary_packet", "async_mode", "async_handlers"])  # fmt: skip
+def test_the_servers_attributes_are_what_we_build_on(name: str) -> None:
+    assert hasattr(socketio.Server(async_mode="threading"), name)
+
+
+@pytest.mark.parametrize("name", ["server", "server_options", "handlers", "namespace_handlers", "manage_session"])
+def test_flask_socketios_attributes_are_what_we_build_on(name: str) -> None:
+    assert hasattr(flask_socketio.SocketIO(), name)
+
+
+def test_the_packets_json_is_a_class_attribute_that_only_we_replace() -> None:
+    server = Server(async_mode="threading")
+    assert server.packet_class is protocol.Packet
+    assert "json" in vars(socketio.packet.Packet)
+    assert socketio.packet.Packet.json is not protocol.Packet.json
+    assert server.packet_class(socketio.packet.EVENT, data=["a", {"b": "é"}]).encode() == '2["a",{"b":"é"}]'
+
+
+def test_a_stock_engineio_socket_has_no_attribute_that_ours_lacks() -> None:
+    # Ours does not call the stock constructor.
+    stock = engineio.Server(async_mode="threading")
+    ours = engine.Engine(async_mode="threading")
+    assert vars(engineio.socket.Socket(stock, "a")).keys() <= vars(engine_socket.Socket(ours, "a", polling=True)).keys()

@@ -1,0 +1,328 @@
+"""socketio_pg.messages: JSON value → NOTIFY payload → message → Socket.IO frame."""
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from socketio_pg.errors import InvalidRequestError, PayloadTooLargeError
+from socketio_pg.messages import (
+    MAX_NOTIFY_BYTES,
+    Message,
+    WireJSON,
+    decode_notification,
+    dumps_strict,
+    encode_payload,
+    is_strict_json,
+)
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    # Beyond a double's range no JavaScript client could read it; see test_refused_values.
+    | st.integers(-(10**300), 10**300)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda values: st.lists(values, max_size=5) | st.dictionaries(st.text(max_size=10), values, max_size=5),
+    max_leaves=20,
+)
+
+
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
+def strict_loads(text: str) -> Any:
+    """As a strict parser reads it: the standard library's alone takes NaN and Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+# -- encode_payload ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (False, "false"),
+        (0, "0"),
+        (-1.5, "-1.5"),
+        ("", '""'),
+        ("é€😀", '"é€😀"'),
+        ("\0", '"\\u0000"'),
+        ('\n\t"\\', '"\\n\\t\\"\\\\"'),
+        ("\u2028", '"\u2028"'),
+        ([], "[]"),
+        ({}, "{}"),
+        ([1, [2]], "[1,[2]]"),
+        ({"z": 1, "a": {"b": None}}, '{"z":1,"a":{"b":null}}'),
+        (2**53 + 1, "9007199254740993"),
+        (2**64, "18446744073709551616"),
+        (-(2**70), "-1180591620717411303424"),
+        (10**300, "1" + "0" * 300),
+        (0.1, "0.1"),
+        (1e300, "1e+300"),
+        (5e-324, "5e-324"),
+    ],
+)
+def test_values_as_compact_json(value: object, text: str) -> None:
+    assert encode_payload(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        pytest.param(float("nan"), "NaN", id="NaN"),
+        pytest.param(float("inf"), "infinite", id="Infinity"),
+        pytest.param({"a": [float("-inf")]}, "infinite", id="-Infinity inside"),
+        pytest.param("\ud800", "surrogate", id="lone high surrogate"),
+        pytest.param("a\udfff", "surrogate", id="lone low surrogate"),
+        pytest.param({"\ud800": 1}, "surrogate", id="surrogate in a key"),
+        pytest.param(["\ude00\ud83d"], "surrogate", id="surrogates the wrong way round"),
+        pytest.param(b"abc", "bytes", id="bytes"),
+        pytest.param({"a": b""}, "bytes", id="bytes inside"),
+        pytest.param({1, 2}, "set", id="set"),
+        pytest.param(object(), "object", id="object"),
+        pytest.param({(1, 2): 3}, "keys", id="tuple as key"),
+        pytest.param(10**400, "number is too large", id="integer beyond the range of a double"),
+        pytest.param([-(10**309)], "number is too large", id="negative integer beyond the range of a double"),
+    ],
+)
+def test_refused_values(value: object, reason: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"payload must be a JSON value.*{reason}") as caught:
+        encode_payload(value)
+    assert caught.value.code == "invalid_request"
+    assert caught.value.message.encode()
+
+
+@pytest.mark.parametrize("levels", [1_025, 5_000, 100_000])
+def test_endless_nesting_is_refused(levels: int) -> None:
+    with pytest.raises(InvalidRequestError, match="nested too deeply"):
+        encode_payload(nested(levels))
+
+
+def test_nesting_that_people_use_is_fine() -> None:
+    assert encode_payload(nested(500)) == "[" * 500 + "]" * 500
+
+
+def test_a_value_that_contains_itself_is_refused_for_that_reason() -> None:
+    value: list[object] = []
+    value.append(value)
+    with pytest.raises(InvalidRequestError) as caught:
+        encode_payload(value)
+    assert "NaN" not in caught.value.message
+
+
+def test_an_integer_that_python_will_not_write_is_refused_for_that_reason() -> None:
+    # sys.set_int_max_str_digits: 4,300 by default.
+    with pytest.raises(InvalidRequestError) as caught:
+        encode_payload(10**5000)
+    assert "NaN" not in caught.value.message
+
+
+@pytest.mark.parametrize("character", ["a", "é", "€", "😀"], ids=["1 byte", "2 bytes", "3 bytes", "4 bytes"])
+def test_the_limit_is_bytes(character: str) -> None:
+    # 7,999 bytes and 8,000, two of them the quotes of the JSON string; the rest is filled up with one-byte letters.
+    for size in (MAX_NOTIFY_BYTES, MAX_NOTIFY_BYTES + 1):
+        many, rest = divmod(size - 2, len(character.encode()))
+        payload = character * many + "a" * rest
+        if size == 7_999:
+            assert len(encode_payload(payload).encode()) == 7_999
+        else:
+            with pytest.raises(PayloadTooLargeError, match="payload has 8000 bytes") as caught:
+                encode_payload(payload)
+            assert caught.value.code == "payload_too_large"
+
+
+def test_the_limit_counts_escapes() -> None:
+    assert len(encode_payload("\0" * 1_332)) == 7_994
+    with pytest.raises(PayloadTooLargeError, match="8000 bytes"):
+        encode_payload("\0" * 1_333)
+
+
+@given(JSON_VALUES)
+def test_any_json_value_comes_back_as_it_was(value: object) -> None:
+    try:
+        text = encode_payload(value)
+    except PayloadTooLargeError:
+        assume(False)
+    # Written out again, because 1 == True == 1.0 and the order of keys counts too.
+    assert strict_loads(text) == value
+    assert json.dumps(json.loads(text)) == json.dumps(value)
+    assert decode_notification("foo", text) == Message("foo", text)
+
+
+# -- decode_notification -----------------------------------------------------------------------------------------------
+
+JSON_TEXTS = [
+    "null",
+    "true",
+    "0",
+    "-0",
+    "1.0",
+    "1E5",
+    "1e-400",
+    "0.10000000000000000000000000000000000001",
+    "123456789012345678901234567890",
+    '""',
+    '"foo"',
+    '"\\u00e9\\/\\ud83d\\ude00"',
+    '"\\u0000"',
+    '"\u2028\u2029\x7f"',
+    "[]",
+    "{}",
+    '{"z": 1, "a": 2, "10": 3, "2": 4}',
+    '{"a": 1, "a": 2}',
+    ' {\n\t"a" : [ 1 , 2 ]\r\n} ',
+]
+
+OTHER_TEXTS = [
+    "",
+    " ",
+    "hello",
+    "hello world",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "[NaN]",
+    '{"a": -Infinity}',
+    "undefined",
+    "None",
+    "True",
+    "nul",
+    "'a'",
+    "{a: 1}",
+    "[1,]",
+    "[1 2]",
+    "1 2",
+    "{}{}",
+    "01",
+    "+1",
+    ".5",
+    "1.",
+    "0x10",
+    "1e400",
+    '"\\ud800"',
+    '"\\x41"',
+    '"open',
+    '"\n"',
+    '"\0"',
+    "\ufeff{}",
+    "\x1e",
+    '451-["event",{"_placeholder":true,"num":0}]',
+    '"); DROP TABLE users; --',
+    "[" * 2_000 + "]" * 2_000,
+]
+
+
+@pytest.mark.parametrize("text", JSON_TEXTS)
+def test_json_from_postgres_is_the_payload_letter_by_letter(text: str) -> None:
+    message = decode_notification("foo", text)
+    assert message == Message("foo", text)
+    assert message.payload() == json.loads(text)
+
+
+@pytest.mark.parametrize("text", OTHER_TEXTS)
+def test_what_is_not_strict_json_arrives_as_a_string(text: str) -> None:
+    message = decode_notification("foo", text)
+    assert message.payload() == text
+    assert strict_loads(message.payload_json) == text
+
+
+@given(st.text())
+def test_whatever_postgres_brings_is_strict_json_afterwards(text: str) -> None:
+    message = decode_notification("foo", text)
+    assert message.payload_json.encode()
+    value = strict_loads(message.payload_json)
+    assert message.payload() == value
+    assert is_strict_json(text) or value == text
+
+
+@pytest.mark.parametrize("levels", [1, 500, 900, 1_000, 1_023, 1_024, 1_025, 3_999])
+def test_the_payload_of_every_message_can_be_read_however_deep(levels: int) -> None:
+    # 3,999 levels are what fits into a NOTIFY. Python's own parser gives up earlier than orjson's.
+    message = decode_notification("foo", "[" * levels + "]" * levels)
+    assert isinstance(message.payload(), (list, str))
+
+
+def test_each_payload_is_a_new_value() -> None:
+    message = Message("foo", '{"a":[1]}')
+    message.payload()["a"].append(2)
+    assert message.payload() == {"a": [1]}
+
+
+# -- on the wire -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [*JSON_TEXTS, *(dumps_strict(text) for text in OTHER_TEXTS)])
+def test_the_payload_text_stands_in_the_frame_unchanged(text: str) -> None:
+    frame = WireJSON.dumps(["event", Message("foo", text).to_wire()], separators=(",", ":"))
+    assert frame == f'["event",{{"channel":"foo","payload":{text}}}]'
+
+
+@pytest.mark.parametrize("channel", ["foo", 'say "hi"', "back\\slash", "канал", "😀", "a\u202eb"])
+def test_the_channel_stands_in_the_frame_as_json(channel: str) -> None:
+    frame = WireJSON.dumps(["event", Message(channel, "1").to_wire()])
+    assert strict_loads(frame) == ["event", {"channel": channel, "payload": 1}]
+
+
+@given(JSON_VALUES)
+def test_the_wire_writes_any_json_value(value: object) -> None:
+    assert strict_loads(WireJSON.dumps(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(float("nan"), "null"), (float("inf"), "null"), ({"a": [float("-inf")]}, '{"a":[null]}')],
+    ids=repr,
+)
+def test_the_wire_writes_what_is_no_number_as_null(value: object, text: str) -> None:
+    assert WireJSON.dumps(value) == text
+
+
+@pytest.mark.parametrize("value", [[2**70, float("nan")], {"a": "\ud800"}, [2**70, "\udc00"]], ids=repr)
+def test_the_wire_refuses_what_would_be_no_strict_json_in_utf8(value: object) -> None:
+    # A frame that is no UTF-8 cannot be sent and would take the client's connection with it.
+    with pytest.raises((TypeError, ValueError)):
+        WireJSON.dumps(value)
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, {(1,): 2}, [b"binary"]], ids=repr)
+def test_the_wire_refuses_what_is_not_json(value: object) -> None:
+    with pytest.raises(TypeError):
+        WireJSON.dumps(value)
+
+
+def test_the_wire_writes_a_fragment_beside_a_big_integer_or_says_so() -> None:
+    with pytest.raises(TypeError):
+        WireJSON.dumps([orjson.Fragment("1"), 2**70])
+
+
+@pytest.mark.parametrize("text", ["[NaN]", "[1e400]", '["\\ud800"]', '["a"]', "[123456789012345678901234567890]"])
+def test_the_wire_reads_what_clients_send_so_that_handlers_can_answer(text: str) -> None:
+    assert repr(WireJSON.loads(text)) == repr(json.loads(text))
+
+
+# -- the two helpers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("levels", "strict"), [(500, True), (1_025, False)])
+def test_strict_json_has_at_most_1024_levels(levels: int, strict: bool) -> None:
+    assert is_strict_json("[" * levels + "]" * levels) is strict
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_dumps_strict_refuses_what_json_has_not(value: float) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        dumps_strict([value])

@@ -1,0 +1,212 @@
+"""The package from outside: what importing it costs, and its command."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import socketio_pg
+from socketio_pg import config
+from socketio_pg.cli import main
+from socketio_pg.pubsub import PubSub
+
+pytestmark = pytest.mark.usefixtures("clean_settings")
+
+
+def run_python(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python in the working folder of the test, with the checkout's package."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | {"PYTHONPATH": str(root)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+# -- import ------------------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_package_is_light(root: Path) -> None:
+    result = run_python(root, "-c", "import sys, json, socketio_pg; json.dump(sorted(sys.modules), sys.stdout)")
+    imported = {name.split(".")[0] for name in json.loads(result.stdout)}
+    assert "socketio_pg" in imported
+    heavy = {"flask", "flask_socketio", "socketio", "eventlet", "sqlalchemy", "psycopg2", "click", "orjson"}
+    assert not imported & heavy
+
+
+def test_pubsub_comes_when_it_is_asked_for() -> None:
+    assert socketio_pg.PubSub is PubSub
+
+
+def test_everything_that_is_promised_is_there() -> None:
+    assert {"PubSub", "PayloadTooLargeError", "SocketIOPGError", "__version__"} <= set(socketio_pg.__all__)
+    for name in socketio_pg.__all__:
+        assert getattr(socketio_pg, name) is not None
+
+
+def test_other_attributes_are_missing_as_usual() -> None:
+    assert not hasattr(socketio_pg, "Pubsub")
+    with pytest.raises(AttributeError, match="module 'socketio_pg' has no attribute 'Pubsub'"):
+        _ = socketio_pg.Pubsub
+
+
+def test_the_version_is_well_formed() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc|\.dev)\d+)?", socketio_pg.__version__)
+
+
+def test_the_package_is_marked_as_typed(root: Path) -> None:
+    assert (root / "socketio_pg" / "py.typed").exists()
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_the_module_is_the_command(root: Path) -> None:
+    result = run_python(root, "-m", "socketio_pg", "--version")
+    assert result.returncode == 0
+    assert result.stdout.strip().endswith(f"version {socketio_pg.__version__}")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["serve", "--help"], ["settings", "-h"]], ids=" ".join)
+def test_help(arguments: list[str]) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 0
+    assert result.output.startswith("Usage: ")
+
+
+def test_settings_lists_each_setting_with_default_and_help() -> None:
+    result = invoke("settings")
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    for line, (name, default, help) in zip(lines, config.describe(), strict=True):
+        assert line.split()[0] == name
+        assert help in line
+        assert line.endswith(f"[default: {default}]") == bool(default)
+
+
+def test_settings_can_be_listed_although_one_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "bad")
+    assert invoke("settings").exit_code == 0
+
+
+def assert_one_sentence(result: Result, *words: str) -> None:
+    """The command ended with an error of one line that has these words."""
+    assert result.exit_code == 1
+    [line] = result.output.strip().splitlines()
+    assert line.startswith("Error: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What `serve` would have become."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda program, arguments: commands.append(arguments))
+    return commands
+
+
+def test_serve_without_a_database_is_one_sentence(executed: list[list[str]]) -> None:
+    assert_one_sentence(invoke("serve"), "DATABASE_URL", "local.cfg")
+    assert executed == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("PORT", "bad", "from 1 to 65535"),
+        ("HOST", "  ", "not empty"),
+        ("LOG_LEVEL", "loud", "WARNING"),
+        ("DATABASE_URL", "mysql://host/db", "postgresql://"),
+    ],
+)
+def test_serve_with_a_wrong_value_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, executed: list[list[str]], name: str, value: str, allowed: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://host/db")
+    monkeypatch.setenv(name, value)
+    assert_one_sentence(invoke("serve"), name, repr(value), allowed)
+    assert executed == []
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "bad"])
+def test_serve_refuses_a_wrong_option(executed: list[list[str]], port: str) -> None:
+    result = invoke("serve", "--port", port)
+    assert result.exit_code == 2
+    assert "--port" in result.output
+    assert executed == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "address"),
+    [
+        ({}, [], "127.0.0.1:3030"),
+        ({"PORT": "5000", "HOST": "0.0.0.0"}, [], "0.0.0.0:5000"),
+        ({}, ["--port", "5000", "--host", "0.0.0.0"], "0.0.0.0:5000"),
+        ({"PORT": "4000", "HOST": "192.0.2.1"}, ["--port", "5000", "--host", "0.0.0.0"], "0.0.0.0:5000"),
+        ({"PORT": "4000"}, ["--host", "0.0.0.0"], "0.0.0.0:4000"),
+    ],
+    ids=["defaults", "environment", "options", "options over environment", "one of each"],
+)
+def test_serve_binds_where_options_environment_and_defaults_say(
+    monkeypatch: pytest.MonkeyPatch,
+    executed: list[list[str]],
+    environment: dict[str, str],
+    options: list[str],
+    address: str,
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://host/db")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    result = invoke("serve", *options)
+    assert result.exit_code == 0, result.output
+    [command] = executed
+    assert command[:3] == [sys.executable, "-m", "gunicorn"]
+    assert command[command.index("--bind") + 1] == address
+    assert "socketio_pg.server:app" in command
+
+
+def test_serve_takes_local_cfg(clean_settings: Path, executed: list[list[str]]) -> None:
+    (clean_settings / "local.cfg").write_text("SQLALCHEMY_DATABASE_URI = 'postgresql://host/db'\nPORT = 5000\n")
+    assert invoke("serve").exit_code == 0
+    assert "127.0.0.1:5000" in executed[0]
+
+
+def test_serve_says_what_is_wrong_with_local_cfg(clean_settings: Path, executed: list[list[str]]) -> None:
+    (clean_settings / "local.cfg").write_text("import os\n")
+    assert_one_sentence(invoke("serve"), "local.cfg", "line 1")
+    assert executed == []
+
+
+# -- the same from a shell: nothing but the sentence -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["-m", "socketio_pg", "serve"], ["server.py"]], ids=["serve", "server.py"])
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [({}, ["DATABASE_URL", "local.cfg"]), ({"PORT": "bad"}, ["PORT", "'bad'", "from 1 to 65535"])],
+    ids=["no database", "bad port"],
+)
+def test_a_start_that_fails_leaves_one_sentence_on_the_terminal(
+    root: Path, arguments: list[str], environment: dict[str, str], words: list[str]
+) -> None:
+    if arguments == ["server.py"]:
+        arguments = [str(root / "socketio_pg" / "server.py")]
+    result = run_python(root, *arguments, **environment)
+    assert result.returncode not in (0, -1)
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0]
