@@ -1,0 +1,92 @@
+"""What the kernel knows: cores, CPU time and memory of a process, limits, versions. Linux only."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Cores(NamedTuple):
+    """Which core does what. With two cores the load and PostgreSQL share the second."""
+
+    server: int
+    load: int
+    postgres: int
+
+    def describe(self) -> str:
+        return f"server on core {self.server}, load generator on core {self.load}, PostgreSQL on core {self.postgres}"
+
+
+def choose_cores() -> Cores:
+    cores = sorted(os.sched_getaffinity(0))
+    return Cores(server=cores[0], load=cores[1 % len(cores)], postgres=cores[2] if len(cores) > 2 else cores[-1])
+
+
+def on_core(core: int) -> Callable[[], None]:
+    """For `preexec_fn`: the child starts pinned, so whatever it forks is pinned as well."""
+    return lambda: os.sched_setaffinity(0, {core})
+
+
+def raise_file_limit(needed: int) -> int:
+    """Raises the number of open files to the hard limit (children inherit it) and returns it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise SystemExit(f"this run needs {needed} open files a process, but the hard limit is {hard} (ulimit -Hn)")
+    return hard
+
+
+def process_cpu(pid: int) -> float:
+    """User and system seconds of a process with all its threads, as /proc/PID/stat adds them up.
+
+    Read from the process's CPU clock (clock_getcpuclockid(3)): it counts nanoseconds, `stat` only ticks of 10 ms.
+    """
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def core_busy_ticks(core: int) -> tuple[int, int]:
+    """Ticks in which the core did something, and all ticks, since boot (proc_stat(5))."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        if line.startswith(f"cpu{core} "):
+            ticks = [int(field) for field in line.split()[1:9]]
+            return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
+    raise LookupError(f"no core {core} in /proc/stat")
+
+
+def memory(pid: int) -> dict[str, float]:
+    """RSS and PSS in KB."""
+    values: dict[str, float] = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name in ("Rss", "Pss"):
+            values[name.lower()] = float(rest.split()[0])
+    return values
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def describe() -> dict[str, str]:
+    """The machine and the versions that the figures hold for."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    described = {
+        "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),
+        "cores": str(os.cpu_count()),
+        "memory_gb": str(round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)),
+        "kernel": platform.release(),
+        "python": sys.version.split()[0],
+        "node": subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout.strip(),
+    }
+    for name in ("Flask-SocketIO", "python-socketio", "python-engineio", "eventlet", "gunicorn", "psycopg2-binary"):
+        try:
+            described[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            described[name] = "not installed"
+    return described

@@ -1,0 +1,46 @@
+// Node's socket.io with a LISTEN bridge on `pg`: same wire as socketio_pg, defaults throughout.
+// Usage: DATABASE_URL=… node node_server.mjs PORT
+import { createServer } from "node:http";
+import pg from "pg";
+import { Server } from "socket.io";
+
+const http = createServer((request, response) => response.end("ready"));
+const io = new Server(http);
+
+// libpq's `postgresql://user@/database?host=/socket/folder`, which `pg` reads as well once it has a name for the host.
+const url = new URL(process.env.DATABASE_URL.replace("@/", "@localhost/"));
+const config = {
+  host: url.searchParams.get("host") ?? url.hostname,
+  port: Number(url.searchParams.get("port") ?? (url.port || 5432)),
+  user: url.username,
+  password: url.password || undefined,
+  database: url.pathname.slice(1),
+};
+const pool = new pg.Pool({ ...config, max: 10 });
+const listener = new pg.Client(config);
+await listener.connect();
+listener.on("notification", ({ channel, payload }) => {
+  io.to(channel).emit("event", { channel, payload: JSON.parse(payload) });
+});
+
+const listening = new Map();
+function listen(channel) {
+  if (!listening.has(channel)) {
+    listening.set(channel, listener.query(`LISTEN ${listener.escapeIdentifier(channel)}`));
+  }
+  return listening.get(channel);
+}
+
+io.on("connection", (socket) => {
+  socket.on("subscribe", async ({ channel }, acknowledge) => {
+    await listen(channel);
+    await socket.join(channel);
+    acknowledge?.({ ok: true });
+  });
+  socket.on("publish", async ({ channel, payload }, acknowledge) => {
+    await pool.query("SELECT pg_notify($1, $2)", [channel, JSON.stringify(payload)]);
+    acknowledge?.({ ok: true });
+  });
+});
+
+http.listen({ port: Number(process.argv[2]), host: "127.0.0.1", backlog: 4096 });
