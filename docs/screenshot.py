@@ -1,0 +1,84 @@
+"""Makes the README's picture of the demo page: ``python docs/screenshot.py URL OUT.png [--dark] [--width N]``.
+
+Needs a running server, Playwright for Python (``pip install playwright``), and a Chromium or Chrome.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Page, expect, sync_playwright
+
+CHANNELS = ["orders", "chat", "Sensor 7", "foo"]
+MESSAGES: list[tuple[str, object]] = [
+    ("foo", {"hello": "world"}),
+    ("orders", {"id": 4815, "status": "paid", "total": 42.5, "items": ["A-12", "B-7"]}),
+    ("Sensor 7", {"celsius": 21.4, "humidity": 0.46}),
+    ("chat", {"from": "Grace", "text": "Is the new warehouse online?"}),
+    ("orders", {"id": 4815, "status": "packed"}),
+    ("Sensor 7", {"celsius": 21.5, "humidity": 0.46}),
+    ("chat", {"from": "Edsger", "text": "Since this morning. Every row change shows up here."}),
+    ("orders", {"id": 4816, "status": "new", "total": 318, "items": ["C-3"], "gift": True, "note": None}),
+    ("Sensor 7", {"celsius": 21.7, "humidity": 0.45}),
+    ("chat", {"from": "Grace", "text": "Grüße aus Köln"}),
+    ("foo", "a NOTIFY may carry plain text, too"),
+    ("orders", {"id": 4816, "status": "paid"}),
+    ("Sensor 7", {"celsius": 21.9, "humidity": 0.45}),
+    ("foo", {"hello": "world"}),
+]
+
+
+def find_chromium() -> str:
+    """The browser's path; ends the program with a hint when there is none."""
+    names = ["chromium", "chromium-browser", "google-chrome"]
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        sys.exit("No Chromium found: install it (apt install chromium), or set CHROMIUM to its path.")
+    return found
+
+
+def fill(page: Page) -> None:
+    """Subscribes to the channels and publishes the messages, each after the one before it has arrived."""
+    page.fill("#subscribe-channel", ", ".join(CHANNELS))
+    page.click("#subscribe-form button")
+    expect(page.locator("#channels [data-state=subscribed]")).to_have_count(len(CHANNELS))
+    for number, (channel, payload) in enumerate(MESSAGES, start=1):
+        page.fill("#publish-channel", channel)
+        page.fill("#publish-payload", json.dumps(payload, ensure_ascii=False))
+        page.press("#publish-payload", "Control+Enter")
+        expect(page.locator("#messages > li")).to_have_count(number)
+    page.locator("#publish-payload").blur()
+    page.mouse.move(0, 0)  # off the button, which would show as hovered
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make a picture of the demo page.")
+    parser.add_argument("url", help="a running server, for example http://127.0.0.1:3030")
+    parser.add_argument("out", type=Path, help="the PNG file")
+    parser.add_argument("--dark", action="store_true", help="the dark colours")
+    parser.add_argument("--width", type=int, default=1120, help="in CSS pixels; the picture has twice as many")
+    arguments = parser.parse_args()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=find_chromium(),
+            args=["--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])],
+        )
+        page = browser.new_page(
+            viewport={"width": arguments.width, "height": 690},
+            device_scale_factor=2,
+            color_scheme="dark" if arguments.dark else "light",
+            reduced_motion="reduce",
+        )
+        page.goto(arguments.url.rstrip("/") + "/static/test.html")
+        fill(page)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=arguments.out)
+        browser.close()
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1024:.0f} KB")
+
+
+if __name__ == "__main__":
+    main()
