@@ -8,6 +8,9 @@ from socketio_pg.errors import InvalidChannelError
 MAX_CHANNEL_BYTES = 63
 #: Names with this prefix are the server's own.
 RESERVED_PREFIX = "socketio_pg"
+#: Where the relay tells the nodes about new messages of the log, and where it is told itself.
+LOG_CHANNEL = "socketio_pg"
+BELL_CHANNEL = "socketio_pg_bell"
 
 
 def validate_channel(name: object) -> str:

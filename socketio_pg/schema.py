@@ -1,0 +1,81 @@
+"""The log tier's schema in the database: applies ``sql/*.sql``, in one transaction, as often as anybody likes."""
+
+import re
+from pathlib import Path
+
+from socketio_pg.channels import LOG_CHANNEL
+from socketio_pg.database import Database, transaction
+from socketio_pg.errors import DatabaseError
+
+#: Raised with each change of ``sql/*.sql``.
+VERSION = 1
+
+#: The relay's advisory locks: a class of ours ("SoPG"), one that the relay holds, one while it is busy.
+LOCK_CLASS = 1399803975
+RELAY_LOCK, BUSY_LOCK, INIT_LOCK = 1, 2, 3
+
+#: Seconds that :func:`install` may take: it waits for another one that runs at the same time.
+TIMEOUT = 30.0
+
+_FOLDER = Path(__file__).parent / "sql"
+
+_SERVER_GRANTS = """\
+GRANT USAGE ON SCHEMA socketio_pg TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb) TO {role};
+GRANT SELECT, DELETE ON socketio_pg.outbox TO {role};
+GRANT SELECT, INSERT, DELETE ON socketio_pg.log TO {role};
+GRANT SELECT, UPDATE ON socketio_pg.head TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.node TO {role};
+GRANT SELECT ON socketio_pg.schema_version, socketio_pg.channels, socketio_pg.nodes TO {role};
+"""
+
+_PUBLISHER_GRANTS = """\
+GRANT USAGE ON SCHEMA socketio_pg TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb) TO {role};
+"""
+
+
+def statements(max_payload: int, server_role: str | None = None, publisher_role: str | None = None) -> str:
+    """The SQL that installs or upgrades the schema, without BEGIN and COMMIT.
+
+    ``max_payload`` is the most bytes of a payload as PostgreSQL writes it. ``server_role`` and ``publisher_role``, which
+    must exist, get what a server and a publisher need and nothing else.
+    """
+    values = {"MAX_PAYLOAD": max_payload, "LOCK_CLASS": LOCK_CLASS, "BUSY_LOCK": BUSY_LOCK}
+    parts = [
+        "-- One at a time: two that create the same thing at once would fail.\n"
+        f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, {INIT_LOCK});\n",
+        *(path.read_text("utf-8") for path in sorted(_FOLDER.glob("*.sql"))),
+        f"INSERT INTO socketio_pg.schema_version (version) VALUES ({VERSION})\n"
+        "    ON CONFLICT (only_row) DO UPDATE SET version = greatest(schema_version.version, excluded.version);\n",
+    ]
+    for role, grants in ((server_role, _SERVER_GRANTS), (publisher_role, _PUBLISHER_GRANTS)):
+        if role is not None:
+            parts.append(grants.format(role=_quoted(role)))
+    parts.append(f"-- Servers that run already begin to use it.\nNOTIFY {LOG_CHANNEL}, 'installed';\n")
+    return re.sub(r"@([A-Z_]+)@", lambda found: str(values[found[1]]), "\n".join(parts))
+
+
+def install(
+    database: Database, max_payload: int, server_role: str | None = None, publisher_role: str | None = None
+) -> None:
+    """Install or upgrade the schema, in one transaction. The role needs CREATE on the database.
+
+    Raises :class:`DatabaseError`, :class:`DatabaseUnavailableError`.
+    """
+    connection = database.connect()
+    try:
+        with transaction(connection, TIMEOUT) as cursor:
+            cursor.execute("SHOW server_encoding")
+            (encoding,) = cursor.fetchone()
+            if encoding != "UTF8":
+                raise DatabaseError(f"the log tier needs a database in the encoding UTF8; this one is in {encoding}")
+            # Without the notices about what exists already.
+            cursor.execute("SET LOCAL client_min_messages = warning")
+            cursor.execute(statements(max_payload, server_role, publisher_role))
+    finally:
+        connection.close()
+
+
+def _quoted(role: str) -> str:
+    return '"' + role.replace('"', '""') + '"'

@@ -1,0 +1,71 @@
+-- The log tier's functions, trigger and views, made anew each time. Names are qualified and search_path is fixed:
+-- publish() and ring() run with their owner's rights, so that a publisher needs EXECUTE and nothing else.
+
+-- Publish a JSON value within the caller's transaction. Raises SG001 for a bad channel name and SG002 for a payload
+-- that is too large; SQL's NULL is published as JSON's null.
+CREATE OR REPLACE FUNCTION socketio_pg.publish(channel text, payload jsonb) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    problem text;
+    size integer;
+BEGIN
+    IF channel IS NULL OR channel = '' THEN
+        problem := 'channel must not be empty';
+    ELSIF octet_length(channel) > 63 THEN
+        problem := format('channel must have at most 63 bytes of UTF-8, this one has %s', octet_length(channel));
+    ELSIF channel ~ '[\u0001-\u001f\u007f-\u009f]' THEN
+        problem := 'channel must not contain control characters';
+    ELSIF channel ~ '^[\u0020\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]|[\u0020\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]$' THEN
+        problem := 'channel must not start or end with a space';
+    ELSIF strpos(channel, '*') > 0 THEN
+        problem := 'channel must not contain ''*''';
+    ELSIF starts_with(channel, 'socketio_pg') THEN
+        problem := 'channels that start with ''socketio_pg'' are reserved';
+    END IF;
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'SG001', MESSAGE = problem;
+    END IF;
+    payload := coalesce(payload, 'null');
+    size := octet_length(payload::text);
+    IF size > @MAX_PAYLOAD@ THEN
+        RAISE EXCEPTION USING ERRCODE = 'SG002',
+            MESSAGE = format('payload has %s bytes of UTF-8 as JSON; at most @MAX_PAYLOAD@ are allowed', size),
+            HINT = 'Set MAX_PAYLOAD and run "socketio-pg init" to allow more.';
+    END IF;
+    INSERT INTO socketio_pg.outbox (channel, payload) VALUES (publish.channel, publish.payload);
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.publish(text, jsonb) FROM PUBLIC;
+
+-- The doorbell, at commit: wakes the relay, unless it says by holding a lock that it is looking anyway. The lock is
+-- given back at once, so that the relay never has to wait for it.
+CREATE OR REPLACE FUNCTION socketio_pg.ring() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF pg_try_advisory_lock_shared(@LOCK_CLASS@, @BUSY_LOCK@) THEN
+        PERFORM pg_advisory_unlock_shared(@LOCK_CLASS@, @BUSY_LOCK@);
+        PERFORM pg_notify('socketio_pg_bell', '');
+    END IF;
+    RETURN NULL;
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.ring() FROM PUBLIC;
+
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = 'socketio_pg.outbox'::regclass AND tgname = 'ring'
+    ) THEN
+        CREATE CONSTRAINT TRIGGER ring AFTER INSERT ON socketio_pg.outbox
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION socketio_pg.ring();
+    END IF;
+END $$;
+
+-- For people: what the log holds of each channel, and the server processes that are alive.
+CREATE OR REPLACE VIEW socketio_pg.channels AS
+    SELECT channel, max(position) AS last_position, count(*) AS messages, now() - max(published_at) AS age
+    FROM socketio_pg.log GROUP BY channel;
+
+CREATE OR REPLACE VIEW socketio_pg.nodes AS
+    SELECT name, version, relay, position, clients, started_at, seen_at
+    FROM socketio_pg.node WHERE seen_at > now() - interval '30 seconds';
