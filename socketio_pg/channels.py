@@ -1,5 +1,6 @@
 """Channel names: which are allowed, and how they are written in SQL. No I/O."""
 
+import re
 import unicodedata
 
 from socketio_pg.errors import InvalidChannelError
@@ -41,6 +42,11 @@ def validate_channel(name: object) -> str:
     if name.startswith(RESERVED_PREFIX):
         raise InvalidChannelError(f"channels that start with '{RESERVED_PREFIX}' are reserved", channel=name)
     return name
+
+
+def match_pattern(pattern: str, channel: str) -> bool:
+    """Whether ``channel`` matches ``pattern``, in which ``*`` stands for any characters, also none."""
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), channel, re.DOTALL) is not None
 
 
 def quote_identifier(name: str) -> str:

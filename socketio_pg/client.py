@@ -6,41 +6,49 @@ from typing import Any
 from sqlalchemy import text
 
 from socketio_pg.channels import validate_channel
-from socketio_pg.messages import encode_payload
+from socketio_pg.messages import check_size, encode_payload
 
 
 class Client:
     """Publishes on ``connection``: psycopg2's, psycopg 3's, or SQLAlchemy's ``Connection`` or ``Session``.
 
+    With ``durable`` a message goes through the log (``socketio_pg.publish()``): of any size up to MAX_PAYLOAD, nothing
+    lost. Without it, it is a NOTIFY: equal ones of one transaction to one channel arrive once, PostgreSQL folds them.
+
     Nothing is sent before the caller's transaction commits, and nothing when it rolls back; on a connection in
-    autocommit mode it is sent at once. Equal messages of one transaction to one channel arrive once: PostgreSQL folds
-    them (manual, ``NOTIFY``).
+    autocommit mode it is sent at once.
     """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    def publish(self, channel: str, event_name: str, params: Mapping[str, Any] | None = None) -> None:
+    def publish(
+        self, channel: str, event_name: str, params: Mapping[str, Any] | None = None, *, durable: bool = False
+    ) -> None:
         """Send ``{"event_name": event_name, "params": params}``.
 
         Raises as :meth:`notify`, TypeError when ``event_name`` is no string, and the driver's errors.
         """
         if not isinstance(event_name, str):
             raise TypeError("event_name must be a string")
-        self.notify(channel, {"event_name": event_name, "params": params})
+        self.notify(channel, {"event_name": event_name, "params": params}, durable=durable)
 
-    def notify(self, channel: str, payload: Any) -> None:
+    def notify(self, channel: str, payload: Any, *, durable: bool = False) -> None:
         """Send ``payload``, any JSON value.
 
         Raises :class:`InvalidChannelError`, :class:`InvalidRequestError` for what is not JSON,
         :class:`PayloadTooLargeError` over 7,999 bytes, and the driver's errors. The transaction is untouched by the
-        first three.
+        first three. With ``durable`` the size is PostgreSQL's to judge: SQLSTATE SG002, among the driver's errors.
         """
         values = {"channel": validate_channel(channel), "payload": encode_payload(payload)}
+        if not durable:
+            check_size(values["payload"])
+        function, payload_type = ("socketio_pg.publish", "jsonb") if durable else ("pg_notify", "text")
+        call = f"SELECT {function}({{}}, CAST({{}} AS {payload_type}))"
         if hasattr(self._connection, "cursor"):
             with self._connection.cursor() as cursor:
-                cursor.execute("SELECT pg_notify(%(channel)s, %(payload)s)", values)
+                cursor.execute(call.format("%(channel)s", "%(payload)s"), values)
         elif hasattr(self._connection, "execute"):
-            self._connection.execute(text("SELECT pg_notify(:channel, :payload)"), values)
+            self._connection.execute(text(call.format(":channel", ":payload")), values)
         else:
             raise TypeError(f"{type(self._connection).__name__} is not a connection of psycopg or SQLAlchemy")

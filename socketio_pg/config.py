@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from socketio_pg.errors import ConfigurationError
+from socketio_pg.channels import validate_channel
+from socketio_pg.errors import ConfigurationError, InvalidChannelError
 
 LOCAL_CFG = Path("local.cfg")
 #: Names that ``local.cfg`` may use as well, after Flask-SQLAlchemy.
@@ -85,6 +86,17 @@ def _origins(value: object) -> tuple[str, ...]:
     return origins
 
 
+def _patterns(value: object) -> tuple[str, ...]:
+    items = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    patterns = tuple(str(item).strip() for item in items if str(item).strip())
+    for pattern in patterns:
+        try:
+            validate_channel(pattern.replace("*", "x"))
+        except InvalidChannelError as error:
+            raise ValueError(f"channel names and patterns like orders:* separated by commas ({error})") from None
+    return patterns
+
+
 def _log_level(value: object) -> str:
     level = str(value).strip().upper()
     if level not in _LOG_LEVELS:
@@ -123,10 +135,27 @@ class Settings:
         _integer(1, 1_000_000),
         "most clients, and most HTTP connections at once; further clients are answered 503",
     )
+    auto_init: bool = setting(
+        False, _boolean, "install the log's schema at the start, or upgrade it (`socketio-pg init`)"
+    )
+    durable_channels: tuple[str, ...] = setting(
+        (), _patterns, "channels that are always published through the log, separated by commas; * stands for anything"
+    )
+    max_payload: int = setting(
+        1_000_000,
+        _integer(1_000, 100_000_000),
+        "most bytes of a payload in the log; takes effect in the database with `socketio-pg init`",
+    )
+    log_retention: float = setting(
+        86_400.0, _seconds(1, 315_360_000), "seconds that messages stay in the log to be replayed: a day"
+    )
+    log_max_messages: int | None = setting(
+        None, _integer(1, 10**15), "most messages that stay in the log", shown="no limit"
+    )
     send_buffer_bytes: int = setting(
         1_000_000,
         _integer(10_000, 1_000_000_000),
-        "bytes that may wait for one client that does not read; past it, it is disconnected",
+        "bytes that may wait for one client that does not read; past it, the next message disconnects it",
     )
     ping_interval: float = setting(25.0, _seconds(1, 3600), "seconds between two pings to a client")
     ping_timeout: float = setting(20.0, _seconds(1, 3600), "seconds in which a client must answer a ping")
@@ -251,4 +280,12 @@ def describe() -> list[tuple[str, str, str]]:
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return (
+        f"{value:g}"
+        if isinstance(value, float) and value < 1000
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )

@@ -19,6 +19,9 @@ from socketio_pg.errors import (
     DatabaseError,
     DatabaseTimeoutError,
     DatabaseUnavailableError,
+    InvalidChannelError,
+    InvalidRequestError,
+    LogNotInstalledError,
     PayloadTooLargeError,
     SocketIOPGError,
 )
@@ -78,9 +81,34 @@ def translated_errors(seconds: float) -> Iterator[None]:
         raise DatabaseUnavailableError(f"PostgreSQL's host is not to be found: {error.strerror}") from error
 
 
+@contextlib.contextmanager
+def transaction(connection: Any, seconds: float) -> Iterator[Any]:
+    """A cursor in a transaction on ``connection``, committed at the end, rolled back when the body raises.
+
+    Raises as :func:`translated_errors`. After :class:`DatabaseTimeoutError` the connection is of no use any more.
+    """
+    with translated_errors(seconds), connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        try:
+            yield cursor
+        except (psycopg2.Error, SocketIOPGError):
+            if not connection.closed:
+                cursor.execute("ROLLBACK")
+            raise
+        cursor.execute("COMMIT")
+
+
 def _translate(error: psycopg2.Error) -> SocketIOPGError:
     # Only the first line, and never the server's detail: it may quote data.
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    if error.pgcode == "SG001":  # sql/2_functions.sql
+        return InvalidChannelError(lines[0])
+    if error.pgcode == "SG002":
+        return PayloadTooLargeError(lines[0])
+    if error.pgcode in ("3F000", "42P01", "42883"):  # no such schema, table, function: we use none but our own
+        return LogNotInstalledError()
+    if error.pgcode in ("22P02", "22P05"):
+        return InvalidRequestError(f"payload cannot be written as jsonb: {lines[0]}")
     if error.pgcode == "22023" and "payload string too long" in lines[0]:
         return PayloadTooLargeError("payload is too long for NOTIFY in this database's encoding")
     if isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):

@@ -44,10 +44,21 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         if self.connection is not None:
             self.connection.send(_frame(pkt.encode()))
             return
-        super().send(pkt)
-        self._queued += len(pkt.data) if isinstance(pkt.data, (str, bytes)) else 0
         if self._queued > self.server.send_buffer_bytes:
             green.run_soon(self._close_lost, "slow_consumer")
+            return
+        super().send(pkt)
+        self._queued += len(pkt.data) if isinstance(pkt.data, (str, bytes)) else 0
+
+    def wait_sent(self) -> bool:
+        """Wait until nothing waits for this client any more; False when it is gone."""
+        while not self.closed and self.connection is None and self._queued:
+            green.sleep(0.05)  # between two polls nothing happens that could be waited for
+        if not self.closed and self.connection is not None and self.connection.buffered:
+            drained = green.Event()
+            self.connection.when_drained(drained.send)
+            drained.wait()
+        return not self.closed
 
     def poll(self) -> Any:
         packets = super().poll()

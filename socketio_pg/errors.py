@@ -4,7 +4,8 @@ SocketIOPGError               internal
 ├── ConfigurationError        internal
 ├── InvalidRequestError       invalid_request
 │   ├── InvalidChannelError   invalid_channel
-│   └── PayloadTooLargeError  payload_too_large
+│   ├── PayloadTooLargeError  payload_too_large
+│   └── LogNotInstalledError  invalid_request
 └── DatabaseError             internal
     └── DatabaseUnavailableError  database_unavailable
         └── DatabaseTimeoutError  database_unavailable
@@ -49,9 +50,16 @@ class InvalidChannelError(InvalidRequestError):
 
 
 class PayloadTooLargeError(InvalidRequestError):
-    """A payload does not fit into a NOTIFY: its JSON text has over 7,999 bytes of UTF-8."""
+    """A payload does not fit: over 7,999 bytes of UTF-8 for NOTIFY, over MAX_PAYLOAD for the log."""
 
     code = "payload_too_large"
+
+
+class LogNotInstalledError(InvalidRequestError):
+    """Something was asked of the log, and the database has no schema ``socketio_pg``."""
+
+    def __init__(self, *, channel: str | None = None) -> None:
+        super().__init__("the log is not installed in this database: run 'socketio-pg init'", channel=channel)
 
 
 class DatabaseError(SocketIOPGError):

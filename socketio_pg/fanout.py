@@ -4,8 +4,9 @@ Clients without a WebSocket of ours (long-polling, Flask-SocketIO's test client)
 go python-socketio's own way.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import socketio
@@ -36,6 +37,8 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._lines: dict[tuple[str, str | None], _Line] = {}
+        #: Of each broadcast under way: namespace, rooms, and who has left them since it began.
+        self._under_way: list[tuple[str, Collection[Any], set[str]]] = []
 
     def emit(
         self,
@@ -56,8 +59,18 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             skipped = skip_sid if isinstance(skip_sid, list) else [] if skip_sid is None else [skip_sid]
             self._send([encoded], namespace, to or room, skipped)
 
-    def emit_in_order(self, event: str, rooms_and_data: Iterable[tuple[str, Any]], namespace: str = "/") -> None:
-        """``event`` many times, as (room, data) in their order; each client gets its share in one send."""
+    def emit_in_order(
+        self,
+        event: str,
+        rooms_and_data: Iterable[tuple[str, Any]],
+        namespace: str = "/",
+        skipped: Mapping[str, Collection[Any]] | None = None,
+    ) -> None:
+        """``event`` many times, as (room, data) in their order; each client gets its share in one send.
+
+        ``skipped`` has the members of a room that are passed by.
+        """
+        skipped = skipped or {}
         runs: list[tuple[str, list[str]]] = []
         for room, data in rooms_and_data:
             if room not in self.rooms.get(namespace, {}):
@@ -69,9 +82,9 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             else:
                 runs.append((room, [encoded]))
         if len(runs) == 1:
-            self._send(runs[0][1], namespace, runs[0][0], [])
+            self._send(runs[0][1], namespace, runs[0][0], skipped.get(runs[0][0], ()))
         elif runs:
-            self._send_runs(runs, namespace)
+            self._send_runs(runs, namespace, skipped)
 
     def _encode(self, event: str, data: Any, namespace: str) -> str | None:
         """The Socket.IO packet, or None for a binary one."""
@@ -80,31 +93,42 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         encoded = packet.encode()
         return encoded if isinstance(encoded, str) else None
 
-    def _send(self, packets: Sequence[str], namespace: str, room: Any, skipped: Sequence[str]) -> None:
+    def _send(self, packets: Sequence[str], namespace: str, room: Any, skipped: Collection[Any]) -> None:
         frame = b"".join([frames.encode_text("4" + packet) for packet in packets])
         line = self._line(namespace, room)
         turn_ends = time.monotonic() + self.slice_seconds
-        sends, changed = line.sends, bool(skipped)
-        for start in range(0, len(sends), self.slice_sends):
-            end = start + self.slice_sends
-            if not changed:
-                for send in sends[start:end]:
-                    send(frame)
-            else:  # somebody is not wanted, or has left while others were served
-                for sid, send in zip(line.sids[start:end], sends[start:end], strict=True):
-                    if sid not in skipped and self._is_in(sid, namespace, room):
+        sends = line.sends
+        with self._broadcast(namespace, room if isinstance(room, (list, tuple)) else (room,)) as gone:
+            gone.update(skipped)
+            for start in range(0, len(sends), self.slice_sends):
+                end = start + self.slice_sends
+                if not gone:
+                    for send in sends[start:end]:
                         send(frame)
-            if time.monotonic() > turn_ends:
-                green.sleep()
-                changed = changed or self._lines.get((namespace, room)) is not line
-                turn_ends = time.monotonic() + self.slice_seconds
-        for sid, eio_sid in line.others:
-            if sid not in skipped:
-                for packet in packets:
-                    self.server._send_eio_packet(eio_sid, eio_packet.Packet(eio_packet.MESSAGE, packet))
+                else:
+                    for sid, send in zip(line.sids[start:end], sends[start:end], strict=True):
+                        if sid not in gone:
+                            send(frame)
+                if time.monotonic() > turn_ends:
+                    green.sleep()
+                    turn_ends = time.monotonic() + self.slice_seconds
+            for sid, eio_sid in line.others:
+                if sid not in gone:
+                    for packet in packets:
+                        self.server._send_eio_packet(eio_sid, eio_packet.Packet(eio_packet.MESSAGE, packet))
 
-    def _is_in(self, sid: str, namespace: str, room: Any) -> bool:
-        rooms = room if isinstance(room, (list, tuple)) else (room,)
+    @contextlib.contextmanager
+    def _broadcast(self, namespace: str, rooms: Collection[Any]) -> Iterator[set[str]]:
+        """The ids of those who leave all of ``rooms`` while the body runs. Who comes back is another subscriber."""
+        entry: tuple[str, Collection[Any], set[str]] = (namespace, rooms, set())
+        self._under_way.append(entry)
+        try:
+            yield entry[2]
+        finally:
+            # By identity: equal entries are possible.
+            self._under_way = [other for other in self._under_way if other is not entry]
+
+    def _is_in(self, sid: str, namespace: str, rooms: Collection[Any]) -> bool:
         return any(sid in self.rooms.get(namespace, {}).get(one, ()) for one in rooms)
 
     def _line(self, namespace: str, room: Any) -> _Line:
@@ -133,30 +157,39 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
         self._lines.pop((namespace, room), None)
         super().basic_leave_room(sid, namespace, room)
+        for of_namespace, rooms, gone in self._under_way:
+            if of_namespace == namespace and room in rooms and not self._is_in(sid, namespace, rooms):
+                gone.add(sid)
 
-    def _send_runs(self, runs: Sequence[tuple[str, Sequence[str]]], namespace: str) -> None:
+    def _send_runs(
+        self, runs: Sequence[tuple[str, Sequence[str]]], namespace: str, skipped: Mapping[str, Collection[Any]]
+    ) -> None:
         """Rooms in turns: a client in several of them gets everything in the order in which it was published."""
         sockets = self.server.eio.sockets
         shares: dict[str, list[tuple[str, str, Sequence[str]]]] = {}
         for room, packets in runs:
+            passed_by = set(skipped.get(room, ()))
             for sid, eio_sid in self.get_participants(namespace, room):
-                shares.setdefault(eio_sid, []).append((sid, room, packets))
+                if sid not in passed_by:
+                    shares.setdefault(eio_sid, []).append((sid, room, packets))
         framed = {
             id(packets): b"".join([frames.encode_text("4" + packet) for packet in packets]) for _, packets in runs
         }
         turn_ends = time.monotonic() + self.slice_seconds
-        changed = False
-        for eio_sid, all_of_it in shares.items():
-            share = [packets for sid, room, packets in all_of_it if not changed or self._is_in(sid, namespace, room)]
-            socket = sockets.get(eio_sid)
-            connection = None if socket is None else socket.connection
-            if connection is not None:
-                connection.send(b"".join([framed[id(packets)] for packets in share]))
-            else:
-                for packets in share:
-                    for packet in packets:
-                        self.server._send_eio_packet(eio_sid, eio_packet.Packet(eio_packet.MESSAGE, packet))
-            if time.monotonic() > turn_ends:
-                green.sleep()
-                changed = True
-                turn_ends = time.monotonic() + self.slice_seconds
+        with contextlib.ExitStack() as stack:
+            gone = {
+                room: stack.enter_context(self._broadcast(namespace, (room,))) for room in {room for room, _ in runs}
+            }
+            for eio_sid, all_of_it in shares.items():
+                share = [packets for sid, room, packets in all_of_it if sid not in gone[room]]
+                socket = sockets.get(eio_sid)
+                connection = None if socket is None else socket.connection
+                if connection is not None:
+                    connection.send(b"".join([framed[id(packets)] for packets in share]))
+                else:
+                    for packets in share:
+                        for packet in packets:
+                            self.server._send_eio_packet(eio_sid, eio_packet.Packet(eio_packet.MESSAGE, packet))
+                if time.monotonic() > turn_ends:
+                    green.sleep()
+                    turn_ends = time.monotonic() + self.slice_seconds

@@ -22,6 +22,7 @@ with warnings.catch_warnings():
     import eventlet.hubs
     import eventlet.patcher
     import eventlet.queue
+    import eventlet.semaphore
     import eventlet.tpool
     import eventlet.wsgi
 
@@ -30,6 +31,8 @@ logger = logging.getLogger("socketio_pg.green")
 P = ParamSpec("P")
 
 Queue = eventlet.queue.Queue
+#: ``with lock:``, between green threads of one process.
+Lock = eventlet.semaphore.Semaphore
 QueueEmpty = eventlet.queue.Empty
 GreenThread: TypeAlias = Any  # eventlet has no types
 

@@ -13,6 +13,7 @@ class Hub:
     def __init__(self) -> None:
         self._channels: dict[str, set[Hashable]] = {}
         self._subscribers: dict[Hashable, set[str]] = {}
+        self._held: dict[str, dict[Hashable, object]] = {}
 
     def add(self, subscriber: Hashable) -> None:
         """Let ``subscriber`` in; twice is harmless."""
@@ -51,6 +52,31 @@ class Hub:
     def is_subscribed(self, subscriber: Hashable, channel: str) -> bool:
         return subscriber in self._channels.get(channel, ())
 
+    def hold(self, subscriber: Hashable, channel: str) -> object:
+        """Hold live messages of the log back from a subscription, for a replay; returns the replay's token.
+
+        A later hold of the same subscription, and its end, end this one.
+        """
+        token = object()
+        self._held.setdefault(channel, {})[subscriber] = token
+        return token
+
+    def is_held(self, subscriber: Hashable, channel: str, token: object) -> bool:
+        """Whether the hold of ``token`` goes on."""
+        return self._held.get(channel, {}).get(subscriber) is token
+
+    def release(self, subscriber: Hashable, channel: str) -> None:
+        """End the hold."""
+        held = self._held.get(channel)
+        if held is not None:
+            held.pop(subscriber, None)
+            if not held:
+                del self._held[channel]
+
+    def held(self, channel: str) -> tuple[Hashable, ...]:
+        """The subscribers of ``channel`` that are held now."""
+        return tuple(self._held.get(channel, ()))
+
     def channels(self) -> set[str]:
         """The channels with a subscriber."""
         return set(self._channels)
@@ -60,6 +86,7 @@ class Hub:
         return len(self._subscribers)
 
     def _leave(self, subscriber: Hashable, channel: str) -> bool:
+        self.release(subscriber, channel)
         members = self._channels[channel]
         members.discard(subscriber)
         if members:

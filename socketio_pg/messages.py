@@ -19,10 +19,15 @@ MAX_NOTIFY_BYTES = 7999
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a channel. ``payload_json`` is strict JSON text."""
+    """One message of a channel. ``payload_json`` is strict JSON text.
+
+    ``position`` and ``published_at`` (ISO 8601, UTC) are those of a message of the log, None for one of NOTIFY.
+    """
 
     channel: str
     payload_json: str
+    position: int | None = None
+    published_at: str | None = None
 
     def payload(self) -> Any:
         """The payload as a Python value (a new one at each call)."""
@@ -34,32 +39,44 @@ class Message:
 
     def to_wire(self) -> dict[str, Any]:
         """The argument of the Socket.IO event ``event``; the payload's text goes in as it is."""
-        return {"channel": self.channel, "payload": orjson.Fragment(self.payload_json)}
+        wire: dict[str, Any] = {"channel": self.channel, "payload": orjson.Fragment(self.payload_json)}
+        if self.position is not None:
+            wire |= {"position": self.position, "published_at": self.published_at}
+        return wire
 
 
 def encode_payload(payload: object) -> str:
-    """``payload``, any JSON value, as the text for NOTIFY.
+    """``payload``, any JSON value, as compact JSON text.
 
     Raises :class:`InvalidRequestError` for what strict JSON cannot carry (NaN, infinities, lone
-    surrogates, binary data, endless nesting), :class:`PayloadTooLargeError` over 7,999 bytes of UTF-8.
+    surrogates, binary data, endless nesting).
     """
     try:
         text = dumps_strict(payload)
-        size = len(text.encode())
+        text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequestError(f"payload must be a JSON value: {_reason(error)}") from None
-    if size > MAX_NOTIFY_BYTES:
-        raise PayloadTooLargeError(
-            f"payload has {size} bytes of UTF-8 as JSON; NOTIFY carries at most {MAX_NOTIFY_BYTES}"
-        )
     if not is_strict_json(text):
         raise InvalidRequestError("payload must be a JSON value: it is nested too deeply or a number is too large")
     return text
 
 
+def check_size(payload_json: str, most: int = MAX_NOTIFY_BYTES) -> None:
+    """Raise :class:`PayloadTooLargeError` when the text has over ``most`` bytes of UTF-8."""
+    size = len(payload_json.encode())
+    if size > most:
+        carrier = "NOTIFY carries" if most == MAX_NOTIFY_BYTES else "the log takes"
+        raise PayloadTooLargeError(f"payload has {size} bytes of UTF-8 as JSON; {carrier} at most {most}")
+
+
 def decode_notification(channel: str, text: str) -> Message:
     """The message that a NOTIFY carried. A payload that is not strict JSON arrives as a JSON string."""
     return Message(channel, text if is_strict_json(text) else dumps_strict(text))
+
+
+def from_log(position: int, channel: str, published_at: str, text: str) -> Message:
+    """A message of the log. ``text`` is PostgreSQL's ``jsonb``; what strict JSON cannot carry arrives as a string."""
+    return Message(channel, text if is_strict_json(text) else dumps_strict(text), position, published_at)
 
 
 def is_strict_json(text: str) -> bool:

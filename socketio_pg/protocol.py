@@ -57,10 +57,14 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a handler of ours returns: an event to the client, which is also its acknowledgement if it wanted one."""
+    """What a handler of ours returns: an event to the client, which is also its acknowledgement if it wanted one.
+
+    ``then`` is called after it was sent, and may wait.
+    """
 
     event: str
     body: dict[str, Any]
+    then: Callable[[], None] | None = None
 
 
 class Server(socketio.Server):  # type: ignore[misc]
@@ -183,6 +187,8 @@ class Server(socketio.Server):  # type: ignore[misc]
                     self.emit(result.event, result.body, to=sid, namespace=namespace)
                     if id is not None:
                         self._acknowledge(eio_sid, namespace, id, [{"ok": True, **result.body}])
+                if result.then is not None:
+                    green.run_soon(result.then)
             elif id is not None:
                 answer = list(result) if isinstance(result, tuple) else [] if result is None else [result]
                 self._acknowledge(eio_sid, namespace, id, answer)

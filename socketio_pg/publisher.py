@@ -18,11 +18,12 @@ logger = logging.getLogger("socketio_pg.publisher")
 class _Request:
     channel: str
     payload_json: str
+    durable: bool
     done: green.Event = field(default_factory=green.Event)
 
 
 class Publisher:
-    """Sends NOTIFY for many callers at once; each is answered after its commit.
+    """Sends NOTIFY and ``socketio_pg.publish()`` for many callers at once; each is answered after its commit.
 
     Why together: PostgreSQL lets only one transaction with NOTIFY commit at a time, each waiting for the disk; ten in
     one commit cost hardly more than one.
@@ -32,6 +33,7 @@ class Publisher:
     timeout = 2.0
     #: Messages in one commit, and messages that may wait.
     batch_size = 1000
+    batch_characters = 4_000_000
     queue_size = 20_000
 
     def __init__(self, database: Database) -> None:
@@ -41,15 +43,17 @@ class Publisher:
         self._busy = False
         self._connection: Any = None
 
-    def publish(self, channel: str, payload_json: str) -> None:
-        """NOTIFY ``channel`` with a text that is valid for it; returns after the commit.
+    def publish(self, channel: str, payload_json: str, durable: bool = False) -> None:
+        """Send JSON text to ``channel``, with NOTIFY or (``durable``) through the log; returns after the commit.
 
-        Raises :class:`DatabaseUnavailableError` when that took over :attr:`timeout` seconds or failed. After a lost
-        connection it is then not known whether subscribers get the message, and the error's message says so.
+        Raises :class:`LogNotInstalledError`, :class:`PayloadTooLargeError` or :class:`InvalidRequestError` when
+        PostgreSQL does not take the message, and :class:`DatabaseUnavailableError` when that took over :attr:`timeout`
+        seconds or failed. After a lost connection it is then not known whether subscribers get the message, and the
+        error's message says so.
         """
         if len(self._waiting) >= self.queue_size:
             raise DatabaseUnavailableError("too many messages wait to be published", channel=channel)
-        request = _Request(channel, payload_json)
+        request = _Request(channel, payload_json, durable)
         self._waiting.append(request)
         if not self._busy:
             self._busy = True
@@ -100,15 +104,19 @@ class Publisher:
             self._busy = False
 
     def _next_batch(self) -> list[_Request]:
-        """What waits, in order, up to the first repetition: PostgreSQL folds equal messages of one transaction."""
+        """What waits, in order, up to the first repetition: PostgreSQL folds equal NOTIFYs of one transaction."""
         batch: list[_Request] = []
         seen: set[tuple[str, str]] = set()
-        while self._waiting and len(batch) < self.batch_size:
-            key = (self._waiting[0].channel, self._waiting[0].payload_json)
-            if key in seen:
-                break
-            seen.add(key)
+        size = 0
+        while self._waiting and len(batch) < self.batch_size and size < self.batch_characters:
+            request = self._waiting[0]
+            key = (request.channel, request.payload_json)
+            if not request.durable:
+                if key in seen:
+                    break
+                seen.add(key)
             batch.append(self._waiting.popleft())
+            size += len(request.payload_json)
         return batch
 
     def _commit(self, batch: Sequence[_Request]) -> None:
@@ -138,13 +146,18 @@ class Publisher:
         with translated_errors(self.timeout):
             if self._connection is None:
                 self._connection = self._database.connect()
-        # In one round trip, and not with the COMMIT: see above.
-        self._execute(
-            "BEGIN; SELECT pg_notify(channel, payload)"
-            " FROM unnest(%s::text[], %s::text[]) AS message(channel, payload)",
-            [encode_text(self._connection, request.channel) for request in batch],
-            [encode_text(self._connection, request.payload_json) for request in batch],
-        )
+        # In one round trip, and not with the COMMIT: see above. Rows of unnest() come in the order of its arrays.
+        sql, parameters = ["BEGIN"], []
+        for function, payload_type, durable in (("pg_notify", "text", False), ("socketio_pg.publish", "jsonb", True)):
+            share = [request for request in batch if request.durable is durable]
+            if share:
+                sql.append(
+                    f"SELECT {function}(channel, payload::{payload_type})"
+                    " FROM unnest(%s::text[], %s::text[]) AS message(channel, payload)"
+                )
+                parameters.append([encode_text(self._connection, request.channel) for request in share])
+                parameters.append([encode_text(self._connection, request.payload_json) for request in share])
+        self._execute(";".join(sql), *parameters)
 
     def _execute(self, sql: str, *parameters: object) -> None:
         with translated_errors(self.timeout), self._connection.cursor() as cursor:

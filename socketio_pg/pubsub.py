@@ -11,13 +11,16 @@ from typing import Any, Protocol
 from flask import Flask
 
 from socketio_pg import config, green
-from socketio_pg.channels import validate_channel
+from socketio_pg.channels import LOG_CHANNEL, match_pattern, validate_channel
 from socketio_pg.database import Database
 from socketio_pg.errors import ConfigurationError
+from socketio_pg.follower import Follower
+from socketio_pg.history import History
 from socketio_pg.hub import Hub
 from socketio_pg.listener import Gap, ListenCancelledError, Listener, Notification
-from socketio_pg.messages import Message, decode_notification, encode_payload
+from socketio_pg.messages import MAX_NOTIFY_BYTES, Message, check_size, decode_notification, encode_payload
 from socketio_pg.publisher import Publisher
+from socketio_pg.recent import Recent
 
 logger = logging.getLogger("socketio_pg.pubsub")
 
@@ -36,7 +39,7 @@ class Subscription:
     queue: SupportsPut
 
     def receive(self, message: Message) -> None:
-        self.queue.put({"channel": message.channel, "payload": message.payload()})
+        self.queue.put(message.to_wire() | {"payload": message.payload()})
 
 
 class PubSub:
@@ -66,17 +69,31 @@ class PubSub:
         self.database = Database(config.database_url(dsn), config.database_url(listen_dsn) if listen_dsn else None)
         self.listener = Listener(self.database, self._on_notifications, self._on_gap)
         self.publisher = Publisher(self.database)
-        #: Called with the messages that came together, and with each :class:`Gap`, in order.
+        #: Channels that always go through the log, and the most bytes of a payload there.
+        self.durable_channels: Sequence[str] = ()
+        self.max_payload = 1_000_000
+        recent = Recent()
+        self.history = History(self.database, recent)
+        self.follower = Follower(self.listener, self.history, recent, self._deliver, self._on_log_gap)
+        #: Called with the messages that came together, all of one tier, in order.
         self.on_messages: list[Callable[[Sequence[Message]], None]] = []
+        #: Called with each :class:`Gap` of the notify tier.
         self.on_gap: list[Callable[[Gap], None]] = []
+        #: Called with the reason when messages of the log are lost to all subscribers.
+        self.on_log_gap: list[Callable[[str], None]] = []
+        #: Called when the log's schema was installed, or something else about it has changed.
+        self.on_log_changed: list[Callable[[], None]] = []
         self._queues: dict[str, list[Subscription]] = {}
 
     def start(self) -> None:
         """Connect in the background; called by everything that needs it. Call it after a fork, not before."""
         self.listener.start()
+        self.follower.start()
 
     def subscribe(self, channel: str, queue: SupportsPut) -> Subscription:
         """From the return on, ``queue`` gets each message as ``{"channel": str, "payload": any JSON value}``.
+
+        Messages of the log have ``position`` and ``published_at`` too, as on the wire.
 
         Raises :class:`InvalidChannelError` or :class:`DatabaseUnavailableError`.
         """
@@ -100,18 +117,32 @@ class PubSub:
                 del self._queues[subscription.channel]
         self.drop(subscription)
 
-    def publish(self, channel: str, payload: object = None) -> None:
-        """NOTIFY ``channel`` with any JSON value; returns after the commit.
+    def publish(self, channel: str, payload: object = None, durable: bool | None = None) -> None:
+        """Publish any JSON value; returns after the commit.
 
-        Raises :class:`InvalidChannelError`, :class:`InvalidRequestError`, :class:`PayloadTooLargeError` or
-        :class:`DatabaseUnavailableError`.
+        Through the log when ``durable`` is True, and when it is None in the :attr:`durable_channels`, and for what is
+        too large for NOTIFY where there is a log; otherwise with NOTIFY.
+
+        Raises :class:`InvalidChannelError`, :class:`InvalidRequestError`, :class:`PayloadTooLargeError`,
+        :class:`LogNotInstalledError` or :class:`DatabaseUnavailableError`.
         """
-        self.publisher.publish(validate_channel(channel), encode_payload(payload))
+        validate_channel(channel)
+        text = encode_payload(payload)
+        if durable is None:
+            durable = any(match_pattern(pattern, channel) for pattern in self.durable_channels)
+            if not durable and len(text.encode()) > MAX_NOTIFY_BYTES:
+                self.start()
+                self.follower.wait_known(self.subscribe_timeout_down)
+                durable = self.follower.installed
+        check_size(text, self.max_payload if durable else MAX_NOTIFY_BYTES)
+        self.publisher.publish(channel, text, durable)
 
     def disconnect(self) -> None:
         """Stop listening and publishing, and close all connections."""
+        self.follower.stop()
         self.listener.stop()
         self.publisher.stop()
+        self.history.stop()
 
     # -- for those who deliver by themselves (`websocket`): subscribers known to the hub -----------------------------
 
@@ -128,6 +159,7 @@ class PubSub:
         try:
             timeout = self.subscribe_timeout if self.listener.ready else self.subscribe_timeout_down
             self.listener.wait(channel, timeout)
+            self.follower.wait_known(timeout)
         except ListenCancelledError:
             raise  # nothing to undo, and a later subscription may have begun
         except BaseException:
@@ -147,13 +179,16 @@ class PubSub:
     # -- from the listener, in its green thread -----------------------------------------------------------------------
 
     def _on_notifications(self, notifications: Sequence[Notification]) -> None:
+        # Between the two tiers there is no order.
+        of_log = [text for channel, text in notifications if channel == LOG_CHANNEL]
+        if of_log:
+            if any(text.isalpha() for text in of_log):  # a word and no batch
+                for receive_change in self.on_log_changed:
+                    receive_change()
+            self.follower.hear(of_log)
+            notifications = [found for found in notifications if found[0] != LOG_CHANNEL]
         for share in self._shares(notifications):
-            messages = [decode_notification(*found) for found in share]
-            for receive in self.on_messages:
-                self._guarded(receive, messages)
-            for message in messages:
-                for subscription in tuple(self._queues.get(message.channel, ())):
-                    self._guarded(subscription.receive, message)
+            self._deliver([decode_notification(*found) for found in share])
             if share[-1] is not notifications[-1]:
                 # Others get their turn, and what was sent is written to clients whose buffers have filled.
                 green.sleep()
@@ -170,7 +205,21 @@ class PubSub:
         if share:
             yield share
 
+    def _deliver(self, messages: Sequence[Message]) -> None:
+        for receive in self.on_messages:
+            self._guarded(receive, messages)
+        for message in messages:
+            for subscription in tuple(self._queues.get(message.channel, ())):
+                self._guarded(subscription.receive, message)
+
+    def _on_log_gap(self, reason: str) -> None:
+        for receive in self.on_log_gap:
+            self._guarded(receive, reason)
+
     def _on_gap(self, gap: Gap) -> None:
+        if gap.channel == LOG_CHANNEL:
+            self.follower.look()  # the log has what was missed
+            return
         for receive in self.on_gap:
             self._guarded(receive, gap)
 

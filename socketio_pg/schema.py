@@ -38,8 +38,8 @@ GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb) TO {role};
 def statements(max_payload: int, server_role: str | None = None, publisher_role: str | None = None) -> str:
     """The SQL that installs or upgrades the schema, without BEGIN and COMMIT.
 
-    ``max_payload`` is the most bytes of a payload as PostgreSQL writes it. ``server_role`` and ``publisher_role``, which
-    must exist, get what a server and a publisher need and nothing else.
+    ``max_payload`` is the most bytes of a payload as PostgreSQL writes it. ``server_role`` and ``publisher_role``,
+    which must exist, get what a server and a publisher need and nothing else.
     """
     values = {"MAX_PAYLOAD": max_payload, "LOCK_CLASS": LOCK_CLASS, "BUSY_LOCK": BUSY_LOCK}
     parts = [
@@ -66,8 +66,15 @@ def install(
     connection = database.connect()
     try:
         with transaction(connection, TIMEOUT) as cursor:
-            cursor.execute("SHOW server_encoding")
-            (encoding,) = cursor.fetchone()
+            cursor.execute("SELECT current_setting('server_encoding'), to_regclass('socketio_pg.schema_version')")
+            encoding, versions = cursor.fetchone()
+            if versions is not None:
+                cursor.execute("SELECT version FROM socketio_pg.schema_version")
+                installed = cursor.fetchone()
+                if installed is not None and installed[0] > VERSION:
+                    raise DatabaseError(
+                        f"the schema is of version {installed[0]}, and this program of {VERSION}: upgrade it"
+                    )
             if encoding != "UTF8":
                 raise DatabaseError(f"the log tier needs a database in the encoding UTF8; this one is in {encoding}")
             # Without the notices about what exists already.

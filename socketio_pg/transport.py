@@ -89,6 +89,7 @@ class Connection:
         "_buffered",
         "_closing",
         "_corked",
+        "_drained",
         "_fileno",
         "_limit",
         "_on_closed",
@@ -121,6 +122,7 @@ class Connection:
         self._write_listener: Any = None
         self._closing = False
         self._corked = False
+        self._drained: list[Callable[[], None]] = []
         #: Nothing is sent any more.
         self.closed = False
         hub = eventlet.hubs.get_hub()
@@ -136,7 +138,8 @@ class Connection:
     def send(self, data: bytes) -> None:
         """Send whole frames, after all that was sent before. Never waits and never raises.
 
-        With over ``send_buffer`` bytes waiting the connection is cut: ``on_closed("slow_consumer")``.
+        When over ``send_buffer`` bytes wait already the connection is cut: ``on_closed("slow_consumer")``. So a message
+        of any size reaches a client that reads.
         """
         if self.closed:
             return
@@ -155,13 +158,21 @@ class Connection:
             hub = eventlet.hubs.get_hub()
             self._write_listener = hub.add(hub.WRITE, self._fileno, self._writable, _ignore, _ignore)
             self._write_listener.greenlet = hub.greenlet
-        self._buffer.append(data)
-        self._buffered += len(data)
-        if self._buffered > self._limit:
+        if self._buffered <= self._limit:
+            self._buffer.append(data)
+            self._buffered += len(data)
+        else:
             # A reset, so that the kernel's buffer is freed as well.
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._lose("slow_consumer")
+
+    def when_drained(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once when nothing waits to be sent, or the connection has gone. It must not wait."""
+        if self._buffer is None or self.closed:
+            callback()
+        else:
+            self._drained.append(callback)
 
     def cork(self) -> None:
         """Keep back what is sent until :meth:`uncork`, so that it goes in one call. Nothing may wait meanwhile."""
@@ -246,6 +257,7 @@ class Connection:
             return
         eventlet.hubs.get_hub().remove(self._write_listener)
         self._write_listener = self._buffer = None
+        self._call_drained()
         if self._closing:
             self._shut_down()
 
@@ -274,6 +286,12 @@ class Connection:
         self._corked = False
         self._buffered = 0
         self._socket.close()
+        self._call_drained()
+
+    def _call_drained(self) -> None:
+        waiting, self._drained = self._drained, []
+        for callback in waiting:
+            callback()
 
 
 def _ignore(*_: object) -> None:

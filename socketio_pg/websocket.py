@@ -1,21 +1,26 @@
 """SocketServer: Socket.IO events ↔ PubSub. What each event means is in docs/protocol.md."""
 
 import contextlib
+import functools
 import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flask import Flask
 
 from socketio_pg import config, green
 from socketio_pg.channels import validate_channel
-from socketio_pg.errors import InvalidChannelError, InvalidRequestError, SocketIOPGError
+from socketio_pg.errors import DatabaseError, InvalidChannelError, InvalidRequestError, SocketIOPGError
 from socketio_pg.hub import UnknownSubscriberError
 from socketio_pg.listener import Gap
 from socketio_pg.messages import Message
-from socketio_pg.protocol import Answer, SocketIO, showable
+from socketio_pg.protocol import Answer, Server, SocketIO, showable
 from socketio_pg.pubsub import PubSub
+from socketio_pg.relay import Relay
+from socketio_pg.replay import Replay, find_start, requested_start
+from socketio_pg.schema import install
 from socketio_pg.version import __version__
 from socketio_pg.web import create_blueprint
 
@@ -53,6 +58,16 @@ class SocketServer:
         self.pubsub = PubSub(self.app, dsn or self.settings.database_url, self.settings.listen_database_url)
         self.pubsub.on_messages.append(self._emit_messages)
         self.pubsub.on_gap.append(self._emit_gap)
+        self.pubsub.on_log_gap.append(self._emit_log_gap)
+        self.pubsub.durable_channels = self.settings.durable_channels
+        self.pubsub.max_payload = self.settings.max_payload
+        self.relay = Relay(
+            self.pubsub.database,
+            self.settings.log_retention,
+            self.settings.log_max_messages,
+            lambda: (self.pubsub.follower.position, len(self.pubsub.hub)),
+        )
+        self.pubsub.on_log_changed.append(self.relay.look)
         self.socketio = SocketIO(
             async_mode="eventlet",
             cors_allowed_origins=_engineio_origins(self.settings.cors_allowed_origins),
@@ -60,6 +75,8 @@ class SocketServer:
             ping_timeout=self.settings.ping_timeout,
             send_buffer_bytes=self.settings.send_buffer_bytes,
             max_connections=self.settings.max_connections,
+            # A payload with its envelope; engine.io's default is 1,000,000.
+            max_http_buffer_size=max(1_000_000, self.settings.max_payload) + 65_536,
         )
         self.socketio.before_request = self._refuse_when_draining
         self.socketio.init_app(self.app)
@@ -76,7 +93,7 @@ class SocketServer:
             self.socketio.server.on(event, _with_object(handler))
         self.app.register_blueprint(create_blueprint(self.readiness, enable_test_page=enable_test_page))
         self.app.extensions["socketio_pg"] = self
-        self._draining = False
+        self._started = self._draining = False
         self._drained = green.Event()
         self._serving: green.GreenThread | None = None
 
@@ -84,7 +101,24 @@ class SocketServer:
 
     def start(self) -> None:
         """Connect to PostgreSQL in the background. Happens by itself with the first client; not before a fork."""
+        if self._started:
+            return
+        self._started = True
         self.pubsub.start()
+        green.spawn(self._start_log)
+
+    def _start_log(self) -> None:
+        delay = 0.5
+        while self.settings.auto_init and not self._draining:
+            try:
+                install(self.pubsub.database, self.settings.max_payload)
+                break
+            except DatabaseError as error:
+                logger.warning("the log's schema could not be installed: %s; retrying", error)
+                green.sleep(delay)
+                delay = min(delay * 2, 30.0)
+        if not self._draining:
+            self.relay.start()
 
     def run(self, on_listening: Callable[[], None] | None = None) -> None:
         """Serve on ``port`` until :meth:`shutdown`, with eventlet's own WSGI server: for development and small things.
@@ -101,6 +135,7 @@ class SocketServer:
     def shutdown(self) -> None:
         """Disconnect all clients, close the database's connections, and end :meth:`run`."""
         self.drain()
+        self.relay.stop()
         self.pubsub.disconnect()
         if self._serving is not None:
             green.stop_serving(self._serving)
@@ -131,6 +166,8 @@ class SocketServer:
             self._drained.send()
 
     def _drain(self) -> None:
+        # Another node leads while we take our leave.
+        self.relay.stop()
         self.pubsub.publisher.flush(2.0)
         sockets = list(self.socketio.server.eio.sockets.values())
         logger.info("draining %d clients", len(sockets))
@@ -172,14 +209,38 @@ class SocketServer:
 
     def _subscribe(self, sid: str, request: dict[str, Any]) -> Answer:
         channel = validate_channel(request.get("channel"))
+        start = requested_start(request)
         if self.socketio.server.manager.is_sid_room("/", channel):
             raise InvalidChannelError("this name is the id of a client", channel=channel)
+        new = not self.pubsub.hub.is_subscribed(sid, channel)
         self.pubsub.join(sid, channel)
-        # The client may have left, or changed its mind, while the LISTEN was under way. From here on nothing waits.
+        try:
+            after, recovered = find_start(self.pubsub.follower, self.pubsub.history, channel, start)
+        except BaseException:
+            if new:
+                self.pubsub.leave(sid, channel)
+            raise
+        # The client may have left, or changed its mind, meanwhile. From here on nothing waits.
         if not self.pubsub.hub.is_subscribed(sid, channel):
             raise InvalidRequestError("unsubscribed before the subscription was complete", channel=channel)
         self.socketio.server.enter_room(sid, channel)
-        return Answer("subscribed", {"channel": channel})
+        body: dict[str, Any] = {"channel": channel}
+        follower = self.pubsub.follower
+        then = None
+        if follower.epoch is not None:
+            body |= {"epoch": follower.epoch, "position": follower.position if after is None else after}
+            if after is not None:
+                token = self.pubsub.hub.hold(sid, channel)
+                then = functools.partial(self._replay, sid, channel, after, token)
+        return Answer("subscribed", body | recovered, then)
+
+    def _replay(self, sid: str, channel: str, after: int, token: object) -> None:
+        hub = self.pubsub.hub
+        Replay(self.pubsub.follower, self.pubsub.history, channel, after).run(
+            _Client(self.socketio.server, sid, channel),
+            lambda: hub.is_held(sid, channel, token),
+            lambda: hub.release(sid, channel),
+        )
 
     def _unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
         channel = validate_channel(request.get("channel"))
@@ -191,18 +252,30 @@ class SocketServer:
         channel = validate_channel(request.get("channel"))
         if "payload" not in request:
             raise InvalidRequestError("payload is missing", channel=channel)
-        self.pubsub.publish(channel, request["payload"])
+        durable = request.get("durable")
+        if durable is not None and not isinstance(durable, bool):
+            raise InvalidRequestError("durable must be true or false", channel=channel)
+        self.pubsub.publish(channel, request["payload"], durable)
         return Answer("published", {"channel": channel})
 
     # -- from the database to the clients ------------------------------------------------------------------------------
 
     def _emit_messages(self, messages: Sequence[Message]) -> None:
+        # A subscription that is being brought up to date gets what is live from the log as well.
+        channels = {message.channel for message in messages} if messages[0].position is not None else ()
+        held = {channel: self.pubsub.hub.held(channel) for channel in channels}
         self.socketio.server.manager.emit_in_order(
-            "event", ((message.channel, message.to_wire()) for message in messages)
+            "event", ((message.channel, message.to_wire()) for message in messages), skipped=held
         )
 
     def _emit_gap(self, gap: Gap) -> None:
         self._emit("gap", gap.to_wire(), gap.channel)
+
+    def _emit_log_gap(self, reason: str) -> None:
+        follower = self.pubsub.follower
+        for channel in self.pubsub.hub.channels():
+            body = {"channel": channel, "reason": reason, "epoch": follower.epoch, "position": follower.position}
+            self._emit("gap", body, channel)
 
     def _emit(self, event: str, argument: dict[str, Any], room: str) -> None:
         self.socketio.server.emit(event, argument, to=room)
@@ -213,6 +286,28 @@ class SocketServer:
         headers = [("Content-Type", "text/plain"), ("Connection", "close"), ("Retry-After", "1")]
         start_response("503 SERVICE UNAVAILABLE", headers)
         return [b"shutting down"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """The receiver of a replay: one client's subscription."""
+
+    server: Server
+    sid: str
+    channel: str
+
+    def send(self, messages: Sequence[Message]) -> None:
+        self.server.manager.emit_in_order(
+            "event", ((self.sid, message.to_wire() | {"replayed": True}) for message in messages)
+        )
+
+    def wait_sent(self) -> bool:
+        socket = self.server.eio.sockets.get(self.server.manager.eio_sid_from_sid(self.sid, "/"))
+        return socket is not None and bool(socket.wait_sent())
+
+    def gap(self, reason: str, epoch: str, position: int) -> None:
+        body = {"channel": self.channel, "reason": reason, "epoch": epoch, "position": position}
+        self.server.emit("gap", body, to=self.sid)
 
 
 def _with_object(handler: Handler) -> Callable[..., Answer]:
