@@ -1,5 +1,6 @@
 """The composition root: settings → database → server → Flask application."""
 
+import dataclasses
 import logging
 import sys
 
@@ -31,6 +32,8 @@ def create_app(**overrides: object) -> Flask:
         embedded = EmbeddedPostgres(settings.embedded_data_dir)
         dsn = embedded.start()
         app.extensions["socketio_pg_embedded"] = embedded
+        # Nobody else's database: what it can do is to be there.
+        settings = dataclasses.replace(settings, auto_init=True)
     SocketServer(app, dsn, enable_test_page=settings.test_page, port=settings.port, settings=settings)
     if settings.test_page:
 

@@ -5,8 +5,9 @@ import sys
 
 import click
 
-from socketio_pg import config
-from socketio_pg.errors import ConfigurationError
+from socketio_pg import config, schema
+from socketio_pg.database import Database
+from socketio_pg.errors import ConfigurationError, SocketIOPGError
 from socketio_pg.version import __version__
 
 
@@ -33,6 +34,30 @@ def serve(host: str | None, port: int | None) -> None:
         raise click.ClickException(config.NO_DATABASE)
     arguments = ["-c", "python:socketio_pg.gunicorn_config", "--bind", f"{settings.host}:{settings.port}"]
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *arguments, "socketio_pg.server:app"])
+
+
+@main.command()
+@click.option("--sql", is_flag=True, help="Print the SQL, for migrations of your own, and connect to nothing.")
+@click.option("--server-role", help="Grant this role what a server needs. It must exist.")
+@click.option("--publisher-role", help="Grant this role what publishing needs. It must exist.")
+def init(sql: bool, server_role: str | None, publisher_role: str | None) -> None:
+    """Install the log's schema in the database, or upgrade it. Can be run again, also while servers run.
+
+    The role of DATABASE_URL needs CREATE on the database, and owns the schema then; no superuser is needed. The limit
+    MAX_PAYLOAD takes effect with it.
+    """
+    try:
+        settings = config.load()
+        if sql:
+            click.echo(f"BEGIN;\n\n{schema.statements(settings.max_payload, server_role, publisher_role)}\nCOMMIT;")
+            return
+        if settings.database_url is None:
+            raise ConfigurationError(config.NO_DATABASE)
+        database = Database(settings.database_url)
+        schema.install(database, settings.max_payload, server_role, publisher_role)
+    except SocketIOPGError as error:
+        raise click.ClickException(error.message) from None
+    click.echo(f"The log is installed: schema socketio_pg, version {schema.VERSION}, on {database}")
 
 
 @main.command()

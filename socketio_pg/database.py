@@ -20,7 +20,6 @@ from socketio_pg.errors import (
     DatabaseTimeoutError,
     DatabaseUnavailableError,
     InvalidChannelError,
-    InvalidRequestError,
     LogNotInstalledError,
     PayloadTooLargeError,
     SocketIOPGError,
@@ -106,14 +105,14 @@ def _translate(error: psycopg2.Error) -> SocketIOPGError:
     if error.pgcode == "SG002":
         return PayloadTooLargeError(lines[0])
     if error.pgcode in ("3F000", "42P01", "42883"):  # no such schema, table, function: we use none but our own
-        return LogNotInstalledError()
-    if error.pgcode in ("22P02", "22P05"):
-        return InvalidRequestError(f"payload cannot be written as jsonb: {lines[0]}")
+        return LogNotInstalledError("the log is not installed in this database: run 'socketio-pg init'")
     if error.pgcode == "22023" and "payload string too long" in lines[0]:
         return PayloadTooLargeError("payload is too long for NOTIFY in this database's encoding")
     if isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
         return DatabaseUnavailableError(lines[0])
-    return DatabaseError(lines[0])
+    refused = DatabaseError(lines[0])
+    refused.sqlstate = error.pgcode
+    return refused
 
 
 def _parse(dsn: str) -> dict[str, str]:

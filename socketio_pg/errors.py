@@ -58,12 +58,14 @@ class PayloadTooLargeError(InvalidRequestError):
 class LogNotInstalledError(InvalidRequestError):
     """Something was asked of the log, and the database has no schema ``socketio_pg``."""
 
-    def __init__(self, *, channel: str | None = None) -> None:
-        super().__init__("the log is not installed in this database: run 'socketio-pg init'", channel=channel)
-
 
 class DatabaseError(SocketIOPGError):
-    """PostgreSQL refused a statement while the connection is in order."""
+    """PostgreSQL refused a statement while the connection is in order.
+
+    ``sqlstate`` is its code where there is one (manual, appendix A).
+    """
+
+    sqlstate: str | None = None
 
 
 class DatabaseUnavailableError(DatabaseError):

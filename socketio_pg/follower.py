@@ -135,6 +135,13 @@ class Follower:
             except LogNotInstalledError:
                 self._forget()
             except DatabaseError as error:
+                if error.sqlstate == "42501":
+                    # As good as not installed, for this role: NOTIFY needs no rights, and goes on.
+                    logger.warning("the log cannot be used: %s", error)
+                    self._forget()
+                    self._known.send()
+                    self._wanted.wait()
+                    continue
                 logger.warning("the log cannot be read: %s; retrying", error)
                 green.sleep(delay)
                 delay = min(delay * 2, self.backoff[1])

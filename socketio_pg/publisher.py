@@ -9,7 +9,13 @@ from typing import Any
 
 from socketio_pg import green
 from socketio_pg.database import Database, encode_text, translated_errors
-from socketio_pg.errors import DatabaseTimeoutError, DatabaseUnavailableError, SocketIOPGError
+from socketio_pg.errors import (
+    DatabaseError,
+    DatabaseTimeoutError,
+    DatabaseUnavailableError,
+    InvalidRequestError,
+    SocketIOPGError,
+)
 
 logger = logging.getLogger("socketio_pg.publisher")
 
@@ -177,6 +183,10 @@ class Publisher:
             except DatabaseUnavailableError as lost:
                 self._fail(deque(batch[index:]), lost)
                 return
+            except DatabaseError as refused:
+                error = refused
+                if request.durable and refused.sqlstate in ("22P02", "22P05", "22003"):
+                    error = InvalidRequestError(f"payload cannot be kept as jsonb: {refused}", channel=request.channel)
             except SocketIOPGError as refused:
                 error = refused
             request.done.send(error)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from socketio_pg import green
-from socketio_pg.errors import DatabaseError, InvalidRequestError
+from socketio_pg.errors import DatabaseError, InvalidRequestError, LogNotInstalledError
 from socketio_pg.follower import Follower
 from socketio_pg.history import History
 from socketio_pg.messages import Message
@@ -129,7 +129,8 @@ class Replay:
             try:
                 self._step(receiver, held)
                 delay = self.retry[0]
-            except DatabaseError as error:
+            except (DatabaseError, LogNotInstalledError) as error:
+                self._follower.look()  # should the log have gone, the replay is over
                 logger.warning("a replay waits: %s", error)
                 green.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(delay * 2, self.retry[1])

@@ -63,6 +63,8 @@ def _welcome(server: SocketServer) -> str:
         lines.append(f"  database    {embedded.url()}  (embedded, in {embedded.data_dir})")
         lines.append(f"  psql        {embedded.psql_command}")
     lines.append('  try         NOTIFY foo, \'{"hello": "world"}\';')
+    if server.settings.auto_init:
+        lines.append("  or          SELECT socketio_pg.publish('foo', '{\"hello\": \"log\"}');")
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from socketio_pg import PayloadTooLargeError, PubSub, green
+from socketio_pg.channels import LOG_CHANNEL
 from socketio_pg.errors import ConfigurationError, DatabaseError, InvalidChannelError, InvalidRequestError
 from tests.support.postgres import Cluster
 
@@ -21,7 +22,7 @@ def pubsub(postgres: Cluster) -> Iterator[PubSub]:
 
 def listening(pubsub: PubSub) -> list[str]:
     """What the LISTEN connection listens to, asked by the listener's own thread of PostgreSQL itself."""
-    return sorted(pubsub.listener._listening)
+    return sorted(pubsub.listener._listening - {LOG_CHANNEL})
 
 
 def statements(postgres: Cluster, pattern: str) -> int:

@@ -15,6 +15,7 @@ TREE = {
     "InvalidRequestError": ("SocketIOPGError", "invalid_request"),
     "InvalidChannelError": ("InvalidRequestError", "invalid_channel"),
     "PayloadTooLargeError": ("InvalidRequestError", "payload_too_large"),
+    "LogNotInstalledError": ("InvalidRequestError", "invalid_request"),
     "DatabaseError": ("SocketIOPGError", "internal"),
     "DatabaseUnavailableError": ("DatabaseError", "database_unavailable"),
     "DatabaseTimeoutError": ("DatabaseUnavailableError", "database_unavailable"),
