@@ -36,7 +36,8 @@ def decode_batch(text: str) -> Batch | None:
     """
     header, _, body = text.partition("\n")
     words = header.split(" ")
-    if len(words) != 3 or not (words[1].isdecimal() and words[2].isdecimal()):
+    # Up to 19 digits: a bigint, and nothing that int() would refuse.
+    if len(words) != 3 or not all(word.isdecimal() and len(word) < 20 for word in words[1:]):
         return None
     epoch, first, last = words[0], int(words[1]), int(words[2])
     if not 1 <= first <= last:

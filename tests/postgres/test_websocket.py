@@ -180,7 +180,7 @@ def test_two_clients_cause_one_listen(server: SocketServer, channel: str) -> Non
     for client in clients:
         client.disconnect()
     wait_until_clean(server)
-    mine = [sql for sql in executed if channel in sql]
+    mine = [sql for batch in executed for sql in batch.split(";") if channel in sql]
     assert mine == [f'LISTEN "{channel}"', f'UNLISTEN "{channel}"']
 
 
@@ -197,4 +197,4 @@ def test_a_listen_that_fails_leaves_nothing_behind(server: SocketServer, channel
     }
     client.disconnect()
     assert server.pubsub.hub.channels() == set()
-    assert server.pubsub.listener._wanted == {LOG_CHANNEL}
+    assert server.pubsub.listener._wanted == set()

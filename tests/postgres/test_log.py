@@ -1,0 +1,457 @@
+"""The log's schema and relay on a real database: numbering, fencing, trimming, rights."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg2
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
+from socketio_pg import cli, schema
+from socketio_pg.channels import validate_channel
+from socketio_pg.client import Client
+from socketio_pg.database import Database
+from socketio_pg.errors import DatabaseError, InvalidChannelError
+from socketio_pg.positions import Batch, decode_batch
+from socketio_pg.relay import _MOVE_BATCH, MOVE, Relay
+from tests.support.postgres import Cluster, in_thread
+
+MAX_PAYLOAD = 100_000
+
+
+class LogDatabase:
+    """A database of its own in a cluster, with the log installed."""
+
+    def __init__(self, cluster: Cluster, name: str = "log") -> None:
+        self.cluster, self.name = cluster, name
+        self.url = cluster.url(name)
+        cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        cluster.sql(f"CREATE DATABASE {name}")
+        self.install()
+
+    def install(self, **roles: str) -> None:
+        run_cli("init", *(part for name, role in roles.items() for part in (f"--{name}-role", role)), url=self.url)
+
+    def connect(self, **options: Any) -> Any:
+        connection = psycopg2.connect(self.url, **options)
+        connection.autocommit = True
+        return connection
+
+    def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def publish(self, channel: str, *payloads: str) -> None:
+        """In one transaction."""
+        self.sql("SELECT socketio_pg.publish(%s, p::jsonb) FROM unnest(%s) AS p", channel, list(payloads))
+
+    def move(self, most: int = 1000, connection: Any = None) -> int:
+        """What the relay does for one batch; returns how many messages were moved."""
+        with contextlib.ExitStack() as stack:
+            if connection is None:
+                connection = stack.enter_context(contextlib.closing(self.connect()))
+                with connection.cursor() as cursor:
+                    cursor.execute(MOVE)
+            with connection.cursor() as cursor:
+                cursor.execute(_MOVE_BATCH, (most,))
+                moved: int = cursor.fetchone()[0]
+                return moved
+
+    def log(self) -> list[tuple[int, str, Any]]:
+        return self.sql("SELECT position, channel, payload FROM socketio_pg.log ORDER BY position")
+
+
+def run_cli(*arguments: str, url: str) -> str:
+    # In a real thread: psycopg2's green wait callback is process-wide, and a test's own thread may be a green one.
+    environment = {"DATABASE_URL": url, "MAX_PAYLOAD": str(MAX_PAYLOAD)}
+    result = in_thread(lambda: CliRunner().invoke(cli.main, list(arguments), env=environment))
+    assert result.exit_code == 0, result.output
+    output: str = result.output
+    return output
+
+
+@pytest.fixture
+def log(postgres: Cluster) -> Iterator[LogDatabase]:
+    callback = psycopg2.extensions.get_wait_callback()
+    yield LogDatabase(postgres)
+    psycopg2.extensions.set_wait_callback(callback)
+
+
+@pytest.fixture(scope="module")
+def shared_log(postgres18: Cluster) -> LogDatabase:
+    return LogDatabase(postgres18, "shared_log")
+
+
+# -- publish -----------------------------------------------------------------------------------------------------------
+
+
+def test_messages_are_numbered_in_the_order_of_publishing(log: LogDatabase) -> None:
+    log.publish("a", "1", "2")
+    log.publish("b", '{"x": [1.10, "\u00e9"]}')
+    assert log.move() == 3
+    log.publish("a", "4")
+    assert (log.move(), log.move()) == (1, 0)
+    assert log.log() == [(1, "a", 1), (2, "a", 2), (3, "b", {"x": [1.10, "\u00e9"]}), (4, "a", 4)]
+    assert log.sql("SELECT count(*) FROM socketio_pg.outbox") == [(0,)]
+
+
+def test_a_rollback_leaves_no_trace(log: LogDatabase) -> None:
+    with contextlib.closing(log.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("BEGIN; SELECT socketio_pg.publish('a', '1'); SAVEPOINT s; SELECT socketio_pg.publish('a', '2')")
+        cursor.execute("ROLLBACK TO s; SELECT socketio_pg.publish('a', '3'); COMMIT")
+        cursor.execute("BEGIN; SELECT socketio_pg.publish('a', '4'); ROLLBACK")
+    log.publish("a", "5")
+    log.move()
+    assert log.log() == [(1, "a", 1), (2, "a", 3), (3, "a", 5)], "positions have no holes, ids may"
+
+
+def test_nulls(log: LogDatabase) -> None:
+    log.sql("SELECT socketio_pg.publish('a', NULL), socketio_pg.publish('a', 'null')")
+    log.move()
+    assert log.sql("SELECT payload::text FROM socketio_pg.log") == [("null",), ("null",)]
+    with pytest.raises(psycopg2.Error) as caught:
+        log.sql("SELECT socketio_pg.publish(NULL, '1')")
+    assert caught.value.pgcode == "SG001"
+
+
+def test_the_size_is_limited(log: LogDatabase) -> None:
+    log.publish("a", f'"{"x" * (MAX_PAYLOAD - 2)}"')
+    with pytest.raises(psycopg2.Error, match=f"payload has {MAX_PAYLOAD + 1} bytes of UTF-8") as caught:
+        log.publish("a", f'"{"x" * (MAX_PAYLOAD - 1)}"')
+    assert caught.value.pgcode == "SG002"
+
+
+LETTERS = "ax*_:\u00e9\u65e5\U0001f600 \t\n\x7f\x85\xa0\u1680\u2003\u2028\u3000\u200b"
+EDGES = ["socketio_pg", "socketio_pg_x", "socketio", "x" * 63, "x" * 64, "\u65e5" * 21, "\u65e5" * 22]
+
+
+@given(st.text(st.sampled_from(LETTERS), max_size=24) | st.sampled_from(EDGES))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_sql_and_python_agree_on_names(shared_log: LogDatabase, name: str) -> None:
+    try:
+        validate_channel(name)
+        expected = None
+    except InvalidChannelError as error:
+        expected = error.message
+    found = code = None
+    try:
+        shared_log.publish(name, "1")
+    except psycopg2.Error as refused:
+        found, code = str(refused).splitlines()[0], refused.pgcode
+    assert code == (None if expected is None else "SG001"), (name, found, expected)
+
+
+@pytest.mark.parametrize("kind", ["psycopg2", "connection", "session"])
+def test_client_publishes_through_the_log(log: LogDatabase, kind: str) -> None:
+    engine = create_engine(log.url.replace("postgresql://", "postgresql+psycopg2://"))
+    if kind == "psycopg2":
+        with contextlib.closing(psycopg2.connect(log.url)) as connection:
+            Client(connection).notify("a", ["x" * 20_000], durable=True)
+            connection.commit()
+            Client(connection).publish("a", "lost", durable=True)
+            connection.rollback()
+    elif kind == "connection":
+        with engine.connect() as connected:
+            Client(connected).notify("a", ["x" * 20_000], durable=True)
+            connected.commit()
+            Client(connected).publish("a", "lost", durable=True)
+            connected.rollback()
+    else:
+        with Session(engine) as session:
+            Client(session).notify("a", ["x" * 20_000], durable=True)
+            session.commit()
+            Client(session).publish("a", "lost", durable=True)
+            session.rollback()
+    engine.dispose()
+    log.move()
+    assert log.log() == [(1, "a", ["x" * 20_000])]
+
+
+# -- the relay ---------------------------------------------------------------------------------------------------------
+
+
+def notifications(connection: Any) -> list[Batch]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")  # reads all that comes before its answer
+    batches = [decode_batch(found.payload) for found in connection.notifies]
+    connection.notifies.clear()
+    assert None not in batches
+    return [batch for batch in batches if batch is not None]
+
+
+def test_the_nodes_are_told_everything(log: LogDatabase) -> None:
+    sizes = [10, 3000, 3800, 3900, 5000, 10, 90_000, 20, 7000, 1] + [50] * 300
+    with contextlib.closing(log.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("LISTEN socketio_pg")
+        log.publish("a", *(f'"{"x" * size}"' for size in sizes))
+        log.move(200)
+        log.move(200)
+        batches = notifications(connection)
+    assert [(batch.first, batch.last) for batch in batches] == [
+        (1 if index == 0 else batches[index - 1].last + 1, batch.last) for index, batch in enumerate(batches)
+    ], "the ranges are consecutive"
+    assert batches[-1].last == len(sizes)
+    inline = {message.position: message for batch in batches for message in batch.messages or ()}
+    rows = log.sql("SELECT position, payload::text, (published_at AT TIME ZONE 'UTC')::date::text FROM socketio_pg.log")
+    for position, text, day in rows:
+        if position in inline:
+            assert inline[position].payload_json == text
+            assert (inline[position].published_at or "").startswith(day)
+    assert len(inline) > 290, "small messages go along"
+    assert 7 not in inline
+
+
+def test_relays_at_once_harm_nothing(log: LogDatabase) -> None:
+    """Without the advisory lock, which is only there so that they do not work for nothing."""
+    failures: list[psycopg2.Error] = []
+    done = threading.Event()
+
+    def relay() -> None:
+        with contextlib.closing(log.connect()) as connection:
+            with connection.cursor() as cursor:
+                cursor.execute(MOVE)
+            while True:
+                last = done.is_set()
+                try:
+                    moved = log.move(7, connection)
+                except psycopg2.Error as error:
+                    failures.append(error)  # the other was first; nothing of this batch was done
+                    continue
+                if last and not moved:
+                    return
+
+    def publish(writer: int) -> None:
+        with contextlib.closing(log.connect()) as connection, connection.cursor() as cursor:
+            for number in range(150):
+                cursor.execute("SELECT socketio_pg.publish('a', %s::jsonb)", (f"[{writer}, {number}]",))
+
+    relays = [threading.Thread(target=relay) for _ in range(4)]
+    writers = [threading.Thread(target=publish, args=(writer,)) for writer in range(4)]
+    for thread in relays + writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    for thread in relays:
+        thread.join()
+    found = log.log()
+    assert [position for position, _, _ in found] == list(range(1, 601))
+    for writer in range(4):
+        assert [payload[1] for _, _, payload in found if payload[0] == writer] == list(range(150))
+    assert {error.pgcode for error in failures} <= {"23505"}, "at worst the position was taken: all is undone"
+
+
+@pytest.fixture
+def relay(log: LogDatabase) -> Iterator[Relay]:
+    made = Relay(Database(log.url), 3600.0, 5, lambda: (0, 0))
+    made.trim_size = 3
+    yield made
+    made.stop()
+
+
+def test_trimming_by_number(log: LogDatabase, relay: Relay) -> None:
+    log.publish("a", *map(str, range(1, 21)))
+    log.move()
+    with contextlib.closing(log.connect()) as connection:
+        for _ in range(7):
+            relay._next_trim = 0.0
+            in_thread(relay._trim, connection)
+    assert [position for position, _, _ in log.log()] == [16, 17, 18, 19, 20]
+    assert log.sql("SELECT trimmed FROM socketio_pg.head") == [(15,)]
+    log.publish("a", "21")
+    log.move()
+    assert log.log()[-1] == (21, "a", 21)
+
+
+def test_trimming_by_age_keeps_the_newest(log: LogDatabase, relay: Relay) -> None:
+    log.publish("a", "1", "2", "3")
+    log.move()
+    log.sql("UPDATE socketio_pg.log SET logged_at = now() - interval '2 hours'")
+    with contextlib.closing(log.connect()) as connection:
+        in_thread(relay._trim, connection)
+    assert log.log() == [(3, "a", 3)], "the next position is counted from the newest"
+    log.publish("a", "4")
+    log.move()
+    assert log.log()[-1] == (4, "a", 4)
+
+
+def test_a_copy_gets_an_epoch_of_its_own(log: LogDatabase, relay: Relay) -> None:
+    def check() -> str:
+        with contextlib.closing(log.connect()) as connection:
+            in_thread(relay._check_epoch, connection)
+        epoch: str = log.sql("SELECT epoch::text FROM socketio_pg.head")[0][0]
+        return epoch
+
+    first = log.sql("SELECT epoch::text FROM socketio_pg.head")[0][0]
+    assert check() == check() == first
+    log.sql("UPDATE socketio_pg.head SET system_identifier = 1")  # as after a restore from another cluster's dump
+    second = check()
+    assert second != first
+    log.sql("UPDATE socketio_pg.head SET timeline = timeline + 1")  # as after a promotion
+    assert check() not in (first, second)
+
+
+# -- the schema --------------------------------------------------------------------------------------------------------
+
+
+def test_installing_again_keeps_everything(log: LogDatabase) -> None:
+    log.publish("a", "1")
+    log.move()
+    log.publish("a", "2")
+    before = log.sql("SELECT epoch, trimmed FROM socketio_pg.head")
+    log.install()
+    assert log.sql("SELECT epoch, trimmed FROM socketio_pg.head") == before
+    log.move()
+    assert log.log() == [(1, "a", 1), (2, "a", 2)]
+
+
+def test_two_install_at_once(postgres: Cluster) -> None:
+    postgres.sql("DROP DATABASE IF EXISTS twice WITH (FORCE)")
+    postgres.sql("CREATE DATABASE twice")
+    url = postgres.url("twice")
+    outputs: list[str] = []
+    threads = [threading.Thread(target=lambda: outputs.append(psql_install(url))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outputs == ["ok"] * 4
+
+
+def psql_install(url: str) -> str:
+    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(schema.statements(MAX_PAYLOAD))
+        connection.commit()
+    return "ok"
+
+
+def test_a_newer_schema_is_left_alone(log: LogDatabase) -> None:
+    log.sql("UPDATE socketio_pg.schema_version SET version = version + 1")
+    with pytest.raises(DatabaseError, match="upgrade it"):
+        in_thread(schema.install, Database(log.url), MAX_PAYLOAD)
+
+
+def test_the_printed_sql_installs_it(postgres: Cluster) -> None:
+    postgres.sql("DROP DATABASE IF EXISTS printed WITH (FORCE)")
+    postgres.sql("CREATE DATABASE printed")
+    url = postgres.url("printed")
+    printed = run_cli("init", "--sql", url=url)
+    with contextlib.closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(printed)
+            cursor.execute("SELECT socketio_pg.publish('a', '1'); SELECT version FROM socketio_pg.schema_version")
+            assert cursor.fetchone() == (schema.VERSION,)
+
+
+def test_other_encodings_are_refused(postgres: Cluster) -> None:
+    postgres.sql("DROP DATABASE IF EXISTS latin WITH (FORCE)")
+    postgres.sql("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    with pytest.raises(DatabaseError, match="encoding UTF8; this one is in LATIN1"):
+        in_thread(schema.install, Database(postgres.url("latin")), MAX_PAYLOAD)
+
+
+@pytest.fixture
+def roles(postgres: Cluster) -> Iterator[dict[str, str]]:
+    """role → its address in the database ``granted``, whose owner is no superuser and installs the log."""
+    names = ("log_owner", "log_server", "log_publisher", "log_nobody")
+    postgres.sql("DROP DATABASE IF EXISTS granted WITH (FORCE)")
+    for name in names:
+        postgres.sql(f"DROP ROLE IF EXISTS {name}")
+        postgres.sql(f"CREATE ROLE {name} LOGIN NOSUPERUSER")
+    postgres.sql("CREATE DATABASE granted OWNER log_owner")
+    callback = psycopg2.extensions.get_wait_callback()
+    yield {name: postgres.url("granted").replace("postgres@", f"{name}@") for name in names}
+    psycopg2.extensions.set_wait_callback(callback)
+    postgres.sql("DROP DATABASE granted WITH (FORCE)")
+    for name in names:
+        postgres.sql(f"DROP ROLE {name}")
+
+
+def test_rights(roles: dict[str, str]) -> None:
+    run_cli("init", "--server-role", "log_server", "--publisher-role", "log_publisher", url=roles["log_owner"])
+
+    def as_role(role: str, statement: str, *parameters: object) -> str:
+        """What came of it: "ok", or the SQLSTATE."""
+        with contextlib.closing(psycopg2.connect(roles[role])) as connection, connection.cursor() as cursor:
+            try:
+                cursor.execute(statement, parameters or None)
+                connection.commit()
+            except psycopg2.Error as error:
+                return error.pgcode or "?"
+            return "ok"
+
+    denied = "42501"
+    publish = "SELECT socketio_pg.publish('a', '1')"
+    assert as_role("log_nobody", publish) == denied
+    assert as_role("log_publisher", publish) == "ok"
+    assert as_role("log_server", publish) == "ok"
+    for table in ("outbox", "log", "head", "node", "channels", "nodes"):
+        assert as_role("log_publisher", f"SELECT * FROM socketio_pg.{table}") == denied
+        assert as_role("log_server", f"SELECT * FROM socketio_pg.{table}") == "ok"
+    assert as_role("log_publisher", "INSERT INTO socketio_pg.outbox (channel, payload) VALUES ('a', '1')") == denied
+    assert as_role("log_publisher", "SELECT socketio_pg.ring()") == denied
+    for statement in (
+        "DROP TABLE socketio_pg.log",
+        "TRUNCATE socketio_pg.log",
+        "UPDATE socketio_pg.log SET channel = 'b'",
+    ):
+        assert as_role("log_server", statement) == denied
+
+    # Everything that a server does, as the role that has no more than it needs.
+    relay = Relay(Database(roles["log_server"]), 0.0, 1, lambda: (0, 0))
+
+    def work() -> None:
+        with contextlib.closing(psycopg2.connect(roles["log_server"])) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(MOVE)
+                cursor.execute(_MOVE_BATCH, (1000,))
+                assert cursor.fetchone() == (2, 1)
+            relay._check_epoch(connection)
+            relay._beat(connection)
+            relay._trim(connection)
+
+    in_thread(work)
+    assert as_role("log_owner", "SELECT 1 / (count(*) - 1) FROM socketio_pg.log") == "22012", "one row is left"
+
+
+# -- the doorbell ------------------------------------------------------------------------------------------------------
+
+
+def test_the_bell_rings_at_commit_unless_the_relay_is_busy(log: LogDatabase) -> None:
+    with contextlib.closing(log.connect()) as relay, contextlib.closing(log.connect()) as publisher:
+        ears, voice = relay.cursor(), publisher.cursor()
+        ears.execute("LISTEN socketio_pg_bell")
+        voice.execute("BEGIN; SELECT socketio_pg.publish('a', '1'), socketio_pg.publish('a', '2')")
+        ears.execute("SELECT 1")
+        assert relay.notifies == []
+        voice.execute("COMMIT")
+        ears.execute("SELECT 1")
+        assert [found.channel for found in relay.notifies] == ["socketio_pg_bell"]
+        relay.notifies.clear()
+        ears.execute("SELECT pg_try_advisory_lock(%s, %s)", (schema.LOCK_CLASS, schema.BUSY_LOCK))
+        assert ears.fetchone() == (True,)
+        voice.execute("SELECT socketio_pg.publish('a', '3')")
+        ears.execute("SELECT 1")
+        assert relay.notifies == []
+
+
+def test_an_open_transaction_that_has_rung_does_not_stop_the_relay(log: LogDatabase) -> None:
+    with contextlib.closing(log.connect()) as relay, contextlib.closing(log.connect()) as publisher:
+        ears, voice = relay.cursor(), publisher.cursor()
+        voice.execute("BEGIN; SELECT socketio_pg.publish('a', '1'); SET CONSTRAINTS ALL IMMEDIATE")
+        ears.execute("SELECT pg_try_advisory_lock(%s, %s)", (schema.LOCK_CLASS, schema.BUSY_LOCK))
+        assert ears.fetchone() == (True,), "the bell gives its lock back at once"
+        log.publish("a", "2")
+        assert log.move() == 1
+        voice.execute("COMMIT")
+        assert log.move() == 1
+        assert log.log() == [(1, "a", 2), (2, "a", 1)]

@@ -1,0 +1,116 @@
+"""The arithmetic of positions, with whatever may arrive in whatever order."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socketio_pg.messages import Message, from_log
+from socketio_pg.positions import Batch, Progress, decode_batch, trim_upto
+
+TIME = "2026-11-24T00:00:00.000000Z"
+
+
+def messages(first: int, last: int) -> list[Message]:
+    return [from_log(position, "foo", TIME, str(position)) for position in range(first, last + 1)]
+
+
+# -- decode_batch ------------------------------------------------------------------------------------------------------
+
+
+def test_messages_inline() -> None:
+    text = f'e 7 8\nfoo\t{TIME}\t{{"a": "\\t 1.10"}}\n b\u00e4r\t{TIME}\tnull'
+    assert decode_batch(text) == Batch(
+        "e", 7, 8, [Message("foo", '{"a": "\\t 1.10"}', 7, TIME), Message(" b\u00e4r", "null", 8, TIME)]
+    )
+
+
+def test_a_range() -> None:
+    assert decode_batch("e 7 1000") == Batch("e", 7, 1000, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "installed", "epoch", "e 7", "e 7 8 9", "e x 8", "e 8 7", "e 0 7", "e -1 7", "e 7 8\nfoo\tt\t1",
+        "e 7 7\nfoo\t1", "e 7 " + "9" * 7000,
+        "e 7 7\nfoo\tt\t1\nfoo\tt\t2", "e 7 \u00b2",
+    ],
+)  # fmt: skip
+def test_what_is_no_batch(text: str) -> None:
+    assert decode_batch(text) is None
+
+
+@given(st.text())
+def test_no_text_can_make_it_fail(text: str) -> None:
+    batch = decode_batch(text)
+    assert batch is None or batch.first <= batch.last
+
+
+# -- Progress ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 40), st.data())
+def test_everything_is_delivered_once_and_in_order(last: int, data: st.DataObject) -> None:
+    """Batches come whole, as ranges, twice, late or never; holes are read from the log, whose pages may overlap."""
+    progress, delivered = Progress("e", 0), list[int]()
+
+    def deliver(found: list[Message]) -> None:
+        for message in progress.due(found):
+            assert message.position is not None
+            delivered.append(message.position)
+            progress.position = message.position
+
+    for _ in range(data.draw(st.integers(0, 30))):
+        first = data.draw(st.integers(1, last))
+        end = data.draw(st.integers(first, last))
+        what = data.draw(st.sampled_from(["inline", "range", "page"]))
+        if what == "inline":
+            deliver(messages(first, end))
+        elif what == "range":
+            progress.expect(end)
+        elif progress.behind:
+            # From anywhere up to where it goes on: somebody else may have delivered while the page was read.
+            deliver(messages(data.draw(st.integers(1, progress.position + 1)), progress.target))
+            assert not progress.behind
+        assert delivered == list(range(1, progress.position + 1))
+        assert progress.target >= progress.position
+    progress.expect(last)
+    deliver(messages(progress.position + 1, last))
+    assert delivered == list(range(1, last + 1))
+    assert not progress.behind
+
+
+def test_nothing_is_due_while_something_before_it_is_missing() -> None:
+    progress = Progress("e", 5)
+    assert list(progress.due(messages(7, 9))) == []
+    assert (progress.position, progress.target, progress.behind) == (5, 9, True)
+
+
+# -- trim_upto ---------------------------------------------------------------------------------------------------------
+
+AGES = st.lists(st.floats(0, 100), max_size=20)
+
+
+@given(AGES, st.integers(0, 50), st.integers(0, 5), st.floats(0, 100), st.none() | st.integers(1, 30))
+def test_trimming(ages: list[float], trimmed: int, further: int, retention: float, max_messages: int | None) -> None:
+    oldest = list(enumerate(ages, trimmed + 1))
+    head = trimmed + len(oldest) + further
+    upto = trim_upto(oldest, head, retention, max_messages)
+    kept = [(position, age) for position, age in oldest if upto is None or position > upto]
+    gone = [(position, age) for position, age in oldest if upto is not None and position <= upto]
+    # What goes was due; the first that stays was not, or is the newest of the log.
+    for position, age in gone:
+        assert age > retention or (max_messages is not None and head - position >= max_messages)
+        assert position < head, "the newest stays: the next position is counted from it"
+    if kept:
+        position, age = kept[0]
+        due = age > retention or (max_messages is not None and head - position >= max_messages)
+        assert not due or position == head
+
+
+def test_a_young_message_keeps_the_older_ones_after_it() -> None:
+    assert trim_upto([(1, 90.0), (2, 5.0), (3, 90.0)], 9, 60.0, None) == 1
+
+
+def test_the_number_of_messages_is_exact() -> None:
+    assert trim_upto([(position, 0.0) for position in range(1, 11)], 10, 60.0, 3) == 7

@@ -1,0 +1,146 @@
+"""The seam between replayed and live messages, with everything else happening wherever a replay waits."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socketio_pg.errors import DatabaseUnavailableError, InvalidRequestError
+from socketio_pg.history import Read
+from socketio_pg.hub import Hub
+from socketio_pg.messages import Message, from_log
+from socketio_pg.recent import Page, Recent
+from socketio_pg.replay import Replay, Since, requested_start
+
+
+@dataclasses.dataclass
+class Node:
+    """A follower and a history over a list instead of a database; messages arrive whenever somebody waits."""
+
+    channels: list[str]
+    data: st.DataObject
+    position: int = 0
+    epoch: str = "e"
+    trimmed: int = 0
+    recent: Recent = dataclasses.field(default_factory=lambda: Recent(2000))
+    hub: Hub = dataclasses.field(default_factory=Hub)
+    received: list[int] = dataclasses.field(default_factory=list)
+    gaps: list[int] = dataclasses.field(default_factory=list)
+
+    def live(self, share: int) -> None:
+        """What the follower does: the position first, then those of the room who are not held."""
+        messages = [
+            from_log(position, self.channels[position - 1], "2026", "0")
+            for position in range(self.position + 1, min(self.position + share, len(self.channels)) + 1)
+        ]
+        if not messages:
+            return
+        assert messages[-1].position is not None
+        self.position = messages[-1].position
+        self.recent.append(messages)
+        if "me" not in self.hub.held("a"):
+            self.send([message for message in messages if message.channel == "a"])
+
+    def wait(self) -> None:
+        self.live(self.data.draw(st.integers(0, 4)))
+
+    # -- as Follower, History and Receiver
+
+    def wait_moved(self, seconds: float) -> None:
+        self.live(1)
+
+    def look(self) -> None: ...
+
+    def channel_page(self, channel: str, after: int, upto: int) -> Read:
+        page = self.recent.page(channel, after, upto)
+        if page is not None:
+            return Read(page, 0)
+        self.wait()
+        if self.data.draw(st.integers(0, 3)) == 0:
+            raise DatabaseUnavailableError("gone for a moment")
+        if after < self.trimmed:
+            return Read(Page(after, after, ()), self.trimmed)
+        end = min(self.recent.start, after + self.data.draw(st.integers(1, 6)))
+        found = [
+            from_log(position, channel, "2026", "0")
+            for position in range(after + 1, end + 1)
+            if self.channels[position - 1] == channel
+        ]
+        page = Page(after, end, found)
+        self.recent.keep(channel, page)
+        return Read(page, self.trimmed)
+
+    def send(self, messages: Sequence[Message]) -> None:
+        self.received += [message.position for message in messages if message.position is not None]
+
+    def wait_sent(self) -> bool:
+        self.wait()
+        return True
+
+    def gap(self, reason: str, epoch: str, position: int) -> None:
+        assert reason == "trimmed"
+        self.gaps.append(position)
+
+
+@given(st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=40), st.data())
+def test_each_message_comes_once_and_in_order(channels: list[str], data: st.DataObject) -> None:
+    node = Node(channels, data)
+    Replay.retry = (0.0, 0.0)
+    started = data.draw(st.integers(0, len(channels)))
+    node.position = started
+    node.recent.reset(started)
+    node.live(data.draw(st.integers(0, 10)))
+    # Also ahead of this node: the client comes from one that is further on.
+    since = data.draw(st.integers(0, len(channels)))
+    node.trimmed = data.draw(st.integers(0, node.recent.start))
+    node.received.clear()
+    node.hub.add("me")
+    node.hub.subscribe("me", "a")
+    token = node.hub.hold("me", "a")
+    any_node: Any = node
+    Replay(any_node, any_node, "a", since).run(
+        node, lambda: node.hub.is_held("me", "a", token), lambda: node.hub.release("me", "a")
+    )
+    assert node.hub.held("a") == ()
+    node.live(len(channels))
+    first = max([since, *node.gaps])
+    assert node.received == [
+        position for position in range(first + 1, len(channels) + 1) if channels[position - 1] == "a"
+    ]
+    assert not node.gaps or node.gaps == [node.trimmed], "one gap, and only where something was trimmed"
+
+
+# -- requested_start ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "start"),
+    [
+        ({}, None),
+        ({"since": None, "history": None}, None),
+        ({"history": 0}, 0),
+        ({"history": 1000}, 1000),
+        ({"since": {"epoch": "e", "position": 0}}, Since("e", 0)),
+        ({"since": {"epoch": "e", "position": 2**63 - 1, "more": 1}}, Since("e", 2**63 - 1)),
+    ],
+)
+def test_where_to_begin(request_: dict[str, Any], start: object) -> None:
+    assert requested_start(request_) == start
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"since": {"epoch": "e", "position": 1}, "history": 1},
+        {"history": -1}, {"history": 1001}, {"history": True}, {"history": 1.0}, {"history": "1"}, {"history": []},
+        {"since": 7}, {"since": {}}, {"since": []}, {"since": {"epoch": "e"}}, {"since": {"epoch": 1, "position": 1}},
+        {"since": {"epoch": "e", "position": "1"}}, {"since": {"epoch": "e", "position": -1}},
+        {"since": {"epoch": "e", "position": 2**63}}, {"since": {"epoch": "e", "position": True}},
+    ],
+)  # fmt: skip
+def test_where_to_begin_is_refused(request_: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError):
+        requested_start(request_)
