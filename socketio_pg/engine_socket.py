@@ -48,7 +48,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             green.run_soon(self._close_lost, "slow_consumer")
             return
         super().send(pkt)
-        self._queued += len(pkt.data) if isinstance(pkt.data, (str, bytes)) else 0
+        self._queued += _size(pkt)
 
     def wait_sent(self) -> bool:
         """Wait until nothing waits for this client any more; False when it is gone."""
@@ -61,8 +61,24 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         return not self.closed
 
     def poll(self) -> Any:
-        packets = super().poll()
-        self._queued = 0
+        """Wait for packets, as the stock one, but take no more than python-engineio's client reads at once."""
+        empty = self.server.get_queue_empty_exception()
+        try:
+            packets = [self.queue.get(timeout=self.server.ping_interval + self.server.ping_timeout)]
+        except empty:
+            raise engineio.exceptions.QueueEmpty() from None
+        if packets == [None]:
+            return []
+        while len(packets) < engineio.payload.Payload.max_decode_packets:
+            try:
+                packet = self.queue.get(block=False)
+            except empty:
+                break
+            if packet is None:
+                self.queue.put(None)
+                break
+            packets.append(packet)
+        self._queued -= sum(_size(packet) for packet in packets)
         return packets
 
     def check_ping_timeout(self) -> bool:
@@ -219,6 +235,10 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             except Exception:
                 logger.exception("a message could not be handled")
         self._inbox = None
+
+
+def _size(packet: Any) -> int:
+    return len(packet.data) if isinstance(packet.data, (str, bytes)) else 0
 
 
 def _frame(encoded: str | bytes) -> bytes:

@@ -1,0 +1,447 @@
+"""The log end to end: replay, history, what cannot be recovered, large messages, slow clients."""
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from tests.support.clients import RawClient, SocketClient, Swarm
+from tests.support.postgres import Cluster, in_thread
+from tests.support.server import ServerProcess
+
+
+class Log:
+    """A database of its own with a server on it."""
+
+    def __init__(self, cluster: Cluster, name: str, **settings: str) -> None:
+        cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        cluster.sql(f"CREATE DATABASE {name}")
+        self.url = cluster.url(name)
+        self.server = ServerProcess(self.url, DRAIN_SECONDS="0.2", **settings)
+
+    def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return in_thread(self._sql, statement, parameters)  # type: ignore[no-any-return]
+
+    def _sql(self, statement: str, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        with contextlib.closing(psycopg2.connect(self.url)) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            connection.commit()
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def publish(self, channel: str, first: int, last: int, pad: int = 0) -> None:
+        """The payloads ``[n, "xxx"]`` for n from ``first`` to ``last``, in one transaction."""
+        self.sql(
+            "SELECT socketio_pg.publish(%s, jsonb_build_array(n, repeat('x', %s))) FROM generate_series(%s, %s) AS n",
+            channel, pad, first, last,
+        )  # fmt: skip
+
+    def settle(self) -> None:
+        """Until everything that was published has its position, and the server knows."""
+        with SocketClient(self.server.url) as client:
+            known, head, waiting = -1, 0, 1
+            while waiting or known < head:
+                known = client.call("subscribe", {"channel": "anything"}).get("position", -1)
+                [(waiting, head)] = self.sql(
+                    "SELECT (SELECT count(*) FROM socketio_pg.outbox), (SELECT max(position) FROM socketio_pg.log)"
+                )
+
+
+@pytest.fixture(scope="module")
+def log(postgres18: Cluster) -> Iterator[Log]:
+    made = Log(postgres18, "live_log", AUTO_INIT="1", DURABLE_CHANNELS="always:*", MAX_PAYLOAD="1000000")
+    wait_installed(made)
+    yield made
+    made.server.close()
+
+
+def wait_installed(log: Log) -> None:
+    """Until the server knows of the log."""
+    with SocketClient(log.server.url) as client:
+        while "position" not in client.call("subscribe", {"channel": "anything"}):
+            client.call("unsubscribe", {"channel": "anything"})
+
+
+@pytest.fixture
+def client(log: Log) -> Iterator[SocketClient]:
+    with SocketClient(log.server.url) as made:
+        yield made
+
+
+def numbers(client: SocketClient, count: int) -> list[int]:
+    """The numbers in the next ``count`` messages."""
+    return [client.next("event", 30)["payload"][0] for _ in range(count)]
+
+
+def since(answer: dict[str, Any], position: int | None = None) -> dict[str, Any]:
+    return {"epoch": answer["epoch"], "position": answer["position"] if position is None else position}
+
+
+def test_a_message_has_its_position_and_time(log: Log, client: SocketClient, channel: str) -> None:
+    answer = client.call("subscribe", {"channel": channel})
+    assert client.next("subscribed") == {name: answer[name] for name in ("channel", "epoch", "position")}
+    log.publish(channel, 1, 2)
+    first, second = client.next("event"), client.next("event")
+    assert first == {
+        "channel": channel, "payload": [1, ""], "position": answer["position"] + 1,
+        "published_at": first["published_at"],
+    }  # fmt: skip
+    assert second["position"] == first["position"] + 1
+    assert log.sql("SELECT clock_timestamp() - %s BETWEEN '0 s' AND '30 s'", None) == [(None,)]
+    assert log.sql("SELECT now() - %s::timestamptz BETWEEN '0 s' AND '30 s'", first["published_at"]) == [(True,)]
+
+
+def test_both_tiers_in_one_subscription(log: Log, client: SocketClient, channel: str) -> None:
+    client.call("subscribe", {"channel": channel})
+    log.sql("SELECT pg_notify(%s, '1')", channel)
+    log.publish(channel, 2, 2)
+    found = [client.next("event"), client.next("event")]
+    assert sorted("position" in message for message in found) == [False, True]
+
+
+def test_replay_and_live_without_a_seam(log: Log, channel: str) -> None:
+    """Clients begin at any position while messages of every size are being published."""
+    with SocketClient(log.server.url) as first:
+        start = first.call("subscribe", {"channel": channel})
+        done = threading.Event()
+        total = 400
+
+        def publish() -> None:
+            for number in range(1, total + 1):
+                log.publish(channel, number, number, (number % 9 == 0) * 6000 + (number % 100 == 0) * 300_000)
+            done.set()
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        with contextlib.ExitStack() as stack:
+            later = []
+            for _ in range(6):
+                message = first.next("event", 30)
+                while message["payload"][0] % 30:
+                    message = first.next("event", 30)
+                one = stack.enter_context(SocketClient(log.server.url))
+                answer = one.call("subscribe", {"channel": channel, "since": since(start, message["position"])})
+                assert (answer["recovered"], answer["position"]) == (True, message["position"])
+                later.append((one, message["payload"][0]))
+            everything = stack.enter_context(SocketClient(log.server.url))
+            everything.call("subscribe", {"channel": channel, "since": since(start)})
+            thread.join()
+            assert numbers(everything, total) == list(range(1, total + 1))
+            for one, number in later:
+                assert numbers(one, total - number) == list(range(number + 1, total + 1))
+                assert one.pending("gap") == 0
+    assert done.is_set()
+
+
+def test_replayed_messages_say_so(log: Log, client: SocketClient, channel: str) -> None:
+    answer = client.call("subscribe", {"channel": channel})
+    log.publish(channel, 1, 3)
+    assert numbers(client, 3) == [1, 2, 3]
+    assert client.call("subscribe", {"channel": channel, "since": since(answer)})["recovered"] is True
+    assert [client.next("event").get("replayed") for _ in range(3)] == [True] * 3
+    log.publish(channel, 4, 4)
+    message = client.next("event")
+    assert (message["payload"][0], "replayed" in message) == (4, False)
+
+
+def test_history(log: Log, client: SocketClient, channel: str) -> None:
+    log.publish(channel, 1, 30)
+    log.publish(channel + "-other", 1, 5)
+    log.settle()
+    answer = client.call("subscribe", {"channel": channel, "history": 12})
+    assert "recovered" not in answer
+    assert numbers(client, 12) == list(range(19, 31))
+    assert "position" in client.call("subscribe", {"channel": channel, "history": 1000})
+    assert numbers(client, 30) == list(range(1, 31))
+    client.call("subscribe", {"channel": channel, "history": 0})
+    log.publish(channel, 31, 31)
+    assert numbers(client, 1) == [31]
+
+
+def test_after_a_restart_the_log_is_read(log: Log, channel: str) -> None:
+    """Nothing is in the memory of the new process; more than a page is missing, of several channels."""
+    with SocketClient(log.server.url, reconnection=False) as before:
+        start = before.call("subscribe", {"channel": channel})
+    for round_ in range(4):
+        log.publish(channel, round_ * 400 + 1, round_ * 400 + 400)
+        log.publish(f"{channel}-other", round_ * 10 + 1, round_ * 10 + 10)
+    log.server.restart()
+    with SocketClient(log.server.url) as after, SocketClient(log.server.url) as newest:
+        answer = after.call("subscribe", {"channel": channel, "since": since(start)})
+        assert answer["recovered"] is True
+        newest.call("subscribe", {"channel": channel, "history": 700})
+        assert numbers(after, 1600) == list(range(1, 1601))
+        assert numbers(newest, 700) == list(range(901, 1601))
+        answer = after.call("subscribe", {"channel": f"{channel}-other", "since": since(start)})
+        assert numbers(after, 40) == list(range(1, 41))
+        log.publish(channel, 1601, 1601)
+        assert numbers(after, 1) == numbers(newest, 1) == [1601]
+
+
+def test_what_cannot_be_recovered(log: Log, client: SocketClient, channel: str) -> None:
+    answer = client.call("subscribe", {"channel": channel})
+    log.publish(channel, 1, 3)
+    numbers(client, 3)
+    head = client.call("subscribe", {"channel": f"{channel}-2"})
+    other = client.call("subscribe", {"channel": channel, "since": since(answer) | {"epoch": "another"}})
+    assert (other["recovered"], other["reason"], other["position"]) == (False, "epoch_changed", head["position"])
+    ahead = client.call("subscribe", {"channel": channel, "since": since(head, head["position"] + 1000)})
+    assert (ahead["recovered"], ahead["reason"], ahead["position"]) == (False, "position_unknown", head["position"])
+    # As the relay trims. A server that has just started does not have the messages in memory.
+    with contextlib.closing(psycopg2.connect(log.url)) as connection, connection.cursor() as cursor:
+        cursor.execute("DELETE FROM socketio_pg.log WHERE position <= %s", (answer["position"] + 1,))
+        cursor.execute("UPDATE socketio_pg.head SET trimmed = %s", (answer["position"] + 1,))
+        connection.commit()
+    log.server.restart()
+    with SocketClient(log.server.url, wait=True) as back:
+        lost = back.call("subscribe", {"channel": channel, "since": since(answer)})
+        assert (lost["recovered"], lost["reason"], lost["position"]) == (False, "trimmed", head["position"])
+        kept = back.call("subscribe", {"channel": channel, "since": since(answer, answer["position"] + 1)})
+        assert kept["recovered"] is True
+        assert numbers(back, 2) == [2, 3]
+
+
+def test_another_epoch_is_told_to_everybody(log: Log, client: SocketClient, channel: str) -> None:
+    answer = client.call("subscribe", {"channel": channel})
+    log.publish(channel, 1, 1)
+    numbers(client, 1)
+    log.sql("UPDATE socketio_pg.head SET system_identifier = 1")  # as in a copy from another cluster
+    log.server.restart()
+    with SocketClient(log.server.url, wait=True) as back:
+        current = back.call("subscribe", {"channel": channel})
+        while current["epoch"] == answer["epoch"]:  # the relay was not elected yet
+            current = back.call("subscribe", {"channel": channel})
+        log.sql("UPDATE socketio_pg.head SET epoch = gen_random_uuid()")
+        log.sql("NOTIFY socketio_pg, 'epoch'")
+        gap = back.next("gap")
+        while gap["epoch"] == current["epoch"]:
+            gap = back.next("gap")
+        assert (gap["channel"], gap["reason"]) == (channel, "epoch_changed")
+        log.publish(channel, 2, 2)
+        message = back.next("event")
+        assert (message["payload"][0], message["position"]) == (2, gap["position"] + 1)
+
+
+def test_publishing_from_a_client(log: Log, client: SocketClient, channel: str) -> None:
+    def publish(**request: Any) -> Any:
+        answer = client.call("publish", {"channel": channel} | request)
+        return answer["ok"] or answer["error"]["code"]
+
+    client.call("subscribe", {"channel": channel})
+    assert publish(payload=1) is True
+    assert "position" not in client.next("event")
+    assert publish(payload=1, durable=True) is True
+    assert "position" in client.next("event")
+    assert publish(payload="x" * 8000) is True, "too large for NOTIFY, so it goes through the log"
+    assert client.next("event")["position"] > 0
+    assert publish(payload="x" * 8000, durable=False) == "payload_too_large"
+    assert publish(payload="x" * 999_990) is True
+    assert len(client.next("event", 20)["payload"]) == 999_990
+    assert publish(payload="x" * 1_000_001) == "payload_too_large"
+    assert publish(payload=[1] * 400_000) == "payload_too_large", "jsonb as text has blanks: 1,200,000 bytes"
+    assert publish(payload="\0", durable=True) == "invalid_request"
+    assert publish(payload=1, durable="yes") == "invalid_request"
+    assert publish(payload=2, durable=True) is True
+    assert client.next("event")["payload"] == 2
+
+
+def test_channels_that_are_always_durable(log: Log, client: SocketClient, channel: str) -> None:
+    client.call("subscribe", {"channel": f"always:{channel}"})
+    client.call("publish", {"channel": f"always:{channel}", "payload": 1})
+    assert client.next("event")["position"] > 0
+    client.call("publish", {"channel": f"always:{channel}", "payload": 2, "durable": False})
+    assert "position" not in client.next("event")
+
+
+def test_without_a_log(live_server: ServerProcess, channel: str) -> None:
+    with SocketClient(live_server.url) as client:
+        assert client.call("subscribe", {"channel": channel}) == {"ok": True, "channel": channel}
+        wanted = {"channel": channel, "since": {"epoch": "e", "position": 1}}
+        assert client.call("subscribe", wanted) == {
+            "ok": True, "channel": channel, "recovered": False, "reason": "not_installed",
+        }  # fmt: skip
+        assert client.call("subscribe", {"channel": channel, "history": 5}) == {"ok": True, "channel": channel}
+        answer = client.call("publish", {"channel": channel, "payload": 1, "durable": True})
+        assert answer["error"]["code"] == "invalid_request"
+        assert "socketio-pg init" in answer["error"]["message"]
+        answer = client.call("publish", {"channel": channel, "payload": "x" * 8000})
+        assert answer["error"]["code"] == "payload_too_large"
+
+
+def test_installed_while_the_server_runs(postgres18: Cluster, channel: str) -> None:
+    log = Log(postgres18, "installed_later")
+    try:
+        with SocketClient(log.server.url) as client:
+            assert "position" not in client.call("subscribe", {"channel": channel})
+            from socketio_pg.schema import statements
+
+            log.sql(statements(1_000_000))
+            log.publish(channel, 1, 1)
+            assert client.next("event", 10)["payload"][0] == 1
+            assert client.call("publish", {"channel": channel, "payload": "x" * 9000})["ok"] is True
+            assert len(client.next("event")["payload"]) == 9000
+    finally:
+        log.server.close()
+
+
+def resident(server: ServerProcess) -> int:
+    """Bytes of memory of the server's worker."""
+    pages = int(Path(f"/proc/{server.worker_pid()}/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def positions(client: RawClient) -> list[int]:
+    return [message["position"] for message in client.events("event")]
+
+
+def test_a_slow_client_is_replayed_to_at_its_own_speed(postgres18: Cluster, channel: str) -> None:
+    """15 MB for a client that does not read: it is neither cut nor buffered for, and others notice nothing."""
+    log = Log(postgres18, "slow_log", AUTO_INIT="1", SEND_BUFFER_BYTES="100000")
+    wait_installed(log)
+    try:
+        with Swarm("127.0.0.1", log.server.port) as swarm, SocketClient(log.server.url) as other:
+            start = other.call("subscribe", {"channel": channel})
+            other.call("unsubscribe", {"channel": channel})
+            log.publish(channel, 1, 1500, 10_000)
+            log.settle()
+            [slow] = swarm.connect(1, receive_buffer=4096)
+            before = resident(log.server)
+            slow.emit("subscribe", {"channel": channel, "since": since(start)})
+            swarm.run_until(lambda: len(slow.events("event")) >= 3)
+            swarm.pause(slow)
+            other.call("subscribe", {"channel": f"{channel}-2"})
+            log.publish(channel, 1501, 1600, 10_000)
+            log.publish(f"{channel}-2", 1, 100)
+            assert numbers(other, 100) == list(range(1, 101))
+            assert resident(log.server) - before < 10_000_000
+            swarm.resume(slow)
+            swarm.run_until(lambda: f'"position":{start["position"] + 1600},' in slow.packets[-1], 60)
+            assert positions(slow) == list(range(start["position"] + 1, start["position"] + 1601))
+            assert not slow.closed
+    finally:
+        log.server.close()
+
+
+def test_trimmed_while_it_is_replayed(postgres18: Cluster, channel: str) -> None:
+    """A client so slow that the log is gone before it is there is told so, and goes on after the hole."""
+    log = Log(postgres18, "trimmed_log", AUTO_INIT="1", SEND_BUFFER_BYTES="100000")
+    wait_installed(log)
+    try:
+        with SocketClient(log.server.url) as other:
+            start = other.call("subscribe", {"channel": channel})
+        log.publish(channel, 1, 3000, 10_000)
+        log.settle()
+        log.server.restart()
+        with Swarm("127.0.0.1", log.server.port) as swarm:
+            [slow] = swarm.connect(1, receive_buffer=4096)
+            slow.emit("subscribe", {"channel": channel, "since": since(start)})
+            swarm.run_until(lambda: len(slow.events("event")) >= 3)
+            swarm.pause(slow)
+            trimmed = start["position"] + 2000
+            log.sql("DELETE FROM socketio_pg.log WHERE position <= %s", trimmed)
+            log.sql("UPDATE socketio_pg.head SET trimmed = %s", trimmed)
+            swarm.resume(slow)
+            swarm.run_until(lambda: f'"position":{start["position"] + 3000},' in slow.packets[-1], 60)
+            [gap] = slow.events("gap")
+            assert gap == {"channel": channel, "reason": "trimmed", "epoch": start["epoch"], "position": trimmed}
+            found = positions(slow)
+            before = [position for position in found if position <= trimmed]
+            assert before == list(range(start["position"] + 1, start["position"] + 1 + len(before)))
+            assert found[len(before) :] == list(range(trimmed + 1, trimmed + 1001))
+            order = [json.loads(packet[1:])[0] for packet in slow.packets if packet.startswith('2["')]
+            assert order.index("gap") == order.index("event") + len(before), "the gap stands where the hole is"
+    finally:
+        log.server.close()
+
+
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+def test_many_come_back_at_once(log: Log, channel: str, transport: str) -> None:
+    count = 200 if transport == "websocket" else 10
+    with SocketClient(log.server.url) as one:
+        start = one.call("subscribe", {"channel": channel})
+    log.publish(channel, 1, 100, 50)
+    log.settle()
+    log.server.restart()
+    if transport == "polling":
+        with contextlib.ExitStack() as stack:
+            polling = [stack.enter_context(SocketClient(log.server.url, ("polling",))) for _ in range(count)]
+            for client in polling:
+                assert client.call("subscribe", {"channel": channel, "since": since(start)})["recovered"] is True
+            for client in polling:
+                assert numbers(client, 100) == list(range(1, 101))
+        return
+    with Swarm("127.0.0.1", log.server.port) as swarm:
+        clients = swarm.connect(count)
+        for number, raw in enumerate(clients):
+            raw.emit("subscribe", {"channel": channel, "since": since(start, start["position"] + number % 10)})
+        log.publish(channel, 101, 120)
+        last = start["position"] + 120
+        swarm.run_until(lambda: all(positions(raw)[-1:] == [last] for raw in clients), 60)
+        for number, raw in enumerate(clients):
+            assert positions(raw) == list(range(start["position"] + 1 + number % 10, start["position"] + 121))
+
+
+@pytest.mark.parametrize("how", ["unsubscribe", "leave"])
+def test_leaving_in_the_middle_of_a_replay(log: Log, channel: str, how: str) -> None:
+    with SocketClient(log.server.url) as one:
+        start = one.call("subscribe", {"channel": channel})
+    log.publish(channel, 1, 3000, 3000)
+    log.settle()
+    with Swarm("127.0.0.1", log.server.port) as swarm:
+        [client] = swarm.connect(1, receive_buffer=4096)
+        client.emit("subscribe", {"channel": channel, "since": since(start)})
+        swarm.run_until(lambda: len(client.events("event")) >= 3)
+        if how == "leave":
+            swarm.leave(client, reset=True)
+        else:
+            client.emit("unsubscribe", {"channel": channel}, id=7)
+            swarm.run_until(lambda: any(packet.startswith("37") for packet in client.packets))
+            seen = len(client.events("event"))
+            client.emit("subscribe", {"channel": channel, "since": since(start, start["position"] + 2999)})
+            log.publish(channel, 3001, 3001)
+            swarm.run_until(lambda: f'"position":{start["position"] + 3001},' in client.packets[-1])
+            assert positions(client)[seen:] == [start["position"] + 3000, start["position"] + 3001]
+    with SocketClient(log.server.url) as another:
+        another.call("subscribe", {"channel": channel, "history": 1})
+        assert another.next("event")["payload"][0] >= 3000
+
+
+def test_requests_that_are_wrong(client: SocketClient, channel: str) -> None:
+    wrong: list[dict[str, Any]] = [
+        {"since": 1}, {"since": {"epoch": "e"}}, {"history": -1}, {"history": 1001}, {"history": "1"},
+        {"since": {"epoch": "e", "position": 1}, "history": 1},
+    ]  # fmt: skip
+    for request in wrong:
+        answer = client.call("subscribe", {"channel": channel} | request)
+        assert answer["error"]["code"] == "invalid_request"
+    assert client.call("subscribe", {"channel": channel, "since": None, "history": None})["ok"] is True
+
+
+def test_a_publisher_that_fails_leaves_the_others_alone(log: Log, client: SocketClient, channel: str) -> None:
+    """They share one transaction of the server."""
+    client.call("subscribe", {"channel": channel})
+    requests: list[tuple[Any, bool]] = [(number, number % 2 == 0) for number in range(20)] + [
+        ("\0", True),
+        ([1] * 400_000, True),
+    ]
+    answers: list[Any] = []
+    done = threading.Event()
+
+    def answered() -> Callable[[Any], None]:
+        def record(answer: Any) -> None:
+            answers.append(answer["ok"])
+            if len(answers) == len(requests):
+                done.set()
+
+        return record
+
+    for payload, durable in requests:
+        client.io.emit("publish", {"channel": channel, "payload": payload, "durable": durable}, callback=answered())
+    assert done.wait(20)
+    assert sorted(answers) == [False] * 2 + [True] * 20
+    found = [client.next("event")["payload"] for _ in range(20)]
+    assert sorted(found) == list(range(20))
