@@ -19,6 +19,7 @@ from socketio_pg.channels import BELL_CHANNEL, LOG_CHANNEL
 from socketio_pg.database import Database, translated_errors
 from socketio_pg.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.history import HEAD
+from socketio_pg.outbox import LowWater
 from socketio_pg.positions import Head, trim_upto
 from socketio_pg.schema import BUSY_LOCK, LOCK_CLASS, RELAY_LOCK
 from socketio_pg.version import __version__
@@ -35,15 +36,16 @@ SET enable_seqscan = off; SET enable_bitmapscan = off;
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
 """
 
-#: Moves up to $1 messages, about 2 MB of them, and tells the nodes; answers how many. Messages that fit go along with
+#: Moves up to $1 messages with ids over $2, about 2 MB of them, and tells the nodes. Answers how many, whether there
+#: were more, and what `LowWater` wants to know. Messages that fit go along with
 #: the notification: groups of lines that begin within 4,000 bytes, each line up to 3,900, stay under NOTIFY's 8,000.
 MOVE = f"""
-PREPARE socketio_pg_move (integer) AS
-WITH picked AS (
-    SELECT id FROM (
-        SELECT id, sum(size) OVER (ORDER BY id) - size AS size_before
-        FROM (SELECT id, pg_column_size(payload) AS size FROM socketio_pg.outbox ORDER BY id LIMIT $1) AS oldest
-    ) AS sized WHERE size_before < 2000000
+PREPARE socketio_pg_move (integer, bigint) AS
+WITH oldest AS (
+    SELECT id, pg_column_size(payload) AS size FROM socketio_pg.outbox WHERE id > $2 ORDER BY id LIMIT $1
+), picked AS (
+    SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS size_before FROM oldest) AS sized
+    WHERE size_before < 2000000
 ), moved AS (
     DELETE FROM socketio_pg.outbox USING picked WHERE outbox.id = picked.id
     RETURNING outbox.id, channel, payload, published_at
@@ -62,15 +64,18 @@ WITH picked AS (
         CASE WHEN max(size) <= 3900 THEN E'\\n' || string_agg(line, E'\\n' ORDER BY position) ELSE '' END AS body
     FROM placed GROUP BY part ORDER BY first
 )
-SELECT (SELECT count(*) FROM moved), count(pg_notify('{LOG_CHANNEL}', concat_ws(' ', epoch, first, last) || body))
+SELECT (SELECT count(*) FROM moved) AS moved,
+    (SELECT count(*) FROM oldest) = $1 OR (SELECT count(*) FROM oldest) > (SELECT count(*) FROM moved) AS more,
+    pg_current_snapshot()::text AS snapshot, (SELECT last_value FROM socketio_pg.outbox_id_seq) AS issued,
+    count(pg_notify('{LOG_CHANNEL}', concat_ws(' ', epoch, first, last) || body)) AS notifications
 FROM parts CROSS JOIN head
 """
 
 # In one round trip but two statements, so that the second sees what the last holder of the row's lock has committed.
 # Without anything to move it locks nothing, and nothing has to be written to the disk.
-_MOVE_BATCH = """
-SELECT FROM socketio_pg.head WHERE EXISTS (SELECT FROM socketio_pg.outbox) FOR UPDATE;
-EXECUTE socketio_pg_move(%s)
+MOVE_BATCH = """
+SELECT FROM socketio_pg.head WHERE EXISTS (SELECT FROM socketio_pg.outbox WHERE id > %(bound)s) FOR UPDATE;
+EXECUTE socketio_pg_move(%(most)s, %(bound)s)
 """
 
 # A restored copy, or a replica that was promoted, may lack the newest messages: another cluster or timeline.
@@ -119,6 +124,8 @@ class Relay:
     #: Seconds between two looks at the outbox while the doorbell does not ring; doubles up to the second value. It
     #: covers who tested the doorbell while we were busy, and committed when we were idle.
     idle = (0.005, 1.0)
+    #: Seconds between two looks at the outbox from its beginning: see `outbox`.
+    full_look_interval = 10.0
     #: Seconds between two trims, and messages that one statement removes.
     trim_interval = 10.0
     trim_size = 1000
@@ -144,7 +151,8 @@ class Relay:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._thread: green.GreenThread | None = None
         self._installed = green.Event()
-        self._next_beat = self._next_trim = 0.0
+        self._next_beat = self._next_trim = self._next_full_look = 0.0
+        self._low = LowWater()
         #: Whether this node leads.
         self.leading = False
 
@@ -213,10 +221,11 @@ class Relay:
         logger.info("relaying the log on %s", self._database)
         self._execute(connection, f"LISTEN {BELL_CHANNEL}")
         self._check_epoch(connection)
-        self._next_trim = self._next_beat = 0.0
+        self._next_trim = self._next_beat = self._next_full_look = 0.0
+        self._low = LowWater()
         busy, idle = False, self.idle[0]
         while True:
-            moved = self._execute(connection, _MOVE_BATCH, self.batch_size)[0][0]
+            moved = self._move(connection)
             if moved:
                 idle = self.idle[0]
                 if not busy:
@@ -235,6 +244,21 @@ class Relay:
                 idle = min(idle * 2, self.idle[1])
             self._beat(connection)
             self._trim(connection)
+
+    def _move(self, connection: Any) -> int:
+        """Move what is there, a batch at most; returns how many messages."""
+        began = time.monotonic()
+        everywhere = began >= self._next_full_look
+        bound = 0 if everywhere else self._low.bound
+        moved, more, snapshot, issued, _ = self._execute(
+            connection, MOVE_BATCH, {"most": self.batch_size, "bound": bound}
+        )[0]
+        self._low.looked(bound, snapshot, issued, all_moved=not more)
+        if everywhere:
+            # A long one may take its time, but not much of everybody's.
+            now = time.monotonic()
+            self._next_full_look = now + max(self.full_look_interval, 20 * (now - began))
+        return int(moved)
 
     def _wait_for_bell(self, connection: Any, seconds: float) -> None:
         if not connection.notifies and green.select([connection], seconds):
@@ -277,7 +301,8 @@ class Relay:
         if self.leading:
             self._execute(connection, "DELETE FROM socketio_pg.node WHERE seen_at < now() - interval '1 minute'")
 
-    def _execute(self, connection: Any, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+    def _execute(self, connection: Any, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        named = len(parameters) == 1 and isinstance(parameters[0], dict)
         with translated_errors(self.timeout), connection.cursor() as cursor:
-            cursor.execute(sql, parameters or None)
+            cursor.execute(sql, parameters[0] if named else parameters or None)
             return list(cursor.fetchall()) if cursor.description else []

@@ -23,6 +23,7 @@ _SERVER_GRANTS = """\
 GRANT USAGE ON SCHEMA socketio_pg TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb) TO {role};
 GRANT SELECT, DELETE ON socketio_pg.outbox TO {role};
+GRANT SELECT ON SEQUENCE socketio_pg.outbox_id_seq TO {role};
 GRANT SELECT, INSERT, DELETE ON socketio_pg.log TO {role};
 GRANT SELECT, UPDATE ON socketio_pg.head TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.node TO {role};
