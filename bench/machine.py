@@ -59,6 +59,12 @@ def core_busy_ticks(core: int) -> tuple[int, int]:
     raise LookupError(f"no core {core} in /proc/stat")
 
 
+def busy_ticks() -> tuple[int, int]:
+    """The same of all cores together."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
+
+
 def memory(pid: int) -> dict[str, float]:
     """RSS and PSS in KB."""
     values: dict[str, float] = {}
@@ -67,6 +73,16 @@ def memory(pid: int) -> dict[str, float]:
         if name in ("Rss", "Pss"):
             values[name.lower()] = float(rest.split()[0])
     return values
+
+
+def peak_memory(pid: int) -> float:
+    """The highest RSS since the start of the process or `reset_peak_memory`, in KB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def reset_peak_memory(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def children(pid: int) -> list[int]:

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,40 +83,72 @@ def _answers(name: str, port: int) -> bool:
         return False
 
 
-@contextmanager
-def running(name: str, database_url: str, core: int) -> Iterator[Server]:
-    """The server, ready and pinned to `core`; stopped with everything that it started on the way out."""
-    port = _free_port()
-    environment = {**os.environ, "DATABASE_URL": database_url, "PYTHONUNBUFFERED": "1", "NODE_ENV": "production"}
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            _command(name, port),
-            cwd=ROOT if name == "ours" else HERE,
-            env=environment,
+class ServerProcess:
+    """A server that can be stopped, killed and started again, on one port for its whole life.
+
+    Without a `core` the kernel puts it where it likes.
+    """
+
+    def __init__(self, name: str, database_url: str, core: int | None = None) -> None:
+        self._name = name
+        self._core = core
+        self._environment = {
+            **os.environ,
+            "DATABASE_URL": database_url,
+            "PYTHONUNBUFFERED": "1",
+            "NODE_ENV": "production",
+        }
+        self.port = _free_port()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as we
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Server:
+        """Starts it and waits until it is ready. Raises ServerFailed."""
+        self._process = subprocess.Popen(
+            _command(self._name, self.port),
+            cwd=ROOT if self._name == "ours" else HERE,
+            env=self._environment,
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=self._log,
+            stderr=self._log,
             start_new_session=True,
-            preexec_fn=on_core(core),
+            preexec_fn=on_core(self._core) if self._core is not None else None,
         )
-        try:
-            started = time.monotonic()
-            while not _answers(name, port):
-                if process.poll() is not None or time.monotonic() - started > START_SECONDS:
-                    log.seek(0)
-                    raise ServerFailed(f"{name} did not start:\n{log.read()[-3000:].decode(errors='replace')}")
-                time.sleep(0.05)
-            worker = children(process.pid) if name in ("ours", "stock") else []
-            yield Server(name, port, worker[0] if worker else process.pid)
-        finally:
-            _stop(process)
+        started = time.monotonic()
+        while not _answers(self._name, self.port):
+            if self._process.poll() is not None or time.monotonic() - started > START_SECONDS:
+                raise ServerFailed(f"{self._name} did not start:\n{self.log()[-3000:]}")
+            time.sleep(0.05)
+        worker = children(self._process.pid) if self._name in ("ours", "stock") else []
+        return Server(self._name, self.port, worker[0] if worker else self._process.pid)
+
+    def log(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")
+
+    def stop(self) -> None:
+        """Gently, then not."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
+            self.kill()
+
+    def kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                # The session is ours: the master and any worker that outlived it.
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def close(self) -> None:
+        self.stop()
+        self._log.close()
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_SECONDS)
-    with suppress(ProcessLookupError):
-        # The session is ours: the master and any worker that outlived it.
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+@contextmanager
+def running(name: str, database_url: str, core: int | None = None) -> Iterator[Server]:
+    """The server, ready and pinned to `core`; stopped with everything that it started on the way out."""
+    with closing(ServerProcess(name, database_url, core)) as process:
+        yield process.start()

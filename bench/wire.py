@@ -5,7 +5,7 @@ what it wants written goes through its `Link`.
 """
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Protocol
 
 MASK = b"\x5a\xc3\x17\x99"
@@ -72,13 +72,22 @@ class FrameReader:
 
 
 class Conversation:
-    """The client's half of a handshake: Engine.IO open, Socket.IO connect, subscriptions."""
+    """The client's half of a handshake: Engine.IO open, Socket.IO connect, subscriptions.
 
-    def __init__(self, link: Link, channels: tuple[str, ...]) -> None:
+    `since` goes along with each subscription: from where in the log it goes on.
+    """
+
+    def __init__(self, link: Link, channels: tuple[str, ...], since: Mapping[str, object] | None = None) -> None:
         self._link = link
         self._channels = channels
+        self._since = since
         self._frames = FrameReader()
         self._texts: list[bytes] = []
+        self._passed: list[bytes] = []
+
+    def rest(self) -> tuple[list[bytes], FrameReader]:
+        """After the handshake: what came that it did not wait for, and the reader of what is still to come."""
+        return self._passed + self._texts, self._frames
 
     def websocket(self) -> Handshake:
         """WebSocket only: open, connect, subscribe."""
@@ -105,7 +114,8 @@ class Conversation:
 
     def _subscribe(self) -> Handshake:
         for number, channel in enumerate(self._channels):
-            request = json.dumps(["subscribe", {"channel": channel}], separators=(",", ":"))
+            argument = {"channel": channel} if self._since is None else {"channel": channel, "since": self._since}
+            request = json.dumps(["subscribe", argument], separators=(",", ":"))
             self._link.send(client_frame(f"42{number}{request}".encode()))
         for _ in self._channels:
             # Acknowledgements may come in any order.
@@ -128,7 +138,7 @@ class Conversation:
         self._texts += self._frames.feed(rest)
 
     def _expect(self, prefix: bytes) -> Text:
-        """The next message that starts so; others (hello, subscribed, ping, noop, first events) are passed over."""
+        """The next message that starts so; others (hello, subscribed, ping, noop, first events) are kept for later."""
         while True:
             while self._texts:
                 text = self._texts.pop(0)
@@ -138,6 +148,8 @@ class Conversation:
                     raise ProtocolError(f"instead of {prefix!r} came {text[:200]!r}")
                 if text == b"2":
                     self._link.send(PONG)
+                else:
+                    self._passed.append(text)
             self._texts += self._frames.feed((yield))
 
     def _http(self, method: str, sid: str, body: bytes = b"") -> Text:

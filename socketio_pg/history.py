@@ -154,12 +154,10 @@ class History:
     def _run(self) -> None:
         try:
             while self._waiting:
-                groups: dict[Any, list[_Request]] = {}
-                while self._waiting:
-                    read, request = self._waiting.popleft()
-                    groups.setdefault(read, []).append(request)
-                for read, requests in groups.items():
-                    self._read(read, requests)
+                read = self._waiting[0][0]
+                requests = [request for other, request in self._waiting if other == read]
+                self._waiting = deque(waiting for waiting in self._waiting if waiting[0] != read)
+                self._read(read, requests)
         finally:
             self._busy = False
             self._refuse(DatabaseUnavailableError("the log could not be read"))

@@ -108,7 +108,8 @@ class Subscription:
         self._history = None if since else history
         if since is not None and _position(since) is None:
             raise InvalidRequestError('since must be like {"epoch": "…", "position": 0}', channel=channel)
-        #: Where the handler is, and where what has been received is.
+        #: Where the handler is, and where what has been received is. The epoch is "" while it is not known: the log was
+        #: installed when we had subscribed already.
         self._handled = self._received = None if since is None else _position(since)
         self._established = self._live = self._ended = False
         #: Since when messages of NOTIFY are missing (seconds of the epoch), and why.
@@ -122,7 +123,11 @@ class Subscription:
 
         Store it, and pass it as ``since`` next time. None where the server has no log.
         """
-        return self._handled and self._handled.copy()
+        return self._handled.copy() if self._handled and self._handled["epoch"] else None
+
+    @property
+    def _lacks_epoch(self) -> bool:
+        return self._received is not None and not self._received["epoch"]
 
     def _follows(self, start: Position) -> bool:
         mine = self._received
@@ -496,10 +501,9 @@ class _Channel:
             if time.monotonic() < self.due:
                 return
             self._fail("no_answer", TimeoutError("the server did not answer"))
-        elif time.monotonic() < self.due < math.inf and not any(
-            one._error is None and not one._established for one in self.members
-        ):
-            return  # to be tried again later; but not for somebody new
+        new = any(one._error is None and not one._established for one in self.members)
+        if time.monotonic() < self.due < math.inf and not new:
+            return  # to be tried again later
         request = self._next()
         if request is None:
             self.due = math.inf
@@ -524,20 +528,22 @@ class _Channel:
         self._subscriber._schedule(due)
 
     def _forget_if_done(self) -> None:
-        if not self.members and not self.open:
-            self._subscriber._channels.pop(self.name, None)
+        channels = self._subscriber._channels
+        if not self.members and not self.open and channels.get(self.name) is self:
+            del channels[self.name]
         self._subscriber._changed.notify_all()
 
     def _next(self) -> tuple[str, _Request, list[Subscription]] | None:
         """The request that is to be sent next, and whose it is; None when all is well."""
         paused = self in self._subscriber._paused
         waiting = [one for one in self.members if not one._live and not (paused and one._established)]
+        waiting += [one for one in self.members if one._live and one._lacks_epoch]
         if not waiting:
             idle = all(paused and not one._live for one in self.members)
             return ("unsubscribe", {}, []) if self.open and idle else None
         # Those first that know where they were, from the lowest of their positions on: a replay that begins later, for
         # a new member's history, would take the live messages past them.
-        first = next((one._received for one in waiting if one._received), None)
+        first = next((one._received for one in waiting if one._received and not one._lacks_epoch), None)
         if first is not None:
             epoch = first["epoch"]
             position = min(p["position"] for one in waiting if (p := one._received) and p["epoch"] == epoch)
@@ -570,12 +576,13 @@ class _Channel:
         was_live = [one for one in self.members if one._live]
         start = _position(answer)
         lost = answer.get("recovered") is False
+        self._learn_epoch(start)
         if start is not None and not lost and request:
             for one in self.members:
                 if one._received is not None:
                     one._live = one._follows(start)
         for one in whose:
-            if one not in self.members:
+            if one not in self.members or one._live:
                 continue
             one._live = True
             if lost or "since" not in request:
@@ -590,6 +597,12 @@ class _Channel:
         for one in self.members:
             if one._live and one not in was_live:
                 self._confirm(one)
+
+    def _learn_epoch(self, start: Position | None) -> None:
+        for one in self.members:
+            if one._received is not None and one._lacks_epoch:
+                one._received = start and Position(epoch=start["epoch"], position=one._received["position"])
+                self._move(one, one._received)
 
     def _confirm(self, one: Subscription) -> None:
         one._established = True
@@ -626,6 +639,7 @@ class _Channel:
         """The server's subscription is gone, or not wanted any more; ``at`` (seconds of the epoch) it was there."""
         if reason != "slow_handler":
             self.open, self._awaited, self._attempt, self.due = False, None, 0, math.inf
+        self._learn_epoch(None)
         for one in self.members:
             one._live = False
             if one._established and one._lost is None:
@@ -638,16 +652,17 @@ class _Channel:
         for one in self.members:
             if not one._established or one._lost is not None:
                 continue
-            moved = position is not None and one._received is not None
-            if position is not None and not one._live:
-                continue  # comes again
-            if position is not None and one._received is not None:
-                if position <= one._received["position"]:
-                    continue
-                message["epoch"] = one._received["epoch"]
-                one._received = Position(epoch=one._received["epoch"], position=position)
+            if position is not None:
+                before = one._received
+                if not one._live or (before is not None and position <= before["position"]):
+                    continue  # comes again, or has come
+                one._received = Position(epoch=before["epoch"] if before else "", position=position)
+                if not one._lacks_epoch:
+                    message["epoch"] = one._received["epoch"]
             # A message costs more in memory than its text.
-            deliveries.put(_Delivery(one, one._handler, message, one._received, moved, cost=1000 + size))
+            deliveries.put(_Delivery(one, one._handler, message, one._received, position is not None, cost=1000 + size))
+        if any(one._lacks_epoch for one in self.members):
+            self.settle()
         if deliveries.full and any(one._live for one in self.members):
             logger.warning("the handlers are far behind: %r is interrupted until they have caught up", self.name)
             self._subscriber._paused.add(self)
@@ -669,6 +684,7 @@ class _Channel:
         start = _position(body)
         if start is None or (self._awaited is not None and self._awaited[0] == "subscribe"):
             return
+        self._learn_epoch(start)
         for one in self.members:
             if one._live and one._received is not None:
                 one._live = one._follows(start)

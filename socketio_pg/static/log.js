@@ -23,14 +23,15 @@ export class MessageLog {
     this.onChange = onChange;
   }
 
-  /** A message: {channel, payload}. */
-  addMessage({ channel, payload }) {
-    this.#add({ kind: "message", time: new Date(), channel, payload });
+  /** A message as socketio_pg.js hands it out; a replayed one is shown with the time of its publishing. */
+  addMessage(message) {
+    const time = message.replayed ? new Date(message.published_at) : new Date();
+    this.#add({ kind: "message", time, ...message });
   }
 
-  /** A time in which messages may have been missed: {channel, reason, since?, until?}, times as ISO 8601. */
-  addGap({ channel, reason, since, until }) {
-    this.#add({ kind: "gap", time: new Date(), channel, reason, since, until });
+  /** A gap as socketio_pg.js hands it out; `hasLog`: whether the channel has messages of the log as well. */
+  addGap(gap, hasLog) {
+    this.#add({ kind: "gap", time: new Date(), hasLog, ...gap });
   }
 
   get size() { return this.#list.children.length; }
@@ -91,10 +92,12 @@ export class MessageLog {
     const time = row.querySelector("time");
     time.textContent = clock(entry.time);
     time.dateTime = entry.time.toISOString();
+    if (entry.replayed) time.title = `published ${entry.time.toLocaleString()}`;
     const name = row.querySelector(".channel-name");
     name.textContent = entry.channel;
     name.style.setProperty("--hue", hue(entry.channel));
     row.querySelector(".body").append(...(entry.kind === "gap" ? describeGap(entry) : showPayload(entry.payload)));
+    if (entry.kind === "message") row.querySelector(".place").append(...describePlace(entry));
     return row;
   }
 }
@@ -113,12 +116,22 @@ export function clock(date) {
   return `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}.${milliseconds}`;
 }
 
-function describeGap({ reason, since, until }) {
-  const parts = [];
-  if (reason) parts.push(String(reason).replaceAll("_", " "));
+function describeGap({ tier, reason, since, until, position, hasLog }) {
+  const what = tier === "log" ? "Messages of the log were missed"
+    : `Messages ${hasLog ? "of NOTIFY " : ""}may have been missed`;
+  const why = reason === "client_disconnected" ? "this page was not connected" : String(reason).replaceAll("_", " ");
+  const parts = [why];
   if (since) parts.push(`since ${clockOf(since)}`);
   if (until) parts.push(`until ${clockOf(until)}`);
-  return [element("strong", "", "Messages may have been missed"), element("span", "gap-detail", parts.join(", "))];
+  if (position !== undefined) parts.push(`goes on after #${position}`);
+  return [element("strong", "", what), element("span", "gap-detail", parts.join(", "))];
+}
+
+function describePlace({ position, published_at: publishedAt, replayed }) {
+  if (position === undefined) return [];
+  const place = element("span", "position", `#${position}`);
+  place.title = `position ${position} in the log, published ${new Date(publishedAt).toLocaleString()}`;
+  return replayed ? [element("span", "badge", "replayed"), place] : [place];
 }
 
 function clockOf(text) {

@@ -1,4 +1,4 @@
-// Writes JSON on one line, and the SQL line that publishes it. Knows nothing of the page or of Socket.IO.
+// Writes JSON on one line, and the SQL lines that publish it. Knows nothing of the page or of Socket.IO.
 
 // The words that PostgreSQL refuses as a bare channel name: those of pg_get_keywords() with catcode 'R' or 'T'.
 const KEYWORDS = new Set(`
@@ -24,6 +24,11 @@ export function oneLine(value) {
 /** The statement to paste into psql: NOTIFY foo, '{"hello": "world"}'; */
 export function notifyStatement(channel, payload) {
   return `NOTIFY ${quoteIdentifier(channel)}, ${quoteLiteral(payload)};`;
+}
+
+/** The statement that publishes through the log: SELECT socketio_pg.publish('foo', '{"hello": "world"}'); */
+export function publishStatement(channel, payload) {
+  return `SELECT socketio_pg.publish(${quoteLiteral(channel)}, ${quoteLiteral(payload)});`;
 }
 
 function quoteIdentifier(name) {

@@ -1,18 +1,19 @@
 // The demo page of socketio_pg: a plain Socket.IO client, and also an example to copy from.
 //
-// The parts to look at first: `socket.on(...)`, which is all that the server sends; `request()`, which asks it for
-// something; and `settle()`, which keeps subscriptions alive, as Socket.IO forgets them with each connection.
+// The parts to look at first: `subscribe()`, which leaves it to socketio_pg.js to keep the subscription alive, and
+// `request()`, which asks the server for something else.
 
 import { MessageLog, clock, hue } from "./log.js";
-import { notifyStatement, oneLine } from "./sql.js";
+import { Subscriptions } from "./socketio_pg.js";
+import { notifyStatement, oneLine, publishStatement } from "./sql.js";
 
 // The stock client from the CDN, for when `npm run vendor` was not run. The same bytes or nothing: see "integrity".
 const CDN_CLIENT = "https://cdn.socket.io/4.8.4/socket.io.min.js";
 const CDN_INTEGRITY = "sha384-fBrXvbDtHoeKWJ/hcA6M+YGueiDW+h45I7V6F2kD1S8bOkrF9rZYPLVkCR6BLR/1";
 
 const ANSWER_TIMEOUT = 10_000; // ms to wait for the server's acknowledgement
-const TRANSIENT = new Set(["database_unavailable", "rate_limited", "no_answer"]); // worth another try, later
 const MOST_ERRORS = 4; // shown at once
+const HISTORY = 20; // messages that are replayed where that is asked for
 
 const $ = (selector) => document.querySelector(selector);
 
@@ -26,6 +27,7 @@ const socket = io({
   tryAllTransports: true,
   reconnectionDelay: 500,
 });
+const subscriptions = new Subscriptions(socket);
 
 let wasConnected = false;
 let refusals = 0; // how often the server itself has ended or refused the connection in a row
@@ -33,7 +35,6 @@ let refusals = 0; // how often the server itself has ended or refused the connec
 socket.on("connect", () => {
   wasConnected = true;
   showStatus("connected", "Connected");
-  for (const channel of channels.values()) settle(channel);
 });
 
 socket.on("server_hello", ({ client, sid, version }) => {
@@ -46,11 +47,6 @@ socket.on("server_hello", ({ client, sid, version }) => {
 
 socket.on("disconnect", (reason) => {
   $("#hello").hidden = true;
-  for (const channel of channels.values()) {
-    if (channel.subscribed) channel.lostAt = new Date();
-    channel.subscribed = false;
-    if (!channel.wanted) channels.delete(channel.name);
-  }
   render();
   if (reason === "io client disconnect") showStatus("disconnected", "Disconnected");
   else reconnect();
@@ -59,7 +55,7 @@ socket.on("disconnect", (reason) => {
 socket.on("connect_error", (error) => {
   // While the socket is active it was only the network, and Socket.IO tries again by itself.
   if (!socket.active) showError(error.data?.code ?? "refused", error.message, { action: "connect" });
-  if (socket.active || TRANSIENT.has(error.data?.code)) reconnect();
+  if (socket.active || error.data?.code === "database_unavailable") reconnect();
   else showStatus("disconnected", "The server refused the connection");
 });
 
@@ -70,6 +66,11 @@ function reconnect() {
   if (!socket.active) reconnectTimer = setTimeout(() => socket.connect(), backoff(refusals++));
 }
 let reconnectTimer;
+
+/** 1 s, 2 s, 4 s … 15 s, spread at random so that many pages do not return all at once. */
+function backoff(attempt) {
+  return Math.min(15_000, 1000 * 2 ** attempt) * (0.5 + Math.random() / 2);
+}
 
 $("#connection-toggle").addEventListener("click", () => {
   clearTimeout(reconnectTimer);
@@ -112,77 +113,49 @@ class RequestError extends Error {
 
 // --- Subscriptions ----------------------------------------------------------------------------------------------
 
-// name → {name, wanted, subscribed, ...}: what the user wants, and what the server has confirmed.
+// name → {name, subscription, note, count, chip}: what the user has subscribed to.
 const channels = new Map();
 
-function subscribe(name) {
-  let channel = channels.get(name);
-  if (!channel) {
-    channel = { name, wanted: true, subscribed: false, settling: false, note: "", count: 0, lostAt: null, chip: null };
-    channels.set(name, channel);
-  }
-  channel.wanted = true;
-  settle(channel);
-}
-
-function unsubscribe(channel) {
-  channel.wanted = false;
-  channel.wake?.();
-  clearErrors("subscribe", channel.name);
-  settle(channel);
-}
-
-/** Brings the server's state of a channel to the wanted one, with one request at a time, retried with backoff. */
-async function settle(channel) {
-  render();
-  if (channel.settling) return channel.wake?.(); // the running turn sees the change; it need not sleep on
-  channel.settling = true;
-  let attempt = 0;
-  while (socket.connected && channel.subscribed !== channel.wanted) {
-    const action = channel.wanted ? "subscribe" : "unsubscribe";
-    try {
-      await request(action, { channel: channel.name });
-      channel.subscribed = action === "subscribe";
+/** Subscribes, unless that was done before. With `history`, so many messages are replayed in any case. */
+function subscribe(name, history = 0) {
+  const channel = channels.get(name) ?? { name, subscription: null, note: "", count: 0, chip: null };
+  const before = channel.subscription;
+  if (before && !history) return;
+  channels.set(name, channel);
+  channel.subscription = subscriptions.subscribe(name, (message) => {
+    channel.count += 1;
+    received += 1;
+    log.addMessage(message);
+  }, {
+    history,
+    onGap: (gap) => log.addGap(gap, channel.subscription.position !== null),
+    onSubscribed: () => {
       channel.note = "";
-      clearErrors(action, channel.name);
-      if (channel.subscribed && channel.lostAt) {
-        const reason = "this page was not connected";
-        log.addGap({ channel: channel.name, reason, since: channel.lostAt, until: new Date() });
-        channel.lostAt = null;
+      clearErrors("subscribe", name);
+      announce(`Subscribed to ${name}`);
+      if (history && !channel.subscription.position) {
+        const message = "This database has no log, so nothing was replayed. To install it: socketio-pg init";
+        showError("not_installed", message, { action: "subscribe", channel: name });
       }
-      announce(`${channel.subscribed ? "Subscribed to" : "Unsubscribed from"} ${channel.name}`);
-    } catch (error) {
-      if (!(error instanceof RequestError)) throw error;
-      if (!socket.connected) break; // the next "connect" tries again
-      showError(error.code, error.message, { action, channel: channel.name });
-      if (TRANSIENT.has(error.code)) {
-        channel.note = "trying again";
-        render();
-        await sleepUntilWoken(channel, backoff(attempt++));
-      } else {
-        channel.wanted = channel.subscribed = false;
-      }
-    }
-    render();
-  }
-  channel.settling = false;
-  if (!channel.wanted && !channel.subscribed) channels.delete(channel.name);
+      render();
+    },
+    onError: (error) => {
+      showError(error.code, error.message, { action: "subscribe", channel: name });
+      if (error.retrying) channel.note = "trying again";
+      else channels.delete(name);
+      render();
+    },
+  });
+  before?.unsubscribe();
   render();
 }
 
-function sleepUntilWoken(channel, milliseconds) {
-  return new Promise((resolve) => {
-    const timer = setTimeout(resolve, milliseconds);
-    channel.wake = () => {
-      clearTimeout(timer);
-      resolve();
-    };
-  }).finally(() => { channel.wake = null; });
-}
-
-/** 1 s, 2 s, 4 s … 15 s, spread at random so that many pages do not return all at once. */
-function backoff(attempt) {
-  return Math.min(15_000, 1000 * 2 ** attempt) * (0.5 + Math.random() / 2);
+async function unsubscribe(channel) {
+  channels.delete(channel.name);
+  clearErrors("subscribe", channel.name);
+  render();
+  await channel.subscription.unsubscribe();
+  announce(`Unsubscribed from ${channel.name}`);
 }
 
 $("#subscribe-form").addEventListener("submit", (event) => {
@@ -190,7 +163,8 @@ $("#subscribe-form").addEventListener("submit", (event) => {
   const input = $("#subscribe-channel");
   const names = namesIn(input.value);
   showFieldError(input, names.length ? "" : "Enter the name of a channel, for example foo.");
-  names.forEach(subscribe);
+  const history = $("#subscribe-history").checked ? HISTORY : 0;
+  for (const name of names) subscribe(name, history);
   if (names.length) input.value = "";
 });
 
@@ -203,16 +177,6 @@ function namesIn(text) {
 
 const log = new MessageLog($("#messages"), render);
 let received = 0;
-
-socket.on("event", (message) => {
-  const channel = channels.get(message.channel);
-  if (!channel?.wanted) return; // was on its way when the user unsubscribed
-  channel.count += 1;
-  received += 1;
-  log.addMessage(message);
-});
-
-socket.on("gap", (gap) => log.addGap(gap));
 
 socket.on("error", ({ code, message, channel }) => showError(code, message, { channel }));
 
@@ -246,7 +210,7 @@ $("#publish-form").addEventListener("submit", async (event) => {
   }
   const start = performance.now();
   try {
-    await request("publish", { channel, payload });
+    await request("publish", { channel, payload, ...($("#publish-durable").checked && { durable: true }) });
     $("#publish-result").textContent = `Committed in ${Math.max(1, Math.round(performance.now() - start))} ms`;
     clearErrors("publish", channel);
   } catch (error) {
@@ -275,7 +239,8 @@ function showSql() {
   const text = $("#publish-payload").value;
   const value = parsed(text);
   const channel = $("#publish-channel").value.trim() || "foo";
-  $("#sql").textContent = notifyStatement(channel, value === undefined ? text : oneLine(value));
+  const statement = $("#publish-durable").checked ? publishStatement : notifyStatement;
+  $("#sql").textContent = statement(channel, value === undefined ? text : oneLine(value));
 }
 
 function parsed(json) {
@@ -317,10 +282,10 @@ function render() {
 function renderChannels() {
   const chips = [];
   for (const channel of channels.values()) {
-    if (!channel.wanted) continue;
+    const { active } = channel.subscription;
     channel.chip ??= makeChip(channel);
-    channel.chip.dataset.state = channel.subscribed ? "subscribed" : "pending";
-    setText(channel.chip.querySelector(".channel-note"), channel.subscribed ? "" : channel.note || "waiting");
+    channel.chip.dataset.state = active ? "subscribed" : "pending";
+    setText(channel.chip.querySelector(".channel-note"), active ? "" : channel.note || "waiting");
     setText(channel.chip.querySelector(".channel-count"), channel.count.toLocaleString());
     chips.push(channel.chip);
   }
@@ -349,8 +314,8 @@ function makeChip(channel) {
 function renderFilter() {
   const select = $("#filter");
   const known = new Set([...select.options].map((option) => option.value));
-  for (const { name, subscribed } of channels.values()) {
-    if (subscribed && !known.has(name)) select.add(new Option(name, name));
+  for (const { name, subscription } of channels.values()) {
+    if (subscription.active && !known.has(name)) select.add(new Option(name, name));
   }
 }
 
@@ -370,8 +335,8 @@ function renderLog() {
 
 function describeEmptyLog() {
   if (log.paused) return ["Paused", "New messages wait here until you resume."];
-  const wanted = [...channels.values()].filter((channel) => channel.wanted);
-  const names = wanted.filter((channel) => channel.subscribed).map((channel) => channel.name).join(", ");
+  const wanted = [...channels.values()];
+  const names = wanted.filter(({ subscription }) => subscription.active).map(({ name }) => name).join(", ");
   if (names) {
     return ["Listening", `The next message on ${names} appears here. Publish one, or paste the SQL line into psql.`];
   }
@@ -455,6 +420,6 @@ async function loadClient() {
 
 for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
 showSql();
-namesIn(new URLSearchParams(location.search).get("channels") ?? "").forEach(subscribe);
+for (const name of namesIn(new URLSearchParams(location.search).get("channels") ?? "")) subscribe(name);
 render();
 socket.connect();
