@@ -36,13 +36,20 @@ SET enable_seqscan = off; SET enable_bitmapscan = off;
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
 """
 
-#: Moves up to $1 messages with ids over $2, about 2 MB of them, and tells the nodes. Answers how many, whether there
-#: were more, and what `LowWater` wants to know. Messages that fit go along with
+# After which id to look: see `outbox`.
+_BOUND = """
+SELECT least({floor}, min(low)) FROM unnest({xids}, {lows}) AS open (xid, low)
+WHERE pg_visible_in_snapshot(xid, pg_current_snapshot())
+"""
+
+#: Moves up to $1 messages, about 2 MB of them, from where `LowWater` ($2 to $4) says, and tells the nodes. Answers how
+#: many, whether there were more, and what `LowWater` wants to know. Messages that fit go along with
 #: the notification: groups of lines that begin within 4,000 bytes, each line up to 3,900, stay under NOTIFY's 8,000.
 MOVE = f"""
-PREPARE socketio_pg_move (integer, bigint) AS
+PREPARE socketio_pg_move (integer, bigint, xid8[], bigint[]) AS
 WITH oldest AS (
-    SELECT id, pg_column_size(payload) AS size FROM socketio_pg.outbox WHERE id > $2 ORDER BY id LIMIT $1
+    SELECT id, pg_column_size(payload) AS size FROM socketio_pg.outbox
+    WHERE id > ({_BOUND.format(floor="$2", xids="$3", lows="$4")}) ORDER BY id LIMIT $1
 ), picked AS (
     SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS size_before FROM oldest) AS sized
     WHERE size_before < 2000000
@@ -66,16 +73,19 @@ WITH oldest AS (
 )
 SELECT (SELECT count(*) FROM moved) AS moved,
     (SELECT count(*) FROM oldest) = $1 OR (SELECT count(*) FROM oldest) > (SELECT count(*) FROM moved) AS more,
-    pg_current_snapshot()::text AS snapshot, (SELECT last_value FROM socketio_pg.outbox_id_seq) AS issued,
+    pg_current_snapshot()::text AS snapshot, pg_current_xact_id_if_assigned()::text::bigint AS own,
+    (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM socketio_pg.outbox_id_seq) AS issued,
     count(pg_notify('{LOG_CHANNEL}', concat_ws(' ', epoch, first, last) || body)) AS notifications
 FROM parts CROSS JOIN head
 """
 
 # In one round trip but two statements, so that the second sees what the last holder of the row's lock has committed.
 # Without anything to move it locks nothing, and nothing has to be written to the disk.
-MOVE_BATCH = """
-SELECT FROM socketio_pg.head WHERE EXISTS (SELECT FROM socketio_pg.outbox WHERE id > %(bound)s) FOR UPDATE;
-EXECUTE socketio_pg_move(%(most)s, %(bound)s)
+_LOW = {"floor": "%(floor)s::bigint", "xids": "%(xids)s::text[]::xid8[]", "lows": "%(lows)s::bigint[]"}
+MOVE_BATCH = f"""
+SELECT FROM socketio_pg.head
+WHERE EXISTS (SELECT FROM socketio_pg.outbox WHERE id > ({_BOUND.format(**_LOW)})) FOR UPDATE;
+EXECUTE socketio_pg_move(%(most)s, {_LOW["floor"]}, {_LOW["xids"]}, {_LOW["lows"]})
 """
 
 # A restored copy, or a replica that was promoted, may lack the newest messages: another cluster or timeline.
@@ -249,11 +259,15 @@ class Relay:
         """Move what is there, a batch at most; returns how many messages."""
         began = time.monotonic()
         everywhere = began >= self._next_full_look
-        bound = 0 if everywhere else self._low.bound
-        moved, more, snapshot, issued, _ = self._execute(
-            connection, MOVE_BATCH, {"most": self.batch_size, "bound": bound}
-        )[0]
-        self._low.looked(bound, snapshot, issued, all_moved=not more)
+        low = self._low
+        parameters = {
+            "most": self.batch_size,
+            "floor": 0 if everywhere else low.floor,
+            "xids": [str(xid) for xid in low.open],
+            "lows": list(low.open.values()),
+        }
+        moved, more, snapshot, own, issued, _ = self._execute(connection, MOVE_BATCH, parameters)[0]
+        low.looked(snapshot, own, issued, all_moved=not more)
         if everywhere:
             # A long one may take its time, but not much of everybody's.
             now = time.monotonic()

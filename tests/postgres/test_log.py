@@ -60,12 +60,17 @@ class LogDatabase:
                 with connection.cursor() as cursor:
                     cursor.execute(MOVE)
             with connection.cursor() as cursor:
-                cursor.execute(MOVE_BATCH, {"most": most, "bound": 0})
+                cursor.execute(MOVE_BATCH, look_everywhere(most))
                 moved: int = cursor.fetchone()[0]
                 return moved
 
     def log(self) -> list[tuple[int, str, Any]]:
         return self.sql("SELECT position, channel, payload FROM socketio_pg.log ORDER BY position")
+
+
+def look_everywhere(most: int) -> dict[str, Any]:
+    """The parameters of a move that begins with the first id."""
+    return {"most": most, "floor": 0, "xids": [], "lows": []}
 
 
 def run_cli(*arguments: str, url: str) -> str:
@@ -413,7 +418,7 @@ def test_rights(roles: dict[str, str]) -> None:
             connection.autocommit = True
             with connection.cursor() as cursor:
                 cursor.execute(MOVE)
-                cursor.execute(MOVE_BATCH, {"most": 1000, "bound": 0})
+                cursor.execute(MOVE_BATCH, look_everywhere(1000))
                 assert (cursor.fetchone() or ())[:2] == (2, False)
             relay._check_epoch(connection)
             relay._beat(connection)
@@ -455,3 +460,27 @@ def test_an_open_transaction_that_has_rung_does_not_stop_the_relay(log: LogDatab
         voice.execute("COMMIT")
         assert log.move() == 1
         assert log.log() == [(1, "a", 2), (2, "a", 1)]
+
+
+def test_the_relay_finds_every_row_in_its_turn(log: LogDatabase, relay: Relay) -> None:
+    """With real snapshots and a real sequence: from the first id on, and rows of transactions that end late."""
+    relay._next_full_look = float("inf")  # nothing is found only because everything is looked through
+    with contextlib.closing(log.connect()) as moving, contextlib.closing(log.connect()) as late:
+        moving.cursor().execute(MOVE)
+
+        def move() -> int:
+            moved: int = in_thread(relay._move, moving)
+            return moved
+
+        assert move() == move() == 0
+        log.publish("a", "1")
+        assert move() == 1
+        late.cursor().execute("BEGIN; SAVEPOINT s; SELECT socketio_pg.publish('a', '20')")
+        for number in range(2, 12):
+            log.publish("a", str(number))
+            assert move() == 1
+        assert relay._low.floor > 5
+        late.cursor().execute("COMMIT")
+        log.publish("a", "21")
+        assert move() == 2, "both at once, or the later one would be numbered first"
+    assert [payload for _, _, payload in log.log()] == [*range(1, 12), 20, 21]

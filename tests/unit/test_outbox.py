@@ -12,21 +12,31 @@ STEPS = st.lists(
 
 @given(STEPS)
 @settings(max_examples=500)
-def test_every_committed_row_is_found(steps: list[tuple[str, int]]) -> None:
+def test_every_committed_row_is_found_in_its_turn(steps: list[tuple[str, int]]) -> None:
     low = LowWater()
     next_xid, next_id = 10, 1
     open_: dict[int, list[int]] = {}
     visible: set[int] = set()
+    moved: list[int] = []
+    #: id → the rows that had been committed when it was published, which must be moved no later.
+    before: dict[int, set[int]] = {}
 
-    def look(most: int) -> int:
-        nonlocal visible
-        bound = low.bound
-        found = sorted(id for id in visible if id > bound)
-        moved = found[:most]
-        visible -= set(moved)
-        snapshot = f"{min(open_, default=next_xid)}:{next_xid}:{','.join(map(str, open_))}"
-        low.looked(bound, snapshot, next_id - 1, all_moved=len(moved) == len(found) < most)
-        return len(moved)
+    newest_ended = 9
+
+    def look(most: int) -> None:
+        nonlocal visible, next_xid, newest_ended
+        ended = [after for xid, after in low.open.items() if xid not in open_]
+        found = sorted(id for id in visible if id > min([low.floor, *ended]))
+        # As PostgreSQL has it: xmax follows the newest number that has ended, and what is open beyond is not listed.
+        xmax = newest_ended + 1
+        snapshot = f"{min(open_, default=xmax)}:{xmax}:{','.join(str(xid) for xid in open_ if xid < xmax)}"
+        own = None
+        if found:
+            own, next_xid = next_xid, next_xid + 1
+            newest_ended = max(newest_ended, own)
+        visible -= set(found[:most])
+        moved.extend(found[:most])
+        low.looked(snapshot, own, next_id - 1, all_moved=len(found) < most)
 
     for step, which in steps:
         xids = list(open_)
@@ -41,24 +51,32 @@ def test_every_committed_row_is_found(steps: list[tuple[str, int]]) -> None:
             xid = xids[which % len(xids)]
             if step == "insert":
                 open_[xid].append(next_id)
+                before[next_id] = visible | set(moved)
                 next_id += 1
             else:
                 rows = open_.pop(xid)
+                newest_ended = max(newest_ended, xid)
                 visible |= set(rows) if step == "commit" else set()
-    # One look finds out that a transaction has ended, the next one goes back for its rows.
-    look(100)
     look(100)
     assert not visible
+    place = {id: index for index, id in enumerate(moved)}
+    for id, earlier in before.items():
+        if id in place:
+            assert all(place[other] < place[id] for other in earlier)
 
 
 def test_moved_rows_are_not_looked_at_again() -> None:
     low = LowWater()
-    low.looked(0, "10:10:", 100, all_moved=True)
-    low.looked(low.bound, "10:12:10", 250, all_moved=True)
-    assert low.bound == 100, "what was drawn when the look before was over"
-    low.looked(low.bound, "10:15:10", 300, all_moved=True)
-    assert low.bound == 250, "the open transaction holds nothing up"
-    low.looked(low.bound, "15:15:", 300, all_moved=True)
-    assert low.bound == 0, "it has ended: back to where its rows may be"
-    low.looked(low.bound, "15:15:", 300, all_moved=True)
-    assert low.bound == 300
+    low.looked("10:10:", 10, 100, all_moved=True)
+    low.looked("11:11:", 12, 250, all_moved=True)
+    assert low.floor == 0, "somebody with a number from 11 on may have drawn one of the first 100"
+    low.looked("11:13:11", 14, 300, all_moved=True)
+    assert (low.floor, low.open) == (100, {11: 0}), "the open transaction holds nothing up"
+    low.looked("11:15:11", 16, 400, all_moved=True)
+    assert (low.floor, low.open) == (250, {11: 0})
+    low.looked("11:17:11", None, 400, all_moved=True)
+    assert (low.floor, low.open) == (300, {11: 0})
+    low.looked("17:17:", None, 400, all_moved=False)
+    assert low.open == {11: 0}, "what it had may not have been moved"
+    low.looked("17:17:", None, 400, all_moved=True)
+    assert (low.floor, low.open) == (300, {})
