@@ -7,6 +7,7 @@ go python-socketio's own way.
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import socketio
@@ -26,6 +27,16 @@ class _Line:
         self.others: list[tuple[str, str]] = []
 
 
+@dataclass(eq=False, slots=True)
+class _Broadcast:
+    """One that is under way: who is in ``gone`` gets no more of it. ``skips``: in this one members are passed by."""
+
+    namespace: str
+    rooms: Collection[Any]
+    skips: bool
+    gone: set[str]
+
+
 class Manager(socketio.Manager):  # type: ignore[misc]
     """The rooms of one process."""
 
@@ -37,8 +48,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._lines: dict[tuple[str, str | None], _Line] = {}
-        #: Of each broadcast under way: namespace, rooms, and who has left them since it began.
-        self._under_way: list[tuple[str, Collection[Any], set[str]]] = []
+        self._under_way: list[_Broadcast] = []
 
     def emit(
         self,
@@ -68,9 +78,8 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     ) -> None:
         """``event`` many times, as (room, data) in their order; each client gets its share in one send.
 
-        ``skipped`` has the members of a room that are passed by.
+        ``skipped`` has the members of a room that are passed by; :meth:`pass_by` adds to them while it is under way.
         """
-        skipped = skipped or {}
         runs: list[tuple[str, list[str]]] = []
         for room, data in rooms_and_data:
             if room not in self.rooms.get(namespace, {}):
@@ -82,9 +91,16 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             else:
                 runs.append((room, [encoded]))
         if len(runs) == 1:
-            self._send(runs[0][1], namespace, runs[0][0], skipped.get(runs[0][0], ()))
+            room, packets = runs[0]
+            self._send(packets, namespace, room, (skipped or {}).get(room, ()), skips=skipped is not None)
         elif runs:
             self._send_runs(runs, namespace, skipped)
+
+    def pass_by(self, sid: str, room: str, namespace: str = "/") -> None:
+        """Send ``sid`` nothing more of those broadcasts under way to ``room`` that members are passed by in."""
+        for broadcast in self._under_way:
+            if broadcast.skips and broadcast.namespace == namespace and room in broadcast.rooms:
+                broadcast.gone.add(sid)
 
     def _encode(self, event: str, data: Any, namespace: str) -> str | None:
         """The Socket.IO packet, or None for a binary one."""
@@ -93,12 +109,14 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         encoded = packet.encode()
         return encoded if isinstance(encoded, str) else None
 
-    def _send(self, packets: Sequence[str], namespace: str, room: Any, skipped: Collection[Any]) -> None:
+    def _send(
+        self, packets: Sequence[str], namespace: str, room: Any, skipped: Collection[Any], *, skips: bool = False
+    ) -> None:
         frame = b"".join([frames.encode_text("4" + packet) for packet in packets])
         line = self._line(namespace, room)
         turn_ends = time.monotonic() + self.slice_seconds
         sends = line.sends
-        with self._broadcast(namespace, room if isinstance(room, (list, tuple)) else (room,)) as gone:
+        with self._broadcast(namespace, room if isinstance(room, (list, tuple)) else (room,), skips) as gone:
             gone.update(skipped)
             for start in range(0, len(sends), self.slice_sends):
                 end = start + self.slice_sends
@@ -118,15 +136,14 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                         self.server._send_eio_packet(eio_sid, eio_packet.Packet(eio_packet.MESSAGE, packet))
 
     @contextlib.contextmanager
-    def _broadcast(self, namespace: str, rooms: Collection[Any]) -> Iterator[set[str]]:
+    def _broadcast(self, namespace: str, rooms: Collection[Any], skips: bool) -> Iterator[set[str]]:
         """The ids of those who leave all of ``rooms`` while the body runs. Who comes back is another subscriber."""
-        entry: tuple[str, Collection[Any], set[str]] = (namespace, rooms, set())
-        self._under_way.append(entry)
+        broadcast = _Broadcast(namespace, rooms, skips, set())
+        self._under_way.append(broadcast)
         try:
-            yield entry[2]
+            yield broadcast.gone
         finally:
-            # By identity: equal entries are possible.
-            self._under_way = [other for other in self._under_way if other is not entry]
+            self._under_way.remove(broadcast)
 
     def _is_in(self, sid: str, namespace: str, rooms: Collection[Any]) -> bool:
         return any(sid in self.rooms.get(namespace, {}).get(one, ()) for one in rooms)
@@ -157,18 +174,19 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
         self._lines.pop((namespace, room), None)
         super().basic_leave_room(sid, namespace, room)
-        for of_namespace, rooms, gone in self._under_way:
-            if of_namespace == namespace and room in rooms and not self._is_in(sid, namespace, rooms):
-                gone.add(sid)
+        for broadcast in self._under_way:
+            concerned = broadcast.namespace == namespace and room in broadcast.rooms
+            if concerned and not self._is_in(sid, namespace, broadcast.rooms):
+                broadcast.gone.add(sid)
 
     def _send_runs(
-        self, runs: Sequence[tuple[str, Sequence[str]]], namespace: str, skipped: Mapping[str, Collection[Any]]
+        self, runs: Sequence[tuple[str, Sequence[str]]], namespace: str, skipped: Mapping[str, Collection[Any]] | None
     ) -> None:
         """Rooms in turns: a client in several of them gets everything in the order in which it was published."""
         sockets = self.server.eio.sockets
         shares: dict[str, list[tuple[str, str, Sequence[str]]]] = {}
         for room, packets in runs:
-            passed_by = set(skipped.get(room, ()))
+            passed_by = set((skipped or {}).get(room, ()))
             for sid, eio_sid in self.get_participants(namespace, room):
                 if sid not in passed_by:
                     shares.setdefault(eio_sid, []).append((sid, room, packets))
@@ -178,7 +196,8 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         turn_ends = time.monotonic() + self.slice_seconds
         with contextlib.ExitStack() as stack:
             gone = {
-                room: stack.enter_context(self._broadcast(namespace, (room,))) for room in {room for room, _ in runs}
+                room: stack.enter_context(self._broadcast(namespace, (room,), skipped is not None))
+                for room in dict(runs)
             }
             for eio_sid, all_of_it in shares.items():
                 share = [packets for sid, room, packets in all_of_it if sid not in gone[room]]

@@ -27,6 +27,8 @@ class Follower:
 
     #: Seconds after which a failed attempt to read the log is repeated; doubles up to the second value.
     backoff = (0.1, 5.0)
+    #: Seconds between two looks at the head without a reason.
+    interval = 30.0
     #: Messages that are delivered together, before other green threads get their turn, and characters.
     share_messages = 200
     share_characters = 100_000
@@ -46,6 +48,7 @@ class Follower:
         self._on_gap = on_gap
         #: What was delivered; None while that is not known, or when there is no log.
         self._progress: Progress | None = None
+        self._delivered = 0
         #: One delivers at a time: the listener's green thread what it hears, ours what was missing.
         self._delivering = green.Lock()
         self._thread: green.GreenThread | None = None
@@ -69,8 +72,13 @@ class Follower:
 
     @property
     def position(self) -> int:
-        """The last position that was handed to ``deliver``; 0 without a log."""
+        """The last position that was handed to ``deliver``, perhaps just now; 0 without a log."""
         return 0 if self._progress is None else self._progress.position
+
+    @property
+    def delivered(self) -> int:
+        """The last position that ``deliver`` has brought to everybody; 0 without a log."""
+        return min(self._delivered, self.position)
 
     def start(self) -> None:
         """Start the green thread, in the process that is to follow (after a fork)."""
@@ -116,6 +124,8 @@ class Follower:
                 if batch is None or progress is None or batch.epoch != progress.epoch:
                     self.look()
                     continue
+                if batch.first <= progress.position:
+                    self.look()  # heard late, or positions have gone back
                 progress.expect(batch.last)
                 if batch.messages is not None:
                     self._deliver_due(progress, batch.messages)
@@ -140,7 +150,7 @@ class Follower:
                     logger.warning("the log cannot be used: %s", error)
                     self._forget()
                     self._known.send()
-                    self._wanted.wait()
+                    self._rest()
                     continue
                 logger.warning("the log cannot be read: %s; retrying", error)
                 green.sleep(delay)
@@ -153,7 +163,14 @@ class Follower:
                 continue
             delay = self.backoff[0]
             self._known.send()
-            self._wanted.wait()
+            self._rest()
+
+    def _rest(self) -> None:
+        """Until somebody calls :meth:`look`; but look now and then, should all else fail."""
+        try:
+            self._wanted.wait(self.interval)
+        except green.TimedOut:
+            return
 
     def _forget(self) -> None:
         if self._progress is not None:
@@ -162,17 +179,24 @@ class Follower:
             self._on_gap("epoch_changed")
 
     def _catch_up(self) -> None:
+        asked = self._progress
+        position, target = (0, 0) if asked is None else (asked.position, asked.target)
         head = self._history.head()
         with self._delivering:
             progress = self._progress
-            if progress is None or head.epoch != progress.epoch or head.position < progress.position:
+            # Compared with where we were when we asked: meanwhile more may have been heard and delivered.
+            if progress is None or head.epoch != progress.epoch or head.position < position:
                 self._progress = Progress(head.epoch, head.position)
                 self._recent.reset(head.position)
+                self._delivered = head.position
                 self._has_moved()
                 if progress is not None:
                     logger.warning("the log is another one than before: epoch %s", head.epoch)
                     self._on_gap("epoch_changed")
                 return
+            if target > head.position and progress.target == target:
+                logger.warning("told of position %d when the log was at %d: forged?", target, head.position)
+                progress.target = progress.position
             progress.expect(head.position)
         # In pages: however long this node was away, one at a time is in memory.
         while progress is self._progress and progress.behind:
@@ -184,21 +208,23 @@ class Follower:
                     logger.warning("messages up to position %d were trimmed before they could be read", read.trimmed)
                     progress.position = read.trimmed
                     self._recent.reset(read.trimmed)
+                    self._delivered = read.trimmed
                     self._has_moved()
                     self._on_gap("trimmed")
                 before = progress.position
                 self._deliver_due(progress, read.page.messages)
                 if progress.position == before and progress.behind:
-                    self._skip(progress, read.page)
+                    self._skip(progress, read.page, head.position)
 
-    def _skip(self, progress: Progress, page: Page) -> None:
+    def _skip(self, progress: Progress, page: Page, head: int) -> None:
         """Rows are missing that were not trimmed: somebody has deleted them. Say so, and go on after them."""
         first = page.messages[0].position if page.messages else None
-        missing = page.end if first is None else first - 1
+        missing = min(head, page.end if first is None else first - 1)
         if missing > progress.position:
             logger.error("positions %d to %d are missing in the log", progress.position + 1, missing)
             progress.position = missing
             self._recent.reset(missing)
+            self._delivered = missing
             self._has_moved()
             self._on_gap("trimmed")
 
@@ -220,6 +246,7 @@ class Follower:
             self._recent.append(share)
             self._has_moved()
             self._deliver(share)
+            self._delivered = position
             start = end
             if start < len(due):
                 green.sleep()

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from socketio_pg import green
 from socketio_pg.database import Database, translated_errors
-from socketio_pg.errors import DatabaseUnavailableError, SocketIOPGError
+from socketio_pg.errors import DatabaseUnavailableError, LogNotInstalledError, SocketIOPGError
 from socketio_pg.messages import Message, from_log
 from socketio_pg.positions import Head
 from socketio_pg.recent import Page, Recent
@@ -38,6 +38,7 @@ SELECT head.trimmed, position, channel, time, text FROM socketio_pg.head LEFT JO
 ORDER BY position
 """
 
+# Pairs are compared, and not `channel = …`: with that the planner may walk along the primary key through all channels.
 _CHANNEL_PAGES = f"""
 SELECT head.trimmed, ordinality, position, channel, time, text FROM socketio_pg.head LEFT JOIN (
     SELECT ordinality, page.* FROM unnest(%s::text[], %s::bigint[], %s::bigint[])
@@ -45,8 +46,9 @@ SELECT head.trimmed, ordinality, position, channel, time, text FROM socketio_pg.
     CROSS JOIN LATERAL (
         SELECT *, sum(length(text)) OVER (ORDER BY position) - length(text) AS size_before FROM (
             SELECT position, channel, {_TIME} AS time, payload::text AS text
-            FROM socketio_pg.log WHERE channel = wanted.channel AND position > wanted.after AND position <= wanted.upto
-            ORDER BY position LIMIT %s) AS found
+            FROM socketio_pg.log WHERE (channel, position) > (wanted.channel, wanted.after)
+                AND (channel, position) <= (wanted.channel, wanted.upto)
+            ORDER BY channel, position LIMIT %s) AS found
     ) AS page WHERE size_before < %s
 ) AS pages ON true
 ORDER BY ordinality, position
@@ -69,6 +71,8 @@ CROSS JOIN LATERAL (
 class _Request:
     arguments: tuple[Any, ...]
     done: green.Event = field(default_factory=green.Event)
+    #: A page of its channel was read, and did not reach to where it begins.
+    again: bool = False
 
 
 #: Answers requests of its kind, and returns those that must be asked again.
@@ -93,6 +97,8 @@ class History:
     timeout = 10.0
     #: Channels that are read in one query; each may bring a page of the size that `Recent` has for them.
     most_channels = 20
+    #: Positions before the one that was asked for first that are read with it, for others.
+    near = 200
 
     def __init__(self, database: Database, recent: Recent) -> None:
         self._database = database
@@ -171,7 +177,7 @@ class History:
                 reused = self._connection is not None
                 try:
                     if not reused:
-                        self._connection = self._database.connect()
+                        self._connect()
                     again = read(requests)
                     self._waiting.extend((read, request) for request in again)
                     return
@@ -188,7 +194,10 @@ class History:
                     request.done.send(error)  # those that have their answer keep it
 
     def _read_head(self, requests: list[_Request]) -> list[_Request]:
-        row = self._execute(HEAD)[0]
+        rows = self._execute(HEAD)
+        if not rows:
+            raise LogNotInstalledError("the log's head is missing: run 'socketio-pg init'")
+        row = rows[0]
         for request in requests:
             request.done.send(Head(*row))
         return []
@@ -202,37 +211,46 @@ class History:
         return []
 
     def _read_channel_pages(self, requests: list[_Request]) -> list[_Request]:
-        """Near ranges of a channel are read once: from the lowest of them on."""
-        lowest: dict[str, tuple[int, int]] = {}
+        """One page of each channel: near ranges are read once, and who wants what is further on has to ask again."""
+        begins: dict[str, tuple[int, int]] = {}
+        strict: set[str] = set()
         for request in requests:
             channel, after, upto = request.arguments
-            if channel in lowest:
-                after, upto = min(after, lowest[channel][0]), max(upto, lowest[channel][1])
-            lowest[channel] = (after, upto)
-        wanted = list(lowest.items())
+            if channel not in begins:
+                if len(begins) == self.most_channels:
+                    continue
+                # The one that has waited longest decides where to begin: so everybody's turn comes.
+                begins[channel] = (after, upto)
+                if request.again:
+                    strict.add(channel)
+                continue
+            begin, end = begins[channel]
+            if begin - self.near <= after < begin and channel not in strict:
+                begin = after
+            begins[channel] = (begin, max(end, upto))
+        rows = self._execute(
+            _CHANNEL_PAGES,
+            list(begins),
+            [begin for begin, _ in begins.values()],
+            [end for _, end in begins.values()],
+            self._recent.page_messages,
+            self._recent.page_characters,
+        )
         reads: dict[str, Read] = {}
-        for start in range(0, len(wanted), self.most_channels):
-            share = wanted[start : start + self.most_channels]
-            rows = self._execute(
-                _CHANNEL_PAGES,
-                [channel for channel, _ in share],
-                [after for _, (after, _) in share],
-                [upto for _, (_, upto) in share],
-                self._recent.page_messages,
-                self._recent.page_characters,
-            )
-            for number, (channel, (after, upto)) in enumerate(share, 1):
-                of_channel = [(row[0], *row[2:]) for row in rows if row[1] == number] or [(rows[0][0], *[None] * 4)]
-                reads[channel] = _as_read(of_channel, after, upto, self._recent)
-                self._recent.keep(channel, reads[channel].page)
+        for number, (channel, (begin, end)) in enumerate(begins.items(), 1):
+            of_channel = [(row[0], *row[2:]) for row in rows if row[1] == number] or [(rows[0][0], *[None] * 4)]
+            reads[channel] = _as_read(of_channel, begin, end, self._recent)
+            self._recent.keep(channel, reads[channel].page)
         again = []
         for request in requests:
             channel, after, upto = request.arguments
-            trimmed = reads[channel].trimmed
-            page = Page(after, after, ()) if after < trimmed else self._recent.page(channel, after, upto)
-            if page is not None:
-                request.done.send(Read(page, trimmed))
-            else:  # beyond the page that begins at the lowest
+            read = reads.get(channel)
+            if read is not None and after < read.trimmed:
+                request.done.send(Read(Page(after, after, ()), read.trimmed))
+            elif read is not None and (read.page.after <= after < read.page.end or after == upto):
+                request.done.send(Read(read.page.part(after, upto), read.trimmed))
+            else:
+                request.again = read is not None
                 again.append(request)
         return again
 
@@ -241,6 +259,11 @@ class History:
         for number, position in self._execute(_BEFORE_NEWEST, list(channels), list(counts), list(uptos)):
             requests[number - 1].done.send(position)
         return []
+
+    def _connect(self) -> None:
+        self._connection = self._database.connect()
+        # What PostgreSQL still works on when we no longer wait for it ends, too.
+        self._execute(f"SET jit = off; SET statement_timeout = {int(self.timeout * 1000)}; SELECT 1")
 
     def _execute(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         with translated_errors(self.timeout), self._connection.cursor() as cursor:

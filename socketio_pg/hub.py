@@ -52,18 +52,16 @@ class Hub:
     def is_subscribed(self, subscriber: Hashable, channel: str) -> bool:
         return subscriber in self._channels.get(channel, ())
 
-    def hold(self, subscriber: Hashable, channel: str) -> object:
-        """Hold live messages of the log back from a subscription, for a replay; returns the replay's token.
+    def hold(self, subscriber: Hashable, channel: str, replay: object) -> None:
+        """Hold live messages of the log back from a subscription, for a ``replay``.
 
         A later hold of the same subscription, and its end, end this one.
         """
-        token = object()
-        self._held.setdefault(channel, {})[subscriber] = token
-        return token
+        self._held.setdefault(channel, {})[subscriber] = replay
 
-    def is_held(self, subscriber: Hashable, channel: str, token: object) -> bool:
-        """Whether the hold of ``token`` goes on."""
-        return self._held.get(channel, {}).get(subscriber) is token
+    def held_by(self, subscriber: Hashable, channel: str) -> object | None:
+        """The replay for which the subscription is held, or None."""
+        return self._held.get(channel, {}).get(subscriber)
 
     def release(self, subscriber: Hashable, channel: str) -> None:
         """End the hold."""

@@ -74,7 +74,9 @@ class PubSub:
         self.max_payload = 1_000_000
         recent = Recent()
         self.history = History(self.database, recent)
-        self.follower = Follower(self.listener, self.history, recent, self._deliver, self._on_log_gap)
+        # A connection of its own: what is live does not wait for replays.
+        self._follower_history = History(self.database, recent)
+        self.follower = Follower(self.listener, self._follower_history, recent, self._deliver, self._on_log_gap)
         #: Called with the messages that came together, all of one tier, in order.
         self.on_messages: list[Callable[[Sequence[Message]], None]] = []
         #: Called with each :class:`Gap` of the notify tier.
@@ -143,6 +145,7 @@ class PubSub:
         self.listener.stop()
         self.publisher.stop()
         self.history.stop()
+        self._follower_history.stop()
 
     # -- for those who deliver by themselves (`websocket`): subscribers known to the hub -----------------------------
 

@@ -20,6 +20,12 @@ class Page:
     end: int
     messages: Sequence[Message]
 
+    def part(self, after: int, upto: int) -> "Page":
+        """What of it is between two positions."""
+        positions = _positions(self.messages)
+        found = self.messages[bisect_right(positions, after) : bisect_right(positions, upto)]
+        return Page(after, min(upto, self.end), found)
+
 
 #: A channel's part of the tail: the messages and their positions, side by side for the binary search.
 _Part: TypeAlias = tuple[list[int], list[Message]]
@@ -32,7 +38,7 @@ class Recent:
     overhead = 300
     #: Most messages of a page, and about how many characters of payload.
     page_messages = 500
-    page_characters = 256_000
+    page_characters = 64_000
 
     def __init__(self, most_bytes: int = 16_000_000) -> None:
         self._most = most_bytes
@@ -81,7 +87,7 @@ class Recent:
             return self._cut(after, upto, *self._parts.get(channel, ([], [])))
         for page in self._pages.get(channel, ()):
             if page.after <= after < page.end:
-                return self._cut(after, min(upto, page.end), _positions(page.messages), page.messages)
+                return page.part(after, upto)
         return None
 
     def keep(self, channel: str, page: Page) -> None:

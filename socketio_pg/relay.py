@@ -26,13 +26,14 @@ from socketio_pg.version import __version__
 
 logger = logging.getLogger("socketio_pg.relay")
 
-# User settings that must not reach our session; and TCP settings with which PostgreSQL notices in about 10 s that the
-# leader's machine is gone, and frees the lock.
+# User settings that must not reach our session; and those with which PostgreSQL notices in about 10 s that the leader's
+# machine is gone, or that it has stopped, and frees the lock.
 _SESSION = """
-SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;
+SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE;
+SELECT set_config('idle_session_timeout', '10s', false) FROM pg_settings WHERE name = 'idle_session_timeout';
 SET lock_timeout = '5s'; SET statement_timeout = '30s'; SET idle_in_transaction_session_timeout = '10s';
 SET tcp_keepalives_idle = 3; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
-SET enable_seqscan = off; SET enable_bitmapscan = off;
+SET tcp_user_timeout = '10s'; SET jit = off; SET enable_seqscan = off; SET enable_bitmapscan = off;
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
 """
 
@@ -48,7 +49,7 @@ WHERE pg_visible_in_snapshot(xid, pg_current_snapshot())
 MOVE = f"""
 PREPARE socketio_pg_move (integer, bigint, xid8[], bigint[]) AS
 WITH oldest AS (
-    SELECT id, pg_column_size(payload) AS size FROM socketio_pg.outbox
+    SELECT id, size FROM socketio_pg.outbox
     WHERE id > ({_BOUND.format(floor="$2", xids="$3", lows="$4")}) ORDER BY id LIMIT $1
 ), picked AS (
     SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS size_before FROM oldest) AS sized
@@ -68,7 +69,8 @@ WITH oldest AS (
     SELECT *, (sum(size + 1) OVER (ORDER BY position) - size - 1) / 4000 AS part FROM lines
 ), parts AS (
     SELECT min(position) AS first, max(position) AS last,
-        CASE WHEN max(size) <= 3900 THEN E'\\n' || string_agg(line, E'\\n' ORDER BY position) ELSE '' END AS body
+        CASE WHEN max(size) <= 3900
+            THEN E'\\n' || string_agg(line, E'\\n' ORDER BY position) FILTER (WHERE size <= 3900) ELSE '' END AS body
     FROM placed GROUP BY part ORDER BY first
 )
 SELECT (SELECT count(*) FROM moved) AS moved,
@@ -88,16 +90,18 @@ WHERE EXISTS (SELECT FROM socketio_pg.outbox WHERE id > ({_BOUND.format(**_LOW)}
 EXECUTE socketio_pg_move(%(most)s, {_LOW["floor"]}, {_LOW["xids"]}, {_LOW["lows"]})
 """
 
-# A restored copy, or a replica that was promoted, may lack the newest messages: another cluster or timeline.
+# A restored copy, or a replica that was promoted, may lack the newest messages: another cluster, timeline or table.
 _RENEW_EPOCH = """
 UPDATE socketio_pg.head SET
     epoch = CASE WHEN head.system_identifier IS NULL THEN epoch ELSE gen_random_uuid() END,
-    system_identifier = here.system_identifier, timeline = here.timeline
+    system_identifier = here.system_identifier, timeline = here.timeline, log_oid = here.log_oid
 FROM (
-    SELECT system_identifier, ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer AS timeline
+    SELECT 'socketio_pg.log'::regclass::oid AS log_oid, system_identifier,
+        ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer AS timeline
     FROM pg_control_system()
 ) AS here
-WHERE (head.system_identifier, head.timeline) IS DISTINCT FROM (here.system_identifier, here.timeline)
+WHERE (head.system_identifier, head.timeline, head.log_oid)
+    IS DISTINCT FROM (here.system_identifier, here.timeline, here.log_oid)
 RETURNING epoch
 """
 
@@ -165,6 +169,7 @@ class Relay:
         self._low = LowWater()
         #: Whether this node leads.
         self.leading = False
+        self._worked = False
 
     def start(self) -> None:
         """Start the green thread, in the process that is to relay (after a fork)."""
@@ -194,7 +199,6 @@ class Relay:
                 connection = self._database.connect(listen=True)
                 self._execute(connection, _SESSION)
                 self._execute(connection, MOVE)
-                delay, complained = self.backoff[0], False
                 self._stand_by(connection)
                 self._lead(connection)
             except LogNotInstalledError:
@@ -203,6 +207,8 @@ class Relay:
                     connection = None
                 self._wait_installed()
             except DatabaseError as error:
+                if self._worked:
+                    delay, complained, self._worked = self.backoff[0], False, False
                 logger.log(logging.DEBUG if complained else logging.WARNING, "not relaying: %s; retrying", error)
                 complained = True
             except Exception:
@@ -272,6 +278,7 @@ class Relay:
             # A long one may take its time, but not much of everybody's.
             now = time.monotonic()
             self._next_full_look = now + max(self.full_look_interval, 20 * (now - began))
+        self._worked = True
         return int(moved)
 
     def _wait_for_bell(self, connection: Any, seconds: float) -> None:
@@ -288,7 +295,7 @@ class Relay:
             raise
         except DatabaseError as error:
             # Some hosted databases keep these functions to themselves.
-            logger.info("whether the database was restored from a copy cannot be found out: %s", error)
+            logger.warning("whether the database was restored from a copy cannot be found out: %s", error)
             return
         if renewed:
             logger.info("the log's epoch is %s", renewed[0][0])

@@ -110,7 +110,7 @@ class Replay:
         self._follower = follower
         self._history = history
         self.channel = channel
-        #: All messages of the channel up to here have been sent.
+        #: All messages of the channel up to here have been sent, the last of them perhaps just now.
         self.position = after
         self._epoch = follower.epoch
 
@@ -148,6 +148,7 @@ class Replay:
             receiver.gap("trimmed", self._epoch, read.trimmed)
             self.position = read.trimmed
             return
+        # Before it is sent, which may let others run: who asks then is told what is on its way.
+        self.position = read.page.end
         if read.page.messages:
             receiver.send(read.page.messages)
-        self.position = read.page.end

@@ -58,9 +58,16 @@ def statements(max_payload: int, server_role: str | None = None, publisher_role:
 
 
 def install(
-    database: Database, max_payload: int, server_role: str | None = None, publisher_role: str | None = None
+    database: Database,
+    max_payload: int,
+    server_role: str | None = None,
+    publisher_role: str | None = None,
+    *,
+    again: bool = True,
 ) -> None:
     """Install or upgrade the schema, in one transaction. The role needs CREATE on the database.
+
+    Without ``again`` nothing is done where this version is installed already.
 
     Raises :class:`DatabaseError`, :class:`DatabaseUnavailableError`.
     """
@@ -72,6 +79,8 @@ def install(
             if versions is not None:
                 cursor.execute("SELECT version FROM socketio_pg.schema_version")
                 installed = cursor.fetchone()
+                if installed is not None and installed[0] == VERSION and not again:
+                    return
                 if installed is not None and installed[0] > VERSION:
                     raise DatabaseError(
                         f"the schema is of version {installed[0]}, and this program of {VERSION}: upgrade it"
@@ -80,6 +89,8 @@ def install(
                 raise DatabaseError(f"the log tier needs a database in the encoding UTF8; this one is in {encoding}")
             # Without the notices about what exists already.
             cursor.execute("SET LOCAL client_min_messages = warning")
+            # Whoever waits for a lock stands before the relay and the publishers.
+            cursor.execute("SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '20s'")
             cursor.execute(statements(max_payload, server_role, publisher_role))
     finally:
         connection.close()

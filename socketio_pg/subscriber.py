@@ -579,6 +579,9 @@ class _Channel:
         self._learn_epoch(start)
         if start is not None and not lost and request:
             for one in self.members:
+                if one._live and one._received is None:  # subscribed before there was a log
+                    one._received = start
+                    self._move(one, start)
                 if one._received is not None:
                     one._live = one._follows(start)
         for one in whose:
@@ -590,6 +593,8 @@ class _Channel:
                 if one._established and one._received is None and start is not None:
                     reason = "client_disconnected"  # the log was installed meanwhile
                 one._received, one._history = start, None
+                if not one._established:
+                    one._handled = start  # nothing waits for the handler yet, and subscribe() is about to return
                 if reason is not None:
                     self._tell(one, "log", reason, start, moved=True)
                 else:

@@ -108,17 +108,17 @@ class SocketServer:
         green.spawn(self._start_log)
 
     def _start_log(self) -> None:
+        # It waits until there is a log, whoever installs it.
+        self.relay.start()
         delay = 0.5
         while self.settings.auto_init and not self._draining:
             try:
-                install(self.pubsub.database, self.settings.max_payload)
+                install(self.pubsub.database, self.settings.max_payload, again=False)
                 break
             except DatabaseError as error:
                 logger.warning("the log's schema could not be installed: %s; retrying", error)
                 green.sleep(delay)
                 delay = min(delay * 2, 30.0)
-        if not self._draining:
-            self.relay.start()
 
     def run(self, on_listening: Callable[[], None] | None = None) -> None:
         """Serve on ``port`` until :meth:`shutdown`, with eventlet's own WSGI server: for development and small things.
@@ -212,33 +212,44 @@ class SocketServer:
         start = requested_start(request)
         if self.socketio.server.manager.is_sid_room("/", channel):
             raise InvalidChannelError("this name is the id of a client", channel=channel)
-        new = not self.pubsub.hub.is_subscribed(sid, channel)
+        hub, follower = self.pubsub.hub, self.pubsub.follower
+        new = not hub.is_subscribed(sid, channel)
         self.pubsub.join(sid, channel)
         try:
-            after, recovered = find_start(self.pubsub.follower, self.pubsub.history, channel, start)
+            after, recovered = find_start(follower, self.pubsub.history, channel, start)
         except BaseException:
             if new:
                 self.pubsub.leave(sid, channel)
             raise
         # The client may have left, or changed its mind, meanwhile. From here on nothing waits.
-        if not self.pubsub.hub.is_subscribed(sid, channel):
+        if not hub.is_subscribed(sid, channel):
             raise InvalidRequestError("unsubscribed before the subscription was complete", channel=channel)
+        live = channel in self.socketio.server.rooms(sid)
         self.socketio.server.enter_room(sid, channel)
-        body: dict[str, Any] = {"channel": channel}
-        follower = self.pubsub.follower
+        if follower.epoch is None:
+            return Answer("subscribed", {"channel": channel} | recovered)
         then = None
-        if follower.epoch is not None:
-            body |= {"epoch": follower.epoch, "position": follower.position if after is None else after}
-            if after is not None:
-                token = self.pubsub.hub.hold(sid, channel)
-                then = functools.partial(self._replay, sid, channel, after, token)
+        if after is not None:
+            replay = Replay(follower, self.pubsub.history, channel, after)
+            hub.hold(sid, channel, replay)
+            self.socketio.server.manager.pass_by(sid, channel)
+            then = functools.partial(self._replay, sid, replay)
+        body = {"channel": channel, "epoch": follower.epoch, "position": self._position(sid, channel, live)}
         return Answer("subscribed", body | recovered, then)
 
-    def _replay(self, sid: str, channel: str, after: int, token: object) -> None:
-        hub = self.pubsub.hub
-        Replay(self.pubsub.follower, self.pubsub.history, channel, after).run(
+    def _position(self, sid: str, channel: str, live: bool) -> int:
+        """After which position the messages of a subscription will follow from now on."""
+        replay = self.pubsub.hub.held_by(sid, channel)
+        if isinstance(replay, Replay):
+            return replay.position
+        # What is being sent to the room just now goes to those who were in it before.
+        return self.pubsub.follower.delivered if live else self.pubsub.follower.position
+
+    def _replay(self, sid: str, replay: Replay) -> None:
+        hub, channel = self.pubsub.hub, replay.channel
+        replay.run(
             _Client(self.socketio.server, sid, channel),
-            lambda: hub.is_held(sid, channel, token),
+            lambda: hub.held_by(sid, channel) is replay,
             lambda: hub.release(sid, channel),
         )
 
@@ -262,8 +273,9 @@ class SocketServer:
 
     def _emit_messages(self, messages: Sequence[Message]) -> None:
         # A subscription that is being brought up to date gets what is live from the log as well.
-        channels = {message.channel for message in messages} if messages[0].position is not None else ()
-        held = {channel: self.pubsub.hub.held(channel) for channel in channels}
+        held = None
+        if messages[0].position is not None:
+            held = {channel: self.pubsub.hub.held(channel) for channel in {message.channel for message in messages}}
         self.socketio.server.manager.emit_in_order(
             "event", ((message.channel, message.to_wire()) for message in messages), skipped=held
         )

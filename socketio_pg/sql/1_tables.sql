@@ -8,12 +8,14 @@ CREATE TABLE IF NOT EXISTS socketio_pg.outbox (
     id           bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
     channel      text COLLATE "C" NOT NULL,
     payload      jsonb NOT NULL,
+    -- Bytes of the payload as text, so that a batch of the relay is bounded by what it really is.
+    size         integer NOT NULL,
     published_at timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (
     -- It turns over all the time and is nearly empty: vacuum by number of rows, and never truncate, which would take
     -- a lock that stops everybody who publishes.
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_analyze_threshold = 1000000000,
-    vacuum_truncate = false
+    vacuum_truncate = false, toast.vacuum_truncate = false
 );
 
 -- The messages in the order of their positions, without gaps. Kept for LOG_RETENTION.
@@ -24,9 +26,15 @@ CREATE TABLE IF NOT EXISTS socketio_pg.log (
     published_at timestamptz NOT NULL,
     -- What the retention counts from: a transaction may commit long after it has published.
     logged_at    timestamptz NOT NULL DEFAULT now()
-) WITH (vacuum_truncate = false);
+) WITH (vacuum_truncate = false, toast.vacuum_truncate = false);
 
-CREATE INDEX IF NOT EXISTS log_channel_position ON socketio_pg.log (channel, position);
+-- Not IF NOT EXISTS, which takes the lock before it looks: behind a vacuum the relay would have to wait for it.
+DO $$
+BEGIN
+    IF to_regclass('socketio_pg.log_channel_position') IS NULL THEN
+        CREATE INDEX log_channel_position ON socketio_pg.log (channel, position);
+    END IF;
+END $$;
 
 -- One row. The last position itself is that of the newest row of the log: a counter here would be one dead row a
 -- batch, and while some transaction stays open none of them could be removed.
@@ -36,9 +44,10 @@ CREATE TABLE IF NOT EXISTS socketio_pg.head (
     epoch             uuid NOT NULL DEFAULT gen_random_uuid(),
     -- Positions up to this one have been trimmed away.
     trimmed           bigint NOT NULL DEFAULT 0,
-    -- The cluster that the epoch was given in: another one has been restored from a copy, which may be older.
+    -- Where the epoch was given: another cluster or table has been restored from a copy, which may be older.
     system_identifier bigint,
-    timeline          integer
+    timeline          integer,
+    log_oid           oid
 ) WITH (fillfactor = 50);
 
 INSERT INTO socketio_pg.head DEFAULT VALUES ON CONFLICT DO NOTHING;

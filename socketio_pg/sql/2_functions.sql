@@ -7,7 +7,7 @@ CREATE OR REPLACE FUNCTION socketio_pg.publish(channel text, payload jsonb) RETU
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     problem text;
-    size integer;
+    bytes integer;
 BEGIN
     IF channel IS NULL OR channel = '' THEN
         problem := 'channel must not be empty';
@@ -26,15 +26,15 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'SG001', MESSAGE = problem;
     END IF;
     payload := coalesce(payload, 'null');
-    size := octet_length(payload::text);
-    IF size > @MAX_PAYLOAD@ THEN
+    bytes := octet_length(payload::text);
+    IF bytes > @MAX_PAYLOAD@ THEN
         RAISE EXCEPTION USING ERRCODE = 'SG002',
-            MESSAGE = format('payload has %s bytes of UTF-8 as JSON; at most @MAX_PAYLOAD@ are allowed', size),
+            MESSAGE = format('payload has %s bytes of UTF-8 as JSON; at most @MAX_PAYLOAD@ are allowed', bytes),
             HINT = 'Set MAX_PAYLOAD and run "socketio-pg init" to allow more.';
     END IF;
     -- A transaction number before the id: the relay takes a snapshot, and whoever has drawn an id is to be in it.
     PERFORM pg_current_xact_id();
-    INSERT INTO socketio_pg.outbox (channel, payload) VALUES (publish.channel, publish.payload);
+    INSERT INTO socketio_pg.outbox (channel, payload, size) VALUES (publish.channel, publish.payload, bytes);
 END $$;
 
 REVOKE ALL ON FUNCTION socketio_pg.publish(text, jsonb) FROM PUBLIC;
@@ -44,8 +44,10 @@ REVOKE ALL ON FUNCTION socketio_pg.publish(text, jsonb) FROM PUBLIC;
 CREATE OR REPLACE FUNCTION socketio_pg.ring() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF pg_try_advisory_lock_shared(@LOCK_CLASS@, @BUSY_LOCK@) THEN
-        PERFORM pg_advisory_unlock_shared(@LOCK_CLASS@, @BUSY_LOCK@);
+    -- In one expression: nothing can interrupt it in between and leave the lock with a pooled session.
+    IF pg_try_advisory_lock_shared(@LOCK_CLASS@, @BUSY_LOCK@)
+        AND pg_advisory_unlock_shared(@LOCK_CLASS@, @BUSY_LOCK@)
+    THEN
         PERFORM pg_notify('socketio_pg_bell', '');
     END IF;
     RETURN NULL;

@@ -31,6 +31,9 @@ def test_contents(wheel: Path) -> None:
         "socketio_pg/static/test.html",
         "socketio_pg/static/test.css",
         "socketio_pg/static/test.js",
+        "socketio_pg/static/socketio_pg.js",
+        "socketio_pg/sql/1_tables.sql",
+        "socketio_pg/sql/2_functions.sql",
     } <= names
     assert not any(name.startswith(("tests", "bench", "docs")) for name in names)
 

@@ -99,11 +99,10 @@ def test_each_message_comes_once_and_in_order(channels: list[str], data: st.Data
     node.received.clear()
     node.hub.add("me")
     node.hub.subscribe("me", "a")
-    token = node.hub.hold("me", "a")
     any_node: Any = node
-    Replay(any_node, any_node, "a", since).run(
-        node, lambda: node.hub.is_held("me", "a", token), lambda: node.hub.release("me", "a")
-    )
+    replay = Replay(any_node, any_node, "a", since)
+    node.hub.hold("me", "a", replay)
+    replay.run(node, lambda: node.hub.held_by("me", "a") is replay, lambda: node.hub.release("me", "a"))
     assert node.hub.held("a") == ()
     node.live(len(channels))
     first = max([since, *node.gaps])
