@@ -18,6 +18,7 @@ from socketio_pg.channels import validate_channel
 from socketio_pg.client import Client
 from socketio_pg.database import Database
 from socketio_pg.errors import DatabaseError, InvalidChannelError
+from socketio_pg.history import _CHANNEL_PAGES
 from socketio_pg.positions import Batch, decode_batch
 from socketio_pg.relay import MOVE, MOVE_BATCH, Relay
 from tests.support.postgres import Cluster, in_thread
@@ -484,3 +485,15 @@ def test_the_relay_finds_every_row_in_its_turn(log: LogDatabase, relay: Relay) -
         log.publish("a", "21")
         assert move() == 2, "both at once, or the later one would be numbered first"
     assert [payload for _, _, payload in log.log()] == [*range(1, 12), 20, 21]
+
+
+def test_a_rare_channel_is_read_by_its_own_index(log: LogDatabase) -> None:
+    log.sql(
+        "INSERT INTO socketio_pg.log (position, channel, payload, published_at)"
+        " SELECT n, CASE WHEN n % 2 = 0 THEN 'a' ELSE 'b' END, '0', now() FROM generate_series(1, 50000) AS n"
+    )
+    log.sql("ANALYZE socketio_pg.log")
+    rows = log.sql("EXPLAIN " + _CHANNEL_PAGES, ["a", "rare"], [0, 0], [50_000, 50_000], 500, 64_000)
+    plan = "\n".join(row[0] for row in rows)
+    assert "log_channel_position" in plan
+    assert "log_pkey" not in plan, plan

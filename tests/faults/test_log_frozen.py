@@ -1,0 +1,38 @@
+"""A relay that is neither dead nor alive: its process is stopped, its connection is open, its lock is held."""
+
+import os
+import signal
+import time
+
+from tests.support.clients import SocketClient
+from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
+
+
+def leaders(cluster: Cluster) -> list[tuple[str]]:
+    return cluster.sql("SELECT name FROM socketio_pg.nodes WHERE relay")
+
+
+def test_a_stopped_leader_is_replaced(breakable: Cluster, channel: str) -> None:
+    leader = ServerProcess(breakable.url(), AUTO_INIT="1", DRAIN_SECONDS="0.2")
+    other = None
+    try:
+        deadline = time.monotonic() + 20
+        while not breakable.sql("SELECT to_regclass('socketio_pg.nodes')")[0][0] or not leaders(breakable):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)  # another process can only be asked again
+        other = ServerProcess(breakable.url(), DRAIN_SECONDS="0.2")
+        with SocketClient(other.url) as client:
+            assert "position" in client.call("subscribe", {"channel": channel})
+            breakable.sql("SELECT socketio_pg.publish(%s, '1')", channel)
+            assert client.next("event")["payload"] == 1
+            os.kill(leader.worker_pid(), signal.SIGSTOP)
+            breakable.sql("SELECT socketio_pg.publish(%s, '2')", channel)
+            assert client.next("event", 30)["payload"] == 2, "PostgreSQL ends the session that says nothing"
+            os.kill(leader.worker_pid(), signal.SIGCONT)
+            breakable.sql("SELECT socketio_pg.publish(%s, '3')", channel)
+            assert client.next("event")["payload"] == 3
+    finally:
+        leader.close()
+        if other is not None:
+            other.close()

@@ -1,0 +1,102 @@
+"""The follower's decisions, with the listener and the database played by the test."""
+
+from collections.abc import Callable
+from typing import Any
+
+from socketio_pg.follower import Follower
+from socketio_pg.history import Read
+from socketio_pg.messages import from_log
+from socketio_pg.positions import Head
+from socketio_pg.recent import Page, Recent
+
+
+class Log:
+    """A history over numbers; ``while_asked`` is run between a question and its answer, which is older."""
+
+    def __init__(self) -> None:
+        self.head_position, self.trimmed, self.epoch = 10, 0, "e"
+        self.while_asked: Callable[[], None] = lambda: None
+        self.delivered: list[int] = []
+        self.gaps: list[str] = []
+        anything: Any = self
+        self.follower = Follower(anything, anything, Recent(), self.deliver, self.gaps.append)
+        self.catch_up()
+
+    def head(self) -> Head:
+        head = Head(self.epoch, self.head_position, self.trimmed)
+        self.while_asked()
+        return head
+
+    def page(self, after: int, upto: int) -> Read:
+        first = max(after, self.trimmed) + 1
+        return Read(
+            Page(first - 1, upto, [from_log(n, "a", "2026", "0") for n in range(first, upto + 1)]), self.trimmed
+        )
+
+    def deliver(self, messages: Any) -> None:
+        self.delivered += [message.position for message in messages]
+
+    def catch_up(self) -> None:
+        self.follower._catch_up()
+
+    def hear(self, first: int, last: int, inline: bool = True) -> None:
+        lines = "".join("\na\t2026\t0" for _ in range(first, last + 1)) if inline else ""
+        self.follower.hear([f"{self.epoch} {first} {last}{lines}"])
+
+
+def test_it_begins_at_the_head() -> None:
+    log = Log()
+    log.hear(11, 12)
+    assert (log.delivered, log.follower.position, log.gaps) == ([11, 12], 12, [])
+
+
+def test_a_hole_is_read() -> None:
+    log = Log()
+    log.hear(13, 14)
+    log.hear(15, 15, inline=False)
+    assert log.delivered == []
+    log.head_position = 15
+    log.catch_up()
+    assert log.delivered == [11, 12, 13, 14, 15]
+
+
+def test_an_answer_that_is_older_than_what_was_heard_meanwhile() -> None:
+    log = Log()
+    log.while_asked = lambda: log.hear(11, 11)
+    log.catch_up()
+    assert (log.delivered, log.follower.position, log.gaps) == ([11], 11, [])
+
+
+def test_positions_that_go_back_are_another_log() -> None:
+    log = Log()
+    log.head_position = 3
+    log.catch_up()
+    assert (log.follower.position, log.gaps) == (3, ["epoch_changed"])
+    log.hear(4, 4)
+    assert log.delivered == [4]
+
+
+def test_another_epoch() -> None:
+    log = Log()
+    log.epoch, log.head_position = "f", 2
+    log.hear(3, 3)
+    assert log.delivered == [], "a batch of an epoch that is not known yet is read, not believed"
+    log.head_position = 3
+    log.catch_up()
+    assert (log.follower.epoch, log.gaps) == ("f", ["epoch_changed"])
+
+
+def test_what_was_trimmed_is_told() -> None:
+    log = Log()
+    log.head_position, log.trimmed = 20, 15
+    log.catch_up()
+    assert (log.delivered, log.gaps) == ([16, 17, 18, 19, 20], ["trimmed"])
+
+
+def test_a_position_that_the_log_does_not_have_is_not_believed() -> None:
+    log = Log()
+    log.hear(500, 1000, inline=False)
+    log.catch_up()
+    assert (log.follower.position, log.gaps) == (10, [])
+    log.hear(11, 11)
+    assert log.delivered == [11]
