@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VENDORED := socketio_pg/static/vendor/socket.io.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format bench screenshot clean
+.PHONY: help setup run test lint format soak bench bench-log screenshot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,9 +39,16 @@ lint: $(VENV)/.installed ## ruff, mypy --strict and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+MINUTES ?= 10
+soak: setup ## the log's checker with faults for MINUTES=10 (and SEED=…): kills, restarts, cuts, black holes
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
 bench: setup ## measure against stock Flask-SocketIO and Node's socket.io: an hour and more, leave the machine alone
 	npm ci --silent --no-audit --no-fund --prefix bench
 	$(BIN)/python bench/run.py --chart docs/images/bench.png
+
+bench-log: setup ## measure the log: transactions, throughput, latency, clients that come back, memory
+	$(BIN)/python bench/log.py
 
 format: $(VENV)/.installed ## let ruff format the code
 	$(BIN)/ruff check --fix .
