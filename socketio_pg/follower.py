@@ -48,6 +48,8 @@ class Follower:
         self._on_gap = on_gap
         #: What was delivered; None while that is not known, or when there is no log.
         self._progress: Progress | None = None
+        #: Called when a log is found where there was none.
+        self.on_found: Callable[[], None] = lambda: None
         self._delivered = 0
         #: One delivers at a time: the listener's green thread what it hears, ours what was missing.
         self._delivering = green.Lock()
@@ -190,7 +192,9 @@ class Follower:
                 self._recent.reset(head.position)
                 self._delivered = head.position
                 self._has_moved()
-                if progress is not None:
+                if progress is None:
+                    self.on_found()
+                else:
                     logger.warning("the log is another one than before: epoch %s", head.epoch)
                     self._on_gap("epoch_changed")
                 return

@@ -28,11 +28,11 @@ FROM socketio_pg.head
 """
 
 # `trimmed` comes from the same snapshot as the messages: read before, or after, it could hide a hole or invent one.
-# A page is cut by its size in characters, too, but has one message at least.
+# A page is cut by its size in bytes, too, but has one message at least. Payloads are only read when they are in it.
 _PAGE = f"""
-SELECT head.trimmed, position, channel, time, text FROM socketio_pg.head LEFT JOIN LATERAL (
-    SELECT *, sum(length(text)) OVER (ORDER BY position) - length(text) AS size_before FROM (
-        SELECT position, channel, {_TIME} AS time, payload::text AS text
+SELECT head.trimmed, position, channel, {_TIME}, payload::text, size FROM socketio_pg.head LEFT JOIN LATERAL (
+    SELECT *, sum(size) OVER (ORDER BY position) - size AS size_before FROM (
+        SELECT position, channel, published_at, payload, size
         FROM socketio_pg.log WHERE position > %s AND position <= %s ORDER BY position LIMIT %s) AS found
 ) AS page ON size_before < %s
 ORDER BY position
@@ -40,12 +40,12 @@ ORDER BY position
 
 # Pairs are compared, and not `channel = …`: with that the planner may walk along the primary key through all channels.
 _CHANNEL_PAGES = f"""
-SELECT head.trimmed, ordinality, position, channel, time, text FROM socketio_pg.head LEFT JOIN (
+SELECT head.trimmed, ordinality, position, channel, {_TIME}, payload::text, size FROM socketio_pg.head LEFT JOIN (
     SELECT ordinality, page.* FROM unnest(%s::text[], %s::bigint[], %s::bigint[])
         WITH ORDINALITY AS wanted(channel, after, upto, ordinality)
     CROSS JOIN LATERAL (
-        SELECT *, sum(length(text)) OVER (ORDER BY position) - length(text) AS size_before FROM (
-            SELECT position, channel, {_TIME} AS time, payload::text AS text
+        SELECT *, sum(size) OVER (ORDER BY position) - size AS size_before FROM (
+            SELECT position, channel, published_at, payload, size
             FROM socketio_pg.log WHERE (channel, position) > (wanted.channel, wanted.after)
                 AND (channel, position) <= (wanted.channel, wanted.upto)
             ORDER BY channel, position LIMIT %s) AS found
@@ -206,7 +206,7 @@ class History:
         recent = self._recent
         for request in requests:
             after, upto = request.arguments
-            rows = self._execute(_PAGE, after, upto, recent.page_messages, recent.page_characters)
+            rows = self._execute(_PAGE, after, upto, recent.page_messages, recent.page_bytes)
             request.done.send(_as_read(rows, after, upto, recent))
         return []
 
@@ -234,11 +234,11 @@ class History:
             [begin for begin, _ in begins.values()],
             [end for _, end in begins.values()],
             self._recent.page_messages,
-            self._recent.page_characters,
+            self._recent.page_bytes,
         )
         reads: dict[str, Read] = {}
         for number, (channel, (begin, end)) in enumerate(begins.items(), 1):
-            of_channel = [(row[0], *row[2:]) for row in rows if row[1] == number] or [(rows[0][0], *[None] * 4)]
+            of_channel = [(row[0], *row[2:]) for row in rows if row[1] == number] or [(rows[0][0], *[None] * 5)]
             reads[channel] = _as_read(of_channel, begin, end, self._recent)
             self._recent.keep(channel, reads[channel].page)
         again = []
@@ -281,11 +281,12 @@ class History:
 
 
 def _as_read(rows: Sequence[tuple[Any, ...]], after: int, upto: int, recent: Recent) -> Read:
-    """``rows`` of (trimmed, position, channel, time, text); of an empty page the one has no position."""
-    messages: list[Message] = [from_log(*row[1:]) for row in rows if row[1] is not None]
-    characters = sum(len(message.payload_json) for message in messages)
+    """``rows`` of (trimmed, position, channel, time, text, size); of an empty page the one has no position."""
+    found = [row for row in rows if row[1] is not None]
+    messages: list[Message] = [from_log(*row[1:5]) for row in found]
+    size = sum(row[5] for row in found)
     trimmed, end = rows[0][0], upto
-    if len(messages) >= recent.page_messages or characters >= recent.page_characters:
+    if len(messages) >= recent.page_messages or size >= recent.page_bytes:
         assert messages[-1].position is not None
         end = messages[-1].position
     return Read(Page(max(after, trimmed), end, messages), trimmed)

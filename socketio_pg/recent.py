@@ -36,9 +36,9 @@ class Recent:
 
     #: Characters that a message counts for besides its payload.
     overhead = 300
-    #: Most messages of a page, and about how many characters of payload.
+    #: Most messages of a page, and about how many bytes of payload.
     page_messages = 500
-    page_characters = 64_000
+    page_bytes = 64_000
 
     def __init__(self, most_bytes: int = 16_000_000) -> None:
         self._most = most_bytes
@@ -121,7 +121,7 @@ class Recent:
         size = 0
         for index in range(begin, end):
             size += len(messages[index].payload_json)
-            if index + 1 - begin == self.page_messages or size >= self.page_characters:
+            if index + 1 - begin == self.page_messages or size >= self.page_bytes:
                 if index + 1 < end:
                     return Page(after, positions[index], messages[begin : index + 1])
                 break

@@ -44,8 +44,8 @@ WHERE pg_visible_in_snapshot(xid, pg_current_snapshot())
 """
 
 #: Moves up to $1 messages, about 2 MB of them, from where `LowWater` ($2 to $4) says, and tells the nodes. Answers how
-#: many, whether there were more, and what `LowWater` wants to know. Messages that fit go along with
-#: the notification: groups of lines that begin within 4,000 bytes, each line up to 3,900, stay under NOTIFY's 8,000.
+#: many, whether there were more, and what `LowWater` wants to know. Messages that fit go along with the notification:
+#: groups of lines that begin within 4,000 bytes, each line up to 3,900 bytes, stay under NOTIFY's 8,000.
 MOVE = f"""
 PREPARE socketio_pg_move (integer, bigint, xid8[], bigint[]) AS
 WITH oldest AS (
@@ -56,22 +56,24 @@ WITH oldest AS (
     WHERE size_before < 2000000
 ), moved AS (
     DELETE FROM socketio_pg.outbox USING picked WHERE outbox.id = picked.id
-    RETURNING outbox.id, channel, payload, published_at
+    RETURNING outbox.id, channel, payload, size, published_at
 ), head AS ({HEAD}), logged AS (
-    INSERT INTO socketio_pg.log (position, channel, payload, published_at)
-    SELECT (SELECT head.position FROM head) + row_number() OVER (ORDER BY id), channel, payload, published_at FROM moved
-    RETURNING position, channel, payload, published_at
+    INSERT INTO socketio_pg.log (position, channel, payload, size, published_at)
+    SELECT (SELECT head.position FROM head) + row_number() OVER (ORDER BY id), channel, payload, size, published_at
+    FROM moved
+    RETURNING position, channel, payload, size, published_at
 ), lines AS (
-    SELECT position, line, octet_length(line) AS size FROM (
-        SELECT position, channel || E'\\t' || to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-            || E'\\t' || payload::text AS line FROM logged) AS written
+    SELECT position, CASE WHEN size <= 3800 THEN concat_ws(E'\\t', channel,
+        to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), payload::text) END AS line
+    FROM logged
 ), placed AS (
-    SELECT *, (sum(size + 1) OVER (ORDER BY position) - size - 1) / 4000 AS part FROM lines
+    SELECT *, (sum(coalesce(octet_length(line) + 1, 8000)) OVER before) / 4000 AS part FROM lines
+    WINDOW before AS (ORDER BY position ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 ), parts AS (
     SELECT min(position) AS first, max(position) AS last,
-        CASE WHEN max(size) <= 3900
-            THEN E'\\n' || string_agg(line, E'\\n' ORDER BY position) FILTER (WHERE size <= 3900) ELSE '' END AS body
-    FROM placed GROUP BY part ORDER BY first
+        CASE WHEN bool_and(line IS NOT NULL) THEN E'\\n' || string_agg(line, E'\\n' ORDER BY position)
+            ELSE '' END AS body
+    FROM placed GROUP BY coalesce(part, 0) ORDER BY first
 )
 SELECT (SELECT count(*) FROM moved) AS moved,
     (SELECT count(*) FROM oldest) = $1 OR (SELECT count(*) FROM oldest) > (SELECT count(*) FROM moved) AS more,

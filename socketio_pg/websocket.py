@@ -67,7 +67,9 @@ class SocketServer:
             self.settings.log_max_messages,
             lambda: (self.pubsub.follower.position, len(self.pubsub.hub)),
         )
+        # Whichever comes first: the relay may have looked when there was no log, and the listener not heard yet.
         self.pubsub.on_log_changed.append(self.relay.look)
+        self.pubsub.follower.on_found = self.relay.look
         self.socketio = SocketIO(
             async_mode="eventlet",
             cors_allowed_origins=_engineio_origins(self.settings.cors_allowed_origins),
@@ -114,6 +116,7 @@ class SocketServer:
         while self.settings.auto_init and not self._draining:
             try:
                 install(self.pubsub.database, self.settings.max_payload, again=False)
+                self.relay.look()
                 break
             except DatabaseError as error:
                 logger.warning("the log's schema could not be installed: %s; retrying", error)

@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS socketio_pg.log (
     position     bigint PRIMARY KEY,
     channel      text COLLATE "C" NOT NULL,
     payload      jsonb NOT NULL,
+    size         integer NOT NULL,
     published_at timestamptz NOT NULL,
     -- What the retention counts from: a transaction may commit long after it has published.
     logged_at    timestamptz NOT NULL DEFAULT now()

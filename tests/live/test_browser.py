@@ -1,6 +1,7 @@
 """The demo page in a real Chromium, against a real server and a real database. No network beyond this machine."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, WebSocketRoute, expect, sync_playwright
 
+from tests.live.test_log import Log, wait_installed
 from tests.support.missing import missing
+from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,16 +88,18 @@ class Demo:
         for name in names:
             self.expect_subscribed(name)
 
-    def try_to_subscribe(self, *names: str) -> None:
+    def try_to_subscribe(self, *names: str, history: bool = False) -> None:
         self.page.fill("#subscribe-channel", ", ".join(names))
+        self.page.set_checked("#subscribe-history", history)
         self.page.click("#subscribe-form button")
 
     def expect_subscribed(self, name: str) -> None:
         expect(self.chip(name)).to_have_attribute("data-state", "subscribed", timeout=PATIENCE)
 
-    def publish(self, channel: str, payload: str) -> None:
+    def publish(self, channel: str, payload: str, durable: bool = False) -> None:
         self.page.fill("#publish-channel", channel)
         self.page.fill("#publish-payload", payload)
+        self.page.set_checked("#publish-durable", durable)
         self.page.click("#publish-form button")
 
     def chip(self, name: str) -> Locator:
@@ -114,15 +119,37 @@ class Demo:
         return self.exceptions + console
 
 
-@pytest.fixture
-def demo(chromium: Browser, live_server: ServerProcess) -> Iterator[Demo]:
+@contextlib.contextmanager
+def demo_page(chromium: Browser, url: str) -> Iterator[Demo]:
     """A page of its own, not opened yet. At the end nothing may have been written to its console."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
     context.set_default_timeout(PATIENCE)
-    demo = Demo(context.new_page(), live_server.url)
+    demo = Demo(context.new_page(), url)
     yield demo
     context.close()
     assert demo.complaints() == []
+
+
+@pytest.fixture
+def demo(chromium: Browser, live_server: ServerProcess) -> Iterator[Demo]:
+    """On a database without a log."""
+    with demo_page(chromium, live_server.url) as demo:
+        yield demo
+
+
+@pytest.fixture(scope="module")
+def log(postgres18: Cluster) -> Iterator[Log]:
+    made = Log(postgres18, "live_browser", AUTO_INIT="1")
+    wait_installed(made)
+    yield made
+    made.server.close()
+
+
+@pytest.fixture
+def log_demo(chromium: Browser, log: Log) -> Iterator[Demo]:
+    """On a database with a log."""
+    with demo_page(chromium, log.server.url) as demo:
+        yield demo
 
 
 # --- Connecting -----------------------------------------------------------------------------------------------------
@@ -434,14 +461,14 @@ def test_gaps_and_error_events_are_shown(demo: Demo) -> None:
     def add_events(page_side: WebSocketRoute) -> None:
         server_side = page_side.connect_to_server()
 
-        def from_page(frame: str | bytes) -> None:
-            if '"subscribe"' in str(frame):
+        def from_server(frame: str | bytes) -> None:
+            page_side.send(frame)
+            if re.match(r"43\d", str(frame)):  # the acknowledgement
                 gap = {"channel": "foo", "reason": "database_connection_lost", "since": "2026-01-02T03:04:05.678Z"}
                 page_side.send("42" + json.dumps(["gap", gap | {"until": "2026-01-02T03:04:06Z"}]))
                 page_side.send("42" + json.dumps(["error", {"code": "forbidden", "message": "<b>no</b>"}]))
-            server_side.send(frame)
 
-        page_side.on_message(from_page)
+        server_side.on_message(from_server)
 
     demo.page.route_web_socket("**/socket.io/**", add_events)
     demo.start("?channels=foo")
@@ -457,6 +484,92 @@ def test_a_lost_database_connection_is_told(demo: Demo, psql: Psql) -> None:
     psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'socketio_pg'")
     expect(demo.gaps("foo")).to_contain_text("Messages may have been missed", timeout=PATIENCE)
     demo.expect_state("connected")
+
+
+# --- The log --------------------------------------------------------------------------------------------------------
+
+
+def test_durable_messages_have_their_position(log_demo: Demo, channel: str) -> None:
+    log_demo.start(f"?channels={channel}")
+    log_demo.expect_subscribed(channel)
+    log_demo.publish(channel, '"kept"', durable=True)
+    expect(log_demo.messages(channel).locator(".position")).to_have_text(re.compile(r"^#\d+$"))
+    expect(log_demo.messages(channel).locator(".badge")).to_have_count(0)
+    log_demo.publish(channel, '"passing"')
+    expect(log_demo.messages(channel)).to_have_count(2)
+    expect(log_demo.messages(channel).first.locator(".place")).to_be_empty()
+
+
+def test_history_is_replayed_and_says_so(log_demo: Demo, log: Log, channel: str) -> None:
+    log.publish(channel, 1, 30)
+    log.settle()
+    log_demo.start()
+    log_demo.try_to_subscribe(channel, history=True)
+    log_demo.expect_subscribed(channel)
+    expect(log_demo.messages(channel)).to_have_count(20)
+    expect(log_demo.messages(channel).locator(".badge")).to_have_text(["replayed"] * 20)
+    expect(log_demo.messages(channel).first.locator(".payload")).to_have_text('[30, ""]')
+    # Asked for again it comes again, and what is live comes once.
+    log_demo.try_to_subscribe(channel, history=True)
+    expect(log_demo.messages(channel)).to_have_count(40)
+    log.publish(channel, 31, 31)
+    expect(log_demo.messages(channel)).to_have_count(41)
+    expect(log_demo.messages(channel).first.locator(".badge")).to_have_count(0)
+
+
+def test_without_a_log_nothing_can_be_replayed(demo: Demo) -> None:
+    demo.start()
+    demo.try_to_subscribe("foo", history=True)
+    demo.expect_subscribed("foo")
+    expect(demo.errors.locator(".error-code")).to_have_text("not_installed")
+    demo.publish("foo", "1", durable=True)
+    expect(demo.errors.locator(".error-code")).to_have_text(["invalid_request", "not_installed"])
+
+
+def test_what_was_published_meanwhile_is_replayed(log_demo: Demo, log: Log, channel: str) -> None:
+    log_demo.network_may_fail = True
+    log_demo.start(f"?channels={channel}")
+    log_demo.expect_subscribed(channel)
+    log.publish(channel, 1, 1)
+    expect(log_demo.messages(channel)).to_have_count(1)
+    log_demo.page.context.set_offline(True)
+    log_demo.expect_state("reconnecting")
+    log.publish(channel, 2, 3)
+    log_demo.page.context.set_offline(False)
+    expect(log_demo.messages(channel).locator(".payload")).to_have_text(['[3, ""]', '[2, ""]', '[1, ""]'])
+    expect(log_demo.messages(channel).locator(".badge")).to_have_count(2)
+    expect(log_demo.gaps(channel)).to_contain_text("Messages of NOTIFY may have been missed")
+
+
+def test_what_the_log_has_lost_is_told(log_demo: Demo, log: Log, channel: str) -> None:
+    log_demo.network_may_fail = True
+    log_demo.start(f"?channels={channel}")
+    log_demo.expect_subscribed(channel)
+    log_demo.page.context.set_offline(True)
+    log_demo.expect_state("reconnecting")
+    log.publish(channel, 1, 3)
+    log.settle()
+    log.sql("WITH gone AS (DELETE FROM socketio_pg.log RETURNING position) "
+            "UPDATE socketio_pg.head SET trimmed = (SELECT max(position) FROM gone)")  # fmt: skip
+    log.server.restart()  # what it remembers itself it would replay
+    log_demo.page.context.set_offline(False)
+    expect(log_demo.gaps(channel).last).to_contain_text("Messages of the log were missed")
+    expect(log_demo.gaps(channel).last).to_contain_text(re.compile(r"trimmed, goes on after #\d+"))
+    expect(log_demo.messages(channel)).to_have_count(0)
+
+
+@pytest.mark.parametrize("channel", ["foo", "it's", 'My "own"'])
+def test_the_durable_sql_line_does_what_it_says(log_demo: Demo, log: Log, channel: str) -> None:
+    log_demo.start()
+    log_demo.subscribe(channel)
+    log_demo.page.fill("#publish-channel", channel)
+    log_demo.page.fill("#publish-payload", '{"it\'s": ["\\\\", "ü"]}')
+    log_demo.page.check("#publish-durable")
+    line = log_demo.page.inner_text("#sql")
+    assert line.startswith("SELECT socketio_pg.publish('")
+    log.sql(line)
+    expect(log_demo.messages(channel).locator(".payload")).to_have_text('{"it\'s": ["\\\\", "ü"]}')
+    expect(log_demo.messages(channel).locator(".position")).to_have_count(1)
 
 
 # --- The look -------------------------------------------------------------------------------------------------------
@@ -484,13 +597,14 @@ def test_everything_can_be_reached_with_the_keyboard(demo: Demo) -> None:
     demo.start("?channels=foo")
     demo.expect_subscribed("foo")
     reached = []
-    for _ in range(12):
+    for _ in range(14):
         demo.page.keyboard.press("Tab")
         reached.append(
             demo.page.evaluate("(e => e.id || e.ariaLabel || e.className || e.type)(document.activeElement)")
         )
-    expected = ["connection-toggle", "subscribe-channel", "submit", "Unsubscribe from foo", "publish-channel"]
-    expected += ["publish-payload", "submit", "sql-copy", "filter", "pause", "clear", "scroller"]
+    expected = ["connection-toggle", "subscribe-channel", "submit", "subscribe-history", "Unsubscribe from foo"]
+    expected += ["publish-channel", "publish-payload", "publish-durable", "submit", "sql-copy", "filter", "pause"]
+    expected += ["clear", "scroller"]
     assert reached == expected
 
 

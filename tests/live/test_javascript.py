@@ -14,14 +14,14 @@ from tests.support.server import ROOT, ServerProcess
 
 
 class NodeClient:
-    """`client.mjs` in a process of its own."""
+    """`client.mjs`, or another script beside it, in a process of its own."""
 
-    def __init__(self, url: str, transports: str) -> None:
+    def __init__(self, url: str, transports: str, script: str = "client.mjs") -> None:
         node = shutil.which("node")
         if node is None or not (ROOT / "node_modules" / "socket.io-client").exists():
             missing("the JavaScript client's tests", "install Node, then `npm ci`")
         self._process = subprocess.Popen(
-            [node, str(ROOT / "tests" / "live" / "client.mjs"), url, transports],
+            [node, str(ROOT / "tests" / "live" / script), url, transports],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.said: list[dict[str, Any]] = []
@@ -40,10 +40,13 @@ class NodeClient:
         raise AssertionError(f"the client ended without {wanted}; it said {self.said}")
 
     def call(self, event: str, argument: object) -> Any:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"emit": event, "argument": argument}) + "\n")
-        self._process.stdin.flush()
+        self.send({"emit": event, "argument": argument})
         return self.next(kind="answer")["answer"]
+
+    def send(self, command: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
 
     def close(self) -> None:
         self._process.kill()

@@ -342,8 +342,10 @@ def test_trimmed_while_it_is_replayed(postgres18: Cluster, channel: str) -> None
             swarm.run_until(lambda: len(slow.events("event")) >= 3)
             swarm.pause(slow)
             trimmed = start["position"] + 2000
-            log.sql("DELETE FROM socketio_pg.log WHERE position <= %s", trimmed)
-            log.sql("UPDATE socketio_pg.head SET trimmed = %s", trimmed)
+            log.sql(  # in one transaction, as the relay does it
+                "WITH gone AS (DELETE FROM socketio_pg.log WHERE position <= %s)"
+                " UPDATE socketio_pg.head SET trimmed = %s", trimmed, trimmed,
+            )  # fmt: skip
             swarm.resume(slow)
             swarm.run_until(lambda: f'"position":{start["position"] + 3000},' in slow.packets[-1], 60)
             [gap] = slow.events("gap")

@@ -489,8 +489,8 @@ def test_the_relay_finds_every_row_in_its_turn(log: LogDatabase, relay: Relay) -
 
 def test_a_rare_channel_is_read_by_its_own_index(log: LogDatabase) -> None:
     log.sql(
-        "INSERT INTO socketio_pg.log (position, channel, payload, published_at)"
-        " SELECT n, CASE WHEN n % 2 = 0 THEN 'a' ELSE 'b' END, '0', now() FROM generate_series(1, 50000) AS n"
+        "INSERT INTO socketio_pg.log (position, channel, payload, size, published_at)"
+        " SELECT n, CASE WHEN n % 2 = 0 THEN 'a' ELSE 'b' END, '0', 1, now() FROM generate_series(1, 50000) AS n"
     )
     log.sql("ANALYZE socketio_pg.log")
     rows = log.sql("EXPLAIN " + _CHANNEL_PAGES, ["a", "rare"], [0, 0], [50_000, 50_000], 500, 64_000)

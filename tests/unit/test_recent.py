@@ -22,7 +22,7 @@ def between(log: list[Message], channel: str, after: int, upto: int) -> list[Mes
 def test_a_page_is_all_that_the_log_has_there(rows: list[tuple[str, int]], most: int, data: st.DataObject) -> None:
     log = log_of(rows)
     recent = Recent(most)
-    recent.page_messages, recent.page_characters = 5, 1000
+    recent.page_messages, recent.page_bytes = 5, 1000
     begin = data.draw(st.integers(0, len(log)))
     recent.reset(begin)
     delivered = begin

@@ -1,0 +1,218 @@
+"""The checker: writers, subscribers and faults for a while, then everything is compared. And that it can fail.
+
+`make soak` is the long form. A seed repeats what was done, not how it interleaved.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from tests.support.checker import (
+    Delivered,
+    Disconnected,
+    Improper,
+    Logged,
+    Note,
+    Outcome,
+    Sent,
+    Subscribed,
+    Transaction,
+    Unsubscribed,
+    digest,
+    judge,
+)
+from tests.support.checker_faults import KINDS, plan_faults
+from tests.support.checker_plans import plan_transactions
+from tests.support.checker_run import HARMLESS, Size, failures, run
+
+TRACEBACK = "Traceback (most recent call last):\n"
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_everything_arrives_once_and_in_order_whatever_breaks(seed: int) -> None:
+    report = run(seed, Size(seconds=20, between_faults=1.5), print)
+    print(report)
+    assert report.problems == []
+    assert report.figures["messages in the log"] > 500, "otherwise nothing was tested"
+    assert report.figures["replayed"] > 100
+    assert len(report.faults) >= 9
+
+
+# -- the judge, on doctored histories -------------------------------------------------------------------------------
+
+
+class History:
+    """What a good run leaves behind: six transactions of two writers in two channels, and two subscribers."""
+
+    def __init__(self) -> None:
+        self.transactions: list[Transaction] = []
+        self.log: list[Logged] = []
+        clock, positions = itertools.count(), itertools.count(1)
+        for number in range(6):
+            transaction = Transaction(f"t{number}", outcome=Outcome.COMMITTED)
+            for channel in ("a", "b", "a"):
+                name = f"m{next(clock)}"
+                sent = Sent(name, channel, digest(name), float(next(clock)))
+                transaction.messages.append(sent)
+                self.log.append(Logged(next(positions), channel, name, sent.digest, f"at {name}"))
+            transaction.acknowledged = float(next(clock))
+            self.transactions.append(transaction)
+        rolled_back = Transaction("t6", [Sent("gone", "a", 0, 0.0)], outcome=Outcome.ROLLED_BACK)
+        unknown = Transaction("t7", [Sent("perhaps", "a", 0, 0.0)], outcome=Outcome.UNKNOWN)
+        self.transactions += [rolled_back, unknown]
+        self.transactions[0].discarded.append(Sent("back", "a", 0, 0.0))
+        # One was there from the beginning, the other came later and was cut off in between.
+        self.one: list[Note] = [Subscribed("a", 0), Subscribed("b", 0), *self.delivered(1, 18)]
+        self.two: list[Note] = [
+            Subscribed("a", 4),
+            *self.delivered(5, 9, "a"),
+            Disconnected(),
+            Subscribed("a", 9, since=9, recovered=True),
+            *self.delivered(10, 18, "a"),
+        ]
+
+    def delivered(self, first: int, last: int, channels: str = "ab") -> list[Delivered]:
+        return [
+            Delivered(row.channel, row.position, row.id, row.digest, row.published_at)
+            for row in self.log[first - 1 : last]
+            if row.channel in channels
+        ]
+
+    def swap_in_log(self, first: int, second: int) -> None:
+        """The messages at two positions change places, for the subscribers too."""
+        rows = self.log[first - 1], self.log[second - 1]
+        for to, moved in zip(rows, reversed(rows), strict=True):
+            self.log[to.position - 1] = dataclasses.replace(moved, position=to.position)
+        self.one[2:] = self.delivered(1, 18)
+        self.two[1:4] = self.delivered(5, 9, "a")
+        self.two[6:] = self.delivered(10, 18, "a")
+
+    def problems(self, left_in_outbox: int = 0) -> list[str]:
+        subscribers = {"one": (("a", "b"), self.one), "two": (("a",), self.two)}
+        return judge(self.transactions, self.log, subscribers, left_in_outbox)
+
+
+def test_a_good_history_is_good() -> None:
+    assert History().problems() == []
+
+
+def _append(history: History, identifier: str) -> None:
+    history.log.append(Logged(19, "a", identifier, 0, "then"))
+    for notes in (history.one, history.two):
+        notes.append(Delivered("a", 19, identifier, 0, "then"))
+
+
+def _in_log_twice(history: History) -> None:
+    _append(history, "m0")
+
+
+def _swap_within_transaction(history: History) -> None:
+    history.swap_in_log(4, 6)
+
+
+def _swap_transactions(history: History) -> None:
+    history.swap_in_log(4, 7)
+
+
+def _lose_in_log(history: History) -> None:
+    """The log closes up, as if it had never been published."""
+    del history.log[4]
+    history.log = [dataclasses.replace(row, position=number) for number, row in enumerate(history.log, 1)]
+    history.one[2:] = history.delivered(1, 17)
+    history.two[:] = [Subscribed("a", 4), *history.delivered(5, 17, "a")]
+
+
+def _other_digest(history: History) -> None:
+    history.log[3] = dataclasses.replace(history.log[3], digest=0)
+    history.one[2:] = history.delivered(1, 18)
+
+
+@pytest.mark.parametrize(
+    ("doctor", "kind"),
+    [
+        (lambda history: history.one.pop(7), "skipped: one: m"),
+        (lambda history: history.one.pop(), "never delivered: one: m"),
+        (lambda history: history.one.insert(8, history.one[7]), "twice or too late: one: m"),
+        (lambda history: history.one.append(history.one[5]), "twice or too late: one: m"),
+        (lambda history: history.one.insert(7, history.one.pop(5)), "twice or too late: one: m"),
+        (lambda history: history.two.insert(6, history.two[3]), "twice or too late: two: m"),
+        (lambda history: history.two.pop(3), "skipped: two: a goes on after 9"),
+        (lambda history: history.two.insert(5, history.two[6]), "not subscribed, yet delivered: two: m"),
+        (lambda history: history.one.insert(4, Unsubscribed("a")), "not subscribed, yet delivered: one: m"),
+        (lambda history: history.one.append(Delivered("a", 99, "m1", 0, "then")), "delivered, yet not in the log: one"),
+        (lambda history: history.one.append(Delivered("a", None, "m1", 0, None)), "delivered, yet not in the log: one"),
+        (
+            lambda history: history.one.__setitem__(5, dataclasses.replace(history.one[5], digest=1)),
+            "changed on the way: one: m",
+        ),
+        (
+            lambda history: history.one.__setitem__(5, dataclasses.replace(history.one[5], published_at="later")),
+            "changed on the way: one: m",
+        ),
+        (lambda history: history.two.__setitem__(5, Subscribed("a", 10, 9, True)), "not recovered: two: a since 9"),
+        (lambda history: history.two.__setitem__(5, Subscribed("a", 9, 9, False)), "not recovered: two: a since 9"),
+        (lambda history: history.two.__setitem__(5, Subscribed("a", 9, 9, None)), "not recovered: two: a since 9"),
+        (lambda history: history.one.__setitem__(1, Disconnected()), "never subscribed: one: b"),
+        (lambda history: history.one.append(Improper("a gap")), "improper: one: a gap"),
+        (lambda history: _append(history, "gone"), "rolled back, yet in the log: gone at 19"),
+        (lambda history: _append(history, "back"), "rolled back, yet in the log: back, by its savepoint, at 19"),
+        (lambda history: _append(history, "nobody's"), "published by nobody: nobody's"),
+        (_in_log_twice, "twice in the log: m0 at 1 and 19"),
+        (_swap_within_transaction, "order within a transaction: t1: [6, 5, 4]"),
+        (_swap_transactions, "order of commits: "),
+        (_lose_in_log, "lost before the log: m"),
+        (_other_digest, "changed in the log: m"),
+        (lambda history: history.log.pop(3), "positions: 5 stands where 4 should"),
+    ],
+)
+def test_each_fault_is_found(doctor: Callable[[History], object], kind: str) -> None:
+    history = History()
+    doctor(history)
+    assert any(problem.startswith(kind) for problem in history.problems()), history.problems()
+
+
+def test_an_unknown_outcome_may_be_once_or_never() -> None:
+    history = History()
+    _append(history, "perhaps")
+    assert history.problems() == []
+
+
+def test_what_is_left_in_the_outbox_is_found() -> None:
+    assert History().problems(left_in_outbox=3) == ["outbox: 3 messages were never moved to the log"]
+
+
+def test_asking_again_in_place_brings_messages_again_as_asked_for() -> None:
+    history = History()
+    history.one.insert(12, Subscribed("a", 4, since=4, recovered=True))
+    history.one[13:13] = history.delivered(5, 10, "a")
+    assert history.problems() == []
+
+
+def test_many_problems_of_one_kind_are_told_in_short() -> None:
+    history = History()
+    history.two.clear()
+    history.one.clear()
+    assert history.problems() == ["never subscribed: one: a", "never subscribed: one: b", "never subscribed: two: a"]
+    history.one += [Subscribed("a", 0), Subscribed("b", 0)]
+    assert "never delivered: and 8 more" in history.problems()
+
+
+def test_a_seed_repeats_the_plans() -> None:
+    def plans(seed: int) -> list[object]:
+        return list(itertools.islice(plan_transactions(Random(seed), ["a", "b"], 0.1), 50))
+
+    assert plans(1) == plans(1) != plans(2)
+    assert plan_faults(Random(1), 60, 2) == plan_faults(Random(1), 60, 2) != plan_faults(Random(2), 60, 2)
+    assert {fault.kind for fault in plan_faults(Random(1), 60, 2)} == KINDS.keys()
+
+
+def test_tracebacks_are_found_in_a_servers_log() -> None:
+    log = (
+        "12:00 INFO all is well\n12:01 ERROR it failed\nTraceback (most recent call last):\n"
+        '  File "x.py", line 1, in f\n    g()\n    ^^^\n\n  File "y.py", line 2, in g\nValueError: no\n12:02 INFO on\n'
+    )
+    assert failures(log) == ["12:01 ERROR it failed: ValueError: no"]
+    assert failures(f"12:00 ERROR {HARMLESS.replace(': ', chr(10) + TRACEBACK, 1)}\n") == []

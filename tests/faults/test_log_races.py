@@ -1,0 +1,60 @@
+"""Races inside one node, brought about on purpose."""
+
+from collections.abc import Callable, Sequence
+
+from socketio_pg import green
+from socketio_pg.follower import Follower
+from socketio_pg.history import History
+from socketio_pg.listener import Listener
+from socketio_pg.messages import Message
+from socketio_pg.positions import Head
+from socketio_pg.recent import Recent
+
+
+class _Listener(Listener):
+    """Listens to everything at once."""
+
+    def __init__(self) -> None:
+        return
+
+    def acquire(self, channel: str) -> None:
+        return
+
+    def wait(self, channel: str, seconds: float) -> None:
+        return
+
+
+class _History(History):
+    """Answers the head, after ``meanwhile`` has happened: the answer is always a little old."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def head(self) -> Head:
+        head = Head("epoch", self.position, 0)
+        self.meanwhile()
+        return head
+
+
+def test_a_message_heard_while_the_head_is_read_does_not_look_like_another_log() -> None:
+    delivered: list[int | None] = []
+    gaps: list[str] = []
+
+    def deliver(messages: Sequence[Message]) -> None:
+        delivered.extend(message.position for message in messages)
+
+    history = _History()
+    follower = Follower(_Listener(), history, Recent(), deliver, gaps.append)
+    try:
+        history.position = 2
+        follower.start()
+        green.sleep()
+        follower.wait_known(5)
+        history.meanwhile = lambda: follower.hear(['epoch 3 3\nfoo\t2026-01-01T00:00:00.000000Z\t"three"'])
+        follower.look()
+        for _ in range(10):
+            green.sleep()
+    finally:
+        follower.stop()
+    assert (follower.position, delivered, gaps) == (3, [3], [])

@@ -1,0 +1,47 @@
+// socketio_pg.js on the stock client, driven by test_replay_clients.py: one JSON command a line in, what happens a line out.
+import { readFile } from "node:fs/promises";
+import { createInterface } from "node:readline";
+import { io } from "socket.io-client";
+
+// By its path, Node before 20.19 takes a .js file for CommonJS.
+const source = await readFile(new URL("../../socketio_pg/static/socketio_pg.js", import.meta.url));
+const { Subscriptions } = await import(`data:text/javascript,${encodeURIComponent(source)}`);
+
+const [url, transports] = process.argv.slice(2);
+const socket = io(url, { transports: transports.split(","), reconnectionDelay: 100, reconnectionDelayMax: 500 });
+const subscriptions = new Subscriptions(socket, { retryDelay: 100, retryDelayMax: 500 });
+const made = new Map(); // name → Subscription
+const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
+
+process.on("uncaughtException", (error) => say({ kind: "uncaught", text: error.message }));
+process.on("unhandledRejection", (error) => say({ kind: "rejected", text: error.message }));
+socket.on("connect", () => say({ kind: "connect" }));
+socket.on("disconnect", () => say({ kind: "disconnect" }));
+
+const commands = {
+  async subscribe({ name, channel, options, raises }) {
+    const subscription = subscriptions.subscribe(channel, (message) => {
+      say({ kind: "message", name, message, position: subscription.position });
+      if (raises) throw new Error("the handler's own");
+    }, {
+      ...options,
+      onGap: (gap) => say({ kind: "gap", name, gap, position: subscription.position }),
+      onError: ({ code, retrying }) => say({ kind: "error", name, code, retrying }),
+    });
+    made.set(name, subscription);
+    await subscription.ready;
+  },
+  position: async ({ name }) => made.get(name).position,
+  unsubscribe: async ({ name }) => made.get(name).unsubscribe(),
+  emit: async ({ event, argument }) => socket.timeout(10_000).emitWithAck(event, argument),
+};
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const { command, ...values } = JSON.parse(line);
+  try {
+    say({ kind: "done", value: (await commands[command](values)) ?? null });
+  } catch (error) {
+    say({ kind: "done", error: error.code ?? error.message });
+  }
+}
+socket.close();

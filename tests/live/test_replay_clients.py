@@ -1,0 +1,511 @@
+"""socketio_pg.js under Node, and the Python Subscriber, which mean the same: what reaches handlers, in what order.
+
+Their connections go through a proxy, which cuts them and keeps them away as long as a test wants.
+"""
+
+import contextlib
+import json
+import queue
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import pytest
+
+from socketio_pg.database import Database
+from socketio_pg.errors import SocketIOPGError
+from socketio_pg.schema import install
+from socketio_pg.subscriber import Gap, Message, Subscriber, Subscription
+from tests.live.test_javascript import NodeClient
+from tests.live.test_log import Log, wait_installed
+from tests.support.clients import SocketClient
+from tests.support.postgres import Cluster
+from tests.support.proxy import Proxy
+from tests.support.server import ServerProcess
+
+
+class Refused(Exception):
+    """``subscribe`` failed, with the wire code."""
+
+
+class Client(Protocol):
+    """Either client. Subscriptions have names; what happens to them is kept until :meth:`next` takes it."""
+
+    def subscribe(self, name: str, channel: str, *, raises: bool = False, **options: Any) -> None:
+        """Returns when it is confirmed. ``raises``: the handler does, after it has noted the message."""
+
+    def next(self, kind: str, name: str) -> Any:
+        """The next ``message`` or ``gap`` of a subscription, with the position that was read in the handler."""
+
+    def unsubscribe(self, name: str) -> None: ...
+
+    def position(self, name: str) -> Any: ...
+
+    def failures(self, count: int) -> list[str]:
+        """What handlers have raised."""
+
+    def wait_disconnected(self) -> None:
+        """Until it has noticed."""
+
+    def close(self) -> None: ...
+
+
+class JavaScript:
+    def __init__(self, url: str) -> None:
+        self._node = NodeClient(url, "websocket", "replay.mjs")
+
+    def subscribe(self, name: str, channel: str, *, raises: bool = False, **options: Any) -> None:
+        self._call(command="subscribe", name=name, channel=channel, options=options, raises=raises)
+
+    def next(self, kind: str, name: str) -> Any:
+        said = self._node.next(kind=kind, name=name)
+        return said[kind], said["position"]
+
+    def unsubscribe(self, name: str) -> None:
+        self._call(command="unsubscribe", name=name)
+
+    def position(self, name: str) -> Any:
+        return self._call(command="position", name=name)
+
+    def failures(self, count: int) -> list[str]:
+        return [self._node.next(kind="uncaught")["text"] for _ in range(count)]
+
+    def wait_disconnected(self) -> None:
+        self._node.next(kind="disconnect")
+
+    def wait_error(self, name: str) -> Any:
+        """The next error that ``onError`` was told."""
+        return self._node.next(kind="error", name=name)
+
+    def emit(self, event: str, **argument: Any) -> Any:
+        """Behind the back of socketio_pg.js."""
+        return self._call(command="emit", event=event, argument=argument)
+
+    def close(self) -> None:
+        self._node.close()
+
+    def _call(self, **command: Any) -> Any:
+        self._node.send(command)
+        done = self._node.next(kind="done")
+        if "error" in done:
+            raise Refused(done["error"])
+        return done["value"]
+
+
+class Python:
+    def __init__(self, url: str) -> None:
+        self._subscriber = Subscriber(
+            url, reconnection_delay=0.1, reconnection_delay_max=0.5, retry_delay=0.1, retry_delay_max=0.5
+        )
+        self._queues: dict[tuple[str, str], queue.Queue[Any]] = {}
+        self._made: dict[str, Subscription] = {}
+        self._raised: queue.Queue[str] = queue.Queue()
+
+    def subscribe(self, name: str, channel: str, *, raises: bool = False, **options: Any) -> None:
+        def handle(message: Message) -> None:
+            # It may be called before subscribe() has returned.
+            position = self._made[name].position if name in self._made else None
+            self._queue("message", name).put((dict(message), position))
+            if raises:
+                self._raised.put("the handler's own")
+                raise ValueError("the handler's own")
+
+        def on_gap(gap: Gap) -> None:
+            self._queue("gap", name).put((dict(gap), self._made[name].position if name in self._made else None))
+
+        try:
+            self._made[name] = self._subscriber.subscribe(channel, handle, on_gap=on_gap, **options)
+        except SocketIOPGError as error:
+            raise Refused(error.code) from error
+
+    def next(self, kind: str, name: str) -> Any:
+        return self._queue(kind, name).get(timeout=30)
+
+    def unsubscribe(self, name: str) -> None:
+        self._subscriber.unsubscribe(self._made[name])
+
+    def position(self, name: str) -> Any:
+        return self._made[name].position
+
+    def failures(self, count: int) -> list[str]:
+        return [self._raised.get(timeout=30) for _ in range(count)]
+
+    def wait_disconnected(self) -> None:
+        with self._subscriber._changed:
+            assert self._subscriber._changed.wait_for(lambda: not self._subscriber.connected, 30)
+
+    def close(self) -> None:
+        self._subscriber.close()
+
+    def _queue(self, kind: str, name: str) -> "queue.Queue[Any]":
+        return self._queues.setdefault((kind, name), queue.Queue())
+
+
+CLIENTS: dict[str, Callable[[str], Client]] = {"javascript": JavaScript, "python": Python}
+
+
+class Behind(Log):
+    """A server on a database of its own, behind :attr:`proxy`."""
+
+    def __init__(self, cluster: Cluster, name: str, **settings: str) -> None:
+        cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        cluster.sql(f"CREATE DATABASE {name}")
+        self.url = cluster.url(name)
+        self._folder = tempfile.TemporaryDirectory()
+        path = f"{self._folder.name}/http"
+        self.server = ServerProcess(self.url, "--bind", f"unix:{path}", DRAIN_SECONDS="0.2", **settings)
+        self.proxy = Proxy(path)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.proxy.port}"
+
+    def install(self) -> None:
+        install(Database(self.url), 1_000_000)
+        wait_installed(self)
+
+    def notify(self, channel: str, payload: object) -> None:
+        self.sql("SELECT pg_notify(%s, %s)", channel, json.dumps(payload))
+
+    def close(self) -> None:
+        self.proxy.close()
+        self.server.close()
+        self._folder.cleanup()
+
+
+@pytest.fixture(scope="module")
+def log(postgres18: Cluster) -> Iterator[Behind]:
+    made = Behind(postgres18, "replay_clients")
+    made.install()
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=CLIENTS)
+def kind(request: pytest.FixtureRequest) -> Callable[[str], Client]:
+    return CLIENTS[request.param]
+
+
+@pytest.fixture
+def client(log: Behind, kind: Callable[[str], Client]) -> Iterator[Client]:
+    with contextlib.closing(kind(log.address)) as made:
+        yield made
+    log.proxy.restore()
+
+
+def numbers(client: Client, name: str, count: int) -> list[int]:
+    """The numbers in the next ``count`` messages, as :meth:`Log.publish` writes them."""
+    return [client.next("message", name)[0]["payload"][0] for _ in range(count)]
+
+
+def test_both_tiers_arrive_as_on_the_wire(log: Behind, client: Client, channel: str) -> None:
+    client.subscribe("one", channel)
+    start = client.position("one")
+    log.notify(channel, {"a": [1]})
+    assert client.next("message", "one") == ({"channel": channel, "payload": {"a": [1]}}, start)
+    log.publish(channel, 1, 1)
+    message, position = client.next("message", "one")
+    assert position == {"epoch": message["epoch"], "position": message["position"]} == client.position("one")
+    assert (position["epoch"], position["position"] > start["position"]) == (start["epoch"], True)
+    assert (message["payload"], "replayed" in message) == ([1, ""], False)
+
+
+def test_what_was_published_while_it_was_away_comes_once_and_in_order(
+    log: Behind, client: Client, channel: str
+) -> None:
+    client.subscribe("one", channel)
+    log.publish(channel, 1, 3)
+    assert numbers(client, "one", 3) == [1, 2, 3]
+    log.proxy.refuse()
+    log.publish(channel, 4, 2000, pad=1000)
+    log.notify(channel, "lost")
+    log.proxy.restore()
+    gap, _ = client.next("gap", "one")
+    log.publish(channel, 2001, 2003)
+    log.notify(channel, [2004])
+    assert sorted(numbers(client, "one", 2001)) == list(range(4, 2005))
+    # NOTIFY is not stored, and an application can tell that the log is complete.
+    assert (gap["tier"], gap["reason"], gap["channel"]) == ("notify", "client_disconnected", channel)
+    [(bounded,)] = log.sql("SELECT %s::timestamptz < %s::timestamptz", gap["since"], gap["until"])
+    assert bounded
+
+
+def test_the_servers_restarts_lose_nothing_of_the_log(log: Behind, kind: Callable[[str], Client], channel: str) -> None:
+    """Both tiers are published all the time: of the log everything arrives, of NOTIFY what came while it was there."""
+    total = 300
+    with contextlib.closing(kind(log.address)) as client:
+        client.subscribe("one", channel)
+        half = threading.Event()
+
+        def publish() -> None:
+            for number in range(1, total + 1):
+                log.publish(channel, number, number)
+                log.notify(channel, [-number])
+                if number == total // 4:
+                    half.set()
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        half.wait(30)
+        log.server.kill()
+        log.server.start()
+        log.server.restart()
+        thread.join()
+        of_log: list[int] = []
+        of_notify: list[int] = []
+        while not of_log or of_log[-1] < total:
+            [number] = numbers(client, "one", 1)
+            (of_log if number > 0 else of_notify).append(abs(number))
+        assert of_log == list(range(1, total + 1))
+        assert of_notify == sorted(set(of_notify))
+        assert client.next("gap", "one")[0]["tier"] == "notify"
+
+
+def test_a_connection_that_hangs_is_found_and_nothing_of_the_log_is_lost(
+    postgres18: Cluster, kind: Callable[[str], Client], channel: str
+) -> None:
+    with contextlib.closing(Behind(postgres18, "replay_hangs", PING_INTERVAL="1", PING_TIMEOUT="1")) as log:
+        log.install()
+        with contextlib.closing(kind(log.address)) as client:
+            client.subscribe("one", channel)
+            [(before,)] = log.sql("SELECT clock_timestamp()::text")
+            log.proxy.black_hole()
+            log.publish(channel, 1, 3)
+            client.wait_disconnected()
+            log.proxy.restore()
+            assert numbers(client, "one", 3) == [1, 2, 3]
+            # From before the hole: what the server sent then has not arrived.
+            [(honest,)] = log.sql(
+                "SELECT %s::timestamptz <= %s::timestamptz + '1 s'", client.next("gap", "one")[0]["since"], before
+            )
+            assert honest
+
+
+def test_history(log: Behind, client: Client, channel: str) -> None:
+    log.publish(channel, 1, 30)
+    log.settle()
+    client.subscribe("one", channel, history=20)
+    found = [client.next("message", "one")[0] for _ in range(20)]
+    assert [message["payload"][0] for message in found] == list(range(11, 31))
+    assert all(message["replayed"] for message in found)
+    client.subscribe("none", channel, history=0)
+    log.publish(channel, 31, 31)
+    assert numbers(client, "one", 1) == numbers(client, "none", 1) == [31]
+
+
+def test_a_stored_position_is_gone_on_from(log: Behind, kind: Callable[[str], Client], channel: str) -> None:
+    with contextlib.closing(kind(log.address)) as client:
+        client.subscribe("one", channel)
+        log.publish(channel, 1, 3)
+        client.next("message", "one")
+        _, stored = client.next("message", "one")
+    log.publish(channel, 4, 5)
+    with contextlib.closing(kind(log.address)) as client:
+        client.subscribe("one", channel, since=stored, history=1)  # history is for those who have no position
+        assert numbers(client, "one", 3) == [3, 4, 5]
+
+
+def test_what_was_trimmed_away_is_a_gap(log: Behind, client: Client, channel: str) -> None:
+    client.subscribe("one", channel)
+    log.publish(channel, 1, 1)
+    assert numbers(client, "one", 1) == [1]
+    log.proxy.refuse()
+    log.publish(channel, 2, 3)
+    log.settle()
+    log.sql(
+        "WITH gone AS (DELETE FROM socketio_pg.log RETURNING position) "
+        "UPDATE socketio_pg.head SET trimmed = (SELECT max(position) FROM gone)"
+    )
+    log.server.restart()  # what it remembers itself it would replay
+    log.proxy.restore()
+    gaps = {gap["tier"]: (gap, position) for gap, position in (client.next("gap", "one"), client.next("gap", "one"))}
+    gap, position = gaps["log"]
+    assert gap["reason"] == "trimmed"
+    assert {"epoch": gap["epoch"], "position": gap["position"]} == position
+    assert gaps["notify"][0]["reason"] == "client_disconnected"
+    log.publish(channel, 4, 4)
+    assert numbers(client, "one", 1) == [4]
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_another_epoch_is_a_gap_and_goes_on(log: Behind, client: Client, channel: str, connected: bool) -> None:
+    client.subscribe("one", channel)
+    log.publish(channel, 1, 1)
+    before = client.next("message", "one")[1]
+    if not connected:
+        log.proxy.refuse()
+    log.sql("UPDATE socketio_pg.head SET epoch = gen_random_uuid()")
+    log.sql("NOTIFY socketio_pg, 'epoch'")
+    log.settle()
+    log.proxy.restore()
+    gap, position = client.next("gap", "one")
+    if gap["tier"] == "notify":
+        gap, position = client.next("gap", "one")
+    assert (gap["tier"], gap["reason"]) == ("log", "epoch_changed")
+    assert position["epoch"] == gap["epoch"] != before["epoch"]
+    # The new pair is good for the next reconnect.
+    log.proxy.refuse()
+    log.publish(channel, 2, 3)
+    log.proxy.restore()
+    assert numbers(client, "one", 2) == [2, 3]
+
+
+def test_handlers_of_one_channel_do_not_disturb_each_other(log: Behind, client: Client, channel: str) -> None:
+    client.subscribe("first", channel, raises=True)
+    start = client.position("first")
+    log.publish(channel, 1, 50)
+    assert numbers(client, "first", 50) == list(range(1, 51))
+    # The server replays for these, on the same subscription: the first gets nothing twice, and misses nothing.
+    client.subscribe("all", channel, since=start)
+    client.subscribe("some", channel, history=5)
+    client.subscribe("live", channel)
+    log.publish(channel, 51, 60)
+    assert numbers(client, "first", 10) == list(range(51, 61))
+    assert numbers(client, "all", 60) == list(range(1, 61))
+    assert numbers(client, "some", 15) == list(range(46, 61))
+    assert numbers(client, "live", 10) == list(range(51, 61))
+    assert client.failures(60) == ["the handler's own"] * 60
+    log.proxy.refuse()
+    log.publish(channel, 61, 62)
+    log.proxy.restore()
+    for name in ("first", "all", "some", "live"):
+        assert numbers(client, name, 2) == [61, 62]
+
+
+def test_a_replay_is_not_cut_short_by_another_handlers_history(log: Behind, client: Client, channel: str) -> None:
+    """With positions of two subscriptions at once, the server has only one replay for the channel."""
+    client.subscribe("probe", channel)
+    start = client.position("probe")
+    log.publish(channel, 1, 3000, pad=1000)
+    log.settle()
+    client.unsubscribe("probe")
+    client.subscribe("long", channel, since=start)
+    client.subscribe("short", channel, history=1)
+    assert numbers(client, "long", 3000) == list(range(1, 3001))
+    assert numbers(client, "short", 1) == [3000]
+
+
+def test_unsubscribing(log: Behind, client: Client, channel: str) -> None:
+    client.subscribe("one", channel)
+    client.subscribe("two", channel)
+    client.subscribe("other", f"{channel}-other")
+    client.unsubscribe("one")
+    log.publish(channel, 1, 1)
+    assert numbers(client, "two", 1) == [1]
+    client.unsubscribe("two")
+    client.unsubscribe("two")
+    log.publish(channel, 2, 2)
+    log.publish(f"{channel}-other", 3, 3)
+    assert numbers(client, "other", 1) == [3]
+    client.subscribe("one", channel)
+    client.subscribe("two", channel)
+    log.publish(channel, 4, 4)
+    assert numbers(client, "one", 1) == numbers(client, "two", 1) == [4]
+
+
+def test_what_the_server_refuses_is_refused_once(client: Client, channel: str) -> None:
+    with pytest.raises(Refused, match="invalid_channel"):
+        client.subscribe("one", "x" * 64)
+    with pytest.raises(Refused, match="invalid_request"):
+        client.subscribe("one", channel, history=1001)
+    client.subscribe("one", channel)
+
+
+def test_a_database_that_is_away_for_a_while(postgres18: Cluster, kind: Callable[[str], Client], channel: str) -> None:
+    """The server is there, and cannot subscribe: it is tried again until it can."""
+    database = Proxy(postgres18.socket_path)
+    with contextlib.closing(database), contextlib.closing(Behind(postgres18, "replay_outage")) as log:
+        log.install()
+        server = ServerProcess(database.url.rpartition("/")[0] + "/replay_outage", DRAIN_SECONDS="0.2")
+        with contextlib.closing(server), contextlib.closing(kind(server.url)) as client:
+            client.subscribe("one", channel)
+            log.publish(channel, 1, 1)
+            assert numbers(client, "one", 1) == [1]
+            server.stop()
+            database.refuse()
+            server._wait = "http"
+            server.start()
+            log.publish(channel, 2, 3)
+            with SocketClient(server.url, wait=True) as other:
+                assert other.call("subscribe", {"channel": channel})["error"]["code"] == "database_unavailable"
+            database.restore()
+            assert numbers(client, "one", 2) == [2, 3]
+
+
+def test_without_a_log_a_reconnect_is_a_gap(postgres18: Cluster, kind: Callable[[str], Client], channel: str) -> None:
+    with (
+        contextlib.closing(Behind(postgres18, "replay_without")) as log,
+        contextlib.closing(kind(log.address)) as client,
+    ):
+        client.subscribe("one", channel, history=5)
+        assert client.position("one") is None
+        log.proxy.refuse()
+        log.proxy.restore()
+        gap, position = client.next("gap", "one")
+        assert (gap["tier"], gap["reason"], position) == ("notify", "client_disconnected", None)
+        log.notify(channel, [1])
+        assert numbers(client, "one", 1) == [1]
+        # Installed while it is subscribed: it has no epoch yet, and finds out with the first message.
+        log.install()
+        log.publish(channel, 2, 2)
+        client.subscribe("two", channel, history=5)
+        assert numbers(client, "one", 1) == [2]
+        log.proxy.refuse()
+        log.publish(channel, 3, 3)
+        log.proxy.restore()
+        assert numbers(client, "one", 1) == [3]
+        assert client.next("gap", "one")[0]["tier"] == "notify"
+        # Dropped while it is away: that is told, too.
+        log.proxy.refuse()
+        log.sql("DROP SCHEMA socketio_pg CASCADE")
+        log.server.restart()
+        log.proxy.restore()
+        reasons = [client.next("gap", "one")[0]["reason"] for _ in range(2)]
+        assert sorted(reasons) == ["client_disconnected", "not_installed"]
+        assert client.position("one") is None
+
+
+def test_installed_while_it_was_away(postgres18: Cluster, kind: Callable[[str], Client], channel: str) -> None:
+    """What went through the log meanwhile is lost, and that is not hidden behind NOTIFY's gap."""
+    with (
+        contextlib.closing(Behind(postgres18, "replay_later")) as log,
+        contextlib.closing(kind(log.address)) as client,
+    ):
+        client.subscribe("one", channel)
+        log.proxy.refuse()
+        log.install()
+        log.publish(channel, 1, 1)
+        log.settle()
+        log.proxy.restore()
+        gaps = [client.next("gap", "one")[0] for _ in range(2)]
+        assert {(gap["tier"], gap["reason"]) for gap in gaps} == {
+            ("log", "client_disconnected"), ("notify", "client_disconnected")
+        }  # fmt: skip
+        log.publish(channel, 2, 2)
+        assert numbers(client, "one", 1) == [2]
+
+
+def test_requests_behind_the_modules_back_do_no_harm(log: Behind, channel: str) -> None:
+    """Such are also those that had been given up, and were carried out later."""
+    with contextlib.closing(JavaScript(log.address)) as client:
+        client.subscribe("one", channel)
+        log.publish(channel, 1, 2000, pad=1000)
+        log.settle()
+        client.emit("subscribe", channel=channel, history=3)
+        log.publish(channel, 2001, 2010)
+        assert numbers(client, "one", 2010) == list(range(1, 2011))
+        client.emit("unsubscribe", channel=channel)
+        log.publish(channel, 2011, 2020)
+        assert numbers(client, "one", 10) == list(range(2011, 2021))
+        assert client.next("gap", "one")[0]["tier"] == "notify"
+
+
+def test_errors_are_told_with_whether_it_goes_on(log: Behind, channel: str) -> None:
+    with contextlib.closing(JavaScript(log.address)) as client:
+        with pytest.raises(Refused, match="invalid_channel"):
+            client.subscribe("one", "")
+        assert (error := client.wait_error("one"))["retrying"] is False, error
+        with pytest.raises(Refused, match="since must be like"):
+            client.subscribe("one", channel, since={"epoch": 1})
+        client.subscribe("one", channel, since=None)

@@ -1,0 +1,340 @@
+"""What only the Python Subscriber has: threads, publishing, exceptions. The rest is in test_replay_clients.py."""
+
+import contextlib
+import logging
+import queue
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from socketio_pg.errors import (
+    DatabaseUnavailableError,
+    InvalidChannelError,
+    InvalidRequestError,
+    PayloadTooLargeError,
+    SocketIOPGError,
+)
+from socketio_pg.subscriber import Gap, Message, Subscriber
+from tests.live.test_log import Log, wait_installed
+from tests.support.postgres import Cluster
+from tests.support.proxy import Proxy
+from tests.support.server import ROOT, ServerProcess, free_port
+
+PATIENCE = 30
+
+
+@pytest.fixture(scope="module")
+def log(postgres18: Cluster) -> Iterator[Log]:
+    made = Log(postgres18, "live_subscriber", AUTO_INIT="1", PING_INTERVAL="1", PING_TIMEOUT="1")
+    wait_installed(made)
+    yield made
+    made.server.close()
+
+
+@pytest.fixture
+def subscriber(log: Log) -> Iterator[Subscriber]:
+    with Subscriber(log.server.url, reconnection_delay=0.1, reconnection_delay_max=0.5) as made:
+        yield made
+
+
+def test_it_needs_neither_flask_nor_eventlet_nor_the_driver() -> None:
+    names = ["flask", "flask_socketio", "eventlet", "psycopg2", "sqlalchemy", "gunicorn"]
+    program = f"import sys, socketio_pg.subscriber; sys.exit(str([n for n in {names} if n in sys.modules] or ''))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+
+
+def test_publishing(log: Log, subscriber: Subscriber, channel: str) -> None:
+    received: queue.Queue[Message] = queue.Queue()
+    subscriber.subscribe(channel, received.put)
+    subscriber.publish(channel, {"text": "ünïcödé 🐘"})
+    first = received.get(timeout=PATIENCE)
+    assert first == {"channel": channel, "payload": {"text": "ünïcödé 🐘"}}
+    subscriber.publish(channel, None, durable=True)
+    second = received.get(timeout=PATIENCE)
+    assert (second["payload"], second["position"] > 0) == (None, True)
+    subscriber.publish(channel, "x" * 8000)  # through the log by itself
+    assert "position" in received.get(timeout=PATIENCE)
+
+
+def test_many_threads_may_publish(subscriber: Subscriber, channel: str) -> None:
+    received: queue.Queue[Message] = queue.Queue()
+    subscriber.subscribe(channel, received.put)
+
+    def publish(number: int) -> None:
+        for _ in range(50):
+            subscriber.publish(channel, number, durable=number % 2 == 0)
+
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    found = sorted(received.get(timeout=PATIENCE)["payload"] for _ in range(200))
+    assert found == [0] * 50 + [1] * 50 + [2] * 50 + [3] * 50
+    for thread in threads:
+        thread.join()
+
+
+def test_the_servers_errors_have_their_classes(log: Log, subscriber: Subscriber, channel: str) -> None:
+    attempts: list[tuple[type[SocketIOPGError], str, Any]] = [
+        (InvalidChannelError, "*", 1),
+        (InvalidRequestError, channel, float("nan")),
+        (InvalidRequestError, channel, b"bytes"),
+        (PayloadTooLargeError, channel, "x" * 8000),
+    ]
+    for raised, name, payload in attempts:
+        with pytest.raises(SocketIOPGError) as caught:
+            subscriber.publish(name, payload, durable=False)
+        assert type(caught.value) is raised
+    with pytest.raises(InvalidRequestError, match="history"):
+        subscriber.subscribe(channel, print, history=-1)
+    with pytest.raises(InvalidRequestError, match="since"):
+        subscriber.subscribe(channel, print, since={"position": 5})  # type: ignore[arg-type]
+    with pytest.raises(InvalidChannelError):
+        subscriber.subscribe("socketio_pg_x", print)
+
+
+def test_without_a_log_nothing_is_durable(live_server: ServerProcess, channel: str) -> None:
+    with Subscriber(live_server.url) as subscriber:
+        with pytest.raises(InvalidRequestError, match="not installed"):
+            subscriber.publish(channel, 1, durable=True)
+        assert subscriber.subscribe(channel, print).position is None
+
+
+def test_a_handler_may_call_everything(log: Log, subscriber: Subscriber, channel: str) -> None:
+    received: queue.Queue[Any] = queue.Queue()
+    done = threading.Event()
+
+    def handle(message: Message) -> None:
+        inner = subscriber.subscribe(f"{channel}-2", received.put)
+        subscriber.publish(f"{channel}-2", message["payload"], durable=True)
+        subscriber.publish(f"{channel}-3", "for nobody")
+        received.put(inner.position)
+        subscriber.subscribe(f"{channel}-3", received.put, history=1)
+        subscriber.unsubscribe(subscription)
+        done.set()
+
+    ready = threading.Event()
+
+    def wait(message: Message) -> None:
+        ready.wait(PATIENCE)
+        handle(message)
+
+    subscription = subscriber.subscribe(channel, wait)
+    subscriber.publish(channel, 1)
+    subscriber.publish(channel, 2)
+    ready.set()
+    assert done.wait(PATIENCE)
+    assert received.get(timeout=PATIENCE)["epoch"]
+    assert received.get(timeout=PATIENCE)["payload"] == 1
+    assert received.empty(), "a subscription that has ended was called"
+
+
+def test_what_a_handler_raises_is_logged_and_costs_nobody_anything(
+    subscriber: Subscriber, channel: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    received: queue.Queue[Message] = queue.Queue()
+
+    def fail(message: Message) -> None:
+        raise ValueError("of the application")
+
+    subscriber.subscribe(channel, fail)
+    subscriber.subscribe(channel, received.put)
+    subscriber.publish(channel, 1)
+    subscriber.publish(channel, 2)
+    assert [received.get(timeout=PATIENCE)["payload"] for _ in range(2)] == [1, 2]
+    assert caplog.text.count("ValueError: of the application") == 2
+
+
+def test_a_slow_handler_fills_no_memory_and_loses_nothing_of_the_log(log: Log, channel: str) -> None:
+    """Meanwhile pings are answered (PING_TIMEOUT is 1 s), and other requests too."""
+    total = 3000
+    numbers: queue.Queue[int] = queue.Queue()
+    gaps: queue.Queue[Gap] = queue.Queue()
+    slow = threading.Event()
+
+    def handle(message: Message) -> None:
+        assert slow.wait(PATIENCE)
+        numbers.put(message["payload"][0])
+
+    with Subscriber(log.server.url, most_waiting=500_000) as subscriber:
+        subscriber.subscribe(channel, handle, on_gap=gaps.put)
+        with signalled("is interrupted") as interrupted:
+            log.publish(channel, 1, total, pad=1000)
+            assert interrupted.wait(PATIENCE)
+        log.settle()
+        other = subscriber.subscribe(f"{channel}-other", print)
+        subscriber.unsubscribe(other)
+        for _ in range(4):  # pings, which come once a second
+            heard = subscriber._connection.heard if subscriber._connection else 0.0
+            while subscriber._connection is not None and subscriber._connection.heard == heard:
+                subscriber.wait(0.05)
+        assert subscriber.connected
+        assert subscriber._deliveries._cost < 2_000_000
+        slow.set()
+        assert [numbers.get(timeout=PATIENCE) for _ in range(total)] == list(range(1, total + 1))
+        gap = gaps.get(timeout=PATIENCE)
+        assert (gap["tier"], gap["reason"]) == ("notify", "slow_handler")
+
+
+def test_the_position_is_that_of_the_handler_and_not_of_what_waits(log: Log, channel: str) -> None:
+    positions: queue.Queue[Any] = queue.Queue()
+    go = threading.Semaphore(0)
+
+    def handle(message: Message) -> None:
+        positions.put((message, subscription.position))
+        go.acquire(timeout=PATIENCE)
+
+    with Subscriber(log.server.url) as subscriber:
+        subscription = subscriber.subscribe(channel, handle)
+        log.publish(channel, 1, 3)
+        log.settle()
+        message, position = positions.get(timeout=PATIENCE)
+        assert message["payload"][0] == 1
+        assert position == {"epoch": message["epoch"], "position": message["position"]} == subscription.position
+        go.release(3)
+    assert subscription.position is not None
+    # What was received and not handled comes again to who goes on from there.
+    with Subscriber(log.server.url) as subscriber:
+        received: queue.Queue[Message] = queue.Queue()
+        subscriber.subscribe(channel, received.put, since=position)
+        assert [received.get(timeout=PATIENCE)["payload"][0] for _ in range(2)] == [2, 3]
+
+
+def test_no_server(channel: str) -> None:
+    port = free_port()
+    with pytest.raises(ConnectionError, match=f"127.0.0.1:{port}"):
+        Subscriber(f"http://127.0.0.1:{port}")
+    with Subscriber(f"http://127.0.0.1:{port}", retry=True, timeout=0.2) as subscriber:
+        with pytest.raises(ConnectionError):
+            subscriber.subscribe(channel, print)
+        with pytest.raises(ConnectionError):
+            subscriber.publish(channel, 1)
+        assert subscriber._channels == {}
+
+
+def test_the_server_may_come_later(postgres18: Cluster, channel: str) -> None:
+    server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2")
+    server.stop()
+    received: queue.Queue[Message] = queue.Queue()
+    with contextlib.closing(server), Subscriber(server.url, retry=True, reconnection_delay=0.1) as subscriber:
+        thread = threading.Thread(target=server.start)
+        thread.start()
+        subscriber.subscribe(channel, received.put)
+        thread.join()
+        subscriber.publish(channel, 1)
+        assert received.get(timeout=PATIENCE)["payload"] == 1
+
+
+def test_a_lost_connection_ends_what_waits_for_an_answer(postgres18: Cluster, channel: str) -> None:
+    database = Proxy(postgres18.socket_path)
+    with contextlib.closing(database):
+        server = ServerProcess(database.url)
+        with contextlib.closing(server), Subscriber(server.url, reconnection_delay=60) as subscriber:
+            subscriber.publish(channel, 1)
+            database.black_hole()
+            failed: queue.Queue[Exception] = queue.Queue()
+
+            def publish() -> None:
+                try:
+                    subscriber.publish(channel, 2)
+                except Exception as error:
+                    failed.put(error)
+
+            thread = threading.Thread(target=publish)
+            thread.start()
+            with pytest.raises(DatabaseUnavailableError):
+                subscriber.publish(channel, 3)
+            assert isinstance(failed.get(timeout=PATIENCE), DatabaseUnavailableError)
+            thread.join()
+            thread = threading.Thread(target=publish)
+            with subscriber._lock:  # so that it is sent, and not answered yet
+                thread.start()
+                server.kill()
+            error = failed.get(timeout=PATIENCE)
+            assert isinstance(error, ConnectionError), error
+            thread.join()
+
+
+def test_the_end(log: Log, channel: str) -> None:
+    with Subscriber(log.server.url) as subscriber:
+        assert not subscriber.wait(0)
+        closing = threading.Thread(target=subscriber.wait)
+        closing.start()
+        subscriber.subscribe(channel, lambda message: subscriber.close())
+        log.publish(channel, 1, 1)
+        closing.join(PATIENCE)
+        assert not closing.is_alive()
+    assert subscriber.wait(0)
+    assert not subscriber.connected
+    with pytest.raises(ConnectionError, match="closed"):
+        subscriber.subscribe(channel, print)
+    with pytest.raises(ConnectionError, match="closed"):
+        subscriber.publish(channel, 1)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("socketio_pg-")]
+
+
+KICKING_APP = """
+import eventlet
+
+eventlet.monkey_patch()
+
+from flask import Flask, request
+from socketio_pg.websocket import SocketServer
+
+app = Flask(__name__)
+server = SocketServer(app)
+
+
+@app.post("/kick")
+def kick():
+    for sid in [sid for sid, _ in server.socketio.server.manager.get_participants("/", None)]:
+        server.socketio.server.disconnect(sid)
+    return "kicked"
+"""
+
+
+def test_it_comes_back_after_the_server_has_thrown_it_out(postgres18: Cluster, tmp_path: Path, channel: str) -> None:
+    """python-socketio's client would stay away, and its thread would wait for itself."""
+    (tmp_path / "kicking.py").write_text(KICKING_APP)
+    server = ServerProcess(postgres18.url(), app="kicking:app", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    received: queue.Queue[Message] = queue.Queue()
+    gaps: queue.Queue[Gap] = queue.Queue()
+    with contextlib.closing(server), Subscriber(server.url, reconnection_delay=0.1) as subscriber:
+        subscriber.subscribe(channel, received.put, on_gap=gaps.put)
+        urllib.request.urlopen(f"{server.url}/kick", data=b"", timeout=PATIENCE).close()
+        assert gaps.get(timeout=PATIENCE)["reason"] == "client_disconnected"
+        subscriber.publish(channel, 1)
+        assert received.get(timeout=PATIENCE)["payload"] == 1
+
+
+def test_long_polling(log: Log, channel: str) -> None:
+    received: queue.Queue[Message] = queue.Queue()
+    with Subscriber(log.server.url, transports=["polling"]) as subscriber:
+        subscriber.subscribe(channel, received.put)
+        log.publish(channel, 1, 500)
+        assert [received.get(timeout=PATIENCE)["payload"][0] for _ in range(500)] == list(range(1, 501))
+
+
+@contextlib.contextmanager
+def signalled(text: str) -> Iterator[threading.Event]:
+    """An event that is set when the subscriber logs ``text``."""
+    found = threading.Event()
+
+    class Watch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if text in record.getMessage():
+                found.set()
+
+    watch = Watch()
+    logger = logging.getLogger("socketio_pg.subscriber")
+    logger.addHandler(watch)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(watch)

@@ -1,0 +1,58 @@
+"""`python -m tests.soak`: the checker's long form, round after round, each with a seed of its own that repeats it."""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.support.checker_run import Report, Size, run
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the first round; the next has one more")
+    parser.add_argument("--minutes", type=float, default=10.0, help="default: %(default)g")
+    parser.add_argument("--round", type=float, default=90.0, help="seconds of faults in a round (default: %(default)g)")
+    parser.add_argument("--quiet", action="store_true", help="do not tell about each fault")
+    return parser.parse_args()
+
+
+def tell(line: str) -> None:
+    print(f"    {line}", flush=True)
+
+
+def keep_logs(report: Report) -> Path:
+    """The servers' logs of a round that went wrong."""
+    folder = Path(tempfile.mkdtemp(prefix=f"soak-{report.seed}-"))
+    for number, text in enumerate(report.server_logs, 1):
+        (folder / f"node-{number}.log").write_text(text)
+    return folder
+
+
+def main() -> int:
+    options = arguments()
+    deadline = time.monotonic() + options.minutes * 60
+    seed, bad = options.seed, []
+    while True:
+        print(f"round with --seed {seed}", flush=True)
+        left = max(10.0, deadline - time.monotonic())
+        size = Size(seconds=min(options.round, left))
+        try:
+            report = run(seed, size, (lambda line: None) if options.quiet else tell)
+        except AssertionError as error:
+            report = Report(seed, 0.0, [f"the nodes did not start: {error}"])
+        print(report, flush=True)
+        if report.problems:
+            bad.append(seed)
+            print(f"  the servers' logs are in {keep_logs(report)}", flush=True)
+        seed += 1
+        # The next one would be over before anything happened.
+        if time.monotonic() > deadline - 15:
+            break
+    print(f"{seed - options.seed} rounds; with problems: {', '.join(map(str, bad)) or 'none'}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""The checker's Socket.IO clients: raw WebSockets, all run by one thread, that come back whenever they are cut off."""
+
+import heapq
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+from tests.support.clients import RawClient, Swarm
+
+#: Seconds in which a server that accepts connections must have let a client in, and in which it must answer a request.
+CONNECT_SECONDS, ANSWER_SECONDS = 30.0, 60.0
+
+
+class Connections(Swarm):
+    """Raw clients of several ports, run in steps."""
+
+    def __init__(self) -> None:
+        super().__init__("127.0.0.1", 0)
+
+    def open_at(self, port: int, receive_buffer: int | None) -> RawClient:
+        """A client that has sent its handshake. Raises OSError when nobody listens."""
+        self._address = ("127.0.0.1", port)
+        (client,) = self.open(1, receive_buffer)
+        self.clients.clear()  # who opened it keeps it
+        return client
+
+    def step(self, seconds: float) -> None:
+        """Let those read that can, after waiting for up to ``seconds``."""
+        for key, _ in self._selector.select(seconds):
+            client: RawClient = key.data
+            try:
+                client.feed()
+            except OSError:  # answering a ping
+                client.closed = True
+            except AssertionError:
+                if client.shaken:
+                    raise
+                client.closed = True  # a node that is being shut down answers the handshake with 503
+            if client.closed:
+                self._selector.unregister(client.socket)
+                client.socket.close()
+
+
+class Loop(threading.Thread):
+    """Runs all clients and their timers."""
+
+    def __init__(self) -> None:
+        super().__init__(name="clients", daemon=True)
+        self.connections = Connections()
+        self.clients: list[Client] = []
+        self.problems: list[str] = []
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._ending = threading.Event()
+
+    def later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call ``callback`` in this thread."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), callback))
+
+    def run(self) -> None:
+        try:
+            while not self._ending.is_set():
+                self._run_once()
+        except BaseException as error:
+            self.problems.append(f"the clients' thread ended with {error!r}")
+            raise
+        finally:
+            self.connections.close()
+
+    def _run_once(self) -> None:
+        wait = self._timers[0][0] - time.monotonic() if self._timers else 0.05
+        self.connections.step(max(0.0, min(wait, 0.05)))
+        for client in self.clients:
+            client.look()
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()
+
+    def end(self) -> None:
+        self._ending.set()
+        self.join()
+
+
+class Client:
+    """One client, which connects to a node, and again whenever it is cut off. Its methods run in the loop's thread."""
+
+    def __init__(self, loop: Loop, name: str, ports: Sequence[int], random: Random) -> None:
+        self.name = name
+        self._loop = loop
+        self._ports = ports
+        self._random = random
+        self._port = random.choice(ports)
+        #: Bytes that the kernel keeps for us; the less, the sooner the server notices that we do not read.
+        self._receive_buffer = random.choice((None, None, 65_536))
+        self._raw: RawClient | None = None
+        self._up = False
+        self._paused = False
+        self._ids = itertools.count(1)
+        self._answers: dict[int, Callable[[dict[str, Any]], None]] = {}
+        #: How often it was connected, and how often not at its own will cut off.
+        self.connects = self.cuts = 0
+
+    def start(self) -> None:
+        """Connect. Before the loop's thread runs, or in it."""
+        self._loop.clients.append(self)
+        self._connect()
+
+    def look(self) -> None:
+        """Take what has arrived."""
+        raw = self._raw
+        if raw is None:
+            return
+        if raw.connected and not self._up:
+            self._up = True
+            self.connects += 1
+            self._guarded(self._on_connected)
+        while raw.packets and raw is self._raw:
+            self._on_packet(raw.packets.popleft())
+        if raw.closed and raw is self._raw:
+            self.cuts += 1
+            self._lost(self._random.uniform(0.0, 0.3))
+
+    def leave(self, seconds: float, port: int | None = None) -> None:
+        """Cut the connection with or without a reset; come back after ``seconds``, to ``port`` if given."""
+        if port is not None:
+            self._port = port
+        raw = self._raw
+        if raw is not None:
+            self._resume()
+            if not raw.closed:
+                self._loop.connections.leave(raw, reset=self._random.random() < 0.5)
+            self._lost(seconds)
+
+    def pause(self, seconds: float) -> None:
+        """Stop reading."""
+        if self._raw is not None and not self._raw.closed and not self._paused:
+            self._paused = True
+            self._loop.connections.pause(self._raw)
+            raw = self._raw
+            self._loop.later(seconds, lambda: self._resume() if raw is self._raw else None)
+
+    def request(self, event: str, argument: dict[str, Any], answered: Callable[[dict[str, Any]], None]) -> None:
+        """Send ``event``. ``answered`` gets the acknowledgement, unless the connection is lost before it comes."""
+        raw = self._raw
+        if raw is None or not self._up:
+            return
+        number = next(self._ids)
+        self._answers[number] = answered
+        self._loop.later(ANSWER_SECONDS, lambda: self._never_answered(event, number))
+
+        def send() -> None:
+            # A large one must not be sent in part.
+            raw.socket.settimeout(10)
+            try:
+                raw.emit(event, argument, number)
+            finally:
+                raw.socket.setblocking(False)
+
+        self._guarded(send)
+
+    # -- for those who derive from it ----------------------------------------------------------------------------------
+
+    def _on_connected(self) -> None:
+        """The server has let us in."""
+
+    def _on_event(self, event: str, argument: Any) -> None:
+        """The server has sent an event."""
+
+    def _on_lost(self) -> None:
+        """The connection has gone; what was not answered will not be."""
+
+    def _improper(self, text: str) -> None:
+        """Something happened that never should."""
+
+    # -- its own -------------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        try:
+            raw = self._raw = self._loop.connections.open_at(self._port, self._receive_buffer)
+        except OSError:  # the node is down
+            self._loop.later(0.2, self._connect)
+            return
+
+        def still_waiting() -> None:
+            if raw is self._raw and not self._up:
+                self._improper(f"was not let in within {CONNECT_SECONDS:g} s")
+                self.leave(1.0)
+
+        self._loop.later(CONNECT_SECONDS, still_waiting)
+
+    def _lost(self, seconds: float) -> None:
+        self._raw, self._up, self._paused = None, False, False
+        self._answers.clear()
+        self._on_lost()
+        self._loop.later(seconds, self._connect)
+
+    def _resume(self) -> None:
+        if self._paused and self._raw is not None:
+            self._paused = False
+            self._loop.connections.resume(self._raw)
+
+    def _on_packet(self, packet: str) -> None:
+        if packet.startswith("2["):
+            event, argument = json.loads(packet[1:])
+            self._on_event(event, argument)
+        elif packet.startswith("3"):
+            start = packet.index("[")
+            answered = self._answers.pop(int(packet[1:start]), None)
+            if answered is None:
+                self._improper(f"got an acknowledgement that it had not asked for: {packet[:100]}")
+            else:
+                answered(json.loads(packet[start:])[0])
+
+    def _never_answered(self, event: str, number: int) -> None:
+        if number in self._answers:
+            self._improper(f"got no answer to {event} within {ANSWER_SECONDS:g} s")
+            self.leave(0.5)
+
+    def _guarded(self, send: Callable[[], None]) -> None:
+        """A connection that is lost while something is sent is lost; the loop will find it closed."""
+        raw = self._raw
+        try:
+            send()
+        except OSError:
+            if raw is not None and not raw.closed:
+                self._resume()
+                self._loop.connections.leave(raw)
+                raw.closed = True

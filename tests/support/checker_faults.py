@@ -1,0 +1,223 @@
+"""The checker's faults, in an order and at times drawn from a seed."""
+
+import contextlib
+import heapq
+import itertools
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import psycopg2
+
+from tests.support.checker_world import Node, World
+from tests.support.proxy import Proxy
+
+Undo = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault: when it begins, how long it lasts where it does, and which of two targets it hits."""
+
+    at: float
+    kind: str
+    seconds: float
+    target: int
+
+
+def plan_faults(random: Random, seconds: float, pause: float) -> list[Fault]:
+    """Faults over ``seconds``, about ``pause`` seconds apart; they overlap. All kinds come by before one repeats."""
+    faults: list[Fault] = []
+    at = pause
+    while True:
+        kinds = list(KINDS)
+        random.shuffle(kinds)
+        for kind in kinds:
+            if at >= seconds:
+                return faults
+            shortest, longest = KINDS[kind][1]
+            faults.append(Fault(at, kind, random.uniform(shortest, longest), random.randrange(2)))
+            at += random.uniform(0.3, 1.7) * pause
+
+
+class Breaker:
+    """Carries out the faults on ``world``, in the calling thread."""
+
+    def __init__(self, world: World, faults: Sequence[Fault], tell: Callable[[str], None]) -> None:
+        self._world = world
+        self._faults = faults
+        self._tell = tell
+        #: How often each kind was carried out.
+        self.done: Counter[str] = Counter()
+        #: Nodes that ended by themselves.
+        self.problems: list[str] = []
+        self._down: set[Node] = set()
+        #: Nodes that are frozen, or whose proxy is at work. Not both at once: a proxy that cannot get rid of what it
+        #: has for a frozen process takes no orders.
+        self._occupied: set[Node] = set()
+
+    def run(self, seconds: float) -> None:
+        """Everything that begins within ``seconds``; at the end all is whole again, or on its way."""
+        began = time.monotonic()
+        steps: list[tuple[float, int, Callable[[], None]]] = []
+        numbers = itertools.count()
+
+        def begin(fault: Fault) -> None:
+            undo = self._begin(fault)
+            if undo is not None:
+                heapq.heappush(steps, (time.monotonic() - began + fault.seconds, next(numbers), undo))
+
+        for fault in self._faults:
+            heapq.heappush(steps, (fault.at, next(numbers), lambda fault=fault: begin(fault)))  # type: ignore[misc]
+        while steps and steps[0][0] < seconds:
+            at, _, step = heapq.heappop(steps)
+            time.sleep(max(0.0, began + at - time.monotonic()))  # the times are the plan
+            step()
+            self._look_after_nodes()
+        for _, _, undo in sorted(steps):
+            undo()
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
+
+    def _begin(self, fault: Fault) -> Undo | None:
+        try:
+            undo = KINDS[fault.kind][0](self, fault)
+        except psycopg2.OperationalError:
+            return None  # who leads cannot be asked just now
+        self.done[fault.kind] += 1  # also when it met its target already broken
+        return undo
+
+    def _look_after_nodes(self) -> None:
+        for node in self._world.nodes:
+            if not node.up and node not in self._down:
+                self.problems.append(f"{node.name} ended by itself with {node.server.process.returncode}")
+                node.server.start()
+
+    def _leader(self, fault: Fault) -> Node:
+        leader = self._world.leader()
+        return self._world.nodes[fault.target] if leader is None else leader[0]
+
+    # -- the kinds -----------------------------------------------------------------------------------------------------
+
+    def _kill(self, node: Node, how: Callable[[], object]) -> Undo | None:
+        if node in self._down:
+            return None
+        self._down.add(node)
+        how()
+        self._tell(f"{node.name} killed")
+
+        def start() -> None:
+            node.server.process.wait(15)
+            node.server.start()
+            self._down.discard(node)
+            self._tell(f"{node.name} started")
+
+        return start
+
+    def kill_leader(self, fault: Fault) -> Undo | None:
+        node = self._leader(fault)
+        return self._kill(node, node.server.kill)
+
+    def kill_other(self, fault: Fault) -> Undo | None:
+        node = self._world.other(self._leader(fault))
+        return self._kill(node, node.server.kill)
+
+    def retire(self, fault: Fault) -> Undo | None:
+        """SIGTERM, as when a new version is rolled out."""
+        node = self._world.nodes[fault.target]
+        return self._kill(node, node.server.process.terminate)
+
+    def freeze(self, fault: Fault) -> Undo | None:
+        """The leader's worker stops, with the lock in its hands."""
+        node = self._leader(fault)
+        if node in self._down | self._occupied:
+            return None
+        try:
+            pid = node.server.worker_pid()
+            os.kill(pid, signal.SIGSTOP)
+        except (AssertionError, OSError):
+            return None  # it has just been started, and has no worker yet
+        self._occupied.add(node)
+        self._tell(f"{node.name} frozen")
+
+        def thaw() -> None:
+            with contextlib.suppress(ProcessLookupError):  # killed meanwhile
+                os.kill(pid, signal.SIGCONT)
+            self._occupied.discard(node)
+            self._tell(f"{node.name} thawed")
+
+        return thaw
+
+    def terminate_relay(self, fault: Fault) -> None:
+        leader = self._world.leader()
+        if leader is not None:
+            self._world.cluster.sql("SELECT pg_terminate_backend(%s)", leader[1])
+            self._tell(f"relay's backend of {leader[0].name} terminated")
+
+    def terminate_servers(self, fault: Fault) -> None:
+        self._terminate("node-%")
+
+    def terminate_writers(self, fault: Fault) -> None:
+        self._terminate("writer-%")
+
+    def _terminate(self, names: str) -> None:
+        self._world.cluster.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE %s", names
+        )
+        self._tell(f"all backends of {names} terminated")
+
+    def crash_postgres(self, fault: Fault) -> None:
+        self._world.cluster.restart("immediate")
+        self._tell("PostgreSQL crashed and started")
+
+    def stop_postgres(self, fault: Fault) -> Undo:
+        # Not smart: that would wait for all clients.
+        self._world.cluster.stop("fast")
+        self._tell("PostgreSQL stopped")
+        time.sleep(fault.seconds)  # the length of the outage; whoever else is broken meanwhile can wait
+        self._world.cluster.start()
+        self._tell("PostgreSQL started")
+        return lambda: None
+
+    def cut(self, fault: Fault) -> Undo | None:
+        return self._interrupt(self._world.nodes[fault.target], "connections cut", Proxy.cut)
+
+    def black_hole(self, fault: Fault) -> Undo | None:
+        return self._interrupt(self._world.nodes[fault.target], "black hole", Proxy.black_hole)
+
+    def refuse(self, fault: Fault) -> Undo | None:
+        return self._interrupt(self._world.nodes[fault.target], "connections refused", Proxy.refuse)
+
+    def _interrupt(self, node: Node, what: str, begin: Callable[[Proxy], None]) -> Undo | None:
+        if node in self._occupied:
+            return None
+        self._occupied.add(node)
+        begin(node.proxy)
+        self._tell(f"{node.name} to PostgreSQL: {what}")
+
+        def restore() -> None:
+            node.proxy.restore()
+            self._occupied.discard(node)
+            self._tell(f"{node.name} to PostgreSQL: restored")
+
+        return restore
+
+
+#: What is done, and for how long, in seconds: a black hole is only found after a while.
+KINDS: dict[str, tuple[Callable[[Breaker, Fault], Undo | None], tuple[float, float]]] = {
+    "kill_leader": (Breaker.kill_leader, (0.2, 4.0)),
+    "kill_other": (Breaker.kill_other, (0.2, 4.0)),
+    "retire": (Breaker.retire, (1.0, 3.0)),
+    "freeze": (Breaker.freeze, (0.5, 4.0)),
+    "terminate_relay": (Breaker.terminate_relay, (0.0, 0.0)),
+    "terminate_servers": (Breaker.terminate_servers, (0.0, 0.0)),
+    "terminate_writers": (Breaker.terminate_writers, (0.0, 0.0)),
+    "crash_postgres": (Breaker.crash_postgres, (0.0, 0.0)),
+    "stop_postgres": (Breaker.stop_postgres, (0.5, 2.0)),
+    "cut": (Breaker.cut, (0.0, 0.0)),
+    "black_hole": (Breaker.black_hole, (2.0, 12.0)),
+    "refuse": (Breaker.refuse, (0.5, 4.0)),
+}

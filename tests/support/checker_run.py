@@ -1,0 +1,222 @@
+"""One run of the checker: writers, subscribers and faults for a while; then calm, and everything is judged."""
+
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import psycopg2
+
+from tests.support.checker import Delivered, Logged, Outcome, Sent, Transaction, digest, judge
+from tests.support.checker_clients import Client, Loop
+from tests.support.checker_faults import Breaker, plan_faults
+from tests.support.checker_subscribers import SocketPublisher, Subscriber
+from tests.support.checker_world import World, wait_for, world
+from tests.support.checker_writers import LEDGER, Writer
+
+CHANNELS = ("orders", "Überweisung 日本", "prices", "chat", "seldom")
+
+#: Seconds after the last fault in which all nodes serve, and then everybody has everything.
+RECOVER_SECONDS, DELIVER_SECONDS = 40.0, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much goes on."""
+
+    seconds: float
+    #: Mean seconds between two faults, two transactions of a writer, and two whims of a restless subscriber.
+    between_faults: float = 2.5
+    pace: float = 0.1
+    restless: float = 3.0
+    writers: int = 8
+    socket_publishers: int = 2
+    #: Subscribers that are only cut off by faults, and restless ones.
+    steady: int = 3
+    restless_subscribers: int = 7
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of a run. ``problems`` is empty when all is well."""
+
+    seed: int
+    seconds: float
+    problems: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    figures: dict[str, float] = field(default_factory=dict)
+    server_logs: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        figures = ", ".join(f"{name} {value:g}" for name, value in self.figures.items())
+        faults = ", ".join(f"{kind} {count}" for kind, count in sorted(self.faults.items()))
+        verdict = f"{len(self.problems)} PROBLEMS" if self.problems else "well"
+        lines = [f"seed {self.seed}, {self.seconds:.0f} s: {verdict}", f"  {figures}", f"  faults: {faults}"]
+        return "\n".join(lines + [f"  ! {problem}" for problem in self.problems])
+
+
+def run(seed: int, size: Size, tell: Callable[[str], None] = lambda line: None) -> Report:
+    """Everything about ``seed``; ``tell`` gets a line about each fault."""
+    random = Random(seed)
+    # A small buffer cuts clients off that do not read, and makes them come back.
+    buffer = random.choice(("1000000", "200000", "30000"))
+    began = time.monotonic()
+
+    def tell_when(line: str) -> None:
+        tell(f"{time.monotonic() - began:7.2f} {line}")
+
+    with world(SEND_BUFFER_BYTES=buffer) as made:
+        made.cluster.sql(LEDGER)
+        return _Run(made, seed, size, random, tell_when).run()
+
+
+class _Run:
+    def __init__(self, made: World, seed: int, size: Size, random: Random, tell: Callable[[str], None]) -> None:
+        self._world = made
+        self._seed = seed
+        self._size = size
+        self._random = random
+        self._tell = tell
+        self._stopping = threading.Event()
+        self._loop = Loop()
+        self._writers = [
+            Writer(f"writer-{n}", str(seed), self._connector(f"writer-{n}"), CHANNELS, size.pace, self._stopping)
+            for n in range(size.writers)
+        ]
+        self._publishers = [
+            SocketPublisher(self._loop, f"publisher-{n}", made.ports, CHANNELS, Random(f"{seed} {n}"), size.pace)
+            for n in range(size.socket_publishers)
+        ]
+        self._subscribers = list(self._make_subscribers())
+        self._sources: list[Writer | SocketPublisher] = [*self._writers, *self._publishers]
+        self._breaker = Breaker(made, plan_faults(random, size.seconds, size.between_faults), tell)
+        self._problems: list[str] = []
+
+    def _make_subscribers(self) -> Iterator[Subscriber]:
+        ports, epoch = self._world.ports, self._world.epoch()
+        for n in range(self._size.steady + self._size.restless_subscribers):
+            restless = self._size.restless if n >= self._size.steady else None
+            # The steady ones stay with a node each; who is restless may have the others' company in fewer channels.
+            some = self._random.sample(CHANNELS, self._random.randint(1, len(CHANNELS)))
+            yield Subscriber(
+                self._loop,
+                f"{'steady' if restless is None else 'restless'}-{n}",
+                [ports[n % 2]] if restless is None else ports,
+                CHANNELS if n % 2 == 0 else some,
+                Random(f"{self._seed} subscriber {n}"),
+                epoch,
+                restless,
+            )
+
+    def _connector(self, name: str) -> Callable[[], Any]:
+        def connect() -> Any:
+            connection = psycopg2.connect(self._world.cluster.url(), application_name=name)
+            connection.autocommit = True
+            return connection
+
+        return connect
+
+    def run(self) -> Report:
+        began = time.monotonic()
+        clients: list[Client] = [*self._subscribers, *self._publishers]
+        late = self._random.sample(clients, len(clients) // 3)
+        for client in clients:
+            if client in late:  # what they ask for is in the log by then
+                self._loop.later(self._random.uniform(0.0, self._size.seconds / 2), client.start)
+            else:
+                client.start()
+        self._loop.start()
+        for writer in self._writers:
+            writer.start()
+        try:
+            self._breaker.run(self._size.seconds)
+            self._tell("calm")
+            self._settle()
+        except AssertionError as error:
+            self._problems.append(str(error))
+        finally:
+            self._stopping.set()
+            self._loop.end()
+        report = Report(self._seed, time.monotonic() - began, faults=self._breaker.done)
+        self._judge(report)
+        return report
+
+    def _settle(self) -> None:
+        """Everything is mended, nobody publishes any more, and all that was published has arrived."""
+        for subscriber in self._subscribers:
+            subscriber.calm()
+        began = time.monotonic()
+        self._world.ready()
+        self._stopping.set()
+        for writer in self._writers:
+            writer.join(RECOVER_SECONDS)
+            assert not writer.is_alive(), f"{writer.name} does not end"
+        for publisher in self._publishers:
+            publisher.stop()
+        wait_for(lambda: all(one.idle for one in self._publishers), RECOVER_SECONDS, "answers to the publishers")
+        self._tell(f"{time.monotonic() - began:.2f} s until all is well and nobody publishes")
+        self._publish_last()
+        try:
+            wait_for(self._is_delivered, DELIVER_SECONDS, "all messages delivered")
+        finally:
+            self._tell(f"{time.monotonic() - began:.2f} s until everything is delivered")
+
+    def _publish_last(self) -> None:
+        """One more message to each channel: what comes twice comes before it."""
+        for channel in CHANNELS:
+            body = {"id": f"last-{channel}"}
+            sent = Sent(body["id"], channel, digest(body), time.monotonic())
+            self._world.publish(channel, body)
+            self._writers[0].transactions.append(
+                Transaction(body["id"], [sent], outcome=Outcome.COMMITTED, acknowledged=time.monotonic())
+            )
+
+    def _is_delivered(self) -> bool:
+        if self._world.in_outbox():
+            return False
+        newest = self._world.newest()
+        return all(subscriber.caught_up(newest) for subscriber in self._subscribers)
+
+    def _judge(self, report: Report) -> None:
+        transactions = [transaction for source in self._sources for transaction in source.transactions]
+        log = self._world.log()
+        subscribers = {one.name: (one.channels, one.notes) for one in self._subscribers}
+        report.problems = [
+            *self._problems,
+            *self._breaker.problems,
+            *self._loop.problems,
+            *(problem for source in self._sources for problem in source.problems),
+            *judge(transactions, log, subscribers, self._world.in_outbox()),
+        ]
+        for node in self._world.nodes:
+            report.server_logs.append(node.server.log)
+            report.problems += [f"{node.name} logged: {found}" for found in failures(node.server.log)]
+        report.figures = self._figures(transactions, log)
+
+    def _figures(self, transactions: list[Transaction], log: list[Logged]) -> dict[str, float]:
+        delivered = [note for one in self._subscribers for note in one.notes if isinstance(note, Delivered)]
+        outcomes = Counter(transaction.outcome for transaction in transactions)
+        return {
+            "messages in the log": len(log),
+            "deliveries": len(delivered),
+            "replayed": sum(note.replayed for note in delivered),
+            "connects": sum(one.connects for one in self._subscribers),
+            "cut off": sum(one.cuts for one in self._subscribers),
+            **{outcome.value: outcomes[outcome] for outcome in Outcome},
+        }
+
+
+#: gunicorn's own: a connection that was accepted at the moment of SIGTERM, when the listener is closed already.
+HARMLESS = "Socket error processing request.: OSError: [Errno 9] Bad file descriptor"
+
+
+def failures(log: str) -> list[str]:
+    """The tracebacks in a server's log, each as its heading and its last line."""
+    found: list[str] = []
+    for match in re.finditer(r"^(.*)\nTraceback \(most recent call last\):\n((?: .*\n|\n)*)(.*)", log, re.MULTILINE):
+        found.append(f"{match[1]}: {match[3]}")
+    return [failure for failure in found if not failure.endswith(HARMLESS)]

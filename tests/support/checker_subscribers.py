@@ -1,0 +1,246 @@
+"""The checker's subscribers, which note everything that arrives; and its publishers by Socket.IO."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+from tests.support.checker import (
+    Delivered,
+    Disconnected,
+    Improper,
+    Note,
+    Outcome,
+    Sent,
+    Subscribed,
+    Transaction,
+    Unsubscribed,
+    digest,
+)
+from tests.support.checker_clients import Client, Loop
+from tests.support.checker_plans import payload, plan_publish
+
+#: What a publisher is told when it cannot be known whether the message was sent (docs/protocol.md).
+UNCERTAIN = "may have been sent or not"
+
+
+class Subscriber(Client):
+    """Subscribes to ``channels``, and after each reconnect again with ``since``. Nothing is sorted out.
+
+    ``restless``: leaves, moves to the other node, stops reading, unsubscribes or subscribes again after so many
+    seconds on average; until :meth:`calm`.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        name: str,
+        ports: Sequence[int],
+        channels: Sequence[str],
+        random: Random,
+        epoch: str,
+        restless: float | None = None,
+    ) -> None:
+        super().__init__(loop, name, ports, random)
+        self.channels = channels
+        self.notes: list[Note] = []
+        #: Of each channel the last position that was processed.
+        self.positions: dict[str, int] = {}
+        self._epoch = epoch
+        self._restless = restless
+        self._calm = False
+        #: Channels that are subscribed to, and those with a request under way and its ``since``.
+        self._subscribed: set[str] = set()
+        self._asked: dict[str, int | None] = {}
+        #: Events after which it leaves without looking at what has arrived as well.
+        self._leaves_in = math.inf
+        if restless is not None:
+            loop.later(random.expovariate(1 / restless), self._fidget)
+
+    def calm(self) -> None:
+        """Do nothing unasked any more. From any thread."""
+        self._calm = True
+
+    def caught_up(self, newest: dict[str, int]) -> bool:
+        """Whether it has got as far as ``newest``, the last positions of the channels. From any thread."""
+        return all(self.positions.get(channel, -1) >= newest.get(channel, 0) for channel in self.channels)
+
+    def _on_connected(self) -> None:
+        for channel in self.channels:
+            self._subscribe(channel)
+
+    def _subscribe(self, channel: str) -> None:
+        if not self._up or channel in self._asked:
+            return
+        since = self.positions.get(channel)
+        body: dict[str, Any] = {"channel": channel}
+        if since is None:
+            # At first: from now on, with some history, or from the very beginning.
+            since = self._random.choice((None, None, 0))
+            if since is None:
+                body["history"] = self._random.choice((0, 5, 1000))
+        if since is not None:
+            body["since"] = {"epoch": self._epoch, "position": since}
+        self._asked[channel] = since
+        self.request("subscribe", body, lambda answer: self._answered(channel, answer))
+
+    def _answered(self, channel: str, answer: dict[str, Any]) -> None:
+        if answer.get("ok"):
+            if channel in self._asked:
+                self._improper(f"was acknowledged {channel}, and never told that it is subscribed")
+        else:
+            del self._asked[channel]
+            if answer["error"]["code"] != "database_unavailable":
+                self._improper(f"could not subscribe to {channel}: {answer}")
+            self._loop.later(self._random.uniform(0.1, 1.0), lambda: self._subscribe(channel))
+
+    def _on_event(self, event: str, argument: Any) -> None:
+        if event == "event":
+            self._take(argument)
+        elif event == "subscribed":
+            self._note_subscribed(argument)
+        elif event == "unsubscribed":
+            self._subscribed.discard(argument["channel"])
+            self.notes.append(Unsubscribed(argument["channel"]))
+        elif event == "error" or (event == "gap" and argument["reason"] != "database_connection_lost"):
+            self._improper(f"got {event} {argument}")
+
+    def _note_subscribed(self, argument: dict[str, Any]) -> None:
+        channel, position = argument["channel"], argument.get("position")
+        if channel not in self._asked:
+            self._improper(f"was subscribed to {channel} unasked")
+            return
+        if argument.get("epoch") != self._epoch:
+            self._improper(f"was told the epoch {argument.get('epoch')} instead of {self._epoch}")
+        self.notes.append(Subscribed(channel, position, self._asked.pop(channel), argument.get("recovered")))
+        if position is not None:
+            self.positions[channel] = position
+        self._subscribed.add(channel)
+
+    def _take(self, argument: dict[str, Any]) -> None:
+        body, channel, position = argument["payload"], argument["channel"], argument.get("position")
+        if not isinstance(body, dict):
+            self._improper(f"got {str(body)[:100]!r} of {channel} at {position}, which nobody published")
+            return
+        self.notes.append(
+            Delivered(channel, position, body["id"], digest(body), argument.get("published_at"), "replayed" in argument)
+        )
+        if position is not None:
+            self.positions[channel] = position
+        self._leaves_in -= 1
+        if self._leaves_in < 0:
+            self.leave(self._random.expovariate(1.0), self._random.choice(self._ports))
+
+    def _on_lost(self) -> None:
+        self._subscribed.clear()
+        self._asked.clear()
+        self._leaves_in = math.inf
+        self.notes.append(Disconnected())
+
+    def _improper(self, text: str) -> None:
+        self.notes.append(Improper(text))
+
+    # -- restlessness --------------------------------------------------------------------------------------------------
+
+    def _fidget(self) -> None:
+        assert self._restless is not None
+        if self._calm:
+            return
+        actions: list[Callable[[], None]] = [
+            lambda: self.leave(self._random.expovariate(1.0)),
+            lambda: self.leave(self._random.uniform(0.0, 0.2), self._random.choice(self._ports)),
+            self._leave_soon,
+            lambda: self.pause(self._random.uniform(0.5, 4.0)),
+            self._subscribe_again,
+            self._unsubscribe_for_a_while,
+        ]
+        self._random.choice(actions)()
+        self._loop.later(self._random.expovariate(1 / self._restless), self._fidget)
+
+    def _leave_soon(self) -> None:
+        self._leaves_in = self._random.randint(0, 30)
+
+    def _subscribe_again(self) -> None:
+        """Without having left: what was sent meanwhile comes twice then, as asked for."""
+        channel = self._random.choice(self.channels)
+        if channel in self._subscribed:
+            self._subscribe(channel)
+
+    def _unsubscribe_for_a_while(self) -> None:
+        channel = self._random.choice(self.channels)
+        if channel not in self._subscribed or channel in self._asked:
+            return
+
+        def answered(answer: dict[str, Any]) -> None:
+            if answer != {"ok": True, "channel": channel}:
+                self._improper(f"could not unsubscribe from {channel}: {answer}")
+            # Mostly at once: a broadcast may be under way.
+            seconds = self._random.choice((0.0, 0.0, self._random.expovariate(1.0)))
+            self._loop.later(seconds, lambda: self._subscribe(channel))
+
+        self.request("unsubscribe", {"channel": channel}, answered)
+
+
+class SocketPublisher(Client):
+    """Publishes with ``durable: true``, several messages at a time, until :meth:`stop`."""
+
+    def __init__(
+        self, loop: Loop, name: str, ports: Sequence[int], channels: Sequence[str], random: Random, pace: float
+    ) -> None:
+        super().__init__(loop, name, ports, random)
+        self._channels = channels
+        self._pace = pace
+        self._stopping = False
+        self._under_way: dict[str, Transaction] = {}
+        self.transactions: list[Transaction] = []
+        self.problems: list[str] = []
+        loop.later(random.expovariate(1 / pace), self._publish)
+
+    def stop(self) -> None:
+        """From any thread."""
+        self._stopping = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has an answer to everything, or will never get one. From any thread."""
+        return self._stopping and not self._under_way
+
+    def _publish(self) -> None:
+        if self._stopping:
+            return
+        for _ in range(self._random.choice((1, 1, 2, 6))):
+            self._publish_one()
+        self._loop.later(self._random.expovariate(1 / self._pace), self._publish)
+
+    def _publish_one(self) -> None:
+        plan = plan_publish(self._random, self._channels)
+        identifier = f"{self.name}-{len(self.transactions)}"
+        body = payload(self._random, identifier, plan)
+        if not self._up:
+            return
+        transaction = Transaction(identifier, outcome=Outcome.UNKNOWN)
+        transaction.messages.append(Sent(identifier, plan.channel, digest(body), time.monotonic()))
+        self.transactions.append(transaction)
+        self._under_way[identifier] = transaction
+        self.request(
+            "publish",
+            {"channel": plan.channel, "payload": body, "durable": True},
+            lambda answer: self._answered(transaction, answer),
+        )
+
+    def _answered(self, transaction: Transaction, answer: dict[str, Any]) -> None:
+        self._under_way.pop(transaction.name, None)
+        if answer.get("ok"):
+            transaction.outcome, transaction.acknowledged = Outcome.COMMITTED, time.monotonic()
+            return
+        if answer["error"]["code"] != "database_unavailable":
+            self._improper(f"could not publish: {answer}")
+        if UNCERTAIN not in answer["error"]["message"]:
+            transaction.outcome = Outcome.ROLLED_BACK
+
+    def _on_lost(self) -> None:
+        self._under_way.clear()
+
+    def _improper(self, text: str) -> None:
+        self.problems.append(f"{self.name}: {text}")

@@ -1,0 +1,145 @@
+"""What the checker breaks: a cluster, and two nodes of gunicorn that reach it through a proxy each."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg2
+import psycopg2.extras
+
+from socketio_pg.schema import LOCK_CLASS, RELAY_LOCK
+from tests.support.checker import Logged, digest
+from tests.support.postgres import Cluster, cluster
+from tests.support.proxy import Proxy
+from tests.support.server import ServerProcess
+
+#: The backend that holds the relay's lock, and by whose connection.
+LEADER = f"""
+SELECT application_name, pid FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND classid = {LOCK_CLASS} AND objid = {RELAY_LOCK} AND granted
+"""
+
+
+class Node:
+    """One server process. Its connections are told apart by their application_name."""
+
+    def __init__(self, number: int, running: Cluster, **settings: str) -> None:
+        self.name = f"node-{number}"
+        self.proxy = Proxy(running.socket_path)
+        self.server = ServerProcess(
+            f"{self.proxy.url}?application_name={self.name}", wait="nothing", AUTO_INIT="1", **settings
+        )
+
+    def close(self) -> None:
+        self.server.close()
+        self.proxy.close()
+
+    @property
+    def up(self) -> bool:
+        """Whether it was not killed, and has not ended by itself."""
+        return self.server.process.poll() is None
+
+
+class World:
+    """The cluster and its nodes; made by :func:`world`."""
+
+    def __init__(self, running: Cluster, nodes: list[Node]) -> None:
+        self.cluster = running
+        self.nodes = nodes
+
+    @property
+    def ports(self) -> list[int]:
+        return [node.server.port for node in self.nodes]
+
+    def leader(self) -> tuple[Node, int] | None:
+        """The node that relays, and the process id of its relay's backend; None while nobody does."""
+        rows = self.cluster.sql(LEADER)
+        if not rows:
+            return None
+        name, pid = rows[0]
+        return next(node for node in self.nodes if node.name == name), pid
+
+    def wait_leader(self, seconds: float = 15.0) -> Node:
+        found: tuple[Node, int] = wait_for(self.leader, seconds, "a leader")
+        return found[0]
+
+    def other(self, node: Node) -> Node:
+        return next(other for other in self.nodes if other is not node)
+
+    def publish(self, channel: str, payload: Any = None) -> None:
+        """One message in a transaction of its own."""
+        self.cluster.sql("SELECT socketio_pg.publish(%s, %s::jsonb)", channel, psycopg2.extras.Json(payload))
+
+    def epoch(self) -> str:
+        return str(self.cluster.sql("SELECT epoch FROM socketio_pg.head")[0][0])
+
+    def in_outbox(self) -> int:
+        return int(self.cluster.sql("SELECT count(*) FROM socketio_pg.outbox")[0][0])
+
+    def newest(self) -> dict[str, int]:
+        """The last position of each channel."""
+        return dict(self.cluster.sql("SELECT channel, max(position) FROM socketio_pg.log GROUP BY channel"))
+
+    def log(self) -> list[Logged]:
+        """The whole log, in order."""
+        return in_pages(self.cluster.connect())
+
+    def ready(self) -> None:
+        """Every node runs and serves, and one of them relays."""
+        for node in self.nodes:
+            if not node.up:
+                node.server.start()
+        for node in self.nodes:
+            node.server.wait_ready()
+        self.wait_leader()
+
+
+@contextlib.contextmanager
+def world(**settings: str) -> Iterator[World]:
+    """Two nodes with ``settings`` on a cluster of their own, the log installed and relayed."""
+    with contextlib.ExitStack() as stack:
+        running = stack.enter_context(cluster(18))
+        nodes = []
+        for number in (1, 2):
+            node = Node(number, running, **{"DRAIN_SECONDS": "0.3"} | settings)
+            stack.callback(node.close)
+            nodes.append(node)
+        made = World(running, nodes)
+        for node in nodes:
+            node.server.wait_ready()
+        wait_for(lambda: running.sql("SELECT to_regclass('socketio_pg.log')")[0][0], 15.0, "the log's schema")
+        made.wait_leader()
+        yield made
+
+
+def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first true answer of ``condition``, which asks other processes and so can only be asked again."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(psycopg2.OperationalError):
+            found = condition()
+            if found:
+                return found
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
+
+
+def in_pages(connection: Any) -> list[Logged]:
+    """The log in small pages: some payloads are large."""
+    rows: list[Logged] = []
+    with contextlib.closing(connection), connection.cursor() as cursor:
+        while True:
+            cursor.execute(
+                "SELECT position, channel, payload, "
+                "to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') "
+                "FROM socketio_pg.log WHERE position > %s ORDER BY position LIMIT 500",
+                (rows[-1].position if rows else -1,),
+            )
+            page = [
+                Logged(position, channel, payload["id"], digest(payload), published_at)
+                for position, channel, payload, published_at in cursor.fetchall()
+            ]
+            if not page:
+                return rows
+            rows += page

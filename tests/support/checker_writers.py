@@ -1,0 +1,142 @@
+"""The checker's writers: threads that publish in transactions of their own, and always know what has committed."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+import psycopg2
+
+from tests.support.checker import Outcome, Sent, Transaction, digest
+from tests.support.checker_plans import BACK, RELEASE, SAVEPOINT, Pause, Plan, Publish, payload, plan_transactions
+
+#: In the writers' own transactions, so it says what has committed, whatever becomes of the log. Not by
+#: pg_xact_status(): after a crash a transaction's number may be given again.
+LEDGER = "CREATE TABLE ledger (transaction text PRIMARY KEY, void boolean NOT NULL)"
+
+#: What ends a session from outside: nothing more is heard, an administrator, a crash, a start that is not complete.
+#: Any other error would be PostgreSQL's refusal of what must always be possible.
+ENDED = {None, "57P01", "57P02", "57P03"}
+
+
+class Writer(threading.Thread):
+    """Publishes until ``stopping`` is set. ``connect`` gives a connection in autocommit mode, or raises."""
+
+    def __init__(
+        self,
+        name: str,
+        seed: str,
+        connect: Callable[[], Any],
+        channels: Sequence[str],
+        pace: float,
+        stopping: threading.Event,
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self._random = Random(f"{seed} {name}")
+        self._connect = connect
+        self._plans = plan_transactions(Random(f"{seed} {name} plans"), channels, pace)
+        self._stopping = stopping
+        self._connection: Any = None
+        self._count = 0
+        #: What it did, and what PostgreSQL refused though it should not.
+        self.transactions: list[Transaction] = []
+        self.problems: list[str] = []
+
+    def run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                plan = next(self._plans)
+                self._perform(plan, f"{self.name}-{len(self.transactions)}")
+                self._stopping.wait(plan.pause)
+        except BaseException as error:
+            self.problems.append(f"{self.name} ended with {error!r}")
+            raise
+        finally:
+            self._hang_up()
+
+    def _perform(self, plan: Plan, name: str) -> None:
+        # Before it is tried: what was published must be known even when nothing is ever heard of it.
+        transaction = Transaction(name)
+        self.transactions.append(transaction)
+        try:
+            self._execute(plan.begin)
+            self._take_steps(plan, transaction)
+            self._execute("INSERT INTO ledger VALUES (%s, false)", name)
+            if not plan.commits:
+                self._execute("ROLLBACK")
+                return
+        except psycopg2.Error as error:
+            # COMMIT was not sent: it cannot have committed.
+            self._note(error, name)
+            self._hang_up()
+            return
+        try:
+            self._execute("COMMIT")
+            transaction.outcome = Outcome.COMMITTED
+        except psycopg2.Error as error:
+            self._note(error, name)
+            self._hang_up()
+            transaction.outcome = self._find_out(name)
+        if transaction.outcome is Outcome.COMMITTED:
+            transaction.acknowledged = time.monotonic()
+
+    def _take_steps(self, plan: Plan, transaction: Transaction) -> None:
+        kept = 0
+        for step in plan.steps:
+            if isinstance(step, Publish):
+                identifier = f"{self.name}-{self._count}"
+                self._count += 1
+                body = payload(self._random, identifier, step)
+                sent = Sent(identifier, step.channel, digest(body), time.monotonic())
+                transaction.messages.append(sent)
+                self._execute("SELECT socketio_pg.publish(%s, %s::jsonb)", step.channel, json.dumps(body))
+            elif isinstance(step, Pause):
+                self._stopping.wait(step.seconds)
+            else:
+                self._execute(step.sql)
+                if step.sql == SAVEPOINT:
+                    kept = len(transaction.messages)
+                elif step.sql == BACK:
+                    transaction.discarded += transaction.messages[kept:]
+                    del transaction.messages[kept:]
+                    self._execute(RELEASE)
+
+    def _find_out(self, name: str) -> Outcome:
+        """Whether the transaction has committed. If not, it is made sure that it never will."""
+        while True:
+            try:
+                # Waits for the transaction, should it still be under way; and may itself be cut off and repeated.
+                self._execute("INSERT INTO ledger VALUES (%s, true) ON CONFLICT DO NOTHING", name)
+                (void,) = self._execute("SELECT void FROM ledger WHERE transaction = %s", name)[0]
+                return Outcome.ROLLED_BACK if void else Outcome.COMMITTED
+            except psycopg2.Error as error:
+                self._note(error, name)
+                self._hang_up()
+                time.sleep(0.05)  # a database that starts can only be asked again
+
+    def _execute(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        if self._connection is None:
+            self._connection = self._connected()
+        with self._connection.cursor() as cursor:
+            cursor.execute(sql, parameters or None)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def _connected(self) -> Any:
+        while True:
+            try:
+                return self._connect()
+            except psycopg2.OperationalError:
+                time.sleep(0.05)  # as above
+
+    def _note(self, error: psycopg2.Error, name: str) -> None:
+        if error.pgcode not in ENDED:
+            self.problems.append(f"{name} was refused: {error.pgcode} {str(error).strip()}")
+
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(psycopg2.Error):
+                connection.close()
