@@ -65,6 +65,21 @@ def busy_ticks() -> tuple[int, int]:
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
+def wait_until_idle(share: float, seconds: float) -> float:
+    """Waits, `seconds` at most, until the machine is busy for less than `share` of two seconds; returns the last share.
+
+    What others run is in every figure of a benchmark that uses the whole machine.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        busy, ticks = busy_ticks()
+        time.sleep(2)
+        busy_now, ticks_now = busy_ticks()
+        found = (busy_now - busy) / max(1, ticks_now - ticks)
+        if found < share or time.monotonic() > deadline:
+            return found
+
+
 def memory(pid: int) -> dict[str, float]:
     """RSS and PSS in KB."""
     values: dict[str, float] = {}

@@ -1,0 +1,190 @@
+"""Everybody comes back at once: 2,000 clients whose server was killed, or whose connections were cut."""
+
+import gc
+import select
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from typing import Any
+
+from bench.log_database import CHANNEL, connect, of_node_role, one, payload, relay_backend, wait_until_relayed
+from bench.log_trial import Row, Trial, node
+from bench.machine import process_cpu
+from bench.publisher import MARKER
+from bench.servers import Server, ServerProcess
+from bench.swarm import IP_BIND_ADDRESS_NO_PORT, SOURCES
+from bench.wire import PONG, SERVER_PING, Conversation, Handshake
+
+SPREAD = 10
+"""The positions of the clients differ by up to so many in both directions, so they missed 90 to 110 messages."""
+MISSED = 100
+WAIT_SECONDS = 60.0
+
+
+class _Resubscription(Conversation):
+    """Notes when the subscription was asked for."""
+
+    asked = 0.0
+
+    def _subscribe(self) -> Handshake:
+        self.asked = time.monotonic()
+        return super()._subscribe()
+
+
+class Member:
+    """One client, which comes back with `after`, the last position that it knows, and expects all up to `head`.
+
+    While the clock runs it only counts; `check` looks at what it got afterwards.
+    """
+
+    def __init__(self, number: int, port: int, epoch: str, after: int, head: int) -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        self.socket.bind((f"127.0.0.{2 + number % SOURCES}", 0))
+        self.socket.settimeout(WAIT_SECONDS)
+        self.socket.connect(("127.0.0.1", port))
+        self.socket.setblocking(False)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.caught_up = 0.0
+        self._expected = list(range(after + 1, head + 1))
+        self._count = 0
+        self._data: list[bytes] = []
+        self.conversation = _Resubscription(self, (CHANNEL,), {"epoch": epoch, "position": after})
+        self._handshake: Handshake | None = self.conversation.websocket()
+        next(self._handshake)
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def reopen(self) -> None:
+        raise NotImplementedError("only long-polling needs it")
+
+    def read(self) -> bool:
+        """True when this read brought the last message."""
+        data = self.socket.recv(1 << 16)
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        if self._handshake is not None:
+            try:
+                self._handshake.send(data)
+                return False
+            except StopIteration:
+                self._handshake = None
+                data = b"".join(self.conversation.rest()[0])
+        else:
+            self._data.append(data)
+            if SERVER_PING in data:
+                self.send(PONG)
+        self._count += data.count(MARKER)
+        if self._count >= len(self._expected) and not self.caught_up:
+            self.caught_up = time.monotonic()
+            return True
+        return False
+
+    def check(self) -> str | None:
+        """What is wrong with what it got; None when all came once, in order."""
+        texts, frames = self.conversation.rest()
+        texts += frames.feed(b"".join(self._data))
+        events = [text for text in texts if text.startswith(b'42["event",')]
+        positions = [int(text.rpartition(b'"position":')[2].partition(b",")[0]) for text in events]
+        if not any(b'"recovered":true' in text for text in texts):
+            return "not recovered"
+        return None if positions == self._expected else f"expected {len(self._expected)}, got {len(positions)}"
+
+
+def herd(trial: Trial) -> list[Row]:
+    """Three ways to be away while 100 messages are published; one other node, which relays, stays.
+
+    The queries are those that the clients' node sends about the log from its start (after a kill: before that there
+    can be none) until all have caught up; PostgreSQL writes each to its log (`log_statement`).
+    """
+    rows: list[Row] = []
+    trial.cluster.log_statements(True)
+    with ExitStack() as stack:
+        stack.callback(trial.cluster.log_statements, False)
+        stack.enter_context(node(trial.url))
+        with closing(connect(trial.url)) as connection:
+            relay_backend(connection)
+        process = stack.enter_context(closing(ServerProcess("ours", of_node_role(trial.url))))
+        cases = (("killed, all missed 100", True, 0), ("killed, missed 90 to 110", True, SPREAD))
+        for case, kill, spread in (*cases, ("cut, missed 90 to 110", False, SPREAD)):
+            rows.append(_come_back(trial, process, case, kill, spread))
+            process.stop()
+    return rows
+
+
+def _come_back(trial: Trial, process: ServerProcess, case: str, kill: bool, spread: int) -> Row:
+    server = process.start()
+    with closing(connect(trial.url)) as connection:
+        epoch = str(one(connection, "SELECT epoch::text FROM socketio_pg.head"))
+        base = _publish(connection, 2 * spread)
+        away = [Member(number, server.port, epoch, base, base) for number in range(trial.size.clients)]
+        _read(away)
+        if kill:
+            process.kill()
+        for member in away:
+            member.socket.close()
+        newest = _publish(connection, MISSED - spread)
+    offset = trial.cluster.log_size()
+    if kill:
+        server = process.start()
+    return _measure(trial, server, case, offset, (epoch, base, newest, spread))
+
+
+def _publish(connection: Any, messages: int) -> int:
+    """Each in a transaction of its own; returns the newest position when all have theirs."""
+    with connection.cursor() as cursor:
+        for number in range(messages):
+            cursor.execute("SELECT socketio_pg.publish(%s, %s)", (CHANNEL, payload(str(100_000_000 + number))))
+    return wait_until_relayed(connection, 10.0)
+
+
+def _measure(trial: Trial, server: Server, case: str, offset: int, log: tuple[str, int, int, int]) -> Row:
+    epoch, base, newest, spread = log
+    time.sleep(1)
+    before, began = process_cpu(server.pid), time.monotonic()
+    gc.disable()
+    members = [
+        Member(number, server.port, epoch, base - number % (2 * spread + 1), newest)
+        for number in range(trial.size.clients)
+    ]
+    _read(members)
+    gc.enable()
+    first = min(member.conversation.asked for member in members)
+    last = max(member.caught_up for member in members)
+    cpu = process_cpu(server.pid) - before
+    statements = trial.cluster.statements_since(offset)
+    each = sorted(member.caught_up - member.conversation.asked for member in members)
+    row = Row(
+        case,
+        "log",
+        {
+            "caught_up_s": last - first,
+            "from_connect_s": last - began,
+            "client_p50_s": each[len(each) // 2],
+            "node_cpu_s": cpu,
+            "log_queries": sum("socketio_pg.log" in statement for statement in statements),
+            "all_statements": len(statements),
+        },
+    )
+    faults = [fault for member in members if (fault := member.check())]
+    if faults:
+        row.flags.append(f"{len(faults)} clients did not get what they missed, first: {faults[0]}")
+    for member in members:
+        member.socket.close()
+    return row
+
+
+def _read(members: Sequence[Member]) -> None:
+    """Until all have caught up. Raises TimeoutError."""
+    by_fd = {member.socket.fileno(): member for member in members}
+    deadline = time.monotonic() + WAIT_SECONDS
+    left = len(members)
+    with select.epoll() as epoll:
+        for fd in by_fd:
+            epoll.register(fd, select.EPOLLIN)
+        while left:
+            left -= sum(by_fd[fd].read() for fd, _ in epoll.poll(1.0))
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{left} of {len(members)} clients did not catch up in {WAIT_SECONDS:.0f} s")

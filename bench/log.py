@@ -1,0 +1,106 @@
+"""`python bench/log.py`: what the log costs and what it bears, beside NOTIFY; a table and JSON."""
+
+import argparse
+import sys
+import time
+import traceback
+from datetime import datetime, timezone
+from pathlib import Path
+
+# `python bench/log.py` puts bench/ first on the path; its modules are those of the package `bench`.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from bench import log_database, log_report, machine, servers  # noqa: E402
+from bench.catchup import catchup  # noqa: E402
+from bench.herd import herd  # noqa: E402
+from bench.log_latency import latency  # noqa: E402
+from bench.log_trial import NORMAL, QUICK, Scenario, Trial  # noqa: E402
+from bench.log_writing import throughput, transactions  # noqa: E402
+
+SCENARIOS: dict[str, Scenario] = {
+    "transactions": transactions,
+    "throughput": throughput,
+    "latency": latency,
+    "herd": herd,
+    "catchup": catchup,
+}
+IDLE = 0.1
+"""A machine that is busy for a smaller share of the time is idle."""
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, help="default: 5, with --quick 1")
+    parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="may be given again; default: all")
+    parser.add_argument("--quick", action="store_true", help="short, to see that everything works: 2 minutes")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=60,
+        help="seconds to wait for an idle machine before each scenario: %(default)s",
+    )
+    parser.add_argument("--json", type=Path, help="default: bench/results/DATE-log.json")
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> log_report.Results:
+    size = QUICK if options.quick else NORMAL
+    repeats: int = options.repeats or (1 if options.quick else 5)
+    measured: list[log_report.Measured] = []
+    failed: list[str] = []
+    files = machine.raise_file_limit(needed=4_000)
+    started = time.monotonic()
+    with log_database.running() as cluster:
+        versions = {
+            "postgres": cluster.version_number(),
+            "fdatasync_us": f"{cluster.fdatasync_us():.0f}",
+            "open files": str(files),
+        }
+        # Each repeat runs all scenarios, so that whatever drifts in an hour drifts for all of them.
+        for repeat in range(repeats):
+            for name in options.only or SCENARIOS:
+                print(f"[{time.monotonic() - started:5.0f} s] {repeat + 1}/{repeats} {name}", file=sys.stderr)
+                strangers = machine.wait_until_idle(IDLE, options.patience)
+                try:
+                    with cluster.database(f"{name}_{repeat}") as url:
+                        rows = SCENARIOS[name](Trial(cluster, url, size, repeat))
+                except Exception as error:
+                    # A scenario that fails once is a result too; the others go on.
+                    failed.append(f"{name}: {type(error).__name__}: {error}")
+                    traceback.print_exc()
+                    continue
+                if strangers >= IDLE:
+                    rows[0].flags.append(f"before it the machine was busy with something else ({strangers:.0%})")
+                measured += [
+                    {
+                        "scenario": name,
+                        "repeat": repeat,
+                        "case": row.case,
+                        "variant": row.variant,
+                        "values": row.values,
+                        "flags": row.flags,
+                        "series": row.series,
+                    }
+                    for row in rows
+                ]
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "size": "quick" if options.quick else "normal",
+        "repeats": repeats,
+        "machine": {**machine.describe(), **versions},
+        "measured": measured,
+        "failed": failed,
+    }
+
+
+def main() -> None:
+    options = arguments()
+    results = measure(options)
+    path: Path = options.json or servers.HERE / "results" / f"{results['date'][:19].replace(':', '')}-log.json"
+    log_report.save(results, path)
+    print(f"\nwritten to {path}", file=sys.stderr)
+    print(log_report.table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The scenarios that write: what publishing costs business transactions, and how much one node can sustain."""
+
+from contextlib import closing
+
+from bench.log_trial import Row, Trial, node_and_subscriber
+from bench.reader import Subscriber
+from bench.servers import Server
+from bench.writers import TRANSACTIONS, Watch, Writers, Written, business_table, publishing, series
+
+WRITERS = 32
+PUBLISHERS = 16
+PER_TRANSACTION = (1, 10, 100)
+DRAIN_SECONDS = 120.0
+LAG_SECONDS = 0.5
+"""A backlog of less than this much at the end of a step is none: batches and buffers that are under way."""
+LAG_MESSAGES = 500
+
+
+def transactions(trial: Trial) -> list[Row]:
+    """32 connections that insert a row each time, and publish nothing, through the log, or by NOTIFY.
+
+    A node runs all the time and a client of it is subscribed: with `plain` both have nothing to do.
+    """
+    business_table(trial.url)
+    rows: list[Row] = []
+    with node_and_subscriber(trial.url) as (server, subscriber):
+        for variant in TRANSACTIONS:
+            _write(trial, server, subscriber, variant, trial.size.warm_seconds)
+        # Often and short: what strangers do meanwhile falls on all alike.
+        for _ in range(trial.size.rounds):
+            for variant in trial.in_turn(tuple(TRANSACTIONS)):
+                rows.append(_write(trial, server, subscriber, variant, trial.size.write_seconds))
+    return rows
+
+
+def _write(trial: Trial, server: Server, subscriber: Subscriber, variant: str, seconds: float) -> Row:
+    before = subscriber.received
+    with closing(Watch(trial.url, server.pid, subscriber)) as watch:
+        written = Writers(trial.cluster, trial.url, TRANSACTIONS[variant], WRITERS, seconds).wait()
+        last = watch.backlog()
+        spent = watch.pause()
+        row = Row(f"{WRITERS} writers", variant, {"tps": written.tps, "transaction_ms": written.latency_ms, **spent})
+        if variant == "log":
+            halves = [sample.outbox for sample in watch.samples]
+            middle = len(halves) // 2
+            row.values |= {
+                "outbox_end": last.outbox,
+                "outbox_first_half": _mean(halves[:middle]),
+                "outbox_second_half": _mean(halves[middle:]),
+                "drain_s": watch.drain(DRAIN_SECONDS),
+                "outbox_rows": watch.outbox_rows(),
+            }
+            row.series = series(watch.samples)
+    _check(row, subscriber, before, 0 if variant == "plain" else written.transactions)
+    return row
+
+
+def throughput(trial: Trial) -> list[Row]:
+    """Rising rates until a backlog grows, for transactions of 1, 10 and 100 messages of 100 bytes."""
+    rows: list[Row] = []
+    with node_and_subscriber(trial.url) as (server, subscriber):
+        _step(trial, server, subscriber, 1, 1_000)
+        for size in PER_TRANSACTION:
+            name = f"{size} a transaction"
+            best: Row | None = None
+            failed = 0
+            for rate in trial.size.rates:
+                row = _step(trial, server, subscriber, size, rate)
+                rows.append(row)
+                if not row.values["kept_up"]:
+                    failed += 1
+                elif best is None or row.values["published_per_s"] > 1.1 * best.values["published_per_s"]:
+                    best = row
+                else:
+                    # The publishers are at their limit: more cannot be offered.
+                    break
+                # One hiccup, of a checkpoint, must not end it.
+                if failed == 2:
+                    break
+            if best is not None:
+                rows.append(Row(f"{name}, sustained", "log", {**best.values}))
+    return rows
+
+
+def _step(trial: Trial, server: Server, subscriber: Subscriber, size: int, rate: int) -> Row:
+    before = subscriber.received
+    case = f"{size} a transaction, {rate}/s offered"
+    with closing(Watch(trial.url, server.pid, subscriber)) as watch:
+        written: Written = Writers(
+            trial.cluster, trial.url, publishing(size), PUBLISHERS, trial.size.step_seconds, rate / size
+        ).wait()
+        last = watch.backlog()
+        spent = watch.pause()
+        published = written.tps * size
+        backlog = last.outbox + last.under_way
+        values = {
+            "published_per_s": published,
+            "backlog_end": float(backlog),
+            "kept_up": float(backlog <= max(LAG_MESSAGES, LAG_SECONDS * published)),
+            "transaction_ms": written.latency_ms,
+            "drain_s": watch.drain(DRAIN_SECONDS),
+            **spent,
+        }
+        row = Row(case, "log", values, series=series(watch.samples))
+    _check(row, subscriber, before, written.transactions * size)
+    return row
+
+
+def _check(row: Row, subscriber: Subscriber, before: int, published: int) -> None:
+    if not subscriber.wait(before + published, 30.0) or subscriber.received != before + published:
+        row.flags.append(f"{published} published, {subscriber.received - before} received")
+
+
+def _mean(numbers: list[int]) -> float:
+    return sum(numbers) / max(1, len(numbers))
