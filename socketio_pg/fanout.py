@@ -6,7 +6,7 @@ go python-socketio's own way.
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ class _Line:
 
     def __init__(self) -> None:
         self.sids: list[str] = []
-        self.sends: list[Callable[[bytes], None]] = []
+        self.sends: list[Any] = []
         self.others: list[tuple[str, str]] = []
 
 
@@ -95,6 +95,13 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             self._send(packets, namespace, room, (skipped or {}).get(room, ()), skips=skipped is not None)
         elif runs:
             self._send_runs(runs, namespace, skipped)
+
+    def lagging(self, room: str, buffered: int, namespace: str = "/") -> list[str]:
+        """The members of ``room`` for whom more than ``buffered`` bytes wait to be sent."""
+        if room not in self.rooms.get(namespace, {}):
+            return []
+        line = self._line(namespace, room)
+        return [sid for sid, send in zip(line.sids, line.sends, strict=True) if send.__self__.buffered > buffered]
 
     def pass_by(self, sid: str, room: str, namespace: str = "/") -> None:
         """Send ``sid`` nothing more of those broadcasts under way to ``room`` that members are passed by in."""

@@ -117,6 +117,8 @@ class Replay:
     def run(self, receiver: Receiver, held: Callable[[], bool], release: Callable[[], None]) -> None:
         """Send everything up to the live messages, then ``release()``. Returns early when it is not held any more."""
         delay = self.retry[0]
+        if not receiver.wait_sent():
+            return
         while held() and self._follower.epoch == self._epoch:
             ahead = self.position - self._follower.position
             if ahead == 0:

@@ -304,7 +304,7 @@ class Subscriber:
                 for member in channel.members:
                     member._ended = True
             self._channels.clear()
-            self._deliveries.clear()
+            self._deliveries.wake()
             self._changed.notify_all()
             self._wake_worker.notify()
         if connection is not None:
@@ -399,20 +399,18 @@ class Subscriber:
     # -- the handlers' thread -----------------------------------------------------------------------------------------
 
     def _deliver(self) -> None:
-        while True:
-            with self._lock:
-                delivery = self._deliveries.get(lambda: self._closed)
-                if delivery is None:
-                    return
-                if self._paused and self._deliveries.relaxed:
+        # Without the lock where it can be: the reading thread takes it for each message.
+        while (delivery := self._deliveries.get(lambda: self._closed)) is not None:
+            if self._paused and self._deliveries.relaxed:
+                with self._lock:
                     paused, self._paused = self._paused, set()
                     for channel in paused:
                         channel.settle()
-                subscription = delivery.subscription
-                if subscription._ended and not delivery.last:
-                    continue
-                if delivery.moved:
-                    subscription._handled = delivery.position
+            subscription = delivery.subscription
+            if subscription._ended and not delivery.last:
+                continue
+            if delivery.moved:
+                subscription._handled = delivery.position
             try:
                 delivery.callback(delivery.argument)
             except Exception:
@@ -433,38 +431,45 @@ class _Delivery:
 
 
 class _Deliveries:
-    """What waits for the handlers, with what it costs in memory. To be used with the lock held."""
+    """What waits for the handlers, with what it costs in memory. Put under the lock, taken by one thread without it."""
 
     def __init__(self, lock: threading.RLock, most: int) -> None:
         self._filled = threading.Condition(lock)
         self._waiting: deque[_Delivery] = deque()
-        self._cost = 0
         self._most = most
+        #: All that was ever put costs, and all that was taken: each is counted by one thread.
+        self._put = self._taken = 0
+
+    @property
+    def cost(self) -> int:
+        """Bytes that wait, about."""
+        return self._put - self._taken
 
     @property
     def full(self) -> bool:
-        return self._cost > self._most
+        return self.cost > self._most
 
     @property
     def relaxed(self) -> bool:
-        return self._cost <= self._most // 2
+        return self.cost <= self._most // 2
 
     def put(self, delivery: _Delivery) -> None:
         self._waiting.append(delivery)
-        self._cost += delivery.cost
+        self._put += delivery.cost
         self._filled.notify()
 
     def get(self, closed: Callable[[], bool]) -> _Delivery | None:
         """The next; None when ``closed()``."""
-        self._filled.wait_for(lambda: self._waiting or closed())
+        if not self._waiting:
+            with self._filled:
+                self._filled.wait_for(lambda: self._waiting or closed())
         if closed():
             return None
         delivery = self._waiting.popleft()
-        self._cost -= delivery.cost
+        self._taken += delivery.cost
         return delivery
 
-    def clear(self) -> None:
-        self._waiting.clear()
+    def wake(self) -> None:
         self._filled.notify()
 
 

@@ -201,6 +201,8 @@ class SocketServer:
         if self._draining:
             return "shutting down"
         self.start()
+        if self.pubsub.listener.problem is None and self.settings.auto_init and not self.pubsub.follower.installed:
+            return "the log is being installed"
         return self.pubsub.listener.problem
 
     # -- events from clients -------------------------------------------------------------------------------------------
@@ -278,10 +280,22 @@ class SocketServer:
         # A subscription that is being brought up to date gets what is live from the log as well.
         held = None
         if messages[0].position is not None:
+            self._hold_lagging(messages)
             held = {channel: self.pubsub.hub.held(channel) for channel in {message.channel for message in messages}}
         self.socketio.server.manager.emit_in_order(
             "event", ((message.channel, message.to_wire()) for message in messages), skipped=held
         )
+
+    def _hold_lagging(self, messages: Sequence[Message]) -> None:
+        """Who does not keep up with the log is not cut off as with NOTIFY, but replayed to at its own speed."""
+        assert messages[0].position is not None
+        after = messages[0].position - 1
+        for channel in {message.channel for message in messages}:
+            for sid in self.socketio.server.manager.lagging(channel, self.settings.send_buffer_bytes // 4):
+                if self.pubsub.hub.is_subscribed(sid, channel) and not self.pubsub.hub.held_by(sid, channel):
+                    replay = Replay(self.pubsub.follower, self.pubsub.history, channel, after)
+                    self.pubsub.hub.hold(sid, channel, replay)
+                    green.run_soon(self._replay, sid, replay)
 
     def _emit_gap(self, gap: Gap) -> None:
         self._emit("gap", gap.to_wire(), gap.channel)

@@ -213,7 +213,10 @@ def test_two_relays_at_once(nodes: World, channel: str) -> None:
 
 def test_large_messages_do_not_hold_everything_up(nodes: World, channel: str) -> None:
     """What compresses well is small in the database, and large for everybody who reads it."""
-    with subscriber(nodes.ports[0], channel) as client:
+    with SocketClient(f"http://127.0.0.1:{nodes.ports[0]}") as client:
+        start = client.call("subscribe", {"channel": channel})
+        # Live, a client that is not fast enough for 60 MB at once is cut as a slow consumer, and comes back like this.
+        client.call("unsubscribe", {"channel": channel})
         began = time.monotonic()
         nodes.cluster.sql(
             "SELECT socketio_pg.publish(%s, jsonb_build_object('n', n, 'pad', repeat('x', 990000)))"
@@ -221,10 +224,12 @@ def test_large_messages_do_not_hold_everything_up(nodes: World, channel: str) ->
             channel,
         )
         nodes.publish(channel, {"n": 61})
-        assert [client.next("event", 30)["payload"]["n"] for _ in range(61)] == list(range(1, 62))
-        seconds = time.monotonic() - began
-    print(f"60 MB in {seconds:.1f} s")
-    assert seconds < 30
+        while nodes.cluster.sql("SELECT count(*) FROM socketio_pg.outbox") != [(0,)]:
+            assert time.monotonic() - began < 60
+        since = {"epoch": start["epoch"], "position": start["position"]}
+        assert client.call("subscribe", {"channel": channel, "since": since})["recovered"] is True
+        assert [client.next("event", 60)["payload"]["n"] for _ in range(61)] == list(range(1, 62))
+    print(f"60 MB in {time.monotonic() - began:.1f} s")
 
 
 class Bystander(Client):
