@@ -55,8 +55,9 @@ WITH oldest AS (
     SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS size_before FROM oldest) AS sized
     WHERE size_before < 2000000
 ), moved AS (
-    DELETE FROM socketio_pg.outbox USING picked WHERE outbox.id = picked.id
-    RETURNING outbox.id, channel, payload, size, published_at
+    -- Not a join: planned when the outbox was empty, it would go through all of it for each row.
+    DELETE FROM socketio_pg.outbox WHERE id = ANY (ARRAY(SELECT id FROM picked))
+    RETURNING id, channel, payload, size, published_at
 ), head AS ({HEAD}), logged AS (
     INSERT INTO socketio_pg.log (position, channel, payload, size, published_at)
     SELECT (SELECT head.position FROM head) + row_number() OVER (ORDER BY id), channel, payload, size, published_at
