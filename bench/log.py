@@ -1,6 +1,7 @@
 """`python bench/log.py`: what the log costs and what it bears, beside NOTIFY; a table and JSON."""
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -32,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, help="default: 5, with --quick 1")
     parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="may be given again; default: all")
-    parser.add_argument("--quick", action="store_true", help="short, to see that everything works: 2 minutes")
+    parser.add_argument("--quick", action="store_true", help="short, to see that everything works: 3 minutes")
     parser.add_argument(
         "--patience",
         type=float,
@@ -43,11 +44,12 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(options: argparse.Namespace) -> log_report.Results:
+def measure(options: argparse.Namespace) -> tuple[log_report.Results, Path]:
+    """What was measured, and the file that it is in: written after each scenario, so that an hour is never lost."""
     size = QUICK if options.quick else NORMAL
     repeats: int = options.repeats or (1 if options.quick else 5)
-    measured: list[log_report.Measured] = []
-    failed: list[str] = []
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    path: Path = options.json or servers.HERE / "results" / f"{date[:19].replace(':', '')}-log.json"
     files = machine.raise_file_limit(needed=4_000)
     started = time.monotonic()
     with log_database.running() as cluster:
@@ -55,6 +57,14 @@ def measure(options: argparse.Namespace) -> log_report.Results:
             "postgres": cluster.version_number(),
             "fdatasync_us": f"{cluster.fdatasync_us():.0f}",
             "open files": str(files),
+        }
+        results: log_report.Results = {
+            "date": date,
+            "size": "quick" if options.quick else "normal",
+            "repeats": repeats,
+            "machine": {**machine.describe(), **versions},
+            "measured": [],
+            "failed": [],
         }
         # Each repeat runs all scenarios, so that whatever drifts in an hour drifts for all of them.
         for repeat in range(repeats):
@@ -64,40 +74,22 @@ def measure(options: argparse.Namespace) -> log_report.Results:
                 try:
                     with cluster.database(f"{name}_{repeat}") as url:
                         rows = SCENARIOS[name](Trial(cluster, url, size, repeat))
+                    if strangers >= IDLE:
+                        rows[0].flags.append(f"before it the machine was busy with something else ({strangers:.0%})")
+                    results["measured"] += (log_report.measured(name, repeat, row) for row in rows)
                 except Exception as error:
                     # A scenario that fails once is a result too; the others go on.
-                    failed.append(f"{name}: {type(error).__name__}: {error}")
+                    results["failed"].append(f"{name}: {type(error).__name__}: {error}")
                     traceback.print_exc()
-                    continue
-                if strangers >= IDLE:
-                    rows[0].flags.append(f"before it the machine was busy with something else ({strangers:.0%})")
-                measured += [
-                    {
-                        "scenario": name,
-                        "repeat": repeat,
-                        "case": row.case,
-                        "variant": row.variant,
-                        "values": row.values,
-                        "flags": row.flags,
-                        "series": row.series,
-                    }
-                    for row in rows
-                ]
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "size": "quick" if options.quick else "normal",
-        "repeats": repeats,
-        "machine": {**machine.describe(), **versions},
-        "measured": measured,
-        "failed": failed,
-    }
+                log_report.save(results, path)
+    return results, path
 
 
 def main() -> None:
     options = arguments()
-    results = measure(options)
-    path: Path = options.json or servers.HERE / "results" / f"{results['date'][:19].replace(':', '')}-log.json"
-    log_report.save(results, path)
+    # As an exception, so that everything that was started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    results, path = measure(options)
     print(f"\nwritten to {path}", file=sys.stderr)
     print(log_report.table(results))
 

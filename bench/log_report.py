@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import TypedDict
 
+from bench.log_trial import Row
 from bench.report import Metric
 
 
@@ -111,6 +112,18 @@ WANTED = (
     ),
 )
 INFORMATIVE = (Wanted("transactions/s, log against plain", "transactions", "", "tps", True, 0.0, "plain"),)
+
+
+def measured(scenario: str, repeat: int, row: Row) -> Measured:
+    return {
+        "scenario": scenario,
+        "repeat": repeat,
+        "case": row.case,
+        "variant": row.variant,
+        "values": row.values,
+        "flags": row.flags,
+        "series": row.series,
+    }
 
 
 def save(results: Results, path: Path) -> None:

@@ -7,6 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
 from typing import Any
@@ -152,7 +153,8 @@ def _run(
             messages.take(frames.feed(bytes(buffer[:size])), link)
         pipe.send(messages.arrivals)
     except Exception as error:
-        pipe.send(ProtocolError(f"{type(error).__name__}: {error}"))
+        with suppress(OSError):  # when nobody is there any more to hear it
+            pipe.send(ProtocolError(f"{type(error).__name__}: {error}"))
 
 
 def _subscribe(

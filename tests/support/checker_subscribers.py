@@ -64,7 +64,10 @@ class Subscriber(Client):
 
     def caught_up(self, newest: dict[str, int]) -> bool:
         """Whether it has got as far as ``newest``, the last positions of the channels. From any thread."""
-        return all(self.positions.get(channel, -1) >= newest.get(channel, 0) for channel in self.channels)
+        # With an answer outstanding it will be set back, and be given again what it asked for.
+        return not self._asked and all(
+            self.positions.get(channel, -1) >= newest.get(channel, 0) for channel in self.channels
+        )
 
     def _on_connected(self) -> None:
         for channel in self.channels:
