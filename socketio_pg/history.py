@@ -61,8 +61,9 @@ FROM socketio_pg.head CROSS JOIN unnest(%s::text[], %s::int[], %s::bigint[])
     WITH ORDINALITY AS request(channel, wanted, upto, ordinality)
 CROSS JOIN LATERAL (
     SELECT count(*), min(position) AS oldest FROM (
-        SELECT position FROM socketio_pg.log WHERE channel = request.channel AND position <= upto
-        ORDER BY position DESC LIMIT wanted) AS newest
+        SELECT position FROM socketio_pg.log
+        WHERE (channel, position) > (request.channel, 0) AND (channel, position) <= (request.channel, upto)
+        ORDER BY channel DESC, position DESC LIMIT wanted) AS newest
 ) AS found
 """
 
