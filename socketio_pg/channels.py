@@ -1,6 +1,5 @@
 """Channel names: which are allowed, and how they are written in SQL. No I/O."""
 
-import re
 import unicodedata
 
 from socketio_pg.errors import InvalidChannelError
@@ -12,6 +11,8 @@ RESERVED_PREFIX = "socketio_pg"
 #: Where the relay tells the nodes about new messages of the log, and where it is told itself.
 LOG_CHANNEL = "socketio_pg"
 BELL_CHANNEL = "socketio_pg_bell"
+#: Where `socketio_pg.recheck()` says that permissions have changed: of the channel in the payload, or of all.
+PERMISSIONS_CHANNEL = "socketio_pg_permissions"
 
 
 def validate_channel(name: object) -> str:
@@ -46,7 +47,20 @@ def validate_channel(name: object) -> str:
 
 def match_pattern(pattern: str, channel: str) -> bool:
     """Whether ``channel`` matches ``pattern``, in which ``*`` stands for any characters, also none."""
-    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), channel, re.DOTALL) is not None
+    # No regular expression: patterns come in tokens, and one with many stars would take for ever.
+    first, *parts = pattern.split("*")
+    if not parts:
+        return channel == pattern
+    *middle, last = parts
+    if not channel.startswith(first) or not channel.endswith(last):
+        return False
+    position, end = len(first), len(channel) - len(last)
+    for part in middle:
+        found = channel.find(part, position, end)
+        if found < 0:
+            return False
+        position = found + len(part)
+    return position <= end
 
 
 def quote_identifier(name: str) -> str:

@@ -40,8 +40,11 @@ def serve(host: str | None, port: int | None) -> None:
 @click.option("--sql", is_flag=True, help="Print the SQL, for migrations of your own, and connect to nothing.")
 @click.option("--server-role", help="Grant this role what a server needs. It must exist.")
 @click.option("--publisher-role", help="Grant this role what publishing needs. It must exist.")
-def init(sql: bool, server_role: str | None, publisher_role: str | None) -> None:
-    """Install the log's schema in the database, or upgrade it. Can be run again, also while servers run.
+@click.option(
+    "--client-role", multiple=True, help="Grant this role, which tokens name, what policies need; repeatable."
+)
+def init(sql: bool, server_role: str | None, publisher_role: str | None, client_role: tuple[str, ...]) -> None:
+    """Install the schema for the log and for policies, or upgrade it. Can be run again, also while servers run.
 
     The role of DATABASE_URL needs CREATE on the database, and owns the schema then; no superuser is needed. The limit
     MAX_PAYLOAD takes effect with it.
@@ -49,12 +52,13 @@ def init(sql: bool, server_role: str | None, publisher_role: str | None) -> None
     try:
         settings = config.load()
         if sql:
-            click.echo(f"BEGIN;\n\n{schema.statements(settings.max_payload, server_role, publisher_role)}\nCOMMIT;")
+            statements = schema.statements(settings.max_payload, server_role, publisher_role, client_role)
+            click.echo(f"BEGIN;\n\n{statements}\nCOMMIT;")
             return
         if settings.database_url is None:
             raise ConfigurationError(config.NO_DATABASE)
         database = Database(settings.database_url)
-        schema.install(database, settings.max_payload, server_role, publisher_role)
+        schema.install(database, settings.max_payload, server_role, publisher_role, client_role)
     except SocketIOPGError as error:
         raise click.ClickException(error.message) from None
     click.echo(f"The log is installed: schema socketio_pg, version {schema.VERSION}, on {database}")

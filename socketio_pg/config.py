@@ -86,6 +86,62 @@ def _origins(value: object) -> tuple[str, ...]:
     return origins
 
 
+def _choice(*allowed: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        # YAML and local.cfg have off as a boolean.
+        text = "off" if value is False else str(value).strip().lower()
+        if text not in allowed:
+            raise ValueError(" or ".join(f"'{choice}'" for choice in allowed))
+        return text
+
+    return parse
+
+
+def _names(value: object) -> tuple[str, ...]:
+    items = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    return tuple(str(item).strip() for item in items if str(item).strip())
+
+
+def _role(value: object) -> str:
+    """A role of PostgreSQL; ``none`` would mean: back to the server's own."""
+    name = _text(value)
+    if name == "none" or len(name.encode()) > 63:
+        raise ValueError("the name of a role of PostgreSQL")
+    return name
+
+
+def _roles(value: object) -> tuple[str, ...]:
+    return tuple(_role(name) for name in _names(value))
+
+
+def _public_key(value: object) -> str:
+    """A public key as PEM text: from a file, or with ``\\n`` for line ends, as hosters' variables have it."""
+    text = _text(value).replace("\\n", "\n")
+    if not text.startswith("-----BEGIN"):
+        try:
+            text = Path(text).expanduser().read_text("utf-8").strip()
+        except (OSError, ValueError):
+            text = ""
+    if not text.startswith(("-----BEGIN PUBLIC KEY-----", "-----BEGIN CERTIFICATE-----", "-----BEGIN RSA PUBLIC KEY-")):
+        raise ValueError("a public key or certificate as PEM, or the path of a file with one")
+    return text
+
+
+def _jwks_location(value: object) -> str:
+    text = _text(value)
+    if re.match(r"https?://", text):
+        try:
+            if urlsplit(text).hostname:
+                return text
+        except ValueError:
+            pass
+    elif text.startswith("file:///"):
+        return text[7:]
+    elif not re.match(r"\w+:", text):
+        return text
+    raise ValueError("https://…, http://…, or the path of a file")
+
+
 def _patterns(value: object) -> tuple[str, ...]:
     items = value if isinstance(value, (list, tuple)) else str(value).split(",")
     patterns = tuple(str(item).strip() for item in items if str(item).strip())
@@ -104,9 +160,40 @@ def _log_level(value: object) -> str:
     return level
 
 
-def setting(default: object, parse: Callable[[object], object], help: str, *, shown: str | None = None) -> Any:
-    """A row of the table; ``shown`` stands for the default in the docs where the value itself says little."""
-    return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "shown": shown})
+def redact(address: str | None) -> str | None:
+    """A database address without its password, for messages and logs. Rather hides too much than too little."""
+    if address is None:
+        return None
+    if re.match(r"[\w+.-]+://", address):
+        # Up to the last @: a password that was not percent-encoded may contain anything.
+        address = re.sub(r"(://[^:@/?#]*:).*@", r"\1***@", address, flags=re.DOTALL)
+    elif "@" in address and not re.match(r"\s*\w+\s*=", address):
+        address = "***" + address[address.rindex("@") :]
+    return re.sub(
+        r"((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:\\.|[^\s&\\])+)",
+        r"\1***",
+        address,
+        flags=re.DOTALL | re.IGNORECASE,
+    )
+
+
+def _hide(_: str) -> str:
+    return "***"
+
+
+def setting(
+    default: object,
+    parse: Callable[[object], object],
+    help: str,
+    *,
+    shown: str | None = None,
+    show: Callable[[str], str | None] = str,
+) -> Any:
+    """A row of the table; ``shown`` stands for the default in the docs where the value itself says little.
+
+    ``show`` makes a value fit for messages and logs.
+    """
+    return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "shown": shown, "show": show})
 
 
 @dataclass(frozen=True)
@@ -114,19 +201,81 @@ class Settings:
     """All settings. The environment variable and the ``local.cfg`` name are the field's name in capitals."""
 
     database_url: str | None = setting(
-        None, _database_url, "PostgreSQL, with every libpq parameter. In local.cfg also SQLALCHEMY_DATABASE_URI"
-    )
+        None, _database_url, "PostgreSQL, with every libpq parameter. In local.cfg also SQLALCHEMY_DATABASE_URI",
+        show=redact,
+    )  # fmt: skip
     listen_database_url: str | None = setting(
         None, _database_url, "another address for the LISTEN connection: past a pooler, which cannot LISTEN",
-        shown="DATABASE_URL",
+        shown="DATABASE_URL", show=redact,
     )  # fmt: skip
     debug: bool = setting(False, _boolean, "development: without a DATABASE_URL an embedded PostgreSQL is started")
     host: str = setting("127.0.0.1", _text, "address of the development server and of `socketio-pg serve`")
     port: int = setting(3030, _integer(1, 65535), "port of the development server and of `socketio-pg serve`")
-    secret_key: str | None = setting(None, _text, "Flask's key for signed cookies", shown="random at each start")
+    secret_key: str | None = setting(
+        None, _text, "Flask's key for signed cookies", shown="random at each start", show=_hide
+    )
     cors_allowed_origins: tuple[str, ...] | None = setting(
         None, _origins, "other origins whose pages may connect, separated by commas, or '*' for all",
         shown="same origin only",
+    )  # fmt: skip
+    auth: str | None = setting(
+        None, _choice("off", "optional", "required"),
+        "'required': clients need a valid token; 'optional': without one they are anonymous; 'off': nobody is asked",
+        shown="required with a key, otherwise off",
+    )  # fmt: skip
+    jwt_secret: str | None = setting(
+        None, _text, "the secret of tokens signed with HMAC; at least 32 bytes for HS256", show=_hide
+    )
+    jwt_public_key: str | None = setting(
+        None, _public_key, "the public key of tokens signed with RSA, ECDSA or Ed25519: PEM, or the path of a file",
+        show=_hide,
+    )  # fmt: skip
+    jwks_url: str | None = setting(
+        None, _jwks_location, "where the public keys are, if they change: the address or the path of a JWK set"
+    )
+    jwt_algorithms: tuple[str, ...] = setting(
+        (), _names, "the algorithms that are accepted, separated by commas",
+        shown="HS256 with a secret, that of the public key, RS256 and ES256 and EdDSA with a JWK set",
+    )  # fmt: skip
+    jwt_issuer: str | None = setting(None, _text, "what a token's iss must be", shown="not checked")
+    jwt_audience: tuple[str, ...] = setting(
+        (), _names, "what a token's aud must contain one of, separated by commas", shown="not checked"
+    )
+    jwt_leeway: float = setting(10.0, _seconds(0, 300), "seconds that the clocks of issuer and server may differ")
+    jwt_role_claim: str = setting("role", _text, "the claim that names the role for AUTHORIZATION=rls")
+    jwks_cache_seconds: float = setting(
+        300.0, _seconds(1, 86_400), "seconds after which the JWK set is fetched again: so long a revoked key counts"
+    )
+    authorization: str = setting(
+        "off", _choice("off", "claims", "rls"),
+        "what decides who may subscribe and publish where: 'claims': patterns in the token; 'rls': row-level-security "
+        "policies on socketio_pg.messages; 'off': all may everywhere, if AUTH lets them in",
+    )  # fmt: skip
+    publish: str | None = setting(
+        None, _choice("off", "authenticated", "all"),
+        "which clients may publish at all; AUTHORIZATION is asked besides",
+        shown="all with AUTH=off, otherwise authenticated",
+    )  # fmt: skip
+    public_channels: tuple[str, ...] = setting(
+        (), _patterns, "channels that everybody who is let in may subscribe to; patterns as in DURABLE_CHANNELS"
+    )
+    allowed_roles: tuple[str, ...] = setting(
+        (), _roles, "with AUTHORIZATION=rls: the roles that a token may name, separated by commas"
+    )
+    anonymous_role: str | None = setting(
+        None, _role, "with AUTHORIZATION=rls: the role of clients without a token, and of tokens that name none",
+        shown="none: forbidden",
+    )  # fmt: skip
+    permission_timeout: float = setting(
+        2.0, _seconds(0.1, 60), "with AUTHORIZATION=rls: seconds that the policies of one decision may take"
+    )
+    permission_cache_seconds: float = setting(
+        10.0, _seconds(0, 3600), "with AUTHORIZATION=rls: seconds that a permission counts without asking again"
+    )
+    permission_recheck_seconds: float = setting(
+        60.0, _seconds(0, 86_400),
+        "with AUTHORIZATION=rls: seconds between two checks of all subscriptions; 0: only when socketio_pg.recheck() "
+        "is called",
     )  # fmt: skip
     log_level: str = setting("INFO", _log_level, "DEBUG, INFO, WARNING, ERROR or CRITICAL")
     test_page: bool = setting(True, _boolean, "serve the demo page: / and /socket-test lead to /static/test.html")
@@ -157,6 +306,9 @@ class Settings:
         _integer(10_000, 1_000_000_000),
         "bytes that may wait for one client that does not read; past it, the next message disconnects it",
     )
+    connect_timeout: float = setting(
+        10.0, _seconds(1, 300), "seconds in which a connection must have become a Socket.IO client that was let in"
+    )
     ping_interval: float = setting(25.0, _seconds(1, 3600), "seconds between two pings to a client")
     ping_timeout: float = setting(20.0, _seconds(1, 3600), "seconds in which a client must answer a ping")
     drain_seconds: float = setting(
@@ -164,15 +316,22 @@ class Settings:
     )
     embedded_data_dir: str = setting(".postgres", _text, "folder of the embedded PostgreSQL (development only)")
 
+    def authentication(self) -> str:
+        """AUTH, where it is not set as well: ``off``, ``optional`` or ``required``."""
+        if self.auth is not None:
+            return self.auth
+        return "required" if self.jwt_secret or self.jwt_public_key or self.jwks_url else "off"
+
     def flask_secret_key(self) -> str:
         return self.secret_key or secrets.token_hex(32)
 
     def __repr__(self) -> str:
         """Without the secrets: this text may end in a log."""
-        secret = {"database_url": redact(self.database_url), "listen_database_url": redact(self.listen_database_url)}
-        secret["secret_key"] = "***" if self.secret_key else None
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | secret
-        return f"Settings({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+        shown = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            shown.append(f"{field.name}={(field.metadata['show'](value) if isinstance(value, str) else value)!r}")
+        return f"Settings({', '.join(shown)})"
 
 
 NO_DATABASE = (
@@ -209,9 +368,7 @@ def load(
         try:
             values[field.name] = field.metadata["parse"](raw)
         except ValueError as error:
-            shown = redact(str(raw)) if field.name.endswith("database_url") else str(raw)
-            if field.name == "secret_key":
-                shown = "***"
+            shown = field.metadata["show"](str(raw))
             raise ConfigurationError(f"{name} in {where} is {shown!r}; allowed: {error}.") from None
     if overrides:
         raise ConfigurationError(f"there is no setting {', '.join(sorted(overrides))}.")
@@ -241,23 +398,6 @@ def read_local_cfg(path: Path) -> dict[str, Any]:
                 f"{path} line {statement.lineno}: {target.id} must be a plain value, nothing is executed here."
             ) from None
     return values
-
-
-def redact(address: str | None) -> str | None:
-    """A database address without its password, for messages and logs. Rather hides too much than too little."""
-    if address is None:
-        return None
-    if re.match(r"[\w+.-]+://", address):
-        # Up to the last @: a password that was not percent-encoded may contain anything.
-        address = re.sub(r"(://[^:@/?#]*:).*@", r"\1***@", address, flags=re.DOTALL)
-    elif "@" in address and not re.match(r"\s*\w+\s*=", address):
-        address = "***" + address[address.rindex("@") :]
-    return re.sub(
-        r"((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:\\.|[^\s&\\])+)",
-        r"\1***",
-        address,
-        flags=re.DOTALL | re.IGNORECASE,
-    )
 
 
 def database_url(value: object) -> str:

@@ -105,14 +105,16 @@ def _translate(error: psycopg2.Error) -> SocketIOPGError:
     if error.pgcode == "SG002":
         return PayloadTooLargeError(lines[0])
     if error.pgcode in ("3F000", "42P01", "42883"):  # no such schema, table, function: we use none but our own
-        return LogNotInstalledError("the log is not installed in this database: run 'socketio-pg init'")
+        return LogNotInstalledError("the log of this version is not installed in the database: run 'socketio-pg init'")
     if error.pgcode == "22023" and "payload string too long" in lines[0]:
         return PayloadTooLargeError("payload is too long for NOTIFY in this database's encoding")
-    if isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
-        return DatabaseUnavailableError(lines[0])
-    refused = DatabaseError(lines[0])
-    refused.sqlstate = error.pgcode
-    return refused
+    translated = DatabaseError(lines[0])
+    if error.pgcode == "57014":  # statement_timeout, unless somebody has cancelled it
+        translated = DatabaseTimeoutError(lines[0])
+    elif isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
+        translated = DatabaseUnavailableError(lines[0])
+    translated.sqlstate = error.pgcode
+    return translated
 
 
 def _parse(dsn: str) -> dict[str, str]:

@@ -27,6 +27,10 @@ class Engine(engineio.Server):  # type: ignore[misc]
     send_buffer_bytes = 1_000_000
     #: Clients at most (MAX_CONNECTIONS); further ones are answered 503.
     max_connections = 10_000
+    #: Seconds in which a client must have connected to a Socket.IO namespace (CONNECT_TIMEOUT).
+    connect_timeout = 10.0
+    #: Whether a client has.
+    is_connected: Callable[[str], bool]
     #: Handles a message in a green thread of its own: (sid, message, whether the thread is this message's alone).
     handle_message: Callable[[str, str | bytes, bool], None]
 
@@ -36,6 +40,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self._watching = False
         self._to_ping: deque[tuple[float, Socket]] = deque()
         self._to_check: deque[tuple[float, Socket]] = deque()
+        self._to_connect: deque[tuple[float, Socket]] = deque()
 
     def _handle_connect(
         self, environ: Environ, start_response: StartResponse, transport_name: str, jsonp_index: int | None = None
@@ -92,6 +97,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self._to_ping.append((time.monotonic() + self.ping_interval, socket))
 
     def _open(self, socket: Socket, transport_name: str) -> None:
+        self._to_connect.append((time.monotonic() + self.connect_timeout, socket))
         opening = {
             "sid": socket.sid,
             "upgrades": self._upgrades(socket.sid, transport_name),
@@ -118,9 +124,10 @@ class Engine(engineio.Server):  # type: ignore[misc]
     def _watch(self) -> None:
         next_sweep = 0.0
         while True:
-            green.sleep(min(1.0, self.ping_interval / 4, self.ping_timeout / 4))
+            green.sleep(min(1.0, self.ping_interval / 4, self.ping_timeout / 4, self.connect_timeout / 4))
             now = time.monotonic()
             self._ping_due(now)
+            self._close_unconnected(now)
             if now >= next_sweep:
                 next_sweep = now + self.ping_timeout / 2
                 self._sweep_polling()
@@ -145,6 +152,13 @@ class Engine(engineio.Server):  # type: ignore[misc]
                 green.sleep()
                 turn_ends = time.monotonic() + 0.005
 
+    def _close_unconnected(self, now: float) -> None:
+        """Who has not come further than Engine.IO, or was refused, costs a connection and is nobody's client."""
+        while self._to_connect and self._to_connect[0][0] <= now:
+            socket = self._to_connect.popleft()[1]
+            if not socket.closed and not self.is_connected(socket.sid):
+                green.run_soon(socket.close, False, False, self.reason.SERVER_DISCONNECT)
+
     def _sweep_polling(self) -> None:
         for socket in list(self.sockets.values()):
             if socket.closed:
@@ -156,6 +170,8 @@ class Engine(engineio.Server):  # type: ignore[misc]
 #: Texts of requests that many clients have in common, stored once; bounded, as clients choose them.
 _shared: dict[str, str] = {}
 _SHARED_AT_MOST = 1000
+#: Those are each client's own, and not to be kept longer than the client.
+_SECRET = ("HTTP_AUTHORIZATION", "HTTP_COOKIE")
 
 
 def slim_environ(environ: Environ) -> Environ:
@@ -163,7 +179,7 @@ def slim_environ(environ: Environ) -> Environ:
     kept: Environ = {}
     for name, value in environ.items():
         if isinstance(value, str):
-            kept[_share(name)] = _share(value)
+            kept[_share(name)] = value if name in _SECRET else _share(value)
         elif name in ("wsgi.version", "wsgi.multithread", "wsgi.multiprocess", "wsgi.run_once", "flask.app"):
             kept[name] = value
     kept.pop("HTTP_SEC_WEBSOCKET_KEY", None)

@@ -6,6 +6,9 @@ SocketIOPGError               internal
 │   ├── InvalidChannelError   invalid_channel
 │   ├── PayloadTooLargeError  payload_too_large
 │   └── LogNotInstalledError  invalid_request
+├── UnauthorizedError         unauthorized
+├── AuthenticationUnavailableError  authentication_unavailable
+├── ForbiddenError            forbidden
 └── DatabaseError             internal
     └── DatabaseUnavailableError  database_unavailable
         └── DatabaseTimeoutError  database_unavailable
@@ -57,6 +60,24 @@ class PayloadTooLargeError(InvalidRequestError):
 
 class LogNotInstalledError(InvalidRequestError):
     """Something was asked of the log, and the database has no schema ``socketio_pg``."""
+
+
+class UnauthorizedError(SocketIOPGError):
+    """It is not known who the client is: the token is missing, wrong or has expired."""
+
+    code = "unauthorized"
+
+
+class AuthenticationUnavailableError(SocketIOPGError):
+    """A token cannot be verified at the moment: the keys cannot be had. The token may be in order."""
+
+    code = "authentication_unavailable"
+
+
+class ForbiddenError(SocketIOPGError):
+    """Who the client is may be known; this it may not do."""
+
+    code = "forbidden"
 
 
 class DatabaseError(SocketIOPGError):

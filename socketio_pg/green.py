@@ -16,8 +16,10 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import eventlet
     import eventlet.event
+    import eventlet.green.http.client
     import eventlet.green.select
     import eventlet.green.socket
+    import eventlet.green.urllib.request
     import eventlet.greenio
     import eventlet.hubs
     import eventlet.patcher
@@ -161,6 +163,22 @@ def resolve(host: str) -> list[str]:
     original = eventlet.patcher.original("socket")
     found = eventlet.tpool.execute(original.getaddrinfo, host, None, 0, original.SOCK_STREAM)
     return list(dict.fromkeys(entry[4][0] for entry in found))
+
+
+def fetch(url: str, seconds: float, most_bytes: int) -> bytes:
+    """The body of a GET within ``seconds``. Raises OSError, also for more than ``most_bytes``."""
+    request = eventlet.green.urllib.request.Request(url, headers={"Accept": "application/json"})
+    try:
+        # The outer one for all of it: the inner one begins anew with each read.
+        with timeout(seconds), eventlet.green.urllib.request.urlopen(request, timeout=seconds) as answer:
+            body: bytes = answer.read(most_bytes + 1)
+    except TimedOut as error:
+        raise OSError(str(error)) from None
+    except eventlet.green.http.client.HTTPException as error:
+        raise OSError(f"no answer in HTTP: {error!r}") from error
+    if len(body) > most_bytes:
+        raise OSError(f"the answer has over {most_bytes} bytes")
+    return body
 
 
 def keep_accepting() -> None:

@@ -79,6 +79,14 @@ class Hub:
         """The channels with a subscriber."""
         return set(self._channels)
 
+    def channels_of(self, subscriber: Hashable) -> set[str]:
+        """The channels that ``subscriber`` subscribes to."""
+        return set(self._subscribers.get(subscriber, ()))
+
+    def subscribers(self, channel: str) -> tuple[Hashable, ...]:
+        """The subscribers of ``channel``."""
+        return tuple(self._channels.get(channel, ()))
+
     def __len__(self) -> int:
         """The number of subscribers."""
         return len(self._subscribers)

@@ -67,6 +67,14 @@ class Answer:
     then: Callable[[], None] | None = None
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """A client that is being let in: who it is, and the sid that it gets."""
+
+    identity: object
+    sid: str | None = None
+
+
 class Server(socketio.Server):  # type: ignore[misc]
     """A Socket.IO server whose handlers raise :class:`SocketIOPGError`, and whose clients always get an answer.
 
@@ -77,14 +85,23 @@ class Server(socketio.Server):  # type: ignore[misc]
     def __init__(self, **options: Any) -> None:
         send_buffer_bytes = options.pop("send_buffer_bytes", Engine.send_buffer_bytes)
         max_connections = options.pop("max_connections", Engine.max_connections)
+        connect_timeout = options.pop("connect_timeout", Engine.connect_timeout)
         super().__init__(serializer=Packet, client_manager=Manager(), **options)
         self.eio.send_buffer_bytes = send_buffer_bytes
         self.eio.max_connections = max_connections
+        self.eio.connect_timeout = connect_timeout
         self.eio.handle_message = self.handle_message
+        self.eio.is_connected = self.is_connected
         self._in_own_thread = False
-        #: Called with (sid, environ) after the CONNECT packet of a client of the namespace ``/`` was sent.
-        self.on_connected: Callable[[str, dict[str, Any]], None] | None = None
-        #: Called with the sid when such a client has left, however it came about.
+        self._attempt: _Attempt | None = None
+        #: Called with (environ, auth) when a client wants to connect to a namespace; returns who it is, or raises
+        #: :class:`SocketIOPGError` to refuse it. May wait.
+        self.identify: Callable[[dict[str, Any], object], Any] = lambda environ, auth: None
+        #: Called with (sid, namespace, what `identify` returned) before the application's own connect handler.
+        self.on_identified: Callable[[str, str, Any], None] | None = None
+        #: Called with the sid after the CONNECT packet of a client of the namespace ``/`` was sent.
+        self.on_connected: Callable[[str], None] | None = None
+        #: Called with the sid when a client of any namespace has left, however it came about.
         self.on_disconnected: Callable[[str], None] | None = None
 
     def _engineio_server_class(self) -> type[Engine]:
@@ -95,38 +112,66 @@ class Server(socketio.Server):  # type: ignore[misc]
         self._in_own_thread = own_thread
         self._handle_eio_message(eio_sid, data)
 
+    def is_connected(self, eio_sid: str) -> bool:
+        """Whether this Engine.IO client has come as far as a Socket.IO namespace."""
+        return any(self.manager.sid_from_eio_sid(eio_sid, name) for name in list(self.manager.get_namespaces()))
+
     def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         namespace = namespace or "/"
-        if self._get_event_handler("connect", namespace, ())[0] or self._get_namespace_handler(namespace, ())[0]:
-            self._connect(eio_sid, namespace, data)  # the application's handler may wait, and nothing may while corked
-        else:
-            with self._corked(eio_sid):
-                self._connect(eio_sid, namespace, data)
-
-    def _connect(self, eio_sid: str, namespace: str, data: Any) -> None:
         if eio_sid not in self.environ:
             return  # left before its turn came
+        identity = None
+        if self.manager.sid_from_eio_sid(eio_sid, namespace) is None:
+            try:
+                identity = self.identify(self.environ[eio_sid], data)
+            except SocketIOPGError as refusal:
+                self._refuse(eio_sid, namespace, refusal)
+                return
+            except Exception:
+                logger.exception("finding out who a client is failed")
+                self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
+                return
+        if self._get_event_handler("connect", namespace, ())[0] or self._get_namespace_handler(namespace, ())[0]:
+            # The application's handler may wait, and nothing may while corked.
+            self._connect(eio_sid, namespace, data, identity)
+        else:
+            with self._corked(eio_sid):
+                self._connect(eio_sid, namespace, data, identity)
+
+    def _connect(self, eio_sid: str, namespace: str, data: Any, identity: object) -> None:
+        if eio_sid not in self.environ:
+            return  # left meanwhile
         before = self.manager.sid_from_eio_sid(eio_sid, namespace)
+        attempt = self._attempt = _Attempt(identity)
         try:
             super()._handle_connect(eio_sid, namespace, data)
         except Exception:
             logger.exception("the application's connect handler failed")
-            refusal = SocketIOPGError("the server failed to handle this")
-            data = {"message": refusal.message, "data": refusal.to_wire()}
-            self._send_packet(eio_sid, self.packet_class(socketio.packet.CONNECT_ERROR, data=data, namespace=namespace))
+            self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
             self.manager.disconnect(self.manager.sid_from_eio_sid(eio_sid, namespace), namespace, ignore_queue=True)
         if eio_sid not in self.environ:
             # Left while the application's handler waited, when it did not count as connected yet.
             self._handle_disconnect(eio_sid, namespace, self.reason.TRANSPORT_CLOSE)
             return
         sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
+        if attempt.sid is not None and attempt.sid != sid and self.on_disconnected:
+            self.on_disconnected(attempt.sid)  # refused by the application
         if self.on_connected and sid and sid != before and namespace == "/":
-            self.on_connected(sid, self.environ.get(eio_sid, {}))
+            self.on_connected(sid)
+
+    def _refuse(self, eio_sid: str, namespace: str, refusal: SocketIOPGError) -> None:
+        data = {"message": refusal.message, "data": refusal.to_wire()}
+        self._send_packet(eio_sid, self.packet_class(socketio.packet.CONNECT_ERROR, data=data, namespace=namespace))
 
     def _trigger_event(self, event: str, namespace: str, *args: Any) -> Any:
-        # Here, because all three ways out (client, transport, server) come by. Not as a handler of the event: then an
-        # application's own handler of the same name would replace ours.
-        if event == "disconnect" and namespace == "/" and self.on_disconnected:
+        # Both here and not as handlers of the events: an application's own of the same name would replace ours.
+        if event == "connect" and self._attempt is not None:
+            # Nothing has waited since it was set; python-socketio has just given the client its sid.
+            attempt, self._attempt = self._attempt, None
+            attempt.sid = args[0]
+            if self.on_identified:
+                self.on_identified(args[0], namespace, attempt.identity)
+        if event == "disconnect" and self.on_disconnected:
             self.on_disconnected(args[0])
         try:
             return super()._trigger_event(event, namespace, *args)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from flask import Flask
 
 from socketio_pg import config, green
-from socketio_pg.channels import LOG_CHANNEL, match_pattern, validate_channel
+from socketio_pg.channels import LOG_CHANNEL, PERMISSIONS_CHANNEL, RESERVED_PREFIX, match_pattern, validate_channel
 from socketio_pg.database import Database
 from socketio_pg.errors import ConfigurationError
 from socketio_pg.follower import Follower
@@ -85,6 +85,7 @@ class PubSub:
         self.on_log_gap: list[Callable[[str], None]] = []
         #: Called when the log's schema was installed, or something else about it has changed.
         self.on_log_changed: list[Callable[[], None]] = []
+        self._on_permissions: Callable[[str | None], None] = lambda channel: None
         self._queues: dict[str, list[Subscription]] = {}
 
     def start(self) -> None:
@@ -139,6 +140,11 @@ class PubSub:
         check_size(text, self.max_payload if durable else MAX_NOTIFY_BYTES)
         self.publisher.publish(channel, text, durable)
 
+    def watch_permissions(self, on_changed: Callable[[str | None], None]) -> None:
+        """Call ``on_changed`` when permissions may have changed: with the channel, or with None for all."""
+        self._on_permissions = on_changed
+        self.listener.acquire(PERMISSIONS_CHANNEL)
+
     def disconnect(self) -> None:
         """Stop listening and publishing, and close all connections."""
         self.follower.stop()
@@ -183,18 +189,25 @@ class PubSub:
 
     def _on_notifications(self, notifications: Sequence[Notification]) -> None:
         # Between the two tiers there is no order.
+        ours = [found for found in notifications if found[0].startswith(RESERVED_PREFIX)]
+        if ours:
+            self._on_our_notifications(ours)
+            notifications = [found for found in notifications if not found[0].startswith(RESERVED_PREFIX)]
+        for share in self._shares(notifications):
+            self._deliver([decode_notification(*found) for found in share])
+            if share[-1] is not notifications[-1]:
+                # Others get their turn, and what was sent is written to clients whose buffers have filled.
+                green.sleep()
+
+    def _on_our_notifications(self, notifications: Sequence[Notification]) -> None:
+        for channel in {text for channel, text in notifications if channel == PERMISSIONS_CHANNEL}:
+            self._guarded(self._on_permissions, channel or None)
         of_log = [text for channel, text in notifications if channel == LOG_CHANNEL]
         if of_log:
             if any(text.isalpha() for text in of_log):  # a word and no batch
                 for receive_change in self.on_log_changed:
                     receive_change()
             self.follower.hear(of_log)
-            notifications = [found for found in notifications if found[0] != LOG_CHANNEL]
-        for share in self._shares(notifications):
-            self._deliver([decode_notification(*found) for found in share])
-            if share[-1] is not notifications[-1]:
-                # Others get their turn, and what was sent is written to clients whose buffers have filled.
-                green.sleep()
 
     def _shares(self, notifications: Sequence[Notification]) -> Iterator[list[Notification]]:
         share: list[Notification] = []
@@ -222,6 +235,9 @@ class PubSub:
     def _on_gap(self, gap: Gap) -> None:
         if gap.channel == LOG_CHANNEL:
             self.follower.look()  # the log has what was missed
+            return
+        if gap.channel == PERMISSIONS_CHANNEL:
+            self._guarded(self._on_permissions, None)
             return
         for receive in self.on_gap:
             self._guarded(receive, gap)

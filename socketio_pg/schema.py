@@ -1,14 +1,15 @@
-"""The log tier's schema in the database: applies ``sql/*.sql``, in one transaction, as often as anybody likes."""
+"""The schema ``socketio_pg`` in the database: applies ``sql/*.sql``, in one transaction, as often as anybody likes."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from socketio_pg.channels import LOG_CHANNEL
+from socketio_pg.channels import LOG_CHANNEL, quote_identifier
 from socketio_pg.database import Database, transaction
 from socketio_pg.errors import DatabaseError
 
 #: Raised with each change of ``sql/*.sql``.
-VERSION = 1
+VERSION = 2
 
 #: The relay's advisory locks: a class of ours ("SoPG"), one that the relay holds, one while it is busy.
 LOCK_CLASS = 1399803975
@@ -28,6 +29,7 @@ GRANT SELECT, INSERT, DELETE ON socketio_pg.log TO {role};
 GRANT SELECT, UPDATE ON socketio_pg.head TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.node TO {role};
 GRANT SELECT ON socketio_pg.schema_version, socketio_pg.channels, socketio_pg.nodes TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.probe(text[]), socketio_pg.decide(text[], text[], text[], text[]) TO {role};
 """
 
 _PUBLISHER_GRANTS = """\
@@ -35,12 +37,23 @@ GRANT USAGE ON SCHEMA socketio_pg TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb) TO {role};
 """
 
+_CLIENT_GRANTS = """\
+GRANT USAGE ON SCHEMA socketio_pg TO {role};
+GRANT SELECT, INSERT ON socketio_pg.messages TO {role};
+"""
 
-def statements(max_payload: int, server_role: str | None = None, publisher_role: str | None = None) -> str:
+
+def statements(
+    max_payload: int,
+    server_role: str | None = None,
+    publisher_role: str | None = None,
+    client_roles: Sequence[str] = (),
+) -> str:
     """The SQL that installs or upgrades the schema, without BEGIN and COMMIT.
 
-    ``max_payload`` is the most bytes of a payload as PostgreSQL writes it. ``server_role`` and ``publisher_role``,
-    which must exist, get what a server and a publisher need and nothing else.
+    ``max_payload`` is the most bytes of a payload as PostgreSQL writes it. ``server_role``, ``publisher_role`` and
+    ``client_roles`` (those that tokens name), which must exist, get what a server, a publisher and a client's policies
+    need and nothing else.
     """
     values = {"MAX_PAYLOAD": max_payload, "LOCK_CLASS": LOCK_CLASS, "BUSY_LOCK": BUSY_LOCK}
     parts = [
@@ -50,9 +63,9 @@ def statements(max_payload: int, server_role: str | None = None, publisher_role:
         f"INSERT INTO socketio_pg.schema_version (version) VALUES ({VERSION})\n"
         "    ON CONFLICT (only_row) DO UPDATE SET version = greatest(schema_version.version, excluded.version);\n",
     ]
-    for role, grants in ((server_role, _SERVER_GRANTS), (publisher_role, _PUBLISHER_GRANTS)):
-        if role is not None:
-            parts.append(grants.format(role=_quoted(role)))
+    granted = [(server_role, _SERVER_GRANTS), (publisher_role, _PUBLISHER_GRANTS)]
+    granted += [(role, _CLIENT_GRANTS) for role in client_roles]
+    parts += [grants.format(role=quote_identifier(role)) for role, grants in granted if role is not None]
     parts.append(f"-- Servers that run already begin to use it.\nNOTIFY {LOG_CHANNEL}, 'installed';\n")
     return re.sub(r"@([A-Z_]+)@", lambda found: str(values[found[1]]), "\n".join(parts))
 
@@ -62,6 +75,7 @@ def install(
     max_payload: int,
     server_role: str | None = None,
     publisher_role: str | None = None,
+    client_roles: Sequence[str] = (),
     *,
     again: bool = True,
 ) -> None:
@@ -91,10 +105,6 @@ def install(
             cursor.execute("SET LOCAL client_min_messages = warning")
             # Whoever waits for a lock stands before the relay and the publishers.
             cursor.execute("SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '20s'")
-            cursor.execute(statements(max_payload, server_role, publisher_role))
+            cursor.execute(statements(max_payload, server_role, publisher_role, client_roles))
     finally:
         connection.close()
-
-
-def _quoted(role: str) -> str:
-    return '"' + role.replace('"', '""') + '"'

@@ -22,6 +22,7 @@ from socketio_pg.errors import (
     InvalidRequestError,
     PayloadTooLargeError,
     SocketIOPGError,
+    UnauthorizedError,
 )
 from socketio_pg.protocol import RESERVED_EVENTS, Server, SocketIO
 
@@ -413,18 +414,17 @@ def assert_nobody(server: Server) -> None:
 
 
 def test_on_connected_is_called_once_after_the_connect_packet(server: Server, wire: Wire) -> None:
-    seen: list[tuple[str, dict[str, Any], list[int]]] = []
+    seen: list[tuple[str, list[int]]] = []
 
-    def connected(sid: str, environ: dict[str, Any]) -> None:
-        seen.append((sid, environ, [packet_type for packet_type, _, _ in wire.answers()]))
+    def connected(sid: str) -> None:
+        seen.append((sid, [packet_type for packet_type, _, _ in wire.answers()]))
         server.emit("hello", {"sid": sid}, to=sid)
 
     server.on_connected = connected
     wire.open()
     wire.receive('0{"token":"x"}')
-    [(sid, environ, before)] = seen
+    [(sid, before)] = seen
     assert before == [CONNECT]
-    assert environ["REMOTE_ADDR"] == "192.0.2.1"
     assert wire.answers() == [(EVENT, None, ["hello", {"sid": sid}])]
     wire.receive("0")
     assert len(seen) == 1
@@ -441,15 +441,18 @@ def test_on_connected_is_not_called_for_one_who_is_refused(server: Server, wire:
             raise refusal
         return refusal()
 
-    calls: list[str] = []
+    calls: list[tuple[str, str]] = []
     server.on("connect", refuse)
-    server.on_connected = lambda sid, environ: calls.append(sid)
-    server.on_disconnected = calls.append
+    server.on_identified = lambda sid, namespace, identity: calls.append(("identified", sid))
+    server.on_connected = lambda sid: calls.append(("connected", sid))
+    server.on_disconnected = lambda sid: calls.append(("disconnected", sid))
     wire.open()
     wire.receive("0")
     assert [packet_type for packet_type, _, _ in wire.answers()] == [CONNECT_ERROR]
     wire.close()
-    assert calls == []
+    # Who was identified is forgotten again.
+    [(_, sid), _] = calls
+    assert calls == [("identified", sid), ("disconnected", sid)]
     assert_nobody(server)
 
 
@@ -465,12 +468,13 @@ def test_a_connect_handler_that_fails_refuses_the_client(
         if failing:
             raise error
 
-    server.on_connected = lambda sid, environ: calls.append("connected")
+    server.on_connected = lambda sid: calls.append("connected")
     server.on_disconnected = lambda sid: calls.append("disconnected")
     wire.open()
     wire.receive("0")
     assert wire.answers() == [(CONNECT_ERROR, None, {"message": FAILED["message"], "data": FAILED})]
-    assert calls == []
+    assert "connected" not in calls
+    calls.clear()
     assert any(record.exc_info and record.exc_info[1] is error for record in caplog.records)
     # The transport is still there, and the client may try again.
     failing = False
@@ -483,16 +487,55 @@ def test_a_connect_handler_that_fails_refuses_the_client(
     assert_nobody(server)
 
 
-def test_other_namespaces_are_none_of_our_business(server: Server, wire: Wire) -> None:
-    calls: list[str] = []
+def test_clients_of_other_namespaces_are_identified_and_are_no_subscribers(server: Server, wire: Wire) -> None:
+    calls: list[tuple[str, ...]] = []
     server.on("echo", echo, namespace="/chat")
-    server.on_connected = lambda sid, environ: calls.append(sid)
-    server.on_disconnected = calls.append
-    wire.connect(namespace="/chat")
+    server.identify = lambda environ, auth: auth
+    server.on_identified = lambda sid, namespace, identity: calls.append(("identified", sid, namespace, identity))
+    server.on_connected = lambda sid: calls.append(("connected", sid))
+    server.on_disconnected = lambda sid: calls.append(("disconnected", sid))
+    wire.open()
+    wire.receive('0/chat,"me"')
+    of_chat = server.manager.sid_from_eio_sid("eio1", "/chat")
     wire.receive("1/chat,")
+    assert calls == [("identified", of_chat, "/chat", "me"), ("disconnected", of_chat)]
+    calls.clear()
+    wire.receive('0"you"')
+    sid = server.manager.sid_from_eio_sid("eio1", "/")
+    assert calls == [("identified", sid, "/", "you"), ("connected", sid)]
+
+
+@pytest.mark.parametrize("namespace", ["/", "/chat"])
+@pytest.mark.parametrize("error", [UnauthorizedError("who are you?"), ValueError("s3cret")], ids=repr)
+def test_who_is_not_identified_is_refused(server: Server, wire: Wire, error: Exception, namespace: str) -> None:
+    def identify(environ: dict[str, Any], auth: object) -> object:
+        assert environ["REMOTE_ADDR"] == "192.0.2.1"
+        raise error
+
+    calls: list[str] = []
+    server.on("connect", lambda *arguments: calls.append("handler"), namespace=namespace)
+    server.identify = identify
+    server.on_identified = lambda *arguments: calls.append("identified")
+    server.on_connected = server.on_disconnected = lambda sid: calls.append("connected or disconnected")
+    wire.open()
+    wire.receive("0" if namespace == "/" else f"0{namespace},")
+    wanted = error.to_wire() if isinstance(error, UnauthorizedError) else FAILED
+    [(packet_type, _, data)] = wire.answers()
+    assert (packet_type, data) == (CONNECT_ERROR, {"message": wanted["message"], "data": wanted})
+    wire.close()
     assert calls == []
-    sid = wire.connect()
-    assert calls == [sid]
+    assert_nobody(server)
+
+
+def test_a_second_connect_changes_nobodys_identity(server: Server, wire: Wire) -> None:
+    identities: list[object] = []
+    server.identify = lambda environ, auth: auth
+    server.on_identified = lambda sid, namespace, identity: identities.append(identity)
+    wire.open()
+    wire.receive('0"me"')
+    wire.receive('0"somebody else"')
+    assert [packet_type for packet_type, _, _ in wire.answers()] == [CONNECT, CONNECT_ERROR]
+    assert identities == ["me"]
 
 
 # -- leaving -----------------------------------------------------------------------------------------------------------
@@ -586,7 +629,7 @@ def test_who_leaves_in_the_middle_of_a_request_is_not_answered(server: Server, w
 
 def test_after_saying_goodbye_a_client_can_come_back_on_the_same_transport(server: Server, wire: Wire) -> None:
     calls: list[str] = []
-    server.on_connected = lambda sid, environ: calls.append("connected")
+    server.on_connected = lambda sid: calls.append("connected")
     server.on_disconnected = lambda sid: calls.append("disconnected")
     first = wire.connect()
     wire.receive("1")

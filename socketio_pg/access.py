@@ -1,0 +1,81 @@
+"""Who comes in, and what they may do: puts `authentication`, `sessions`, `permissions` and `rechecks` together."""
+
+import logging
+
+from flask import Flask
+
+from socketio_pg import green
+from socketio_pg.authentication import Authenticate, Authenticator
+from socketio_pg.config import Settings
+from socketio_pg.delivery import Delivery
+from socketio_pg.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
+from socketio_pg.permissions import Permissions
+from socketio_pg.policies import Policies
+from socketio_pg.pubsub import PubSub
+from socketio_pg.rechecks import Rechecks
+from socketio_pg.sessions import Sessions
+
+logger = logging.getLogger("socketio_pg.access")
+
+
+class Access:
+    """Identity and permission of the clients of one server. Raises :class:`ConfigurationError`."""
+
+    #: Seconds between two attempts to find out whether policies can be asked; doubles up to the second value.
+    backoff = (0.2, 5.0)
+
+    def __init__(
+        self, settings: Settings, app: Flask, hook: Authenticate | None, pubsub: PubSub, delivery: Delivery
+    ) -> None:
+        self.authenticator = Authenticator(settings, app, hook)
+        self.sessions = Sessions(settings.jwt_leeway, delivery.emit_expiring, delivery.expire)
+        self.policies = Policies(pubsub.database, settings.permission_timeout)
+        self.permissions = Permissions(settings, self.authenticator.mode, self.policies)
+        self.rechecks = Rechecks(
+            self.sessions, pubsub.hub, self.permissions, delivery.revoke, settings.permission_recheck_seconds
+        )
+        self._pubsub = pubsub
+        self._thread: green.GreenThread | None = None
+        self._problem = "permissions cannot be checked yet" if self.permissions.change else None
+
+    @property
+    def problem(self) -> str | None:
+        """Why permissions cannot be checked, for the operator; None when they can."""
+        return self._problem
+
+    def start(self) -> None:
+        """Fetch keys and get ready to ask policies, in the background. Not before a fork."""
+        if self._thread is None:
+            self._thread = green.spawn(self._run)
+
+    def stop(self) -> None:
+        """End all green threads and close the connections."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.kill()
+        self.rechecks.stop()
+        self.policies.stop()
+
+    def _run(self) -> None:
+        self.authenticator.prepare()
+        if not self.permissions.change:
+            return
+        self._pubsub.watch_permissions(self.rechecks.look)
+        self.rechecks.start()
+        delay, said = self.backoff[0], ""
+        while self._problem is not None:
+            try:
+                self.policies.check(self.permissions.roles)
+                self._problem = None
+                return
+            except LogNotInstalledError:
+                self._problem = "AUTHORIZATION=rls needs the schema of this version: run 'socketio-pg init'"
+            except DatabaseUnavailableError as error:
+                self._problem = f"permissions cannot be checked: {error}"
+            except DatabaseError as error:
+                self._problem = f"permissions cannot be checked: {error}; see 'socketio-pg init --server-role'"
+            if self._problem != said:
+                logger.warning("%s", self._problem)
+                said = self._problem
+            green.sleep(delay)
+            delay = min(delay * 2, self.backoff[1])

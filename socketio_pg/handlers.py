@@ -1,0 +1,152 @@
+"""What clients ask for: subscribe, unsubscribe, publish, authenticate. What each means is in docs/protocol.md."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from socketio_pg.access import Access
+from socketio_pg.channels import validate_channel
+from socketio_pg.delivery import Delivery
+from socketio_pg.errors import InvalidChannelError, InvalidRequestError, SocketIOPGError
+from socketio_pg.hub import UnknownSubscriberError
+from socketio_pg.policies import Action
+from socketio_pg.protocol import Answer, Server, showable
+from socketio_pg.pubsub import PubSub
+from socketio_pg.replay import Replay, find_start, requested_start
+from socketio_pg.sessions import Session
+
+Handler = Callable[[str, dict[str, Any]], Answer]
+
+
+class Handlers:
+    """The handlers of a client's events. Each gets the client's ``sid`` and the one object that it sent."""
+
+    def __init__(self, server: Server, pubsub: PubSub, delivery: Delivery, access: Access) -> None:
+        self._server = server
+        self._pubsub = pubsub
+        self._delivery = delivery
+        self._authenticator = access.authenticator
+        self._sessions = access.sessions
+        self._permissions = access.permissions
+        self._rechecks = access.rechecks
+
+    def register(self, *, test: bool = False) -> None:
+        """Let the server call them; ``test``: with ``test_pub``, another name for ``publish``."""
+        handlers: dict[str, Handler] = {
+            "subscribe": self.subscribe,
+            "unsubscribe": self.unsubscribe,
+            "publish": self.publish,
+            "authenticate": self.authenticate,
+        }
+        if test:
+            handlers["test_pub"] = self.publish
+        for event, handler in handlers.items():
+            self._server.on(event, _with_object(handler))
+
+    def subscribe(self, sid: str, request: dict[str, Any]) -> Answer:
+        channel = validate_channel(request.get("channel"))
+        start = requested_start(request)
+        if self._server.manager.is_sid_room("/", channel):
+            raise InvalidChannelError("this name is the id of a client", channel=channel)
+        self._require(sid, "subscribe", channel)
+        hub, follower = self._pubsub.hub, self._pubsub.follower
+        new = not hub.is_subscribed(sid, channel)
+        self._pubsub.join(sid, channel)
+        try:
+            after, recovered = find_start(follower, self._pubsub.history, channel, start)
+        except BaseException:
+            if new:
+                self._pubsub.leave(sid, channel)
+            raise
+        # The client may have left, or changed its mind, meanwhile. From here on nothing waits.
+        if not hub.is_subscribed(sid, channel):
+            raise InvalidRequestError("unsubscribed before the subscription was complete", channel=channel)
+        live = channel in self._server.rooms(sid)
+        self._server.enter_room(sid, channel)
+        if follower.epoch is None:
+            return Answer("subscribed", {"channel": channel} | recovered)
+        then = None
+        if after is not None:
+            replay = Replay(follower, self._pubsub.history, channel, after)
+            hub.hold(sid, channel, replay)
+            self._server.manager.pass_by(sid, channel)
+            then = functools.partial(self._delivery.replay, sid, replay)
+        body = {"channel": channel, "epoch": follower.epoch, "position": self._position(sid, channel, live)}
+        return Answer("subscribed", body | recovered, then)
+
+    def unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
+        channel = validate_channel(request.get("channel"))
+        self._delivery.leave(sid, channel)
+        return Answer("unsubscribed", {"channel": channel})
+
+    def publish(self, sid: str, request: dict[str, Any]) -> Answer:
+        channel = validate_channel(request.get("channel"))
+        if "payload" not in request:
+            raise InvalidRequestError("payload is missing", channel=channel)
+        durable = request.get("durable")
+        if durable is not None and not isinstance(durable, bool):
+            raise InvalidRequestError("durable must be true or false", channel=channel)
+        self._require(sid, "publish", channel)
+        self._pubsub.publish(channel, request["payload"], durable)
+        return Answer("published", {"channel": channel})
+
+    def authenticate(self, sid: str, request: dict[str, Any]) -> Answer:
+        if "token" not in request:
+            raise InvalidRequestError("token is missing")
+        before = self._session(sid)
+        environ = self._server.get_environ(sid, "/")
+        if environ is None:
+            raise UnknownSubscriberError(sid)
+        claims = self._authenticator.renew(environ, request["token"])
+        allowed: dict[str, bool] = {}
+        # Until nothing is left that was subscribed to while others were asked about: then nothing waits any more.
+        while unknown := self._pubsub.hub.channels_of(sid) - allowed.keys():
+            allowed |= self._rechecks.ask(claims, unknown)
+        if self._session(sid) is not before:
+            raise InvalidRequestError("another 'authenticate' of this client was faster")
+        self._sessions.set(sid, "/", claims)
+        for channel in self._pubsub.hub.channels_of(sid):
+            if not allowed[channel]:
+                self._delivery.revoke(sid, channel)
+        return Answer("authenticated", claims.to_wire())
+
+    def _session(self, sid: str) -> Session:
+        session = self._sessions.get(sid)
+        if session is None:
+            raise UnknownSubscriberError(sid)
+        return session
+
+    def _require(self, sid: str, action: Action, channel: str) -> None:
+        """Return when the client, as who it is at the end, may do that."""
+        while True:
+            session = self._session(sid)
+            self._permissions.require(session.claims, action, channel)
+            if self._session(sid) is session:
+                return
+
+    def _position(self, sid: str, channel: str, live: bool) -> int:
+        """After which position the messages of a subscription will follow from now on."""
+        replay = self._pubsub.hub.held_by(sid, channel)
+        if isinstance(replay, Replay):
+            return replay.position
+        # What is being sent to the room just now goes to those who were in it before.
+        return self._pubsub.follower.delivered if live else self._pubsub.follower.position
+
+
+def _with_object(handler: Handler) -> Callable[..., Answer]:
+    """``handler`` as an event handler: checks that the client sent one object."""
+
+    def handle(sid: str, *arguments: Any) -> Answer:
+        if len(arguments) != 1 or not isinstance(arguments[0], dict):
+            raise InvalidRequestError("this event takes one object")
+        request = arguments[0]
+        try:
+            return handler(sid, request)
+        except UnknownSubscriberError:
+            raise InvalidRequestError("the client has left") from None
+        except SocketIOPGError as error:
+            if error.channel is None and isinstance(request.get("channel"), str):
+                error.channel = showable(request["channel"]) or None
+            raise
+
+    return handle

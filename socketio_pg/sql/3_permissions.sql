@@ -1,0 +1,89 @@
+-- Row-level security decides who may subscribe and publish (AUTHORIZATION=rls). The policies on this table are yours.
+
+-- It stays empty: a row is only ever written to be rolled back. A client may subscribe to a channel when a SELECT policy
+-- shows it a row of that channel, and publish to it when an INSERT policy lets it write one.
+CREATE TABLE IF NOT EXISTS socketio_pg.messages (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    channel    text COLLATE "C" NOT NULL,
+    -- What would be sent. 'event' is the only kind so far: a policy that names it stays right when there are more.
+    kind       text NOT NULL DEFAULT 'event',
+    created_at timestamptz NOT NULL DEFAULT now()
+) WITH (
+    -- As the outbox: nearly empty, with many dead rows.
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_analyze_threshold = 1000000000,
+    vacuum_truncate = false
+);
+
+ALTER TABLE socketio_pg.messages ENABLE ROW LEVEL SECURITY;
+
+-- For policies: the channel that is asked about.
+CREATE OR REPLACE FUNCTION socketio_pg.channel() RETURNS text
+LANGUAGE sql STABLE AS $$ SELECT nullif(pg_catalog.current_setting('socketio_pg.channel', true), '') $$;
+
+-- One row of each channel, past the policies: the client is shown its own by them, or not.
+CREATE OR REPLACE FUNCTION socketio_pg.probe(channels text[]) RETURNS bigint[]
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found text;
+    row_id bigint;
+    ids bigint[] := '{}';
+BEGIN
+    FOREACH found IN ARRAY channels LOOP
+        INSERT INTO socketio_pg.messages (channel) VALUES (found) RETURNING id INTO row_id;
+        ids := ids || row_id;
+    END LOOP;
+    RETURN ids;
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.probe(text[]) FROM PUBLIC;
+
+-- What each of several clients may do: 'allowed', 'denied', or 'failed: …' with the reason, which also means no.
+-- `actions` are 'subscribe' and 'publish', `claims` JSON. To be called in a transaction that is rolled back.
+--
+-- Not SECURITY DEFINER, in which the role could not be set, and without a search_path of its own: what the policies
+-- call finds its tables as everywhere else. So everything in here is qualified.
+CREATE OR REPLACE FUNCTION socketio_pg.decide(actions text[], roles text[], claims text[], channels text[])
+RETURNS SETOF text LANGUAGE plpgsql AS $$
+DECLARE
+    probes bigint[] := socketio_pg.probe(channels);
+    allowed boolean;
+    answer text;
+BEGIN
+    FOR n IN 1 .. pg_catalog.cardinality(channels) LOOP
+        allowed := NULL;
+        -- A subtransaction: its end takes back the role, the settings and the row, whatever happens in between.
+        BEGIN
+            PERFORM pg_catalog.set_config('request.jwt.claims', claims[n], true);
+            PERFORM pg_catalog.set_config('socketio_pg.channel', channels[n], true);
+            PERFORM pg_catalog.set_config('role', roles[n], true);
+            IF actions[n] OPERATOR(pg_catalog.=) 'publish' THEN
+                INSERT INTO socketio_pg.messages (channel) VALUES (channels[n]);
+                allowed := true;
+            ELSE
+                SELECT EXISTS (SELECT FROM socketio_pg.messages AS m WHERE m.id OPERATOR(pg_catalog.=) probes[n])
+                INTO allowed;
+            END IF;
+            RAISE EXCEPTION USING ERRCODE = 'SG003', MESSAGE = 'decided';
+        EXCEPTION
+            WHEN SQLSTATE 'SG003' THEN
+                answer := CASE WHEN allowed THEN 'allowed' ELSE 'denied' END;
+            WHEN OTHERS THEN
+                answer := pg_catalog.format('failed: %s %s', SQLSTATE, SQLERRM);
+        END;
+        RETURN NEXT answer;
+    END LOOP;
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.decide(text[], text[], text[], text[]) FROM PUBLIC;
+
+-- Permissions have changed, of one channel or of all: servers ask anew about those who subscribe, once this commits.
+CREATE OR REPLACE FUNCTION socketio_pg.recheck(channel text DEFAULT NULL) RETURNS void
+LANGUAGE sql AS $$ SELECT pg_catalog.pg_notify('socketio_pg_permissions', coalesce(channel, '')) $$;
+
+-- The same as a trigger, for the tables that policies look at.
+CREATE OR REPLACE FUNCTION socketio_pg.recheck_on_change() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pg_notify('socketio_pg_permissions', '');
+    RETURN NULL;
+END $$;
