@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from socketio_pg.channels import MAX_CHANNEL_BYTES, quote_identifier, validate_channel
+from socketio_pg.channels import MAX_CHANNEL_BYTES, match_pattern, quote_identifier, validate_channel
 from socketio_pg.errors import InvalidChannelError
 
 #: Every code point, lone surrogates included: JSON can bring them.
@@ -168,3 +168,21 @@ def test_a_name_is_refused_or_returned_unchanged_and_quoted_so_that_postgres_rea
 )
 def test_quote_identifier(name: str, quoted: str) -> None:
     assert quote_identifier(name) == quoted
+
+
+@pytest.mark.parametrize(
+    ("pattern", "channel", "matches"),
+    [
+        ("foo", "foo", True), ("foo", "foo2", False), ("*", "anything", True), ("a*", "a", True), ("*a", "ba", True),
+        ("a*a", "a", False), ("a*a", "aa", True), ("a*b*c", "a-b-b-c", True), ("a*b*c", "a-c-b", False),
+        ("a**c", "ac", True), ("orders:*", "orders:", True), ("orders:*", "order:1", False), ("a.c", "abc", False),
+    ],
+)  # fmt: skip
+def test_match_pattern(pattern: str, channel: str, matches: bool) -> None:
+    assert match_pattern(pattern, channel) is matches
+
+
+@given(st.text("ab*", max_size=8), st.text("ab", max_size=8))
+def test_match_pattern_is_what_a_regular_expression_says(pattern: str, channel: str) -> None:
+    expression = ".*".join(map(re.escape, pattern.split("*")))
+    assert match_pattern(pattern, channel) is (re.fullmatch(expression, channel, re.DOTALL) is not None)

@@ -1,0 +1,177 @@
+"""socketio_pg.keys: a JWK set, and when it is read again."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+
+from socketio_pg.errors import AuthenticationUnavailableError, UnauthorizedError
+from socketio_pg.keys import KeySet, algorithms_of, parse_key_set
+from tests.support.tokens import SigningKey
+
+RSA, OTHER, EC, ED = SigningKey("rsa", "1"), SigningKey("rsa", "2"), SigningKey("ec", "3"), SigningKey("ed", "4")
+
+
+class File:
+    """A JWK set in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, *keys: SigningKey) -> None:
+        self.path.write_text(json.dumps({"keys": [key.jwk for key in keys]}))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> File:
+    return File(tmp_path / "jwks.json")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets seconds pass."""
+    now = 1000.0
+
+    def forward(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("socketio_pg.keys.time.monotonic", lambda: now)
+    return forward
+
+
+def known(keys: KeySet, *wanted: SigningKey) -> list[bool]:
+    found = []
+    for key in wanted:
+        try:
+            found.append(keys.find(key.kid, key.algorithm) == key.private.public_key())
+        except UnauthorizedError:
+            found.append(False)
+    return found
+
+
+def test_keys_of_every_kind() -> None:
+    keys = parse_key_set(json.dumps({"keys": [RSA.jwk, EC.jwk, ED.jwk]}))
+    assert [(key.id, key.algorithms) for key in keys] == [("1", ("RS256",)), ("3", ("ES256",)), ("4", ("EdDSA",))]
+
+
+def test_without_alg_a_key_is_for_all_that_it_can() -> None:
+    jwk = {name: value for name, value in RSA.jwk.items() if name != "alg"}
+    [key] = parse_key_set(json.dumps({"keys": [jwk]}))
+    assert key.algorithms == ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+
+
+@pytest.mark.parametrize(
+    "jwk",
+    [
+        {"kty": "oct", "k": "c2VjcmV0", "alg": "HS256"},
+        {"kty": "oct", "k": "c2VjcmV0"},
+        RSA.jwk | {"use": "enc"},
+        RSA.jwk | {"key_ops": ["sign"]},
+        RSA.jwk | {"key_ops": 7},
+        RSA.jwk | {"alg": "RSA-OAEP"},
+        RSA.jwk | {"alg": "HS256"},
+        RSA.jwk | {"alg": "ES256"},
+        EC.jwk | {"crv": "P-384"},
+        RSA.jwk | {"n": "AQAB"},
+        json.loads(jwt.get_algorithm_by_name("RS256").to_jwk(RSA.private)),
+        {"kty": "new"},
+        {},
+        None,
+        "text",
+    ],
+    ids=lambda jwk: str(jwk)[:60],
+)
+def test_what_is_no_public_key_for_signatures_is_left_out(jwk: Any) -> None:
+    assert parse_key_set(json.dumps({"keys": [jwk, EC.jwk]}))[0].id == "3"
+
+
+@pytest.mark.parametrize("text", ["", "abc", "[]", "7", "{}", '{"keys": {}}', '{"keys": null}'])
+def test_what_is_no_set(text: str) -> None:
+    with pytest.raises(ValueError, match=r"JWK set|Expecting value"):
+        parse_key_set(text)
+
+
+def test_an_empty_set_is_one() -> None:
+    assert parse_key_set('{"keys": []}') == []
+
+
+def test_what_is_no_key_is_for_no_algorithm() -> None:
+    assert algorithms_of(RSA.private) == algorithms_of("text") == algorithms_of(None) == ()
+
+
+def test_the_key_with_the_tokens_id(file: File) -> None:
+    file.write(RSA, OTHER, EC)
+    keys = KeySet(str(file.path), 300)
+    assert known(keys, RSA, OTHER, EC) == [True, True, True]
+    with pytest.raises(UnauthorizedError, match="not known"):
+        keys.find("1", "ES256")
+    with pytest.raises(UnauthorizedError, match="which key"):
+        keys.find(None, "RS256")
+    assert keys.find(None, "ES256").curve.name == "secp256r1"
+    nonsense: object
+    for nonsense in ({}, [], 7, "x" * 10_000):
+        with pytest.raises(UnauthorizedError, match="not known"):
+            keys.find(nonsense, "RS256")
+
+
+def test_a_new_key_is_looked_for_at_once_but_not_all_the_time(file: File, clock: Callable[[float], None]) -> None:
+    file.write(RSA)
+    keys = KeySet(str(file.path), 300)
+    assert known(keys, RSA) == [True]
+    file.write(RSA, OTHER)
+    # Anybody can name keys that do not exist: those must not make us fetch all the time.
+    assert known(keys, OTHER) == [False]
+    clock(KeySet.least_interval)
+    assert known(keys, OTHER) == [True]
+
+
+def test_a_revoked_key_counts_no_longer_than_the_cache(file: File, clock: Callable[[float], None]) -> None:
+    file.write(RSA, EC)
+    keys = KeySet(str(file.path), 300)
+    assert known(keys, RSA) == [True]
+    file.write(OTHER)
+    clock(299)
+    assert known(keys, RSA) == [True]
+    clock(1)
+    assert known(keys, RSA, OTHER) == [False, True]
+
+
+def test_a_new_key_revokes_the_old_one_with_it(file: File, clock: Callable[[float], None]) -> None:
+    file.write(RSA)
+    keys = KeySet(str(file.path), 300)
+    assert known(keys, RSA) == [True]
+    file.write(OTHER)
+    clock(KeySet.least_interval)
+    assert known(keys, OTHER, RSA) == [True, False]
+
+
+def test_keys_that_cannot_be_fetched_again_are_used_for_a_while(file: File, clock: Callable[[float], None]) -> None:
+    file.write(RSA)
+    keys = KeySet(str(file.path), 300)
+    assert known(keys, RSA) == [True]
+    file.path.write_text("garbage")
+    clock(300)
+    assert known(keys, RSA) == [True]
+    with pytest.raises(AuthenticationUnavailableError):
+        keys.find("2", "RS256")
+    clock(KeySet.most_stale + 1)
+    with pytest.raises(AuthenticationUnavailableError):
+        keys.find("1", "RS256")
+    file.write(RSA)
+    clock(KeySet.least_interval)
+    assert known(keys, RSA) == [True]
+
+
+def test_keys_that_were_never_there(file: File, clock: Callable[[float], None]) -> None:
+    keys = KeySet(str(file.path), 300)
+    with pytest.raises(AuthenticationUnavailableError):
+        keys.find("1", "RS256")
+    file.write(RSA)
+    with pytest.raises(AuthenticationUnavailableError):
+        keys.find("1", "RS256")
+    clock(KeySet.least_interval)
+    assert known(keys, RSA) == [True]

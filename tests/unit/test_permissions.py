@@ -1,0 +1,302 @@
+"""socketio_pg.permissions: the rules, and what is remembered. What the policies say is a table here."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from socketio_pg import green
+from socketio_pg.config import Settings
+from socketio_pg.errors import DatabaseError, DatabaseUnavailableError, ForbiddenError, LogNotInstalledError
+from socketio_pg.permissions import Permissions
+from socketio_pg.policies import Action, Policies, Question
+from socketio_pg.tokens import Claims
+
+ALICE = Claims({"sub": "alice", "role": "authenticated"})
+
+
+class Answers(Policies):
+    """Says yes to the channels in ``allowed``, counts, and can be made to wait or to fail."""
+
+    def __init__(self) -> None:
+        self.allowed: set[str] = set()
+        self.asked: list[Question] = []
+        self.error: Exception | None = None
+        self.gate: green.Event | None = None
+
+    def ask(self, question: Question) -> bool:
+        self.asked.append(question)
+        allowed = question.channel in self.allowed
+        if self.gate is not None:
+            self.gate.wait(5)
+        if self.error is not None:
+            raise self.error
+        return allowed
+
+
+@pytest.fixture
+def answers() -> Answers:
+    return Answers()
+
+
+def may(permissions: Permissions, claims: Claims | None, action: Action, channel: str) -> bool:
+    try:
+        permissions.require(claims, action, channel)
+    except ForbiddenError:
+        return False
+    return True
+
+
+def matrix(answers: Answers, mode: str, claims: Claims | None, **settings: Any) -> tuple[bool, bool]:
+    """May they (subscribe, publish) in channel ``foo``?"""
+    permissions = Permissions(Settings(**settings), mode, answers)
+    return may(permissions, claims, "subscribe", "foo"), may(permissions, claims, "publish", "foo")
+
+
+@pytest.mark.parametrize(
+    ("mode", "claims", "settings", "wanted"),
+    [
+        ("off", None, {}, (True, True)),
+        ("off", None, {"publish": "off"}, (True, False)),
+        ("off", None, {"publish": "authenticated"}, (True, False)),
+        ("required", ALICE, {}, (True, True)),
+        ("required", ALICE, {"publish": "off"}, (True, False)),
+        ("optional", ALICE, {}, (True, True)),
+        ("optional", None, {}, (False, False)),
+        ("optional", None, {"public_channels": ("f*",)}, (True, False)),
+        ("optional", None, {"public_channels": ("bar",)}, (False, False)),
+        ("optional", None, {"publish": "all"}, (False, True)),
+    ],
+)
+def test_without_authorization(
+    answers: Answers, mode: str, claims: Claims | None, settings: dict[str, Any], wanted: tuple[bool, bool]
+) -> None:
+    assert matrix(answers, mode, claims, **settings) == wanted
+    assert answers.asked == []
+
+
+@pytest.mark.parametrize(
+    ("claims", "wanted"),
+    [
+        ({}, (False, False)),
+        ({"subscribe": ["foo"]}, (True, False)),
+        ({"publish": ["foo"]}, (False, True)),
+        ({"subscribe": ["bar", "f*"], "publish": ["*"]}, (True, True)),
+        ({"subscribe": [], "publish": []}, (False, False)),
+        ({"subscribe": "foo"}, (False, False)),
+        ({"subscribe": "*"}, (False, False)),
+        ({"subscribe": {"foo": True}}, (False, False)),
+        ({"subscribe": [["foo"], None, 7, {"a": "foo"}]}, (False, False)),
+        ({"subscribe": ["fo", "fooo", "FOO", "f?o", "f.o", "[f]oo", ""]}, (False, False)),
+        ({"subscribe": None, "publish": False}, (False, False)),
+    ],
+)
+def test_patterns_in_the_claims(answers: Answers, claims: dict[str, Any], wanted: tuple[bool, bool]) -> None:
+    assert matrix(answers, "required", Claims(claims), authorization="claims") == wanted
+
+
+def test_claims_and_who_has_none(answers: Answers) -> None:
+    assert matrix(answers, "optional", None, authorization="claims") == (False, False)
+    assert matrix(answers, "optional", None, authorization="claims", publish="all") == (False, False)
+    assert matrix(answers, "optional", None, authorization="claims", public_channels=("foo",)) == (True, False)
+
+
+def test_a_pattern_of_many_stars_takes_no_time(answers: Answers) -> None:
+    claims = Claims({"subscribe": ["a*" * 2000 + "b"] * 10})
+    permissions = Permissions(Settings(authorization="claims"), "required", answers)
+    began = time.process_time()
+    assert not may(permissions, claims, "subscribe", "a" * 63)
+    assert time.process_time() - began < 1
+
+
+# -- policies ----------------------------------------------------------------------------------------------------------
+
+
+def rls(answers: Answers, mode: str = "required", **settings: Any) -> Permissions:
+    settings = {"authorization": "rls", "allowed_roles": ("authenticated",)} | settings
+    return Permissions(Settings(**settings), mode, answers)
+
+
+def test_the_policies_are_asked(answers: Answers) -> None:
+    answers.allowed.add("foo")
+    permissions = rls(answers)
+    assert may(permissions, ALICE, "subscribe", "foo")
+    assert not may(permissions, ALICE, "publish", "bar")
+    assert answers.asked == [
+        Question("subscribe", "authenticated", '{"sub":"alice","role":"authenticated"}', "foo"),
+        Question("publish", "authenticated", '{"sub":"alice","role":"authenticated"}', "bar"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "role", ["postgres", "anon", "", "none", "Authenticated", "authenticated ", 7, True, ["authenticated"], {}]
+)
+def test_a_role_that_is_not_allowed_is_never_asked_about(answers: Answers, role: Any) -> None:
+    answers.allowed.add("foo")
+    permissions = rls(answers)
+    assert not may(permissions, Claims({"role": role}), "subscribe", "foo")
+    assert not may(permissions, Claims({"role": role}), "publish", "foo")
+    assert answers.asked == []
+
+
+def test_who_has_no_role(answers: Answers) -> None:
+    answers.allowed.add("foo")
+    assert not may(rls(answers), Claims({"sub": "alice"}), "subscribe", "foo")
+    assert not may(rls(answers, "optional"), None, "subscribe", "foo")
+    assert answers.asked == []
+    permissions = rls(answers, "optional", anonymous_role="anon")
+    assert may(permissions, Claims({"sub": "alice"}), "subscribe", "foo")
+    assert may(permissions, None, "subscribe", "foo")
+    assert [(question.role, question.claims) for question in answers.asked] == [
+        ("anon", '{"sub":"alice","role":"anon"}'),
+        ("anon", '{"role":"anon"}'),
+    ]
+
+
+def test_another_claim_may_name_the_role(answers: Answers) -> None:
+    permissions = rls(answers, jwt_role_claim="https://example.com/role")
+    may(permissions, Claims({"role": "postgres", "https://example.com/role": "authenticated"}), "subscribe", "foo")
+    [question] = answers.asked
+    assert (question.role, '"role":"authenticated"' in question.claims) == ("authenticated", True)
+    assert not may(permissions, ALICE, "subscribe", "foo")
+
+
+def test_the_coarse_rules_come_first(answers: Answers) -> None:
+    answers.allowed |= {"foo", "bar"}
+    assert not may(rls(answers, publish="off"), ALICE, "publish", "foo")
+    assert not may(rls(answers, "optional", anonymous_role="authenticated"), None, "publish", "foo")
+    assert may(rls(answers, public_channels=("b*",)), ALICE, "subscribe", "bar")
+    assert answers.asked == []
+
+
+def test_an_answer_is_remembered_for_a_while(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("socketio_pg.permissions.time.monotonic", lambda: now)
+    answers.allowed.add("foo")
+    permissions = rls(answers, permission_cache_seconds=10.0)
+    for at, channel, asked in [
+        (0.0, "foo", 1), (9.9, "foo", 1), (10.0, "foo", 2),
+        (20.0, "bar", 3), (20.9, "bar", 3), (21.0, "bar", 4),
+    ]:  # fmt: skip
+        now = at
+        assert may(permissions, ALICE, "subscribe", channel) == (channel == "foo")
+        assert len(answers.asked) == asked
+    # Of another client, action or channel it is another question.
+    may(permissions, Claims({"sub": "bob", "role": "authenticated"}), "subscribe", "bar")
+    may(permissions, ALICE, "publish", "bar")
+    assert len(answers.asked) == 6
+
+
+def test_what_is_remembered_is_bounded(answers: Answers) -> None:
+    permissions = rls(answers)
+    permissions.most_remembered = 10
+    for number in range(100):
+        may(permissions, ALICE, "subscribe", str(number))
+    assert len(permissions._remembered) == 10
+    may(permissions, ALICE, "subscribe", "99")
+    assert len(answers.asked) == 100
+
+
+def test_nothing_is_remembered_with_a_time_of_zero(answers: Answers) -> None:
+    permissions = rls(answers, permission_cache_seconds=0.0)
+    for _ in range(3):
+        may(permissions, ALICE, "subscribe", "foo")
+    assert len(answers.asked) == 3
+
+
+def test_the_same_question_is_asked_once(answers: Answers) -> None:
+    answers.allowed.add("foo")
+    answers.gate = green.Event()
+    permissions = rls(answers)
+    results: list[bool] = []
+    threads = [green.spawn(lambda: results.append(may(permissions, ALICE, "subscribe", "foo"))) for _ in range(50)]
+    green.sleep()
+    answers.gate.send()
+    for thread in threads:
+        thread.wait()
+    assert results == [True] * 50
+    assert len(answers.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [
+        (DatabaseUnavailableError("away"), DatabaseUnavailableError),
+        (DatabaseError("refused"), DatabaseError),
+        (LogNotInstalledError("not installed"), DatabaseError),
+        (ValueError("a bug"), ValueError),
+    ],
+    ids=repr,
+)
+def test_no_answer_is_no_permission(answers: Answers, error: Exception, seen: type[Exception]) -> None:
+    answers.allowed.add("foo")
+    answers.error = error
+    answers.gate = green.Event()
+    permissions = rls(answers)
+    raised: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            permissions.require(ALICE, "subscribe", "foo")
+        except Exception as found:
+            raised.append(found)
+
+    threads = [green.spawn(ask) for _ in range(3)]
+    green.sleep()
+    answers.gate.send()
+    for thread in threads:
+        thread.wait()
+    assert [type(found) for found in raised] == [seen] * 3
+    # And it is not remembered.
+    answers.error = None
+    assert may(permissions, ALICE, "subscribe", "foo")
+
+
+def test_a_change_while_it_is_asked_asks_again(answers: Answers) -> None:
+    """Whoever asks after the change must not get an answer from before it."""
+    answers.allowed.add("foo")
+    permissions = rls(answers)
+    answers.gate = gate = green.Event()
+    results: list[bool] = []
+
+    def ask() -> None:
+        results.append(may(permissions, ALICE, "subscribe", "foo"))
+
+    threads = [green.spawn(ask)]
+    green.sleep()
+    answers.allowed.clear()
+    permissions.forget()
+    threads.append(green.spawn(ask))
+    green.sleep()
+    gate.send()
+    for thread in threads:
+        thread.wait()
+    assert results == [False, False]
+    assert len(answers.asked) == 2
+
+
+def test_changes_without_end_are_no_permission(answers: Answers) -> None:
+    permissions = rls(answers)
+    ask: Callable[[Question], bool] = answers.ask
+
+    def changing(question: Question) -> bool:
+        permissions.forget()
+        return ask(question)
+
+    answers.ask = changing  # type: ignore[method-assign]
+    with pytest.raises(DatabaseUnavailableError, match="too fast"):
+        permissions.require(ALICE, "subscribe", "foo")
+    assert len(answers.asked) == Permissions.attempts
+
+
+def test_a_recheck_does_not_believe_what_is_remembered(answers: Answers) -> None:
+    answers.allowed.add("foo")
+    permissions = rls(answers, public_channels=("open",))
+    assert may(permissions, ALICE, "subscribe", "foo")
+    answers.allowed.clear()
+    assert may(permissions, ALICE, "subscribe", "foo")
+    assert not permissions.recheck(ALICE, "foo")
+    assert not may(permissions, ALICE, "subscribe", "foo")
+    assert permissions.recheck(ALICE, "open")
+    assert not permissions.recheck(Claims({"role": "postgres"}), "foo")

@@ -1,0 +1,139 @@
+"""socketio_pg.rechecks: who is asked about again, and what becomes of it."""
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+
+from socketio_pg import green
+from socketio_pg.config import Settings
+from socketio_pg.errors import DatabaseUnavailableError
+from socketio_pg.hub import Hub
+from socketio_pg.permissions import Permissions
+from socketio_pg.policies import Policies, Question
+from socketio_pg.rechecks import Rechecks
+from socketio_pg.sessions import Sessions
+from socketio_pg.tokens import Claims
+
+
+class Answers(Policies):
+    """Says no to (sub, channel) in ``forbidden``, and nothing in ``unknown``."""
+
+    def __init__(self) -> None:
+        self.forbidden: set[tuple[str, str]] = set()
+        self.unknown: set[str] = set()
+        self.asked: list[str] = []
+        #: What every answer waits for.
+        self.gate = green.Event()
+        self.gate.send()
+
+    def ask(self, question: Question) -> bool:
+        self.asked.append(question.channel)
+        self.gate.wait(5)
+        if question.channel in self.unknown:
+            raise DatabaseUnavailableError("away")
+        return not any(f'"{sub}"' in question.claims and channel == question.channel for sub, channel in self.forbidden)
+
+
+class World:
+    """Clients ``a`` and ``b``, who are of these names, in channels ``x`` and ``y``."""
+
+    def __init__(self, interval: float) -> None:
+        self.answers = Answers()
+        settings = Settings(authorization="rls", allowed_roles=("r",))
+        self.permissions = Permissions(settings, "required", self.answers)
+        self.hub, self.sessions = Hub(), Sessions(0, lambda session: None, lambda session: None)
+        self.revoked: list[tuple[str, str]] = []
+        self.changed = green.Event()
+        self.rechecks = Rechecks(self.sessions, self.hub, self.permissions, self._revoke, interval)
+        self.rechecks.least_pause = 0.0
+        self.rechecks.retry = 0.01
+        for sid in "ab":
+            self.hub.add(sid)
+            self.sessions.set(sid, "/", Claims({"sub": sid, "role": "r"}))
+            for channel in "xy":
+                self.hub.subscribe(sid, channel)
+
+    def _revoke(self, sid: str, channel: str) -> None:
+        self.revoked.append((sid, channel))
+        self.hub.unsubscribe(sid, channel)
+        self.changed.send()
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        with contextlib.suppress(green.TimedOut), green.timeout(5):
+            while not condition():
+                green.sleep(0.001)
+        assert condition()
+
+
+@pytest.fixture
+def world() -> World:
+    return World(interval=0)
+
+
+def test_all_are_asked_about_now_and_then() -> None:
+    world = World(interval=0.01)
+    world.rechecks.start()
+    world.wait_for(lambda: len(world.answers.asked) > 8)
+    assert world.revoked == []
+    world.answers.forbidden.add(("a", "y"))
+    world.changed.wait(5)
+    assert world.revoked == [("a", "y")]
+    world.rechecks.stop()
+
+
+def test_without_an_interval_only_when_told(world: World) -> None:
+    world.rechecks.start()
+    world.answers.forbidden |= {("a", "x"), ("b", "y")}
+    green.sleep(0.05)
+    assert world.answers.asked == []
+    world.rechecks.look(None)
+    world.wait_for(lambda: len(world.revoked) == 2)
+    assert sorted(world.revoked) == [("a", "x"), ("b", "y")]
+    world.rechecks.stop()
+
+
+def test_one_channel_only(world: World) -> None:
+    world.rechecks.start()
+    world.answers.forbidden |= {("a", "x"), ("a", "y")}
+    world.rechecks.look("y")
+    world.rechecks.look("nobody's")
+    world.wait_for(lambda: bool(world.revoked))
+    assert world.revoked == [("a", "y")]
+    assert set(world.answers.asked) == {"y"}
+    world.rechecks.stop()
+
+
+def test_where_there_is_no_answer_the_subscription_stays_and_is_asked_about_again(world: World) -> None:
+    world.rechecks.start()
+    world.answers.forbidden |= {("a", "x"), ("a", "y")}
+    world.answers.unknown.add("y")
+    world.rechecks.look(None)
+    world.wait_for(lambda: world.answers.asked.count("y") >= 6)
+    assert world.revoked == [("a", "x")]
+    world.answers.unknown.clear()
+    world.wait_for(lambda: len(world.revoked) == 2)
+    world.rechecks.stop()
+
+
+def test_who_has_become_somebody_else_meanwhile_is_not_judged_by_who_it_was(world: World) -> None:
+    world.answers.forbidden |= {("a", "x"), ("b", "x")}
+    world.answers.gate = green.Event()
+    world.rechecks.start()
+    world.rechecks.look("x")
+    world.wait_for(lambda: len(world.answers.asked) == 2)
+    world.sessions.set("a", "/", Claims({"sub": "c", "role": "r"}))
+    world.answers.gate.send()
+    world.wait_for(lambda: bool(world.revoked))
+    assert world.revoked == [("b", "x")]
+    world.rechecks.stop()
+
+
+def test_asking_about_many_channels_for_a_new_token(world: World) -> None:
+    claims = Claims({"sub": "a", "role": "r"})
+    world.answers.forbidden.add(("a", "x"))
+    assert world.rechecks.ask(claims, ["x", "y"]) == {"x": False, "y": True}
+    assert world.rechecks.ask(claims, []) == {}
+    world.answers.unknown.add("y")
+    with pytest.raises(DatabaseUnavailableError):
+        world.rechecks.ask(claims, ["x", "y"])

@@ -1,0 +1,217 @@
+"""socketio_pg.tokens: what is taken for a token, and what never."""
+
+import time
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import jwt
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socketio_pg.config import Settings
+from socketio_pg.errors import ConfigurationError, UnauthorizedError
+from socketio_pg.tokens import MAX_TOKEN_BYTES, Claims, TokenVerifier, bearer_token
+from tests.support.tokens import SECRET, SigningKey, complete, forge, hostile_tokens, mint
+
+HOSTILE = dict(hostile_tokens())
+
+
+@pytest.fixture(scope="module", params=["rsa", "ec", "ed"])
+def signing_key(request: pytest.FixtureRequest) -> SigningKey:
+    return SigningKey(request.param)
+
+
+def verifier(**settings: Any) -> TokenVerifier:
+    return TokenVerifier(Settings(**{"jwt_secret": SECRET} | settings))
+
+
+def refusal(of: TokenVerifier, token: object) -> str:
+    with pytest.raises(UnauthorizedError) as raised:
+        of.verify(token)
+    return raised.value.message
+
+
+def test_a_good_token_says_who_it_is() -> None:
+    exp = int(time.time()) + 60
+    claims = verifier().verify(mint(sub="alice", exp=exp, role="authenticated", app_metadata={"teams": [1, 2]}))
+    assert claims.subject == "alice"
+    assert claims.expires_at == exp
+    assert claims.claims["app_metadata"] == {"teams": [1, 2]}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_tokens_are_refused(name: str) -> None:
+    message = refusal(verifier(), HOSTILE[name])
+    # Nothing of it goes back, into a log or anywhere else.
+    token = HOSTILE[name]
+    assert not isinstance(token, str) or len(token) < 8 or token[:8] not in message
+
+
+@given(
+    st.one_of(st.text(), st.binary().map(lambda data: data.decode("latin-1")), st.from_regex(r"[\w-]*\.[\w-]*\.[\w-]*"))
+)
+def test_no_text_makes_it_fail_in_another_way(token: str) -> None:
+    refusal(verifier(), token)
+
+
+@given(st.data())
+def test_a_token_with_one_letter_changed_is_another(data: Any) -> None:
+    token = mint()
+    index = data.draw(st.integers(0, len(token) - 1))
+    letter = data.draw(st.sampled_from("ABCxyz019-_.="))
+    changed = token[:index] + letter + token[index + 1 :]
+    try:
+        claims = verifier().verify(changed)
+    except UnauthorizedError:
+        return
+    # Base64 has bits to spare at the end of a part.
+    assert claims.subject == "somebody"
+    assert index == len(token) - 1 or changed == token
+
+
+@pytest.mark.parametrize(
+    ("claims", "message"),
+    [
+        ({"exp": 1}, "the token has expired"),
+        ({"nbf": 2**40}, "the token is not valid yet"),
+        ({"exp": None}, "the token lacks exp, or iss or aud where they are configured"),
+        ({"sub": 1}, "the token's sub is not a string"),
+        ({"iss": "them"}, "the token comes from another issuer"),
+        ({"aud": "them"}, "the token is for another audience"),
+        ({"aud": ["them", "others"]}, "the token is for another audience"),
+        ({"iss": ["us"]}, "the token comes from another issuer"),
+        ({"aud": {"app": 1}}, "the token is for another audience"),
+        ({"iss": None}, "the token lacks exp, or iss or aud where they are configured"),
+        ({"aud": None}, "the token lacks exp, or iss or aud where they are configured"),
+    ],
+)
+def test_the_reason_is_told(claims: dict[str, Any], message: str) -> None:
+    strict = verifier(jwt_issuer="us", jwt_audience=("app", "site"))
+    assert strict.verify(mint(iss="us", aud="site")).subject == "somebody"
+    assert strict.verify(mint(iss="us", aud=["x", "app"])).subject == "somebody"
+    assert refusal(strict, forge(complete({"iss": "us", "aud": "app"} | claims))) == message
+
+
+def test_the_clocks_may_differ_by_the_leeway() -> None:
+    now = int(time.time())
+    assert verifier(jwt_leeway=30.0).verify(mint(exp=now - 20, nbf=now + 20))
+    assert refusal(verifier(jwt_leeway=0.0), mint(exp=now - 1)) == "the token has expired"
+
+
+def test_a_token_may_have_so_many_bytes() -> None:
+    token = mint(pad="x" * 100)
+    pad = "x" * (100 + (MAX_TOKEN_BYTES - len(token)) * 3 // 4 - 2)
+    assert MAX_TOKEN_BYTES - 8 < len(mint(pad=pad)) <= MAX_TOKEN_BYTES
+    assert verifier().verify(mint(pad=pad))
+    assert "at most 16384" in refusal(verifier(), mint(pad=pad + "x" * 8))
+
+
+def test_a_public_key_takes_its_own_algorithm_and_no_other(signing_key: SigningKey) -> None:
+    of = TokenVerifier(Settings(jwt_public_key=signing_key.pem))
+    assert of.algorithms == (signing_key.algorithm,)
+    assert of.verify(signing_key.sign(sub="alice")).subject == "alice"
+    assert refusal(of, SigningKey("rsa").sign())
+    for name, token in hostile_tokens("k" * 64):
+        assert refusal(of, token), name
+
+
+@pytest.mark.parametrize("algorithms", [(), ("RS256", "HS256")], ids=["by default", "both configured"])
+def test_the_public_key_is_no_secret(signing_key: SigningKey, algorithms: tuple[str, ...]) -> None:
+    """The classic: HS256, with the public key, which everybody has, as the secret."""
+    settings: dict[str, Any] = {"jwt_public_key": signing_key.pem}
+    if algorithms:
+        settings |= {"jwt_secret": SECRET, "jwt_algorithms": (signing_key.algorithm, "HS256")}
+    of = TokenVerifier(Settings(**settings))
+    for secret in (signing_key.pem, signing_key.pem.strip()):
+        assert refusal(of, forge(complete({}), secret))
+    assert of.verify(signing_key.sign())
+
+
+def test_secret_and_public_key_may_be_used_together(signing_key: SigningKey) -> None:
+    """While tokens move from one to the other."""
+    of = TokenVerifier(Settings(jwt_secret=SECRET, jwt_public_key=signing_key.pem))
+    assert of.verify(mint()).subject == of.verify(signing_key.sign()).subject == "somebody"
+
+
+def test_a_certificate_is_a_public_key() -> None:
+    key = SigningKey("rsa")
+    assert TokenVerifier(Settings(jwt_public_key=certificate(key))).verify(key.sign())
+
+
+def certificate(key: SigningKey) -> str:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.now(timezone.utc)
+    builder = x509.CertificateBuilder(name, name, key.private.public_key(), 1, now, now + timedelta(days=1))
+    signed = builder.sign(key.private, hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.PEM).decode()
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"jwt_secret": "short"}, "at least 32"),
+        ({"jwt_secret": "x" * 40, "jwt_algorithms": ("HS512",)}, "at least 64"),
+        ({"jwt_secret": SECRET, "jwt_algorithms": ("none",)}, "'none'"),
+        ({"jwt_secret": SECRET, "jwt_algorithms": ("RS256",)}, "'RS256'"),
+        ({"jwt_algorithms": ("HS256",)}, "there is no key"),
+        ({"jwt_secret": SigningKey("rsa").pem}, "JWT_PUBLIC_KEY"),
+        ({"jwt_public_key": "-----BEGIN PUBLIC KEY-----\nabc"}, "JWT_PUBLIC_KEY cannot be read"),
+        ({"jwt_public_key": SigningKey("rsa").pem, "jwks_url": "/x.json"}, "JWKS_URL"),
+        ({"jwt_public_key": SigningKey("ec").pem, "jwt_algorithms": ("RS256",)}, "allowed: ES256"),
+    ],
+)
+def test_wrong_settings_end_the_start(settings: dict[str, Any], word: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        TokenVerifier(Settings(**settings))
+    assert word in raised.value.message
+    assert settings.get("jwt_secret", "nothing") not in raised.value.message
+
+
+def test_a_weak_rsa_key_ends_the_start() -> None:
+    weak = SigningKey("rsa")
+    weak.private = rsa.generate_private_key(65537, 1024)
+    with pytest.raises(ConfigurationError, match="2048"):
+        TokenVerifier(Settings(jwt_public_key=weak.pem))
+
+
+def test_without_keys_nothing_is_accepted() -> None:
+    of = TokenVerifier(Settings())
+    assert of.algorithms == ()
+    assert refusal(of, mint())
+    assert refusal(of, jwt.encode(complete({}), "", "none"))
+
+
+# -- claims ------------------------------------------------------------------------------------------------------------
+
+
+def test_claims_on_the_wire() -> None:
+    assert Claims({"sub": "7", "exp": 0}).to_wire() == {"client": "7", "expires_at": "1970-01-01T00:00:00+00:00"}
+    assert Claims({}).to_wire() == {"client": None, "expires_at": None}
+
+
+def test_claims_are_text_in_ascii() -> None:
+    assert (
+        Claims({"sub": "é\0\ud800", "n": 10**30}).text
+        == r'{"sub":"\u00e9\u0000\ud800","n":1000000000000000000000000000000}'
+    )
+
+
+@pytest.mark.parametrize("claims", [{"x": float("nan")}, {"x": object()}, {"exp": "x"}, {"exp": 10**15}, {"exp": -1}])
+def test_what_are_no_claims(claims: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        Claims(claims)
+
+
+@pytest.mark.parametrize(
+    ("header", "token"),
+    [
+        (None, None), ("", None), ("Bearer", None), ("Bearer ", None), ("Basic abc", None), ("Bearer abc", "abc"),
+        ("bearer  abc ", "abc"), ("Bearerabc", None),
+    ],
+)  # fmt: skip
+def test_bearer_token(header: str | None, token: str | None) -> None:
+    assert bearer_token(header) == token
