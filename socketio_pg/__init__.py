@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from socketio_pg.errors import PayloadTooLargeError, SocketIOPGError
+from socketio_pg.errors import PayloadTooLargeError, SocketIOPGError, UnauthorizedError
 from socketio_pg.version import __version__
 
 if TYPE_CHECKING:
     from socketio_pg.pubsub import PubSub
+    from socketio_pg.tokens import Claims
 
-__all__ = ["PayloadTooLargeError", "PubSub", "SocketIOPGError", "__version__"]
+__all__ = ["Claims", "PayloadTooLargeError", "PubSub", "SocketIOPGError", "UnauthorizedError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from socketio_pg.pubsub import PubSub
 
         return PubSub
+    if name == "Claims":
+        from socketio_pg.tokens import Claims
+
+        return Claims
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

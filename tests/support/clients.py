@@ -44,17 +44,26 @@ class SocketClient:
         "error",
         "disconnect",
         "connect",
+        "connect_error",
+        "authenticated",
+        "token_expiring",
     )
 
     def __init__(
-        self, url: str, transports: tuple[str, ...] = ("websocket",), wait: bool = False, **options: Any
+        self,
+        url: str,
+        transports: tuple[str, ...] = ("websocket",),
+        wait: bool = False,
+        auth: Any = None,
+        headers: dict[str, str] | None = None,
+        **options: Any,
     ) -> None:
         self._events: dict[str, queue.Queue[Any]] = {name: queue.Queue() for name in self.EVENTS}
         options = {"reconnection_delay": 0.1, "reconnection_delay_max": 0.5} | options
         self.io = _InOrderClient(**options)
         for name in self.EVENTS:
             self.io.on(name, self._recorder(name))
-        self.io.connect(url, transports=list(transports), wait_timeout=10, retry=wait)
+        self.io.connect(url, transports=list(transports), wait_timeout=10, retry=wait, auth=auth, headers=headers or {})
 
     def next(self, event: str, seconds: float = 10.0) -> Any:
         """The argument of the next ``event``, in the order of their arrival."""
@@ -88,6 +97,21 @@ class SocketClient:
         return lambda *arguments: self._events[name].put(arguments[0] if arguments else None)
 
 
+def refused(url: str, **options: Any) -> Any:
+    """What a client is told that the server does not let in; ``options`` as of :class:`SocketClient`."""
+    told: queue.Queue[Any] = queue.Queue()
+
+    class Client(SocketClient):
+        def _recorder(self, name: str) -> Callable[..., None]:
+            return told.put if name == "connect_error" else super()._recorder(name)
+
+    try:
+        Client(url, reconnection=False, **options).close()
+    except socketio.exceptions.ConnectionError:
+        return told.get(timeout=10)
+    raise AssertionError("the client was let in")
+
+
 class RawClient:
     """One WebSocket of a :class:`Swarm`: what arrives is in :attr:`packets`, without its Engine.IO type."""
 
@@ -101,6 +125,9 @@ class RawClient:
         self.closed = False
         self.close_code: int | None = None
         self.answers_pings = True
+        #: Whether Socket.IO's CONNECT is sent, and with what.
+        self.answers_connect = True
+        self.auth: object = None
         self.answers_calls = False
         self._buffer = b""
         self.shaken = False
@@ -180,7 +207,8 @@ class RawClient:
                 self.send("3")
         elif packet.startswith("0"):
             self.opened = True
-            self.send("40")
+            if self.answers_connect:
+                self.send("40" + ("" if self.auth is None else json.dumps(self.auth)))
         elif packet.startswith("4"):
             if packet.startswith("40"):
                 self.connected = True

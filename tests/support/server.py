@@ -1,5 +1,6 @@
 """Real server processes: gunicorn as in production, and the development server."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -10,6 +11,8 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from socketio_pg.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,7 +27,7 @@ def free_port() -> int:
 
 def clean_environment(**settings: str) -> dict[str, str]:
     """The environment without settings of ours that the developer's shell may have."""
-    ours = {"DATABASE_URL", "LISTEN_DATABASE_URL", "DEBUG", "HOST", "PORT", "SECRET_KEY", "LOG_LEVEL", "TEST_PAGE"}
+    ours = {field.name.upper() for field in dataclasses.fields(Settings)}
     return {name: value for name, value in os.environ.items() if name not in ours} | settings
 
 

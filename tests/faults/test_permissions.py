@@ -1,0 +1,170 @@
+"""Permissions when the database is away, slow, or busy: no answer is a no, and nobody loses what he has."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg2
+import pytest
+
+from tests.support.clients import SocketClient
+from tests.support.policies import PolicyDatabase
+from tests.support.postgres import Cluster
+from tests.support.proxy import Proxy
+from tests.support.server import ServerProcess
+from tests.support.tokens import SECRET, mint
+
+SETTINGS = {
+    "JWT_SECRET": SECRET,
+    "AUTHORIZATION": "rls",
+    "ALLOWED_ROLES": "authenticated",
+    "PERMISSION_TIMEOUT": "1",
+    "PERMISSION_CACHE_SECONDS": "0",
+    "PERMISSION_RECHECK_SECONDS": "1",
+    "DRAIN_SECONDS": "0.2",
+}
+
+
+@pytest.fixture(scope="module")
+def database(breakable: Cluster) -> PolicyDatabase:
+    made = PolicyDatabase(breakable, "faulty_policies")
+    made.join("alice", "kitchen", writes=True)
+    made.join("bob", "kitchen")
+    made.sql(
+        """CREATE POLICY slow ON socketio_pg.messages TO authenticated
+           USING (CASE WHEN channel = 'slow' THEN pg_sleep(10) IS NOT NULL ELSE false END)
+           WITH CHECK (CASE WHEN channel = 'slow' THEN pg_sleep(10) IS NOT NULL ELSE false END)"""
+    )
+    return made
+
+
+@pytest.fixture
+def server(database: PolicyDatabase, proxy: Proxy) -> Iterator[ServerProcess]:
+    url = proxy.url.replace("postgres@", "web@").replace("/postgres", "/faulty_policies")
+    with contextlib.closing(ServerProcess(url, **SETTINGS)) as made:
+        yield made
+
+
+@pytest.fixture
+def alice(server: ServerProcess) -> Iterator[SocketClient]:
+    with SocketClient(server.url, auth={"token": mint(sub="alice", role="authenticated")}) as client:
+        yield client
+
+
+def code(answer: dict[str, Any]) -> str | None:
+    return None if answer["ok"] else answer["error"]["code"]
+
+
+def ask(client: SocketClient, channel: str) -> tuple[str | None, str | None, float]:
+    """What `subscribe` and `publish` are answered, and the seconds of the slower one."""
+    took = []
+    answers = []
+    for event, more in (("subscribe", {}), ("publish", {"payload": 1})):
+        began = time.monotonic()
+        answers.append(code(client.call(event, {"channel": channel, **more})))
+        took.append(time.monotonic() - began)
+    return answers[0], answers[1], max(took)
+
+
+def keeps_working(client: SocketClient, database: PolicyDatabase) -> None:
+    """Until permissions can be checked again."""
+    deadline = time.monotonic() + 30
+    while ask(client, "kitchen")[:2] != (None, None):
+        assert time.monotonic() < deadline
+    assert code(client.call("subscribe", {"channel": "cellar"})) == "forbidden"
+
+
+def test_a_policy_that_takes_ten_seconds(alice: SocketClient, server: ServerProcess) -> None:
+    assert ask(alice, "kitchen")[:2] == (None, None)
+    subscribed, published, took = ask(alice, "slow")
+    assert (subscribed, published) == ("database_unavailable", "database_unavailable")
+    assert took < 4
+    with SocketClient(server.url, auth={"token": mint(sub="bob", role="authenticated")}) as bob:
+        slow = threading.Thread(target=ask, args=(alice, "slow"))
+        slow.start()
+        began = time.monotonic()
+        assert code(bob.call("subscribe", {"channel": "kitchen"})) is None
+        assert time.monotonic() - began < 1
+        slow.join()
+
+
+def test_the_table_that_policies_look_at_is_locked(
+    alice: SocketClient, database: PolicyDatabase, server: ServerProcess
+) -> None:
+    """A migration: all connections of the pool wait for it."""
+    assert code(alice.call("subscribe", {"channel": "kitchen"})) is None
+    with contextlib.closing(psycopg2.connect(database.url)) as migration:
+        migration.cursor().execute("LOCK TABLE members")
+        clients = [
+            SocketClient(server.url, auth={"token": mint(sub=f"user{number}", role="authenticated")})
+            for number in range(5)
+        ]
+        for client in clients:
+            assert code(client.call("subscribe", {"channel": "kitchen"})) == "database_unavailable"
+        assert ask(alice, "kitchen")[:2] == ("database_unavailable", "database_unavailable")
+        # Rechecks have had no answer either. Who is subscribed stays, and gets what is published.
+        database.sql("SELECT pg_notify('kitchen', '\"still here\"')")
+        assert alice.next("event")["payload"] == "still here"
+        assert alice.pending("unsubscribed") == 0
+    for client in clients:
+        client.close()
+    keeps_working(alice, database)
+
+
+@pytest.mark.parametrize("fault", ["killed", "cut", "refused", "swallowed", "stopped"])
+def test_the_database_goes_in_the_middle_of_a_decision(
+    alice: SocketClient, database: PolicyDatabase, breakable: Cluster, proxy: Proxy, fault: str
+) -> None:
+    keeps_working(alice, database)
+    answers: list[Any] = []
+    asking = threading.Thread(
+        target=lambda: answers.extend(
+            [alice.call("subscribe", {"channel": "slow"}), alice.call("publish", {"channel": "kitchen", "payload": 2})]
+        )
+    )
+    asking.start()
+    deadline = time.monotonic() + 10
+    while not database.sql("SELECT pid FROM pg_stat_activity WHERE usename = 'web' AND wait_event = 'PgSleep'"):
+        assert time.monotonic() < deadline
+    if fault == "killed":
+        database.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'web'")
+    elif fault == "cut":
+        proxy.cut()
+    elif fault == "refused":
+        proxy.refuse()
+    elif fault == "swallowed":
+        proxy.black_hole()
+    else:
+        breakable.stop()
+    try:
+        asking.join(30)
+        assert code(answers[0]) == "database_unavailable"
+        if fault in ("refused", "swallowed", "stopped"):
+            assert code(answers[1]) == "database_unavailable"
+            assert ask(alice, "kitchen")[:2] == ("database_unavailable", "database_unavailable")
+            assert code(alice.call("authenticate", {"token": mint(sub="bob", role="authenticated")})) == (
+                "database_unavailable"
+            )
+    finally:
+        if fault == "stopped":
+            breakable.start()
+        proxy.restore()
+    keeps_working(alice, database)
+    # It has not become bob by an attempt that failed, nor lost its subscription.
+    assert alice.pending("unsubscribed") == 0
+    assert code(alice.call("publish", {"channel": "kitchen", "payload": "alice may write"})) is None
+
+
+def test_what_changed_while_the_server_did_not_listen_is_found_out(
+    server: ServerProcess, database: PolicyDatabase, proxy: Proxy
+) -> None:
+    database.join("dave", "attic")
+    with SocketClient(server.url, auth={"token": mint(sub="dave", role="authenticated")}) as dave:
+        assert code(dave.call("subscribe", {"channel": "attic"})) is None
+        proxy.refuse()
+        server.wait_not_ready()
+        database.sql("DELETE FROM members WHERE user_id = 'dave'; SELECT socketio_pg.recheck()")
+        proxy.restore()
+        assert dave.next("unsubscribed", 30) == {"channel": "attic", "reason": "forbidden"}

@@ -1,0 +1,388 @@
+"""Who comes in: tokens of every kind at a real server, keys that change, expiry, and an application's own login."""
+
+import contextlib
+import json
+import time
+import urllib.request
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+import jwt
+import pytest
+import socketio
+
+from tests.support.clients import SocketClient, Swarm, refused
+from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
+from tests.support.tokens import SECRET, KeyServer, SigningKey, complete, forge, hostile_tokens, mint
+
+HOSTILE = dict(hostile_tokens())
+
+
+def running(cluster: Cluster, **settings: str) -> contextlib.closing[ServerProcess]:
+    return contextlib.closing(ServerProcess(cluster.url(), DRAIN_SECONDS="0.2", **settings))
+
+
+@pytest.fixture(scope="module")
+def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+    """One that wants tokens."""
+    with running(postgres18, JWT_SECRET=SECRET, JWT_LEEWAY="0") as made:
+        yield made
+
+
+def unauthorized(told: Any) -> str:
+    """The sentence of a refusal."""
+    assert told.keys() == {"message", "data"}, told
+    assert told["data"] == {"code": "unauthorized", "message": told["message"]}
+    return str(told["message"])
+
+
+# -- at the door -------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_token(server: ServerProcess) -> None:
+    exp = int(time.time()) + 600
+    with SocketClient(server.url, auth={"token": mint(sub="alice", exp=exp)}) as client:
+        hello = client.next("server_hello")
+        assert hello["client"] == "alice"
+        assert datetime.fromisoformat(hello["expires_at"]) == datetime.fromtimestamp(exp, timezone.utc)
+        client.subscribe("foo")
+        assert client.call("publish", {"channel": "foo", "payload": 1})["ok"]
+        assert client.next("event")["payload"] == 1
+
+
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+def test_a_token_in_the_header(server: ServerProcess, transport: str) -> None:
+    headers = {"Authorization": f"Bearer {mint(sub='alice')}"}
+    with SocketClient(server.url, (transport,), headers=headers) as client:
+        assert client.next("server_hello")["client"] == "alice"
+    assert "signature" in unauthorized(refused(server.url, headers={"Authorization": headers["Authorization"] + "x"}))
+    # What is in `auth` goes before it.
+    with SocketClient(server.url, (transport,), headers=headers, auth={"token": mint(sub="bob")}) as client:
+        assert client.next("server_hello")["client"] == "bob"
+    unauthorized(refused(server.url, headers=headers, auth={"token": "wrong"}))
+
+
+@pytest.mark.parametrize("auth", [None, {}, {"Token": "x"}, [], "token", 7, {"token": None}], ids=repr)
+def test_no_token(server: ServerProcess, auth: Any) -> None:
+    assert unauthorized(refused(server.url, auth=auth)) == "a token is required"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_tokens(server: ServerProcess, name: str) -> None:
+    unauthorized(refused(server.url, auth={"token": HOSTILE[name]}))
+
+
+def test_a_token_in_the_address_is_none(server: ServerProcess) -> None:
+    """Addresses end in logs."""
+    token = mint()
+    for name in ("token", "auth", "access_token", "jwt"):
+        unauthorized(refused(f"{server.url}?{name}={token}"))
+
+
+def test_who_was_refused_can_do_nothing_and_is_cut_off(postgres18: Cluster) -> None:
+    with running(postgres18, JWT_SECRET=SECRET, CONNECT_TIMEOUT="1") as server:
+        swarm = Swarm("127.0.0.1", server.port)
+        refused_one, silent_one, good_one = swarm.open(3)
+        silent_one.answers_connect = False
+        good_one.auth = {"token": mint()}
+        swarm.run_until(lambda: bool(refused_one.packets) and good_one.connected)
+        assert json.loads(refused_one.packets.popleft()[1:])["data"]["code"] == "unauthorized"
+        refused_one.emit("subscribe", {"channel": "foo"}, 1)
+        refused_one.emit("publish", {"channel": "foo", "payload": 1}, 2)
+        swarm.run_until(lambda: refused_one.closed and silent_one.closed, 10)
+        assert list(refused_one.packets) == []
+        assert list(silent_one.packets) == []
+        good_one.emit("subscribe", {"channel": "foo"}, 1)
+        swarm.run_until(lambda: bool(good_one.events("subscribed")))
+        swarm.close()
+
+
+def test_other_namespaces_want_a_token_too(server: ServerProcess, postgres18: Cluster) -> None:
+    client = socketio.Client(reconnection=False)
+    with pytest.raises(socketio.exceptions.ConnectionError):
+        client.connect(server.url, namespaces=["/chat"], transports=["websocket"], wait_timeout=5)
+
+
+def test_nothing_of_a_token_is_in_the_log(postgres18: Cluster) -> None:
+    token, wrong = mint(sub="alice", note="s3cret"), mint(secret="w" * 64)
+    settings = {"JWT_SECRET": SECRET, "LOG_LEVEL": "DEBUG"}
+    with running(postgres18, **settings) as server:
+        with SocketClient(server.url, auth={"token": token}) as client:
+            client.next("server_hello")
+            assert not client.call("authenticate", {"token": wrong})["ok"]
+        unauthorized(refused(server.url, auth={"token": wrong}))
+        unauthorized(refused(server.url, headers={"Authorization": f"Bearer {wrong}"}))
+        server.stop()
+        log = server.log
+    assert "listening on" in log
+    for secret in (token, wrong, SECRET):
+        for part in secret.split("."):
+            assert part not in log
+
+
+@pytest.mark.parametrize("kind", ["rsa", "ec", "ed"])
+def test_a_public_key(postgres18: Cluster, kind: str) -> None:
+    key, other = SigningKey(kind), SigningKey(kind)
+    with running(postgres18, JWT_PUBLIC_KEY=key.pem.replace("\n", "\\n")) as server:
+        with SocketClient(server.url, auth={"token": key.sign(sub="alice")}) as client:
+            assert client.next("server_hello")["client"] == "alice"
+        assert "signature" in unauthorized(refused(server.url, auth={"token": other.sign()}))
+        # HS256 with the public key as the secret.
+        assert "algorithm" in unauthorized(refused(server.url, auth={"token": forge(complete({}), key.pem)}))
+        assert "algorithm" in unauthorized(refused(server.url, auth={"token": jwt.encode(complete({}), "", "none")}))
+
+
+def test_issuer_and_audience(postgres18: Cluster) -> None:
+    with running(postgres18, JWT_SECRET=SECRET, JWT_ISSUER="us", JWT_AUDIENCE="app, site") as server:
+        for audience in ("app", "site", ["other", "app"]):
+            with SocketClient(server.url, auth={"token": mint(iss="us", aud=audience)}) as client:
+                client.next("server_hello")
+        wrong: list[dict[str, Any]]
+        wrong = [{"iss": "us"}, {"aud": "app"}, {"iss": "them", "aud": "app"}, {"iss": "us", "aud": "other"}]
+        for claims in wrong:
+            unauthorized(refused(server.url, auth={"token": mint(**claims)}))
+
+
+def test_optional(postgres18: Cluster) -> None:
+    settings = {"JWT_SECRET": SECRET, "AUTH": "optional", "PUBLIC_CHANNELS": "news, public:*"}
+    with running(postgres18, **settings) as server, SocketClient(server.url) as anonymous:
+        assert anonymous.next("server_hello")["client"] is None
+        assert anonymous.call("subscribe", {"channel": "public:x"})["ok"]
+        assert anonymous.call("subscribe", {"channel": "foo"})["error"]["code"] == "forbidden"
+        assert anonymous.call("publish", {"channel": "news", "payload": 1})["error"]["code"] == "forbidden"
+        # A token that is wrong is not the same as none.
+        unauthorized(refused(server.url, auth={"token": mint(exp=1)}))
+        unauthorized(refused(server.url, auth={"token": ""}))
+        # Somebody signs in while connected.
+        answer = anonymous.call("authenticate", {"token": mint(sub="alice")})
+        assert (answer["ok"], answer["client"]) == (True, "alice")
+        assert anonymous.call("subscribe", {"channel": "foo"})["ok"]
+        assert anonymous.call("publish", {"channel": "foo", "payload": 1})["ok"]
+
+
+def test_off_is_said_loudly_once(postgres18: Cluster) -> None:
+    with running(postgres18) as server:
+        with SocketClient(server.url, auth={"token": "whatever"}) as client:
+            assert client.next("server_hello")["client"] is None
+            answer = client.call("authenticate", {"token": mint()})
+            assert answer["error"]["code"] == "invalid_request"
+        assert server.log.count("AUTH is off") == 1
+    with running(postgres18, DEBUG="1") as server:
+        assert "AUTH is off" not in server.log
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"AUTH": "required"}, "AUTH=required needs a key"),
+        ({"AUTH": "optional"}, "AUTH=optional needs a key"),
+        ({"AUTH": "on"}, "AUTH in the environment is 'on'; allowed: 'off' or 'optional' or 'required'"),
+        ({"JWT_SECRET": "t00-short"}, "at least 32"),
+        ({"JWT_ALGORITHMS": "none", "JWT_SECRET": SECRET}, "'none'"),
+        ({"JWT_PUBLIC_KEY": "/no/such/file"}, "JWT_PUBLIC_KEY"),
+        ({"AUTHORIZATION": "claims"}, "AUTHORIZATION=claims needs"),
+    ],
+)
+def test_a_wrong_setting_ends_the_start_with_a_sentence(
+    postgres18: Cluster, settings: dict[str, str], word: str
+) -> None:
+    with contextlib.closing(ServerProcess(postgres18.url(), wait="nothing", **settings)) as server:
+        assert server.process.wait(30) != 0
+        assert word in server.log
+        assert "Traceback" not in server.log
+        assert "t00-short" not in server.log
+
+
+# -- while connected ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+def test_expiry(server: ServerProcess, transport: str) -> None:
+    exp = int(time.time()) + 3
+    auth = {"token": mint(sub="alice", exp=exp)}
+    with SocketClient(server.url, (transport,), auth=auth, reconnection=False) as client:
+        hello = client.next("server_hello")
+        # It has less than half a minute left: warned of at once.
+        assert client.next("token_expiring") == {"expires_at": hello["expires_at"]}
+        client.subscribe("foo")
+        assert client.next("error") == {"code": "unauthorized", "message": "the token has expired"}
+        assert exp <= time.time() < exp + 3
+        client.next("disconnect")
+        assert client.pending("event") == 0
+
+
+def test_a_renewed_token_goes_on(server: ServerProcess) -> None:
+    with SocketClient(server.url, auth={"token": mint(sub="alice", exp=int(time.time()) + 3)}) as client:
+        client.subscribe("foo")
+        client.next("token_expiring")
+        exp = int(time.time()) + 5
+        answer = client.call("authenticate", {"token": mint(sub="alice", exp=exp)})
+        assert answer == {"ok": True, **client.next("authenticated")}
+        assert answer["client"] == "alice"
+        assert datetime.fromisoformat(answer["expires_at"]).timestamp() == exp
+        # The first one's end passes, and nothing happens; the second one's counts.
+        assert client.next("error")["code"] == "unauthorized"
+        assert time.time() >= exp
+
+
+@pytest.mark.parametrize("request_", [{}, {"token": None}, {"token": "abc"}, {"token": mint(exp=1)}], ids=str)
+def test_a_renewal_that_fails_changes_nothing(server: ServerProcess, request_: dict[str, Any]) -> None:
+    with SocketClient(server.url, auth={"token": mint(sub="alice")}) as client:
+        client.subscribe("foo")
+        answer = client.call("authenticate", request_)
+        assert answer["error"]["code"] == ("unauthorized" if request_ else "invalid_request")
+        assert client.call("publish", {"channel": "foo", "payload": 1})["ok"]
+        assert client.next("event")["payload"] == 1
+
+
+def test_a_client_that_reconnects_is_asked_again(server: ServerProcess) -> None:
+    """With a function for `auth`, as for the end of a token: python-socketio asks it at each attempt."""
+    tokens = iter([mint(sub="first", exp=int(time.time()) + 2), mint(sub="second")])
+    with SocketClient(server.url, auth=lambda: {"token": next(tokens)}) as client:
+        assert client.next("server_hello")["client"] == "first"
+        assert client.next("error")["code"] == "unauthorized"
+        assert client.next("server_hello")["client"] == "second"
+
+
+# -- keys that change --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def key_server() -> Iterator[KeyServer]:
+    made = KeyServer()
+    yield made
+    made.close()
+
+
+def hello_of(server: ServerProcess, token: str) -> str | None:
+    with SocketClient(server.url, auth={"token": token}, reconnection=False) as client:
+        found: str | None = client.next("server_hello")["client"]
+        return found
+
+
+def test_jwks_and_rotation(postgres18: Cluster, key_server: KeyServer) -> None:
+    old, new, ed = SigningKey("rsa", "2025"), SigningKey("ec", "2026"), SigningKey("ed", "x")
+    key_server.keys = [old, ed]
+    settings = {"JWKS_URL": key_server.url, "JWKS_CACHE_SECONDS": "1", "JWT_AUDIENCE": "app"}
+    with running(postgres18, **settings) as server:
+        assert hello_of(server, old.sign(sub="alice", aud="app")) == "alice"
+        assert hello_of(server, ed.sign(sub="bob", aud="app")) == "bob"
+        assert "not known" in unauthorized(refused(server.url, auth={"token": new.sign(aud="app")}))
+        assert "algorithm" in unauthorized(refused(server.url, auth={"token": mint(aud="app")}))
+        key_server.keys = [new]
+        deadline = time.monotonic() + 20
+        while refused_or_none(server, new.sign(aud="app")) is not None:
+            assert time.monotonic() < deadline
+        # The old one was revoked with that.
+        for revoked in (old, ed):
+            assert "not known" in unauthorized(refused(server.url, auth={"token": revoked.sign(aud="app")}))
+        # One with the old one's name is not it.
+        impostor = SigningKey("ec", "2026")
+        assert "signature" in unauthorized(refused(server.url, auth={"token": impostor.sign(aud="app")}))
+
+
+def refused_or_none(server: ServerProcess, token: str) -> Any:
+    try:
+        hello_of(server, token)
+    except socketio.exceptions.ConnectionError as error:
+        return error
+    return None
+
+
+def test_unknown_keys_do_not_make_the_server_fetch_all_the_time(postgres18: Cluster, key_server: KeyServer) -> None:
+    known = SigningKey("rsa", "1")
+    key_server.keys = [known]
+    with running(postgres18, JWKS_URL=key_server.url) as server:
+        assert hello_of(server, known.sign()) == "somebody"
+        fetched = key_server.fetched
+        stranger = SigningKey("rsa", "2")
+        for number in range(30):
+            unauthorized(refused(server.url, auth={"token": stranger.sign({"kid": f"unknown-{number}"})}))
+        assert key_server.fetched <= fetched + 3  # one in 5 s
+        assert "JWT_AUDIENCE is not set" in server.log
+
+
+def test_keys_that_cannot_be_fetched(postgres18: Cluster, key_server: KeyServer) -> None:
+    key = SigningKey("rsa", "1")
+    key_server.keys = [key]
+    key_server.status = 500
+    with running(postgres18, JWKS_URL=key_server.url) as server:
+        told = refused(server.url, auth={"token": key.sign()})
+        assert told["data"]["code"] == "authentication_unavailable"
+        key_server.status, key_server.body = 200, "<html>"
+        told = refused(server.url, auth={"token": key.sign()})
+        assert told["data"]["code"] == "authentication_unavailable"
+        key_server.body = None
+        deadline = time.monotonic() + 20
+        while refused_or_none(server, key.sign()) is not None:
+            assert time.monotonic() < deadline
+        # What was fetched goes on being used.
+        key_server.status = 500
+        assert hello_of(server, key.sign()) == "somebody"
+        assert "cannot be fetched" in server.log
+
+
+# -- an application's own login ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def login_server(postgres18: Cluster) -> Iterator[ServerProcess]:
+    settings = {"AUTHORIZATION": "claims", "CORS_ALLOWED_ORIGINS": "*"}
+    with running(postgres18, app="tests.support.login_app:app", **settings) as made:
+        yield made
+
+
+def login(server: ServerProcess, user: str) -> dict[str, str]:
+    request = urllib.request.Request(f"{server.url}/login/{user}", method="POST")
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
+
+
+def test_a_flask_session(login_server: ServerProcess) -> None:
+    with SocketClient(login_server.url, headers=login(login_server, "alice")) as client:
+        assert client.next("server_hello")["client"] == "alice"
+        assert client.call("whoami") == "alice"
+        assert client.call("subscribe", {"channel": "user:alice"})["ok"]
+        assert client.call("subscribe", {"channel": "user:bob"})["error"]["code"] == "forbidden"
+        # `authenticate` asks the application as well.
+        exp = int(time.time()) + 60
+        answer = client.call("authenticate", {"token": {"sub": "bob", "subscribe": ["user:bob"], "exp": exp}})
+        assert (answer["ok"], answer["client"]) == (True, "bob")
+        assert [client.next("unsubscribed")] == [{"channel": "user:alice", "reason": "forbidden"}]
+        assert client.call("subscribe", {"channel": "user:bob"})["ok"]
+    assert "any page on the web" in login_server.log
+
+
+def test_nobody_of_the_application(login_server: ServerProcess) -> None:
+    assert unauthorized(refused(login_server.url)) == "who are you? Sign in first"
+    assert unauthorized(refused(login_server.url, headers={"Cookie": "session=forged"})) == "who are you? Sign in first"
+    assert unauthorized(refused(login_server.url, auth={"token": "wrong"})) == "this is not the password"
+
+
+@pytest.mark.parametrize("token", ["fails", "nonsense"])
+def test_a_login_that_fails_lets_nobody_in(login_server: ServerProcess, token: str) -> None:
+    told = refused(login_server.url, auth={"token": token}, headers=login(login_server, "alice"))
+    assert told == {
+        "message": "the server failed to handle this",
+        "data": {"code": "internal", "message": "the server failed to handle this"},
+    }
+
+
+def test_the_applications_connect_handlers_know_who_it_is(login_server: ServerProcess) -> None:
+    client = socketio.Client(reconnection=False)
+    client.connect(
+        login_server.url, namespaces=["/", "/chat"], transports=["websocket"], auth={"token": {"sub": "carol"}}
+    )
+    client.disconnect()
+    with pytest.raises(socketio.exceptions.ConnectionError):
+        client.connect(login_server.url, namespaces=["/chat"], transports=["websocket"], wait_timeout=5)
+    client.disconnect()
+    told = refused(login_server.url, auth={"token": {"sub": "unwelcome"}})
+    assert told == {"message": "Connection refused by server"}
+    state = json.loads(login_server.get("/state")[1])
+    assert ["/", "carol"] in state["connected"]
+    assert ["/chat", "carol"] in state["connected"]
+    assert ["/", "unwelcome"] in state["connected"]
+    login_server.wait_for("/state", 200, '"sessions":0')

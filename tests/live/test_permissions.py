@@ -1,0 +1,340 @@
+"""Who may do what, at a real server: claims, row-level security, and permissions that change."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.clients import SocketClient
+from tests.support.policies import PolicyDatabase
+from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
+from tests.support.tokens import SECRET, mint
+
+SETTINGS = {
+    "JWT_SECRET": SECRET,
+    "JWT_LEEWAY": "0",
+    "DRAIN_SECONDS": "0.2",
+}
+RLS = SETTINGS | {
+    "AUTH": "optional",
+    "AUTHORIZATION": "rls",
+    "ALLOWED_ROLES": "authenticated,service_role,not_granted",
+    "ANONYMOUS_ROLE": "anon",
+    "PUBLIC_CHANNELS": "open:*",
+    # What changes is told by recheck() in these tests, or found out every second in others.
+    "PERMISSION_RECHECK_SECONDS": "0",
+}
+
+
+@pytest.fixture(scope="module")
+def database(postgres18: Cluster) -> PolicyDatabase:
+    return PolicyDatabase(postgres18, "live_policies")
+
+
+@pytest.fixture(scope="module")
+def server(database: PolicyDatabase) -> Iterator[ServerProcess]:
+    with contextlib.closing(ServerProcess(database.server_url, **RLS)) as made:
+        yield made
+
+
+@pytest.fixture
+def room(database: PolicyDatabase) -> str:
+    """A room that alice may read and write, and bob may read."""
+    name = f"room-{uuid.uuid4().hex[:12]}"
+    database.join("alice", name, writes=True)
+    database.join("bob", name)
+    return name
+
+
+def connect(server: ServerProcess, sub: str, role: str | None = "authenticated", **claims: Any) -> SocketClient:
+    return SocketClient(server.url, auth={"token": mint(sub=sub, role=role, **claims)})
+
+
+def code(answer: dict[str, Any]) -> str | None:
+    """The code of an error, None when all is well."""
+    assert answer["ok"] is ("error" not in answer)
+    return answer["error"]["code"] if "error" in answer else None
+
+
+def subscribe(client: SocketClient, channel: str, **more: Any) -> str | None:
+    return code(client.call("subscribe", {"channel": channel, **more}))
+
+
+def publish(client: SocketClient, channel: str, payload: object = 1, **more: Any) -> str | None:
+    return code(client.call("publish", {"channel": channel, "payload": payload, **more}))
+
+
+# -- claims ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def claims_server(postgres18: Cluster) -> Iterator[ServerProcess]:
+    with contextlib.closing(ServerProcess(postgres18.url(), AUTHORIZATION="claims", **SETTINGS)) as made:
+        yield made
+
+
+def test_patterns_in_the_token(claims_server: ServerProcess, postgres18: Cluster) -> None:
+    claims = {"subscribe": ["orders:*", "user:42"], "publish": ["chat:*"]}
+    with connect(claims_server, "42", None, **claims) as client:
+        assert subscribe(client, "orders:7") is None
+        assert subscribe(client, "user:42") is None
+        for channel in ("user:421", "user:4", "orders", "chat:1", "xorders:7"):
+            assert subscribe(client, channel) == "forbidden"
+            postgres18.notify(channel, '"secret"')
+        assert publish(client, "orders:7") == "forbidden"
+        assert publish(client, "chat:1") is None
+        postgres18.notify("orders:7", '"public"')
+        # Nothing of the others came before it.
+        assert client.next("event") == {"channel": "orders:7", "payload": "public"}
+
+
+def test_two_clients_with_different_claims_on_one_channel(claims_server: ServerProcess) -> None:
+    channel = f"c-{uuid.uuid4().hex[:8]}"
+    with (
+        connect(claims_server, "reader", None, subscribe=[channel]) as reader,
+        connect(claims_server, "writer", None, publish=[channel]) as writer,
+        connect(claims_server, "nobody", None) as nobody,
+    ):
+        assert [subscribe(client, channel) for client in (reader, writer, nobody)] == [None, "forbidden", "forbidden"]
+        assert [publish(client, channel) for client in (reader, nobody)] == ["forbidden"] * 2
+        assert publish(writer, channel, "hello") is None
+        assert reader.next("event")["payload"] == "hello"
+        for client in (writer, nobody):
+            client.call("unsubscribe", {"channel": channel})
+            assert client.pending("event") == 0
+
+
+def test_a_new_token_takes_away_and_gives(claims_server: ServerProcess, postgres18: Cluster) -> None:
+    with connect(claims_server, "alice", None, subscribe=["a", "b"]) as client:
+        for channel in "ab":
+            assert subscribe(client, channel) is None
+        answer = client.call("authenticate", {"token": mint(sub="alice", subscribe=["b", "c"])})
+        assert code(answer) is None
+        assert client.next("unsubscribed") == {"channel": "a", "reason": "forbidden"}
+        assert subscribe(client, "a") == "forbidden"
+        assert subscribe(client, "c") is None
+        for channel in "abc":
+            postgres18.notify(channel, f'"{channel}"')
+        assert [client.next("event")["payload"] for _ in range(2)] == ["b", "c"]
+        assert client.pending("unsubscribed") == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "wanted"), [("off", ["forbidden"] * 2), ("authenticated", ["forbidden", None]), ("all", [None, None])]
+)
+def test_publish_modes(postgres18: Cluster, mode: str, wanted: list[str | None]) -> None:
+    with (
+        contextlib.closing(ServerProcess(postgres18.url(), AUTH="optional", PUBLISH=mode, **SETTINGS)) as server,
+        SocketClient(server.url) as anonymous,
+        connect(server, "alice") as alice,
+    ):
+        assert [publish(client, "foo") for client in (anonymous, alice)] == wanted
+
+
+# -- row-level security ------------------------------------------------------------------------------------------------
+
+
+def test_the_policies_decide(server: ServerProcess, room: str) -> None:
+    with (
+        connect(server, "alice") as alice,
+        connect(server, "bob") as bob,
+        connect(server, "carol") as carol,
+        SocketClient(server.url) as anonymous,
+    ):
+        clients = [alice, bob, carol, anonymous]
+        assert [subscribe(client, room) for client in clients] == [None, None, "forbidden", "forbidden"]
+        assert [subscribe(client, "lobby") for client in clients] == [None] * 4
+        assert [subscribe(client, "user:bob") for client in clients] == ["forbidden", None, "forbidden", "forbidden"]
+        assert [subscribe(client, "open:x") for client in clients] == [None] * 4
+        assert [publish(client, room) for client in (bob, carol, anonymous)] == ["forbidden"] * 3
+        assert publish(alice, room, "from alice") is None
+        for client in (alice, bob):
+            assert client.next("event")["payload"] == "from alice"
+        # For those who may not, nothing came, in whatever way it was published.
+        for client in (carol, anonymous):
+            client.call("unsubscribe", {"channel": "lobby"})
+            assert client.pending("event") == 0
+
+
+@pytest.mark.parametrize(
+    "role",
+    [
+        "postgres", "web", "not_granted", "nobody_has_this_name", "none", "anon ", "AUTHENTICATED", "", 7,
+        ["authenticated"], 'authenticated"; RESET ROLE; --',
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_roles_that_are_not_allowed(server: ServerProcess, room: str, role: Any) -> None:
+    with connect(server, "alice", role) as client:
+        assert subscribe(client, room) == "forbidden"
+        assert publish(client, room) == "forbidden"
+        assert subscribe(client, "lobby") == "forbidden"
+
+
+def test_a_token_without_a_role_is_anonymous_to_the_policies(server: ServerProcess, room: str) -> None:
+    with connect(server, "alice", None) as client:
+        assert client.next("server_hello")["client"] == "alice"
+        assert subscribe(client, room) == "forbidden"
+        assert subscribe(client, "lobby") is None
+
+
+def test_a_role_past_all_policies_is_one_only_when_it_is_allowed(server: ServerProcess, room: str) -> None:
+    with connect(server, "anybody", "service_role") as client:
+        assert subscribe(client, room) is None
+        assert publish(client, room) is None
+
+
+def test_the_policies_count_for_the_log_as_well(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
+    with connect(server, "alice") as alice, connect(server, "bob") as bob, connect(server, "carol") as carol:
+        start = alice.call("subscribe", {"channel": room})
+        since = {"epoch": start["epoch"], "position": start["position"]}
+        database.sql("SELECT socketio_pg.publish(%s, to_jsonb(n)) FROM generate_series(1, 3) AS n", room)
+        assert [alice.next("event")["payload"] for _ in range(3)] == [1, 2, 3]
+        assert publish(alice, room, "x" * 20_000) is None
+        assert publish(alice, room, 4, durable=True) is None
+        assert publish(bob, room, 5, durable=True) == "forbidden"
+        assert publish(bob, room, "x" * 20_000) == "forbidden"
+        for client, wanted in ((bob, None), (carol, "forbidden")):
+            assert subscribe(client, room, since=since) == wanted
+            assert subscribe(client, room, history=100) == wanted
+        assert [bob.next("event")["payload"] for _ in range(3)] == [1, 2, 3]
+        assert carol.pending("event") == 0
+        # What was allowed when the messages were written, and is not now.
+        database.part("bob", room)
+        database.sql("SELECT socketio_pg.recheck()")
+        assert bob.next("unsubscribed") == {"channel": room, "reason": "forbidden"}
+    with connect(server, "bob") as again:
+        assert subscribe(again, room, since=since) == "forbidden"
+        assert subscribe(again, room, history=1) == "forbidden"
+
+
+def test_permission_taken_away_while_subscribed(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
+    with connect(server, "alice") as alice, connect(server, "bob") as bob, connect(server, "bob") as other:
+        for client in (alice, bob, other):
+            assert subscribe(client, room) is None
+        assert subscribe(bob, "user:bob") is None
+        # In the transaction that takes it away: servers hear of it when it commits, and not before.
+        database.sql(
+            "DELETE FROM members WHERE user_id = 'bob' AND room = %s; SELECT socketio_pg.recheck(%s)", room, room
+        )
+        for client in (bob, other):
+            assert client.next("unsubscribed") == {"channel": room, "reason": "forbidden"}
+        assert publish(alice, room, "not for bob") is None
+        assert alice.next("event")["payload"] == "not for bob"
+        database.sql("SELECT pg_notify('user:bob', '\"for bob\"')")
+        assert bob.next("event")["payload"] == "for bob"
+        assert other.pending("event") == 0
+        assert subscribe(bob, room) == "forbidden"
+        # And given back.
+        database.join("bob", room)
+        database.sql("SELECT socketio_pg.recheck(%s)", room)
+        wait_until_allowed(bob, room)
+
+
+def wait_until_allowed(client: SocketClient, channel: str) -> None:
+    for _ in range(1000):
+        if subscribe(client, channel) is None:
+            return
+    raise AssertionError("it stays forbidden")
+
+
+def test_a_trigger_on_the_table_that_policies_look_at(
+    server: ServerProcess, database: PolicyDatabase, room: str
+) -> None:
+    database.sql(
+        "CREATE TRIGGER recheck AFTER INSERT OR UPDATE OR DELETE ON members"
+        " FOR EACH STATEMENT EXECUTE FUNCTION socketio_pg.recheck_on_change()"
+    )
+    try:
+        with connect(server, "bob") as bob:
+            assert subscribe(bob, room) is None
+            database.part("bob", room)
+            assert bob.next("unsubscribed") == {"channel": room, "reason": "forbidden"}
+    finally:
+        database.sql("DROP TRIGGER recheck ON members")
+
+
+def test_without_being_told_it_is_found_out_soon(database: PolicyDatabase, room: str) -> None:
+    settings = RLS | {"PERMISSION_RECHECK_SECONDS": "0.5"}
+    with (
+        contextlib.closing(ServerProcess(database.server_url, **settings)) as server,
+        connect(server, "bob") as bob,
+        connect(server, "alice") as alice,
+    ):
+        assert subscribe(bob, room) is subscribe(alice, room) is None
+        database.part("bob", room)
+        assert bob.next("unsubscribed") == {"channel": room, "reason": "forbidden"}
+        assert alice.pending("unsubscribed") == 0
+
+
+def test_a_policy_that_changes(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
+    with connect(server, "carol") as carol:
+        assert subscribe(carol, room) == "forbidden"
+        database.sql(f"""CREATE POLICY "{room}" ON socketio_pg.messages FOR SELECT USING (channel = '{room}')""")
+        database.sql("SELECT socketio_pg.recheck()")
+        wait_until_allowed(carol, room)
+        database.sql(f'DROP POLICY "{room}" ON socketio_pg.messages; SELECT socketio_pg.recheck()')
+        assert carol.next("unsubscribed") == {"channel": room, "reason": "forbidden"}
+
+
+def test_sql_in_claims(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
+    before = database.sql("SELECT * FROM members ORDER BY 1, 2")
+    for hostile in ("'; DELETE FROM members; --", "alice' OR true --", "%s", "\\", "\0", "alice\0", "\ud800"):
+        with connect(server, hostile, extra={hostile: hostile}) as client:
+            assert subscribe(client, room) == "forbidden"
+            assert publish(client, room) == "forbidden"
+    assert database.sql("SELECT * FROM members ORDER BY 1, 2") == before
+
+
+def test_a_new_token_while_replaying_and_publishing(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
+    """A replay of much stops in the middle when the client may not see the channel any more."""
+    with connect(server, "bob") as bob:
+        start = bob.call("subscribe", {"channel": room})
+        since = {"epoch": start["epoch"], "position": start["position"]}
+        bob.call("unsubscribe", {"channel": room})
+        bob.next("unsubscribed")
+        database.sql(
+            "SELECT socketio_pg.publish(%s, to_jsonb(repeat('x', 100000))) FROM generate_series(1, 200) AS n", room
+        )
+        assert subscribe(bob, room, since=since) is None
+        bob.next("event")
+        assert code(bob.call("authenticate", {"token": mint(sub="carol", role="authenticated")}, 30)) is None
+        assert bob.next("unsubscribed") == {"channel": room, "reason": "forbidden"}
+        arrived = bob.pending("event")
+        assert subscribe(bob, "lobby") is None
+        assert bob.pending("event") - arrived <= 1
+
+
+def test_the_table_stays_empty_and_the_log_quiet(server: ServerProcess, database: PolicyDatabase) -> None:
+    assert database.sql("SELECT count(*) FROM socketio_pg.messages") == [(0,)]
+    assert "Traceback" not in server.log
+    assert "clients of role 'not_granted' will be refused" in server.log
+
+
+def test_without_the_schema_nothing_is_allowed_and_the_operator_is_told(postgres18: Cluster) -> None:
+    postgres18.sql("DROP DATABASE IF EXISTS no_schema WITH (FORCE)")
+    postgres18.sql("CREATE DATABASE no_schema")
+    url = postgres18.url("no_schema")
+    with contextlib.closing(ServerProcess(url, wait="http", **RLS)) as server:
+        server.wait_for("/readyz", 503, "socketio-pg init")
+        with connect(server, "alice") as client:
+            assert subscribe(client, "foo") == "internal"
+            assert publish(client, "foo") == "internal"
+            assert subscribe(client, "open:x") is None
+        # As soon as it is installed, it is used.
+        installed = PolicyDatabase(postgres18, "no_schema")
+        server.wait_ready()
+        installed.join("alice", "foo")
+        with connect(server, "alice") as client:
+            assert subscribe(client, "foo") is None
+
+
+def test_auto_init_installs_it(postgres18: Cluster) -> None:
+    postgres18.sql("DROP DATABASE IF EXISTS auto_init_rls WITH (FORCE)")
+    postgres18.sql("CREATE DATABASE auto_init_rls")
+    url = postgres18.url("auto_init_rls")
+    with contextlib.closing(ServerProcess(url, AUTO_INIT="1", **RLS)) as server, connect(server, "alice") as client:
+        assert subscribe(client, "foo") == "forbidden"

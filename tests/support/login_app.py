@@ -1,0 +1,70 @@
+"""Somebody's own application with a login of its own: a Flask session, with tokens for who has none."""
+
+import eventlet
+
+eventlet.monkey_patch()
+
+from typing import Any  # noqa: E402
+
+from flask import Flask, Request, request, session  # noqa: E402
+
+from socketio_pg import Claims, UnauthorizedError  # noqa: E402
+from socketio_pg.websocket import SocketServer  # noqa: E402
+
+app = Flask(__name__)
+app.secret_key = "of the tests"
+
+
+def authenticate(handshake: Request, auth: Any) -> Claims | None:
+    assert handshake.path == "/socket.io/"
+    if isinstance(auth, dict) and "token" in auth:
+        if auth["token"] == "fails":
+            raise ValueError("s3cret")
+        if auth["token"] == "wrong":
+            raise UnauthorizedError("this is not the password")
+        if auth["token"] == "nonsense":
+            return {"sub": "nonsense"}  # type: ignore[return-value]
+        return Claims(auth["token"])
+    user = session.get("user")
+    return None if user is None else Claims({"sub": user, "subscribe": [f"user:{user}"]})
+
+
+server = SocketServer(app, authenticate=authenticate)
+
+
+@app.post("/login/<user>")
+def login(user: str) -> str:
+    session["user"] = user
+    return "welcome"
+
+
+#: What the application's own connect handlers were told.
+connected: list[list[Any]] = []
+
+
+def tell(namespace: str) -> None:
+    claims = server.claims(request.sid)  # type: ignore[attr-defined]
+    connected.append([namespace, None if claims is None else claims.subject])
+    if claims is not None and claims.subject == "unwelcome":
+        raise ConnectionRefusedError("not you")
+
+
+@server.socketio.on("connect")
+def connect() -> None:
+    tell("/")
+
+
+@server.socketio.on("connect", namespace="/chat")
+def connect_chat() -> None:
+    tell("/chat")
+
+
+@server.socketio.on("whoami")
+def whoami() -> str | None:
+    claims = server.claims(request.sid)  # type: ignore[attr-defined]
+    return None if claims is None else claims.subject
+
+
+@app.get("/state")
+def state() -> dict[str, Any]:
+    return {"connected": connected, "sessions": len(server.access.sessions)}
