@@ -89,7 +89,7 @@ class ServerProcess:
     Without a `core` the kernel puts it where it likes.
     """
 
-    def __init__(self, name: str, database_url: str, core: int | None = None) -> None:
+    def __init__(self, name: str, database_url: str, core: int | None = None, **settings: str) -> None:
         self._name = name
         self._core = core
         self._environment = {
@@ -97,6 +97,7 @@ class ServerProcess:
             "DATABASE_URL": database_url,
             "PYTHONUNBUFFERED": "1",
             "NODE_ENV": "production",
+            **settings,
         }
         self.port = _free_port()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as we

@@ -74,11 +74,18 @@ class FrameReader:
 class Conversation:
     """The client's half of a handshake: Engine.IO open, Socket.IO connect, subscriptions.
 
-    `since` goes along with each subscription: from where in the log it goes on.
+    `since` goes along with each subscription: from where in the log it goes on. `token` says who it is.
     """
 
-    def __init__(self, link: Link, channels: tuple[str, ...], since: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        link: Link,
+        channels: tuple[str, ...],
+        since: Mapping[str, object] | None = None,
+        token: str | None = None,
+    ) -> None:
         self._link = link
+        self._connect = b"40" if token is None else b"40" + json.dumps({"token": token}).encode()
         self._channels = channels
         self._since = since
         self._frames = FrameReader()
@@ -93,7 +100,7 @@ class Conversation:
         """WebSocket only: open, connect, subscribe."""
         yield from self._upgrade("")
         yield from self._expect(b"0{")
-        self._link.send(client_frame(b"40"))
+        self._link.send(client_frame(self._connect))
         yield from self._expect(b"40")
         yield from self._subscribe()
 

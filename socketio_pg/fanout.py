@@ -49,6 +49,9 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         super().__init__()
         self._lines: dict[tuple[str, str | None], _Line] = {}
         self._under_way: list[_Broadcast] = []
+        #: The rooms of each member, besides the one of all and its own: the stock manager looks through every room
+        #: there is, so that everybody's leaving at once takes the square of their number.
+        self._rooms_of: dict[tuple[str, str], set[Any]] = {}
 
     def emit(
         self,
@@ -177,14 +180,37 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         self._lines.pop((namespace, room), None)
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
+        if room is not None and room != sid:
+            self._rooms_of.setdefault((namespace, sid), set()).add(room)
 
     def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
         self._lines.pop((namespace, room), None)
         super().basic_leave_room(sid, namespace, room)
+        rooms = self._rooms_of.get((namespace, sid))
+        if rooms is not None:
+            rooms.discard(room)
+            if not rooms:
+                del self._rooms_of[namespace, sid]
         for broadcast in self._under_way:
             concerned = broadcast.namespace == namespace and room in broadcast.rooms
             if concerned and not self._is_in(sid, namespace, broadcast.rooms):
                 broadcast.gone.add(sid)
+
+    def get_rooms(self, sid: str, namespace: str) -> list[Any]:
+        own = [sid] if self.is_sid_room(namespace, sid) else []
+        return [*own, *self._rooms_of.get((namespace, sid), ())]
+
+    def basic_disconnect(self, sid: str, namespace: str, **_: Any) -> None:
+        for room in self.get_rooms(sid, namespace):
+            self.basic_leave_room(sid, namespace, room)
+        self.basic_leave_room(sid, namespace, None)
+        self.callbacks.pop(sid, None)
+        for pending in (self.pending_connect, self.pending_disconnect):
+            sids = pending.get(namespace, [])
+            if sid in sids:
+                sids.remove(sid)
+                if not sids:
+                    del pending[namespace]
 
     def _send_runs(
         self, runs: Sequence[tuple[str, Sequence[str]]], namespace: str, skipped: Mapping[str, Collection[Any]] | None

@@ -36,6 +36,8 @@ OVERRIDDEN: dict[type, dict[str, list[str]]] = {
         "emit": ["self", "event", "data", "namespace", "room", "skip_sid", "callback", "to", "**kwargs"],
         "basic_enter_room": ["self", "sid", "namespace", "room", "eio_sid"],
         "basic_leave_room": ["self", "sid", "namespace", "room"],
+        "basic_disconnect": ["self", "sid", "namespace", "**kwargs"],
+        "get_rooms": ["self", "sid", "namespace"],
     },
     engineio.Server: {
         "__init__": ["self", "async_mode", "ping_interval", "ping_timeout", "max_http_buffer_size", "allow_upgrades",

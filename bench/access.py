@@ -1,0 +1,195 @@
+"""`python bench/access.py`: what tokens and row-level security cost when everybody comes back at once."""
+
+import argparse
+import secrets
+import select
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+# `python bench/access.py` puts bench/ first on the path; its modules are those of the package `bench`.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import jwt  # noqa: E402
+
+from bench import log_database, machine  # noqa: E402
+from bench.log_database import NODE_ROLE, Cluster, connect, of_node_role  # noqa: E402
+from bench.servers import ServerProcess  # noqa: E402
+from bench.swarm import IP_BIND_ADDRESS_NO_PORT, SOURCES  # noqa: E402
+from bench.wire import PONG, SERVER_PING, Conversation, Handshake  # noqa: E402
+
+SECRET = secrets.token_hex(32)
+ROOMS = 100
+WAIT_SECONDS = 60.0
+TOKENS = {"JWT_SECRET": SECRET}
+VARIANTS: dict[str, dict[str, str]] = {
+    "no tokens": {},
+    "tokens": TOKENS,
+    "claims": TOKENS | {"AUTHORIZATION": "claims"},
+    # Asked again only when told, so that it can be measured apart.
+    "rls": TOKENS | {"AUTHORIZATION": "rls", "ALLOWED_ROLES": "bench_authenticated", "PERMISSION_RECHECK_SECONDS": "0"},
+}
+POLICIES = """
+CREATE TABLE members (user_id text, room text, PRIMARY KEY (user_id, room));
+GRANT SELECT ON members TO bench_authenticated;
+INSERT INTO members SELECT 'user-' || n, 'room:' || n % {rooms} FROM generate_series(0, {clients} - 1) AS n;
+ANALYZE members;
+GRANT USAGE ON SCHEMA socketio_pg TO bench_authenticated;
+GRANT SELECT, INSERT ON socketio_pg.messages TO bench_authenticated;
+CREATE POLICY own ON socketio_pg.messages FOR SELECT TO bench_authenticated
+    USING (channel = 'user:' || (SELECT current_setting('request.jwt.claims', true)::jsonb ->> 'sub'));
+CREATE POLICY rooms ON socketio_pg.messages FOR SELECT TO bench_authenticated
+    USING (EXISTS (SELECT FROM members
+        WHERE user_id = (SELECT current_setting('request.jwt.claims', true)::jsonb ->> 'sub')
+            AND room = (SELECT socketio_pg.channel())));
+"""
+
+
+class Member:
+    """One client with a token of its own, subscribed to a channel of its own and to a room."""
+
+    def __init__(self, number: int, port: int) -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        self.socket.bind((f"127.0.0.{2 + number % SOURCES}", 0))
+        self.socket.settimeout(WAIT_SECONDS)
+        self.socket.connect(("127.0.0.1", port))
+        self.socket.setblocking(False)
+        own, room = f"user:user-{number}", f"room:{number % ROOMS}"
+        conversation = Conversation(self, (own, room), token=token(number, own, room))
+        self._handshake: Handshake | None = conversation.websocket()
+        next(self._handshake)
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def reopen(self) -> None:
+        raise NotImplementedError("only long-polling needs it")
+
+    def read(self) -> bool:
+        """True when with this read both subscriptions were answered."""
+        data = self.socket.recv(1 << 16)
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        if self._handshake is None:
+            if SERVER_PING in data:
+                self.send(PONG)
+            return False
+        try:
+            self._handshake.send(data)
+        except StopIteration:
+            self._handshake = None
+            return True
+        return False
+
+
+def token(number: int, own: str, room: str) -> str:
+    claims = {
+        "sub": f"user-{number}",
+        "role": "bench_authenticated",
+        "subscribe": [own, room],
+        "iat": int(time.time()),
+        "exp": int(time.time()) + 3600,
+    }
+    return jwt.encode(claims, SECRET, "HS256")
+
+
+def come_in(clients: int, port: int) -> tuple[list[Member], float]:
+    """All at once; the seconds from the first connection until the last is subscribed."""
+    began = time.monotonic()
+    with select.epoll() as epoll:
+        members = [Member(number, port) for number in range(clients)]
+        by_fd = {member.socket.fileno(): member for member in members}
+        for fd in by_fd:
+            epoll.register(fd, select.EPOLLIN)
+        left = clients
+        while left:
+            left -= sum(by_fd[fd].read() for fd, _ in epoll.poll(1.0))
+            if time.monotonic() > began + WAIT_SECONDS:
+                raise TimeoutError(f"{left} of {clients} clients are not subscribed after {WAIT_SECONDS:.0f} s")
+    return members, time.monotonic() - began
+
+
+def backends(connection: Any) -> list[int]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pid FROM pg_stat_activity WHERE usename = %s", (NODE_ROLE,))
+        return [row[0] for row in cursor.fetchall()]
+
+
+def cpu_of(processes: Sequence[int]) -> float:
+    return sum(machine.process_cpu(pid) for pid in processes)
+
+
+def trial(cluster: Cluster, variant: str, clients: int, repeat: int) -> dict[str, float]:
+    """A server that has just started, and everybody who comes back to it with a new token."""
+    with (
+        cluster.database(f"access_{repeat}") as url,
+        closing(connect(url)) as connection,
+        connection.cursor() as cursor,
+        closing(ServerProcess("ours", of_node_role(url), None, **VARIANTS[variant])) as process,
+    ):
+        cursor.execute(POLICIES.format(rooms=ROOMS, clients=clients))
+        server = process.start()
+        time.sleep(1)
+        before = machine.process_cpu(server.pid)
+        members, seconds = come_in(clients, server.port)
+        values = {
+            "subscribed_s": seconds,
+            "server_cpu_s": machine.process_cpu(server.pid) - before,
+            # All of them were made in this trial, so their whole CPU time is of it.
+            "postgres_cpu_s": cpu_of(backends(connection)),
+            "connections": float(len(backends(connection))),
+        }
+        if variant == "rls":
+            values |= recheck(connection, server.pid)
+        for member in members:
+            member.socket.close()
+    return values
+
+
+def recheck(connection: Any, pid: int) -> dict[str, float]:
+    """What one check of all subscriptions costs: until it has been idle for a second."""
+    pids = [pid, *backends(connection)]
+    before = [machine.process_cpu(one) for one in pids]
+    last, quiet = sum(before), time.monotonic()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT socketio_pg.recheck()")
+    while time.monotonic() < quiet + 1:
+        time.sleep(0.1)
+        now = cpu_of(pids)
+        if now > last + 0.01:
+            last, quiet = now, time.monotonic()
+    after = [machine.process_cpu(one) for one in pids]
+    used = [late - early for early, late in zip(before, after, strict=True)]
+    return {"recheck_server_cpu_s": used[0], "recheck_postgres_cpu_s": sum(used[1:])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    machine.raise_file_limit(needed=2 * options.clients + 1000)
+    found: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
+    with log_database.running() as cluster:
+        with closing(connect(cluster.url())) as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE ROLE bench_authenticated; GRANT bench_authenticated TO {NODE_ROLE}")
+        for repeat in range(options.repeats):
+            for variant in VARIANTS:
+                strangers = machine.wait_until_idle(0.1, 30)
+                found[variant].append(trial(cluster, variant, options.clients, repeat))
+                print(f"{repeat + 1}/{options.repeats} {variant} {found[variant][-1]} busy before: {strangers:.0%}")
+    print(f"\n{options.clients} clients, 2 channels each, medians of {options.repeats} (and lowest to highest):")
+    for variant, trials in found.items():
+        for name in trials[0]:
+            values = sorted(one[name] for one in trials)
+            print(f"{variant:10} {name:24} {median(values):8.2f}   {values[0]:.2f} to {values[-1]:.2f}")
+
+
+if __name__ == "__main__":
+    main()
