@@ -9,155 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from socketio_pg.channels import validate_channel
-from socketio_pg.errors import ConfigurationError, InvalidChannelError
+from socketio_pg import parsers
+from socketio_pg.errors import ConfigurationError
 
 LOCAL_CFG = Path("local.cfg")
 #: Names that ``local.cfg`` may use as well, after Flask-SQLAlchemy.
 ALIASES = {"SQLALCHEMY_DATABASE_URI": "DATABASE_URL"}
-
-_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
-_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-
-
-def _boolean(value: object) -> bool:
-    text = str(value).strip().lower()
-    if text in _TRUE or text in _FALSE:
-        return text in _TRUE
-    raise ValueError("1 or 0, true or false")
-
-
-def _integer(low: int, high: int) -> Callable[[object], int]:
-    def parse(value: object) -> int:
-        if not isinstance(value, bool) and re.fullmatch(r"-?\d{1,18}", str(value).strip()):
-            number = int(str(value))
-            if low <= number <= high:
-                return number
-        raise ValueError(f"a whole number from {low} to {high}")
-
-    return parse
-
-
-def _seconds(low: float, high: float) -> Callable[[object], float]:
-    def parse(value: object) -> float:
-        try:
-            number = float(str(value))
-        except ValueError:
-            number = -1.0
-        if isinstance(value, bool) or not low <= number <= high:
-            raise ValueError(f"seconds from {low:g} to {high:g}")
-        return number
-
-    return parse
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("a text that is not empty")
-    return value.strip()
-
-
-def _database_url(value: object) -> str:
-    """libpq's form of the address: Heroku's ``postgres://`` and SQLAlchemy's ``+psycopg2`` are taken too."""
-    text = _text(value)
-    scheme, separator, rest = text.partition("://") if re.match(r"[\w+.-]+://", text) else (text, "", "")
-    if separator and scheme in ("postgres", "postgresql", "postgresql+psycopg2"):
-        try:
-            parts = urlsplit(f"postgresql://{rest}")
-            _ = parts.username  # a bad bracketed host raises only here
-        except ValueError:
-            raise ValueError("an address like postgresql://user:password@host:5432/database") from None
-        return f"postgresql://{rest}"
-    if not separator and re.search(r"(^|\s)(host|hostaddr|dbname|user|service|port)\s*=", text):
-        return text
-    raise ValueError("postgresql://…, postgres://… or postgresql+psycopg2://…")
-
-
-def _origins(value: object) -> tuple[str, ...]:
-    items = value if isinstance(value, (list, tuple)) else str(value).split(",")
-    origins = tuple(str(item).strip().rstrip("/") for item in items if str(item).strip())
-    for origin in origins:
-        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
-            raise ValueError("'*', or origins like https://example.com separated by commas")
-    if not origins:  # engine.io takes an empty list for: do not check at all
-        raise ValueError("'*', or at least one origin like https://example.com")
-    return origins
-
-
-def _choice(*allowed: str) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        # YAML and local.cfg have off as a boolean.
-        text = "off" if value is False else str(value).strip().lower()
-        if text not in allowed:
-            raise ValueError(" or ".join(f"'{choice}'" for choice in allowed))
-        return text
-
-    return parse
-
-
-def _names(value: object) -> tuple[str, ...]:
-    items = value if isinstance(value, (list, tuple)) else str(value).split(",")
-    return tuple(str(item).strip() for item in items if str(item).strip())
-
-
-def _role(value: object) -> str:
-    """A role of PostgreSQL; ``none`` would mean: back to the server's own."""
-    name = _text(value)
-    if name == "none" or len(name.encode()) > 63:
-        raise ValueError("the name of a role of PostgreSQL")
-    return name
-
-
-def _roles(value: object) -> tuple[str, ...]:
-    return tuple(_role(name) for name in _names(value))
-
-
-def _public_key(value: object) -> str:
-    """A public key as PEM text: from a file, or with ``\\n`` for line ends, as hosters' variables have it."""
-    text = _text(value).replace("\\n", "\n")
-    if not text.startswith("-----BEGIN"):
-        try:
-            text = Path(text).expanduser().read_text("utf-8").strip()
-        except (OSError, ValueError):
-            text = ""
-    if not text.startswith(("-----BEGIN PUBLIC KEY-----", "-----BEGIN CERTIFICATE-----", "-----BEGIN RSA PUBLIC KEY-")):
-        raise ValueError("a public key or certificate as PEM, or the path of a file with one")
-    return text
-
-
-def _jwks_location(value: object) -> str:
-    text = _text(value)
-    if re.match(r"https?://", text):
-        try:
-            if urlsplit(text).hostname:
-                return text
-        except ValueError:
-            pass
-    elif text.startswith("file:///"):
-        return text[7:]
-    elif not re.match(r"\w+:", text):
-        return text
-    raise ValueError("https://…, http://…, or the path of a file")
-
-
-def _patterns(value: object) -> tuple[str, ...]:
-    items = value if isinstance(value, (list, tuple)) else str(value).split(",")
-    patterns = tuple(str(item).strip() for item in items if str(item).strip())
-    for pattern in patterns:
-        try:
-            validate_channel(pattern.replace("*", "x"))
-        except InvalidChannelError as error:
-            raise ValueError(f"channel names and patterns like orders:* separated by commas ({error})") from None
-    return patterns
-
-
-def _log_level(value: object) -> str:
-    level = str(value).strip().upper()
-    if level not in _LOG_LEVELS:
-        raise ValueError(", ".join(_LOG_LEVELS))
-    return level
 
 
 def redact(address: str | None) -> str | None:
@@ -201,120 +59,132 @@ class Settings:
     """All settings. The environment variable and the ``local.cfg`` name are the field's name in capitals."""
 
     database_url: str | None = setting(
-        None, _database_url, "PostgreSQL, with every libpq parameter. In local.cfg also SQLALCHEMY_DATABASE_URI",
+        None, parsers.database_url, "PostgreSQL, with every libpq parameter. In local.cfg also SQLALCHEMY_DATABASE_URI",
         show=redact,
     )  # fmt: skip
     listen_database_url: str | None = setting(
-        None, _database_url, "another address for the LISTEN connection: past a pooler, which cannot LISTEN",
+        None, parsers.database_url, "another address for the LISTEN connection: past a pooler, which cannot LISTEN",
         shown="DATABASE_URL", show=redact,
     )  # fmt: skip
-    debug: bool = setting(False, _boolean, "development: without a DATABASE_URL an embedded PostgreSQL is started")
-    host: str = setting("127.0.0.1", _text, "address of the development server and of `socketio-pg serve`")
-    port: int = setting(3030, _integer(1, 65535), "port of the development server and of `socketio-pg serve`")
+    debug: bool = setting(
+        False, parsers.boolean, "development: without a DATABASE_URL an embedded PostgreSQL is started"
+    )
+    host: str = setting("127.0.0.1", parsers.plain, "address of the development server and of `socketio-pg serve`")
+    port: int = setting(3030, parsers.integer(1, 65535), "port of the development server and of `socketio-pg serve`")
     secret_key: str | None = setting(
-        None, _text, "Flask's key for signed cookies", shown="random at each start", show=_hide
+        None, parsers.plain, "Flask's key for signed cookies", shown="random at each start", show=_hide
     )
     cors_allowed_origins: tuple[str, ...] | None = setting(
-        None, _origins, "other origins whose pages may connect, separated by commas, or '*' for all",
+        None, parsers.origins, "other origins whose pages may connect, separated by commas, or '*' for all",
         shown="same origin only",
     )  # fmt: skip
     auth: str | None = setting(
-        None, _choice("off", "optional", "required"),
+        None, parsers.choice("off", "optional", "required"),
         "'required': clients need a valid token; 'optional': without one they are anonymous; 'off': nobody is asked",
         shown="required with a key, otherwise off",
     )  # fmt: skip
     jwt_secret: str | None = setting(
-        None, _text, "the secret of tokens signed with HMAC; at least 32 bytes for HS256", show=_hide
+        None, parsers.plain, "the secret of tokens signed with HMAC; at least 32 bytes for HS256", show=_hide
     )
     jwt_public_key: str | None = setting(
-        None, _public_key, "the public key of tokens signed with RSA, ECDSA or Ed25519: PEM, or the path of a file",
-        show=_hide,
+        None, parsers.public_key,
+        "the public key of tokens signed with RSA, ECDSA or Ed25519: PEM, or the path of a file", show=_hide,
     )  # fmt: skip
     jwks_url: str | None = setting(
-        None, _jwks_location, "where the public keys are, if they change: the address or the path of a JWK set"
+        None, parsers.jwks_location, "where the public keys are, if they change: the address or the path of a JWK set"
     )
     jwt_algorithms: tuple[str, ...] = setting(
-        (), _names, "the algorithms that are accepted, separated by commas",
-        shown="HS256 with a secret, that of the public key, RS256 and ES256 and EdDSA with a JWK set",
+        (), parsers.names, "the algorithms that are accepted, separated by commas",
+        shown="HS256, or what fits the public keys",
     )  # fmt: skip
-    jwt_issuer: str | None = setting(None, _text, "what a token's iss must be", shown="not checked")
+    jwt_issuer: str | None = setting(None, parsers.plain, "what a token's iss must be", shown="not checked")
     jwt_audience: tuple[str, ...] = setting(
-        (), _names, "what a token's aud must contain one of, separated by commas", shown="not checked"
+        (), parsers.names, "what a token's aud must contain one of, separated by commas", shown="not checked"
     )
-    jwt_leeway: float = setting(10.0, _seconds(0, 300), "seconds that the clocks of issuer and server may differ")
-    jwt_role_claim: str = setting("role", _text, "the claim that names the role for AUTHORIZATION=rls")
+    jwt_leeway: float = setting(
+        10.0, parsers.seconds(0, 300), "seconds that the clocks of issuer and server may differ"
+    )
+    jwt_role_claim: str = setting("role", parsers.plain, "the claim that names the role for AUTHORIZATION=rls")
     jwks_cache_seconds: float = setting(
-        300.0, _seconds(1, 86_400), "seconds after which the JWK set is fetched again: so long a revoked key counts"
+        300.0,
+        parsers.seconds(1, 86_400),
+        "seconds after which the JWK set is fetched again: so long a revoked key counts",
     )
     authorization: str = setting(
-        "off", _choice("off", "claims", "rls"),
+        "off", parsers.choice("off", "claims", "rls"),
         "what decides who may subscribe and publish where: 'claims': patterns in the token; 'rls': row-level-security "
         "policies on socketio_pg.messages; 'off': all may everywhere, if AUTH lets them in",
     )  # fmt: skip
     publish: str | None = setting(
-        None, _choice("off", "authenticated", "all"),
+        None, parsers.choice("off", "authenticated", "all"),
         "which clients may publish at all; AUTHORIZATION is asked besides",
         shown="all with AUTH=off, otherwise authenticated",
     )  # fmt: skip
     public_channels: tuple[str, ...] = setting(
-        (), _patterns, "channels that everybody who is let in may subscribe to; patterns as in DURABLE_CHANNELS"
+        (), parsers.patterns, "channels that everybody who is let in may subscribe to; patterns as in DURABLE_CHANNELS"
     )
     allowed_roles: tuple[str, ...] = setting(
-        (), _roles, "with AUTHORIZATION=rls: the roles that a token may name, separated by commas"
+        (), parsers.roles, "with AUTHORIZATION=rls: the roles that a token may name, separated by commas"
     )
     anonymous_role: str | None = setting(
-        None, _role, "with AUTHORIZATION=rls: the role of clients without a token, and of tokens that name none",
+        None, parsers.role, "with AUTHORIZATION=rls: the role of clients without a token, and of tokens that name none",
         shown="none: forbidden",
     )  # fmt: skip
     permission_timeout: float = setting(
-        2.0, _seconds(0.1, 60), "with AUTHORIZATION=rls: seconds that the policies of one decision may take"
+        2.0, parsers.seconds(0.1, 60), "with AUTHORIZATION=rls: seconds that the policies of one decision may take"
     )
     permission_cache_seconds: float = setting(
-        10.0, _seconds(0, 3600), "with AUTHORIZATION=rls: seconds that a permission counts without asking again"
+        10.0, parsers.seconds(0, 3600), "with AUTHORIZATION=rls: seconds that a permission counts without asking again"
     )
     permission_recheck_seconds: float = setting(
-        60.0, _seconds(0, 86_400),
+        60.0, parsers.seconds(0, 86_400),
         "with AUTHORIZATION=rls: seconds between two checks of all subscriptions; 0: only when socketio_pg.recheck() "
         "is called",
     )  # fmt: skip
-    log_level: str = setting("INFO", _log_level, "DEBUG, INFO, WARNING, ERROR or CRITICAL")
-    test_page: bool = setting(True, _boolean, "serve the demo page: / and /socket-test lead to /static/test.html")
+    log_level: str = setting("INFO", parsers.log_level, "DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    test_page: bool = setting(
+        True, parsers.boolean, "serve the demo page: / and /socket-test lead to /static/test.html"
+    )
     max_connections: int = setting(
         10_000,
-        _integer(1, 1_000_000),
+        parsers.integer(1, 1_000_000),
         "most clients, and most HTTP connections at once; further clients are answered 503",
     )
     auto_init: bool = setting(
-        False, _boolean, "install the log's schema at the start, or upgrade it (`socketio-pg init`)"
+        False, parsers.boolean, "install the log's schema at the start, or upgrade it (`socketio-pg init`)"
     )
     durable_channels: tuple[str, ...] = setting(
-        (), _patterns, "channels that are always published through the log, separated by commas; * stands for anything"
+        (),
+        parsers.patterns,
+        "channels that are always published through the log, separated by commas; * stands for anything",
     )
     max_payload: int = setting(
         1_000_000,
-        _integer(1_000, 100_000_000),
+        parsers.integer(1_000, 100_000_000),
         "most bytes of a payload in the log; takes effect in the database with `socketio-pg init`",
     )
     log_retention: float = setting(
-        86_400.0, _seconds(1, 315_360_000), "seconds that messages stay in the log to be replayed: a day"
+        86_400.0, parsers.seconds(1, 315_360_000), "seconds that messages stay in the log to be replayed: a day"
     )
     log_max_messages: int | None = setting(
-        None, _integer(1, 10**15), "most messages that stay in the log", shown="no limit"
+        None, parsers.integer(1, 10**15), "most messages that stay in the log", shown="no limit"
     )
     send_buffer_bytes: int = setting(
         1_000_000,
-        _integer(10_000, 1_000_000_000),
+        parsers.integer(10_000, 1_000_000_000),
         "bytes that may wait for one client that does not read; past it, the next message disconnects it",
     )
     connect_timeout: float = setting(
-        10.0, _seconds(1, 300), "seconds in which a connection must have become a Socket.IO client that was let in"
+        10.0,
+        parsers.seconds(1, 300),
+        "seconds in which a connection must have become a Socket.IO client that was let in",
     )
-    ping_interval: float = setting(25.0, _seconds(1, 3600), "seconds between two pings to a client")
-    ping_timeout: float = setting(20.0, _seconds(1, 3600), "seconds in which a client must answer a ping")
+    ping_interval: float = setting(25.0, parsers.seconds(1, 3600), "seconds between two pings to a client")
+    ping_timeout: float = setting(20.0, parsers.seconds(1, 3600), "seconds in which a client must answer a ping")
     drain_seconds: float = setting(
-        3.0, _seconds(0, 8), "at SIGTERM, clients are disconnected spread over this many seconds"
+        3.0, parsers.seconds(0, 8), "at SIGTERM, clients are disconnected spread over this many seconds"
     )
-    embedded_data_dir: str = setting(".postgres", _text, "folder of the embedded PostgreSQL (development only)")
+    embedded_data_dir: str = setting(".postgres", parsers.plain, "folder of the embedded PostgreSQL (development only)")
 
     def authentication(self) -> str:
         """AUTH, where it is not set as well: ``off``, ``optional`` or ``required``."""
@@ -403,7 +273,7 @@ def read_local_cfg(path: Path) -> dict[str, Any]:
 def database_url(value: object) -> str:
     """``value`` as libpq's form of a database address. Raises :class:`ConfigurationError`."""
     try:
-        return _database_url(value)
+        return parsers.database_url(value)
     except ValueError as error:
         raise ConfigurationError(f"the database address is {redact(str(value))!r}; allowed: {error}.") from None
 

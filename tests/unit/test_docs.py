@@ -14,7 +14,7 @@ from socketio_pg.websocket import SocketServer
 #: What a client has a right to find, whatever the code makes of it (docs and clients are written against this list).
 PROMISED = {
     "subscribe", "subscribed", "unsubscribe", "unsubscribed", "publish", "published",
-    "server_hello", "event", "gap", "error",
+    "authenticate", "authenticated", "token_expiring", "server_hello", "event", "gap", "error",
 }  # fmt: skip
 #: Of `SocketServer(test=True)` only; the docs may have it.
 OF_TESTS = {"test_pub"}
