@@ -150,6 +150,31 @@ class Settings:
         parsers.integer(1, 1_000_000),
         "most clients, and most HTTP connections at once; further clients are answered 503",
     )
+    max_connections_per_address: int = setting(
+        0, parsers.integer(0, 1_000_000), "most clients of one address, further ones are answered 429; 0: no limit"
+    )
+    max_attempts_per_second_per_address: int = setting(
+        0, parsers.integer(0, 1_000_000),
+        "attempts to connect a second of one address (5 times as many at once); 0: no limit",
+    )  # fmt: skip
+    trusted_proxies: int = setting(
+        0, parsers.integer(0, 100),
+        "proxies before the server that add to X-Forwarded-For: tells which of its addresses is the client's",
+    )  # fmt: skip
+    max_subscriptions: int = setting(
+        1_000, parsers.integer(0, 10_000_000), "most channels that one client subscribes to; 0: no limit"
+    )
+    max_events_per_second: int = setting(
+        200, parsers.integer(0, 1_000_000), "events of one client a second (5 times as many at once); 0: no limit"
+    )
+    max_publish_bytes_per_second: int = setting(
+        1_000_000, parsers.integer(0, 10**12),
+        "bytes that one client publishes a second (5 times as many at once); 0: no limit",
+    )  # fmt: skip
+    idle_timeout: float = setting(
+        0.0, parsers.seconds(0, 86_400 * 7),
+        "seconds after which a client is disconnected that subscribes to nothing and sends nothing; 0: never",
+    )  # fmt: skip
     auto_init: bool = setting(
         False, parsers.boolean, "install the log's schema at the start, or upgrade it (`socketio-pg init`)"
     )
@@ -183,6 +208,9 @@ class Settings:
     ping_timeout: float = setting(20.0, parsers.seconds(1, 3600), "seconds in which a client must answer a ping")
     drain_seconds: float = setting(
         3.0, parsers.seconds(0, 8), "at SIGTERM, clients are disconnected spread over this many seconds"
+    )
+    metrics_token: str | None = setting(
+        None, parsers.plain, "whoever brings it as a Bearer token may read /metrics", shown="no /metrics", show=_hide
     )
     embedded_data_dir: str = setting(".postgres", parsers.plain, "folder of the embedded PostgreSQL (development only)")
 

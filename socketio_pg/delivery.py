@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from socketio_pg import green
-from socketio_pg.errors import UnauthorizedError
+from socketio_pg import green, metrics
+from socketio_pg.errors import SocketIOPGError, UnauthorizedError
 from socketio_pg.listener import Gap
 from socketio_pg.messages import Message
 from socketio_pg.protocol import Server
@@ -61,11 +61,15 @@ class Delivery:
 
     def expire(self, session: Session) -> None:
         """The client's token has ended: disconnect it. Waits for the application's disconnect handlers."""
-        error = UnauthorizedError("the token has expired")
-        self._server.emit("error", error.to_wire(), to=session.sid, namespace=session.namespace)
-        eio_sid = self._server.manager.eio_sid_from_sid(session.sid, session.namespace)
+        self.cut_off(session.sid, UnauthorizedError("the token has expired"), "expired", session.namespace)
+
+    def cut_off(self, sid: str, error: SocketIOPGError, reason: str, namespace: str = "/") -> None:
+        """Tell a client why, and disconnect it. Waits for the application's disconnect handlers."""
+        eio_sid = self._server.manager.eio_sid_from_sid(sid, namespace)
         socket = self._server.eio.sockets.get(eio_sid)
-        if socket is not None:
+        if socket is not None and not socket.closed and not socket.closing:
+            metrics.cut_off.labels(reason).inc()
+            self._server.emit("error", error.to_wire(), to=sid, namespace=namespace)
             # At the level of Engine.IO: a client that can get itself another token comes back with it.
             socket.close(False, True)
 

@@ -14,7 +14,7 @@ from typing import Any
 import engineio
 from engineio import packet as eio_packet
 
-from socketio_pg import frames, green, transport
+from socketio_pg import frames, green, metrics, transport
 from socketio_pg.engine_socket import PING_FRAME, Environ, Socket
 
 StartResponse = Callable[..., Any]
@@ -46,6 +46,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self, environ: Environ, start_response: StartResponse, transport_name: str, jsonp_index: int | None = None
     ) -> Any:
         if len(self.sockets) >= self.max_connections:
+            metrics.refused_connections.labels("too_many_connections").inc()
             headers = [("Content-Type", "text/plain"), ("Retry-After", "5")]
             return {"status": "503 SERVICE UNAVAILABLE", "headers": headers, "response": b"too many connections"}
         self._start_watching()
@@ -157,6 +158,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         while self._to_connect and self._to_connect[0][0] <= now:
             socket = self._to_connect.popleft()[1]
             if not socket.closed and not self.is_connected(socket.sid):
+                metrics.cut_off.labels("connect_timeout").inc()
                 green.run_soon(socket.close, False, False, self.reason.SERVER_DISCONNECT)
 
     def _sweep_polling(self) -> None:

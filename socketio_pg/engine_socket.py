@@ -9,7 +9,7 @@ from typing import Any
 import engineio
 from engineio import packet as eio_packet
 
-from socketio_pg import frames, green, transport
+from socketio_pg import frames, green, metrics, transport
 
 logger = logging.getLogger("socketio_pg.engine")
 
@@ -220,6 +220,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
 
     def _close_lost(self, reason: str) -> None:
         if reason == "slow_consumer":
+            metrics.cut_off.labels("slow_consumer").inc()
             logger.info("slow consumer disconnected: %s", self.sid)
         self.close(False, True, reason)
 

@@ -9,6 +9,9 @@ SocketIOPGError               internal
 ├── UnauthorizedError         unauthorized
 ├── AuthenticationUnavailableError  authentication_unavailable
 ├── ForbiddenError            forbidden
+├── RateLimitedError          rate_limited
+├── TooManySubscriptionsError  too_many_subscriptions
+├── IdleTimeoutError          idle_timeout
 └── DatabaseError             internal
     └── DatabaseUnavailableError  database_unavailable
         └── DatabaseTimeoutError  database_unavailable
@@ -78,6 +81,25 @@ class ForbiddenError(SocketIOPGError):
     """Who the client is may be known; this it may not do."""
 
     code = "forbidden"
+
+
+class RateLimitedError(SocketIOPGError):
+    """A client asks for too much in too short a time. ``cut_off``: it has been told so often enough."""
+
+    code = "rate_limited"
+    cut_off = False
+
+
+class TooManySubscriptionsError(SocketIOPGError):
+    """A client subscribes to as many channels as it may already (MAX_SUBSCRIPTIONS)."""
+
+    code = "too_many_subscriptions"
+
+
+class IdleTimeoutError(SocketIOPGError):
+    """A client that subscribes to nothing has sent nothing for too long (IDLE_TIMEOUT)."""
+
+    code = "idle_timeout"
 
 
 class DatabaseError(SocketIOPGError):

@@ -9,6 +9,7 @@ from socketio_pg.channels import validate_channel
 from socketio_pg.delivery import Delivery
 from socketio_pg.errors import InvalidChannelError, InvalidRequestError, SocketIOPGError
 from socketio_pg.hub import UnknownSubscriberError
+from socketio_pg.limits import ClientLimits
 from socketio_pg.policies import Action
 from socketio_pg.protocol import Answer, Server, showable
 from socketio_pg.pubsub import PubSub
@@ -21,7 +22,9 @@ Handler = Callable[[str, dict[str, Any]], Answer]
 class Handlers:
     """The handlers of a client's events. Each gets the client's ``sid`` and the one object that it sent."""
 
-    def __init__(self, server: Server, pubsub: PubSub, delivery: Delivery, access: Access) -> None:
+    def __init__(
+        self, server: Server, pubsub: PubSub, delivery: Delivery, access: Access, limits: ClientLimits
+    ) -> None:
         self._server = server
         self._pubsub = pubsub
         self._delivery = delivery
@@ -29,6 +32,7 @@ class Handlers:
         self._sessions = access.sessions
         self._permissions = access.permissions
         self._rechecks = access.rechecks
+        self._limits = limits
 
     def register(self, *, test: bool = False) -> None:
         """Let the server call them; ``test``: with ``test_pub``, another name for ``publish``."""
@@ -51,6 +55,8 @@ class Handlers:
         self._require(sid, "subscribe", channel)
         hub, follower = self._pubsub.hub, self._pubsub.follower
         new = not hub.is_subscribed(sid, channel)
+        if new:
+            self._limits.check_subscriptions(hub.count_channels(sid))
         self._pubsub.join(sid, channel)
         try:
             after, recovered = find_start(follower, self._pubsub.history, channel, start)
@@ -87,7 +93,7 @@ class Handlers:
         if durable is not None and not isinstance(durable, bool):
             raise InvalidRequestError("durable must be true or false", channel=channel)
         self._require(sid, "publish", channel)
-        self._pubsub.publish(channel, request["payload"], durable)
+        self._pubsub.publish(channel, request["payload"], durable, lambda size: self._limits.check_publish(sid, size))
         return Answer("published", {"channel": channel})
 
     def authenticate(self, sid: str, request: dict[str, Any]) -> Answer:

@@ -83,6 +83,10 @@ class Hub:
         """The channels that ``subscriber`` subscribes to."""
         return set(self._subscribers.get(subscriber, ()))
 
+    def count_channels(self, subscriber: Hashable) -> int:
+        """How many they are."""
+        return len(self._subscribers.get(subscriber, ()))
+
     def subscribers(self, channel: str) -> tuple[Hashable, ...]:
         """The subscribers of ``channel``."""
         return tuple(self._channels.get(channel, ()))

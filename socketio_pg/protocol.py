@@ -8,13 +8,13 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import flask_socketio
 import socketio
 from flask import Flask
 
-from socketio_pg import green, transport
+from socketio_pg import green, metrics, transport
 from socketio_pg.engine import Engine
 from socketio_pg.errors import InvalidRequestError, SocketIOPGError
 from socketio_pg.fanout import Manager
@@ -93,12 +93,17 @@ class Server(socketio.Server):  # type: ignore[misc]
         self.eio.handle_message = self.handle_message
         self.eio.is_connected = self.is_connected
         self._in_own_thread = False
+        #: Called with (Engine.IO's sid, environ) and (sid) when a connection is open, and is not any more.
+        self.on_opened: Callable[[str, dict[str, Any]], None] | None = None
+        self.on_closed: Callable[[str], None] | None = None
         self._attempt: _Attempt | None = None
         #: Called with (environ, auth) when a client wants to connect to a namespace; returns who it is, or raises
         #: :class:`SocketIOPGError` to refuse it. May wait.
         self.identify: Callable[[dict[str, Any], object], Any] = lambda environ, auth: None
         #: Called with (sid, namespace, what `identify` returned) before the application's own connect handler.
         self.on_identified: Callable[[str, str, Any], None] | None = None
+        #: Called with the sid of a client that sends an event, whatever it is; raises to refuse it.
+        self.before_event: Callable[[str], None] | None = None
         #: Called with the sid after the CONNECT packet of a client of the namespace ``/`` was sent.
         self.on_connected: Callable[[str], None] | None = None
         #: Called with the sid when a client of any namespace has left, however it came about.
@@ -160,8 +165,20 @@ class Server(socketio.Server):  # type: ignore[misc]
             self.on_connected(sid)
 
     def _refuse(self, eio_sid: str, namespace: str, refusal: SocketIOPGError) -> None:
+        metrics.refused_connections.labels(refusal.code).inc()
         data = {"message": refusal.message, "data": refusal.to_wire()}
         self._send_packet(eio_sid, self.packet_class(socketio.packet.CONNECT_ERROR, data=data, namespace=namespace))
+
+    def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> Any:
+        result = super()._handle_eio_connect(eio_sid, environ)
+        if self.on_opened:
+            self.on_opened(eio_sid, environ)
+        return result
+
+    def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
+        if self.on_closed:
+            self.on_closed(eio_sid)
+        super()._handle_eio_disconnect(eio_sid, reason)
 
     def _trigger_event(self, event: str, namespace: str, *args: Any) -> Any:
         # Both here and not as handlers of the events: an application's own of the same name would replace ours.
@@ -201,6 +218,12 @@ class Server(socketio.Server):  # type: ignore[misc]
         sid = self.manager.sid_from_eio_sid(eio_sid, namespace or "/")
         if sid is None:
             return
+        if self.before_event is not None:
+            try:
+                self.before_event(sid)
+            except SocketIOPGError as error:
+                self._answer(sid, eio_sid, namespace or "/", id, error)
+                return
         if problem is not None:
             self._answer(sid, eio_sid, namespace or "/", id, InvalidRequestError(problem))
         elif not in_own_thread:
@@ -253,6 +276,7 @@ class Server(socketio.Server):  # type: ignore[misc]
             connection.uncork()
 
     def _answer(self, sid: str, eio_sid: str, namespace: str, id: int | None, error: SocketIOPGError) -> None:
+        metrics.errors.labels(error.code).inc()
         if id is not None:
             self._acknowledge(eio_sid, namespace, id, [{"ok": False, "error": error.to_wire()}])
             return
@@ -271,6 +295,10 @@ def showable(name: str) -> str:
     return name[:200].encode("utf-8", "replace").decode()
 
 
+#: Gets the WSGI environ and start_response, and may answer a request in everybody's place.
+BeforeRequest: TypeAlias = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes] | None]
+
+
 class Middleware(socketio.WSGIApp):  # type: ignore[misc]
     """Puts the Socket.IO server before a Flask application; ``before_request`` may answer in their place.
 
@@ -283,7 +311,7 @@ class Middleware(socketio.WSGIApp):  # type: ignore[misc]
         server: Server,
         app: Flask,
         path: str,
-        before_request: Callable[[Callable[..., Any]], Iterable[bytes] | None],
+        before_request: BeforeRequest,
     ) -> None:
         super().__init__(server, app.wsgi_app, socketio_path=path)
         self._app = app
@@ -291,7 +319,7 @@ class Middleware(socketio.WSGIApp):  # type: ignore[misc]
         self.websockets: set[green.GreenThread] = set()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        answer = self._before_request(start_response)
+        answer = self._before_request(environ, start_response)
         if answer is not None:
             return answer
         if not environ["PATH_INFO"].startswith(self.engineio_path):
@@ -313,7 +341,7 @@ class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
 
     server: Server
     sockio_mw: Middleware
-    before_request: Callable[[Callable[..., Any]], Iterable[bytes] | None] = staticmethod(lambda start_response: None)
+    before_request: BeforeRequest = staticmethod(lambda environ, start_response: None)
 
     def init_app(self, app: Flask, **options: Any) -> None:
         self.server_options.update(options)
@@ -326,5 +354,5 @@ class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
         for namespace_handler in self.namespace_handlers:
             self.server.register_namespace(namespace_handler)
         app.extensions["socketio"] = self
-        self.sockio_mw = Middleware(self.server, app, path, lambda start_response: self.before_request(start_response))
+        self.sockio_mw = Middleware(self.server, app, path, lambda *arguments: self.before_request(*arguments))
         app.wsgi_app = self.sockio_mw  # type: ignore[method-assign]

@@ -1,18 +1,37 @@
-"""Flask routes beside the sockets: health and the demo page."""
+"""Flask routes beside the sockets: health, metrics and the demo page."""
 
+import hmac
 from collections.abc import Callable
 from pathlib import Path
 
-from flask import Blueprint, Response, jsonify, redirect, url_for
+from flask import Blueprint, Response, abort, jsonify, redirect, request, url_for
 from werkzeug.wrappers import Response as BaseResponse
+
+from socketio_pg.metrics import render
 
 STATIC = Path(__file__).parent / "static"
 
 
-def create_blueprint(readiness: Callable[[], str | None], *, enable_test_page: bool) -> Blueprint:
+#: For our own pages and answers. The page takes Socket.IO's client from its CDN where there is no local copy.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' https://cdn.socket.io; "
+    "connect-src 'self' ws: wss:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+def create_blueprint(
+    readiness: Callable[[], str | None], *, enable_test_page: bool, metrics_token: str | None = None
+) -> Blueprint:
     """``/healthz`` and ``/readyz``; with ``enable_test_page`` the page, at ``/static/test.html``.
 
-    ``readiness`` returns None, or why the server cannot serve clients now.
+    ``readiness`` returns None, or why the server cannot serve clients now. Who brings ``metrics_token`` may read
+    ``/metrics``.
     """
     blueprint = Blueprint(
         "socketio_pg",
@@ -31,6 +50,22 @@ def create_blueprint(readiness: Callable[[], str | None], *, enable_test_page: b
         if problem is None:
             return jsonify(status="ready"), 200
         return jsonify(status="unavailable", reason=problem), 503
+
+    if metrics_token is not None:
+        expected = f"Bearer {metrics_token}".encode()
+
+        @blueprint.get("/metrics")
+        def metrics() -> Response:
+            if not hmac.compare_digest(request.headers.get("Authorization", "").encode("utf-8", "replace"), expected):
+                abort(401)
+            text, content_type = render()
+            return Response(text, content_type=content_type)
+
+    @blueprint.after_request
+    def add_headers(response: Response) -> Response:
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
 
     if enable_test_page:
 

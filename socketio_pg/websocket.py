@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from flask import Flask
@@ -12,8 +12,11 @@ from socketio_pg import config, green
 from socketio_pg.access import Access
 from socketio_pg.authentication import Authenticate
 from socketio_pg.delivery import Delivery
-from socketio_pg.errors import DatabaseError
+from socketio_pg.door import Door
+from socketio_pg.errors import DatabaseError, IdleTimeoutError, RateLimitedError
 from socketio_pg.handlers import Handlers
+from socketio_pg.idle import Idle
+from socketio_pg.limits import ClientLimits
 from socketio_pg.protocol import SocketIO
 from socketio_pg.pubsub import PubSub
 from socketio_pg.relay import Relay
@@ -68,7 +71,7 @@ class SocketServer:
         self.pubsub.follower.on_found = self.relay.look
         self.socketio = SocketIO(
             async_mode="eventlet",
-            cors_allowed_origins=_engineio_origins(self.settings.cors_allowed_origins),
+            cors_allowed_origins=self._allows_origin,
             ping_interval=self.settings.ping_interval,
             ping_timeout=self.settings.ping_timeout,
             send_buffer_bytes=self.settings.send_buffer_bytes,
@@ -77,18 +80,32 @@ class SocketServer:
             # A payload with its envelope; engine.io's default is 1,000,000.
             max_http_buffer_size=max(1_000_000, self.settings.max_payload) + 65_536,
         )
-        self.socketio.before_request = self._refuse_when_draining
         self.socketio.init_app(self.app)
+        self._door = Door(self.settings, self.socketio.sockio_mw.engineio_path, lambda: self._draining)
+        self.socketio.before_request = self._door.answer
         server = self.socketio.server
+        server.on_opened = self._door.opened
+        server.on_closed = self._door.closed
         delivery = Delivery(server, self.pubsub, self.settings.send_buffer_bytes)
         self.access = Access(self.settings, self.app, authenticate, self.pubsub, delivery)
         server.identify = self.access.authenticator.identify
         server.on_identified = self.access.sessions.set
         server.on_connected = self._connected
         server.on_disconnected = self._disconnected
+        server.before_event = self._before_event
         self._delivery = delivery
-        Handlers(server, self.pubsub, delivery, self.access).register(test=test)
-        self.app.register_blueprint(create_blueprint(self.readiness, enable_test_page=enable_test_page))
+        self.limits = ClientLimits(self.settings)
+        self.idle = Idle(
+            self.pubsub.hub,
+            self.settings.idle_timeout,
+            lambda sid: delivery.cut_off(sid, IdleTimeoutError("nothing was heard for too long"), "idle_timeout"),
+        )
+        Handlers(server, self.pubsub, delivery, self.access, self.limits).register(test=test)
+        self.app.register_blueprint(
+            create_blueprint(
+                self.readiness, enable_test_page=enable_test_page, metrics_token=self.settings.metrics_token
+            )
+        )
         self.app.extensions["socketio_pg"] = self
         self._started = self._draining = False
         self._drained = green.Event()
@@ -103,6 +120,7 @@ class SocketServer:
         self._started = True
         self.pubsub.start()
         self.access.start()
+        self.idle.start()
         green.spawn(self._start_log)
 
     def _start_log(self) -> None:
@@ -136,6 +154,7 @@ class SocketServer:
         self.drain()
         self.relay.stop()
         self.access.stop()
+        self.idle.stop()
         self.pubsub.disconnect()
         if self._serving is not None:
             green.stop_serving(self._serving)
@@ -212,21 +231,24 @@ class SocketServer:
     def _connected(self, sid: str) -> None:
         self.start()
         self.pubsub.hub.add(sid)
+        self.idle.heard(sid)
         self._delivery.emit_hello(sid, self.claims(sid))
 
     def _disconnected(self, sid: str) -> None:
         self.access.sessions.drop(sid)
+        self.limits.drop(sid)
+        self.idle.drop(sid)
         self.pubsub.drop(sid)
 
-    def _refuse_when_draining(self, start_response: Callable[..., Any]) -> Iterable[bytes] | None:
-        if not self._draining:
-            return None
-        headers = [("Content-Type", "text/plain"), ("Connection", "close"), ("Retry-After", "1")]
-        start_response("503 SERVICE UNAVAILABLE", headers)
-        return [b"shutting down"]
+    def _before_event(self, sid: str) -> None:
+        if self.settings.idle_timeout:
+            self.idle.heard(sid)
+        try:
+            self.limits.check_event(sid)
+        except RateLimitedError as error:
+            if error.cut_off:
+                green.run_soon(self._delivery.cut_off, sid, error, "rate_limited")
+            raise
 
-
-def _engineio_origins(origins: tuple[str, ...] | None) -> Any:
-    if origins is None:
-        return None  # engine.io's word for: the same origin only
-    return "*" if "*" in origins else list(origins)
+    def _allows_origin(self, origin: str | None, environ: dict[str, Any]) -> bool:
+        return self._door.allows_origin(origin, environ)

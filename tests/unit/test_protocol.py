@@ -729,7 +729,7 @@ def test_http_goes_to_engineio_below_the_path_and_to_flask_elsewhere(
 def test_before_request_may_answer_in_place_of_both(app: Flask) -> None:
     extension = SocketIO(app, async_mode="threading")
 
-    def refuse(start_response: Callable[..., Any]) -> list[bytes]:
+    def refuse(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         start_response("503 SERVICE UNAVAILABLE", [("Retry-After", "1")])
         return [b"not now"]
 

@@ -1,0 +1,63 @@
+"""Requests before they are anybody's: what is refused while draining, by address, and by origin. Limits by client are
+in `limits` too, and applied by `handlers`."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from socketio_pg import metrics
+from socketio_pg.config import Settings
+from socketio_pg.limits import AddressLimits
+from socketio_pg.origins import client_address, is_allowed
+
+StartResponse = Callable[..., Any]
+
+
+class Door:
+    """Stands before the server. ``path`` is that of Socket.IO; ``draining()`` whether nobody may come in any more."""
+
+    def __init__(self, settings: Settings, path: str, draining: Callable[[], bool]) -> None:
+        self._settings = settings
+        self._path = path
+        self._draining = draining
+        self._limits = AddressLimits(settings)
+        self._limited = bool(settings.max_connections_per_address)
+        #: The address of each open connection, by Engine.IO's sid.
+        self._addresses: dict[str, str] = {}
+
+    def answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes] | None:
+        """The answer to a request that is refused; None for one that may go on."""
+        if self._draining():
+            return _refuse(start_response, "503 SERVICE UNAVAILABLE", "draining", "shutting down")
+        # With a sid it belongs to a connection that is there already.
+        if environ["PATH_INFO"].startswith(self._path) and "sid=" not in environ.get("QUERY_STRING", ""):
+            refusal = self._limits.refusal(self._address(environ))
+            if refusal is not None:
+                return _refuse(start_response, "429 TOO MANY REQUESTS", *refusal)
+        return None
+
+    def allows_origin(self, origin: str | None, environ: dict[str, Any]) -> bool:
+        """Whether a page of this origin may connect."""
+        settings = self._settings
+        return is_allowed(origin, environ, settings.cors_allowed_origins, settings.trusted_proxies)
+
+    def opened(self, eio_sid: str, environ: dict[str, Any]) -> None:
+        """A connection is open."""
+        if self._limited:
+            address = self._addresses[eio_sid] = self._address(environ)
+            self._limits.opened(address)
+
+    def closed(self, eio_sid: str) -> None:
+        """It is not any more."""
+        address = self._addresses.pop(eio_sid, None)
+        if address is not None:
+            self._limits.closed(address)
+
+    def _address(self, environ: dict[str, Any]) -> str:
+        return client_address(environ, self._settings.trusted_proxies)
+
+
+def _refuse(start_response: StartResponse, status: str, reason: str, text: str) -> Iterable[bytes]:
+    metrics.refused_connections.labels(reason).inc()
+    headers = [("Content-Type", "text/plain"), ("Connection", "close"), ("Retry-After", "1")]
+    start_response(status, headers)
+    return [text.encode()]

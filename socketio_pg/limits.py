@@ -1,0 +1,141 @@
+"""How much one client, and one address, may do: token buckets and counts. Pure, but for the clock.
+
+A bucket holds as much as comes in a few seconds, so that a page that loads may ask for everything at once.
+"""
+
+import time
+from collections import OrderedDict
+
+from socketio_pg.config import Settings
+from socketio_pg.errors import RateLimitedError, TooManySubscriptionsError
+
+#: Seconds' worth of what is allowed a second that may be used at once.
+BURST_SECONDS = 5.0
+
+
+class Bucket:
+    """A token bucket: ``rate`` a second, ``burst`` at most. Full at the beginning."""
+
+    __slots__ = ("_at", "_burst", "_left", "_rate")
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._left = burst
+        self._at = time.monotonic()
+
+    def take(self, amount: float = 1.0) -> bool:
+        """Take ``amount``, or nothing when there is less; more than the bucket holds empties a full one."""
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        if self._left < min(amount, self._burst):
+            return False
+        self._left -= amount
+        return True
+
+    def is_full(self) -> bool:
+        return self._left + (time.monotonic() - self._at) * self._rate >= self._burst
+
+
+class _Client:
+    """The buckets of one client; made when it first needs them."""
+
+    __slots__ = ("bytes", "events", "refused")
+
+    def __init__(self, settings: Settings) -> None:
+        events = settings.max_events_per_second
+        self.events = Bucket(events, events * BURST_SECONDS)
+        self.bytes = Bucket(
+            settings.max_publish_bytes_per_second,
+            max(settings.max_publish_bytes_per_second * BURST_SECONDS, settings.max_payload),
+        )
+        #: Events that were refused: a client that goes on and on is cut off.
+        self.refused = Bucket(events, events * BURST_SECONDS)
+
+
+class ClientLimits:
+    """What each client may do, by its ``sid``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._clients: dict[str, _Client] = {}
+
+    def check_event(self, sid: str) -> None:
+        """Count an event. Raises :class:`RateLimitedError`, with ``cut_off`` when there were far too many."""
+        if not self._settings.max_events_per_second:
+            return
+        client = self._client(sid)
+        if not client.events.take():
+            error = RateLimitedError(
+                f"too many events: {self._settings.max_events_per_second} a second are allowed, and some at once"
+            )
+            error.cut_off = not client.refused.take()
+            raise error
+
+    def check_publish(self, sid: str, size: int) -> None:
+        """Count ``size`` bytes that are to be published. Raises :class:`RateLimitedError`."""
+        most = self._settings.max_publish_bytes_per_second
+        if most and not self._client(sid).bytes.take(size):
+            raise RateLimitedError(f"too much to publish: {most} bytes a second are allowed, and some at once")
+
+    def check_subscriptions(self, subscribed: int) -> None:
+        """Raises :class:`TooManySubscriptionsError` when a client with so many subscriptions may have no more."""
+        most = self._settings.max_subscriptions
+        if most and subscribed >= most:
+            raise TooManySubscriptionsError(f"a client may subscribe to {most} channels at most")
+
+    def drop(self, sid: str) -> None:
+        """The client has left."""
+        self._clients.pop(sid, None)
+
+    def _client(self, sid: str) -> _Client:
+        client = self._clients.get(sid)
+        if client is None:
+            client = self._clients[sid] = _Client(self._settings)
+        return client
+
+
+class AddressLimits:
+    """What each address may do: connections at once, and attempts a second."""
+
+    #: Addresses whose attempts are remembered; those that were heard of longest ago are forgotten first.
+    most_addresses = 100_000
+
+    def __init__(self, settings: Settings) -> None:
+        self._most = settings.max_connections_per_address
+        self._attempts_per_second = settings.max_attempts_per_second_per_address
+        self._connections: dict[str, int] = {}
+        self._attempts: OrderedDict[str, Bucket] = OrderedDict()
+
+    def refusal(self, address: str) -> tuple[str, str] | None:
+        """Count an attempt to connect; why it is refused, in a word and in a sentence, or None."""
+        if self._attempts_per_second and not self._bucket(address).take():
+            return "address_attempts", "too many attempts to connect from this address"
+        if self._most and self._connections.get(address, 0) >= self._most:
+            return "address_connections", "too many connections from this address"
+        return None
+
+    def opened(self, address: str) -> None:
+        """A connection is open."""
+        self._connections[address] = self._connections.get(address, 0) + 1
+
+    def closed(self, address: str) -> None:
+        """It is not any more."""
+        left = self._connections.get(address, 0) - 1
+        if left > 0:
+            self._connections[address] = left
+        else:
+            self._connections.pop(address, None)
+
+    def _bucket(self, address: str) -> Bucket:
+        bucket = self._attempts.pop(address, None)
+        if bucket is None:
+            bucket = Bucket(self._attempts_per_second, self._attempts_per_second * BURST_SECONDS)
+            while self._attempts:
+                oldest = next(iter(self._attempts))
+                if len(self._attempts) < self.most_addresses and not self._attempts[oldest].is_full():
+                    break
+                del self._attempts[oldest]
+        self._attempts[address] = bucket
+        return bucket

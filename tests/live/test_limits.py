@@ -1,0 +1,285 @@
+"""Limits at a real server: of a client, of an address, in all; origins, headers, metrics, and paths that lead out."""
+
+import contextlib
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.clients import SocketClient, Swarm, refused
+from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
+from tests.support.tokens import SECRET, mint
+
+TOKEN = "of-the-metrics"
+
+
+def running(cluster: Cluster, **settings: str) -> contextlib.closing[ServerProcess]:
+    return contextlib.closing(ServerProcess(cluster.url(), DRAIN_SECONDS="0.2", METRICS_TOKEN=TOKEN, **settings))
+
+
+def get(server: ServerProcess, path: str, **headers: str) -> tuple[int, Any, str]:
+    """(status, headers, body)."""
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(server.url + path, headers=names), timeout=5) as answer:
+            return answer.status, answer.headers, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers, error.read().decode()
+
+
+def metric(server: ServerProcess, name: str) -> float:
+    """The value of ``name{label="…"}``, 0 when it was never counted."""
+    status, _, text = get(server, "/metrics", Authorization=f"Bearer {TOKEN}")
+    assert status == 200
+    lines = [line for line in text.splitlines() if line.startswith(name + " ")]
+    return float(lines[0].split()[1]) if lines else 0.0
+
+
+def code(answer: dict[str, Any]) -> str | None:
+    return None if answer["ok"] else answer["error"]["code"]
+
+
+# -- of a client -------------------------------------------------------------------------------------------------------
+
+
+def test_subscriptions(postgres18: Cluster) -> None:
+    with running(postgres18, MAX_SUBSCRIPTIONS="3") as server, SocketClient(server.url) as client:
+        assert [code(client.call("subscribe", {"channel": name})) for name in "abcd"] == [
+            None, None, None, "too_many_subscriptions",
+        ]  # fmt: skip
+        # Again is not more, and who gives one up may have another.
+        assert code(client.call("subscribe", {"channel": "a"})) is None
+        client.call("unsubscribe", {"channel": "a"})
+        assert code(client.call("subscribe", {"channel": "d"})) is None
+        postgres18.notify("d", "1")
+        assert client.next("event")["payload"] == 1
+        assert metric(server, 'socketio_pg_errors_total{code="too_many_subscriptions"}') == 1
+
+
+def test_events(postgres18: Cluster) -> None:
+    """A flood: told so, and cut off when it does not end. Somebody else notices nothing."""
+    with running(postgres18, MAX_EVENTS_PER_SECOND="10") as server, SocketClient(server.url) as other:
+        swarm = Swarm("127.0.0.1", server.port)
+        [flood] = swarm.connect(1)
+        flood.send_all(*[f'42{number}["unsubscribe",{{"channel":"foo"}}]' for number in range(60)])
+        swarm.run_until(lambda: len([packet for packet in flood.packets if packet.startswith("3")]) == 60)
+        answers = [json.loads(packet[packet.index("[") :])[0] for packet in flood.packets if packet.startswith("3")]
+        assert 50 <= len([answer for answer in answers if answer["ok"]]) < 60
+        assert {code(answer) for answer in answers} == {None, "rate_limited"}
+        # Whatever the events are: unknown ones, and what is none at all.
+        flood.send_all(*['42["nothing"]', "42{}", '42["connect"]'] * 50)
+        swarm.run_until(lambda: flood.closed, 10)
+        assert any(event["code"] == "rate_limited" for event in flood.events("error"))
+        other.subscribe("foo")
+        postgres18.notify("foo", "1")
+        assert other.next("event")["payload"] == 1
+        assert metric(server, 'socketio_pg_errors_total{code="rate_limited"}') > 10
+        assert metric(server, 'socketio_pg_cut_off_total{reason="rate_limited"}') == 1
+        swarm.close()
+
+
+def test_published_bytes(postgres18: Cluster) -> None:
+    settings = {"MAX_PUBLISH_BYTES_PER_SECOND": "1000", "MAX_PAYLOAD": "1000"}
+    with running(postgres18, **settings) as server, SocketClient(server.url) as client:
+        codes = [code(client.call("publish", {"channel": "foo", "payload": "x" * 900})) for _ in range(20)]
+        assert codes[:5] == [None] * 5
+        assert set(codes) == {None, "rate_limited"}
+        # A second later there is room again, and the connection is what it was.
+        deadline = time.monotonic() + 10
+        while code(client.call("publish", {"channel": "foo", "payload": "x" * 900})):
+            assert time.monotonic() < deadline
+
+
+def test_idle(postgres18: Cluster) -> None:
+    with running(postgres18, IDLE_TIMEOUT="1") as server, SocketClient(server.url) as subscriber:
+        subscriber.subscribe("foo")
+        with SocketClient(server.url, reconnection=False) as idle:
+            began = time.monotonic()
+            assert idle.next("error") == {"code": "idle_timeout", "message": "nothing was heard for too long"}
+            idle.next("disconnect")
+            assert time.monotonic() - began > 0.7
+        postgres18.notify("foo", "1")
+        assert subscriber.next("event")["payload"] == 1
+        assert metric(server, 'socketio_pg_cut_off_total{reason="idle_timeout"}') == 1
+
+
+def test_time_to_connect(postgres18: Cluster) -> None:
+    with running(postgres18, CONNECT_TIMEOUT="1") as server:
+        swarm = Swarm("127.0.0.1", server.port)
+        [silent] = swarm.open(1)
+        silent.answers_connect = False
+        swarm.run_until(lambda: silent.closed, 10)
+        swarm.close()
+        # Long-polling, too.
+        status, _, body = get(server, "/socket.io/?EIO=4&transport=polling")
+        assert status == 200
+        sid = json.loads(body[1:])["sid"]
+        deadline = time.monotonic() + 10
+        while get(server, f"/socket.io/?EIO=4&transport=polling&sid={sid}")[0] == 200:
+            assert time.monotonic() < deadline
+        assert metric(server, 'socketio_pg_cut_off_total{reason="connect_timeout"}') == 2
+
+
+def test_a_slow_consumer_is_counted(postgres18: Cluster) -> None:
+    with running(postgres18, SEND_BUFFER_BYTES="10000") as server:
+        swarm = Swarm("127.0.0.1", server.port)
+        [lazy] = swarm.connect(1, receive_buffer=2048)
+        lazy.emit("subscribe", {"channel": "foo"}, 1)
+        swarm.run_until(lambda: bool(lazy.events("subscribed")))
+        deadline = time.monotonic() + 60
+        while not metric(server, 'socketio_pg_cut_off_total{reason="slow_consumer"}'):
+            postgres18.sql("SELECT pg_notify('foo', repeat('x', 7000) || n) FROM generate_series(1, 100) AS n")
+            assert time.monotonic() < deadline
+        swarm.close()
+
+
+# -- of an address -----------------------------------------------------------------------------------------------------
+
+
+def polling_status(server: ServerProcess, **headers: str) -> int:
+    return get(server, "/socket.io/?EIO=4&transport=polling", **headers)[0]
+
+
+def test_connections_of_an_address(postgres18: Cluster) -> None:
+    with running(postgres18, MAX_CONNECTIONS_PER_ADDRESS="2") as server:
+        with SocketClient(server.url) as first, SocketClient(server.url, ("polling",)) as second:
+            assert polling_status(server) == 429
+            # Nobody believes what a client says of its address, when there is no proxy.
+            assert polling_status(server, X_Forwarded_For="203.0.113.1") == 429
+            for client in (first, second):
+                client.subscribe("foo")
+        deadline = time.monotonic() + 10
+        while polling_status(server) != 200:
+            assert time.monotonic() < deadline
+        assert metric(server, 'socketio_pg_refused_connections_total{reason="address_connections"}') >= 2
+
+
+def test_addresses_behind_a_proxy(postgres18: Cluster) -> None:
+    with running(postgres18, MAX_CONNECTIONS_PER_ADDRESS="1", TRUSTED_PROXIES="1") as server:
+        assert polling_status(server, X_Forwarded_For="203.0.113.1") == 200
+        assert polling_status(server, X_Forwarded_For="203.0.113.1") == 429
+        # What stands before the proxy's own entry the client has made up.
+        assert polling_status(server, X_Forwarded_For="6.6.6.6, 203.0.113.1") == 429
+        assert polling_status(server, X_Forwarded_For="203.0.113.2") == 200
+
+
+def test_attempts_of_an_address(postgres18: Cluster) -> None:
+    with running(postgres18, MAX_ATTEMPTS_PER_SECOND_PER_ADDRESS="1") as server:
+        statuses = [polling_status(server) for _ in range(20)]
+        assert statuses[:5] == [200] * 5
+        assert 429 in statuses
+        assert metric(server, 'socketio_pg_refused_connections_total{reason="address_attempts"}') > 0
+
+
+def test_connections_in_all(postgres18: Cluster) -> None:
+    with running(postgres18, MAX_CONNECTIONS="2") as server, SocketClient(server.url):
+        assert polling_status(server) == 200
+        assert polling_status(server) == 503
+        assert metric(server, 'socketio_pg_refused_connections_total{reason="too_many_connections"}') == 1
+
+
+# -- origins -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+    with running(postgres18) as made:
+        yield made
+
+
+def websocket_status(server: ServerProcess, **headers: str) -> int:
+    names = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec_WebSocket_Version": "13"}
+    names |= {"Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ=="} | headers
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in names.items())
+    request = f"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n{lines}\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
+        connection.sendall(request.encode())
+        return int(connection.recv(4096).split()[1])
+
+
+@pytest.mark.parametrize(
+    ("headers", "wanted"),
+    [
+        ({}, True),
+        ({"Origin": "http://127.0.0.1:{port}"}, True),
+        ({"Origin": "https://evil.example"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": "https://evil.example", "X_Forwarded_Host": "evil.example"}, False),
+        ({"Origin": "https://evil.example", "X_Forwarded_Host": "evil.example", "X_Forwarded_Proto": "https"}, False),
+        ({"Origin": "http://127.0.0.1"}, False),
+    ],
+    ids=str,
+)
+def test_pages_of_other_origins_are_refused(server: ServerProcess, headers: dict[str, str], wanted: bool) -> None:
+    headers = {name: value.format(port=server.port) for name, value in headers.items()}
+    assert polling_status(server, **headers) == (200 if wanted else 400)
+    assert websocket_status(server, **headers) == (101 if wanted else 400)
+
+
+def test_other_origins_must_be_asked_for(postgres18: Cluster) -> None:
+    with running(postgres18, CORS_ALLOWED_ORIGINS="https://app.example") as server:
+        assert websocket_status(server, Origin="https://app.example") == 101
+        assert websocket_status(server, Origin="https://evil.example") == 400
+        _, headers, _ = get(server, "/socket.io/?EIO=4&transport=polling", Origin="https://app.example")
+        assert headers["Access-Control-Allow-Origin"] == "https://app.example"
+    with running(postgres18, CORS_ALLOWED_ORIGINS="*") as server:
+        assert websocket_status(server, Origin="https://any.example") == 101
+
+
+# -- pages -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/static/test.html", "/static/test.js", "/healthz", "/readyz"])
+def test_our_pages_say_what_they_may(server: ServerProcess, path: str) -> None:
+    status, headers, _ = get(server, path)
+    assert status == 200
+    policy = dict(part.strip().partition(" ")[::2] for part in headers["Content-Security-Policy"].split(";"))
+    assert policy["default-src"] == "'self'"
+    assert policy["frame-ancestors"] == "'none'"
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Referrer-Policy"] == "no-referrer"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../web.py", "/static/..%2fweb.py", "/static/%2e%2e/web.py", "/static/%2e%2e%2fweb.py",
+        "/static/..%5cweb.py", "/static/%252e%252e%252fweb.py", "/static//etc/passwd", "/static/%2fetc%2fpasswd",
+        "/static/....//web.py", "/static/test.html%00.py", "/static/", "/static/.", "/static",
+    ],
+)  # fmt: skip
+def test_nothing_but_the_page_is_served(server: ServerProcess, path: str) -> None:
+    # urllib would tidy the path up.
+    with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.split()[1] in (b"404", b"400", b"308"), answer[:200]
+    assert b"Blueprint" not in answer
+    assert b"root:" not in answer
+
+
+def test_metrics_need_their_token(server: ServerProcess, postgres18: Cluster) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": "Bearer "}):
+        assert get(server, "/metrics", **headers)[0] == 401
+    status, headers, text = get(server, "/metrics", Authorization=f"Bearer {TOKEN}")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/plain")
+    assert "socketio_pg_errors_total" in text
+    with contextlib.closing(ServerProcess(postgres18.url())) as without:
+        assert get(without, "/metrics")[0] == 404
+
+
+def test_refusals_at_the_door_are_counted(postgres18: Cluster) -> None:
+    with running(postgres18, JWT_SECRET=SECRET) as server:
+        refused(server.url)
+        refused(server.url, auth={"token": mint(exp=1)})
+        assert metric(server, 'socketio_pg_refused_connections_total{reason="unauthorized"}') == 2

@@ -1,0 +1,176 @@
+"""socketio_pg.limits and idle: buckets, clients, addresses."""
+
+from collections.abc import Callable
+
+import pytest
+
+from socketio_pg import green
+from socketio_pg.config import Settings
+from socketio_pg.errors import RateLimitedError, TooManySubscriptionsError
+from socketio_pg.hub import Hub
+from socketio_pg.idle import Idle
+from socketio_pg.limits import AddressLimits, Bucket, ClientLimits
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets seconds pass."""
+    now = 1000.0
+
+    def forward(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("socketio_pg.limits.time.monotonic", lambda: now)
+    return forward
+
+
+def count(take: Callable[[], object], error: type[Exception] = RateLimitedError) -> int:
+    """How often it can be done."""
+    for number in range(100_000):
+        try:
+            if take() is False:
+                return number
+        except error:
+            return number
+    raise AssertionError("without end")
+
+
+def test_a_bucket(clock: Callable[[float], None]) -> None:
+    bucket = Bucket(10, 50)
+    assert bucket.is_full()
+    assert count(bucket.take) == 50
+    assert not bucket.is_full()
+    clock(1)
+    assert count(bucket.take) == 10
+    clock(0.0625)
+    assert not bucket.take()
+    clock(0.0625)
+    assert bucket.take()
+    clock(1000)
+    assert bucket.is_full()
+    assert count(bucket.take) == 50
+
+
+def test_more_than_a_bucket_holds_needs_a_full_one(clock: Callable[[float], None]) -> None:
+    bucket = Bucket(10, 50)
+    assert bucket.take(1000)
+    clock(94)
+    assert not bucket.take(1)
+    clock(2)
+    assert bucket.take(1)
+
+
+def test_events(clock: Callable[[float], None]) -> None:
+    limits = ClientLimits(Settings(max_events_per_second=10))
+    assert count(lambda: limits.check_event("a")) == 50
+    clock(1)
+    assert count(lambda: limits.check_event("a")) == 10
+    # Nobody else is concerned.
+    assert count(lambda: limits.check_event("b")) == 50
+    limits.drop("a")
+    assert count(lambda: limits.check_event("a")) == 50
+    limits.drop("nobody")
+
+
+def test_who_goes_on_and_on_is_cut_off(clock: Callable[[float], None]) -> None:
+    limits = ClientLimits(Settings(max_events_per_second=10))
+    told = []
+    for _ in range(200):
+        try:
+            limits.check_event("a")
+        except RateLimitedError as error:
+            told.append(error.cut_off)
+    assert told == [False] * 50 + [True] * 100
+
+
+def test_published_bytes(clock: Callable[[float], None]) -> None:
+    limits = ClientLimits(Settings(max_publish_bytes_per_second=1000, max_payload=20_000))
+    # One payload of the largest size is always possible, at first.
+    limits.check_publish("a", 20_000)
+    with pytest.raises(RateLimitedError):
+        limits.check_publish("a", 1)
+    clock(1)
+    limits.check_publish("a", 1000)
+    limits.check_publish("b", 100)
+
+
+def test_subscriptions() -> None:
+    limits = ClientLimits(Settings(max_subscriptions=3))
+    limits.check_subscriptions(2)
+    with pytest.raises(TooManySubscriptionsError, match="3 channels"):
+        limits.check_subscriptions(3)
+
+
+def test_zero_is_no_limit() -> None:
+    limits = ClientLimits(Settings(max_events_per_second=0, max_publish_bytes_per_second=0, max_subscriptions=0))
+    for _ in range(10_000):
+        limits.check_event("a")
+        limits.check_publish("a", 10**9)
+        limits.check_subscriptions(10**9)
+    assert limits._clients == {}
+
+
+def test_connections_of_an_address() -> None:
+    limits = AddressLimits(Settings(max_connections_per_address=2))
+    for _ in range(2):
+        assert limits.refusal("a") is None
+        limits.opened("a")
+    assert limits.refusal("a") == ("address_connections", "too many connections from this address")
+    assert limits.refusal("b") is None
+    limits.closed("a")
+    assert limits.refusal("a") is None
+    limits.closed("a")
+    limits.closed("a")
+    assert limits._connections == {}
+
+
+def test_attempts_of_an_address(clock: Callable[[float], None]) -> None:
+    limits = AddressLimits(Settings(max_attempts_per_second_per_address=2))
+    assert count(lambda: limits.refusal("a") is None) == 10
+    assert limits.refusal("a") == ("address_attempts", "too many attempts to connect from this address")
+    assert limits.refusal("b") is None
+    clock(1)
+    assert count(lambda: limits.refusal("a") is None) == 2
+
+
+def test_addresses_are_not_remembered_for_ever(clock: Callable[[float], None]) -> None:
+    limits = AddressLimits(Settings(max_attempts_per_second_per_address=2))
+    limits.most_addresses = 100
+    for number in range(1000):
+        limits.refusal(str(number))
+    assert len(limits._attempts) == 100
+    clock(10)
+    limits.refusal("a")
+    # Full buckets say nothing.
+    assert len(limits._attempts) == 1
+
+
+def test_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub()
+    gone: list[str] = []
+    idle = Idle(hub, 0.04, gone.append)
+    for sid in ("silent", "subscribed", "talks", "leaves"):
+        hub.add(sid)
+        idle.heard(sid)
+    hub.subscribe("subscribed", "foo")
+    idle.drop("leaves")
+    idle.start()
+    idle.start()
+    for _ in range(20):
+        idle.heard("talks")
+        green.sleep(0.01)
+    assert gone == ["silent"]
+    hub.unsubscribe("subscribed", "foo")
+    with green.timeout(5):
+        while len(gone) < 3:
+            green.sleep(0.01)
+    assert sorted(gone) == ["silent", "subscribed", "talks"]
+    idle.stop()
+
+
+def test_without_a_limit_nobody_is_idle() -> None:
+    idle = Idle(Hub(), 0.0, lambda sid: None)
+    idle.heard("a")
+    idle.start()
+    assert (idle._heard, idle._thread) == ({}, None)
