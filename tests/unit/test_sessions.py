@@ -113,7 +113,7 @@ def test_those_who_have_left_are_not_kept_until_their_tokens_end(clock: Clock) -
     assert len(watched.sessions._due) < 3000
 
 
-def test_the_callback_of_one_does_not_hold_up_others(clock: Clock) -> None:
+def test_the_callback_of_one_does_not_hold_up_others(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[str] = []
     gate = green.Event()
 
@@ -130,3 +130,6 @@ def test_the_callback_of_one_does_not_hold_up_others(clock: Clock) -> None:
         sessions.set(sid, "/", Claims({"exp": 1}))
     gate.wait(5)
     assert calls == ["b"]
+    with green.timeout(5):
+        while not caplog.records:
+            green.sleep(0.001)
