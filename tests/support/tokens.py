@@ -54,8 +54,8 @@ class SigningKey:
 
 
 def complete(claims: Mapping[str, Any]) -> dict[str, Any]:
-    """``claims`` with an hour to live; None takes one away."""
-    whole = {"sub": "somebody", "exp": int(time.time()) + 3600} | dict(claims)
+    """``claims`` with a day to live; None takes one away."""
+    whole = {"sub": "somebody", "exp": int(time.time()) + 86_400} | dict(claims)
     return {name: value for name, value in whole.items() if value is not None}
 
 
@@ -136,11 +136,11 @@ def hostile_tokens(secret: str = SECRET) -> Iterator[tuple[str, object]]:
     yield "expired", mint(secret=secret, exp=now - 60)
     yield "expired long ago", mint(secret=secret, exp=0)
     yield "negative exp", mint(secret=secret, exp=-1)
-    yield "not yet valid", mint(secret=secret, nbf=now + 60)
-    yield "issued in the future", mint(secret=secret, iat=now + 60)
+    yield "not yet valid", mint(secret=secret, nbf=now + 1_000_000)
+    yield "issued in the future", mint(secret=secret, iat=now + 1_000_000)
     yield "no exp", mint(secret=secret, exp=None)
     yield "exp is text", mint(secret=secret, exp="tomorrow")
-    yield "exp is a list", mint(secret=secret, exp=[now + 60])
+    yield "exp is a list", mint(secret=secret, exp=[now + 1_000_000])
     yield "exp is infinite", mint(secret=secret, exp=float("inf"))
     yield "exp is no number", mint(secret=secret, exp=float("nan"))
     yield "exp is beyond all years", mint(secret=secret, exp=10**18)
