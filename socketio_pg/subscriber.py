@@ -800,8 +800,9 @@ class _Channel:
         """Where it was no request of ours, it is not allowed any more, or the application has asked for it itself."""
         if "reason" in body:
             self.open = False
-            message = "the server has ended the subscription"
-            self.end(self.members, _as_error(str(body["reason"]), message, self.name))
+            reason = str(body["reason"])
+            why = "it is not allowed any more" if reason == "forbidden" else reason
+            self.end(self.members, _as_error(reason, f"the server has ended the subscription: {why}", self.name))
             self.settle()
             self._subscriber._changed.notify_all()
         elif self._awaited is None or self._awaited[0] != "unsubscribe":

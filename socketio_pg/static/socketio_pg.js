@@ -632,7 +632,9 @@ class Channel {
   checkUnsubscribed({ reason }) {
     if (reason) {
       this.#open = false;
-      this.#tell(new SubscriptionError(reason, "The server has ended the subscription.", this.name), [...this.members]);
+      const why = reason === "forbidden" ? "it is not allowed any more" : reason;
+      const error = new SubscriptionError(reason, `The server has ended the subscription: ${why}.`, this.name);
+      this.#tell(error, [...this.members]);
       this.settle();
     } else if (this.#awaited !== "unsubscribe") {
       this.lose(Date.now());
