@@ -562,7 +562,7 @@ def test_a_token_can_be_replaced_before_its_end(asking: Demo, psql: Psql) -> Non
 
 def test_after_the_tokens_end_it_asks_for_another_and_goes_on(asking: Demo, psql: Psql) -> None:
     asking.open("?channels=foo")
-    asking.sign_in(token(4))
+    asking.sign_in(token(5))
     asking.expect_subscribed("foo")
     expect(asking.page.locator("#login-error")).to_have_text("Not accepted: the token has expired.", timeout=PATIENCE)
     asking.expect_state("disconnected")

@@ -57,8 +57,8 @@ def test_short_tokens_are_renewed_without_a_break(
     server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
 ) -> None:
     tokens: Tokens = {
-        "connecting": [token(4, "first"), ""],
-        "renewing": [token(7, "second"), token(10, "third"), token(3600, "last")],
+        "connecting": [token(8, "first"), ""],
+        "renewing": [token(12, "second"), token(16, "third"), token(3600, "last")],
     }
     with contextlib.closing(kind(server.url, tokens)) as client:
         client.subscribe("one", channel)
@@ -87,7 +87,7 @@ def test_a_renewal_that_fails_is_tried_again(server: ServerProcess, kind: Kind, 
 def test_after_the_tokens_end_it_comes_back_with_another(
     server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
 ) -> None:
-    tokens: Tokens = {"connecting": [token(3), token(3600)], "renewing": [""]}
+    tokens: Tokens = {"connecting": [token(5), token(3600)], "renewing": [""]}
     with contextlib.closing(kind(server.url, tokens)) as client:
         client.subscribe("one", channel)
         assert client.next("gap", "one")[0]["reason"] == "client_disconnected"
@@ -129,7 +129,7 @@ def test_what_is_forbidden_is_asked_for_once_and_harms_nothing_else(
     server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
 ) -> None:
     allowed = [f"{channel}*"]
-    tokens: Tokens = {"connecting": [token(4, subscribe=allowed), token(3600, subscribe=allowed)], "renewing": [""]}
+    tokens: Tokens = {"connecting": [token(6, subscribe=allowed), token(3600, subscribe=allowed)], "renewing": [""]}
     with contextlib.closing(kind(server.url, tokens)) as client:
         client.subscribe("one", channel)
         with pytest.raises(Refused, match="forbidden"):
@@ -233,7 +233,7 @@ def test_python_ends_when_the_server_goes_on_refusing_its_token(
 ) -> None:
     received: queue.Queue[Message] = queue.Queue()
     errors: queue.Queue[SocketIOPGError] = queue.Queue()
-    with Subscriber(server.url, token=token(4), reconnection_delay=0.1, timeout=PATIENCE) as subscriber:
+    with Subscriber(server.url, token=token(5), reconnection_delay=0.1, timeout=PATIENCE) as subscriber:
         subscriber.subscribe(channel, received.put, on_error=errors.put)
         postgres18.notify(channel, "1")
         assert received.get(timeout=PATIENCE)["payload"] == 1
