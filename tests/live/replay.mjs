@@ -6,7 +6,21 @@ import { io } from "socket.io-client";
 
 // By its path, Node before 20.19 takes a .js file for CommonJS.
 const source = await readFile(new URL("../../socketio_pg/static/socketio_pg.js", import.meta.url));
-const { Subscriptions } = await import(`data:text/javascript,${encodeURIComponent(source)}`);
+// Its timers are counted; those of the stock client and its WebSocket come and go as they like.
+const timers = new Set();
+globalThis.counted = {
+  setTimeout(what, delay) {
+    const timer = setTimeout(() => { timers.delete(timer); what(); }, delay);
+    timers.add(timer);
+    return timer;
+  },
+  clearTimeout(timer) {
+    timers.delete(timer);
+    clearTimeout(timer);
+  },
+};
+const counting = "const { setTimeout, clearTimeout } = globalThis.counted;\n";
+const { Subscriptions } = await import(`data:text/javascript,${encodeURIComponent(counting + source)}`);
 
 const [url, transports, login] = process.argv.slice(2);
 const socket = io(url, { transports: transports.split(","), reconnectionDelay: 100, reconnectionDelayMax: 500 });
@@ -52,7 +66,7 @@ const commands = {
   tokens: async (change) => Object.assign(tokens, change),
   connect: async () => { socket.connect(); },
   disconnect: async () => { socket.disconnect(); },
-  timers: async () => process.getActiveResourcesInfo().filter((name) => name === "Timeout").length,
+  timers: async () => timers.size,
   emit: async ({ event, argument }) => socket.timeout(10_000).emitWithAck(event, argument),
 };
 
