@@ -20,11 +20,14 @@ import engineio
 import socketio
 
 from socketio_pg.errors import (
+    AuthenticationUnavailableError,
     DatabaseUnavailableError,
+    ForbiddenError,
     InvalidChannelError,
     InvalidRequestError,
     PayloadTooLargeError,
     SocketIOPGError,
+    UnauthorizedError,
 )
 from socketio_pg.messages import encode_payload
 
@@ -85,10 +88,17 @@ class Gap(_Gap, total=False):
 
 _ERRORS: dict[str, type[SocketIOPGError]] = {
     error.code: error
-    for error in (InvalidRequestError, InvalidChannelError, PayloadTooLargeError, DatabaseUnavailableError)
-}
+    for error in (
+        InvalidRequestError, InvalidChannelError, PayloadTooLargeError, DatabaseUnavailableError,
+        UnauthorizedError, AuthenticationUnavailableError, ForbiddenError,
+    )
+}  # fmt: skip
 #: Worth another try, later. So is "internal" for what has worked before.
 _TRANSIENT = frozenset({"database_unavailable", "rate_limited", "no_answer"})
+#: Tokens refused in a row before that is believed: one can expire on its way, or be newer than the server's clock.
+_MOST_REFUSALS = 3
+#: The server warns 30 s before a token's end, which many tokens may share: seconds over which renewals are spread.
+_RENEWAL_SPREAD = 10.0
 
 
 class Subscription:
@@ -144,11 +154,20 @@ class Subscriber:
     random. ``auth``, ``headers``, ``transports`` and ``socketio_path`` are those of :meth:`socketio.Client.connect`,
     ``client_options`` those of :class:`socketio.Client`.
 
+    ``token`` is a token, or a function that is called for each connection and before its token's end: better, because
+    it can return a new one. It is called in a thread of the subscriber's, which does nothing else meanwhile; what it
+    raises is logged, and it is called again later. A renewal that fails is logged, and tried again until the old token
+    has ended, when the server closes the connection, and another one is made. When the server goes on refusing tokens
+    the subscriber has ended: ``on_error`` is told with :class:`UnauthorizedError`, which all methods raise from then
+    on, :meth:`wait` as well.
+
     Handlers are called in one thread that is theirs alone, one after the other, and may call all methods. When more
     than ``most_waiting`` bytes wait for them (about), the subscriptions are interrupted until half of it is handled:
     messages of the log then come from where they were, NOTIFY's are reported as a gap.
 
-    All methods can be called from any thread. Raises :class:`ConnectionError` when the server cannot be reached.
+    All methods can be called from any thread. Raises :class:`ConnectionError` when the server cannot be reached,
+    :class:`UnauthorizedError` when it refuses the token, :class:`AuthenticationUnavailableError` when it cannot check
+    it, and what ``token`` raises.
     """
 
     def __init__(
@@ -162,6 +181,7 @@ class Subscriber:
         reconnection_delay: float = 0.5,
         reconnection_delay_max: float = 5.0,
         most_waiting: int = 64_000_000,
+        token: str | Callable[[], str | None] | None = None,
         auth: Any = None,
         headers: Any = None,
         transports: Sequence[str] = ("websocket",),
@@ -176,6 +196,7 @@ class Subscriber:
             "auth": auth, "headers": headers or {}, "transports": list(transports), "socketio_path": socketio_path
         }  # fmt: skip
         self._client_options = {"handle_sigint": False} | client_options | {"reconnection": False}
+        self._login = None if token is None else _Login(token, self._retry_delays)
         self._lock = threading.RLock()
         #: Notified when a call may have its answer, when the connection comes and goes, and at the end.
         self._changed = threading.Condition(self._lock)
@@ -185,6 +206,8 @@ class Subscriber:
         #: Those that wait for the handlers to catch up.
         self._paused: set[_Channel] = set()
         self._closed = False
+        #: Why no connection is tried any more.
+        self._refusal: UnauthorizedError | None = None
         #: When the worker looks after the channels by itself (time.monotonic()).
         self._due = math.inf
         self._wake_worker = threading.Condition(self._lock)
@@ -218,13 +241,13 @@ class Subscriber:
         what follows it; ``history`` replays so many of the newest (and is not used where ``since`` is given). Any
         number of handlers for a channel share one subscription at the server.
 
-        ``on_gap`` is told when messages may have been missed, ``on_error`` when the server has refused to renew the
-        subscription, which has ended then. Like ``handler`` they are called in the handlers' thread; what they raise
-        is logged.
+        ``on_gap`` is told when messages may have been missed, ``on_error`` when the subscription has ended: the server
+        has refused to renew it, or does not allow it any more (:class:`ForbiddenError`). Like ``handler`` they are
+        called in the handlers' thread; what they raise is logged.
 
-        Raises :class:`InvalidChannelError`, :class:`InvalidRequestError`, another :class:`SocketIOPGError` when the
-        server refuses, :class:`DatabaseUnavailableError` when it could not within ``timeout``, :class:`TimeoutError`
-        when it did not answer, :class:`ConnectionError` when it was not reached.
+        Raises :class:`ForbiddenError`, :class:`InvalidChannelError`, :class:`InvalidRequestError`, or another
+        :class:`SocketIOPGError` when the server refuses, :class:`DatabaseUnavailableError` when it could not within
+        ``timeout``, :class:`TimeoutError` when it did not answer, :class:`ConnectionError` when it was not reached.
         """
         subscription = Subscription(channel, handler, history, since, on_gap, on_error)
         with self._lock:
@@ -259,9 +282,9 @@ class Subscriber:
     def publish(self, channel: str, payload: Any, durable: bool | None = None) -> None:
         """Publish any JSON value; returns after the commit. ``durable`` as in docs/protocol.md.
 
-        Raises :class:`InvalidChannelError`, :class:`InvalidRequestError`, :class:`PayloadTooLargeError`,
-        :class:`DatabaseUnavailableError`; :class:`ConnectionError` without a connection. After a ConnectionError while
-        it waited, and a :class:`TimeoutError`, the message may have been sent or not.
+        Raises :class:`ForbiddenError`, :class:`InvalidChannelError`, :class:`InvalidRequestError`,
+        :class:`PayloadTooLargeError`, :class:`DatabaseUnavailableError`; :class:`ConnectionError` without a connection.
+        After a ConnectionError while it waited, and a :class:`TimeoutError`, the message may have been sent or not.
         """
         encode_payload(payload)  # here it can be said what is wrong
         request: dict[str, Any] = {"channel": channel, "payload": payload}
@@ -288,9 +311,15 @@ class Subscriber:
             raise error[1]
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Return when :meth:`close` was called, or after ``timeout`` seconds; whether it was."""
+        """Return when :meth:`close` was called, or after ``timeout`` seconds; whether it was.
+
+        Raises :class:`UnauthorizedError` when the server goes on refusing the token.
+        """
         with self._lock:
-            return self._changed.wait_for(lambda: self._closed, timeout)
+            self._changed.wait_for(lambda: self._closed or self._refusal, timeout)
+            if self._refusal is not None and not self._closed:
+                raise self._refusal
+            return self._closed
 
     def close(self) -> None:
         """End all subscriptions and the connection. What the handlers have not got yet they do not get.
@@ -322,6 +351,8 @@ class Subscriber:
     def _check_not_closed(self) -> None:
         if self._closed:
             raise ConnectionError("the subscriber is closed")
+        if self._refusal is not None:
+            raise self._refusal
 
     def _end(self, subscription: Subscription) -> None:
         subscription._ended = True
@@ -334,8 +365,11 @@ class Subscriber:
     # -- the connection: made by the worker, heard in its own reading thread ------------------------------------------
 
     def _connect(self) -> None:
+        options = self._connect_options
+        if self._login is not None and options["auth"] is None:
+            options = options | {"auth": self._login.bring()}
         connection = _Connection(self._client_options, self._lock, self._receive)
-        connection.connect(self._url, self._connect_options, self._timeout)
+        connection.connect(self._url, options, self._timeout)
         if self._closed:  # meanwhile
             connection.close()
 
@@ -352,7 +386,12 @@ class Subscriber:
             self._connection = None
             for channel in list(self._channels.values()):
                 channel.lose(connection.heard, "client_disconnected")
+            if self._login is not None:
+                self._login.rest()
             self._wake_worker.notify()
+        elif event == "token_expiring":
+            if self._login is not None:
+                self._schedule(self._login.expires(body))
         elif isinstance(body, dict) and body.get("channel") in self._channels:
             channel = self._channels[body["channel"]]
             if event == "event":
@@ -362,34 +401,87 @@ class Subscriber:
             elif event == "subscribed":
                 channel.check_subscribed(body)
             elif event == "unsubscribed":
-                channel.check_unsubscribed()
+                channel.check_unsubscribed(body)
         if event in ("connect", "disconnect"):
             self._changed.notify_all()
 
     def _run(self) -> None:
-        attempt = 0
+        attempt = refusals = 0
         while True:
             with self._lock:
                 if self._closed:
                     return
-                if self._connection is not None:
-                    attempt = 0
-                    self._due = min((channel.due for channel in self._channels.values()), default=math.inf)
-                    self._wake_worker.wait(None if self._due == math.inf else max(0.0, self._due - time.monotonic()))
-                    if self._connection is not None and time.monotonic() >= self._due:
-                        for channel in list(self._channels.values()):
-                            channel.settle()
-                    continue
-                self._wake_worker.wait_for(lambda: self._closed, _spread(self._reconnection_delays, attempt))
-                if self._closed:
-                    return
+                connection = self._connection
+                if connection is not None:
+                    attempt = refusals = 0
+                    self._look_after_channels()
+                else:
+                    self._wake_worker.wait_for(lambda: self._closed, _spread(self._reconnection_delays, attempt))
+                    if self._closed:
+                        return
+            if connection is not None:
+                if self._login is not None and time.monotonic() >= self._login.due:
+                    self._renew(connection, self._login)
+                continue
             attempt += 1
             try:
                 self._connect()
-            except ConnectionError as error:
+            except (ConnectionError, AuthenticationUnavailableError) as error:
                 logger.info("%s; retrying", error)
+            except UnauthorizedError as error:
+                refusals += 1
+                if refusals >= _MOST_REFUSALS:
+                    self._give_up(error)
+                    return
+                logger.warning("the server refused the token: %s; retrying", error)
             except Exception:
                 logger.exception("connecting to %s failed; retrying", self._url)
+
+    def _look_after_channels(self) -> None:
+        """Wait until something is to be done. With the lock."""
+        due = [channel.due for channel in self._channels.values()]
+        self._due = min([*due, math.inf if self._login is None else self._login.due])
+        self._wake_worker.wait(None if self._due == math.inf else max(0.0, self._due - time.monotonic()))
+        if self._connection is not None and time.monotonic() >= min(due, default=math.inf):
+            for channel in list(self._channels.values()):
+                channel.settle()
+
+    def _renew(self, connection: "_Connection", login: "_Login") -> None:
+        """Bring a new token before the old one has ended. Without the lock: getting it can take long."""
+        token = None
+        try:
+            token = login.fetch()
+        except Exception:
+            logger.exception("there is no new token; retrying")
+        else:
+            if token is None or token == login.brought:
+                logger.warning("there is no new token; retrying")
+
+        def answered(answer: Any) -> None:
+            error = _error(answer)
+            if error is None:
+                login.renewed(token)
+                self._changed.notify_all()
+            else:
+                logger.warning("the server refused the new token: %s; retrying", error[1])
+                self._schedule(login.failed())
+
+        with self._lock:
+            if self._connection is not connection:
+                return
+            if token is None or token == login.brought:
+                login.failed()
+            elif connection.emit("authenticate", {"token": token}, answered):
+                login.due = time.monotonic() + self._timeout
+
+    def _give_up(self, error: UnauthorizedError) -> None:
+        logger.error("the server refused the token: %s; the subscriber has ended", error)
+        with self._lock:
+            self._refusal = error
+            for channel in list(self._channels.values()):
+                channel.end(channel.members, error)
+                channel.settle()
+            self._changed.notify_all()
 
     def _schedule(self, due: float) -> None:
         """Something is to be done at ``due`` (time.monotonic())."""
@@ -635,7 +727,11 @@ class _Channel:
         self.due = math.inf
         if event == "unsubscribe":
             self.open = False
-        for one in members:
+        self.end(members, error)
+
+    def end(self, members: Sequence[Subscription], error: Exception) -> None:
+        """These subscriptions are over, and not by the application's wish."""
+        for one in list(members):
             one._error, one._ended, one._live = error, True, False
             self.members.remove(one)
             if one._established:
@@ -700,8 +796,16 @@ class _Channel:
                 one._live = one._follows(start)
         self.settle()
 
-    def check_unsubscribed(self) -> None:
-        if self._awaited is None or self._awaited[0] != "unsubscribe":
+    def check_unsubscribed(self, body: Mapping[str, Any]) -> None:
+        """Where it was no request of ours, it is not allowed any more, or the application has asked for it itself."""
+        if "reason" in body:
+            self.open = False
+            reason = str(body["reason"])
+            why = "it is not allowed any more" if reason == "forbidden" else reason
+            self.end(self.members, _as_error(reason, f"the server has ended the subscription: {why}", self.name))
+            self.settle()
+            self._subscriber._changed.notify_all()
+        elif self._awaited is None or self._awaited[0] != "unsubscribe":
             self.lose(time.time(), "client_disconnected")
 
     # -- to the handlers' thread --------------------------------------------------------------------------------------
@@ -724,6 +828,56 @@ class _Channel:
     def _move(self, one: Subscription, position: Position | None) -> None:
         """Past what still waits for the handler there may be nothing to deliver."""
         self._subscriber._deliveries.put(_Delivery(one, _nothing, None, position, moved=True))
+
+
+class _Login:
+    """The application's token: the one that was brought to the server, and when a new one is to be."""
+
+    def __init__(self, source: str | Callable[[], str | None], delays: tuple[float, float]) -> None:
+        self._source = source
+        self._delays = delays
+        self._attempt = 0
+        self.may_change = callable(source)
+        #: The last that the server got.
+        self.brought: str | None = None
+        #: When a new one is to be brought (time.monotonic()).
+        self.due = math.inf
+
+    def fetch(self) -> str | None:
+        """May take long, and raise whatever the application raises."""
+        return self._source() if callable(self._source) else self._source
+
+    def bring(self) -> dict[str, str]:
+        """Socket.IO's ``auth`` for a new connection."""
+        self.brought = self.fetch()
+        return {} if self.brought is None else {"token": self.brought}
+
+    def expires(self, body: Any) -> float:
+        """The server has said so; returns :attr:`due`."""
+        if not self.may_change:
+            logger.warning("the token ends, and is no function that could return another one")
+            return self.due
+        left = 0.0
+        with contextlib.suppress(TypeError, KeyError, ValueError):
+            left = datetime.fromisoformat(body["expires_at"]).timestamp() - time.time()
+        # A token that lives shorter than the server warns is not renewed all the time, either.
+        delay = min(_RENEWAL_SPREAD, max(self._delays[0], left / 3))
+        self.due = time.monotonic() + _spread((delay, delay), 0)
+        return self.due
+
+    def failed(self) -> float:
+        """Returns :attr:`due`."""
+        self.due = time.monotonic() + _spread(self._delays, self._attempt)
+        self._attempt += 1
+        return self.due
+
+    def renewed(self, token: str | None) -> None:
+        self.brought = token
+        self.rest()
+
+    def rest(self) -> None:
+        """Nothing is to be done."""
+        self.due, self._attempt = math.inf, 0
 
 
 class _Engine(engineio.Client):  # type: ignore[misc]
@@ -772,8 +926,11 @@ class _Connection:
         self._lock = lock
         self._receive = receive
         self._client = _Client(**options)
-        for event in ("connect", "event", "gap", "subscribed", "unsubscribed"):
+        #: What the server said when it refused the connection.
+        self._refused: Any = None
+        for event in ("connect", "event", "gap", "subscribed", "unsubscribed", "token_expiring"):
             self._client.on(event, self._listener(event))
+        self._client.on("connect_error", self._note_refusal)
         self._client.eio.on_disconnect = self._listener("disconnect")
 
     @property
@@ -787,10 +944,15 @@ class _Connection:
         return int(self._client.eio.size)
 
     def connect(self, url: str, options: Mapping[str, Any], timeout: float) -> None:
-        """Raises :class:`ConnectionError`."""
+        """Raises :class:`ConnectionError`, :class:`UnauthorizedError`, :class:`AuthenticationUnavailableError`."""
         try:
             self._client.connect(url, wait_timeout=timeout, **options)
         except (socketio.exceptions.ConnectionError, OSError, ValueError) as error:
+            refusal = self._refused.get("data") if isinstance(self._refused, dict) else None
+            if isinstance(refusal, dict):
+                kind = _as_error(str(refusal.get("code")), str(refusal.get("message")))
+                if isinstance(kind, (UnauthorizedError, AuthenticationUnavailableError)):
+                    raise kind from None
             raise ConnectionError(f"no connection to {url}: {error}") from error
 
     def emit(self, event: str, body: Mapping[str, Any], answered: Callable[[Any], None]) -> bool:
@@ -810,6 +972,9 @@ class _Connection:
         with contextlib.suppress(OSError):
             self._client.disconnect()
 
+    def _note_refusal(self, *arguments: Any) -> None:
+        self._refused = arguments[0] if arguments else None
+
     def _listener(self, event: str) -> Callable[..., None]:
         def listen(*arguments: Any) -> None:
             with self._lock:
@@ -818,17 +983,21 @@ class _Connection:
         return listen
 
 
-def _error(answer: Any, channel: str) -> tuple[str, SocketIOPGError] | None:
+def _error(answer: Any, channel: str | None = None) -> tuple[str, SocketIOPGError] | None:
     """The error that ``answer`` is, with its wire code; None when it is none."""
     if isinstance(answer, dict) and answer.get("ok") is True:
         return None
     error = answer.get("error") if isinstance(answer, dict) else None
     error = error if isinstance(error, dict) else {}
     code, message = str(error.get("code", "internal")), str(error.get("message", "the server did not say why"))
+    return code, _as_error(code, message, channel)
+
+
+def _as_error(code: str, message: str, channel: str | None = None) -> SocketIOPGError:
     kind = _ERRORS.get(code)
     if kind is not None:
-        return code, kind(message, channel=channel)
-    return code, SocketIOPGError(message if code == "internal" else f"{code}: {message}", channel=channel)
+        return kind(message, channel=channel)
+    return SocketIOPGError(message if code == "internal" else f"{code}: {message}", channel=channel)
 
 
 def _position(body: Mapping[str, Any]) -> Position | None:

@@ -34,6 +34,11 @@ export class MessageLog {
     this.#add({ kind: "gap", time: new Date(), hasLog, ...gap });
   }
 
+  /** The server has ended a subscription: nothing more comes. */
+  addEnd(channel, why) {
+    this.#add({ kind: "end", time: new Date(), channel, why });
+  }
+
   get size() { return this.#list.children.length; }
   get held() { return this.#paused ? this.#waiting.length : 0; }
   get paused() { return this.#paused; }
@@ -96,7 +101,8 @@ export class MessageLog {
     const name = row.querySelector(".channel-name");
     name.textContent = entry.channel;
     name.style.setProperty("--hue", hue(entry.channel));
-    row.querySelector(".body").append(...(entry.kind === "gap" ? describeGap(entry) : showPayload(entry.payload)));
+    const describe = { message: ({ payload }) => showPayload(payload), gap: describeGap, end: describeEnd }[entry.kind];
+    row.querySelector(".body").append(...describe(entry));
     if (entry.kind === "message") row.querySelector(".place").append(...describePlace(entry));
     return row;
   }
@@ -116,6 +122,12 @@ export function clock(date) {
   return `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}.${milliseconds}`;
 }
 
+/** Local time as HH:MM:SS, with the date when it is not today. */
+export function timeOfDay(date) {
+  const time = clock(date).slice(0, 8);
+  return date.toDateString() === new Date().toDateString() ? time : `${date.toLocaleDateString()} ${time}`;
+}
+
 function describeGap({ tier, reason, since, until, position, hasLog }) {
   const what = tier === "log" ? "Messages of the log were missed"
     : `Messages ${hasLog ? "of NOTIFY " : ""}may have been missed`;
@@ -125,6 +137,10 @@ function describeGap({ tier, reason, since, until, position, hasLog }) {
   if (until) parts.push(`until ${clockOf(until)}`);
   if (position !== undefined) parts.push(`goes on after #${position}`);
   return [element("strong", "", what), element("span", "gap-detail", parts.join(", "))];
+}
+
+function describeEnd({ why }) {
+  return [element("strong", "", "No more messages"), element("span", "gap-detail", why)];
 }
 
 function describePlace({ position, published_at: publishedAt, replayed }) {

@@ -1,7 +1,10 @@
 // Subscriptions that outlive their connection, for the stock Socket.IO client (socket.io-client 3 and 4): subscribed again
-// after every reconnect, from the position in the log that was reached. It neither connects nor publishes.
+// after every reconnect, from the position in the log that was reached. It does not publish, and connects only where it
+// has the token: again, when the server did not let it in.
 //
-//   const subscriptions = new Subscriptions(io("https://example.com", { transports: ["websocket"] }));
+//   const subscriptions = new Subscriptions(io("https://example.com", { transports: ["websocket"] }), {
+//     token: async () => (await fetch("/token")).text(), // where the server asks for one
+//   });
 //   const orders = subscriptions.subscribe("orders", ({ payload }) => show(payload), {
 //     since: JSON.parse(localStorage.getItem("orders")), // of the page before the reload, or null
 //     onGap: (gap) => fetchOrders(),
@@ -73,27 +76,66 @@ export class SubscriptionError extends Error {
   }
 }
 
+/**
+ * The server did not let the client in, or could not be given a new token before the old one's end.
+ *
+ * It is the latter when the socket is connected. Nothing is lost then: it is tried again until that end, when the server
+ * closes the connection, and another one is made with what `token` returns by then.
+ */
+export class TokenError extends Error {
+  /**
+   * @param {string} code one of docs/protocol.md, or "no_answer", or "no_token": the function `token` had none, or only
+   *   the old one
+   * @param {string} message
+   * @param {ErrorOptions} [options] `cause`: what `token` has thrown
+   */
+  constructor(code, message, options) {
+    super(message, options);
+    this.name = "TokenError";
+    this.code = code;
+    /** Whether it is tried again by itself. If not, the socket stays disconnected until its `connect()`. */
+    this.retrying = false;
+  }
+}
+
 // Worth another try, later. So is "internal" for what has worked before.
-const TRANSIENT = new Set(["database_unavailable", "rate_limited", "no_answer"]);
+const TRANSIENT = new Set(["database_unavailable", "authentication_unavailable", "rate_limited", "no_answer"]);
+
+// Tokens refused in a row before that is believed: one can expire on its way, or be newer than the server's clock.
+const MOST_REFUSALS = 3;
+
+// The server warns 30 s before a token's end, and many tokens may have the same: ms over which renewals are spread.
+const RENEWAL_SPREAD = 10_000;
+
+/**
+ * @typedef {object} Options
+ * @property {() => string | null | undefined | Promise<string | null | undefined>} [token] called for each connection,
+ *   and before the token's end; without a token one is anonymous. For connecting, a `socket.auth` of the application's
+ *   own is used instead
+ * @property {(error: TokenError) => void} [onTokenError] every failure, also one after which it is tried again. Without
+ *   it, one after which it is not is thrown for the page's or the process's handler of uncaught errors
+ * @property {number} [timeout] ms to wait for the server's answers
+ * @property {number} [retryDelay] ms before what has failed is tried again; doubles with each failure
+ * @property {number} [retryDelayMax] ms, at most
+ */
 
 /** The subscriptions on one socket. Any number of handlers for a channel share one subscription at the server. */
 export class Subscriptions {
   #socket;
   #options;
+  #login;
   /** @type {Map<string, Channel>} */
   #channels = new Map();
   #heard = Date.now(); // from the server, in ms
 
   /**
-   * @param {any} socket what io(...) returned; connected or not
-   * @param {object} [options]
-   * @param {number} [options.timeout] ms to wait for the server's answers
-   * @param {number} [options.retryDelay] ms before what has failed is tried again; doubles with each failure
-   * @param {number} [options.retryDelayMax] ms, at most
+   * @param {any} socket what io(...) returned; connected or not, but with `token` not yet
+   * @param {Options} [options]
    */
-  constructor(socket, { timeout = 15_000, retryDelay = 1_000, retryDelayMax = 15_000 } = {}) {
+  constructor(socket, options = {}) {
     this.#socket = socket;
-    this.#options = { timeout, retryDelay, retryDelayMax };
+    this.#options = { timeout: 15_000, retryDelay: 1_000, retryDelayMax: 15_000, ...options };
+    this.#login = options.token && new Login(socket, this.#options);
     for (const [event, listener] of Object.entries(this.#listeners)) socket.on(event, listener);
     socket.io.on("ping", this.#hear);
   }
@@ -119,8 +161,9 @@ export class Subscriptions {
     return new Subscription(member, shared);
   }
 
-  /** Ends all subscriptions and lets go of the socket, which stays as it is. */
+  /** Ends all subscriptions and lets go of the socket, which stays as it is: connected, with its `auth`. */
   close() {
+    this.#login?.close();
     for (const [event, listener] of Object.entries(this.#listeners)) this.#socket.off(event, listener);
     this.#socket.io.off("ping", this.#hear);
     for (const channel of this.#channels.values()) {
@@ -145,8 +188,129 @@ export class Subscriptions {
     },
     gap: (gap) => this.#channels.get(gap.channel)?.receiveGap(gap),
     subscribed: (body) => this.#channels.get(body.channel)?.checkSubscribed(body),
-    unsubscribed: (body) => this.#channels.get(body.channel)?.checkUnsubscribed(),
+    unsubscribed: (body) => this.#channels.get(body.channel)?.checkUnsubscribed(body),
   };
+}
+
+/** Brings the application's token to the server: with each connection, and a new one before the old one's end. */
+class Login {
+  #socket;
+  #options;
+  /** @type {string | null | undefined} */
+  #token; // the last that was brought; null: none was
+  #failures = 0; // in a row
+  #refusals = 0; // of these, those that were about the token
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
+
+  /**
+   * @param {any} socket
+   * @param {any} options
+   */
+  constructor(socket, options) {
+    this.#socket = socket;
+    this.#options = options;
+    socket.auth ??= (send) => this.#connect(send);
+    for (const [event, listener] of Object.entries(this.#listeners)) socket.on(event, listener);
+    socket.io.on("close", this.#closed);
+  }
+
+  close() {
+    this.#rest();
+    for (const [event, listener] of Object.entries(this.#listeners)) this.#socket.off(event, listener);
+    this.#socket.io.off("close", this.#closed);
+  }
+
+  /** @type {Record<string, (body: any) => void>} */
+  #listeners = {
+    connect: () => this.#rest(),
+    authenticated: () => this.#rest(), // the application may have sent it
+    disconnect: () => this.#rest(),
+    connect_error: (error) => {
+      if (this.#socket.active) return; // it was only the network, and the stock client tries again by itself
+      const code = error.data?.code ?? "refused";
+      const again = code === "unauthorized" ? ++this.#refusals < MOST_REFUSALS && this.#token !== null
+        : TRANSIENT.has(code);
+      this.#fail(new TokenError(code, error.message), again && this.#reconnect);
+    },
+    token_expiring: ({ expires_at: end }) => {
+      // A token that lives shorter than the server warns is not renewed all the time, either.
+      const soon = (Date.parse(end) - Date.now()) / 3;
+      const delay = Math.min(RENEWAL_SPREAD, Math.max(this.#options.retryDelay, soon));
+      this.#later(delay * spread(), () => this.#renew());
+    },
+  };
+
+  // Somebody's disconnect() while it is not connected: there is no other sign of it, and we must not connect then.
+  #closed = (reason) => {
+    if (reason === "forced close" && !this.#socket.active) clearTimeout(this.#timer);
+  };
+
+  #reconnect = () => {
+    if (!this.#socket.active) this.#socket.connect(); // the application may have called it
+  };
+
+  #rest() {
+    clearTimeout(this.#timer);
+    this.#failures = this.#refusals = 0;
+  }
+
+  #later(delay, what) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(what, delay);
+  }
+
+  async #fetch() {
+    try {
+      return (await this.#options.token()) ?? null;
+    } catch (cause) {
+      throw new TokenError("no_token", `There is no token: ${cause?.message ?? cause}`, { cause });
+    }
+  }
+
+  /** The stock client's `auth`: calls `send` with what goes to the server, while the connection waits. */
+  async #connect(send) {
+    const { engine } = this.#socket.io;
+    const inTime = () => this.#socket.active && this.#socket.io.engine === engine;
+    try {
+      const token = await this.#fetch();
+      if (!inTime()) return; // the next connection asks for itself
+      this.#token = token;
+      send(token === null ? {} : { token });
+    } catch (error) {
+      if (!inTime()) return;
+      this.#socket.disconnect();
+      this.#fail(error, this.#reconnect);
+    }
+  }
+
+  async #renew() {
+    const { id } = this.#socket;
+    try {
+      const token = await this.#fetch();
+      if (this.#socket.id !== id) return;
+      if (token === this.#token) throw new TokenError("no_token", "There is no new token, only the old one again.");
+      await new Promise((resolve, reject) => {
+        request(this.#socket, this.#options.timeout, "authenticate", { token }, (failure) => {
+          if (failure) reject(new TokenError(failure.code, failure.message));
+          else resolve(undefined);
+        });
+      });
+      this.#token = token;
+    } catch (error) {
+      if (this.#socket.id === id) this.#fail(error, () => this.#renew());
+    }
+  }
+
+  /** Tells of it, and lets it be tried `again` where that is a function. */
+  #fail(error, again) {
+    error.retrying = Boolean(again);
+    // First, so that who is told can call connect() or disconnect().
+    if (again) this.#later(backoff(this.#options, this.#failures++), again);
+    else this.#rest();
+    const { onTokenError } = this.#options;
+    if (onTokenError || !again) call(onTokenError ?? (() => { throw error; }), error);
+  }
 }
 
 /** What `subscribe()` returns: one handler's subscription. */
@@ -331,20 +495,13 @@ class Channel {
     this.#awaited = event;
     if (event === "subscribe") this.#open = true;
     return new Promise((resolve) => {
-      const answered = (failure, answer) => {
+      request(this.#socket, this.#options.timeout, event, { channel: this.name, ...body }, (failure, answer) => {
         this.#awaited = "";
-        if (failure) {
-          resolve(new SubscriptionError("no_answer", "The server did not answer.", this.name));
-        } else if (answer?.ok !== true) {
-          resolve(new SubscriptionError(answer?.error?.code ?? "internal", answer?.error?.message ?? "", this.name));
-        } else {
-          // Here, and not after the promise: the messages behind the answer may be handled sooner.
-          if (event === "subscribe") this.#accept(answer, body, whose);
-          else this.#open = false;
-          resolve(null);
-        }
-      };
-      this.#socket.timeout(this.#options.timeout).emit(event, { channel: this.name, ...body }, answered);
+        // Here, and not after the promise: the messages behind the answer may be handled sooner.
+        if (!failure && event === "subscribe") this.#accept(answer, body, whose);
+        else if (!failure) this.#open = false;
+        resolve(failure && new SubscriptionError(failure.code, failure.message, this.name));
+      });
     });
   }
 
@@ -391,20 +548,27 @@ class Channel {
     const members = whose.filter((one) => this.members.has(one));
     const worked = members.some((one) => one.established);
     error.retrying = TRANSIENT.has(error.code) || (error.code === "internal" && worked);
-    if (!error.retrying) {
-      for (const one of members) this.members.delete(one);
-      if (!whose.length) this.#open = false; // it was unsubscribe
-    }
-    for (const one of members) one.fail(error);
+    if (!error.retrying && !whose.length) this.#open = false; // it was unsubscribe
+    this.#tell(error, members);
     return error.retrying;
   }
 
-  /** Waits `retryDelay`, doubled with each attempt and spread at random, or until something is new. */
+  /**
+   * @param {SubscriptionError} error
+   * @param {Member[]} members
+   */
+  #tell(error, members) {
+    for (const one of error.retrying ? [] : members) {
+      one.live = false;
+      this.members.delete(one);
+    }
+    for (const one of members) one.fail(error);
+  }
+
+  /** Waits before another attempt, or until something is new. */
   #sleep(attempt) {
-    const { retryDelay, retryDelayMax } = this.#options;
-    const delay = Math.min(retryDelayMax, retryDelay * 2 ** attempt) * (0.5 + Math.random() / 2);
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, delay);
+      const timer = setTimeout(resolve, backoff(this.#options, attempt));
       this.#wake = () => {
         clearTimeout(timer);
         resolve(undefined);
@@ -464,8 +628,17 @@ class Channel {
     this.settle();
   }
 
-  checkUnsubscribed() {
-    if (this.#awaited !== "unsubscribe") this.lose(Date.now());
+  /** Not our request: it is not allowed any more, or the application has asked for it itself. */
+  checkUnsubscribed({ reason }) {
+    if (reason) {
+      this.#open = false;
+      const why = reason === "forbidden" ? "it is not allowed any more" : reason;
+      const error = new SubscriptionError(reason, `The server has ended the subscription: ${why}.`, this.name);
+      this.#tell(error, [...this.members]);
+      this.settle();
+    } else if (this.#awaited !== "unsubscribe") {
+      this.lose(Date.now());
+    }
   }
 }
 
@@ -475,6 +648,25 @@ class Channel {
  */
 function positionOf({ epoch, position }) {
   return typeof epoch === "string" && typeof position === "number" ? { epoch, position } : null;
+}
+
+/** Sends a request. `answered` gets why it has failed, as {code, message}, or null and the answer. */
+function request(socket, timeout, event, body, answered) {
+  socket.timeout(timeout).emit(event, body, (failure, answer) => {
+    if (failure) answered({ code: "no_answer", message: "The server did not answer." });
+    else if (answer?.ok === true) answered(null, answer);
+    else answered({ code: answer?.error?.code ?? "internal", message: answer?.error?.message ?? "" });
+  });
+}
+
+/** Milliseconds before another attempt. */
+function backoff({ retryDelay, retryDelayMax }, attempt) {
+  return Math.min(retryDelayMax, retryDelay * 2 ** attempt) * spread();
+}
+
+/** A factor at random, so that many do not come all at once. */
+function spread() {
+  return 0.5 + Math.random() / 2;
 }
 
 /** Calls somebody else's function: what it throws must not end what we are doing. */

@@ -3,7 +3,7 @@
 // The parts to look at first: `subscribe()`, which leaves it to socketio_pg.js to keep the subscription alive, and
 // `request()`, which asks the server for something else.
 
-import { MessageLog, clock, hue } from "./log.js";
+import { MessageLog, clock, hue, timeOfDay } from "./log.js";
 import { Subscriptions } from "./socketio_pg.js";
 import { notifyStatement, oneLine, publishStatement } from "./sql.js";
 
@@ -27,21 +27,21 @@ const socket = io({
   tryAllTransports: true,
   reconnectionDelay: 500,
 });
-const subscriptions = new Subscriptions(socket);
+let token = null; // in memory only, and never in an address: both storage and addresses get into the wrong hands
+const subscriptions = new Subscriptions(socket, { token: () => token, onTokenError });
 
 let wasConnected = false;
-let refusals = 0; // how often the server itself has ended or refused the connection in a row
+let refusals = 0; // how often the server itself has ended the connection in a row
 
 socket.on("connect", () => {
   wasConnected = true;
   showStatus("connected", "Connected");
 });
 
-socket.on("server_hello", ({ client, sid, version }) => {
+socket.on("server_hello", ({ sid, version, ...who }) => {
   refusals = 0;
-  for (const [field, value] of Object.entries({ version, client: client ?? "anonymous", sid })) {
-    $(`#hello [data-field=${field}]`).textContent = value;
-  }
+  showHello({ version, sid });
+  showWho(who);
   $("#hello").hidden = false;
 });
 
@@ -52,20 +52,22 @@ socket.on("disconnect", (reason) => {
   else reconnect();
 });
 
-socket.on("connect_error", (error) => {
-  // While the socket is active it was only the network, and Socket.IO tries again by itself.
-  if (!socket.active) showError(error.data?.code ?? "refused", error.message, { action: "connect" });
-  if (socket.active || error.data?.code === "database_unavailable") reconnect();
-  else showStatus("disconnected", "The server refused the connection");
+socket.on("connect_error", () => {
+  // While the socket is active it was only the network, and Socket.IO tries again by itself. Otherwise: onTokenError.
+  if (socket.active) reconnect();
 });
 
 function reconnect() {
-  if (wasConnected) showStatus("reconnecting", "Reconnecting…");
-  else showStatus("connecting", "Server not reached, trying again…");
+  showReconnecting("Server not reached, trying again…");
   // Socket.IO does not come back by itself when the server ended the connection in so many words.
   if (!socket.active) reconnectTimer = setTimeout(() => socket.connect(), backoff(refusals++));
 }
 let reconnectTimer;
+
+function showReconnecting(atFirst) {
+  if (wasConnected) showStatus("reconnecting", "Reconnecting…");
+  else showStatus("connecting", atFirst);
+}
 
 /** 1 s, 2 s, 4 s … 15 s, spread at random so that many pages do not return all at once. */
 function backoff(attempt) {
@@ -78,18 +80,31 @@ $("#connection-toggle").addEventListener("click", () => {
     socket.disconnect();
     showStatus("disconnected", "Disconnected");
   } else {
-    showStatus("connecting", "Connecting…");
-    socket.connect();
+    connect();
   }
 });
 
+function connect() {
+  showStatus("connecting", "Connecting…");
+  socket.connect();
+}
+
 const connectionWanted = () => $("#status").dataset.state !== "disconnected";
+
+function showHello(fields) {
+  for (const [field, value] of Object.entries(fields)) {
+    const place = $(`#hello [data-field=${field}]`);
+    place.textContent = value;
+    place.parentElement.hidden = !value;
+  }
+}
 
 function showStatus(state, text) {
   $("#status").dataset.state = state;
   if ($("#status-text").textContent !== text) $("#status-text").textContent = text; // unchanged text is not read out again
   $("#connection-toggle").textContent = connectionWanted() ? "Disconnect" : "Connect";
   if (state === "connected") clearErrors("connect");
+  render();
 }
 
 /** Sends a request and returns the server's answer. Throws RequestError when it is an error, or does not come. */
@@ -111,14 +126,88 @@ class RequestError extends Error {
   }
 }
 
+// --- The token --------------------------------------------------------------------------------------------------
+
+/** The server did not let us in, or there is no new token for when the old one ends. */
+function onTokenError({ code, message, retrying }) {
+  if (socket.connected) return; // the visitor has been asked for another one already
+  if (code === "unauthorized") {
+    socket.disconnect(); // the same token would not be better the next time
+    askForToken(token ? "" : "This server lets in only who has a token.", token ? `Not accepted: ${message}.` : "");
+    token = null;
+    showStatus("disconnected", "Not signed in");
+    return;
+  }
+  showError(code, message, { action: "connect" });
+  if (retrying) showReconnecting("Connecting…");
+  else showStatus("disconnected", "The server refused the connection");
+}
+
+socket.on("token_expiring", ({ expires_at: end }) => {
+  askForToken(`Your token ends at ${timeOfDay(new Date(end))}. With another one before that, nothing is interrupted.`);
+});
+socket.on("authenticated", showWho);
+
+function askForToken(reason, error = "") {
+  $("#login").hidden = false;
+  setText($("#login-reason"), reason);
+  setText($("#login-error"), error);
+  // Without taking the focus, as showFieldError() does: a token can end while somebody writes in another field.
+  $("#token").setAttribute("aria-invalid", error !== "");
+}
+
+/** Who we are to the server, and until when. */
+function showWho({ client, expires_at: end }) {
+  const until = end ? new Date(end) : null;
+  showHello({ client: client ?? (token ? "without a name" : "anonymous"), until: until ? timeOfDay(until) : "" });
+  $("#hello [data-field=until]").title = until?.toLocaleString() ?? "";
+  $("#sign-out").hidden = !token;
+  $("#login").hidden = true;
+  $("#token").value = "";
+}
+
+$("#login-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const given = $("#token").value.trim().replace(/^Bearer\s+/i, "");
+  showFieldError($("#token"), given ? "" : "Paste a token.");
+  if (!given) return;
+  const before = token;
+  token = given;
+  if (!socket.connected) {
+    socket.disconnect(); // an attempt that is under way has another token, or none
+    connect();
+    return;
+  }
+  try {
+    await request("authenticate", { token });
+    announce("Signed in");
+  } catch (error) {
+    if (!(error instanceof RequestError)) throw error;
+    token = before;
+    showFieldError($("#token"), `Not accepted: ${error.message}.`);
+  }
+});
+
+/** Who is anonymous may be allowed more with a token. */
+function offerToken({ code }) {
+  if (code === "forbidden" && !token) askForToken("You are anonymous here. With a token you may be allowed more.");
+}
+
+$("#sign-out").addEventListener("click", () => {
+  token = null;
+  $("#sign-out").hidden = true;
+  socket.disconnect();
+  connect();
+});
+
 // --- Subscriptions ----------------------------------------------------------------------------------------------
 
-// name → {name, subscription, note, count, chip}: what the user has subscribed to.
+// name → {name, subscription, confirmed, note, count, chip}: what the user has subscribed to.
 const channels = new Map();
 
 /** Subscribes, unless that was done before. With `history`, so many messages are replayed in any case. */
 function subscribe(name, history = 0) {
-  const channel = channels.get(name) ?? { name, subscription: null, note: "", count: 0, chip: null };
+  const channel = channels.get(name) ?? { name, subscription: null, confirmed: false, note: "", count: 0, chip: null };
   const before = channel.subscription;
   if (before && !history) return;
   channels.set(name, channel);
@@ -131,6 +220,7 @@ function subscribe(name, history = 0) {
     onGap: (gap) => log.addGap(gap, channel.subscription.position !== null),
     onSubscribed: () => {
       channel.note = "";
+      channel.confirmed = true;
       clearErrors("subscribe", name);
       announce(`Subscribed to ${name}`);
       if (history && !channel.subscription.position) {
@@ -143,6 +233,8 @@ function subscribe(name, history = 0) {
       showError(error.code, error.message, { action: "subscribe", channel: name });
       if (error.retrying) channel.note = "trying again";
       else channels.delete(name);
+      if (!error.retrying && channel.confirmed) log.addEnd(name, error.message);
+      offerToken(error);
       render();
     },
   });
@@ -178,7 +270,9 @@ function namesIn(text) {
 const log = new MessageLog($("#messages"), render);
 let received = 0;
 
-socket.on("error", ({ code, message, channel }) => showError(code, message, { channel }));
+socket.on("error", ({ code, message, channel }) => {
+  if (code !== "unauthorized") showError(code, message, { channel }); // the token has ended: onTokenError comes to that
+});
 
 $("#pause").addEventListener("click", () => { log.paused = !log.paused; });
 $("#clear").addEventListener("click", () => {
@@ -216,6 +310,7 @@ $("#publish-form").addEventListener("submit", async (event) => {
   } catch (error) {
     if (!(error instanceof RequestError)) throw error;
     showError(error.code, error.message, { action: "publish", channel });
+    offerToken(error);
   }
 });
 
@@ -340,6 +435,7 @@ function describeEmptyLog() {
   if (names) {
     return ["Listening", `The next message on ${names} appears here. Publish one, or paste the SQL line into psql.`];
   }
+  if (wanted.length && !connectionWanted()) return ["Not listening", "There is no connection to the server."];
   if (wanted.length) return ["Not listening yet", "The server has not confirmed the subscription."];
   return ["Nothing here yet", "Subscribe to a channel. Then publish to it, or paste the SQL line into psql."];
 }
@@ -422,4 +518,4 @@ for (const button of document.querySelectorAll("button:disabled")) button.disabl
 showSql();
 for (const name of namesIn(new URLSearchParams(location.search).get("channels") ?? "")) subscribe(name);
 render();
-socket.connect();
+connect();

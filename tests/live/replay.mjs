@@ -1,22 +1,52 @@
-// socketio_pg.js on the stock client, driven by test_replay_clients.py: one JSON command a line in, what happens a line out.
+// socketio_pg.js on the stock client, driven by test_replay_clients.py and test_client_tokens.py: a JSON command a line in,
+// what happens a line out.
 import { readFile } from "node:fs/promises";
 import { createInterface } from "node:readline";
 import { io } from "socket.io-client";
 
 // By its path, Node before 20.19 takes a .js file for CommonJS.
 const source = await readFile(new URL("../../socketio_pg/static/socketio_pg.js", import.meta.url));
-const { Subscriptions } = await import(`data:text/javascript,${encodeURIComponent(source)}`);
+// Its timers are counted; those of the stock client and its WebSocket come and go as they like.
+const timers = new Set();
+globalThis.counted = {
+  setTimeout(what, delay) {
+    const timer = setTimeout(() => { timers.delete(timer); what(); }, delay);
+    timers.add(timer);
+    return timer;
+  },
+  clearTimeout(timer) {
+    timers.delete(timer);
+    clearTimeout(timer);
+  },
+};
+const counting = "const { setTimeout, clearTimeout } = globalThis.counted;\n";
+const { Subscriptions } = await import(`data:text/javascript,${encodeURIComponent(counting + source)}`);
 
-const [url, transports] = process.argv.slice(2);
+const [url, transports, login] = process.argv.slice(2);
 const socket = io(url, { transports: transports.split(","), reconnectionDelay: 100, reconnectionDelayMax: 500 });
-const subscriptions = new Subscriptions(socket, { retryDelay: 100, retryDelayMax: 500 });
-const made = new Map(); // name → Subscription
 const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
+const tokens = login && JSON.parse(login); // for each purpose: a token a call, of which the last stays; "": it throws
+const subscriptions = new Subscriptions(socket, {
+  retryDelay: 100,
+  retryDelayMax: 500,
+  ...(tokens && {
+    async token() {
+      const left = tokens[socket.connected ? "renewing" : "connecting"];
+      const token = left.length > 1 ? left.shift() : left[0];
+      if (token === "") throw new Error("nobody is signed in");
+      return token;
+    },
+    onTokenError: ({ code, retrying }) => say({ kind: "token error", code, retrying, connected: socket.connected }),
+  }),
+});
+const made = new Map(); // name → Subscription
 
 process.on("uncaughtException", (error) => say({ kind: "uncaught", text: error.message }));
 process.on("unhandledRejection", (error) => say({ kind: "rejected", text: error.message }));
 socket.on("connect", () => say({ kind: "connect" }));
 socket.on("disconnect", () => say({ kind: "disconnect" }));
+socket.on("server_hello", ({ client }) => say({ kind: "hello", client }));
+socket.on("authenticated", ({ client }) => say({ kind: "authenticated", client }));
 
 const commands = {
   async subscribe({ name, channel, options, raises }) {
@@ -33,6 +63,10 @@ const commands = {
   },
   position: async ({ name }) => made.get(name).position,
   unsubscribe: async ({ name }) => made.get(name).unsubscribe(),
+  tokens: async (change) => Object.assign(tokens, change),
+  connect: async () => { socket.connect(); },
+  disconnect: async () => { socket.disconnect(); },
+  timers: async () => timers.size,
   emit: async ({ event, argument }) => socket.timeout(10_000).emitWithAck(event, argument),
 };
 

@@ -16,12 +16,12 @@ from tests.support.server import ROOT, ServerProcess
 class NodeClient:
     """`client.mjs`, or another script beside it, in a process of its own."""
 
-    def __init__(self, url: str, transports: str, script: str = "client.mjs") -> None:
+    def __init__(self, url: str, transports: str, script: str = "client.mjs", *arguments: str) -> None:
         node = shutil.which("node")
         if node is None or not (ROOT / "node_modules" / "socket.io-client").exists():
             missing("the JavaScript client's tests", "install Node, then `npm ci`")
         self._process = subprocess.Popen(
-            [node, str(ROOT / "tests" / "live" / script), url, transports],
+            [node, str(ROOT / "tests" / "live" / script), url, transports, *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.said: list[dict[str, Any]] = []

@@ -9,8 +9,9 @@ import queue
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import jwt
 import pytest
 
 from socketio_pg.database import Database
@@ -45,15 +46,22 @@ class Client(Protocol):
     def failures(self, count: int) -> list[str]:
         """What handlers have raised."""
 
+    def ended(self, name: str) -> str:
+        """The wire code with which an established subscription has ended."""
+
     def wait_disconnected(self) -> None:
         """Until it has noticed."""
 
     def close(self) -> None: ...
 
 
+#: What the function ``token`` returns, a call after the other, and the last for ever; "": it raises.
+Tokens = dict[Literal["connecting", "renewing"], list[str]]
+
+
 class JavaScript:
-    def __init__(self, url: str) -> None:
-        self._node = NodeClient(url, "websocket", "replay.mjs")
+    def __init__(self, url: str, tokens: Tokens | None = None) -> None:
+        self._node = NodeClient(url, "websocket", "replay.mjs", *([] if tokens is None else [json.dumps(tokens)]))
 
     def subscribe(self, name: str, channel: str, *, raises: bool = False, **options: Any) -> None:
         self._call(command="subscribe", name=name, channel=channel, options=options, raises=raises)
@@ -78,6 +86,19 @@ class JavaScript:
         """The next error that ``onError`` was told."""
         return self._node.next(kind="error", name=name)
 
+    def ended(self, name: str) -> str:
+        return str(self._node.next(kind="error", name=name, retrying=False)["code"])
+
+    def wait_renewed(self, client: str) -> None:
+        """Until the server has accepted a new token of ``client``."""
+        self._node.next(kind="authenticated", client=client)
+
+    def wait_said(self, kind: str) -> Any:
+        return self._node.next(kind=kind)
+
+    def call(self, command: str, **values: Any) -> Any:
+        return self._call(command=command, **values)
+
     def emit(self, event: str, **argument: Any) -> Any:
         """Behind the back of socketio_pg.js."""
         return self._call(command="emit", event=event, argument=argument)
@@ -94,10 +115,12 @@ class JavaScript:
 
 
 class Python:
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tokens: Tokens | None = None) -> None:
+        self._tokens = tokens
         self._subscriber = Subscriber(
-            url, reconnection_delay=0.1, reconnection_delay_max=0.5, retry_delay=0.1, retry_delay_max=0.5
-        )
+            url, reconnection_delay=0.1, reconnection_delay_max=0.5, retry_delay=0.1, retry_delay_max=0.5, retry=True,
+            token=None if tokens is None else self._token,
+        )  # fmt: skip
         self._queues: dict[tuple[str, str], queue.Queue[Any]] = {}
         self._made: dict[str, Subscription] = {}
         self._raised: queue.Queue[str] = queue.Queue()
@@ -114,8 +137,11 @@ class Python:
         def on_gap(gap: Gap) -> None:
             self._queue("gap", name).put((dict(gap), self._made[name].position if name in self._made else None))
 
+        def on_error(error: SocketIOPGError) -> None:
+            self._queue("error", name).put(error.code)
+
         try:
-            self._made[name] = self._subscriber.subscribe(channel, handle, on_gap=on_gap, **options)
+            self._made[name] = self._subscriber.subscribe(channel, handle, on_gap=on_gap, on_error=on_error, **options)
         except SocketIOPGError as error:
             raise Refused(error.code) from error
 
@@ -130,6 +156,29 @@ class Python:
 
     def failures(self, count: int) -> list[str]:
         return [self._raised.get(timeout=30) for _ in range(count)]
+
+    def ended(self, name: str) -> str:
+        return str(self._queue("error", name).get(timeout=30))
+
+    def wait_renewed(self, client: str) -> None:
+        """Until the server has accepted a new token of ``client``."""
+        login = self._subscriber._login
+        assert login is not None
+
+        def renewed() -> bool:
+            claims = jwt.decode(login.brought or "", options={"verify_signature": False}) if login.brought else {}
+            return claims.get("sub") == client
+
+        with self._subscriber._changed:
+            assert self._subscriber._changed.wait_for(renewed, 30)
+
+    def _token(self) -> str:
+        assert self._tokens is not None
+        left = self._tokens["renewing" if self._subscriber.connected else "connecting"]
+        token = left.pop(0) if len(left) > 1 else left[0]
+        if not token:
+            raise LookupError("nobody is signed in")
+        return token
 
     def wait_disconnected(self) -> None:
         with self._subscriber._changed:

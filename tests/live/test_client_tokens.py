@@ -1,0 +1,247 @@
+"""socketio_pg.js under Node, and the Python Subscriber, at a server that asks for tokens."""
+
+import contextlib
+import json
+import queue
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from socketio_pg.errors import (
+    AuthenticationUnavailableError,
+    ForbiddenError,
+    SocketIOPGError,
+    UnauthorizedError,
+)
+from socketio_pg.subscriber import Message, Subscriber
+from tests.live.test_replay_clients import JavaScript, Python, Refused, Tokens
+from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
+
+SECRET = "a secret of the tests, 32 bytes and more"
+PATIENCE = 30
+
+Kind = Callable[[str, Tokens], JavaScript | Python]
+
+
+def token(seconds: float, name: str = "alice", **claims: Any) -> str:
+    """A token that ends in ``seconds``; unless ``claims`` say otherwise it allows everything."""
+    allowed = {"subscribe": ["*"], "publish": ["*"]} | claims
+    return jwt.encode({"sub": name, "exp": int(time.time() + seconds)} | allowed, SECRET, algorithm="HS256")
+
+
+@pytest.fixture(scope="module")
+def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+    made = ServerProcess(
+        postgres18.url(), JWT_SECRET=SECRET, JWT_LEEWAY="0", AUTHORIZATION="claims", DRAIN_SECONDS="0.2"
+    )
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=[JavaScript, Python])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return request.param  # type: ignore[no-any-return]
+
+
+def payload(client: JavaScript | Python, name: str) -> Any:
+    return client.next("message", name)[0]["payload"]
+
+
+def test_short_tokens_are_renewed_without_a_break(
+    server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
+) -> None:
+    tokens: Tokens = {
+        "connecting": [token(8, "first"), ""],
+        "renewing": [token(12, "second"), token(16, "third"), token(3600, "last")],
+    }
+    with contextlib.closing(kind(server.url, tokens)) as client:
+        client.subscribe("one", channel)
+        client.wait_renewed("last")
+        # After a break there would be no token for another connection.
+        postgres18.notify(channel, "1")
+        assert payload(client, "one") == 1
+
+
+def test_a_renewal_that_fails_is_tried_again(server: ServerProcess, kind: Kind, channel: str) -> None:
+    tokens: Tokens = {
+        "connecting": [token(12), ""],
+        # It raises, its token is wrong, and it has none but the old one: none of these is the end.
+        "renewing": ["", token(-5), token(3600, "last")],
+    }
+    tokens["renewing"].insert(2, tokens["connecting"][0])
+    with contextlib.closing(kind(server.url, tokens)) as client:
+        client.subscribe("one", channel)
+        client.wait_renewed("last")
+        if isinstance(client, JavaScript):
+            errors = [client.wait_said("token error") for _ in range(3)]
+            assert [error["code"] for error in errors] == ["no_token", "unauthorized", "no_token"]
+            assert all(error["retrying"] and error["connected"] for error in errors)
+
+
+def test_after_the_tokens_end_it_comes_back_with_another(
+    server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
+) -> None:
+    tokens: Tokens = {"connecting": [token(5), token(3600)], "renewing": [""]}
+    with contextlib.closing(kind(server.url, tokens)) as client:
+        client.subscribe("one", channel)
+        assert client.next("gap", "one")[0]["reason"] == "client_disconnected"
+        postgres18.notify(channel, "1")
+        assert payload(client, "one") == 1
+
+
+def test_a_token_that_expires_on_its_way_is_not_the_end(server: ServerProcess, kind: Kind, channel: str) -> None:
+    tokens: Tokens = {"connecting": [token(-5), "", token(-5), token(3600)], "renewing": [""]}
+    with contextlib.closing(kind(server.url, tokens)) as client:
+        client.subscribe("one", channel)
+        if isinstance(client, JavaScript):
+            errors = [client.wait_said("token error") for _ in range(3)]
+            assert [error["code"] for error in errors] == ["unauthorized", "no_token", "unauthorized"]
+            assert all(error["retrying"] and not error["connected"] for error in errors)
+
+
+def test_keys_that_cannot_be_fetched_are_waited_for(
+    postgres18: Cluster, kind: Kind, channel: str, tmp_path: Path
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    good = jwt.encode({"sub": "alice", "exp": int(time.time()) + 3600}, key, algorithm="ES256")
+    keys = tmp_path / "keys.json"
+    server = ServerProcess(postgres18.url(), JWKS_URL=str(keys))
+    tokens: Tokens = {"connecting": [good], "renewing": [""]}
+    with contextlib.closing(server), contextlib.closing(kind(server.url, tokens)) as client:
+        if isinstance(client, JavaScript):
+            error = client.wait_said("token error")
+            assert (error["code"], error["retrying"]) == ("authentication_unavailable", True)
+        else:
+            with pytest.raises(AuthenticationUnavailableError):
+                Subscriber(server.url, token=good)
+        public = jwt.algorithms.ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
+        keys.write_text(json.dumps({"keys": [public]}))
+        client.subscribe("one", channel)
+
+
+def test_what_is_forbidden_is_asked_for_once_and_harms_nothing_else(
+    server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
+) -> None:
+    allowed = [f"{channel}*"]
+    tokens: Tokens = {"connecting": [token(6, subscribe=allowed), token(3600, subscribe=allowed)], "renewing": [""]}
+    with contextlib.closing(kind(server.url, tokens)) as client:
+        client.subscribe("one", channel)
+        with pytest.raises(Refused, match="forbidden"):
+            client.subscribe("other", "other")
+        if isinstance(client, JavaScript):
+            assert client.ended("other") == "forbidden"
+        client.subscribe("two", f"{channel}-2")
+        for name in ("one", "two"):
+            assert client.next("gap", name)[0]["reason"] == "client_disconnected"
+        postgres18.notify(channel, "1")
+        assert payload(client, "one") == 1
+        # Each request is answered before a later one of the same channel is sent.
+        with pytest.raises(Refused, match="forbidden"):
+            client.subscribe("again", "other")
+        if isinstance(client, JavaScript):
+            assert client.ended("again") == "forbidden"
+            assert not [said for said in client._node.said if said["kind"] == "error"]
+
+
+def test_what_is_not_allowed_any_more_ends_and_the_rest_goes_on(
+    server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
+) -> None:
+    mine, other = f"{channel}-mine", f"{channel}-other"
+    tokens: Tokens = {
+        "connecting": [token(12, "both", subscribe=[mine, other]), ""],
+        "renewing": [token(12, "one", subscribe=[mine]), token(3600, "both again", subscribe=[mine, other])],
+    }
+    with contextlib.closing(kind(server.url, tokens)) as client:
+        client.subscribe("mine", mine)
+        client.subscribe("other", other)
+        client.subscribe("other too", other)
+        assert client.ended("other") == client.ended("other too") == "forbidden"
+        postgres18.notify(mine, "1")
+        assert payload(client, "mine") == 1
+        client.wait_renewed("both again")
+        client.subscribe("new", other)
+        postgres18.notify(other, "2")
+        assert payload(client, "new") == 2
+        postgres18.notify(mine, "3")
+        assert payload(client, "mine") == 3
+
+
+# --- What the two do not have in common -----------------------------------------------------------------------------
+
+
+def test_javascript_gives_up_when_tokens_are_refused_and_can_be_started_again(
+    server: ServerProcess, channel: str
+) -> None:
+    with contextlib.closing(JavaScript(server.url, {"connecting": [token(-5)], "renewing": [""]})) as client:
+        for _ in range(2):
+            errors = [client.wait_said("token error") for _ in range(3)]
+            assert {error["code"] for error in errors} == {"unauthorized"}
+            assert [error["retrying"] for error in errors] == [True, True, False]
+            assert client.call("timers") == 0
+            client.call("connect")
+        client.call("tokens", connecting=[token(3600)])
+        client.call("disconnect")
+        client.call("connect")
+        client.subscribe("one", channel)
+
+
+def test_javascript_does_not_come_back_when_the_application_has_disconnected(
+    server: ServerProcess, channel: str
+) -> None:
+    with contextlib.closing(JavaScript(server.url, {"connecting": [""], "renewing": [""]})) as client:
+        for _ in range(3):
+            assert client.wait_said("token error")["retrying"] is True
+        client.call("disconnect")
+        assert client.call("timers") == 0
+        client.call("tokens", connecting=[token(3600, "bob")])
+        client.call("connect")
+        assert client.wait_said("hello")["client"] == "bob"
+
+
+def test_javascript_says_at_once_that_a_token_is_needed(server: ServerProcess) -> None:
+    tokens: Any = {"connecting": [None], "renewing": [None]}
+    with contextlib.closing(JavaScript(server.url, tokens)) as client:
+        error = client.wait_said("token error")
+        assert (error["code"], error["retrying"]) == ("unauthorized", False)
+
+
+def test_python_raises_what_the_server_refuses(server: ServerProcess, channel: str) -> None:
+    with pytest.raises(UnauthorizedError, match="required"):
+        Subscriber(server.url)
+    with pytest.raises(UnauthorizedError, match="expired"):
+        Subscriber(server.url, token=token(-5))
+    with pytest.raises(ZeroDivisionError):
+        Subscriber(server.url, token=lambda: str(1 / 0))
+    # An application's own `auth` is left as it is.
+    with pytest.raises(UnauthorizedError, match="expired"):
+        Subscriber(server.url, token=token(3600), auth={"token": token(-5)})
+    with Subscriber(server.url, token=token(3600, subscribe=[channel], publish=[channel])) as subscriber:
+        subscriber.subscribe(channel, print)
+        subscriber.publish(channel, 1)
+        with pytest.raises(ForbiddenError):
+            subscriber.publish(f"{channel}-other", 1)
+
+
+def test_python_ends_when_the_server_goes_on_refusing_its_token(
+    server: ServerProcess, postgres18: Cluster, channel: str
+) -> None:
+    received: queue.Queue[Message] = queue.Queue()
+    errors: queue.Queue[SocketIOPGError] = queue.Queue()
+    with Subscriber(server.url, token=token(5), reconnection_delay=0.1, timeout=PATIENCE) as subscriber:
+        subscriber.subscribe(channel, received.put, on_error=errors.put)
+        postgres18.notify(channel, "1")
+        assert received.get(timeout=PATIENCE)["payload"] == 1
+        with pytest.raises(UnauthorizedError, match="expired"):
+            subscriber.wait(PATIENCE)
+        assert isinstance(errors.get(timeout=PATIENCE), UnauthorizedError)
+        with pytest.raises(UnauthorizedError, match="expired"):
+            subscriber.subscribe(channel, print)
+        with pytest.raises(UnauthorizedError, match="expired"):
+            subscriber.publish(channel, 1)
+    assert subscriber.wait(0)
