@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 VENDORED := socketio_pg/static/vendor/socket.io.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format soak bench bench-log screenshot clean
+.PHONY: help setup run test lint format soak bench bench-log bench-access screenshot clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed $(VENDORED) ## make the virtual environment and fetch the browser library (run and test do it too)
 
@@ -49,6 +49,9 @@ bench: setup ## measure against stock Flask-SocketIO and Node's socket.io: an ho
 
 bench-log: setup ## measure the log: transactions, throughput, latency, clients that come back, memory
 	$(BIN)/python bench/log.py
+
+bench-access: setup ## measure tokens and row-level security: 2,000 clients that come back at once
+	$(BIN)/python bench/access.py
 
 format: $(VENV)/.installed ## let ruff format the code
 	$(BIN)/ruff check --fix .
