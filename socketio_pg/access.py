@@ -35,7 +35,9 @@ class Access:
             self.sessions, pubsub.hub, self.permissions, delivery.revoke, settings.permission_recheck_seconds
         )
         self._pubsub = pubsub
-        self._thread: green.GreenThread | None = None
+        self.policies.on_broken = self._check
+        self._threads: list[green.GreenThread] = []
+        self._checking = False
         self._problem = "permissions cannot be checked yet" if self.permissions.change else None
 
     @property
@@ -45,37 +47,48 @@ class Access:
 
     def start(self) -> None:
         """Fetch keys and get ready to ask policies, in the background. Not before a fork."""
-        if self._thread is None:
-            self._thread = green.spawn(self._run)
+        if self._threads:
+            return
+        self._threads.append(green.spawn(self.authenticator.prepare))
+        if self.permissions.change:
+            self._pubsub.watch_permissions(self.rechecks.look)
+            self.rechecks.start()
+            self._check()
 
     def stop(self) -> None:
         """End all green threads and close the connections."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
+        threads, self._threads = self._threads, []
+        for thread in threads:
             thread.kill()
         self.rechecks.stop()
         self.policies.stop()
 
+    def _check(self) -> None:
+        """Find out whether policies can be asked, now and until they can."""
+        if not self._checking:
+            self._checking = True
+            self._threads.append(green.spawn(self._run))
+
     def _run(self) -> None:
-        self.authenticator.prepare()
-        if not self.permissions.change:
-            return
-        self._pubsub.watch_permissions(self.rechecks.look)
-        self.rechecks.start()
         delay, said = self.backoff[0], ""
-        while self._problem is not None:
-            try:
-                self.policies.check(self.permissions.roles)
-                self._problem = None
-                return
-            except LogNotInstalledError:
-                self._problem = "AUTHORIZATION=rls needs the schema of this version: run 'socketio-pg init'"
-            except DatabaseUnavailableError as error:
-                self._problem = f"permissions cannot be checked: {error}"
-            except DatabaseError as error:
-                self._problem = f"permissions cannot be checked: {error}; see 'socketio-pg init --server-role'"
-            if self._problem != said:
-                logger.warning("%s", self._problem)
-                said = self._problem
-            green.sleep(delay)
-            delay = min(delay * 2, self.backoff[1])
+        try:
+            while True:
+                try:
+                    self.policies.check(self.permissions.roles)
+                    self._problem = None
+                    return
+                except LogNotInstalledError:
+                    self._problem = "AUTHORIZATION=rls needs the schema of this version: run 'socketio-pg init'"
+                except DatabaseUnavailableError as error:
+                    self._problem = f"permissions cannot be checked: {error}"
+                except DatabaseError as error:
+                    self._problem = f"permissions cannot be checked: {error}; see 'socketio-pg init --server-role'"
+                if self._problem != said:
+                    logger.warning("%s", self._problem)
+                    said = self._problem
+                green.sleep(delay)
+                delay = min(delay * 2, self.backoff[1])
+        finally:
+            self._checking = False
+            if green.current() in self._threads:
+                self._threads.remove(green.current())

@@ -10,11 +10,12 @@ from socketio_pg.delivery import Delivery
 from socketio_pg.errors import InvalidChannelError, InvalidRequestError, SocketIOPGError
 from socketio_pg.hub import UnknownSubscriberError
 from socketio_pg.limits import ClientLimits
-from socketio_pg.policies import Action
 from socketio_pg.protocol import Answer, Server, showable
 from socketio_pg.pubsub import PubSub
+from socketio_pg.questions import Action
 from socketio_pg.replay import Replay, find_start, requested_start
 from socketio_pg.sessions import Session
+from socketio_pg.tokens import Claims
 
 Handler = Callable[[str, dict[str, Any]], Answer]
 
@@ -52,6 +53,7 @@ class Handlers:
         start = requested_start(request)
         if self._server.manager.is_sid_room("/", channel):
             raise InvalidChannelError("this name is the id of a client", channel=channel)
+        mark = self._permissions.mark()
         self._require(sid, "subscribe", channel)
         hub, follower = self._pubsub.hub, self._pubsub.follower
         new = not hub.is_subscribed(sid, channel)
@@ -59,6 +61,9 @@ class Handlers:
             self._limits.check_subscriptions(hub.count_channels(sid))
         self._pubsub.join(sid, channel)
         try:
+            if self._permissions.is_overtaken(channel, mark):
+                # The answer may be from before a change, and from its check on this subscription is known.
+                self._require(sid, "subscribe", channel)
             after, recovered = find_start(follower, self._pubsub.history, channel, start)
         except BaseException:
             if new:
@@ -104,6 +109,7 @@ class Handlers:
         if environ is None:
             raise UnknownSubscriberError(sid)
         claims = self._authenticator.renew(environ, request["token"])
+        mark = self._permissions.mark()
         allowed: dict[str, bool] = {}
         # Until nothing is left that was subscribed to while others were asked about: then nothing waits any more.
         while unknown := self._pubsub.hub.channels_of(sid) - allowed.keys():
@@ -111,10 +117,22 @@ class Handlers:
         if self._session(sid) is not before:
             raise InvalidRequestError("another 'authenticate' of this client was faster")
         self._sessions.set(sid, "/", claims)
+        self._set_elsewhere(sid, claims)
         for channel in self._pubsub.hub.channels_of(sid):
             if not allowed[channel]:
                 self._delivery.revoke(sid, channel)
+            elif self._permissions.is_overtaken(channel, mark):
+                self._rechecks.again(channel)
         return Answer("authenticated", claims.to_wire())
+
+    def _set_elsewhere(self, sid: str, claims: Claims) -> None:
+        """The same for the client's other namespaces: the end of any of them closes the one connection."""
+        manager = self._server.manager
+        eio_sid = manager.eio_sid_from_sid(sid, "/")
+        for namespace in list(manager.get_namespaces()):
+            other = manager.sid_from_eio_sid(eio_sid, namespace)
+            if other is not None and other != sid and self._sessions.get(other) is not None:
+                self._sessions.set(other, namespace, claims)
 
     def _session(self, sid: str) -> Session:
         session = self._sessions.get(sid)

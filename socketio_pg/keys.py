@@ -72,8 +72,8 @@ def parse_key_set(text: str | bytes) -> list[_Key]:
             continue
         try:
             key = jwt.PyJWK(entry)
-        except jwt.PyJWTError:
-            continue  # of a kind that we do not know: for somebody else
+        except Exception:  # PyJWTError for a kind that is not known, and others for what is no key at all
+            continue
         algorithms = algorithms_of(key.key)
         if "alg" in entry:
             algorithms = tuple(algorithm for algorithm in algorithms if algorithm == entry["alg"])
@@ -107,6 +107,7 @@ class KeySet:
         self._cache_seconds = cache_seconds
         self._keys: list[_Key] | None = None
         self._fetched = self._attempted = float("-inf")
+        self._fetches = 0
         self._lock = green.Lock()
 
     def prepare(self) -> None:
@@ -119,16 +120,18 @@ class KeySet:
         Raises :class:`UnauthorizedError` when there is none, :class:`AuthenticationUnavailableError` when there is no
         knowing.
         """
+        fetches = self._fetches
         if time.monotonic() - self._fetched >= self._cache_seconds:
             self._refresh()
         found = self._match(key_id, algorithm)
-        if not found and key_id is not None:
+        may_be_new = isinstance(key_id, str) and not any(key.id == key_id for key in self._keys or ())
+        if may_be_new and self._fetches == fetches:
             self._refresh()
             found = self._match(key_id, algorithm)
         if self._keys is None or time.monotonic() - self._fetched > self._cache_seconds + self.most_stale:
             raise AuthenticationUnavailableError("tokens cannot be verified at the moment: the keys cannot be fetched")
-        if not found and self._fetched != self._attempted:
-            raise AuthenticationUnavailableError("the token's key may be a new one, and they cannot be fetched now")
+        if not found and may_be_new and self._fetches == fetches:
+            raise AuthenticationUnavailableError("the token's key may be a new one: try again in some seconds")
         if not found:
             raise UnauthorizedError("the token's key is not known")
         if len(found) > 1:
@@ -150,14 +153,15 @@ class KeySet:
                 return
             try:
                 keys = parse_key_set(self._read())
-            except (OSError, ValueError, RecursionError) as error:
+            except Exception as error:  # whatever comes from there: what we have goes on, and it is not asked at once
                 logger.warning("the keys at %s cannot be fetched: %s", self.location, error)
                 self._attempted = time.monotonic()
-            else:
-                if self._keys is None or [key.id for key in keys] != [key.id for key in self._keys]:
-                    logger.info("%d keys at %s", len(keys), self.location)
-                self._keys = keys
-                self._fetched = self._attempted = time.monotonic()
+                return
+            if self._keys is None or [key.id for key in keys] != [key.id for key in self._keys]:
+                logger.info("%d keys at %s", len(keys), self.location)
+            self._keys = keys
+            self._fetches += 1
+            self._fetched = self._attempted = time.monotonic()
 
     def _read(self) -> bytes:
         if self.location.startswith(("http://", "https://")):

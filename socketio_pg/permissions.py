@@ -3,15 +3,43 @@
 Who a client is, is found out before (`authentication`).
 """
 
+import hashlib
 import json
 import time
+from typing import NamedTuple, TypeAlias
 
 from socketio_pg import green
 from socketio_pg.channels import match_pattern
 from socketio_pg.config import Settings
-from socketio_pg.errors import DatabaseError, DatabaseUnavailableError, ForbiddenError, LogNotInstalledError
-from socketio_pg.policies import Action, Policies, Question
+from socketio_pg.errors import (
+    ConfigurationError,
+    DatabaseError,
+    DatabaseUnavailableError,
+    ForbiddenError,
+    LogNotInstalledError,
+)
+from socketio_pg.policies import Policies
+from socketio_pg.questions import Action, Question
 from socketio_pg.tokens import Claims
+
+#: A question: action, channel, role, hash of the claims.
+_Key: TypeAlias = tuple[str, str, str, bytes]
+
+
+class _Remembered(NamedTuple):
+    """An answer, until when it counts, and :meth:`Permissions.mark` when it was asked for."""
+
+    until: float
+    allowed: bool
+    mark: int
+
+
+class _Flight:
+    """A question that is being asked since ``mark``."""
+
+    def __init__(self, mark: int) -> None:
+        self.mark = mark
+        self.done = green.Event()
 
 
 class Permissions:
@@ -21,8 +49,6 @@ class Permissions:
     denied_seconds = 1.0
     #: Answers that are remembered.
     most_remembered = 20_000
-    #: Times that a question is asked when permissions change meanwhile.
-    attempts = 3
 
     def __init__(self, settings: Settings, authentication: str, policies: Policies) -> None:
         self._settings = settings
@@ -31,10 +57,20 @@ class Permissions:
         self._publish = settings.publish or ("all" if authentication == "off" else "authenticated")
         #: The roles that clients may have.
         self.roles = {*settings.allowed_roles, *filter(None, [settings.anonymous_role])}
-        self._remembered: dict[Question, tuple[float, bool]] = {}
+        if self.roles and settings.authorization != "rls":
+            raise ConfigurationError(
+                f"ALLOWED_ROLES and ANONYMOUS_ROLE need AUTHORIZATION=rls; it is {settings.authorization}."
+            )
+        if settings.authorization == "rls" and not self.roles:
+            raise ConfigurationError(
+                "AUTHORIZATION=rls needs ALLOWED_ROLES, or ANONYMOUS_ROLE: without them nobody may."
+            )
+        self._remembered: dict[_Key, _Remembered] = {}
         #: What is being asked: who has the same question waits for its answer.
-        self._flights: dict[Question, green.Event] = {}
-        self._generation = 0
+        self._flights: dict[_Key, _Flight] = {}
+        #: Goes up with each change that was told; when all, and each channel, changed last.
+        self._time = self._all_changed = 0
+        self._changed: dict[str, int] = {}
 
     @property
     def change(self) -> bool:
@@ -62,14 +98,25 @@ class Permissions:
         question = None if self._is_public(channel) else self._question(claims, "subscribe", channel)
         if not isinstance(question, Question):
             return self._refusal(claims, "subscribe", channel) is None
-        self._remembered.pop(question, None)
+        self._remembered.pop(_key(question), None)
         return self._ask(question)
 
-    def forget(self) -> None:
-        """Permissions have changed: what is remembered, and what is being asked, does not count any more."""
-        self._generation += 1
-        self._remembered.clear()
-        self._flights.clear()
+    def forget(self, channel: str | None) -> None:
+        """Permissions for ``channel``, or for any, have changed: what is remembered or being asked counts no more."""
+        self._time += 1
+        if channel is None or len(self._changed) >= self.most_remembered:
+            self._all_changed = self._time
+            self._changed.clear()
+        else:
+            self._changed[channel] = self._time
+
+    def mark(self) -> int:
+        """For :meth:`is_overtaken`."""
+        return self._time
+
+    def is_overtaken(self, channel: str, mark: int) -> bool:
+        """Whether permissions for ``channel`` have changed since :meth:`mark`: an answer from then may be too old."""
+        return max(self._all_changed, self._changed.get(channel, 0)) > mark
 
     def _refusal(self, claims: Claims | None, action: Action, channel: str) -> str | None:
         """Why it is forbidden; None when it is not."""
@@ -110,25 +157,17 @@ class Permissions:
         return Question(action, role, json.dumps(complete, separators=(",", ":")), channel)
 
     def _ask(self, question: Question) -> bool:
-        for _ in range(self.attempts):
-            remembered = self._remembered.get(question)
-            if remembered is not None and time.monotonic() < remembered[0]:
-                return remembered[1]
-            generation = self._generation
-            allowed = self._ask_once(question)
-            if generation == self._generation:
-                return allowed
-        raise DatabaseUnavailableError("permissions are changing too fast to be checked", channel=question.channel)
-
-    def _ask_once(self, question: Question) -> bool:
-        flight = self._flights.get(question)
-        if flight is not None:
-            result = flight.wait()
+        key = _key(question)
+        remembered = self._remembered.get(key)
+        if remembered is not None and time.monotonic() < remembered.until and self._counts(question, remembered.mark):
+            return remembered.allowed
+        flight = self._flights.get(key)
+        if flight is not None and self._counts(question, flight.mark):
+            result = flight.done.wait()
             if isinstance(result, Exception):
                 raise result
             return bool(result)
-        flight = self._flights[question] = green.Event()
-        generation = self._generation
+        flight = self._flights[key] = _Flight(self._time)
         answer: bool | Exception = DatabaseUnavailableError("permissions cannot be checked at the moment")
         try:
             answer = self._policies.ask(question)
@@ -136,24 +175,33 @@ class Permissions:
             answer = error
             raise
         finally:
-            if self._flights.get(question) is flight:
-                del self._flights[question]
-            flight.send(answer)
-        if generation == self._generation:
-            self._remember(question, answer)
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+            flight.done.send(answer)
+        self._remember(key, answer, flight.mark)
         return answer
 
-    def _remember(self, question: Question, allowed: bool) -> None:
+    def _counts(self, question: Question, mark: int) -> bool:
+        return not self.is_overtaken(question.channel, mark)
+
+    def _remember(self, key: _Key, allowed: bool, mark: int) -> None:
         seconds = self._settings.permission_cache_seconds
         now = time.monotonic()
         # The oldest go first; in the order in which they were asked, which is nearly that in which they end.
         while self._remembered:
             oldest = next(iter(self._remembered))
-            if self._remembered[oldest][0] > now and len(self._remembered) < self.most_remembered:
+            if self._remembered[oldest].until > now and len(self._remembered) < self.most_remembered:
                 break
             del self._remembered[oldest]
-        self._remembered.pop(question, None)
-        self._remembered[question] = (now + (seconds if allowed else min(seconds, self.denied_seconds)), allowed)
+        self._remembered.pop(key, None)
+        until = now + (seconds if allowed else min(seconds, self.denied_seconds))
+        self._remembered[key] = _Remembered(until, allowed, mark)
+
+
+def _key(question: Question) -> _Key:
+    # Claims may be long, and are not to be kept for longer than their client.
+    claims = hashlib.blake2b(question.claims.encode(), digest_size=16).digest()
+    return question.action, question.channel, question.role, claims
 
 
 def _in_claims(claims: Claims | None, action: Action, channel: str) -> bool:

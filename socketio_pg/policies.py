@@ -6,57 +6,22 @@ What a question is about, and for how long an answer counts, is decided in `perm
 import json
 import logging
 import time
-from collections import deque
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from socketio_pg import green
 from socketio_pg.channels import RESERVED_PREFIX
 from socketio_pg.database import Database, encode_text, translated_errors
 from socketio_pg.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError, SocketIOPGError
+from socketio_pg.questions import Asked, Lane, Question, Slow
 
 logger = logging.getLogger("socketio_pg.policies")
 
-Action: TypeAlias = Literal["subscribe", "publish"]
+_DECIDE = "SELECT socketio_pg.decide(%s::text[], %s::text[], %s::text[], %s::text[], %s)"
 
-_DECIDE = "SELECT socketio_pg.decide(%s::text[], %s::text[], %s::text[], %s::text[])"
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """May whoever has ``claims`` (JSON text), as ``role`` of PostgreSQL, do this in ``channel``?"""
-
-    action: Action
-    role: str
-    claims: str
-    channel: str
-
-
-@dataclass(eq=False, slots=True)
-class _Asked:
-    question: Question
-    done: green.Event = field(default_factory=green.Event)
-    #: Nobody waits for the answer any more.
-    abandoned: bool = False
-
-
-class _Lane:
-    """Questions that wait, and how many are asked together by how many green threads at once."""
-
-    def __init__(self, workers: int, batch_size: int) -> None:
-        self.workers = workers
-        self.batch_size = batch_size
-        self.waiting: deque[_Asked] = deque()
-        self.busy = 0
-
-    def next_batch(self) -> list[_Asked]:
-        batch: list[_Asked] = []
-        while self.waiting and len(batch) < self.batch_size:
-            asked = self.waiting.popleft()
-            if not asked.abandoned:
-                batch.append(asked)
-        return batch
+#: SQLSTATEs (manual, appendix A) that say nothing about permission: roll-backs and deadlocks, a lack of resources, an
+#: operator's intervention, faults outside, and a lock that was not to be had.
+_TRANSIENT = ("40", "53", "57", "58", "55P03")
 
 
 class Policies:
@@ -68,22 +33,23 @@ class Policies:
 
     #: Times the timeout that somebody waits for an answer: for those before him, and once alone after a batch.
     patience = 2.5
+    #: Part of the timeout after which a batch begins no further question: what is left is asked with the next one.
+    budget = 0.5
     #: Questions that may wait.
     queue_size = 20_000
-    #: Seconds for which the questions of a slow channel are asked one by one, and so many channels.
-    slow_seconds = 60.0
-    most_slow = 10_000
 
     def __init__(self, database: Database, timeout: float) -> None:
         self._database = database
         self._timeout = timeout
-        self._lane = _Lane(workers=2, batch_size=50)
-        self._slow_lane = _Lane(workers=1, batch_size=1)
-        self._slow: dict[str, float] = {}
+        self._lane = Lane(workers=2, batch_size=50)
+        self._slow_lane = Lane(workers=1, batch_size=1)
+        self._slow = Slow()
         self._idle: list[Any] = []
         self._threads: set[green.GreenThread] = set()
         self._complained = float("-inf")
         self._silent = 0
+        #: Called when policies cannot be asked at all, though the database answers: a right or the schema is missing.
+        self.on_broken: Callable[[], None] = lambda: None
 
     @property
     def connections(self) -> int:
@@ -97,7 +63,8 @@ class Policies:
         our schema, and :class:`DatabaseError`, for instance when the server's role lacks rights. A policy that fails
         is a no, and goes to the log.
         """
-        asked = self._put(question)
+        asked = Asked(question)
+        self._put(self._slow_lane if question in self._slow else self._lane, asked)
         try:
             answer = asked.done.wait(self._timeout * self.patience)
         except green.TimedOut:
@@ -109,16 +76,17 @@ class Policies:
 
     def check(self, roles: Collection[str]) -> None:
         """Return when policies can be asked at all, and log what is wrong with ``roles``. Raises as :meth:`ask`."""
-        # Nobody's channel.
-        questions = [Question("subscribe", role, json.dumps({"role": role}), RESERVED_PREFIX) for role in sorted(roles)]
-        for question, answer in zip(questions, self._decide(questions), strict=True):
-            if answer.startswith(("failed: 42501", "failed: 22023")):
+        for role in sorted(roles):
+            # Nobody's channel.
+            question = Question("subscribe", role, json.dumps({"role": role}), RESERVED_PREFIX)
+            [answer] = self._decide([question])
+            if answer.startswith(("failed: 42501", "failed: 22023", "failed: SG004")):
                 logger.warning(
-                    "clients of role %r will be refused: %s; grant it to the server's role, and run "
-                    "'socketio-pg init --client-role %s'",
-                    question.role,
+                    "clients of role %r will be refused: %s; a role for clients is granted to the server's role, and "
+                    "gets its rights with 'socketio-pg init --client-role %s'",
+                    role,
                     answer.removeprefix("failed: ").partition("\n")[0],
-                    question.role,
+                    role,
                 )
 
     def stop(self) -> None:
@@ -126,32 +94,22 @@ class Policies:
         for thread in list(self._threads):
             thread.kill()
         for lane in (self._lane, self._slow_lane):
-            self._answer_all(lane.waiting, DatabaseUnavailableError("the server is shutting down"))
-            lane.waiting.clear()
+            self._answer_all(lane.clear(), DatabaseUnavailableError("the server is shutting down"))
         while self._idle:
             self._idle.pop().close()
 
-    def _put(self, question: Question) -> _Asked:
-        asked = _Asked(question)
-        slow_until = self._slow.get(question.channel)
-        if slow_until is not None and slow_until <= time.monotonic():
-            del self._slow[question.channel]
-            slow_until = None
-        self._put_into(self._lane if slow_until is None else self._slow_lane, [asked])
-        return asked
-
-    def _put_into(self, lane: _Lane, all_asked: Sequence[_Asked]) -> None:
-        if len(lane.waiting) + len(all_asked) > self.queue_size:
+    def _put(self, lane: Lane, asked: Asked, *, first: bool = False) -> None:
+        if lane.size >= self.queue_size:
             raise DatabaseUnavailableError("too many permissions wait to be checked")
-        lane.waiting.extend(all_asked)
+        lane.put(asked, first=first)
         if lane.busy < lane.workers:
             lane.busy += 1
             self._threads.add(green.spawn(self._work, lane))
 
     # -- the green threads ---------------------------------------------------------------------------------------------
 
-    def _work(self, lane: _Lane) -> None:
-        batch: list[_Asked] = []
+    def _work(self, lane: Lane) -> None:
+        batch: list[Asked] = []
         try:
             # Those who ask at the same time get together into one batch.
             green.sleep()
@@ -163,7 +121,7 @@ class Policies:
             lane.busy -= 1
             self._threads.discard(green.current())
 
-    def _answer(self, lane: _Lane, batch: list[_Asked]) -> None:
+    def _answer(self, lane: Lane, batch: list[Asked]) -> None:
         try:
             answers = self._decide([asked.question for asked in batch])
         except DatabaseTimeoutError as error:
@@ -172,51 +130,60 @@ class Policies:
             elif len(batch) > 1:
                 self._ask_alone(batch)
             else:
-                self._is_slow(batch[0].question.channel)
+                self._is_slow(batch[0].question)
                 self._answer_all(batch, DatabaseTimeoutError("the policies for this channel took too long"))
+        except DatabaseUnavailableError as error:
+            self._answer_all(batch, error)
         except SocketIOPGError as error:
             self._answer_all(batch, error)
+            self.on_broken()
         else:
-            for asked, answer in zip(batch, answers, strict=True):
+            for asked, answer in zip(batch, answers, strict=False):
                 asked.done.send(self._understood(asked.question, answer))
+            for asked in reversed(batch[len(answers) :]):
+                lane.put(asked, first=True)
 
-    def _ask_alone(self, batch: Sequence[_Asked]) -> None:
-        try:
-            self._put_into(self._slow_lane, batch)
-        except DatabaseUnavailableError as full:
-            self._answer_all(batch, full)
+    def _ask_alone(self, batch: Sequence[Asked]) -> None:
+        for asked in batch:
+            try:
+                self._put(self._slow_lane, asked)
+            except DatabaseUnavailableError as full:
+                asked.done.send(full)
 
     @staticmethod
-    def _answer_all(batch: Sequence[_Asked] | deque[_Asked], error: SocketIOPGError) -> None:
+    def _answer_all(batch: Sequence[Asked], error: SocketIOPGError) -> None:
         for asked in batch:
             asked.done.send(error)
 
-    def _is_slow(self, channel: str) -> None:
-        if channel not in self._slow:
-            logger.warning("the policies for channel %r took over %g s", channel, self._timeout)
-        if len(self._slow) < self.most_slow:
-            self._slow[channel] = time.monotonic() + self.slow_seconds
+    def _is_slow(self, question: Question) -> None:
+        if self._slow.add(question):
+            self._complain("the policies for channel %r took over %g s", question.channel, self._timeout)
 
-    def _understood(self, question: Question, answer: str) -> bool:
+    def _understood(self, question: Question, answer: str) -> bool | SocketIOPGError:
+        if not answer.startswith("failed: "):
+            return answer == "allowed"
+        sqlstate, _, message = answer.removeprefix("failed: ").partition(" ")
+        if sqlstate.startswith(_TRANSIENT):
+            return DatabaseUnavailableError("permissions cannot be checked at the moment", channel=question.channel)
         # INSERT policies say no with an error; what else fails is a fault that somebody has to know of.
-        if answer.startswith("failed: ") and not (
-            answer.startswith("failed: 42501") and "row-level security" in answer and question.action == "publish"
-        ):
-            self._complain(question, answer)
-        return answer == "allowed"
+        if question.action != "publish" or sqlstate != "42501" or "row-level security" not in message:
+            self._complain(
+                "may role %r %s %r? No, since it failed: %s %r",
+                question.role, question.action, question.channel, sqlstate, message[:200],
+            )  # fmt: skip
+        return False
 
-    def _complain(self, question: Question, answer: str) -> None:
+    def _complain(self, text: str, *values: object) -> None:
+        """Log a warning, but one a second at most."""
         if time.monotonic() < self._complained + 1.0:
             self._silent += 1
             return
-        first_line = answer.partition("\n")[0]
         more = f" ({self._silent} more since the last time)" if self._silent else ""
-        logger.warning(
-            "may role %r %s %r? No, since it %s%s", question.role, question.action, question.channel, first_line, more
-        )
+        logger.warning(text + more, *values)
         self._complained, self._silent = time.monotonic(), 0
 
     def _decide(self, questions: Sequence[Question]) -> list[str]:
+        """The answers to the first of ``questions``, one at least."""
         while True:
             reused = bool(self._idle)
             connection = self._idle.pop() if reused else self._database.connect()
@@ -245,10 +212,11 @@ class Policies:
                     [encode_text(connection, question.role) for question in questions],
                     [question.claims for question in questions],
                     [encode_text(connection, question.channel) for question in questions],
+                    self._timeout * self.budget,
                 ),
             )
             answers = [row[0] for row in cursor.fetchall()]
             cursor.execute("ROLLBACK")
-        if len(answers) != len(questions):
+        if not 0 < len(answers) <= len(questions):
             raise DatabaseError("the database has answered something else than was asked")
         return answers

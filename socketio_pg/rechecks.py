@@ -1,5 +1,6 @@
 """Asks now and then, and when it is told to, whether those who subscribe still may."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -8,7 +9,7 @@ from socketio_pg import green
 from socketio_pg.errors import DatabaseUnavailableError, SocketIOPGError
 from socketio_pg.hub import Hub
 from socketio_pg.permissions import Permissions
-from socketio_pg.sessions import Sessions
+from socketio_pg.sessions import Session, Sessions
 from socketio_pg.tokens import Claims
 
 logger = logging.getLogger("socketio_pg.rechecks")
@@ -21,9 +22,11 @@ class Rechecks:
     nothing can be found out stays, and is asked about again soon: who it is was allowed when there was an answer.
     """
 
-    #: Seconds between two checks at least, and times that the last one took.
-    least_pause = 1.0
+    #: Seconds between two checks of anything.
+    least_pause = 0.2
+    #: Between two of everything: times that the last one took, and seconds at most.
     pause_factor = 4.0
+    most_pause = 5.0
     #: Seconds after which those are asked about again that there was no answer for.
     retry = 5.0
     #: Questions that are asked at once: behind them others have their turn.
@@ -44,12 +47,17 @@ class Rechecks:
         self._interval = interval
         self._thread: green.GreenThread | None = None
         self._wanted = green.Event()
-        #: What :meth:`look` was called for; None is in it for all channels.
-        self._channels: set[str | None] = set()
+        #: What is to be checked: single channels, and when everything is (by the monotonic clock).
+        self._channels: set[str] = set()
+        self._all_at = float("inf")
+        #: Not before then, since the last one of everything was expensive.
+        self._not_before = 0.0
+        self._complained = False
 
     def start(self) -> None:
         """Start the green thread."""
         if self._thread is None:
+            self._schedule_all(self._interval or float("inf"))
             self._thread = green.spawn(self._run)
 
     def stop(self) -> None:
@@ -60,7 +68,14 @@ class Rechecks:
 
     def look(self, channel: str | None) -> None:
         """Permissions for ``channel`` have changed; None: for any."""
-        self._permissions.forget()
+        self._permissions.forget(channel)
+        if channel is None:
+            self._schedule_all(0.0)
+        else:
+            self.again(channel)
+
+    def again(self, channel: str) -> None:
+        """What was found out about subscriptions of ``channel`` may have been overtaken: ask again."""
         self._channels.add(channel)
         self._wanted.send()
 
@@ -79,50 +94,70 @@ class Rechecks:
     # -- the green thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        pause, complained = self._interval, False
         while True:
-            channels = self._wait(pause)
-            began = time.monotonic()
+            wait = max(self._all_at, self._not_before) - time.monotonic()
+            if wait > 0 and not self._channels:
+                with contextlib.suppress(green.TimedOut):
+                    self._wanted.wait(None if wait == float("inf") else wait)
+            self._wanted = green.Event()
             try:
-                answered = self._check(channels)
+                self._check_channels()
+                if time.monotonic() >= max(self._all_at, self._not_before):
+                    self._check_all()
             except Exception:  # a bug, then; the next check is still the best that can be done
                 logger.exception("permissions could not be checked again")
-                answered = False
-            pause = self._interval if answered else min(self.retry, self._interval or self.retry)
-            if not answered and not complained:
-                logger.warning("permissions cannot be checked again now: subscriptions stay, and it is tried again")
-            complained = not answered
-            green.sleep(max(self.least_pause, self.pause_factor * (time.monotonic() - began)))
+                self._schedule_all(self.retry)
+            green.sleep(self.least_pause)
 
-    def _wait(self, pause: float) -> set[str | None]:
-        """The channels that are to be checked, after ``pause`` seconds all."""
-        try:
-            self._wanted.wait(pause or None)
-        except green.TimedOut:
-            return {None}
-        finally:
-            self._wanted = green.Event()
+    def _schedule_all(self, seconds: float) -> None:
+        self._all_at = min(self._all_at, time.monotonic() + seconds)
+        self._wanted.send()
+
+    def _check_channels(self) -> None:
         channels, self._channels = self._channels, set()
-        return channels or {None}
+        if not self._check_shares(self._subscriptions(channels & self._hub.channels()), everything=False):
+            self._schedule_all(self.retry)
 
-    def _check(self, channels: set[str | None]) -> bool:
-        """Whether everything could be found out."""
-        answered = True
-        subscribed = self._hub.channels()
-        subscriptions = [
+    def _check_all(self) -> None:
+        began = time.monotonic()
+        self._all_at = began + (self._interval or float("inf"))
+        answered = self._check_shares(self._subscriptions(self._hub.channels()), everything=True)
+        if not answered:
+            self._schedule_all(self.retry)
+            if not self._complained:
+                logger.warning("permissions cannot be checked again now: subscriptions stay, and it is tried again")
+        self._complained = not answered
+        now = time.monotonic()
+        self._not_before = now + min(self.most_pause, self.pause_factor * (now - began))
+
+    def _subscriptions(self, channels: Collection[str]) -> list[tuple[Session, str]]:
+        return [
             (session, channel)
-            for channel in (subscribed if None in channels else subscribed & channels)
+            for channel in channels
             for subscriber in self._hub.subscribers(channel)
             if isinstance(subscriber, str) and (session := self._sessions.get(subscriber)) is not None
         ]
+
+    def _check_shares(self, subscriptions: Sequence[tuple[Session, str]], *, everything: bool) -> bool:
+        """Whether everything could be found out."""
+        answered = True
         for start in range(0, len(subscriptions), self.at_once):
             share = subscriptions[start : start + self.at_once]
             answers = self._ask([(session.claims, channel) for session, channel in share])
+            failed = 0
             for (session, channel), answer in zip(share, answers, strict=True):
+                current = self._sessions.get(session.sid)
                 if isinstance(answer, SocketIOPGError):
-                    answered = False
-                elif not answer and self._sessions.get(session.sid) is session:
+                    failed += 1
+                elif current is not None and current is not session:
+                    self.again(channel)  # somebody else by now
+                elif not answer and current is session:
                     self._revoke(session.sid, channel)
+            answered = answered and not failed
+            if failed == len(share):
+                break  # the database is away, or busy: to go on would take for ever
+            if everything and self._channels:
+                self._check_channels()  # what somebody has asked for does not wait for the rest
         return answered
 
     def _ask(self, questions: Sequence[tuple[Claims | None, str]]) -> list[bool | SocketIOPGError]:

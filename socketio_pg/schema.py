@@ -29,7 +29,8 @@ GRANT SELECT, INSERT, DELETE ON socketio_pg.log TO {role};
 GRANT SELECT, UPDATE ON socketio_pg.head TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.node TO {role};
 GRANT SELECT ON socketio_pg.schema_version, socketio_pg.channels, socketio_pg.nodes TO {role};
-GRANT EXECUTE ON FUNCTION socketio_pg.probe(text[]), socketio_pg.decide(text[], text[], text[], text[]) TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.probe(text[]) TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.decide(text[], text[], text[], text[], double precision) TO {role};
 """
 
 _PUBLISHER_GRANTS = """\

@@ -38,14 +38,17 @@ END $$;
 REVOKE ALL ON FUNCTION socketio_pg.probe(text[]) FROM PUBLIC;
 
 -- What each of several clients may do: 'allowed', 'denied', or 'failed: …' with the reason, which also means no.
--- `actions` are 'subscribe' and 'publish', `claims` JSON. To be called in a transaction that is rolled back.
+-- `actions` are 'subscribe' and 'publish', `claims` JSON. After so many seconds no further one is begun: then there are
+-- fewer answers than questions. To be called in a transaction that is rolled back.
 --
 -- Not SECURITY DEFINER, in which the role could not be set, and without a search_path of its own: what the policies
 -- call finds its tables as everywhere else. So everything in here is qualified.
-CREATE OR REPLACE FUNCTION socketio_pg.decide(actions text[], roles text[], claims text[], channels text[])
-RETURNS SETOF text LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION socketio_pg.decide(
+    actions text[], roles text[], claims text[], channels text[], seconds double precision
+) RETURNS SETOF text LANGUAGE plpgsql AS $$
 DECLARE
     probes bigint[] := socketio_pg.probe(channels);
+    deadline timestamptz := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => seconds);
     allowed boolean;
     answer text;
 BEGIN
@@ -56,6 +59,15 @@ BEGIN
             PERFORM pg_catalog.set_config('request.jwt.claims', claims[n], true);
             PERFORM pg_catalog.set_config('socketio_pg.channel', channels[n], true);
             PERFORM pg_catalog.set_config('role', roles[n], true);
+            -- Policies do not count for the table's owner, for who has the owner's rights, and for superusers, which
+            -- is hardly what was meant. BYPASSRLS says so by its name.
+            IF NOT pg_catalog.row_security_active('socketio_pg.messages'::pg_catalog.regclass) AND NOT EXISTS (
+                SELECT FROM pg_catalog.pg_roles AS r
+                WHERE r.rolname OPERATOR(pg_catalog.=) roles[n]::pg_catalog.name AND r.rolbypassrls AND NOT r.rolsuper
+            ) THEN
+                RAISE EXCEPTION USING ERRCODE = 'SG004', MESSAGE =
+                    'it has the rights of the owner of socketio_pg.messages or of a superuser, for whom policies do not count';
+            END IF;
             IF actions[n] OPERATOR(pg_catalog.=) 'publish' THEN
                 INSERT INTO socketio_pg.messages (channel) VALUES (channels[n]);
                 allowed := true;
@@ -67,14 +79,16 @@ BEGIN
         EXCEPTION
             WHEN SQLSTATE 'SG003' THEN
                 answer := CASE WHEN allowed THEN 'allowed' ELSE 'denied' END;
-            WHEN OTHERS THEN
+            -- A failed ASSERT is not among the others.
+            WHEN assert_failure OR OTHERS THEN
                 answer := pg_catalog.format('failed: %s %s', SQLSTATE, SQLERRM);
         END;
         RETURN NEXT answer;
+        EXIT WHEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) deadline;
     END LOOP;
 END $$;
 
-REVOKE ALL ON FUNCTION socketio_pg.decide(text[], text[], text[], text[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION socketio_pg.decide(text[], text[], text[], text[], double precision) FROM PUBLIC;
 
 -- Permissions have changed, of one channel or of all: servers ask anew about those who subscribe, once this commits.
 CREATE OR REPLACE FUNCTION socketio_pg.recheck(channel text DEFAULT NULL) RETURNS void

@@ -1,6 +1,7 @@
 """Who may do what, at a real server: claims, row-level security, and permissions that change."""
 
 import contextlib
+import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -304,8 +305,42 @@ def test_a_new_token_while_replaying_and_publishing(server: ServerProcess, datab
         assert code(bob.call("authenticate", {"token": mint(sub="carol", role="authenticated")}, 30)) is None
         assert bob.next("unsubscribed") == {"channel": room, "reason": "forbidden"}
         arrived = bob.pending("event")
+        assert arrived < 199, "the replay had ended before"
         assert subscribe(bob, "lobby") is None
         assert bob.pending("event") - arrived <= 1
+
+
+def test_a_right_that_is_lost_later_is_told(database: PolicyDatabase, server: ServerProcess, room: str) -> None:
+    decide = "FUNCTION socketio_pg.decide(text[], text[], text[], text[], double precision)"
+    with connect(server, "alice") as alice:
+        database.sql(f"REVOKE EXECUTE ON {decide} FROM web")
+        try:
+            assert subscribe(alice, room) == "internal"
+            server.wait_for("/readyz", 503, "socketio-pg init --server-role")
+        finally:
+            database.sql(f"GRANT EXECUTE ON {decide} TO web")
+        server.wait_ready()
+        assert subscribe(alice, room) is None
+
+
+@pytest.mark.parametrize("again", ["alice", "bob"])
+def test_permission_taken_away_while_authenticating(
+    server: ServerProcess, database: PolicyDatabase, room: str, again: str
+) -> None:
+    """The new token is asked about while the data changes: whichever comes first, it does not stay."""
+    with connect(server, "alice") as alice:
+        for number in range(20):
+            database.join(again, room)
+            database.join("alice", room)
+            database.sql("SELECT socketio_pg.recheck(%s)", room)
+            wait_until_allowed(alice, room)
+            renewing = threading.Thread(
+                target=alice.call, args=("authenticate", {"token": mint(sub=again, role="authenticated", n=number)})
+            )
+            renewing.start()
+            database.sql("DELETE FROM members WHERE room = %s; SELECT socketio_pg.recheck(%s)", room, room)
+            assert alice.next("unsubscribed") == {"channel": room, "reason": "forbidden"}
+            renewing.join()
 
 
 def test_the_table_stays_empty_and_the_log_quiet(server: ServerProcess, database: PolicyDatabase) -> None:

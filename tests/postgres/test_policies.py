@@ -16,7 +16,8 @@ import pytest
 from socketio_pg import green, schema
 from socketio_pg.database import Database
 from socketio_pg.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError, LogNotInstalledError
-from socketio_pg.policies import Action, Policies, Question
+from socketio_pg.policies import Policies
+from socketio_pg.questions import Action, Question, Slow
 from tests.support.policies import PolicyDatabase
 from tests.support.postgres import Cluster
 
@@ -146,7 +147,9 @@ def test_claims_are_as_rich_as_json(policies: Policies, database: PolicyDatabase
 
 
 @pytest.mark.parametrize(
-    "expression", ["1 / 0 = 1", "'x'::int = 1", "no_such_column IS NULL", "fails()"], ids=lambda text: text
+    "expression",
+    ["1 / 0 = 1", "'x'::int = 1", "no_such_column IS NULL", "fails()", "asserts()"],
+    ids=lambda text: text,
 )
 def test_a_policy_that_fails_is_a_no_and_is_told(
     policies: Policies, database: PolicyDatabase, room: str, caplog: pytest.LogCaptureFixture, expression: str
@@ -154,6 +157,8 @@ def test_a_policy_that_fails_is_a_no_and_is_told(
     database.sql(
         "CREATE OR REPLACE FUNCTION fails() RETURNS boolean LANGUAGE plpgsql AS"
         " $$ BEGIN RAISE 'no, since %', current_setting('request.jwt.claims')::jsonb ->> 'sub'; END $$;"
+        " CREATE OR REPLACE FUNCTION asserts() RETURNS boolean LANGUAGE plpgsql AS"
+        " $$ BEGIN ASSERT false, E'bad\nroom'; RETURN true; END $$;"
         " CREATE OR REPLACE FUNCTION run(sql text) RETURNS boolean LANGUAGE plpgsql AS"
         " $$ DECLARE result boolean; BEGIN EXECUTE 'SELECT ' || sql INTO result; RETURN result; END $$"
     )
@@ -170,6 +175,7 @@ def test_a_policy_that_fails_is_a_no_and_is_told(
                 assert policies.ask(question(action, room)) is False
             [record] = caplog.records
             assert f"may role 'authenticated' {action} '{room}'? No, since it failed: " in record.getMessage()
+            assert "\n" not in record.getMessage()
             caplog.clear()
         # Nobody else notices.
         assert policies.ask(question("subscribe", "kitchen")) is True
@@ -187,6 +193,44 @@ def test_complaints_do_not_fill_the_log(policies: Policies, caplog: pytest.LogCa
     for number in range(20):
         assert not policies.ask(question("subscribe", f"r{number}", role="not_granted"))
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("role", ["superuser", "owner", "of the owner"])
+def test_for_whom_policies_would_not_count_there_is_no_yes(postgres: Cluster, role: str) -> None:
+    """One role for everything, as in a small set-up: it owns the table, and all would be let through."""
+    postgres.sql("DROP DATABASE IF EXISTS owned WITH (FORCE)")
+    postgres.sql("DROP ROLE IF EXISTS app, app_member")
+    postgres.sql("CREATE ROLE app LOGIN")
+    postgres.sql("CREATE ROLE app_member LOGIN IN ROLE app")
+    postgres.sql("CREATE DATABASE owned OWNER app")
+    owner = postgres.url("owned").replace("postgres@", "app@")
+    callback = psycopg2.extensions.get_wait_callback()
+    schema.install(Database(owner), 1_000_000)
+    asking, asked = {
+        "superuser": (postgres.url("owned"), "postgres"),
+        "owner": (owner, "app"),
+        "of the owner": (owner.replace("app@", "app_member@"), "app_member"),
+    }[role]
+    policies = Policies(Database(asking), 2.0)
+    for action in ("subscribe", "publish"):
+        assert policies.ask(question(action, "secret", role=asked)) is False
+    policies.stop()
+    psycopg2.extensions.set_wait_callback(callback)
+    postgres.sql("DROP DATABASE owned WITH (FORCE)")
+    postgres.sql("DROP ROLE app, app_member")
+
+
+def test_a_lock_that_is_not_to_be_had_says_nothing_about_permission(
+    policies: Policies, database: PolicyDatabase
+) -> None:
+    database.sql("ALTER ROLE web SET lock_timeout = '100ms'")
+    try:
+        with locked(database, "LOCK TABLE members"):
+            for action in ("subscribe", "publish"):
+                with pytest.raises(DatabaseUnavailableError):
+                    policies.ask(question(action, "kitchen"))
+    finally:
+        database.sql("ALTER ROLE web RESET lock_timeout")
 
 
 # -- policies that take long ---------------------------------------------------------------------------------------
@@ -236,6 +280,57 @@ def test_a_slow_policy_is_a_no_in_time_and_costs_the_others_little(policies: Pol
     thread.wait()
     # Another policy of the same table is not slow.
     assert policies.ask(question("publish", "kitchen")) is True
+
+
+def test_many_decisions_that_take_a_while_are_not_one_that_takes_long(
+    policies: Policies, database: PolicyDatabase, room: str
+) -> None:
+    """50 of them together take longer than one may."""
+    policies._timeout = 1.0
+    database.sql(
+        f"""CREATE POLICY "{room}" ON socketio_pg.messages FOR SELECT TO authenticated USING (
+            CASE WHEN channel = '{room}' THEN pg_sleep(0.03) IS NOT NULL ELSE false END)"""
+    )
+    try:
+        asked = [question("subscribe", room, str(number)) for number in range(100)]
+        assert outcomes(policies, *asked) == [True] * 100
+        assert question("subscribe", room) not in policies._slow
+    finally:
+        database.sql(f'DROP POLICY "{room}" ON socketio_pg.messages')
+
+
+def test_one_who_finds_new_slow_channels_is_kept_apart(policies: Policies, database: PolicyDatabase, room: str) -> None:
+    policies._timeout = 0.3
+    database.sql(
+        f"""CREATE POLICY "{room}" ON socketio_pg.messages FOR SELECT TO authenticated USING (
+            CASE WHEN starts_with(channel, '{room}') THEN pg_sleep(10) IS NOT NULL ELSE false END)"""
+    )
+    try:
+        for number in range(Slow.times):
+            [error] = outcomes(policies, question("subscribe", f"{room}-{number}", "mallory"))
+            assert isinstance(error, DatabaseTimeoutError)
+        attack = green.spawn(
+            lambda: outcomes(policies, *(question("subscribe", f"{room}-new-{n}", "mallory") for n in range(20)))
+        )
+        green.sleep()
+        for number in range(5):
+            began = time.monotonic()
+            assert policies.ask(question("subscribe", "kitchen")) is True
+            assert time.monotonic() - began < 0.25, number
+        attack.wait()
+    finally:
+        database.sql(f'DROP POLICY "{room}" ON socketio_pg.messages')
+
+
+def test_a_flood_of_one_client_does_not_make_others_wait(policies: Policies, database: PolicyDatabase) -> None:
+    flood = [green.spawn(policies.ask, question("subscribe", f"c{number}", "mallory")) for number in range(5000)]
+    green.sleep()
+    assert policies._lane.size > 4800
+    assert policies.ask(question("subscribe", "kitchen")) is True
+    # It came in one of the next batches.
+    assert policies._lane.size > 4500
+    for thread in flood:
+        thread.wait()
 
 
 def test_many_slow_ones_do_not_stop_the_rest(policies: Policies, slow_room: str) -> None:
@@ -288,7 +383,7 @@ def test_when_all_connections_are_busy_the_answer_is_no_answer(policies: Policie
         assert {type(answer) for answer in found} == {DatabaseTimeoutError}
         assert time.monotonic() - began < 0.3 * policies.patience + 2
         assert len(database.sql("SELECT pid FROM pg_stat_activity WHERE usename = 'web'")) <= policies.connections
-    policies._slow.clear()
+    policies._slow = Slow()
     policies._timeout = 2.0
     assert policies.ask(question("subscribe", "kitchen")) is True
 
@@ -392,7 +487,7 @@ def test_a_client_role_can_do_nothing_else_in_the_schema(database: PolicyDatabas
         "DELETE FROM socketio_pg.messages",
         "SELECT socketio_pg.publish('x', '1')",
         "SELECT socketio_pg.probe(ARRAY['x'])",
-        "SELECT socketio_pg.decide(ARRAY['subscribe'], ARRAY['anon'], ARRAY['{}'], ARRAY['x'])",
+        "SELECT socketio_pg.decide(ARRAY['subscribe'], ARRAY['anon'], ARRAY['{}'], ARRAY['x'], 1)",
         "SELECT * FROM socketio_pg.log",
         "SELECT * FROM socketio_pg.outbox",
         "SELECT * FROM socketio_pg.head",

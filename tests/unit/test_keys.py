@@ -48,7 +48,7 @@ def known(keys: KeySet, *wanted: SigningKey) -> list[bool]:
     for key in wanted:
         try:
             found.append(keys.find(key.kid, key.algorithm) == key.private.public_key())
-        except UnauthorizedError:
+        except (UnauthorizedError, AuthenticationUnavailableError):
             found.append(False)
     return found
 
@@ -75,6 +75,9 @@ def test_without_alg_a_key_is_for_all_that_it_can() -> None:
         RSA.jwk | {"alg": "RSA-OAEP"},
         RSA.jwk | {"alg": "HS256"},
         RSA.jwk | {"alg": "ES256"},
+        RSA.jwk | {"alg": ["RS256"]},
+        RSA.jwk | {"kty": ["RSA"]},
+        RSA.jwk | {"e": 65537},
         EC.jwk | {"crv": "P-384"},
         RSA.jwk | {"n": "AQAB"},
         json.loads(jwt.get_algorithm_by_name("RS256").to_jwk(RSA.private)),
@@ -113,9 +116,21 @@ def test_the_key_with_the_tokens_id(file: File) -> None:
         keys.find(None, "RS256")
     assert keys.find(None, "ES256").curve.name == "secp256r1"
     nonsense: object
-    for nonsense in ({}, [], 7, "x" * 10_000):
+    for nonsense in ({}, [], 7, True):
         with pytest.raises(UnauthorizedError, match="not known"):
             keys.find(nonsense, "RS256")
+
+
+def test_an_unknown_key_is_no_refusal_before_it_was_looked_for(file: File, clock: Callable[[float], None]) -> None:
+    file.write(RSA)
+    keys = KeySet(str(file.path), 300)
+    assert known(keys, RSA) == [True]
+    for _ in range(2):
+        with pytest.raises(AuthenticationUnavailableError, match="try again"):
+            keys.find("2", "RS256")
+    clock(KeySet.least_interval)
+    with pytest.raises(UnauthorizedError, match="not known"):
+        keys.find("2", "RS256")
 
 
 def test_a_new_key_is_looked_for_at_once_but_not_all_the_time(file: File, clock: Callable[[float], None]) -> None:
@@ -164,6 +179,28 @@ def test_keys_that_cannot_be_fetched_again_are_used_for_a_while(file: File, cloc
     file.write(RSA)
     clock(KeySet.least_interval)
     assert known(keys, RSA) == [True]
+
+
+def test_a_failure_of_any_kind_is_not_repeated_at_once(
+    file: File, clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = 0
+
+    def fail(self: KeySet) -> bytes:
+        nonlocal reads
+        reads += 1
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(KeySet, "_read", fail)
+    keys = KeySet(str(file.path), 300)
+    for _ in range(10):
+        with pytest.raises(AuthenticationUnavailableError):
+            keys.find("1", "RS256")
+    assert reads == 1
+    clock(KeySet.least_interval)
+    with pytest.raises(AuthenticationUnavailableError):
+        keys.find("1", "RS256")
+    assert reads == 2
 
 
 def test_keys_that_were_never_there(file: File, clock: Callable[[float], None]) -> None:

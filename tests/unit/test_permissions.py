@@ -8,9 +8,16 @@ import pytest
 
 from socketio_pg import green
 from socketio_pg.config import Settings
-from socketio_pg.errors import DatabaseError, DatabaseUnavailableError, ForbiddenError, LogNotInstalledError
+from socketio_pg.errors import (
+    ConfigurationError,
+    DatabaseError,
+    DatabaseUnavailableError,
+    ForbiddenError,
+    LogNotInstalledError,
+)
 from socketio_pg.permissions import Permissions
-from socketio_pg.policies import Action, Policies, Question
+from socketio_pg.policies import Policies
+from socketio_pg.questions import Action, Question
 from socketio_pg.tokens import Claims
 
 ALICE = Claims({"sub": "alice", "role": "authenticated"})
@@ -253,41 +260,66 @@ def test_no_answer_is_no_permission(answers: Answers, error: Exception, seen: ty
     assert may(permissions, ALICE, "subscribe", "foo")
 
 
-def test_a_change_while_it_is_asked_asks_again(answers: Answers) -> None:
-    """Whoever asks after the change must not get an answer from before it."""
+@pytest.mark.parametrize("changed", ["foo", None], ids=["the channel", "all"])
+def test_who_asks_after_a_change_gets_no_answer_from_before_it(answers: Answers, changed: str | None) -> None:
     answers.allowed.add("foo")
     permissions = rls(answers)
     answers.gate = gate = green.Event()
-    results: list[bool] = []
+    mark = permissions.mark()
+    results: dict[str, bool] = {}
 
-    def ask() -> None:
-        results.append(may(permissions, ALICE, "subscribe", "foo"))
+    def ask(name: str) -> None:
+        results[name] = may(permissions, ALICE, "subscribe", "foo")
 
-    threads = [green.spawn(ask)]
+    threads = [green.spawn(ask, "before")]
     green.sleep()
     answers.allowed.clear()
-    permissions.forget()
-    threads.append(green.spawn(ask))
+    permissions.forget("bar")
+    assert not permissions.is_overtaken("foo", mark)
+    permissions.forget(changed)
+    assert permissions.is_overtaken("foo", mark)
+    threads += [green.spawn(ask, name) for name in ("after", "after that")]
     green.sleep()
     gate.send()
     for thread in threads:
         thread.wait()
-    assert results == [False, False]
+    # Whoever asked before finds out that his answer was overtaken, and asks again.
+    assert results == {"before": True, "after": False, "after that": False}
     assert len(answers.asked) == 2
+    assert not may(permissions, ALICE, "subscribe", "foo")
+    assert not permissions.is_overtaken("foo", permissions.mark())
 
 
-def test_changes_without_end_are_no_permission(answers: Answers) -> None:
+def test_changes_of_other_channels_without_end_stop_nobody(answers: Answers) -> None:
+    answers.allowed.add("foo")
     permissions = rls(answers)
+    permissions.most_remembered = 50
     ask: Callable[[Question], bool] = answers.ask
 
     def changing(question: Question) -> bool:
-        permissions.forget()
+        for number in range(200):
+            permissions.forget(f"other-{number}")
         return ask(question)
 
     answers.ask = changing  # type: ignore[method-assign]
-    with pytest.raises(DatabaseUnavailableError, match="too fast"):
-        permissions.require(ALICE, "subscribe", "foo")
-    assert len(answers.asked) == Permissions.attempts
+    assert may(permissions, ALICE, "subscribe", "foo")
+    assert len(permissions._changed) <= 50
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"allowed_roles": ("authenticated",)},
+        {"anonymous_role": "anon"},
+        {"authorization": "claims", "allowed_roles": ("authenticated",)},
+        {"authorization": "rls"},
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_go_together(answers: Answers, settings: dict[str, Any]) -> None:
+    """Forgotten, AUTHORIZATION=rls would leave everything open without a word."""
+    with pytest.raises(ConfigurationError, match="AUTHORIZATION=rls"):
+        Permissions(Settings(**settings), "required", answers)
 
 
 def test_a_recheck_does_not_believe_what_is_remembered(answers: Answers) -> None:

@@ -10,7 +10,8 @@ from socketio_pg.config import Settings
 from socketio_pg.errors import DatabaseUnavailableError
 from socketio_pg.hub import Hub
 from socketio_pg.permissions import Permissions
-from socketio_pg.policies import Policies, Question
+from socketio_pg.policies import Policies
+from socketio_pg.questions import Question
 from socketio_pg.rechecks import Rechecks
 from socketio_pg.sessions import Sessions
 from socketio_pg.tokens import Claims
