@@ -203,26 +203,25 @@ def test_a_websocket_that_does_not_answer_is_closed(server: ServerProcess) -> No
 
 
 @pytest.mark.parametrize("offset", [3600, -3600])
-def test_a_clock_that_is_set_ends_nobody(server: ServerProcess, offset: int) -> None:
-    path = open_session(server)
-    assert http(server, path=path).body == b"2"
+@pytest.mark.parametrize("transport", ["polling", "websocket"])
+def test_a_clock_that_is_set_ends_nobody(server: ServerProcess, offset: int, transport: str) -> None:
     try:
-        with WebSocket(server) as one:
-            opening(one.read_text())
-            assert one.read_text() == "2"
-            assert server.get(f"/clock?offset={offset}")[0] == 200
-            assert http(server, "POST", path, body=b"3\x1e4later").status == 200
-            assert http(server, path=path).body == b"4later"
-            one.text("3")
-            one.text("4later")
-            assert one.read_text() == "4later"
-            assert one.read_text() == "2"
-            one.text("3")
-            one.text("4still")
-            assert one.read_text() == "4still"
-        assert http(server, path=path).body == b"2"
-        assert http(server, "POST", path, body=b"3\x1e4still").status == 200
-        assert http(server, path=path).body == b"4still"
+        if transport == "polling":
+            path = open_session(server)
+            for body in (b"4before", b"4after"):
+                assert http(server, path=path).body == b"2"
+                assert server.get(f"/clock?offset={offset}")[0] == 200  # while a ping is unanswered
+                assert http(server, "POST", path, body=b"3\x1e" + body).status == 200
+                assert http(server, path=path).body == body
+        else:
+            with WebSocket(server) as one:
+                opening(one.read_text())
+                for text in ("4before", "4after"):
+                    assert one.read_text() == "2"
+                    assert server.get(f"/clock?offset={offset}")[0] == 200
+                    one.text("3")
+                    one.text(text)
+                    assert one.read_text() == text
     finally:
         server.get("/clock?offset=0")
 

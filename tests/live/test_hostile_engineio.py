@@ -112,7 +112,7 @@ def test_a_large_masked_frame_stops_nobody(server: ServerProcess) -> None:
     with unharmed(server), WebSocket(server) as one:
         one.connect()
         one.read_text()
-        # A hundred characters of an event and much that is nothing: not to measure what comes after the frame.
+        # Without its end, so that only the frame is measured and not what Socket.IO would make of it.
         server.get("/watch")
         one.frame(BINARY, b"x" * 990_000, final=False)
         one.frame(CONTINUATION, b"", final=False)
@@ -122,16 +122,15 @@ def test_a_large_masked_frame_stops_nobody(server: ServerProcess) -> None:
         stall = held(server)["longest_stall_us"]
         print(f"longest stall {stall} us")
         assert held(server)["kept"] >= 990_000, "it was read"
-        assert stall < 100_000, "stock: 280 ms"  # a shared machine; alone it is some milliseconds
+        assert stall < 50_000, "stock: 280 ms"  # measured 1 ms; the machine may be shared
 
 
 @pytest.mark.parametrize("data", [frame(PING, b"x"), frame(PONG), frame(TEXT, b"3"), frame(TEXT, b"2x")])
 def test_a_flood_of_pings(server: ServerProcess, data: bytes) -> None:
     with unharmed(server), WebSocket(server) as one:
         one.connect()
-        with pytest.raises(ConnectionError):  # noqa: PT012
-            for _ in range(200):
-                one.send(data * 1000)
+        one.send(data * 5000)
+        assert one.close_code() == 1008
 
 
 def test_a_client_that_answers_pings_and_reads_nothing(
@@ -309,9 +308,7 @@ def test_nothing_that_a_client_sends_makes_a_line_in_the_log_or_a_header(server:
         {"Authorization": "x", "Cookie": "session=y"},
     ],
 )
-def test_who_knows_a_sid_cannot_use_it_without_what_the_handshake_showed(
-    server: ServerProcess, headers: dict[str, str]
-) -> None:
+def test_a_sid_is_of_no_use_without_what_the_handshake_showed(server: ServerProcess, headers: dict[str, str]) -> None:
     path = open_session(server, headers)
     for wrong in ({}, *({name: value + "x"} for name, value in headers.items())):
         reply = http(server, path=path, headers=wrong)

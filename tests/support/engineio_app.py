@@ -9,7 +9,7 @@ import os  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-import greenlet  # noqa: E402
+import greenlet  # type: ignore[import-untyped]  # noqa: E402
 from flask import Flask, request  # noqa: E402
 
 from socketio_pg.app import configure_logging  # noqa: E402

@@ -127,6 +127,9 @@ class WebSocket(Connection):
         self.answer = self.reply()
         assert self.answer.status == 101, (self.answer.status, self.answer.body)
 
+    def __enter__(self) -> "WebSocket":
+        return self
+
     def frame(self, opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes | None = None) -> None:
         self.send(frame(opcode, payload, final=final, mask=mask))
 
