@@ -8,14 +8,29 @@ import io
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import engineio
 from engineio import packet as eio_packet
 
-from socketio_pg import frames, green, metrics, transport
-from socketio_pg.engine_socket import PING_FRAME, Environ, Socket
+from socketio_pg import frames, green, handover, metrics, transport
+from socketio_pg.engine_http import (
+    BAD_HANDSHAKE_METHOD,
+    BAD_REQUEST,
+    FORBIDDEN,
+    UNKNOWN_SESSION,
+    UNKNOWN_TRANSPORT,
+    UNSUPPORTED_VERSION,
+    Query,
+    complete_headers,
+    compressed,
+    error,
+    fingerprint,
+    ok,
+)
+from socketio_pg.engine_socket import Environ, Socket
+from socketio_pg.polling import BodyError, decode_payload, encode_payload, read_body
 
 StartResponse = Callable[..., Any]
 
@@ -27,8 +42,10 @@ class Engine(engineio.Server):  # type: ignore[misc]
     send_buffer_bytes = 1_000_000
     #: Clients at most (MAX_CONNECTIONS); further ones are answered 503.
     max_connections = 10_000
-    #: Seconds in which a client must have connected to a Socket.IO namespace (CONNECT_TIMEOUT).
+    #: Seconds in which a client must have connected to a Socket.IO namespace (CONNECT_TIMEOUT), and an upgrade be done.
     connect_timeout = 10.0
+    #: Bytes of one message, or of one POST, before that: more than any token, and little for many strangers.
+    max_before_connect = 65_536
     #: Whether a client has.
     is_connected: Callable[[str], bool]
     #: Handles a message in a green thread of its own: (sid, message, whether the thread is this message's alone).
@@ -41,6 +58,93 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self._to_ping: deque[tuple[float, Socket]] = deque()
         self._to_check: deque[tuple[float, Socket]] = deque()
         self._to_connect: deque[tuple[float, Socket]] = deque()
+        self._to_upgrade: deque[tuple[float, Socket, transport.Connection]] = deque()
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def handle_request(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """The WSGI application. Not the stock one: that answers, and logs, what a client has sent."""
+        answer = self._answer(environ, start_response)
+        if not isinstance(answer, dict):
+            return answer  # type: ignore[no-any-return]
+        if answer.get("unread"):
+            return handover.refuse(environ, answer["status"], answer["response"])
+        if self.http_compression:
+            compressed(environ, answer)
+        start_response(answer["status"], complete_headers(answer["headers"] + self._cors_headers(environ)))
+        return [answer["response"]]
+
+    def _answer(self, environ: Environ, start_response: StartResponse) -> Any:
+        method = environ["REQUEST_METHOD"]
+        origin = environ.get("HTTP_ORIGIN")
+        if origin and self.cors_allowed_origins != []:
+            allowed = self._cors_allowed_origins(environ)
+            if not origin.isprintable() or (allowed is not None and origin not in allowed):
+                return error(FORBIDDEN, "this origin is not allowed")
+        if method == "OPTIONS":
+            return ok()
+        query = Query(environ.get("QUERY_STRING", ""))
+        if query.transport not in self.transports:
+            return error(UNKNOWN_TRANSPORT)
+        if query.version != "4" and (query.sid is None or query.version):
+            return error(UNSUPPORTED_VERSION)
+        if query.jsonp:
+            return error(BAD_REQUEST, "JSONP is not supported")
+        if query.sid is None:
+            if method != "GET":
+                return error(BAD_HANDSHAKE_METHOD)
+            return self._handle_connect(environ, start_response, query.transport)
+        socket = self.sockets.get(query.sid)
+        # The same answer as for one that does not exist: who asks for another's session learns nothing.
+        if socket is None or socket.closed or not socket.connected or not socket.belongs_to(fingerprint(environ)):
+            return error(UNKNOWN_SESSION)
+        if method not in ("GET", "POST"):
+            return error(BAD_REQUEST, "only GET and POST")
+        if socket.upgraded or (query.transport == "websocket" and method == "POST"):
+            return error(BAD_REQUEST, "this session is a WebSocket")
+        if query.transport == "websocket":
+            return socket.upgrade(environ, start_response)
+        return self._handle_post(socket, environ) if method == "POST" else self._handle_poll(socket, environ)
+
+    def _handle_post(self, socket: Socket, environ: Environ) -> Any:
+        if socket.posting:
+            # Which of the two was meant to be first nobody can tell.
+            socket.close(reason=self.reason.TRANSPORT_ERROR)
+            return error(BAD_REQUEST, "two POSTs at once") | {"unread": True}
+        socket.posting = True
+        try:
+            packets = decode_payload(read_body(environ, socket.max_message()))
+            if socket.closed:
+                return error(UNKNOWN_SESSION)
+            socket.receive_all(packets)
+        except BodyError as problem:
+            socket.close(reason=self.reason.TRANSPORT_ERROR)
+            return error(BAD_REQUEST, str(problem)) | {"status": problem.status, "unread": True}
+        except ValueError:
+            socket.close(reason=self.reason.TRANSPORT_ERROR)
+            return error(BAD_REQUEST, "this is no Engine.IO payload")
+        finally:
+            socket.posting = False
+        return ok()
+
+    def _handle_poll(self, socket: Socket, environ: Environ) -> Any:
+        if socket.polling:
+            socket.close(reason=self.reason.TRANSPORT_ERROR)
+            return error(BAD_REQUEST, "two polls at once")
+        socket.polling = True
+        try:
+            with handover.noticing_hangup(environ, socket.hung_up):
+                packets = socket.poll()
+        except engineio.exceptions.EngineIOError:
+            socket.close(reason=self.reason.TRANSPORT_ERROR)
+            return error(UNKNOWN_SESSION)
+        finally:
+            socket.polling = False
+        if socket.closed:
+            self.sockets.pop(socket.sid, None)
+        return ok(encode_payload(packet.encode() for packet in packets))
+
+    # -- handshakes ----------------------------------------------------------------------------------------------------
 
     def _handle_connect(
         self, environ: Environ, start_response: StartResponse, transport_name: str, jsonp_index: int | None = None
@@ -52,11 +156,12 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self._start_watching()
         sid = self.generate_id()
         websocket = transport_name == "websocket"
-        taken_over = websocket and transport.can_take_over(environ)
-        refusal = transport.handshake_problem(environ) if taken_over else None
+        taken_over = websocket and handover.can_take_over(environ)
+        refusal = handover.handshake_problem(environ) if websocket else None
         if refusal is not None:
-            return self._bad_request(refusal)
+            return self.refuse_handshake(refusal)
         socket = self.sockets[sid] = Socket(self, sid, polling=not taken_over)
+        socket.fingerprint = fingerprint(environ)
         if taken_over:
             try:
                 return self._handle_websocket(socket, environ)
@@ -66,14 +171,22 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self._open(socket, transport_name)
         if not self._admit(socket, environ):
             return self._unauthorized()
-        socket.schedule_ping()
+        self.watch(socket)
         if websocket:
             answer = socket.handle_get_request(environ, start_response)
             if socket.closed:
                 self.sockets.pop(sid, None)
             return answer
         socket.connected = True
-        return self._ok(socket.poll(), jsonp_index=jsonp_index)
+        return ok(encode_payload(packet.encode() for packet in socket.poll()))
+
+    def refuse_handshake(self, problem: str) -> dict[str, Any]:
+        """The answer to a WebSocket handshake that is none."""
+        if problem != handover.WRONG_VERSION:
+            return error(BAD_REQUEST, problem)
+        answer = error(BAD_REQUEST, problem) | {"status": "426 UPGRADE REQUIRED"}
+        answer["headers"] += [("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket"), ("Connection", "Upgrade")]
+        return answer
 
     def _handle_websocket(self, socket: Socket, environ: Environ) -> Any:
         connection = socket.open_websocket(environ)
@@ -88,10 +201,14 @@ class Engine(engineio.Server):  # type: ignore[misc]
 
     def hold_request(self, environ: Environ, connection: transport.Connection) -> Any:
         """The WSGI answer for a connection that was taken over; late, where the request must last as long."""
-        if not transport.outlives_request(environ):
+        if not handover.outlives_request(environ):
             while not connection.closed:
                 green.sleep(0.5)
         return ()
+
+    def watch_upgrade(self, socket: Socket, probe: transport.Connection) -> None:
+        """End an upgrade that is not done in time: while it lasts, polls get nothing."""
+        self._to_upgrade.append((time.monotonic() + self.connect_timeout, socket, probe))
 
     def watch(self, socket: Socket) -> None:
         """Ping ``socket`` from now on."""
@@ -129,9 +246,12 @@ class Engine(engineio.Server):  # type: ignore[misc]
             now = time.monotonic()
             self._ping_due(now)
             self._close_unconnected(now)
+            while self._to_upgrade and self._to_upgrade[0][0] <= now:
+                _, socket, probe = self._to_upgrade.popleft()
+                socket.give_up_upgrade(probe)
             if now >= next_sweep:
-                next_sweep = now + self.ping_timeout / 2
-                self._sweep_polling()
+                next_sweep = now + 1.0
+                self._sweep()
 
     def _ping_due(self, now: float) -> None:
         # Both in the order of their times, as the intervals are the same for all.
@@ -142,11 +262,11 @@ class Engine(engineio.Server):  # type: ignore[misc]
         turn_ends = time.monotonic() + 0.005
         while self._to_ping and self._to_ping[0][0] <= now:
             socket = self._to_ping.popleft()[1]
-            if socket.closed or socket.connection is None:
+            if socket.closed or socket.closing:
                 continue
             if not socket.unanswered_ping:
                 socket.unanswered_ping = now
-                socket.connection.send(PING_FRAME)
+                socket.ping()
                 self._to_check.append((now, socket))
             self._to_ping.append((now + self.ping_interval, socket))
             if time.monotonic() > turn_ends:
@@ -161,12 +281,10 @@ class Engine(engineio.Server):  # type: ignore[misc]
                 metrics.cut_off.labels("connect_timeout").inc()
                 green.run_soon(socket.close, False, False, self.reason.SERVER_DISCONNECT)
 
-    def _sweep_polling(self) -> None:
-        for socket in list(self.sockets.values()):
-            if socket.closed:
-                self.sockets.pop(socket.sid, None)
-            elif socket.connection is None and not socket.closing:
-                socket.check_ping_timeout()
+    def _sweep(self) -> None:
+        """Forget polling sessions that have ended."""
+        for socket in [socket for socket in self.sockets.values() if socket.closed]:
+            self.sockets.pop(socket.sid, None)
 
 
 #: Texts of requests that many clients have in common, stored once; bounded, as clients choose them.

@@ -1,7 +1,6 @@
 """One Engine.IO client on our own WebSocket, from python-engineio's socket. The server it belongs to is in `engine`."""
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +8,15 @@ from typing import Any
 import engineio
 from engineio import packet as eio_packet
 
-from socketio_pg import frames, green, metrics, transport
+from socketio_pg import frames, green, handover, metrics, transport
+from socketio_pg.engine_http import BAD_REQUEST, Fingerprint, error, same_client
 
 logger = logging.getLogger("socketio_pg.engine")
 
 CLOSE, PING, PONG, MESSAGE, UPGRADE = "1", "2", "3", "4", "5"
 PING_FRAME = frames.encode_text(PING)
+#: Messages that may wait for one that has to be handled before them; then the client is read from no further.
+MAX_INBOX = 100
 
 Environ = dict[str, Any]
 
@@ -27,8 +29,8 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         self.server = server
         self.sid = sid
         self.queue: Any = server.create_queue() if polling else None
-        # Stock: a ping is only scheduled after one that was sent.
-        self.last_ping: float | None = time.time() if polling else None
+        # Stock: when it was pinged, by the wall clock, which somebody may set. Ours is `unanswered_ping`.
+        self.last_ping: float | None = None
         self.connected = self.upgrading = self.upgraded = self.closing = self.closed = False
         self.session: dict[str, Any] = {}
         self.connection: transport.Connection | None = None
@@ -39,6 +41,30 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         self._inbox: deque[str | bytes] | None = None
         #: When the ping was sent that the client has not answered yet, by the monotonic clock; 0 when it has.
         self.unanswered_ping = 0.0
+        #: What identifies the client's requests.
+        self.fingerprint: Fingerprint = (None, None)
+        #: A request of the kind is under way.
+        self.polling = self.posting = False
+        self._gone_by_itself = False
+        self._let_in = False
+
+    def belongs_to(self, shown: Fingerprint) -> bool:
+        """Whether a request that shows this comes from who made the handshake."""
+        return same_client(self.fingerprint, shown)
+
+    def max_message(self) -> int:
+        """Bytes of a message that the client may send: few, until it has connected to a Socket.IO namespace."""
+        most: int = self.server.max_http_buffer_size
+        if not self._let_in:
+            self._let_in = self.server.is_connected(self.sid)
+        return most if self._let_in else min(most, self.server.max_before_connect)
+
+    def ping(self) -> None:
+        """Send Engine.IO's ping."""
+        if self.connection is not None:
+            self.connection.send(PING_FRAME)
+        elif self.queue is not None:
+            self.queue.put(eio_packet.Packet(eio_packet.PING))
 
     def send(self, pkt: Any) -> None:
         if self.connection is not None:
@@ -82,23 +108,39 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         return packets
 
     def check_ping_timeout(self) -> bool:
-        # The stock one closes at once, and runs the application's handlers in whoever happens to send.
+        # Called by the stock send(). The engine looks after time-outs, and by the monotonic clock.
         if self.closed:
             raise engineio.exceptions.SocketIsClosedError()
-        if self.last_ping and time.time() - self.last_ping > self.server.ping_timeout:
-            green.run_soon(self.close, False, False, self.server.reason.PING_TIMEOUT)
-            return False
         return True
 
-    def handle_post_request(self, environ: Environ) -> None:
-        try:
-            super().handle_post_request(environ)
-        except ValueError as error:  # no UTF-8, no packet
-            raise engineio.exceptions.EngineIOError("bad payload") from error
+    def receive(self, pkt: Any) -> None:
+        # Only from python-engineio's own WebSocket.
+        if pkt.packet_type == eio_packet.PONG:
+            self.unanswered_ping = 0.0
+        else:
+            super().receive(pkt)
+
+    def receive_all(self, packets: list[str | bytes]) -> None:
+        """The packets of a POST, one after the other. Raises ValueError for one that clients do not send."""
+        for packet in packets:
+            if self.closed:
+                return
+            kind = MESSAGE if isinstance(packet, bytes) else packet[0]
+            if kind == PONG:
+                self.unanswered_ping = 0.0
+            elif kind == MESSAGE:
+                try:
+                    self.server.handle_message(self.sid, packet if isinstance(packet, bytes) else packet[1:], False)
+                except Exception:
+                    logger.exception("a message could not be handled")
+            elif kind == CLOSE:
+                self._gone_by_itself = True
+                self.close(abort=True, reason=self.server.reason.CLIENT_DISCONNECT)
+            else:
+                raise ValueError("a packet that clients do not send")
 
     def schedule_ping(self) -> None:
-        if self.connection is None:
-            super().schedule_ping()
+        """Nothing: the engine pings."""
 
     def close(self, wait: bool = True, abort: bool = False, reason: str | None = None) -> None:
         """As the stock one, which see. Runs the application's disconnect handlers: not to be called by the hub."""
@@ -106,6 +148,8 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             probe, self._probe = self._probe, None
             if probe is not None:
                 probe.close(frames.GOING_AWAY)
+            if self._gone_by_itself and not self.closing and self.queue is not None:
+                self.queue.put(eio_packet.Packet(eio_packet.NOOP))  # ends the poll that waits
             # Never wait for a client: one that does not poll again would hold this green thread for ever.
             super().close(wait=False, abort=abort, reason=reason)
             return
@@ -128,30 +172,36 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         self.connection = self._take_over(environ, self._received)
         return self.connection
 
-    def _upgrade_websocket(self, environ: Environ, start_response: Callable[..., Any]) -> Any:
-        """From long-polling to a WebSocket (Engine.IO protocol, "Upgrade")."""
-        if self.upgraded or self.upgrading or self.closing or self.closed:
-            return self.server._bad_request("this session cannot be upgraded")
-        if not transport.can_take_over(environ):
-            return super()._upgrade_websocket(environ, start_response)
-        refusal = transport.handshake_problem(environ)
+    def upgrade(self, environ: Environ, start_response: Callable[..., Any]) -> Any:
+        """The answer to a WebSocket handshake for this polling session (Engine.IO protocol, "Upgrade")."""
+        refusal = handover.handshake_problem(environ)
         if refusal is not None:
-            return self.server._bad_request(refusal)
+            return self.server.refuse_handshake(refusal)
+        if self.upgrading or self._probe is not None or self.closing:
+            return error(BAD_REQUEST, "this session cannot be upgraded now")
+        if not handover.can_take_over(environ):
+            return self._upgrade_websocket(environ, start_response)
         self._probe = self._take_over(environ, self._probed)
         self._probe.uncork()
-        self.upgrading = True
+        self.server.watch_upgrade(self, self._probe)
         return self.server.hold_request(environ, self._probe)
+
+    def give_up_upgrade(self, probe: transport.Connection) -> None:
+        """The upgrade over ``probe`` has taken too long, where it is not done."""
+        if self._probe is probe:
+            self._probe, self.upgrading = None, False
+            probe.close(frames.POLICY_VIOLATION)
 
     def _take_over(self, environ: Environ, on_message: Callable[[str | bytes], None]) -> transport.Connection:
         connection = transport.Connection(
-            transport.take_over(environ),
+            handover.take_over(environ),
             on_message,
             self._lost,
-            self.server.max_http_buffer_size,
+            self.max_message(),
             self.server.send_buffer_bytes,
         )
         connection.cork()
-        connection.send(transport.handshake_answer(environ))
+        connection.send(handover.handshake_answer(environ))
         return connection
 
     # -- called by the hub: must not wait ------------------------------------------------------------------------------
@@ -163,14 +213,14 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             return
         if self._probe is None:
             return  # closed meanwhile
-        if data == PING + "probe":
+        if data == PING + "probe" and not self.upgrading:
+            self.upgrading = True
             self._probe.send(frames.encode_text(PONG + "probe"))
             self.queue.put(eio_packet.Packet(eio_packet.NOOP))  # ends the poll that waits
-        elif data == UPGRADE and not self.closing and not self.closed:
+        elif data == UPGRADE and self.upgrading and not self.closing and not self.closed:
             self.connection, self._probe = self._probe, None
             self.upgraded, self.upgrading = True, False
             # In the order in which they were sent: what waited for a poll goes first.
-            self.last_ping = None
             waiting = b""
             while not self.queue.empty():
                 packet = self.queue.get(block=False)
@@ -180,7 +230,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
                 self.queue.put(eio_packet.Packet(eio_packet.NOOP))
             if waiting:
                 self.connection.send(waiting)
-            self.server.watch(self)
+            self.connection.max_message = self.max_message()
         else:
             self._probe.close(frames.POLICY_VIOLATION)
             self._probe, self.upgrading = None, False
@@ -189,21 +239,23 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         kind = data[:1]
         if kind == PONG:
             self.unanswered_ping = 0.0
+            assert self.connection is not None
+            self.connection.chatter()
         elif kind == MESSAGE or isinstance(data, bytes):
             self._dispatch(data if isinstance(data, bytes) else data[1:])
         elif kind == CLOSE:
             green.run_soon(self.close, False, True, self.server.reason.CLIENT_DISCONNECT)
-        elif kind == PING:
-            self.send(eio_packet.Packet(eio_packet.PONG, data[1:]))
-        elif kind == UPGRADE:
-            self.send(eio_packet.Packet(eio_packet.NOOP))
-        else:
+        else:  # also a ping: since version 4 they go the other way
+            assert self.connection is not None
+            self.connection.close(frames.POLICY_VIOLATION)
             green.run_soon(self.close, False, True, self.server.reason.TRANSPORT_ERROR)
 
     def _dispatch(self, message: str | bytes) -> None:
         """Events are handled side by side; what changes the session (CONNECT, attachments …) before what follows it."""
         if self._inbox is not None:
             self._inbox.append(message)
+            if len(self._inbox) > MAX_INBOX and self.connection is not None:
+                self.connection.pause()
         elif isinstance(message, str) and message[:1] == "2":
             green.run_soon(self.server.handle_message, self.sid, message, True)
         else:
@@ -216,6 +268,11 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         elif not self.closed:
             green.run_soon(self._close_lost, reason)
 
+    def hung_up(self) -> None:
+        """The client has closed the connection on which it polled."""
+        if not self.closed and self.connection is None:
+            green.run_soon(self.close, False, True, self.server.reason.TRANSPORT_CLOSE)
+
     # -- in a green thread ---------------------------------------------------------------------------------------------
 
     def _close_lost(self, reason: str) -> None:
@@ -226,6 +283,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
 
     def _handle_in_order(self) -> None:
         assert self._inbox is not None
+        handled = 0
         while self._inbox:
             message = self._inbox.popleft()
             if isinstance(message, str) and message[:1] == "2":
@@ -235,7 +293,14 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
                 self.server.handle_message(self.sid, message, False)
             except Exception:
                 logger.exception("a message could not be handled")
+            if not self._let_in and self.connection is not None:
+                self.connection.max_message = self.max_message()
+            handled += 1
+            if handled % 20 == 0:
+                green.sleep()  # a flood of them must not hold up everybody else
         self._inbox = None
+        if self.connection is not None:
+            self.connection.resume()
 
 
 def _size(packet: Any) -> int:

@@ -9,6 +9,9 @@ TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 CONTINUATION = 0x0
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, INVALID_DATA, POLICY_VIOLATION, TOO_BIG = 1000, 1001, 1002, 1007, 1008, 1009
 
+#: Fragments without a byte that one message may have.
+MAX_EMPTY_FRAGMENTS = 100
+
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
@@ -57,27 +60,45 @@ def unmask(payload: bytes, mask: bytes) -> bytes:
 class FrameReader:
     """Puts the bytes that a client sends together to messages.
 
-    ``max_size``: bytes of one message, all its fragments together.
+    ``max_size``: bytes of one message, all its fragments together. It may be changed at any time.
+
+    A frame that comes in pieces is unmasked piece by piece, so that neither a large one nor one that comes a byte at a
+    time costs more than its bytes: nothing is copied again with what comes after it.
     """
 
-    __slots__ = ("_buffer", "_fragments", "_fragments_opcode", "_max_size")
+    __slots__ = ("_empty", "_final", "_left", "_mask", "_message", "_opcode", "_rest", "max_size")
 
     def __init__(self, max_size: int) -> None:
-        self._max_size = max_size
-        self._buffer = b""
-        self._fragments: bytearray | None = None
-        self._fragments_opcode = 0
+        self.max_size = max_size
+        #: The beginning of a frame whose head, or for a control frame whose end, has not come yet.
+        self._rest = b""
+        #: The message that is being put together, when there is one, of this kind.
+        self._message: bytearray | None = None
+        self._opcode = 0
+        #: Bytes that are still to come of the frame that is being read.
+        self._left = 0
+        self._final = False
+        self._mask = b""
+        self._empty = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes that are kept for what has not come yet."""
+        return len(self._rest) + len(self._message or b"")
 
     def feed(self, data: bytes) -> list[tuple[int, bytes | str]]:
         """The messages that ``data`` completes, in order, as (opcode, payload): text as str, all else as bytes.
 
         Control frames come in between as they arrive. Raises :class:`FrameError`; nothing more can be read then.
         """
-        buffer = self._buffer + data if self._buffer else data
+        if self._rest:
+            data, self._rest = self._rest + data, b""
         messages: list[tuple[int, bytes | str]] = []
-        position, end = 0, len(buffer)
+        position, end = 0, len(data)
+        if self._left:
+            position = self._continue(data, 0, end, messages)
         while end - position >= 2:
-            first, second = buffer[position], buffer[position + 1]
+            first, second = data[position], data[position + 1]
             if first & 0x70:
                 raise FrameError(PROTOCOL_ERROR, "a reserved bit is set")
             if not second & 0x80:
@@ -89,38 +110,79 @@ class FrameReader:
                 width = 2 if size == 126 else 8
                 if end < start + width:
                     break
-                size = int.from_bytes(buffer[start : start + width], "big")
+                size = int.from_bytes(data[start : start + width], "big")
                 start += width
-            if size + (0 if opcode >= CLOSE or self._fragments is None else len(self._fragments)) > self._max_size:
-                raise FrameError(TOO_BIG, f"a message has over {self._max_size} bytes")
-            if end < start + 4 + size:
+                if size < (126 if width == 2 else 65536) or size >= 1 << 63:
+                    raise FrameError(PROTOCOL_ERROR, "a length is not written in the shortest way")
+            if opcode < CLOSE:
+                self._check_data(opcode, size, bool(final))
+            elif opcode not in (CLOSE, PING, PONG):
+                raise FrameError(PROTOCOL_ERROR, "an unknown opcode")
+            start += 4
+            if end < start + size:
+                if opcode >= CLOSE or end < start:
+                    break
+                self._begin(opcode, bool(final), size, data[start - 4 : start])
+                position = self._continue(data, start, end, messages)
                 break
-            position = start + 4 + size
-            self._take(opcode, bool(final), unmask(buffer[start + 4 : position], buffer[start : start + 4]), messages)
-        self._buffer = buffer[position:] if position < end else b""
-        return messages
-
-    def _take(self, opcode: int, final: bool, payload: bytes, messages: list[tuple[int, bytes | str]]) -> None:
-        if opcode in (TEXT, BINARY):
-            if self._fragments is not None:
-                raise FrameError(PROTOCOL_ERROR, "a message begins within another")
-            if final:
+            position = start + size
+            payload = unmask(data[start:position], data[start - 4 : start])
+            if opcode >= CLOSE:
+                if opcode == CLOSE:
+                    _check_close(payload)
+                messages.append((opcode, payload))
+            elif final and self._message is None:
                 messages.append((opcode, _decoded(opcode, payload)))
             else:
-                self._fragments, self._fragments_opcode = bytearray(payload), opcode
-        elif opcode == CONTINUATION:
-            if self._fragments is None:
+                self._begin(opcode, bool(final), size, b"")
+                assert self._message is not None
+                self._message += payload
+                self._left = 0
+                self._end_frame(messages)
+        if position < end:
+            self._rest = data[position:]
+        return messages
+
+    def _check_data(self, opcode: int, size: int, final: bool) -> None:
+        """Before the bytes of the frame are waited for."""
+        if opcode == CONTINUATION:
+            if self._message is None:
                 raise FrameError(PROTOCOL_ERROR, "a continuation of nothing")
-            self._fragments += payload
-            if final:
-                whole, self._fragments = bytes(self._fragments), None
-                messages.append((self._fragments_opcode, _decoded(self._fragments_opcode, whole)))
-        elif opcode in (CLOSE, PING, PONG):
-            if opcode == CLOSE:
-                _check_close(payload)
-            messages.append((opcode, payload))
-        else:
+            size += len(self._message)
+        elif opcode > BINARY:
             raise FrameError(PROTOCOL_ERROR, "an unknown opcode")
+        elif self._message is not None:
+            raise FrameError(PROTOCOL_ERROR, "a message begins within another")
+        if size > self.max_size:
+            raise FrameError(TOO_BIG, f"a message has over {self.max_size} bytes")
+
+    def _begin(self, opcode: int, final: bool, size: int, mask: bytes) -> None:
+        if opcode != CONTINUATION:
+            self._message, self._opcode, self._empty = bytearray(), opcode, 0
+        elif not size and not final:
+            # They keep no memory, but could go on for ever.
+            self._empty += 1
+            if self._empty > MAX_EMPTY_FRAGMENTS:
+                raise FrameError(POLICY_VIOLATION, "too many empty fragments")
+        self._final, self._left, self._mask = final, size, mask
+
+    def _continue(self, data: bytes, start: int, end: int, messages: list[tuple[int, bytes | str]]) -> int:
+        """Take what has come of the frame that is being read; where the next one begins."""
+        assert self._message is not None
+        piece = data[start : min(end, start + self._left)]
+        self._message += unmask(piece, self._mask)
+        self._left -= len(piece)
+        turn = len(piece) % 4
+        self._mask = self._mask[turn:] + self._mask[:turn]
+        if not self._left:
+            self._end_frame(messages)
+        return start + len(piece)
+
+    def _end_frame(self, messages: list[tuple[int, bytes | str]]) -> None:
+        if self._final:
+            assert self._message is not None
+            whole, self._message = bytes(self._message), None
+            messages.append((self._opcode, _decoded(self._opcode, whole)))
 
 
 def _decoded(opcode: int, payload: bytes) -> bytes | str:

@@ -181,14 +181,51 @@ def fetch(url: str, seconds: float, most_bytes: int) -> bytes:
     return body
 
 
+#: Seconds without any progress after which a client that does not read its answer, or send its request, is cut off.
+STALLED = 20.0
+
+
+class _ClientSocket(eventlet.greenio.GreenSocket):  # type: ignore[misc]
+    """An accepted connection that neither waits for ever nor keeps others waiting.
+
+    Its time-outs look as if the client had gone, which WSGI servers take in silence.
+    """
+
+    _in_a_row = 0
+
+    def _trampoline(self, *args: Any, **options: Any) -> Any:
+        self._in_a_row = 0
+        if options.get("timeout") is None:
+            options["timeout"] = STALLED
+        options["timeout_exc"] = ConnectionResetError(errno.ECONNRESET, "the client has stalled")
+        return super()._trampoline(*args, **options)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        # As long as bytes come fast enough eventlet's does not give way to anybody.
+        self._in_a_row += 1
+        if self._in_a_row > 8:
+            self._in_a_row = 0
+            eventlet.sleep()
+        received: bytes = super().recv(size, flags)
+        return received
+
+
 def keep_accepting() -> None:
-    """Let no passing lack of descriptors or memory end a server: gunicorn's acceptor would, for good."""
+    """Make accepted connections :class:`_ClientSocket`, and let no passing lack of descriptors or memory end a server.
+
+    gunicorn's acceptor would, for good.
+    """
     accept = eventlet.greenio.GreenSocket.accept
 
     def patient(self: Any) -> Any:
         while True:
             try:
-                return accept(self)
+                client, address = accept(self)
+                if not isinstance(client, eventlet.greenio.GreenSocket):
+                    return client, address  # gunicorn's listener is one within another: the outer one's is green
+                # Not a new one around its descriptor: the old one closes that when it goes.
+                client.__class__ = _ClientSocket
+                return client, address
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED):
                     raise

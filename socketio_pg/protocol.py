@@ -14,7 +14,7 @@ import flask_socketio
 import socketio
 from flask import Flask
 
-from socketio_pg import green, metrics, transport
+from socketio_pg import green, handover, metrics
 from socketio_pg.engine import Engine
 from socketio_pg.errors import InvalidRequestError, SocketIOPGError
 from socketio_pg.fanout import Manager
@@ -325,7 +325,7 @@ class Middleware(socketio.WSGIApp):  # type: ignore[misc]
         if not environ["PATH_INFO"].startswith(self.engineio_path):
             return self.wsgi_app(environ, start_response)  # type: ignore[no-any-return]
         environ["flask.app"] = self._app
-        if environ.get("HTTP_UPGRADE", "").lower() != "websocket" or transport.can_take_over(environ):
+        if environ.get("HTTP_UPGRADE", "").lower() != "websocket" or handover.can_take_over(environ):
             return self.engineio_app.handle_request(environ, start_response)  # type: ignore[no-any-return]
         thread = green.current()
         self.websockets.add(thread)

@@ -6,16 +6,14 @@ once; what the kernel does not take waits in a buffer that is bounded in bytes. 
 
 import contextlib
 import logging
-import os
-import ssl
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import eventlet.hubs
 import eventlet.patcher
-import eventlet.wsgi
 
 from socketio_pg import frames
 from socketio_pg.frames import FrameError, FrameReader
@@ -25,56 +23,13 @@ logger = logging.getLogger("socketio_pg.transport")
 # The blocking originals: green sockets would wait where we must not.
 _socket: Any = eventlet.patcher.original("socket")
 
-#: Bytes read at once.
-READ_SIZE = 65536
+#: Bytes read at once: so few that a flood of the smallest frames gives way to others after some milliseconds.
+READ_SIZE = 16384
+#: Frames that nobody needs, pings and pongs, in :data:`CHATTER_SECONDS`; who sends more is cut off.
+MAX_CHATTER = 1000
+CHATTER_SECONDS = 10.0
 #: Seconds that the peer gets to close its side after our close frame.
 CLOSE_TIMEOUT = 2.0
-
-
-def can_take_over(environ: dict[str, Any]) -> bool:
-    """Whether the request's socket is a plain one: TLS that ends in this process lives in the request's own socket."""
-    return not isinstance(_request_socket(environ), ssl.SSLSocket)
-
-
-def outlives_request(environ: dict[str, Any]) -> bool:
-    """Whether the connection stays when the request ends: gunicorn closes its copy only, eventlet.wsgi shuts down."""
-    return "gunicorn.socket" in environ
-
-
-def take_over(environ: dict[str, Any]) -> Any:
-    """A non-blocking socket of our own on the request's connection; the WSGI server will write nothing to it."""
-    eventlet.wsgi.WSGI_LOCAL.already_handled = True
-    taken = _socket.socket(fileno=os.dup(_request_socket(environ).fileno()))
-    taken.setblocking(False)
-    with contextlib.suppress(OSError):  # not on a Unix socket
-        taken.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
-    return taken
-
-
-def handshake_problem(environ: dict[str, Any]) -> str | None:
-    """Why this is no WebSocket handshake (RFC 6455, section 4.2.1), or None."""
-    if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != "13":
-        return "Sec-WebSocket-Version must be 13"
-    key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "")
-    if len(key) != 24 or not key.endswith("=="):
-        return "Sec-WebSocket-Key must be 16 bytes in base64"
-    upgrades = [token.strip() for token in environ.get("HTTP_CONNECTION", "").lower().split(",")]
-    if "upgrade" not in upgrades:
-        return "Connection must be Upgrade"
-    return None
-
-
-def handshake_answer(environ: dict[str, Any]) -> bytes:
-    """What a good handshake is answered with."""
-    accept = frames.accept_key(environ["HTTP_SEC_WEBSOCKET_KEY"])
-    return (
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Accept: {accept}\r\n\r\n"
-    ).encode()
-
-
-def _request_socket(environ: dict[str, Any]) -> Any:
-    return environ["gunicorn.socket"] if "gunicorn.socket" in environ else environ["eventlet.input"].get_socket()
 
 
 class Connection:
@@ -87,6 +42,8 @@ class Connection:
     __slots__ = (
         "_buffer",
         "_buffered",
+        "_chatter",
+        "_chatter_until",
         "_closing",
         "_corked",
         "_drained",
@@ -94,6 +51,7 @@ class Connection:
         "_limit",
         "_on_closed",
         "_on_message",
+        "_paused",
         "_read_listener",
         "_reader",
         "_send_now",
@@ -120,15 +78,23 @@ class Connection:
         self._buffered = 0
         self._limit = send_buffer
         self._write_listener: Any = None
+        self._chatter, self._chatter_until = 0, 0.0
         self._closing = False
         self._corked = False
         self._drained: list[Callable[[], None]] = []
         #: Nothing is sent any more.
         self.closed = False
-        hub = eventlet.hubs.get_hub()
-        self._read_listener = hub.add(hub.READ, self._fileno, self._readable, _ignore, _ignore)
-        # The listener would keep the green thread alive in which it was made, that of the request, with its stack.
-        self._read_listener.greenlet = hub.greenlet
+        self._paused = False
+        self._listen()
+
+    @property
+    def max_message(self) -> int:
+        """Bytes of one message from the client, all its fragments together."""
+        return self._reader.max_size
+
+    @max_message.setter
+    def max_message(self, size: int) -> None:
+        self._reader.max_size = size
 
     @property
     def buffered(self) -> int:
@@ -167,6 +133,24 @@ class Connection:
                 self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._lose("slow_consumer")
 
+    def pause(self) -> None:
+        """Read no further: the client waits, once the kernel's buffer is full."""
+        if self._read_listener is not None and not self._paused:
+            self._paused = True
+            eventlet.hubs.get_hub().remove(self._read_listener)
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._read_listener is not None and self._paused:
+            self._paused = False
+            self._listen()
+
+    def _listen(self) -> None:
+        hub = eventlet.hubs.get_hub()
+        self._read_listener = hub.add(hub.READ, self._fileno, self._readable, _ignore, _ignore)
+        # The listener would keep the green thread alive in which it was made, that of the request, with its stack.
+        self._read_listener.greenlet = hub.greenlet
+
     def when_drained(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` once when nothing waits to be sent, or the connection has gone. It must not wait."""
         if self._buffer is None or self.closed:
@@ -197,6 +181,7 @@ class Connection:
         if self.closed:  # the send has lost it
             return
         self.closed = self._closing = True
+        self.resume()  # for the peer's close
         if self._buffer is None:
             self._shut_down()
         eventlet.hubs.get_hub().schedule_call_global(CLOSE_TIMEOUT, self._release)
@@ -217,17 +202,22 @@ class Connection:
         if not data:
             self._lose("transport close")
             return
+        ping: bytes | str | None = None
         try:
             for opcode, payload in self._reader.feed(data):
                 if opcode in (frames.TEXT, frames.BINARY):
                     self._on_message(payload)
-                elif opcode == frames.PING:
-                    assert isinstance(payload, bytes)
-                    self.send(frames.encode_frame(frames.PONG, payload))
                 elif opcode == frames.CLOSE:
-                    self._end(frames.NORMAL, "transport close")
+                    self._end(int.from_bytes(payload[:2], "big") if payload else frames.NORMAL, "transport close")  # type: ignore[arg-type]
+                else:
+                    self.chatter()
+                    ping = payload if opcode == frames.PING else ping
                 if self.closed:
                     return
+            if ping is not None:
+                # Of many that came together only the last one (RFC 6455, section 5.5.3).
+                assert isinstance(ping, bytes)
+                self.send(frames.encode_frame(frames.PONG, ping))
         except FrameError as error:
             self._end(error.code, "transport error")
         except Exception:
@@ -261,6 +251,15 @@ class Connection:
         if self._closing:
             self._shut_down()
 
+    def chatter(self) -> None:
+        """The client has sent something that carries nothing: too much of it ends the connection."""
+        now = time.monotonic()
+        if now > self._chatter_until:
+            self._chatter, self._chatter_until = 0, now + CHATTER_SECONDS
+        self._chatter += 1
+        if self._chatter > MAX_CHATTER:
+            self._end(frames.POLICY_VIOLATION, "transport error")
+
     def _end(self, code: int, reason: str) -> None:
         if not self.closed:
             self.close(code)
@@ -279,7 +278,8 @@ class Connection:
         if self._read_listener is None:
             return
         hub = eventlet.hubs.get_hub()
-        hub.remove(self._read_listener)
+        if not self._paused:
+            hub.remove(self._read_listener)
         if self._write_listener is not None:
             hub.remove(self._write_listener)
         self._read_listener = self._write_listener = self._buffer = None

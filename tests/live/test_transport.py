@@ -186,7 +186,7 @@ GOOD = {
     ("change", "status"),
     [
         ({}, b"101"),
-        ({"Sec-WebSocket-Version": "8"}, b"400"),
+        ({"Sec-WebSocket-Version": "8"}, b"426"),
         ({"Sec-WebSocket-Key": ""}, b"400"),
         ({"Connection": "close"}, b"400"),
         ({"Origin": "https://evil.example"}, b"400"),

@@ -11,7 +11,9 @@ from socketio_pg.frames import (
     CLOSE,
     CONTINUATION,
     INVALID_DATA,
+    MAX_EMPTY_FRAGMENTS,
     PING,
+    POLICY_VIOLATION,
     PONG,
     PROTOCOL_ERROR,
     TEXT,
@@ -99,7 +101,10 @@ def test_fragments_with_a_control_frame_in_between() -> None:
         (masked(TEXT, b"x" * 101), TOO_BIG),
         (masked(TEXT, b"x" * 60, final=False) + masked(CONTINUATION, b"x" * 60), TOO_BIG),
         (masked(TEXT, b"")[:2] + b"", None),
-        (struct.pack("!BBQ", 0x81, 0xFF, 2**63), TOO_BIG),  # refused before its bytes are waited for
+        (struct.pack("!BBQ", 0x81, 0xFF, 2**62), TOO_BIG),  # refused before its bytes are waited for
+        (struct.pack("!BBQ", 0x81, 0xFF, 2**63), PROTOCOL_ERROR),  # the most significant bit must be 0
+        (struct.pack("!BBH", 0x81, 0xFE, 125) + MASK + b"x" * 125, PROTOCOL_ERROR),  # not the shortest length
+        (struct.pack("!BBQ", 0x81, 0xFF, 65535), PROTOCOL_ERROR),
         (masked(CLOSE, b"x"), PROTOCOL_ERROR),
         (masked(CLOSE, struct.pack("!H", 1005)), PROTOCOL_ERROR),
         (masked(CLOSE, struct.pack("!H", 1000) + b"\xff"), INVALID_DATA),
@@ -131,12 +136,78 @@ def test_a_control_frame_does_not_count_for_the_message_around_it() -> None:
     assert FrameReader(100).feed(stream) == [(PING, b"y" * 50), (TEXT, "x" * 100)]
 
 
-def test_empty_fragments_keep_no_memory() -> None:
+def test_empty_fragments_keep_no_memory_and_do_not_go_on_for_ever() -> None:
     reader = FrameReader(100)
     reader.feed(masked(TEXT, b"x", final=False))
-    reader.feed(masked(CONTINUATION, b"", final=False) * 10_000)
-    assert len(reader._fragments or b"") == 1
-    assert reader._buffer == b""
+    reader.feed(masked(CONTINUATION, b"", final=False) * MAX_EMPTY_FRAGMENTS)
+    assert reader.held == 1
+    with pytest.raises(FrameError) as raised:
+        reader.feed(masked(CONTINUATION, b"", final=False))
+    assert raised.value.code == POLICY_VIOLATION
+
+
+def test_fragments_are_refused_together_before_they_are_kept() -> None:
+    reader = FrameReader(100_000)
+    reader.feed(masked(BINARY, b"x" * 50_000, final=False))
+    with pytest.raises(FrameError) as raised:
+        reader.feed(masked(CONTINUATION, b"x" * 50_001, final=False)[:8])  # its head, none of its bytes
+    assert raised.value.code == TOO_BIG
+    assert reader.held <= 50_008
+
+
+def test_the_limit_may_be_raised_on_the_way() -> None:
+    reader = FrameReader(10)
+    reader.feed(masked(TEXT, b"x" * 10, final=False))
+    reader.max_size = 20
+    assert reader.feed(masked(CONTINUATION, b"x" * 10)) == [(TEXT, "x" * 20)]
+
+
+def test_a_large_frame_that_comes_a_byte_at_a_time_is_not_copied_each_time() -> None:
+    # 300 KB byte by byte: copied each time it would be 45 GB, and this test would run into its time limit.
+    stream = masked(TEXT, "é".encode() * 150_000)
+    reader, found = FrameReader(1_000_000), []
+    for index in range(len(stream)):
+        found += reader.feed(stream[index : index + 1])
+    assert found == [(TEXT, "é" * 150_000)]
+
+
+@given(st.data())
+def test_any_fragments_cut_anywhere_with_control_frames_between_are_the_message(data: st.DataObject) -> None:
+    text = data.draw(st.text(max_size=300))
+    encoded = text.encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(encoded)), max_size=5)))
+    pieces = [encoded[start:end] for start, end in zip([0, *cuts], [*cuts, len(encoded)], strict=True)]
+    stream = b""
+    for index, piece in enumerate(pieces):
+        stream += masked(TEXT if index == 0 else CONTINUATION, piece, final=index == len(pieces) - 1)
+        if index < len(pieces) - 1:
+            stream += masked(PING, b"%d" % index)
+    bounds = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    reader, found = FrameReader(10_000), []
+    for start, end in zip([0, *bounds], [*bounds, len(stream)], strict=True):
+        found += reader.feed(stream[start:end])
+    assert found == [*((PING, b"%d" % index) for index in range(len(pieces) - 1)), (TEXT, text)]
+    assert reader.held == 0
+
+
+@pytest.mark.parametrize("code", [*range(1000, 1004), *range(1007, 1015), 3000, 3999, 4000, 4999])
+def test_close_codes_that_may_be_sent(code: int) -> None:
+    payload = struct.pack("!H", code) + "ünd".encode()
+    assert FrameReader(10).feed(masked(CLOSE, payload)) == [(CLOSE, payload)]
+
+
+@pytest.mark.parametrize("code", [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535])
+def test_close_codes_that_may_not_be_sent(code: int) -> None:
+    with pytest.raises(FrameError) as raised:
+        FrameReader(10).feed(masked(CLOSE, struct.pack("!H", code)))
+    assert raised.value.code == PROTOCOL_ERROR
+
+
+@pytest.mark.parametrize("opcode", [3, 4, 5, 6, 7, 11, 12, 13, 14, 15])
+def test_reserved_opcodes_are_refused_by_their_head(opcode: int) -> None:
+    with pytest.raises(FrameError) as raised:
+        FrameReader(1000).feed(masked(opcode, b"x" * 100)[:6])
+    assert raised.value.code == PROTOCOL_ERROR
 
 
 def test_close() -> None:

@@ -46,6 +46,7 @@ OVERRIDDEN: dict[type, dict[str, list[str]]] = {
                      "http_compression", "compression_threshold", "cookie", "cors_allowed_origins", "cors_credentials",
                      "logger", "json", "async_handlers", "monitor_clients", "transports", "**kwargs"],
         "_handle_connect": ["self", "environ", "start_response", "transport", "jsonp_index"],
+        "handle_request": ["self", "environ", "start_response"],
     },
     engineio.socket.Socket: {
         "__init__": ["self", "server", "sid"],
@@ -53,9 +54,8 @@ OVERRIDDEN: dict[type, dict[str, list[str]]] = {
         "schedule_ping": ["self"],
         "poll": ["self"],
         "check_ping_timeout": ["self"],
-        "handle_post_request": ["self", "environ"],
+        "receive": ["self", "pkt"],
         "close": ["self", "wait", "abort", "reason"],
-        "_upgrade_websocket": ["self", "environ", "start_response"],
     },
     socketio.WSGIApp: {
         "__init__": ["self", "socketio_app", "wsgi_app", "static_files", "socketio_path"],
@@ -89,11 +89,12 @@ USED: dict[type, dict[str, list[str]]] = {
         "generate_id": ["self"],
         "_upgrades": ["self", "sid", "transport"],
         "_trigger_event": ["self", "event", "*args", "**kwargs"],
-        "_bad_request": ["self", "message"],
+        "_cors_allowed_origins": ["self", "environ"],
+        "_cors_headers": ["self", "environ"],
         "_unauthorized": ["self", "message"],
-        "_ok": ["self", "packets", "headers", "jsonp_index"],
     },
     engineio.socket.Socket: {
+        "_upgrade_websocket": ["self", "environ", "start_response"],
         "handle_get_request": ["self", "environ", "start_response"],
     },
     flask_socketio.SocketIO: {

@@ -1,0 +1,392 @@
+"""What the Engine.IO protocol, version 4, says, at a real server that echoes every message."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.postgres import Cluster
+from tests.support.raw_http import (
+    BINARY,
+    GOOD,
+    POLLING,
+    WEBSOCKET,
+    Connection,
+    Reply,
+    WebSocket,
+    http,
+    open_session,
+)
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+    made = ServerProcess(
+        postgres18.url(), app="tests.support.engineio_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="1.5",
+        PING_TIMEOUT="1", ECHO="1",
+    )  # fmt: skip
+    yield made
+    made.close()
+
+
+def websocket_path(path: str) -> str:
+    return path.replace("transport=polling", "transport=websocket")
+
+
+def assert_refused(reply: Reply, code: int, status: int = 400) -> None:
+    assert reply.status == status
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json.keys() == {"code", "message"}
+    assert reply.json["code"] == code
+
+
+# -- handshake ---------------------------------------------------------------------------------------------------------
+
+
+def opening(text: str) -> dict[str, Any]:
+    assert text[0] == "0"
+    found: dict[str, Any] = json.loads(text[1:])
+    assert found.keys() == {"sid", "upgrades", "pingInterval", "pingTimeout", "maxPayload"}
+    assert isinstance(found["sid"], str)
+    assert found["pingInterval"] == 1500
+    assert found["pingTimeout"] == 1000
+    assert found["maxPayload"] >= 1_000_000
+    return found
+
+
+def test_handshake_by_polling(server: ServerProcess) -> None:
+    reply = http(server)
+    assert reply.status == 200
+    assert reply.headers["content-type"].lower() == "text/plain; charset=utf-8"
+    assert opening(reply.body.decode())["upgrades"] == ["websocket"]
+
+
+def test_handshake_by_websocket(server: ServerProcess) -> None:
+    with WebSocket(server) as one:
+        assert opening(one.read_text())["upgrades"] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "query", "code"),
+    [
+        ("GET", "transport=polling", 5),
+        ("GET", "EIO=abc&transport=polling", 5),
+        ("GET", "EIO=3&transport=polling", 5),
+        ("GET", "EIO=&transport=polling", 5),
+        ("GET", "EIO=4", 0),
+        ("GET", "EIO=4&transport=abc", 0),
+        ("GET", "EIO=4&transport=polling&sid=abc", 1),
+        ("GET", "EIO=4&transport=polling&sid=", 1),
+        ("POST", "EIO=4&transport=polling&sid=abc", 1),
+        ("POST", "EIO=4&transport=polling", 2),
+        ("PUT", "EIO=4&transport=polling", 2),
+        ("DELETE", "EIO=4&transport=polling", 2),
+        ("GET", "EIO=4&transport=websocket", 3),
+        ("GET", "EIO=4&transport=polling&j=0", 3),
+        ("GET", "", 0),
+        ("GET", "&".join(["EIO=4", "transport=polling"] * 100), 0),
+    ],
+)
+def test_handshakes_that_are_none(server: ServerProcess, method: str, query: str, code: int) -> None:
+    body = None if method == "GET" else b""
+    assert_refused(http(server, method, f"/socket.io/?{query}", body=body), code)
+
+
+@pytest.mark.parametrize("query", ["transport=websocket", "EIO=abc&transport=websocket", "EIO=4&transport=abc"])
+def test_websocket_handshakes_that_are_none(server: ServerProcess, query: str) -> None:
+    assert http(server, path=f"/socket.io/?{query}", headers=GOOD).status == 400
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
+def test_other_methods_in_a_session(server: ServerProcess, method: str) -> None:
+    path = open_session(server)
+    assert_refused(http(server, method, path, body=b""), 3)
+    assert http(server, "POST", path, body=b"4still there").status == 200
+
+
+# -- messages ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "4hello",
+        "4test1\x1e4test2\x1e4test3",
+        "4hello\x1ebAQIDBA==",
+        "4",
+        "4{}",
+        "4€ünïcödé🐘\x1eb",
+        "\x1e".join(f"4{n}" for n in range(16)),
+    ],
+)
+def test_messages_by_polling(server: ServerProcess, payload: str) -> None:
+    path = open_session(server)
+    answer = http(server, "POST", path, body=payload.encode())
+    assert (answer.status, answer.body) == (200, b"ok")
+    assert answer.headers["content-type"].split(";")[0] in ("text/html", "text/plain")
+    assert http(server, path=path).body.decode() == payload
+
+
+def test_what_a_page_emits_at_once_comes_in_one_post(server: ServerProcess) -> None:
+    # Stock clients put everything into one; python-engineio would end the session at the 17th packet.
+    path = open_session(server)
+    assert http(server, "POST", path, body=b"\x1e".join(b"4%d" % n for n in range(200))).status == 200
+    found: list[str] = []
+    while len(found) < 200:
+        found += [packet for packet in http(server, path=path).body.decode().split("\x1e") if packet != "2"]
+    assert found == [f"4{n}" for n in range(200)]
+
+
+def test_messages_by_websocket(server: ServerProcess) -> None:
+    with WebSocket(server) as one:
+        opening(one.read_text())
+        one.text("4hello")
+        assert one.read_text() == "4hello"
+        one.frame(BINARY, b"\1\2\3\4")
+        assert one.read_frame() == (BINARY, b"\1\2\3\4")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"abc", b"", b"\xff", b"4\xed\xa0\x80", b"2", b"0", b"5", b"6", b"7", b"9", b"\x1e", b"4a\x1e", b"b!", b"bA",
+     b"\x1e".join([b"4"] * 1001)],
+)  # fmt: skip
+def test_a_body_that_is_no_payload_ends_the_session(server: ServerProcess, body: bytes) -> None:
+    path = open_session(server)
+    assert_refused(http(server, "POST", path, body=body), 3)
+    assert_refused(http(server, path=path), 1)
+
+
+@pytest.mark.parametrize("packet", ["abc", "", "2", "0", "5", "6", "7", "-1", " 4", "é"])
+def test_a_packet_that_is_none_closes_the_websocket(server: ServerProcess, packet: str) -> None:
+    with WebSocket(server) as one:
+        opening(one.read_text())
+        one.text(packet)
+        assert one.close_code() == 1008
+
+
+# -- heartbeat ---------------------------------------------------------------------------------------------------------
+
+
+def test_heartbeat_by_polling(server: ServerProcess) -> None:
+    path = open_session(server)
+    for _ in range(3):
+        assert http(server, path=path).body == b"2"
+        assert http(server, "POST", path, body=b"3").body == b"ok"
+
+
+def test_heartbeat_by_websocket(server: ServerProcess) -> None:
+    with WebSocket(server) as one:
+        opening(one.read_text())
+        for _ in range(3):
+            assert one.read_text() == "2"
+            one.text("3")
+
+
+def test_a_polling_client_that_does_not_answer_is_closed(server: ServerProcess) -> None:
+    path = open_session(server)
+    assert http(server, path=path).body == b"2"
+    reply = http(server, path=path)
+    assert (reply.status, reply.body) == (200, b"1")
+    assert_refused(http(server, path=path), 1)
+
+
+def test_a_websocket_that_does_not_answer_is_closed(server: ServerProcess) -> None:
+    with WebSocket(server) as one:
+        opening(one.read_text())
+        assert one.read_text() == "2"
+        assert one.read_text() == "1"
+        assert one.close_code() == 1001
+
+
+@pytest.mark.parametrize("offset", [3600, -3600])
+@pytest.mark.parametrize("transport", ["polling", "websocket"])
+def test_a_clock_that_is_set_ends_nobody(server: ServerProcess, offset: int, transport: str) -> None:
+    try:
+        if transport == "polling":
+            path = open_session(server)
+            for body in (b"4before", b"4after"):
+                assert http(server, path=path).body == b"2"
+                assert server.get(f"/clock?offset={offset}")[0] == 200  # while a ping is unanswered
+                assert http(server, "POST", path, body=b"3\x1e" + body).status == 200
+                assert http(server, path=path).body == body
+        else:
+            with WebSocket(server) as one:
+                opening(one.read_text())
+                for text in ("4before", "4after"):
+                    assert one.read_text() == "2"
+                    assert server.get(f"/clock?offset={offset}")[0] == 200
+                    one.text("3")
+                    one.text(text)
+                    assert one.read_text() == text
+    finally:
+        server.get("/clock?offset=0")
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_polling_client_closes(server: ServerProcess) -> None:
+    path = open_session(server)
+    with Connection(server) as poll:
+        poll.request("GET", path)
+        http(server, "OPTIONS")  # the poll has been read by then
+        assert http(server, "POST", path, body=b"1").body == b"ok"
+        reply = poll.reply()
+        assert (reply.status, reply.body) == (200, b"6")
+    assert_refused(http(server, path=path), 1)
+
+
+def test_a_websocket_closes(server: ServerProcess) -> None:
+    with WebSocket(server) as one:
+        opening(one.read_text())
+        one.text("1")
+        assert one.close_code() is not None
+
+
+def test_two_polls_at_once_end_the_session(server: ServerProcess) -> None:
+    path = open_session(server)
+    with Connection(server) as first:
+        first.request("GET", path)
+        http(server, "OPTIONS")
+        assert_refused(http(server, path=path), 3)
+        assert first.reply().body == b"1"
+    assert_refused(http(server, path=path), 1)
+
+
+def test_two_posts_at_once_end_the_session(server: ServerProcess) -> None:
+    path = open_session(server)
+    with Connection(server) as first:
+        first.request("POST", path, {"Content-Length": "6"}, b"4he")
+        http(server, "OPTIONS")
+        assert_refused(http(server, "POST", path, body=b"4other"), 3)
+        first.send(b"llo")
+        assert_refused(first.reply(), 1)
+    assert_refused(http(server, path=path), 1)
+
+
+def test_a_poll_that_is_cancelled_ends_the_session(server: ServerProcess) -> None:
+    path = open_session(server)
+    with Connection(server) as poll:
+        poll.request("GET", path)
+        http(server, "OPTIONS")
+    deadline = time.monotonic() + 10
+    while http(server, "POST", path, body=b"4x").status != 400:
+        assert time.monotonic() < deadline, "the session goes on"
+
+
+# -- upgrade -----------------------------------------------------------------------------------------------------------
+
+
+def upgraded(server: ServerProcess, path: str) -> WebSocket:
+    one = WebSocket(server, websocket_path(path))
+    one.text("2probe")
+    assert one.read_text() == "3probe"
+    one.text("5")
+    return one
+
+
+def test_upgrade(server: ServerProcess) -> None:
+    path = open_session(server)
+    with upgraded(server, path) as one:
+        one.text("4hello")
+        assert one.read_text() == "4hello"
+
+
+def test_the_poll_that_waits_ends_with_the_probe_and_nothing_is_lost(server: ServerProcess) -> None:
+    path = open_session(server)
+    with Connection(server) as poll:
+        poll.request("GET", path)
+        with WebSocket(server, websocket_path(path)) as one:
+            one.text("2probe")
+            assert one.read_text() == "3probe"
+            assert poll.reply().body == b"6"
+            assert http(server, "POST", path, body=b"4between").body == b"ok"
+            one.text("5")
+            assert one.read_text() == "4between"
+
+
+def test_polling_is_refused_after_the_upgrade(server: ServerProcess) -> None:
+    path = open_session(server)
+    with upgraded(server, path) as one:
+        one.text("4hello")
+        assert one.read_text() == "4hello"
+        assert_refused(http(server, path=path), 3)
+        assert_refused(http(server, "POST", path, body=b"4x"), 3)
+        one.text("4still")
+        assert one.read_text() == "4still"
+
+
+def test_a_second_websocket_does_not_disturb_the_first(server: ServerProcess) -> None:
+    path = open_session(server)
+    with upgraded(server, path) as one:
+        one.text("4hello")
+        assert one.read_text() == "4hello"
+        assert_refused(http(server, path=websocket_path(path), headers=GOOD), 3)
+        one.text("4still")
+        assert one.read_text() == "4still"
+
+
+@pytest.mark.parametrize("packet", ["abc", "2", "5", "4hello", ""])
+def test_a_probe_that_is_none_leaves_polling_as_it_was(server: ServerProcess, packet: str) -> None:
+    path = open_session(server)
+    with WebSocket(server, websocket_path(path)) as one:
+        one.text(packet)
+        assert one.close_code() == 1008
+    assert http(server, "POST", path, body=b"4hello").body == b"ok"
+    assert http(server, path=path).body == b"4hello"
+
+
+# -- the WebSocket's handshake (RFC 6455) ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"Connection": "keep-alive, Upgrade"}, 101),
+        ({"Connection": "UPGRADE", "Upgrade": "WebSocket"}, 101),
+        ({"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}, 101),
+        ({"Sec-WebSocket-Protocol": "chat, superchat"}, 101),
+        ({"Sec-WebSocket-Version": "8"}, 426),
+        ({"Sec-WebSocket-Version": ""}, 426),
+        ({"Sec-WebSocket-Version": "13, 8"}, 426),
+        ({"Sec-WebSocket-Key": ""}, 400),
+        ({"Sec-WebSocket-Key": "AAAA"}, 400),
+        ({"Sec-WebSocket-Key": "!" * 22 + "=="}, 400),
+        ({"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZ2E="}, 400),
+        ({"Connection": "close"}, 400),
+        ({"Connection": ""}, 400),
+        ({"Upgrade": "h2c"}, 400),
+        ({"Host": ""}, 400),
+    ],
+)
+def test_websocket_handshakes(server: ServerProcess, change: dict[str, str], status: int) -> None:
+    with Connection(server) as one:
+        one.request("GET", WEBSOCKET, GOOD | change)
+        reply = one.reply()
+        assert reply.status == status
+        if status == 101:
+            assert reply.headers["sec-websocket-accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+            assert "sec-websocket-extensions" not in reply.headers
+            assert "sec-websocket-protocol" not in reply.headers
+        elif status == 426:
+            assert reply.headers["sec-websocket-version"] == "13"
+
+
+def test_a_websocket_needs_http_1_1(server: ServerProcess) -> None:
+    with Connection(server) as one:
+        headers = "".join(f"{name}: {value}\r\n" for name, value in GOOD.items())
+        one.send(f"GET {WEBSOCKET} HTTP/1.0\r\nHost: x\r\n{headers}\r\n".encode())
+        assert one.reply().status == 400
+
+
+def test_a_polling_answer_is_compressed_for_who_asks(server: ServerProcess) -> None:
+    path = open_session(server)
+    assert http(server, "POST", path, body=b"4" + b"x" * 5000).status == 200
+    reply = http(server, path=path, headers={"Accept-Encoding": "gzip"})
+    assert reply.headers["content-encoding"] == "gzip"
+    assert len(reply.body) < 200
+    assert POLLING in path

@@ -1,0 +1,348 @@
+"""Hostile clients on the level of HTTP, Engine.IO and WebSocket: each is refused, and nobody else notices."""
+
+import re
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.clients import Swarm
+from tests.support.postgres import Cluster
+from tests.support.raw_http import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    GOOD,
+    PING,
+    POLLING,
+    PONG,
+    TEXT,
+    WEBSOCKET,
+    Connection,
+    WebSocket,
+    frame,
+    held,
+    http,
+    open_session,
+    unharmed,
+)
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+    made = ServerProcess(
+        postgres18.url(), app="tests.support.engineio_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="2",
+        PING_TIMEOUT="2", CONNECT_TIMEOUT="3", SEND_BUFFER_BYTES="200000",
+    )  # fmt: skip
+    made.get("/watch")
+    yield made
+    made.close()
+
+
+# -- WebSocket frames --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"\x81\x01x", 1002),
+        (frame(TEXT, b"x", reserved=0x40), 1002),
+        (frame(TEXT, b"x", reserved=0x20), 1002),
+        (frame(TEXT, b"x", reserved=0x10), 1002),
+        (frame(0x3, b"x"), 1002),
+        (frame(0xF, b"x"), 1002),
+        (frame(CONTINUATION, b"x"), 1002),
+        (frame(TEXT, b"4x", final=False) + frame(TEXT, b"4y"), 1002),
+        (frame(PING, b"x", final=False), 1002),
+        (frame(PING, b"x" * 126), 1002),
+        (frame(CLOSE, b"x"), 1002),
+        (frame(CLOSE, struct.pack("!H", 1005)), 1002),
+        (frame(CLOSE, struct.pack("!H", 1000) + b"\xff"), 1007),
+        (frame(CLOSE, struct.pack("!H", 4321)), 4321),
+        (frame(CLOSE), 1000),
+        (frame(TEXT, b"4\xc3", final=False) + frame(CONTINUATION, b"("), 1007),
+        (frame(TEXT, b"abc"), 1008),
+        (frame(TEXT), 1008),
+        (b"\x81\xff" + (2**62).to_bytes(8, "big"), 1009),
+    ],
+)  # fmt: skip
+def test_frames_that_break_the_protocol(server: ServerProcess, data: bytes, code: int) -> None:
+    with unharmed(server):
+        for _ in range(3):
+            with WebSocket(server) as one:
+                one.send(data)
+                assert one.close_code() == code
+
+
+def test_control_frames_between_fragments(server: ServerProcess) -> None:
+    with unharmed(server), WebSocket(server) as one:
+        one.connect()
+        one.read_text()  # server_hello
+        whole = '420["unsubscribe",{"channel":"ünïcödé"}]'.encode()
+        one.frame(TEXT, whole[:30], final=False)
+        one.frame(PING, b"now")
+        assert one.read_frame() == (PONG, b"now")
+        one.frame(PONG, b"for nothing")
+        one.frame(CONTINUATION, whole[30:])
+        assert one.read_text() == '42["unsubscribed",{"channel":"ünïcödé"}]'
+
+
+def test_fragments_of_a_stranger_are_cut_off_early(server: ServerProcess) -> None:
+    with unharmed(server):
+        ones = [WebSocket(server) for _ in range(30)]
+        for one in ones:
+            one.frame(BINARY, b"x" * 60_000, final=False)
+        for one in ones:
+            one.frame(CONTINUATION, b"x" * 6_000, final=False)
+            assert one.close_code() == 1009
+            one.socket.close()
+
+
+def test_empty_fragments_for_ever(server: ServerProcess) -> None:
+    with unharmed(server), WebSocket(server) as one:
+        one.frame(TEXT, b"4", final=False)
+        one.send(frame(CONTINUATION, final=False) * 200)
+        assert one.close_code() == 1008
+
+
+def test_a_large_masked_frame_stops_nobody(server: ServerProcess) -> None:
+    with unharmed(server), WebSocket(server) as one:
+        one.connect()
+        one.read_text()
+        # Without its end, so that only the frame is measured and not what Socket.IO would make of it.
+        server.get("/watch")
+        one.frame(BINARY, b"x" * 990_000, final=False)
+        one.frame(CONTINUATION, b"", final=False)
+        one.frame(PING, b"there")
+        while one.read_frame() != (PONG, b"there"):
+            pass
+        stall = held(server)["longest_stall_us"]
+        print(f"longest stall {stall} us")
+        assert held(server)["kept"] >= 990_000, "it was read"
+        assert stall < 50_000, "stock: 280 ms"  # measured 1 ms; the machine may be shared
+
+
+@pytest.mark.parametrize("data", [frame(PING, b"x"), frame(PONG), frame(TEXT, b"3"), frame(TEXT, b"2x")])
+def test_a_flood_of_pings(server: ServerProcess, data: bytes) -> None:
+    with unharmed(server), WebSocket(server) as one:
+        one.connect()
+        one.send(data * 5000)
+        assert one.close_code() == 1008
+
+
+def test_a_client_that_answers_pings_and_reads_nothing(
+    server: ServerProcess, postgres18: Cluster, channel: str
+) -> None:
+    with unharmed(server), WebSocket(server, receive_buffer=4096) as one:
+        one.connect()
+        one.text(f'42["subscribe",{{"channel":"{channel}"}}]')
+        while "subscribed" not in one.read_text():
+            pass
+        cut = server.log.count("slow consumer")
+        deadline = time.monotonic() + 30
+        while server.log.count("slow consumer") == cut:
+            assert time.monotonic() < deadline
+            postgres18.sql("SELECT pg_notify(%s, n || repeat(' ', 7900)) FROM generate_series(1, 100) AS n", channel)
+            try:
+                one.frame(PONG)
+                one.text("3")
+            except ConnectionError:
+                break
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            while one.socket.recv(65536):
+                pass
+            raise ConnectionResetError
+
+
+def test_compressed_frames_are_never_agreed_on(server: ServerProcess) -> None:
+    offer = {"Sec-WebSocket-Extensions": "permessage-deflate; server_no_context_takeover; client_max_window_bits=15"}
+    with unharmed(server), WebSocket(server, headers=offer) as one:
+        assert "sec-websocket-extensions" not in one.answer.headers
+        one.send(frame(TEXT, b"\xaa" * 100, reserved=0x40))
+        assert one.close_code() == 1002
+
+
+# -- bodies ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        ({"Content-Length": "70000"}, b"4", 413),
+        ({"Content-Length": "70000"}, b"4" * 70_000, 413),
+        ({"Content-Length": "9" * 30}, b"4", 413),
+        ({"Content-Length": "9" * 5000}, b"4", 400),
+        ({"Content-Length": "-1"}, b"4", 400),
+        ({"Content-Length": "+1"}, b"4", 400),
+        ({"Content-Length": "abc"}, b"4", 400),
+        ({"Content-Length": "\xb2"}, b"44", 400),
+        ({"Content-Length": ""}, b"", 411),
+        ({"Content-Length": "", "Transfer-Encoding": "chunked"}, b"1\r\n4\r\n0\r\n\r\n", 411),
+        ({"Content-Length": "1", "Transfer-Encoding": "chunked"}, b"1\r\n4\r\n0\r\n\r\n", 400),
+        ({"Content-Length": "", "Transfer-Encoding": "xchunked"}, b"4", 501),
+    ],
+)
+def test_bodies_that_are_refused(server: ServerProcess, headers: dict[str, str], body: bytes, status: int) -> None:
+    with unharmed(server):
+        for _ in range(30):
+            with Connection(server) as one:
+                one.request("POST", open_session(server), headers, body)
+                assert one.reply().status == status
+                assert one.closed(), "what follows must not be taken for a request"
+
+
+def test_bodies_that_do_not_come(server: ServerProcess) -> None:
+    with unharmed(server):
+        ones = [Connection(server) for _ in range(30)]
+        for one in ones:
+            one.request("POST", open_session(server), {"Content-Length": "1000"}, b"4")
+        for one in ones:
+            assert one.reply().status == 408
+            assert one.closed()
+            one.socket.close()
+
+
+def test_a_body_that_comes_a_byte_at_a_time(server: ServerProcess) -> None:
+    with unharmed(server), Connection(server) as one:
+        one.request("POST", open_session(server), {"Content-Length": "1000"}, b"4")
+        one.socket.settimeout(0.2)
+        began = time.monotonic()
+        reply = b""
+        while not reply:
+            assert time.monotonic() - began < 20
+            one.send(b"x")
+            try:
+                reply = one.socket.recv(4096)
+            except TimeoutError:
+                continue
+        assert reply.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("path", ["/healthz", POLLING])
+@pytest.mark.parametrize("head", ["Transfer-Encoding: chunked", "Content-Length: 99999999999"])
+def test_a_body_without_end_stops_nobody(server: ServerProcess, path: str, head: str) -> None:
+    with unharmed(server), Connection(server) as one:
+        one.send(f"POST {path} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode())
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            for _ in range(2000):  # 130 MB, without an end of a line
+                one.send(b"1" * 65536)
+
+
+# -- heads -------------------------------------------------------------------------------------------------------------
+
+
+def test_slow_heads_are_cut_off(server: ServerProcess) -> None:
+    with unharmed(server):
+        ones = [Connection(server) for _ in range(300)]
+        began = time.monotonic()
+        open_ones = set(ones)
+        for one in ones:
+            one.send(f"GET {WEBSOCKET} HTTP/1.1\r\nX-1: ".encode())
+            one.socket.settimeout(0.001)
+        while open_ones:
+            assert time.monotonic() - began < 15, f"{len(open_ones)} are still open"
+            for one in list(open_ones):
+                try:
+                    one.send(b"x")
+                    if not one.socket.recv(100):
+                        raise ConnectionResetError
+                except TimeoutError:
+                    continue
+                except ConnectionError:
+                    open_ones.discard(one)
+                    one.socket.close()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        f"GET {POLLING} HTTP/1.1\r\nHost: x\r\nX: a\rSet-Cookie: b\r\n\r\n",
+        f"GET {POLLING} HTTP/1.1\r\nHost: x\r\nX\n: a\r\n\r\n",
+        f"GET {POLLING} HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n",
+        f"GET {POLLING} HTTP/1.1\r\nHost: x\r\nX : a\r\n\r\n",
+        f"GET {POLLING} HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n",
+        f"GET {POLLING} HTTP/9.9\r\nHost: x\r\n\r\n",
+        f"GET {POLLING}\r\n\r\n",
+        "garbage\r\n\r\n",
+        f"GET /{'x' * 9000} HTTP/1.1\r\n\r\n",
+        f"GET {POLLING} HTTP/1.1\r\nHost: x\r\nX: {'x' * 9000}\r\n\r\n",
+        f"GET {POLLING} HTTP/1.1\r\n" + "X: 1\r\n" * 200 + "\r\n",
+    ],
+)
+def test_heads_that_are_none(server: ServerProcess, head: str) -> None:
+    with unharmed(server), Connection(server) as one:
+        one.send(head.encode("latin-1"))
+        assert one.reply().status in (400, 431, 505)
+        assert one.closed()
+
+
+def test_nothing_that_a_client_sends_makes_a_line_in_the_log_or_a_header(server: ServerProcess) -> None:
+    forged = "FORGED 2026-01-01 CRITICAL"
+    with unharmed(server):
+        for path in [
+            f"{POLLING}&sid=a%0d%0a{forged.replace(' ', '%20')}",
+            f"/socket.io/?EIO=4&transport=x%0a{forged.replace(' ', '%20')}",
+            f"/%0d%0a{forged.replace(' ', '%20')}",
+        ]:
+            reply = http(server, path=path)
+            assert reply.status in (400, 404)
+            assert forged not in str(reply.headers)
+        for name in ("Origin", "Access-Control-Request-Headers", "User-Agent", "X-Forwarded-For"):
+            reply = http(server, headers={name: f"http://x\x1b[2J\x85{forged}"})
+            assert reply.status in (200, 400)
+            assert forged not in str(reply.headers)
+    assert not re.search(f"^[^'\"]*{forged}", server.log, re.MULTILINE)
+
+
+# -- sessions ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Bearer abc"},
+        {"Cookie": "other=1; session=abc"},
+        {"Authorization": "x", "Cookie": "session=y"},
+    ],
+)
+def test_a_sid_is_of_no_use_without_what_the_handshake_showed(server: ServerProcess, headers: dict[str, str]) -> None:
+    path = open_session(server, headers)
+    for wrong in ({}, *({name: value + "x"} for name, value in headers.items())):
+        reply = http(server, path=path, headers=wrong)
+        assert (reply.status, reply.json["code"]) == (400, 1), "as for one that does not exist"
+        assert http(server, "POST", path, wrong, b"1").status == 400
+        upgrade = path.replace("transport=polling", "transport=websocket")
+        assert http(server, path=upgrade, headers=GOOD | wrong).status == 400
+    assert http(server, "POST", path, headers | {"X": "y"}, b"40").status == 200
+    assert http(server, path=path, headers=headers).status == 200
+
+
+def test_other_cookies_may_change_and_a_login_may_come_later(server: ServerProcess) -> None:
+    path = open_session(server, {"Cookie": "analytics=1"})
+    assert http(server, "POST", path, {"Cookie": "analytics=2; session=new"}, b"40").status == 200
+
+
+def test_upgrades_that_stop_halfway(server: ServerProcess) -> None:
+    with unharmed(server):
+        ones = []
+        for index in range(20):
+            path = open_session(server)
+            one = WebSocket(server, path.replace("transport=polling", "transport=websocket"))
+            if index % 2:
+                one.text("2probe")
+            ones.append(one)
+        for one in ones:
+            assert one.close_code() is not None
+            one.socket.close()
+
+
+def test_polls_of_who_vanishes(server: ServerProcess) -> None:
+    with unharmed(server), Swarm("127.0.0.1", server.port):
+        for index in range(50):
+            with Connection(server) as one:
+                one.request("GET", open_session(server))
+                if index % 2:
+                    one.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

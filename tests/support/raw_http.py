@@ -1,0 +1,229 @@
+"""Requests as no library would send them, WebSockets frame by frame, and what must hold after an attack."""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tests.support.clients import SocketClient
+from tests.support.server import ServerProcess
+
+TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
+CONTINUATION = 0x0
+POLLING = "/socket.io/?EIO=4&transport=polling"
+WEBSOCKET = "/socket.io/?EIO=4&transport=websocket"
+GOOD = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version": "13",
+}
+
+
+class Reply:
+    """An answer in HTTP."""
+
+    def __init__(self, head: bytes, body: bytes) -> None:
+        lines = head.decode("latin-1").split("\r\n")
+        self.status = int(lines[0].split()[1])
+        self.headers = {
+            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)
+        }
+        self.body = body
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Connection:
+    """A TCP connection to the server."""
+
+    def __init__(self, server: ServerProcess, receive_buffer: int | None = None) -> None:
+        self.server = server
+        self.socket = socket.socket()
+        if receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(30)
+        self.socket.connect(("127.0.0.1", server.port))
+        self._buffer = b""
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def request(self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes | None = None) -> None:
+        """Send a request with Host, and with Content-Length for a body; ``headers`` may replace both."""
+        whole = {"Host": f"127.0.0.1:{self.server.port}"}
+        if body is not None:
+            whole["Content-Length"] = str(len(body))
+        whole |= headers or {}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in whole.items() if value)
+        self.send(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + (body or b""))
+
+    def reply(self) -> Reply:
+        """Read one answer."""
+        while b"\r\n\r\n" not in self._buffer:
+            self._read()
+        head, _, rest = self._buffer.partition(b"\r\n\r\n")
+        found = re.search(rb"(?i)content-length: *(\d+)", head)
+        chunked = re.search(rb"(?i)transfer-encoding: *chunked", head)
+        self._buffer = rest
+        if b" 101 " in head.split(b"\r\n")[0]:
+            return Reply(head, b"")
+        if chunked:
+            body = b""
+            while True:
+                size = int(self._line(), 16)
+                body += self._take(size)
+                self._take(2)
+                if not size:
+                    return Reply(head, body)
+        return Reply(head, self._take(int(found[1])) if found else b"")
+
+    def closed(self) -> bool:
+        """Wait until the server has closed."""
+        with contextlib.suppress(ConnectionError):
+            while self.socket.recv(65536):
+                pass
+        return True
+
+    def _line(self) -> bytes:
+        while b"\r\n" not in self._buffer:
+            self._read()
+        line, _, self._buffer = self._buffer.partition(b"\r\n")
+        return line
+
+    def _take(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            self._read()
+        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        return taken
+
+    def _read(self) -> None:
+        data = self.socket.recv(65536)
+        if not data:
+            raise EOFError("the server has closed the connection")
+        self._buffer += data
+
+
+class WebSocket(Connection):
+    """A WebSocket after its handshake; frames are sent and read one by one."""
+
+    def __init__(self, server: ServerProcess, path: str = WEBSOCKET, headers: dict[str, str] | None = None,
+                 receive_buffer: int | None = None) -> None:  # fmt: skip
+        super().__init__(server, receive_buffer)
+        self.request("GET", path, GOOD | (headers or {}))
+        self.answer = self.reply()
+        assert self.answer.status == 101, (self.answer.status, self.answer.body)
+
+    def __enter__(self) -> "WebSocket":
+        return self
+
+    def frame(self, opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes | None = None) -> None:
+        self.send(frame(opcode, payload, final=final, mask=mask))
+
+    def text(self, text: str) -> None:
+        self.frame(TEXT, text.encode())
+
+    def read_frame(self) -> tuple[int, bytes]:
+        first, second = self._take(2)
+        assert first & 0xF0 == 0x80, "a server's frames are whole, without extensions"
+        assert not second & 0x80, "and not masked"
+        size = second
+        if size == 126:
+            size = int.from_bytes(self._take(2), "big")
+        elif size == 127:
+            size = int.from_bytes(self._take(8), "big")
+        return first & 0xF, self._take(size)
+
+    def read_text(self) -> str:
+        opcode, payload = self.read_frame()
+        assert opcode == TEXT, (opcode, payload)
+        return payload.decode()
+
+    def close_code(self) -> int | None:
+        """Read until the close frame, after which nothing may come; its code, or None when there was none."""
+        while True:
+            try:
+                opcode, payload = self.read_frame()
+            except (EOFError, ConnectionError):
+                return None
+            if opcode == CLOSE:
+                assert self.socket.recv(1) == b"", "nothing is written after the close frame"
+                return int.from_bytes(payload[:2], "big")
+
+    def connect(self) -> "WebSocket":
+        """Become a Socket.IO client."""
+        assert self.read_text().startswith("0{")
+        self.text("40")
+        assert self.read_text().startswith("40{")
+        return self
+
+
+def frame(
+    opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes | None = None, reserved: int = 0
+) -> bytes:
+    """A client's frame, masked."""
+    size, first = len(payload), (0x80 if final else 0) | reserved | opcode
+    if size < 126:
+        head = struct.pack("!BB", first, 0x80 | size)
+    elif size < 65536:
+        head = struct.pack("!BBH", first, 0x80 | 126, size)
+    else:
+        head = struct.pack("!BBQ", first, 0x80 | 127, size)
+    mask = os.urandom(4) if mask is None else mask
+    repeated = (mask * (size // 4 + 1))[:size]
+    return head + mask + (int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")).to_bytes(size, "big")
+
+
+def http(server: ServerProcess, method: str = "GET", path: str = POLLING, headers: dict[str, str] | None = None,
+         body: bytes | None = None) -> Reply:  # fmt: skip
+    with Connection(server) as connection:
+        connection.request(method, path, headers, body)
+        return connection.reply()
+
+
+def open_session(server: ServerProcess, headers: dict[str, str] | None = None) -> str:
+    """A new polling session; its path for further requests."""
+    reply = http(server, headers=headers)
+    assert reply.status == 200, reply.body
+    return f"{POLLING}&sid={json.loads(reply.body[1:])['sid']}"
+
+
+def held(server: ServerProcess) -> dict[str, int]:
+    status, text = server.get("/held")
+    assert status == 200
+    found: dict[str, int] = json.loads(text)
+    return found
+
+
+@contextlib.contextmanager
+def unharmed(server: ServerProcess, seconds: float = 30.0) -> Iterator[None]:
+    """The same process serves a client that behaves, meanwhile and after; what it holds comes back to its base."""
+    process = server.worker_pid()
+    with SocketClient(server.url, reconnection=False) as other:
+        other.call("unsubscribe", {"channel": "warm"})
+        base = held(server)
+        yield
+        assert other.call("unsubscribe", {"channel": "beside"})["ok"] is True
+        assert other.pending("disconnect") == 0
+        deadline = time.monotonic() + seconds
+        while True:
+            now = held(server)
+            if all(now[name] <= base[name] for name in ("green", "descriptors", "sockets", "kept")):
+                break
+            assert time.monotonic() < deadline, f"not back to its base {base}: {now}"
+            time.sleep(0.1)  # another process can only be asked again
+    assert server.worker_pid() == process
+    assert "Traceback" not in server.log, server.log
