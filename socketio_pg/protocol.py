@@ -187,6 +187,8 @@ class Server(socketio.Server):  # type: ignore[misc]
             self._complain.failure("the application's connect handler failed")
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
             self.manager.disconnect(self.manager.sid_from_eio_sid(eio_sid, namespace), namespace, ignore_queue=True)
+        finally:
+            self.manager.send_early(attempt.sid)
         if eio_sid not in self.environ:
             # Left while the application's handler waited, when it did not count as connected yet.
             self._handle_disconnect(eio_sid, namespace, self.reason.TRANSPORT_CLOSE)
@@ -215,6 +217,7 @@ class Server(socketio.Server):  # type: ignore[misc]
             # Nothing has waited since it was set; python-socketio has just given the client its sid.
             attempt, self._attempt = self._attempt, None
             attempt.sid = args[0]
+            self.manager.hold_early(args[0])
             if self.on_identified:
                 self.on_identified(args[0], namespace, attempt.identity)
         if event == "disconnect" and self.on_disconnected:
