@@ -43,6 +43,8 @@ def unharmed(server: ServerProcess, channel: str, *, errors_logged: bool = False
     pid, logged = server.worker_pid(), len(server.log)
     with SocketClient(server.url, reconnection=False) as witness:
         witness.subscribe(f"{channel}-witness")
+        # With the first one the server opens a connection that it keeps.
+        assert witness.call("publish", {"channel": f"{channel}-other", "payload": 0})["ok"]
         base = state(server)
         yield witness
         for number in range(3):
