@@ -23,7 +23,7 @@ MAX_ATTACHMENTS = 16
 MAX_NAMESPACE = 255
 #: No client counts further: the integers that JavaScript has.
 MAX_ID = 2**53 - 1
-#: Lists and objects in one packet at most: a million bytes could be 300,000 of them, and 40 ms.
+#: Lists and objects in one packet at most: a million bytes could be 300,000 of them, and 50 ms.
 MAX_CONTAINERS = 100_000
 #: Characters up to which what is no strict JSON is read all the same, to be answered with its own code.
 LENIENT_CHARACTERS = 65_536

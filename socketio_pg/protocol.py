@@ -28,6 +28,8 @@ RESERVED_EVENTS = frozenset(
 )
 #: In the environment of a connection that has been connected to a namespace.
 _JOINED = "socketio_pg.joined"
+#: In that of one that is being closed for what it has sent.
+_GOING = "socketio_pg.going"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Server(socketio.Server):  # type: ignore[misc]
     def handle_message(self, eio_sid: str, data: str | bytes, own_thread: bool) -> None:
         """A message of a client. ``own_thread``: the green thread is this message's alone, its handler may wait."""
         environ = self.environ.get(eio_sid)
-        if environ is None:
+        if environ is None or _GOING in environ:
             return  # what had arrived before the connection was closed
         try:
             packet = self._receive(eio_sid, data)
@@ -138,6 +140,8 @@ class Server(socketio.Server):  # type: ignore[misc]
 
     def _hang_up(self, eio_sid: str, error: NotAPacketError) -> None:
         """End a connection that has left the protocol. Stock clients never do; they would come back."""
+        # First of all: what follows may wait.
+        self.environ[eio_sid][_GOING] = True
         self._binary_packet.pop(eio_sid, None)
         self._complain(logging.INFO, "hanging up on a client: %s", error.message)
         sid = self.manager.sid_from_eio_sid(eio_sid, "/")

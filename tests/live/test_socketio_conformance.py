@@ -50,7 +50,8 @@ class OverWebSocket:
 
     def next(self) -> str | bytes:
         self._swarm.run_until(lambda: bool(self._client.packets) or self._client.closed)
-        return self._client.packets.popleft()
+        packet: str | bytes = self._client.packets.popleft()
+        return packet
 
     def wait_closed(self) -> None:
         self._swarm.run_until(lambda: self._client.closed)

@@ -10,7 +10,7 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import flask_socketio  # noqa: E402
-import greenlet  # noqa: E402
+import greenlet  # type: ignore[import-untyped]  # noqa: E402
 from flask import Flask, request  # noqa: E402
 
 from socketio_pg.app import configure_logging  # noqa: E402

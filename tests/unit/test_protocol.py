@@ -408,6 +408,21 @@ def test_a_bad_packet_is_told_and_hung_up_on(wire: Wire, packet: str | bytes) ->
     wire.assert_hung_up()
 
 
+def test_while_the_connection_is_being_closed_nothing_more_is_taken(server: Server, wire: Wire) -> None:
+    calls: list[str] = []
+    server.on("note", lambda sid: calls.append("note"))
+
+    @server.on("disconnect")
+    def disconnect(sid: str, reason: str) -> None:  # may wait, and what has arrived is handled meanwhile
+        for data in ("2{}", '2["note"]', "0", b"x"):
+            wire.receive(data)
+
+    wire.connect()
+    wire.receive("2{}")
+    assert calls == []
+    wire.assert_hung_up()
+
+
 @pytest.mark.parametrize("id", ["", "12"])
 @pytest.mark.parametrize("data", ["[1]", "[null]", '[{"echo":1}]', '[["echo"]]', "[NaN]"])
 def test_a_packet_whose_event_has_no_name_is_answered(wire: Wire, data: str, id: str) -> None:
