@@ -52,6 +52,8 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         #: The rooms of each member, besides the one of all and its own: the stock manager looks through every room
         #: there is, so that everybody's leaving at once takes the square of their number.
         self._rooms_of: dict[tuple[str, str], set[Any]] = {}
+        #: What was sent to members whose CONNECT is not answered yet.
+        self._early: dict[str, list[dict[str, Any]]] = {}
 
     def emit(
         self,
@@ -65,12 +67,33 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         """As the stock manager's. May let other green threads run when the room is large."""
+        if self._early:
+            skip_sid = self._keep_early(event, data, namespace, to or room, skip_sid, callback)
         encoded = None if callback else self._encode(event, data, namespace)
         if encoded is None:
             super().emit(event, data, namespace, room=room, skip_sid=skip_sid, callback=callback, to=to, **options)
         elif namespace in self.rooms:
             skipped = skip_sid if isinstance(skip_sid, list) else [] if skip_sid is None else [skip_sid]
             self._send([encoded], namespace, to or room, skipped)
+
+    def hold_early(self, sid: str) -> None:
+        """Keep what is emitted to ``sid`` until :meth:`send_early`: nothing comes before the answer to its CONNECT."""
+        self._early[sid] = []
+
+    def send_early(self, sid: str | None) -> None:
+        """Emit what was kept for ``sid``; to one who is not there any more nothing goes."""
+        for kept in self._early.pop(sid, ()) if sid is not None else ():
+            self.emit(to=sid, **kept)
+
+    def _keep_early(self, event: str, data: Any, namespace: str, room: Any, skip_sid: Any, callback: Any) -> list[str]:
+        """Keep an event for those of ``room`` who are held; returns whom to skip, them included."""
+        skipped = list(skip_sid) if isinstance(skip_sid, list) else [] if skip_sid is None else [skip_sid]
+        rooms = room if isinstance(room, (list, tuple)) else (room,)
+        for sid, kept in self._early.items():
+            if sid not in skipped and self._is_in(sid, namespace, rooms):
+                kept.append({"event": event, "data": data, "namespace": namespace, "callback": callback})
+                skipped.append(sid)
+        return skipped
 
     def emit_in_order(
         self,

@@ -6,53 +6,30 @@ fails when a new version of it changes them.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-import flask_socketio
 import socketio
-from flask import Flask
 
-from socketio_pg import green, handover, metrics
+from socketio_pg import green, metrics
+from socketio_pg.complaints import Complaints
 from socketio_pg.engine import Engine
 from socketio_pg.errors import InvalidRequestError, SocketIOPGError
 from socketio_pg.fanout import Manager
-from socketio_pg.messages import WireJSON
+from socketio_pg.packets import ACK, BINARY_EVENT, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, NotAPacketError, Packet
 
 logger = logging.getLogger("socketio_pg.protocol")
 
-#: Events that the library raises itself: a client that sends them would run the handlers of those names.
+#: Events that the library raises itself: a client that sends them would run the handlers of those names. Under `*` are
+#: the handlers of any event, which take the event's name and the sid from where such a client would have put its own.
 RESERVED_EVENTS = frozenset(
-    {"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
+    {"*", "connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
 )
-
-
-#: No event of ours takes binary data; an application's own may.
-MAX_ATTACHMENTS = 16
-
-
-class Packet(socketio.packet.Packet):  # type: ignore[misc]
-    """A Socket.IO packet that carries strict JSON. A class of its own, because ``json`` is a class attribute."""
-
-    json = WireJSON
-
-    def decode(self, encoded_packet: Any) -> Any:
-        try:
-            attachments = super().decode(encoded_packet)
-        except Exception as error:  # whatever the stock decoder stumbles over
-            raise InvalidRequestError("this is not a Socket.IO packet") from error
-        binary = self.packet_type in (socketio.packet.BINARY_EVENT, socketio.packet.BINARY_ACK)
-        if binary and not 1 <= attachments <= MAX_ATTACHMENTS:
-            # Without any, the next packet would be taken for one.
-            raise InvalidRequestError(f"a binary packet has 1 to {MAX_ATTACHMENTS} attachments")
-        return attachments
-
-    def add_attachment(self, attachment: Any) -> Any:
-        try:
-            return super().add_attachment(attachment)
-        except Exception as error:
-            raise InvalidRequestError("this is not an attachment that was announced") from error
+#: In the environment of a connection that has been connected to a namespace.
+_JOINED = "socketio_pg.joined"
+#: In that of one that is being closed for what it has sent.
+_GOING = "socketio_pg.going"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +56,28 @@ class Server(socketio.Server):  # type: ignore[misc]
     """A Socket.IO server whose handlers raise :class:`SocketIOPGError`, and whose clients always get an answer.
 
     A failure is answered with the acknowledgement ``{"ok": false, "error": {code, message}}`` when the client asked
-    for one, otherwise with the event ``error``. The connection goes on.
+    for one, otherwise with the event ``error``. The connection goes on; what is no Socket.IO packet ends it.
     """
+
+    #: Whether events and acknowledgements of clients may have binary data. No event of ours takes any.
+    binary = False
 
     def __init__(self, **options: Any) -> None:
         send_buffer_bytes = options.pop("send_buffer_bytes", Engine.send_buffer_bytes)
         max_connections = options.pop("max_connections", Engine.max_connections)
         connect_timeout = options.pop("connect_timeout", Engine.connect_timeout)
+        self.binary = options.pop("binary", self.binary)
         super().__init__(serializer=Packet, client_manager=Manager(), **options)
         self.eio.send_buffer_bytes = send_buffer_bytes
         self.eio.max_connections = max_connections
         self.eio.connect_timeout = connect_timeout
         self.eio.handle_message = self.handle_message
         self.eio.is_connected = self.is_connected
-        self._in_own_thread = False
         #: Called with (Engine.IO's sid, environ) and (sid) when a connection is open, and is not any more.
         self.on_opened: Callable[[str, dict[str, Any]], None] | None = None
         self.on_closed: Callable[[str], None] | None = None
         self._attempt: _Attempt | None = None
+        self._complain = Complaints(logger)
         #: Called with (environ, auth) when a client wants to connect to a namespace; returns who it is, or raises
         #: :class:`SocketIOPGError` to refuse it. May wait.
         self.identify: Callable[[dict[str, Any], object], Any] = lambda environ, auth: None
@@ -114,8 +95,64 @@ class Server(socketio.Server):  # type: ignore[misc]
 
     def handle_message(self, eio_sid: str, data: str | bytes, own_thread: bool) -> None:
         """A message of a client. ``own_thread``: the green thread is this message's alone, its handler may wait."""
-        self._in_own_thread = own_thread
-        self._handle_eio_message(eio_sid, data)
+        environ = self.environ.get(eio_sid)
+        if environ is None or _GOING in environ:
+            return  # what had arrived before the connection was closed
+        try:
+            packet = self._receive(eio_sid, data)
+            if packet is None:
+                return
+            if packet.packet_type != CONNECT and _JOINED not in environ:
+                raise NotAPacketError("the first packet is CONNECT")
+        except NotAPacketError as error:
+            self._hang_up(eio_sid, error)
+            return
+        namespace = packet.namespace or "/"
+        if packet.packet_type == CONNECT:
+            self._handle_connect(eio_sid, namespace, packet.data)
+        elif packet.packet_type == DISCONNECT:
+            self._handle_disconnect(eio_sid, namespace, self.reason.CLIENT_DISCONNECT)
+        elif packet.packet_type in (EVENT, BINARY_EVENT):
+            self._take_event(eio_sid, namespace, packet, own_thread)
+        else:
+            self._take_acknowledgement(eio_sid, namespace, packet)
+
+    def _handle_eio_message(self, eio_sid: str, data: Any) -> None:
+        self.handle_message(eio_sid, data, False)
+
+    def _receive(self, eio_sid: str, data: str | bytes) -> Packet | None:
+        """The packet that ``data`` is, or completes. Raises :class:`NotAPacketError`."""
+        packet: Packet | None = self._binary_packet.get(eio_sid)
+        if packet is None:
+            if isinstance(data, bytes):
+                raise NotAPacketError("no binary data was announced")
+            packet = Packet()
+            packet.attachment_count = packet.decode(data)
+            if not packet.is_binary:
+                return packet
+            if not self.binary:
+                raise NotAPacketError("this server takes no binary data")
+            if _JOINED not in self.environ[eio_sid]:
+                raise NotAPacketError("the first packet is CONNECT")
+            self._binary_packet[eio_sid] = packet
+            return None
+        if sum(map(len, packet.attachments)) + len(data) > self.eio.max_http_buffer_size:
+            raise NotAPacketError(f"attachments have over {self.eio.max_http_buffer_size} bytes")
+        if not packet.add_attachment(data):
+            return None
+        del self._binary_packet[eio_sid]
+        return packet
+
+    def _hang_up(self, eio_sid: str, error: NotAPacketError) -> None:
+        """End a connection that has left the protocol. Stock clients never do; they would come back."""
+        # First of all: what follows may wait.
+        self.environ[eio_sid][_GOING] = True
+        self._binary_packet.pop(eio_sid, None)
+        self._complain(logging.INFO, "hanging up on a client: %s", error.message)
+        sid = self.manager.sid_from_eio_sid(eio_sid, "/")
+        if sid is not None:
+            self._answer(sid, eio_sid, "/", None, error)
+        self.eio.disconnect(eio_sid)
 
     def is_connected(self, eio_sid: str) -> bool:
         """Whether this Engine.IO client has come as far as a Socket.IO namespace."""
@@ -125,17 +162,22 @@ class Server(socketio.Server):  # type: ignore[misc]
         namespace = namespace or "/"
         if eio_sid not in self.environ:
             return  # left before its turn came
-        identity = None
-        if self.manager.sid_from_eio_sid(eio_sid, namespace) is None:
-            try:
-                identity = self.identify(self.environ[eio_sid], data)
-            except SocketIOPGError as refusal:
-                self._refuse(eio_sid, namespace, refusal)
-                return
-            except Exception:
-                logger.exception("finding out who a client is failed")
-                self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
-                return
+        if self.manager.sid_from_eio_sid(eio_sid, namespace) is not None:
+            self._hang_up(eio_sid, NotAPacketError("a second CONNECT"))
+            return
+        if not self._has_namespace(namespace):
+            # Before anybody is asked who this is, in the words of the protocol document.
+            self._send_connect_error(eio_sid, namespace, {"message": "Invalid namespace"})
+            return
+        try:
+            identity = self.identify(self.environ[eio_sid], data)
+        except SocketIOPGError as refusal:
+            self._refuse(eio_sid, namespace, refusal)
+            return
+        except Exception:
+            self._complain.failure("finding out who a client is failed")
+            self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
+            return
         if self._get_event_handler("connect", namespace, ())[0] or self._get_namespace_handler(namespace, ())[0]:
             # The application's handler may wait, and nothing may while corked.
             self._connect(eio_sid, namespace, data, identity)
@@ -151,9 +193,11 @@ class Server(socketio.Server):  # type: ignore[misc]
         try:
             super()._handle_connect(eio_sid, namespace, data)
         except Exception:
-            logger.exception("the application's connect handler failed")
+            self._complain.failure("the application's connect handler failed")
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
             self.manager.disconnect(self.manager.sid_from_eio_sid(eio_sid, namespace), namespace, ignore_queue=True)
+        finally:
+            self.manager.send_early(attempt.sid)
         if eio_sid not in self.environ:
             # Left while the application's handler waited, when it did not count as connected yet.
             self._handle_disconnect(eio_sid, namespace, self.reason.TRANSPORT_CLOSE)
@@ -161,13 +205,21 @@ class Server(socketio.Server):  # type: ignore[misc]
         sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
         if attempt.sid is not None and attempt.sid != sid and self.on_disconnected:
             self.on_disconnected(attempt.sid)  # refused by the application
+        if sid:
+            self.environ[eio_sid][_JOINED] = True
         if self.on_connected and sid and sid != before and namespace == "/":
             self.on_connected(sid)
 
     def _refuse(self, eio_sid: str, namespace: str, refusal: SocketIOPGError) -> None:
         metrics.refused_connections.labels(refusal.code).inc()
-        data = {"message": refusal.message, "data": refusal.to_wire()}
-        self._send_packet(eio_sid, self.packet_class(socketio.packet.CONNECT_ERROR, data=data, namespace=namespace))
+        self._send_connect_error(eio_sid, namespace, {"message": refusal.message, "data": refusal.to_wire()})
+
+    def _send_connect_error(self, eio_sid: str, namespace: str, data: dict[str, Any]) -> None:
+        self._send_packet(eio_sid, self.packet_class(CONNECT_ERROR, data=data, namespace=namespace))
+
+    def _has_namespace(self, namespace: str) -> bool:
+        known = namespace in self.handlers or namespace in self.namespace_handlers
+        return known or self.namespaces == "*" or namespace in self.namespaces
 
     def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> Any:
         result = super()._handle_eio_connect(eio_sid, environ)
@@ -186,6 +238,7 @@ class Server(socketio.Server):  # type: ignore[misc]
             # Nothing has waited since it was set; python-socketio has just given the client its sid.
             attempt, self._attempt = self._attempt, None
             attempt.sid = args[0]
+            self.manager.hold_early(args[0])
             if self.on_identified:
                 self.on_identified(args[0], namespace, attempt.identity)
         if event == "disconnect" and self.on_disconnected:
@@ -196,46 +249,41 @@ class Server(socketio.Server):  # type: ignore[misc]
             if event != "disconnect":
                 raise
             # Let through, it would keep python-socketio from forgetting the client.
-            logger.exception("the application's disconnect handler failed")
+            self._complain.failure("the application's disconnect handler failed")
             return None
 
-    def _handle_eio_message(self, eio_sid: str, data: Any) -> None:
-        try:
-            super()._handle_eio_message(eio_sid, data)
-        except (InvalidRequestError, ValueError) as error:  # ValueError: a packet type that clients do not send
-            self._binary_packet.pop(eio_sid, None)
-            sid = self.manager.sid_from_eio_sid(eio_sid, "/")
-            if sid is not None:
-                self._answer(sid, eio_sid, "/", None, InvalidRequestError(str(error)))
-
-    def _handle_event(self, eio_sid: str, namespace: str | None, id: int | None, data: Any) -> None:
-        in_own_thread, self._in_own_thread = self._in_own_thread, False
-        problem = None
-        if not isinstance(data, list) or not data or not isinstance(data[0], str):
-            problem = "an event is a list that starts with its name"
-        elif data[0] in RESERVED_EVENTS:
-            problem = f"the event name '{data[0]}' is reserved"
-        sid = self.manager.sid_from_eio_sid(eio_sid, namespace or "/")
-        if sid is None:
-            return
+    def _take_event(self, eio_sid: str, namespace: str, packet: Packet, own_thread: bool) -> None:
+        sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
+        if not self.manager.is_connected(sid, namespace):
+            return  # the server has disconnected it while this was on its way
+        id: int | None = packet.id
+        data: Any = packet.data
+        problem: SocketIOPGError | None = packet.unreadable
+        if problem is None and not isinstance(data[0], str):
+            problem = InvalidRequestError("an event is a list that starts with its name")
+        elif problem is None and data[0] in RESERVED_EVENTS:
+            problem = InvalidRequestError(f"the event name '{data[0]}' is reserved")
         if self.before_event is not None:
             try:
                 self.before_event(sid)
             except SocketIOPGError as error:
-                self._answer(sid, eio_sid, namespace or "/", id, error)
-                return
+                problem = error
         if problem is not None:
-            self._answer(sid, eio_sid, namespace or "/", id, InvalidRequestError(problem))
-        elif not in_own_thread:
-            super()._handle_event(eio_sid, namespace, id, data)
-        elif self.manager.is_connected(sid, namespace or "/"):
-            # What super() does, without one more green thread.
-            self._handle_event_internal(self, sid, eio_sid, data, namespace or "/", id)
+            self._answer(sid, eio_sid, namespace, id, problem)
+        elif own_thread or not self.async_handlers:
+            self._handle_event_internal(self, sid, eio_sid, data, namespace, id)
+        else:
+            self.start_background_task(self._handle_event_internal, self, sid, eio_sid, data, namespace, id)
 
-    def _handle_ack(self, eio_sid: str, namespace: str | None, id: int | None, data: Any) -> None:
+    def _take_acknowledgement(self, eio_sid: str, namespace: str, packet: Packet) -> None:
+        sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
         # Ids that we give begin with 1; under 0 python-socketio keeps something else.
-        if id and isinstance(data, list):
-            super()._handle_ack(eio_sid, namespace, id, data)
+        if not packet.id or packet.id not in self.manager.callbacks.get(sid, ()):
+            return
+        try:
+            self.manager.trigger_callback(sid, packet.id, packet.data)
+        except Exception:
+            self._complain.failure("the application's callback of an acknowledgement failed")
 
     def _handle_event_internal(
         self, server: Any, sid: str, eio_sid: str, data: list[Any], namespace: str, id: int | None
@@ -246,8 +294,12 @@ class Server(socketio.Server):  # type: ignore[misc]
                 raise InvalidRequestError(f"there is no event '{showable(data[0])}'")
         except SocketIOPGError as error:
             self._answer(sid, eio_sid, namespace, id, error)
-        except Exception:
-            logger.exception("the handler of an event failed")
+        except Exception as error:
+            if _was_called_wrongly(error):
+                self._complain(logging.WARNING, "an event came with other arguments than its handler takes: %s", error)
+                self._answer(sid, eio_sid, namespace, id, InvalidRequestError("this event takes other arguments"))
+                return
+            self._complain.failure("the handler of an event failed")
             self._answer(sid, eio_sid, namespace, id, SocketIOPGError("the server failed to handle this"))
         else:
             if isinstance(result, Answer):
@@ -259,7 +311,13 @@ class Server(socketio.Server):  # type: ignore[misc]
                     green.run_soon(result.then)
             elif id is not None:
                 answer = list(result) if isinstance(result, tuple) else [] if result is None else [result]
-                self._acknowledge(eio_sid, namespace, id, answer)
+                try:
+                    self._acknowledge(eio_sid, namespace, id, answer)
+                except (TypeError, ValueError, RecursionError):
+                    # Often what the client has sent itself, which some handlers give back.
+                    self._complain(logging.WARNING, "what the handler of an event returned cannot be sent as JSON")
+                    failure = SocketIOPGError("the server failed to handle this")
+                    self._answer(sid, eio_sid, namespace, id, failure)
 
     @contextlib.contextmanager
     def _corked(self, eio_sid: str) -> Iterator[None]:
@@ -286,73 +344,21 @@ class Server(socketio.Server):  # type: ignore[misc]
         self.emit("error", event, to=sid, namespace=namespace)
 
     def _acknowledge(self, eio_sid: str, namespace: str, id: int, answer: list[Any]) -> None:
-        packet = self.packet_class(socketio.packet.ACK, namespace=namespace, id=id, data=answer)
+        packet = self.packet_class(ACK, namespace=namespace, id=id, data=answer)
         self._send_packet(eio_sid, packet)
+
+
+def _was_called_wrongly(error: Exception) -> bool:
+    """Whether calling the handler failed, and nothing inside of it: the client sent too many or too few arguments."""
+    traceback = error.__traceback__
+    if not isinstance(error, TypeError) or traceback is None:
+        return False
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = str(traceback.tb_frame.f_globals.get("__name__"))
+    return module.partition(".")[0] in ("socketio", "flask_socketio")
 
 
 def showable(name: str) -> str:
     """A name that a client sent, as it may stand in an error: not endless, and writable as JSON."""
     return name[:200].encode("utf-8", "replace").decode()
-
-
-#: Gets the WSGI environ and start_response, and may answer a request in everybody's place.
-BeforeRequest: TypeAlias = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes] | None]
-
-
-class Middleware(socketio.WSGIApp):  # type: ignore[misc]
-    """Puts the Socket.IO server before a Flask application; ``before_request`` may answer in their place.
-
-    The request of a WebSocket that was not taken over lasts as long as its connection: :attr:`websockets` has their
-    green threads.
-    """
-
-    def __init__(
-        self,
-        server: Server,
-        app: Flask,
-        path: str,
-        before_request: BeforeRequest,
-    ) -> None:
-        super().__init__(server, app.wsgi_app, socketio_path=path)
-        self._app = app
-        self._before_request = before_request
-        self.websockets: set[green.GreenThread] = set()
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        answer = self._before_request(environ, start_response)
-        if answer is not None:
-            return answer
-        if not environ["PATH_INFO"].startswith(self.engineio_path):
-            return self.wsgi_app(environ, start_response)  # type: ignore[no-any-return]
-        environ["flask.app"] = self._app
-        if environ.get("HTTP_UPGRADE", "").lower() != "websocket" or handover.can_take_over(environ):
-            return self.engineio_app.handle_request(environ, start_response)  # type: ignore[no-any-return]
-        thread = green.current()
-        self.websockets.add(thread)
-        try:
-            # python-engineio's own WebSocket wants gunicorn's socket in eventlet's clothes, which super() puts it in.
-            return super().__call__(environ, start_response)  # type: ignore[no-any-return]
-        finally:
-            self.websockets.discard(thread)
-
-
-class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
-    """Flask-SocketIO on our :class:`Server`. Flask-SocketIO makes its server itself, hence :meth:`init_app` anew."""
-
-    server: Server
-    sockio_mw: Middleware
-    before_request: BeforeRequest = staticmethod(lambda environ, start_response: None)
-
-    def init_app(self, app: Flask, **options: Any) -> None:
-        self.server_options.update(options)
-        self.manage_session = self.server_options.pop("manage_session", True)
-        path = self.server_options.pop("path", "socket.io").lstrip("/")
-        self.server = Server(**self.server_options)
-        self.async_mode = self.server.async_mode
-        for message, handler, namespace in self.handlers:
-            self.server.on(message, handler, namespace=namespace)
-        for namespace_handler in self.namespace_handlers:
-            self.server.register_namespace(namespace_handler)
-        app.extensions["socketio"] = self
-        self.sockio_mw = Middleware(self.server, app, path, lambda *arguments: self.before_request(*arguments))
-        app.wsgi_app = self.sockio_mw  # type: ignore[method-assign]

@@ -14,10 +14,10 @@ from socketio_pg.authentication import Authenticate
 from socketio_pg.delivery import Delivery
 from socketio_pg.door import Door
 from socketio_pg.errors import DatabaseError, IdleTimeoutError, RateLimitedError
+from socketio_pg.extension import SocketIO
 from socketio_pg.handlers import Handlers
 from socketio_pg.idle import Idle
 from socketio_pg.limits import ClientLimits
-from socketio_pg.protocol import SocketIO
 from socketio_pg.pubsub import PubSub
 from socketio_pg.relay import Relay
 from socketio_pg.schema import install
@@ -34,7 +34,8 @@ class SocketServer:
     ``/socket-test``; ``test`` adds the event ``test_pub``. ``port`` is for :meth:`run`. ``settings`` gives everything
     else. ``authenticate(request, auth)`` says who a client is, in place of tokens: it gets Flask's request of the
     handshake, within its context, and what the client sent as ``auth``, and returns :class:`Claims` or None; it may
-    raise :class:`UnauthorizedError`. ``.socketio`` is Flask-SocketIO, for handlers of one's own; ``.pubsub`` the
+    raise :class:`UnauthorizedError`. ``binary``: events of your own take binary data; without it, a client that sends
+    any is disconnected. ``.socketio`` is Flask-SocketIO, for handlers of one's own; ``.pubsub`` the
     :class:`PubSub` underneath.
 
     Raises :class:`ConfigurationError`, for instance when there is no database address.
@@ -52,6 +53,7 @@ class SocketServer:
         test: bool = False,
         settings: config.Settings | None = None,
         authenticate: Authenticate | None = None,
+        binary: bool = False,
     ) -> None:
         # With an address of its own, a local.cfg of somebody's own is not ours to read.
         self.settings = settings or config.load(local_cfg=None if dsn else config.LOCAL_CFG)
@@ -77,6 +79,7 @@ class SocketServer:
             send_buffer_bytes=self.settings.send_buffer_bytes,
             max_connections=self.settings.max_connections,
             connect_timeout=self.settings.connect_timeout,
+            binary=binary,
             # A payload with its envelope; engine.io's default is 1,000,000.
             max_http_buffer_size=max(1_000_000, self.settings.max_payload) + 65_536,
         )

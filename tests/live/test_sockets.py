@@ -120,7 +120,6 @@ def test_payload_limit_is_in_bytes(client: SocketClient, channel: str) -> None:
         ("publish", {"channel": "a", "payload": math.nan}, "invalid_request"),
         ("publish", {"channel": "a", "payload": [math.inf]}, "invalid_request"),
         ("publish", {"channel": "a", "payload": {"lone": "\ud800"}}, "invalid_request"),
-        ("publish", {"channel": "a", "payload": b"binary"}, "invalid_request"),
         ("publish", {"channel": "a", "payload": "x" * 8000}, "payload_too_large"),
         ("no_such_event", {}, "invalid_request"),
         ("connect", {}, "invalid_request"),
@@ -148,10 +147,8 @@ def test_error_event_without_acknowledgement(client: SocketClient) -> None:
     assert "channel" not in error
 
 
-@pytest.mark.parametrize(
-    "packet", ["42{}", "42[]", "42[5]", "4abc", "42", '42["publish",' + "[" * 100_000, "43[1]", "44{}", "49"]
-)
-def test_bad_packet_is_answered_and_the_connection_goes_on(live_server: ServerProcess, packet: str) -> None:
+@pytest.mark.parametrize("packet", ["42[5]", "42[null]", '42["publish",' + "[" * 100_000, "43[1]"])
+def test_a_bad_event_is_answered_and_the_connection_goes_on(live_server: ServerProcess, packet: str) -> None:
     with Swarm("127.0.0.1", live_server.port) as swarm:
         (raw,) = swarm.connect(1)
         raw.send(packet)

@@ -117,7 +117,7 @@ class RawClient:
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
-        self.packets: deque[str] = deque()
+        self.packets: deque[Any] = deque()
         #: Engine.IO's OPEN has come; Socket.IO's CONNECT has been answered.
         self.opened = self.connected = False
         #: Packets that are not Socket.IO's.
@@ -135,6 +135,11 @@ class RawClient:
     def send(self, text: str) -> None:
         """One text frame: an Engine.IO packet."""
         self.socket.sendall(self._frame(text))
+
+    def send_binary(self, data: bytes) -> None:
+        """One binary frame: an attachment."""
+        head = struct.pack("!BBQ", 0x82, 0xFF, len(data)) if len(data) > 125 else bytes((0x82, 0x80 | len(data)))
+        self.socket.sendall(head + b"\0\0\0\0" + data)
 
     def send_all(self, *texts: str) -> None:
         """Many text frames in one segment."""
@@ -193,9 +198,11 @@ class RawClient:
                 size, start = int.from_bytes(buffer[start : start + 8], "big"), start + 8
             if len(buffer) < start + size:
                 break
-            assert buffer[position] in (0x81, 0x88), f"unexpected frame {buffer[position]:#x}"
+            assert buffer[position] in (0x81, 0x82, 0x88), f"unexpected frame {buffer[position]:#x}"
             if buffer[position] == 0x81:
                 self._packet(buffer[start : start + size].decode())
+            elif buffer[position] == 0x82:
+                self.packets.append(buffer[start : start + size])
             else:
                 self.close_code = int.from_bytes(buffer[start : start + 2], "big")
             position = start + size

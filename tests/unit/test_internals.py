@@ -11,7 +11,7 @@ import flask_socketio
 import pytest
 import socketio
 
-from socketio_pg import engine, engine_socket, fanout, protocol
+from socketio_pg import engine, engine_socket, extension, fanout, packets, protocol
 from socketio_pg.protocol import Server
 
 #: Base class → method → its parameters, of all methods that we override.
@@ -28,10 +28,8 @@ OVERRIDDEN: dict[type, dict[str, list[str]]] = {
         "_handle_eio_connect": ["self", "eio_sid", "environ"],
         "_handle_eio_message": ["self", "eio_sid", "data"],
         "_handle_eio_disconnect": ["self", "eio_sid", "reason"],
-        "_handle_event": ["self", "eio_sid", "namespace", "id", "data"],
         "_handle_event_internal": ["self", "server", "sid", "eio_sid", "data", "namespace", "id"],
         "_engineio_server_class": ["self"],
-        "_handle_ack": ["self", "eio_sid", "namespace", "id", "data"],
     },
     socketio.Manager: {
         "__init__": ["self"],
@@ -75,6 +73,7 @@ USED: dict[type, dict[str, list[str]]] = {
         "_handle_eio_disconnect": ["self", "eio_sid", "reason"],
         "disconnect": ["self", "sid", "namespace", "ignore_queue"],
         "on": ["self", "event", "handler", "namespace"],
+        "start_background_task": ["self", "target", "*args", "**kwargs"],
         "register_namespace": ["self", "namespace_handler"],
     },
     socketio.Manager: {
@@ -82,9 +81,12 @@ USED: dict[type, dict[str, list[str]]] = {
         "is_sid_room": ["self", "namespace", "room"],
         "get_participants": ["self", "namespace", "room"],
         "disconnect": ["self", "sid", "namespace", "**kwargs"],
+        "is_connected": ["self", "sid", "namespace"],
+        "trigger_callback": ["self", "sid", "id", "data"],
     },
     engineio.Server: {
         "send_packet": ["self", "sid", "pkt"],
+        "disconnect": ["self", "sid"],
         "create_queue": ["self", "*args", "**kwargs"],
         "generate_id": ["self"],
         "_upgrades": ["self", "sid", "transport"],
@@ -104,10 +106,10 @@ USED: dict[type, dict[str, list[str]]] = {
 }
 
 OURS: list[type] = [
-    protocol.Packet,
+    packets.Packet,
     protocol.Server,
-    protocol.Middleware,
-    protocol.SocketIO,
+    extension.Middleware,
+    extension.SocketIO,
     fanout.Manager,
     engine.Engine,
     engine_socket.Socket,
@@ -128,12 +130,8 @@ def parameters(function: Any) -> list[str]:
 )  # fmt: skip
 def test_the_libraries_internals_are_what_we_build_on(base: type, method: str, expected: list[str]) -> None:
     function = getattr(base, method, None)
-    assert function is not None, (
-        f"{base.__module__}.{base.__name__}.{method} has gone: look at protocol, engine, engine_socket, fanout"
-    )
-    assert parameters(function) == expected, (
-        f"{base.__name__}.{method} has changed: look at protocol, engine, engine_socket, fanout"
-    )
+    assert function is not None, f"{base.__module__}.{base.__name__}.{method} has gone: look at OURS"
+    assert parameters(function) == expected, f"{base.__name__}.{method} has changed: look at OURS"
 
 
 @pytest.mark.parametrize("ours", OURS, ids=lambda ours: ours.__name__)
@@ -146,7 +144,8 @@ def test_the_table_of_overridden_methods_is_complete(ours: type) -> None:
 
 
 @pytest.mark.parametrize("name", ["eio", "manager", "environ", "handlers", "namespace_handlers", "not_handled",
-                                  "packet_class", "_binary_packet", "async_mode", "async_handlers"])  # fmt: skip
+                                  "packet_class", "_binary_packet", "async_mode", "async_handlers",
+                                  "namespaces"])  # fmt: skip
 def test_the_servers_attributes_are_what_we_build_on(name: str) -> None:
     assert hasattr(socketio.Server(async_mode="threading"), name)
 
@@ -158,9 +157,9 @@ def test_flask_socketios_attributes_are_what_we_build_on(name: str) -> None:
 
 def test_the_packets_json_is_a_class_attribute_that_only_we_replace() -> None:
     server = Server(async_mode="threading")
-    assert server.packet_class is protocol.Packet
+    assert server.packet_class is packets.Packet
     assert "json" in vars(socketio.packet.Packet)
-    assert socketio.packet.Packet.json is not protocol.Packet.json
+    assert socketio.packet.Packet.json is not packets.Packet.json
     assert server.packet_class(socketio.packet.EVENT, data=["a", {"b": "é"}]).encode() == '2["a",{"b":"é"}]'
 
 

@@ -24,7 +24,8 @@ from socketio_pg.errors import (
     SocketIOPGError,
     UnauthorizedError,
 )
-from socketio_pg.protocol import RESERVED_EVENTS, Server, SocketIO
+from socketio_pg.extension import SocketIO
+from socketio_pg.protocol import RESERVED_EVENTS, Server
 
 #: What a client hears when the fault is ours: nothing about the inside.
 FAILED = {"code": "internal", "message": "the server failed to handle this"}
@@ -36,12 +37,19 @@ class Wire:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.sent: list[tuple[str, str | bytes]] = []
+        #: The clients whose connections the server has closed.
+        self.hung_up: list[str] = []
         server.eio.send_packet = self._record
+        server.eio.disconnect = self._hang_up
 
     def _record(self, eio_sid: str, packet: Any) -> None:
         if isinstance(packet.data, str):
             packet.data.encode()  # what is no UTF-8 would cost the client its connection
         self.sent.append((eio_sid, packet.data))
+
+    def _hang_up(self, eio_sid: str) -> None:
+        self.hung_up.append(eio_sid)
+        self.close(eio_sid)
 
     def open(self, client: str = "eio1") -> None:
         self.server._handle_eio_connect(client, {"REMOTE_ADDR": "192.0.2.1"})
@@ -69,6 +77,17 @@ class Wire:
         packets = [socketio.packet.Packet(encoded_packet=data) for to, data in self.sent if to == client]
         self.sent.clear()
         return [(packet.packet_type, packet.id, packet.data) for packet in packets]
+
+    def assert_hung_up(self, client: str = "eio1") -> None:
+        """The client was told why in an event `error`, and its connection closed; nothing of it is left."""
+        [(packet_type, id, [event, error])] = self.answers(client)
+        assert (packet_type, id, event, error["code"]) == (EVENT, None, "error", "invalid_request")
+        assert error.keys() == {"code", "message"}
+        assert self.hung_up == [client]
+        self.receive('2777["echo","dead"]', client)
+        self.receive("0", client)
+        assert self.answers(client) == []
+        assert_nobody(self.server)
 
     def assert_alive(self, client: str = "eio1") -> None:
         """The connection goes on: the next request is answered, and nothing else comes."""
@@ -124,7 +143,7 @@ def test_an_acknowledgement_may_have_the_id_zero(wire: Wire) -> None:
     wire.connect()
     wire.receive('20["echo",1]')
     assert wire.answers() == [(ACK, 0, [1])]
-    for bad in ('20["nothing"]', "20[]"):
+    for bad in ('20["nothing"]', "20[1]"):
         wire.receive(bad)
         [(packet_type, id, [answer])] = wire.answers()
         assert (packet_type, id, answer["ok"]) == (ACK, 0, False)
@@ -203,21 +222,51 @@ def test_a_handler_that_fails_is_logged_and_answered_without_the_inside(
     wire.receive('21["fail"]')
     wire.receive('2["fail"]')
     assert wire.answers() == [(ACK, 1, [{"ok": False, "error": FAILED}]), (EVENT, None, ["error", FAILED])]
-    logged = [record for record in caplog.records if record.name == "socketio_pg.protocol"]
-    assert [record.levelno for record in logged] == [logging.ERROR, logging.ERROR]
-    assert all(record.exc_info and record.exc_info[1] is error for record in logged)
+    [logged] = [record for record in caplog.records if record.name == "socketio_pg.protocol"]
+    assert logged.levelno == logging.ERROR, "once; the second one within a second is counted"
+    assert logged.exc_info
+    assert logged.exc_info[1] is error
     wire.assert_alive()
 
 
-def test_a_handler_called_with_too_many_arguments_is_answered(server: Server, wire: Wire) -> None:
-    server.on("ping", lambda sid: "pong")
+@pytest.mark.parametrize("arguments", ["", ",1,2,3"])
+def test_a_handler_called_with_other_arguments_is_answered(
+    server: Server, wire: Wire, caplog: pytest.LogCaptureFixture, arguments: str
+) -> None:
+    server.on("ping", lambda sid, one: "pong")
     wire.connect()
-    wire.receive('21["ping",1,2,3]')
+    wire.receive(f'21["ping"{arguments}]')
+    error = {"code": "invalid_request", "message": "this event takes other arguments"}
+    assert wire.answers() == [(ACK, 1, [{"ok": False, "error": error}])]
+    [logged] = caplog.records
+    assert not logged.exc_info, "the client's fault: a line and no traceback"
+    wire.assert_alive()
+
+
+RETURNED = {"lone surrogate": "\ud800", "nested": [], "bytes in a set": {b"x"}, "integer": 10**5000}
+for _ in range(2_000):
+    RETURNED["nested"] = [RETURNED["nested"]]
+
+
+@pytest.mark.parametrize("value", RETURNED.values(), ids=RETURNED.keys())
+def test_a_result_that_json_cannot_carry_is_answered(server: Server, wire: Wire, value: object) -> None:
+    server.on("give", lambda sid: value)
+    wire.connect()
+    wire.receive('21["give"]')
     assert wire.answers() == [(ACK, 1, [{"ok": False, "error": FAILED}])]
     wire.assert_alive()
 
 
-@pytest.mark.parametrize("name", ["nothing", "", "Echo", "message", "__class__", "on", "😀", "\\u0000", "*", "\\ud800"])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400"])
+def test_numbers_that_json_has_not_are_not_sent_back(wire: Wire, number: str) -> None:
+    wire.connect()
+    wire.receive(f'21["echo",{number}]')
+    assert wire.answers() == [(ACK, 1, [None])]
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing", "", "Echo", "message", "__class__", "on", "😀", "\\u0000", "**", "\\ud800"]
+)
 def test_an_unknown_event_is_answered(wire: Wire, name: str) -> None:
     wire.connect()
     wire.receive(f'24["{name}",{{}}]')
@@ -251,6 +300,17 @@ def test_a_client_cannot_raise_the_events_of_the_library(server: Server, wire: W
     wire.assert_alive()
 
 
+def test_a_client_cannot_say_that_it_is_another_one_to_a_handler_of_all_events(server: Server, wire: Wire) -> None:
+    calls: list[tuple[object, ...]] = []
+    server.on("*", lambda *arguments: calls.append(arguments))
+    sid = wire.connect()
+    wire.receive('2["*","the sid of another one",5]')
+    [(_, _, [event, error])] = wire.answers()
+    assert (event, error["code"]) == ("error", "invalid_request")
+    wire.receive('2["anything",5]')
+    assert calls == [("anything", sid, 5)]
+
+
 def test_the_libraries_own_events_are_reserved() -> None:
     assert set(socketio.Server.reserved_events) <= RESERVED_EVENTS
 
@@ -258,47 +318,70 @@ def test_the_libraries_own_events_are_reserved() -> None:
 def test_answers_come_in_the_namespace_of_the_request(server: Server, wire: Wire) -> None:
     server.on("echo", echo, namespace="/chat")
     wire.connect(namespace="/chat")
-    for request_text in ('2/chat,1["echo",5]', '2/chat,2["nothing"]', '2/chat,["nothing"]', "2/chat,{}"):
+    for request_text in ('2/chat,1["echo",5]', '2/chat,2["nothing"]', '2/chat,["nothing"]', "2/chat,[1]"):
         wire.receive(request_text)
     assert [str(data).split(",")[0] for _, data in wire.sent] == ["3/chat", "3/chat", "2/chat", "2/chat"]
 
 
-def test_before_connecting_nothing_is_run_and_nothing_breaks(server: Server, wire: Wire) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        '2["note"]',
+        '21["note"]',
+        "2{}",
+        "2abc",
+        '51-["note",{"_placeholder":true,"num":0}]',
+        b"x",
+        "1",
+        '31["x"]',
+        '4"x"',
+    ],
+)
+def test_before_connect_everything_else_hangs_up(server: Server, wire: Wire, data: str | bytes) -> None:
     calls: list[str] = []
     server.on("note", lambda sid: calls.append(sid))
     wire.open()
-    for data in ('2["note"]', '21["note"]', "2{}", "2abc", '51-["note",{"_placeholder":true,"num":0}]', b"x", "1", "3"):
-        wire.receive(data)
+    wire.receive(data)
     assert calls == []
     assert wire.answers() == []
+    assert wire.hung_up == ["eio1"]
     wire.receive("0")
-    assert [packet_type for packet_type, _, _ in wire.answers()] == [CONNECT]
-    wire.assert_alive()
+    assert wire.answers() == []
+    assert_nobody(server)
 
 
 # -- packets that are none ---------------------------------------------------------------------------------------------
 
 BAD_PACKETS: dict[str, str | bytes] = {
     "no data": "2",
+    "no data, an id": "212",
     "an object": "2{}",
+    "an object, an id": "212{}",
     "an object with an event": '2{"event":"echo"}',
     "an empty list": "2[]",
+    "an empty list, an id": "212[]",
     "a number": "2-5",
     "null": "2null",
     "a string": '2"echo"',
-    "a number as name": "2[1]",
-    "null as name": "2[null]",
-    "an object as name": '2[{"echo":1}]',
-    "a list as name": '2[["echo"]]',
     "no JSON": "2abc",
     "open list": '2["echo"',
     "open string": '2["echo',
     "two values": '2["echo"]["echo"]',
-    "endless nesting": "2" + "[" * 100_000,
-    "endless nesting, closed": "2" + "[" * 100_000 + "]" * 100_000,
+    "endless nesting": "2" + "[" * 50_000,
+    "endless nesting, closed": "2" + "[" * 30_000 + "]" * 30_000,
     "a digit that is no ASCII": '2²["echo"]',
+    "an id of letters": '2abc["echo"]',
+    "a negative id": '2-1["echo"]',
+    "an id that is a fraction": '21.5["echo"]',
+    "an id of 17 digits": '210000000000000000["echo"]',
+    "an id beyond the integers of JavaScript": '29007199254740992["echo"]',
     "an id of 200 digits": "2" + "9" * 200 + '["echo"]',
     "a number of 5,000 digits": '2["echo",' + "9" * 5_000 + "]",
+    "an acknowledgement without data": "31",
+    "an acknowledgement of nothing": "3",
+    "an acknowledgement that is an object": "31{}",
+    "an acknowledgement that is no JSON": "31abc",
+    "a goodbye with data": '1"x"',
     "empty": "",
     "letters": "hello",
     "HTTP": "GET / HTTP/1.1",
@@ -306,6 +389,11 @@ BAD_PACKETS: dict[str, str | bytes] = {
     "an unknown type": "7",
     "type 9": '9["echo"]',
     "CONNECT_ERROR": '4{"message":"no"}',
+    "a second CONNECT": "0",
+    "a namespace with a line break": '2/a\r\nERROR forged,["echo"]',
+    "a namespace of 256 characters": "2/" + "a" * 255 + ',["echo"]',
+    "a namespace without end": "2/" + "a" * 100_000,
+    "attachments of an event": '21-["echo"]',
     "too many attachments": '5999999999999-["echo"]',
     "binary": b"\x00\x01",
     "binary that looks like a packet": b'2["echo"]',
@@ -314,25 +402,65 @@ BAD_PACKETS: dict[str, str | bytes] = {
 
 
 @pytest.mark.parametrize("packet", BAD_PACKETS.values(), ids=BAD_PACKETS.keys())
-def test_a_bad_packet_is_answered_and_the_connection_goes_on(wire: Wire, packet: str | bytes) -> None:
+def test_a_bad_packet_is_told_and_hung_up_on(wire: Wire, packet: str | bytes) -> None:
     wire.connect()
     wire.receive(packet)
-    [(packet_type, id, [event, error])] = wire.answers()
-    assert (packet_type, id, event, error["code"]) == (EVENT, None, "error", "invalid_request")
-    assert error.keys() == {"code", "message"}
+    wire.assert_hung_up()
+
+
+def test_while_the_connection_is_being_closed_nothing_more_is_taken(server: Server, wire: Wire) -> None:
+    calls: list[str] = []
+    server.on("note", lambda sid: calls.append("note"))
+
+    @server.on("disconnect")
+    def disconnect(sid: str, reason: str) -> None:  # may wait, and what has arrived is handled meanwhile
+        for data in ("2{}", '2["note"]', "0", b"x"):
+            wire.receive(data)
+
+    wire.connect()
+    wire.receive("2{}")
+    assert calls == []
+    wire.assert_hung_up()
+
+
+@pytest.mark.parametrize("id", ["", "12"])
+@pytest.mark.parametrize("data", ["[1]", "[null]", '[{"echo":1}]', '[["echo"]]', "[NaN]"])
+def test_a_packet_whose_event_has_no_name_is_answered(wire: Wire, data: str, id: str) -> None:
+    wire.connect()
+    wire.receive(f"2{id}{data}")
+    [(packet_type, _, [*_, answer])] = wire.answers()
+    error = answer["error"] if id else answer
+    assert (packet_type, error["code"]) == (ACK if id else EVENT, "invalid_request")
     wire.assert_alive()
 
 
-@pytest.mark.parametrize("packet", ["212{}", "212[]", "212[1]", "212null", "212"])
-def test_a_bad_event_with_an_id_is_acknowledged(wire: Wire, packet: str) -> None:
+@pytest.mark.parametrize(
+    "argument", ["[" * 100_000, "NaN," * 20_000 + "1", '"\\ud800' + "x" * 70_000 + '"', "[]," * 100_001 + "[]"],
+    ids=["nesting", "NaN", "lone surrogate", "many lists"],
+)  # fmt: skip
+def test_json_that_is_too_large_to_find_out_what_is_wrong_is_answered(wire: Wire, argument: str) -> None:
     wire.connect()
-    wire.receive(packet)
+    wire.receive(f'23["echo",{argument}]')
     [(packet_type, id, [answer])] = wire.answers()
-    assert (packet_type, id, answer["ok"], answer["error"]["code"]) == (ACK, 12, False, "invalid_request")
+    assert (packet_type, id, answer["error"]["code"]) == (ACK, 3, "invalid_request")
     wire.assert_alive()
 
 
-@pytest.mark.parametrize("packet", ["3", "30", "31", "31[]", '31["x"]', "31{}", "3[]", '3/other,1["x"]'])
+def test_thousands_of_bad_packets_are_two_lines_in_the_log(
+    server: Server, wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "socketio_pg")
+    for number in range(3_000):
+        wire.connect(f"eio{number}")
+        wire.receive("2abc", f"eio{number}")
+    assert len(wire.hung_up) == 3_000
+    lines = [record.getMessage() for record in caplog.records]
+    assert 1 <= len(lines) <= 10, "one a second at most"
+    assert lines[0] == "hanging up on a client: this is not JSON, or nested too deeply"
+    assert_nobody(server)
+
+
+@pytest.mark.parametrize("packet", ["30[]", "31[]", '31["x"]', "3[]", '3/other,1["x"]', '39007199254740991["x"]'])
 def test_acknowledgements_that_nobody_asked_for_are_ignored(wire: Wire, packet: str) -> None:
     wire.connect()
     wire.receive(packet)
@@ -340,26 +468,37 @@ def test_acknowledgements_that_nobody_asked_for_are_ignored(wire: Wire, packet: 
     wire.assert_alive()
 
 
-@pytest.mark.parametrize("packet", ['2/other,["echo",1]', '2/other,1["echo",1]', "2/other,{}", "2/other", "1/other,"])
+@pytest.mark.parametrize("packet", ['2/other,["echo",1]', '2/other,1["echo",1]', "1/other,"])
 def test_what_comes_in_a_namespace_that_was_not_joined_is_not_run(wire: Wire, packet: str) -> None:
+    # The server may have disconnected it from there while this was on its way.
     wire.connect()
     wire.receive(packet)
     assert wire.answers() == []
     wire.assert_alive()
 
 
-@pytest.mark.parametrize("packet", ["0/other,", "0/other,{}", "0"])
-def test_connecting_twice_or_elsewhere_is_refused(wire: Wire, packet: str) -> None:
+@pytest.mark.parametrize("packet", ["0/other,", "0/other,{}", "0/other", "0/other?query=1,"])
+def test_connecting_to_an_unknown_namespace_is_refused(server: Server, wire: Wire, packet: str) -> None:
+    asked: list[object] = []
     wire.connect()
+    server.identify = lambda environ, auth: asked.append(auth)
     wire.receive(packet)
-    assert [packet_type for packet_type, _, _ in wire.answers()] == [CONNECT_ERROR]
+    assert wire.sent == [("eio1", '4/other,{"message":"Invalid namespace"}')]
+    assert asked == []
+    wire.sent.clear()
     wire.assert_alive()
 
 
 # -- binary ------------------------------------------------------------------------------------------------------------
 
 
-def test_binary_arguments_and_answers(wire: Wire) -> None:
+@pytest.fixture
+def takes_binary(server: Server) -> Server:
+    server.binary = True
+    return server
+
+
+def test_binary_arguments_and_answers(takes_binary: Server, wire: Wire) -> None:
     wire.connect()
     wire.receive('51-8["echo",{"_placeholder":true,"num":0}]')
     assert wire.answers() == []
@@ -373,26 +512,78 @@ def test_binary_arguments_and_answers(wire: Wire) -> None:
     wire.assert_alive()
 
 
-@pytest.mark.parametrize("number", ["1", "-2", "1.5", '"0"', "null", "{}"])
-def test_a_placeholder_that_points_nowhere_is_answered(wire: Wire, number: str) -> None:
+@pytest.mark.parametrize(
+    "packet", ['51-["echo",{"_placeholder":true,"num":0}]', '61-1[{"_placeholder":true,"num":0}]', b"x"]
+)
+def test_without_an_event_that_wants_it_binary_data_hangs_up(wire: Wire, packet: str | bytes) -> None:
+    wire.connect()
+    wire.receive(packet)
+    wire.assert_hung_up()
+
+
+@pytest.mark.parametrize("number", ["1", "-1", "-2", "1.5", "0.0", '"0"', "null", "{}", "true", "false", "1e400"])
+def test_a_placeholder_that_points_nowhere_hangs_up(takes_binary: Server, wire: Wire, number: str) -> None:
     wire.connect()
     wire.receive(f'51-["echo",{{"_placeholder":true,"num":{number}}}]')
     wire.receive(b"x")
-    [(packet_type, _, [event, error])] = wire.answers()
-    assert (packet_type, event, error["code"]) == (EVENT, "error", "invalid_request")
-    wire.assert_alive()
+    wire.assert_hung_up()
 
 
-@pytest.mark.parametrize("packet", ["5", '5["echo",1]', '50-["echo",1]', '50-4["echo",1]', "6", '60-1["x"]'])
-def test_a_binary_packet_without_attachments_does_not_swallow_the_next_request(wire: Wire, packet: str) -> None:
+PLACEHOLDER = '{"_placeholder":true,"num":0}'
+
+
+@pytest.mark.parametrize(
+    "data", [f'["echo",{PLACEHOLDER},{PLACEHOLDER}]', '["echo",1]', '["echo",{"_placeholder":false,"num":0}]',
+             f'["echo",{{"_placeholder":true,"num":{PLACEHOLDER}}}]'],
+    ids=["twice", "nowhere", "not one", "nested"],
+)  # fmt: skip
+def test_each_attachment_has_one_place(takes_binary: Server, wire: Wire, data: str) -> None:
+    wire.connect()
+    wire.receive(f"51-{data}")
+    wire.receive(b"x")
+    wire.assert_hung_up()
+
+
+def test_attachments_may_be_nested_as_deep_as_json(takes_binary: Server, wire: Wire) -> None:
+    takes_binary.on("size", lambda sid, value: str(value).count("["))
+    wire.connect()
+    wire.receive('51-1["size",' + "[" * 900 + PLACEHOLDER + "]" * 900 + "]")
+    wire.receive(b"x")
+    assert wire.answers() == [(ACK, 1, [900])]
+
+
+@pytest.mark.parametrize("packet", ["5", '5["echo",1]', '50-["echo",1]', '50-4["echo",1]', "6", '60-1["x"]', "5-1[]",
+                                    '517-["echo"]', '59999999999-["echo"]', "51-{}", "51-", "61-1{}"])  # fmt: skip
+def test_a_binary_packet_that_is_none_hangs_up(takes_binary: Server, wire: Wire, packet: str) -> None:
     wire.connect()
     wire.receive(packet)
-    wire.answers()
-    wire.assert_alive()
+    wire.assert_hung_up()
+
+
+@pytest.mark.parametrize("packet", ['2["echo",1]', "0", "1", "x", ""])
+def test_text_in_place_of_an_attachment_hangs_up(takes_binary: Server, wire: Wire, packet: str) -> None:
+    wire.connect()
+    wire.receive(f'51-["echo",{PLACEHOLDER}]')
+    wire.receive(packet)
+    wire.assert_hung_up()
+
+
+def test_attachments_have_no_more_bytes_together_than_one_packet(takes_binary: Server, wire: Wire) -> None:
+    wire.connect()
+    half = b"x" * (takes_binary.eio.max_http_buffer_size // 2)
+    for _ in range(2):
+        wire.receive('52-["nothing",{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}]')
+        wire.receive(half)
+        wire.receive(half)
+        assert [data[0] for _, _, data in wire.answers()] == ["error"]
+    wire.receive('52-["nothing",{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}]')
+    wire.receive(half)
+    wire.receive(half + b"x")
+    wire.assert_hung_up()
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_binary_packet_leaves_nothing_behind(
-    server: Server, wire: Wire
+    takes_binary: Server, wire: Wire
 ) -> None:
     wire.connect()
     wire.receive('52-["echo",{"_placeholder":true,"num":0}]')
@@ -428,6 +619,7 @@ def test_on_connected_is_called_once_after_the_connect_packet(server: Server, wi
     assert wire.answers() == [(EVENT, None, ["hello", {"sid": sid}])]
     wire.receive("0")
     assert len(seen) == 1
+    assert wire.hung_up == ["eio1"]
 
 
 @pytest.mark.parametrize(
@@ -534,7 +726,8 @@ def test_a_second_connect_changes_nobodys_identity(server: Server, wire: Wire) -
     wire.open()
     wire.receive('0"me"')
     wire.receive('0"somebody else"')
-    assert [packet_type for packet_type, _, _ in wire.answers()] == [CONNECT, CONNECT_ERROR]
+    assert [packet_type for packet_type, _, _ in wire.answers()] == [CONNECT, EVENT]
+    assert wire.hung_up == ["eio1"]
     assert identities == ["me"]
 
 
@@ -642,7 +835,7 @@ def test_after_saying_goodbye_a_client_can_come_back_on_the_same_transport(serve
 def test_one_clients_failures_do_not_touch_another(server: Server, wire: Wire) -> None:
     wire.connect("eio1")
     wire.connect("eio2")
-    for packet in ("2{}", "2abc", "9", b"x", '2["nothing"]', '51-["echo",{"_placeholder":true,"num":0}]'):
+    for packet in ('2["nothing"]', "2[1]", "2{}", "2abc", "9", b"x", '51-["echo",{"_placeholder":true,"num":0}]'):
         wire.receive(packet, "eio1")
     assert not [to for to, _ in wire.sent if to == "eio2"]
     wire.sent.clear()

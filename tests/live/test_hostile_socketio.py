@@ -1,0 +1,361 @@
+"""Clients that send what no client should, to a real server: each attack leaves everything as it was before."""
+
+import json
+import re
+import time
+import unicodedata
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.clients import RawClient, SocketClient, Swarm
+from tests.support.invariants import unharmed
+from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
+
+APP = "tests.support.watched_app:app"
+
+
+@pytest.fixture(scope="module")
+def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+    made = ServerProcess(postgres18.url(), app=APP, DRAIN_SECONDS="0.2")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def binary_server(postgres18: Cluster) -> Iterator[ServerProcess]:
+    made = ServerProcess(postgres18.url(), app=APP, DRAIN_SECONDS="0.2", BINARY="1")
+    yield made
+    made.close()
+
+
+def ask(swarm: Swarm, client: RawClient, packet: str, id: int) -> object:
+    """The acknowledgement of ``packet``, which asks for one with ``id``."""
+    client.send(packet)
+    return answer_of(swarm, client, id)
+
+
+def answer_of(swarm: Swarm, client: RawClient, id: int) -> object:
+    def answers() -> list[str]:
+        return [packet for packet in client.packets if isinstance(packet, str) and packet.startswith(f"3{id}[")]
+
+    swarm.run_until(lambda: bool(answers()) or client.closed)
+    assert answers(), "the connection was closed"
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(answers()[0][len(f"3{id}") :], parse_constant=refuse)[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["connect", "disconnect", "connect_error", "disconnecting", "newListener", "removeListener", "*"]
+)
+def test_reserved_names(server: ServerProcess, channel: str, name: str) -> None:
+    with unharmed(server, channel) as witness, Swarm("127.0.0.1", server.port) as swarm:
+        [raw] = swarm.connect(1)
+        victim = witness.io.get_sid()
+        for number, arguments in enumerate((f',"{victim}"', f',"{victim}",{{}}', "")):
+            answer = ask(swarm, raw, f'42{number}["{name}"{arguments}]', number)
+            assert isinstance(answer, dict)
+            assert answer["error"] == {"code": "invalid_request", "message": f"the event name '{name}' is reserved"}
+
+
+@pytest.mark.parametrize(
+    "packet",
+    ["42{}", "42[]", "4abc", "42", "43", "4", "47", '44{"message":"x"}', "40", '42-1["x"]', '42a["x"]', "43abc",
+     f'42{"9" * 100}["x"]', '42["x"', "42" + "[" * 60_000, '40/a\r\nb,{}', '451-["x",{"_placeholder":true,"num":0}]',
+     '450-["x"]', '459999999999-["x"]', '45-1-["x"]', "461-1[]"],
+    ids=lambda packet: packet[:24].encode("unicode_escape").decode(),
+)  # fmt: skip
+def test_thousands_of_what_is_no_packet(server: ServerProcess, channel: str, packet: str) -> None:
+    with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
+        clients = swarm.connect(20)
+        for client in clients:
+            client.socket.setblocking(True)
+            client.send_all(*[packet] * (200 if len(packet) < 1000 else 1))
+            client.socket.setblocking(False)
+        swarm.run_until(lambda: all(client.closed for client in clients))
+        assert [len(client.events("error")) for client in clients] == [1] * 20, "told once, however much follows"
+        assert clients[0].events("error")[0]["code"] == "invalid_request"
+
+
+def test_thousands_of_connections_that_send_rubbish_do_not_fill_the_log(server: ServerProcess, channel: str) -> None:
+    with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
+        logged, began = len(server.log), time.monotonic()
+        for _ in range(5):
+            clients = swarm.connect(400)
+            for client in clients:
+                client.send("42{}")
+            swarm.run_until(lambda clients=clients: all(client.closed for client in clients))  # type: ignore[misc]
+        lines = server.log[logged:].count("hanging up on a client")
+        assert 1 <= lines <= time.monotonic() - began + 1
+
+
+def test_binary_data_that_nobody_wants(server: ServerProcess, channel: str) -> None:
+    with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
+        [raw] = swarm.connect(1)
+        raw.send_binary(b"\0" * 1000)
+        swarm.run_until(lambda: raw.closed)
+        with SocketClient(server.url, reconnection=False) as client:  # a stock client that is wrong about it
+            client.io.emit("publish", {"channel": channel, "payload": b"binary"})
+            assert client.next("error")["message"] == "this server takes no binary data"
+            client.next("disconnect")
+
+
+@pytest.mark.parametrize(
+    ("head", "attachments"),
+    [
+        ('51-["x",{"_placeholder":true,"num":-1}]', [b"x"]),
+        ('51-["x",{"_placeholder":true,"num":0},{"_placeholder":true,"num":0}]', [b"x"]),
+        ('51-["x",{"_placeholder":true,"num":{"_placeholder":true,"num":0}}]', [b"x"]),
+        ('52-["x",{"_placeholder":true,"num":0}]', [b"x", b"x"]),
+        ('54-["x"]', [b"x" * 400_000] * 4),
+        ('517-["x"]', []),
+        ('50-["x"]', []),
+    ],
+    ids=["negative", "twice", "nested", "missing", "too large together", "too many", "none"],
+)
+def test_bad_attachments(binary_server: ServerProcess, channel: str, head: str, attachments: list[bytes]) -> None:
+    with unharmed(binary_server, channel), Swarm("127.0.0.1", binary_server.port) as swarm:
+        [raw] = swarm.connect(1)
+        raw.socket.setblocking(True)
+        raw.send("4" + head)
+        for attachment in attachments:
+            raw.send_binary(attachment)
+        raw.socket.setblocking(False)
+        swarm.run_until(lambda: raw.closed)
+
+
+def test_attachments_that_never_come(binary_server: ServerProcess, channel: str) -> None:
+    with unharmed(binary_server, channel), Swarm("127.0.0.1", binary_server.port) as swarm:
+        clients = swarm.connect(50)
+        for client in clients:
+            client.send('4516-["x",{"_placeholder":true,"num":0}]')
+            client.send_binary(b"x" * 100)
+        for client in clients:
+            swarm.leave(client)
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ("NaN", "invalid_request"),
+        ("[Infinity]", "invalid_request"),
+        ('{"a":-Infinity}', "invalid_request"),
+        ("1e400", "invalid_request"),
+        ('"\\ud800"', "invalid_request"),
+        ('{"\\udc00":1}', "invalid_request"),
+        ("9" * 4_000, "invalid_request"),
+        ("[" * 1_010 + "]" * 1_010, "invalid_request"),
+        ("[" * 50_000 + "1" * 500_000, "invalid_request"),
+        ("[]," * 300_000 + "[]", "invalid_request"),
+        ("123456789012345678901234567890", None),
+        ('{"__proto__":{"admin":true},"constructor":{"prototype":1}}', None),
+        ('{"a":1,"a":2}', None),
+        ('"\\u0000\\u202e\\u2028"', None),
+        ('{"_placeholder":true,"num":0}', None),
+    ],
+    ids=lambda value: None if value is None else value[:24].encode("unicode_escape").decode(),
+)
+def test_values(server: ServerProcess, channel: str, value: str, code: str | None) -> None:
+    with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
+        [raw] = swarm.connect(1)
+        assert ask(swarm, raw, f'421["subscribe",{{"channel":"{channel}"}}]', 1) == {"ok": True, "channel": channel}
+        raw.socket.setblocking(True)
+        raw.send(f'422["publish",{{"channel":"{channel}","payload":{value}}}]')
+        raw.socket.setblocking(False)
+        answer = answer_of(swarm, raw, 2)
+        assert isinstance(answer, dict)
+        assert answer.get("error", {}).get("code") == code
+        if code is None:
+            swarm.run_until(lambda: bool(raw.events("event")))
+            assert raw.events("event")[0]["payload"] == json.loads(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["NaN", "[1e400]", '"\\ud800"', '{"\\ud800":NaN}', "12345678901234567890123", "9" * 4_200]
+)
+def test_what_an_application_gives_back_is_json(server: ServerProcess, channel: str, value: str) -> None:
+    with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
+        [raw] = swarm.connect(1)
+        answer = ask(swarm, raw, f'421["message-with-ack",{value}]', 1)
+        assert answer in (None, [None], json.loads(value) if value.isdigit() else None) or (
+            isinstance(answer, dict) and answer["error"]["code"] == "internal"
+        )
+        assert ask(swarm, raw, '422["message-with-ack","still here"]', 2) == "still here"
+
+
+@pytest.mark.parametrize("packet", ["[" * 1_000_000, "9" * 1_000_000, "[" + "9" * 999_000 + "]", "NaN," * 250_000,
+                                    '"' + "\\ud800" * 160_000 + '"', "[]," * 330_000, "1e400," * 160_000],
+                         ids=lambda packet: packet[:7].encode("unicode_escape").decode())  # fmt: skip
+def test_a_megabyte_of_rubbish_holds_nobody_up(server: ServerProcess, channel: str, packet: str) -> None:
+    with unharmed(server, channel) as witness, Swarm("127.0.0.1", server.port) as swarm:
+        clients = swarm.connect(3)
+        for client in clients:
+            client.socket.setblocking(True)
+            client.send(f'421["x",{packet}]')
+            client.socket.setblocking(False)
+        began = time.monotonic()
+        witness.call("unsubscribe", {"channel": "nothing"})
+        assert time.monotonic() - began < 1.0
+        for client in clients:
+            answer = answer_of(swarm, client, 1)
+            assert isinstance(answer, dict)
+            assert answer["error"]["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["5", "1.5", "true", "false", "null", '["a"]', '{"a":1}', '""', f'"{"x" * 64}"', f'"{"é" * 32}"', '"socketio_pg"',
+     '"socketio_pg_bell"', '"socketio_pg_permissions"', '"socketio_pg:x"', '"a\\u0000"', '"a\\r\\nERROR forged"',
+     '"\\u0085"', '"\\ud800"', '"*"', '"a*"', '" a"', '"a\\u3000"', "NaN", "1e400", "9" * 30],
+)  # fmt: skip
+def test_channels_that_are_none(server: ServerProcess, channel: str, name: str) -> None:
+    with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
+        [raw] = swarm.connect(1)
+        for number, event in enumerate(("subscribe", "unsubscribe", "publish")):
+            answer = ask(swarm, raw, f'42{number}["{event}",{{"channel":{name},"payload":1}}]', number)
+            assert isinstance(answer, dict)
+            assert answer["error"]["code"] == "invalid_channel"
+
+
+def test_the_id_of_a_client_is_no_channel(server: ServerProcess, channel: str) -> None:
+    with unharmed(server, channel) as witness, SocketClient(server.url) as client:
+        for sid in (witness.io.get_sid(), client.io.get_sid()):
+            assert client.call("subscribe", {"channel": sid})["error"]["code"] == "invalid_channel"
+
+
+def test_names_that_look_alike_are_different_channels(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+    names = [
+        unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é"), "paypal", "pаypal", "a\u202eb", "ab",  # noqa: RUF001
+        "a\u200bb", "A", "a", "a", "ﬁ", "fi", "ß", "ss", "Ⅷ", "__proto__", "constructor",
+    ]  # fmt: skip
+    with unharmed(server, channel):
+        clients = [SocketClient(server.url) for _ in names]
+        try:
+            for name, client in zip(names, clients, strict=True):
+                client.subscribe(name)
+                assert client.next("subscribed")["channel"] == name
+            for name in names:
+                postgres18.notify(name, json.dumps(name))
+            for name, client in zip(names, clients, strict=True):
+                assert client.next("event") == {"channel": name, "payload": name}
+            assert [client.pending("event") for client in clients] == [0 if names.count(n) == 1 else 1 for n in names]
+        finally:
+            for client in clients:
+                client.close()
+
+
+@pytest.mark.parametrize(
+    "start",
+    ['"since":{"epoch":"x","position":-1}', '"since":{"epoch":"x","position":9223372036854775808}',
+     '"since":{"epoch":"x","position":18446744073709551616}', '"since":{"epoch":"x","position":1.5}',
+     '"since":{"epoch":"x","position":"1"}', '"since":{"epoch":"x","position":true}',
+     '"since":{"epoch":1,"position":1}',
+     '"since":{"epoch":null,"position":1}', '"since":[]', '"since":"x"', '"since":{}', '"since":{"epoch":"x"}',
+     '"since":{"epoch":"x","position":NaN}', '"since":{"epoch":"x","position":1e400}', '"history":-1', '"history":1001',
+     '"history":true', '"history":1.0', '"history":"5"', '"history":[]', '"history":1e400',
+     '"history":1,"since":{"epoch":"x","position":1}'],
+)  # fmt: skip
+def test_positions_that_are_none(server: ServerProcess, channel: str, start: str) -> None:
+    with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
+        [raw] = swarm.connect(1)
+        answer = ask(swarm, raw, f'421["subscribe",{{"channel":"{channel}",{start}}}]', 1)
+        assert isinstance(answer, dict)
+        assert answer["error"]["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize("epoch", ["", "x" * 900_000, "'; DROP SCHEMA socketio_pg CASCADE; --", "\0", "a\r\nb", "%s"])
+@pytest.mark.parametrize("position", [0, 1, 2**63 - 1])
+def test_epochs_that_never_were(server: ServerProcess, channel: str, epoch: str, position: int) -> None:
+    with unharmed(server, channel), SocketClient(server.url) as client:
+        answer = client.call("subscribe", {"channel": channel, "since": {"epoch": epoch, "position": position}})
+        assert (answer["ok"], answer["recovered"], answer["reason"]) == (True, False, "not_installed")
+
+
+def test_acknowledgements_that_nobody_asked_for(server: ServerProcess, channel: str) -> None:
+    with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
+        [raw] = swarm.connect(1)
+        raw.send_all(*[f'43{number}["x"]' for number in range(5_000)])
+        assert ask(swarm, raw, '427["message-with-ack",1]', 7) == 1
+        # With another one's arguments, and for what was answered already.
+        raw.send('428["call me","?"]')
+        swarm.run_until(lambda: any(re.match(r'2\d+\["question"', str(packet)) for packet in raw.packets))
+        asked = next(packet for packet in raw.packets if re.match(r'2\d+\["question"', str(packet)))
+        id = re.match(r"2(\d+)", asked)
+        assert id
+        raw.send_all(*[f'43{id[1]}["mine"]'] * 1_000)
+        assert answer_of(swarm, raw, 8) == "mine"
+
+
+def test_subscribing_and_leaving_thousands_of_times(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+    with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
+        [raw] = swarm.connect(1)
+        body = json.dumps({"channel": channel})
+        for _ in range(20):
+            raw.send_all(*[f'42["subscribe",{body}]', f'42["unsubscribe",{body}]'] * 100)
+            ask(swarm, raw, '429["message-with-ack",1]', 9)
+        raw.packets.clear()
+        ask(swarm, raw, f'421["subscribe",{body}]', 1)
+        raw.packets.clear()
+        raw.send_all(*[f'42{number}["subscribe",{body}]' for number in range(10, 2_010)])
+        answer_of(swarm, raw, 2_009)
+        raw.packets.clear()
+        postgres18.notify(channel, "1")
+        postgres18.notify(channel, "2")
+        swarm.run_until(lambda: len(raw.events("event")) >= 2)
+        assert [event["payload"] for event in raw.events("event")] == [1, 2]
+
+
+def test_connecting_and_leaving_thousands_of_times_on_one_transport(server: ServerProcess, channel: str) -> None:
+    with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
+        [raw] = swarm.connect(1)
+        body = json.dumps({"channel": channel})
+        for _ in range(20):
+            raw.packets.clear()
+            raw.send_all(*[f'42["subscribe",{body}]', "41", "40"] * 100)
+            swarm.run_until(lambda: sum(str(packet).startswith('0{"sid"') for packet in raw.packets) == 100)
+        assert ask(swarm, raw, '427["message-with-ack",1]', 7) == 1
+
+
+def test_thousands_of_namespaces(server: ServerProcess, channel: str) -> None:
+    with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
+        [raw] = swarm.connect(1)
+        swarm.run_until(lambda: bool(raw.events("server_hello")))
+        for group in range(20):
+            raw.packets.clear()
+            raw.send_all(*[f"40/{group}-{number}," for number in range(200)])
+            swarm.run_until(lambda: len(raw.packets) == 200)
+            assert raw.packets[0] == f'4/{group}-0,{{"message":"Invalid namespace"}}'
+        assert ask(swarm, raw, '427["message-with-ack",1]', 7) == 1
+
+
+def test_a_handler_that_raises_or_takes_other_arguments(server: ServerProcess, channel: str) -> None:
+    with unharmed(server, channel, errors_logged=True), Swarm("127.0.0.1", server.port) as swarm:
+        [raw] = swarm.connect(1)
+        logged, began = len(server.log), time.monotonic()
+        for number in range(10):
+            raw.send_all(*['42["raise"]', '42["raise",1,2]', '42["call me"]'] * 100)
+            answer = ask(swarm, raw, f'42{number}["raise"]', number)
+            assert answer == {"ok": False, "error": {"code": "internal", "message": "the server failed to handle this"}}
+        answer = ask(swarm, raw, '4299["raise",1]', 99)
+        assert isinstance(answer, dict)
+        assert answer["error"] == {"code": "invalid_request", "message": "this event takes other arguments"}
+        assert server.log[logged:].count("Traceback") <= time.monotonic() - began + 1
+        assert not any("s3cret" in str(packet) for packet in raw.packets)
+
+
+def test_nothing_that_a_client_names_begins_a_line_of_the_log(server: ServerProcess, channel: str) -> None:
+    forged = r"x\r\n2026-01-01 ERROR forged\n"
+    with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
+        for packet in (
+            f'42["{forged}",1]', f'42["raise","{forged}"]', f'42["subscribe",{{"channel":"{forged}"}}]',
+            "40/x\r\nERROR forged,", f'40{{"token":"{forged}"}}', '4"\r\nERROR forged"',
+        ):  # fmt: skip
+            [raw] = swarm.connect(1)
+            raw.send(packet)
+            raw.send("42{}")
+            swarm.run_until(lambda raw=raw: raw.closed)  # type: ignore[misc]
+        assert "forged" not in server.log
