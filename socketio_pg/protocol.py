@@ -15,7 +15,7 @@ import socketio
 from socketio_pg import green, metrics
 from socketio_pg.complaints import Complaints
 from socketio_pg.engine import Engine
-from socketio_pg.errors import InvalidRequestError, SocketIOPGError
+from socketio_pg.errors import InvalidRequestError, RateLimitedError, SocketIOPGError
 from socketio_pg.fanout import Manager
 from socketio_pg.packets import ACK, BINARY_EVENT, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, NotAPacketError, Packet
 
@@ -30,6 +30,8 @@ RESERVED_EVENTS = frozenset(
 _JOINED = "socketio_pg.joined"
 #: In that of one that is being closed for what it has sent.
 _GOING = "socketio_pg.going"
+#: And how many bytes of a client wait to be handled.
+_WAITING = "socketio_pg.waiting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Server(socketio.Server):  # type: ignore[misc]
     for one, otherwise with the event ``error``. The connection goes on; what is no Socket.IO packet ends it.
     """
 
+    #: Bytes that a message counts for, besides its own, while it waits to be handled: a green thread and what it holds.
+    event_cost = 1000
     #: Whether events and acknowledgements of clients may have binary data. No event of ours takes any.
     binary = False
 
@@ -98,6 +102,14 @@ class Server(socketio.Server):  # type: ignore[misc]
         environ = self.environ.get(eio_sid)
         if environ is None or _GOING in environ:
             return  # what had arrived before the connection was closed
+        size = len(data) + self.event_cost
+        environ[_WAITING] = environ.get(_WAITING, 0) + size
+        try:
+            self._take_message(eio_sid, environ, data, own_thread)
+        finally:
+            environ[_WAITING] -= size
+
+    def _take_message(self, eio_sid: str, environ: dict[str, Any], data: str | bytes, own_thread: bool) -> None:
         try:
             packet = self._receive(eio_sid, data)
             if packet is None:
@@ -263,11 +275,13 @@ class Server(socketio.Server):  # type: ignore[misc]
             problem = InvalidRequestError("an event is a list that starts with its name")
         elif problem is None and data[0] in RESERVED_EVENTS:
             problem = InvalidRequestError(f"the event name '{data[0]}' is reserved")
-        if self.before_event is not None:
-            try:
+        if self.environ[eio_sid].get(_WAITING, 0) > 2 * self.eio.max_http_buffer_size:
+            problem = RateLimitedError("too much of what you have sent waits to be handled")
+        try:
+            if self.before_event is not None:
                 self.before_event(sid)
-            except SocketIOPGError as error:
-                problem = error
+        except SocketIOPGError as error:
+            problem = error
         if problem is not None:
             self._answer(sid, eio_sid, namespace, id, problem)
         elif own_thread or not self.async_handlers:

@@ -38,6 +38,9 @@ class Claims:
 
     def __post_init__(self) -> None:
         text = json.dumps(dict(self.claims), allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+        subject = self.claims.get("sub")
+        if isinstance(subject, str):
+            subject.encode()  # a lone surrogate can be told to nobody
         expires_at = self.claims.get("exp")
         if expires_at is not None:
             expires_at = float(int(expires_at))

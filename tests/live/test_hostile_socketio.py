@@ -18,14 +18,15 @@ APP = "tests.support.watched_app:app"
 
 @pytest.fixture(scope="module")
 def server(postgres18: Cluster) -> Iterator[ServerProcess]:
-    made = ServerProcess(postgres18.url(), app=APP, DRAIN_SECONDS="0.2")
+    # What the limits refuse would not get as far.
+    made = ServerProcess(postgres18.url(), app=APP, DRAIN_SECONDS="0.2", MAX_EVENTS_PER_SECOND="0")
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
 def binary_server(postgres18: Cluster) -> Iterator[ServerProcess]:
-    made = ServerProcess(postgres18.url(), app=APP, DRAIN_SECONDS="0.2", BINARY="1")
+    made = ServerProcess(postgres18.url(), app=APP, DRAIN_SECONDS="0.2", MAX_EVENTS_PER_SECOND="0", BINARY="1")
     yield made
     made.close()
 

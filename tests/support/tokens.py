@@ -144,6 +144,7 @@ def hostile_tokens(secret: str = SECRET) -> Iterator[tuple[str, object]]:
     yield "exp is infinite", mint(secret=secret, exp=float("inf"))
     yield "exp is no number", mint(secret=secret, exp=float("nan"))
     yield "exp is beyond all years", mint(secret=secret, exp=10**18)
+    yield "sub is half a character", mint(secret=secret, sub="\ud800")
     yield "sub is a number", mint(secret=secret, sub=7)
     yield "another algorithm of the same secret", mint(secret=secret, algorithm="HS512")
     yield "alg none", by_hand({"alg": "none", "typ": "JWT"}, complete({}))

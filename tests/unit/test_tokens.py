@@ -200,7 +200,9 @@ def test_claims_are_text_in_ascii() -> None:
     )
 
 
-@pytest.mark.parametrize("claims", [{"x": float("nan")}, {"x": object()}, {"exp": "x"}, {"exp": 10**15}, {"exp": -1}])
+@pytest.mark.parametrize(
+    "claims", [{"x": float("nan")}, {"x": object()}, {"exp": "x"}, {"exp": 10**15}, {"exp": -1}, {"sub": "\ud800"}]
+)
 def test_what_are_no_claims(claims: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError)):
         Claims(claims)
