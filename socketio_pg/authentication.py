@@ -36,6 +36,11 @@ class Authenticator:
         self._warn(settings)
 
     def _warn(self, settings: Settings) -> None:
+        has_key = bool(settings.jwt_secret or settings.jwt_public_key or settings.jwks_url)
+        if self._hook is not None and has_key and self.mode != "off":
+            logger.warning("JWT_SECRET, JWT_PUBLIC_KEY and JWKS_URL are not used: the application asks who it is")
+        if self.mode == "off" and (has_key or self._hook is not None):
+            logger.warning("AUTH=off: nobody is asked for a token, though there is a way to check them")
         if self.mode == "off" and not settings.debug:
             publishing = "" if settings.publish in ("off", "authenticated") else " and publish to it"
             channels = "every channel" if settings.authorization == "off" else "the channels of ANONYMOUS_ROLE"

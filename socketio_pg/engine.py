@@ -273,11 +273,19 @@ class Engine(engineio.Server):  # type: ignore[misc]
                 green.sleep()
                 turn_ends = time.monotonic() + 0.005
 
+    def await_connect(self, sid: str) -> None:
+        """The client has left its namespace: it has as long again to enter one."""
+        socket = self.sockets.get(sid)
+        if socket is not None:
+            self._to_connect.append((time.monotonic() + self.connect_timeout, socket))
+
     def _close_unconnected(self, now: float) -> None:
         """Who has not come further than Engine.IO, or was refused, costs a connection and is nobody's client."""
+        due: set[Socket] = set()  # each once, though it may have entered and left several times
         while self._to_connect and self._to_connect[0][0] <= now:
-            socket = self._to_connect.popleft()[1]
-            if not socket.closed and not self.is_connected(socket.sid):
+            due.add(self._to_connect.popleft()[1])
+        for socket in due:
+            if not socket.closed and not socket.closing and not self.is_connected(socket.sid):
                 metrics.cut_off.labels("connect_timeout").inc()
                 green.run_soon(socket.close, False, False, self.reason.SERVER_DISCONNECT)
 

@@ -124,6 +124,7 @@ class Server(socketio.Server):  # type: ignore[misc]
             self._handle_connect(eio_sid, namespace, packet.data)
         elif packet.packet_type == DISCONNECT:
             self._handle_disconnect(eio_sid, namespace, self.reason.CLIENT_DISCONNECT)
+            self.eio.await_connect(eio_sid)
         elif packet.packet_type in (EVENT, BINARY_EVENT):
             self._take_event(eio_sid, namespace, packet, own_thread)
         else:

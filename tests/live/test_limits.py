@@ -116,6 +116,10 @@ def test_time_to_connect(postgres18: Cluster) -> None:
         [silent] = swarm.open(1)
         silent.answers_connect = False
         swarm.run_until(lambda: silent.closed, 10)
+        # Who comes in and leaves again is no client either.
+        [leaving] = swarm.connect(1)
+        leaving.send("41")
+        swarm.run_until(lambda: leaving.closed, 10)
         swarm.close()
         # Long-polling, too.
         status, _, body = get(server, "/socket.io/?EIO=4&transport=polling")
@@ -124,7 +128,7 @@ def test_time_to_connect(postgres18: Cluster) -> None:
         deadline = time.monotonic() + 10
         while get(server, f"/socket.io/?EIO=4&transport=polling&sid={sid}")[0] == 200:
             assert time.monotonic() < deadline
-        assert metric(server, 'socketio_pg_cut_off_total{reason="connect_timeout"}') == 2
+        assert metric(server, 'socketio_pg_cut_off_total{reason="connect_timeout"}') == 3
 
 
 def test_a_slow_consumer_is_counted(postgres18: Cluster) -> None:

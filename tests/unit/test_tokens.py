@@ -194,10 +194,8 @@ def test_claims_on_the_wire() -> None:
 
 
 def test_claims_are_text_in_ascii() -> None:
-    assert (
-        Claims({"sub": "é\0\ud800", "n": 10**30}).text
-        == r'{"sub":"\u00e9\u0000\ud800","n":1000000000000000000000000000000}'
-    )
+    text = Claims({"x": "\u00e9\0\ud800", "n": 10**20}).text
+    assert text == r'{"x":"\u00e9\u0000\ud800","n":100000000000000000000}'
 
 
 @pytest.mark.parametrize(
