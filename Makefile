@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VENDORED := socketio_pg/static/vendor/socket.io.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format soak bench bench-log bench-access screenshot clean
+.PHONY: help setup run test lint format soak fuzz audit bench bench-log bench-access screenshot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ lint: $(VENV)/.installed ## ruff, mypy --strict and the import contracts
 MINUTES ?= 10
 soak: setup ## the log's checker with faults for MINUTES=10 (and SEED=…): kills, restarts, cuts, black holes
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+fuzz: setup ## strangers' input for MINUTES=10 (and SEED=…): frames, packets, requests
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+audit: setup ## look for known holes in what is installed (asks the package index's advisories)
+	$(BIN)/pip-audit --requirement requirements.txt --progress-spinner off
 
 bench: setup ## measure against stock Flask-SocketIO and Node's socket.io: an hour and more, leave the machine alone
 	npm ci --silent --no-audit --no-fund --prefix bench

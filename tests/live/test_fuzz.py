@@ -1,0 +1,19 @@
+"""The short form of `make fuzz`: the same input each time."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests import fuzz
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[ServerProcess]:
+    with fuzz.target() as server:
+        yield server
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_whatever_a_stranger_sends(target: ServerProcess, seed: int) -> None:
+    fuzz.run(target, seed, examples=60)
