@@ -47,7 +47,7 @@ fuzz: setup ## strangers' input for MINUTES=10 (and SEED=…): frames, packets, 
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 audit: setup ## look for known holes in what is installed (asks the package index's advisories)
-	$(BIN)/pip-audit --requirement requirements.txt --progress-spinner off
+	$(BIN)/pip-audit --strict --requirement requirements.txt --progress-spinner off
 
 bench: setup ## measure against stock Flask-SocketIO and Node's socket.io: an hour and more, leave the machine alone
 	npm ci --silent --no-audit --no-fund --prefix bench

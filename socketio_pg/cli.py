@@ -61,7 +61,7 @@ def init(sql: bool, server_role: str | None, publisher_role: str | None, client_
         schema.install(database, settings.max_payload, server_role, publisher_role, client_role)
     except SocketIOPGError as error:
         raise click.ClickException(error.message) from None
-    click.echo(f"The log is installed: schema socketio_pg, version {schema.VERSION}, on {database}")
+    click.echo(f"Installed: schema socketio_pg, version {schema.VERSION}, on {database}")
 
 
 @main.command()
