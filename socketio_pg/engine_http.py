@@ -90,11 +90,17 @@ def fingerprint(environ: dict[str, Any]) -> Fingerprint:
 
 
 def same_client(kept: Fingerprint, shown: Fingerprint) -> bool:
-    """Whether a request shows what its session's handshake did. Who showed nothing then may show something now."""
-    return all(
-        mine is None or (theirs is not None and hmac.compare_digest(mine, theirs))
-        for mine, theirs in zip(kept, shown, strict=True)
-    )
+    """Whether a request may be of the client whose handshake showed ``kept``.
+
+    The session cookie must come again, where there was one. Another Authorization is another client, but none may be
+    the same: python-engineio's client sends it with the handshake only, and browsers do not with a WebSocket. Who
+    showed nothing then may show something now.
+    """
+    (authorization, cookie), (shown_authorization, shown_cookie) = kept, shown
+    if authorization is not None and shown_authorization is not None:
+        if not hmac.compare_digest(authorization, shown_authorization):
+            return False
+    return cookie is None or (shown_cookie is not None and hmac.compare_digest(cookie, shown_cookie))
 
 
 def _digest(text: str | None) -> bytes | None:

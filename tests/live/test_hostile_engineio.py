@@ -310,7 +310,10 @@ def test_nothing_that_a_client_sends_makes_a_line_in_the_log_or_a_header(server:
 )
 def test_a_sid_is_of_no_use_without_what_the_handshake_showed(server: ServerProcess, headers: dict[str, str]) -> None:
     path = open_session(server, headers)
-    for wrong in ({}, *({name: value + "x"} for name, value in headers.items())):
+    wrongs = [headers | {name: value + "x"} for name, value in headers.items()]
+    if "Cookie" in headers:
+        wrongs.append({name: value for name, value in headers.items() if name != "Cookie"})
+    for wrong in wrongs:
         reply = http(server, path=path, headers=wrong)
         assert (reply.status, reply.json["code"]) == (400, 1), "as for one that does not exist"
         assert http(server, "POST", path, wrong, b"1").status == 400
@@ -318,6 +321,13 @@ def test_a_sid_is_of_no_use_without_what_the_handshake_showed(server: ServerProc
         assert http(server, path=upgrade, headers=GOOD | wrong).status == 400
     assert http(server, "POST", path, headers | {"X": "y"}, b"40").status == 200
     assert http(server, path=path, headers=headers).status == 200
+
+
+def test_a_header_that_comes_with_the_handshake_only_is_enough(server: ServerProcess) -> None:
+    """As python-engineio's client sends it by long-polling, and as browsers do with an upgrade."""
+    path = open_session(server, {"Authorization": "Bearer abc"})
+    assert http(server, "POST", path, {}, b"40").status == 200
+    assert http(server, path=path).status == 200
 
 
 def test_other_cookies_may_change_and_a_login_may_come_later(server: ServerProcess) -> None:
