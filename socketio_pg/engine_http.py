@@ -97,9 +97,9 @@ def same_client(kept: Fingerprint, shown: Fingerprint) -> bool:
     showed nothing then may show something now.
     """
     (authorization, cookie), (shown_authorization, shown_cookie) = kept, shown
-    if authorization is not None and shown_authorization is not None:
-        if not hmac.compare_digest(authorization, shown_authorization):
-            return False
+    both = authorization is not None and shown_authorization is not None
+    if both and not hmac.compare_digest(authorization or b"", shown_authorization or b""):
+        return False
     return cookie is None or (shown_cookie is not None and hmac.compare_digest(cookie, shown_cookie))
 
 
