@@ -48,7 +48,8 @@ def take_over(environ: dict[str, Any]) -> Any:
 
 def handshake_problem(environ: dict[str, Any]) -> str | None:
     """Why this is no WebSocket handshake (RFC 6455, section 4.2.1), or None."""
-    if environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
+    # eventlet's own server says so of every request.
+    if outlives_request(environ) and environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
         return "WebSockets need HTTP/1.1"
     if not environ.get("HTTP_HOST"):
         return "Host is missing"

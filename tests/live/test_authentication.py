@@ -18,7 +18,7 @@ from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 from tests.support.tokens import SECRET, KeyServer, SigningKey, complete, forge, hostile_tokens, mint
 
-HOSTILE = dict(hostile_tokens())
+HOSTILE = {name: token for name, token in hostile_tokens() if not name.startswith("one megabyte")}
 
 
 def running(cluster: Cluster, **settings: str) -> contextlib.closing[ServerProcess]:
@@ -73,6 +73,27 @@ def test_no_token(server: ServerProcess, auth: Any) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_tokens(server: ServerProcess, name: str) -> None:
     unauthorized(refused(server.url, auth={"token": HOSTILE[name]}))
+
+
+@pytest.mark.parametrize("pad", [20_000, 750_000])
+def test_a_token_of_any_size_lets_nobody_in(server: ServerProcess, pad: int) -> None:
+    """Over 16 KB it is refused; with over 64 KB the connection is not waited for to say who it is."""
+    swarm = Swarm("127.0.0.1", server.port)
+    [client] = swarm.open(1)
+    client.answers_connect = False
+    swarm.run_until(lambda: client.opened)
+    client.socket.setblocking(True)
+    with contextlib.suppress(ConnectionError):
+        client.send("40" + json.dumps({"token": mint(pad="x" * pad)}))
+    client.socket.setblocking(False)
+    swarm.run_until(lambda: client.closed or bool(client.packets))
+    if client.packets:
+        assert json.loads(client.packets.popleft()[1:])["data"]["code"] == "unauthorized"
+        assert pad == 20_000
+    else:
+        assert client.close_code in (None, 1009)
+        assert pad == 750_000
+    swarm.close()
 
 
 def test_a_token_in_the_address_is_none(server: ServerProcess) -> None:
