@@ -138,7 +138,7 @@ CHANNEL = "fuzz"
 
 
 def fuzz_websocket(server: ServerProcess, frames: list[bytes], first: int) -> list[int]:
-    """Send ``frames`` to a client's WebSocket, and good events in between; the numbers whose publishing was answered.
+    """Send ``frames`` to a client's WebSocket, and good events before and between; the numbers that were acknowledged.
 
     Each number is published at most once, in the channel :data:`CHANNEL`, and counted from ``first``.
     """
@@ -146,8 +146,13 @@ def fuzz_websocket(server: ServerProcess, frames: list[bytes], first: int) -> li
     with WebSocket(server) as client:
         client.connect()
         client.socket.settimeout(10)
+        client.text(f"421000{json.dumps(['publish', {'channel': CHANNEL, 'payload': first}])}")
+        while not (answer := client.read_text()).startswith("431000"):
+            pass
+        assert '"ok":true' in answer
+        done.append(first)
         with contextlib.suppress(ConnectionError):
-            for offset, data in enumerate(frames):
+            for offset, data in enumerate(frames, 1):
                 event = ["publish", {"channel": CHANNEL, "payload": first + offset}]
                 client.text(f"42{1000 + offset}{json.dumps(event)}")
                 client.send(data)
