@@ -1,6 +1,6 @@
-"""Engine.IO on our own WebSocket: python-engineio's server, without its threads for each client.
+"""Engine.IO to the letter: python-engineio's server with our own requests, WebSocket and pings, without its threads.
 
-Long-polling stays python-engineio's. Its internals that are overridden are overridden here, in `engine_socket`,
+Its internals that are overridden are overridden here, in `engine_socket`,
 `fanout` and `protocol`; tests/unit/test_internals.py fails when a new version changes them.
 """
 
@@ -103,7 +103,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         if socket.upgraded or (query.transport == "websocket" and method == "POST"):
             return error(BAD_REQUEST, "this session is a WebSocket")
         if query.transport == "websocket":
-            return socket.upgrade(environ, start_response)
+            return socket.upgrade(environ)
         return self._handle_post(socket, environ) if method == "POST" else self._handle_poll(socket, environ)
 
     def _handle_post(self, socket: Socket, environ: Environ) -> Any:
@@ -156,13 +156,12 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self._start_watching()
         sid = self.generate_id()
         websocket = transport_name == "websocket"
-        taken_over = websocket and handover.can_take_over(environ)
         refusal = handover.handshake_problem(environ) if websocket else None
         if refusal is not None:
             return self.refuse_handshake(refusal)
-        socket = self.sockets[sid] = Socket(self, sid, polling=not taken_over)
+        socket = self.sockets[sid] = Socket(self, sid, polling=not websocket)
         socket.fingerprint = fingerprint(environ)
-        if taken_over:
+        if websocket:
             try:
                 return self._handle_websocket(socket, environ)
             except BaseException:
@@ -172,11 +171,6 @@ class Engine(engineio.Server):  # type: ignore[misc]
         if not self._admit(socket, environ):
             return self._unauthorized()
         self.watch(socket)
-        if websocket:
-            answer = socket.handle_get_request(environ, start_response)
-            if socket.closed:
-                self.sockets.pop(sid, None)
-            return answer
         socket.connected = True
         return ok(encode_payload(packet.encode() for packet in socket.poll()))
 
@@ -193,17 +187,11 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self._open(socket, "websocket")
         admitted = self._admit(socket, environ)
         connection.uncork()
-        if not admitted:
+        if admitted:
+            self.watch(socket)
+        else:
             connection.close(frames.POLICY_VIOLATION)
-            return ()
-        self.watch(socket)
-        return self.hold_request(environ, connection)
-
-    def hold_request(self, environ: Environ, connection: transport.Connection) -> Any:
-        """The WSGI answer for a connection that was taken over; late, where the request must last as long."""
-        if not handover.outlives_request(environ):
-            while not connection.closed:
-                green.sleep(0.5)
+        handover.hold_request(environ, lambda: connection.closed)
         return ()
 
     def watch_upgrade(self, socket: Socket, probe: transport.Connection) -> None:

@@ -9,9 +9,11 @@ import engineio
 from engineio import packet as eio_packet
 
 from socketio_pg import frames, green, handover, metrics, transport
+from socketio_pg.complaints import Complaints
 from socketio_pg.engine_http import BAD_REQUEST, Fingerprint, error, same_client
 
 logger = logging.getLogger("socketio_pg.engine")
+_complain = Complaints(logger)
 
 CLOSE, PING, PONG, MESSAGE, UPGRADE = "1", "2", "3", "4", "5"
 PING_FRAME = frames.encode_text(PING)
@@ -113,13 +115,6 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             raise engineio.exceptions.SocketIsClosedError()
         return True
 
-    def receive(self, pkt: Any) -> None:
-        # Only from python-engineio's own WebSocket.
-        if pkt.packet_type == eio_packet.PONG:
-            self.unanswered_ping = 0.0
-        else:
-            super().receive(pkt)
-
     def receive_all(self, packets: list[str | bytes]) -> None:
         """The packets of a POST, one after the other. Raises ValueError for one that clients do not send."""
         for packet in packets:
@@ -129,10 +124,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             if kind == PONG:
                 self.unanswered_ping = 0.0
             elif kind == MESSAGE:
-                try:
-                    self.server.handle_message(self.sid, packet if isinstance(packet, bytes) else packet[1:], False)
-                except Exception:
-                    logger.exception("a message could not be handled")
+                self._handle_now(packet if isinstance(packet, bytes) else packet[1:])
             elif kind == CLOSE:
                 self._gone_by_itself = True
                 self.close(abort=True, reason=self.server.reason.CLIENT_DISCONNECT)
@@ -172,19 +164,18 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         self.connection = self._take_over(environ, self._received)
         return self.connection
 
-    def upgrade(self, environ: Environ, start_response: Callable[..., Any]) -> Any:
+    def upgrade(self, environ: Environ) -> Any:
         """The answer to a WebSocket handshake for this polling session (Engine.IO protocol, "Upgrade")."""
         refusal = handover.handshake_problem(environ)
         if refusal is not None:
             return self.server.refuse_handshake(refusal)
         if self.upgrading or self._probe is not None or self.closing:
             return error(BAD_REQUEST, "this session cannot be upgraded now")
-        if not handover.can_take_over(environ):
-            return self._upgrade_websocket(environ, start_response)
-        self._probe = self._take_over(environ, self._probed)
-        self._probe.uncork()
-        self.server.watch_upgrade(self, self._probe)
-        return self.server.hold_request(environ, self._probe)
+        probe = self._probe = self._take_over(environ, self._probed)
+        probe.uncork()
+        self.server.watch_upgrade(self, probe)
+        handover.hold_request(environ, lambda: probe.closed)
+        return ()
 
     def give_up_upgrade(self, probe: transport.Connection) -> None:
         """The upgrade over ``probe`` has taken too long, where it is not done."""
@@ -289,10 +280,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             if isinstance(message, str) and message[:1] == "2":
                 green.run_soon(self.server.handle_message, self.sid, message, True)
                 continue
-            try:
-                self.server.handle_message(self.sid, message, False)
-            except Exception:
-                logger.exception("a message could not be handled")
+            self._handle_now(message)
             if not self._let_in and self.connection is not None:
                 self.connection.max_message = self.max_message()
             handled += 1
@@ -301,6 +289,13 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         self._inbox = None
         if self.connection is not None:
             self.connection.resume()
+
+    def _handle_now(self, message: str | bytes) -> None:
+        """Before what follows it."""
+        try:
+            self.server.handle_message(self.sid, message, False)
+        except Exception:  # a bug, then: it must not cost the messages that follow, which are in the same hands
+            _complain.failure("a message could not be handled")
 
 
 def _size(packet: Any) -> int:

@@ -7,7 +7,6 @@ import flask_socketio
 import socketio
 from flask import Flask
 
-from socketio_pg import green, handover
 from socketio_pg.protocol import Server
 
 #: Gets the WSGI environ and start_response, and may answer a request in everybody's place.
@@ -15,23 +14,12 @@ BeforeRequest: TypeAlias = Callable[[dict[str, Any], Callable[..., Any]], Iterab
 
 
 class Middleware(socketio.WSGIApp):  # type: ignore[misc]
-    """Puts the Socket.IO server before a Flask application; ``before_request`` may answer in their place.
+    """Puts the Socket.IO server before a Flask application; ``before_request`` may answer in their place."""
 
-    The request of a WebSocket that was not taken over lasts as long as its connection: :attr:`websockets` has their
-    green threads.
-    """
-
-    def __init__(
-        self,
-        server: Server,
-        app: Flask,
-        path: str,
-        before_request: BeforeRequest,
-    ) -> None:
+    def __init__(self, server: Server, app: Flask, path: str, before_request: BeforeRequest) -> None:
         super().__init__(server, app.wsgi_app, socketio_path=path)
         self._app = app
         self._before_request = before_request
-        self.websockets: set[green.GreenThread] = set()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         answer = self._before_request(environ, start_response)
@@ -40,15 +28,7 @@ class Middleware(socketio.WSGIApp):  # type: ignore[misc]
         if not environ["PATH_INFO"].startswith(self.engineio_path):
             return self.wsgi_app(environ, start_response)  # type: ignore[no-any-return]
         environ["flask.app"] = self._app
-        if environ.get("HTTP_UPGRADE", "").lower() != "websocket" or handover.can_take_over(environ):
-            return self.engineio_app.handle_request(environ, start_response)  # type: ignore[no-any-return]
-        thread = green.current()
-        self.websockets.add(thread)
-        try:
-            # python-engineio's own WebSocket wants gunicorn's socket in eventlet's clothes, which super() puts it in.
-            return super().__call__(environ, start_response)  # type: ignore[no-any-return]
-        finally:
-            self.websockets.discard(thread)
+        return self.engineio_app.handle_request(environ, start_response)  # type: ignore[no-any-return]
 
 
 class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]

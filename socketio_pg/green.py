@@ -66,11 +66,6 @@ def current() -> GreenThread:
     return eventlet.getcurrent()
 
 
-def throw(thread: GreenThread, error: BaseException) -> None:
-    """Let ``error`` be raised in ``thread``, where it waits."""
-    eventlet.kill(thread, error)
-
-
 def sleep(seconds: float = 0.0) -> None:
     """Let others run, for ``seconds`` at least."""
     eventlet.sleep(seconds)
@@ -208,6 +203,66 @@ class _ClientSocket(eventlet.greenio.GreenSocket):  # type: ignore[misc]
             eventlet.sleep()
         received: bytes = super().recv(size, flags)
         return received
+
+
+# The blocking original: where nothing must wait, a green socket would.
+_socket: Any = eventlet.patcher.original("socket")
+SHUT_WR, SHUT_RDWR = _socket.SHUT_WR, _socket.SHUT_RDWR
+
+
+def answer_elsewhere() -> None:
+    """The WSGI server writes no answer to the request that is being handled."""
+    eventlet.wsgi.WSGI_LOCAL.already_handled = True
+
+
+def duplicate(connection: Any) -> Any:
+    """A non-blocking socket, not a green one, on the same connection as the green ``connection``."""
+    taken = _socket.socket(fileno=os.dup(connection.fileno()))
+    taken.setblocking(False)
+    with contextlib.suppress(OSError):  # not on a Unix socket
+        taken.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+    return taken
+
+
+def socket_pair() -> tuple[Any, Any]:
+    """Two connected sockets: a non-blocking one that is not green, and a green one."""
+    plain, other = _socket.socketpair()
+    plain.setblocking(False)
+    return plain, eventlet.greenio.GreenSocket(other)
+
+
+@contextlib.contextmanager
+def noticing_end(connection: Any, on_end: Callable[[], None]) -> Iterator[None]:
+    """Call ``on_end``, from the hub, when the peer of a green socket closes it while the body lasts."""
+    hub = eventlet.hubs.get_hub()
+    listener: Any = None
+
+    def readable(_: int) -> None:
+        nonlocal listener
+        found, listener = listener, None
+        if found is None:
+            return
+        hub.remove(found)  # once: what is there may be the next request, and would wake us for ever
+        try:
+            gone = not (connection.fd if hasattr(connection, "fd") else connection).recv(1, _socket.MSG_PEEK)
+        except BlockingIOError:
+            gone = False
+        except OSError:
+            gone = True
+        if gone:
+            on_end()
+
+    def ignore(*_: object) -> None:
+        """For the hub's callbacks about a descriptor that is closed elsewhere."""
+
+    listener = hub.add(hub.READ, connection.fileno(), readable, ignore, ignore)
+    listener.greenlet = hub.greenlet
+    try:
+        yield
+    finally:
+        if listener is not None:
+            hub.remove(listener)
+            listener = None
 
 
 def keep_accepting() -> None:

@@ -1,55 +1,71 @@
 """A request's connection: WebSocket handshakes, taking it over from the WSGI server, refusing what is not read.
 
-It knows the WSGI servers (gunicorn's eventlet worker, eventlet's own) and eventlet, but neither frames nor Engine.IO.
+It knows the WSGI servers (gunicorn's eventlet worker, eventlet's own), but neither frames nor Engine.IO.
 """
 
 import base64
 import binascii
 import contextlib
-import os
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import eventlet
-import eventlet.hubs
-import eventlet.patcher
-import eventlet.wsgi
-
-from socketio_pg import frames
-
-# The blocking originals: green sockets would wait where we must not.
-_socket: Any = eventlet.patcher.original("socket")
+from socketio_pg import frames, green
 
 #: Seconds that a refused request's connection is read from, so that the refusal arrives.
 LINGER = 1.0
-
-
-def can_take_over(environ: dict[str, Any]) -> bool:
-    """Whether the request's socket is a plain one: TLS that ends in this process lives in the request's own socket."""
-    return not isinstance(_request_socket(environ), ssl.SSLSocket)
-
-
-def outlives_request(environ: dict[str, Any]) -> bool:
-    """Whether the connection stays when the request ends: gunicorn closes its copy only, eventlet.wsgi shuts down."""
-    return "gunicorn.socket" in environ
+#: Where the request's environ keeps the green threads that carry its TLS.
+_CARRIERS = "socketio_pg.tls"
 
 
 def take_over(environ: dict[str, Any]) -> Any:
-    """A non-blocking socket of our own on the request's connection; the WSGI server will write nothing to it."""
-    eventlet.wsgi.WSGI_LOCAL.already_handled = True
-    taken = _socket.socket(fileno=os.dup(_request_socket(environ).fileno()))
-    taken.setblocking(False)
-    with contextlib.suppress(OSError):  # not on a Unix socket
-        taken.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
-    return taken
+    """A non-blocking socket of our own on the request's connection; the WSGI server will write nothing to it.
+
+    TLS that ends in this process lives in the request's own socket: there ours is one end of a pair, and two green
+    threads carry between the other end and that. :meth:`hold_request` must be called then.
+    """
+    green.answer_elsewhere()
+    connection = _request_socket(environ)
+    if not isinstance(connection, ssl.SSLSocket):
+        return green.duplicate(connection)
+    ours, theirs = green.socket_pair()
+    environ[_CARRIERS] = [green.spawn(_carry, connection, theirs), green.spawn(_carry, theirs, connection)]
+    return ours
+
+
+def _carry(source: Any, target: Any) -> None:
+    """Whatever comes from ``source``, until it ends. A peer that has gone is no fault, whichever it is."""
+    with contextlib.suppress(OSError, EOFError, ValueError):
+        while data := source.recv(16384):
+            target.sendall(data)
+    with contextlib.suppress(OSError, ValueError):
+        # Both ways: of TLS there is no half.
+        target.shutdown(green.SHUT_RDWR if isinstance(target, ssl.SSLSocket) else green.SHUT_WR)
+
+
+def hold_request(environ: dict[str, Any], is_over: Callable[[], bool]) -> None:
+    """Wait as long as the WSGI request must last for its connection that was taken over; ``is_over()`` tells.
+
+    gunicorn closes only its own copy of the descriptor, so there it is not at all, unless the request has the TLS.
+    eventlet's own server shuts the connection down.
+    """
+    carriers = environ.get(_CARRIERS, ())
+    if "gunicorn.socket" in environ and not carriers:
+        return
+    while not is_over():
+        green.sleep(0.5)
+    for carrier in carriers:
+        # What was sent last is still on its way; who does not take it does not hold us up.
+        with contextlib.suppress(green.TimedOut), green.timeout(LINGER):
+            carrier.wait()
+        carrier.kill()
 
 
 def handshake_problem(environ: dict[str, Any]) -> str | None:
     """Why this is no WebSocket handshake (RFC 6455, section 4.2.1), or None."""
     # eventlet's own server says so of every request.
-    if outlives_request(environ) and environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
+    if "gunicorn.socket" in environ and environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
         return "WebSockets need HTTP/1.1"
     if not environ.get("HTTP_HOST"):
         return "Host is missing"
@@ -89,19 +105,19 @@ def refuse(environ: dict[str, Any], status: str, body: bytes) -> tuple[()]:
 
     Past the WSGI server, which would take what comes of the body for the next request, or wait for it.
     """
-    eventlet.wsgi.WSGI_LOCAL.already_handled = True
+    green.answer_elsewhere()
     connection = _request_socket(environ)
     head = (
         f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         "Connection: close\r\n\r\n"
     )
     deadline = time.monotonic() + LINGER
-    with contextlib.suppress(OSError, EOFError), eventlet.Timeout(LINGER, False):
+    with contextlib.suppress(OSError, EOFError, green.TimedOut), green.timeout(LINGER):
         connection.sendall(head.encode() + body)
-        connection.shutdown(_socket.SHUT_WR)
+        connection.shutdown(green.SHUT_WR)
         # Closed with bytes that nobody has read, the connection would be reset, and the answer with it.
         while time.monotonic() < deadline and connection.recv(65536):
-            eventlet.sleep()
+            green.sleep()
     return ()
 
 
@@ -112,37 +128,9 @@ def noticing_hangup(environ: dict[str, Any], on_hangup: Callable[[], None]) -> I
     if isinstance(connection, ssl.SSLSocket):
         yield  # what is readable there may be anything
         return
-    hub = eventlet.hubs.get_hub()
-    listener: Any = None
-
-    def readable(_: int) -> None:
-        nonlocal listener
-        found, listener = listener, None
-        if found is None:
-            return
-        hub.remove(found)  # once: what is there may be the next request, and would wake us for ever
-        try:
-            gone = not (connection.fd if hasattr(connection, "fd") else connection).recv(1, _socket.MSG_PEEK)
-        except BlockingIOError:
-            gone = False
-        except OSError:
-            gone = True
-        if gone:
-            on_hangup()
-
-    listener = hub.add(hub.READ, connection.fileno(), readable, _ignore, _ignore)
-    listener.greenlet = hub.greenlet
-    try:
+    with green.noticing_end(connection, on_hangup):
         yield
-    finally:
-        if listener is not None:
-            hub.remove(listener)
-            listener = None
 
 
 def _request_socket(environ: dict[str, Any]) -> Any:
     return environ["gunicorn.socket"] if "gunicorn.socket" in environ else environ["eventlet.input"].get_socket()
-
-
-def _ignore(*_: object) -> None:
-    """For the hub's callbacks about a descriptor that is closed elsewhere."""

@@ -47,6 +47,8 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
 
     json = WireJSON
 
+    #: Characters of what was read, and bytes of its attachments.
+    size = 0
     #: Why the data of an event was not read; None when it was.
     unreadable: UnreadableError | None = None
 
@@ -60,6 +62,7 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
         head = _HEAD.match(encoded_packet) if isinstance(encoded_packet, str) else None
         if head is None:
             raise NotAPacketError("this is not a Socket.IO packet")
+        self.size = len(encoded_packet)
         self.packet_type = int(head[1] or head[2])
         attachments = int(head[3] or 0)
         if self.is_binary and not 1 <= attachments <= MAX_ATTACHMENTS:
@@ -107,6 +110,7 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
         if not isinstance(attachment, bytes):
             raise NotAPacketError("an attachment was announced, and this is none")
         self.attachments.append(attachment)
+        self.size += len(attachment)
         if len(self.attachments) < self.attachment_count:
             return False
         self.data = _with_attachments(self.data, self.attachments)

@@ -5,12 +5,12 @@ What a question is about, and for how long an answer counts, is decided in `perm
 
 import json
 import logging
-import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from socketio_pg import green
 from socketio_pg.channels import RESERVED_PREFIX
+from socketio_pg.complaints import Complaints
 from socketio_pg.database import Database, encode_text, translated_errors
 from socketio_pg.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError, SocketIOPGError
 from socketio_pg.questions import Asked, Lane, Question, Slow
@@ -46,8 +46,7 @@ class Policies:
         self._slow = Slow()
         self._idle: list[Any] = []
         self._threads: set[green.GreenThread] = set()
-        self._complained = float("-inf")
-        self._silent = 0
+        self._complain = Complaints(logger)
         #: Called when policies cannot be asked at all, though the database answers: a right or the schema is missing.
         self.on_broken: Callable[[], None] = lambda: None
 
@@ -157,7 +156,9 @@ class Policies:
 
     def _is_slow(self, question: Question) -> None:
         if self._slow.add(question):
-            self._complain("the policies for channel %r took over %g s", question.channel, self._timeout)
+            self._complain(
+                logging.WARNING, "the policies for channel %r took over %g s", question.channel, self._timeout
+            )
 
     def _understood(self, question: Question, answer: str) -> bool | SocketIOPGError:
         if not answer.startswith("failed: "):
@@ -168,19 +169,11 @@ class Policies:
         # INSERT policies say no with an error; what else fails is a fault that somebody has to know of.
         if question.action != "publish" or sqlstate != "42501" or "row-level security" not in message:
             self._complain(
+                logging.WARNING,
                 "may role %r %s %r? No, since it failed: %s %r",
                 question.role, question.action, question.channel, sqlstate, message[:200],
             )  # fmt: skip
         return False
-
-    def _complain(self, text: str, *values: object) -> None:
-        """Log a warning, but one a second at most."""
-        if time.monotonic() < self._complained + 1.0:
-            self._silent += 1
-            return
-        more = f" ({self._silent} more since the last time)" if self._silent else ""
-        logger.warning(text + more, *values)
-        self._complained, self._silent = time.monotonic(), 0
 
     def _decide(self, questions: Sequence[Question]) -> list[str]:
         """The answers to the first of ``questions``, one at least."""

@@ -102,10 +102,16 @@ class Server(socketio.Server):  # type: ignore[misc]
         environ = self.environ.get(eio_sid)
         if environ is None or _GOING in environ:
             return  # what had arrived before the connection was closed
-        size = len(data) + self.event_cost
+        with self._waiting(environ, len(data)):
+            self._take_message(eio_sid, environ, data, own_thread)
+
+    @contextlib.contextmanager
+    def _waiting(self, environ: dict[str, Any], size: int) -> Iterator[None]:
+        """What of a client waits to be handled grows by ``size`` while the body lasts."""
+        size += self.event_cost
         environ[_WAITING] = environ.get(_WAITING, 0) + size
         try:
-            self._take_message(eio_sid, environ, data, own_thread)
+            yield
         finally:
             environ[_WAITING] -= size
 
@@ -187,7 +193,7 @@ class Server(socketio.Server):  # type: ignore[misc]
         except SocketIOPGError as refusal:
             self._refuse(eio_sid, namespace, refusal)
             return
-        except Exception:
+        except Exception:  # an application's own login may raise anything, and whatever it is lets nobody in
             self._complain.failure("finding out who a client is failed")
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
             return
@@ -205,7 +211,7 @@ class Server(socketio.Server):  # type: ignore[misc]
         attempt = self._attempt = _Attempt(identity)
         try:
             super()._handle_connect(eio_sid, namespace, data)
-        except Exception:
+        except Exception:  # as above: an application's code
             self._complain.failure("the application's connect handler failed")
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
             self.manager.disconnect(self.manager.sid_from_eio_sid(eio_sid, namespace), namespace, ignore_queue=True)
@@ -288,7 +294,13 @@ class Server(socketio.Server):  # type: ignore[misc]
         elif own_thread or not self.async_handlers:
             self._handle_event_internal(self, sid, eio_sid, data, namespace, id)
         else:
-            self.start_background_task(self._handle_event_internal, self, sid, eio_sid, data, namespace, id)
+            # What follows must not wait for the handler.
+            event = (sid, eio_sid, data, namespace, id)
+            self.start_background_task(self._handle_apart, self.environ[eio_sid], packet, event)
+
+    def _handle_apart(self, environ: dict[str, Any], packet: Packet, event: tuple[Any, ...]) -> None:
+        with self._waiting(environ, packet.size):
+            self._handle_event_internal(self, *event)
 
     def _take_acknowledgement(self, eio_sid: str, namespace: str, packet: Packet) -> None:
         sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
@@ -297,7 +309,7 @@ class Server(socketio.Server):  # type: ignore[misc]
             return
         try:
             self.manager.trigger_callback(sid, packet.id, packet.data)
-        except Exception:
+        except Exception:  # an application's code
             self._complain.failure("the application's callback of an acknowledgement failed")
 
     def _handle_event_internal(

@@ -41,9 +41,6 @@ class SocketServer:
     Raises :class:`ConfigurationError`, for instance when there is no database address.
     """
 
-    #: Seconds between the last close frame and cutting the TCP connections.
-    farewell = 0.25
-
     def __init__(
         self,
         app: Flask | None = None,
@@ -204,10 +201,6 @@ class SocketServer:
             if behind >= 0.01:
                 green.sleep(behind)
                 behind = 0.0
-        # Engine.IO's thread goes on reading until the client closes the TCP connection too; not all do.
-        green.sleep(self.farewell)
-        for thread in list(self.socketio.sockio_mw.websockets):
-            green.throw(thread, ConnectionResetError("drained"))
 
     def wait_drained(self, seconds: float) -> None:
         """Wait until :meth:`drain`, where it has begun, is complete, ``seconds`` at most."""

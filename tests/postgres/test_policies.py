@@ -14,6 +14,7 @@ import psycopg2.extensions
 import pytest
 
 from socketio_pg import green, schema
+from socketio_pg.complaints import Complaints
 from socketio_pg.database import Database
 from socketio_pg.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.policies import Policies
@@ -170,7 +171,7 @@ def test_a_policy_that_fails_is_a_no_and_is_told(
     )
     try:
         for action in ("subscribe", "publish"):
-            policies._complained = float("-inf")
+            policies._complain = Complaints(logging.getLogger("socketio_pg.policies"))
             with caplog.at_level(logging.WARNING, "socketio_pg.policies"):
                 assert policies.ask(question(action, room)) is False
             [record] = caplog.records

@@ -52,7 +52,6 @@ OVERRIDDEN: dict[type, dict[str, list[str]]] = {
         "schedule_ping": ["self"],
         "poll": ["self"],
         "check_ping_timeout": ["self"],
-        "receive": ["self", "pkt"],
         "close": ["self", "wait", "abort", "reason"],
     },
     socketio.WSGIApp: {
@@ -94,10 +93,6 @@ USED: dict[type, dict[str, list[str]]] = {
         "_cors_allowed_origins": ["self", "environ"],
         "_cors_headers": ["self", "environ"],
         "_unauthorized": ["self", "message"],
-    },
-    engineio.socket.Socket: {
-        "_upgrade_websocket": ["self", "environ", "start_response"],
-        "handle_get_request": ["self", "environ", "start_response"],
     },
     flask_socketio.SocketIO: {
         "__init__": ["self", "app", "**kwargs"],
