@@ -19,6 +19,7 @@ with warnings.catch_warnings():
     import eventlet.green.http.client
     import eventlet.green.select
     import eventlet.green.socket
+    import eventlet.green.ssl
     import eventlet.green.urllib.request
     import eventlet.greenio
     import eventlet.hubs
@@ -178,6 +179,8 @@ def fetch(url: str, seconds: float, most_bytes: int) -> bytes:
 
 #: Seconds without any progress after which a client that does not read its answer, or send its request, is cut off.
 STALLED = 20.0
+#: Seconds for a client's TLS handshake.
+HANDSHAKE = 5.0
 
 
 class _ClientSocket(eventlet.greenio.GreenSocket):  # type: ignore[misc]
@@ -268,7 +271,7 @@ def noticing_end(connection: Any, on_end: Callable[[], None]) -> Iterator[None]:
 def keep_accepting() -> None:
     """Make accepted connections :class:`_ClientSocket`, and let no passing lack of descriptors or memory end a server.
 
-    gunicorn's acceptor would, for good.
+    gunicorn's acceptor would, for good. It does not limit TLS handshakes either.
     """
     accept = eventlet.greenio.GreenSocket.accept
 
@@ -288,6 +291,16 @@ def keep_accepting() -> None:
                 eventlet.sleep(0.1)
 
     eventlet.greenio.GreenSocket.accept = patient
+
+    shake_hands = eventlet.green.ssl.GreenSSLSocket.do_handshake
+
+    def shake_hands_soon(self: Any, *args: Any) -> Any:
+        if not self.server_side:
+            return shake_hands(self, *args)
+        with eventlet.Timeout(HANDSHAKE, ConnectionResetError(errno.ECONNRESET, "no TLS handshake")):
+            return shake_hands(self, *args)
+
+    eventlet.green.ssl.GreenSSLSocket.do_handshake = shake_hands_soon
 
 
 def listen(host: str, port: int, backlog: int = 4096) -> Any:

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 from socketio_pg.access import Access
+from socketio_pg.answers import Answer, showable
 from socketio_pg.channels import validate_channel
 from socketio_pg.delivery import Delivery
 from socketio_pg.errors import InvalidChannelError, InvalidRequestError, SocketIOPGError
 from socketio_pg.hub import UnknownSubscriberError
 from socketio_pg.limits import ClientLimits
-from socketio_pg.protocol import Answer, Server, showable
+from socketio_pg.protocol import Server
 from socketio_pg.pubsub import PubSub
 from socketio_pg.questions import Action
 from socketio_pg.replay import Replay, find_start, requested_start

@@ -1,7 +1,7 @@
-"""python-socketio's server, held to docs/protocol.md: every request is answered, whatever was sent.
+"""python-socketio's server, held to docs/protocol.md: who comes in, and what each packet leads to.
 
-Internals of python-socketio that are overridden are overridden here and nowhere else; tests/unit/test_internals.py
-fails when a new version of it changes them.
+Internals of python-socketio that are overridden are overridden here, in `answers` and in `fanout`;
+tests/unit/test_internals.py fails when a new version changes them.
 """
 
 import contextlib
@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import socketio
-
-from socketio_pg import green, metrics
-from socketio_pg.complaints import Complaints
+from socketio_pg import metrics
+from socketio_pg.answers import AnsweringServer
 from socketio_pg.engine import Engine
 from socketio_pg.errors import InvalidRequestError, RateLimitedError, SocketIOPGError
 from socketio_pg.fanout import Manager
-from socketio_pg.packets import ACK, BINARY_EVENT, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, NotAPacketError, Packet
+from socketio_pg.packets import BINARY_EVENT, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, NotAPacketError, Packet
 
 logger = logging.getLogger("socketio_pg.protocol")
 
@@ -34,18 +32,6 @@ _GOING = "socketio_pg.going"
 _WAITING = "socketio_pg.waiting"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a handler of ours returns: an event to the client, which is also its acknowledgement if it wanted one.
-
-    ``then`` is called after it was sent, and may wait.
-    """
-
-    event: str
-    body: dict[str, Any]
-    then: Callable[[], None] | None = None
-
-
 @dataclass(slots=True)
 class _Attempt:
     """A client that is being let in: who it is, and the sid that it gets."""
@@ -54,12 +40,8 @@ class _Attempt:
     sid: str | None = None
 
 
-class Server(socketio.Server):  # type: ignore[misc]
-    """A Socket.IO server whose handlers raise :class:`SocketIOPGError`, and whose clients always get an answer.
-
-    A failure is answered with the acknowledgement ``{"ok": false, "error": {code, message}}`` when the client asked
-    for one, otherwise with the event ``error``. The connection goes on; what is no Socket.IO packet ends it.
-    """
+class Server(AnsweringServer):
+    """Lets clients in, and takes what they send. What is no Socket.IO packet ends the connection."""
 
     #: Bytes that a message counts for, besides its own, while it waits to be handled: a green thread and what it holds.
     event_cost = 1000
@@ -81,7 +63,6 @@ class Server(socketio.Server):  # type: ignore[misc]
         self.on_opened: Callable[[str, dict[str, Any]], None] | None = None
         self.on_closed: Callable[[str], None] | None = None
         self._attempt: _Attempt | None = None
-        self._complain = Complaints(logger)
         #: Called with (environ, auth) when a client wants to connect to a namespace; returns who it is, or raises
         #: :class:`SocketIOPGError` to refuse it. May wait.
         self.identify: Callable[[dict[str, Any], object], Any] = lambda environ, auth: None
@@ -311,81 +292,3 @@ class Server(socketio.Server):  # type: ignore[misc]
             self.manager.trigger_callback(sid, packet.id, packet.data)
         except Exception:  # an application's code
             self._complain.failure("the application's callback of an acknowledgement failed")
-
-    def _handle_event_internal(
-        self, server: Any, sid: str, eio_sid: str, data: list[Any], namespace: str, id: int | None
-    ) -> None:
-        try:
-            result = self._trigger_event(data[0], namespace, sid, *data[1:])
-            if result is self.not_handled:
-                raise InvalidRequestError(f"there is no event '{showable(data[0])}'")
-        except SocketIOPGError as error:
-            self._answer(sid, eio_sid, namespace, id, error)
-        except Exception as error:
-            if _was_called_wrongly(error):
-                self._complain(logging.WARNING, "an event came with other arguments than its handler takes: %s", error)
-                self._answer(sid, eio_sid, namespace, id, InvalidRequestError("this event takes other arguments"))
-                return
-            self._complain.failure("the handler of an event failed")
-            self._answer(sid, eio_sid, namespace, id, SocketIOPGError("the server failed to handle this"))
-        else:
-            if isinstance(result, Answer):
-                with self._corked(eio_sid):
-                    self.emit(result.event, result.body, to=sid, namespace=namespace)
-                    if id is not None:
-                        self._acknowledge(eio_sid, namespace, id, [{"ok": True, **result.body}])
-                if result.then is not None:
-                    green.run_soon(result.then)
-            elif id is not None:
-                answer = list(result) if isinstance(result, tuple) else [] if result is None else [result]
-                try:
-                    self._acknowledge(eio_sid, namespace, id, answer)
-                except (TypeError, ValueError, RecursionError):
-                    # Often what the client has sent itself, which some handlers give back.
-                    self._complain(logging.WARNING, "what the handler of an event returned cannot be sent as JSON")
-                    failure = SocketIOPGError("the server failed to handle this")
-                    self._answer(sid, eio_sid, namespace, id, failure)
-
-    @contextlib.contextmanager
-    def _corked(self, eio_sid: str) -> Iterator[None]:
-        """What the body sends to this client goes in one call."""
-        socket = self.eio.sockets.get(eio_sid)
-        connection = None if socket is None else socket.connection
-        if connection is None:
-            yield
-            return
-        connection.cork()
-        try:
-            yield
-        finally:
-            connection.uncork()
-
-    def _answer(self, sid: str, eio_sid: str, namespace: str, id: int | None, error: SocketIOPGError) -> None:
-        metrics.errors.labels(error.code).inc()
-        if id is not None:
-            self._acknowledge(eio_sid, namespace, id, [{"ok": False, "error": error.to_wire()}])
-            return
-        event: dict[str, str] = error.to_wire()
-        if error.channel is not None:
-            event["channel"] = error.channel
-        self.emit("error", event, to=sid, namespace=namespace)
-
-    def _acknowledge(self, eio_sid: str, namespace: str, id: int, answer: list[Any]) -> None:
-        packet = self.packet_class(ACK, namespace=namespace, id=id, data=answer)
-        self._send_packet(eio_sid, packet)
-
-
-def _was_called_wrongly(error: Exception) -> bool:
-    """Whether calling the handler failed, and nothing inside of it: the client sent too many or too few arguments."""
-    traceback = error.__traceback__
-    if not isinstance(error, TypeError) or traceback is None:
-        return False
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    module = str(traceback.tb_frame.f_globals.get("__name__"))
-    return module.partition(".")[0] in ("socketio", "flask_socketio")
-
-
-def showable(name: str) -> str:
-    """A name that a client sent, as it may stand in an error: not endless, and writable as JSON."""
-    return name[:200].encode("utf-8", "replace").decode()

@@ -1,0 +1,133 @@
+"""TLS that ends in the server's process: the same WebSocket, with the same limits."""
+
+import contextlib
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+import requests
+
+from tests.support.clients import SocketClient
+from tests.support.postgres import Cluster
+from tests.support.raw_http import WebSocket
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """(key, certificate) of localhost."""
+    folder = tmp_path_factory.mktemp("tls")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return str(key), str(certificate)
+
+
+class TLSServer(ServerProcess):
+    """gunicorn that ends TLS itself."""
+
+    def __init__(self, cluster: Cluster, certificate: tuple[str, str], **settings: str) -> None:
+        key, self.certificate = certificate
+        options = ("--keyfile", key, "--certfile", self.certificate)
+        super().__init__(cluster.url(), *options, wait="nothing", DRAIN_SECONDS="0.2", **settings)
+        with self.client(wait=True) as client:
+            client.subscribe("ready")
+
+    def client(self, *transports: str, wait: bool = False) -> SocketClient:
+        session = requests.Session()
+        # Otherwise a bundle of certificates in the environment would go before `verify`.
+        session.trust_env, session.verify = False, self.certificate
+        return SocketClient(
+            f"https://127.0.0.1:{self.port}", transports or ("websocket",), wait=wait, reconnection=wait,
+            http_session=session,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(postgres18: Cluster, certificate: tuple[str, str]) -> Iterator[TLSServer]:
+    with contextlib.closing(
+        TLSServer(postgres18, certificate, SEND_BUFFER_BYTES="100000", CONNECT_TIMEOUT="3")
+    ) as made:
+        yield made
+
+
+class TLSWebSocket(WebSocket):
+    """Frame by frame over TLS."""
+
+    def connected(self, made: socket.socket) -> socket.socket:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context.wrap_socket(made)
+
+
+@pytest.mark.parametrize("transports", [("websocket",), ("polling",), ("polling", "websocket")], ids="+".join)
+def test_the_whole_way(server: TLSServer, postgres18: Cluster, channel: str, transports: tuple[str, ...]) -> None:
+    with server.client(*transports) as client:
+        client.subscribe(channel)
+        postgres18.notify(channel, '"' + "x" * 5000 + '"')
+        assert client.next("event")["payload"] == "x" * 5000
+        assert client.call("publish", {"channel": channel, "payload": [2]})["ok"] is True
+        assert client.next("event")["payload"] == [2]
+
+
+def test_what_is_no_packet_is_closed_without_a_word(server: TLSServer) -> None:
+    with TLSWebSocket(server) as one:
+        assert one.read_text().startswith("0{")
+        one.text("abc")
+        assert one.close_code() == 1008
+
+
+def test_strangers_may_send_little(server: TLSServer) -> None:
+    with TLSWebSocket(server) as one:
+        assert one.read_text().startswith("0{")
+        with contextlib.suppress(ConnectionError):
+            one.text("40" + "x" * 100_000)
+        assert one.close_code() in (1009, None)
+
+
+def test_who_does_not_come_in_is_closed(server: TLSServer) -> None:
+    with TLSWebSocket(server) as one:
+        assert one.read_text().startswith("0{")
+        assert one.close_code() == 1001
+
+
+def test_who_does_not_read_is_cut_off_and_nobody_else_notices(
+    server: TLSServer, postgres18: Cluster, channel: str
+) -> None:
+    with TLSWebSocket(server, receive_buffer=4096) as lazy, server.client() as other:
+        lazy.connect()
+        lazy.text(f'421["subscribe",{{"channel":"{channel}"}}]')
+        while not lazy.read_text().startswith("431"):
+            pass
+        other.subscribe(f"{channel}-other")
+        deadline = time.monotonic() + 60
+        while "slow consumer" not in server.log:
+            postgres18.sql("SELECT pg_notify(%s, repeat('x', 7000) || n) FROM generate_series(1, 50) AS n", channel)
+            assert time.monotonic() < deadline
+        postgres18.notify(f"{channel}-other", "1")
+        assert other.next("event")["payload"] == 1
+
+
+def test_who_says_nothing_at_all_is_cut_off(server: TLSServer) -> None:
+    """Not even hello in TLS."""
+    with socket.create_connection(("127.0.0.1", server.port), 30) as silent:
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            assert silent.recv(1) == b""
+        assert time.monotonic() - began < 25
+
+
+def test_the_end(postgres18: Cluster, certificate: tuple[str, str]) -> None:
+    with contextlib.closing(TLSServer(postgres18, certificate)) as server:
+        clients = [server.client(transport) for transport in ("websocket", "polling") for _ in range(5)]
+        assert server.stop() < 10
+        for client in clients:
+            client.next("disconnect")
+            client.close()
+        assert "Traceback" not in server.log, server.log
