@@ -35,8 +35,10 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
     for one, otherwise with the event ``error``.
     """
 
-    #: For what clients bring about.
-    _complain = Complaints(logger)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        #: For what clients bring about.
+        self._complain = Complaints(logger)
 
     def _handle_event_internal(
         self, server: Any, sid: str, eio_sid: str, data: list[Any], namespace: str, id: int | None
