@@ -38,7 +38,7 @@ class Access:
         self.policies.on_broken = self._check
         self._threads: list[green.GreenThread] = []
         self._checking = False
-        self._problem = "permissions cannot be checked yet" if self.permissions.change else None
+        self._problem = "permissions cannot be checked yet" if self.permissions.may_change else None
 
     @property
     def problem(self) -> str | None:
@@ -50,7 +50,7 @@ class Access:
         if self._threads:
             return
         self._threads.append(green.spawn(self.authenticator.prepare))
-        if self.permissions.change:
+        if self.permissions.may_change:
             self._pubsub.watch_permissions(self.rechecks.look)
             self.rechecks.start()
             self._check()

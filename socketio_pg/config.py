@@ -72,7 +72,11 @@ class Settings:
     host: str = setting("127.0.0.1", parsers.plain, "address of the development server and of `socketio-pg serve`")
     port: int = setting(3030, parsers.integer(1, 65535), "port of the development server and of `socketio-pg serve`")
     secret_key: str | None = setting(
-        None, parsers.plain, "Flask's key for signed cookies", shown="random at each start", show=_hide
+        None,
+        parsers.plain,
+        "Flask's key for signed cookies",
+        shown="random with DEBUG, otherwise none: Flask signs nothing",
+        show=_hide,
     )
     cors_allowed_origins: tuple[str, ...] | None = setting(
         None, parsers.origins, "other origins whose pages may connect, separated by commas, or '*' for all",
@@ -167,9 +171,9 @@ class Settings:
     max_events_per_second: int = setting(
         200, parsers.integer(0, 1_000_000), "events of one client a second (5 times as many at once); 0: no limit"
     )
-    max_publish_bytes_per_second: int = setting(
+    max_event_bytes_per_second: int = setting(
         1_000_000, parsers.integer(0, 10**12),
-        "bytes that one client publishes a second (5 times as many at once); 0: no limit",
+        "bytes of the events of one client a second (5 times as many at once); 0: no limit",
     )  # fmt: skip
     idle_timeout: float = setting(
         0.0, parsers.seconds(0, 86_400 * 7),
@@ -220,8 +224,13 @@ class Settings:
             return self.auth
         return "required" if self.jwt_secret or self.jwt_public_key or self.jwks_url else "off"
 
-    def flask_secret_key(self) -> str:
-        return self.secret_key or secrets.token_hex(32)
+    def flask_secret_key(self) -> str | None:
+        """The key; a random one for development. Without it Flask refuses to sign anything, and says so.
+
+        Nothing of ours is signed, so a server without sessions needs none; a random one would differ at each start, and
+        on each node, without a word.
+        """
+        return self.secret_key or (secrets.token_hex(32) if self.debug else None)
 
     def __repr__(self) -> str:
         """Without the secrets: this text may end in a log."""

@@ -11,7 +11,7 @@ from socketio_pg.protocol import Server
 from socketio_pg.pubsub import PubSub
 from socketio_pg.replay import Replay
 from socketio_pg.sessions import Session
-from socketio_pg.tokens import Claims, anonymous_to_wire
+from socketio_pg.tokens import ANONYMOUS, Claims
 from socketio_pg.version import __version__
 
 
@@ -50,7 +50,7 @@ class Delivery:
 
     def emit_hello(self, sid: str, claims: Claims | None) -> None:
         """The first event of a client that was let in."""
-        who = anonymous_to_wire() if claims is None else claims.to_wire()
+        who = ANONYMOUS if claims is None else claims.to_wire()
         self._server.emit("server_hello", {"sid": sid, "version": __version__} | who, to=sid)
 
     def emit_expiring(self, session: Session) -> None:

@@ -99,7 +99,7 @@ class Handlers:
         if durable is not None and not isinstance(durable, bool):
             raise InvalidRequestError("durable must be true or false", channel=channel)
         self._require(sid, "publish", channel)
-        self._pubsub.publish(channel, request["payload"], durable, lambda size: self._limits.check_publish(sid, size))
+        self._pubsub.publish(channel, request["payload"], durable)
         return Answer("published", {"channel": channel})
 
     def authenticate(self, sid: str, request: dict[str, Any]) -> Answer:

@@ -46,12 +46,11 @@ class _Client:
     def __init__(self, settings: Settings) -> None:
         events = settings.max_events_per_second
         self.events = Bucket(events, events * BURST_SECONDS)
-        self.bytes = Bucket(
-            settings.max_publish_bytes_per_second,
-            max(settings.max_publish_bytes_per_second * BURST_SECONDS, settings.max_payload),
-        )
+        size = settings.max_event_bytes_per_second
+        # One of the largest payloads is always possible, at first.
+        self.bytes = Bucket(size, max(size * BURST_SECONDS, settings.max_payload))
         #: Events that were refused: a client that goes on and on is cut off.
-        self.refused = Bucket(events, events * BURST_SECONDS)
+        self.refused = Bucket(events or 100, (events or 100) * BURST_SECONDS)
 
 
 class ClientLimits:
@@ -61,23 +60,20 @@ class ClientLimits:
         self._settings = settings
         self._clients: dict[str, _Client] = {}
 
-    def check_event(self, sid: str) -> None:
-        """Count an event. Raises :class:`RateLimitedError`, with ``cut_off`` when there were far too many."""
-        if not self._settings.max_events_per_second:
+    def check_event(self, sid: str, size: int) -> None:
+        """Count an event of ``size`` bytes. Raises :class:`RateLimitedError`, with ``cut_off`` after far too many."""
+        events, most = self._settings.max_events_per_second, self._settings.max_event_bytes_per_second
+        if not events and not most:
             return
         client = self._client(sid)
-        if not client.events.take():
-            error = RateLimitedError(
-                f"too many events: {self._settings.max_events_per_second} a second are allowed, and some at once"
-            )
+        error = None
+        if events and not client.events.take():
+            error = RateLimitedError(f"too many events: {events} a second are allowed, and some at once")
+        elif most and not client.bytes.take(size):
+            error = RateLimitedError(f"too large events: {most} bytes a second are allowed, and some at once")
+        if error is not None:
             error.cut_off = not client.refused.take()
             raise error
-
-    def check_publish(self, sid: str, size: int) -> None:
-        """Count ``size`` bytes that are to be published. Raises :class:`RateLimitedError`."""
-        most = self._settings.max_publish_bytes_per_second
-        if most and not self._client(sid).bytes.take(size):
-            raise RateLimitedError(f"too much to publish: {most} bytes a second are allowed, and some at once")
 
     def check_subscriptions(self, subscribed: int) -> None:
         """Raises :class:`TooManySubscriptionsError` when a client with so many subscriptions may have no more."""

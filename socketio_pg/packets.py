@@ -7,12 +7,13 @@ is answered: that is `protocol`'s business.
 import gc
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 import socketio
 
-from socketio_pg.errors import InvalidRequestError
+from socketio_pg.errors import InvalidRequestError, SocketIOPGError
 from socketio_pg.messages import WireJSON
 
 CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR, BINARY_EVENT, BINARY_ACK = range(7)
@@ -49,8 +50,10 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
 
     #: Characters of what was read, and bytes of its attachments.
     size = 0
+    #: Called before the data of an event is read, which can be dear; raises to leave it unread.
+    before_data: Callable[["Packet"], None] | None = None
     #: Why the data of an event was not read; None when it was.
-    unreadable: UnreadableError | None = None
+    unread: SocketIOPGError | None = None
 
     @property
     def is_binary(self) -> bool:
@@ -85,6 +88,12 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
         if self.id is not None and self.id > MAX_ID:
             raise NotAPacketError("this is not the id of an acknowledgement")
         self.data = None
+        try:
+            if self.before_data is not None and self.packet_type in (EVENT, BINARY_EVENT):
+                self.before_data(self)
+        except SocketIOPGError as error:
+            self.unread = error
+            return attachments
         text = encoded_packet[id.end() :]
         if text:
             try:
@@ -92,7 +101,7 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
             except UnreadableError as error:
                 if self.packet_type != EVENT:
                     raise NotAPacketError(error.message) from None
-                self.unreadable = error
+                self.unread = error
                 return 0
         self._check(has_data=bool(text))
         return attachments
@@ -113,7 +122,8 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
         self.size += len(attachment)
         if len(self.attachments) < self.attachment_count:
             return False
-        self.data = _with_attachments(self.data, self.attachments)
+        if self.unread is None:
+            self.data = _with_attachments(self.data, self.attachments)
         return True
 
 

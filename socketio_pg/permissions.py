@@ -73,7 +73,7 @@ class Permissions:
         self._changed: dict[str, int] = {}
 
     @property
-    def change(self) -> bool:
+    def may_change(self) -> bool:
         """Whether the same client may be allowed something else later: with policies, by their data."""
         return self._settings.authorization == "rls"
 

@@ -5,6 +5,7 @@ tests/unit/test_internals.py fails when a new version changes them.
 """
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -68,8 +69,8 @@ class Server(AnsweringServer):
         self.identify: Callable[[dict[str, Any], object], Any] = lambda environ, auth: None
         #: Called with (sid, namespace, what `identify` returned) before the application's own connect handler.
         self.on_identified: Callable[[str, str, Any], None] | None = None
-        #: Called with the sid of a client that sends an event, whatever it is; raises to refuse it.
-        self.before_event: Callable[[str], None] | None = None
+        #: Called with the sid of a client that sends an event, whatever it is, and its characters; raises to refuse it.
+        self.before_event: Callable[[str, int], None] | None = None
         #: Called with the sid after the CONNECT packet of a client of the namespace ``/`` was sent.
         self.on_connected: Callable[[str], None] | None = None
         #: Called with the sid when a client of any namespace has left, however it came about.
@@ -127,6 +128,7 @@ class Server(AnsweringServer):
             if isinstance(data, bytes):
                 raise NotAPacketError("no binary data was announced")
             packet = Packet()
+            packet.before_data = functools.partial(self._admit, eio_sid)
             packet.attachment_count = packet.decode(data)
             if not packet.is_binary:
                 return packet
@@ -142,6 +144,16 @@ class Server(AnsweringServer):
             return None
         del self._binary_packet[eio_sid]
         return packet
+
+    def _admit(self, eio_sid: str, packet: Packet) -> None:
+        """Return when an event may be read. Raises :class:`SocketIOPGError`, with which it is answered then."""
+        sid = self.manager.sid_from_eio_sid(eio_sid, packet.namespace or "/")
+        if sid is None:
+            return
+        if self.before_event is not None:
+            self.before_event(sid, packet.size)
+        if self.environ[eio_sid].get(_WAITING, 0) > 2 * self.eio.max_http_buffer_size:
+            raise RateLimitedError("too much of what you have sent waits to be handled")
 
     def _hang_up(self, eio_sid: str, error: NotAPacketError) -> None:
         """End a connection that has left the protocol. Stock clients never do; they would come back."""
@@ -258,18 +270,11 @@ class Server(AnsweringServer):
             return  # the server has disconnected it while this was on its way
         id: int | None = packet.id
         data: Any = packet.data
-        problem: SocketIOPGError | None = packet.unreadable
+        problem: SocketIOPGError | None = packet.unread
         if problem is None and not isinstance(data[0], str):
             problem = InvalidRequestError("an event is a list that starts with its name")
         elif problem is None and data[0] in RESERVED_EVENTS:
             problem = InvalidRequestError(f"the event name '{data[0]}' is reserved")
-        if self.environ[eio_sid].get(_WAITING, 0) > 2 * self.eio.max_http_buffer_size:
-            problem = RateLimitedError("too much of what you have sent waits to be handled")
-        try:
-            if self.before_event is not None:
-                self.before_event(sid)
-        except SocketIOPGError as error:
-            problem = error
         if problem is not None:
             self._answer(sid, eio_sid, namespace, id, problem)
         elif own_thread or not self.async_handlers:

@@ -120,29 +120,20 @@ class PubSub:
                 del self._queues[subscription.channel]
         self.drop(subscription)
 
-    def publish(
-        self,
-        channel: str,
-        payload: object = None,
-        durable: bool | None = None,
-        admit: Callable[[int], None] = lambda size: None,
-    ) -> None:
+    def publish(self, channel: str, payload: object = None, durable: bool | None = None) -> None:
         """Publish any JSON value; returns after the commit.
 
         Through the log when ``durable`` is True, and when it is None in the :attr:`durable_channels`, and for what is
-        too large for NOTIFY where there is a log; otherwise with NOTIFY. ``admit`` is called with the bytes of the
-        payload as JSON, and may raise to refuse it.
+        too large for NOTIFY where there is a log; otherwise with NOTIFY.
 
         Raises :class:`InvalidChannelError`, :class:`InvalidRequestError`, :class:`PayloadTooLargeError`,
         :class:`LogNotInstalledError` or :class:`DatabaseUnavailableError`.
         """
         validate_channel(channel)
         text = encode_payload(payload)
-        size = len(text.encode())
-        admit(size)
         if durable is None:
             durable = any(match_pattern(pattern, channel) for pattern in self.durable_channels)
-            if not durable and size > MAX_NOTIFY_BYTES:
+            if not durable and len(text.encode()) > MAX_NOTIFY_BYTES:
                 self.start()
                 self.follower.wait_known(self.subscribe_timeout_down)
                 durable = self.follower.installed

@@ -236,11 +236,10 @@ class SocketServer:
         self.idle.drop(sid)
         self.pubsub.drop(sid)
 
-    def _before_event(self, sid: str) -> None:
-        if self.settings.idle_timeout:
-            self.idle.heard(sid)
+    def _before_event(self, sid: str, size: int) -> None:
+        self.idle.heard(sid)
         try:
-            self.limits.check_event(sid)
+            self.limits.check_event(sid, size)
         except RateLimitedError as error:
             if error.cut_off:
                 green.run_soon(self._delivery.cut_off, sid, error, "rate_limited")

@@ -86,7 +86,7 @@ def test_events(postgres18: Cluster) -> None:
 
 
 def test_published_bytes(postgres18: Cluster) -> None:
-    settings = {"MAX_PUBLISH_BYTES_PER_SECOND": "1000", "MAX_PAYLOAD": "1000"}
+    settings = {"MAX_EVENT_BYTES_PER_SECOND": "1000", "MAX_PAYLOAD": "1000"}
     with running(postgres18, **settings) as server, SocketClient(server.url) as client:
         codes = [code(client.call("publish", {"channel": "foo", "payload": "x" * 900})) for _ in range(20)]
         assert codes[:5] == [None] * 5
@@ -280,6 +280,17 @@ def test_metrics_need_their_token(server: ServerProcess, postgres18: Cluster) ->
     assert "socketio_pg_errors_total" in text
     with contextlib.closing(ServerProcess(postgres18.url())) as without:
         assert get(without, "/metrics")[0] == 404
+
+
+@pytest.mark.parametrize(("settings", "status"), [({}, 500), ({"SECRET_KEY": "of-the-tests"}, 200)], ids=str)
+def test_without_a_secret_key_nothing_is_signed(postgres18: Cluster, settings: dict[str, str], status: int) -> None:
+    """An application on ours that wants a session is told, instead of getting one that the next start forgets."""
+    with contextlib.closing(ServerProcess(postgres18.url(), app="tests.support.session_app:app", **settings)) as server:
+        assert server.get("/remember")[0] == status
+        assert ("no secret key was set" in server.log) is (status == 500)
+        # Whoever needs none has what he had.
+        with SocketClient(server.url) as client:
+            client.subscribe("foo")
 
 
 def test_refusals_at_the_door_are_counted(postgres18: Cluster) -> None:

@@ -388,7 +388,7 @@ def test_what_waits_for_a_decision_is_bounded(database: PolicyDatabase, transpor
         """CREATE POLICY slow ON socketio_pg.messages FOR INSERT TO authenticated
            WITH CHECK (CASE WHEN channel = 'slow' THEN pg_sleep(10) IS NOT NULL ELSE false END)"""
     )
-    settings = RLS | {"MAX_PUBLISH_BYTES_PER_SECOND": "0"}
+    settings = RLS | {"MAX_EVENT_BYTES_PER_SECOND": "0"}
     try:
         with contextlib.closing(ServerProcess(database.server_url, **settings)) as server:
             before = resident(server)

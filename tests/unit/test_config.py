@@ -458,9 +458,14 @@ def test_none_in_the_file_is_the_default() -> None:
 # -- the secret key ----------------------------------------------------------------------------------------------------
 
 
-def test_the_secret_key_is_the_given_one_or_a_long_random_one() -> None:
+def test_outside_development_there_is_no_secret_key_but_the_given_one() -> None:
+    assert Settings().flask_secret_key() is None
     assert Settings(secret_key="given").flask_secret_key() == "given"
-    first, second = Settings().flask_secret_key(), Settings().flask_secret_key()
+
+
+def test_the_secret_key_is_the_given_one_or_a_long_random_one() -> None:
+    assert Settings(secret_key="given", debug=True).flask_secret_key() == "given"
+    first, second = Settings(debug=True).flask_secret_key(), Settings(debug=True).flask_secret_key()
     assert first != second
     assert len(first) >= 32
 

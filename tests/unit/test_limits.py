@@ -63,13 +63,13 @@ def test_more_than_a_bucket_holds_needs_a_full_one(clock: Callable[[float], None
 
 def test_events(clock: Callable[[float], None]) -> None:
     limits = ClientLimits(Settings(max_events_per_second=10))
-    assert count(lambda: limits.check_event("a")) == 50
+    assert count(lambda: limits.check_event("a", 1)) == 50
     clock(1)
-    assert count(lambda: limits.check_event("a")) == 10
+    assert count(lambda: limits.check_event("a", 1)) == 10
     # Nobody else is concerned.
-    assert count(lambda: limits.check_event("b")) == 50
+    assert count(lambda: limits.check_event("b", 1)) == 50
     limits.drop("a")
-    assert count(lambda: limits.check_event("a")) == 50
+    assert count(lambda: limits.check_event("a", 1)) == 50
     limits.drop("nobody")
 
 
@@ -78,21 +78,21 @@ def test_who_goes_on_and_on_is_cut_off(clock: Callable[[float], None]) -> None:
     told = []
     for _ in range(200):
         try:
-            limits.check_event("a")
+            limits.check_event("a", 1)
         except RateLimitedError as error:
             told.append(error.cut_off)
     assert told == [False] * 50 + [True] * 100
 
 
-def test_published_bytes(clock: Callable[[float], None]) -> None:
-    limits = ClientLimits(Settings(max_publish_bytes_per_second=1000, max_payload=20_000))
+def test_bytes(clock: Callable[[float], None]) -> None:
+    limits = ClientLimits(Settings(max_event_bytes_per_second=1000, max_payload=20_000))
     # One payload of the largest size is always possible, at first.
-    limits.check_publish("a", 20_000)
+    limits.check_event("a", 20_100)
     with pytest.raises(RateLimitedError):
-        limits.check_publish("a", 1)
-    clock(1)
-    limits.check_publish("a", 1000)
-    limits.check_publish("b", 100)
+        limits.check_event("a", 1)
+    clock(1.125)
+    limits.check_event("a", 1000)
+    limits.check_event("b", 100)
 
 
 def test_subscriptions() -> None:
@@ -103,10 +103,9 @@ def test_subscriptions() -> None:
 
 
 def test_zero_is_no_limit() -> None:
-    limits = ClientLimits(Settings(max_events_per_second=0, max_publish_bytes_per_second=0, max_subscriptions=0))
+    limits = ClientLimits(Settings(max_events_per_second=0, max_event_bytes_per_second=0, max_subscriptions=0))
     for _ in range(10_000):
-        limits.check_event("a")
-        limits.check_publish("a", 10**9)
+        limits.check_event("a", 10**9)
         limits.check_subscriptions(10**9)
     assert limits._clients == {}
 

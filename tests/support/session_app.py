@@ -1,0 +1,17 @@
+"""Our own application, with a route that somebody has added and that wants a session."""
+
+import eventlet
+
+eventlet.monkey_patch()
+
+from flask import session  # noqa: E402
+
+from socketio_pg.app import create_app  # noqa: E402
+
+app = create_app()
+
+
+@app.get("/remember")
+def remember() -> str:
+    session["user"] = "alice"
+    return "done"
