@@ -466,6 +466,7 @@ def test_outside_development_there_is_no_secret_key_but_the_given_one() -> None:
 def test_the_secret_key_is_the_given_one_or_a_long_random_one() -> None:
     assert Settings(secret_key="given", debug=True).flask_secret_key() == "given"
     first, second = Settings(debug=True).flask_secret_key(), Settings(debug=True).flask_secret_key()
+    assert first is not None
     assert first != second
     assert len(first) >= 32
 
