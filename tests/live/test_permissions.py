@@ -394,10 +394,11 @@ def test_what_waits_for_a_decision_is_bounded(database: PolicyDatabase, transpor
             before = resident(server)
             send = publish_by_websocket if transport == "websocket" else publish_by_polling
             auth = {"token": mint(sub="alice", role="authenticated")}
-            codes = send(server, auth, {"channel": "slow", "payload": "x" * 900_000}, 60)
-            assert codes.count("rate_limited") >= 50
+            codes = send(server, auth, {"channel": "slow", "payload": "x" * 900_000}, 200)
+            assert codes.count("rate_limited") >= 190
             assert set(codes) == {"rate_limited", "database_unavailable"}
-            assert resident(server) - before < 40_000_000
+            # Kept, they would be 180 MB, and their copies.
+            assert resident(server) - before < 90_000_000
     finally:
         database.sql("DROP POLICY slow ON socketio_pg.messages")
 
