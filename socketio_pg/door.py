@@ -1,11 +1,11 @@
-"""Requests before they are anybody's: what is refused while draining, by address, and by origin. Limits by client are
-in `limits` too, and applied by `handlers`."""
+"""Requests before they are anybody's: what is refused while draining, for its address, or for its origin."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from socketio_pg import metrics
 from socketio_pg.config import Settings
+from socketio_pg.engine_http import Query
 from socketio_pg.limits import AddressLimits
 from socketio_pg.origins import client_address, is_allowed
 
@@ -29,7 +29,7 @@ class Door:
         if self._draining():
             return _refuse(start_response, "503 SERVICE UNAVAILABLE", "draining", "shutting down")
         # With a sid it belongs to a connection that is there already.
-        if environ["PATH_INFO"].startswith(self._path) and "sid=" not in environ.get("QUERY_STRING", ""):
+        if environ["PATH_INFO"].startswith(self._path) and Query(environ.get("QUERY_STRING", "")).sid is None:
             refusal = self._limits.refusal(self._address(environ))
             if refusal is not None:
                 return _refuse(start_response, "429 TOO MANY REQUESTS", *refusal)

@@ -158,6 +158,8 @@ def test_connections_of_an_address(postgres18: Cluster) -> None:
             assert polling_status(server) == 429
             # Nobody believes what a client says of its address, when there is no proxy.
             assert polling_status(server, X_Forwarded_For="203.0.113.1") == 429
+            # What only looks like the id of a connection is none.
+            assert get(server, "/socket.io/?EIO=4&transport=polling&nosid=1")[0] == 429
             for client in (first, second):
                 client.subscribe("foo")
         deadline = time.monotonic() + 10
