@@ -119,6 +119,25 @@ def test_a_public_key_takes_its_own_algorithm_and_no_other(signing_key: SigningK
         assert refusal(of, token), name
 
 
+@pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
+def test_hmac_of_every_size(algorithm: str) -> None:
+    of = verifier(jwt_algorithms=(algorithm,))
+    for other in ("HS256", "HS384", "HS512"):
+        if other == algorithm:
+            assert of.verify(mint(algorithm=other)).subject == "somebody"
+        else:
+            assert refusal(of, mint(algorithm=other)) == "the token's algorithm is not accepted"
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"])
+def test_rsa_of_every_kind(algorithm: str) -> None:
+    key = SigningKey("rsa")
+    token = jwt.encode(complete({}), key.private, algorithm)
+    assert TokenVerifier(Settings(jwt_public_key=key.pem, jwt_algorithms=(algorithm,))).verify(token)
+    # The usual one, where nothing else is said.
+    assert algorithm == "RS256" or refusal(TokenVerifier(Settings(jwt_public_key=key.pem)), token)
+
+
 @pytest.mark.parametrize("algorithms", [(), ("RS256", "HS256")], ids=["by default", "both configured"])
 def test_the_public_key_is_no_secret(signing_key: SigningKey, algorithms: tuple[str, ...]) -> None:
     """The classic: HS256, with the public key, which everybody has, as the secret."""

@@ -1,0 +1,87 @@
+"""The SQL of docs/security.md, as somebody would paste it: it runs, and decides what the page says."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2.extensions
+import pytest
+
+from socketio_pg import schema
+from socketio_pg.database import Database
+from socketio_pg.policies import Policies
+from socketio_pg.questions import Action, Question
+from tests.support.postgres import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def blocks() -> list[str]:
+    """The page's blocks of SQL."""
+    return re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "security.md").read_text("utf-8"), re.DOTALL)
+
+
+def block(word: str) -> str:
+    [found] = [text for text in blocks() if word in text]
+    return found
+
+
+@pytest.fixture(scope="module")
+def policies(postgres18: Cluster) -> Iterator[Policies]:
+    name = "docs_policies"
+    postgres18.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    postgres18.sql(f"CREATE DATABASE {name}")
+    database = Database(postgres18.url(name))
+    callback = psycopg2.extensions.get_wait_callback()
+    for role in ("socketio_web", "authenticated", "anon"):
+        if not postgres18.sql("SELECT 1 FROM pg_roles WHERE rolname = %s", role):
+            [statement] = re.findall(rf"CREATE ROLE {role} [^;]*;", block("CREATE ROLE socketio_web"))
+            postgres18.sql(statement)
+    postgres18.sql("GRANT authenticated, anon TO socketio_web")
+    schema.install(database, 1_000_000, "socketio_web", client_roles=("authenticated", "anon"))
+    connection = database.connect()
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE SCHEMA auth; GRANT USAGE ON SCHEMA auth TO authenticated, anon")
+        cursor.execute(block("CREATE FUNCTION auth.uid()"))
+        cursor.execute("CREATE TABLE room_members (user_id text, room text, may_write boolean)")
+        cursor.execute("INSERT INTO room_members VALUES ('alice', 'room:7', true), ('bob', 'room:7', false)")
+        cursor.execute(block('CREATE POLICY "members read"'))
+        # Changes of permission, too.
+        cursor.execute(block("SELECT socketio_pg.recheck();"))
+    connection.close()
+    made = Policies(Database(postgres18.url(name).replace("postgres@", "socketio_web@")), 2.0)
+    yield made
+    made.stop()
+    psycopg2.extensions.set_wait_callback(callback)
+
+
+@pytest.mark.parametrize(
+    ("sub", "role", "action", "channel", "wanted"),
+    [
+        ("alice", "authenticated", "subscribe", "room:7", True),
+        ("bob", "authenticated", "subscribe", "room:7", True),
+        ("carol", "authenticated", "subscribe", "room:7", False),
+        ("alice", "authenticated", "publish", "room:7", True),
+        ("bob", "authenticated", "publish", "room:7", False),
+        ("carol", "authenticated", "subscribe", "user:carol", True),
+        ("carol", "authenticated", "subscribe", "user:alice", False),
+        ("carol", "authenticated", "publish", "user:carol", False),
+        ("nobody", "anon", "subscribe", "lobby", True),
+        ("nobody", "anon", "subscribe", "room:7", False),
+        ("nobody", "anon", "publish", "lobby", False),
+    ],
+)
+def test_the_pages_policies(
+    policies: Policies, sub: str, role: str, action: Action, channel: str, wanted: bool
+) -> None:
+    assert policies.ask(Question(action, role, json.dumps({"sub": sub, "role": role}), channel)) is wanted
+
+
+def test_the_readmes_policy_is_one_of_them() -> None:
+    def squeezed(text: str) -> str:
+        return " ".join(text.split())
+
+    readme = (ROOT / "README.md").read_text("utf-8")
+    [policy] = re.findall(r"CREATE POLICY .*?;", readme, re.DOTALL)
+    assert squeezed(policy) in squeezed(block('CREATE POLICY "members read"'))
