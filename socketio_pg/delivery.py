@@ -1,10 +1,13 @@
 """From the database to the clients: messages to Socket.IO rooms, gaps, and the replays of single subscriptions."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from socketio_pg import green, metrics
 from socketio_pg.errors import SocketIOPGError, UnauthorizedError
+from socketio_pg.filters import Filter
+from socketio_pg.hub import Hub
 from socketio_pg.listener import Gap
 from socketio_pg.messages import Message
 from socketio_pg.protocol import Server
@@ -29,19 +32,33 @@ class Delivery:
         pubsub.on_gap.append(self._emit_gap)
         pubsub.on_log_gap.append(self._emit_log_gap)
 
-    def replay(self, sid: str, replay: Replay) -> None:
-        """Run ``replay``, for which the subscription of ``sid`` is held. Waits until it is at an end."""
-        hub, channel = self._pubsub.hub, replay.channel
-        replay.run(
-            _Client(self._server, sid, channel),
-            lambda: hub.held_by(sid, channel) is replay,
-            lambda: hub.release(sid, channel),
-        )
+    def room_of(self, sid: str, channel: str) -> str:
+        """The room in which the subscription is: the channel's, or the one of its filter."""
+        return _room(channel, self._pubsub.hub.filter_of(sid, channel))
+
+    def enter(self, sid: str, channel: str, filter: Filter | None) -> bool:
+        """Let a subscription in, with its filter from now on. Whether it was in already, with any filter."""
+        before, now = self.room_of(sid, channel), _room(channel, filter)
+        live = before in self._server.rooms(sid)
+        self._pubsub.hub.set_filter(sid, channel, filter)
+        if not live:
+            self._server.enter_room(sid, now)
+        elif before != now:
+            self._server.manager.move(sid, before, now)
+        return live
+
+    def hold(self, sid: str, channel: str, after: int) -> Callable[[], None]:
+        """Send nothing live from the log to a subscription; what is returned brings it what follows ``after``."""
+        replay = Replay(self._pubsub.follower, self._pubsub.history, channel, after)
+        self._pubsub.hub.hold(sid, channel, replay)
+        self._server.manager.pass_by(sid, self.room_of(sid, channel))
+        return functools.partial(self._replay, sid, replay)
 
     def leave(self, sid: str, channel: str) -> None:
         """End a subscription: nothing more of ``channel`` goes to ``sid``."""
+        room = self.room_of(sid, channel)
         self._pubsub.leave(sid, channel)
-        self._server.leave_room(sid, channel)
+        self._server.leave_room(sid, room)
 
     def revoke(self, sid: str, channel: str) -> None:
         """End a subscription that is not allowed any more."""
@@ -73,35 +90,63 @@ class Delivery:
             # At the level of Engine.IO: a client that can get itself another token comes back with it.
             socket.close(False, True)
 
+    def _replay(self, sid: str, replay: Replay) -> None:
+        """Run ``replay``, for which the subscription of ``sid`` is held. Waits until it is at an end."""
+        hub, channel = self._pubsub.hub, replay.channel
+        replay.run(
+            _Client(self._server, self._pubsub.hub, sid, channel),
+            lambda: hub.held_by(sid, channel) is replay,
+            lambda: hub.release(sid, channel),
+        )
+
     def _emit_messages(self, messages: Sequence[Message]) -> None:
+        rooms = [self._rooms(message) for message in messages]
+        channels = {message.channel for message in messages}
         # A subscription that is being brought up to date gets what is live from the log as well.
         held = None
         if messages[0].position is not None:
-            self._hold_lagging(messages)
-            held = {channel: self._pubsub.hub.held(channel) for channel in {message.channel for message in messages}}
-        self._server.manager.emit_in_order(
-            "event", ((message.channel, message.to_wire()) for message in messages), skipped=held
-        )
+            channel_of = {room: message.channel for message, some in zip(messages, rooms, strict=True) for room in some}
+            self._hold_lagging(channel_of, messages[0].position - 1)
+            held_of = {channel: self._pubsub.hub.held(channel) for channel in channels}
+            held = {room: held_of[channel] for room, channel in channel_of.items() if held_of[channel]}
+        events = zip(rooms, (message.to_wire() for message in messages), strict=True)
+        # A channel's subscription is in one of its rooms only.
+        self._server.manager.emit_in_order("event", events, skipped=held, apart=len(channels) == 1)
 
-    def _hold_lagging(self, messages: Sequence[Message]) -> None:
-        """Who does not keep up with the log is not cut off as with NOTIFY, but replayed to at its own speed."""
-        assert messages[0].position is not None
-        after = messages[0].position - 1
-        for channel in {message.channel for message in messages}:
-            for sid in self._server.manager.lagging(channel, self._send_buffer_bytes // 4):
-                if self._pubsub.hub.is_subscribed(sid, channel) and not self._pubsub.hub.held_by(sid, channel):
-                    replay = Replay(self._pubsub.follower, self._pubsub.history, channel, after)
-                    self._pubsub.hub.hold(sid, channel, replay)
-                    green.run_soon(self.replay, sid, replay)
+    def _rooms(self, message: Message) -> Sequence[str]:
+        """The rooms of those who get ``message``."""
+        filters = self._pubsub.hub.filters(message.channel)
+        if filters is None:
+            return (message.channel,)
+        return [message.channel, *(_room(message.channel, found) for found in filters.matching(message.payload_json))]
+
+    def _all_rooms(self, channel: str) -> list[str]:
+        return [channel, *(_room(channel, filter) for filter in self._pubsub.hub.filters(channel) or ())]
+
+    def _hold_lagging(self, channel_of: Mapping[str, str], after: int) -> None:
+        """Who does not keep up with the log is not cut off as with NOTIFY, but replayed to at its own speed.
+
+        In the rooms of ``channel_of``, which get what follows the position ``after``.
+        """
+        hub = self._pubsub.hub
+        for room, channel in channel_of.items():
+            for sid in self._server.manager.lagging(room, self._send_buffer_bytes // 4):
+                if hub.is_subscribed(sid, channel) and not hub.held_by(sid, channel):
+                    green.run_soon(self.hold(sid, channel, after))
 
     def _emit_gap(self, gap: Gap) -> None:
-        self._server.emit("gap", gap.to_wire(), to=gap.channel)
+        self._server.emit("gap", gap.to_wire(), to=self._all_rooms(gap.channel))
 
     def _emit_log_gap(self, reason: str) -> None:
         follower = self._pubsub.follower
         for channel in self._pubsub.hub.channels():
             body = {"channel": channel, "reason": reason, "epoch": follower.epoch, "position": follower.position}
-            self._server.emit("gap", body, to=channel)
+            self._server.emit("gap", body, to=self._all_rooms(channel))
+
+
+def _room(channel: str, filter: Filter | None) -> str:
+    """The room of a channel's subscriptions with ``filter``. A name of a channel has no control characters."""
+    return channel if filter is None else f"{channel}\0{filter.text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +154,18 @@ class _Client:
     """The receiver of a replay: one client's subscription."""
 
     server: Server
+    hub: Hub
     sid: str
     channel: str
 
     def send(self, messages: Sequence[Message]) -> None:
+        # The one that the subscription has now: it may have been changed meanwhile.
+        filter = self.hub.filter_of(self.sid, self.channel)
+        if filter is not None:
+            messages = [message for message in messages if filter.matches_json(message.payload_json)]
+        to = (self.sid,)
         self.server.manager.emit_in_order(
-            "event", ((self.sid, message.to_wire() | {"replayed": True}) for message in messages)
+            "event", ((to, message.to_wire() | {"replayed": True}) for message in messages)
         )
 
     def wait_sent(self) -> bool:

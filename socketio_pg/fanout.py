@@ -29,12 +29,37 @@ class _Line:
 
 @dataclass(eq=False, slots=True)
 class _Broadcast:
-    """One that is under way: who is in ``gone`` gets no more of it. ``skips``: in this one members are passed by."""
+    """One that is under way, and who has ``gone``: they get no more of it.
+
+    Of one to ``rooms`` together, who has left all of them; of one that is ``apart``, where each room gets its own, by
+    room. ``skips``: in this one members are passed by.
+    """
 
     namespace: str
     rooms: Collection[Any]
     skips: bool
-    gone: set[str]
+    apart: bool
+    gone: dict[Any, set[Any]]
+    #: (id, room) → the room in which a member was when it began, of those who have moved since.
+    moved: dict[tuple[Any, Any], Any]
+
+    def gone_from(self, room: Any) -> Collection[Any]:
+        return self.gone.get(room if self.apart else None, ())
+
+    def end(self, sid: Any, room: Any) -> None:
+        self.gone.setdefault(room if self.apart else None, set()).add(sid)
+
+    def room_then(self, sid: Any, room: Any) -> Any:
+        """In which room a member was, as whose member it gets its share."""
+        return self.moved.get((sid, room), room)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Packet:
+    """An encoded Socket.IO packet, and its WebSocket frame."""
+
+    text: str
+    frame: bytes
 
 
 class Manager(socketio.Manager):  # type: ignore[misc]
@@ -74,7 +99,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             super().emit(event, data, namespace, room=room, skip_sid=skip_sid, callback=callback, to=to, **options)
         elif namespace in self.rooms:
             skipped = skip_sid if isinstance(skip_sid, list) else [] if skip_sid is None else [skip_sid]
-            self._send([encoded], namespace, to or room, skipped)
+            self._send(_framed(encoded), namespace, to or room, skipped)
 
     def hold_early(self, sid: str) -> None:
         """Keep what is emitted to ``sid`` until :meth:`send_early`: nothing comes before the answer to its CONNECT."""
@@ -98,29 +123,38 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     def emit_in_order(
         self,
         event: str,
-        rooms_and_data: Iterable[tuple[str, Any]],
+        rooms_and_data: Iterable[tuple[Sequence[str], Any]],
         namespace: str = "/",
         skipped: Mapping[str, Collection[Any]] | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
-        """``event`` many times, as (room, data) in their order; each client gets its share in one send.
+        """``event`` many times, as (rooms, data) in their order; each client gets its share in one send.
 
         ``skipped`` has the members of a room that are passed by; :meth:`pass_by` adds to them while it is under way.
+        ``apart``: no client is in two of all these rooms.
         """
-        runs: list[tuple[str, list[str]]] = []
-        for room, data in rooms_and_data:
-            if room not in self.rooms.get(namespace, {}):
+        there = self.rooms.get(namespace, {})
+        runs: list[tuple[str, list[_Packet]]] = []
+        of_room: dict[str, list[_Packet]] = {}
+        for rooms, data in rooms_and_data:
+            rooms = [room for room in rooms if room in there]
+            if not rooms:
                 continue
             encoded = self._encode(event, data, namespace)
             assert encoded is not None, "messages are not binary"
-            if runs and runs[-1][0] == room:
-                runs[-1][1].append(encoded)
-            else:
-                runs.append((room, [encoded]))
-        if len(runs) == 1:
-            room, packets = runs[0]
-            self._send(packets, namespace, room, (skipped or {}).get(room, ()), skips=skipped is not None)
-        elif runs:
+            packet = _framed(encoded)
+            for room in rooms:
+                if apart:
+                    of_room.setdefault(room, []).append(packet)
+                elif runs and runs[-1][0] == room:
+                    runs[-1][1].append(packet)
+                else:
+                    runs.append((room, [packet]))
+        if len(runs) > 1:
             self._send_runs(runs, namespace, skipped)
+        else:
+            self._send_rooms(of_room or dict(runs), namespace, skipped)
 
     def lagging(self, room: str, buffered: int, namespace: str = "/") -> list[str]:
         """The members of ``room`` for whom more than ``buffered`` bytes wait to be sent."""
@@ -132,8 +166,20 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     def pass_by(self, sid: str, room: str, namespace: str = "/") -> None:
         """Send ``sid`` nothing more of those broadcasts under way to ``room`` that members are passed by in."""
         for broadcast in self._under_way:
-            if broadcast.skips and broadcast.namespace == namespace and room in broadcast.rooms:
-                broadcast.gone.add(sid)
+            then = broadcast.room_then(sid, room)
+            if broadcast.skips and broadcast.namespace == namespace and then in broadcast.rooms:
+                broadcast.end(sid, then)
+
+    def move(self, sid: str, room: str, to: str, namespace: str = "/") -> None:
+        """Let a member of ``room`` into another one instead. What is under way to ``room`` still reaches it."""
+        eio_sid = self.eio_sid_from_sid(sid, namespace)
+        self._leave(sid, namespace, room)
+        self.basic_enter_room(sid, namespace, to, eio_sid)
+        for broadcast in self._under_way:
+            then = broadcast.room_then(sid, room)
+            broadcast.moved.pop((sid, room), None)
+            if broadcast.namespace == namespace and then in broadcast.rooms:
+                broadcast.moved[sid, to] = then
 
     def _encode(self, event: str, data: Any, namespace: str) -> str | None:
         """The Socket.IO packet, or None for a binary one."""
@@ -142,39 +188,68 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         encoded = packet.encode()
         return encoded if isinstance(encoded, str) else None
 
-    def _send(
-        self, packets: Sequence[str], namespace: str, room: Any, skipped: Collection[Any], *, skips: bool = False
-    ) -> None:
-        frame = b"".join([frames.encode_text("4" + packet) for packet in packets])
+    def _send(self, packet: _Packet, namespace: str, room: Any, skipped: Collection[Any]) -> None:
+        """To the members of a room, or of several rooms, each once."""
         line = self._line(namespace, room)
+        with self._broadcast(namespace, room if isinstance(room, (list, tuple)) else (room,)) as broadcast:
+            for sid in skipped:
+                broadcast.end(sid, None)
+            self._send_line([packet], line, broadcast, None, time.monotonic() + self.slice_seconds)
+
+    def _send_rooms(
+        self,
+        packets_of: Mapping[str, Sequence[_Packet]],
+        namespace: str,
+        skipped: Mapping[str, Collection[Any]] | None,
+    ) -> None:
+        """To rooms without a member in common, each its own."""
+        # All of them before anybody else gets a turn: who comes while it is under way gets nothing of it.
+        lines = [(room, packets, self._line(namespace, room)) for room, packets in packets_of.items()]
         turn_ends = time.monotonic() + self.slice_seconds
+        with self._broadcast(namespace, packets_of, skips=skipped is not None, apart=True) as broadcast:
+            for room, sids in (skipped or {}).items():
+                for sid in sids:
+                    broadcast.end(sid, room)
+            for room, packets, line in lines:
+                turn_ends = self._send_line(packets, line, broadcast, room, turn_ends)
+
+    def _send_line(
+        self, packets: Sequence[_Packet], line: _Line, broadcast: _Broadcast, room: Any, turn_ends: float
+    ) -> float:
+        """One frame of ``packets`` to all of ``line``. Returns when the turn ends that ends at ``turn_ends`` now."""
+        frame = b"".join([packet.frame for packet in packets])
         sends = line.sends
-        with self._broadcast(namespace, room if isinstance(room, (list, tuple)) else (room,), skips) as gone:
-            gone.update(skipped)
-            for start in range(0, len(sends), self.slice_sends):
-                end = start + self.slice_sends
-                if not gone:
-                    for send in sends[start:end]:
+        for start in range(0, len(sends), self.slice_sends):
+            end = start + self.slice_sends
+            gone = broadcast.gone_from(room)
+            if not gone:
+                for send in sends[start:end]:
+                    send(frame)
+            else:
+                for sid, send in zip(line.sids[start:end], sends[start:end], strict=True):
+                    if sid not in gone:
                         send(frame)
-                else:
-                    for sid, send in zip(line.sids[start:end], sends[start:end], strict=True):
-                        if sid not in gone:
-                            send(frame)
-                if time.monotonic() > turn_ends:
-                    green.sleep()
-                    turn_ends = time.monotonic() + self.slice_seconds
-            for sid, eio_sid in line.others:
-                if sid not in gone:
-                    for packet in packets:
-                        self.server._send_eio_packet(eio_sid, eio_packet.Packet(eio_packet.MESSAGE, packet))
+            if time.monotonic() > turn_ends:
+                green.sleep()
+                turn_ends = time.monotonic() + self.slice_seconds
+        for sid, eio_sid in line.others:
+            if sid not in broadcast.gone_from(room):
+                self._send_polled(packets, eio_sid)
+        return turn_ends
+
+    def _send_polled(self, packets: Sequence[_Packet], eio_sid: str) -> None:
+        for packet in packets:
+            self.server._send_eio_packet(eio_sid, eio_packet.Packet(eio_packet.MESSAGE, packet.text))
 
     @contextlib.contextmanager
-    def _broadcast(self, namespace: str, rooms: Collection[Any], skips: bool) -> Iterator[set[str]]:
-        """The ids of those who leave all of ``rooms`` while the body runs. Who comes back is another subscriber."""
-        broadcast = _Broadcast(namespace, rooms, skips, set())
+    def _broadcast(
+        self, namespace: str, rooms: Collection[Any], *, skips: bool = False, apart: bool = False
+    ) -> Iterator[_Broadcast]:
+        """Notes who leaves while the body runs. Who comes back is another subscriber."""
+        broadcast = _Broadcast(namespace, rooms, skips, apart, {}, {})
         self._under_way.append(broadcast)
         try:
-            yield broadcast.gone
+            yield broadcast
         finally:
             self._under_way.remove(broadcast)
 
@@ -207,6 +282,14 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             self._rooms_of.setdefault((namespace, sid), set()).add(room)
 
     def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
+        self._leave(sid, namespace, room)
+        for broadcast in self._under_way:
+            then = broadcast.room_then(sid, room)
+            concerned = broadcast.namespace == namespace and then in broadcast.rooms
+            if concerned and (broadcast.apart or not self._is_in(sid, namespace, broadcast.rooms)):
+                broadcast.end(sid, then)
+
+    def _leave(self, sid: str, namespace: str, room: Any) -> None:
         self._lines.pop((namespace, room), None)
         super().basic_leave_room(sid, namespace, room)
         rooms = self._rooms_of.get((namespace, sid))
@@ -214,10 +297,6 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             rooms.discard(room)
             if not rooms:
                 del self._rooms_of[namespace, sid]
-        for broadcast in self._under_way:
-            concerned = broadcast.namespace == namespace and room in broadcast.rooms
-            if concerned and not self._is_in(sid, namespace, broadcast.rooms):
-                broadcast.gone.add(sid)
 
     def get_rooms(self, sid: str, namespace: str) -> list[Any]:
         own = [sid] if self.is_sid_room(namespace, sid) else []
@@ -236,35 +315,36 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                     del pending[namespace]
 
     def _send_runs(
-        self, runs: Sequence[tuple[str, Sequence[str]]], namespace: str, skipped: Mapping[str, Collection[Any]] | None
+        self,
+        runs: Sequence[tuple[str, Sequence[_Packet]]],
+        namespace: str,
+        skipped: Mapping[str, Collection[Any]] | None,
     ) -> None:
         """Rooms in turns: a client in several of them gets everything in the order in which it was published."""
         sockets = self.server.eio.sockets
-        shares: dict[str, list[tuple[str, str, Sequence[str]]]] = {}
+        shares: dict[str, list[tuple[str, str, Sequence[_Packet]]]] = {}
         for room, packets in runs:
             passed_by = set((skipped or {}).get(room, ()))
             for sid, eio_sid in self.get_participants(namespace, room):
                 if sid not in passed_by:
                     shares.setdefault(eio_sid, []).append((sid, room, packets))
-        framed = {
-            id(packets): b"".join([frames.encode_text("4" + packet) for packet in packets]) for _, packets in runs
-        }
+        framed = {id(packets): b"".join([packet.frame for packet in packets]) for _, packets in runs}
         turn_ends = time.monotonic() + self.slice_seconds
-        with contextlib.ExitStack() as stack:
-            gone = {
-                room: stack.enter_context(self._broadcast(namespace, (room,), skipped is not None))
-                for room in dict(runs)
-            }
+        rooms = {room for room, _ in runs}
+        with self._broadcast(namespace, rooms, skips=skipped is not None, apart=True) as broadcast:
             for eio_sid, all_of_it in shares.items():
-                share = [packets for sid, room, packets in all_of_it if sid not in gone[room]]
+                share = [packets for sid, room, packets in all_of_it if sid not in broadcast.gone_from(room)]
                 socket = sockets.get(eio_sid)
                 connection = None if socket is None else socket.connection
                 if connection is not None:
                     connection.send(b"".join([framed[id(packets)] for packets in share]))
                 else:
                     for packets in share:
-                        for packet in packets:
-                            self.server._send_eio_packet(eio_sid, eio_packet.Packet(eio_packet.MESSAGE, packet))
+                        self._send_polled(packets, eio_sid)
                 if time.monotonic() > turn_ends:
                     green.sleep()
                     turn_ends = time.monotonic() + self.slice_seconds
+
+
+def _framed(text: str) -> _Packet:
+    return _Packet(text, frames.encode_text("4" + text))

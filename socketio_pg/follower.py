@@ -50,6 +50,8 @@ class Follower:
         self._progress: Progress | None = None
         #: Called when a log is found where there was none.
         self.on_found: Callable[[], None] = lambda: None
+        #: How much work a message is, in characters.
+        self.cost: Callable[[Message], int] = lambda message: len(message.payload_json)
         self._delivered = 0
         #: One delivers at a time: the listener's green thread what it hears, ours what was missing.
         self._delivering = green.Lock()
@@ -240,7 +242,7 @@ class Follower:
         while start < len(due):
             end, size = start, 0
             while end < len(due) and end - start < self.share_messages and size < self.share_characters:
-                size += len(due[end].payload_json)
+                size += self.cost(due[end])
                 end += 1
             share = due[start:end]
             # All of it before anybody else gets a turn: who asks for the position then is told what is being sent.

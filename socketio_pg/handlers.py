@@ -1,6 +1,5 @@
 """What clients ask for: subscribe, unsubscribe, publish, authenticate. What each means is in docs/protocol.md."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ from socketio_pg.answers import Answer, showable
 from socketio_pg.channels import validate_channel
 from socketio_pg.delivery import Delivery
 from socketio_pg.errors import InvalidChannelError, InvalidRequestError, SocketIOPGError
+from socketio_pg.filters import parse_filter
 from socketio_pg.hub import UnknownSubscriberError
 from socketio_pg.limits import ClientLimits
 from socketio_pg.protocol import Server
@@ -51,7 +51,7 @@ class Handlers:
 
     def subscribe(self, sid: str, request: dict[str, Any]) -> Answer:
         channel = validate_channel(request.get("channel"))
-        start = requested_start(request)
+        start, filter = requested_start(request), parse_filter(request.get("filter"))
         if self._server.manager.is_sid_room("/", channel):
             raise InvalidChannelError("this name is the id of a client", channel=channel)
         mark = self._permissions.mark()
@@ -73,18 +73,15 @@ class Handlers:
         # The client may have left, or changed its mind, meanwhile. From here on nothing waits.
         if not hub.is_subscribed(sid, channel):
             raise InvalidRequestError("unsubscribed before the subscription was complete", channel=channel)
-        live = channel in self._server.rooms(sid)
-        self._server.enter_room(sid, channel)
+        live = self._delivery.enter(sid, channel, filter)
+        body = {"channel": channel} | recovered
+        if filter is not None:
+            body["filter"] = request["filter"]
         if follower.epoch is None:
-            return Answer("subscribed", {"channel": channel} | recovered)
-        then = None
-        if after is not None:
-            replay = Replay(follower, self._pubsub.history, channel, after)
-            hub.hold(sid, channel, replay)
-            self._server.manager.pass_by(sid, channel)
-            then = functools.partial(self._delivery.replay, sid, replay)
-        body = {"channel": channel, "epoch": follower.epoch, "position": self._position(sid, channel, live)}
-        return Answer("subscribed", body | recovered, then)
+            return Answer("subscribed", body)
+        then = self._delivery.hold(sid, channel, after) if after is not None else None
+        body |= {"epoch": follower.epoch, "position": self._position(sid, channel, live)}
+        return Answer("subscribed", body, then)
 
     def unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
         channel = validate_channel(request.get("channel"))

@@ -2,6 +2,8 @@
 
 from collections.abc import Hashable
 
+from socketio_pg.filters import Filter, FilterIndex
+
 
 class UnknownSubscriberError(LookupError):
     """The subscriber was never added, or has left."""
@@ -14,6 +16,8 @@ class Hub:
         self._channels: dict[str, set[Hashable]] = {}
         self._subscribers: dict[Hashable, set[str]] = {}
         self._held: dict[str, dict[Hashable, object]] = {}
+        self._filters: dict[str, FilterIndex] = {}
+        self._filter_of: dict[tuple[Hashable, str], Filter] = {}
 
     def add(self, subscriber: Hashable) -> None:
         """Let ``subscriber`` in; twice is harmless."""
@@ -51,6 +55,21 @@ class Hub:
 
     def is_subscribed(self, subscriber: Hashable, channel: str) -> bool:
         return subscriber in self._channels.get(channel, ())
+
+    def set_filter(self, subscriber: Hashable, channel: str, filter: Filter | None) -> None:
+        """Give the subscription, which must be there, a filter in place of the one that it had; None for none."""
+        self._drop_filter(subscriber, channel)
+        if filter is not None:
+            self._filter_of[subscriber, channel] = filter
+            self._filters.setdefault(channel, FilterIndex()).add(filter)
+
+    def filter_of(self, subscriber: Hashable, channel: str) -> Filter | None:
+        """The subscription's filter."""
+        return self._filter_of.get((subscriber, channel))
+
+    def filters(self, channel: str) -> FilterIndex | None:
+        """The filters of the channel's subscriptions; None when none has one."""
+        return self._filters.get(channel)
 
     def hold(self, subscriber: Hashable, channel: str, replay: object) -> None:
         """Hold live messages of the log back from a subscription, for a ``replay``.
@@ -97,9 +116,18 @@ class Hub:
 
     def _leave(self, subscriber: Hashable, channel: str) -> bool:
         self.release(subscriber, channel)
+        self._drop_filter(subscriber, channel)
         members = self._channels[channel]
         members.discard(subscriber)
         if members:
             return False
         del self._channels[channel]
         return True
+
+    def _drop_filter(self, subscriber: Hashable, channel: str) -> None:
+        filter = self._filter_of.pop((subscriber, channel), None)
+        if filter is not None:
+            index = self._filters[channel]
+            index.discard(filter)
+            if not index:
+                del self._filters[channel]

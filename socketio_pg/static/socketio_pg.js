@@ -53,6 +53,8 @@
  * Without `since` and `history`, messages come from now on.
  * @typedef {object} SubscribeOptions
  * @property {Position | null} [since] a remembered position: what follows it in the log is replayed first
+ * @property {Record<string, any> | null} [filter] only messages that fulfil it, as in docs/protocol.md: `{"new.id": 5}`.
+ *   All handlers of a channel have the same
  * @property {number} [history] replay so many of the log's newest messages first. Not used where `since` is given
  * @property {(gap: Gap) => void} [onGap]
  * @property {(error: SubscriptionError) => void} [onError] every failure, also one after which it is tried again
@@ -150,11 +152,12 @@ export class Subscriptions {
    * @param {(message: Message) => void} handler
    * @param {SubscribeOptions} [options]
    * @returns {Subscription}
-   * @throws {TypeError} when `since` is something else than a position
+   * @throws {TypeError} when `since` is something else than a position, or another handler of `channel` has another filter
    */
   subscribe(channel, handler, options = {}) {
     const member = new Member(channel, handler, options);
     const shared = this.#channels.get(channel) ?? new Channel(channel, this.#socket, this.#options, this.#channels);
+    shared.setFilter(options.filter ?? null);
     this.#channels.set(channel, shared);
     shared.members.add(member);
     shared.settle();
@@ -420,6 +423,8 @@ class Channel {
   #socket;
   #options;
   #channels;
+  /** @type {Record<string, any> | null} */
+  #filter = null;
   #open = false; // as far as is known, the server has a subscription
   #awaited = ""; // the event that is not answered yet
   /** @type {Promise<void> | null} */
@@ -438,6 +443,14 @@ class Channel {
     this.#socket = socket;
     this.#options = options;
     this.#channels = channels;
+  }
+
+  /** @param {Record<string, any> | null} filter */
+  setFilter(filter) {
+    if (!this.members.size) this.#filter = filter;
+    else if (JSON.stringify(filter) !== JSON.stringify(this.#filter)) {
+      throw new TypeError(`another handler of ${this.name} has another filter: the server knows one for each client`);
+    }
   }
 
   /** @param {Member} member */
@@ -493,9 +506,13 @@ class Channel {
   /** Returns the error, or null. */
   #send({ event, body, whose }) {
     this.#awaited = event;
-    if (event === "subscribe") this.#open = true;
+    const sent = { channel: this.name, ...body };
+    if (event === "subscribe") {
+      this.#open = true;
+      if (this.#filter) sent.filter = this.#filter;
+    }
     return new Promise((resolve) => {
-      request(this.#socket, this.#options.timeout, event, { channel: this.name, ...body }, (failure, answer) => {
+      request(this.#socket, this.#options.timeout, event, sent, (failure, answer) => {
         this.#awaited = "";
         // Here, and not after the promise: the messages behind the answer may be handled sooner.
         if (!failure && event === "subscribe") this.#accept(answer, body, whose);

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from socketio_pg.filters import parse_filter
 from socketio_pg.hub import Hub, UnknownSubscriberError
 
 SUBSCRIBERS = st.sampled_from(["ann", "bob", "cyd"])
@@ -79,6 +80,28 @@ def test_the_set_of_channels_is_the_callers_own() -> None:
     hub.subscribe("ann", "foo")
     hub.channels().clear()
     assert hub.channels() == {"foo"}
+
+
+def test_a_subscription_has_one_filter_and_its_end_forgets_it() -> None:
+    hub = Hub()
+    fives, sixes = parse_filter({"id": 5}), parse_filter({"id": 6})
+    assert fives is not None
+    for subscriber in ("ann", "bob"):
+        hub.add(subscriber)
+        hub.subscribe(subscriber, "foo")
+        hub.set_filter(subscriber, "foo", fives)
+    index = hub.filters("foo")
+    assert index is not None
+    assert (list(index), hub.filter_of("ann", "foo"), hub.filters("bar")) == ([fives], fives, None)
+    hub.set_filter("ann", "foo", sixes)
+    assert set(index) == {fives, sixes}
+    hub.set_filter("ann", "foo", None)
+    assert (list(index), hub.filter_of("ann", "foo")) == ([fives], None)
+    hub.set_filter("ann", "foo", sixes)
+    hub.drop("ann")
+    assert list(index) == [fives]
+    hub.unsubscribe("bob", "foo")
+    assert (hub.filters("foo"), hub.filter_of("bob", "foo")) == (None, None)
 
 
 class HubAgainstModel(RuleBasedStateMachine):
