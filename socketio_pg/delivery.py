@@ -162,7 +162,7 @@ class _Client:
         # The one that the subscription has now: it may have been changed meanwhile.
         filter = self.hub.filter_of(self.sid, self.channel)
         if filter is not None:
-            messages = [message for message in messages if filter.matches_json(message.payload_json)]
+            messages = [message for message in messages if filter.matches(message.payload_json)]
         to = (self.sid,)
         self.server.manager.emit_in_order(
             "event", ((to, message.to_wire() | {"replayed": True}) for message in messages)

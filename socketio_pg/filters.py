@@ -7,8 +7,9 @@ to nothing, the value is null. What each operator means is in docs/protocol.md.
 import contextlib
 import functools
 import json
+import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +22,17 @@ MOST_CONDITIONS, MOST_VALUES, MOST_PATTERN, MOST_CHARACTERS = 20, 100, 100, 4_00
 #: Texts with more characters are not searched: no ``like`` holds for them.
 MOST_SEARCHED = 10_000
 
-#: Keys of objects, and indexes of lists in decimal.
-Path = tuple[str, ...]
-
-_OPERATORS = ("eq", "ne", "lt", "lte", "gt", "gte", "in", "like")
+_ORDER = {"lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge}
+_OPERATORS = ("eq", "ne", *_ORDER, "in", "like")
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One operator on one path. ``holds(value)`` gets what the path leads to."""
+    """One operator on one path. ``holds(value)`` gets what the path leads to, of the types that orjson makes."""
 
-    path: Path
+    #: As it was written, and taken apart: keys of objects, and places in lists.
+    path: str
+    keys: Sequence[str]
     #: Of ``eq`` and ``in``: the values, one of which it must be; otherwise None.
     one_of: frozenset[Any] | None
     holds: Callable[[Any], bool]
@@ -40,11 +41,12 @@ class Condition:
 class Filter:
     """All ``conditions`` must hold. Equal when they have the same ``text``, the conditions in a normal form."""
 
-    __slots__ = ("conditions", "text")
+    __slots__ = ("_checks", "conditions", "text")
 
     def __init__(self, text: str, conditions: Sequence[Condition]) -> None:
         self.text = text
         self.conditions = conditions
+        self._checks = [(condition.path, condition.keys, condition.holds) for condition in conditions]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Filter) and self.text == other.text
@@ -52,13 +54,21 @@ class Filter:
     def __hash__(self) -> int:
         return hash(self.text)
 
-    def matches(self, payload: Any) -> bool:
-        """Whether a payload, as :func:`orjson.loads` gives it, is one of those that were asked for."""
-        return all(condition.holds(_resolve(payload, condition.path)) for condition in self.conditions)
+    def matches(self, payload_json: str) -> bool:
+        """Whether a payload, strict JSON text, is one of those that were asked for."""
+        return self.holds(orjson.loads(payload_json), {})
 
-    def matches_json(self, payload_json: str) -> bool:
-        """The same for strict JSON text."""
-        return self.matches(orjson.loads(payload_json))
+    def holds(self, payload: Any, values: dict[str, Any]) -> bool:
+        """The same for a parsed payload; ``values`` keeps where its paths lead to, for the next filter."""
+        # Thousands of filters may be tried on a message: no generator, no call that can be spared.
+        for path, keys, holds in self._checks:
+            if path in values:
+                value = values[path]
+            else:
+                value = values[path] = _resolve(payload, keys)
+            if not holds(value):
+                return False
+        return True
 
 
 def parse_filter(value: object) -> Filter | None:
@@ -77,10 +87,10 @@ def parse_filter(value: object) -> Filter | None:
         if not operators:
             raise InvalidRequestError(f"filter: {_shown(path)} has no operator; there are {', '.join(_OPERATORS)}")
         keys = _split(path)
-        for operator, operand in operators.items():
-            condition, normal_operand = _condition(path, keys, operator, operand)
+        for name, operand in operators.items():
+            condition, normal_operand = _condition(path, keys, name, operand)
             conditions.append(condition)
-            normal.append((path, "in" if operator == "eq" else operator, normal_operand))
+            normal.append((path, "in" if name == "eq" else name, normal_operand))
     if len(conditions) > MOST_CONDITIONS:
         raise InvalidRequestError(f"filter has {len(conditions)} conditions; at most {MOST_CONDITIONS} are allowed")
     text = orjson.dumps(sorted(normal, key=orjson.dumps)).decode()
@@ -99,7 +109,7 @@ class FilterIndex:
     def __init__(self) -> None:
         self._counts: dict[Filter, int] = {}
         #: Path → value → the filters for which it must be that.
-        self._by_value: dict[Path, dict[Any, dict[Filter, None]]] = {}
+        self._by_value: dict[_Path, dict[Any, dict[Filter, None]]] = {}
         self._others: dict[Filter, None] = {}
         self._largest = 0
 
@@ -152,20 +162,27 @@ class FilterIndex:
     def matching(self, payload_json: str) -> list[Filter]:
         """The filters that let a payload, strict JSON text, through."""
         payload = orjson.loads(payload_json)
+        values: dict[str, Any] = {}
         tried = [self._others]
-        tried += [by_value.get(_key(_resolve(payload, path)), {}) for path, by_value in self._by_value.items()]
-        return [filter for filters in tried for filter in filters if filter.matches(payload)]
+        for (path, keys), by_value in self._by_value.items():
+            values[path] = _resolve(payload, keys)
+            tried.append(by_value.get(_key(values[path]), {}))
+        return [filter for filters in tried for filter in filters if filter.holds(payload, values)]
 
 
-def _indexed(filter: Filter) -> tuple[Path, frozenset[Any]] | None:
-    """The condition by which ``filter`` is found: the equality with the fewest values."""
-    found = [(condition.path, condition.one_of) for condition in filter.conditions if condition.one_of is not None]
+#: As it was written, and taken apart.
+_Path = tuple[str, Sequence[str]]
+
+
+def _indexed(filter: Filter) -> tuple[_Path, frozenset[Any]] | None:
+    """Path and values of the condition by which ``filter`` is found: the equality with the fewest values."""
+    found = [((one.path, one.keys), one.one_of) for one in filter.conditions if one.one_of is not None]
     return min(found, key=lambda pair: len(pair[1]), default=None)
 
 
-def _resolve(payload: Any, path: Path) -> Any:
-    """Where ``path`` leads to; None for nowhere."""
-    for key in path:
+def _resolve(payload: Any, keys: Sequence[str]) -> Any:
+    """Where a path leads to; None for nowhere."""
+    for key in keys:
         if isinstance(payload, dict):
             payload = payload.get(key)
         elif isinstance(payload, list) and key.isdecimal() and len(key) < 10 and int(key) < len(payload):
@@ -189,7 +206,7 @@ def _key(value: Any) -> Any:
 _KEY = r"(?:\\.|[^.\\])+"
 
 
-def _split(path: str) -> Path:
+def _split(path: str) -> Sequence[str]:
     """The keys of a path: separated by dots, a backslash before one that is part of a key."""
     _scalar(path, path)  # valid Unicode
     if not re.fullmatch(rf"{_KEY}(?:\.{_KEY})*", path, re.DOTALL):
@@ -197,28 +214,26 @@ def _split(path: str) -> Path:
     return tuple(re.sub(r"\\(.)", r"\1", key, flags=re.DOTALL) for key in re.findall(_KEY, path, re.DOTALL))
 
 
-def _condition(path: str, keys: Path, operator: str, operand: object) -> tuple[Condition, Any]:
+def _condition(path: str, keys: Sequence[str], name: str, operand: object) -> tuple[Condition, Any]:
     """The condition, and its operand in the normal form."""
-    if operator not in _OPERATORS:
-        raise InvalidRequestError(
-            f"filter: {_shown(path)}: there is no {_shown(operator)}, only {', '.join(_OPERATORS)}"
-        )
-    if operator == "like":
+    if name not in _OPERATORS:
+        raise InvalidRequestError(f"filter: {_shown(path)}: there is no {_shown(name)}, only {', '.join(_OPERATORS)}")
+    if name == "like":
         if not isinstance(operand, str) or len(operand) > MOST_PATTERN:
             raise InvalidRequestError(f"filter: {_shown(path)}: like takes a text of at most {MOST_PATTERN} characters")
-        return Condition(keys, None, _like(_scalar(path, operand))), operand
-    if operator == "in":
+        return Condition(path, keys, None, _like(_scalar(path, operand))), operand
+    if name == "in":
         if not isinstance(operand, list) or not 1 <= len(operand) <= MOST_VALUES:
             raise InvalidRequestError(f"filter: {_shown(path)}: in takes a list of 1 to {MOST_VALUES} values")
-        return _one_of(keys, [_scalar(path, value) for value in operand])
+        return _one_of(path, keys, [_scalar(path, value) for value in operand])
     value = _scalar(path, operand)
-    if operator == "eq":
-        return _one_of(keys, [value])
-    if operator == "ne":
-        return Condition(keys, None, functools.partial(_differs, _key(value))), value
+    if name == "eq":
+        return _one_of(path, keys, [value])
+    if name == "ne":
+        return Condition(path, keys, None, functools.partial(_differs, _key(value))), value
     if isinstance(value, bool) or value is None:
-        raise InvalidRequestError(f"filter: {_shown(path)}: {operator} takes a number or a text")
-    return Condition(keys, None, functools.partial(_COMPARE[operator], value)), value
+        raise InvalidRequestError(f"filter: {_shown(path)}: {name} takes a number or a text")
+    return Condition(path, keys, None, _compares(_ORDER[name], value)), value
 
 
 def _scalar(path: str, value: object) -> Any:
@@ -229,28 +244,20 @@ def _scalar(path: str, value: object) -> Any:
     raise InvalidRequestError(f"filter: {_shown(path)}: values are texts, numbers, true, false and null")
 
 
-def _one_of(keys: Path, values: Sequence[Any]) -> tuple[Condition, list[Any]]:
+def _one_of(path: str, keys: Sequence[str], values: Sequence[Any]) -> tuple[Condition, list[Any]]:
     one_of = frozenset(map(_key, values))
     normal = sorted({orjson.dumps(value): value for value in values}.items())
-    return Condition(keys, one_of, lambda found: _key(found) in one_of), [value for _, value in normal]
+    return Condition(path, keys, one_of, lambda found: _key(found) in one_of), [value for _, value in normal]
 
 
 def _differs(key: Any, found: Any) -> bool:
     return bool(_key(found) != key)
 
 
-def _comparable(value: Any, found: Any) -> bool:
-    if isinstance(value, str):
-        return isinstance(found, str)
-    return isinstance(found, (int, float)) and not isinstance(found, bool)
-
-
-_COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
-    "lt": lambda value, found: _comparable(value, found) and found < value,
-    "lte": lambda value, found: _comparable(value, found) and found <= value,
-    "gt": lambda value, found: _comparable(value, found) and found > value,
-    "gte": lambda value, found: _comparable(value, found) and found >= value,
-}
+def _compares(compare: Callable[[Any, Any], bool], value: Any) -> Callable[[Any], bool]:
+    # Booleans are of the type int, too, but not by this.
+    types = (str,) if isinstance(value, str) else (int, float)
+    return lambda found: type(found) in types and compare(found, value)
 
 
 def _like(pattern: str) -> Callable[[Any], bool]:
