@@ -46,6 +46,8 @@ class Engine(engineio.Server):  # type: ignore[misc]
     connect_timeout = 10.0
     #: Bytes of one message, or of one POST, before that: more than any token, and little for many strangers.
     max_before_connect = 65_536
+    #: Seconds by which the watch is late at least when the whole process was held up.
+    stood_still = 0.2
     #: Whether a client has.
     is_connected: Callable[[str], bool]
     #: Handles a message in a green thread of its own: (sid, message, whether the thread is this message's alone).
@@ -229,9 +231,17 @@ class Engine(engineio.Server):  # type: ignore[misc]
 
     def _watch(self) -> None:
         next_sweep = 0.0
+        tick = min(1.0, self.ping_interval / 4, self.ping_timeout / 4, self.connect_timeout / 4)
+        held_up = False
         while True:
-            green.sleep(min(1.0, self.ping_interval / 4, self.ping_timeout / 4, self.connect_timeout / 4))
+            began = time.monotonic()
+            green.sleep(tick)
             now = time.monotonic()
+            # When the process stood still (a laptop's lid, a moved virtual machine), what clients sent meanwhile is to
+            # be read before anybody is late. Not twice in a row: a server that is always behind must look as well.
+            held_up = not held_up and now - began > tick + self.stood_still
+            if held_up:
+                continue
             self._ping_due(now)
             self._close_unconnected(now)
             while self._to_upgrade and self._to_upgrade[0][0] <= now:

@@ -1,6 +1,8 @@
 """What the Engine.IO protocol, version 4, says, at a real server that echoes every message."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -24,9 +26,17 @@ from tests.support.server import ServerProcess
 
 @pytest.fixture(scope="module")
 def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+    made = ServerProcess(postgres18.url(), app="tests.support.engineio_app:app", DRAIN_SECONDS="0.2", ECHO="1")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def pinging(postgres18: Cluster) -> Iterator[ServerProcess]:
+    """It pings soon; the time to answer is one that a busy machine may need."""
     made = ServerProcess(
         postgres18.url(), app="tests.support.engineio_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="1.5",
-        PING_TIMEOUT="1", ECHO="1",
+        PING_TIMEOUT="4", ECHO="1",
     )  # fmt: skip
     yield made
     made.close()
@@ -46,13 +56,13 @@ def assert_refused(reply: Reply, code: int, status: int = 400) -> None:
 # -- handshake ---------------------------------------------------------------------------------------------------------
 
 
-def opening(text: str) -> dict[str, Any]:
+def opening(text: str, interval: int = 25_000, timeout: int = 20_000) -> dict[str, Any]:
     assert text[0] == "0"
     found: dict[str, Any] = json.loads(text[1:])
     assert found.keys() == {"sid", "upgrades", "pingInterval", "pingTimeout", "maxPayload"}
     assert isinstance(found["sid"], str)
-    assert found["pingInterval"] == 1500
-    assert found["pingTimeout"] == 1000
+    assert found["pingInterval"] == interval
+    assert found["pingTimeout"] == timeout
     assert found["maxPayload"] >= 1_000_000
     return found
 
@@ -171,32 +181,32 @@ def test_a_packet_that_is_none_closes_the_websocket(server: ServerProcess, packe
 # -- heartbeat ---------------------------------------------------------------------------------------------------------
 
 
-def test_heartbeat_by_polling(server: ServerProcess) -> None:
-    path = open_session(server)
+def test_heartbeat_by_polling(pinging: ServerProcess) -> None:
+    path = open_session(pinging)
     for _ in range(3):
-        assert http(server, path=path).body == b"2"
-        assert http(server, "POST", path, body=b"3").body == b"ok"
+        assert http(pinging, path=path).body == b"2"
+        assert http(pinging, "POST", path, body=b"3").body == b"ok"
 
 
-def test_heartbeat_by_websocket(server: ServerProcess) -> None:
-    with WebSocket(server) as one:
-        opening(one.read_text())
+def test_heartbeat_by_websocket(pinging: ServerProcess) -> None:
+    with WebSocket(pinging) as one:
+        opening(one.read_text(), 1500, 4000)
         for _ in range(3):
             assert one.read_text() == "2"
             one.text("3")
 
 
-def test_a_polling_client_that_does_not_answer_is_closed(server: ServerProcess) -> None:
-    path = open_session(server)
-    assert http(server, path=path).body == b"2"
-    reply = http(server, path=path)
+def test_a_polling_client_that_does_not_answer_is_closed(pinging: ServerProcess) -> None:
+    path = open_session(pinging)
+    assert http(pinging, path=path).body == b"2"
+    reply = http(pinging, path=path)
     assert (reply.status, reply.body) == (200, b"1")
-    assert_refused(http(server, path=path), 1)
+    assert_refused(http(pinging, path=path), 1)
 
 
-def test_a_websocket_that_does_not_answer_is_closed(server: ServerProcess) -> None:
-    with WebSocket(server) as one:
-        opening(one.read_text())
+def test_a_websocket_that_does_not_answer_is_closed(pinging: ServerProcess) -> None:
+    with WebSocket(pinging) as one:
+        opening(one.read_text(), 1500, 4000)
         assert one.read_text() == "2"
         assert one.read_text() == "1"
         assert one.close_code() == 1001
@@ -204,29 +214,51 @@ def test_a_websocket_that_does_not_answer_is_closed(server: ServerProcess) -> No
 
 @pytest.mark.parametrize("offset", [3600, -3600])
 @pytest.mark.parametrize("transport", ["polling", "websocket"])
-def test_a_clock_that_is_set_ends_nobody(server: ServerProcess, offset: int, transport: str) -> None:
+def test_a_clock_that_is_set_ends_nobody(pinging: ServerProcess, offset: int, transport: str) -> None:
     try:
         if transport == "polling":
-            path = open_session(server)
+            path = open_session(pinging)
             for body in (b"4before", b"4after"):
-                assert http(server, path=path).body == b"2"
-                assert server.get(f"/clock?offset={offset}")[0] == 200  # while a ping is unanswered
-                assert http(server, "POST", path, body=b"3\x1e" + body).status == 200
-                assert http(server, path=path).body == body
+                assert http(pinging, path=path).body == b"2"
+                assert pinging.get(f"/clock?offset={offset}")[0] == 200  # while a ping is unanswered
+                assert http(pinging, "POST", path, body=b"3\x1e" + body).status == 200
+                assert http(pinging, path=path).body == body
         else:
-            with WebSocket(server) as one:
-                opening(one.read_text())
+            with WebSocket(pinging) as one:
+                opening(one.read_text(), 1500, 4000)
                 for text in ("4before", "4after"):
                     assert one.read_text() == "2"
-                    assert server.get(f"/clock?offset={offset}")[0] == 200
+                    assert pinging.get(f"/clock?offset={offset}")[0] == 200
                     one.text("3")
                     one.text(text)
                     assert one.read_text() == text
     finally:
-        server.get("/clock?offset=0")
+        pinging.get("/clock?offset=0")
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_stood_still_reads_what_was_sent_meanwhile_first(postgres18: Cluster) -> None:
+    server = ServerProcess(
+        postgres18.url(), app="tests.support.engineio_app:app", PING_INTERVAL="1", PING_TIMEOUT="1", ECHO="1"
+    )
+    try:
+        with WebSocket(server) as one, WebSocket(server) as silent:
+            for client in (one, silent):
+                opening(client.read_text(), 1000, 1000)
+                assert client.read_text() == "2"
+            os.kill(server.worker_pid(), signal.SIGSTOP)
+            one.text("3")
+            time.sleep(2.5)  # longer than the time to answer: the server's clock goes on
+            os.kill(server.worker_pid(), signal.SIGCONT)
+            one.text("4hello")
+            while (text := one.read_text()) == "2":
+                one.text("3")
+            assert text == "4hello"
+            assert silent.read_text() == "1"
+    finally:
+        server.close()
 
 
 def test_a_polling_client_closes(server: ServerProcess) -> None:

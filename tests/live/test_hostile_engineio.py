@@ -35,7 +35,7 @@ from tests.support.server import ServerProcess
 def server(postgres18: Cluster) -> Iterator[ServerProcess]:
     made = ServerProcess(
         postgres18.url(), app="tests.support.engineio_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="2",
-        PING_TIMEOUT="2", CONNECT_TIMEOUT="3", SEND_BUFFER_BYTES="200000",
+        PING_TIMEOUT="5", CONNECT_TIMEOUT="3", SEND_BUFFER_BYTES="200000",
     )  # fmt: skip
     made.get("/watch")
     yield made

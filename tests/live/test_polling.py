@@ -16,10 +16,14 @@ from tests.support.server import ServerProcess
 def server(postgres18: Cluster) -> Iterator[ServerProcess]:
     made = ServerProcess(
         postgres18.url(), "--worker-connections", "20", app="tests.support.slow_app:app",
-        DRAIN_SECONDS="0.2", PING_INTERVAL="1", PING_TIMEOUT="1", MAX_CONNECTIONS="1000",
+        DRAIN_SECONDS="0.2", PING_INTERVAL="1", PING_TIMEOUT="4", MAX_CONNECTIONS="1000",
     )  # fmt: skip
     yield made
     made.close()
+
+
+#: Seconds after which a session without pings would have ended.
+SILENCE = 1 + 4
 
 
 def request(server: ServerProcess, sid: str = "", body: bytes | None = None) -> tuple[int, str]:
@@ -47,8 +51,8 @@ def test_an_idle_client_is_pinged_and_stays(server: ServerProcess, postgres18: C
     with SocketClient(server.url, ("polling",), reconnection=False) as client:
         client.subscribe(channel)
         began = time.monotonic()
-        with Swarm("127.0.0.1", server.port) as swarm:  # three times as long as an idle session lives without pings
-            swarm.run_until(lambda: time.monotonic() - began > 6, 10)
+        with Swarm("127.0.0.1", server.port) as swarm:
+            swarm.run_until(lambda: time.monotonic() - began > SILENCE + 2)
         postgres18.notify(channel, "1")
         assert client.next("event")["payload"] == 1
         assert client.pending("disconnect") == 0
@@ -95,7 +99,7 @@ def test_a_poll_that_waits_ends_with_the_upgrade(server: ServerProcess) -> None:
         one.send("40")
         swarm.run_until(lambda: one.connected)
         began = time.monotonic()
-        swarm.run_until(lambda: time.monotonic() - began > 4, 10)
+        swarm.run_until(lambda: time.monotonic() - began > SILENCE + 2)
         assert not one.closed
     wait_for_sockets(server, 0)
 
