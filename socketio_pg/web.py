@@ -25,6 +25,13 @@ _HEADERS = {
 }
 
 
+def add_security_headers(response: Response) -> Response:
+    """For a blueprint's ``after_request``."""
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
 def create_blueprint(
     readiness: Callable[[], str | None], *, enable_test_page: bool, metrics_token: str | None = None
 ) -> Blueprint:
@@ -61,11 +68,7 @@ def create_blueprint(
             text, content_type = render()
             return Response(text, content_type=content_type)
 
-    @blueprint.after_request
-    def add_headers(response: Response) -> Response:
-        for name, value in _HEADERS.items():
-            response.headers.setdefault(name, value)
-        return response
+    blueprint.after_request(add_security_headers)
 
     if enable_test_page:
 

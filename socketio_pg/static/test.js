@@ -3,13 +3,10 @@
 // The parts to look at first: `subscribe()`, which leaves it to socketio_pg.js to keep the subscription alive, and
 // `request()`, which asks the server for something else.
 
+import { loadClient } from "./client.js";
 import { MessageLog, clock, hue, timeOfDay } from "./log.js";
 import { Subscriptions } from "./socketio_pg.js";
 import { notifyStatement, oneLine, publishStatement } from "./sql.js";
-
-// The stock client from the CDN, for when `npm run vendor` was not run. The same bytes or nothing: see "integrity".
-const CDN_CLIENT = "https://cdn.socket.io/4.8.4/socket.io.min.js";
-const CDN_INTEGRITY = "sha384-fBrXvbDtHoeKWJ/hcA6M+YGueiDW+h45I7V6F2kD1S8bOkrF9rZYPLVkCR6BLR/1";
 
 const ANSWER_TIMEOUT = 10_000; // ms to wait for the server's acknowledgement
 const MOST_ERRORS = 4; // shown at once
@@ -19,7 +16,7 @@ const $ = (selector) => document.querySelector(selector);
 
 // --- The connection ---------------------------------------------------------------------------------------------
 
-const io = await loadClient();
+const io = await client();
 // WebSocket first: long polling would need a load balancer that sends all requests of a client to one process.
 const socket = io({
   autoConnect: false,
@@ -489,28 +486,16 @@ function clearErrors(action, channel = "") {
 
 // --- Start ------------------------------------------------------------------------------------------------------
 
-/** The function `io` of the vendored client, else of the CDN's. */
-async function loadClient() {
-  if (globalThis.io) return globalThis.io; // the <script> in test.html has run before this module
-  const script = document.createElement("script");
-  script.src = CDN_CLIENT;
-  script.integrity = CDN_INTEGRITY;
-  script.crossOrigin = "anonymous";
+/** The stock client, or the reason in the page. */
+async function client() {
   try {
-    await new Promise((resolve, reject) => {
-      script.addEventListener("load", resolve);
-      script.addEventListener("error", reject);
-      document.head.append(script);
-    });
-    return globalThis.io;
-  } catch {
+    return await loadClient();
+  } catch (error) {
     $("#status").dataset.state = "failed";
     $("#status-text").textContent = "Cannot start";
     $("#fatal").hidden = false;
-    $("#fatal").textContent =
-      "The Socket.IO client could not be loaded, so this page cannot connect. Run “npm ci” and “npm run vendor” " +
-      `to put it into static/vendor, or give this browser access to ${new URL(CDN_CLIENT).host}. Then reload the page.`;
-    throw new Error("neither the vendored Socket.IO client nor the CDN's could be loaded");
+    $("#fatal").textContent = error.message;
+    throw error;
   }
 }
 

@@ -742,7 +742,7 @@ def test_everything_can_be_reached_with_the_keyboard(demo: Demo) -> None:
 def test_the_cdns_client_is_taken_when_the_local_one_is_missing(demo: Demo) -> None:
     demo.network_may_fail = True
     demo.page.route(LOCAL_CLIENT, lambda route: route.fulfill(status=404))
-    # The browser checks these bytes against the integrity in test.js, as it would check the CDN's.
+    # The browser checks these bytes against the integrity in client.js, as it would check the CDN's.
     headers = {"access-control-allow-origin": "*", "content-type": "application/javascript"}
     asked: list[str] = []
 
@@ -762,26 +762,28 @@ def test_a_changed_client_from_the_cdn_is_not_run(demo: Demo) -> None:
     changed = CLIENT_FILE.read_text("utf-8") + "window.hacked = 1;"
     headers = {"access-control-allow-origin": "*", "content-type": "application/javascript"}
     demo.page.route(CDN_CLIENT, lambda route: route.fulfill(body=changed, headers=headers))
-    demo.open()
+    with demo.page.expect_event("pageerror"):
+        demo.open()
     demo.expect_state("failed")
     assert demo.page.evaluate("window.hacked") is None
-    assert "could be loaded" in demo.exceptions.pop()
+    assert "could not be loaded" in demo.exceptions.pop()
 
 
 def test_without_any_client_the_page_says_so(demo: Demo) -> None:
     demo.network_may_fail = True
     demo.page.route(LOCAL_CLIENT, lambda route: route.abort())
     demo.page.route(CDN_CLIENT, lambda route: route.abort())
-    demo.open()
+    with demo.page.expect_event("pageerror"):
+        demo.open()
     demo.expect_state("failed")
     expect(demo.page.locator("#fatal")).to_contain_text("npm run vendor")
     expect(demo.page.locator("#subscribe-form button")).to_be_disabled()
-    assert "could be loaded" in demo.exceptions.pop()
+    assert "could not be loaded" in demo.exceptions.pop()
 
 
 @pytest.mark.usefixtures("chromium")  # which knows that the client is there
 def test_the_cdn_address_and_integrity_are_those_of_the_locked_client() -> None:
-    script = (STATIC / "test.js").read_text("utf-8")
+    script = (STATIC / "client.js").read_text("utf-8")
     lock = json.loads((ROOT / "package-lock.json").read_text("utf-8"))
     version = lock["packages"]["node_modules/socket.io-client"]["version"]
     assert f'"https://cdn.socket.io/{version}/socket.io.min.js"' in script

@@ -1,0 +1,61 @@
+// A table that follows the table `orders`: subscribe first, then read the rows, then apply what arrives.
+
+import { $, connect, runSql } from "./demo.js";
+
+const CHANNEL = "table:socketio_pg_demo.orders";
+const rows = new Map(); // id → its <tr>
+const waiting = []; // what arrived before the rows did
+let loaded = false;
+
+const { subscriptions } = await connect();
+const orders = subscriptions.subscribe(CHANNEL, receive, {
+  onGap: ({ tier }) => tier === "log" && location.reload(), // away for longer than the log remembers
+});
+await orders.ready;
+await runSql("orders", load, 700);
+
+function load(found) {
+  for (const order of found) draw(order);
+  count();
+  loaded = true;
+  // In their order: the rows may know some of it already, but in the end they are as the table is.
+  for (const message of waiting.splice(0)) receive(message);
+}
+
+function receive(message) {
+  if (!loaded) {
+    waiting.push(message);
+    return;
+  }
+  const { op, pk, new: order } = message.payload;
+  if (op === "DELETE") remove(pk.id);
+  else if (op === "TRUNCATE") for (const id of rows.keys()) remove(id);
+  else if (order) flash(draw(order));
+  count();
+}
+
+function draw({ id, customer, item, total, status }) {
+  const row = rows.get(id) ?? $("#orders").insertRow(0);
+  rows.set(id, row);
+  row.replaceChildren();
+  for (const text of [id, customer, item, Number(total).toFixed(2)]) row.insertCell().textContent = text;
+  row.cells[3].className = "number";
+  row.insertCell().innerHTML = "<span class=\"pill\"></span>";
+  row.querySelector(".pill").textContent = status;
+  row.dataset.status = status;
+  return row;
+}
+
+function remove(id) {
+  rows.get(id)?.remove();
+  rows.delete(id);
+}
+
+function flash(row) {
+  row.animate([{ background: "var(--flash)" }, {}], { duration: 1200, easing: "ease-out" });
+}
+
+function count() {
+  $("#empty").hidden = rows.size > 0;
+  $("#count").textContent = `${rows.size} ${rows.size === 1 ? "order" : "orders"}`;
+}
