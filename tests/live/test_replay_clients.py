@@ -162,15 +162,15 @@ class Python:
 
     def wait_renewed(self, client: str) -> None:
         """Until the server has accepted a new token of ``client``."""
-        login = self._subscriber._login
+        login = self._subscriber._link.login
         assert login is not None
 
         def renewed() -> bool:
             claims = jwt.decode(login.brought or "", options={"verify_signature": False}) if login.brought else {}
             return claims.get("sub") == client
 
-        with self._subscriber._changed:
-            assert self._subscriber._changed.wait_for(renewed, 30)
+        with self._subscriber._link.changed:
+            assert self._subscriber._link.changed.wait_for(renewed, 30)
 
     def _token(self) -> str:
         assert self._tokens is not None
@@ -181,8 +181,8 @@ class Python:
         return token
 
     def wait_disconnected(self) -> None:
-        with self._subscriber._changed:
-            assert self._subscriber._changed.wait_for(lambda: not self._subscriber.connected, 30)
+        with self._subscriber._link.changed:
+            assert self._subscriber._link.changed.wait_for(lambda: not self._subscriber.connected, 30)
 
     def close(self) -> None:
         self._subscriber.close()

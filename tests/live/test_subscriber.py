@@ -171,11 +171,11 @@ def test_a_slow_handler_fills_no_memory_and_loses_nothing_of_the_log(log: Log, c
         other = subscriber.subscribe(f"{channel}-other", print)
         subscriber.unsubscribe(other)
         for _ in range(4):  # pings: the next comes a second after the answer to the last
-            heard = subscriber._connection.heard if subscriber._connection else 0.0
-            while subscriber._connection is not None and subscriber._connection.heard == heard:
+            heard = subscriber._link.connection.heard if subscriber._link.connection else 0.0
+            while subscriber._link.connection is not None and subscriber._link.connection.heard == heard:
                 subscriber.wait(0.05)
         assert subscriber.connected
-        assert subscriber._deliveries.cost < 2_000_000
+        assert subscriber._link.deliveries.cost < 2_000_000
         slow.set()
         assert [numbers.get(timeout=PATIENCE) for _ in range(total)] == list(range(1, total + 1))
         gap = gaps.get(timeout=PATIENCE)
@@ -215,7 +215,7 @@ def test_no_server(channel: str) -> None:
             subscriber.subscribe(channel, print)
         with pytest.raises(ConnectionError):
             subscriber.publish(channel, 1)
-        assert subscriber._channels == {}
+        assert subscriber._link.channels == {}
 
 
 def test_the_server_may_come_later(postgres18: Cluster, channel: str) -> None:
@@ -253,7 +253,7 @@ def test_a_lost_connection_ends_what_waits_for_an_answer(postgres18: Cluster, ch
             assert isinstance(failed.get(timeout=PATIENCE), DatabaseUnavailableError)
             thread.join()
             thread = threading.Thread(target=publish)
-            with subscriber._lock:  # so that it is sent, and not answered yet
+            with subscriber._link.lock:  # so that it is sent, and not answered yet
                 thread.start()
                 server.kill()
             error = failed.get(timeout=PATIENCE)

@@ -12,7 +12,7 @@ import flask_socketio
 import pytest
 import socketio
 
-from socketio_pg import engine, engine_socket, extension, fanout, packets, protocol
+from socketio_pg import engine, engine_socket, extension, fanout, packets, protocol, subscriber_connection
 from socketio_pg.protocol import Server
 
 #: Base class → method → its parameters, of all methods that we override.
@@ -62,6 +62,14 @@ OVERRIDDEN: dict[type, dict[str, list[str]]] = {
     flask_socketio.SocketIO: {
         "init_app": ["self", "app", "**kwargs"],
     },
+    engineio.Client: {
+        "_receive_packet": ["self", "pkt"],
+        "_trigger_event": ["self", "event", "*args", "**kwargs"],
+        "disconnect": ["self", "abort", "reason"],
+    },
+    socketio.Client: {
+        "_engineio_client_class": ["self"],
+    },
 }  # fmt: skip
 
 #: The same for what is called, or replaced in these tests.
@@ -109,6 +117,8 @@ OURS: list[type] = [
     fanout.Manager,
     engine.Engine,
     engine_socket.Socket,
+    subscriber_connection.EngineClient,
+    subscriber_connection.SocketClient,
 ]
 
 
@@ -146,6 +156,12 @@ def test_the_table_of_overridden_methods_is_complete(ours: type) -> None:
                                   "namespaces"])  # fmt: skip
 def test_the_servers_attributes_are_what_we_build_on(name: str) -> None:
     assert hasattr(socketio.Server(async_mode="threading"), name)
+
+
+@pytest.mark.parametrize("name", ["eio", "on", "emit"])
+def test_the_clients_attributes_are_what_we_build_on(name: str) -> None:
+    assert hasattr(socketio.Client(), name)
+    assert hasattr(engineio.Client(), "read_loop_task")
 
 
 @pytest.mark.parametrize("name", ["server", "server_options", "handlers", "namespace_handlers", "manage_session"])
