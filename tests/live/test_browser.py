@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, WebSocketRoute, expect, sync_playwright
 
 from tests.live.test_client_tokens import SECRET, token
-from tests.live.test_log import Log, wait_installed
+from tests.support.log import Log, wait_installed
 from tests.support.missing import missing
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess

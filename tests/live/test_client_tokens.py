@@ -19,8 +19,8 @@ from socketio_pg.errors import (
     UnauthorizedError,
 )
 from socketio_pg.subscriber import Message, Subscriber
-from tests.live.test_replay_clients import JavaScript, Python, Refused, Tokens
 from tests.support.postgres import Cluster
+from tests.support.replay_clients import JavaScript, Python, Refused, Tokens
 from tests.support.server import ServerProcess
 
 SECRET = "a secret of the tests, 32 bytes and more"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.live.test_log import Log, numbers, since, wait_installed
 from tests.support.clients import RawClient, SocketClient, Swarm
+from tests.support.log import Log, numbers, since, wait_installed
 from tests.support.postgres import Cluster
 
 

@@ -4,223 +4,16 @@ Their connections go through a proxy, which cuts them and keeps them away as lon
 """
 
 import contextlib
-import json
-import queue
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol
 
-import jwt
 import pytest
 
-from socketio_pg.database import Database
-from socketio_pg.errors import SocketIOPGError
-from socketio_pg.schema import install
-from socketio_pg.subscriber import Gap, Message, Subscriber, Subscription
-from tests.live.test_javascript import NodeClient
-from tests.live.test_log import Log, wait_installed
 from tests.support.clients import SocketClient
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
+from tests.support.replay_clients import CLIENTS, Behind, Client, JavaScript, Refused, numbers
 from tests.support.server import ServerProcess
-
-
-class Refused(Exception):
-    """``subscribe`` failed, with the wire code."""
-
-
-class Client(Protocol):
-    """Either client. Subscriptions have names; what happens to them is kept until :meth:`next` takes it."""
-
-    def subscribe(self, name: str, channel: str, *, raises: bool = False, **options: Any) -> None:
-        """Returns when it is confirmed. ``raises``: the handler does, after it has noted the message."""
-
-    def next(self, kind: str, name: str) -> Any:
-        """The next ``message`` or ``gap`` of a subscription, with the position that was read in the handler."""
-
-    def unsubscribe(self, name: str) -> None: ...
-
-    def position(self, name: str) -> Any: ...
-
-    def failures(self, count: int) -> list[str]:
-        """What handlers have raised."""
-
-    def ended(self, name: str) -> str:
-        """The wire code with which an established subscription has ended."""
-
-    def wait_disconnected(self) -> None:
-        """Until it has noticed."""
-
-    def close(self) -> None: ...
-
-
-#: What the function ``token`` returns, a call after the other, and the last for ever; "": it raises.
-Tokens = dict[Literal["connecting", "renewing"], list[str]]
-
-
-class JavaScript:
-    def __init__(self, url: str, tokens: Tokens | None = None) -> None:
-        self._node = NodeClient(url, "websocket", "replay.mjs", *([] if tokens is None else [json.dumps(tokens)]))
-
-    def subscribe(self, name: str, channel: str, *, raises: bool = False, **options: Any) -> None:
-        self._call(command="subscribe", name=name, channel=channel, options=options, raises=raises)
-
-    def next(self, kind: str, name: str) -> Any:
-        said = self._node.next(kind=kind, name=name)
-        return said[kind], said["position"]
-
-    def unsubscribe(self, name: str) -> None:
-        self._call(command="unsubscribe", name=name)
-
-    def position(self, name: str) -> Any:
-        return self._call(command="position", name=name)
-
-    def failures(self, count: int) -> list[str]:
-        return [self._node.next(kind="uncaught")["text"] for _ in range(count)]
-
-    def wait_disconnected(self) -> None:
-        self._node.next(kind="disconnect")
-
-    def wait_error(self, name: str) -> Any:
-        """The next error that ``onError`` was told."""
-        return self._node.next(kind="error", name=name)
-
-    def ended(self, name: str) -> str:
-        return str(self._node.next(kind="error", name=name, retrying=False)["code"])
-
-    def wait_renewed(self, client: str) -> None:
-        """Until the server has accepted a new token of ``client``."""
-        self._node.next(kind="authenticated", client=client)
-
-    def wait_said(self, kind: str) -> Any:
-        return self._node.next(kind=kind)
-
-    def call(self, command: str, **values: Any) -> Any:
-        return self._call(command=command, **values)
-
-    def emit(self, event: str, **argument: Any) -> Any:
-        """Behind the back of socketio_pg.js."""
-        return self._call(command="emit", event=event, argument=argument)
-
-    def close(self) -> None:
-        self._node.close()
-
-    def _call(self, **command: Any) -> Any:
-        self._node.send(command)
-        done = self._node.next(kind="done")
-        if "error" in done:
-            raise Refused(done["error"])
-        return done["value"]
-
-
-class Python:
-    def __init__(self, url: str, tokens: Tokens | None = None) -> None:
-        self._tokens = tokens
-        self._subscriber = Subscriber(
-            url, reconnection_delay=0.1, reconnection_delay_max=0.5, retry_delay=0.1, retry_delay_max=0.5, retry=True,
-            token=None if tokens is None else self._token,
-        )  # fmt: skip
-        self._queues: dict[tuple[str, str], queue.Queue[Any]] = {}
-        self._made: dict[str, Subscription] = {}
-        self._raised: queue.Queue[str] = queue.Queue()
-
-    def subscribe(self, name: str, channel: str, *, raises: bool = False, **options: Any) -> None:
-        def handle(message: Message) -> None:
-            # It may be called before subscribe() has returned.
-            position = self._made[name].position if name in self._made else None
-            self._queue("message", name).put((dict(message), position))
-            if raises:
-                self._raised.put("the handler's own")
-                raise ValueError("the handler's own")
-
-        def on_gap(gap: Gap) -> None:
-            self._queue("gap", name).put((dict(gap), self._made[name].position if name in self._made else None))
-
-        def on_error(error: SocketIOPGError) -> None:
-            self._queue("error", name).put(error.code)
-
-        try:
-            self._made[name] = self._subscriber.subscribe(channel, handle, on_gap=on_gap, on_error=on_error, **options)
-        except SocketIOPGError as error:
-            raise Refused(error.code) from error
-
-    def next(self, kind: str, name: str) -> Any:
-        return self._queue(kind, name).get(timeout=30)
-
-    def unsubscribe(self, name: str) -> None:
-        self._subscriber.unsubscribe(self._made[name])
-
-    def position(self, name: str) -> Any:
-        return self._made[name].position
-
-    def failures(self, count: int) -> list[str]:
-        return [self._raised.get(timeout=30) for _ in range(count)]
-
-    def ended(self, name: str) -> str:
-        return str(self._queue("error", name).get(timeout=30))
-
-    def wait_renewed(self, client: str) -> None:
-        """Until the server has accepted a new token of ``client``."""
-        login = self._subscriber._link.login
-        assert login is not None
-
-        def renewed() -> bool:
-            claims = jwt.decode(login.brought or "", options={"verify_signature": False}) if login.brought else {}
-            return claims.get("sub") == client
-
-        with self._subscriber._link.changed:
-            assert self._subscriber._link.changed.wait_for(renewed, 30)
-
-    def _token(self) -> str:
-        assert self._tokens is not None
-        left = self._tokens["renewing" if self._subscriber.connected else "connecting"]
-        token = left.pop(0) if len(left) > 1 else left[0]
-        if not token:
-            raise LookupError("nobody is signed in")
-        return token
-
-    def wait_disconnected(self) -> None:
-        with self._subscriber._link.changed:
-            assert self._subscriber._link.changed.wait_for(lambda: not self._subscriber.connected, 30)
-
-    def close(self) -> None:
-        self._subscriber.close()
-
-    def _queue(self, kind: str, name: str) -> "queue.Queue[Any]":
-        return self._queues.setdefault((kind, name), queue.Queue())
-
-
-CLIENTS: dict[str, Callable[[str], Client]] = {"javascript": JavaScript, "python": Python}
-
-
-class Behind(Log):
-    """A server on a database of its own, behind :attr:`proxy`."""
-
-    def __init__(self, cluster: Cluster, name: str, **settings: str) -> None:
-        cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-        cluster.sql(f"CREATE DATABASE {name}")
-        self.url = cluster.url(name)
-        self._folder = tempfile.TemporaryDirectory()
-        path = f"{self._folder.name}/http"
-        self.server = ServerProcess(self.url, "--bind", f"unix:{path}", DRAIN_SECONDS="0.2", **settings)
-        self.proxy = Proxy(path)
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.proxy.port}"
-
-    def install(self) -> None:
-        install(Database(self.url), 1_000_000)
-        wait_installed(self)
-
-    def notify(self, channel: str, payload: object) -> None:
-        self.sql("SELECT pg_notify(%s, %s)", channel, json.dumps(payload))
-
-    def close(self) -> None:
-        self.proxy.close()
-        self.server.close()
-        self._folder.cleanup()
 
 
 @pytest.fixture(scope="module")
@@ -241,11 +34,6 @@ def client(log: Behind, kind: Callable[[str], Client]) -> Iterator[Client]:
     with contextlib.closing(kind(log.address)) as made:
         yield made
     log.proxy.restore()
-
-
-def numbers(client: Client, name: str, count: int) -> list[int]:
-    """The numbers in the next ``count`` messages, as :meth:`Log.publish` writes them."""
-    return [client.next("message", name)[0]["payload"][0] for _ in range(count)]
 
 
 def test_both_tiers_arrive_as_on_the_wire(log: Behind, client: Client, channel: str) -> None:

@@ -21,7 +21,7 @@ from socketio_pg.errors import (
     SocketIOPGError,
 )
 from socketio_pg.subscriber import Gap, Message, Subscriber
-from tests.live.test_log import Log, wait_installed
+from tests.support.log import Log, wait_installed
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ROOT, ServerProcess, free_port

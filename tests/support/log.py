@@ -1,0 +1,62 @@
+"""A database of its own with a server on it, for tests of the log."""
+
+import contextlib
+from typing import Any
+
+import psycopg2
+
+from tests.support.clients import SocketClient
+from tests.support.postgres import Cluster, in_thread
+from tests.support.server import ServerProcess
+
+
+class Log:
+    """A database of its own with a server on it."""
+
+    def __init__(self, cluster: Cluster, name: str, **settings: str) -> None:
+        cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        cluster.sql(f"CREATE DATABASE {name}")
+        self.url = cluster.url(name)
+        self.server = ServerProcess(self.url, DRAIN_SECONDS="0.2", **settings)
+
+    def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return in_thread(self._sql, statement, parameters)  # type: ignore[no-any-return]
+
+    def _sql(self, statement: str, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        with contextlib.closing(psycopg2.connect(self.url)) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            connection.commit()
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def publish(self, channel: str, first: int, last: int, pad: int = 0) -> None:
+        """The payloads ``[n, "xxx"]`` for n from ``first`` to ``last``, in one transaction."""
+        self.sql(
+            "SELECT socketio_pg.publish(%s, jsonb_build_array(n, repeat('x', %s))) FROM generate_series(%s, %s) AS n",
+            channel, pad, first, last,
+        )  # fmt: skip
+
+    def settle(self) -> None:
+        """Until everything that was published has its position, and the server knows."""
+        with SocketClient(self.server.url) as client:
+            known, head, waiting = -1, 0, 1
+            while waiting or known < head:
+                known = client.call("subscribe", {"channel": "anything"}).get("position", -1)
+                [(waiting, head)] = self.sql(
+                    "SELECT (SELECT count(*) FROM socketio_pg.outbox), (SELECT max(position) FROM socketio_pg.log)"
+                )
+
+
+def wait_installed(log: Log) -> None:
+    """Until the server knows of the log."""
+    with SocketClient(log.server.url) as client:
+        while "position" not in client.call("subscribe", {"channel": "anything"}):
+            client.call("unsubscribe", {"channel": "anything"})
+
+
+def numbers(client: SocketClient, count: int) -> list[int]:
+    """The numbers in the next ``count`` messages."""
+    return [client.next("event", 30)["payload"][0] for _ in range(count)]
+
+
+def since(answer: dict[str, Any], position: int | None = None) -> dict[str, Any]:
+    return {"epoch": answer["epoch"], "position": answer["position"] if position is None else position}

@@ -1,0 +1,52 @@
+"""The stock JavaScript client under Node."""
+
+import json
+import shutil
+import subprocess
+from typing import Any
+
+from tests.support.missing import missing
+from tests.support.server import ROOT
+
+
+class NodeClient:
+    """`client.mjs`, or another script beside it, in a process of its own."""
+
+    def __init__(self, url: str, transports: str, script: str = "client.mjs", *arguments: str) -> None:
+        node = shutil.which("node")
+        if node is None or not (ROOT / "node_modules" / "socket.io-client").exists():
+            missing("the JavaScript client's tests", "install Node, then `npm ci`")
+        self._process = subprocess.Popen(
+            [node, str(ROOT / "tests" / "live" / script), url, transports, *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.said: list[dict[str, Any]] = []
+
+    def next(self, **wanted: Any) -> dict[str, Any]:
+        """The next line with these values, of those not yet taken."""
+        for index, said in enumerate(self.said):
+            if wanted.items() <= said.items():
+                return self.said.pop(index)
+        assert self._process.stdout is not None
+        for text in self._process.stdout:
+            line: dict[str, Any] = json.loads(text)
+            if wanted.items() <= line.items():
+                return line
+            self.said.append(line)
+        raise AssertionError(f"the client ended without {wanted}; it said {self.said}")
+
+    def call(self, event: str, argument: object) -> Any:
+        self.send({"emit": event, "argument": argument})
+        return self.next(kind="answer")["answer"]
+
+    def send(self, command: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
