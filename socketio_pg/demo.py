@@ -8,7 +8,7 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 from socketio_pg.database import Database, transaction
-from socketio_pg.errors import DatabaseError
+from socketio_pg.errors import SocketIOPGError
 from socketio_pg.web import STATIC, add_security_headers
 
 #: Seconds for one request's SQL.
@@ -31,10 +31,9 @@ def create_demo_blueprint(database: Database) -> Blueprint:
     def index() -> Response:
         return blueprint.send_static_file("index.html")
 
-    @blueprint.errorhandler(DatabaseError)
-    def failed(error: DatabaseError) -> tuple[Response, int]:
-        hint = " Is the log installed? Run 'socketio-pg init'." if error.sqlstate in ("42883", "3F000") else ""
-        return jsonify(error=f"{error.message}{hint}"), 409
+    @blueprint.errorhandler(SocketIOPGError)
+    def failed(error: SocketIOPGError) -> tuple[Response, int]:
+        return jsonify(error=error.message), 409
 
     def add(name: str, table: str, change: Callable[[Any], _Statement]) -> None:
         """The three routes of one demo, whose table's rows can be read, set up and changed."""

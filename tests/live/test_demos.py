@@ -1,0 +1,168 @@
+"""The demos of the development server in a real Chromium: each follows what psql does."""
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.live.test_browser import PATIENCE, chromium  # noqa: F401 - a fixture
+from tests.support.log import Log, wait_installed
+from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def log(postgres18: Cluster) -> Iterator[Log]:
+    made = Log(postgres18, "live_demos", DEBUG="1", AUTO_INIT="1")
+    wait_installed(made)
+    yield made
+    made.server.close()
+
+
+class Visitor:
+    """A page of one of the demos; nothing may be written to its console."""
+
+    def __init__(self, browser: Browser, url: str, name: str) -> None:
+        self._context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+        self._context.set_default_timeout(PATIENCE)
+        self.page: Page = self._context.new_page()
+        self.complaints: list[str] = []
+        #: What the server sent, as text.
+        self.frames: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on(
+            "websocket", lambda socket: socket.on("framereceived", lambda frame: self.frames.append(str(frame)))
+        )
+        self.page.goto(f"{url}/demo/{name}.html")
+        expect(self.page.locator("#status")).to_have_attribute("data-state", "connected", timeout=PATIENCE)
+
+    def set_up(self) -> None:
+        """Run the demo's SQL, where somebody has not."""
+        expect(self.page.locator("#sql")).to_contain_text("socketio_pg.watch(")
+        expect(self.page.locator("#setup:not([hidden]), #change:enabled").first).to_be_visible()
+        if self.page.locator("#setup").is_visible():
+            self.page.click("#setup")
+        expect(self.page.locator("#change")).to_be_enabled()
+
+    def close(self) -> None:
+        self._context.close()
+        assert self.complaints == []
+
+    def __enter__(self) -> "Visitor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def test_a_table_that_follows_a_table(log: Log, chromium: Browser) -> None:  # noqa: F811
+    with Visitor(chromium, log.server.url, "orders") as visitor:
+        visitor.set_up()
+        page, rows = visitor.page, visitor.page.locator("#orders > tr")
+        expect(page.locator("#empty")).to_be_visible()
+        log.sql(
+            "INSERT INTO socketio_pg_demo.orders (customer, item, total, card) VALUES ('<b>Ada</b>', 'lamp', 7, '4111')"
+        )
+        expect(rows).to_have_count(1)
+        expect(rows.first).to_have_text(re.compile(r"^1<b>Ada</b>lamp7\.00new$"))
+        log.sql("UPDATE socketio_pg_demo.orders SET status = 'paid', card = '4222'")
+        expect(rows.first.locator(".pill")).to_have_text("paid")
+        for _ in range(5):
+            page.click("#change")
+        expect(page.locator("#statements > li")).to_have_count(5)
+        [(orders,)] = log.sql("SELECT count(*) FROM socketio_pg_demo.orders")
+        expect(rows).to_have_count(orders)
+        expect(page.locator("#count")).to_have_text(re.compile(rf"^{orders} orders?$"))
+        with Visitor(chromium, log.server.url, "orders") as other:
+            expect(other.page.locator("#orders > tr")).to_have_count(orders)
+            log.sql("DELETE FROM socketio_pg_demo.orders WHERE id = (SELECT max(id) FROM socketio_pg_demo.orders)")
+            expect(other.page.locator("#orders > tr")).to_have_count(orders - 1)
+        log.sql("TRUNCATE socketio_pg_demo.orders")
+        expect(rows).to_have_count(0)
+        # What is excluded never left the database.
+        assert not [frame for frame in visitor.frames if "4111" in frame or "4222" in frame]
+        assert any("table:socketio_pg_demo.orders" in frame for frame in visitor.frames)
+
+
+def test_people_on_a_map_and_a_filter_on_the_server(log: Log, chromium: Browser) -> None:  # noqa: F811
+    with Visitor(chromium, log.server.url, "map") as visitor:
+        visitor.set_up()
+        page = visitor.page
+        people = page.locator("#people > g")
+        expect(people).to_have_count(20)
+        log.sql("UPDATE socketio_pg_demo.person SET lat = 50.94, lon = CASE WHEN id % 2 = 0 THEN 6.95 ELSE 6.97 END")
+        west = page.locator('#people > g[data-side="west"]')
+        expect(west).to_have_count(10)
+        expect(west.first).to_have_attribute("style", re.compile(r"translate\(200px, 250px\)"))
+        page.select_option("#area", "west")
+        expect(page.locator('#people > g[data-followed="true"]')).to_have_count(10)
+        seen = len(visitor.frames)
+        log.sql("UPDATE socketio_pg_demo.person SET lat = 50.945")
+        expect(west.first).to_have_attribute("style", re.compile(r"translate\(200px, 125px\)"))
+        log.sql("UPDATE socketio_pg_demo.person SET lat = 50.935 WHERE id = 2")  # the last that comes
+        expect(page.locator("#people > g", has_text="Al")).to_have_attribute("style", re.compile(r"200px, 375px"))
+        sent = [json.loads(frame[2:])[1] for frame in visitor.frames[seen:] if frame.startswith('42["event"')]
+        assert [message["payload"]["new"]["lon"] for message in sent] == [6.95] * 11
+        page.click("#change")
+        expect(page.locator("#statements > li").first).to_contain_text("UPDATE socketio_pg_demo.person")
+
+
+def test_a_room_with_a_memory(log: Log, chromium: Browser) -> None:  # noqa: F811
+    with Visitor(chromium, log.server.url, "chat") as ada, Visitor(chromium, log.server.url, "chat") as grace:
+        for visitor, name, text in ((ada, "Ada", "Hello!"), (grace, "Grace", "<img src=x onerror=alert(1)>")):
+            visitor.page.fill("#name", name)
+            visitor.page.fill("#text", text)
+            visitor.page.press("#text", "Enter")
+            expect(visitor.page.locator("#text")).to_have_value("")
+        for visitor in (ada, grace):
+            lines = visitor.page.locator("#messages > li")
+            expect(lines).to_have_count(2)
+            expect(lines.nth(0)).to_contain_text("AdaHello!")
+            expect(lines.nth(1)).to_contain_text("<img src=x")
+        log.sql("""SELECT socketio_pg.publish('chat', '{"from": "psql", "text": "Grüße"}')""")
+        expect(ada.page.locator("#messages > li").nth(2)).to_contain_text("psqlGrüße")
+        with Visitor(chromium, log.server.url, "chat") as late:
+            expect(late.page.locator("#messages > li")).to_have_count(3)
+            expect(late.page.locator("#code")).to_contain_text("subscriptions.subscribe(")
+
+
+def test_without_the_log_a_demo_says_what_is_missing(postgres18: Cluster, chromium: Browser) -> None:  # noqa: F811
+    log = Log(postgres18, "live_demos_without_log", DEBUG="1")
+    try:
+        with Visitor(chromium, log.server.url, "orders") as visitor:
+            visitor.page.click("#setup")
+            expect(visitor.page.locator("#problem")).to_contain_text("socketio-pg init")
+            assert visitor.complaints.pop().startswith("Failed to load resource")
+        assert log.sql("SELECT to_regnamespace('socketio_pg_demo') IS NULL") == [(True,)]
+    finally:
+        log.server.close()
+
+
+def test_the_index_leads_to_each(log: Log, chromium: Browser) -> None:  # noqa: F811
+    page = chromium.new_page()
+    page.goto(f"{log.server.url}/demo/")
+    for link in page.locator(".cards a").all():
+        address = str(link.evaluate("link => link.href"))
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            assert answer.status == 200
+    page.close()
+
+
+def test_only_pages_of_the_server_may_change_anything(log: Log) -> None:
+    request = urllib.request.Request(
+        f"{log.server.url}/demo/orders/setup", data=b"{}", headers={"Content-Type": "text/plain"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    refused.value.close()
+    assert refused.value.code == 415
+
+
+@pytest.mark.parametrize("path", ["/demo/", "/demo/orders.html", "/demo/orders/rows"])
+def test_in_production_there_are_none(live_server: ServerProcess, path: str) -> None:
+    assert live_server.get(path)[0] == 404
