@@ -98,14 +98,16 @@ def test_people_on_a_map_and_a_filter_on_the_server(log: Log, chromium: Browser)
         log.sql("UPDATE socketio_pg_demo.person SET lat = 50.94, lon = CASE WHEN id % 2 = 0 THEN 6.95 ELSE 6.97 END")
         west = page.locator('#people > g[data-side="west"]')
         expect(west).to_have_count(10)
-        expect(west.first).to_have_attribute("style", re.compile(r"translate\(200px, 250px\)"))
+        expect(west.first).to_have_attribute("style", re.compile(r"translate\(212px, 250px\)"))
         page.select_option("#area", "west")
         expect(page.locator('#people > g[data-followed="true"]')).to_have_count(10)
         seen = len(visitor.frames)
         log.sql("UPDATE socketio_pg_demo.person SET lat = 50.945")
-        expect(west.first).to_have_attribute("style", re.compile(r"translate\(200px, 125px\)"))
+        expect(west.first).to_have_attribute("style", re.compile(r"translate\(212px, 137px\)"))
         log.sql("UPDATE socketio_pg_demo.person SET lat = 50.935 WHERE id = 2")  # the last that comes
-        expect(page.locator("#people > g", has_text="Al")).to_have_attribute("style", re.compile(r"200px, 375px"))
+        expect(page.locator("#people > g", has_text=re.compile("^Al"))).to_have_attribute(
+            "style", re.compile(r"212px, 363px")
+        )
         sent = [json.loads(frame[2:])[1] for frame in visitor.frames[seen:] if frame.startswith('42["event"')]
         assert [message["payload"]["new"]["lon"] for message in sent] == [6.95] * 11
         page.click("#change")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.live.test_log import Log, wait_installed
+from tests.support.log import Log, wait_installed
 from tests.support.clients import SocketClient
 from tests.support.postgres import Cluster
 

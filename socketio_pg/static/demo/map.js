@@ -46,8 +46,8 @@ function draw({ id, name, lat, lon }) {
     $("#people").append(group);
     people.set(id, group);
   }
-  const x = ((lon - WEST) / (EAST - WEST)) * 800;
-  const y = ((NORTH - lat) / (NORTH - SOUTH)) * 500;
+  const x = 24 + ((lon - WEST) / (EAST - WEST)) * 752; // nobody is cut off at the edge
+  const y = 24 + ((NORTH - lat) / (NORTH - SOUTH)) * 452;
   group.style.transform = `translate(${x.toFixed(1)}px, ${y.toFixed(1)}px)`;
   group.dataset.side = lon < RIVER ? "west" : "east";
   return group;
