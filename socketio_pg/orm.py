@@ -63,7 +63,7 @@ def publishes(
             hook.rows(mapper)
         # With `propagate` these also hear of classes that inherit, and of a class that is not mapped yet.
         event.listen(cls, "mapper_configured", hook.configured, propagate=True)
-        event.listen(cls, "after_insert", hook.inserted, propagate=True)
+        event.listen(cls, "before_insert", hook.inserting, propagate=True)
         event.listen(cls, "before_update", hook.updating, propagate=True)
         event.listen(cls, "before_delete", hook.deleting, propagate=True)
         return cls
@@ -112,7 +112,7 @@ class _Hook:
     def configured(self, mapper: Mapper[Any], _: type[Any]) -> None:
         self.rows(mapper)
 
-    def inserted(self, mapper: Mapper[Any], connection: Connection, target: object) -> None:
+    def inserting(self, mapper: Mapper[Any], connection: Connection, target: object) -> None:
         session = object_session(target)
         assert session is not None
         # Deleted and added again in one flush: SQLAlchemy makes an UPDATE of it and tells nobody of the first.
