@@ -6,15 +6,17 @@ knows what was there before; what a message looks like is made in ``row_images``
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Column, Table, event, inspect, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Mapper, Session, UOWTransaction, object_session
+from sqlalchemy.orm import Mapper, Session, UOWTransaction, class_mapper, object_session
 from sqlalchemy.orm.attributes import get_history
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
+from sqlalchemy.orm.exc import UnmappedClassError
 
 from socketio_pg.channels import validate_channel
 from socketio_pg.errors import ConfigurationError, LogNotInstalledError, PayloadTooLargeError
@@ -58,9 +60,8 @@ def publishes(
 
     def decorate(cls: _Class) -> _Class:
         hook = _Hook(cls, template, included, excluded, durable)
-        mapper = inspect(cls, raiseerr=False)
-        if isinstance(mapper, Mapper):
-            hook.rows(mapper)
+        with suppress(UnmappedClassError):  # it may be mapped later
+            hook.rows(class_mapper(cls, configure=False))
         # With `propagate` these also hear of classes that inherit, and of a class that is not mapped yet.
         event.listen(cls, "mapper_configured", hook.configured, propagate=True)
         event.listen(cls, "before_insert", hook.inserting, propagate=True)
