@@ -5,7 +5,7 @@ knows what was there before; what a message looks like is made in ``row_images``
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,8 +22,9 @@ from socketio_pg.channels import validate_channel
 from socketio_pg.errors import ConfigurationError, LogNotInstalledError, PayloadTooLargeError
 from socketio_pg.row_images import Change, Operation, Outgoing, Rows, read
 
-#: Changes that one query reads and another publishes. Each has a handful of parameters; psycopg 3 takes 65,535.
+#: Changes that one query reads and another publishes, and values that it sends: psycopg 3 takes 65,535.
 BATCH = 500
+BATCH_VALUES = 30_000
 
 #: Where a session keeps what its flush has written so far.
 _WRITTEN = "socketio_pg.written"
@@ -164,6 +165,7 @@ class _Hook:
             columns={name: columns[name] for name in columns if name in {*visible, *key, *_placeholders(template)}},
             key=key,
             visible=visible,
+            mapped=list(columns),
             template=template,
             volatile=frozenset(
                 name for name, column in columns.items()
@@ -187,7 +189,7 @@ def _load(target: object, keys: Iterable[str]) -> None:
 
 
 def _modified(rows: Rows, target: object) -> frozenset[str]:
-    return frozenset(key for key in rows.columns if get_history(target, key, PASSIVE_NO_INITIALIZE).has_changes())
+    return frozenset(key for key in rows.mapped if get_history(target, key, PASSIVE_NO_INITIALIZE).has_changes())
 
 
 def _known(rows: Rows, target: object) -> dict[str, Any]:
@@ -217,9 +219,9 @@ def _change(written: _Written) -> Change | None:
         return Change(rows, "INSERT", [now[key] for key in rows.key])
     # Again: what refers to other rows may have been set after them (`post_update`).
     modified = written.modified | _modified(rows, target)
-    if not modified:
-        return None
     candidates = [key for key in rows.columns if key in modified | rows.volatile]
+    if not modified or not candidates:
+        return None
     key = [now.get(name, value) for name, value in zip(rows.key, state.identity, strict=True)]
     old = {name: value for name, value in written.old.items() if name in candidates}
     return Change(rows, "UPDATE", key, old, candidates)
@@ -240,8 +242,22 @@ def _publish(session: Session, context: UOWTransaction) -> None:
     for connection, changes in by_connection.items():
         if connection.dialect.name != "postgresql":
             raise ConfigurationError(f"{changes[0].rows.title}: that needs PostgreSQL, not {connection.dialect.name}")
-        for start in range(0, len(changes), BATCH):
-            _send(connection, list(read(connection, changes[start : start + BATCH])))
+        for batch in _batches(changes):
+            _send(connection, list(read(connection, batch)))
+
+
+def _batches(changes: Iterable[Change]) -> Iterator[list[Change]]:
+    batch: list[Change] = []
+    size = 0
+    for change in changes:
+        values = 1 + len(change.key) + len(change.old)
+        if batch and (len(batch) == BATCH or size + values > BATCH_VALUES):
+            yield batch
+            batch, size = [], 0
+        batch.append(change)
+        size += values
+    if batch:
+        yield batch
 
 
 def _send(connection: Connection, messages: Sequence[Outgoing]) -> None:

@@ -54,8 +54,9 @@ Operation = Literal["INSERT", "UPDATE", "DELETE"]
 class Rows:
     """Which rows are published, and what of them. Columns go by the names of the attributes they are mapped to.
 
-    ``template`` is the channel's: texts, and in between attributes as tuples of one. ``volatile``: those that change
-    by themselves with an UPDATE (``onupdate``, generated columns, a version).
+    ``template`` is the channel's: texts, and in between attributes as tuples of one. ``columns`` are those of ``key``,
+    ``visible`` (what messages have) and the template; ``mapped`` are all, and ``volatile`` those that change by
+    themselves with an UPDATE of any (``onupdate``, generated columns, a version).
     """
 
     title: str
@@ -64,6 +65,7 @@ class Rows:
     columns: Mapping[str, Column[Any]]
     key: Sequence[str]
     visible: Sequence[str]
+    mapped: Sequence[str]
     template: Sequence[str | tuple[str]]
     volatile: frozenset[str]
     durable: bool
@@ -123,7 +125,7 @@ def read(connection: Connection, changes: Sequence[Change]) -> Iterator[Outgoing
         shape = (change.rows, change.operation, tuple(change.old), tuple(change.candidates))
         shapes.setdefault(shape, []).append(number)
     parts = [
-        _select(connection, f"given_{index}", [(number, changes[number]) for number in numbers])
+        _select(connection, f"socketio_pg_{index}", [(number, changes[number]) for number in numbers])
         for index, numbers in enumerate(shapes.values())
     ]
     query: Executable = union_all(*parts)
@@ -131,8 +133,8 @@ def read(connection: Connection, changes: Sequence[Change]) -> Iterator[Outgoing
     for number, change in enumerate(changes):
         if number not in images:
             raise InvalidRequestError(
-                f"{change.rows.title}: the row {dict(zip(change.rows.key, change.key, strict=True))} cannot be read "
-                "after it was written: a policy hides it, or a trigger has removed it"
+                f"{change.rows.title}: a row cannot be read after it was written: a policy hides it, "
+                "or a trigger has removed it"
             )
         yield from _messages(change, images[number])
 
@@ -207,10 +209,15 @@ def _image(rows: Rows, source: Mapping[str, ColumnElement[Any]], keys: Sequence[
     pairs = [(rows.columns[key].name, source[key]) for key in keys if key in source]
     whole: ColumnElement[Any] = func.jsonb_build_object()
     for start in range(0, len(pairs), _PAIRS):
-        arguments = [part for name, value in pairs[start : start + _PAIRS] for part in (literal(name, Text), value)]
+        arguments = [part for name, value in pairs[start : start + _PAIRS] for part in (_quoted(name), value)]
         some = func.jsonb_build_object(*arguments, type_=JSONB)
         whole = some if start == 0 else whole.op("||")(some)
     return cast(whole, Text)
+
+
+def _quoted(name: str) -> ColumnElement[str]:
+    # No parameter: there would be thousands, of which psycopg 3 takes 65,535.
+    return literal_column("'" + name.replace("'", "''") + "'", Text)
 
 
 def _visible_key(rows: Rows) -> list[str]:

@@ -241,6 +241,18 @@ def test_what_is_excluded_is_nowhere(database: OrmDatabase, session: Session) ->
     assert "hash" not in str(sent)
 
 
+def test_what_comes_along_with_a_change_that_is_excluded(database: OrmDatabase, session: Session) -> None:
+    found = add(session, Order(customer_id=5))
+    found.password_hash = "hash"
+    session.commit()
+    [(_, payload)] = database.sent()
+    assert (payload["changed"], payload["new"]["changes"]) == (["changes"], 7)
+    session.refresh(found)
+    found.password_hash = "another hash"  # and 7 stays 7
+    session.commit()
+    assert database.sent() == []
+
+
 def test_an_update_in_which_nothing_visible_changes_is_not_sent(database: OrmDatabase, session: Session) -> None:
     twice = add(session, Twice(name="a"))
     twice.name = "b"
@@ -560,10 +572,12 @@ def test_nothing_is_asked_when_nothing_is_to_be_sent(database: OrmDatabase, sess
     with database.counted() as statements:
         session.flush()
         assert statements == []
-    found.password_hash = "other"
-    found.changes = 0
-    session.flush()
-    session.rollback()
+    twice = add(session, Twice(name="a"))
+    session.delete(twice)
+    session.expunge(twice)
+    with database.counted() as statements:
+        session.flush()
+        assert statements == []
 
 
 def test_many_rows_go_in_batches_and_in_order(database: OrmDatabase, session: Session) -> None:

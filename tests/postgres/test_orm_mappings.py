@@ -416,6 +416,26 @@ def test_a_table_with_many_columns(database: OrmDatabase, session: Session) -> N
     assert (insert["schema"], insert["table"]) == ("public", 'Wide "table"')
 
 
+def test_more_values_than_a_statement_takes(database: OrmDatabase, session: Session) -> None:
+    """PostgreSQL's protocol has 65,535 parameters, and every row has changed other columns."""
+    count = 65_535 // COLUMNS + 1
+    things = [Wide(id=n, **{f"c{c}": c for c in range(COLUMNS)}) for n in range(count)]
+    session.add_all(things)
+    session.commit()
+    assert len(database.sent()) == count
+    for thing in things:
+        session.refresh(thing)
+    for n, thing in enumerate(things[:100]):
+        setattr(thing, f"c{n}", -1)
+    session.commit()
+    assert [payload["changed"] for _, payload in database.sent()] == [[f"c{n}"] for n in range(100)]
+    for thing in things:
+        session.refresh(thing)
+        session.delete(thing)
+    session.commit()
+    assert [payload["old"]["c129"] for _, payload in database.sent()] == [129] * count
+
+
 def test_schemas(database: OrmDatabase, session: Session) -> None:
     session.add(Elsewhere(name="a"))
     session.commit()
