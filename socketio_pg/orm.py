@@ -125,13 +125,13 @@ class _Hook:
 
     def updating(self, mapper: Mapper[Any], connection: Connection, target: object) -> None:
         rows = self.rows(mapper)
-        _load(target, [key for key in rows.channel_columns if key in rows.volatile])
+        _load(target, [key for key in rows.placeholders if key in rows.volatile])
         _note(object_session(target), _Written(rows, "UPDATE", target, connection, _known(rows, target),
                                                _modified(rows, target)))  # fmt: skip
 
     def deleting(self, mapper: Mapper[Any], connection: Connection, target: object) -> None:
         rows = self.rows(mapper)
-        _load(target, rows.channel_columns)
+        _load(target, rows.placeholders)
         _note(object_session(target), _Written(rows, "DELETE", target, connection, _known(rows, target)))
 
     def _describe(self, mapper: Mapper[Any]) -> Rows:
@@ -173,7 +173,7 @@ class _Hook:
             ),
             durable=self._durable,
         )  # fmt: skip
-        for name in rows.channel_columns:
+        for name in rows.placeholders:
             # The channel that a row leaves must be known, also where its object had not been loaded.
             event.listen(getattr(mapper.class_, name), "set", _loaded_first, active_history=True, propagate=True)
         return rows

@@ -1,16 +1,16 @@
 """Changed rows as PostgreSQL itself writes them in JSON, and the messages about them. Knows tables, but no objects.
 
-The database makes the JSON (``to_jsonb``), of the values that a session had loaded too, so that every type looks as it
-does in a trigger, and nothing that PostgreSQL can store cannot be sent.
+The database makes the JSON of each value (``to_jsonb``), also of those that a session had loaded: so every type looks
+as in a trigger, and nothing that PostgreSQL can store cannot be sent.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import orjson
 from sqlalchemy import (
-    Boolean,
     Column,
     ColumnElement,
     Executable,
@@ -21,33 +21,31 @@ from sqlalchemy import (
     and_,
     cast,
     column,
+    false,
     func,
     literal,
-    literal_column,
-    null,
     select,
     table,
     true,
     union_all,
     values,
 )
-from sqlalchemy.dialects.postgresql import JSONB, array
+from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.engine import Connection
-from sqlalchemy.sql.selectable import SelectBase, Values
+from sqlalchemy.sql.selectable import Values
 from sqlalchemy.types import NullType
 
 from socketio_pg.channels import validate_channel
 from socketio_pg.errors import InvalidChannelError, InvalidRequestError
 from socketio_pg.messages import MAX_NOTIFY_BYTES, check_size
 
-#: A function of PostgreSQL takes 100 arguments: that many pairs go into one object, and objects are put together.
-_PAIRS = 50
-
-_NO_PATH: ColumnElement[Any] = literal_column("'{}'")
 _RELATIONS = table("pg_class", column("oid"), column("relnamespace"), schema="pg_catalog")
 _SCHEMAS = table("pg_namespace", column("oid"), column("nspname"), schema="pg_catalog")
 
 Operation = Literal["INSERT", "UPDATE", "DELETE"]
+
+#: Attribute → its value as JSON text, None for NULL. What is not known is not there.
+Image = dict[str, str | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,31 +69,23 @@ class Rows:
     durable: bool
 
     @property
-    def channel_columns(self) -> list[str]:
+    def placeholders(self) -> list[str]:
+        """The attributes in the channel's name."""
         return [part[0] for part in self.template if isinstance(part, tuple)]
 
-    def channel(self, parts: Sequence[str | None]) -> str | None:
-        """The channel of a row with these values of :attr:`channel_columns`; None when one of them is NULL.
-
-        Raises :class:`InvalidChannelError`.
-        """
-        texts = iter(parts)
-        whole = [next(texts) if isinstance(part, tuple) else part for part in self.template]
-        if None in whole:
-            return None
-        name = "".join(text for text in whole if text is not None)
+    def channel(self, image: Image) -> str | None:
+        """The channel of a row; None when one of the placeholders is NULL. Raises :class:`InvalidChannelError`."""
+        name = ""
+        for part in self.template:
+            text = part if isinstance(part, str) else image[part[0]]
+            if text is None:
+                return None
+            # A string as it is, everything else as it stands in JSON.
+            name += json.loads(text) if isinstance(part, tuple) and text.startswith('"') else text
         try:
             return validate_channel(name)
         except InvalidChannelError as error:
             raise InvalidChannelError(f"{self.title}: {error.message}", channel=error.channel) from None
-
-
-class Outgoing(NamedTuple):
-    """What is to be sent. ``payload_json`` is the text of JSON."""
-
-    channel: str
-    payload_json: str
-    durable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,82 +103,78 @@ class Change:
     candidates: Sequence[str] = ()
 
 
+class Outgoing(NamedTuple):
+    """What is to be sent. ``payload_json`` is the text of JSON."""
+
+    channel: str
+    payload_json: str
+    durable: bool
+
+
 def read(connection: Connection, changes: Sequence[Change]) -> Iterator[Outgoing]:
     """The messages about ``changes``, in their order. One query.
 
     Raises :class:`InvalidChannelError`, :class:`PayloadTooLargeError` for what no NOTIFY carries, and
     :class:`InvalidRequestError` for a row that cannot be read.
     """
-    # Changes of one shape share a part of the query.
-    shapes: dict[tuple[Any, ...], list[int]] = {}
+    new: dict[int, Image] = {}
+    old: dict[int, Image] = {}
+    schemas: dict[int, str] = {}
+    query: Executable = union_all(*_parts(connection, changes))
+    for number, is_new, schema, texts in connection.execute(query):
+        change = changes[number]
+        (new if is_new else old)[number] = dict(zip(change.rows.columns if is_new else change.old, texts, strict=True))
+        schemas[number] = schema
     for number, change in enumerate(changes):
-        shape = (change.rows, change.operation, tuple(change.old), tuple(change.candidates))
-        shapes.setdefault(shape, []).append(number)
-    parts = [
-        _select(connection, f"socketio_pg_{index}", [(number, changes[number]) for number in numbers])
-        for index, numbers in enumerate(shapes.values())
-    ]
-    query: Executable = union_all(*parts)
-    images: dict[int, Any] = {row.number: row for row in connection.execute(query)}
-    for number, change in enumerate(changes):
-        if number not in images:
+        if change.operation != "DELETE" and number not in new:
             raise InvalidRequestError(
                 f"{change.rows.title}: a row cannot be read after it was written: a policy hides it, "
                 "or a trigger has removed it"
             )
-        yield from _messages(change, images[number])
+        yield from _messages(change, schemas[number], new.get(number), old.get(number, {}))
 
 
-def _select(connection: Connection, name: str, changes: Sequence[tuple[int, Change]]) -> SelectBase:
-    """The images of ``changes``, which have one shape, as texts of JSON."""
-    change = changes[0][1]
-    rows, columns, known = change.rows, change.rows.columns, list(change.old)
-    given = _given(name, rows, known, changes)
-    was: dict[str, ColumnElement[Any]] = {key: _typed(given.c[f"old_{i}"], columns[key]) for i, key in enumerate(known)}
-    now: dict[str, ColumnElement[Any]] = {}
-    if change.operation != "DELETE":
-        now = dict(columns)
-        if change.operation == "UPDATE":
-            # What it cannot have changed is what it was.
-            was = {key: was.get(key, columns[key]) for key in columns if key in was or key not in change.candidates}
-    differ = [_differs(now[key], was.get(key)) for key in change.candidates]
-    # A placeholder's old value that nobody knows: then the row has not been seen to move.
-    stays = any(key not in was for key in rows.channel_columns)
-    found = select(
-        given.c.number.label("number"),
-        _schema(connection, rows.table).label("schema"),
-        _image(rows, now, rows.visible).label("new"),
-        _image(rows, was, rows.visible).label("old"),
-        _image(rows, now, _visible_key(rows)).label("new_key"),
-        _image(rows, was, _visible_key(rows)).label("old_key"),
-        array[Any](differ, type_=Boolean()).label("differ"),
-        _texts(now, rows.channel_columns).label("new_channel"),
-        _texts(now if stays else was, rows.channel_columns).label("old_channel"),
-    )
-    if change.operation == "DELETE":
-        return found.select_from(given)
-    joined = [columns[key] == _typed(given.c[f"key_{i}"], columns[key]) for i, key in enumerate(rows.key)]
-    return found.select_from(given.join(rows.source, and_(*joined)))
+# -- the query ---------------------------------------------------------------------------------------------------------
 
 
-def _given(name: str, rows: Rows, known: Sequence[str], changes: Sequence[tuple[int, Change]]) -> Values:
-    """What Python knows, as a table: the numbers of the changes, where their rows are, and values they had."""
-    data = [
-        (number, *change.key, *change.old.values()) if change.operation != "DELETE" else (number, *change.old.values())
-        for number, change in changes
-    ]
-    key = rows.key if changes[0][1].operation != "DELETE" else ()
-    return values(
-        column("number", Integer),
-        *(column(f"key_{i}", rows.columns[of].type) for i, of in enumerate(key)),
-        *(column(f"old_{i}", rows.columns[of].type) for i, of in enumerate(known)),
-        name=name,
+def _parts(connection: Connection, changes: Sequence[Change]) -> Iterator[Any]:
+    """SELECTs of (number, is it new?, schema, values as texts of JSON) that are one query together."""
+    written: dict[Rows, list[tuple[Any, ...]]] = {}
+    loaded: dict[tuple[Rows, tuple[str, ...]], list[tuple[Any, ...]]] = {}
+    for number, change in enumerate(changes):
+        if change.operation != "DELETE":
+            written.setdefault(change.rows, []).append((number, *change.key))
+        if change.old:
+            loaded.setdefault((change.rows, tuple(change.old)), []).append((number, *change.old.values()))
+    for index, (rows, data) in enumerate(written.items()):
+        given, key = _given(f"socketio_pg_key_{index}", rows, rows.key, data)
+        found = given.join(rows.source, and_(*(rows.columns[name] == value for name, value in key.items())))
+        yield _select(connection, rows, given, true(), rows.columns.values()).select_from(found)
+    for index, ((rows, keys), data) in enumerate(loaded.items()):
+        given, old = _given(f"socketio_pg_old_{index}", rows, keys, data)
+        yield _select(connection, rows, given, false(), old.values()).select_from(given)
+
+
+def _given(
+    name: str, rows: Rows, keys: Sequence[str], data: Sequence[tuple[Any, ...]]
+) -> tuple[Values, dict[str, ColumnElement[Any]]]:
+    """What Python knows, as a table: numbers of changes, and values of attributes, which are returned with it."""
+    types = [rows.columns[key].type for key in keys]
+    given = values(
+        column("number", Integer), *(column(f"value_{index}", type_) for index, type_ in enumerate(types)), name=name
     ).data(data)
+    # What the driver writes may be of another type. One that SQLAlchemy does not know is the driver's text.
+    return given, {
+        key: cast(given.c[f"value_{index}"], Text if isinstance(type_, NullType) else type_)
+        for index, (key, type_) in enumerate(zip(keys, types, strict=True))
+    }
 
 
-def _typed(given: ColumnElement[Any], like: Column[Any]) -> ColumnElement[Any]:
-    # A type that SQLAlchemy does not know has no name to cast to; its values are the driver's texts.
-    return cast(given, Text if isinstance(like.type, NullType) else like.type)
+def _select(
+    connection: Connection, rows: Rows, given: Values, is_new: ColumnElement[bool], found: Iterable[ColumnElement[Any]]
+) -> Any:
+    texts: list[ColumnElement[str]] = [cast(func.to_jsonb(value), Text) for value in found]
+    return select(given.c.number, is_new, _schema(connection, rows.table), array[Any](texts, type_=Text()))
 
 
 def _schema(connection: Connection, of: Table) -> ColumnElement[str]:
@@ -202,71 +188,55 @@ def _schema(connection: Connection, of: Table) -> ColumnElement[str]:
     return cast(select(_SCHEMAS.c.nspname).where(_SCHEMAS.c.oid == found).scalar_subquery(), Text)
 
 
-def _image(rows: Rows, source: Mapping[str, ColumnElement[Any]], keys: Sequence[str]) -> ColumnElement[str]:
-    """Those columns of ``keys`` that ``source`` has, as the text of a JSON object; NULL when it has none at all."""
-    if not source:
-        return cast(null(), Text)
-    pairs = [(rows.columns[key].name, source[key]) for key in keys if key in source]
-    whole: ColumnElement[Any] = func.jsonb_build_object()
-    for start in range(0, len(pairs), _PAIRS):
-        arguments = [part for name, value in pairs[start : start + _PAIRS] for part in (_quoted(name), value)]
-        some = func.jsonb_build_object(*arguments, type_=JSONB)
-        whole = some if start == 0 else whole.op("||")(some)
-    return cast(whole, Text)
+# -- the messages ------------------------------------------------------------------------------------------------------
 
 
-def _quoted(name: str) -> ColumnElement[str]:
-    # No parameter: there would be thousands, of which psycopg 3 takes 65,535.
-    return literal_column("'" + name.replace("'", "''") + "'", Text)
-
-
-def _visible_key(rows: Rows) -> list[str]:
-    return [key for key in rows.key if key in rows.visible]
-
-
-def _differs(now: ColumnElement[Any], was: ColumnElement[Any] | None) -> ColumnElement[bool]:
-    return true() if was is None else func.to_jsonb(now).is_distinct_from(func.to_jsonb(was))
-
-
-def _texts(source: Mapping[str, ColumnElement[Any]], keys: Sequence[str]) -> ColumnElement[Any]:
-    """The values as they stand in a channel's name: the text of a JSON string, other JSON as it is."""
-    texts: list[ColumnElement[str]] = [func.to_jsonb(source[key]).op("#>>")(_NO_PATH) for key in keys if source]
-    return array(texts, type_=Text())
-
-
-def _messages(change: Change, row: Any) -> Iterator[Outgoing]:
+def _messages(change: Change, schema: str, new: Image | None, old: Image) -> Iterator[Outgoing]:
+    """What is sent about one change, when its row is ``new`` now and ``old`` is what is known of it before."""
     rows = change.rows
-    here = rows.channel(row.new_channel) if row.new is not None else None
-    there = rows.channel(row.old_channel) if row.old is not None else None
+    if change.operation == "INSERT":
+        yield from _message(rows, "INSERT", schema, new, None)
+    elif new is None:
+        yield from _message(rows, "DELETE", schema, None, old)
+    else:
+        # What it cannot have changed is what it was.
+        old = {key: old.get(key, new[key]) for key in new if key in old or key not in change.candidates}
+        # A placeholder's old value that nobody knows: then nobody has seen the row move.
+        if rows.channel(new) != rows.channel(new | old):
+            yield from _message(rows, "DELETE", schema, None, old, moved=True)
+            yield from _message(rows, "INSERT", schema, new, None, moved=True)
+            return
+        visible = [key for key in change.candidates if key in rows.visible]
+        changed = [rows.columns[key].name for key in visible if key not in old or old[key] != new[key]]
+        if changed:
+            yield from _message(rows, "UPDATE", schema, new, old, changed)
 
-    def message(operation: Operation, channel: str, **parts: Any) -> Outgoing:
-        new = operation != "DELETE"
-        body: dict[str, Any] = {
-            "op": operation,
-            "schema": row.schema,
-            "table": rows.table.name,
-            "pk": orjson.Fragment(row.new_key if new else row.old_key),
-            "new": orjson.Fragment(row.new) if new else None,
-            "old": orjson.Fragment(row.old) if operation != "INSERT" else None,
-            "changed": [],
-        }
-        text = orjson.dumps(body | parts).decode()
-        if not rows.durable and len(text.encode()) > MAX_NOTIFY_BYTES:
-            text = orjson.dumps(body | parts | {"new": None, "old": None, "truncated": True}).decode()
-            check_size(text)
-        return Outgoing(channel, text, rows.durable)
 
-    if change.operation == "UPDATE" and here == there:
-        changed = [
-            rows.columns[key].name
-            for key, differs in zip(change.candidates, row.differ, strict=True)
-            if differs and key in rows.visible
-        ]
-        if here is not None and changed:
-            yield message("UPDATE", here, changed=changed)
+def _message(
+    rows: Rows,
+    operation: Operation,
+    schema: str,
+    new: Image | None,
+    old: Image | None,
+    changed: Sequence[str] = (),
+    moved: bool = False,
+) -> Iterator[Outgoing]:
+    now = {**(old or {}), **(new or {})}
+    channel = rows.channel(now)
+    if channel is None:
         return
-    moved = {"moved": True} if change.operation == "UPDATE" else {}
-    if there is not None:
-        yield message("DELETE", there, **moved)
-    if here is not None:
-        yield message("INSERT", here, **moved)
+    body: dict[str, Any] = {"op": operation, "schema": schema, "table": rows.table.name}
+    body["pk"] = _object(rows, now, [key for key in rows.key if key in rows.visible])
+    if moved:
+        body["moved"] = True
+    images = {name: image and _object(rows, image, rows.visible) for name, image in (("new", new), ("old", old))}
+    payload = orjson.dumps(body | images | {"changed": changed}).decode()
+    if not rows.durable and len(payload.encode()) > MAX_NOTIFY_BYTES:
+        payload = orjson.dumps(body | {"truncated": True}).decode()
+        check_size(payload)
+    yield Outgoing(channel, payload, rows.durable)
+
+
+def _object(rows: Rows, image: Image, keys: Sequence[str]) -> dict[str, orjson.Fragment]:
+    # SQLAlchemy's names are of a class of their own, which orjson takes for no key.
+    return {str(rows.columns[key].name): orjson.Fragment(image[key] or "null") for key in keys if key in image}

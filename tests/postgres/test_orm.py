@@ -480,8 +480,7 @@ def test_a_notify_that_would_be_too_large_comes_without_the_row(
     session.commit()
     assert ear.heard() == [
         {
-            "op": "INSERT", "schema": "public", "table": "notes", "pk": {},
-            "new": None, "old": None, "changed": [], "truncated": True,
+            "op": "INSERT", "schema": "public", "table": "notes", "pk": {}, "truncated": True,
         }
     ]  # fmt: skip
 
@@ -546,7 +545,7 @@ def test_another_database_is_refused() -> None:
 
 def ours(statements: list[str]) -> int:
     """How many of ``statements`` read rows, or publish."""
-    return sum("jsonb_build_object" in text or "WITH ORDINALITY" in text for text in statements)
+    return sum("to_jsonb" in text or "WITH ORDINALITY" in text for text in statements)
 
 
 def test_two_round_trips_for_a_flush_whatever_is_in_it(database: OrmDatabase, session: Session) -> None:
