@@ -4,7 +4,6 @@ Needs SQLAlchemy and PostgreSQL, neither Flask nor eventlet. What was written is
 knows what was there before; what a message looks like is made in ``row_images``.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from sqlalchemy.orm.attributes import get_history
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 from sqlalchemy.orm.exc import UnmappedClassError
 
-from socketio_pg.channels import validate_channel
 from socketio_pg.errors import ConfigurationError, LogNotInstalledError, PayloadTooLargeError
-from socketio_pg.row_images import Change, Operation, Outgoing, Rows, read
+from socketio_pg.row_images import Change, Operation, Outgoing, Rows, Template, parse_template, placeholders, read
 
 #: Changes that one query reads and another publishes, and values that it sends: psycopg 3 takes 65,535.
 BATCH = 500
@@ -55,7 +53,7 @@ def publishes(
     mapped by then, when its mapper is configured. A flush raises :class:`InvalidChannelError`,
     :class:`PayloadTooLargeError`, :class:`LogNotInstalledError` and the driver's errors, and is undone by them.
     """
-    template = _parse(channel)
+    template = parse_template(channel)
     included = None if columns is None else _names("columns", columns)
     excluded = _names("exclude", exclude)
 
@@ -91,7 +89,7 @@ class _Hook:
     def __init__(
         self,
         cls: type[Any],
-        template: Sequence[str | tuple[str]],
+        template: Template,
         columns: Sequence[str] | None,
         exclude: Sequence[str],
         durable: bool,
@@ -125,13 +123,13 @@ class _Hook:
 
     def updating(self, mapper: Mapper[Any], connection: Connection, target: object) -> None:
         rows = self.rows(mapper)
-        _load(target, [key for key in rows.placeholders if key in rows.volatile])
+        _load(target, [key for key in placeholders(rows.template) if key in rows.volatile])
         _note(object_session(target), _Written(rows, "UPDATE", target, connection, _known(rows, target),
                                                _modified(rows, target)))  # fmt: skip
 
     def deleting(self, mapper: Mapper[Any], connection: Connection, target: object) -> None:
         rows = self.rows(mapper)
-        _load(target, rows.placeholders)
+        _load(target, placeholders(rows.template))
         _note(object_session(target), _Written(rows, "DELETE", target, connection, _known(rows, target)))
 
     def _describe(self, mapper: Mapper[Any]) -> Rows:
@@ -162,7 +160,7 @@ class _Hook:
             title=title,
             table=mapper.local_table,
             source=mapper.persist_selectable,
-            columns={name: columns[name] for name in columns if name in {*visible, *key, *_placeholders(template)}},
+            columns={name: columns[name] for name in columns if name in {*visible, *key, *placeholders(template)}},
             key=key,
             visible=visible,
             mapped=list(columns),
@@ -173,7 +171,7 @@ class _Hook:
             ),
             durable=self._durable,
         )  # fmt: skip
-        for name in rows.placeholders:
+        for name in placeholders(rows.template):
             # The channel that a row leaves must be known, also where its object had not been loaded.
             event.listen(getattr(mapper.class_, name), "set", _loaded_first, active_history=True, propagate=True)
         return rows
@@ -281,24 +279,6 @@ def _send(connection: Connection, messages: Sequence[Outgoing]) -> None:
                     "the database has no schema socketio_pg: run 'socketio-pg init', or use durable=False"
                 ) from error
             raise
-
-
-def _parse(channel: str) -> list[str | tuple[str]]:
-    """``"a:{b}"`` as ``["a:", ("b",)]``."""
-    if not isinstance(channel, str):
-        raise ConfigurationError("@publishes takes the name of a channel: @publishes('orders:{customer_id}')")
-    parts: list[str | tuple[str]] = []
-    for literal, name in re.findall(r"([^{}]+)|\{([^{}]+)\}", channel):
-        parts.append(literal or (name,))
-    if "".join(part if isinstance(part, str) else f"{{{part[0]}}}" for part in parts) != channel:
-        raise ConfigurationError(f"@publishes({channel!r}): a placeholder is the name of a column in braces")
-    if not _placeholders(parts):
-        validate_channel(channel)
-    return parts
-
-
-def _placeholders(template: Sequence[str | tuple[str]]) -> list[str]:
-    return [part[0] for part in template if isinstance(part, tuple)]
 
 
 def _names(option: str, names: Iterable[str]) -> list[str]:

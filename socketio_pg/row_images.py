@@ -5,6 +5,7 @@ as in a trigger, and nothing that PostgreSQL can store cannot be sent.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -36,7 +37,7 @@ from sqlalchemy.sql.selectable import Values
 from sqlalchemy.types import NullType
 
 from socketio_pg.channels import validate_channel
-from socketio_pg.errors import InvalidChannelError, InvalidRequestError
+from socketio_pg.errors import ConfigurationError, InvalidChannelError, InvalidRequestError
 from socketio_pg.messages import MAX_NOTIFY_BYTES, check_size
 
 _RELATIONS = table("pg_class", column("oid"), column("relnamespace"), schema="pg_catalog")
@@ -46,13 +47,34 @@ Operation = Literal["INSERT", "UPDATE", "DELETE"]
 
 #: Attribute → its value as JSON text, None for NULL. What is not known is not there.
 Image = dict[str, str | None]
+#: A channel's name: texts, and between them names of columns or attributes, as tuples of one.
+Template = Sequence[str | tuple[str]]
+
+
+def parse_template(channel: str) -> Template:
+    """``"a:{b}"`` as ``["a:", ("b",)]``.
+
+    Raises :class:`ConfigurationError`, and :class:`InvalidChannelError` for a name without placeholders.
+    """
+    if not isinstance(channel, str):
+        raise ConfigurationError("@publishes takes the name of a channel: @publishes('orders:{customer_id}')")
+    parts = [text or (name,) for text, name in re.findall(r"([^{}]+)|\{([^{}]+)\}", channel)]
+    if "".join(part if isinstance(part, str) else f"{{{part[0]}}}" for part in parts) != channel:
+        raise ConfigurationError(f"@publishes({channel!r}): a placeholder is the name of a column in braces")
+    if not placeholders(parts):
+        validate_channel(channel)
+    return parts
+
+
+def placeholders(template: Template) -> list[str]:
+    return [part[0] for part in template if isinstance(part, tuple)]
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Which rows are published, and what of them. Columns go by the names of the attributes they are mapped to.
 
-    ``template`` is the channel's: texts, and in between attributes as tuples of one. ``columns`` are those of ``key``,
+    ``columns`` are those of ``key``,
     ``visible`` (what messages have) and the template; ``mapped`` are all, and ``volatile`` those that change by
     themselves with an UPDATE of any (``onupdate``, generated columns, a version).
     """
@@ -64,14 +86,9 @@ class Rows:
     key: Sequence[str]
     visible: Sequence[str]
     mapped: Sequence[str]
-    template: Sequence[str | tuple[str]]
+    template: Template
     volatile: frozenset[str]
     durable: bool
-
-    @property
-    def placeholders(self) -> list[str]:
-        """The attributes in the channel's name."""
-        return [part[0] for part in self.template if isinstance(part, tuple)]
 
     def channel(self, image: Image) -> str | None:
         """The channel of a row; None when one of the placeholders is NULL. Raises :class:`InvalidChannelError`."""
