@@ -74,9 +74,8 @@ def placeholders(template: Template) -> list[str]:
 class Rows:
     """Which rows are published, and what of them. Columns go by the names of the attributes they are mapped to.
 
-    ``columns`` are those of ``key``,
-    ``visible`` (what messages have) and the template; ``mapped`` are all, and ``volatile`` those that change by
-    themselves with an UPDATE of any (``onupdate``, generated columns, a version).
+    ``columns`` are those of ``key``, ``visible`` (what messages have) and the template; ``mapped`` are all, and
+    ``volatile`` those that change by themselves with an UPDATE of any (``onupdate``, generated columns, a version).
     """
 
     title: str
@@ -103,6 +102,13 @@ class Rows:
             return validate_channel(name)
         except InvalidChannelError as error:
             raise InvalidChannelError(f"{self.title}: {error.message}", channel=error.channel) from None
+
+    def former_channel(self, image: Image) -> str | None:
+        """The channel that a row had. Where its name is not allowed nobody has been told of it, nor need be now."""
+        try:
+            return self.channel(image)
+        except InvalidChannelError:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,38 +218,39 @@ def _messages(change: Change, schema: str, new: Image | None, old: Image) -> Ite
     """What is sent about one change, when its row is ``new`` now and ``old`` is what is known of it before."""
     rows = change.rows
     if change.operation == "INSERT":
-        yield from _message(rows, "INSERT", schema, new, None)
+        yield from _message(rows, "INSERT", schema, rows.channel(new or {}), new, None)
     elif new is None:
-        yield from _message(rows, "DELETE", schema, None, old)
+        yield from _message(rows, "DELETE", schema, rows.former_channel(old), None, old)
     else:
         # What it cannot have changed is what it was.
         old = {key: old.get(key, new[key]) for key in new if key in old or key not in change.candidates}
         # A placeholder's old value that nobody knows: then nobody has seen the row move.
-        if rows.channel(new) != rows.channel(new | old):
-            yield from _message(rows, "DELETE", schema, None, old, moved=True)
-            yield from _message(rows, "INSERT", schema, new, None, moved=True)
+        here, there = rows.channel(new), rows.former_channel(new | old)
+        if here != there:
+            yield from _message(rows, "DELETE", schema, there, None, old, moved=True)
+            yield from _message(rows, "INSERT", schema, here, new, None, moved=True)
             return
         visible = [key for key in change.candidates if key in rows.visible]
         changed = [rows.columns[key].name for key in visible if key not in old or old[key] != new[key]]
         if changed:
-            yield from _message(rows, "UPDATE", schema, new, old, changed)
+            yield from _message(rows, "UPDATE", schema, here, new, old, changed)
 
 
 def _message(
     rows: Rows,
     operation: Operation,
     schema: str,
+    channel: str | None,
     new: Image | None,
     old: Image | None,
     changed: Sequence[str] = (),
     moved: bool = False,
 ) -> Iterator[Outgoing]:
-    now = {**(old or {}), **(new or {})}
-    channel = rows.channel(now)
     if channel is None:
         return
+    key = {**(old or {}), **(new or {})}
     body: dict[str, Any] = {"op": operation, "schema": schema, "table": rows.table.name}
-    body["pk"] = _object(rows, now, [key for key in rows.key if key in rows.visible])
+    body["pk"] = _object(rows, key, [name for name in rows.key if name in rows.visible])
     if moved:
         body["moved"] = True
     images = {name: image and _object(rows, image, rows.visible) for name, image in (("new", new), ("old", old))}

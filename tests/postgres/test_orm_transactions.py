@@ -173,6 +173,21 @@ def test_an_invalid_channel_undoes_the_flush(database: OrmDatabase, session: Ses
     assert database.sql("SELECT count(*) FROM notes") == [(0,)]
 
 
+def test_a_row_from_elsewhere_without_a_valid_channel_can_be_mended(
+    database: OrmDatabase, session: Session, ear: Ear
+) -> None:
+    database.sql("INSERT INTO notes (owner, text, private) VALUES ('*', 'a', ''), ('*', 'b', '')")
+    first, second = session.scalars(sa.select(Note).order_by(Note.id))
+    first.body = "still nowhere"
+    with pytest.raises(InvalidChannelError):
+        session.commit()
+    session.rollback()
+    first.owner = "me"
+    session.delete(second)
+    session.commit()
+    assert [(payload["op"], payload["new"]["text"]) for payload in ear.heard()] == [("INSERT", "a")]
+
+
 def test_a_row_that_is_too_large_for_the_log(database: OrmDatabase, session: Session) -> None:
     session.add(Twice(name="x" * 1_000_001))
     with pytest.raises(PayloadTooLargeError, match="at most 1000000 are allowed"):
