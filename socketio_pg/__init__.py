@@ -6,14 +6,23 @@ from socketio_pg.errors import PayloadTooLargeError, SocketIOPGError, Unauthoriz
 from socketio_pg.version import __version__
 
 if TYPE_CHECKING:
+    from socketio_pg.orm import publishes
     from socketio_pg.pubsub import PubSub
     from socketio_pg.tokens import Claims
 
-__all__ = ["Claims", "PayloadTooLargeError", "PubSub", "SocketIOPGError", "UnauthorizedError", "__version__"]
+__all__ = [
+    "Claims",
+    "PayloadTooLargeError",
+    "PubSub",
+    "SocketIOPGError",
+    "UnauthorizedError",
+    "__version__",
+    "publishes",
+]
 
 
 def __getattr__(name: str) -> Any:
-    # Not imported above: socketio_pg.client is to need neither Flask nor eventlet.
+    # Not imported above: socketio_pg.client and orm are to need neither Flask nor eventlet.
     if name == "PubSub":
         from socketio_pg.pubsub import PubSub
 
@@ -22,4 +31,8 @@ def __getattr__(name: str) -> Any:
         from socketio_pg.tokens import Claims
 
         return Claims
+    if name == "publishes":
+        from socketio_pg.orm import publishes
+
+        return publishes
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

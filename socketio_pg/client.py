@@ -1,22 +1,29 @@
 """Publish from any Python program, inside its own transaction. Imports neither Flask nor eventlet."""
 
 from collections.abc import Mapping
+from inspect import iscoroutinefunction
 from typing import Any
 
 from sqlalchemy import text
+from sqlalchemy.orm import Session, scoped_session
 
 from socketio_pg.channels import validate_channel
 from socketio_pg.messages import check_size, encode_payload
 
 
 class Client:
-    """Publishes on ``connection``: psycopg2's, psycopg 3's, or SQLAlchemy's ``Connection`` or ``Session``.
+    """Publishes on ``connection``: psycopg2's, psycopg 3's, or SQLAlchemy's ``Connection`` or ``Session``
+    (also a ``scoped_session``, such as Flask-SQLAlchemy's ``db.session``).
 
     With ``durable`` a message goes through the log (``socketio_pg.publish()``): of any size up to MAX_PAYLOAD, nothing
     lost. Without it, it is a NOTIFY: equal ones of one transaction to one channel arrive once, PostgreSQL folds them.
 
     Nothing is sent before the caller's transaction commits, and nothing when it rolls back; on a connection in
     autocommit mode it is sent at once.
+
+    A session is flushed first, unless it does not flush by itself (``autoflush``): its messages keep the order of the
+    program, also among those of :func:`socketio_pg.orm.publishes`. For asyncio, where this is called through
+    ``run_sync()``: ``await session.run_sync(lambda session: Client(session).notify("orders", 7))``.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -45,10 +52,21 @@ class Client:
             check_size(values["payload"])
         function, payload_type = ("socketio_pg.publish", "jsonb") if durable else ("pg_notify", "text")
         call = f"SELECT {function}({{}}, CAST({{}} AS {payload_type}))"
+        if iscoroutinefunction(getattr(self._connection, "execute", None)):
+            raise TypeError(f"{type(self._connection).__name__} is for asyncio; SQLAlchemy's have run_sync() for this")
         if hasattr(self._connection, "cursor"):
             with self._connection.cursor() as cursor:
                 cursor.execute(call.format("%(channel)s", "%(payload)s"), values)
         elif hasattr(self._connection, "execute"):
+            _flush(self._connection)
             self._connection.execute(text(call.format(":channel", ":payload")), values)
         else:
             raise TypeError(f"{type(self._connection).__name__} is not a connection of psycopg or SQLAlchemy")
+
+
+def _flush(connection: Any) -> None:
+    """What SQLAlchemy does before a query, and not before a text: write what the session holds."""
+    session = connection() if isinstance(connection, scoped_session) else connection
+    # Not within a flush, where an application's own event handler may publish.
+    if isinstance(session, Session) and session.autoflush and not session._flushing:
+        session.flush()

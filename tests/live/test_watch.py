@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.log import Log, wait_installed
 from tests.support.clients import SocketClient
+from tests.support.log import Log, wait_installed
 from tests.support.postgres import Cluster
 
 

@@ -19,8 +19,8 @@ from tests.support.postgres import Cluster
 class Ear:
     """A session that listens, to see what was really sent."""
 
-    def __init__(self, postgres: Cluster, channel: str) -> None:
-        self._connection = psycopg.connect(postgres.url(), autocommit=True)
+    def __init__(self, postgres: Cluster, channel: str, database: str = "postgres") -> None:
+        self._connection = psycopg.connect(postgres.url(database), autocommit=True)
         self._connection.execute(f'LISTEN "{channel}"')
 
     def heard(self) -> list[Any]:

@@ -1,0 +1,79 @@
+"""@publishes end to end: a program with SQLAlchemy, a server, and a Socket.IO client that sees the changes."""
+
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from socketio_pg.orm import publishes
+from tests.support.clients import SocketClient
+from tests.support.log import Log, wait_installed
+from tests.support.postgres import Cluster
+
+PATIENCE = 30
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+@publishes("orders:{customer_id}")
+@publishes("quick", columns=["state"], durable=False)
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    customer_id: Mapped[int]
+    state: Mapped[str] = mapped_column(server_default="new")
+
+
+@pytest.fixture(scope="module")
+def log(postgres18: Cluster) -> Iterator[Log]:
+    made = Log(postgres18, "live_orm", AUTO_INIT="1")
+    wait_installed(made)
+    yield made
+    made.server.close()
+
+
+@pytest.fixture
+def engine(log: Log) -> Iterator[sa.Engine]:
+    made = sa.create_engine(log.url.replace("postgresql://", "postgresql+psycopg://"))
+    Base.metadata.create_all(made)
+    yield made
+    made.dispose()
+
+
+def test_a_client_sees_the_changes_of_a_session(log: Log, engine: sa.Engine) -> None:
+    with SocketClient(log.server.url) as client:
+        position = client.call("subscribe", {"channel": "orders:5"})["position"]
+        with Session(engine) as session:
+            undone = Order(customer_id=5, state="undone")
+            session.add(undone)
+            session.flush()
+            session.rollback()
+            order, other = Order(customer_id=5), Order(customer_id=6)
+            session.add_all([order, other])
+            session.commit()
+            order.state = "paid"
+            session.flush()
+            order.customer_id = 6
+            session.commit()
+        messages = [client.next("event", PATIENCE) for _ in range(3)]
+        assert {message["channel"] for message in messages} == {"orders:5"}
+        payloads = [message["payload"] for message in messages]
+        assert [(payload["op"], payload.get("moved", False)) for payload in payloads] == [
+            ("INSERT", False), ("UPDATE", False), ("DELETE", True),
+        ]  # fmt: skip
+        assert payloads[0]["new"]["state"] == "new"
+        assert payloads[1]["changed"] == ["state"]
+        assert payloads[2]["old"] | {"id": 0} == {"id": 0, "customer_id": 5, "state": "paid"}
+        assert messages[0]["position"] > position
+
+
+def test_without_the_log(log: Log, engine: sa.Engine) -> None:
+    with SocketClient(log.server.url) as client:
+        client.call("subscribe", {"channel": "quick"})
+        with Session(engine) as session:
+            session.add(Order(customer_id=7, state="quick"))
+            session.commit()
+        assert client.next("event", PATIENCE)["payload"]["new"] == {"state": "quick"}

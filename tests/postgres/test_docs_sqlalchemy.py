@@ -1,0 +1,44 @@
+"""The examples of docs/sqlalchemy.md, as somebody would paste them."""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from tests.support.orm import orm_database
+from tests.support.postgres import Cluster
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "sqlalchemy.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_the_pages_examples(postgres18: Cluster) -> None:
+    with orm_database(postgres18, "docs_sqlalchemy", "psycopg", sa.MetaData()) as database:
+        names: dict[str, Any] = {"__name__": "docs_sqlalchemy", "engine": database.engine}
+        own, announce, classes, usage = blocks("python")
+        exec(compile(own, "own", "exec"), names)
+        exec(compile(announce, "announce", "exec"), names)
+
+        async def run() -> None:
+            engine = create_async_engine(database.url)
+            async with AsyncSession(engine) as session:
+                await names["announce"](session)
+            await engine.dispose()
+
+        asyncio.run(run())
+        assert database.sent() == [("news", {"headline": "…"})] * 2
+        exec(compile(classes, "classes", "exec"), names)
+        names["Base"].metadata.create_all(database.engine)
+        exec(compile(usage, "usage", "exec"), names)
+        sent = database.sent()
+        [wanted] = blocks("json")
+        assert sent[-1] == ("orders:5", json.loads(wanted))
+        assert [channel for channel, _ in sorted(sent[:2], key=str)] == ["orders:5", "users"]
+        assert dict(sent[:2])["users"]["new"] == {"id": 5, "name": "Ada"}

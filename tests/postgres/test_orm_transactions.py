@@ -1,0 +1,299 @@
+"""@publishes: when and in which order messages are sent, what is refused, and what it costs."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
+
+from socketio_pg import schema
+from socketio_pg.client import Client
+from socketio_pg.errors import InvalidChannelError, InvalidRequestError, LogNotInstalledError, PayloadTooLargeError
+from socketio_pg.orm import BATCH
+from tests.postgres.test_client import Ear
+from tests.support.orm import DRIVERS, OrmDatabase, orm_database
+from tests.support.orm_classes import Base, Member, Note, Order, Twice, Versioned, add
+from tests.support.postgres import Cluster
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def shared(request: pytest.FixtureRequest, postgres: Cluster) -> Iterator[OrmDatabase]:
+    with orm_database(postgres, "orm_transactions", request.param, Base.metadata) as made:
+        yield made
+
+
+@pytest.fixture
+def database(shared: OrmDatabase) -> OrmDatabase:
+    shared.sql(f"TRUNCATE {', '.join(Base.metadata.tables)}, socketio_pg.outbox RESTART IDENTITY")
+    return shared
+
+
+@pytest.fixture
+def session(database: OrmDatabase) -> Iterator[Session]:
+    with database.session() as made:
+        yield made
+
+
+# -- the transaction ---------------------------------------------------------------------------------------------------
+
+
+def test_several_flushes_and_savepoints(database: OrmDatabase, session: Session) -> None:
+    session.add(Order(customer_id=1))
+    session.flush()
+    with session.begin_nested() as savepoint:
+        session.add(Order(customer_id=2))
+        session.flush()
+        savepoint.rollback()
+    with session.begin_nested():
+        session.add(Order(customer_id=3))
+    assert database.sent() == []
+    session.commit()
+    assert [channel for channel, _ in database.sent()] == ["orders:1", "orders:3"]
+
+
+def test_a_rollback_sends_nothing(database: OrmDatabase, session: Session) -> None:
+    session.add(Order(customer_id=1))
+    session.flush()
+    session.rollback()
+    session.add(Order(customer_id=2))
+    session.commit()
+    assert [channel for channel, _ in database.sent()] == ["orders:2"]
+
+
+def test_a_flush_that_fails_leaves_nothing_behind(database: OrmDatabase, session: Session) -> None:
+    session.add_all([Order(id=1, customer_id=1), Versioned(name="b", touched=sa.text("no_such_column"))])
+    with pytest.raises(DBAPIError):
+        session.commit()
+    session.rollback()
+    session.add_all([Order(id=2, customer_id=2), Order(id=2, customer_id=2)])
+    with pytest.raises(IntegrityError):
+        session.commit()
+    session.rollback()
+    session.add(Order(id=3, customer_id=3))
+    session.commit()
+    assert [channel for channel, _ in database.sent()] == ["orders:3"]
+
+
+def test_client_and_hooks_keep_the_order_of_the_program(database: OrmDatabase, session: Session) -> None:
+    client = Client(session)
+    session.add(Order(customer_id=5))
+    client.notify("orders:5", {"op": "between", "pk": 1}, durable=True)
+    session.add(Order(customer_id=5))
+    session.commit()
+    assert [payload["op"] for _, payload in database.sent()] == ["INSERT", "between", "INSERT"]
+    with session.no_autoflush:
+        session.add(Order(customer_id=5))
+        client.notify("orders:5", {"op": "first", "pk": 1}, durable=True)
+    session.commit()
+    assert [payload["op"] for _, payload in database.sent()] == ["first", "INSERT"]
+
+
+def test_client_within_a_flush(database: OrmDatabase, session: Session) -> None:
+    @sa.event.listens_for(session, "after_flush")
+    def publish(session: Session, _: Any) -> None:
+        Client(session).notify("flushed", {"op": "mine", "pk": len(session.new)}, durable=True)
+
+    session.add(Order(customer_id=5))
+    session.commit()
+    assert sorted(payload["op"] for _, payload in database.sent()) == ["INSERT", "mine"]
+
+
+def test_bulk_operations_pass_the_hook_by(database: OrmDatabase, session: Session) -> None:
+    session.execute(sa.insert(Order), [{"customer_id": 1}, {"customer_id": 2}])
+    session.bulk_insert_mappings(sa.inspect(Order), [{"customer_id": 3}])
+    session.bulk_save_objects([Order(customer_id=4)])
+    session.execute(sa.update(Order).values(state="bulk"))
+    session.execute(sa.delete(Order).where(Order.customer_id == 1))
+    session.commit()
+    assert database.sent() == []
+
+
+# -- NOTIFY ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ear(shared: OrmDatabase, postgres: Cluster) -> Iterator[Ear]:
+    made = Ear(postgres, "notes:me", database="orm_transactions")
+    yield made
+    made.close()
+
+
+def test_without_durable_it_is_a_notify(database: OrmDatabase, session: Session, ear: Ear) -> None:
+    note = Note(owner="me", body="hello")
+    session.add(note)
+    session.commit()
+    note.body = "bye"
+    session.commit()
+    note.private = "other secret"
+    session.commit()
+    session.delete(note)
+    session.rollback()
+    assert ear.heard() == [
+        {
+            "op": "INSERT", "schema": "public", "table": "notes", "pk": {},
+            "new": {"owner": "me", "text": "hello"}, "old": None, "changed": [],
+        },
+        {
+            "op": "UPDATE", "schema": "public", "table": "notes", "pk": {},
+            "new": {"owner": "me", "text": "bye"}, "old": {"owner": "me"}, "changed": ["text"],
+        },
+    ]  # fmt: skip
+    assert database.sent() == []
+
+
+def test_a_notify_that_would_be_too_large_comes_without_the_row(
+    database: OrmDatabase, session: Session, ear: Ear
+) -> None:
+    note = Note(owner="me", body="é" * 5000)
+    session.add(note)
+    session.commit()
+    assert ear.heard() == [
+        {
+            "op": "INSERT", "schema": "public", "table": "notes", "pk": {}, "truncated": True,
+        }
+    ]  # fmt: skip
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_invalid_channel_undoes_the_flush(database: OrmDatabase, session: Session) -> None:
+    for owner, problem in [("*", "'\\*'"), ("x" * 60, "63 bytes"), ("a\nb", "control"), ("a ", "space")]:
+        session.add_all([Order(customer_id=1), Note(owner=owner, body="")])
+        with pytest.raises(InvalidChannelError, match=f"@publishes on Note: channel must .*{problem}"):
+            session.commit()
+        session.rollback()
+    session.add(Order(customer_id=2))
+    session.commit()
+    assert [channel for channel, _ in database.sent()] == ["orders:2"]
+    assert database.sql("SELECT count(*) FROM notes") == [(0,)]
+
+
+def test_a_row_from_elsewhere_without_a_valid_channel_can_be_mended(
+    database: OrmDatabase, session: Session, ear: Ear
+) -> None:
+    database.sql("INSERT INTO notes (owner, text, private) VALUES ('*', 'a', ''), ('*', 'b', '')")
+    first, second = session.scalars(sa.select(Note).order_by(Note.id))
+    first.body = "still nowhere"
+    with pytest.raises(InvalidChannelError):
+        session.commit()
+    session.rollback()
+    first.owner = "me"
+    session.delete(second)
+    session.commit()
+    assert [(payload["op"], payload["new"]["text"]) for payload in ear.heard()] == [("INSERT", "a")]
+
+
+def test_a_row_that_is_too_large_for_the_log(database: OrmDatabase, session: Session) -> None:
+    session.add(Twice(name="x" * 1_000_001))
+    with pytest.raises(PayloadTooLargeError, match="at most 1000000 are allowed"):
+        session.commit()
+    session.rollback()
+    assert database.sql("SELECT count(*) FROM twice") == [(0,)]
+
+
+def test_without_the_log_it_says_what_to_do(database: OrmDatabase, session: Session) -> None:
+    session.execute(sa.text("DROP SCHEMA socketio_pg CASCADE"))
+    session.add(Order(customer_id=1))
+    with pytest.raises(LogNotInstalledError, match="socketio-pg init"):
+        session.flush()
+    session.rollback()
+
+
+def test_a_row_that_cannot_be_read_again(database: OrmDatabase, session: Session) -> None:
+    session.execute(
+        sa.text(
+            "CREATE FUNCTION remove() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN DELETE FROM twice WHERE id = new.id; RETURN NULL; END'"
+        )
+    )
+    session.execute(sa.text("CREATE TRIGGER remove AFTER INSERT ON twice FOR EACH ROW EXECUTE FUNCTION remove()"))
+    session.add(Twice(name="a"))
+    with pytest.raises(InvalidRequestError, match="cannot be read after it was written"):
+        session.flush()
+    session.rollback()
+
+
+def test_a_role_that_may_publish_and_no_more(database: OrmDatabase, postgres: Cluster) -> None:
+    if not database.sql("SELECT 1 FROM pg_roles WHERE rolname = 'orm_publisher'"):
+        database.sql("CREATE ROLE orm_publisher LOGIN")
+    install = schema.statements(1_000_000, publisher_role="orm_publisher")
+    connection = postgres.connect("orm_transactions")
+    with contextlib.closing(connection), connection.cursor() as cursor:
+        cursor.execute(install)
+        cursor.execute(
+            "GRANT SELECT (id, customer_id, total, state, with_tax, changes, details), INSERT, UPDATE, DELETE"
+            " ON orders TO orm_publisher; GRANT USAGE ON SEQUENCE orders_id_seq TO orm_publisher"
+        )
+    engine = sa.create_engine(database.url.replace("postgres@", "orm_publisher@"))
+    with Session(engine) as session:
+        # Of the column that is excluded it may read nothing.
+        found = Order(customer_id=5, password_hash="hash")
+        session.add(found)
+        session.commit()
+    engine.dispose()
+    assert [channel for channel, _ in database.sent()] == ["orders:5"]
+
+
+def test_another_database_is_refused() -> None:
+    engine = sa.create_engine("sqlite://")
+    Twice.__table__.create(engine)  # type: ignore[attr-defined]
+    with Session(engine) as session:
+        session.add(Twice(name="a"))
+        with pytest.raises(Exception, match="@publishes on Twice: that needs PostgreSQL, not sqlite"):
+            session.flush()
+    engine.dispose()
+
+
+# -- what it costs -----------------------------------------------------------------------------------------------------
+
+
+def ours(statements: list[str]) -> int:
+    """How many of ``statements`` read rows, or publish."""
+    return sum("to_jsonb" in text or "WITH ORDINALITY" in text for text in statements)
+
+
+def test_two_round_trips_for_a_flush_whatever_is_in_it(database: OrmDatabase, session: Session) -> None:
+    orders = [add(session, Order(customer_id=n)) for n in range(6)]
+    for found in orders:
+        session.refresh(found)  # the commits have expired them
+    for n in range(50):
+        session.add_all([Order(customer_id=n), Versioned(name=str(n)), Member(team=uuid.uuid4(), user_id=1, role="x")])
+    orders[0].state, orders[1].total, orders[2].customer_id = "x", 3, 77
+    session.delete(orders[3])
+    session.delete(orders[4])
+    with database.counted() as statements:
+        session.flush()
+        assert ours(statements) == 2
+    session.commit()
+    assert len(database.sent()) == 150 + 4 + 2
+
+
+def test_nothing_is_asked_when_nothing_is_to_be_sent(database: OrmDatabase, session: Session) -> None:
+    found = add(session, Order(customer_id=5))
+    found.state = "x"
+    found.state = "new"
+    with database.counted() as statements:
+        session.flush()
+        assert statements == []
+    twice = add(session, Twice(name="a"))
+    session.delete(twice)
+    session.expunge(twice)
+    with database.counted() as statements:
+        session.flush()
+        assert statements == []
+
+
+def test_many_rows_go_in_batches_and_in_order(database: OrmDatabase, session: Session) -> None:
+    count = 2 * BATCH + 1
+    session.add_all([Twice(id=n, name="a") for n in range(count)])
+    with database.counted() as statements:
+        session.flush()
+        assert ours(statements) == 2 * (2 * count // BATCH + 1)
+    session.commit()
+    sent = [payload["pk"]["id"] for channel, payload in database.sent() if channel == "all"]
+    assert sent == list(range(count))

@@ -1,0 +1,74 @@
+"""A database with the log and the tables of a test's mapped classes; what was published is read from the outbox."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg2.extensions
+import sqlalchemy
+from sqlalchemy import MetaData, event
+from sqlalchemy.orm import Session
+
+from socketio_pg import schema
+from socketio_pg.database import Database
+from tests.support.postgres import Cluster
+
+DRIVERS = ("psycopg2", "psycopg")
+
+
+class OrmDatabase:
+    """One database and an engine on it. No server runs, so what was published stays in the outbox."""
+
+    def __init__(self, url: str, driver: str) -> None:
+        self.url = url.replace("postgresql://", f"postgresql+{driver}://")
+        self.engine = sqlalchemy.create_engine(self.url)
+        self.statements: list[str] = []
+        event.listen(self.engine, "before_cursor_execute", self._count)
+
+    def session(self, **options: Any) -> Session:
+        return Session(self.engine, **options)
+
+    def sql(self, statement: str, **parameters: Any) -> list[Any]:
+        with self.engine.begin() as connection:
+            result = connection.execute(sqlalchemy.text(statement), parameters)
+            return list(result) if result.returns_rows else []
+
+    def sent(self) -> list[tuple[str, Any]]:
+        """(channel, payload) of what has been committed since the last call, in order."""
+        rows = self.sql(
+            "WITH gone AS (DELETE FROM socketio_pg.outbox RETURNING id, channel, payload::text)"
+            " SELECT channel, payload FROM gone ORDER BY id"
+        )
+        return [(channel, json.loads(payload)) for channel, payload in rows]
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[list[str]]:
+        """The statements that are run within: one is a round trip."""
+        self.statements.clear()
+        yield self.statements
+
+    def _count(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        self.statements.append(statement)
+
+
+@contextlib.contextmanager
+def orm_database(
+    cluster: Cluster, name: str, driver: str, metadata: MetaData, prepare: Callable[[OrmDatabase], None] | None = None
+) -> Iterator[OrmDatabase]:
+    """A new database ``name`` with the log and the tables of ``metadata``; ``prepare`` runs before these are made."""
+    cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    cluster.sql(f"CREATE DATABASE {name}")
+    callback = psycopg2.extensions.get_wait_callback()
+    schema.install(Database(cluster.url(name)), 1_000_000)
+    # `Database` sets one for the whole process, and an application without eventlet has none.
+    psycopg2.extensions.set_wait_callback(None)
+    made = OrmDatabase(cluster.url(name), driver)
+    try:
+        if prepare is not None:
+            prepare(made)
+        metadata.create_all(made.engine)
+        yield made
+    finally:
+        made.engine.dispose()
+        psycopg2.extensions.set_wait_callback(callback)

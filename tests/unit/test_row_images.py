@@ -1,0 +1,86 @@
+"""row_images without a database: channels and messages from the images of rows."""
+
+import json
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from socketio_pg.errors import InvalidChannelError, PayloadTooLargeError
+from socketio_pg.row_images import Change, Image, Operation, Rows, _messages, parse_template
+
+TABLE = sa.Table(
+    "things",
+    sa.MetaData(),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("a", sa.Text),
+    sa.Column("B b", sa.Text, key="b"),
+)
+
+
+def rows(channel: str, durable: bool = True) -> Rows:
+    return Rows(
+        title="@publishes on Thing",
+        table=TABLE,
+        source=TABLE,
+        columns=dict(TABLE.columns),
+        key=["id"],
+        visible=["id", "a", "b"],
+        mapped=["id", "a", "b"],
+        template=parse_template(channel),
+        volatile=frozenset(),
+        durable=durable,
+    )
+
+
+def messages(of: Rows, operation: Operation, new: Image | None, old: Image, *candidates: str) -> list[tuple[str, Any]]:
+    sent = _messages(Change(of, operation, [1], candidates=candidates), "public", new, old)
+    return [(message.channel, json.loads(message.payload_json)) for message in sent]
+
+
+@pytest.mark.parametrize(
+    ("value", "channel"),
+    [
+        ("5", "t:5:x"), ("1.50", "t:1.50:x"), ("true", "t:true:x"), ('"a"', "t:a:x"), ('"é \\" {b}"', 't:é " {b}:x'),
+        ('"2024-01-01T00:00:00"', "t:2024-01-01T00:00:00:x"), ("[1, 2]", "t:[1, 2]:x"), (None, None),
+    ],
+)  # fmt: skip
+def test_values_in_a_channel(value: str | None, channel: str | None) -> None:
+    assert rows("t:{a}:x").channel({"a": value}) == channel
+
+
+@pytest.mark.parametrize("value", ['"*"', '"\\n"', '""', f'"{"x" * 64}"', '"socketio_pg"'])
+def test_a_channel_that_is_not_allowed(value: str) -> None:
+    with pytest.raises(InvalidChannelError, match="@publishes on Thing: channel"):
+        rows("{a}").channel({"a": value})
+    assert rows("{a}").former_channel({"a": value}) is None
+
+
+def test_numbers_keep_their_digits() -> None:
+    digits = "12345678901234567890123456789012345678.90"
+    [message] = _messages(Change(rows("t"), "INSERT", [1]), "public", {"id": "1", "a": digits, "b": None}, {})
+    assert message.payload_json == (
+        '{"op":"INSERT","schema":"public","table":"things","pk":{"id":1},'
+        f'"new":{{"id":1,"a":{digits},"B b":null}},"old":null,"changed":[]}}'
+    )
+
+
+def test_an_old_value_that_nobody_knows() -> None:
+    """It is missing, counts as changed, and as the new one where the row would otherwise have moved."""
+    new: Image = {"id": "1", "a": '"x"', "b": '"y"'}
+    [(channel, payload)] = messages(rows("{b}"), "UPDATE", new, {"a": '"w"'}, "a", "b")
+    assert (channel, payload["old"], payload["changed"]) == ("y", {"id": 1, "a": "w"}, ["a", "B b"])
+    sent = messages(rows("{a}:{b}"), "UPDATE", new, {"a": '"w"'}, "a", "b")
+    assert [(channel, payload["op"]) for channel, payload in sent] == [("w:y", "DELETE"), ("x:y", "INSERT")]
+    assert sent[0][1]["old"] == {"id": 1, "a": "w"}
+
+
+def test_an_update_that_changes_nothing() -> None:
+    new: Image = {"id": "1", "a": '"x"', "b": None}
+    assert messages(rows("t"), "UPDATE", new, {"a": '"x"', "b": None}, "a", "b") == []
+
+
+def test_a_notify_that_is_too_large_without_its_row() -> None:
+    key = f'"{"x" * 8000}"'
+    with pytest.raises(PayloadTooLargeError):
+        messages(rows("t", durable=False), "INSERT", {"id": key, "a": None, "b": None}, {})
