@@ -26,6 +26,28 @@ WHERE NOT CASE kind
 """
 
 
+# In this order: without USAGE the name of the table cannot be looked up.
+_READABLE = """
+SELECT CASE WHEN to_regnamespace('socketio_pg') IS NULL THEN true
+    WHEN NOT has_schema_privilege('socketio_pg', 'USAGE') THEN false
+    WHEN to_regclass('socketio_pg.schema_version') IS NULL THEN true
+    ELSE has_table_privilege('socketio_pg.schema_version', 'SELECT') END, current_user
+"""
+
+
+def readable(connection: Any) -> Iterator[Finding]:
+    """A finding when this role may not even look at the schema: then the other checks cannot be made."""
+    [[may, role]] = fetch(connection, _READABLE)
+    if not may:
+        yield _lacking(role, "any right on the schema")
+
+
+def _lacking(role: str, what: str) -> Finding:
+    return error(
+        "privileges", f"role {role} lacks {what}", f"socketio-pg init --server-role {role}, as the schema's owner"
+    )
+
+
 def installed(connection: Any, settings: Settings) -> Iterator[Finding]:
     """Whether the schema is there, in this program's version."""
     yield from judge_schema(read_schema_version(connection), settings)
@@ -82,10 +104,7 @@ def privileges(connection: Any, settings: Settings) -> Iterator[Finding]:
     if missing:
         listed = ", ".join(f"{privilege} on {object}" for _, object, privilege in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        yield error(
-            "privileges", f"role {role} lacks {listed}{more}",
-            f"socketio-pg init --server-role {role}, as the schema's owner",
-        )  # fmt: skip
+        yield _lacking(role, f"{listed}{more}")
     else:
         yield ok("privileges", f"role {role} has what a server needs")
 

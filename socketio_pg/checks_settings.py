@@ -25,6 +25,8 @@ from socketio_pg.policies import Policies
 
 #: Different characters that a secret has at least which nobody could guess.
 LEAST_VARIETY = 10
+#: Seconds in which a server must answer.
+SECONDS = 5.0
 
 
 def configuration(settings: Settings) -> Iterator[Finding]:
@@ -178,7 +180,7 @@ def _ask_server(settings: Settings) -> tuple[int, dict[str, str]]:
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/readyz"
     try:
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with urllib.request.urlopen(url, timeout=SECONDS) as answer:
                 status, text = answer.status, answer.read(10_000)
         except urllib.error.HTTPError as refused:
             with refused:

@@ -28,9 +28,10 @@ from socketio_pg.terminal import print_json, say
 def bench(
     url: str | None, token: str | None, channel: str | None, subscribers: int, messages: int, as_json: bool
 ) -> None:
-    """Send messages through server and database to some subscribers, and say whether all arrive, and how fast.
+    """Run a quick self-test.
 
-    A self-test and no benchmark: the clients are in this process and take most of the time. Without --url it starts a
+    Sends messages through server and database to some subscribers, and says whether all arrive, and how fast. A
+    self-test and no benchmark: the clients are in this process and take most of the time. Without --url it starts a
     server of its own on a free port, with the configured database, and ends it afterwards.
     """
     channel = channel or f"bench:{secrets.token_hex(8)}"

@@ -51,10 +51,10 @@ def listen(
     url: str | None,
     token: str | None,
 ) -> None:
-    """Print the messages of each CHANNEL as they come, until Ctrl-C.
+    """Print the messages of channels.
 
-    Reconnects by itself. What may have been missed, and everything else that is no message, goes to standard error.
-    With --json a line of JSON for each message.
+    As they come, until Ctrl-C. Reconnects by itself. What may have been missed, and everything else that is no
+    message, goes to standard error. With --json a line of JSON for each message.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     start = _start(since, history)

@@ -31,7 +31,11 @@ from socketio_pg.terminal import say
 @token_option
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing when it is done.")
 def publish(channel: str, payload: str, durable: bool, url: str | None, token: str | None, quiet: bool) -> None:
-    """Publish JSON to CHANNEL; "-" reads it from standard input. Done when it is committed."""
+    """Publish JSON to CHANNEL.
+
+    "-" reads it from standard input. Done when it is committed. Through the log with --durable, and to
+    DURABLE_CHANNELS; a server (--url) also takes the log for what is too large for NOTIFY.
+    """
     validate_channel(channel)
     text = _read(payload)
     if url is None:

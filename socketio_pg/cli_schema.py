@@ -4,6 +4,7 @@ import click
 
 from socketio_pg import config, schema
 from socketio_pg.command import examples, open_database
+from socketio_pg.queries import session
 
 
 @click.command(
@@ -20,10 +21,11 @@ from socketio_pg.command import examples, open_database
     "--client-role", multiple=True, help="Grant this role, which tokens name, what policies need; repeatable."
 )
 def init(sql: bool, server_role: str | None, publisher_role: str | None, client_role: tuple[str, ...]) -> None:
-    """Install the schema for the log and for policies, or upgrade it. Can be run again, also while servers run.
+    """Install or upgrade the schema.
 
-    The role of DATABASE_URL needs CREATE on the database, and owns the schema then; no superuser is needed. The limit
-    MAX_PAYLOAD takes effect with it.
+    For the log, watches, and policies. Can be run again, also while servers run. The role of DATABASE_URL needs
+    CREATE on the database, and owns the schema then; no superuser is needed. The limit MAX_PAYLOAD takes effect
+    with it.
     """
     settings = config.load()
     if sql:
@@ -31,5 +33,7 @@ def init(sql: bool, server_role: str | None, publisher_role: str | None, client_
         click.echo(f"BEGIN;\n\n{statements}\nCOMMIT;")
         return
     database = open_database(settings)
+    with session(database):
+        pass  # what is wrong is said at once
     schema.install(database, settings.max_payload, server_role, publisher_role, client_role)
     click.echo(f"Installed: schema socketio_pg, version {schema.VERSION}, on {database}")

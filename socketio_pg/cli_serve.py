@@ -15,9 +15,10 @@ from socketio_pg.errors import ConfigurationError
 @click.option("--host", help="Address to listen on (HOST).")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on (PORT).")
 def serve(host: str | None, port: int | None) -> None:
-    """Run the production server: gunicorn with one eventlet worker and our settings.
+    """Run the production server.
 
-    The database's address comes from DATABASE_URL or local.cfg.
+    That is gunicorn with one eventlet worker and our settings. The database's address comes from DATABASE_URL or
+    local.cfg.
     """
     given = {"host": host, "port": port}
     settings = config.load(overrides={name: value for name, value in given.items() if value is not None})

@@ -15,7 +15,10 @@ from socketio_pg.terminal import age, clean, print_json, say, table
 @click.command(epilog=examples("socketio-pg status", "socketio-pg status --json | jq .relay.outbox.rows"))
 @json_option
 def status(as_json: bool) -> None:
-    """Say how it is: database, schema, relay, servers, channels. Works without the schema, too."""
+    """Show database, log, servers, channels.
+
+    Works without the schema, too.
+    """
     database = open_database(config.load())
     with session(database) as connection:
         found = read_status(connection, str(database))
@@ -90,10 +93,10 @@ def _line(name: str, text: str) -> None:
 @json_option
 @click.option("--verbose", "-v", is_flag=True, help="Also what is in order.")
 def doctor(as_json: bool, verbose: bool) -> None:
-    """Look for everything that commonly goes wrong, and say what to do about it.
+    """Find what commonly goes wrong.
 
-    Run it where the server runs, with the server's settings. Exits with 1 when there is an error, with 0 when there
-    are only warnings.
+    And say what to do about it. Run it where the server runs, with the server's settings. Exits with 1 when there
+    is an error, with 0 when there are only warnings.
     """
     counts = {"ok": 0, "warning": 0, "error": 0}
     for finding in examine(config.load()):

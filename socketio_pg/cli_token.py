@@ -45,9 +45,10 @@ def token(
     claim: tuple[str, ...],
     secret: str | None,
 ) -> None:
-    """Print a token that is signed with JWT_SECRET, for development: in production your login makes them.
+    """Print a token for development.
 
-    iss and aud are those of JWT_ISSUER and JWT_AUDIENCE.
+    It is signed with JWT_SECRET; in production your login makes them. iss and aud are those of JWT_ISSUER and
+    JWT_AUDIENCE.
     """
     settings = config.load()
     key, algorithm = _key(settings, secret)

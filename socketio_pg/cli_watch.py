@@ -39,7 +39,10 @@ TYPES = {
 @click.option("--per", type=click.Choice(["statement", "row"]), help="Triggers by statement (the default), or by row.")
 @click.option("--bulk-limit", type=click.IntRange(0), help="A statement with more rows sends one message with a count.")
 def watch(table_name: str, no_old: bool, **options: Any) -> None:
-    """Send every committed change of TABLE as a message. The same table and channel again change the options."""
+    """Send changes of TABLE as messages.
+
+    Every change, when it is committed. The same table and channel again replace the options.
+    """
     given: dict[str, Any] = {}
     for name, value in options.items():
         if name in ("operations", "columns", "exclude"):
@@ -80,7 +83,7 @@ def unwatch(table_name: str, channel: str | None) -> None:
 @click.command(epilog=examples("socketio-pg watches", "socketio-pg watches --json | jq -r .channel"))
 @json_option
 def watches(as_json: bool) -> None:
-    """List the tables that are watched, and how often a watch has failed."""
+    """List the tables that are watched."""
     with session(open_database(config.load())) as connection:
         columns = ", ".join(f'"{name}"' for name in COLUMNS)
         rows = fetch(connection, f"SELECT {columns} FROM socketio_pg.watches ORDER BY table_name, channel")

@@ -107,7 +107,7 @@ def examples(*lines: str) -> str:
 
 def duration(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``15m``, ``1.5h`` or ``7d``. Raises ValueError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text.strip())
     if found is None:
         raise ValueError("a number with s, m, h or d")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]

@@ -1,7 +1,7 @@
 """Looks for what commonly goes wrong. The checks are in `checks_settings`, `checks_database` and `checks_log`."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from socketio_pg import checks_database, checks_log, checks_settings
@@ -36,34 +36,35 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 
 def _examine_database(settings: Settings, database: Database, connection: Any) -> Iterator[Finding]:
-    for name, check in _database_checks(settings, database):
-        yield from _guarded(name, check, connection)
+    of_database = {
+        "database": checks_database.server(connection),
+        "clock": checks_database.clock(connection),
+        "LISTEN": checks_database.round_trip(database, separate=settings.listen_database_url is not None),
+        "NOTIFY queue": checks_database.notify_queue(connection),
+        "transactions": checks_database.idle_in_transaction(connection),
+        "sessions": checks_database.sessions(connection),
+    }
+    of_log = {
+        "schema": checks_log.installed(connection, settings),
+        "privileges": checks_log.privileges(connection, settings),
+        "relay": checks_log.relay(connection),
+        "nodes": checks_log.nodes(connection),
+        "roles": checks_log.roles(database, settings),
+        "watches": checks_log.watches(connection),
+    }
+    for name, findings in of_database.items():
+        yield from _guarded(name, findings)
+    unreadable = list(_guarded("privileges", checks_log.readable(connection)))
+    yield from unreadable
+    if not unreadable:
+        for name, findings in of_log.items():
+            yield from _guarded(name, findings)
 
 
-def _database_checks(settings: Settings, database: Database) -> list[tuple[str, Callable[[Any], Iterator[Finding]]]]:
-    return [
-        ("database", checks_database.server),
-        ("clock", checks_database.clock),
-        (
-            "LISTEN",
-            lambda connection: checks_database.round_trip(database, separate=bool(settings.listen_database_url)),
-        ),
-        ("NOTIFY queue", checks_database.notify_queue),
-        ("transactions", checks_database.idle_in_transaction),
-        ("sessions", checks_database.sessions),
-        ("schema", lambda connection: checks_log.installed(connection, settings)),
-        ("privileges", lambda connection: checks_log.privileges(connection, settings)),
-        ("relay", checks_log.relay),
-        ("nodes", checks_log.nodes),
-        ("roles", lambda connection: checks_log.roles(database, settings)),
-        ("watches", checks_log.watches),
-    ]
-
-
-def _guarded(name: str, check: Callable[[Any], Iterator[Finding]], connection: Any) -> Iterator[Finding]:
+def _guarded(name: str, findings: Iterator[Finding]) -> Iterator[Finding]:
     """A check that fails is a finding, and does not end the others."""
     try:
-        yield from check(connection)
+        yield from findings
     except DatabaseUnavailableError:
         raise
     except (DatabaseError, LogNotInstalledError) as failed:

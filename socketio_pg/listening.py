@@ -3,6 +3,7 @@
 Both take subscriptions, and then give one event after the other.
 """
 
+import contextlib
 import queue
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -181,7 +182,9 @@ class FromServer:
 
     def __init__(self, url: str, token: str | None) -> None:
         self._subscriber = Subscriber(url, token=token)
-        self._events: queue.Queue[Event | SocketIOPGError] = queue.Queue()
+        # Bounded: when nobody reads our output, the subscriber interrupts its subscriptions in time.
+        self._events: queue.Queue[Event | SocketIOPGError] = queue.Queue(1000)
+        self._closed = False
 
     def subscribe(self, channel: str, start: Start) -> None:
         if isinstance(start, str):
@@ -191,12 +194,18 @@ class FromServer:
             since = {"epoch": start.epoch or self._epoch(channel), "position": start.position}
         self._subscriber.subscribe(
             channel,
-            lambda message: self._events.put(Event("message", dict(message))),
+            lambda message: self._put(Event("message", dict(message))),
             since=since,
             history=start if isinstance(start, int) else None,
-            on_gap=lambda gap: self._events.put(Event("gap", dict(gap))),
-            on_error=self._events.put,
+            on_gap=lambda gap: self._put(Event("gap", dict(gap))),
+            on_error=self._put,
         )
+
+    def _put(self, event: Event | SocketIOPGError) -> None:
+        while not self._closed:
+            with contextlib.suppress(queue.Full):
+                self._events.put(event, timeout=0.5)
+                return
 
     def _epoch(self, channel: str) -> str:
         """The epoch of the log as it is now."""
@@ -217,4 +226,5 @@ class FromServer:
         return event
 
     def close(self) -> None:
+        self._closed = True
         self._subscriber.close()
