@@ -126,9 +126,9 @@ def relay(connection: Any) -> Iterator[Finding]:
 def judge_relay(pid: int | None, node: str | None, rows: int, oldest: float | None) -> Iterator[Finding]:
     """``rows`` messages wait, the oldest for ``oldest`` seconds."""
     late = oldest is not None and oldest > MOST_WAITING
-    waiting = f"{rows} messages wait, the oldest for {oldest or 0:.0f} s"
+    waiting = f"{rows} waiting in the outbox, the oldest for {oldest or 0:.0f} s"
     if pid is None and rows:
-        yield error("relay", f"nobody relays the log, and {waiting}", "start a server on this database")
+        yield error("relay", f"nobody relays the log: {waiting}", "start a server on this database")
     elif pid is None:
         yield warning("relay", "nobody relays the log: no server runs on this database", "start a server")
     elif late:
@@ -137,7 +137,7 @@ def judge_relay(pid: int | None, node: str | None, rows: int, oldest: float | No
             "see that server's log; a burst of messages passes by itself",
         )  # fmt: skip
     else:
-        yield ok("relay", f"{node or f'session {pid}'} leads, {rows} messages wait")
+        yield ok("relay", f"{node or f'session {pid}'} leads, {rows} waiting")
 
 
 def nodes(connection: Any) -> Iterator[Finding]:

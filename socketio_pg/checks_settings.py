@@ -10,16 +10,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from flask import Flask
 
+from socketio_pg import green
 from socketio_pg.authentication import Authenticator
 from socketio_pg.config import Settings
 from socketio_pg.database import Database
 from socketio_pg.errors import ConfigurationError
 from socketio_pg.findings import Finding, error, ok, warning
 from socketio_pg.gunicorn_config import SPARE_DESCRIPTORS
+from socketio_pg.keys import KeySet, parse_key_set
 from socketio_pg.permissions import Permissions
 from socketio_pg.policies import Policies
 
@@ -89,6 +92,27 @@ def _keys(settings: Settings) -> Iterator[Finding]:
                 "JWT_AUDIENCE", "tokens that the issuer made for other applications count here too",
                 "set JWT_AUDIENCE, and JWT_ISSUER",
             )  # fmt: skip
+
+
+def key_set(settings: Settings) -> Iterator[Finding]:
+    """Whether the public keys of JWKS_URL can be had from here."""
+    location = settings.jwks_url
+    if location is None or settings.authentication() == "off":
+        return
+    try:
+        is_address = location.startswith(("http://", "https://"))
+        text = green.fetch(location, SECONDS, KeySet.most_bytes) if is_address else Path(location).read_bytes()
+        keys = parse_key_set(text)
+    except (OSError, ValueError) as failed:
+        yield error(
+            "keys", f"the keys at {location} cannot be fetched: {failed}",
+            "correct JWKS_URL; let this machine reach it. Until then nobody can be let in",
+        )  # fmt: skip
+        return
+    if keys:
+        yield ok("keys", f"{len(keys)} at {location}")
+    else:
+        yield error("keys", f"no usable public key at {location}", "correct JWKS_URL: it names a JWK set (RFC 7517)")
 
 
 def _is_local(url: str) -> bool:

@@ -59,7 +59,7 @@ def _print_log(found: dict[str, Any]) -> None:
         _line("relay", leader)
         outbox = relay["outbox"]
         more = "more than " if outbox["rows"] >= MOST_COUNTED else ""
-        waiting = f"{more}{outbox['rows']} messages wait"
+        waiting = f"{more}{outbox['rows']} waiting"
         _line("outbox", "empty" if not outbox["rows"] else f"{waiting}, the oldest for {age(outbox['oldest_seconds'])}")
     for name, columns, none in (
         ("nodes", ("name", "version", "relay", "position", "clients", "started_at"), "no server is alive"),
@@ -109,6 +109,6 @@ def doctor(as_json: bool, verbose: bool) -> None:
             if finding.remedy is not None:
                 say(f"{'':25}→ {clean(finding.remedy)}")
     if not as_json:
-        say(f"{counts['error']} errors, {counts['warning']} warnings, {counts['ok']} in order")
+        say(f"errors: {counts['error']}, warnings: {counts['warning']}, in order: {counts['ok']}")
     if counts["error"]:
         raise click.exceptions.Exit(FAILED)

@@ -16,6 +16,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """One finding after the other, as they are found. Each check is independent of the others."""
     yield from checks_settings.configuration(settings)
     yield from checks_settings.safety(settings)
+    yield from checks_settings.key_set(settings)
     yield from checks_settings.programs()
     yield from checks_settings.workers(os.environ)
     yield from checks_settings.descriptors(settings)

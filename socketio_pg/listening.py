@@ -76,6 +76,8 @@ class FromDatabase:
         with session(Database(settings.database_url)):
             pass
         self._pubsub = PubSub(None, settings.database_url, settings.listen_database_url)
+        # The database is there. So what can be wrong takes the listener a while to find out: see Listener._prove().
+        self._pubsub.subscribe_timeout_down = 15.0
         self._pubsub.on_messages.append(self._receive)
         self._pubsub.on_gap.append(self._receive_gap)
         self._pubsub.on_log_gap.append(self._receive_log_gap)

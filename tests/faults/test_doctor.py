@@ -32,6 +32,12 @@ def test_a_pooler(pooler_url: str, breakable: Cluster) -> None:
     assert doctor(pooler_url, 0, LISTEN_DATABASE_URL=breakable.url())["LISTEN"]["level"] == "ok"
 
 
+def test_listening_through_a_pooler_says_so(pooler_url: str) -> None:
+    done = run("listen", "a", url=pooler_url)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "LISTEN_DATABASE_URL" in done.stderr.splitlines()[-1]
+
+
 def test_a_session_that_is_idle_in_a_transaction(breakable: Cluster) -> None:
     callback = psycopg2.extensions.get_wait_callback()
 

@@ -1,5 +1,6 @@
 """The doctor's judgements without a database: settings, programs, this machine, and what is made of what was read."""
 
+import json
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from socketio_pg.doctor import examine
 from socketio_pg.findings import Finding
 from socketio_pg.version import __version__
 from tests.support.cli import run
+from tests.support.tokens import KeyServer, SigningKey
 
 pytestmark = pytest.mark.usefixtures("clean_settings")
 
@@ -85,6 +87,24 @@ def test_no_secret_is_told() -> None:
     settings = Settings(jwt_secret="x" * 40, secret_key="changeme", metrics_token="y" * 40)
     told = " ".join(f"{finding.found} {finding.remedy}" for finding in checks_settings.safety(settings))
     assert not any(secret in told for secret in ("xxx", "changeme", "yyy"))
+
+
+def test_keys_that_are_fetched(tmp_path: Path) -> None:
+    server = KeyServer(SigningKey(kid="one"))
+    try:
+        assert levels(checks_settings.key_set(Settings(jwks_url=server.url))) == {"keys": "ok"}
+        assert levels(checks_settings.key_set(Settings(jwks_url=server.url, auth="off"))) == {}
+        for body in ('{"keys": []}', "<html>", "[]"):
+            server.body = body
+            assert levels(checks_settings.key_set(Settings(jwks_url=server.url))) == {"keys": "error"}
+        server.status = 500
+        assert levels(checks_settings.key_set(Settings(jwks_url=server.url))) == {"keys": "error"}
+    finally:
+        server.close()
+    assert levels(checks_settings.key_set(Settings(jwks_url=str(tmp_path / "none.json")))) == {"keys": "error"}
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [SigningKey("ed").jwk]}))
+    assert levels(checks_settings.key_set(Settings(jwks_url=str(tmp_path / "keys.json")))) == {"keys": "ok"}
+    assert levels(checks_settings.key_set(Settings())) == {}
 
 
 # -- programs and machine ----------------------------------------------------------------------------------------------
