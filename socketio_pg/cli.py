@@ -9,6 +9,7 @@ from socketio_pg.version import __version__
 MODULES = {
     "serve": "socketio_pg.cli_serve",
     "init": "socketio_pg.cli_schema",
+    "drop": "socketio_pg.cli_schema",
     "publish": "socketio_pg.cli_publish",
     "listen": "socketio_pg.cli_listen",
     "watch": "socketio_pg.cli_watch",

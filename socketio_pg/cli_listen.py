@@ -16,7 +16,7 @@ from socketio_pg.command import FAILED, as_seconds, examples, json_option, token
 from socketio_pg.errors import ConfigurationError
 from socketio_pg.listening import FromDatabase, FromServer, Source, Start, parse_since
 from socketio_pg.replay import MOST_HISTORY
-from socketio_pg.terminal import json_text, print_json, say
+from socketio_pg.terminal import abandon_output, json_text, print_json, say
 
 #: Seconds between two looks at the clock, and at whether somebody still reads.
 TICK = 1.0
@@ -64,7 +64,11 @@ def listen(
         for channel in dict.fromkeys(channels):
             source.subscribe(channel, start)
         say(f"listening to {', '.join(dict.fromkeys(channels))}", error=True)
-        received = _run(source, as_json, count, deadline)
+        try:
+            received = _run(source, as_json, count, deadline)
+        except KeyboardInterrupt:
+            abandon_output()  # it may be a pipe that is full
+            raise
     if count is not None and received < count:
         raise click.exceptions.Exit(FAILED)
 

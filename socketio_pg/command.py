@@ -2,9 +2,7 @@
 
 import contextlib
 import importlib
-import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +18,7 @@ from socketio_pg.errors import (
     LogNotInstalledError,
     SocketIOPGError,
 )
+from socketio_pg.terminal import abandon_output
 
 #: Exit codes, for scripts (docs/cli.md). 130 is Ctrl-C's.
 OK, FAILED, USAGE, UNAVAILABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -77,9 +76,7 @@ def failures() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        # Who reads our output has seen enough (``head``). Python would complain when it closes standard output.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon_output()  # who reads it has seen enough (``head``)
         raise click.exceptions.Exit(OK) from None
     except KeyboardInterrupt:
         raise click.exceptions.Exit(INTERRUPTED) from None

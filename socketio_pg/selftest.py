@@ -89,12 +89,11 @@ def local_server(settings: Settings, channel: str) -> Iterator[tuple[str, str]]:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="socketio-pg-bench-") as folder:
         # In a folder of its own: no local.cfg, no gunicorn.conf.py.
-        log = Path(folder) / "log"
+        log, url = Path(folder) / "log", f"http://127.0.0.1:{port}"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command, cwd=folder, env=_environment(settings, secret), stdout=output, stderr=output
             )
-        url = f"http://127.0.0.1:{port}"
         try:
             _wait_ready(process, url, log)
             yield url, jwt.encode(claims, secret, "HS256")

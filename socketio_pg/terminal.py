@@ -1,5 +1,6 @@
 """How the command line prints: colours and tables for people, plain text for pipes, JSON for programs."""
 
+import contextlib
 import os
 import re
 import sys
@@ -29,6 +30,12 @@ def say(text: str = "", *, error: bool = False) -> None:
     """One line; styles go only where there are colours."""
     stream = sys.stderr if error else sys.stdout
     click.echo(text, err=error, color=None if stream.isatty() and not os.environ.get("NO_COLOR") else False)
+
+
+def abandon_output() -> None:
+    """Nobody reads it any more: what is not written yet need not be, at the end of the process either."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def json_text(value: Any) -> str:

@@ -1,8 +1,14 @@
 """The command line with real servers: --url, tokens, status, doctor, bench."""
 
+import fcntl
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +17,9 @@ from typing import Any
 import pytest
 
 from tests.live.test_log import Log, wait_installed
-from tests.support.cli import Running, run
+from tests.support.cli import COMMAND, PATIENCE, Running, environment, run
 from tests.support.postgres import Cluster
-from tests.support.server import ServerProcess, free_port
+from tests.support.server import ROOT, ServerProcess, free_port
 
 SECRET = "a secret of this test: 0123456789abcdef"
 
@@ -65,6 +71,37 @@ def test_ctrl_c_through_a_server(log: Log, channel: str) -> None:
         listening.line("err", "listening to")
         assert listening.interrupt() == 130
         assert listening.rest() == []
+
+
+@pytest.mark.parametrize("through_server", [True, False], ids=["server", "database"])
+def test_ctrl_c_while_nobody_reads(log: Log, channel: str, through_server: bool) -> None:
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [*COMMAND, "listen", channel, *(["--url", log.server.url] if through_server else [])],
+        cwd=ROOT / "tests", env=environment(log.url, {}), stdout=writing, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(writing)
+    assert process.stderr is not None
+    try:
+        assert "listening to" in process.stderr.readline()
+        log.publish(channel, 1, 2000, pad=3000)
+        deadline = time.monotonic() + PATIENCE
+        while waiting(reading) < 40_000:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)  # another process can only be asked again
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=PATIENCE)[1] == ""
+        assert process.returncode == 130
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        os.close(reading)
+
+
+def waiting(descriptor: int) -> int:
+    """Bytes in a pipe."""
+    return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def test_a_server_that_comes_back(postgres18: Cluster, channel: str) -> None:

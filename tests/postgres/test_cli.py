@@ -118,7 +118,7 @@ def test_durable_without_the_log(plain: Base) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["publish", "a", "1"], ["listen", "a"], ["status"], ["init"], ["watches"], ["bench"]]
+    "command", [["publish", "a", "1"], ["listen", "a"], ["status"], ["init"], ["drop"], ["watches"], ["bench"]]
 )
 def test_a_database_that_is_not_there_is_3(command: list[str]) -> None:
     done = run(*command, url="postgresql://user:secret@127.0.0.1:9/nowhere")

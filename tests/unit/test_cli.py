@@ -184,8 +184,8 @@ def test_wrong_use_is_2(arguments: list[str], words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["init"], ["publish", "a", "1"], ["listen", "a"], ["status"], ["watches"], ["watch", "a"], ["unwatch", "a"],
-     ["bench"]],
+    [["init"], ["drop"], ["publish", "a", "1"], ["listen", "a"], ["status"], ["watches"], ["watch", "a"],
+     ["unwatch", "a"], ["bench"]],
     ids=" ".join,
 )  # fmt: skip
 def test_without_a_database_it_says_how_to_name_one(arguments: list[str]) -> None:
