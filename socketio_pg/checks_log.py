@@ -80,14 +80,15 @@ def judge_schema(version: int | None, settings: Settings) -> Iterator[Finding]:
 def needed_privileges(settings: Settings) -> list[tuple[str, str, str]]:
     """(kind, object, privilege) of each right that a server's role needs, from the statements that grant them."""
     granted = re.findall(
-        r"^GRANT (.+?) ON (SCHEMA |FUNCTION |SEQUENCE |TABLE |)(.+?) TO \"doctor\";$",
-        schema.statements(settings.max_payload, server_role="doctor"), re.MULTILINE,
-    )  # fmt: skip
+        r'^GRANT (.+?) ON (SCHEMA |FUNCTION |SEQUENCE |TABLE |)([^;]+?)\s+TO "doctor";$',
+        schema.statements(settings.max_payload, server_role="doctor"),
+        re.MULTILINE,
+    )
     return [
         (kind.strip(), object, privilege)
         for privileges, kind, objects in granted
         # Not at the commas between a function's types.
-        for object in re.split(r", (?![^(]*\))", objects)
+        for object in re.split(r",\s+(?![^(]*\))", objects)
         for privilege in privileges.split(", ")
     ]
 

@@ -195,7 +195,11 @@ def port(settings: Settings) -> Iterator[Finding]:
     elif status == 503 and "reason" in body:
         yield error("server", f"the server on {where} is not ready: {body['reason']}", "see what its log says")
     else:
-        yield error("port", f"{where} is taken by another program", "set PORT, or stop that program")
+        yield error(
+            "port",
+            f"{where} is taken, by something that does not answer as our server does",
+            "set PORT, or stop that program",
+        )
 
 
 def _ask_server(settings: Settings) -> tuple[int, dict[str, str]]:

@@ -1,7 +1,6 @@
 """What the doctor finds on a database with which something is wrong."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,8 @@ from socketio_pg import checks_database
 from socketio_pg.database import Database
 from socketio_pg.queries import session
 from tests.faults.test_pooler import pooler_url as pooler_url
-from tests.support.cli import run
+from tests.support.cli import doctor, run
 from tests.support.postgres import Cluster, cluster, in_thread
-
-
-def doctor(url: str, code: int, **settings: Any) -> dict[str, dict[str, Any]]:
-    """Check → finding."""
-    done = run("doctor", "--json", url=url, **settings)
-    assert (done.returncode, done.stderr) == (code, ""), done.stdout
-    return {finding["check"]: finding for finding in map(json.loads, done.stdout.splitlines())}
 
 
 def test_a_pooler(pooler_url: str, breakable: Cluster) -> None:
@@ -29,7 +21,7 @@ def test_a_pooler(pooler_url: str, breakable: Cluster) -> None:
     assert found["level"] == "error"
     assert "pooler in transaction mode" in found["found"]
     assert "LISTEN_DATABASE_URL" in found["remedy"]
-    assert doctor(pooler_url, 0, LISTEN_DATABASE_URL=breakable.url())["LISTEN"]["level"] == "ok"
+    assert doctor(pooler_url, LISTEN_DATABASE_URL=breakable.url())["LISTEN"]["level"] == "ok"
 
 
 def test_listening_through_a_pooler_says_so(pooler_url: str) -> None:

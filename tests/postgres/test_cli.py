@@ -6,75 +6,13 @@ import pty
 import re
 import subprocess
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from socketio_pg import schema
-from tests.support.cli import COMMAND, PATIENCE, Running, environment, run
-from tests.support.postgres import Cluster
+from tests.support.cli import COMMAND, PATIENCE, Base, Running, environment, run
 from tests.support.server import ROOT
-
-
-class Base:
-    """A database of its own."""
-
-    def __init__(self, cluster: Cluster, *, log: bool) -> None:
-        self.cluster = cluster
-        self.name = f"cli_{uuid.uuid4().hex[:8]}"
-        cluster.sql(f"CREATE DATABASE {self.name}")
-        self.url = cluster.url(self.name)
-        if log:
-            done = run("init", url=self.url)
-            assert (done.returncode, done.stderr) == (0, "")
-            assert done.stdout.startswith("Installed: ")
-
-    def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        connection = self.cluster.connect(self.name)
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(statement, parameters or None)
-                return list(cursor.fetchall()) if cursor.description else []
-        finally:
-            connection.close()
-
-    def log(self, *payloads: str, channel: str = "a", first: int = 1) -> None:
-        """Put messages into the log, as the relay does."""
-        for position, payload in enumerate(payloads, first):
-            self.sql(
-                "INSERT INTO socketio_pg.log (position, channel, payload, size, published_at)"
-                " VALUES (%s, %s, %s, %s, now())",
-                position, channel, payload, len(payload),
-            )  # fmt: skip
-
-    @property
-    def epoch(self) -> str:
-        [(epoch,)] = self.sql("SELECT epoch::text FROM socketio_pg.head")
-        return str(epoch)
-
-
-@pytest.fixture(scope="module")
-def plain(postgres18: Cluster) -> Base:
-    """Without the schema."""
-    return Base(postgres18, log=False)
-
-
-@pytest.fixture
-def base(postgres18: Cluster) -> Base:
-    """With an empty log."""
-    return Base(postgres18, log=True)
-
-
-@pytest.fixture(scope="module")
-def logged(postgres18: Cluster) -> Base:
-    """With a log of five messages, 1 to 5, in the channels a and b."""
-    made = Base(postgres18, log=True)
-    made.log("1", '{"n": 2}')
-    made.log("3", channel="b", first=3)
-    made.log("1.10", '"five"', first=4)
-    return made
-
 
 # -- publish -----------------------------------------------------------------------------------------------------------
 
@@ -263,14 +201,6 @@ def test_status_of_what_waits(base: Base) -> None:
     assert "outbox        1 waiting, the oldest for " in run("status", url=base.url).stdout
 
 
-@pytest.fixture
-def poor(base: Base) -> Iterator[str]:
-    """The address for a role without any rights on the schema."""
-    base.cluster.sql("CREATE ROLE cli_poor LOGIN")
-    yield base.url.replace("postgres@", "cli_poor@")
-    base.cluster.sql("DROP ROLE cli_poor")
-
-
 def test_status_of_what_one_may_not_see(base: Base, poor: str) -> None:
     done = run("status", url=poor)
     assert done.returncode == 0
@@ -305,106 +235,3 @@ def test_a_table_that_is_not_there(base: Base) -> None:
         done = run(command, "nowhere.nothing", url=base.url)
         assert (done.returncode, done.stdout) == (1, "")
         assert "there is no table nowhere.nothing" in done.stderr
-
-
-# -- doctor ------------------------------------------------------------------------------------------------------------
-
-
-def doctor(url: str, code: int = 0, **settings: Any) -> dict[str, dict[str, Any]]:
-    """Check → finding."""
-    done = run("doctor", "--json", url=url, **settings)
-    assert (done.returncode, done.stderr) == (code, "")
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    for finding in found:
-        assert (finding["remedy"] is None) == (finding["level"] == "ok")
-    return {finding["check"]: finding for finding in found}
-
-
-def level(found: dict[str, dict[str, Any]], check: str) -> str | None:
-    return found[check]["level"] if check in found else None
-
-
-def test_the_doctor_finds_what_is_in_order(logged: Base) -> None:
-    found = doctor(logged.url)
-    for check in ("settings", "version", "clock", "LISTEN", "NOTIFY queue", "sessions", "schema", "privileges"):
-        assert level(found, check) == "ok", found[check]
-    assert level(found, "relay") == "warning", "no server runs"
-    done = run("doctor", url=logged.url)
-    assert "errors: 0," in done.stdout
-    assert "LISTEN" not in done.stdout
-    assert "LISTEN" in run("doctor", "-v", url=logged.url).stdout
-
-
-def test_the_doctor_without_the_schema(plain: Base) -> None:
-    assert level(doctor(plain.url), "schema") == "warning"
-    found = doctor(plain.url, 1, AUTHORIZATION="rls", ALLOWED_ROLES="postgres", JWT_SECRET=uuid.uuid4().hex)
-    assert "AUTHORIZATION=rls" in found["schema"]["found"]
-
-
-@pytest.mark.parametrize("version", [schema.VERSION - 1, schema.VERSION + 1])
-def test_the_doctor_finds_a_schema_of_another_version(base: Base, version: int) -> None:
-    base.sql("UPDATE socketio_pg.schema_version SET version = %s", version)
-    assert level(doctor(base.url, 1), "schema") == "error"
-
-
-def test_the_doctor_finds_lacking_privileges(base: Base, poor: str) -> None:
-    found = doctor(poor, 1)
-    assert level(found, "privileges") == "error"
-    assert "schema" not in found
-    base.sql("GRANT USAGE ON SCHEMA socketio_pg TO cli_poor")
-    base.sql("GRANT SELECT ON socketio_pg.schema_version TO cli_poor")
-    found = doctor(poor, 1)
-    assert level(found, "privileges") == "error"
-    assert "--server-role cli_poor" in found["privileges"]["remedy"]
-    assert run("init", "--server-role", "cli_poor", url=base.url).returncode == 0
-    assert level(doctor(poor), "privileges") == "ok"
-    base.sql("DROP OWNED BY cli_poor")
-
-
-def test_the_doctor_finds_what_nobody_relays(base: Base) -> None:
-    run("publish", "a", "1", "--durable", url=base.url)
-    assert level(doctor(base.url, 1), "relay") == "error"
-
-
-def test_the_doctor_finds_nodes_of_other_versions(base: Base) -> None:
-    base.sql(
-        "INSERT INTO socketio_pg.node (id, name, version, relay, clients) VALUES"
-        " (gen_random_uuid(), 'one:1', '0.0.1', false, 0), (gen_random_uuid(), 'two:1', '0.0.2', false, 0)"
-    )
-    found = doctor(base.url)
-    assert level(found, "nodes") == "warning"
-    assert "one:1 0.0.1, two:1 0.0.2" in found["nodes"]["found"]
-
-
-def test_the_doctor_finds_roles_that_clients_cannot_have(base: Base, poor: str) -> None:
-    settings: dict[str, Any] = {"AUTHORIZATION": "rls", "ALLOWED_ROLES": "cli_poor", "JWT_SECRET": uuid.uuid4().hex}
-    found = doctor(base.url, 1, **settings)
-    assert level(found, "roles") == "error"
-    assert "--client-role cli_poor" in found["roles"]["remedy"]
-    assert run("init", "--client-role", "cli_poor", url=base.url).returncode == 0
-    assert level(doctor(base.url, **settings), "roles") == "ok"
-    base.sql("DROP OWNED BY cli_poor")
-
-
-def test_the_doctor_finds_another_encoding(postgres18: Cluster) -> None:
-    postgres18.sql("DROP DATABASE IF EXISTS cli_latin WITH (FORCE)")
-    postgres18.sql("CREATE DATABASE cli_latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
-    assert level(doctor(postgres18.url("cli_latin")), "encoding") == "warning"
-
-
-def test_the_doctor_finds_two_databases_that_are_meant_to_be_one(plain: Base, logged: Base) -> None:
-    found = doctor(plain.url, 1, LISTEN_DATABASE_URL=logged.url)
-    assert level(found, "LISTEN") == "error"
-    assert "another database" in found["LISTEN"]["found"]
-    found = doctor(plain.url, 1, LISTEN_DATABASE_URL="postgresql://127.0.0.1:9/nowhere")
-    assert "LISTEN_DATABASE_URL cannot be reached" in found["LISTEN"]["found"]
-
-
-def test_the_doctor_finds_a_lack_of_descriptors(plain: Base) -> None:
-    assert level(doctor(plain.url, MAX_CONNECTIONS="1000000"), "open files") in ("ok", "warning")
-    done = subprocess.run(
-        ["bash", "-c", 'ulimit -n 256; exec "$@"', "bash", *COMMAND, "doctor"],
-        cwd=ROOT / "tests", env=environment(plain.url, {}), capture_output=True, text=True, timeout=PATIENCE,
-        check=True,
-    )  # fmt: skip
-    assert "warning  open files      at most 256 descriptors" in done.stdout

@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from tests.postgres.test_cli import Base, doctor, level
-from tests.support.cli import run
+from tests.support.cli import Base, doctor, level, run
 from tests.support.postgres import Cluster
 
 

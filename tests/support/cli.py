@@ -1,15 +1,18 @@
 """The command ``socketio-pg`` in processes of its own, as a shell runs it."""
 
+import json
 import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.postgres import Cluster
 from tests.support.server import ROOT, clean_environment
 
 #: Seconds that a command may take on a busy machine.
@@ -94,3 +97,54 @@ class Running:
         for stream in (self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()
+
+
+class Base:
+    """A database of its own."""
+
+    def __init__(self, cluster: Cluster, *, log: bool) -> None:
+        self.cluster = cluster
+        self.name = f"cli_{uuid.uuid4().hex[:8]}"
+        cluster.sql(f"CREATE DATABASE {self.name}")
+        self.url = cluster.url(self.name)
+        if log:
+            done = run("init", url=self.url)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert done.stdout.startswith("Installed: ")
+
+    def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        connection = self.cluster.connect(self.name)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement, parameters or None)
+                return list(cursor.fetchall()) if cursor.description else []
+        finally:
+            connection.close()
+
+    def log(self, *payloads: str, channel: str = "a", first: int = 1) -> None:
+        """Put messages into the log, as the relay does."""
+        for position, payload in enumerate(payloads, first):
+            self.sql(
+                "INSERT INTO socketio_pg.log (position, channel, payload, size, published_at)"
+                " VALUES (%s, %s, %s, %s, now())",
+                position, channel, payload, len(payload),
+            )  # fmt: skip
+
+    @property
+    def epoch(self) -> str:
+        [(epoch,)] = self.sql("SELECT epoch::text FROM socketio_pg.head")
+        return str(epoch)
+
+
+def doctor(url: str, code: int = 0, **settings: Any) -> dict[str, dict[str, Any]]:
+    """Check → finding."""
+    done = run("doctor", "--json", url=url, **settings)
+    assert (done.returncode, done.stderr) == (code, "")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    for finding in found:
+        assert (finding["remedy"] is None) == (finding["level"] == "ok")
+    return {finding["check"]: finding for finding in found}
+
+
+def level(found: dict[str, dict[str, Any]], check: str) -> str | None:
+    return found[check]["level"] if check in found else None
