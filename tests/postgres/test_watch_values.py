@@ -148,8 +148,8 @@ def test_tables_of_one_and_of_very_many_columns(database: WatchDatabase, columns
 
 def test_columns_with_names_that_we_use_ourselves(database: WatchDatabase) -> None:
     names = [
-        "new", "old", "new_rows", "old_rows", "r", "share", "passed", "kept", "number", "n", "o", "p__", "c", "spec", "key",
-        "relation", "op", "olds", "news", "channel", "payload", "id", "size", "tier", "row", "unsent",
+        "new", "old", "new_rows", "old_rows", "r", "share", "passed", "kept", "number", "n", "o", "p__", "c", "spec",
+        "key", "relation", "op", "olds", "news", "channel", "payload", "id", "size", "tier", "row", "unsent",
     ]  # fmt: skip
     database.sql("CREATE TABLE things (" + ", ".join(f'"{name}" int' for name in names) + ")")
     for per in ("statement", "row"):
