@@ -1,27 +1,37 @@
 -- The log tier's functions, trigger and views, made anew each time. Names are qualified and search_path is fixed:
 -- publish() and ring() run with their owner's rights, so that a publisher needs EXECUTE and nothing else.
 
+-- What is wrong with a channel's name, by the rules of channels.py; NULL when nothing is. It is called often: without
+-- a search_path of its own, it finds that of the functions here that call it, and nobody else may.
+CREATE OR REPLACE FUNCTION socketio_pg.channel_problem(channel text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    IF channel IS NULL OR channel = '' THEN
+        RETURN 'channel must not be empty';
+    ELSIF octet_length(channel) > 63 THEN
+        RETURN format('channel must have at most 63 bytes of UTF-8, this one has %s', octet_length(channel));
+    ELSIF channel ~ '[\u0001-\u001f\u007f-\u009f]' THEN
+        RETURN 'channel must not contain control characters';
+    ELSIF channel ~ '^[\u0020\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]|[\u0020\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]$' THEN
+        RETURN 'channel must not start or end with a space';
+    ELSIF strpos(channel, '*') > 0 THEN
+        RETURN 'channel must not contain ''*''';
+    ELSIF starts_with(channel, 'socketio_pg') THEN
+        RETURN 'channels that start with ''socketio_pg'' are reserved';
+    END IF;
+    RETURN NULL;
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.channel_problem(text) FROM PUBLIC;
+
 -- Publish a JSON value within the caller's transaction. Raises SG001 for a bad channel name and SG002 for a payload
 -- that is too large; SQL's NULL is published as JSON's null.
 CREATE OR REPLACE FUNCTION socketio_pg.publish(channel text, payload jsonb) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    problem text;
+    problem text := socketio_pg.channel_problem(channel);
     bytes integer;
 BEGIN
-    IF channel IS NULL OR channel = '' THEN
-        problem := 'channel must not be empty';
-    ELSIF octet_length(channel) > 63 THEN
-        problem := format('channel must have at most 63 bytes of UTF-8, this one has %s', octet_length(channel));
-    ELSIF channel ~ '[\u0001-\u001f\u007f-\u009f]' THEN
-        problem := 'channel must not contain control characters';
-    ELSIF channel ~ '^[\u0020\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]|[\u0020\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]$' THEN
-        problem := 'channel must not start or end with a space';
-    ELSIF strpos(channel, '*') > 0 THEN
-        problem := 'channel must not contain ''*''';
-    ELSIF starts_with(channel, 'socketio_pg') THEN
-        problem := 'channels that start with ''socketio_pg'' are reserved';
-    END IF;
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'SG001', MESSAGE = problem;
     END IF;

@@ -1,0 +1,255 @@
+"""watch(): a watch that fails lets the user's transaction go on, warns and counts; nobody waits; who may do what."""
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg2
+import psycopg2.errors
+import pytest
+
+from socketio_pg import schema
+from tests.support.postgres import Cluster
+from tests.support.watching import MAX_PAYLOAD, WatchDatabase, watch_database
+
+
+@pytest.fixture(scope="module")
+def shared(postgres: Cluster) -> Iterator[WatchDatabase]:
+    with watch_database(postgres, "watch_failures") as made:
+        yield made
+
+
+@pytest.fixture
+def orders(shared: WatchDatabase) -> WatchDatabase:
+    shared.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT USAGE, CREATE ON SCHEMA public TO PUBLIC")
+    shared.sql("CREATE TABLE orders (id int PRIMARY KEY, customer_id int, status text)")
+    shared.taken()
+    return shared
+
+
+PER = pytest.mark.parametrize("per", ["statement", "row"])
+
+
+@PER
+@pytest.mark.parametrize(
+    ("condition", "state"),
+    [
+        ("1 / (new.id - 2) < 5", "22012"),
+        ("new.status::int > 0", "22P02"),
+        ("public.fails(new.status)", "P0001"),
+        ("public.asserts()", "P0004"),
+    ],
+)
+def test_a_condition_that_fails(orders: WatchDatabase, per: str, condition: str, state: str) -> None:
+    orders.sql(
+        """CREATE FUNCTION fails(text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'no: %', $1; END $$;
+        CREATE FUNCTION asserts() RETURNS boolean LANGUAGE plpgsql AS
+            $$ BEGIN ASSERT false, 'geheim'; RETURN true; END $$"""
+    )
+    orders.watch("orders", "broken", per=per, when=condition)
+    orders.watch("orders", "working")
+    sent = orders.sent("INSERT INTO orders VALUES (2, 1, 'geheim')")
+    assert [channel for channel, _ in sent] == ["working"]
+    [warning] = orders.warnings
+    assert f"socketio_pg.watch, INSERT of public.orders: it failed with SQLSTATE {state}" in warning
+    assert "geheim" not in warning
+    assert orders.sql("SELECT count(*) FROM orders") == [(1,)]
+    assert orders.failures("public.orders") == [1, 0]
+    # Counted although it is rolled back; again with watch() it counts from nothing.
+    orders.sql("BEGIN; INSERT INTO orders VALUES (3, 1, 'geheim'), (4, 1, 'geheim'); ROLLBACK")
+    assert orders.failures("public.orders")[0] >= 1
+    orders.watch("orders", "broken", when="true")
+    assert orders.failures("public.orders") == [0, 0]
+
+
+@PER
+def test_a_value_that_has_no_json(orders: WatchDatabase, per: str) -> None:
+    orders.sql(
+        """CREATE TYPE odd AS ENUM ('x');
+        CREATE FUNCTION odd_json(odd) RETURNS json LANGUAGE plpgsql AS $$ BEGIN RAISE 'geheim'; END $$;
+        CREATE CAST (odd AS json) WITH FUNCTION odd_json(odd);
+        ALTER TABLE orders ADD v odd"""
+    )
+    orders.watch("orders", per=per)
+    assert orders.sent("INSERT INTO orders VALUES (1, 1, 'a', 'x')") == []
+    assert len(orders.warnings) == 1
+    assert "geheim" not in orders.warnings[0]
+    assert len(orders.sent("INSERT INTO orders VALUES (2, 1, 'a', NULL)")) == 1
+    # In a block of the user's own, too, and with what is no JSON in PostgreSQL's sense.
+    orders.sql("ALTER TABLE orders ADD j json")
+    assert orders.sent("DO $$ BEGIN INSERT INTO orders (id, j) VALUES (3, '\"\\u0000\"'); END $$") == []
+    assert orders.sql("SELECT count(*) FROM orders") == [(3,)]
+    assert orders.failures("public.orders") == [2]
+
+
+def test_parts_of_ours_are_gone(orders: WatchDatabase) -> None:
+    """Somebody has dropped them by hand."""
+    orders.watch("orders")
+    [(counter,)] = orders.sql("SELECT DISTINCT spec ->> 'counter' FROM socketio_pg.watch_triggers")
+    orders.sql(f"DROP SEQUENCE socketio_pg.{counter}; ALTER FUNCTION socketio_pg.watch_envelope RENAME TO away")
+    try:
+        assert orders.sent("INSERT INTO orders VALUES (1)") == []
+        assert len(orders.warnings) == 1
+        assert orders.failures("public.orders") == [0]
+    finally:
+        orders.sql("ALTER FUNCTION socketio_pg.away RENAME TO watch_envelope")
+    # The outbox cannot be written.
+    orders.sql("ALTER TABLE socketio_pg.outbox ADD CONSTRAINT never CHECK (channel <> 'table:public.orders')")
+    try:
+        assert orders.sent("BEGIN; INSERT INTO orders VALUES (2); COMMIT") == []
+    finally:
+        orders.sql("ALTER TABLE socketio_pg.outbox DROP CONSTRAINT never")
+    assert orders.sql("SELECT count(*) FROM orders") == [(2,)]
+
+
+def test_a_cancelled_statement_is_cancelled(orders: WatchDatabase) -> None:
+    """A time limit counts: it is not taken for a failure of the watch."""
+    orders.watch("orders", when="pg_sleep(60) IS NULL")
+    with pytest.raises(psycopg2.errors.QueryCanceled):
+        orders.sql("SET statement_timeout = '200ms'; INSERT INTO orders VALUES (1)")
+    orders.sql("RESET statement_timeout")
+    assert orders.sql("SELECT count(*) FROM orders") == [(0,)]
+
+
+def test_nobody_waits_for_another(orders: WatchDatabase) -> None:
+    """Two transactions that both fail, count, send and stay open; neither holds a lock that the other wants."""
+    orders.watch("orders", "o{status}")
+    orders.watch("orders", "broken", when="1 / (coalesce(new.id, old.id) - coalesce(new.id, old.id)) = 1")
+    with contextlib.closing(orders.connect()) as first, contextlib.closing(orders.connect()) as second:
+        for connection, numbers in ((first, (1, 2)), (second, (3, 4))):
+            cursor = connection.cursor()
+            cursor.execute("SET lock_timeout = '1s'; BEGIN")
+            for number in numbers:
+                cursor.execute("INSERT INTO orders VALUES (%s, 1, 'a'), (%s, 1, NULL)", (number, -number))
+        for connection, number in ((first, 1), (second, 3), (first, 2), (second, 4)):
+            connection.cursor().execute("UPDATE orders SET customer_id = 2 WHERE id = %s", (number,))
+        [(kinds,)] = orders.sql(
+            "SELECT array_agg(DISTINCT mode) FROM pg_locks AS l WHERE relation IN (SELECT oid FROM pg_class"
+            " WHERE relnamespace = 'socketio_pg'::regnamespace) AND database = (SELECT oid FROM pg_database"
+            " WHERE datname = current_database()) AND pid <> pg_backend_pid()"
+        )
+        assert set(kinds) <= {"AccessShareLock", "RowExclusiveLock"}
+        first.cursor().execute("COMMIT")
+        second.cursor().execute("COMMIT")
+    assert len(orders.taken()) == 8
+    assert orders.failures("public.orders") == [8, 4]
+
+
+def test_many_write_at_once(orders: WatchDatabase) -> None:
+    orders.watch("orders", "o{customer_id}")
+    orders.sql("INSERT INTO orders SELECT n, n FROM generate_series(1, 8) AS n")
+    orders.taken()
+    errors: list[Exception] = []
+
+    def write(number: int) -> None:
+        with contextlib.closing(orders.connect()) as connection, connection.cursor() as cursor:
+            try:
+                for turn in range(50):
+                    cursor.execute("UPDATE orders SET status = %s WHERE id = %s", (str(turn), number))
+            except psycopg2.Error as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    sent = orders.taken()
+    for number in range(1, 9):
+        assert [payload["new"]["status"] for channel, payload in sent if channel == f"o{number}"] == [
+            str(n) for n in range(50)
+        ]
+
+
+# -- rights ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def people(orders: WatchDatabase, postgres: Cluster) -> Iterator[dict[str, Any]]:
+    """role → connection. ``keeper`` may watch and has a table, ``writer`` may write it, ``owner`` has one too."""
+    names = ("watch_keeper", "watch_writer", "watch_owner")
+    for name in names:
+        postgres.sql(f"DROP ROLE IF EXISTS {name}")
+        postgres.sql(f"CREATE ROLE {name} LOGIN")
+    orders.sql(schema.statements(MAX_PAYLOAD, watcher_role="watch_keeper"))
+    made = {name[6:]: orders.connect(orders.url.replace("postgres@", f"{name}@")) for name in names}
+    for name in ("keeper", "owner"):
+        made[name].cursor().execute(
+            f"CREATE TABLE {name}_table (id int PRIMARY KEY, v text); GRANT INSERT ON {name}_table TO watch_writer"
+        )
+    yield made
+    for connection in made.values():
+        connection.close()
+    for name in names:
+        orders.sql(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def outcome(connection: Any, statement: str) -> str:
+    """ "ok" or the SQLSTATE."""
+    with connection.cursor() as cursor:
+        try:
+            cursor.execute(statement)
+        except psycopg2.Error as error:
+            return error.pgcode or "?"
+        return "ok"
+
+
+def test_rights(orders: WatchDatabase, people: dict[str, Any]) -> None:
+    denied = "42501"
+    assert outcome(people["keeper"], "SELECT socketio_pg.watch('keeper_table', 'k', \"when\" => 'new.id > 0')") == "ok"
+    assert outcome(people["keeper"], "SELECT * FROM socketio_pg.watches") == "ok"
+    # Who writes the table needs no right of ours, and has none.
+    assert outcome(people["writer"], "INSERT INTO keeper_table VALUES (1, 'x')") == "ok"
+    [(channel, payload)] = orders.taken()
+    assert (channel, payload["new"]) == ("k", {"id": 1, "v": "x"})
+    assert not people["writer"].notices
+    for who in ("writer", "owner"):
+        for statement in (
+            "SELECT socketio_pg.watch('owner_table')",
+            "SELECT socketio_pg.unwatch('owner_table')",
+            "SELECT * FROM socketio_pg.watches",
+            "CREATE TRIGGER t AFTER INSERT ON owner_table EXECUTE FUNCTION socketio_pg.watch_changed('{}')",
+        ):
+            assert outcome(people[who], statement) == denied, (who, statement)
+    # Neither other people's tables nor our parts are for one who may watch.
+    for statement in (
+        "SELECT socketio_pg.watch('owner_table')",
+        "SELECT socketio_pg.unwatch('orders')",
+        "SELECT socketio_pg.watch_tell('{\"tier\": \"log\"}', 'a', '1')",
+        "SELECT socketio_pg.channel_problem('a')",
+        "SELECT socketio_pg.publish('a', '1')",
+        "SELECT * FROM socketio_pg.outbox",
+        "CREATE TABLE socketio_pg.mine ()",
+    ):
+        expected = "ok" if "unwatch" in statement else denied
+        assert outcome(people["keeper"], statement) == expected, statement
+    assert outcome(people["keeper"], "SELECT socketio_pg.unwatch('keeper_table')") == "ok"
+    assert orders.sql("SELECT count(*) FROM pg_class WHERE relname LIKE 'watch\\_%' AND relkind = 'S'") == [(0,)]
+
+
+def test_all_functions_are_closed_to_the_public(orders: WatchDatabase) -> None:
+    names = orders.sql(
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'socketio_pg'::regnamespace AND (proacl IS NULL OR"
+        " EXISTS (SELECT FROM aclexplode(proacl) WHERE grantee = 0)) ORDER BY 1"
+    )
+    # Of the policies' helpers, and what rechecks permissions.
+    assert {name for (name,) in names} == {"channel", "recheck", "recheck_on_change"}
+
+
+def test_a_writer_cannot_change_what_is_called(orders: WatchDatabase, people: dict[str, Any]) -> None:
+    """By a search_path, objects of its own in it, or temporary tables."""
+    outcome(people["keeper"], "SELECT socketio_pg.watch('keeper_table', 'k', \"when\" => 'lower(new.v) = ''x''')")
+    cursor = people["writer"].cursor()
+    cursor.execute(
+        """CREATE FUNCTION public.lower(text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE 'taken over'; END $$;
+        CREATE FUNCTION public.to_jsonb(record) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN RETURN '1'; END $$;
+        CREATE TEMPORARY TABLE pg_class (oid oid); CREATE TEMPORARY TABLE outbox (id int);
+        SET search_path = pg_temp, public, pg_catalog; INSERT INTO public.keeper_table VALUES (1, 'X')"""
+    )
+    assert people["writer"].notices == []
+    [(_, payload)] = orders.taken()
+    assert payload["new"] == {"id": 1, "v": "X"}
+    assert re.fullmatch("INSERT", payload["op"])

@@ -1,0 +1,352 @@
+"""watch() with all that SQL can do to a table: partitions, upserts, COPY, changes of the table, dumps, replicas."""
+
+import contextlib
+import io
+import os
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg2
+import pytest
+
+from tests.support.postgres import Cluster, cluster, in_thread
+from tests.support.watching import WatchDatabase, watch_database
+
+
+@pytest.fixture(scope="module")
+def shared(postgres: Cluster) -> Iterator[WatchDatabase]:
+    with watch_database(postgres, "watch_sql") as made:
+        yield made
+
+
+@pytest.fixture
+def database(shared: WatchDatabase) -> WatchDatabase:
+    """Without tables."""
+    shared.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    shared.taken()
+    return shared
+
+
+@pytest.fixture
+def orders(database: WatchDatabase) -> WatchDatabase:
+    database.sql("CREATE TABLE orders (id int PRIMARY KEY, customer_id int, status text)")
+    return database
+
+
+@pytest.fixture
+def parts(database: WatchDatabase) -> WatchDatabase:
+    """A partitioned table; the columns of one partition stand in another order, and a dropped one among them."""
+    database.sql(
+        """CREATE TABLE parts (id int, region text, secret text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
+        CREATE TABLE parts_a PARTITION OF parts FOR VALUES IN ('a');
+        CREATE TABLE parts_b (junk int, secret text, region text NOT NULL, id int NOT NULL);
+        ALTER TABLE parts_b DROP COLUMN junk;
+        ALTER TABLE parts ATTACH PARTITION parts_b FOR VALUES IN ('b')"""
+    )
+    return database
+
+
+def images(payloads: list[dict[str, Any]]) -> list[tuple[str, Any, Any]]:
+    return [(payload["op"], payload["old"], payload["new"]) for payload in payloads]
+
+
+def row(number: int, region: str) -> dict[str, Any]:
+    return {"id": number, "region": region}
+
+
+PER = pytest.mark.parametrize("per", ["statement", "row"])
+
+
+@PER
+def test_partitions(parts: WatchDatabase, per: str) -> None:
+    parts.watch("parts", per=per, exclude=["secret"], when="new.id > 0 OR old.id > 0")
+    payloads = parts.payloads("INSERT INTO parts VALUES (1, 'a', 'geheim'), (2, 'b', 'geheim'), (3, 'a', 'geheim')")
+    assert images(payloads) == [
+        ("INSERT", None, row(1, "a")),
+        ("INSERT", None, row(2, "b")),
+        ("INSERT", None, row(3, "a")),
+    ]
+    assert {(payload["schema"], payload["table"]) for payload in payloads} == {("public", "parts")}
+    assert payloads[1]["pk"] == row(2, "b")
+    # In all of them a column goes by another name at once.
+    parts.sql("ALTER TABLE parts RENAME secret TO hidden")
+    payloads = parts.payloads("UPDATE parts SET hidden = 'geheim2'; UPDATE parts SET id = id + 10")
+    assert sorted(payload["pk"]["id"] for payload in payloads) == [11, 12, 13]
+    assert "geheim" not in str(payloads)
+    # From one partition to another: per row that is two.
+    moved = images(parts.payloads("UPDATE parts SET region = 'b' WHERE region = 'a'"))
+    if per == "statement":
+        assert sorted(moved, key=str) == [("UPDATE", row(n, "a"), row(n, "b")) for n in (11, 13)]
+    else:
+        assert moved == [
+            ("DELETE", row(11, "a"), None), ("INSERT", None, row(11, "b")),
+            ("DELETE", row(13, "a"), None), ("INSERT", None, row(13, "b")),
+        ]  # fmt: skip
+    # A new partition is watched by itself; what is written to one by its own name only with per => 'row'.
+    parts.sql("CREATE TABLE parts_c PARTITION OF parts FOR VALUES IN ('c')")
+    assert images(parts.payloads("INSERT INTO parts VALUES (20, 'c')")) == [("INSERT", None, row(20, "c"))]
+    expected = [("DELETE", row(20, "c"), None)] if per == "row" else []
+    assert images(parts.payloads("DELETE FROM parts_c")) == expected
+    assert [payload["op"] for payload in parts.payloads("TRUNCATE parts")] == ["TRUNCATE"]
+    assert parts.sql("SELECT table_name, channel, per FROM socketio_pg.watches") == [
+        ("public.parts", "table:public.parts", per)
+    ]
+    assert parts.sql("SELECT socketio_pg.unwatch('parts')") == [(1,)]
+    assert parts.sql("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'socketio_pg%'") == [(0,)]
+
+
+def test_rows_that_vanish_between_partitions_are_not_taken_for_others(parts: WatchDatabase) -> None:
+    """A trigger of the other partition keeps one away: the rows after it have other places among the new."""
+    parts.sql(
+        """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN IF NEW.id = 2 THEN RETURN NULL; END IF; RETURN NEW; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON parts_b FOR EACH ROW EXECUTE FUNCTION refuse();
+        INSERT INTO parts SELECT n, 'a' FROM generate_series(1, 4) AS n"""
+    )
+    parts.watch("parts", "all")
+    parts.watch("parts", "region:{region}", when="old.id = 3")
+    sent = parts.sent("UPDATE parts SET region = 'b'")
+    assert {(channel, payload["op"], payload["count"], payload["truncated"]) for channel, payload in sent} == {
+        ("all", "UPDATE", 4, True), ("region:a", "UPDATE", 4, True), ("region:b", "UPDATE", 3, True),
+    }  # fmt: skip
+    assert parts.sql("SELECT count(*) FROM parts") == [(3,)]
+
+
+def test_a_partition_may_be_watched_itself(parts: WatchDatabase) -> None:
+    parts.watch("parts_b")
+    [(channel, payload)] = parts.sent("INSERT INTO parts_b VALUES ('s', 'b', 1)")
+    assert (channel, payload["table"], payload["pk"]) == ("table:public.parts_b", "parts_b", row(1, "b"))
+    # A statement that names the other table fires the triggers for statements of that one.
+    assert parts.sent("INSERT INTO parts VALUES (2, 'b')") == []
+
+
+def test_inheritance(database: WatchDatabase) -> None:
+    database.sql("CREATE TABLE parent (id int PRIMARY KEY, a text); CREATE TABLE child (extra text) INHERITS (parent)")
+    database.sql("INSERT INTO parent VALUES (1); INSERT INTO child VALUES (2, 'b', 'more')")
+    database.watch("parent")
+    payloads = database.payloads("UPDATE parent SET a = 'x'")
+    assert [payload["new"] for payload in payloads] == [{"id": 1, "a": "x"}, {"id": 2, "a": "x"}]
+
+
+@PER
+def test_upserts(orders: WatchDatabase, per: str) -> None:
+    orders.sql("INSERT INTO orders SELECT n * 2, 0, 'old' FROM generate_series(1, 4) AS n")
+    orders.watch("orders", per=per)
+    payloads = orders.payloads(
+        "INSERT INTO orders SELECT n, 0, 'new' FROM generate_series(1, 6) AS n"
+        " ON CONFLICT (id) DO UPDATE SET status = 'updated', id = -excluded.id WHERE excluded.id < 6"
+    )
+    found = {payload["pk"]["id"]: (payload["op"], (payload["old"] or {}).get("id")) for payload in payloads}
+    inserted = dict.fromkeys((1, 3, 5), ("INSERT", None))
+    assert found == inserted | {-2: ("UPDATE", 2), -4: ("UPDATE", 4)}
+    assert orders.sent("INSERT INTO orders VALUES (1) ON CONFLICT DO NOTHING") == []
+    merge = """MERGE INTO orders AS o USING (VALUES (1), (3), (5), (7)) AS s (id) ON o.id = s.id
+        WHEN MATCHED AND s.id = 1 THEN DELETE WHEN MATCHED THEN UPDATE SET id = -o.id, status = 'merged'
+        WHEN NOT MATCHED THEN INSERT VALUES (s.id, 0, 'merged')"""
+    found = {
+        payload["pk"]["id"]: (payload["op"], (payload["old"] or {}).get("id")) for payload in orders.payloads(merge)
+    }
+    assert found == {1: ("DELETE", 1), -3: ("UPDATE", 3), -5: ("UPDATE", 5), 7: ("INSERT", None)}
+
+
+@PER
+def test_copy(orders: WatchDatabase, per: str) -> None:
+    orders.watch("orders", per=per)
+
+    def copy() -> None:
+        with orders.connection.cursor() as cursor:
+            cursor.copy_expert("COPY orders (id, status) FROM STDIN", io.StringIO("1\tone\n2\t\\N\n"))
+
+    in_thread(copy)
+    assert [payload["new"] for _, payload in orders.taken()] == [
+        {"id": 1, "customer_id": None, "status": "one"},
+        {"id": 2, "customer_id": None, "status": None},
+    ]
+
+
+def test_foreign_keys_cascade(orders: WatchDatabase) -> None:
+    orders.sql(
+        """CREATE TABLE items (id int PRIMARY KEY, order_id int REFERENCES orders ON DELETE CASCADE ON UPDATE CASCADE);
+        INSERT INTO orders VALUES (1), (2); INSERT INTO items VALUES (1, 1), (2, 1), (3, 2)"""
+    )
+    orders.watch("items")
+    orders.watch("orders")
+    sent = orders.sent("UPDATE orders SET id = 5 WHERE id = 1; DELETE FROM orders")
+    assert [(payload["table"], payload["op"]) for _, payload in sent].count(("items", "UPDATE")) == 2
+    assert sorted(payload["pk"]["id"] for _, payload in sent if payload["op"] == "DELETE") == [1, 2, 2, 3, 5]
+    assert {payload["table"] for payload in orders.payloads("TRUNCATE orders CASCADE")} == {"orders", "items"}
+
+
+def test_writes_of_triggers_and_ctes(orders: WatchDatabase) -> None:
+    orders.sql(
+        """CREATE TABLE audit (at int PRIMARY KEY, what text);
+        CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN INSERT INTO audit VALUES (NEW.id, TG_OP); NEW.status := 'triggered'; RETURN NEW; END $$;
+        CREATE TRIGGER audit BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION audit()"""
+    )
+    orders.watch("orders")
+    orders.watch("audit")
+    payloads = orders.payloads("INSERT INTO orders VALUES (1), (2)")
+    assert [(payload["table"], payload["new"].get("status")) for payload in payloads] == [
+        ("audit", None), ("audit", None), ("orders", "triggered"), ("orders", "triggered"),
+    ]  # fmt: skip
+    payloads = orders.payloads(
+        "WITH gone AS (DELETE FROM orders RETURNING *) INSERT INTO audit SELECT id + 10, 'gone' FROM gone"
+    )
+    assert sorted(payload["op"] for payload in payloads) == ["DELETE", "DELETE", "INSERT", "INSERT"]
+
+
+@PER
+def test_the_table_changes_while_a_session_writes(orders: WatchDatabase, per: str) -> None:
+    orders.watch("orders", "o{id}", per=per, when="coalesce(new.id, old.id) > 0")
+    assert orders.payloads("INSERT INTO orders VALUES (1, 2, 'a')")[0]["new"] == {
+        "id": 1,
+        "customer_id": 2,
+        "status": "a",
+    }
+    orders.sql("ALTER TABLE orders ADD extra jsonb DEFAULT '{\"a\": [1]}', DROP COLUMN customer_id")
+    assert orders.payloads("UPDATE orders SET status = 'b'")[0]["new"] == {"id": 1, "status": "b", "extra": {"a": [1]}}
+    orders.sql("ALTER TABLE orders RENAME COLUMN status TO state")
+    orders.sql("ALTER TABLE orders ALTER COLUMN state TYPE int USING 7")
+    [payload] = orders.payloads("UPDATE orders SET state = 8")
+    assert (payload["new"], payload["changed"]) == ({"id": 1, "state": 8, "extra": {"a": [1]}}, ["state"])
+    orders.sql("ALTER TABLE orders DROP CONSTRAINT orders_pkey; ALTER TABLE orders ADD PRIMARY KEY (state)")
+    assert orders.payloads("DELETE FROM orders")[0]["pk"] == {"state": 8}
+    orders.sql("CREATE SCHEMA other; ALTER TABLE orders SET SCHEMA other; ALTER TABLE other.orders RENAME TO sales")
+    [(channel, payload)] = orders.sent("INSERT INTO other.sales VALUES (4, 4)")
+    assert (channel, payload["schema"], payload["table"]) == ("o4", "other", "sales")
+    # Without the column that the channel and the condition need, the watch is broken; the transaction is not.
+    orders.sql("ALTER TABLE other.sales RENAME id TO number")
+    assert orders.sent("INSERT INTO other.sales VALUES (5, 5)") == []
+    assert len(orders.warnings) == 1
+    assert orders.failures("other.sales") == [1]
+    assert orders.sql("SELECT count(*) FROM other.sales") == [(2,)]
+    orders.sql("DROP SCHEMA other CASCADE")
+
+
+def test_a_stale_snapshot_does_not_show_a_renamed_column(orders: WatchDatabase) -> None:
+    """A transaction that still sees the catalog as it was writes a row that has the new names."""
+    orders.sql("ALTER TABLE orders ADD secret text")
+    orders.watch("orders", exclude=["secret"])
+    with contextlib.closing(orders.connect()) as other:
+        cursor = other.cursor()
+        cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        orders.sql("ALTER TABLE orders RENAME secret TO hash")
+        cursor.execute("INSERT INTO orders VALUES (1, 1, 'a', 'geheim'); COMMIT")
+    [(_, payload)] = orders.taken()
+    assert "geheim" not in str(payload)
+    assert payload["new"]["status"] == "a"
+
+
+def test_quoted_and_unicode_names(database: WatchDatabase) -> None:
+    database.sql(
+        'CREATE SCHEMA "Ünï ""s"; CREATE TABLE "Ünï ""s"."T \'x" ("Key \\" int PRIMARY KEY, "日本 %s" text, "a""b" int)'
+    )
+    table = '"Ünï ""s"."T \'x"'
+    assert database.watch(table) == "table:Ünï \"s.T 'x"
+    database.watch(table, "ja:{日本 %s}", exclude=['a"b'], when='new."Key \\" > 0', per="row")
+    sent = database.sent(f"INSERT INTO {table} VALUES (1, 'é', 2)")
+    assert {channel for channel, _ in sent} == {"table:Ünï \"s.T 'x", "ja:é"}
+    for channel, payload in sent:
+        assert payload["pk"] == {"Key \\": 1}
+        assert payload["new"] == {"Key \\": 1, "日本 %s": "é"} | ({} if channel == "ja:é" else {'a"b': 2})
+        assert (payload["schema"], payload["table"]) == ('Ünï "s', "T 'x")
+    assert database.sql("SELECT DISTINCT table_name FROM socketio_pg.watches") == [(table,)]
+    assert database.sql("SELECT socketio_pg.unwatch(%s)", table) == [(2,)]
+    database.sql('DROP SCHEMA "Ünï ""s" CASCADE')
+
+
+def test_a_dump_carries_the_watch(orders: WatchDatabase, postgres: Cluster) -> None:
+    orders.sql(
+        "ALTER TABLE orders DROP customer_id; ALTER TABLE orders ADD secret text, ADD token text, ADD plain text"
+    )
+    orders.watch("orders", "o{id}", exclude=["secret"], when="new.status <> 'it''s \\ \"x\"'")
+    orders.watch("orders", "renamed", exclude=["token"])
+    orders.sql("ALTER TABLE orders RENAME token TO key; INSERT INTO orders VALUES (1, 'a', 'geheim', 'geheim', 'p')")
+    orders.taken()
+    dump = postgres.program_dir / "pg_dump"
+    if not dump.exists():
+        pytest.skip("the wheel has no pg_dump")
+    text = subprocess.run([dump, "-d", orders.url], check=True, capture_output=True, env=os.environ).stdout
+    postgres.sql("DROP DATABASE IF EXISTS watch_restored WITH (FORCE)")
+    postgres.sql("CREATE DATABASE watch_restored")
+    command: list[Any] = [
+        postgres.program_dir / "psql",
+        "-q",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-d",
+        postgres.url("watch_restored"),
+    ]
+    subprocess.run(command, input=text, check=True, capture_output=True)
+    restored = WatchDatabase.__new__(WatchDatabase)
+    restored.url = postgres.url("watch_restored")
+    restored.connection = restored.connect()
+    view = "SELECT * FROM socketio_pg.watches ORDER BY channel"
+    assert restored.sql(view) == orders.sql(view)
+    # Numbers of columns say nothing any more: by its name a column stays out; where it has another, nothing is sent.
+    sent = restored.sent("INSERT INTO orders VALUES (2, 'b', 'geheim', 'geheim', 'p')")
+    assert [channel for channel, _ in sent] == ["o2"]
+    assert sent[0][1]["new"] == {"id": 2, "status": "b", "key": "geheim", "plain": "p"}
+    assert "call watch() again" in str(restored.warnings)
+    restored.close()
+    postgres.sql("DROP DATABASE watch_restored WITH (FORCE)")
+
+
+def test_a_replicating_session_fires_only_triggers_that_are_always_on(orders: WatchDatabase) -> None:
+    orders.watch("orders")
+    replicating = "BEGIN; SET LOCAL session_replication_role = replica; INSERT INTO orders VALUES (%s); COMMIT"
+    assert orders.sent(replicating, 1) == []
+    orders.sql(
+        """DO $$ DECLARE t record; BEGIN
+            FOR t IN SELECT tgrelid::regclass AS tbl, tgname FROM pg_trigger
+                WHERE tgrelid = 'orders'::regclass AND tgname LIKE 'socketio\\_pg\\_watch\\_%' LOOP
+                EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', t.tbl, t.tgname);
+            END LOOP; END $$"""
+    )
+    assert [payload["pk"] for payload in orders.payloads(replicating, 2)] == [{"id": 2}]
+
+
+def test_a_logical_replica() -> None:
+    """What its apply worker writes fires triggers for rows that are always on, and no triggers for statements."""
+    with cluster(18) as made:
+        made.sql("ALTER SYSTEM SET wal_level = logical")
+        made.restart()
+        made.sql("CREATE DATABASE source")
+        table = "CREATE TABLE orders (id int PRIMARY KEY, status text)"
+        with (
+            contextlib.closing(psycopg2.connect(made.url("source"))) as source,
+            watch_database(made, "replica") as replica,
+        ):
+            source.autocommit = True
+            cursor = source.cursor()
+            cursor.execute(table)
+            cursor.execute("CREATE PUBLICATION p FOR TABLE orders")
+            cursor.execute("SELECT pg_create_logical_replication_slot('slot', 'pgoutput')")
+            replica.sql(table)
+            for per in ("row", "statement"):
+                replica.watch("orders", per, per=per)
+            replica.sql(
+                """DO $$ DECLARE t record; BEGIN FOR t IN SELECT name FROM socketio_pg.watch_triggers LOOP
+                    EXECUTE format('ALTER TABLE orders ENABLE ALWAYS TRIGGER %I', t.name); END LOOP; END $$"""
+            )
+            address = made.url("source").replace("'", "''")
+            replica.sql(
+                f"CREATE SUBSCRIPTION s CONNECTION '{address}' PUBLICATION p"
+                " WITH (create_slot = false, slot_name = 'slot', copy_data = false)"
+            )
+            listener = replica.connect()
+            listener.cursor().execute("LISTEN socketio_pg_bell")
+            cursor.execute("INSERT INTO orders VALUES (1, 'a'); UPDATE orders SET status = 'b'; DELETE FROM orders")
+            sent: list[Any] = []
+            while len(sent) < 3:
+                in_thread(listener.poll)
+                sent += replica.taken()
+            assert [(channel, payload["op"]) for channel, payload in sent] == [
+                ("row", "INSERT"), ("row", "UPDATE"), ("row", "DELETE"),
+            ]  # fmt: skip
+            listener.close()
+            replica.sql("ALTER SUBSCRIPTION s DISABLE; ALTER SUBSCRIPTION s SET (slot_name = NONE)")
+            replica.sql("DROP SUBSCRIPTION s")
+            cursor.execute("SELECT pg_drop_replication_slot('slot') FROM pg_replication_slots WHERE NOT active")

@@ -1,0 +1,163 @@
+"""watch(): values of all kinds in a message, the same whatever the session has set."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.postgres import Cluster
+from tests.support.watching import WatchDatabase, watch_database
+
+
+@pytest.fixture(scope="module")
+def shared(postgres: Cluster) -> Iterator[WatchDatabase]:
+    with watch_database(postgres, "watch_values") as made:
+        yield made
+
+
+@pytest.fixture
+def database(shared: WatchDatabase) -> WatchDatabase:
+    """Without tables, but with types of its own."""
+    shared.sql(
+        """DROP SCHEMA public CASCADE; CREATE SCHEMA public;
+        CREATE TYPE mood AS ENUM ('sad', 'happy 😀');
+        CREATE TYPE pair AS (x int, "y z" mood);
+        CREATE DOMAIN positive AS numeric CHECK (VALUE > 0);
+        -- As PostGIS has it: a type with a cast to JSON of its own.
+        CREATE TYPE place AS ENUM ('7.5 -1');
+        CREATE FUNCTION place_json(place) RETURNS json LANGUAGE sql AS
+            $$ SELECT json_build_object('type', 'Point', 'coordinates', string_to_array($1::text, ' ')::float8[]) $$;
+        CREATE CAST (place AS json) WITH FUNCTION place_json(place)"""
+    )
+    shared.taken()
+    return shared
+
+
+@pytest.mark.parametrize(
+    ("kind", "literal", "expected"),
+    [
+        ("boolean", "true", True),
+        ("bigint", "9223372036854775807", 9223372036854775807),
+        ("numeric", "'1234567890123456789012345678901234567890'", 1234567890123456789012345678901234567890),
+        ("numeric", "'NaN'", "NaN"),
+        ("float8", "0.1::float8 + 0.2", 0.30000000000000004),
+        ("float8", "'-infinity'", "-Infinity"),
+        ("text", "E'\\u00e9\\n\"\\\\\\u0001'", 'é\n"\\\x01'),
+        ("char(3)", "'a'", "a  "),
+        ("bytea", "'\\x00ff'", "\\x00ff"),
+        ("uuid", "'00000000-0000-0000-0000-00000000000a'", "00000000-0000-0000-0000-00000000000a"),
+        ("date", "'infinity'", "infinity"),
+        ("date", "'0044-03-15 BC'", "0044-03-15 BC"),
+        ("timestamp", "'2026-01-02 03:04:05.678'", "2026-01-02T03:04:05.678"),
+        ("timestamptz", "'2026-01-02 03:04:05.678+09'", "2026-01-01T18:04:05.678+00:00"),
+        ("timestamptz", "'-infinity'", "-infinity"),
+        ("interval", "'1 day -2 hours'", "1 day -02:00:00"),
+        ("daterange", "'[2026-01-02,2026-02-03)'", "[2026-01-02,2026-02-03)"),
+        ("json", "'{\"b\": 1.50, \"a\": [null]}'", {"a": [None], "b": 1.50}),
+        ("int[]", "'{{1,2},{3,NULL}}'", [[1, 2], [3, None]]),
+        ("mood", "'happy 😀'", "happy 😀"),
+        ("mood[]", "'{sad}'", ["sad"]),
+        ("pair", "(1, 'sad')", {"x": 1, "y z": "sad"}),
+        ("pair[]", "ARRAY[(1, NULL)::public.pair]", [{"x": 1, "y z": None}]),
+        ("positive", "1.50", 1.50),
+        ("place", "'7.5 -1'", {"type": "Point", "coordinates": [7.5, -1]}),
+        ("inet", "'::1/64'", "::1/64"),
+        ("tsvector", "'b a'", "'a' 'b'"),
+    ],
+)  # fmt: skip
+def test_values(database: WatchDatabase, kind: str, literal: str, expected: Any) -> None:
+    database.sql(f"CREATE TABLE things (id int PRIMARY KEY, v {kind})")
+    database.watch("things")
+    # What a session has set makes no difference.
+    database.sql(
+        "SET TimeZone = 'Asia/Tokyo'; SET DateStyle = 'German'; SET bytea_output = 'escape';"
+        " SET extra_float_digits = -15;"
+        "SET IntervalStyle = 'iso_8601'; SET search_path = public"
+    )
+    inserted, empty, updated = database.payloads(
+        f"INSERT INTO things VALUES (1, {literal}); INSERT INTO things VALUES (2);"
+        " UPDATE things SET v = NULL WHERE id = 1"
+    )
+    database.sql("RESET ALL")
+    assert (inserted["new"]["v"], empty["new"]["v"], updated["old"]["v"], updated["new"]["v"]) == (
+        expected,
+        None,
+        expected,
+        None,
+    )
+
+
+def test_json_null_and_null_are_the_same_in_a_message(database: WatchDatabase) -> None:
+    database.sql("CREATE TABLE things (id int PRIMARY KEY, v jsonb); INSERT INTO things VALUES (1, 'null')")
+    database.watch("things")
+    assert database.sent("UPDATE things SET v = NULL") == []
+
+
+def test_values_in_a_channel_are_their_text(database: WatchDatabase) -> None:
+    database.sql("CREATE TABLE things (t text, n numeric(5, 2), b boolean, d date, j jsonb, m mood)")
+    database.watch("things", "{t}|{n}|{b}|{d}|{j}|{m}")
+    [(channel, _)] = database.sent("INSERT INTO things VALUES ('a\"b', 1.5, true, '2026-01-02', '[1]', 'sad')")
+    assert channel == 'a"b|1.50|true|2026-01-02|[1]|sad'
+
+
+def test_a_small_change_is_a_change(database: WatchDatabase) -> None:
+    database.sql("CREATE TABLE things (id int PRIMARY KEY, f float8); INSERT INTO things VALUES (1, 0.1)")
+    database.watch("things")
+    database.sql("SET extra_float_digits = -15")
+    [payload] = database.payloads("UPDATE things SET f = 0.1::float8 + 1e-16")
+    database.sql("RESET ALL")
+    assert payload["changed"] == ["f"]
+
+
+def test_generated_columns(database: WatchDatabase) -> None:
+    virtual = ", v int GENERATED ALWAYS AS (a * 3) VIRTUAL" if database.version >= 18 else ""
+    database.sql(
+        "CREATE TABLE things (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, a int,"
+        f" s int GENERATED ALWAYS AS (a * 2) STORED{virtual})"
+    )
+    database.watch("things")
+    database.watch("things", "row", per="row")
+    statement = "INSERT INTO things (a) VALUES (1); UPDATE things SET a = 5"
+    for channel, payload in database.sent(statement):
+        # A virtual one has no value in a trigger: left out, rather than NULL.
+        a = 1 if payload["op"] == "INSERT" else 5
+        assert payload["new"] == {"id": 1, "a": a, "s": 2 * a}, channel
+        assert payload["changed"] == ([] if payload["op"] == "INSERT" else ["a", "s"])
+
+
+def test_large_values_that_did_not_change(database: WatchDatabase) -> None:
+    """They stay where they are and are read for the message."""
+    database.sql(
+        "CREATE TABLE things (id int PRIMARY KEY, n int, big text); ALTER TABLE things ALTER big SET STORAGE EXTERNAL"
+    )
+    database.sql("INSERT INTO things VALUES (1, 1, repeat('x', 20000))")
+    database.watch("things")
+    [payload] = database.payloads("UPDATE things SET n = 2")
+    assert (len(payload["new"]["big"]), len(payload["old"]["big"]), payload["changed"]) == (20_000, 20_000, ["n"])
+
+
+@pytest.mark.parametrize("columns", [1, 300])
+def test_tables_of_one_and_of_very_many_columns(database: WatchDatabase, columns: int) -> None:
+    names = [f"c{number}" for number in range(columns)]
+    database.sql(f"CREATE TABLE things ({' int, '.join(names)} int)")
+    database.watch("things", exclude=names[1:2] or None)
+    values = ", ".join(str(number) for number in range(columns))
+    [payload] = database.payloads(f"INSERT INTO things VALUES ({values})")
+    assert payload["new"] == {f"c{number}": number for number in range(columns) if number != 1}
+
+
+def test_columns_with_names_that_we_use_ourselves(database: WatchDatabase) -> None:
+    names = [
+        "new", "old", "new_rows", "old_rows", "r", "share", "passed", "kept", "number", "n", "o", "p__", "c", "spec",
+        "key", "relation", "op", "olds", "news", "channel", "payload", "id", "size", "tier", "row", "unsent",
+    ]  # fmt: skip
+    database.sql("CREATE TABLE things (" + ", ".join(f'"{name}" int' for name in names) + ")")
+    for per in ("statement", "row"):
+        database.watch("things", per, per=per, when="new.share = 1 OR old.new = 1")
+        database.watch("things", per + "{n}", per=per, exclude=["key"], bulk_limit=1)
+    values = ", ".join("1" for _ in names)
+    statement = f"INSERT INTO things VALUES ({values}); INSERT INTO things VALUES ({values}), ({values})"
+    sent = database.sent(f"{statement}; UPDATE things SET n = 2; DELETE FROM things")
+    assert database.warnings == []
+    assert {channel for channel, _ in sent} == {"statement", "row", "statement1", "statement2", "row1", "row2"}
+    assert sent[0][1]["new"] in (dict.fromkeys(names, 1), dict.fromkeys([n for n in names if n != "key"], 1))
