@@ -1,6 +1,7 @@
 """The command ``listen``."""
 
 import contextlib
+import json
 import re
 import select
 import sys
@@ -13,7 +14,8 @@ import click
 from socketio_pg import config
 from socketio_pg.channels import validate_channel
 from socketio_pg.command import FAILED, as_seconds, examples, json_option, token_option, url_option
-from socketio_pg.errors import ConfigurationError
+from socketio_pg.errors import ConfigurationError, InvalidRequestError
+from socketio_pg.filters import parse_filter
 from socketio_pg.listening import FromDatabase, FromServer, Source, Start, parse_since
 from socketio_pg.replay import MOST_HISTORY
 from socketio_pg.terminal import abandon_output, json_text, print_json, say
@@ -22,11 +24,25 @@ from socketio_pg.terminal import abandon_output, json_text, print_json, say
 TICK = 1.0
 
 
+def _as_filter(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    try:
+        filter: dict[str, Any] = json.loads(value)
+        parse_filter(filter)
+    except (ValueError, RecursionError):
+        raise click.BadParameter(f"{value!r} is no JSON", ctx, param) from None
+    except InvalidRequestError as error:
+        raise click.BadParameter(error.message, ctx, param) from None
+    return filter
+
+
 @click.command(
     epilog=examples(
         "socketio-pg listen orders chat",
         "socketio-pg listen orders --history 20 --json | jq .payload",
         "socketio-pg listen orders --since start --json > orders.jsonl",
+        """socketio-pg listen table:public.orders --filter '{"new.status": "paid"}'""",
         "socketio-pg listen orders --count 1 --timeout 30s     # exits with 1 when nothing has come",
         "socketio-pg listen orders --url https://example.com",
     )
@@ -37,6 +53,7 @@ TICK = 1.0
 @click.option(
     "--history", type=click.IntRange(0, MOST_HISTORY), help="So many of the newest messages of the log first."
 )
+@click.option("--filter", metavar="JSON", callback=_as_filter, help="Only what fulfils it: '{\"new.id\": 5}'.")
 @click.option("--count", type=click.IntRange(1), help="End after so many messages.")
 @click.option("--timeout", callback=as_seconds, metavar="TIME", help="End after this time: 90s, 15m, 1h.")
 @url_option
@@ -46,6 +63,7 @@ def listen(
     as_json: bool,
     since: str | None,
     history: int | None,
+    filter: dict[str, Any] | None,
     count: int | None,
     timeout: float | None,
     url: str | None,
@@ -62,7 +80,7 @@ def listen(
         validate_channel(channel)
     with contextlib.closing(_open(url, token)) as source:
         for channel in dict.fromkeys(channels):
-            source.subscribe(channel, start)
+            source.subscribe(channel, start, filter)
         say(f"listening to {', '.join(dict.fromkeys(channels))}", error=True)
         try:
             received = _run(source, as_json, count, deadline)

@@ -13,6 +13,7 @@ from socketio_pg import green
 from socketio_pg.config import Settings
 from socketio_pg.database import Database
 from socketio_pg.errors import DatabaseUnavailableError, InvalidRequestError, SocketIOPGError
+from socketio_pg.filters import Filter, parse_filter
 from socketio_pg.listener import Gap
 from socketio_pg.messages import Message
 from socketio_pg.pubsub import PubSub
@@ -48,8 +49,8 @@ class Event:
 class Source(Protocol):
     """Subscriptions and their events. Raises as :class:`Subscriber` and :class:`PubSub` do."""
 
-    def subscribe(self, channel: str, start: Start) -> None:
-        """Returns when it is sure that what is published from now on will come."""
+    def subscribe(self, channel: str, start: Start, filter: dict[str, Any] | None = None) -> None:
+        """``filter`` as in docs/protocol.md. Returns when it is sure that what is published from now on will come."""
 
     def next(self, seconds: float) -> Event | None:
         """The next event; None when there is none within ``seconds``."""
@@ -83,9 +84,11 @@ class FromDatabase:
         self._pubsub.on_log_gap.append(self._receive_log_gap)
         self._pubsub.hub.add(self)
         self._channels: set[str] = set()
+        self._filters: dict[str, Filter | None] = {}
         self._events: Any = green.Queue()
 
-    def subscribe(self, channel: str, start: Start) -> None:
+    def subscribe(self, channel: str, start: Start, filter: dict[str, Any] | None = None) -> None:
+        self._filters[channel] = parse_filter(filter)
         hub, follower, history = self._pubsub.hub, self._pubsub.follower, self._pubsub.history
         try:
             self._pubsub.join(self, channel)
@@ -135,6 +138,9 @@ class FromDatabase:
     def put(self, messages: Sequence[Message], *, replayed: bool = False) -> None:
         """``messages`` become events."""
         for message in messages:
+            filter = self._filters[message.channel]
+            if filter is not None and not filter.matches(message.payload_json):
+                continue
             body = message.to_wire()
             if message.position is not None:
                 body["epoch"] = self._pubsub.follower.epoch
@@ -188,7 +194,7 @@ class FromServer:
         self._events: queue.Queue[Event | SocketIOPGError] = queue.Queue(1000)
         self._closed = False
 
-    def subscribe(self, channel: str, start: Start) -> None:
+    def subscribe(self, channel: str, start: Start, filter: dict[str, Any] | None = None) -> None:
         if isinstance(start, str):
             raise InvalidRequestError(f"--since start needs the database; with --url, --history {MOST_HISTORY} is most")
         since: Position | None = None
@@ -199,6 +205,7 @@ class FromServer:
             lambda message: self._put(Event("message", dict(message))),
             since=since,
             history=start if isinstance(start, int) else None,
+            filter=filter,
             on_gap=lambda gap: self._put(Event("gap", dict(gap))),
             on_error=self._put,
         )

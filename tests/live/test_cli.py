@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.log import Log, wait_installed
 from tests.support.cli import COMMAND, PATIENCE, Running, environment, run
+from tests.support.log import Log, wait_installed
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT, ServerProcess, free_port
 

@@ -89,6 +89,19 @@ def test_the_newest(logged: Base) -> None:
     assert payloads("a", "--history", "2", "--count", "2", base=logged) == [1.1, "five"]
 
 
+def test_what_a_filter_lets_through(logged: Base) -> None:
+    found = payloads("a", "--since", "start", "--filter", '{"n": {"gte": 2}}', "--count", "1", base=logged)
+    assert found == [{"n": 2}]
+    assert payloads("a", "--since", "start", "--filter", "{}", "--count", "4", base=logged)[-1] == "five"
+
+
+@pytest.mark.parametrize("filter", ["{", "[]", '{"n": {"near": 2}}', "NaN"])
+def test_a_bad_filter_is_2(logged: Base, filter: str) -> None:
+    done = run("listen", "a", "--filter", filter, url=logged.url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'--filter'" in done.stderr
+
+
 def test_from_a_position(logged: Base) -> None:
     assert payloads("a", "--since", "2", "--count", "2", base=logged) == [1.1, "five"]
     assert payloads("a", "--since", f"{logged.epoch}:4", "--count", "1", base=logged) == ["five"]
