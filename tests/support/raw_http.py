@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.support.clients import SocketClient
+from tests.support.patience import PATIENCE
 from tests.support.server import ServerProcess
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
@@ -49,7 +50,7 @@ class Connection:
         self.socket = socket.socket()
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(30)
+        self.socket.settimeout(PATIENCE)
         self.socket.connect(("127.0.0.1", server.port))
         self.socket = self.connected(self.socket)
         self._buffer = b""
@@ -214,7 +215,7 @@ def held(server: ServerProcess) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def unharmed(server: ServerProcess, seconds: float = 30.0) -> Iterator[None]:
+def unharmed(server: ServerProcess, seconds: float = PATIENCE) -> Iterator[None]:
     """The same process serves a client that behaves, meanwhile and after; what it holds comes back to its base."""
     process = server.worker_pid()
     with SocketClient(server.url, reconnection=False) as other:
