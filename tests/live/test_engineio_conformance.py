@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests.support.clock import set_clock
+from tests.support.frames import BINARY
 from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.raw_http import (
-    BINARY,
     GOOD,
     POLLING,
     WEBSOCKET,

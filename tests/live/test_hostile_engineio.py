@@ -9,21 +9,15 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.clients import Swarm
+from tests.support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.raw_http import (
-    BINARY,
-    CLOSE,
-    CONTINUATION,
     GOOD,
-    PING,
     POLLING,
-    PONG,
-    TEXT,
     WEBSOCKET,
     Connection,
     WebSocket,
-    frame,
     held,
     http,
     open_session,

@@ -2,20 +2,17 @@
 
 import contextlib
 import json
-import os
 import re
 import socket
-import struct
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from tests.support.clients import SocketClient
+from tests.support.frames import CLOSE, MASK, TEXT, frame
 from tests.support.patience import PATIENCE
 from tests.support.server import ServerProcess
 
-TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
-CONTINUATION = 0x0
 POLLING = "/socket.io/?EIO=4&transport=polling"
 WEBSOCKET = "/socket.io/?EIO=4&transport=websocket"
 GOOD = {
@@ -136,7 +133,7 @@ class WebSocket(Connection):
     def __enter__(self) -> "WebSocket":
         return self
 
-    def frame(self, opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes | None = None) -> None:
+    def frame(self, opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes = MASK) -> None:
         self.send(frame(opcode, payload, final=final, mask=mask))
 
     def text(self, text: str) -> None:
@@ -175,22 +172,6 @@ class WebSocket(Connection):
         self.text("40")
         assert self.read_text().startswith("40{")
         return self
-
-
-def frame(
-    opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes | None = None, reserved: int = 0
-) -> bytes:
-    """A client's frame, masked."""
-    size, first = len(payload), (0x80 if final else 0) | reserved | opcode
-    if size < 126:
-        head = struct.pack("!BB", first, 0x80 | size)
-    elif size < 65536:
-        head = struct.pack("!BBH", first, 0x80 | 126, size)
-    else:
-        head = struct.pack("!BBQ", first, 0x80 | 127, size)
-    mask = os.urandom(4) if mask is None else mask
-    repeated = (mask * (size // 4 + 1))[:size]
-    return head + mask + (int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")).to_bytes(size, "big")
 
 
 def http(server: ServerProcess, method: str = "GET", path: str = POLLING, headers: dict[str, str] | None = None,
