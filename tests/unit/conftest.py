@@ -8,7 +8,9 @@ import psycopg2.extensions
 import pytest
 
 from socketio_pg import config
+from socketio_pg.protocol import Server
 from socketio_pg.websocket import SocketServer
+from tests.support.wire import Wire, echo
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: Nothing listens there. A test that needs an address never connects to it.
@@ -50,3 +52,15 @@ def socket_server(clean_settings: Path) -> Iterator[SocketServer]:
     callback = psycopg2.extensions.get_wait_callback()
     yield SocketServer(dsn=NOWHERE)
     psycopg2.extensions.set_wait_callback(callback)
+
+
+@pytest.fixture
+def server() -> Server:
+    server = Server(async_mode="threading", async_handlers=False)
+    server.on("echo", echo)
+    return server
+
+
+@pytest.fixture
+def wire(server: Server) -> Wire:
+    return Wire(server)
