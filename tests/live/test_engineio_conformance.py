@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.clock import set_clock
+from tests.support.frames import BINARY
+from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.raw_http import (
-    BINARY,
     GOOD,
     POLLING,
     WEBSOCKET,
@@ -220,7 +222,7 @@ def test_a_clock_that_is_set_ends_nobody(pinging: ServerProcess, offset: int, tr
             path = open_session(pinging)
             for body in (b"4before", b"4after"):
                 assert http(pinging, path=path).body == b"2"
-                assert pinging.get(f"/clock?offset={offset}")[0] == 200  # while a ping is unanswered
+                set_clock(pinging, offset)  # while a ping is unanswered
                 assert http(pinging, "POST", path, body=b"3\x1e" + body).status == 200
                 assert http(pinging, path=path).body == body
         else:
@@ -228,12 +230,12 @@ def test_a_clock_that_is_set_ends_nobody(pinging: ServerProcess, offset: int, tr
                 opening(one.read_text(), 1500, 4000)
                 for text in ("4before", "4after"):
                     assert one.read_text() == "2"
-                    assert pinging.get(f"/clock?offset={offset}")[0] == 200
+                    set_clock(pinging, offset)
                     one.text("3")
                     one.text(text)
                     assert one.read_text() == text
     finally:
-        pinging.get("/clock?offset=0")
+        set_clock(pinging)
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------
@@ -305,9 +307,7 @@ def test_a_poll_that_is_cancelled_ends_the_session(server: ServerProcess) -> Non
     with Connection(server) as poll:
         poll.request("GET", path)
         http(server, "OPTIONS")
-    deadline = time.monotonic() + 10
-    while http(server, "POST", path, body=b"4x").status != 400:
-        assert time.monotonic() < deadline, "the session goes on"
+    until(lambda: http(server, "POST", path, body=b"4x").status == 400, "the session's end")
 
 
 # -- upgrade -----------------------------------------------------------------------------------------------------------

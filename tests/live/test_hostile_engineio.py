@@ -9,20 +9,15 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.clients import Swarm
+from tests.support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.raw_http import (
-    BINARY,
-    CLOSE,
-    CONTINUATION,
     GOOD,
-    PING,
     POLLING,
-    PONG,
-    TEXT,
     WEBSOCKET,
     Connection,
     WebSocket,
-    frame,
     held,
     http,
     open_session,
@@ -142,7 +137,7 @@ def test_a_client_that_answers_pings_and_reads_nothing(
         while "subscribed" not in one.read_text():
             pass
         cut = server.log.count("slow consumer")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while server.log.count("slow consumer") == cut:
             assert time.monotonic() < deadline
             postgres18.sql("SELECT pg_notify(%s, n || repeat(' ', 7900)) FROM generate_series(1, 100) AS n", channel)
@@ -212,7 +207,7 @@ def test_a_body_that_comes_a_byte_at_a_time(server: ServerProcess) -> None:
         began = time.monotonic()
         reply = b""
         while not reply:
-            assert time.monotonic() - began < 20
+            assert time.monotonic() - began < PATIENCE
             one.send(b"x")
             try:
                 reply = one.socket.recv(4096)
@@ -243,7 +238,7 @@ def test_slow_heads_are_cut_off(server: ServerProcess) -> None:
             one.send(f"GET {WEBSOCKET} HTTP/1.1\r\nX-1: ".encode())
             one.socket.settimeout(0.001)
         while open_ones:
-            assert time.monotonic() - began < 15, f"{len(open_ones)} are still open"
+            assert time.monotonic() - began < PATIENCE, f"{len(open_ones)} are still open"
             for one in list(open_ones):
                 try:
                     one.send(b"x")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import SocketClient, Swarm
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.server import APP, GUNICORN, ROOT, ServerProcess, clean_environment, free_port
 
@@ -37,7 +38,7 @@ def test_sigterm_with_200_clients_ends_within_10_seconds_and_they_come_back(post
             server.start()
             # Stock clients reconnect by themselves: they were not told to stay away.
             for one in (client, polling):
-                one.next("connect", 15)
+                one.next("connect")
                 one.subscribe(channel)
             again = swarm.connect(200)
             for one_again in again:
@@ -114,7 +115,7 @@ def test_development_server_starts_a_database_and_says_where(scratch: Path, chan
             assert client.next("event") == {"channel": "foo", "payload": {"hello": "world"}}
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
-        assert process.wait(15) == 0
+        assert process.wait(PATIENCE) == 0
         assert "Traceback" not in rest
         assert not (scratch / ".postgres" / "postmaster.pid").exists(), "the database was stopped as well"
     finally:
@@ -151,7 +152,7 @@ def test_wrong_configuration_ends_with_one_sentence(
     else:
         arguments = [sys.executable, str(ROOT / "socketio_pg" / "server.py")]
     ended = subprocess.run(
-        arguments, cwd=scratch, env=clean_environment(**settings), capture_output=True, text=True, timeout=30
+        arguments, cwd=scratch, env=clean_environment(**settings), capture_output=True, text=True, timeout=PATIENCE
     )
     assert ended.returncode != 0
     sentences = [line for line in ended.stderr.splitlines() if line.startswith("socketio_pg: ")]
@@ -165,7 +166,7 @@ def test_port_taken(postgres18: Cluster, live_server: ServerProcess) -> None:
     ended = subprocess.run(
         [sys.executable, str(ROOT / "socketio_pg" / "server.py")],
         env=clean_environment(DATABASE_URL=postgres18.url(), PORT=str(live_server.port)),
-        capture_output=True, text=True, timeout=30,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert ended.returncode == 1
     assert f"cannot listen on port {live_server.port}" in ended.stderr
@@ -203,7 +204,7 @@ def test_local_cfg(postgres18: Cluster, scratch: Path) -> None:
         assert str(port) in process.stdout.readline()
     finally:
         process.terminate()
-        assert process.wait(15) == 0
+        assert process.wait(PATIENCE) == 0
         process.stdout.close()  # type: ignore[union-attr]
 
 
@@ -224,7 +225,7 @@ def test_development_server_ends_quietly_with_clients(postgres18: Cluster) -> No
             two.subscribe("a")
             process.send_signal(signal.SIGTERM)
             two.next("disconnect")
-            assert process.wait(10) == 0
+            assert process.wait(PATIENCE) == 0
         assert process.stdout is not None
         said = process.stdout.read()
         assert "Traceback" not in said

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import RawClient, SocketClient, Swarm
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 
@@ -193,7 +194,7 @@ GOOD = {
     ],
 )
 def test_handshakes(server: ServerProcess, change: dict[str, str], status: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
         headers = {"Host": f"127.0.0.1:{server.port}"} | GOOD | change
         lines = [
             "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1",

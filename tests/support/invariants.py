@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.support.clients import SocketClient
+from tests.support.patience import PATIENCE
 from tests.support.server import ServerProcess
 
 #: Kilobytes that Python and malloc may keep.
@@ -21,7 +22,7 @@ def state(server: ServerProcess) -> dict[str, Any]:
     return answer
 
 
-def settled(server: ServerProcess, base: dict[str, Any], seconds: float = 15.0) -> None:
+def settled(server: ServerProcess, base: dict[str, Any], seconds: float = PATIENCE) -> None:
     """Until nothing is more than in ``base``; the memory may be."""
     deadline = time.monotonic() + seconds
     while True:

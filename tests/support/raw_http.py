@@ -2,19 +2,17 @@
 
 import contextlib
 import json
-import os
 import re
 import socket
-import struct
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from tests.support.clients import SocketClient
+from tests.support.frames import CLOSE, MASK, TEXT, frame
+from tests.support.patience import PATIENCE
 from tests.support.server import ServerProcess
 
-TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
-CONTINUATION = 0x0
 POLLING = "/socket.io/?EIO=4&transport=polling"
 WEBSOCKET = "/socket.io/?EIO=4&transport=websocket"
 GOOD = {
@@ -49,7 +47,7 @@ class Connection:
         self.socket = socket.socket()
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(30)
+        self.socket.settimeout(PATIENCE)
         self.socket.connect(("127.0.0.1", server.port))
         self.socket = self.connected(self.socket)
         self._buffer = b""
@@ -135,7 +133,7 @@ class WebSocket(Connection):
     def __enter__(self) -> "WebSocket":
         return self
 
-    def frame(self, opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes | None = None) -> None:
+    def frame(self, opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes = MASK) -> None:
         self.send(frame(opcode, payload, final=final, mask=mask))
 
     def text(self, text: str) -> None:
@@ -176,22 +174,6 @@ class WebSocket(Connection):
         return self
 
 
-def frame(
-    opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes | None = None, reserved: int = 0
-) -> bytes:
-    """A client's frame, masked."""
-    size, first = len(payload), (0x80 if final else 0) | reserved | opcode
-    if size < 126:
-        head = struct.pack("!BB", first, 0x80 | size)
-    elif size < 65536:
-        head = struct.pack("!BBH", first, 0x80 | 126, size)
-    else:
-        head = struct.pack("!BBQ", first, 0x80 | 127, size)
-    mask = os.urandom(4) if mask is None else mask
-    repeated = (mask * (size // 4 + 1))[:size]
-    return head + mask + (int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")).to_bytes(size, "big")
-
-
 def http(server: ServerProcess, method: str = "GET", path: str = POLLING, headers: dict[str, str] | None = None,
          body: bytes | None = None) -> Reply:  # fmt: skip
     with Connection(server) as connection:
@@ -214,7 +196,7 @@ def held(server: ServerProcess) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def unharmed(server: ServerProcess, seconds: float = 30.0) -> Iterator[None]:
+def unharmed(server: ServerProcess, seconds: float = PATIENCE) -> Iterator[None]:
     """The same process serves a client that behaves, meanwhile and after; what it holds comes back to its base."""
     process = server.worker_pid()
     with SocketClient(server.url, reconnection=False) as other:
