@@ -243,16 +243,16 @@ def test_a_clock_that_is_set_ends_nobody(pinging: ServerProcess, offset: int, tr
 
 def test_a_server_that_stood_still_reads_what_was_sent_meanwhile_first(postgres18: Cluster) -> None:
     server = ServerProcess(
-        postgres18.url(), app="tests.support.engineio_app:app", PING_INTERVAL="1", PING_TIMEOUT="1", ECHO="1"
+        postgres18.url(), app="tests.support.engineio_app:app", PING_INTERVAL="1", PING_TIMEOUT="5", ECHO="1"
     )
     try:
         with WebSocket(server) as one, WebSocket(server) as silent:
             for client in (one, silent):
-                opening(client.read_text(), 1000, 1000)
+                opening(client.read_text(), 1000, 5000)
                 assert client.read_text() == "2"
             os.kill(server.worker_pid(), signal.SIGSTOP)
             one.text("3")
-            time.sleep(2.5)  # longer than the time to answer: the server's clock goes on
+            time.sleep(6)  # longer than the time to answer: the server's clock goes on
             os.kill(server.worker_pid(), signal.SIGCONT)
             one.text("4hello")
             while (text := one.read_text()) == "2":
