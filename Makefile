@@ -62,6 +62,9 @@ bench-access: setup ## measure tokens and row-level security: 2,000 clients that
 bench-watch: setup ## measure watched tables: what they cost those who write them
 	$(BIN)/python bench/watch.py
 
+screenshot: setup ## make the README's pictures again, of the server that `make run` has started
+	$(BIN)/python docs/screenshot.py http://127.0.0.1:3030 docs/images
+
 format: $(VENV)/.installed ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
