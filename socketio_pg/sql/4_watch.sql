@@ -23,9 +23,10 @@ CREATE OR REPLACE FUNCTION socketio_pg.watch_columns(
     spec jsonb, relation oid, OUT shown text[], OUT key text[], OUT tracked text[], OUT usable text[], OUT whole boolean
 ) LANGUAGE plpgsql STABLE AS $$
 DECLARE
-    wanted text[] := ARRAY(SELECT jsonb_array_elements_text(nullif(spec -> 'columns', 'null')));
-    hidden text[] := ARRAY(SELECT jsonb_array_elements_text(nullif(spec -> 'exclude', 'null')));
-    numbers integer[];
+    wanted text[] := CASE WHEN spec ->> 'columns' IS NOT NULL THEN ARRAY(SELECT jsonb_array_elements_text(spec -> 'columns')) END;
+    hidden text[] := CASE WHEN spec ->> 'exclude' IS NULL THEN '{}' ELSE ARRAY(SELECT jsonb_array_elements_text(spec -> 'exclude')) END;
+    numbers smallint[];
+    in_key smallint[];
 BEGIN
     IF hidden <> '{}' THEN
         -- A column that was renamed stays hidden, by its number. After a dump and restore numbers say nothing any more:
@@ -40,21 +41,20 @@ BEGIN
                 MESSAGE = 'a column to exclude is not there any more, perhaps by another name: call watch() again';
         END IF;
     END IF;
-    SELECT array_agg(c.name ORDER BY c.number) FILTER (WHERE c.chosen),
-        array_agg(c.name ORDER BY c.number) FILTER (WHERE c.in_key AND c.open),
-        array_agg(c.name ORDER BY c.number) FILTER (WHERE c.chosen OR (c.in_key AND c.open)),
-        array_agg(c.name ORDER BY c.number) FILTER (WHERE c.open),
-        bool_and(c.chosen)
+    in_key := (SELECT i.indkey::smallint[] FROM pg_index AS i WHERE i.indrelid = relation AND i.indisprimary);
+    SELECT array_agg(c.name) FILTER (WHERE c.chosen), array_agg(c.name) FILTER (WHERE c.in_key),
+        array_agg(c.name) FILTER (WHERE c.chosen OR c.in_key), array_agg(c.name) FILTER (WHERE c.open), bool_and(c.chosen)
     INTO shown, key, tracked, usable, whole
     FROM (
-        SELECT a.attname::text AS name, a.attnum AS number, coalesce(a.attnum = ANY (i.indkey), false) AS in_key, o.open,
-            o.open AND (jsonb_typeof(spec -> 'columns') <> 'array' OR a.attname = ANY (wanted)) AS chosen
-        FROM pg_attribute AS a LEFT JOIN pg_index AS i ON i.indrelid = a.attrelid AND i.indisprimary
-        -- Virtual generated columns have no value in a trigger.
-        CROSS JOIN LATERAL (
-            SELECT a.attgenerated <> 'v' AND a.attname <> ALL (hidden) AND (numbers IS NULL OR a.attnum <> ALL (numbers)) AS open
+        SELECT o.name, o.open, o.open AND (wanted IS NULL OR o.name = ANY (wanted)) AS chosen,
+            o.open AND o.attnum = ANY (in_key) AS in_key
+        FROM (
+            -- Virtual generated columns have no value in a trigger.
+            SELECT a.attname::text AS name, a.attnum, a.attgenerated <> 'v' AND a.attname <> ALL (hidden)
+                AND (numbers IS NULL OR a.attnum <> ALL (numbers)) AS open
+            FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
+            ORDER BY a.attnum
         ) AS o
-        WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
     ) AS c;
     shown := coalesce(shown, '{}');
     tracked := coalesce(tracked, '{}');
