@@ -23,9 +23,10 @@ CREATE OR REPLACE FUNCTION socketio_pg.watch_columns(
     spec jsonb, relation oid, OUT shown text[], OUT key text[], OUT tracked text[], OUT usable text[], OUT whole boolean
 ) LANGUAGE plpgsql STABLE AS $$
 DECLARE
-    wanted text[] := ARRAY(SELECT jsonb_array_elements_text(nullif(spec -> 'columns', 'null')));
-    hidden text[] := ARRAY(SELECT jsonb_array_elements_text(nullif(spec -> 'exclude', 'null')));
-    numbers integer[];
+    wanted text[] := CASE WHEN spec ->> 'columns' IS NOT NULL THEN ARRAY(SELECT jsonb_array_elements_text(spec -> 'columns')) END;
+    hidden text[] := CASE WHEN spec ->> 'exclude' IS NULL THEN '{}' ELSE ARRAY(SELECT jsonb_array_elements_text(spec -> 'exclude')) END;
+    numbers smallint[];
+    in_key smallint[];
 BEGIN
     IF hidden <> '{}' THEN
         -- A column that was renamed stays hidden, by its number. After a dump and restore numbers say nothing any more:
@@ -40,22 +41,23 @@ BEGIN
                 MESSAGE = 'a column to exclude is not there any more, perhaps by another name: call watch() again';
         END IF;
     END IF;
-    SELECT array_agg(c.name ORDER BY c.number) FILTER (WHERE c.chosen),
-        array_agg(c.name ORDER BY c.number) FILTER (WHERE c.in_key AND c.open),
-        array_agg(c.name ORDER BY c.number) FILTER (WHERE c.chosen OR (c.in_key AND c.open)),
-        array_agg(c.name ORDER BY c.number) FILTER (WHERE c.open),
-        bool_and(c.chosen)
+    in_key := (SELECT i.indkey::smallint[] FROM pg_index AS i WHERE i.indrelid = relation AND i.indisprimary);
+    SELECT array_agg(c.name) FILTER (WHERE c.chosen), array_agg(c.name) FILTER (WHERE c.in_key),
+        array_agg(c.name) FILTER (WHERE c.chosen OR c.in_key), array_agg(c.name) FILTER (WHERE c.open), bool_and(c.chosen)
     INTO shown, key, tracked, usable, whole
     FROM (
-        SELECT a.attname::text AS name, a.attnum AS number, coalesce(a.attnum = ANY (i.indkey), false) AS in_key, o.open,
-            o.open AND (jsonb_typeof(spec -> 'columns') <> 'array' OR a.attname = ANY (wanted)) AS chosen
-        FROM pg_attribute AS a LEFT JOIN pg_index AS i ON i.indrelid = a.attrelid AND i.indisprimary
-        -- Virtual generated columns have no value in a trigger.
-        CROSS JOIN LATERAL (
-            SELECT a.attgenerated <> 'v' AND a.attname <> ALL (hidden) AND (numbers IS NULL OR a.attnum <> ALL (numbers)) AS open
+        SELECT o.name, o.open, o.open AND (wanted IS NULL OR o.name = ANY (wanted)) AS chosen,
+            o.open AND o.attnum = ANY (in_key) AS in_key
+        FROM (
+            -- Virtual generated columns have no value in a trigger.
+            SELECT a.attname::text AS name, a.attnum, a.attgenerated <> 'v' AND a.attname <> ALL (hidden)
+                AND (numbers IS NULL OR a.attnum <> ALL (numbers)) AS open
+            FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
+            ORDER BY a.attnum
         ) AS o
-        WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
     ) AS c;
+    -- A transaction with a snapshot from before the table was made sees none.
+    whole := coalesce(whole, wanted IS NULL AND hidden = '{}');
     shown := coalesce(shown, '{}');
     tracked := coalesce(tracked, '{}');
 END $$;
@@ -68,14 +70,6 @@ LANGUAGE sql IMMUTABLE AS $$
         SELECT part, place, bool_and(place % 2 = 1 OR part = ANY (usable)) OVER () AS ok
         FROM jsonb_array_elements_text(spec -> 'parts') WITH ORDINALITY AS e (part, place)
     ) AS p
-$$;
-
--- What all messages of a watch have.
-CREATE OR REPLACE FUNCTION socketio_pg.watch_envelope(op text, relation oid) RETURNS jsonb
-LANGUAGE sql STABLE AS $$
-    SELECT jsonb_build_object('op', op, 'schema', n.nspname, 'table', c.relname, 'at', clock_timestamp(),
-        'txid', pg_current_xact_id()::text)
-    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = relation
 $$;
 
 -- One message about the whole statement.
@@ -92,12 +86,11 @@ END $$;
 -- Messages about rows, `olds` and `news` side by side (one of them is NULL but for an UPDATE), in their order. `kept`:
 -- those that fulfil the condition, NULL for all. Returns how many could not be sent, since they have no channel.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_send(
-    spec jsonb, op text, relation oid, olds jsonb[], news jsonb[], kept boolean[]
+    spec jsonb, op text, relation oid, envelope jsonb, olds jsonb[], news jsonb[], kept boolean[]
 ) RETURNS bigint LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     c record;
-    envelope jsonb := socketio_pg.watch_envelope(op, relation);
     template boolean;
     parts text[];
     fixed text := spec ->> 'channel';
@@ -238,6 +231,7 @@ DECLARE
     share CONSTANT integer := 5000;
     spec jsonb;
     relation oid := TG_RELID;
+    envelope jsonb;
     most bigint;
     old_count bigint := 0;
     new_count bigint := 0;
@@ -255,18 +249,23 @@ BEGIN
     BEGIN
         spec := TG_ARGV[0];
         most := spec ->> 'bulk_limit';
-        -- A transaction number before the ids of the outbox, as in publish().
-        PERFORM pg_current_xact_id();
+        -- What all its messages have. The transaction has a number before the outbox gives out ids, as in publish().
+        envelope := jsonb_build_object('op', TG_OP, 'schema', TG_TABLE_SCHEMA, 'table', TG_TABLE_NAME,
+            'at', clock_timestamp(), 'txid', pg_current_xact_id()::text);
         IF TG_OP = 'TRUNCATE' THEN
-            PERFORM socketio_pg.watch_tell(spec, spec ->> 'channel', socketio_pg.watch_envelope(TG_OP, relation)
+            PERFORM socketio_pg.watch_tell(spec, spec ->> 'channel', envelope
                 || '{"pk": null, "new": null, "old": null, "changed": []}');
         ELSIF TG_LEVEL = 'ROW' THEN
             -- The trigger of a partition is a copy: the message is about the table that is watched.
-            IF relation <> (spec ->> 'relation')::oid THEN
-                SELECT a.relid INTO relation FROM pg_partition_ancestors(TG_RELID) WITH ORDINALITY AS a (relid, place)
-                WHERE EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = a.relid AND t.tgname = TG_NAME)
+            IF relation <> (spec ->> 'relation')::oid AND (
+                SELECT p.relispartition FROM pg_class AS p WHERE p.oid = TG_RELID
+            ) THEN
+                SELECT a.relid, envelope || jsonb_build_object('schema', n.nspname, 'table', t.relname)
+                INTO relation, envelope
+                FROM pg_partition_ancestors(TG_RELID) WITH ORDINALITY AS a (relid, place)
+                JOIN pg_class AS t ON t.oid = a.relid JOIN pg_namespace AS n ON n.oid = t.relnamespace
+                WHERE EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgrelid = a.relid AND g.tgname = TG_NAME)
                 ORDER BY a.place DESC LIMIT 1;
-                relation := coalesce(relation, TG_RELID);
             END IF;
             IF spec ->> 'when' IS NOT NULL THEN
                 old_row := OLD;
@@ -282,7 +281,7 @@ BEGIN
                     CASE TG_OP WHEN 'INSERT' THEN 'WHERE false' END, CASE TG_OP WHEN 'DELETE' THEN 'WHERE false' END
                 )) INTO kept USING old_row, new_row;
             END IF;
-            unsent := socketio_pg.watch_send(spec, TG_OP, relation,
+            unsent := socketio_pg.watch_send(spec, TG_OP, relation, envelope,
                 ARRAY[CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END],
                 ARRAY[CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END], kept);
         ELSE
@@ -299,7 +298,7 @@ BEGIN
                 parts := CASE WHEN spec ->> 'parts' IS NULL THEN ARRAY[spec ->> 'channel']
                     ELSE socketio_pg.watch_parts(spec, c.usable) END;
                 IF spec ->> 'parts' IS NULL AND spec ->> 'when' IS NULL AND (c.whole OR TG_OP <> 'UPDATE' OR old_count <> new_count) THEN
-                    PERFORM socketio_pg.watch_tell(spec, parts[1], socketio_pg.watch_envelope(TG_OP, relation)
+                    PERFORM socketio_pg.watch_tell(spec, parts[1], envelope
                         || jsonb_build_object('count', greatest(old_count, new_count), 'truncated', true));
                 ELSE
                     FOR told IN EXECUTE socketio_pg.watch_bulk(spec, TG_OP, c.whole, TG_OP <> 'UPDATE' OR old_count = new_count)
@@ -308,7 +307,7 @@ BEGIN
                         IF told.channel IS NULL THEN
                             unsent := told.rows;
                         ELSE
-                            PERFORM socketio_pg.watch_tell(spec, told.channel, socketio_pg.watch_envelope(TG_OP, relation)
+                            PERFORM socketio_pg.watch_tell(spec, told.channel, envelope
                                 || jsonb_build_object('count', told.rows, 'truncated', true));
                         END IF;
                     END LOOP;
@@ -324,7 +323,7 @@ BEGIN
                     IF TG_OP <> 'DELETE' THEN
                         SELECT array_agg(to_jsonb(r.*)) INTO news FROM (SELECT * FROM new_rows OFFSET passed LIMIT share) AS r;
                     END IF;
-                    unsent := unsent + socketio_pg.watch_send(spec, TG_OP, relation, olds, news, kept[passed + 1 : passed + share]);
+                    unsent := unsent + socketio_pg.watch_send(spec, TG_OP, relation, envelope, olds, news, kept[passed + 1 : passed + share]);
                 END LOOP;
             END IF;
         END IF;
