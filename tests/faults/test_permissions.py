@@ -9,22 +9,15 @@ from typing import Any
 import psycopg2
 import pytest
 
-from tests.support.clients import SocketClient
+from tests.support.clients import SocketClient, code
 from tests.support.patience import PATIENCE, until
-from tests.support.policies import PolicyDatabase
+from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
-from tests.support.tokens import SECRET, mint
+from tests.support.tokens import mint
 
-SETTINGS = {
-    "JWT_SECRET": SECRET,
-    "AUTHORIZATION": "rls",
-    "ALLOWED_ROLES": "authenticated",
-    "PERMISSION_CACHE_SECONDS": "0",
-    "PERMISSION_RECHECK_SECONDS": "1",
-    "DRAIN_SECONDS": "0.2",
-}
+SETTINGS = RLS | {"PERMISSION_CACHE_SECONDS": "0", "PERMISSION_RECHECK_SECONDS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +49,6 @@ def server(database: PolicyDatabase, proxy: Proxy, permission_timeout: str) -> I
 def alice(server: ServerProcess) -> Iterator[SocketClient]:
     with SocketClient(server.url, auth={"token": mint(sub="alice", role="authenticated")}) as client:
         yield client
-
-
-def code(answer: dict[str, Any]) -> str | None:
-    return None if answer["ok"] else answer["error"]["code"]
 
 
 def ask(client: SocketClient, channel: str) -> tuple[str | None, str | None, float]:

@@ -30,7 +30,7 @@ def running(cluster: Cluster, **settings: str) -> contextlib.closing[ServerProce
 @pytest.fixture(scope="module")
 def server(postgres18: Cluster) -> Iterator[ServerProcess]:
     """One that wants tokens, and whose clock can be set."""
-    with running(postgres18, app="tests.support.engineio_app:app", JWT_SECRET=SECRET, JWT_LEEWAY="0") as made:
+    with running(postgres18, app="tests.support.watched_app:app", JWT_SECRET=SECRET, JWT_LEEWAY="0") as made:
         yield made
 
 
@@ -74,7 +74,7 @@ def test_no_token(server: ServerProcess, auth: Any) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_tokens(server: ServerProcess, name: str) -> None:
-    unauthorized(refused(server.url, auth={"token": HOSTILE[name]}))
+    assert refused(server.url, auth={"token": HOSTILE[name]})["data"]["code"] == "unauthorized"
 
 
 @pytest.mark.parametrize("pad", [20_000, 750_000])
@@ -102,7 +102,7 @@ def test_a_token_in_the_address_is_none(server: ServerProcess) -> None:
     """Addresses end in logs."""
     token = mint()
     for name in ("token", "auth", "access_token", "jwt"):
-        unauthorized(refused(f"{server.url}?{name}={token}"))
+        assert unauthorized(refused(f"{server.url}?{name}={token}")) == "a token is required"
 
 
 def test_who_was_refused_can_do_nothing_and_is_cut_off(postgres18: Cluster) -> None:
@@ -156,11 +156,16 @@ def test_issuer_and_audience(postgres18: Cluster) -> None:
     with running(postgres18, JWT_SECRET=SECRET, JWT_ISSUER="us", JWT_AUDIENCE="app, site") as server:
         for audience in ("app", "site", ["other", "app"]):
             with SocketClient(server.url, auth={"token": mint(iss="us", aud=audience)}) as client:
-                client.next("server_hello")
-        wrong: list[dict[str, Any]]
-        wrong = [{"iss": "us"}, {"aud": "app"}, {"iss": "them", "aud": "app"}, {"iss": "us", "aud": "other"}]
-        for claims in wrong:
-            unauthorized(refused(server.url, auth={"token": mint(**claims)}))
+                assert client.next("server_hello")["client"] == "somebody"
+        lacking = "the token lacks exp, or iss or aud where they are configured"
+        wrong: list[tuple[dict[str, Any], str]] = [
+            ({"iss": "us"}, lacking),
+            ({"aud": "app"}, lacking),
+            ({"iss": "them", "aud": "app"}, "the token comes from another issuer"),
+            ({"iss": "us", "aud": "other"}, "the token is for another audience"),
+        ]
+        for claims, told in wrong:
+            assert unauthorized(refused(server.url, auth={"token": mint(**claims)})) == told
 
 
 def test_optional(postgres18: Cluster) -> None:

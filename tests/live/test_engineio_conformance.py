@@ -22,13 +22,14 @@ from tests.support.raw_http import (
     WebSocket,
     http,
     open_session,
+    websocket_path,
 )
 from tests.support.server import ServerProcess
 
 
 @pytest.fixture(scope="module")
 def server(postgres18: Cluster) -> Iterator[ServerProcess]:
-    made = ServerProcess(postgres18.url(), app="tests.support.engineio_app:app", DRAIN_SECONDS="0.2", ECHO="1")
+    made = ServerProcess(postgres18.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", ECHO="1")
     yield made
     made.close()
 
@@ -37,15 +38,11 @@ def server(postgres18: Cluster) -> Iterator[ServerProcess]:
 def pinging(postgres18: Cluster) -> Iterator[ServerProcess]:
     """It pings soon; the time to answer is one that a busy machine may need."""
     made = ServerProcess(
-        postgres18.url(), app="tests.support.engineio_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="1.5",
+        postgres18.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="1.5",
         PING_TIMEOUT="4", ECHO="1",
     )  # fmt: skip
     yield made
     made.close()
-
-
-def websocket_path(path: str) -> str:
-    return path.replace("transport=polling", "transport=websocket")
 
 
 def assert_refused(reply: Reply, code: int, status: int = 400) -> None:
@@ -243,7 +240,7 @@ def test_a_clock_that_is_set_ends_nobody(pinging: ServerProcess, offset: int, tr
 
 def test_a_server_that_stood_still_reads_what_was_sent_meanwhile_first(postgres18: Cluster) -> None:
     server = ServerProcess(
-        postgres18.url(), app="tests.support.engineio_app:app", PING_INTERVAL="1", PING_TIMEOUT="5", ECHO="1"
+        postgres18.url(), app="tests.support.watched_app:app", PING_INTERVAL="1", PING_TIMEOUT="5", ECHO="1"
     )
     try:
         with WebSocket(server) as one, WebSocket(server) as silent:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import SocketClient, Swarm, refused
+from tests.support.clients import SocketClient, Swarm, code, refused
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
+from tests.support.raw_http import GOOD, WEBSOCKET, http
 from tests.support.server import ServerProcess
 from tests.support.tokens import SECRET, mint
 
@@ -43,10 +44,6 @@ def metric(server: ServerProcess, name: str) -> float:
     assert status == 200
     lines = [line for line in text.splitlines() if line.startswith(name + " ")]
     return float(lines[0].split()[1]) if lines else 0.0
-
-
-def code(answer: dict[str, Any]) -> str | None:
-    return None if answer["ok"] else answer["error"]["code"]
 
 
 # -- of a client -------------------------------------------------------------------------------------------------------
@@ -200,13 +197,8 @@ def server(postgres18: Cluster) -> Iterator[ServerProcess]:
 
 
 def websocket_status(server: ServerProcess, **headers: str) -> int:
-    names = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec_WebSocket_Version": "13"}
-    names |= {"Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ=="} | headers
-    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in names.items())
-    request = f"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n{lines}\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
-        connection.sendall(request.encode())
-        return int(connection.recv(4096).split()[1])
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return http(server, path=WEBSOCKET, headers=GOOD | names).status
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.live.test_permissions import RLS, connect, subscribe
+from tests.live.test_permissions import POLICIES, connect, subscribe
 from tests.support.policies import PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
@@ -27,7 +27,7 @@ def database(postgres18: Cluster) -> PolicyDatabase:
 
 @pytest.fixture(scope="module")
 def server(database: PolicyDatabase) -> Iterator[ServerProcess]:
-    with contextlib.closing(ServerProcess(database.server_url, **RLS)) as made:
+    with contextlib.closing(ServerProcess(database.server_url, **POLICIES)) as made:
         yield made
 
 

@@ -125,6 +125,13 @@ class SocketClient:
         return lambda *arguments: self._events[name].put(arguments[0] if arguments else None)
 
 
+def code(answer: dict[str, Any]) -> str | None:
+    """The code of an acknowledgement's error, None when all is well."""
+    assert answer["ok"] is ("error" not in answer)
+    found: str | None = answer["error"]["code"] if "error" in answer else None
+    return found
+
+
 def refused(url: str, **options: Any) -> Any:
     """What a client is told that the server does not let in; ``options`` as of :class:`SocketClient`."""
     told: queue.Queue[Any] = queue.Queue()

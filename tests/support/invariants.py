@@ -22,6 +22,13 @@ def state(server: ServerProcess) -> dict[str, Any]:
     return answer
 
 
+def longest_stall(server: ServerProcess) -> float:
+    """For how many seconds of its CPU the server has let nobody else run since the last time that it was asked."""
+    status, text = server.get("/stall")
+    assert status == 200
+    return float(json.loads(text)["seconds"])
+
+
 def settled(server: ServerProcess, base: dict[str, Any], seconds: float = PATIENCE) -> None:
     """Until nothing is more than in ``base``; the memory may be."""
     deadline = time.monotonic() + seconds
@@ -36,7 +43,7 @@ def settled(server: ServerProcess, base: dict[str, Any], seconds: float = PATIEN
 
 
 @contextlib.contextmanager
-def unharmed(server: ServerProcess, channel: str, *, errors_logged: bool = False) -> Iterator[SocketClient]:
+def unharmed(server: ServerProcess, channel: str = "attack", *, errors_logged: bool = False) -> Iterator[SocketClient]:
     """An attack on a server of `watched_app` in the body: a client beside it gets all its messages and sees nothing.
 
     Afterwards the worker is the same, everything is where it was, and the log has no traceback.

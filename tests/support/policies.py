@@ -13,6 +13,10 @@ from socketio_pg import green, schema
 from socketio_pg.policies import Policies
 from socketio_pg.questions import Action, Question
 from tests.support.postgres import Cluster, in_thread
+from tests.support.tokens import SECRET
+
+#: Settings of a server that asks policies.
+RLS = {"JWT_SECRET": SECRET, "AUTHORIZATION": "rls", "ALLOWED_ROLES": "authenticated", "DRAIN_SECONDS": "0.2"}
 
 #: As in docs/security.md. The helper is Supabase's own.
 MODEL = """

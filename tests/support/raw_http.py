@@ -1,14 +1,11 @@
-"""Requests as no library would send them, WebSockets frame by frame, and what must hold after an attack."""
+"""Requests as no library would send them, and WebSockets frame by frame."""
 
 import contextlib
 import json
 import re
 import socket
-import time
-from collections.abc import Iterator
 from typing import Any
 
-from tests.support.clients import SocketClient
 from tests.support.frames import CLOSE, MASK, TEXT, frame
 from tests.support.patience import PATIENCE
 from tests.support.server import ServerProcess
@@ -181,36 +178,13 @@ def http(server: ServerProcess, method: str = "GET", path: str = POLLING, header
         return connection.reply()
 
 
+def websocket_path(path: str) -> str:
+    """Where the session of ``path``, which is polling, becomes a WebSocket."""
+    return path.replace("transport=polling", "transport=websocket")
+
+
 def open_session(server: ServerProcess, headers: dict[str, str] | None = None) -> str:
     """A new polling session; its path for further requests."""
     reply = http(server, headers=headers)
     assert reply.status == 200, reply.body
     return f"{POLLING}&sid={json.loads(reply.body[1:])['sid']}"
-
-
-def held(server: ServerProcess) -> dict[str, int]:
-    status, text = server.get("/held")
-    assert status == 200
-    found: dict[str, int] = json.loads(text)
-    return found
-
-
-@contextlib.contextmanager
-def unharmed(server: ServerProcess, seconds: float = PATIENCE) -> Iterator[None]:
-    """The same process serves a client that behaves, meanwhile and after; what it holds comes back to its base."""
-    process = server.worker_pid()
-    with SocketClient(server.url, reconnection=False) as other:
-        other.call("unsubscribe", {"channel": "warm"})
-        base = held(server)
-        yield
-        assert other.call("unsubscribe", {"channel": "beside"})["ok"] is True
-        assert other.pending("disconnect") == 0
-        deadline = time.monotonic() + seconds
-        while True:
-            now = held(server)
-            if all(now[name] <= base[name] for name in ("green", "descriptors", "sockets", "kept")):
-                break
-            assert time.monotonic() < deadline, f"not back to its base {base}: {now}"
-            time.sleep(0.1)  # another process can only be asked again
-    assert server.worker_pid() == process
-    assert "Traceback" not in server.log, server.log
