@@ -40,7 +40,11 @@ def test_contents(wheel: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_installed_into_an_empty_environment(wheel: Path, tmp_path: Path, postgres18: Cluster, channel: str) -> None:
+def test_installed_into_an_empty_environment(
+    wheel: Path, tmp_path: Path, postgres18: Cluster, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With the checkout on the path, pip would take it for installed.
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     command = tmp_path / "env" / "bin" / "socketio-pg"
