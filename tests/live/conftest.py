@@ -1,7 +1,8 @@
-"""A real Chromium and the demo page in it, against a real server and a real database."""
+"""What several modules have: a real Chromium with the demo page in it, and a certificate."""
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -53,3 +54,16 @@ def log_demo(chromium: Browser, log: Log) -> Iterator[Demo]:
     """On a database with a log."""
     with demo_page(chromium, log.server.url) as demo:
         yield demo
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """(key, certificate) of localhost."""
+    folder = tmp_path_factory.mktemp("tls")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return str(key), str(certificate)

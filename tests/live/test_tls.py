@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import Iterator
 
@@ -15,19 +14,6 @@ from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.raw_http import WebSocket
 from tests.support.server import ServerProcess
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """(key, certificate) of localhost."""
-    folder = tmp_path_factory.mktemp("tls")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return str(key), str(certificate)
 
 
 class TLSServer(ServerProcess):
