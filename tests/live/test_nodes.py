@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from tests.support.clients import SocketClient, Swarm
+from tests.support.node import NodeClient
 from tests.support.nodes import Nginx, Nodes, wait_until
 from tests.support.postgres import Cluster
 from tests.support.replay_clients import CLIENTS, Client, numbers
@@ -40,6 +41,22 @@ def test_every_transport_through_nginx(nodes: Nodes, channel: str, transports: t
             assert sorted(client.next("event", 30)["payload"] for _ in clients) == list(range(6))
             assert client.io.transport() == transports[-1]
             assert client.pending("disconnect") == 0
+
+
+@pytest.mark.parametrize("transports", ["polling", "polling,websocket"])
+def test_the_stock_client_keeps_its_cookie(nodes: Nodes, channel: str, transports: str) -> None:
+    """Under Node with this option; in a browser it needs none on the server's own pages."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            client = NodeClient(nodes.address, transports, "client.mjs", '{"withCredentials": true}')
+            stack.callback(client.close)
+            client.next(event="connect")
+            assert client.call("subscribe", {"channel": channel})["ok"] is True
+            if "websocket" in transports:
+                assert client.next(event="upgrade")["transport"] == "websocket"
+            for _ in range(5):
+                assert client.call("publish", {"channel": channel, "payload": 1})["ok"] is True
+            assert not any(said.get("event") == "disconnect" for said in client.said)
 
 
 def test_websockets_go_where_there_are_the_fewest(nodes: Nodes) -> None:
