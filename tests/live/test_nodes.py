@@ -1,4 +1,4 @@
-"""Three nodes on one database behind nginx with deploy/nginx.conf: transports, deploys, a leader that dies, addresses."""
+"""Three nodes on one database behind nginx with deploy/nginx.conf: transports, deploys, a dead leader, addresses."""
 
 import contextlib
 import socket
@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from tests.support.clients import SocketClient, Swarm
+from tests.support.node import NodeClient
 from tests.support.nodes import Nginx, Nodes, wait_until
 from tests.support.postgres import Cluster
 from tests.support.replay_clients import CLIENTS, Client, numbers
@@ -40,6 +41,22 @@ def test_every_transport_through_nginx(nodes: Nodes, channel: str, transports: t
             assert sorted(client.next("event", 30)["payload"] for _ in clients) == list(range(6))
             assert client.io.transport() == transports[-1]
             assert client.pending("disconnect") == 0
+
+
+@pytest.mark.parametrize("transports", ["polling", "polling,websocket"])
+def test_the_stock_client_keeps_its_cookie(nodes: Nodes, channel: str, transports: str) -> None:
+    """Under Node with this option; in a browser it needs none on the server's own pages."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            client = NodeClient(nodes.address, transports, "client.mjs", '{"withCredentials": true}')
+            stack.callback(client.close)
+            client.next(event="connect")
+            assert client.call("subscribe", {"channel": channel})["ok"] is True
+            if "websocket" in transports:
+                assert client.next(event="upgrade")["transport"] == "websocket"
+            for _ in range(5):
+                assert client.call("publish", {"channel": channel, "payload": 1})["ok"] is True
+            assert not any(said.get("event") == "disconnect" for said in client.said)
 
 
 def test_websockets_go_where_there_are_the_fewest(nodes: Nodes) -> None:
@@ -102,12 +119,21 @@ def test_the_leader_dies_and_another_leads(nodes: Nodes, channel: str) -> None:
         leader.start()
 
 
+def drains(node: ServerProcess) -> bool:
+    try:
+        return node.get("/healthz")[0] == 503
+    except OSError:
+        return True
+
+
 def test_new_clients_notice_nothing_of_a_deploy(nodes: Nodes) -> None:
     """A node that drains, or is not there, is not where they end."""
     with contextlib.ExitStack() as stack:
         for node in nodes.nodes:
             stopping = threading.Thread(target=node.stop)
             stopping.start()
+            # A connection that is a moment older than the drain is ended like all others, and comes back.
+            wait_until(lambda node=node: drains(node), "the node drains")  # type: ignore[misc]
             for _ in range(10):
                 for transports in (("websocket",), ("polling",)):
                     client = stack.enter_context(SocketClient(nodes.address, transports, reconnection=False))
@@ -219,7 +245,8 @@ def test_tls_that_ends_in_nginx(nginx: Nginx, certificate: tuple[str, str]) -> N
     address = f"https://127.0.0.1:{nginx.tls_port}"
     session = requests.Session()
     session.trust_env, session.verify = False, certificate[1]
-    with SocketClient(address, ("polling", "websocket"), headers={"Origin": address}, http_session=session) as client:
+    # For the WebSocket its client names the page's origin by itself, with https.
+    with SocketClient(address, ("polling", "websocket"), http_session=session) as client:
         assert client.io.transport() == "websocket"
         assert client.call("subscribe", {"channel": "anything"})["ok"] is True
 

@@ -51,7 +51,7 @@ def find_nginx() -> str:
 
 
 class Nginx:
-    """nginx before nodes that listen on ``ports``: node1, node2 … of deploy/nginx.conf, the first again if there are fewer.
+    """nginx before nodes on ``ports``: node1 … node3 of deploy/nginx.conf; the first again if there are fewer.
 
     ``certificate``: (key, certificate); with it TLS is served as well, at :attr:`tls_port`.
     """
