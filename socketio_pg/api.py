@@ -85,8 +85,7 @@ class Api:
         if "channel" in wanted or "payload" in wanted:
             raise InvalidRequestError("messages does not go together with channel and payload")
         several = requested_publications(wanted["messages"])
-        if len(several) > 1:
-            self._limits.check_event(who, 0, len(several) - 1)
+        self._limits.check_together(who, len(several))
         self._require_publish(claims, several)
         self._pubsub.publish_together(several)
         return _json({"published": len(several)})

@@ -108,6 +108,13 @@ class RequestLimits(ClientLimits):
     #: Who is remembered; those that were heard of longest ago are forgotten first.
     most_clients = 10_000
 
+    def check_together(self, who: str, count: int) -> None:
+        """``count`` events came together, and were counted as one. Raises :class:`RateLimitedError`."""
+        if self._settings.max_events_per_second and count > 1:
+            # Given back first: what is refused as a whole costs nothing, and waits for the right time.
+            self._client(who).events.take(-1.0)
+            self.check_event(who, 0, count)
+
     def _client(self, sid: str) -> _Client:
         client = super()._client(sid)
         # To the end of the dict, in which the oldest comes first.
