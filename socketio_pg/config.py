@@ -149,6 +149,9 @@ class Settings:
     test_page: bool = setting(
         True, parsers.boolean, "serve the demo page: / and /socket-test lead to /static/test.html"
     )
+    http_api: bool = setting(
+        True, parsers.boolean, "publish and replay over HTTP, at /api/; who may what is the same as over sockets"
+    )
     max_connections: int = setting(
         10_000,
         parsers.integer(1, 1_000_000),
@@ -159,7 +162,7 @@ class Settings:
     )
     max_attempts_per_second_per_address: int = setting(
         0, parsers.integer(0, 1_000_000),
-        "attempts to connect a second of one address (5 times as many at once); 0: no limit",
+        "attempts to connect, and requests to /api/, a second of one address (5 times as many at once); 0: no limit",
     )  # fmt: skip
     trusted_proxies: int = setting(
         0, parsers.integer(0, 100),

@@ -6,6 +6,7 @@ from typing import Any
 from socketio_pg import metrics
 from socketio_pg.config import Settings
 from socketio_pg.engine_http import Query
+from socketio_pg.errors import RateLimitedError
 from socketio_pg.limits import AddressLimits
 from socketio_pg.origins import client_address, is_allowed
 
@@ -30,7 +31,7 @@ class Door:
             return _refuse(start_response, "503 SERVICE UNAVAILABLE", "draining", "shutting down")
         # With a sid it belongs to a connection that is there already.
         if environ["PATH_INFO"].startswith(self._path) and Query(environ.get("QUERY_STRING", "")).sid is None:
-            refusal = self._limits.refusal(self._address(environ))
+            refusal = self._limits.refusal(self.address(environ))
             if refusal is not None:
                 return _refuse(start_response, "429 TOO MANY REQUESTS", *refusal)
         return None
@@ -43,7 +44,7 @@ class Door:
     def opened(self, eio_sid: str, environ: dict[str, Any]) -> None:
         """A connection is open."""
         if self._limited:
-            address = self._addresses[eio_sid] = self._address(environ)
+            address = self._addresses[eio_sid] = self.address(environ)
             self._limits.opened(address)
 
     def closed(self, eio_sid: str) -> None:
@@ -52,7 +53,13 @@ class Door:
         if address is not None:
             self._limits.closed(address)
 
-    def _address(self, environ: dict[str, Any]) -> str:
+    def check_attempt(self, environ: dict[str, Any]) -> None:
+        """Count a request that has to say who it comes from each time. Raises :class:`RateLimitedError`."""
+        if not self._limits.attempt(self.address(environ)):
+            raise RateLimitedError("too many requests from this address")
+
+    def address(self, environ: dict[str, Any]) -> str:
+        """The address that limits count for."""
         return client_address(environ, self._settings.trusted_proxies)
 
 

@@ -84,10 +84,14 @@ class ForbiddenError(SocketIOPGError):
 
 
 class RateLimitedError(SocketIOPGError):
-    """A client asks for too much in too short a time. ``cut_off``: it has been told so often enough."""
+    """A client asks for too much in too short a time. ``cut_off``: it has been told so often enough.
+
+    ``retry_after``: seconds after which the same is possible.
+    """
 
     code = "rate_limited"
     cut_off = False
+    retry_after = 1.0
 
 
 class TooManySubscriptionsError(SocketIOPGError):

@@ -12,6 +12,7 @@ from socketio_pg.filters import parse_filter
 from socketio_pg.hub import UnknownSubscriberError
 from socketio_pg.limits import ClientLimits
 from socketio_pg.protocol import Server
+from socketio_pg.publications import requested_publication
 from socketio_pg.pubsub import PubSub
 from socketio_pg.questions import Action
 from socketio_pg.replay import Replay, find_start, requested_start
@@ -89,15 +90,10 @@ class Handlers:
         return Answer("unsubscribed", {"channel": channel})
 
     def publish(self, sid: str, request: dict[str, Any]) -> Answer:
-        channel = validate_channel(request.get("channel"))
-        if "payload" not in request:
-            raise InvalidRequestError("payload is missing", channel=channel)
-        durable = request.get("durable")
-        if durable is not None and not isinstance(durable, bool):
-            raise InvalidRequestError("durable must be true or false", channel=channel)
-        self._require(sid, "publish", channel)
-        self._pubsub.publish(channel, request["payload"], durable)
-        return Answer("published", {"channel": channel})
+        wanted = requested_publication(request)
+        self._require(sid, "publish", wanted.channel)
+        self._pubsub.publish(wanted.channel, wanted.payload, wanted.durable)
+        return Answer("published", {"channel": wanted.channel})
 
     def authenticate(self, sid: str, request: dict[str, Any]) -> Answer:
         if "token" not in request:

@@ -8,7 +8,7 @@ import binascii
 import contextlib
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from socketio_pg import frames, green
@@ -17,6 +17,7 @@ from socketio_pg import frames, green
 LINGER = 1.0
 #: Where the request's environ keeps the green threads that carry its TLS.
 _CARRIERS = "socketio_pg.tls"
+_JSON = (("Content-Type", "application/json"),)
 
 
 def take_over(environ: dict[str, Any]) -> Any:
@@ -100,17 +101,15 @@ def handshake_answer(environ: dict[str, Any]) -> bytes:
     ).encode()
 
 
-def refuse(environ: dict[str, Any], status: str, body: bytes) -> tuple[()]:
+def refuse(environ: dict[str, Any], status: str, body: bytes, headers: Iterable[tuple[str, str]] = _JSON) -> tuple[()]:
     """Answer a request whose body was not read, and close its connection. Waits :data:`LINGER` at most.
 
     Past the WSGI server, which would take what comes of the body for the next request, or wait for it.
     """
     green.answer_elsewhere()
     connection = _request_socket(environ)
-    head = (
-        f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        "Connection: close\r\n\r\n"
-    )
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    head = f"HTTP/1.1 {status}\r\n{lines}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     deadline = time.monotonic() + LINGER
     with contextlib.suppress(OSError, EOFError, green.TimedOut), green.timeout(LINGER):
         connection.sendall(head.encode() + body)

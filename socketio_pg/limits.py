@@ -34,6 +34,11 @@ class Bucket:
         self._left -= amount
         return True
 
+    def seconds_until(self, amount: float = 1.0) -> float:
+        """After how many seconds :meth:`take` is possible, if nobody takes anything before."""
+        missing = min(amount, self._burst) - self._left
+        return max(0.0, missing / self._rate - (time.monotonic() - self._at))
+
     def is_full(self) -> bool:
         return self._left + (time.monotonic() - self._at) * self._rate >= self._burst
 
@@ -60,17 +65,22 @@ class ClientLimits:
         self._settings = settings
         self._clients: dict[str, _Client] = {}
 
-    def check_event(self, sid: str, size: int) -> None:
-        """Count an event of ``size`` bytes. Raises :class:`RateLimitedError`, with ``cut_off`` after far too many."""
+    def check_event(self, sid: str, size: int, count: int = 1) -> None:
+        """Count an event of ``size`` bytes, or ``count`` that have so many together.
+
+        Raises :class:`RateLimitedError`, with ``cut_off`` after far too many.
+        """
         events, most = self._settings.max_events_per_second, self._settings.max_event_bytes_per_second
         if not events and not most:
             return
         client = self._client(sid)
         error = None
-        if events and not client.events.take():
+        if events and not client.events.take(count):
             error = RateLimitedError(f"too many events: {events} a second are allowed, and some at once")
+            error.retry_after = client.events.seconds_until(count)
         elif most and not client.bytes.take(size):
             error = RateLimitedError(f"too large events: {most} bytes a second are allowed, and some at once")
+            error.retry_after = client.bytes.seconds_until(size)
         if error is not None:
             error.cut_off = not client.refused.take()
             raise error
@@ -92,6 +102,28 @@ class ClientLimits:
         return client
 
 
+class RequestLimits(ClientLimits):
+    """The same for those who are never connected: who they are, by whatever name, is remembered for a while."""
+
+    #: Who is remembered; those that were heard of longest ago are forgotten first.
+    most_clients = 10_000
+
+    def check_together(self, who: str, count: int) -> None:
+        """``count`` events came together, and were counted as one. Raises :class:`RateLimitedError`."""
+        if self._settings.max_events_per_second and count > 1:
+            # Given back first: what is refused as a whole costs nothing, and waits for the right time.
+            self._client(who).events.take(-1.0)
+            self.check_event(who, 0, count)
+
+    def _client(self, sid: str) -> _Client:
+        client = super()._client(sid)
+        # To the end of the dict, in which the oldest comes first.
+        self._clients[sid] = self._clients.pop(sid)
+        if len(self._clients) > self.most_clients:
+            del self._clients[next(iter(self._clients))]
+        return client
+
+
 class AddressLimits:
     """What each address may do: connections at once, and attempts a second."""
 
@@ -106,11 +138,15 @@ class AddressLimits:
 
     def refusal(self, address: str) -> tuple[str, str] | None:
         """Count an attempt to connect; why it is refused, in a word and in a sentence, or None."""
-        if self._attempts_per_second and not self._bucket(address).take():
+        if not self.attempt(address):
             return "address_attempts", "too many attempts to connect from this address"
         if self._most and self._connections.get(address, 0) >= self._most:
             return "address_connections", "too many connections from this address"
         return None
+
+    def attempt(self, address: str) -> bool:
+        """Count an attempt to be let in; whether it may be made."""
+        return not self._attempts_per_second or self._bucket(address).take()
 
     def opened(self, address: str) -> None:
         """A connection is open."""

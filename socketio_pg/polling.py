@@ -22,11 +22,8 @@ class BodyError(Exception):
         self.status = status
 
 
-def read_body(environ: dict[str, Any], most: int) -> bytes:
-    """The body of a POST. Waits for it, :data:`BODY_TIMEOUT` at most. Raises :class:`BodyError`.
-
-    After that the connection must be closed: nobody knows where the next request begins.
-    """
+def body_length(environ: dict[str, Any], most: int) -> int:
+    """How many bytes the body of a POST has, ``most`` at most. Raises :class:`BodyError`."""
     if "HTTP_TRANSFER_ENCODING" in environ or not environ.get("CONTENT_LENGTH"):
         # Stock clients say the length, and so do proxies that have the whole body.
         raise BodyError("411 LENGTH REQUIRED", "Content-Length is missing")
@@ -36,6 +33,15 @@ def read_body(environ: dict[str, Any], most: int) -> bytes:
     length = int(text) if len(text) < 19 else most + 1
     if length > most:
         raise BodyError("413 CONTENT TOO LARGE", f"the body has over {most} bytes")
+    return length
+
+
+def read_body(environ: dict[str, Any], most: int) -> bytes:
+    """The body of a POST. Waits for it, :data:`BODY_TIMEOUT` at most. Raises :class:`BodyError`.
+
+    After that the connection must be closed: nobody knows where the next request begins.
+    """
+    length = body_length(environ, most)
     try:
         with green.timeout(BODY_TIMEOUT):
             body: bytes = environ["wsgi.input"].read(length)

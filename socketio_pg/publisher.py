@@ -20,12 +20,26 @@ from socketio_pg.errors import (
 logger = logging.getLogger("socketio_pg.publisher")
 
 
-@dataclass(slots=True)
-class _Request:
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """JSON text for ``channel``, with NOTIFY or (``durable``) through the log."""
+
     channel: str
     payload_json: str
-    durable: bool
+    durable: bool = False
+
+
+@dataclass(slots=True)
+class _Request:
+    """What goes together, or not at all."""
+
+    messages: Sequence[Outgoing]
     done: green.Event = field(default_factory=green.Event)
+
+    @property
+    def channel(self) -> str | None:
+        """The only message's; which of several an error is about nobody can tell."""
+        return self.messages[0].channel if len(self.messages) == 1 else None
 
 
 class Publisher:
@@ -49,17 +63,18 @@ class Publisher:
         self._busy = False
         self._connection: Any = None
 
-    def publish(self, channel: str, payload_json: str, durable: bool = False) -> None:
-        """Send JSON text to ``channel``, with NOTIFY or (``durable``) through the log; returns after the commit.
+    def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Send ``messages``, of which no two may be equal unless they are durable, in one transaction; returns after
+        the commit.
 
         Raises :class:`LogNotInstalledError`, :class:`PayloadTooLargeError` or :class:`InvalidRequestError` when
         PostgreSQL does not take the message, and :class:`DatabaseUnavailableError` when that took over :attr:`timeout`
         seconds or failed. After a lost connection it is then not known whether subscribers get the message, and the
         error's message says so.
         """
+        request = _Request(messages)
         if len(self._waiting) >= self.queue_size:
-            raise DatabaseUnavailableError("too many messages wait to be published", channel=channel)
-        request = _Request(channel, payload_json, durable)
+            raise DatabaseUnavailableError("too many messages wait to be published", channel=request.channel)
         self._waiting.append(request)
         if not self._busy:
             self._busy = True
@@ -112,17 +127,17 @@ class Publisher:
     def _next_batch(self) -> list[_Request]:
         """What waits, in order, up to the first repetition: PostgreSQL folds equal NOTIFYs of one transaction."""
         batch: list[_Request] = []
-        seen: set[tuple[str, str]] = set()
-        size = 0
-        while self._waiting and len(batch) < self.batch_size and size < self.batch_characters:
+        seen: set[Outgoing] = set()
+        count = size = 0
+        while self._waiting and count < self.batch_size and size < self.batch_characters:
             request = self._waiting[0]
-            key = (request.channel, request.payload_json)
-            if not request.durable:
-                if key in seen:
-                    break
-                seen.add(key)
+            notified = [message for message in request.messages if not message.durable]
+            if not seen.isdisjoint(notified):
+                break
+            seen.update(notified)
             batch.append(self._waiting.popleft())
-            size += len(request.payload_json)
+            count += len(request.messages)
+            size += sum(len(message.payload_json) for message in request.messages)
         return batch
 
     def _commit(self, batch: Sequence[_Request]) -> None:
@@ -155,14 +170,14 @@ class Publisher:
         # In one round trip, and not with the COMMIT: see above. Rows of unnest() come in the order of its arrays.
         sql, parameters = ["BEGIN"], []
         for function, payload_type, durable in (("pg_notify", "text", False), ("socketio_pg.publish", "jsonb", True)):
-            share = [request for request in batch if request.durable is durable]
+            share = [message for request in batch for message in request.messages if message.durable is durable]
             if share:
                 sql.append(
                     f"SELECT {function}(channel, payload::{payload_type})"
                     " FROM unnest(%s::text[], %s::text[]) AS message(channel, payload)"
                 )
-                parameters.append([encode_text(self._connection, request.channel) for request in share])
-                parameters.append([encode_text(self._connection, request.payload_json) for request in share])
+                parameters.append([encode_text(self._connection, message.channel) for message in share])
+                parameters.append([encode_text(self._connection, message.payload_json) for message in share])
         self._execute(";".join(sql), *parameters)
 
     def _execute(self, sql: str, *parameters: object) -> None:
@@ -185,7 +200,8 @@ class Publisher:
                 return
             except DatabaseError as refused:
                 error = refused
-                if request.durable and refused.sqlstate in ("22P02", "22P05", "22003"):
+                durable = any(message.durable for message in request.messages)
+                if durable and refused.sqlstate in ("22P02", "22P05", "22003"):
                     error = InvalidRequestError(f"payload cannot be kept as jsonb: {refused}", channel=request.channel)
             except SocketIOPGError as refused:
                 error = refused

@@ -13,13 +13,14 @@ from flask import Flask
 from socketio_pg import config, green
 from socketio_pg.channels import LOG_CHANNEL, PERMISSIONS_CHANNEL, RESERVED_PREFIX, match_pattern, validate_channel
 from socketio_pg.database import Database
-from socketio_pg.errors import ConfigurationError
+from socketio_pg.errors import ConfigurationError, InvalidRequestError
 from socketio_pg.follower import Follower
 from socketio_pg.history import History
 from socketio_pg.hub import Hub
 from socketio_pg.listener import Gap, ListenCancelledError, Listener, Notification
 from socketio_pg.messages import MAX_NOTIFY_BYTES, Message, check_size, decode_notification, encode_payload
-from socketio_pg.publisher import Publisher
+from socketio_pg.publications import Publication, error_of
+from socketio_pg.publisher import Outgoing, Publisher
 from socketio_pg.recent import Recent
 
 logger = logging.getLogger("socketio_pg.pubsub")
@@ -132,8 +133,32 @@ class PubSub:
         Raises :class:`InvalidChannelError`, :class:`InvalidRequestError`, :class:`PayloadTooLargeError`,
         :class:`LogNotInstalledError` or :class:`DatabaseUnavailableError`.
         """
-        validate_channel(channel)
-        text = encode_payload(payload)
+        self.publisher.publish([self._outgoing(Publication(channel, payload, durable))])
+
+    def publish_together(self, publications: Sequence[Publication]) -> None:
+        """Publish all of them, or none, in one transaction; each otherwise as :meth:`publish` does.
+
+        Raises :class:`InvalidRequestError` for two equal messages that would go with NOTIFY, too: PostgreSQL delivers
+        only one of those.
+        """
+        messages = []
+        seen: set[Outgoing] = set()
+        for index, publication in enumerate(publications):
+            with error_of(index):
+                message = self._outgoing(publication)
+                if not message.durable and message in seen:
+                    raise InvalidRequestError(
+                        "the same message is there already, and NOTIFY carries it once in a transaction; durable "
+                        "messages may be equal",
+                        channel=message.channel,
+                    )
+                seen.add(message)
+                messages.append(message)
+        self.publisher.publish(messages)
+
+    def _outgoing(self, publication: Publication) -> Outgoing:
+        channel, durable = validate_channel(publication.channel), publication.durable
+        text = encode_payload(publication.payload)
         if durable is None:
             durable = any(match_pattern(pattern, channel) for pattern in self.durable_channels)
             if not durable and len(text.encode()) > MAX_NOTIFY_BYTES:
@@ -141,7 +166,7 @@ class PubSub:
                 self.follower.wait_known(self.subscribe_timeout_down)
                 durable = self.follower.installed
         check_size(text, self.max_payload if durable else MAX_NOTIFY_BYTES)
-        self.publisher.publish(channel, text, durable)
+        return Outgoing(channel, text, durable)
 
     def watch_permissions(self, on_changed: Callable[[str | None], None]) -> None:
         """Call ``on_changed`` when permissions may have changed: with the channel, or with None for all."""

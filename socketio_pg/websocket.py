@@ -10,6 +10,7 @@ from flask import Flask
 
 from socketio_pg import config, green
 from socketio_pg.access import Access
+from socketio_pg.api import Api, create_api_blueprint
 from socketio_pg.authentication import Authenticate
 from socketio_pg.delivery import Delivery
 from socketio_pg.door import Door
@@ -68,6 +69,8 @@ class SocketServer:
         # Whichever comes first: the relay may have looked when there was no log, and the listener not heard yet.
         self.pubsub.on_log_changed.append(self.relay.look)
         self.pubsub.follower.on_found = self.relay.look
+        # A payload with its envelope; engine.io's default is 1,000,000.
+        most_bytes = max(1_000_000, self.settings.max_payload) + 65_536
         self.socketio = SocketIO(
             async_mode="eventlet",
             cors_allowed_origins=self._allows_origin,
@@ -77,8 +80,7 @@ class SocketServer:
             max_connections=self.settings.max_connections,
             connect_timeout=self.settings.connect_timeout,
             binary=binary,
-            # A payload with its envelope; engine.io's default is 1,000,000.
-            max_http_buffer_size=max(1_000_000, self.settings.max_payload) + 65_536,
+            max_http_buffer_size=most_bytes,
         )
         self.socketio.init_app(self.app)
         self._door = Door(self.settings, self.socketio.sockio_mw.engineio_path, lambda: self._draining)
@@ -106,6 +108,9 @@ class SocketServer:
                 self.readiness, enable_test_page=enable_test_page, metrics_token=self.settings.metrics_token
             )
         )
+        if self.settings.http_api:
+            api = Api(self.settings, self.pubsub, self.access, self._door, self.start, most_bytes)
+            self.app.register_blueprint(create_api_blueprint(api))
         self.app.extensions["socketio_pg"] = self
         self._started = self._draining = False
         self._drained = green.Event()

@@ -1,5 +1,6 @@
 """socketio_pg.limits and idle: buckets, clients, addresses."""
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ from socketio_pg.config import Settings
 from socketio_pg.errors import RateLimitedError, TooManySubscriptionsError
 from socketio_pg.hub import Hub
 from socketio_pg.idle import Idle
-from socketio_pg.limits import AddressLimits, Bucket, ClientLimits
+from socketio_pg.limits import AddressLimits, Bucket, ClientLimits, RequestLimits
 
 
 def count(take: Callable[[], object], error: type[Exception] = RateLimitedError) -> int:
@@ -80,6 +81,48 @@ def test_bytes(clock: Callable[[float], None]) -> None:
     clock(1.125)
     limits.check_event("a", 1000)
     limits.check_event("b", 100)
+
+
+def test_when_it_is_possible_again(clock: Callable[[float], None]) -> None:
+    bucket = Bucket(10, 50)
+    assert bucket.seconds_until(50) == 0
+    bucket.take(50)
+    assert bucket.seconds_until() == pytest.approx(0.1)
+    assert bucket.seconds_until(1000) == pytest.approx(5)
+    clock(2)
+    assert bucket.seconds_until(30) == pytest.approx(1)
+    assert bucket.seconds_until(20) == 0
+
+
+def test_many_together(clock: Callable[[float], None]) -> None:
+    limits = RequestLimits(Settings(max_events_per_second=10))
+    limits.check_event("a", 1)
+    limits.check_together("a", 50)
+    clock(2)
+    for _ in range(3):  # what is refused costs nothing
+        limits.check_event("a", 1)
+        with pytest.raises(RateLimitedError) as raised:
+            limits.check_together("a", 30)
+        assert raised.value.retry_after == pytest.approx(1)
+    clock(1)
+    limits.check_event("a", 1)
+    limits.check_together("a", 30)
+    with pytest.raises(RateLimitedError):
+        limits.check_event("a", 1)
+
+
+def test_who_is_never_connected_is_forgotten_some_time(clock: Callable[[float], None]) -> None:
+    limits = RequestLimits(Settings(max_events_per_second=10))
+    limits.most_clients = 3
+    for who in "abcd":
+        assert count(functools.partial(limits.check_event, who, 1)) == 50
+        limits.check_together("nobody", 1)
+    assert set(limits._clients) == set("bcd")
+    with pytest.raises(RateLimitedError):
+        limits.check_event("b", 1)
+    limits.check_event("e", 1)
+    # The one that was heard of longest ago.
+    assert set(limits._clients) == set("dbe")
 
 
 def test_subscriptions() -> None:

@@ -1,0 +1,90 @@
+"""The database goes away under the HTTP API: it says so in time, and goes on by itself."""
+
+import time
+
+from tests.support.http_api import HttpApi, after, payloads, refusal
+from tests.support.postgres import Cluster
+from tests.support.proxy import Proxy
+from tests.support.server import ServerProcess
+
+UNAVAILABLE = (503, "database_unavailable")
+#: Seconds that an answer may take while there is no database: the server's own time limits, and a slow machine's share.
+IN_TIME = 30.0
+
+
+def test_refused_and_black_hole(breakable: Cluster, proxy: Proxy, channel: str) -> None:
+    server = ServerProcess(proxy.url, AUTO_INIT="1", DRAIN_SECONDS="0.2")
+    try:
+        api = HttpApi(server)
+        while "epoch" not in (start := api.page(channel)):
+            pass
+        assert api.publish(channel, 1, durable=True).status_code == 200
+        for fault in (proxy.refuse, proxy.black_hole):
+            fault()
+            server.wait_not_ready(60)
+            began = time.monotonic()
+            both = [{"channel": channel, "payload": n, "durable": n == 1} for n in range(2)]
+            for answer in (api.publish(channel, 2), api.publish_together(*both), api.messages(channel, **after(start))):
+                assert refusal(answer) == UNAVAILABLE
+                assert int(answer.headers["Retry-After"]) >= 1
+            assert time.monotonic() - began < IN_TIME
+            proxy.restore()
+            server.wait_ready(60)
+        assert api.publish(channel, 3, durable=True).status_code == 200
+        # Nothing of what was refused, though it may take a moment until the last one has its position.
+        found: list[int] = []
+        while not found or found[-1] != 3:
+            page = api.page(channel, **after(start))
+            assert page["recovered"] is True
+            found = payloads(page)
+        assert found == [1, 3]
+    finally:
+        server.close()
+
+
+def test_never_there(channel: str) -> None:
+    nowhere = ServerProcess("postgresql://postgres@127.0.0.1:9/nowhere", wait="http", DRAIN_SECONDS="0.2")
+    try:
+        api = HttpApi(nowhere)
+        assert refusal(api.publish(channel, 1)) == UNAVAILABLE
+        assert refusal(api.publish(channel, "x" * 8000)) == UNAVAILABLE
+        assert refusal(api.messages(channel, history=1)) == UNAVAILABLE
+        # What is wrong anyway is said at once.
+        assert refusal(api.publish("*", 1)) == (400, "invalid_channel")
+    finally:
+        nowhere.close()
+
+
+def test_restart(breakable: Cluster, proxy: Proxy, channel: str) -> None:
+    """Who goes on asking misses nothing: the log has it."""
+    server = ServerProcess(proxy.url, AUTO_INIT="1", DRAIN_SECONDS="0.2")
+    try:
+        api = HttpApi(server)
+        while "epoch" not in (start := api.page(channel)):
+            pass
+        published, found, page = [], [], start
+        for number in range(200):
+            if number in (50, 100, 150):
+                breakable.restart("immediate" if number == 100 else "fast")
+            answer = api.publish(channel, number, durable=True)
+            if answer.status_code == 200:
+                published.append(number)
+            else:
+                assert refusal(answer) == UNAVAILABLE
+            read = api.messages(channel, **after(page))
+            if read.status_code == 200:
+                page = read.json()
+                assert page["recovered"] is True
+                found += payloads(page)
+            else:
+                assert refusal(read) == UNAVAILABLE
+        server.wait_ready(60)
+        deadline = time.monotonic() + 60
+        while not set(published) <= set(found) and time.monotonic() < deadline:
+            page = api.page(channel, **after(page))
+            found += payloads(page)
+        # What was said to be published is there once, in order; of what was refused only what may have been sent.
+        assert found == sorted(set(found))
+        assert set(published) <= set(found)
+    finally:
+        server.close()

@@ -1,0 +1,329 @@
+"""Who may do what over HTTP, at a real server: tokens, claims, policies, an application's login, origins, limits."""
+
+import contextlib
+import json
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from tests.support.clients import SocketClient
+from tests.support.http_api import HttpApi, after, payloads, refusal
+from tests.support.policies import PolicyDatabase
+from tests.support.postgres import Cluster
+from tests.support.raw_http import Connection
+from tests.support.server import ServerProcess
+from tests.support.tokens import SECRET, KeyServer, SigningKey, hostile_tokens, mint
+
+TOKENS = {"JWT_SECRET": SECRET, "JWT_LEEWAY": "0", "DRAIN_SECONDS": "0.2"}
+FORBIDDEN = (403, "forbidden")
+UNAUTHORIZED = (401, "unauthorized")
+LIMITED = (429, "rate_limited")
+
+
+def running(cluster: Cluster, **settings: str) -> contextlib.closing[ServerProcess]:
+    return contextlib.closing(ServerProcess(cluster.url(), DRAIN_SECONDS="0.2", **settings))
+
+
+def outcome(answer: requests.Response) -> tuple[int, str] | None:
+    """None when it was done."""
+    return None if answer.status_code == 200 else refusal(answer)
+
+
+# -- AUTH --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def required(postgres18: Cluster) -> Iterator[ServerProcess]:
+    with contextlib.closing(ServerProcess(postgres18.url(), **TOKENS)) as made:
+        yield made
+
+
+def test_a_token_is_required(required: ServerProcess, channel: str) -> None:
+    nobody = HttpApi(required)
+    for answer in (nobody.publish(channel, 1), nobody.messages(channel)):
+        assert refusal(answer) == UNAUTHORIZED
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+    somebody = HttpApi(required, mint())
+    assert somebody.publish(channel, 1).status_code == 200
+    assert somebody.messages(channel).status_code == 200
+    # The address is for logs and histories: no token is taken from there.
+    assert refusal(nobody.messages(channel, token=mint(), access_token=mint())) == UNAUTHORIZED
+
+
+def test_hostile_tokens(required: ServerProcess, channel: str) -> None:
+    for name, token in hostile_tokens(SECRET):
+        if not isinstance(token, str) or not 0 < len(token) < 8000 or not (token.isascii() and token.isprintable()):
+            continue  # no header that a server takes
+        if token == token.strip():
+            assert refusal(HttpApi(required, token).publish(channel, 1)) == UNAUTHORIZED, name
+
+
+@pytest.mark.parametrize("scheme", ["Basic", "Token", "bearer"])
+def test_schemes(required: ServerProcess, channel: str, scheme: str) -> None:
+    answer = HttpApi(required, Authorization=f"{scheme} {mint()}").publish(channel, 1)
+    assert outcome(answer) == (None if scheme == "bearer" else UNAUTHORIZED)
+
+
+@pytest.mark.parametrize(
+    ("publish", "wanted"),
+    [("off", [FORBIDDEN] * 2), ("authenticated", [FORBIDDEN, None]), ("all", [None, None])],
+)
+def test_publish_modes(postgres18: Cluster, channel: str, publish: str, wanted: list[Any]) -> None:
+    settings = TOKENS | {"AUTH": "optional", "PUBLISH": publish, "PUBLIC_CHANNELS": "open:*"}
+    with contextlib.closing(ServerProcess(postgres18.url(), **settings)) as server:
+        anonymous, somebody = HttpApi(server), HttpApi(server, mint())
+        assert [outcome(client.publish(channel, 1)) for client in (anonymous, somebody)] == wanted
+        # To read is another question.
+        assert [outcome(client.messages(channel)) for client in (anonymous, somebody)] == [FORBIDDEN, None]
+        assert outcome(anonymous.messages(f"open:{channel}")) is None
+        # Who brings a token means to be somebody.
+        assert refusal(HttpApi(server, "nonsense").messages(f"open:{channel}")) == UNAUTHORIZED
+
+
+def test_off_means_that_nobody_is_asked(postgres18: Cluster, channel: str) -> None:
+    with running(postgres18) as server:
+        assert HttpApi(server, "nonsense").publish(channel, 1).status_code == 200
+
+
+def test_keys_that_cannot_be_had(postgres18: Cluster, channel: str) -> None:
+    key = SigningKey("ed", "one")
+    with contextlib.closing(KeyServer(key)) as keys:
+        keys.status = 500
+        with running(postgres18, JWKS_URL=keys.url) as server:
+            answer = HttpApi(server, key.sign()).publish(channel, 1)
+            assert refusal(answer) == (503, "authentication_unavailable")
+            assert int(answer.headers["Retry-After"]) >= 1
+
+
+def test_an_applications_own_login(postgres18: Cluster, channel: str) -> None:
+    settings = {"DRAIN_SECONDS": "0.2", "AUTHORIZATION": "claims"}
+    with contextlib.closing(ServerProcess(postgres18.url(), app="tests.support.login_app:app", **settings)) as server:
+        assert refusal(HttpApi(server).messages("user:alice")) == UNAUTHORIZED
+        with requests.Session() as browser:
+            browser.post(f"{server.url}/login/alice", timeout=60)
+            get = f"{server.url}/api/channels/user:{{}}/messages"
+            assert outcome(browser.get(get.format("alice"), timeout=60)) is None
+            assert outcome(browser.get(get.format("bob"), timeout=60)) == FORBIDDEN
+            body = {"channel": "user:alice", "payload": 1}
+            assert outcome(browser.post(f"{server.url}/api/publish", json=body, timeout=60)) == FORBIDDEN
+            # Another page in the same browser: its requests have the cookie, and are refused all the same.
+            origin = {"Origin": "https://evil.example"}
+            assert outcome(browser.get(get.format("alice"), headers=origin, timeout=60)) == FORBIDDEN
+
+
+# -- AUTHORIZATION -----------------------------------------------------------------------------------------------------
+
+
+def test_patterns_in_the_token(postgres18: Cluster) -> None:
+    with contextlib.closing(ServerProcess(postgres18.url(), AUTHORIZATION="claims", **TOKENS)) as server:
+        api = HttpApi(server, mint(subscribe=["orders:*"], publish=["chat:*"]))
+        assert outcome(api.messages("orders:7")) is None
+        assert outcome(api.messages("chat:7")) == FORBIDDEN
+        assert outcome(api.publish("chat:7", 1)) is None
+        answer = api.publish("orders:7", 1)
+        assert outcome(answer) == FORBIDDEN
+        assert answer.json()["error"]["channel"] == "orders:7"
+        with SocketClient(server.url, auth={"token": mint(subscribe=["*"])}) as client:
+            client.call("subscribe", {"channel": "chat:7"})
+            answer = api.publish_together({"channel": "chat:7", "payload": 1}, {"channel": "orders:7", "payload": 1})
+            assert outcome(answer) == FORBIDDEN
+            assert answer.json()["error"]["message"].startswith("messages[1]: ")
+            assert outcome(api.publish("chat:7", "the next")) is None
+            assert client.next("event")["payload"] == "the next"
+
+
+@pytest.fixture(scope="module")
+def database(postgres18: Cluster) -> PolicyDatabase:
+    return PolicyDatabase(postgres18, "http_policies")
+
+
+@pytest.fixture(scope="module")
+def with_policies(database: PolicyDatabase) -> Iterator[ServerProcess]:
+    settings = TOKENS | {
+        "AUTH": "optional", "AUTHORIZATION": "rls", "ALLOWED_ROLES": "authenticated", "ANONYMOUS_ROLE": "anon",
+        "PERMISSION_RECHECK_SECONDS": "0",
+    }  # fmt: skip
+    with contextlib.closing(ServerProcess(database.server_url, **settings)) as made:
+        yield made
+
+
+def test_policies(with_policies: ServerProcess, database: PolicyDatabase) -> None:
+    room = f"room-{uuid.uuid4().hex[:12]}"
+    database.join("alice", room, writes=True)
+    database.join("bob", room)
+    alice, bob, carol = (
+        HttpApi(with_policies, mint(sub=name, role="authenticated")) for name in ("alice", "bob", "carol")
+    )
+    everybody = (alice, bob, carol, HttpApi(with_policies))
+    start = alice.page(room)
+    assert [outcome(one.publish(room, 1, durable=True)) for one in everybody] == [None] + [FORBIDDEN] * 3
+    assert [outcome(one.messages(room)) for one in everybody] == [None, None, FORBIDDEN, FORBIDDEN]
+    assert [outcome(one.messages("lobby")) for one in everybody] == [None] * 4
+    with SocketClient(with_policies.url, auth={"token": mint(sub="bob", role="authenticated")}) as reader:
+        reader.call("subscribe", {"channel": room, "since": {"epoch": start["epoch"], "position": start["position"]}})
+        assert reader.next("event")["payload"] == 1
+    assert payloads(bob.page(room, **after(start))) == [1]
+    # A role that is not among those that are allowed, and no role at all.
+    for claims in ({"role": "postgres"}, {"role": None}):
+        assert outcome(HttpApi(with_policies, mint(sub="alice", **claims)).messages(room)) == FORBIDDEN
+    # What was allowed is not for ever.
+    database.part("bob", room)
+    database.sql("SELECT socketio_pg.recheck(%s)", room)
+    deadline = time.monotonic() + 30
+    while outcome(bob.messages(room, **after(start))) is None:
+        assert time.monotonic() < deadline
+
+
+def test_a_batch_for_many_channels(with_policies: ServerProcess, database: PolicyDatabase) -> None:
+    """The policies of all channels are asked at once, and one no is a no to all."""
+    rooms = [f"room-{uuid.uuid4().hex[:12]}" for _ in range(120)]
+    database.join("dora", *rooms, writes=True)
+    dora = HttpApi(with_policies, mint(sub="dora", role="authenticated"))
+    start = dora.page(rooms[0])
+    messages = [{"channel": room, "payload": 1, "durable": True} for room in rooms]
+    answer = dora.publish_together(*messages, {"channel": "elsewhere", "payload": 1, "durable": True})
+    assert outcome(answer) == FORBIDDEN
+    assert answer.json()["error"]["message"].startswith("messages[120]: ")
+    assert outcome(dora.publish_together(*messages)) is None
+    with SocketClient(with_policies.url, auth={"token": mint(sub="dora", role="authenticated")}) as reader:
+        since = {"epoch": start["epoch"], "position": start["position"]}
+        for room in rooms[:3]:
+            reader.call("subscribe", {"channel": room, "since": since})
+            message = reader.next("event")
+            assert (message["channel"], message["payload"]) == (room, 1)
+    assert len(dora.page(rooms[0], **after(start))["messages"]) == 1
+
+
+# -- origins -----------------------------------------------------------------------------------------------------------
+
+
+def options(server: ServerProcess, origin: str) -> requests.Response:
+    headers = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    return requests.options(f"{server.url}/api/publish", headers=headers, timeout=60)
+
+
+def test_pages_of_other_origins(postgres18: Cluster, channel: str) -> None:
+    with running(postgres18) as server, SocketClient(server.url) as client:
+        client.call("subscribe", {"channel": channel})
+        for origin in ("https://evil.example", "null", f"http://127.0.0.1:{server.port + 1}", "http://localhost", ""):
+            page = HttpApi(server, Origin=origin)
+            answers = [page.publish(channel, "forged"), page.messages(channel), options(server, origin)]
+            answers.append(requests.get(f"{server.url}/api/openapi.json", headers={"Origin": origin}, timeout=60))
+            for answer in answers:
+                assert refusal(answer) == FORBIDDEN
+                assert "Access-Control-Allow-Origin" not in answer.headers
+        own = HttpApi(server, Origin=server.url).publish(channel, "own")
+        assert own.status_code == 200
+        assert client.next("event")["payload"] == "own"
+
+
+def test_pages_of_origins_that_are_allowed(postgres18: Cluster, channel: str) -> None:
+    origin = "https://app.example"
+    with running(postgres18, CORS_ALLOWED_ORIGINS=origin) as server:
+        preflight = options(server, origin)
+        assert preflight.status_code == 200
+        assert preflight.headers["Access-Control-Allow-Origin"] == origin
+        assert preflight.headers["Access-Control-Allow-Headers"] == "Authorization, Content-Type"
+        assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
+        page = HttpApi(server, Origin=origin)
+        for answer in (page.publish(channel, 1), page.messages(channel), page.publish("*", 1), page.post(b"x" * 2**21)):
+            # Errors too, of bodies that were not read as well: the page may know what was wrong.
+            assert answer.headers["Access-Control-Allow-Origin"] == origin
+            assert "Origin" in answer.headers["Vary"]
+        assert refusal(HttpApi(server, Origin="https://other.example").publish(channel, 1)) == FORBIDDEN
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+def until_limited(ask: Callable[[], requests.Response]) -> requests.Response:
+    """The first answer that says so; however slow the machine is, some are asked for fast enough."""
+    for _ in range(1000):
+        answer = ask()
+        if answer.status_code == LIMITED[0]:
+            assert refusal(answer) == LIMITED
+            return answer
+    raise AssertionError("nothing is limited")
+
+
+def test_messages_a_second(postgres18: Cluster, channel: str) -> None:
+    with contextlib.closing(ServerProcess(postgres18.url(), MAX_EVENTS_PER_SECOND="1", **TOKENS)) as server:
+        alice, bob = HttpApi(server, mint(sub="alice")), HttpApi(server, mint(sub="bob"))
+        batch = [{"channel": channel, "payload": number} for number in range(5)]
+        # Each message of a batch counts: five at once, for each client by its name, whatever token it has.
+        assert outcome(alice.publish_together(*batch)) is None
+        another = HttpApi(server, mint(sub="alice", jti="another"))
+        answer = until_limited(lambda: another.publish_together(*batch))
+        assert 1 <= int(answer.headers["Retry-After"]) <= 5
+        assert outcome(bob.publish(channel, 1)) is None
+        # Who waits as long as was said gets on: perhaps first for one event, then for all of them.
+        for _ in range(3):
+            if answer.status_code == LIMITED[0]:
+                time.sleep(int(answer.headers["Retry-After"]))
+                answer = alice.publish_together(*batch)
+        assert outcome(answer) is None
+
+
+def test_bytes_a_second(postgres18: Cluster, channel: str) -> None:
+    settings = {"MAX_EVENT_BYTES_PER_SECOND": "100", "MAX_PAYLOAD": "50000", "TRUSTED_PROXIES": "1"}
+    with running(postgres18, **settings) as server:
+        one, other = (HttpApi(server, X_Forwarded_For=address) for address in ("10.0.0.1", "10.0.0.2"))
+        assert outcome(one.publish(channel, "x" * 7000)) is None
+        assert refusal(one.post(b"x" * 45_000)) == LIMITED
+        assert outcome(other.publish(channel, "x" * 7000)) is None
+        # Before the body is read: it is not waited for.
+        with Connection(server) as connection:
+            headers = {"X-Forwarded-For": "10.0.0.1", "Content-Type": "application/json", "Content-Length": "45000"}
+            connection.request("POST", "/api/publish", headers)
+            assert connection.reply().status == 429
+            assert connection.closed()
+
+
+def test_attempts_of_an_address(postgres18: Cluster, channel: str) -> None:
+    settings = TOKENS | {"MAX_ATTEMPTS_PER_SECOND_PER_ADDRESS": "1"}
+    with contextlib.closing(ServerProcess(postgres18.url(), **settings)) as server:
+        guessing = HttpApi(server, mint(secret="x" * 64))
+        assert refusal(guessing.publish(channel, 1)) == UNAUTHORIZED
+        until_limited(lambda: guessing.publish(channel, 1))
+        # Health is nobody's attempt.
+        assert server.get("/healthz")[0] == 200
+
+
+def test_errors_are_counted(postgres18: Cluster, channel: str) -> None:
+    with running(postgres18, METRICS_TOKEN="m") as server:
+        assert refusal(HttpApi(server).publish("*", 1))[1] == "invalid_channel"
+        request = urllib.request.Request(f"{server.url}/metrics", headers={"Authorization": "Bearer m"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert 'socketio_pg_errors_total{code="invalid_channel"} 1.0' in answer.read().decode()
+
+
+def test_a_login_that_fails_is_our_fault(postgres18: Cluster) -> None:
+    with contextlib.closing(ServerProcess(postgres18.url(), app="tests.support.failing_login_app:app")) as server:
+        answer = HttpApi(server).publish("a", 1)
+        assert refusal(answer) == (500, "internal")
+        assert "s3cret" not in answer.text
+        assert "s3cret" in server.log
+
+
+def test_a_login_that_has_ended(postgres18: Cluster) -> None:
+    with contextlib.closing(ServerProcess(postgres18.url(), app="tests.support.failing_login_app:app")) as server:
+        ended, good = (HttpApi(server, X_Ends=str(int(time.time()) + seconds)) for seconds in (-60, 600))
+        assert refusal(ended.publish("a", 1)) == UNAUTHORIZED
+        assert outcome(good.publish("a", 1)) is None
+
+
+def test_nothing_of_a_request_is_logged(required: ServerProcess, channel: str) -> None:
+    token = mint(sub="alice")
+    HttpApi(required, token).post(json.dumps({"channel": channel, "payload": "s3cret"}).encode())
+    HttpApi(required, token + "x").post(b"s3cret")
+    assert token[:40] not in required.log
+    assert "s3cret" not in required.log

@@ -1,0 +1,168 @@
+"""The documents about the server, at a real one: docs/http.md, the OpenAPI document, and docs/asyncapi.yaml."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from socketio_pg.api_errors import BODY_STATUSES, STATUSES
+from tests.support import asyncapi
+from tests.support.clients import SocketClient
+from tests.support.http_api import HttpApi, after
+from tests.support.log import Log, wait_installed
+from tests.support.missing import missing
+from tests.support.postgres import Cluster
+from tests.support.server import ROOT
+from tests.support.tokens import SECRET, mint
+
+PAGE = ROOT / "docs" / "http.md"
+
+
+@pytest.fixture(scope="module")
+def log(postgres18: Cluster) -> Iterator[Log]:
+    settings = {"MAX_EVENTS_PER_SECOND": "0", "MAX_EVENT_BYTES_PER_SECOND": "0"}
+    made = Log(postgres18, "http_documents", AUTO_INIT="1", **settings)
+    wait_installed(made)
+    yield made
+    made.server.close()
+
+
+# -- docs/http.md ------------------------------------------------------------------------------------------------------
+
+
+def shape(value: Any) -> Any:
+    """``value`` without what differs each time: epochs, positions and times."""
+    if isinstance(value, dict):
+        changing = {"epoch", "position", "published_at"}
+        return {name: "…" if name in changing else shape(inner) for name, inner in value.items()}
+    return [shape(inner) for inner in value] if isinstance(value, list) else value
+
+
+def test_what_the_page_shows(log: Log) -> None:
+    """Its commands, as somebody would paste them, answer what stands below them."""
+    if shutil.which("curl") is None:
+        missing("the examples of docs/http.md", "install curl")
+    pairs = re.findall(r"```sh\n(.*?)```\n\n(?:(?!```)[^\n]*\n)*?```json\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    assert len(pairs) == 3
+    environment = os.environ | {"URL": log.server.url, "TOKEN": "any"}
+    log.publish("warm", 1, 1)
+    for command, wanted in pairs:
+        log.settle()  # what was published before is there
+        run = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=60)
+        assert run.returncode == 0, run.stderr
+        assert shape(json.loads(run.stdout)) == shape(json.loads(wanted))
+
+
+def test_the_table_of_errors_is_complete() -> None:
+    [table] = re.findall(r"^\| status \| code \|\n.*?\n\n", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    rows = {
+        int(status): set(re.findall(r"`([a-z_]+)`", text)) for status, text in re.findall(r"\| (\d+) \| (.*)", table)
+    }
+    wanted = {status: {code for code in STATUSES if STATUSES[code] == status} for status in STATUSES.values()}
+    assert rows == wanted | {status: {"invalid_request"} for status in BODY_STATUSES}
+
+
+# -- the OpenAPI document ----------------------------------------------------------------------------------------------
+
+
+def test_requests_made_from_the_document(log: Log, tmp_path: Path) -> None:
+    """Schemathesis makes some hundred requests, good and bad ones, and compares what comes with what is promised."""
+    command = [
+        str(Path(sys.executable).parent / "st"), "run", f"{log.server.url}/api/openapi.json",
+        "--phases", "coverage,fuzzing", "--max-examples", "50", "--seed", "1", "--generation-database", "none",
+        "--no-color",
+        # What a schema cannot say: that a name has 63 bytes, not characters, or that since and epoch go together.
+        "--exclude-checks", "positive_data_acceptance",
+    ]  # fmt: skip
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "Tested: 2" in run.stdout
+    assert "Traceback" not in log.server.log, log.server.log
+    # Good ones there were, too.
+    assert log.sql("SELECT count(*) > 0 FROM socketio_pg.log") == [(True,)]
+
+
+def test_tokens_in_the_document(postgres18: Cluster, tmp_path: Path) -> None:
+    log = Log(postgres18, "http_document_tokens", JWT_SECRET=SECRET, MAX_EVENTS_PER_SECOND="0")
+    with contextlib.closing(log.server):
+        command = [
+            str(Path(sys.executable).parent / "st"), "run", f"{log.server.url}/api/openapi.json",
+            "--header", f"Authorization: Bearer {mint()}", "--phases", "coverage", "--generation-database", "none",
+            "--no-color", "--checks", "ignored_auth,status_code_conformance,response_headers_conformance",
+        ]  # fmt: skip
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert json.loads(log.server.get("/api/openapi.json")[1])["security"] == [{"token": []}]
+
+
+# -- docs/asyncapi.yaml ------------------------------------------------------------------------------------------------
+
+
+def call(client: SocketClient, event: str, request: Any) -> dict[str, Any]:
+    """What it is acknowledged with, which is as the document says."""
+    answer: dict[str, Any] = client.call(event, request)
+    asyncapi.check(f"{event}_acknowledgement", answer)
+    return answer
+
+
+def test_what_a_server_sends(postgres18: Cluster, channel: str) -> None:
+    log = Log(
+        postgres18, "asyncapi", AUTO_INIT="1", JWT_SECRET=SECRET, AUTHORIZATION="claims", JWT_LEEWAY="300",
+    )  # fmt: skip
+    with contextlib.closing(log.server):
+        everything: dict[str, Any] = {"subscribe": [f"{channel}*"], "publish": [f"{channel}*"]}
+        api = HttpApi(log.server, mint(**everything))
+        while "epoch" not in (start := api.page(channel)):
+            pass
+        token = mint(sub="alice", exp=int(time.time()) + 29, **everything)
+        with SocketClient(log.server.url, auth={"token": token}) as client:
+            took: dict[str, list[Any]] = {}
+
+            def take(event: str) -> Any:
+                value = client.next(event, 60)
+                asyncapi.check(event, value)
+                took.setdefault(event, []).append(value)
+                return value
+
+            take("server_hello")
+            take("token_expiring")
+            assert call(client, "authenticate", {"token": mint(sub="alice", **everything)})["ok"] is True
+            take("authenticated")
+            subscription = {"channel": channel, "filter": {"n": {"gte": 0}}}
+            assert call(client, "subscribe", subscription)["ok"] is True
+            take("subscribed")
+            for durable in (False, True):
+                assert call(client, "publish", {"channel": channel, "payload": {"n": 1}, "durable": durable})["ok"]
+                take("published")
+            live = [take("event") for _ in range(2)]
+            assert sorted("position" in message for message in live) == [False, True]
+            since = {"epoch": start["epoch"], "position": start["position"]}
+            assert call(client, "subscribe", {"channel": channel, "since": since})["recovered"] is True
+            take("subscribed")
+            assert take("event")["replayed"] is True
+            unknown = {"epoch": "another", "position": 0}
+            assert call(client, "subscribe", {"channel": channel, "since": unknown})["recovered"] is False
+            take("subscribed")
+            for event in ("subscribe", "publish", "unsubscribe", "authenticate"):
+                assert call(client, event, {"channel": "*", "payload": 1, "token": "x"})["ok"] is False
+            client.io.emit("subscribe", {"channel": "elsewhere"})
+            assert take("error")["channel"] == "elsewhere"
+            postgres18.terminate_backends()
+            take("gap")
+            assert call(client, "authenticate", {"token": mint(sub="alice", subscribe=[])})["ok"] is True
+            assert take("unsubscribed")["reason"] == "forbidden"
+            take("authenticated")
+            assert call(client, "unsubscribe", {"channel": channel})["ok"] is True
+            take("unsubscribed")
+            # Nothing of what the document has was left out.
+            assert sorted(took) == sorted(asyncapi.message_names("send"))
+        assert api.messages(channel, **after(start)).status_code == 200

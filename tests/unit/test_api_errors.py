@@ -1,0 +1,42 @@
+"""socketio_pg.api_errors: every error has its answer in HTTP."""
+
+import json
+
+import pytest
+
+from socketio_pg import errors
+from socketio_pg.api_errors import BODY_STATUSES, ONLY_SOCKETS, STATUSES, answer, of_body
+from socketio_pg.errors import DatabaseUnavailableError, ForbiddenError, RateLimitedError, UnauthorizedError
+from socketio_pg.polling import BodyError
+
+
+def test_every_code_has_a_status_or_is_about_connections() -> None:
+    assert STATUSES.keys() | ONLY_SOCKETS == errors.wire_codes()
+    assert not STATUSES.keys() & ONLY_SOCKETS
+
+
+def test_bodies() -> None:
+    body, status, headers = answer(ForbiddenError("no", channel="a"))
+    assert json.loads(body) == {"error": {"code": "forbidden", "message": "no", "channel": "a"}}
+    assert (status, headers) == (403, {"Content-Type": "application/json"})
+    body, status, headers = answer(UnauthorizedError("who?"))
+    assert json.loads(body) == {"error": {"code": "unauthorized", "message": "who?"}}
+    assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
+
+
+@pytest.mark.parametrize(("seconds", "wanted"), [(0.0, "1"), (1.0, "1"), (1.01, "2"), (4.5, "5")])
+def test_when_to_try_again(seconds: float, wanted: str) -> None:
+    error = RateLimitedError("too much")
+    error.retry_after = seconds
+    assert answer(error)[1:] == (429, {"Content-Type": "application/json", "Retry-After": wanted})
+    assert answer(DatabaseUnavailableError("away"))[2]["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "invalid_request"), (408, "invalid_request"), (411, "invalid_request"),
+                         (413, "payload_too_large")],
+)  # fmt: skip
+def test_of_a_body(status: int, code: str) -> None:
+    found, error = of_body(BodyError(f"{status} WHATEVER", "it is wrong"))
+    assert (found, error.code, error.message) == (status, code, "it is wrong")
+    assert status in BODY_STATUSES or status in STATUSES.values()

@@ -1,0 +1,93 @@
+"""docs/asyncapi.yaml against the code: events, error codes, reasons, limits."""
+
+import ast
+import functools
+import operator
+import re
+from pathlib import Path
+
+import jsonschema_rs
+import pytest
+
+from socketio_pg import errors, filters
+from socketio_pg.channels import MAX_CHANNEL_BYTES
+from socketio_pg.config import Settings
+from socketio_pg.messages import MAX_NOTIFY_BYTES
+from socketio_pg.openapi import MAX_POSITION, REASONS, openapi
+from socketio_pg.replay import MOST_HISTORY
+from socketio_pg.version import __version__
+from socketio_pg.websocket import SocketServer
+from tests.support.asyncapi import document, message_names, references, schema
+from tests.unit.test_docs import emitted_events, registered_events
+
+
+def test_it_has_the_events_that_there_are(root: Path, socket_server: SocketServer) -> None:
+    assert sorted(message_names("receive")) == sorted(registered_events(socket_server))
+    # With the names of Answer; there are no others.
+    assert sorted(message_names("send")) == sorted(emitted_events(root) - registered_events(socket_server))
+
+
+def test_every_reference_leads_somewhere() -> None:
+    for reference in references(document()):
+        functools.reduce(operator.getitem, reference.removeprefix("#/").split("/"), document())
+    for message in document()["components"]["messages"].values():
+        jsonschema_rs.validator_for({**message["payload"], "components": document()["components"]})
+
+
+def test_what_is_answered_by_an_acknowledgement_says_how() -> None:
+    acknowledgements = document()["channels"]["acknowledgements"]["messages"]
+    assert sorted(acknowledgements) == sorted(message_names("receive"))
+
+
+def test_codes_and_reasons(root: Path) -> None:
+    assert sorted(schema("Code")["enum"]) == sorted(errors.wire_codes())
+    assert schema("Subscribed")["properties"]["reason"]["enum"] == REASONS
+    protocol = (root / "docs" / "protocol.md").read_text("utf-8")
+    [gap] = re.findall(r"^### `gap`\n(.*?)^### ", protocol, re.MULTILINE | re.DOTALL)
+    reasons = schema("Gap")["properties"]["reason"]["enum"]
+    assert reasons == re.findall(r"^\| `(\w+)` \|", gap.partition("| reason | |")[2], re.MULTILINE)
+    written = {
+        node.value
+        for name in ("listener", "follower", "delivery", "replay")
+        for node in ast.walk(ast.parse((root / "socketio_pg" / f"{name}.py").read_text("utf-8")))
+        if isinstance(node, ast.Constant)
+    }
+    assert set(reasons) <= written
+
+
+def test_limits() -> None:
+    channel = openapi(Settings(), "off", 1)["components"]["schemas"]["Channel"]
+    assert schema("Channel") == channel
+    assert schema("Channel")["maxLength"] == MAX_CHANNEL_BYTES
+    assert schema("Position")["maximum"] == MAX_POSITION
+    assert schema("Subscribe")["properties"]["history"]["maximum"] == MOST_HISTORY
+    assert f"{MAX_NOTIFY_BYTES} bytes" in schema("Publish")["properties"]["payload"]["description"]
+    assert document()["info"]["version"] == __version__
+
+
+def test_filters() -> None:
+    described = schema("Filter")
+    assert described["maxProperties"] == filters.MOST_CONDITIONS
+    assert f"{filters.MOST_CHARACTERS} characters" in described["description"]
+    _, values, operators = described["additionalProperties"]["oneOf"]
+    assert sorted(operators["properties"]) == sorted(filters._OPERATORS)
+    assert values["maxItems"] == operators["properties"]["in"]["maxItems"] == filters.MOST_VALUES
+    assert operators["properties"]["like"]["maxLength"] == filters.MOST_PATTERN
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"a": 1}, {"a.b": [1, "x", None]}, {"a": {"gt": 1, "lte": 2}}, {"a": {"like": "x%"}}, {}, {"a": {"eq": True}},
+     {"a": {}}, {"a": {"foo": 1}}, {"a": {"lt": None}}, {"a": [[1]]}, {"a": {"in": 1}}, {"a": {"like": 1}}, [], "x",
+     {str(n): n for n in range(21)}, {"a": list(range(101))}],
+)  # fmt: skip
+def test_what_is_a_filter(value: object) -> None:
+    described = jsonschema_rs.validator_for(
+        {"$ref": "#/components/schemas/Filter", "components": document()["components"]}
+    )
+    try:
+        filters.parse_filter(value)
+        problem = False
+    except errors.InvalidRequestError:
+        problem = True
+    assert described.is_valid(value) is not problem

@@ -1,0 +1,120 @@
+"""socketio_pg.openapi against the code: limits, codes, statuses, routes."""
+
+import ast
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socketio_pg import openapi as module
+from socketio_pg import replay
+from socketio_pg.api_errors import BODY_STATUSES, STATUSES
+from socketio_pg.channels import validate_channel
+from socketio_pg.config import Settings
+from socketio_pg.errors import InvalidChannelError
+from socketio_pg.openapi import REASONS, openapi
+from socketio_pg.websocket import SocketServer
+
+DOCUMENT = openapi(Settings(max_payload=12_345), "required", 67_890)
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in DOCUMENT["paths"].items():
+        for method, operation in methods.items():
+            yield path, method, operation
+
+
+def schema(name: str) -> Any:
+    """A validator for one of the document's schemas."""
+    return jsonschema_rs.validator_for(
+        {"$ref": f"#/components/schemas/{name}"} | {"components": DOCUMENT["components"]}
+    )
+
+
+def test_it_has_the_routes_that_there_are(socket_server: SocketServer) -> None:
+    routes = {
+        (re.sub("<.*:(.*)>", r"{\1}", rule.rule), method.lower())
+        for rule in socket_server.app.url_map.iter_rules()
+        if rule.endpoint.startswith("socketio_pg_api.")
+        for method in (rule.methods or set()) - {"OPTIONS", "HEAD"}
+    }
+    assert {(path, method) for path, method, _ in operations()} == routes
+
+
+def test_every_status_and_code_is_there() -> None:
+    """Each of an operation; together all that there are."""
+    found: dict[int, set[str]] = {}
+    for _, _, operation in operations():
+        for status, response in operation["responses"].items():
+            if status == "200":
+                continue
+            error = response["content"]["application/json"]["schema"]["properties"]["error"]
+            found.setdefault(int(status), set()).update(error["properties"]["code"]["enum"])
+    wanted = {status: {code for code in STATUSES if STATUSES[code] == status} for status in STATUSES.values()}
+    assert found == wanted | {status: {"invalid_request"} for status in BODY_STATUSES}
+
+
+def test_it_knows_the_reasons() -> None:
+    """What `_unrecoverable` returns, and no more."""
+    tree = ast.parse(inspect.getsource(replay._unrecoverable))
+    returned = {
+        constant.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Return) and node.value is not None
+        for constant in ast.walk(node.value)
+        if isinstance(constant, ast.Constant) and isinstance(constant.value, str)
+    }
+    assert sorted(REASONS) == sorted(returned)
+
+
+def test_limits_are_those_of_the_settings() -> None:
+    text = json.dumps(DOCUMENT)
+    assert "12345 through the log" in text
+    assert "At most 67890 bytes" in text
+    assert "7999 bytes with NOTIFY" in text
+
+
+@pytest.mark.parametrize(
+    ("mode", "wanted"), [("off", []), ("optional", [{}, {"token": []}]), ("required", [{"token": []}])]
+)
+def test_who_needs_a_token(mode: str, wanted: list[Any]) -> None:
+    assert openapi(Settings(), mode, 1)["security"] == wanted
+
+
+def test_every_reference_leads_somewhere() -> None:
+    for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(DOCUMENT)):
+        assert name in DOCUMENT["components"]["schemas"]
+    for name in DOCUMENT["components"]["schemas"]:
+        schema(name)  # and is a schema
+
+
+@given(st.text(max_size=70) | st.sampled_from(["socketio_pg", "socketio_pgx", " a", "a\n", "a\u3000", "*", "\x85a"]))
+def test_what_is_a_channel(name: str) -> None:
+    """The document allows what the code does; it cannot count bytes."""
+    try:
+        problem = None if validate_channel(name) else ""
+    except InvalidChannelError as error:
+        problem = error.message
+    assert schema("Channel").is_valid(name) is (problem is None) or "bytes of UTF-8" in (problem or "")
+
+
+def test_what_can_be_published() -> None:
+    one, many = schema("Publication"), schema("Publications")
+    message = {"channel": "a", "payload": None}
+    assert one.is_valid(message)
+    assert many.is_valid({"messages": [message] * 1000})
+    assert not many.is_valid({"messages": [message] * 1001})
+    assert not many.is_valid({"messages": []})
+    for wrong in ({"messages": [message]} | message, {"channel": "a"}, message | {"durable": 1}, [message]):
+        assert not one.is_valid(wrong)
+        assert not many.is_valid(wrong)
+
+
+def test_the_module_is_pure() -> None:
+    assert "flask" not in inspect.getsource(module)
