@@ -267,9 +267,10 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
     # -- in a green thread ---------------------------------------------------------------------------------------------
 
     def _close_lost(self, reason: str) -> None:
-        if reason == "slow_consumer":
+        if reason == "slow_consumer" and not self.closing:
             metrics.cut_off.labels("slow_consumer").inc()
-            logger.info("slow consumer disconnected: %s", self.sid)
+            metrics.fan_out.cut_bytes += self._queued  # what waits in a WebSocket's buffer, `transport` counts
+            logger.info("slow consumer disconnected", extra={"connection": self.sid})
         self.close(False, True, reason)
 
     def _handle_in_order(self) -> None:

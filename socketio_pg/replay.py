@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from socketio_pg import green
+from socketio_pg import green, metrics
 from socketio_pg.errors import DatabaseError, InvalidRequestError, LogNotInstalledError
 from socketio_pg.follower import Follower
 from socketio_pg.history import History
@@ -69,6 +69,7 @@ def find_start(
         return history.before_newest(channel, start, follower.position), {}
     reason = _unrecoverable(follower, history, channel, start)
     if reason is not None:
+        metrics.unrecovered.labels(reason).inc()
         return None, {"recovered": False, "reason": reason}
     return start.position, {"recovered": True}
 
