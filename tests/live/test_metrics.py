@@ -39,6 +39,13 @@ def subscribe(channel: str, *clients: SocketClient, **options: object) -> None:
         assert client.call("subscribe", {"channel": channel, **options})["ok"]
 
 
+def terminate_backends(log: Log) -> None:
+    log.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name = 'socketio_pg' AND datname = 'metered'"
+    )
+
+
 @contextlib.contextmanager
 def three_clients(server: ServerProcess) -> Iterator[tuple[SocketClient, SocketClient, SocketClient]]:
     """Two with a WebSocket, and one that polls."""
@@ -254,10 +261,7 @@ def test_the_database_reconnects(log: Log, server: ServerProcess, channel: str) 
         assert client.call("publish", {"channel": channel, "payload": 1})["ok"]
         subscribe(f"{channel}-2", client, history=1)
         moved = Moved(server)
-        log.sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE application_name = 'socketio_pg' AND datname = 'metered'"
-        )
+        terminate_backends(log)
         assert client.next("gap", PATIENCE)["reason"] == "database_connection_lost"
         assert client.call("publish", {"channel": channel, "payload": 2})["ok"]
         names = [f'database_reconnects_total{{connection="{name}"}}' for name in ("listener", "relay", "publisher")]
@@ -305,7 +309,7 @@ def test_postgresql_is_asked_seldom(log: Log, server: ServerProcess) -> None:
         starts |= set(
             log.sql(
                 "SELECT pid, query_start FROM pg_stat_activity WHERE datname = 'metered'"
-                " AND query LIKE '%%outbox LIMIT%%' AND pid <> pg_backend_pid()"
+                " AND query LIKE '%outbox LIMIT%' AND pid <> pg_backend_pid()"
             )
         )
     assert 1 <= len(starts) <= 2 + (time.monotonic() - began) / 4
@@ -318,9 +322,7 @@ def test_readyz_names_the_parts(log: Log, server: ServerProcess) -> None:
     # The relay prepares its statement when it connects; reading the log needs no outbox.
     log.sql("ALTER TABLE socketio_pg.outbox RENAME TO elsewhere")
     try:
-        log.sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'metered' AND pid <> pg_backend_pid()"
-        )
+        terminate_backends(log)
         server.wait_for("/readyz", 503, '"relay":"the log of this version is not installed')
         server.wait_for("/readyz", 503, '"listener":"ok"')
         wait_for(server, lambda now: now['ready{part="relay"}'] == 0 and now['ready{part="log"}'] == 1)

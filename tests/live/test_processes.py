@@ -1,5 +1,6 @@
 """The processes: gunicorn as in production, the development server, how they start, how they end."""
 
+import json
 import re
 import shutil
 import signal
