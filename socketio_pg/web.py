@@ -31,7 +31,7 @@ def add_security_headers(response: Response) -> Response:
 
 
 def create_blueprint(
-    parts: Callable[[], Mapping[str, str | None]],
+    readiness: Callable[[], Mapping[str, str | None]],
     render_metrics: Callable[[], tuple[bytes, str]],
     *,
     enable_test_page: bool,
@@ -39,7 +39,7 @@ def create_blueprint(
 ) -> Blueprint:
     """``/healthz`` and ``/readyz``; with ``enable_test_page`` the page, at ``/static/test.html``.
 
-    ``parts`` returns what is wrong with each part of the server, None for nothing; all must be in order for it to be
+    ``readiness`` returns what is wrong with each part of the server, None for nothing; all must be in order for it to be
     ready. Who brings ``metrics_token`` may read ``/metrics``: ``render_metrics`` returns it, and its content type.
     """
     blueprint = Blueprint(
@@ -55,7 +55,7 @@ def create_blueprint(
 
     @blueprint.get("/readyz")
     def readyz() -> tuple[Response, int]:
-        found = parts()
+        found = readiness()
         shown = {part: "ok" if problem is None else problem for part, problem in found.items()}
         problem = next(filter(None, found.values()), None)
         if problem is None:

@@ -106,7 +106,7 @@ class SocketServer:
         self.gauges = Gauges(server, self.pubsub, self.relay, Probe(self.pubsub.database), self.parts)
         self.app.register_blueprint(
             create_blueprint(
-                self.parts,
+                self.readiness,
                 self.gauges.render,
                 enable_test_page=enable_test_page,
                 metrics_token=self.settings.metrics_token,
@@ -222,8 +222,6 @@ class SocketServer:
 
         Clients can be served when all are in order.
         """
-        if not self._draining:
-            self.start()
         # Proven at each connecting by a NOTIFY of our own, on a channel whose name nobody else can know.
         listening = self.pubsub.listener.problem
         installed = self.pubsub.follower.installed
@@ -237,9 +235,11 @@ class SocketServer:
             "permissions": self.access.problem,
         }
 
-    def readiness(self) -> str | None:
-        """None when clients can be served, otherwise what is missing, in a sentence for the operator."""
-        return next(filter(None, self.parts().values()), None)
+    def readiness(self) -> dict[str, str | None]:
+        """The same, and a server that nobody has started yet is on its way then."""
+        if not self._draining:
+            self.start()
+        return self.parts()
 
     # -- clients -------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from socketio_pg.gauges import GAUGES
+from socketio_pg.metrics import REGISTRY
 from tests.support.server import ServerProcess
 
 TOKEN = "of-the-metrics"
@@ -61,3 +63,25 @@ class Moved:
     def _by(self, now: Samples, names: Iterable[str]) -> list[float]:
         # One with a label of no known value is not there before it is counted.
         return [now.get(name, 0.0) - self._before.get(name, 0.0) for name in names]
+
+
+def described() -> list[tuple[str, str, str, str]]:
+    """(name, type, labels, help) of every metric of ours; counters with ``_total``, as they are queried."""
+    rows = []
+    for family in REGISTRY.collect():
+        # Of a family with labels each known value is there from the start.
+        labels = sorted({name for sample in family.samples for name in sample.labels} - {"le"})
+        name = family.name + ("_total" if family.type == "counter" else "")
+        rows.append((name, family.type, ", ".join(labels), family.documentation))
+    rows += [(f"socketio_pg_{name}", "gauge", label or "", help) for name, (help, label) in GAUGES.items()]
+    return [row for row in rows if row[0].startswith("socketio_pg_")]
+
+
+def series() -> set[str]:
+    """Every name that a query may use."""
+    names = {family.name for family in REGISTRY.collect() if family.type == "gauge"}
+    names |= {f"{family.name}_total" for family in REGISTRY.collect() if family.type == "counter"}
+    for family in REGISTRY.collect():
+        if family.type == "histogram":
+            names |= {f"{family.name}_{end}" for end in ("bucket", "sum", "count")}
+    return names | {f"socketio_pg_{name}" for name in GAUGES}

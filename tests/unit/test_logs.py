@@ -48,7 +48,8 @@ def test_json() -> None:
     found = json.loads(formatter("json").format(record("a client left", connection="abc123", count=3)))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
     assert found == {
-        "level": "warning", "logger": "socketio_pg.test", "message": "a client left", "connection": "abc123", "count": 3,
+        "level": "warning", "logger": "socketio_pg.test", "message": "a client left",
+        "connection": "abc123", "count": 3,
     }  # fmt: skip
 
 
