@@ -39,8 +39,8 @@ def create_blueprint(
 ) -> Blueprint:
     """``/healthz`` and ``/readyz``; with ``enable_test_page`` the page, at ``/static/test.html``.
 
-    ``readiness`` returns what is wrong with each part of the server, None for nothing; all must be in order for it to be
-    ready. Who brings ``metrics_token`` may read ``/metrics``: ``render_metrics`` returns it, and its content type.
+    ``readiness`` returns what is wrong with each part of the server, None for nothing; it is ready when all are in
+    order. Who brings ``metrics_token`` may read ``/metrics``: ``render_metrics`` returns it, and its content type.
     """
     blueprint = Blueprint(
         "socketio_pg",

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from socketio_pg import metrics
 from socketio_pg.gauges import GAUGES, Gauges
 from socketio_pg.probe import Probe, Reading
