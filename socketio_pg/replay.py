@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from socketio_pg import green, metrics
+from socketio_pg.complaints import Complaints
 from socketio_pg.errors import DatabaseError, InvalidRequestError, LogNotInstalledError
 from socketio_pg.follower import Follower
 from socketio_pg.history import History
 from socketio_pg.messages import Message
 
-logger = logging.getLogger("socketio_pg.replay")
+_complain = Complaints(logging.getLogger("socketio_pg.replay"))
 
 
 #: Most messages that ``history`` asks for.
@@ -134,7 +135,7 @@ class Replay:
                 delay = self.retry[0]
             except (DatabaseError, LogNotInstalledError) as error:
                 self._follower.look()  # should the log have gone, the replay is over
-                logger.warning("a replay waits: %s", error)
+                _complain(logging.WARNING, "a replay waits: %s", error)
                 green.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(delay * 2, self.retry[1])
             if held() and not receiver.wait_sent():

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socketio_pg.logs import configure_logging, formatter
+from tests.support.checker_run import failures
 
 #: What ends a line for somebody: terminals, str.splitlines(), JavaScript, XML.
 ENDS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
@@ -42,6 +43,18 @@ def test_text() -> None:
     assert rest == (
         'level=warning logger=socketio_pg.test message="a client left" connection=abc123 seconds=1.5 channel="foo bar"'
     )
+
+
+def test_the_checker_finds_our_tracebacks() -> None:
+    """What a soak of the log calls a failure of the server."""
+    try:
+        raise OSError(9, "Bad file descriptor")
+    except OSError as error:
+        harmless, ours = record("Socket error processing request."), record("the relay failed", connection="a")
+        for made in (harmless, ours):
+            made.exc_info = (type(error), error, error.__traceback__)
+    log = "\n".join(map(formatter("text").format, (record("all is well"), harmless, ours)))
+    assert failures(log) == ["the relay failed: OSError: [Errno 9] Bad file descriptor"]
 
 
 def test_json() -> None:
