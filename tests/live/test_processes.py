@@ -1,5 +1,6 @@
 """The processes: gunicorn as in production, the development server, how they start, how they end."""
 
+import json
 import re
 import shutil
 import signal
@@ -181,7 +182,8 @@ def test_pages(live_server: ServerProcess) -> None:
         assert status == 200
         assert "test.js" in body
     assert live_server.get("/healthz") == (200, '{"status":"ok"}\n')
-    assert live_server.get("/readyz") == (200, '{"status":"ready"}\n')
+    status, body = live_server.get("/readyz")
+    assert (status, json.loads(body)["status"]) == (200, "ready")
     assert live_server.get("/nothing")[0] == 404
 
 

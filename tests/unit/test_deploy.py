@@ -48,7 +48,7 @@ def container(kubernetes: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def paths() -> set[str]:
-    blueprint = web.create_blueprint(lambda: None, enable_test_page=False, metrics_token="x")
+    blueprint = web.create_blueprint(dict, lambda: (b"", ""), enable_test_page=False, metrics_token="x")
     app = Flask("paths", static_folder=None)
     app.register_blueprint(blueprint)
     return {rule.rule for rule in app.url_map.iter_rules()}
