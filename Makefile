@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VENDORED := socketio_pg/static/vendor/socket.io.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format soak fuzz audit bench bench-log bench-access screenshot clean
+.PHONY: help setup run test lint format soak fuzz audit bench bench-log bench-access bench-nodes screenshot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench-log: setup ## measure the log: transactions, throughput, latency, clients 
 
 bench-access: setup ## measure tokens and row-level security: 2,000 clients that come back at once
 	$(BIN)/python bench/access.py
+
+bench-nodes: setup ## measure what up to 50 listening nodes cost the database
+	$(BIN)/python bench/nodes.py
 
 format: $(VENV)/.installed ## let ruff format the code
 	$(BIN)/ruff check --fix .
