@@ -145,7 +145,7 @@ def test_new_clients_notice_nothing_of_a_deploy(nodes: Nodes) -> None:
 @pytest.mark.timeout(180)
 def test_the_herd_of_a_deploy_is_spread(postgres18: Cluster) -> None:
     """Clients that come back at once, all those of a node: DRAIN_SECONDS says how fast, not they."""
-    clients, drain, window = 300, 6.0, 0.1
+    clients, drain, window = 300, 5.0, 0.1
     with contextlib.closing(Nodes(postgres18, "nodes_herd", NODES, DRAIN_SECONDS=str(drain))) as nodes:
         with Swarm("127.0.0.1", nodes.port) as swarm:
             first = swarm.connect(clients)
