@@ -1,30 +1,34 @@
 """What counting costs on the way from a notification to the clients' sockets: CPU seconds with it, by those without.
 
-``python bench/metrics.py`` takes two minutes. The same code, once as it is and once without the statements that count,
-in processes of their own that take turns. Real sockets, which a process of its own reads empty; no database.
+``python bench/metrics.py`` takes a minute. The package is loaded twice in one process: as it is, and without the
+statements that count. Batches of broadcasts take turns, so that whatever drifts drifts for both. Real sockets, which
+another process reads empty after each batch; no database.
 """
 
-import argparse
 import ast
 import importlib.util
 import os
 import selectors
 import signal
-import socket
 import statistics
-import subprocess
 import sys
 import time
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Clients in the room, and batches of 100 broadcasts.
-ROOMS = {1: 300, 10: 120, 1000: 4}
+sys.path.insert(0, str(ROOT))
+
+#: Clients in the room, and batches of 100 broadcasts for each of the two.
+ROOMS = {1: 1000, 10: 600, 1000: 30}
 BATCH = 100
 PAYLOAD = '{"n":1,"text":"' + "x" * 80 + '"}'
+NOTIFICATION = [("bench", PAYLOAD)]
+
+Receive = Callable[[list[tuple[str, str]]], None]
 
 
 class _Without(ast.NodeTransformer):
@@ -45,7 +49,7 @@ class _Without(ast.NodeTransformer):
         return node
 
 
-def _import_without(name: str) -> None:
+def import_without(name: str) -> None:
     """Import a module in which nothing is counted, for all who import it later."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
@@ -57,75 +61,42 @@ def _import_without(name: str) -> None:
     exec(compile(tree, spec.origin, "exec"), module.__dict__)
 
 
-def measure(*, counting: bool) -> list[float]:
-    """CPU seconds for each of ROOMS, in this process."""
-    import eventlet
-
-    eventlet.monkey_patch()
+def load(clients: int, *, counting: bool) -> tuple[Receive, list[Any]]:
+    """A server of its own copy of the package, with subscribed clients: what takes notifications, and the other ends."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "socketio_pg"]:
+        del sys.modules[name]
     if not counting:
-        for name in ("socketio_pg.fanout", "socketio_pg.pubsub"):
-            _import_without(name)
-    return [_room(clients, batches) for clients, batches in ROOMS.items()]
-
-
-def _room(clients: int, batches: int) -> float:
+        import_without("socketio_pg.fanout")
+        import_without("socketio_pg.pubsub")
+    from socketio_pg.engine_socket import Socket
+    from socketio_pg.transport import Connection
     from socketio_pg.websocket import SocketServer
 
     server = SocketServer(dsn="postgresql://127.0.0.1:9/nowhere")
-    readers = [_client(server, number) for number in range(clients)]
-    frame = len(f'42["event",{{"channel":"bench","payload":{PAYLOAD}}}]') + 2 + 2 * (len(PAYLOAD) > 80)
-    child, done = _drain(readers, BATCH * clients * frame)
-    try:
-        return _broadcast(server.pubsub._on_notifications, batches, done)
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    sockets = server.socketio.server
+    readers = []
+    for number in range(clients):
+        ours, theirs = _original("socket").socketpair()
+        ours.setblocking(False)
+        made = sockets.eio.sockets[f"eio-{number}"] = Socket(sockets.eio, f"eio-{number}", polling=False)
+        made.connection = Connection(ours, lambda message: None, lambda reason: None, 1_000_000, 1_000_000)
+        sid = sockets.manager.connect(f"eio-{number}", "/")
+        server.pubsub.hub.add(sid)
+        server.pubsub.hub.subscribe(sid, "bench")
+        sockets.enter_room(sid, "bench")
+        readers.append(theirs)
+    return server.pubsub._on_notifications, readers
 
 
-def _broadcast(receive: Callable[[list[tuple[str, str]]], None], batches: int, done: int) -> float:
-    spent = 0.0
-    notification = [("bench", PAYLOAD)]
-    for number in range(batches + 1):
-        began = time.process_time()
-        for _ in range(BATCH):
-            receive(notification)
-        if number:  # the first warms up
-            spent += time.process_time() - began
-        os.read(done, 1)  # all of it was read
-    return spent
-
-
-def _client(server: Any, number: int) -> socket.socket:
-    """A client of the server, subscribed; returns the other end of its connection."""
-    import eventlet.patcher
-
-    from socketio_pg.engine_socket import Socket
-    from socketio_pg.transport import Connection
-
-    original: Any = eventlet.patcher.original("socket")
-    ours, theirs = original.socketpair()
-    ours.setblocking(False)
-    eio = server.socketio.server.eio
-    made = eio.sockets[f"eio-{number}"] = Socket(eio, f"eio-{number}", polling=False)
-    made.connection = Connection(ours, lambda message: None, lambda reason: None, 1_000_000, 1_000_000)
-    sid = server.socketio.server.manager.connect(f"eio-{number}", "/")
-    server.pubsub.hub.add(sid)
-    server.pubsub.hub.subscribe(sid, "bench")
-    server.socketio.server.enter_room(sid, "bench")
-    return theirs  # type: ignore[no-any-return]
-
-
-def _drain(readers: list[socket.socket], size: int) -> tuple[int, int]:
+def drain(readers: list[Any], size: int) -> tuple[int, int]:
     """Read all of it in another process. Returns its id, and a descriptor that gets a byte for each ``size`` bytes."""
-    import eventlet.patcher
-
-    real: Any = eventlet.patcher.original("os")
+    real = _original("os")
     done, tell = real.pipe()
     child = real.fork()
     if child:
         real.close(tell)
         return child, done
-    selector: Any = eventlet.patcher.original("select").epoll()
+    selector = _original("select").epoll()
     for reader in readers:
         selector.register(reader.fileno(), selectors.EVENT_READ)
     left = size
@@ -137,32 +108,41 @@ def _drain(readers: list[socket.socket], size: int) -> tuple[int, int]:
             left += size
 
 
+def measure(clients: int, batches: int) -> tuple[list[float], list[float]]:
+    """CPU seconds of each batch, with counting and without."""
+    (with_it, some), (without, others) = load(clients, counting=True), load(clients, counting=False)
+    frame = len(f'42["event",{{"channel":"bench","payload":{PAYLOAD}}}]'.encode()) + 4  # a header of four bytes
+    child, done = drain(some + others, BATCH * clients * frame)
+    spent: dict[Receive, list[float]] = {with_it: [], without: []}
+    try:
+        for number in range(batches + 1):
+            for receive in (with_it, without) if number % 2 else (without, with_it):
+                began = time.process_time()
+                for _ in range(BATCH):
+                    receive(NOTIFICATION)
+                spent[receive].append(time.process_time() - began)
+                os.read(done, 1)  # all of it was read
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return spent[with_it][1:], spent[without][1:]  # the first warms up
+
+
+def _original(name: str) -> Any:
+    import eventlet.patcher
+
+    return eventlet.patcher.original(name)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--once", choices=["with", "without"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.once:
-        print(*measure(counting=options.once == "with"))
-        return
-    found: dict[str, list[list[float]]] = {"with": [], "without": []}
-    for number in range(options.repeat):
-        for kind in ("with", "without") if number % 2 else ("without", "with"):
-            result = subprocess.run(
-                [sys.executable, __file__, "--once", kind],
-                env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
-                stdout=subprocess.PIPE, text=True, check=True,
-            )  # fmt: skip
-            found[kind].append([float(word) for word in result.stdout.split()])
-    print(f"{'clients':>8}{'with, µs a broadcast':>24}{'without':>10}{'ratio':>8}{'of pairs':>18}")
-    for row, (clients, batches) in enumerate(ROOMS.items()):
-        took = {kind: [trial[row] for trial in trials] for kind, trials in found.items()}
-        each = {kind: statistics.median(times) / batches / BATCH * 1e6 for kind, times in took.items()}
-        pairs = [one / other for one, other in zip(took["with"], took["without"], strict=True)]
-        print(
-            f"{clients:>8}{each['with']:>24.1f}{each['without']:>10.1f}{each['with'] / each['without']:>8.3f}"
-            f"{f'{min(pairs):.3f} to {max(pairs):.3f}':>18}"
-        )
+    warnings.simplefilter("ignore")
+    import eventlet
+
+    eventlet.monkey_patch()
+    print(f"{'clients':>8}{'with, µs a broadcast':>24}{'without':>10}{'ratio':>8}")
+    for clients, batches in ROOMS.items():
+        with_it, without = (statistics.median(times) / BATCH * 1e6 for times in measure(clients, batches))
+        print(f"{clients:>8}{with_it:>24.1f}{without:>10.1f}{with_it / without:>8.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from socketio_pg import green
 from socketio_pg.database import Database, translated_errors
-from socketio_pg.errors import DatabaseError, LogNotInstalledError
+from socketio_pg.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError, LogNotInstalledError
 
 logger = logging.getLogger("socketio_pg.probe")
 
@@ -72,7 +72,15 @@ class Probe:
 
     def _run(self, done: green.Event) -> None:
         try:
-            self._reading = self._ask()
+            reused = self._connection is not None
+            try:
+                self._reading = self._ask()
+            except DatabaseUnavailableError as error:
+                self._hang_up()
+                # A connection that had been idle may have died long ago.
+                if not reused or isinstance(error, DatabaseTimeoutError):
+                    raise
+                self._reading = self._ask()
             self._answered = True
         except DatabaseError as error:
             logger.debug("PostgreSQL could not be asked for the metrics: %s", error)

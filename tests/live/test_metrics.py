@@ -303,6 +303,7 @@ def test_however_many_channels_there_are_there_are_as_many_samples(
 
 def test_postgresql_is_asked_seldom(log: Log, server: ServerProcess) -> None:
     """Many scrapes, few queries: by when the last one on that connection has begun."""
+    wait_for(server, lambda now: "outbox_messages" in now)
     began, starts = time.monotonic(), set()
     for _ in range(50):
         scrape(server)
