@@ -5,7 +5,11 @@ BIN := $(VENV)/bin
 VENDORED := socketio_pg/static/vendor/socket.io.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format soak fuzz audit bench bench-log bench-access screenshot clean
+<<<<<<< HEAD
+.PHONY: help setup run test lint format soak fuzz audit bench bench-log bench-access bench-watch screenshot clean
+=======
+.PHONY: help setup run test lint format soak fuzz audit bench bench-log bench-access bench-nodes screenshot clean
+>>>>>>> w-nodes
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +62,17 @@ bench-log: setup ## measure the log: transactions, throughput, latency, clients 
 
 bench-access: setup ## measure tokens and row-level security: 2,000 clients that come back at once
 	$(BIN)/python bench/access.py
+
+<<<<<<< HEAD
+bench-watch: setup ## measure watched tables: what they cost those who write them
+	$(BIN)/python bench/watch.py
+
+screenshot: setup ## make the README's pictures again, of the server that `make run` has started
+	$(BIN)/python docs/screenshot.py http://127.0.0.1:3030 docs/images
+=======
+bench-nodes: setup ## measure what up to 50 listening nodes cost the database
+	$(BIN)/python bench/nodes.py
+>>>>>>> w-nodes
 
 format: $(VENV)/.installed ## let ruff format the code
 	$(BIN)/ruff check --fix .

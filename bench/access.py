@@ -2,8 +2,6 @@
 
 import argparse
 import secrets
-import select
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -19,13 +17,12 @@ import jwt  # noqa: E402
 
 from bench import log_database, machine  # noqa: E402
 from bench.log_database import NODE_ROLE, Cluster, connect, of_node_role  # noqa: E402
+from bench.member import Member, read_all  # noqa: E402
 from bench.servers import ServerProcess  # noqa: E402
-from bench.swarm import IP_BIND_ADDRESS_NO_PORT, SOURCES  # noqa: E402
-from bench.wire import PONG, SERVER_PING, Conversation, Handshake  # noqa: E402
+from bench.wire import Conversation  # noqa: E402
 
 SECRET = secrets.token_hex(32)
 ROOMS = 100
-WAIT_SECONDS = 60.0
 TOKENS = {"JWT_SECRET": SECRET}
 VARIANTS: dict[str, dict[str, str]] = {
     "no tokens": {},
@@ -50,41 +47,18 @@ CREATE POLICY rooms ON socketio_pg.messages FOR SELECT TO bench_authenticated
 """
 
 
-class Member:
+class Visitor(Member):
     """One client with a token of its own, subscribed to a channel of its own and to a room."""
 
     def __init__(self, number: int, port: int) -> None:
-        self.socket = socket.socket()
-        self.socket.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-        self.socket.bind((f"127.0.0.{2 + number % SOURCES}", 0))
-        self.socket.settimeout(WAIT_SECONDS)
-        self.socket.connect(("127.0.0.1", port))
-        self.socket.setblocking(False)
+        super().__init__(number, port)
         own, room = f"user:user-{number}", f"room:{number % ROOMS}"
-        conversation = Conversation(self, (own, room), token=token(number, own, room))
-        self._handshake: Handshake | None = conversation.websocket()
-        next(self._handshake)
+        self.begin(Conversation(self, (own, room), token=token(number, own, room)))
 
-    def send(self, data: bytes) -> None:
-        self.socket.sendall(data)
+    def subscribed(self) -> bool:
+        return True
 
-    def reopen(self) -> None:
-        raise NotImplementedError("only long-polling needs it")
-
-    def read(self) -> bool:
-        """True when with this read both subscriptions were answered."""
-        data = self.socket.recv(1 << 16)
-        if not data:
-            raise ConnectionError("the server closed the connection")
-        if self._handshake is None:
-            if SERVER_PING in data:
-                self.send(PONG)
-            return False
-        try:
-            self._handshake.send(data)
-        except StopIteration:
-            self._handshake = None
-            return True
+    def received(self, data: bytes) -> bool:
         return False
 
 
@@ -99,20 +73,12 @@ def token(number: int, own: str, room: str) -> str:
     return jwt.encode(claims, SECRET, "HS256")
 
 
-def come_in(clients: int, port: int) -> tuple[list[Member], float]:
+def come_in(clients: int, port: int) -> tuple[list[Visitor], float]:
     """All at once; the seconds from the first connection until the last is subscribed."""
     began = time.monotonic()
-    with select.epoll() as epoll:
-        members = [Member(number, port) for number in range(clients)]
-        by_fd = {member.socket.fileno(): member for member in members}
-        for fd in by_fd:
-            epoll.register(fd, select.EPOLLIN)
-        left = clients
-        while left:
-            left -= sum(by_fd[fd].read() for fd, _ in epoll.poll(1.0))
-            if time.monotonic() > began + WAIT_SECONDS:
-                raise TimeoutError(f"{left} of {clients} clients are not subscribed after {WAIT_SECONDS:.0f} s")
-    return members, time.monotonic() - began
+    visitors = [Visitor(number, port) for number in range(clients)]
+    read_all(visitors)
+    return visitors, time.monotonic() - began
 
 
 def backends(connection: Any) -> list[int]:
@@ -137,7 +103,7 @@ def trial(cluster: Cluster, variant: str, clients: int, repeat: int) -> dict[str
         server = process.start()
         time.sleep(1)
         before = machine.process_cpu(server.pid)
-        members, seconds = come_in(clients, server.port)
+        visitors, seconds = come_in(clients, server.port)
         values = {
             "subscribed_s": seconds,
             "server_cpu_s": machine.process_cpu(server.pid) - before,
@@ -147,8 +113,8 @@ def trial(cluster: Cluster, variant: str, clients: int, repeat: int) -> dict[str
         }
         if variant == "rls":
             values |= recheck(connection, server.pid)
-        for member in members:
-            member.socket.close()
+        for visitor in visitors:
+            visitor.socket.close()
     return values
 
 

@@ -56,11 +56,7 @@ def _restarted(trial: Trial, connection: Any, process: ServerProcess) -> Row:
         seconds = (subscriber.arrived - subscriber.began) / 1e9
         row = _row("node restarted, client with since", trial, server.pid, before, cpu, seconds)
     process.stop()
-    row.values["relayed_per_s"] = trial.size.missed / relayed_s
-    row.series = samples
-    if not complete:
-        row.flags.append(f"{subscriber.received} of {trial.size.missed} received")
-    return row
+    return _finished(row, trial.size.missed, subscriber.received if not complete else None, relayed_s, samples)
 
 
 def _cut_off(trial: Trial, connection: Any, process: ServerProcess) -> Row:
@@ -83,10 +79,15 @@ def _cut_off(trial: Trial, connection: Any, process: ServerProcess) -> Row:
                 seconds = (subscriber.arrived - began) / 1e9
         row = _row("node cut off from PostgreSQL", trial, server.pid, before, cpu, seconds)
     process.stop()
-    row.values["relayed_per_s"] = trial.size.missed / relayed_s
+    return _finished(row, trial.size.missed, subscriber.received if not complete else None, relayed_s, samples)
+
+
+def _finished(row: Row, missed: int, received: int | None, relayed_s: float, samples: list[list[float]]) -> Row:
+    """``row`` with what both cases tell. ``received``: how many, when not all came."""
+    row.values["relayed_per_s"] = missed / relayed_s
     row.series = samples
-    if not complete:
-        row.flags.append(f"{subscriber.received} of {trial.size.missed} received")
+    if received is not None:
+        row.flags.append(f"{received} of {missed} received")
     return row
 
 

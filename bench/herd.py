@@ -1,25 +1,22 @@
 """Everybody comes back at once: 2,000 clients whose server was killed, or whose connections were cut."""
 
 import gc
-import select
 import socket
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
 from bench.log_database import CHANNEL, connect, of_node_role, one, payload, relay_backend, wait_until_relayed
 from bench.log_trial import Row, Trial, node
 from bench.machine import process_cpu
+from bench.member import Member, read_all
 from bench.publisher import MARKER
 from bench.servers import Server, ServerProcess
-from bench.swarm import IP_BIND_ADDRESS_NO_PORT, SOURCES
-from bench.wire import PONG, SERVER_PING, Conversation, Handshake
+from bench.wire import Conversation, Handshake
 
 SPREAD = 10
 """The positions of the clients differ by up to so many in both directions, so they missed 90 to 110 messages."""
 MISSED = 100
-WAIT_SECONDS = 60.0
 
 
 class _Resubscription(Conversation):
@@ -32,50 +29,30 @@ class _Resubscription(Conversation):
         return super()._subscribe()
 
 
-class Member:
+class Returner(Member):
     """One client, which comes back with `after`, the last position that it knows, and expects all up to `head`.
 
     While the clock runs it only counts; `check` looks at what it got afterwards.
     """
 
     def __init__(self, number: int, port: int, epoch: str, after: int, head: int) -> None:
-        self.socket = socket.socket()
-        self.socket.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-        self.socket.bind((f"127.0.0.{2 + number % SOURCES}", 0))
-        self.socket.settimeout(WAIT_SECONDS)
-        self.socket.connect(("127.0.0.1", port))
-        self.socket.setblocking(False)
+        super().__init__(number, port)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.caught_up = 0.0
         self._expected = list(range(after + 1, head + 1))
         self._count = 0
         self._data: list[bytes] = []
         self.conversation = _Resubscription(self, (CHANNEL,), {"epoch": epoch, "position": after})
-        self._handshake: Handshake | None = self.conversation.websocket()
-        next(self._handshake)
+        self.begin(self.conversation)
 
-    def send(self, data: bytes) -> None:
-        self.socket.sendall(data)
+    def subscribed(self) -> bool:
+        return self._counted(b"".join(self.conversation.rest()[0]))
 
-    def reopen(self) -> None:
-        raise NotImplementedError("only long-polling needs it")
+    def received(self, data: bytes) -> bool:
+        self._data.append(data)
+        return self._counted(data)
 
-    def read(self) -> bool:
-        """True when this read brought the last message."""
-        data = self.socket.recv(1 << 16)
-        if not data:
-            raise ConnectionError("the server closed the connection")
-        if self._handshake is not None:
-            try:
-                self._handshake.send(data)
-                return False
-            except StopIteration:
-                self._handshake = None
-                data = b"".join(self.conversation.rest()[0])
-        else:
-            self._data.append(data)
-            if SERVER_PING in data:
-                self.send(PONG)
+    def _counted(self, data: bytes) -> bool:
         self._count += data.count(MARKER)
         if self._count >= len(self._expected) and not self.caught_up:
             self.caught_up = time.monotonic()
@@ -119,8 +96,8 @@ def _come_back(trial: Trial, process: ServerProcess, case: str, kill: bool, spre
     with closing(connect(trial.url)) as connection:
         epoch = str(one(connection, "SELECT epoch::text FROM socketio_pg.head"))
         base = _publish(connection, 2 * spread)
-        away = [Member(number, server.port, epoch, base, base) for number in range(trial.size.clients)]
-        _read(away)
+        away = [Returner(number, server.port, epoch, base, base) for number in range(trial.size.clients)]
+        read_all(away)
         if kill:
             process.kill()
         for member in away:
@@ -146,10 +123,10 @@ def _measure(trial: Trial, server: Server, case: str, offset: int, log: tuple[st
     before, began = process_cpu(server.pid), time.monotonic()
     gc.disable()
     members = [
-        Member(number, server.port, epoch, base - number % (2 * spread + 1), newest)
+        Returner(number, server.port, epoch, base - number % (2 * spread + 1), newest)
         for number in range(trial.size.clients)
     ]
-    _read(members)
+    read_all(members)
     gc.enable()
     first = min(member.conversation.asked for member in members)
     last = max(member.caught_up for member in members)
@@ -174,17 +151,3 @@ def _measure(trial: Trial, server: Server, case: str, offset: int, log: tuple[st
     for member in members:
         member.socket.close()
     return row
-
-
-def _read(members: Sequence[Member]) -> None:
-    """Until all have caught up. Raises TimeoutError."""
-    by_fd = {member.socket.fileno(): member for member in members}
-    deadline = time.monotonic() + WAIT_SECONDS
-    left = len(members)
-    with select.epoll() as epoll:
-        for fd in by_fd:
-            epoll.register(fd, select.EPOLLIN)
-        while left:
-            left -= sum(by_fd[fd].read() for fd, _ in epoll.poll(1.0))
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{left} of {len(members)} clients did not catch up in {WAIT_SECONDS:.0f} s")

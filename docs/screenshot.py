@@ -1,4 +1,4 @@
-"""Makes the README's picture of the demo page: ``python docs/screenshot.py URL OUT.png [--dark] [--width N]``.
+"""Makes the README's pictures: ``python docs/screenshot.py URL FOLDER [--only NAME] [--dark] [--width N]``.
 
 Needs a running server, Playwright for Python (``pip install playwright``), and a Chromium or Chrome.
 """
@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from playwright.sync_api import Page, expect, sync_playwright
@@ -54,30 +55,70 @@ def fill(page: Page) -> None:
     page.mouse.move(0, 0)  # off the button, which would show as hovered
 
 
+def follow_orders(page: Page) -> None:
+    """A table that follows a table, with a few changes."""
+    run_its_sql(page)
+    for number in range(16):
+        page.click("#change")
+        expect(page.locator("#statements > li")).to_have_count(min(number + 1, 8))
+    page.mouse.move(0, 0)
+
+
+def move_people(page: Page) -> None:
+    """A map, with the east of the river left out by a filter."""
+    run_its_sql(page)
+    for number in range(3):
+        page.click("#change")
+        expect(page.locator("#statements > li")).to_have_count(number + 1)
+    page.select_option("#area", "west")
+    expect(page.locator('#people > g[data-followed="false"]').first).to_be_visible()
+    page.mouse.move(0, 0)
+
+
+def run_its_sql(page: Page) -> None:
+    expect(page.locator("#setup:not([hidden]), #change:enabled").first).to_be_visible()
+    if page.locator("#setup").is_visible():
+        page.click("#setup")
+    expect(page.locator("#change")).to_be_enabled()
+
+
+#: Picture → where it is of, and what is done there first.
+PICTURES: dict[str, tuple[str, Callable[[Page], None]]] = {
+    "demo": ("/static/test.html", fill),
+    "orders": ("/demo/orders.html", follow_orders),
+    "map": ("/demo/map.html", move_people),
+}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make a picture of the demo page.")
-    parser.add_argument("url", help="a running server, for example http://127.0.0.1:3030")
-    parser.add_argument("out", type=Path, help="the PNG file")
+    parser = argparse.ArgumentParser(description="Make the pictures of the demo pages.")
+    parser.add_argument("url", help="a running development server, for example http://127.0.0.1:3030")
+    parser.add_argument("folder", type=Path, help="where the PNG files go")
     parser.add_argument("--dark", action="store_true", help="the dark colours")
     parser.add_argument("--width", type=int, default=1120, help="in CSS pixels; the picture has twice as many")
+    parser.add_argument("--only", choices=PICTURES, help="one of them")
     arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=find_chromium(),
             args=["--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])],
         )
-        page = browser.new_page(
-            viewport={"width": arguments.width, "height": 690},
-            device_scale_factor=2,
-            color_scheme="dark" if arguments.dark else "light",
-            reduced_motion="reduce",
-        )
-        page.goto(arguments.url.rstrip("/") + "/static/test.html")
-        fill(page)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=arguments.out)
+        for name in [arguments.only] if arguments.only else PICTURES:
+            path, prepare = PICTURES[name]
+            page = browser.new_page(
+                viewport={"width": arguments.width, "height": 690},
+                device_scale_factor=2,
+                color_scheme="dark" if arguments.dark else "light",
+                reduced_motion="reduce",
+            )
+            page.goto(arguments.url.rstrip("/") + path)
+            prepare(page)
+            picture = arguments.folder / f"{name}.png"
+            page.screenshot(path=picture)
+            page.close()
+            print(f"{picture}: {picture.stat().st_size / 1024:.0f} KB")
         browser.close()
-    print(f"{arguments.out}: {arguments.out.stat().st_size / 1024:.0f} KB")
 
 
 if __name__ == "__main__":

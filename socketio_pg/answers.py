@@ -51,10 +51,13 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
             self._answer(sid, eio_sid, namespace, id, error)
         except Exception as error:
             if _was_called_wrongly(error):
-                self._complain(logging.WARNING, "an event came with other arguments than its handler takes: %s", error)
+                self._complain(
+                    logging.WARNING, "an event came with other arguments than its handler takes: %s", error,
+                    connection=eio_sid,
+                )  # fmt: skip
                 self._answer(sid, eio_sid, namespace, id, InvalidRequestError("this event takes other arguments"))
                 return
-            self._complain.failure("the handler of an event failed")
+            self._complain.failure("the handler of an event failed", connection=eio_sid)
             self._answer(sid, eio_sid, namespace, id, SocketIOPGError("the server failed to handle this"))
         else:
             if isinstance(result, Answer):
@@ -70,7 +73,10 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
                     self._acknowledge(eio_sid, namespace, id, answer)
                 except (TypeError, ValueError, RecursionError):
                     # Often what the client has sent itself, which some handlers give back.
-                    self._complain(logging.WARNING, "what the handler of an event returned cannot be sent as JSON")
+                    self._complain(
+                        logging.WARNING, "what the handler of an event returned cannot be sent as JSON",
+                        connection=eio_sid,
+                    )  # fmt: skip
                     failure = SocketIOPGError("the server failed to handle this")
                     self._answer(sid, eio_sid, namespace, id, failure)
 

@@ -1,8 +1,6 @@
 """The composition root: settings → database → server → Flask application."""
 
 import dataclasses
-import logging
-import sys
 
 from flask import Flask, redirect
 from werkzeug.wrappers import Response
@@ -11,6 +9,7 @@ from socketio_pg import config
 from socketio_pg.demo import create_demo_blueprint
 from socketio_pg.embedded import EmbeddedPostgres
 from socketio_pg.errors import ConfigurationError
+from socketio_pg.logs import configure_logging
 from socketio_pg.websocket import SocketServer
 
 
@@ -23,7 +22,7 @@ def create_app(**overrides: object) -> Flask:
     Raises :class:`ConfigurationError`.
     """
     settings = config.load(overrides=overrides)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     app = Flask("socketio_pg", static_folder=None)
     app.config["SECRET_KEY"] = settings.flask_secret_key()
     dsn = settings.database_url
@@ -45,14 +44,3 @@ def create_app(**overrides: object) -> Flask:
             return redirect("/socket-test")
 
     return app
-
-
-def configure_logging(level: str) -> None:
-    """Our loggers at ``level``, on standard error unless the program has set up logging itself."""
-    logger = logging.getLogger("socketio_pg")
-    logger.setLevel(level)
-    if not logger.handlers and not logging.getLogger().handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False

@@ -16,8 +16,11 @@ class Complaints:
         #: Sentence → when it was written last (monotonic), and how many were not since.
         self._written: dict[str, tuple[float, int]] = {}
 
-    def __call__(self, level: int, sentence: str, *arguments: object, exc_info: bool = False) -> None:
-        """Log ``sentence % arguments``, or count it. ``exc_info``: with the traceback of what is being handled."""
+    def __call__(self, level: int, sentence: str, *arguments: object, exc_info: bool = False, **fields: object) -> None:
+        """Log ``sentence % arguments`` with ``fields``, or count it.
+
+        ``exc_info``: with the traceback of what is being handled.
+        """
         now = time.monotonic()
         last, silent = self._written.get(sentence, (-self._seconds, 0))
         if now < last + self._seconds:
@@ -25,8 +28,8 @@ class Complaints:
             return
         self._written[sentence] = (now, 0)
         more = f" ({silent} more since the last time)" if silent else ""
-        self._logger.log(level, sentence + "%s", *arguments, more, exc_info=exc_info)
+        self._logger.log(level, sentence + "%s", *arguments, more, exc_info=exc_info, extra=fields)
 
-    def failure(self, sentence: str) -> None:
+    def failure(self, sentence: str, **fields: object) -> None:
         """What is being handled is a fault: log it with its traceback."""
-        self(logging.ERROR, sentence, exc_info=True)
+        self(logging.ERROR, sentence, exc_info=True, **fields)

@@ -146,6 +146,9 @@ class Settings:
         "is called",
     )  # fmt: skip
     log_level: str = setting("INFO", parsers.log_level, "DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    log_format: str = setting(
+        "text", parsers.choice("text", "json"), "how a line of the log is written: 'text' (key=value) or 'json'"
+    )
     test_page: bool = setting(
         True, parsers.boolean, "serve the demo page: / and /socket-test lead to /static/test.html"
     )

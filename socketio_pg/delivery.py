@@ -47,11 +47,15 @@ class Delivery:
             self._server.manager.move(sid, before, now)
         return live
 
-    def hold(self, sid: str, channel: str, after: int) -> Callable[[], None]:
-        """Send nothing live from the log to a subscription; what is returned brings it what follows ``after``."""
+    def hold(self, sid: str, channel: str, after: int, cause: str) -> Callable[[], None]:
+        """Send nothing live from the log to a subscription; what is returned brings it what follows ``after``.
+
+        ``cause`` is for the metrics: ``since``, ``history`` or ``lagging``.
+        """
         replay = Replay(self._pubsub.follower, self._pubsub.history, channel, after)
         self._pubsub.hub.hold(sid, channel, replay)
         self._server.manager.pass_by(sid, self.room_of(sid, channel))
+        metrics.replays.labels(cause).inc()
         return functools.partial(self._replay, sid, replay)
 
     def leave(self, sid: str, channel: str) -> None:
@@ -132,12 +136,14 @@ class Delivery:
         for room, channel in channel_of.items():
             for sid in self._server.manager.lagging(room, self._send_buffer_bytes // 4):
                 if hub.is_subscribed(sid, channel) and not hub.held_by(sid, channel):
-                    green.run_soon(self.hold(sid, channel, after))
+                    green.run_soon(self.hold(sid, channel, after, "lagging"))
 
     def _emit_gap(self, gap: Gap) -> None:
+        metrics.gaps.labels(gap.reason).inc()
         self._server.emit("gap", gap.to_wire(), to=self._all_rooms(gap.channel))
 
     def _emit_log_gap(self, reason: str) -> None:
+        metrics.gaps.labels(reason).inc()
         follower = self._pubsub.follower
         for channel in self._pubsub.hub.channels():
             body = {"channel": channel, "reason": reason, "epoch": follower.epoch, "position": follower.position}
@@ -163,6 +169,7 @@ class _Client:
         filter = self.hub.filter_of(self.sid, self.channel)
         if filter is not None:
             messages = [message for message in messages if filter.matches(message.payload_json)]
+        metrics.replayed_messages.inc(len(messages))
         to = (self.sid,)
         self.server.manager.emit_in_order(
             "event", ((to, message.to_wire() | {"replayed": True}) for message in messages)
@@ -173,5 +180,6 @@ class _Client:
         return socket is not None and bool(socket.wait_sent())
 
     def gap(self, reason: str, epoch: str, position: int) -> None:
+        metrics.unrecovered.labels(reason).inc()
         body = {"channel": self.channel, "reason": reason, "epoch": epoch, "position": position}
         self.server.emit("gap", body, to=self.sid)

@@ -205,6 +205,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self._to_ping.append((time.monotonic() + self.ping_interval, socket))
 
     def _open(self, socket: Socket, transport_name: str) -> None:
+        metrics.opened_connections.labels(transport_name).inc()
         self._to_connect.append((time.monotonic() + self.connect_timeout, socket))
         opening = {
             "sid": socket.sid,

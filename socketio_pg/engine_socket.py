@@ -267,9 +267,10 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
     # -- in a green thread ---------------------------------------------------------------------------------------------
 
     def _close_lost(self, reason: str) -> None:
-        if reason == "slow_consumer":
+        if reason == "slow_consumer" and not self.closing:
             metrics.cut_off.labels("slow_consumer").inc()
-            logger.info("slow consumer disconnected: %s", self.sid)
+            metrics.fan_out.cut_bytes += self._queued  # what waits in a WebSocket's buffer, `transport` counts
+            _complain(logging.INFO, "slow consumer disconnected", connection=self.sid)
         self.close(False, True, reason)
 
     def _handle_in_order(self) -> None:
@@ -295,7 +296,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         try:
             self.server.handle_message(self.sid, message, False)
         except Exception:  # a bug, then: it must not cost the messages that follow, which are in the same hands
-            _complain.failure("a message could not be handled")
+            _complain.failure("a message could not be handled", connection=self.sid)
 
 
 def _size(packet: Any) -> int:

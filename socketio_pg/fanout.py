@@ -14,6 +14,7 @@ import socketio
 from engineio import packet as eio_packet
 
 from socketio_pg import frames, green
+from socketio_pg.metrics import fan_out
 
 
 class _Line:
@@ -140,6 +141,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         for rooms, data in rooms_and_data:
             rooms = [room for room in rooms if room in there]
             if not rooms:
+                fan_out.unheard += 1
                 continue
             encoded = self._encode(event, data, namespace)
             assert encoded is not None, "messages are not binary"
@@ -219,6 +221,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         """One frame of ``packets`` to all of ``line``. Returns when the turn ends that ends at ``turn_ends`` now."""
         frame = b"".join([packet.frame for packet in packets])
         sends = line.sends
+        sent = len(sends)
         for start in range(0, len(sends), self.slice_sends):
             end = start + self.slice_sends
             gone = broadcast.gone_from(room)
@@ -229,16 +232,22 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                 for sid, send in zip(line.sids[start:end], sends[start:end], strict=True):
                     if sid not in gone:
                         send(frame)
+                    else:
+                        sent -= 1
             if time.monotonic() > turn_ends:
                 green.sleep()
                 turn_ends = time.monotonic() + self.slice_seconds
+        fan_out.frames += sent * len(packets)
+        fan_out.frame_bytes += sent * len(frame)
         for sid, eio_sid in line.others:
             if sid not in broadcast.gone_from(room):
                 self._send_polled(packets, eio_sid)
         return turn_ends
 
     def _send_polled(self, packets: Sequence[_Packet], eio_sid: str) -> None:
+        fan_out.polled += len(packets)
         for packet in packets:
+            fan_out.polled_bytes += len(packet.frame)
             self.server._send_eio_packet(eio_sid, eio_packet.Packet(eio_packet.MESSAGE, packet.text))
 
     @contextlib.contextmanager
@@ -331,19 +340,25 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         framed = {id(packets): b"".join([packet.frame for packet in packets]) for _, packets in runs}
         turn_ends = time.monotonic() + self.slice_seconds
         rooms = {room for room, _ in runs}
+        sent_frames = sent_bytes = 0
         with self._broadcast(namespace, rooms, skips=skipped is not None, apart=True) as broadcast:
             for eio_sid, all_of_it in shares.items():
                 share = [packets for sid, room, packets in all_of_it if sid not in broadcast.gone_from(room)]
                 socket = sockets.get(eio_sid)
                 connection = None if socket is None else socket.connection
                 if connection is not None:
-                    connection.send(b"".join([framed[id(packets)] for packets in share]))
+                    frame = b"".join([framed[id(packets)] for packets in share])
+                    connection.send(frame)
+                    sent_frames += sum(map(len, share))
+                    sent_bytes += len(frame)
                 else:
                     for packets in share:
                         self._send_polled(packets, eio_sid)
                 if time.monotonic() > turn_ends:
                     green.sleep()
                     turn_ends = time.monotonic() + self.slice_seconds
+        fan_out.frames += sent_frames
+        fan_out.frame_bytes += sent_bytes
 
 
 def _framed(text: str) -> _Packet:

@@ -84,6 +84,11 @@ class Follower:
         """The last position that ``deliver`` has brought to everybody; 0 without a log."""
         return min(self._delivered, self.position)
 
+    @property
+    def behind(self) -> int:
+        """How many messages this node knows of and has not delivered; 0 without a log."""
+        return 0 if self._progress is None else self._progress.target - self.delivered
+
     def start(self) -> None:
         """Start the green thread, in the process that is to follow (after a fork)."""
         if self._thread is None:

@@ -4,6 +4,7 @@ In a checkout the ``gunicorn.conf.py`` beside the README brings it in without be
 """
 
 import contextlib
+import logging
 import resource
 import signal
 from typing import Any
@@ -13,6 +14,7 @@ from socketio_pg import green
 # Under another name: gunicorn takes `config` for one of its settings.
 from socketio_pg.config import load as load_settings
 from socketio_pg.errors import ConfigurationError
+from socketio_pg.logs import formatter
 
 worker_class = "eventlet"
 #: One: the rooms are in the memory of one process. More nodes are more gunicorns (docs/architecture.md).
@@ -36,10 +38,15 @@ SPARE_DESCRIPTORS = 100
 
 
 def on_starting(server: Any) -> None:
-    """As many descriptors as the system allows: each client is one."""
+    """As many descriptors as the system allows: each client is one; and the log's format."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Its own lines from here on look like ours.
+    with contextlib.suppress(ConfigurationError):
+        form = formatter(load_settings().log_format)
+        for handler in logging.getLogger("gunicorn.error").handlers:
+            handler.setFormatter(form)
 
 
 def pre_request(worker: Any, request: Any) -> None:

@@ -15,7 +15,7 @@ from socketio_pg.protocol import Server
 from socketio_pg.publications import requested_publication
 from socketio_pg.pubsub import PubSub
 from socketio_pg.questions import Action
-from socketio_pg.replay import Replay, find_start, requested_start
+from socketio_pg.replay import Replay, Since, find_start, requested_start
 from socketio_pg.sessions import Session
 from socketio_pg.tokens import Claims
 
@@ -80,7 +80,8 @@ class Handlers:
             body["filter"] = request["filter"]
         if follower.epoch is None:
             return Answer("subscribed", body)
-        then = self._delivery.hold(sid, channel, after) if after is not None else None
+        cause = "since" if isinstance(start, Since) else "history"
+        then = self._delivery.hold(sid, channel, after, cause) if after is not None else None
         body |= {"epoch": follower.epoch, "position": self._position(sid, channel, live)}
         return Answer("subscribed", body, then)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from socketio_pg import green
+from socketio_pg import green, metrics
 from socketio_pg.database import Database, translated_errors
 from socketio_pg.errors import DatabaseUnavailableError, LogNotInstalledError, SocketIOPGError
 from socketio_pg.messages import Message, from_log
@@ -101,8 +101,11 @@ class History:
     #: Positions before the one that was asked for first that are read with it, for others.
     near = 200
 
-    def __init__(self, database: Database, recent: Recent) -> None:
+    def __init__(self, database: Database, recent: Recent, name: str = "history") -> None:
         self._database = database
+        #: For the metrics.
+        self._name = name
+        self._lost = False
         self._recent = recent
         self._waiting: deque[tuple[_Reader, _Request]] = deque()
         self._thread: green.GreenThread | None = None
@@ -183,6 +186,7 @@ class History:
                     self._waiting.extend((read, request) for request in again)
                     return
                 except DatabaseUnavailableError:
+                    self._lost = self._lost or reused
                     self._hang_up()
                     # A connection that had been idle may have died long ago.
                     if attempt == 2 or not reused:
@@ -265,6 +269,9 @@ class History:
         self._connection = self._database.connect()
         # What PostgreSQL still works on when we no longer wait for it ends, too.
         self._execute(f"SET jit = off; SET statement_timeout = {int(self.timeout * 1000)}; SELECT 1")
+        if self._lost:
+            metrics.reconnects.labels(self._name).inc()
+            self._lost = False
 
     def _execute(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         with translated_errors(self.timeout), self._connection.cursor() as cursor:

@@ -106,6 +106,22 @@ class Hub:
         """How many they are."""
         return len(self._subscribers.get(subscriber, ()))
 
+    def sizes(self) -> list[int]:
+        """How many subscribers each channel has."""
+        return [len(members) for members in self._channels.values()]
+
+    def count_filtered(self) -> int:
+        """How many subscriptions have a filter."""
+        return len(self._filter_of)
+
+    def count_filters(self) -> int:
+        """How many different filters there are, each channel's apart."""
+        return sum(len(index) for index in self._filters.values())
+
+    def count_held(self) -> int:
+        """How many subscriptions are held."""
+        return sum(len(held) for held in self._held.values())
+
     def subscribers(self, channel: str) -> tuple[Hashable, ...]:
         """The subscribers of ``channel``."""
         return tuple(self._channels.get(channel, ()))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from socketio_pg import green
+from socketio_pg import green, metrics
 from socketio_pg.channels import RESERVED_PREFIX, quote_identifier
 from socketio_pg.database import Database, decode_text, encode_text, translated_errors
 from socketio_pg.errors import DatabaseError, DatabaseUnavailableError, InvalidChannelError, InvalidRequestError
@@ -174,13 +174,16 @@ class Listener:
 
     def _stay_connected(self, waker: green.Waker) -> None:
         delay = self.backoff[0]
-        complained = False
+        complained = lost = False
         while True:
             connection = None
             try:
                 connection = self._database.connect(listen=True)
                 self._prove(connection)
                 self._listen_again(connection)
+                if lost:
+                    metrics.reconnects.labels("listener").inc()
+                lost = True  # the next time, whatever ends this one
                 logger.log(logging.WARNING if complained else logging.INFO, "listening on %s", self._database)
                 delay, complained = self.backoff[0], False
                 self._serve(connection, waker)

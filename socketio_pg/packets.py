@@ -32,7 +32,7 @@ LENIENT_CHARACTERS = 65_536
 _HEAD = re.compile(r"(?:([0-4])|([56])([0-9]{1,10})-)")
 _ID = re.compile(r"[0-9]{0,16}")
 #: Where a number may begin, 19 digits: perhaps more than 64 bits.
-_LONG_NUMBER = re.compile(r"[\[,:]\s*-?[0-9]{19}")
+_LONG_NUMBER = re.compile(r"(?:\A|[\[,:])\s*-?[0-9]{19}")
 
 
 class NotAPacketError(InvalidRequestError):

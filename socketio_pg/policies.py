@@ -75,18 +75,25 @@ class Policies:
 
     def check(self, roles: Collection[str]) -> None:
         """Return when policies can be asked at all, and log what is wrong with ``roles``. Raises as :meth:`ask`."""
+        for role, problem in self.problems(roles).items():
+            logger.warning(
+                "clients of role %r will be refused: %s; a role for clients is granted to the server's role, and "
+                "gets its rights with 'socketio-pg init --client-role %s'",
+                role,
+                problem,
+                role,
+            )
+
+    def problems(self, roles: Collection[str]) -> dict[str, str]:
+        """Why clients of each of ``roles`` will be refused; empty when none will. Raises as :meth:`ask`."""
+        found = {}
         for role in sorted(roles):
             # Nobody's channel.
             question = Question("subscribe", role, json.dumps({"role": role}), RESERVED_PREFIX)
             [answer] = self._decide([question])
             if answer.startswith(("failed: 42501", "failed: 22023", "failed: SG004")):
-                logger.warning(
-                    "clients of role %r will be refused: %s; a role for clients is granted to the server's role, and "
-                    "gets its rights with 'socketio-pg init --client-role %s'",
-                    role,
-                    answer.removeprefix("failed: ").partition("\n")[0],
-                    role,
-                )
+                found[role] = answer.removeprefix("failed: ").partition("\n")[0]
+        return found
 
     def stop(self) -> None:
         """Refuse what waits, and close the connections."""

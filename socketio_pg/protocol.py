@@ -160,7 +160,7 @@ class Server(AnsweringServer):
         # First of all: what follows may wait.
         self.environ[eio_sid][_GOING] = True
         self._binary_packet.pop(eio_sid, None)
-        self._complain(logging.INFO, "hanging up on a client: %s", error.message)
+        self._complain(logging.INFO, "hanging up on a client: %s", error.message, connection=eio_sid)
         sid = self.manager.sid_from_eio_sid(eio_sid, "/")
         if sid is not None:
             self._answer(sid, eio_sid, "/", None, error)
@@ -187,7 +187,7 @@ class Server(AnsweringServer):
             self._refuse(eio_sid, namespace, refusal)
             return
         except Exception:  # an application's own login may raise anything, and whatever it is lets nobody in
-            self._complain.failure("finding out who a client is failed")
+            self._complain.failure("finding out who a client is failed", connection=eio_sid)
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
             return
         if self._get_event_handler("connect", namespace, ())[0] or self._get_namespace_handler(namespace, ())[0]:
@@ -205,7 +205,7 @@ class Server(AnsweringServer):
         try:
             super()._handle_connect(eio_sid, namespace, data)
         except Exception:  # as above: an application's code
-            self._complain.failure("the application's connect handler failed")
+            self._complain.failure("the application's connect handler failed", connection=eio_sid)
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
             self.manager.disconnect(self.manager.sid_from_eio_sid(eio_sid, namespace), namespace, ignore_queue=True)
         finally:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from socketio_pg import green
+from socketio_pg import green, metrics
+from socketio_pg.complaints import Complaints
 from socketio_pg.database import Database, encode_text, translated_errors
 from socketio_pg.errors import (
     DatabaseError,
@@ -18,6 +19,7 @@ from socketio_pg.errors import (
 )
 
 logger = logging.getLogger("socketio_pg.publisher")
+_complain = Complaints(logger)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Publisher:
         self._thread: green.GreenThread | None = None
         self._busy = False
         self._connection: Any = None
+        #: The connection was, since when there has been no other.
+        self._lost = False
 
     def publish(self, messages: Sequence[Outgoing]) -> None:
         """Send ``messages``, of which no two may be equal unless they are durable, in one transaction; returns after
@@ -75,6 +79,7 @@ class Publisher:
         request = _Request(messages)
         if len(self._waiting) >= self.queue_size:
             raise DatabaseUnavailableError("too many messages wait to be published", channel=request.channel)
+        began = time.monotonic()
         self._waiting.append(request)
         if not self._busy:
             self._busy = True
@@ -82,6 +87,13 @@ class Publisher:
         error = request.done.wait()
         if error is not None:
             raise error
+        tier = "log" if any(message.durable for message in messages) else "notify"
+        metrics.publish_seconds.labels(tier).observe(time.monotonic() - began)
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for their commit to begin."""
+        return len(self._waiting)
 
     def flush(self, seconds: float) -> None:
         """Wait until all that was handed in is committed or refused, ``seconds`` at most."""
@@ -106,7 +118,8 @@ class Publisher:
                 try:
                     self._commit(batch)
                 except DatabaseUnavailableError as error:
-                    logger.warning("publishing failed: %s", error)
+                    _complain(logging.WARNING, "publishing failed: %s", error)
+                    metrics.failed_commits.inc()
                     self._fail(batch, error)
                     # They would wait for the same; nobody is to wait longer than the timeout.
                     self._fail(self._waiting, error)
@@ -148,6 +161,7 @@ class Publisher:
                 self._send(batch)
                 break
             except DatabaseUnavailableError as error:
+                self._lost = self._lost or reused
                 self._hang_up()
                 # A connection that had been idle may have died long ago, with nothing sent: once more on a new one.
                 if not reused or isinstance(error, DatabaseTimeoutError):
@@ -158,15 +172,20 @@ class Publisher:
         try:
             self._execute("COMMIT")
         except DatabaseUnavailableError as error:
+            self._lost = True
             self._hang_up()
             raise DatabaseUnavailableError(
                 "the database connection was lost during the commit: the message may have been sent or not"
             ) from error
+        metrics.commit_messages.observe(sum(len(request.messages) for request in batch))
 
     def _send(self, batch: Sequence[_Request]) -> None:
         with translated_errors(self.timeout):
             if self._connection is None:
                 self._connection = self._database.connect()
+                if self._lost:
+                    metrics.reconnects.labels("publisher").inc()
+                    self._lost = False
         # In one round trip, and not with the COMMIT: see above. Rows of unnest() come in the order of its arrays.
         sql, parameters = ["BEGIN"], []
         for function, payload_type, durable in (("pg_notify", "text", False), ("socketio_pg.publish", "jsonb", True)):

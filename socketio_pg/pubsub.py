@@ -19,6 +19,7 @@ from socketio_pg.history import History
 from socketio_pg.hub import Hub
 from socketio_pg.listener import Gap, ListenCancelledError, Listener, Notification
 from socketio_pg.messages import MAX_NOTIFY_BYTES, Message, check_size, decode_notification, encode_payload
+from socketio_pg.metrics import fan_out
 from socketio_pg.publications import Publication, error_of
 from socketio_pg.publisher import Outgoing, Publisher
 from socketio_pg.recent import Recent
@@ -78,7 +79,7 @@ class PubSub:
         recent = Recent()
         self.history = History(self.database, recent)
         # A connection of its own: what is live does not wait for replays.
-        self._follower_history = History(self.database, recent)
+        self._follower_history = History(self.database, recent, "follower")
         self.follower = Follower(self.listener, self._follower_history, recent, self._deliver, self._on_log_gap)
         self.follower.cost = lambda message: self._cost(message.channel, message.payload_json)
         #: Called with the messages that came together, all of one tier, in order.
@@ -216,6 +217,7 @@ class PubSub:
     # -- from the listener, in its green thread -----------------------------------------------------------------------
 
     def _on_notifications(self, notifications: Sequence[Notification]) -> None:
+        fan_out.notifications += len(notifications)
         # Between the two tiers there is no order.
         ours = [found for found in notifications if found[0].startswith(RESERVED_PREFIX)]
         if ours:
@@ -255,6 +257,10 @@ class PubSub:
         return len(text) + (0 if filters is None else self.filter_characters * filters.most_tried)
 
     def _deliver(self, messages: Sequence[Message]) -> None:
+        if messages[0].position is None:
+            fan_out.notify_messages += len(messages)
+        else:
+            fan_out.log_messages += len(messages)
         for receive in self.on_messages:
             self._guarded(receive, messages)
         for message in messages:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from socketio_pg import green
+from socketio_pg import green, metrics
 from socketio_pg.channels import BELL_CHANNEL, LOG_CHANNEL
 from socketio_pg.database import Database, translated_errors
 from socketio_pg.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
@@ -172,7 +172,9 @@ class Relay:
         self._low = LowWater()
         #: Whether this node leads.
         self.leading = False
-        self._worked = False
+        #: Why it neither leads nor stands by, for the operator; None when it does.
+        self.problem: str | None = "the relay is starting"
+        self._worked = self._lost = False
 
     def start(self) -> None:
         """Start the green thread, in the process that is to relay (after a fork)."""
@@ -202,9 +204,13 @@ class Relay:
                 connection = self._database.connect(listen=True)
                 self._execute(connection, _SESSION)
                 self._execute(connection, MOVE)
+                if self._lost:
+                    metrics.reconnects.labels("relay").inc()
+                self._lost, self.problem = True, None
                 self._stand_by(connection)
                 self._lead(connection)
-            except LogNotInstalledError:
+            except LogNotInstalledError as error:
+                self._lost, self.problem = False, str(error)
                 if connection is not None:
                     connection.close()
                     connection = None
@@ -212,9 +218,11 @@ class Relay:
             except DatabaseError as error:
                 if self._worked:
                     delay, complained, self._worked = self.backoff[0], False, False
+                self.problem = f"not relaying: {error}"
                 logger.log(logging.DEBUG if complained else logging.WARNING, "not relaying: %s; retrying", error)
                 complained = True
-            except Exception:
+            except Exception as error:
+                self.problem = f"not relaying: {error}"
                 # A bug, then. The outbox keeps what is published meanwhile.
                 logger.exception("the relay failed; retrying")
             finally:
@@ -277,6 +285,9 @@ class Relay:
         }
         moved, more, snapshot, own, issued, _ = self._execute(connection, MOVE_BATCH, parameters)[0]
         low.looked(snapshot, own, issued, all_moved=not more)
+        if moved:
+            metrics.relay_batch_messages.observe(moved)
+            metrics.relay_batch_seconds.observe(time.monotonic() - began)
         if everywhere:
             # A long one may take its time, but not much of everybody's.
             now = time.monotonic()

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from socketio_pg import green
+from socketio_pg import green, metrics
+from socketio_pg.complaints import Complaints
 from socketio_pg.errors import DatabaseError, InvalidRequestError, LogNotInstalledError
 from socketio_pg.follower import Follower
 from socketio_pg.history import History
 from socketio_pg.messages import Message
 
-logger = logging.getLogger("socketio_pg.replay")
+_complain = Complaints(logging.getLogger("socketio_pg.replay"))
 
 
 #: Most messages that ``history`` asks for.
@@ -69,6 +70,7 @@ def find_start(
         return history.before_newest(channel, start, follower.position), {}
     reason = _unrecoverable(follower, history, channel, start)
     if reason is not None:
+        metrics.unrecovered.labels(reason).inc()
         return None, {"recovered": False, "reason": reason}
     return start.position, {"recovered": True}
 
@@ -133,7 +135,7 @@ class Replay:
                 delay = self.retry[0]
             except (DatabaseError, LogNotInstalledError) as error:
                 self._follower.look()  # should the log have gone, the replay is over
-                logger.warning("a replay waits: %s", error)
+                _complain(logging.WARNING, "a replay waits: %s", error)
                 green.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(delay * 2, self.retry[1])
             if held() and not receiver.wait_sent():

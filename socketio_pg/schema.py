@@ -72,7 +72,7 @@ BEGIN
     DROP FUNCTION IF EXISTS socketio_pg.publish, socketio_pg.channel_problem, socketio_pg.ring,
         socketio_pg.channel, socketio_pg.probe, socketio_pg.decide, socketio_pg.recheck, socketio_pg.recheck_on_change,
         socketio_pg.watch, socketio_pg.unwatch, socketio_pg.watch_changed, socketio_pg.watch_send,
-        socketio_pg.watch_tell, socketio_pg.watch_envelope, socketio_pg.watch_bulk, socketio_pg.watch_condition,
+        socketio_pg.watch_tell, socketio_pg.watch_bulk, socketio_pg.watch_condition,
         socketio_pg.watch_rows, socketio_pg.watch_parts, socketio_pg.watch_columns, socketio_pg.watch_channel,
         socketio_pg.watch_prepare, socketio_pg.watch_sweep, socketio_pg.watch_failures;
     DROP SCHEMA socketio_pg;

@@ -6,21 +6,16 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol
 
 from socketio_pg.backoff import spread
 from socketio_pg.errors import InvalidRequestError
 from socketio_pg.subscriber_connection import Connection
 from socketio_pg.subscriber_deliveries import Deliveries, Delivery
 from socketio_pg.subscriber_errors import TRANSIENT, as_error, error_of
-from socketio_pg.subscription import Member, Position, position_of
+from socketio_pg.subscription import Member, Position, Request, next_request, position_of
 
 logger = logging.getLogger("socketio_pg.subscriber")
-
-
-class _Request(TypedDict, total=False):
-    since: Position
-    history: int
 
 
 class Owner(Protocol):
@@ -81,7 +76,7 @@ class Channel:
         new = any(one.error is None and not one.established for one in self.members)
         if time.monotonic() < self.due < math.inf and not new:
             return  # to be tried again later
-        request = self._next()
+        request = next_request(self.members, self.open, self in self._owner.paused)
         if request is None:
             self.due = math.inf
             self._forget_if_done()
@@ -113,30 +108,7 @@ class Channel:
             del channels[self.name]
         self._owner.changed.notify_all()
 
-    def _next(self) -> tuple[str, _Request, list[Member]] | None:
-        """The request that is to be sent next, and whose it is; None when all is well."""
-        paused = self in self._owner.paused
-        waiting = [one for one in self.members if not one.live and not (paused and one.established)]
-        waiting += [one for one in self.members if one.live and one.lacks_epoch]
-        if not waiting:
-            idle = all(paused and not one.live for one in self.members)
-            return ("unsubscribe", {}, []) if self.open and idle else None
-        # Those first that know where they were, from the lowest of their positions on: a replay that begins later, for
-        # a new member's history, would take the live messages past them.
-        first = next((one.received for one in waiting if one.received and not one.lacks_epoch), None)
-        if first is not None:
-            epoch = first["epoch"]
-            position = min(p["position"] for one in waiting if (p := one.received) and p["epoch"] == epoch)
-            since = Position(epoch=epoch, position=position)
-            return "subscribe", {"since": since}, [one for one in waiting if one.received == since]
-        plain = [one for one in waiting if not one.history]
-        if plain:
-            return "subscribe", {}, plain
-        history = waiting[0].history
-        assert history is not None
-        return "subscribe", {"history": history}, [one for one in waiting if one.history == history]
-
-    def _answered(self, answer: Any, request: _Request) -> None:
+    def _answered(self, answer: Any, request: Request) -> None:
         assert self._awaited is not None
         event, whose = self._awaited
         error = error_of(answer, self.name)
@@ -151,7 +123,7 @@ class Channel:
         self.settle()
         self._owner.changed.notify_all()
 
-    def _accept(self, answer: dict[str, Any], request: _Request, whose: list[Member]) -> None:
+    def _accept(self, answer: dict[str, Any], request: Request, whose: list[Member]) -> None:
         """The server has subscribed us, and sends the log's messages after ``start`` where that was asked for."""
         was_live = [one for one in self.members if one.live]
         start = position_of(answer)

@@ -58,7 +58,10 @@ class Connection:
     ) -> None:
         self._lock = lock
         self._receive = receive
-        self._client = SocketClient(**options)
+        # websocket-client checks UTF-8 in Python, byte by byte: 0.3 s for a megabyte, in which no ping is answered. Its
+        # recv() decodes strictly all the same. A copy, because python-engineio takes the headers out of it.
+        websocket = {"skip_utf8_validation": True, **(options.get("websocket_extra_options") or {})}
+        self._client = SocketClient(**{**options, "websocket_extra_options": websocket})
         #: What the server said when it refused the connection.
         self._refused: Any = None
         for event in ("connect", "event", "gap", "subscribed", "unsubscribed", "token_expiring"):

@@ -1,6 +1,6 @@
 """What a program gets of a subscription in Python: messages, gaps, positions. Pure, no I/O."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from socketio_pg.errors import InvalidRequestError, SocketIOPGError
@@ -116,3 +116,38 @@ def position_of(body: Mapping[str, Any]) -> Position | None:
     if isinstance(epoch, str) and isinstance(position, int):
         return Position(epoch=epoch, position=position)
     return None
+
+
+class Request(TypedDict, total=False):
+    """What ``subscribe`` is asked besides the channel and its filter."""
+
+    since: Position
+    history: int
+
+
+def next_request(
+    members: Sequence[Member], is_open: bool, paused: bool
+) -> tuple[Literal["subscribe", "unsubscribe"], Request, list[Member]] | None:
+    """The request that a channel is to send next, and whose it is; None when all is well.
+
+    ``is_open``: the server has a subscription. ``paused``: members whom it was confirmed to wait for their handlers.
+    """
+    waiting = [one for one in members if not one.live and not (paused and one.established)]
+    waiting += [one for one in members if one.live and one.lacks_epoch]
+    if not waiting:
+        idle = all(paused and not one.live for one in members)
+        return ("unsubscribe", {}, []) if is_open and idle else None
+    # Those first that know where they were, from the lowest of their positions on: a replay that begins later, for
+    # a new member's history, would take the live messages past them.
+    first = next((one.received for one in waiting if one.received and not one.lacks_epoch), None)
+    if first is not None:
+        epoch = first["epoch"]
+        position = min(p["position"] for one in waiting if (p := one.received) and p["epoch"] == epoch)
+        since = Position(epoch=epoch, position=position)
+        return "subscribe", {"since": since}, [one for one in waiting if one.received == since]
+    plain = [one for one in waiting if not one.history]
+    if plain:
+        return "subscribe", {}, plain
+    history = waiting[0].history
+    assert history is not None
+    return "subscribe", {"history": history}, [one for one in waiting if one.history == history]

@@ -17,6 +17,7 @@ import eventlet.patcher
 
 from socketio_pg import frames
 from socketio_pg.frames import FrameError, FrameReader
+from socketio_pg.metrics import fan_out
 
 logger = logging.getLogger("socketio_pg.transport")
 
@@ -128,6 +129,8 @@ class Connection:
             self._buffer.append(data)
             self._buffered += len(data)
         else:
+            fan_out.cut_bytes += self._buffered + len(data)
+            self._buffered = 0
             # A reset, so that the kernel's buffer is freed as well.
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -284,6 +287,7 @@ class Connection:
             hub.remove(self._write_listener)
         self._read_listener = self._write_listener = self._buffer = None
         self._corked = False
+        fan_out.lost_bytes += self._buffered
         self._buffered = 0
         self._socket.close()
         self._call_drained()

@@ -1,13 +1,11 @@
 """Flask routes beside the sockets: health, metrics and the demo page."""
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flask import Blueprint, Response, abort, jsonify, redirect, request, url_for
 from werkzeug.wrappers import Response as BaseResponse
-
-from socketio_pg.metrics import render
 
 STATIC = Path(__file__).parent / "static"
 
@@ -33,12 +31,16 @@ def add_security_headers(response: Response) -> Response:
 
 
 def create_blueprint(
-    readiness: Callable[[], str | None], *, enable_test_page: bool, metrics_token: str | None = None
+    readiness: Callable[[], Mapping[str, str | None]],
+    render_metrics: Callable[[], tuple[bytes, str]],
+    *,
+    enable_test_page: bool,
+    metrics_token: str | None = None,
 ) -> Blueprint:
     """``/healthz`` and ``/readyz``; with ``enable_test_page`` the page, at ``/static/test.html``.
 
-    ``readiness`` returns None, or why the server cannot serve clients now. Who brings ``metrics_token`` may read
-    ``/metrics``.
+    ``readiness`` returns what is wrong with each part of the server, None for nothing; it is ready when all are in
+    order. Who brings ``metrics_token`` may read ``/metrics``: ``render_metrics`` returns it, and its content type.
     """
     blueprint = Blueprint(
         "socketio_pg",
@@ -53,10 +55,12 @@ def create_blueprint(
 
     @blueprint.get("/readyz")
     def readyz() -> tuple[Response, int]:
-        problem = readiness()
+        found = readiness()
+        shown = {part: "ok" if problem is None else problem for part, problem in found.items()}
+        problem = next(filter(None, found.values()), None)
         if problem is None:
-            return jsonify(status="ready"), 200
-        return jsonify(status="unavailable", reason=problem), 503
+            return jsonify(status="ready", parts=shown), 200
+        return jsonify(status="unavailable", reason=problem, parts=shown), 503
 
     if metrics_token is not None:
         expected = f"Bearer {metrics_token}".encode()
@@ -65,7 +69,7 @@ def create_blueprint(
         def metrics() -> Response:
             if not hmac.compare_digest(request.headers.get("Authorization", "").encode("utf-8", "replace"), expected):
                 abort(401)
-            text, content_type = render()
+            text, content_type = render_metrics()
             return Response(text, content_type=content_type)
 
     blueprint.after_request(add_security_headers)

@@ -16,9 +16,11 @@ from socketio_pg.delivery import Delivery
 from socketio_pg.door import Door
 from socketio_pg.errors import DatabaseError, IdleTimeoutError, RateLimitedError
 from socketio_pg.extension import SocketIO
+from socketio_pg.gauges import Gauges
 from socketio_pg.handlers import Handlers
 from socketio_pg.idle import Idle
 from socketio_pg.limits import ClientLimits
+from socketio_pg.probe import Probe
 from socketio_pg.pubsub import PubSub
 from socketio_pg.relay import Relay
 from socketio_pg.schema import install
@@ -103,9 +105,13 @@ class SocketServer:
             lambda sid: delivery.cut_off(sid, IdleTimeoutError("nothing was heard for too long"), "idle_timeout"),
         )
         Handlers(server, self.pubsub, delivery, self.access, self.limits).register(test=test)
+        self.gauges = Gauges(server, self.pubsub, self.relay, Probe(self.pubsub.database), self.parts)
         self.app.register_blueprint(
             create_blueprint(
-                self.readiness, enable_test_page=enable_test_page, metrics_token=self.settings.metrics_token
+                self.readiness,
+                self.gauges.render,
+                enable_test_page=enable_test_page,
+                metrics_token=self.settings.metrics_token,
             )
         )
         if self.settings.http_api:
@@ -126,6 +132,8 @@ class SocketServer:
         self.pubsub.start()
         self.access.start()
         self.idle.start()
+        if self.settings.metrics_token is not None:
+            self.gauges.start()
         green.spawn(self._start_log)
 
     def _start_log(self) -> None:
@@ -160,6 +168,7 @@ class SocketServer:
         self.relay.stop()
         self.access.stop()
         self.idle.stop()
+        self.gauges.stop()
         self.pubsub.disconnect()
         if self._serving is not None:
             green.stop_serving(self._serving)
@@ -213,14 +222,29 @@ class SocketServer:
             with contextlib.suppress(green.TimedOut):
                 self._drained.wait(seconds)
 
-    def readiness(self) -> str | None:
-        """None when clients can be served, otherwise what is missing, in a sentence for the operator."""
-        if self._draining:
-            return "shutting down"
-        self.start()
-        if self.pubsub.listener.problem is None and self.settings.auto_init and not self.pubsub.follower.installed:
-            return "the log is being installed"
-        return self.pubsub.listener.problem or self.access.problem
+    def parts(self) -> dict[str, str | None]:
+        """What is wrong with each part of the server, in a sentence for the operator; None for nothing.
+
+        Clients can be served when all are in order.
+        """
+        # Proven at each connecting by a NOTIFY of our own, on a channel whose name nobody else can know.
+        listening = self.pubsub.listener.problem
+        installed = self.pubsub.follower.installed
+        missing = self.settings.auto_init and not installed
+        return {
+            "process": "shutting down" if self._draining else None,
+            "listener": listening,
+            # Whether there is one is found out by listening. Without it there still is NOTIFY.
+            "log": "the log is being installed" if missing and listening is None else None,
+            "relay": self.relay.problem if installed and not self._draining else None,
+            "permissions": self.access.problem,
+        }
+
+    def readiness(self) -> dict[str, str | None]:
+        """The same, and a server that nobody has started yet is on its way then."""
+        if not self._draining:
+            self.start()
+        return self.parts()
 
     # -- clients -------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import leftovers
 from tests.support.postgres import Cluster, cluster
 from tests.support.server import ServerProcess
 
@@ -18,6 +19,15 @@ def pytest_configure() -> None:
     """Thousands of clients are thousands of descriptors, here and in the servers, which inherit the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """What still runs after its module disturbs others' tests: a client that goes on coming back, for example."""
+    before = leftovers.running()
+    yield
+    left = leftovers.left_since(before)
+    assert not left, "left running by this module's tests:\n" + "\n".join(left)
 
 
 @pytest.fixture(scope="session")

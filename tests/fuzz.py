@@ -16,8 +16,11 @@ from tests.support.postgres import cluster
 from tests.support.server import ServerProcess
 
 
-def run(server: ServerProcess, number: int, examples: int) -> None:
-    """One round. Raises AssertionError, with the smallest input that does it, when something does not hold."""
+def run(server: ServerProcess, number: int, examples: int) -> int:
+    """One round; returns how many messages were acknowledged.
+
+    Raises AssertionError, with the smallest input that does it, when something does not hold.
+    """
 
     def rule(**strategies: st.SearchStrategy[object]) -> Callable[[Callable[..., None]], Callable[[], None]]:
         def wrap(test: Callable[..., None]) -> Callable[[], None]:
@@ -54,6 +57,7 @@ def run(server: ServerProcess, number: int, examples: int) -> None:
         rule(request=fuzzing.REQUESTS)(http)()
         everything_acknowledged_happened(witness, acknowledged)
         witness.call("unsubscribe", {"channel": fuzzing.CHANNEL})
+    return len(acknowledged)
 
 
 def everything_acknowledged_happened(witness: SocketClient, acknowledged: list[int]) -> None:

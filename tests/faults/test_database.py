@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.clients import SocketClient
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
@@ -26,7 +27,7 @@ def clients(server: ServerProcess, channel: str) -> Iterator[list[SocketClient]]
 
 
 def assert_gap_then_everything(
-    clients: list[SocketClient], breakable: Cluster, channel: str, began: datetime, seconds: float = 20.0
+    clients: list[SocketClient], breakable: Cluster, channel: str, began: datetime, seconds: float = PATIENCE
 ) -> None:
     """Each subscriber gets `gap`, once a channel, and what is published after it; no connection was lost."""
     first, second = clients
@@ -35,8 +36,8 @@ def assert_gap_then_everything(
     for gap in gaps:
         assert gap["reason"] == "database_connection_lost"
         since, until = datetime.fromisoformat(gap["since"]), datetime.fromisoformat(gap["until"])
-        # `since` is when the database was last heard of: at most a heartbeat before the fault.
-        assert began - timedelta(seconds=7) <= since <= until
+        # `since` is when the database was last heard of: at most a heartbeat before the fault, on a busy machine.
+        assert began - timedelta(seconds=5 + 5) <= since <= until
     breakable.sql("SELECT pg_notify(%s, n::text) FROM generate_series(1, 100) AS n", channel)
     for client in clients:
         assert [client.next("event")["payload"] for _ in range(100)] == list(range(1, 101))
@@ -112,7 +113,7 @@ def test_black_hole(
     swallowed = time.monotonic()
     # Nothing tells that the connection is dead but the silence.
     assert_publish_is_refused_quickly(clients[0], channel)
-    server.wait_not_ready(20)
+    server.wait_not_ready()
     assert time.monotonic() - swallowed < 15, "half-open connections are found within 15 s"
     assert_publish_is_refused_quickly(clients[1], channel)
     proxy.restore()
@@ -163,7 +164,7 @@ def assert_publish_is_refused_quickly(client: SocketClient, channel: str) -> Non
     began = time.monotonic()
     answer: dict[str, Any] = client.call("publish", {"channel": channel, "payload": 1})
     assert answer["error"]["code"] == "database_unavailable"
-    assert time.monotonic() - began < 4, "a second or two, and some for a busy machine"
+    assert time.monotonic() - began < 8, "a second or two, and some for a busy machine"
 
 
 def test_passwords_are_not_logged(breakable: Cluster, proxy: Proxy) -> None:

@@ -18,6 +18,7 @@ from tests.support.checker_clients import Client, Loop
 from tests.support.checker_subscribers import Subscriber
 from tests.support.checker_world import World, wait_for, world
 from tests.support.clients import SocketClient
+from tests.support.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_another_node_takes_over(nodes: World, channel: str, number: int) -> Non
         assert client.next("event")["payload"] == number
         seconds = time.monotonic() - killed
     print(f"taken over {seconds:.2f} s after the leader was killed")
-    assert seconds < 5, "2 are promised, and the machine may be busy"
+    assert seconds < 8, "2 are promised, and the machine may be busy"
     assert nodes.wait_leader() is nodes.other(leader)
 
 
@@ -101,7 +102,7 @@ def test_a_transaction_that_stays_open_delays_nobody_and_keeps_its_order(
         began = time.monotonic()
         cursor.execute("COMMIT")
         assert payloads(client, 3) == ["first", "second", "third"]
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 8
     assert_gapless(nodes)
 
 
@@ -141,7 +142,7 @@ def test_opposite_orders_of_channels_do_not_deadlock(nodes: World, channel: str)
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(2 * PATIENCE)
     assert errors == []
     wait_for(lambda: all(len(logged(nodes, name)) == 600 for name in names), 30, "all messages in the log")
     for name in names:
@@ -199,7 +200,7 @@ def test_two_relays_at_once(nodes: World, channel: str) -> None:
         try:
             publish_many(nodes, channel, 1, 500)
             for client in clients:
-                events = [client.next("event", 30) for _ in range(500)]
+                events = [client.next("event") for _ in range(500)]
                 assert [event["payload"] for event in events] == list(range(1, 501))
                 assert client.pending("gap") == 0
         finally:

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +13,17 @@ from sqlalchemy.engine import make_url
 
 from tests.support.clients import SocketClient
 from tests.support.missing import missing
+from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess, free_port
+
+
+def answers(url: str) -> bool:
+    try:
+        psycopg2.connect(url).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -37,14 +45,7 @@ def pooler_url(breakable: Cluster) -> Iterator[str]:
     process = subprocess.Popen([program, *user, str(folder / "ini")], stderr=subprocess.DEVNULL)
     url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
     try:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                psycopg2.connect(url).close()
-                break
-            except psycopg2.OperationalError:
-                assert time.monotonic() < deadline, "PgBouncer does not come up"
-                time.sleep(0.05)  # another process's start can only be asked for
+        until(lambda: answers(url), "PgBouncer comes up")
         yield url
     finally:
         process.kill()

@@ -1,9 +1,11 @@
-// The stock JavaScript client, driven by test_javascript.py: one JSON command a line in, one JSON answer a line out.
+// The stock JavaScript client, driven by test_javascript.py and test_nodes.py: a JSON command a line in, a JSON answer a line out.
 import { createInterface } from "node:readline";
 import { io } from "socket.io-client";
 
-const [url, transports] = process.argv.slice(2);
-const socket = io(url, { transports: transports.split(","), reconnectionDelay: 100, reconnectionDelayMax: 500 });
+const [url, transports, options = "{}"] = process.argv.slice(2);
+const socket = io(url, {
+  transports: transports.split(","), reconnectionDelay: 100, reconnectionDelayMax: 500, ...JSON.parse(options),
+});
 const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
 
 socket.on("connect", () => say({ event: "connect", transport: socket.io.engine.transport.name }));

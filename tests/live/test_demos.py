@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.live.test_browser import PATIENCE, chromium  # noqa: F401 - a fixture
+from tests.support.demo_page import PATIENCE
 from tests.support.log import Log, wait_installed
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
@@ -60,7 +60,7 @@ class Visitor:
         self.close()
 
 
-def test_a_table_that_follows_a_table(log: Log, chromium: Browser) -> None:  # noqa: F811
+def test_a_table_that_follows_a_table(log: Log, chromium: Browser) -> None:
     with Visitor(chromium, log.server.url, "orders") as visitor:
         visitor.set_up()
         page, rows = visitor.page, visitor.page.locator("#orders > tr")
@@ -89,7 +89,7 @@ def test_a_table_that_follows_a_table(log: Log, chromium: Browser) -> None:  # n
         assert any("table:socketio_pg_demo.orders" in frame for frame in visitor.frames)
 
 
-def test_people_on_a_map_and_a_filter_on_the_server(log: Log, chromium: Browser) -> None:  # noqa: F811
+def test_people_on_a_map_and_a_filter_on_the_server(log: Log, chromium: Browser) -> None:
     with Visitor(chromium, log.server.url, "map") as visitor:
         visitor.set_up()
         page = visitor.page
@@ -114,7 +114,7 @@ def test_people_on_a_map_and_a_filter_on_the_server(log: Log, chromium: Browser)
         expect(page.locator("#statements > li").first).to_contain_text("UPDATE socketio_pg_demo.person")
 
 
-def test_a_room_with_a_memory(log: Log, chromium: Browser) -> None:  # noqa: F811
+def test_a_room_with_a_memory(log: Log, chromium: Browser) -> None:
     with Visitor(chromium, log.server.url, "chat") as ada, Visitor(chromium, log.server.url, "chat") as grace:
         for visitor, name, text in ((ada, "Ada", "Hello!"), (grace, "Grace", "<img src=x onerror=alert(1)>")):
             visitor.page.fill("#name", name)
@@ -133,7 +133,7 @@ def test_a_room_with_a_memory(log: Log, chromium: Browser) -> None:  # noqa: F81
             expect(late.page.locator("#code")).to_contain_text("subscriptions.subscribe(")
 
 
-def test_without_the_log_a_demo_says_what_is_missing(postgres18: Cluster, chromium: Browser) -> None:  # noqa: F811
+def test_without_the_log_a_demo_says_what_is_missing(postgres18: Cluster, chromium: Browser) -> None:
     log = Log(postgres18, "live_demos_without_log", DEBUG="1")
     try:
         with Visitor(chromium, log.server.url, "orders") as visitor:
@@ -145,7 +145,7 @@ def test_without_the_log_a_demo_says_what_is_missing(postgres18: Cluster, chromi
         log.server.close()
 
 
-def test_the_index_leads_to_each(log: Log, chromium: Browser) -> None:  # noqa: F811
+def test_the_index_leads_to_each(log: Log, chromium: Browser) -> None:
     page = chromium.new_page()
     page.goto(f"{log.server.url}/demo/")
     for link in page.locator(".cards a").all():

@@ -16,4 +16,7 @@ def target() -> Iterator[ServerProcess]:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_whatever_a_stranger_sends(target: ServerProcess, seed: int) -> None:
-    fuzz.run(target, seed, examples=60)
+    before = target.worker_pid()
+    acknowledged = fuzz.run(target, seed, examples=60)
+    assert acknowledged > 0, "the fuzzer gets as far as handlers"
+    assert target.worker_pid() == before

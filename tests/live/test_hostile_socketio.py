@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.clients import RawClient, SocketClient, Swarm
-from tests.support.invariants import unharmed
+from tests.support.invariants import state, unharmed
+from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 
@@ -127,16 +128,20 @@ def test_bad_attachments(binary_server: ServerProcess, channel: str, head: str, 
             raw.send_binary(attachment)
         raw.socket.setblocking(False)
         swarm.run_until(lambda: raw.closed)
+        assert [error["code"] for error in raw.events("error")] == ["invalid_request"]
 
 
 def test_attachments_that_never_come(binary_server: ServerProcess, channel: str) -> None:
+    before = state(binary_server)["attachments"]
     with unharmed(binary_server, channel), Swarm("127.0.0.1", binary_server.port) as swarm:
         clients = swarm.connect(50)
         for client in clients:
             client.send('4516-["x",{"_placeholder":true,"num":0}]')
             client.send_binary(b"x" * 100)
+        until(lambda: state(binary_server)["attachments"] == before + 50, "all are waited for")
         for client in clients:
             swarm.leave(client)
+    assert state(binary_server)["attachments"] == before
 
 
 @pytest.mark.parametrize(
@@ -200,7 +205,7 @@ def test_a_megabyte_of_rubbish_holds_nobody_up(server: ServerProcess, channel: s
             client.socket.setblocking(False)
         began = time.monotonic()
         witness.call("unsubscribe", {"channel": "nothing"})
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 3.0, "some of it for a busy machine"
         for client in clients:
             answer = answer_of(swarm, client, 1)
             assert isinstance(answer, dict)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import SocketClient
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT, clean_environment, free_port
 
@@ -39,7 +40,11 @@ def test_contents(wheel: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_installed_into_an_empty_environment(wheel: Path, tmp_path: Path, postgres18: Cluster, channel: str) -> None:
+def test_installed_into_an_empty_environment(
+    wheel: Path, tmp_path: Path, postgres18: Cluster, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With the checkout on the path, pip would take it for installed.
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     command = tmp_path / "env" / "bin" / "socketio-pg"
@@ -51,7 +56,12 @@ def test_installed_into_an_empty_environment(wheel: Path, tmp_path: Path, postgr
     version = subprocess.run([command, "--version"], check=True, capture_output=True, text=True).stdout
     assert version.startswith("socketio-pg, version ")
     said = subprocess.run(
-        [command, "serve"], cwd=tmp_path, env=clean_environment(DEBUG="1"), capture_output=True, text=True, timeout=60
+        [command, "serve"],
+        cwd=tmp_path,
+        env=clean_environment(DEBUG="1"),
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
     )
     assert "socketio_pg[embedded]" in said.stderr, "without the extra there is no embedded PostgreSQL, and it says so"
     port = free_port()
@@ -64,5 +74,5 @@ def test_installed_into_an_empty_environment(wheel: Path, tmp_path: Path, postgr
             assert client.next("event")["payload"] == 1
     finally:
         process.terminate()
-        assert process.wait(15) == 0
+        assert process.wait(PATIENCE) == 0
     assert os.listdir(tmp_path) == ["env"], "it left nothing behind"  # noqa: PTH208

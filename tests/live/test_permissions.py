@@ -12,26 +12,26 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.clients import SocketClient
-from tests.support.policies import PolicyDatabase
+from tests.support.clients import SocketClient, code
+from tests.support.patience import PATIENCE, until
+from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 from tests.support.tokens import SECRET, mint
 
-SETTINGS = {
-    "JWT_SECRET": SECRET,
-    "JWT_LEEWAY": "0",
-    "DRAIN_SECONDS": "0.2",
-}
-RLS = SETTINGS | {
-    "AUTH": "optional",
-    "AUTHORIZATION": "rls",
-    "ALLOWED_ROLES": "authenticated,service_role,not_granted",
-    "ANONYMOUS_ROLE": "anon",
-    "PUBLIC_CHANNELS": "open:*",
-    # What changes is told by recheck() in these tests, or found out every second in others.
-    "PERMISSION_RECHECK_SECONDS": "0",
-}
+SETTINGS = {"JWT_SECRET": SECRET, "JWT_LEEWAY": "0", "DRAIN_SECONDS": "0.2"}
+POLICIES = (
+    SETTINGS
+    | RLS
+    | {
+        "AUTH": "optional",
+        "ALLOWED_ROLES": "authenticated,service_role,not_granted",
+        "ANONYMOUS_ROLE": "anon",
+        "PUBLIC_CHANNELS": "open:*",
+        # What changes is told by recheck() in these tests, or found out every second in others.
+        "PERMISSION_RECHECK_SECONDS": "0",
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def database(postgres18: Cluster) -> PolicyDatabase:
 
 @pytest.fixture(scope="module")
 def server(database: PolicyDatabase) -> Iterator[ServerProcess]:
-    with contextlib.closing(ServerProcess(database.server_url, **RLS)) as made:
+    with contextlib.closing(ServerProcess(database.server_url, **POLICIES)) as made:
         yield made
 
 
@@ -56,12 +56,6 @@ def room(database: PolicyDatabase) -> str:
 
 def connect(server: ServerProcess, sub: str, role: str | None = "authenticated", **claims: Any) -> SocketClient:
     return SocketClient(server.url, auth={"token": mint(sub=sub, role=role, **claims)})
-
-
-def code(answer: dict[str, Any]) -> str | None:
-    """The code of an error, None when all is well."""
-    assert answer["ok"] is ("error" not in answer)
-    return answer["error"]["code"] if "error" in answer else None
 
 
 def subscribe(client: SocketClient, channel: str, **more: Any) -> str | None:
@@ -240,10 +234,7 @@ def test_permission_taken_away_while_subscribed(server: ServerProcess, database:
 
 
 def wait_until_allowed(client: SocketClient, channel: str) -> None:
-    for _ in range(1000):
-        if subscribe(client, channel) is None:
-            return
-    raise AssertionError("it stays forbidden")
+    until(lambda: subscribe(client, channel) is None, "a permission")
 
 
 def test_a_trigger_on_the_table_that_policies_look_at(
@@ -263,7 +254,7 @@ def test_a_trigger_on_the_table_that_policies_look_at(
 
 
 def test_without_being_told_it_is_found_out_soon(database: PolicyDatabase, room: str) -> None:
-    settings = RLS | {"PERMISSION_RECHECK_SECONDS": "0.5"}
+    settings = POLICIES | {"PERMISSION_RECHECK_SECONDS": "0.5"}
     with (
         contextlib.closing(ServerProcess(database.server_url, **settings)) as server,
         connect(server, "bob") as bob,
@@ -308,7 +299,7 @@ def test_a_new_token_while_replaying_and_publishing(server: ServerProcess, datab
         )
         assert subscribe(bob, room, since=since) is None
         bob.next("event")
-        assert code(bob.call("authenticate", {"token": mint(sub="carol", role="authenticated")}, 30)) is None
+        assert code(bob.call("authenticate", {"token": mint(sub="carol", role="authenticated")})) is None
         assert bob.next("unsubscribed") == {"channel": room, "reason": "forbidden"}
         arrived = bob.pending("event")
         assert arrived < 199, "the replay had ended before"
@@ -359,7 +350,7 @@ def test_without_the_schema_nothing_is_allowed_and_the_operator_is_told(postgres
     postgres18.sql("DROP DATABASE IF EXISTS no_schema WITH (FORCE)")
     postgres18.sql("CREATE DATABASE no_schema")
     url = postgres18.url("no_schema")
-    with contextlib.closing(ServerProcess(url, wait="http", **RLS)) as server:
+    with contextlib.closing(ServerProcess(url, wait="http", **POLICIES)) as server:
         server.wait_for("/readyz", 503, "socketio-pg init")
         with connect(server, "alice") as client:
             assert subscribe(client, "foo") == "internal"
@@ -377,7 +368,10 @@ def test_auto_init_installs_it(postgres18: Cluster) -> None:
     postgres18.sql("DROP DATABASE IF EXISTS auto_init_rls WITH (FORCE)")
     postgres18.sql("CREATE DATABASE auto_init_rls")
     url = postgres18.url("auto_init_rls")
-    with contextlib.closing(ServerProcess(url, AUTO_INIT="1", **RLS)) as server, connect(server, "alice") as client:
+    with (
+        contextlib.closing(ServerProcess(url, AUTO_INIT="1", **POLICIES)) as server,
+        connect(server, "alice") as client,
+    ):
         assert subscribe(client, "foo") == "forbidden"
 
 
@@ -388,7 +382,7 @@ def test_what_waits_for_a_decision_is_bounded(database: PolicyDatabase, transpor
         """CREATE POLICY slow ON socketio_pg.messages FOR INSERT TO authenticated
            WITH CHECK (CASE WHEN channel = 'slow' THEN pg_sleep(10) IS NOT NULL ELSE false END)"""
     )
-    settings = RLS | {"MAX_EVENT_BYTES_PER_SECOND": "0"}
+    settings = POLICIES | {"MAX_EVENT_BYTES_PER_SECOND": "0"}
     try:
         with contextlib.closing(ServerProcess(database.server_url, **settings)) as server:
             before = resident(server)
@@ -409,19 +403,19 @@ def publish_by_websocket(server: ServerProcess, auth: dict[str, Any], request: d
     with SocketClient(server.url, auth=auth) as client:
         for _ in range(times):
             client.io.emit("publish", request, callback=answers.put)
-        return [code(answers.get(timeout=30)) for _ in range(times)]
+        return [code(answers.get(timeout=PATIENCE)) for _ in range(times)]
 
 
 def publish_by_polling(server: ServerProcess, auth: dict[str, Any], request: dict[str, Any], times: int) -> list[Any]:
     """The same, each in a POST of its own: stock clients put what waits into one, which is too large then."""
     address = f"{server.url}/socket.io/?EIO=4&transport=polling"
     with requests.Session() as session:
-        address += "&sid=" + json.loads(session.get(address, timeout=30).text[1:])["sid"]
+        address += "&sid=" + json.loads(session.get(address, timeout=PATIENCE).text[1:])["sid"]
         for packet in [f"40{json.dumps(auth)}", *(f"42{n}{json.dumps(['publish', request])}" for n in range(times))]:
-            assert session.post(address, packet, timeout=30).text == "ok"
+            assert session.post(address, packet, timeout=PATIENCE).text == "ok"
         codes: list[Any] = []
         while len(codes) < times:
-            packets = session.get(address, timeout=30).text.split("\x1e")
+            packets = session.get(address, timeout=PATIENCE).text.split("\x1e")
             codes += [code(json.loads(packet[packet.index("[") :])[0]) for packet in packets if packet.startswith("43")]
         return codes
 

@@ -1,14 +1,13 @@
 """Long-polling: sessions live as long as their clients poll, and no request of theirs waits for ever."""
 
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.clients import SocketClient, Swarm
 from tests.support.postgres import Cluster
+from tests.support.raw_http import http, open_session
 from tests.support.server import ServerProcess
 
 
@@ -26,21 +25,8 @@ def server(postgres18: Cluster) -> Iterator[ServerProcess]:
 SILENCE = 1 + 4
 
 
-def request(server: ServerProcess, sid: str = "", body: bytes | None = None) -> tuple[int, str]:
-    """One polling request: a POST with ``body``, otherwise a GET."""
-    url = f"{server.url}/socket.io/?EIO=4&transport=polling" + (f"&sid={sid}" if sid else "")
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-def open_session(server: ServerProcess) -> str:
-    status, text = request(server)
-    assert status == 200
-    return text.split('"sid":"')[1].split('"')[0]
+def sid_of(path: str) -> str:
+    return path.rpartition("&sid=")[2]
 
 
 def wait_for_sockets(server: ServerProcess, number: int) -> None:
@@ -61,8 +47,8 @@ def test_an_idle_client_is_pinged_and_stays(server: ServerProcess, postgres18: C
 
 def test_a_client_that_vanishes_between_polls_is_forgotten(server: ServerProcess) -> None:
     for _ in range(5):
-        sid = open_session(server)
-        assert request(server, sid, b"40")[0] == 200
+        path = open_session(server)
+        assert http(server, "POST", path, body=b"40").status == 200
     wait_for_sockets(server, 0)
     assert '"subscribers":0' in server.get("/state")[1]
 
@@ -70,16 +56,15 @@ def test_a_client_that_vanishes_between_polls_is_forgotten(server: ServerProcess
 @pytest.mark.parametrize("body", [b"2", b"9", b"", b"abc", b"\xff", b"\x1e".join([b"3"] * 17)])
 def test_bad_posts_hold_no_request(server: ServerProcess, body: bytes) -> None:
     for _ in range(30):  # more than the worker serves at once
-        sid = open_session(server)
-        status, _ = request(server, sid, body)
-        assert status in (200, 400)
+        path = open_session(server)
+        assert http(server, "POST", path, body=body).status in (200, 400)
     assert server.get("/healthz")[0] == 200
     wait_for_sockets(server, 0)
     assert "Traceback" not in server.log
 
 
 def test_a_second_upgrade_is_refused(server: ServerProcess) -> None:
-    sid = open_session(server)
+    sid = sid_of(open_session(server))
     with Swarm("127.0.0.1", server.port) as swarm:
         first = swarm.upgrade(sid)
         swarm.run_until(lambda: first.shaken)
@@ -90,7 +75,7 @@ def test_a_second_upgrade_is_refused(server: ServerProcess) -> None:
 
 
 def test_a_poll_that_waits_ends_with_the_upgrade(server: ServerProcess) -> None:
-    sid = open_session(server)
+    sid = sid_of(open_session(server))
     with Swarm("127.0.0.1", server.port) as swarm:
         one = swarm.upgrade(sid)
         swarm.run_until(lambda: one.shaken)

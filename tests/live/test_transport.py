@@ -3,7 +3,6 @@
 import json
 import random
 import re
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from tests.support.clients import RawClient, SocketClient, Swarm
 from tests.support.postgres import Cluster
+from tests.support.raw_http import GOOD, WEBSOCKET, http
 from tests.support.server import ServerProcess
 
 
@@ -174,33 +174,18 @@ def test_bad_frames_close_the_connection_with_their_code(server: ServerProcess) 
     assert "Traceback" not in server.log
 
 
-GOOD = {
-    "Upgrade": "websocket",
-    "Connection": "Upgrade",
-    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-    "Sec-WebSocket-Version": "13",
-}
-
-
 @pytest.mark.parametrize(
     ("change", "status"),
     [
-        ({}, b"101"),
-        ({"Sec-WebSocket-Version": "8"}, b"426"),
-        ({"Sec-WebSocket-Key": ""}, b"400"),
-        ({"Connection": "close"}, b"400"),
-        ({"Origin": "https://evil.example"}, b"400"),
+        ({}, 101),
+        ({"Sec-WebSocket-Version": "8"}, 426),
+        ({"Sec-WebSocket-Key": ""}, 400),
+        ({"Connection": "close"}, 400),
+        ({"Origin": "https://evil.example"}, 400),
     ],
 )
-def test_handshakes(server: ServerProcess, change: dict[str, str], status: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        headers = {"Host": f"127.0.0.1:{server.port}"} | GOOD | change
-        lines = [
-            "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1",
-            *(f"{name}: {headers[name]}" for name in headers),
-        ]
-        connection.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode())
-        assert connection.recv(4096).startswith(b"HTTP/1.1 " + status)
+def test_handshakes(server: ServerProcess, change: dict[str, str], status: int) -> None:
+    assert http(server, path=WEBSOCKET, headers=GOOD | change).status == status
 
 
 def test_too_many_clients_are_answered_503(postgres18: Cluster) -> None:

@@ -112,7 +112,7 @@ def test_a_table_that_is_in_use_is_not_waited_for(database: WatchDatabase) -> No
 def test_version_2_is_upgraded(database: WatchDatabase) -> None:
     """Of a database in which messages wait and a server has read the log."""
     database.sql("CREATE TABLE orders (id int); SELECT socketio_pg.publish('kept', '1')")
-    # As version 2 was: without anything of sql/4_watch.sql and sql/5_watches.sql.
+    # As version 2 was: without anything of sql/4_watch.sql and what follows it.
     database.sql(
         """DROP VIEW socketio_pg.watches, socketio_pg.watch_triggers;
         DO $$ DECLARE f regprocedure; BEGIN

@@ -104,9 +104,10 @@ def test_the_primary_key_changes(orders: WatchDatabase, per: str) -> None:
         ("a int, b text, c int", None),
         ("a int UNIQUE, b text, c int", None),
         ("a int, b text, c int, PRIMARY KEY (c, b)", {"b": "y", "c": 3}),
+        ("a int, b text, c int, PRIMARY KEY (c) INCLUDE (b)", {"c": 3}),
         ('a int, b text, "C d" int GENERATED ALWAYS AS (a * 3) STORED PRIMARY KEY', {"C d": 3}),
     ],
-    ids=["none", "unique", "composite", "generated"],
+    ids=["none", "unique", "composite", "including", "generated"],
 )
 def test_primary_keys(orders: WatchDatabase, definition: str, key: dict[str, Any] | None) -> None:
     orders.sql(f"CREATE TABLE keys ({definition.replace('c int', 'c int DEFAULT 3')})")

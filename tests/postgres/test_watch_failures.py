@@ -88,13 +88,13 @@ def test_parts_of_ours_are_gone(orders: WatchDatabase) -> None:
     """Somebody has dropped them by hand."""
     orders.watch("orders")
     [(counter,)] = orders.sql("SELECT DISTINCT spec ->> 'counter' FROM socketio_pg.watch_triggers")
-    orders.sql(f"DROP SEQUENCE socketio_pg.{counter}; ALTER FUNCTION socketio_pg.watch_envelope RENAME TO away")
+    orders.sql(f"DROP SEQUENCE socketio_pg.{counter}; ALTER FUNCTION socketio_pg.watch_send RENAME TO away")
     try:
         assert orders.sent("INSERT INTO orders VALUES (1)") == []
         assert len(orders.warnings) == 1
         assert orders.failures("public.orders") == [0]
     finally:
-        orders.sql("ALTER FUNCTION socketio_pg.away RENAME TO watch_envelope")
+        orders.sql("ALTER FUNCTION socketio_pg.away RENAME TO watch_send")
     # The outbox cannot be written.
     orders.sql("ALTER TABLE socketio_pg.outbox ADD CONSTRAINT never CHECK (channel <> 'table:public.orders')")
     try:

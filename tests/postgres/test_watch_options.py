@@ -1,6 +1,8 @@
 """watch() and unwatch() themselves: what there is, what goes with a table, and what is wrong with a call."""
 
+import contextlib
 import re
+import threading
 from collections.abc import Iterator
 
 import psycopg2
@@ -121,3 +123,29 @@ def test_what_is_wrong_is_said_at_once(
     assert caught.value.diag.message_hint
     assert orders.sql("SELECT count(*) FROM socketio_pg.watches") == [(0,)]
     assert orders.sql("SELECT count(*) FROM pg_class WHERE relname LIKE 'watch\\_%' AND relkind = 'S'") == [(0,)]
+
+
+def test_two_call_it_at_once(orders: WatchDatabase) -> None:
+    """For different tables, with counters left to sweep that both find: neither fails, neither waits for ever."""
+    orders.sql(
+        "CREATE TABLE a (); CREATE TABLE b (); CREATE TABLE gone (); SELECT socketio_pg.watch('gone'); DROP TABLE gone"
+    )
+    errors: list[Exception] = []
+
+    def watch(table: str) -> None:
+        with contextlib.closing(orders.connect()) as connection, connection.cursor() as cursor:
+            try:
+                for turn in range(10):
+                    cursor.execute("SELECT socketio_pg.watch(%s, %s)", (table, f"{table}{turn % 2}"))
+            except psycopg2.Error as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=watch, args=(table,)) for table in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert orders.sql("SELECT count(*) FROM socketio_pg.watches") == [(4,)]
+    orders.sql("SELECT socketio_pg.watch_sweep()")
+    assert orders.sql("SELECT count(*) FROM pg_class WHERE relname LIKE 'watch\\_%' AND relkind = 'S'") == [(4,)]

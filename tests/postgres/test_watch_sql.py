@@ -239,6 +239,20 @@ def test_a_stale_snapshot_does_not_show_a_renamed_column(orders: WatchDatabase) 
     assert payload["new"]["status"] == "a"
 
 
+def test_a_table_that_is_younger_than_the_snapshot(database: WatchDatabase) -> None:
+    with contextlib.closing(database.connect()) as other:
+        cursor = other.cursor()
+        cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        database.sql("CREATE TABLE young (id int PRIMARY KEY, secret text)")
+        database.watch("young", "all")
+        database.watch("young", "some", exclude=["secret"])
+        cursor.execute("INSERT INTO young VALUES (1, 'geheim'); COMMIT")
+        assert not other.notices
+    sent = dict(database.taken())
+    assert sent["all"]["new"] == {"id": 1, "secret": "geheim"}
+    assert "geheim" not in str(sent["some"])
+
+
 def test_quoted_and_unicode_names(database: WatchDatabase) -> None:
     database.sql(
         'CREATE SCHEMA "Ünï ""s"; CREATE TABLE "Ünï ""s"."T \'x" ("Key \\" int PRIMARY KEY, "日本 %s" text, "a""b" int)'

@@ -117,7 +117,7 @@ def test_create_app(postgres: Cluster) -> None:
         while app.test_client().get("/readyz").status_code != 200:
             green.sleep(0.01)
     server.shutdown()
-    assert server.readiness() == "shutting down"
+    assert server.readiness()["process"] == "shutting down"
 
 
 def test_leaving_before_the_request_is_handled(server: SocketServer, channel: str) -> None:

@@ -219,4 +219,7 @@ def failures(log: str) -> list[str]:
     found: list[str] = []
     for match in re.finditer(r"^(.*)\nTraceback \(most recent call last\):\n((?: .*\n|\n)*)(.*)", log, re.MULTILINE):
         found.append(f"{match[1]}: {match[3]}")
+    # Ours are one line each.
+    for match in re.finditer(r'^.* message=("(?:[^"\\]|\\.)*"|\S+) .*traceback="(.*)"$', log, re.MULTILINE):
+        found.append(f"{match[1].strip(chr(34))}: {match[2].split(chr(92) + 'n')[-1]}")
     return [failure for failure in found if not failure.endswith(HARMLESS)]

@@ -10,6 +10,7 @@ import psycopg2.extras
 
 from socketio_pg.schema import LOCK_CLASS, RELAY_LOCK
 from tests.support.checker import Logged, digest
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster, cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
@@ -60,7 +61,7 @@ class World:
         name, pid = rows[0]
         return next(node for node in self.nodes if node.name == name), pid
 
-    def wait_leader(self, seconds: float = 15.0) -> Node:
+    def wait_leader(self, seconds: float = PATIENCE) -> Node:
         found: tuple[Node, int] = wait_for(self.leader, seconds, "a leader")
         return found[0]
 
@@ -108,7 +109,7 @@ def world(**settings: str) -> Iterator[World]:
         made = World(running, nodes)
         for node in nodes:
             node.server.wait_ready()
-        wait_for(lambda: running.sql("SELECT to_regclass('socketio_pg.log')")[0][0], 15.0, "the log's schema")
+        wait_for(lambda: running.sql("SELECT to_regclass('socketio_pg.log')")[0][0], PATIENCE, "the log's schema")
         made.wait_leader()
         yield made
 

@@ -15,6 +15,8 @@ from typing import Any
 import engineio
 import socketio
 
+from tests.support.patience import PATIENCE
+
 
 class _InOrder(engineio.Client):  # type: ignore[misc]
     """Handles packets one after the other: python-engineio's client starts a thread for each, and they overtake."""
@@ -63,9 +65,11 @@ class SocketClient:
         self.io = _InOrderClient(**options)
         for name in self.EVENTS:
             self.io.on(name, self._recorder(name))
-        self.io.connect(url, transports=list(transports), wait_timeout=10, retry=wait, auth=auth, headers=headers or {})
+        self.io.connect(
+            url, transports=list(transports), wait_timeout=PATIENCE, retry=wait, auth=auth, headers=headers or {}
+        )
 
-    def next(self, event: str, seconds: float = 10.0) -> Any:
+    def next(self, event: str, seconds: float = PATIENCE) -> Any:
         """The argument of the next ``event``, in the order of their arrival."""
         try:
             return self._events[event].get(timeout=seconds)
@@ -76,7 +80,7 @@ class SocketClient:
         """How many of ``event`` have arrived and were not taken by :meth:`next`."""
         return self._events[event].qsize()
 
-    def call(self, event: str, argument: Any = None, seconds: float = 15.0) -> Any:
+    def call(self, event: str, argument: Any = None, seconds: float = PATIENCE) -> Any:
         """Send ``event``; returns its acknowledgement."""
         return self.io.call(event, argument, timeout=seconds)
 
@@ -85,7 +89,31 @@ class SocketClient:
         assert answer == {"ok": True, "channel": channel}
 
     def close(self) -> None:
-        self.io.shutdown()
+        """Leave, and wait until none of the client's threads runs any more.
+
+        Its own `shutdown()` misses a connection that is being lost at the same time: it would go on coming back.
+        """
+        self.io.reconnection = False
+        reading = self.io.eio.read_loop_task
+        self._let_posts_end()
+        if self.io.eio.state == "connected":
+            self.io.disconnect()
+        if reading is not None:
+            reading.join(PATIENCE)
+        coming_back = self.io._reconnect_task
+        while coming_back is not None and coming_back.is_alive():
+            if self.io._reconnect_abort is not None:
+                self.io._reconnect_abort.set()  # the thread clears it when it starts: so again and again
+            coming_back.join(0.05)
+        if self.io.connected:
+            self.io.disconnect()
+
+    def _let_posts_end(self) -> None:
+        """python-engineio's client forgets to say good-bye while a POST is under way, and its last poll then waits."""
+        if self.io.eio.current_transport == "polling" and self.io.eio.state == "connected":
+            sending = self.io.eio.queue
+            with sending.all_tasks_done:
+                sending.all_tasks_done.wait_for(lambda: not sending.unfinished_tasks, timeout=5)
 
     def __enter__(self) -> "SocketClient":
         return self
@@ -95,6 +123,13 @@ class SocketClient:
 
     def _recorder(self, name: str) -> Callable[..., None]:
         return lambda *arguments: self._events[name].put(arguments[0] if arguments else None)
+
+
+def code(answer: dict[str, Any]) -> str | None:
+    """The code of an acknowledgement's error, None when all is well."""
+    assert answer["ok"] is ("error" not in answer)
+    found: str | None = answer["error"]["code"] if "error" in answer else None
+    return found
 
 
 def refused(url: str, **options: Any) -> Any:
@@ -108,7 +143,7 @@ def refused(url: str, **options: Any) -> Any:
     try:
         Client(url, reconnection=False, **options).close()
     except socketio.exceptions.ConnectionError:
-        return told.get(timeout=10)
+        return told.get(timeout=PATIENCE)
     raise AssertionError("the client was let in")
 
 
@@ -254,7 +289,7 @@ class Swarm:
         """A WebSocket for the Engine.IO session ``sid``, which so far is polling."""
         return self._open(f"&sid={sid}", None)
 
-    def run_until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    def run_until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         """Let the clients read until ``condition``."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -301,7 +336,7 @@ class Swarm:
         connection = socket.socket()
         if receive_buffer is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        connection.settimeout(30)
+        connection.settimeout(PATIENCE)
         connection.connect(self._address)
         key = base64.b64encode(os.urandom(16)).decode()
         connection.sendall(

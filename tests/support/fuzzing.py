@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from socketio_pg.frames import FrameError, FrameReader
 from socketio_pg.packets import NotAPacketError, Packet
 from socketio_pg.polling import decode_payload
-from tests.support.raw_http import POLLING, TEXT, Connection, WebSocket, frame
+from tests.support.frames import TEXT, frame
+from tests.support.raw_http import POLLING, Connection, WebSocket
 from tests.support.server import ServerProcess
 
 #: Pieces of which packets are made; each may stand where it does not belong.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.support.clients import SocketClient
+from tests.support.patience import PATIENCE
 from tests.support.server import ServerProcess
 
 #: Kilobytes that Python and malloc may keep.
@@ -21,7 +22,14 @@ def state(server: ServerProcess) -> dict[str, Any]:
     return answer
 
 
-def settled(server: ServerProcess, base: dict[str, Any], seconds: float = 15.0) -> None:
+def longest_stall(server: ServerProcess) -> float:
+    """For how many seconds of its CPU the server has let nobody else run since the last time that it was asked."""
+    status, text = server.get("/stall")
+    assert status == 200
+    return float(json.loads(text)["seconds"])
+
+
+def settled(server: ServerProcess, base: dict[str, Any], seconds: float = PATIENCE) -> None:
     """Until nothing is more than in ``base``; the memory may be."""
     deadline = time.monotonic() + seconds
     while True:
@@ -35,7 +43,7 @@ def settled(server: ServerProcess, base: dict[str, Any], seconds: float = 15.0) 
 
 
 @contextlib.contextmanager
-def unharmed(server: ServerProcess, channel: str, *, errors_logged: bool = False) -> Iterator[SocketClient]:
+def unharmed(server: ServerProcess, channel: str = "attack", *, errors_logged: bool = False) -> Iterator[SocketClient]:
     """An attack on a server of `watched_app` in the body: a client beside it gets all its messages and sees nothing.
 
     Afterwards the worker is the same, everything is where it was, and the log has no traceback.

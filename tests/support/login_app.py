@@ -10,9 +10,11 @@ from flask import Flask, Request, request, session  # noqa: E402
 
 from socketio_pg import Claims, UnauthorizedError  # noqa: E402
 from socketio_pg.websocket import SocketServer  # noqa: E402
+from tests.support.clock import add_clock  # noqa: E402
 
 app = Flask(__name__)
 app.secret_key = "of the tests"
+add_clock(app)
 
 
 def authenticate(handshake: Request, auth: Any) -> Claims | None:

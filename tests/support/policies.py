@@ -1,12 +1,22 @@
 """A database with roles and policies, as an application has it that people reach with PostgREST's tokens."""
 
 import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg2
+import psycopg2.extensions
 
-from socketio_pg import schema
+from socketio_pg import green, schema
+from socketio_pg.policies import Policies
+from socketio_pg.questions import Action, Question
 from tests.support.postgres import Cluster, in_thread
+from tests.support.tokens import SECRET
+
+#: Settings of a server that asks policies.
+RLS = {"JWT_SECRET": SECRET, "AUTHORIZATION": "rls", "ALLOWED_ROLES": "authenticated", "DRAIN_SECONDS": "0.2"}
 
 #: As in docs/security.md. The helper is Supabase's own.
 MODEL = """
@@ -88,3 +98,52 @@ class PolicyDatabase:
     def part(self, user: str, *rooms: str) -> None:
         """Take that away."""
         self.sql("DELETE FROM members WHERE user_id = %s AND room = ANY(%s)", user, list(rooms))
+
+
+def question(action: Action, channel: str, sub: str = "alice", role: str = "authenticated", **claims: Any) -> Question:
+    return Question(action, role, json.dumps({"sub": sub, "role": role} | claims), channel)
+
+
+def nothing_is_left(database: PolicyDatabase) -> bool:
+    return database.sql("SELECT count(*) FROM socketio_pg.messages") == [(0,)]
+
+
+def outcomes(policies: Policies, *questions: Question) -> list[Any]:
+    """The answer to each, or the error; all asked at once."""
+    found: list[Any] = [None] * len(questions)
+
+    def ask(index: int) -> None:
+        try:
+            found[index] = policies.ask(questions[index])
+        except Exception as error:
+            found[index] = error
+
+    threads = [green.spawn(ask, index) for index in range(len(questions))]
+    for thread in threads:
+        thread.wait()
+    return found
+
+
+@contextlib.contextmanager
+def locked(database: PolicyDatabase, statement: str) -> Iterator[Callable[[], None]]:
+    """Somebody's transaction that holds a lock; call the result to end it."""
+    connection = database.connect()
+    ended = threading.Event()
+
+    def end() -> None:
+        if not ended.is_set():
+            ended.set()
+            connection.rollback()
+            connection.close()
+
+    wait_callback = psycopg2.extensions.get_wait_callback()
+    psycopg2.extensions.set_wait_callback(None)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+        psycopg2.extensions.set_wait_callback(wait_callback)
+        yield end
+    finally:
+        psycopg2.extensions.set_wait_callback(None)
+        end()
+        psycopg2.extensions.set_wait_callback(wait_callback)

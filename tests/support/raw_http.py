@@ -1,20 +1,15 @@
-"""Requests as no library would send them, WebSockets frame by frame, and what must hold after an attack."""
+"""Requests as no library would send them, and WebSockets frame by frame."""
 
 import contextlib
 import json
-import os
 import re
 import socket
-import struct
-import time
-from collections.abc import Iterator
 from typing import Any
 
-from tests.support.clients import SocketClient
+from tests.support.frames import CLOSE, MASK, TEXT, frame
+from tests.support.patience import PATIENCE
 from tests.support.server import ServerProcess
 
-TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
-CONTINUATION = 0x0
 POLLING = "/socket.io/?EIO=4&transport=polling"
 WEBSOCKET = "/socket.io/?EIO=4&transport=websocket"
 GOOD = {
@@ -49,7 +44,7 @@ class Connection:
         self.socket = socket.socket()
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(30)
+        self.socket.settimeout(PATIENCE)
         self.socket.connect(("127.0.0.1", server.port))
         self.socket = self.connected(self.socket)
         self._buffer = b""
@@ -135,7 +130,7 @@ class WebSocket(Connection):
     def __enter__(self) -> "WebSocket":
         return self
 
-    def frame(self, opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes | None = None) -> None:
+    def frame(self, opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes = MASK) -> None:
         self.send(frame(opcode, payload, final=final, mask=mask))
 
     def text(self, text: str) -> None:
@@ -176,22 +171,6 @@ class WebSocket(Connection):
         return self
 
 
-def frame(
-    opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes | None = None, reserved: int = 0
-) -> bytes:
-    """A client's frame, masked."""
-    size, first = len(payload), (0x80 if final else 0) | reserved | opcode
-    if size < 126:
-        head = struct.pack("!BB", first, 0x80 | size)
-    elif size < 65536:
-        head = struct.pack("!BBH", first, 0x80 | 126, size)
-    else:
-        head = struct.pack("!BBQ", first, 0x80 | 127, size)
-    mask = os.urandom(4) if mask is None else mask
-    repeated = (mask * (size // 4 + 1))[:size]
-    return head + mask + (int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")).to_bytes(size, "big")
-
-
 def http(server: ServerProcess, method: str = "GET", path: str = POLLING, headers: dict[str, str] | None = None,
          body: bytes | None = None) -> Reply:  # fmt: skip
     with Connection(server) as connection:
@@ -199,36 +178,13 @@ def http(server: ServerProcess, method: str = "GET", path: str = POLLING, header
         return connection.reply()
 
 
+def websocket_path(path: str) -> str:
+    """Where the session of ``path``, which is polling, becomes a WebSocket."""
+    return path.replace("transport=polling", "transport=websocket")
+
+
 def open_session(server: ServerProcess, headers: dict[str, str] | None = None) -> str:
     """A new polling session; its path for further requests."""
     reply = http(server, headers=headers)
     assert reply.status == 200, reply.body
     return f"{POLLING}&sid={json.loads(reply.body[1:])['sid']}"
-
-
-def held(server: ServerProcess) -> dict[str, int]:
-    status, text = server.get("/held")
-    assert status == 200
-    found: dict[str, int] = json.loads(text)
-    return found
-
-
-@contextlib.contextmanager
-def unharmed(server: ServerProcess, seconds: float = 30.0) -> Iterator[None]:
-    """The same process serves a client that behaves, meanwhile and after; what it holds comes back to its base."""
-    process = server.worker_pid()
-    with SocketClient(server.url, reconnection=False) as other:
-        other.call("unsubscribe", {"channel": "warm"})
-        base = held(server)
-        yield
-        assert other.call("unsubscribe", {"channel": "beside"})["ok"] is True
-        assert other.pending("disconnect") == 0
-        deadline = time.monotonic() + seconds
-        while True:
-            now = held(server)
-            if all(now[name] <= base[name] for name in ("green", "descriptors", "sockets", "kept")):
-                break
-            assert time.monotonic() < deadline, f"not back to its base {base}: {now}"
-            time.sleep(0.1)  # another process can only be asked again
-    assert server.worker_pid() == process
-    assert "Traceback" not in server.log, server.log

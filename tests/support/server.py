@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 from socketio_pg.config import Settings
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,14 +84,14 @@ class ServerProcess:
         elif self._wait == "http":
             self.wait_for("/healthz", 200)
 
-    def wait_ready(self, seconds: float = 30.0) -> None:
+    def wait_ready(self, seconds: float = PATIENCE) -> None:
         """Until clients can be served from the database."""
         self.wait_for("/readyz", 200, seconds=seconds)
 
-    def wait_not_ready(self, seconds: float = 30.0) -> None:
+    def wait_not_ready(self, seconds: float = PATIENCE) -> None:
         self.wait_for("/readyz", 503, seconds=seconds)
 
-    def wait_for(self, path: str, status: int, text: str = "", seconds: float = 30.0) -> None:
+    def wait_for(self, path: str, status: int, text: str = "", seconds: float = PATIENCE) -> None:
         """Until ``path`` is answered with ``status`` and a body that contains ``text``."""
         deadline = time.monotonic() + seconds
         while True:
@@ -107,13 +108,13 @@ class ServerProcess:
     def get(self, path: str) -> tuple[int, str]:
         """(status, body) of a GET."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+            with urllib.request.urlopen(self.url + path, timeout=PATIENCE) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
 
-    def stop(self, seconds: float = 15.0) -> float:
+    def stop(self, seconds: float = PATIENCE) -> float:
         """SIGTERM; returns the seconds until the process was gone."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)

@@ -1,4 +1,7 @@
-"""Somebody's own application, with binary data, namespaces and callbacks; it tells everything that clients can grow."""
+"""Somebody's own application, with binary data, namespaces and callbacks; it tells everything that clients can grow.
+
+With ``ECHO`` it echoes at the level of Engine.IO.
+"""
 
 import eventlet
 
@@ -6,6 +9,7 @@ eventlet.monkey_patch()
 
 import gc  # noqa: E402
 import os  # noqa: E402
+import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -13,13 +17,16 @@ import flask_socketio  # noqa: E402
 import greenlet  # type: ignore[import-untyped]  # noqa: E402
 from flask import Flask, request  # noqa: E402
 
-from socketio_pg.app import configure_logging  # noqa: E402
+from socketio_pg.logs import configure_logging  # noqa: E402
 from socketio_pg.websocket import SocketServer  # noqa: E402
+from tests.support.clock import add_clock  # noqa: E402
 
 configure_logging("INFO")
 app = Flask(__name__)
 server = SocketServer(app, binary=os.environ.get("BINARY") == "1")
 io = server.socketio
+engine = io.server.eio
+add_clock(app)
 #: Handlers that must never run on a client's word.
 forged: list[str] = []
 
@@ -72,7 +79,9 @@ def state() -> dict[str, Any]:
         "forged": forged,
         "green": sum(isinstance(found, greenlet.greenlet) and not found.dead for found in gc.get_objects()),
         "descriptors": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
-        "sockets": len(stock.eio.sockets),
+        "sockets": len(engine.sockets),
+        # Bytes of messages that are not whole yet.
+        "unread": sum(one.connection._reader.held for one in engine.sockets.values() if one.connection is not None),
         "requests": len(stock.environ),
         "namespaces": len(stock.manager.rooms),
         "rooms": sum(map(len, stock.manager.rooms.values())),
@@ -84,3 +93,39 @@ def state() -> dict[str, Any]:
         "channels": len(server.pubsub.hub.channels()),
         "kilobytes": int(status.split("VmRSS:")[1].split()[0]),
     }
+
+
+if os.environ.get("ECHO"):
+
+    def echo(sid: str, message: str | bytes, own_thread: bool) -> None:
+        engine.send(sid, message)
+
+    engine.handle_message = echo
+    engine.is_connected = lambda sid: True
+
+
+class Stall:
+    """For how long others could not run at most since the last reset.
+
+    In seconds of this process's CPU: while other processes have it nobody here holds anybody up.
+    """
+
+    longest = 0.0
+
+    def watch(self) -> None:
+        while True:
+            before = time.process_time()
+            eventlet.sleep(0.001)
+            self.longest = max(self.longest, time.process_time() - before)
+
+
+stall = Stall()
+
+
+@app.get("/stall")
+def longest_stall() -> dict[str, float]:
+    """The longest one since the last question, which begins anew."""
+    if not app.extensions.get("watching"):
+        app.extensions["watching"] = eventlet.spawn(stall.watch)
+    longest, stall.longest = stall.longest, 0.0
+    return {"seconds": longest}

@@ -1,4 +1,4 @@
-"""socketio_pg.config: precedence, wrong values, no password in any text, and the docs that repeat the table."""
+"""socketio_pg.config: precedence, values that are wrong, and the docs that repeat the table."""
 
 import dataclasses
 import re
@@ -8,29 +8,17 @@ from typing import Any
 import pytest
 
 from socketio_pg import config
-from socketio_pg.config import Settings, describe, load, read_local_cfg, redact
+from socketio_pg.config import Settings, describe, load, read_local_cfg
 from socketio_pg.errors import ConfigurationError
+from tests.support.settings import assert_one_sentence, load_file
 
 pytestmark = pytest.mark.usefixtures("clean_settings")
+
 
 NAMES = [field.name.upper() for field in dataclasses.fields(Settings)]
 
 
-def load_file(text: str, environment: dict[str, str] | None = None, **overrides: object) -> Settings:
-    Path("local.cfg").write_text(text, "utf-8")
-    return load(environment or {}, overrides=overrides)
-
-
-def assert_one_sentence(text: str) -> None:
-    """One line, one full stop, at its end: it is what the operator sees when the start fails."""
-    assert "\n" not in text
-    assert text.endswith(".")
-    assert ". " not in text
-
-
 # -- precedence --------------------------------------------------------------------------------------------------------
-
-
 def test_defaults() -> None:
     assert load({}) == Settings()
     assert Settings().port == 3030
@@ -95,7 +83,6 @@ def settings_with(name: str, value: Any) -> Settings:
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
-
 VALUES: list[tuple[str, object, object]] = [
     *(("debug", text, True) for text in ("1", "true", "True", "YES", "on", " 1 ", True, 1)),
     *(("debug", text, False) for text in ("0", "false", "False", "NO", "off", False, 0)),
@@ -138,6 +125,7 @@ def test_values_from_the_environment(name: str, raw: str, value: object) -> None
 
 
 NO_ADDRESSES = ["mysql://host/db", "postgresql+asyncpg://host/db", "sqlite:///file", "localhost", "http://host", "://"]
+
 #: (setting, what is allowed) → wrong values. Those that are no strings can only come from the file.
 WRONG_VALUES: dict[tuple[str, str], list[object]] = {
     ("PORT", "whole number from 1 to 65535"):
@@ -156,6 +144,8 @@ WRONG_VALUES: dict[tuple[str, str], list[object]] = {
     ("LISTEN_DATABASE_URL", "postgresql://"): [*NO_ADDRESSES],
     ("DATABASE_URL", "text that is not empty"): [5, "   "],
 }  # fmt: skip
+
+
 WRONG = [(name, raw, allowed) for (name, allowed), values in WRONG_VALUES.items() for raw in values]
 
 
@@ -196,268 +186,7 @@ def test_no_origin_at_all_never_means_every_origin(raw: object) -> None:
     assert settings.cors_allowed_origins is None
 
 
-# -- addresses of databases --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["DATABASE_URL", "LISTEN_DATABASE_URL"])
-@pytest.mark.parametrize(
-    ("raw", "address"),
-    [
-        ("postgres://u:p@h:5432/db", "postgresql://u:p@h:5432/db"),
-        ("postgresql://u:p@h:5432/db", "postgresql://u:p@h:5432/db"),
-        ("postgresql+psycopg2://u:p@h:5432/db", "postgresql://u:p@h:5432/db"),
-        (" postgresql://h/db\n", "postgresql://h/db"),
-        ("postgresql://", "postgresql://"),
-        ("postgresql:///db?host=/run/postgresql", "postgresql:///db?host=/run/postgresql"),
-        ("postgresql://h1:1,h2:2/db?target_session_attrs=read-write",
-         "postgresql://h1:1,h2:2/db?target_session_attrs=read-write"),
-        ("postgresql://[::1]:5432/db?sslmode=require&connect_timeout=3",
-         "postgresql://[::1]:5432/db?sslmode=require&connect_timeout=3"),
-        ("postgresql://u:p%40%3A%2F%23@h/db", "postgresql://u:p%40%3A%2F%23@h/db"),
-        ("postgresql://u:p#s@h/db", "postgresql://u:p#s@h/db"),
-        ("host=h dbname=db", "host=h dbname=db"),
-        ("dbname = db user = 'a b'", "dbname = db user = 'a b'"),
-        ("service=main", "service=main"),
-        ("sslmode=require host=h", "sslmode=require host=h"),
-        ("host=h password='a://b'", "host=h password='a://b'"),
-    ],
-)  # fmt: skip
-def test_addresses_in_every_form_that_libpq_sqlalchemy_and_heroku_use(name: str, raw: str, address: str) -> None:
-    settings = load({name: raw})
-    assert getattr(settings, name.lower()) == address
-
-
-def test_flask_sqlalchemys_name_is_taken_in_the_file() -> None:
-    settings = load_file("SQLALCHEMY_DATABASE_URI = 'postgresql+psycopg2://h/db'")
-    assert settings.database_url == "postgresql://h/db"
-
-
-def test_the_environment_goes_over_flask_sqlalchemys_name() -> None:
-    settings = load_file("SQLALCHEMY_DATABASE_URI = 'postgresql://file/db'", {"DATABASE_URL": "postgresql://env/db"})
-    assert settings.database_url == "postgresql://env/db"
-
-
-# -- passwords never appear --------------------------------------------------------------------------------------------
-
-#: Addresses that are in order: their password is made of the words "s3cret" and "tail1e".
-WITH_PASSWORD = {
-    "plain": "postgresql://user:s3cret@host:5432/db",
-    "postgres://": "postgres://user:s3cret@host/db",
-    "SQLAlchemy's": "postgresql+psycopg2://user:s3cret@host/db",
-    "no user": "postgresql://:s3cret@host/db",
-    "no host": "postgresql://user:s3cret@/db",
-    "IPv6": "postgresql://user:s3cret@[::1]:5432/db",
-    "encoded @": "postgresql://user:s3cret%40tail1e@host/db",
-    "encoded :": "postgresql://user:s3cret%3Atail1e@host/db",
-    "encoded /": "postgresql://user:s3cret%2Ftail1e@host/db",
-    "encoded #": "postgresql://user:s3cret%23tail1e@host/db",
-    "encoded ?": "postgresql://user:s3cret%3Ftail1e@host/db",
-    "bare :": "postgresql://user:s3cret:tail1e@host/db",
-    "bare #": "postgresql://user:s3cret#tail1e@host/db",
-    "bare ?": "postgresql://user:s3cret?tail1e@host/db",
-    "bare @": "postgresql://user:s3cret@tail1e@host/db",
-    "bare /": "postgresql://user:s3cret/tail1e@host/db",
-    "other characters": "postgresql://user:s3cret!$&'()*+,;=tail1e@host/db",
-    "query": "postgresql://host/db?user=u&password=s3cret",
-    "query, first": "postgresql://host/db?password=s3cret&sslmode=require",
-    "query, encoded &": "postgresql://host/db?password=s3cret%26tail1e&user=u",
-    "query, with @ and :": "postgresql://user@host/db?password=s3cret:tail1e@x",
-    "query, key file": "postgresql://host/db?sslpassword=s3cret",
-    "both": "postgresql://user:s3cret@host/db?sslpassword=tail1e",
-    "key=value": "host=h user=u password=s3cret dbname=db",
-    "key=value, last": "host=h password=s3cret",
-    "key=value, first": "password=s3cret host=h",
-    "key=value, spaces": "host = h password = s3cret",
-    "key=value, quoted": "host=h password='s3cret tail1e' user=u",
-    "key=value, escaped quote": r"host=h password='s3cret\'tail1e' user=u",
-    "key=value, escaped backslash": r"host=h password='s3cret\\' user=u",
-    "key=value, escaped space": r"host=h password=s3cret\ tail1e user=u",
-    "key=value, with @ : / #": "host=h password=s3cret@:/#tail1e",
-    "key=value, key file": "host=h sslpassword=s3cret",
-}
-
-#: Addresses that are refused, mostly with a typing error in them.
-WRONG_WITH_PASSWORD = {
-    "another database": "mysql://user:s3cret@host/db",
-    "another driver": "postgresql+asyncpg://user:s3cret@host/db",
-    "typing error in the scheme": "postgre://user:s3cret@host/db",
-    "no scheme": "user:s3cret@host/db",
-    "no scheme, with port": "user:s3cret@host:5432/db",
-    "one slash": "postgresql:/user:s3cret@host/db",
-    "no slash": "postgresql:user:s3cret@host/db",
-    "no colon": "postgresql//user:s3cret@host/db",
-    "bare #": "mysql://user:s3cret#tail1e@host/db",
-    "bare /": "mysql://user:s3cret/tail1e@host/db",
-    "bad IPv6": "postgresql://user:s3cret@[::1/db",
-    "bracket in the password": "postgresql://user:s3cret[tail1e@host/db",
-    "key=value without a place": "password=s3cret",
-    "key=value, open quote": "password='s3cret tail1e",
-    "query": "mysql://host/db?password=s3cret",
-}
-
-
-def assert_no_password(text: str) -> None:
-    assert "s3cret" not in text
-    assert "tail1e" not in text
-
-
-@pytest.mark.parametrize("name", ["DATABASE_URL", "LISTEN_DATABASE_URL"])
-@pytest.mark.parametrize("address", WITH_PASSWORD.values(), ids=WITH_PASSWORD.keys())
-def test_settings_do_not_show_passwords(name: str, address: str) -> None:
-    settings = load({name: address})
-    assert_no_password(repr(settings))
-    assert_no_password(str(settings))
-    assert_no_password(redact(address) or "")
-
-
-def test_settings_do_not_show_the_secret_key() -> None:
-    assert_no_password(repr(load({"SECRET_KEY": "s3cret"})))
-
-
-@pytest.mark.parametrize("address", WRONG_WITH_PASSWORD.values(), ids=WRONG_WITH_PASSWORD.keys())
-@pytest.mark.parametrize("place", ["environment", "file", "override"])
-def test_errors_do_not_show_passwords(place: str, address: str) -> None:
-    environment, overrides = {}, {}
-    if place == "environment":
-        environment = {"DATABASE_URL": address}
-    elif place == "file":
-        Path("local.cfg").write_text(f"SQLALCHEMY_DATABASE_URI = {address!r}", "utf-8")
-    else:
-        overrides = {"database_url": address}
-    with pytest.raises(ConfigurationError) as caught:
-        load(environment, overrides=overrides)
-    assert_no_password(str(caught.value))
-    # Nor by way of the error that it came from, when somebody logs the traceback.
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__
-    assert "DATABASE_URL" in caught.value.message
-
-
-def test_a_broken_file_does_not_show_passwords() -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        load_file("SQLALCHEMY_DATABASE_URI = 'postgresql://user:s3cret@host/db\n")
-    assert_no_password(str(caught.value))
-    assert "line 1" in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("address", "shown"),
-    [
-        (None, None),
-        ("postgresql://host:5432/db", "postgresql://host:5432/db"),
-        ("postgresql://user@host/db", "postgresql://user@host/db"),
-        ("host=h user=u dbname=db", "host=h user=u dbname=db"),
-        ("postgresql://user:s3cret@host:5432/db?sslmode=require", "postgresql://user:***@host:5432/db?sslmode=require"),
-        ("host=h password=s3cret user=u", "host=h password=*** user=u"),
-        ("postgresql://host/db?password=s3cret&sslmode=require", "postgresql://host/db?password=***&sslmode=require"),
-    ],
-)
-def test_redacting_leaves_what_helps_to_find_the_mistake(address: str | None, shown: str | None) -> None:
-    assert redact(address) == shown
-
-
-# -- local.cfg ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "import os",
-        "from os import environ",
-        "print('hello')",
-        "def port(): pass",
-        "if True:\n    PORT = 1",
-        "PORT += 1",
-        "del PORT",
-        "app.PORT = 1",
-        "PORT, HOST = 1, 'a'",
-        "PORT",
-    ],
-)
-def test_the_file_has_assignments_only(text: str) -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"local\.cfg line 2: only lines like NAME = 'value' are allowed"
-    ) as caught:
-        load_file(f"DEBUG = 0\n{text}\n")
-    assert_one_sentence(caught.value.message)
-
-
-CALLS = [
-    "open('proof', 'w')",
-    "__import__('os').mkdir('proof')",
-    'f\'{open("proof", "w")}\'',
-    "[open('proof', 'w')]",
-    "(lambda: open('proof', 'w'))()",
-]
-
-
-@pytest.mark.parametrize("expression", CALLS)
-def test_a_call_in_the_file_is_refused_and_not_made(expression: str) -> None:
-    with pytest.raises(ConfigurationError, match="HOST must be a plain value, nothing is executed here") as caught:
-        load_file(f"HOST = {expression}")
-    assert_one_sentence(caught.value.message)
-    assert not Path("proof").exists()
-
-
-@pytest.mark.parametrize("expression", CALLS)
-def test_a_call_for_a_setting_of_others_is_passed_over_and_not_made(expression: str) -> None:
-    assert load_file(f"SOMETHING_ELSE = {expression}") == Settings()
-    assert not Path("proof").exists()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param("PORT = ", id="no value"),
-        pytest.param("PORT = 'abc", id="open quote"),
-        pytest.param("PORT: 3030", id="YAML"),
-        pytest.param("PORT=3030;;", id="two semicolons"),
-        pytest.param("export PORT=3030", id="shell"),
-        pytest.param("[section]\nPORT = 1 2", id="ini"),
-        pytest.param("PORT = os.environ['PORT']", id="an expression"),
-        pytest.param("PORT = OTHER", id="a name"),
-        pytest.param("PORT = 1 + 'a'", id="a sum that fails"),
-        pytest.param("PORT = {[]: 1}", id="a dictionary that fails"),
-        pytest.param("PORT = {{}}", id="a set that fails"),
-        pytest.param("PORT = 3030\n\0", id="NUL"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_one_sentence(text: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"local\.cfg") as caught:
-        load_file(text)
-    assert_one_sentence(caught.value.message)
-
-
-def test_a_file_that_is_not_utf8_is_one_sentence() -> None:
-    Path("local.cfg").write_bytes(b"HOST = '\xff'")
-    with pytest.raises(ConfigurationError, match=r"local\.cfg cannot be read") as caught:
-        load({})
-    assert_one_sentence(caught.value.message)
-
-
-def test_a_folder_in_place_of_the_file_is_one_sentence() -> None:
-    Path("local.cfg").mkdir()
-    with pytest.raises(ConfigurationError, match=r"local\.cfg cannot be read") as caught:
-        load({})
-    assert_one_sentence(caught.value.message)
-
-
-def test_comments_empty_lines_and_values_over_several_lines() -> None:
-    settings = load_file("# comment\n\nPORT = 1111  # here too\nHOST = (\n    'exam'\n    'ple'\n)\n")
-    assert (settings.port, settings.host) == (1111, "example")
-
-
-def test_the_last_assignment_counts() -> None:
-    assert load_file("PORT = 1\nPORT = 2").port == 2
-
-
-def test_none_in_the_file_is_the_default() -> None:
-    assert load_file("PORT = None\nSQLALCHEMY_DATABASE_URI = None") == Settings()
-
-
 # -- the secret key ----------------------------------------------------------------------------------------------------
-
-
 def test_outside_development_there_is_no_secret_key_but_the_given_one() -> None:
     assert Settings().flask_secret_key() is None
     assert Settings(secret_key="given").flask_secret_key() == "given"
@@ -472,8 +201,6 @@ def test_the_secret_key_is_the_given_one_or_a_long_random_one() -> None:
 
 
 # -- the table and the docs --------------------------------------------------------------------------------------------
-
-
 def test_describe_has_every_setting_with_help_on_one_line() -> None:
     rows = describe()
     assert [name for name, _, _ in rows] == NAMES

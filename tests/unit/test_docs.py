@@ -1,4 +1,4 @@
-"""docs/protocol.md against the code: every event and every error code, and none that does not exist."""
+"""docs/protocol.md and the table of modules against the code: all that there is, and nothing else."""
 
 import ast
 import re
@@ -84,3 +84,11 @@ def test_there_is_no_section_about_an_event_that_does_not_exist(
 
 def test_the_table_has_every_error_code_once_and_no_other(protocol_md: str) -> None:
     assert sorted(documented_codes(protocol_md)) == sorted(errors.wire_codes())
+
+
+def test_the_architecture_names_every_module_once(root: Path) -> None:
+    table = (root / "docs" / "architecture.md").read_text("utf-8").split("| module |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    modules = {path.stem for path in (root / "socketio_pg").glob("*.py")} - {"__init__"}
+    assert sorted(named) == sorted(modules)

@@ -26,21 +26,7 @@ from socketio_pg.frames import (
     encode_text,
     unmask,
 )
-
-MASK = b"\x37\xfa\x21\x3d"
-
-
-def masked(opcode: int, payload: bytes, *, final: bool = True, mask: bytes = MASK, reserved: int = 0) -> bytes:
-    """A client's frame."""
-    size = len(payload)
-    first = (0x80 if final else 0) | reserved | opcode
-    if size < 126:
-        head = struct.pack("!BB", first, 0x80 | size)
-    elif size < 65536:
-        head = struct.pack("!BBH", first, 0x80 | 126, size)
-    else:
-        head = struct.pack("!BBQ", first, 0x80 | 127, size)
-    return head + mask + bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
+from tests.support.frames import MASK, frame
 
 
 def test_the_example_of_the_rfc() -> None:
@@ -53,10 +39,10 @@ def test_the_example_of_the_rfc() -> None:
 def test_sizes(size: int) -> None:
     payload = bytes(range(256)) * (size // 256 + 1)
     payload = payload[:size]
-    assert FrameReader(100_000).feed(masked(BINARY, payload)) == [(BINARY, payload)]
-    frame = encode_frame(BINARY, payload)
-    assert frame.endswith(payload)
-    assert len(frame) - size == (2 if size < 126 else 4 if size < 65536 else 10)
+    assert FrameReader(100_000).feed(frame(BINARY, payload)) == [(BINARY, payload)]
+    written = encode_frame(BINARY, payload)
+    assert written.endswith(payload)
+    assert len(written) - size == (2 if size < 126 else 4 if size < 65536 else 10)
 
 
 @given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))
@@ -66,7 +52,7 @@ def test_unmask(payload: bytes, mask: bytes) -> None:
 
 @given(st.lists(st.text(max_size=200), max_size=5), st.data())
 def test_however_the_bytes_are_cut_the_messages_are_the_same(texts: list[str], data: st.DataObject) -> None:
-    stream = b"".join(masked(TEXT, text.encode()) for text in texts)
+    stream = b"".join(frame(TEXT, text.encode()) for text in texts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     reader, found = FrameReader(10_000), []
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
@@ -76,11 +62,11 @@ def test_however_the_bytes_are_cut_the_messages_are_the_same(texts: list[str], d
 
 def test_fragments_with_a_control_frame_in_between() -> None:
     stream = (
-        masked(TEXT, "hé".encode()[:2], final=False)  # cut within a character
-        + masked(PING, b"now")
-        + masked(CONTINUATION, "é".encode()[1:], final=False)
-        + masked(CONTINUATION, b"llo")
-        + masked(TEXT, b"next")
+        frame(TEXT, "hé".encode()[:2], final=False)  # cut within a character
+        + frame(PING, b"now")
+        + frame(CONTINUATION, "é".encode()[1:], final=False)
+        + frame(CONTINUATION, b"llo")
+        + frame(TEXT, b"next")
     )
     assert FrameReader(100).feed(stream) == [(PING, b"now"), (TEXT, "héllo"), (TEXT, "next")]
 
@@ -89,25 +75,25 @@ def test_fragments_with_a_control_frame_in_between() -> None:
     ("stream", "code"),
     [
         (encode_text("not masked"), PROTOCOL_ERROR),
-        (masked(TEXT, b"x", reserved=0x40), PROTOCOL_ERROR),
-        (masked(0x3, b"x"), PROTOCOL_ERROR),
-        (masked(0xB, b"x"), PROTOCOL_ERROR),
-        (masked(CONTINUATION, b"x"), PROTOCOL_ERROR),
-        (masked(TEXT, b"x", final=False) + masked(TEXT, b"y"), PROTOCOL_ERROR),
-        (masked(PING, b"x", final=False), PROTOCOL_ERROR),
-        (masked(PONG, b"x" * 126), PROTOCOL_ERROR),
-        (masked(TEXT, b"\xff"), INVALID_DATA),
-        (masked(TEXT, b"\xed\xa0\x80"), INVALID_DATA),
-        (masked(TEXT, b"x" * 101), TOO_BIG),
-        (masked(TEXT, b"x" * 60, final=False) + masked(CONTINUATION, b"x" * 60), TOO_BIG),
-        (masked(TEXT, b"")[:2] + b"", None),
+        (frame(TEXT, b"x", reserved=0x40), PROTOCOL_ERROR),
+        (frame(0x3, b"x"), PROTOCOL_ERROR),
+        (frame(0xB, b"x"), PROTOCOL_ERROR),
+        (frame(CONTINUATION, b"x"), PROTOCOL_ERROR),
+        (frame(TEXT, b"x", final=False) + frame(TEXT, b"y"), PROTOCOL_ERROR),
+        (frame(PING, b"x", final=False), PROTOCOL_ERROR),
+        (frame(PONG, b"x" * 126), PROTOCOL_ERROR),
+        (frame(TEXT, b"\xff"), INVALID_DATA),
+        (frame(TEXT, b"\xed\xa0\x80"), INVALID_DATA),
+        (frame(TEXT, b"x" * 101), TOO_BIG),
+        (frame(TEXT, b"x" * 60, final=False) + frame(CONTINUATION, b"x" * 60), TOO_BIG),
+        (frame(TEXT, b"")[:2] + b"", None),
         (struct.pack("!BBQ", 0x81, 0xFF, 2**62), TOO_BIG),  # refused before its bytes are waited for
         (struct.pack("!BBQ", 0x81, 0xFF, 2**63), PROTOCOL_ERROR),  # the most significant bit must be 0
         (struct.pack("!BBH", 0x81, 0xFE, 125) + MASK + b"x" * 125, PROTOCOL_ERROR),  # not the shortest length
         (struct.pack("!BBQ", 0x81, 0xFF, 65535), PROTOCOL_ERROR),
-        (masked(CLOSE, b"x"), PROTOCOL_ERROR),
-        (masked(CLOSE, struct.pack("!H", 1005)), PROTOCOL_ERROR),
-        (masked(CLOSE, struct.pack("!H", 1000) + b"\xff"), INVALID_DATA),
+        (frame(CLOSE, b"x"), PROTOCOL_ERROR),
+        (frame(CLOSE, struct.pack("!H", 1005)), PROTOCOL_ERROR),
+        (frame(CLOSE, struct.pack("!H", 1000) + b"\xff"), INVALID_DATA),
     ],
 )
 def test_what_breaks_the_protocol_is_told_with_its_code(stream: bytes, code: int | None) -> None:
@@ -132,39 +118,39 @@ def test_garbage_gives_messages_or_a_frame_error_and_nothing_else(garbage: bytes
 
 
 def test_a_control_frame_does_not_count_for_the_message_around_it() -> None:
-    stream = masked(TEXT, b"x" * 90, final=False) + masked(PING, b"y" * 50) + masked(CONTINUATION, b"x" * 10)
+    stream = frame(TEXT, b"x" * 90, final=False) + frame(PING, b"y" * 50) + frame(CONTINUATION, b"x" * 10)
     assert FrameReader(100).feed(stream) == [(PING, b"y" * 50), (TEXT, "x" * 100)]
 
 
 def test_empty_fragments_keep_no_memory_and_do_not_go_on_for_ever() -> None:
     reader = FrameReader(100)
-    reader.feed(masked(TEXT, b"x", final=False))
-    reader.feed(masked(CONTINUATION, b"", final=False) * MAX_EMPTY_FRAGMENTS)
+    reader.feed(frame(TEXT, b"x", final=False))
+    reader.feed(frame(CONTINUATION, b"", final=False) * MAX_EMPTY_FRAGMENTS)
     assert reader.held == 1
     with pytest.raises(FrameError) as raised:
-        reader.feed(masked(CONTINUATION, b"", final=False))
+        reader.feed(frame(CONTINUATION, b"", final=False))
     assert raised.value.code == POLICY_VIOLATION
 
 
 def test_fragments_are_refused_together_before_they_are_kept() -> None:
     reader = FrameReader(100_000)
-    reader.feed(masked(BINARY, b"x" * 50_000, final=False))
+    reader.feed(frame(BINARY, b"x" * 50_000, final=False))
     with pytest.raises(FrameError) as raised:
-        reader.feed(masked(CONTINUATION, b"x" * 50_001, final=False)[:8])  # its head, none of its bytes
+        reader.feed(frame(CONTINUATION, b"x" * 50_001, final=False)[:8])  # its head, none of its bytes
     assert raised.value.code == TOO_BIG
     assert reader.held <= 50_008
 
 
 def test_the_limit_may_be_raised_on_the_way() -> None:
     reader = FrameReader(10)
-    reader.feed(masked(TEXT, b"x" * 10, final=False))
+    reader.feed(frame(TEXT, b"x" * 10, final=False))
     reader.max_size = 20
-    assert reader.feed(masked(CONTINUATION, b"x" * 10)) == [(TEXT, "x" * 20)]
+    assert reader.feed(frame(CONTINUATION, b"x" * 10)) == [(TEXT, "x" * 20)]
 
 
 def test_a_large_frame_that_comes_a_byte_at_a_time_is_not_copied_each_time() -> None:
     # 300 KB byte by byte: copied each time it would be 45 GB, and this test would run into its time limit.
-    stream = masked(TEXT, "é".encode() * 150_000)
+    stream = frame(TEXT, "é".encode() * 150_000)
     reader, found = FrameReader(1_000_000), []
     for index in range(len(stream)):
         found += reader.feed(stream[index : index + 1])
@@ -179,9 +165,9 @@ def test_any_fragments_cut_anywhere_with_control_frames_between_are_the_message(
     pieces = [encoded[start:end] for start, end in zip([0, *cuts], [*cuts, len(encoded)], strict=True)]
     stream = b""
     for index, piece in enumerate(pieces):
-        stream += masked(TEXT if index == 0 else CONTINUATION, piece, final=index == len(pieces) - 1)
+        stream += frame(TEXT if index == 0 else CONTINUATION, piece, final=index == len(pieces) - 1)
         if index < len(pieces) - 1:
-            stream += masked(PING, b"%d" % index)
+            stream += frame(PING, b"%d" % index)
     bounds = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     reader, found = FrameReader(10_000), []
     for start, end in zip([0, *bounds], [*bounds, len(stream)], strict=True):
@@ -193,23 +179,23 @@ def test_any_fragments_cut_anywhere_with_control_frames_between_are_the_message(
 @pytest.mark.parametrize("code", [*range(1000, 1004), *range(1007, 1015), 3000, 3999, 4000, 4999])
 def test_close_codes_that_may_be_sent(code: int) -> None:
     payload = struct.pack("!H", code) + "ünd".encode()
-    assert FrameReader(10).feed(masked(CLOSE, payload)) == [(CLOSE, payload)]
+    assert FrameReader(10).feed(frame(CLOSE, payload)) == [(CLOSE, payload)]
 
 
 @pytest.mark.parametrize("code", [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535])
 def test_close_codes_that_may_not_be_sent(code: int) -> None:
     with pytest.raises(FrameError) as raised:
-        FrameReader(10).feed(masked(CLOSE, struct.pack("!H", code)))
+        FrameReader(10).feed(frame(CLOSE, struct.pack("!H", code)))
     assert raised.value.code == PROTOCOL_ERROR
 
 
 @pytest.mark.parametrize("opcode", [3, 4, 5, 6, 7, 11, 12, 13, 14, 15])
 def test_reserved_opcodes_are_refused_by_their_head(opcode: int) -> None:
     with pytest.raises(FrameError) as raised:
-        FrameReader(1000).feed(masked(opcode, b"x" * 100)[:6])
+        FrameReader(1000).feed(frame(opcode, b"x" * 100)[:6])
     assert raised.value.code == PROTOCOL_ERROR
 
 
 def test_close() -> None:
     assert encode_close(1001) == b"\x88\x02\x03\xe9"
-    assert FrameReader(10).feed(masked(CLOSE, struct.pack("!H", 4000) + b"bye")) == [(CLOSE, b"\x0f\xa0bye")]
+    assert FrameReader(10).feed(frame(CLOSE, struct.pack("!H", 4000) + b"bye")) == [(CLOSE, b"\x0f\xa0bye")]

@@ -158,10 +158,13 @@ def test_the_servers_attributes_are_what_we_build_on(name: str) -> None:
     assert hasattr(socketio.Server(async_mode="threading"), name)
 
 
-@pytest.mark.parametrize("name", ["eio", "on", "emit"])
-def test_the_clients_attributes_are_what_we_build_on(name: str) -> None:
-    assert hasattr(socketio.Client(), name)
-    assert hasattr(engineio.Client(), "read_loop_task")
+def test_the_clients_attributes_are_what_we_build_on() -> None:
+    stock = socketio.Client(websocket_extra_options={"skip_utf8_validation": True}).eio
+    assert type(stock) is engineio.Client
+    assert hasattr(stock, "read_loop_task")
+    assert stock.websocket_extra_options == {"skip_utf8_validation": True}
+    assert not [name for name in ("heard", "size", "on_disconnect") if hasattr(stock, name)], "those are ours"
+    assert engineio.packet.Packet(encoded_packet="4text").data == "text"
 
 
 @pytest.mark.parametrize("name", ["server", "server_options", "handlers", "namespace_handlers", "manage_session"])

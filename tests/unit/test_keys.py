@@ -30,19 +30,6 @@ def file(tmp_path: Path) -> File:
     return File(tmp_path / "jwks.json")
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Lets seconds pass."""
-    now = 1000.0
-
-    def forward(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-
-    monkeypatch.setattr("socketio_pg.keys.time.monotonic", lambda: now)
-    return forward
-
-
 def known(keys: KeySet, *wanted: SigningKey) -> list[bool]:
     found = []
     for key in wanted:

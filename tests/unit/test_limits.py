@@ -13,19 +13,6 @@ from socketio_pg.idle import Idle
 from socketio_pg.limits import AddressLimits, Bucket, ClientLimits, RequestLimits
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Lets seconds pass."""
-    now = 1000.0
-
-    def forward(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-
-    monkeypatch.setattr("socketio_pg.limits.time.monotonic", lambda: now)
-    return forward
-
-
 def count(take: Callable[[], object], error: type[Exception] = RateLimitedError) -> int:
     """How often it can be done."""
     for number in range(100_000):

@@ -30,6 +30,7 @@ def test_it_reads_what_the_standard_library_reads(text: str) -> None:
 @pytest.mark.parametrize("size", [0, LENIENT_CHARACTERS], ids=["small", "large"])
 def test_integers_keep_their_digits(number: int, size: int) -> None:
     assert read_json(f'["{"x" * size}", {{"a":{number}}},[{number}]]')[1:] == [{"a": number}, [number]]
+    assert read_json(f"{' ' * size}{number}") == number
 
 
 def test_the_last_of_equal_keys_counts_and_names_are_only_names() -> None:

@@ -1,14 +1,17 @@
 CREATE SCHEMA IF NOT EXISTS socketio_pg_demo;
 
-CREATE TABLE IF NOT EXISTS socketio_pg_demo.orders (
-    id       integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    customer text NOT NULL,
-    item     text NOT NULL,
-    total    numeric(8, 2) NOT NULL,
-    status   text NOT NULL DEFAULT 'new',
-    card     text
+CREATE TABLE IF NOT EXISTS
+    socketio_pg_demo.orders (
+  id       serial PRIMARY KEY,
+  customer text NOT NULL,
+  item     text NOT NULL,
+  total    numeric(8, 2) NOT NULL,
+  status   text NOT NULL DEFAULT 'new',
+  card     text
 );
 
--- The one line: from now on every committed change is a message
--- on the channel table:socketio_pg_demo.orders.
-SELECT socketio_pg.watch('socketio_pg_demo.orders', exclude => '{card}');
+-- The one line: from now on every
+-- committed change is a message.
+SELECT socketio_pg.watch(
+    'socketio_pg_demo.orders',
+    exclude => '{card}');

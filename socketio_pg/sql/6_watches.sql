@@ -46,7 +46,8 @@ BEGIN
         WHERE c.relnamespace = 'socketio_pg'::regnamespace AND c.relkind = 'S' AND starts_with(c.relname, 'watch_')
             AND NOT EXISTS (SELECT FROM socketio_pg.watch_triggers AS t WHERE t.spec ->> 'counter' = c.relname)
     LOOP
-        EXECUTE format('DROP SEQUENCE socketio_pg.%I', counter);
+        -- Another call may sweep as well.
+        EXECUTE format('DROP SEQUENCE IF EXISTS socketio_pg.%I', counter);
     END LOOP;
 END $$;
 
@@ -59,8 +60,10 @@ $$;
 -- wholly, told of since watch() was called.
 CREATE OR REPLACE VIEW socketio_pg.watches AS
     SELECT format('%I.%I', n.nspname, c.relname) AS table_name, w.spec ->> 'channel' AS channel, w.operations,
-        CASE WHEN w.spec ->> 'columns' IS NOT NULL THEN ARRAY(SELECT jsonb_array_elements_text(w.spec -> 'columns')) END AS columns,
-        CASE WHEN w.spec ->> 'exclude' IS NOT NULL THEN ARRAY(SELECT jsonb_array_elements_text(w.spec -> 'exclude')) END AS exclude,
+        CASE WHEN w.spec ->> 'columns' IS NOT NULL THEN
+            ARRAY(SELECT jsonb_array_elements_text(w.spec -> 'columns')) END AS columns,
+        CASE WHEN w.spec ->> 'exclude' IS NOT NULL THEN
+            ARRAY(SELECT jsonb_array_elements_text(w.spec -> 'exclude')) END AS exclude,
         w.spec ->> 'when' AS "when", (w.spec -> 'old')::boolean AS old, w.spec ->> 'tier' AS tier,
         w.spec ->> 'per' AS per, (w.spec ->> 'bulk_limit')::integer AS bulk_limit,
         socketio_pg.watch_failures(w.spec ->> 'counter') AS failures
@@ -89,7 +92,8 @@ BEGIN
 END $$;
 
 -- Send each committed change of a table to a channel, by default table:schema.table; docs/watch.md says all. The same
--- table and channel again replaces the options. Returns the channel. Raises SG001 for a channel's name, SG005 for an option.
+-- table and channel again replaces the options. Returns the channel. Raises SG001 for a channel's name, SG005 for an
+-- option.
 CREATE OR REPLACE FUNCTION socketio_pg.watch(
     tbl regclass,
     channel text DEFAULT NULL,
@@ -165,7 +169,9 @@ BEGIN
         operations := CASE WHEN parts = '{}' THEN all_operations ELSE all_operations[1:3] END;
     ELSE
         operations := ARRAY(SELECT DISTINCT upper(o) FROM unnest(operations) AS o);
-        strange := (SELECT coalesce(o, 'NULL') FROM unnest(operations) AS o WHERE o IS NULL OR o <> ALL (all_operations) LIMIT 1);
+        strange := (
+            SELECT coalesce(o, 'NULL') FROM unnest(operations) AS o WHERE o IS NULL OR o <> ALL (all_operations) LIMIT 1
+        );
         IF strange IS NOT NULL OR operations = '{}' THEN
             problem := coalesce(strange || ' is no operation', 'operations must not be empty');
             hint := 'They are INSERT, UPDATE, DELETE and TRUNCATE.';
@@ -174,7 +180,9 @@ BEGIN
             hint := 'Watch it on a channel of its own: watch(table, ''name'', ''{TRUNCATE}'').';
         END IF;
     END IF;
-    strange := (SELECT coalesce(o, 'NULL') FROM unnest(columns || exclude) AS o WHERE o IS NULL OR o <> ALL (names) LIMIT 1);
+    strange := (
+        SELECT coalesce(o, 'NULL') FROM unnest(columns || exclude) AS o WHERE o IS NULL OR o <> ALL (names) LIMIT 1
+    );
     IF strange IS NOT NULL THEN
         problem := format('%s has no column %s', tbl, quote_ident(strange));
     END IF;
@@ -214,16 +222,13 @@ BEGIN
     RETURN channel;
 END $$;
 
-REVOKE ALL ON FUNCTION socketio_pg.watch(regclass, text, text[], text[], text[], text, boolean, text, text, integer) FROM PUBLIC;
-REVOKE ALL ON FUNCTION socketio_pg.unwatch(regclass, text) FROM PUBLIC;
-
 DO $$
 DECLARE
     part regprocedure;
 BEGIN
     FOR part IN
         SELECT oid FROM pg_catalog.pg_proc
-        WHERE pronamespace = 'socketio_pg'::regnamespace AND starts_with(proname, 'watch_')
+        WHERE pronamespace = 'socketio_pg'::regnamespace AND proname ~ '^(un)?watch'
     LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', part);
     END LOOP;

@@ -1,0 +1,85 @@
+"""What the doctor finds on a database with which something is wrong."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from socketio_pg import checks_database
+from socketio_pg.database import Database
+from socketio_pg.queries import session
+from tests.faults.test_pooler import pooler_url as pooler_url
+from tests.support.cli import doctor, run
+from tests.support.postgres import Cluster, cluster, in_thread
+
+
+def test_a_pooler(pooler_url: str, breakable: Cluster) -> None:
+    found = doctor(pooler_url, 1)["LISTEN"]
+    assert found["level"] == "error"
+    assert "pooler in transaction mode" in found["found"]
+    assert "LISTEN_DATABASE_URL" in found["remedy"]
+    assert doctor(pooler_url, LISTEN_DATABASE_URL=breakable.url())["LISTEN"]["level"] == "ok"
+
+
+def test_listening_through_a_pooler_says_so(pooler_url: str) -> None:
+    done = run("listen", "a", url=pooler_url)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "LISTEN_DATABASE_URL" in done.stderr.splitlines()[-1]
+
+
+def test_a_session_that_is_idle_in_a_transaction(breakable: Cluster) -> None:
+    callback = psycopg2.extensions.get_wait_callback()
+
+    def examine() -> list[Any]:
+        with session(Database(breakable.url())) as connection:
+            return list(checks_database.idle_in_transaction(connection, 0.0))
+
+    try:
+        with contextlib.closing(psycopg2.connect(breakable.url(), application_name="forgotten")) as idle:
+            with idle.cursor() as cursor:
+                cursor.execute("SELECT 1")
+            [found] = in_thread(examine)
+        assert found.level == "warning"
+        assert "(forgotten) has been idle in a transaction" in found.found
+        assert "pg_terminate_backend" in found.remedy
+    finally:
+        psycopg2.extensions.set_wait_callback(callback)
+
+
+@pytest.fixture
+def small_queue(breakable: Cluster) -> Iterator[Cluster]:
+    """With the smallest NOTIFY queue that there is: 64 pages of 8 KB."""
+    breakable.sql("ALTER SYSTEM SET max_notify_queue_pages = 64")
+    breakable.restart()
+    yield breakable
+    breakable.sql("ALTER SYSTEM RESET max_notify_queue_pages")
+    breakable.restart()
+
+
+def test_a_notify_queue_that_fills(small_queue: Cluster) -> None:
+    with contextlib.closing(psycopg2.connect(small_queue.url())) as listener:
+        with listener.cursor() as cursor:
+            cursor.execute("LISTEN filling")
+            listener.commit()
+            cursor.execute("SELECT 1")  # and stays in its transaction
+        small_queue.sql("SELECT count(pg_notify('filling', n || repeat('x', 7000))) FROM generate_series(1, 40) AS n")
+        found = doctor(small_queue.url(), 1)["NOTIFY queue"]
+    assert found["level"] == "error"
+    assert "pg_terminate_backend" in found["remedy"]
+
+
+def test_a_hot_standby() -> None:
+    with cluster(18) as standby:
+        standby.stop()
+        # Without a primary: it stays in recovery, and answers questions.
+        signal = Path(standby.data_dir) / "standby.signal"
+        signal.touch()
+        signal.chmod(0o666)
+        standby.start()
+        found = doctor(standby.url(), 1)
+    assert found["standby"]["level"] == "error"
+    assert "primary" in found["standby"]["remedy"]
+    assert found["LISTEN"]["level"] == "error"

@@ -1,0 +1,69 @@
+"""What several modules have: a real Chromium with the demo page in it, and a certificate."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
+
+from tests.support.demo_page import CLIENT_FILE, PATIENCE, Demo, demo_page
+from tests.support.log import Log, wait_installed
+from tests.support.missing import missing
+from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    names = ["chromium", "chromium-browser", "google-chrome"]
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not path:
+        missing("the browser's tests", "install Chromium (apt install chromium), or set CHROMIUM to its path")
+    if not CLIENT_FILE.exists():
+        missing("the browser's tests", "fetch the page's Socket.IO client: npm ci && npm run vendor")
+    arguments = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    arguments += ["--disable-component-update", "--disable-sync"]
+    if os.geteuid() == 0:
+        arguments.append("--no-sandbox")  # Chromium refuses to start as root otherwise
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def demo(chromium: Browser, live_server: ServerProcess) -> Iterator[Demo]:
+    """On a database without a log."""
+    with demo_page(chromium, live_server.url) as demo:
+        yield demo
+
+
+@pytest.fixture(scope="module")
+def log(postgres18: Cluster) -> Iterator[Log]:
+    made = Log(postgres18, "live_browser", AUTO_INIT="1")
+    wait_installed(made)
+    yield made
+    made.server.close()
+
+
+@pytest.fixture
+def log_demo(chromium: Browser, log: Log) -> Iterator[Demo]:
+    """On a database with a log."""
+    with demo_page(chromium, log.server.url) as demo:
+        yield demo
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """(key, certificate) of localhost."""
+    folder = tmp_path_factory.mktemp("tls")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return str(key), str(certificate)

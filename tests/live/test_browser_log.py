@@ -1,0 +1,92 @@
+"""The demo page in a real Chromium: positions, history, and what was published meanwhile."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.support.demo_page import Demo
+from tests.support.log import Log
+
+
+def test_durable_messages_have_their_position(log_demo: Demo, channel: str) -> None:
+    log_demo.start(f"?channels={channel}")
+    log_demo.expect_subscribed(channel)
+    log_demo.publish(channel, '"kept"', durable=True)
+    expect(log_demo.messages(channel).locator(".position")).to_have_text(re.compile(r"^#\d+$"))
+    expect(log_demo.messages(channel).locator(".badge")).to_have_count(0)
+    log_demo.publish(channel, '"passing"')
+    expect(log_demo.messages(channel)).to_have_count(2)
+    expect(log_demo.messages(channel).first.locator(".place")).to_be_empty()
+
+
+def test_history_is_replayed_and_says_so(log_demo: Demo, log: Log, channel: str) -> None:
+    log.publish(channel, 1, 30)
+    log.settle()
+    log_demo.start()
+    log_demo.try_to_subscribe(channel, history=True)
+    log_demo.expect_subscribed(channel)
+    expect(log_demo.messages(channel)).to_have_count(20)
+    expect(log_demo.messages(channel).locator(".badge")).to_have_text(["replayed"] * 20)
+    expect(log_demo.messages(channel).first.locator(".payload")).to_have_text('[30, ""]')
+    # Asked for again it comes again, and what is live comes once.
+    log_demo.try_to_subscribe(channel, history=True)
+    expect(log_demo.messages(channel)).to_have_count(40)
+    log.publish(channel, 31, 31)
+    expect(log_demo.messages(channel)).to_have_count(41)
+    expect(log_demo.messages(channel).first.locator(".badge")).to_have_count(0)
+
+
+def test_without_a_log_nothing_can_be_replayed(demo: Demo) -> None:
+    demo.start()
+    demo.try_to_subscribe("foo", history=True)
+    demo.expect_subscribed("foo")
+    expect(demo.errors.locator(".error-code")).to_have_text("not_installed")
+    demo.publish("foo", "1", durable=True)
+    expect(demo.errors.locator(".error-code")).to_have_text(["invalid_request", "not_installed"])
+
+
+def test_what_was_published_meanwhile_is_replayed(log_demo: Demo, log: Log, channel: str) -> None:
+    log_demo.network_may_fail = True
+    log_demo.start(f"?channels={channel}")
+    log_demo.expect_subscribed(channel)
+    log.publish(channel, 1, 1)
+    expect(log_demo.messages(channel)).to_have_count(1)
+    log_demo.page.context.set_offline(True)
+    log_demo.expect_state("reconnecting")
+    log.publish(channel, 2, 3)
+    log_demo.page.context.set_offline(False)
+    expect(log_demo.messages(channel).locator(".payload")).to_have_text(['[3, ""]', '[2, ""]', '[1, ""]'])
+    expect(log_demo.messages(channel).locator(".badge")).to_have_count(2)
+    expect(log_demo.gaps(channel)).to_contain_text("Messages of NOTIFY may have been missed")
+
+
+def test_what_the_log_has_lost_is_told(log_demo: Demo, log: Log, channel: str) -> None:
+    log_demo.network_may_fail = True
+    log_demo.start(f"?channels={channel}")
+    log_demo.expect_subscribed(channel)
+    log_demo.page.context.set_offline(True)
+    log_demo.expect_state("reconnecting")
+    log.publish(channel, 1, 3)
+    log.settle()
+    log.sql("WITH gone AS (DELETE FROM socketio_pg.log RETURNING position) "
+            "UPDATE socketio_pg.head SET trimmed = (SELECT max(position) FROM gone)")  # fmt: skip
+    log.server.restart()  # what it remembers itself it would replay
+    log_demo.page.context.set_offline(False)
+    expect(log_demo.gaps(channel).last).to_contain_text("Messages of the log were missed")
+    expect(log_demo.gaps(channel).last).to_contain_text(re.compile(r"trimmed, goes on after #\d+"))
+    expect(log_demo.messages(channel)).to_have_count(0)
+
+
+@pytest.mark.parametrize("channel", ["foo", "it's", 'My "own"'])
+def test_the_durable_sql_line_does_what_it_says(log_demo: Demo, log: Log, channel: str) -> None:
+    log_demo.start()
+    log_demo.subscribe(channel)
+    log_demo.page.fill("#publish-channel", channel)
+    log_demo.page.fill("#publish-payload", '{"it\'s": ["\\\\", "ü"]}')
+    log_demo.page.check("#publish-durable")
+    line = log_demo.page.inner_text("#sql")
+    assert line.startswith("SELECT socketio_pg.publish('")
+    log.sql(line)
+    expect(log_demo.messages(channel).locator(".payload")).to_have_text('{"it\'s": ["\\\\", "ü"]}')
+    expect(log_demo.messages(channel).locator(".position")).to_have_count(1)

@@ -1,0 +1,98 @@
+"""The demo page in a real Chromium: how it looks, and where its Socket.IO client comes from."""
+
+import base64
+import hashlib
+import json
+import re
+
+import pytest
+from playwright.sync_api import Route, expect
+
+from tests.support.demo_page import CDN_CLIENT, CLIENT_FILE, LOCAL_CLIENT, ROOT, STATIC, Demo, Psql
+
+
+# --- The look -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_needs_no_horizontal_scrolling(demo: Demo, psql: Psql, scheme: str) -> None:
+    demo.page.set_viewport_size({"width": 360, "height": 740})
+    demo.page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    demo.start()
+    demo.subscribe("x" * 63, "foo")
+    psql("SELECT pg_notify(%s, %s)", "x" * 63, "y" * 3000)
+    psql("SELECT pg_notify(%s, %s)", "foo", json.dumps({"long": "words " * 50}))
+    demo.try_to_subscribe("z" * 64)
+    demo.publish("x" * 63, "not JSON " + "z" * 200)
+    expect(demo.rows).to_have_count(2)
+    expect(demo.errors).to_have_count(1)
+    assert demo.page.evaluate("document.documentElement.scrollWidth") == 360
+    background = demo.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    lightness = float(re.findall(r"[\d.]+", background)[0])
+    assert (lightness > 0.9) if scheme == "light" else (lightness < 0.3), background
+
+
+def test_everything_can_be_reached_with_the_keyboard(demo: Demo) -> None:
+    demo.start("?channels=foo")
+    demo.expect_subscribed("foo")
+    reached = []
+    for _ in range(14):
+        demo.page.keyboard.press("Tab")
+        reached.append(
+            demo.page.evaluate("(e => e.id || e.ariaLabel || e.className || e.type)(document.activeElement)")
+        )
+    expected = ["connection-toggle", "subscribe-channel", "submit", "subscribe-history", "Unsubscribe from foo"]
+    expected += ["publish-channel", "publish-payload", "publish-durable", "submit", "sql-copy", "filter", "pause"]
+    expected += ["clear", "scroller"]
+    assert reached == expected
+
+
+# --- Where the Socket.IO client comes from --------------------------------------------------------------------------
+def test_the_cdns_client_is_taken_when_the_local_one_is_missing(demo: Demo) -> None:
+    demo.network_may_fail = True
+    demo.page.route(LOCAL_CLIENT, lambda route: route.fulfill(status=404))
+    # The browser checks these bytes against the integrity in client.js, as it would check the CDN's.
+    headers = {"access-control-allow-origin": "*", "content-type": "application/javascript"}
+    asked: list[str] = []
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(path=CLIENT_FILE, headers=headers)
+
+    demo.page.route(CDN_CLIENT, answer)
+    demo.start()
+    assert len(asked) == 1
+    assert asked[0].endswith("/socket.io.min.js")
+
+
+def test_a_changed_client_from_the_cdn_is_not_run(demo: Demo) -> None:
+    demo.network_may_fail = True
+    demo.page.route(LOCAL_CLIENT, lambda route: route.abort())
+    changed = CLIENT_FILE.read_text("utf-8") + "window.hacked = 1;"
+    headers = {"access-control-allow-origin": "*", "content-type": "application/javascript"}
+    demo.page.route(CDN_CLIENT, lambda route: route.fulfill(body=changed, headers=headers))
+    with demo.page.expect_event("pageerror"):
+        demo.open()
+    demo.expect_state("failed")
+    assert demo.page.evaluate("window.hacked") is None
+    assert "could not be loaded" in demo.exceptions.pop()
+
+
+def test_without_any_client_the_page_says_so(demo: Demo) -> None:
+    demo.network_may_fail = True
+    demo.page.route(LOCAL_CLIENT, lambda route: route.abort())
+    demo.page.route(CDN_CLIENT, lambda route: route.abort())
+    with demo.page.expect_event("pageerror"):
+        demo.open()
+    demo.expect_state("failed")
+    expect(demo.page.locator("#fatal")).to_contain_text("npm run vendor")
+    expect(demo.page.locator("#subscribe-form button")).to_be_disabled()
+    assert "could not be loaded" in demo.exceptions.pop()
+
+
+@pytest.mark.usefixtures("chromium")  # which knows that the client is there
+def test_the_cdn_address_and_integrity_are_those_of_the_locked_client() -> None:
+    script = (STATIC / "client.js").read_text("utf-8")
+    lock = json.loads((ROOT / "package-lock.json").read_text("utf-8"))
+    version = lock["packages"]["node_modules/socket.io-client"]["version"]
+    assert f'"https://cdn.socket.io/{version}/socket.io.min.js"' in script
+    digest = base64.b64encode(hashlib.sha384(CLIENT_FILE.read_bytes()).digest()).decode()
+    assert f'"sha384-{digest}"' in script

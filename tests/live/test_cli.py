@@ -1,0 +1,210 @@
+"""The command line with real servers: --url, tokens, status, doctor, bench."""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cli import COMMAND, PATIENCE, Running, environment, run
+from tests.support.log import Log, wait_installed
+from tests.support.postgres import Cluster
+from tests.support.server import ROOT, ServerProcess, free_port
+
+SECRET = "a secret of this test: 0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def log(postgres18: Cluster) -> Iterator[Log]:
+    made = Log(postgres18, "live_cli", AUTO_INIT="1")
+    wait_installed(made)
+    yield made
+    made.server.close()
+
+
+def test_through_a_server(log: Log, channel: str) -> None:
+    with Running("listen", channel, "--json", "--count", "2", "--url", log.server.url) as listening:
+        listening.line("err", "listening to")
+        done = run("publish", channel, '{"n": 12345678901234567890123}', "--url", log.server.url)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"published to {channel}\n", "")
+        assert json.loads(listening.line()) == {"channel": channel, "payload": {"n": 12345678901234567890123}}
+        assert run("publish", channel, "2", "--durable", "--url", log.server.url).returncode == 0
+        line = json.loads(listening.line())
+        assert (line["payload"], set(line)) == (2, {"channel", "payload", "position", "published_at", "epoch"})
+        assert listening.wait() == 0
+
+
+def test_from_a_position_through_a_server(log: Log, channel: str) -> None:
+    log.publish(channel, 1, 3)
+    log.settle()
+    [(position,)] = log.sql("SELECT min(position) FROM socketio_pg.log WHERE channel = %s", channel)
+    [(epoch,)] = log.sql("SELECT epoch::text FROM socketio_pg.head")
+    for options in (["--since", str(position)], ["--since", f"{epoch}:{position}"], ["--history", "2"]):
+        done = run("listen", channel, *options, "--count", "2", "--json", "--url", log.server.url)
+        assert done.returncode == 0, done.stderr
+        assert [json.loads(line)["payload"][0] for line in done.stdout.splitlines()] == [2, 3]
+    done = run("listen", channel, "--since", "start", "--url", log.server.url)
+    assert done.returncode == 2
+    assert "--history" in done.stderr
+
+
+def test_a_live_message_of_the_log_comes_from_the_database_too(log: Log, channel: str) -> None:
+    with Running("listen", channel, "--since", "start", "--json", "--count", "2", url=log.url) as listening:
+        listening.line("err", "listening to")
+        log.publish(channel, 1, 2)
+        assert [json.loads(listening.line())["payload"][0] for _ in range(2)] == [1, 2]
+        assert listening.wait() == 0
+
+
+def test_ctrl_c_through_a_server(log: Log, channel: str) -> None:
+    with Running("listen", channel, "--url", log.server.url) as listening:
+        listening.line("err", "listening to")
+        assert listening.interrupt() == 130
+        assert listening.rest() == []
+
+
+@pytest.mark.parametrize("through_server", [True, False], ids=["server", "database"])
+def test_ctrl_c_while_nobody_reads(log: Log, channel: str, through_server: bool) -> None:
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [*COMMAND, "listen", channel, *(["--url", log.server.url] if through_server else [])],
+        cwd=ROOT / "tests", env=environment(log.url, {}), stdout=writing, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(writing)
+    assert process.stderr is not None
+    try:
+        assert "listening to" in process.stderr.readline()
+        log.publish(channel, 1, 2000, pad=3000)
+        deadline = time.monotonic() + PATIENCE
+        while waiting(reading) < 40_000:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)  # another process can only be asked again
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=PATIENCE)[1] == ""
+        assert process.returncode == 130
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        os.close(reading)
+
+
+def waiting(descriptor: int) -> int:
+    """Bytes in a pipe."""
+    return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def test_a_server_that_comes_back(postgres18: Cluster, channel: str) -> None:
+    server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0")
+    try:
+        with Running("listen", channel, "--json", "--url", server.url) as listening:
+            listening.line("err", "listening to")
+            server.restart()
+            assert channel in listening.line("err", "gap in")
+            postgres18.notify(channel, "1")
+            assert json.loads(listening.line())["payload"] == 1
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("command", [["publish", "a", "1"], ["listen", "a"], ["bench"]], ids=" ".join)
+def test_a_server_that_is_not_there_is_3(command: list[str]) -> None:
+    done = run(*command, "--url", f"http://127.0.0.1:{free_port()}")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("Error: no connection to")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_tokens(postgres18: Cluster, channel: str) -> None:
+    server = ServerProcess(postgres18.url(), JWT_SECRET=SECRET, AUTHORIZATION="claims", DRAIN_SECONDS="0")
+    try:
+        done = run("publish", channel, "1", "--url", server.url)
+        assert done.returncode == 1
+        assert "token" in done.stderr
+        token = run("token", "--subscribe", channel, "--publish", channel, JWT_SECRET=SECRET).stdout.strip()
+        assert run("publish", channel, "1", "--url", server.url, "--token", token).returncode == 0
+        assert run("publish", channel, "1", "--url", server.url, SOCKETIO_PG_TOKEN=token).returncode == 0
+        for command in (["publish", "other", "1"], ["listen", "other"]):
+            done = run(*command, "--url", server.url, SOCKETIO_PG_TOKEN=token)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "does not allow" in done.stderr
+    finally:
+        server.close()
+
+
+def test_status_and_doctor_of_a_server(log: Log) -> None:
+    # It renews its row every 10 s, from when it has become the relay on.
+    deadline = time.monotonic() + 60
+    while log.sql("SELECT count(*) FROM socketio_pg.nodes WHERE relay") == [(0,)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)  # another process can only be asked again
+    done = run("status", url=log.url)
+    assert re.search(r"^relay +\S+:\d+ \(session \d+\)$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^\S+:\d+ +\S+ +leads ", done.stdout, re.MULTILINE), done.stdout
+    found = doctor(log.url, PORT=str(log.server.port))
+    assert found["port"] == f"a server is ready on 127.0.0.1:{log.server.port}"
+    assert "leads" in found["relay"]
+    assert found["nodes"].startswith("1 of version")
+
+
+def doctor(url: str, code: int = 0, **settings: Any) -> dict[str, str]:
+    """Check → what was found."""
+    done = run("doctor", "--json", url=url, **settings)
+    assert done.returncode == code, done.stdout
+    return {finding["check"]: finding["found"] for finding in map(json.loads, done.stdout.splitlines())}
+
+
+def test_the_doctor_finds_a_server_that_is_not_ready(postgres18: Cluster) -> None:
+    server = ServerProcess("postgresql://127.0.0.1:9/nowhere", wait="http", DRAIN_SECONDS="0")
+    try:
+        server.wait_not_ready()
+        assert "is not ready" in doctor(postgres18.url(), 1, PORT=str(server.port))["server"]
+    finally:
+        server.close()
+
+
+def test_the_doctor_finds_a_port_that_is_taken(postgres18: Cluster) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        found = doctor(postgres18.url(), 1, PORT=str(listener.getsockname()[1]))
+    assert "does not answer as our server" in found["port"]
+
+
+def test_bench(log: Log, tmp_path: Path) -> None:
+    (tmp_path / "local.cfg").write_text("ALLOWED_ROLES = 'nobody'\nJWT_ALGORITHMS = 'RS256'\n")
+    options = ["--subscribers", "3", "--messages", "5"]
+    done = run("bench", *options, url=log.url, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no benchmark" in done.stdout
+    assert "delivered     15 of 15 (5 messages to 3 subscribers)" in done.stdout
+    assert re.search(r"^latency +p50 \d+\.\d ms, p99 \d+\.\d ms$", done.stdout, re.MULTILINE)
+    found = json.loads(run("bench", *options, "--json", "--url", log.server.url).stdout)
+    assert (found["delivered"], found["expected"]) == (15, 15)
+    assert 0 < found["p50"] <= found["p99"] <= found["seconds"]
+
+
+def test_bench_ends_its_server(log: Log) -> None:
+    with Running("bench", "--subscribers", "3", "--messages", "100000", url=log.url) as running:
+        running.line("err", "starting a server")
+        deadline = time.monotonic() + 60
+        # Its worker, too: until the server itself has started, the command is still at starting it.
+        while len(processes := descendants_of(running.process.pid)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)  # another process's start can only be asked for
+        assert running.interrupt() == 130
+        assert not any(Path(f"/proc/{process}").exists() for process in processes)
+
+
+def descendants_of(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    return children + [found for child in children for found in descendants_of(child)]

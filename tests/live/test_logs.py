@@ -1,0 +1,85 @@
+"""What a real server logs, at its most talkative: whole lines, no payload, no secret, nothing for each message."""
+
+import contextlib
+import json
+import re
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.clients import SocketClient, Swarm, refused
+from tests.support.metrics import PATIENCE
+from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
+from tests.support.tokens import SECRET, mint
+
+FORGED = "x\r\ntime=2026-01-01T00:00:00.000Z level=critical logger=root message=forged"
+
+
+@pytest.fixture(params=["text", "json"])
+def server(postgres18: Cluster, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    settings = {"JWT_SECRET": SECRET, "METRICS_TOKEN": "m3trics-t0ken", "LOG_LEVEL": "DEBUG"}
+    with contextlib.closing(
+        ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2", LOG_FORMAT=request.param, **settings)
+    ) as made:
+        yield made
+
+
+def lines_of(log: str) -> list[dict[str, str]]:
+    """The lines of a log, each as its fields; fails for one that is none of ours or of gunicorn's."""
+    found = []
+    for line in log.splitlines():
+        if line.startswith("{"):
+            found.append(json.loads(line))
+        elif line.startswith("time="):
+            fields = re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|[^\s"]*)(?: |$)', line)
+            assert " ".join(f"{name}={value}" for name, value in fields) == line
+            found.append({name: json.loads(value) if value.startswith('"') else value for name, value in fields})
+    return found
+
+
+def test_whatever_happens(server: ServerProcess, postgres18: Cluster, psql: Callable[..., Any], channel: str) -> None:
+    token = mint(sub="alice", secret_claim="cl41m")
+    with SocketClient(server.url, auth={"token": token}) as client:
+        client.call("subscribe", {"channel": channel})
+        before = len(server.log)
+        for number in range(100):
+            assert client.call("publish", {"channel": channel, "payload": {"p4yl0ad": number}})["ok"]
+            psql("SELECT pg_notify(%s, %s)", channel, f'["p4yl0ad", {number}, "{FORGED!r}"]')
+            client.next("event")
+            client.next("event")
+        assert len(server.log) == before, "nothing is written for each message"
+        for name in (FORGED, f"{channel}\r\n"):
+            assert client.call("subscribe", {"channel": name})["error"]["code"] == "invalid_channel"
+        client.call(FORGED, {"p4yl0ad": 1})
+        assert refused(server.url, auth={"token": token + "forged"})["data"]["code"] == "unauthorized"
+        request = urllib.request.Request(
+            f"{server.url}/metrics", headers={"Authorization": "Bearer m3trics-t0ken", "User-Agent": "forged"}
+        )
+        urllib.request.urlopen(request, timeout=PATIENCE).close()
+        with contextlib.closing(Swarm("127.0.0.1", server.port)) as swarm:
+            swarm_auth = {"token": token}
+            [stranger] = swarm.open(1)
+            stranger.auth = swarm_auth
+            swarm.run_until(lambda: stranger.connected)
+            stranger.send("4" + FORGED + "p4yl0ad")
+            swarm.run_until(lambda: stranger.closed)
+        postgres18.terminate_backends()
+        assert client.next("gap", PATIENCE)["channel"] == channel
+    server.wait_ready()
+    log = server.log
+    for secret in ("p4yl0ad", token, token.split(".")[1], SECRET, "m3trics-t0ken", "cl41m"):
+        assert secret not in log
+    lines = lines_of(log)
+    assert {"root"}.isdisjoint(line["logger"] for line in lines)
+    assert {line["level"] for line in lines} <= {"debug", "info", "warning"}
+    hangups = [line for line in lines if line["message"].startswith("hanging up on a client")]
+    assert [len(line["connection"]) for line in hangups] == [20]
+    assert any(line["message"].startswith("listening on") for line in lines)
+    assert any(line["message"].startswith("not listening") for line in lines)
+    # All that is of another kind: gunicorn's first line, and that eventlet and its worker are deprecated.
+    assert any(line["logger"] == "gunicorn.error" for line in lines)
+    others = [line for line in log.splitlines() if not line.startswith(("{", "time="))]
+    assert [line for line in others if "socketio_pg" in line or "forged" in line] == []

@@ -1,0 +1,69 @@
+"""Databases that several modules have: policies in each version of PostgreSQL, and some for the command line.
+
+A module that wants other ones has its own of the same name.
+"""
+
+import uuid
+from collections.abc import Iterator
+
+import psycopg2
+import psycopg2.extensions
+import pytest
+
+from socketio_pg.database import Database
+from socketio_pg.policies import Policies
+from tests.support.cli import Base
+from tests.support.policies import PolicyDatabase
+from tests.support.postgres import Cluster
+
+
+@pytest.fixture(scope="module")
+def database(postgres: Cluster) -> PolicyDatabase:
+    made = PolicyDatabase(postgres, "policies")
+    made.join("alice", "kitchen", writes=True)
+    made.join("bob", "kitchen")
+    return made
+
+
+@pytest.fixture
+def policies(database: PolicyDatabase) -> Iterator[Policies]:
+    callback = psycopg2.extensions.get_wait_callback()
+    made = Policies(Database(database.server_url), 2.0)
+    yield made
+    made.stop()
+    psycopg2.extensions.set_wait_callback(callback)
+
+
+@pytest.fixture
+def room() -> str:
+    return f"room-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="module")
+def plain(postgres18: Cluster) -> Base:
+    """Without the schema."""
+    return Base(postgres18, log=False)
+
+
+@pytest.fixture
+def base(postgres18: Cluster) -> Base:
+    """With an empty log."""
+    return Base(postgres18, log=True)
+
+
+@pytest.fixture(scope="module")
+def logged(postgres18: Cluster) -> Base:
+    """With a log of five messages, 1 to 5, in the channels a and b."""
+    made = Base(postgres18, log=True)
+    made.log("1", '{"n": 2}')
+    made.log("3", channel="b", first=3)
+    made.log("1.10", '"five"', first=4)
+    return made
+
+
+@pytest.fixture
+def poor(base: Base) -> Iterator[str]:
+    """The address for a role without any rights on the schema."""
+    base.cluster.sql("CREATE ROLE cli_poor LOGIN")
+    yield base.url.replace("postgres@", "cli_poor@")
+    base.cluster.sql("DROP ROLE cli_poor")

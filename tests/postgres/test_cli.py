@@ -1,0 +1,250 @@
+"""The command line on a real database, as a shell runs it: exit codes, output, standard error."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import uuid
+from typing import Any
+
+import pytest
+
+from socketio_pg import schema
+from tests.support.cli import COMMAND, PATIENCE, Base, Running, environment, run
+from tests.support.server import ROOT
+
+# -- publish -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_published_is_heard(plain: Base, channel: str) -> None:
+    with Running("listen", channel, "--json", "--count", "2", url=plain.url) as listening:
+        listening.line("err", "listening to")
+        done = run("publish", channel, '{"b": 1.10, "a": "é"}', url=plain.url)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"published to {channel}\n", "")
+        done = run("publish", channel, "-", "--quiet", url=plain.url, stdin='\n[12345678901234567890123,\n "x"]\n')
+        assert (done.returncode, done.stdout) == (0, "")
+        assert listening.line() == f'{{"channel":"{channel}","payload":{{"b": 1.10, "a": "é"}}}}'
+        assert "12345678901234567890123" in listening.line() + listening.line()
+        assert listening.wait() == 0
+
+
+def test_a_payload_that_is_too_large_for_notify(base: Base) -> None:
+    large = json.dumps("x" * 9000)
+    done = run("publish", "a", "-", url=base.url, stdin=large)
+    assert done.returncode == 2
+    assert "--durable" in done.stderr
+    assert run("publish", "a", "-", "--durable", url=base.url, stdin=large).returncode == 0
+    assert base.sql("SELECT channel, size FROM socketio_pg.outbox") == [("a", 9002)]
+
+
+def test_a_payload_that_is_too_large_for_the_log(base: Base) -> None:
+    done = run("publish", "a", "-", "--durable", url=base.url, stdin=json.dumps("x" * 1_100_000))
+    assert done.returncode == 2
+    assert "1100002 bytes" in done.stderr
+
+
+def test_durable_channels_go_through_the_log_by_themselves(base: Base) -> None:
+    assert run("publish", "always:1", "7", url=base.url, DURABLE_CHANNELS="always:*").returncode == 0
+    assert base.sql("SELECT channel, payload FROM socketio_pg.outbox") == [("always:1", 7)]
+
+
+def test_durable_without_the_log(plain: Base) -> None:
+    done = run("publish", "a", "1", "--durable", url=plain.url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "socketio-pg init" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["publish", "a", "1"], ["listen", "a"], ["status"], ["init"], ["drop"], ["watches"], ["bench"]]
+)
+def test_a_database_that_is_not_there_is_3(command: list[str]) -> None:
+    done = run(*command, url="postgresql://user:secret@127.0.0.1:9/nowhere")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("Error: ")
+    assert "secret" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# -- listen ------------------------------------------------------------------------------------------------------------
+
+
+def payloads(*arguments: str, base: Base, code: int = 0) -> list[Any]:
+    """What `listen --json` prints until its end."""
+    done = run("listen", *arguments, "--json", url=base.url)
+    assert done.returncode == code, done.stderr
+    return [json.loads(line)["payload"] for line in done.stdout.splitlines()]
+
+
+def test_from_the_beginning(logged: Base) -> None:
+    assert payloads("a", "--since", "start", "--count", "4", base=logged) == [1, {"n": 2}, 1.1, "five"]
+
+
+def test_two_channels(logged: Base) -> None:
+    found = payloads("a", "b", "--since", "start", "--count", "5", base=logged)
+    assert sorted(map(str, found)) == ["1", "1.1", "3", "five", "{'n': 2}"]
+
+
+def test_the_newest(logged: Base) -> None:
+    assert payloads("a", "--history", "2", "--count", "2", base=logged) == [1.1, "five"]
+
+
+def test_what_a_filter_lets_through(logged: Base) -> None:
+    found = payloads("a", "--since", "start", "--filter", '{"n": {"gte": 2}}', "--count", "1", base=logged)
+    assert found == [{"n": 2}]
+    assert payloads("a", "--since", "start", "--filter", "{}", "--count", "4", base=logged)[-1] == "five"
+
+
+@pytest.mark.parametrize("filter", ["{", "[]", '{"n": {"near": 2}}', "NaN"])
+def test_a_bad_filter_is_2(logged: Base, filter: str) -> None:
+    done = run("listen", "a", "--filter", filter, url=logged.url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'--filter'" in done.stderr
+
+
+def test_from_a_position(logged: Base) -> None:
+    assert payloads("a", "--since", "2", "--count", "2", base=logged) == [1.1, "five"]
+    assert payloads("a", "--since", f"{logged.epoch}:4", "--count", "1", base=logged) == ["five"]
+
+
+def test_a_line_of_json_tells_where_to_go_on(logged: Base) -> None:
+    done = run("listen", "a", "--since", "4", "--count", "1", "--json", url=logged.url)
+    line = json.loads(done.stdout)
+    assert line.pop("published_at").endswith("Z")
+    assert line == {"channel": "a", "payload": "five", "position": 5, "epoch": logged.epoch, "replayed": True}
+
+
+def test_the_count_that_was_not_reached_is_1(logged: Base) -> None:
+    assert payloads("a", "--since", "4", "--count", "2", "--timeout", "1", base=logged, code=1) == ["five"]
+    assert payloads("a", "--since", "4", "--timeout", "1", base=logged, code=0) == ["five"]
+
+
+def test_a_position_of_another_epoch_is_a_gap(logged: Base) -> None:
+    done = run("listen", "a", "--since", f"{uuid.uuid4()}:1", "--timeout", "1", url=logged.url)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "gap in a: messages of the log may have been missed (epoch_changed)" in done.stderr
+
+
+def test_what_was_trimmed_is_a_gap_and_the_rest_comes(base: Base) -> None:
+    base.log("3", "4", first=3)
+    base.sql("UPDATE socketio_pg.head SET trimmed = 2")
+    done = run("listen", "a", "--since", "0", "--count", "2", "--json", url=base.url)
+    assert [json.loads(line)["payload"] for line in done.stdout.splitlines()] == [3, 4]
+    assert "(trimmed)" in done.stderr
+
+
+def test_a_position_without_a_log(plain: Base) -> None:
+    done = run("listen", "a", "--since", "start", "--timeout", "1", url=plain.url)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "(not_installed)" in done.stderr
+
+
+def test_for_people(logged: Base) -> None:
+    done = run("listen", "a", "--since", "1", "--count", "1", url=logged.url)
+    assert re.fullmatch(r'\d\d:\d\d:\d\d  a  #2  {"n": 2}  \(replayed\)\n', done.stdout)
+
+
+def test_ctrl_c_is_130_and_quiet(plain: Base, channel: str) -> None:
+    with Running("listen", channel, url=plain.url) as listening:
+        listening.line("err", "listening to")
+        assert listening.interrupt() == 130
+        assert listening.rest() == []
+
+
+def test_a_lost_connection_is_made_again_and_told(plain: Base, channel: str) -> None:
+    with Running("listen", channel, "--count", "1", url=plain.url) as listening:
+        listening.line("err", "listening to")
+        plain.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'socketio_pg' AND datname = current_database()"
+        )
+        listening.line("err", "not listening")
+        assert channel in listening.line("err", "gap in")
+        plain.sql("SELECT pg_notify(%s, '7')", channel)
+        assert listening.line().endswith(f"{channel}  7")
+        assert listening.wait() == 0
+
+
+@pytest.mark.parametrize("message", [True, False], ids=["with the next message", "although nothing comes"])
+def test_a_closed_pipe_ends_it_quietly(plain: Base, channel: str, message: bool) -> None:
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [*COMMAND, "listen", channel],
+        cwd=ROOT / "tests", env=environment(plain.url, {}), stdout=writing, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(writing)
+    assert process.stderr is not None
+    assert "listening to" in process.stderr.readline()
+    os.close(reading)
+    if message:
+        plain.sql("SELECT pg_notify(%s, '7')", channel)
+    assert process.communicate(timeout=PATIENCE)[1] == ""
+    assert process.returncode == 0
+
+
+# -- status ------------------------------------------------------------------------------------------------------------
+
+
+def test_status_without_the_schema(plain: Base) -> None:
+    done = run("status", url=plain.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "schema        not installed" in done.stdout
+    found = json.loads(run("status", "--json", url=plain.url).stdout)
+    assert found["schema"] == {"version": None, "expected": schema.VERSION}
+    assert "relay" not in found
+
+
+def test_status_of_a_log(logged: Base) -> None:
+    done = run("status", url=logged.url)
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert f"log           position 5, trimmed up to 0, epoch {logged.epoch}" in done.stdout
+    assert "relay         nobody: no server runs" in done.stdout
+    assert "outbox        empty" in done.stdout
+    assert re.search(r"^CHANNEL +MESSAGES +LAST_POSITION +AGE$", done.stdout, re.MULTILINE)
+    assert re.search(r"^a +4 +5 ", done.stdout, re.MULTILINE)
+    found = json.loads(run("status", "--json", url=logged.url).stdout)
+    assert found["log"] == {"epoch": logged.epoch, "position": 5, "trimmed": 0}
+    assert [entry["channel"] for entry in found["channels"]] == ["a", "b"]
+    assert found["relay"] == {"pid": None, "node": None, "outbox": {"rows": 0, "oldest_seconds": None}}
+
+
+def test_status_of_what_waits(base: Base) -> None:
+    run("publish", "a", "1", "--durable", url=base.url)
+    assert "outbox        1 waiting, the oldest for " in run("status", url=base.url).stdout
+
+
+def test_status_of_what_one_may_not_see(base: Base, poor: str) -> None:
+    done = run("status", url=poor)
+    assert done.returncode == 0
+    assert "permission denied" in done.stdout
+
+
+def test_on_a_terminal_there_are_colours_and_a_table(logged: Base) -> None:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "status"],
+        cwd=ROOT / "tests", env=environment(logged.url, {"TERM": "xterm", "NO_COLOR": ""}), stdout=slave, stderr=slave,
+    )  # fmt: skip
+    os.close(slave)
+    written = b""
+    try:
+        while part := os.read(master, 65536):
+            written += part
+    except OSError:  # Linux: the other side is closed
+        pass
+    finally:
+        os.close(master)
+    assert process.wait(PATIENCE) == 0
+    assert b"\x1b[" in written
+    assert "─".encode() in written
+
+
+# -- watches, where there are none -------------------------------------------------------------------------------------
+
+
+def test_a_table_that_is_not_there(base: Base) -> None:
+    for command in ("watch", "unwatch"):
+        done = run(command, "nowhere.nothing", url=base.url)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "there is no table nowhere.nothing" in done.stderr

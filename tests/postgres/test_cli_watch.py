@@ -1,0 +1,142 @@
+"""`watch`, `unwatch`, `watches` and `drop` on a real database."""
+
+import json
+import re
+
+import pytest
+
+from tests.support.cli import Base, doctor, level, run
+from tests.support.postgres import Cluster
+
+
+@pytest.fixture
+def base(postgres18: Cluster) -> Base:
+    """With an empty log, and a table of orders."""
+    made = Base(postgres18, log=True)
+    made.sql("CREATE TABLE orders (id integer PRIMARY KEY, customer_id integer, state text, card text)")
+    return made
+
+
+def test_a_table_is_watched(base: Base) -> None:
+    done = run("watch", "orders", url=base.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "watching orders: its changes go to table:public.orders\n"
+    base.sql("INSERT INTO orders VALUES (1, 5, 'open', '4711')")
+    [(channel, payload)] = base.sql("SELECT channel, payload FROM socketio_pg.outbox")
+    assert channel == "table:public.orders"
+    assert (payload["op"], payload["new"]["state"]) == ("INSERT", "open")
+
+
+def test_the_options_arrive(base: Base) -> None:
+    done = run(
+        "watch", "public.orders", "--channel", "orders:{customer_id}", "--operations", "insert,UPDATE",
+        "--columns", "id,customer_id", "--columns", "state", "--when", "new.state <> 'draft'", "--no-old",
+        "--per", "row", "--tier", "log", "--bulk-limit", "50", url=base.url,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    [line] = run("watches", "--json", url=base.url).stdout.splitlines()
+    found = json.loads(line)
+    assert sorted(found.pop("operations")) == ["INSERT", "UPDATE"]
+    assert sorted(found.pop("columns")) == ["customer_id", "id", "state"]
+    assert "draft" in found.pop("when")
+    assert found.pop("table_name").removeprefix("public.") == "orders"
+    assert not found.pop("exclude")
+    assert found == {
+        "channel": "orders:{customer_id}", "old": False, "tier": "log", "per": "row", "bulk_limit": 50, "failures": 0,
+    }  # fmt: skip
+    base.sql("INSERT INTO orders VALUES (1, 5, 'draft', ''), (2, 6, 'open', '')")
+    [(channel, payload)] = base.sql("SELECT channel, payload FROM socketio_pg.outbox")
+    assert channel == "orders:6"
+    assert payload["new"] == {"id": 2, "customer_id": 6, "state": "open"}
+
+
+def test_the_list(base: Base) -> None:
+    assert run("watches", url=base.url).stdout == "nothing is watched\n"
+    run("watch", "orders", "--exclude", "card", url=base.url)
+    header, line = run("watches", url=base.url).stdout.splitlines()
+    assert header.split() == ["TABLE", "CHANNEL", "OPERATIONS", "COLUMNS", "EXCLUDE", "WHEN", "TIER", "PER", "FAILURES"]
+    assert re.match(r"(public\.)?orders +table:public\.orders +\S*INSERT\S* +card +log +statement +0$", line)
+
+
+def test_a_watch_is_ended(base: Base) -> None:
+    for channel in ("a", "b", "c"):
+        run("watch", "orders", "--channel", channel, url=base.url)
+    done = run("unwatch", "orders", "--channel", "a", url=base.url)
+    assert (done.returncode, done.stdout) == (0, "no longer watching orders\n")
+    assert run("unwatch", "orders", url=base.url).stdout == "no longer watching orders (2 watches)\n"
+    done = run("unwatch", "orders", url=base.url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "is not watched" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--columns", "nothing"], ["--when", "new."], ["--channel", "{nothing}"], ["--channel", "a*"]],
+    ids=" ".join,
+)
+def test_what_cannot_be_watched_is_one_sentence(base: Base, options: list[str]) -> None:
+    done = run("watch", "orders", *options, url=base.url)
+    assert done.returncode in (1, 2)
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("Error: ")
+
+
+def test_the_doctor_finds_watches_that_have_failed(base: Base) -> None:
+    run("watch", "orders", "--channel", "orders:{state}", url=base.url)
+    assert level(doctor(base.url), "watches") == "ok"
+    base.sql("INSERT INTO orders (id) VALUES (1)")  # no state, and so no channel
+    found = doctor(base.url)
+    assert level(found, "watches") == "warning"
+    assert "has failed" in found["watches"]["found"]
+
+
+def test_a_role_may_be_let_watch(base: Base) -> None:
+    base.cluster.sql("CREATE ROLE cli_watcher LOGIN")
+    try:
+        base.sql("CREATE TABLE theirs (id integer PRIMARY KEY); ALTER TABLE theirs OWNER TO cli_watcher")
+        url = base.url.replace("postgres@", "cli_watcher@")
+        assert run("watch", "theirs", url=url).returncode == 1
+        assert run("init", "--watcher-role", "cli_watcher", url=base.url).returncode == 0
+        assert run("watch", "theirs", url=url).returncode == 0
+    finally:
+        base.sql("DROP OWNED BY cli_watcher CASCADE")
+        base.cluster.sql("DROP ROLE cli_watcher")
+
+
+# -- drop --------------------------------------------------------------------------------------------------------------
+
+
+def schemas(base: Base) -> list[str]:
+    return [name for (name,) in base.sql("SELECT nspname FROM pg_namespace WHERE nspname = 'socketio_pg'")]
+
+
+def test_drop_asks_first(base: Base) -> None:
+    done = run("drop", url=base.url, stdin="n\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"dbname={base.name}" in done.stderr
+    assert run("drop", url=base.url, stdin="").returncode == 1
+    assert schemas(base) == ["socketio_pg"]
+
+
+@pytest.mark.parametrize("answer", [["--yes"], []], ids=["--yes", "y"])
+def test_drop_leaves_the_tables_as_they_were(base: Base, answer: list[str]) -> None:
+    run("watch", "orders", url=base.url)
+    base.sql("INSERT INTO orders VALUES (1, 5, 'open', '')")
+    done = run("drop", *answer, url=base.url, stdin="" if answer else "y\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Removed: ")
+    assert schemas(base) == []
+    assert base.sql("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'orders'::regclass AND NOT tgisinternal") == [(0,)]
+    base.sql("INSERT INTO orders VALUES (2, 5, 'open', '')")
+    assert base.sql("SELECT id FROM orders ORDER BY id") == [(1,), (2,)]
+    assert run("drop", "--yes", url=base.url).stdout.startswith("There is no schema")
+    assert run("init", url=base.url).returncode == 0
+
+
+def test_what_is_not_ours_stops_it(base: Base) -> None:
+    base.sql("CREATE VIEW mine AS SELECT * FROM socketio_pg.log")
+    done = run("drop", "--yes", url=base.url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "mine" in done.stderr
+    assert schemas(base) == ["socketio_pg"]

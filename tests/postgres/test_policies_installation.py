@@ -1,0 +1,101 @@
+"""Row-level-security policies: what must be installed and granted, and what the installation keeps others from."""
+
+import psycopg2
+import psycopg2.extensions
+import pytest
+
+from socketio_pg import schema
+from socketio_pg.database import Database
+from socketio_pg.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
+from socketio_pg.policies import Policies
+from tests.support.policies import PolicyDatabase, outcomes, question
+from tests.support.postgres import Cluster
+
+
+def test_without_the_schema(postgres: Cluster, policies: Policies) -> None:
+    with pytest.raises(LogNotInstalledError):
+        Policies(Database(postgres.url()), 2.0).ask(question("subscribe", "kitchen"))
+    with pytest.raises(LogNotInstalledError):
+        Policies(Database(postgres.url()), 2.0).check(["authenticated"])
+
+
+def test_a_role_without_rights_on_the_schema(database: PolicyDatabase, policies: Policies) -> None:
+    database.sql("DROP ROLE IF EXISTS stranger; CREATE ROLE stranger LOGIN")
+    other = Policies(Database(database.url.replace("postgres@", "stranger@")), 2.0)
+    with pytest.raises(DatabaseError, match="permission denied") as raised:
+        other.ask(question("subscribe", "kitchen"))
+    assert not isinstance(raised.value, DatabaseUnavailableError)
+    other.stop()
+
+
+def test_roles_that_will_not_do_are_told_at_the_start(policies: Policies, caplog: pytest.LogCaptureFixture) -> None:
+    policies.check(["authenticated", "anon"])
+    assert caplog.records == []
+    policies.check(["authenticated", "not_granted", "nobody_has_this_name"])
+    assert sorted(record.getMessage().partition(":")[0] for record in caplog.records) == [
+        "clients of role 'nobody_has_this_name' will be refused",
+        "clients of role 'not_granted' will be refused",
+    ]
+
+
+def test_a_client_role_that_was_not_granted_anything(
+    policies: Policies, database: PolicyDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    database.sql("DROP ROLE IF EXISTS newcomer; CREATE ROLE newcomer; GRANT newcomer TO web")
+    policies.check(["newcomer"])
+    assert "socketio-pg init --client-role newcomer" in caplog.text
+    assert policies.ask(question("subscribe", "lobby", role="newcomer")) is False
+    database.sql("REVOKE newcomer FROM web; DROP ROLE newcomer")
+
+
+def test_a_client_role_can_do_nothing_else_in_the_schema(database: PolicyDatabase) -> None:
+    allowed = []
+    for statement in [
+        "SELECT * FROM socketio_pg.messages",
+        "INSERT INTO socketio_pg.messages (channel) VALUES ('x')",
+        "UPDATE socketio_pg.messages SET channel = 'x'",
+        "DELETE FROM socketio_pg.messages",
+        "SELECT socketio_pg.publish('x', '1')",
+        "SELECT socketio_pg.probe(ARRAY['x'])",
+        "SELECT socketio_pg.decide(ARRAY['subscribe'], ARRAY['anon'], ARRAY['{}'], ARRAY['x'], 1)",
+        "SELECT * FROM socketio_pg.log",
+        "SELECT * FROM socketio_pg.outbox",
+        "SELECT * FROM socketio_pg.head",
+        "SELECT * FROM socketio_pg.node",
+        "SELECT * FROM socketio_pg.channels",
+        "CREATE TABLE socketio_pg.x ()",
+        "CREATE POLICY x ON socketio_pg.messages USING (true)",
+    ]:
+        try:
+            database.sql(f"SET ROLE anon; {statement}")
+            allowed.append(statement)
+        except psycopg2.errors.InsufficientPrivilege:
+            pass
+    assert allowed == ["SELECT * FROM socketio_pg.messages"]
+
+
+def test_an_older_schema_is_upgraded_and_policies_survive(postgres: Cluster) -> None:
+    database = PolicyDatabase(postgres, "policies_upgrade")
+    before = database.sql("SELECT polname FROM pg_policy ORDER BY 1")
+    assert len(before) == 4
+    database.sql("SELECT socketio_pg.publish('kept', '1')")
+    # As version 1 was: without anything of sql/3_permissions.sql.
+    database.sql("UPDATE socketio_pg.schema_version SET version = 1; DROP TABLE socketio_pg.messages CASCADE")
+    database.sql("DROP FUNCTION socketio_pg.decide, socketio_pg.probe, socketio_pg.recheck")
+    callback = psycopg2.extensions.get_wait_callback()
+    schema.install(Database(database.url), 1_000_000, again=False)
+    psycopg2.extensions.set_wait_callback(callback)
+    assert database.sql("SELECT version FROM socketio_pg.schema_version") == [(schema.VERSION,)]
+    assert database.sql("SELECT count(*) FROM socketio_pg.outbox") == [(1,)]
+    database.sql("CREATE POLICY mine ON socketio_pg.messages USING (true)")
+    database.sql(schema.statements(1_000_000))
+    assert database.sql("SELECT polname FROM pg_policy") == [("mine",)]
+
+
+def test_many_questions_use_up_few_transaction_numbers(policies: Policies, database: PolicyDatabase) -> None:
+    """Each number used brings the next vacuum against wraparound nearer: one for a batch, not one for a question."""
+    policies.ask(question("subscribe", "kitchen"))
+    [(before,)] = database.sql("SELECT pg_current_xact_id()::text::bigint")
+    outcomes(policies, *(question("subscribe", "kitchen", str(number)) for number in range(500)))
+    [(after,)] = database.sql("SELECT pg_current_xact_id()::text::bigint")
+    assert after - before < 50

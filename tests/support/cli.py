@@ -1,0 +1,150 @@
+"""The command ``socketio-pg`` in processes of its own, as a shell runs it."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.support.postgres import Cluster
+from tests.support.server import ROOT, clean_environment
+
+#: Seconds that a command may take on a busy machine.
+PATIENCE = 60
+
+COMMAND = [sys.executable, "-m", "socketio_pg"]
+
+
+def environment(url: str | None, settings: Mapping[str, str]) -> dict[str, str]:
+    """Settings of the test, and none of the developer's."""
+    database = {} if url is None else {"DATABASE_URL": url}
+    # A working folder of its own has no local.cfg, and no package.
+    return clean_environment(PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1", **database, **settings)
+
+
+def run(
+    *arguments: str, url: str | None = None, stdin: str = "", cwd: Path | None = None, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; its output is piped."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        input=stdin, cwd=cwd or ROOT / "tests", env=environment(url, settings), capture_output=True, text=True,
+        timeout=PATIENCE, check=False,
+    )  # fmt: skip
+
+
+class Running:
+    """A command that goes on until it is interrupted; its lines can be waited for."""
+
+    def __init__(self, *arguments: str, url: str | None = None, **settings: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=ROOT / "tests", env=environment(url, settings), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        self._lines: dict[str, queue.Queue[str | None]] = {"out": queue.Queue(), "err": queue.Queue()}
+        self._threads = [
+            threading.Thread(target=self._read, args=(name, stream), daemon=True)
+            for name, stream in (("out", self.process.stdout), ("err", self.process.stderr))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _read(self, name: str, stream: Any) -> None:
+        for line in stream:
+            self._lines[name].put(line.rstrip("\n"))
+        self._lines[name].put(None)
+
+    def line(self, stream: str = "out", containing: str = "") -> str:
+        """The next line of ``out`` or ``err`` that contains a text; those before it are dropped."""
+        while True:
+            line = self._lines[stream].get(timeout=PATIENCE)
+            assert line is not None, f"the command ended without {containing!r}"
+            if containing in line:
+                return line
+
+    def rest(self, stream: str = "err") -> list[str]:
+        """What is left until the end of the process."""
+        lines = []
+        while (line := self._lines[stream].get(timeout=PATIENCE)) is not None:
+            lines.append(line)
+        return lines
+
+    def interrupt(self) -> int:
+        """Ctrl-C; the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.wait()
+
+    def wait(self) -> int:
+        """The exit code."""
+        return self.process.wait(PATIENCE)
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        for thread in self._threads:
+            thread.join()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+class Base:
+    """A database of its own."""
+
+    def __init__(self, cluster: Cluster, *, log: bool) -> None:
+        self.cluster = cluster
+        self.name = f"cli_{uuid.uuid4().hex[:8]}"
+        cluster.sql(f"CREATE DATABASE {self.name}")
+        self.url = cluster.url(self.name)
+        if log:
+            done = run("init", url=self.url)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert done.stdout.startswith("Installed: ")
+
+    def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        connection = self.cluster.connect(self.name)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement, parameters or None)
+                return list(cursor.fetchall()) if cursor.description else []
+        finally:
+            connection.close()
+
+    def log(self, *payloads: str, channel: str = "a", first: int = 1) -> None:
+        """Put messages into the log, as the relay does."""
+        for position, payload in enumerate(payloads, first):
+            self.sql(
+                "INSERT INTO socketio_pg.log (position, channel, payload, size, published_at)"
+                " VALUES (%s, %s, %s, %s, now())",
+                position, channel, payload, len(payload),
+            )  # fmt: skip
+
+    @property
+    def epoch(self) -> str:
+        [(epoch,)] = self.sql("SELECT epoch::text FROM socketio_pg.head")
+        return str(epoch)
+
+
+def doctor(url: str, code: int = 0, **settings: Any) -> dict[str, dict[str, Any]]:
+    """Check → finding."""
+    done = run("doctor", "--json", url=url, **settings)
+    assert (done.returncode, done.stderr) == (code, "")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    for finding in found:
+        assert (finding["remedy"] is None) == (finding["level"] == "ok")
+    return {finding["check"]: finding for finding in found}
+
+
+def level(found: dict[str, dict[str, Any]], check: str) -> str | None:
+    return found[check]["level"] if check in found else None

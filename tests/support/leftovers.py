@@ -1,0 +1,59 @@
+"""What a module's tests leave running in this process, which the tests after them share: threads and green threads."""
+
+import gc
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+
+import eventlet.hubs
+import eventlet.tpool
+from greenlet import greenlet  # type: ignore[import-untyped]
+
+from tests.support.patience import PATIENCE
+
+
+def running() -> set[object]:
+    """The threads and green threads that have not ended."""
+    hub = eventlet.hubs.get_hub().greenlet
+    # The hub itself and Playwright's greenlets have another parent.
+    green = [found for found in gc.get_objects() if isinstance(found, greenlet) and found.parent is hub]
+    alive: list[object] = [*threading.enumerate(), *(found for found in green if not found.dead)]
+    return {found for found in alive if not _does_nothing(found)}
+
+
+def left_since(before: set[object], seconds: float = PATIENCE) -> list[str]:
+    """What runs, did not run ``before`` and does not end within ``seconds``: what it is, and where."""
+    deadline = time.monotonic() + seconds
+    while True:
+        left = running() - before
+        if not left or time.monotonic() > deadline:
+            return [_described(found) for found in left]
+        threads = [found for found in left if isinstance(found, threading.Thread)]
+        if threads:
+            threads[0].join(0.1)
+        if len(threads) < len(left):
+            eventlet.sleep(0.01)  # what is green ends only while the hub runs
+
+
+def _does_nothing(found: object) -> bool:
+    """eventlet's own, which hands over what its real threads have done, and workers of a pool without work."""
+    frames = _stack(found)
+    return bool(frames) and (
+        frames[0].name == eventlet.tpool.tpool_trampoline.__name__
+        or (frames[-1].name, Path(frames[-1].filename).parts[-3:])
+        == ("_worker", ("concurrent", "futures", "thread.py"))
+    )
+
+
+def _described(found: object) -> str:
+    return f"{found}\n{''.join(_stack(found).format()) or 'not started'}"
+
+
+def _stack(found: object) -> traceback.StackSummary:
+    """Outermost first; empty for what has not begun."""
+    frame: FrameType | None
+    frame = sys._current_frames().get(found.ident or 0) if isinstance(found, threading.Thread) else found.gr_frame  # type: ignore[attr-defined]
+    return traceback.StackSummary() if frame is None else traceback.extract_stack(frame)

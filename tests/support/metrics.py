@@ -1,0 +1,87 @@
+"""Reads /metrics as Prometheus does."""
+
+import time
+import urllib.request
+from collections.abc import Callable, Iterable
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from socketio_pg.gauges import GAUGES
+from socketio_pg.metrics import REGISTRY
+from tests.support.server import ServerProcess
+
+TOKEN = "of-the-metrics"
+PATIENCE = 30
+
+Samples = dict[str, float]
+
+
+def scrape_text(server: ServerProcess) -> str:
+    request = urllib.request.Request(server.url + "/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        return str(answer.read().decode())
+
+
+def scrape(server: ServerProcess) -> Samples:
+    """All samples, each as ``name`` or ``name{label="value"}``, without the prefix ``socketio_pg_``."""
+    samples = {}
+    for family in text_string_to_metric_families(scrape_text(server)):
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+            name = sample.name.removeprefix("socketio_pg_") + (f"{{{labels}}}" if labels else "")
+            assert name not in samples, name
+            samples[name] = sample.value
+    return samples
+
+
+def wait_for(server: ServerProcess, condition: Callable[[Samples], object]) -> Samples:
+    """Until a scrape is as it should be."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        samples = scrape(server)
+        if condition(samples):
+            return samples
+        assert time.monotonic() < deadline, samples
+        time.sleep(0.05)  # another process can only be asked again
+
+
+class Moved:
+    """By how much counters have gone up since it was made."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self._server = server
+        self._before = scrape(server)
+
+    def by(self, *names: str) -> list[float]:
+        """By how much each has, now."""
+        return self._by(scrape(self._server), names)
+
+    def wait(self, counts: dict[str, float]) -> None:
+        """Until they have gone up by just so much."""
+        wait_for(self._server, lambda now: self._by(now, counts) == list(counts.values()))
+
+    def _by(self, now: Samples, names: Iterable[str]) -> list[float]:
+        # One with a label of no known value is not there before it is counted.
+        return [now.get(name, 0.0) - self._before.get(name, 0.0) for name in names]
+
+
+def described() -> list[tuple[str, str, str, str]]:
+    """(name, type, labels, help) of every metric of ours; counters with ``_total``, as they are queried."""
+    rows = []
+    for family in REGISTRY.collect():
+        # Of a family with labels each known value is there from the start.
+        labels = sorted({name for sample in family.samples for name in sample.labels} - {"le"})
+        name = family.name + ("_total" if family.type == "counter" else "")
+        rows.append((name, family.type, ", ".join(labels), family.documentation))
+    rows += [(f"socketio_pg_{name}", "gauge", label or "", help) for name, (help, label) in GAUGES.items()]
+    return [row for row in rows if row[0].startswith("socketio_pg_")]
+
+
+def series() -> set[str]:
+    """Every name that a query may use."""
+    names = {family.name for family in REGISTRY.collect() if family.type == "gauge"}
+    names |= {f"{family.name}_total" for family in REGISTRY.collect() if family.type == "counter"}
+    for family in REGISTRY.collect():
+        if family.type == "histogram":
+            names |= {f"{family.name}_{end}" for end in ("bucket", "sum", "count")}
+    return names | {f"socketio_pg_{name}" for name in GAUGES}

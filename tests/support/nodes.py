@@ -1,0 +1,180 @@
+"""Several nodes on one database behind a real nginx, with the configuration in deploy/."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.support.log import Log
+from tests.support.missing import missing
+from tests.support.postgres import Cluster
+from tests.support.server import ROOT, ServerProcess, free_port
+
+CONFIGURATION = ROOT / "deploy" / "nginx.conf"
+
+
+#: Seconds that anything may take before it counts as never.
+PATIENCE = 60.0
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Ask again and again: other processes' state can only be asked for."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {PATIENCE:.0f} s: {what}"
+        time.sleep(0.02)
+
+
+class Request(NamedTuple):
+    """A line of nginx's log. ``node``: the address that answered in the end; times in seconds since 1970."""
+
+    client: str
+    status: int
+    node: str
+    began: float
+    transport: str
+
+
+def find_nginx() -> str:
+    """nginx's path; without it the test is skipped, on CI it fails."""
+    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        missing("the tests of several nodes", "install nginx (apt install nginx-light)")
+    return program
+
+
+class Nginx:
+    """nginx before nodes on ``ports``: node1 … node3 of deploy/nginx.conf; the first again if there are fewer.
+
+    ``certificate``: (key, certificate); with it TLS is served as well, at :attr:`tls_port`.
+    """
+
+    def __init__(self, ports: list[int], certificate: tuple[str, str] | None = None) -> None:
+        program = find_nginx()
+        self._folder = Path(tempfile.mkdtemp(prefix="nginx-"))
+        self._folder.chmod(0o755)
+        self.port, self.tls_port = free_port(), free_port()
+        text = CONFIGURATION.read_text("utf-8")
+        changes = {rf"\bnode{number}:3030\b": f"127.0.0.1:{ports[(number - 1) % len(ports)]}" for number in (1, 2, 3)}
+        changes |= {
+            r"\blisten 80\b": f"listen 127.0.0.1:{self.port}",
+            "/var/log/nginx/": f"{self._folder}/",
+            # The system's folders are for root alone.
+            "^http {": "http {\n"
+            + "".join(
+                f"{kind}_temp_path {self._folder}/{kind};\n"
+                for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+            ),
+        }
+        if certificate is not None:
+            key, chain = certificate
+            changes |= {
+                "#tls ": "",
+                r"\blisten 443\b": f"listen 127.0.0.1:{self.tls_port}",
+                "/etc/nginx/key.pem": key,
+                "/etc/nginx/certificate.pem": chain,
+            }
+        for old, new in changes.items():
+            text, found = re.subn(old, new, text, flags=re.MULTILINE)
+            assert found, f"deploy/nginx.conf has no {old}"
+        (self._folder / "nginx.conf").write_text(text)
+        command = [program, "-p", str(self._folder), "-c", str(self._folder / "nginx.conf")]
+        options = f"pid {self._folder}/pid; daemon off;"
+        checked = subprocess.run([*command, "-t", "-g", options], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+        #: What `nginx -t` says.
+        self.said = checked.stderr
+        with (self._folder / "stderr").open("wb") as errors:
+            self._process = subprocess.Popen([*command, "-g", options], stderr=errors, start_new_session=True)
+        wait_until(self._listens, "nginx listens")
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 5).close()
+        except OSError:
+            return False
+        return True
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def requests(self) -> list[Request]:
+        """The requests that have ended, WebSockets as well, in the order of their ends."""
+        found = []
+        for line in (self._folder / "access.log").read_text().splitlines():
+            head, _, transport = line.rpartition(" ")
+            client, status, rest = head.partition(' "')[0].split(" ", 2)
+            # Of several that were asked, "a, b : c, d": the last one answered.
+            *nodes, ended, took = rest.replace(",", "").replace(" : ", " ").split()
+            addresses = [word for word in nodes if ":" in word]
+            node = addresses[-1] if addresses else ""
+            found.append(Request(client, int(status), node, float(ended) - float(took), transport))
+        return found
+
+    def close(self) -> None:
+        # The master takes its workers along.
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(30)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Nodes(Log):
+    """A database of its own with the log on it, ``number`` nodes, and :attr:`nginx` before them."""
+
+    def __init__(self, cluster: Cluster, name: str, number: int = 3, **settings: str) -> None:
+        find_nginx()
+        settings = {"DRAIN_SECONDS": "0.5", "TRUSTED_PROXIES": "1", "AUTO_INIT": "1"} | settings
+        cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        cluster.sql(f"CREATE DATABASE {name}")
+        self.url = cluster.url(name)
+        self.nodes: list[ServerProcess] = []
+        self.nginx: Nginx | None = None
+        try:
+            for _ in range(number):
+                self.nodes.append(ServerProcess(self.url, **settings))
+            self.server = self.nodes[0]
+            self.nginx = Nginx([node.port for node in self.nodes])
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def address(self) -> str:
+        assert self.nginx is not None
+        return self.nginx.url
+
+    @property
+    def port(self) -> int:
+        assert self.nginx is not None
+        return self.nginx.port
+
+    def requests(self) -> list[Request]:
+        assert self.nginx is not None
+        return self.nginx.requests()
+
+    def leader(self) -> ServerProcess | None:
+        """The node that relays, as the view says."""
+        rows = self.sql("SELECT name FROM socketio_pg.nodes WHERE relay")
+        pids = {int(name.rpartition(":")[2]) for (name,) in rows}
+        running = [node for node in self.nodes if node.process.poll() is None]
+        return next((node for node in running if node.worker_pid() in pids), None)
+
+    def wait_leader(self) -> ServerProcess:
+        wait_until(lambda: self.leader() is not None, "a node leads")
+        leader = self.leader()
+        assert leader is not None
+        return leader
+
+    def close(self) -> None:
+        if self.nginx is not None:
+            self.nginx.close()
+        for node in self.nodes:
+            node.close()

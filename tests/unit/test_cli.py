@@ -1,0 +1,332 @@
+"""The command line without database and server: help, docs, what is printed, exit codes of wrong use."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import jwt
+import pytest
+from click.testing import CliRunner, Result
+
+from socketio_pg import terminal
+from socketio_pg.channels import match_pattern
+from socketio_pg.cli import MODULES, main
+from socketio_pg.cli_listen import gap_line, message_line
+from socketio_pg.command import duration, failures, names
+from socketio_pg.config import Settings
+from socketio_pg.errors import (
+    ConfigurationError,
+    DatabaseUnavailableError,
+    InvalidChannelError,
+    LogNotInstalledError,
+    PayloadTooLargeError,
+)
+from socketio_pg.listening import Since, parse_since
+from socketio_pg.selftest import percentile
+from socketio_pg.tokens import TokenVerifier
+
+pytestmark = pytest.mark.usefixtures("clean_settings")
+
+SECRET = "a secret of this test: 0123456789abcdef"
+
+
+def invoke(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(main, arguments, env=environment, prog_name="socketio-pg")
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(main)
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
+        yield name, command
+
+
+# -- help and docs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_command_has_help_with_examples(name: str) -> None:
+    result = invoke(name, "--help")
+    assert result.exit_code == 0
+    assert f"socketio-pg {name}" in result.output.partition("Examples:")[2]
+
+
+def test_the_list_of_commands_has_whole_sentences() -> None:
+    result = invoke("--help")
+    listed = result.output.partition("Commands:\n")[2].partition("\n\n")[0]
+    assert [line.split()[0] for line in listed.splitlines()] == [*MODULES]
+    assert "..." not in listed
+
+
+def test_every_option_has_help() -> None:
+    for name, command in commands():
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help or parameter.show_default, f"{name} {parameter.name}"
+
+
+def test_the_examples_can_be_typed(root: Path) -> None:
+    """Those of --help, and of docs/cli.md."""
+    docs = (root / "docs" / "cli.md").read_text("utf-8")
+    for name, command in commands():
+        lines = re.findall(rf"^.*?socketio-pg {name}\b(.*)", f"{command.epilog}\n{docs}", re.MULTILINE)
+        for line in lines:
+            typed = shlex.split(re.split(r"[|>)`]", line)[0], comments=True)
+            command.make_context(name, typed)
+
+
+def test_the_docs_have_every_command_and_exit_code(root: Path) -> None:
+    text = (root / "docs" / "cli.md").read_text("utf-8")
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    documented = re.findall(r"`([a-z]+)`", " ".join(headings))
+    assert sorted(documented) == sorted(MODULES)
+    assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == ["0", "1", "2", "3", "130"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    result = invoke("completion", shell)
+    assert result.exit_code == 0
+    assert f"_SOCKETIO_PG_COMPLETE={shell}_complete" in result.output
+
+
+def test_a_shell_is_told_what_there_is() -> None:
+    asked = {"_SOCKETIO_PG_COMPLETE": "bash_complete", "COMP_WORDS": "socketio-pg listen --h", "COMP_CWORD": "2"}
+    result = invoke(**asked)
+    assert "--history" in result.output
+
+
+def test_tables_for_people_are_not_loaded_for_others(root: Path) -> None:
+    program = (
+        "import sys, click; from socketio_pg.cli import main\n"
+        "for name in main.list_commands(click.Context(main)): main.get_command(click.Context(main), name)\n"
+        "from socketio_pg.terminal import table; table(['a'], [[1]])\n"
+        "sys.exit('rich' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "A\n1\n"), done.stderr
+
+
+# -- exit codes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigurationError("x"), 1),
+        (LogNotInstalledError("x"), 1),
+        (InvalidChannelError("x"), 2),
+        (PayloadTooLargeError("x"), 2),
+        (DatabaseUnavailableError("x"), 3),
+        (ConnectionError("x"), 3),
+        (TimeoutError("x"), 3),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_an_error_is_a_sentence_and_a_code(error: Exception, code: int) -> None:
+    with pytest.raises(click.ClickException) as caught, failures():
+        raise error
+    assert (caught.value.message, caught.value.exit_code) == ("x", code)
+
+
+def test_ctrl_c_is_130() -> None:
+    with pytest.raises(click.exceptions.Exit) as caught, failures():
+        raise KeyboardInterrupt
+    assert caught.value.exit_code == 130
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(KeyError), failures():
+        raise KeyError("x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["publish", "a", "{"], ["not JSON"]),
+        (["publish", "a", "NaN"], ["not JSON"]),
+        (["publish", "a", "text"], ["not JSON", "quotes"]),
+        (["publish", " a", "1"], ["must not start or end with a space"]),
+        (["publish", "socketio_pg", "1"], ["reserved"]),
+        (["publish", "a" * 64, "1"], ["63 bytes"]),
+        (["publish", "a"], ["JSON"]),
+        (["listen"], ["CHANNEL"]),
+        (["listen", "a*"], ["'*'"]),
+        (["listen", "a", "--since", "x"], ["EPOCH:POSITION"]),
+        (["listen", "a", "--since", "1", "--history", "1"], ["do not go together"]),
+        (["listen", "a", "--timeout", "soon"], ["s, m, h or d"]),
+        (["listen", "a", "--history", "1001"], ["1000"]),
+        (["watch", "a", "--operations", "SELECT"], ["SELECT", "INSERT"]),
+        (["watch", "a", "--tier", "gold"], ["log"]),
+        (["token", "--claim", "x"], ["KEY=JSON"]),
+        (["token", "--claim", "x=y"], ["KEY=JSON"]),
+        (["token", "--expires", "-1"], ["s, m, h or d"]),
+        (["bench", "--subscribers", "0"], ["1<=x"]),
+        (["completion", "tcsh"], ["bash"]),
+        (["nothing"], ["No such command"]),
+    ],
+    ids=" ".join,
+)
+def test_wrong_use_is_2(arguments: list[str], words: list[str]) -> None:
+    result = invoke(*arguments, JWT_SECRET=SECRET)
+    assert result.exit_code == 2, result.output
+    for word in words:
+        assert word in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["init"], ["drop"], ["publish", "a", "1"], ["listen", "a"], ["status"], ["watches"], ["watch", "a"],
+     ["unwatch", "a"], ["bench"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_without_a_database_it_says_how_to_name_one(arguments: list[str]) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert "DATABASE_URL" in result.output
+
+
+# -- what options mean -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("1.5h", 5400), (" 7d ", 604_800), ("0", 0)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "1 m", "-1", "1w", "1e3", "٣"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(ValueError, match="a number"):
+        duration(text)
+
+
+def test_since() -> None:
+    assert parse_since("start") == "start"
+    assert parse_since("0") == Since(0)
+    assert parse_since("2f80-9a:17") == Since(17, "2f80-9a")
+    for text in ("", "x", ":", "1:", "-1", "1:-1", str(2**63)):
+        with pytest.raises(ValueError, match="POSITION"):
+            parse_since(text)
+
+
+def test_names_may_be_repeated_or_have_commas() -> None:
+    assert names(()) is None
+    assert names(("a, b", "c,")) == ["a", "b", "c"]
+
+
+def test_percentiles() -> None:
+    assert percentile([], 0.5) == 0
+    assert percentile([1.0], 0.99) == 1
+    assert [percentile([1.0, 2.0, 3.0, 4.0], share) for share in (0, 0.5, 0.99, 1)] == [1, 3, 4, 4]
+
+
+# -- what is printed ---------------------------------------------------------------------------------------------------
+
+
+def test_messages_for_people() -> None:
+    body: dict[str, Any] = {"channel": "a", "payload": {"text": "é"}}
+    assert click.unstyle(message_line(body))[8:] == '  a  {"text":"é"}'
+    body |= {"position": 7, "published_at": "2026-11-24T10:00:01.123456Z", "replayed": True}
+    assert re.fullmatch(r'\d\d:\d\d:01  a  #7  {"text":"é"}  \(replayed\)', click.unstyle(message_line(body)))
+
+
+def test_a_payload_cannot_command_the_terminal() -> None:
+    line = message_line({"channel": "a", "payload": "\x1b[2J\x9b2J\x7f"})
+    assert r'"\u001b[2J\u009b2J\u007f"' in line
+
+
+def test_a_payload_may_have_large_integers() -> None:
+    assert str(10**30) in message_line({"channel": "a", "payload": [10**30]})
+
+
+def test_gaps_for_people() -> None:
+    assert click.unstyle(gap_line({"channel": "a", "tier": "log", "reason": "trimmed"})) == (
+        "gap in a: messages of the log may have been missed (trimmed)"
+    )
+    assert "NOTIFY may have been missed between x and y" in gap_line(
+        {"channel": "a", "tier": "notify", "reason": "r", "since": "x", "until": "y"}
+    )
+
+
+def test_names_of_strangers_are_cleaned() -> None:
+    assert terminal.clean("a\x1b[31m\n\x9bé\tb") == "a\ufffd[31m\ufffd\ufffdé\tb"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, ""), (0.31, "0.3 s"), (42.4, "42 s"), (300, "5 min"), (11_160, "3.1 h"), (172_800, "2.0 d")],
+)
+def test_ages(seconds: float | None, text: str) -> None:
+    assert terminal.age(seconds) == text
+
+
+def test_a_table_in_a_pipe_is_columns_of_text(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.table(["name", "n"], [["long name", 1], ["é", None]])
+    assert capsys.readouterr().out == "NAME       N\nlong name  1\né\n"
+
+
+# -- token -------------------------------------------------------------------------------------------------------------
+
+
+def mint(*arguments: str, **environment: str) -> str:
+    result = invoke("token", *arguments, **environment)
+    assert result.exit_code == 0, result.output
+    assert "development" in result.stderr
+    return result.stdout.strip()
+
+
+def test_a_token_is_one_that_the_server_takes() -> None:
+    signed = mint("--sub", "alice", JWT_SECRET=SECRET, JWT_ISSUER="me", JWT_AUDIENCE="us,them")
+    verifier = TokenVerifier(Settings(jwt_secret=SECRET, jwt_issuer="me", jwt_audience=("us",)))
+    assert verifier.verify(signed).subject == "alice"
+
+
+def test_what_a_token_says() -> None:
+    signed = mint(
+        "--role", "web", "--subscribe", "a:*", "--subscribe", "b", "--publish", "a:1", "--expires", "15m",
+        "--claim", 'tenant={"id": 1}', "--claim", "admin=true", JWT_SECRET=SECRET, JWT_ROLE_CLAIM="pgrole",
+    )  # fmt: skip
+    claims = jwt.decode(signed, SECRET, ["HS256"])
+    assert abs(claims.pop("exp") - time.time() - 900) < 60
+    assert claims.pop("iat") <= time.time()
+    assert claims == {
+        "sub": "developer", "pgrole": "web", "subscribe": ["a:*", "b"], "publish": ["a:1"], "tenant": {"id": 1},
+        "admin": True,
+    }  # fmt: skip
+    assert match_pattern(claims["subscribe"][0], "a:7")
+
+
+def test_the_algorithm_is_the_one_that_is_accepted() -> None:
+    long = SECRET * 2
+    assert jwt.get_unverified_header(mint(JWT_SECRET=long, JWT_ALGORITHMS="RS256,HS512"))["alg"] == "HS512"
+    assert jwt.get_unverified_header(mint("--secret", SECRET))["alg"] == "HS256"
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, "set JWT_SECRET"),
+        ({"JWKS_URL": "https://example.com/keys"}, "only public keys"),
+        ({"JWT_SECRET": "short"}, "needs at least 32"),
+        ({"JWT_SECRET": SECRET, "JWT_ALGORITHMS": "RS256"}, "HS256"),
+    ],
+)
+def test_no_token_that_nobody_would_take(environment: dict[str, str], words: str) -> None:
+    result = invoke("token", **environment)
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert result.stdout == ""
+
+
+def test_json_of_a_dataclass_and_of_times() -> None:
+    assert json.loads(terminal.json_text({"s": Since(1)})) == {"s": {"position": 1, "epoch": None}}

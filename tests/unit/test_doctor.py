@@ -1,0 +1,257 @@
+"""The doctor's judgements without a database: settings, programs, this machine, and what is made of what was read."""
+
+import json
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from socketio_pg import checks_database, checks_log, checks_settings, schema
+from socketio_pg.config import Settings
+from socketio_pg.doctor import examine
+from socketio_pg.findings import Finding
+from socketio_pg.version import __version__
+from tests.support.cli import run
+from tests.support.tokens import KeyServer, SigningKey
+
+pytestmark = pytest.mark.usefixtures("clean_settings")
+
+SECRET = "a secret of this test: 0123456789abcdef"
+
+
+def levels(findings: Iterable[Finding]) -> dict[str, str]:
+    """Check → level; each finding that is not in order has a remedy, and each sentence is one line."""
+    found: dict[str, str] = {}
+    for finding in findings:
+        assert (finding.remedy is None) == (finding.level == "ok"), finding
+        assert "\n" not in f"{finding.found}{finding.remedy}"
+        found[finding.check] = finding.level
+    return found
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_settings_with_which_a_server_starts(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert levels(checks_settings.configuration(Settings())) == {"settings": "ok"}
+    assert capfd.readouterr().err == "", "what the server would warn of is said once, by the doctor"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"auth": "required"},
+        {"jwt_secret": "short"},
+        {"authorization": "claims"},
+        {"authorization": "rls"},
+        {"allowed_roles": ("web",)},
+        {"jwt_secret": SECRET, "jwt_algorithms": ("RS256",)},
+    ],
+    ids=str,
+)
+def test_settings_with_which_it_does_not(settings: dict[str, Any]) -> None:
+    assert levels(checks_settings.configuration(Settings(**settings))) == {"settings": "error"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {"AUTH": "warning"}),
+        ({"debug": True}, {"DEBUG": "warning"}),
+        ({"jwt_secret": SECRET}, {"AUTH": "ok", "AUTHORIZATION": "warning"}),
+        ({"jwt_secret": SECRET, "authorization": "claims"}, {"AUTH": "ok"}),
+        ({"jwt_secret": "x" * 40, "authorization": "claims"}, {"AUTH": "ok", "JWT_SECRET": "error"}),
+        (
+            {"jwks_url": "http://example.com/keys", "authorization": "claims"},
+            {"AUTH": "ok", "JWKS_URL": "error", "JWT_AUDIENCE": "warning"},
+        ),
+        ({"jwks_url": "http://localhost/keys", "authorization": "claims", "jwt_audience": ("us",)}, {"AUTH": "ok"}),
+        ({"cors_allowed_origins": ("*",)}, {"AUTH": "warning", "ORIGINS": "warning"}),
+        ({"cors_allowed_origins": ("http://example.com",)}, {"AUTH": "warning", "ORIGINS": "warning"}),
+        ({"cors_allowed_origins": ("https://example.com", "http://localhost:3000")}, {"AUTH": "warning"}),
+        ({"secret_key": "changeme"}, {"AUTH": "warning", "SECRET_KEY": "warning"}),
+        ({"metrics_token": "a" * 40}, {"AUTH": "warning", "METRICS_TOKEN": "warning"}),
+        ({"secret_key": SECRET, "metrics_token": SECRET}, {"AUTH": "warning"}),
+    ],
+    ids=str,
+)
+def test_settings_that_are_not_safe(settings: dict[str, Any], expected: dict[str, str]) -> None:
+    assert levels(checks_settings.safety(Settings(**settings))) == expected
+
+
+def test_no_secret_is_told() -> None:
+    settings = Settings(jwt_secret="x" * 40, secret_key="changeme", metrics_token="y" * 40)
+    told = " ".join(f"{finding.found} {finding.remedy}" for finding in checks_settings.safety(settings))
+    assert not any(secret in told for secret in ("xxx", "changeme", "yyy"))
+
+
+def test_keys_that_are_fetched(tmp_path: Path) -> None:
+    server = KeyServer(SigningKey(kid="one"))
+    try:
+        assert levels(checks_settings.key_set(Settings(jwks_url=server.url))) == {"keys": "ok"}
+        assert levels(checks_settings.key_set(Settings(jwks_url=server.url, auth="off"))) == {}
+        for body in ('{"keys": []}', "<html>", "[]"):
+            server.body = body
+            assert levels(checks_settings.key_set(Settings(jwks_url=server.url))) == {"keys": "error"}
+        server.status = 500
+        assert levels(checks_settings.key_set(Settings(jwks_url=server.url))) == {"keys": "error"}
+    finally:
+        server.close()
+    assert levels(checks_settings.key_set(Settings(jwks_url=str(tmp_path / "none.json")))) == {"keys": "error"}
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [SigningKey("ed").jwk]}))
+    assert levels(checks_settings.key_set(Settings(jwks_url=str(tmp_path / "keys.json")))) == {"keys": "ok"}
+    assert levels(checks_settings.key_set(Settings())) == {}
+
+
+# -- programs and machine ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        ({"gunicorn": "25.3.0", "eventlet": "0.40.3"}, {"programs": "ok"}),
+        ({"gunicorn": "26.0.0", "eventlet": "0.40.3"}, {"gunicorn": "error"}),
+        ({"gunicorn": "missing", "eventlet": "0.40.3"}, {"gunicorn": "error"}),
+        ({"gunicorn": "25.3.0", "eventlet": "missing"}, {"eventlet": "error"}),
+    ],
+    ids=str,
+)
+def test_programs(versions: dict[str, str], expected: dict[str, str]) -> None:
+    assert levels(checks_settings.programs(versions)) == expected
+
+
+def test_the_programs_that_are_installed_go_together() -> None:
+    assert levels(checks_settings.programs()) == {"programs": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problems"),
+    [
+        ("", 0), ("-w 1 --worker-class eventlet", 0), ("--workers=1", 0), ("--log-level debug", 0), ("-w 4", 1),
+        ("-w4", 1), ("--workers 2", 1), ("--workers=2", 1), ("-k gevent", 1), ("-w 2 --worker-class=sync", 2),
+    ],
+)  # fmt: skip
+def test_workers(arguments: str, problems: int) -> None:
+    found = list(checks_settings.workers({"GUNICORN_CMD_ARGS": arguments}))
+    assert len(found) == problems
+    assert all(finding.level == "error" for finding in found)
+
+
+def test_descriptors() -> None:
+    assert levels(checks_settings.descriptors(Settings(max_connections=1))) == {"open files": "ok"}
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port with a program on it that does not answer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_the_port(taken: int) -> None:
+    assert levels(checks_settings.port(Settings(port=taken, host="192.0.2.1"))) == {"port": "error"}
+    assert levels(checks_settings.port(Settings(port=taken, host="no such host.invalid"))) == {"port": "error"}
+
+
+def test_a_port_that_another_program_has(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks_settings, "SECONDS", 0.2)
+    assert levels(checks_settings.port(Settings(port=taken))) == {"port": "error"}
+
+
+# -- what was read -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "encoding", "standby", "expected"),
+    [
+        (180_004, "UTF8", False, {"version": "ok"}),
+        (130_000, "UTF8", False, {"version": "ok"}),
+        (120_022, "UTF8", False, {"version": "error"}),
+        (180_004, "LATIN1", False, {"version": "ok", "encoding": "warning"}),
+        (180_004, "UTF8", True, {"version": "ok", "standby": "error"}),
+    ],
+)
+def test_the_server(version: int, encoding: str, standby: bool, expected: dict[str, str]) -> None:
+    assert levels(checks_database.judge_server("x", version, encoding, standby=standby)) == expected
+
+
+@pytest.mark.parametrize(
+    ("skew", "doubt", "level"),
+    [(0.1, 0.1, "ok"), (-0.1, 0, "ok"), (5.5, 1, "ok"), (6, 0.1, "warning"), (-3600, 0.1, "warning")],
+)
+def test_the_clock(skew: float, doubt: float, level: str) -> None:
+    assert levels(checks_database.judge_clock(skew, doubt)) == {"clock": level}
+
+
+@pytest.mark.parametrize(("usage", "level"), [(0, "ok"), (0.04, "ok"), (0.1, "warning"), (0.5, "error"), (1, "error")])
+def test_the_queue(usage: float, level: str) -> None:
+    assert levels(checks_database.judge_queue(usage)) == {"NOTIFY queue": level}
+
+
+@pytest.mark.parametrize(("used", "level"), [(5, "ok"), (90, "ok"), (91, "warning"), (100, "warning")])
+def test_sessions(used: int, level: str) -> None:
+    assert levels(checks_database.judge_sessions(used, 100)) == {"sessions": level}
+
+
+@pytest.mark.parametrize(
+    ("version", "settings", "level"),
+    [
+        (schema.VERSION, {}, "ok"),
+        (None, {}, "warning"),
+        (None, {"auto_init": True}, "ok"),
+        (None, {"durable_channels": ("a",)}, "error"),
+        (None, {"authorization": "rls"}, "error"),
+        (schema.VERSION - 1, {}, "error"),
+        (schema.VERSION + 1, {}, "error"),
+    ],
+)
+def test_the_schema(version: int | None, settings: dict[str, Any], level: str) -> None:
+    assert levels(checks_log.judge_schema(version, Settings(**settings))) == {"schema": level}
+
+
+@pytest.mark.parametrize(
+    ("pid", "rows", "oldest", "level"),
+    [
+        (1, 0, None, "ok"), (1, 5, 0.1, "ok"), (1, 5, 11.0, "error"), (None, 0, None, "warning"),
+        (None, 1, 0.1, "error"),
+    ],
+)  # fmt: skip
+def test_the_relay(pid: int | None, rows: int, oldest: float | None, level: str) -> None:
+    assert levels(checks_log.judge_relay(pid, None, rows, oldest)) == {"relay": level}
+
+
+def test_nodes() -> None:
+    assert levels(checks_log.judge_nodes({})) == {}
+    assert levels(checks_log.judge_nodes({"a": __version__, "b": __version__})) == {"nodes": "ok"}
+    assert levels(checks_log.judge_nodes({"a": __version__, "b": "0.0.1"})) == {"nodes": "warning"}
+    assert levels(checks_log.judge_nodes({"a": "0.0.1", "b": "0.0.1"})) == {"nodes": "warning"}
+
+
+def test_the_privileges_are_those_that_are_granted() -> None:
+    needed = checks_log.needed_privileges(Settings())
+    assert ("SCHEMA", "socketio_pg", "USAGE") in needed
+    assert ("FUNCTION", "socketio_pg.publish(text, jsonb)", "EXECUTE") in needed
+    assert ("", "socketio_pg.log", "DELETE") in needed
+    assert ("", "socketio_pg.nodes", "SELECT") in needed
+    grants = schema.statements(1_000_000, server_role="doctor").count('TO "doctor"')
+    assert len({object for _, object, _ in needed}) >= grants
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_database(clean_settings: Path) -> None:
+    assert levels(examine(Settings()))["database"] == "error"
+    assert "database" not in levels(examine(Settings(debug=True)))
+
+
+def test_a_database_that_cannot_be_reached() -> None:
+    done = run("doctor", url="postgresql://user:password@127.0.0.1:9/nowhere")
+    assert done.returncode == 1
+    assert "error    database        host=127.0.0.1 port=9" in done.stdout
+    assert "password" not in done.stdout + done.stderr
+    assert done.stderr == ""

@@ -1,0 +1,102 @@
+"""socketio_pg.extension: Flask-SocketIO on our server, and what stands before the Flask application."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flask_socketio
+import pytest
+from flask import Flask, request
+
+from socketio_pg.errors import (
+    PayloadTooLargeError,
+)
+from socketio_pg.extension import SocketIO
+
+
+@pytest.fixture
+def app() -> Flask:
+    app = Flask("test")
+    app.secret_key = "test"
+
+    @app.get("/page")
+    def page() -> str:
+        return "a page"
+
+    return app
+
+
+def test_handlers_of_flask_socketio_work_and_are_answered(app: Flask) -> None:
+    extension = SocketIO(app, async_mode="threading")
+    assert app.extensions["socketio"] is extension
+
+    @extension.on("add")
+    def add(left: int, right: int) -> int:
+        assert request.event["message"] == "add"  # type: ignore[attr-defined]
+        return left + right
+
+    @extension.on("fail")
+    def fail() -> None:
+        raise PayloadTooLargeError("too much", channel="foo")
+
+    client = extension.test_client(app)
+    error = {"code": "payload_too_large", "message": "too much"}
+    assert client.emit("add", 1, 2, callback=True) == 3
+    assert client.emit("fail", callback=True) == {"ok": False, "error": error}
+    client.emit("fail")
+    assert client.get_received() == [{"name": "error", "args": [{**error, "channel": "foo"}], "namespace": "/"}]
+    assert client.emit("nothing", callback=True)["error"]["code"] == "invalid_request"
+    assert client.emit("add", 1, 2, callback=True) == 3
+
+
+def test_handlers_may_be_registered_before_the_application_is_there(app: Flask) -> None:
+    extension = SocketIO(async_mode="threading")
+    extension.on_event("early", lambda: "early", namespace="/chat")
+
+    class Room(flask_socketio.Namespace):  # type: ignore[misc]
+        def on_early(self) -> str:
+            return "room"
+
+    extension.on_namespace(Room("/room"))
+    extension.init_app(app)
+    for namespace, answer in (("/chat", "early"), ("/room", "room")):
+        client = extension.test_client(app, namespace=namespace)
+        assert client.emit("early", callback=True, namespace=namespace) == answer
+
+
+def test_emitting_from_outside_a_request_reaches_the_room(app: Flask) -> None:
+    extension = SocketIO(app, async_mode="threading")
+    extension.on_event("join", lambda: flask_socketio.join_room("foo"))
+    inside, outside = extension.test_client(app), extension.test_client(app)
+    inside.emit("join")
+    extension.emit("event", {"payload": 1}, to="foo")
+    assert inside.get_received() == [{"name": "event", "args": [{"payload": 1}], "namespace": "/"}]
+    assert outside.get_received() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "path"), [({}, "/socket.io/"), ({"path": "/live"}, "/live/"), ({"path": "a/b"}, "/a/b/")]
+)
+def test_http_goes_to_engineio_below_the_path_and_to_flask_elsewhere(
+    app: Flask, options: dict[str, str], path: str
+) -> None:
+    SocketIO(app, async_mode="threading", **options)
+    client = app.test_client()
+    assert client.get("/page").text == "a page"
+    assert client.get("/nothing").status_code == 404
+    # An Engine.IO request without a version is refused, by Engine.IO.
+    assert client.get(path).status_code == 400
+
+
+def test_before_request_may_answer_in_place_of_both(app: Flask) -> None:
+    extension = SocketIO(app, async_mode="threading")
+
+    def refuse(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("503 SERVICE UNAVAILABLE", [("Retry-After", "1")])
+        return [b"not now"]
+
+    client = app.test_client()
+    assert client.get("/page").status_code == 200
+    extension.before_request = refuse
+    for path in ("/page", "/socket.io/?EIO=4&transport=polling"):
+        response = client.get(path)
+        assert (response.status_code, response.text, response.headers["Retry-After"]) == (503, "not now", "1")

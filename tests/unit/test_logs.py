@@ -1,0 +1,139 @@
+"""socketio_pg.logs: one line an event, whatever is in it."""
+
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socketio_pg.logs import configure_logging, formatter
+from tests.support.checker_run import failures
+
+#: What ends a line for somebody: terminals, str.splitlines(), JavaScript, XML.
+ENDS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
+FIELD = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|[^\s"]*)(?: |$)')
+
+
+def record(message: str, *arguments: object, level: int = logging.WARNING, **fields: object) -> logging.LogRecord:
+    made = logging.LogRecord("socketio_pg.test", level, __file__, 1, message, arguments, None)
+    vars(made).update(fields)
+    return made
+
+
+def fields_of(line: str) -> dict[str, str]:
+    """What a reader of ``key=value`` makes of a line."""
+    found, position = {}, 0
+    while position < len(line):
+        match = FIELD.match(line, position)
+        assert match is not None, line[position:]
+        assert match[1] not in found
+        found[match[1]] = json.loads(match[2]) if match[2].startswith('"') else match[2]
+        position = match.end()
+    return found
+
+
+def test_text() -> None:
+    line = formatter("text").format(record("a client %s", "left", connection="abc123", seconds=1.5, channel="foo bar"))
+    time, _, rest = line.partition(" ")
+    assert re.fullmatch(r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time)
+    assert rest == (
+        'level=warning logger=socketio_pg.test message="a client left" connection=abc123 seconds=1.5 channel="foo bar"'
+    )
+
+
+def test_the_checker_finds_our_tracebacks() -> None:
+    """What a soak of the log calls a failure of the server."""
+    try:
+        raise OSError(9, "Bad file descriptor")
+    except OSError as error:
+        harmless, ours = record("Socket error processing request."), record("the relay failed", connection="a")
+        for made in (harmless, ours):
+            made.exc_info = (type(error), error, error.__traceback__)
+    log = "\n".join(map(formatter("text").format, (record("all is well"), harmless, ours)))
+    assert failures(log) == ["the relay failed: OSError: [Errno 9] Bad file descriptor"]
+
+
+def test_json() -> None:
+    found = json.loads(formatter("json").format(record("a client left", connection="abc123", count=3)))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
+    assert found == {
+        "level": "warning", "logger": "socketio_pg.test", "message": "a client left",
+        "connection": "abc123", "count": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("end", ENDS, ids=repr)
+def test_nobody_ends_a_line(form: str, end: str) -> None:
+    forged = f"foo{end}time=2026-01-01T00:00:00.000Z level=critical logger=root message=forged"
+    line = formatter(form).format(record("refused: %s", forged, channel=forged))
+    assert len(line.splitlines()) == 1
+    assert end not in line
+    found = fields_of(line) if form == "text" else json.loads(line)
+    assert (found["level"], found["message"], found["channel"]) == ("warning", f"refused: {forged}", forged)
+
+
+@given(st.text(st.characters(codec=None), max_size=60), st.text(st.characters(codec=None), max_size=60))
+def test_what_was_logged_can_be_read(message: str, value: str) -> None:
+    for form in ("text", "json"):
+        line = formatter(form).format(record("%s", message, value=value))
+        assert line.isprintable()
+        line.encode()  # lone surrogates are written as escapes
+        found = fields_of(line) if form == "text" else json.loads(line)
+        assert (found["message"], found["value"]) == (message, value)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_traceback_is_a_field(form: str) -> None:
+    try:
+        raise ValueError("no\nlevel=critical")
+    except ValueError as error:
+        made = record("it failed")
+        made.exc_info = (type(error), error, error.__traceback__)
+    line = formatter(form).format(made)
+    assert len(line.splitlines()) == 1
+    found = fields_of(line) if form == "text" else json.loads(line)
+    assert found["traceback"].startswith("Traceback (most recent call last):\n")
+    assert found["traceback"].endswith("ValueError: no\nlevel=critical")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_field_does_not_replace_what_every_line_has(form: str) -> None:
+    line = formatter(form).format(record("a", level=logging.INFO, logger="other", time="never"))
+    found = fields_of(line) if form == "text" else json.loads(line)
+    assert (found["logger"], found["level"]) == ("socketio_pg.test", "info")
+    assert found["time"] != "never"
+
+
+@pytest.fixture
+def our_logger() -> Iterator[logging.Logger]:
+    """As in a program that has set up no logging; put back afterwards."""
+    logger = logging.getLogger("socketio_pg")
+    before = (logger.level, logger.handlers[:], logger.propagate)
+    logger.handlers[:] = []
+    yield logger
+    logger.setLevel(before[0])
+    logger.handlers[:], logger.propagate = before[1], before[2]
+
+
+def test_it_is_set_up_once_and_on_standard_error(our_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own
+    monkeypatch.setattr("sys.stderr", stream)
+    configure_logging("INFO", "json")
+    configure_logging("WARNING", "text")
+    logging.getLogger("socketio_pg.some").warning("once")
+    logging.getLogger("socketio_pg.some").info("below the level")
+    [line] = stream.getvalue().splitlines()
+    assert json.loads(line)["message"] == "once"
+
+
+def test_a_program_that_has_set_up_logging_keeps_what_it_has(our_logger: logging.Logger) -> None:
+    assert logging.getLogger().handlers, "pytest's own"
+    configure_logging("INFO", "json")
+    assert our_logger.handlers == []
+    assert our_logger.propagate is True

@@ -1,0 +1,174 @@
+"""The metrics against what speaks of them: docs/metrics.md, deploy/alerts.yml, deploy/grafana.json; and their names."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from socketio_pg import metrics
+from socketio_pg.gauges import GAUGES, Gauges
+from socketio_pg.probe import Probe, Reading
+from socketio_pg.websocket import SocketServer
+from tests.support.metrics import described, series
+from tests.support.missing import missing
+
+NAME = re.compile(r"\b(?:socketio_pg|process)_[a-z0-9_]+")
+
+
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
+        missing("promtool", "install Debian's `prometheus`")
+    return found
+
+
+def panels(root: Path) -> list[dict[str, Any]]:
+    board = json.loads((root / "deploy" / "grafana.json").read_text("utf-8"))
+    found: list[dict[str, Any]] = board["panels"]
+    return found
+
+
+def queries(root: Path) -> Iterator[tuple[str, str]]:
+    """(title, PromQL) of the dashboard."""
+    for panel in panels(root):
+        for target in panel.get("targets", ()):
+            yield panel["title"], target["expr"]
+
+
+def alerts(root: Path) -> list[tuple[str, str]]:
+    """(name, the rule's text) of each alert."""
+    text = (root / "deploy" / "alerts.yml").read_text("utf-8")
+    rules = re.split(r"^ +- alert: ", text, flags=re.MULTILINE)[1:]
+    return [(rule.partition("\n")[0], rule) for rule in rules]
+
+
+@pytest.fixture
+def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Probe, "read", lambda self: Reading(0.5, 3, 1.5))
+
+
+# -- docs --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_docs_have_every_metric_and_no_other(root: Path) -> None:
+    text = (root / "docs" / "metrics.md").read_text("utf-8")
+    table = re.findall(r"^\| `(socketio_pg_\w+)` \| (\w+) \|(.*?)\| (.+) \|$", text, re.MULTILINE)
+    rows = [(name, kind, ", ".join(re.findall(r"`(\w+)`", labels)), help) for name, kind, labels, help in table]
+    assert rows == described()
+
+
+def test_the_docs_have_every_alert_and_no_other(root: Path) -> None:
+    text = (root / "docs" / "metrics.md").read_text("utf-8")
+    assert re.findall(r"^\| `(SocketioPg\w+)` \|", text, re.MULTILINE) == [name for name, _ in alerts(root)]
+
+
+def test_the_docs_have_every_part(root: Path, socket_server: SocketServer) -> None:
+    [body] = re.findall(r"^## Readiness$(.*?)^## ", (root / "docs" / "metrics.md").read_text("utf-8"), re.M | re.S)
+    assert re.findall(r"^\| `(\w+)` \|", body, re.MULTILINE) == list(socket_server.parts())
+
+
+# -- deploy ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_alerts_ask_for_exists(root: Path) -> None:
+    for name, rule in alerts(root):
+        used = set(NAME.findall(re.sub(r"annotations:.*", "", rule, flags=re.DOTALL)))
+        assert used, name
+        assert used <= series(), name
+
+
+def test_alerts_ask_for_values_of_labels_that_exist(root: Path) -> None:
+    text = metrics.render()[0].decode()
+    for name, rule in alerts(root):
+        for label, value in re.findall(r'(\w+)="([^"{]+)"', rule):
+            assert f'{label}="{value}"' in text, name
+
+
+def test_what_the_dashboard_asks_for_exists(root: Path) -> None:
+    found = dict(queries(root))
+    assert len(found) > 20
+    for title, query in queries(root):
+        used = set(NAME.findall(query))
+        assert used, title
+        assert used <= series(), title
+
+
+def test_the_dashboard_has_every_metric_of_ours(root: Path) -> None:
+    shown = " ".join(query for _, query in queries(root))
+    unseen = {name for name, *_ in described() if not re.search(rf"\b{name}(_bucket|_sum|_count)?\b", shown)}
+    assert unseen == {"socketio_pg_build_info"}, "of which the variables are made"
+
+
+def test_the_dashboard_s_panels_do_not_overlap(root: Path) -> None:
+    found = panels(root)
+    assert len({panel["id"] for panel in found}) == len(found)
+    taken: set[tuple[int, int]] = set()
+    for panel in found:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert max(x for x, _ in cells) < 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+def test_prometheus_takes_the_alerts(root: Path) -> None:
+    run(promtool(), "check", "rules", "--lint-fatal", str(root / "deploy" / "alerts.yml"))
+
+
+def test_prometheus_takes_the_dashboard_s_queries(root: Path, tmp_path: Path) -> None:
+    program = promtool()
+    rules = [
+        {"record": f"panel:{number}", "expr": re.sub(r"\$__rate_interval", "5m", query).replace("$", "")}
+        for number, (_, query) in enumerate(queries(root))
+    ]
+    file = tmp_path / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}), "utf-8")  # JSON is YAML
+    run(program, "check", "rules", str(file))
+
+
+@pytest.mark.usefixtures("no_database")
+def test_prometheus_takes_our_names(socket_server: SocketServer) -> None:
+    """`promtool check metrics`: help, units, and endings by the type."""
+    text, _ = socket_server.gauges.render()
+    # The client library's own, which we cannot switch off without doing so for the whole program.
+    ours = "".join(line for line in text.decode().splitlines(keepends=True) if "_created" not in line)
+    run(promtool(), "check", "metrics", stdin=ours)
+
+
+def run(*command: str, stdin: str = "") -> None:
+    result = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+# -- names and labels --------------------------------------------------------------------------------------------------
+
+
+def test_names(socket_server: SocketServer) -> None:
+    names = [name for name, *_ in described()]
+    assert len(names) == len(set(names))
+    for name, kind, labels, help in described():
+        assert name.startswith("socketio_pg_")
+        assert name.endswith("_total") is (kind == "counter")
+        assert help.endswith((".", "(lagging).")), name
+        assert not set(labels.split(", ")) & {"channel", "room", "sid", "client", "role", "le"}
+
+
+@pytest.mark.usefixtures("no_database")
+def test_gauges_are_those_of_the_table(socket_server: SocketServer) -> None:
+    gauges = socket_server.gauges
+    assert isinstance(gauges, Gauges)
+    found = {family.name.removeprefix("socketio_pg_") for family in gauges.collect()}
+    assert found == set(GAUGES) - {"log_position", "log_behind_messages"}, "there is no log"
+
+
+@pytest.mark.usefixtures("no_database")
+def test_two_servers_in_one_process_have_gauges_of_their_own(socket_server: SocketServer) -> None:
+    other = SocketServer(dsn="postgresql://user:password@127.0.0.1:9/nowhere")
+    other.pubsub.hub.add("somebody")
+    assert b"socketio_pg_clients 1.0" in other.gauges.render()[0]
+    assert b"socketio_pg_clients 0.0" in socket_server.gauges.render()[0]

@@ -1,0 +1,86 @@
+"""What a channel of the Subscriber asks the server for, whatever its handlers know and wait for."""
+
+from typing import Any
+
+import pytest
+
+from socketio_pg.errors import InvalidRequestError
+from socketio_pg.subscription import Member, Position, next_request
+
+
+def at(position: int, epoch: str = "e") -> Position:
+    return {"epoch": epoch, "position": position}
+
+
+def member(since: Position | None = None, history: int | None = None, **state: Any) -> Member:
+    made = Member("foo", print, history, since, None, None)
+    for name, value in state.items():
+        setattr(made, name, value)
+    return made
+
+
+def live(position: int, epoch: str = "e") -> Member:
+    return member(at(position, epoch), live=True, established=True)
+
+
+def test_nothing_to_ask_for() -> None:
+    assert next_request([], is_open=False, paused=False) is None
+    assert next_request([live(1), live(5)], is_open=True, paused=False) is None
+
+
+def test_nobody_is_left() -> None:
+    assert next_request([], is_open=True, paused=False) == ("unsubscribe", {}, [])
+
+
+def test_new_ones_without_history_are_subscribed_together() -> None:
+    first, second, with_history = member(), member(history=0), member(history=3)
+    assert next_request([with_history, first, second], False, False) == ("subscribe", {}, [first, second])
+    assert next_request([live(1), with_history], True, False) == ("subscribe", {"history": 3}, [with_history])
+
+
+def test_equal_histories_are_one_request() -> None:
+    three, four, three_too = member(history=3), member(history=4), member(history=3)
+    assert next_request([three, four, three_too], False, False) == ("subscribe", {"history": 3}, [three, three_too])
+
+
+def test_the_lowest_position_goes_first_and_before_any_history() -> None:
+    high, low, low_too, new = member(at(9)), member(at(2)), member(at(2)), member(history=3)
+    assert next_request([new, high, low, low_too, live(20)], True, False) == (
+        "subscribe", {"since": at(2)}, [low, low_too]
+    )  # fmt: skip
+
+
+def test_positions_of_another_epoch_are_not_compared() -> None:
+    old, new = member(at(9, "old")), member(at(2, "new"))
+    assert next_request([old, new], False, False) == ("subscribe", {"since": at(9, "old")}, [old])
+
+
+def test_an_epoch_that_is_not_known_is_asked_for() -> None:
+    """The log was installed after the subscription: the answer to another one tells its epoch."""
+    one = live(7, epoch="")
+    assert next_request([one, live(8)], True, False) == ("subscribe", {}, [one])
+
+
+def test_while_handlers_catch_up_only_new_ones_are_subscribed() -> None:
+    behind = member(at(5), established=True)
+    assert next_request([behind], is_open=True, paused=True) == ("unsubscribe", {}, [])
+    assert next_request([behind], is_open=False, paused=True) is None
+    new = member(at(9))
+    assert next_request([behind, new], is_open=False, paused=True) == ("subscribe", {"since": at(9)}, [new])
+    assert next_request([behind, live(9)], is_open=True, paused=True) is None
+    assert next_request([behind], is_open=False, paused=False) == ("subscribe", {"since": at(5)}, [behind])
+
+
+@pytest.mark.parametrize("since", [{"position": 5}, {"epoch": "e"}, {"epoch": 1, "position": 5}])
+def test_what_is_no_position(since: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="since"):
+        member(since)
+
+
+def test_a_position_is_told_once_its_epoch_is_known() -> None:
+    one = member()
+    assert one.position is None
+    one.handled = at(5, epoch="")
+    assert one.position is None
+    one.handled = at(5)
+    assert one.position == at(5)
