@@ -1,6 +1,7 @@
 """What somebody asks to publish, over a socket or HTTP: one message, or several in one transaction. Pure."""
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,5 +55,7 @@ def error_of(index: int) -> Iterator[None]:
     try:
         yield
     except SocketIOPGError as error:
-        error.message = f"messages[{index}]: {error.message}"
-        raise
+        # A copy: others may be waiting for the same answer, and get the same error.
+        told = copy.copy(error)
+        told.message = f"messages[{index}]: {error.message}"
+        raise told from error

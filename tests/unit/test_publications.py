@@ -4,8 +4,14 @@ from typing import Any
 
 import pytest
 
-from socketio_pg.errors import InvalidChannelError, InvalidRequestError, SocketIOPGError
-from socketio_pg.publications import MOST_TOGETHER, Publication, requested_publication, requested_publications
+from socketio_pg.errors import InvalidChannelError, InvalidRequestError, RateLimitedError, SocketIOPGError
+from socketio_pg.publications import (
+    MOST_TOGETHER,
+    Publication,
+    error_of,
+    requested_publication,
+    requested_publications,
+)
 
 
 def test_one() -> None:
@@ -45,3 +51,14 @@ def test_what_is_no_list_of_them(messages: Any) -> None:
     with pytest.raises(InvalidRequestError) as raised:
         requested_publications([messages])
     assert raised.value.message.startswith("messages[0]: ")
+
+
+def test_an_error_that_others_get_too_stays_as_it_is() -> None:
+    shared = RateLimitedError("too much", channel="a")
+    shared.retry_after = 7.0
+    for index in range(3):
+        with pytest.raises(RateLimitedError) as raised, error_of(index):
+            raise shared
+        assert (raised.value.message, raised.value.channel) == (f"messages[{index}]: too much", "a")
+        assert raised.value.retry_after == 7.0
+    assert shared.message == "too much"

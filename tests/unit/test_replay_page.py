@@ -1,0 +1,120 @@
+"""Page after page of a log that grows, and is trimmed, wherever a page waits: nothing is left out without a word."""
+
+import dataclasses
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socketio_pg.history import Read
+from socketio_pg.messages import from_log
+from socketio_pg.positions import Head
+from socketio_pg.recent import Page
+from socketio_pg.replay import Since
+from socketio_pg.replay_page import ENOUGH_CHARACTERS, ReplayPage, read_replay_page
+
+#: A payload of which two are enough for an answer.
+LARGE = '"' + "x" * (ENOUGH_CHARACTERS // 2) + '"'
+
+
+@dataclasses.dataclass
+class Node:
+    """A follower and a history over a list instead of a database; things happen whenever somebody waits."""
+
+    #: Of each position: whether it is of our channel, and its payload.
+    log: list[tuple[bool, str]]
+    data: st.DataObject
+    position: int = 0
+    trimmed: int = 0
+    epoch: str | None = "e"
+    installed: bool = True
+
+    def wait(self) -> None:
+        self.position = min(len(self.log), self.position + self.data.draw(st.sampled_from([4, 2, 1, 0])))
+        if self.data.draw(st.integers(0, 3)) == 3:
+            # As the relay does: never the newest.
+            most = max(self.trimmed, self.position - 1)
+            self.trimmed = self.data.draw(st.integers(self.trimmed, most))
+
+    # -- as Follower and History
+
+    def head(self) -> Head:
+        self.wait()
+        return Head("e", len(self.log), self.trimmed)
+
+    def before_newest(self, channel: str, count: int, upto: int) -> int:
+        self.wait()
+        ours = [n for n in range(self.trimmed + 1, upto + 1) if self.log[n - 1][0]]
+        return ours[-count] - 1 if 0 < count <= len(ours) else min(self.trimmed, upto) if count else upto
+
+    def channel_page(self, channel: str, after: int, upto: int) -> Read:
+        self.wait()
+        if after < self.trimmed:
+            return Read(Page(after, after, ()), self.trimmed)
+        end = min(upto, after + self.data.draw(st.sampled_from([6, 3, 2, 1])))
+        ours = [n for n in range(after + 1, end + 1) if self.log[n - 1][0]]
+        return Read(Page(after, end, [from_log(n, channel, "2026", self.log[n - 1][1]) for n in ours]), self.trimmed)
+
+
+def read(node: Any, start: Since | int | None, limit: int) -> ReplayPage:
+    page = read_replay_page(node, node, "a", start, limit)
+    assert len(page.messages) <= limit
+    assert sum(len(message.payload_json) for message in page.messages[:-1]) < ENOUGH_CHARACTERS
+    return page
+
+
+def positions(page: ReplayPage) -> list[int]:
+    return [message.position for message in page.messages if message.position is not None]
+
+
+logs = st.lists(st.tuples(st.booleans(), st.sampled_from(["0", LARGE])), min_size=1, max_size=40)
+
+
+@given(logs, st.integers(1, 7), st.data())
+def test_pages_from_a_position(log: list[tuple[bool, str]], limit: int, data: st.DataObject) -> None:
+    node = Node(log, data)
+    at, found, missed = 0, [], set[int]()
+    while at < len(log):
+        page = read(node, Since("e", at), limit)
+        if page.recovery["recovered"]:
+            found += positions(page)
+            # There is more as long as it says so; and what it has is all up to where it ends.
+            assert not page.more or page.messages
+        else:
+            assert (page.recovery["reason"], page.messages, page.more) == ("trimmed", [], False)
+            missed |= set(range(at + 1, page.position + 1))
+        assert page.position >= at
+        if page.position == at:
+            node.wait()
+        at = page.position
+    wanted = {n for n in range(1, len(log) + 1) if log[n - 1][0]}
+    assert found == sorted(wanted - missed)
+
+
+@given(logs, st.integers(1, 7), st.integers(0, 20), st.data())
+def test_the_newest(log: list[tuple[bool, str]], limit: int, count: int, data: st.DataObject) -> None:
+    node = Node(log, data, position=len(log))
+    page = read(node, count, limit)
+    found = positions(page)
+    newest = [n for n in range(1, len(log) + 1) if log[n - 1][0]][-count:] if count else []
+    # The first of them, but for those that were trimmed away; and when there is more it says so.
+    kept = [n for n in newest if not found or n >= found[0]] if found else []
+    assert found == kept[: len(found)]
+    assert page.more == (len(found) < len(kept))
+    assert found or all(n <= node.trimmed for n in newest)
+
+
+@given(logs, st.data())
+def test_where_it_is_now(log: list[tuple[bool, str]], data: st.DataObject) -> None:
+    node = Node(log, data, position=data.draw(st.integers(0, len(log))))
+    page = read(node, None, 10)
+    assert page == ReplayPage("e", node.position, {})
+    assert page.to_wire("a") == {"channel": "a", "messages": [], "more": False, "epoch": "e", "position": node.position}
+
+
+def test_without_a_log() -> None:
+    node: Any = Node([], data=None, epoch=None, installed=False)  # type: ignore[arg-type]
+    nothing = {"channel": "a", "messages": [], "more": False}
+    assert read(node, 5, 10).to_wire("a") == nothing
+    told = nothing | {"recovered": False, "reason": "not_installed"}
+    assert read(node, Since("e", 1), 10).to_wire("a") == told
