@@ -62,7 +62,7 @@ def import_without(name: str) -> None:
 
 
 def load(clients: int, *, counting: bool) -> tuple[Receive, list[Any]]:
-    """A server of its own copy of the package with subscribed clients: what takes notifications, and the other ends."""
+    """A server of its own copy of the package, with subscribed clients: what takes notifications; the other ends."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "socketio_pg"]:
         del sys.modules[name]
     if not counting:
