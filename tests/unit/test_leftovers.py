@@ -24,6 +24,7 @@ def test_green_threads_that_go_on() -> None:
     before, end = running(), green.Event()
     green.spawn(end.wait)
     green.run_soon(end.wait)
+    eventlet.sleep()  # until they have begun: a look around can take longer than it waits
     assert [("in wait" in left) for left in left_since(before, 0.1)] == [True, True]
     end.send()
     assert left_since(before) == []
