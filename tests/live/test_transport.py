@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import RawClient, SocketClient, Swarm
+from tests.support.metrics import TOKEN, scrape
 from tests.support.postgres import Cluster
 from tests.support.raw_http import GOOD, WEBSOCKET, http
 from tests.support.server import ServerProcess
@@ -90,7 +91,11 @@ def test_a_slow_reader_gets_every_frame_intact(postgres18: Cluster, channel: str
 
 def test_clients_that_stop_reading_are_cut_off_and_nobody_else_notices(postgres18: Cluster, channel: str) -> None:
     number = 1000
-    server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2", SEND_BUFFER_BYTES="100000")
+    server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2", SEND_BUFFER_BYTES="100000", METRICS_TOKEN=TOKEN)
+
+    def cut_off() -> float:
+        return scrape(server)['cut_off_total{reason="slow_consumer"}']
+
     try:
         with Swarm("127.0.0.1", server.port) as swarm, SocketClient(server.url) as other:
             slow = swarm.connect(number, receive_buffer=4096)
@@ -103,8 +108,8 @@ def test_clients_that_stop_reading_are_cut_off_and_nobody_else_notices(postgres1
                 swarm.pause(one)
             before, sent = memory_kb(server), 0
             peak = before
-            while server.log.count("slow consumer") < number:
-                assert sent < 1000, f"{server.log.count('slow consumer')} of {number} were cut off"
+            while cut_off() < number:
+                assert sent < 1000, f"{cut_off()} of {number} were cut off"
                 postgres18.sql(
                     "SELECT pg_notify(%s, n || repeat(' ', 7900)) FROM generate_series(%s, %s) AS n",
                     channel,

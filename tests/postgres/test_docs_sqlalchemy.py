@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from tests.support.orm import orm_database
-from tests.support.postgres import Cluster
+from tests.support.postgres import Cluster, in_thread
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "sqlalchemy.md").read_text("utf-8")
 
@@ -32,7 +32,8 @@ def test_the_pages_examples(postgres18: Cluster) -> None:
                 await names["announce"](session)
             await engine.dispose()
 
-        asyncio.run(run())
+        # Not here: Playwright's loop, of other tests, seems to run in this thread.
+        in_thread(asyncio.run, run())
         assert database.sent() == [("news", {"headline": "…"})] * 2
         exec(compile(classes, "classes", "exec"), names)
         names["Base"].metadata.create_all(database.engine)

@@ -24,7 +24,7 @@ from sqlalchemy.orm import (
 from socketio_pg.client import Client
 from socketio_pg.orm import publishes
 from tests.support.orm import DRIVERS, OrmDatabase, orm_database
-from tests.support.postgres import Cluster
+from tests.support.postgres import Cluster, in_thread
 
 
 class Base(DeclarativeBase):
@@ -358,10 +358,8 @@ def test_a_scoped_session(database: OrmDatabase) -> None:
     assert [payload["op"] for _, payload in database.sent()] == ["INSERT", "client", "INSERT"]
 
 
+@pytest.mark.parametrize("shared", ["psycopg"], indirect=True)  # psycopg2 has no asyncio
 def test_asyncio(database: OrmDatabase) -> None:
-    if database.engine.driver != "psycopg":
-        pytest.skip("psycopg2 has no asyncio")
-
     async def run() -> None:
         engine = create_async_engine(database.url)
         async with AsyncSession(engine) as session:
@@ -377,7 +375,8 @@ def test_asyncio(database: OrmDatabase) -> None:
                     Client(wrong).notify("points:1", 1)
         await engine.dispose()
 
-    asyncio.run(run())
+    # Not here: Playwright's loop, of other tests, seems to run in this thread.
+    in_thread(asyncio.run, run())
     assert [(channel, payload["op"]) for channel, payload in database.sent()] == [
         ("points:1", "INSERT"), ("points:2", "INSERT"), ("points:1", "client"),
         ("points:1", "DELETE"), ("points:3", "INSERT"),
