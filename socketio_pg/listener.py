@@ -347,5 +347,5 @@ class Listener:
         """A failure of those who receive must not cost everybody the connection."""
         try:
             function(argument)
-        except Exception:
+        except Exception:  # a bug of theirs: the connection and the next notifications are everybody's
             logger.exception("a receiver of notifications failed")

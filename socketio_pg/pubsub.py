@@ -285,5 +285,5 @@ class PubSub:
         """One receiver's failure must not cost the others the message."""
         try:
             receive(item)
-        except Exception:
+        except Exception:  # the application's, or a bug of one receiver
             logger.exception("a receiver of messages failed")

@@ -140,4 +140,4 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
             raise SocketIOPGError(f"the server has ended: {log.read_text('utf-8', 'replace').strip()[-500:]}")
         if time.monotonic() > deadline:
             raise DatabaseUnavailableError(f"the server does not become ready: {problem}")
-        time.sleep(0.1)
+        time.sleep(0.1)  # another process can only be asked again

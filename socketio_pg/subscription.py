@@ -1,5 +1,6 @@
 """What a program gets of a subscription in Python: messages, gaps, positions. Pure, no I/O."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
@@ -58,18 +59,18 @@ class Gap(_Gap, total=False):
     position: int
 
 
-class Subscription:
+class Subscription(ABC):
     """What :meth:`Subscriber.subscribe` returns: one handler's subscription."""
 
     channel: str
 
     @property
+    @abstractmethod
     def position(self) -> Position | None:
         """Up to where everything was handed to the handler, the message that it is handling included.
 
         Store it, and pass it as ``since`` next time. None where the server has no log.
         """
-        raise NotImplementedError
 
 
 class Member(Subscription):

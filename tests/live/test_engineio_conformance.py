@@ -305,6 +305,7 @@ def test_a_poll_that_is_cancelled_ends_the_session(server: ServerProcess) -> Non
         poll.request("GET", path)
         http(server, "OPTIONS")
     until(lambda: http(server, "POST", path, body=b"4x").status == 400, "the session's end")
+    assert_refused(http(server, path=path), 1)
 
 
 # -- upgrade -----------------------------------------------------------------------------------------------------------

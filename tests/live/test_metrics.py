@@ -275,7 +275,8 @@ def test_the_database_reconnects(log: Log, server: ServerProcess, channel: str) 
 
 def test_the_hub(server: ServerProcess) -> None:
     before = scrape(server)
-    wait_for(server, lambda now: now["hub_delay_seconds_count"] > before["hub_delay_seconds_count"] + 2)
+    now = wait_for(server, lambda now: now["hub_delay_seconds_count"] > before["hub_delay_seconds_count"] + 2)
+    assert now["hub_delay_seconds_sum"] >= before["hub_delay_seconds_sum"] >= 0
 
 
 def test_the_process_and_its_version(server: ServerProcess) -> None:

@@ -11,7 +11,8 @@ import requests
 
 from tests.support.clients import SocketClient, Swarm
 from tests.support.node import NodeClient
-from tests.support.nodes import Nginx, Nodes, wait_until
+from tests.support.nodes import Nginx, Nodes
+from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.replay_clients import CLIENTS, Client, numbers
 from tests.support.server import ServerProcess
@@ -63,7 +64,7 @@ def test_websockets_go_where_there_are_the_fewest(nodes: Nodes) -> None:
     already = len(nodes.requests())
     with Swarm("127.0.0.1", nodes.port) as swarm:
         swarm.connect(90)
-    wait_until(lambda: len(nodes.requests()) >= already + 90, "nginx has noted the ends")
+    until(lambda: len(nodes.requests()) >= already + 90, "nginx has noted the ends")
     by_node = Counter(request.node for request in nodes.requests()[already:] if request.status == 101)
     assert sorted(by_node) == sorted(f"127.0.0.1:{node.port}" for node in nodes.nodes)
     # Each of nginx's processes takes its own place in the round; the counts they share.
@@ -115,8 +116,9 @@ def test_the_leader_dies_and_another_leads(nodes: Nodes, channel: str) -> None:
     leader = nodes.wait_leader()
     with under_load(nodes, channel):
         leader.kill()
-        wait_until(lambda: nodes.leader() not in (None, leader), "another leads")
+        until(lambda: nodes.leader() not in (None, leader), "another leads")
         leader.start()
+    assert nodes.wait_leader() is not leader, "a node that comes back waits for its turn"
 
 
 def drains(node: ServerProcess) -> bool:
@@ -133,7 +135,7 @@ def test_new_clients_notice_nothing_of_a_deploy(nodes: Nodes) -> None:
             stopping = threading.Thread(target=node.stop)
             stopping.start()
             # A connection that is a moment older than the drain is ended like all others, and comes back.
-            wait_until(lambda node=node: drains(node), "the node drains")  # type: ignore[misc]
+            until(lambda node=node: drains(node), "the node drains")  # type: ignore[misc]
             for _ in range(10):
                 for transports in (("websocket",), ("polling",)):
                     client = stack.enter_context(SocketClient(nodes.address, transports, reconnection=False))
@@ -164,7 +166,7 @@ def test_the_herd_of_a_deploy_is_spread(postgres18: Cluster) -> None:
             back = swarm.clients[clients:]
             swarm.run_until(lambda: all(client.connected for client in back), 60)
         assert len(back) == len(gone)
-        wait_until(lambda: len(nodes.requests()) >= clients + len(back), "nginx has noted the ends")
+        until(lambda: len(nodes.requests()) >= clients + len(back), "nginx has noted the ends")
         gone_to = f"127.0.0.1:{nodes.nodes[0].port}"
         opened = [request for request in nodes.requests() if request.status == 101]
         assert len(opened) == clients + len(back)

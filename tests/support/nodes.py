@@ -7,29 +7,16 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.log import Log
 from tests.support.missing import missing
+from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT, ServerProcess, free_port
 
 CONFIGURATION = ROOT / "deploy" / "nginx.conf"
-
-
-#: Seconds that anything may take before it counts as never.
-PATIENCE = 60.0
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Ask again and again: other processes' state can only be asked for."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not so within {PATIENCE:.0f} s: {what}"
-        time.sleep(0.02)
 
 
 class Request(NamedTuple):
@@ -93,7 +80,7 @@ class Nginx:
         self.said = checked.stderr
         with (self._folder / "stderr").open("wb") as errors:
             self._process = subprocess.Popen([*command, "-g", options], stderr=errors, start_new_session=True)
-        wait_until(self._listens, "nginx listens")
+        until(self._listens, "nginx listens")
 
     def _listens(self) -> bool:
         try:
@@ -168,7 +155,7 @@ class Nodes(Log):
         return next((node for node in running if node.worker_pid() in pids), None)
 
     def wait_leader(self) -> ServerProcess:
-        wait_until(lambda: self.leader() is not None, "a node leads")
+        until(lambda: self.leader() is not None, "a node leads")
         leader = self.leader()
         assert leader is not None
         return leader

@@ -28,10 +28,13 @@ def test_it_has_the_events_that_there_are(root: Path, socket_server: SocketServe
 
 
 def test_every_reference_leads_somewhere() -> None:
-    for reference in references(document()):
-        functools.reduce(operator.getitem, reference.removeprefix("#/").split("/"), document())
-    for message in document()["components"]["messages"].values():
-        jsonschema_rs.validator_for({**message["payload"], "components": document()["components"]})
+    found = list(references(document()))
+    assert found
+    for reference in found:
+        target = functools.reduce(operator.getitem, reference.removeprefix("#/").split("/"), document())
+        assert isinstance(target, dict), reference
+    for name, message in document()["components"]["messages"].items():
+        assert jsonschema_rs.validator_for({**message["payload"], "components": document()["components"]}), name
 
 
 def test_what_is_answered_by_an_acknowledgement_says_how() -> None:

@@ -76,11 +76,14 @@ def test_every_option_has_help() -> None:
 def test_the_examples_can_be_typed(root: Path) -> None:
     """Those of --help, and of docs/cli.md."""
     docs = (root / "docs" / "cli.md").read_text("utf-8")
+    typed_lines = 0
     for name, command in commands():
         lines = re.findall(rf"^.*?socketio-pg {name}\b(.*)", f"{command.epilog}\n{docs}", re.MULTILINE)
         for line in lines:
             typed = shlex.split(re.split(r"[|>)`]", line)[0], comments=True)
-            command.make_context(name, typed)
+            assert command.make_context(name, typed).command is command
+            typed_lines += 1
+    assert typed_lines > len(MODULES)
 
 
 def test_the_docs_have_every_command_and_exit_code(root: Path) -> None:

@@ -14,6 +14,7 @@ import yaml
 from flask import Flask
 
 from socketio_pg import config, web
+from tests.support.missing import missing
 
 SETTINGS = {field.name.upper() for field in dataclasses.fields(config.Settings)}
 #: Seconds in which a node ends after SIGTERM (tests/live/test_processes.py).
@@ -178,7 +179,7 @@ def test_systemd_unit(deploy: Path, tmp_path: Path) -> None:
     assert set(re.findall(r"^Environment=(\w+)=%i$", text, re.MULTILINE)) == {"PORT"}
     program = shutil.which("systemd-analyze")
     if program is None:
-        pytest.skip("systemd-analyze is not here; the unit was not checked")
+        missing("the check of the systemd unit", "install systemd-analyze (apt install systemd)")
     # Whether the program is installed there is not the question.
     unit = tmp_path / "socketio_pg@3031.service"
     unit.write_text(text.replace("/opt/socketio_pg/.venv/bin/socketio-pg", sys.executable))

@@ -155,3 +155,4 @@ def test_decorating_does_not_configure_what_is_not_there_yet() -> None:
         id: Mapped[int] = mapped_column(primary_key=True)
 
     Base.registry.configure()
+    assert Child.parent.property.mapper.class_ is Parent
