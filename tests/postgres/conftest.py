@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import psycopg2
 import psycopg2.extensions
 import pytest
+from sqlalchemy.orm import Session
 
 from socketio_pg.database import Database
 from socketio_pg.policies import Policies
 from tests.support.cli import Base
+from tests.support.orm import OrmDatabase
 from tests.support.policies import PolicyDatabase
 from tests.support.postgres import Cluster
 
@@ -32,6 +34,13 @@ def policies(database: PolicyDatabase) -> Iterator[Policies]:
     yield made
     made.stop()
     psycopg2.extensions.set_wait_callback(callback)
+
+
+@pytest.fixture
+def session(database: OrmDatabase) -> Iterator[Session]:
+    """Of a module's own database for the ORM."""
+    with database.session() as made:
+        yield made
 
 
 @pytest.fixture

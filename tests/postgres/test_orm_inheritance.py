@@ -1,7 +1,6 @@
 """@publishes on classes that inherit: joined, in one table, concrete, by a mixin."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -14,7 +13,7 @@ from sqlalchemy.orm import (
 )
 
 from socketio_pg.orm import publishes
-from tests.support.orm import DRIVERS, OrmDatabase, orm_database
+from tests.support.orm import DRIVERS, OrmDatabase, images, orm_database
 from tests.support.postgres import Cluster
 
 
@@ -107,22 +106,7 @@ def shared(request: pytest.FixtureRequest, postgres: Cluster) -> Iterator[OrmDat
 
 @pytest.fixture
 def database(shared: OrmDatabase) -> OrmDatabase:
-    shared.sql(f"TRUNCATE {', '.join(Base.metadata.tables)}, socketio_pg.outbox RESTART IDENTITY CASCADE")
-    return shared
-
-
-@pytest.fixture
-def session(database: OrmDatabase) -> Iterator[Session]:
-    with database.session() as made:
-        yield made
-
-
-def brief(sent: list[tuple[str, Any]]) -> list[Any]:
-    """Channel, op, table and image of each message."""
-    return [
-        (channel, payload["op"], payload["table"], payload["new"] or payload["old"])
-        for channel, payload in sent
-    ]  # fmt: skip
+    return shared.empty(Base.metadata)
 
 
 def test_joined_tables_show_the_part_of_the_decorated_class(database: OrmDatabase, session: Session) -> None:
@@ -130,7 +114,7 @@ def test_joined_tables_show_the_part_of_the_decorated_class(database: OrmDatabas
     session.add(engineer)
     session.commit()
     image = {"id": 1, "name": "E", "kind": "engineer"}
-    assert brief(database.sent()) == [("staff:1", "INSERT", "employee", image)]
+    assert images(database.sent()) == [("staff:1", "INSERT", "employee", image)]
     engineer.secret_skill = "magic"
     session.commit()
     assert database.sent() == []
@@ -139,7 +123,7 @@ def test_joined_tables_show_the_part_of_the_decorated_class(database: OrmDatabas
     session.delete(engineer)
     session.commit()
     image = image | {"name": "F"}
-    assert brief(database.sent()) == [
+    assert images(database.sent()) == [
         ("staff:1", "UPDATE", "employee", image), ("staff:1", "DELETE", "employee", image),
     ]  # fmt: skip
 
@@ -153,7 +137,7 @@ def test_a_joined_class_that_is_decorated_shows_both_tables(database: OrmDatabas
     session.commit()
     small, whole = {"id": 1, "name": "M", "kind": "manager"}, {"id": 1, "name": "M", "kind": "manager", "budget": 1}
     sent = database.sent()
-    assert sorted(brief(sent[:2])) == [
+    assert sorted(images(sent[:2])) == [
         ("managers", "INSERT", "manager", whole),
         ("staff:1", "INSERT", "employee", small),
     ]
@@ -165,7 +149,7 @@ def test_a_joined_class_that_is_decorated_shows_both_tables(database: OrmDatabas
 def test_classes_in_one_table(database: OrmDatabase, session: Session) -> None:
     session.add_all([Animal(), Dog(tricks=3), Cat(moods=5)])
     session.commit()
-    assert sorted(brief(database.sent()), key=str) == [
+    assert sorted(images(database.sent()), key=str) == [
         ("animals", "INSERT", "animal", {"id": 1, "kind": "animal"}),
         ("animals", "INSERT", "animal", {"id": 2, "kind": "dog"}),
         ("animals", "INSERT", "animal", {"id": 3, "kind": "cat"}),
@@ -176,7 +160,7 @@ def test_classes_in_one_table(database: OrmDatabase, session: Session) -> None:
 def test_concrete_tables(database: OrmDatabase, session: Session) -> None:
     session.add_all([Place(name="Moon"), City(name="Rome", people=3)])
     session.commit()
-    assert sorted(brief(database.sent()), key=str) == [
+    assert sorted(images(database.sent()), key=str) == [
         ("places", "INSERT", "city", {"id": 1, "name": "Rome", "people": 3}),
         ("places", "INSERT", "place", {"id": 1, "name": "Moon"}),
     ]
@@ -185,7 +169,7 @@ def test_concrete_tables(database: OrmDatabase, session: Session) -> None:
 def test_a_mixin(database: OrmDatabase, session: Session) -> None:
     session.add_all([One(name="1"), Two(name="2")])
     session.commit()
-    assert sorted(brief(database.sent()), key=str) == [
+    assert sorted(images(database.sent()), key=str) == [
         ("mixed:1", "INSERT", "one", {"id": 1, "name": "1"}),
         ("mixed:1", "INSERT", "two", {"id": 1, "name": "2", "more": 2}),
     ]

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -23,7 +22,7 @@ from sqlalchemy.orm import (
 
 from socketio_pg.client import Client
 from socketio_pg.orm import publishes
-from tests.support.orm import DRIVERS, OrmDatabase, orm_database
+from tests.support.orm import DRIVERS, OrmDatabase, images, orm_database
 from tests.support.postgres import Cluster, in_thread
 
 
@@ -145,31 +144,7 @@ def shared(request: pytest.FixtureRequest, postgres: Cluster) -> Iterator[OrmDat
 
 @pytest.fixture
 def database(shared: OrmDatabase) -> OrmDatabase:
-    tables = ", ".join(table.fullname if " " not in table.fullname else quoted(table) for table in all_tables())
-    shared.sql(f"TRUNCATE {tables}, socketio_pg.outbox RESTART IDENTITY CASCADE")
-    return shared
-
-
-def all_tables() -> list[sa.Table]:
-    return list(Base.metadata.tables.values())
-
-
-def quoted(table: sa.Table) -> str:
-    return ".".join('"' + part.replace('"', '""') + '"' for part in (table.schema, table.name) if part)
-
-
-@pytest.fixture
-def session(database: OrmDatabase) -> Iterator[Session]:
-    with database.session() as made:
-        yield made
-
-
-def brief(sent: list[tuple[str, Any]]) -> list[Any]:
-    """Channel, op, table and image of each message."""
-    return [
-        (channel, payload["op"], payload["table"], payload["new"] or payload["old"])
-        for channel, payload in sent
-    ]  # fmt: skip
+    return shared.empty(Base.metadata)
 
 
 def test_foreign_keys_that_the_flush_sets(database: OrmDatabase, session: Session) -> None:
@@ -231,7 +206,7 @@ def test_dataclasses(database: OrmDatabase, session: Session) -> None:
     point = Point(x=1)
     session.add_all([point, Line(length=5)])  # type: ignore[call-arg]
     session.commit()
-    assert sorted(brief(database.sent())) == [
+    assert sorted(images(database.sent())) == [
         ("lines", "INSERT", "line", {"id": 1, "length": 5}),
         ("points:1", "INSERT", "point", {"id": 1, "x": 1, "why": 0}),
     ]
@@ -244,7 +219,7 @@ def test_imperative_mappings(database: OrmDatabase, session: Session) -> None:
     plain, pair = Plain("a"), Pair(1, 2)
     session.add_all([plain, pair])
     session.commit()
-    assert sorted(brief(database.sent())) == [
+    assert sorted(images(database.sent())) == [
         ("pairs:1:2", "INSERT", "pair", {"a": 1, "b": 2}),
         ("plain:a", "INSERT", "plain", {"id": 1, "title": "a"}),
     ]

@@ -28,14 +28,7 @@ def shared(request: pytest.FixtureRequest, postgres: Cluster) -> Iterator[OrmDat
 
 @pytest.fixture
 def database(shared: OrmDatabase) -> OrmDatabase:
-    shared.sql(f"TRUNCATE {', '.join(Base.metadata.tables)}, socketio_pg.outbox RESTART IDENTITY")
-    return shared
-
-
-@pytest.fixture
-def session(database: OrmDatabase) -> Iterator[Session]:
-    with database.session() as made:
-        yield made
+    return shared.empty(Base.metadata)
 
 
 # -- the transaction ---------------------------------------------------------------------------------------------------

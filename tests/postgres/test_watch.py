@@ -19,11 +19,7 @@ def database(postgres: Cluster) -> Iterator[WatchDatabase]:
 
 @pytest.fixture
 def orders(database: WatchDatabase) -> WatchDatabase:
-    """With an empty table ``orders`` that nobody watches, and no other."""
-    database.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public; SELECT socketio_pg.watch_sweep()")
-    database.sql("CREATE TABLE orders (id int PRIMARY KEY, customer_id int, status text, secret text)")
-    database.taken()
-    return database
+    return database.with_orders()
 
 
 def brief(payload: dict[str, Any]) -> tuple[Any, ...]:

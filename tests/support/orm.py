@@ -26,6 +26,13 @@ class OrmDatabase:
         self.statements: list[str] = []
         event.listen(self.engine, "before_cursor_execute", self._count)
 
+    def empty(self, metadata: MetaData) -> "OrmDatabase":
+        """The same, with nothing in the tables of ``metadata`` and in the outbox."""
+        format_table = self.engine.dialect.identifier_preparer.format_table
+        tables = ", ".join(format_table(table) for table in metadata.sorted_tables)
+        self.sql(f"TRUNCATE {tables}, socketio_pg.outbox RESTART IDENTITY CASCADE")
+        return self
+
     def session(self, **options: Any) -> Session:
         return Session(self.engine, **options)
 
@@ -50,6 +57,14 @@ class OrmDatabase:
 
     def _count(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
         self.statements.append(statement)
+
+
+def images(sent: list[tuple[str, Any]]) -> list[Any]:
+    """Channel, op, table and image of each message."""
+    return [
+        (channel, payload["op"], payload["table"], payload["new"] or payload["old"])
+        for channel, payload in sent
+    ]  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -50,6 +50,13 @@ class WatchDatabase:
             self.warnings = [notice.strip() for notice in self.connection.notices if notice.startswith("WARNING")]
             return list(cursor.fetchall()) if cursor.description else []
 
+    def with_orders(self) -> "WatchDatabase":
+        """The same, with an empty table ``orders`` that nobody watches, and no other."""
+        self.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public; SELECT socketio_pg.watch_sweep()")
+        self.sql("CREATE TABLE orders (id int PRIMARY KEY, customer_id int, status text, secret text)")
+        self.taken()
+        return self
+
     def watch(self, table: str | None, channel: str | None = None, **options: object) -> str:
         names = "".join(f', "{name}" => %s' for name in options)
         [(watched,)] = self.sql(f"SELECT socketio_pg.watch(%s, %s{names})", table, channel, *options.values())
