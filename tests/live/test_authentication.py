@@ -13,11 +13,12 @@ import jwt
 import pytest
 import socketio
 
-from tests.support.clients import SocketClient, Swarm, refused
+from tests.support.clients import SocketClient, refused
 from tests.support.clock import set_clock
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
+from tests.support.swarm import Swarm
 from tests.support.tokens import SECRET, KeyServer, SigningKey, complete, forge, hostile_tokens, mint
 
 HOSTILE = {name: token for name, token in hostile_tokens() if not name.startswith("one megabyte")}

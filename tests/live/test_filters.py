@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import RawClient, SocketClient, Swarm
+from tests.support.clients import SocketClient
 from tests.support.log import Log, numbers, since, wait_installed
 from tests.support.postgres import Cluster
+from tests.support.swarm import RawClient, Swarm
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import SocketClient, Swarm
+from tests.support.clients import SocketClient
 from tests.support.log import Log, numbers, since, wait_installed
 from tests.support.postgres import Cluster
+from tests.support.swarm import Swarm
 
 PUBLISHED = 30
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.clients import RawClient, SocketClient, Swarm
+from tests.support.clients import SocketClient
 from tests.support.invariants import state, unharmed
 from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
+from tests.support.swarm import RawClient, Swarm
 
 APP = "tests.support.watched_app:app"
 

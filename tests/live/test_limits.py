@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import SocketClient, Swarm, code, refused
+from tests.support.clients import SocketClient, code, refused
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.raw_http import GOOD, WEBSOCKET, http
 from tests.support.server import ServerProcess
+from tests.support.swarm import Swarm
 from tests.support.tokens import SECRET, mint
 
 TOKEN = "of-the-metrics"

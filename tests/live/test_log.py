@@ -10,10 +10,11 @@ from typing import Any
 import psycopg2
 import pytest
 
-from tests.support.clients import RawClient, SocketClient, Swarm
+from tests.support.clients import SocketClient
 from tests.support.log import Log, numbers, since, wait_installed
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
+from tests.support.swarm import RawClient, Swarm
 
 
 @pytest.fixture(scope="module")

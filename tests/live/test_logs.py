@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import SocketClient, Swarm, refused
+from tests.support.clients import SocketClient, refused
 from tests.support.metrics import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
+from tests.support.swarm import Swarm
 from tests.support.tokens import SECRET, mint
 
 FORGED = "x\r\ntime=2026-01-01T00:00:00.000Z level=critical logger=root message=forged"

@@ -9,12 +9,13 @@ from typing import Any
 import psycopg2
 import pytest
 
-from tests.support.clients import SocketClient, Swarm
+from tests.support.clients import SocketClient
 from tests.support.log import Log, numbers, since, wait_installed
 from tests.support.metrics import PATIENCE, TOKEN, Moved, scrape, scrape_text, wait_for
 from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
+from tests.support.swarm import Swarm
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from tests.support.clients import SocketClient, Swarm
+from tests.support.clients import SocketClient
 from tests.support.node import NodeClient
 from tests.support.nodes import Nginx, Nodes
 from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.replay_clients import CLIENTS, Client, numbers
 from tests.support.server import ServerProcess
+from tests.support.swarm import Swarm
 
 NODES = 3
 

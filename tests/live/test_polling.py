@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.clients import SocketClient, Swarm
+from tests.support.clients import SocketClient
 from tests.support.postgres import Cluster
 from tests.support.raw_http import http, open_session
 from tests.support.server import ServerProcess
+from tests.support.swarm import Swarm
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import SocketClient, Swarm
+from tests.support.clients import SocketClient
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.server import APP, GUNICORN, ROOT, ServerProcess, clean_environment, free_port
+from tests.support.swarm import Swarm
 
 
 def test_sigterm_with_200_clients_ends_within_10_seconds_and_they_come_back(postgres18: Cluster, channel: str) -> None:

@@ -2,9 +2,10 @@
 
 import pytest
 
-from tests.support.clients import RawClient, SocketClient, Swarm
+from tests.support.clients import SocketClient
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
+from tests.support.swarm import RawClient, Swarm
 
 
 def subscribe_all(swarm: Swarm, clients: list[RawClient], channel: str) -> None:

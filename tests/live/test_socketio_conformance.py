@@ -10,10 +10,10 @@ from typing import Protocol
 
 import pytest
 
-from tests.support.clients import Swarm
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
+from tests.support.swarm import Swarm
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.clients import SocketClient, Swarm
+from tests.support.clients import SocketClient
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
+from tests.support.swarm import Swarm
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import RawClient, SocketClient, Swarm
+from tests.support.clients import SocketClient
 from tests.support.metrics import TOKEN, scrape
 from tests.support.postgres import Cluster
 from tests.support.raw_http import GOOD, WEBSOCKET, http
 from tests.support.server import ServerProcess
+from tests.support.swarm import RawClient, Swarm
 
 
 @pytest.fixture(scope="module")

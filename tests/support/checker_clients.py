@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from tests.support.clients import RawClient, Swarm
+from tests.support.swarm import RawClient, Swarm
 
 #: Seconds in which a server that accepts connections must have let a client in, and in which it must answer a request.
 CONNECT_SECONDS, ANSWER_SECONDS = 30.0, 60.0
