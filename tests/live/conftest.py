@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
+from tests.support.clients import SocketClient
 from tests.support.demo_page import CLIENT_FILE, PATIENCE, Demo, demo_page
+from tests.support.http_api import HttpApi
 from tests.support.log import Log, wait_installed
 from tests.support.missing import missing
 from tests.support.postgres import Cluster
@@ -67,3 +69,17 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         check=True, capture_output=True,
     )  # fmt: skip
     return str(key), str(certificate)
+
+
+@pytest.fixture
+def api(log: Log) -> HttpApi:
+    """Requests to the server of a module's own log."""
+    return HttpApi(log.server)
+
+
+@pytest.fixture
+def subscriber(log: Log, channel: str) -> Iterator[SocketClient]:
+    """Subscribes to ``channel``."""
+    with SocketClient(log.server.url) as client:
+        assert client.call("subscribe", {"channel": channel})["ok"] is True
+        yield client

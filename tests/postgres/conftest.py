@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from socketio_pg.database import Database
 from socketio_pg.policies import Policies
 from tests.support.cli import Base
+from tests.support.log_database import LogDatabase
 from tests.support.orm import OrmDatabase
 from tests.support.policies import PolicyDatabase
 from tests.support.postgres import Cluster
@@ -76,3 +77,15 @@ def poor(base: Base) -> Iterator[str]:
     base.cluster.sql("CREATE ROLE cli_poor LOGIN")
     yield base.url.replace("postgres@", "cli_poor@")
     base.cluster.sql("DROP ROLE cli_poor")
+
+
+@pytest.fixture
+def log(postgres: Cluster) -> Iterator[LogDatabase]:
+    callback = psycopg2.extensions.get_wait_callback()
+    yield LogDatabase(postgres)
+    psycopg2.extensions.set_wait_callback(callback)
+
+
+@pytest.fixture(scope="module")
+def shared_log(postgres18: Cluster) -> LogDatabase:
+    return LogDatabase(postgres18, "shared_log")

@@ -1,4 +1,4 @@
-"""The log's schema and relay on a real database: numbering, fencing, trimming, rights."""
+"""The log on a real database: publishing, the relay's numbering, fencing and trimming, the doorbell."""
 
 import contextlib
 import threading
@@ -7,93 +7,21 @@ from typing import Any
 
 import psycopg2
 import pytest
-from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from socketio_pg import cli, schema
+from socketio_pg import schema
 from socketio_pg.channels import validate_channel
 from socketio_pg.client import Client
 from socketio_pg.database import Database
-from socketio_pg.errors import DatabaseError, InvalidChannelError
+from socketio_pg.errors import InvalidChannelError
 from socketio_pg.history import _CHANNEL_PAGES
 from socketio_pg.positions import Batch, decode_batch
-from socketio_pg.relay import MOVE, MOVE_BATCH, Relay
-from tests.support.postgres import Cluster, in_thread
-
-MAX_PAYLOAD = 100_000
-
-
-class LogDatabase:
-    """A database of its own in a cluster, with the log installed."""
-
-    def __init__(self, cluster: Cluster, name: str = "log") -> None:
-        self.cluster, self.name = cluster, name
-        self.url = cluster.url(name)
-        cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-        cluster.sql(f"CREATE DATABASE {name}")
-        self.install()
-
-    def install(self, **roles: str) -> None:
-        run_cli("init", *(part for name, role in roles.items() for part in (f"--{name}-role", role)), url=self.url)
-
-    def connect(self, **options: Any) -> Any:
-        connection = psycopg2.connect(self.url, **options)
-        connection.autocommit = True
-        return connection
-
-    def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
-            cursor.execute(statement, parameters or None)
-            return list(cursor.fetchall()) if cursor.description else []
-
-    def publish(self, channel: str, *payloads: str) -> None:
-        """In one transaction."""
-        self.sql("SELECT socketio_pg.publish(%s, p::jsonb) FROM unnest(%s) AS p", channel, list(payloads))
-
-    def move(self, most: int = 1000, connection: Any = None) -> int:
-        """What the relay does for one batch; returns how many messages were moved."""
-        with contextlib.ExitStack() as stack:
-            if connection is None:
-                connection = stack.enter_context(contextlib.closing(self.connect()))
-                with connection.cursor() as cursor:
-                    cursor.execute(MOVE)
-            with connection.cursor() as cursor:
-                cursor.execute(MOVE_BATCH, look_everywhere(most))
-                moved: int = cursor.fetchone()[0]
-                return moved
-
-    def log(self) -> list[tuple[int, str, Any]]:
-        return self.sql("SELECT position, channel, payload FROM socketio_pg.log ORDER BY position")
-
-
-def look_everywhere(most: int) -> dict[str, Any]:
-    """The parameters of a move that begins with the first id."""
-    return {"most": most, "floor": 0, "xids": [], "lows": []}
-
-
-def run_cli(*arguments: str, url: str) -> str:
-    # In a real thread: psycopg2's green wait callback is process-wide, and a test's own thread may be a green one.
-    environment = {"DATABASE_URL": url, "MAX_PAYLOAD": str(MAX_PAYLOAD)}
-    result = in_thread(lambda: CliRunner().invoke(cli.main, list(arguments), env=environment))
-    assert result.exit_code == 0, result.output
-    output: str = result.output
-    return output
-
-
-@pytest.fixture
-def log(postgres: Cluster) -> Iterator[LogDatabase]:
-    callback = psycopg2.extensions.get_wait_callback()
-    yield LogDatabase(postgres)
-    psycopg2.extensions.set_wait_callback(callback)
-
-
-@pytest.fixture(scope="module")
-def shared_log(postgres18: Cluster) -> LogDatabase:
-    return LogDatabase(postgres18, "shared_log")
-
+from socketio_pg.relay import MOVE, Relay
+from tests.support.log_database import MAX_PAYLOAD, LogDatabase
+from tests.support.postgres import in_thread
 
 # -- publish -----------------------------------------------------------------------------------------------------------
 
@@ -302,131 +230,6 @@ def test_a_copy_gets_an_epoch_of_its_own(log: LogDatabase, relay: Relay) -> None
     assert second != first
     log.sql("UPDATE socketio_pg.head SET timeline = timeline + 1")  # as after a promotion
     assert check() not in (first, second)
-
-
-# -- the schema --------------------------------------------------------------------------------------------------------
-
-
-def test_installing_again_keeps_everything(log: LogDatabase) -> None:
-    log.publish("a", "1")
-    log.move()
-    log.publish("a", "2")
-    before = log.sql("SELECT epoch, trimmed FROM socketio_pg.head")
-    log.install()
-    assert log.sql("SELECT epoch, trimmed FROM socketio_pg.head") == before
-    log.move()
-    assert log.log() == [(1, "a", 1), (2, "a", 2)]
-
-
-def test_two_install_at_once(postgres: Cluster) -> None:
-    postgres.sql("DROP DATABASE IF EXISTS twice WITH (FORCE)")
-    postgres.sql("CREATE DATABASE twice")
-    url = postgres.url("twice")
-    outputs: list[str] = []
-    threads = [threading.Thread(target=lambda: outputs.append(psql_install(url))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert outputs == ["ok"] * 4
-
-
-def psql_install(url: str) -> str:
-    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-        cursor.execute(schema.statements(MAX_PAYLOAD))
-        connection.commit()
-    return "ok"
-
-
-def test_a_newer_schema_is_left_alone(log: LogDatabase) -> None:
-    log.sql("UPDATE socketio_pg.schema_version SET version = version + 1")
-    with pytest.raises(DatabaseError, match="upgrade it"):
-        in_thread(schema.install, Database(log.url), MAX_PAYLOAD)
-
-
-def test_the_printed_sql_installs_it(postgres: Cluster) -> None:
-    postgres.sql("DROP DATABASE IF EXISTS printed WITH (FORCE)")
-    postgres.sql("CREATE DATABASE printed")
-    url = postgres.url("printed")
-    printed = run_cli("init", "--sql", url=url)
-    with contextlib.closing(psycopg2.connect(url)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(printed)
-            cursor.execute("SELECT socketio_pg.publish('a', '1'); SELECT version FROM socketio_pg.schema_version")
-            assert cursor.fetchone() == (schema.VERSION,)
-
-
-def test_other_encodings_are_refused(postgres: Cluster) -> None:
-    postgres.sql("DROP DATABASE IF EXISTS latin WITH (FORCE)")
-    postgres.sql("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
-    with pytest.raises(DatabaseError, match="encoding UTF8; this one is in LATIN1"):
-        in_thread(schema.install, Database(postgres.url("latin")), MAX_PAYLOAD)
-
-
-@pytest.fixture
-def roles(postgres: Cluster) -> Iterator[dict[str, str]]:
-    """role → its address in the database ``granted``, whose owner is no superuser and installs the log."""
-    names = ("log_owner", "log_server", "log_publisher", "log_nobody")
-    postgres.sql("DROP DATABASE IF EXISTS granted WITH (FORCE)")
-    for name in names:
-        postgres.sql(f"DROP ROLE IF EXISTS {name}")
-        postgres.sql(f"CREATE ROLE {name} LOGIN NOSUPERUSER")
-    postgres.sql("CREATE DATABASE granted OWNER log_owner")
-    callback = psycopg2.extensions.get_wait_callback()
-    yield {name: postgres.url("granted").replace("postgres@", f"{name}@") for name in names}
-    psycopg2.extensions.set_wait_callback(callback)
-    postgres.sql("DROP DATABASE granted WITH (FORCE)")
-    for name in names:
-        postgres.sql(f"DROP ROLE {name}")
-
-
-def test_rights(roles: dict[str, str]) -> None:
-    run_cli("init", "--server-role", "log_server", "--publisher-role", "log_publisher", url=roles["log_owner"])
-
-    def as_role(role: str, statement: str, *parameters: object) -> str:
-        """What came of it: "ok", or the SQLSTATE."""
-        with contextlib.closing(psycopg2.connect(roles[role])) as connection, connection.cursor() as cursor:
-            try:
-                cursor.execute(statement, parameters or None)
-                connection.commit()
-            except psycopg2.Error as error:
-                return error.pgcode or "?"
-            return "ok"
-
-    denied = "42501"
-    publish = "SELECT socketio_pg.publish('a', '1')"
-    assert as_role("log_nobody", publish) == denied
-    assert as_role("log_publisher", publish) == "ok"
-    assert as_role("log_server", publish) == "ok"
-    for table in ("outbox", "log", "head", "node", "channels", "nodes"):
-        assert as_role("log_publisher", f"SELECT * FROM socketio_pg.{table}") == denied
-        assert as_role("log_server", f"SELECT * FROM socketio_pg.{table}") == "ok"
-    assert as_role("log_publisher", "INSERT INTO socketio_pg.outbox (channel, payload) VALUES ('a', '1')") == denied
-    assert as_role("log_publisher", "SELECT socketio_pg.ring()") == denied
-    for statement in (
-        "DROP TABLE socketio_pg.log",
-        "TRUNCATE socketio_pg.log",
-        "UPDATE socketio_pg.log SET channel = 'b'",
-    ):
-        assert as_role("log_server", statement) == denied
-
-    # Everything that a server does, as the role that has no more than it needs.
-    relay = Relay(Database(roles["log_server"]), 0.0, 1, lambda: (0, 0))
-
-    def work() -> None:
-        with contextlib.closing(psycopg2.connect(roles["log_server"])) as connection:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(MOVE)
-                cursor.execute(MOVE_BATCH, look_everywhere(1000))
-                assert (cursor.fetchone() or ())[:2] == (2, False)
-            relay._check_epoch(connection)
-            relay._beat(connection)
-            relay._trim(connection)
-
-    in_thread(work)
-    assert as_role("log_owner", "SELECT 1 / (count(*) - 1) FROM socketio_pg.log") == "22012", "one row is left"
 
 
 # -- the doorbell ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,137 @@
+"""The log's schema on a real database: installing, upgrading, rights."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+
+from socketio_pg import schema
+from socketio_pg.database import Database
+from socketio_pg.errors import DatabaseError
+from socketio_pg.relay import MOVE, MOVE_BATCH, Relay
+from tests.support.log_database import MAX_PAYLOAD, LogDatabase, look_everywhere, run_cli
+from tests.support.postgres import Cluster, in_thread
+
+
+def test_installing_again_keeps_everything(log: LogDatabase) -> None:
+    log.publish("a", "1")
+    log.move()
+    log.publish("a", "2")
+    before = log.sql("SELECT epoch, trimmed FROM socketio_pg.head")
+    log.install()
+    assert log.sql("SELECT epoch, trimmed FROM socketio_pg.head") == before
+    log.move()
+    assert log.log() == [(1, "a", 1), (2, "a", 2)]
+
+
+def test_two_install_at_once(postgres: Cluster) -> None:
+    postgres.sql("DROP DATABASE IF EXISTS twice WITH (FORCE)")
+    postgres.sql("CREATE DATABASE twice")
+    url = postgres.url("twice")
+    outputs: list[str] = []
+    threads = [threading.Thread(target=lambda: outputs.append(psql_install(url))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outputs == ["ok"] * 4
+
+
+def psql_install(url: str) -> str:
+    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(schema.statements(MAX_PAYLOAD))
+        connection.commit()
+    return "ok"
+
+
+def test_a_newer_schema_is_left_alone(log: LogDatabase) -> None:
+    log.sql("UPDATE socketio_pg.schema_version SET version = version + 1")
+    with pytest.raises(DatabaseError, match="upgrade it"):
+        in_thread(schema.install, Database(log.url), MAX_PAYLOAD)
+
+
+def test_the_printed_sql_installs_it(postgres: Cluster) -> None:
+    postgres.sql("DROP DATABASE IF EXISTS printed WITH (FORCE)")
+    postgres.sql("CREATE DATABASE printed")
+    url = postgres.url("printed")
+    printed = run_cli("init", "--sql", url=url)
+    with contextlib.closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(printed)
+            cursor.execute("SELECT socketio_pg.publish('a', '1'); SELECT version FROM socketio_pg.schema_version")
+            assert cursor.fetchone() == (schema.VERSION,)
+
+
+def test_other_encodings_are_refused(postgres: Cluster) -> None:
+    postgres.sql("DROP DATABASE IF EXISTS latin WITH (FORCE)")
+    postgres.sql("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    with pytest.raises(DatabaseError, match="encoding UTF8; this one is in LATIN1"):
+        in_thread(schema.install, Database(postgres.url("latin")), MAX_PAYLOAD)
+
+
+@pytest.fixture
+def roles(postgres: Cluster) -> Iterator[dict[str, str]]:
+    """role → its address in the database ``granted``, whose owner is no superuser and installs the log."""
+    names = ("log_owner", "log_server", "log_publisher", "log_nobody")
+    postgres.sql("DROP DATABASE IF EXISTS granted WITH (FORCE)")
+    for name in names:
+        postgres.sql(f"DROP ROLE IF EXISTS {name}")
+        postgres.sql(f"CREATE ROLE {name} LOGIN NOSUPERUSER")
+    postgres.sql("CREATE DATABASE granted OWNER log_owner")
+    callback = psycopg2.extensions.get_wait_callback()
+    yield {name: postgres.url("granted").replace("postgres@", f"{name}@") for name in names}
+    psycopg2.extensions.set_wait_callback(callback)
+    postgres.sql("DROP DATABASE granted WITH (FORCE)")
+    for name in names:
+        postgres.sql(f"DROP ROLE {name}")
+
+
+def test_rights(roles: dict[str, str]) -> None:
+    run_cli("init", "--server-role", "log_server", "--publisher-role", "log_publisher", url=roles["log_owner"])
+
+    def as_role(role: str, statement: str, *parameters: object) -> str:
+        """What came of it: "ok", or the SQLSTATE."""
+        with contextlib.closing(psycopg2.connect(roles[role])) as connection, connection.cursor() as cursor:
+            try:
+                cursor.execute(statement, parameters or None)
+                connection.commit()
+            except psycopg2.Error as error:
+                return error.pgcode or "?"
+            return "ok"
+
+    denied = "42501"
+    publish = "SELECT socketio_pg.publish('a', '1')"
+    assert as_role("log_nobody", publish) == denied
+    assert as_role("log_publisher", publish) == "ok"
+    assert as_role("log_server", publish) == "ok"
+    for table in ("outbox", "log", "head", "node", "channels", "nodes"):
+        assert as_role("log_publisher", f"SELECT * FROM socketio_pg.{table}") == denied
+        assert as_role("log_server", f"SELECT * FROM socketio_pg.{table}") == "ok"
+    assert as_role("log_publisher", "INSERT INTO socketio_pg.outbox (channel, payload) VALUES ('a', '1')") == denied
+    assert as_role("log_publisher", "SELECT socketio_pg.ring()") == denied
+    for statement in (
+        "DROP TABLE socketio_pg.log",
+        "TRUNCATE socketio_pg.log",
+        "UPDATE socketio_pg.log SET channel = 'b'",
+    ):
+        assert as_role("log_server", statement) == denied
+
+    # Everything that a server does, as the role that has no more than it needs.
+    relay = Relay(Database(roles["log_server"]), 0.0, 1, lambda: (0, 0))
+
+    def work() -> None:
+        with contextlib.closing(psycopg2.connect(roles["log_server"])) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(MOVE)
+                cursor.execute(MOVE_BATCH, look_everywhere(1000))
+                assert (cursor.fetchone() or ())[:2] == (2, False)
+            relay._check_epoch(connection)
+            relay._beat(connection)
+            relay._trim(connection)
+
+    in_thread(work)
+    assert as_role("log_owner", "SELECT 1 / (count(*) - 1) FROM socketio_pg.log") == "22012", "one row is left"

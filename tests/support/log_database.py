@@ -1,0 +1,70 @@
+"""A database with the log, and no server: what the relay does, tests do by hand."""
+
+import contextlib
+from typing import Any
+
+import psycopg2
+from click.testing import CliRunner
+
+from socketio_pg import cli
+from socketio_pg.relay import MOVE, MOVE_BATCH
+from tests.support.postgres import Cluster, in_thread
+
+MAX_PAYLOAD = 100_000
+
+
+class LogDatabase:
+    """A database of its own in a cluster, with the log installed."""
+
+    def __init__(self, cluster: Cluster, name: str = "log") -> None:
+        self.cluster, self.name = cluster, name
+        self.url = cluster.url(name)
+        cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        cluster.sql(f"CREATE DATABASE {name}")
+        self.install()
+
+    def install(self, **roles: str) -> None:
+        run_cli("init", *(part for name, role in roles.items() for part in (f"--{name}-role", role)), url=self.url)
+
+    def connect(self, **options: Any) -> Any:
+        connection = psycopg2.connect(self.url, **options)
+        connection.autocommit = True
+        return connection
+
+    def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def publish(self, channel: str, *payloads: str) -> None:
+        """In one transaction."""
+        self.sql("SELECT socketio_pg.publish(%s, p::jsonb) FROM unnest(%s) AS p", channel, list(payloads))
+
+    def move(self, most: int = 1000, connection: Any = None) -> int:
+        """What the relay does for one batch; returns how many messages were moved."""
+        with contextlib.ExitStack() as stack:
+            if connection is None:
+                connection = stack.enter_context(contextlib.closing(self.connect()))
+                with connection.cursor() as cursor:
+                    cursor.execute(MOVE)
+            with connection.cursor() as cursor:
+                cursor.execute(MOVE_BATCH, look_everywhere(most))
+                moved: int = cursor.fetchone()[0]
+                return moved
+
+    def log(self) -> list[tuple[int, str, Any]]:
+        return self.sql("SELECT position, channel, payload FROM socketio_pg.log ORDER BY position")
+
+
+def look_everywhere(most: int) -> dict[str, Any]:
+    """The parameters of a move that begins with the first id."""
+    return {"most": most, "floor": 0, "xids": [], "lows": []}
+
+
+def run_cli(*arguments: str, url: str) -> str:
+    # In a real thread: psycopg2's green wait callback is process-wide, and a test's own thread may be a green one.
+    environment = {"DATABASE_URL": url, "MAX_PAYLOAD": str(MAX_PAYLOAD)}
+    result = in_thread(lambda: CliRunner().invoke(cli.main, list(arguments), env=environment))
+    assert result.exit_code == 0, result.output
+    output: str = result.output
+    return output
