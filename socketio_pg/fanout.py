@@ -7,60 +7,14 @@ go python-socketio's own way.
 import contextlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import socketio
 from engineio import packet as eio_packet
 
-from socketio_pg import frames, green
+from socketio_pg import green
+from socketio_pg.broadcasts import Broadcast, Line, Packet, framed
 from socketio_pg.metrics import fan_out
-
-
-class _Line:
-    """The members of a room: ids and ``Connection.send`` of those with a WebSocket of ours, and the others' two ids."""
-
-    __slots__ = ("others", "sends", "sids")
-
-    def __init__(self) -> None:
-        self.sids: list[str] = []
-        self.sends: list[Any] = []
-        self.others: list[tuple[str, str]] = []
-
-
-@dataclass(eq=False, slots=True)
-class _Broadcast:
-    """One that is under way, and who has ``gone``: they get no more of it.
-
-    Of one to ``rooms`` together, who has left all of them; of one that is ``apart``, where each room gets its own, by
-    room. ``skips``: in this one members are passed by.
-    """
-
-    namespace: str
-    rooms: Collection[Any]
-    skips: bool
-    apart: bool
-    gone: dict[Any, set[Any]]
-    #: (id, room) → the room in which a member was when it began, of those who have moved since.
-    moved: dict[tuple[Any, Any], Any]
-
-    def gone_from(self, room: Any) -> Collection[Any]:
-        return self.gone.get(room if self.apart else None, ())
-
-    def end(self, sid: Any, room: Any) -> None:
-        self.gone.setdefault(room if self.apart else None, set()).add(sid)
-
-    def room_then(self, sid: Any, room: Any) -> Any:
-        """In which room a member was, as whose member it gets its share."""
-        return self.moved.get((sid, room), room)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Packet:
-    """An encoded Socket.IO packet, and its WebSocket frame."""
-
-    text: str
-    frame: bytes
 
 
 class Manager(socketio.Manager):  # type: ignore[misc]
@@ -73,8 +27,8 @@ class Manager(socketio.Manager):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self._lines: dict[tuple[str, str | None], _Line] = {}
-        self._under_way: list[_Broadcast] = []
+        self._lines: dict[tuple[str, str | None], Line] = {}
+        self._under_way: list[Broadcast] = []
         #: The rooms of each member, besides the one of all and its own: the stock manager looks through every room
         #: there is, so that everybody's leaving at once takes the square of their number.
         self._rooms_of: dict[tuple[str, str], set[Any]] = {}
@@ -100,7 +54,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             super().emit(event, data, namespace, room=room, skip_sid=skip_sid, callback=callback, to=to, **options)
         elif namespace in self.rooms:
             skipped = skip_sid if isinstance(skip_sid, list) else [] if skip_sid is None else [skip_sid]
-            self._send(_framed(encoded), namespace, to or room, skipped)
+            self._send(framed(encoded), namespace, to or room, skipped)
 
     def hold_early(self, sid: str) -> None:
         """Keep what is emitted to ``sid`` until :meth:`send_early`: nothing comes before the answer to its CONNECT."""
@@ -136,8 +90,8 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         ``apart``: no client is in two of all these rooms.
         """
         there = self.rooms.get(namespace, {})
-        runs: list[tuple[str, list[_Packet]]] = []
-        of_room: dict[str, list[_Packet]] = {}
+        runs: list[tuple[str, list[Packet]]] = []
+        of_room: dict[str, list[Packet]] = {}
         for rooms, data in rooms_and_data:
             rooms = [room for room in rooms if room in there]
             if not rooms:
@@ -145,7 +99,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                 continue
             encoded = self._encode(event, data, namespace)
             assert encoded is not None, "messages are not binary"
-            packet = _framed(encoded)
+            packet = framed(encoded)
             for room in rooms:
                 if apart:
                     of_room.setdefault(room, []).append(packet)
@@ -190,7 +144,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         encoded = packet.encode()
         return encoded if isinstance(encoded, str) else None
 
-    def _send(self, packet: _Packet, namespace: str, room: Any, skipped: Collection[Any]) -> None:
+    def _send(self, packet: Packet, namespace: str, room: Any, skipped: Collection[Any]) -> None:
         """To the members of a room, or of several rooms, each once."""
         line = self._line(namespace, room)
         with self._broadcast(namespace, room if isinstance(room, (list, tuple)) else (room,)) as broadcast:
@@ -200,7 +154,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
 
     def _send_rooms(
         self,
-        packets_of: Mapping[str, Sequence[_Packet]],
+        packets_of: Mapping[str, Sequence[Packet]],
         namespace: str,
         skipped: Mapping[str, Collection[Any]] | None,
     ) -> None:
@@ -216,7 +170,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                 turn_ends = self._send_line(packets, line, broadcast, room, turn_ends)
 
     def _send_line(
-        self, packets: Sequence[_Packet], line: _Line, broadcast: _Broadcast, room: Any, turn_ends: float
+        self, packets: Sequence[Packet], line: Line, broadcast: Broadcast, room: Any, turn_ends: float
     ) -> float:
         """One frame of ``packets`` to all of ``line``. Returns when the turn ends that ends at ``turn_ends`` now."""
         frame = b"".join([packet.frame for packet in packets])
@@ -244,7 +198,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                 self._send_polled(packets, eio_sid)
         return turn_ends
 
-    def _send_polled(self, packets: Sequence[_Packet], eio_sid: str) -> None:
+    def _send_polled(self, packets: Sequence[Packet], eio_sid: str) -> None:
         fan_out.polled += len(packets)
         for packet in packets:
             fan_out.polled_bytes += len(packet.frame)
@@ -253,9 +207,9 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     @contextlib.contextmanager
     def _broadcast(
         self, namespace: str, rooms: Collection[Any], *, skips: bool = False, apart: bool = False
-    ) -> Iterator[_Broadcast]:
+    ) -> Iterator[Broadcast]:
         """Notes who leaves while the body runs. Who comes back is another subscriber."""
-        broadcast = _Broadcast(namespace, rooms, skips, apart, {}, {})
+        broadcast = Broadcast(namespace, rooms, skips, apart, {}, {})
         self._under_way.append(broadcast)
         try:
             yield broadcast
@@ -265,12 +219,12 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     def _is_in(self, sid: str, namespace: str, rooms: Collection[Any]) -> bool:
         return any(sid in self.rooms.get(namespace, {}).get(one, ()) for one in rooms)
 
-    def _line(self, namespace: str, room: Any) -> _Line:
+    def _line(self, namespace: str, room: Any) -> Line:
         """The room's members as they are sent to: kept until somebody comes or goes."""
         key = (namespace, room) if isinstance(room, str) or room is None else None
         line = self._lines.get(key) if key else None
         if line is None:
-            line = _Line()
+            line = Line()
             sockets = self.server.eio.sockets
             for sid, eio_sid in self.get_participants(namespace, room):
                 socket = sockets.get(eio_sid)
@@ -325,19 +279,19 @@ class Manager(socketio.Manager):  # type: ignore[misc]
 
     def _send_runs(
         self,
-        runs: Sequence[tuple[str, Sequence[_Packet]]],
+        runs: Sequence[tuple[str, Sequence[Packet]]],
         namespace: str,
         skipped: Mapping[str, Collection[Any]] | None,
     ) -> None:
         """Rooms in turns: a client in several of them gets everything in the order in which it was published."""
         sockets = self.server.eio.sockets
-        shares: dict[str, list[tuple[str, str, Sequence[_Packet]]]] = {}
+        shares: dict[str, list[tuple[str, str, Sequence[Packet]]]] = {}
         for room, packets in runs:
             passed_by = set((skipped or {}).get(room, ()))
             for sid, eio_sid in self.get_participants(namespace, room):
                 if sid not in passed_by:
                     shares.setdefault(eio_sid, []).append((sid, room, packets))
-        framed = {id(packets): b"".join([packet.frame for packet in packets]) for _, packets in runs}
+        frame_of = {id(packets): b"".join([packet.frame for packet in packets]) for _, packets in runs}
         turn_ends = time.monotonic() + self.slice_seconds
         rooms = {room for room, _ in runs}
         sent_frames = sent_bytes = 0
@@ -347,7 +301,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                 socket = sockets.get(eio_sid)
                 connection = None if socket is None else socket.connection
                 if connection is not None:
-                    frame = b"".join([framed[id(packets)] for packets in share])
+                    frame = b"".join([frame_of[id(packets)] for packets in share])
                     connection.send(frame)
                     sent_frames += sum(map(len, share))
                     sent_bytes += len(frame)
@@ -359,7 +313,3 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                     turn_ends = time.monotonic() + self.slice_seconds
         fan_out.frames += sent_frames
         fan_out.frame_bytes += sent_bytes
-
-
-def _framed(text: str) -> _Packet:
-    return _Packet(text, frames.encode_text("4" + text))
