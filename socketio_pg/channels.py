@@ -13,6 +13,8 @@ LOG_CHANNEL = "socketio_pg"
 BELL_CHANNEL = "socketio_pg_bell"
 #: Where `socketio_pg.recheck()` says that permissions have changed: of the channel in the payload, or of all.
 PERMISSIONS_CHANNEL = "socketio_pg_permissions"
+#: Where nodes and other programs send what goes through Flask-SocketIO's own API, with MESSAGE_QUEUE=postgres.
+QUEUE_CHANNEL = "socketio_pg_queue"
 
 #: Unicode's category Cc, in full.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")

@@ -51,17 +51,24 @@ class Client:
         if not durable:
             check_size(values["payload"])
         function, payload_type = ("socketio_pg.publish", "jsonb") if durable else ("pg_notify", "text")
-        call = f"SELECT {function}({{}}, CAST({{}} AS {payload_type}))"
-        if iscoroutinefunction(getattr(self._connection, "execute", None)):
-            raise TypeError(f"{type(self._connection).__name__} is for asyncio; SQLAlchemy's have run_sync() for this")
-        if hasattr(self._connection, "cursor"):
-            with self._connection.cursor() as cursor:
-                cursor.execute(call.format("%(channel)s", "%(payload)s"), values)
-        elif hasattr(self._connection, "execute"):
-            _flush(self._connection)
-            self._connection.execute(text(call.format(":channel", ":payload")), values)
-        else:
-            raise TypeError(f"{type(self._connection).__name__} is not a connection of psycopg or SQLAlchemy")
+        execute(self._connection, f"SELECT {function}({{channel}}, CAST({{payload}} AS {payload_type}))", values)
+
+
+def execute(connection: Any, statement: str, values: Mapping[str, Any]) -> None:
+    """Run ``statement``, in which ``{name}`` stands for a value, on what a :class:`Client` takes.
+
+    Raises TypeError for anything else, and the driver's errors.
+    """
+    if iscoroutinefunction(getattr(connection, "execute", None)):
+        raise TypeError(f"{type(connection).__name__} is for asyncio; SQLAlchemy's have run_sync() for this")
+    if hasattr(connection, "cursor"):
+        with connection.cursor() as cursor:
+            cursor.execute(statement.format(**{name: f"%({name})s" for name in values}), values)
+    elif hasattr(connection, "execute"):
+        _flush(connection)
+        connection.execute(text(statement.format(**{name: f":{name}" for name in values})), values)
+    else:
+        raise TypeError(f"{type(connection).__name__} is not a connection of psycopg or SQLAlchemy")
 
 
 def _flush(connection: Any) -> None:

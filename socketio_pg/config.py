@@ -16,6 +16,14 @@ from socketio_pg.errors import ConfigurationError
 LOCAL_CFG = Path("local.cfg")
 #: Names that ``local.cfg`` may use as well, after Flask-SQLAlchemy.
 ALIASES = {"SQLALCHEMY_DATABASE_URI": "DATABASE_URL"}
+#: libpq parameters that we set where the address does not: they find a cut cable in 15 to 20 s.
+LIBPQ_DEFAULTS = {
+    "application_name": "socketio_pg",
+    "keepalives_idle": "5",
+    "keepalives_interval": "3",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "15000",
+}
 
 
 def redact(address: str | None) -> str | None:
@@ -204,6 +212,12 @@ class Settings:
     log_max_messages: int | None = setting(
         None, parsers.integer(1, 10**15), "most messages that stay in the log", shown="no limit"
     )
+    message_queue: str | None = setting(
+        None, parsers.message_queue,
+        "what carries Flask-SocketIO's own emits, disconnects and callbacks between nodes: 'postgres' (the same "
+        "database), or the address of a Redis or Valkey",
+        shown="none: they reach the clients of one node", show=redact,
+    )  # fmt: skip
     send_buffer_bytes: int = setting(
         1_000_000,
         parsers.integer(10_000, 1_000_000_000),

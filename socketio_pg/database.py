@@ -13,7 +13,7 @@ import psycopg2
 import psycopg2.extensions
 
 from socketio_pg import green
-from socketio_pg.config import redact
+from socketio_pg.config import LIBPQ_DEFAULTS, redact
 from socketio_pg.errors import (
     ConfigurationError,
     DatabaseError,
@@ -24,15 +24,6 @@ from socketio_pg.errors import (
     PayloadTooLargeError,
     SocketIOPGError,
 )
-
-#: libpq parameters that we set where the address does not: they find a cut cable in 15 to 20 s.
-DEFAULTS = {
-    "application_name": "socketio_pg",
-    "keepalives_idle": "5",
-    "keepalives_interval": "3",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "15000",
-}
 
 
 class Database:
@@ -126,7 +117,7 @@ def _parse(dsn: str) -> dict[str, str]:
             f"{redact(dsn)!r} is not an address that PostgreSQL's libpq understands, like "
             "postgresql://user:password@host:5432/database."
         ) from None
-    return DEFAULTS | parameters
+    return LIBPQ_DEFAULTS | parameters
 
 
 def _connect(parameters: dict[str, str]) -> Any:

@@ -67,18 +67,18 @@ class Delivery:
     def revoke(self, sid: str, channel: str) -> None:
         """End a subscription that is not allowed any more."""
         self.leave(sid, channel)
-        self._server.emit("unsubscribed", {"channel": channel, "reason": "forbidden"}, to=sid)
+        self._server.emit("unsubscribed", {"channel": channel, "reason": "forbidden"}, to=sid, ignore_queue=True)
 
     def emit_hello(self, sid: str, claims: Claims | None) -> None:
         """The first event of a client that was let in."""
         who = ANONYMOUS if claims is None else claims.to_wire()
-        self._server.emit("server_hello", {"sid": sid, "version": __version__} | who, to=sid)
+        self._server.emit("server_hello", {"sid": sid, "version": __version__} | who, to=sid, ignore_queue=True)
 
     def emit_expiring(self, session: Session) -> None:
         """The client's token ends soon."""
         assert session.claims is not None
         body = {"expires_at": session.claims.to_wire()["expires_at"]}
-        self._server.emit("token_expiring", body, to=session.sid, namespace=session.namespace)
+        self._server.emit("token_expiring", body, to=session.sid, namespace=session.namespace, ignore_queue=True)
 
     def expire(self, session: Session) -> None:
         """The client's token has ended: disconnect it. Waits for the application's disconnect handlers."""
@@ -90,7 +90,7 @@ class Delivery:
         socket = self._server.eio.sockets.get(eio_sid)
         if socket is not None and not socket.closed and not socket.closing:
             metrics.cut_off.labels(reason).inc()
-            self._server.emit("error", error.to_wire(), to=sid, namespace=namespace)
+            self._server.emit("error", error.to_wire(), to=sid, namespace=namespace, ignore_queue=True)
             # At the level of Engine.IO: a client that can get itself another token comes back with it.
             socket.close(False, True)
 
@@ -140,14 +140,14 @@ class Delivery:
 
     def _emit_gap(self, gap: Gap) -> None:
         metrics.gaps.labels(gap.reason).inc()
-        self._server.emit("gap", gap.to_wire(), to=self._all_rooms(gap.channel))
+        self._server.emit("gap", gap.to_wire(), to=self._all_rooms(gap.channel), ignore_queue=True)
 
     def _emit_log_gap(self, reason: str) -> None:
         metrics.gaps.labels(reason).inc()
         follower = self._pubsub.follower
         for channel in self._pubsub.hub.channels():
             body = {"channel": channel, "reason": reason, "epoch": follower.epoch, "position": follower.position}
-            self._server.emit("gap", body, to=self._all_rooms(channel))
+            self._server.emit("gap", body, to=self._all_rooms(channel), ignore_queue=True)
 
 
 def _room(channel: str, filter: Filter | None) -> str:
@@ -182,4 +182,4 @@ class _Client:
     def gap(self, reason: str, epoch: str, position: int) -> None:
         metrics.unrecovered.labels(reason).inc()
         body = {"channel": self.channel, "reason": reason, "epoch": epoch, "position": position}
-        self.server.emit("gap", body, to=self.sid)
+        self.server.emit("gap", body, to=self.sid, ignore_queue=True)

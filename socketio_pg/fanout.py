@@ -63,7 +63,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     def send_early(self, sid: str | None) -> None:
         """Emit what was kept for ``sid``; to one who is not there any more nothing goes."""
         for kept in self._early.pop(sid, ()) if sid is not None else ():
-            self.emit(to=sid, **kept)
+            self.emit(to=sid, ignore_queue=True, **kept)
 
     def _keep_early(self, event: str, data: Any, namespace: str, room: Any, skip_sid: Any, callback: Any) -> list[str]:
         """Keep an event for those of ``room`` who are held; returns whom to skip, them included."""

@@ -65,6 +65,16 @@ def database_url(value: object) -> str:
     raise ValueError("postgresql://…, postgres://… or postgresql+psycopg2://…")
 
 
+def message_queue(value: object) -> str:
+    text = plain(value)
+    if text.lower() in ("postgres", "postgresql"):
+        return "postgres"
+    scheme, separator, _ = text.partition("://")
+    if separator and scheme in ("redis", "rediss", "redis+sentinel", "valkey", "valkeys", "valkey+sentinel"):
+        return text
+    raise ValueError("'postgres', or an address like redis://host:6379/0 or valkey://host:6379/0")
+
+
 def origins(value: object) -> tuple[str, ...]:
     items = value if isinstance(value, (list, tuple)) else str(value).split(",")
     origins = tuple(str(item).strip().rstrip("/") for item in items if str(item).strip())

@@ -54,7 +54,8 @@ class Server(AnsweringServer):
         max_connections = options.pop("max_connections", Engine.max_connections)
         connect_timeout = options.pop("connect_timeout", Engine.connect_timeout)
         self.binary = options.pop("binary", self.binary)
-        super().__init__(serializer=Packet, client_manager=Manager(), **options)
+        manager = options.pop("client_manager", None) or Manager()
+        super().__init__(serializer=Packet, client_manager=manager, **options)
         self.eio.send_buffer_bytes = send_buffer_bytes
         self.eio.max_connections = max_connections
         self.eio.connect_timeout = connect_timeout
@@ -75,6 +76,12 @@ class Server(AnsweringServer):
         self.on_connected: Callable[[str], None] | None = None
         #: Called with the sid when a client of any namespace has left, however it came about.
         self.on_disconnected: Callable[[str], None] | None = None
+
+    def initialize_manager(self) -> None:
+        """Have the client manager hear other nodes, before a client comes."""
+        if not self.manager_initialized:
+            self.manager_initialized: bool = True
+            self.manager.initialize()
 
     def _engineio_server_class(self) -> type[Engine]:
         return Engine

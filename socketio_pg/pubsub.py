@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from flask import Flask
 
 from socketio_pg import config, green
-from socketio_pg.channels import LOG_CHANNEL, PERMISSIONS_CHANNEL, RESERVED_PREFIX, match_pattern, validate_channel
+from socketio_pg.channels import LOG_CHANNEL, RESERVED_PREFIX, match_pattern, validate_channel
 from socketio_pg.database import Database
 from socketio_pg.errors import ConfigurationError, InvalidRequestError
 from socketio_pg.follower import Follower
@@ -42,6 +42,14 @@ class Subscription:
 
     def receive(self, message: Message) -> None:
         self.queue.put(message.to_wire() | {"payload": message.payload()})
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Reserved:
+    """Who receives what is notified on a channel of ours."""
+
+    receive: Callable[[Sequence[str]], None]
+    on_gap: Callable[[], None]
 
 
 class PubSub:
@@ -90,7 +98,7 @@ class PubSub:
         self.on_log_gap: list[Callable[[str], None]] = []
         #: Called when the log's schema was installed, or something else about it has changed.
         self.on_log_changed: list[Callable[[], None]] = []
-        self._on_permissions: Callable[[str | None], None] = lambda channel: None
+        self._reserved: dict[str, _Reserved] = {}
         self._queues: dict[str, list[Subscription]] = {}
 
     def start(self) -> None:
@@ -169,10 +177,15 @@ class PubSub:
         check_size(text, self.max_payload if durable else MAX_NOTIFY_BYTES)
         return Outgoing(channel, text, durable)
 
-    def watch_permissions(self, on_changed: Callable[[str | None], None]) -> None:
-        """Call ``on_changed`` when permissions may have changed: with the channel, or with None for all."""
-        self._on_permissions = on_changed
-        self.listener.acquire(PERMISSIONS_CHANNEL)
+    def receive_reserved(
+        self, channel: str, receive: Callable[[Sequence[str]], None], on_gap: Callable[[], None]
+    ) -> None:
+        """Listen to one of the server's own channels: ``receive`` gets the texts that come together, in order.
+
+        ``on_gap`` is called when some may have been missed. Both are called in the listener's green thread.
+        """
+        self._reserved[channel] = _Reserved(receive, on_gap)
+        self.listener.acquire(channel)
 
     def disconnect(self) -> None:
         """Stop listening and publishing, and close all connections."""
@@ -230,8 +243,10 @@ class PubSub:
                 green.sleep()
 
     def _on_our_notifications(self, notifications: Sequence[Notification]) -> None:
-        for channel in {text for channel, text in notifications if channel == PERMISSIONS_CHANNEL}:
-            self._guarded(self._on_permissions, channel or None)
+        for channel, reserved in tuple(self._reserved.items()):
+            texts = [text for found, text in notifications if found == channel]
+            if texts:
+                self._guarded(reserved.receive, texts)
         of_log = [text for channel, text in notifications if channel == LOG_CHANNEL]
         if of_log:
             if any(text.isalpha() for text in of_log):  # a word and no batch
@@ -275,8 +290,8 @@ class PubSub:
         if gap.channel == LOG_CHANNEL:
             self.follower.look()  # the log has what was missed
             return
-        if gap.channel == PERMISSIONS_CHANNEL:
-            self._guarded(self._on_permissions, None)
+        if gap.channel in self._reserved:
+            self._reserved[gap.channel].on_gap()
             return
         for receive in self.on_gap:
             self._guarded(receive, gap)

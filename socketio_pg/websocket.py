@@ -12,6 +12,7 @@ from socketio_pg import config, green
 from socketio_pg.access import Access
 from socketio_pg.api import Api, create_api_blueprint
 from socketio_pg.authentication import Authenticate
+from socketio_pg.cluster import ClusterManager, create_manager
 from socketio_pg.delivery import Delivery
 from socketio_pg.door import Door
 from socketio_pg.errors import DatabaseError, IdleTimeoutError, RateLimitedError
@@ -83,6 +84,7 @@ class SocketServer:
             connect_timeout=self.settings.connect_timeout,
             binary=binary,
             max_http_buffer_size=most_bytes,
+            client_manager=create_manager(self.settings.message_queue, self.pubsub),
         )
         self.socketio.init_app(self.app)
         self._door = Door(self.settings, self.socketio.sockio_mw.engineio_path, lambda: self._draining)
@@ -129,6 +131,7 @@ class SocketServer:
         if self._started:
             return
         self._started = True
+        self.socketio.server.initialize_manager()
         self.pubsub.start()
         self.access.start()
         self.idle.start()
@@ -169,6 +172,9 @@ class SocketServer:
         self.access.stop()
         self.idle.stop()
         self.gauges.stop()
+        manager = self.socketio.server.manager
+        if isinstance(manager, ClusterManager):
+            manager.stop()
         self.pubsub.disconnect()
         if self._serving is not None:
             green.stop_serving(self._serving)

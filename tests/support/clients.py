@@ -28,7 +28,7 @@ class SocketClient:
     ``wait``: try until the server is there.
     """
 
-    EVENTS = (
+    EVENTS: tuple[str, ...] = (
         "server_hello",
         "subscribed",
         "unsubscribed",

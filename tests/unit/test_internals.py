@@ -12,7 +12,7 @@ import flask_socketio
 import pytest
 import socketio
 
-from socketio_pg import engine, engine_socket, extension, fanout, packets, protocol, subscriber_connection
+from socketio_pg import cluster, engine, engine_socket, extension, fanout, packets, protocol, subscriber_connection
 from socketio_pg.protocol import Server
 
 #: Base class → method → its parameters, of all methods that we override.
@@ -39,6 +39,19 @@ OVERRIDDEN: dict[type, dict[str, list[str]]] = {
         "basic_leave_room": ["self", "sid", "namespace", "room"],
         "basic_disconnect": ["self", "sid", "namespace", "**kwargs"],
         "get_rooms": ["self", "sid", "namespace"],
+    },
+    socketio.PubSubManager: {
+        "__init__": ["self", "channel", "write_only", "logger", "json"],
+        "initialize": ["self"],
+        "emit": ["self", "event", "data", "namespace", "room", "skip_sid", "callback", "to", "**kwargs"],
+        "trigger_callback": ["self", "sid", "id", "data"],
+        "_generate_ack_id": ["self", "sid", "callback"],
+        "_return_callback": ["self", "host_id", "sid", "namespace", "callback_id", "*args"],
+        "_handle_callback": ["self", "message"],
+        "_handle_disconnect": ["self", "message"],
+        "_publish": ["self", "data"],
+        "_listen": ["self"],
+        "_thread": ["self"],
     },
     engineio.Server: {
         "__init__": ["self", "async_mode", "ping_interval", "ping_timeout", "max_http_buffer_size", "allow_upgrades",
@@ -92,6 +105,18 @@ USED: dict[type, dict[str, list[str]]] = {
         "is_connected": ["self", "sid", "namespace"],
         "trigger_callback": ["self", "sid", "id", "data"],
     },
+    socketio.PubSubManager: {
+        "is_pre_connected": ["self", "sid", "namespace"],
+        "_get_logger": ["self"],
+        "_handle_emit": ["self", "message"],
+        "_handle_close_room": ["self", "message"],
+        "can_disconnect": ["self", "sid", "namespace"],
+    },
+    socketio.RedisManager: {
+        "__init__": ["self", "url", "channel", "write_only", "logger", "json", "redis_options"],
+        "_publish": ["self", "data"],
+        "_listen": ["self"],
+    },
     engineio.Server: {
         "send_packet": ["self", "sid", "pkt"],
         "disconnect": ["self", "sid"],
@@ -115,6 +140,7 @@ OURS: list[type] = [
     extension.Middleware,
     extension.SocketIO,
     fanout.Manager,
+    cluster._PostgresCluster,
     engine.Engine,
     engine_socket.Socket,
     subscriber_connection.EngineClient,
@@ -156,6 +182,17 @@ def test_the_table_of_overridden_methods_is_complete(ours: type) -> None:
                                   "namespaces"])  # fmt: skip
 def test_the_servers_attributes_are_what_we_build_on(name: str) -> None:
     assert hasattr(socketio.Server(async_mode="threading"), name)
+
+
+def test_what_goes_by_the_queue_is_json_that_the_stock_managers_understand() -> None:
+    sent: list[dict[str, Any]] = []
+    manager = socketio.PubSubManager(write_only=True)
+    manager._publish = sent.append
+    manager.emit("a", b"b", room="c", skip_sid=["d"])
+    data = [[{"_placeholder": True, "num": 0}], "Yg=="]
+    expected = {"method": "emit", "event": "a", "data": data, "binary": True, "namespace": "/", "room": "c"}
+    expected |= {"skip_sid": ["d"], "callback": None, "host_id": manager.host_id}
+    assert sent == [expected]
 
 
 def test_the_clients_attributes_are_what_we_build_on() -> None:

@@ -1,0 +1,90 @@
+"""The client manager of a server that is one of several nodes: the fan-out of `fanout`, with a queue to the others."""
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import socketio
+
+from socketio_pg import fanout, green
+from socketio_pg.channels import QUEUE_CHANNEL
+from socketio_pg.errors import ConfigurationError
+from socketio_pg.parts import Assembler, split
+from socketio_pg.publisher import Outgoing
+from socketio_pg.pubsub import PubSub
+from socketio_pg.queue_manager import Command, QueueManager
+
+logger = logging.getLogger("socketio_pg.cluster")
+
+
+class ClusterManager(QueueManager, fanout.Manager):
+    """The rooms of one node, and the way to the other nodes'."""
+
+    _green: green.GreenThread | None = None
+
+    def stop(self) -> None:
+        """Hear nothing more from other nodes."""
+        thread, self._green = self._green, None
+        if thread is not None:
+            thread.kill()
+
+    def _thread(self) -> None:
+        self._green = green.current()
+        super()._thread()
+
+
+class _OwnConnections(socketio.PubSubManager):  # type: ignore[misc]
+    """A queue on the two connections to PostgreSQL that a server has anyway."""
+
+    name = "postgres"
+
+    def __init__(self, pubsub: PubSub) -> None:
+        super().__init__(channel=QUEUE_CHANNEL)
+        self._pubsub = pubsub
+        self._assembler = Assembler()
+        # Bounded: what does not fit waits in PostgreSQL.
+        self._received = green.Queue(1000)
+
+    def initialize(self) -> None:
+        self._pubsub.receive_reserved(QUEUE_CHANNEL, self._receive, self._missed)
+        super().initialize()
+
+    def _publish(self, data: Command) -> None:
+        self._pubsub.publisher.publish([Outgoing(QUEUE_CHANNEL, part) for part in split(self.json.dumps(data))])
+
+    def _receive(self, parts: Sequence[str]) -> None:
+        for part in parts:
+            text = self._assembler.add(part)
+            if text is not None:
+                self._received.put(text)
+
+    def _missed(self) -> None:
+        logger.warning("emits, disconnects and callbacks of other nodes may have been missed")
+
+    def _listen(self) -> Iterator[Any]:
+        while True:
+            yield self._received.get()
+
+
+class _PostgresCluster(ClusterManager, _OwnConnections):
+    pass
+
+
+class _RedisCluster(ClusterManager, socketio.RedisManager):  # type: ignore[misc]
+    pass
+
+
+def create_manager(message_queue: str | None, pubsub: PubSub) -> fanout.Manager:
+    """The manager for MESSAGE_QUEUE: None for a node on its own.
+
+    Raises :class:`ConfigurationError` when a package is missing.
+    """
+    if message_queue is None:
+        return fanout.Manager()
+    if message_queue == "postgres":
+        return _PostgresCluster(pubsub)
+    package = "valkey" if message_queue.startswith("valkey") else "redis"
+    if importlib.util.find_spec(package) is None:
+        raise ConfigurationError(f"MESSAGE_QUEUE needs the package {package}: pip install 'socketio_pg[{package}]'.")
+    return _RedisCluster(message_queue, channel=QUEUE_CHANNEL)

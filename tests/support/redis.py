@@ -1,0 +1,53 @@
+"""A real Redis."""
+
+import shutil
+import socket
+import subprocess
+import tempfile
+
+from tests.support.missing import missing
+from tests.support.patience import until
+from tests.support.server import free_port
+
+
+class Redis:
+    """redis-server on one port for its whole life, so that it can be stopped and started. It keeps nothing."""
+
+    def __init__(self) -> None:
+        program = shutil.which("redis-server")
+        if program is None:
+            missing("the tests with Redis", "install redis-server (apt install redis-server)")
+        self._program = program
+        self.port = free_port()
+        self._folder = tempfile.TemporaryDirectory(prefix="redis-")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self._folder.name],
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        until(self._listens, "Redis listens")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(30)
+            self._process = None
+
+    def close(self) -> None:
+        self.kill()
+        self._folder.cleanup()
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 5).close()
+        except OSError:
+            return False
+        return True

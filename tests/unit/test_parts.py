@@ -1,0 +1,61 @@
+"""Texts of any size in parts that NOTIFY takes."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socketio_pg import parts
+from socketio_pg.errors import PayloadTooLargeError
+from socketio_pg.messages import MAX_NOTIFY_BYTES
+from socketio_pg.parts import MAX_CHARACTERS, PART_CHARACTERS, Assembler, split
+
+
+def together(*texts: str) -> list[str]:
+    assembler = Assembler()
+    return [whole for text in texts if (whole := assembler.add(text)) is not None]
+
+
+@given(st.lists(st.text(), max_size=5), st.integers(1, 7))
+def test_any_json_comes_back(values: list[str], size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "PART_CHARACTERS", size)
+        sent = [part for value in values for part in split(json.dumps(value, ensure_ascii=False))]
+    assert len(set(sent)) == len(sent)
+    assert all(part.isascii() for part in sent)
+    assert [json.loads(text) for text in together(*sent)] == values
+
+
+@pytest.mark.parametrize("characters", [0, 1, PART_CHARACTERS, PART_CHARACTERS + 1, 10 * PART_CHARACTERS])
+def test_no_part_is_too_large_for_notify(characters: int) -> None:
+    sent = list(split("x" * characters))
+    assert len(sent) == max(1, -(-characters // PART_CHARACTERS))
+    assert max(map(len, sent)) <= MAX_NOTIFY_BYTES
+    assert together(*sent) == ["x" * characters]
+
+
+@given(st.data())
+def test_what_has_lost_a_part_is_left_out(data: st.DataObject) -> None:
+    texts = [f"{number}" * 3 * PART_CHARACTERS for number in range(3)]
+    sent = [part for text in texts for part in split(text)]
+    lost = data.draw(st.sets(st.integers(0, len(sent) - 1)))
+    arrived = [part for index, part in enumerate(sent) if index not in lost]
+    assert together(*arrived) == [
+        text for number, text in enumerate(texts) if not lost & set(range(number * 3, number * 3 + 3))
+    ]
+
+
+@given(st.lists(st.text() | st.from_regex(r"[ab] [0-3]/[0-3] x", fullmatch=True), max_size=20))
+def test_nonsense_is_left_out(texts: list[str]) -> None:
+    [end] = split("end")
+    assert together(*texts, end)[-1] == "end"
+
+
+def test_a_text_that_is_too_long_is_refused_and_not_collected() -> None:
+    with pytest.raises(PayloadTooLargeError, match="at most 50000000"):
+        list(split("x" * (MAX_CHARACTERS + 1)))
+    assembler = Assembler()
+    for index in range(1, 100):
+        assert assembler.add(f"a {index}/99999 " + "x" * PART_CHARACTERS) is None
+    assert not assembler._pieces
