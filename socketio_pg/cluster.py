@@ -10,10 +10,13 @@ import socketio
 from socketio_pg import fanout, green
 from socketio_pg.channels import QUEUE_CHANNEL
 from socketio_pg.errors import ConfigurationError
+from socketio_pg.forwarder import Forwarder
 from socketio_pg.parts import Assembler, split
 from socketio_pg.publisher import Outgoing
 from socketio_pg.pubsub import PubSub
 from socketio_pg.queue_manager import Command, QueueManager
+from socketio_pg.relay import Relay
+from socketio_pg.remote_listener import HEARD, WANTED, RemoteListener
 
 logger = logging.getLogger("socketio_pg.cluster")
 
@@ -75,8 +78,8 @@ class _RedisCluster(ClusterManager, socketio.RedisManager):  # type: ignore[misc
     pass
 
 
-def create_manager(message_queue: str | None, pubsub: PubSub) -> fanout.Manager:
-    """The manager for MESSAGE_QUEUE: None for a node on its own.
+def create_manager(message_queue: str | None, channel: str, pubsub: PubSub) -> fanout.Manager:
+    """The manager for MESSAGE_QUEUE, None for a node on its own, and MESSAGE_QUEUE_CHANNEL.
 
     Raises :class:`ConfigurationError` when a package is missing.
     """
@@ -87,4 +90,17 @@ def create_manager(message_queue: str | None, pubsub: PubSub) -> fanout.Manager:
     package = "valkey" if message_queue.startswith("valkey") else "redis"
     if importlib.util.find_spec(package) is None:
         raise ConfigurationError(f"MESSAGE_QUEUE needs the package {package}: pip install 'socketio_pg[{package}]'.")
-    return _RedisCluster(message_queue, channel=QUEUE_CHANNEL)
+    return _RedisCluster(message_queue, channel=channel)
+
+
+def listen_through_leader(manager: fanout.Manager, pubsub: PubSub, relay: Relay) -> None:
+    """Have ``pubsub`` hear what the node that relays hears, over the queue of ``manager``.
+
+    Raises :class:`ConfigurationError` when there is no such queue.
+    """
+    if not isinstance(manager, _RedisCluster) or not isinstance(pubsub.listener, RemoteListener):
+        raise ConfigurationError("LISTEN=leader needs MESSAGE_QUEUE with the address of a Redis or Valkey.")
+    forwarder = Forwarder(pubsub.database, manager.tell)
+    pubsub.listener.tell = manager.tell
+    manager.receivers |= {WANTED: forwarder.receive, HEARD: pubsub.listener.receive}
+    relay.on_leading = forwarder.lead

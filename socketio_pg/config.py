@@ -218,6 +218,15 @@ class Settings:
         "database), or the address of a Redis or Valkey",
         shown="none: they reach the clients of one node", show=redact,
     )  # fmt: skip
+    message_queue_channel: str = setting(
+        "socketio_pg_queue", parsers.plain,
+        "the channel of Redis or Valkey that MESSAGE_QUEUE uses: another one for each database that shares it",
+    )  # fmt: skip
+    listen: str = setting(
+        "each", parsers.choice("each", "leader"),
+        "who listens to PostgreSQL: 'each' node, or only the 'leader', which relays the log, and passes on what it "
+        "hears over MESSAGE_QUEUE (Redis or Valkey)",
+    )  # fmt: skip
     send_buffer_bytes: int = setting(
         1_000_000,
         parsers.integer(10_000, 1_000_000_000),

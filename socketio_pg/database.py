@@ -51,6 +51,11 @@ class Database:
             connection.autocommit = True
             return connection
 
+    @property
+    def name(self) -> str | None:
+        """The database's name, if the address has it."""
+        return self._parameters.get("dbname")
+
     def __str__(self) -> str:
         """Where it is, for logs: without password and without what matters little."""
         shown = ("host", "port", "dbname", "user")

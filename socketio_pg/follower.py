@@ -14,6 +14,7 @@ from socketio_pg.listener import Listener
 from socketio_pg.messages import Message
 from socketio_pg.positions import Progress, decode_batch
 from socketio_pg.recent import Page, Recent
+from socketio_pg.remote_listener import RemoteListener
 
 logger = logging.getLogger("socketio_pg.follower")
 
@@ -35,7 +36,7 @@ class Follower:
 
     def __init__(
         self,
-        listener: Listener,
+        listener: Listener | RemoteListener,
         history: History,
         recent: Recent,
         deliver: Callable[[Sequence[Message]], None],

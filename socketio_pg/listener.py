@@ -20,15 +20,12 @@ from typing import Any
 from socketio_pg import green, metrics
 from socketio_pg.channels import RESERVED_PREFIX, quote_identifier
 from socketio_pg.database import Database, decode_text, encode_text, translated_errors
-from socketio_pg.errors import DatabaseError, DatabaseUnavailableError, InvalidChannelError, InvalidRequestError
+from socketio_pg.errors import DatabaseError, DatabaseUnavailableError, InvalidChannelError
+from socketio_pg.waiters import Waiters
 
 logger = logging.getLogger("socketio_pg.listener")
 
 Notification = tuple[str, str]
-
-
-class ListenCancelledError(InvalidRequestError):
-    """The channel was released while somebody waited for its LISTEN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,7 @@ class Listener:
         self._pending: deque[str] = deque()
         self._leaving: dict[str, float] = {}
         self._gaps: dict[str, datetime] = {}
-        self._waiters: dict[str, list[green.Event]] = {}
+        self._waiters = Waiters()
         self._waker: green.Waker | None = None
         self._thread: green.GreenThread | None = None
         self._heard = datetime.now(timezone.utc)
@@ -131,9 +128,7 @@ class Listener:
         if channel in self._listening:
             self._leaving[channel] = time.monotonic() + self.unlisten_grace
             self._wake()
-        cancelled = ListenCancelledError("unsubscribed before the subscription was complete", channel=channel)
-        for event in self._waiters.get(channel, ()):
-            event.send(cancelled)
+        self._waiters.cancel(channel)
 
     def wait(self, channel: str, seconds: float) -> None:
         """Return once the LISTEN for ``channel`` has committed.
@@ -141,23 +136,8 @@ class Listener:
         Raises :class:`DatabaseUnavailableError` after ``seconds``, :class:`ListenCancelledError` when it is released
         before that, :class:`InvalidChannelError` when the database's encoding cannot write the name.
         """
-        if channel in self._listening:
-            return
-        event = green.Event()
-        waiters = self._waiters.setdefault(channel, [])
-        waiters.append(event)
-        try:
-            error = event.wait(seconds)
-        except green.TimedOut:
-            raise DatabaseUnavailableError(
-                "the database cannot be listened to at the moment", channel=channel
-            ) from None
-        finally:
-            waiters.remove(event)
-            if not waiters and self._waiters.get(channel) is waiters:
-                del self._waiters[channel]
-        if error is not None:
-            raise error
+        if channel not in self._listening:
+            self._waiters.wait(channel, seconds)
 
     def _wake(self) -> None:
         if self._thread is not None and self._waker is not None:
@@ -295,16 +275,14 @@ class Listener:
             if since is not None:
                 self._guarded(self._on_gap, Gap(channel, since, now))
         for channel in batch:
-            for event in self._waiters.get(channel, ()):
-                event.send()
+            self._waiters.done(channel)
         for channel in batch.keys() - self._wanted:
             self.release(channel)  # given up while the LISTEN was under way
         self._deliver(connection)
 
     def _refuse(self, channel: str, error: InvalidChannelError) -> None:
         self._wanted.discard(channel)
-        for event in self._waiters.get(channel, ()):
-            event.send(error)
+        self._waiters.done(channel, error)
 
     def _unlisten_due(self, connection: Any) -> None:
         now = time.monotonic()

@@ -17,12 +17,14 @@ from socketio_pg.errors import ConfigurationError, InvalidRequestError
 from socketio_pg.follower import Follower
 from socketio_pg.history import History
 from socketio_pg.hub import Hub
-from socketio_pg.listener import Gap, ListenCancelledError, Listener, Notification
+from socketio_pg.listener import Gap, Listener, Notification
 from socketio_pg.messages import MAX_NOTIFY_BYTES, Message, check_size, decode_notification, encode_payload
 from socketio_pg.metrics import fan_out
 from socketio_pg.publications import Publication, error_of
 from socketio_pg.publisher import Outgoing, Publisher
 from socketio_pg.recent import Recent
+from socketio_pg.remote_listener import RemoteListener
+from socketio_pg.waiters import ListenCancelledError
 
 logger = logging.getLogger("socketio_pg.pubsub")
 
@@ -56,8 +58,10 @@ class PubSub:
     """Messages of PostgreSQL channels.
 
     ``dsn`` is a libpq address; without it the address comes from ``app.config["SQLALCHEMY_DATABASE_URI"]``, then from
-    ``DATABASE_URL`` or ``local.cfg``. ``listen_dsn`` is the address of the LISTEN connection when it differs. Connects
-    when it is first used. Raises :class:`ConfigurationError` when there is no address.
+    ``DATABASE_URL`` or ``local.cfg``. ``listen_dsn`` is the address of the LISTEN connection when it differs;
+    ``listener`` is who listens. Connects when it is first used.
+
+    Raises :class:`ConfigurationError` when there is no address.
     """
 
     #: Seconds that :meth:`join` waits for the LISTEN, and while the connection is known to be down.
@@ -69,7 +73,13 @@ class PubSub:
     #: One filter that is tried on a message takes as long as so many characters, about: a microsecond.
     filter_characters = 10
 
-    def __init__(self, app: Flask | None = None, dsn: str | None = None, listen_dsn: str | None = None) -> None:
+    def __init__(
+        self,
+        app: Flask | None = None,
+        dsn: str | None = None,
+        listen_dsn: str | None = None,
+        listener: type[Listener] | type[RemoteListener] = Listener,
+    ) -> None:
         if dsn is None and app is not None:
             dsn = app.config.get("SQLALCHEMY_DATABASE_URI")
         if dsn is None:
@@ -79,7 +89,7 @@ class PubSub:
             raise ConfigurationError(config.NO_DATABASE)
         self.hub = Hub()
         self.database = Database(config.database_url(dsn), config.database_url(listen_dsn) if listen_dsn else None)
-        self.listener = Listener(self.database, self._on_notifications, self._on_gap)
+        self.listener = listener(self.database, self._on_notifications, self._on_gap)
         self.publisher = Publisher(self.database)
         #: Channels that always go through the log, and the most bytes of a payload there.
         self.durable_channels: Sequence[str] = ()

@@ -125,7 +125,10 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
             if receive is None:
                 yield command
             else:
-                receive(command)
+                try:
+                    receive(command)
+                except Exception:  # a bug of theirs, or nonsense: what follows is everybody's
+                    self._get_logger().exception("a message of the queue could not be handled")
 
 
 def _decode(text: str | bytes) -> Command | None:

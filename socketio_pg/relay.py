@@ -172,6 +172,8 @@ class Relay:
         self._low = LowWater()
         #: Whether this node leads.
         self.leading = False
+        #: Called with whether it leads when that changes; after the end of a turn, before another node can begin its.
+        self.on_leading: Callable[[bool], None] = lambda leading: None
         #: Why it neither leads nor stands by, for the operator; None when it does.
         self.problem: str | None = "the relay is starting"
         self._worked = self._lost = False
@@ -226,7 +228,9 @@ class Relay:
                 # A bug, then. The outbox keeps what is published meanwhile.
                 logger.exception("the relay failed; retrying")
             finally:
-                self.leading = False
+                if self.leading:
+                    self.leading = False
+                    self.on_leading(False)
                 if connection is not None:
                     connection.close()
             green.sleep(delay * random.uniform(0.5, 1.0))
@@ -245,6 +249,7 @@ class Relay:
 
     def _lead(self, connection: Any) -> None:
         self.leading = True
+        self.on_leading(True)
         logger.info("relaying the log on %s", self._database)
         self._execute(connection, f"LISTEN {BELL_CHANNEL}")
         self._check_epoch(connection)

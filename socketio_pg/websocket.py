@@ -12,7 +12,7 @@ from socketio_pg import config, green
 from socketio_pg.access import Access
 from socketio_pg.api import Api, create_api_blueprint
 from socketio_pg.authentication import Authenticate
-from socketio_pg.cluster import ClusterManager, create_manager
+from socketio_pg.cluster import ClusterManager, create_manager, listen_through_leader
 from socketio_pg.delivery import Delivery
 from socketio_pg.door import Door
 from socketio_pg.errors import DatabaseError, IdleTimeoutError, RateLimitedError
@@ -21,9 +21,11 @@ from socketio_pg.gauges import Gauges
 from socketio_pg.handlers import Handlers
 from socketio_pg.idle import Idle
 from socketio_pg.limits import ClientLimits
+from socketio_pg.listener import Listener
 from socketio_pg.probe import Probe
 from socketio_pg.pubsub import PubSub
 from socketio_pg.relay import Relay
+from socketio_pg.remote_listener import RemoteListener
 from socketio_pg.schema import install
 from socketio_pg.tokens import Claims
 from socketio_pg.web import create_blueprint
@@ -60,7 +62,9 @@ class SocketServer:
         self.settings = settings or config.load(local_cfg=None if dsn else config.LOCAL_CFG)
         self.app = app if app is not None else Flask("socketio_pg", static_folder=None)
         self.port = port
-        self.pubsub = PubSub(self.app, dsn or self.settings.database_url, self.settings.listen_database_url)
+        listener = RemoteListener if self.settings.listen == "leader" else Listener
+        dsn = dsn or self.settings.database_url
+        self.pubsub = PubSub(self.app, dsn, self.settings.listen_database_url, listener)
         self.pubsub.durable_channels = self.settings.durable_channels
         self.pubsub.max_payload = self.settings.max_payload
         self.relay = Relay(
@@ -69,6 +73,9 @@ class SocketServer:
             self.settings.log_max_messages,
             lambda: (self.pubsub.follower.position, len(self.pubsub.hub)),
         )
+        manager = create_manager(self.settings.message_queue, self.settings.message_queue_channel, self.pubsub)
+        if self.settings.listen == "leader":
+            listen_through_leader(manager, self.pubsub, self.relay)
         # Whichever comes first: the relay may have looked when there was no log, and the listener not heard yet.
         self.pubsub.on_log_changed.append(self.relay.look)
         self.pubsub.follower.on_found = self.relay.look
@@ -84,7 +91,7 @@ class SocketServer:
             connect_timeout=self.settings.connect_timeout,
             binary=binary,
             max_http_buffer_size=most_bytes,
-            client_manager=create_manager(self.settings.message_queue, self.pubsub),
+            client_manager=manager,
         )
         self.socketio.init_app(self.app)
         self._door = Door(self.settings, self.socketio.sockio_mw.engineio_path, lambda: self._draining)

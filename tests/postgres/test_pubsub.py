@@ -9,13 +9,13 @@ import pytest
 from socketio_pg import PayloadTooLargeError, PubSub, green
 from socketio_pg.channels import LOG_CHANNEL
 from socketio_pg.errors import ConfigurationError, DatabaseError, InvalidChannelError, InvalidRequestError
-from tests.support.postgres import Cluster
+from tests.support.postgres import Cluster, own_listener
 
 
 @pytest.fixture
 def pubsub(postgres: Cluster) -> Iterator[PubSub]:
     made = PubSub(dsn=postgres.url())
-    made.listener.unlisten_grace = 0.2
+    own_listener(made).unlisten_grace = 0.2
     yield made
     made.disconnect()
 

@@ -10,7 +10,7 @@ from socketio_pg import green
 from socketio_pg.app import create_app
 from socketio_pg.channels import LOG_CHANNEL
 from socketio_pg.websocket import SocketServer
-from tests.support.postgres import Cluster
+from tests.support.postgres import Cluster, own_listener
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def server(postgres: Cluster) -> Iterator[SocketServer]:
         return "my own page"
 
     made = SocketServer(app=app, dsn=postgres.url(), test=True)
-    made.pubsub.listener.unlisten_grace = 0.2
+    own_listener(made.pubsub).unlisten_grace = 0.2
     yield made
     made.shutdown()
 
@@ -46,7 +46,7 @@ def received(client: Any, event: str, number: int = 1) -> list[Any]:
 
 def wait_until_clean(server: SocketServer) -> None:
     """No subscriber, no channel, no LISTEN, no room is left."""
-    listener = server.pubsub.listener
+    listener = own_listener(server.pubsub)
     with green.timeout(10):
         while listener._listening - {LOG_CHANNEL} or listener._pending or listener._leaving:
             green.sleep(0.01)
@@ -54,7 +54,7 @@ def wait_until_clean(server: SocketServer) -> None:
     assert server.pubsub.hub.channels() == set()
     assert listener._wanted == {LOG_CHANNEL}
     # The follower itself may still be waiting for its own.
-    assert listener._waiters.keys() <= {LOG_CHANNEL}
+    assert listener._waiters._events.keys() <= {LOG_CHANNEL}
     assert server.socketio.server.manager.rooms == {}
 
 
@@ -166,13 +166,14 @@ def test_leaving_after_a_subscribe(server: SocketServer, channel: str) -> None:
 
 def test_two_clients_cause_one_listen(server: SocketServer, channel: str) -> None:
     executed: list[str] = []
-    original = server.pubsub.listener._execute
+    listener = own_listener(server.pubsub)
+    original = listener._execute
 
     def recording(connection: Any, sql: str, seconds: float | None = None) -> None:
         executed.append(sql)
         original(connection, sql, seconds)
 
-    server.pubsub.listener._execute = recording  # type: ignore[method-assign]
+    listener._execute = recording  # type: ignore[method-assign]
     clients = [open_client(server) for _ in range(2)]
     for client in clients:
         client.emit("subscribe", {"channel": channel})

@@ -114,10 +114,11 @@ class Nginx:
 
 
 class Nodes(Log):
-    """A database of its own with the log on it, ``number`` nodes, and :attr:`nginx` before them."""
+    """A database of its own with the log on it, ``number`` nodes, and if ``balanced`` :attr:`nginx` before them."""
 
-    def __init__(self, cluster: Cluster, name: str, number: int = 3, **settings: str) -> None:
-        find_nginx()
+    def __init__(self, cluster: Cluster, name: str, number: int = 3, *, balanced: bool = True, **settings: str) -> None:
+        if balanced:
+            find_nginx()
         settings = {"DRAIN_SECONDS": "0.5", "TRUSTED_PROXIES": "1", "AUTO_INIT": "1"} | settings
         cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         cluster.sql(f"CREATE DATABASE {name}")
@@ -128,7 +129,8 @@ class Nodes(Log):
             for _ in range(number):
                 self.nodes.append(ServerProcess(self.url, **settings))
             self.server = self.nodes[0]
-            self.nginx = Nginx([node.port for node in self.nodes])
+            if balanced:
+                self.nginx = Nginx([node.port for node in self.nodes])
         except BaseException:
             self.close()
             raise

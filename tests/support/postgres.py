@@ -12,6 +12,8 @@ import psycopg2
 from sqlalchemy.engine import make_url
 
 from socketio_pg.embedded import EmbeddedPostgres
+from socketio_pg.listener import Listener
+from socketio_pg.pubsub import PubSub
 
 
 class Cluster(EmbeddedPostgres):
@@ -52,6 +54,12 @@ class Cluster(EmbeddedPostgres):
         """Kill all connections of socketio_pg; returns how many there were."""
         rows = self.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'socketio_pg'")
         return len(rows)
+
+
+def own_listener(pubsub: PubSub) -> Listener:
+    """The listener of one that listens itself."""
+    assert isinstance(pubsub.listener, Listener)
+    return pubsub.listener
 
 
 @contextlib.contextmanager

@@ -1,0 +1,153 @@
+"""Listens for all nodes, on the one that relays, and passes on what it hears: see `remote_listener`."""
+
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+
+from socketio_pg import green
+from socketio_pg.database import Database
+from socketio_pg.errors import DatabaseUnavailableError, InvalidChannelError
+from socketio_pg.listener import Gap, Listener, Notification
+from socketio_pg.remote_listener import HEARD, Command
+from socketio_pg.waiters import ListenCancelledError
+
+logger = logging.getLogger("socketio_pg.forwarder")
+
+
+@dataclass(slots=True)
+class _Node:
+    """What a node wants, and when it was heard."""
+
+    channels: set[str] = field(default_factory=set)
+    seen: float = 0.0
+
+
+class Forwarder:
+    """While it leads, listens to what any node wants. ``tell`` sends a message to all nodes."""
+
+    #: Seconds between two messages, so that nodes notice what was lost, and the end.
+    beat_interval = 1.0
+    #: Seconds of silence after which a node counts as gone.
+    node_timeout = 20.0
+    #: Seconds that one attempt to listen may take; the node asks again.
+    listen_timeout = 10.0
+    #: Notifications, and channels, in one message.
+    most = 1000
+
+    def __init__(self, database: Database, tell: Callable[[Command], None]) -> None:
+        self._database = database
+        self._tell = tell
+        self._listener: Listener | None = None
+        self._id = ""
+        self._number = 0
+        self._nodes: dict[str, _Node] = {}
+        self._wanted: Counter[str] = Counter()
+        self._confirming: set[tuple[str, str]] = set()
+        #: Numbers are given and messages sent in one order.
+        self._speaking = green.Lock()
+        self._thread: green.GreenThread | None = None
+
+    def lead(self, leading: bool) -> None:
+        """Begin, or end: this node relays from now on, or does not any more."""
+        if leading and self._listener is None:
+            # A name for this turn alone: what is on its way of an earlier one is nobody's any more.
+            self._id, self._number = uuid.uuid4().hex, 0
+            self._nodes, self._wanted, self._confirming = {}, Counter(), set()
+            self._listener = Listener(self._database, self._on_notifications, self._on_gap)
+            self._listener.start()
+            self._thread = green.spawn(self._run)
+            logger.info("listening for all nodes")
+        elif not leading and self._listener is not None:
+            listener, self._listener = self._listener, None
+            listener.stop()
+            if self._thread is not None:
+                self._thread.kill()
+
+    def receive(self, command: Command) -> None:
+        """What a node wants: a message :data:`WANTED`, see :meth:`RemoteListener._tell`."""
+        listener = self._listener
+        if listener is None or command["database"] != self._database.name:
+            return
+        name, add = command["node"], set(command["add"])
+        everything = command.get("all", False)
+        if name not in self._nodes and not everything:
+            green.run_soon(self._say, node=name, again=True)
+            return
+        node = self._nodes.setdefault(name, _Node())
+        node.seen = monotonic()
+        self._give_up(node, node.channels - add if everything else set(command["remove"]))
+        for channel in add - node.channels:
+            self._wanted[channel] += 1
+            if self._wanted[channel] == 1:
+                listener.acquire(channel)
+        node.channels |= add
+        if len(node.channels) != command["count"]:
+            # A message of its was lost.
+            green.run_soon(self._say, node=name, again=True)
+        if add:
+            green.run_soon(self._confirm, listener, name, add)
+
+    def _give_up(self, node: _Node, channels: set[str]) -> None:
+        for channel in channels & node.channels:
+            self._wanted[channel] -= 1
+            if not self._wanted[channel]:
+                del self._wanted[channel]
+                if self._listener is not None:
+                    self._listener.release(channel)
+        node.channels -= channels
+
+    def _confirm(self, listener: Listener, name: str, channels: Iterable[str]) -> None:
+        """Tell a node when these are listened to."""
+        # It asks again while it waits.
+        mine = [channel for channel in channels if (name, channel) not in self._confirming]
+        self._confirming.update((name, channel) for channel in mine)
+        listening, refused = [], []
+        for channel in mine:
+            try:
+                listener.wait(channel, self.listen_timeout)
+                listening.append(channel)
+            except InvalidChannelError as error:
+                refused.append([channel, error.message])
+            except (ListenCancelledError, DatabaseUnavailableError):
+                continue
+        if listener is not self._listener:
+            return
+        self._confirming.difference_update((name, channel) for channel in mine)
+        wanted = self._nodes[name].channels if name in self._nodes else set()
+        # Those that were given up meanwhile are not listened to for long.
+        listening = [channel for channel in listening if channel in wanted]
+        for start in range(0, len(listening), self.most):
+            self._say(node=name, listening=listening[start : start + self.most])
+        if refused:
+            self._say(node=name, refused=refused)
+
+    def _run(self) -> None:
+        while True:
+            gone = [name for name, node in self._nodes.items() if monotonic() - node.seen > self.node_timeout]
+            for name in gone:
+                node = self._nodes.pop(name)
+                self._give_up(node, set(node.channels))
+            self._say()
+            green.sleep(self.beat_interval)
+
+    def _on_notifications(self, notifications: Sequence[Notification]) -> None:
+        for start in range(0, len(notifications), self.most):
+            self._say(notifications=notifications[start : start + self.most])
+
+    def _on_gap(self, gap: Gap) -> None:
+        self._say(gaps=[[gap.channel, gap.since.isoformat(), gap.until.isoformat()]])
+
+    def _say(self, **what: object) -> None:
+        """``notifications``: channels and texts, in order; ``gaps``: channels, since and until when. To one ``node``:
+        ``listening``: channels that are listened to now; ``refused``: channels and why; ``again``: it is to say
+        everything it wants. ``number`` goes up by one; ``problem``: why the leader does not listen, None if it does.
+        """
+        listener = self._listener
+        if listener is not None:
+            with self._speaking:
+                self._number += 1
+                heard = {"leader": self._id, "number": self._number, "problem": listener.problem}
+                self._tell({"method": HEARD, "database": self._database.name, **heard, **what})

@@ -1,0 +1,194 @@
+"""LISTEN=leader: of three nodes one listens to PostgreSQL, and all hear it over a real Redis."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.clients import SocketClient
+from tests.support.nodes import Nodes
+from tests.support.patience import PATIENCE, until
+from tests.support.postgres import Cluster
+from tests.support.redis import Redis
+from tests.support.replay_clients import Client, JavaScript, numbers
+from tests.support.server import ServerProcess
+
+NODES = 3
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Redis]:
+    with contextlib.closing(Redis()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def nodes(postgres18: Cluster, redis: Redis) -> Iterator[Nodes]:
+    made = Nodes(
+        postgres18,
+        "listen_leader",
+        NODES,
+        balanced=False,
+        LISTEN="leader",
+        MESSAGE_QUEUE=redis.url,
+        TRUSTED_PROXIES="0",
+    )
+    with contextlib.closing(made):
+        yield made
+
+
+@pytest.fixture
+def clients(nodes: Nodes) -> Iterator[list[SocketClient]]:
+    """One on each node."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(SocketClient(node.url)) for node in nodes.nodes]
+
+
+def listening(nodes: Nodes) -> int:
+    """How many sessions have listened last, or asked for a sign of life, as only a listener does."""
+    [(count,)] = nodes.sql(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND (query ~ '^(UN)?LISTEN \"?socketio_pg(?!_bell)' OR query ~ '^LISTEN \"test-' OR query = 'SELECT 1')"
+    )
+    return int(count)
+
+
+def notify(nodes: Nodes, channel: str, payload: str) -> None:
+    nodes.sql("SELECT pg_notify(%s, %s)", channel, payload)
+
+
+def test_one_node_listens_and_all_hear(nodes: Nodes, clients: list[SocketClient], channel: str) -> None:
+    for number, client in enumerate(clients):
+        # Once it is confirmed, what is published arrives: each of these at once.
+        assert client.call("subscribe", {"channel": f"{channel}-{number}"})["ok"] is True
+        notify(nodes, f"{channel}-{number}", "1")
+        assert client.next("event")["payload"] == 1
+    assert listening(nodes) == 1
+    for client in clients:
+        assert client.call("subscribe", {"channel": channel})["ok"] is True
+    for number, client in enumerate(clients):
+        assert client.call("publish", {"channel": channel, "payload": number})["ok"] is True
+    nodes.publish(channel, 10, 15)
+    for client in clients:
+        events = [client.next("event") for _ in range(NODES + 6)]
+        assert [event["payload"] for event in events if "position" not in event] == [0, 1, 2]
+        assert [event["payload"][0] for event in events if "position" in event] == [*range(10, 16)]
+        assert client.pending("event") == 0
+
+
+def test_many_channels_come_and_go(nodes: Nodes, clients: list[SocketClient], channel: str) -> None:
+    names = [f"{channel}:{number}" for number in range(500)]
+    first, second = clients[:2]
+    for name in names:
+        first.io.emit("subscribe", {"channel": name})
+        second.io.emit("subscribe", {"channel": name})
+    for _ in names:
+        first.next("subscribed")
+        second.next("subscribed")
+    for name in names:
+        first.io.emit("unsubscribe", {"channel": name})
+    for _ in names:
+        first.next("unsubscribed")
+    nodes.sql("SELECT pg_notify(name, '1') FROM unnest(%s) AS name", names)
+    assert sorted(second.next("event")["channel"] for _ in names) == sorted(names)
+    assert first.pending("event") == 0
+    # Again at once, before the leader has given anything up.
+    assert first.call("subscribe", {"channel": names[0]})["ok"] is True
+    notify(nodes, names[0], "2")
+    assert first.next("event")["payload"] == 2
+
+
+def test_another_database_on_the_same_redis(
+    nodes: Nodes, postgres18: Cluster, redis: Redis, clients: list[SocketClient], channel: str
+) -> None:
+    """By mistake on the same channel: each keeps to its own, and says so."""
+    settings = {"LISTEN": "leader", "MESSAGE_QUEUE": redis.url}
+    with contextlib.closing(Nodes(postgres18, "listen_leader_two", 2, balanced=False, **settings)) as others:
+        with SocketClient(others.nodes[1].url) as other:
+            for client in (other, clients[0]):
+                assert client.call("subscribe", {"channel": channel})["ok"] is True
+            notify(nodes, channel, "1")
+            notify(others, channel, "2")
+            assert clients[0].next("event")["payload"] == 1
+            assert other.next("event")["payload"] == 2
+        assert "nodes of another database use the same MESSAGE_QUEUE_CHANNEL: listen_leader" in others.nodes[0].log
+    assert all(client.pending("event") == client.pending("gap") == 0 for client in clients)
+
+
+@contextlib.contextmanager
+def under_load(nodes: Nodes, channel: str, who: list[ServerProcess]) -> Iterator[list[Client]]:
+    """A client that keeps its position on each of ``who``; in the end it must have everything, once and in order."""
+    ended, last = threading.Event(), [0]
+
+    def publish() -> None:
+        while not ended.wait(0.01):
+            nodes.publish(channel, last[0] + 1, last[0] + 1)
+            last[0] += 1
+
+    with contextlib.ExitStack() as stack:
+        clients: list[Client] = [stack.enter_context(contextlib.closing(JavaScript(node.url))) for node in who]
+        for client in clients:
+            client.subscribe("one", channel)
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        try:
+            yield clients
+        finally:
+            ended.set()
+            publisher.join()
+        nodes.publish(channel, last[0] + 1, last[0] + 1)
+        everything = list(range(1, last[0] + 2))
+        for client in clients:
+            assert numbers(client, "one", len(everything)) == everything
+
+
+def test_the_leader_dies(nodes: Nodes, channel: str) -> None:
+    """The others lose nothing of the log, and are told that NOTIFY may have been missed."""
+    leader = nodes.wait_leader()
+    others = [node for node in nodes.nodes if node is not leader]
+    with under_load(nodes, channel, others) as clients, SocketClient(others[0].url) as listener:
+        assert listener.call("subscribe", {"channel": f"{channel}-notify"})["ok"] is True
+        leader.kill()
+        until(lambda: nodes.leader() in others, "another leads")
+        for client in clients:
+            gap = client.next("gap", "one")[0]
+            assert gap["tier"] == "notify"
+        assert listener.next("gap")["reason"] == "database_connection_lost"
+        for node in others:
+            node.wait_ready()
+        notify(nodes, f"{channel}-notify", "1")
+        assert listener.next("event")["payload"] == 1
+    leader.start()
+    assert listening(nodes) == 1
+
+
+def test_redis_dies(nodes: Nodes, redis: Redis, channel: str) -> None:
+    """Nodes say that they hear nothing; nothing of the log is lost; afterwards it goes on."""
+    with under_load(nodes, channel, nodes.nodes) as clients, SocketClient(nodes.nodes[0].url) as late:
+        redis.kill()
+        for node in nodes.nodes:
+            node.wait_for("/readyz", 503, "nothing is heard any more over MESSAGE_QUEUE")
+        answer = late.call("subscribe", {"channel": f"{channel}-late"})
+        assert answer["error"]["code"] == "database_unavailable"
+        redis.start()
+        for client in clients:
+            assert client.next("gap", "one")[0]["tier"] == "notify"
+        for node in nodes.nodes:
+            node.wait_ready()
+        assert late.call("subscribe", {"channel": f"{channel}-late"})["ok"] is True
+
+
+def test_the_database_restarts(nodes: Nodes, postgres18: Cluster, channel: str) -> None:
+    with under_load(nodes, channel, nodes.nodes) as clients:
+        postgres18.terminate_backends()
+        for client in clients:
+            assert client.next("gap", "one")[0]["tier"] == "notify"
+    for node in nodes.nodes:
+        node.wait_ready()
+
+
+def test_it_needs_a_queue(postgres18: Cluster) -> None:
+    with contextlib.closing(ServerProcess(postgres18.url(), wait="nothing", LISTEN="leader")) as server:
+        server.process.wait(PATIENCE)
+        assert "LISTEN=leader needs MESSAGE_QUEUE with the address of a Redis or Valkey." in server.log
