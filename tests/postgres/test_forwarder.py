@@ -1,0 +1,252 @@
+"""Listening through a leader, on a queue that loses what it is told to lose: nothing is missed without a gap."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from socketio_pg import green
+from socketio_pg.database import Database
+from socketio_pg.errors import DatabaseUnavailableError, InvalidChannelError
+from socketio_pg.forwarder import Forwarder
+from socketio_pg.listener import Gap
+from socketio_pg.remote_listener import HEARD, WANTED, RemoteListener
+from socketio_pg.waiters import ListenCancelledError
+from tests.support.postgres import Cluster
+
+
+class Wire:
+    """A queue as Redis is one: in order, to all, or not at all."""
+
+    def __init__(self) -> None:
+        self.receivers: list[tuple[str, Any]] = []
+        #: Of the messages sent, counted from 1, those that get lost.
+        self.lost: set[int] = set()
+        self.sent = 0
+        self._waiting: Any = green.Queue()
+        self._thread = green.spawn(self._run)
+
+    def tell(self, command: dict[str, Any]) -> None:
+        self.sent += 1
+        if self.sent not in self.lost:
+            self._waiting.put(json.dumps(command))
+
+    def _run(self) -> None:
+        while True:
+            text = self._waiting.get()
+            for method, receive in self.receivers:
+                command = json.loads(text)
+                if command["method"] == method:
+                    receive(command)
+
+    def close(self) -> None:
+        self._thread.kill()
+
+
+class Node:
+    """A node that only listens, and notes what it is told, in order: notifications and gaps."""
+
+    def __init__(self, wire: Wire, database: Database) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.listener = RemoteListener(database, self.told.extend, self._gap)
+        self.listener.retry_interval = 0.05
+        self.listener.beat_interval = 0.1
+        self.listener.silence = 1.0
+        self.listener.tell = wire.tell
+        wire.receivers.append((HEARD, self.listener.receive))
+        self.listener.start()
+
+    def _gap(self, gap: Gap) -> None:
+        self.told.append((gap.channel, "gap"))
+
+    def wait(self, *told: tuple[str, str]) -> None:
+        """Until it was told these last."""
+        with green.timeout(20):
+            while tuple(self.told[-len(told) :]) != told:
+                green.sleep(0.005)
+
+    def wait_ready(self) -> None:
+        with green.timeout(20):
+            while not self.listener.ready:
+                green.sleep(0.005)
+
+
+class World:
+    """A wire, and the leaders and nodes on it."""
+
+    def __init__(self, postgres: Cluster, database: str = "postgres") -> None:
+        self.database = Database(postgres.url(database))
+        self.wire = Wire()
+        self.leaders: list[Forwarder] = []
+        self.nodes: list[Node] = []
+
+    def leader(self) -> Forwarder:
+        made = Forwarder(self.database, self.wire.tell)
+        made.beat_interval, made.node_timeout = 0.05, 1.0
+        self.wire.receivers.append((WANTED, made.receive))
+        self.leaders.append(made)
+        made.lead(True)
+        return made
+
+    def node(self) -> Node:
+        self.nodes.append(Node(self.wire, self.database))
+        return self.nodes[-1]
+
+    def close(self) -> None:
+        for leader in self.leaders:
+            leader.lead(False)
+        for node in self.nodes:
+            node.listener.stop()
+        self.wire.close()
+
+
+@pytest.fixture
+def world(postgres18: Cluster) -> Iterator[World]:
+    made = World(postgres18)
+    yield made
+    made.close()
+
+
+def listen(node: Node, *channels: str) -> None:
+    for channel in channels:
+        node.listener.acquire(channel)
+    for channel in channels:
+        node.listener.wait(channel, 20)
+
+
+@pytest.mark.parametrize("lost", range(1, 31))
+def test_whatever_single_message_is_lost(world: World, postgres18: Cluster, channel: str, lost: int) -> None:
+    """To be told of a gap, or to get it: what was confirmed is missed by nobody without a word."""
+    world.wire.lost = {lost}
+    world.leader()
+    one, two = world.node(), world.node()
+    first, second = f"{channel}-1", f"{channel}-2"
+    listen(one, first, second)
+    listen(two, first)
+    for number in range(5):
+        postgres18.notify(first, str(number))
+    one.listener.release(first)
+    two.listener.release(first)
+    listen(two, first, second)
+    for number in range(5, 8):
+        postgres18.notify(first, str(number))
+        postgres18.notify(second, str(number))
+    # Past the message that is lost, and until all are served: what is published then arrives.
+    with green.timeout(20):
+        while world.wire.sent <= lost or any((second, "end") not in node.told for node in (one, two)):
+            postgres18.notify(second, "end")
+            green.sleep(0.02)
+    for node in (one, two):
+        node.wait_ready()
+    for node, wanted, numbers in ((one, second, range(5, 8)), (two, first, range(5, 8)), (two, second, range(5, 8))):
+        told = [text for found, text in node.told if found == wanted]
+        got = [int(text) for text in told if text.isdecimal() and int(text) in numbers]
+        assert got == sorted(set(got)), "in order, none twice"
+        if got != list(numbers):
+            assert "gap" in told
+
+
+def test_a_new_leader_is_followed_and_the_old_one_is_not(world: World, postgres18: Cluster, channel: str) -> None:
+    """For a while both lead: one that was stopped, and does not know yet."""
+    old = world.leader()
+    node = world.node()
+    listen(node, channel)
+    postgres18.notify(channel, "1")
+    node.wait((channel, "1"))
+    new = world.leader()
+    node.wait((channel, "gap"))
+    for number in range(20):
+        postgres18.notify(channel, str(number))
+    node.wait(*[(channel, str(number)) for number in range(20)])
+    assert node.told[2:] == [(channel, str(number)) for number in range(20)], "each once"
+    old.lead(False)
+    new.lead(False)
+    with green.timeout(20):
+        while node.listener.ready:
+            green.sleep(0.01)
+    assert "nothing is heard any more" in (node.listener.problem or "")
+    # The same process again is another leader.
+    old.lead(True)
+    node.wait((channel, "gap"))
+    postgres18.notify(channel, "end")
+    node.wait((channel, "end"))
+
+
+def test_a_node_that_is_silent_is_forgotten(world: World, channel: str) -> None:
+    leader = world.leader()
+    gone, stays = world.node(), world.node()
+    listen(gone, f"{channel}-1", f"{channel}-2")
+    listen(stays, f"{channel}-2")
+    gone.listener.stop()
+    assert leader._listener is not None
+    with green.timeout(20):
+        while leader._listener._wanted != {f"{channel}-2"}:
+            green.sleep(0.01)
+    # It was only slow: what it wants is wanted again.
+    gone.listener.start()
+    with green.timeout(20):
+        while leader._listener._wanted != {f"{channel}-1", f"{channel}-2"}:
+            green.sleep(0.01)
+
+
+def test_waiting(world: World, channel: str) -> None:
+    node = world.node()
+    node.listener.acquire(channel)
+    with pytest.raises(DatabaseUnavailableError):
+        node.listener.wait(channel, 0.1)
+    waiting = green.spawn(pytest.raises, ListenCancelledError, node.listener.wait, channel, 20)
+    green.sleep()
+    node.listener.release(channel)
+    waiting.wait()
+    assert "no node that listens for the others has been heard yet" in (node.listener.problem or "")
+    world.leader()
+    listen(node, channel)
+    assert node.listener.problem is None
+
+
+def test_a_name_that_the_database_refuses(postgres18: Cluster, channel: str) -> None:
+    postgres18.sql("DROP DATABASE IF EXISTS forwarder_latin1")
+    postgres18.sql("CREATE DATABASE forwarder_latin1 ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    world = World(postgres18, "forwarder_latin1")
+    try:
+        world.leader()
+        node, other = world.node(), world.node()
+        with pytest.raises(InvalidChannelError, match="the database refuses this name"):
+            listen(node, f"{channel} €")
+        listen(node, channel)
+        listen(other, channel)
+        assert node.listener.ready
+    finally:
+        world.close()
+
+
+def test_the_leaders_database_is_away(world: World, postgres18: Cluster, channel: str) -> None:
+    """Nodes say what the leader says, and are told of the gap once it listens again."""
+    leader = world.leader()
+    node = world.node()
+    listen(node, channel)
+    assert leader._listener is not None
+    leader._listener.backoff = (0.5, 0.5)
+    postgres18.terminate_backends()
+    with green.timeout(20):
+        while "the node that listens for the others does not" not in (node.listener.problem or ""):
+            green.sleep(0.005)
+    node.wait((channel, "gap"))
+    node.wait_ready()
+    postgres18.notify(channel, "1")
+    node.wait((channel, "1"))
+
+
+def test_two_want_the_same_and_one_stops(world: World, postgres18: Cluster, channel: str) -> None:
+    leader = world.leader()
+    one, two = world.node(), world.node()
+    assert leader._listener is not None
+    leader._listener.unlisten_grace = 0.0
+    listen(one, channel)
+    listen(two, channel)
+    one.listener.release(channel)
+    for number in range(20):
+        postgres18.notify(channel, str(number))
+    two.wait(*[(channel, str(number)) for number in range(20)])
+    assert (channel, "19") not in one.told
