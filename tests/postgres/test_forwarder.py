@@ -190,6 +190,24 @@ def test_a_node_that_is_silent_is_forgotten(world: World, channel: str) -> None:
             green.sleep(0.01)
 
 
+def test_that_a_channel_is_given_up_may_be_lost_too(world: World, channel: str) -> None:
+    leader = world.leader()
+    node = world.node()
+    listen(node, channel, f"{channel}-2")
+    told: list[dict[str, Any]] = []
+    tell = node.listener.tell
+    node.listener.tell = told.append
+    node.listener.release(channel)
+    with green.timeout(20):
+        while not any(command.get("remove") for command in told):
+            green.sleep(0.005)
+    node.listener.tell = tell
+    assert leader._listener is not None
+    with green.timeout(20):
+        while leader._listener._wanted != {f"{channel}-2"}:
+            green.sleep(0.01)
+
+
 def test_waiting(world: World, channel: str) -> None:
     node = world.node()
     node.listener.acquire(channel)
