@@ -13,7 +13,7 @@ PART_CHARACTERS = 7_900
 MAX_CHARACTERS = 50_000_000
 
 
-_NOT_ASCII = re.compile("[^\x00-\x7f]")
+_NOT_ASCII = re.compile("[^\x00-\x7f]+")
 
 
 def split(text: str) -> Iterator[str]:
