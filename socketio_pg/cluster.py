@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import socketio
 
 from socketio_pg import fanout, green
 from socketio_pg.channels import QUEUE_CHANNEL
+from socketio_pg.complaints import Complaints
 from socketio_pg.errors import ConfigurationError
 from socketio_pg.forwarder import Forwarder
 from socketio_pg.parts import Assembler, split
@@ -19,6 +21,16 @@ from socketio_pg.relay import Relay
 from socketio_pg.remote_listener import HEARD, WANTED, RemoteListener
 
 logger = logging.getLogger("socketio_pg.cluster")
+_complain = Complaints(logger)
+
+#: A cut cable is found in about 15 s.
+_REDIS_OPTIONS = {
+    "socket_connect_timeout": 5.0,
+    "socket_keepalive": True,
+    "socket_keepalive_options": {
+        socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 3, socket.TCP_KEEPCNT: 3, socket.TCP_USER_TIMEOUT: 15_000,
+    },
+}  # fmt: skip
 
 
 class ClusterManager(QueueManager, fanout.Manager):
@@ -75,7 +87,21 @@ class _PostgresCluster(ClusterManager, _OwnConnections):
 
 
 class _RedisCluster(ClusterManager, socketio.RedisManager):  # type: ignore[misc]
-    pass
+    """Gives up on a Redis that stands still, as the stock manager does on one that is away: with a line in the log."""
+
+    #: Seconds that publishing may take.
+    publish_timeout = 5.0
+
+    def __init__(self, url: str, channel: str) -> None:
+        super().__init__(url, channel, redis_options=_REDIS_OPTIONS)
+
+    def _publish(self, data: Command) -> None:
+        try:
+            with green.timeout(self.publish_timeout):
+                super()._publish(data)
+        except green.TimedOut:
+            self.connected = False
+            _complain(logging.ERROR, "nothing can be published on the message queue: it does not answer")
 
 
 def create_manager(message_queue: str | None, channel: str, pubsub: PubSub) -> fanout.Manager:
@@ -90,7 +116,7 @@ def create_manager(message_queue: str | None, channel: str, pubsub: PubSub) -> f
     package = "valkey" if message_queue.startswith("valkey") else "redis"
     if importlib.util.find_spec(package) is None:
         raise ConfigurationError(f"MESSAGE_QUEUE needs the package {package}: pip install 'socketio_pg[{package}]'.")
-    return _RedisCluster(message_queue, channel=channel)
+    return _RedisCluster(message_queue, channel)
 
 
 def listen_through_leader(manager: fanout.Manager, pubsub: PubSub, relay: Relay) -> None:

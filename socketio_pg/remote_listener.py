@@ -181,6 +181,8 @@ class RemoteListener:
                 self._former.append(self._leader)
             self._leader = leader
             self._begin_again()
+        elif number <= self._number:
+            return  # overtaken on the way: it counted as lost already
         elif number != self._number + 1:
             logger.warning("messages of the node that listens were lost on MESSAGE_QUEUE")
             self._begin_again()

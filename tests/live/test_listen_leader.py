@@ -1,6 +1,7 @@
 """LISTEN=leader: of three nodes one listens to PostgreSQL, and all hear it over a real Redis."""
 
 import contextlib
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -177,6 +178,25 @@ def test_redis_dies(nodes: Nodes, redis: Redis, channel: str) -> None:
         for node in nodes.nodes:
             node.wait_ready()
         assert late.call("subscribe", {"channel": f"{channel}-late"})["ok"] is True
+
+
+def test_redis_stands_still(nodes: Nodes, redis: Redis, channel: str) -> None:
+    """Its connections stay open, and nothing comes. Whoever publishes is not held up for long.
+
+    Whether something was lost in the end is Redis's affair.
+    """
+    with under_load(nodes, channel, nodes.nodes):
+        redis.signal(signal.SIGSTOP)
+        try:
+            for node in nodes.nodes:
+                node.wait_for("/readyz", 503, "nothing is heard any more over MESSAGE_QUEUE")
+            until(
+                lambda: any("it does not answer" in node.log for node in nodes.nodes), "the leader gives up publishing"
+            )
+        finally:
+            redis.signal(signal.SIGCONT)
+        for node in nodes.nodes:
+            node.wait_ready()
 
 
 def test_the_database_restarts(nodes: Nodes, postgres18: Cluster, channel: str) -> None:

@@ -41,6 +41,10 @@ class Redis:
             self._process.wait(30)
             self._process = None
 
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def close(self) -> None:
         self.kill()
         self._folder.cleanup()
