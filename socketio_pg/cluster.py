@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import random
 import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -91,17 +92,50 @@ class _RedisCluster(ClusterManager, socketio.RedisManager):  # type: ignore[misc
 
     #: Seconds that publishing may take.
     publish_timeout = 5.0
+    #: Seconds to the first attempt to hear Redis again; doubles up to the second value.
+    backoff = (0.1, 2.0)
 
     def __init__(self, url: str, channel: str) -> None:
-        super().__init__(url, channel, redis_options=_REDIS_OPTIONS)
+        super().__init__(url, channel, redis_options=dict(_REDIS_OPTIONS))
+
+    def _redis_connect(self) -> None:
+        # A publication that is repeated, because only its answer was lost, would arrive twice.
+        module = self._get_redis_module()
+        self.redis_options["retry"] = module.retry.Retry(module.backoff.NoBackoff(), 0)
+        super()._redis_connect()
 
     def _publish(self, data: Command) -> None:
         try:
             with green.timeout(self.publish_timeout):
-                super()._publish(data)
+                if not self.connected:
+                    self._redis_connect()
+                self.redis.publish(self.channel, self.json.dumps(data))
         except green.TimedOut:
-            self.connected = False
-            _complain(logging.ERROR, "nothing can be published on the message queue: it does not answer")
+            self._not_published("it does not answer")
+        except (OSError, self._redis_error()) as error:
+            self._not_published(error)
+
+    def _not_published(self, problem: object) -> None:
+        self.connected = False
+        _complain(logging.ERROR, "nothing can be published on the message queue: %s", problem)
+
+    def _redis_listen_with_retries(self) -> Iterator[Any]:
+        # As the stock manager's, which waits for up to a minute.
+        delay = self.backoff[0]
+        while True:
+            try:
+                self._redis_connect()
+                self.pubsub.subscribe(self.channel)
+                delay = self.backoff[0]
+                yield from self.pubsub.listen()
+            except (OSError, self._redis_error()) as error:
+                _complain(logging.ERROR, "nothing is heard over the message queue: %s", error)
+            green.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(delay * 2, self.backoff[1])
+
+    def _redis_error(self) -> type[Exception]:
+        module = self._get_redis_module()
+        return module.ValkeyError if module.__name__ == "valkey" else module.RedisError  # type: ignore[no-any-return]
 
 
 def create_manager(message_queue: str | None, channel: str, pubsub: PubSub) -> fanout.Manager:
@@ -119,14 +153,21 @@ def create_manager(message_queue: str | None, channel: str, pubsub: PubSub) -> f
     return _RedisCluster(message_queue, channel)
 
 
-def listen_through_leader(manager: fanout.Manager, pubsub: PubSub, relay: Relay) -> None:
-    """Have ``pubsub`` hear what the node that relays hears, over the queue of ``manager``.
+def listen_for_others(manager: fanout.Manager, pubsub: PubSub, relay: Relay) -> None:
+    """Have the node that relays listen for those that do not, over the queue of ``manager``.
 
-    Raises :class:`ConfigurationError` when there is no such queue.
+    It does so whether it would listen itself or not: settings are changed on one node after the other.
+    Raises :class:`ConfigurationError` when this node does not listen, and there is no such queue.
     """
-    if not isinstance(manager, _RedisCluster) or not isinstance(pubsub.listener, RemoteListener):
-        raise ConfigurationError("LISTEN=leader needs MESSAGE_QUEUE with the address of a Redis or Valkey.")
-    forwarder = Forwarder(pubsub.database, manager.tell)
-    pubsub.listener.tell = manager.tell
-    manager.receivers |= {WANTED: forwarder.receive, HEARD: pubsub.listener.receive}
+    listener = pubsub.listener
+    remote = isinstance(listener, RemoteListener)
+    if not isinstance(manager, _RedisCluster):
+        if remote:
+            raise ConfigurationError("LISTEN=leader needs MESSAGE_QUEUE with the address of a Redis or Valkey.")
+        return
+    forwarder = Forwarder(pubsub.database, manager.tell, eager=remote)
     relay.on_leading = forwarder.lead
+    manager.receivers |= {WANTED: [forwarder.receive], HEARD: [forwarder.hear_itself]}
+    if isinstance(listener, RemoteListener):
+        listener.tell = manager.tell
+        manager.receivers[HEARD].append(listener.receive)

@@ -26,7 +26,10 @@ class _Node:
 
 
 class Forwarder:
-    """While it leads, listens to what any node wants. ``tell`` sends a message to all nodes."""
+    """While it leads, listens to what any node wants. ``tell`` sends a message to all nodes.
+
+    ``eager``: from the beginning of its turn, and not only when a node asks for it.
+    """
 
     #: Seconds between two messages, so that nodes notice what was lost, and the end.
     beat_interval = 1.0
@@ -34,15 +37,21 @@ class Forwarder:
     node_timeout = 20.0
     #: Seconds that one attempt to listen may take; the node asks again.
     listen_timeout = 10.0
+    #: Seconds without a message of its own after which it hears nothing of others, either.
+    deaf_after = 5.0
     #: Notifications, and channels, in one message.
     most = 1000
 
-    def __init__(self, database: Database, tell: Callable[[Command], None]) -> None:
+    def __init__(self, database: Database, tell: Callable[[Command], None], *, eager: bool) -> None:
         self._database = database
         self._tell = tell
+        self._eager = eager
+        self._leading = False
         self._listener: Listener | None = None
         self._id = ""
         self._number = 0
+        #: When a message of its own came back.
+        self._echo = 0.0
         self._nodes: dict[str, _Node] = {}
         self._wanted: Counter[str] = Counter()
         self._confirming: set[tuple[str, str]] = set()
@@ -52,29 +61,39 @@ class Forwarder:
 
     def lead(self, leading: bool) -> None:
         """Begin, or end: this node relays from now on, or does not any more."""
-        if leading and self._listener is None:
-            # A name for this turn alone: what is on its way of an earlier one is nobody's any more.
-            self._id, self._number = uuid.uuid4().hex, 0
-            self._nodes, self._wanted, self._confirming = {}, Counter(), set()
-            self._listener = Listener(self._database, self._on_notifications, self._on_gap)
-            self._listener.start()
-            self._thread = green.spawn(self._run)
-            logger.info("listening for all nodes")
+        self._leading = leading
+        if leading and self._eager:
+            self._begin()
         elif not leading and self._listener is not None:
             listener, self._listener = self._listener, None
             listener.stop()
             if self._thread is not None:
                 self._thread.kill()
 
+    def _begin(self) -> Listener:
+        # A name for this turn alone: what is on its way of an earlier one is nobody's any more.
+        self._id, self._number, self._echo = uuid.uuid4().hex, 0, monotonic()
+        self._nodes, self._wanted, self._confirming = {}, Counter(), set()
+        self._listener = listener = Listener(self._database, self._on_notifications, self._on_gap)
+        listener.start()
+        self._thread = green.spawn(self._run)
+        logger.info("listening for all nodes")
+        return listener
+
+    def hear_itself(self, command: Command) -> None:
+        """What a leader says, itself perhaps."""
+        if command["leader"] == self._id:
+            self._echo = monotonic()
+
     def receive(self, command: Command) -> None:
         """What a node wants: a message :data:`WANTED`, see :meth:`RemoteListener._tell`."""
-        listener = self._listener
-        if listener is None or command["database"] != self._database.name:
+        if not self._leading or command["database"] != self._database.name:
             return
+        listener = self._listener or self._begin()
         name, add = command["node"], set(command["add"])
         everything = command.get("all", False)
         if name not in self._nodes and not everything:
-            green.run_soon(self._say, node=name, again=True)
+            green.run_soon(self._say, forgotten=[name])
             return
         node = self._nodes.setdefault(name, _Node())
         node.seen = monotonic()
@@ -126,12 +145,24 @@ class Forwarder:
 
     def _run(self) -> None:
         while True:
-            gone = [name for name, node in self._nodes.items() if monotonic() - node.seen > self.node_timeout]
-            for name in gone:
-                node = self._nodes.pop(name)
-                self._give_up(node, set(node.channels))
             self._say()
+            self._forget_silent()
             green.sleep(self.beat_interval)
+
+    def _forget_silent(self) -> None:
+        silent = [name for name, node in self._nodes.items() if self._is_silent(node)]
+        if not silent:
+            return
+        # By number, and first: a node that is there all the same knows that it is not passed on to any more.
+        self._say(forgotten=silent)
+        for name in silent:
+            node = self._nodes.get(name)
+            if node is not None and self._is_silent(node):
+                del self._nodes[name]
+                self._give_up(node, set(node.channels))
+
+    def _is_silent(self, node: _Node) -> bool:
+        return monotonic() - node.seen > self.node_timeout
 
     def _on_notifications(self, notifications: Sequence[Notification]) -> None:
         for start in range(0, len(notifications), self.most):
@@ -141,13 +172,25 @@ class Forwarder:
         self._say(gaps=[[gap.channel, gap.since.isoformat(), gap.until.isoformat()]])
 
     def _say(self, **what: object) -> None:
-        """``notifications``: channels and texts, in order; ``gaps``: channels, since and until when. To one ``node``:
-        ``listening``: channels that are listened to now; ``refused``: channels and why; ``again``: it is to say
-        everything it wants. ``number`` goes up by one; ``problem``: why the leader does not listen, None if it does.
+        """``notifications``: channels and texts, in order; ``gaps``: channels, since and until when; ``forgotten``:
+        nodes whose channels do not count any more. To one ``node``: ``listening``: channels that are listened to now;
+        ``refused``: channels and why; ``again``: it is to say everything it wants. ``number`` goes up by one;
+        ``problem``: why the leader does not listen, None if it does; ``as_of``: until when it has missed nothing,
+        except for the gaps that it has yet to tell when there is a problem.
         """
         listener = self._listener
         if listener is not None:
             with self._speaking:
                 self._number += 1
-                heard = {"leader": self._id, "number": self._number, "problem": listener.problem}
+                heard = {
+                    "leader": self._id,
+                    "number": self._number,
+                    "problem": listener.problem or self._deaf(),
+                    "as_of": listener.heard.isoformat(),
+                }
                 self._tell({"method": HEARD, "database": self._database.name, **heard, **what})
+
+    def _deaf(self) -> str | None:
+        if monotonic() - self._echo <= self.deaf_after:
+            return None
+        return "what it says does not come back to it over MESSAGE_QUEUE, so it does not hear what nodes want"

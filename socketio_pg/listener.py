@@ -30,7 +30,7 @@ Notification = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Notifications of ``channel`` between ``since`` and ``until`` (this machine's clock) may have been missed."""
+    """Notifications of ``channel`` between ``since`` and ``until`` (clock of who listens) may have been missed."""
 
     channel: str
     since: datetime
@@ -100,6 +100,11 @@ class Listener:
     def problem(self) -> str | None:
         """Why it is not ready, for the operator; None when it is."""
         return None if self._ready else self._problem
+
+    @property
+    def heard(self) -> datetime:
+        """When it was last sure to have missed nothing."""
+        return self._heard
 
     def start(self) -> None:
         """Start the green thread, in the process that is to listen (after a fork)."""

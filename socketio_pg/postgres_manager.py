@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import secrets
-import select
+import selectors
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -77,8 +77,8 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
         assert self._engine is not None
         if self._process != os.getpid():
             # A child: the connections are its parent's.
-            self._process = os.getpid()
             self._engine.dispose(close=False)
+            self._process = os.getpid()
         return self._engine
 
     def _listen(self) -> Iterator[Any]:
@@ -97,6 +97,9 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
                 level = logging.DEBUG if complained else logging.WARNING
                 logger.log(level, "not listening, what others emit is missed: %s; retrying", _translate(error))
                 complained = True
+            except Exception:
+                # A bug, then. Listening again is still the best that can be done.
+                logger.exception("listening failed; retrying")
             time.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, self.backoff[1])
 
@@ -115,7 +118,7 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
                 notifications = [found.payload for found in connection.notifies if found.channel == self.channel]
                 connection.notifies.clear()
                 yield from notifications
-                if not select.select([connection], [], [], self.heartbeat_interval)[0]:
+                if not _readable(connection, self.heartbeat_interval):
                     cursor.execute("SELECT 1")
                 # After a FATAL notice it returns as if all were well; the next one raises.
                 connection.poll()
@@ -133,7 +136,7 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
             left = deadline - time.monotonic()
             if left <= 0:
                 raise DatabaseError("a NOTIFY does not reach our LISTEN: a pooler in transaction mode is in between")
-            select.select([connection], [], [], left)
+            _readable(connection, left)
             connection.poll()
         cursor.execute(f"UNLISTEN {nonce}")
 
@@ -167,6 +170,12 @@ class PostgresManager(QueueManager, _OnConnections):
         json: Any = None,
     ) -> None:
         super().__init__(database, channel, write_only, logger, json)
+
+
+def _readable(connection: Any, seconds: float) -> bool:
+    with selectors.DefaultSelector() as selector:  # select() takes no descriptor over 1,023
+        selector.register(connection, selectors.EVENT_READ)
+        return bool(selector.select(seconds))
 
 
 def _translate(error: Exception) -> DatabaseError:

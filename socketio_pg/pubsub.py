@@ -301,7 +301,10 @@ class PubSub:
             self.follower.look()  # the log has what was missed
             return
         if gap.channel in self._reserved:
-            self._reserved[gap.channel].on_gap()
+            try:
+                self._reserved[gap.channel].on_gap()
+            except Exception:  # a bug of one receiver: the others' gaps are still to come
+                logger.exception("a receiver of gaps failed")
             return
         for receive in self.on_gap:
             self._guarded(receive, gap)

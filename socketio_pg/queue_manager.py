@@ -29,7 +29,7 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
         self._remote: dict[tuple[Any, int], None] = {}
         self._remote_ids = itertools.count(1)
         #: Who else uses the queue: by ``method``, called with the message in the queue's green thread.
-        self.receivers: dict[str, Callable[[Command], None]] = {}
+        self.receivers: dict[str, list[Callable[[Command], None]]] = {}
 
     def emit(
         self,
@@ -62,7 +62,8 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
     # -- callbacks -----------------------------------------------------------------------------------------------------
 
     def _generate_ack_id(self, sid: Any, callback: Any) -> int:
-        if any(self._is_here(sid, namespace) for namespace in tuple(self.rooms)):
+        # Also while it leaves.
+        if any(sid in rooms.get(None, ()) for rooms in self.rooms.values()):
             return super()._generate_ack_id(sid, callback)  # type: ignore[no-any-return]
         # Numbers of their own, none twice: what is kept of the client can be forgotten with the last callback.
         id = next(self._remote_ids)
@@ -76,16 +77,17 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
         if (sid, id) not in self._remote:
             super().trigger_callback(sid, id, data)
             return
-        callback = self.callbacks[sid][id]
+        callback = self.callbacks.get(sid, {}).get(id)
         self._forget(sid, id)
-        callback(*data)
+        if callback is not None:
+            callback(*data)
 
     def _forget(self, sid: Any, id: int) -> None:
         del self._remote[sid, id]
-        of_sid = self.callbacks[sid]
-        del of_sid[id]
+        of_sid = self.callbacks.get(sid, {})
+        of_sid.pop(id, None)
         if of_sid.keys() <= {0}:
-            del self.callbacks[sid]
+            self.callbacks.pop(sid, None)
 
     def _return_callback(self, host_id: str, sid: Any, namespace: str, callback_id: int, *args: Any) -> None:
         # As the stock manager's, which cannot carry binary data.
@@ -121,10 +123,9 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
             if command is None:
                 self._get_logger().warning("something that is no message of ours is on the queue")
                 continue
-            receive = self.receivers.get(command["method"])
-            if receive is None:
+            if command["method"] not in self.receivers:
                 yield command
-            else:
+            for receive in self.receivers.get(command["method"], ()):
                 try:
                     receive(command)
                 except Exception:  # a bug of theirs, or nonsense: what follows is everybody's

@@ -172,7 +172,7 @@ class Relay:
         self._low = LowWater()
         #: Whether this node leads.
         self.leading = False
-        #: Called with whether it leads when that changes; after the end of a turn, before another node can begin its.
+        #: Called with whether it leads when that changes.
         self.on_leading: Callable[[bool], None] = lambda leading: None
         #: Why it neither leads nor stands by, for the operator; None when it does.
         self.problem: str | None = "the relay is starting"
@@ -213,6 +213,7 @@ class Relay:
                 self._lead(connection)
             except LogNotInstalledError as error:
                 self._lost, self.problem = False, str(error)
+                self._end_turn()
                 if connection is not None:
                     connection.close()
                     connection = None
@@ -228,13 +229,16 @@ class Relay:
                 # A bug, then. The outbox keeps what is published meanwhile.
                 logger.exception("the relay failed; retrying")
             finally:
-                if self.leading:
-                    self.leading = False
-                    self.on_leading(False)
+                self._end_turn()
                 if connection is not None:
                     connection.close()
             green.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, self.backoff[1])
+
+    def _end_turn(self) -> None:
+        if self.leading:
+            self.leading = False
+            self.on_leading(False)
 
     def _wait_installed(self) -> None:
         try:

@@ -137,8 +137,9 @@ class RemoteListener:
         spoken = asked = 0.0
         while True:
             now = time.monotonic()
-            if self._unconfirmed and not self._all and now - asked >= self.retry_interval:
-                # Lost on the way, or the leader has not managed yet.
+            # Lost on the way, or the leader has not managed yet. One that cannot would only hear it over and over.
+            missing = self._unconfirmed and self._leaders_problem is None
+            if missing and not self._all and now - asked >= self.retry_interval:
                 self._changes |= dict.fromkeys(self._unconfirmed, True)
             if self._all or self._changes or now - spoken >= self.beat_interval:
                 spoken = now
@@ -173,10 +174,13 @@ class RemoteListener:
                 logging.WARNING, "nodes of another database use the same MESSAGE_QUEUE_CHANNEL: %s", command["database"]
             )
             return
-        leader, number = command["leader"], command["number"]
-        if leader in self._former:
+        leader, number, as_of = str(command["leader"]), int(command["number"]), str(command["as_of"])
+        heard_lately = time.monotonic() - self._heard_at <= self.silence
+        if leader in self._former and heard_lately:
             return  # it led once, and does not know yet that another does
         if leader != self._leader:
+            if leader in self._former:
+                self._former.remove(leader)
             if self._leader is not None:
                 self._former.append(self._leader)
             self._leader = leader
@@ -188,15 +192,18 @@ class RemoteListener:
             self._begin_again()
         self._number = number
         self._leaders_problem = command.get("problem")
-        now = datetime.now(timezone.utc)
+        self._heard_at = time.monotonic()
+        if self._leaders_problem is None:
+            # It has told all of its gaps, then: until that time nothing is missing.
+            self._heard = datetime.fromisoformat(as_of)
         for channel, since, until in command.get("gaps", ()):
             if channel in self._listening:
-                self._on_gap(Gap(channel, datetime.fromisoformat(since), datetime.fromisoformat(until)))
+                self._guarded(self._on_gap, Gap(channel, datetime.fromisoformat(since), datetime.fromisoformat(until)))
         heard = [(channel, text) for channel, text in command.get("notifications", ()) if channel in self._wanted]
-        # Until now nothing was missing.
-        self._heard, self._heard_at = now, time.monotonic()
         if heard:
-            self._on_notifications(heard)
+            self._guarded(self._on_notifications, heard)
+        if self._id in command.get("forgotten", ()):
+            self._begin_again()
         if command.get("node") == self._id:
             self._answered(command)
 
@@ -230,6 +237,12 @@ class RemoteListener:
             # First the gap, then those who waited: who was not subscribed has missed nothing.
             since = self._gaps.pop(channel, None)
             if since is not None:
-                self._on_gap(Gap(channel, since, now))
+                self._guarded(self._on_gap, Gap(channel, since, now))
         for channel in confirmed:
             self._waiters.done(channel)
+
+    def _guarded(self, function: Callable[[Any], None], argument: Any) -> None:
+        try:
+            function(argument)
+        except Exception:  # a bug of theirs: what follows is everybody's
+            logger.exception("a receiver of notifications failed")

@@ -12,7 +12,7 @@ from socketio_pg import config, green
 from socketio_pg.access import Access
 from socketio_pg.api import Api, create_api_blueprint
 from socketio_pg.authentication import Authenticate
-from socketio_pg.cluster import ClusterManager, create_manager, listen_through_leader
+from socketio_pg.cluster import ClusterManager, create_manager, listen_for_others
 from socketio_pg.delivery import Delivery
 from socketio_pg.door import Door
 from socketio_pg.errors import DatabaseError, IdleTimeoutError, RateLimitedError
@@ -74,8 +74,7 @@ class SocketServer:
             lambda: (self.pubsub.follower.position, len(self.pubsub.hub)),
         )
         manager = create_manager(self.settings.message_queue, self.settings.message_queue_channel, self.pubsub)
-        if self.settings.listen == "leader":
-            listen_through_leader(manager, self.pubsub, self.relay)
+        listen_for_others(manager, self.pubsub, self.relay)
         # Whichever comes first: the relay may have looked when there was no log, and the listener not heard yet.
         self.pubsub.on_log_changed.append(self.relay.look)
         self.pubsub.follower.on_found = self.relay.look
@@ -242,6 +241,8 @@ class SocketServer:
         """
         # Proven at each connecting by a NOTIFY of our own, on a channel whose name nobody else can know.
         listening = self.pubsub.listener.problem
+        if listening is not None and self.settings.listen == "leader" and self.relay.problem is not None:
+            listening = f"{listening}; this node cannot listen for them: {self.relay.problem}"
         installed = self.pubsub.follower.installed
         missing = self.settings.auto_init and not installed
         return {

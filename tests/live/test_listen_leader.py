@@ -208,6 +208,34 @@ def test_the_database_restarts(nodes: Nodes, postgres18: Cluster, channel: str) 
         node.wait_ready()
 
 
+def test_settings_are_changed_on_one_node_after_the_other(postgres18: Cluster, redis: Redis, channel: str) -> None:
+    """The node that leads would listen for itself alone, and listens for the new one as well."""
+    with contextlib.closing(
+        Nodes(postgres18, "listen_change", 1, balanced=False, MESSAGE_QUEUE=redis.url, MESSAGE_QUEUE_CHANNEL="change")
+    ) as old:
+        settings = {"LISTEN": "leader", "MESSAGE_QUEUE": redis.url, "MESSAGE_QUEUE_CHANNEL": "change"}
+        with contextlib.closing(ServerProcess(old.url, **settings)) as new, SocketClient(new.url) as client:
+            assert old.wait_leader() is old.nodes[0]
+            assert client.call("subscribe", {"channel": channel})["ok"] is True
+            notify(old, channel, "1")
+            assert client.next("event")["payload"] == 1
+            # The last of the old ones goes, and the new one does it for itself.
+            old.nodes[0].kill()
+            assert client.next("gap")["reason"] == "database_connection_lost"
+            new.wait_ready()
+            notify(old, channel, "2")
+            assert client.next("event")["payload"] == 2
+
+
+def test_without_the_log_the_operator_is_told_what_is_missing(postgres18: Cluster, redis: Redis) -> None:
+    """The node that listens is elected with it."""
+    postgres18.sql("DROP DATABASE IF EXISTS listen_no_log WITH (FORCE)")
+    postgres18.sql("CREATE DATABASE listen_no_log")
+    settings = {"LISTEN": "leader", "MESSAGE_QUEUE": redis.url, "MESSAGE_QUEUE_CHANNEL": "no log"}
+    with contextlib.closing(ServerProcess(postgres18.url("listen_no_log"), wait="http", **settings)) as node:
+        node.wait_for("/readyz", 503, "cannot listen for them: the log of this version is not installed")
+
+
 def test_it_needs_a_queue(postgres18: Cluster) -> None:
     with contextlib.closing(ServerProcess(postgres18.url(), wait="nothing", LISTEN="leader")) as server:
         server.process.wait(PATIENCE)

@@ -1,7 +1,9 @@
 """Listening through a leader, on a queue that loses what it is told to lose: nothing is missed without a gap."""
 
+import contextlib
 import json
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -87,10 +89,10 @@ class World:
         self.leaders: list[Forwarder] = []
         self.nodes: list[Node] = []
 
-    def leader(self) -> Forwarder:
-        made = Forwarder(self.database, self.wire.tell)
-        made.beat_interval, made.node_timeout = 0.05, 1.0
-        self.wire.receivers.append((WANTED, made.receive))
+    def leader(self, *, eager: bool = True) -> Forwarder:
+        made = Forwarder(self.database, self.wire.tell, eager=eager)
+        made.beat_interval, made.node_timeout, made.deaf_after = 0.05, 1.0, 1.0
+        self.wire.receivers += [(WANTED, made.receive), (HEARD, made.hear_itself)]
         self.leaders.append(made)
         made.lead(True)
         return made
@@ -197,6 +199,96 @@ def test_a_node_that_is_silent_is_forgotten(world: World, channel: str) -> None:
     with green.timeout(20):
         while leader._listener._wanted != {f"{channel}-1", f"{channel}-2"}:
             green.sleep(0.01)
+
+
+def test_a_node_that_was_taken_for_gone_is_told_of_the_gap(world: World, postgres18: Cluster, channel: str) -> None:
+    """It goes on hearing the leader, number by number, and nothing of what it wants is among it any more."""
+    leader = world.leader()
+    node = world.node()
+    listen(node, channel)
+    tell = node.listener.tell
+    node.listener.tell = lambda command: None
+    assert leader._listener is not None
+    leader._listener.unlisten_grace = 0.0
+    with green.timeout(20):
+        while leader._nodes or channel in leader._listener._listening:
+            green.sleep(0.01)
+    postgres18.notify(channel, "missed")
+    with green.timeout(20):
+        while node.listener.ready:
+            green.sleep(0.01)
+    node.listener.tell = tell
+    node.wait((channel, "gap"))
+    postgres18.notify(channel, "heard")
+    node.wait((channel, "heard"))
+    assert (channel, "missed") not in node.told
+
+
+def test_a_leader_that_hears_nothing(world: World, channel: str) -> None:
+    """What nodes want does not reach it, and new subscriptions would only wait."""
+    leader = world.leader()
+    node = world.node()
+    listen(node, channel)
+    world.wire.receivers.remove((WANTED, leader.receive))
+    world.wire.receivers.remove((HEARD, leader.hear_itself))
+    with green.timeout(20):
+        while "does not come back to it" not in (node.listener.problem or ""):
+            green.sleep(0.01)
+    world.wire.receivers += [(WANTED, leader.receive), (HEARD, leader.hear_itself)]
+    node.wait_ready()
+
+
+def test_a_leader_that_would_listen_itself_listens_for_those_that_ask(
+    world: World, postgres18: Cluster, channel: str
+) -> None:
+    """While LISTEN=leader is being set on one node after the other."""
+    leader = world.leader(eager=False)
+    assert leader._listener is None
+    node = world.node()
+    listen(node, channel)
+    postgres18.notify(channel, "1")
+    node.wait((channel, "1"))
+
+
+def test_a_late_word_of_a_former_leader(world: World, postgres18: Cluster, channel: str) -> None:
+    """A node that never knew it takes it for the new leader, for as long as it takes."""
+    old = world.leader()
+    old_id = old._id
+    old.lead(False)
+    world.leader()
+    node = world.node()
+    listen(node, channel)
+    late = {"database": "postgres", "leader": old_id, "number": 77, "problem": None, "as_of": "2026-01-01T00:00:00Z"}
+    for nonsense in ({}, {"number": None}, {"leader": [], "number": "x"}, {"gaps": 1}, {"notifications": [1]}):
+        with contextlib.suppress(Exception):
+            node.listener.receive({**late, **nonsense} if nonsense else nonsense)
+    node.listener.receive(late)
+    node.wait((channel, "gap"))
+    postgres18.notify(channel, "1")
+    node.wait((channel, "1"))
+
+
+def test_a_gap_begins_when_the_leader_was_last_sure(world: World, postgres18: Cluster, channel: str) -> None:
+    """And not when the node last heard it say that it hears nothing."""
+    since: list[datetime] = []
+    leader = world.leader()
+    node = world.node()
+    listen(node, channel)
+    node.listener._on_gap = lambda gap: since.append(gap.since)
+    assert leader._listener is not None
+    leader._listener.backoff = (5.0, 5.0)
+    before = datetime.now(timezone.utc)
+    postgres18.terminate_backends()
+    with green.timeout(20):
+        while "does not: " not in (node.listener.problem or ""):
+            green.sleep(0.01)
+    green.sleep(1.5)  # of the leader's saying that it hears nothing, so that the two times differ
+    leader.lead(False)
+    world.leader()
+    with green.timeout(20):
+        while not since:
+            green.sleep(0.01)
+    assert since[0] <= before
 
 
 def test_that_a_channel_is_given_up_may_be_lost_too(world: World, channel: str) -> None:

@@ -116,6 +116,9 @@ USED: dict[type, dict[str, list[str]]] = {
         "__init__": ["self", "url", "channel", "write_only", "logger", "json", "redis_options"],
         "_publish": ["self", "data"],
         "_listen": ["self"],
+        "_get_redis_module": ["self"],
+        "_redis_connect": ["self"],
+        "_redis_listen_with_retries": ["self"],
     },
     engineio.Server: {
         "send_packet": ["self", "sid", "pkt"],

@@ -27,6 +27,16 @@ def test_any_json_comes_back(values: list[str], size: int) -> None:
     assert [json.loads(text) for text in together(*sent)] == values
 
 
+@given(
+    st.recursive(
+        st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_the_json_is_the_same_in_ascii(value: object) -> None:
+    for text in (json.dumps(value, ensure_ascii=False), json.dumps(value, ensure_ascii=False, indent="\t")):
+        assert json.loads("".join(together(*split(text)))) == value
+
+
 @pytest.mark.parametrize("characters", [0, 1, PART_CHARACTERS, PART_CHARACTERS + 1, 10 * PART_CHARACTERS])
 def test_no_part_is_too_large_for_notify(characters: int) -> None:
     sent = list(split("x" * characters))

@@ -1,0 +1,43 @@
+"""PostgresManager in a process of its own, without anything of eventlet's."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.patience import PATIENCE
+from tests.support.postgres import Cluster
+
+MANY_DESCRIPTORS = """
+import os, resource
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+held = [os.dup(0) for _ in range(1100)]
+"""
+
+PROGRAM = """
+import json, sys
+from concurrent.futures import ThreadPoolExecutor
+from socketio_pg import PostgresManager
+from socketio_pg.parts import Assembler
+
+assert "eventlet" not in sys.modules
+manager = PostgresManager(sys.argv[1], channel=sys.argv[2])
+parts, assembler = manager._notifications(), Assembler()
+assert next(parts) is None  # it listens
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(lambda number: manager.emit("news", [number, "é" * 20_000]), range(40)))
+heard = [text for text in (assembler.add(next(parts)) for _ in range(40 * 16)) if text is not None]
+assert sorted(json.loads(text)["data"][0] for text in heard) == [[number, "é" * 20_000] for number in range(40)]
+"""
+
+
+@pytest.mark.parametrize("before", ["", MANY_DESCRIPTORS], ids=["", "over 1,023 descriptors"])
+@pytest.mark.parametrize("channel", ["socketio_pg_queue", 'an "odd" name'])
+def test_threads_that_emit_are_heard_whole(postgres: Cluster, before: str, channel: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", before + PROGRAM, postgres.url(), channel],
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr

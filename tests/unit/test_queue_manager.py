@@ -1,0 +1,97 @@
+"""Callbacks across nodes: nothing is kept for ever, and one client's never meets another's."""
+
+from typing import Any
+
+import pytest
+import socketio
+
+from socketio_pg import fanout
+from socketio_pg.queue_manager import QueueManager
+
+
+class _Recorded(socketio.PubSubManager):  # type: ignore[misc]
+    """A queue that keeps what is sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[dict[str, Any]] = []
+
+    def _publish(self, data: dict[str, Any]) -> None:
+        self.sent.append(data)
+
+
+class Manager(QueueManager, _Recorded, fanout.Manager):
+    pass
+
+
+@pytest.fixture
+def manager() -> Manager:
+    made = Manager()
+    server = socketio.Server(async_mode="threading", client_manager=made)
+    # What is to happen in a thread of its own happens at once.
+    server.start_background_task = lambda function, *arguments: function(*arguments)
+    return made
+
+
+def ask(manager: Manager, sid: str, answers: list[Any]) -> dict[str, Any]:
+    """The message that asks a client of another node."""
+    manager.emit("question", 1, room=sid, callback=answers.append)
+    return manager.sent[-1]
+
+
+def answer(manager: Manager, asked: dict[str, Any], value: Any, host: str | None = None) -> None:
+    sid, namespace, id = asked["callback"]
+    message = {"sid": sid, "namespace": namespace, "id": id, "args": [value], "host_id": host or manager.host_id}
+    manager._handle_callback({"method": "callback"} | message)
+
+
+def test_an_answer_is_taken_once_and_nothing_stays(manager: Manager) -> None:
+    answers: list[Any] = []
+    first, second = ask(manager, "elsewhere", answers), ask(manager, "elsewhere", answers)
+    answer(manager, first, "another node's", host="another")
+    answer(manager, second, 2)
+    answer(manager, second, "again")
+    answer(manager, first, 1)
+    assert answers == [2, 1]
+    assert not manager.callbacks
+    assert not manager._remote
+    # An answer that is late meets no later callback of the same client.
+    third = ask(manager, "elsewhere", answers)
+    answer(manager, first, "late")
+    answer(manager, third, 3)
+    assert answers == [2, 1, 3]
+
+
+def test_callbacks_that_nobody_answers_are_given_up(manager: Manager) -> None:
+    manager.max_callbacks = 3
+    answers: list[Any] = []
+    asked = [ask(manager, f"client {number}", answers) for number in range(10)]
+    assert len(manager.callbacks) == 3
+    for number, one in enumerate(asked):
+        answer(manager, one, number)
+    assert answers == [7, 8, 9]
+
+
+def test_a_client_that_is_leaving_keeps_its_own_numbers(manager: Manager) -> None:
+    """Asked in a disconnect handler: it counts as connected no more, and its callbacks go with it."""
+    sid = manager.connect("eio", "/")
+    answers: list[Any] = []
+    first = manager._generate_ack_id(sid, answers.append)
+    manager.pre_disconnect(sid, "/")
+    second = manager._generate_ack_id(sid, answers.append)
+    assert first != second
+    assert not manager._remote
+    manager.disconnect(sid, "/", ignore_queue=True)
+    assert not manager.callbacks
+
+
+@pytest.mark.parametrize("args", [[b"\0"], [{"a": [b"\0", b"\1"]}, "b"], ["c"], []], ids=str)
+def test_binary_answers_come_as_they_were_given(manager: Manager, args: list[Any]) -> None:
+    """From the node where the client is to the one that has asked."""
+    given: list[tuple[Any, ...]] = []
+    other = Manager()
+    manager.emit("question", 1, room="elsewhere", callback=lambda *found: given.append(found))
+    sid, namespace, id = manager.sent[-1]["callback"]
+    other._return_callback(manager.host_id, sid, namespace, id, *args)
+    manager._handle_callback(other.sent[-1])
+    assert given == [tuple(args)]
