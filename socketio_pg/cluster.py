@@ -1,5 +1,7 @@
 """The client manager of a server that is one of several nodes: the fan-out of `fanout`, with a queue to the others."""
 
+import contextlib
+import importlib
 import importlib.util
 import logging
 import random
@@ -12,7 +14,7 @@ import socketio
 from socketio_pg import fanout, green
 from socketio_pg.channels import QUEUE_CHANNEL
 from socketio_pg.complaints import Complaints
-from socketio_pg.errors import ConfigurationError
+from socketio_pg.errors import ConfigurationError, PayloadTooLargeError
 from socketio_pg.forwarder import Forwarder
 from socketio_pg.parts import Assembler, split
 from socketio_pg.publisher import Outgoing
@@ -138,6 +140,62 @@ class _RedisCluster(ClusterManager, socketio.RedisManager):  # type: ignore[misc
         return module.ValkeyError if module.__name__ == "valkey" else module.RedisError  # type: ignore[no-any-return]
 
 
+class _LaterKafka(socketio.KafkaManager):  # type: ignore[misc]
+    """Connects when it is used: nothing does at import, and a broker may be away for a while."""
+
+    def __init__(self, url: str, channel: str) -> None:
+        super(socketio.KafkaManager, self).__init__(channel=channel)
+        self.kafka_urls = url.removeprefix("kafka://").split(",")
+
+
+class _KafkaCluster(ClusterManager, _LaterKafka):
+    """Gives up on what cannot be published as that of Redis does."""
+
+    #: Seconds that publishing may take.
+    publish_timeout = 5.0
+    #: Seconds to the first attempt to hear Kafka again; doubles up to the second value.
+    backoff = (0.1, 2.0)
+
+    def __init__(self, url: str, channel: str) -> None:
+        super().__init__(url, channel)
+        self._kafka = importlib.import_module("kafka")
+        self._producer: Any = None
+        self._connecting = green.Lock()
+
+    def _publish(self, data: Command) -> None:
+        # As bytes: the stock manager hands on text, which the package does not take.
+        value = self.json.dumps(data).encode()
+        try:
+            with green.timeout(self.publish_timeout):
+                with self._connecting:
+                    if self._producer is None:
+                        self._producer = self._kafka.KafkaProducer(bootstrap_servers=self.kafka_urls)
+                # One partition is one order.
+                self._producer.send(self.channel, value=value, partition=0).get()
+        except self._kafka.errors.MessageSizeTooLargeError as error:
+            raise PayloadTooLargeError(f"the message is too large for Kafka: {error}") from error
+        except (green.TimedOut, OSError, self._kafka.errors.KafkaError) as error:
+            _complain(logging.ERROR, "nothing can be published on the message queue: %s", error)
+
+    def _kafka_listen(self) -> Iterator[Any]:
+        delay = self.backoff[0]
+        while True:
+            try:
+                consumer = self._kafka.KafkaConsumer(
+                    self.channel,
+                    bootstrap_servers=self.kafka_urls,
+                    # A topic that is created, or found again, later is noticed so soon.
+                    metadata_max_age_ms=5000,
+                )
+                with contextlib.closing(consumer):
+                    delay = self.backoff[0]
+                    yield from consumer
+            except (OSError, self._kafka.errors.KafkaError) as error:
+                _complain(logging.ERROR, "nothing is heard over the message queue: %s", error)
+            green.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(delay * 2, self.backoff[1])
+
+
 def create_manager(message_queue: str | None, channel: str, pubsub: PubSub) -> fanout.Manager:
     """The manager for MESSAGE_QUEUE, None for a node on its own, and MESSAGE_QUEUE_CHANNEL.
 
@@ -147,10 +205,11 @@ def create_manager(message_queue: str | None, channel: str, pubsub: PubSub) -> f
         return fanout.Manager()
     if message_queue == "postgres":
         return _PostgresCluster(pubsub)
-    package = "valkey" if message_queue.startswith("valkey") else "redis"
-    if importlib.util.find_spec(package) is None:
-        raise ConfigurationError(f"MESSAGE_QUEUE needs the package {package}: pip install 'socketio_pg[{package}]'.")
-    return _RedisCluster(message_queue, channel)
+    scheme = message_queue.partition("://")[0].partition("+")[0].removesuffix("s")
+    package, module = {"kafka": ("kafka-python", "kafka"), "valkey": ("valkey",) * 2}.get(scheme, ("redis",) * 2)
+    if importlib.util.find_spec(module) is None:
+        raise ConfigurationError(f"MESSAGE_QUEUE needs the package {package}: pip install 'socketio_pg[{module}]'.")
+    return (_KafkaCluster if module == "kafka" else _RedisCluster)(message_queue, channel)
 
 
 def listen_for_others(manager: fanout.Manager, pubsub: PubSub, relay: Relay) -> None:

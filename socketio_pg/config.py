@@ -215,12 +215,13 @@ class Settings:
     message_queue: str | None = setting(
         None, parsers.message_queue,
         "what carries Flask-SocketIO's own emits, disconnects and callbacks between nodes: 'postgres' (the same "
-        "database), or the address of a Redis or Valkey",
+        "database), or the address of a Redis, Valkey or Kafka",
         shown="none: they reach the clients of one node", show=redact,
     )  # fmt: skip
     message_queue_channel: str = setting(
         "socketio_pg_queue", parsers.plain,
-        "the channel of Redis or Valkey that MESSAGE_QUEUE uses: another one for each database that shares it",
+        "the channel of Redis or Valkey, or the topic of Kafka, that MESSAGE_QUEUE uses: another one for each database "
+        "that shares it",
     )  # fmt: skip
     listen: str = setting(
         "each", parsers.choice("each", "leader"),

@@ -70,9 +70,9 @@ def message_queue(value: object) -> str:
     if text.lower() in ("postgres", "postgresql"):
         return "postgres"
     scheme, separator, _ = text.partition("://")
-    if separator and scheme in ("redis", "rediss", "redis+sentinel", "valkey", "valkeys", "valkey+sentinel"):
+    if separator and scheme in ("redis", "rediss", "redis+sentinel", "valkey", "valkeys", "valkey+sentinel", "kafka"):
         return text
-    raise ValueError("'postgres', or an address like redis://host:6379/0 or valkey://host:6379/0")
+    raise ValueError("'postgres', or an address like redis://host:6379/0, valkey://host:6379/0 or kafka://host:9092")
 
 
 def origins(value: object) -> tuple[str, ...]:
