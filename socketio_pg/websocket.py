@@ -12,7 +12,8 @@ from socketio_pg import config, green
 from socketio_pg.access import Access
 from socketio_pg.api import Api, create_api_blueprint
 from socketio_pg.authentication import Authenticate
-from socketio_pg.cluster import ClusterManager, create_manager, listen_for_others
+from socketio_pg.cluster import create_manager, listen_for_others
+from socketio_pg.cluster_manager import ClusterManager
 from socketio_pg.delivery import Delivery
 from socketio_pg.door import Door
 from socketio_pg.errors import DatabaseError, IdleTimeoutError, RateLimitedError

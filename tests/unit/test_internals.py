@@ -12,7 +12,16 @@ import flask_socketio
 import pytest
 import socketio
 
-from socketio_pg import cluster, engine, engine_socket, extension, fanout, packets, protocol, subscriber_connection
+from socketio_pg import (
+    cluster_postgres,
+    engine,
+    engine_socket,
+    extension,
+    fanout,
+    packets,
+    protocol,
+    subscriber_connection,
+)
 from socketio_pg.protocol import Server
 
 #: Base class → method → its parameters, of all methods that we override.
@@ -143,7 +152,7 @@ OURS: list[type] = [
     extension.Middleware,
     extension.SocketIO,
     fanout.Manager,
-    cluster._PostgresCluster,
+    cluster_postgres.PostgresCluster,
     engine.Engine,
     engine_socket.Socket,
     subscriber_connection.EngineClient,

@@ -1,0 +1,45 @@
+"""Which client manager a server has."""
+
+from typing import Any
+
+import pytest
+
+from socketio_pg import fanout, parsers
+from socketio_pg.cluster import create_manager
+from socketio_pg.cluster_postgres import PostgresCluster
+from socketio_pg.cluster_redis import RedisCluster
+from socketio_pg.errors import ConfigurationError
+from socketio_pg.pubsub import PubSub
+
+
+@pytest.fixture
+def pubsub() -> PubSub:
+    return PubSub(dsn="postgresql://127.0.0.1:1/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind"),
+    [
+        (None, fanout.Manager), ("postgres", PostgresCluster), ("redis://h:1/0", RedisCluster),
+        ("rediss://h:1", RedisCluster), ("redis+sentinel://a:1,b:2/0/name", RedisCluster),
+    ],
+)  # fmt: skip
+def test_the_setting_names_it(pubsub: PubSub, setting: str | None, kind: type) -> None:
+    """And nothing connects: it is made when the application is imported."""
+    assert type(create_manager(setting, "channel", pubsub)) is kind
+    assert setting is None or parsers.message_queue(setting) == setting
+
+
+@pytest.mark.parametrize(
+    ("setting", "package"), [("valkey://h", "valkey"), ("valkeys://h", "valkey"), ("kafka://h:9092", "kafka")]
+)
+def test_a_package_that_is_missing(pubsub: PubSub, setting: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=rf"pip install 'socketio_pg\[{package}\]'"):
+        create_manager(parsers.message_queue(setting), "channel", pubsub)
+
+
+@pytest.mark.parametrize("value", ["amqp://h", "redis", "redis:/h", "", "http://h", 7, None])
+def test_a_setting_that_makes_no_sense(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"'postgres', or an address|not empty"):
+        parsers.message_queue(value)
