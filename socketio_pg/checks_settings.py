@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 
 from flask import Flask
 
-from socketio_pg import green
+from socketio_pg import cluster, green
 from socketio_pg.authentication import Authenticator
-from socketio_pg.config import Settings
+from socketio_pg.cluster_redis import RedisCluster
+from socketio_pg.config import Settings, redact
 from socketio_pg.database import Database
 from socketio_pg.errors import ConfigurationError
 from socketio_pg.findings import Finding, error, ok, warning
@@ -41,6 +42,7 @@ def configuration(settings: Settings) -> Iterator[Finding]:
         mode = Authenticator(settings, Flask("socketio_pg", static_folder=None)).mode
         # Nothing is asked of it.
         Permissions(settings, mode, Policies(Database("dbname=none"), 1.0))
+        cluster.check(settings)
     except ConfigurationError as wrong:
         yield error("settings", wrong.message, "the server does not start with these settings: change them")
     else:
@@ -92,6 +94,25 @@ def _keys(settings: Settings) -> Iterator[Finding]:
                 "JWT_AUDIENCE", "tokens that the issuer made for other applications count here too",
                 "set JWT_AUDIENCE, and JWT_ISSUER",
             )  # fmt: skip
+
+
+def message_queue(settings: Settings) -> Iterator[Finding]:
+    """Whether the Redis or Valkey between the nodes answers."""
+    address = settings.message_queue
+    if address is None or not address.startswith(("redis", "valkey")):
+        return
+    try:
+        cluster.check(settings)
+        RedisCluster(address, settings.message_queue_channel).ping()
+    except ConfigurationError:
+        return  # found already
+    except OSError as failed:
+        yield error(
+            "MESSAGE_QUEUE", f"{redact(address)} does not answer: {failed}",
+            "start it, or correct MESSAGE_QUEUE; let this machine reach it",
+        )  # fmt: skip
+    else:
+        yield ok("MESSAGE_QUEUE", f"{redact(address)} answers")
 
 
 def key_set(settings: Settings) -> Iterator[Finding]:

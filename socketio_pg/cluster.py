@@ -6,6 +6,7 @@ from socketio_pg import fanout
 from socketio_pg.cluster_kafka import KafkaCluster
 from socketio_pg.cluster_postgres import PostgresCluster
 from socketio_pg.cluster_redis import RedisCluster
+from socketio_pg.config import Settings
 from socketio_pg.errors import ConfigurationError
 from socketio_pg.forwarder import Forwarder
 from socketio_pg.pubsub import PubSub
@@ -13,35 +14,44 @@ from socketio_pg.relay import Relay
 from socketio_pg.remote_listener import HEARD, WANTED, RemoteListener
 
 
-def create_manager(message_queue: str | None, channel: str, pubsub: PubSub) -> fanout.Manager:
-    """The manager for MESSAGE_QUEUE, None for a node on its own, and MESSAGE_QUEUE_CHANNEL.
+def check(settings: Settings) -> None:
+    """Raises :class:`ConfigurationError` when MESSAGE_QUEUE and LISTEN do not go together, or a package is missing."""
+    kind = _kind(settings.message_queue)
+    if settings.listen == "leader" and kind not in ("redis", "valkey"):
+        raise ConfigurationError("LISTEN=leader needs MESSAGE_QUEUE with the address of a Redis or Valkey.")
+    if kind is not None and kind != "postgres" and importlib.util.find_spec(kind) is None:
+        package = "kafka-python" if kind == "kafka" else kind
+        raise ConfigurationError(f"MESSAGE_QUEUE needs the package {package}: pip install 'socketio_pg[{kind}]'.")
 
-    Raises :class:`ConfigurationError` when a package is missing.
-    """
-    if message_queue is None:
+
+def create_manager(settings: Settings, pubsub: PubSub) -> fanout.Manager:
+    """The client manager of a node. Raises as :func:`check`."""
+    check(settings)
+    kind = _kind(settings.message_queue)
+    if settings.message_queue is None:
         return fanout.Manager()
-    if message_queue == "postgres":
+    if kind == "postgres":
         return PostgresCluster(pubsub)
-    scheme = message_queue.partition("://")[0].partition("+")[0].removesuffix("s")
-    package, module = {"kafka": ("kafka-python", "kafka"), "valkey": ("valkey",) * 2}.get(scheme, ("redis",) * 2)
-    if importlib.util.find_spec(module) is None:
-        raise ConfigurationError(f"MESSAGE_QUEUE needs the package {package}: pip install 'socketio_pg[{module}]'.")
-    return (KafkaCluster if module == "kafka" else RedisCluster)(message_queue, channel)
+    queue = KafkaCluster if kind == "kafka" else RedisCluster
+    return queue(settings.message_queue, settings.message_queue_channel)
+
+
+def _kind(message_queue: str | None) -> str | None:
+    """``postgres``, or the module that it takes: ``redis``, ``valkey`` or ``kafka``."""
+    if message_queue is None:
+        return None
+    return message_queue.partition("://")[0].partition("+")[0].replace("rediss", "redis").replace("valkeys", "valkey")
 
 
 def listen_for_others(manager: fanout.Manager, pubsub: PubSub, relay: Relay) -> None:
     """Have the node that relays listen for those that do not, over the queue of ``manager``.
 
     It does so whether it would listen itself or not: settings are changed on one node after the other.
-    Raises :class:`ConfigurationError` when this node does not listen, and there is no such queue.
     """
-    listener = pubsub.listener
-    remote = isinstance(listener, RemoteListener)
     if not isinstance(manager, RedisCluster):
-        if remote:
-            raise ConfigurationError("LISTEN=leader needs MESSAGE_QUEUE with the address of a Redis or Valkey.")
         return
-    forwarder = Forwarder(pubsub.database, manager.tell, eager=remote)
+    listener = pubsub.listener
+    forwarder = Forwarder(pubsub.database, manager.tell, eager=isinstance(listener, RemoteListener))
     relay.on_leading = forwarder.lead
     manager.receivers |= {WANTED: [forwarder.receive], HEARD: [forwarder.hear_itself]}
     if isinstance(listener, RemoteListener):

@@ -39,6 +39,15 @@ class RedisCluster(ClusterManager, socketio.RedisManager):  # type: ignore[misc]
         self.redis_options["retry"] = module.retry.Retry(module.backoff.NoBackoff(), 0)
         super()._redis_connect()
 
+    def ping(self) -> None:
+        """Whether it is there. Raises OSError when it is not, or does not answer."""
+        try:
+            with green.timeout(self.publish_timeout):
+                self._redis_connect()
+                self.redis.ping()
+        except (green.TimedOut, self._redis_error()) as error:
+            raise OSError(str(error)) from error
+
     def _publish(self, data: Command) -> None:
         try:
             with green.timeout(self.publish_timeout):

@@ -33,3 +33,27 @@ class Complaints:
     def failure(self, sentence: str, **fields: object) -> None:
         """What is being handled is a fault: log it with its traceback."""
         self(logging.ERROR, sentence, exc_info=True, **fields)
+
+
+class SeldomFilter(logging.Filter):
+    """The same for another's logger: lets lines that begin with ``start`` pass once in ``seconds``."""
+
+    def __init__(self, start: str, seconds: float = 1.0) -> None:
+        super().__init__()
+        self._start = start
+        self._seconds = seconds
+        self._last = -seconds
+        self._silent = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if not message.startswith(self._start):
+            return True
+        now = time.monotonic()
+        if now < self._last + self._seconds:
+            self._silent += 1
+            return False
+        if self._silent:
+            record.msg, record.args = f"{message} ({self._silent} more since the last time)", ()
+        self._last, self._silent = now, 0
+        return True

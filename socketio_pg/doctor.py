@@ -17,6 +17,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from checks_settings.configuration(settings)
     yield from checks_settings.safety(settings)
     yield from checks_settings.key_set(settings)
+    yield from checks_settings.message_queue(settings)
     yield from checks_settings.programs()
     yield from checks_settings.workers(os.environ)
     yield from checks_settings.descriptors(settings)

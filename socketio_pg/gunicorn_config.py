@@ -10,6 +10,7 @@ import signal
 from typing import Any
 
 from socketio_pg import green
+from socketio_pg.complaints import SeldomFilter
 
 # Under another name: gunicorn takes `config` for one of its settings.
 from socketio_pg.config import load as load_settings
@@ -42,6 +43,8 @@ def on_starting(server: Any) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # A line for each request that is none: strangers could fill the disk.
+    logging.getLogger("gunicorn.error").addFilter(SeldomFilter("Invalid request from"))
     # Its own lines from here on look like ours.
     with contextlib.suppress(ConfigurationError):
         form = formatter(load_settings().log_format)

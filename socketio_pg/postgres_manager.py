@@ -9,7 +9,7 @@ import random
 import secrets
 import selectors
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import socketio
@@ -103,7 +103,7 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
             time.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, self.backoff[1])
 
-    def _notifications(self) -> Iterator[str | None]:
+    def _notifications(self) -> Generator[str | None, None, None]:
         """The payloads, on a connection of its own; None once it listens."""
         pooled = self._pool().raw_connection()
         connection: Any = pooled.driver_connection

@@ -74,7 +74,7 @@ class SocketServer:
             self.settings.log_max_messages,
             lambda: (self.pubsub.follower.position, len(self.pubsub.hub)),
         )
-        manager = create_manager(self.settings.message_queue, self.settings.message_queue_channel, self.pubsub)
+        manager = create_manager(self.settings, self.pubsub)
         listen_for_others(manager, self.pubsub, self.relay)
         # Whichever comes first: the relay may have looked when there was no log, and the listener not heard yet.
         self.pubsub.on_log_changed.append(self.relay.look)

@@ -11,10 +11,12 @@ import psycopg2
 import pytest
 from sqlalchemy.engine import make_url
 
+from socketio_pg import PostgresManager
+from socketio_pg.errors import DatabaseError
 from tests.support.clients import SocketClient
 from tests.support.missing import missing
 from tests.support.patience import until
-from tests.support.postgres import Cluster
+from tests.support.postgres import Cluster, in_thread
 from tests.support.server import ServerProcess, free_port
 
 
@@ -73,6 +75,25 @@ def test_publishing_through_the_pooler_and_listening_past_it(pooler_url: str, br
             assert client.next("event")["payload"] == 1
     finally:
         server.close()
+
+
+def test_a_postgres_manager_writes_through_it_and_does_not_pretend_to_listen(
+    pooler_url: str, breakable: Cluster
+) -> None:
+    """Sessions that listen are handed on from one to the next there."""
+
+    def work() -> None:
+        past = PostgresManager(breakable.url())._notifications()
+        assert next(past) is None
+        PostgresManager(pooler_url, write_only=True).emit("news", 1)
+        assert '"news"' in str(next(past))
+        past.close()
+        through = PostgresManager(pooler_url)
+        through.proof_timeout = 1.0
+        with pytest.raises(DatabaseError, match="a pooler in transaction mode is in between"):
+            next(through._notifications())
+
+    in_thread(work)
 
 
 def test_two_addresses_that_mean_two_databases_are_found_out(breakable: Cluster) -> None:

@@ -8,6 +8,7 @@ from socketio_pg import fanout, parsers
 from socketio_pg.cluster import create_manager
 from socketio_pg.cluster_postgres import PostgresCluster
 from socketio_pg.cluster_redis import RedisCluster
+from socketio_pg.config import Settings
 from socketio_pg.errors import ConfigurationError
 from socketio_pg.pubsub import PubSub
 
@@ -26,7 +27,7 @@ def pubsub() -> PubSub:
 )  # fmt: skip
 def test_the_setting_names_it(pubsub: PubSub, setting: str | None, kind: type) -> None:
     """And nothing connects: it is made when the application is imported."""
-    assert type(create_manager(setting, "channel", pubsub)) is kind
+    assert type(create_manager(Settings(message_queue=setting), pubsub)) is kind
     assert setting is None or parsers.message_queue(setting) == setting
 
 
@@ -36,7 +37,7 @@ def test_the_setting_names_it(pubsub: PubSub, setting: str | None, kind: type) -
 def test_a_package_that_is_missing(pubsub: PubSub, setting: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=rf"pip install 'socketio_pg\[{package}\]'"):
-        create_manager(parsers.message_queue(setting), "channel", pubsub)
+        create_manager(Settings(message_queue=parsers.message_queue(setting)), pubsub)
 
 
 @pytest.mark.parametrize("value", ["amqp://h", "redis", "redis:/h", "", "http://h", 7, None])

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from socketio_pg.complaints import Complaints
+from socketio_pg.complaints import Complaints, SeldomFilter
 
 logger = logging.getLogger("socketio_pg.test_complaints")
 
@@ -42,3 +42,24 @@ def test_a_failure_has_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
     assert record.levelno == logging.ERROR
     assert record.exc_info
     assert record.exc_info[1] is error
+
+
+def test_lines_of_anothers_logger(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    logger = logging.getLogger("anothers")
+    logger.addFilter(SeldomFilter("Invalid request"))
+    for _ in range(3):
+        logger.warning("Invalid request from %s", "somewhere")
+        logger.warning("something else")
+    clock[0] += 1
+    logger.warning("Invalid request from 100%")
+    logger.warning("Invalid request from nowhere")
+    clock[0] += 2
+    logger.warning("Invalid request from there")
+    assert [record.getMessage() for record in caplog.records] == [
+        "Invalid request from somewhere",
+        *["something else"] * 3,
+        "Invalid request from 100% (2 more since the last time)",
+        "Invalid request from there (1 more since the last time)",
+    ]

@@ -1,6 +1,8 @@
 """The doctor's judgements without a database: settings, programs, this machine, and what is made of what was read."""
 
+import contextlib
 import json
+import signal
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from socketio_pg.doctor import examine
 from socketio_pg.findings import Finding
 from socketio_pg.version import __version__
 from tests.support.cli import run
+from tests.support.redis import Redis
 from tests.support.tokens import KeyServer, SigningKey
 
 pytestmark = pytest.mark.usefixtures("clean_settings")
@@ -50,6 +53,8 @@ def test_settings_with_which_a_server_starts(
         {"authorization": "rls"},
         {"allowed_roles": ("web",)},
         {"jwt_secret": SECRET, "jwt_algorithms": ("RS256",)},
+        {"listen": "leader"},
+        {"listen": "leader", "message_queue": "postgres"},
     ],
     ids=str,
 )
@@ -105,6 +110,23 @@ def test_keys_that_are_fetched(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text(json.dumps({"keys": [SigningKey("ed").jwk]}))
     assert levels(checks_settings.key_set(Settings(jwks_url=str(tmp_path / "keys.json")))) == {"keys": "ok"}
     assert levels(checks_settings.key_set(Settings())) == {}
+
+
+def test_the_message_queue() -> None:
+    assert levels(checks_settings.message_queue(Settings())) == {}
+    assert levels(checks_settings.message_queue(Settings(message_queue="postgres"))) == {}
+    with contextlib.closing(Redis()) as redis:
+        settings = Settings(message_queue=redis.url.replace("//", "//some:pass_word@"))
+        assert levels(checks_settings.message_queue(Settings(message_queue=redis.url))) == {"MESSAGE_QUEUE": "ok"}
+        [wrong_password] = checks_settings.message_queue(settings)
+        assert wrong_password.level == "error"
+        redis.signal(signal.SIGSTOP)
+        [still] = checks_settings.message_queue(Settings(message_queue=redis.url))
+        assert still.level == "error"
+        redis.signal(signal.SIGCONT)
+    [away] = checks_settings.message_queue(settings)
+    assert away.level == "error"
+    assert "pass_word" not in f"{away} {wrong_password}"
 
 
 # -- programs and machine ----------------------------------------------------------------------------------------------
