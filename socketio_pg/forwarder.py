@@ -125,6 +125,8 @@ class Forwarder:
         self._confirming.update((name, channel) for channel in mine)
         listening, refused = [], []
         for channel in mine:
+            if listener is not self._listener:
+                return  # its turn has ended, and nobody is woken any more
             try:
                 listener.wait(channel, self.listen_timeout)
                 listening.append(channel)
@@ -145,8 +147,11 @@ class Forwarder:
 
     def _run(self) -> None:
         while True:
-            self._say()
-            self._forget_silent()
+            try:
+                self._say()
+                self._forget_silent()
+            except Exception:  # a bug, then; without another word all nodes would take this one for gone
+                logger.exception("speaking to the nodes failed; going on")
             green.sleep(self.beat_interval)
 
     def _forget_silent(self) -> None:

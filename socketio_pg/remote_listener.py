@@ -145,7 +145,10 @@ class RemoteListener:
                 spoken = now
                 if self._all or any(self._changes.values()):
                     asked = now
-                self._tell()
+                try:
+                    self._tell()
+                except Exception:  # a bug, then; what was not sent is noticed by the leader, by its count
+                    logger.exception("speaking to the leader failed; going on")
             self._change = green.Event()
             if not self._changes and not self._all:
                 try:
