@@ -2,17 +2,16 @@
 
 import contextlib
 import signal
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.clients import SocketClient
-from tests.support.nodes import Nodes
+from tests.support.nodes import Nodes, under_load
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.redis import Redis
-from tests.support.replay_clients import Client, JavaScript, numbers
+from tests.support.replay_clients import Client, JavaScript
 from tests.support.server import ServerProcess
 
 NODES = 3
@@ -117,38 +116,17 @@ def test_another_database_on_the_same_redis(
     assert all(client.pending("event") == client.pending("gap") == 0 for client in clients)
 
 
-@contextlib.contextmanager
-def under_load(nodes: Nodes, channel: str, who: list[ServerProcess]) -> Iterator[list[Client]]:
-    """A client that keeps its position on each of ``who``; in the end it must have everything, once and in order."""
-    ended, last = threading.Event(), [0]
-
-    def publish() -> None:
-        while not ended.wait(0.01):
-            nodes.publish(channel, last[0] + 1, last[0] + 1)
-            last[0] += 1
-
-    with contextlib.ExitStack() as stack:
-        clients: list[Client] = [stack.enter_context(contextlib.closing(JavaScript(node.url))) for node in who]
-        for client in clients:
-            client.subscribe("one", channel)
-        publisher = threading.Thread(target=publish)
-        publisher.start()
-        try:
-            yield clients
-        finally:
-            ended.set()
-            publisher.join()
-        nodes.publish(channel, last[0] + 1, last[0] + 1)
-        everything = list(range(1, last[0] + 2))
-        for client in clients:
-            assert numbers(client, "one", len(everything)) == everything
+def keeping(nodes: list[ServerProcess]) -> list[Client]:
+    """A client that keeps its position on each of ``nodes``."""
+    return [JavaScript(node.url) for node in nodes]
 
 
 def test_the_leader_dies(nodes: Nodes, channel: str) -> None:
     """The others lose nothing of the log, and are told that NOTIFY may have been missed."""
     leader = nodes.wait_leader()
     others = [node for node in nodes.nodes if node is not leader]
-    with under_load(nodes, channel, others) as clients, SocketClient(others[0].url) as listener:
+    clients = keeping(others)
+    with under_load(nodes, channel, clients), SocketClient(others[0].url) as listener:
         assert listener.call("subscribe", {"channel": f"{channel}-notify"})["ok"] is True
         leader.kill()
         until(lambda: nodes.leader() in others, "another leads")
@@ -166,7 +144,8 @@ def test_the_leader_dies(nodes: Nodes, channel: str) -> None:
 
 def test_redis_dies(nodes: Nodes, redis: Redis, channel: str) -> None:
     """Nodes say that they hear nothing; nothing of the log is lost; afterwards it goes on."""
-    with under_load(nodes, channel, nodes.nodes) as clients, SocketClient(nodes.nodes[0].url) as late:
+    clients = keeping(nodes.nodes)
+    with under_load(nodes, channel, clients), SocketClient(nodes.nodes[0].url) as late:
         redis.kill()
         for node in nodes.nodes:
             node.wait_for("/readyz", 503, "nothing is heard any more over MESSAGE_QUEUE")
@@ -185,7 +164,7 @@ def test_redis_stands_still(nodes: Nodes, redis: Redis, channel: str) -> None:
 
     Whether something was lost in the end is Redis's affair.
     """
-    with under_load(nodes, channel, nodes.nodes):
+    with under_load(nodes, channel, keeping(nodes.nodes)):
         redis.signal(signal.SIGSTOP)
         try:
             for node in nodes.nodes:
@@ -200,7 +179,8 @@ def test_redis_stands_still(nodes: Nodes, redis: Redis, channel: str) -> None:
 
 
 def test_the_database_restarts(nodes: Nodes, postgres18: Cluster, channel: str) -> None:
-    with under_load(nodes, channel, nodes.nodes) as clients:
+    clients = keeping(nodes.nodes)
+    with under_load(nodes, channel, clients):
         postgres18.terminate_backends()
         for client in clients:
             assert client.next("gap", "one")[0]["tier"] == "notify"

@@ -11,10 +11,10 @@ import requests
 
 from tests.support.clients import SocketClient
 from tests.support.node import NodeClient
-from tests.support.nodes import Nginx, Nodes
+from tests.support.nodes import Nginx, Nodes, under_load
 from tests.support.patience import until
 from tests.support.postgres import Cluster
-from tests.support.replay_clients import CLIENTS, Client, numbers
+from tests.support.replay_clients import CLIENTS, Client
 from tests.support.server import ServerProcess
 from tests.support.swarm import Swarm
 
@@ -75,36 +75,14 @@ def test_websockets_go_where_there_are_the_fewest(nodes: Nodes) -> None:
 # -- deploys and deaths ------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def under_load(nodes: Nodes, channel: str) -> Iterator[list[Client]]:
-    """Both clients, three of each, while something is published all the time; at the end they must have everything."""
-    ended, last = threading.Event(), [0]
-
-    def publish() -> None:
-        while not ended.wait(0.01):
-            nodes.publish(channel, last[0] + 1, last[0] + 1)
-            last[0] += 1
-
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(contextlib.closing(make(nodes.address))) for make in [*CLIENTS.values()] * 3]
-        for client in clients:
-            client.subscribe("one", channel)
-        publisher = threading.Thread(target=publish)
-        publisher.start()
-        try:
-            yield clients
-        finally:
-            ended.set()
-            publisher.join()
-        # Past the end: one that came twice, late, would come before it.
-        nodes.publish(channel, last[0] + 1, last[0] + 1)
-        everything = list(range(1, last[0] + 2))
-        for client in clients:
-            assert numbers(client, "one", len(everything)) == everything
+def both_clients(nodes: Nodes) -> list[Client]:
+    """Three of each."""
+    return [make(nodes.address) for make in [*CLIENTS.values()] * 3]
 
 
 def test_a_rolling_restart_loses_nothing_and_repeats_nothing(nodes: Nodes, channel: str) -> None:
-    with under_load(nodes, channel) as clients:
+    clients = both_clients(nodes)
+    with under_load(nodes, channel, clients):
         for node in nodes.nodes:
             node.restart()
         # Whoever was connected before has been on a node that went away.
@@ -115,7 +93,7 @@ def test_a_rolling_restart_loses_nothing_and_repeats_nothing(nodes: Nodes, chann
 
 def test_the_leader_dies_and_another_leads(nodes: Nodes, channel: str) -> None:
     leader = nodes.wait_leader()
-    with under_load(nodes, channel):
+    with under_load(nodes, channel, both_clients(nodes)):
         leader.kill()
         until(lambda: nodes.leader() not in (None, leader), "another leads")
         leader.start()

@@ -1,12 +1,14 @@
-"""Several nodes on one database behind a real nginx, with the configuration in deploy/."""
+"""Several nodes on one database, behind a real nginx with the configuration in deploy/, and clients under load."""
 
+import contextlib
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +16,8 @@ from tests.support.log import Log
 from tests.support.missing import missing
 from tests.support.patience import until
 from tests.support.postgres import Cluster
-from tests.support.server import ROOT, ServerProcess, free_port
+from tests.support.replay_clients import Client, numbers
+from tests.support.server import ROOT, ServerProcess, free_port, listens
 
 CONFIGURATION = ROOT / "deploy" / "nginx.conf"
 
@@ -80,14 +83,7 @@ class Nginx:
         self.said = checked.stderr
         with (self._folder / "stderr").open("wb") as errors:
             self._process = subprocess.Popen([*command, "-g", options], stderr=errors, start_new_session=True)
-        until(self._listens, "nginx listens")
-
-    def _listens(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 5).close()
-        except OSError:
-            return False
-        return True
+        until(lambda: listens(self.port), "nginx listens")
 
     @property
     def url(self) -> str:
@@ -167,3 +163,32 @@ class Nodes(Log):
             self.nginx.close()
         for node in self.nodes:
             node.close()
+
+
+@contextlib.contextmanager
+def under_load(nodes: Nodes, channel: str, clients: Sequence[Client]) -> Iterator[None]:
+    """Something is published all the time; at the end ``clients`` must have everything, once and in order."""
+    ended, last = threading.Event(), [0]
+
+    def publish() -> None:
+        while not ended.wait(0.01):
+            nodes.publish(channel, last[0] + 1, last[0] + 1)
+            last[0] += 1
+
+    with contextlib.ExitStack() as stack:
+        for client in clients:
+            stack.callback(client.close)
+        for client in clients:
+            client.subscribe("one", channel)
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            publisher.join()
+        # Past the end: one that came twice, late, would come before it.
+        nodes.publish(channel, last[0] + 1, last[0] + 1)
+        everything = list(range(1, last[0] + 2))
+        for client in clients:
+            assert numbers(client, "one", len(everything)) == everything

@@ -1,13 +1,12 @@
 """A real Redis."""
 
 import shutil
-import socket
 import subprocess
 import tempfile
 
 from tests.support.missing import missing
 from tests.support.patience import until
-from tests.support.server import free_port
+from tests.support.server import free_port, listens
 
 
 class Redis:
@@ -33,7 +32,7 @@ class Redis:
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
-        until(self._listens, "Redis listens")
+        until(lambda: listens(self.port), "Redis listens")
 
     def kill(self) -> None:
         if self._process is not None:
@@ -48,10 +47,3 @@ class Redis:
     def close(self) -> None:
         self.kill()
         self._folder.cleanup()
-
-    def _listens(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 5).close()
-        except OSError:
-            return False
-        return True

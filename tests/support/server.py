@@ -26,6 +26,14 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except OSError:
+        return False
+    return True
+
+
 def clean_environment(**settings: str) -> dict[str, str]:
     """The environment without settings of ours that the developer's shell may have."""
     ours = {field.name.upper() for field in dataclasses.fields(Settings)}
