@@ -83,3 +83,9 @@ def subscriber(log: Log, channel: str) -> Iterator[SocketClient]:
     with SocketClient(log.server.url) as client:
         assert client.call("subscribe", {"channel": channel})["ok"] is True
         yield client
+
+
+@pytest.fixture
+def room(channel: str) -> str:
+    """A room of the application's own."""
+    return f"room of {channel}"

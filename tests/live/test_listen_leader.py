@@ -176,6 +176,7 @@ def test_redis_stands_still(nodes: Nodes, redis: Redis, channel: str) -> None:
             redis.signal(signal.SIGCONT)
         for node in nodes.nodes:
             node.wait_ready()
+    assert all("Traceback" not in node.log for node in nodes.nodes)
 
 
 def test_the_database_restarts(nodes: Nodes, postgres18: Cluster, channel: str) -> None:
@@ -214,6 +215,7 @@ def test_without_the_log_the_operator_is_told_what_is_missing(postgres18: Cluste
     settings = {"LISTEN": "leader", "MESSAGE_QUEUE": redis.url, "MESSAGE_QUEUE_CHANNEL": "no log"}
     with contextlib.closing(ServerProcess(postgres18.url("listen_no_log"), wait="http", **settings)) as node:
         node.wait_for("/readyz", 503, "cannot listen for them: the log of this version is not installed")
+        assert node.get("/healthz")[0] == 200
 
 
 def test_it_needs_a_queue(postgres18: Cluster) -> None:

@@ -1,0 +1,86 @@
+"""Two nodes of an application that uses Flask-SocketIO's own API, with a queue between them, and their clients."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import requests
+import socketio
+
+from socketio_pg import PostgresManager
+from socketio_pg.channels import QUEUE_CHANNEL
+from tests.support.clients import SocketClient
+from tests.support.patience import PATIENCE
+from tests.support.postgres import Cluster
+from tests.support.redis import Redis
+from tests.support.server import ServerProcess
+
+APP = "tests.support.rooms_app:app"
+
+
+class Member(SocketClient):
+    """A client that gives everything that comes with ``news``, and answers questions with what was asked."""
+
+    EVENTS = (*SocketClient.EVENTS, "news")
+
+    def __init__(self, url: str, *rooms: str, transports: tuple[str, ...] = ("websocket",)) -> None:
+        super().__init__(url, transports)
+        self.io.on("question", self.answer)
+        self.sid: str = self.next("server_hello")["sid"]
+        for room in rooms:
+            self.call("join", room)
+
+    def __enter__(self) -> "Member":
+        return self
+
+    @staticmethod
+    def answer(question: Any) -> Any:
+        return b"\0\xff" * 3 if question == "binary" else {"asked": question}
+
+    def _recorder(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: self._events[name].put(
+            arguments if name == "news" else arguments[0] if arguments else None
+        )
+
+
+class Cell:
+    """Two nodes, and what is between them."""
+
+    def __init__(self, postgres18: Cluster, kind: str) -> None:
+        self.kind = kind
+        self.redis = Redis() if kind == "redis" else None
+        self.queue = (
+            os.environ["KAFKA_URL"] if kind == "kafka" else "postgres" if self.redis is None else self.redis.url
+        )
+        self.database_url = postgres18.url()
+        self.nodes = [ServerProcess(self.database_url, app=APP, MESSAGE_QUEUE=self.queue) for _ in range(2)]
+
+    def post(self, node: int, path: str, body: Any = None, method: str = "POST") -> Any:
+        answer = requests.request(method, f"{self.nodes[node].url}{path}", json=body, timeout=PATIENCE)
+        assert answer.status_code == 200, answer.text
+        return answer.text if answer.text == "done" else answer.json()
+
+    def emit(self, node: int, data: Any, **options: Any) -> None:
+        assert self.post(node, "/emit", {"data": data, **options}) == "done"
+
+    def writer(self) -> Any:
+        """A manager as a program has it that is no server."""
+        if self.kind == "kafka":
+            pytest.skip("python-socketio's own manager does not work with kafka-python")
+        if self.redis is None:
+            return PostgresManager(self.database_url, write_only=True)
+        return socketio.RedisManager(self.redis.url, channel=QUEUE_CHANNEL, write_only=True)
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+        if self.redis is not None:
+            self.redis.close()
+
+
+def only_news(members: Sequence[Member]) -> list[tuple[Any, ...]]:
+    """What came to each of them with one ``news``, when nothing else has."""
+    found = [member.next("news") for member in members]
+    assert [member.pending("news") for member in members] == [0] * len(members)
+    return found

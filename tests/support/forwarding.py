@@ -1,0 +1,109 @@
+"""A queue that loses what it is told to lose, and leaders and nodes on it, in this process on a real PostgreSQL."""
+
+import json
+from typing import Any
+
+from socketio_pg import green
+from socketio_pg.database import Database
+from socketio_pg.forwarder import Forwarder
+from socketio_pg.listener import Gap
+from socketio_pg.remote_listener import HEARD, WANTED, RemoteListener
+from tests.support.postgres import Cluster
+
+
+class Wire:
+    """A queue as Redis is one: in order, to all, or not at all."""
+
+    def __init__(self) -> None:
+        self.receivers: list[tuple[str, Any]] = []
+        #: Of the messages sent, counted from 1, those that get lost, and those that the next one overtakes.
+        self.lost: set[int] = set()
+        self.late: set[int] = set()
+        self._overtaken: list[str] = []
+        self.sent = 0
+        self._waiting: Any = green.Queue()
+        self._thread = green.spawn(self._run)
+
+    def tell(self, command: dict[str, Any]) -> None:
+        self.sent += 1
+        if self.sent in self.late:
+            self._overtaken.append(json.dumps(command))
+        elif self.sent not in self.lost:
+            self._waiting.put(json.dumps(command))
+            while self._overtaken:
+                self._waiting.put(self._overtaken.pop())
+
+    def _run(self) -> None:
+        while True:
+            text = self._waiting.get()
+            for method, receive in self.receivers:
+                command = json.loads(text)
+                if command["method"] == method:
+                    receive(command)
+
+    def close(self) -> None:
+        self._thread.kill()
+
+
+class Node:
+    """A node that only listens, and notes what it is told, in order: notifications and gaps."""
+
+    def __init__(self, wire: Wire, database: Database) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.listener = RemoteListener(database, self.told.extend, self._gap)
+        self.listener.retry_interval = 0.05
+        self.listener.beat_interval = 0.1
+        self.listener.silence = 1.0
+        self.listener.tell = wire.tell
+        wire.receivers.append((HEARD, self.listener.receive))
+        self.listener.start()
+
+    def _gap(self, gap: Gap) -> None:
+        self.told.append((gap.channel, "gap"))
+
+    def wait(self, *told: tuple[str, str]) -> None:
+        """Until it was told these last."""
+        with green.timeout(20):
+            while tuple(self.told[-len(told) :]) != told:
+                green.sleep(0.005)
+
+    def wait_ready(self) -> None:
+        with green.timeout(20):
+            while not self.listener.ready:
+                green.sleep(0.005)
+
+
+class World:
+    """A wire, and the leaders and nodes on it."""
+
+    def __init__(self, postgres: Cluster, database: str = "postgres") -> None:
+        self.database = Database(postgres.url(database))
+        self.wire = Wire()
+        self.leaders: list[Forwarder] = []
+        self.nodes: list[Node] = []
+
+    def leader(self, *, eager: bool = True) -> Forwarder:
+        made = Forwarder(self.database, self.wire.tell, eager=eager)
+        made.beat_interval, made.node_timeout, made.deaf_after = 0.05, 1.0, 1.0
+        self.wire.receivers += [(WANTED, made.receive), (HEARD, made.hear_itself)]
+        self.leaders.append(made)
+        made.lead(True)
+        return made
+
+    def node(self) -> Node:
+        self.nodes.append(Node(self.wire, self.database))
+        return self.nodes[-1]
+
+    def close(self) -> None:
+        for leader in self.leaders:
+            leader.lead(False)
+        for node in self.nodes:
+            node.listener.stop()
+        self.wire.close()
+
+
+def listen(node: Node, *channels: str) -> None:
+    for channel in channels:
+        node.listener.acquire(channel)
+    for channel in channels:
+        node.listener.wait(channel, 20)
