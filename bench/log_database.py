@@ -16,7 +16,7 @@ from typing import Any
 import psycopg2
 
 from bench.servers import ROOT
-from socketio_pg.embedded import EmbeddedPostgres
+from socketio_pg.postgres.embedded import EmbeddedPostgres
 
 NODE_ROLE = "bench_node"
 """A role for one of two nodes, so that its statements can be told apart and its logins be forbidden."""

@@ -68,8 +68,8 @@ def load(clients: int, *, counting: bool) -> tuple[Receive, list[Any]]:
     if not counting:
         import_without("socketio_pg.fanout")
         import_without("socketio_pg.pubsub")
-    from socketio_pg.engine_socket import Socket
-    from socketio_pg.transport import Connection
+    from socketio_pg.engine.socket import Socket
+    from socketio_pg.engine.transport import Connection
     from socketio_pg.websocket import SocketServer
 
     server = SocketServer(dsn="postgresql://127.0.0.1:9/nowhere")

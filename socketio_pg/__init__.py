@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from socketio_pg.errors import PayloadTooLargeError, SocketIOPGError, UnauthorizedError
+from socketio_pg.core.errors import PayloadTooLargeError, SocketIOPGError, UnauthorizedError
 from socketio_pg.version import __version__
 
 if TYPE_CHECKING:
-    from socketio_pg.orm import publishes
-    from socketio_pg.postgres_manager import PostgresManager
-    from socketio_pg.pubsub import PubSub
-    from socketio_pg.tokens import Claims
+    from socketio_pg.access.tokens import Claims
+    from socketio_pg.cluster.postgres_manager import PostgresManager
+    from socketio_pg.orm.hooks import publishes
+    from socketio_pg.pubsub.pubsub import PubSub
 
 __all__ = [
     "Claims",
@@ -26,19 +26,19 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Not imported above: socketio_pg.client and orm are to need neither Flask nor eventlet.
     if name == "PubSub":
-        from socketio_pg.pubsub import PubSub
+        from socketio_pg.pubsub.pubsub import PubSub
 
         return PubSub
     if name == "PostgresManager":
-        from socketio_pg.postgres_manager import PostgresManager
+        from socketio_pg.cluster.postgres_manager import PostgresManager
 
         return PostgresManager
     if name == "Claims":
-        from socketio_pg.tokens import Claims
+        from socketio_pg.access.tokens import Claims
 
         return Claims
     if name == "publishes":
-        from socketio_pg.orm import publishes
+        from socketio_pg.orm.hooks import publishes
 
         return publishes
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,11 +5,11 @@ import dataclasses
 from flask import Flask, redirect
 from werkzeug.wrappers import Response
 
-from socketio_pg import config
-from socketio_pg.demo import create_demo_blueprint
-from socketio_pg.embedded import EmbeddedPostgres
-from socketio_pg.errors import ConfigurationError
-from socketio_pg.logs import configure_logging
+from socketio_pg.core import config
+from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.core.logs import configure_logging
+from socketio_pg.postgres.embedded import EmbeddedPostgres
+from socketio_pg.web.demo import create_demo_blueprint
 from socketio_pg.websocket import SocketServer
 
 

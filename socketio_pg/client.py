@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.orm import Session, scoped_session
 
-from socketio_pg.channels import validate_channel
-from socketio_pg.messages import check_size, encode_payload
+from socketio_pg.core.channels import validate_channel
+from socketio_pg.core.messages import check_size, encode_payload
 
 
 class Client:

@@ -9,13 +9,13 @@ import resource
 import signal
 from typing import Any
 
-from socketio_pg import green
-from socketio_pg.complaints import SeldomFilter
+from socketio_pg.core import green
+from socketio_pg.core.complaints import SeldomFilter
 
 # Under another name: gunicorn takes `config` for one of its settings.
-from socketio_pg.config import load as load_settings
-from socketio_pg.errors import ConfigurationError
-from socketio_pg.logs import formatter
+from socketio_pg.core.config import load as load_settings
+from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.core.logs import formatter
 
 worker_class = "eventlet"
 #: One: the rooms are in the memory of one process. More nodes are more gunicorns (docs/architecture.md).

@@ -20,10 +20,10 @@ import signal
 
 from flask import Flask
 
-from socketio_pg import green
 from socketio_pg.app import create_app
-from socketio_pg.embedded import EmbeddedPostgres
-from socketio_pg.errors import ConfigurationError
+from socketio_pg.core import green
+from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.postgres.embedded import EmbeddedPostgres
 from socketio_pg.websocket import SocketServer
 
 #: gunicorn gives up on this exit status of a worker (arbiter.APP_LOAD_ERROR); on others it starts the next one.

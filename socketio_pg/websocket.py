@@ -8,28 +8,28 @@ from typing import Any
 
 from flask import Flask
 
-from socketio_pg import config, green
-from socketio_pg.access import Access
-from socketio_pg.api import Api, create_api_blueprint
-from socketio_pg.authentication import Authenticate
-from socketio_pg.cluster import create_manager, listen_for_others
-from socketio_pg.cluster_manager import ClusterManager
-from socketio_pg.delivery import Delivery
-from socketio_pg.door import Door
-from socketio_pg.errors import DatabaseError, IdleTimeoutError, RateLimitedError
-from socketio_pg.extension import SocketIO
-from socketio_pg.gauges import Gauges
-from socketio_pg.handlers import Handlers
-from socketio_pg.idle import Idle
-from socketio_pg.limits import ClientLimits
-from socketio_pg.listener import Listener
-from socketio_pg.probe import Probe
-from socketio_pg.pubsub import PubSub
-from socketio_pg.relay import Relay
-from socketio_pg.remote_listener import RemoteListener
-from socketio_pg.schema import install
-from socketio_pg.tokens import Claims
-from socketio_pg.web import create_blueprint
+from socketio_pg.access.access import Access
+from socketio_pg.access.authentication import Authenticate
+from socketio_pg.access.tokens import Claims
+from socketio_pg.cluster.node import ClusterManager
+from socketio_pg.cluster.remote_listener import RemoteListener
+from socketio_pg.cluster.select import create_manager, listen_for_others
+from socketio_pg.core import config, green
+from socketio_pg.core.errors import DatabaseError, IdleTimeoutError, RateLimitedError
+from socketio_pg.gateway.admission import Door
+from socketio_pg.gateway.delivery import Delivery
+from socketio_pg.gateway.gauges import Gauges
+from socketio_pg.gateway.handlers import Handlers
+from socketio_pg.gateway.idle import Idle
+from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.gateway.probe import Probe
+from socketio_pg.log.relay import Relay
+from socketio_pg.postgres.listener import Listener
+from socketio_pg.postgres.schema import install
+from socketio_pg.protocol.extension import SocketIO
+from socketio_pg.pubsub.pubsub import PubSub
+from socketio_pg.web.api import Api, create_api_blueprint
+from socketio_pg.web.pages import create_blueprint
 
 logger = logging.getLogger("socketio_pg.websocket")
 

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from socketio_pg.relay import MOVE, MOVE_BATCH
+from socketio_pg.log.relay import MOVE, MOVE_BATCH
 from tests.support.checker import Logged, digest, judge_subscriber
 from tests.support.checker_clients import Client, Loop
 from tests.support.checker_subscribers import Subscriber

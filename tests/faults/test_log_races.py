@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from socketio_pg import green
-from socketio_pg.follower import Follower
-from socketio_pg.history import History
-from socketio_pg.listener import Listener
-from socketio_pg.messages import Message
-from socketio_pg.positions import Head
-from socketio_pg.recent import Recent
+from socketio_pg.core import green
+from socketio_pg.core.messages import Message
+from socketio_pg.log.follower import Follower
+from socketio_pg.log.history import History
+from socketio_pg.log.positions import Head
+from socketio_pg.log.recent import Recent
+from socketio_pg.postgres.listener import Listener
 
 
 class _Listener(Listener):

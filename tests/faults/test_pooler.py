@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from socketio_pg import PostgresManager
-from socketio_pg.errors import DatabaseError
+from socketio_pg.core.errors import DatabaseError
 from tests.support.clients import SocketClient
 from tests.support.missing import missing
 from tests.support.patience import until

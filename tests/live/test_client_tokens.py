@@ -12,13 +12,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from socketio_pg.errors import (
-    AuthenticationUnavailableError,
-    ForbiddenError,
-    SocketIOPGError,
-    UnauthorizedError,
-)
-from socketio_pg.subscriber import Message, Subscriber
+from socketio_pg.core.errors import AuthenticationUnavailableError, ForbiddenError, SocketIOPGError, UnauthorizedError
+from socketio_pg.subscriber.subscriber import Message, Subscriber
 from tests.support.postgres import Cluster
 from tests.support.replay_clients import JavaScript, Python, Refused, Tokens
 from tests.support.server import ServerProcess

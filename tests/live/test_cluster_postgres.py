@@ -11,8 +11,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from socketio_pg import PostgresManager
-from socketio_pg.channels import QUEUE_CHANNEL
-from socketio_pg.errors import ConfigurationError, DatabaseUnavailableError
+from socketio_pg.core.channels import QUEUE_CHANNEL
+from socketio_pg.core.errors import ConfigurationError, DatabaseUnavailableError
 from tests.support.cluster import Cell, Member, only_news
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster, in_thread

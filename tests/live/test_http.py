@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 
-from socketio_pg.publications import MOST_TOGETHER
+from socketio_pg.core.publications import MOST_TOGETHER
 from tests.support.clients import SocketClient
 from tests.support.http_api import HttpApi, after, payloads, refusal
 from tests.support.log import Log, wait_installed

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from socketio_pg.api_errors import BODY_STATUSES, STATUSES
+from socketio_pg.web.api_errors import BODY_STATUSES, STATUSES
 from tests.support import asyncapi
 from tests.support.clients import SocketClient
 from tests.support.http_api import HttpApi, after

@@ -8,7 +8,7 @@ import psycopg2
 import pytest
 import requests
 
-from socketio_pg.replay_page import ENOUGH_CHARACTERS, MOST_MESSAGES, USUAL_MESSAGES
+from socketio_pg.log.replay_page import ENOUGH_CHARACTERS, MOST_MESSAGES, USUAL_MESSAGES
 from tests.support.clients import SocketClient
 from tests.support.http_api import HttpApi, after, payloads, refusal
 from tests.support.log import Log, since, wait_installed

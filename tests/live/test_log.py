@@ -227,7 +227,7 @@ def test_installed_while_the_server_runs(postgres18: Cluster, channel: str) -> N
     try:
         with SocketClient(log.server.url) as client:
             assert "position" not in client.call("subscribe", {"channel": channel})
-            from socketio_pg.schema import statements
+            from socketio_pg.postgres.schema import statements
 
             log.sql(statements(1_000_000))
             log.publish(channel, 1, 1)

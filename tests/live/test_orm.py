@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from socketio_pg.orm import publishes
+from socketio_pg.orm.hooks import publishes
 from tests.support.clients import SocketClient
 from tests.support.log import Log, wait_installed
 from tests.support.postgres import Cluster

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from socketio_pg.errors import (
+from socketio_pg.core.errors import (
     DatabaseUnavailableError,
     InvalidChannelError,
     InvalidRequestError,
     PayloadTooLargeError,
     SocketIOPGError,
 )
-from socketio_pg.subscriber import Gap, Message, Subscriber
+from socketio_pg.subscriber.subscriber import Gap, Message, Subscriber
 from tests.support.log import Log, wait_installed
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy

@@ -11,8 +11,8 @@ import psycopg2.extensions
 import pytest
 from sqlalchemy.orm import Session
 
-from socketio_pg.database import Database
-from socketio_pg.policies import Policies
+from socketio_pg.access.policies import Policies
+from socketio_pg.postgres.database import Database
 from tests.support.cli import Base
 from tests.support.log_database import LogDatabase
 from tests.support.orm import OrmDatabase

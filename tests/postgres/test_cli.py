@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from socketio_pg import schema
+from socketio_pg.postgres import schema
 from tests.support.cli import COMMAND, PATIENCE, Base, Running, environment, run
 from tests.support.server import ROOT
 

@@ -12,7 +12,7 @@ import sqlalchemy
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from socketio_pg.client import Client
-from socketio_pg.errors import InvalidChannelError, InvalidRequestError, PayloadTooLargeError
+from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, PayloadTooLargeError
 from tests.support.postgres import Cluster
 
 

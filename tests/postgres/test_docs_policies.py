@@ -8,10 +8,10 @@ from pathlib import Path
 import psycopg2.extensions
 import pytest
 
-from socketio_pg import schema
-from socketio_pg.database import Database
-from socketio_pg.policies import Policies
-from socketio_pg.questions import Action, Question
+from socketio_pg.access.policies import Policies
+from socketio_pg.access.questions import Action, Question
+from socketio_pg.postgres import schema
+from socketio_pg.postgres.database import Database
 from tests.support.postgres import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from socketio_pg import schema
+from socketio_pg.postgres import schema
 from tests.support.cli import COMMAND, PATIENCE, Base, doctor, environment, level, run
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT

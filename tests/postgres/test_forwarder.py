@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from socketio_pg import green
-from socketio_pg.errors import DatabaseUnavailableError, InvalidChannelError
-from socketio_pg.remote_listener import HEARD, WANTED
-from socketio_pg.waiters import ListenCancelledError
+from socketio_pg.cluster.remote_listener import HEARD, WANTED
+from socketio_pg.core import green
+from socketio_pg.core.errors import DatabaseUnavailableError, InvalidChannelError
+from socketio_pg.postgres.waiters import ListenCancelledError
 from tests.support.forwarding import World, listen
 from tests.support.postgres import Cluster
 

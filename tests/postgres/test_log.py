@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from socketio_pg import schema
-from socketio_pg.channels import validate_channel
 from socketio_pg.client import Client
-from socketio_pg.database import Database
-from socketio_pg.errors import InvalidChannelError
-from socketio_pg.history import _CHANNEL_PAGES
-from socketio_pg.positions import Batch, decode_batch
-from socketio_pg.relay import MOVE, Relay
+from socketio_pg.core.channels import validate_channel
+from socketio_pg.core.errors import InvalidChannelError
+from socketio_pg.log.history import _CHANNEL_PAGES
+from socketio_pg.log.positions import Batch, decode_batch
+from socketio_pg.log.relay import MOVE, Relay
+from socketio_pg.postgres import schema
+from socketio_pg.postgres.database import Database
 from tests.support.log_database import MAX_PAYLOAD, LogDatabase
 from tests.support.postgres import in_thread
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
-from socketio_pg import schema
-from socketio_pg.database import Database
-from socketio_pg.errors import DatabaseError
-from socketio_pg.relay import MOVE, MOVE_BATCH, Relay
+from socketio_pg.core.errors import DatabaseError
+from socketio_pg.log.relay import MOVE, MOVE_BATCH, Relay
+from socketio_pg.postgres import schema
+from socketio_pg.postgres.database import Database
 from tests.support.log_database import MAX_PAYLOAD, LogDatabase, look_everywhere, run_cli
 from tests.support.postgres import Cluster, in_thread
 

@@ -11,8 +11,8 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Mapped, mapped_column
 
 from socketio_pg.client import Client
-from socketio_pg.errors import InvalidChannelError
-from socketio_pg.orm import publishes
+from socketio_pg.core.errors import InvalidChannelError
+from socketio_pg.orm.hooks import publishes
 from tests.support.orm import DRIVERS, OrmDatabase, orm_database
 from tests.support.postgres import Cluster
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import (
     mapped_column,
 )
 
-from socketio_pg.orm import publishes
+from socketio_pg.orm.hooks import publishes
 from tests.support.orm import DRIVERS, OrmDatabase, images, orm_database
 from tests.support.postgres import Cluster
 

@@ -21,7 +21,7 @@ from sqlalchemy.orm import (
 )
 
 from socketio_pg.client import Client
-from socketio_pg.orm import publishes
+from socketio_pg.orm.hooks import publishes
 from tests.support.orm import DRIVERS, OrmDatabase, images, orm_database
 from tests.support.postgres import Cluster, in_thread
 

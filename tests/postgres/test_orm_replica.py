@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from socketio_pg.orm import publishes
+from socketio_pg.orm.hooks import publishes
 from tests.support.orm import DRIVERS, OrmDatabase, orm_database
 from tests.support.postgres import Cluster
 

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from socketio_pg import schema
 from socketio_pg.client import Client
-from socketio_pg.errors import InvalidChannelError, InvalidRequestError, LogNotInstalledError, PayloadTooLargeError
-from socketio_pg.orm import BATCH
+from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, LogNotInstalledError, PayloadTooLargeError
+from socketio_pg.orm.hooks import BATCH
+from socketio_pg.postgres import schema
 from tests.postgres.test_client import Ear
 from tests.support.orm import DRIVERS, OrmDatabase, orm_database
 from tests.support.orm_classes import Base, Member, Note, Order, Twice, Versioned, add

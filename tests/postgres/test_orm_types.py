@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.orm import DeclarativeBase
 
-from socketio_pg.orm import publishes
+from socketio_pg.orm.hooks import publishes
 from tests.support.orm import DRIVERS, OrmDatabase, orm_database
 from tests.support.postgres import Cluster
 

@@ -7,12 +7,13 @@ import psycopg2
 import psycopg2.extensions
 import pytest
 
-from socketio_pg import green, schema
-from socketio_pg.complaints import Complaints
-from socketio_pg.database import Database
-from socketio_pg.errors import DatabaseUnavailableError
-from socketio_pg.policies import Policies
-from socketio_pg.questions import Question
+from socketio_pg.access.policies import Policies
+from socketio_pg.access.questions import Question
+from socketio_pg.core import green
+from socketio_pg.core.complaints import Complaints
+from socketio_pg.core.errors import DatabaseUnavailableError
+from socketio_pg.postgres import schema
+from socketio_pg.postgres.database import Database
 from tests.support.policies import PolicyDatabase, locked, nothing_is_left, question
 from tests.support.postgres import Cluster
 

@@ -4,10 +4,10 @@ import psycopg2
 import psycopg2.extensions
 import pytest
 
-from socketio_pg import schema
-from socketio_pg.database import Database
-from socketio_pg.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
-from socketio_pg.policies import Policies
+from socketio_pg.access.policies import Policies
+from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
+from socketio_pg.postgres import schema
+from socketio_pg.postgres.database import Database
 from tests.support.policies import PolicyDatabase, outcomes, question
 from tests.support.postgres import Cluster
 

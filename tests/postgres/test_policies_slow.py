@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from socketio_pg import green
-from socketio_pg.errors import DatabaseTimeoutError, DatabaseUnavailableError
-from socketio_pg.policies import Policies
-from socketio_pg.questions import Slow
+from socketio_pg.access.policies import Policies
+from socketio_pg.access.questions import Slow
+from socketio_pg.core import green
+from socketio_pg.core.errors import DatabaseTimeoutError, DatabaseUnavailableError
 from tests.support.policies import PolicyDatabase, locked, outcomes, question
 
 

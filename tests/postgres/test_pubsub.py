@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from socketio_pg import PayloadTooLargeError, PubSub, green
-from socketio_pg.channels import LOG_CHANNEL
-from socketio_pg.errors import ConfigurationError, DatabaseError, InvalidChannelError, InvalidRequestError
+from socketio_pg import PayloadTooLargeError, PubSub
+from socketio_pg.core import green
+from socketio_pg.core.channels import LOG_CHANNEL
+from socketio_pg.core.errors import ConfigurationError, DatabaseError, InvalidChannelError, InvalidRequestError
 from tests.support.postgres import Cluster, own_listener
 
 

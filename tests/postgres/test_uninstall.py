@@ -7,9 +7,9 @@ from typing import Any
 import psycopg2.extensions
 import pytest
 
-from socketio_pg import schema
-from socketio_pg.database import Database
-from socketio_pg.errors import DatabaseError, DatabaseUnavailableError
+from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError
+from socketio_pg.postgres import schema
+from socketio_pg.postgres.database import Database
 from tests.support.postgres import Cluster
 from tests.support.watching import MAX_PAYLOAD, WatchDatabase, watch_database
 

@@ -10,7 +10,7 @@ import psycopg2
 import psycopg2.errors
 import pytest
 
-from socketio_pg import schema
+from socketio_pg.postgres import schema
 from tests.support.postgres import Cluster
 from tests.support.watching import MAX_PAYLOAD, WatchDatabase, watch_database
 

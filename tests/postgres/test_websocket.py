@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from flask import Flask, request
 
-from socketio_pg import green
 from socketio_pg.app import create_app
-from socketio_pg.channels import LOG_CHANNEL
+from socketio_pg.core import green
+from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.websocket import SocketServer
 from tests.support.postgres import Cluster, own_listener
 

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extras
 
-from socketio_pg.schema import LOCK_CLASS, RELAY_LOCK
+from socketio_pg.postgres.schema import LOCK_CLASS, RELAY_LOCK
 from tests.support.checker import Logged, digest
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster, cluster

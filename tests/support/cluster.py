@@ -9,7 +9,7 @@ import requests
 import socketio
 
 from socketio_pg import PostgresManager
-from socketio_pg.channels import QUEUE_CHANNEL
+from socketio_pg.core.channels import QUEUE_CHANNEL
 from tests.support.clients import SocketClient
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster

@@ -3,11 +3,11 @@
 import json
 from typing import Any
 
-from socketio_pg import green
-from socketio_pg.database import Database
-from socketio_pg.forwarder import Forwarder
-from socketio_pg.listener import Gap
-from socketio_pg.remote_listener import HEARD, WANTED, RemoteListener
+from socketio_pg.cluster.forwarder import Forwarder
+from socketio_pg.cluster.remote_listener import HEARD, WANTED, RemoteListener
+from socketio_pg.core import green
+from socketio_pg.postgres.database import Database
+from socketio_pg.postgres.listener import Gap
 from tests.support.postgres import Cluster
 
 

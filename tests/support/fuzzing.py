@@ -10,9 +10,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from socketio_pg.frames import FrameError, FrameReader
-from socketio_pg.packets import NotAPacketError, Packet
-from socketio_pg.polling import decode_payload
+from socketio_pg.engine.frames import FrameError, FrameReader
+from socketio_pg.engine.polling import decode_payload
+from socketio_pg.protocol.packets import NotAPacketError, Packet
 from tests.support.frames import TEXT, frame
 from tests.support.raw_http import POLLING, Connection, WebSocket
 from tests.support.server import ServerProcess

@@ -6,8 +6,8 @@ from typing import Any
 import psycopg2
 from click.testing import CliRunner
 
-from socketio_pg import cli
-from socketio_pg.relay import MOVE, MOVE_BATCH
+from socketio_pg.cli import main as cli
+from socketio_pg.log.relay import MOVE, MOVE_BATCH
 from tests.support.postgres import Cluster, in_thread
 
 MAX_PAYLOAD = 100_000

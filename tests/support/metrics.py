@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from socketio_pg.gauges import GAUGES
-from socketio_pg.metrics import REGISTRY
+from socketio_pg.core.metrics import REGISTRY
+from socketio_pg.gateway.gauges import GAUGES
 from tests.support.server import ServerProcess
 
 TOKEN = "of-the-metrics"

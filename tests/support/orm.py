@@ -10,8 +10,8 @@ import sqlalchemy
 from sqlalchemy import MetaData, event
 from sqlalchemy.orm import Session
 
-from socketio_pg import schema
-from socketio_pg.database import Database
+from socketio_pg.postgres import schema
+from socketio_pg.postgres.database import Database
 from tests.support.postgres import Cluster
 
 DRIVERS = ("psycopg2", "psycopg")

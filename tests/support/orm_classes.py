@@ -8,7 +8,7 @@ from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from socketio_pg.orm import publishes
+from socketio_pg.orm.hooks import publishes
 
 
 class Base(DeclarativeBase):

@@ -9,9 +9,10 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions
 
-from socketio_pg import green, schema
-from socketio_pg.policies import Policies
-from socketio_pg.questions import Action, Question
+from socketio_pg.access.policies import Policies
+from socketio_pg.access.questions import Action, Question
+from socketio_pg.core import green
+from socketio_pg.postgres import schema
 from tests.support.postgres import Cluster, in_thread
 from tests.support.tokens import SECRET
 

@@ -11,9 +11,9 @@ from typing import Any
 import psycopg2
 from sqlalchemy.engine import make_url
 
-from socketio_pg.embedded import EmbeddedPostgres
-from socketio_pg.listener import Listener
-from socketio_pg.pubsub import PubSub
+from socketio_pg.postgres.embedded import EmbeddedPostgres
+from socketio_pg.postgres.listener import Listener
+from socketio_pg.pubsub.pubsub import PubSub
 
 
 class Cluster(EmbeddedPostgres):

@@ -8,10 +8,10 @@ from typing import Any, Literal, Protocol
 
 import jwt
 
-from socketio_pg.database import Database
-from socketio_pg.errors import SocketIOPGError
-from socketio_pg.schema import install
-from socketio_pg.subscriber import Gap, Message, Subscriber, Subscription
+from socketio_pg.core.errors import SocketIOPGError
+from socketio_pg.postgres.database import Database
+from socketio_pg.postgres.schema import install
+from socketio_pg.subscriber.subscriber import Gap, Message, Subscriber, Subscription
 from tests.support.log import Log, wait_installed
 from tests.support.node import NodeClient
 from tests.support.postgres import Cluster

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from socketio_pg.config import Settings
+from socketio_pg.core.config import Settings
 from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from socketio_pg.config import Settings, load
+from socketio_pg.core.config import Settings, load
 
 
 def load_file(text: str, environment: dict[str, str] | None = None, **overrides: object) -> Settings:

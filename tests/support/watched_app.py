@@ -17,7 +17,7 @@ import flask_socketio  # noqa: E402
 import greenlet  # type: ignore[import-untyped]  # noqa: E402
 from flask import Flask, request  # noqa: E402
 
-from socketio_pg.logs import configure_logging  # noqa: E402
+from socketio_pg.core.logs import configure_logging  # noqa: E402
 from socketio_pg.websocket import SocketServer  # noqa: E402
 from tests.support.clock import add_clock  # noqa: E402
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg2
 
-from socketio_pg import schema
+from socketio_pg.postgres import schema
 from tests.support.postgres import Cluster, in_thread
 
 MAX_PAYLOAD = 100_000

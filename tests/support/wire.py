@@ -8,7 +8,7 @@ from typing import Any
 import socketio
 from socketio.packet import ACK, EVENT
 
-from socketio_pg.protocol import Server
+from socketio_pg.protocol.server import Server
 
 #: What a client hears when the fault is ours: nothing about the inside.
 FAILED = {"code": "internal", "message": "the server failed to handle this"}

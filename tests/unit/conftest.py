@@ -7,8 +7,8 @@ from pathlib import Path
 import psycopg2.extensions
 import pytest
 
-from socketio_pg import config
-from socketio_pg.protocol import Server
+from socketio_pg.core import config
+from socketio_pg.protocol.server import Server
 from socketio_pg.websocket import SocketServer
 from tests.support.wire import Wire, echo
 

@@ -8,7 +8,7 @@ import pytest
 import socketio
 from socketio.packet import ACK, EVENT
 
-from socketio_pg.errors import (
+from socketio_pg.core.errors import (
     DatabaseTimeoutError,
     DatabaseUnavailableError,
     InvalidChannelError,
@@ -16,7 +16,7 @@ from socketio_pg.errors import (
     PayloadTooLargeError,
     SocketIOPGError,
 )
-from socketio_pg.protocol import RESERVED_EVENTS, Server
+from socketio_pg.protocol.server import RESERVED_EVENTS, Server
 from tests.support.wire import FAILED, Wire, assert_nobody, echo
 
 

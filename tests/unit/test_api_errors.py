@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from socketio_pg import errors
-from socketio_pg.api_errors import BODY_STATUSES, ONLY_SOCKETS, STATUSES, answer, of_body
-from socketio_pg.errors import DatabaseUnavailableError, ForbiddenError, RateLimitedError, UnauthorizedError
-from socketio_pg.polling import BodyError
+from socketio_pg.core import errors
+from socketio_pg.core.errors import DatabaseUnavailableError, ForbiddenError, RateLimitedError, UnauthorizedError
+from socketio_pg.engine.polling import BodyError
+from socketio_pg.web.api_errors import BODY_STATUSES, ONLY_SOCKETS, STATUSES, answer, of_body
 
 
 def test_every_code_has_a_status_or_is_about_connections() -> None:

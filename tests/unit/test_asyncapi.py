@@ -9,13 +9,14 @@ from pathlib import Path
 import jsonschema_rs
 import pytest
 
-from socketio_pg import errors, filters
-from socketio_pg.channels import MAX_CHANNEL_BYTES
-from socketio_pg.config import Settings
-from socketio_pg.messages import MAX_NOTIFY_BYTES
-from socketio_pg.openapi import MAX_POSITION, REASONS, openapi
-from socketio_pg.replay import MOST_HISTORY
+from socketio_pg.core import errors
+from socketio_pg.core.channels import MAX_CHANNEL_BYTES
+from socketio_pg.core.config import Settings
+from socketio_pg.core.messages import MAX_NOTIFY_BYTES
+from socketio_pg.log.replay import MOST_HISTORY
+from socketio_pg.pubsub import filters
 from socketio_pg.version import __version__
+from socketio_pg.web.openapi import MAX_POSITION, REASONS, openapi
 from socketio_pg.websocket import SocketServer
 from tests.support.asyncapi import document, message_names, references, schema
 from tests.unit.test_docs import emitted_events, registered_events

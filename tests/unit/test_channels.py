@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from socketio_pg.channels import MAX_CHANNEL_BYTES, match_pattern, quote_identifier, validate_channel
-from socketio_pg.errors import InvalidChannelError
+from socketio_pg.core.channels import MAX_CHANNEL_BYTES, match_pattern, quote_identifier, validate_channel
+from socketio_pg.core.errors import InvalidChannelError
 
 #: Every code point, lone surrogates included: JSON can bring them.
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=70)

@@ -15,22 +15,22 @@ import jwt
 import pytest
 from click.testing import CliRunner, Result
 
-from socketio_pg import terminal
-from socketio_pg.channels import match_pattern
-from socketio_pg.cli import MODULES, main
-from socketio_pg.cli_listen import gap_line, message_line
-from socketio_pg.command import duration, failures, names
-from socketio_pg.config import Settings
-from socketio_pg.errors import (
+from socketio_pg.access.tokens import TokenVerifier
+from socketio_pg.cli import terminal
+from socketio_pg.cli.command import duration, failures, names
+from socketio_pg.cli.listen import gap_line, message_line
+from socketio_pg.cli.listening import Since, parse_since
+from socketio_pg.cli.main import MODULES, main
+from socketio_pg.cli.selftest import percentile
+from socketio_pg.core.channels import match_pattern
+from socketio_pg.core.config import Settings
+from socketio_pg.core.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
     InvalidChannelError,
     LogNotInstalledError,
     PayloadTooLargeError,
 )
-from socketio_pg.listening import Since, parse_since
-from socketio_pg.selftest import percentile
-from socketio_pg.tokens import TokenVerifier
 
 pytestmark = pytest.mark.usefixtures("clean_settings")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from socketio_pg.client import Client
-from socketio_pg.errors import InvalidChannelError, InvalidRequestError, PayloadTooLargeError
+from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, PayloadTooLargeError
 
 #: What a script that only publishes need not have, or must not get by way of an import (eventlet patches and warns).
 NOT_NEEDED = ["flask", "flask_socketio", "werkzeug", "eventlet", "socketio", "engineio", "gunicorn"]

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
-from socketio_pg import fanout, parsers
-from socketio_pg.cluster import create_manager
-from socketio_pg.cluster_postgres import PostgresCluster
-from socketio_pg.cluster_redis import RedisCluster
-from socketio_pg.config import Settings
-from socketio_pg.errors import ConfigurationError
-from socketio_pg.pubsub import PubSub
+from socketio_pg.cluster.postgres import PostgresCluster
+from socketio_pg.cluster.redis import RedisCluster
+from socketio_pg.cluster.select import create_manager
+from socketio_pg.core import parsers
+from socketio_pg.core.config import Settings
+from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.protocol import fanout
+from socketio_pg.pubsub.pubsub import PubSub
 
 
 @pytest.fixture

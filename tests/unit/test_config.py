@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from socketio_pg import config
-from socketio_pg.config import Settings, describe, load, read_local_cfg
-from socketio_pg.errors import ConfigurationError
+from socketio_pg.core import config
+from socketio_pg.core.config import Settings, describe, load, read_local_cfg
+from socketio_pg.core.errors import ConfigurationError
 from tests.support.settings import assert_one_sentence, load_file
 
 pytestmark = pytest.mark.usefixtures("clean_settings")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from socketio_pg.config import Settings, load
-from socketio_pg.errors import ConfigurationError
+from socketio_pg.core.config import Settings, load
+from socketio_pg.core.errors import ConfigurationError
 from tests.support.settings import assert_one_sentence, load_file
 
 pytestmark = pytest.mark.usefixtures("clean_settings")

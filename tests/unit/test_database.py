@@ -7,8 +7,8 @@ import psycopg2
 import psycopg2.extensions
 import pytest
 
-from socketio_pg.database import Database, decode_text, encode_text, translated_errors
-from socketio_pg.errors import ConfigurationError, DatabaseError, DatabaseUnavailableError, SocketIOPGError
+from socketio_pg.core.errors import ConfigurationError, DatabaseError, DatabaseUnavailableError, SocketIOPGError
+from socketio_pg.postgres.database import Database, decode_text, encode_text, translated_errors
 
 
 @pytest.fixture(autouse=True)

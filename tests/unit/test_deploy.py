@@ -13,7 +13,8 @@ import pytest
 import yaml
 from flask import Flask
 
-from socketio_pg import config, web
+from socketio_pg.core import config
+from socketio_pg.web import pages as web
 from tests.support.missing import missing
 
 SETTINGS = {field.name.upper() for field in dataclasses.fields(config.Settings)}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from socketio_pg import errors
-from socketio_pg.protocol import RESERVED_EVENTS
+from socketio_pg.core import errors
+from socketio_pg.protocol.server import RESERVED_EVENTS
 from socketio_pg.websocket import SocketServer
 
 #: What a client has a right to find, whatever the code makes of it (docs and clients are written against this list).

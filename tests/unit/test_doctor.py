@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from socketio_pg import checks_database, checks_log, checks_settings, schema
-from socketio_pg.config import Settings
-from socketio_pg.doctor import examine
-from socketio_pg.findings import Finding
+from socketio_pg.core.config import Settings
+from socketio_pg.doctor import checks_database, checks_log, checks_settings
+from socketio_pg.doctor.doctor import examine
+from socketio_pg.doctor.findings import Finding
+from socketio_pg.postgres import schema
 from socketio_pg.version import __version__
 from tests.support.cli import run
 from tests.support.redis import Redis

@@ -5,8 +5,8 @@ import inspect
 import pytest
 
 import socketio_pg
-from socketio_pg import errors
-from socketio_pg.errors import SocketIOPGError
+from socketio_pg.core import errors
+from socketio_pg.core.errors import SocketIOPGError
 
 #: class → (its base, its code on the wire). Programs catch by class and clients switch on the code: both are promises.
 TREE = {

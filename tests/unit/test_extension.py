@@ -7,10 +7,8 @@ import flask_socketio
 import pytest
 from flask import Flask, request
 
-from socketio_pg.errors import (
-    PayloadTooLargeError,
-)
-from socketio_pg.extension import SocketIO
+from socketio_pg.core.errors import PayloadTooLargeError
+from socketio_pg.protocol.extension import SocketIO
 
 
 @pytest.fixture

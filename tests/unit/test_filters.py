@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.errors import InvalidRequestError
-from socketio_pg.filters import MOST_SEARCHED, FilterIndex, parse_filter
+from socketio_pg.core.errors import InvalidRequestError
+from socketio_pg.pubsub.filters import MOST_SEARCHED, FilterIndex, parse_filter
 
 ROW = {
     "op": "UPDATE",

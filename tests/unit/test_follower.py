@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from socketio_pg.follower import Follower
-from socketio_pg.history import Read
-from socketio_pg.messages import from_log
-from socketio_pg.positions import Head
-from socketio_pg.recent import Page, Recent
+from socketio_pg.core.messages import from_log
+from socketio_pg.log.follower import Follower
+from socketio_pg.log.history import Read
+from socketio_pg.log.positions import Head
+from socketio_pg.log.recent import Page, Recent
 
 
 class Log:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.frames import (
+from socketio_pg.engine.frames import (
     BINARY,
     CLOSE,
     CONTINUATION,

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from socketio_pg import green
+from socketio_pg.core import green
 
 
 def test_timeout() -> None:

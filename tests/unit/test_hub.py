@@ -6,8 +6,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from socketio_pg.filters import parse_filter
-from socketio_pg.hub import Hub, UnknownSubscriberError
+from socketio_pg.pubsub.filters import parse_filter
+from socketio_pg.pubsub.hub import Hub, UnknownSubscriberError
 
 SUBSCRIBERS = st.sampled_from(["ann", "bob", "cyd"])
 CHANNELS = st.sampled_from(["foo", "Foo", "bar", "😀"])

@@ -12,17 +12,13 @@ import flask_socketio
 import pytest
 import socketio
 
-from socketio_pg import (
-    cluster_postgres,
-    engine,
-    engine_socket,
-    extension,
-    fanout,
-    packets,
-    protocol,
-    subscriber_connection,
-)
-from socketio_pg.protocol import Server
+from socketio_pg.cluster import postgres as cluster_postgres
+from socketio_pg.engine import server as engine
+from socketio_pg.engine import socket as engine_socket
+from socketio_pg.protocol import extension, fanout, packets
+from socketio_pg.protocol import server as protocol
+from socketio_pg.protocol.server import Server
+from socketio_pg.subscriber import connection as subscriber_connection
 
 #: Base class → method → its parameters, of all methods that we override.
 OVERRIDDEN: dict[type, dict[str, list[str]]] = {

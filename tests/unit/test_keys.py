@@ -8,8 +8,8 @@ from typing import Any
 import jwt
 import pytest
 
-from socketio_pg.errors import AuthenticationUnavailableError, UnauthorizedError
-from socketio_pg.keys import KeySet, algorithms_of, parse_key_set
+from socketio_pg.access.keys import KeySet, algorithms_of, parse_key_set
+from socketio_pg.core.errors import AuthenticationUnavailableError, UnauthorizedError
 from tests.support.tokens import SigningKey
 
 RSA, OTHER, EC, ED = SigningKey("rsa", "1"), SigningKey("rsa", "2"), SigningKey("ec", "3"), SigningKey("ed", "4")

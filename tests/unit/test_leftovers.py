@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import eventlet
 
-from socketio_pg import green
+from socketio_pg.core import green
 from tests.support.leftovers import left_since, running
 
 

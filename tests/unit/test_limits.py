@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
-from socketio_pg import green
-from socketio_pg.config import Settings
-from socketio_pg.errors import RateLimitedError, TooManySubscriptionsError
-from socketio_pg.hub import Hub
-from socketio_pg.idle import Idle
-from socketio_pg.limits import AddressLimits, Bucket, ClientLimits, RequestLimits
+from socketio_pg.core import green
+from socketio_pg.core.config import Settings
+from socketio_pg.core.errors import RateLimitedError, TooManySubscriptionsError
+from socketio_pg.gateway.idle import Idle
+from socketio_pg.gateway.limits import AddressLimits, Bucket, ClientLimits, RequestLimits
+from socketio_pg.pubsub.hub import Hub
 
 
 def count(take: Callable[[], object], error: type[Exception] = RateLimitedError) -> int:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.logs import configure_logging, formatter
+from socketio_pg.core.logs import configure_logging, formatter
 from tests.support.checker_run import failures
 
 #: What ends a line for somebody: terminals, str.splitlines(), JavaScript, XML.

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.errors import InvalidRequestError, PayloadTooLargeError
-from socketio_pg.messages import (
+from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError
+from socketio_pg.core.messages import (
     MAX_NOTIFY_BYTES,
     Message,
     WireJSON,

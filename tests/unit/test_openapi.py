@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg import openapi as module
-from socketio_pg import replay
-from socketio_pg.api_errors import BODY_STATUSES, STATUSES
-from socketio_pg.channels import validate_channel
-from socketio_pg.config import Settings
-from socketio_pg.errors import InvalidChannelError
-from socketio_pg.openapi import REASONS, openapi
+from socketio_pg.core.channels import validate_channel
+from socketio_pg.core.config import Settings
+from socketio_pg.core.errors import InvalidChannelError
+from socketio_pg.log import replay
+from socketio_pg.web import openapi as module
+from socketio_pg.web.api_errors import BODY_STATUSES, STATUSES
+from socketio_pg.web.openapi import REASONS, openapi
 from socketio_pg.websocket import SocketServer
 
 DOCUMENT = openapi(Settings(max_payload=12_345), "required", 67_890)

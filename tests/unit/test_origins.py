@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from socketio_pg.origins import client_address, is_allowed
+from socketio_pg.engine.origins import client_address, is_allowed
 
 
 @pytest.mark.parametrize(

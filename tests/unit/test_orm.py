@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, configure_mappers, mapped_column, registry, relationship
 
 import socketio_pg
-from socketio_pg.errors import ConfigurationError, InvalidChannelError
-from socketio_pg.orm import publishes
+from socketio_pg.core.errors import ConfigurationError, InvalidChannelError
+from socketio_pg.orm.hooks import publishes
 from tests.unit.test_client import NOT_NEEDED
 
 

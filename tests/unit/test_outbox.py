@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from socketio_pg.outbox import LowWater
+from socketio_pg.log.low_water import LowWater
 
 STEPS = st.lists(
     st.tuples(st.sampled_from(["begin", "insert", "commit", "rollback", "look", "partly"]), st.integers(0, 5))

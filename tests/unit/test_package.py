@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import socketio_pg
-from socketio_pg import config
-from socketio_pg.cli import main
-from socketio_pg.pubsub import PubSub
+from socketio_pg.cli.main import main
+from socketio_pg.core import config
+from socketio_pg.pubsub.pubsub import PubSub
 
 pytestmark = pytest.mark.usefixtures("clean_settings")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.packets import LENIENT_CHARACTERS, MAX_CONTAINERS, NotAPacketError, UnreadableError, read_json
+from socketio_pg.protocol.packets import LENIENT_CHARACTERS, MAX_CONTAINERS, NotAPacketError, UnreadableError, read_json
 
 JSON_TEXTS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg import parts
-from socketio_pg.errors import PayloadTooLargeError
-from socketio_pg.messages import MAX_NOTIFY_BYTES
-from socketio_pg.parts import MAX_CHARACTERS, PART_CHARACTERS, Assembler, split
+from socketio_pg.cluster import chunks as parts
+from socketio_pg.cluster.chunks import MAX_CHARACTERS, PART_CHARACTERS, Assembler, split
+from socketio_pg.core.errors import PayloadTooLargeError
+from socketio_pg.core.messages import MAX_NOTIFY_BYTES
 
 
 def together(*texts: str) -> list[str]:

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from socketio_pg import green
-from socketio_pg.config import Settings
-from socketio_pg.errors import (
+from socketio_pg.access.permissions import Permissions
+from socketio_pg.access.policies import Policies
+from socketio_pg.access.questions import Action, Question
+from socketio_pg.access.tokens import Claims
+from socketio_pg.core import green
+from socketio_pg.core.config import Settings
+from socketio_pg.core.errors import (
     ConfigurationError,
     DatabaseError,
     DatabaseUnavailableError,
     ForbiddenError,
     LogNotInstalledError,
 )
-from socketio_pg.permissions import Permissions
-from socketio_pg.policies import Policies
-from socketio_pg.questions import Action, Question
-from socketio_pg.tokens import Claims
 
 ALICE = Claims({"sub": "alice", "role": "authenticated"})
 
@@ -179,7 +179,7 @@ def test_the_coarse_rules_come_first(answers: Answers) -> None:
 
 def test_an_answer_is_remembered_for_a_while(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("socketio_pg.permissions.time.monotonic", lambda: now)
+    monkeypatch.setattr("socketio_pg.access.permissions.time.monotonic", lambda: now)
     answers.allowed.add("foo")
     permissions = rls(answers, permission_cache_seconds=10.0)
     for at, channel, asked in [

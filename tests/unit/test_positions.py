@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.messages import Message, from_log
-from socketio_pg.positions import Batch, Progress, decode_batch, trim_upto
+from socketio_pg.core.messages import Message, from_log
+from socketio_pg.log.positions import Batch, Progress, decode_batch, trim_upto
 
 TIME = "2026-11-24T00:00:00.000000Z"
 

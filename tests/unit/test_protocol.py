@@ -7,12 +7,8 @@ import pytest
 import socketio
 from socketio.packet import CONNECT, CONNECT_ERROR, DISCONNECT, EVENT
 
-from socketio_pg.errors import (
-    InvalidRequestError,
-    SocketIOPGError,
-    UnauthorizedError,
-)
-from socketio_pg.protocol import Server
+from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError, UnauthorizedError
+from socketio_pg.protocol.server import Server
 from tests.support.wire import FAILED, Wire, assert_nobody, echo
 
 # -- connecting --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import socketio
 from socketio.packet import ACK, BINARY_ACK, EVENT
 
-from socketio_pg.protocol import Server
+from socketio_pg.protocol.server import Server
 from tests.support.wire import Wire, assert_nobody
 
 # -- packets that are none ---------------------------------------------------------------------------------------------

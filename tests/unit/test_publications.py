@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from socketio_pg.errors import InvalidChannelError, InvalidRequestError, RateLimitedError, SocketIOPGError
-from socketio_pg.publications import (
+from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, RateLimitedError, SocketIOPGError
+from socketio_pg.core.publications import (
     MOST_TOGETHER,
     Publication,
     error_of,

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import socketio
 
-from socketio_pg import fanout
-from socketio_pg.queue_manager import QueueManager
+from socketio_pg.cluster.queue_manager import QueueManager
+from socketio_pg.protocol import fanout
 
 
 class _Recorded(socketio.PubSubManager):  # type: ignore[misc]

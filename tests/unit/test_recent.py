@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.messages import Message, from_log
-from socketio_pg.recent import Page, Recent
+from socketio_pg.core.messages import Message, from_log
+from socketio_pg.log.recent import Page, Recent
 
 CHANNELS = ["a", "b", "c"]
 LOG = st.lists(st.tuples(st.sampled_from(CHANNELS), st.integers(0, 400)), max_size=60)

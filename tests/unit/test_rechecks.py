@@ -5,16 +5,16 @@ from collections.abc import Callable
 
 import pytest
 
-from socketio_pg import green
-from socketio_pg.config import Settings
-from socketio_pg.errors import DatabaseUnavailableError
-from socketio_pg.hub import Hub
-from socketio_pg.permissions import Permissions
-from socketio_pg.policies import Policies
-from socketio_pg.questions import Question
-from socketio_pg.rechecks import Rechecks
-from socketio_pg.sessions import Sessions
-from socketio_pg.tokens import Claims
+from socketio_pg.access.permissions import Permissions
+from socketio_pg.access.policies import Policies
+from socketio_pg.access.questions import Question
+from socketio_pg.access.rechecks import Rechecks
+from socketio_pg.access.sessions import Sessions
+from socketio_pg.access.tokens import Claims
+from socketio_pg.core import green
+from socketio_pg.core.config import Settings
+from socketio_pg.core.errors import DatabaseUnavailableError
+from socketio_pg.pubsub.hub import Hub
 
 
 class Answers(Policies):

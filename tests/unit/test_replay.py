@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.errors import DatabaseUnavailableError, InvalidRequestError
-from socketio_pg.history import Read
-from socketio_pg.hub import Hub
-from socketio_pg.messages import Message, from_log
-from socketio_pg.recent import Page, Recent
-from socketio_pg.replay import Replay, Since, requested_start
+from socketio_pg.core.errors import DatabaseUnavailableError, InvalidRequestError
+from socketio_pg.core.messages import Message, from_log
+from socketio_pg.log.history import Read
+from socketio_pg.log.recent import Page, Recent
+from socketio_pg.log.replay import Replay, Since, requested_start
+from socketio_pg.pubsub.hub import Hub
 
 
 @dataclasses.dataclass

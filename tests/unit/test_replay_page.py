@@ -6,12 +6,12 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.history import Read
-from socketio_pg.messages import from_log
-from socketio_pg.positions import Head
-from socketio_pg.recent import Page
-from socketio_pg.replay import Since
-from socketio_pg.replay_page import ENOUGH_CHARACTERS, ReplayPage, read_replay_page
+from socketio_pg.core.messages import from_log
+from socketio_pg.log.history import Read
+from socketio_pg.log.positions import Head
+from socketio_pg.log.recent import Page
+from socketio_pg.log.replay import Since
+from socketio_pg.log.replay_page import ENOUGH_CHARACTERS, ReplayPage, read_replay_page
 
 #: A payload of which two are enough for an answer.
 LARGE = '"' + "x" * (ENOUGH_CHARACTERS // 2) + '"'

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from socketio_pg.errors import InvalidChannelError, PayloadTooLargeError
-from socketio_pg.row_images import Change, Image, Operation, Rows, _messages, parse_template
+from socketio_pg.core.errors import InvalidChannelError, PayloadTooLargeError
+from socketio_pg.orm.row_images import Change, Image, Operation, Rows, _messages, parse_template
 
 TABLE = sa.Table(
     "things",

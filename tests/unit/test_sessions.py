@@ -2,9 +2,9 @@
 
 import pytest
 
-from socketio_pg import green
-from socketio_pg.sessions import Session, Sessions
-from socketio_pg.tokens import Claims
+from socketio_pg.access.sessions import Session, Sessions
+from socketio_pg.access.tokens import Claims
+from socketio_pg.core import green
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("socketio_pg.sessions.time", clock)
+    monkeypatch.setattr("socketio_pg.access.sessions.time", clock)
     return clock
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import websocket
 
-from socketio_pg.subscriber_connection import Connection
+from socketio_pg.subscriber.connection import Connection
 
 UTF8 = "ünïcödé 🐘".encode()
 

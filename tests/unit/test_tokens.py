@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.config import Settings
-from socketio_pg.errors import ConfigurationError, UnauthorizedError
-from socketio_pg.tokens import MAX_TOKEN_BYTES, Claims, TokenVerifier, bearer_token
+from socketio_pg.access.tokens import MAX_TOKEN_BYTES, Claims, TokenVerifier, bearer_token
+from socketio_pg.core.config import Settings
+from socketio_pg.core.errors import ConfigurationError, UnauthorizedError
 from tests.support.tokens import SECRET, SigningKey, complete, forge, hostile_tokens, mint
 
 HOSTILE = dict(hostile_tokens())

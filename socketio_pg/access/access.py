@@ -1,0 +1,102 @@
+"""Who comes in, and what they may do: puts `authentication`, `sessions`, `permissions` and `rechecks` together."""
+
+import logging
+from collections.abc import Sequence
+
+from flask import Flask
+
+from socketio_pg.access.authentication import Authenticate, Authenticator
+from socketio_pg.access.permissions import Permissions
+from socketio_pg.access.policies import Policies
+from socketio_pg.access.rechecks import Rechecks
+from socketio_pg.access.sessions import Sessions
+from socketio_pg.core import green
+from socketio_pg.core.channels import PERMISSIONS_CHANNEL
+from socketio_pg.core.config import Settings
+from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
+from socketio_pg.gateway.delivery import Delivery
+from socketio_pg.pubsub.pubsub import PubSub
+
+logger = logging.getLogger("socketio_pg.access")
+
+
+class Access:
+    """Identity and permission of the clients of one server. Raises :class:`ConfigurationError`."""
+
+    #: Seconds between two attempts to find out whether policies can be asked; doubles up to the second value.
+    backoff = (0.2, 5.0)
+
+    def __init__(
+        self, settings: Settings, app: Flask, hook: Authenticate | None, pubsub: PubSub, delivery: Delivery
+    ) -> None:
+        self.authenticator = Authenticator(settings, app, hook)
+        self.sessions = Sessions(settings.jwt_leeway, delivery.emit_expiring, delivery.expire)
+        self.policies = Policies(pubsub.database, settings.permission_timeout)
+        self.permissions = Permissions(settings, self.authenticator.mode, self.policies)
+        self.rechecks = Rechecks(
+            self.sessions, pubsub.hub, self.permissions, delivery.revoke, settings.permission_recheck_seconds
+        )
+        self._pubsub = pubsub
+        self.policies.on_broken = self._check
+        self._threads: list[green.GreenThread] = []
+        self._checking = False
+        self._problem = "permissions cannot be checked yet" if self.permissions.may_change else None
+
+    @property
+    def problem(self) -> str | None:
+        """Why permissions cannot be checked, for the operator; None when they can."""
+        return self._problem
+
+    def start(self) -> None:
+        """Fetch keys and get ready to ask policies, in the background. Not before a fork."""
+        if self._threads:
+            return
+        self._threads.append(green.spawn(self.authenticator.prepare))
+        if self.permissions.may_change:
+            self._pubsub.receive_reserved(
+                PERMISSIONS_CHANNEL, self._permissions_changed, lambda: self.rechecks.look(None)
+            )
+            self.rechecks.start()
+            self._check()
+
+    def stop(self) -> None:
+        """End all green threads and close the connections."""
+        threads, self._threads = self._threads, []
+        for thread in threads:
+            thread.kill()
+        self.rechecks.stop()
+        self.policies.stop()
+
+    def _permissions_changed(self, channels: Sequence[str]) -> None:
+        for channel in set(channels):
+            self.rechecks.look(channel or None)
+
+    def _check(self) -> None:
+        """Find out whether policies can be asked, now and until they can."""
+        if not self._checking:
+            self._checking = True
+            self._threads.append(green.spawn(self._run))
+
+    def _run(self) -> None:
+        delay, said = self.backoff[0], ""
+        try:
+            while True:
+                try:
+                    self.policies.check(self.permissions.roles)
+                    self._problem = None
+                    return
+                except LogNotInstalledError:
+                    self._problem = "AUTHORIZATION=rls needs the schema of this version: run 'socketio-pg init'"
+                except DatabaseUnavailableError as error:
+                    self._problem = f"permissions cannot be checked: {error}"
+                except DatabaseError as error:
+                    self._problem = f"permissions cannot be checked: {error}; see 'socketio-pg init --server-role'"
+                if self._problem != said:
+                    logger.warning("%s", self._problem)
+                    said = self._problem
+                green.sleep(delay)
+                delay = min(delay * 2, self.backoff[1])
+        finally:
+            self._checking = False
+            if green.current() in self._threads:
+                self._threads.remove(green.current())

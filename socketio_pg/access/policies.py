@@ -1,0 +1,222 @@
+"""Asks row-level-security policies what clients may do: many questions in one transaction, which is rolled back.
+
+What a question is about, and for how long an answer counts, is decided in `permissions`.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from socketio_pg.access.questions import Asked, Lane, Question, Slow
+from socketio_pg.core import green
+from socketio_pg.core.channels import RESERVED_PREFIX
+from socketio_pg.core.complaints import Complaints
+from socketio_pg.core.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError, SocketIOPGError
+from socketio_pg.postgres.database import Database, encode_text, translated_errors
+
+logger = logging.getLogger("socketio_pg.policies")
+
+_DECIDE = "SELECT socketio_pg.decide(%s::text[], %s::text[], %s::text[], %s::text[], %s)"
+
+#: SQLSTATEs (manual, appendix A) that say nothing about permission: roll-backs and deadlocks, a lack of resources, an
+#: operator's intervention, faults outside, and a lock that was not to be had.
+_TRANSIENT = ("40", "53", "57", "58", "55P03")
+
+
+class Policies:
+    """The policies on ``socketio_pg.messages`` in ``database``. ``timeout``: seconds for one decision.
+
+    One policy that takes long must not make everybody wait: what was in its batch is asked again one by one, by one
+    green thread of its own, and its channel goes that way from the start for a while.
+    """
+
+    #: Times the timeout that somebody waits for an answer: for those before him, and once alone after a batch.
+    patience = 2.5
+    #: Part of the timeout after which a batch begins no further question: what is left is asked with the next one.
+    budget = 0.5
+    #: Questions that may wait.
+    queue_size = 20_000
+
+    def __init__(self, database: Database, timeout: float) -> None:
+        self._database = database
+        self._timeout = timeout
+        self._lane = Lane(workers=2, batch_size=50)
+        self._slow_lane = Lane(workers=1, batch_size=1)
+        self._slow = Slow()
+        self._idle: list[Any] = []
+        self._threads: set[green.GreenThread] = set()
+        self._complain = Complaints(logger)
+        #: Called when policies cannot be asked at all, though the database answers: a right or the schema is missing.
+        self.on_broken: Callable[[], None] = lambda: None
+
+    @property
+    def connections(self) -> int:
+        """The most connections that it uses."""
+        return self._lane.workers + self._slow_lane.workers
+
+    def ask(self, question: Question) -> bool:
+        """Whether the policies allow it. Waits.
+
+        Raises :class:`DatabaseUnavailableError` when there is no answer in time, :class:`LogNotInstalledError` without
+        our schema, and :class:`DatabaseError`, for instance when the server's role lacks rights. A policy that fails
+        is a no, and goes to the log.
+        """
+        asked = Asked(question)
+        self._put(self._slow_lane if question in self._slow else self._lane, asked)
+        try:
+            answer = asked.done.wait(self._timeout * self.patience)
+        except green.TimedOut:
+            asked.abandoned = True
+            raise DatabaseTimeoutError("permissions cannot be checked in time", channel=question.channel) from None
+        if isinstance(answer, SocketIOPGError):
+            raise answer
+        return bool(answer)
+
+    def check(self, roles: Collection[str]) -> None:
+        """Return when policies can be asked at all, and log what is wrong with ``roles``. Raises as :meth:`ask`."""
+        for role, problem in self.problems(roles).items():
+            logger.warning(
+                "clients of role %r will be refused: %s; a role for clients is granted to the server's role, and "
+                "gets its rights with 'socketio-pg init --client-role %s'",
+                role,
+                problem,
+                role,
+            )
+
+    def problems(self, roles: Collection[str]) -> dict[str, str]:
+        """Why clients of each of ``roles`` will be refused; empty when none will. Raises as :meth:`ask`."""
+        found = {}
+        for role in sorted(roles):
+            # Nobody's channel.
+            question = Question("subscribe", role, json.dumps({"role": role}), RESERVED_PREFIX)
+            [answer] = self._decide([question])
+            if answer.startswith(("failed: 42501", "failed: 22023", "failed: SG004")):
+                found[role] = answer.removeprefix("failed: ").partition("\n")[0]
+        return found
+
+    def stop(self) -> None:
+        """Refuse what waits, and close the connections."""
+        for thread in list(self._threads):
+            thread.kill()
+        for lane in (self._lane, self._slow_lane):
+            self._answer_all(lane.clear(), DatabaseUnavailableError("the server is shutting down"))
+        while self._idle:
+            self._idle.pop().close()
+
+    def _put(self, lane: Lane, asked: Asked, *, first: bool = False) -> None:
+        if lane.size >= self.queue_size:
+            raise DatabaseUnavailableError("too many permissions wait to be checked")
+        lane.put(asked, first=first)
+        if lane.busy < lane.workers:
+            lane.busy += 1
+            self._threads.add(green.spawn(self._work, lane))
+
+    # -- the green threads ---------------------------------------------------------------------------------------------
+
+    def _work(self, lane: Lane) -> None:
+        batch: list[Asked] = []
+        try:
+            # Those who ask at the same time get together into one batch.
+            green.sleep()
+            while batch := lane.next_batch():
+                self._answer(lane, batch)
+        finally:
+            # Only when killed, or by a bug, is anything left of it.
+            self._answer_all(batch, DatabaseUnavailableError("permissions cannot be checked at the moment"))
+            lane.busy -= 1
+            self._threads.discard(green.current())
+
+    def _answer(self, lane: Lane, batch: list[Asked]) -> None:
+        try:
+            answers = self._decide([asked.question for asked in batch])
+        except DatabaseTimeoutError as error:
+            if error.sqlstate is None:  # it is not PostgreSQL that has ended it: it does not answer at all
+                self._answer_all(batch, error)
+            elif len(batch) > 1:
+                self._ask_alone(batch)
+            else:
+                self._is_slow(batch[0].question)
+                self._answer_all(batch, DatabaseTimeoutError("the policies for this channel took too long"))
+        except DatabaseUnavailableError as error:
+            self._answer_all(batch, error)
+        except SocketIOPGError as error:
+            self._answer_all(batch, error)
+            self.on_broken()
+        else:
+            for asked, answer in zip(batch, answers, strict=False):
+                asked.done.send(self._understood(asked.question, answer))
+            for asked in reversed(batch[len(answers) :]):
+                lane.put(asked, first=True)
+
+    def _ask_alone(self, batch: Sequence[Asked]) -> None:
+        for asked in batch:
+            try:
+                self._put(self._slow_lane, asked)
+            except DatabaseUnavailableError as full:
+                asked.done.send(full)
+
+    @staticmethod
+    def _answer_all(batch: Sequence[Asked], error: SocketIOPGError) -> None:
+        for asked in batch:
+            asked.done.send(error)
+
+    def _is_slow(self, question: Question) -> None:
+        if self._slow.add(question):
+            self._complain(
+                logging.WARNING, "the policies for channel %r took over %g s", question.channel, self._timeout
+            )
+
+    def _understood(self, question: Question, answer: str) -> bool | SocketIOPGError:
+        if not answer.startswith("failed: "):
+            return answer == "allowed"
+        sqlstate, _, message = answer.removeprefix("failed: ").partition(" ")
+        if sqlstate.startswith(_TRANSIENT):
+            return DatabaseUnavailableError("permissions cannot be checked at the moment", channel=question.channel)
+        # INSERT policies say no with an error; what else fails is a fault that somebody has to know of.
+        if question.action != "publish" or sqlstate != "42501" or "row-level security" not in message:
+            self._complain(
+                logging.WARNING,
+                "may role %r %s %r? No, since it failed: %s %r",
+                question.role, question.action, question.channel, sqlstate, message[:200],
+            )  # fmt: skip
+        return False
+
+    def _decide(self, questions: Sequence[Question]) -> list[str]:
+        """The answers to the first of ``questions``, one at least."""
+        while True:
+            reused = bool(self._idle)
+            connection = self._idle.pop() if reused else self._database.connect()
+            try:
+                answers = self._decide_on(connection, questions)
+            except BaseException as error:
+                connection.close()
+                # A connection that had been idle may have died long ago, and nothing is changed by asking again.
+                if (
+                    reused
+                    and isinstance(error, DatabaseUnavailableError)
+                    and not isinstance(error, DatabaseTimeoutError)
+                ):
+                    continue
+                raise
+            self._idle.append(connection)
+            return answers
+
+    def _decide_on(self, connection: Any, questions: Sequence[Question]) -> list[str]:
+        # A second more than PostgreSQL itself gives it.
+        with translated_errors(self._timeout + 1.0), connection.cursor() as cursor:
+            cursor.execute(
+                f"BEGIN; SET LOCAL statement_timeout = {int(self._timeout * 1000)}; {_DECIDE}",
+                (
+                    [question.action for question in questions],
+                    [encode_text(connection, question.role) for question in questions],
+                    [question.claims for question in questions],
+                    [encode_text(connection, question.channel) for question in questions],
+                    self._timeout * self.budget,
+                ),
+            )
+            answers = [row[0] for row in cursor.fetchall()]
+            cursor.execute("ROLLBACK")
+        if not 0 < len(answers) <= len(questions):
+            raise DatabaseError("the database has answered something else than was asked")
+        return answers

@@ -1,0 +1,172 @@
+"""The command ``listen``."""
+
+import contextlib
+import json
+import re
+import select
+import sys
+import time
+from datetime import datetime
+from typing import Any
+
+import click
+
+from socketio_pg.cli.command import FAILED, as_seconds, examples, json_option, token_option, url_option
+from socketio_pg.cli.listening import FromDatabase, FromServer, Source, Start, parse_since
+from socketio_pg.cli.terminal import abandon_output, json_text, print_json, say
+from socketio_pg.core import config
+from socketio_pg.core.channels import validate_channel
+from socketio_pg.core.errors import ConfigurationError, InvalidRequestError
+from socketio_pg.log.replay import MOST_HISTORY
+from socketio_pg.pubsub.filters import parse_filter
+
+#: Seconds between two looks at the clock, and at whether somebody still reads.
+TICK = 1.0
+
+
+def _as_filter(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    try:
+        filter: dict[str, Any] = json.loads(value)
+        parse_filter(filter)
+    except (ValueError, RecursionError):
+        raise click.BadParameter(f"{value!r} is no JSON", ctx, param) from None
+    except InvalidRequestError as error:
+        raise click.BadParameter(error.message, ctx, param) from None
+    return filter
+
+
+@click.command(
+    epilog=examples(
+        "socketio-pg listen orders chat",
+        "socketio-pg listen orders --history 20 --json | jq .payload",
+        "socketio-pg listen orders --since start --json > orders.jsonl",
+        """socketio-pg listen table:public.orders --filter '{"new.status": "paid"}'""",
+        "socketio-pg listen orders --count 1 --timeout 30s     # exits with 1 when nothing has come",
+        "socketio-pg listen orders --url https://example.com",
+    )
+)
+@click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
+@json_option
+@click.option("--since", metavar="POSITION", help="What follows this position of the log (EPOCH:POSITION), or 'start'.")
+@click.option(
+    "--history", type=click.IntRange(0, MOST_HISTORY), help="So many of the newest messages of the log first."
+)
+@click.option("--filter", metavar="JSON", callback=_as_filter, help="Only what fulfils it: '{\"new.id\": 5}'.")
+@click.option("--count", type=click.IntRange(1), help="End after so many messages.")
+@click.option("--timeout", callback=as_seconds, metavar="TIME", help="End after this time: 90s, 15m, 1h.")
+@url_option
+@token_option
+def listen(
+    channels: tuple[str, ...],
+    as_json: bool,
+    since: str | None,
+    history: int | None,
+    filter: dict[str, Any] | None,
+    count: int | None,
+    timeout: float | None,
+    url: str | None,
+    token: str | None,
+) -> None:
+    """Print the messages of channels.
+
+    As they come, until Ctrl-C. Reconnects by itself. What may have been missed, and everything else that is no
+    message, goes to standard error. With --json a line of JSON for each message.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    start = _start(since, history)
+    for channel in channels:
+        validate_channel(channel)
+    with contextlib.closing(_open(url, token)) as source:
+        for channel in dict.fromkeys(channels):
+            source.subscribe(channel, start, filter)
+        say(f"listening to {', '.join(dict.fromkeys(channels))}", error=True)
+        try:
+            received = _run(source, as_json, count, deadline)
+        except KeyboardInterrupt:
+            abandon_output()  # it may be a pipe that is full
+            raise
+    if count is not None and received < count:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _start(since: str | None, history: int | None) -> Start:
+    if since is None:
+        return history
+    if history is not None:
+        raise click.UsageError("--since and --history do not go together")
+    try:
+        return parse_since(since)
+    except ValueError as error:
+        raise click.BadParameter(f"{since!r}; allowed: {error}", param_hint="--since") from None
+
+
+def _open(url: str | None, token: str | None) -> Source:
+    if url is not None:
+        return FromServer(url, token)
+    settings = config.load()
+    if settings.database_url is None:
+        raise ConfigurationError(config.NO_DATABASE)
+    return FromDatabase(settings)
+
+
+def _run(source: Source, as_json: bool, count: int | None, deadline: float | None) -> int:
+    """Print what comes; returns how many messages there were."""
+    received = 0
+    while count is None or received < count:
+        left = TICK if deadline is None else min(TICK, deadline - time.monotonic())
+        if left <= 0:
+            break
+        event = source.next(left)
+        if event is None:
+            _check_reader()
+        elif event.kind == "gap":
+            say(gap_line(event.body), error=True)
+        else:
+            received += 1
+            if as_json:
+                print_json(event.body)
+            else:
+                say(message_line(event.body))
+    return received
+
+
+def _check_reader() -> None:
+    """Raise BrokenPipeError when nobody reads standard output any more: a quiet channel would never find out."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is no file
+        return
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if any(events & select.POLLERR for _, events in poll.poll(0)):
+        raise BrokenPipeError
+
+
+def message_line(body: dict[str, Any]) -> str:
+    """A message for people: time, channel, position, payload."""
+    published_at = body.get("published_at")
+    # Python before 3.11 does not know Z.
+    at = datetime.fromisoformat(published_at.replace("Z", "+00:00")) if published_at else datetime.now().astimezone()
+    parts = [
+        click.style(at.astimezone().strftime("%H:%M:%S"), dim=True),
+        click.style(body["channel"], fg="cyan", bold=True),
+    ]
+    if body.get("position") is not None:
+        parts.append(click.style(f"#{body['position']}", fg="yellow"))
+    # JSON has control characters escaped, but these, which some terminals obey.
+    payload = json_text(body["payload"])
+    parts.append(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", payload))
+    if body.get("replayed"):
+        parts.append(click.style("(replayed)", dim=True))
+    return "  ".join(parts)
+
+
+def gap_line(body: dict[str, Any]) -> str:
+    """A gap for people."""
+    between = f" between {body['since']} and {body['until']}" if "since" in body and "until" in body else ""
+    what = "NOTIFY" if body.get("tier") == "notify" else "the log"
+    return click.style(
+        f"gap in {body['channel']}: messages of {what} may have been missed{between} ({body['reason']})", fg="red"
+    )

@@ -1,0 +1,143 @@
+"""``socketio-pg bench``: a number of subscribers, a number of messages, how long that takes. No benchmark."""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+from socketio_pg.core.config import Settings
+from socketio_pg.core.errors import DatabaseUnavailableError, SocketIOPGError
+from socketio_pg.subscriber.subscriber import Message, Subscriber
+
+#: Seconds for a server to come up, and for what is on its way after the last message was published.
+PATIENCE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Times in seconds; ``delivered`` is less than ``expected`` when messages are missing."""
+
+    subscribers: int
+    messages: int
+    delivered: int
+    expected: int
+    seconds: float
+    p50: float
+    p99: float
+
+
+def measure(url: str, token: str | None, channel: str, subscribers: int, messages: int) -> Result:
+    """Publish ``messages`` one after the other, each when the one before is committed, to so many ``subscribers``.
+
+    A latency is the time from the call of publish to the subscriber's handler. Raises as :class:`Subscriber`.
+    """
+    expected = subscribers * messages
+    latencies: list[float] = []
+    complete = threading.Event()
+
+    def receive(message: Message) -> None:
+        latencies.append(time.monotonic() - message["payload"]["at"])  # atomic
+        if len(latencies) >= expected:
+            complete.set()
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(subscribers):
+            subscriber = stack.enter_context(Subscriber(url, token=token))
+            subscriber.subscribe(channel, receive)
+        publisher = stack.enter_context(Subscriber(url, token=token))
+        began = time.monotonic()
+        for number in range(messages):
+            publisher.publish(channel, {"n": number, "at": time.monotonic()})
+        complete.wait(PATIENCE)
+        seconds = time.monotonic() - began
+    found = sorted(latencies)
+    return Result(subscribers, messages, len(found), expected, seconds, percentile(found, 0.5), percentile(found, 0.99))
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    """The value below which ``share`` (0 to 1) of the sorted values are; 0 of none."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
+
+
+@contextlib.contextmanager
+def local_server(settings: Settings, channel: str) -> Iterator[tuple[str, str]]:
+    """A server of this machine's own on a free port, for ``channel`` only; its address and a token.
+
+    Raises :class:`DatabaseUnavailableError` when it does not become ready.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    secret = secrets.token_hex(32)
+    claims = {"sub": "bench", "exp": int(time.time()) + 3600, "subscribe": [channel], "publish": [channel]}
+    command = [
+        sys.executable, "-m", "gunicorn", "-c", "python:socketio_pg.gunicorn_config", "--bind", f"127.0.0.1:{port}",
+        "socketio_pg.server:app",
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="socketio-pg-bench-") as folder:
+        # In a folder of its own: no local.cfg, no gunicorn.conf.py.
+        log, url = Path(folder) / "log", f"http://127.0.0.1:{port}"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, cwd=folder, env=_environment(settings, secret), stdout=output, stderr=output
+            )
+        try:
+            _wait_ready(process, url, log)
+            yield url, jwt.encode(claims, secret, "HS256")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _environment(settings: Settings, secret: str) -> dict[str, str]:
+    """Without what is set for another server, but with what concerns the database: it may come to trim the log."""
+    ours = {field.name.upper() for field in fields(Settings)} | {"GUNICORN_CMD_ARGS"}
+    kept: dict[str, Any] = {
+        name.upper(): getattr(settings, name)
+        for name in ("database_url", "listen_database_url", "log_retention", "log_max_messages", "max_payload")
+    }
+    own = {
+        "AUTH": "required", "JWT_SECRET": secret, "AUTHORIZATION": "claims", "DRAIN_SECONDS": "0",
+        "MAX_EVENTS_PER_SECOND": "0", "LOG_LEVEL": "WARNING", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }  # fmt: skip
+    return (
+        {name: value for name, value in os.environ.items() if name not in ours}
+        | {name: str(value) for name, value in kept.items() if value is not None}
+        | own
+    )
+
+
+def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        problem = "it does not answer"
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+                return
+        except urllib.error.HTTPError as refused:
+            with refused:
+                problem = refused.read(1000).decode("utf-8", "replace").strip()
+        except OSError:
+            pass
+        if process.poll() is not None:
+            raise SocketIOPGError(f"the server has ended: {log.read_text('utf-8', 'replace').strip()[-500:]}")
+        if time.monotonic() > deadline:
+            raise DatabaseUnavailableError(f"the server does not become ready: {problem}")
+        time.sleep(0.1)  # another process can only be asked again

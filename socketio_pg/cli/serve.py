@@ -1,0 +1,54 @@
+"""The commands about the program itself: ``serve``, ``settings``, ``completion``."""
+
+import os
+import sys
+
+import click
+from click.shell_completion import get_completion_class
+
+from socketio_pg.cli.command import Failure, examples
+from socketio_pg.core import config
+from socketio_pg.core.errors import ConfigurationError
+
+
+@click.command(epilog=examples("DATABASE_URL=postgresql:///mydb socketio-pg serve", "socketio-pg serve --port 8080"))
+@click.option("--host", help="Address to listen on (HOST).")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on (PORT).")
+def serve(host: str | None, port: int | None) -> None:
+    """Run the production server.
+
+    That is gunicorn with one eventlet worker and our settings. The database's address comes from DATABASE_URL or
+    local.cfg.
+    """
+    given = {"host": host, "port": port}
+    settings = config.load(overrides={name: value for name, value in given.items() if value is not None})
+    if settings.database_url is None and not settings.debug:
+        raise ConfigurationError(config.NO_DATABASE)
+    arguments = ["-c", "python:socketio_pg.gunicorn_config", "--bind", f"{settings.host}:{settings.port}"]
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *arguments, "socketio_pg.server:app"])
+
+
+@click.command(epilog=examples("socketio-pg settings", "socketio-pg settings | grep JWT"))
+def settings() -> None:
+    """List the settings, with default and meaning."""
+    rows = config.describe()
+    width = max(len(name) for name, _, _ in rows)
+    for name, default, help in rows:
+        click.echo(f"{name:{width}}  {help}" + (f" [default: {default}]" if default else ""))
+
+
+@click.command(
+    epilog=examples(
+        'eval "$(socketio-pg completion bash)"                                   # in ~/.bashrc',
+        'eval "$(socketio-pg completion zsh)"                                    # in ~/.zshrc',
+        "socketio-pg completion fish > ~/.config/fish/completions/socketio-pg.fish",
+    )
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the script that makes a shell complete this command."""
+    completer = get_completion_class(shell)
+    if completer is None:
+        raise Failure(f"there is no completion for {shell}")
+    click.echo(completer(ctx.find_root().command, {}, "socketio-pg", "_SOCKETIO_PG_COMPLETE").source())

@@ -1,0 +1,108 @@
+"""The commands ``watch``, ``unwatch`` and ``watches``: row changes as messages."""
+
+from typing import Any
+
+import click
+
+from socketio_pg.cli.command import Failure, examples, json_option, names, open_database
+from socketio_pg.cli.terminal import clean, print_json, say, table
+from socketio_pg.core import config
+from socketio_pg.postgres.queries import fetch, session
+
+OPERATIONS = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
+COLUMNS = (
+    "table_name", "channel", "operations", "columns", "exclude", "when", "old", "tier", "per", "bulk_limit", "failures",
+)  # fmt: skip
+#: Options of watch(): name → its type in SQL.
+TYPES = {
+    "channel": "text", "operations": "text[]", "columns": "text[]", "exclude": "text[]", "when": "text",
+    "old": "boolean", "tier": "text", "per": "text", "bulk_limit": "integer",
+}  # fmt: skip
+
+
+@click.command(
+    epilog=examples(
+        "socketio-pg watch orders",
+        "socketio-pg watch orders --channel 'orders:{customer_id}' --exclude card_number",
+        "socketio-pg watch app.orders --operations INSERT,UPDATE --when \"new.state = 'paid'\"",
+        "socketio-pg listen table:public.orders",
+    )
+)
+@click.argument("table_name", metavar="TABLE")
+@click.option("--channel", help="Where to; {column} stands for the row's value. Otherwise table:SCHEMA.TABLE.")
+@click.option("--operations", multiple=True, help=f"Of {', '.join(OPERATIONS)}; with commas, or repeated.")
+@click.option("--columns", multiple=True, help="Only these; with commas, or repeated.")
+@click.option("--exclude", multiple=True, help="Not these: they never leave the database; with commas, or repeated.")
+@click.option("--when", metavar="SQL", help="A condition over new and old.")
+@click.option("--no-old", is_flag=True, help="Without the row as it was before.")
+@click.option("--tier", type=click.Choice(["log", "notify"]), help="Through the log (the default), or with NOTIFY.")
+@click.option("--per", type=click.Choice(["statement", "row"]), help="Triggers by statement (the default), or by row.")
+@click.option("--bulk-limit", type=click.IntRange(0), help="A statement with more rows sends one message with a count.")
+def watch(table_name: str, no_old: bool, **options: Any) -> None:
+    """Send changes of TABLE as messages.
+
+    Every change, when it is committed. The same table and channel again replace the options.
+    """
+    given: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in ("operations", "columns", "exclude"):
+            value = names(value)
+        if value is not None:
+            given[name] = value
+    if "operations" in given:
+        given["operations"] = [name.upper() for name in given["operations"]]
+        for name in given["operations"]:
+            if name not in OPERATIONS:
+                raise click.BadParameter(f"{name!r}; allowed: {', '.join(OPERATIONS)}", param_hint="--operations")
+    if no_old:
+        given["old"] = False
+    arguments = "".join(f', "{name}" => %s::{TYPES[name]}' for name in given)
+    with session(open_database(config.load())) as connection:
+        _require_table(connection, table_name)
+        [[channel]] = fetch(
+            connection, f"SELECT socketio_pg.watch(%s::regclass{arguments})", table_name, *given.values()
+        )
+    say(f"watching {clean(table_name)}: its changes go to {clean(channel)}")
+
+
+@click.command(
+    epilog=examples("socketio-pg unwatch orders", "socketio-pg unwatch orders --channel 'orders:{customer_id}'")
+)
+@click.argument("table_name", metavar="TABLE")
+@click.option("--channel", help="Only the watch that sends there; otherwise all of the table's.")
+def unwatch(table_name: str, channel: str | None) -> None:
+    """Send no more changes of TABLE."""
+    with session(open_database(config.load())) as connection:
+        _require_table(connection, table_name)
+        [[removed]] = fetch(connection, "SELECT socketio_pg.unwatch(%s::regclass, %s)", table_name, channel)
+    if not removed:
+        raise Failure(f"{table_name} is not watched" + ("" if channel is None else f" for {channel}"))
+    say(f"no longer watching {clean(table_name)}" + (f" ({removed} watches)" if removed > 1 else ""))
+
+
+@click.command(epilog=examples("socketio-pg watches", "socketio-pg watches --json | jq -r .channel"))
+@json_option
+def watches(as_json: bool) -> None:
+    """List the tables that are watched."""
+    with session(open_database(config.load())) as connection:
+        columns = ", ".join(f'"{name}"' for name in COLUMNS)
+        rows = fetch(connection, f"SELECT {columns} FROM socketio_pg.watches ORDER BY table_name, channel")
+    if as_json:
+        for row in rows:
+            print_json(dict(zip(COLUMNS, row, strict=True)))
+    elif rows:
+        shown = ("table_name", "channel", "operations", "columns", "exclude", "when", "tier", "per", "failures")
+        listed = [[_cell(row[COLUMNS.index(name)]) for name in shown] for row in rows]
+        table([name.replace("_name", "") for name in shown], listed)
+    else:
+        say("nothing is watched")
+
+
+def _cell(value: object) -> object:
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _require_table(connection: Any, name: str) -> None:
+    # First: "no such table" would be understood as: no such table of ours.
+    if fetch(connection, "SELECT to_regclass(%s)", name) == [(None,)]:
+        raise Failure(f"there is no table {name}")

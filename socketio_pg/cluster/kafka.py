@@ -1,0 +1,70 @@
+"""Nodes that reach each other's clients over Kafka, with python-socketio's manager."""
+
+import contextlib
+import importlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import socketio
+
+from socketio_pg.cluster.node import ClusterManager
+from socketio_pg.cluster.queue_manager import Command
+from socketio_pg.core import green
+from socketio_pg.core.errors import PayloadTooLargeError
+
+
+class _LaterKafka(socketio.KafkaManager):  # type: ignore[misc]
+    """Connects when it is used: nothing does at import, and a broker may be away for a while."""
+
+    def __init__(self, url: str, channel: str) -> None:
+        super(socketio.KafkaManager, self).__init__(channel=channel)
+        self.kafka_urls = url.removeprefix("kafka://").split(",")
+
+
+class KafkaCluster(ClusterManager, _LaterKafka):
+    """Gives up on what cannot be published as that of Redis does."""
+
+    #: Seconds that publishing may take.
+    publish_timeout = 5.0
+    #: Seconds to the first attempt to hear Kafka again; doubles up to the second value.
+    backoff = (0.1, 2.0)
+
+    def __init__(self, url: str, channel: str) -> None:
+        super().__init__(url, channel)
+        self._kafka = importlib.import_module("kafka")
+        self._producer: Any = None
+        self._connecting = green.Lock()
+
+    def _publish(self, data: Command) -> None:
+        # As bytes: the stock manager hands on text, which the package does not take.
+        value = self.json.dumps(data).encode()
+        try:
+            with green.timeout(self.publish_timeout):
+                with self._connecting:
+                    if self._producer is None:
+                        self._producer = self._kafka.KafkaProducer(bootstrap_servers=self.kafka_urls)
+                # One partition is one order.
+                self._producer.send(self.channel, value=value, partition=0).get()
+        except self._kafka.errors.MessageSizeTooLargeError as error:
+            raise PayloadTooLargeError(f"the message is too large for Kafka: {error}") from error
+        except (green.TimedOut, OSError, self._kafka.errors.KafkaError) as error:
+            self._not_published(error)
+
+    def _kafka_listen(self) -> Iterator[Any]:
+        delay = self.backoff[0]
+        while True:
+            try:
+                consumer = self._kafka.KafkaConsumer(
+                    self.channel,
+                    bootstrap_servers=self.kafka_urls,
+                    # A topic that is created, or found again, later is noticed so soon.
+                    metadata_max_age_ms=5000,
+                )
+                with contextlib.closing(consumer):
+                    delay = self.backoff[0]
+                    yield from consumer
+            except (OSError, self._kafka.errors.KafkaError) as error:
+                self._not_heard(error)
+            green.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(delay * 2, self.backoff[1])

@@ -1,0 +1,54 @@
+"""Nodes that reach each other's clients over the database that is there anyway."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import socketio
+
+from socketio_pg.cluster.chunks import Assembler, split
+from socketio_pg.cluster.node import ClusterManager
+from socketio_pg.cluster.queue_manager import Command
+from socketio_pg.core import green
+from socketio_pg.core.channels import QUEUE_CHANNEL
+from socketio_pg.postgres.publisher import Outgoing
+from socketio_pg.pubsub.pubsub import PubSub
+
+logger = logging.getLogger("socketio_pg.cluster")
+
+
+class _OwnConnections(socketio.PubSubManager):  # type: ignore[misc]
+    """A queue on the two connections to PostgreSQL that a server has anyway."""
+
+    name = "postgres"
+
+    def __init__(self, pubsub: PubSub) -> None:
+        super().__init__(channel=QUEUE_CHANNEL)
+        self._pubsub = pubsub
+        self._assembler = Assembler()
+        # Bounded: what does not fit waits in PostgreSQL.
+        self._received = green.Queue(1000)
+
+    def initialize(self) -> None:
+        self._pubsub.receive_reserved(QUEUE_CHANNEL, self._receive, self._missed)
+        super().initialize()
+
+    def _publish(self, data: Command) -> None:
+        self._pubsub.publisher.publish([Outgoing(QUEUE_CHANNEL, part) for part in split(self.json.dumps(data))])
+
+    def _receive(self, parts: Sequence[str]) -> None:
+        for part in parts:
+            text = self._assembler.add(part)
+            if text is not None:
+                self._received.put(text)
+
+    def _missed(self) -> None:
+        logger.warning("emits, disconnects and callbacks of other nodes may have been missed")
+
+    def _listen(self) -> Iterator[Any]:
+        while True:
+            yield self._received.get()
+
+
+class PostgresCluster(ClusterManager, _OwnConnections):
+    """The rooms of one node, and a queue on the connections of its ``pubsub``. Emitting raises what publishing does."""

@@ -1,0 +1,87 @@
+"""Channel names: which are allowed, and how they are written in SQL. No I/O."""
+
+import re
+
+from socketio_pg.core.errors import InvalidChannelError
+
+#: PostgreSQL cuts identifiers at NAMEDATALEN - 1 bytes without a word, so longer names are refused.
+MAX_CHANNEL_BYTES = 63
+#: Names with this prefix are the server's own.
+RESERVED_PREFIX = "socketio_pg"
+#: Where the relay tells the nodes about new messages of the log, and where it is told itself.
+LOG_CHANNEL = "socketio_pg"
+BELL_CHANNEL = "socketio_pg_bell"
+#: Where `socketio_pg.recheck()` says that permissions have changed: of the channel in the payload, or of all.
+PERMISSIONS_CHANNEL = "socketio_pg_permissions"
+#: Where nodes and other programs send what goes through Flask-SocketIO's own API, with MESSAGE_QUEUE=postgres.
+QUEUE_CHANNEL = "socketio_pg_queue"
+
+#: Unicode's category Cc, in full.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+def validate_channel(name: object) -> str:
+    """Return ``name`` if it is a valid channel name, unchanged.
+
+    A name is a string of 1 to 63 bytes of UTF-8 without control characters, without leading or
+    trailing white space, without ``*``, and does not start with ``socketio_pg``. Case counts.
+
+    Raises :class:`InvalidChannelError` for anything else: a name is never changed to make it fit.
+    Source: the PostgreSQL manual, "Identifiers and Key Words" (NAMEDATALEN) and ``NOTIFY``.
+    """
+    if not isinstance(name, str):
+        raise InvalidChannelError(f"channel must be a string, not {_json_type(name)}")
+    if not name:
+        raise InvalidChannelError("channel must not be empty")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidChannelError("channel must be valid Unicode, without lone surrogates") from None
+    if size > MAX_CHANNEL_BYTES:
+        raise InvalidChannelError(f"channel must have at most {MAX_CHANNEL_BYTES} bytes of UTF-8, this one has {size}")
+    if _CONTROL.search(name):
+        raise InvalidChannelError("channel must not contain control characters")
+    if name != name.strip():
+        raise InvalidChannelError("channel must not start or end with a space", channel=name)
+    if "*" in name:
+        raise InvalidChannelError("channel must not contain '*'", channel=name)
+    if name.startswith(RESERVED_PREFIX):
+        raise InvalidChannelError(f"channels that start with '{RESERVED_PREFIX}' are reserved", channel=name)
+    return name
+
+
+def match_pattern(pattern: str, channel: str) -> bool:
+    """Whether ``channel`` matches ``pattern``, in which ``*`` stands for any characters, also none."""
+    # No regular expression: patterns come in tokens, and one with many stars would take for ever.
+    first, *parts = pattern.split("*")
+    if not parts:
+        return channel == pattern
+    *middle, last = parts
+    if not channel.startswith(first) or not channel.endswith(last):
+        return False
+    position, end = len(first), len(channel) - len(last)
+    for part in middle:
+        found = channel.find(part, position, end)
+        if found < 0:
+            return False
+        position = found + len(part)
+    return position <= end
+
+
+def quote_identifier(name: str) -> str:
+    """``name`` as a quoted SQL identifier, so that LISTEN takes it letter by letter."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _json_type(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, dict):
+        return "an object"
+    return "binary data"

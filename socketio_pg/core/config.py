@@ -1,0 +1,368 @@
+"""The settings: one table with name, type, default and help. Environment over ``local.cfg`` over default."""
+
+import ast
+import dataclasses
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from socketio_pg.core import parsers
+from socketio_pg.core.errors import ConfigurationError
+
+LOCAL_CFG = Path("local.cfg")
+#: Names that ``local.cfg`` may use as well, after Flask-SQLAlchemy.
+ALIASES = {"SQLALCHEMY_DATABASE_URI": "DATABASE_URL"}
+#: libpq parameters that we set where the address does not: they find a cut cable in 15 to 20 s.
+LIBPQ_DEFAULTS = {
+    "application_name": "socketio_pg",
+    "keepalives_idle": "5",
+    "keepalives_interval": "3",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "15000",
+}
+
+
+def redact(address: str | None) -> str | None:
+    """A database address without its password, for messages and logs. Rather hides too much than too little."""
+    if address is None:
+        return None
+    if re.match(r"[\w+.-]+://", address):
+        # Up to the last @: a password that was not percent-encoded may contain anything.
+        address = re.sub(r"(://[^:@/?#]*:).*@", r"\1***@", address, flags=re.DOTALL)
+    elif "@" in address and not re.match(r"\s*\w+\s*=", address):
+        address = "***" + address[address.rindex("@") :]
+    return re.sub(
+        r"((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:\\.|[^\s&\\])+)",
+        r"\1***",
+        address,
+        flags=re.DOTALL | re.IGNORECASE,
+    )
+
+
+def _hide(_: str) -> str:
+    return "***"
+
+
+def setting(
+    default: object,
+    parse: Callable[[object], object],
+    help: str,
+    *,
+    shown: str | None = None,
+    show: Callable[[str], str | None] = str,
+) -> Any:
+    """A row of the table; ``shown`` stands for the default in the docs where the value itself says little.
+
+    ``show`` makes a value fit for messages and logs.
+    """
+    return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "shown": shown, "show": show})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings. The environment variable and the ``local.cfg`` name are the field's name in capitals."""
+
+    database_url: str | None = setting(
+        None, parsers.database_url, "PostgreSQL, with every libpq parameter. In local.cfg also SQLALCHEMY_DATABASE_URI",
+        show=redact,
+    )  # fmt: skip
+    listen_database_url: str | None = setting(
+        None, parsers.database_url, "another address for the LISTEN connection: past a pooler, which cannot LISTEN",
+        shown="DATABASE_URL", show=redact,
+    )  # fmt: skip
+    debug: bool = setting(
+        False, parsers.boolean, "development: without a DATABASE_URL an embedded PostgreSQL is started"
+    )
+    host: str = setting("127.0.0.1", parsers.plain, "address of the development server and of `socketio-pg serve`")
+    port: int = setting(3030, parsers.integer(1, 65535), "port of the development server and of `socketio-pg serve`")
+    secret_key: str | None = setting(
+        None,
+        parsers.plain,
+        "Flask's key for signed cookies",
+        shown="random with DEBUG, otherwise none: Flask signs nothing",
+        show=_hide,
+    )
+    cors_allowed_origins: tuple[str, ...] | None = setting(
+        None, parsers.origins, "other origins whose pages may connect, separated by commas, or '*' for all",
+        shown="same origin only",
+    )  # fmt: skip
+    auth: str | None = setting(
+        None, parsers.choice("off", "optional", "required"),
+        "'required': clients need a valid token; 'optional': without one they are anonymous; 'off': nobody is asked",
+        shown="required with a key, otherwise off",
+    )  # fmt: skip
+    jwt_secret: str | None = setting(
+        None, parsers.plain, "the secret of tokens signed with HMAC; at least 32 bytes for HS256", show=_hide
+    )
+    jwt_public_key: str | None = setting(
+        None, parsers.public_key,
+        "the public key of tokens signed with RSA, ECDSA or Ed25519: PEM, or the path of a file", show=_hide,
+    )  # fmt: skip
+    jwks_url: str | None = setting(
+        None, parsers.jwks_location, "where the public keys are, if they change: the address or the path of a JWK set"
+    )
+    jwt_algorithms: tuple[str, ...] = setting(
+        (), parsers.names, "the algorithms that are accepted, separated by commas",
+        shown="HS256, or what fits the public keys",
+    )  # fmt: skip
+    jwt_issuer: str | None = setting(None, parsers.plain, "what a token's iss must be", shown="not checked")
+    jwt_audience: tuple[str, ...] = setting(
+        (), parsers.names, "what a token's aud must contain one of, separated by commas", shown="not checked"
+    )
+    jwt_leeway: float = setting(
+        10.0, parsers.seconds(0, 300), "seconds that the clocks of issuer and server may differ"
+    )
+    jwt_role_claim: str = setting("role", parsers.plain, "the claim that names the role for AUTHORIZATION=rls")
+    jwks_cache_seconds: float = setting(
+        300.0,
+        parsers.seconds(1, 86_400),
+        "seconds after which the JWK set is fetched again: so long a revoked key counts",
+    )
+    authorization: str = setting(
+        "off", parsers.choice("off", "claims", "rls"),
+        "what decides who may subscribe and publish where: 'claims': patterns in the token; 'rls': row-level-security "
+        "policies on socketio_pg.messages; 'off': all may everywhere, if AUTH lets them in",
+    )  # fmt: skip
+    publish: str | None = setting(
+        None, parsers.choice("off", "authenticated", "all"),
+        "which clients may publish at all; AUTHORIZATION is asked besides",
+        shown="all with AUTH=off, otherwise authenticated",
+    )  # fmt: skip
+    public_channels: tuple[str, ...] = setting(
+        (), parsers.patterns, "channels that everybody who is let in may subscribe to; patterns as in DURABLE_CHANNELS"
+    )
+    allowed_roles: tuple[str, ...] = setting(
+        (), parsers.roles, "with AUTHORIZATION=rls: the roles that a token may name, separated by commas"
+    )
+    anonymous_role: str | None = setting(
+        None, parsers.role, "with AUTHORIZATION=rls: the role of clients without a token, and of tokens that name none",
+        shown="none: forbidden",
+    )  # fmt: skip
+    permission_timeout: float = setting(
+        2.0, parsers.seconds(0.1, 60), "with AUTHORIZATION=rls: seconds that the policies of one decision may take"
+    )
+    permission_cache_seconds: float = setting(
+        10.0, parsers.seconds(0, 3600), "with AUTHORIZATION=rls: seconds that a permission counts without asking again"
+    )
+    permission_recheck_seconds: float = setting(
+        60.0, parsers.seconds(0, 86_400),
+        "with AUTHORIZATION=rls: seconds between two checks of all subscriptions; 0: only when socketio_pg.recheck() "
+        "is called",
+    )  # fmt: skip
+    log_level: str = setting("INFO", parsers.log_level, "DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    log_format: str = setting(
+        "text", parsers.choice("text", "json"), "how a line of the log is written: 'text' (key=value) or 'json'"
+    )
+    test_page: bool = setting(
+        True, parsers.boolean, "serve the demo page: / and /socket-test lead to /static/test.html"
+    )
+    http_api: bool = setting(
+        True, parsers.boolean, "publish and replay over HTTP, at /api/; who may what is the same as over sockets"
+    )
+    max_connections: int = setting(
+        10_000,
+        parsers.integer(1, 1_000_000),
+        "most clients, and most HTTP connections at once; further clients are answered 503",
+    )
+    max_connections_per_address: int = setting(
+        0, parsers.integer(0, 1_000_000), "most clients of one address, further ones are answered 429; 0: no limit"
+    )
+    max_attempts_per_second_per_address: int = setting(
+        0, parsers.integer(0, 1_000_000),
+        "attempts to connect, and requests to /api/, a second of one address (5 times as many at once); 0: no limit",
+    )  # fmt: skip
+    trusted_proxies: int = setting(
+        0, parsers.integer(0, 100),
+        "proxies before the server that add to X-Forwarded-For: tells which of its addresses is the client's",
+    )  # fmt: skip
+    max_subscriptions: int = setting(
+        1_000, parsers.integer(0, 10_000_000), "most channels that one client subscribes to; 0: no limit"
+    )
+    max_events_per_second: int = setting(
+        200, parsers.integer(0, 1_000_000), "events of one client a second (5 times as many at once); 0: no limit"
+    )
+    max_event_bytes_per_second: int = setting(
+        1_000_000, parsers.integer(0, 10**12),
+        "bytes of the events of one client a second (5 times as many at once); 0: no limit",
+    )  # fmt: skip
+    idle_timeout: float = setting(
+        0.0, parsers.seconds(0, 86_400 * 7),
+        "seconds after which a client is disconnected that subscribes to nothing and sends nothing; 0: never",
+    )  # fmt: skip
+    auto_init: bool = setting(
+        False, parsers.boolean, "install the log's schema at the start, or upgrade it (`socketio-pg init`)"
+    )
+    durable_channels: tuple[str, ...] = setting(
+        (),
+        parsers.patterns,
+        "channels that are always published through the log, separated by commas; * stands for anything",
+    )
+    max_payload: int = setting(
+        1_000_000,
+        parsers.integer(1_000, 100_000_000),
+        "most bytes of a payload in the log; takes effect in the database with `socketio-pg init`",
+    )
+    log_retention: float = setting(
+        86_400.0, parsers.seconds(1, 315_360_000), "seconds that messages stay in the log to be replayed: a day"
+    )
+    log_max_messages: int | None = setting(
+        None, parsers.integer(1, 10**15), "most messages that stay in the log", shown="no limit"
+    )
+    message_queue: str | None = setting(
+        None, parsers.message_queue,
+        "what carries Flask-SocketIO's own emits, disconnects and callbacks between nodes: 'postgres' (the same "
+        "database), or the address of a Redis, Valkey or Kafka",
+        shown="none: they reach the clients of one node", show=redact,
+    )  # fmt: skip
+    message_queue_channel: str = setting(
+        "socketio_pg_queue", parsers.plain,
+        "the channel of Redis or Valkey, or the topic of Kafka, that MESSAGE_QUEUE uses: another one for each database "
+        "that shares it",
+    )  # fmt: skip
+    listen: str = setting(
+        "each", parsers.choice("each", "leader"),
+        "who listens to PostgreSQL: 'each' node, or only the 'leader', which relays the log, and passes on what it "
+        "hears over MESSAGE_QUEUE (Redis or Valkey)",
+    )  # fmt: skip
+    send_buffer_bytes: int = setting(
+        1_000_000,
+        parsers.integer(10_000, 1_000_000_000),
+        "bytes that may wait for one client that does not read; past it, the next message disconnects it",
+    )
+    connect_timeout: float = setting(
+        10.0,
+        parsers.seconds(1, 300),
+        "seconds in which a connection must have become a Socket.IO client that was let in",
+    )
+    ping_interval: float = setting(25.0, parsers.seconds(1, 3600), "seconds between two pings to a client")
+    ping_timeout: float = setting(20.0, parsers.seconds(1, 3600), "seconds in which a client must answer a ping")
+    drain_seconds: float = setting(
+        3.0, parsers.seconds(0, 8), "at SIGTERM, clients are disconnected spread over this many seconds"
+    )
+    metrics_token: str | None = setting(
+        None, parsers.plain, "whoever brings it as a Bearer token may read /metrics", shown="no /metrics", show=_hide
+    )
+    embedded_data_dir: str = setting(".postgres", parsers.plain, "folder of the embedded PostgreSQL (development only)")
+
+    def authentication(self) -> str:
+        """AUTH, where it is not set as well: ``off``, ``optional`` or ``required``."""
+        if self.auth is not None:
+            return self.auth
+        return "required" if self.jwt_secret or self.jwt_public_key or self.jwks_url else "off"
+
+    def flask_secret_key(self) -> str | None:
+        """The key; a random one for development. Without it Flask refuses to sign anything, and says so.
+
+        Nothing of ours is signed, so a server without sessions needs none; a random one would differ at each start, and
+        on each node, without a word.
+        """
+        return self.secret_key or (secrets.token_hex(32) if self.debug else None)
+
+    def __repr__(self) -> str:
+        """Without the secrets: this text may end in a log."""
+        shown = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            shown.append(f"{field.name}={(field.metadata['show'](value) if isinstance(value, str) else value)!r}")
+        return f"Settings({', '.join(shown)})"
+
+
+NO_DATABASE = (
+    "There is no database: set DATABASE_URL in the environment, or SQLALCHEMY_DATABASE_URI in local.cfg "
+    "(or DEBUG=1 for an embedded one)."
+)
+
+
+def load(
+    environment: Mapping[str, str] | None = None,
+    local_cfg: Path | None = LOCAL_CFG,
+    overrides: Mapping[str, object] | None = None,
+) -> Settings:
+    """The settings: ``overrides`` (field names) over the environment over ``local.cfg`` over the defaults.
+
+    Raises :class:`ConfigurationError` with one sentence that names the setting, the value and what is allowed.
+    """
+    environment = os.environ if environment is None else environment
+    file = read_local_cfg(local_cfg) if local_cfg is not None and local_cfg.exists() else {}
+    overrides = dict(overrides or {})
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Settings):
+        name = field.name.upper()
+        if field.name in overrides:
+            raw, where = overrides.pop(field.name), "create_app()"
+        elif environment.get(name):  # an empty variable counts as not set, as Procfile runners leave them
+            raw, where = environment[name], "the environment"
+        elif name in file:
+            raw, where = file[name], str(local_cfg)
+        else:
+            continue
+        if raw is None:
+            continue
+        try:
+            values[field.name] = field.metadata["parse"](raw)
+        except ValueError as error:
+            shown = field.metadata["show"](str(raw))
+            raise ConfigurationError(f"{name} in {where} is {shown!r}; allowed: {error}.") from None
+    if overrides:
+        raise ConfigurationError(f"there is no setting {', '.join(sorted(overrides))}.")
+    return Settings(**values)
+
+
+def read_local_cfg(path: Path) -> dict[str, Any]:
+    """The assignments of ``local.cfg``: ``NAME = literal`` lines, as Flask's config files. Nothing is executed."""
+    try:
+        tree = ast.parse(path.read_text("utf-8"), str(path))
+    except (SyntaxError, ValueError, OSError) as error:
+        line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
+        raise ConfigurationError(f"{path} cannot be read{line}: lines look like NAME = 'value'.") from None
+    known = {field.name.upper() for field in dataclasses.fields(Settings)}
+    values: dict[str, Any] = {}
+    for statement in tree.body:
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else None
+        if not isinstance(statement, ast.Assign) or len(statement.targets) != 1 or not isinstance(target, ast.Name):
+            raise ConfigurationError(f"{path} line {statement.lineno}: only lines like NAME = 'value' are allowed.")
+        name = ALIASES.get(target.id, target.id)
+        if name not in known:
+            continue  # a file shared with other parts of a Flask application
+        try:
+            values[name] = ast.literal_eval(statement.value)
+        except (ValueError, TypeError, RecursionError, MemoryError):
+            raise ConfigurationError(
+                f"{path} line {statement.lineno}: {target.id} must be a plain value, nothing is executed here."
+            ) from None
+    return values
+
+
+def database_url(value: object) -> str:
+    """``value`` as libpq's form of a database address. Raises :class:`ConfigurationError`."""
+    try:
+        return parsers.database_url(value)
+    except ValueError as error:
+        raise ConfigurationError(f"the database address is {redact(str(value))!r}; allowed: {error}.") from None
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """The table for the docs and ``socketio-pg settings``: (name, default, help) of each setting."""
+    rows = []
+    for field in dataclasses.fields(Settings):
+        default = field.metadata["shown"] or ("" if field.default is None else _shown(field.default))
+        rows.append((field.name.upper(), default, field.metadata["help"]))
+    return rows
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return (
+        f"{value:g}"
+        if isinstance(value, float) and value < 1000
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )

@@ -1,0 +1,173 @@
+"""The doctor's checks of PostgreSQL itself."""
+
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from socketio_pg.core import green
+from socketio_pg.core.channels import RESERVED_PREFIX
+from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError
+from socketio_pg.doctor.findings import Finding, error, ok, warning
+from socketio_pg.doctor.status import read_database
+from socketio_pg.postgres.database import Database, translated_errors
+from socketio_pg.postgres.queries import fetch, session
+
+#: The oldest PostgreSQL that is supported, as ``server_version_num`` has it.
+OLDEST = 130_000
+#: Seconds that the clocks of this machine and of the database may differ.
+MOST_SKEW = 5.0
+#: Seconds after which a session that is idle in a transaction is worth a word.
+MOST_IDLE = 60.0
+#: Seconds that a notification may take to come back.
+PATIENCE = 5.0
+
+
+def server(connection: Any) -> Iterator[Finding]:
+    """Version, encoding, and whether it is one that can LISTEN."""
+    found = read_database(connection)
+    yield from judge_server(found["version"], found["version_number"], found["encoding"], standby=found["standby"])
+
+
+def judge_server(version: str, number: int, encoding: str, *, standby: bool) -> Iterator[Finding]:
+    """``number`` is ``server_version_num``."""
+    if number < OLDEST:
+        yield error("version", f"PostgreSQL {version} is too old", "PostgreSQL 13 or later is needed")
+    else:
+        yield ok("version", f"PostgreSQL {version}")
+    if encoding != "UTF8":
+        yield warning(
+            "encoding", f"the database is in {encoding}: some names and payloads are refused, and there is no log",
+            "use a database in UTF8: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
+        )  # fmt: skip
+    if standby:
+        yield error(
+            "standby", "this is a hot standby: it has neither LISTEN nor NOTIFY",
+            "give the primary's address in DATABASE_URL (libpq: target_session_attrs=read-write)",
+        )  # fmt: skip
+
+
+def clock(connection: Any) -> Iterator[Finding]:
+    """The clocks of this machine and of the database."""
+    before = time.time()
+    [[there]] = fetch(connection, "SELECT extract(epoch FROM clock_timestamp())::float")
+    after = time.time()
+    yield from judge_clock(there - (before + after) / 2, (after - before) / 2)
+
+
+def judge_clock(skew: float, doubt: float) -> Iterator[Finding]:
+    """``skew`` in seconds is known up to ``doubt``."""
+    if abs(skew) > MOST_SKEW + doubt:
+        yield warning(
+            "clock", f"the database's clock is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}",
+            "synchronize the clocks (NTP): times of messages, gaps and tokens are compared",
+        )  # fmt: skip
+    else:
+        yield ok("clock", f"{abs(skew):.2f} s between this machine and the database")
+
+
+def round_trip(database: Database, *, separate: bool) -> Iterator[Finding]:
+    """LISTEN on the listening address, NOTIFY on the other: with a random name that nobody else can have heard of.
+
+    ``separate``: LISTEN_DATABASE_URL is set.
+    """
+    name = f"{RESERVED_PREFIX}_{secrets.token_hex(8)}"
+    remedy = "set LISTEN_DATABASE_URL to PostgreSQL's own address, past the pooler"
+    try:
+        listening = database.connect(listen=True)
+    except DatabaseUnavailableError as unavailable:
+        where = "LISTEN_DATABASE_URL" if separate else "DATABASE_URL"
+        yield error("LISTEN", f"{where} cannot be reached: {unavailable.message}", f"correct {where}")
+        return
+    try:
+        fetch(listening, f"LISTEN {name}")
+        with session(database) as other:
+            began = time.monotonic()
+            fetch(other, f"NOTIFY {name}")
+        arrived = _arrives(listening, name)
+    except DatabaseUnavailableError:
+        raise
+    except DatabaseError as refused:
+        yield error("LISTEN", f"PostgreSQL refuses it: {refused.message}", remedy)
+        return
+    finally:
+        listening.close()
+    if arrived:
+        yield ok("LISTEN", f"a notification arrives after {(time.monotonic() - began) * 1000:.1f} ms")
+    elif separate:
+        yield error(
+            "LISTEN", "a NOTIFY does not reach our LISTEN: LISTEN_DATABASE_URL is a pooler or another database",
+            "let LISTEN_DATABASE_URL be PostgreSQL's own address of the same database",
+        )  # fmt: skip
+    else:
+        yield error("LISTEN", "a NOTIFY does not reach our LISTEN: a pooler in transaction mode is in between", remedy)
+
+
+def _arrives(connection: Any, name: str) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    with translated_errors(PATIENCE + 5.0):
+        while not any(notification.channel == name for notification in connection.notifies):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if green.select([connection], left):
+                connection.poll()
+    return True
+
+
+def notify_queue(connection: Any) -> Iterator[Finding]:
+    """How full it is: when it is full, every commit with a NOTIFY fails."""
+    yield from judge_queue(read_database(connection)["notify_queue"])
+
+
+def judge_queue(usage: float) -> Iterator[Finding]:
+    """``usage`` from 0 to 1."""
+    if usage < 0.05:
+        yield ok("NOTIFY queue", f"{usage:.1%} full")
+        return
+    found = f"it is {usage:.0%} full: some session listens and does not take its notifications"
+    remedy = (
+        "end sessions that LISTEN and are idle in a transaction: SELECT pid, state, xact_start, query FROM "
+        "pg_stat_activity WHERE state LIKE 'idle in transaction%' ORDER BY xact_start; then pg_terminate_backend(pid)"
+    )
+    yield (error if usage >= 0.5 else warning)("NOTIFY queue", found, remedy)
+
+
+def idle_in_transaction(connection: Any, seconds: float = MOST_IDLE) -> Iterator[Finding]:
+    """Sessions that have been idle in a transaction for over ``seconds``.
+
+    One that listens gets no notifications meanwhile, and the queue fills behind it; which of them listen PostgreSQL
+    does not tell.
+    """
+    rows = fetch(
+        connection,
+        "SELECT pid, coalesce(nullif(application_name, ''), usename), extract(epoch FROM now() - state_change)::float"
+        " FROM pg_stat_activity WHERE state LIKE 'idle in transaction%%' AND datname = current_database()"
+        " AND now() - state_change > make_interval(secs => %s) ORDER BY state_change LIMIT 5",
+        seconds,
+    )
+    for pid, name, idle in rows:
+        yield warning(
+            "transactions", f"session {pid} ({name}) has been idle in a transaction for {idle:.0f} s",
+            f"if it listens, the NOTIFY queue fills behind it: let it commit, or SELECT pg_terminate_backend({pid}); "
+            "idle_in_transaction_session_timeout prevents it",
+        )  # fmt: skip
+    if not rows:
+        yield ok("transactions", f"no session is idle in a transaction for over {seconds:.0f} s")
+
+
+def sessions(connection: Any) -> Iterator[Finding]:
+    """Whether there is room for a server's connections."""
+    found = read_database(connection)
+    yield from judge_sessions(found["sessions"], found["most_sessions"])
+
+
+def judge_sessions(used: int, most: int) -> Iterator[Finding]:
+    """``used`` of ``most`` sessions are taken. A server takes up to eight."""
+    if most - used < 10:
+        yield warning(
+            "sessions", f"{used} of {most} sessions are taken",
+            "raise max_connections, or let applications go through a pooler",
+        )  # fmt: skip
+    else:
+        yield ok("sessions", f"{used} of {most} are taken")

@@ -1,0 +1,196 @@
+"""The doctor's checks of the schema ``socketio_pg`` and of the servers that use it."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from socketio_pg.access.policies import Policies
+from socketio_pg.core.config import Settings
+from socketio_pg.doctor.findings import Finding, error, ok, warning
+from socketio_pg.doctor.status import read_nodes, read_relay, read_schema_version
+from socketio_pg.postgres import schema
+from socketio_pg.postgres.database import Database
+from socketio_pg.postgres.queries import fetch
+from socketio_pg.version import __version__
+
+#: Seconds that a message may wait in the outbox.
+MOST_WAITING = 10.0
+
+_MISSING = """
+SELECT kind, object, privilege FROM unnest(%s::text[], %s::text[], %s::text[]) AS needed (kind, object, privilege)
+WHERE NOT CASE kind
+    WHEN 'SCHEMA' THEN has_schema_privilege(object, privilege)
+    WHEN 'FUNCTION' THEN has_function_privilege(object, privilege)
+    WHEN 'SEQUENCE' THEN has_sequence_privilege(object, privilege)
+    ELSE has_table_privilege(object, privilege) END
+"""
+
+
+# In this order: without USAGE the name of the table cannot be looked up.
+_READABLE = """
+SELECT CASE WHEN to_regnamespace('socketio_pg') IS NULL THEN true
+    WHEN NOT has_schema_privilege('socketio_pg', 'USAGE') THEN false
+    WHEN to_regclass('socketio_pg.schema_version') IS NULL THEN true
+    ELSE has_table_privilege('socketio_pg.schema_version', 'SELECT') END, current_user
+"""
+
+
+def readable(connection: Any) -> Iterator[Finding]:
+    """A finding when this role may not even look at the schema: then the other checks cannot be made."""
+    [[may, role]] = fetch(connection, _READABLE)
+    if not may:
+        yield _lacking(role, "any right on the schema")
+
+
+def _lacking(role: str, what: str) -> Finding:
+    return error(
+        "privileges", f"role {role} lacks {what}", f"socketio-pg init --server-role {role}, as the schema's owner"
+    )
+
+
+def installed(connection: Any, settings: Settings) -> Iterator[Finding]:
+    """Whether the schema is there, in this program's version."""
+    yield from judge_schema(read_schema_version(connection), settings)
+
+
+def judge_schema(version: int | None, settings: Settings) -> Iterator[Finding]:
+    """``version`` of the schema that was found; None for none."""
+    needs = settings.durable_channels or settings.authorization == "rls"
+    if version is None and settings.auto_init:
+        yield ok("schema", "not installed yet: the server does it (AUTO_INIT)")
+    elif version is None and needs:
+        why = "DURABLE_CHANNELS" if settings.durable_channels else "AUTHORIZATION=rls"
+        yield error("schema", f"it is not installed, and {why} needs it", "socketio-pg init")
+    elif version is None:
+        yield warning("schema", "it is not installed: NOTIFY works, the log does not", "socketio-pg init")
+    elif version < schema.VERSION:
+        yield error(
+            "schema", f"it is of version {version}, this program needs {schema.VERSION}",
+            "socketio-pg init: it upgrades, and servers may go on running",
+        )  # fmt: skip
+    elif version > schema.VERSION:
+        yield error(
+            "schema", f"it is of version {version}, which this program ({schema.VERSION}) does not know",
+            "upgrade socketio_pg here",
+        )  # fmt: skip
+    else:
+        yield ok("schema", f"version {version}")
+
+
+def needed_privileges(settings: Settings) -> list[tuple[str, str, str]]:
+    """(kind, object, privilege) of each right that a server's role needs, from the statements that grant them."""
+    granted = re.findall(
+        r'^GRANT (.+?) ON (SCHEMA |FUNCTION |SEQUENCE |TABLE |)([^;]+?)\s+TO "doctor";$',
+        schema.statements(settings.max_payload, server_role="doctor"),
+        re.MULTILINE,
+    )
+    return [
+        (kind.strip(), object, privilege)
+        for privileges, kind, objects in granted
+        # Not at the commas between a function's types.
+        for object in re.split(r",\s+(?![^(]*\))", objects)
+        for privilege in privileges.split(", ")
+    ]
+
+
+def privileges(connection: Any, settings: Settings) -> Iterator[Finding]:
+    """The rights of DATABASE_URL's role on the schema."""
+    if read_schema_version(connection) != schema.VERSION:
+        return
+    needed = needed_privileges(settings)
+    # Without USAGE the names of the others cannot even be looked up.
+    usage = [entry for entry in needed if entry[0] == "SCHEMA"]
+    missing = fetch(connection, _MISSING, *zip_lists(usage)) or fetch(connection, _MISSING, *zip_lists(needed))
+    [[role]] = fetch(connection, "SELECT current_user")
+    if missing:
+        listed = ", ".join(f"{privilege} on {object}" for _, object, privilege in missing[:3])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        yield _lacking(role, f"{listed}{more}")
+    else:
+        yield ok("privileges", f"role {role} has what a server needs")
+
+
+def zip_lists(rows: list[tuple[str, str, str]]) -> list[list[str]]:
+    """The columns of ``rows``."""
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def relay(connection: Any) -> Iterator[Finding]:
+    """Whether somebody moves what is published to the log, and keeps up."""
+    if read_schema_version(connection) is None:
+        return
+    found = read_relay(connection)
+    outbox = found["outbox"]
+    yield from judge_relay(found["pid"], found["node"], outbox["rows"], outbox["oldest_seconds"])
+
+
+def judge_relay(pid: int | None, node: str | None, rows: int, oldest: float | None) -> Iterator[Finding]:
+    """``rows`` messages wait, the oldest for ``oldest`` seconds."""
+    late = oldest is not None and oldest > MOST_WAITING
+    waiting = f"{rows} waiting in the outbox, the oldest for {oldest or 0:.0f} s"
+    if pid is None and rows:
+        yield error("relay", f"nobody relays the log: {waiting}", "start a server on this database")
+    elif pid is None:
+        yield warning("relay", "nobody relays the log: no server runs on this database", "start a server")
+    elif late:
+        yield error(
+            "relay", f"the relay ({node or pid}) lags: {waiting}",
+            "see that server's log; a burst of messages passes by itself",
+        )  # fmt: skip
+    else:
+        yield ok("relay", f"{node or f'session {pid}'} leads, {rows} waiting")
+
+
+def nodes(connection: Any) -> Iterator[Finding]:
+    """The servers that are alive, and their versions."""
+    if read_schema_version(connection) is not None:
+        yield from judge_nodes({node["name"]: node["version"] for node in read_nodes(connection)})
+
+
+def judge_nodes(versions: dict[str, str]) -> Iterator[Finding]:
+    """``versions`` of the servers by their names."""
+    different = set(versions.values())
+    if len(different) > 1:
+        listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        yield warning("nodes", f"servers of different versions: {listed}", "upgrade the others")
+    elif different and different != {__version__}:
+        yield warning(
+            "nodes",
+            f"the servers are of version {different.pop()}, this program of {__version__}",
+            "upgrade one of them",
+        )
+    elif versions:
+        yield ok("nodes", f"{len(versions)} of version {__version__}")
+
+
+def roles(database: Database, settings: Settings) -> Iterator[Finding]:
+    """With AUTHORIZATION=rls: whether the roles that tokens name can be taken, and may ask."""
+    names = {*settings.allowed_roles, *filter(None, [settings.anonymous_role])}
+    if settings.authorization != "rls" or not names:
+        return
+    policies = Policies(database, settings.permission_timeout)
+    try:
+        problems = policies.problems(names)
+    finally:
+        policies.stop()
+    for role, problem in problems.items():
+        yield error(
+            "roles", f"clients of role {role} are refused: {problem}",
+            f"GRANT {role} TO the server's role; socketio-pg init --client-role {role}",
+        )  # fmt: skip
+    if not problems:
+        yield ok("roles", f"{', '.join(sorted(names))}: policies can be asked")
+
+
+def watches(connection: Any) -> Iterator[Finding]:
+    """Watches that have failed."""
+    if fetch(connection, "SELECT to_regclass('socketio_pg.watches')") == [(None,)]:
+        return
+    rows = fetch(connection, "SELECT table_name::text, channel, failures FROM socketio_pg.watches WHERE failures > 0")
+    for name, channel, failures in rows:
+        yield warning(
+            "watches", f"the watch of {name} for {channel} has failed {failures} times: those changes were not told",
+            f"PostgreSQL's log has the reason; socketio-pg watch {name} again begins to count anew",
+        )  # fmt: skip
+    if not rows:
+        yield ok("watches", "none has failed")

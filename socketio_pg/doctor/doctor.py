@@ -1,0 +1,75 @@
+"""Looks for what commonly goes wrong. The checks are in `checks_settings`, `checks_database` and `checks_log`."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from socketio_pg.core.config import NO_DATABASE, Settings
+from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
+from socketio_pg.doctor import checks_database, checks_log, checks_settings
+from socketio_pg.doctor.findings import Finding, error, warning
+from socketio_pg.postgres.database import Database
+from socketio_pg.postgres.queries import session
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """One finding after the other, as they are found. Each check is independent of the others."""
+    yield from checks_settings.configuration(settings)
+    yield from checks_settings.safety(settings)
+    yield from checks_settings.key_set(settings)
+    yield from checks_settings.message_queue(settings)
+    yield from checks_settings.programs()
+    yield from checks_settings.workers(os.environ)
+    yield from checks_settings.descriptors(settings)
+    yield from checks_settings.port(settings)
+    if settings.database_url is None:
+        if not settings.debug:
+            yield error("database", "there is no database address", NO_DATABASE)
+        return
+    database = Database(settings.database_url, settings.listen_database_url)
+    try:
+        with session(database) as connection:
+            yield from _examine_database(settings, database, connection)
+    except DatabaseUnavailableError as unavailable:
+        yield error(
+            "database", unavailable.message,
+            "start PostgreSQL, or correct DATABASE_URL; a firewall or pg_hba.conf may be in the way",
+        )  # fmt: skip
+
+
+def _examine_database(settings: Settings, database: Database, connection: Any) -> Iterator[Finding]:
+    of_database = {
+        "database": checks_database.server(connection),
+        "clock": checks_database.clock(connection),
+        "LISTEN": checks_database.round_trip(database, separate=settings.listen_database_url is not None),
+        "NOTIFY queue": checks_database.notify_queue(connection),
+        "transactions": checks_database.idle_in_transaction(connection),
+        "sessions": checks_database.sessions(connection),
+    }
+    of_log = {
+        "schema": checks_log.installed(connection, settings),
+        "privileges": checks_log.privileges(connection, settings),
+        "relay": checks_log.relay(connection),
+        "nodes": checks_log.nodes(connection),
+        "roles": checks_log.roles(database, settings),
+        "watches": checks_log.watches(connection),
+    }
+    for name, findings in of_database.items():
+        yield from _guarded(name, findings)
+    unreadable = list(_guarded("privileges", checks_log.readable(connection)))
+    yield from unreadable
+    if not unreadable:
+        for name, findings in of_log.items():
+            yield from _guarded(name, findings)
+
+
+def _guarded(name: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """A check that fails is a finding, and does not end the others."""
+    try:
+        yield from findings
+    except DatabaseUnavailableError:
+        raise
+    except (DatabaseError, LogNotInstalledError) as failed:
+        yield warning(
+            name, f"this could not be looked at: {failed.message}", "run the doctor with a role that has the rights"
+        )

@@ -1,0 +1,105 @@
+"""What ``socketio-pg status`` and the doctor read from the database: one section at a time, each a dictionary.
+
+Nothing here writes, and nothing needs more than the rights of a server's role.
+"""
+
+from typing import Any
+
+from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
+from socketio_pg.log.history import HEAD
+from socketio_pg.postgres.queries import fetch, fetch_named
+from socketio_pg.postgres.schema import LOCK_CLASS, RELAY_LOCK, VERSION
+
+#: Rows that are counted at most, and channels that are listed.
+MOST_COUNTED = 100_000
+MOST_CHANNELS = 20
+
+# The largest number of sessions comes from the setting, and of them some are reserved.
+_DATABASE = """
+SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS version_number,
+    current_database() AS name, current_user AS role, current_setting('server_encoding') AS encoding,
+    pg_is_in_recovery() AS standby, pg_notification_queue_usage() AS notify_queue,
+    (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS sessions,
+    current_setting('max_connections')::int AS most_sessions,
+    (SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'socketio_pg' AND pid <> pg_backend_pid()) AS ours
+"""
+
+_RELAY = f"""
+SELECT (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = {LOCK_CLASS}
+        AND objid = {RELAY_LOCK} AND objsubid = 2
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS pid,
+    (SELECT name FROM socketio_pg.nodes WHERE relay ORDER BY seen_at DESC LIMIT 1) AS node
+"""
+
+_OUTBOX = f"""
+SELECT (SELECT count(*) FROM (SELECT FROM socketio_pg.outbox LIMIT {MOST_COUNTED}) AS counted) AS rows,
+    (SELECT extract(epoch FROM clock_timestamp() - published_at)::float FROM socketio_pg.outbox ORDER BY id LIMIT 1)
+        AS oldest_seconds
+"""
+
+_NODES = """
+SELECT name, version, relay, position, clients, started_at,
+    extract(epoch FROM now() - seen_at)::float AS seen_seconds_ago
+FROM socketio_pg.nodes ORDER BY name
+"""
+
+_CHANNELS = f"""
+SELECT channel, messages, last_position, extract(epoch FROM age)::float AS age_seconds
+FROM socketio_pg.channels ORDER BY last_position DESC LIMIT {MOST_CHANNELS}
+"""
+
+
+def read_database(connection: Any) -> dict[str, Any]:
+    """Version, encoding, role, sessions, and how full the NOTIFY queue is (0 to 1)."""
+    return fetch_named(connection, _DATABASE)[0]
+
+
+def read_schema_version(connection: Any) -> int | None:
+    """The version of the schema; None when it is not installed."""
+    if fetch(connection, "SELECT to_regclass('socketio_pg.schema_version')") == [(None,)]:
+        return None
+    rows = fetch(connection, "SELECT version FROM socketio_pg.schema_version")
+    return int(rows[0][0]) if rows else None
+
+
+def read_relay(connection: Any) -> dict[str, Any]:
+    """``pid`` of the session that relays, the ``node`` it belongs to, both None when nobody does; and the outbox."""
+    return fetch_named(connection, _RELAY)[0] | {"outbox": fetch_named(connection, _OUTBOX)[0]}
+
+
+def read_log(connection: Any) -> dict[str, Any]:
+    """``epoch``, ``position`` and ``trimmed`` of the log."""
+    return fetch_named(connection, HEAD)[0]
+
+
+def read_nodes(connection: Any) -> list[dict[str, Any]]:
+    """The servers that are alive."""
+    return fetch_named(connection, _NODES)
+
+
+def read_channels(connection: Any) -> list[dict[str, Any]]:
+    """The channels of the newest messages in the log."""
+    return fetch_named(connection, _CHANNELS)
+
+
+def read_status(connection: Any, address: str) -> dict[str, Any]:
+    """All of it. A section that this role may not read is ``{"problem": …}``."""
+    status: dict[str, Any] = {"database": {"address": address} | read_database(connection)}
+    version = _section(read_schema_version, connection)
+    status["schema"] = version if isinstance(version, dict) else {"version": version, "expected": VERSION}
+    if isinstance(version, int):
+        status["log"] = _section(read_log, connection)
+        status["relay"] = _section(read_relay, connection)
+        status["nodes"] = _section(read_nodes, connection)
+        status["channels"] = _section(read_channels, connection)
+    return status
+
+
+def _section(read: Any, connection: Any) -> Any:
+    try:
+        return read(connection)
+    except DatabaseUnavailableError:
+        raise
+    except (DatabaseError, LogNotInstalledError) as error:
+        return {"problem": error.message}

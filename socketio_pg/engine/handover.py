@@ -1,0 +1,136 @@
+"""A request's connection: WebSocket handshakes, taking it over from the WSGI server, refusing what is not read.
+
+It knows the WSGI servers (gunicorn's eventlet worker, eventlet's own), but neither frames nor Engine.IO.
+"""
+
+import base64
+import binascii
+import contextlib
+import ssl
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from socketio_pg.core import green
+from socketio_pg.engine import frames
+
+#: Seconds that a refused request's connection is read from, so that the refusal arrives.
+LINGER = 1.0
+#: Where the request's environ keeps the green threads that carry its TLS.
+_CARRIERS = "socketio_pg.tls"
+_JSON = (("Content-Type", "application/json"),)
+
+
+def take_over(environ: dict[str, Any]) -> Any:
+    """A non-blocking socket of our own on the request's connection; the WSGI server will write nothing to it.
+
+    TLS that ends in this process lives in the request's own socket: there ours is one end of a pair, and two green
+    threads carry between the other end and that. :meth:`hold_request` must be called then.
+    """
+    green.answer_elsewhere()
+    connection = _request_socket(environ)
+    if not isinstance(connection, ssl.SSLSocket):
+        return green.duplicate(connection)
+    ours, theirs = green.socket_pair()
+    environ[_CARRIERS] = [green.spawn(_carry, connection, theirs), green.spawn(_carry, theirs, connection)]
+    return ours
+
+
+def _carry(source: Any, target: Any) -> None:
+    """Whatever comes from ``source``, until it ends. A peer that has gone is no fault, whichever it is."""
+    with contextlib.suppress(OSError, EOFError, ValueError):
+        while data := source.recv(16384):
+            target.sendall(data)
+    with contextlib.suppress(OSError, ValueError):
+        # Both ways: of TLS there is no half.
+        target.shutdown(green.SHUT_RDWR if isinstance(target, ssl.SSLSocket) else green.SHUT_WR)
+
+
+def hold_request(environ: dict[str, Any], is_over: Callable[[], bool]) -> None:
+    """Wait as long as the WSGI request must last for its connection that was taken over; ``is_over()`` tells.
+
+    gunicorn closes only its own copy of the descriptor, so there it is not at all, unless the request has the TLS.
+    eventlet's own server shuts the connection down.
+    """
+    carriers = environ.get(_CARRIERS, ())
+    if "gunicorn.socket" in environ and not carriers:
+        return
+    while not is_over():
+        green.sleep(0.5)
+    for carrier in carriers:
+        # What was sent last is still on its way; who does not take it does not hold us up.
+        with contextlib.suppress(green.TimedOut), green.timeout(LINGER):
+            carrier.wait()
+        carrier.kill()
+
+
+def handshake_problem(environ: dict[str, Any]) -> str | None:
+    """Why this is no WebSocket handshake (RFC 6455, section 4.2.1), or None."""
+    # eventlet's own server says so of every request.
+    if "gunicorn.socket" in environ and environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
+        return "WebSockets need HTTP/1.1"
+    if not environ.get("HTTP_HOST"):
+        return "Host is missing"
+    if "websocket" not in _tokens(environ.get("HTTP_UPGRADE", "")):
+        return "Upgrade must be websocket"
+    if "upgrade" not in _tokens(environ.get("HTTP_CONNECTION", "")):
+        return "Connection must be Upgrade"
+    if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != "13":
+        return WRONG_VERSION
+    try:
+        key = base64.b64decode(environ.get("HTTP_SEC_WEBSOCKET_KEY", ""), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != 16:
+        return "Sec-WebSocket-Key must be 16 bytes in base64"
+    return None
+
+
+WRONG_VERSION = "Sec-WebSocket-Version must be 13"
+
+
+def _tokens(header: str) -> list[str]:
+    return [token.strip().lower() for token in header.split(",")]
+
+
+def handshake_answer(environ: dict[str, Any]) -> bytes:
+    """What a good handshake is answered with."""
+    accept = frames.accept_key(environ["HTTP_SEC_WEBSOCKET_KEY"])
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    ).encode()
+
+
+def refuse(environ: dict[str, Any], status: str, body: bytes, headers: Iterable[tuple[str, str]] = _JSON) -> tuple[()]:
+    """Answer a request whose body was not read, and close its connection. Waits :data:`LINGER` at most.
+
+    Past the WSGI server, which would take what comes of the body for the next request, or wait for it.
+    """
+    green.answer_elsewhere()
+    connection = _request_socket(environ)
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    head = f"HTTP/1.1 {status}\r\n{lines}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    deadline = time.monotonic() + LINGER
+    with contextlib.suppress(OSError, EOFError, green.TimedOut), green.timeout(LINGER):
+        connection.sendall(head.encode() + body)
+        connection.shutdown(green.SHUT_WR)
+        # Closed with bytes that nobody has read, the connection would be reset, and the answer with it.
+        while time.monotonic() < deadline and connection.recv(65536):
+            green.sleep()
+    return ()
+
+
+@contextlib.contextmanager
+def noticing_hangup(environ: dict[str, Any], on_hangup: Callable[[], None]) -> Iterator[None]:
+    """Call ``on_hangup``, from the hub, when the client closes the request's connection while the body lasts."""
+    connection = _request_socket(environ)
+    if isinstance(connection, ssl.SSLSocket):
+        yield  # what is readable there may be anything
+        return
+    with green.noticing_end(connection, on_hangup):
+        yield
+
+
+def _request_socket(environ: dict[str, Any]) -> Any:
+    return environ["gunicorn.socket"] if "gunicorn.socket" in environ else environ["eventlet.input"].get_socket()

@@ -1,0 +1,325 @@
+"""Engine.IO to the letter: python-engineio's server with our own requests, WebSocket and pings, without its threads.
+
+Its internals that are overridden are overridden here, in `engine_socket`,
+`fanout` and `protocol`; tests/unit/test_internals.py fails when a new version changes them.
+"""
+
+import io
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import engineio
+from engineio import packet as eio_packet
+
+from socketio_pg.core import green, metrics
+from socketio_pg.engine import frames, handover, transport
+from socketio_pg.engine.http import (
+    BAD_HANDSHAKE_METHOD,
+    BAD_REQUEST,
+    FORBIDDEN,
+    UNKNOWN_SESSION,
+    UNKNOWN_TRANSPORT,
+    UNSUPPORTED_VERSION,
+    Query,
+    complete_headers,
+    compressed,
+    error,
+    fingerprint,
+    ok,
+)
+from socketio_pg.engine.polling import BodyError, decode_payload, encode_payload, read_body
+from socketio_pg.engine.socket import Environ, Socket
+
+StartResponse = Callable[..., Any]
+
+
+class Engine(engineio.Server):  # type: ignore[misc]
+    """An Engine.IO server that takes WebSockets over from gunicorn, and pings them all from one green thread."""
+
+    #: Bytes that may wait for one client (SEND_BUFFER_BYTES).
+    send_buffer_bytes = 1_000_000
+    #: Clients at most (MAX_CONNECTIONS); further ones are answered 503.
+    max_connections = 10_000
+    #: Seconds in which a client must have connected to a Socket.IO namespace (CONNECT_TIMEOUT), and an upgrade be done.
+    connect_timeout = 10.0
+    #: Bytes of one message, or of one POST, before that: more than any token, and little for many strangers.
+    max_before_connect = 65_536
+    #: Seconds by which the watch is late at least when the whole process was held up.
+    stood_still = 0.2
+    #: Whether a client has.
+    is_connected: Callable[[str], bool]
+    #: Handles a message in a green thread of its own: (sid, message, whether the thread is this message's alone).
+    handle_message: Callable[[str, str | bytes, bool], None]
+
+    def __init__(self, **options: Any) -> None:
+        # The stock monitor wakes up for each client; _watch does its work.
+        super().__init__(**{**options, "monitor_clients": False})
+        self._watching = False
+        self._to_ping: deque[tuple[float, Socket]] = deque()
+        self._to_check: deque[tuple[float, Socket]] = deque()
+        self._to_connect: deque[tuple[float, Socket]] = deque()
+        self._to_upgrade: deque[tuple[float, Socket, transport.Connection]] = deque()
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def handle_request(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """The WSGI application. Not the stock one: that answers, and logs, what a client has sent."""
+        answer = self._answer(environ, start_response)
+        if not isinstance(answer, dict):
+            return answer  # type: ignore[no-any-return]
+        if answer.get("unread"):
+            return handover.refuse(environ, answer["status"], answer["response"])
+        if self.http_compression:
+            compressed(environ, answer)
+        start_response(answer["status"], complete_headers(answer["headers"] + self._cors_headers(environ)))
+        return [answer["response"]]
+
+    def _answer(self, environ: Environ, start_response: StartResponse) -> Any:
+        method = environ["REQUEST_METHOD"]
+        origin = environ.get("HTTP_ORIGIN")
+        if origin and self.cors_allowed_origins != []:
+            allowed = self._cors_allowed_origins(environ)
+            if not origin.isprintable() or (allowed is not None and origin not in allowed):
+                return error(FORBIDDEN, "this origin is not allowed")
+        if method == "OPTIONS":
+            return ok()
+        query = Query(environ.get("QUERY_STRING", ""))
+        if query.transport not in self.transports:
+            return error(UNKNOWN_TRANSPORT)
+        if query.version != "4" and (query.sid is None or query.version):
+            return error(UNSUPPORTED_VERSION)
+        if query.jsonp:
+            return error(BAD_REQUEST, "JSONP is not supported")
+        if query.sid is None:
+            if method != "GET":
+                return error(BAD_HANDSHAKE_METHOD)
+            return self._handle_connect(environ, start_response, query.transport)
+        socket = self.sockets.get(query.sid)
+        # The same answer as for one that does not exist: who asks for another's session learns nothing.
+        if socket is None or socket.closed or not socket.connected or not socket.belongs_to(fingerprint(environ)):
+            return error(UNKNOWN_SESSION)
+        if method not in ("GET", "POST"):
+            return error(BAD_REQUEST, "only GET and POST")
+        if socket.upgraded or (query.transport == "websocket" and method == "POST"):
+            return error(BAD_REQUEST, "this session is a WebSocket")
+        if query.transport == "websocket":
+            return socket.upgrade(environ)
+        return self._handle_post(socket, environ) if method == "POST" else self._handle_poll(socket, environ)
+
+    def _handle_post(self, socket: Socket, environ: Environ) -> Any:
+        if socket.posting:
+            # Which of the two was meant to be first nobody can tell.
+            socket.close(reason=self.reason.TRANSPORT_ERROR)
+            return error(BAD_REQUEST, "two POSTs at once") | {"unread": True}
+        socket.posting = True
+        try:
+            packets = decode_payload(read_body(environ, socket.max_message()))
+            if socket.closed:
+                return error(UNKNOWN_SESSION)
+            socket.receive_all(packets)
+        except BodyError as problem:
+            socket.close(reason=self.reason.TRANSPORT_ERROR)
+            return error(BAD_REQUEST, str(problem)) | {"status": problem.status, "unread": True}
+        except ValueError:
+            socket.close(reason=self.reason.TRANSPORT_ERROR)
+            return error(BAD_REQUEST, "this is no Engine.IO payload")
+        finally:
+            socket.posting = False
+        return ok()
+
+    def _handle_poll(self, socket: Socket, environ: Environ) -> Any:
+        if socket.polling:
+            socket.close(reason=self.reason.TRANSPORT_ERROR)
+            return error(BAD_REQUEST, "two polls at once")
+        socket.polling = True
+        try:
+            with handover.noticing_hangup(environ, socket.hung_up):
+                packets = socket.poll()
+        except engineio.exceptions.EngineIOError:
+            socket.close(reason=self.reason.TRANSPORT_ERROR)
+            return error(UNKNOWN_SESSION)
+        finally:
+            socket.polling = False
+        if socket.closed:
+            self.sockets.pop(socket.sid, None)
+        return ok(encode_payload(packet.encode() for packet in packets))
+
+    # -- handshakes ----------------------------------------------------------------------------------------------------
+
+    def _handle_connect(
+        self, environ: Environ, start_response: StartResponse, transport_name: str, jsonp_index: int | None = None
+    ) -> Any:
+        if len(self.sockets) >= self.max_connections:
+            metrics.refused_connections.labels("too_many_connections").inc()
+            headers = [("Content-Type", "text/plain"), ("Retry-After", "5")]
+            return {"status": "503 SERVICE UNAVAILABLE", "headers": headers, "response": b"too many connections"}
+        self._start_watching()
+        sid = self.generate_id()
+        websocket = transport_name == "websocket"
+        refusal = handover.handshake_problem(environ) if websocket else None
+        if refusal is not None:
+            return self.refuse_handshake(refusal)
+        socket = self.sockets[sid] = Socket(self, sid, polling=not websocket)
+        socket.fingerprint = fingerprint(environ)
+        if websocket:
+            try:
+                return self._handle_websocket(socket, environ)
+            except BaseException:
+                self.sockets.pop(sid, None)
+                raise
+        self._open(socket, transport_name)
+        if not self._admit(socket, environ):
+            return self._unauthorized()
+        self.watch(socket)
+        socket.connected = True
+        return ok(encode_payload(packet.encode() for packet in socket.poll()))
+
+    def refuse_handshake(self, problem: str) -> dict[str, Any]:
+        """The answer to a WebSocket handshake that is none."""
+        if problem != handover.WRONG_VERSION:
+            return error(BAD_REQUEST, problem)
+        answer = error(BAD_REQUEST, problem) | {"status": "426 UPGRADE REQUIRED"}
+        answer["headers"] += [("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket"), ("Connection", "Upgrade")]
+        return answer
+
+    def _handle_websocket(self, socket: Socket, environ: Environ) -> Any:
+        connection = socket.open_websocket(environ)
+        self._open(socket, "websocket")
+        admitted = self._admit(socket, environ)
+        connection.uncork()
+        if admitted:
+            self.watch(socket)
+        else:
+            connection.close(frames.POLICY_VIOLATION)
+        handover.hold_request(environ, lambda: connection.closed)
+        return ()
+
+    def watch_upgrade(self, socket: Socket, probe: transport.Connection) -> None:
+        """End an upgrade that is not done in time: while it lasts, polls get nothing."""
+        self._to_upgrade.append((time.monotonic() + self.connect_timeout, socket, probe))
+
+    def watch(self, socket: Socket) -> None:
+        """Ping ``socket`` from now on."""
+        self._to_ping.append((time.monotonic() + self.ping_interval, socket))
+
+    def _open(self, socket: Socket, transport_name: str) -> None:
+        metrics.opened_connections.labels(transport_name).inc()
+        self._to_connect.append((time.monotonic() + self.connect_timeout, socket))
+        opening = {
+            "sid": socket.sid,
+            "upgrades": self._upgrades(socket.sid, transport_name),
+            "pingTimeout": int(self.ping_timeout * 1000),
+            "pingInterval": int(self.ping_interval * 1000),
+            "maxPayload": self.max_http_buffer_size,
+        }
+        socket.send(eio_packet.Packet(eio_packet.OPEN, opening))
+
+    def _admit(self, socket: Socket, environ: Environ) -> bool:
+        answer = self._trigger_event("connect", socket.sid, slim_environ(environ), run_async=False)
+        if answer is None or answer is True:
+            return True
+        self.sockets.pop(socket.sid, None)
+        return False
+
+    # -- pings: one green thread for all -------------------------------------------------------------------------------
+
+    def _start_watching(self) -> None:
+        if not self._watching:
+            self._watching = True
+            green.spawn(self._watch)
+
+    def _watch(self) -> None:
+        next_sweep = 0.0
+        tick = min(1.0, self.ping_interval / 4, self.ping_timeout / 4, self.connect_timeout / 4)
+        held_up = False
+        while True:
+            began = time.monotonic()
+            green.sleep(tick)
+            now = time.monotonic()
+            # When the process stood still (a laptop's lid, a moved virtual machine), what clients sent meanwhile is to
+            # be read before anybody is late. Not twice in a row: a server that is always behind must look as well.
+            held_up = not held_up and now - began > tick + self.stood_still
+            if held_up:
+                continue
+            self._ping_due(now)
+            self._close_unconnected(now)
+            while self._to_upgrade and self._to_upgrade[0][0] <= now:
+                _, socket, probe = self._to_upgrade.popleft()
+                socket.give_up_upgrade(probe)
+            if now >= next_sweep:
+                next_sweep = now + 1.0
+                self._sweep()
+
+    def _ping_due(self, now: float) -> None:
+        # Both in the order of their times, as the intervals are the same for all.
+        while self._to_check and self._to_check[0][0] + self.ping_timeout <= now:
+            sent, socket = self._to_check.popleft()
+            if socket.unanswered_ping == sent and not socket.closed:
+                green.run_soon(socket.close, False, False, self.reason.PING_TIMEOUT)
+        turn_ends = time.monotonic() + 0.005
+        while self._to_ping and self._to_ping[0][0] <= now:
+            socket = self._to_ping.popleft()[1]
+            if socket.closed or socket.closing:
+                continue
+            if not socket.unanswered_ping:
+                socket.unanswered_ping = now
+                socket.ping()
+                self._to_check.append((now, socket))
+            self._to_ping.append((now + self.ping_interval, socket))
+            if time.monotonic() > turn_ends:
+                green.sleep()
+                turn_ends = time.monotonic() + 0.005
+
+    def await_connect(self, sid: str) -> None:
+        """The client has left its namespace: it has as long again to enter one."""
+        socket = self.sockets.get(sid)
+        if socket is not None:
+            self._to_connect.append((time.monotonic() + self.connect_timeout, socket))
+
+    def _close_unconnected(self, now: float) -> None:
+        """Who has not come further than Engine.IO, or was refused, costs a connection and is nobody's client."""
+        due: set[Socket] = set()  # each once, though it may have entered and left several times
+        while self._to_connect and self._to_connect[0][0] <= now:
+            due.add(self._to_connect.popleft()[1])
+        for socket in due:
+            if not socket.closed and not socket.closing and not self.is_connected(socket.sid):
+                metrics.cut_off.labels("connect_timeout").inc()
+                green.run_soon(socket.close, False, False, self.reason.SERVER_DISCONNECT)
+
+    def _sweep(self) -> None:
+        """Forget polling sessions that have ended."""
+        for socket in [socket for socket in self.sockets.values() if socket.closed]:
+            self.sockets.pop(socket.sid, None)
+
+
+#: Texts of requests that many clients have in common, stored once; bounded, as clients choose them.
+_shared: dict[str, str] = {}
+_SHARED_AT_MOST = 1000
+#: Those are each client's own, and not to be kept longer than the client.
+_SECRET = ("HTTP_AUTHORIZATION", "HTTP_COOKIE")
+
+
+def slim_environ(environ: Environ) -> Environ:
+    """What of a request is kept for a connection's life: enough for a request context, without sockets and streams."""
+    kept: Environ = {}
+    for name, value in environ.items():
+        if isinstance(value, str):
+            kept[_share(name)] = value if name in _SECRET else _share(value)
+        elif name in ("wsgi.version", "wsgi.multithread", "wsgi.multiprocess", "wsgi.run_once", "flask.app"):
+            kept[name] = value
+    kept.pop("HTTP_SEC_WEBSOCKET_KEY", None)
+    kept["wsgi.input"] = _EMPTY
+    kept["wsgi.errors"] = sys.stderr
+    return kept
+
+
+def _share(text: str) -> str:
+    if len(_shared) < _SHARED_AT_MOST:
+        return _shared.setdefault(text, text)
+    return _shared.get(text, text)
+
+
+_EMPTY = io.BytesIO()

@@ -1,0 +1,308 @@
+"""One Engine.IO client on our own WebSocket, from python-engineio's socket. The server it belongs to is in `engine`."""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import engineio
+from engineio import packet as eio_packet
+
+from socketio_pg.core import green, metrics
+from socketio_pg.core.complaints import Complaints
+from socketio_pg.engine import frames, handover, transport
+from socketio_pg.engine.http import BAD_REQUEST, Fingerprint, error, same_client
+
+logger = logging.getLogger("socketio_pg.engine")
+_complain = Complaints(logger)
+
+CLOSE, PING, PONG, MESSAGE, UPGRADE = "1", "2", "3", "4", "5"
+PING_FRAME = frames.encode_text(PING)
+#: Messages that may wait for one that has to be handled before them; then the client is read from no further.
+MAX_INBOX = 100
+
+Environ = dict[str, Any]
+
+
+class Socket(engineio.socket.Socket):  # type: ignore[misc]
+    """One Engine.IO client. With a :class:`transport.Connection` everything to it goes there, in order."""
+
+    def __init__(self, server: Any, sid: str, *, polling: bool) -> None:
+        # Not super().__init__(): its queue is 2 KB that a WebSocket has no use for.
+        self.server = server
+        self.sid = sid
+        self.queue: Any = server.create_queue() if polling else None
+        # Stock: when it was pinged, by the wall clock, which somebody may set. Ours is `unanswered_ping`.
+        self.last_ping: float | None = None
+        self.connected = self.upgrading = self.upgraded = self.closing = self.closed = False
+        self.session: dict[str, Any] = {}
+        self.connection: transport.Connection | None = None
+        self._probe: transport.Connection | None = None
+        #: Bytes that wait for the next poll.
+        self._queued = 0
+        #: Messages that wait for one that must be handled before them; None when there is none.
+        self._inbox: deque[str | bytes] | None = None
+        #: When the ping was sent that the client has not answered yet, by the monotonic clock; 0 when it has.
+        self.unanswered_ping = 0.0
+        #: What identifies the client's requests.
+        self.fingerprint: Fingerprint = (None, None)
+        #: A request of the kind is under way.
+        self.polling = self.posting = False
+        self._gone_by_itself = False
+        self._let_in = False
+
+    def belongs_to(self, shown: Fingerprint) -> bool:
+        """Whether a request that shows this comes from who made the handshake."""
+        return same_client(self.fingerprint, shown)
+
+    def max_message(self) -> int:
+        """Bytes of a message that the client may send: few, until it has connected to a Socket.IO namespace."""
+        most: int = self.server.max_http_buffer_size
+        if not self._let_in:
+            self._let_in = self.server.is_connected(self.sid)
+        return most if self._let_in else min(most, self.server.max_before_connect)
+
+    def ping(self) -> None:
+        """Send Engine.IO's ping."""
+        if self.connection is not None:
+            self.connection.send(PING_FRAME)
+        elif self.queue is not None:
+            self.queue.put(eio_packet.Packet(eio_packet.PING))
+
+    def send(self, pkt: Any) -> None:
+        if self.connection is not None:
+            self.connection.send(_frame(pkt.encode()))
+            return
+        if self._queued > self.server.send_buffer_bytes:
+            green.run_soon(self._close_lost, "slow_consumer")
+            return
+        super().send(pkt)
+        self._queued += _size(pkt)
+
+    def wait_sent(self) -> bool:
+        """Wait until nothing waits for this client any more; False when it is gone."""
+        while not self.closed and self.connection is None and self._queued:
+            green.sleep(0.05)  # between two polls nothing happens that could be waited for
+        if not self.closed and self.connection is not None and self.connection.buffered:
+            drained = green.Event()
+            self.connection.when_drained(drained.send)
+            drained.wait()
+        return not self.closed
+
+    def poll(self) -> Any:
+        """Wait for packets, as the stock one, but take no more than python-engineio's client reads at once."""
+        empty = self.server.get_queue_empty_exception()
+        try:
+            packets = [self.queue.get(timeout=self.server.ping_interval + self.server.ping_timeout)]
+        except empty:
+            raise engineio.exceptions.QueueEmpty() from None
+        if packets == [None]:
+            return []
+        while len(packets) < engineio.payload.Payload.max_decode_packets:
+            try:
+                packet = self.queue.get(block=False)
+            except empty:
+                break
+            if packet is None:
+                self.queue.put(None)
+                break
+            packets.append(packet)
+        self._queued -= sum(_size(packet) for packet in packets)
+        return packets
+
+    def check_ping_timeout(self) -> bool:
+        # Called by the stock send(). The engine looks after time-outs, and by the monotonic clock.
+        if self.closed:
+            raise engineio.exceptions.SocketIsClosedError()
+        return True
+
+    def receive_all(self, packets: list[str | bytes]) -> None:
+        """The packets of a POST, one after the other. Raises ValueError for one that clients do not send."""
+        for packet in packets:
+            if self.closed:
+                return
+            kind = MESSAGE if isinstance(packet, bytes) else packet[0]
+            if kind == PONG:
+                self.unanswered_ping = 0.0
+            elif kind == MESSAGE:
+                self._handle_now(packet if isinstance(packet, bytes) else packet[1:])
+            elif kind == CLOSE:
+                self._gone_by_itself = True
+                self.close(abort=True, reason=self.server.reason.CLIENT_DISCONNECT)
+            else:
+                raise ValueError("a packet that clients do not send")
+
+    def schedule_ping(self) -> None:
+        """Nothing: the engine pings."""
+
+    def close(self, wait: bool = True, abort: bool = False, reason: str | None = None) -> None:
+        """As the stock one, which see. Runs the application's disconnect handlers: not to be called by the hub."""
+        if self.connection is None:
+            probe, self._probe = self._probe, None
+            if probe is not None:
+                probe.close(frames.GOING_AWAY)
+            if self._gone_by_itself and not self.closing and self.queue is not None:
+                self.queue.put(eio_packet.Packet(eio_packet.NOOP))  # ends the poll that waits
+            # Never wait for a client: one that does not poll again would hold this green thread for ever.
+            super().close(wait=False, abort=abort, reason=reason)
+            return
+        if self.closed or self.closing:
+            return
+        self.closing = True
+        try:
+            reason = reason or self.server.reason.SERVER_DISCONNECT
+            self.server._trigger_event("disconnect", self.sid, reason, run_async=False)
+        finally:
+            if not abort:
+                self.connection.send(_frame(CLOSE))
+            self.closed = True
+            self.connection.close(frames.GOING_AWAY)
+            self.server.sockets.pop(self.sid, None)
+
+    def open_websocket(self, environ: Environ) -> transport.Connection:
+        """The first transport is a WebSocket: shake hands. The connection is corked."""
+        self.connected = self.upgraded = True
+        self.connection = self._take_over(environ, self._received)
+        return self.connection
+
+    def upgrade(self, environ: Environ) -> Any:
+        """The answer to a WebSocket handshake for this polling session (Engine.IO protocol, "Upgrade")."""
+        refusal = handover.handshake_problem(environ)
+        if refusal is not None:
+            return self.server.refuse_handshake(refusal)
+        if self.upgrading or self._probe is not None or self.closing:
+            return error(BAD_REQUEST, "this session cannot be upgraded now")
+        probe = self._probe = self._take_over(environ, self._probed)
+        probe.uncork()
+        self.server.watch_upgrade(self, probe)
+        handover.hold_request(environ, lambda: probe.closed)
+        return ()
+
+    def give_up_upgrade(self, probe: transport.Connection) -> None:
+        """The upgrade over ``probe`` has taken too long, where it is not done."""
+        if self._probe is probe:
+            self._probe, self.upgrading = None, False
+            probe.close(frames.POLICY_VIOLATION)
+
+    def _take_over(self, environ: Environ, on_message: Callable[[str | bytes], None]) -> transport.Connection:
+        connection = transport.Connection(
+            handover.take_over(environ),
+            on_message,
+            self._lost,
+            self.max_message(),
+            self.server.send_buffer_bytes,
+        )
+        connection.cork()
+        connection.send(handover.handshake_answer(environ))
+        return connection
+
+    # -- called by the hub: must not wait ------------------------------------------------------------------------------
+
+    def _probed(self, data: str | bytes) -> None:
+        """A message on the WebSocket before the upgrade is complete."""
+        if self.connection is not None:
+            self._received(data)
+            return
+        if self._probe is None:
+            return  # closed meanwhile
+        if data == PING + "probe" and not self.upgrading:
+            self.upgrading = True
+            self._probe.send(frames.encode_text(PONG + "probe"))
+            self.queue.put(eio_packet.Packet(eio_packet.NOOP))  # ends the poll that waits
+        elif data == UPGRADE and self.upgrading and not self.closing and not self.closed:
+            self.connection, self._probe = self._probe, None
+            self.upgraded, self.upgrading = True, False
+            # In the order in which they were sent: what waited for a poll goes first.
+            waiting = b""
+            while not self.queue.empty():
+                packet = self.queue.get(block=False)
+                if packet is not None and packet.packet_type != eio_packet.NOOP:
+                    waiting += _frame(packet.encode())
+            for _ in range(self.queue.getting()):  # polls that still wait
+                self.queue.put(eio_packet.Packet(eio_packet.NOOP))
+            if waiting:
+                self.connection.send(waiting)
+            self.connection.max_message = self.max_message()
+        else:
+            self._probe.close(frames.POLICY_VIOLATION)
+            self._probe, self.upgrading = None, False
+
+    def _received(self, data: str | bytes) -> None:
+        kind = data[:1]
+        if kind == PONG:
+            self.unanswered_ping = 0.0
+            assert self.connection is not None
+            self.connection.chatter()
+        elif kind == MESSAGE or isinstance(data, bytes):
+            self._dispatch(data if isinstance(data, bytes) else data[1:])
+        elif kind == CLOSE:
+            green.run_soon(self.close, False, True, self.server.reason.CLIENT_DISCONNECT)
+        else:  # also a ping: since version 4 they go the other way
+            assert self.connection is not None
+            self.connection.close(frames.POLICY_VIOLATION)
+            green.run_soon(self.close, False, True, self.server.reason.TRANSPORT_ERROR)
+
+    def _dispatch(self, message: str | bytes) -> None:
+        """Events are handled side by side; what changes the session (CONNECT, attachments …) before what follows it."""
+        if self._inbox is not None:
+            self._inbox.append(message)
+            if len(self._inbox) > MAX_INBOX and self.connection is not None:
+                self.connection.pause()
+        elif isinstance(message, str) and message[:1] == "2":
+            green.run_soon(self.server.handle_message, self.sid, message, True)
+        else:
+            self._inbox = deque((message,))
+            green.run_soon(self._handle_in_order)
+
+    def _lost(self, reason: str) -> None:
+        if self.connection is None:  # a probe that failed: polling goes on
+            self._probe, self.upgrading = None, False
+        elif not self.closed:
+            green.run_soon(self._close_lost, reason)
+
+    def hung_up(self) -> None:
+        """The client has closed the connection on which it polled."""
+        if not self.closed and self.connection is None:
+            green.run_soon(self.close, False, True, self.server.reason.TRANSPORT_CLOSE)
+
+    # -- in a green thread ---------------------------------------------------------------------------------------------
+
+    def _close_lost(self, reason: str) -> None:
+        if reason == "slow_consumer" and not self.closing:
+            metrics.cut_off.labels("slow_consumer").inc()
+            metrics.fan_out.cut_bytes += self._queued  # what waits in a WebSocket's buffer, `transport` counts
+            _complain(logging.INFO, "slow consumer disconnected", connection=self.sid)
+        self.close(False, True, reason)
+
+    def _handle_in_order(self) -> None:
+        assert self._inbox is not None
+        handled = 0
+        while self._inbox:
+            message = self._inbox.popleft()
+            if isinstance(message, str) and message[:1] == "2":
+                green.run_soon(self.server.handle_message, self.sid, message, True)
+                continue
+            self._handle_now(message)
+            if not self._let_in and self.connection is not None:
+                self.connection.max_message = self.max_message()
+            handled += 1
+            if handled % 20 == 0:
+                green.sleep()  # a flood of them must not hold up everybody else
+        self._inbox = None
+        if self.connection is not None:
+            self.connection.resume()
+
+    def _handle_now(self, message: str | bytes) -> None:
+        """Before what follows it."""
+        try:
+            self.server.handle_message(self.sid, message, False)
+        except Exception:  # a bug, then: it must not cost the messages that follow, which are in the same hands
+            _complain.failure("a message could not be handled", connection=self.sid)
+
+
+def _size(packet: Any) -> int:
+    return len(packet.data) if isinstance(packet.data, (str, bytes)) else 0
+
+
+def _frame(encoded: str | bytes) -> bytes:
+    return frames.encode_text(encoded) if isinstance(encoded, str) else frames.encode_frame(frames.BINARY, encoded)

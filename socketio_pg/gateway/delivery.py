@@ -1,0 +1,185 @@
+"""From the database to the clients: messages to Socket.IO rooms, gaps, and the replays of single subscriptions."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from socketio_pg.access.sessions import Session
+from socketio_pg.access.tokens import ANONYMOUS, Claims
+from socketio_pg.core import green, metrics
+from socketio_pg.core.errors import SocketIOPGError, UnauthorizedError
+from socketio_pg.core.messages import Message
+from socketio_pg.log.replay import Replay
+from socketio_pg.postgres.listener import Gap
+from socketio_pg.protocol.server import Server
+from socketio_pg.pubsub.filters import Filter
+from socketio_pg.pubsub.hub import Hub
+from socketio_pg.pubsub.pubsub import PubSub
+from socketio_pg.version import __version__
+
+
+class Delivery:
+    """Brings what ``pubsub`` receives to the rooms of ``server``.
+
+    ``send_buffer_bytes`` may wait for one client.
+    """
+
+    def __init__(self, server: Server, pubsub: PubSub, send_buffer_bytes: int) -> None:
+        self._server = server
+        self._pubsub = pubsub
+        self._send_buffer_bytes = send_buffer_bytes
+        pubsub.on_messages.append(self._emit_messages)
+        pubsub.on_gap.append(self._emit_gap)
+        pubsub.on_log_gap.append(self._emit_log_gap)
+
+    def room_of(self, sid: str, channel: str) -> str:
+        """The room in which the subscription is: the channel's, or the one of its filter."""
+        return _room(channel, self._pubsub.hub.filter_of(sid, channel))
+
+    def enter(self, sid: str, channel: str, filter: Filter | None) -> bool:
+        """Let a subscription in, with its filter from now on. Whether it was in already, with any filter."""
+        before, now = self.room_of(sid, channel), _room(channel, filter)
+        live = before in self._server.rooms(sid)
+        self._pubsub.hub.set_filter(sid, channel, filter)
+        if not live:
+            self._server.enter_room(sid, now)
+        elif before != now:
+            self._server.manager.move(sid, before, now)
+        return live
+
+    def hold(self, sid: str, channel: str, after: int, cause: str) -> Callable[[], None]:
+        """Send nothing live from the log to a subscription; what is returned brings it what follows ``after``.
+
+        ``cause`` is for the metrics: ``since``, ``history`` or ``lagging``.
+        """
+        replay = Replay(self._pubsub.follower, self._pubsub.history, channel, after)
+        self._pubsub.hub.hold(sid, channel, replay)
+        self._server.manager.pass_by(sid, self.room_of(sid, channel))
+        metrics.replays.labels(cause).inc()
+        return functools.partial(self._replay, sid, replay)
+
+    def leave(self, sid: str, channel: str) -> None:
+        """End a subscription: nothing more of ``channel`` goes to ``sid``."""
+        room = self.room_of(sid, channel)
+        self._pubsub.leave(sid, channel)
+        self._server.leave_room(sid, room)
+
+    def revoke(self, sid: str, channel: str) -> None:
+        """End a subscription that is not allowed any more."""
+        self.leave(sid, channel)
+        self._server.emit("unsubscribed", {"channel": channel, "reason": "forbidden"}, to=sid, ignore_queue=True)
+
+    def emit_hello(self, sid: str, claims: Claims | None) -> None:
+        """The first event of a client that was let in."""
+        who = ANONYMOUS if claims is None else claims.to_wire()
+        self._server.emit("server_hello", {"sid": sid, "version": __version__} | who, to=sid, ignore_queue=True)
+
+    def emit_expiring(self, session: Session) -> None:
+        """The client's token ends soon."""
+        assert session.claims is not None
+        body = {"expires_at": session.claims.to_wire()["expires_at"]}
+        self._server.emit("token_expiring", body, to=session.sid, namespace=session.namespace, ignore_queue=True)
+
+    def expire(self, session: Session) -> None:
+        """The client's token has ended: disconnect it. Waits for the application's disconnect handlers."""
+        self.cut_off(session.sid, UnauthorizedError("the token has expired"), "expired", session.namespace)
+
+    def cut_off(self, sid: str, error: SocketIOPGError, reason: str, namespace: str = "/") -> None:
+        """Tell a client why, and disconnect it. Waits for the application's disconnect handlers."""
+        eio_sid = self._server.manager.eio_sid_from_sid(sid, namespace)
+        socket = self._server.eio.sockets.get(eio_sid)
+        if socket is not None and not socket.closed and not socket.closing:
+            metrics.cut_off.labels(reason).inc()
+            self._server.emit("error", error.to_wire(), to=sid, namespace=namespace, ignore_queue=True)
+            # At the level of Engine.IO: a client that can get itself another token comes back with it.
+            socket.close(False, True)
+
+    def _replay(self, sid: str, replay: Replay) -> None:
+        """Run ``replay``, for which the subscription of ``sid`` is held. Waits until it is at an end."""
+        hub, channel = self._pubsub.hub, replay.channel
+        replay.run(
+            _Client(self._server, self._pubsub.hub, sid, channel),
+            lambda: hub.held_by(sid, channel) is replay,
+            lambda: hub.release(sid, channel),
+        )
+
+    def _emit_messages(self, messages: Sequence[Message]) -> None:
+        rooms = [self._rooms(message) for message in messages]
+        channels = {message.channel for message in messages}
+        # A subscription that is being brought up to date gets what is live from the log as well.
+        held = None
+        if messages[0].position is not None:
+            channel_of = {room: message.channel for message, some in zip(messages, rooms, strict=True) for room in some}
+            self._hold_lagging(channel_of, messages[0].position - 1)
+            held_of = {channel: self._pubsub.hub.held(channel) for channel in channels}
+            held = {room: held_of[channel] for room, channel in channel_of.items() if held_of[channel]}
+        events = zip(rooms, (message.to_wire() for message in messages), strict=True)
+        # A channel's subscription is in one of its rooms only.
+        self._server.manager.emit_in_order("event", events, skipped=held, apart=len(channels) == 1)
+
+    def _rooms(self, message: Message) -> Sequence[str]:
+        """The rooms of those who get ``message``."""
+        filters = self._pubsub.hub.filters(message.channel)
+        if filters is None:
+            return (message.channel,)
+        return [message.channel, *(_room(message.channel, found) for found in filters.matching(message.payload_json))]
+
+    def _all_rooms(self, channel: str) -> list[str]:
+        return [channel, *(_room(channel, filter) for filter in self._pubsub.hub.filters(channel) or ())]
+
+    def _hold_lagging(self, channel_of: Mapping[str, str], after: int) -> None:
+        """Who does not keep up with the log is not cut off as with NOTIFY, but replayed to at its own speed.
+
+        In the rooms of ``channel_of``, which get what follows the position ``after``.
+        """
+        hub = self._pubsub.hub
+        for room, channel in channel_of.items():
+            for sid in self._server.manager.lagging(room, self._send_buffer_bytes // 4):
+                if hub.is_subscribed(sid, channel) and not hub.held_by(sid, channel):
+                    green.run_soon(self.hold(sid, channel, after, "lagging"))
+
+    def _emit_gap(self, gap: Gap) -> None:
+        metrics.gaps.labels(gap.reason).inc()
+        self._server.emit("gap", gap.to_wire(), to=self._all_rooms(gap.channel), ignore_queue=True)
+
+    def _emit_log_gap(self, reason: str) -> None:
+        metrics.gaps.labels(reason).inc()
+        follower = self._pubsub.follower
+        for channel in self._pubsub.hub.channels():
+            body = {"channel": channel, "reason": reason, "epoch": follower.epoch, "position": follower.position}
+            self._server.emit("gap", body, to=self._all_rooms(channel), ignore_queue=True)
+
+
+def _room(channel: str, filter: Filter | None) -> str:
+    """The room of a channel's subscriptions with ``filter``. A name of a channel has no control characters."""
+    return channel if filter is None else f"{channel}\0{filter.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """The receiver of a replay: one client's subscription."""
+
+    server: Server
+    hub: Hub
+    sid: str
+    channel: str
+
+    def send(self, messages: Sequence[Message]) -> None:
+        # The one that the subscription has now: it may have been changed meanwhile.
+        filter = self.hub.filter_of(self.sid, self.channel)
+        if filter is not None:
+            messages = [message for message in messages if filter.matches(message.payload_json)]
+        metrics.replayed_messages.inc(len(messages))
+        to = (self.sid,)
+        self.server.manager.emit_in_order(
+            "event", ((to, message.to_wire() | {"replayed": True}) for message in messages)
+        )
+
+    def wait_sent(self) -> bool:
+        socket = self.server.eio.sockets.get(self.server.manager.eio_sid_from_sid(self.sid, "/"))
+        return socket is not None and bool(socket.wait_sent())
+
+    def gap(self, reason: str, epoch: str, position: int) -> None:
+        metrics.unrecovered.labels(reason).inc()
+        body = {"channel": self.channel, "reason": reason, "epoch": epoch, "position": position}
+        self.server.emit("gap", body, to=self.sid, ignore_queue=True)

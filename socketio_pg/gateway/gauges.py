@@ -1,0 +1,140 @@
+"""What is measured when somebody asks for the metrics: the state of a server's parts. Counts are in `metrics`."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+
+from socketio_pg.core import green, metrics
+from socketio_pg.core.metrics import TRANSPORTS
+from socketio_pg.gateway.probe import Probe
+from socketio_pg.log.relay import Relay
+from socketio_pg.protocol.server import Server
+from socketio_pg.pubsub.pubsub import PubSub
+
+#: Name without ``socketio_pg_`` → help, and the label where there is one.
+GAUGES: Mapping[str, tuple[str, str | None]] = {
+    "connections": ("Connections of clients, by transport.", "transport"),
+    "slow_connections": ("WebSockets that do not take at once what is sent: something waits for them.", None),
+    "send_buffer_bytes": ("Bytes that wait for slow connections, all together.", None),
+    "clients": ("Clients that were let in, in the namespace /.", None),
+    "subscriptions": ("Subscriptions of all clients.", None),
+    "channels": ("Channels with a subscriber.", None),
+    "largest_room_subscriptions": ("Subscriptions of the channel that has most.", None),
+    "filtered_subscriptions": ("Subscriptions with a filter.", None),
+    "filters": ("Different filters, each channel's apart.", None),
+    "held_subscriptions": ("Subscriptions that a replay is bringing up to date.", None),
+    "publish_waiting_messages": ("Messages of clients that wait for their commit to begin.", None),
+    "ready": ("Whether a part of the server is in order, as /readyz has it.", "part"),
+    "relay_leading": ("Whether this node moves the outbox to the log.", None),
+    "log_position": ("The last position of the log that this node has delivered.", None),
+    "log_behind_messages": ("Messages of the log that this node knows of and has not delivered.", None),
+    "outbox_messages": ("Published messages that the relay has not moved yet; counted up to 100,000.", None),
+    "outbox_oldest_age_seconds": ("Seconds since the first of them was published; 0 without any.", None),
+    "notify_queue_usage_ratio": ("How full PostgreSQL's queue of notifications is; at 1 NOTIFY fails.", None),
+}
+
+#: Seconds between two looks at how late a green thread wakes up.
+HUB_LOOK = 0.5
+#: Connections that are looked at before others get their turn.
+SLICE = 1_000
+
+
+class Gauges:
+    """Those of one server. ``parts()`` answers what is wrong with each part of it, None for nothing."""
+
+    def __init__(
+        self, server: Server, pubsub: PubSub, relay: Relay, probe: Probe, parts: Callable[[], Mapping[str, str | None]]
+    ) -> None:
+        self._server = server
+        self._pubsub = pubsub
+        self._relay = relay
+        self._probe = probe
+        self._parts = parts
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        self._thread: green.GreenThread | None = None
+
+    def render(self) -> tuple[bytes, str]:
+        """All metrics as text, and its content type. Waits a moment for PostgreSQL, and does without it if need be."""
+        return metrics.render(self._registry)
+
+    def start(self) -> None:
+        """Look how late green threads wake up, from now on. Not before a fork."""
+        if self._thread is None:
+            self._thread = green.spawn(_watch_hub)
+
+    def stop(self) -> None:
+        """End all that."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.kill()
+        self._probe.stop()
+
+    def collect(self) -> Iterator[Metric]:
+        """For the registry."""
+        yield from self._of_connections()
+        yield from self._of_hub()
+        yield _gauge("publish_waiting_messages", self._pubsub.publisher.waiting)
+        yield _labelled("ready", {part: problem is None for part, problem in self._parts().items()})
+        yield _gauge("relay_leading", self._relay.leading)
+        follower = self._pubsub.follower
+        if follower.installed:
+            yield _gauge("log_position", follower.delivered)
+            yield _gauge("log_behind_messages", follower.behind)
+        # What is not known is not there: a 0 would say that all is well.
+        reading = self._probe.read()
+        if reading is not None:
+            yield _gauge("notify_queue_usage_ratio", reading.queue_usage)
+            if reading.outbox_messages is not None and reading.outbox_age is not None:
+                yield _gauge("outbox_messages", reading.outbox_messages)
+                yield _gauge("outbox_oldest_age_seconds", reading.outbox_age)
+
+    def _of_connections(self) -> Iterator[Metric]:
+        of_transport = dict.fromkeys(TRANSPORTS, 0)
+        slow = buffered = 0
+        for number, socket in enumerate(list(self._server.eio.sockets.values()), 1):
+            if socket.connection is None:
+                of_transport["polling"] += 1
+            else:
+                of_transport["websocket"] += 1
+                waits = socket.connection.buffered
+                slow += waits > 0
+                buffered += waits
+            if number % SLICE == 0:
+                green.sleep()
+        yield _labelled("connections", of_transport)
+        yield _gauge("slow_connections", slow)
+        yield _gauge("send_buffer_bytes", buffered)
+
+    def _of_hub(self) -> Iterator[Metric]:
+        hub = self._pubsub.hub
+        sizes = hub.sizes()
+        yield _gauge("clients", len(hub))
+        yield _gauge("subscriptions", sum(sizes))
+        yield _gauge("channels", len(sizes))
+        yield _gauge("largest_room_subscriptions", max(sizes, default=0))
+        yield _gauge("filtered_subscriptions", hub.count_filtered())
+        yield _gauge("filters", hub.count_filters())
+        yield _gauge("held_subscriptions", hub.count_held())
+
+
+def _gauge(name: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"socketio_pg_{name}", GAUGES[name][0], value=value)
+
+
+def _labelled(name: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    help, label = GAUGES[name]
+    assert label is not None
+    family = GaugeMetricFamily(f"socketio_pg_{name}", help, labels=[label])
+    for of, value in values.items():
+        family.add_metric([of], value)
+    return family
+
+
+def _watch_hub() -> None:
+    while True:
+        due = time.monotonic() + HUB_LOOK
+        green.sleep(HUB_LOOK)
+        metrics.hub_delay.observe(max(0.0, time.monotonic() - due))

@@ -1,0 +1,171 @@
+"""What clients ask for: subscribe, unsubscribe, publish, authenticate. What each means is in docs/protocol.md."""
+
+from collections.abc import Callable
+from typing import Any
+
+from socketio_pg.access.access import Access
+from socketio_pg.access.questions import Action
+from socketio_pg.access.sessions import Session
+from socketio_pg.access.tokens import Claims
+from socketio_pg.core.channels import validate_channel
+from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, SocketIOPGError
+from socketio_pg.core.publications import requested_publication
+from socketio_pg.gateway.delivery import Delivery
+from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.log.replay import Replay, Since, find_start, requested_start
+from socketio_pg.protocol.answers import Answer, showable
+from socketio_pg.protocol.server import Server
+from socketio_pg.pubsub.filters import parse_filter
+from socketio_pg.pubsub.hub import UnknownSubscriberError
+from socketio_pg.pubsub.pubsub import PubSub
+
+Handler = Callable[[str, dict[str, Any]], Answer]
+
+
+class Handlers:
+    """The handlers of a client's events. Each gets the client's ``sid`` and the one object that it sent."""
+
+    def __init__(
+        self, server: Server, pubsub: PubSub, delivery: Delivery, access: Access, limits: ClientLimits
+    ) -> None:
+        self._server = server
+        self._pubsub = pubsub
+        self._delivery = delivery
+        self._authenticator = access.authenticator
+        self._sessions = access.sessions
+        self._permissions = access.permissions
+        self._rechecks = access.rechecks
+        self._limits = limits
+
+    def register(self, *, test: bool = False) -> None:
+        """Let the server call them; ``test``: with ``test_pub``, another name for ``publish``."""
+        handlers: dict[str, Handler] = {
+            "subscribe": self.subscribe,
+            "unsubscribe": self.unsubscribe,
+            "publish": self.publish,
+            "authenticate": self.authenticate,
+        }
+        if test:
+            handlers["test_pub"] = self.publish
+        for event, handler in handlers.items():
+            self._server.on(event, _with_object(handler))
+
+    def subscribe(self, sid: str, request: dict[str, Any]) -> Answer:
+        channel = validate_channel(request.get("channel"))
+        start, filter = requested_start(request), parse_filter(request.get("filter"))
+        if self._server.manager.is_sid_room("/", channel):
+            raise InvalidChannelError("this name is the id of a client", channel=channel)
+        mark = self._permissions.mark()
+        self._require(sid, "subscribe", channel)
+        hub, follower = self._pubsub.hub, self._pubsub.follower
+        new = not hub.is_subscribed(sid, channel)
+        if new:
+            self._limits.check_subscriptions(hub.count_channels(sid))
+        self._pubsub.join(sid, channel)
+        try:
+            if self._permissions.is_overtaken(channel, mark):
+                # The answer may be from before a change, and from its check on this subscription is known.
+                self._require(sid, "subscribe", channel)
+            after, recovered = find_start(follower, self._pubsub.history, channel, start)
+        except BaseException:
+            if new:
+                self._pubsub.leave(sid, channel)
+            raise
+        # The client may have left, or changed its mind, meanwhile. From here on nothing waits.
+        if not hub.is_subscribed(sid, channel):
+            raise InvalidRequestError("unsubscribed before the subscription was complete", channel=channel)
+        live = self._delivery.enter(sid, channel, filter)
+        body = {"channel": channel} | recovered
+        if filter is not None:
+            body["filter"] = request["filter"]
+        if follower.epoch is None:
+            return Answer("subscribed", body)
+        cause = "since" if isinstance(start, Since) else "history"
+        then = self._delivery.hold(sid, channel, after, cause) if after is not None else None
+        body |= {"epoch": follower.epoch, "position": self._position(sid, channel, live)}
+        return Answer("subscribed", body, then)
+
+    def unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
+        channel = validate_channel(request.get("channel"))
+        self._delivery.leave(sid, channel)
+        return Answer("unsubscribed", {"channel": channel})
+
+    def publish(self, sid: str, request: dict[str, Any]) -> Answer:
+        wanted = requested_publication(request)
+        self._require(sid, "publish", wanted.channel)
+        self._pubsub.publish(wanted.channel, wanted.payload, wanted.durable)
+        return Answer("published", {"channel": wanted.channel})
+
+    def authenticate(self, sid: str, request: dict[str, Any]) -> Answer:
+        if "token" not in request:
+            raise InvalidRequestError("token is missing")
+        before = self._session(sid)
+        environ = self._server.get_environ(sid, "/")
+        if environ is None:
+            raise UnknownSubscriberError(sid)
+        claims = self._authenticator.renew(environ, request["token"])
+        mark = self._permissions.mark()
+        allowed: dict[str, bool] = {}
+        # Until nothing is left that was subscribed to while others were asked about: then nothing waits any more.
+        while unknown := self._pubsub.hub.channels_of(sid) - allowed.keys():
+            allowed |= self._rechecks.ask(claims, unknown)
+        if self._session(sid) is not before:
+            raise InvalidRequestError("another 'authenticate' of this client was faster")
+        self._sessions.set(sid, "/", claims)
+        self._set_elsewhere(sid, claims)
+        for channel in self._pubsub.hub.channels_of(sid):
+            if not allowed[channel]:
+                self._delivery.revoke(sid, channel)
+            elif self._permissions.is_overtaken(channel, mark):
+                self._rechecks.again(channel)
+        return Answer("authenticated", claims.to_wire())
+
+    def _set_elsewhere(self, sid: str, claims: Claims) -> None:
+        """The same for the client's other namespaces: the end of any of them closes the one connection."""
+        manager = self._server.manager
+        eio_sid = manager.eio_sid_from_sid(sid, "/")
+        for namespace in list(manager.get_namespaces()):
+            other = manager.sid_from_eio_sid(eio_sid, namespace)
+            if other is not None and other != sid and self._sessions.get(other) is not None:
+                self._sessions.set(other, namespace, claims)
+
+    def _session(self, sid: str) -> Session:
+        session = self._sessions.get(sid)
+        if session is None:
+            raise UnknownSubscriberError(sid)
+        return session
+
+    def _require(self, sid: str, action: Action, channel: str) -> None:
+        """Return when the client, as who it is at the end, may do that."""
+        while True:
+            session = self._session(sid)
+            self._permissions.require(session.claims, action, channel)
+            if self._session(sid) is session:
+                return
+
+    def _position(self, sid: str, channel: str, live: bool) -> int:
+        """After which position the messages of a subscription will follow from now on."""
+        replay = self._pubsub.hub.held_by(sid, channel)
+        if isinstance(replay, Replay):
+            return replay.position
+        # What is being sent to the room just now goes to those who were in it before.
+        return self._pubsub.follower.delivered if live else self._pubsub.follower.position
+
+
+def _with_object(handler: Handler) -> Callable[..., Answer]:
+    """``handler`` as an event handler: checks that the client sent one object."""
+
+    def handle(sid: str, *arguments: Any) -> Answer:
+        if len(arguments) != 1 or not isinstance(arguments[0], dict):
+            raise InvalidRequestError("this event takes one object")
+        request = arguments[0]
+        try:
+            return handler(sid, request)
+        except UnknownSubscriberError:
+            raise InvalidRequestError("the client has left") from None
+        except SocketIOPGError as error:
+            if error.channel is None and isinstance(request.get("channel"), str):
+                error.channel = showable(request["channel"]) or None
+            raise
+
+    return handle

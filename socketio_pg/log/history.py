@@ -1,0 +1,300 @@
+"""Reads the log for replays and for nodes that are behind. What is in memory already is in `recent`.
+
+One green thread owns the connection: everything that waits when it has its turn is asked in one query.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from socketio_pg.core import green, metrics
+from socketio_pg.core.errors import DatabaseUnavailableError, LogNotInstalledError, SocketIOPGError
+from socketio_pg.core.messages import Message, from_log
+from socketio_pg.log.positions import Head
+from socketio_pg.log.recent import Page, Recent
+from socketio_pg.postgres.database import Database, translated_errors
+
+logger = logging.getLogger("socketio_pg.history")
+
+_TIME = """to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+
+#: The newest position is that of the newest row; trimming never takes the newest.
+HEAD = """
+SELECT epoch::text,
+    greatest(trimmed, (SELECT position FROM socketio_pg.log ORDER BY position DESC LIMIT 1)) AS position, trimmed
+FROM socketio_pg.head
+"""
+
+# `trimmed` comes from the same snapshot as the messages: read before, or after, it could hide a hole or invent one.
+# A page is cut by its size in bytes, too, but has one message at least. Payloads are only read when they are in it.
+_PAGE = f"""
+SELECT head.trimmed, position, channel, {_TIME}, payload::text, size FROM socketio_pg.head LEFT JOIN LATERAL (
+    SELECT *, sum(size) OVER (ORDER BY position) - size AS size_before FROM (
+        SELECT position, channel, published_at, payload, size
+        FROM socketio_pg.log WHERE position > %s AND position <= %s ORDER BY position LIMIT %s) AS found
+) AS page ON size_before < %s
+ORDER BY position
+"""
+
+# Pairs are compared, and not `channel = …`: with that the planner may walk along the primary key through all channels.
+_CHANNEL_PAGES = f"""
+SELECT head.trimmed, ordinality, position, channel, {_TIME}, payload::text, size FROM socketio_pg.head LEFT JOIN (
+    SELECT ordinality, page.* FROM unnest(%s::text[], %s::bigint[], %s::bigint[])
+        WITH ORDINALITY AS wanted(channel, after, upto, ordinality)
+    CROSS JOIN LATERAL (
+        SELECT *, sum(size) OVER (ORDER BY position) - size AS size_before FROM (
+            SELECT position, channel, published_at, payload, size
+            FROM socketio_pg.log WHERE (channel, position) > (wanted.channel, wanted.after)
+                AND (channel, position) <= (wanted.channel, wanted.upto)
+            ORDER BY channel, position LIMIT %s) AS found
+    ) AS page WHERE size_before < %s
+) AS pages ON true
+ORDER BY ordinality, position
+"""
+
+# Fewer than were asked for: from the beginning of what there is.
+_BEFORE_NEWEST = """
+SELECT ordinality, CASE WHEN count = wanted THEN oldest - 1 ELSE least(trimmed, upto) END
+FROM socketio_pg.head CROSS JOIN unnest(%s::text[], %s::int[], %s::bigint[])
+    WITH ORDINALITY AS request(channel, wanted, upto, ordinality)
+CROSS JOIN LATERAL (
+    SELECT count(*), min(position) AS oldest FROM (
+        SELECT position FROM socketio_pg.log
+        WHERE (channel, position) > (request.channel, 0) AND (channel, position) <= (request.channel, upto)
+        ORDER BY channel DESC, position DESC LIMIT wanted) AS newest
+) AS found
+"""
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    arguments: tuple[Any, ...]
+    done: green.Event = field(default_factory=green.Event)
+    #: A page of its channel was read, and did not reach to where it begins.
+    again: bool = False
+
+
+#: Answers requests of its kind, and returns those that must be asked again.
+_Reader: TypeAlias = Callable[[list[_Request]], list[_Request]]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What was read, and up to which position the log had been trimmed then: what is before that is not in the page."""
+
+    page: Page
+    trimmed: int
+
+
+class History:
+    """The log in the database, with ``recent`` before it.
+
+    All methods wait, and raise :class:`DatabaseUnavailableError` or :class:`LogNotInstalledError`.
+    """
+
+    #: Seconds for one query.
+    timeout = 10.0
+    #: Channels that are read in one query; each may bring a page of the size that `Recent` has for them.
+    most_channels = 20
+    #: Positions before the one that was asked for first that are read with it, for others.
+    near = 200
+
+    def __init__(self, database: Database, recent: Recent, name: str = "history") -> None:
+        self._database = database
+        #: For the metrics.
+        self._name = name
+        self._lost = False
+        self._recent = recent
+        self._waiting: deque[tuple[_Reader, _Request]] = deque()
+        self._thread: green.GreenThread | None = None
+        self._busy = False
+        self._connection: Any = None
+
+    def head(self) -> Head:
+        """Where the log is now."""
+        head: Head = self._ask(self._read_head)
+        return head
+
+    def page(self, after: int, upto: int) -> Read:
+        """The next page of all channels after a position, ``upto`` at most."""
+        read: Read = self._ask(self._read_page, after, upto)
+        return read
+
+    def channel_page(self, channel: str, after: int, upto: int) -> Read:
+        """The next page of one channel after a position, ``upto`` at most; from memory when it is there."""
+        page = self._recent.page(channel, after, upto)
+        if page is not None:
+            return Read(page, trimmed=0)
+        # As far as what is in memory, whoever asks: then one answer is good for many.
+        read: Read = self._ask(self._read_channel_pages, channel, after, self._recent.start)
+        return read
+
+    def before_newest(self, channel: str, count: int, upto: int) -> int:
+        """The position after which ``channel`` has ``count`` messages up to ``upto``, or all that there are."""
+        known = self._recent.before_newest(channel, count, upto)
+        if known is not None:
+            return known
+        position: int = self._ask(self._read_before_newest, channel, count, upto)
+        return position
+
+    def stop(self) -> None:
+        """Refuse what still waits, and close the connection."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.kill()
+        self._busy = False
+        self._refuse(DatabaseUnavailableError("the server is shutting down"))
+        self._hang_up()
+
+    def _ask(self, read: _Reader, *arguments: Any) -> Any:
+        request = _Request(arguments)
+        self._waiting.append((read, request))
+        if not self._busy:
+            self._busy = True
+            self._thread = green.spawn(self._run)
+        result = request.done.wait()
+        if isinstance(result, SocketIOPGError):
+            raise result
+        return result
+
+    # -- the green thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._waiting:
+                read = self._waiting[0][0]
+                requests = [request for other, request in self._waiting if other == read]
+                self._waiting = deque(waiting for waiting in self._waiting if waiting[0] != read)
+                self._read(read, requests)
+        finally:
+            self._busy = False
+            self._refuse(DatabaseUnavailableError("the log could not be read"))
+
+    def _read(self, read: _Reader, requests: list[_Request]) -> None:
+        """Answer ``requests``, or ask for those again that ``read`` returns."""
+        error: SocketIOPGError = DatabaseUnavailableError("the log could not be read")
+        again: list[_Request] = []
+        try:
+            for attempt in (1, 2):
+                reused = self._connection is not None
+                try:
+                    if not reused:
+                        self._connect()
+                    again = read(requests)
+                    self._waiting.extend((read, request) for request in again)
+                    return
+                except DatabaseUnavailableError:
+                    self._lost = self._lost or reused
+                    self._hang_up()
+                    # A connection that had been idle may have died long ago.
+                    if attempt == 2 or not reused:
+                        raise
+        except SocketIOPGError as raised:
+            error = raised
+        finally:
+            for request in requests:
+                if request not in again:
+                    request.done.send(error)  # those that have their answer keep it
+
+    def _read_head(self, requests: list[_Request]) -> list[_Request]:
+        rows = self._execute(HEAD)
+        if not rows:
+            raise LogNotInstalledError("the log's head is missing: run 'socketio-pg init'")
+        row = rows[0]
+        for request in requests:
+            request.done.send(Head(*row))
+        return []
+
+    def _read_page(self, requests: list[_Request]) -> list[_Request]:
+        recent = self._recent
+        for request in requests:
+            after, upto = request.arguments
+            rows = self._execute(_PAGE, after, upto, recent.page_messages, recent.page_bytes)
+            request.done.send(_as_read(rows, after, upto, recent))
+        return []
+
+    def _read_channel_pages(self, requests: list[_Request]) -> list[_Request]:
+        """One page of each channel: near ranges are read once, and who wants what is further on has to ask again."""
+        begins: dict[str, tuple[int, int]] = {}
+        strict: set[str] = set()
+        for request in requests:
+            channel, after, upto = request.arguments
+            if channel not in begins:
+                if len(begins) == self.most_channels:
+                    continue
+                # The one that has waited longest decides where to begin: so everybody's turn comes.
+                begins[channel] = (after, upto)
+                if request.again:
+                    strict.add(channel)
+                continue
+            begin, end = begins[channel]
+            if begin - self.near <= after < begin and channel not in strict:
+                begin = after
+            begins[channel] = (begin, max(end, upto))
+        rows = self._execute(
+            _CHANNEL_PAGES,
+            list(begins),
+            [begin for begin, _ in begins.values()],
+            [end for _, end in begins.values()],
+            self._recent.page_messages,
+            self._recent.page_bytes,
+        )
+        reads: dict[str, Read] = {}
+        for number, (channel, (begin, end)) in enumerate(begins.items(), 1):
+            of_channel = [(row[0], *row[2:]) for row in rows if row[1] == number] or [(rows[0][0], *[None] * 5)]
+            reads[channel] = _as_read(of_channel, begin, end, self._recent)
+            self._recent.keep(channel, reads[channel].page)
+        again = []
+        for request in requests:
+            channel, after, upto = request.arguments
+            read = reads.get(channel)
+            if read is not None and after < read.trimmed:
+                request.done.send(Read(Page(after, after, ()), read.trimmed))
+            elif read is not None and (read.page.after <= after < read.page.end or after == upto):
+                request.done.send(Read(read.page.part(after, upto), read.trimmed))
+            else:
+                request.again = read is not None
+                again.append(request)
+        return again
+
+    def _read_before_newest(self, requests: list[_Request]) -> list[_Request]:
+        channels, counts, uptos = zip(*(request.arguments for request in requests), strict=True)
+        for number, position in self._execute(_BEFORE_NEWEST, list(channels), list(counts), list(uptos)):
+            requests[number - 1].done.send(position)
+        return []
+
+    def _connect(self) -> None:
+        self._connection = self._database.connect()
+        # What PostgreSQL still works on when we no longer wait for it ends, too.
+        self._execute(f"SET jit = off; SET statement_timeout = {int(self.timeout * 1000)}; SELECT 1")
+        if self._lost:
+            metrics.reconnects.labels(self._name).inc()
+            self._lost = False
+
+    def _execute(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        with translated_errors(self.timeout), self._connection.cursor() as cursor:
+            cursor.execute(sql, parameters or None)
+            return list(cursor.fetchall())
+
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _refuse(self, error: SocketIOPGError) -> None:
+        while self._waiting:
+            self._waiting.popleft()[1].done.send(error)
+
+
+def _as_read(rows: Sequence[tuple[Any, ...]], after: int, upto: int, recent: Recent) -> Read:
+    """``rows`` of (trimmed, position, channel, time, text, size); of an empty page the one has no position."""
+    found = [row for row in rows if row[1] is not None]
+    messages: list[Message] = [from_log(*row[1:5]) for row in found]
+    size = sum(row[5] for row in found)
+    trimmed, end = rows[0][0], upto
+    if len(messages) >= recent.page_messages or size >= recent.page_bytes:
+        assert messages[-1].position is not None
+        end = messages[-1].position
+    return Read(Page(max(after, trimmed), end, messages), trimmed)

@@ -1,0 +1,143 @@
+"""The messages of the log that this node has in memory, so that clients who come back need no query each. Pure.
+
+The tail: everything that was delivered last, of all channels. And pages of single channels that were read for somebody.
+"""
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from socketio_pg.core.messages import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """All messages of a channel with ``after < position <= end``, in order."""
+
+    after: int
+    end: int
+    messages: Sequence[Message]
+
+    def part(self, after: int, upto: int) -> "Page":
+        """What of it is between two positions."""
+        positions = _positions(self.messages)
+        found = self.messages[bisect_right(positions, after) : bisect_right(positions, upto)]
+        return Page(after, min(upto, self.end), found)
+
+
+#: A channel's part of the tail: the messages and their positions, side by side for the binary search.
+_Part: TypeAlias = tuple[list[int], list[Message]]
+
+
+class Recent:
+    """What was delivered or read last, each bounded by ``most_bytes`` (roughly; counted in characters)."""
+
+    #: Characters that a message counts for besides its payload.
+    overhead = 300
+    #: Most messages of a page, and about how many bytes of payload.
+    page_messages = 500
+    page_bytes = 64_000
+
+    def __init__(self, most_bytes: int = 16_000_000) -> None:
+        self._most = most_bytes
+        #: Every message of the log after this position, up to the last one appended, is here.
+        self.start = 0
+        self._tail: deque[Message] = deque()
+        self._tail_size = 0
+        self._parts: dict[str, _Part] = {}
+        self._pages: dict[str, list[Page]] = {}
+        #: The pages in the order in which they were read, for the oldest to go first.
+        self._kept: deque[tuple[str, Page]] = deque()
+        self._kept_size = 0
+
+    def reset(self, position: int) -> None:
+        """Forget everything; what follows ``position`` will be appended."""
+        self.start = position
+        self._tail.clear()
+        self._parts.clear()
+        self._pages.clear()
+        self._kept.clear()
+        self._tail_size = self._kept_size = 0
+
+    def append(self, messages: Sequence[Message]) -> None:
+        """The next messages of the log, of all channels, without a hole."""
+        for message in messages:
+            positions, part = self._parts.setdefault(message.channel, ([], []))
+            positions.append(_position(message))
+            part.append(message)
+            self._tail_size += self._size(message)
+        self._tail.extend(messages)
+        evicted: dict[str, int] = {}
+        while self._tail_size > self._most:
+            gone = self._tail.popleft()
+            self._tail_size -= self._size(gone)
+            self.start = _position(gone)
+            evicted[gone.channel] = evicted.get(gone.channel, 0) + 1
+        for channel, count in evicted.items():
+            positions, part = self._parts[channel]
+            del positions[:count], part[:count]
+            if not part:
+                del self._parts[channel]
+
+    def page(self, channel: str, after: int, upto: int) -> Page | None:
+        """The next page of ``channel`` after a position, ``upto`` at most; None when it has to be read from the log."""
+        if after >= self.start:
+            return self._cut(after, upto, *self._parts.get(channel, ([], [])))
+        for page in self._pages.get(channel, ()):
+            if page.after <= after < page.end:
+                return page.part(after, upto)
+        return None
+
+    def keep(self, channel: str, page: Page) -> None:
+        """``page`` was read from the log; others may want it."""
+        self._pages.setdefault(channel, []).append(page)
+        self._kept.append((channel, page))
+        self._kept_size += self._page_size(page)
+        while self._kept_size > self._most:
+            channel, gone = self._kept.popleft()
+            self._kept_size -= self._page_size(gone)
+            pages = self._pages[channel]
+            pages.remove(gone)
+            if not pages:
+                del self._pages[channel]
+
+    def before_newest(self, channel: str, count: int, upto: int) -> int | None:
+        """The position after which ``channel`` has ``count`` messages up to ``upto``; None when it must be asked."""
+        positions = self._parts.get(channel, ([], []))[0]
+        if len(positions) < count:
+            # A page that reaches to the tail, if there is one.
+            page = next((page for page in self._pages.get(channel, ()) if page.end >= self.start), None)
+            if page is not None:
+                positions = [found for found in _positions(page.messages) if found <= self.start] + positions
+        found = bisect_right(positions, upto)
+        if found < count:
+            return None
+        return positions[found - count] - 1 if count else upto
+
+    def _cut(self, after: int, upto: int, positions: Sequence[int], messages: Sequence[Message]) -> Page:
+        begin, end = bisect_right(positions, after), bisect_right(positions, upto)
+        size = 0
+        for index in range(begin, end):
+            size += len(messages[index].payload_json)
+            if index + 1 - begin == self.page_messages or size >= self.page_bytes:
+                if index + 1 < end:
+                    return Page(after, positions[index], messages[begin : index + 1])
+                break
+        return Page(after, upto, messages[begin:end])
+
+    def _size(self, message: Message) -> int:
+        return len(message.payload_json) + self.overhead
+
+    def _page_size(self, page: Page) -> int:
+        return sum(map(self._size, page.messages)) + self.overhead
+
+
+def _positions(messages: Sequence[Message]) -> list[int]:
+    return [_position(message) for message in messages]
+
+
+def _position(message: Message) -> int:
+    assert message.position is not None, "only messages of the log are kept"
+    return message.position

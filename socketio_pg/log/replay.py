@@ -1,0 +1,158 @@
+"""One subscription's way from a position in the log to the live messages.
+
+While it lasts, the subscriber is held: live messages of the log pass it by. They are in the log as well, from where
+they are read in their turn; when nothing is left between, the hold ends. So nothing has to be buffered, however slow
+the client is, and each message comes once.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from socketio_pg.core import green, metrics
+from socketio_pg.core.complaints import Complaints
+from socketio_pg.core.errors import DatabaseError, InvalidRequestError, LogNotInstalledError
+from socketio_pg.core.messages import Message
+from socketio_pg.log.follower import Follower
+from socketio_pg.log.history import History
+
+_complain = Complaints(logging.getLogger("socketio_pg.replay"))
+
+
+#: Most messages that ``history`` asks for.
+MOST_HISTORY = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """The last message that a client has: what follows it is to be replayed."""
+
+    epoch: str
+    position: int
+
+
+def requested_start(request: dict[str, Any]) -> Since | int | None:
+    """Where a request to subscribe wants to begin: ``since``, the number of ``history``, or None for now.
+
+    Raises :class:`InvalidRequestError`.
+    """
+    since, history = request.get("since"), request.get("history")
+    if since is not None and history is not None:
+        raise InvalidRequestError("since and history do not go together")
+    if history is not None:
+        if not isinstance(history, int) or isinstance(history, bool) or not 0 <= history <= MOST_HISTORY:
+            raise InvalidRequestError(f"history must be a whole number from 0 to {MOST_HISTORY}")
+        return history
+    if since is None:
+        return None
+    epoch, position = (since.get("epoch"), since.get("position")) if isinstance(since, dict) else (None, None)
+    if not isinstance(epoch, str) or not isinstance(position, int) or isinstance(position, bool):
+        raise InvalidRequestError('since must be like {"epoch": "…", "position": 0}')
+    if not 0 <= position < 2**63:
+        raise InvalidRequestError("since.position must be a whole number from 0 to 2^63 - 1")
+    return Since(epoch, position)
+
+
+def find_start(
+    follower: Follower, history: History, channel: str, start: Since | int | None
+) -> tuple[int | None, dict[str, Any]]:
+    """The position after which to replay, None for not at all; and what the client is told about its ``since``.
+
+    May wait. Raises :class:`DatabaseUnavailableError`.
+    """
+    if start is None:
+        return None, {}
+    if isinstance(start, int):
+        if not follower.installed:
+            return None, {}
+        return history.before_newest(channel, start, follower.position), {}
+    reason = _unrecoverable(follower, history, channel, start)
+    if reason is not None:
+        metrics.unrecovered.labels(reason).inc()
+        return None, {"recovered": False, "reason": reason}
+    return start.position, {"recovered": True}
+
+
+def _unrecoverable(follower: Follower, history: History, channel: str, since: Since) -> str | None:
+    """Why the messages after ``since`` cannot be replayed; None when they can."""
+    if not follower.installed:
+        return "not_installed"
+    if since.epoch == follower.epoch:
+        if since.position > follower.position:  # from a node that is further on than this one?
+            if since.position > history.head().position:
+                return "position_unknown"
+        elif history.channel_page(channel, since.position, follower.position).trimmed > since.position:
+            return "trimmed"
+    # Asked last: it may have changed while the log was read.
+    return None if since.epoch == follower.epoch else "epoch_changed"
+
+
+class Receiver(Protocol):
+    """Where a replay goes."""
+
+    def send(self, messages: Sequence[Message], /) -> None:
+        """A page, in order."""
+
+    def wait_sent(self) -> bool:
+        """Wait until what was sent is nearly out; False when the receiver is gone."""
+
+    def gap(self, reason: str, epoch: str, position: int, /) -> None:
+        """Messages were trimmed away before they could be read; it goes on after ``position``."""
+
+
+class Replay:
+    """Brings ``channel`` from ``after`` on. The hub holds the subscriber as long as ``held()`` is True."""
+
+    #: Seconds between two attempts to read the log when it cannot be read.
+    retry = (0.5, 5.0)
+
+    def __init__(self, follower: Follower, history: History, channel: str, after: int) -> None:
+        self._follower = follower
+        self._history = history
+        self.channel = channel
+        #: All messages of the channel up to here have been sent, the last of them perhaps just now.
+        self.position = after
+        self._epoch = follower.epoch
+
+    def run(self, receiver: Receiver, held: Callable[[], bool], release: Callable[[], None]) -> None:
+        """Send everything up to the live messages, then ``release()``. Returns early when it is not held any more."""
+        delay = self.retry[0]
+        if not receiver.wait_sent():
+            return
+        while held() and self._follower.epoch == self._epoch:
+            ahead = self.position - self._follower.position
+            if ahead == 0:
+                # Nothing has waited since the last look at the position: no message can be in between.
+                release()
+                return
+            if ahead > 0:  # the client comes from a node that is further on
+                self._follower.wait_moved(1.0)
+                continue
+            try:
+                self._step(receiver, held)
+                delay = self.retry[0]
+            except (DatabaseError, LogNotInstalledError) as error:
+                self._follower.look()  # should the log have gone, the replay is over
+                _complain(logging.WARNING, "a replay waits: %s", error)
+                green.sleep(delay * random.uniform(0.5, 1.0))
+                delay = min(delay * 2, self.retry[1])
+            if held() and not receiver.wait_sent():
+                return
+        if held():
+            release()  # another epoch: the subscriber was told, and goes on with the live messages
+
+    def _step(self, receiver: Receiver, held: Callable[[], bool]) -> None:
+        read = self._history.channel_page(self.channel, self.position, self._follower.position)
+        if not held() or self._follower.epoch != self._epoch:
+            return
+        if read.trimmed > self.position:
+            assert self._epoch is not None
+            receiver.gap("trimmed", self._epoch, read.trimmed)
+            self.position = read.trimmed
+            return
+        # Before it is sent, which may let others run: who asks then is told what is on its way.
+        self.position = read.page.end
+        if read.page.messages:
+            receiver.send(read.page.messages)

@@ -1,0 +1,288 @@
+"""``@publishes`` on a mapped class: its inserts, updates and deletes are published at flush, in the same transaction.
+
+Needs SQLAlchemy and PostgreSQL, neither Flask nor eventlet. What was written is noted here, while SQLAlchemy still
+knows what was there before; what a message looks like is made in ``row_images``.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import Column, Table, event, inspect, text
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Mapper, Session, UOWTransaction, class_mapper, object_session
+from sqlalchemy.orm.attributes import get_history
+from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
+from sqlalchemy.orm.exc import UnmappedClassError
+
+from socketio_pg.core.errors import ConfigurationError, LogNotInstalledError, PayloadTooLargeError
+from socketio_pg.orm.row_images import Change, Operation, Outgoing, Rows, Template, parse_template, placeholders, read
+
+#: Changes that one query reads and another publishes, and values that it sends: psycopg 3 takes 65,535.
+BATCH = 500
+BATCH_VALUES = 30_000
+
+#: Where a session keeps what its flush has written so far.
+_WRITTEN = "socketio_pg.written"
+
+_SEND = (
+    "SELECT {} FROM unnest(CAST(:channels AS text[]), CAST(:payloads AS text[]))"
+    " WITH ORDINALITY AS message(channel, payload, number) ORDER BY number"
+)
+_PUBLISH = text(_SEND.format("socketio_pg.publish(channel, CAST(payload AS jsonb))"))
+_NOTIFY = text(_SEND.format("pg_notify(channel, payload)"))
+
+_Class = TypeVar("_Class", bound=type[Any])
+
+
+def publishes(
+    channel: str, *, columns: Iterable[str] | None = None, exclude: Iterable[str] = (), durable: bool = True
+) -> Callable[[_Class], _Class]:
+    """A class decorator: rows of the class, and of classes that inherit from it, are published when they are flushed.
+
+    ``channel`` may have placeholders: ``"orders:{customer_id}"`` sends each row to its own channel. A row with NULL
+    there has no channel and is not sent. ``columns``: those that messages have (default: all that the class maps);
+    ``exclude``: those that they have not. All three name attributes or columns. ``durable``: through the log
+    (``socketio_pg.publish()``), otherwise with NOTIFY. A class may have several of these decorators.
+
+    A message is ``{"op", "schema", "table", "pk", "new", "old", "changed"}``: see docs/sqlalchemy.md.
+
+    Raises :class:`ConfigurationError` for names that the class does not have: when it is decorated or, where it is not
+    mapped by then, when its mapper is configured. A flush raises :class:`InvalidChannelError`,
+    :class:`PayloadTooLargeError`, :class:`LogNotInstalledError` and the driver's errors, and is undone by them.
+    """
+    template = parse_template(channel)
+    included = None if columns is None else _names("columns", columns)
+    excluded = _names("exclude", exclude)
+
+    def decorate(cls: _Class) -> _Class:
+        hook = _Hook(cls, template, included, excluded, durable)
+        with suppress(UnmappedClassError):  # it may be mapped later
+            hook.rows(class_mapper(cls, configure=False))
+        # With `propagate` these also hear of classes that inherit, and of a class that is not mapped yet.
+        event.listen(cls, "mapper_configured", hook.configured, propagate=True)
+        event.listen(cls, "before_insert", hook.inserting, propagate=True)
+        event.listen(cls, "before_update", hook.updating, propagate=True)
+        event.listen(cls, "before_delete", hook.deleting, propagate=True)
+        return cls
+
+    return decorate
+
+
+@dataclass(slots=True)
+class _Written:
+    """What a flush does to one object. ``old``: what the session knew of the row before; ``modified``: by then."""
+
+    rows: Rows
+    operation: Operation
+    target: object
+    connection: Connection
+    old: dict[str, Any]
+    modified: frozenset[str] = frozenset()
+
+
+class _Hook:
+    """One ``@publishes`` of one class: notes what the mapper writes."""
+
+    def __init__(
+        self,
+        cls: type[Any],
+        template: Template,
+        columns: Sequence[str] | None,
+        exclude: Sequence[str],
+        durable: bool,
+    ) -> None:
+        self._class = cls
+        self._template = template
+        self._columns = columns
+        self._exclude = exclude
+        self._durable = durable
+        self._rows: dict[Mapper[Any], Rows] = {}
+
+    def rows(self, mapper: Mapper[Any]) -> Rows:
+        """What is published of a mapper's rows: the part that belongs to the decorated class."""
+        while not mapper.concrete and mapper.inherits is not None and issubclass(mapper.inherits.class_, self._class):
+            mapper = mapper.inherits
+        if mapper not in self._rows:
+            self._rows[mapper] = self._describe(mapper)
+        return self._rows[mapper]
+
+    def configured(self, mapper: Mapper[Any], _: type[Any]) -> None:
+        self.rows(mapper)
+
+    def inserting(self, mapper: Mapper[Any], connection: Connection, target: object) -> None:
+        session = object_session(target)
+        assert session is not None
+        # Deleted and added again in one flush: SQLAlchemy makes an UPDATE of it and tells nobody of the first.
+        before = session.identity_map.get(mapper.identity_key_from_instance(target))
+        if before is not None and before is not target:
+            self.deleting(inspect(before).mapper, connection, before)
+        _note(session, _Written(self.rows(mapper), "INSERT", target, connection, {}))
+
+    def updating(self, mapper: Mapper[Any], connection: Connection, target: object) -> None:
+        rows = self.rows(mapper)
+        _load(target, [key for key in placeholders(rows.template) if key in rows.volatile])
+        _note(object_session(target), _Written(rows, "UPDATE", target, connection, _known(rows, target),
+                                               _modified(rows, target)))  # fmt: skip
+
+    def deleting(self, mapper: Mapper[Any], connection: Connection, target: object) -> None:
+        rows = self.rows(mapper)
+        _load(target, placeholders(rows.template))
+        _note(object_session(target), _Written(rows, "DELETE", target, connection, _known(rows, target)))
+
+    def _describe(self, mapper: Mapper[Any]) -> Rows:
+        title = f"@publishes on {mapper.class_.__name__}"
+        # Not mapper.column_attrs: it would configure all mappers, and classes they refer to may not be there yet.
+        columns = {key: column for key, column in mapper.columns.items() if isinstance(column, Column)}
+        if not isinstance(mapper.local_table, Table):
+            raise ConfigurationError(f"{title}: the class is not mapped to a table")
+
+        def attribute(name: str) -> str:
+            keys = [key for key, column in columns.items() if name in (key, column.name)]
+            if not keys:
+                raise ConfigurationError(f"{title}: it has no column {name!r}")
+            if len(keys) > 1:
+                raise ConfigurationError(f"{title}: {name!r} may be any of the attributes {', '.join(keys)}")
+            return keys[0]
+
+        included = list(columns) if self._columns is None else [attribute(name) for name in self._columns]
+        excluded = {attribute(name) for name in self._exclude}
+        visible = [key for key in columns if key in included and key not in excluded]
+        names = [columns[key].name for key in visible]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigurationError(f"{title}: it has several columns {name!r}; exclude all but one")
+        template = [(attribute(part[0]),) if isinstance(part, tuple) else part for part in self._template]
+        key = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+        rows = Rows(
+            title=title,
+            table=mapper.local_table,
+            source=mapper.persist_selectable,
+            columns={name: columns[name] for name in columns if name in {*visible, *key, *placeholders(template)}},
+            key=key,
+            visible=visible,
+            mapped=list(columns),
+            template=template,
+            volatile=frozenset(
+                name for name, column in columns.items()
+                if column.onupdate is not None or column.server_onupdate is not None or column is mapper.version_id_col
+            ),
+            durable=self._durable,
+        )  # fmt: skip
+        for name in placeholders(rows.template):
+            # The channel that a row leaves must be known, also where its object had not been loaded.
+            event.listen(getattr(mapper.class_, name), "set", _loaded_first, active_history=True, propagate=True)
+        return rows
+
+
+def _loaded_first(target: object, value: object, old: object, initiator: object) -> None:
+    """Listens so that SQLAlchemy loads an attribute before it is set; there is nothing else to do."""
+
+
+def _load(target: object, keys: Iterable[str]) -> None:
+    for key in keys:
+        getattr(target, key)
+
+
+def _modified(rows: Rows, target: object) -> frozenset[str]:
+    return frozenset(key for key in rows.mapped if get_history(target, key, PASSIVE_NO_INITIALIZE).has_changes())
+
+
+def _known(rows: Rows, target: object) -> dict[str, Any]:
+    """What the session has loaded of the row, as it was loaded."""
+    identity = inspect(target, raiseerr=True).identity
+    known: dict[str, Any] = dict(zip(rows.key, identity, strict=True)) if identity else {}
+    for key in rows.columns:
+        history = get_history(target, key, PASSIVE_NO_INITIALIZE)
+        for value in history.deleted or history.unchanged or ():
+            known[key] = value
+    return {key: known[key] for key in rows.columns if key in known}
+
+
+def _note(session: Session | None, written: _Written) -> None:
+    assert session is not None  # it is being flushed
+    session.info.setdefault(_WRITTEN, []).append(written)
+
+
+def _change(written: _Written) -> Change | None:
+    """The change as it has come out, after the SQL has run; None when there is nothing to tell."""
+    rows, target = written.rows, written.target
+    if written.operation == "DELETE":
+        return Change(rows, "DELETE", [written.old[key] for key in rows.key], written.old)
+    state = inspect(target, raiseerr=True)
+    now = state.dict
+    if written.operation == "INSERT":
+        return Change(rows, "INSERT", [now[key] for key in rows.key])
+    # Again: what refers to other rows may have been set after them (`post_update`).
+    modified = written.modified | _modified(rows, target)
+    candidates = [key for key in rows.columns if key in modified | rows.volatile]
+    if not modified or not candidates:
+        return None
+    key = [now.get(name, value) for name, value in zip(rows.key, state.identity, strict=True)]
+    old = {name: value for name, value in written.old.items() if name in candidates}
+    return Change(rows, "UPDATE", key, old, candidates)
+
+
+@event.listens_for(Session, "before_flush")
+def _begin(session: Session, context: UOWTransaction, instances: object) -> None:
+    session.info.pop(_WRITTEN, None)  # of a flush that has failed
+
+
+@event.listens_for(Session, "after_flush")
+def _publish(session: Session, context: UOWTransaction) -> None:
+    by_connection: dict[Connection, list[Change]] = {}
+    for written in session.info.pop(_WRITTEN, ()):
+        change = _change(written)
+        if change is not None:
+            by_connection.setdefault(written.connection, []).append(change)
+    for connection, changes in by_connection.items():
+        if connection.dialect.name != "postgresql":
+            raise ConfigurationError(f"{changes[0].rows.title}: that needs PostgreSQL, not {connection.dialect.name}")
+        for batch in _batches(changes):
+            _send(connection, list(read(connection, batch)))
+
+
+def _batches(changes: Iterable[Change]) -> Iterator[list[Change]]:
+    batch: list[Change] = []
+    size = 0
+    for change in changes:
+        values = 1 + len(change.key) + len(change.old)
+        if batch and (len(batch) == BATCH or size + values > BATCH_VALUES):
+            yield batch
+            batch, size = [], 0
+        batch.append(change)
+        size += values
+    if batch:
+        yield batch
+
+
+def _send(connection: Connection, messages: Sequence[Outgoing]) -> None:
+    for statement, durable in ((_PUBLISH, True), (_NOTIFY, False)):
+        chosen = [message for message in messages if message.durable == durable]
+        if not chosen:
+            continue
+        values = {
+            "channels": [message.channel for message in chosen],
+            "payloads": [message.payload_json for message in chosen],
+        }
+        try:
+            connection.execute(statement, values)
+        except DBAPIError as error:
+            sqlstate = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+            if sqlstate == "SG002":
+                raise PayloadTooLargeError(f"a row is too large for the log: {error.orig}") from error
+            # The schema or the function does not exist.
+            if sqlstate in ("3F000", "42883"):
+                raise LogNotInstalledError(
+                    "the database has no schema socketio_pg: run 'socketio-pg init', or use durable=False"
+                ) from error
+            raise
+
+
+def _names(option: str, names: Iterable[str]) -> list[str]:
+    # A text would be taken for its letters.
+    if isinstance(names, str):
+        raise ConfigurationError(f"@publishes({option}={names!r}): a list of names, not a text")
+    return list(names)

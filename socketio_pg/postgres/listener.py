@@ -1,0 +1,334 @@
+"""The LISTEN connection: one green thread owns it, keeps it alive, and keeps it listening to what is wanted.
+
+    connect → prove that notifications arrive → LISTEN all that is wanted → deliver, LISTEN, UNLISTEN, heartbeat
+       ↑                                                                            │
+       └────────────── back off with jitter ←── connection lost (gap for each channel)
+
+It does not know who subscribes (`hub`) nor what a payload means (`messages`).
+"""
+
+import logging
+import random
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from socketio_pg.core import green, metrics
+from socketio_pg.core.channels import RESERVED_PREFIX, quote_identifier
+from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, InvalidChannelError
+from socketio_pg.postgres.database import Database, decode_text, encode_text, translated_errors
+from socketio_pg.postgres.waiters import Waiters
+
+logger = logging.getLogger("socketio_pg.listener")
+
+Notification = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Notifications of ``channel`` between ``since`` and ``until`` (clock of who listens) may have been missed."""
+
+    channel: str
+    since: datetime
+    until: datetime
+    reason: str = "database_connection_lost"
+
+    def to_wire(self) -> dict[str, str]:
+        """The argument of the Socket.IO event ``gap``; times in ISO 8601, UTC."""
+        return {
+            "channel": self.channel,
+            "reason": self.reason,
+            "since": self.since.isoformat(timespec="milliseconds"),
+            "until": self.until.isoformat(timespec="milliseconds"),
+        }
+
+
+class Listener:
+    """Listens to the channels that were acquired and not yet released.
+
+    ``on_notifications`` gets what one read of the connection brought, in order; ``on_gap`` is called for each
+    channel when it is listened to again after the connection was lost. Both run in the listener's green thread.
+    """
+
+    #: Seconds of silence after which the connection is asked for a sign of life, and that it has to answer.
+    heartbeat_interval = 5.0
+    heartbeat_timeout = 5.0
+    #: Seconds to the first attempt to reconnect; doubles up to the second value.
+    backoff = (0.1, 5.0)
+    #: Seconds that one batch of LISTEN, and the proof at connecting, may take.
+    statement_timeout = 10.0
+    #: How far before the last sign of life a gap begins: PostgreSQL tells listeners a moment after the commit.
+    margin = timedelta(seconds=1)
+    #: Seconds before a channel that nobody wants any more is given up: a page that reloads comes back.
+    unlisten_grace = 3.0
+    #: LISTENs in one round trip; notifications are delivered between two of them.
+    batch_size = 500
+
+    def __init__(
+        self,
+        database: Database,
+        on_notifications: Callable[[Sequence[Notification]], None],
+        on_gap: Callable[[Gap], None],
+    ) -> None:
+        self._database = database
+        self._on_notifications = on_notifications
+        self._on_gap = on_gap
+        self._wanted: set[str] = set()
+        self._listening: set[str] = set()
+        self._pending: deque[str] = deque()
+        self._leaving: dict[str, float] = {}
+        self._gaps: dict[str, datetime] = {}
+        self._waiters = Waiters()
+        self._waker: green.Waker | None = None
+        self._thread: green.GreenThread | None = None
+        self._heard = datetime.now(timezone.utc)
+        self._ready = False
+        self._problem = "not started"
+
+    # -- for the other green threads: none of this touches the connection ------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether the connection is up, proven, and listening to all that was wanted when it came up."""
+        return self._ready
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is not ready, for the operator; None when it is."""
+        return None if self._ready else self._problem
+
+    @property
+    def heard(self) -> datetime:
+        """When it was last sure to have missed nothing."""
+        return self._heard
+
+    def start(self) -> None:
+        """Start the green thread, in the process that is to listen (after a fork)."""
+        if self._thread is None:
+            self._waker = green.Waker()
+            self._problem = "connecting"
+            self._thread = green.spawn(self._run, self._waker)
+
+    def stop(self) -> None:
+        """End the green thread and close the connection."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.kill()
+
+    def acquire(self, channel: str) -> None:
+        """Want ``channel``; :meth:`wait` tells when it is listened to."""
+        self._wanted.add(channel)
+        self._leaving.pop(channel, None)
+        if channel not in self._listening:
+            self._pending.append(channel)
+            self._wake()
+
+    def release(self, channel: str) -> None:
+        """Want ``channel`` no more; the UNLISTEN follows after a grace time."""
+        self._wanted.discard(channel)
+        if channel in self._listening:
+            self._leaving[channel] = time.monotonic() + self.unlisten_grace
+            self._wake()
+        self._waiters.cancel(channel)
+
+    def wait(self, channel: str, seconds: float) -> None:
+        """Return once the LISTEN for ``channel`` has committed.
+
+        Raises :class:`DatabaseUnavailableError` after ``seconds``, :class:`ListenCancelledError` when it is released
+        before that, :class:`InvalidChannelError` when the database's encoding cannot write the name.
+        """
+        if channel not in self._listening:
+            self._waiters.wait(channel, seconds)
+
+    def _wake(self) -> None:
+        if self._thread is not None and self._waker is not None:
+            self._waker.wake()
+
+    # -- the green thread ------------------------------------------------------------------------------------------
+
+    def _run(self, waker: green.Waker) -> None:
+        try:
+            self._stay_connected(waker)
+        finally:
+            self._lost(DatabaseUnavailableError("stopped"))
+            waker.close()
+
+    def _stay_connected(self, waker: green.Waker) -> None:
+        delay = self.backoff[0]
+        complained = lost = False
+        while True:
+            connection = None
+            try:
+                connection = self._database.connect(listen=True)
+                self._prove(connection)
+                self._listen_again(connection)
+                if lost:
+                    metrics.reconnects.labels("listener").inc()
+                lost = True  # the next time, whatever ends this one
+                logger.log(logging.WARNING if complained else logging.INFO, "listening on %s", self._database)
+                delay, complained = self.backoff[0], False
+                self._serve(connection, waker)
+            except DatabaseError as error:
+                if connection is not None:
+                    self._deliver(connection)  # what came before the end
+                self._lost(error)
+                logger.log(logging.DEBUG if complained else logging.WARNING, "not listening: %s; retrying", error)
+                complained = True
+            except Exception as error:
+                # A bug, then. Listening again is still the best that can be done for the subscribers.
+                self._lost(error)
+                logger.exception("the listener failed; retrying")
+            finally:
+                if connection is not None:
+                    connection.close()
+            green.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(delay * 2, self.backoff[1])
+
+    def _prove(self, connection: Any) -> None:
+        """LISTEN, and NOTIFY from another session: both addresses mean one database, and no pooler is in between."""
+        nonce = f"{RESERVED_PREFIX}_{secrets.token_hex(8)}"
+        self._execute(connection, f"LISTEN {nonce}")
+        other = self._database.connect()
+        try:
+            self._execute(other, f"NOTIFY {nonce}")
+        finally:
+            other.close()
+        deadline = time.monotonic() + self.heartbeat_timeout
+        with translated_errors(self.statement_timeout):
+            while not any(notification.channel == nonce for notification in connection.notifies):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise DatabaseError(
+                        "a NOTIFY does not reach our LISTEN: a pooler in transaction mode or another database is in "
+                        "between; set LISTEN_DATABASE_URL to PostgreSQL's own address"
+                    )
+                if green.select([connection], left):
+                    connection.poll()
+        connection.notifies.clear()
+        self._execute(connection, f"UNLISTEN {nonce}")
+
+    def _listen_again(self, connection: Any) -> None:
+        self._heard = datetime.now(timezone.utc)
+        for channel in self._gaps.keys() - self._wanted:
+            del self._gaps[channel]
+        self._pending = deque(self._wanted)
+        while self._pending:
+            self._listen_batch(connection)
+        self._ready = True
+
+    def _serve(self, connection: Any, waker: green.Waker) -> None:
+        heartbeat = time.monotonic() + self.heartbeat_interval
+        while True:
+            if self._pending:
+                self._listen_batch(connection)
+            self._unlisten_due(connection)
+            now = time.monotonic()
+            if now >= heartbeat:
+                self._execute(connection, "SELECT 1", self.heartbeat_timeout)
+                heartbeat = time.monotonic() + self.heartbeat_interval
+            self._deliver(connection)
+            if self._pending:
+                continue
+            wait = heartbeat - now
+            if self._leaving:
+                wait = min(wait, next(iter(self._leaving.values())) - now)
+            for ready in green.select([connection, waker], wait):
+                if ready is waker:
+                    waker.clear()
+                else:
+                    with translated_errors(self.heartbeat_timeout):
+                        # After a FATAL notice the first poll() returns as if all were well; the next one raises.
+                        connection.poll()
+                    # A farewell proves nothing, nor does a notification while others wait behind it.
+                    if connection.notifies and not green.select([connection], 0):
+                        self._heard = datetime.now(timezone.utc)
+                    heartbeat = time.monotonic() + self.heartbeat_interval
+
+    def _listen_batch(self, connection: Any) -> None:
+        batch: dict[str, None] = {}
+        while self._pending and len(batch) < self.batch_size:
+            channel = self._pending.popleft()
+            if channel in self._wanted and channel not in self._listening:
+                batch[channel] = None
+        if not batch:
+            return
+        try:
+            self._execute(connection, ";".join(f"LISTEN {quote_identifier(channel)}" for channel in batch))
+        except DatabaseUnavailableError:
+            self._pending.extendleft(batch)
+            raise
+        except DatabaseError:
+            for channel in list(batch):
+                try:
+                    self._execute(connection, f"LISTEN {quote_identifier(channel)}")
+                except DatabaseUnavailableError:
+                    raise
+                except DatabaseError as error:
+                    del batch[channel]
+                    self._refuse(
+                        channel, InvalidChannelError(f"the database refuses this name: {error}", channel=channel)
+                    )
+        self._listening.update(batch)
+        now = datetime.now(timezone.utc)
+        for channel in batch:
+            # First the gap, then those who waited: who was not subscribed has missed nothing.
+            since = self._gaps.pop(channel, None)
+            if since is not None:
+                self._guarded(self._on_gap, Gap(channel, since, now))
+        for channel in batch:
+            self._waiters.done(channel)
+        for channel in batch.keys() - self._wanted:
+            self.release(channel)  # given up while the LISTEN was under way
+        self._deliver(connection)
+
+    def _refuse(self, channel: str, error: InvalidChannelError) -> None:
+        self._wanted.discard(channel)
+        self._waiters.done(channel, error)
+
+    def _unlisten_due(self, connection: Any) -> None:
+        now = time.monotonic()
+        due: list[str] = []
+        for channel, deadline in self._leaving.items():  # in the order of their deadlines: the grace is the same
+            if deadline > now or len(due) == self.batch_size:
+                break
+            due.append(channel)
+        for channel in due:
+            del self._leaving[channel]
+            self._listening.discard(channel)
+        if due:
+            self._execute(connection, ";".join(f"UNLISTEN {quote_identifier(channel)}" for channel in due))
+            # Wanted again while the UNLISTEN was under way.
+            self._pending.extend(channel for channel in due if channel in self._wanted)
+
+    def _deliver(self, connection: Any) -> None:
+        if connection.notifies:
+            # From the front: this is the order of the commits.
+            notifications = [
+                (decode_text(connection, found.channel), decode_text(connection, found.payload))
+                for found in connection.notifies
+            ]
+            connection.notifies.clear()
+            self._guarded(self._on_notifications, notifications)
+
+    def _execute(self, connection: Any, sql: str, seconds: float | None = None) -> None:
+        with translated_errors(seconds or self.statement_timeout), connection.cursor() as cursor:
+            cursor.execute(encode_text(connection, sql))
+        self._heard = datetime.now(timezone.utc)
+
+    def _lost(self, error: Exception) -> None:
+        self._ready, self._problem = False, str(error)
+        for channel in self._listening & self._wanted:
+            self._gaps.setdefault(channel, self._heard - self.margin)
+        self._listening.clear()
+        self._leaving.clear()
+
+    def _guarded(self, function: Callable[[Any], None], argument: Any) -> None:
+        """A failure of those who receive must not cost everybody the connection."""
+        try:
+            function(argument)
+        except Exception:  # a bug of theirs: the connection and the next notifications are everybody's
+            logger.exception("a receiver of notifications failed")

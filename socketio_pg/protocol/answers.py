@@ -1,0 +1,125 @@
+"""Runs the handlers of events, and answers: whatever happens in one, the client is told what came of its request."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import socketio
+
+from socketio_pg.core import green, metrics
+from socketio_pg.core.complaints import Complaints
+from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
+from socketio_pg.protocol.packets import ACK
+
+logger = logging.getLogger("socketio_pg.protocol")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a handler of ours returns: an event to the client, which is also its acknowledgement if it wanted one.
+
+    ``then`` is called after it was sent, and may wait.
+    """
+
+    event: str
+    body: dict[str, Any]
+    then: Callable[[], None] | None = None
+
+
+class AnsweringServer(socketio.Server):  # type: ignore[misc]
+    """A Socket.IO server whose handlers raise :class:`SocketIOPGError` or return :class:`Answer`.
+
+    A failure is answered with the acknowledgement ``{"ok": false, "error": {code, message}}`` when the client asked
+    for one, otherwise with the event ``error``.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        #: For what clients bring about.
+        self._complain = Complaints(logger)
+
+    def _handle_event_internal(
+        self, server: Any, sid: str, eio_sid: str, data: list[Any], namespace: str, id: int | None
+    ) -> None:
+        try:
+            result = self._trigger_event(data[0], namespace, sid, *data[1:])
+            if result is self.not_handled:
+                raise InvalidRequestError(f"there is no event '{showable(data[0])}'")
+        except SocketIOPGError as error:
+            self._answer(sid, eio_sid, namespace, id, error)
+        except Exception as error:
+            if _was_called_wrongly(error):
+                self._complain(
+                    logging.WARNING, "an event came with other arguments than its handler takes: %s", error,
+                    connection=eio_sid,
+                )  # fmt: skip
+                self._answer(sid, eio_sid, namespace, id, InvalidRequestError("this event takes other arguments"))
+                return
+            self._complain.failure("the handler of an event failed", connection=eio_sid)
+            self._answer(sid, eio_sid, namespace, id, SocketIOPGError("the server failed to handle this"))
+        else:
+            if isinstance(result, Answer):
+                with self._corked(eio_sid):
+                    self.emit(result.event, result.body, to=sid, namespace=namespace, ignore_queue=True)
+                    if id is not None:
+                        self._acknowledge(eio_sid, namespace, id, [{"ok": True, **result.body}])
+                if result.then is not None:
+                    green.run_soon(result.then)
+            elif id is not None:
+                answer = list(result) if isinstance(result, tuple) else [] if result is None else [result]
+                try:
+                    self._acknowledge(eio_sid, namespace, id, answer)
+                except (TypeError, ValueError, RecursionError):
+                    # Often what the client has sent itself, which some handlers give back.
+                    self._complain(
+                        logging.WARNING, "what the handler of an event returned cannot be sent as JSON",
+                        connection=eio_sid,
+                    )  # fmt: skip
+                    failure = SocketIOPGError("the server failed to handle this")
+                    self._answer(sid, eio_sid, namespace, id, failure)
+
+    @contextlib.contextmanager
+    def _corked(self, eio_sid: str) -> Iterator[None]:
+        """What the body sends to this client goes in one call."""
+        socket = self.eio.sockets.get(eio_sid)
+        connection = None if socket is None else socket.connection
+        if connection is None:
+            yield
+            return
+        connection.cork()
+        try:
+            yield
+        finally:
+            connection.uncork()
+
+    def _answer(self, sid: str, eio_sid: str, namespace: str, id: int | None, error: SocketIOPGError) -> None:
+        metrics.errors.labels(error.code).inc()
+        if id is not None:
+            self._acknowledge(eio_sid, namespace, id, [{"ok": False, "error": error.to_wire()}])
+            return
+        event: dict[str, str] = error.to_wire()
+        if error.channel is not None:
+            event["channel"] = error.channel
+        self.emit("error", event, to=sid, namespace=namespace, ignore_queue=True)
+
+    def _acknowledge(self, eio_sid: str, namespace: str, id: int, answer: list[Any]) -> None:
+        packet = self.packet_class(ACK, namespace=namespace, id=id, data=answer)
+        self._send_packet(eio_sid, packet)
+
+
+def _was_called_wrongly(error: Exception) -> bool:
+    """Whether calling the handler failed, and nothing inside of it: the client sent too many or too few arguments."""
+    traceback = error.__traceback__
+    if not isinstance(error, TypeError) or traceback is None:
+        return False
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = str(traceback.tb_frame.f_globals.get("__name__"))
+    return module.partition(".")[0] in ("socketio", "flask_socketio")
+
+
+def showable(name: str) -> str:
+    """A name that a client sent, as it may stand in an error: not endless, and writable as JSON."""
+    return name[:200].encode("utf-8", "replace").decode()

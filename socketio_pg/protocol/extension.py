@@ -1,0 +1,53 @@
+"""Flask-SocketIO on our server: what stands before a Flask application, and the extension that applications know."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import flask_socketio
+import socketio
+from flask import Flask
+
+from socketio_pg.protocol.server import Server
+
+#: Gets the WSGI environ and start_response, and may answer a request in everybody's place.
+BeforeRequest: TypeAlias = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes] | None]
+
+
+class Middleware(socketio.WSGIApp):  # type: ignore[misc]
+    """Puts the Socket.IO server before a Flask application; ``before_request`` may answer in their place."""
+
+    def __init__(self, server: Server, app: Flask, path: str, before_request: BeforeRequest) -> None:
+        super().__init__(server, app.wsgi_app, socketio_path=path)
+        self._app = app
+        self._before_request = before_request
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        answer = self._before_request(environ, start_response)
+        if answer is not None:
+            return answer
+        if not environ["PATH_INFO"].startswith(self.engineio_path):
+            return self.wsgi_app(environ, start_response)  # type: ignore[no-any-return]
+        environ["flask.app"] = self._app
+        return self.engineio_app.handle_request(environ, start_response)  # type: ignore[no-any-return]
+
+
+class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
+    """Flask-SocketIO on our :class:`Server`. Flask-SocketIO makes its server itself, hence :meth:`init_app` anew."""
+
+    server: Server
+    sockio_mw: Middleware
+    before_request: BeforeRequest = staticmethod(lambda environ, start_response: None)
+
+    def init_app(self, app: Flask, **options: Any) -> None:
+        self.server_options.update(options)
+        self.manage_session = self.server_options.pop("manage_session", True)
+        path = self.server_options.pop("path", "socket.io").lstrip("/")
+        self.server = Server(**self.server_options)
+        self.async_mode = self.server.async_mode
+        for message, handler, namespace in self.handlers:
+            self.server.on(message, handler, namespace=namespace)
+        for namespace_handler in self.namespace_handlers:
+            self.server.register_namespace(namespace_handler)
+        app.extensions["socketio"] = self
+        self.sockio_mw = Middleware(self.server, app, path, lambda *arguments: self.before_request(*arguments))
+        app.wsgi_app = self.sockio_mw  # type: ignore[method-assign]

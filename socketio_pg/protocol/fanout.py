@@ -1,0 +1,315 @@
+"""Socket.IO's client manager: a message is encoded once, its frame built once, and handed to every socket of the room.
+
+Clients without a WebSocket of ours (long-polling, Flask-SocketIO's test client), binary data and emits with a callback
+go python-socketio's own way.
+"""
+
+import contextlib
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import socketio
+from engineio import packet as eio_packet
+
+from socketio_pg.core import green
+from socketio_pg.core.metrics import fan_out
+from socketio_pg.protocol.broadcasts import Broadcast, Line, Packet, framed
+
+
+class Manager(socketio.Manager):  # type: ignore[misc]
+    """The rooms of one process."""
+
+    #: Seconds of sending after which other green threads get their turn, and sends between two looks at the clock. A
+    #: request is read, handled and answered in two or three turns.
+    slice_seconds = 0.002
+    slice_sends = 50
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: dict[tuple[str, str | None], Line] = {}
+        self._under_way: list[Broadcast] = []
+        #: The rooms of each member, besides the one of all and its own: the stock manager looks through every room
+        #: there is, so that everybody's leaving at once takes the square of their number.
+        self._rooms_of: dict[tuple[str, str], set[Any]] = {}
+        #: What was sent to members whose CONNECT is not answered yet.
+        self._early: dict[str, list[dict[str, Any]]] = {}
+
+    def emit(
+        self,
+        event: str,
+        data: Any,
+        namespace: str,
+        room: Any = None,
+        skip_sid: Any = None,
+        callback: Any = None,
+        to: Any = None,
+        **options: Any,
+    ) -> None:
+        """As the stock manager's. May let other green threads run when the room is large."""
+        if self._early:
+            skip_sid = self._keep_early(event, data, namespace, to or room, skip_sid, callback)
+        encoded = None if callback else self._encode(event, data, namespace)
+        if encoded is None:
+            super().emit(event, data, namespace, room=room, skip_sid=skip_sid, callback=callback, to=to, **options)
+        elif namespace in self.rooms:
+            skipped = skip_sid if isinstance(skip_sid, list) else [] if skip_sid is None else [skip_sid]
+            self._send(framed(encoded), namespace, to or room, skipped)
+
+    def hold_early(self, sid: str) -> None:
+        """Keep what is emitted to ``sid`` until :meth:`send_early`: nothing comes before the answer to its CONNECT."""
+        self._early[sid] = []
+
+    def send_early(self, sid: str | None) -> None:
+        """Emit what was kept for ``sid``; to one who is not there any more nothing goes."""
+        for kept in self._early.pop(sid, ()) if sid is not None else ():
+            self.emit(to=sid, ignore_queue=True, **kept)
+
+    def _keep_early(self, event: str, data: Any, namespace: str, room: Any, skip_sid: Any, callback: Any) -> list[str]:
+        """Keep an event for those of ``room`` who are held; returns whom to skip, them included."""
+        skipped = list(skip_sid) if isinstance(skip_sid, list) else [] if skip_sid is None else [skip_sid]
+        rooms = room if isinstance(room, (list, tuple)) else (room,)
+        for sid, kept in self._early.items():
+            if sid not in skipped and self._is_in(sid, namespace, rooms):
+                kept.append({"event": event, "data": data, "namespace": namespace, "callback": callback})
+                skipped.append(sid)
+        return skipped
+
+    def emit_in_order(
+        self,
+        event: str,
+        rooms_and_data: Iterable[tuple[Sequence[str], Any]],
+        namespace: str = "/",
+        skipped: Mapping[str, Collection[Any]] | None = None,
+        *,
+        apart: bool = False,
+    ) -> None:
+        """``event`` many times, as (rooms, data) in their order; each client gets its share in one send.
+
+        ``skipped`` has the members of a room that are passed by; :meth:`pass_by` adds to them while it is under way.
+        ``apart``: no client is in two of all these rooms.
+        """
+        there = self.rooms.get(namespace, {})
+        runs: list[tuple[str, list[Packet]]] = []
+        of_room: dict[str, list[Packet]] = {}
+        for rooms, data in rooms_and_data:
+            rooms = [room for room in rooms if room in there]
+            if not rooms:
+                fan_out.unheard += 1
+                continue
+            encoded = self._encode(event, data, namespace)
+            assert encoded is not None, "messages are not binary"
+            packet = framed(encoded)
+            for room in rooms:
+                if apart:
+                    of_room.setdefault(room, []).append(packet)
+                elif runs and runs[-1][0] == room:
+                    runs[-1][1].append(packet)
+                else:
+                    runs.append((room, [packet]))
+        if len(runs) > 1:
+            self._send_runs(runs, namespace, skipped)
+        else:
+            self._send_rooms(of_room or dict(runs), namespace, skipped)
+
+    def lagging(self, room: str, buffered: int, namespace: str = "/") -> list[str]:
+        """The members of ``room`` for whom more than ``buffered`` bytes wait to be sent."""
+        if room not in self.rooms.get(namespace, {}):
+            return []
+        line = self._line(namespace, room)
+        return [sid for sid, send in zip(line.sids, line.sends, strict=True) if send.__self__.buffered > buffered]
+
+    def pass_by(self, sid: str, room: str, namespace: str = "/") -> None:
+        """Send ``sid`` nothing more of those broadcasts under way to ``room`` that members are passed by in."""
+        for broadcast in self._under_way:
+            then = broadcast.room_then(sid, room)
+            if broadcast.skips and broadcast.namespace == namespace and then in broadcast.rooms:
+                broadcast.end(sid, then)
+
+    def move(self, sid: str, room: str, to: str, namespace: str = "/") -> None:
+        """Let a member of ``room`` into another one instead. What is under way to ``room`` still reaches it."""
+        eio_sid = self.eio_sid_from_sid(sid, namespace)
+        self._leave(sid, namespace, room)
+        self.basic_enter_room(sid, namespace, to, eio_sid)
+        for broadcast in self._under_way:
+            then = broadcast.room_then(sid, room)
+            broadcast.moved.pop((sid, room), None)
+            if broadcast.namespace == namespace and then in broadcast.rooms:
+                broadcast.moved[sid, to] = then
+
+    def _encode(self, event: str, data: Any, namespace: str) -> str | None:
+        """The Socket.IO packet, or None for a binary one."""
+        arguments = list(data) if isinstance(data, tuple) else [] if data is None else [data]
+        packet = self.server.packet_class(socketio.packet.EVENT, namespace=namespace, data=[event, *arguments])
+        encoded = packet.encode()
+        return encoded if isinstance(encoded, str) else None
+
+    def _send(self, packet: Packet, namespace: str, room: Any, skipped: Collection[Any]) -> None:
+        """To the members of a room, or of several rooms, each once."""
+        line = self._line(namespace, room)
+        with self._broadcast(namespace, room if isinstance(room, (list, tuple)) else (room,)) as broadcast:
+            for sid in skipped:
+                broadcast.end(sid, None)
+            self._send_line([packet], line, broadcast, None, time.monotonic() + self.slice_seconds)
+
+    def _send_rooms(
+        self,
+        packets_of: Mapping[str, Sequence[Packet]],
+        namespace: str,
+        skipped: Mapping[str, Collection[Any]] | None,
+    ) -> None:
+        """To rooms without a member in common, each its own."""
+        # All of them before anybody else gets a turn: who comes while it is under way gets nothing of it.
+        lines = [(room, packets, self._line(namespace, room)) for room, packets in packets_of.items()]
+        turn_ends = time.monotonic() + self.slice_seconds
+        with self._broadcast(namespace, packets_of, skips=skipped is not None, apart=True) as broadcast:
+            for room, sids in (skipped or {}).items():
+                for sid in sids:
+                    broadcast.end(sid, room)
+            for room, packets, line in lines:
+                turn_ends = self._send_line(packets, line, broadcast, room, turn_ends)
+
+    def _send_line(
+        self, packets: Sequence[Packet], line: Line, broadcast: Broadcast, room: Any, turn_ends: float
+    ) -> float:
+        """One frame of ``packets`` to all of ``line``. Returns when the turn ends that ends at ``turn_ends`` now."""
+        frame = b"".join([packet.frame for packet in packets])
+        sends = line.sends
+        sent = len(sends)
+        for start in range(0, len(sends), self.slice_sends):
+            end = start + self.slice_sends
+            gone = broadcast.gone_from(room)
+            if not gone:
+                for send in sends[start:end]:
+                    send(frame)
+            else:
+                for sid, send in zip(line.sids[start:end], sends[start:end], strict=True):
+                    if sid not in gone:
+                        send(frame)
+                    else:
+                        sent -= 1
+            if time.monotonic() > turn_ends:
+                green.sleep()
+                turn_ends = time.monotonic() + self.slice_seconds
+        fan_out.frames += sent * len(packets)
+        fan_out.frame_bytes += sent * len(frame)
+        for sid, eio_sid in line.others:
+            if sid not in broadcast.gone_from(room):
+                self._send_polled(packets, eio_sid)
+        return turn_ends
+
+    def _send_polled(self, packets: Sequence[Packet], eio_sid: str) -> None:
+        fan_out.polled += len(packets)
+        for packet in packets:
+            fan_out.polled_bytes += len(packet.frame)
+            self.server._send_eio_packet(eio_sid, eio_packet.Packet(eio_packet.MESSAGE, packet.text))
+
+    @contextlib.contextmanager
+    def _broadcast(
+        self, namespace: str, rooms: Collection[Any], *, skips: bool = False, apart: bool = False
+    ) -> Iterator[Broadcast]:
+        """Notes who leaves while the body runs. Who comes back is another subscriber."""
+        broadcast = Broadcast(namespace, rooms, skips, apart, {}, {})
+        self._under_way.append(broadcast)
+        try:
+            yield broadcast
+        finally:
+            self._under_way.remove(broadcast)
+
+    def _is_in(self, sid: str, namespace: str, rooms: Collection[Any]) -> bool:
+        return any(sid in self.rooms.get(namespace, {}).get(one, ()) for one in rooms)
+
+    def _line(self, namespace: str, room: Any) -> Line:
+        """The room's members as they are sent to: kept until somebody comes or goes."""
+        key = (namespace, room) if isinstance(room, str) or room is None else None
+        line = self._lines.get(key) if key else None
+        if line is None:
+            line = Line()
+            sockets = self.server.eio.sockets
+            for sid, eio_sid in self.get_participants(namespace, room):
+                socket = sockets.get(eio_sid)
+                if socket is not None and socket.connection is not None:
+                    line.sids.append(sid)
+                    line.sends.append(socket.connection.send)
+                else:
+                    line.others.append((sid, eio_sid))
+            # Those with other transports may upgrade at any time; rooms of one would only fill the memory.
+            if key and not line.others and len(line.sids) > 1:
+                self._lines[key] = line
+        return line
+
+    def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
+        self._lines.pop((namespace, room), None)
+        super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
+        if room is not None and room != sid:
+            self._rooms_of.setdefault((namespace, sid), set()).add(room)
+
+    def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
+        self._leave(sid, namespace, room)
+        for broadcast in self._under_way:
+            then = broadcast.room_then(sid, room)
+            concerned = broadcast.namespace == namespace and then in broadcast.rooms
+            if concerned and (broadcast.apart or not self._is_in(sid, namespace, broadcast.rooms)):
+                broadcast.end(sid, then)
+
+    def _leave(self, sid: str, namespace: str, room: Any) -> None:
+        self._lines.pop((namespace, room), None)
+        super().basic_leave_room(sid, namespace, room)
+        rooms = self._rooms_of.get((namespace, sid))
+        if rooms is not None:
+            rooms.discard(room)
+            if not rooms:
+                del self._rooms_of[namespace, sid]
+
+    def get_rooms(self, sid: str, namespace: str) -> list[Any]:
+        own = [sid] if self.is_sid_room(namespace, sid) else []
+        return [*own, *self._rooms_of.get((namespace, sid), ())]
+
+    def basic_disconnect(self, sid: str, namespace: str, **_: Any) -> None:
+        for room in self.get_rooms(sid, namespace):
+            self.basic_leave_room(sid, namespace, room)
+        self.basic_leave_room(sid, namespace, None)
+        self.callbacks.pop(sid, None)
+        for pending in (self.pending_connect, self.pending_disconnect):
+            sids = pending.get(namespace, [])
+            if sid in sids:
+                sids.remove(sid)
+                if not sids:
+                    del pending[namespace]
+
+    def _send_runs(
+        self,
+        runs: Sequence[tuple[str, Sequence[Packet]]],
+        namespace: str,
+        skipped: Mapping[str, Collection[Any]] | None,
+    ) -> None:
+        """Rooms in turns: a client in several of them gets everything in the order in which it was published."""
+        sockets = self.server.eio.sockets
+        shares: dict[str, list[tuple[str, str, Sequence[Packet]]]] = {}
+        for room, packets in runs:
+            passed_by = set((skipped or {}).get(room, ()))
+            for sid, eio_sid in self.get_participants(namespace, room):
+                if sid not in passed_by:
+                    shares.setdefault(eio_sid, []).append((sid, room, packets))
+        frame_of = {id(packets): b"".join([packet.frame for packet in packets]) for _, packets in runs}
+        turn_ends = time.monotonic() + self.slice_seconds
+        rooms = {room for room, _ in runs}
+        sent_frames = sent_bytes = 0
+        with self._broadcast(namespace, rooms, skips=skipped is not None, apart=True) as broadcast:
+            for eio_sid, all_of_it in shares.items():
+                share = [packets for sid, room, packets in all_of_it if sid not in broadcast.gone_from(room)]
+                socket = sockets.get(eio_sid)
+                connection = None if socket is None else socket.connection
+                if connection is not None:
+                    frame = b"".join([frame_of[id(packets)] for packets in share])
+                    connection.send(frame)
+                    sent_frames += sum(map(len, share))
+                    sent_bytes += len(frame)
+                else:
+                    for packets in share:
+                        self._send_polled(packets, eio_sid)
+                if time.monotonic() > turn_ends:
+                    green.sleep()
+                    turn_ends = time.monotonic() + self.slice_seconds
+        fan_out.frames += sent_frames
+        fan_out.frame_bytes += sent_bytes

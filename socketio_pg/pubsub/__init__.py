@@ -1,0 +1,1 @@
+"""pubsub: see docs/architecture.md."""

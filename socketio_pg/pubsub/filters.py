@@ -1,0 +1,299 @@
+"""Filters of subscriptions: conditions on paths into a payload, and the index of those of a channel. Pure, no I/O.
+
+``{"new.customer_id": 5, "new.status": ["open", "paid"], "new.total": {"gt": 100}}``: all must hold. Where a path leads
+to nothing, the value is null. What each operator means is in docs/protocol.md.
+"""
+
+import contextlib
+import functools
+import json
+import operator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from socketio_pg.core.errors import InvalidRequestError
+
+#: Most conditions of a filter, values of an ``in``, characters of a ``like``, and of the whole filter as JSON.
+MOST_CONDITIONS, MOST_VALUES, MOST_PATTERN, MOST_CHARACTERS = 20, 100, 100, 4_000
+#: Texts with more characters are not searched: no ``like`` holds for them.
+MOST_SEARCHED = 10_000
+
+_ORDER = {"lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge}
+_OPERATORS = ("eq", "ne", *_ORDER, "in", "like")
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One operator on one path. ``holds(value)`` gets what the path leads to, of the types that orjson makes."""
+
+    #: As it was written, and taken apart: keys of objects, and places in lists.
+    path: str
+    keys: Sequence[str]
+    #: Of ``eq`` and ``in``: the values, one of which it must be; otherwise None.
+    one_of: frozenset[Any] | None
+    holds: Callable[[Any], bool]
+
+
+class Filter:
+    """All ``conditions`` must hold. Equal when they have the same ``text``, the conditions in a normal form."""
+
+    __slots__ = ("_checks", "conditions", "text")
+
+    def __init__(self, text: str, conditions: Sequence[Condition]) -> None:
+        self.text = text
+        self.conditions = conditions
+        self._checks = [(condition.path, condition.keys, condition.holds) for condition in conditions]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Filter) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def matches(self, payload_json: str) -> bool:
+        """Whether a payload, strict JSON text, is one of those that were asked for."""
+        return self.holds(orjson.loads(payload_json), {})
+
+    def holds(self, payload: Any, values: dict[str, Any]) -> bool:
+        """The same for a parsed payload; ``values`` keeps where its paths lead to, for the next filter."""
+        # Thousands of filters may be tried on a message: no generator, no call that can be spared.
+        for path, keys, holds in self._checks:
+            if path in values:
+                value = values[path]
+            else:
+                value = values[path] = _resolve(payload, keys)
+            if not holds(value):
+                return False
+        return True
+
+
+def parse_filter(value: object) -> Filter | None:
+    """The filter that a client wrote; None for null and for no conditions, which all messages fulfil.
+
+    Raises :class:`InvalidRequestError` that names the path and what is wrong.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise InvalidRequestError('filter must be an object like {"new.status": "open"}')
+    normal: list[tuple[str, str, Any]] = []
+    conditions: list[Condition] = []
+    for path, wanted in value.items():
+        operators = wanted if isinstance(wanted, dict) else {"in" if isinstance(wanted, list) else "eq": wanted}
+        if not operators:
+            raise InvalidRequestError(f"filter: {_shown(path)} has no operator; there are {', '.join(_OPERATORS)}")
+        keys = _split(path)
+        for name, operand in operators.items():
+            condition, normal_operand = _condition(path, keys, name, operand)
+            conditions.append(condition)
+            normal.append((path, "in" if name == "eq" else name, normal_operand))
+    if len(conditions) > MOST_CONDITIONS:
+        raise InvalidRequestError(f"filter has {len(conditions)} conditions; at most {MOST_CONDITIONS} are allowed")
+    text = orjson.dumps(sorted(normal, key=orjson.dumps)).decode()
+    if len(text) > MOST_CHARACTERS:
+        raise InvalidRequestError(f"filter has {len(text)} characters; at most {MOST_CHARACTERS} are allowed")
+    return Filter(text, conditions) if conditions else None
+
+
+class FilterIndex:
+    """The filters of one channel, each with the number of its subscriptions.
+
+    Those with an equality are found by the payload's value, so that thousands of clients, each of whom follows its own
+    rows, cost a message little; the others are tried one by one.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[Filter, int] = {}
+        #: Path → value → the filters for which it must be that.
+        self._by_value: dict[_Path, dict[Any, dict[Filter, None]]] = {}
+        self._others: dict[Filter, None] = {}
+        self._largest = 0
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __iter__(self) -> Iterator[Filter]:
+        return iter(self._counts)
+
+    @property
+    def most_tried(self) -> int:
+        """At most so many filters, about, are tried on one message."""
+        return len(self._others) + len(self._by_value) + self._largest
+
+    def add(self, filter: Filter) -> None:
+        """Count one more subscription with ``filter``."""
+        self._counts[filter] = self._counts.get(filter, 0) + 1
+        if self._counts[filter] > 1:
+            return
+        found = _indexed(filter)
+        if found is None:
+            self._others[filter] = None
+            return
+        path, values = found
+        by_value = self._by_value.setdefault(path, {})
+        for value in values:
+            filters = by_value.setdefault(value, {})
+            filters[filter] = None
+            self._largest = max(self._largest, len(filters))
+
+    def discard(self, filter: Filter) -> None:
+        """Count one less."""
+        self._counts[filter] -= 1
+        if self._counts[filter]:
+            return
+        del self._counts[filter]
+        found = _indexed(filter)
+        if found is None:
+            del self._others[filter]
+            return
+        path, values = found
+        by_value = self._by_value[path]
+        for value in values:
+            del by_value[value][filter]
+            if not by_value[value]:
+                del by_value[value]
+        if not by_value:
+            del self._by_value[path]
+
+    def matching(self, payload_json: str) -> list[Filter]:
+        """The filters that let a payload, strict JSON text, through."""
+        payload = orjson.loads(payload_json)
+        values: dict[str, Any] = {}
+        tried = [self._others]
+        for (path, keys), by_value in self._by_value.items():
+            values[path] = _resolve(payload, keys)
+            tried.append(by_value.get(_key(values[path]), {}))
+        return [filter for filters in tried for filter in filters if filter.holds(payload, values)]
+
+
+#: As it was written, and taken apart.
+_Path = tuple[str, Sequence[str]]
+
+
+def _indexed(filter: Filter) -> tuple[_Path, frozenset[Any]] | None:
+    """Path and values of the condition by which ``filter`` is found: the equality with the fewest values."""
+    found = [((one.path, one.keys), one.one_of) for one in filter.conditions if one.one_of is not None]
+    return min(found, key=lambda pair: len(pair[1]), default=None)
+
+
+def _resolve(payload: Any, keys: Sequence[str]) -> Any:
+    """Where a path leads to; None for nowhere."""
+    for key in keys:
+        if isinstance(payload, dict):
+            payload = payload.get(key)
+        elif isinstance(payload, list) and key.isdecimal() and len(key) < 10 and int(key) < len(payload):
+            payload = payload[int(key)]
+        else:
+            return None
+    return payload
+
+
+class _NoScalar:
+    """In place of a list or an object: equal to no value of a filter."""
+
+
+def _key(value: Any) -> Any:
+    """``value`` as JSON compares it: 1 is 1.0, but true is not 1."""
+    if isinstance(value, bool):
+        return (bool, value)
+    return _NoScalar if isinstance(value, (dict, list)) else value
+
+
+_KEY = r"(?:\\.|[^.\\])+"
+
+
+def _split(path: str) -> Sequence[str]:
+    """The keys of a path: separated by dots, a backslash before one that is part of a key."""
+    _scalar(path, path)  # valid Unicode
+    if not re.fullmatch(rf"{_KEY}(?:\.{_KEY})*", path, re.DOTALL):
+        raise InvalidRequestError(f"filter: {_shown(path)} is no path like new.status")
+    return tuple(re.sub(r"\\(.)", r"\1", key, flags=re.DOTALL) for key in re.findall(_KEY, path, re.DOTALL))
+
+
+def _condition(path: str, keys: Sequence[str], name: str, operand: object) -> tuple[Condition, Any]:
+    """The condition, and its operand in the normal form."""
+    if name not in _OPERATORS:
+        raise InvalidRequestError(f"filter: {_shown(path)}: there is no {_shown(name)}, only {', '.join(_OPERATORS)}")
+    if name == "like":
+        if not isinstance(operand, str) or len(operand) > MOST_PATTERN:
+            raise InvalidRequestError(f"filter: {_shown(path)}: like takes a text of at most {MOST_PATTERN} characters")
+        return Condition(path, keys, None, _like(_scalar(path, operand))), operand
+    if name == "in":
+        if not isinstance(operand, list) or not 1 <= len(operand) <= MOST_VALUES:
+            raise InvalidRequestError(f"filter: {_shown(path)}: in takes a list of 1 to {MOST_VALUES} values")
+        return _one_of(path, keys, [_scalar(path, value) for value in operand])
+    value = _scalar(path, operand)
+    if name == "eq":
+        return _one_of(path, keys, [value])
+    if name == "ne":
+        return Condition(path, keys, None, functools.partial(_differs, _key(value))), value
+    if isinstance(value, bool) or value is None:
+        raise InvalidRequestError(f"filter: {_shown(path)}: {name} takes a number or a text")
+    return Condition(path, keys, None, _compares(_ORDER[name], value)), value
+
+
+def _scalar(path: str, value: object) -> Any:
+    """``value`` as a payload's is read: beyond 64 bits numbers are rounded, here as there."""
+    if value is None or isinstance(value, (str, int, float)):
+        with contextlib.suppress(ValueError):
+            return orjson.loads(json.dumps(value, allow_nan=False))
+    raise InvalidRequestError(f"filter: {_shown(path)}: values are texts, numbers, true, false and null")
+
+
+def _one_of(path: str, keys: Sequence[str], values: Sequence[Any]) -> tuple[Condition, list[Any]]:
+    one_of = frozenset(map(_key, values))
+    normal = sorted({orjson.dumps(value): value for value in values}.items())
+    return Condition(path, keys, one_of, lambda found: _key(found) in one_of), [value for _, value in normal]
+
+
+def _differs(key: Any, found: Any) -> bool:
+    return bool(_key(found) != key)
+
+
+def _compares(compare: Callable[[Any, Any], bool], value: Any) -> Callable[[Any], bool]:
+    # Booleans are of the type int, too, but not by this.
+    types = (str,) if isinstance(value, str) else (int, float)
+    return lambda found: type(found) in types and compare(found, value)
+
+
+def _like(pattern: str) -> Callable[[Any], bool]:
+    """SQL's LIKE: ``%`` for any characters, ``_`` for one, a backslash before either."""
+    # In parts of fixed length, each searched for once: as one regular expression, many % would take for ever.
+    parts: list[str] = [""]
+    for token in re.findall(r"\\.|\\$|[^\\]", pattern, re.DOTALL):
+        if token == "%":
+            parts.append("")
+        else:
+            parts[-1] += "." if token == "_" else re.escape(token[-1])
+    first, *rest = [re.compile(part, re.DOTALL) for part in parts]
+    if not rest:
+        return lambda found: (
+            isinstance(found, str) and len(found) <= MOST_SEARCHED and first.fullmatch(found) is not None
+        )
+    *middle, last = rest
+    last_length = len(re.findall(r"\\.|.", parts[-1], re.DOTALL))
+
+    def holds(found: Any) -> bool:
+        if not isinstance(found, str) or len(found) > MOST_SEARCHED:
+            return False
+        begin = first.match(found)
+        if begin is None:
+            return False
+        position, end = begin.end(), len(found) - last_length
+        for part in middle:
+            hit = part.search(found, position)
+            if hit is None:
+                return False
+            position = hit.end()
+        return position <= end and last.fullmatch(found, end) is not None
+
+    return holds
+
+
+def _shown(text: str) -> str:
+    """``text`` for an error message."""
+    return repr(text if len(text) <= 60 else text[:60] + "…")

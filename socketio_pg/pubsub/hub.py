@@ -1,0 +1,149 @@
+"""Who subscribes to what. Pure bookkeeping, no I/O."""
+
+from collections.abc import Hashable
+
+from socketio_pg.pubsub.filters import Filter, FilterIndex
+
+
+class UnknownSubscriberError(LookupError):
+    """The subscriber was never added, or has left."""
+
+
+class Hub:
+    """Subscribers (any hashable: the ``sid`` of a Socket.IO client, a queue's subscription) and their channels."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, set[Hashable]] = {}
+        self._subscribers: dict[Hashable, set[str]] = {}
+        self._held: dict[str, dict[Hashable, object]] = {}
+        self._filters: dict[str, FilterIndex] = {}
+        self._filter_of: dict[tuple[Hashable, str], Filter] = {}
+
+    def add(self, subscriber: Hashable) -> None:
+        """Let ``subscriber`` in; twice is harmless."""
+        self._subscribers.setdefault(subscriber, set())
+
+    def drop(self, subscriber: Hashable) -> list[str]:
+        """Forget ``subscriber``; returns the channels that nobody subscribes to any more."""
+        orphaned = []
+        for channel in self._subscribers.pop(subscriber, ()):
+            if self._leave(subscriber, channel):
+                orphaned.append(channel)
+        return orphaned
+
+    def subscribe(self, subscriber: Hashable, channel: str) -> bool:
+        """Note the subscription; True when it is the channel's first.
+
+        Raises :class:`UnknownSubscriberError` for one who has left: a request can be carried out after its client's
+        disconnect, and must leave nothing behind.
+        """
+        try:
+            self._subscribers[subscriber].add(channel)
+        except KeyError:
+            raise UnknownSubscriberError(subscriber) from None
+        members = self._channels.setdefault(channel, set())
+        members.add(subscriber)
+        return len(members) == 1
+
+    def unsubscribe(self, subscriber: Hashable, channel: str) -> bool:
+        """Forget the subscription; True when nobody else subscribes to the channel."""
+        channels = self._subscribers.get(subscriber)
+        if channels is None or channel not in channels:
+            return False
+        channels.remove(channel)
+        return self._leave(subscriber, channel)
+
+    def is_subscribed(self, subscriber: Hashable, channel: str) -> bool:
+        return subscriber in self._channels.get(channel, ())
+
+    def set_filter(self, subscriber: Hashable, channel: str, filter: Filter | None) -> None:
+        """Give the subscription, which must be there, a filter in place of the one that it had; None for none."""
+        self._drop_filter(subscriber, channel)
+        if filter is not None:
+            self._filter_of[subscriber, channel] = filter
+            self._filters.setdefault(channel, FilterIndex()).add(filter)
+
+    def filter_of(self, subscriber: Hashable, channel: str) -> Filter | None:
+        """The subscription's filter."""
+        return self._filter_of.get((subscriber, channel))
+
+    def filters(self, channel: str) -> FilterIndex | None:
+        """The filters of the channel's subscriptions; None when none has one."""
+        return self._filters.get(channel)
+
+    def hold(self, subscriber: Hashable, channel: str, replay: object) -> None:
+        """Hold live messages of the log back from a subscription, for a ``replay``.
+
+        A later hold of the same subscription, and its end, end this one.
+        """
+        self._held.setdefault(channel, {})[subscriber] = replay
+
+    def held_by(self, subscriber: Hashable, channel: str) -> object | None:
+        """The replay for which the subscription is held, or None."""
+        return self._held.get(channel, {}).get(subscriber)
+
+    def release(self, subscriber: Hashable, channel: str) -> None:
+        """End the hold."""
+        held = self._held.get(channel)
+        if held is not None:
+            held.pop(subscriber, None)
+            if not held:
+                del self._held[channel]
+
+    def held(self, channel: str) -> tuple[Hashable, ...]:
+        """The subscribers of ``channel`` that are held now."""
+        return tuple(self._held.get(channel, ()))
+
+    def channels(self) -> set[str]:
+        """The channels with a subscriber."""
+        return set(self._channels)
+
+    def channels_of(self, subscriber: Hashable) -> set[str]:
+        """The channels that ``subscriber`` subscribes to."""
+        return set(self._subscribers.get(subscriber, ()))
+
+    def count_channels(self, subscriber: Hashable) -> int:
+        """How many they are."""
+        return len(self._subscribers.get(subscriber, ()))
+
+    def sizes(self) -> list[int]:
+        """How many subscribers each channel has."""
+        return [len(members) for members in self._channels.values()]
+
+    def count_filtered(self) -> int:
+        """How many subscriptions have a filter."""
+        return len(self._filter_of)
+
+    def count_filters(self) -> int:
+        """How many different filters there are, each channel's apart."""
+        return sum(len(index) for index in self._filters.values())
+
+    def count_held(self) -> int:
+        """How many subscriptions are held."""
+        return sum(len(held) for held in self._held.values())
+
+    def subscribers(self, channel: str) -> tuple[Hashable, ...]:
+        """The subscribers of ``channel``."""
+        return tuple(self._channels.get(channel, ()))
+
+    def __len__(self) -> int:
+        """The number of subscribers."""
+        return len(self._subscribers)
+
+    def _leave(self, subscriber: Hashable, channel: str) -> bool:
+        self.release(subscriber, channel)
+        self._drop_filter(subscriber, channel)
+        members = self._channels[channel]
+        members.discard(subscriber)
+        if members:
+            return False
+        del self._channels[channel]
+        return True
+
+    def _drop_filter(self, subscriber: Hashable, channel: str) -> None:
+        filter = self._filter_of.pop((subscriber, channel), None)
+        if filter is not None:
+            index = self._filters[channel]
+            index.discard(filter)
+            if not index:
+                del self._filters[channel]

@@ -1,0 +1,271 @@
+"""Publish and replay over HTTP: a Flask blueprint. What each request means is in docs/http.md.
+
+Who somebody is and what they may do, the limits and the error codes are those of the sockets.
+"""
+
+import functools
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from flask import Blueprint, Response, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import BaseConverter
+
+from socketio_pg.access.access import Access
+from socketio_pg.access.tokens import Claims
+from socketio_pg.core import green, metrics
+from socketio_pg.core.channels import LOG_CHANNEL, validate_channel
+from socketio_pg.core.complaints import Complaints
+from socketio_pg.core.config import Settings
+from socketio_pg.core.errors import (
+    ForbiddenError,
+    InvalidChannelError,
+    InvalidRequestError,
+    SocketIOPGError,
+    UnauthorizedError,
+)
+from socketio_pg.core.messages import WireJSON
+from socketio_pg.core.publications import Publication, error_of, requested_publication, requested_publications
+from socketio_pg.engine import handover
+from socketio_pg.engine.polling import BodyError, body_length, read_body
+from socketio_pg.gateway.admission import Door
+from socketio_pg.gateway.limits import RequestLimits
+from socketio_pg.log.replay import Since, requested_start
+from socketio_pg.log.replay_page import MOST_MESSAGES, USUAL_MESSAGES, read_replay_page
+from socketio_pg.protocol.answers import showable
+from socketio_pg.protocol.packets import read_json
+from socketio_pg.pubsub.pubsub import PubSub
+from socketio_pg.web import api_errors
+from socketio_pg.web.openapi import openapi
+
+logger = logging.getLogger("socketio_pg.api")
+
+#: In the environ of a request whose body was read to its end.
+_READ = "socketio_pg.body_read"
+_NUMBER = re.compile(r"[0-9]{1,19}")
+
+
+class Api:
+    """The requests. ``start()`` connects the server; ``most_bytes`` is how large a body may be."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        pubsub: PubSub,
+        access: Access,
+        door: Door,
+        start: Callable[[], None],
+        most_bytes: int,
+    ) -> None:
+        self._settings = settings
+        self._pubsub = pubsub
+        self._authenticator = access.authenticator
+        self._permissions = access.permissions
+        self._door = door
+        self._start = start
+        self._most_bytes = most_bytes
+        self._limits = RequestLimits(settings)
+        self._document = openapi(settings, self._authenticator.mode, most_bytes)
+
+    def publish(self) -> Response:
+        """``POST /api/publish``."""
+        claims, who = self._identify()
+        if request.mimetype != "application/json" or "HTTP_CONTENT_ENCODING" in request.environ:
+            # Also what keeps other origins' pages from posting without having asked before.
+            raise api_errors.NotJSONError("the body must be application/json, not compressed")
+        self._limits.check_event(who, body_length(request.environ, self._most_bytes))
+        wanted = self._read_object()
+        if "messages" not in wanted:
+            one = requested_publication(wanted)
+            self._permissions.require(claims, "publish", one.channel)
+            self._pubsub.publish(one.channel, one.payload, one.durable)
+            return _json({"channel": one.channel})
+        if "channel" in wanted or "payload" in wanted:
+            raise InvalidRequestError("messages does not go together with channel and payload")
+        several = requested_publications(wanted["messages"])
+        self._limits.check_together(who, len(several))
+        self._require_publish(claims, several)
+        self._pubsub.publish_together(several)
+        return _json({"published": len(several)})
+
+    def messages(self, channel: str) -> Response:
+        """``GET /api/channels/{channel}/messages``."""
+        claims, who = self._identify()
+        self._limits.check_event(who, 0)
+        validate_channel(_as_sent(channel))
+        start, limit = _requested_page()
+        self._permissions.require(claims, "subscribe", channel)
+        pubsub = self._pubsub
+        # Without the LISTEN this node does not know whether it is up to date.
+        listener, seconds = pubsub.listener, pubsub.subscribe_timeout
+        seconds = seconds if listener.ready else pubsub.subscribe_timeout_down
+        listener.wait(LOG_CHANNEL, seconds)
+        pubsub.follower.wait_known(seconds)
+        page = read_replay_page(pubsub.follower, pubsub.history, channel, start, limit)
+        return _json(page.to_wire(channel))
+
+    def document(self) -> Response:
+        """``GET /api/openapi.json``."""
+        return _json(self._document | {"servers": [{"url": request.script_root or "/"}]})
+
+    # -- who asks, and what for ----------------------------------------------------------------------------------------
+
+    def check_origin(self) -> None:
+        """As for the sockets: only pages of origins that are allowed, and what is no page. Raises ForbiddenError."""
+        origin = request.environ.get("HTTP_ORIGIN")
+        if origin is not None and not self.allows(origin):
+            raise ForbiddenError("this origin is not allowed")
+
+    def allows(self, origin: str) -> bool:
+        """Whether a page of ``origin``, the header of the current request, may ask and read the answer."""
+        return origin.isprintable() and self._door.allows_origin(origin, request.environ)
+
+    def _identify(self) -> tuple[Claims | None, str]:
+        """Who asks, and under which name limits count for them."""
+        self._start()
+        environ = request.environ
+        self._door.check_attempt(environ)
+        claims = self._authenticator.identify(environ, None)
+        if claims is None:
+            return None, f"address {self._door.address(environ)}"
+        if claims.expires_at is not None and claims.expires_at + self._settings.jwt_leeway <= time.time():
+            raise UnauthorizedError("this login has ended")  # an application's own: tokens were looked at
+        name = claims.text if claims.subject is None else claims.subject
+        return claims, f"client {hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
+
+    def _read_object(self) -> dict[str, Any]:
+        body = read_body(request.environ, self._most_bytes)
+        request.environ[_READ] = True
+        try:
+            value = read_json(body.decode())
+        except UnicodeDecodeError:
+            raise InvalidRequestError("the body is not UTF-8") from None
+        if not isinstance(value, dict):
+            raise InvalidRequestError("the body must be one object")
+        return value
+
+    def _require_publish(self, claims: Claims | None, publications: Sequence[Publication]) -> None:
+        """All channels at once: what policies are asked then goes into few transactions."""
+        answers: dict[str, SocketIOPGError | None] = {}
+
+        def ask(channel: str) -> None:
+            answers[channel] = SocketIOPGError("the server failed to handle this", channel=channel)
+            try:
+                self._permissions.require(claims, "publish", channel)
+                answers[channel] = None
+            except SocketIOPGError as error:
+                answers[channel] = error
+
+        for thread in [green.spawn(ask, channel) for channel in {one.channel for one in publications}]:
+            thread.wait()
+        for index, publication in enumerate(publications):
+            error = answers[publication.channel]
+            if error is not None:
+                with error_of(index):
+                    raise error
+
+
+def _as_sent(channel: str) -> str:
+    """The channel of the path, unless its bytes were no UTF-8, which werkzeug replaces. Raises InvalidChannelError."""
+    try:
+        request.environ["PATH_INFO"].encode("latin-1").decode()
+    except UnicodeDecodeError:
+        raise InvalidChannelError("channel must be UTF-8, percent-encoded") from None
+    return channel
+
+
+def _requested_page() -> tuple[Since | int | None, int]:
+    """Where the query wants to begin, and how many messages it wants. Raises :class:`InvalidRequestError`."""
+    since, history, limit = _number("since"), _number("history"), _number("limit")
+    epoch = request.args.get("epoch")
+    if (since is None) is not (epoch is None):
+        raise InvalidRequestError("since and epoch go together")
+    if limit is not None and not 1 <= limit <= MOST_MESSAGES:
+        raise InvalidRequestError(f"limit must be a whole number from 1 to {MOST_MESSAGES}")
+    wanted = {"since": None if since is None else {"epoch": epoch, "position": since}, "history": history}
+    return requested_start(wanted), limit or USUAL_MESSAGES
+
+
+def _number(name: str) -> int | None:
+    values = request.args.getlist(name)
+    if not values:
+        return None
+    if len(values) > 1 or not _NUMBER.fullmatch(values[0]):
+        raise InvalidRequestError(f"{name} must be one whole number")
+    return int(values[0])
+
+
+# -- the blueprint -----------------------------------------------------------------------------------------------------
+
+
+class _ChannelConverter(BaseConverter):
+    """A channel's name in a path: with slashes too, also as the first character, and whatever else it may have."""
+
+    regex = r"(?s:.*?)"
+    part_isolating = False
+
+
+class _Unread(Response):
+    """An answer to a request whose body was not read: its connection is closed."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        headers = [(name, value) for name, value in self.headers if name.lower() != "content-length"]
+        return handover.refuse(environ, self.status, self.get_data(), headers)
+
+
+def create_api_blueprint(api: Api) -> Blueprint:
+    """``/api/publish``, ``/api/channels/{channel}/messages`` and ``/api/openapi.json``."""
+    blueprint = Blueprint("socketio_pg_api", __name__, url_prefix="/api")
+    complain = Complaints(logger)
+    blueprint.record_once(lambda state: state.app.url_map.converters.update(socketio_pg_channel=_ChannelConverter))
+    blueprint.before_request(api.check_origin)
+    blueprint.post("/publish")(api.publish)
+    blueprint.get("/channels/<socketio_pg_channel:channel>/messages", merge_slashes=False)(api.messages)
+    blueprint.get("/openapi.json")(api.document)
+
+    @blueprint.errorhandler(Exception)
+    def tell(error: Exception) -> Response | HTTPException:
+        status = None
+        if isinstance(error, HTTPException):
+            return error
+        if isinstance(error, BodyError):
+            status, error = api_errors.of_body(error)
+        elif isinstance(error, api_errors.NotJSONError):
+            status = error.status
+        elif not isinstance(error, SocketIOPGError):
+            complain.failure("a request over HTTP failed")
+            error = SocketIOPGError("the server failed to handle this")
+        metrics.errors.labels(error.code).inc()
+        if error.channel is not None:
+            error.channel = showable(error.channel)
+        return Response(*api_errors.answer(error, status))
+
+    blueprint.after_request(functools.partial(_complete, api))
+    return blueprint
+
+
+def _complete(api: Api, response: Response) -> Response:
+    """What is the same for all answers: nothing is cached, and which pages may read them."""
+    headers, environ = response.headers, request.environ
+    headers.setdefault("Cache-Control", "no-store")
+    headers.add("Vary", "Origin")
+    headers["X-Content-Type-Options"] = "nosniff"
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is not None and api.allows(origin):
+        headers["Access-Control-Allow-Origin"] = origin
+        headers["Access-Control-Allow-Credentials"] = "true"
+        headers["Access-Control-Expose-Headers"] = "Retry-After"
+        if request.method == "OPTIONS":
+            headers["Access-Control-Allow-Methods"] = "GET, POST"
+            headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
+    if _READ not in environ and (request.content_length or "HTTP_TRANSFER_ENCODING" in environ):
+        return _Unread(response.get_data(), response.status, headers)
+    return response
+
+
+def _json(value: dict[str, Any]) -> Response:
+    return Response(WireJSON.dumps(value), content_type="application/json")

@@ -1,0 +1,50 @@
+"""Errors as answers in HTTP: which status a code has, the headers that go with it, the body. Pure."""
+
+import math
+
+from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError, RateLimitedError, SocketIOPGError
+from socketio_pg.core.messages import WireJSON
+from socketio_pg.engine.polling import BodyError
+
+#: The status of each code (docs/protocol.md, "Error codes") that there is over HTTP.
+STATUSES = {
+    "invalid_request": 400,
+    "invalid_channel": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "payload_too_large": 413,
+    "rate_limited": 429,
+    "internal": 500,
+    "authentication_unavailable": 503,
+    "database_unavailable": 503,
+}
+#: About connections, which there are none of over HTTP.
+ONLY_SOCKETS = {"too_many_subscriptions", "idle_timeout"}
+#: What more can be wrong with a request in HTTP; the code is ``invalid_request``.
+BODY_STATUSES = {408: "the body has not come in time", 411: "Content-Length is missing", 415: "not application/json"}
+
+
+class NotJSONError(InvalidRequestError):
+    """The body is announced as something else than JSON."""
+
+    status = 415
+
+
+def of_body(problem: BodyError) -> tuple[int, SocketIOPGError]:
+    """The status for a body that cannot be taken, and the error."""
+    status = int(problem.status[:3])
+    kind = PayloadTooLargeError if status == STATUSES["payload_too_large"] else InvalidRequestError
+    return status, kind(str(problem))
+
+
+def answer(error: SocketIOPGError, status: int | None = None) -> tuple[bytes, int, dict[str, str]]:
+    """Body, status and headers; ``status`` where it is not that of the error's code."""
+    told = error.to_wire() | ({} if error.channel is None else {"channel": error.channel})
+    status = status or STATUSES[error.code]
+    headers = {"Content-Type": "application/json"}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    elif status in (429, 503):
+        seconds = error.retry_after if isinstance(error, RateLimitedError) else 1.0
+        headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+    return WireJSON.dumps({"error": told}).encode(), status, headers

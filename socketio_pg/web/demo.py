@@ -1,0 +1,107 @@
+"""The demos under ``/demo/`` of the development server: pages, and the SQL that they run in a schema of their own."""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+
+from socketio_pg.core.errors import SocketIOPGError
+from socketio_pg.postgres.database import Database, transaction
+from socketio_pg.web.pages import STATIC, add_security_headers
+
+#: Seconds for one request's SQL.
+TIMEOUT = 10.0
+
+_STATUSES = ("new", "paid", "packed", "shipped")
+_CUSTOMERS = ("Ada", "Alan", "Barbara", "Edsger", "Frances", "Grace", "Hedy", "Ken", "Margaret", "Radia")
+_ITEMS = ("keyboard", "screen", "lamp", "desk", "chair", "headphones", "notebook", "cable", "webcam", "microphone")
+
+#: A statement with its parameters.
+_Statement = tuple[str, Sequence[object]]
+
+
+def create_demo_blueprint(database: Database) -> Blueprint:
+    """``/demo/`` with its pages. Whoever can reach it may change the tables in the schema ``socketio_pg_demo``."""
+    blueprint = Blueprint("socketio_pg_demo", __name__, static_folder=STATIC / "demo", static_url_path="/demo")
+    blueprint.after_request(add_security_headers)
+
+    @blueprint.get("/demo/")
+    def index() -> Response:
+        return blueprint.send_static_file("index.html")
+
+    @blueprint.errorhandler(SocketIOPGError)
+    def failed(error: SocketIOPGError) -> tuple[Response, int]:
+        return jsonify(error=error.message), 409
+
+    def add(name: str, table: str, change: Callable[[Any], _Statement]) -> None:
+        """The three routes of one demo, whose table's rows can be read, set up and changed."""
+
+        def rows() -> Response:
+            with _cursor(database) as cursor:
+                cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [table])
+                ready = cursor.fetchone()[0]
+                if ready:
+                    cursor.execute(f"SELECT to_jsonb(found) - 'card' FROM {table} AS found ORDER BY id LIMIT 1000")
+                return jsonify(ready=ready, rows=[row for (row,) in cursor.fetchall()] if ready else [])
+
+        def setup() -> Response:
+            _require_json()
+            with _cursor(database) as cursor:
+                cursor.execute((STATIC / "demo" / f"{name}.sql").read_text("utf-8"))
+            return jsonify(ok=True)
+
+        def step() -> Response:
+            _require_json()
+            with _cursor(database) as cursor:
+                sql = cursor.mogrify(*change(cursor)).decode()
+                cursor.execute(sql)
+            return jsonify(sql=f"{sql};")
+
+        blueprint.add_url_rule(f"/demo/{name}/rows", f"{name}_rows", rows)
+        blueprint.add_url_rule(f"/demo/{name}/setup", f"{name}_setup", setup, methods=["POST"])
+        blueprint.add_url_rule(f"/demo/{name}/change", f"{name}_change", step, methods=["POST"])
+
+    add("orders", "socketio_pg_demo.orders", _change_orders)
+    add("map", "socketio_pg_demo.person", _move_people)
+    return blueprint
+
+
+@contextlib.contextmanager
+def _cursor(database: Database) -> Iterator[Any]:
+    """In a transaction on a connection of its own."""
+    with contextlib.closing(database.connect()) as connection, transaction(connection, TIMEOUT) as cursor:
+        yield cursor
+
+
+def _require_json() -> None:
+    """Only pages of this origin: others' may not send JSON without asking. 415 otherwise."""
+    request.get_json()
+
+
+def _change_orders(cursor: Any) -> _Statement:
+    cursor.execute("SELECT id, status FROM socketio_pg_demo.orders ORDER BY id")
+    orders = cursor.fetchall()
+    done = [id for id, status in orders if status == _STATUSES[-1]]
+    if done and (len(orders) > 12 or random.random() < 0.15):
+        return "DELETE FROM socketio_pg_demo.orders WHERE id = %s", [done[0]]
+    open_ones = [(id, status) for id, status in orders if status != _STATUSES[-1]]
+    if open_ones and random.random() < 0.65:
+        id, status = random.choice(open_ones)
+        following = _STATUSES[_STATUSES.index(status) + 1] if status in _STATUSES else _STATUSES[0]
+        return "UPDATE socketio_pg_demo.orders SET status = %s WHERE id = %s", [following, id]
+    return (
+        "INSERT INTO socketio_pg_demo.orders (customer, item, total, card) VALUES (%s, %s, %s, %s)",
+        [random.choice(_CUSTOMERS), random.choice(_ITEMS), round(random.uniform(5, 900), 2), "4111 1111 1111 1111"],
+    )
+
+
+def _move_people(cursor: Any) -> _Statement:
+    # One statement for all of them: a message each.
+    return (
+        "UPDATE socketio_pg_demo.person SET "
+        "lat = least(50.95, greatest(50.93, lat + (random() - 0.5) * 0.002)), "
+        "lon = least(6.98, greatest(6.94, lon + (random() - 0.5) * 0.004))",
+        [],
+    )

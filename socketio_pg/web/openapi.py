@@ -1,0 +1,201 @@
+"""The OpenAPI 3.1 document of `api`, with the limits of the settings and the codes of `api_errors`. Pure."""
+
+from typing import Any
+
+from socketio_pg.core.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX
+from socketio_pg.core.config import Settings
+from socketio_pg.core.messages import MAX_NOTIFY_BYTES
+from socketio_pg.core.publications import MOST_TOGETHER
+from socketio_pg.log.replay import MOST_HISTORY
+from socketio_pg.log.replay_page import MOST_MESSAGES, USUAL_MESSAGES
+from socketio_pg.version import __version__
+from socketio_pg.web.api_errors import BODY_STATUSES, STATUSES
+
+Json = dict[str, Any]
+
+#: Why there are no messages though there was a `since` (docs/protocol.md, `subscribed`).
+REASONS = ["trimmed", "epoch_changed", "position_unknown", "not_installed"]
+MAX_POSITION = 2**63 - 1
+
+
+def openapi(settings: Settings, authentication: str, most_bytes: int) -> Json:
+    """The document for these settings. ``authentication``: how AUTH works out; ``most_bytes``: of a body."""
+    security: list[Json] = {"off": [], "optional": [{}, {"token": []}], "required": [{"token": []}]}[authentication]
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "socketio_pg",
+            "version": __version__,
+            "description": "Publish to PostgreSQL channels, and read what was published through the log.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "security": security,
+        "paths": {
+            "/api/publish": {"post": _publish(most_bytes)},
+            "/api/channels/{channel}/messages": {"get": _messages()},
+            "/api/openapi.json": {
+                "get": {
+                    "operationId": "openapi",
+                    "summary": "This document",
+                    "security": [],
+                    "responses": {"200": _json_response("The document.", {"type": "object"})} | _errors(403, 503),
+                }
+            },
+        },
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "schemas": _schemas(settings),
+        },
+    }
+
+
+def _publish(most_bytes: int) -> Json:
+    return {
+        "operationId": "publish",
+        "summary": "Publish a message, or several in one transaction",
+        "description": "Answered after the commit. Of several messages all are published, or none.",
+        "requestBody": {
+            "required": True,
+            "description": f"At most {most_bytes} bytes, with a Content-Length.",
+            "content": {"application/json": {"schema": {"oneOf": [_ref("Publication"), _ref("Publications")]}}},
+        },
+        "responses": {
+            "200": _json_response("Published.", {"oneOf": [_ref("Published"), _ref("PublishedTogether")]}),
+            **_errors(400, 401, 403, 408, 411, 413, 415, 429, 500, 503),
+        },
+    }
+
+
+def _messages() -> Json:
+    def query(name: str, schema: Json, description: str) -> Json:
+        return {"name": name, "in": "query", "schema": schema, "description": description}
+
+    position = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
+    return {
+        "operationId": "messages",
+        "summary": "Messages of the log",
+        "description": "After a position, or the newest; with neither only where the log is now.",
+        "parameters": [
+            {"name": "channel", "in": "path", "required": True, "schema": _ref("Channel")},
+            query("since", position, "The messages after this position. Together with epoch, and not with history."),
+            query("epoch", {"type": "string"}, "The epoch of since."),
+            query(
+                "history",
+                {"type": "integer", "minimum": 0, "maximum": MOST_HISTORY},
+                "Begin with the newest messages, so many at most.",
+            ),
+            query(
+                "limit",
+                {"type": "integer", "minimum": 1, "maximum": MOST_MESSAGES, "default": USUAL_MESSAGES},
+                "Most messages of this answer.",
+            ),
+        ],
+        "responses": {"200": _json_response("Messages.", _ref("Messages")), **_errors(400, 401, 403, 429, 500, 503)},
+    }
+
+
+def _schemas(settings: Settings) -> Json:
+    channel = _ref("Channel")
+    position = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
+    return {
+        "Channel": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_CHANNEL_BYTES,
+            "pattern": rf"^(?!{RESERVED_PREFIX})(?!\s)[^*\x00-\x1f\x7f-\x9f]*(?<!\s)$",
+            "description": f"At most {MAX_CHANNEL_BYTES} bytes of UTF-8.",
+        },
+        "Publication": {
+            "type": "object",
+            "required": ["channel", "payload"],
+            "properties": {
+                "channel": channel,
+                "payload": {
+                    "description": "Any JSON value. As compact JSON at most "
+                    f"{MAX_NOTIFY_BYTES} bytes with NOTIFY, {settings.max_payload} through the log."
+                },
+                "durable": {
+                    "type": ["boolean", "null"],
+                    "description": "true: through the log; false: not through it; without: as the settings say.",
+                },
+                "messages": False,
+            },
+        },
+        "Publications": {
+            "type": "object",
+            "required": ["messages"],
+            "properties": {
+                "messages": {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": MOST_TOGETHER,
+                    # Inside of the list, what `messages` is to a message nobody asks.
+                    "items": {
+                        "type": "object",
+                        "required": ["channel", "payload"],
+                        "properties": {"channel": channel, "payload": {}, "durable": {"type": ["boolean", "null"]}},
+                    },
+                    "description": "Two equal ones must both be durable.",
+                },
+                "channel": False,
+                "payload": False,
+            },
+        },
+        "Published": _object({"channel": channel}),
+        "PublishedTogether": _object({"published": {"type": "integer", "minimum": 1, "maximum": MOST_TOGETHER}}),
+        "Message": _object(
+            {
+                "channel": channel,
+                "payload": {"description": "Any JSON value."},
+                "position": position,
+                "published_at": {"type": "string", "format": "date-time"},
+            }
+        ),
+        "Messages": _object(
+            {
+                "channel": channel,
+                "messages": {"type": "array", "items": _ref("Message"), "maxItems": MOST_MESSAGES},
+                "more": {"type": "boolean", "description": "There is more: ask again at once."},
+            },
+            {
+                "epoch": {"type": "string", "description": "Missing where there is no log."},
+                "position": position | {"description": "What comes after it is not in the answer: the next since."},
+                "recovered": {"type": "boolean", "description": "With since: whether everything after it follows."},
+                "reason": {"enum": REASONS, "description": "With recovered: false."},
+            },
+        ),
+    }
+
+
+def _errors(*statuses: int) -> Json:
+    return {str(status): _error(status) for status in statuses}
+
+
+def _error(status: int) -> Json:
+    codes = [code for code, found in STATUSES.items() if found == status] or ["invalid_request"]
+    error = {
+        "type": "object",
+        "required": ["code", "message"],
+        "properties": {"code": {"enum": codes}, "message": {"type": "string"}, "channel": {"type": "string"}},
+    }
+    response = _json_response(BODY_STATUSES.get(status, ", ".join(codes)) + ".", _object({"error": error}))
+    if status == 401:
+        response["headers"] = {"WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}}}
+    if status in (429, 503):
+        seconds = {"type": "integer", "minimum": 1}
+        response["headers"] = {"Retry-After": {"required": True, "schema": seconds}}
+    if status == 503:
+        response["content"]["text/plain"] = {"schema": {"type": "string", "description": "The server shuts down."}}
+    return response
+
+
+def _object(required: Json, optional: Json | None = None) -> Json:
+    return {"type": "object", "required": list(required), "properties": required | (optional or {})}
+
+
+def _json_response(description: str, schema: Json) -> Json:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
