@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 version = re.search(r'"(.+)"', (here / "socketio_pg" / "version.py").read_text().split("__version__")[1])
@@ -21,8 +21,11 @@ setup(
     long_description=(here / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=["socketio_pg"],
-    package_data={"socketio_pg": ["py.typed", "sql/*.sql", "static/*", "static/demo/*", "static/vendor/*"]},
+    packages=find_packages(include=["socketio_pg", "socketio_pg.*"]),
+    package_data={
+        "socketio_pg": ["py.typed", "static/*", "static/demo/*", "static/vendor/*"],
+        "socketio_pg.postgres": ["sql/*.sql"],
+    },
     python_requires=">=3.10",
     install_requires=requirements,
     extras_require={
@@ -31,7 +34,7 @@ setup(
         "valkey": ["valkey>=6"],
         "kafka": ["kafka-python>=2.0.2"],
     },
-    entry_points={"console_scripts": ["socketio-pg = socketio_pg.cli:main"]},
+    entry_points={"console_scripts": ["socketio-pg = socketio_pg.cli.main:main"]},
     classifiers=[
         "Framework :: Flask",
         "Operating System :: POSIX",

@@ -66,8 +66,8 @@ def load(clients: int, *, counting: bool) -> tuple[Receive, list[Any]]:
     for name in [name for name in sys.modules if name.partition(".")[0] == "socketio_pg"]:
         del sys.modules[name]
     if not counting:
-        import_without("socketio_pg.fanout")
-        import_without("socketio_pg.pubsub")
+        import_without("socketio_pg.protocol.fanout")
+        import_without("socketio_pg.pubsub.pubsub")
     from socketio_pg.engine.socket import Socket
     from socketio_pg.engine.transport import Connection
     from socketio_pg.websocket import SocketServer

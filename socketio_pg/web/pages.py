@@ -7,7 +7,7 @@ from pathlib import Path
 from flask import Blueprint, Response, abort, jsonify, redirect, request, url_for
 from werkzeug.wrappers import Response as BaseResponse
 
-STATIC = Path(__file__).parent / "static"
+STATIC = Path(__file__).parent.parent / "static"
 
 
 #: For our own pages and answers. The page takes Socket.IO's client from its CDN where there is no local copy.

@@ -52,7 +52,7 @@ def test_codes_and_reasons(root: Path) -> None:
     assert reasons == re.findall(r"^\| `(\w+)` \|", gap.partition("| reason | |")[2], re.MULTILINE)
     written = {
         node.value
-        for name in ("listener", "follower", "delivery", "replay")
+        for name in ("postgres/listener", "log/follower", "gateway/delivery", "log/replay")
         for node in ast.walk(ast.parse((root / "socketio_pg" / f"{name}.py").read_text("utf-8")))
         if isinstance(node, ast.Constant)
     }

@@ -109,9 +109,9 @@ def test_a_shell_is_told_what_there_is() -> None:
 
 def test_tables_for_people_are_not_loaded_for_others(root: Path) -> None:
     program = (
-        "import sys, click; from socketio_pg.cli import main\n"
+        "import sys, click; from socketio_pg.cli.main import main\n"
         "for name in main.list_commands(click.Context(main)): main.get_command(click.Context(main), name)\n"
-        "from socketio_pg.terminal import table; table(['a'], [[1]])\n"
+        "from socketio_pg.cli.terminal import table; table(['a'], [[1]])\n"
         "sys.exit('rich' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)

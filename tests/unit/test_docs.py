@@ -46,7 +46,7 @@ def documented_events(markdown: str) -> list[str]:
 def emitted_events(root: Path) -> set[str]:
     """The first argument of every call of ``emit``, ``_emit``, ``emit_in_order`` and ``Answer`` in the package."""
     names = set()
-    for path in (root / "socketio_pg").glob("*.py"):
+    for path in (root / "socketio_pg").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             match node:
                 case ast.Call(
@@ -90,5 +90,5 @@ def test_the_architecture_names_every_module_once(root: Path) -> None:
     table = (root / "docs" / "architecture.md").read_text("utf-8").split("| module |")[1].split("\n\n")[0]
     rows = re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    modules = {path.stem for path in (root / "socketio_pg").glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in (root / "socketio_pg").rglob("*.py")} - {"__init__"}
     assert sorted(named) == sorted(modules)

@@ -66,7 +66,7 @@ def test_many_green_threads_may_wake_at_once_when_os_is_patched() -> None:
     program = """
         import eventlet
         eventlet.monkey_patch()
-        from socketio_pg import green
+        from socketio_pg.core import green
         waker = green.Waker()
         threads = [eventlet.spawn(waker.wake) for _ in range(10)]
         assert green.select([waker], 5) == [waker]
