@@ -69,7 +69,7 @@ def load(clients: int, *, counting: bool) -> tuple[Receive, list[Any]]:
         import_without("socketio_pg.protocol.fanout")
         import_without("socketio_pg.pubsub.pubsub")
     from socketio_pg.engine.socket import Socket
-    from socketio_pg.engine.transport import Connection
+    from socketio_pg.engine.transport import WebSocketTransport
     from socketio_pg.websocket import SocketServer
 
     server = SocketServer(dsn="postgresql://127.0.0.1:9/nowhere")
@@ -79,7 +79,7 @@ def load(clients: int, *, counting: bool) -> tuple[Receive, list[Any]]:
         ours, theirs = _original("socket").socketpair()
         ours.setblocking(False)
         made = sockets.eio.sockets[f"eio-{number}"] = Socket(sockets.eio, f"eio-{number}", polling=False)
-        made.connection = Connection(ours, lambda message: None, lambda reason: None, 1_000_000, 1_000_000)
+        made.connection = WebSocketTransport(ours, lambda message: None, lambda reason: None, 1_000_000, 1_000_000)
         sid = sockets.manager.connect(f"eio-{number}", "/")
         server.pubsub.hub.add(sid)
         server.pubsub.hub.subscribe(sid, "bench")

@@ -10,12 +10,12 @@ import signal
 from typing import Any
 
 from socketio_pg.core import green
-from socketio_pg.core.complaints import SeldomFilter
 
 # Under another name: gunicorn takes `config` for one of its settings.
+from socketio_pg.core.config import SPARE_DESCRIPTORS
 from socketio_pg.core.config import load as load_settings
 from socketio_pg.core.errors import ConfigurationError
-from socketio_pg.core.logs import formatter
+from socketio_pg.core.logs import SeldomFilter, formatter
 
 worker_class = "eventlet"
 #: One: the rooms are in the memory of one process. More nodes are more gunicorns (docs/architecture.md).
@@ -32,10 +32,6 @@ keepalive = 5
 graceful_timeout = 9
 #: gunicorn 25's control socket lies on one path for all gunicorns of a user, and delays the handling of SIGTERM by 3 s.
 control_socket_disable = True
-
-
-#: For the database, logs, and requests that are refused.
-SPARE_DESCRIPTORS = 100
 
 
 def on_starting(server: Any) -> None:

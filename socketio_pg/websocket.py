@@ -18,11 +18,10 @@ from socketio_pg.core import config, green
 from socketio_pg.core.errors import DatabaseError, IdleTimeoutError, RateLimitedError
 from socketio_pg.gateway.admission import Door
 from socketio_pg.gateway.delivery import Delivery
-from socketio_pg.gateway.gauges import Gauges
+from socketio_pg.gateway.gauges import Gauges, Probe
 from socketio_pg.gateway.handlers import Handlers
 from socketio_pg.gateway.idle import Idle
 from socketio_pg.gateway.limits import ClientLimits
-from socketio_pg.gateway.probe import Probe
 from socketio_pg.log.relay import Relay
 from socketio_pg.postgres.listener import Listener
 from socketio_pg.postgres.schema import install
@@ -100,7 +99,15 @@ class SocketServer:
         server.on_opened = self._door.opened
         server.on_closed = self._door.closed
         delivery = Delivery(server, self.pubsub, self.settings.send_buffer_bytes)
-        self.access = Access(self.settings, self.app, authenticate, self.pubsub, delivery)
+        self.access = Access(
+            self.settings,
+            self.app,
+            authenticate,
+            self.pubsub,
+            revoke=delivery.revoke,
+            warn_expiring=delivery.emit_expiring,
+            expire=delivery.expire,
+        )
         server.identify = self.access.authenticator.identify
         server.on_identified = self.access.sessions.set
         server.on_connected = self._connected

@@ -1,7 +1,7 @@
 """Who comes in, and what they may do: puts `authentication`, `sessions`, `permissions` and `rechecks` together."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flask import Flask
 
@@ -9,32 +9,44 @@ from socketio_pg.access.authentication import Authenticate, Authenticator
 from socketio_pg.access.permissions import Permissions
 from socketio_pg.access.policies import Policies
 from socketio_pg.access.rechecks import Rechecks
-from socketio_pg.access.sessions import Sessions
+from socketio_pg.access.sessions import Session, Sessions
 from socketio_pg.core import green
 from socketio_pg.core.channels import PERMISSIONS_CHANNEL
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
-from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.pubsub.pubsub import PubSub
 
 logger = logging.getLogger("socketio_pg.access")
 
 
 class Access:
-    """Identity and permission of the clients of one server. Raises :class:`ConfigurationError`."""
+    """Identity and permissions of one server's clients.
+
+    ``revoke(sid, channel)`` ends a subscription that is no longer allowed. ``warn_expiring(session)`` tells a client
+    that its token ends soon; ``expire(session)`` disconnects it when the token has ended.
+    Raises :class:`ConfigurationError`.
+    """
 
     #: Seconds between two attempts to find out whether policies can be asked; doubles up to the second value.
     backoff = (0.2, 5.0)
 
     def __init__(
-        self, settings: Settings, app: Flask, hook: Authenticate | None, pubsub: PubSub, delivery: Delivery
+        self,
+        settings: Settings,
+        app: Flask,
+        hook: Authenticate | None,
+        pubsub: PubSub,
+        *,
+        revoke: Callable[[str, str], None],
+        warn_expiring: Callable[[Session], None],
+        expire: Callable[[Session], None],
     ) -> None:
         self.authenticator = Authenticator(settings, app, hook)
-        self.sessions = Sessions(settings.jwt_leeway, delivery.emit_expiring, delivery.expire)
+        self.sessions = Sessions(settings.jwt_leeway, warn_expiring, expire)
         self.policies = Policies(pubsub.database, settings.permission_timeout)
         self.permissions = Permissions(settings, self.authenticator.mode, self.policies)
         self.rechecks = Rechecks(
-            self.sessions, pubsub.hub, self.permissions, delivery.revoke, settings.permission_recheck_seconds
+            self.sessions, pubsub.hub, self.permissions, revoke, settings.permission_recheck_seconds
         )
         self._pubsub = pubsub
         self.policies.on_broken = self._check

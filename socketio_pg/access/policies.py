@@ -11,8 +11,8 @@ from typing import Any
 from socketio_pg.access.questions import Asked, Lane, Question, Slow
 from socketio_pg.core import green
 from socketio_pg.core.channels import RESERVED_PREFIX
-from socketio_pg.core.complaints import Complaints
 from socketio_pg.core.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError, SocketIOPGError
+from socketio_pg.core.logs import Complaints
 from socketio_pg.postgres.database import Database, encode_text, translated_errors
 
 logger = logging.getLogger("socketio_pg.policies")

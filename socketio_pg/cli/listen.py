@@ -17,7 +17,7 @@ from socketio_pg.cli.terminal import abandon_output, json_text, print_json, say
 from socketio_pg.core import config
 from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.errors import ConfigurationError, InvalidRequestError
-from socketio_pg.log.replay import MOST_HISTORY
+from socketio_pg.log.replay import MAX_HISTORY
 from socketio_pg.pubsub.filters import parse_filter
 
 #: Seconds between two looks at the clock, and at whether somebody still reads.
@@ -50,9 +50,7 @@ def _as_filter(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
 @json_option
 @click.option("--since", metavar="POSITION", help="What follows this position of the log (EPOCH:POSITION), or 'start'.")
-@click.option(
-    "--history", type=click.IntRange(0, MOST_HISTORY), help="So many of the newest messages of the log first."
-)
+@click.option("--history", type=click.IntRange(0, MAX_HISTORY), help="So many of the newest messages of the log first.")
 @click.option("--filter", metavar="JSON", callback=_as_filter, help="Only what fulfils it: '{\"new.id\": 5}'.")
 @click.option("--count", type=click.IntRange(1), help="End after so many messages.")
 @click.option("--timeout", callback=as_seconds, metavar="TIME", help="End after this time: 90s, 15m, 1h.")

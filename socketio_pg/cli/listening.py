@@ -12,12 +12,10 @@ from typing import Any, Literal, Protocol, TypeAlias
 from socketio_pg.core import green
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import DatabaseUnavailableError, InvalidRequestError, SocketIOPGError
-from socketio_pg.core.messages import Message
-from socketio_pg.log.replay import MOST_HISTORY, Replay, find_start
-from socketio_pg.log.replay import Since as LogSince
-from socketio_pg.postgres.database import Database
-from socketio_pg.postgres.listener import Gap
-from socketio_pg.postgres.queries import session
+from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.log.replay import MAX_HISTORY, LogPosition, Replay, find_start
+from socketio_pg.postgres.database import Database, session
+from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.pubsub.filters import Filter, parse_filter
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.subscriber.subscriber import Position, Subscriber
@@ -118,7 +116,7 @@ class FromDatabase:
         if isinstance(start, Since):
             epoch = start.epoch or follower.epoch
             assert epoch is not None
-            after, told = find_start(follower, history, channel, LogSince(epoch, start.position))
+            after, told = find_start(follower, history, channel, LogPosition(epoch, start.position))
             if told["recovered"]:
                 return after
             self._tell_gap(channel, "log", told["reason"])
@@ -135,7 +133,7 @@ class FromDatabase:
     def close(self) -> None:
         self._pubsub.disconnect()
 
-    def put(self, messages: Sequence[Message], *, replayed: bool = False) -> None:
+    def put(self, messages: Sequence[EncodedMessage], *, replayed: bool = False) -> None:
         """``messages`` become events."""
         for message in messages:
             filter = self._filters[message.channel]
@@ -148,7 +146,7 @@ class FromDatabase:
                 body["replayed"] = True
             self._events.put(Event("message", body))
 
-    def _receive(self, messages: Sequence[Message]) -> None:
+    def _receive(self, messages: Sequence[EncodedMessage]) -> None:
         hub = self._pubsub.hub
         self.put([
             message for message in messages
@@ -156,7 +154,7 @@ class FromDatabase:
             and not (message.position is not None and hub.held_by(self, message.channel))
         ])  # fmt: skip
 
-    def _receive_gap(self, gap: Gap) -> None:
+    def _receive_gap(self, gap: NotifyGap) -> None:
         self._events.put(Event("gap", gap.to_wire() | {"tier": "notify"}))
 
     def _receive_log_gap(self, reason: str) -> None:
@@ -174,7 +172,7 @@ class _Replayed:
     source: FromDatabase
     channel: str
 
-    def send(self, messages: Sequence[Message]) -> None:
+    def send(self, messages: Sequence[EncodedMessage]) -> None:
         self.source.put(messages, replayed=True)
 
     def wait_sent(self) -> bool:
@@ -196,7 +194,7 @@ class FromServer:
 
     def subscribe(self, channel: str, start: Start, filter: dict[str, Any] | None = None) -> None:
         if isinstance(start, str):
-            raise InvalidRequestError(f"--since start needs the database; with --url, --history {MOST_HISTORY} is most")
+            raise InvalidRequestError(f"--since start needs the database; with --url, --history {MAX_HISTORY} is most")
         since: Position | None = None
         if isinstance(start, Since):
             since = {"epoch": start.epoch or self._epoch(channel), "position": start.position}

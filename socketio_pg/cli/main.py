@@ -18,7 +18,7 @@ MODULES = {
     "status": "socketio_pg.cli.status",
     "doctor": "socketio_pg.cli.status",
     "token": "socketio_pg.cli.token",
-    "bench": "socketio_pg.cli.bench",
+    "bench": "socketio_pg.cli.selftest",
     "settings": "socketio_pg.cli.serve",
     "completion": "socketio_pg.cli.serve",
 }

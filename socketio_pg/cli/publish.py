@@ -11,8 +11,7 @@ from socketio_pg.core import config
 from socketio_pg.core.channels import match_pattern, validate_channel
 from socketio_pg.core.errors import PayloadTooLargeError
 from socketio_pg.core.messages import MAX_NOTIFY_BYTES, check_size, is_strict_json
-from socketio_pg.postgres.database import encode_text
-from socketio_pg.postgres.queries import fetch, session
+from socketio_pg.postgres.database import encode_text, fetch, session
 from socketio_pg.subscriber.subscriber import Subscriber
 
 

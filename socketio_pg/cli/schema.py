@@ -5,7 +5,7 @@ import click
 from socketio_pg.cli.command import examples, open_database
 from socketio_pg.core import config
 from socketio_pg.postgres import schema
-from socketio_pg.postgres.queries import session
+from socketio_pg.postgres.database import session
 
 
 @click.command(

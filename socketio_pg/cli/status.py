@@ -8,8 +8,8 @@ from socketio_pg.cli.command import FAILED, examples, json_option, open_database
 from socketio_pg.cli.terminal import age, clean, print_json, say, table
 from socketio_pg.core import config
 from socketio_pg.doctor.doctor import examine
-from socketio_pg.doctor.status import MOST_CHANNELS, MOST_COUNTED, read_status
-from socketio_pg.postgres.queries import session
+from socketio_pg.doctor.status import MAX_CHANNELS, MAX_COUNTED, read_status
+from socketio_pg.postgres.database import session
 
 
 @click.command(epilog=examples("socketio-pg status", "socketio-pg status --json | jq .relay.outbox.rows"))
@@ -58,7 +58,7 @@ def _print_log(found: dict[str, Any]) -> None:
         )
         _line("relay", leader)
         outbox = relay["outbox"]
-        more = "more than " if outbox["rows"] >= MOST_COUNTED else ""
+        more = "more than " if outbox["rows"] >= MAX_COUNTED else ""
         waiting = f"{more}{outbox['rows']} waiting"
         _line("outbox", "empty" if not outbox["rows"] else f"{waiting}, the oldest for {age(outbox['oldest_seconds'])}")
     for name, columns, none in (
@@ -73,8 +73,8 @@ def _print_log(found: dict[str, Any]) -> None:
         else:
             say()
             table(columns, [[_cell(row, column) for column in columns] for row in rows])
-            if len(rows) == MOST_CHANNELS and name == "channels":
-                say(f"(the {MOST_CHANNELS} with the newest messages)")
+            if len(rows) == MAX_CHANNELS and name == "channels":
+                say(f"(the {MAX_CHANNELS} with the newest messages)")
 
 
 def _cell(row: dict[str, Any], column: str) -> object:

@@ -7,7 +7,7 @@ import click
 from socketio_pg.cli.command import Failure, examples, json_option, names, open_database
 from socketio_pg.cli.terminal import clean, print_json, say, table
 from socketio_pg.core import config
-from socketio_pg.postgres.queries import fetch, session
+from socketio_pg.postgres.database import fetch, session
 
 OPERATIONS = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 COLUMNS = (

@@ -11,8 +11,7 @@ from socketio_pg.cluster.remote_listener import HEARD, Command
 from socketio_pg.core import green
 from socketio_pg.core.errors import DatabaseUnavailableError, InvalidChannelError
 from socketio_pg.postgres.database import Database
-from socketio_pg.postgres.listener import Gap, Listener, Notification
-from socketio_pg.postgres.waiters import ListenCancelledError
+from socketio_pg.postgres.listener import ListenCancelledError, Listener, Notification, NotifyGap
 
 logger = logging.getLogger("socketio_pg.forwarder")
 
@@ -173,7 +172,7 @@ class Forwarder:
         for start in range(0, len(notifications), self.most):
             self._say(notifications=notifications[start : start + self.most])
 
-    def _on_gap(self, gap: Gap) -> None:
+    def _on_gap(self, gap: NotifyGap) -> None:
         self._say(gaps=[[gap.channel, gap.since.isoformat(), gap.until.isoformat()]])
 
     def _say(self, **what: object) -> None:

@@ -4,7 +4,7 @@ import logging
 
 from socketio_pg.cluster.queue_manager import QueueManager
 from socketio_pg.core import green
-from socketio_pg.core.complaints import Complaints
+from socketio_pg.core.logs import Complaints
 from socketio_pg.protocol import fanout
 
 _complain = Complaints(logging.getLogger("socketio_pg.cluster"))

@@ -16,11 +16,10 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from socketio_pg.core import green
-from socketio_pg.core.complaints import Complaints
 from socketio_pg.core.errors import InvalidChannelError
+from socketio_pg.core.logs import Complaints
 from socketio_pg.postgres.database import Database
-from socketio_pg.postgres.listener import Gap, Notification
-from socketio_pg.postgres.waiters import Waiters
+from socketio_pg.postgres.listener import Notification, NotifyGap, Waiters
 
 logger = logging.getLogger("socketio_pg.remote_listener")
 _complain = Complaints(logger)
@@ -51,7 +50,7 @@ class RemoteListener:
         self,
         database: Database,
         on_notifications: Callable[[Sequence[Notification]], None],
-        on_gap: Callable[[Gap], None],
+        on_gap: Callable[[NotifyGap], None],
     ) -> None:
         self._database = database
         self._on_notifications = on_notifications
@@ -201,7 +200,9 @@ class RemoteListener:
             self._heard = datetime.fromisoformat(as_of)
         for channel, since, until in command.get("gaps", ()):
             if channel in self._listening:
-                self._guarded(self._on_gap, Gap(channel, datetime.fromisoformat(since), datetime.fromisoformat(until)))
+                self._guarded(
+                    self._on_gap, NotifyGap(channel, datetime.fromisoformat(since), datetime.fromisoformat(until))
+                )
         heard = [(channel, text) for channel, text in command.get("notifications", ()) if channel in self._wanted]
         if heard:
             self._guarded(self._on_notifications, heard)
@@ -240,7 +241,7 @@ class RemoteListener:
             # First the gap, then those who waited: who was not subscribed has missed nothing.
             since = self._gaps.pop(channel, None)
             if since is not None:
-                self._guarded(self._on_gap, Gap(channel, since, now))
+                self._guarded(self._on_gap, NotifyGap(channel, since, now))
         for channel in confirmed:
             self._waiters.done(channel)
 

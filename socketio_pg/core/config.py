@@ -24,6 +24,8 @@ LIBPQ_DEFAULTS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "15000",
 }
+#: File descriptors beside those of clients: for the database, logs, and requests that are refused.
+SPARE_DESCRIPTORS = 100
 
 
 def redact(address: str | None) -> str | None:

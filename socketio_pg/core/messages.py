@@ -4,21 +4,24 @@ JSON text that PostgreSQL brought is checked once and then travels as it is: it 
 written again for the clients, so numbers of any size and the order of keys survive.
 """
 
+import contextlib
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError
+from socketio_pg.core.channels import validate_channel
+from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError, SocketIOPGError
 
 #: PostgreSQL manual, NOTIFY: "In the default configuration it must be shorter than 8000 bytes."
 MAX_NOTIFY_BYTES = 7999
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class EncodedMessage:
     """One message of a channel. ``payload_json`` is strict JSON text.
 
     ``position`` and ``published_at`` (ISO 8601, UTC) are those of a message of the log, None for one of NOTIFY.
@@ -69,14 +72,14 @@ def check_size(payload_json: str, most: int = MAX_NOTIFY_BYTES) -> None:
         raise PayloadTooLargeError(f"payload has {size} bytes of UTF-8 as JSON; {carrier} at most {most}")
 
 
-def decode_notification(channel: str, text: str) -> Message:
+def decode_notification(channel: str, text: str) -> EncodedMessage:
     """The message that a NOTIFY carried. A payload that is not strict JSON arrives as a JSON string."""
-    return Message(channel, text if is_strict_json(text) else dumps_strict(text))
+    return EncodedMessage(channel, text if is_strict_json(text) else dumps_strict(text))
 
 
-def from_log(position: int, channel: str, published_at: str, text: str) -> Message:
+def from_log(position: int, channel: str, published_at: str, text: str) -> EncodedMessage:
     """A message of the log. ``text`` is PostgreSQL's ``jsonb``; what strict JSON cannot carry arrives as a string."""
-    return Message(channel, text if is_strict_json(text) else dumps_strict(text), position, published_at)
+    return EncodedMessage(channel, text if is_strict_json(text) else dumps_strict(text), position, published_at)
 
 
 def is_strict_json(text: str) -> bool:
@@ -126,3 +129,55 @@ def _reason(error: Exception) -> str:
     if "Out of range float" in str(error):
         return "NaN and infinite numbers are not JSON"
     return str(error)
+
+
+#: Messages that are published together at most.
+MAX_TOGETHER = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """``payload`` is any JSON value. ``durable``: through the log, not through it, or (None) as the settings say."""
+
+    channel: str
+    payload: Any
+    durable: bool | None = None
+
+
+def requested_publication(request: Mapping[str, Any]) -> Publication:
+    """What ``request``, ``{channel, payload, durable?}``, asks for.
+
+    Raises :class:`InvalidRequestError` or :class:`InvalidChannelError`.
+    """
+    channel = validate_channel(request.get("channel"))
+    if "payload" not in request:
+        raise InvalidRequestError("payload is missing", channel=channel)
+    durable = request.get("durable")
+    if durable is not None and not isinstance(durable, bool):
+        raise InvalidRequestError("durable must be true or false", channel=channel)
+    return Publication(channel, request["payload"], durable)
+
+
+def requested_publications(messages: object) -> Sequence[Publication]:
+    """The same of each of ``messages``, a list of 1 to :data:`MAX_TOGETHER` such objects; an error says of which."""
+    if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_TOGETHER:
+        raise InvalidRequestError(f"messages must be a list of 1 to {MAX_TOGETHER} objects")
+    found = []
+    for index, message in enumerate(messages):
+        with naming_message(index):
+            if not isinstance(message, dict):
+                raise InvalidRequestError("this is no object")
+            found.append(requested_publication(message))
+    return found
+
+
+@contextlib.contextmanager
+def naming_message(index: int) -> Iterator[None]:
+    """What the body raises is about ``messages[index]``, and says so."""
+    try:
+        yield
+    except SocketIOPGError as error:
+        # A copy: others may be waiting for the same answer, and get the same error.
+        told = copy.copy(error)
+        told.message = f"messages[{index}]: {error.message}"
+        raise told from error

@@ -10,15 +10,14 @@ from socketio_pg.core.channels import RESERVED_PREFIX
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError
 from socketio_pg.doctor.findings import Finding, error, ok, warning
 from socketio_pg.doctor.status import read_database
-from socketio_pg.postgres.database import Database, translated_errors
-from socketio_pg.postgres.queries import fetch, session
+from socketio_pg.postgres.database import Database, fetch, session, translated_errors
 
 #: The oldest PostgreSQL that is supported, as ``server_version_num`` has it.
 OLDEST = 130_000
 #: Seconds that the clocks of this machine and of the database may differ.
-MOST_SKEW = 5.0
+MAX_SKEW = 5.0
 #: Seconds after which a session that is idle in a transaction is worth a word.
-MOST_IDLE = 60.0
+MAX_IDLE = 60.0
 #: Seconds that a notification may take to come back.
 PATIENCE = 5.0
 
@@ -57,7 +56,7 @@ def clock(connection: Any) -> Iterator[Finding]:
 
 def judge_clock(skew: float, doubt: float) -> Iterator[Finding]:
     """``skew`` in seconds is known up to ``doubt``."""
-    if abs(skew) > MOST_SKEW + doubt:
+    if abs(skew) > MAX_SKEW + doubt:
         yield warning(
             "clock", f"the database's clock is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}",
             "synchronize the clocks (NTP): times of messages, gaps and tokens are compared",
@@ -133,7 +132,7 @@ def judge_queue(usage: float) -> Iterator[Finding]:
     yield (error if usage >= 0.5 else warning)("NOTIFY queue", found, remedy)
 
 
-def idle_in_transaction(connection: Any, seconds: float = MOST_IDLE) -> Iterator[Finding]:
+def idle_in_transaction(connection: Any, seconds: float = MAX_IDLE) -> Iterator[Finding]:
     """Sessions that have been idle in a transaction for over ``seconds``.
 
     One that listens gets no notifications meanwhile, and the queue fills behind it; which of them listen PostgreSQL

@@ -9,12 +9,11 @@ from socketio_pg.core.config import Settings
 from socketio_pg.doctor.findings import Finding, error, ok, warning
 from socketio_pg.doctor.status import read_nodes, read_relay, read_schema_version
 from socketio_pg.postgres import schema
-from socketio_pg.postgres.database import Database
-from socketio_pg.postgres.queries import fetch
+from socketio_pg.postgres.database import Database, fetch
 from socketio_pg.version import __version__
 
 #: Seconds that a message may wait in the outbox.
-MOST_WAITING = 10.0
+MAX_WAITING = 10.0
 
 _MISSING = """
 SELECT kind, object, privilege FROM unnest(%s::text[], %s::text[], %s::text[]) AS needed (kind, object, privilege)
@@ -126,7 +125,7 @@ def relay(connection: Any) -> Iterator[Finding]:
 
 def judge_relay(pid: int | None, node: str | None, rows: int, oldest: float | None) -> Iterator[Finding]:
     """``rows`` messages wait, the oldest for ``oldest`` seconds."""
-    late = oldest is not None and oldest > MOST_WAITING
+    late = oldest is not None and oldest > MAX_WAITING
     waiting = f"{rows} waiting in the outbox, the oldest for {oldest or 0:.0f} s"
     if pid is None and rows:
         yield error("relay", f"nobody relays the log: {waiting}", "start a server on this database")

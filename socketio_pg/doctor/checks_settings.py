@@ -22,10 +22,9 @@ from socketio_pg.access.policies import Policies
 from socketio_pg.cluster import select as cluster
 from socketio_pg.cluster.redis import RedisCluster
 from socketio_pg.core import green
-from socketio_pg.core.config import Settings, redact
+from socketio_pg.core.config import SPARE_DESCRIPTORS, Settings, redact
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.doctor.findings import Finding, error, ok, warning
-from socketio_pg.gunicorn_config import SPARE_DESCRIPTORS
 from socketio_pg.postgres.database import Database
 
 #: Different characters that a secret has at least which nobody could guess.

@@ -8,8 +8,7 @@ from socketio_pg.core.config import NO_DATABASE, Settings
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.doctor import checks_database, checks_log, checks_settings
 from socketio_pg.doctor.findings import Finding, error, warning
-from socketio_pg.postgres.database import Database
-from socketio_pg.postgres.queries import session
+from socketio_pg.postgres.database import Database, session
 
 
 def examine(settings: Settings) -> Iterator[Finding]:

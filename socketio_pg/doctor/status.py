@@ -7,12 +7,12 @@ from typing import Any
 
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.log.history import HEAD
-from socketio_pg.postgres.queries import fetch, fetch_named
+from socketio_pg.postgres.database import fetch, fetch_named
 from socketio_pg.postgres.schema import LOCK_CLASS, RELAY_LOCK, VERSION
 
 #: Rows that are counted at most, and channels that are listed.
-MOST_COUNTED = 100_000
-MOST_CHANNELS = 20
+MAX_COUNTED = 100_000
+MAX_CHANNELS = 20
 
 # The largest number of sessions comes from the setting, and of them some are reserved.
 _DATABASE = """
@@ -33,7 +33,7 @@ SELECT (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND cla
 """
 
 _OUTBOX = f"""
-SELECT (SELECT count(*) FROM (SELECT FROM socketio_pg.outbox LIMIT {MOST_COUNTED}) AS counted) AS rows,
+SELECT (SELECT count(*) FROM (SELECT FROM socketio_pg.outbox LIMIT {MAX_COUNTED}) AS counted) AS rows,
     (SELECT extract(epoch FROM clock_timestamp() - published_at)::float FROM socketio_pg.outbox ORDER BY id LIMIT 1)
         AS oldest_seconds
 """
@@ -46,7 +46,7 @@ FROM socketio_pg.nodes ORDER BY name
 
 _CHANNELS = f"""
 SELECT channel, messages, last_position, extract(epoch FROM age)::float AS age_seconds
-FROM socketio_pg.channels ORDER BY last_position DESC LIMIT {MOST_CHANNELS}
+FROM socketio_pg.channels ORDER BY last_position DESC LIMIT {MAX_CHANNELS}
 """
 
 

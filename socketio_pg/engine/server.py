@@ -61,7 +61,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self._to_ping: deque[tuple[float, Socket]] = deque()
         self._to_check: deque[tuple[float, Socket]] = deque()
         self._to_connect: deque[tuple[float, Socket]] = deque()
-        self._to_upgrade: deque[tuple[float, Socket, transport.Connection]] = deque()
+        self._to_upgrade: deque[tuple[float, Socket, transport.WebSocketTransport]] = deque()
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         handover.hold_request(environ, lambda: connection.closed)
         return ()
 
-    def watch_upgrade(self, socket: Socket, probe: transport.Connection) -> None:
+    def watch_upgrade(self, socket: Socket, probe: transport.WebSocketTransport) -> None:
         """End an upgrade that is not done in time: while it lasts, polls get nothing."""
         self._to_upgrade.append((time.monotonic() + self.connect_timeout, socket, probe))
 

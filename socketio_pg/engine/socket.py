@@ -9,7 +9,7 @@ import engineio
 from engineio import packet as eio_packet
 
 from socketio_pg.core import green, metrics
-from socketio_pg.core.complaints import Complaints
+from socketio_pg.core.logs import Complaints
 from socketio_pg.engine import frames, handover, transport
 from socketio_pg.engine.http import BAD_REQUEST, Fingerprint, error, same_client
 
@@ -25,7 +25,7 @@ Environ = dict[str, Any]
 
 
 class Socket(engineio.socket.Socket):  # type: ignore[misc]
-    """One Engine.IO client. With a :class:`transport.Connection` everything to it goes there, in order."""
+    """One Engine.IO client. With a :class:`transport.WebSocketTransport` everything to it goes there, in order."""
 
     def __init__(self, server: Any, sid: str, *, polling: bool) -> None:
         # Not super().__init__(): its queue is 2 KB that a WebSocket has no use for.
@@ -36,8 +36,8 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         self.last_ping: float | None = None
         self.connected = self.upgrading = self.upgraded = self.closing = self.closed = False
         self.session: dict[str, Any] = {}
-        self.connection: transport.Connection | None = None
-        self._probe: transport.Connection | None = None
+        self.connection: transport.WebSocketTransport | None = None
+        self._probe: transport.WebSocketTransport | None = None
         #: Bytes that wait for the next poll.
         self._queued = 0
         #: Messages that wait for one that must be handled before them; None when there is none.
@@ -159,7 +159,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             self.connection.close(frames.GOING_AWAY)
             self.server.sockets.pop(self.sid, None)
 
-    def open_websocket(self, environ: Environ) -> transport.Connection:
+    def open_websocket(self, environ: Environ) -> transport.WebSocketTransport:
         """The first transport is a WebSocket: shake hands. The connection is corked."""
         self.connected = self.upgraded = True
         self.connection = self._take_over(environ, self._received)
@@ -178,14 +178,14 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         handover.hold_request(environ, lambda: probe.closed)
         return ()
 
-    def give_up_upgrade(self, probe: transport.Connection) -> None:
+    def give_up_upgrade(self, probe: transport.WebSocketTransport) -> None:
         """The upgrade over ``probe`` has taken too long, where it is not done."""
         if self._probe is probe:
             self._probe, self.upgrading = None, False
             probe.close(frames.POLICY_VIOLATION)
 
-    def _take_over(self, environ: Environ, on_message: Callable[[str | bytes], None]) -> transport.Connection:
-        connection = transport.Connection(
+    def _take_over(self, environ: Environ, on_message: Callable[[str | bytes], None]) -> transport.WebSocketTransport:
+        connection = transport.WebSocketTransport(
             handover.take_over(environ),
             on_message,
             self._lost,

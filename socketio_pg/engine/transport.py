@@ -33,7 +33,7 @@ CHATTER_SECONDS = 10.0
 CLOSE_TIMEOUT = 2.0
 
 
-class Connection:
+class WebSocketTransport:
     """One open WebSocket.
 
     ``on_message(payload)`` gets each message, str or bytes, and ``on_closed(reason)`` is called once. Both are called

@@ -8,9 +8,9 @@ from socketio_pg.access.sessions import Session
 from socketio_pg.access.tokens import ANONYMOUS, Claims
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import SocketIOPGError, UnauthorizedError
-from socketio_pg.core.messages import Message
+from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.log.replay import Replay
-from socketio_pg.postgres.listener import Gap
+from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.protocol.server import Server
 from socketio_pg.pubsub.filters import Filter
 from socketio_pg.pubsub.hub import Hub
@@ -103,7 +103,7 @@ class Delivery:
             lambda: hub.release(sid, channel),
         )
 
-    def _emit_messages(self, messages: Sequence[Message]) -> None:
+    def _emit_messages(self, messages: Sequence[EncodedMessage]) -> None:
         rooms = [self._rooms(message) for message in messages]
         channels = {message.channel for message in messages}
         # A subscription that is being brought up to date gets what is live from the log as well.
@@ -117,7 +117,7 @@ class Delivery:
         # A channel's subscription is in one of its rooms only.
         self._server.manager.emit_in_order("event", events, skipped=held, apart=len(channels) == 1)
 
-    def _rooms(self, message: Message) -> Sequence[str]:
+    def _rooms(self, message: EncodedMessage) -> Sequence[str]:
         """The rooms of those who get ``message``."""
         filters = self._pubsub.hub.filters(message.channel)
         if filters is None:
@@ -138,7 +138,7 @@ class Delivery:
                 if hub.is_subscribed(sid, channel) and not hub.held_by(sid, channel):
                     green.run_soon(self.hold(sid, channel, after, "lagging"))
 
-    def _emit_gap(self, gap: Gap) -> None:
+    def _emit_gap(self, gap: NotifyGap) -> None:
         metrics.gaps.labels(gap.reason).inc()
         self._server.emit("gap", gap.to_wire(), to=self._all_rooms(gap.channel), ignore_queue=True)
 
@@ -164,7 +164,7 @@ class _Client:
     sid: str
     channel: str
 
-    def send(self, messages: Sequence[Message]) -> None:
+    def send(self, messages: Sequence[EncodedMessage]) -> None:
         # The one that the subscription has now: it may have been changed meanwhile.
         filter = self.hub.filter_of(self.sid, self.channel)
         if filter is not None:

@@ -9,10 +9,10 @@ from socketio_pg.access.sessions import Session
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, SocketIOPGError
-from socketio_pg.core.publications import requested_publication
+from socketio_pg.core.messages import requested_publication
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.limits import ClientLimits
-from socketio_pg.log.replay import Replay, Since, find_start, requested_start
+from socketio_pg.log.replay import LogPosition, Replay, find_start, requested_start
 from socketio_pg.protocol.answers import Answer, showable
 from socketio_pg.protocol.server import Server
 from socketio_pg.pubsub.filters import parse_filter
@@ -80,7 +80,7 @@ class Handlers:
             body["filter"] = request["filter"]
         if follower.epoch is None:
             return Answer("subscribed", body)
-        cause = "since" if isinstance(start, Since) else "history"
+        cause = "since" if isinstance(start, LogPosition) else "history"
         then = self._delivery.hold(sid, channel, after, cause) if after is not None else None
         body |= {"epoch": follower.epoch, "position": self._position(sid, channel, live)}
         return Answer("subscribed", body, then)

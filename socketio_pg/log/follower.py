@@ -6,15 +6,14 @@ LISTEN, committed → read the head → deliver what is after it, from the notif
 import logging
 from collections.abc import Callable, Sequence
 
-from socketio_pg.cluster.remote_listener import RemoteListener
 from socketio_pg.core import green
 from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
-from socketio_pg.core.messages import Message
+from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.log.history import History
 from socketio_pg.log.positions import Progress, decode_batch
 from socketio_pg.log.recent import Page, Recent
-from socketio_pg.postgres.listener import Listener
+from socketio_pg.postgres.listener import ChannelListener
 
 logger = logging.getLogger("socketio_pg.follower")
 
@@ -36,10 +35,10 @@ class Follower:
 
     def __init__(
         self,
-        listener: Listener | RemoteListener,
+        listener: ChannelListener,
         history: History,
         recent: Recent,
-        deliver: Callable[[Sequence[Message]], None],
+        deliver: Callable[[Sequence[EncodedMessage]], None],
         on_gap: Callable[[str], None],
     ) -> None:
         self._listener = listener
@@ -52,7 +51,7 @@ class Follower:
         #: Called when a log is found where there was none.
         self.on_found: Callable[[], None] = lambda: None
         #: How much work a message is, in characters.
-        self.cost: Callable[[Message], int] = lambda message: len(message.payload_json)
+        self.cost: Callable[[EncodedMessage], int] = lambda message: len(message.payload_json)
         self._delivered = 0
         #: One delivers at a time: the listener's green thread what it hears, ours what was missing.
         self._delivering = green.Lock()
@@ -242,7 +241,7 @@ class Follower:
 
     # -- in either, while holding the lock -----------------------------------------------------------------------------
 
-    def _deliver_due(self, progress: Progress, messages: Sequence[Message]) -> None:
+    def _deliver_due(self, progress: Progress, messages: Sequence[EncodedMessage]) -> None:
         due = progress.due(messages)
         start = 0
         while start < len(due):

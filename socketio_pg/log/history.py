@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import DatabaseUnavailableError, LogNotInstalledError, SocketIOPGError
-from socketio_pg.core.messages import Message, from_log
+from socketio_pg.core.messages import EncodedMessage, from_log
 from socketio_pg.log.positions import Head
 from socketio_pg.log.recent import Page, Recent
 from socketio_pg.postgres.database import Database, translated_errors
@@ -291,7 +291,7 @@ class History:
 def _as_read(rows: Sequence[tuple[Any, ...]], after: int, upto: int, recent: Recent) -> Read:
     """``rows`` of (trimmed, position, channel, time, text, size); of an empty page the one has no position."""
     found = [row for row in rows if row[1] is not None]
-    messages: list[Message] = [from_log(*row[1:5]) for row in found]
+    messages: list[EncodedMessage] = [from_log(*row[1:5]) for row in found]
     size = sum(row[5] for row in found)
     trimmed, end = rows[0][0], upto
     if len(messages) >= recent.page_messages or size >= recent.page_bytes:

@@ -6,7 +6,7 @@ Pure, no I/O. Positions are gapless: after 7 comes 8, or something is missing th
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from socketio_pg.core.messages import Message, from_log
+from socketio_pg.core.messages import EncodedMessage, from_log
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Batch:
     epoch: str
     first: int
     last: int
-    messages: Sequence[Message] | None
+    messages: Sequence[EncodedMessage] | None
 
 
 def decode_batch(text: str) -> Batch | None:
@@ -69,7 +69,7 @@ class Progress:
         """There are messages up to ``position``."""
         self.target = max(self.target, position)
 
-    def due(self, messages: Sequence[Message]) -> Sequence[Message]:
+    def due(self, messages: Sequence[EncodedMessage]) -> Sequence[EncodedMessage]:
         """Those of ``messages``, consecutive ones, that are to be delivered now, in order.
 
         The part after ``position``; nothing when something before it is missing. The caller moves :attr:`position`.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from socketio_pg.core.messages import Message
+from socketio_pg.core.messages import EncodedMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Page:
 
     after: int
     end: int
-    messages: Sequence[Message]
+    messages: Sequence[EncodedMessage]
 
     def part(self, after: int, upto: int) -> "Page":
         """What of it is between two positions."""
@@ -28,7 +28,7 @@ class Page:
 
 
 #: A channel's part of the tail: the messages and their positions, side by side for the binary search.
-_Part: TypeAlias = tuple[list[int], list[Message]]
+_Part: TypeAlias = tuple[list[int], list[EncodedMessage]]
 
 
 class Recent:
@@ -44,7 +44,7 @@ class Recent:
         self._most = most_bytes
         #: Every message of the log after this position, up to the last one appended, is here.
         self.start = 0
-        self._tail: deque[Message] = deque()
+        self._tail: deque[EncodedMessage] = deque()
         self._tail_size = 0
         self._parts: dict[str, _Part] = {}
         self._pages: dict[str, list[Page]] = {}
@@ -61,7 +61,7 @@ class Recent:
         self._kept.clear()
         self._tail_size = self._kept_size = 0
 
-    def append(self, messages: Sequence[Message]) -> None:
+    def append(self, messages: Sequence[EncodedMessage]) -> None:
         """The next messages of the log, of all channels, without a hole."""
         for message in messages:
             positions, part = self._parts.setdefault(message.channel, ([], []))
@@ -116,7 +116,7 @@ class Recent:
             return None
         return positions[found - count] - 1 if count else upto
 
-    def _cut(self, after: int, upto: int, positions: Sequence[int], messages: Sequence[Message]) -> Page:
+    def _cut(self, after: int, upto: int, positions: Sequence[int], messages: Sequence[EncodedMessage]) -> Page:
         begin, end = bisect_right(positions, after), bisect_right(positions, upto)
         size = 0
         for index in range(begin, end):
@@ -127,17 +127,17 @@ class Recent:
                 break
         return Page(after, upto, messages[begin:end])
 
-    def _size(self, message: Message) -> int:
+    def _size(self, message: EncodedMessage) -> int:
         return len(message.payload_json) + self.overhead
 
     def _page_size(self, page: Page) -> int:
         return sum(map(self._size, page.messages)) + self.overhead
 
 
-def _positions(messages: Sequence[Message]) -> list[int]:
+def _positions(messages: Sequence[EncodedMessage]) -> list[int]:
     return [_position(message) for message in messages]
 
 
-def _position(message: Message) -> int:
+def _position(message: EncodedMessage) -> int:
     assert message.position is not None, "only messages of the log are kept"
     return message.position

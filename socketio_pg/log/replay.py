@@ -8,13 +8,13 @@ the client is, and each message comes once.
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from socketio_pg.core import green, metrics
-from socketio_pg.core.complaints import Complaints
 from socketio_pg.core.errors import DatabaseError, InvalidRequestError, LogNotInstalledError
-from socketio_pg.core.messages import Message
+from socketio_pg.core.logs import Complaints
+from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
 
@@ -22,18 +22,18 @@ _complain = Complaints(logging.getLogger("socketio_pg.replay"))
 
 
 #: Most messages that ``history`` asks for.
-MOST_HISTORY = 1000
+MAX_HISTORY = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Since:
+class LogPosition:
     """The last message that a client has: what follows it is to be replayed."""
 
     epoch: str
     position: int
 
 
-def requested_start(request: dict[str, Any]) -> Since | int | None:
+def requested_start(request: dict[str, Any]) -> LogPosition | int | None:
     """Where a request to subscribe wants to begin: ``since``, the number of ``history``, or None for now.
 
     Raises :class:`InvalidRequestError`.
@@ -42,8 +42,8 @@ def requested_start(request: dict[str, Any]) -> Since | int | None:
     if since is not None and history is not None:
         raise InvalidRequestError("since and history do not go together")
     if history is not None:
-        if not isinstance(history, int) or isinstance(history, bool) or not 0 <= history <= MOST_HISTORY:
-            raise InvalidRequestError(f"history must be a whole number from 0 to {MOST_HISTORY}")
+        if not isinstance(history, int) or isinstance(history, bool) or not 0 <= history <= MAX_HISTORY:
+            raise InvalidRequestError(f"history must be a whole number from 0 to {MAX_HISTORY}")
         return history
     if since is None:
         return None
@@ -52,11 +52,11 @@ def requested_start(request: dict[str, Any]) -> Since | int | None:
         raise InvalidRequestError('since must be like {"epoch": "…", "position": 0}')
     if not 0 <= position < 2**63:
         raise InvalidRequestError("since.position must be a whole number from 0 to 2^63 - 1")
-    return Since(epoch, position)
+    return LogPosition(epoch, position)
 
 
 def find_start(
-    follower: Follower, history: History, channel: str, start: Since | int | None
+    follower: Follower, history: History, channel: str, start: LogPosition | int | None
 ) -> tuple[int | None, dict[str, Any]]:
     """The position after which to replay, None for not at all; and what the client is told about its ``since``.
 
@@ -75,7 +75,7 @@ def find_start(
     return start.position, {"recovered": True}
 
 
-def _unrecoverable(follower: Follower, history: History, channel: str, since: Since) -> str | None:
+def _unrecoverable(follower: Follower, history: History, channel: str, since: LogPosition) -> str | None:
     """Why the messages after ``since`` cannot be replayed; None when they can."""
     if not follower.installed:
         return "not_installed"
@@ -92,7 +92,7 @@ def _unrecoverable(follower: Follower, history: History, channel: str, since: Si
 class Receiver(Protocol):
     """Where a replay goes."""
 
-    def send(self, messages: Sequence[Message], /) -> None:
+    def send(self, messages: Sequence[EncodedMessage], /) -> None:
         """A page, in order."""
 
     def wait_sent(self) -> bool:
@@ -156,3 +156,71 @@ class Replay:
         self.position = read.page.end
         if read.page.messages:
             receiver.send(read.page.messages)
+
+
+#: Messages of one answer: at most, and where nobody says how many.
+MAX_MESSAGES, DEFAULT_MESSAGES = 1000, 100
+#: Characters of payloads after which no further message is put into an answer.
+MAX_PAGE_CHARACTERS = 1_000_000
+
+
+@dataclass(slots=True)
+class ReplayPage:
+    """``messages`` in order. What comes after ``position`` is not in it; ``more``: there is some already.
+
+    ``recovery`` is what the client is told about its ``since``, as in `subscribed`. Without a log ``epoch`` is None.
+    """
+
+    epoch: str | None
+    position: int
+    recovery: dict[str, Any]
+    messages: list[EncodedMessage] = field(default_factory=list)
+    more: bool = False
+
+    def to_wire(self, channel: str) -> dict[str, Any]:
+        """The answer in HTTP, as docs/http.md has it."""
+        where = {} if self.epoch is None else {"epoch": self.epoch, "position": self.position}
+        messages = [message.to_wire() for message in self.messages]
+        return {"channel": channel, "messages": messages, "more": self.more} | where | self.recovery
+
+
+def read_replay_page(
+    follower: Follower, history: History, channel: str, start: LogPosition | int | None, limit: int
+) -> ReplayPage:
+    """``limit`` messages of ``channel`` at most: after a position, of the newest, or (None) none, only where it is now.
+
+    Up to what this node has delivered. May wait. Raises :class:`DatabaseUnavailableError` or
+    :class:`LogNotInstalledError`.
+    """
+    while True:
+        epoch = follower.epoch
+        after, recovery = find_start(follower, history, channel, start)
+        # A client may come from a node that is further on: there is nothing for it then, and it keeps its position.
+        upto = follower.position
+        page = ReplayPage(epoch, upto if after is None else max(after, upto), recovery)
+        if after is not None and after < upto and not _fill(page, history, channel, after, upto, limit):
+            continue  # trimmed in the meantime: find out anew what is told then
+        if follower.epoch == epoch:
+            return page
+
+
+def _fill(page: ReplayPage, history: History, channel: str, after: int, upto: int, limit: int) -> bool:
+    """Whether everything that belongs into ``page`` could be read."""
+    size = 0
+    while after < upto:
+        read = history.channel_page(channel, after, upto)
+        if read.trimmed > after and not page.messages:
+            return False
+        # With some messages in it, it ends before what is missing: the next answer will say so.
+        page.more = read.trimmed > after
+        for message in read.page.messages if not page.more else ():
+            page.more = len(page.messages) == limit or size >= MAX_PAGE_CHARACTERS
+            if page.more:
+                break
+            page.messages.append(message)
+            size += len(message.payload_json)
+        if page.more:
+            page.position = page.messages[-1].position or 0
+            return True
+        after = read.page.end
+    return True

@@ -15,13 +15,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, Protocol
 
 from socketio_pg.core import green, metrics
 from socketio_pg.core.channels import RESERVED_PREFIX, quote_identifier
-from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, InvalidChannelError
+from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, InvalidChannelError, InvalidRequestError
 from socketio_pg.postgres.database import Database, decode_text, encode_text, translated_errors
-from socketio_pg.postgres.waiters import Waiters
 
 logger = logging.getLogger("socketio_pg.listener")
 
@@ -29,7 +28,7 @@ Notification = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class NotifyGap:
     """Notifications of ``channel`` between ``since`` and ``until`` (clock of who listens) may have been missed."""
 
     channel: str
@@ -45,6 +44,39 @@ class Gap:
             "since": self.since.isoformat(timespec="milliseconds"),
             "until": self.until.isoformat(timespec="milliseconds"),
         }
+
+
+class ChannelListener(Protocol):
+    """Listens to channels on behalf of a node: :class:`Listener`, or a stand-in that hears them from another node.
+
+    Calls ``on_notifications`` and ``on_gap`` as :class:`Listener` does.
+    """
+
+    @property
+    def ready(self) -> bool:
+        """Whether it listens to all channels that were acquired when it came up."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is not ready, for the operator; None when it is."""
+
+    def start(self) -> None:
+        """Start its green thread, after a fork."""
+
+    def stop(self) -> None:
+        """End its green thread."""
+
+    def acquire(self, channel: str) -> None:
+        """Listen to ``channel``; :meth:`wait` returns once it does."""
+
+    def release(self, channel: str) -> None:
+        """Stop listening to ``channel``, after a grace time."""
+
+    def wait(self, channel: str, seconds: float) -> None:
+        """Return once ``channel`` is listened to.
+
+        Raises :class:`DatabaseUnavailableError` after ``seconds``, :class:`ListenCancelledError` when it is released.
+        """
 
 
 class Listener:
@@ -72,7 +104,7 @@ class Listener:
         self,
         database: Database,
         on_notifications: Callable[[Sequence[Notification]], None],
-        on_gap: Callable[[Gap], None],
+        on_gap: Callable[[NotifyGap], None],
     ) -> None:
         self._database = database
         self._on_notifications = on_notifications
@@ -278,7 +310,7 @@ class Listener:
             # First the gap, then those who waited: who was not subscribed has missed nothing.
             since = self._gaps.pop(channel, None)
             if since is not None:
-                self._guarded(self._on_gap, Gap(channel, since, now))
+                self._guarded(self._on_gap, NotifyGap(channel, since, now))
         for channel in batch:
             self._waiters.done(channel)
         for channel in batch.keys() - self._wanted:
@@ -332,3 +364,41 @@ class Listener:
             function(argument)
         except Exception:  # a bug of theirs: the connection and the next notifications are everybody's
             logger.exception("a receiver of notifications failed")
+
+
+class ListenCancelledError(InvalidRequestError):
+    """The channel was released while somebody waited for its LISTEN."""
+
+
+class Waiters:
+    """Who waits for which channel."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, list[green.Event]] = {}
+
+    def wait(self, channel: str, seconds: float) -> None:
+        """Return after :meth:`done`. Raises what that says, :class:`DatabaseUnavailableError` after ``seconds``."""
+        event = green.Event()
+        waiters = self._events.setdefault(channel, [])
+        waiters.append(event)
+        try:
+            error = event.wait(seconds)
+        except green.TimedOut:
+            raise DatabaseUnavailableError(
+                "the database cannot be listened to at the moment", channel=channel
+            ) from None
+        finally:
+            waiters.remove(event)
+            if not waiters and self._events.get(channel) is waiters:
+                del self._events[channel]
+        if error is not None:
+            raise error
+
+    def done(self, channel: str, error: Exception | None = None) -> None:
+        """Let those go who wait for ``channel``."""
+        for event in self._events.get(channel, ()):
+            event.send(error)
+
+    def cancel(self, channel: str) -> None:
+        """Let them go because nobody wants the channel any more."""
+        self.done(channel, ListenCancelledError("unsubscribed before the subscription was complete", channel=channel))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from socketio_pg.core import green, metrics
-from socketio_pg.core.complaints import Complaints
 from socketio_pg.core.errors import (
     DatabaseError,
     DatabaseTimeoutError,
@@ -16,6 +15,7 @@ from socketio_pg.core.errors import (
     InvalidRequestError,
     SocketIOPGError,
 )
+from socketio_pg.core.logs import Complaints
 from socketio_pg.postgres.database import Database, encode_text, translated_errors
 
 logger = logging.getLogger("socketio_pg.publisher")

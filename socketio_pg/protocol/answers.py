@@ -9,8 +9,8 @@ from typing import Any
 import socketio
 
 from socketio_pg.core import green, metrics
-from socketio_pg.core.complaints import Complaints
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
+from socketio_pg.core.logs import Complaints
 from socketio_pg.protocol.packets import ACK
 
 logger = logging.getLogger("socketio_pg.protocol")

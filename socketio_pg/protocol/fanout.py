@@ -7,6 +7,7 @@ go python-socketio's own way.
 import contextlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import socketio
@@ -14,7 +15,59 @@ from engineio import packet as eio_packet
 
 from socketio_pg.core import green
 from socketio_pg.core.metrics import fan_out
-from socketio_pg.protocol.broadcasts import Broadcast, Line, Packet, framed
+from socketio_pg.engine import frames
+
+
+class Line:
+    """The members of a room: ids and ``WebSocketTransport.send`` of those with a WebSocket of ours,
+    and the others' two ids.
+    """
+
+    __slots__ = ("others", "sends", "sids")
+
+    def __init__(self) -> None:
+        self.sids: list[str] = []
+        self.sends: list[Any] = []
+        self.others: list[tuple[str, str]] = []
+
+
+@dataclass(eq=False, slots=True)
+class Broadcast:
+    """One that is under way, and who has ``gone``: they get no more of it.
+
+    Of one to ``rooms`` together, who has left all of them; of one that is ``apart``, where each room gets its own, by
+    room. ``skips``: in this one members are passed by.
+    """
+
+    namespace: str
+    rooms: Collection[Any]
+    skips: bool
+    apart: bool
+    gone: dict[Any, set[Any]]
+    #: (id, room) → the room in which a member was when it began, of those who have moved since.
+    moved: dict[tuple[Any, Any], Any]
+
+    def gone_from(self, room: Any) -> Collection[Any]:
+        return self.gone.get(room if self.apart else None, ())
+
+    def end(self, sid: Any, room: Any) -> None:
+        self.gone.setdefault(room if self.apart else None, set()).add(sid)
+
+    def room_then(self, sid: Any, room: Any) -> Any:
+        """In which room a member was, as whose member it gets its share."""
+        return self.moved.get((sid, room), room)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class EncodedPacket:
+    """An encoded Socket.IO packet, and its WebSocket frame."""
+
+    text: str
+    frame: bytes
+
+
+def framed(text: str) -> EncodedPacket:
+    return EncodedPacket(text, frames.encode_text("4" + text))
 
 
 class Manager(socketio.Manager):  # type: ignore[misc]
@@ -90,8 +143,8 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         ``apart``: no client is in two of all these rooms.
         """
         there = self.rooms.get(namespace, {})
-        runs: list[tuple[str, list[Packet]]] = []
-        of_room: dict[str, list[Packet]] = {}
+        runs: list[tuple[str, list[EncodedPacket]]] = []
+        of_room: dict[str, list[EncodedPacket]] = {}
         for rooms, data in rooms_and_data:
             rooms = [room for room in rooms if room in there]
             if not rooms:
@@ -144,7 +197,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         encoded = packet.encode()
         return encoded if isinstance(encoded, str) else None
 
-    def _send(self, packet: Packet, namespace: str, room: Any, skipped: Collection[Any]) -> None:
+    def _send(self, packet: EncodedPacket, namespace: str, room: Any, skipped: Collection[Any]) -> None:
         """To the members of a room, or of several rooms, each once."""
         line = self._line(namespace, room)
         with self._broadcast(namespace, room if isinstance(room, (list, tuple)) else (room,)) as broadcast:
@@ -154,7 +207,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
 
     def _send_rooms(
         self,
-        packets_of: Mapping[str, Sequence[Packet]],
+        packets_of: Mapping[str, Sequence[EncodedPacket]],
         namespace: str,
         skipped: Mapping[str, Collection[Any]] | None,
     ) -> None:
@@ -170,7 +223,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                 turn_ends = self._send_line(packets, line, broadcast, room, turn_ends)
 
     def _send_line(
-        self, packets: Sequence[Packet], line: Line, broadcast: Broadcast, room: Any, turn_ends: float
+        self, packets: Sequence[EncodedPacket], line: Line, broadcast: Broadcast, room: Any, turn_ends: float
     ) -> float:
         """One frame of ``packets`` to all of ``line``. Returns when the turn ends that ends at ``turn_ends`` now."""
         frame = b"".join([packet.frame for packet in packets])
@@ -198,7 +251,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                 self._send_polled(packets, eio_sid)
         return turn_ends
 
-    def _send_polled(self, packets: Sequence[Packet], eio_sid: str) -> None:
+    def _send_polled(self, packets: Sequence[EncodedPacket], eio_sid: str) -> None:
         fan_out.polled += len(packets)
         for packet in packets:
             fan_out.polled_bytes += len(packet.frame)
@@ -279,13 +332,13 @@ class Manager(socketio.Manager):  # type: ignore[misc]
 
     def _send_runs(
         self,
-        runs: Sequence[tuple[str, Sequence[Packet]]],
+        runs: Sequence[tuple[str, Sequence[EncodedPacket]]],
         namespace: str,
         skipped: Mapping[str, Collection[Any]] | None,
     ) -> None:
         """Rooms in turns: a client in several of them gets everything in the order in which it was published."""
         sockets = self.server.eio.sockets
-        shares: dict[str, list[tuple[str, str, Sequence[Packet]]]] = {}
+        shares: dict[str, list[tuple[str, str, Sequence[EncodedPacket]]]] = {}
         for room, packets in runs:
             passed_by = set((skipped or {}).get(room, ()))
             for sid, eio_sid in self.get_participants(namespace, room):

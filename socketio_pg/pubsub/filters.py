@@ -18,9 +18,9 @@ import orjson
 from socketio_pg.core.errors import InvalidRequestError
 
 #: Most conditions of a filter, values of an ``in``, characters of a ``like``, and of the whole filter as JSON.
-MOST_CONDITIONS, MOST_VALUES, MOST_PATTERN, MOST_CHARACTERS = 20, 100, 100, 4_000
+MAX_CONDITIONS, MAX_VALUES, MAX_PATTERN, MAX_CHARACTERS = 20, 100, 100, 4_000
 #: Texts with more characters are not searched: no ``like`` holds for them.
-MOST_SEARCHED = 10_000
+MAX_SEARCHED = 10_000
 
 _ORDER = {"lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge}
 _OPERATORS = ("eq", "ne", *_ORDER, "in", "like")
@@ -91,11 +91,11 @@ def parse_filter(value: object) -> Filter | None:
             condition, normal_operand = _condition(path, keys, name, operand)
             conditions.append(condition)
             normal.append((path, "in" if name == "eq" else name, normal_operand))
-    if len(conditions) > MOST_CONDITIONS:
-        raise InvalidRequestError(f"filter has {len(conditions)} conditions; at most {MOST_CONDITIONS} are allowed")
+    if len(conditions) > MAX_CONDITIONS:
+        raise InvalidRequestError(f"filter has {len(conditions)} conditions; at most {MAX_CONDITIONS} are allowed")
     text = orjson.dumps(sorted(normal, key=orjson.dumps)).decode()
-    if len(text) > MOST_CHARACTERS:
-        raise InvalidRequestError(f"filter has {len(text)} characters; at most {MOST_CHARACTERS} are allowed")
+    if len(text) > MAX_CHARACTERS:
+        raise InvalidRequestError(f"filter has {len(text)} characters; at most {MAX_CHARACTERS} are allowed")
     return Filter(text, conditions) if conditions else None
 
 
@@ -219,12 +219,12 @@ def _condition(path: str, keys: Sequence[str], name: str, operand: object) -> tu
     if name not in _OPERATORS:
         raise InvalidRequestError(f"filter: {_shown(path)}: there is no {_shown(name)}, only {', '.join(_OPERATORS)}")
     if name == "like":
-        if not isinstance(operand, str) or len(operand) > MOST_PATTERN:
-            raise InvalidRequestError(f"filter: {_shown(path)}: like takes a text of at most {MOST_PATTERN} characters")
+        if not isinstance(operand, str) or len(operand) > MAX_PATTERN:
+            raise InvalidRequestError(f"filter: {_shown(path)}: like takes a text of at most {MAX_PATTERN} characters")
         return Condition(path, keys, None, _like(_scalar(path, operand))), operand
     if name == "in":
-        if not isinstance(operand, list) or not 1 <= len(operand) <= MOST_VALUES:
-            raise InvalidRequestError(f"filter: {_shown(path)}: in takes a list of 1 to {MOST_VALUES} values")
+        if not isinstance(operand, list) or not 1 <= len(operand) <= MAX_VALUES:
+            raise InvalidRequestError(f"filter: {_shown(path)}: in takes a list of 1 to {MAX_VALUES} values")
         return _one_of(path, keys, [_scalar(path, value) for value in operand])
     value = _scalar(path, operand)
     if name == "eq":
@@ -272,13 +272,13 @@ def _like(pattern: str) -> Callable[[Any], bool]:
     first, *rest = [re.compile(part, re.DOTALL) for part in parts]
     if not rest:
         return lambda found: (
-            isinstance(found, str) and len(found) <= MOST_SEARCHED and first.fullmatch(found) is not None
+            isinstance(found, str) and len(found) <= MAX_SEARCHED and first.fullmatch(found) is not None
         )
     *middle, last = rest
     last_length = len(re.findall(r"\\.|.", parts[-1], re.DOTALL))
 
     def holds(found: Any) -> bool:
-        if not isinstance(found, str) or len(found) > MOST_SEARCHED:
+        if not isinstance(found, str) or len(found) > MAX_SEARCHED:
             return False
         begin = first.match(found)
         if begin is None:

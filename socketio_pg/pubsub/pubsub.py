@@ -6,27 +6,36 @@ For programs that only publish, in their own transactions, there is :mod:`socket
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from flask import Flask
 
-from socketio_pg.cluster.remote_listener import RemoteListener
 from socketio_pg.core import config, green
 from socketio_pg.core.channels import LOG_CHANNEL, RESERVED_PREFIX, match_pattern, validate_channel
 from socketio_pg.core.errors import ConfigurationError, InvalidRequestError
-from socketio_pg.core.messages import MAX_NOTIFY_BYTES, Message, check_size, decode_notification, encode_payload
+from socketio_pg.core.messages import (
+    MAX_NOTIFY_BYTES,
+    EncodedMessage,
+    Publication,
+    check_size,
+    decode_notification,
+    encode_payload,
+    naming_message,
+)
 from socketio_pg.core.metrics import fan_out
-from socketio_pg.core.publications import Publication, error_of
 from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
 from socketio_pg.log.recent import Recent
 from socketio_pg.postgres.database import Database
-from socketio_pg.postgres.listener import Gap, Listener, Notification
+from socketio_pg.postgres.listener import ChannelListener, ListenCancelledError, Listener, Notification, NotifyGap
 from socketio_pg.postgres.publisher import Outgoing, Publisher
-from socketio_pg.postgres.waiters import ListenCancelledError
 from socketio_pg.pubsub.hub import Hub
 
 logger = logging.getLogger("socketio_pg.pubsub")
+
+
+OnNotifications: TypeAlias = Callable[[Sequence[Notification]], None]
+OnGap: TypeAlias = Callable[[NotifyGap], None]
 
 
 class SupportsPut(Protocol):
@@ -36,13 +45,13 @@ class SupportsPut(Protocol):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Subscription:
+class QueueSubscription:
     """What :meth:`PubSub.subscribe` returns, for :meth:`PubSub.unsubscribe`."""
 
     channel: str
     queue: SupportsPut
 
-    def receive(self, message: Message) -> None:
+    def receive(self, message: EncodedMessage) -> None:
         self.queue.put(message.to_wire() | {"payload": message.payload()})
 
 
@@ -78,7 +87,7 @@ class PubSub:
         app: Flask | None = None,
         dsn: str | None = None,
         listen_dsn: str | None = None,
-        listener: type[Listener] | type[RemoteListener] = Listener,
+        listener: Callable[[Database, OnNotifications, OnGap], ChannelListener] = Listener,
     ) -> None:
         if dsn is None and app is not None:
             dsn = app.config.get("SQLALCHEMY_DATABASE_URI")
@@ -101,29 +110,29 @@ class PubSub:
         self.follower = Follower(self.listener, self._follower_history, recent, self._deliver, self._on_log_gap)
         self.follower.cost = lambda message: self._cost(message.channel, message.payload_json)
         #: Called with the messages that came together, all of one tier, in order.
-        self.on_messages: list[Callable[[Sequence[Message]], None]] = []
-        #: Called with each :class:`Gap` of the notify tier.
-        self.on_gap: list[Callable[[Gap], None]] = []
+        self.on_messages: list[Callable[[Sequence[EncodedMessage]], None]] = []
+        #: Called with each :class:`NotifyGap` of the notify tier.
+        self.on_gap: list[Callable[[NotifyGap], None]] = []
         #: Called with the reason when messages of the log are lost to all subscribers.
         self.on_log_gap: list[Callable[[str], None]] = []
         #: Called when the log's schema was installed, or something else about it has changed.
         self.on_log_changed: list[Callable[[], None]] = []
         self._reserved: dict[str, _Reserved] = {}
-        self._queues: dict[str, list[Subscription]] = {}
+        self._queues: dict[str, list[QueueSubscription]] = {}
 
     def start(self) -> None:
         """Connect in the background; called by everything that needs it. Call it after a fork, not before."""
         self.listener.start()
         self.follower.start()
 
-    def subscribe(self, channel: str, queue: SupportsPut) -> Subscription:
+    def subscribe(self, channel: str, queue: SupportsPut) -> QueueSubscription:
         """From the return on, ``queue`` gets each message as ``{"channel": str, "payload": any JSON value}``.
 
         Messages of the log have ``position`` and ``published_at`` too, as on the wire.
 
         Raises :class:`InvalidChannelError` or :class:`DatabaseUnavailableError`.
         """
-        subscription = Subscription(validate_channel(channel), queue)
+        subscription = QueueSubscription(validate_channel(channel), queue)
         self.hub.add(subscription)
         # Before LISTEN is confirmed: a message that follows it at once must find the queue.
         self._queues.setdefault(channel, []).append(subscription)
@@ -134,7 +143,7 @@ class PubSub:
             raise
         return subscription
 
-    def unsubscribe(self, subscription: Subscription) -> None:
+    def unsubscribe(self, subscription: QueueSubscription) -> None:
         """End a subscription; twice is harmless."""
         members = self._queues.get(subscription.channel, [])
         if subscription in members:
@@ -163,7 +172,7 @@ class PubSub:
         messages = []
         seen: set[Outgoing] = set()
         for index, publication in enumerate(publications):
-            with error_of(index):
+            with naming_message(index):
                 message = self._outgoing(publication)
                 if not message.durable and message in seen:
                     raise InvalidRequestError(
@@ -281,7 +290,7 @@ class PubSub:
         filters = self.hub.filters(channel)
         return len(text) + (0 if filters is None else self.filter_characters * filters.most_tried)
 
-    def _deliver(self, messages: Sequence[Message]) -> None:
+    def _deliver(self, messages: Sequence[EncodedMessage]) -> None:
         if messages[0].position is None:
             fan_out.notify_messages += len(messages)
         else:
@@ -296,7 +305,7 @@ class PubSub:
         for receive in self.on_log_gap:
             self._guarded(receive, reason)
 
-    def _on_gap(self, gap: Gap) -> None:
+    def _on_gap(self, gap: NotifyGap) -> None:
         if gap.channel == LOG_CHANNEL:
             self.follower.look()  # the log has what was missed
             return

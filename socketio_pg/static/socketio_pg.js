@@ -104,7 +104,7 @@ export class TokenError extends Error {
 const TRANSIENT = new Set(["database_unavailable", "authentication_unavailable", "rate_limited", "no_answer"]);
 
 // Tokens refused in a row before that is believed: one can expire on its way, or be newer than the server's clock.
-const MOST_REFUSALS = 3;
+const MAX_REFUSALS = 3;
 
 // The server warns 30 s before a token's end, and many tokens may have the same: ms over which renewals are spread.
 const RENEWAL_SPREAD = 10_000;
@@ -232,7 +232,7 @@ class Login {
     connect_error: (error) => {
       if (this.#socket.active) return; // it was only the network, and the stock client tries again by itself
       const code = error.data?.code ?? "refused";
-      const again = code === "unauthorized" ? ++this.#refusals < MOST_REFUSALS && this.#token !== null
+      const again = code === "unauthorized" ? ++this.#refusals < MAX_REFUSALS && this.#token !== null
         : TRANSIENT.has(code);
       this.#fail(new TokenError(code, error.message), again && this.#reconnect);
     },

@@ -9,7 +9,7 @@ import { Subscriptions } from "./socketio_pg.js";
 import { notifyStatement, oneLine, publishStatement } from "./sql.js";
 
 const ANSWER_TIMEOUT = 10_000; // ms to wait for the server's acknowledgement
-const MOST_ERRORS = 4; // shown at once
+const MAX_ERRORS = 4; // shown at once
 const HISTORY = 20; // messages that are replayed where that is asked for
 
 const $ = (selector) => document.querySelector(selector);
@@ -475,7 +475,7 @@ function showError(code, message, { action = "", channel = "" } = {}) {
   });
   if (same) same.replaceWith(row);
   else list.prepend(row);
-  while (list.children.length > MOST_ERRORS) list.lastElementChild.remove();
+  while (list.children.length > MAX_ERRORS) list.lastElementChild.remove();
 }
 
 function clearErrors(action, channel = "") {

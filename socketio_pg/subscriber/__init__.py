@@ -1,5 +1,5 @@
 """subscriber: see docs/architecture.md."""
 
-from socketio_pg.subscriber.subscriber import Subscriber
+from socketio_pg.subscriber.subscriber import Gap, Message, Position, Subscriber, Subscription
 
-__all__ = ["Subscriber"]
+__all__ = ["Gap", "Message", "Position", "Subscriber", "Subscription"]

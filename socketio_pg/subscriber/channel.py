@@ -10,9 +10,8 @@ from typing import Any, Literal, Protocol
 
 from socketio_pg.core.backoff import spread
 from socketio_pg.core.errors import InvalidRequestError
-from socketio_pg.subscriber.connection import Connection
+from socketio_pg.subscriber.connection import TRANSIENT, Connection, answer_error, as_error
 from socketio_pg.subscriber.deliveries import Deliveries, Delivery
-from socketio_pg.subscriber.errors import TRANSIENT, as_error, error_of
 from socketio_pg.subscriber.subscription import Member, Position, Request, next_request, position_of
 
 logger = logging.getLogger("socketio_pg.subscriber")
@@ -111,7 +110,7 @@ class Channel:
     def _answered(self, answer: Any, request: Request) -> None:
         assert self._awaited is not None
         event, whose = self._awaited
-        error = error_of(answer, self.name)
+        error = answer_error(answer, self.name)
         if error is not None:
             self._fail(*error)
         else:

@@ -9,8 +9,16 @@ from typing import Any
 import engineio
 import socketio
 
-from socketio_pg.core.errors import AuthenticationUnavailableError, UnauthorizedError
-from socketio_pg.subscriber.errors import as_error
+from socketio_pg.core.errors import (
+    AuthenticationUnavailableError,
+    DatabaseUnavailableError,
+    ForbiddenError,
+    InvalidChannelError,
+    InvalidRequestError,
+    PayloadTooLargeError,
+    SocketIOPGError,
+    UnauthorizedError,
+)
 
 
 class EngineClient(engineio.Client):  # type: ignore[misc]
@@ -117,3 +125,31 @@ class Connection:
                 self._receive(self, event, arguments[0] if arguments else None)
 
         return listen
+
+
+_ERRORS: dict[str, type[SocketIOPGError]] = {
+    error.code: error
+    for error in (
+        InvalidRequestError, InvalidChannelError, PayloadTooLargeError, DatabaseUnavailableError,
+        UnauthorizedError, AuthenticationUnavailableError, ForbiddenError,
+    )
+}  # fmt: skip
+#: Worth another try, later. So is "internal" for what has worked before.
+TRANSIENT = frozenset({"database_unavailable", "rate_limited", "no_answer"})
+
+
+def answer_error(answer: Any, channel: str | None = None) -> tuple[str, SocketIOPGError] | None:
+    """The error that ``answer`` is, with its wire code; None when it is none."""
+    if isinstance(answer, dict) and answer.get("ok") is True:
+        return None
+    error = answer.get("error") if isinstance(answer, dict) else None
+    error = error if isinstance(error, dict) else {}
+    code, message = str(error.get("code", "internal")), str(error.get("message", "the server did not say why"))
+    return code, as_error(code, message, channel)
+
+
+def as_error(code: str, message: str, channel: str | None = None) -> SocketIOPGError:
+    kind = _ERRORS.get(code)
+    if kind is not None:
+        return kind(message, channel=channel)
+    return SocketIOPGError(message if code == "internal" else f"{code}: {message}", channel=channel)

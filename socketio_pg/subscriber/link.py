@@ -9,15 +9,14 @@ from typing import Any
 from socketio_pg.core.backoff import spread
 from socketio_pg.core.errors import AuthenticationUnavailableError, UnauthorizedError
 from socketio_pg.subscriber.channel import Channel
-from socketio_pg.subscriber.connection import Connection
+from socketio_pg.subscriber.connection import Connection, answer_error
 from socketio_pg.subscriber.deliveries import Deliveries
-from socketio_pg.subscriber.errors import error_of
 from socketio_pg.subscriber.login import Login
 
 logger = logging.getLogger("socketio_pg.subscriber")
 
 #: Tokens refused in a row before that is believed: one can expire on its way, or be newer than the server's clock.
-_MOST_REFUSALS = 3
+_MAX_REFUSALS = 3
 
 
 class Link:
@@ -168,7 +167,7 @@ class Link:
                 logger.info("%s; retrying", error)
             except UnauthorizedError as error:
                 refusals += 1
-                if refusals >= _MOST_REFUSALS:
+                if refusals >= _MAX_REFUSALS:
                     self._give_up(error)
                     return
                 logger.warning("the server refused the token: %s; retrying", error)
@@ -197,7 +196,7 @@ class Link:
                 logger.warning("there is no new token; retrying")
 
         def answered(answer: Any) -> None:
-            error = error_of(answer)
+            error = answer_error(answer)
             if error is None:
                 login.renewed(token)
                 self.changed.notify_all()

@@ -10,7 +10,7 @@ from typing import Any
 
 from socketio_pg.core.errors import SocketIOPGError
 from socketio_pg.core.messages import encode_payload
-from socketio_pg.subscriber.errors import error_of
+from socketio_pg.subscriber.connection import answer_error
 from socketio_pg.subscriber.link import Link
 from socketio_pg.subscriber.login import Login
 from socketio_pg.subscriber.subscription import Gap, Member, Message, Position, Subscription
@@ -168,7 +168,7 @@ class Subscriber:
             lost = link.connection is not connection
             what = "the connection was lost" if lost else "the server did not answer"
             raise (ConnectionError if lost else TimeoutError)(f"{what}: the message may have been sent or not")
-        error = error_of(answers[0], channel)
+        error = answer_error(answers[0], channel)
         if error is not None:
             raise error[1]
 

@@ -19,7 +19,6 @@ from socketio_pg.access.access import Access
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green, metrics
 from socketio_pg.core.channels import LOG_CHANNEL, validate_channel
-from socketio_pg.core.complaints import Complaints
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import (
     ForbiddenError,
@@ -28,14 +27,19 @@ from socketio_pg.core.errors import (
     SocketIOPGError,
     UnauthorizedError,
 )
-from socketio_pg.core.messages import WireJSON
-from socketio_pg.core.publications import Publication, error_of, requested_publication, requested_publications
+from socketio_pg.core.logs import Complaints
+from socketio_pg.core.messages import (
+    Publication,
+    WireJSON,
+    naming_message,
+    requested_publication,
+    requested_publications,
+)
 from socketio_pg.engine import handover
 from socketio_pg.engine.polling import BodyError, body_length, read_body
 from socketio_pg.gateway.admission import Door
 from socketio_pg.gateway.limits import RequestLimits
-from socketio_pg.log.replay import Since, requested_start
-from socketio_pg.log.replay_page import MOST_MESSAGES, USUAL_MESSAGES, read_replay_page
+from socketio_pg.log.replay import DEFAULT_MESSAGES, MAX_MESSAGES, LogPosition, read_replay_page, requested_start
 from socketio_pg.protocol.answers import showable
 from socketio_pg.protocol.packets import read_json
 from socketio_pg.pubsub.pubsub import PubSub
@@ -165,7 +169,7 @@ class Api:
         for index, publication in enumerate(publications):
             error = answers[publication.channel]
             if error is not None:
-                with error_of(index):
+                with naming_message(index):
                     raise error
 
 
@@ -178,16 +182,16 @@ def _as_sent(channel: str) -> str:
     return channel
 
 
-def _requested_page() -> tuple[Since | int | None, int]:
+def _requested_page() -> tuple[LogPosition | int | None, int]:
     """Where the query wants to begin, and how many messages it wants. Raises :class:`InvalidRequestError`."""
     since, history, limit = _number("since"), _number("history"), _number("limit")
     epoch = request.args.get("epoch")
     if (since is None) is not (epoch is None):
         raise InvalidRequestError("since and epoch go together")
-    if limit is not None and not 1 <= limit <= MOST_MESSAGES:
-        raise InvalidRequestError(f"limit must be a whole number from 1 to {MOST_MESSAGES}")
+    if limit is not None and not 1 <= limit <= MAX_MESSAGES:
+        raise InvalidRequestError(f"limit must be a whole number from 1 to {MAX_MESSAGES}")
     wanted = {"since": None if since is None else {"epoch": epoch, "position": since}, "history": history}
-    return requested_start(wanted), limit or USUAL_MESSAGES
+    return requested_start(wanted), limit or DEFAULT_MESSAGES
 
 
 def _number(name: str) -> int | None:

@@ -4,10 +4,8 @@ from typing import Any
 
 from socketio_pg.core.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX
 from socketio_pg.core.config import Settings
-from socketio_pg.core.messages import MAX_NOTIFY_BYTES
-from socketio_pg.core.publications import MOST_TOGETHER
-from socketio_pg.log.replay import MOST_HISTORY
-from socketio_pg.log.replay_page import MOST_MESSAGES, USUAL_MESSAGES
+from socketio_pg.core.messages import MAX_NOTIFY_BYTES, MAX_TOGETHER
+from socketio_pg.log.replay import DEFAULT_MESSAGES, MAX_HISTORY, MAX_MESSAGES
 from socketio_pg.version import __version__
 from socketio_pg.web.api_errors import BODY_STATUSES, STATUSES
 
@@ -81,12 +79,12 @@ def _messages() -> Json:
             query("epoch", {"type": "string"}, "The epoch of since."),
             query(
                 "history",
-                {"type": "integer", "minimum": 0, "maximum": MOST_HISTORY},
+                {"type": "integer", "minimum": 0, "maximum": MAX_HISTORY},
                 "Begin with the newest messages, so many at most.",
             ),
             query(
                 "limit",
-                {"type": "integer", "minimum": 1, "maximum": MOST_MESSAGES, "default": USUAL_MESSAGES},
+                {"type": "integer", "minimum": 1, "maximum": MAX_MESSAGES, "default": DEFAULT_MESSAGES},
                 "Most messages of this answer.",
             ),
         ],
@@ -128,7 +126,7 @@ def _schemas(settings: Settings) -> Json:
                 "messages": {
                     "type": "array",
                     "minItems": 1,
-                    "maxItems": MOST_TOGETHER,
+                    "maxItems": MAX_TOGETHER,
                     # Inside of the list, what `messages` is to a message nobody asks.
                     "items": {
                         "type": "object",
@@ -142,7 +140,7 @@ def _schemas(settings: Settings) -> Json:
             },
         },
         "Published": _object({"channel": channel}),
-        "PublishedTogether": _object({"published": {"type": "integer", "minimum": 1, "maximum": MOST_TOGETHER}}),
+        "PublishedTogether": _object({"published": {"type": "integer", "minimum": 1, "maximum": MAX_TOGETHER}}),
         "Message": _object(
             {
                 "channel": channel,
@@ -154,7 +152,7 @@ def _schemas(settings: Settings) -> Json:
         "Messages": _object(
             {
                 "channel": channel,
-                "messages": {"type": "array", "items": _ref("Message"), "maxItems": MOST_MESSAGES},
+                "messages": {"type": "array", "items": _ref("Message"), "maxItems": MAX_MESSAGES},
                 "more": {"type": "boolean", "description": "There is more: ask again at once."},
             },
             {

@@ -9,8 +9,7 @@ import psycopg2
 import pytest
 
 from socketio_pg.doctor import checks_database
-from socketio_pg.postgres.database import Database
-from socketio_pg.postgres.queries import session
+from socketio_pg.postgres.database import Database, session
 from tests.faults.test_pooler import pooler_url as pooler_url
 from tests.support.cli import doctor, run
 from tests.support.postgres import Cluster, cluster, in_thread

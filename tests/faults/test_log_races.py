@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from socketio_pg.core import green
-from socketio_pg.core.messages import Message
+from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
 from socketio_pg.log.positions import Head
@@ -41,7 +41,7 @@ def test_a_message_heard_while_the_head_is_read_does_not_look_like_another_log()
     delivered: list[int | None] = []
     gaps: list[str] = []
 
-    def deliver(messages: Sequence[Message]) -> None:
+    def deliver(messages: Sequence[EncodedMessage]) -> None:
         delivered.extend(message.position for message in messages)
 
     history = _History()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 
-from socketio_pg.core.publications import MOST_TOGETHER
+from socketio_pg.core.messages import MAX_TOGETHER
 from tests.support.clients import SocketClient
 from tests.support.http_api import HttpApi, after, payloads, refusal
 from tests.support.log import Log, wait_installed
@@ -18,7 +18,7 @@ from tests.support.server import ServerProcess
 
 NO_LIMITS = {"MAX_EVENTS_PER_SECOND": "0", "MAX_EVENT_BYTES_PER_SECOND": "0"}
 #: What the body of a request may have beside the largest payload.
-MOST_BYTES = 1_000_000 + 65_536
+MAX_BYTES = 1_000_000 + 65_536
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +58,10 @@ def test_the_tier_is_chosen_as_for_sockets(api: HttpApi, log: Log, subscriber: S
 
 
 def test_many_together(api: HttpApi, subscriber: SocketClient, channel: str) -> None:
-    messages = [{"channel": channel, "payload": number, "durable": True} for number in range(MOST_TOGETHER)]
+    messages = [{"channel": channel, "payload": number, "durable": True} for number in range(MAX_TOGETHER)]
     answer = api.publish_together(*messages)
-    assert (answer.status_code, answer.json()) == (200, {"published": MOST_TOGETHER})
-    assert [subscriber.next("event")["payload"] for _ in messages] == list(range(MOST_TOGETHER))
+    assert (answer.status_code, answer.json()) == (200, {"published": MAX_TOGETHER})
+    assert [subscriber.next("event")["payload"] for _ in messages] == list(range(MAX_TOGETHER))
     # Without the log too, and mixed.
     mixed = [{"channel": channel, "payload": n, "durable": n % 2 == 0} for n in range(10)]
     assert api.publish_together(*mixed).status_code == 200
@@ -221,7 +221,7 @@ def test_a_charset_does_no_harm(api: HttpApi) -> None:
 
 def test_a_large_body_is_refused_before_it_is_read(log: Log, api: HttpApi) -> None:
     with Connection(log.server) as connection:
-        headers = {"Content-Type": "application/json", "Content-Length": str(MOST_BYTES + 1)}
+        headers = {"Content-Type": "application/json", "Content-Length": str(MAX_BYTES + 1)}
         connection.request("POST", "/api/publish", headers)
         reply = connection.reply()  # though nothing of the body was sent
         assert (reply.status, reply.json["error"]["code"]) == (413, "payload_too_large")

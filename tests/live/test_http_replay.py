@@ -8,7 +8,7 @@ import psycopg2
 import pytest
 import requests
 
-from socketio_pg.log.replay_page import ENOUGH_CHARACTERS, MOST_MESSAGES, USUAL_MESSAGES
+from socketio_pg.log.replay import DEFAULT_MESSAGES, MAX_MESSAGES, MAX_PAGE_CHARACTERS
 from tests.support.clients import SocketClient
 from tests.support.http_api import HttpApi, after, payloads, refusal
 from tests.support.log import Log, since, wait_installed
@@ -17,7 +17,7 @@ from tests.support.server import ServerProcess
 
 NO_LIMITS = {"MAX_EVENTS_PER_SECOND": "0", "MAX_EVENT_BYTES_PER_SECOND": "0"}
 #: What the body of a request may have beside the largest payload.
-MOST_BYTES = 1_000_000 + 65_536
+MAX_BYTES = 1_000_000 + 65_536
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_pages(api: HttpApi, log: Log, channel: str) -> None:
     log.publish(f"{channel}-other", 1, 10)
     log.settle()
     page = api.page(channel, **after(start))
-    assert [n for n, _ in payloads(page)] == list(range(1, USUAL_MESSAGES + 1))
+    assert [n for n, _ in payloads(page)] == list(range(1, DEFAULT_MESSAGES + 1))
     assert (page["more"], page["recovered"]) == (True, True)
     assert page["position"] == page["messages"][-1]["position"]
     page = api.page(channel, **after(page), limit=149)
@@ -70,7 +70,7 @@ def test_pages(api: HttpApi, log: Log, channel: str) -> None:
     assert page["more"] is False
     assert page["position"] == page["messages"][-1]["position"] + 10
     assert payloads(api.page(channel, **after(page))) == []
-    everything = api.page(channel, **after(start), limit=MOST_MESSAGES)
+    everything = api.page(channel, **after(start), limit=MAX_MESSAGES)
     assert [n for n, _ in payloads(everything)] == list(range(1, 251))
 
 
@@ -102,7 +102,7 @@ def test_a_page_is_bounded_in_bytes(api: HttpApi, log: Log, channel: str) -> Non
             break
     assert found == [1, 2, 3, 4, 5]
     assert len(sizes) == 3
-    assert max(sizes) < ENOUGH_CHARACTERS + 700_000
+    assert max(sizes) < MAX_PAGE_CHARACTERS + 700_000
 
 
 @pytest.mark.parametrize("from_memory", [True, False])

@@ -9,7 +9,7 @@ import pytest
 from socketio_pg.cluster.remote_listener import HEARD, WANTED
 from socketio_pg.core import green
 from socketio_pg.core.errors import DatabaseUnavailableError, InvalidChannelError
-from socketio_pg.postgres.waiters import ListenCancelledError
+from socketio_pg.postgres.listener import ListenCancelledError
 from tests.support.forwarding import World, listen
 from tests.support.postgres import Cluster
 

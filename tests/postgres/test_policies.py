@@ -10,8 +10,8 @@ import pytest
 from socketio_pg.access.policies import Policies
 from socketio_pg.access.questions import Question
 from socketio_pg.core import green
-from socketio_pg.core.complaints import Complaints
 from socketio_pg.core.errors import DatabaseUnavailableError
+from socketio_pg.core.logs import Complaints
 from socketio_pg.postgres import schema
 from socketio_pg.postgres.database import Database
 from tests.support.policies import PolicyDatabase, locked, nothing_is_left, question

@@ -23,7 +23,7 @@ def pubsub(postgres: Cluster) -> Iterator[PubSub]:
 
 def listening(pubsub: PubSub) -> list[str]:
     """What the LISTEN connection listens to, asked by the listener's own thread of PostgreSQL itself."""
-    return sorted(pubsub.listener._listening - {LOG_CHANNEL})
+    return sorted(own_listener(pubsub)._listening - {LOG_CHANNEL})
 
 
 def statements(postgres: Cluster, pattern: str) -> int:

@@ -127,7 +127,7 @@ def test_leaving_before_the_request_is_handled(server: SocketServer, channel: st
     assert server.pubsub.hub.channels() == set()
     green.sleep(0.1)  # now it runs, too late
     wait_until_clean(server)
-    assert server.pubsub.listener._wanted == {LOG_CHANNEL}, "nothing is listened to for a client that has left"
+    assert own_listener(server.pubsub)._wanted == {LOG_CHANNEL}, "nothing is listened to for a client that has left"
 
 
 def test_leaving_in_the_middle_of_a_subscribe(server: SocketServer, channel: str) -> None:
@@ -199,4 +199,4 @@ def test_a_listen_that_fails_leaves_nothing_behind(server: SocketServer, channel
     }
     client.disconnect()
     assert server.pubsub.hub.channels() == set()
-    assert server.pubsub.listener._wanted == set()
+    assert own_listener(server.pubsub)._wanted == set()

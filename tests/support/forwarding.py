@@ -7,7 +7,7 @@ from socketio_pg.cluster.forwarder import Forwarder
 from socketio_pg.cluster.remote_listener import HEARD, WANTED, RemoteListener
 from socketio_pg.core import green
 from socketio_pg.postgres.database import Database
-from socketio_pg.postgres.listener import Gap
+from socketio_pg.postgres.listener import NotifyGap
 from tests.support.postgres import Cluster
 
 
@@ -58,7 +58,7 @@ class Node:
         wire.receivers.append((HEARD, self.listener.receive))
         self.listener.start()
 
-    def _gap(self, gap: Gap) -> None:
+    def _gap(self, gap: NotifyGap) -> None:
         self.told.append((gap.channel, "gap"))
 
     def wait(self, *told: tuple[str, str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import psycopg2
 from click.testing import CliRunner
 
-from socketio_pg.cli.main import main as cli
+from socketio_pg.cli import main as cli
 from socketio_pg.log.relay import MOVE, MOVE_BATCH
 from tests.support.postgres import Cluster, in_thread
 

@@ -13,7 +13,7 @@ from socketio_pg.core import errors
 from socketio_pg.core.channels import MAX_CHANNEL_BYTES
 from socketio_pg.core.config import Settings
 from socketio_pg.core.messages import MAX_NOTIFY_BYTES
-from socketio_pg.log.replay import MOST_HISTORY
+from socketio_pg.log.replay import MAX_HISTORY
 from socketio_pg.pubsub import filters
 from socketio_pg.version import __version__
 from socketio_pg.web.openapi import MAX_POSITION, REASONS, openapi
@@ -64,19 +64,19 @@ def test_limits() -> None:
     assert schema("Channel") == channel
     assert schema("Channel")["maxLength"] == MAX_CHANNEL_BYTES
     assert schema("Position")["maximum"] == MAX_POSITION
-    assert schema("Subscribe")["properties"]["history"]["maximum"] == MOST_HISTORY
+    assert schema("Subscribe")["properties"]["history"]["maximum"] == MAX_HISTORY
     assert f"{MAX_NOTIFY_BYTES} bytes" in schema("Publish")["properties"]["payload"]["description"]
     assert document()["info"]["version"] == __version__
 
 
 def test_filters() -> None:
     described = schema("Filter")
-    assert described["maxProperties"] == filters.MOST_CONDITIONS
-    assert f"{filters.MOST_CHARACTERS} characters" in described["description"]
+    assert described["maxProperties"] == filters.MAX_CONDITIONS
+    assert f"{filters.MAX_CHARACTERS} characters" in described["description"]
     _, values, operators = described["additionalProperties"]["oneOf"]
     assert sorted(operators["properties"]) == sorted(filters._OPERATORS)
-    assert values["maxItems"] == operators["properties"]["in"]["maxItems"] == filters.MOST_VALUES
-    assert operators["properties"]["like"]["maxLength"] == filters.MOST_PATTERN
+    assert values["maxItems"] == operators["properties"]["in"]["maxItems"] == filters.MAX_VALUES
+    assert operators["properties"]["like"]["maxLength"] == filters.MAX_PATTERN
 
 
 @pytest.mark.parametrize(

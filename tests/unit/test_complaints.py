@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from socketio_pg.core.complaints import Complaints, SeldomFilter
+from socketio_pg.core.logs import Complaints, SeldomFilter
 
 logger = logging.getLogger("socketio_pg.test_complaints")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError
 from socketio_pg.core.messages import (
     MAX_NOTIFY_BYTES,
-    Message,
+    EncodedMessage,
     WireJSON,
     check_size,
     decode_notification,
@@ -165,7 +165,7 @@ def test_any_json_value_comes_back_as_it_was(value: object) -> None:
     # Written out again, because 1 == True == 1.0 and the order of keys counts too.
     assert strict_loads(text) == value
     assert json.dumps(json.loads(text)) == json.dumps(value)
-    assert decode_notification("foo", text) == Message("foo", text)
+    assert decode_notification("foo", text) == EncodedMessage("foo", text)
 
 
 # -- decode_notification -----------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ OTHER_TEXTS = [
 @pytest.mark.parametrize("text", JSON_TEXTS)
 def test_json_from_postgres_is_the_payload_letter_by_letter(text: str) -> None:
     message = decode_notification("foo", text)
-    assert message == Message("foo", text)
+    assert message == EncodedMessage("foo", text)
     assert message.payload() == json.loads(text)
 
 
@@ -262,7 +262,7 @@ def test_the_payload_of_every_message_can_be_read_however_deep(levels: int) -> N
 
 
 def test_each_payload_is_a_new_value() -> None:
-    message = Message("foo", '{"a":[1]}')
+    message = EncodedMessage("foo", '{"a":[1]}')
     message.payload()["a"].append(2)
     assert message.payload() == {"a": [1]}
 
@@ -272,13 +272,13 @@ def test_each_payload_is_a_new_value() -> None:
 
 @pytest.mark.parametrize("text", [*JSON_TEXTS, *(dumps_strict(text) for text in OTHER_TEXTS)])
 def test_the_payload_text_stands_in_the_frame_unchanged(text: str) -> None:
-    frame = WireJSON.dumps(["event", Message("foo", text).to_wire()], separators=(",", ":"))
+    frame = WireJSON.dumps(["event", EncodedMessage("foo", text).to_wire()], separators=(",", ":"))
     assert frame == f'["event",{{"channel":"foo","payload":{text}}}]'
 
 
 @pytest.mark.parametrize("channel", ["foo", 'say "hi"', "back\\slash", "канал", "😀", "a\u202eb"])
 def test_the_channel_stands_in_the_frame_as_json(channel: str) -> None:
-    frame = WireJSON.dumps(["event", Message(channel, "1").to_wire()])
+    frame = WireJSON.dumps(["event", EncodedMessage(channel, "1").to_wire()])
     assert strict_loads(frame) == ["event", {"channel": channel, "payload": 1}]
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from socketio_pg.core import metrics
-from socketio_pg.gateway.gauges import GAUGES, Gauges
-from socketio_pg.gateway.probe import Probe, Reading
+from socketio_pg.gateway.gauges import GAUGES, Gauges, Probe, Reading
 from socketio_pg.websocket import SocketServer
 from tests.support.metrics import described, series
 from tests.support.missing import missing

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.core.messages import Message, from_log
+from socketio_pg.core.messages import EncodedMessage, from_log
 from socketio_pg.log.positions import Batch, Progress, decode_batch, trim_upto
 
 TIME = "2026-11-24T00:00:00.000000Z"
 
 
-def messages(first: int, last: int) -> list[Message]:
+def messages(first: int, last: int) -> list[EncodedMessage]:
     return [from_log(position, "foo", TIME, str(position)) for position in range(first, last + 1)]
 
 
@@ -20,7 +20,7 @@ def messages(first: int, last: int) -> list[Message]:
 def test_messages_inline() -> None:
     text = f'e 7 8\nfoo\t{TIME}\t{{"a": "\\t 1.10"}}\n b\u00e4r\t{TIME}\tnull'
     assert decode_batch(text) == Batch(
-        "e", 7, 8, [Message("foo", '{"a": "\\t 1.10"}', 7, TIME), Message(" b\u00e4r", "null", 8, TIME)]
+        "e", 7, 8, [EncodedMessage("foo", '{"a": "\\t 1.10"}', 7, TIME), EncodedMessage(" b\u00e4r", "null", 8, TIME)]
     )
 
 
@@ -54,7 +54,7 @@ def test_everything_is_delivered_once_and_in_order(last: int, data: st.DataObjec
     """Batches come whole, as ranges, twice, late or never; holes are read from the log, whose pages may overlap."""
     progress, delivered = Progress("e", 0), list[int]()
 
-    def deliver(found: list[Message]) -> None:
+    def deliver(found: list[EncodedMessage]) -> None:
         for message in progress.due(found):
             assert message.position is not None
             delivered.append(message.position)

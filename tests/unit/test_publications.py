@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, RateLimitedError, SocketIOPGError
-from socketio_pg.core.publications import (
-    MOST_TOGETHER,
+from socketio_pg.core.messages import (
+    MAX_TOGETHER,
     Publication,
-    error_of,
+    naming_message,
     requested_publication,
     requested_publications,
 )
@@ -40,13 +40,13 @@ def test_refused(request_: dict[str, Any], error: type[SocketIOPGError]) -> None
 
 
 def test_many() -> None:
-    found = requested_publications([{"channel": "a", "payload": n} for n in range(MOST_TOGETHER)])
-    assert found == [Publication("a", n) for n in range(MOST_TOGETHER)]
+    found = requested_publications([{"channel": "a", "payload": n} for n in range(MAX_TOGETHER)])
+    assert found == [Publication("a", n) for n in range(MAX_TOGETHER)]
 
 
-@pytest.mark.parametrize("messages", [None, {}, "text", [], [{"channel": "a", "payload": 1}] * (MOST_TOGETHER + 1)])
+@pytest.mark.parametrize("messages", [None, {}, "text", [], [{"channel": "a", "payload": 1}] * (MAX_TOGETHER + 1)])
 def test_what_is_no_list_of_them(messages: Any) -> None:
-    with pytest.raises(InvalidRequestError, match=f"1 to {MOST_TOGETHER}"):
+    with pytest.raises(InvalidRequestError, match=f"1 to {MAX_TOGETHER}"):
         requested_publications(messages)
     with pytest.raises(InvalidRequestError) as raised:
         requested_publications([messages])
@@ -57,7 +57,7 @@ def test_an_error_that_others_get_too_stays_as_it_is() -> None:
     shared = RateLimitedError("too much", channel="a")
     shared.retry_after = 7.0
     for index in range(3):
-        with pytest.raises(RateLimitedError) as raised, error_of(index):
+        with pytest.raises(RateLimitedError) as raised, naming_message(index):
             raise shared
         assert (raised.value.message, raised.value.channel) == (f"messages[{index}]: too much", "a")
         assert raised.value.retry_after == 7.0

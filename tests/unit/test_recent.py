@@ -3,18 +3,18 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.core.messages import Message, from_log
+from socketio_pg.core.messages import EncodedMessage, from_log
 from socketio_pg.log.recent import Page, Recent
 
 CHANNELS = ["a", "b", "c"]
 LOG = st.lists(st.tuples(st.sampled_from(CHANNELS), st.integers(0, 400)), max_size=60)
 
 
-def log_of(rows: list[tuple[str, int]]) -> list[Message]:
+def log_of(rows: list[tuple[str, int]]) -> list[EncodedMessage]:
     return [from_log(position, channel, "2026", f'"{"x" * size}"') for position, (channel, size) in enumerate(rows, 1)]
 
 
-def between(log: list[Message], channel: str, after: int, upto: int) -> list[Message]:
+def between(log: list[EncodedMessage], channel: str, after: int, upto: int) -> list[EncodedMessage]:
     return [message for message in log[after:upto] if message.channel == channel]
 
 

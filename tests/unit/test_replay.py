@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socketio_pg.core.errors import DatabaseUnavailableError, InvalidRequestError
-from socketio_pg.core.messages import Message, from_log
+from socketio_pg.core.messages import EncodedMessage, from_log
 from socketio_pg.log.history import Read
 from socketio_pg.log.recent import Page, Recent
-from socketio_pg.log.replay import Replay, Since, requested_start
+from socketio_pg.log.replay import LogPosition, Replay, requested_start
 from socketio_pg.pubsub.hub import Hub
 
 
@@ -73,7 +73,7 @@ class Node:
         self.recent.keep(channel, page)
         return Read(page, self.trimmed)
 
-    def send(self, messages: Sequence[Message]) -> None:
+    def send(self, messages: Sequence[EncodedMessage]) -> None:
         self.received += [message.position for message in messages if message.position is not None]
 
     def wait_sent(self) -> bool:
@@ -122,8 +122,8 @@ def test_each_message_comes_once_and_in_order(channels: list[str], data: st.Data
         ({"since": None, "history": None}, None),
         ({"history": 0}, 0),
         ({"history": 1000}, 1000),
-        ({"since": {"epoch": "e", "position": 0}}, Since("e", 0)),
-        ({"since": {"epoch": "e", "position": 2**63 - 1, "more": 1}}, Since("e", 2**63 - 1)),
+        ({"since": {"epoch": "e", "position": 0}}, LogPosition("e", 0)),
+        ({"since": {"epoch": "e", "position": 2**63 - 1, "more": 1}}, LogPosition("e", 2**63 - 1)),
     ],
 )
 def test_where_to_begin(request_: dict[str, Any], start: object) -> None:

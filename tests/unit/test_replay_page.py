@@ -10,11 +10,10 @@ from socketio_pg.core.messages import from_log
 from socketio_pg.log.history import Read
 from socketio_pg.log.positions import Head
 from socketio_pg.log.recent import Page
-from socketio_pg.log.replay import Since
-from socketio_pg.log.replay_page import ENOUGH_CHARACTERS, ReplayPage, read_replay_page
+from socketio_pg.log.replay import MAX_PAGE_CHARACTERS, LogPosition, ReplayPage, read_replay_page
 
 #: A payload of which two are enough for an answer.
-LARGE = '"' + "x" * (ENOUGH_CHARACTERS // 2) + '"'
+LARGE = '"' + "x" * (MAX_PAGE_CHARACTERS // 2) + '"'
 
 
 @dataclasses.dataclass
@@ -56,10 +55,10 @@ class Node:
         return Read(Page(after, end, [from_log(n, channel, "2026", self.log[n - 1][1]) for n in ours]), self.trimmed)
 
 
-def read(node: Any, start: Since | int | None, limit: int) -> ReplayPage:
+def read(node: Any, start: LogPosition | int | None, limit: int) -> ReplayPage:
     page = read_replay_page(node, node, "a", start, limit)
     assert len(page.messages) <= limit
-    assert sum(len(message.payload_json) for message in page.messages[:-1]) < ENOUGH_CHARACTERS
+    assert sum(len(message.payload_json) for message in page.messages[:-1]) < MAX_PAGE_CHARACTERS
     return page
 
 
@@ -75,7 +74,7 @@ def test_pages_from_a_position(log: list[tuple[bool, str]], limit: int, data: st
     node = Node(log, data)
     at, found, missed = 0, [], set[int]()
     while at < len(log):
-        page = read(node, Since("e", at), limit)
+        page = read(node, LogPosition("e", at), limit)
         if page.recovery["recovered"]:
             found += positions(page)
             # There is more as long as it says so; and what it has is all up to where it ends.
@@ -117,4 +116,4 @@ def test_without_a_log() -> None:
     nothing = {"channel": "a", "messages": [], "more": False}
     assert read(node, 5, 10).to_wire("a") == nothing
     told = nothing | {"recovered": False, "reason": "not_installed"}
-    assert read(node, Since("e", 1), 10).to_wire("a") == told
+    assert read(node, LogPosition("e", 1), 10).to_wire("a") == told
