@@ -98,7 +98,7 @@ class SocketServer:
         server = self.socketio.server
         server.on_opened = self._door.opened
         server.on_closed = self._door.closed
-        delivery = Delivery(server, self.pubsub, self.settings.send_buffer_bytes)
+        delivery = Delivery(manager, self.pubsub, self.settings.send_buffer_bytes)
         self.access = Access(
             self.settings,
             self.app,

@@ -11,7 +11,7 @@ from socketio_pg.core.errors import SocketIOPGError, UnauthorizedError
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.log.replay import Replay
 from socketio_pg.postgres.listener import NotifyGap
-from socketio_pg.protocol.server import Server
+from socketio_pg.protocol.fanout import Manager
 from socketio_pg.pubsub.filters import Filter
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.pubsub import PubSub
@@ -19,13 +19,13 @@ from socketio_pg.version import __version__
 
 
 class Delivery:
-    """Brings what ``pubsub`` receives to the rooms of ``server``.
+    """Delivers what ``pubsub`` receives to the rooms of ``manager``.
 
     ``send_buffer_bytes`` may wait for one client.
     """
 
-    def __init__(self, server: Server, pubsub: PubSub, send_buffer_bytes: int) -> None:
-        self._server = server
+    def __init__(self, manager: Manager, pubsub: PubSub, send_buffer_bytes: int) -> None:
+        self._manager = manager
         self._pubsub = pubsub
         self._send_buffer_bytes = send_buffer_bytes
         pubsub.on_messages.append(self._emit_messages)
@@ -39,12 +39,12 @@ class Delivery:
     def enter(self, sid: str, channel: str, filter: Filter | None) -> bool:
         """Let a subscription in, with its filter from now on. Whether it was in already, with any filter."""
         before, now = self.room_of(sid, channel), _room(channel, filter)
-        live = before in self._server.rooms(sid)
+        live = before in self._manager.get_rooms(sid, "/")
         self._pubsub.hub.set_filter(sid, channel, filter)
         if not live:
-            self._server.enter_room(sid, now)
+            self._manager.enter_room(sid, "/", now)
         elif before != now:
-            self._server.manager.move(sid, before, now)
+            self._manager.move(sid, before, now)
         return live
 
     def hold(self, sid: str, channel: str, after: int, cause: str) -> Callable[[], None]:
@@ -54,7 +54,7 @@ class Delivery:
         """
         replay = Replay(self._pubsub.follower, self._pubsub.history, channel, after)
         self._pubsub.hub.hold(sid, channel, replay)
-        self._server.manager.pass_by(sid, self.room_of(sid, channel))
+        self._manager.pass_by(sid, self.room_of(sid, channel))
         metrics.replays.labels(cause).inc()
         return functools.partial(self._replay, sid, replay)
 
@@ -62,23 +62,25 @@ class Delivery:
         """End a subscription: nothing more of ``channel`` goes to ``sid``."""
         room = self.room_of(sid, channel)
         self._pubsub.leave(sid, channel)
-        self._server.leave_room(sid, room)
+        self._manager.leave_room(sid, "/", room)
 
     def revoke(self, sid: str, channel: str) -> None:
         """End a subscription that is not allowed any more."""
         self.leave(sid, channel)
-        self._server.emit("unsubscribed", {"channel": channel, "reason": "forbidden"}, to=sid, ignore_queue=True)
+        body = {"channel": channel, "reason": "forbidden"}
+        self._manager.emit("unsubscribed", body, "/", to=sid, ignore_queue=True)
 
     def emit_hello(self, sid: str, claims: Claims | None) -> None:
         """The first event of a client that was let in."""
         who = ANONYMOUS if claims is None else claims.to_wire()
-        self._server.emit("server_hello", {"sid": sid, "version": __version__} | who, to=sid, ignore_queue=True)
+        body = {"sid": sid, "version": __version__} | who
+        self._manager.emit("server_hello", body, "/", to=sid, ignore_queue=True)
 
     def emit_expiring(self, session: Session) -> None:
         """The client's token ends soon."""
         assert session.claims is not None
         body = {"expires_at": session.claims.to_wire()["expires_at"]}
-        self._server.emit("token_expiring", body, to=session.sid, namespace=session.namespace, ignore_queue=True)
+        self._manager.emit("token_expiring", body, session.namespace, to=session.sid, ignore_queue=True)
 
     def expire(self, session: Session) -> None:
         """The client's token has ended: disconnect it. Waits for the application's disconnect handlers."""
@@ -86,11 +88,10 @@ class Delivery:
 
     def cut_off(self, sid: str, error: SocketIOPGError, reason: str, namespace: str = "/") -> None:
         """Tell a client why, and disconnect it. Waits for the application's disconnect handlers."""
-        eio_sid = self._server.manager.eio_sid_from_sid(sid, namespace)
-        socket = self._server.eio.sockets.get(eio_sid)
+        socket = self._manager.socket_of(sid, namespace)
         if socket is not None and not socket.closed and not socket.closing:
             metrics.cut_off.labels(reason).inc()
-            self._server.emit("error", error.to_wire(), to=sid, namespace=namespace, ignore_queue=True)
+            self._manager.emit("error", error.to_wire(), namespace, to=sid, ignore_queue=True)
             # At the level of Engine.IO: a client that can get itself another token comes back with it.
             socket.close(False, True)
 
@@ -98,7 +99,7 @@ class Delivery:
         """Run ``replay``, for which the subscription of ``sid`` is held. Waits until it is at an end."""
         hub, channel = self._pubsub.hub, replay.channel
         replay.run(
-            _Client(self._server, self._pubsub.hub, sid, channel),
+            _Client(self._manager, self._pubsub.hub, sid, channel),
             lambda: hub.held_by(sid, channel) is replay,
             lambda: hub.release(sid, channel),
         )
@@ -115,7 +116,7 @@ class Delivery:
             held = {room: held_of[channel] for room, channel in channel_of.items() if held_of[channel]}
         events = zip(rooms, (message.to_wire() for message in messages), strict=True)
         # A channel's subscription is in one of its rooms only.
-        self._server.manager.emit_in_order("event", events, skipped=held, apart=len(channels) == 1)
+        self._manager.emit_in_order("event", events, skipped=held, apart=len(channels) == 1)
 
     def _rooms(self, message: EncodedMessage) -> Sequence[str]:
         """The rooms of those who get ``message``."""
@@ -134,20 +135,20 @@ class Delivery:
         """
         hub = self._pubsub.hub
         for room, channel in channel_of.items():
-            for sid in self._server.manager.lagging(room, self._send_buffer_bytes // 4):
+            for sid in self._manager.lagging(room, self._send_buffer_bytes // 4):
                 if hub.is_subscribed(sid, channel) and not hub.held_by(sid, channel):
                     green.run_soon(self.hold(sid, channel, after, "lagging"))
 
     def _emit_gap(self, gap: NotifyGap) -> None:
         metrics.gaps.labels(gap.reason).inc()
-        self._server.emit("gap", gap.to_wire(), to=self._all_rooms(gap.channel), ignore_queue=True)
+        self._manager.emit("gap", gap.to_wire(), "/", to=self._all_rooms(gap.channel), ignore_queue=True)
 
     def _emit_log_gap(self, reason: str) -> None:
         metrics.gaps.labels(reason).inc()
         follower = self._pubsub.follower
         for channel in self._pubsub.hub.channels():
             body = {"channel": channel, "reason": reason, "epoch": follower.epoch, "position": follower.position}
-            self._server.emit("gap", body, to=self._all_rooms(channel), ignore_queue=True)
+            self._manager.emit("gap", body, "/", to=self._all_rooms(channel), ignore_queue=True)
 
 
 def _room(channel: str, filter: Filter | None) -> str:
@@ -159,7 +160,7 @@ def _room(channel: str, filter: Filter | None) -> str:
 class _Client:
     """The receiver of a replay: one client's subscription."""
 
-    server: Server
+    manager: Manager
     hub: Hub
     sid: str
     channel: str
@@ -171,15 +172,13 @@ class _Client:
             messages = [message for message in messages if filter.matches(message.payload_json)]
         metrics.replayed_messages.inc(len(messages))
         to = (self.sid,)
-        self.server.manager.emit_in_order(
-            "event", ((to, message.to_wire() | {"replayed": True}) for message in messages)
-        )
+        self.manager.emit_in_order("event", ((to, message.to_wire() | {"replayed": True}) for message in messages))
 
     def wait_sent(self) -> bool:
-        socket = self.server.eio.sockets.get(self.server.manager.eio_sid_from_sid(self.sid, "/"))
+        socket = self.manager.socket_of(self.sid)
         return socket is not None and bool(socket.wait_sent())
 
     def gap(self, reason: str, epoch: str, position: int) -> None:
         metrics.unrecovered.labels(reason).inc()
         body = {"channel": self.channel, "reason": reason, "epoch": epoch, "position": position}
-        self.server.emit("gap", body, to=self.sid, ignore_queue=True)
+        self.manager.emit("gap", body, "/", to=self.sid, ignore_queue=True)

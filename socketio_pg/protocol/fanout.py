@@ -6,7 +6,7 @@ go python-socketio's own way.
 
 import contextlib
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +16,20 @@ from engineio import packet as eio_packet
 from socketio_pg.core import green
 from socketio_pg.core.metrics import fan_out
 from socketio_pg.engine import frames
+from socketio_pg.engine.socket import Socket
+from socketio_pg.engine.transport import WebSocketTransport
 
 
 class Line:
-    """The members of a room: ids and ``WebSocketTransport.send`` of those with a WebSocket of ours,
-    and the others' two ids.
-    """
+    """The members of a room: sid and transport of those with a WebSocket, both ids of those that poll."""
 
-    __slots__ = ("others", "sends", "sids")
+    __slots__ = ("others", "sends", "sids", "transports")
 
     def __init__(self) -> None:
         self.sids: list[str] = []
-        self.sends: list[Any] = []
+        self.transports: list[WebSocketTransport] = []
+        #: The ``send`` of each transport, bound once and not for each message.
+        self.sends: list[Callable[[bytes], None]] = []
         self.others: list[tuple[str, str]] = []
 
 
@@ -170,7 +172,12 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         if room not in self.rooms.get(namespace, {}):
             return []
         line = self._line(namespace, room)
-        return [sid for sid, send in zip(line.sids, line.sends, strict=True) if send.__self__.buffered > buffered]
+        return [sid for sid, one in zip(line.sids, line.transports, strict=True) if one.buffered > buffered]
+
+    def socket_of(self, sid: str, namespace: str = "/") -> Socket | None:
+        """Return the Engine.IO socket of the client ``sid``; None when it has left."""
+        socket: Socket | None = self.server.eio.sockets.get(self.eio_sid_from_sid(sid, namespace))
+        return socket
 
     def pass_by(self, sid: str, room: str, namespace: str = "/") -> None:
         """Send ``sid`` nothing more of those broadcasts under way to ``room`` that members are passed by in."""
@@ -283,6 +290,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                 socket = sockets.get(eio_sid)
                 if socket is not None and socket.connection is not None:
                     line.sids.append(sid)
+                    line.transports.append(socket.connection)
                     line.sends.append(socket.connection.send)
                 else:
                     line.others.append((sid, eio_sid))
