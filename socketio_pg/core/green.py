@@ -1,6 +1,7 @@
-"""Green threads: spawn, sleep, queue, event, wait for a descriptor. What knows eventlet is here.
+"""Green threads on eventlet: spawn, sleep, queue, event, wait for a descriptor.
 
-Everything else talks to this file (and later `transport`), so that leaving eventlet stays a change of few files.
+Only this module, `engine.transport` and `server` import eventlet, but others depend on it as well: some forty modules
+rely on green threads that switch cooperatively, and `engine.handover` reads eventlet's keys of the WSGI environ.
 """
 
 import contextlib

@@ -147,7 +147,7 @@ def programs(version: Mapping[str, str] | None = None) -> Iterator[Finding]:
     if not gunicorn.startswith("25."):
         yield error(
             "gunicorn", f"gunicorn {gunicorn}: its last line with the eventlet worker is 25",
-            "pip install 'gunicorn>=25.3,<26'",
+            "pip install 'gunicorn>=25.3.0,<25.4'",
         )  # fmt: skip
     elif eventlet == "missing":
         yield error("eventlet", "eventlet is missing", "pip install eventlet")

@@ -1,5 +1,6 @@
 """The package from outside: what importing it costs, and its command."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from packaging.requirements import Requirement
 
 import socketio_pg
 from socketio_pg.cli.main import main
@@ -67,6 +69,22 @@ def test_the_version_is_well_formed() -> None:
 
 def test_the_package_is_marked_as_typed(root: Path) -> None:
     assert (root / "socketio_pg" / "py.typed").exists()
+
+
+# -- requirements ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["python-socketio", "python-engineio", "flask-socketio", "eventlet", "gunicorn"])
+def test_libraries_with_overridden_internals_are_pinned_to_the_tested_minor_release(root: Path, name: str) -> None:
+    # setup.py makes install_requires of the same file; tests/live/test_package.py checks the wheel's metadata.
+    lines = [line for line in (root / "requirements.txt").read_text().splitlines() if line.startswith(name)]
+    [requirement] = map(Requirement, lines)
+    assert requirement.name == name
+    installed = importlib.metadata.version(name)
+    major, minor, _ = installed.split(".")
+    assert requirement.specifier.contains(installed), f"the tests run with {name} {installed}"
+    assert not requirement.specifier.contains(f"{major}.{int(minor) + 1}.0")
+    assert not requirement.specifier.contains(f"{major}.{int(minor) - 1}.0")
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
