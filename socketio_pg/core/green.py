@@ -68,6 +68,43 @@ def current() -> GreenThread:
     return eventlet.getcurrent()
 
 
+class Worker:
+    """One green thread of a part of the server, started and stopped any number of times."""
+
+    def __init__(self) -> None:
+        self._thread: GreenThread | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and has neither ended nor been stopped."""
+        return self._thread is not None
+
+    def start(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run ``function`` in a green thread, unless one is running. Call it after a fork, in the process that works.
+
+        An exception that leaves ``function`` is logged.
+        """
+        if self._thread is None:
+            self._thread = spawn(self._run, function, args, kwargs)
+
+    def stop(self) -> None:
+        """Kill the green thread, whose ``finally`` blocks run; does nothing when none is running.
+
+        When the green thread itself calls it, it does not return: the thread ends there.
+        """
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.kill()
+
+    def _run(self, function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            function(*args, **kwargs)
+        finally:
+            # After a stop() another may be running already.
+            if self._thread is current():
+                self._thread = None
+
+
 def sleep(seconds: float = 0.0) -> None:
     """Let others run, for ``seconds`` at least."""
     eventlet.sleep(seconds)

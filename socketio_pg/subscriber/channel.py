@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Literal, Protocol
 
-from socketio_pg.core.backoff import spread
+from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import InvalidRequestError
 from socketio_pg.subscriber.connection import TRANSIENT, Connection, answer_error, as_error
 from socketio_pg.subscriber.deliveries import Deliveries, Delivery
@@ -50,7 +50,7 @@ class Channel:
         #: When :meth:`settle` is to be called even if nothing happens.
         self.due = math.inf
         self._owner = owner
-        self._attempt = 0
+        self._backoff = Backoff(*owner.retry_delays)
         #: The event that is not answered yet, and whose it is; answers to others come too late.
         self._awaited: tuple[str, list[Member]] | None = None
 
@@ -114,7 +114,8 @@ class Channel:
         if error is not None:
             self._fail(*error)
         else:
-            self._awaited, self._attempt, self.due = None, 0, math.inf
+            self._awaited, self.due = None, math.inf
+            self._backoff.reset()
             if event == "subscribe":
                 self._accept(answer, request, whose)
             else:
@@ -175,8 +176,7 @@ class Channel:
             logger.warning("%s %r failed: %s; retrying", event, self.name, error)
             for one in members:
                 one.error = error
-            self._wait_until(time.monotonic() + spread(self._owner.retry_delays, self._attempt))
-            self._attempt += 1
+            self._wait_until(time.monotonic() + self._backoff.next())
             return
         self.due = math.inf
         if event == "unsubscribe":
@@ -198,7 +198,8 @@ class Channel:
     def lose(self, at: float, reason: str) -> None:
         """The server's subscription is gone, or not wanted any more; ``at`` (seconds of the epoch) it was there."""
         if reason != "slow_handler":
-            self.open, self._awaited, self._attempt, self.due = False, None, 0, math.inf
+            self.open, self._awaited, self.due = False, None, math.inf
+            self._backoff.reset()
         self._learn_epoch(None)
         for one in self.members:
             one.live = False

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any
 
-from socketio_pg.core.backoff import spread
+from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import AuthenticationUnavailableError, UnauthorizedError
 from socketio_pg.subscriber.channel import Channel
 from socketio_pg.subscriber.connection import Connection, answer_error
@@ -41,7 +41,7 @@ class Link:
         self.login = login
         self.timeout = timeout
         self.retry_delays = retry_delays
-        self._reconnection_delays = reconnection_delays
+        self._backoff = Backoff(*reconnection_delays)
         self._connect_options = connect_options
         self._client_options = client_options
         self.lock = threading.RLock()
@@ -143,24 +143,24 @@ class Link:
             self.changed.notify_all()
 
     def _run(self) -> None:
-        attempt = refusals = 0
+        refusals = 0
         while True:
             with self.lock:
                 if self.closed:
                     return
                 connection = self.connection
                 if connection is not None:
-                    attempt = refusals = 0
+                    refusals = 0
+                    self._backoff.reset()
                     self._look_after_channels()
                 else:
-                    self._wake_worker.wait_for(lambda: self.closed, spread(self._reconnection_delays, attempt))
+                    self._wake_worker.wait_for(lambda: self.closed, self._backoff.next())
                     if self.closed:
                         return
             if connection is not None:
                 if self.login is not None and time.monotonic() >= self.login.due:
                     self._renew(connection, self.login)
                 continue
-            attempt += 1
             try:
                 self.connect()
             except (ConnectionError, AuthenticationUnavailableError) as error:

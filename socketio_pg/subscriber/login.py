@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from socketio_pg.core.backoff import spread
+from socketio_pg.core.backoff import Backoff
 
 logger = logging.getLogger("socketio_pg.subscriber")
 
@@ -21,8 +21,8 @@ class Login:
 
     def __init__(self, source: str | Callable[[], str | None], delays: tuple[float, float]) -> None:
         self._source = source
-        self._delays = delays
-        self._attempt = 0
+        self._first_delay = delays[0]
+        self._backoff = Backoff(*delays)
         self.may_change = callable(source)
         #: The last that the server got.
         self.brought: str | None = None
@@ -47,14 +47,13 @@ class Login:
         with contextlib.suppress(TypeError, KeyError, ValueError):
             left = datetime.fromisoformat(body["expires_at"]).timestamp() - time.time()
         # A token that lives shorter than the server warns is not renewed all the time, either.
-        delay = min(_RENEWAL_SPREAD, max(self._delays[0], left / 3))
-        self.due = time.monotonic() + spread((delay, delay), 0)
+        delay = min(_RENEWAL_SPREAD, max(self._first_delay, left / 3))
+        self.due = time.monotonic() + Backoff(delay, delay).next()
         return self.due
 
     def failed(self) -> float:
         """Returns :attr:`due`."""
-        self.due = time.monotonic() + spread(self._delays, self._attempt)
-        self._attempt += 1
+        self.due = time.monotonic() + self._backoff.next()
         return self.due
 
     def renewed(self, token: str | None) -> None:
@@ -63,4 +62,5 @@ class Login:
 
     def rest(self) -> None:
         """Nothing is to be done."""
-        self.due, self._attempt = math.inf, 0
+        self.due = math.inf
+        self._backoff.reset()

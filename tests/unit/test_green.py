@@ -47,6 +47,105 @@ def test_an_error_in_a_green_thread_is_logged(caplog: pytest.LogCaptureFixture) 
     assert "lost?" in caplog.text
 
 
+def test_worker_runs_until_it_is_stopped() -> None:
+    events: list[object] = []
+
+    def work(name: str, *, pause: float) -> None:
+        try:
+            while True:
+                events.append(name)
+                green.sleep(pause)
+        finally:
+            events.append("ended")
+
+    worker = green.Worker()
+    assert not worker.running
+    worker.stop()
+    worker.start(work, "first", pause=5.0)
+    assert worker.running
+    worker.start(work, "second", pause=5.0)
+    green.sleep()
+    assert events == ["first"]
+    worker.stop()
+    assert events == ["first", "ended"]
+    assert not worker.running
+    worker.stop()
+    worker.start(work, "again", pause=5.0)
+    green.sleep()
+    worker.stop()
+    assert events == ["first", "ended", "again", "ended"]
+
+
+def test_worker_that_ends_may_be_started_again(caplog: pytest.LogCaptureFixture) -> None:
+    results: list[object] = []
+
+    def work(value: object) -> None:
+        results.append(value)
+        if value is None:
+            raise ValueError("lost?")
+
+    worker = green.Worker()
+    for value in (1, None, 2):
+        worker.start(work, value)
+        assert worker.running
+        green.sleep()
+        assert not worker.running
+    assert results == [1, None, 2]
+    assert "lost?" in caplog.text
+
+
+def test_worker_that_is_stopped_before_it_began_never_runs() -> None:
+    results: list[object] = []
+    worker = green.Worker()
+    worker.start(results.append, "ran")
+    worker.stop()
+    assert not worker.running
+    green.sleep()
+    assert results == []
+
+
+def test_worker_that_stops_itself_ends_there() -> None:
+    results: list[object] = []
+    worker = green.Worker()
+
+    def work() -> None:
+        try:
+            worker.stop()
+            results.append("went on")
+        finally:
+            results.append("ended")
+
+    worker.start(work)
+    green.sleep()
+    green.sleep()
+    assert results == ["ended"]
+    assert not worker.running
+
+
+def test_the_end_of_a_stopped_worker_does_not_hide_the_next_one() -> None:
+    """While a worker is being stopped its ``finally`` may wait, and another may be started meanwhile."""
+    worker = green.Worker()
+    may_end, ended = green.Event(), green.Event()
+
+    def work() -> None:
+        try:
+            green.sleep(5)
+        finally:
+            may_end.wait(5)
+            ended.send()
+
+    worker.start(work)
+    green.sleep()
+    worker.stop()
+    worker.start(green.sleep, 5.0)
+    may_end.send()
+    ended.wait(5)
+    green.sleep()
+    assert worker.running
+    worker.stop()
+    assert not worker.running
+
+
 def test_waker() -> None:
     waker = green.Waker()
     try:
