@@ -69,186 +69,198 @@ class Settings:
     """All settings. The environment variable and the ``local.cfg`` name are the field's name in capitals."""
 
     database_url: str | None = setting(
-        None, parsers.database_url, "PostgreSQL, with every libpq parameter. In local.cfg also SQLALCHEMY_DATABASE_URI",
-        show=redact,
+        None, parsers.database_url,
+        "PostgreSQL address, with any libpq parameter. local.cfg may call it SQLALCHEMY_DATABASE_URI", show=redact,
     )  # fmt: skip
     listen_database_url: str | None = setting(
-        None, parsers.database_url, "another address for the LISTEN connection: past a pooler, which cannot LISTEN",
+        None, parsers.database_url,
+        "a second address, which bypasses a pooler, for the connections that need a session: LISTEN and the relay",
         shown="DATABASE_URL", show=redact,
     )  # fmt: skip
     debug: bool = setting(
-        False, parsers.boolean, "development: without a DATABASE_URL an embedded PostgreSQL is started"
+        False, parsers.boolean, "development mode: starts an embedded PostgreSQL if DATABASE_URL is not set"
     )
     host: str = setting("127.0.0.1", parsers.plain, "address of the development server and of `socketio-pg serve`")
     port: int = setting(3030, parsers.integer(1, 65535), "port of the development server and of `socketio-pg serve`")
     secret_key: str | None = setting(
         None,
         parsers.plain,
-        "Flask's key for signed cookies",
-        shown="random with DEBUG, otherwise none: Flask signs nothing",
+        "Flask's key for signed cookies; without one Flask cannot sign",
+        shown="random with DEBUG, otherwise none",
         show=_hide,
     )
     cors_allowed_origins: tuple[str, ...] | None = setting(
-        None, parsers.origins, "other origins whose pages may connect, separated by commas, or '*' for all",
+        None, parsers.origins, "other origins whose pages may connect, comma-separated, or '*' for all",
         shown="same origin only",
     )  # fmt: skip
     auth: str | None = setting(
         None, parsers.choice("off", "optional", "required"),
-        "'required': clients need a valid token; 'optional': without one they are anonymous; 'off': nobody is asked",
-        shown="required with a key, otherwise off",
+        "'required': clients need a valid token; 'optional': without one they are anonymous; 'off': tokens are ignored",
+        shown="required if a key is set, otherwise off",
     )  # fmt: skip
     jwt_secret: str | None = setting(
-        None, parsers.plain, "the secret of tokens signed with HMAC; at least 32 bytes for HS256", show=_hide
+        None, parsers.plain, "secret for tokens signed with HMAC; at least 32 bytes for HS256", show=_hide
     )
     jwt_public_key: str | None = setting(
         None, parsers.public_key,
-        "the public key of tokens signed with RSA, ECDSA or Ed25519: PEM, or the path of a file", show=_hide,
+        "public key for tokens signed with RSA, ECDSA or Ed25519: PEM text, or a file path", show=_hide,
     )  # fmt: skip
     jwks_url: str | None = setting(
-        None, parsers.jwks_location, "where the public keys are, if they change: the address or the path of a JWK set"
+        None, parsers.jwks_location, "URL or file path of a JWK set, for public keys that rotate"
     )
     jwt_algorithms: tuple[str, ...] = setting(
-        (), parsers.names, "the algorithms that are accepted, separated by commas",
-        shown="HS256, or what fits the public keys",
+        (), parsers.names, "accepted signature algorithms, comma-separated",
+        shown="HS256, or those that fit the public keys",
     )  # fmt: skip
-    jwt_issuer: str | None = setting(None, parsers.plain, "what a token's iss must be", shown="not checked")
+    jwt_issuer: str | None = setting(None, parsers.plain, "required value of a token's iss claim", shown="not checked")
     jwt_audience: tuple[str, ...] = setting(
-        (), parsers.names, "what a token's aud must contain one of, separated by commas", shown="not checked"
+        (),
+        parsers.names,
+        "accepted values of a token's aud claim, comma-separated; one must match",
+        shown="not checked",
     )
     jwt_leeway: float = setting(
-        10.0, parsers.seconds(0, 300), "seconds that the clocks of issuer and server may differ"
+        10.0, parsers.seconds(0, 300), "seconds by which the clocks of issuer and server may differ"
     )
-    jwt_role_claim: str = setting("role", parsers.plain, "the claim that names the role for AUTHORIZATION=rls")
+    jwt_role_claim: str = setting("role", parsers.plain, "claim that names the database role for AUTHORIZATION=rls")
     jwks_cache_seconds: float = setting(
         300.0,
         parsers.seconds(1, 86_400),
-        "seconds after which the JWK set is fetched again: so long a revoked key counts",
+        "seconds until the JWK set is fetched again; a revoked key is accepted for that long",
     )
     authorization: str = setting(
         "off", parsers.choice("off", "claims", "rls"),
-        "what decides who may subscribe and publish where: 'claims': patterns in the token; 'rls': row-level-security "
-        "policies on socketio_pg.messages; 'off': all may everywhere, if AUTH lets them in",
+        "permission check for subscribing and publishing: 'claims': channel patterns in the token; 'rls': "
+        "row-level-security policies on socketio_pg.messages; 'off': clients that AUTH admits may use every channel",
     )  # fmt: skip
     publish: str | None = setting(
         None, parsers.choice("off", "authenticated", "all"),
-        "which clients may publish at all; AUTHORIZATION is asked besides",
-        shown="all with AUTH=off, otherwise authenticated",
+        "which clients may publish: 'off': none; 'authenticated': those with a token; 'all'. AUTHORIZATION applies too",
+        shown="all if AUTH=off, otherwise authenticated",
     )  # fmt: skip
     public_channels: tuple[str, ...] = setting(
-        (), parsers.patterns, "channels that everybody who is let in may subscribe to; patterns as in DURABLE_CHANNELS"
+        (), parsers.patterns, "channels that every admitted client may subscribe to; patterns as in DURABLE_CHANNELS"
     )
     allowed_roles: tuple[str, ...] = setting(
-        (), parsers.roles, "with AUTHORIZATION=rls: the roles that a token may name, separated by commas"
+        (), parsers.roles, "with AUTHORIZATION=rls: roles that a token may name, comma-separated"
     )
     anonymous_role: str | None = setting(
-        None, parsers.role, "with AUTHORIZATION=rls: the role of clients without a token, and of tokens that name none",
+        None, parsers.role, "with AUTHORIZATION=rls: role of clients without a token, and of tokens that name no role",
         shown="none: forbidden",
     )  # fmt: skip
     permission_timeout: float = setting(
-        2.0, parsers.seconds(0.1, 60), "with AUTHORIZATION=rls: seconds that the policies of one decision may take"
+        2.0, parsers.seconds(0.1, 60), "with AUTHORIZATION=rls: time limit in seconds for the policies of one decision"
     )
     permission_cache_seconds: float = setting(
-        10.0, parsers.seconds(0, 3600), "with AUTHORIZATION=rls: seconds that a permission counts without asking again"
+        10.0, parsers.seconds(0, 3600), "with AUTHORIZATION=rls: seconds for which a permission is cached"
     )
     permission_recheck_seconds: float = setting(
         60.0, parsers.seconds(0, 86_400),
-        "with AUTHORIZATION=rls: seconds between two checks of all subscriptions; 0: only when socketio_pg.recheck() "
+        "with AUTHORIZATION=rls: seconds between rechecks of all subscriptions; 0: only when socketio_pg.recheck() "
         "is called",
     )  # fmt: skip
     log_level: str = setting("INFO", parsers.log_level, "DEBUG, INFO, WARNING, ERROR or CRITICAL")
     log_format: str = setting(
-        "text", parsers.choice("text", "json"), "how a line of the log is written: 'text' (key=value) or 'json'"
+        "text", parsers.choice("text", "json"), "format of the server's log lines: 'text' (key=value) or 'json'"
     )
     test_page: bool = setting(
-        True, parsers.boolean, "serve the demo page: / and /socket-test lead to /static/test.html"
+        True, parsers.boolean, "serve the demo page: / and /socket-test redirect to /static/test.html"
     )
     http_api: bool = setting(
-        True, parsers.boolean, "publish and replay over HTTP, at /api/; who may what is the same as over sockets"
+        True, parsers.boolean, "publish and replay over HTTP at /api/, with the same permissions as over sockets"
     )
     max_connections: int = setting(
         10_000,
         parsers.integer(1, 1_000_000),
-        "most clients, and most HTTP connections at once; further clients are answered 503",
+        "maximum number of clients, and of concurrent HTTP connections; further clients get HTTP 503",
     )
     max_connections_per_address: int = setting(
-        0, parsers.integer(0, 1_000_000), "most clients of one address, further ones are answered 429; 0: no limit"
+        0,
+        parsers.integer(0, 1_000_000),
+        "maximum number of clients per IP address; further ones get HTTP 429; 0: no limit",
     )
     max_attempts_per_second_per_address: int = setting(
         0, parsers.integer(0, 1_000_000),
-        "attempts to connect, and requests to /api/, a second of one address (5 times as many at once); 0: no limit",
+        "connection attempts and /api/ requests per second and IP address (bursts: 5 times as many); 0: no limit",
     )  # fmt: skip
     trusted_proxies: int = setting(
         0, parsers.integer(0, 100),
-        "proxies before the server that add to X-Forwarded-For: tells which of its addresses is the client's",
+        "number of proxies in front of the server that append to X-Forwarded-For; selects the client's address in it",
     )  # fmt: skip
     max_subscriptions: int = setting(
-        1_000, parsers.integer(0, 10_000_000), "most channels that one client subscribes to; 0: no limit"
+        1_000,
+        parsers.integer(0, 10_000_000),
+        "maximum number of channels that one client may subscribe to; 0: no limit",
     )
     max_events_per_second: int = setting(
-        200, parsers.integer(0, 1_000_000), "events of one client a second (5 times as many at once); 0: no limit"
+        200, parsers.integer(0, 1_000_000), "events per second and client (bursts: 5 times as many); 0: no limit"
     )
     max_event_bytes_per_second: int = setting(
         1_000_000, parsers.integer(0, 10**12),
-        "bytes of the events of one client a second (5 times as many at once); 0: no limit",
+        "bytes of events per second and client (bursts: 5 times as many); 0: no limit",
     )  # fmt: skip
     idle_timeout: float = setting(
         0.0, parsers.seconds(0, 86_400 * 7),
-        "seconds after which a client is disconnected that subscribes to nothing and sends nothing; 0: never",
+        "seconds after which a client that has no subscription and sends nothing is disconnected; 0: never",
     )  # fmt: skip
     auto_init: bool = setting(
-        False, parsers.boolean, "install the log's schema at the start, or upgrade it (`socketio-pg init`)"
+        False, parsers.boolean, "install or upgrade the log's schema at startup, as `socketio-pg init` does"
     )
     durable_channels: tuple[str, ...] = setting(
         (),
         parsers.patterns,
-        "channels that are always published through the log, separated by commas; * stands for anything",
+        "channels that are always published through the log, comma-separated; * matches any text",
     )
     max_payload: int = setting(
         1_000_000,
         parsers.integer(1_000, 100_000_000),
-        "most bytes of a payload in the log; takes effect in the database with `socketio-pg init`",
+        "maximum size of a payload in the log, in bytes; `socketio-pg init` applies it in the database",
     )
     log_retention: float = setting(
-        86_400.0, parsers.seconds(1, 315_360_000), "seconds that messages stay in the log to be replayed: a day"
+        86_400.0,
+        parsers.seconds(1, 315_360_000),
+        "seconds for which messages stay in the log for replay; the default is a day",
     )
     log_max_messages: int | None = setting(
-        None, parsers.integer(1, 10**15), "most messages that stay in the log", shown="no limit"
+        None, parsers.integer(1, 10**15), "maximum number of messages that stay in the log", shown="no limit"
     )
     message_queue: str | None = setting(
         None, parsers.message_queue,
-        "what carries Flask-SocketIO's own emits, disconnects and callbacks between nodes: 'postgres' (the same "
-        "database), or the address of a Redis, Valkey or Kafka",
-        shown="none: they reach the clients of one node", show=redact,
+        "carries Flask-SocketIO's own emits, disconnects and callbacks between nodes: 'postgres' (the same database), "
+        "or the address of a Redis, Valkey or Kafka server",
+        shown="none: they reach only clients of the same node", show=redact,
     )  # fmt: skip
     message_queue_channel: str = setting(
         "socketio_pg_queue", parsers.plain,
-        "the channel of Redis or Valkey, or the topic of Kafka, that MESSAGE_QUEUE uses: another one for each database "
-        "that shares it",
+        "Redis or Valkey channel, or Kafka topic, of MESSAGE_QUEUE; use a different one for each database that shares "
+        "the server",
     )  # fmt: skip
     listen: str = setting(
         "each", parsers.choice("each", "leader"),
-        "who listens to PostgreSQL: 'each' node, or only the 'leader', which relays the log, and passes on what it "
-        "hears over MESSAGE_QUEUE (Redis or Valkey)",
+        "which nodes listen to PostgreSQL: 'each' node, or only the 'leader', which relays the log and forwards "
+        "notifications over MESSAGE_QUEUE (Redis or Valkey)",
     )  # fmt: skip
     send_buffer_bytes: int = setting(
         1_000_000,
         parsers.integer(10_000, 1_000_000_000),
-        "bytes that may wait for one client that does not read; past it, the next message disconnects it",
+        "size of one client's send buffer, in bytes; once it is exceeded, the next message disconnects the client",
     )
     connect_timeout: float = setting(
         10.0,
         parsers.seconds(1, 300),
-        "seconds in which a connection must have become a Socket.IO client that was let in",
+        "seconds within which a connection must complete the Socket.IO handshake and be admitted",
     )
-    ping_interval: float = setting(25.0, parsers.seconds(1, 3600), "seconds between two pings to a client")
-    ping_timeout: float = setting(20.0, parsers.seconds(1, 3600), "seconds in which a client must answer a ping")
+    ping_interval: float = setting(25.0, parsers.seconds(1, 3600), "seconds between pings to a client")
+    ping_timeout: float = setting(20.0, parsers.seconds(1, 3600), "seconds within which a client must answer a ping")
     drain_seconds: float = setting(
-        3.0, parsers.seconds(0, 8), "at SIGTERM, clients are disconnected spread over this many seconds"
+        3.0, parsers.seconds(0, 8), "at SIGTERM, client disconnects are spread over this many seconds"
     )
     metrics_token: str | None = setting(
-        None, parsers.plain, "whoever brings it as a Bearer token may read /metrics", shown="no /metrics", show=_hide
+        None, parsers.plain, "Bearer token that gives access to /metrics", shown="none: /metrics is off", show=_hide
     )
-    embedded_data_dir: str = setting(".postgres", parsers.plain, "folder of the embedded PostgreSQL (development only)")
+    embedded_data_dir: str = setting(
+        ".postgres", parsers.plain, "data directory of the embedded PostgreSQL (development only)"
+    )
 
     def authentication(self) -> str:
         """AUTH, where it is not set as well: ``off``, ``optional`` or ``required``."""
