@@ -1,7 +1,6 @@
 """Engine.IO to the letter: python-engineio's server with our own requests, WebSocket and pings, without its threads.
 
-Its internals that are overridden are overridden here, in `engine_socket`,
-`fanout` and `protocol`; tests/unit/test_internals.py fails when a new version changes them.
+docs/architecture.md lists the overridden methods of python-engineio and python-socketio.
 """
 
 import io

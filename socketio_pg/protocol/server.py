@@ -1,8 +1,4 @@
-"""python-socketio's server, held to docs/protocol.md: who comes in, and what each packet leads to.
-
-Internals of python-socketio that are overridden are overridden here, in `answers` and in `fanout`;
-tests/unit/test_internals.py fails when a new version changes them.
-"""
+"""python-socketio's server, held to docs/protocol.md: who comes in, and what each packet leads to."""
 
 import contextlib
 import functools
