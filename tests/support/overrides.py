@@ -23,9 +23,7 @@ SECTION = "## Overridden methods of python-socketio and python-engineio"
 LIBRARIES = ("socketio", "engineio", "flask_socketio", "eventlet")
 #: Importing them starts a server or a command.
 _PROGRAMS = ("socketio_pg.server", "socketio_pg.__main__")
-_ROW = re.compile(
-    r"\| `(?P<ours>[\w.]+)` \| `(?P<upstream>[\w.]+)` \| `(?P<method>\w+)(?P<signature>\(.*?\))` \| (.+) \|"
-)
+_ROW = re.compile(r"\| `([\w.]+)` \| `([\w.]+)` \| `(\w+)(\(.*?\))` \| .+ \|")
 
 
 @dataclass(frozen=True, order=True, slots=True)
