@@ -1,12 +1,12 @@
-// The stock Socket.IO client: the local copy that the page's <script> has loaded, or else the CDN's.
+// Loads the stock Socket.IO client: the local copy from the page's <script>, or else the copy on the CDN.
 
-// The same bytes or nothing: see "integrity".
+// The browser refuses the CDN's file if it does not match this hash.
 const CDN_CLIENT = "https://cdn.socket.io/4.8.4/socket.io.min.js";
 const CDN_INTEGRITY = "sha384-fBrXvbDtHoeKWJ/hcA6M+YGueiDW+h45I7V6F2kD1S8bOkrF9rZYPLVkCR6BLR/1";
 
-/** Returns `io`. Throws an Error whose message says what to do. */
+/** Returns `io`. Throws an Error with instructions for the user when the client cannot be loaded. */
 export async function loadClient() {
-  if (globalThis.io) return globalThis.io; // the page's <script> has run before its modules
+  if (globalThis.io) return globalThis.io; // loaded by the page's <script>, which runs before modules
   const script = document.createElement("script");
   script.src = CDN_CLIENT;
   script.integrity = CDN_INTEGRITY;

@@ -1,40 +1,40 @@
-// The list of messages: newest first, bounded, drawn once per animation frame. Knows nothing of Socket.IO.
+// The list of messages: newest first, bounded, drawn once per animation frame. Does not depend on Socket.IO.
 //
-// What comes from the network is written with textContent only, so nothing in it can become markup.
+// Data from the network is only written with textContent, so it cannot become markup.
 
 import { oneLine } from "./sql.js";
 
-const LIMIT = 500; // rows kept; older ones leave the page
+const LIMIT = 500; // rows kept; older rows are removed
 const LONG_PAYLOAD = 600; // characters shown before "show all"
-const FEW_ROWS = 3; // up to so many new rows in a frame light up; more would only flicker
+const FEW_ROWS = 3; // up to this many new rows per frame are highlighted; more would flicker
 
 const rowTemplate = document.querySelector("#message-template");
 
 export class MessageLog {
   #list;
-  #waiting = []; // rows that came since the last frame, oldest first
+  #waiting = []; // entries since the last frame, oldest first
   #paused = false;
   #filter = "";
   #frame = 0;
 
-  /** `onChange` is called after each change of what is shown. */
+  /** `onChange` is called after each change of the list. */
   constructor(list, onChange) {
     this.#list = list;
     this.onChange = onChange;
   }
 
-  /** A message as socketio_pg.js hands it out; a replayed one is shown with the time of its publishing. */
+  /** Adds a message from socketio_pg.js. A replayed message is shown with the time when it was published. */
   addMessage(message) {
     const time = message.replayed ? new Date(message.published_at) : new Date();
     this.#add({ kind: "message", time, ...message });
   }
 
-  /** A gap as socketio_pg.js hands it out; `hasLog`: whether the channel has messages of the log as well. */
+  /** Adds a gap from socketio_pg.js. `hasLog`: whether the channel also has messages of the log. */
   addGap(gap, hasLog) {
     this.#add({ kind: "gap", time: new Date(), hasLog, ...gap });
   }
 
-  /** The server has ended a subscription: nothing more comes. */
+  /** Adds a row that says that the server has ended a subscription. */
   addEnd(channel, why) {
     this.#add({ kind: "end", time: new Date(), channel, why });
   }
@@ -54,7 +54,7 @@ export class MessageLog {
     this.onChange();
   }
 
-  /** Shows one channel only; "" shows all. */
+  /** Shows only one channel; "" shows all. */
   set filter(channel) {
     this.#filter = channel;
     for (const row of this.#list.children) row.hidden = this.#isHidden(row.dataset.channel);
@@ -67,7 +67,7 @@ export class MessageLog {
 
   #add(entry) {
     this.#waiting.push(entry);
-    // A tab in the background gets no frames, and a paused log draws none: neither may fill the memory.
+    // A background tab gets no animation frames, and a paused log draws nothing: neither may fill the memory.
     if (this.#waiting.length > 2 * LIMIT) this.#waiting = this.#waiting.slice(-LIMIT);
     this.#schedule();
   }
@@ -108,21 +108,21 @@ export class MessageLog {
   }
 }
 
-/** The hue of a channel, in degrees: the same name has the same colour everywhere on the page. */
+/** Returns the hue of a channel in degrees: a name has the same colour everywhere on the page. */
 export function hue(channel) {
   let hash = 0;
   for (const character of channel) hash = (hash * 31 + character.codePointAt(0)) >>> 0;
   return (hash % 12) * 30;
 }
 
-/** Local time as HH:MM:SS.mmm */
+/** Returns the local time as HH:MM:SS.mmm */
 export function clock(date) {
   const two = (number) => String(number).padStart(2, "0");
   const milliseconds = String(date.getMilliseconds()).padStart(3, "0");
   return `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}.${milliseconds}`;
 }
 
-/** Local time as HH:MM:SS, with the date when it is not today. */
+/** Returns the local time as HH:MM:SS, with the date when it is not today. */
 export function timeOfDay(date) {
   const time = clock(date).slice(0, 8);
   return date.toDateString() === new Date().toDateString() ? time : `${date.toLocaleDateString()} ${time}`;
@@ -135,7 +135,7 @@ function describeGap({ tier, reason, since, until, position, hasLog }) {
   const parts = [why];
   if (since) parts.push(`since ${clockOf(since)}`);
   if (until) parts.push(`until ${clockOf(until)}`);
-  if (position !== undefined) parts.push(`goes on after #${position}`);
+  if (position !== undefined) parts.push(`continues after #${position}`);
   return [element("strong", "", what), element("span", "gap-detail", parts.join(", "))];
 }
 
@@ -172,7 +172,7 @@ function showPayload(payload) {
   return [code, button];
 }
 
-// The parts of JSON text that get a colour: keys, strings, and words and numbers.
+// The parts of JSON text that are coloured: keys, strings, and words and numbers.
 const TOKENS = /(?<key>"(?:[^"\\]|\\.)*"(?=:))|(?<string>"(?:[^"\\]|\\.)*")|(?<atom>[\w.+-]+)/g;
 
 function coloured(json) {

@@ -1,44 +1,45 @@
-// Subscriptions that outlive their connection, for the stock Socket.IO client (socket.io-client 3 and 4): subscribed again
-// after every reconnect, from the position in the log that was reached. It does not publish, and connects only where it
-// has the token: again, when the server did not let it in.
+// Subscriptions for the stock Socket.IO client (socket.io-client 3 and 4) that survive reconnects: after each reconnect
+// they subscribe again, from the last position in the log that was delivered. This module does not publish. It calls
+// `connect()` only when it has the option `token`, to reconnect after the server refused the connection.
 //
 //   const subscriptions = new Subscriptions(io("https://example.com", { transports: ["websocket"] }), {
-//     token: async () => (await fetch("/token")).text(), // where the server asks for one
+//     token: async () => (await fetch("/token")).text(), // if the server requires one
 //   });
 //   const orders = subscriptions.subscribe("orders", ({ payload }) => show(payload), {
-//     since: JSON.parse(localStorage.getItem("orders")), // of the page before the reload, or null
+//     since: JSON.parse(localStorage.getItem("orders")), // saved before the page was reloaded, or null
 //     onGap: (gap) => fetchOrders(),
 //   });
 //   addEventListener("pagehide", () => localStorage.setItem("orders", JSON.stringify(orders.position)));
 
 /**
- * A place in the log. Positions can only be compared within one epoch.
+ * A place in the log. Only positions of the same epoch can be compared.
  * @typedef {{epoch: string, position: number}} Position
  */
 
 /**
- * A message, as in docs/protocol.md. Only those of the log have a position; it and `epoch` are what `since` takes.
+ * A message, as in docs/protocol.md. Only messages of the log have `position` and `epoch`; pass both as `since`.
  * @typedef {object} Message
  * @property {string} channel
  * @property {any} payload any JSON value
  * @property {string} [epoch]
  * @property {number} [position] its place in the log
  * @property {string} [published_at] ISO 8601, by the database's clock
- * @property {boolean} [replayed] sent because of `since` or `history`, also after a reconnect
+ * @property {boolean} [replayed] whether it was replayed because of `since` or `history`, or after a reconnect
  */
 
 /**
- * Messages may have been missed: fetch again what must not be stale.
+ * Messages may have been missed: fetch state that must not be stale again.
  *
- * `tier` says which. "notify": those of NOTIFY; all messages of the log still arrive, so who publishes only through
- * the log can ignore it. "log": those of the log are lost for this subscription. When both happen, both are reported.
+ * `tier` says which messages. "notify": messages sent with NOTIFY; all messages of the log still arrive, so an
+ * application that publishes only through the log can ignore it. "log": messages of the log are lost for this
+ * subscription. When both happen, two gaps are reported.
  *
- * The reasons of docs/protocol.md, and "client_disconnected": this client's own connection was lost. That is a gap of
- * the tier "notify" at every reconnect, and one of the tier "log" only where the log was installed meanwhile.
+ * `reason` is one of docs/protocol.md, or "client_disconnected": this client's own connection was lost. That is a gap
+ * of the tier "notify" at every reconnect, and one of the tier "log" only when the log was installed in the meantime.
  *
- * `since` and `until` (ISO 8601) bound the time that is in doubt: by the server's clock with
- * "database_connection_lost", and by this client's, from the last sign of the server's life, with
- * "client_disconnected". `epoch` and `position` are there when the subscription goes on from another position.
+ * `since` and `until` (ISO 8601) bound the time in which messages may be missing: by the server's clock with
+ * "database_connection_lost"; by this client's clock, from the last packet of the server, with "client_disconnected".
+ * `epoch` and `position` are set when the subscription continues from another position.
  * @typedef {object} Gap
  * @property {string} channel
  * @property {"notify" | "log"} tier
@@ -50,21 +51,21 @@
  */
 
 /**
- * Without `since` and `history`, messages come from now on.
+ * Without `since` and `history`, a subscription gets new messages only.
  * @typedef {object} SubscribeOptions
- * @property {Position | null} [since] a remembered position: what follows it in the log is replayed first
- * @property {Record<string, any> | null} [filter] only messages that fulfil it, as in docs/protocol.md: `{"new.id": 5}`.
- *   All handlers of a channel have the same
- * @property {number} [history] replay so many of the log's newest messages first. Not used where `since` is given
+ * @property {Position | null} [since] a saved position: the messages after it in the log are replayed first
+ * @property {Record<string, any> | null} [filter] only messages that match it, as in docs/protocol.md: `{"new.id": 5}`.
+ *   All handlers of a channel must have the same filter
+ * @property {number} [history] replay this many of the log's newest messages first. Ignored when `since` is given
  * @property {(gap: Gap) => void} [onGap]
- * @property {(error: SubscriptionError) => void} [onError] every failure, also one after which it is tried again
- * @property {() => void} [onSubscribed] the server has confirmed it, at first and after each reconnect
+ * @property {(error: SubscriptionError) => void} [onError] called with every failure, including those that are retried
+ * @property {() => void} [onSubscribed] called when the server has confirmed it, also after each reconnect
  */
 
-/** Why the server refused, or did not answer. */
+/** The server refused a subscription, or did not answer. */
 export class SubscriptionError extends Error {
   /**
-   * @param {string} code one of docs/protocol.md, or "no_answer", "unsubscribed"
+   * @param {string} code one of docs/protocol.md, or "no_answer" or "unsubscribed"
    * @param {string} message
    * @param {string} channel
    */
@@ -73,65 +74,65 @@ export class SubscriptionError extends Error {
     this.name = "SubscriptionError";
     this.code = code;
     this.channel = channel;
-    /** Whether it is tried again by itself. If not, the subscription has ended. */
+    /** True when it is retried automatically. Otherwise the subscription has ended. */
     this.retrying = false;
   }
 }
 
 /**
- * The server did not let the client in, or could not be given a new token before the old one's end.
+ * The server refused the connection, or the token could not be renewed before it expired.
  *
- * It is the latter when the socket is connected. Nothing is lost then: it is tried again until that end, when the server
- * closes the connection, and another one is made with what `token` returns by then.
+ * When the socket is connected, it is the renewal that failed. Nothing is lost then: the renewal is retried until the
+ * token expires. The server then closes the connection, and the client reconnects with the token that `token` returns.
  */
 export class TokenError extends Error {
   /**
-   * @param {string} code one of docs/protocol.md, or "no_answer", or "no_token": the function `token` had none, or only
-   *   the old one
+   * @param {string} code one of docs/protocol.md, or "no_answer", or "no_token": the function `token` failed, or
+   *   returned the old token again
    * @param {string} message
-   * @param {ErrorOptions} [options] `cause`: what `token` has thrown
+   * @param {ErrorOptions} [options] `cause`: the error that `token` has thrown
    */
   constructor(code, message, options) {
     super(message, options);
     this.name = "TokenError";
     this.code = code;
-    /** Whether it is tried again by itself. If not, the socket stays disconnected until its `connect()`. */
+    /** True when it is retried automatically. Otherwise the socket stays disconnected until its `connect()`. */
     this.retrying = false;
   }
 }
 
-// Worth another try, later. So is "internal" for what has worked before.
+// Errors that are retried. "internal" is retried too, for a subscription that has worked before.
 const TRANSIENT = new Set(["database_unavailable", "authentication_unavailable", "rate_limited", "no_answer"]);
 
-// Tokens refused in a row before that is believed: one can expire on its way, or be newer than the server's clock.
+// Refused tokens in a row before giving up: a token can expire on its way, or be newer than the server's clock.
 const MAX_REFUSALS = 3;
 
-// The server warns 30 s before a token's end, and many tokens may have the same: ms over which renewals are spread.
+// ms over which renewals are spread. The server warns 30 s before a token expires, and many tokens may expire together.
 const RENEWAL_SPREAD = 10_000;
 
 /**
  * @typedef {object} Options
  * @property {() => string | null | undefined | Promise<string | null | undefined>} [token] called for each connection,
- *   and before the token's end; without a token one is anonymous. For connecting, a `socket.auth` of the application's
- *   own is used instead
- * @property {(error: TokenError) => void} [onTokenError] every failure, also one after which it is tried again. Without
- *   it, one after which it is not is thrown for the page's or the process's handler of uncaught errors
- * @property {number} [timeout] ms to wait for the server's answers
- * @property {number} [retryDelay] ms before what has failed is tried again; doubles with each failure
- * @property {number} [retryDelayMax] ms, at most
+ *   and before the token expires; a client without a token is anonymous. If the application sets `socket.auth` itself,
+ *   that is used for connecting instead
+ * @property {(error: TokenError) => void} [onTokenError] called with every failure, including those that are retried.
+ *   Without it, a failure that is not retried is thrown, for the global handler of uncaught errors
+ * @property {number} [timeout] ms to wait for each answer of the server
+ * @property {number} [retryDelay] ms before the first retry; doubles with each failure
+ * @property {number} [retryDelayMax] the longest delay before a retry, in ms
  */
 
-/** The subscriptions on one socket. Any number of handlers for a channel share one subscription at the server. */
+/** The subscriptions on one socket. All handlers of a channel share one subscription at the server. */
 export class Subscriptions {
   #socket;
   #options;
   #login;
   /** @type {Map<string, Channel>} */
   #channels = new Map();
-  #heard = Date.now(); // from the server, in ms
+  #heard = Date.now(); // when the server last sent something, in ms
 
   /**
-   * @param {any} socket what io(...) returned; connected or not, but with `token` not yet
+   * @param {any} socket returned by io(...). With the option `token` it must not be connected yet
    * @param {Options} [options]
    */
   constructor(socket, options = {}) {
@@ -145,14 +146,14 @@ export class Subscriptions {
   /**
    * Calls `handler` with each message of `channel`, until the subscription's `unsubscribe()`.
    *
-   * Messages of the log come in order, each once, also across reconnects. Between them and those of NOTIFY there is no
-   * order. What a handler throws reaches nobody else: it is thrown again on its own, for the page's or the process's
-   * handler of uncaught errors. Promises of a handler are not waited for.
+   * Messages of the log come in order, each once, also across reconnects. There is no order between messages of the
+   * log and messages of NOTIFY. An error that a handler throws does not affect other handlers: it is rethrown in a
+   * microtask, for the global handler of uncaught errors. Promises that a handler returns are not awaited.
    * @param {string} channel
    * @param {(message: Message) => void} handler
    * @param {SubscribeOptions} [options]
    * @returns {Subscription}
-   * @throws {TypeError} when `since` is something else than a position, or another handler of `channel` has another filter
+   * @throws {TypeError} when `since` is not a position, or another handler of `channel` has another filter
    */
   subscribe(channel, handler, options = {}) {
     const member = new Member(channel, handler, options);
@@ -164,7 +165,7 @@ export class Subscriptions {
     return new Subscription(member, shared);
   }
 
-  /** Ends all subscriptions and lets go of the socket, which stays as it is: connected, with its `auth`. */
+  /** Ends all subscriptions and detaches from the socket, which stays connected and keeps its `auth`. */
   close() {
     this.#login?.close();
     for (const [event, listener] of Object.entries(this.#listeners)) this.#socket.off(event, listener);
@@ -195,14 +196,14 @@ export class Subscriptions {
   };
 }
 
-/** Brings the application's token to the server: with each connection, and a new one before the old one's end. */
+/** Sends the application's token to the server with each connection, and renews it before it expires. */
 class Login {
   #socket;
   #options;
   /** @type {string | null | undefined} */
-  #token; // the last that was brought; null: none was
+  #token; // the last that was sent; null: connected without one
   #failures = 0; // in a row
-  #refusals = 0; // of these, those that were about the token
+  #refusals = 0; // failures because of the token
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
 
@@ -230,27 +231,27 @@ class Login {
     authenticated: () => this.#rest(), // the application may have sent it
     disconnect: () => this.#rest(),
     connect_error: (error) => {
-      if (this.#socket.active) return; // it was only the network, and the stock client tries again by itself
+      if (this.#socket.active) return; // a network error: the stock client reconnects automatically
       const code = error.data?.code ?? "refused";
       const again = code === "unauthorized" ? ++this.#refusals < MAX_REFUSALS && this.#token !== null
         : TRANSIENT.has(code);
       this.#fail(new TokenError(code, error.message), again && this.#reconnect);
     },
     token_expiring: ({ expires_at: end }) => {
-      // A token that lives shorter than the server warns is not renewed all the time, either.
+      // Limits how often tokens are renewed that live shorter than the server's warning period.
       const soon = (Date.parse(end) - Date.now()) / 3;
       const delay = Math.min(RENEWAL_SPREAD, Math.max(this.#options.retryDelay, soon));
       this.#later(delay * spread(), () => this.#renew());
     },
   };
 
-  // Somebody's disconnect() while it is not connected: there is no other sign of it, and we must not connect then.
+  // The application called disconnect() while not connected: do not reconnect. No other event reports this call.
   #closed = (reason) => {
     if (reason === "forced close" && !this.#socket.active) clearTimeout(this.#timer);
   };
 
   #reconnect = () => {
-    if (!this.#socket.active) this.#socket.connect(); // the application may have called it
+    if (!this.#socket.active) this.#socket.connect(); // unless the application has already done it
   };
 
   #rest() {
@@ -267,17 +268,17 @@ class Login {
     try {
       return (await this.#options.token()) ?? null;
     } catch (cause) {
-      throw new TokenError("no_token", `There is no token: ${cause?.message ?? cause}`, { cause });
+      throw new TokenError("no_token", `Getting a token failed: ${cause?.message ?? cause}`, { cause });
     }
   }
 
-  /** The stock client's `auth`: calls `send` with what goes to the server, while the connection waits. */
+  /** The stock client's `auth` function: calls `send` with the data for the server. The connection waits for it. */
   async #connect(send) {
     const { engine } = this.#socket.io;
     const inTime = () => this.#socket.active && this.#socket.io.engine === engine;
     try {
       const token = await this.#fetch();
-      if (!inTime()) return; // the next connection asks for itself
+      if (!inTime()) return; // the next connection calls `auth` again
       this.#token = token;
       send(token === null ? {} : { token });
     } catch (error) {
@@ -292,7 +293,7 @@ class Login {
     try {
       const token = await this.#fetch();
       if (this.#socket.id !== id) return;
-      if (token === this.#token) throw new TokenError("no_token", "There is no new token, only the old one again.");
+      if (token === this.#token) throw new TokenError("no_token", "`token` returned the old token again.");
       await new Promise((resolve, reject) => {
         request(this.#socket, this.#options.timeout, "authenticate", { token }, (failure) => {
           if (failure) reject(new TokenError(failure.code, failure.message));
@@ -305,10 +306,10 @@ class Login {
     }
   }
 
-  /** Tells of it, and lets it be tried `again` where that is a function. */
+  /** Reports the error, and schedules `again` if it is a function. */
   #fail(error, again) {
     error.retrying = Boolean(again);
-    // First, so that who is told can call connect() or disconnect().
+    // Scheduled first, so that the callback can call connect() or disconnect().
     if (again) this.#later(backoff(this.#options, this.#failures++), again);
     else this.#rest();
     const { onTokenError } = this.#options;
@@ -316,7 +317,7 @@ class Login {
   }
 }
 
-/** What `subscribe()` returns: one handler's subscription. */
+/** One handler's subscription, as returned by `subscribe()`. */
 export class Subscription {
   #member;
   #channel;
@@ -333,25 +334,25 @@ export class Subscription {
   get channel() { return this.#channel.name; }
 
   /**
-   * Fulfilled when the server has confirmed it for the first time: from then on nothing is missed without a gap.
-   * Rejected with the SubscriptionError that ended it before.
+   * Resolves when the server has confirmed the subscription for the first time: from then on, missed messages are
+   * reported as a gap. Rejects with the SubscriptionError if the subscription ended before that.
    * @type {Promise<void>}
    */
   get ready() { return this.#member.ready; }
 
-  /** Whether the server has confirmed it on the connection that there is now. */
+  /** True when the server has confirmed the subscription on the current connection. */
   get active() { return this.#member.live; }
 
   /**
-   * The place in the log up to which everything was handed to the handler, the message that it is handling included:
-   * store it, and pass it as `since` next time. Null where the server has no log, and before it has answered.
+   * The position in the log up to which all messages were passed to the handler, including the one it is handling:
+   * store it, and pass it as `since` next time. Null if the server has no log or has not answered yet.
    * @type {Position | null}
    */
   get position() { return this.#member.lacksEpoch ? null : this.#member.position; }
 
   /**
-   * Ends it: the handler is not called any more. Twice is harmless.
-   * @returns {Promise<void>} fulfilled when the server has confirmed it, where this was the channel's last handler
+   * Ends the subscription: the handler is not called any more. Idempotent.
+   * @returns {Promise<void>} if this was the channel's last handler, resolves when the server has confirmed it
    */
   async unsubscribe() {
     this.#channel.remove(this.#member);
@@ -359,11 +360,11 @@ export class Subscription {
   }
 }
 
-/** One handler's subscription: how far it has come, and whether what the server sends now follows without a hole. */
+/** The state of one handler's subscription: its position, and whether it receives the live messages after it. */
 class Member {
   established = false; // the server has confirmed it once
   live = false;
-  lostAt = 0; // ms; since when messages of NOTIFY are missing
+  lostAt = 0; // ms: when the connection was lost, and with it messages of NOTIFY; 0: not lost
 
   /**
    * @param {string} channel
@@ -375,7 +376,7 @@ class Member {
     this.handler = handler;
     if (since && !positionOf(since)) throw new TypeError("since must be like {epoch: \"…\", position: 0}");
     /**
-     * The epoch is "" while it is not known: the log was installed when we had subscribed already.
+     * The epoch is "" while it is unknown: the log was installed after we subscribed.
      * @type {Position | null}
      */
     this.position = since ? positionOf(since) : null;
@@ -387,7 +388,7 @@ class Member {
       this.resolve = /** @type {() => void} */ (resolve);
       this.reject = reject;
     });
-    if (onError) this.ready.catch(() => {}); // is told there
+    if (onError) this.ready.catch(() => {}); // onError reports it
   }
 
   get lacksEpoch() { return this.position?.epoch === ""; }
@@ -403,7 +404,7 @@ class Member {
   }
 
   /** @param {Partial<Gap>} gap */
-  tell(gap) {
+  reportGap(gap) {
     call(this.onGap, { channel: this.channel, ...gap });
   }
 
@@ -416,7 +417,7 @@ class Member {
   }
 }
 
-/** A channel: brings the server's subscription to what the members need, with one request at a time. */
+/** One channel: changes the server's subscription to what its members need, with one request at a time. */
 class Channel {
   /** @type {Set<Member>} */
   members = new Set();
@@ -425,8 +426,8 @@ class Channel {
   #channels;
   /** @type {Record<string, any> | null} */
   #filter = null;
-  #open = false; // as far as is known, the server has a subscription
-  #awaited = ""; // the event that is not answered yet
+  #open = false; // the server has a subscription, as far as we know
+  #awaited = ""; // the event whose answer is pending
   /** @type {Promise<void> | null} */
   #settling = null;
   /** @type {(() => void) | null} */
@@ -436,7 +437,7 @@ class Channel {
    * @param {string} name
    * @param {any} socket
    * @param {{timeout: number, retryDelay: number, retryDelayMax: number}} options
-   * @param {Map<string, Channel>} channels those that are in use, which it leaves by itself
+   * @param {Map<string, Channel>} channels the channels in use; an unused channel removes itself
    */
   constructor(name, socket, options, channels) {
     this.name = name;
@@ -449,7 +450,7 @@ class Channel {
   setFilter(filter) {
     if (!this.members.size) this.#filter = filter;
     else if (JSON.stringify(filter) !== JSON.stringify(this.#filter)) {
-      throw new TypeError(`another handler of ${this.name} has another filter: the server knows one for each client`);
+      throw new TypeError(`another handler of ${this.name} has another filter: the server keeps one for each client`);
     }
   }
 
@@ -458,8 +459,8 @@ class Channel {
     if (!this.members.delete(member)) return;
     member.live = false;
     if (!member.established) {
-      member.ready.catch(() => {}); // whoever unsubscribes knows
-      member.reject(new SubscriptionError("unsubscribed", "unsubscribed before the server had answered", this.name));
+      member.ready.catch(() => {}); // not an unhandled rejection: the application unsubscribed itself
+      member.reject(new SubscriptionError("unsubscribed", "unsubscribed before the server answered", this.name));
     }
     this.settle();
   }
@@ -471,40 +472,42 @@ class Channel {
   }
 
   async #settle() {
-    await null; // what is subscribed in one go can share a request
+    await null; // so that subscriptions made in the same task share a request
     let request;
     let attempt = 0;
     while (this.#socket.connected && (request = this.#next())) {
       const { id } = this.#socket;
       const error = await this.#send(request);
       if (!error) attempt = 0;
-      else if (this.#socket.id === id && this.#fail(error, request.whose)) await this.#sleep(attempt++);
+      else if (this.#socket.id === id && this.#fail(error, request.requesters)) await this.#sleep(attempt++);
     }
     this.#settling = null;
     if (!this.members.size && !this.#open && this.#channels.get(this.name) === this) this.#channels.delete(this.name);
   }
 
-  /** The request that is to be sent next, and whose it is; null when all is well. */
+  /** Returns the next request and the members that need it (`requesters`); null when there is nothing to do. */
   #next() {
-    if (!this.members.size) return this.#open ? { event: "unsubscribe", body: {}, whose: [] } : null;
+    if (!this.members.size) return this.#open ? { event: "unsubscribe", body: {}, requesters: [] } : null;
     const waiting = [...this.members].filter((one) => !one.live || one.lacksEpoch);
     if (!waiting.length) return null;
-    // Those first that know where they were, from the lowest of their positions on: a replay that begins later, for a
-    // new member's history, would take the live messages past them.
+    // Members with a position come first, from the lowest position on: a replay that starts later, for a new member's
+    // history, would move the live messages past them.
     const places = waiting.flatMap((one) => (one.position && !one.lacksEpoch ? [one.position] : []));
     if (places.length) {
       const [{ epoch }] = places;
       const since = places.filter((place) => place.epoch === epoch).reduce((a, b) => (b.position < a.position ? b : a));
-      const whose = waiting.filter(({ position }) => position?.epoch === epoch && position.position === since.position);
-      return { event: "subscribe", body: { since }, whose };
+      const requesters = waiting.filter(
+        ({ position }) => position?.epoch === epoch && position.position === since.position,
+      );
+      return { event: "subscribe", body: { since }, requesters };
     }
     const { history } = waiting.find((one) => !one.history) ?? waiting[0];
-    const whose = waiting.filter((one) => (history ? one.history === history : !one.history));
-    return { event: "subscribe", body: history ? { history } : {}, whose };
+    const requesters = waiting.filter((one) => (history ? one.history === history : !one.history));
+    return { event: "subscribe", body: history ? { history } : {}, requesters };
   }
 
   /** Returns the error, or null. */
-  #send({ event, body, whose }) {
+  #send({ event, body, requesters }) {
     this.#awaited = event;
     const sent = { channel: this.name, ...body };
     if (event === "subscribe") {
@@ -514,16 +517,16 @@ class Channel {
     return new Promise((resolve) => {
       request(this.#socket, this.#options.timeout, event, sent, (failure, answer) => {
         this.#awaited = "";
-        // Here, and not after the promise: the messages behind the answer may be handled sooner.
-        if (!failure && event === "subscribe") this.#accept(answer, body, whose);
+        // Here, not after the promise: messages that follow the answer may be handled before the promise resolves.
+        if (!failure && event === "subscribe") this.#accept(answer, body, requesters);
         else if (!failure) this.#open = false;
         resolve(failure && new SubscriptionError(failure.code, failure.message, this.name));
       });
     });
   }
 
-  /** The server has subscribed us, and sends the log's messages after `start` where that was asked for. */
-  #accept(answer, { since, history }, whose) {
+  /** The server has confirmed the subscription; with `since` or `history`, it replays the log after `start`. */
+  #accept(answer, { since, history }, requesters) {
     this.#open = true;
     const wasLive = new Set([...this.members].filter((one) => one.live));
     const start = positionOf(answer);
@@ -531,19 +534,19 @@ class Channel {
     for (const one of this.members) one.learnEpoch(start);
     if (start && !lost && (since || history)) {
       for (const one of this.members) {
-        if (one.live) one.position ??= start; // subscribed before there was a log
+        if (one.live) one.position ??= start; // subscribed before the log was installed
         if (one.position) one.live = one.follows(start);
       }
     }
-    for (const one of whose) {
+    for (const one of requesters) {
       if (!this.members.has(one) || one.live) continue;
       one.live = true;
       if (lost || !since) {
         const installed = one.established && !one.position && start;
         one.position = start;
         one.history = 0;
-        if (lost) one.tell({ tier: "log", reason: answer.reason, ...start });
-        else if (installed) one.tell({ tier: "log", reason: "client_disconnected", ...start });
+        if (lost) one.reportGap({ tier: "log", reason: answer.reason, ...start });
+        else if (installed) one.reportGap({ tier: "log", reason: "client_disconnected", ...start });
       }
     }
     for (const one of this.members) if (one.live && !wasLive.has(one)) this.#confirm(one);
@@ -557,16 +560,16 @@ class Channel {
     if (!one.lostAt) return;
     const [since, until] = [new Date(one.lostAt).toISOString(), new Date().toISOString()];
     one.lostAt = 0;
-    one.tell({ tier: "notify", reason: "client_disconnected", since, until });
+    one.reportGap({ tier: "notify", reason: "client_disconnected", since, until });
   }
 
-  /** Tells of the error; returns whether to try again. */
-  #fail(error, whose) {
-    const members = whose.filter((one) => this.members.has(one));
+  /** Reports the error. Returns whether to retry. */
+  #fail(error, requesters) {
+    const members = requesters.filter((one) => this.members.has(one));
     const worked = members.some((one) => one.established);
     error.retrying = TRANSIENT.has(error.code) || (error.code === "internal" && worked);
-    if (!error.retrying && !whose.length) this.#open = false; // it was unsubscribe
-    this.#tell(error, members);
+    if (!error.retrying && !requesters.length) this.#open = false; // it was unsubscribe
+    this.#report(error, members);
     return error.retrying;
   }
 
@@ -574,7 +577,7 @@ class Channel {
    * @param {SubscriptionError} error
    * @param {Member[]} members
    */
-  #tell(error, members) {
+  #report(error, members) {
     for (const one of error.retrying ? [] : members) {
       one.live = false;
       this.members.delete(one);
@@ -582,7 +585,7 @@ class Channel {
     for (const one of members) one.fail(error);
   }
 
-  /** Waits before another attempt, or until something is new. */
+  /** Waits before the next attempt, or until something changes. */
   #sleep(attempt) {
     return new Promise((resolve) => {
       const timer = setTimeout(resolve, backoff(this.#options, attempt));
@@ -593,9 +596,9 @@ class Channel {
     }).finally(() => { this.#wake = null; });
   }
 
-  // --- What the server says by itself ---
+  // --- Events from the server ---
 
-  /** The server's subscription is gone; `at` (ms) it was still there. */
+  /** The server's subscription is lost; `at` (ms) is when it was last known to be alive. */
   lose(at) {
     this.#open = false;
     for (const one of this.members) {
@@ -609,9 +612,10 @@ class Channel {
   /** @param {Message} message */
   receive(message) {
     for (const one of [...this.members]) {
-      if (!this.members.has(one) || !one.established) continue; // another handler has ended it just now
+      if (!this.members.has(one) || !one.established) continue; // ended by another handler of this message
       if (message.position !== undefined) {
-        if (!one.live || (one.position && message.position <= one.position.position)) continue; // comes again, or has come
+        // It will be replayed, or was already delivered.
+        if (!one.live || (one.position && message.position <= one.position.position)) continue;
         one.position = { epoch: one.position?.epoch ?? "", position: message.position };
         if (one.lacksEpoch) this.settle();
         else message.epoch = one.position.epoch;
@@ -630,11 +634,11 @@ class Channel {
         if (!one.live || (start && one.follows(start))) continue;
         one.position = start;
       }
-      one.tell({ tier: concernsLog ? "log" : "notify", ...gap });
+      one.reportGap({ tier: concernsLog ? "log" : "notify", ...gap });
     }
   }
 
-  /** Not our request: one given up for lost, or the application's own. Another replay may have begun. */
+  /** Handles the answer to a request that timed out or that the application sent: another replay may have started. */
   checkSubscribed(body) {
     const start = positionOf(body);
     if (this.#awaited === "subscribe" || !start) return;
@@ -645,13 +649,13 @@ class Channel {
     this.settle();
   }
 
-  /** Not our request: it is not allowed any more, or the application has asked for it itself. */
+  /** Handles the end of a subscription that is no longer allowed, or that the application ended with its own request. */
   checkUnsubscribed({ reason }) {
     if (reason) {
       this.#open = false;
-      const why = reason === "forbidden" ? "it is not allowed any more" : reason;
+      const why = reason === "forbidden" ? "it is no longer allowed" : reason;
       const error = new SubscriptionError(reason, `The server has ended the subscription: ${why}.`, this.name);
-      this.#tell(error, [...this.members]);
+      this.#report(error, [...this.members]);
       this.settle();
     } else if (this.#awaited !== "unsubscribe") {
       this.lose(Date.now());
@@ -667,7 +671,7 @@ function positionOf({ epoch, position }) {
   return typeof epoch === "string" && typeof position === "number" ? { epoch, position } : null;
 }
 
-/** Sends a request. `answered` gets why it has failed, as {code, message}, or null and the answer. */
+/** Sends a request. Calls `answered` with the error as {code, message}, or with null and the answer. */
 function request(socket, timeout, event, body, answered) {
   socket.timeout(timeout).emit(event, body, (failure, answer) => {
     if (failure) answered({ code: "no_answer", message: "The server did not answer." });
@@ -676,17 +680,17 @@ function request(socket, timeout, event, body, answered) {
   });
 }
 
-/** Milliseconds before another attempt. */
+/** Returns the milliseconds before the next attempt. */
 function backoff({ retryDelay, retryDelayMax }, attempt) {
   return Math.min(retryDelayMax, retryDelay * 2 ** attempt) * spread();
 }
 
-/** A factor at random, so that many do not come all at once. */
+/** Returns a random factor, so that many clients do not retry at the same time. */
 function spread() {
   return 0.5 + Math.random() / 2;
 }
 
-/** Calls somebody else's function: what it throws must not end what we are doing. */
+/** Calls a callback of the application. Rethrows its errors in a microtask, so that they do not affect the caller. */
 function call(callback, ...values) {
   try {
     callback?.(...values);

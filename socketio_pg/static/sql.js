@@ -1,6 +1,6 @@
-// Writes JSON on one line, and the SQL lines that publish it. Knows nothing of the page or of Socket.IO.
+// Formats JSON on one line, and the SQL statements that publish it. Does not depend on the page or on Socket.IO.
 
-// The words that PostgreSQL refuses as a bare channel name: those of pg_get_keywords() with catcode 'R' or 'T'.
+// Words that PostgreSQL refuses as an unquoted channel name: pg_get_keywords() with catcode 'R' or 'T'.
 const KEYWORDS = new Set(`
   all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate
   collation column concurrently constraint create cross current_catalog current_date current_role
@@ -14,7 +14,7 @@ const KEYWORDS = new Set(`
 
 /** A JSON value as text on one line with a space after each colon and comma: {"id": 1, "tags": ["a", "b"]} */
 export function oneLine(value) {
-  // Inside its strings JSON writes line breaks as \n, so each real one comes from the indentation.
+  // JSON escapes line breaks in strings as \n, so each actual line break comes from the indentation.
   return JSON.stringify(value ?? null, null, 1)
     .replace(/([[{])\n */g, "$1")
     .replace(/\n *([\]}])/g, "$1")
@@ -32,7 +32,7 @@ export function publishStatement(channel, payload) {
 }
 
 function quoteIdentifier(name) {
-  // PostgreSQL folds a bare name to lower case, so everything but plain lower case needs its quotes.
+  // PostgreSQL folds an unquoted name to lower case, so every other name needs quotes.
   const plain = /^[a-z_][a-z0-9_]*$/.test(name) && !KEYWORDS.has(name);
   return plain ? name : `"${name.replaceAll('"', '""')}"`;
 }

@@ -1,7 +1,7 @@
-// The demo page of socketio_pg: a plain Socket.IO client, and also an example to copy from.
+// The demo page of socketio_pg: a plain Socket.IO client, and an example to copy from.
 //
-// The parts to look at first: `subscribe()`, which leaves it to socketio_pg.js to keep the subscription alive, and
-// `request()`, which asks the server for something else.
+// Start reading with `subscribe()`, which uses socketio_pg.js to keep subscriptions across reconnects, and with
+// `request()`, which sends all other requests.
 
 import { loadClient } from "./client.js";
 import { MessageLog, clock, hue, timeOfDay } from "./log.js";
@@ -9,36 +9,36 @@ import { Subscriptions } from "./socketio_pg.js";
 import { notifyStatement, oneLine, publishStatement } from "./sql.js";
 
 const ANSWER_TIMEOUT = 10_000; // ms to wait for the server's acknowledgement
-const MAX_ERRORS = 4; // shown at once
-const HISTORY = 20; // messages that are replayed where that is asked for
+const MAX_ERRORS = 4; // shown at the same time
+const HISTORY = 20; // messages that “Replay the last 20 messages” requests
 
 const $ = (selector) => document.querySelector(selector);
 
 // --- The connection ---------------------------------------------------------------------------------------------
 
 const io = await client();
-// WebSocket first: long polling would need a load balancer that sends all requests of a client to one process.
+// WebSocket first: long polling needs a load balancer that sends all requests of a client to the same process.
 const socket = io({
   autoConnect: false,
   transports: ["websocket", "polling"],
   tryAllTransports: true,
   reconnectionDelay: 500,
 });
-let token = null; // in memory only, and never in an address: both storage and addresses get into the wrong hands
+let token = null; // only in memory, never in storage or in a URL, because both leak
 const subscriptions = new Subscriptions(socket, { token: () => token, onTokenError });
 
 let wasConnected = false;
-let refusals = 0; // how often the server itself has ended the connection in a row
+let refusals = 0; // connections in a row that the server has closed
 
 socket.on("connect", () => {
   wasConnected = true;
   showStatus("connected", "Connected");
 });
 
-socket.on("server_hello", ({ sid, version, ...who }) => {
+socket.on("server_hello", ({ sid, version, ...identity }) => {
   refusals = 0;
   showHello({ version, sid });
-  showWho(who);
+  showIdentity(identity);
   $("#hello").hidden = false;
 });
 
@@ -50,23 +50,23 @@ socket.on("disconnect", (reason) => {
 });
 
 socket.on("connect_error", () => {
-  // While the socket is active it was only the network, and Socket.IO tries again by itself. Otherwise: onTokenError.
+  // While the socket is active: a network error, and Socket.IO reconnects automatically. Otherwise see onTokenError.
   if (socket.active) reconnect();
 });
 
 function reconnect() {
-  showReconnecting("Server not reached, trying again…");
-  // Socket.IO does not come back by itself when the server ended the connection in so many words.
+  showReconnecting("Server unreachable, retrying…");
+  // Socket.IO does not reconnect automatically after the server has sent a disconnect.
   if (!socket.active) reconnectTimer = setTimeout(() => socket.connect(), backoff(refusals++));
 }
 let reconnectTimer;
 
-function showReconnecting(atFirst) {
+function showReconnecting(firstText) {
   if (wasConnected) showStatus("reconnecting", "Reconnecting…");
-  else showStatus("connecting", atFirst);
+  else showStatus("connecting", firstText);
 }
 
-/** 1 s, 2 s, 4 s … 15 s, spread at random so that many pages do not return all at once. */
+/** Returns 1 s, 2 s, 4 s … 15 s in ms, with random jitter, so that many pages do not reconnect at the same time. */
 function backoff(attempt) {
   return Math.min(15_000, 1000 * 2 ** attempt) * (0.5 + Math.random() / 2);
 }
@@ -98,19 +98,19 @@ function showHello(fields) {
 
 function showStatus(state, text) {
   $("#status").dataset.state = state;
-  if ($("#status-text").textContent !== text) $("#status-text").textContent = text; // unchanged text is not read out again
+  setText($("#status-text"), text);
   $("#connection-toggle").textContent = connectionWanted() ? "Disconnect" : "Connect";
   if (state === "connected") clearErrors("connect");
   render();
 }
 
-/** Sends a request and returns the server's answer. Throws RequestError when it is an error, or does not come. */
+/** Sends a request and returns the server's answer. Throws RequestError when it is an error or does not come. */
 async function request(event, data) {
   let answer;
   try {
     answer = await socket.timeout(ANSWER_TIMEOUT).emitWithAck(event, data);
   } catch {
-    throw new RequestError("no_answer", "The server did not answer, so it is not known whether this was done.");
+    throw new RequestError("no_answer", "The server did not answer. The request may or may not have been carried out.");
   }
   if (answer?.ok !== true) throw new RequestError(answer?.error?.code ?? "internal", answer?.error?.message ?? "");
   return answer;
@@ -125,12 +125,12 @@ class RequestError extends Error {
 
 // --- The token --------------------------------------------------------------------------------------------------
 
-/** The server did not let us in, or there is no new token for when the old one ends. */
+/** Handles a refused connection, or a token that could not be renewed before it expires. */
 function onTokenError({ code, message, retrying }) {
-  if (socket.connected) return; // the visitor has been asked for another one already
+  if (socket.connected) return; // token_expiring has already asked the visitor for a new token
   if (code === "unauthorized") {
-    socket.disconnect(); // the same token would not be better the next time
-    askForToken(token ? "" : "This server lets in only who has a token.", token ? `Not accepted: ${message}.` : "");
+    socket.disconnect(); // retrying with the same token is useless
+    askForToken(token ? "" : "This server requires a token.", token ? `Not accepted: ${message}.` : "");
     token = null;
     showStatus("disconnected", "Not signed in");
     return;
@@ -141,20 +141,20 @@ function onTokenError({ code, message, retrying }) {
 }
 
 socket.on("token_expiring", ({ expires_at: end }) => {
-  askForToken(`Your token ends at ${timeOfDay(new Date(end))}. With another one before that, nothing is interrupted.`);
+  askForToken(`Your token expires at ${timeOfDay(new Date(end))}. Enter a new one before that to stay connected.`);
 });
-socket.on("authenticated", showWho);
+socket.on("authenticated", showIdentity);
 
 function askForToken(reason, error = "") {
   $("#login").hidden = false;
   setText($("#login-reason"), reason);
   setText($("#login-error"), error);
-  // Without taking the focus, as showFieldError() does: a token can end while somebody writes in another field.
+  // Unlike showFieldError(), this does not take the focus: the visitor may be typing in another field.
   $("#token").setAttribute("aria-invalid", error !== "");
 }
 
-/** Who we are to the server, and until when. */
-function showWho({ client, expires_at: end }) {
+/** Shows the name under which the server knows this client, and when its token expires. */
+function showIdentity({ client, expires_at: end }) {
   const until = end ? new Date(end) : null;
   showHello({ client: client ?? (token ? "without a name" : "anonymous"), until: until ? timeOfDay(until) : "" });
   $("#hello [data-field=until]").title = until?.toLocaleString() ?? "";
@@ -171,7 +171,7 @@ $("#login-form").addEventListener("submit", async (event) => {
   const before = token;
   token = given;
   if (!socket.connected) {
-    socket.disconnect(); // an attempt that is under way has another token, or none
+    socket.disconnect(); // cancels a pending attempt with another token, or without one
     connect();
     return;
   }
@@ -185,9 +185,9 @@ $("#login-form").addEventListener("submit", async (event) => {
   }
 });
 
-/** Who is anonymous may be allowed more with a token. */
+/** Offers anonymous visitors to sign in, because a token may give them more permissions. */
 function offerToken({ code }) {
-  if (code === "forbidden" && !token) askForToken("You are anonymous here. With a token you may be allowed more.");
+  if (code === "forbidden" && !token) askForToken("You are anonymous. A token may give you more permissions.");
 }
 
 $("#sign-out").addEventListener("click", () => {
@@ -199,10 +199,10 @@ $("#sign-out").addEventListener("click", () => {
 
 // --- Subscriptions ----------------------------------------------------------------------------------------------
 
-// name → {name, subscription, confirmed, note, count, chip}: what the user has subscribed to.
+// name → {name, subscription, confirmed, note, count, chip}: the user's subscriptions.
 const channels = new Map();
 
-/** Subscribes, unless that was done before. With `history`, so many messages are replayed in any case. */
+/** Subscribes to a channel, unless already subscribed. With `history`, always replays that many messages. */
 function subscribe(name, history = 0) {
   const channel = channels.get(name) ?? { name, subscription: null, confirmed: false, note: "", count: 0, chip: null };
   const before = channel.subscription;
@@ -221,14 +221,14 @@ function subscribe(name, history = 0) {
       clearErrors("subscribe", name);
       announce(`Subscribed to ${name}`);
       if (history && !channel.subscription.position) {
-        const message = "This database has no log, so nothing was replayed. To install it: socketio-pg init";
+        const message = "This database has no log, so nothing was replayed. To install the log, run: socketio-pg init";
         showError("not_installed", message, { action: "subscribe", channel: name });
       }
       render();
     },
     onError: (error) => {
       showError(error.code, error.message, { action: "subscribe", channel: name });
-      if (error.retrying) channel.note = "trying again";
+      if (error.retrying) channel.note = "retrying";
       else channels.delete(name);
       if (!error.retrying && channel.confirmed) log.addEnd(name, error.message);
       offerToken(error);
@@ -257,7 +257,7 @@ $("#subscribe-form").addEventListener("submit", (event) => {
   if (names.length) input.value = "";
 });
 
-/** The names in a list separated by commas. Spaces inside a name belong to it. */
+/** Returns the names in a list separated by commas. Spaces inside a name are part of it. */
 function namesIn(text) {
   return [...new Set(text.split(",").map((name) => name.trim()).filter(Boolean))];
 }
@@ -268,7 +268,7 @@ const log = new MessageLog($("#messages"), render);
 let received = 0;
 
 socket.on("error", ({ code, message, channel }) => {
-  if (code !== "unauthorized") showError(code, message, { channel }); // the token has ended: onTokenError comes to that
+  if (code !== "unauthorized") showError(code, message, { channel }); // the token has expired: onTokenError handles it
 });
 
 $("#pause").addEventListener("click", () => { log.paused = !log.paused; });
@@ -290,11 +290,11 @@ $("#publish-form").addEventListener("submit", async (event) => {
   try {
     payload = JSON.parse($("#publish-payload").value);
   } catch (error) {
-    showFieldError($("#publish-payload"), `Not sent, this is not JSON: ${error.message}. A text needs quotes: "hello"`);
+    showFieldError($("#publish-payload"), `Not sent, this is not JSON: ${error.message}. Text needs quotes: "hello"`);
     return;
   }
   showFieldError($("#publish-payload"), "");
-  // Socket.IO would keep it and send it some time later, when nobody expects it any more.
+  // Socket.IO would buffer the request and send it after a reconnect, when the visitor no longer expects it.
   if (!socket.connected) {
     showError("not_connected", "Not sent: there is no connection to the server.", { action: "publish", channel });
     return;
@@ -321,7 +321,7 @@ if (/Mac|iPhone|iPad/.test(navigator.platform)) $("#modifier").textContent = "�
 
 $("#publish-form").addEventListener("input", () => {
   showSql();
-  // A complaint about the JSON goes away as soon as it is right; it never appears while someone is typing.
+  // The error about invalid JSON disappears when the JSON becomes valid; it never appears while the visitor is typing.
   if ($("#publish-payload").hasAttribute("aria-invalid") && parsed($("#publish-payload").value) !== undefined) {
     showFieldError($("#publish-payload"), "");
   }
@@ -348,7 +348,7 @@ $("#sql-copy").addEventListener("click", async () => {
   try {
     await navigator.clipboard.writeText($("#sql").textContent);
   } catch {
-    // Browsers keep the clipboard from pages without HTTPS, but not from a selection.
+    // Pages without HTTPS have no clipboard API, but can still copy a selection.
     getSelection().selectAllChildren($("#sql"));
     copied = document.execCommand("copy");
   }
@@ -357,11 +357,11 @@ $("#sql-copy").addEventListener("click", async () => {
   setTimeout(() => { $("#sql-copy").textContent = "Copy"; }, 1500);
 });
 
-// --- What the page shows ----------------------------------------------------------------------------------------
+// --- Rendering --------------------------------------------------------------------------------------------------
 
 let frame = 0;
 
-/** Brings chips, counters and buttons up to date in the next animation frame, however often it is called before. */
+/** Updates chips, counters and buttons in the next animation frame, once for all calls before it. */
 function render() {
   frame ||= requestAnimationFrame(() => {
     frame = 0;
@@ -382,7 +382,7 @@ function renderChannels() {
     chips.push(channel.chip);
   }
   const list = $("#channels");
-  // Only when the set has changed: moving a chip would take the focus from its button.
+  // Only when the list has changed: moving a chip would take the focus from its button.
   if (chips.length !== list.children.length || chips.some((chip, index) => chip !== list.children[index])) {
     list.replaceChildren(...chips);
   }
@@ -398,7 +398,7 @@ function makeChip(channel) {
   button.title = `Unsubscribe from ${channel.name}`;
   button.addEventListener("click", () => {
     unsubscribe(channel);
-    $("#subscribe-channel").focus(); // the button that had the focus goes away
+    $("#subscribe-channel").focus(); // the button that has the focus is removed
   });
   return chip;
 }
@@ -427,16 +427,17 @@ function renderLog() {
 
 function describeEmptyLog() {
   if (log.paused) return ["Paused", "New messages wait here until you resume."];
-  const wanted = [...channels.values()];
-  const names = wanted.filter(({ subscription }) => subscription.active).map(({ name }) => name).join(", ");
+  const all = [...channels.values()];
+  const names = all.filter(({ subscription }) => subscription.active).map(({ name }) => name).join(", ");
   if (names) {
     return ["Listening", `The next message on ${names} appears here. Publish one, or paste the SQL line into psql.`];
   }
-  if (wanted.length && !connectionWanted()) return ["Not listening", "There is no connection to the server."];
-  if (wanted.length) return ["Not listening yet", "The server has not confirmed the subscription."];
+  if (all.length && !connectionWanted()) return ["Not listening", "There is no connection to the server."];
+  if (all.length) return ["Not listening yet", "The server has not confirmed the subscription."];
   return ["Nothing here yet", "Subscribe to a channel. Then publish to it, or paste the SQL line into psql."];
 }
 
+// Screen readers would read unchanged text again.
 function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -445,7 +446,7 @@ function announce(text) {
   $("#announcer").textContent = text;
 }
 
-/** The complaint below a form about one of its fields; "" takes it away. */
+/** Shows an error about a field below its form; "" removes it. */
 function showFieldError(field, text) {
   const place = document.getElementById(field.getAttribute("aria-describedby"));
   place.textContent = text;
@@ -456,7 +457,7 @@ function showFieldError(field, text) {
   }
 }
 
-/** Shows an error until it is dismissed, or until what failed has worked. A repeated one is counted. */
+/** Shows an error until it is dismissed, or until the action succeeds. Repeated errors are counted. */
 function showError(code, message, { action = "", channel = "" } = {}) {
   const list = $("#errors");
   const row = $("#error-template").content.firstElementChild.cloneNode(true);
@@ -486,7 +487,7 @@ function clearErrors(action, channel = "") {
 
 // --- Start ------------------------------------------------------------------------------------------------------
 
-/** The stock client, or the reason in the page. */
+/** Returns the stock client. Shows the error in the page when it cannot be loaded. */
 async function client() {
   try {
     return await loadClient();

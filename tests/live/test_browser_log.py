@@ -74,7 +74,7 @@ def test_what_the_log_has_lost_is_told(log_demo: Demo, log: Log, channel: str) -
     log.server.restart()  # what it remembers itself it would replay
     log_demo.page.context.set_offline(False)
     expect(log_demo.gaps(channel).last).to_contain_text("Messages of the log were missed")
-    expect(log_demo.gaps(channel).last).to_contain_text(re.compile(r"trimmed, goes on after #\d+"))
+    expect(log_demo.gaps(channel).last).to_contain_text(re.compile(r"trimmed, continues after #\d+"))
     expect(log_demo.messages(channel)).to_have_count(0)
 
 

@@ -35,7 +35,7 @@ def test_it_asks_for_a_token_and_keeps_it_to_itself(asking: Demo, psql: Psql) ->
     asking.open("?channels=foo")
     asking.expect_state("disconnected")
     expect(page.locator("#status-text")).to_have_text("Not signed in")
-    expect(page.locator("#login-reason")).to_have_text("This server lets in only who has a token.")
+    expect(page.locator("#login-reason")).to_have_text("This server requires a token.")
     expect(asking.errors).to_have_count(0)
     asking.sign_in(" ")
     expect(page.locator("#login-error")).to_have_text("Paste a token.")
@@ -55,7 +55,7 @@ def test_it_asks_for_a_token_and_keeps_it_to_itself(asking: Demo, psql: Psql) ->
     assert len(addresses) > 5
     assert not [address for address in [*addresses, page.url] if good[:10] in address]
     page.click("#sign-out")
-    expect(page.locator("#login-reason")).to_have_text("This server lets in only who has a token.")
+    expect(page.locator("#login-reason")).to_have_text("This server requires a token.")
     expect(page.locator("#sign-out")).to_be_hidden()
 
 
@@ -63,7 +63,7 @@ def test_a_token_can_be_replaced_before_its_end(asking: Demo, psql: Psql) -> Non
     asking.open("?channels=foo")
     asking.sign_in(token(12))
     asking.expect_subscribed("foo")
-    expect(asking.page.locator("#login-reason")).to_contain_text(re.compile(r"Your token ends at \d\d:\d\d:\d\d\."))
+    expect(asking.page.locator("#login-reason")).to_contain_text(re.compile(r"Your token expires at \d\d:\d\d:\d\d\."))
     asking.sign_in(token(-5))
     expect(asking.page.locator("#login-error")).to_have_text("Not accepted: the token has expired.")
     asking.sign_in(token(3600, "bob"))
@@ -97,10 +97,10 @@ def test_what_is_forbidden_is_told_and_the_rest_goes_on(asking: Demo, psql: Psql
     expect(asking.chip("secret")).to_have_count(0)
     asking.publish("mine", "1")
     expect(asking.errors.first).to_contain_text("forbidden publish mine")
-    expect(asking.page.locator("#login-reason")).to_contain_text("ends at")
+    expect(asking.page.locator("#login-reason")).to_contain_text("expires at")
     asking.sign_in(token(3600, subscribe=["mine"]))
     row = asking.page.locator("#messages > li[data-kind=end]")
-    expect(row).to_contain_text("The server has ended the subscription: it is not allowed any more.")
+    expect(row).to_contain_text("The server has ended the subscription: it is no longer allowed.")
     expect(row.locator(".channel-name")).to_have_text("other")
     expect(asking.errors.first).to_contain_text("forbidden subscribe other")
     expect(asking.chip("other")).to_have_count(0)
@@ -115,7 +115,7 @@ def test_who_is_anonymous_is_offered_to_sign_in(chromium: Browser, postgres18: C
         demo.expect_client("anonymous")
         demo.expect_subscribed("news")
         expect(demo.errors).to_contain_text("forbidden subscribe foo")
-        expect(demo.page.locator("#login-reason")).to_contain_text("You are anonymous here.")
+        expect(demo.page.locator("#login-reason")).to_contain_text("You are anonymous.")
         demo.sign_in(token(3600))
         demo.expect_client("alice")
         demo.subscribe("foo")

@@ -1,11 +1,11 @@
-// A chat room: everybody subscribes to one channel and publishes to it. The log remembers the last messages.
+// A chat room: all visitors subscribe to one channel and publish to it. The log keeps the last messages.
 
-import { $, connect, tell } from "./demo.js";
+import { $, connect, showProblem } from "./demo.js";
 
 const { socket, subscriptions } = await connect();
 subscriptions.subscribe("chat", show, {
   history: 50,
-  onGap: ({ tier }) => tier === "log" && location.reload(), // away for longer than the log remembers
+  onGap: ({ tier }) => tier === "log" && location.reload(), // disconnected for longer than the log's retention
 });
 
 $("#name").value = localStorage.getItem("name") ?? "";
@@ -17,9 +17,9 @@ $("#say").addEventListener("submit", async (event) => {
   try {
     await publish({ from: name, text });
     $("#text").value = "";
-    tell(null);
+    showProblem(null);
   } catch (error) {
-    tell(error);
+    showProblem(error);
   }
   $("#text").focus();
 });
@@ -29,15 +29,15 @@ async function publish(payload) {
   if (!answer.ok) throw new Error(answer.error.message);
 }
 
-/** What others write gets into the page as text, and never as markup. */
+/** Shows a message. Other visitors' text is never inserted as markup. */
 function show({ payload, published_at: at }) {
   const line = document.createElement("li");
-  const [who, said, when] = ["strong", "span", "time"].map((name) => document.createElement(name));
-  who.textContent = payload?.from ?? "somebody";
-  said.textContent = payload?.text ?? JSON.stringify(payload);
-  when.textContent = new Date(at ?? Date.now()).toLocaleTimeString([], { timeStyle: "short" });
-  line.append(who, said, when);
-  line.dataset.mine = who.textContent === $("#name").value;
+  const [sender, text, time] = ["strong", "span", "time"].map((name) => document.createElement(name));
+  sender.textContent = payload?.from ?? "anonymous";
+  text.textContent = payload?.text ?? JSON.stringify(payload);
+  time.textContent = new Date(at ?? Date.now()).toLocaleTimeString([], { timeStyle: "short" });
+  line.append(sender, text, time);
+  line.dataset.mine = sender.textContent === $("#name").value;
   $("#messages").append(line);
   while ($("#messages").children.length > 200) $("#messages").firstChild.remove();
   line.scrollIntoView({ block: "end" });

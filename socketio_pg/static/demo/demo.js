@@ -1,26 +1,26 @@
-// What the demos share: the connection with its light, and the buttons that have the server run SQL.
+// Shared by the demos: the connection and its status light, and the buttons that make the server run SQL.
 
 import { loadClient } from "../static/client.js";
 import { Subscriptions } from "../static/socketio_pg.js";
 
 export const $ = (selector) => document.querySelector(selector);
 
-/** Connects. Returns the socket, and the subscriptions that outlive its connections. */
+/** Connects. Returns the socket and its Subscriptions, which survive reconnects. */
 export async function connect() {
   let io;
   try {
     io = await loadClient();
   } catch (error) {
     show("failed", "Cannot start");
-    tell(error);
+    showProblem(error);
     throw error;
   }
   const socket = io({ transports: ["websocket", "polling"], tryAllTransports: true });
   socket.on("connect", () => show("connected", "Connected"));
   socket.on("disconnect", () => show("reconnecting", "Reconnecting…"));
-  const onTokenError = ({ message }) => { // a demo has no token
-    show("disconnected", "Not let in");
-    tell(new Error(`${message}. The demos bring no token: start the server with AUTH=off.`));
+  const onTokenError = ({ message }) => { // the demos have no token
+    show("disconnected", "Connection refused");
+    showProblem(new Error(`${message}. The demos send no token: start the server with AUTH=off.`));
   };
   return { socket, subscriptions: new Subscriptions(socket, { token: () => null, onTokenError }) };
 }
@@ -30,15 +30,15 @@ function show(state, text) {
   $("#status-text").textContent = text;
 }
 
-/** Shows a problem in the page; null: there is none any more. */
-export function tell(error) {
+/** Shows an error in the page; null hides it. */
+export function showProblem(error) {
   $("#problem").hidden = !error;
   $("#problem").textContent = error?.message ?? "";
 }
 
 /**
- * The SQL of a demo: shows NAME.sql, runs it when it was not run, and has changes made.
- * Calls `load(rows)` when there are rows to begin with; `pause` is in milliseconds, between two changes.
+ * Runs the SQL of a demo: shows NAME.sql, offers to run it unless it was run before, and makes changes on request.
+ * Calls `load(rows)` with the initial rows. `pause` is the time between two changes, in milliseconds.
  */
 export async function runSql(name, load, pause) {
   $("#sql").textContent = (await (await fetch(`./${name}.sql`)).text()).trim();
@@ -75,7 +75,7 @@ export async function runSql(name, load, pause) {
   await guarded(begin);
 }
 
-/** Asks the server for something of this demo's: its rows, or with POST a change. */
+/** Sends a request of this demo to the server: GET for its rows, POST for a change. */
 async function ask(path, method = "GET") {
   const json = { method, headers: { "Content-Type": "application/json" }, body: "{}" };
   const answer = await fetch(path, method === "POST" ? json : {});
@@ -84,11 +84,11 @@ async function ask(path, method = "GET") {
   return body;
 }
 
-async function guarded(what) {
+async function guarded(action) {
   try {
-    await what();
-    tell(null);
+    await action();
+    showProblem(null);
   } catch (error) {
-    tell(error);
+    showProblem(error);
   }
 }

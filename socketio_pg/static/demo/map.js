@@ -1,20 +1,21 @@
-// People on a map. One UPDATE of all of them is one statement in the database, and a message for each person here.
-// "West of the river" is a filter that the server applies: what is east does not even reach this page.
+// People on a map. One UPDATE of all people is one statement in the database, and one message per person here.
+// "West of the river" is a filter that the server applies: messages about the east do not reach this page.
 
 import { $, connect, runSql } from "./demo.js";
 
 const [SOUTH, NORTH, WEST, EAST, RIVER] = [50.93, 50.95, 6.94, 6.98, 6.9605];
 const FILTERS = { all: null, west: { "new.lon": { lt: RIVER } }, east: { "new.lon": { gte: RIVER } } };
 const people = new Map(); // id → its <g>
-let heard = 0; // messages in this second
+let received = 0; // messages in the current second
 
 const { subscriptions } = await connect();
 let subscription;
 await follow("all");
 $("#area").addEventListener("change", () => follow($("#area").value));
 setInterval(() => {
-  $("#count").textContent = `${people.size} people, ${heard} ${heard === 1 ? "message" : "messages"} in the last second`;
-  heard = 0;
+  const messages = `${received} ${received === 1 ? "message" : "messages"}`;
+  $("#count").textContent = `${people.size} people, ${messages} in the last second`;
+  received = 0;
 }, 1000);
 await runSql("map", (rows) => rows.forEach(draw), 400);
 
@@ -26,7 +27,7 @@ async function follow(area) {
 }
 
 function receive({ payload: { op, pk, new: person } }) {
-  heard++;
+  received++;
   if (op === "DELETE") {
     people.get(pk.id)?.remove();
     people.delete(pk.id);
@@ -46,7 +47,7 @@ function draw({ id, name, lat, lon }) {
     $("#people").append(group);
     people.set(id, group);
   }
-  const x = 24 + ((lon - WEST) / (EAST - WEST)) * 752; // nobody is cut off at the edge
+  const x = 24 + ((lon - WEST) / (EAST - WEST)) * 752; // a margin, so that no circle is clipped at the edge
   const y = 24 + ((NORTH - lat) / (NORTH - SOUTH)) * 452;
   group.style.transform = `translate(${x.toFixed(1)}px, ${y.toFixed(1)}px)`;
   group.dataset.side = lon < RIVER ? "west" : "east";

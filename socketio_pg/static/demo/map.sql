@@ -8,8 +8,8 @@ CREATE TABLE IF NOT EXISTS
   lon  double precision NOT NULL
 );
 
--- Where they are now is all that
--- counts: no old images.
+-- The map needs only the new
+-- positions: no old row images.
 SELECT socketio_pg.watch(
     'socketio_pg_demo.person',
     channel => 'people', old => false);

@@ -4,12 +4,12 @@ import { $, connect, runSql } from "./demo.js";
 
 const CHANNEL = "table:socketio_pg_demo.orders";
 const rows = new Map(); // id → its <tr>
-const waiting = []; // what arrived before the rows did
+const waiting = []; // messages that arrived before the rows
 let loaded = false;
 
 const { subscriptions } = await connect();
 const orders = subscriptions.subscribe(CHANNEL, receive, {
-  onGap: ({ tier }) => tier === "log" && location.reload(), // away for longer than the log remembers
+  onGap: ({ tier }) => tier === "log" && location.reload(), // disconnected for longer than the log's retention
 });
 await orders.ready;
 await runSql("orders", load, 700);
@@ -18,7 +18,7 @@ function load(found) {
   for (const order of found) draw(order);
   count();
   loaded = true;
-  // In their order: the rows may know some of it already, but in the end they are as the table is.
+  // In order: the rows may already contain some of these changes, but they end up as in the table.
   for (const message of waiting.splice(0)) receive(message);
 }
 

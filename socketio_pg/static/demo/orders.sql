@@ -10,8 +10,8 @@ CREATE TABLE IF NOT EXISTS
   card     text
 );
 
--- The one line: from now on every
--- committed change is a message.
+-- From now on, every committed
+-- change becomes a message.
 SELECT socketio_pg.watch(
     'socketio_pg_demo.orders',
     exclude => '{card}');
