@@ -15,6 +15,7 @@ from socketio_pg.cluster.node import ClusterManager
 from socketio_pg.cluster.remote_listener import RemoteListener
 from socketio_pg.cluster.select import create_manager, listen_for_others
 from socketio_pg.core import config, green
+from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import DatabaseError, IdleTimeoutError, RateLimitedError
 from socketio_pg.gateway.admission import Door
 from socketio_pg.gateway.delivery import Delivery
@@ -156,7 +157,7 @@ class SocketServer:
     def _start_log(self) -> None:
         # It waits until there is a log, whoever installs it.
         self.relay.start()
-        delay = 0.5
+        backoff = Backoff(0.5, 30.0)
         while self.settings.auto_init and not self._draining:
             try:
                 install(self.pubsub.database, self.settings.max_payload, again=False)
@@ -164,8 +165,7 @@ class SocketServer:
                 break
             except DatabaseError as error:
                 logger.warning("the log's schema could not be installed: %s; retrying", error)
-                green.sleep(delay)
-                delay = min(delay * 2, 30.0)
+                green.sleep(backoff.next())
 
     def run(self, on_listening: Callable[[], None] | None = None) -> None:
         """Serve on ``port`` until :meth:`shutdown`, with eventlet's own WSGI server: for development and small things.

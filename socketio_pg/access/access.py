@@ -11,6 +11,7 @@ from socketio_pg.access.policies import Policies
 from socketio_pg.access.rechecks import Rechecks
 from socketio_pg.access.sessions import Session, Sessions
 from socketio_pg.core import green
+from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import PERMISSIONS_CHANNEL
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
@@ -50,8 +51,9 @@ class Access:
         )
         self._pubsub = pubsub
         self.policies.on_broken = self._check
-        self._threads: list[green.GreenThread] = []
-        self._checking = False
+        self._preparing = green.Worker()
+        self._checking = green.Worker()
+        self._started = False
         self._problem = "permissions cannot be checked yet" if self.permissions.may_change else None
 
     @property
@@ -61,9 +63,10 @@ class Access:
 
     def start(self) -> None:
         """Fetch keys and get ready to ask policies, in the background. Not before a fork."""
-        if self._threads:
+        if self._started:
             return
-        self._threads.append(green.spawn(self.authenticator.prepare))
+        self._started = True
+        self._preparing.start(self.authenticator.prepare)
         if self.permissions.may_change:
             self._pubsub.receive_reserved(
                 PERMISSIONS_CHANNEL, self._permissions_changed, lambda: self.rechecks.look(None)
@@ -73,9 +76,9 @@ class Access:
 
     def stop(self) -> None:
         """End all green threads and close the connections."""
-        threads, self._threads = self._threads, []
-        for thread in threads:
-            thread.kill()
+        self._started = False
+        self._preparing.stop()
+        self._checking.stop()
         self.rechecks.stop()
         self.policies.stop()
 
@@ -85,30 +88,23 @@ class Access:
 
     def _check(self) -> None:
         """Find out whether policies can be asked, now and until they can."""
-        if not self._checking:
-            self._checking = True
-            self._threads.append(green.spawn(self._run))
+        self._checking.start(self._run)
 
     def _run(self) -> None:
-        delay, said = self.backoff[0], ""
-        try:
-            while True:
-                try:
-                    self.policies.check(self.permissions.roles)
-                    self._problem = None
-                    return
-                except LogNotInstalledError:
-                    self._problem = "AUTHORIZATION=rls needs the schema of this version: run 'socketio-pg init'"
-                except DatabaseUnavailableError as error:
-                    self._problem = f"permissions cannot be checked: {error}"
-                except DatabaseError as error:
-                    self._problem = f"permissions cannot be checked: {error}; see 'socketio-pg init --server-role'"
-                if self._problem != said:
-                    logger.warning("%s", self._problem)
-                    said = self._problem
-                green.sleep(delay)
-                delay = min(delay * 2, self.backoff[1])
-        finally:
-            self._checking = False
-            if green.current() in self._threads:
-                self._threads.remove(green.current())
+        backoff = Backoff(*self.backoff)
+        said: str | None = None
+        while True:
+            try:
+                self.policies.check(self.permissions.roles)
+                self._problem = None
+                return
+            except LogNotInstalledError:
+                self._problem = "AUTHORIZATION=rls needs the schema of this version: run 'socketio-pg init'"
+            except DatabaseUnavailableError as error:
+                self._problem = f"permissions cannot be checked: {error}"
+            except DatabaseError as error:
+                self._problem = f"permissions cannot be checked: {error}; see 'socketio-pg init --server-role'"
+            if self._problem != said:
+                logger.warning("%s", self._problem)
+                said = self._problem
+            green.sleep(backoff.next())

@@ -45,7 +45,6 @@ class Policies:
         self._slow_lane = Lane(workers=1, batch_size=1)
         self._slow = Slow()
         self._idle: list[Any] = []
-        self._threads: set[green.GreenThread] = set()
         self._complain = Complaints(logger)
         #: Called when policies cannot be asked at all, though the database answers: a right or the schema is missing.
         self.on_broken: Callable[[], None] = lambda: None
@@ -53,7 +52,7 @@ class Policies:
     @property
     def connections(self) -> int:
         """The most connections that it uses."""
-        return self._lane.workers + self._slow_lane.workers
+        return len(self._lane.workers) + len(self._slow_lane.workers)
 
     def ask(self, question: Question) -> bool:
         """Whether the policies allow it. Waits.
@@ -97,9 +96,10 @@ class Policies:
 
     def stop(self) -> None:
         """Refuse what waits, and close the connections."""
-        for thread in list(self._threads):
-            thread.kill()
-        for lane in (self._lane, self._slow_lane):
+        lanes = (self._lane, self._slow_lane)
+        for worker in [worker for lane in lanes for worker in lane.workers]:
+            worker.stop()
+        for lane in lanes:
             self._answer_all(lane.clear(), DatabaseUnavailableError("the server is shutting down"))
         while self._idle:
             self._idle.pop().close()
@@ -108,9 +108,9 @@ class Policies:
         if lane.size >= self.queue_size:
             raise DatabaseUnavailableError("too many permissions wait to be checked")
         lane.put(asked, first=first)
-        if lane.busy < lane.workers:
-            lane.busy += 1
-            self._threads.add(green.spawn(self._work, lane))
+        idle = next((worker for worker in lane.workers if not worker.running), None)
+        if idle is not None:
+            idle.start(self._work, lane)
 
     # -- the green threads ---------------------------------------------------------------------------------------------
 
@@ -124,8 +124,6 @@ class Policies:
         finally:
             # Only when killed, or by a bug, is anything left of it.
             self._answer_all(batch, DatabaseUnavailableError("permissions cannot be checked at the moment"))
-            lane.busy -= 1
-            self._threads.discard(green.current())
 
     def _answer(self, lane: Lane, batch: list[Asked]) -> None:
         try:

@@ -35,11 +35,15 @@ class Lane:
     """
 
     def __init__(self, workers: int, batch_size: int) -> None:
-        self.workers = workers
+        self.workers = [green.Worker() for _ in range(workers)]
         self.batch_size = batch_size
-        self.busy = 0
         self.size = 0
         self._waiting: OrderedDict[str, deque[Asked]] = OrderedDict()
+
+    @property
+    def busy(self) -> int:
+        """The number of green threads that work."""
+        return sum(worker.running for worker in self.workers)
 
     def put(self, asked: Asked, *, first: bool = False) -> None:
         """Let it wait; ``first``: it has waited before."""

@@ -45,7 +45,7 @@ class Rechecks:
         self._permissions = permissions
         self._revoke = revoke
         self._interval = interval
-        self._thread: green.GreenThread | None = None
+        self._worker = green.Worker()
         self._wanted = green.Event()
         #: What is to be checked: single channels, and when everything is (by the monotonic clock).
         self._channels: set[str] = set()
@@ -56,15 +56,13 @@ class Rechecks:
 
     def start(self) -> None:
         """Start the green thread."""
-        if self._thread is None:
+        if not self._worker.running:
             self._schedule_all(self._interval or float("inf"))
-            self._thread = green.spawn(self._run)
+            self._worker.start(self._run)
 
     def stop(self) -> None:
         """End the green thread."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.kill()
+        self._worker.stop()
 
     def look(self, channel: str | None) -> None:
         """Permissions for ``channel`` have changed; None: for any."""

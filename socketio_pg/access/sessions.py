@@ -41,7 +41,7 @@ class Sessions:
         #: (when, a number that makes it unique, what of, whether that is the end). By the wall clock, as tokens are.
         self._due: list[tuple[float, int, Session, bool]] = []
         self._numbers = itertools.count()
-        self._watching = False
+        self._worker = green.Worker()
 
     def set(self, sid: str, namespace: str, claims: Claims | None) -> None:
         """Who ``sid`` is from now on."""
@@ -51,9 +51,7 @@ class Sessions:
         self._forget_old()
         heapq.heappush(self._due, (claims.expires_at - self.warn_before, next(self._numbers), session, False))
         heapq.heappush(self._due, (claims.expires_at + self._leeway, next(self._numbers), session, True))
-        if not self._watching:
-            self._watching = True
-            green.spawn(self._watch)
+        self._worker.start(self._watch)
 
     def get(self, sid: str) -> Session | None:
         """The session of ``sid``; None when it has left."""
@@ -76,12 +74,9 @@ class Sessions:
             heapq.heapify(self._due)
 
     def _watch(self) -> None:
-        try:
-            while self._due:
-                while self._due and self._due[0][0] <= time.time():
-                    _, _, session, at_end = heapq.heappop(self._due)
-                    if self._is_current(session):
-                        green.run_soon(self._on_expired if at_end else self._on_expiring, session)
-                green.sleep(self.tick)
-        finally:
-            self._watching = False
+        while self._due:
+            while self._due and self._due[0][0] <= time.time():
+                _, _, session, at_end = heapq.heappop(self._due)
+                if self._is_current(session):
+                    green.run_soon(self._on_expired if at_end else self._on_expiring, session)
+            green.sleep(self.tick)

@@ -56,7 +56,7 @@ class Forwarder:
         self._confirming: set[tuple[str, str]] = set()
         #: Numbers are given and messages sent in one order.
         self._speaking = green.Lock()
-        self._thread: green.GreenThread | None = None
+        self._worker = green.Worker()
 
     def lead(self, leading: bool) -> None:
         """Begin, or end: this node relays from now on, or does not any more."""
@@ -66,8 +66,7 @@ class Forwarder:
         elif not leading and self._listener is not None:
             listener, self._listener = self._listener, None
             listener.stop()
-            if self._thread is not None:
-                self._thread.kill()
+            self._worker.stop()
 
     def _begin(self) -> Listener:
         # A name for this turn alone: what is on its way of an earlier one is nobody's any more.
@@ -75,7 +74,7 @@ class Forwarder:
         self._nodes, self._wanted, self._confirming = {}, Counter(), set()
         self._listener = listener = Listener(self._database, self._on_notifications, self._on_gap)
         listener.start()
-        self._thread = green.spawn(self._run)
+        self._worker.start(self._run)
         logger.info("listening for all nodes")
         return listener
 

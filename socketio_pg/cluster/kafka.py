@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import socketio
 from socketio_pg.cluster.node import ClusterManager
 from socketio_pg.cluster.queue_manager import Command
 from socketio_pg.core import green
+from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import PayloadTooLargeError
 
 
@@ -52,7 +52,7 @@ class KafkaCluster(ClusterManager, _LaterKafka):
             self._not_published(error)
 
     def _kafka_listen(self) -> Iterator[Any]:
-        delay = self.backoff[0]
+        backoff = Backoff(*self.backoff)
         while True:
             try:
                 consumer = self._kafka.KafkaConsumer(
@@ -62,9 +62,8 @@ class KafkaCluster(ClusterManager, _LaterKafka):
                     metadata_max_age_ms=5000,
                 )
                 with contextlib.closing(consumer):
-                    delay = self.backoff[0]
+                    backoff.reset()
                     yield from consumer
             except (OSError, self._kafka.errors.KafkaError) as error:
                 self._not_heard(error)
-            green.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(delay * 2, self.backoff[1])
+            green.sleep(backoff.next())

@@ -1,6 +1,7 @@
 """What the client managers of a server that is one of several nodes have in common."""
 
 import logging
+from typing import Any
 
 from socketio_pg.cluster.queue_manager import QueueManager
 from socketio_pg.core import green
@@ -13,13 +14,13 @@ _complain = Complaints(logging.getLogger("socketio_pg.cluster"))
 class ClusterManager(QueueManager, fanout.Manager):
     """The rooms of one node, and the way to the other nodes'."""
 
-    _green: green.GreenThread | None = None
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._worker = green.Worker()
 
     def stop(self) -> None:
         """Hear nothing more from other nodes."""
-        thread, self._green = self._green, None
-        if thread is not None:
-            thread.kill()
+        self._worker.stop()
 
     def _not_published(self, problem: object) -> None:
         """Nobody else's emit is to fail, and the log is not to fill: a line a second."""
@@ -29,5 +30,5 @@ class ClusterManager(QueueManager, fanout.Manager):
         _complain(logging.ERROR, "nothing is heard over the message queue: %s", problem)
 
     def _thread(self) -> None:
-        self._green = green.current()
-        super()._thread()
+        # python-socketio starts this in a green thread that it does not keep.
+        self._worker.start(super()._thread)

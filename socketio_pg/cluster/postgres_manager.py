@@ -5,7 +5,6 @@ For programs that only emit, and for servers that are not ours. Ours have their 
 
 import logging
 import os
-import random
 import secrets
 import selectors
 import time
@@ -19,6 +18,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from socketio_pg.client import execute
 from socketio_pg.cluster.chunks import Assembler, split
 from socketio_pg.cluster.queue_manager import Command, QueueManager
+from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import QUEUE_CHANNEL, RESERVED_PREFIX, quote_identifier
 from socketio_pg.core.config import LIBPQ_DEFAULTS, database_url
 from socketio_pg.core.errors import ConfigurationError, DatabaseError, DatabaseUnavailableError
@@ -84,12 +84,14 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
     def _listen(self) -> Iterator[Any]:
         assert self._engine is not None
         assert self._engine.dialect.loaded_dbapi is not None
-        delay, complained = self.backoff[0], False
+        backoff = Backoff(*self.backoff)
+        complained = False
         while True:
             assembler = Assembler()
             try:
                 for part in self._notifications():
-                    delay, complained = self.backoff[0], False
+                    backoff.reset()
+                    complained = False
                     text = None if part is None else assembler.add(part)
                     if text is not None:
                         yield text
@@ -100,8 +102,7 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
             except Exception:
                 # A bug, then. Listening again is still the best that can be done.
                 logger.exception("listening failed; retrying")
-            time.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(delay * 2, self.backoff[1])
+            time.sleep(backoff.next())
 
     def _notifications(self) -> Generator[str | None, None, None]:
         """The payloads, on a connection of its own; None once it listens."""

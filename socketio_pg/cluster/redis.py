@@ -1,6 +1,5 @@
 """Nodes that reach each other's clients over Redis or Valkey, with python-socketio's manager."""
 
-import random
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +9,7 @@ import socketio
 from socketio_pg.cluster.node import ClusterManager
 from socketio_pg.cluster.queue_manager import Command
 from socketio_pg.core import green
+from socketio_pg.core.backoff import Backoff
 
 #: With these a cut cable is found in about 15 s, on systems that have them.
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 15_000}
@@ -65,17 +65,16 @@ class RedisCluster(ClusterManager, socketio.RedisManager):  # type: ignore[misc]
 
     def _redis_listen_with_retries(self) -> Iterator[Any]:
         # As the stock manager's, which waits for up to a minute.
-        delay = self.backoff[0]
+        backoff = Backoff(*self.backoff)
         while True:
             try:
                 self._redis_connect()
                 self.pubsub.subscribe(self.channel)
-                delay = self.backoff[0]
+                backoff.reset()
                 yield from self.pubsub.listen()
             except (OSError, self._redis_error()) as error:
                 self._not_heard(error)
-            green.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(delay * 2, self.backoff[1])
+            green.sleep(backoff.next())
 
     def _redis_error(self) -> type[Exception]:
         module = self._get_redis_module()

@@ -75,7 +75,7 @@ class RemoteListener:
         self._heard = datetime.now(timezone.utc)
         self._heard_at = 0.0
         self._change = green.Event()
-        self._thread: green.GreenThread | None = None
+        self._worker = green.Worker()
 
     # -- for the other green threads -----------------------------------------------------------------------------------
 
@@ -97,14 +97,11 @@ class RemoteListener:
 
     def start(self) -> None:
         """Start the green thread, in the process that is to listen (after a fork)."""
-        if self._thread is None:
-            self._thread = green.spawn(self._run)
+        self._worker.start(self._run)
 
     def stop(self) -> None:
         """End the green thread."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.kill()
+        self._worker.stop()
 
     def acquire(self, channel: str) -> None:
         """As :meth:`Listener.acquire`."""

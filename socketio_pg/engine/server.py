@@ -56,7 +56,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
     def __init__(self, **options: Any) -> None:
         # The stock monitor wakes up for each client; _watch does its work.
         super().__init__(**{**options, "monitor_clients": False})
-        self._watching = False
+        self._watcher = green.Worker()
         self._to_ping: deque[tuple[float, Socket]] = deque()
         self._to_check: deque[tuple[float, Socket]] = deque()
         self._to_connect: deque[tuple[float, Socket]] = deque()
@@ -155,7 +155,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
             metrics.refused_connections.labels("too_many_connections").inc()
             headers = [("Content-Type", "text/plain"), ("Retry-After", "5")]
             return {"status": "503 SERVICE UNAVAILABLE", "headers": headers, "response": b"too many connections"}
-        self._start_watching()
+        self._watcher.start(self._watch)
         sid = self.generate_id()
         websocket = transport_name == "websocket"
         refusal = handover.handshake_problem(environ) if websocket else None
@@ -224,11 +224,6 @@ class Engine(engineio.Server):  # type: ignore[misc]
         return False
 
     # -- pings: one green thread for all -------------------------------------------------------------------------------
-
-    def _start_watching(self) -> None:
-        if not self._watching:
-            self._watching = True
-            green.spawn(self._watch)
 
     def _watch(self) -> None:
         next_sweep = 0.0

@@ -53,7 +53,7 @@ class Probe:
         self._connection: Any = None
         self._next = 0.0
         self._running: green.Event | None = None
-        self._thread: green.GreenThread | None = None
+        self._worker = green.Worker()
         self._reading: Reading | None = None
         self._answered = True
 
@@ -61,7 +61,7 @@ class Probe:
         """The last reading, :attr:`interval` old at most unless PostgreSQL is slow; None when it did not answer."""
         if self._running is None and time.monotonic() >= self._next:
             self._running = green.Event()
-            self._thread = green.spawn(self._run, self._running)
+            self._worker.start(self._run, self._running)
         running = self._running
         if running is not None and self._answered:
             try:
@@ -72,9 +72,7 @@ class Probe:
 
     def stop(self) -> None:
         """End what is being asked, and close the connection."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.kill()
+        self._worker.stop()
         self._running = None
         self._hang_up()
 
@@ -166,7 +164,7 @@ class Gauges:
         self._parts = parts
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        self._thread: green.GreenThread | None = None
+        self._worker = green.Worker()
 
     def render(self) -> tuple[bytes, str]:
         """All metrics as text, and its content type. Waits a moment for PostgreSQL, and does without it if need be."""
@@ -174,14 +172,11 @@ class Gauges:
 
     def start(self) -> None:
         """Look how late green threads wake up, from now on. Not before a fork."""
-        if self._thread is None:
-            self._thread = green.spawn(_watch_hub)
+        self._worker.start(_watch_hub)
 
     def stop(self) -> None:
         """End all that."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.kill()
+        self._worker.stop()
         self._probe.stop()
 
     def collect(self) -> Iterator[Metric]:

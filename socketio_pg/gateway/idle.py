@@ -15,18 +15,16 @@ class Idle:
         self._timeout = timeout
         self._on_idle = on_idle
         self._heard: dict[str, float] = {}
-        self._thread: green.GreenThread | None = None
+        self._worker = green.Worker()
 
     def start(self) -> None:
         """Start the green thread, where there is a limit."""
-        if self._timeout and self._thread is None:
-            self._thread = green.spawn(self._run)
+        if self._timeout:
+            self._worker.start(self._run)
 
     def stop(self) -> None:
         """End the green thread."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.kill()
+        self._worker.stop()
 
     def heard(self, sid: str) -> None:
         """The client has connected, or sent something."""

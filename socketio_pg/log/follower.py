@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from socketio_pg.core import green
+from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.core.messages import EncodedMessage
@@ -55,7 +56,7 @@ class Follower:
         self._delivered = 0
         #: One delivers at a time: the listener's green thread what it hears, ours what was missing.
         self._delivering = green.Lock()
-        self._thread: green.GreenThread | None = None
+        self._worker = green.Worker()
         self._wanted = green.Event()
         #: Set when the log's state is known: installed or not.
         self._known = green.Event()
@@ -91,15 +92,13 @@ class Follower:
 
     def start(self) -> None:
         """Start the green thread, in the process that is to follow (after a fork)."""
-        if self._thread is None:
+        if not self._worker.running:
             self._listener.acquire(LOG_CHANNEL)
-            self._thread = green.spawn(self._run)
+            self._worker.start(self._run)
 
     def stop(self) -> None:
         """End the green thread. Where it was is remembered."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.kill()
+        self._worker.stop()
 
     def wait_known(self, seconds: float) -> None:
         """Return when it is known whether there is a log, and where it is.
@@ -144,7 +143,7 @@ class Follower:
     # -- the green thread ---------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        delay = self.backoff[0]
+        backoff = Backoff(*self.backoff)
         while True:
             try:
                 # The order matters: what commits after the LISTEN is heard, what committed before it is in the head.
@@ -162,15 +161,14 @@ class Follower:
                     self._rest()
                     continue
                 logger.warning("the log cannot be read: %s; retrying", error)
-                green.sleep(delay)
-                delay = min(delay * 2, self.backoff[1])
+                green.sleep(backoff.next())
                 continue
             except Exception:
                 # A bug, then. Trying again is still the best that can be done for the subscribers.
                 logger.exception("following the log failed; retrying")
                 green.sleep(self.backoff[1])
                 continue
-            delay = self.backoff[0]
+            backoff.reset()
             self._known.send()
             self._rest()
 

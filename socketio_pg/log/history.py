@@ -108,8 +108,7 @@ class History:
         self._lost = False
         self._recent = recent
         self._waiting: deque[tuple[_Reader, _Request]] = deque()
-        self._thread: green.GreenThread | None = None
-        self._busy = False
+        self._worker = green.Worker()
         self._connection: Any = None
 
     def head(self) -> Head:
@@ -141,19 +140,14 @@ class History:
 
     def stop(self) -> None:
         """Refuse what still waits, and close the connection."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.kill()
-        self._busy = False
+        self._worker.stop()
         self._refuse(DatabaseUnavailableError("the server is shutting down"))
         self._hang_up()
 
     def _ask(self, read: _Reader, *arguments: Any) -> Any:
         request = _Request(arguments)
         self._waiting.append((read, request))
-        if not self._busy:
-            self._busy = True
-            self._thread = green.spawn(self._run)
+        self._worker.start(self._run)
         result = request.done.wait()
         if isinstance(result, SocketIOPGError):
             raise result
@@ -169,7 +163,6 @@ class History:
                 self._waiting = deque(waiting for waiting in self._waiting if waiting[0] != read)
                 self._read(read, requests)
         finally:
-            self._busy = False
             self._refuse(DatabaseUnavailableError("the log could not be read"))
 
     def _read(self, read: _Reader, requests: list[_Request]) -> None:

@@ -7,7 +7,6 @@ Everything happens on one connection, which also holds the locks: when it is los
 
 import logging
 import os
-import random
 import socket
 import time
 import uuid
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from socketio_pg.core import green, metrics
+from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import BELL_CHANNEL, LOG_CHANNEL
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.log.history import HEAD
@@ -166,7 +166,7 @@ class Relay:
         self._describe = describe
         self._id = str(uuid.uuid4())
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._thread: green.GreenThread | None = None
+        self._worker = green.Worker()
         self._installed = green.Event()
         self._next_beat = self._next_trim = self._next_full_look = 0.0
         self._low = LowWater()
@@ -180,14 +180,11 @@ class Relay:
 
     def start(self) -> None:
         """Start the green thread, in the process that is to relay (after a fork)."""
-        if self._thread is None:
-            self._thread = green.spawn(self._run)
+        self._worker.start(self._run)
 
     def stop(self) -> None:
         """End the green thread and close the connection: another node takes over at once."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.kill()
+        self._worker.stop()
 
     def look(self) -> None:
         """The schema may have been installed."""
@@ -196,7 +193,7 @@ class Relay:
     # -- the green thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        delay = self.backoff[0]
+        backoff = Backoff(*self.backoff)
         complained = False
         while True:
             connection = None
@@ -220,7 +217,8 @@ class Relay:
                 self._wait_installed()
             except DatabaseError as error:
                 if self._worked:
-                    delay, complained, self._worked = self.backoff[0], False, False
+                    complained = self._worked = False
+                    backoff.reset()
                 self.problem = f"not relaying: {error}"
                 logger.log(logging.DEBUG if complained else logging.WARNING, "not relaying: %s; retrying", error)
                 complained = True
@@ -232,8 +230,7 @@ class Relay:
                 self._end_turn()
                 if connection is not None:
                     connection.close()
-            green.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(delay * 2, self.backoff[1])
+            green.sleep(backoff.next())
 
     def _end_turn(self) -> None:
         if self.leading:
@@ -259,11 +256,11 @@ class Relay:
         self._check_epoch(connection)
         self._next_trim = self._next_beat = self._next_full_look = 0.0
         self._low = LowWater()
-        busy, idle = False, self.idle[0]
+        busy, idle = False, Backoff(*self.idle, jitter=0.0)
         while True:
             moved = self._move(connection)
             if moved:
-                idle = self.idle[0]
+                idle.reset()
                 if not busy:
                     # Only tried: see sql/2_functions.sql. Without it the bell goes on ringing, no more.
                     busy = self._execute(connection, "SELECT pg_try_advisory_lock(%s, %s)", LOCK_CLASS, BUSY_LOCK)[0][0]
@@ -276,8 +273,7 @@ class Relay:
                 busy = False
                 continue  # look once more, now that the bell rings again
             else:
-                self._wait_for_bell(connection, idle)
-                idle = min(idle * 2, self.idle[1])
+                self._wait_for_bell(connection, idle.next())
             self._beat(connection)
             self._trim(connection)
 

@@ -6,12 +6,12 @@ the client is, and each message comes once.
 """
 
 import logging
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from socketio_pg.core import green, metrics
+from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import DatabaseError, InvalidRequestError, LogNotInstalledError
 from socketio_pg.core.logs import Complaints
 from socketio_pg.core.messages import EncodedMessage
@@ -118,7 +118,7 @@ class Replay:
 
     def run(self, receiver: Receiver, held: Callable[[], bool], release: Callable[[], None]) -> None:
         """Send everything up to the live messages, then ``release()``. Returns early when it is not held any more."""
-        delay = self.retry[0]
+        backoff = Backoff(*self.retry)
         if not receiver.wait_sent():
             return
         while held() and self._follower.epoch == self._epoch:
@@ -132,12 +132,11 @@ class Replay:
                 continue
             try:
                 self._step(receiver, held)
-                delay = self.retry[0]
+                backoff.reset()
             except (DatabaseError, LogNotInstalledError) as error:
                 self._follower.look()  # should the log have gone, the replay is over
                 _complain(logging.WARNING, "a replay waits: %s", error)
-                green.sleep(delay * random.uniform(0.5, 1.0))
-                delay = min(delay * 2, self.retry[1])
+                green.sleep(backoff.next())
             if held() and not receiver.wait_sent():
                 return
         if held():

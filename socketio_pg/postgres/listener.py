@@ -8,7 +8,6 @@ It does not know who subscribes (`hub`) nor what a payload means (`messages`).
 """
 
 import logging
-import random
 import secrets
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 
 from socketio_pg.core import green, metrics
+from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import RESERVED_PREFIX, quote_identifier
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, InvalidChannelError, InvalidRequestError
 from socketio_pg.postgres.database import Database, decode_text, encode_text, translated_errors
@@ -116,7 +116,7 @@ class Listener:
         self._gaps: dict[str, datetime] = {}
         self._waiters = Waiters()
         self._waker: green.Waker | None = None
-        self._thread: green.GreenThread | None = None
+        self._worker = green.Worker()
         self._heard = datetime.now(timezone.utc)
         self._ready = False
         self._problem = "not started"
@@ -140,16 +140,14 @@ class Listener:
 
     def start(self) -> None:
         """Start the green thread, in the process that is to listen (after a fork)."""
-        if self._thread is None:
+        if not self._worker.running:
             self._waker = green.Waker()
             self._problem = "connecting"
-            self._thread = green.spawn(self._run, self._waker)
+            self._worker.start(self._run, self._waker)
 
     def stop(self) -> None:
         """End the green thread and close the connection."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.kill()
+        self._worker.stop()
 
     def acquire(self, channel: str) -> None:
         """Want ``channel``; :meth:`wait` tells when it is listened to."""
@@ -177,7 +175,7 @@ class Listener:
             self._waiters.wait(channel, seconds)
 
     def _wake(self) -> None:
-        if self._thread is not None and self._waker is not None:
+        if self._worker.running and self._waker is not None:
             self._waker.wake()
 
     # -- the green thread ------------------------------------------------------------------------------------------
@@ -190,7 +188,7 @@ class Listener:
             waker.close()
 
     def _stay_connected(self, waker: green.Waker) -> None:
-        delay = self.backoff[0]
+        backoff = Backoff(*self.backoff)
         complained = lost = False
         while True:
             connection = None
@@ -202,7 +200,8 @@ class Listener:
                     metrics.reconnects.labels("listener").inc()
                 lost = True  # the next time, whatever ends this one
                 logger.log(logging.WARNING if complained else logging.INFO, "listening on %s", self._database)
-                delay, complained = self.backoff[0], False
+                backoff.reset()
+                complained = False
                 self._serve(connection, waker)
             except DatabaseError as error:
                 if connection is not None:
@@ -217,8 +216,7 @@ class Listener:
             finally:
                 if connection is not None:
                     connection.close()
-            green.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(delay * 2, self.backoff[1])
+            green.sleep(backoff.next())
 
     def _prove(self, connection: Any) -> None:
         """LISTEN, and NOTIFY from another session: both addresses mean one database, and no pooler is in between."""

@@ -61,8 +61,7 @@ class Publisher:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: deque[_Request] = deque()
-        self._thread: green.GreenThread | None = None
-        self._busy = False
+        self._worker = green.Worker()
         self._connection: Any = None
         #: The connection was, since when there has been no other.
         self._lost = False
@@ -81,9 +80,7 @@ class Publisher:
             raise DatabaseUnavailableError("too many messages wait to be published", channel=request.channel)
         began = time.monotonic()
         self._waiting.append(request)
-        if not self._busy:
-            self._busy = True
-            self._thread = green.spawn(self._run)
+        self._worker.start(self._run)
         error = request.done.wait()
         if error is not None:
             raise error
@@ -98,15 +95,12 @@ class Publisher:
     def flush(self, seconds: float) -> None:
         """Wait until all that was handed in is committed or refused, ``seconds`` at most."""
         deadline = time.monotonic() + seconds
-        while self._busy and time.monotonic() < deadline:
+        while self._worker.running and time.monotonic() < deadline:
             green.sleep(0.01)
 
     def stop(self) -> None:
         """Refuse what still waits, and close the connection."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.kill()
-        self._busy = False
+        self._worker.stop()
         self._fail(self._waiting, DatabaseUnavailableError("the server is shutting down"))
         self._hang_up()
 
@@ -134,8 +128,6 @@ class Publisher:
             self._fail(batch, failed)
             self._fail(self._waiting, failed)
             raise
-        finally:
-            self._busy = False
 
     def _next_batch(self) -> list[_Request]:
         """What waits, in order, up to the first repetition: PostgreSQL folds equal NOTIFYs of one transaction."""

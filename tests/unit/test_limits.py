@@ -202,4 +202,4 @@ def test_without_a_limit_nobody_is_idle() -> None:
     idle = Idle(Hub(), 0.0, lambda sid: None)
     idle.heard("a")
     idle.start()
-    assert (idle._heard, idle._thread) == ({}, None)
+    assert (idle._heard, idle._worker.running) == ({}, False)
