@@ -1,4 +1,4 @@
-"""A channel of a Subscriber: keeps the server's subscription as its members need it."""
+"""One channel of a Subscriber: keeps the subscription at the server in step with the local subscriptions (members)."""
 
 import logging
 import math
@@ -18,52 +18,52 @@ logger = logging.getLogger("socketio_pg.subscriber")
 
 
 class Owner(Protocol):
-    """The subscriber, as its channels see it. All under its lock."""
+    """The part of :class:`~socketio_pg.subscriber.link.Link` that channels use, with its lock held."""
 
     connection: Connection | None
-    #: Those that wait for the handlers to catch up.
+    #: Channels that are interrupted until the handlers catch up.
     paused: set["Channel"]
     channels: dict[str, "Channel"]
     deliveries: Deliveries
-    #: Notified when a call may have its answer.
+    #: Notified when a waiting call should check for its result.
     changed: threading.Condition
-    #: Seconds for an answer, and before what has failed is tried again.
+    #: Seconds to wait for an answer, and the shortest and longest delay before a retry.
     timeout: float
     retry_delays: tuple[float, float]
 
     def schedule(self, due: float, /) -> None:
-        """Something is to be done at ``due`` (time.monotonic())."""
+        """Wake the worker at ``due`` (time.monotonic())."""
 
 
 class Channel:
-    """A channel: brings the server's subscription to what the members need, with one request at a time.
+    """One channel: sends the requests that its members need, one at a time.
 
-    All methods are called with the subscriber's lock held.
+    Call all methods with the subscriber's lock held.
     """
 
     def __init__(self, name: str, owner: Owner) -> None:
         self.name = name
         self.members: list[Member] = []
         self._filter: Mapping[str, Any] | None = None
-        #: As far as is known, the server has a subscription.
+        #: True while the server is believed to have a subscription.
         self.open = False
-        #: When :meth:`settle` is to be called even if nothing happens.
+        #: When :meth:`settle` must be called even if nothing happens (time.monotonic()).
         self.due = math.inf
         self._owner = owner
         self._backoff = Backoff(*owner.retry_delays)
-        #: The event that is not answered yet, and whose it is; answers to others come too late.
+        #: The request that awaits its answer, and the members that it is for. Late answers to older ones are ignored.
         self._awaited: tuple[str, list[Member]] | None = None
 
     def add(self, member: Member, filter: Mapping[str, Any] | None) -> None:
-        """One more. Raises :class:`InvalidRequestError` when the others have another filter."""
+        """Add a member. Raises :class:`InvalidRequestError` when the other members have a different filter."""
         if self.members and (filter or None) != self._filter:
-            message = "another handler of this channel has another filter: the server knows one for each client"
+            message = "another handler of this channel has a different filter: a client has one filter per channel"
             raise InvalidRequestError(message, channel=self.name)
         self._filter = filter or None
         self.members.append(member)
 
     def settle(self) -> None:
-        """Send the next request, when there is one and none is on its way; called again whenever something changes."""
+        """Send the next request, unless one is pending. Called again whenever something changes."""
         connection = self._owner.connection
         if connection is None:
             self._forget_if_done()
@@ -72,18 +72,18 @@ class Channel:
             if time.monotonic() < self.due:
                 return
             self._fail("no_answer", TimeoutError("the server did not answer"))
-        new = any(one.error is None and not one.established for one in self.members)
+        new = any(member.error is None and not member.established for member in self.members)
         if time.monotonic() < self.due < math.inf and not new:
-            return  # to be tried again later
+            return  # a retry is scheduled
         request = next_request(self.members, self.open, self in self._owner.paused)
         if request is None:
             self.due = math.inf
             self._forget_if_done()
             return
-        event, body, whose = request
+        event, body, requesters = request
         if event == "subscribe":
             self.open = True
-        awaited = self._awaited = (event, whose)
+        awaited = self._awaited = (event, requesters)
 
         def answered(answer: Any) -> None:
             if self._awaited is awaited:
@@ -109,7 +109,7 @@ class Channel:
 
     def _answered(self, answer: Any, request: Request) -> None:
         assert self._awaited is not None
-        event, whose = self._awaited
+        event, requesters = self._awaited
         error = answer_error(answer, self.name)
         if error is not None:
             self._fail(*error)
@@ -117,65 +117,65 @@ class Channel:
             self._awaited, self.due = None, math.inf
             self._backoff.reset()
             if event == "subscribe":
-                self._accept(answer, request, whose)
+                self._accept(answer, request, requesters)
             else:
                 self.open = False
         self.settle()
         self._owner.changed.notify_all()
 
-    def _accept(self, answer: dict[str, Any], request: Request, whose: list[Member]) -> None:
-        """The server has subscribed us, and sends the log's messages after ``start`` where that was asked for."""
-        was_live = [one for one in self.members if one.live]
+    def _accept(self, answer: dict[str, Any], request: Request, requesters: list[Member]) -> None:
+        """Handle a successful ``subscribe``: ``since`` and ``history`` make the server replay from ``start`` on."""
+        was_live = [member for member in self.members if member.live]
         start = position_of(answer)
         lost = answer.get("recovered") is False
         self._learn_epoch(start)
         if start is not None and not lost and request:
-            for one in self.members:
-                if one.live and one.received is None:  # subscribed before there was a log
-                    one.received = start
-                    self._move(one, start)
-                if one.received is not None:
-                    one.live = one.follows(start)
-        for one in whose:
-            if one not in self.members or one.live:
+            for member in self.members:
+                if member.live and member.received is None:  # subscribed before the log was installed
+                    member.received = start
+                    self._move(member, start)
+                if member.received is not None:
+                    member.live = member.follows(start)
+        for member in requesters:
+            if member not in self.members or member.live:
                 continue
-            one.live = True
+            member.live = True
             if lost or "since" not in request:
                 reason = answer["reason"] if lost else None
-                if one.established and one.received is None and start is not None:
-                    reason = "client_disconnected"  # the log was installed meanwhile
-                one.received, one.history = start, None
-                if not one.established:
-                    one.handled = start  # nothing waits for the handler yet, and subscribe() is about to return
+                if member.established and member.received is None and start is not None:
+                    reason = "client_disconnected"  # the log was installed while disconnected
+                member.received, member.history = start, None
+                if not member.established:
+                    member.handled = start  # nothing is queued for the handler yet, and subscribe() is about to return
                 if reason is not None:
-                    self._tell(one, "log", reason, start, moved=True)
+                    self._report_gap(member, "log", reason, start, moved=True)
                 else:
-                    self._move(one, start)
-        for one in self.members:
-            if one.live and one not in was_live:
-                self._confirm(one)
+                    self._move(member, start)
+        for member in self.members:
+            if member.live and member not in was_live:
+                self._confirm(member)
 
     def _learn_epoch(self, start: Position | None) -> None:
-        for one in self.members:
-            if one.received is not None and one.lacks_epoch:
-                one.received = start and Position(epoch=start["epoch"], position=one.received["position"])
-                self._move(one, one.received)
+        for member in self.members:
+            if member.received is not None and member.lacks_epoch:
+                member.received = start and Position(epoch=start["epoch"], position=member.received["position"])
+                self._move(member, member.received)
 
-    def _confirm(self, one: Member) -> None:
-        one.established = True
-        if one.lost is not None:
-            (since, reason), one.lost = one.lost, None
-            self._tell(one, "notify", reason, None, since=_iso(since), until=_iso(time.time()))
+    def _confirm(self, member: Member) -> None:
+        member.established = True
+        if member.lost is not None:
+            (since, reason), member.lost = member.lost, None
+            self._report_gap(member, "notify", reason, None, since=_iso(since), until=_iso(time.time()))
 
     def _fail(self, code: str, error: Exception) -> None:
-        """Tell of the error, and arrange for another try where it is worth one."""
+        """Retry later when the error is transient; otherwise end the subscriptions that the request was for."""
         assert self._awaited is not None
-        (event, whose), self._awaited = self._awaited, None
-        members = [one for one in whose if one in self.members]
-        if code in TRANSIENT or (code == "internal" and any(one.established for one in members)):
+        (event, requesters), self._awaited = self._awaited, None
+        members = [member for member in requesters if member in self.members]
+        if code in TRANSIENT or (code == "internal" and any(member.established for member in members)):
             logger.warning("%s %r failed: %s; retrying", event, self.name, error)
-            for one in members:
-                one.error = error
+            for member in members:
+                member.error = error
             self._wait_until(time.monotonic() + self._backoff.next())
             return
         self.due = math.inf
@@ -184,80 +184,82 @@ class Channel:
         self.end(members, error)
 
     def end(self, members: Sequence[Member], error: Exception) -> None:
-        """These subscriptions are over, and not by the application's wish."""
-        for one in list(members):
-            one.error, one.ended, one.live = error, True, False
-            self.members.remove(one)
-            if one.established:
-                logger.error("the subscription of %r has ended: %s", self.name, error)
-                if one.on_error is not None:
-                    self._owner.deliveries.put(Delivery(one, one.on_error, error, last=True))
+        """End subscriptions because of an error, and report it to their ``on_error``."""
+        for member in list(members):
+            member.error, member.ended, member.live = error, True, False
+            self.members.remove(member)
+            if member.established:
+                logger.error("the subscription to %r ended: %s", self.name, error)
+                if member.on_error is not None:
+                    self._owner.deliveries.put(Delivery(member, member.on_error, error, last=True))
 
-    # -- what the server says by itself -------------------------------------------------------------------------------
+    # -- events that the server sends unasked -------------------------------------------------------------------------
 
     def lose(self, at: float, reason: str) -> None:
-        """The server's subscription is gone, or not wanted any more; ``at`` (seconds of the epoch) it was there."""
+        """Handle the loss of the server's subscription, last seen working ``at`` (Unix time), or interrupt it."""
         if reason != "slow_handler":
             self.open, self._awaited, self.due = False, None, math.inf
             self._backoff.reset()
         self._learn_epoch(None)
-        for one in self.members:
-            one.live = False
-            if one.established and one.lost is None:
-                one.lost = (at, reason)
+        for member in self.members:
+            member.live = False
+            if member.established and member.lost is None:
+                member.lost = (at, reason)
         self.settle()
 
     def receive(self, message: Any, size: int) -> None:
         position = message.get("position")
         deliveries = self._owner.deliveries
-        for one in self.members:
-            if not one.established or one.lost is not None:
+        for member in self.members:
+            if not member.established or member.lost is not None:
                 continue
             if position is not None:
-                before = one.received
-                if not one.live or (before is not None and position <= before["position"]):
-                    continue  # comes again, or has come
-                one.received = Position(epoch=before["epoch"] if before else "", position=position)
-                if not one.lacks_epoch:
-                    message["epoch"] = one.received["epoch"]
-            # A message costs more in memory than its text.
-            deliveries.put(Delivery(one, one.handler, message, one.received, position is not None, cost=1000 + size))
-        if any(one.lacks_epoch for one in self.members):
+                before = member.received
+                if not member.live or (before is not None and position <= before["position"]):
+                    continue  # will be replayed, or is a duplicate
+                member.received = Position(epoch=before["epoch"] if before else "", position=position)
+                if not member.lacks_epoch:
+                    message["epoch"] = member.received["epoch"]
+            # A message takes more memory than its text.
+            deliveries.put(
+                Delivery(member, member.handler, message, member.received, position is not None, cost=1000 + size)
+            )
+        if any(member.lacks_epoch for member in self.members):
             self.settle()
-        if deliveries.full and any(one.live for one in self.members):
-            logger.warning("the handlers are far behind: %r is interrupted until they have caught up", self.name)
+        if deliveries.full and any(member.live for member in self.members):
+            logger.warning("the handlers are too slow: %r is interrupted until they catch up", self.name)
             self._owner.paused.add(self)
             self.lose(time.time(), "slow_handler")
 
     def receive_gap(self, gap: Any) -> None:
         start = position_of(gap)
-        for one in self.members:
-            if not one.established:
+        for member in self.members:
+            if not member.established:
                 continue
             if "position" not in gap:
-                self._put_gap(one, {**gap, "tier": "notify"})
-            elif one.live and not (start and one.follows(start)):
-                one.received = start
-                self._put_gap(one, {**gap, "tier": "log"}, moved=True)
+                self._put_gap(member, {**gap, "tier": "notify"})
+            elif member.live and not (start and member.follows(start)):
+                member.received = start
+                self._put_gap(member, {**gap, "tier": "log"}, moved=True)
 
     def check_subscribed(self, body: Any) -> None:
-        """Where it was no request of ours but one given up for lost, another replay may have begun."""
+        """Handle ``subscribed``. A request that timed out may have succeeded late and started another replay."""
         start = position_of(body)
         if start is None or (self._awaited is not None and self._awaited[0] == "subscribe"):
             return
         self._learn_epoch(start)
-        for one in self.members:
-            if one.live and one.received is not None:
-                one.live = one.follows(start)
+        for member in self.members:
+            if member.live and member.received is not None:
+                member.live = member.follows(start)
         self.settle()
 
     def check_unsubscribed(self, body: Mapping[str, Any]) -> None:
-        """Where it was no request of ours, it is not allowed any more, or the application has asked for it itself."""
+        """Handle ``unsubscribed``: permission revoked, the application's own raw request, or our request's echo."""
         if "reason" in body:
             self.open = False
             reason = str(body["reason"])
-            why = "it is not allowed any more" if reason == "forbidden" else reason
-            self.end(self.members, as_error(reason, f"the server has ended the subscription: {why}", self.name))
+            why = "permission was revoked" if reason == "forbidden" else reason
+            self.end(self.members, as_error(reason, f"the server ended the subscription: {why}", self.name))
             self.settle()
             self._owner.changed.notify_all()
         elif self._awaited is None or self._awaited[0] != "unsubscribe":
@@ -265,24 +267,24 @@ class Channel:
 
     # -- to the handlers' thread --------------------------------------------------------------------------------------
 
-    def _tell(
+    def _report_gap(
         self,
-        one: Member,
+        member: Member,
         tier: Literal["notify", "log"],
         reason: str,
         start: Position | None,
         moved: bool = False,
         **times: str,
     ) -> None:
-        self._put_gap(one, {"channel": self.name, "tier": tier, "reason": reason, **times, **(start or {})}, moved)
+        self._put_gap(member, {"channel": self.name, "tier": tier, "reason": reason, **times, **(start or {})}, moved)
 
-    def _put_gap(self, one: Member, gap: dict[str, Any], moved: bool = False) -> None:
-        callback = one.on_gap or _nothing
-        self._owner.deliveries.put(Delivery(one, callback, gap, one.received, moved))
+    def _put_gap(self, member: Member, gap: dict[str, Any], moved: bool = False) -> None:
+        callback = member.on_gap or _nothing
+        self._owner.deliveries.put(Delivery(member, callback, gap, member.received, moved))
 
-    def _move(self, one: Member, position: Position | None) -> None:
-        """Past what still waits for the handler there may be nothing to deliver."""
-        self._owner.deliveries.put(Delivery(one, _nothing, None, position, moved=True))
+    def _move(self, member: Member, position: Position | None) -> None:
+        """Move the handler's position once the handler has taken everything queued before."""
+        self._owner.deliveries.put(Delivery(member, _nothing, None, position, moved=True))
 
 
 def _iso(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""One connection of a Subscriber: the stock Socket.IO client, whose packets are handled in order."""
+"""One connection of a Subscriber: the stock Socket.IO client, changed to handle packets in order."""
 
 import contextlib
 import threading
@@ -22,13 +22,13 @@ from socketio_pg.core.errors import (
 
 
 class EngineClient(engineio.Client):  # type: ignore[misc]
-    """Engine.IO's client, whose packets are handled one after the other in the thread that reads them.
+    """Engine.IO client that handles packets one after the other, in the thread that reads them.
 
-    The stock one starts a thread for each packet, and they overtake one another: a message would be taken for a
-    duplicate because a later one had come first.
+    The stock client starts a thread per packet, and those overtake one another: a message that a later one has
+    overtaken would be dropped as a duplicate.
     """
 
-    #: When the last packet came (seconds of the epoch), and its size in characters.
+    #: When the last packet arrived (Unix time), and its size in characters.
     heard = 0.0
     size = 0
     on_disconnect: Callable[[], None] = staticmethod(lambda: None)
@@ -41,12 +41,12 @@ class EngineClient(engineio.Client):  # type: ignore[misc]
     def _trigger_event(self, event: str, *arguments: Any, **options: Any) -> Any:
         result = super()._trigger_event(event, *arguments, **options | {"run_async": False})
         if event == "disconnect":
-            # Not Socket.IO's event of that name, which does not come while it is still connecting.
+            # Socket.IO's own disconnect event is not triggered while the client is still connecting.
             self.on_disconnect()
         return result
 
     def disconnect(self, abort: bool = False, reason: str | None = None) -> None:
-        # When the server ends the connection it is this thread that reads, and it cannot wait for itself.
+        # When the server closes the connection this runs in the reading thread, which cannot join itself.
         super().disconnect(abort or threading.current_thread() is self.read_loop_task, reason)
 
 
@@ -56,7 +56,7 @@ class SocketClient(socketio.Client):  # type: ignore[misc]
 
 
 class Connection:
-    """One connection, never used again when it is lost: so nothing of it can be taken for something of the next."""
+    """One connection. Never reused after a loss, so that its late events cannot be mistaken for the next one's."""
 
     def __init__(
         self,
@@ -66,11 +66,11 @@ class Connection:
     ) -> None:
         self._lock = lock
         self._receive = receive
-        # websocket-client checks UTF-8 in Python, byte by byte: 0.3 s for a megabyte, in which no ping is answered. Its
-        # recv() decodes strictly all the same. A copy, because python-engineio takes the headers out of it.
+        # websocket-client validates UTF-8 in Python, byte by byte: 0.3 s per megabyte, in which no ping is answered.
+        # Its recv() decodes strictly anyway. A copy, because python-engineio removes the headers from the dictionary.
         websocket = {"skip_utf8_validation": True, **(options.get("websocket_extra_options") or {})}
         self._client = SocketClient(**{**options, "websocket_extra_options": websocket})
-        #: What the server said when it refused the connection.
+        #: The body of the server's connect_error.
         self._refused: Any = None
         for event in ("connect", "event", "gap", "subscribed", "unsubscribed", "token_expiring"):
             self._client.on(event, self._listener(event))
@@ -79,12 +79,12 @@ class Connection:
 
     @property
     def heard(self) -> float:
-        """When the server was last heard, in seconds of the epoch."""
+        """When the last packet arrived, in Unix time."""
         return float(self._client.eio.heard)
 
     @property
     def size(self) -> int:
-        """Characters of the packet that is being handled."""
+        """The size of the current packet, in characters."""
         return int(self._client.eio.size)
 
     def connect(self, url: str, options: Mapping[str, Any], timeout: float) -> None:
@@ -100,7 +100,10 @@ class Connection:
             raise ConnectionError(f"no connection to {url}: {error}") from error
 
     def emit(self, event: str, body: Mapping[str, Any], answered: Callable[[Any], None]) -> bool:
-        """Send it; False when the connection is lost. ``answered`` is called in the reading thread, with the lock."""
+        """Send an event; return False when the connection is lost.
+
+        ``answered`` is called with the server's answer, in the reading thread and with the lock held.
+        """
 
         def locked(*answer: Any) -> None:
             with self._lock:
@@ -134,17 +137,17 @@ _ERRORS: dict[str, type[SocketIOPGError]] = {
         UnauthorizedError, AuthenticationUnavailableError, ForbiddenError,
     )
 }  # fmt: skip
-#: Worth another try, later. So is "internal" for what has worked before.
+#: Codes of errors that are retried later. "internal" is retried as well for a subscription that worked before.
 TRANSIENT = frozenset({"database_unavailable", "rate_limited", "no_answer"})
 
 
 def answer_error(answer: Any, channel: str | None = None) -> tuple[str, SocketIOPGError] | None:
-    """The error that ``answer`` is, with its wire code; None when it is none."""
+    """Return the wire code and the error that ``answer`` reports, or None for a success."""
     if isinstance(answer, dict) and answer.get("ok") is True:
         return None
     error = answer.get("error") if isinstance(answer, dict) else None
     error = error if isinstance(error, dict) else {}
-    code, message = str(error.get("code", "internal")), str(error.get("message", "the server did not say why"))
+    code, message = str(error.get("code", "internal")), str(error.get("message", "the server gave no reason"))
     return code, as_error(code, message, channel)
 
 

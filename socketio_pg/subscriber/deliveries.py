@@ -1,4 +1,4 @@
-"""What waits for a Subscriber's handlers, with what it costs in memory."""
+"""The queue of a Subscriber's handlers, bounded in bytes."""
 
 import threading
 from collections import deque
@@ -11,7 +11,7 @@ from socketio_pg.subscriber.subscription import Member, Position
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Something for a handler; with ``moved``, ``position`` is where its subscription is then."""
+    """One call of a handler. With ``moved``, ``position`` becomes the subscription's position before the call."""
 
     subscription: Member
     callback: Callable[[Any], object]
@@ -23,27 +23,27 @@ class Delivery:
 
 
 class Deliveries:
-    """What waits for the handlers, with what it costs in memory. Put under the lock, taken by one thread without it."""
+    """The queue of the handlers' thread. Many threads put, with the lock held; one thread takes, without it."""
 
-    def __init__(self, lock: threading.RLock, most: int) -> None:
+    def __init__(self, lock: threading.RLock, max_cost: int) -> None:
         self._filled = threading.Condition(lock)
         self._waiting: deque[Delivery] = deque()
-        self._most = most
-        #: All that was ever put costs, and all that was taken: each is counted by one thread.
+        self._max_cost = max_cost
+        #: Total cost of everything ever put and ever taken. Two counters, because each has only one writer at a time.
         self._put = self._taken = 0
 
     @property
     def cost(self) -> int:
-        """Bytes that wait, about."""
+        """The approximate size of the queue in bytes."""
         return self._put - self._taken
 
     @property
     def full(self) -> bool:
-        return self.cost > self._most
+        return self.cost > self._max_cost
 
     @property
     def relaxed(self) -> bool:
-        return self.cost <= self._most // 2
+        return self.cost <= self._max_cost // 2
 
     def put(self, delivery: Delivery) -> None:
         self._waiting.append(delivery)
@@ -51,7 +51,7 @@ class Deliveries:
         self._filled.notify()
 
     def get(self, closed: Callable[[], bool]) -> Delivery | None:
-        """The next; None when ``closed()``."""
+        """Wait for the next delivery and return it; return None once ``closed()`` is true."""
         if not self._waiting:
             with self._filled:
                 self._filled.wait_for(lambda: self._waiting or closed())

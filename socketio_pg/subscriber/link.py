@@ -1,4 +1,4 @@
-"""The link of a Subscriber to the server: made again whenever it is lost, with what runs on it."""
+"""The link of a Subscriber to the server: reconnects, renews the token, and runs channels and handlers."""
 
 import logging
 import math
@@ -15,14 +15,14 @@ from socketio_pg.subscriber.login import Login
 
 logger = logging.getLogger("socketio_pg.subscriber")
 
-#: Tokens refused in a row before that is believed: one can expire on its way, or be newer than the server's clock.
+#: Refusals in a row before the link gives up: a token can expire in transit, or be newer than the server's clock.
 _MAX_REFUSALS = 3
 
 
 class Link:
-    """The connection, the channels, and the two threads: one connects and looks after the channels, one calls handlers.
+    """The connection, the channels, and two threads: one connects and runs the channels' timers, one calls handlers.
 
-    What is shared is under :attr:`lock`.
+    :attr:`lock` guards all shared state.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class Link:
         self._connect_options = connect_options
         self._client_options = client_options
         self.lock = threading.RLock()
-        #: Notified when a call may have its answer, when the connection comes and goes, and at the end.
+        #: Notified when a waiting call should check for its result, on connect and disconnect, and on close.
         self.changed = threading.Condition(self.lock)
         self.deliveries = Deliveries(self.lock, most_waiting)
         self.connection: Connection | None = None
         self.channels: dict[str, Channel] = {}
-        #: Those that wait for the handlers to catch up.
+        #: Channels that are interrupted until the handlers catch up.
         self.paused: set[Channel] = set()
         self.closed = False
-        #: Why no connection is tried any more.
+        #: The refusal after which the link stopped connecting.
         self.refusal: UnauthorizedError | None = None
-        #: When the worker looks after the channels by itself (time.monotonic()).
+        #: When the worker next wakes up on its own (time.monotonic()).
         self._due = math.inf
         self._wake_worker = threading.Condition(self.lock)
         self._threads = [
@@ -64,25 +64,25 @@ class Link:
         ]
 
     def start(self) -> None:
-        """Start the threads, which connect where there is no connection."""
+        """Start the threads; they connect unless there is a connection already."""
         for thread in self._threads:
             thread.start()
 
     def channel(self, name: str) -> Channel:
-        """The channel, a new one where there was none. With the lock."""
+        """Return the channel, created if necessary. Call with the lock held."""
         if name not in self.channels:
             self.channels[name] = Channel(name, self)
         return self.channels[name]
 
     def check(self) -> None:
-        """Raise :class:`ConnectionError` or :class:`UnauthorizedError` when it has ended."""
+        """Raise :class:`ConnectionError` after :meth:`close`, :class:`UnauthorizedError` after the final refusal."""
         if self.closed:
             raise ConnectionError("the subscriber is closed")
         if self.refusal is not None:
             raise self.refusal
 
     def close(self) -> None:
-        """Forget all channels, end the connection and the threads."""
+        """Drop all channels, close the connection and stop the threads."""
         with self.lock:
             self.closed = True
             connection, self.connection = self.connection, None
@@ -99,19 +99,19 @@ class Link:
             if thread is not threading.current_thread():
                 thread.join()
 
-    # -- the connection: made by the worker, heard in its own reading thread ------------------------------------------
+    # -- the connection: opened by the worker, read in its own thread -------------------------------------------------
 
     def connect(self) -> None:
         options = self._connect_options
         if self.login is not None and options["auth"] is None:
-            options = options | {"auth": self.login.bring()}
+            options = options | {"auth": self.login.auth()}
         connection = Connection(self._client_options, self.lock, self._receive)
         connection.connect(self.url, options, self.timeout)
-        if self.closed:  # meanwhile
+        if self.closed:  # while connecting
             connection.close()
 
     def _receive(self, connection: "Connection", event: str, body: Any) -> None:
-        """What the server sends, in order, and the connection's own ``connect`` and ``disconnect``. With the lock."""
+        """Handle the server's events in order, and the connection's ``connect`` and ``disconnect``. Holds the lock."""
         if event == "connect":
             if not self.closed:
                 self.connection = connection
@@ -124,7 +124,7 @@ class Link:
             for channel in list(self.channels.values()):
                 channel.lose(connection.heard, "client_disconnected")
             if self.login is not None:
-                self.login.rest()
+                self.login.cancel()
             self._wake_worker.notify()
         elif event == "token_expiring":
             if self.login is not None:
@@ -172,11 +172,11 @@ class Link:
                     return
                 logger.warning("the server refused the token: %s; retrying", error)
             except Exception:
-                # The application's `token` may raise anything. There is no other way on.
+                # The application's `token` function may raise anything; retrying is the only option.
                 logger.exception("connecting to %s failed; retrying", self.url)
 
     def _look_after_channels(self) -> None:
-        """Wait until something is to be done. With the lock."""
+        """Sleep until the next deadline or wake-up, then settle the channels that are due. Holds the lock."""
         due = [channel.due for channel in self.channels.values()]
         self._due = min([*due, math.inf if self.login is None else self.login.due])
         self._wake_worker.wait(None if self._due == math.inf else max(0.0, self._due - time.monotonic()))
@@ -185,15 +185,15 @@ class Link:
                 channel.settle()
 
     def _renew(self, connection: "Connection", login: "Login") -> None:
-        """Bring a new token before the old one has ended. Without the lock: getting it can take long."""
+        """Send a new token before the old one expires. Fetches it without the lock, because that can take long."""
         token = None
         try:
             token = login.fetch()
-        except Exception:  # the application's
-            logger.exception("there is no new token; retrying")
+        except Exception:  # from the application's function
+            logger.exception("fetching a new token failed; retrying")
         else:
-            if token is None or token == login.brought:
-                logger.warning("there is no new token; retrying")
+            if token is None or token == login.sent:
+                logger.warning("no new token available; retrying")
 
         def answered(answer: Any) -> None:
             error = answer_error(answer)
@@ -207,13 +207,13 @@ class Link:
         with self.lock:
             if self.connection is not connection:
                 return
-            if token is None or token == login.brought:
+            if token is None or token == login.sent:
                 login.failed()
             elif connection.emit("authenticate", {"token": token}, answered):
                 login.due = time.monotonic() + self.timeout
 
     def _give_up(self, error: UnauthorizedError) -> None:
-        logger.error("the server refused the token: %s; the subscriber has ended", error)
+        logger.error("the server refused the token: %s; the subscriber has stopped", error)
         with self.lock:
             self.refusal = error
             for channel in list(self.channels.values()):
@@ -222,14 +222,14 @@ class Link:
             self.changed.notify_all()
 
     def schedule(self, due: float) -> None:
-        """Something is to be done at ``due`` (time.monotonic())."""
+        """Wake the worker at ``due`` (time.monotonic())."""
         if due < self._due:
             self._wake_worker.notify()
 
     # -- the handlers' thread -----------------------------------------------------------------------------------------
 
     def _deliver(self) -> None:
-        # Without the lock where it can be: the reading thread takes it for each message.
+        # Avoids the lock where possible: the reading thread takes it for each message.
         while (delivery := self.deliveries.get(lambda: self.closed)) is not None:
             if self.paused and self.deliveries.relaxed:
                 with self.lock:
@@ -243,5 +243,5 @@ class Link:
                 subscription.handled = delivery.position
             try:
                 delivery.callback(delivery.argument)
-            except Exception:  # the application's: it costs nobody else anything
-                logger.exception("a handler of the channel %r failed", subscription.channel)
+            except Exception:  # an application's bug must not stop the other handlers
+                logger.exception("a handler of channel %r failed", subscription.channel)

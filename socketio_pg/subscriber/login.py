@@ -1,4 +1,4 @@
-"""The token of a Subscriber: brought with each connection, and renewed before its end."""
+"""The token of a Subscriber: sent with each connection, and renewed before it expires."""
 
 import contextlib
 import logging
@@ -12,55 +12,55 @@ from socketio_pg.core.backoff import Backoff
 
 logger = logging.getLogger("socketio_pg.subscriber")
 
-#: The server warns 30 s before a token's end, which many tokens may share: seconds over which renewals are spread.
+#: Seconds over which renewals are spread: the server warns 30 s before a token expires, and many may expire together.
 _RENEWAL_SPREAD = 10.0
 
 
 class Login:
-    """The application's token: the one that was brought to the server, and when a new one is to be."""
+    """The application's token: the last one that was sent, and when to renew it."""
 
     def __init__(self, source: str | Callable[[], str | None], delays: tuple[float, float]) -> None:
         self._source = source
         self._first_delay = delays[0]
         self._backoff = Backoff(*delays)
         self.may_change = callable(source)
-        #: The last that the server got.
-        self.brought: str | None = None
-        #: When a new one is to be brought (time.monotonic()).
+        #: The last token that was sent to the server.
+        self.sent: str | None = None
+        #: When to renew the token (time.monotonic()).
         self.due = math.inf
 
     def fetch(self) -> str | None:
-        """May take long, and raise whatever the application raises."""
+        """Return the application's current token. May take long, and raises what the application's function raises."""
         return self._source() if callable(self._source) else self._source
 
-    def bring(self) -> dict[str, str]:
-        """Socket.IO's ``auth`` for a new connection."""
-        self.brought = self.fetch()
-        return {} if self.brought is None else {"token": self.brought}
+    def auth(self) -> dict[str, str]:
+        """Return Socket.IO's ``auth`` for a new connection."""
+        self.sent = self.fetch()
+        return {} if self.sent is None else {"token": self.sent}
 
     def expires(self, body: Any) -> float:
-        """The server has said so; returns :attr:`due`."""
+        """Handle the server's ``token_expiring``: schedule the renewal and return :attr:`due`."""
         if not self.may_change:
-            logger.warning("the token ends, and is no function that could return another one")
+            logger.warning("the token is about to expire and cannot be renewed: pass a function as token=")
             return self.due
         left = 0.0
         with contextlib.suppress(TypeError, KeyError, ValueError):
             left = datetime.fromisoformat(body["expires_at"]).timestamp() - time.time()
-        # A token that lives shorter than the server warns is not renewed all the time, either.
+        # Waits at least the retry delay: a token that lives shorter than the warning time would be renewed in a loop.
         delay = min(_RENEWAL_SPREAD, max(self._first_delay, left / 3))
         self.due = time.monotonic() + Backoff(delay, delay).next()
         return self.due
 
     def failed(self) -> float:
-        """Returns :attr:`due`."""
+        """Schedule the next attempt and return :attr:`due`."""
         self.due = time.monotonic() + self._backoff.next()
         return self.due
 
     def renewed(self, token: str | None) -> None:
-        self.brought = token
-        self.rest()
+        self.sent = token
+        self.cancel()
 
-    def rest(self) -> None:
-        """Nothing is to be done."""
+    def cancel(self) -> None:
+        """Cancel the scheduled renewal."""
         self.due = math.inf
         self._backoff.reset()

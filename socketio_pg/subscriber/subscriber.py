@@ -1,7 +1,7 @@
-"""Subscriptions that outlive their connection, for Python programs with real threads. Needs a server, and no database.
+"""A client for Python programs with real threads: its subscriptions survive reconnects. Needs a server, no database.
 
-Needs ``python-socketio[client]`` and its websocket-client; imports neither Flask nor eventlet. Programs that are green
-themselves and reach the database have :class:`socketio_pg.PubSub`.
+Needs ``python-socketio[client]`` and its websocket-client; imports neither Flask nor eventlet. Programs that run on
+eventlet and can reach the database use :class:`socketio_pg.PubSub` instead.
 """
 
 import logging
@@ -21,29 +21,29 @@ logger = logging.getLogger("socketio_pg.subscriber")
 
 
 class Subscriber:
-    """A connection to the server at ``url``, made again whenever it is lost, with its subscriptions.
+    """Subscriptions over one connection to the server at ``url``, which is reopened whenever it is lost.
 
-    ``timeout`` is how many seconds connecting, :meth:`subscribe`, :meth:`unsubscribe` and :meth:`publish` wait for the
-    server. With ``retry`` the constructor returns at once, and the connection is tried until it is there.
-    ``retry_delay`` and ``retry_delay_max`` are the seconds before what has failed is tried again (doubled with each
-    failure), ``reconnection_delay`` and ``reconnection_delay_max`` the same for the connection; each is spread at
-    random. ``auth``, ``headers``, ``transports`` and ``socketio_path`` are those of :meth:`socketio.Client.connect`,
-    ``client_options`` those of :class:`socketio.Client`.
+    ``timeout`` is the number of seconds that connecting, :meth:`subscribe`, :meth:`unsubscribe` and :meth:`publish`
+    wait for the server. With ``retry`` the constructor returns immediately and connects in the background.
+    Failed requests are retried after ``retry_delay`` seconds, doubled with each failure up to ``retry_delay_max``;
+    ``reconnection_delay`` and ``reconnection_delay_max`` are the same for connections. All delays have random jitter.
+    ``auth``, ``headers``, ``transports`` and ``socketio_path`` are passed to :meth:`socketio.Client.connect`,
+    ``client_options`` to :class:`socketio.Client`.
 
-    ``token`` is a token, or a function that is called for each connection and before its token's end: better, because
-    it can return a new one. It is called in a thread of the subscriber's, which does nothing else meanwhile; what it
-    raises is logged, and it is called again later. A renewal that fails is logged, and tried again until the old token
-    has ended, when the server closes the connection, and another one is made. When the server goes on refusing tokens
-    the subscriber has ended: ``on_error`` is told with :class:`UnauthorizedError`, which all methods raise from then
-    on, :meth:`wait` as well.
+    ``token`` is a token, or better a function that returns one: it is called for each connection and before the current
+    token expires. It runs in a thread of the subscriber, and delays only reconnects and retries. Errors that it
+    raises are logged, and it is called again later. A failed renewal is logged and retried until the old token
+    expires; the server then closes the connection, and the subscriber reconnects. When the server keeps refusing
+    tokens the subscriber stops: ``on_error`` gets :class:`UnauthorizedError`, and all methods raise it from then
+    on, including :meth:`wait`.
 
-    Handlers are called in one thread that is theirs alone, one after the other, and may call all methods. When more
-    than ``most_waiting`` bytes wait for them (about), the subscriptions are interrupted until half of it is handled:
-    messages of the log then come from where they were, NOTIFY's are reported as a gap.
+    Handlers are called one after the other in a thread of their own, and may call all methods. When more than about
+    ``most_waiting`` bytes are queued for them, subscriptions are interrupted until half of that is handled:
+    messages of the log then continue without a loss, missed messages of NOTIFY are reported as a gap.
 
-    All methods can be called from any thread. Raises :class:`ConnectionError` when the server cannot be reached,
+    All methods are thread-safe. The constructor raises :class:`ConnectionError` when the server cannot be reached,
     :class:`UnauthorizedError` when it refuses the token, :class:`AuthenticationUnavailableError` when it cannot check
-    it, and what ``token`` raises.
+    the token, and errors raised by ``token``.
     """
 
     def __init__(
@@ -96,21 +96,22 @@ class Subscriber:
         on_gap: Callable[[Gap], object] | None = None,
         on_error: Callable[[SocketIOPGError], object] | None = None,
     ) -> Subscription:
-        """Call ``handler`` with each message of ``channel``; returns when the server has confirmed it.
+        """Call ``handler`` with each message of ``channel``; return once the server has confirmed the subscription.
 
-        Messages of the log come in order, each once, also across reconnects; ``replayed`` is with those that were sent
-        again from it. Between them and those of NOTIFY there is no order. ``since``, a remembered position, replays
-        what follows it; ``history`` replays so many of the newest (and is not used where ``since`` is given). Any
-        number of handlers for a channel share one subscription at the server, so they have the same ``filter``:
+        Messages of the log arrive in order and exactly once, also across reconnects; replayed ones have ``replayed``.
+        The order between them and messages of NOTIFY is undefined. ``since``, a stored position, replays the messages
+        after it; ``history`` replays that many of the newest messages (ignored when ``since`` is given). All
+        handlers of a channel share one subscription at the server and must therefore have the same ``filter``:
         conditions on the payload, as in docs/protocol.md (``{"new.id": 5}``).
 
-        ``on_gap`` is told when messages may have been missed, ``on_error`` when the subscription has ended: the server
-        has refused to renew it, or does not allow it any more (:class:`ForbiddenError`). Like ``handler`` they are
-        called in the handlers' thread; what they raise is logged.
+        ``on_gap`` is called when messages may have been missed, ``on_error`` when the subscription has ended because
+        the server refused to renew it or revoked the permission (:class:`ForbiddenError`). Both are called
+        in the handlers' thread, like ``handler``; errors that they raise are logged.
 
         Raises :class:`ForbiddenError`, :class:`InvalidChannelError`, :class:`InvalidRequestError`, or another
-        :class:`SocketIOPGError` when the server refuses, :class:`DatabaseUnavailableError` when it could not within
-        ``timeout``, :class:`TimeoutError` when it did not answer, :class:`ConnectionError` when it was not reached.
+        :class:`SocketIOPGError` when the server refuses, :class:`DatabaseUnavailableError` when the server had no
+        database for ``timeout`` seconds, :class:`TimeoutError` without an answer, :class:`ConnectionError` without a
+        connection.
         """
         link = self._link
         subscription = Member(channel, handler, history, since, on_gap, on_error)
@@ -129,9 +130,9 @@ class Subscriber:
             raise error or TimeoutError("the server did not answer")
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """End a subscription: its handler is not called any more, though a call may be under way. Twice is harmless.
+        """End a subscription. Its handler is not called any more, but a call may still be running. Idempotent.
 
-        Returns when the server has confirmed it, where it was the channel's last, or after ``timeout``.
+        The channel's last subscription waits for the server's confirmation, at most ``timeout`` seconds.
         """
         link = self._link
         with link.lock:
@@ -141,13 +142,14 @@ class Subscriber:
                 link.changed.wait_for(lambda: shared.members or not shared.open or link.closed, link.timeout)
 
     def publish(self, channel: str, payload: Any, durable: bool | None = None) -> None:
-        """Publish any JSON value; returns after the commit. ``durable`` as in docs/protocol.md.
+        """Publish any JSON value; return after the commit. ``durable`` as in docs/protocol.md.
 
         Raises :class:`ForbiddenError`, :class:`InvalidChannelError`, :class:`InvalidRequestError`,
-        :class:`PayloadTooLargeError`, :class:`DatabaseUnavailableError`; :class:`ConnectionError` without a connection.
-        After a ConnectionError while it waited, and a :class:`TimeoutError`, the message may have been sent or not.
+        :class:`PayloadTooLargeError`, :class:`DatabaseUnavailableError`; :class:`ConnectionError` without a connection
+        or when it is lost before the answer; :class:`TimeoutError` without an answer. The message may have been sent
+        or not after a TimeoutError, and after a ConnectionError that says so.
         """
-        encode_payload(payload)  # here it can be said what is wrong
+        encode_payload(payload)  # raises a clearer error than the client library
         request: dict[str, Any] = {"channel": channel, "payload": payload}
         if durable is not None:
             request["durable"] = durable
@@ -173,9 +175,9 @@ class Subscriber:
             raise error[1]
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Return when :meth:`close` was called, or after ``timeout`` seconds; whether it was.
+        """Wait until :meth:`close` is called, or for ``timeout`` seconds; return whether it was called.
 
-        Raises :class:`UnauthorizedError` when the server goes on refusing the token.
+        Raises :class:`UnauthorizedError` when the server keeps refusing the token.
         """
         link = self._link
         with link.lock:
@@ -185,9 +187,9 @@ class Subscriber:
             return link.closed
 
     def close(self) -> None:
-        """End all subscriptions and the connection. What the handlers have not got yet they do not get.
+        """End all subscriptions and close the connection. Drops messages that are queued for handlers. Idempotent.
 
-        Waits for a handler that is at work, except when that one calls it. Twice is harmless.
+        Waits for a running handler, unless called from it.
         """
         self._link.close()
 
@@ -199,7 +201,7 @@ class Subscriber:
 
     def _end(self, subscription: Subscription) -> None:
         if not isinstance(subscription, Member):
-            raise TypeError("this is no subscription")
+            raise TypeError("not a subscription")
         subscription.ended = True
         subscription.live = False
         shared = self._link.channels.get(subscription.channel)

@@ -1,4 +1,7 @@
-"""What a program gets of a subscription in Python: messages, gaps, positions. Pure, no I/O."""
+"""Types that Python subscriptions yield (messages, gaps, positions), and the choice of a channel's next request.
+
+Pure, no I/O.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +11,7 @@ from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
 
 
 class Position(TypedDict):
-    """A place in the log. Positions can only be compared within one epoch."""
+    """A place in the log. Positions are comparable only within one epoch."""
 
     epoch: str
     position: int
@@ -20,9 +23,9 @@ class _Message(TypedDict):
 
 
 class Message(_Message, total=False):
-    """A message as in docs/protocol.md: ``channel``, ``payload``, and the rest only for messages of the log.
+    """A message as in docs/protocol.md: ``channel``, ``payload``, and further keys for messages of the log.
 
-    ``epoch`` and ``position`` together are what ``since`` takes.
+    ``epoch`` and ``position`` together can be passed as ``since``.
     """
 
     epoch: str
@@ -38,19 +41,19 @@ class _Gap(TypedDict):
 
 
 class Gap(_Gap, total=False):
-    """Messages may have been missed: fetch again what must not be stale.
+    """Messages may have been missed: fetch data again that must not be stale.
 
-    ``tier`` says which. ``notify``: those of NOTIFY; all messages of the log still arrive, so who publishes only
-    through the log can ignore it. ``log``: those of the log are lost for this subscription. Both are reported when both
-    have happened.
+    ``tier`` names the messages concerned. ``notify``: messages of NOTIFY; all messages of the log still arrive, so
+    applications that publish only through the log can ignore it. ``log``: messages of the log are lost for this
+    subscription. A loss in both tiers is reported as two gaps.
 
-    The reasons of docs/protocol.md, and two of the tier ``notify`` that are this client's own: ``client_disconnected``,
-    at every reconnect (of the tier ``log`` only where the log was installed meanwhile), and ``slow_handler``, when so
-    much was waiting for the handlers that the subscription was interrupted.
+    ``reason`` is one of docs/protocol.md, or one of two that this client adds in tier ``notify``:
+    ``client_disconnected`` at every reconnect (in tier ``log`` only when the log was installed while disconnected), and
+    ``slow_handler`` when the subscription was interrupted because too much was queued for the handlers.
 
-    ``since`` and ``until`` (ISO 8601) bound the time that is in doubt: by the server's clock with
-    ``database_connection_lost``, otherwise by this machine's. ``epoch`` and ``position`` are there when the
-    subscription goes on from another position.
+    ``since`` and ``until`` (ISO 8601) bound the time in doubt: by the server's clock for
+    ``database_connection_lost``, otherwise by this machine's. ``epoch`` and ``position`` are present when the
+    subscription continues from another position.
     """
 
     since: str
@@ -60,21 +63,21 @@ class Gap(_Gap, total=False):
 
 
 class Subscription(ABC):
-    """What :meth:`Subscriber.subscribe` returns: one handler's subscription."""
+    """One handler's subscription, as returned by :meth:`Subscriber.subscribe`."""
 
     channel: str
 
     @property
     @abstractmethod
     def position(self) -> Position | None:
-        """Up to where everything was handed to the handler, the message that it is handling included.
+        """The position of the last message handed to the handler, including the one being handled.
 
-        Store it, and pass it as ``since`` next time. None where the server has no log.
+        Store it, and pass it as ``since`` next time. None when the server has no log.
         """
 
 
 class Member(Subscription):
-    """A subscription from within: how far it has come, and whether what the server sends now follows without a hole."""
+    """The internal side of a subscription: its progress, and whether the server's next messages continue it."""
 
     def __init__(
         self,
@@ -90,13 +93,14 @@ class Member(Subscription):
         self.history = None if since else history
         if since is not None and position_of(since) is None:
             raise InvalidRequestError('since must be like {"epoch": "…", "position": 0}', channel=channel)
-        #: Where the handler is, and where what has been received is. The epoch is "" while it is not known: the log was
-        #: installed when we had subscribed already.
+        #: The handler's position and the receiver's. The epoch is "" while it is unknown, because the log was installed
+        #: after the subscription.
         self.handled = self.received = None if since is None else position_of(since)
+        #: established: confirmed once. live: the server's messages follow ``received`` without a gap.
         self.established = self.live = self.ended = False
-        #: Since when messages of NOTIFY are missing (seconds of the epoch), and why.
+        #: The time since which messages of NOTIFY are missing (Unix time), and the reason.
         self.lost: tuple[float, str] | None = None
-        #: The last failure, while the first confirmation is waited for.
+        #: The last failure before the first confirmation.
         self.error: Exception | None = None
 
     @property
@@ -108,8 +112,9 @@ class Member(Subscription):
         return self.received is not None and not self.received["epoch"]
 
     def follows(self, start: Position) -> bool:
-        mine = self.received
-        return mine is not None and mine["epoch"] == start["epoch"] and mine["position"] >= start["position"]
+        """Return whether messages from ``start`` on leave no gap after the received ones."""
+        last = self.received
+        return last is not None and last["epoch"] == start["epoch"] and last["position"] >= start["position"]
 
 
 def position_of(body: Mapping[str, Any]) -> Position | None:
@@ -120,7 +125,7 @@ def position_of(body: Mapping[str, Any]) -> Position | None:
 
 
 class Request(TypedDict, total=False):
-    """What ``subscribe`` is asked besides the channel and its filter."""
+    """The fields of ``subscribe`` besides the channel and its filter."""
 
     since: Position
     history: int
@@ -129,26 +134,26 @@ class Request(TypedDict, total=False):
 def next_request(
     members: Sequence[Member], is_open: bool, paused: bool
 ) -> tuple[Literal["subscribe", "unsubscribe"], Request, list[Member]] | None:
-    """The request that a channel is to send next, and whose it is; None when all is well.
+    """Return the event that a channel sends next, its body, and its members; None when there is nothing to do.
 
-    ``is_open``: the server has a subscription. ``paused``: members whom it was confirmed to wait for their handlers.
+    ``is_open``: the server has a subscription. ``paused``: established members wait until the handlers catch up.
     """
-    waiting = [one for one in members if not one.live and not (paused and one.established)]
-    waiting += [one for one in members if one.live and one.lacks_epoch]
+    waiting = [member for member in members if not member.live and not (paused and member.established)]
+    waiting += [member for member in members if member.live and member.lacks_epoch]
     if not waiting:
-        idle = all(paused and not one.live for one in members)
+        idle = all(paused and not member.live for member in members)
         return ("unsubscribe", {}, []) if is_open and idle else None
-    # Those first that know where they were, from the lowest of their positions on: a replay that begins later, for
-    # a new member's history, would take the live messages past them.
-    first = next((one.received for one in waiting if one.received and not one.lacks_epoch), None)
+    # Members with a position come first, starting at the lowest one: a later replay, for a new member's history,
+    # would make live messages overtake their missing ones.
+    first = next((member.received for member in waiting if member.received and not member.lacks_epoch), None)
     if first is not None:
         epoch = first["epoch"]
-        position = min(p["position"] for one in waiting if (p := one.received) and p["epoch"] == epoch)
+        position = min(p["position"] for member in waiting if (p := member.received) and p["epoch"] == epoch)
         since = Position(epoch=epoch, position=position)
-        return "subscribe", {"since": since}, [one for one in waiting if one.received == since]
-    plain = [one for one in waiting if not one.history]
+        return "subscribe", {"since": since}, [member for member in waiting if member.received == since]
+    plain = [member for member in waiting if not member.history]
     if plain:
         return "subscribe", {}, plain
     history = waiting[0].history
     assert history is not None
-    return "subscribe", {"history": history}, [one for one in waiting if one.history == history]
+    return "subscribe", {"history": history}, [member for member in waiting if member.history == history]

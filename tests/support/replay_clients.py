@@ -159,7 +159,7 @@ class Python:
         assert login is not None
 
         def renewed() -> bool:
-            claims = jwt.decode(login.brought or "", options={"verify_signature": False}) if login.brought else {}
+            claims = jwt.decode(login.sent or "", options={"verify_signature": False}) if login.sent else {}
             return claims.get("sub") == client
 
         with self._subscriber._link.changed:
