@@ -1,4 +1,4 @@
-"""Who comes in, and what they may do: puts `authentication`, `sessions`, `permissions` and `rechecks` together."""
+"""Authenticates clients and checks their permissions; combines the other modules of this folder."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -21,14 +21,14 @@ logger = logging.getLogger("socketio_pg.access")
 
 
 class Access:
-    """Identity and permissions of one server's clients.
+    """The identity and permissions of one server's clients.
 
-    ``revoke(sid, channel)`` ends a subscription that is no longer allowed. ``warn_expiring(session)`` tells a client
-    that its token ends soon; ``expire(session)`` disconnects it when the token has ended.
+    ``revoke(sid, channel)`` ends a subscription that is no longer allowed. ``warn_expiring(session)`` notifies a client
+    that its token is about to expire; ``expire(session)`` disconnects it once the token has expired.
     Raises :class:`ConfigurationError`.
     """
 
-    #: Seconds between two attempts to find out whether policies can be asked; doubles up to the second value.
+    #: Seconds between two attempts to evaluate the policies; doubles up to the second value.
     backoff = (0.2, 5.0)
 
     def __init__(
@@ -58,24 +58,24 @@ class Access:
 
     @property
     def problem(self) -> str | None:
-        """Why permissions cannot be checked, for the operator; None when they can."""
+        """The reason why permissions cannot be checked, for the operator; None when they can."""
         return self._problem
 
     def start(self) -> None:
-        """Fetch keys and get ready to ask policies, in the background. Not before a fork."""
+        """Fetch the keys and check that policies can be evaluated, in the background. Call it after any fork."""
         if self._started:
             return
         self._started = True
         self._preparing.start(self.authenticator.prepare)
         if self.permissions.may_change:
             self._pubsub.receive_reserved(
-                PERMISSIONS_CHANNEL, self._permissions_changed, lambda: self.rechecks.look(None)
+                PERMISSIONS_CHANNEL, self._permissions_changed, lambda: self.rechecks.permissions_changed(None)
             )
             self.rechecks.start()
             self._check()
 
     def stop(self) -> None:
-        """End all green threads and close the connections."""
+        """Stop all green threads and close the connections."""
         self._started = False
         self._preparing.stop()
         self._checking.stop()
@@ -84,15 +84,15 @@ class Access:
 
     def _permissions_changed(self, channels: Sequence[str]) -> None:
         for channel in set(channels):
-            self.rechecks.look(channel or None)
+            self.rechecks.permissions_changed(channel or None)
 
     def _check(self) -> None:
-        """Find out whether policies can be asked, now and until they can."""
+        """Check whether policies can be evaluated, and retry in the background until they can."""
         self._checking.start(self._run)
 
     def _run(self) -> None:
         backoff = Backoff(*self.backoff)
-        said: str | None = None
+        logged: str | None = None
         while True:
             try:
                 self.policies.check(self.permissions.roles)
@@ -104,7 +104,7 @@ class Access:
                 self._problem = f"permissions cannot be checked: {error}"
             except DatabaseError as error:
                 self._problem = f"permissions cannot be checked: {error}; see 'socketio-pg init --server-role'"
-            if self._problem != said:
+            if self._problem != logged:
                 logger.warning("%s", self._problem)
-                said = self._problem
+                logged = self._problem
             green.sleep(backoff.next())

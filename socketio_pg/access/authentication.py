@@ -1,4 +1,4 @@
-"""Who is this client? From the token that it brings, or from an application's own login. `tokens` verifies."""
+"""Authenticates clients, by a token (verified by `tokens`) or by the application's own login."""
 
 import logging
 from collections.abc import Callable
@@ -12,19 +12,20 @@ from socketio_pg.core.errors import ConfigurationError, InvalidRequestError, Una
 
 logger = logging.getLogger("socketio_pg.authentication")
 
-#: An application's own: gets Flask's request of the handshake, within its context, and what the client sent as `auth`
-#: (untrusted, mostly an object or None). Returns who it is, or None for nobody; may raise UnauthorizedError.
+#: An application's own login. It gets Flask's request of the handshake, within its request context, and the `auth` that
+#: the client sent (untrusted, usually an object or None). Returns the client's claims, or None for an anonymous client;
+#: may raise UnauthorizedError.
 Authenticate: TypeAlias = Callable[[Request, Any], Claims | None]
 
 
 class Authenticator:
-    """AUTH at work. ``hook`` takes the place of tokens. Raises :class:`ConfigurationError`."""
+    """Authenticates clients as AUTH says. ``hook`` replaces tokens. Raises :class:`ConfigurationError`."""
 
     def __init__(self, settings: Settings, app: Flask, hook: Authenticate | None = None) -> None:
         self._app = app
         self._hook = hook
         self._verifier = TokenVerifier(settings)
-        #: How AUTH works out: ``off``, ``optional`` or ``required``.
+        #: The effective value of AUTH: ``off``, ``optional`` or ``required``.
         self.mode = "required" if hook is not None and settings.auth is None else settings.authentication()
         if self.mode != "off" and hook is None and not self._verifier.algorithms:
             raise ConfigurationError(
@@ -38,30 +39,32 @@ class Authenticator:
     def _warn(self, settings: Settings) -> None:
         has_key = bool(settings.jwt_secret or settings.jwt_public_key or settings.jwks_url)
         if self._hook is not None and has_key and self.mode != "off":
-            logger.warning("JWT_SECRET, JWT_PUBLIC_KEY and JWKS_URL are not used: the application asks who it is")
+            logger.warning(
+                "JWT_SECRET, JWT_PUBLIC_KEY and JWKS_URL are not used: the application authenticates clients"
+            )
         if self.mode == "off" and (has_key or self._hook is not None):
-            logger.warning("AUTH=off: nobody is asked for a token, though there is a way to check them")
+            logger.warning("AUTH=off: clients are not authenticated, although a key or authenticate= is configured")
         if self.mode == "off" and not settings.debug:
             publishing = "" if settings.publish in ("off", "authenticated") else " and publish to it"
             channels = "every channel" if settings.authorization == "off" else "the channels of ANONYMOUS_ROLE"
             logger.warning(
-                "AUTH is off: whoever reaches this server can subscribe to %s%s; set JWT_SECRET, JWT_PUBLIC_KEY or "
-                "JWKS_URL to ask for tokens",
+                "AUTH is off: any client that reaches this server can subscribe to %s%s; set JWT_SECRET, "
+                "JWT_PUBLIC_KEY or JWKS_URL to require tokens",
                 channels,
                 publishing,
             )
         if self.mode != "off" and settings.jwks_url is not None and not settings.jwt_audience:
-            logger.warning("JWT_AUDIENCE is not set: tokens that the issuer made for other applications count here too")
+            logger.warning("JWT_AUDIENCE is not set: tokens that the issuer made for other applications are accepted")
         if self.mode != "off" and self._hook is not None and "*" in (settings.cors_allowed_origins or ()):
             logger.warning("CORS_ALLOWED_ORIGINS=*: any page on the web can use the login in its visitors' cookies")
 
     def prepare(self) -> None:
-        """Fetch keys, where they have to be fetched. May wait."""
+        """Fetch the keys if they come from JWKS_URL. May wait."""
         if self.mode != "off" and self._hook is None:
             self._verifier.prepare()
 
     def identify(self, environ: dict[str, Any], auth: object) -> Claims | None:
-        """The client that connected with the handshake ``environ`` and sent ``auth``; None: anonymous. May wait.
+        """Return the claims of the client with the handshake ``environ`` and ``auth``; None: anonymous. May wait.
 
         Raises :class:`UnauthorizedError` or :class:`AuthenticationUnavailableError`.
         """
@@ -69,26 +72,26 @@ class Authenticator:
             return None
         claims = self._ask_hook(environ, auth) if self._hook is not None else self._verify(environ, auth)
         if claims is None and self.mode == "required":
-            raise UnauthorizedError("a token is required" if self._hook is None else "who are you? Sign in first")
+            raise UnauthorizedError("a token is required" if self._hook is None else "sign in first")
         return claims
 
     def renew(self, environ: dict[str, Any], token: object) -> Claims:
-        """Who a connected client is now that it has sent ``token``. May wait.
+        """Return the new claims of a connected client that has sent ``token``. May wait.
 
-        Raises :class:`InvalidRequestError` where nobody is asked, and as :meth:`identify`.
+        Raises :class:`InvalidRequestError` with AUTH=off, and as :meth:`identify`.
         """
         if self.mode == "off":
-            raise InvalidRequestError("this server asks nobody for a token (AUTH=off)")
+            raise InvalidRequestError("this server does not use tokens (AUTH=off)")
         claims = self._verifier.verify(token) if self._hook is None else self._ask_hook(environ, {"token": token})
         if claims is None:
-            raise UnauthorizedError("who are you? Sign in first")
+            raise UnauthorizedError("sign in first")
         return claims
 
     def _verify(self, environ: dict[str, Any], auth: object) -> Claims | None:
         token = auth.get("token") if isinstance(auth, dict) else None
         if token is None:
             token = bearer_token(environ.get("HTTP_AUTHORIZATION"))
-        # An empty token is a wrong one: the page meant to send one.
+        # An empty token is verified, and refused: the page meant to send one.
         return None if token is None else self._verifier.verify(token)
 
     def _ask_hook(self, environ: dict[str, Any], auth: object) -> Claims | None:

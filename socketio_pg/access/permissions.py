@@ -1,6 +1,6 @@
-"""May these claims subscribe or publish here? The rules of the settings, and the answers of `policies` for a while.
+"""Checks whether a client may subscribe or publish: applies the settings' rules, and caches decisions of `policies`.
 
-Who a client is, is found out before (`authentication`).
+Clients are authenticated before (`authentication`).
 """
 
 import hashlib
@@ -22,12 +22,12 @@ from socketio_pg.core.errors import (
     LogNotInstalledError,
 )
 
-#: A question: action, channel, role, hash of the claims.
+#: The cache key of a question: action, channel, role, hash of the claims.
 _Key: TypeAlias = tuple[str, str, str, bytes]
 
 
 class _Remembered(NamedTuple):
-    """An answer, until when it counts, and :meth:`Permissions.mark` when it was asked for."""
+    """A decision, when it expires, and the value of :meth:`Permissions.mark` when the question was asked."""
 
     until: float
     allowed: bool
@@ -35,7 +35,7 @@ class _Remembered(NamedTuple):
 
 
 class _Flight:
-    """A question that is being asked since ``mark``."""
+    """A question that was asked at ``mark`` and has no answer yet."""
 
     def __init__(self, mark: int) -> None:
         self.mark = mark
@@ -43,12 +43,15 @@ class _Flight:
 
 
 class Permissions:
-    """What clients may do. ``authentication`` is how AUTH works out; ``policies`` are asked with AUTHORIZATION=rls."""
+    """The permission checks of one server.
 
-    #: Seconds for which a no counts without asking again: who was just let in need not wait long.
+    ``authentication`` is the effective value of AUTH; ``policies`` decide with AUTHORIZATION=rls.
+    """
+
+    #: Seconds for which a refusal is cached: short, so that a newly granted permission takes effect soon.
     denied_seconds = 1.0
-    #: Answers that are remembered.
-    most_remembered = 20_000
+    #: Decisions in the cache.
+    max_remembered = 20_000
 
     def __init__(self, settings: Settings, authentication: str, policies: Policies) -> None:
         self._settings = settings
@@ -63,25 +66,25 @@ class Permissions:
             )
         if settings.authorization == "rls" and not self.roles:
             raise ConfigurationError(
-                "AUTHORIZATION=rls needs ALLOWED_ROLES, or ANONYMOUS_ROLE: without them nobody may."
+                "AUTHORIZATION=rls needs ALLOWED_ROLES or ANONYMOUS_ROLE: without them every client is refused."
             )
         self._remembered: dict[_Key, _Remembered] = {}
-        #: What is being asked: who has the same question waits for its answer.
+        #: Questions in flight: other callers with the same question wait for its answer.
         self._flights: dict[_Key, _Flight] = {}
-        #: Goes up with each change that was told; when all, and each channel, changed last.
+        #: A counter of notified permission changes; its value at the last change of all channels, and of each channel.
         self._time = self._all_changed = 0
         self._changed: dict[str, int] = {}
 
     @property
     def may_change(self) -> bool:
-        """Whether the same client may be allowed something else later: with policies, by their data."""
+        """Whether a client's permissions may change while it is connected: with policies, as their data changes."""
         return self._settings.authorization == "rls"
 
     def require(self, claims: Claims | None, action: Action, channel: str) -> None:
-        """Return when a client with ``claims`` (None: anonymous) may do ``action`` in ``channel``. May wait.
+        """Return if a client with ``claims`` (None: anonymous) may do ``action`` in ``channel``. May wait.
 
-        Raises :class:`ForbiddenError`, and :class:`DatabaseUnavailableError` or :class:`DatabaseError` when there is
-        no knowing: then it may not, either.
+        Raises :class:`ForbiddenError`, and :class:`DatabaseUnavailableError` or :class:`DatabaseError` when the
+        permission cannot be checked: the client is refused then, too.
         """
         try:
             reason = self._refusal(claims, action, channel)
@@ -91,7 +94,7 @@ class Permissions:
             raise ForbiddenError(reason, channel=channel)
 
     def recheck(self, claims: Claims | None, channel: str) -> bool:
-        """Whether a client that subscribes to ``channel`` still may; what is remembered does not count. May wait.
+        """Return whether a client may stay subscribed to ``channel``, without using cached decisions. May wait.
 
         Raises as :meth:`require`.
         """
@@ -102,24 +105,24 @@ class Permissions:
         return self._ask(question)
 
     def forget(self, channel: str | None) -> None:
-        """Permissions for ``channel``, or for any, have changed: what is remembered or being asked counts no more."""
+        """Discard cached decisions and pending answers: permissions for ``channel`` (None: for any) have changed."""
         self._time += 1
-        if channel is None or len(self._changed) >= self.most_remembered:
+        if channel is None or len(self._changed) >= self.max_remembered:
             self._all_changed = self._time
             self._changed.clear()
         else:
             self._changed[channel] = self._time
 
     def mark(self) -> int:
-        """For :meth:`is_overtaken`."""
+        """Return the present time of the permissions, for :meth:`is_overtaken`."""
         return self._time
 
     def is_overtaken(self, channel: str, mark: int) -> bool:
-        """Whether permissions for ``channel`` have changed since :meth:`mark`: an answer from then may be too old."""
+        """Return whether permissions for ``channel`` have changed since ``mark``: a decision from then may be stale."""
         return max(self._all_changed, self._changed.get(channel, 0)) > mark
 
     def _refusal(self, claims: Claims | None, action: Action, channel: str) -> str | None:
-        """Why it is forbidden; None when it is not."""
+        """Return the reason for a refusal, None if the action is allowed."""
         if action == "subscribe" and self._is_public(channel):
             return None
         if action == "publish":
@@ -128,20 +131,20 @@ class Permissions:
             if self._publish == "authenticated" and claims is None:
                 return "anonymous clients may not publish"
         if self._settings.authorization == "off":
-            let_in = claims is not None or self._authentication == "off" or action == "publish"
-            return None if let_in else "anonymous clients may subscribe to public channels only"
+            allowed = claims is not None or self._authentication == "off" or action == "publish"
+            return None if allowed else "anonymous clients may subscribe to public channels only"
         if self._settings.authorization == "claims":
-            return None if _in_claims(claims, action, channel) else f"the token does not allow to {action} here"
+            return None if _in_claims(claims, action, channel) else f"the token has no permission to {action} here"
         question = self._question(claims, action, channel)
         if not isinstance(question, Question):
             return question
-        return None if self._ask(question) else f"the policies do not allow to {action} here"
+        return None if self._ask(question) else f"the policies grant no permission to {action} here"
 
     def _is_public(self, channel: str) -> bool:
         return any(match_pattern(pattern, channel) for pattern in self._settings.public_channels)
 
     def _question(self, claims: Claims | None, action: Action, channel: str) -> Question | str | None:
-        """What the policies are to be asked; a refusal where that is clear already; None where they have no say."""
+        """Return the question for the policies, or the reason for a refusal without them; None without rls."""
         if self._settings.authorization != "rls":
             return None
         named = None if claims is None else claims.claims.get(self._settings.jwt_role_claim)
@@ -149,20 +152,20 @@ class Permissions:
         if role is None:
             return "the token names no role" if claims is not None else "anonymous clients have no role"
         if not isinstance(role, str) or role not in self.roles:
-            return "the token's role is not among those that are allowed"
+            return "the token's role is not in ALLOWED_ROLES"
         if claims is not None and claims.claims.get("role") == role:
             return Question(action, role, claims.text, channel)
-        # As PostgREST does: `role` says what it is, also where the token does not.
+        # As in PostgREST, the claims always contain `role`, even if the token does not.
         complete = {**(claims.claims if claims is not None else {}), "role": role}
         return Question(action, role, json.dumps(complete, separators=(",", ":")), channel)
 
     def _ask(self, question: Question) -> bool:
         key = _key(question)
         remembered = self._remembered.get(key)
-        if remembered is not None and time.monotonic() < remembered.until and self._counts(question, remembered.mark):
+        if remembered is not None and time.monotonic() < remembered.until and self._is_valid(question, remembered.mark):
             return remembered.allowed
         flight = self._flights.get(key)
-        if flight is not None and self._counts(question, flight.mark):
+        if flight is not None and self._is_valid(question, flight.mark):
             result = flight.done.wait()
             if isinstance(result, Exception):
                 raise result
@@ -181,16 +184,16 @@ class Permissions:
         self._remember(key, answer, flight.mark)
         return answer
 
-    def _counts(self, question: Question, mark: int) -> bool:
+    def _is_valid(self, question: Question, mark: int) -> bool:
         return not self.is_overtaken(question.channel, mark)
 
     def _remember(self, key: _Key, allowed: bool, mark: int) -> None:
         seconds = self._settings.permission_cache_seconds
         now = time.monotonic()
-        # The oldest go first; in the order in which they were asked, which is nearly that in which they end.
+        # Evicts in insertion order, which is nearly the order of expiry.
         while self._remembered:
             oldest = next(iter(self._remembered))
-            if self._remembered[oldest].until > now and len(self._remembered) < self.most_remembered:
+            if self._remembered[oldest].until > now and len(self._remembered) < self.max_remembered:
                 break
             del self._remembered[oldest]
         self._remembered.pop(key, None)
@@ -199,13 +202,13 @@ class Permissions:
 
 
 def _key(question: Question) -> _Key:
-    # Claims may be long, and are not to be kept for longer than their client.
+    # A hash: claims may be long, and must not be kept for longer than their client is connected.
     claims = hashlib.blake2b(question.claims.encode(), digest_size=16).digest()
     return question.action, question.channel, question.role, claims
 
 
 def _in_claims(claims: Claims | None, action: Action, channel: str) -> bool:
-    """Whether one of the patterns that the token lists under the action's name fits."""
+    """Return whether a pattern that the token lists under the action's name matches ``channel``."""
     patterns = None if claims is None else claims.claims.get(action)
     if not isinstance(patterns, list):
         return False

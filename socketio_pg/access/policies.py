@@ -1,6 +1,6 @@
-"""Asks row-level-security policies what clients may do: many questions in one transaction, which is rolled back.
+"""Evaluates row-level-security policies: many questions in one transaction, which is rolled back.
 
-What a question is about, and for how long an answer counts, is decided in `permissions`.
+`permissions` builds the questions and caches the answers.
 """
 
 import json
@@ -19,23 +19,24 @@ logger = logging.getLogger("socketio_pg.policies")
 
 _DECIDE = "SELECT socketio_pg.decide(%s::text[], %s::text[], %s::text[], %s::text[], %s)"
 
-#: SQLSTATEs (manual, appendix A) that say nothing about permission: roll-backs and deadlocks, a lack of resources, an
-#: operator's intervention, faults outside, and a lock that was not to be had.
+#: SQLSTATEs (manual, appendix A) that say nothing about permission: transaction rollback and deadlocks, insufficient
+#: resources, operator intervention, system errors, and lock_not_available.
 _TRANSIENT = ("40", "53", "57", "58", "55P03")
 
 
 class Policies:
     """The policies on ``socketio_pg.messages`` in ``database``. ``timeout``: seconds for one decision.
 
-    One policy that takes long must not make everybody wait: what was in its batch is asked again one by one, by one
-    green thread of its own, and its channel goes that way from the start for a while.
+    One slow policy must not delay all other questions. When a batch times out, its questions are asked again one by
+    one in a separate slow lane; questions about a slow channel go directly to the slow lane for a while.
     """
 
-    #: Times the timeout that somebody waits for an answer: for those before him, and once alone after a batch.
+    #: Seconds that a caller waits for an answer, as a multiple of the timeout: this covers the questions ahead of it,
+    #: and a second attempt alone after its batch has failed.
     patience = 2.5
-    #: Part of the timeout after which a batch begins no further question: what is left is asked with the next one.
+    #: Fraction of the timeout after which a batch starts no further question; the rest goes into the next batch.
     budget = 0.5
-    #: Questions that may wait.
+    #: Questions in each queue.
     queue_size = 20_000
 
     def __init__(self, database: Database, timeout: float) -> None:
@@ -46,20 +47,20 @@ class Policies:
         self._slow = Slow()
         self._idle: list[Any] = []
         self._complain = Complaints(logger)
-        #: Called when policies cannot be asked at all, though the database answers: a right or the schema is missing.
+        #: Called when no policy can be evaluated although the database answers: a privilege or the schema is missing.
         self.on_broken: Callable[[], None] = lambda: None
 
     @property
     def connections(self) -> int:
-        """The most connections that it uses."""
+        """The maximum number of connections."""
         return len(self._lane.workers) + len(self._slow_lane.workers)
 
     def ask(self, question: Question) -> bool:
-        """Whether the policies allow it. Waits.
+        """Return whether the policies allow it. Waits.
 
         Raises :class:`DatabaseUnavailableError` when there is no answer in time, :class:`LogNotInstalledError` without
-        our schema, and :class:`DatabaseError`, for instance when the server's role lacks rights. A policy that fails
-        is a no, and goes to the log.
+        the schema ``socketio_pg``, and :class:`DatabaseError`, for instance when the server's role lacks privileges. A
+        policy that fails refuses the action, and the failure is logged.
         """
         asked = Asked(question)
         self._put(self._slow_lane if question in self._slow else self._lane, asked)
@@ -73,21 +74,21 @@ class Policies:
         return bool(answer)
 
     def check(self, roles: Collection[str]) -> None:
-        """Return when policies can be asked at all, and log what is wrong with ``roles``. Raises as :meth:`ask`."""
+        """Return if policies can be evaluated, and log problems with ``roles``. Raises as :meth:`ask`."""
         for role, problem in self.problems(roles).items():
             logger.warning(
-                "clients of role %r will be refused: %s; a role for clients is granted to the server's role, and "
-                "gets its rights with 'socketio-pg init --client-role %s'",
+                "clients of role %r will be refused: %s; grant the role to the server's role, and its privileges with "
+                "'socketio-pg init --client-role %s'",
                 role,
                 problem,
                 role,
             )
 
     def problems(self, roles: Collection[str]) -> dict[str, str]:
-        """Why clients of each of ``roles`` will be refused; empty when none will. Raises as :meth:`ask`."""
+        """Return why clients of a role will be refused, for each such role of ``roles``. Raises as :meth:`ask`."""
         found = {}
         for role in sorted(roles):
-            # Nobody's channel.
+            # A channel that no client can use.
             question = Question("subscribe", role, json.dumps({"role": role}), RESERVED_PREFIX)
             [answer] = self._decide([question])
             if answer.startswith(("failed: 42501", "failed: 22023", "failed: SG004")):
@@ -95,7 +96,7 @@ class Policies:
         return found
 
     def stop(self) -> None:
-        """Refuse what waits, and close the connections."""
+        """Fail all waiting questions and close the connections."""
         lanes = (self._lane, self._slow_lane)
         for worker in [worker for lane in lanes for worker in lane.workers]:
             worker.stop()
@@ -106,7 +107,7 @@ class Policies:
 
     def _put(self, lane: Lane, asked: Asked, *, first: bool = False) -> None:
         if lane.size >= self.queue_size:
-            raise DatabaseUnavailableError("too many permissions wait to be checked")
+            raise DatabaseUnavailableError("too many permission checks are waiting")
         lane.put(asked, first=first)
         idle = next((worker for worker in lane.workers if not worker.running), None)
         if idle is not None:
@@ -117,24 +118,24 @@ class Policies:
     def _work(self, lane: Lane) -> None:
         batch: list[Asked] = []
         try:
-            # Those who ask at the same time get together into one batch.
+            # Lets questions that are asked at the same time get into one batch.
             green.sleep()
             while batch := lane.next_batch():
                 self._answer(lane, batch)
         finally:
-            # Only when killed, or by a bug, is anything left of it.
+            # Answers the batch if the thread was killed, or failed because of a bug.
             self._answer_all(batch, DatabaseUnavailableError("permissions cannot be checked at the moment"))
 
     def _answer(self, lane: Lane, batch: list[Asked]) -> None:
         try:
             answers = self._decide([asked.question for asked in batch])
         except DatabaseTimeoutError as error:
-            if error.sqlstate is None:  # it is not PostgreSQL that has ended it: it does not answer at all
+            if error.sqlstate is None:  # not statement_timeout: PostgreSQL does not respond at all
                 self._answer_all(batch, error)
             elif len(batch) > 1:
                 self._ask_alone(batch)
             else:
-                self._is_slow(batch[0].question)
+                self._mark_slow(batch[0].question)
                 self._answer_all(batch, DatabaseTimeoutError("the policies for this channel took too long"))
         except DatabaseUnavailableError as error:
             self._answer_all(batch, error)
@@ -143,7 +144,7 @@ class Policies:
             self.on_broken()
         else:
             for asked, answer in zip(batch, answers, strict=False):
-                asked.done.send(self._understood(asked.question, answer))
+                asked.done.send(self._decision(asked.question, answer))
             for asked in reversed(batch[len(answers) :]):
                 lane.put(asked, first=True)
 
@@ -159,29 +160,29 @@ class Policies:
         for asked in batch:
             asked.done.send(error)
 
-    def _is_slow(self, question: Question) -> None:
+    def _mark_slow(self, question: Question) -> None:
         if self._slow.add(question):
             self._complain(
                 logging.WARNING, "the policies for channel %r took over %g s", question.channel, self._timeout
             )
 
-    def _understood(self, question: Question, answer: str) -> bool | SocketIOPGError:
+    def _decision(self, question: Question, answer: str) -> bool | SocketIOPGError:
         if not answer.startswith("failed: "):
             return answer == "allowed"
         sqlstate, _, message = answer.removeprefix("failed: ").partition(" ")
         if sqlstate.startswith(_TRANSIENT):
             return DatabaseUnavailableError("permissions cannot be checked at the moment", channel=question.channel)
-        # INSERT policies say no with an error; what else fails is a fault that somebody has to know of.
+        # INSERT policies refuse with this error; any other failure is a fault in the policies and is logged.
         if question.action != "publish" or sqlstate != "42501" or "row-level security" not in message:
             self._complain(
                 logging.WARNING,
-                "may role %r %s %r? No, since it failed: %s %r",
+                "refused role %r to %s channel %r because a policy failed: %s %r",
                 question.role, question.action, question.channel, sqlstate, message[:200],
             )  # fmt: skip
         return False
 
     def _decide(self, questions: Sequence[Question]) -> list[str]:
-        """The answers to the first of ``questions``, one at least."""
+        """Return the answers to the first of ``questions``, to at least one."""
         while True:
             reused = bool(self._idle)
             connection = self._idle.pop() if reused else self._database.connect()
@@ -189,7 +190,7 @@ class Policies:
                 answers = self._decide_on(connection, questions)
             except BaseException as error:
                 connection.close()
-                # A connection that had been idle may have died long ago, and nothing is changed by asking again.
+                # An idle connection may have died unnoticed, and a question can be repeated without side effects.
                 if (
                     reused
                     and isinstance(error, DatabaseUnavailableError)
@@ -201,7 +202,7 @@ class Policies:
             return answers
 
     def _decide_on(self, connection: Any, questions: Sequence[Question]) -> list[str]:
-        # A second more than PostgreSQL itself gives it.
+        # A second more than statement_timeout.
         with translated_errors(self._timeout + 1.0), connection.cursor() as cursor:
             cursor.execute(
                 f"BEGIN; SET LOCAL statement_timeout = {int(self._timeout * 1000)}; {_DECIDE}",
@@ -216,5 +217,5 @@ class Policies:
             answers = [row[0] for row in cursor.fetchall()]
             cursor.execute("ROLLBACK")
         if not 0 < len(answers) <= len(questions):
-            raise DatabaseError("the database has answered something else than was asked")
+            raise DatabaseError("the database returned an unexpected number of answers")
         return answers

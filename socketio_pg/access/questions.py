@@ -1,4 +1,4 @@
-"""Questions about permission, and who is asked about next: in turn, and the slow ones apart. No I/O."""
+"""Permission questions and their queues: fair between clients, slow ones separate. No I/O."""
 
 import time
 from collections import OrderedDict, deque
@@ -12,7 +12,7 @@ Action: TypeAlias = Literal["subscribe", "publish"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """May whoever has ``claims`` (JSON text), as ``role`` of PostgreSQL, do this in ``channel``?"""
+    """May a client with ``claims`` (JSON text) and PostgreSQL's ``role`` do ``action`` in ``channel``?"""
 
     action: Action
     role: str
@@ -22,16 +22,18 @@ class Question:
 
 @dataclass(eq=False, slots=True)
 class Asked:
+    """A question that waits for its answer."""
+
     question: Question
     done: green.Event = field(default_factory=green.Event)
-    #: Nobody waits for the answer any more.
+    #: The caller no longer waits for the answer.
     abandoned: bool = False
 
 
 class Lane:
-    """Questions that wait, and how many are asked together by how many green threads at once.
+    """A queue of questions for ``workers`` green threads, each of which takes ``batch_size`` questions at a time.
 
-    Whose are many waits for others: from each (by claims) one is taken in turn.
+    Fair between clients: takes one question of each client (by claims) in turn.
     """
 
     def __init__(self, workers: int, batch_size: int) -> None:
@@ -46,7 +48,7 @@ class Lane:
         return sum(worker.running for worker in self.workers)
 
     def put(self, asked: Asked, *, first: bool = False) -> None:
-        """Let it wait; ``first``: it has waited before."""
+        """Add to the end of the queue, or with ``first`` to the front, for a question that has waited before."""
         self.size += 1
         of_client = self._waiting.setdefault(asked.question.claims, deque())
         if first:
@@ -56,6 +58,7 @@ class Lane:
             of_client.append(asked)
 
     def next_batch(self) -> list[Asked]:
+        """Take up to ``batch_size`` questions whose callers still wait."""
         batch: list[Asked] = []
         while self._waiting and len(batch) < self.batch_size:
             claims, of_client = next(iter(self._waiting.items()))
@@ -69,7 +72,7 @@ class Lane:
         return batch
 
     def clear(self) -> list[Asked]:
-        """Take out all that wait."""
+        """Take all questions."""
         found = [asked for of_client in self._waiting.values() for asked in of_client]
         self._waiting.clear()
         self.size = 0
@@ -77,11 +80,11 @@ class Lane:
 
 
 class Slow:
-    """Which channels, and which clients, have turned out slow of late."""
+    """The channels and clients whose questions have recently been slow."""
 
-    #: Seconds for which that counts; how many are known; times after which it is the client that is slow.
+    #: Seconds for which an entry is kept; maximum number of entries; slow channels after which a client counts as slow.
     seconds = 60.0
-    most = 10_000
+    max_entries = 10_000
     times = 3
 
     def __init__(self) -> None:
@@ -89,18 +92,18 @@ class Slow:
         self._clients: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def add(self, question: Question) -> bool:
-        """The question took too long. Whether that is news of its channel."""
+        """Record a slow question. Return whether its channel was not known to be slow."""
         until = time.monotonic() + self.seconds
         news = not self._is_known(self._channels.get(question.channel, 0.0))
         self._channels[question.channel] = until
         self._channels.move_to_end(question.channel)
         if news:
-            # One who goes on finding new ones is the one that others are to be kept from.
+            # A client that keeps finding new slow channels must not delay other clients.
             before, times = self._clients.get(question.claims, (0.0, 0))
             self._clients[question.claims] = (until, times + 1 if self._is_known(before) else 1)
             self._clients.move_to_end(question.claims)
         for known in (self._channels, self._clients):
-            while len(known) > self.most:
+            while len(known) > self.max_entries:
                 known.popitem(last=False)
         return news
 

@@ -1,4 +1,4 @@
-"""Asks now and then, and when it is told to, whether those who subscribe still may."""
+"""Rechecks the permissions of existing subscriptions, periodically and when permissions have changed."""
 
 import contextlib
 import logging
@@ -16,21 +16,22 @@ logger = logging.getLogger("socketio_pg.rechecks")
 
 
 class Rechecks:
-    """Ends subscriptions with ``revoke(sid, channel)`` when they are not allowed any more.
+    """Ends subscriptions with ``revoke(sid, channel)`` when they are no longer allowed.
 
-    ``interval``: seconds between two checks of all; 0 for only when :meth:`look` is called. A subscription about which
-    nothing can be found out stays, and is asked about again soon: who it is was allowed when there was an answer.
+    ``interval``: seconds between two checks of all subscriptions; 0: only when :meth:`permissions_changed` is called.
+    A subscription whose permission cannot be checked is kept, because the last known decision allowed it, and is
+    checked again after :attr:`retry` seconds.
     """
 
-    #: Seconds between two checks of anything.
-    least_pause = 0.2
-    #: Between two of everything: times that the last one took, and seconds at most.
+    #: Seconds between two checks of any kind.
+    min_pause = 0.2
+    #: The pause between two checks of everything: a multiple of the last one's duration, and the maximum in seconds.
     pause_factor = 4.0
-    most_pause = 5.0
-    #: Seconds after which those are asked about again that there was no answer for.
+    max_pause = 5.0
+    #: Seconds after which unanswered questions are asked again.
     retry = 5.0
-    #: Questions that are asked at once: behind them others have their turn.
-    at_once = 100
+    #: Questions that are asked together; the next batch queues behind other callers' questions.
+    batch_size = 100
 
     def __init__(
         self,
@@ -47,12 +48,12 @@ class Rechecks:
         self._interval = interval
         self._worker = green.Worker()
         self._wanted = green.Event()
-        #: What is to be checked: single channels, and when everything is (by the monotonic clock).
+        #: Single channels to check, and when to check everything (by the monotonic clock).
         self._channels: set[str] = set()
         self._all_at = float("inf")
-        #: Not before then, since the last one of everything was expensive.
+        #: The earliest time of the next check of everything, so that expensive checks are spaced out.
         self._not_before = 0.0
-        self._complained = False
+        self._warned = False
 
     def start(self) -> None:
         """Start the green thread."""
@@ -61,26 +62,26 @@ class Rechecks:
             self._worker.start(self._run)
 
     def stop(self) -> None:
-        """End the green thread."""
+        """Stop the green thread."""
         self._worker.stop()
 
-    def look(self, channel: str | None) -> None:
-        """Permissions for ``channel`` have changed; None: for any."""
+    def permissions_changed(self, channel: str | None) -> None:
+        """Check soon: permissions for ``channel`` (None: for any) have changed."""
         self._permissions.forget(channel)
         if channel is None:
             self._schedule_all(0.0)
         else:
-            self.again(channel)
+            self.recheck(channel)
 
-    def again(self, channel: str) -> None:
-        """What was found out about subscriptions of ``channel`` may have been overtaken: ask again."""
+    def recheck(self, channel: str) -> None:
+        """Check the subscriptions of ``channel`` soon: the last decisions about them may be stale."""
         self._channels.add(channel)
         self._wanted.send()
 
     def ask(self, claims: Claims | None, channels: Collection[str]) -> dict[str, bool]:
-        """Whether somebody with ``claims`` may subscribe to each of ``channels``. Waits.
+        """Return for each of ``channels`` whether a client with ``claims`` may subscribe. Waits.
 
-        Raises :class:`DatabaseUnavailableError` or :class:`DatabaseError` when one cannot be found out.
+        Raises :class:`DatabaseUnavailableError` or :class:`DatabaseError` when one of them cannot be checked.
         """
         allowed = {}
         for channel, answer in zip(channels, self._ask([(claims, channel) for channel in channels]), strict=True):
@@ -102,10 +103,10 @@ class Rechecks:
                 self._check_channels()
                 if time.monotonic() >= max(self._all_at, self._not_before):
                     self._check_all()
-            except Exception:  # a bug, then; the next check is still the best that can be done
-                logger.exception("permissions could not be checked again")
+            except Exception:  # a bug: permissions must still be checked the next time
+                logger.exception("checking permissions again failed")
                 self._schedule_all(self.retry)
-            green.sleep(self.least_pause)
+            green.sleep(self.min_pause)
 
     def _schedule_all(self, seconds: float) -> None:
         self._all_at = min(self._all_at, time.monotonic() + seconds)
@@ -113,20 +114,20 @@ class Rechecks:
 
     def _check_channels(self) -> None:
         channels, self._channels = self._channels, set()
-        if not self._check_shares(self._subscriptions(channels & self._hub.channels()), everything=False):
+        if not self._check_batches(self._subscriptions(channels & self._hub.channels()), everything=False):
             self._schedule_all(self.retry)
 
     def _check_all(self) -> None:
         began = time.monotonic()
         self._all_at = began + (self._interval or float("inf"))
-        answered = self._check_shares(self._subscriptions(self._hub.channels()), everything=True)
+        answered = self._check_batches(self._subscriptions(self._hub.channels()), everything=True)
         if not answered:
             self._schedule_all(self.retry)
-            if not self._complained:
-                logger.warning("permissions cannot be checked again now: subscriptions stay, and it is tried again")
-        self._complained = not answered
+            if not self._warned:
+                logger.warning("permissions cannot be checked again now: subscriptions are kept; retrying")
+        self._warned = not answered
         now = time.monotonic()
-        self._not_before = now + min(self.most_pause, self.pause_factor * (now - began))
+        self._not_before = now + min(self.max_pause, self.pause_factor * (now - began))
 
     def _subscriptions(self, channels: Collection[str]) -> list[tuple[Session, str]]:
         return [
@@ -136,26 +137,26 @@ class Rechecks:
             if isinstance(subscriber, str) and (session := self._sessions.get(subscriber)) is not None
         ]
 
-    def _check_shares(self, subscriptions: Sequence[tuple[Session, str]], *, everything: bool) -> bool:
-        """Whether everything could be found out."""
+    def _check_batches(self, subscriptions: Sequence[tuple[Session, str]], *, everything: bool) -> bool:
+        """Return whether all questions were answered."""
         answered = True
-        for start in range(0, len(subscriptions), self.at_once):
-            share = subscriptions[start : start + self.at_once]
-            answers = self._ask([(session.claims, channel) for session, channel in share])
+        for start in range(0, len(subscriptions), self.batch_size):
+            batch = subscriptions[start : start + self.batch_size]
+            answers = self._ask([(session.claims, channel) for session, channel in batch])
             failed = 0
-            for (session, channel), answer in zip(share, answers, strict=True):
+            for (session, channel), answer in zip(batch, answers, strict=True):
                 current = self._sessions.get(session.sid)
                 if isinstance(answer, SocketIOPGError):
                     failed += 1
                 elif current is not None and current is not session:
-                    self.again(channel)  # somebody else by now
+                    self.recheck(channel)  # the client has new claims by now
                 elif not answer and current is session:
                     self._revoke(session.sid, channel)
             answered = answered and not failed
-            if failed == len(share):
-                break  # the database is away, or busy: to go on would take for ever
+            if failed == len(batch):
+                break  # the database is unreachable or overloaded: each further batch would time out as well
             if everything and self._channels:
-                self._check_channels()  # what somebody has asked for does not wait for the rest
+                self._check_channels()  # explicitly requested checks do not wait for the rest
         return answered
 
     def _ask(self, questions: Sequence[tuple[Claims | None, str]]) -> list[bool | SocketIOPGError]:
@@ -175,7 +176,7 @@ class Rechecks:
                 if not left:
                     all_done.send()
 
-        # Together: they get into one batch.
+        # All at the same time, so that they get into one batch of `policies`.
         for index, (claims, channel) in enumerate(questions):
             green.run_soon(ask, index, claims, channel)
         if questions:

@@ -1,4 +1,4 @@
-"""Who the connected clients are, and until when."""
+"""The sessions of connected clients: their claims and when these expire."""
 
 import heapq
 import itertools
@@ -20,15 +20,15 @@ class Session:
 
 
 class Sessions:
-    """The sessions by ``sid``. One green thread looks after all that end some time.
+    """The sessions by ``sid``. One green thread watches the expiry of all of them.
 
-    ``on_expiring`` is called :attr:`warn_before` seconds before a session's claims end, ``on_expired`` when they have,
-    ``leeway`` seconds late. Both may wait.
+    ``on_expiring`` is called :attr:`warn_before` seconds before a session's claims expire, ``on_expired`` ``leeway``
+    seconds after they have expired. Both may wait.
     """
 
     #: Seconds.
     warn_before = 30.0
-    #: Seconds between two looks at the clock.
+    #: Seconds between two checks.
     tick = 0.5
 
     def __init__(
@@ -38,13 +38,13 @@ class Sessions:
         self._on_expiring = on_expiring
         self._on_expired = on_expired
         self._sessions: dict[str, Session] = {}
-        #: (when, a number that makes it unique, what of, whether that is the end). By the wall clock, as tokens are.
+        #: A heap of (wall-clock time, tie-breaker, session, whether it expires then; else it is warned).
         self._due: list[tuple[float, int, Session, bool]] = []
         self._numbers = itertools.count()
         self._worker = green.Worker()
 
     def set(self, sid: str, namespace: str, claims: Claims | None) -> None:
-        """Who ``sid`` is from now on."""
+        """Set the claims of ``sid``, which may have a session already."""
         session = self._sessions[sid] = Session(sid, namespace, claims)
         if claims is None or claims.expires_at is None:
             return
@@ -54,11 +54,11 @@ class Sessions:
         self._worker.start(self._watch)
 
     def get(self, sid: str) -> Session | None:
-        """The session of ``sid``; None when it has left."""
+        """Return the session of ``sid``; None when it has disconnected."""
         return self._sessions.get(sid)
 
     def drop(self, sid: str) -> None:
-        """``sid`` has left."""
+        """Forget ``sid``, which has disconnected."""
         self._sessions.pop(sid, None)
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class Sessions:
         return self._sessions.get(session.sid) is session
 
     def _forget_old(self) -> None:
-        """Who has left or renewed stays in the heap until that is due, which can be in a year: sweep now and then."""
+        """Remove replaced sessions from the heap now and then: otherwise they stay until they expire, maybe a year."""
         if len(self._due) > 1000 and len(self._due) > 4 * len(self._sessions):
             self._due = [entry for entry in self._due if self._is_current(entry[2])]
             heapq.heapify(self._due)

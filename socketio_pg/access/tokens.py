@@ -1,4 +1,4 @@
-"""JWT → :class:`Claims`: who a client is. What it may do is decided in `permissions`."""
+"""Verifies JSON Web Tokens and returns their :class:`Claims`. `permissions` decides what a client may do."""
 
 import json
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from socketio_pg.access.keys import PUBLIC_KEY_ALGORITHMS, KeySet, algorithms_of
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import ConfigurationError, UnauthorizedError
 
-#: HMAC algorithms, and the least bytes of their secrets (RFC 7518, section 3.2).
+#: HMAC algorithms and the minimum length of their secrets in bytes (RFC 7518, section 3.2).
 HMAC_ALGORITHMS = {"HS256": 32, "HS384": 48, "HS512": 64}
-#: What a JWK set's tokens may be signed with unless JWT_ALGORITHMS says otherwise.
+#: The accepted algorithms of tokens that are verified with a JWK set, unless JWT_ALGORITHMS is set.
 JWKS_ALGORITHMS = ("RS256", "ES256", "EdDSA")
-#: Bytes of a token at most: what HTTP servers take as a header, twice.
+#: The maximum length of a token: twice what HTTP servers usually accept as a header.
 MAX_TOKEN_BYTES = 16_384
 
 _YEAR_10000 = 253_402_300_800
@@ -24,23 +24,24 @@ _YEAR_10000 = 253_402_300_800
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Claims:
-    """Who a client is: the claims of its token, or what an application's own login knows.
+    """The identity of a client: the claims of its token, or of the application's own login.
 
-    ``claims`` is a JSON object with RFC 7519's names where they fit: ``sub`` (a string) is the client's name on the
-    wire, ``exp`` (seconds since 1970) when it ends, never without it. Raises ValueError or TypeError for anything else.
+    ``claims`` is a JSON object with the names of RFC 7519: ``sub`` (a string) is the client's name on the wire, ``exp``
+    (seconds since 1970) is its expiry; without it the identity never expires. Raises ValueError or TypeError for
+    anything else.
     """
 
     claims: Mapping[str, Any]
-    #: The claims as compact JSON in ASCII: what the database is given, and what two equal identities have in common.
+    #: The claims as compact JSON in ASCII: passed to the database, and equal for equal identities.
     text: str = field(init=False)
-    #: When it ends, in seconds since 1970; None for never.
+    #: When the identity expires, in seconds since 1970; None: never.
     expires_at: float | None = field(init=False)
 
     def __post_init__(self) -> None:
         text = json.dumps(dict(self.claims), allow_nan=False, ensure_ascii=True, separators=(",", ":"))
         subject = self.claims.get("sub")
         if isinstance(subject, str):
-            subject.encode()  # a lone surrogate can be told to nobody
+            subject.encode()  # a lone surrogate cannot be sent to clients
         expires_at = self.claims.get("exp")
         if expires_at is not None:
             expires_at = float(int(expires_at))
@@ -56,22 +57,22 @@ class Claims:
         return subject if isinstance(subject, str) else None
 
     def to_wire(self) -> dict[str, str | None]:
-        """``client`` and ``expires_at`` (ISO 8601, UTC) as in `server_hello` and `authenticated`."""
+        """Return ``client`` and ``expires_at`` (ISO 8601, UTC) as in `server_hello` and `authenticated`."""
         expires_at = None
         if self.expires_at is not None:
             expires_at = datetime.fromtimestamp(self.expires_at, timezone.utc).isoformat(timespec="seconds")
         return {"client": self.subject, "expires_at": expires_at}
 
 
-#: A client without any, on the wire.
+#: :meth:`Claims.to_wire` of an anonymous client.
 ANONYMOUS: dict[str, str | None] = {"client": None, "expires_at": None}
 
 
 class TokenVerifier:
-    """Verifies tokens with the keys and algorithms of ``settings``, and with no others.
+    """Verifies tokens with the keys and algorithms of ``settings`` only.
 
-    The algorithm decides which key is tried: a secret is never used for a public key's algorithm, nor the other way
-    round. Raises :class:`ConfigurationError`.
+    The algorithm determines the key: a secret is never used with an algorithm for public keys, nor vice versa.
+    Raises :class:`ConfigurationError`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -80,8 +81,8 @@ class TokenVerifier:
         self._public_key = None if settings.jwt_public_key is None else load_public_key(settings.jwt_public_key)
         self._key_set = None if settings.jwks_url is None else KeySet(settings.jwks_url, settings.jwks_cache_seconds)
         if self._public_key is not None and self._key_set is not None:
-            raise ConfigurationError("JWT_PUBLIC_KEY and JWKS_URL are two places for public keys: set one of them.")
-        #: The algorithms that are accepted.
+            raise ConfigurationError("JWT_PUBLIC_KEY and JWKS_URL are both set: set only one of them.")
+        #: The accepted algorithms.
         self.algorithms = settings.jwt_algorithms or self._default_algorithms()
         self._check_algorithms()
 
@@ -103,39 +104,39 @@ class TokenVerifier:
             usable |= set(PUBLIC_KEY_ALGORITHMS)
         for algorithm in self.algorithms:
             if algorithm not in usable:
-                allowed = ", ".join(sorted(usable)) or "none: there is no key"
+                allowed = ", ".join(sorted(usable)) or "none, because there is no key"
                 raise ConfigurationError(
-                    f"JWT_ALGORITHMS has {algorithm!r}; with the keys that are configured, allowed: {allowed}."
+                    f"JWT_ALGORITHMS has {algorithm!r}; allowed with the configured keys: {allowed}."
                 )
             if self._secret is not None and len(self._secret.encode()) < HMAC_ALGORITHMS.get(algorithm, 0):
                 raise ConfigurationError(
                     f"JWT_SECRET has {len(self._secret.encode())} bytes; {algorithm} needs at least "
-                    f"{HMAC_ALGORITHMS[algorithm]}, at random: openssl rand -hex 32."
+                    f"{HMAC_ALGORITHMS[algorithm]} random bytes: openssl rand -hex 32."
                 )
         if self._secret is not None and "-----BEGIN" in self._secret:
-            raise ConfigurationError("JWT_SECRET holds a key in PEM: a public key belongs in JWT_PUBLIC_KEY.")
+            raise ConfigurationError("JWT_SECRET holds a key in PEM format: a public key belongs in JWT_PUBLIC_KEY.")
 
     def prepare(self) -> None:
-        """Fetch the keys, where they have to be, so that what is wrong shows at the start. May wait."""
+        """Fetch the keys if they come from JWKS_URL, so that problems show at the start. May wait."""
         if self._key_set is not None:
             self._key_set.prepare()
 
     def verify(self, token: object) -> Claims:
-        """The claims of ``token``. May wait for keys.
+        """Return the claims of ``token``. May wait for keys.
 
-        Raises :class:`UnauthorizedError` for everything that is not a token in order, for whatever reason, and
-        :class:`AuthenticationUnavailableError` when the keys cannot be had.
+        Raises :class:`UnauthorizedError` for an invalid token, and :class:`AuthenticationUnavailableError` when the
+        keys cannot be fetched.
         """
         if not isinstance(token, str) or not token:
-            raise UnauthorizedError("token must be a string that is not empty")
+            raise UnauthorizedError("token must be a non-empty string")
         if len(token) > MAX_TOKEN_BYTES:
             raise UnauthorizedError(f"token has {len(token)} bytes; at most {MAX_TOKEN_BYTES} are allowed")
         try:
             header = jwt.get_unverified_header(token)
-        except Exception:  # whatever a stranger's bytes make the libraries below stumble over
-            raise UnauthorizedError("the token is not a JWT in order") from None
-        if "crit" in header:  # RFC 7515, section 4.1.11: we understand none
-            raise UnauthorizedError("the token has extensions that must be understood, and are not")
+        except Exception:  # untrusted input: the libraries may raise any type
+            raise UnauthorizedError("the token is not a valid JWT") from None
+        if "crit" in header:  # RFC 7515, section 4.1.11
+            raise UnauthorizedError("the token has critical extensions, which are not supported")
         algorithm = header.get("alg")
         if algorithm not in self.algorithms:
             raise UnauthorizedError("the token's algorithm is not accepted")
@@ -161,11 +162,11 @@ class TokenVerifier:
                 options={"require": ["exp"], "verify_aud": bool(settings.jwt_audience)},
             )
             return Claims(claims)
-        except Exception as error:  # as above: jwt.PyJWTError for what it expects, and there is more than that
+        except Exception as error:  # as above: not only jwt.PyJWTError
             raise UnauthorizedError(_REFUSALS.get(type(error), "the token is not valid")) from None
 
 
-#: What may be said about a token that was refused, by the library's error. Nothing of the token is in it.
+#: The messages about refused tokens, by the library's error. None contains anything of the token.
 _REFUSALS: dict[type[Exception], str] = {
     jwt.ExpiredSignatureError: "the token has expired",
     jwt.ImmatureSignatureError: "the token is not valid yet",
@@ -178,6 +179,6 @@ _REFUSALS: dict[type[Exception], str] = {
 
 
 def bearer_token(header: str | None) -> str | None:
-    """The token of an ``Authorization`` header (RFC 6750, section 2.1), or None."""
+    """Return the token of an ``Authorization`` header (RFC 6750, section 2.1), or None."""
     scheme, _, token = (header or "").partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None

@@ -122,7 +122,7 @@ def key_set(settings: Settings) -> Iterator[Finding]:
         return
     try:
         is_address = location.startswith(("http://", "https://"))
-        text = green.fetch(location, SECONDS, KeySet.most_bytes) if is_address else Path(location).read_bytes()
+        text = green.fetch(location, SECONDS, KeySet.max_bytes) if is_address else Path(location).read_bytes()
         keys = parse_key_set(text)
     except (OSError, ValueError) as failed:
         yield error(

@@ -117,7 +117,7 @@ class Handlers:
             if not allowed[channel]:
                 self._delivery.revoke(sid, channel)
             elif self._permissions.is_overtaken(channel, mark):
-                self._rechecks.again(channel)
+                self._rechecks.recheck(channel)
         return Answer("authenticated", claims.to_wire())
 
     def _set_elsewhere(self, sid: str, claims: Claims) -> None:

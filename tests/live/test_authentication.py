@@ -408,8 +408,8 @@ def test_a_flask_session(login_server: ServerProcess) -> None:
 
 
 def test_nobody_of_the_application(login_server: ServerProcess) -> None:
-    assert unauthorized(refused(login_server.url)) == "who are you? Sign in first"
-    assert unauthorized(refused(login_server.url, headers={"Cookie": "session=forged"})) == "who are you? Sign in first"
+    assert unauthorized(refused(login_server.url)) == "sign in first"
+    assert unauthorized(refused(login_server.url, headers={"Cookie": "session=forged"})) == "sign in first"
     assert unauthorized(refused(login_server.url, auth={"token": "wrong"})) == "this is not the password"
 
 

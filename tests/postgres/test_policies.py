@@ -140,7 +140,9 @@ def test_a_policy_that_fails_is_a_no_and_is_told(
             with caplog.at_level(logging.WARNING, "socketio_pg.policies"):
                 assert policies.ask(question(action, room)) is False
             [record] = caplog.records
-            assert f"may role 'authenticated' {action} '{room}'? No, since it failed: " in record.getMessage()
+            assert f"refused role 'authenticated' to {action} channel '{room}' because a policy failed: " in (
+                record.getMessage()
+            )
             assert "\n" not in record.getMessage()
             caplog.clear()
         # Nobody else notices.

@@ -99,7 +99,7 @@ def test_the_key_with_the_tokens_id(file: File) -> None:
     assert known(keys, RSA, OTHER, EC) == [True, True, True]
     with pytest.raises(UnauthorizedError, match="not known"):
         keys.find("1", "ES256")
-    with pytest.raises(UnauthorizedError, match="which key"):
+    with pytest.raises(UnauthorizedError, match="name the key"):
         keys.find(None, "RS256")
     assert keys.find(None, "ES256").curve.name == "secp256r1"
     nonsense: object
@@ -115,7 +115,7 @@ def test_an_unknown_key_is_no_refusal_before_it_was_looked_for(file: File, clock
     for _ in range(2):
         with pytest.raises(AuthenticationUnavailableError, match="try again"):
             keys.find("2", "RS256")
-    clock(KeySet.least_interval)
+    clock(KeySet.min_interval)
     with pytest.raises(UnauthorizedError, match="not known"):
         keys.find("2", "RS256")
 
@@ -127,7 +127,7 @@ def test_a_new_key_is_looked_for_at_once_but_not_all_the_time(file: File, clock:
     file.write(RSA, OTHER)
     # Anybody can name keys that do not exist: those must not make us fetch all the time.
     assert known(keys, OTHER) == [False]
-    clock(KeySet.least_interval)
+    clock(KeySet.min_interval)
     assert known(keys, OTHER) == [True]
 
 
@@ -147,7 +147,7 @@ def test_a_new_key_revokes_the_old_one_with_it(file: File, clock: Callable[[floa
     keys = KeySet(str(file.path), 300)
     assert known(keys, RSA) == [True]
     file.write(OTHER)
-    clock(KeySet.least_interval)
+    clock(KeySet.min_interval)
     assert known(keys, OTHER, RSA) == [True, False]
 
 
@@ -160,11 +160,11 @@ def test_keys_that_cannot_be_fetched_again_are_used_for_a_while(file: File, cloc
     assert known(keys, RSA) == [True]
     with pytest.raises(AuthenticationUnavailableError):
         keys.find("2", "RS256")
-    clock(KeySet.most_stale + 1)
+    clock(KeySet.max_stale + 1)
     with pytest.raises(AuthenticationUnavailableError):
         keys.find("1", "RS256")
     file.write(RSA)
-    clock(KeySet.least_interval)
+    clock(KeySet.min_interval)
     assert known(keys, RSA) == [True]
 
 
@@ -184,7 +184,7 @@ def test_a_failure_of_any_kind_is_not_repeated_at_once(
         with pytest.raises(AuthenticationUnavailableError):
             keys.find("1", "RS256")
     assert reads == 1
-    clock(KeySet.least_interval)
+    clock(KeySet.min_interval)
     with pytest.raises(AuthenticationUnavailableError):
         keys.find("1", "RS256")
     assert reads == 2
@@ -197,5 +197,5 @@ def test_keys_that_were_never_there(file: File, clock: Callable[[float], None]) 
     file.write(RSA)
     with pytest.raises(AuthenticationUnavailableError):
         keys.find("1", "RS256")
-    clock(KeySet.least_interval)
+    clock(KeySet.min_interval)
     assert known(keys, RSA) == [True]

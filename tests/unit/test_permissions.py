@@ -197,7 +197,7 @@ def test_an_answer_is_remembered_for_a_while(answers: Answers, monkeypatch: pyte
 
 def test_what_is_remembered_is_bounded(answers: Answers) -> None:
     permissions = rls(answers)
-    permissions.most_remembered = 10
+    permissions.max_remembered = 10
     for number in range(100):
         may(permissions, ALICE, "subscribe", str(number))
     assert len(permissions._remembered) == 10
@@ -293,7 +293,7 @@ def test_who_asks_after_a_change_gets_no_answer_from_before_it(answers: Answers,
 def test_changes_of_other_channels_without_end_stop_nobody(answers: Answers) -> None:
     answers.allowed.add("foo")
     permissions = rls(answers)
-    permissions.most_remembered = 50
+    permissions.max_remembered = 50
     ask: Callable[[Question], bool] = answers.ask
 
     def changing(question: Question) -> bool:

@@ -47,7 +47,7 @@ class World:
         self.revoked: list[tuple[str, str]] = []
         self.changed = green.Event()
         self.rechecks = Rechecks(self.sessions, self.hub, self.permissions, self._revoke, interval)
-        self.rechecks.least_pause = 0.0
+        self.rechecks.min_pause = 0.0
         self.rechecks.retry = 0.01
         for sid in "ab":
             self.hub.add(sid)
@@ -88,7 +88,7 @@ def test_without_an_interval_only_when_told(world: World) -> None:
     world.answers.forbidden |= {("a", "x"), ("b", "y")}
     green.sleep(0.05)
     assert world.answers.asked == []
-    world.rechecks.look(None)
+    world.rechecks.permissions_changed(None)
     world.wait_for(lambda: len(world.revoked) == 2)
     assert sorted(world.revoked) == [("a", "x"), ("b", "y")]
     world.rechecks.stop()
@@ -97,8 +97,8 @@ def test_without_an_interval_only_when_told(world: World) -> None:
 def test_one_channel_only(world: World) -> None:
     world.rechecks.start()
     world.answers.forbidden |= {("a", "x"), ("a", "y")}
-    world.rechecks.look("y")
-    world.rechecks.look("nobody's")
+    world.rechecks.permissions_changed("y")
+    world.rechecks.permissions_changed("nobody's")
     world.wait_for(lambda: bool(world.revoked))
     assert world.revoked == [("a", "y")]
     assert set(world.answers.asked) == {"y"}
@@ -109,7 +109,7 @@ def test_where_there_is_no_answer_the_subscription_stays_and_is_asked_about_agai
     world.rechecks.start()
     world.answers.forbidden |= {("a", "x"), ("a", "y")}
     world.answers.unknown.add("y")
-    world.rechecks.look(None)
+    world.rechecks.permissions_changed(None)
     world.wait_for(lambda: world.answers.asked.count("y") >= 6)
     assert world.revoked == [("a", "x")]
     world.answers.unknown.clear()
@@ -121,7 +121,7 @@ def test_who_has_become_somebody_else_meanwhile_is_not_judged_by_who_it_was(worl
     world.answers.forbidden |= {("a", "x"), ("b", "x")}
     world.answers.gate = green.Event()
     world.rechecks.start()
-    world.rechecks.look("x")
+    world.rechecks.permissions_changed("x")
     world.wait_for(lambda: len(world.answers.asked) == 2)
     world.sessions.set("a", "/", Claims({"sub": "c", "role": "r"}))
     world.answers.gate.send()

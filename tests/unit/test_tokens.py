@@ -181,7 +181,7 @@ def certificate(key: SigningKey) -> str:
         ({"jwt_secret": SigningKey("rsa").pem}, "JWT_PUBLIC_KEY"),
         ({"jwt_public_key": "-----BEGIN PUBLIC KEY-----\nabc"}, "JWT_PUBLIC_KEY cannot be read"),
         ({"jwt_public_key": SigningKey("rsa").pem, "jwks_url": "/x.json"}, "JWKS_URL"),
-        ({"jwt_public_key": SigningKey("ec").pem, "jwt_algorithms": ("RS256",)}, "allowed: ES256"),
+        ({"jwt_public_key": SigningKey("ec").pem, "jwt_algorithms": ("RS256",)}, "configured keys: ES256"),
     ],
 )
 def test_wrong_settings_end_the_start(settings: dict[str, Any], word: str) -> None:
