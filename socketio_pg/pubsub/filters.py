@@ -9,6 +9,7 @@ import functools
 import json
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +112,8 @@ class FilterIndex:
         #: Path → value → the filters for which it must be that.
         self._by_value: dict[_Path, dict[Any, dict[Filter, None]]] = {}
         self._others: dict[Filter, None] = {}
+        #: Size → the number of groups in `_by_value` that have it; and the largest of the sizes.
+        self._sizes: Counter[int] = Counter()
         self._largest = 0
 
     def __len__(self) -> int:
@@ -138,7 +141,7 @@ class FilterIndex:
         for value in values:
             filters = by_value.setdefault(value, {})
             filters[filter] = None
-            self._largest = max(self._largest, len(filters))
+            self._resized(len(filters) - 1, len(filters))
 
     def discard(self, filter: Filter) -> None:
         """Count one less."""
@@ -153,11 +156,25 @@ class FilterIndex:
         path, values = found
         by_value = self._by_value[path]
         for value in values:
-            del by_value[value][filter]
-            if not by_value[value]:
+            filters = by_value[value]
+            del filters[filter]
+            self._resized(len(filters) + 1, len(filters))
+            if not filters:
                 del by_value[value]
         if not by_value:
             del self._by_value[path]
+
+    def _resized(self, before: int, size: int) -> None:
+        """A group has grown or shrunk by one filter."""
+        if size:
+            self._sizes[size] += 1
+        if before:
+            self._sizes[before] -= 1
+            if not self._sizes[before]:
+                del self._sizes[before]
+        # Sizes change by one: when the only largest group shrinks, its new size is the largest.
+        if size > self._largest or self._largest not in self._sizes:
+            self._largest = size
 
     def matching(self, payload_json: str) -> list[Filter]:
         """The filters that let a payload, strict JSON text, through."""

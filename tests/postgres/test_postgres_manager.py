@@ -19,7 +19,7 @@ PROGRAM = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
 from socketio_pg import PostgresManager
-from socketio_pg.parts import Assembler
+from socketio_pg.cluster.chunks import Assembler
 
 assert "eventlet" not in sys.modules
 manager = PostgresManager(sys.argv[1], channel=sys.argv[2])

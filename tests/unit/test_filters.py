@@ -208,7 +208,8 @@ def test_the_index_finds_what_trying_all_finds(changes: list[tuple[Any, bool]], 
         assert set(matching) == {filter for filter in subscribed if filter.matches(text)}
     for filter in subscribed:
         index.discard(filter)
-    assert (len(index), index._by_value, index._others) == (0, {}, {})
+    assert (len(index), index._by_value, index._others, index._sizes) == (0, {}, {}, {})
+    assert index.most_tried == 0
 
 
 def test_a_filter_by_value_is_not_tried_on_others() -> None:
@@ -224,3 +225,36 @@ def test_a_filter_by_value_is_not_tried_on_others() -> None:
     assert ranges is not None
     index.add(ranges)
     assert index.most_tried == 3
+
+
+def test_the_number_of_filters_to_try_goes_down_when_filters_leave() -> None:
+    index = FilterIndex()
+    assert index.most_tried == 0
+    popular = [parse_filter({"new.id": 1, "new.total": {"gt": number}}) for number in range(5)]
+    other = parse_filter({"new.id": [1, 2]})
+    for filter in [*popular, other]:
+        assert filter is not None
+        index.add(filter)
+    assert index.most_tried == 7  # one path, and six filters for the id 1
+    for filter, expected in zip(popular, [6, 5, 4, 3, 2], strict=True):
+        assert filter is not None
+        index.discard(filter)
+        assert index.most_tried == expected
+    assert other is not None
+    index.discard(other)
+    assert index.most_tried == 0
+
+
+@given(st.lists(st.tuples(filters, st.booleans()), max_size=12))
+def test_the_largest_group_is_known_after_any_changes(changes: list[tuple[Any, bool]]) -> None:
+    index = FilterIndex()
+    subscribed: list[Any] = []
+    for written, leaves in changes:
+        filter = parse_filter(written)
+        assert filter is not None
+        index.add(filter)
+        subscribed.append(filter)
+        if leaves:
+            index.discard(subscribed.pop(0))
+        groups = [len(group) for by_value in index._by_value.values() for group in by_value.values()]
+        assert index.most_tried == len(index._others) + len(index._by_value) + max(groups, default=0)
