@@ -1,4 +1,4 @@
-"""Green threads on eventlet: spawn, sleep, queue, event, wait for a descriptor.
+"""Green threads on eventlet: spawn, sleep, queue, event, lock, waiting for descriptors, the WSGI server.
 
 Only this module, `engine.transport` and `server` import eventlet, but others depend on it as well: some forty modules
 rely on green threads that switch cooperatively, and `engine.handover` reads eventlet's keys of the WSGI environ.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeAlias
 
 with warnings.catch_warnings():
-    # Known, and dealt with: README, "Why eventlet is pinned".
+    # eventlet warns that it is deprecated: see README, "Why eventlet is pinned".
     warnings.simplefilter("ignore")
     import eventlet
     import eventlet.event
@@ -35,28 +35,28 @@ logger = logging.getLogger("socketio_pg.green")
 P = ParamSpec("P")
 
 Queue = eventlet.queue.Queue
-#: ``with lock:``, between green threads of one process.
+#: ``with lock:``, for the green threads of one process.
 Lock = eventlet.semaphore.Semaphore
 QueueEmpty = eventlet.queue.Empty
 GreenThread: TypeAlias = Any  # eventlet has no types
 
 
 class TimedOut(Exception):
-    """What :func:`timeout` raises."""
+    """A wait took longer than :func:`timeout` or :meth:`Event.wait` allowed."""
 
 
 def spawn(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> GreenThread:
-    """Run ``function`` in a green thread; an exception that leaves it is logged, not lost."""
+    """Run ``function`` in a green thread. An exception that it raises is logged."""
     return eventlet.spawn(_logged, function, args, kwargs)
 
 
 def run_soon(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-    """:func:`spawn` without the thread to wait for, at half the cost. May be called by the hub's callbacks."""
+    """Like :func:`spawn`, at half the cost, but without a thread to wait for. The hub's callbacks may call it."""
     eventlet.spawn_n(_logged, function, args, kwargs)
 
 
 def _logged(function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    # Nobody is above it who could do better: left alone, the error would go nowhere or to standard error.
+    # There is no caller to handle the error: eventlet would drop it or print it to standard error.
     try:
         function(*args, **kwargs)
     except Exception:
@@ -64,33 +64,33 @@ def _logged(function: Callable[..., object], args: tuple[Any, ...], kwargs: dict
 
 
 def current() -> GreenThread:
-    """The green thread that runs."""
+    """Return the current green thread."""
     return eventlet.getcurrent()
 
 
 class Worker:
-    """One green thread of a part of the server, started and stopped any number of times."""
+    """Starts and stops one green thread, any number of times."""
 
     def __init__(self) -> None:
         self._thread: GreenThread | None = None
 
     @property
     def running(self) -> bool:
-        """Whether it was started, and has neither ended nor been stopped."""
+        """True from :meth:`start` until the function returns or :meth:`stop` is called."""
         return self._thread is not None
 
     def start(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Run ``function`` in a green thread, unless one is running. Call it after a fork, in the process that works.
+        """Run ``function`` in a green thread, unless one is running already. Call it after the fork, if there is one.
 
-        An exception that leaves ``function`` is logged.
+        An exception that ``function`` raises is logged.
         """
         if self._thread is None:
             self._thread = spawn(self._run, function, args, kwargs)
 
     def stop(self) -> None:
-        """Kill the green thread, whose ``finally`` blocks run; does nothing when none is running.
+        """Kill the green thread; its ``finally`` blocks run. Idempotent.
 
-        When the green thread itself calls it, it does not return: the thread ends there.
+        Does not return when the green thread itself calls it: the thread ends there.
         """
         thread, self._thread = self._thread, None
         if thread is not None:
@@ -100,19 +100,19 @@ class Worker:
         try:
             function(*args, **kwargs)
         finally:
-            # After a stop() another may be running already.
+            # After stop(), start() may have started another thread already.
             if self._thread is current():
                 self._thread = None
 
 
 def sleep(seconds: float = 0.0) -> None:
-    """Let others run, for ``seconds`` at least."""
+    """Yield to other green threads for at least ``seconds``."""
     eventlet.sleep(seconds)
 
 
 @contextlib.contextmanager
 def timeout(seconds: float) -> Iterator[None]:
-    """Raise :class:`TimedOut` in the body when it waits longer than ``seconds``."""
+    """Raise :class:`TimedOut` in the ``with`` block when it takes longer than ``seconds``."""
     timer = eventlet.Timeout(seconds)
     try:
         yield
@@ -125,7 +125,7 @@ def timeout(seconds: float) -> Iterator[None]:
 
 
 class Event:
-    """Something that happens once, with a result; any number of green threads wait for it."""
+    """An event that happens once and has a result. Any number of green threads may wait for it."""
 
     def __init__(self) -> None:
         self._event = eventlet.event.Event()
@@ -138,22 +138,22 @@ class Event:
         return bool(self._event.ready())
 
     def wait(self, seconds: float | None = None) -> Any:
-        """The result; raises :class:`TimedOut` after ``seconds``."""
+        """Wait for the event and return its result. Raises :class:`TimedOut` after ``seconds``."""
         if seconds is None or self._event.ready():
             return self._event.wait()
         with timeout(seconds):
             return self._event.wait()
 
 
-# The functions that monkey-patching left alone. The patched ones wait for the descriptor even when it is
-# non-blocking, and two green threads must not wait for one descriptor.
+# The unpatched functions. The patched ones wait for the descriptor even when it is non-blocking, and two green threads
+# must not wait for the same descriptor.
 _os: Any = eventlet.patcher.original("os")
 
 
 class Waker:
-    """A pipe that wakes a green thread which waits in :func:`select`. Create it in the process that uses it.
+    """A pipe that wakes a green thread waiting in :func:`select`. Create it in the process that uses it.
 
-    Waking never waits, and any number of green threads may do it at once.
+    :meth:`wake` never blocks, and any number of green threads may call it concurrently.
     """
 
     def __init__(self) -> None:
@@ -165,7 +165,7 @@ class Waker:
         return self._reader
 
     def wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+        with contextlib.suppress(BlockingIOError):  # a full pipe is readable, which is enough
             _os.write(self._writer, b"w")
 
     def clear(self) -> None:
@@ -178,7 +178,7 @@ class Waker:
 
 
 def select(descriptors: list[Any], seconds: float) -> list[Any]:
-    """Which of ``descriptors`` (with ``fileno()``) are readable, after up to ``seconds``; over 1,023 too."""
+    """Wait up to ``seconds`` and return the readable ``descriptors``: objects with ``fileno()``, also above 1,023."""
     readable, _, _ = eventlet.green.select.select(descriptors, [], [], max(0.0, seconds))
     return list(readable)
 
@@ -192,39 +192,39 @@ def wait_writable(descriptor: int) -> None:
 
 
 def resolve(host: str) -> list[str]:
-    """The addresses of ``host``, asked of the system's resolver in a real thread. Raises OSError."""
-    # The resolver that monkey-patching left alone: eventlet's own knows neither nsswitch nor search domains.
+    """Return the addresses of ``host``; the system's resolver runs in an OS thread. Raises OSError."""
+    # The unpatched resolver: eventlet's own supports neither nsswitch nor search domains.
     original = eventlet.patcher.original("socket")
     found = eventlet.tpool.execute(original.getaddrinfo, host, None, 0, original.SOCK_STREAM)
     return list(dict.fromkeys(entry[4][0] for entry in found))
 
 
-def fetch(url: str, seconds: float, most_bytes: int) -> bytes:
-    """The body of a GET within ``seconds``. Raises OSError, also for more than ``most_bytes``."""
+def fetch(url: str, seconds: float, max_bytes: int) -> bytes:
+    """Send a GET request and return the body. Raises OSError, also after ``seconds`` or over ``max_bytes``."""
     request = eventlet.green.urllib.request.Request(url, headers={"Accept": "application/json"})
     try:
-        # The outer one for all of it: the inner one begins anew with each read.
+        # The outer timeout limits the whole request: the inner one starts anew with each read.
         with timeout(seconds), eventlet.green.urllib.request.urlopen(request, timeout=seconds) as answer:
-            body: bytes = answer.read(most_bytes + 1)
+            body: bytes = answer.read(max_bytes + 1)
     except TimedOut as error:
         raise OSError(str(error)) from None
     except eventlet.green.http.client.HTTPException as error:
-        raise OSError(f"no answer in HTTP: {error!r}") from error
-    if len(body) > most_bytes:
-        raise OSError(f"the answer has over {most_bytes} bytes")
+        raise OSError(f"not an HTTP response: {error!r}") from error
+    if len(body) > max_bytes:
+        raise OSError(f"the response is larger than {max_bytes} bytes")
     return body
 
 
-#: Seconds without any progress after which a client that does not read its answer, or send its request, is cut off.
+#: Seconds without progress after which a client that does not read its response or send its request is disconnected.
 STALLED = 20.0
 #: Seconds for a client's TLS handshake.
 HANDSHAKE = 5.0
 
 
 class _ClientSocket(eventlet.greenio.GreenSocket):  # type: ignore[misc]
-    """An accepted connection that neither waits for ever nor keeps others waiting.
+    """An accepted connection that times out, and that yields to other green threads while it receives.
 
-    Its time-outs look as if the client had gone, which WSGI servers take in silence.
+    A timeout raises ConnectionResetError, which WSGI servers handle without logging.
     """
 
     _in_a_row = 0
@@ -233,11 +233,11 @@ class _ClientSocket(eventlet.greenio.GreenSocket):  # type: ignore[misc]
         self._in_a_row = 0
         if options.get("timeout") is None:
             options["timeout"] = STALLED
-        options["timeout_exc"] = ConnectionResetError(errno.ECONNRESET, "the client has stalled")
+        options["timeout_exc"] = ConnectionResetError(errno.ECONNRESET, "the client stalled")
         return super()._trampoline(*args, **options)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        # As long as bytes come fast enough eventlet's does not give way to anybody.
+        # eventlet does not yield to other green threads while data is available.
         self._in_a_row += 1
         if self._in_a_row > 8:
             self._in_a_row = 0
@@ -246,27 +246,27 @@ class _ClientSocket(eventlet.greenio.GreenSocket):  # type: ignore[misc]
         return received
 
 
-# The blocking original: where nothing must wait, a green socket would.
+# The unpatched module: a green socket waits even where the caller must not.
 _socket: Any = eventlet.patcher.original("socket")
 SHUT_WR, SHUT_RDWR = _socket.SHUT_WR, _socket.SHUT_RDWR
 
 
 def answer_elsewhere() -> None:
-    """The WSGI server writes no answer to the request that is being handled."""
+    """Keep the WSGI server from writing a response to the current request."""
     eventlet.wsgi.WSGI_LOCAL.already_handled = True
 
 
 def duplicate(connection: Any) -> Any:
-    """A non-blocking socket, not a green one, on the same connection as the green ``connection``."""
+    """Return a non-blocking plain socket on the same connection as the green ``connection``."""
     taken = _socket.socket(fileno=os.dup(connection.fileno()))
     taken.setblocking(False)
-    with contextlib.suppress(OSError):  # not on a Unix socket
+    with contextlib.suppress(OSError):  # a Unix socket has no TCP_NODELAY
         taken.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
     return taken
 
 
 def socket_pair() -> tuple[Any, Any]:
-    """Two connected sockets: a non-blocking one that is not green, and a green one."""
+    """Return two connected sockets: a non-blocking plain one, and a green one."""
     plain, other = _socket.socketpair()
     plain.setblocking(False)
     return plain, eventlet.greenio.GreenSocket(other)
@@ -274,7 +274,7 @@ def socket_pair() -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def noticing_end(connection: Any, on_end: Callable[[], None]) -> Iterator[None]:
-    """Call ``on_end``, from the hub, when the peer of a green socket closes it while the body lasts."""
+    """Call ``on_end`` from the hub when the peer of the green socket closes it during the ``with`` block."""
     hub = eventlet.hubs.get_hub()
     listener: Any = None
 
@@ -283,7 +283,7 @@ def noticing_end(connection: Any, on_end: Callable[[], None]) -> Iterator[None]:
         found, listener = listener, None
         if found is None:
             return
-        hub.remove(found)  # once: what is there may be the next request, and would wake us for ever
+        hub.remove(found)  # once: unread bytes, perhaps the next request, would call this over and over
         try:
             gone = not (connection.fd if hasattr(connection, "fd") else connection).recv(1, _socket.MSG_PEEK)
         except BlockingIOError:
@@ -294,7 +294,7 @@ def noticing_end(connection: Any, on_end: Callable[[], None]) -> Iterator[None]:
             on_end()
 
     def ignore(*_: object) -> None:
-        """For the hub's callbacks about a descriptor that is closed elsewhere."""
+        """Ignore the hub's notice that the descriptor was closed elsewhere."""
 
     listener = hub.add(hub.READ, connection.fileno(), readable, ignore, ignore)
     listener.greenlet = hub.greenlet
@@ -307,9 +307,10 @@ def noticing_end(connection: Any, on_end: Callable[[], None]) -> Iterator[None]:
 
 
 def keep_accepting() -> None:
-    """Make accepted connections :class:`_ClientSocket`, and let no passing lack of descriptors or memory end a server.
+    """Patch eventlet's accept(): retries after a lack of descriptors or memory, and limits TLS handshakes.
 
-    gunicorn's acceptor would, for good. It does not limit TLS handshakes either.
+    Unpatched, such a lack ends gunicorn's acceptor for good, and gunicorn does not limit handshakes. Makes accepted
+    connections :class:`_ClientSocket`.
     """
     accept = eventlet.greenio.GreenSocket.accept
 
@@ -318,31 +319,31 @@ def keep_accepting() -> None:
             try:
                 client, address = accept(self)
                 if not isinstance(client, eventlet.greenio.GreenSocket):
-                    return client, address  # gunicorn's listener is one within another: the outer one's is green
-                # Not a new one around its descriptor: the old one closes that when it goes.
+                    return client, address  # gunicorn wraps its listener: the outer accept() returns a green socket
+                # The class is changed in place: a new object on the descriptor would lose it when the old one is freed.
                 client.__class__ = _ClientSocket
                 return client, address
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED):
                     raise
-                logger.warning("a connection could not be accepted: %s", error.strerror)
+                logger.warning("cannot accept a connection: %s; retrying", error.strerror)
                 eventlet.sleep(0.1)
 
     eventlet.greenio.GreenSocket.accept = patient
 
     shake_hands = eventlet.green.ssl.GreenSSLSocket.do_handshake
 
-    def shake_hands_soon(self: Any, *args: Any) -> Any:
+    def shake_hands_in_time(self: Any, *args: Any) -> Any:
         if not self.server_side:
             return shake_hands(self, *args)
         with eventlet.Timeout(HANDSHAKE, ConnectionResetError(errno.ECONNRESET, "no TLS handshake")):
             return shake_hands(self, *args)
 
-    eventlet.green.ssl.GreenSSLSocket.do_handshake = shake_hands_soon
+    eventlet.green.ssl.GreenSSLSocket.do_handshake = shake_hands_in_time
 
 
 def listen(host: str, port: int, backlog: int = 4096) -> Any:
-    """A listening green socket."""
+    """Return a listening green socket."""
     family, _, _, _, address = eventlet.green.socket.getaddrinfo(host, port, type=eventlet.green.socket.SOCK_STREAM)[0]
     return eventlet.listen(address, family, backlog=backlog, reuse_port=False)
 
@@ -350,10 +351,10 @@ def listen(host: str, port: int, backlog: int = 4096) -> Any:
 def serve_wsgi(listener: Any, application: Any, max_connections: int) -> None:
     """Serve ``application`` until :func:`stop_serving` is called on this green thread."""
     with contextlib.suppress(eventlet.StopServe):
-        # debug=False: eventlet would write Python tracebacks to the client.
+        # debug=True would send Python tracebacks to clients.
         eventlet.wsgi.server(listener, application, max_size=max_connections, log_output=False, debug=False)
 
 
 def stop_serving(thread: GreenThread) -> None:
-    """Stop accepting; the serving green thread ends when the requests under way have."""
+    """Stop accepting connections; the serving green thread ends when the open requests have."""
     eventlet.kill(thread, eventlet.StopServe())
