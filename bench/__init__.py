@@ -1,1 +1,1 @@
-"""The benchmark of socketio_pg against stock Flask-SocketIO and Node's socket.io: `python bench/run.py`."""
+"""Benchmarks socketio_pg against stock Flask-SocketIO and Node's socket.io: `python bench/run.py`."""

@@ -1,4 +1,4 @@
-"""`python bench/access.py`: what tokens and row-level security cost when everybody comes back at once."""
+"""`python bench/access.py`: measures tokens and row-level security when all clients reconnect at the same time."""
 
 import argparse
 import secrets
@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-# `python bench/access.py` puts bench/ first on the path; its modules are those of the package `bench`.
+# `python bench/access.py` puts bench/ first on the path; make the package `bench` importable instead.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import jwt  # noqa: E402
@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "no tokens": {},
     "tokens": TOKENS,
     "claims": TOKENS | {"AUTHORIZATION": "claims"},
-    # Asked again only when told, so that it can be measured apart.
+    # Rechecks only on request, so that they can be measured separately.
     "rls": TOKENS | {"AUTHORIZATION": "rls", "ALLOWED_ROLES": "bench_authenticated", "PERMISSION_RECHECK_SECONDS": "0"},
 }
 POLICIES = """
@@ -48,7 +48,7 @@ CREATE POLICY rooms ON socketio_pg.messages FOR SELECT TO bench_authenticated
 
 
 class Visitor(Member):
-    """One client with a token of its own, subscribed to a channel of its own and to a room."""
+    """One client with its own token, subscribed to its own channel and to a room."""
 
     def __init__(self, number: int, port: int) -> None:
         super().__init__(number, port)
@@ -73,8 +73,8 @@ def token(number: int, own: str, room: str) -> str:
     return jwt.encode(claims, SECRET, "HS256")
 
 
-def come_in(clients: int, port: int) -> tuple[list[Visitor], float]:
-    """All at once; the seconds from the first connection until the last is subscribed."""
+def connect_all(clients: int, port: int) -> tuple[list[Visitor], float]:
+    """Connect all clients at the same time. Return them, and the seconds until the last one is subscribed."""
     began = time.monotonic()
     visitors = [Visitor(number, port) for number in range(clients)]
     read_all(visitors)
@@ -92,7 +92,7 @@ def cpu_of(processes: Sequence[int]) -> float:
 
 
 def trial(cluster: Cluster, variant: str, clients: int, repeat: int) -> dict[str, float]:
-    """A server that has just started, and everybody who comes back to it with a new token."""
+    """Measure a freshly started server to which all clients reconnect with a new token."""
     with (
         cluster.database(f"access_{repeat}") as url,
         closing(connect(url)) as connection,
@@ -103,11 +103,11 @@ def trial(cluster: Cluster, variant: str, clients: int, repeat: int) -> dict[str
         server = process.start()
         time.sleep(1)
         before = machine.process_cpu(server.pid)
-        visitors, seconds = come_in(clients, server.port)
+        visitors, seconds = connect_all(clients, server.port)
         values = {
             "subscribed_s": seconds,
             "server_cpu_s": machine.process_cpu(server.pid) - before,
-            # All of them were made in this trial, so their whole CPU time is of it.
+            # These backends were started in this trial, so all their CPU time belongs to it.
             "postgres_cpu_s": cpu_of(backends(connection)),
             "connections": float(len(backends(connection))),
         }
@@ -119,7 +119,7 @@ def trial(cluster: Cluster, variant: str, clients: int, repeat: int) -> dict[str
 
 
 def recheck(connection: Any, pid: int) -> dict[str, float]:
-    """What one check of all subscriptions costs: until it has been idle for a second."""
+    """Measure the CPU time of one check of all subscriptions, until the server has been idle for a second."""
     pids = [pid, *backends(connection)]
     before = [machine.process_cpu(one) for one in pids]
     last, quiet = sum(before), time.monotonic()
@@ -147,9 +147,9 @@ def main() -> None:
             cursor.execute(f"CREATE ROLE bench_authenticated; GRANT bench_authenticated TO {NODE_ROLE}")
         for repeat in range(options.repeats):
             for variant in VARIANTS:
-                strangers = machine.wait_until_idle(0.1, 30)
+                busy = machine.wait_until_idle(0.1, 30)
                 found[variant].append(trial(cluster, variant, options.clients, repeat))
-                print(f"{repeat + 1}/{options.repeats} {variant} {found[variant][-1]} busy before: {strangers:.0%}")
+                print(f"{repeat + 1}/{options.repeats} {variant} {found[variant][-1]} busy before: {busy:.0%}")
     print(f"\n{options.clients} clients, 2 channels each, medians of {options.repeats} (and lowest to highest):")
     for variant, trials in found.items():
         for name in trials[0]:

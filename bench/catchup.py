@@ -1,4 +1,4 @@
-"""A node that was away while a million messages were published: how much memory it takes to catch up, and how long."""
+"""Measures how long a node needs to catch up on a million messages that it missed, and with how much memory."""
 
 import threading
 import time
@@ -27,9 +27,10 @@ SAMPLE_SECONDS = 0.25
 
 
 def catchup(trial: Trial) -> list[Row]:
-    """Another node relays meanwhile. Once the node is stopped, and its one client comes back with `since`;
+    """Measure two cases, while another node relays.
 
-    once it lives on, with its client, and only PostgreSQL does not let it in.
+    In the first, the node is stopped, and its only client reconnects with `since`. In the second, the node and its
+    client keep running, but PostgreSQL refuses the node's logins.
     """
     with ExitStack() as stack:
         stack.enter_context(node(trial.url))
@@ -72,7 +73,7 @@ def _cut_off(trial: Trial, connection: Any, process: ServerProcess) -> Row:
             reset_peak_memory(server.pid)
             with _sampled(server.pid) as samples:
                 cursor.execute(f"ALTER ROLE {NODE_ROLE} LOGIN")
-                # The node tries again every few seconds: its time counts from the first message on.
+                # The node retries every few seconds, so the time starts with the first message.
                 subscriber.wait(1, 60.0)
                 began = time.monotonic_ns()
                 complete = subscriber.wait(trial.size.missed, WAIT_SECONDS)
@@ -83,7 +84,7 @@ def _cut_off(trial: Trial, connection: Any, process: ServerProcess) -> Row:
 
 
 def _finished(row: Row, missed: int, received: int | None, relayed_s: float, samples: list[list[float]]) -> Row:
-    """``row`` with what both cases tell. ``received``: how many, when not all came."""
+    """Add the figures of both cases to ``row``. ``received``: how many messages arrived, None when all did."""
     row.values["relayed_per_s"] = missed / relayed_s
     row.series = samples
     if received is not None:
@@ -108,7 +109,7 @@ def _row(case: str, trial: Trial, pid: int, before: float, cpu: float, seconds: 
 
 
 def _publish(connection: Any, messages: int) -> float:
-    """Seconds until all have their positions."""
+    """Publish messages. Return the seconds until all of them have positions."""
     began = time.monotonic()
     with connection.cursor() as cursor:
         for first in range(0, messages, PER_TRANSACTION):
@@ -122,7 +123,7 @@ def _publish(connection: Any, messages: int) -> float:
 
 @contextmanager
 def _sampled(pid: int) -> Iterator[list[list[float]]]:
-    """(seconds, RSS in MB) while the body runs."""
+    """Sample (seconds, RSS in MB) while the body runs."""
     samples: list[list[float]] = []
     ended = threading.Event()
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""The chart of the README: one small panel for each question, the same servers and colours in all of them."""
+"""Draws the README's chart: one panel per question, with the same servers and colours in each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ COLOURS = {"ours": "#1f6feb", "node": "#8c959f", "stock": "#c3c9d0", "raw": "#e3
 
 @dataclass(frozen=True)
 class Panel:
-    """Where `case` was not measured (or is ""), the first case of the scenario stands in."""
+    """One bar chart. If `case` was not measured (or is ""), it shows the first case of the scenario."""
 
     title: str
     unit: str
@@ -44,7 +44,7 @@ PANELS = (
 
 
 def draw(results: Results, path: Path) -> None:
-    """Writes the PNG; a panel whose scenario was not measured says so."""
+    """Write the PNG. Panels without measurements say "not measured"."""
     figure = Figure(figsize=(13, 5.6), layout="constrained")
     for index, panel in enumerate(PANELS):
         _bars(figure.add_subplot(2, 3, index + 1), results, panel)

@@ -1,4 +1,4 @@
-"""The PostgreSQL of the benchmark: embedded, on a temporary folder, with its stock configuration."""
+"""The benchmark's PostgreSQL: embedded, in a temporary folder, with its default configuration."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from bench.machine import Cores
 
 @contextmanager
 def running(cores: Cores) -> Iterator[tuple[str, str]]:
-    """(connection URL, version) of a fresh server pinned to its core."""
+    """Run a fresh server pinned to its core. Yield its connection URL and version."""
     folder = Path(tempfile.mkdtemp(prefix="socketio_pg_bench_"))
     own = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {cores.postgres})

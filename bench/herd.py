@@ -1,4 +1,4 @@
-"""Everybody comes back at once: 2,000 clients whose server was killed, or whose connections were cut."""
+"""Measures a mass reconnect: 2,000 clients after their server was killed or their connections were cut."""
 
 import gc
 import socket
@@ -15,12 +15,12 @@ from bench.servers import Server, ServerProcess
 from bench.wire import Conversation, Handshake
 
 SPREAD = 10
-"""The positions of the clients differ by up to so many in both directions, so they missed 90 to 110 messages."""
+"""The clients' positions differ by up to this many in both directions, so they missed 90 to 110 messages."""
 MISSED = 100
 
 
 class _Resubscription(Conversation):
-    """Notes when the subscription was asked for."""
+    """Records when the subscription was requested."""
 
     asked = 0.0
 
@@ -30,9 +30,9 @@ class _Resubscription(Conversation):
 
 
 class Returner(Member):
-    """One client, which comes back with `after`, the last position that it knows, and expects all up to `head`.
+    """One client that reconnects after the position `after` and expects all messages up to `head`.
 
-    While the clock runs it only counts; `check` looks at what it got afterwards.
+    It only counts messages while the clock runs; `check` verifies them afterwards.
     """
 
     def __init__(self, number: int, port: int, epoch: str, after: int, head: int) -> None:
@@ -60,7 +60,7 @@ class Returner(Member):
         return False
 
     def check(self) -> str | None:
-        """What is wrong with what it got; None when all came once, in order."""
+        """Return what is wrong with the received messages; None when each arrived once, in order."""
         texts, frames = self.conversation.rest()
         texts += frames.feed(b"".join(self._data))
         events = [text for text in texts if text.startswith(b'42["event",')]
@@ -71,10 +71,10 @@ class Returner(Member):
 
 
 def herd(trial: Trial) -> list[Row]:
-    """Three ways to be away while 100 messages are published; one other node, which relays, stays.
+    """Disconnect the clients in three ways while 100 messages are published; another node keeps running and relays.
 
-    The queries are those that the clients' node sends about the log from its start (after a kill: before that there
-    can be none) until all have caught up; PostgreSQL writes each to its log (`log_statement`).
+    Counts the queries that the clients' node sends about the log, from its start (after a kill; before that it sends
+    none) until all clients have caught up. PostgreSQL writes each statement to its log file (`log_statement`).
     """
     rows: list[Row] = []
     trial.cluster.log_statements(True)
@@ -86,12 +86,12 @@ def herd(trial: Trial) -> list[Row]:
         process = stack.enter_context(closing(ServerProcess("ours", of_node_role(trial.url))))
         cases = (("killed, all missed 100", True, 0), ("killed, missed 90 to 110", True, SPREAD))
         for case, kill, spread in (*cases, ("cut, missed 90 to 110", False, SPREAD)):
-            rows.append(_come_back(trial, process, case, kill, spread))
+            rows.append(_reconnect(trial, process, case, kill, spread))
             process.stop()
     return rows
 
 
-def _come_back(trial: Trial, process: ServerProcess, case: str, kill: bool, spread: int) -> Row:
+def _reconnect(trial: Trial, process: ServerProcess, case: str, kill: bool, spread: int) -> Row:
     server = process.start()
     with closing(connect(trial.url)) as connection:
         epoch = str(one(connection, "SELECT epoch::text FROM socketio_pg.head"))
@@ -110,7 +110,7 @@ def _come_back(trial: Trial, process: ServerProcess, case: str, kill: bool, spre
 
 
 def _publish(connection: Any, messages: int) -> int:
-    """Each in a transaction of its own; returns the newest position when all have theirs."""
+    """Publish each message in its own transaction. Return the newest position when all have one."""
     with connection.cursor() as cursor:
         for number in range(messages):
             cursor.execute("SELECT socketio_pg.publish(%s, %s)", (CHANNEL, payload(str(100_000_000 + number))))
@@ -147,7 +147,7 @@ def _measure(trial: Trial, server: Server, case: str, offset: int, log: tuple[st
     )
     faults = [fault for member in members if (fault := member.check())]
     if faults:
-        row.flags.append(f"{len(faults)} clients did not get what they missed, first: {faults[0]}")
+        row.flags.append(f"{len(faults)} clients did not get the messages that they missed, first: {faults[0]}")
     for member in members:
         member.socket.close()
     return row

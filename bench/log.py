@@ -1,4 +1,4 @@
-"""`python bench/log.py`: what the log costs and what it bears, beside NOTIFY; a table and JSON."""
+"""`python bench/log.py`: measures cost and capacity of the log, compared with NOTIFY, as a table and JSON."""
 
 import argparse
 import signal
@@ -8,7 +8,7 @@ import traceback
 from datetime import datetime, timezone
 from pathlib import Path
 
-# `python bench/log.py` puts bench/ first on the path; its modules are those of the package `bench`.
+# `python bench/log.py` puts bench/ first on the path; make the package `bench` importable instead.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench import log_database, log_report, machine, servers  # noqa: E402
@@ -26,13 +26,13 @@ SCENARIOS: dict[str, Scenario] = {
     "catchup": catchup,
 }
 IDLE = 0.1
-"""A machine that is busy for a smaller share of the time is idle."""
+"""A machine that is busy for less than this share of the time counts as idle."""
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, help="default: 5, with --quick 1")
-    parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="may be given again; default: all")
+    parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="can be repeated; default: all")
     parser.add_argument("--quick", action="store_true", help="short, to see that everything works: 3 minutes")
     parser.add_argument(
         "--patience",
@@ -45,7 +45,7 @@ def arguments() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> tuple[log_report.Results, Path]:
-    """What was measured, and the file that it is in: written after each scenario, so that an hour is never lost."""
+    """Run the scenarios. Return the results and their file, which is written after each scenario."""
     size = QUICK if options.quick else NORMAL
     repeats: int = options.repeats or (1 if options.quick else 5)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -66,19 +66,19 @@ def measure(options: argparse.Namespace) -> tuple[log_report.Results, Path]:
             "measured": [],
             "failed": [],
         }
-        # Each repeat runs all scenarios, so that whatever drifts in an hour drifts for all of them.
+        # Each repeat runs all scenarios, so that drift over an hour affects all of them alike.
         for repeat in range(repeats):
             for name in options.only or SCENARIOS:
                 print(f"[{time.monotonic() - started:5.0f} s] {repeat + 1}/{repeats} {name}", file=sys.stderr)
-                strangers = machine.wait_until_idle(IDLE, options.patience)
+                busy = machine.wait_until_idle(IDLE, options.patience)
                 try:
                     with cluster.database(f"{name}_{repeat}") as url:
                         rows = SCENARIOS[name](Trial(cluster, url, size, repeat))
-                    if strangers >= IDLE:
-                        rows[0].flags.append(f"before it the machine was busy with something else ({strangers:.0%})")
+                    if busy >= IDLE:
+                        rows[0].flags.append(f"the machine was busy with other processes before ({busy:.0%})")
                     results["measured"] += (log_report.measured(name, repeat, row) for row in rows)
                 except Exception as error:
-                    # A scenario that fails once is a result too; the others go on.
+                    # A failure is a result too; the other scenarios still run.
                     results["failed"].append(f"{name}: {type(error).__name__}: {error}")
                     traceback.print_exc()
                 log_report.save(results, path)
@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace) -> tuple[log_report.Results, Path]:
 
 def main() -> None:
     options = arguments()
-    # As an exception, so that everything that was started is stopped.
+    # Raises SystemExit, so that all started processes are stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     results, path = measure(options)
     print(f"\nwritten to {path}", file=sys.stderr)

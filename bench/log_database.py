@@ -1,4 +1,4 @@
-"""The PostgreSQL of the log's benchmark: embedded, stock settings, a fresh database with the log for each trial."""
+"""PostgreSQL for the log's benchmark: embedded, default settings, a fresh database with the log for each trial."""
 
 import os
 import re
@@ -19,16 +19,16 @@ from bench.servers import ROOT
 from socketio_pg.postgres.embedded import EmbeddedPostgres
 
 NODE_ROLE = "bench_node"
-"""A role for one of two nodes, so that its statements can be told apart and its logins be forbidden."""
+"""The role of one of two nodes: it identifies the node's statements, and its logins can be refused."""
 
 CHANNEL = "orders"
 PAYLOAD_BYTES = 100
 RELAY_LOCK = (1399803975, 1)
-"""socketio_pg.schema.LOCK_CLASS and RELAY_LOCK; not imported, which would bring eventlet in."""
+"""LOCK_CLASS and RELAY_LOCK of socketio_pg.postgres.schema; not imported, because that would import eventlet."""
 
 
 class Cluster(EmbeddedPostgres):
-    """A cluster whose log (a file) tells the role of each statement. Nothing else differs from the stock settings."""
+    """A cluster that logs the role of each statement to a file, and otherwise has the default settings."""
 
     def prepare(self) -> None:
         with closing(connect(self.url())) as connection, connection.cursor() as cursor:
@@ -41,10 +41,10 @@ class Cluster(EmbeddedPostgres):
             return str(connection.info.parameter_status("server_version"))
 
     def fdatasync_us(self) -> float:
-        """What fdatasync() of 8 KB costs on this disk: far under a millisecond means that commits are all but free."""
+        """Return the time of an fdatasync() of 8 KB on this disk. Far below 1 ms means that commits are almost free."""
         times: list[float] = []
         with tempfile.TemporaryFile(dir=self.data_dir.parent, buffering=0) as scratch:
-            # Over and over the same place, as WAL's segments are recycled.
+            # Writes to the same place each time, because PostgreSQL recycles WAL segments.
             scratch.write(bytes(1 << 20))
             for _ in range(500):
                 scratch.seek(0)
@@ -55,7 +55,7 @@ class Cluster(EmbeddedPostgres):
         return median(times) * 1e6
 
     def log_statements(self, on: bool) -> None:
-        """Writes every statement of new sessions of NODE_ROLE to the log."""
+        """Write every statement of new sessions of NODE_ROLE to the log file, or stop writing them."""
         with closing(connect(self.url())) as connection, connection.cursor() as cursor:
             cursor.execute(f"ALTER ROLE {NODE_ROLE} " + ("SET log_statement = 'all'" if on else "RESET log_statement"))
 
@@ -63,7 +63,7 @@ class Cluster(EmbeddedPostgres):
         return (self.data_dir / "log").stat().st_size
 
     def statements_since(self, offset: int) -> list[str]:
-        """The statements of NODE_ROLE in the log from this offset on, several lines each."""
+        """Return the statements of NODE_ROLE in the log file from this offset on; each may have several lines."""
         with (self.data_dir / "log").open("rb") as file:
             file.seek(offset)
             text = file.read().decode(errors="replace")
@@ -72,7 +72,7 @@ class Cluster(EmbeddedPostgres):
 
     @contextmanager
     def database(self, name: str) -> Iterator[str]:
-        """The URL of a new database with the log installed as its documentation says; dropped on the way out."""
+        """Yield the URL of a new database with the log installed by `socketio-pg init`; drop it at the end."""
         with closing(connect(self.url())) as connection, connection.cursor() as cursor:
             cursor.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
             cursor.execute(f'CREATE DATABASE "{name}"')
@@ -84,7 +84,7 @@ class Cluster(EmbeddedPostgres):
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
-            # What earlier trials left to be written shall not be written during this one.
+            # So that dirty pages of earlier trials are not written during this one.
             cursor.execute("CHECKPOINT")
             try:
                 yield url
@@ -117,24 +117,24 @@ def connect(url: str) -> Any:
 
 
 def one(connection: Any, sql: str, *parameters: object) -> Any:
-    """The one value that a query answers."""
+    """Return the single value of a query."""
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters or None)
         return cursor.fetchone()[0]
 
 
 def head(connection: Any) -> int:
-    """The newest position."""
+    """Return the newest position."""
     return int(one(connection, "SELECT coalesce(max(position), 0) FROM socketio_pg.log"))
 
 
 def published(connection: Any) -> int:
-    """How many have been published in this database, if no transaction ever rolled back. O(1), unlike counting."""
+    """Return how many messages were published, provided that no transaction rolled back. O(1), unlike count(*)."""
     return int(one(connection, "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM socketio_pg.outbox_id_seq"))
 
 
 def wait_until_relayed(connection: Any, seconds: float) -> int:
-    """Until everything that was published has its position; returns the newest. Raises TimeoutError."""
+    """Wait until all published messages have positions. Return the newest. Raises TimeoutError."""
     wanted = published(connection)
     deadline = time.monotonic() + seconds
     while head(connection) < wanted:
@@ -145,7 +145,7 @@ def wait_until_relayed(connection: Any, seconds: float) -> int:
 
 
 def relay_backend(connection: Any) -> int:
-    """The process of PostgreSQL in which the relay's statements run; waits until some node relays."""
+    """Return the process id of the relay's PostgreSQL backend. Waits until a node relays."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         pid = one(
@@ -161,6 +161,6 @@ def relay_backend(connection: Any) -> int:
 
 
 def payload(number: str) -> str:
-    """100 bytes as PostgreSQL writes jsonb, with `number` (nine digits, or what will become them) and one MARKER."""
+    """Return 100 bytes of jsonb as text, with `number` (nine digits, or a pgbench variable) and one MARKER."""
     head = '{"m": "^", "n": '
     return f'{head}{number}, "p": "{"x" * (PAYLOAD_BYTES - len(head) - 9 - 8 - 2)}"}}'

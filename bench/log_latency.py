@@ -1,4 +1,4 @@
-"""From the commit to a client while nothing else happens, through the log and by NOTIFY."""
+"""Measures the latency from commit to client on an idle system, through the log and by NOTIFY."""
 
 import random
 import time
@@ -16,10 +16,10 @@ STATEMENTS = {
 
 
 def latency(trial: Trial) -> list[Row]:
-    """One publish at a time, 20 a second, each a transaction of its own that nothing else is in.
+    """Publish one message at a time, 20 per second, each in its own transaction.
 
-    Measured twice: from the return of the commit (`p50_ms` …), and from before the statement was sent, with the commit
-    in it (`whole_p50_ms` …). A message may come before the commit returns; that counts as 0.
+    Measured twice: from the return of the commit (`p50_ms` …), and from before the statement was sent, including the
+    commit (`whole_p50_ms` …). A message that arrives before the commit returns counts as 0.
     """
     rows: list[Row] = []
     for variant in trial.in_turn(tuple(STATEMENTS)):
@@ -30,7 +30,7 @@ def latency(trial: Trial) -> list[Row]:
             messages = int(RATE * trial.size.latency_seconds)
             time.sleep(2)
             for number in range(100_000_000, 100_000_000 + messages):
-                # At random times, so that it does not beat against some timer of the server.
+                # Random intervals, so that they do not synchronise with a timer of the server.
                 time.sleep(random.uniform(0.5, 1.5) / RATE)
                 sent[number] = time.monotonic_ns()
                 cursor.execute(STATEMENTS[variant], (CHANNEL, payload(str(number))))

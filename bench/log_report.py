@@ -1,4 +1,4 @@
-"""From the log's trials to medians, wanted figures and doubts; a table for people, JSON that keeps everything."""
+"""Reports the log's trials: medians, targets and doubtful results, as a table and as JSON with all values."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ from bench.report import Metric
 
 
 class Measured(TypedDict):
-    """One row of one trial. `series` is what its scenario says, usually the backlog over time."""
+    """One row of one trial. The scenario defines `series`; it is usually the backlog over time."""
 
     scenario: str
     repeat: int
@@ -35,7 +35,7 @@ class Results(TypedDict):
 
 @dataclass(frozen=True)
 class Wanted:
-    """A figure of the case whose name ends so, of variant `log`, divided by that of `against` if there is one."""
+    """A target for variant `log`, or for its ratio to `against`, in the case whose name ends with `case`."""
 
     title: str
     scenario: str
@@ -61,7 +61,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "throughput": (
         Metric("published_per_s", "messages/s"),
         Metric("transaction_ms", "ms each", 2),
-        Metric("backlog_max", "backlog, most"),
+        Metric("backlog_max", "backlog, max"),
         Metric("backlog_end", "at the end"),
         Metric("drain_s", "empty after, s", 3),
         Metric("kept_up", "kept up"),
@@ -71,7 +71,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "latency": (
         Metric("p50_ms", "p50, ms", 2),
         Metric("p99_ms", "p99, ms", 2),
-        Metric("max_ms", "most, ms", 2),
+        Metric("max_ms", "max, ms", 2),
         Metric("commit_p50_ms", "commit p50, ms", 2),
         Metric("whole_p50_ms", "both p50, ms", 2),
         Metric("whole_p99_ms", "both p99, ms", 2),
@@ -99,7 +99,7 @@ WANTED = (
     Wanted("transactions/s, log against NOTIFY", "transactions", "", "tps", True, 2.0, "notify"),
     Wanted("throughput, 1 a transaction", "throughput", "1 a transaction, sustained", "published_per_s", True, 5e3),
     Wanted("throughput, 10 a transaction", "throughput", "10 a transaction, sustained", "published_per_s", True, 5e3),
-    Wanted("throughput, 100, the aim", "throughput", "100 a transaction, sustained", "published_per_s", True, 2e4),
+    Wanted("throughput, 100 a transaction", "throughput", "100 a transaction, sustained", "published_per_s", True, 2e4),
     Wanted("latency at rest, p50, ms", "latency", "", "p50_ms", False, 5.0),
     Wanted("latency at rest, p99, ms", "latency", "", "p99_ms", False, 20.0),
     *(
@@ -138,14 +138,14 @@ def save(results: Results, path: Path) -> None:
 
 
 def cases(results: Results, scenario: str) -> list[tuple[str, str]]:
-    """(case, variant) in the order in which they first ran; what is one case stands together."""
+    """Return (case, variant) in the order in which they first ran, grouped by case."""
     found = dict.fromkeys((row["case"], row["variant"]) for row in results["measured"] if row["scenario"] == scenario)
     names = list(dict.fromkeys(case for case, _ in found))
     return sorted(found, key=lambda pair: (names.index(pair[0]), ("plain", "log", "notify").index(pair[1])))
 
 
 def values(results: Results, scenario: str, case: str, variant: str) -> dict[str, float]:
-    """The median of every value over the repeats."""
+    """Return the median of each value over the repeats."""
     found = [
         row["values"]
         for row in results["measured"]
@@ -187,7 +187,7 @@ def _judged(results: Results) -> Iterator[dict[str, object]]:
 
 
 def table(results: Results) -> str:
-    """Everything as text: medians for each scenario, then what was wanted, then what to doubt."""
+    """Return everything as text: medians for each scenario, then targets, then doubtful results."""
     machine = results["machine"]
     lines = [
         f"{results['date']}  {machine['cpu']}, {machine['cores']} cores, kernel {machine['kernel']}, "
@@ -218,5 +218,5 @@ def table(results: Results) -> str:
     )
     doubts.update(failed.strip().splitlines()[-1] for failed in results["failed"])
     if doubts:
-        lines += ["", "To doubt (how many of the repeats):", *(f"  {text} ({times})" for text, times in doubts.items())]
+        lines += ["", "Doubtful (number of repeats):", *(f"  {text} ({times})" for text, times in doubts.items())]
     return "\n".join(lines)

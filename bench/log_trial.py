@@ -1,4 +1,4 @@
-"""What each scenario of the log's benchmark works with, and what it returns."""
+"""The inputs and results of the scenarios of the log's benchmark."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -11,7 +11,7 @@ from bench.servers import Server, ServerProcess
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything: --quick, normal."""
+    """The size of a run: --quick or normal."""
 
     rounds: int
     write_seconds: float
@@ -31,7 +31,7 @@ NORMAL = Size(
 
 @dataclass
 class Row:
-    """One measured case of one variant. `series` goes to the JSON only; `flags` say what makes it doubtful."""
+    """One measured case of one variant. `series` is only written to the JSON; `flags` say why a result is doubtful."""
 
     case: str
     variant: str
@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Trial:
-    """`url` is a fresh database with the log. `repeat` turns the order in which variants take their turns."""
+    """One run of a scenario. `url` is a fresh database with the log. `repeat` rotates the order of the variants."""
 
     cluster: Cluster
     url: str
@@ -65,6 +65,6 @@ def node(url: str) -> Iterator[Server]:
 
 @contextmanager
 def node_and_subscriber(url: str, timed: bool = False) -> Iterator[tuple[Server, Subscriber]]:
-    """A node, the relay since it is the only one, and a client of it that is subscribed to CHANNEL."""
+    """Run a single node, which therefore relays, and a client of it that is subscribed to CHANNEL."""
     with node(url) as server, closing(Subscriber(server.port, CHANNEL, timed=timed)) as subscriber:
         yield server, subscriber

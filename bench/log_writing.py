@@ -1,4 +1,4 @@
-"""The scenarios that write: what publishing costs business transactions, and how much one node can sustain."""
+"""Scenarios that write: the cost of publishing for business transactions, and the rate that one node can sustain."""
 
 from contextlib import closing
 
@@ -12,21 +12,21 @@ PUBLISHERS = 16
 PER_TRANSACTION = (1, 10, 100)
 DRAIN_SECONDS = 120.0
 LAG_SECONDS = 0.5
-"""A backlog of less than this much at the end of a step is none: batches and buffers that are under way."""
+"""A smaller backlog at the end of a step does not count: it is in batches and buffers."""
 LAG_MESSAGES = 500
 
 
 def transactions(trial: Trial) -> list[Row]:
-    """32 connections that insert a row each time, and publish nothing, through the log, or by NOTIFY.
+    """Run 32 connections whose transactions insert a row and publish nothing, through the log, or by NOTIFY.
 
-    A node runs all the time and a client of it is subscribed: with `plain` both have nothing to do.
+    A node with a subscribed client runs all the time; with `plain` both are idle.
     """
     business_table(trial.url)
     rows: list[Row] = []
     with node_and_subscriber(trial.url) as (server, subscriber):
         for variant in TRANSACTIONS:
             _write(trial, server, subscriber, variant, trial.size.warm_seconds)
-        # Often and short: what strangers do meanwhile falls on all alike.
+        # Many short rounds, so that other processes disturb all variants alike.
         for _ in range(trial.size.rounds):
             for variant in trial.in_turn(tuple(TRANSACTIONS)):
                 rows.append(_write(trial, server, subscriber, variant, trial.size.write_seconds))
@@ -56,7 +56,7 @@ def _write(trial: Trial, server: Server, subscriber: Subscriber, variant: str, s
 
 
 def throughput(trial: Trial) -> list[Row]:
-    """Rising rates until a backlog grows, for transactions of 1, 10 and 100 messages of 100 bytes."""
+    """Raise the rate until the backlog grows, for transactions of 1, 10 and 100 messages of 100 bytes."""
     rows: list[Row] = []
     with node_and_subscriber(trial.url) as (server, subscriber):
         _step(trial, server, subscriber, 1, 1_000)
@@ -72,9 +72,9 @@ def throughput(trial: Trial) -> list[Row]:
                 elif best is None or row.values["published_per_s"] > 1.1 * best.values["published_per_s"]:
                     best = row
                 else:
-                    # The publishers are at their limit: more cannot be offered.
+                    # The publishers are at their limit and cannot offer a higher rate.
                     break
-                # One hiccup, of a checkpoint, must not end it.
+                # A single failure, for example because of a checkpoint, does not end the series.
                 if failed == 2:
                     break
             if best is not None:
@@ -92,7 +92,7 @@ def _step(trial: Trial, server: Server, subscriber: Subscriber, size: int, rate:
         last = watch.backlog()
         spent = watch.pause()
         published = written.tps * size
-        backlog = last.outbox + last.under_way
+        backlog = last.outbox + last.in_flight
         values = {
             "published_per_s": published,
             "backlog_end": float(backlog),

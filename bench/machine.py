@@ -1,4 +1,4 @@
-"""What the kernel knows: cores, CPU time and memory of a process, limits, versions. Linux only."""
+"""Reads the kernel's figures: cores, CPU time and memory of a process, limits, versions. Linux only."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Cores(NamedTuple):
-    """Which core does what. With two cores the load and PostgreSQL share the second."""
+    """The core of each part. With two cores, the load generator and PostgreSQL share the second."""
 
     server: int
     load: int
@@ -29,29 +29,29 @@ def choose_cores() -> Cores:
 
 
 def on_core(core: int) -> Callable[[], None]:
-    """For `preexec_fn`: the child starts pinned, so whatever it forks is pinned as well."""
+    """Return a `preexec_fn` that pins the child, and so all processes that it forks, to a core."""
     return lambda: os.sched_setaffinity(0, {core})
 
 
 def raise_file_limit(needed: int) -> int:
-    """Raises the number of open files to the hard limit (children inherit it) and returns it."""
+    """Raise the limit of open files to the hard limit (children inherit it). Return it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard != resource.RLIM_INFINITY and hard < needed:
-        raise SystemExit(f"this run needs {needed} open files a process, but the hard limit is {hard} (ulimit -Hn)")
+        raise SystemExit(f"this run needs {needed} open files per process, but the hard limit is {hard} (ulimit -Hn)")
     return hard
 
 
 def process_cpu(pid: int) -> float:
-    """User and system seconds of a process with all its threads, as /proc/PID/stat adds them up.
+    """Return the user and system seconds of a process with all its threads.
 
-    Read from the process's CPU clock (clock_getcpuclockid(3)): it counts nanoseconds, `stat` only ticks of 10 ms.
+    Read from the process's CPU clock (clock_getcpuclockid(3)), in nanoseconds; /proc/PID/stat has ticks of 10 ms.
     """
     return time.clock_gettime((~pid << 3) | 2)
 
 
 def core_busy_ticks(core: int) -> tuple[int, int]:
-    """Ticks in which the core did something, and all ticks, since boot (proc_stat(5))."""
+    """Return the busy ticks and all ticks of a core since boot (proc_stat(5))."""
     for line in Path("/proc/stat").read_text().splitlines():
         if line.startswith(f"cpu{core} "):
             ticks = [int(field) for field in line.split()[1:9]]
@@ -60,15 +60,15 @@ def core_busy_ticks(core: int) -> tuple[int, int]:
 
 
 def busy_ticks() -> tuple[int, int]:
-    """The same of all cores together."""
+    """Return the busy ticks and all ticks of all cores since boot."""
     ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
 def wait_until_idle(share: float, seconds: float) -> float:
-    """Waits, `seconds` at most, until the machine is busy for less than `share` of two seconds; returns the last share.
+    """Wait up to `seconds` until the machine is busy for less than `share` of two seconds. Return the last share.
 
-    What others run is in every figure of a benchmark that uses the whole machine.
+    Other processes affect every figure of a benchmark that uses the whole machine.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -81,7 +81,7 @@ def wait_until_idle(share: float, seconds: float) -> float:
 
 
 def memory(pid: int) -> dict[str, float]:
-    """RSS and PSS in KB."""
+    """Return RSS and PSS in KB."""
     values: dict[str, float] = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         name, _, rest = line.partition(":")
@@ -91,7 +91,7 @@ def memory(pid: int) -> dict[str, float]:
 
 
 def peak_memory(pid: int) -> float:
-    """The highest RSS since the start of the process or `reset_peak_memory`, in KB."""
+    """Return the highest RSS in KB since the start of the process or `reset_peak_memory`."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
@@ -105,7 +105,7 @@ def children(pid: int) -> list[int]:
 
 
 def describe() -> dict[str, str]:
-    """The machine and the versions that the figures hold for."""
+    """Return the machine and the versions with which the figures are measured."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     described = {
         "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),

@@ -1,4 +1,4 @@
-"""One client of many that come at once: its connection, and the handshake that is driven while it is read."""
+"""One of many clients that connect at the same time: its connection and its handshake, driven by reads."""
 
 import select
 import socket
@@ -12,7 +12,7 @@ WAIT_SECONDS = 60.0
 
 
 class Member:
-    """Connected when it is made; :meth:`begin` starts the handshake. Subclasses say when they have all they want."""
+    """Connects when it is created; :meth:`begin` starts the handshake. Subclasses decide when they are done."""
 
     def __init__(self, number: int, port: int) -> None:
         self.socket = socket.socket()
@@ -31,10 +31,10 @@ class Member:
         self.socket.sendall(data)
 
     def reopen(self) -> None:
-        raise NotImplementedError("only long-polling needs it")
+        raise NotImplementedError("only long-polling uses this")
 
     def read(self) -> bool:
-        """True when this read brought the last of what it wants."""
+        """Read once. Return True when the client now has all that it waits for."""
         data = self.socket.recv(1 << 16)
         if not data:
             raise ConnectionError("the server closed the connection")
@@ -50,16 +50,16 @@ class Member:
         return False
 
     def subscribed(self) -> bool:
-        """The handshake has ended; returns what :meth:`read` does."""
+        """Handle the end of the handshake. Return the result of :meth:`read`."""
         raise NotImplementedError
 
     def received(self, data: bytes) -> bool:
-        """What came after the handshake; returns what :meth:`read` does."""
+        """Handle data after the handshake. Return the result of :meth:`read`."""
         raise NotImplementedError
 
 
 def read_all(members: Sequence[Member]) -> None:
-    """Until each has what it wants. Raises TimeoutError."""
+    """Read until each client has all that it waits for. Raises TimeoutError."""
     by_fd = {member.socket.fileno(): member for member in members}
     deadline = time.monotonic() + WAIT_SECONDS
     left = len(members)
@@ -69,4 +69,4 @@ def read_all(members: Sequence[Member]) -> None:
         while left:
             left -= sum(by_fd[fd].read() for fd, _ in epoll.poll(1.0))
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{left} of {len(members)} clients have not got all within {WAIT_SECONDS:.0f} s")
+                raise TimeoutError(f"{left} of {len(members)} clients were not done within {WAIT_SECONDS:.0f} s")

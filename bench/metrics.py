@@ -1,8 +1,8 @@
-"""What counting costs on the way from a notification to the clients' sockets: CPU seconds with it, by those without.
+"""Measures the cost of the metrics between a notification and the clients' sockets, as a ratio of CPU times.
 
-``python bench/metrics.py`` takes a minute. The package is loaded twice in one process: as it is, and without the
-statements that count. Batches of broadcasts take turns, so that whatever drifts drifts for both. Real sockets, which
-another process reads empty after each batch; no database.
+``python bench/metrics.py`` takes a minute. It loads the package twice in one process: unchanged, and without the
+statements that count. Batches of broadcasts alternate between the two, so that drift affects both alike. It uses real
+sockets, which another process drains after each batch, and no database.
 """
 
 import ast
@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-#: Clients in the room, and batches of 100 broadcasts for each of the two.
+#: Clients in the room → batches of 100 broadcasts, for each of the two copies.
 ROOMS = {1: 1000, 10: 600, 1000: 30}
 BATCH = 100
 PAYLOAD = '{"n":1,"text":"' + "x" * 80 + '"}'
@@ -32,10 +32,10 @@ Receive = Callable[[list[tuple[str, str]]], None]
 
 
 class _Without(ast.NodeTransformer):
-    """Takes out what adds to ``fan_out``, and the sums that are made for it."""
+    """Removes the statements that add to ``fan_out``, and the sums that are computed for them."""
 
     def __init__(self) -> None:
-        self.taken = 0
+        self.removed = 0
 
     def visit(self, node: ast.AST) -> Any:
         node = self.generic_visit(node)
@@ -44,25 +44,28 @@ class _Without(ast.NodeTransformer):
         )
         names = {ast.unparse(target) for target in targets}
         if any(name.startswith("fan_out.") or name in ("sent", "sent_frames", "sent_bytes") for name in names):
-            self.taken += 1
+            self.removed += 1
             return ast.copy_location(ast.Pass(), node)
         return node
 
 
 def import_without(name: str) -> None:
-    """Import a module in which nothing is counted, for all who import it later."""
+    """Import a module without its counting statements, in place of the original for all later imports."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.origin is not None
     without = _Without()
     tree = ast.fix_missing_locations(without.visit(ast.parse(Path(spec.origin).read_text("utf-8"))))
-    assert without.taken, f"nothing is counted in {name}"
+    assert without.removed, f"nothing is counted in {name}"
     module = sys.modules[name] = types.ModuleType(name)
     exec(compile(tree, spec.origin, "exec"), module.__dict__)
 
 
 def load(clients: int, *, counting: bool) -> tuple[Receive, list[Any]]:
-    """A server of its own copy of the package, with subscribed clients: what takes notifications; the other ends."""
+    """Create a server from its own copy of the package, with subscribed clients.
+
+    Return its function that receives notifications, and the clients' ends of the sockets.
+    """
     for name in [name for name in sys.modules if name.partition(".")[0] == "socketio_pg"]:
         del sys.modules[name]
     if not counting:
@@ -89,12 +92,12 @@ def load(clients: int, *, counting: bool) -> tuple[Receive, list[Any]]:
 
 
 def drain(readers: list[Any], size: int) -> tuple[int, int]:
-    """Read all of it in another process. Returns its id, and a descriptor that gets a byte for each ``size`` bytes."""
+    """Read all sockets in another process. Return its id, and a pipe that gets one byte per ``size`` bytes read."""
     real = _original("os")
-    done, tell = real.pipe()
+    done, signal_end = real.pipe()
     child = real.fork()
     if child:
-        real.close(tell)
+        real.close(signal_end)
         return child, done
     selector = _original("select").epoll()
     for reader in readers:
@@ -104,15 +107,15 @@ def drain(readers: list[Any], size: int) -> tuple[int, int]:
         for descriptor, _ in selector.poll():
             left -= len(real.read(descriptor, 1 << 20))
         while left <= 0:
-            real.write(tell, b".")
+            real.write(signal_end, b".")
             left += size
 
 
 def measure(clients: int, batches: int) -> tuple[list[float], list[float]]:
-    """CPU seconds of each batch, with counting and without."""
-    (with_it, some), (without, others) = load(clients, counting=True), load(clients, counting=False)
+    """Return the CPU seconds of each batch, with and without counting."""
+    (with_it, readers_with), (without, readers_without) = load(clients, counting=True), load(clients, counting=False)
     frame = len(f'42["event",{{"channel":"bench","payload":{PAYLOAD}}}]'.encode()) + 4  # a header of four bytes
-    child, done = drain(some + others, BATCH * clients * frame)
+    child, done = drain(readers_with + readers_without, BATCH * clients * frame)
     spent: dict[Receive, list[float]] = {with_it: [], without: []}
     try:
         for number in range(batches + 1):
@@ -121,11 +124,11 @@ def measure(clients: int, batches: int) -> tuple[list[float], list[float]]:
                 for _ in range(BATCH):
                     receive(NOTIFICATION)
                 spent[receive].append(time.process_time() - began)
-                os.read(done, 1)  # all of it was read
+                os.read(done, 1)  # wait until all is read
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    return spent[with_it][1:], spent[without][1:]  # the first warms up
+    return spent[with_it][1:], spent[without][1:]  # the first batch is a warm-up
 
 
 def _original(name: str) -> Any:
@@ -139,7 +142,7 @@ def main() -> None:
     import eventlet
 
     eventlet.monkey_patch()
-    print(f"{'clients':>8}{'with, µs a broadcast':>24}{'without':>10}{'ratio':>8}")
+    print(f"{'clients':>8}{'with, µs/broadcast':>24}{'without':>10}{'ratio':>8}")
     for clients, batches in ROOMS.items():
         with_it, without = (statistics.median(times) / BATCH * 1e6 for times in measure(clients, batches))
         print(f"{clients:>8}{with_it:>24.1f}{without:>10.1f}{with_it / without:>8.3f}", flush=True)

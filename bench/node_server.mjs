@@ -1,4 +1,4 @@
-// Node's socket.io with a LISTEN bridge on `pg`: same wire as socketio_pg, defaults throughout.
+// Node's socket.io with a LISTEN bridge on `pg`: same wire protocol as socketio_pg, default settings.
 // Usage: DATABASE_URL=… node node_server.mjs PORT
 import { createServer } from "node:http";
 import pg from "pg";
@@ -7,7 +7,7 @@ import { Server } from "socket.io";
 const http = createServer((request, response) => response.end("ready"));
 const io = new Server(http);
 
-// libpq's `postgresql://user@/database?host=/socket/folder`, which `pg` reads as well once it has a name for the host.
+// libpq's `postgresql://user@/database?host=/socket/folder`: `pg` accepts it too once it has a host name.
 const url = new URL(process.env.DATABASE_URL.replace("@/", "@localhost/"));
 const config = {
   host: url.searchParams.get("host") ?? url.hostname,

@@ -1,4 +1,4 @@
-"""`python bench/nodes.py`: what more nodes cost the database that they listen to, as ratios to one node."""
+"""`python bench/nodes.py`: measures the cost of additional listening nodes for the database, relative to one node."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from typing import Any
 
 import socketio
 
-# `python bench/nodes.py` puts bench/ first on the path; its modules are those of the package `bench`.
+# `python bench/nodes.py` puts bench/ first on the path; make the package `bench` importable instead.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench import log_database, machine  # noqa: E402
@@ -27,21 +27,21 @@ from bench.writers import Writers  # noqa: E402
 NODES = (1, 5, 10, 25, 50)
 WRITERS = 16
 NOTIFY = f"\\set n random(100000000, 999999999)\nSELECT pg_notify('{CHANNEL}', '{payload(':n')}');\n"
-#: Of a notification on CHANNEL, on the wire: type, length, process, two texts with their ends.
+#: Size of a notification on CHANNEL on the wire: type, length, process id, two zero-terminated strings.
 NOTIFICATION_BYTES = 1 + 4 + 4 + len(CHANNEL) + 1 + PAYLOAD_BYTES + 1
 PATIENCE = 120.0
 
 
 class Sessions:
-    """Sessions that listen as nodes do, and throw away what comes: all that is measured is PostgreSQL's.
+    """Sessions that listen like nodes and discard all notifications, so that only PostgreSQL's work is measured.
 
-    A thread reads for all of them.
+    One thread reads for all sessions.
     """
 
     def __init__(self, url: str, number: int, channel: str) -> None:
         self._connections: list[Any] = []
         self._poll = select.poll()
-        #: Bytes that came, by descriptor.
+        #: Received bytes by descriptor.
         self.read: dict[int, int] = {}
         for _ in range(number):
             connection = connect(url)
@@ -63,7 +63,7 @@ class Sessions:
                 self.read[descriptor] += len(data)
 
     def wait(self, size: int) -> None:
-        """Until each session has got so many bytes."""
+        """Wait until each session has received ``size`` bytes."""
         deadline = time.monotonic() + PATIENCE
         while min(self.read.values(), default=size) < size:
             if time.monotonic() > deadline:
@@ -78,19 +78,19 @@ class Sessions:
 
 
 def notify(cluster: Cluster, url: str, number: int, seconds: float) -> float:
-    """Commits/s that each notify 100 bytes, all of which ``number`` sessions get."""
+    """Return commits/s, each with a NOTIFY of 100 bytes that ``number`` sessions receive."""
     with closing(Sessions(url, number, CHANNEL)) as sessions:
         written = Writers(cluster, url, NOTIFY, WRITERS, seconds).wait()
         ended = time.monotonic()
         sessions.wait(written.transactions * NOTIFICATION_BYTES)
-        # What was still to be delivered when the writers had ended belongs to it.
+        # Includes the time for deliveries that were pending when the writers ended.
         return written.transactions / (written.seconds + time.monotonic() - ended)
 
 
 def relay(url: str, number: int, messages: int) -> tuple[float, float]:
-    """(messages/s from the outbox into the log, CPU seconds of the relay's backend per 1,000 of them).
+    """Return messages/s from the outbox into the log, and CPU seconds of the relay's backend per 1,000 messages.
 
-    One real node relays and follows; the others, of ``number``, only listen. All is published in one transaction.
+    One of ``number`` nodes is real, relays and follows; the others only listen. All messages are in one transaction.
     """
     with ExitStack() as stack:
         server = ServerProcess("ours", url)
@@ -98,7 +98,7 @@ def relay(url: str, number: int, messages: int) -> tuple[float, float]:
         stack.callback(server.stop)
         stack.enter_context(closing(Sessions(url, number - 1, "socketio_pg")))
         connection = stack.enter_context(closing(connect(url)))
-        # Everything is planned and warm.
+        # Warms up caches and plans.
         _relay(connection, 1000)
         backend = relay_backend(connection)
         cpu = machine.process_cpu(backend)
@@ -106,7 +106,7 @@ def relay(url: str, number: int, messages: int) -> tuple[float, float]:
 
 
 def notify_through_leader(cluster: Cluster, url: str, number: int, seconds: float) -> float:
-    """As :func:`notify`, but a real node with LISTEN=leader listens, and ``number`` connections of Redis get it."""
+    """Like :func:`notify`, but a real node with LISTEN=leader listens, and ``number`` Redis connections receive."""
     with ExitStack() as stack:
         redis = stack.enter_context(Redis())
         server = ServerProcess("ours", url, LISTEN="leader", MESSAGE_QUEUE=redis.url, MAX_EVENTS_PER_SECOND="0")
@@ -124,7 +124,7 @@ def notify_through_leader(cluster: Cluster, url: str, number: int, seconds: floa
 
 
 class Redis:
-    """redis-server, without anything on the disk."""
+    """Runs redis-server without persistence."""
 
     def __enter__(self) -> "Redis":
         with socket.socket() as probe:
@@ -154,15 +154,15 @@ class Redis:
 
 
 class RedisReaders:
-    """Connections that read what the nodes' queue carries, in a thread, and throw it away; of one it is counted."""
+    """Connections that read the nodes' queue in a thread and discard it. Counts the notifications of one connection."""
 
     def __init__(self, redis: Redis, number: int) -> None:
         self._sockets = [socket.create_connection(("127.0.0.1", redis.port)) for _ in range(number)]
         self._poll = select.poll()
-        for one_of_them in self._sockets:
-            one_of_them.sendall(b"SUBSCRIBE socketio_pg_queue\r\n")
-            one_of_them.setblocking(False)
-            self._poll.register(one_of_them, select.POLLIN)
+        for connection in self._sockets:
+            connection.sendall(b"SUBSCRIBE socketio_pg_queue\r\n")
+            connection.setblocking(False)
+            self._poll.register(connection, select.POLLIN)
         self.read = dict.fromkeys([found.fileno() for found in self._sockets], 0)
         self._counted, self._rest, self.notifications = self._sockets[0].fileno(), b"", 0
         self._closing = False
@@ -178,11 +178,11 @@ class RedisReaders:
                 if descriptor == self._counted:
                     text = self._rest + data
                     self.notifications += text.count(word)
-                    # Not so much that a whole word is in it.
+                    # Too short to contain a whole word.
                     self._rest = text[-len(word) + 1 :]
 
     def wait(self, notifications: int) -> None:
-        """Until all of them have been read, by each connection."""
+        """Wait until each connection has read all notifications."""
         deadline = time.monotonic() + PATIENCE
         while self.notifications < notifications or min(self.read.values()) < self.read[self._counted] * 0.99:
             if time.monotonic() > deadline:
@@ -192,12 +192,12 @@ class RedisReaders:
     def close(self) -> None:
         self._closing = True
         self._thread.join()
-        for one_of_them in self._sockets:
-            one_of_them.close()
+        for connection in self._sockets:
+            connection.close()
 
 
 def _relay(connection: Any, messages: int) -> float:
-    """Seconds from the commit of so many messages until the last has its position."""
+    """Publish messages. Return the seconds from the commit until the last one has its position."""
     publish = f"SELECT socketio_pg.publish('{CHANNEL}', '{payload('123456789')}') FROM generate_series(1, {messages})"
     wanted = head(connection) + messages
     one(connection, f"SELECT count(*) FROM ({publish}) AS published")
@@ -211,11 +211,11 @@ def _relay(connection: Any, messages: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3, help="medians of so many, in turn (default: 3)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of notifying each time (default: 3)")
-    parser.add_argument("--messages", type=int, default=50_000, help="to relay each time (default: 50,000)")
-    parser.add_argument("--nodes", type=int, nargs="+", default=NODES, help="how many nodes (default: 1 5 10 25 50)")
-    parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument("--repeats", type=int, default=3, help="number of repeats; the medians are shown (default: 3)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of each NOTIFY measurement (default: 3)")
+    parser.add_argument("--messages", type=int, default=50_000, help="messages per relay measurement (default: 50,000)")
+    parser.add_argument("--nodes", type=int, nargs="+", default=NODES, help="numbers of nodes (default: 1 5 10 25 50)")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
     arguments = parser.parse_args()
     found: dict[int, list[tuple[float, ...]]] = {number: [] for number in arguments.nodes}
     with log_database.running() as cluster:

@@ -1,4 +1,4 @@
-"""Publishes with NOTIFY at a given rate, from a process of its own so that a slow commit never delays a reader."""
+"""Publishes with NOTIFY at a given rate, in a separate process, so that a slow commit does not delay a reader."""
 
 import gc
 import json
@@ -20,7 +20,7 @@ MARKER = b"^"
 
 @dataclass(frozen=True)
 class Job:
-    """Commits at `rate` a second until `messages` are sent, `per_commit` in each, over the channels in turn."""
+    """Commits at `rate`/s, `per_commit` messages each, until `messages` are sent, over all channels in turn."""
 
     channels: tuple[str, ...]
     messages: int
@@ -31,7 +31,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of a job. `started` is CLOCK_MONOTONIC; `latest` is how late the worst commit began, in seconds."""
+    """The result of a job. `started` is CLOCK_MONOTONIC; `latest` is the delay of the latest commit, in seconds."""
 
     messages: int
     started: float
@@ -40,7 +40,7 @@ class Sent:
 
 
 class Source(Protocol):
-    """Where messages come from: PostgreSQL, or the raw server's loop."""
+    """A source of messages: PostgreSQL, or the raw server's loop."""
 
     def start(self, job: Job) -> None: ...
 
@@ -50,13 +50,13 @@ class Source(Protocol):
 
 
 def payload(number: int, size: int = PAYLOAD_BYTES) -> str:
-    """`size` bytes of JSON with the time of sending, a number to check the order by, and one MARKER to count by."""
+    """Return `size` bytes of JSON with the send time, a number to check the order, and one MARKER to count."""
     head = f'{{"n":{number},"t":{time.monotonic_ns()},"m":"^","p":"'
     return head + "x" * (size - len(head) - 2) + '"}'
 
 
 class Publisher:
-    """A process with one database connection in autocommit."""
+    """A process with one database connection in autocommit mode."""
 
     def __init__(self, database_url: str, core: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -84,7 +84,7 @@ class Publisher:
 
 
 class RawSource:
-    """The control connection of raw_server.py, with the face of a publisher."""
+    """The control connection of raw_server.py, as a `Source`."""
 
     def __init__(self, port: int) -> None:
         self._socket = create_connection(("127.0.0.1", port), timeout=30)
@@ -92,7 +92,7 @@ class RawSource:
         self.clients = 0
 
     def expect(self, clients: int) -> None:
-        """Waits until the server has accepted them all, so that no accept() falls into a measurement."""
+        """Wait until the server has accepted all clients, so that no accept() happens during a measurement."""
         self.clients = clients
         self.start(Job(("live",), 0, 1.0))
         self._lines.readline()
@@ -126,7 +126,7 @@ def _serve(pipe: Connection, database_url: str, core: int) -> None:
         latest = 0.0
         sent = 0
         for commit in range(0, job.messages, job.per_commit):
-            # Jitter keeps a low rate from beating against some timer of the server.
+            # Jitter keeps a low rate from synchronising with a timer of the server.
             due = started + (commit / job.per_commit + (random.random() if job.jitter else 0.0)) / job.rate
             wait = due - time.monotonic()
             if wait > 0:

@@ -1,4 +1,4 @@
-"""Publishing from clients through their sockets, each publish acknowledged; and what a plain loop of commits does."""
+"""Measures publishing by clients through their sockets, with acknowledgements; and a plain loop of commits."""
 
 import json
 import time
@@ -16,7 +16,7 @@ DRAIN_SECONDS = 15.0
 
 
 class PublishingClient:
-    """Keeps `pipeline` publishes under way and takes the time of each acknowledgement."""
+    """Keeps `pipeline` publishes in flight and measures the time until each acknowledgement."""
 
     def __init__(self, client: Client, pipeline: int) -> None:
         self.latencies: list[int] = []
@@ -30,7 +30,7 @@ class PublishingClient:
         self._number = 0
 
     @property
-    def under_way(self) -> int:
+    def in_flight(self) -> int:
         return len(self._sent)
 
     def begin(self) -> None:
@@ -54,16 +54,17 @@ class PublishingClient:
     def _publish(self) -> bytes:
         number = str(self._number).encode()
         self._number += 1
-        # Without the marker: the one subscriber counts by its own.
+        # Without the marker: the subscriber counts messages by parsing them.
         text = payload(self._number).replace("^", "-")
         self._sent[number] = time.monotonic_ns()
-        return client_frame(b'42%b["publish",{"channel":"told","payload":%b}]' % (number, text.encode()))
+        return client_frame(b'42%b["publish",{"channel":"published","payload":%b}]' % (number, text.encode()))
 
 
 def commit_each(trial: Trial) -> list[Row]:
-    """For orientation: one connection that commits every NOTIFY, as fast as it can, without any server or listener.
+    """Measure a baseline: one connection commits each NOTIFY, as fast as it can, without a server or listener.
 
-    A commit that only notifies writes no WAL, so it does not wait for the disk whatever `synchronous_commit` says.
+    A commit with nothing but a NOTIFY writes no WAL, so it does not wait for the disk, regardless of
+    `synchronous_commit`.
     """
     connection = psycopg2.connect(trial.database_url)
     connection.autocommit = True
@@ -72,7 +73,7 @@ def commit_each(trial: Trial) -> list[Row]:
     started = time.monotonic()
     while time.monotonic() - started < trial.size.seconds:
         before = time.monotonic_ns()
-        cursor.execute("SELECT pg_notify('told', %s)", (payload(len(latencies)),))
+        cursor.execute("SELECT pg_notify('published', %s)", (payload(len(latencies)),))
         latencies.append(time.monotonic_ns() - before)
     rate = len(latencies) / (time.monotonic() - started)
     connection.close()
@@ -80,10 +81,10 @@ def commit_each(trial: Trial) -> list[Row]:
 
 
 def publish(trial: Trial) -> list[Row]:
-    """50 clients publish through their sockets, each acknowledged; one more is subscribed and must get them all."""
+    """Publish from 50 clients through their sockets, with acknowledgements; another client must receive everything."""
     if trial.server.name == "raw":
         return commit_each(trial)
-    trial.swarm.connect([()] * PUBLISHERS + [("told",)], 30)
+    trial.swarm.connect([()] * PUBLISHERS + [("published",)], 30)
     trial.swarm.pump(None, 0.5)
     rows: list[Row] = []
     for pipeline in PIPELINES:
@@ -108,11 +109,11 @@ def publish(trial: Trial) -> list[Row]:
         for publisher in publishers:
             publisher.going = False
         deadline = time.monotonic() + DRAIN_SECONDS
-        while any(publisher.under_way for publisher in publishers) and time.monotonic() < deadline:
+        while any(publisher.in_flight for publisher in publishers) and time.monotonic() < deadline:
             trial.swarm.pump(None, 0.1)
         trial.swarm.pump(None, 0.5)
         row = spent.row(
-            f"{PUBLISHERS} clients, {pipeline} under way each",
+            f"{PUBLISHERS} clients, {pipeline} in flight each",
             acks_per_s=done / spent.wall,
             acks_per_cpu_s=done / spent.server,
             **percentiles([latency for publisher in publishers for latency in publisher.latencies]),

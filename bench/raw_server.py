@@ -1,7 +1,7 @@
-"""The raw limit: nothing but a loop of `send()` of one frame over connected sockets. No protocol, no event loop.
+"""The raw limit: a loop that calls `send()` with one frame on each connected socket. No protocol, no event loop.
 
-The first connection is the control connection: a line of JSON (a `Job` and how many clients) starts a run, a line of
-JSON (a `Sent`) ends it. Usage: python raw_server.py PORT
+The first connection is the control connection. A line of JSON (a `Job` and the number of clients) starts a run, and a
+line of JSON (a `Sent`) answers at its end. Usage: python raw_server.py PORT
 """
 
 import gc
@@ -15,7 +15,7 @@ LIMIT_SECONDS = 300.0
 
 
 def frame(number: int) -> bytes:
-    """The frame of the live scenario, as long to the byte: an event of the channel `live`, 100 bytes of payload."""
+    """Return a frame of exactly the size of the live scenario: an event of the channel `live`, 100 bytes of payload."""
     head = f'{{"n":{number},"t":{time.monotonic_ns()},"m":"^","p":"'
     payload = head + "x" * (100 - len(head) - 2) + '"}'
     text = f'42["event",{{"channel":"live","payload":{payload}}}]'.encode()

@@ -1,4 +1,4 @@
-"""One subscriber in a process of its own, which reads as fast as it can and looks at every message."""
+"""A subscriber in a separate process that reads as fast as it can and checks every message."""
 
 import gc
 import json
@@ -15,15 +15,15 @@ from typing import Any
 from bench.wire import PONG, Conversation, FrameReader, ProtocolError
 
 RECEIVED, POSITION, ARRIVED = 0, 1, 2
-"""What the shared numbers are: messages, the last position, and when the last message came (CLOCK_MONOTONIC, ns)."""
+"""Indexes of the shared numbers: messages, the last position, arrival of the last message (CLOCK_MONOTONIC, ns)."""
 READ_BYTES = 1 << 18
 
 
 class Subscriber:
-    """A WebSocket client that is subscribed to one channel. Raises ProtocolError with what went wrong in its process.
+    """A WebSocket client that is subscribed to one channel. Raises ProtocolError for an error in its process.
 
-    Positions that do not go up one by one, `gap` in the log and `recovered: false` are such faults: in these benchmarks
-    all messages of the log are in the one channel. With `timed` it keeps when each message came, by its number.
+    Positions that do not increase by one, a `gap` in the log, and `recovered: false` are errors: in these benchmarks
+    all messages of the log are in one channel. With `timed` it records the arrival of each message by its number.
     """
 
     def __init__(self, port: int, channel: str, since: Mapping[str, object] | None = None, timed: bool = False) -> None:
@@ -34,7 +34,7 @@ class Subscriber:
         self._process = context.Process(target=_run, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
-        #: What the server answered: epoch and position, from where the messages follow.
+        #: The server's answer, with the epoch and the position after which messages follow.
         self.subscribed: dict[str, Any] = self._answer(60.0)
         #: When the request to subscribe was sent.
         self.began: int = self._answer(1.0)
@@ -52,15 +52,15 @@ class Subscriber:
         return int(self._numbers[ARRIVED])
 
     def wait(self, messages: int, seconds: float) -> bool:
-        """Until it has received so many in all."""
+        """Wait until it has received ``messages`` in total. Return whether it has."""
         deadline = time.monotonic() + seconds
         while self.received < messages and time.monotonic() < deadline:
             if self._pipe.poll(0.002):
-                self._answer(0.0)  # nothing was asked: it tells of a fault
+                self._answer(0.0)  # without a request, it can only be an error
         return self.received >= messages
 
     def finish(self) -> dict[int, int]:
-        """When each message came, by its number, if it is `timed`."""
+        """Stop. Return the arrival time of each message by its number, if `timed`."""
         self._pipe.send("stop")
         arrivals: dict[int, int] = self._answer(10.0)
         return arrivals
@@ -73,7 +73,7 @@ class Subscriber:
     def _answer(self, seconds: float) -> Any:
         try:
             if not self._pipe.poll(seconds):
-                raise ProtocolError(f"the subscriber said nothing for {seconds} s")
+                raise ProtocolError(f"the subscriber did not answer within {seconds} s")
             answer = self._pipe.recv()
         except (EOFError, ConnectionError) as error:
             raise ProtocolError("the subscriber died") from error
@@ -93,11 +93,11 @@ class _Link:
         self.socket.sendall(data)
 
     def reopen(self) -> None:
-        raise NotImplementedError("only long-polling needs it")
+        raise NotImplementedError("only long-polling uses this")
 
 
 class _Messages:
-    """Looks at what comes and keeps the numbers."""
+    """Checks received messages and updates the shared numbers."""
 
     def __init__(self, numbers: Any, timed: bool) -> None:
         self.subscribed: dict[str, Any] | None = None
@@ -111,7 +111,7 @@ class _Messages:
         for text in texts:
             if text.startswith(b'42["event",'):
                 received += 1
-                # Behind the payload; the messages of NOTIFY have none.
+                # The position follows the payload; messages of NOTIFY have none.
                 _, found, rest = text.rpartition(b'"position":')
                 if found:
                     here = int(rest.partition(b",")[0])
@@ -130,8 +130,8 @@ class _Messages:
             elif text.startswith(b'42["gap",') and b'"database_connection_lost"' in text:
                 pass  # concerns NOTIFY only
             elif text.startswith((b'42["gap",', b"1", b"41", b"44")):
-                raise ProtocolError(f"the server said {text[:300]!r}")
-        # The count comes last: who sees it finds the others as new.
+                raise ProtocolError(f"the server sent {text[:300]!r}")
+        # The count is written last: a reader that sees it also sees the other new values.
         self._numbers[POSITION], self._numbers[ARRIVED] = position, now
         self._numbers[RECEIVED] = received
 
@@ -145,7 +145,7 @@ def _run(
         messages = _Messages(numbers, timed)
         frames = _subscribe(pipe, link, messages, channel, since)
         buffer = memoryview(bytearray(READ_BYTES))
-        # Also when the other end is closed.
+        # The pipe becomes readable on "stop", and when its other end is closed.
         while pipe.fileno() not in select.select([link.socket.fileno(), pipe.fileno()], [], [])[0]:
             size = link.socket.recv_into(buffer)
             if not size:
@@ -153,7 +153,7 @@ def _run(
             messages.take(frames.feed(bytes(buffer[:size])), link)
         pipe.send(messages.arrivals)
     except Exception as error:
-        with suppress(OSError):  # when nobody is there any more to hear it
+        with suppress(OSError):  # the parent process may have closed the pipe
             pipe.send(ProtocolError(f"{type(error).__name__}: {error}"))
 
 

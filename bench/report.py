@@ -1,4 +1,4 @@
-"""From trials to medians, ratios and targets; the table that a person reads and the JSON that keeps everything."""
+"""Reports trials: medians, ratios and targets, as a table and as JSON with all values."""
 
 import json
 from collections import Counter
@@ -16,7 +16,7 @@ class RowResult(TypedDict):
 
 
 class TrialResult(TypedDict):
-    """One scenario, one server, once. `error` is empty unless it failed."""
+    """One run of a scenario with a server. `error` is empty unless it failed."""
 
     scenario: str
     repeat: int
@@ -26,7 +26,7 @@ class TrialResult(TypedDict):
 
 
 class Results(TypedDict):
-    """A whole run, as it is kept in JSON."""
+    """A whole run, as stored in JSON."""
 
     date: str
     size: str
@@ -45,7 +45,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Target:
-    """`ours` divided by `against` (or alone) has to be at least, or at most, `limit`; case "" is the first there."""
+    """`ours` (divided by `against`, if given) must be at least or at most `limit`. Case "" means the first case."""
 
     title: str
     scenario: str
@@ -64,7 +64,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "burst": (PER_CPU, Metric("last_client_ms", "last client has all, ms", 1)),
     "rooms": (PER_CPU, *LATENCIES),
     "connect": (Metric("cpu_ms_per_client", "CPU ms / client", 3), Metric("wall_ms_per_client", "wall ms / client", 3)),
-    "memory": (Metric("rss_kb_per_client", "RSS KB / client", 1), Metric("rss_mb", "RSS in all, MB", 1)),
+    "memory": (Metric("rss_kb_per_client", "RSS KB / client", 1), Metric("rss_mb", "total RSS, MB", 1)),
     "publish": (Metric("acks_per_s", "acknowledged / s"), *LATENCIES),
     "latency": (*LATENCIES, Metric("p999_ms", "latency p99.9, ms", 2)),
     "channels": (
@@ -77,7 +77,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 LIVE = "1000 clients, 20/s"
 STORM = ("1000 clients, websocket", "5000 clients, websocket")
 IDLE = ("1000 idle clients", "5000 idle clients")
-PIPELINED = "50 clients, 20 under way each"
+PIPELINED = "50 clients, 20 in flight each"
 TARGETS = (
     Target("live, deliveries per CPU s", "live", LIVE, "deliveries_per_cpu_s", "stock", True, 5.0),
     Target("live, deliveries per CPU s", "live", LIVE, "deliveries_per_cpu_s", "node", True, 1.9),
@@ -88,7 +88,7 @@ TARGETS = (
     *(Target(f"memory, {case}", "memory", case, "rss_kb_per_client", "stock", False, 0.25) for case in IDLE),
     *(Target(f"memory, {case}", "memory", case, "rss_kb_per_client", "node", False, 0.5) for case in IDLE),
     Target("publish, acknowledged per s", "publish", PIPELINED, "acks_per_s", None, True, 5_000.0),
-    # The stock server commits each publish by itself.
+    # The stock server commits each publish separately.
     Target("publish, acknowledged per s", "publish", PIPELINED, "acks_per_s", "stock", True, 5.0),
     Target("live, CPU per delivery", "live", LIVE, "cpu_us_per_delivery", "raw", False, 1.3),
 )
@@ -111,13 +111,13 @@ def load(path: Path) -> Results:
 
 
 def cases(results: Results, scenario: str) -> list[str]:
-    """The cases of a scenario in the order in which they first ran."""
+    """Return the cases of a scenario in the order in which they first ran."""
     rows = (row for trial in results["trials"] if trial["scenario"] == scenario for row in trial["rows"])
     return list(dict.fromkeys(row["case"] for row in rows))
 
 
 def values(results: Results, scenario: str, case: str, server: str) -> dict[str, float]:
-    """The median of every value over the repeats; empty where this server never came that far."""
+    """Return the median of each value over the repeats; empty if this server never completed the case."""
     found = [
         row["values"]
         for trial in results["trials"]
@@ -130,7 +130,7 @@ def values(results: Results, scenario: str, case: str, server: str) -> dict[str,
 
 
 def judge(results: Results, target: Target) -> float | None:
-    """The figure or ratio that the target speaks of, or None where something was not measured."""
+    """Return the target's figure or ratio, or None if a value for it was not measured."""
     case = target.case or next(iter(cases(results, target.scenario)), "")
     ours = values(results, target.scenario, case, "ours").get(target.key)
     if ours is None or target.against is None:
@@ -155,7 +155,7 @@ def _judged(results: Results) -> Iterator[dict[str, object]]:
 
 
 def table(results: Results) -> str:
-    """Everything as text: medians with ratios for each scenario, then the targets, then what to doubt."""
+    """Return everything as text: medians with ratios for each scenario, then targets, then doubtful results."""
     machine = results["machine"]
     lines = [
         f"{results['date']}  {machine['cpu']}, {machine['cores']} cores, kernel {machine['kernel']}, "
@@ -180,7 +180,7 @@ def table(results: Results) -> str:
         ]
     doubts = list(_doubts(results))
     if doubts:
-        lines += ["", "To doubt (how many of the repeats):", *doubts]
+        lines += ["", "Doubtful (number of repeats):", *doubts]
     if any("*" in line for line in lines):
         lines += ["", "* the server was saturated: it could not keep up with this rate"]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`python bench/run.py`: every scenario against every server, in turn, on pinned cores; a table, JSON and a chart."""
+"""`python bench/run.py`: runs all scenarios with all servers in turn, on pinned cores; a table, JSON and a chart."""
 
 import argparse
 import os
@@ -8,33 +8,33 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-# `python bench/run.py` puts bench/ first on the path; its modules are those of the package `bench`.
+# `python bench/run.py` puts bench/ first on the path; make the package `bench` importable instead.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench import chart, database, machine, report, servers, trial  # noqa: E402
 from bench.scenarios import SCENARIOS  # noqa: E402
 
 RAW_SCENARIOS = ("live", "publish")
-"""Where the bare loop takes part: `send()` in `live`, one commit each in `publish`."""
+"""Scenarios with a bare loop: of `send()` in `live`, of commits in `publish`."""
 TRIAL_SECONDS = 600.0
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="small and once, to see that everything works: 3 minutes")
+    size.add_argument("--quick", action="store_true", help="a short run, to see that everything works: 3 minutes")
     size.add_argument("--full", action="store_true", help="also 10,000 clients in one room")
     parser.add_argument("--scenario", nargs="+", choices=[*SCENARIOS, "raw"], help="default: all")
     parser.add_argument("--servers", default="ours,stock,node,raw", help="default: %(default)s")
     parser.add_argument("--repeat", type=int, help="default: 5, with --quick 1")
-    parser.add_argument("--out", type=Path, default=servers.HERE / "results", help="folder of the JSON")
-    parser.add_argument("--chart", type=Path, help="also draw the chart (PNG) here")
-    parser.add_argument("--render", type=Path, help="measure nothing: table and chart of this JSON")
+    parser.add_argument("--out", type=Path, default=servers.HERE / "results", help="folder for the JSON")
+    parser.add_argument("--chart", type=Path, help="also draw a chart (PNG) to this path")
+    parser.add_argument("--render", type=Path, help="do not measure: show the table and the chart of this JSON")
     return parser.parse_args()
 
 
 def plan(options: argparse.Namespace, repeats: int) -> Iterator[tuple[str, int, str]]:
-    """(scenario, repeat, server) in the order in which they run: the servers take turns inside each repeat."""
+    """Yield (scenario, repeat, server) in the order of execution: the servers alternate within each repeat."""
     chosen: list[str] = options.servers.split(",")
     unknown = set(chosen) - {*servers.ENGINES, "raw"}
     if unknown:
@@ -71,7 +71,7 @@ def measure(options: argparse.Namespace) -> report.Results:
                     rows = trial.run(SCENARIOS[scenario], server, url, cores, size, TRIAL_SECONDS)
                 result["rows"] = [{"case": row.case, "values": row.values, "flags": row.flags} for row in rows]
             except (servers.ServerFailed, RuntimeError) as error:
-                # One server that fails one scenario is a result too; the others go on.
+                # A failure is a result too; the other servers and scenarios still run.
                 result["error"] = str(error)
                 print(f"{scenario} {name} failed: {error}", file=sys.stderr)
             trials.append(result)

@@ -1,4 +1,4 @@
-"""What is measured, a function for each scenario. Deliveries are messages that arrived at clients."""
+"""The scenarios, one function each. Deliveries are messages that arrived at clients."""
 
 import time
 
@@ -11,11 +11,11 @@ SAMPLES = 50
 DRAIN_SECONDS = 15.0
 WARM_CLIENTS = 200
 ALWAYS = 50_000
-"""Deliveries a second up to which `live` goes on even if a server lags: one hiccup must not lose the main figures."""
+"""Deliveries/s up to which `live` continues even if a server lags, so that a stall does not lose the main figures."""
 
 
 def publish_and_count(trial: Trial, case: str, job: Job, per_message: int) -> Row:
-    """Publishes the job and waits until everybody has everything. `per_message`: how many clients get each message."""
+    """Publish a job and wait until all clients have all messages. `per_message`: the number of clients per message."""
     trial.swarm.take_latencies()
     expected = job.messages * per_message
     before = trial.swarm.total
@@ -37,20 +37,20 @@ def publish_and_count(trial: Trial, case: str, job: Job, per_message: int) -> Ro
         **percentiles(trial.swarm.take_latencies()),
     )
     if not complete:
-        row.flags.append("not everything arrived in time")
+        row.flags.append("messages were missing at the deadline")
     if sent.seconds > due * 1.1 + 0.2 or sent.messages < job.messages:
         row.flags.append(f"sending fell behind ({sent.seconds:.1f} s for {due:.1f} s)")
     return row
 
 
 def live(trial: Trial) -> list[Row]:
-    """One room that holds everybody, at rising rates until the server cannot follow."""
+    """Measure one room with all clients, at rising rates until the server cannot keep up."""
     rows: list[Row] = []
     joined = 0
     for clients in trial.size.clients:
         trial.join([("live",)] * (clients - joined), SAMPLES)
         joined = clients
-        # Compilers compile, allocators fill their pools: nothing of that belongs to the first rate.
+        # JIT compilation and filling memory pools must not count for the first rate.
         publish_and_count(trial, "warm-up", Job(("live",), 40_000 // clients, 20), clients)
         trial.quiesce()
         for rate in trial.size.rates:
@@ -73,7 +73,7 @@ def live(trial: Trial) -> list[Row]:
 
 
 def burst(trial: Trial) -> list[Row]:
-    """100 messages in one transaction to 1,000 clients, again and again, each time until the last client has all."""
+    """Publish 100 messages in one transaction to 1,000 clients, repeatedly, each time until the last client has all."""
     trial.join([("live",)] * 1_000, 20)
     size = 100
     lasts: list[float] = []
@@ -100,13 +100,13 @@ def burst(trial: Trial) -> list[Row]:
     )
     if trial.swarm.uneven():
         row.flags.append(f"{trial.swarm.uneven()} clients counted differently")
-    # By its nature a burst keeps the generator busy while it lasts; CPU seconds of the server do not depend on that.
+    # A burst always keeps the load generator busy; the server's CPU seconds do not depend on that.
     row.flags = [flag for flag in row.flags if "saturated" not in flag]
     return [row]
 
 
 def rooms(trial: Trial) -> list[Row]:
-    """Many rooms of ten clients; each message goes to one room."""
+    """Measure many rooms of ten clients; each message goes to one room."""
     names = tuple(f"room{number:04}" for number in range(trial.size.rooms))
     trial.join([(name,) for name in names for _ in range(10)], SAMPLES)
     rate = 400
@@ -115,9 +115,9 @@ def rooms(trial: Trial) -> list[Row]:
 
 
 def connect(trial: Trial) -> list[Row]:
-    """A storm of clients that connect and subscribe to one channel."""
+    """Measure many clients that connect and subscribe to one channel at the same time."""
     rows: list[Row] = []
-    # The first clients pay for imports, the LISTEN and the like.
+    # The first clients cause imports, the LISTEN and similar one-time work.
     trial.swarm.connect([("storm",)] * WARM_CLIENTS, 30)
     for clients in trial.size.storms:
         for transport in ("websocket", "polling"):
@@ -140,8 +140,8 @@ def connect(trial: Trial) -> list[Row]:
 
 
 def memory(trial: Trial) -> list[Row]:
-    """Resident memory that an idle, subscribed client adds to a server which has seen some, after a round of pings."""
-    # Idle before the base is taken, too: Node collects its garbage only after some seconds without work.
+    """Measure the resident memory per additional idle, subscribed client on a warm server, after a round of pings."""
+    # Idle before the baseline too: Node collects garbage only after some idle seconds.
     trial.swarm.connect([("idle",)] * WARM_CLIENTS, 30)
     trial.swarm.pump(None, min(12.0, trial.size.idle_seconds))
     before = memory_of(trial.server.pid)
@@ -167,14 +167,14 @@ def memory(trial: Trial) -> list[Row]:
 
 
 def latency(trial: Trial) -> list[Row]:
-    """From the commit to 100 clients in a room at ten messages a second: nothing waits for anything."""
+    """Measure from the commit to 100 clients in a room at ten messages per second: without any queueing."""
     trial.join([("live",)] * 100, 100)
     job = Job(("live",), int(10 * trial.size.seconds * 4), 10, jitter=True)
     return [publish_and_count(trial, "100 clients, 10/s", job, 100)]
 
 
 def channels(trial: Trial) -> list[Row]:
-    """The cost of subscribing to many channels and, with so many, of one delivery."""
+    """Measure the cost of subscribing to many channels, and of one delivery with that many channels."""
     rows: list[Row] = []
     total = 0
     for wanted in trial.size.channels:
@@ -192,7 +192,7 @@ def channels(trial: Trial) -> list[Row]:
         trial.swarm.sample(trial.swarm.clients[first:])
         everything = tuple(f"channel{number:06}" for number in range(total))
         rate = 400
-        # A stride that shares no factor with the number of channels visits all of them, far apart.
+        # A stride that is coprime to the number of channels visits all of them, far apart.
         job = Job(tuple(everything[(n * 7919) % total] for n in range(total)), int(rate * trial.size.seconds), rate)
         row = publish_and_count(trial, f"{wanted} channels", job, 1)
         row.values["subscribe_cpu_ms"] = subscribing

@@ -1,4 +1,4 @@
-"""Starts, finds and stops the servers under test, all with the same environment and limits."""
+"""Starts and stops the servers under test, all with the same environment and limits."""
 
 import json
 import os
@@ -26,12 +26,12 @@ STOP_SECONDS = 5.0
 
 
 class ServerFailed(Exception):
-    """A server did not start; carries the end of its log."""
+    """A server did not start. The message has the end of its log."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. `pid` is the process that serves: gunicorn's worker, not its master."""
+    """A running server. `pid` is the serving process: gunicorn's worker, not its master."""
 
     name: str
     port: int
@@ -39,16 +39,16 @@ class Server:
 
 
 def missing(name: str) -> str | None:
-    """Why this server cannot run here, or None."""
+    """Return the reason why this server cannot run here, or None."""
     if name == "ours" and not (ROOT / "socketio_pg" / "server.py").exists():
-        return "socketio_pg/server.py is not there"
+        return "socketio_pg/server.py is missing"
     if name == "node" and (shutil.which("node") is None or not (HERE / "node_modules").exists()):
         return "needs node and `npm ci --prefix bench`"
     return None
 
 
 def node_versions() -> dict[str, str]:
-    """Versions of the packages that the lock file pins for the Node server."""
+    """Return the versions of the Node server's packages from the lock file."""
     packages = json.loads((HERE / "package-lock.json").read_text())["packages"]
     return {name: packages[f"node_modules/{name}"]["version"] for name in ("socket.io", "ws", "pg")}
 
@@ -56,7 +56,7 @@ def node_versions() -> dict[str, str]:
 def _command(name: str, port: int) -> list[str]:
     gunicorn = [sys.executable, "-m", "gunicorn", "--worker-class", "eventlet", "-w", "1", "-b", f"127.0.0.1:{port}"]
     if name == "ours":
-        # As its own documentation says to start it; gunicorn.conf.py in the root is found by itself.
+        # As documented; gunicorn loads gunicorn.conf.py from the project's root automatically.
         return [*gunicorn, "socketio_pg.server:app"]
     if name == "stock":
         raised = ["--worker-connections", "20000", "--backlog", "4096", "--graceful-timeout", "1"]
@@ -75,7 +75,7 @@ def _free_port() -> int:
 def _answers(name: str, port: int) -> bool:
     try:
         if name == "raw":
-            # Not even connected to: a bare socket that would take the probe for its control connection.
+            # Does not connect: the raw server would take the probe for its control connection.
             return f":{port:04X} " in Path("/proc/net/tcp").read_text()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as response:
             return int(response.status) == 200
@@ -84,9 +84,9 @@ def _answers(name: str, port: int) -> bool:
 
 
 class ServerProcess:
-    """A server that can be stopped, killed and started again, on one port for its whole life.
+    """A server that can be stopped, killed and started again, always on the same port.
 
-    Without a `core` the kernel puts it where it likes.
+    Without a `core` it is not pinned.
     """
 
     def __init__(self, name: str, database_url: str, core: int | None = None, **settings: str) -> None:
@@ -100,11 +100,11 @@ class ServerProcess:
             **settings,
         }
         self.port = _free_port()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as we
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Server:
-        """Starts it and waits until it is ready. Raises ServerFailed."""
+        """Start the server and wait until it is ready. Raises ServerFailed."""
         self._process = subprocess.Popen(
             _command(self._name, self.port),
             cwd=ROOT if self._name == "ours" else HERE,
@@ -128,7 +128,7 @@ class ServerProcess:
         return self._log.read().decode(errors="replace")
 
     def stop(self) -> None:
-        """Gently, then not."""
+        """Send SIGTERM, then kill the server if it has not ended."""
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
@@ -139,7 +139,7 @@ class ServerProcess:
         process, self._process = self._process, None
         if process is not None:
             with suppress(ProcessLookupError):
-                # The session is ours: the master and any worker that outlived it.
+                # The whole process group: the master and any worker that outlived it.
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
@@ -150,6 +150,6 @@ class ServerProcess:
 
 @contextmanager
 def running(name: str, database_url: str, core: int | None = None) -> Iterator[Server]:
-    """The server, ready and pinned to `core`; stopped with everything that it started on the way out."""
+    """Run a server pinned to `core` and yield it when it is ready. At the end, stop it and its child processes."""
     with closing(ServerProcess(name, database_url, core)) as process:
         yield process.start()

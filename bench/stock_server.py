@@ -1,6 +1,6 @@
-"""Plain Flask-SocketIO on eventlet with a LISTEN green thread: what a careful user writes in an afternoon.
+"""Plain Flask-SocketIO on eventlet with a LISTEN green thread: a typical hand-written server.
 
-Same wire as socketio_pg. Run by bench/servers.py under gunicorn's eventlet worker, which has monkey-patched by then.
+Same wire protocol as socketio_pg. bench/servers.py runs it under gunicorn's eventlet worker, which monkey-patches.
 """
 
 import json
@@ -29,15 +29,15 @@ def connect() -> psycopg2.extensions.connection:
 
 pool = Pool(max_size=10, create=connect)
 listening: dict[str, Event] = {}
-wanted: list[str] = []
+pending: list[str] = []
 
 
 def listen() -> None:
     connection = connect()
     cursor = connection.cursor()
     while True:
-        while wanted:
-            channel = wanted.pop(0)
+        while pending:
+            channel = pending.pop(0)
             cursor.execute(f"LISTEN {quote_ident(channel, connection)}")
             listening[channel].send()
         connection.poll()
@@ -52,7 +52,7 @@ def subscribe(message: dict[str, str]) -> dict[str, bool]:
     channel = message["channel"]
     if channel not in listening:
         listening[channel] = Event()
-        wanted.append(channel)
+        pending.append(channel)
     listening[channel].wait()
     join_room(channel)
     return {"ok": True}

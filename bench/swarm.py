@@ -1,9 +1,8 @@
-"""Thousands of raw WebSocket clients in one epoll loop that does next to nothing per read: the load generator's half.
+"""The load generator: thousands of raw WebSocket clients in one epoll loop with very little work per read.
 
-Every client's messages are counted by a marker byte, whole reads at a time (one read may hold half a frame or fifty).
-A few clients, those with a hook, are read the moment they are readable and parsed in full: order, content and latency.
-The others are read in slices in between, so that latencies hold little of the generator's own queue even while it is
-busy.
+All messages are counted by a marker byte per read (a read may contain half a frame or fifty frames). A few clients with
+a hook are read as soon as they are readable, and fully parsed: order, content and latency. The other clients are read
+in slices in between, so that latencies contain little of the generator's own queue even when it is busy.
 """
 
 import json
@@ -16,18 +15,18 @@ from bench.publisher import MARKER
 from bench.wire import PONG, SERVER_PING, Conversation, FrameReader, Handshake, ProtocolError
 
 Hook = Callable[[bytes, int], None]
-"""Takes what a client read and the time (CLOCK_MONOTONIC, ns) at which it did."""
+"""Takes the data that a client read, and the time of the read (CLOCK_MONOTONIC, ns)."""
 
 READ_BYTES = 1 << 18
 IN_FLIGHT = 200
 SOURCES = 8
 SLICE = 64
 IP_BIND_ADDRESS_NO_PORT = 24
-"""ip(7); Python has no name for it before 3.12."""
+"""See ip(7); Python defines it since 3.12."""
 
 
 class Client:
-    """One connection; a `Link` while it shakes hands."""
+    """One connection; a `Link` during the handshake."""
 
     def __init__(self, swarm: "Swarm", number: int) -> None:
         self._swarm = swarm
@@ -38,7 +37,7 @@ class Client:
 
     def _open(self) -> socket.socket:
         connection = socket.socket()
-        # Several source addresses, so that ten thousand connections to one port do not exhaust the ephemeral ports.
+        # Several source addresses, so that 10,000 connections to one port do not exhaust the ephemeral ports.
         connection.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         connection.bind((f"127.0.0.{2 + self.number % SOURCES}", 0))
         connection.settimeout(10)
@@ -62,7 +61,7 @@ class Client:
 
 
 class Sample:
-    """A client whose every frame is checked (numbers rise by one, payloads are whole) and timed."""
+    """Checks and times every frame of a client: numbers increase by one, payloads are complete."""
 
     def __init__(self) -> None:
         self.latencies: list[int] = []
@@ -85,7 +84,7 @@ class Sample:
 
 
 class Swarm:
-    """The clients of one server. Used from one thread; bounded by a deadline wherever it waits."""
+    """The clients of one server. Used from one thread; every wait has a deadline."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -94,7 +93,7 @@ class Swarm:
         self.counts: dict[int, int] = {}
         self.total = 0
         self.lost: list[str] = []
-        # The clients with a hook are in the first; all others in the second, which is itself one entry of the first.
+        # Clients with a hook are in the first; all others are in the second, which is an entry of the first.
         self._epoll = select.epoll()
         self._crowd = select.epoll()
         self._epoll.register(self._crowd.fileno(), select.EPOLLIN)
@@ -117,7 +116,7 @@ class Swarm:
             table.pop(fd, None)
 
     def hook(self, client: Client, hook: Hook) -> None:
-        """Reads this client before the others and hands everything that it reads to `hook` as well."""
+        """Read this client before the others, and also pass all its data to `hook`."""
         fd = client.socket.fileno()
         if fd not in self._hooks:
             self._crowd.unregister(fd)
@@ -131,37 +130,37 @@ class Swarm:
             self.hook(client, sample.feed)
 
     def connect_bare(self, clients: int) -> None:
-        """TCP only, for the raw server."""
+        """Connect clients with TCP only, for the raw server."""
         self.clients += [Client(self, len(self.clients) + number) for number in range(clients)]
 
     def connect(self, channels: Sequence[tuple[str, ...]], seconds: float, polling: bool = False) -> None:
-        """Connects one client for each entry, subscribed to its channels, IN_FLIGHT at a time.
+        """Connect one client for each entry and subscribe it to its channels, IN_FLIGHT clients at a time.
 
-        Raises TimeoutError when they are not all subscribed after `seconds`.
+        Raises TimeoutError when not all clients are subscribed after `seconds`.
         """
         deadline = time.monotonic() + seconds
         waiting = list(enumerate(channels))[::-1]
-        shaking = 0
-        while waiting or shaking:
-            while waiting and shaking < IN_FLIGHT:
+        connecting = 0
+        while waiting or connecting:
+            while waiting and connecting < IN_FLIGHT:
                 number, names = waiting.pop()
                 client = Client(self, number)
                 conversation = Conversation(client, names)
                 client.handshake = conversation.polling() if polling else conversation.websocket()
                 next(client.handshake)
                 self.clients.append(client)
-                shaking += 1
+                connecting += 1
             for fd, _ in self._crowd.poll(0.2, 1024):
-                shaking -= self._advance(self._by_fd[fd]) if fd in self._by_fd else 0
+                connecting -= self._advance(self._by_fd[fd]) if fd in self._by_fd else 0
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{shaking + len(waiting)} of {len(channels)} clients did not get subscribed")
+                raise TimeoutError(f"{connecting + len(waiting)} of {len(channels)} clients are not subscribed")
 
     def _advance(self, client: Client) -> int:
-        """1 if this read ended the client's handshake."""
+        """Return 1 if this read completed the client's handshake, otherwise 0."""
         try:
             data = client.socket.recv(65536)
         except BlockingIOError:
-            # What was readable is its first connection, which the server closes after the upgrade.
+            # The first connection was readable: the server closes it after the upgrade.
             client.close_spare()
             return 0
         if client.handshake is None:
@@ -179,7 +178,7 @@ class Swarm:
             return 1
 
     def pump(self, until: int | None, seconds: float) -> bool:
-        """Reads until `until` messages have been counted in all, or for `seconds`; True if the count was reached."""
+        """Read until `until` messages were counted in total, or for `seconds`. Return whether the count was reached."""
         deadline = time.monotonic() + seconds
         crowd = self._crowd.fileno()
         target = until if until is not None else 1 << 62
@@ -194,7 +193,7 @@ class Swarm:
         return True
 
     def _read(self, ready: list[tuple[int, int]]) -> None:
-        """The hot loop: about 3 µs a read, most of it in the kernel."""
+        """Read ready sockets. The hot loop: about 3 µs per read, most of it in the kernel."""
         receive, hooks, counts, buffer, marker = self._receive, self._hooks, self.counts, self._buffer, MARKER[0]
         total = 0
         for fd, _ in ready:
@@ -225,14 +224,14 @@ class Swarm:
         client.socket.close()
 
     def take_latencies(self) -> list[int]:
-        """The sampled latencies since the last call, in nanoseconds."""
+        """Return the sampled latencies since the last call, in nanoseconds."""
         taken = [latency for sample in self.samples for latency in sample.latencies]
         for sample in self.samples:
             sample.latencies = []
         return taken
 
     def uneven(self) -> int:
-        """How many clients have not counted as many messages as the first (for rooms that hold everybody)."""
+        """Return how many clients counted another number of messages than the first, for rooms with all clients."""
         counts = list(self.counts.values())
         return sum(count != counts[0] for count in counts)
 

@@ -1,4 +1,4 @@
-"""One scenario against one running server, once: its process, its meters and the rows that it returns."""
+"""One run of a scenario with a running server: its process, its meters and its rows."""
 
 import gc
 import multiprocessing
@@ -16,13 +16,13 @@ from bench.servers import Server
 from bench.swarm import Swarm
 
 SATURATED = 0.9
-STRANGERS = 0.1
+OTHERS = 0.1
 SETTLE_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything: --quick, normal, --full."""
+    """The size of a run: --quick, normal or --full."""
 
     clients: tuple[int, ...]
     rates: tuple[int, ...]
@@ -62,7 +62,7 @@ FULL = Size(
 
 @dataclass
 class Row:
-    """One measured case. `flags` say what makes it doubtful."""
+    """One measured case. `flags` say why a result is doubtful."""
 
     case: str
     values: dict[str, float]
@@ -71,35 +71,35 @@ class Row:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a stretch of time cost: seconds, CPU seconds of the server, and shares of the time.
+    """The cost of a period: wall seconds, CPU seconds of the server, and shares of the wall time.
 
-    The shares: the generator's own, its core's, and what others (`strangers`) took of the server's core.
+    The shares are the CPU times of the load generator, of its core, and of other processes on the server's core.
     """
 
     wall: float
     server: float
     generator_busy: float
     load_core_busy: float
-    strangers: float
+    others_busy: float
 
     def row(self, case: str, **values: float) -> Row:
         row = Row(case, dict(values))
         row.values["server_busy"] = self.server / self.wall
         row.values["generator_busy"] = self.generator_busy
         row.values["load_core_busy"] = self.load_core_busy
-        row.values["strangers"] = self.strangers
+        row.values["others_busy"] = self.others_busy
         if self.generator_busy > SATURATED:
             row.flags.append("load generator saturated")
         elif self.load_core_busy > SATURATED:
             row.flags.append("load core saturated")
-        if self.strangers > STRANGERS:
-            row.flags.append("something else ran on the server's core")
+        if self.others_busy > OTHERS:
+            row.flags.append("other processes ran on the server's core")
         return row
 
 
 @dataclass
 class Trial:
-    """What a scenario works with."""
+    """The inputs of a scenario."""
 
     server: Server
     database_url: str
@@ -109,7 +109,7 @@ class Trial:
     source: Source
 
     def meter(self) -> Callable[[], Spent]:
-        """Starts measuring; call the result to stop."""
+        """Start measuring. Call the result to stop."""
         wall, server, own = time.monotonic(), process_cpu(self.server.pid), time.process_time()
         load, beside = core_busy_ticks(self.cores.load), core_busy_ticks(self.cores.server)
 
@@ -127,7 +127,7 @@ class Trial:
         return stop
 
     def quiesce(self, seconds: float = 10.0) -> None:
-        """Reads on until the server is all but idle for half a second, so that one case does not pay for another."""
+        """Keep reading until the server is almost idle for half a second, so that cases do not affect each other."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             before = process_cpu(self.server.pid)
@@ -136,10 +136,10 @@ class Trial:
                 return
 
     def join(self, channels: Sequence[tuple[str, ...]], samples: int) -> None:
-        """Connects a client for each entry; `samples` of them, spread evenly, are checked frame by frame."""
+        """Connect a client for each entry. Check `samples` of them, evenly spaced, frame by frame."""
         if isinstance(self.source, RawSource):
             for first in range(0, len(channels), 1_000):
-                # No more at a time than fit into the backlog: this server accepts only when told to.
+                # In batches that fit into the listen backlog: this server accepts only on request.
                 self.swarm.connect_bare(min(1_000, len(channels) - first))
                 self.source.expect(len(self.swarm.clients))
         else:
@@ -160,7 +160,7 @@ def _share(before: tuple[int, int], after: tuple[int, int]) -> float:
 
 
 def percentiles(latencies_ns: list[int]) -> dict[str, float]:
-    """p50, p99 and p99.9 in milliseconds; empty without a sample."""
+    """Return p50, p99 and p99.9 in milliseconds; empty without samples."""
     if not latencies_ns:
         return {}
     ordered = sorted(latencies_ns)
@@ -169,7 +169,7 @@ def percentiles(latencies_ns: list[int]) -> dict[str, float]:
 
 
 def run(scenario: Scenario, server: Server, database_url: str, cores: Cores, size: Size, seconds: float) -> list[Row]:
-    """Runs the scenario in a fresh process pinned to the load core. Raises RuntimeError with what went wrong there."""
+    """Run a scenario in a new process pinned to the load core. Raises RuntimeError with the error of that process."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(theirs, scenario, server, database_url, cores, size))

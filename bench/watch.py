@@ -1,4 +1,4 @@
-"""`python bench/watch.py`: what a watched table costs those who write it, as ratios to the same table unwatched."""
+"""`python bench/watch.py`: measures the cost of a watched table for its writers, relative to an unwatched one."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-# `python bench/watch.py` puts bench/ first on the path; its modules are those of the package `bench`.
+# `python bench/watch.py` puts bench/ first on the path; make the package `bench` importable instead.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench import log_database, machine  # noqa: E402
@@ -40,12 +40,12 @@ BULK: dict[str, str | None] = {
     "own channels": ", channel => 'orders:{customer}'",
     "no limit: each row": ", bulk_limit => NULL",
 }
-#: A tenth of the rows: it takes that long.
+#: Runs with a tenth of the rows, because it is slow.
 BULK_PER_ROW: dict[str, str | None] = {"plain": None, "per row": ", per => 'row'"}
 
 
 class Tables:
-    """One table for each variant, alike but for the watch. No relay runs: the outbox is emptied in between."""
+    """One table per variant, identical except for the watch. No relay runs: the outbox is truncated in between."""
 
     def __init__(self, connection: Any, variants: dict[str, str | None], rows: int) -> None:
         self._connection = connection
@@ -63,25 +63,25 @@ class Tables:
         with self._connection.cursor() as cursor:
             cursor.execute(statement)
 
-    def rest(self, *names: str) -> None:
-        """Nothing of the last measurement is left for the next one."""
+    def clean_up(self, *names: str) -> None:
+        """Remove the leftovers of the last measurement."""
         self.run("TRUNCATE socketio_pg.outbox")
         for name in names:
             self.run(f"VACUUM {name}")
         self.run("CHECKPOINT")
 
     def compare(self, rounds: int, write: Callable[[str], int]) -> dict[str, list[float]]:
-        """Seconds for each statement of ``write(table)``, which returns how many it ran: a list for each variant."""
+        """Return the seconds per statement of ``write(table)``, which returns their number: a list for each variant."""
         found: dict[str, list[float]] = {variant: [] for variant in self.names}
         for turn in range(rounds + 1):
             order = list(self.names.items())
-            # Not always in the same place behind the same other.
+            # Rotates the order, so that no variant always follows the same other.
             for variant, name in order[turn % len(order) :] + order[: turn % len(order)]:
-                self.rest(name)
+                self.clean_up(name)
                 began = time.perf_counter()
                 count = write(name)
                 seconds = time.perf_counter() - began
-                # The first round warms up: plans, pages.
+                # The first round is a warm-up of plans and pages.
                 if turn:
                     found[variant].append(seconds / count)
         return found
@@ -98,7 +98,7 @@ def show(title: str, found: dict[str, list[float]]) -> None:
 
 
 def single(url: str, rounds: int, statements: int) -> None:
-    """One row a statement: each in a transaction of its own, and many in one."""
+    """Measure statements of one row: each in its own transaction, and many in one."""
     with closing(connect(url)) as connection:
         tables = Tables(connection, SINGLE, statements)
 
@@ -112,8 +112,8 @@ def single(url: str, rounds: int, statements: int) -> None:
                 tables.run(f"UPDATE {name} SET total = total + 1, note = 'updated' WHERE id = {number}")
             return statements
 
-        for what, write in (("INSERT", insert), ("UPDATE", update)):
-            show(f"{what} of a row, a transaction each", tables.compare(rounds, write))
+        for statement, write in (("INSERT", insert), ("UPDATE", update)):
+            show(f"{statement} of a row, one transaction each", tables.compare(rounds, write))
 
             def together(name: str, write: Callable[[str], int] = write) -> int:
                 tables.run("BEGIN")
@@ -121,11 +121,11 @@ def single(url: str, rounds: int, statements: int) -> None:
                 tables.run("COMMIT")
                 return count
 
-            show(f"{what} of a row, {statements} in one transaction", tables.compare(rounds, together))
+            show(f"{statement} of a row, {statements} in one transaction", tables.compare(rounds, together))
 
 
 def bulk(url: str, rounds: int, rows: int) -> None:
-    """One statement that changes many rows."""
+    """Measure one statement that changes many rows."""
     with closing(connect(url)) as connection:
         for variants, count in ((BULK, rows), (BULK_PER_ROW, rows // 10)):
             tables = Tables(connection, variants, count)
@@ -145,11 +145,11 @@ def main() -> None:
     parser.add_argument("--statements", type=int, default=1000)
     parser.add_argument("--rows", type=int, default=100_000)
     options = parser.parse_args()
-    strangers = machine.wait_until_idle(0.1, 30)
+    busy = machine.wait_until_idle(0.1, 30)
     with log_database.running() as cluster:
         print(
             f"PostgreSQL {cluster.version_number()}, fdatasync {cluster.fdatasync_us():.0f} us,"
-            f" machine busy with other things before: {strangers:.0%}; medians of {options.rounds} rounds"
+            f" machine busy with other processes before: {busy:.0%}; medians of {options.rounds} rounds"
         )
         with cluster.database("watch_single") as url:
             single(url, options.rounds, options.statements)

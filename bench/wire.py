@@ -1,7 +1,7 @@
-"""WebSocket, Engine.IO and Socket.IO as a client speaks them, without any I/O.
+"""The client side of WebSocket, Engine.IO and Socket.IO, without any I/O.
 
-A handshake is a generator: it returns when it is done and yields whenever it needs more bytes (which are sent into it);
-what it wants written goes through its `Link`.
+A handshake is a generator: it yields whenever it needs more bytes, which are sent into it, and returns when it is done.
+It writes through its `Link`.
 """
 
 import json
@@ -10,28 +10,28 @@ from typing import Protocol
 
 MASK = b"\x5a\xc3\x17\x99"
 SERVER_PING = b"\x81\x012"
-"""The Engine.IO ping as a whole WebSocket frame."""
+"""The Engine.IO ping as a complete WebSocket frame."""
 
 Handshake = Generator[None, bytes, None]
 Text = Generator[None, bytes, bytes]
 
 
 class ProtocolError(Exception):
-    """The server said something that the benchmark does not expect."""
+    """The server sent something that the benchmark does not expect."""
 
 
 class Link(Protocol):
-    """One client's connection, as a handshake sees it."""
+    """The connection of a client during its handshake."""
 
     def send(self, data: bytes) -> None: ...
 
     def reopen(self) -> None:
-        """From here on, talk on a second connection; the first stays open until the end of the handshake."""
+        """Switch to a second connection; the first stays open until the end of the handshake."""
         ...
 
 
 def client_frame(text: bytes) -> bytes:
-    """A masked text frame (RFC 6455, 5.2)."""
+    """Return a masked text frame (RFC 6455, 5.2)."""
     size = len(text)
     head = bytes((0x81, 0x80 | size)) if size < 126 else bytes((0x81, 0xFE, size >> 8, size & 0xFF))
     mask = (MASK * (size // 4 + 1))[:size]
@@ -43,13 +43,13 @@ PONG = client_frame(b"3")
 
 
 class FrameReader:
-    """Cuts the bytes of a server into the payloads of its text frames; keeps what is not complete yet."""
+    """Splits the bytes of a server into the payloads of its text frames; keeps an incomplete frame."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Raises ProtocolError on anything but whole text frames: closing, binary, masked or compressed frames."""
+        """Return the next payloads. Raises ProtocolError for close, binary, masked or compressed frames."""
         data = self._rest + data
         texts: list[bytes] = []
         start, available = 0, len(data)
@@ -72,9 +72,9 @@ class FrameReader:
 
 
 class Conversation:
-    """The client's half of a handshake: Engine.IO open, Socket.IO connect, subscriptions.
+    """The client's side of a handshake: Engine.IO open, Socket.IO connect, subscriptions.
 
-    `since` goes along with each subscription: from where in the log it goes on. `token` says who it is.
+    `since` is sent with each subscription: the position in the log after which to continue. `token` authenticates.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class Conversation:
         self._passed: list[bytes] = []
 
     def rest(self) -> tuple[list[bytes], FrameReader]:
-        """After the handshake: what came that it did not wait for, and the reader of what is still to come."""
+        """Return, after the handshake, the messages that it did not wait for, and the reader for the next data."""
         return self._passed + self._texts, self._frames
 
     def websocket(self) -> Handshake:
-        """WebSocket only: open, connect, subscribe."""
+        """Use only WebSocket: open, connect, subscribe."""
         yield from self._upgrade("")
         yield from self._expect(b"0{")
         self._link.send(client_frame(self._connect))
@@ -105,7 +105,7 @@ class Conversation:
         yield from self._subscribe()
 
     def polling(self) -> Handshake:
-        """As the stock JavaScript client does it: open and connect by long-polling, then upgrade, then subscribe."""
+        """Like the stock JavaScript client: open and connect by long-polling, upgrade, subscribe."""
         opened = yield from self._http("GET", "")
         sid = "&sid=" + json.loads(opened.split(b"\x1e")[0][1:])["sid"]
         yield from self._http("POST", sid, b"40")
@@ -145,7 +145,7 @@ class Conversation:
         self._texts += self._frames.feed(rest)
 
     def _expect(self, prefix: bytes) -> Text:
-        """The next message that starts so; others (hello, subscribed, ping, noop, first events) are kept for later."""
+        """Return the next message with this prefix. Keep others (hello, subscribed, noop, first events) for later."""
         while True:
             while self._texts:
                 text = self._texts.pop(0)

@@ -1,4 +1,4 @@
-"""Many concurrent writers: pgbench, which costs a fifth of what Python would, with what it says about itself."""
+"""Runs many concurrent writers with pgbench, which needs a fifth of Python's CPU time, and reads its figures."""
 
 import re
 import subprocess
@@ -33,7 +33,7 @@ TRANSACTIONS = {
 
 
 def publishing(messages: int) -> str:
-    """A transaction that publishes so many and does nothing else."""
+    """Return the script of a transaction that only publishes this many messages."""
     publish = f"SELECT socketio_pg.publish('{CHANNEL}', '{payload(':n')}')"
     return _NUMBER + (f"{publish};\n" if messages == 1 else f"{publish} FROM generate_series(1, {messages});\n")
 
@@ -50,12 +50,12 @@ class Written:
 
 
 class Writers:
-    """A pgbench that runs: `clients` connections, as fast as they can or at `rate` transactions a second in all."""
+    """A running pgbench with `clients` connections, as fast as possible or at `rate` transactions/s in total."""
 
     def __init__(
         self, cluster: Cluster, url: str, script: str, clients: int, seconds: float, rate: float | None = None
     ) -> None:
-        self._script = tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=".sql")  # noqa: SIM115 - lives as we do
+        self._script = tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=".sql")  # noqa: SIM115 - closed in wait()
         self._script.write(script)
         self._script.flush()
         pace = [] if rate is None else ["-R", f"{rate:g}"]
@@ -80,7 +80,7 @@ class Writers:
         transactions = int(_figure(r"number of transactions actually processed: (\d+)", out))
         return Written(
             transactions,
-            # Without the time that connecting took.
+            # Excludes the time for connecting.
             transactions / _figure(r"tps = ([\d.]+) \(without", out),
             _figure(r"latency average = ([\d.]+) ms", out),
         )
@@ -89,25 +89,25 @@ class Writers:
 def _figure(pattern: str, text: str) -> float:
     found = re.search(pattern, text)
     if found is None:
-        raise RuntimeError(f"pgbench did not say {pattern}: {text}")
+        raise RuntimeError(f"no {pattern} in the output of pgbench: {text}")
     return float(found[1])
 
 
 @dataclass(frozen=True)
 class Sample:
-    """At `t` seconds: what was published and has no position, and what has one and has not come to the subscriber."""
+    """At `t` seconds: messages without a position yet, and messages with one that the subscriber has not received."""
 
     t: float
     outbox: int
     position: int
-    under_way: int
+    in_flight: int
 
 
 class Watch:
-    """Looks at the backlog and at who is busy, in a thread, as long as something runs.
+    """Samples the backlog and the CPU use in a thread.
 
-    The backlog is the outbox's sequence less the newest position: exact when no transaction is open, and O(1), while a
-    count of the outbox would scan its dead rows.
+    The backlog is the outbox's sequence minus the newest position: exact when no transaction is open, and O(1).
+    Counting the outbox would scan its dead rows.
     """
 
     def __init__(self, url: str, node: int, subscriber: Subscriber) -> None:
@@ -128,7 +128,7 @@ class Watch:
         return Sample(time.monotonic() - self._began, waiting, position, position - self._subscriber.position)
 
     def pause(self) -> dict[str, float]:
-        """Ends the watch; what it saw, as shares of the time: 1 is one core."""
+        """Stop sampling. Return CPU use as shares of the time (1 is one core), and the largest backlog."""
         self._ended.set()
         self._thread.join()
         seconds = time.monotonic() - self._began
@@ -137,15 +137,15 @@ class Watch:
             "node_busy": (node - self._before[0]) / seconds,
             "relay_busy": (relay - self._before[1]) / seconds,
             "machine_busy": (busy - self._before[2]) / max(1, ticks - self._before[3]),
-            "backlog_max": max(sample.outbox + sample.under_way for sample in self.samples),
+            "backlog_max": max(sample.outbox + sample.in_flight for sample in self.samples),
         }
 
     def drain(self, seconds: float) -> float:
-        """Seconds until the outbox is empty and the subscriber has everything. Raises TimeoutError."""
+        """Wait until the outbox is empty and the subscriber has everything. Return the seconds. Raises TimeoutError."""
         began = time.monotonic()
         while time.monotonic() < began + seconds:
             sample = self.backlog()
-            if sample.outbox <= 0 and sample.under_way <= 0:
+            if sample.outbox <= 0 and sample.in_flight <= 0:
                 return time.monotonic() - began
             time.sleep(0.005)
         raise TimeoutError(f"after {seconds:.0f} s there is still a backlog: {sample}")
@@ -169,5 +169,5 @@ def business_table(url: str) -> None:
 
 
 def series(samples: list[Sample]) -> list[list[float]]:
-    """For the JSON: t, outbox, position, under way."""
-    return [[round(sample.t, 2), sample.outbox, sample.position, sample.under_way] for sample in samples]
+    """Return [t, outbox, position, in flight] for the JSON."""
+    return [[round(sample.t, 2), sample.outbox, sample.position, sample.in_flight] for sample in samples]
