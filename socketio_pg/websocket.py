@@ -64,21 +64,24 @@ class SocketServer:
         self.app = app if app is not None else Flask("socketio_pg", static_folder=None)
         self.port = port
         listener = RemoteListener if self.settings.listen == "leader" else Listener
-        dsn = dsn or self.settings.database_url
-        self.pubsub = PubSub(self.app, dsn, self.settings.listen_database_url, listener)
-        self.pubsub.durable_channels = self.settings.durable_channels
-        self.pubsub.max_payload = self.settings.max_payload
+        self.pubsub = PubSub(
+            dsn or self.settings.database_url or self.app.config.get("SQLALCHEMY_DATABASE_URI"),
+            self.settings.listen_database_url,
+            listener=listener,
+            durable_channels=self.settings.durable_channels,
+            max_payload=self.settings.max_payload,
+        )
+        hub, log = self.pubsub.hub, self.pubsub.log
         self.relay = Relay(
             self.pubsub.database,
             self.settings.log_retention,
             self.settings.log_max_messages,
-            lambda: (self.pubsub.follower.position, len(self.pubsub.hub)),
+            lambda: (log.position, len(hub)),
         )
         manager = create_manager(self.settings, self.pubsub)
         listen_for_others(manager, self.pubsub, self.relay)
         # Whichever comes first: the relay may have looked when there was no log, and the listener not heard yet.
-        self.pubsub.on_log_changed.append(self.relay.look)
-        self.pubsub.follower.on_found = self.relay.look
+        self.pubsub.watch_log(self.relay.look)
         # A payload with its envelope; engine.io's default is 1,000,000.
         most_bytes = max(1_000_000, self.settings.max_payload) + 65_536
         self.socketio = SocketIO(
@@ -99,7 +102,7 @@ class SocketServer:
         server = self.socketio.server
         server.on_opened = self._door.opened
         server.on_closed = self._door.closed
-        delivery = Delivery(manager, self.pubsub, self.settings.send_buffer_bytes)
+        delivery = Delivery(manager, self.pubsub, hub, log, self.settings.send_buffer_bytes)
         self.access = Access(
             self.settings,
             self.app,
@@ -117,12 +120,12 @@ class SocketServer:
         self._delivery = delivery
         self.limits = ClientLimits(self.settings)
         self.idle = Idle(
-            self.pubsub.hub,
+            hub,
             self.settings.idle_timeout,
             lambda sid: delivery.cut_off(sid, IdleTimeoutError("nothing was heard for too long"), "idle_timeout"),
         )
-        Handlers(server, self.pubsub, delivery, self.access, self.limits).register(test=test)
-        self.gauges = Gauges(server, self.pubsub, self.relay, Probe(self.pubsub.database), self.parts)
+        Handlers(server, self.pubsub, hub, log, delivery, self.access, self.limits).register(test=test)
+        self.gauges = Gauges(server, self.pubsub, hub, log, self.relay, Probe(self.pubsub.database), self.parts)
         self.app.register_blueprint(
             create_blueprint(
                 self.readiness,
@@ -221,7 +224,7 @@ class SocketServer:
     def _drain(self) -> None:
         # Another node leads while we take our leave.
         self.relay.stop()
-        self.pubsub.publisher.flush(2.0)
+        self.pubsub.flush(2.0)
         sockets = list(self.socketio.server.eio.sockets.values())
         logger.info("draining %d clients", len(sockets))
         random.shuffle(sockets)
@@ -248,10 +251,10 @@ class SocketServer:
         Clients can be served when all are in order.
         """
         # Proven at each connecting by a NOTIFY of our own, on a channel whose name nobody else can know.
-        listening = self.pubsub.listener.problem
+        listening = self.pubsub.problem
         if listening is not None and self.settings.listen == "leader" and self.relay.problem is not None:
             listening = f"{listening}; this node cannot listen for them: {self.relay.problem}"
-        installed = self.pubsub.follower.installed
+        installed = self.pubsub.log.installed
         missing = self.settings.auto_init and not installed
         return {
             "process": "shutting down" if self._draining else None,

@@ -5,20 +5,18 @@ Both take subscriptions, and then give one event after the other.
 
 import contextlib
 import queue
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from socketio_pg.core import green
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import DatabaseUnavailableError, InvalidRequestError, SocketIOPGError
-from socketio_pg.core.messages import EncodedMessage
-from socketio_pg.log.replay import MAX_HISTORY, LogPosition, Replay, find_start
+from socketio_pg.core.messages import EncodedMessage, Position
+from socketio_pg.log.replay import MAX_HISTORY
 from socketio_pg.postgres.database import Database, session
-from socketio_pg.postgres.listener import NotifyGap
-from socketio_pg.pubsub.filters import Filter, parse_filter
 from socketio_pg.pubsub.pubsub import PubSub
-from socketio_pg.subscriber.subscriber import Position, Subscriber
+from socketio_pg.subscriber.subscriber import Subscriber
 
 #: From the oldest message that there is.
 START: Literal["start"] = "start"
@@ -67,61 +65,40 @@ def parse_since(text: str) -> Since | Literal["start"]:
 
 
 class FromDatabase:
-    """LISTEN, and the log where it is installed: what a server does, in this process."""
+    """Messages that this process itself receives with LISTEN, and from the log where it is installed."""
 
     def __init__(self, settings: Settings) -> None:
         assert settings.database_url is not None
-        # For the error that says what is wrong; the listener would go on trying.
+        # Raises an error that says what is wrong; the listener would retry.
         with session(Database(settings.database_url)):
             pass
-        self._pubsub = PubSub(None, settings.database_url, settings.listen_database_url)
-        # The database is there. So what can be wrong takes the listener a while to find out: see Listener._prove().
+        self._pubsub = PubSub(settings.database_url, settings.listen_database_url)
+        # The database is reachable. The listener takes a while to detect another problem: see Listener._prove().
         self._pubsub.subscribe_timeout_down = 15.0
-        self._pubsub.on_messages.append(self._receive)
-        self._pubsub.on_gap.append(self._receive_gap)
-        self._pubsub.on_log_gap.append(self._receive_log_gap)
-        self._pubsub.hub.add(self)
-        self._channels: set[str] = set()
-        self._filters: dict[str, Filter | None] = {}
         self._events: Any = green.Queue()
 
     def subscribe(self, channel: str, start: Start, filter: dict[str, Any] | None = None) -> None:
-        self._filters[channel] = parse_filter(filter)
-        hub, follower, history = self._pubsub.hub, self._pubsub.follower, self._pubsub.history
+        receiver = _Events(self._events)
         try:
-            self._pubsub.join(self, channel)
+            since = self._since(start)
+            if start is not None and self._pubsub.position() is None:
+                receiver.gap({"channel": channel, "tier": "log", "reason": "not_installed"})
+                start = since = None
+            history = start if isinstance(start, int) else None
+            self._pubsub.subscribe_receiver(channel, receiver, since=since, history=history, filter=filter)
         except DatabaseUnavailableError as error:
-            raise DatabaseUnavailableError(self._pubsub.listener.problem or error.message) from None
-        if not follower.installed:
-            if start is not None:
-                self._tell_gap(channel, "log", "not_installed")
-            self._channels.add(channel)
-            return
-        after = self._find(channel, start)
-        # From here on nothing waits: what is live from now on is either held back or comes by itself.
-        self._channels.add(channel)
-        if after is not None:
-            replay = Replay(follower, history, channel, after)
-            hub.hold(self, channel, replay)
-            green.spawn(
-                replay.run, _Replayed(self, channel), lambda: hub.held_by(self, channel) is replay,
-                lambda: hub.release(self, channel),
-            )  # fmt: skip
+            raise DatabaseUnavailableError(self._pubsub.problem or error.message) from None
 
-    def _find(self, channel: str, start: Start) -> int | None:
-        """The position after which to begin; None for now."""
-        follower, history = self._pubsub.follower, self._pubsub.history
-        if isinstance(start, str):
-            return history.head().trimmed
-        if isinstance(start, Since):
-            epoch = start.epoch or follower.epoch
-            assert epoch is not None
-            after, told = find_start(follower, history, channel, LogPosition(epoch, start.position))
-            if told["recovered"]:
-                return after
-            self._tell_gap(channel, "log", told["reason"])
-            return history.head().trimmed if told["reason"] == "trimmed" else None
-        return find_start(follower, history, channel, start)[0]
+    def _since(self, start: Start) -> Position | None:
+        """Return the position that ``start`` means; None for a number, for now, and without a log."""
+        if start == START:
+            return self._pubsub.oldest()
+        if not isinstance(start, Since):
+            return None
+        if start.epoch is not None:
+            return Position(epoch=start.epoch, position=start.position)
+        newest = self._pubsub.position()
+        return None if newest is None else Position(epoch=newest["epoch"], position=start.position)
 
     def next(self, seconds: float) -> Event | None:
         try:
@@ -133,54 +110,21 @@ class FromDatabase:
     def close(self) -> None:
         self._pubsub.disconnect()
 
-    def put(self, messages: Sequence[EncodedMessage], *, replayed: bool = False) -> None:
-        """``messages`` become events."""
-        for message in messages:
-            filter = self._filters[message.channel]
-            if filter is not None and not filter.matches(message.payload_json):
-                continue
-            body = message.to_wire()
-            if message.position is not None:
-                body["epoch"] = self._pubsub.follower.epoch
-            if replayed:
-                body["replayed"] = True
-            self._events.put(Event("message", body))
-
-    def _receive(self, messages: Sequence[EncodedMessage]) -> None:
-        hub = self._pubsub.hub
-        self.put([
-            message for message in messages
-            if message.channel in self._channels
-            and not (message.position is not None and hub.held_by(self, message.channel))
-        ])  # fmt: skip
-
-    def _receive_gap(self, gap: NotifyGap) -> None:
-        self._events.put(Event("gap", gap.to_wire() | {"tier": "notify"}))
-
-    def _receive_log_gap(self, reason: str) -> None:
-        for channel in sorted(self._channels):
-            self._tell_gap(channel, "log", reason)
-
-    def _tell_gap(self, channel: str, tier: str, reason: str) -> None:
-        self._events.put(Event("gap", {"channel": channel, "tier": tier, "reason": reason}))
-
 
 @dataclass(frozen=True, slots=True)
-class _Replayed:
-    """The receiver of a replay. Nothing holds it up: what waits is bounded by what the log has."""
+class _Events:
+    """Puts the messages and gaps of a subscription into ``queue``, which is not bounded.
 
-    source: FromDatabase
-    channel: str
+    A message keeps the payload's text: it is not parsed and written again.
+    """
 
-    def send(self, messages: Sequence[EncodedMessage]) -> None:
-        self.source.put(messages, replayed=True)
+    queue: Any
 
-    def wait_sent(self) -> bool:
-        green.sleep()
-        return True
+    def receive(self, message: EncodedMessage, extra: Mapping[str, Any]) -> None:
+        self.queue.put(Event("message", {**message.to_wire(), **extra}))
 
-    def gap(self, reason: str, epoch: str, position: int) -> None:
-        self.source._tell_gap(self.channel, "log", reason)
+    def gap(self, gap: dict[str, Any]) -> None:
+        self.queue.put(Event("gap", gap))
 
 
 class FromServer:

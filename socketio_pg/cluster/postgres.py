@@ -11,7 +11,6 @@ from socketio_pg.cluster.node import ClusterManager
 from socketio_pg.cluster.queue_manager import Command
 from socketio_pg.core import green
 from socketio_pg.core.channels import QUEUE_CHANNEL
-from socketio_pg.postgres.publisher import Outgoing
 from socketio_pg.pubsub.pubsub import PubSub
 
 logger = logging.getLogger("socketio_pg.cluster")
@@ -34,7 +33,7 @@ class _OwnConnections(socketio.PubSubManager):  # type: ignore[misc]
         super().initialize()
 
     def _publish(self, data: Command) -> None:
-        self._pubsub.publisher.publish([Outgoing(QUEUE_CHANNEL, part) for part in split(self.json.dumps(data))])
+        self._pubsub.publish_reserved(QUEUE_CHANNEL, split(self.json.dumps(data)))
 
     def _receive(self, parts: Sequence[str]) -> None:
         for part in parts:

@@ -9,7 +9,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import orjson
 
@@ -18,6 +18,13 @@ from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError, S
 
 #: PostgreSQL manual, NOTIFY: "In the default configuration it must be shorter than 8000 bytes."
 MAX_NOTIFY_BYTES = 7999
+
+
+class Position(TypedDict):
+    """A place in the log. Positions are comparable only within one epoch."""
+
+    epoch: str
+    position: int
 
 
 @dataclass(frozen=True, slots=True)

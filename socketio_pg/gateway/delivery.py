@@ -1,6 +1,5 @@
 """From the database to the clients: messages to Socket.IO rooms, gaps, and the replays of single subscriptions."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ from socketio_pg.access.tokens import ANONYMOUS, Claims
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import SocketIOPGError, UnauthorizedError
 from socketio_pg.core.messages import EncodedMessage
-from socketio_pg.log.replay import Replay
+from socketio_pg.log.log import Log
 from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.protocol.fanout import Manager
 from socketio_pg.pubsub.filters import Filter
@@ -24,23 +23,23 @@ class Delivery:
     ``send_buffer_bytes`` may wait for one client.
     """
 
-    def __init__(self, manager: Manager, pubsub: PubSub, send_buffer_bytes: int) -> None:
+    def __init__(self, manager: Manager, pubsub: PubSub, hub: Hub, log: Log, send_buffer_bytes: int) -> None:
         self._manager = manager
         self._pubsub = pubsub
+        self._hub = hub
+        self._log = log
         self._send_buffer_bytes = send_buffer_bytes
-        pubsub.on_messages.append(self._emit_messages)
-        pubsub.on_gap.append(self._emit_gap)
-        pubsub.on_log_gap.append(self._emit_log_gap)
+        pubsub.add_receiver(self)
 
     def room_of(self, sid: str, channel: str) -> str:
         """The room in which the subscription is: the channel's, or the one of its filter."""
-        return _room(channel, self._pubsub.hub.filter_of(sid, channel))
+        return _room(channel, self._hub.filter_of(sid, channel))
 
     def enter(self, sid: str, channel: str, filter: Filter | None) -> bool:
         """Let a subscription in, with its filter from now on. Whether it was in already, with any filter."""
         before, now = self.room_of(sid, channel), _room(channel, filter)
         live = before in self._manager.get_rooms(sid, "/")
-        self._pubsub.hub.set_filter(sid, channel, filter)
+        self._hub.set_filter(sid, channel, filter)
         if not live:
             self._manager.enter_room(sid, "/", now)
         elif before != now:
@@ -52,11 +51,10 @@ class Delivery:
 
         ``cause`` is for the metrics: ``since``, ``history`` or ``lagging``.
         """
-        replay = Replay(self._pubsub.follower, self._pubsub.history, channel, after)
-        self._pubsub.hub.hold(sid, channel, replay)
+        replay = self._pubsub.hold(sid, channel, after, _Client(self._manager, self._hub, sid, channel))
         self._manager.pass_by(sid, self.room_of(sid, channel))
         metrics.replays.labels(cause).inc()
-        return functools.partial(self._replay, sid, replay)
+        return replay
 
     def leave(self, sid: str, channel: str) -> None:
         """End a subscription: nothing more of ``channel`` goes to ``sid``."""
@@ -95,16 +93,7 @@ class Delivery:
             # At the level of Engine.IO: a client that can get itself another token comes back with it.
             socket.close(False, True)
 
-    def _replay(self, sid: str, replay: Replay) -> None:
-        """Run ``replay``, for which the subscription of ``sid`` is held. Waits until it is at an end."""
-        hub, channel = self._pubsub.hub, replay.channel
-        replay.run(
-            _Client(self._manager, self._pubsub.hub, sid, channel),
-            lambda: hub.held_by(sid, channel) is replay,
-            lambda: hub.release(sid, channel),
-        )
-
-    def _emit_messages(self, messages: Sequence[EncodedMessage]) -> None:
+    def receive_messages(self, messages: Sequence[EncodedMessage]) -> None:
         rooms = [self._rooms(message) for message in messages]
         channels = {message.channel for message in messages}
         # A subscription that is being brought up to date gets what is live from the log as well.
@@ -112,7 +101,7 @@ class Delivery:
         if messages[0].position is not None:
             channel_of = {room: message.channel for message, some in zip(messages, rooms, strict=True) for room in some}
             self._hold_lagging(channel_of, messages[0].position - 1)
-            held_of = {channel: self._pubsub.hub.held(channel) for channel in channels}
+            held_of = {channel: self._hub.held(channel) for channel in channels}
             held = {room: held_of[channel] for room, channel in channel_of.items() if held_of[channel]}
         events = zip(rooms, (message.to_wire() for message in messages), strict=True)
         # A channel's subscription is in one of its rooms only.
@@ -120,34 +109,33 @@ class Delivery:
 
     def _rooms(self, message: EncodedMessage) -> Sequence[str]:
         """The rooms of those who get ``message``."""
-        filters = self._pubsub.hub.filters(message.channel)
+        filters = self._hub.filters(message.channel)
         if filters is None:
             return (message.channel,)
         return [message.channel, *(_room(message.channel, found) for found in filters.matching(message.payload_json))]
 
     def _all_rooms(self, channel: str) -> list[str]:
-        return [channel, *(_room(channel, filter) for filter in self._pubsub.hub.filters(channel) or ())]
+        return [channel, *(_room(channel, filter) for filter in self._hub.filters(channel) or ())]
 
     def _hold_lagging(self, channel_of: Mapping[str, str], after: int) -> None:
         """Who does not keep up with the log is not cut off as with NOTIFY, but replayed to at its own speed.
 
         In the rooms of ``channel_of``, which get what follows the position ``after``.
         """
-        hub = self._pubsub.hub
+        hub = self._hub
         for room, channel in channel_of.items():
             for sid in self._manager.lagging(room, self._send_buffer_bytes // 4):
                 if hub.is_subscribed(sid, channel) and not hub.held_by(sid, channel):
                     green.run_soon(self.hold(sid, channel, after, "lagging"))
 
-    def _emit_gap(self, gap: NotifyGap) -> None:
+    def receive_gap(self, gap: NotifyGap) -> None:
         metrics.gaps.labels(gap.reason).inc()
         self._manager.emit("gap", gap.to_wire(), "/", to=self._all_rooms(gap.channel), ignore_queue=True)
 
-    def _emit_log_gap(self, reason: str) -> None:
+    def receive_log_gap(self, reason: str) -> None:
         metrics.gaps.labels(reason).inc()
-        follower = self._pubsub.follower
-        for channel in self._pubsub.hub.channels():
-            body = {"channel": channel, "reason": reason, "epoch": follower.epoch, "position": follower.position}
+        for channel in self._hub.channels():
+            body = {"channel": channel, "reason": reason, "epoch": self._log.epoch, "position": self._log.position}
             self._manager.emit("gap", body, "/", to=self._all_rooms(channel), ignore_queue=True)
 
 

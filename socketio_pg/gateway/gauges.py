@@ -12,9 +12,11 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.core.metrics import TRANSPORTS
+from socketio_pg.log.log import Log
 from socketio_pg.log.relay import Relay
 from socketio_pg.postgres.database import Database, translated_errors
 from socketio_pg.protocol.server import Server
+from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.pubsub import PubSub
 
 logger = logging.getLogger("socketio_pg.probe")
@@ -155,10 +157,19 @@ class Gauges:
     """Those of one server. ``parts()`` answers what is wrong with each part of it, None for nothing."""
 
     def __init__(
-        self, server: Server, pubsub: PubSub, relay: Relay, probe: Probe, parts: Callable[[], Mapping[str, str | None]]
+        self,
+        server: Server,
+        pubsub: PubSub,
+        hub: Hub,
+        log: Log,
+        relay: Relay,
+        probe: Probe,
+        parts: Callable[[], Mapping[str, str | None]],
     ) -> None:
         self._server = server
         self._pubsub = pubsub
+        self._hub = hub
+        self._log = log
         self._relay = relay
         self._probe = probe
         self._parts = parts
@@ -183,13 +194,12 @@ class Gauges:
         """For the registry."""
         yield from self._of_connections()
         yield from self._of_hub()
-        yield _gauge("publish_waiting_messages", self._pubsub.publisher.waiting)
+        yield _gauge("publish_waiting_messages", self._pubsub.publish_waiting)
         yield _labelled("ready", {part: problem is None for part, problem in self._parts().items()})
         yield _gauge("relay_leading", self._relay.leading)
-        follower = self._pubsub.follower
-        if follower.installed:
-            yield _gauge("log_position", follower.delivered)
-            yield _gauge("log_behind_messages", follower.behind)
+        if self._log.installed:
+            yield _gauge("log_position", self._log.delivered)
+            yield _gauge("log_behind_messages", self._log.behind)
         # What is not known is not there: a 0 would say that all is well.
         reading = self._probe.read()
         if reading is not None:
@@ -216,7 +226,7 @@ class Gauges:
         yield _gauge("send_buffer_bytes", buffered)
 
     def _of_hub(self) -> Iterator[Metric]:
-        hub = self._pubsub.hub
+        hub = self._hub
         sizes = hub.sizes()
         yield _gauge("clients", len(hub))
         yield _gauge("subscriptions", sum(sizes))

@@ -12,11 +12,12 @@ from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, So
 from socketio_pg.core.messages import requested_publication
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.limits import ClientLimits
-from socketio_pg.log.replay import LogPosition, Replay, find_start, requested_start
+from socketio_pg.log.log import Log
+from socketio_pg.log.replay import LogPosition, requested_start
 from socketio_pg.protocol.answers import Answer, showable
 from socketio_pg.protocol.server import Server
 from socketio_pg.pubsub.filters import parse_filter
-from socketio_pg.pubsub.hub import UnknownSubscriberError
+from socketio_pg.pubsub.hub import Hub, UnknownSubscriberError
 from socketio_pg.pubsub.pubsub import PubSub
 
 Handler = Callable[[str, dict[str, Any]], Answer]
@@ -26,10 +27,19 @@ class Handlers:
     """The handlers of a client's events. Each gets the client's ``sid`` and the one object that it sent."""
 
     def __init__(
-        self, server: Server, pubsub: PubSub, delivery: Delivery, access: Access, limits: ClientLimits
+        self,
+        server: Server,
+        pubsub: PubSub,
+        hub: Hub,
+        log: Log,
+        delivery: Delivery,
+        access: Access,
+        limits: ClientLimits,
     ) -> None:
         self._server = server
         self._pubsub = pubsub
+        self._hub = hub
+        self._log = log
         self._delivery = delivery
         self._authenticator = access.authenticator
         self._sessions = access.sessions
@@ -57,32 +67,31 @@ class Handlers:
             raise InvalidChannelError("this name is the id of a client", channel=channel)
         mark = self._permissions.mark()
         self._require(sid, "subscribe", channel)
-        hub, follower = self._pubsub.hub, self._pubsub.follower
-        new = not hub.is_subscribed(sid, channel)
+        new = not self._hub.is_subscribed(sid, channel)
         if new:
-            self._limits.check_subscriptions(hub.count_channels(sid))
+            self._limits.check_subscriptions(self._hub.count_channels(sid))
         self._pubsub.join(sid, channel)
         try:
             if self._permissions.is_overtaken(channel, mark):
                 # The answer may be from before a change, and from its check on this subscription is known.
                 self._require(sid, "subscribe", channel)
-            after, recovered = find_start(follower, self._pubsub.history, channel, start)
+            after, recovered = self._log.find_start(channel, start)
         except BaseException:
             if new:
                 self._pubsub.leave(sid, channel)
             raise
         # The client may have left, or changed its mind, meanwhile. From here on nothing waits.
-        if not hub.is_subscribed(sid, channel):
+        if not self._hub.is_subscribed(sid, channel):
             raise InvalidRequestError("unsubscribed before the subscription was complete", channel=channel)
         live = self._delivery.enter(sid, channel, filter)
         body = {"channel": channel} | recovered
         if filter is not None:
             body["filter"] = request["filter"]
-        if follower.epoch is None:
+        if self._log.epoch is None:
             return Answer("subscribed", body)
         cause = "since" if isinstance(start, LogPosition) else "history"
         then = self._delivery.hold(sid, channel, after, cause) if after is not None else None
-        body |= {"epoch": follower.epoch, "position": self._position(sid, channel, live)}
+        body |= {"epoch": self._log.epoch, "position": self._pubsub.position_of(sid, channel, live)}
         return Answer("subscribed", body, then)
 
     def unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
@@ -107,13 +116,13 @@ class Handlers:
         mark = self._permissions.mark()
         allowed: dict[str, bool] = {}
         # Until nothing is left that was subscribed to while others were asked about: then nothing waits any more.
-        while unknown := self._pubsub.hub.channels_of(sid) - allowed.keys():
+        while unknown := self._hub.channels_of(sid) - allowed.keys():
             allowed |= self._rechecks.ask(claims, unknown)
         if self._session(sid) is not before:
             raise InvalidRequestError("another 'authenticate' of this client was faster")
         self._sessions.set(sid, "/", claims)
         self._set_elsewhere(sid, claims)
-        for channel in self._pubsub.hub.channels_of(sid):
+        for channel in self._hub.channels_of(sid):
             if not allowed[channel]:
                 self._delivery.revoke(sid, channel)
             elif self._permissions.is_overtaken(channel, mark):
@@ -142,14 +151,6 @@ class Handlers:
             self._permissions.require(session.claims, action, channel)
             if self._session(sid) is session:
                 return
-
-    def _position(self, sid: str, channel: str, live: bool) -> int:
-        """After which position the messages of a subscription will follow from now on."""
-        replay = self._pubsub.hub.held_by(sid, channel)
-        if isinstance(replay, Replay):
-            return replay.position
-        # What is being sent to the room just now goes to those who were in it before.
-        return self._pubsub.follower.delivered if live else self._pubsub.follower.position
 
 
 def _with_object(handler: Handler) -> Callable[..., Answer]:

@@ -24,6 +24,8 @@ class Follower:
 
     ``deliver`` gets each share of consecutive messages, and may let other green threads run. ``on_gap(reason)`` is
     called when messages of any channel are lost to this node's subscribers: ``trimmed`` or ``epoch_changed``.
+    ``on_found()`` is called when a log is found where there was none. ``cost(message)`` is the work that a message
+    causes, in characters. ``history`` is closed with the follower.
     """
 
     #: Seconds after which a failed attempt to read the log is repeated; doubles up to the second value.
@@ -41,18 +43,18 @@ class Follower:
         recent: Recent,
         deliver: Callable[[Sequence[EncodedMessage]], None],
         on_gap: Callable[[str], None],
+        on_found: Callable[[], None] = lambda: None,
+        cost: Callable[[EncodedMessage], int] = lambda message: len(message.payload_json),
     ) -> None:
         self._listener = listener
         self._history = history
         self._recent = recent
         self._deliver = deliver
         self._on_gap = on_gap
+        self._on_found = on_found
+        self._cost = cost
         #: What was delivered; None while that is not known, or when there is no log.
         self._progress: Progress | None = None
-        #: Called when a log is found where there was none.
-        self.on_found: Callable[[], None] = lambda: None
-        #: How much work a message is, in characters.
-        self.cost: Callable[[EncodedMessage], int] = lambda message: len(message.payload_json)
         self._delivered = 0
         #: One delivers at a time: the listener's green thread what it hears, ours what was missing.
         self._delivering = green.Lock()
@@ -97,8 +99,9 @@ class Follower:
             self._worker.start(self._run)
 
     def stop(self) -> None:
-        """End the green thread. Where it was is remembered."""
+        """End the green thread and close the connection. A later start continues at the same position."""
         self._worker.stop()
+        self._history.stop()
 
     def wait_known(self, seconds: float) -> None:
         """Return when it is known whether there is a log, and where it is.
@@ -198,7 +201,7 @@ class Follower:
                 self._delivered = head.position
                 self._has_moved()
                 if progress is None:
-                    self.on_found()
+                    self._on_found()
                 else:
                     logger.warning("the log is another one than before: epoch %s", head.epoch)
                     self._on_gap("epoch_changed")
@@ -245,7 +248,7 @@ class Follower:
         while start < len(due):
             end, size = start, 0
             while end < len(due) and end - start < self.share_messages and size < self.share_characters:
-                size += self.cost(due[end])
+                size += self._cost(due[end])
                 end += 1
             share = due[start:end]
             # All of it before anybody else gets a turn: who asks for the position then is told what is being sent.

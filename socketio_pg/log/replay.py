@@ -6,11 +6,11 @@ the client is, and each message comes once.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
-from socketio_pg.core import green, metrics
+from socketio_pg.core import green
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import DatabaseError, InvalidRequestError, LogNotInstalledError
 from socketio_pg.core.logs import Complaints
@@ -33,8 +33,13 @@ class LogPosition:
     position: int
 
 
-def requested_start(request: dict[str, Any]) -> LogPosition | int | None:
-    """Where a request to subscribe wants to begin: ``since``, the number of ``history``, or None for now.
+#: Where a subscription or a page begins: after a position (``since``), with this many of the newest messages
+#: (``history``), or (None) with the messages that are published from now on.
+Start: TypeAlias = LogPosition | int | None
+
+
+def requested_start(request: Mapping[str, Any]) -> Start:
+    """Return where a request to subscribe asks to begin, from its ``since`` and ``history``.
 
     Raises :class:`InvalidRequestError`.
     """
@@ -55,41 +60,7 @@ def requested_start(request: dict[str, Any]) -> LogPosition | int | None:
     return LogPosition(epoch, position)
 
 
-def find_start(
-    follower: Follower, history: History, channel: str, start: LogPosition | int | None
-) -> tuple[int | None, dict[str, Any]]:
-    """The position after which to replay, None for not at all; and what the client is told about its ``since``.
-
-    May wait. Raises :class:`DatabaseUnavailableError`.
-    """
-    if start is None:
-        return None, {}
-    if isinstance(start, int):
-        if not follower.installed:
-            return None, {}
-        return history.before_newest(channel, start, follower.position), {}
-    reason = _unrecoverable(follower, history, channel, start)
-    if reason is not None:
-        metrics.unrecovered.labels(reason).inc()
-        return None, {"recovered": False, "reason": reason}
-    return start.position, {"recovered": True}
-
-
-def _unrecoverable(follower: Follower, history: History, channel: str, since: LogPosition) -> str | None:
-    """Why the messages after ``since`` cannot be replayed; None when they can."""
-    if not follower.installed:
-        return "not_installed"
-    if since.epoch == follower.epoch:
-        if since.position > follower.position:  # from a node that is further on than this one?
-            if since.position > history.head().position:
-                return "position_unknown"
-        elif history.channel_page(channel, since.position, follower.position).trimmed > since.position:
-            return "trimmed"
-    # Asked last: it may have changed while the log was read.
-    return None if since.epoch == follower.epoch else "epoch_changed"
-
-
-class Receiver(Protocol):
+class ReplayReceiver(Protocol):
     """Where a replay goes."""
 
     def send(self, messages: Sequence[EncodedMessage], /) -> None:
@@ -116,7 +87,7 @@ class Replay:
         self.position = after
         self._epoch = follower.epoch
 
-    def run(self, receiver: Receiver, held: Callable[[], bool], release: Callable[[], None]) -> None:
+    def run(self, receiver: ReplayReceiver, held: Callable[[], bool], release: Callable[[], None]) -> None:
         """Send everything up to the live messages, then ``release()``. Returns early when it is not held any more."""
         backoff = Backoff(*self.retry)
         if not receiver.wait_sent():
@@ -142,7 +113,7 @@ class Replay:
         if held():
             release()  # another epoch: the subscriber was told, and goes on with the live messages
 
-    def _step(self, receiver: Receiver, held: Callable[[], bool]) -> None:
+    def _step(self, receiver: ReplayReceiver, held: Callable[[], bool]) -> None:
         read = self._history.channel_page(self.channel, self.position, self._follower.position)
         if not held() or self._follower.epoch != self._epoch:
             return
@@ -155,71 +126,3 @@ class Replay:
         self.position = read.page.end
         if read.page.messages:
             receiver.send(read.page.messages)
-
-
-#: Messages of one answer: at most, and where nobody says how many.
-MAX_MESSAGES, DEFAULT_MESSAGES = 1000, 100
-#: Characters of payloads after which no further message is put into an answer.
-MAX_PAGE_CHARACTERS = 1_000_000
-
-
-@dataclass(slots=True)
-class ReplayPage:
-    """``messages`` in order. What comes after ``position`` is not in it; ``more``: there is some already.
-
-    ``recovery`` is what the client is told about its ``since``, as in `subscribed`. Without a log ``epoch`` is None.
-    """
-
-    epoch: str | None
-    position: int
-    recovery: dict[str, Any]
-    messages: list[EncodedMessage] = field(default_factory=list)
-    more: bool = False
-
-    def to_wire(self, channel: str) -> dict[str, Any]:
-        """The answer in HTTP, as docs/http.md has it."""
-        where = {} if self.epoch is None else {"epoch": self.epoch, "position": self.position}
-        messages = [message.to_wire() for message in self.messages]
-        return {"channel": channel, "messages": messages, "more": self.more} | where | self.recovery
-
-
-def read_replay_page(
-    follower: Follower, history: History, channel: str, start: LogPosition | int | None, limit: int
-) -> ReplayPage:
-    """``limit`` messages of ``channel`` at most: after a position, of the newest, or (None) none, only where it is now.
-
-    Up to what this node has delivered. May wait. Raises :class:`DatabaseUnavailableError` or
-    :class:`LogNotInstalledError`.
-    """
-    while True:
-        epoch = follower.epoch
-        after, recovery = find_start(follower, history, channel, start)
-        # A client may come from a node that is further on: there is nothing for it then, and it keeps its position.
-        upto = follower.position
-        page = ReplayPage(epoch, upto if after is None else max(after, upto), recovery)
-        if after is not None and after < upto and not _fill(page, history, channel, after, upto, limit):
-            continue  # trimmed in the meantime: find out anew what is told then
-        if follower.epoch == epoch:
-            return page
-
-
-def _fill(page: ReplayPage, history: History, channel: str, after: int, upto: int, limit: int) -> bool:
-    """Whether everything that belongs into ``page`` could be read."""
-    size = 0
-    while after < upto:
-        read = history.channel_page(channel, after, upto)
-        if read.trimmed > after and not page.messages:
-            return False
-        # With some messages in it, it ends before what is missing: the next answer will say so.
-        page.more = read.trimmed > after
-        for message in read.page.messages if not page.more else ():
-            page.more = len(page.messages) == limit or size >= MAX_PAGE_CHARACTERS
-            if page.more:
-                break
-            page.messages.append(message)
-            size += len(message.payload_json)
-        if page.more:
-            page.position = page.messages[-1].position or 0
-            return True
-        after = read.page.end
-    return True

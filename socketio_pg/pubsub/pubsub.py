@@ -1,14 +1,13 @@
-"""PubSub: subscribe and publish from Python, inside a green (eventlet) program. The server's core without the sockets.
+"""PubSub: subscribe and publish from Python in an eventlet program. The core of the server, without the sockets.
 
-For programs that only publish, in their own transactions, there is :mod:`socketio_pg.client`.
+Programs that only publish, in their own transactions, use :mod:`socketio_pg.client`.
 """
 
+import functools
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
-
-from flask import Flask
 
 from socketio_pg.core import config, green
 from socketio_pg.core.channels import LOG_CHANNEL, RESERVED_PREFIX, match_pattern, validate_channel
@@ -16,6 +15,7 @@ from socketio_pg.core.errors import ConfigurationError, InvalidRequestError
 from socketio_pg.core.messages import (
     MAX_NOTIFY_BYTES,
     EncodedMessage,
+    Position,
     Publication,
     check_size,
     decode_notification,
@@ -25,11 +25,22 @@ from socketio_pg.core.messages import (
 from socketio_pg.core.metrics import fan_out
 from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
+from socketio_pg.log.log import DEFAULT_MESSAGES, Log, ReplayPage
 from socketio_pg.log.recent import Recent
+from socketio_pg.log.replay import LogPosition, Replay, ReplayReceiver, requested_start
 from socketio_pg.postgres.database import Database
 from socketio_pg.postgres.listener import ChannelListener, ListenCancelledError, Listener, Notification, NotifyGap
 from socketio_pg.postgres.publisher import Outgoing, Publisher
+from socketio_pg.pubsub.filters import parse_filter
 from socketio_pg.pubsub.hub import Hub
+from socketio_pg.pubsub.local import (
+    LocalReplay,
+    LocalSubscription,
+    LocalSubscriptions,
+    QueueReceiver,
+    Receiver,
+    SupportsPut,
+)
 
 logger = logging.getLogger("socketio_pg.pubsub")
 
@@ -38,26 +49,29 @@ OnNotifications: TypeAlias = Callable[[Sequence[Notification]], None]
 OnGap: TypeAlias = Callable[[NotifyGap], None]
 
 
-class SupportsPut(Protocol):
-    """What a subscriber's queue must be able to do: :class:`queue.Queue`, ``eventlet.queue.Queue`` …"""
+class HasConfig(Protocol):
+    """A Flask application, as far as :meth:`PubSub.from_app` needs it."""
 
-    def put(self, item: dict[str, Any], /) -> object: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class QueueSubscription:
-    """What :meth:`PubSub.subscribe` returns, for :meth:`PubSub.unsubscribe`."""
+class NodeReceiver(Protocol):
+    """Gets all messages and gaps of this node. Exceptions that it raises are logged."""
 
-    channel: str
-    queue: SupportsPut
+    def receive_messages(self, messages: Sequence[EncodedMessage], /) -> None:
+        """Messages that came together, in order: either all of the log or all of NOTIFY."""
 
-    def receive(self, message: EncodedMessage) -> None:
-        self.queue.put(message.to_wire() | {"payload": message.payload()})
+    def receive_gap(self, gap: NotifyGap, /) -> None:
+        """Messages of NOTIFY may have been missed in one channel."""
+
+    def receive_log_gap(self, reason: str, /) -> None:
+        """Messages of the log are lost to the subscribers of all channels."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Reserved:
-    """Who receives what is notified on a channel of ours."""
+    """The receiver of a reserved channel."""
 
     receive: Callable[[Sequence[str]], None]
     on_gap: Callable[[], None]
@@ -66,9 +80,12 @@ class _Reserved:
 class PubSub:
     """Messages of PostgreSQL channels.
 
-    ``dsn`` is a libpq address; without it the address comes from ``app.config["SQLALCHEMY_DATABASE_URI"]``, then from
-    ``DATABASE_URL`` or ``local.cfg``. ``listen_dsn`` is the address of the LISTEN connection when it differs;
-    ``listener`` is who listens. Connects when it is first used.
+    ``dsn`` is a libpq address; without it the address comes from ``DATABASE_URL`` or ``local.cfg``. ``listen_dsn`` is
+    the address of the LISTEN connection when it differs. ``listener`` makes the listener. Messages to the channels
+    that match one of the patterns ``durable_channels`` always go through the log, where a payload may have
+    ``max_payload`` bytes. Connects when it is first used.
+
+    ``hub`` and ``log`` are for the parts of a server that manage subscriptions themselves.
 
     Raises :class:`ConfigurationError` when there is no address.
     """
@@ -76,98 +93,163 @@ class PubSub:
     #: Seconds that :meth:`join` waits for the LISTEN, and while the connection is known to be down.
     subscribe_timeout = 10.0
     subscribe_timeout_down = 2.0
-    #: Messages that are delivered together, before other green threads get their turn.
+    #: Messages that are delivered together before other green threads run, and characters.
     share_messages = 200
     share_characters = 100_000
-    #: One filter that is tried on a message takes as long as so many characters, about: a microsecond.
+    #: The cost of trying one filter on a message, in characters (about a microsecond).
     filter_characters = 10
 
     def __init__(
         self,
-        app: Flask | None = None,
         dsn: str | None = None,
         listen_dsn: str | None = None,
+        *,
         listener: Callable[[Database, OnNotifications, OnGap], ChannelListener] = Listener,
+        durable_channels: Sequence[str] = (),
+        max_payload: int = 1_000_000,
     ) -> None:
-        if dsn is None and app is not None:
-            dsn = app.config.get("SQLALCHEMY_DATABASE_URI")
         if dsn is None:
             settings = config.load()
             dsn, listen_dsn = settings.database_url, listen_dsn or settings.listen_database_url
         if dsn is None:
             raise ConfigurationError(config.NO_DATABASE)
-        self.hub = Hub()
         self.database = Database(config.database_url(dsn), config.database_url(listen_dsn) if listen_dsn else None)
         self.listener = listener(self.database, self._on_notifications, self._on_gap)
-        self.publisher = Publisher(self.database)
-        #: Channels that always go through the log, and the most bytes of a payload there.
-        self.durable_channels: Sequence[str] = ()
-        self.max_payload = 1_000_000
+        self.hub = Hub()
+        self._durable_channels = durable_channels
+        self._max_payload = max_payload
+        self._publisher = Publisher(self.database)
         recent = Recent()
-        self.history = History(self.database, recent)
-        # A connection of its own: what is live does not wait for replays.
-        self._follower_history = History(self.database, recent, "follower")
-        self.follower = Follower(self.listener, self._follower_history, recent, self._deliver, self._on_log_gap)
-        self.follower.cost = lambda message: self._cost(message.channel, message.payload_json)
-        #: Called with the messages that came together, all of one tier, in order.
-        self.on_messages: list[Callable[[Sequence[EncodedMessage]], None]] = []
-        #: Called with each :class:`NotifyGap` of the notify tier.
-        self.on_gap: list[Callable[[NotifyGap], None]] = []
-        #: Called with the reason when messages of the log are lost to all subscribers.
-        self.on_log_gap: list[Callable[[str], None]] = []
-        #: Called when the log's schema was installed, or something else about it has changed.
-        self.on_log_changed: list[Callable[[], None]] = []
+        self._follower = Follower(
+            self.listener,
+            # On a connection of its own: live messages do not wait for replays.
+            History(self.database, recent, "follower"),
+            recent,
+            deliver=self._deliver,
+            on_gap=self._on_log_gap,
+            on_found=self._on_log_changed,
+            cost=lambda message: self._cost(message.channel, message.payload_json),
+        )
+        self._history = History(self.database, recent)
+        self.log = Log(self._follower, self._history)
+        self._receivers: list[NodeReceiver] = []
+        self._log_watchers: list[Callable[[], None]] = []
         self._reserved: dict[str, _Reserved] = {}
-        self._queues: dict[str, list[QueueSubscription]] = {}
+        self._local = LocalSubscriptions()
+        #: Set from :meth:`start` to :meth:`disconnect`.
+        self._started = green.Event()
+
+    @classmethod
+    def from_app(cls, app: HasConfig, listen_dsn: str | None = None) -> "PubSub":
+        """Use the database of a Flask application: ``app.config["SQLALCHEMY_DATABASE_URI"]``, where it is set."""
+        return cls(app.config.get("SQLALCHEMY_DATABASE_URI"), listen_dsn)
 
     def start(self) -> None:
-        """Connect in the background; called by everything that needs it. Call it after a fork, not before."""
+        """Connect in the background. All methods that need it call it. Call it after a fork, not before."""
         self.listener.start()
-        self.follower.start()
+        self._follower.start()
+        self._started.send()
 
-    def subscribe(self, channel: str, queue: SupportsPut) -> QueueSubscription:
-        """From the return on, ``queue`` gets each message as ``{"channel": str, "payload": any JSON value}``.
+    def disconnect(self) -> None:
+        """Stop listening and publishing, and close all connections. Subscriptions stay, and continue after a start."""
+        self._started = green.Event()
+        self._follower.stop()
+        self.listener.stop()
+        self._publisher.stop()
+        self._history.stop()
 
-        Messages of the log have ``position`` and ``published_at`` too, as on the wire.
+    @property
+    def problem(self) -> str | None:
+        """Why this node does not listen to all its channels, for the operator; None when it does."""
+        return self.listener.problem
 
-        Raises :class:`InvalidChannelError` or :class:`DatabaseUnavailableError`.
+    # -- subscribe -----------------------------------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        channel: str,
+        queue: SupportsPut,
+        *,
+        since: Position | None = None,
+        history: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        on_gap: Callable[[dict[str, Any]], object] | None = None,
+    ) -> LocalSubscription:
+        """Put each message of ``channel`` into ``queue`` as ``{"channel": str, "payload": any JSON value}``.
+
+        Returns when the subscription is complete: all messages that are published afterwards arrive. Messages of the
+        log also have ``epoch``, ``position`` and ``published_at``. ``since``, ``{"epoch": …, "position": …}``, first
+        replays the messages of the log after that position, ``history`` that many of the newest; these messages have
+        ``replayed``. Each message of the log arrives once, in order. ``filter`` has conditions on the payload, as in
+        docs/protocol.md: ``{"new.id": 5}``.
+
+        ``on_gap`` is called when messages may have been missed, with the fields of the event ``gap`` in
+        docs/protocol.md and ``tier``: ``notify`` or ``log``. It is also called when ``since`` cannot be replayed:
+        with the reason ``trimmed`` the replay begins with the oldest message that is left, otherwise there is none.
+
+        Raises :class:`InvalidChannelError`, :class:`InvalidRequestError` or :class:`DatabaseUnavailableError`.
         """
-        subscription = QueueSubscription(validate_channel(channel), queue)
+        receiver = QueueReceiver(queue, on_gap)
+        return self.subscribe_receiver(channel, receiver, since=since, history=history, filter=filter)
+
+    def subscribe_receiver(
+        self,
+        channel: str,
+        receiver: Receiver,
+        *,
+        since: Position | None = None,
+        history: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+    ) -> LocalSubscription:
+        """Like :meth:`subscribe`, with a receiver that gets messages whose payload is not parsed."""
+        start = requested_start({"since": since, "history": history})
+        subscription = LocalSubscription(validate_channel(channel), receiver, parse_filter(filter))
         self.hub.add(subscription)
-        # Before LISTEN is confirmed: a message that follows it at once must find the queue.
-        self._queues.setdefault(channel, []).append(subscription)
         try:
             self.join(subscription, channel)
-        except BaseException:  # the caller's own time-out, too
+            after, told = self.log.find_start(channel, start)
+        except BaseException:  # including the caller's own time-out
             self.unsubscribe(subscription)
             raise
+        # Nothing waits from here to the hold: each live message of the log is either held back or delivered.
+        self._local.add(subscription)
+        reason = told.get("reason")
+        if reason == "trimmed" and isinstance(start, LogPosition):
+            after = start.position  # the replay reports the gap and continues with the oldest message
+        if after is not None:
+            receiver_of_replay = LocalReplay(subscription, self.log, lambda: self._started.wait())
+            green.spawn(self.hold(subscription, channel, after, receiver_of_replay))
+        epoch = self.log.epoch
+        if epoch is not None:
+            subscription.position = Position(epoch=epoch, position=self.position_of(subscription, channel))
+        if reason is not None and after is None:
+            subscription.gap({"tier": "log", "reason": reason, **(subscription.position or {})})
         return subscription
 
-    def unsubscribe(self, subscription: QueueSubscription) -> None:
+    def unsubscribe(self, subscription: LocalSubscription) -> None:
         """End a subscription; twice is harmless."""
-        members = self._queues.get(subscription.channel, [])
-        if subscription in members:
-            members.remove(subscription)
-            if not members:
-                del self._queues[subscription.channel]
+        subscription.ended = True
+        self._local.discard(subscription)
         self.drop(subscription)
+
+    # -- publish -------------------------------------------------------------------------------------------------------
 
     def publish(self, channel: str, payload: object = None, durable: bool | None = None) -> None:
         """Publish any JSON value; returns after the commit.
 
-        Through the log when ``durable`` is True, and when it is None in the :attr:`durable_channels`, and for what is
-        too large for NOTIFY where there is a log; otherwise with NOTIFY.
+        ``durable``: through the log (True) or with NOTIFY (False). None: through the log in ``durable_channels`` and,
+        where a log is installed, when the payload is too large for NOTIFY; otherwise with NOTIFY.
 
         Raises :class:`InvalidChannelError`, :class:`InvalidRequestError`, :class:`PayloadTooLargeError`,
         :class:`LogNotInstalledError` or :class:`DatabaseUnavailableError`.
         """
-        self.publisher.publish([self._outgoing(Publication(channel, payload, durable))])
+        self._publisher.publish([self._outgoing(Publication(channel, payload, durable))])
 
     def publish_together(self, publications: Sequence[Publication]) -> None:
         """Publish all of them, or none, in one transaction; each otherwise as :meth:`publish` does.
 
-        Raises :class:`InvalidRequestError` for two equal messages that would go with NOTIFY, too: PostgreSQL delivers
-        only one of those.
+        Raises :class:`InvalidRequestError` also for two equal messages that would go with NOTIFY: PostgreSQL delivers
+        only one of them.
         """
         messages = []
         seen: set[Outgoing] = set()
@@ -182,39 +264,84 @@ class PubSub:
                     )
                 seen.add(message)
                 messages.append(message)
-        self.publisher.publish(messages)
+        self._publisher.publish(messages)
 
     def _outgoing(self, publication: Publication) -> Outgoing:
         channel, durable = validate_channel(publication.channel), publication.durable
         text = encode_payload(publication.payload)
         if durable is None:
-            durable = any(match_pattern(pattern, channel) for pattern in self.durable_channels)
+            durable = any(match_pattern(pattern, channel) for pattern in self._durable_channels)
             if not durable and len(text.encode()) > MAX_NOTIFY_BYTES:
                 self.start()
-                self.follower.wait_known(self.subscribe_timeout_down)
-                durable = self.follower.installed
-        check_size(text, self.max_payload if durable else MAX_NOTIFY_BYTES)
+                self._follower.wait_known(self.subscribe_timeout_down)
+                durable = self.log.installed
+        check_size(text, self._max_payload if durable else MAX_NOTIFY_BYTES)
         return Outgoing(channel, text, durable)
 
-    def receive_reserved(
-        self, channel: str, receive: Callable[[Sequence[str]], None], on_gap: Callable[[], None]
-    ) -> None:
-        """Listen to one of the server's own channels: ``receive`` gets the texts that come together, in order.
+    @property
+    def publish_waiting(self) -> int:
+        """The number of publications that wait for their commit to begin."""
+        return self._publisher.waiting
 
-        ``on_gap`` is called when some may have been missed. Both are called in the listener's green thread.
+    def flush(self, seconds: float) -> None:
+        """Wait until all publications so far are committed or refused, at most ``seconds``."""
+        self._publisher.flush(seconds)
+
+    # -- read the log --------------------------------------------------------------------------------------------------
+
+    def position(self) -> Position | None:
+        """Return the newest position of the log on this node; None when the database has no log.
+
+        Waits until this node follows the log. Raises :class:`DatabaseUnavailableError`.
         """
-        self._reserved[channel] = _Reserved(receive, on_gap)
-        self.listener.acquire(channel)
+        self._wait_log()
+        epoch = self.log.epoch
+        return None if epoch is None else Position(epoch=epoch, position=self.log.position)
 
-    def disconnect(self) -> None:
-        """Stop listening and publishing, and close all connections."""
-        self.follower.stop()
-        self.listener.stop()
-        self.publisher.stop()
-        self.history.stop()
-        self._follower_history.stop()
+    def oldest(self) -> Position | None:
+        """Return the position before the oldest message of the log, as ``since`` for all messages; None without a log.
 
-    # -- for those who deliver by themselves (`websocket`): subscribers known to the hub -----------------------------
+        Raises :class:`DatabaseUnavailableError` or :class:`LogNotInstalledError`.
+        """
+        self._wait_log()
+        return self.log.oldest() if self.log.installed else None
+
+    def read_page(
+        self,
+        channel: str,
+        *,
+        since: Position | None = None,
+        history: int | None = None,
+        limit: int = DEFAULT_MESSAGES,
+    ) -> ReplayPage:
+        """Return at most ``limit`` messages of the log: after a position, or of the newest ``history`` messages.
+
+        Without ``since`` and ``history`` the page only has the current position. Raises :class:`InvalidRequestError`,
+        :class:`DatabaseUnavailableError` or :class:`LogNotInstalledError`.
+        """
+        start = requested_start({"since": since, "history": history})
+        self._wait_log()
+        return self.log.read_page(channel, start, limit)
+
+    def watch_log(self, on_change: Callable[[], None]) -> None:
+        """Call ``on_change`` when the log's schema is installed or changed."""
+        self._log_watchers.append(on_change)
+
+    def _wait_log(self) -> None:
+        """Return when this node knows whether there is a log, and listens: otherwise it may not be up to date."""
+        self.start()
+        seconds = self._patience()
+        self.listener.wait(LOG_CHANNEL, seconds)
+        self._follower.wait_known(seconds)
+
+    def _patience(self) -> float:
+        return self.subscribe_timeout if self.listener.ready else self.subscribe_timeout_down
+
+    # -- for a gateway, which delivers to subscribers of its own -------------------------------------------------------
+
+    def add_receiver(self, receiver: NodeReceiver) -> None:
+        """Pass all messages and gaps of this node to ``receiver``."""
+        self._receivers.append(receiver)
 
     def join(self, subscriber: Hashable, channel: str) -> None:
         """Subscribe ``subscriber``, which the hub knows, and return once the LISTEN has committed.
@@ -227,9 +354,9 @@ class PubSub:
         if self.hub.subscribe(subscriber, channel):
             self.listener.acquire(channel)
         try:
-            timeout = self.subscribe_timeout if self.listener.ready else self.subscribe_timeout_down
+            timeout = self._patience()
             self.listener.wait(channel, timeout)
-            self.follower.wait_known(timeout)
+            self._follower.wait_known(timeout)
         except ListenCancelledError:
             raise  # nothing to undo, and a later subscription may have begun
         except BaseException:
@@ -238,30 +365,75 @@ class PubSub:
             raise
 
     def leave(self, subscriber: Hashable, channel: str) -> None:
+        """End one subscription of ``subscriber``."""
         if self.hub.unsubscribe(subscriber, channel):
             self.listener.release(channel)
 
     def drop(self, subscriber: Hashable) -> None:
-        """``subscriber`` has gone: forget it and all its subscriptions."""
+        """Forget ``subscriber`` and all its subscriptions."""
         for channel in self.hub.drop(subscriber):
             self.listener.release(channel)
 
-    # -- from the listener, in its green thread -----------------------------------------------------------------------
+    def hold(self, subscriber: Hashable, channel: str, after: int, receiver: ReplayReceiver) -> Callable[[], None]:
+        """Hold live messages of the log back from a subscription, for a replay that begins after a position.
+
+        Returns the function that sends the replay to ``receiver`` and then ends the hold; it waits. A later hold of the
+        same subscription takes the place of this one, and the end of the subscription ends it.
+        """
+        hub, replay = self.hub, self.log.replay(channel, after)
+        hub.hold(subscriber, channel, replay)
+        return functools.partial(
+            replay.run,
+            receiver,
+            held=lambda: hub.held_by(subscriber, channel) is replay,
+            release=lambda: hub.release(subscriber, channel),
+        )
+
+    def position_of(self, subscriber: Hashable, channel: str, live: bool = False) -> int:
+        """Return the position that the next messages of a subscription follow.
+
+        ``live``: it was complete before, and so gets the messages that are being delivered at the moment.
+        """
+        replay = self.hub.held_by(subscriber, channel)
+        if isinstance(replay, Replay):
+            return replay.position
+        return self.log.delivered if live else self.log.position
+
+    # -- reserved channels ---------------------------------------------------------------------------------------------
+
+    def receive_reserved(
+        self, channel: str, receive: Callable[[Sequence[str]], None], on_gap: Callable[[], None]
+    ) -> None:
+        """Listen to one of the server's own channels: ``receive`` gets the texts that come together, in order.
+
+        ``on_gap`` is called when some may have been missed. Both are called in the listener's green thread.
+        """
+        self._reserved[channel] = _Reserved(receive, on_gap)
+        self.listener.acquire(channel)
+
+    def publish_reserved(self, channel: str, texts: Iterable[str]) -> None:
+        """Send different ``texts`` with NOTIFY on one of the server's own channels, in one transaction.
+
+        Returns after the commit. Raises as :meth:`publish`.
+        """
+        self._publisher.publish([Outgoing(channel, text) for text in texts])
+
+    # -- from the listener and the follower, in their green threads ----------------------------------------------------
 
     def _on_notifications(self, notifications: Sequence[Notification]) -> None:
         fan_out.notifications += len(notifications)
         # Between the two tiers there is no order.
-        ours = [found for found in notifications if found[0].startswith(RESERVED_PREFIX)]
-        if ours:
-            self._on_our_notifications(ours)
+        reserved = [found for found in notifications if found[0].startswith(RESERVED_PREFIX)]
+        if reserved:
+            self._on_reserved(reserved)
             notifications = [found for found in notifications if not found[0].startswith(RESERVED_PREFIX)]
         for share in self._shares(notifications):
             self._deliver([decode_notification(*found) for found in share])
             if share[-1] is not notifications[-1]:
-                # Others get their turn, and what was sent is written to clients whose buffers have filled.
+                # Other green threads run, and sent messages are written to clients whose send buffers have filled.
                 green.sleep()
 
-    def _on_our_notifications(self, notifications: Sequence[Notification]) -> None:
+    def _on_reserved(self, notifications: Sequence[Notification]) -> None:
         for channel, reserved in tuple(self._reserved.items()):
             texts = [text for found, text in notifications if found == channel]
             if texts:
@@ -269,9 +441,12 @@ class PubSub:
         of_log = [text for channel, text in notifications if channel == LOG_CHANNEL]
         if of_log:
             if any(text.isalpha() for text in of_log):  # a word and no batch
-                for receive_change in self.on_log_changed:
-                    receive_change()
-            self.follower.hear(of_log)
+                self._on_log_changed()
+            self._follower.hear(of_log)
+
+    def _on_log_changed(self) -> None:
+        for on_change in self._log_watchers:
+            on_change()
 
     def _shares(self, notifications: Sequence[Notification]) -> Iterator[list[Notification]]:
         share: list[Notification] = []
@@ -286,7 +461,7 @@ class PubSub:
             yield share
 
     def _cost(self, channel: str, text: str) -> int:
-        """How much work a message is, in characters: what must be tried on it counts too."""
+        """Return the work that a message causes, in characters, including the filters that are tried on it."""
         filters = self.hub.filters(channel)
         return len(text) + (0 if filters is None else self.filter_characters * filters.most_tried)
 
@@ -295,31 +470,49 @@ class PubSub:
             fan_out.notify_messages += len(messages)
         else:
             fan_out.log_messages += len(messages)
-        for receive in self.on_messages:
-            self._guarded(receive, messages)
-        for message in messages:
-            for subscription in tuple(self._queues.get(message.channel, ())):
-                self._guarded(subscription.receive, message)
+        # Chosen before anything waits: a replay that ends in the meantime has sent these messages itself.
+        due = self._due(messages) if self._local else ()
+        for receiver in self._receivers:
+            self._guarded(receiver.receive_messages, messages)
+        for subscription, message, extra in due:
+            subscription.receive(message, extra)
+
+    def _due(
+        self, messages: Sequence[EncodedMessage]
+    ) -> list[tuple[LocalSubscription, EncodedMessage, dict[str, Any]]]:
+        """Return the messages of local subscriptions, without those that are held back for a replay."""
+        extra = {} if messages[0].position is None else {"epoch": self.log.epoch}
+        return [
+            (subscription, message, extra)
+            for message in messages
+            for subscription in self._local.of(message.channel)
+            if message.position is None or not self.hub.held_by(subscription, message.channel)
+        ]
 
     def _on_log_gap(self, reason: str) -> None:
-        for receive in self.on_log_gap:
-            self._guarded(receive, reason)
+        for receiver in self._receivers:
+            self._guarded(receiver.receive_log_gap, reason)
+        gap = {"tier": "log", "reason": reason, "epoch": self.log.epoch, "position": self.log.position}
+        for subscription in self._local.all():
+            subscription.gap(gap)
 
     def _on_gap(self, gap: NotifyGap) -> None:
         if gap.channel == LOG_CHANNEL:
-            self.follower.look()  # the log has what was missed
+            self._follower.look()  # the log has what was missed
             return
         if gap.channel in self._reserved:
             try:
                 self._reserved[gap.channel].on_gap()
-            except Exception:  # a bug of one receiver: the others' gaps are still to come
+            except Exception:  # a bug of one receiver: the others still get their gaps
                 logger.exception("a receiver of gaps failed")
             return
-        for receive in self.on_gap:
-            self._guarded(receive, gap)
+        for receiver in self._receivers:
+            self._guarded(receiver.receive_gap, gap)
+        for subscription in self._local.of(gap.channel):
+            subscription.gap(gap.to_wire() | {"tier": "notify"})
 
     def _guarded(self, receive: Callable[[Any], object], item: Any) -> None:
-        """One receiver's failure must not cost the others the message."""
+        """Call one receiver. When it fails, the others still get the message."""
         try:
             receive(item)
         except Exception:  # the application's, or a bug of one receiver

@@ -10,9 +10,10 @@ from typing import Any, Literal, Protocol
 
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import InvalidRequestError
+from socketio_pg.core.messages import Position
 from socketio_pg.subscriber.connection import TRANSIENT, Connection, answer_error, as_error
 from socketio_pg.subscriber.deliveries import Deliveries, Delivery
-from socketio_pg.subscriber.subscription import Member, Position, Request, next_request, position_of
+from socketio_pg.subscriber.subscription import Member, Request, next_request, position_of
 
 logger = logging.getLogger("socketio_pg.subscriber")
 

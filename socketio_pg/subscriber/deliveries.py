@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from socketio_pg.subscriber.subscription import Member, Position
+from socketio_pg.core.messages import Position
+from socketio_pg.subscriber.subscription import Member
 
 
 @dataclass(frozen=True, slots=True)

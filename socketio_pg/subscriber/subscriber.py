@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from socketio_pg.core.errors import SocketIOPGError
-from socketio_pg.core.messages import encode_payload
+from socketio_pg.core.messages import Position, encode_payload
 from socketio_pg.subscriber.connection import answer_error
 from socketio_pg.subscriber.link import Link
 from socketio_pg.subscriber.login import Login
-from socketio_pg.subscriber.subscription import Gap, Member, Message, Position, Subscription
+from socketio_pg.subscriber.subscription import Gap, Member, Message, Subscription
 
 __all__ = ["Gap", "Message", "Position", "Subscriber", "Subscription"]
 

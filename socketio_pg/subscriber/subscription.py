@@ -8,13 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
-
-
-class Position(TypedDict):
-    """A place in the log. Positions are comparable only within one epoch."""
-
-    epoch: str
-    position: int
+from socketio_pg.core.messages import Position
 
 
 class _Message(TypedDict):

@@ -18,7 +18,7 @@ from werkzeug.routing import BaseConverter
 from socketio_pg.access.access import Access
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green, metrics
-from socketio_pg.core.channels import LOG_CHANNEL, validate_channel
+from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import (
     ForbiddenError,
@@ -29,6 +29,7 @@ from socketio_pg.core.errors import (
 )
 from socketio_pg.core.logs import Complaints
 from socketio_pg.core.messages import (
+    Position,
     Publication,
     WireJSON,
     naming_message,
@@ -39,7 +40,8 @@ from socketio_pg.engine import handover
 from socketio_pg.engine.polling import BodyError, body_length, read_body
 from socketio_pg.gateway.admission import Door
 from socketio_pg.gateway.limits import RequestLimits
-from socketio_pg.log.replay import DEFAULT_MESSAGES, MAX_MESSAGES, LogPosition, read_replay_page, requested_start
+from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
+from socketio_pg.log.replay import requested_start
 from socketio_pg.protocol.answers import showable
 from socketio_pg.protocol.packets import read_json
 from socketio_pg.pubsub.pubsub import PubSub
@@ -101,15 +103,9 @@ class Api:
         claims, who = self._identify()
         self._limits.check_event(who, 0)
         validate_channel(_as_sent(channel))
-        start, limit = _requested_page()
+        since, history, limit = _requested_page()
         self._permissions.require(claims, "subscribe", channel)
-        pubsub = self._pubsub
-        # Without the LISTEN this node does not know whether it is up to date.
-        listener, seconds = pubsub.listener, pubsub.subscribe_timeout
-        seconds = seconds if listener.ready else pubsub.subscribe_timeout_down
-        listener.wait(LOG_CHANNEL, seconds)
-        pubsub.follower.wait_known(seconds)
-        page = read_replay_page(pubsub.follower, pubsub.history, channel, start, limit)
+        page = self._pubsub.read_page(channel, since=since, history=history, limit=limit)
         return _json(page.to_wire(channel))
 
     def document(self) -> Response:
@@ -182,16 +178,17 @@ def _as_sent(channel: str) -> str:
     return channel
 
 
-def _requested_page() -> tuple[LogPosition | int | None, int]:
-    """Where the query wants to begin, and how many messages it wants. Raises :class:`InvalidRequestError`."""
+def _requested_page() -> tuple[Position | None, int | None, int]:
+    """Return ``since``, ``history`` and ``limit`` of the query. Raises :class:`InvalidRequestError`."""
     since, history, limit = _number("since"), _number("history"), _number("limit")
     epoch = request.args.get("epoch")
     if (since is None) is not (epoch is None):
         raise InvalidRequestError("since and epoch go together")
     if limit is not None and not 1 <= limit <= MAX_MESSAGES:
         raise InvalidRequestError(f"limit must be a whole number from 1 to {MAX_MESSAGES}")
-    wanted = {"since": None if since is None else {"epoch": epoch, "position": since}, "history": history}
-    return requested_start(wanted), limit or DEFAULT_MESSAGES
+    after = None if since is None or epoch is None else Position(epoch=epoch, position=since)
+    requested_start({"since": after, "history": history})  # raises before the permission is checked
+    return after, history, limit or DEFAULT_MESSAGES
 
 
 def _number(name: str) -> int | None:

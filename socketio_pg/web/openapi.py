@@ -5,7 +5,8 @@ from typing import Any
 from socketio_pg.core.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX
 from socketio_pg.core.config import Settings
 from socketio_pg.core.messages import MAX_NOTIFY_BYTES, MAX_TOGETHER
-from socketio_pg.log.replay import DEFAULT_MESSAGES, MAX_HISTORY, MAX_MESSAGES
+from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
+from socketio_pg.log.replay import MAX_HISTORY
 from socketio_pg.version import __version__
 from socketio_pg.web.api_errors import BODY_STATUSES, STATUSES
 

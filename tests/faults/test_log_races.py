@@ -31,6 +31,9 @@ class _History(History):
         self.position = 0
         self.meanwhile: Callable[[], object] = lambda: None
 
+    def stop(self) -> None:
+        return
+
     def head(self) -> Head:
         head = Head("epoch", self.position, 0)
         self.meanwhile()

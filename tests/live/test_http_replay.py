@@ -8,7 +8,7 @@ import psycopg2
 import pytest
 import requests
 
-from socketio_pg.log.replay import DEFAULT_MESSAGES, MAX_MESSAGES, MAX_PAGE_CHARACTERS
+from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES, MAX_PAGE_CHARACTERS
 from tests.support.clients import SocketClient
 from tests.support.http_api import HttpApi, after, payloads, refusal
 from tests.support.log import Log, since, wait_installed

@@ -10,6 +10,7 @@ from socketio_pg import PayloadTooLargeError, PubSub
 from socketio_pg.core import green
 from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.errors import ConfigurationError, DatabaseError, InvalidChannelError, InvalidRequestError
+from socketio_pg.postgres.listener import NotifyGap
 from tests.support.postgres import Cluster, own_listener
 
 
@@ -144,14 +145,19 @@ def test_listening_again_after_disconnect(pubsub: PubSub, channel: str) -> None:
 
 def test_a_gap_begins_before_what_was_not_read_yet(pubsub: PubSub, postgres: Cluster, channel: str) -> None:
     gaps: Any = green.Queue()
-    pubsub.on_gap.append(gaps.put)
     received: list[str] = []
 
-    def slow(messages: Any) -> None:
-        received.extend(message.payload_json for message in messages)
-        green.sleep(0.1)
+    class Slow:
+        def receive_messages(self, messages: Any) -> None:
+            received.extend(message.payload_json for message in messages)
+            green.sleep(0.1)
 
-    pubsub.on_messages.append(slow)
+        def receive_gap(self, gap: NotifyGap) -> None:
+            gaps.put(gap)
+
+        def receive_log_gap(self, reason: str) -> None: ...
+
+    pubsub.add_receiver(Slow())
     pubsub.subscribe(channel, green.Queue())
     began = datetime.now(timezone.utc)
     payload = "x" * 2000
@@ -179,7 +185,7 @@ def test_address_from_the_application(postgres: Cluster, channel: str) -> None:
 
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = postgres.url().replace("postgresql://", "postgresql+psycopg2://")
-    pubsub = PubSub(app)
+    pubsub = PubSub.from_app(app)
     try:
         queue: Any = green.Queue()
         pubsub.subscribe(channel, queue)

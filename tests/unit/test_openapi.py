@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import InvalidChannelError
-from socketio_pg.log import replay
+from socketio_pg.log.log import Log
 from socketio_pg.web import openapi as module
 from socketio_pg.web.api_errors import BODY_STATUSES, STATUSES
 from socketio_pg.web.openapi import REASONS, openapi
@@ -62,7 +63,7 @@ def test_every_status_and_code_is_there() -> None:
 
 def test_it_knows_the_reasons() -> None:
     """What `_unrecoverable` returns, and no more."""
-    tree = ast.parse(inspect.getsource(replay._unrecoverable))
+    tree = ast.parse(textwrap.dedent(inspect.getsource(Log._unrecoverable)))
     returned = {
         constant.value
         for node in ast.walk(tree)

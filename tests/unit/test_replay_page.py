@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from socketio_pg.core.messages import from_log
 from socketio_pg.log.history import Read
+from socketio_pg.log.log import MAX_PAGE_CHARACTERS, Log, ReplayPage
 from socketio_pg.log.positions import Head
 from socketio_pg.log.recent import Page
-from socketio_pg.log.replay import MAX_PAGE_CHARACTERS, LogPosition, ReplayPage, read_replay_page
+from socketio_pg.log.replay import LogPosition
 
 #: A payload of which two are enough for an answer.
 LARGE = '"' + "x" * (MAX_PAGE_CHARACTERS // 2) + '"'
@@ -56,7 +57,7 @@ class Node:
 
 
 def read(node: Any, start: LogPosition | int | None, limit: int) -> ReplayPage:
-    page = read_replay_page(node, node, "a", start, limit)
+    page = Log(node, node).read_page("a", start, limit)
     assert len(page.messages) <= limit
     assert sum(len(message.payload_json) for message in page.messages[:-1]) < MAX_PAGE_CHARACTERS
     return page

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from socketio_pg.core.errors import InvalidRequestError
-from socketio_pg.subscriber.subscription import Member, Position, next_request
+from socketio_pg.core.messages import Position
+from socketio_pg.subscriber.subscription import Member, next_request
 
 
 def at(position: int, epoch: str = "e") -> Position:

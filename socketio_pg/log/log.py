@@ -1,0 +1,145 @@
+"""The durable log as one node sees it: its current position, pages of older messages, and replays."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from socketio_pg.core import metrics
+from socketio_pg.core.messages import EncodedMessage, Position
+from socketio_pg.log.follower import Follower
+from socketio_pg.log.history import History
+from socketio_pg.log.replay import LogPosition, Replay, Start
+
+#: Messages of one page: the maximum, and the default.
+MAX_MESSAGES, DEFAULT_MESSAGES = 1000, 100
+#: A page is complete when its payloads have this many characters.
+MAX_PAGE_CHARACTERS = 1_000_000
+
+
+@dataclass(slots=True)
+class ReplayPage:
+    """``messages`` in order, up to ``position``; ``more`` is True when the log already has messages after that.
+
+    ``recovery`` reports what became of a requested ``since``, as in `subscribed`. Without a log ``epoch`` is None.
+    """
+
+    epoch: str | None
+    position: int
+    recovery: dict[str, Any]
+    messages: list[EncodedMessage] = field(default_factory=list)
+    more: bool = False
+
+    def to_wire(self, channel: str) -> dict[str, Any]:
+        """Return the body of the HTTP response, as documented in docs/http.md."""
+        where = {} if self.epoch is None else {"epoch": self.epoch, "position": self.position}
+        messages = [message.to_wire() for message in self.messages]
+        return {"channel": channel, "messages": messages, "more": self.more} | where | self.recovery
+
+
+class Log:
+    """Reads the log: ``follower`` knows how far this node has delivered it, ``history`` reads older messages."""
+
+    def __init__(self, follower: Follower, history: History) -> None:
+        self._follower = follower
+        self._history = history
+
+    @property
+    def installed(self) -> bool:
+        """True when the database has a log, as far as this node knows."""
+        return self._follower.installed
+
+    @property
+    def epoch(self) -> str | None:
+        """The log's epoch; None without a log."""
+        return self._follower.epoch
+
+    @property
+    def position(self) -> int:
+        """The last position that this node has started to deliver; 0 without a log."""
+        return self._follower.position
+
+    @property
+    def delivered(self) -> int:
+        """The last position that this node has delivered to all subscribers; 0 without a log."""
+        return self._follower.delivered
+
+    @property
+    def behind(self) -> int:
+        """The number of messages that this node knows of and has not delivered; 0 without a log."""
+        return self._follower.behind
+
+    def find_start(self, channel: str, start: Start) -> tuple[int | None, dict[str, Any]]:
+        """Return the position after which to replay (None for no replay), and what to tell the client about ``since``.
+
+        May wait. Raises :class:`DatabaseUnavailableError` or :class:`LogNotInstalledError`.
+        """
+        if start is None:
+            return None, {}
+        if isinstance(start, int):
+            if not self.installed:
+                return None, {}
+            return self._history.before_newest(channel, start, self.position), {}
+        reason = self._unrecoverable(channel, start)
+        if reason is not None:
+            metrics.unrecovered.labels(reason).inc()
+            return None, {"recovered": False, "reason": reason}
+        return start.position, {"recovered": True}
+
+    def replay(self, channel: str, after: int) -> Replay:
+        """Return a replay of ``channel`` from the position ``after`` on."""
+        return Replay(self._follower, self._history, channel, after)
+
+    def read_page(self, channel: str, start: Start, limit: int) -> ReplayPage:
+        """Return at most ``limit`` messages of ``channel``; none, only the current position, when ``start`` is None.
+
+        The page ends at the position that this node has delivered. May wait. Raises :class:`DatabaseUnavailableError`
+        or :class:`LogNotInstalledError`.
+        """
+        while True:
+            epoch = self.epoch
+            after, recovery = self.find_start(channel, start)
+            # A client of a node that is further on than this one gets no messages, and keeps its position.
+            upto = self.position
+            page = ReplayPage(epoch, upto if after is None else max(after, upto), recovery)
+            if after is not None and after < upto and not self._fill(page, channel, after, upto, limit):
+                continue  # trimmed in the meantime: `recovery` may have changed
+            if self.epoch == epoch:
+                return page
+
+    def oldest(self) -> Position:
+        """Return the position before the oldest message that the log still has. Waits, and raises as above."""
+        head = self._history.head()
+        return Position(epoch=head.epoch, position=head.trimmed)
+
+    def _unrecoverable(self, channel: str, since: LogPosition) -> str | None:
+        """Return why the messages after ``since`` cannot be replayed; None when they can."""
+        if not self.installed:
+            return "not_installed"
+        if since.epoch == self.epoch:
+            if since.position > self.position:  # from a node that is further on than this one?
+                if since.position > self._history.head().position:
+                    return "position_unknown"
+            elif self._history.channel_page(channel, since.position, self.position).trimmed > since.position:
+                return "trimmed"
+        # Checked last: the epoch may have changed while the log was read.
+        return None if since.epoch == self.epoch else "epoch_changed"
+
+    def _fill(self, page: ReplayPage, channel: str, after: int, upto: int, limit: int) -> bool:
+        """Add messages to ``page``. Return False when its first messages were trimmed before they could be read."""
+        size = 0
+        while after < upto:
+            read = self._history.channel_page(channel, after, upto)
+            if read.trimmed > after and not page.messages:
+                return False
+            # A page that already has messages ends before the trimmed ones: the next request reports them.
+            page.more = read.trimmed > after
+            for message in read.page.messages if not page.more else ():
+                page.more = len(page.messages) == limit or size >= MAX_PAGE_CHARACTERS
+                if page.more:
+                    break
+                page.messages.append(message)
+                size += len(message.payload_json)
+            if page.more:
+                page.position = page.messages[-1].position or 0
+                return True
+            after = read.page.end
+        return True

@@ -1,0 +1,121 @@
+"""Subscriptions of the program that runs the `PubSub` itself. Each passes messages and gaps to a receiver."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from socketio_pg.core import green
+from socketio_pg.core.messages import EncodedMessage, Position
+from socketio_pg.log.log import Log
+from socketio_pg.pubsub.filters import Filter
+
+logger = logging.getLogger("socketio_pg.pubsub")
+
+
+class SupportsPut(Protocol):
+    """What :meth:`PubSub.subscribe` requires of a queue: :class:`queue.Queue`, ``eventlet.queue.Queue`` …"""
+
+    def put(self, item: dict[str, Any], /) -> object: ...
+
+
+class Receiver(Protocol):
+    """Gets the messages and gaps of a subscription, in order. Exceptions that it raises are logged."""
+
+    def receive(self, message: EncodedMessage, extra: Mapping[str, Any], /) -> object:
+        """``extra`` has the fields of the wire beside the message's own: ``epoch`` and ``replayed``."""
+
+    def gap(self, gap: dict[str, Any], /) -> object:
+        """As on the wire, and ``tier``: ``notify`` or ``log``."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueReceiver:
+    """Puts messages with parsed payloads into ``queue``."""
+
+    queue: SupportsPut
+    on_gap: Callable[[dict[str, Any]], object] | None
+
+    def receive(self, message: EncodedMessage, extra: Mapping[str, Any]) -> None:
+        self.queue.put({**message.to_wire(), "payload": message.payload(), **extra})
+
+    def gap(self, gap: dict[str, Any]) -> None:
+        if self.on_gap is not None:
+            self.on_gap(gap)
+
+
+class LocalSubscription:
+    """The result of :meth:`PubSub.subscribe`, for :meth:`PubSub.unsubscribe`."""
+
+    def __init__(self, channel: str, receiver: Receiver, filter: Filter | None) -> None:
+        self.channel = channel
+        #: Messages of the log follow this position; None without a log.
+        self.position: Position | None = None
+        self.ended = False
+        self._receiver = receiver
+        self._filter = filter
+
+    def receive(self, message: EncodedMessage, extra: Mapping[str, Any]) -> None:
+        """Pass on a message that the filter lets through."""
+        try:
+            if not self.ended and (self._filter is None or self._filter.matches(message.payload_json)):
+                self._receiver.receive(message, extra)
+        except Exception:  # the program's own: the other subscribers still get the message
+            logger.exception("a receiver of messages failed")
+
+    def gap(self, gap: Mapping[str, Any]) -> None:
+        """Pass on a gap."""
+        try:
+            if not self.ended:
+                self._receiver.gap({"channel": self.channel, **gap})
+        except Exception:
+            logger.exception("a receiver of gaps failed")
+
+
+class LocalSubscriptions:
+    """The complete subscriptions, by channel."""
+
+    def __init__(self) -> None:
+        self._of_channel: dict[str, list[LocalSubscription]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._of_channel)
+
+    def add(self, subscription: LocalSubscription) -> None:
+        self._of_channel.setdefault(subscription.channel, []).append(subscription)
+
+    def discard(self, subscription: LocalSubscription) -> None:
+        """Remove the subscription; twice is harmless."""
+        members = self._of_channel.get(subscription.channel, [])
+        if subscription in members:
+            members.remove(subscription)
+            if not members:
+                del self._of_channel[subscription.channel]
+
+    def of(self, channel: str) -> Sequence[LocalSubscription]:
+        return tuple(self._of_channel.get(channel, ()))
+
+    def all(self) -> list[LocalSubscription]:
+        return [one for members in self._of_channel.values() for one in members]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalReplay:
+    """Passes a replay to a subscription. ``wait_started()`` waits while the `PubSub` is disconnected."""
+
+    subscription: LocalSubscription
+    log: Log
+    wait_started: Callable[[], object]
+
+    def send(self, messages: Sequence[EncodedMessage]) -> None:
+        extra = {"epoch": self.log.epoch, "replayed": True}
+        for message in messages:
+            self.subscription.receive(message, extra)
+
+    def wait_sent(self) -> bool:
+        green.sleep()
+        self.wait_started()
+        return not self.subscription.ended
+
+    def gap(self, reason: str, epoch: str, position: int) -> None:
+        self.subscription.gap({"tier": "log", "reason": reason, "epoch": epoch, "position": position})
