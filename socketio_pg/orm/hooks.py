@@ -1,7 +1,7 @@
-"""``@publishes`` on a mapped class: its inserts, updates and deletes are published at flush, in the same transaction.
+"""``@publishes`` on a mapped class: publishes its inserts, updates and deletes at flush, in the same transaction.
 
-Needs SQLAlchemy and PostgreSQL, neither Flask nor eventlet. What was written is noted here, while SQLAlchemy still
-knows what was there before; what a message looks like is made in ``row_images``.
+Needs SQLAlchemy and PostgreSQL, neither Flask nor eventlet. This module records each write while SQLAlchemy still has
+the old values; ``row_images`` builds the messages.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,11 +20,11 @@ from sqlalchemy.orm.exc import UnmappedClassError
 from socketio_pg.core.errors import ConfigurationError, LogNotInstalledError, PayloadTooLargeError
 from socketio_pg.orm.row_images import Change, Operation, Outgoing, Rows, Template, parse_template, placeholders, read
 
-#: Changes that one query reads and another publishes, and values that it sends: psycopg 3 takes 65,535.
+#: Limits for one query: the number of changes, and the number of values, of which psycopg 3 accepts 65,535.
 BATCH = 500
 BATCH_VALUES = 30_000
 
-#: Where a session keeps what its flush has written so far.
+#: The key in Session.info of the writes of the current flush.
 _WRITTEN = "socketio_pg.written"
 
 _SEND = (
@@ -40,18 +40,18 @@ _Class = TypeVar("_Class", bound=type[Any])
 def publishes(
     channel: str, *, columns: Iterable[str] | None = None, exclude: Iterable[str] = (), durable: bool = True
 ) -> Callable[[_Class], _Class]:
-    """A class decorator: rows of the class, and of classes that inherit from it, are published when they are flushed.
+    """Class decorator: publishes rows of the class and its subclasses when they are flushed.
 
-    ``channel`` may have placeholders: ``"orders:{customer_id}"`` sends each row to its own channel. A row with NULL
-    there has no channel and is not sent. ``columns``: those that messages have (default: all that the class maps);
-    ``exclude``: those that they have not. All three name attributes or columns. ``durable``: through the log
-    (``socketio_pg.publish()``), otherwise with NOTIFY. A class may have several of these decorators.
+    ``channel`` may have placeholders: ``"orders:{customer_id}"`` chooses the channel by row. A row with NULL in a
+    placeholder has no channel and is not published. ``columns``: the columns in messages (default: all mapped columns);
+    ``exclude``: columns left out of messages. All three take names of attributes or columns. ``durable``: publish
+    through the log (``socketio_pg.publish()``) instead of NOTIFY. A class may have several of these decorators.
 
     A message is ``{"op", "schema", "table", "pk", "new", "old", "changed"}``: see docs/sqlalchemy.md.
 
-    Raises :class:`ConfigurationError` for names that the class does not have: when it is decorated or, where it is not
-    mapped by then, when its mapper is configured. A flush raises :class:`InvalidChannelError`,
-    :class:`PayloadTooLargeError`, :class:`LogNotInstalledError` and the driver's errors, and is undone by them.
+    Raises :class:`ConfigurationError` for names that the class does not have: from the decorator or, if the class is
+    mapped later, when its mapper is configured. A flush raises :class:`InvalidChannelError`,
+    :class:`PayloadTooLargeError`, :class:`LogNotInstalledError` and the driver's errors, and is rolled back.
     """
     template = parse_template(channel)
     included = None if columns is None else _names("columns", columns)
@@ -61,7 +61,7 @@ def publishes(
         hook = _Hook(cls, template, included, excluded, durable)
         with suppress(UnmappedClassError):  # it may be mapped later
             hook.rows(class_mapper(cls, configure=False))
-        # With `propagate` these also hear of classes that inherit, and of a class that is not mapped yet.
+        # With `propagate` the listeners also apply to subclasses, and to a class that is mapped later.
         event.listen(cls, "mapper_configured", hook.configured, propagate=True)
         event.listen(cls, "before_insert", hook.inserting, propagate=True)
         event.listen(cls, "before_update", hook.updating, propagate=True)
@@ -73,7 +73,7 @@ def publishes(
 
 @dataclass(slots=True)
 class _Written:
-    """What a flush does to one object. ``old``: what the session knew of the row before; ``modified``: by then."""
+    """One object's write in a flush: ``old`` values that the session had loaded, and ``modified`` attributes so far."""
 
     rows: Rows
     operation: Operation
@@ -84,7 +84,7 @@ class _Written:
 
 
 class _Hook:
-    """One ``@publishes`` of one class: notes what the mapper writes."""
+    """One ``@publishes`` of one class: records the mapper's writes."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class _Hook:
         self._rows: dict[Mapper[Any], Rows] = {}
 
     def rows(self, mapper: Mapper[Any]) -> Rows:
-        """What is published of a mapper's rows: the part that belongs to the decorated class."""
+        """Return the description of the mapper's rows: the part that belongs to the decorated class."""
         while not mapper.concrete and mapper.inherits is not None and issubclass(mapper.inherits.class_, self._class):
             mapper = mapper.inherits
         if mapper not in self._rows:
@@ -115,26 +115,26 @@ class _Hook:
     def inserting(self, mapper: Mapper[Any], connection: Connection, target: object) -> None:
         session = object_session(target)
         assert session is not None
-        # Deleted and added again in one flush: SQLAlchemy makes an UPDATE of it and tells nobody of the first.
+        # A row deleted and added again in one flush: SQLAlchemy sends an UPDATE, with no event for the deleted object.
         before = session.identity_map.get(mapper.identity_key_from_instance(target))
         if before is not None and before is not target:
             self.deleting(inspect(before).mapper, connection, before)
-        _note(session, _Written(self.rows(mapper), "INSERT", target, connection, {}))
+        _record(session, _Written(self.rows(mapper), "INSERT", target, connection, {}))
 
     def updating(self, mapper: Mapper[Any], connection: Connection, target: object) -> None:
         rows = self.rows(mapper)
         _load(target, [key for key in placeholders(rows.template) if key in rows.volatile])
-        _note(object_session(target), _Written(rows, "UPDATE", target, connection, _known(rows, target),
+        _record(object_session(target), _Written(rows, "UPDATE", target, connection, _loaded(rows, target),
                                                _modified(rows, target)))  # fmt: skip
 
     def deleting(self, mapper: Mapper[Any], connection: Connection, target: object) -> None:
         rows = self.rows(mapper)
         _load(target, placeholders(rows.template))
-        _note(object_session(target), _Written(rows, "DELETE", target, connection, _known(rows, target)))
+        _record(object_session(target), _Written(rows, "DELETE", target, connection, _loaded(rows, target)))
 
     def _describe(self, mapper: Mapper[Any]) -> Rows:
         title = f"@publishes on {mapper.class_.__name__}"
-        # Not mapper.column_attrs: it would configure all mappers, and classes they refer to may not be there yet.
+        # Not mapper.column_attrs: it would configure all mappers, and classes they refer to may not be defined yet.
         columns = {key: column for key, column in mapper.columns.items() if isinstance(column, Column)}
         if not isinstance(mapper.local_table, Table):
             raise ConfigurationError(f"{title}: the class is not mapped to a table")
@@ -142,9 +142,9 @@ class _Hook:
         def attribute(name: str) -> str:
             keys = [key for key, column in columns.items() if name in (key, column.name)]
             if not keys:
-                raise ConfigurationError(f"{title}: it has no column {name!r}")
+                raise ConfigurationError(f"{title}: the class has no column {name!r}")
             if len(keys) > 1:
-                raise ConfigurationError(f"{title}: {name!r} may be any of the attributes {', '.join(keys)}")
+                raise ConfigurationError(f"{title}: {name!r} is ambiguous: it matches the attributes {', '.join(keys)}")
             return keys[0]
 
         included = list(columns) if self._columns is None else [attribute(name) for name in self._columns]
@@ -153,7 +153,7 @@ class _Hook:
         names = [columns[key].name for key in visible]
         for name in names:
             if names.count(name) > 1:
-                raise ConfigurationError(f"{title}: it has several columns {name!r}; exclude all but one")
+                raise ConfigurationError(f"{title}: the class has several columns {name!r}; exclude all but one")
         template = [(attribute(part[0]),) if isinstance(part, tuple) else part for part in self._template]
         key = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
         rows = Rows(
@@ -172,13 +172,13 @@ class _Hook:
             durable=self._durable,
         )  # fmt: skip
         for name in placeholders(rows.template):
-            # The channel that a row leaves must be known, also where its object had not been loaded.
-            event.listen(getattr(mapper.class_, name), "set", _loaded_first, active_history=True, propagate=True)
+            # The old channel must be known even if the attribute had not been loaded.
+            event.listen(getattr(mapper.class_, name), "set", _load_before_set, active_history=True, propagate=True)
         return rows
 
 
-def _loaded_first(target: object, value: object, old: object, initiator: object) -> None:
-    """Listens so that SQLAlchemy loads an attribute before it is set; there is nothing else to do."""
+def _load_before_set(target: object, value: object, old: object, initiator: object) -> None:
+    """Do nothing: a listener with ``active_history`` makes SQLAlchemy load the attribute before it is set."""
 
 
 def _load(target: object, keys: Iterable[str]) -> None:
@@ -190,8 +190,8 @@ def _modified(rows: Rows, target: object) -> frozenset[str]:
     return frozenset(key for key in rows.mapped if get_history(target, key, PASSIVE_NO_INITIALIZE).has_changes())
 
 
-def _known(rows: Rows, target: object) -> dict[str, Any]:
-    """What the session has loaded of the row, as it was loaded."""
+def _loaded(rows: Rows, target: object) -> dict[str, Any]:
+    """Return the values that the session had loaded of the row, before any modification."""
     identity = inspect(target, raiseerr=True).identity
     known: dict[str, Any] = dict(zip(rows.key, identity, strict=True)) if identity else {}
     for key in rows.columns:
@@ -201,13 +201,13 @@ def _known(rows: Rows, target: object) -> dict[str, Any]:
     return {key: known[key] for key in rows.columns if key in known}
 
 
-def _note(session: Session | None, written: _Written) -> None:
+def _record(session: Session | None, written: _Written) -> None:
     assert session is not None  # it is being flushed
     session.info.setdefault(_WRITTEN, []).append(written)
 
 
 def _change(written: _Written) -> Change | None:
-    """The change as it has come out, after the SQL has run; None when there is nothing to tell."""
+    """Return the change after its SQL has run, or None when nothing was modified."""
     rows, target = written.rows, written.target
     if written.operation == "DELETE":
         return Change(rows, "DELETE", [written.old[key] for key in rows.key], written.old)
@@ -215,7 +215,7 @@ def _change(written: _Written) -> Change | None:
     now = state.dict
     if written.operation == "INSERT":
         return Change(rows, "INSERT", [now[key] for key in rows.key])
-    # Again: what refers to other rows may have been set after them (`post_update`).
+    # Checked a second time: `post_update` sets references to other rows after those rows are written.
     modified = written.modified | _modified(rows, target)
     candidates = [key for key in rows.columns if key in modified | rows.volatile]
     if not modified or not candidates:
@@ -227,7 +227,7 @@ def _change(written: _Written) -> Change | None:
 
 @event.listens_for(Session, "before_flush")
 def _begin(session: Session, context: UOWTransaction, instances: object) -> None:
-    session.info.pop(_WRITTEN, None)  # of a flush that has failed
+    session.info.pop(_WRITTEN, None)  # left over from a failed flush
 
 
 @event.listens_for(Session, "after_flush")
@@ -239,7 +239,7 @@ def _publish(session: Session, context: UOWTransaction) -> None:
             by_connection.setdefault(written.connection, []).append(change)
     for connection, changes in by_connection.items():
         if connection.dialect.name != "postgresql":
-            raise ConfigurationError(f"{changes[0].rows.title}: that needs PostgreSQL, not {connection.dialect.name}")
+            raise ConfigurationError(f"{changes[0].rows.title}: needs PostgreSQL, not {connection.dialect.name}")
         for batch in _batches(changes):
             _send(connection, list(read(connection, batch)))
 
@@ -282,7 +282,7 @@ def _send(connection: Connection, messages: Sequence[Outgoing]) -> None:
 
 
 def _names(option: str, names: Iterable[str]) -> list[str]:
-    # A text would be taken for its letters.
+    # A string would be read as a list of its letters.
     if isinstance(names, str):
-        raise ConfigurationError(f"@publishes({option}={names!r}): a list of names, not a text")
+        raise ConfigurationError(f"@publishes({option}={names!r}): must be a list of names, not a string")
     return list(names)

@@ -1,7 +1,7 @@
-"""Changed rows as PostgreSQL itself writes them in JSON, and the messages about them. Knows tables, but no objects.
+"""Reads changed rows as JSON from PostgreSQL, and builds the messages about them. Works on tables, not on objects.
 
-The database makes the JSON of each value (``to_jsonb``), also of those that a session had loaded: so every type looks
-as in a trigger, and nothing that PostgreSQL can store cannot be sent.
+PostgreSQL converts every value to JSON (``to_jsonb``), including old values that the session had loaded. So every type
+looks as in a trigger, and every value that PostgreSQL can store can be sent.
 """
 
 import json
@@ -45,22 +45,22 @@ _SCHEMAS = table("pg_namespace", column("oid"), column("nspname"), schema="pg_ca
 
 Operation = Literal["INSERT", "UPDATE", "DELETE"]
 
-#: Attribute → its value as JSON text, None for NULL. What is not known is not there.
+#: Attribute → its value as JSON text, None for NULL. Unknown values are absent.
 Image = dict[str, str | None]
-#: A channel's name: texts, and between them names of columns or attributes, as tuples of one.
+#: A channel's name: literal strings, and placeholders (names of columns or attributes) as tuples of one.
 Template = Sequence[str | tuple[str]]
 
 
 def parse_template(channel: str) -> Template:
-    """``"a:{b}"`` as ``["a:", ("b",)]``.
+    """Parse a channel with placeholders: ``"a:{b}"`` is ``["a:", ("b",)]``.
 
     Raises :class:`ConfigurationError`, and :class:`InvalidChannelError` for a name without placeholders.
     """
     if not isinstance(channel, str):
-        raise ConfigurationError("@publishes takes the name of a channel: @publishes('orders:{customer_id}')")
+        raise ConfigurationError("@publishes needs the name of a channel: @publishes('orders:{customer_id}')")
     parts = [text or (name,) for text, name in re.findall(r"([^{}]+)|\{([^{}]+)\}", channel)]
     if "".join(part if isinstance(part, str) else f"{{{part[0]}}}" for part in parts) != channel:
-        raise ConfigurationError(f"@publishes({channel!r}): a placeholder is the name of a column in braces")
+        raise ConfigurationError(f"@publishes({channel!r}): a placeholder must be the name of a column in braces")
     if not placeholders(parts):
         validate_channel(channel)
     return parts
@@ -72,10 +72,10 @@ def placeholders(template: Template) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Which rows are published, and what of them. Columns go by the names of the attributes they are mapped to.
+    """One class's published rows. Columns have the names of the attributes that they are mapped to.
 
-    ``columns`` are those of ``key``, ``visible`` (what messages have) and the template; ``mapped`` are all, and
-    ``volatile`` those that change by themselves with an UPDATE of any (``onupdate``, generated columns, a version).
+    ``columns``: all that are needed, for ``key``, ``visible`` (in messages) and the template. ``mapped``: all columns.
+    ``volatile``: columns that any UPDATE may change (``onupdate``, generated columns, a version counter).
     """
 
     title: str
@@ -90,13 +90,13 @@ class Rows:
     durable: bool
 
     def channel(self, image: Image) -> str | None:
-        """The channel of a row; None when one of the placeholders is NULL. Raises :class:`InvalidChannelError`."""
+        """Return a row's channel; None when a placeholder is NULL. Raises :class:`InvalidChannelError`."""
         name = ""
         for part in self.template:
             text = part if isinstance(part, str) else image[part[0]]
             if text is None:
                 return None
-            # A string as it is, everything else as it stands in JSON.
+            # Strings without quotes, all other types in their JSON form.
             name += json.loads(text) if isinstance(part, tuple) and text.startswith('"') else text
         try:
             return validate_channel(name)
@@ -104,7 +104,7 @@ class Rows:
             raise InvalidChannelError(f"{self.title}: {error.message}", channel=error.channel) from None
 
     def former_channel(self, image: Image) -> str | None:
-        """The channel that a row had. Where its name is not allowed nobody has been told of it, nor need be now."""
+        """Return a row's old channel; None when its name is invalid, because nothing was ever published there."""
         try:
             return self.channel(image)
         except InvalidChannelError:
@@ -113,10 +113,9 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One row that was written. ``key``: the values of its primary key now (of one that is gone: then).
+    """One written row. ``key``: its primary key's values, the new ones unless the row was deleted.
 
-    ``old``: values before the change, as far as they are known, by attribute. ``candidates``: the attributes of an
-    UPDATE that it may have changed.
+    ``old``: known values before the change, by attribute. ``candidates``: attributes that an UPDATE may have changed.
     """
 
     rows: Rows
@@ -127,7 +126,7 @@ class Change:
 
 
 class Outgoing(NamedTuple):
-    """What is to be sent. ``payload_json`` is the text of JSON."""
+    """A message to publish. ``payload_json`` is JSON text."""
 
     channel: str
     payload_json: str
@@ -135,9 +134,9 @@ class Outgoing(NamedTuple):
 
 
 def read(connection: Connection, changes: Sequence[Change]) -> Iterator[Outgoing]:
-    """The messages about ``changes``, in their order. One query.
+    """Yield the messages about ``changes``, in their order. Runs one query.
 
-    Raises :class:`InvalidChannelError`, :class:`PayloadTooLargeError` for what no NOTIFY carries, and
+    Raises :class:`InvalidChannelError`, :class:`PayloadTooLargeError` for messages too large for NOTIFY, and
     :class:`InvalidRequestError` for a row that cannot be read.
     """
     new: dict[int, Image] = {}
@@ -152,7 +151,7 @@ def read(connection: Connection, changes: Sequence[Change]) -> Iterator[Outgoing
         if change.operation != "DELETE" and number not in new:
             raise InvalidRequestError(
                 f"{change.rows.title}: a row cannot be read after it was written: a policy hides it, "
-                "or a trigger has removed it"
+                "or a trigger removed it"
             )
         yield from _messages(change, schemas[number], new.get(number), old.get(number, {}))
 
@@ -161,7 +160,7 @@ def read(connection: Connection, changes: Sequence[Change]) -> Iterator[Outgoing
 
 
 def _parts(connection: Connection, changes: Sequence[Change]) -> Iterator[Any]:
-    """SELECTs of (number, is it new?, schema, values as texts of JSON) that are one query together."""
+    """Yield SELECTs of (change number, is new, schema, values as JSON texts), to be combined with UNION ALL."""
     written: dict[Rows, list[tuple[Any, ...]]] = {}
     loaded: dict[tuple[Rows, tuple[str, ...]], list[tuple[Any, ...]]] = {}
     for number, change in enumerate(changes):
@@ -170,23 +169,23 @@ def _parts(connection: Connection, changes: Sequence[Change]) -> Iterator[Any]:
         if change.old:
             loaded.setdefault((change.rows, tuple(change.old)), []).append((number, *change.old.values()))
     for index, (rows, data) in enumerate(written.items()):
-        given, key = _given(f"socketio_pg_key_{index}", rows, rows.key, data)
+        given, key = _values_table(f"socketio_pg_key_{index}", rows, rows.key, data)
         found = given.join(rows.source, and_(*(rows.columns[name] == value for name, value in key.items())))
         yield _select(connection, rows, given, true(), rows.columns.values()).select_from(found)
     for index, ((rows, keys), data) in enumerate(loaded.items()):
-        given, old = _given(f"socketio_pg_old_{index}", rows, keys, data)
+        given, old = _values_table(f"socketio_pg_old_{index}", rows, keys, data)
         yield _select(connection, rows, given, false(), old.values()).select_from(given)
 
 
-def _given(
+def _values_table(
     name: str, rows: Rows, keys: Sequence[str], data: Sequence[tuple[Any, ...]]
 ) -> tuple[Values, dict[str, ColumnElement[Any]]]:
-    """What Python knows, as a table: numbers of changes, and values of attributes, which are returned with it."""
+    """Return a VALUES table of change numbers and attribute values, and its value columns by attribute."""
     types = [rows.columns[key].type for key in keys]
     given = values(
         column("number", Integer), *(column(f"value_{index}", type_) for index, type_ in enumerate(types)), name=name
     ).data(data)
-    # What the driver writes may be of another type. One that SQLAlchemy does not know is the driver's text.
+    # The casts restore the columns' types, which the driver's literals may lose. Types unknown to SQLAlchemy stay text.
     return given, {
         key: cast(given.c[f"value_{index}"], Text if isinstance(type_, NullType) else type_)
         for index, (key, type_) in enumerate(zip(keys, types, strict=True))
@@ -201,7 +200,7 @@ def _select(
 
 
 def _schema(connection: Connection, of: Table) -> ColumnElement[str]:
-    """The schema of a table: what SQLAlchemy was told, or where PostgreSQL finds it."""
+    """Return the schema of a table: the one given to SQLAlchemy, or the one where PostgreSQL finds the table."""
     translated = connection.get_execution_options().get("schema_translate_map") or {}
     schema = translated.get(of.schema, of.schema)
     if schema is not None:
@@ -215,16 +214,16 @@ def _schema(connection: Connection, of: Table) -> ColumnElement[str]:
 
 
 def _messages(change: Change, schema: str, new: Image | None, old: Image) -> Iterator[Outgoing]:
-    """What is sent about one change, when its row is ``new`` now and ``old`` is what is known of it before."""
+    """Yield the messages about one change. ``new``: the row now; ``old``: the known values before."""
     rows = change.rows
     if change.operation == "INSERT":
         yield from _message(rows, "INSERT", schema, rows.channel(new or {}), new, None)
     elif new is None:
         yield from _message(rows, "DELETE", schema, rows.former_channel(old), None, old)
     else:
-        # What it cannot have changed is what it was.
+        # Attributes that cannot have changed have their old value.
         old = {key: old.get(key, new[key]) for key in new if key in old or key not in change.candidates}
-        # A placeholder's old value that nobody knows: then nobody has seen the row move.
+        # A placeholder's unknown old value counts as unchanged.
         here, there = rows.channel(new), rows.former_channel(new | old)
         if here != there:
             yield from _message(rows, "DELETE", schema, there, None, old, moved=True)
@@ -262,5 +261,5 @@ def _message(
 
 
 def _object(rows: Rows, image: Image, keys: Sequence[str]) -> dict[str, orjson.Fragment]:
-    # SQLAlchemy's names are of a class of their own, which orjson takes for no key.
+    # SQLAlchemy's names are a subclass of str, which orjson rejects as keys.
     return {str(rows.columns[key].name): orjson.Fragment(image[key] or "null") for key in keys if key in image}
