@@ -24,7 +24,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Not imported above: socketio_pg.client and orm are to need neither Flask nor eventlet.
+    # Imported lazily, so that socketio_pg.client and socketio_pg.orm need neither Flask nor eventlet.
     if name == "PubSub":
         from socketio_pg.pubsub.pubsub import PubSub
 

@@ -15,15 +15,16 @@ class Client:
     """Publishes on ``connection``: psycopg2's, psycopg 3's, or SQLAlchemy's ``Connection`` or ``Session``
     (also a ``scoped_session``, such as Flask-SQLAlchemy's ``db.session``).
 
-    With ``durable`` a message goes through the log (``socketio_pg.publish()``): of any size up to MAX_PAYLOAD, nothing
-    lost. Without it, it is a NOTIFY: equal ones of one transaction to one channel arrive once, PostgreSQL folds them.
+    With ``durable`` a message goes through the log (``socketio_pg.publish()``): it may have any size up to MAX_PAYLOAD,
+    and is never lost. Otherwise it is sent with NOTIFY: PostgreSQL merges equal messages to one channel in one
+    transaction.
 
-    Nothing is sent before the caller's transaction commits, and nothing when it rolls back; on a connection in
-    autocommit mode it is sent at once.
+    Messages are sent when the caller's transaction commits, and dropped when it rolls back; a connection in autocommit
+    mode sends them immediately.
 
-    A session is flushed first, unless it does not flush by itself (``autoflush``): its messages keep the order of the
-    program, also among those of :func:`socketio_pg.orm.publishes`. For asyncio, where this is called through
-    ``run_sync()``: ``await session.run_sync(lambda session: Client(session).notify("orders", 7))``.
+    A session with ``autoflush`` is flushed first, so that its messages keep the order of the program, including those
+    of :func:`socketio_pg.orm.publishes`. With asyncio use ``run_sync()``:
+    ``await session.run_sync(lambda session: Client(session).notify("orders", 7))``.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -34,7 +35,7 @@ class Client:
     ) -> None:
         """Send ``{"event_name": event_name, "params": params}``.
 
-        Raises as :meth:`notify`, TypeError when ``event_name`` is no string, and the driver's errors.
+        Raises TypeError when ``event_name`` is not a string, and the errors of :meth:`notify`.
         """
         if not isinstance(event_name, str):
             raise TypeError("event_name must be a string")
@@ -43,9 +44,9 @@ class Client:
     def notify(self, channel: str, payload: Any, *, durable: bool = False) -> None:
         """Send ``payload``, any JSON value.
 
-        Raises :class:`InvalidChannelError`, :class:`InvalidRequestError` for what is not JSON,
-        :class:`PayloadTooLargeError` over 7,999 bytes, and the driver's errors. The transaction is untouched by the
-        first three. With ``durable`` the size is PostgreSQL's to judge: SQLSTATE SG002, among the driver's errors.
+        Raises :class:`InvalidChannelError`, :class:`InvalidRequestError` when the payload is not JSON,
+        :class:`PayloadTooLargeError` over 7,999 bytes, and the driver's errors. The first three do not affect the
+        transaction. With ``durable`` PostgreSQL checks the size: a driver's error with SQLSTATE SG002.
         """
         values = {"channel": validate_channel(channel), "payload": encode_payload(payload)}
         if not durable:
@@ -55,12 +56,12 @@ class Client:
 
 
 def execute(connection: Any, statement: str, values: Mapping[str, Any]) -> None:
-    """Run ``statement``, in which ``{name}`` stands for a value, on what a :class:`Client` takes.
+    """Run ``statement``, in which ``{name}`` stands for a value, on any connection that :class:`Client` accepts.
 
     Raises TypeError for anything else, and the driver's errors.
     """
     if iscoroutinefunction(getattr(connection, "execute", None)):
-        raise TypeError(f"{type(connection).__name__} is for asyncio; SQLAlchemy's have run_sync() for this")
+        raise TypeError(f"{type(connection).__name__} is for asyncio; with SQLAlchemy use its run_sync()")
     if hasattr(connection, "cursor"):
         with connection.cursor() as cursor:
             cursor.execute(statement.format(**{name: f"%({name})s" for name in values}), values)
@@ -68,12 +69,12 @@ def execute(connection: Any, statement: str, values: Mapping[str, Any]) -> None:
         _flush(connection)
         connection.execute(text(statement.format(**{name: f":{name}" for name in values})), values)
     else:
-        raise TypeError(f"{type(connection).__name__} is not a connection of psycopg or SQLAlchemy")
+        raise TypeError(f"{type(connection).__name__} is not a psycopg or SQLAlchemy connection")
 
 
 def _flush(connection: Any) -> None:
-    """What SQLAlchemy does before a query, and not before a text: write what the session holds."""
+    """Flush a session. SQLAlchemy flushes before ORM queries, but not before ``text()``."""
     session = connection() if isinstance(connection, scoped_session) else connection
-    # Not within a flush, where an application's own event handler may publish.
+    # Not during a flush, in which an application's event handler may publish.
     if isinstance(session, Session) and session.autoflush and not session._flushing:
         session.flush()

@@ -1,22 +1,23 @@
-"""Channel names: which are allowed, and how they are written in SQL. No I/O."""
+"""Channel names: validation, patterns, quoting for SQL, and the server's reserved names. No I/O."""
 
 import re
 
 from socketio_pg.core.errors import InvalidChannelError
 
-#: PostgreSQL cuts identifiers at NAMEDATALEN - 1 bytes without a word, so longer names are refused.
+#: PostgreSQL silently truncates identifiers to NAMEDATALEN - 1 bytes, so longer names are rejected.
 MAX_CHANNEL_BYTES = 63
-#: Names with this prefix are the server's own.
+#: Names with this prefix are reserved for the server.
 RESERVED_PREFIX = "socketio_pg"
-#: Where the relay tells the nodes about new messages of the log, and where it is told itself.
+#: The relay notifies the nodes of new messages in the log here.
 LOG_CHANNEL = "socketio_pg"
+#: Publishers notify the relay of new messages in the outbox here.
 BELL_CHANNEL = "socketio_pg_bell"
-#: Where `socketio_pg.recheck()` says that permissions have changed: of the channel in the payload, or of all.
+#: `socketio_pg.recheck()` announces changed permissions here: of the channel in the payload, or of all channels.
 PERMISSIONS_CHANNEL = "socketio_pg_permissions"
-#: Where nodes and other programs send what goes through Flask-SocketIO's own API, with MESSAGE_QUEUE=postgres.
+#: Nodes and other programs exchange messages of Flask-SocketIO's own API here, with MESSAGE_QUEUE=postgres.
 QUEUE_CHANNEL = "socketio_pg_queue"
 
-#: Unicode's category Cc, in full.
+#: All characters of Unicode's category Cc.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
@@ -24,9 +25,9 @@ def validate_channel(name: object) -> str:
     """Return ``name`` if it is a valid channel name, unchanged.
 
     A name is a string of 1 to 63 bytes of UTF-8 without control characters, without leading or
-    trailing white space, without ``*``, and does not start with ``socketio_pg``. Case counts.
+    trailing white space, without ``*``, and does not start with ``socketio_pg``. It is case-sensitive.
 
-    Raises :class:`InvalidChannelError` for anything else: a name is never changed to make it fit.
+    Raises :class:`InvalidChannelError` for anything else; names are never changed to make them valid.
     Source: the PostgreSQL manual, "Identifiers and Key Words" (NAMEDATALEN) and ``NOTIFY``.
     """
     if not isinstance(name, str):
@@ -51,8 +52,8 @@ def validate_channel(name: object) -> str:
 
 
 def match_pattern(pattern: str, channel: str) -> bool:
-    """Whether ``channel`` matches ``pattern``, in which ``*`` stands for any characters, also none."""
-    # No regular expression: patterns come in tokens, and one with many stars would take for ever.
+    """Return whether ``channel`` matches ``pattern``, in which ``*`` stands for any characters, including none."""
+    # Not a regular expression: patterns come from tokens, and one with many stars would backtrack exponentially.
     first, *parts = pattern.split("*")
     if not parts:
         return channel == pattern
@@ -69,7 +70,7 @@ def match_pattern(pattern: str, channel: str) -> bool:
 
 
 def quote_identifier(name: str) -> str:
-    """``name`` as a quoted SQL identifier, so that LISTEN takes it letter by letter."""
+    """Return ``name`` as a quoted SQL identifier, so that LISTEN does not fold its case."""
     return '"' + name.replace('"', '""') + '"'
 
 

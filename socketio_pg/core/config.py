@@ -14,9 +14,9 @@ from socketio_pg.core import parsers
 from socketio_pg.core.errors import ConfigurationError
 
 LOCAL_CFG = Path("local.cfg")
-#: Names that ``local.cfg`` may use as well, after Flask-SQLAlchemy.
+#: Other names that ``local.cfg`` may use, after Flask-SQLAlchemy.
 ALIASES = {"SQLALCHEMY_DATABASE_URI": "DATABASE_URL"}
-#: libpq parameters that we set where the address does not: they find a cut cable in 15 to 20 s.
+#: libpq parameters used unless the address sets them: they detect a broken network connection in 15 to 20 s.
 LIBPQ_DEFAULTS = {
     "application_name": "socketio_pg",
     "keepalives_idle": "5",
@@ -24,16 +24,16 @@ LIBPQ_DEFAULTS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "15000",
 }
-#: File descriptors beside those of clients: for the database, logs, and requests that are refused.
+#: File descriptors needed besides those of clients: for the database, logs, and rejected requests.
 SPARE_DESCRIPTORS = 100
 
 
 def redact(address: str | None) -> str | None:
-    """A database address without its password, for messages and logs. Rather hides too much than too little."""
+    """Return a database address without its password, for messages and logs. In doubt hides too much."""
     if address is None:
         return None
     if re.match(r"[\w+.-]+://", address):
-        # Up to the last @: a password that was not percent-encoded may contain anything.
+        # Up to the last @: a password that is not percent-encoded may contain any character.
         address = re.sub(r"(://[^:@/?#]*:).*@", r"\1***@", address, flags=re.DOTALL)
     elif "@" in address and not re.match(r"\s*\w+\s*=", address):
         address = "***" + address[address.rindex("@") :]
@@ -57,9 +57,10 @@ def setting(
     shown: str | None = None,
     show: Callable[[str], str | None] = str,
 ) -> Any:
-    """A row of the table; ``shown`` stands for the default in the docs where the value itself says little.
+    """Return a row of the table.
 
-    ``show`` makes a value fit for messages and logs.
+    ``shown`` replaces the default in the docs where the value alone is unclear. ``show`` prepares a value for messages
+    and logs, without secrets.
     """
     return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "shown": shown, "show": show})
 
@@ -263,21 +264,21 @@ class Settings:
     )
 
     def authentication(self) -> str:
-        """AUTH, where it is not set as well: ``off``, ``optional`` or ``required``."""
+        """Return AUTH or its default: ``off``, ``optional`` or ``required``."""
         if self.auth is not None:
             return self.auth
         return "required" if self.jwt_secret or self.jwt_public_key or self.jwks_url else "off"
 
     def flask_secret_key(self) -> str | None:
-        """The key; a random one for development. Without it Flask refuses to sign anything, and says so.
+        """Return SECRET_KEY, with DEBUG a random one, otherwise None: Flask then raises an error when it has to sign.
 
-        Nothing of ours is signed, so a server without sessions needs none; a random one would differ at each start, and
-        on each node, without a word.
+        This package signs nothing, so a server without sessions needs no key. In production a random key would silently
+        differ after each start and between nodes.
         """
         return self.secret_key or (secrets.token_hex(32) if self.debug else None)
 
     def __repr__(self) -> str:
-        """Without the secrets: this text may end in a log."""
+        """Return the settings without secrets, because this text may end up in a log."""
         shown = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -286,7 +287,7 @@ class Settings:
 
 
 NO_DATABASE = (
-    "There is no database: set DATABASE_URL in the environment, or SQLALCHEMY_DATABASE_URI in local.cfg "
+    "No database is configured: set DATABASE_URL in the environment, or SQLALCHEMY_DATABASE_URI in local.cfg "
     "(or DEBUG=1 for an embedded one)."
 )
 
@@ -296,9 +297,9 @@ def load(
     local_cfg: Path | None = LOCAL_CFG,
     overrides: Mapping[str, object] | None = None,
 ) -> Settings:
-    """The settings: ``overrides`` (field names) over the environment over ``local.cfg`` over the defaults.
+    """Return the settings: ``overrides`` (field names) over the environment over ``local.cfg`` over the defaults.
 
-    Raises :class:`ConfigurationError` with one sentence that names the setting, the value and what is allowed.
+    Raises :class:`ConfigurationError` with one sentence that names the setting, its value and the allowed values.
     """
     environment = os.environ if environment is None else environment
     file = read_local_cfg(local_cfg) if local_cfg is not None and local_cfg.exists() else {}
@@ -308,7 +309,7 @@ def load(
         name = field.name.upper()
         if field.name in overrides:
             raw, where = overrides.pop(field.name), "create_app()"
-        elif environment.get(name):  # an empty variable counts as not set, as Procfile runners leave them
+        elif environment.get(name):  # an empty variable counts as not set; Procfile runners leave such variables
             raw, where = environment[name], "the environment"
         elif name in file:
             raw, where = file[name], str(local_cfg)
@@ -322,12 +323,12 @@ def load(
             shown = field.metadata["show"](str(raw))
             raise ConfigurationError(f"{name} in {where} is {shown!r}; allowed: {error}.") from None
     if overrides:
-        raise ConfigurationError(f"there is no setting {', '.join(sorted(overrides))}.")
+        raise ConfigurationError(f"unknown setting: {', '.join(sorted(overrides))}.")
     return Settings(**values)
 
 
 def read_local_cfg(path: Path) -> dict[str, Any]:
-    """The assignments of ``local.cfg``: ``NAME = literal`` lines, as Flask's config files. Nothing is executed."""
+    """Return the assignments in ``local.cfg``: ``NAME = literal`` lines, as in Flask config files. Executes no code."""
     try:
         tree = ast.parse(path.read_text("utf-8"), str(path))
     except (SyntaxError, ValueError, OSError) as error:
@@ -341,18 +342,18 @@ def read_local_cfg(path: Path) -> dict[str, Any]:
             raise ConfigurationError(f"{path} line {statement.lineno}: only lines like NAME = 'value' are allowed.")
         name = ALIASES.get(target.id, target.id)
         if name not in known:
-            continue  # a file shared with other parts of a Flask application
+            continue  # the file may hold settings of other parts of a Flask application
         try:
             values[name] = ast.literal_eval(statement.value)
         except (ValueError, TypeError, RecursionError, MemoryError):
             raise ConfigurationError(
-                f"{path} line {statement.lineno}: {target.id} must be a plain value, nothing is executed here."
+                f"{path} line {statement.lineno}: {target.id} must be a literal value; code is not executed."
             ) from None
     return values
 
 
 def database_url(value: object) -> str:
-    """``value`` as libpq's form of a database address. Raises :class:`ConfigurationError`."""
+    """Return a database address in libpq's form. Raises :class:`ConfigurationError`."""
     try:
         return parsers.database_url(value)
     except ValueError as error:
@@ -360,7 +361,7 @@ def database_url(value: object) -> str:
 
 
 def describe() -> list[tuple[str, str, str]]:
-    """The table for the docs and ``socketio-pg settings``: (name, default, help) of each setting."""
+    """Return (name, default, help) of each setting, for the docs and the command's help."""
     rows = []
     for field in dataclasses.fields(Settings):
         default = field.metadata["shown"] or ("" if field.default is None else _shown(field.default))

@@ -1,4 +1,4 @@
-"""Every error this package raises. Each class carries the code that it has on the wire.
+"""All errors that this package raises. Each class has the code that clients see on the wire.
 
 SocketIOPGError               internal
 ├── ConfigurationError        internal
@@ -35,7 +35,7 @@ class SocketIOPGError(Exception):
         self.channel = channel
 
     def to_wire(self) -> dict[str, str]:
-        """The error as a Socket.IO client sees it: ``{"code", "message"}``."""
+        """Return the error as a Socket.IO client sees it: ``{"code", "message"}``."""
         return {"code": self.code, "message": self.message}
 
 
@@ -44,49 +44,50 @@ class ConfigurationError(SocketIOPGError):
 
 
 class InvalidRequestError(SocketIOPGError):
-    """A request, or a part of it, is not what the protocol asks for."""
+    """A request, or a part of it, violates the protocol."""
 
     code = "invalid_request"
 
 
 class InvalidChannelError(InvalidRequestError):
-    """A channel name breaks the rules of :mod:`socketio_pg.channels`."""
+    """A channel name breaks the rules of :mod:`socketio_pg.core.channels`."""
 
     code = "invalid_channel"
 
 
 class PayloadTooLargeError(InvalidRequestError):
-    """A payload does not fit: over 7,999 bytes of UTF-8 for NOTIFY, over MAX_PAYLOAD for the log."""
+    """A payload has over 7,999 bytes of UTF-8 for NOTIFY, or over MAX_PAYLOAD for the log."""
 
     code = "payload_too_large"
 
 
 class LogNotInstalledError(InvalidRequestError):
-    """Something was asked of the log, and the database has no schema ``socketio_pg``."""
+    """A request needs the log, but the database has no schema ``socketio_pg``."""
 
 
 class UnauthorizedError(SocketIOPGError):
-    """It is not known who the client is: the token is missing, wrong or has expired."""
+    """The client is not authenticated: its token is missing, invalid or expired."""
 
     code = "unauthorized"
 
 
 class AuthenticationUnavailableError(SocketIOPGError):
-    """A token cannot be verified at the moment: the keys cannot be had. The token may be in order."""
+    """A token cannot be verified at the moment, because the keys are unavailable. The token may be valid."""
 
     code = "authentication_unavailable"
 
 
 class ForbiddenError(SocketIOPGError):
-    """Who the client is may be known; this it may not do."""
+    """The client lacks the permission for this request."""
 
     code = "forbidden"
 
 
 class RateLimitedError(SocketIOPGError):
-    """A client asks for too much in too short a time. ``cut_off``: it has been told so often enough.
+    """A client sends requests too fast.
 
-    ``retry_after``: seconds after which the same is possible.
+    ``cut_off``: the client ignored earlier errors and is to be disconnected. ``retry_after``: seconds until the same
+    request is possible.
     """
 
     code = "rate_limited"
@@ -95,38 +96,38 @@ class RateLimitedError(SocketIOPGError):
 
 
 class TooManySubscriptionsError(SocketIOPGError):
-    """A client subscribes to as many channels as it may already (MAX_SUBSCRIPTIONS)."""
+    """A client has reached its maximum number of subscriptions (MAX_SUBSCRIPTIONS)."""
 
     code = "too_many_subscriptions"
 
 
 class IdleTimeoutError(SocketIOPGError):
-    """A client that subscribes to nothing has sent nothing for too long (IDLE_TIMEOUT)."""
+    """A client without subscriptions has sent nothing for too long (IDLE_TIMEOUT)."""
 
     code = "idle_timeout"
 
 
 class DatabaseError(SocketIOPGError):
-    """PostgreSQL refused a statement while the connection is in order.
+    """PostgreSQL refused a statement; the connection still works.
 
-    ``sqlstate`` is its code where there is one (manual, appendix A).
+    ``sqlstate`` is the error's code, if it has one (PostgreSQL manual, appendix A).
     """
 
     sqlstate: str | None = None
 
 
 class DatabaseUnavailableError(DatabaseError):
-    """PostgreSQL cannot be reached, did not answer in time, or hung up."""
+    """PostgreSQL is unreachable, did not answer in time, or closed the connection."""
 
     code = "database_unavailable"
 
 
 class DatabaseTimeoutError(DatabaseUnavailableError):
-    """PostgreSQL did not answer in time; what was asked of it may have happened or not."""
+    """PostgreSQL did not answer in time; the statement may have been executed or not."""
 
 
 def wire_codes() -> set[str]:
-    """All error codes that can appear on the wire; the docs are checked against it."""
+    """Return all error codes that can appear on the wire; tests check the docs against them."""
     codes, classes = set(), [SocketIOPGError]
     while classes:
         current = classes.pop()

@@ -1,7 +1,6 @@
-"""Our log on standard error: one line an event, as ``key=value`` or as JSON. What is logged is the modules' matter.
+"""Log output on standard error: one line per event, as ``key=value`` or JSON; and rate limits for repeated lines.
 
-What a caller gives as ``extra`` is a field of its own. Whatever is in a value, it cannot end its line or begin another
-field.
+Entries of a caller's ``extra`` become fields. No value, whatever it contains, can end its line or start another field.
 """
 
 import json
@@ -11,12 +10,12 @@ import time
 from datetime import datetime, timezone
 from typing import Any
 
-#: What a record has by itself. Everything else is a field.
+#: The standard attributes of a record. All others are fields.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def configure_logging(level: str, form: str = "text") -> None:
-    """Our loggers at ``level``, on standard error unless the program has set up logging itself.
+    """Log this package at ``level``, to standard error unless the program has set up logging itself.
 
     ``form``: ``text`` or ``json`` (LOG_FORMAT).
     """
@@ -30,19 +29,19 @@ def configure_logging(level: str, form: str = "text") -> None:
 
 
 def formatter(form: str) -> logging.Formatter:
-    """The formatter of LOG_FORMAT."""
+    """Return the formatter for a value of LOG_FORMAT."""
     return JsonFormatter() if form == "json" else TextFormatter()
 
 
 class TextFormatter(logging.Formatter):
-    """``time=… level=… logger=… message="…"``, and the fields; values in quotes are JSON strings."""
+    """Formats ``time=… level=… logger=… message="…"`` and the fields; values in quotes are JSON strings."""
 
     def format(self, record: logging.LogRecord) -> str:
         return " ".join(f"{name}={_shown(value)}" for name, value in _fields(self, record).items())
 
 
 class JsonFormatter(logging.Formatter):
-    """An object with the same keys."""
+    """Formats a JSON object with the same keys."""
 
     def format(self, record: logging.LogRecord) -> str:
         return json.dumps(_fields(self, record), default=str)
@@ -66,50 +65,50 @@ def _shown(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     if text and text.isascii() and text.isprintable() and not set(text) & set(' "=\\'):
         return text
-    # Beyond ASCII there are characters that a terminal, or somebody's splitlines(), takes for the end of a line.
+    # Some non-ASCII characters end a line for terminals and for str.splitlines().
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 class Complaints:
-    """Lines of ``logger``; each sentence at most once in ``seconds``.
+    """Rate-limits log lines that clients can trigger: each sentence at most once in ``seconds``, the rest are counted.
 
-    The sentence is the line without its arguments, so there are as many as the program has.
+    The sentence is the line before its arguments are filled in, so the program has a fixed number of them.
     """
 
     def __init__(self, logger: logging.Logger, seconds: float = 1.0) -> None:
         self._logger = logger
         self._seconds = seconds
-        #: Sentence → when it was written last (monotonic), and how many were not since.
+        #: Sentence → time of its last line (monotonic), and number of lines suppressed since.
         self._written: dict[str, tuple[float, int]] = {}
 
     def __call__(self, level: int, sentence: str, *arguments: object, exc_info: bool = False, **fields: object) -> None:
-        """Log ``sentence % arguments`` with ``fields``, or count it.
+        """Log ``sentence % arguments`` with ``fields``, or count it as suppressed.
 
-        ``exc_info``: with the traceback of what is being handled.
+        ``exc_info``: adds the traceback of the current exception.
         """
         now = time.monotonic()
-        last, silent = self._written.get(sentence, (-self._seconds, 0))
+        last, suppressed = self._written.get(sentence, (-self._seconds, 0))
         if now < last + self._seconds:
-            self._written[sentence] = (last, silent + 1)
+            self._written[sentence] = (last, suppressed + 1)
             return
         self._written[sentence] = (now, 0)
-        more = f" ({silent} more since the last time)" if silent else ""
+        more = f" ({suppressed} more suppressed)" if suppressed else ""
         self._logger.log(level, sentence + "%s", *arguments, more, exc_info=exc_info, extra=fields)
 
     def failure(self, sentence: str, **fields: object) -> None:
-        """What is being handled is a fault: log it with its traceback."""
+        """Log the current exception as an error, with its traceback."""
         self(logging.ERROR, sentence, exc_info=True, **fields)
 
 
 class SeldomFilter(logging.Filter):
-    """The same for another's logger: lets lines that begin with ``start`` pass once in ``seconds``."""
+    """Rate-limits another library's logger: passes lines that begin with ``start`` once in ``seconds``."""
 
     def __init__(self, start: str, seconds: float = 1.0) -> None:
         super().__init__()
         self._start = start
         self._seconds = seconds
         self._last = -seconds
-        self._silent = 0
+        self._suppressed = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
@@ -117,9 +116,9 @@ class SeldomFilter(logging.Filter):
             return True
         now = time.monotonic()
         if now < self._last + self._seconds:
-            self._silent += 1
+            self._suppressed += 1
             return False
-        if self._silent:
-            record.msg, record.args = f"{message} ({self._silent} more since the last time)", ()
-        self._last, self._silent = now, 0
+        if self._suppressed:
+            record.msg, record.args = f"{message} ({self._suppressed} more suppressed)", ()
+        self._last, self._suppressed = now, 0
         return True

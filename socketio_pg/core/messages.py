@@ -1,7 +1,7 @@
-"""Messages: JSON value → NOTIFY payload → message → Socket.IO frame. Pure, no I/O.
+"""Messages: JSON value → NOTIFY payload → message → Socket.IO frame; and the fields of publish requests. No I/O.
 
-JSON text that PostgreSQL brought is checked once and then travels as it is: it is never parsed and
-written again for the clients, so numbers of any size and the order of keys survive.
+JSON text from PostgreSQL is validated once and then passed on unchanged: it is never decoded and encoded again for the
+clients, so numbers of any size and the order of keys survive.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ class Position(TypedDict):
 class EncodedMessage:
     """One message of a channel. ``payload_json`` is strict JSON text.
 
-    ``position`` and ``published_at`` (ISO 8601, UTC) are those of a message of the log, None for one of NOTIFY.
+    ``position`` and ``published_at`` (ISO 8601, UTC) are set for a message of the log, None for one of NOTIFY.
     """
 
     channel: str
@@ -40,15 +40,15 @@ class EncodedMessage:
     published_at: str | None = None
 
     def payload(self) -> Any:
-        """The payload as a Python value (a new one at each call)."""
+        """Return the payload as a Python value, decoded at each call."""
         try:
             return json.loads(self.payload_json)
         except RecursionError:
-            # Nested more deeply than Python parses by itself; orjson does, but integers over 64 bits lose digits.
+            # Nested too deeply for the standard library. orjson reads it, but integers over 64 bits lose digits.
             return orjson.loads(self.payload_json)
 
     def to_wire(self) -> dict[str, Any]:
-        """The argument of the Socket.IO event ``event``; the payload's text goes in as it is."""
+        """Return the argument of the Socket.IO event ``event``; the payload's text is inserted unchanged."""
         wire: dict[str, Any] = {"channel": self.channel, "payload": orjson.Fragment(self.payload_json)}
         if self.position is not None:
             wire |= {"position": self.position, "published_at": self.published_at}
@@ -56,10 +56,10 @@ class EncodedMessage:
 
 
 def encode_payload(payload: object) -> str:
-    """``payload``, any JSON value, as compact JSON text.
+    """Return ``payload``, any JSON value, as compact JSON text.
 
-    Raises :class:`InvalidRequestError` for what strict JSON cannot carry (NaN, infinities, lone
-    surrogates, binary data, endless nesting).
+    Raises :class:`InvalidRequestError` for values that strict JSON does not allow (NaN, infinities, lone
+    surrogates, binary data, circular references).
     """
     try:
         text = dumps_strict(payload)
@@ -71,26 +71,26 @@ def encode_payload(payload: object) -> str:
     return text
 
 
-def check_size(payload_json: str, most: int = MAX_NOTIFY_BYTES) -> None:
-    """Raise :class:`PayloadTooLargeError` when the text has over ``most`` bytes of UTF-8."""
+def check_size(payload_json: str, limit: int = MAX_NOTIFY_BYTES) -> None:
+    """Raise :class:`PayloadTooLargeError` when the text has over ``limit`` bytes of UTF-8."""
     size = len(payload_json.encode())
-    if size > most:
-        carrier = "NOTIFY carries" if most == MAX_NOTIFY_BYTES else "the log takes"
-        raise PayloadTooLargeError(f"payload has {size} bytes of UTF-8 as JSON; {carrier} at most {most}")
+    if size > limit:
+        carrier = "NOTIFY carries" if limit == MAX_NOTIFY_BYTES else "the log accepts"
+        raise PayloadTooLargeError(f"payload has {size} bytes of UTF-8 as JSON; {carrier} at most {limit}")
 
 
 def decode_notification(channel: str, text: str) -> EncodedMessage:
-    """The message that a NOTIFY carried. A payload that is not strict JSON arrives as a JSON string."""
+    """Return the message of a NOTIFY. A payload that is not strict JSON becomes a JSON string."""
     return EncodedMessage(channel, text if is_strict_json(text) else dumps_strict(text))
 
 
 def from_log(position: int, channel: str, published_at: str, text: str) -> EncodedMessage:
-    """A message of the log. ``text`` is PostgreSQL's ``jsonb``; what strict JSON cannot carry arrives as a string."""
+    """Return a message of the log. ``text`` is PostgreSQL's ``jsonb``; if it is not strict JSON it becomes a string."""
     return EncodedMessage(channel, text if is_strict_json(text) else dumps_strict(text), position, published_at)
 
 
 def is_strict_json(text: str) -> bool:
-    """Whether every JSON parser will take ``text``: RFC 8259, no NaN, no lone surrogates, at most 1,024 levels."""
+    """Return whether every JSON parser accepts ``text``: RFC 8259, no NaN or lone surrogates, at most 1,024 levels."""
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -99,32 +99,32 @@ def is_strict_json(text: str) -> bool:
 
 
 def dumps_strict(value: object) -> str:
-    """``value`` as compact strict JSON text, with non-ASCII characters as they are.
+    """Return ``value`` as compact strict JSON text, without escaping non-ASCII characters.
 
-    Raises TypeError or ValueError for what JSON cannot carry, RecursionError for endless nesting.
+    Raises TypeError or ValueError for values that are not JSON, RecursionError for nesting that is too deep.
     """
-    # Not orjson: it writes NaN as null, and refuses integers over 64 bits.
+    # Not orjson: it writes NaN as null, and rejects integers over 64 bits.
     return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
 
 class WireJSON:
-    """The ``json`` module of python-socketio's packets: knows :class:`orjson.Fragment`, writes strict JSON."""
+    """The ``json`` module of python-socketio's packets: supports :class:`orjson.Fragment`, writes strict JSON."""
 
     @staticmethod
     def dumps(value: object, **_: object) -> str:
         try:
-            return orjson.dumps(value, default=_refuse_nothing).decode()
+            return orjson.dumps(value, default=_reject).decode()
         except TypeError:
-            # Integers over 64 bits, keys that are not strings: what the standard library takes.
+            # The standard library also writes integers over 64 bits, and keys that are not strings.
             text = dumps_strict(value)
             text.encode()  # a lone surrogate must fail here and not when it is sent
             return text
 
-    #: Lenient on purpose: what is wrong inside is found by our handlers, which can answer it with its code.
+    #: Lenient on purpose: the event handlers find invalid values, and answer with the right error code.
     loads: Callable[..., Any] = staticmethod(json.loads)
 
 
-def _refuse_nothing(value: object) -> object:
+def _reject(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
@@ -138,13 +138,16 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-#: Messages that are published together at most.
-MAX_TOGETHER = 1000
+#: The maximum number of messages in one publish request.
+MAX_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """``payload`` is any JSON value. ``durable``: through the log, not through it, or (None) as the settings say."""
+    """A message to publish. ``payload`` is any JSON value.
+
+    ``durable``: publish through the log (True) or NOTIFY (False); None follows DURABLE_CHANNELS.
+    """
 
     channel: str
     payload: Any
@@ -152,7 +155,7 @@ class Publication:
 
 
 def requested_publication(request: Mapping[str, Any]) -> Publication:
-    """What ``request``, ``{channel, payload, durable?}``, asks for.
+    """Validate ``request``, ``{channel, payload, durable?}``.
 
     Raises :class:`InvalidRequestError` or :class:`InvalidChannelError`.
     """
@@ -166,25 +169,25 @@ def requested_publication(request: Mapping[str, Any]) -> Publication:
 
 
 def requested_publications(messages: object) -> Sequence[Publication]:
-    """The same of each of ``messages``, a list of 1 to :data:`MAX_TOGETHER` such objects; an error says of which."""
-    if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_TOGETHER:
-        raise InvalidRequestError(f"messages must be a list of 1 to {MAX_TOGETHER} objects")
+    """Validate a list of 1 to :data:`MAX_BATCH` such requests; an error names the index of the message."""
+    if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_BATCH:
+        raise InvalidRequestError(f"messages must be a list of 1 to {MAX_BATCH} objects")
     found = []
     for index, message in enumerate(messages):
         with naming_message(index):
             if not isinstance(message, dict):
-                raise InvalidRequestError("this is no object")
+                raise InvalidRequestError("not an object")
             found.append(requested_publication(message))
     return found
 
 
 @contextlib.contextmanager
 def naming_message(index: int) -> Iterator[None]:
-    """What the body raises is about ``messages[index]``, and says so."""
+    """Prefix the message of an error raised in the body with ``messages[index]``."""
     try:
         yield
     except SocketIOPGError as error:
-        # A copy: others may be waiting for the same answer, and get the same error.
-        told = copy.copy(error)
-        told.message = f"messages[{index}]: {error.message}"
-        raise told from error
+        # A copy, because other callers that wait for the same result get the same error object.
+        named = copy.copy(error)
+        named.message = f"messages[{index}]: {error.message}"
+        raise named from error

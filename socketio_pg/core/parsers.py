@@ -1,4 +1,4 @@
-"""What a setting's text means: each of these raises ValueError with what is allowed. The settings are in `config`."""
+"""Parsers of setting values. Each raises ValueError with a description of the allowed values. See also `config`."""
 
 import re
 from collections.abc import Callable
@@ -45,18 +45,18 @@ def seconds(low: float, high: float) -> Callable[[object], float]:
 
 def plain(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError("a text that is not empty")
+        raise ValueError("a non-empty string")
     return value.strip()
 
 
 def database_url(value: object) -> str:
-    """libpq's form of the address: Heroku's ``postgres://`` and SQLAlchemy's ``+psycopg2`` are taken too."""
+    """Return the address in libpq's form; also accepts Heroku's ``postgres://`` and SQLAlchemy's ``+psycopg2``."""
     text = plain(value)
     scheme, separator, rest = text.partition("://") if re.match(r"[\w+.-]+://", text) else (text, "", "")
     if separator and scheme in ("postgres", "postgresql", "postgresql+psycopg2"):
         try:
             parts = urlsplit(f"postgresql://{rest}")
-            _ = parts.username  # a bad bracketed host raises only here
+            _ = parts.username  # an invalid bracketed host raises only here
         except ValueError:
             raise ValueError("an address like postgresql://user:password@host:5432/database") from None
         return f"postgresql://{rest}"
@@ -81,14 +81,14 @@ def origins(value: object) -> tuple[str, ...]:
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
             raise ValueError("'*', or origins like https://example.com separated by commas")
-    if not origins:  # engine.io takes an empty list for: do not check at all
+    if not origins:  # python-engineio reads an empty list as "no check"
         raise ValueError("'*', or at least one origin like https://example.com")
     return origins
 
 
 def choice(*allowed: str) -> Callable[[object], str]:
     def parse(value: object) -> str:
-        # YAML and local.cfg have off as a boolean.
+        # YAML reads off as a boolean, and local.cfg may have False.
         text = "off" if value is False else str(value).strip().lower()
         if text not in allowed:
             raise ValueError(" or ".join(f"'{choice}'" for choice in allowed))
@@ -103,10 +103,10 @@ def names(value: object) -> tuple[str, ...]:
 
 
 def role(value: object) -> str:
-    """A role of PostgreSQL; ``none`` would mean: back to the server's own."""
+    """Return the name of a PostgreSQL role; rejects ``none``, which in SET ROLE means the session's own role."""
     name = plain(value)
     if name == "none" or len(name.encode()) > 63:
-        raise ValueError("the name of a role of PostgreSQL")
+        raise ValueError("the name of a PostgreSQL role")
     return name
 
 
@@ -115,7 +115,7 @@ def roles(value: object) -> tuple[str, ...]:
 
 
 def public_key(value: object) -> str:
-    """A public key as PEM text: from a file, or with ``\\n`` for line ends, as hosters' variables have it."""
+    """Return a public key as PEM text, read from a file or given with ``\\n`` for line ends, as hosters do."""
     text = plain(value).replace("\\n", "\n")
     if not text.startswith("-----BEGIN"):
         try:

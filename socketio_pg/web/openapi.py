@@ -4,7 +4,7 @@ from typing import Any
 
 from socketio_pg.core.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX
 from socketio_pg.core.config import Settings
-from socketio_pg.core.messages import MAX_NOTIFY_BYTES, MAX_TOGETHER
+from socketio_pg.core.messages import MAX_BATCH, MAX_NOTIFY_BYTES
 from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
 from socketio_pg.log.replay import MAX_HISTORY
 from socketio_pg.version import __version__
@@ -127,7 +127,7 @@ def _schemas(settings: Settings) -> Json:
                 "messages": {
                     "type": "array",
                     "minItems": 1,
-                    "maxItems": MAX_TOGETHER,
+                    "maxItems": MAX_BATCH,
                     # Inside of the list, what `messages` is to a message nobody asks.
                     "items": {
                         "type": "object",
@@ -141,7 +141,7 @@ def _schemas(settings: Settings) -> Json:
             },
         },
         "Published": _object({"channel": channel}),
-        "PublishedTogether": _object({"published": {"type": "integer", "minimum": 1, "maximum": MAX_TOGETHER}}),
+        "PublishedTogether": _object({"published": {"type": "integer", "minimum": 1, "maximum": MAX_BATCH}}),
         "Message": _object(
             {
                 "channel": channel,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 
-from socketio_pg.core.messages import MAX_TOGETHER
+from socketio_pg.core.messages import MAX_BATCH
 from tests.support.clients import SocketClient
 from tests.support.http_api import HttpApi, after, payloads, refusal
 from tests.support.log import Log, wait_installed
@@ -58,10 +58,10 @@ def test_the_tier_is_chosen_as_for_sockets(api: HttpApi, log: Log, subscriber: S
 
 
 def test_many_together(api: HttpApi, subscriber: SocketClient, channel: str) -> None:
-    messages = [{"channel": channel, "payload": number, "durable": True} for number in range(MAX_TOGETHER)]
+    messages = [{"channel": channel, "payload": number, "durable": True} for number in range(MAX_BATCH)]
     answer = api.publish_together(*messages)
-    assert (answer.status_code, answer.json()) == (200, {"published": MAX_TOGETHER})
-    assert [subscriber.next("event")["payload"] for _ in messages] == list(range(MAX_TOGETHER))
+    assert (answer.status_code, answer.json()) == (200, {"published": MAX_BATCH})
+    assert [subscriber.next("event")["payload"] for _ in messages] == list(range(MAX_BATCH))
     # Without the log too, and mixed.
     mixed = [{"channel": channel, "payload": n, "durable": n % 2 == 0} for n in range(10)]
     assert api.publish_together(*mixed).status_code == 200

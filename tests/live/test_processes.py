@@ -131,7 +131,7 @@ def test_development_server_starts_a_database_and_says_where(scratch: Path, chan
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({}, r"There is no database: set DATABASE_URL .* local\.cfg"),
+        ({}, r"No database is configured: set DATABASE_URL .* local\.cfg"),
         (
             {"DATABASE_URL": "mysql://root:hidden@localhost/x"},
             r"DATABASE_URL .*mysql://root:\*\*\*@.*allowed: postgresql://",

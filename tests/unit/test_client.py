@@ -89,5 +89,5 @@ def test_an_event_name_is_a_string(event_name: Any) -> None:
 
 @pytest.mark.parametrize("connection", [None, "postgresql://host/db", 5, object()], ids=repr)
 def test_what_is_no_connection_is_named(connection: Any) -> None:
-    with pytest.raises(TypeError, match=f"{type(connection).__name__} is not a connection"):
+    with pytest.raises(TypeError, match=f"{type(connection).__name__} is not a psycopg or SQLAlchemy connection"):
         Client(connection).notify("foo", 1)

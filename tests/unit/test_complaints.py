@@ -26,7 +26,7 @@ def test_what_was_not_written_is_counted(caplog: pytest.LogCaptureFixture) -> No
     complain(logging.WARNING, "client %d is odd", 4)
     assert [record.getMessage() for record in caplog.records] == [
         "client 0 is odd",
-        "client 3 is odd (2 more since the last time)",
+        "client 3 is odd (2 more suppressed)",
         "client 4 is odd",
     ]
 
@@ -60,6 +60,6 @@ def test_lines_of_anothers_logger(caplog: pytest.LogCaptureFixture, monkeypatch:
     assert [record.getMessage() for record in caplog.records] == [
         "Invalid request from somewhere",
         *["something else"] * 3,
-        "Invalid request from 100% (2 more since the last time)",
-        "Invalid request from there (1 more since the last time)",
+        "Invalid request from 100% (2 more suppressed)",
+        "Invalid request from there (1 more suppressed)",
     ]

@@ -62,7 +62,7 @@ def test_the_file_may_have_settings_of_others() -> None:
     "override", ["prot", "PORT", "database", "sqlalchemy_database_uri"], ids=lambda name: f"override {name}"
 )
 def test_an_unknown_override_is_named(override: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"no setting {override}") as caught:
+    with pytest.raises(ConfigurationError, match=f"unknown setting: {override}") as caught:
         load({}, overrides={override: 1})
     assert_one_sentence(caught.value.message)
 
@@ -136,13 +136,13 @@ WRONG_VALUES: dict[tuple[str, str], list[object]] = {
     ("PING_TIMEOUT", "seconds from 1 to 3600"): ["0.5"],
     ("DRAIN_SECONDS", "seconds from 0 to 8"): ["30"],
     ("LOG_LEVEL", "DEBUG, INFO, WARNING, ERROR, CRITICAL"): ["loud", "WARN", 10],
-    ("HOST", "text that is not empty"): ["   ", 127, ["a"]],
-    ("EMBEDDED_DATA_DIR", "text that is not empty"): [" "],
+    ("HOST", "a non-empty string"): ["   ", 127, ["a"]],
+    ("EMBEDDED_DATA_DIR", "a non-empty string"): [" "],
     ("CORS_ALLOWED_ORIGINS", "origins like https://example.com"):
         ["example.com", "ftp://a.example", "https://a.example/page", "https://", 5, "null"],
     ("DATABASE_URL", "postgresql://"): [*NO_ADDRESSES, "postgresql://[::1/db"],
     ("LISTEN_DATABASE_URL", "postgresql://"): [*NO_ADDRESSES],
-    ("DATABASE_URL", "text that is not empty"): [5, "   "],
+    ("DATABASE_URL", "a non-empty string"): [5, "   "],
 }  # fmt: skip
 
 

@@ -45,7 +45,7 @@ CALLS = [
 
 @pytest.mark.parametrize("expression", CALLS)
 def test_a_call_in_the_file_is_refused_and_not_made(expression: str) -> None:
-    with pytest.raises(ConfigurationError, match="HOST must be a plain value, nothing is executed here") as caught:
+    with pytest.raises(ConfigurationError, match="HOST must be a literal value; code is not executed") as caught:
         load_file(f"HOST = {expression}")
     assert_one_sentence(caught.value.message)
     assert not Path("proof").exists()

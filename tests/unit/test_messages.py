@@ -155,7 +155,7 @@ def test_the_limit_counts_escapes() -> None:
 
 def test_the_log_takes_more() -> None:
     check_size(encode_payload("a" * 99_998), 100_000)
-    with pytest.raises(PayloadTooLargeError, match=r"100001 bytes.*the log takes at most 100000"):
+    with pytest.raises(PayloadTooLargeError, match=r"100001 bytes.*the log accepts at most 100000"):
         check_size(encode_payload("a" * 99_999), 100_000)
 
 

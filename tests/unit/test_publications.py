@@ -6,7 +6,7 @@ import pytest
 
 from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, RateLimitedError, SocketIOPGError
 from socketio_pg.core.messages import (
-    MAX_TOGETHER,
+    MAX_BATCH,
     Publication,
     naming_message,
     requested_publication,
@@ -40,13 +40,13 @@ def test_refused(request_: dict[str, Any], error: type[SocketIOPGError]) -> None
 
 
 def test_many() -> None:
-    found = requested_publications([{"channel": "a", "payload": n} for n in range(MAX_TOGETHER)])
-    assert found == [Publication("a", n) for n in range(MAX_TOGETHER)]
+    found = requested_publications([{"channel": "a", "payload": n} for n in range(MAX_BATCH)])
+    assert found == [Publication("a", n) for n in range(MAX_BATCH)]
 
 
-@pytest.mark.parametrize("messages", [None, {}, "text", [], [{"channel": "a", "payload": 1}] * (MAX_TOGETHER + 1)])
+@pytest.mark.parametrize("messages", [None, {}, "text", [], [{"channel": "a", "payload": 1}] * (MAX_BATCH + 1)])
 def test_what_is_no_list_of_them(messages: Any) -> None:
-    with pytest.raises(InvalidRequestError, match=f"1 to {MAX_TOGETHER}"):
+    with pytest.raises(InvalidRequestError, match=f"1 to {MAX_BATCH}"):
         requested_publications(messages)
     with pytest.raises(InvalidRequestError) as raised:
         requested_publications([messages])
