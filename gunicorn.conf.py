@@ -1,3 +1,3 @@
-"""gunicorn finds this file by itself in the working folder; the settings are in the package."""
+"""gunicorn loads this file from the working folder automatically; the settings are in the package."""
 
 from socketio_pg.gunicorn_config import *  # noqa: F403

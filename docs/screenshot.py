@@ -1,4 +1,4 @@
-"""Makes the README's pictures: ``python docs/screenshot.py URL FOLDER [--only NAME] [--dark] [--width N]``.
+"""Takes the README's screenshots: ``python docs/screenshot.py URL FOLDER [--only NAME] [--dark] [--width N]``.
 
 Needs a running server, Playwright for Python (``pip install playwright``), and a Chromium or Chrome.
 """
@@ -33,7 +33,7 @@ MESSAGES: list[tuple[str, object]] = [
 
 
 def find_chromium() -> str:
-    """The browser's path; ends the program with a hint when there is none."""
+    """Return the browser's path. Exit with a hint when there is none."""
     names = ["chromium", "chromium-browser", "google-chrome"]
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if not found:
@@ -42,7 +42,7 @@ def find_chromium() -> str:
 
 
 def fill(page: Page) -> None:
-    """Subscribes to the channels and publishes the messages, each after the one before it has arrived."""
+    """Subscribe to the channels and publish the messages, each after the previous one has arrived."""
     page.fill("#subscribe-channel", ", ".join(CHANNELS))
     page.click("#subscribe-form button")
     expect(page.locator("#channels [data-state=subscribed]")).to_have_count(len(CHANNELS))
@@ -52,12 +52,12 @@ def fill(page: Page) -> None:
         page.press("#publish-payload", "Control+Enter")
         expect(page.locator("#messages > li")).to_have_count(number)
     page.locator("#publish-payload").blur()
-    page.mouse.move(0, 0)  # off the button, which would show as hovered
+    page.mouse.move(0, 0)  # so that no button is hovered
 
 
 def follow_orders(page: Page) -> None:
-    """A table that follows a table, with a few changes."""
-    run_its_sql(page)
+    """Show the orders after a few changes."""
+    run_setup(page)
     for number in range(16):
         page.click("#change")
         expect(page.locator("#statements > li")).to_have_count(min(number + 1, 8))
@@ -65,8 +65,8 @@ def follow_orders(page: Page) -> None:
 
 
 def move_people(page: Page) -> None:
-    """A map, with the east of the river left out by a filter."""
-    run_its_sql(page)
+    """Show the map with a filter that leaves out the east of the river."""
+    run_setup(page)
     for number in range(3):
         page.click("#change")
         expect(page.locator("#statements > li")).to_have_count(number + 1)
@@ -75,14 +75,14 @@ def move_people(page: Page) -> None:
     page.mouse.move(0, 0)
 
 
-def run_its_sql(page: Page) -> None:
+def run_setup(page: Page) -> None:
     expect(page.locator("#setup:not([hidden]), #change:enabled").first).to_be_visible()
     if page.locator("#setup").is_visible():
         page.click("#setup")
     expect(page.locator("#change")).to_be_enabled()
 
 
-#: Picture → where it is of, and what is done there first.
+#: Screenshot → its page, and the function that prepares the page.
 PICTURES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "demo": ("/static/test.html", fill),
     "orders": ("/demo/orders.html", follow_orders),
@@ -91,12 +91,12 @@ PICTURES: dict[str, tuple[str, Callable[[Page], None]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the pictures of the demo pages.")
+    parser = argparse.ArgumentParser(description="Take the screenshots of the demo pages.")
     parser.add_argument("url", help="a running development server, for example http://127.0.0.1:3030")
-    parser.add_argument("folder", type=Path, help="where the PNG files go")
-    parser.add_argument("--dark", action="store_true", help="the dark colours")
-    parser.add_argument("--width", type=int, default=1120, help="in CSS pixels; the picture has twice as many")
-    parser.add_argument("--only", choices=PICTURES, help="one of them")
+    parser.add_argument("folder", type=Path, help="folder for the PNG files")
+    parser.add_argument("--dark", action="store_true", help="use the dark colour scheme")
+    parser.add_argument("--width", type=int, default=1120, help="in CSS pixels; the screenshot has twice as many")
+    parser.add_argument("--only", choices=PICTURES, help="take only this screenshot")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
