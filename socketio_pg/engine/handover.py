@@ -8,7 +8,7 @@ import binascii
 import contextlib
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from socketio_pg.core import green
@@ -16,52 +16,52 @@ from socketio_pg.engine import frames
 
 #: Seconds that a refused request's connection is read from, so that the refusal arrives.
 LINGER = 1.0
-#: Where the request's environ keeps the green threads that carry its TLS.
-_CARRIERS = "socketio_pg.tls"
 _JSON = (("Content-Type", "application/json"),)
 
 
-def take_over(environ: dict[str, Any]) -> Any:
-    """A non-blocking socket of our own on the request's connection; the WSGI server will write nothing to it.
+class TakenOver:
+    """The connection of a WSGI request, taken over from the WSGI server, which writes nothing more to it.
 
-    TLS that ends in this process lives in the request's own socket: there ours is one end of a pair, and two green
-    threads carry between the other end and that. :meth:`hold_request` must be called then.
+    ``socket`` is a non-blocking socket on it. TLS that ends in this process lives in the request's own socket: there
+    ``socket`` is one end of a pair, and two green threads copy between the other end and the request's socket.
     """
-    green.answer_elsewhere()
-    connection = _request_socket(environ)
-    if not isinstance(connection, ssl.SSLSocket):
-        return green.duplicate(connection)
-    ours, theirs = green.socket_pair()
-    environ[_CARRIERS] = [green.spawn(_carry, connection, theirs), green.spawn(_carry, theirs, connection)]
-    return ours
+
+    def __init__(self, environ: dict[str, Any]) -> None:
+        green.answer_elsewhere()
+        self._under_gunicorn = "gunicorn.socket" in environ
+        self._copiers: Sequence[green.GreenThread] = ()
+        connection = _request_socket(environ)
+        if isinstance(connection, ssl.SSLSocket):
+            self.socket, other = green.socket_pair()
+            self._copiers = (green.spawn(_copy, connection, other), green.spawn(_copy, other, connection))
+        else:
+            self.socket = green.duplicate(connection)
+
+    def hold_request(self, is_over: Callable[[], bool]) -> None:
+        """Wait as long as the WSGI request must last for the connection to live; ``is_over()`` says when that ends.
+
+        gunicorn closes only its own copy of the descriptor, so nothing has to wait there, unless the request has the
+        TLS. eventlet's own server shuts the connection down.
+        """
+        if self._under_gunicorn and not self._copiers:
+            return
+        while not is_over():
+            green.sleep(0.5)
+        for copier in self._copiers:
+            # The last bytes are still on their way; a peer that does not read them gets no longer than this.
+            with contextlib.suppress(green.TimedOut), green.timeout(LINGER):
+                copier.wait()
+            copier.kill()
 
 
-def _carry(source: Any, target: Any) -> None:
-    """Whatever comes from ``source``, until it ends. A peer that has gone is no fault, whichever it is."""
+def _copy(source: Any, target: Any) -> None:
+    """Copy bytes from ``source`` to ``target`` until either ends, which is no error."""
     with contextlib.suppress(OSError, EOFError, ValueError):
         while data := source.recv(16384):
             target.sendall(data)
     with contextlib.suppress(OSError, ValueError):
         # Both ways: of TLS there is no half.
         target.shutdown(green.SHUT_RDWR if isinstance(target, ssl.SSLSocket) else green.SHUT_WR)
-
-
-def hold_request(environ: dict[str, Any], is_over: Callable[[], bool]) -> None:
-    """Wait as long as the WSGI request must last for its connection that was taken over; ``is_over()`` tells.
-
-    gunicorn closes only its own copy of the descriptor, so there it is not at all, unless the request has the TLS.
-    eventlet's own server shuts the connection down.
-    """
-    carriers = environ.get(_CARRIERS, ())
-    if "gunicorn.socket" in environ and not carriers:
-        return
-    while not is_over():
-        green.sleep(0.5)
-    for carrier in carriers:
-        # What was sent last is still on its way; who does not take it does not hold us up.
-        with contextlib.suppress(green.TimedOut), green.timeout(LINGER):
-            carrier.wait()
-        carrier.kill()
 
 
 def handshake_problem(environ: dict[str, Any]) -> str | None:

@@ -36,24 +36,36 @@ StartResponse = Callable[..., Any]
 
 
 class Engine(engineio.Server):  # type: ignore[misc]
-    """An Engine.IO server that takes WebSockets over from gunicorn, and pings them all from one green thread."""
+    """An Engine.IO server that takes WebSockets over from gunicorn, and pings all clients from one green thread.
 
-    #: Bytes that may wait for one client (SEND_BUFFER_BYTES).
-    send_buffer_bytes = 1_000_000
-    #: Clients at most (MAX_CONNECTIONS); further ones are answered 503.
-    max_connections = 10_000
-    #: Seconds in which a client must have connected to a Socket.IO namespace (CONNECT_TIMEOUT), and an upgrade be done.
-    connect_timeout = 10.0
+    ``handle_message(sid, message, own_thread)`` handles a message in a green thread, with ``own_thread`` in one that is
+    this message's alone. ``is_connected(sid)``: whether a client has connected to a Socket.IO namespace.
+
+    ``send_buffer_bytes`` may wait for one client (SEND_BUFFER_BYTES). Clients beyond ``max_connections`` are answered
+    503 (MAX_CONNECTIONS). A client must connect to a namespace, and complete an upgrade, within ``connect_timeout``
+    seconds (CONNECT_TIMEOUT). Other ``options`` are those of :class:`engineio.Server`.
+    """
+
     #: Bytes of one message, or of one POST, before that: more than any token, and little for many strangers.
     max_before_connect = 65_536
     #: Seconds by which the watch is late at least when the whole process was held up.
     stood_still = 0.2
-    #: Whether a client has.
-    is_connected: Callable[[str], bool]
-    #: Handles a message in a green thread of its own: (sid, message, whether the thread is this message's alone).
-    handle_message: Callable[[str, str | bytes, bool], None]
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        handle_message: Callable[[str, str | bytes, bool], None],
+        is_connected: Callable[[str], bool],
+        send_buffer_bytes: int = 1_000_000,
+        max_connections: int = 10_000,
+        connect_timeout: float = 10.0,
+        **options: Any,
+    ) -> None:
+        self.handle_message = handle_message
+        self.is_connected = is_connected
+        self.send_buffer_bytes = send_buffer_bytes
+        self.max_connections = max_connections
+        self.connect_timeout = connect_timeout
         # The stock monitor wakes up for each client; _watch does its work.
         super().__init__(**{**options, "monitor_clients": False})
         self._watcher = green.Worker()
@@ -185,7 +197,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         return answer
 
     def _handle_websocket(self, socket: Socket, environ: Environ) -> Any:
-        connection = socket.open_websocket(environ)
+        request, connection = socket.open_websocket(environ)
         self._open(socket, "websocket")
         admitted = self._admit(socket, environ)
         connection.uncork()
@@ -193,7 +205,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
             self.watch(socket)
         else:
             connection.close(frames.POLICY_VIOLATION)
-        handover.hold_request(environ, lambda: connection.closed)
+        request.hold_request(lambda: connection.closed)
         return ()
 
     def watch_upgrade(self, socket: Socket, probe: transport.WebSocketTransport) -> None:

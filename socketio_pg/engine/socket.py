@@ -159,11 +159,11 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             self.connection.close(frames.GOING_AWAY)
             self.server.sockets.pop(self.sid, None)
 
-    def open_websocket(self, environ: Environ) -> transport.WebSocketTransport:
-        """The first transport is a WebSocket: shake hands. The connection is corked."""
+    def open_websocket(self, environ: Environ) -> tuple[handover.TakenOver, transport.WebSocketTransport]:
+        """Take the WebSocket handshake of a client that starts with this transport. The connection is corked."""
         self.connected = self.upgraded = True
-        self.connection = self._take_over(environ, self._received)
-        return self.connection
+        request, self.connection = self._take_over(environ, self._received)
+        return request, self.connection
 
     def upgrade(self, environ: Environ) -> Any:
         """The answer to a WebSocket handshake for this polling session (Engine.IO protocol, "Upgrade")."""
@@ -172,10 +172,11 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             return self.server.refuse_handshake(refusal)
         if self.upgrading or self._probe is not None or self.closing:
             return error(BAD_REQUEST, "this session cannot be upgraded now")
-        probe = self._probe = self._take_over(environ, self._probed)
+        request, probe = self._take_over(environ, self._probed)
+        self._probe = probe
         probe.uncork()
         self.server.watch_upgrade(self, probe)
-        handover.hold_request(environ, lambda: probe.closed)
+        request.hold_request(lambda: probe.closed)
         return ()
 
     def give_up_upgrade(self, probe: transport.WebSocketTransport) -> None:
@@ -184,9 +185,12 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             self._probe, self.upgrading = None, False
             probe.close(frames.POLICY_VIOLATION)
 
-    def _take_over(self, environ: Environ, on_message: Callable[[str | bytes], None]) -> transport.WebSocketTransport:
+    def _take_over(
+        self, environ: Environ, on_message: Callable[[str | bytes], None]
+    ) -> tuple[handover.TakenOver, transport.WebSocketTransport]:
+        request = handover.TakenOver(environ)
         connection = transport.WebSocketTransport(
-            handover.take_over(environ),
+            request.socket,
             on_message,
             self._lost,
             self.max_message(),
@@ -194,7 +198,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         )
         connection.cork()
         connection.send(handover.handshake_answer(environ))
-        return connection
+        return request, connection
 
     # -- called by the hub: must not wait ------------------------------------------------------------------------------
 

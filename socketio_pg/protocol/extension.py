@@ -13,6 +13,14 @@ from socketio_pg.protocol.server import Server
 BeforeRequest: TypeAlias = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes] | None]
 
 
+#: The path of Socket.IO's requests.
+PATH = "/socket.io/"
+
+
+def _pass(environ: dict[str, Any], start_response: Callable[..., Any]) -> None:
+    """Answer no request."""
+
+
 class Middleware(socketio.WSGIApp):  # type: ignore[misc]
     """Puts the Socket.IO server before a Flask application; ``before_request`` may answer in their place."""
 
@@ -32,16 +40,20 @@ class Middleware(socketio.WSGIApp):  # type: ignore[misc]
 
 
 class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
-    """Flask-SocketIO on our :class:`Server`. Flask-SocketIO makes its server itself, hence :meth:`init_app` anew."""
+    """Flask-SocketIO on our :class:`Server`.
+
+    ``before_request(environ, start_response)`` may answer a request before Socket.IO and the Flask application. Other
+    options are those of :class:`Server`. :meth:`init_app` is written anew, because Flask-SocketIO makes its server there.
+    """
 
     server: Server
     sockio_mw: Middleware
-    before_request: BeforeRequest = staticmethod(lambda environ, start_response: None)
 
     def init_app(self, app: Flask, **options: Any) -> None:
         self.server_options.update(options)
         self.manage_session = self.server_options.pop("manage_session", True)
-        path = self.server_options.pop("path", "socket.io").lstrip("/")
+        before_request = self.server_options.pop("before_request", _pass)
+        path = self.server_options.pop("path", PATH).lstrip("/")
         self.server = Server(**self.server_options)
         self.async_mode = self.server.async_mode
         for message, handler, namespace in self.handlers:
@@ -49,5 +61,5 @@ class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
         for namespace_handler in self.namespace_handlers:
             self.server.register_namespace(namespace_handler)
         app.extensions["socketio"] = self
-        self.sockio_mw = Middleware(self.server, app, path, lambda *arguments: self.before_request(*arguments))
+        self.sockio_mw = Middleware(self.server, app, path, before_request)
         app.wsgi_app = self.sockio_mw  # type: ignore[method-assign]

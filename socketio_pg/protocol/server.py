@@ -3,9 +3,11 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import socketio
 
 from socketio_pg.core import metrics
 from socketio_pg.core.errors import InvalidRequestError, RateLimitedError, SocketIOPGError
@@ -29,57 +31,78 @@ logger = logging.getLogger("socketio_pg.protocol")
 RESERVED_EVENTS = frozenset(
     {"*", "connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
 )
-#: In the environment of a connection that has been connected to a namespace.
-_JOINED = "socketio_pg.joined"
-#: In that of one that is being closed for what it has sent.
-_GOING = "socketio_pg.going"
-#: And how many bytes of a client wait to be handled.
-_WAITING = "socketio_pg.waiting"
+
+
+class Lifecycle:
+    """Follows connections and clients through their lives. A server calls it; a subclass does what its owner needs."""
+
+    def opened(self, eio_sid: str, environ: dict[str, Any]) -> None:
+        """An Engine.IO connection is open."""
+
+    def closed(self, eio_sid: str) -> None:
+        """An Engine.IO connection is closed."""
+
+    def identify(self, environ: dict[str, Any], auth: object) -> object:
+        """Return the identity of a client that sends CONNECT with ``auth``. May wait.
+
+        Raises :class:`SocketIOPGError` to refuse the client.
+        """
+        return None
+
+    def identified(self, sid: str, namespace: str, identity: object) -> None:
+        """A client has its sid; the application's own connect handler runs next."""
+
+    def connected(self, sid: str) -> None:
+        """A client of the namespace ``/`` was sent the answer to its CONNECT."""
+
+    def before_event(self, sid: str, size: int) -> None:
+        """A client sends an event of ``size`` characters. Raises :class:`SocketIOPGError` to refuse it."""
+
+    def disconnected(self, sid: str) -> None:
+        """A client of any namespace has left, for whatever reason."""
 
 
 @dataclass(slots=True)
-class _Attempt:
-    """A client that is being let in: who it is, and the sid that it gets."""
+class _Connection:
+    """The state of one Engine.IO connection."""
 
-    identity: object
-    sid: str | None = None
+    #: Whether it has connected to a namespace, now or earlier.
+    joined: bool = False
+    #: Whether it is being closed for a packet that broke the protocol.
+    closing: bool = False
+    #: Bytes that it has sent and that wait to be handled.
+    waiting: int = 0
 
 
 class Server(AnsweringServer):
-    """Lets clients in, and takes what they send. What is no Socket.IO packet ends the connection."""
+    """Connects clients to namespaces and takes the packets that they send. An invalid packet ends the connection.
 
-    #: Bytes that a message counts for, besides its own, while it waits to be handled: a green thread and what it holds.
+    ``lifecycle`` is told about connections and clients. ``binary``: events and acknowledgements may carry binary data.
+    ``send_buffer_bytes``, ``max_connections``, ``connect_timeout`` and every other option are those of
+    :class:`Engine` and of python-socketio's server.
+    """
+
+    #: Bytes that a waiting message counts for beside its own: its green thread and what that holds.
     event_cost = 1000
-    #: Whether events and acknowledgements of clients may have binary data. No event of ours takes any.
-    binary = False
 
-    def __init__(self, **options: Any) -> None:
-        send_buffer_bytes = options.pop("send_buffer_bytes", Engine.send_buffer_bytes)
-        max_connections = options.pop("max_connections", Engine.max_connections)
-        connect_timeout = options.pop("connect_timeout", Engine.connect_timeout)
-        self.binary = options.pop("binary", self.binary)
-        manager = options.pop("client_manager", None) or Manager()
-        super().__init__(serializer=Packet, client_manager=manager, **options)
-        self.eio.send_buffer_bytes = send_buffer_bytes
-        self.eio.max_connections = max_connections
-        self.eio.connect_timeout = connect_timeout
-        self.eio.handle_message = self.handle_message
-        self.eio.is_connected = self.is_connected
-        #: Called with (Engine.IO's sid, environ) and (sid) when a connection is open, and is not any more.
-        self.on_opened: Callable[[str, dict[str, Any]], None] | None = None
-        self.on_closed: Callable[[str], None] | None = None
-        self._attempt: _Attempt | None = None
-        #: Called with (environ, auth) when a client wants to connect to a namespace; returns who it is, or raises
-        #: :class:`SocketIOPGError` to refuse it. May wait.
-        self.identify: Callable[[dict[str, Any], object], Any] = lambda environ, auth: None
-        #: Called with (sid, namespace, what `identify` returned) before the application's own connect handler.
-        self.on_identified: Callable[[str, str, Any], None] | None = None
-        #: Called with the sid of a client that sends an event, whatever it is, and its characters; raises to refuse it.
-        self.before_event: Callable[[str, int], None] | None = None
-        #: Called with the sid after the CONNECT packet of a client of the namespace ``/`` was sent.
-        self.on_connected: Callable[[str], None] | None = None
-        #: Called with the sid when a client of any namespace has left, however it came about.
-        self.on_disconnected: Callable[[str], None] | None = None
+    def __init__(
+        self,
+        *,
+        lifecycle: Lifecycle | None = None,
+        binary: bool = False,
+        client_manager: Manager | None = None,
+        **options: Any,
+    ) -> None:
+        self.lifecycle = lifecycle or Lifecycle()
+        self.binary = binary
+        self._connections: dict[str, _Connection] = {}
+        super().__init__(
+            serializer=Packet,
+            client_manager=client_manager or Manager(),
+            handle_message=self.handle_message,
+            is_connected=self.is_connected,
+            **options,
+        )
 
     def initialize_manager(self) -> None:
         """Have the client manager hear other nodes, before a client comes."""
@@ -92,28 +115,28 @@ class Server(AnsweringServer):
 
     def handle_message(self, eio_sid: str, data: str | bytes, own_thread: bool) -> None:
         """A message of a client. ``own_thread``: the green thread is this message's alone, its handler may wait."""
-        environ = self.environ.get(eio_sid)
-        if environ is None or _GOING in environ:
-            return  # what had arrived before the connection was closed
-        with self._waiting(environ, len(data)):
-            self._take_message(eio_sid, environ, data, own_thread)
+        connection = self._connections.get(eio_sid)
+        if connection is None or connection.closing:
+            return  # it had arrived before the connection was closed
+        with self._waiting(connection, len(data)):
+            self._take_message(eio_sid, connection, data, own_thread)
 
     @contextlib.contextmanager
-    def _waiting(self, environ: dict[str, Any], size: int) -> Iterator[None]:
-        """What of a client waits to be handled grows by ``size`` while the body lasts."""
+    def _waiting(self, connection: _Connection, size: int) -> Iterator[None]:
+        """Count ``size`` bytes as waiting to be handled while the body runs."""
         size += self.event_cost
-        environ[_WAITING] = environ.get(_WAITING, 0) + size
+        connection.waiting += size
         try:
             yield
         finally:
-            environ[_WAITING] -= size
+            connection.waiting -= size
 
-    def _take_message(self, eio_sid: str, environ: dict[str, Any], data: str | bytes, own_thread: bool) -> None:
+    def _take_message(self, eio_sid: str, connection: _Connection, data: str | bytes, own_thread: bool) -> None:
         try:
             packet = self._receive(eio_sid, data)
             if packet is None:
                 return
-            if packet.packet_type != CONNECT and _JOINED not in environ:
+            if packet.packet_type != CONNECT and not connection.joined:
                 raise NotAPacketError("the first packet is CONNECT")
         except NotAPacketError as error:
             self._hang_up(eio_sid, error)
@@ -145,7 +168,7 @@ class Server(AnsweringServer):
                 return packet
             if not self.binary:
                 raise NotAPacketError("this server takes no binary data")
-            if _JOINED not in self.environ[eio_sid]:
+            if not self._connections[eio_sid].joined:
                 raise NotAPacketError("the first packet is CONNECT")
             self._binary_packet[eio_sid] = packet
             return None
@@ -161,15 +184,14 @@ class Server(AnsweringServer):
         sid = self.manager.sid_from_eio_sid(eio_sid, packet.namespace or "/")
         if sid is None:
             return
-        if self.before_event is not None:
-            self.before_event(sid, packet.size)
-        if self.environ[eio_sid].get(_WAITING, 0) > 2 * self.eio.max_http_buffer_size:
+        self.lifecycle.before_event(sid, packet.size)
+        if self._connections[eio_sid].waiting > 2 * self.eio.max_http_buffer_size:
             raise RateLimitedError("too much of what you have sent waits to be handled")
 
     def _hang_up(self, eio_sid: str, error: NotAPacketError) -> None:
         """End a connection that has left the protocol. Stock clients never do; they would come back."""
         # First of all: what follows may wait.
-        self.environ[eio_sid][_GOING] = True
+        self._connections[eio_sid].closing = True
         self._binary_packet.pop(eio_sid, None)
         self._complain(logging.INFO, "hanging up on a client: %s", error.message, connection=eio_sid)
         sid = self.manager.sid_from_eio_sid(eio_sid, "/")
@@ -193,7 +215,7 @@ class Server(AnsweringServer):
             self._send_connect_error(eio_sid, namespace, {"message": "Invalid namespace"})
             return
         try:
-            identity = self.identify(self.environ[eio_sid], data)
+            identity = self.lifecycle.identify(self.environ[eio_sid], data)
         except SocketIOPGError as refusal:
             self._refuse(eio_sid, namespace, refusal)
             return
@@ -208,30 +230,57 @@ class Server(AnsweringServer):
             with self._corked(eio_sid):
                 self._connect(eio_sid, namespace, data, identity)
 
-    def _connect(self, eio_sid: str, namespace: str, data: Any, identity: object) -> None:
+    def _connect(self, eio_sid: str, namespace: str, auth: Any, identity: object) -> None:
+        """Connect a client that may come in, unless the application refuses it.
+
+        python-socketio does this in `_handle_connect`, where an identity has no place.
+        """
         if eio_sid not in self.environ:
-            return  # left meanwhile
-        before = self.manager.sid_from_eio_sid(eio_sid, namespace)
-        attempt = self._attempt = _Attempt(identity)
+            return  # it left while it was identified
+        sid: str = self.manager.pre_connect(eio_sid, namespace)
+        self.manager.hold_early(sid)
         try:
-            super()._handle_connect(eio_sid, namespace, data)
-        except Exception:  # as above: an application's code
+            self.lifecycle.identified(sid, namespace, identity)
+            refusal = self._ask_application(sid, namespace, self.environ[eio_sid], auth)
+            if refusal is None:
+                self._send_packet(eio_sid, self.packet_class(CONNECT, {"sid": sid}, namespace=namespace))
+                self.manager.connect(sid, namespace)
+            else:
+                self._send_connect_error(eio_sid, namespace, refusal)
+                self.manager.disconnect(sid, namespace, ignore_queue=True)
+        except Exception:  # the application's code
             self._complain.failure("the application's connect handler failed", connection=eio_sid)
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
-            self.manager.disconnect(self.manager.sid_from_eio_sid(eio_sid, namespace), namespace, ignore_queue=True)
+            self.manager.disconnect(sid, namespace, ignore_queue=True)
         finally:
-            self.manager.send_early(attempt.sid)
+            self.manager.send_early(sid)
         if eio_sid not in self.environ:
-            # Left while the application's handler waited, when it did not count as connected yet.
+            # It left while the application's handler waited, before it counted as connected.
             self._handle_disconnect(eio_sid, namespace, self.reason.TRANSPORT_CLOSE)
-            return
-        sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
-        if attempt.sid is not None and attempt.sid != sid and self.on_disconnected:
-            self.on_disconnected(attempt.sid)  # refused by the application
-        if sid:
-            self.environ[eio_sid][_JOINED] = True
-        if self.on_connected and sid and sid != before and namespace == "/":
-            self.on_connected(sid)
+        elif self.manager.sid_from_eio_sid(eio_sid, namespace) != sid:
+            self.lifecycle.disconnected(sid)  # refused by the application
+        else:
+            self._connections[eio_sid].joined = True
+            if namespace == "/":
+                self.lifecycle.connected(sid)
+
+    def _ask_application(self, sid: str, namespace: str, environ: dict[str, Any], auth: Any) -> Any:
+        """Run the application's connect handler. Return what a refused client is told; None when it may come in."""
+        try:
+            try:
+                answer = self._trigger_event("connect", namespace, sid, environ, auth or None)
+            except TypeError as error:
+                if auth:
+                    raise
+                try:
+                    answer = self._trigger_event("connect", namespace, sid, environ)  # a handler without `auth`
+                except TypeError:
+                    raise error from None
+        except socketio.exceptions.ConnectionRefusedError as refused:
+            return refused.error_args
+        except ConnectionRefusedError:
+            return {"message": "Connection refused by server"}
+        return socketio.exceptions.ConnectionRefusedError().error_args if answer is False else None
 
     def _refuse(self, eio_sid: str, namespace: str, refusal: SocketIOPGError) -> None:
         metrics.refused_connections.labels(refusal.code).inc()
@@ -245,27 +294,20 @@ class Server(AnsweringServer):
         return known or self.namespaces == "*" or namespace in self.namespaces
 
     def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> Any:
+        self._connections[eio_sid] = _Connection()
         result = super()._handle_eio_connect(eio_sid, environ)
-        if self.on_opened:
-            self.on_opened(eio_sid, environ)
+        self.lifecycle.opened(eio_sid, environ)
         return result
 
     def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
-        if self.on_closed:
-            self.on_closed(eio_sid)
+        self.lifecycle.closed(eio_sid)
         super()._handle_eio_disconnect(eio_sid, reason)
+        self._connections.pop(eio_sid, None)
 
     def _trigger_event(self, event: str, namespace: str, *args: Any) -> Any:
-        # Both here and not as handlers of the events: an application's own of the same name would replace ours.
-        if event == "connect" and self._attempt is not None:
-            # Nothing has waited since it was set; python-socketio has just given the client its sid.
-            attempt, self._attempt = self._attempt, None
-            attempt.sid = args[0]
-            self.manager.hold_early(args[0])
-            if self.on_identified:
-                self.on_identified(args[0], namespace, attempt.identity)
-        if event == "disconnect" and self.on_disconnected:
-            self.on_disconnected(args[0])
+        if event == "disconnect":
+            # Here and not as a handler of the event, which an application's own of the same name would replace.
+            self.lifecycle.disconnected(args[0])
         try:
             return super()._trigger_event(event, namespace, *args)
         except Exception:
@@ -293,10 +335,10 @@ class Server(AnsweringServer):
         else:
             # What follows must not wait for the handler.
             event = (sid, eio_sid, data, namespace, id)
-            self.start_background_task(self._handle_apart, self.environ[eio_sid], packet, event)
+            self.start_background_task(self._handle_apart, self._connections[eio_sid], packet, event)
 
-    def _handle_apart(self, environ: dict[str, Any], packet: Packet, event: tuple[Any, ...]) -> None:
-        with self._waiting(environ, packet.size):
+    def _handle_apart(self, connection: _Connection, packet: Packet, event: tuple[Any, ...]) -> None:
+        with self._waiting(connection, packet.size):
             self._handle_event_internal(self, *event)
 
     def _take_acknowledgement(self, eio_sid: str, namespace: str, packet: Packet) -> None:

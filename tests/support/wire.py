@@ -3,12 +3,13 @@
 Strings go in as the transport would hand them over, and what would go to the transport is recorded.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import socketio
 from socketio.packet import ACK, EVENT
 
-from socketio_pg.protocol.server import Server
+from socketio_pg.protocol.server import Lifecycle, Server
 
 #: What a client hears when the fault is ours: nothing about the inside.
 FAILED = {"code": "internal", "message": "the server failed to handle this"}
@@ -82,9 +83,16 @@ def echo(sid: str, *arguments: Any) -> Any:
     return arguments[0] if len(arguments) == 1 else arguments
 
 
+def follow(server: Server, **callbacks: Callable[..., Any]) -> None:
+    """Have ``server`` call ``callbacks``, named after methods of :class:`Lifecycle`, in their place."""
+    for name, callback in callbacks.items():
+        assert hasattr(Lifecycle, name)
+        setattr(server.lifecycle, name, callback)
+
+
 def assert_nobody(server: Server) -> None:
     """Nothing is kept for any client."""
-    for kept in (server.manager.rooms, server.environ, server._binary_packet):
+    for kept in (server.manager.rooms, server.environ, server._connections, server._binary_packet):
         assert kept == {}
     for kept in (server.manager.pending_connect, server.manager.pending_disconnect, server.manager.callbacks):
         assert not any(kept.values())

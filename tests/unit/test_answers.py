@@ -17,7 +17,7 @@ from socketio_pg.core.errors import (
     SocketIOPGError,
 )
 from socketio_pg.protocol.server import RESERVED_EVENTS, Server
-from tests.support.wire import FAILED, Wire, assert_nobody, echo
+from tests.support.wire import FAILED, Wire, assert_nobody, echo, follow
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_client_cannot_raise_the_events_of_the_library(server: Server, wire: W
     calls: list[str] = []
     wire.connect()
     server.on(name, lambda *arguments: calls.append(name))
-    server.on_disconnected = calls.append
+    follow(server, disconnected=calls.append)
     wire.receive(f'26["{name}",{{}}]')
     wire.receive(f'2["{name}",{{}}]')
     error = {"code": "invalid_request", "message": f"the event name '{name}' is reserved"}

@@ -86,15 +86,12 @@ def test_http_goes_to_engineio_below_the_path_and_to_flask_elsewhere(
 
 
 def test_before_request_may_answer_in_place_of_both(app: Flask) -> None:
-    extension = SocketIO(app, async_mode="threading")
-
     def refuse(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         start_response("503 SERVICE UNAVAILABLE", [("Retry-After", "1")])
         return [b"not now"]
 
+    SocketIO(app, async_mode="threading", before_request=refuse)
     client = app.test_client()
-    assert client.get("/page").status_code == 200
-    extension.before_request = refuse
     for path in ("/page", "/socket.io/?EIO=4&transport=polling"):
         response = client.get(path)
         assert (response.status_code, response.text, response.headers["Retry-After"]) == (503, "not now", "1")

@@ -156,5 +156,5 @@ def test_the_packets_json_is_a_class_attribute_that_only_we_replace() -> None:
 def test_a_stock_engineio_socket_has_no_attribute_that_ours_lacks() -> None:
     # Ours does not call the stock constructor.
     stock = engineio.Server(async_mode="threading")
-    ours = engine.Engine(async_mode="threading")
+    ours = engine.Engine(async_mode="threading", handle_message=lambda *_: None, is_connected=lambda _: False)
     assert vars(engineio.socket.Socket(stock, "a")).keys() <= vars(engine_socket.Socket(ours, "a", polling=True)).keys()

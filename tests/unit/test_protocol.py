@@ -9,7 +9,7 @@ from socketio.packet import CONNECT, CONNECT_ERROR, DISCONNECT, EVENT
 
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError, UnauthorizedError
 from socketio_pg.protocol.server import Server
-from tests.support.wire import FAILED, Wire, assert_nobody, echo
+from tests.support.wire import FAILED, Wire, assert_nobody, echo, follow
 
 # -- connecting --------------------------------------------------------------------------------------------------------
 
@@ -21,7 +21,7 @@ def test_on_connected_is_called_once_after_the_connect_packet(server: Server, wi
         seen.append((sid, [packet_type for packet_type, _, _ in wire.answers()]))
         server.emit("hello", {"sid": sid}, to=sid)
 
-    server.on_connected = connected
+    follow(server, connected=connected)
     wire.open()
     wire.receive('0{"token":"x"}')
     [(sid, before)] = seen
@@ -45,9 +45,9 @@ def test_on_connected_is_not_called_for_one_who_is_refused(server: Server, wire:
 
     calls: list[tuple[str, str]] = []
     server.on("connect", refuse)
-    server.on_identified = lambda sid, namespace, identity: calls.append(("identified", sid))
-    server.on_connected = lambda sid: calls.append(("connected", sid))
-    server.on_disconnected = lambda sid: calls.append(("disconnected", sid))
+    follow(server, identified=lambda sid, namespace, identity: calls.append(("identified", sid)))
+    follow(server, connected=lambda sid: calls.append(("connected", sid)))
+    follow(server, disconnected=lambda sid: calls.append(("disconnected", sid)))
     wire.open()
     wire.receive("0")
     assert [packet_type for packet_type, _, _ in wire.answers()] == [CONNECT_ERROR]
@@ -70,8 +70,8 @@ def test_a_connect_handler_that_fails_refuses_the_client(
         if failing:
             raise error
 
-    server.on_connected = lambda sid: calls.append("connected")
-    server.on_disconnected = lambda sid: calls.append("disconnected")
+    follow(server, connected=lambda sid: calls.append("connected"))
+    follow(server, disconnected=lambda sid: calls.append("disconnected"))
     wire.open()
     wire.receive("0")
     assert wire.answers() == [(CONNECT_ERROR, None, {"message": FAILED["message"], "data": FAILED})]
@@ -92,10 +92,10 @@ def test_a_connect_handler_that_fails_refuses_the_client(
 def test_clients_of_other_namespaces_are_identified_and_are_no_subscribers(server: Server, wire: Wire) -> None:
     calls: list[tuple[str, ...]] = []
     server.on("echo", echo, namespace="/chat")
-    server.identify = lambda environ, auth: auth
-    server.on_identified = lambda sid, namespace, identity: calls.append(("identified", sid, namespace, identity))
-    server.on_connected = lambda sid: calls.append(("connected", sid))
-    server.on_disconnected = lambda sid: calls.append(("disconnected", sid))
+    follow(server, identify=lambda environ, auth: auth)
+    follow(server, identified=lambda sid, namespace, identity: calls.append(("identified", sid, namespace, identity)))
+    follow(server, connected=lambda sid: calls.append(("connected", sid)))
+    follow(server, disconnected=lambda sid: calls.append(("disconnected", sid)))
     wire.open()
     wire.receive('0/chat,"me"')
     of_chat = server.manager.sid_from_eio_sid("eio1", "/chat")
@@ -116,9 +116,11 @@ def test_who_is_not_identified_is_refused(server: Server, wire: Wire, error: Exc
 
     calls: list[str] = []
     server.on("connect", lambda *arguments: calls.append("handler"), namespace=namespace)
-    server.identify = identify
-    server.on_identified = lambda *arguments: calls.append("identified")
-    server.on_connected = server.on_disconnected = lambda sid: calls.append("connected or disconnected")
+    follow(server, identify=identify)
+    follow(server, identified=lambda *arguments: calls.append("identified"))
+    follow(
+        server, connected=lambda sid: calls.append("connected"), disconnected=lambda sid: calls.append("disconnected")
+    )
     wire.open()
     wire.receive("0" if namespace == "/" else f"0{namespace},")
     wanted = error.to_wire() if isinstance(error, UnauthorizedError) else FAILED
@@ -131,8 +133,8 @@ def test_who_is_not_identified_is_refused(server: Server, wire: Wire, error: Exc
 
 def test_a_second_connect_changes_nobodys_identity(server: Server, wire: Wire) -> None:
     identities: list[object] = []
-    server.identify = lambda environ, auth: auth
-    server.on_identified = lambda sid, namespace, identity: identities.append(identity)
+    follow(server, identify=lambda environ, auth: auth)
+    follow(server, identified=lambda sid, namespace, identity: identities.append(identity))
     wire.open()
     wire.receive('0"me"')
     wire.receive('0"somebody else"')
@@ -158,7 +160,7 @@ def test_on_disconnected_is_called_once_on_every_way_out(
     server: Server, wire: Wire, leave: Callable[[Wire, str], None]
 ) -> None:
     gone: list[str] = []
-    server.on_disconnected = gone.append
+    follow(server, disconnected=gone.append)
     sid = wire.connect()
     server.enter_room(sid, "foo")
     leave(wire, sid)
@@ -173,7 +175,7 @@ def test_on_disconnected_comes_beside_the_applications_own_handler(
 ) -> None:
     gone: list[tuple[str, str]] = []
     server.on("disconnect", lambda sid, reason: gone.append(("theirs", sid)))
-    server.on_disconnected = lambda sid: gone.append(("ours", sid))
+    follow(server, disconnected=lambda sid: gone.append(("ours", sid)))
     sid = wire.connect()
     leave(wire, sid)
     assert sorted(gone) == [("ours", sid), ("theirs", sid)]
@@ -185,7 +187,7 @@ def test_a_legacy_disconnect_handler_does_not_make_it_twice(
     # python-socketio calls a handler again, without the reason, when it raised TypeError.
     gone: list[str] = []
     server.on("disconnect", lambda sid: None)
-    server.on_disconnected = gone.append
+    follow(server, disconnected=gone.append)
     sid = wire.connect()
     leave(wire, sid)
     assert gone == [sid]
@@ -200,7 +202,7 @@ def test_a_disconnect_handler_that_fails_leaves_nothing_behind(
         raise error
 
     gone: list[str] = []
-    server.on_disconnected = gone.append
+    follow(server, disconnected=gone.append)
     sid = wire.connect()
     server.enter_room(sid, "foo")
     try:
@@ -231,8 +233,8 @@ def test_who_leaves_in_the_middle_of_a_request_is_not_answered(server: Server, w
 
 def test_after_saying_goodbye_a_client_can_come_back_on_the_same_transport(server: Server, wire: Wire) -> None:
     calls: list[str] = []
-    server.on_connected = lambda sid: calls.append("connected")
-    server.on_disconnected = lambda sid: calls.append("disconnected")
+    follow(server, connected=lambda sid: calls.append("connected"))
+    follow(server, disconnected=lambda sid: calls.append("disconnected"))
     first = wire.connect()
     wire.receive("1")
     wire.receive("0")

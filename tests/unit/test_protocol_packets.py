@@ -7,7 +7,7 @@ import socketio
 from socketio.packet import ACK, BINARY_ACK, EVENT
 
 from socketio_pg.protocol.server import Server
-from tests.support.wire import Wire, assert_nobody
+from tests.support.wire import Wire, assert_nobody, follow
 
 # -- packets that are none ---------------------------------------------------------------------------------------------
 BAD_PACKETS: dict[str, str | bytes] = {
@@ -139,7 +139,7 @@ def test_what_comes_in_a_namespace_that_was_not_joined_is_not_run(wire: Wire, pa
 def test_connecting_to_an_unknown_namespace_is_refused(server: Server, wire: Wire, packet: str) -> None:
     asked: list[object] = []
     wire.connect()
-    server.identify = lambda environ, auth: asked.append(auth)
+    follow(server, identify=lambda environ, auth: asked.append(auth))
     wire.receive(packet)
     assert wire.sent == [("eio1", '4/other,{"message":"Invalid namespace"}')]
     assert asked == []
