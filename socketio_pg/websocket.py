@@ -4,7 +4,6 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable
-from typing import Any
 
 from flask import Flask
 
@@ -12,19 +11,18 @@ from socketio_pg.access.access import Access
 from socketio_pg.access.authentication import Authenticate
 from socketio_pg.access.tokens import Claims
 from socketio_pg.cluster.node import ClusterManager
-from socketio_pg.cluster.remote_listener import RemoteListener
-from socketio_pg.cluster.select import create_manager, listen_for_others
+from socketio_pg.cluster.select import Cluster
 from socketio_pg.core import config, green
 from socketio_pg.core.backoff import Backoff
-from socketio_pg.core.errors import DatabaseError, IdleTimeoutError, RateLimitedError
-from socketio_pg.gateway.admission import Door
+from socketio_pg.core.errors import DatabaseError
+from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.gauges import Gauges, Probe
 from socketio_pg.gateway.handlers import Handlers
 from socketio_pg.gateway.idle import Idle
+from socketio_pg.gateway.lifecycle import ClientLifecycle
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.log.relay import Relay
-from socketio_pg.postgres.listener import Listener
 from socketio_pg.postgres.schema import install
 from socketio_pg.protocol.extension import SocketIO
 from socketio_pg.pubsub.pubsub import PubSub
@@ -59,88 +57,82 @@ class SocketServer:
         authenticate: Authenticate | None = None,
         binary: bool = False,
     ) -> None:
-        # With an address of its own, a local.cfg of somebody's own is not ours to read.
-        self.settings = settings or config.load(local_cfg=None if dsn else config.LOCAL_CFG)
-        self.app = app if app is not None else Flask("socketio_pg", static_folder=None)
+        # A dsn given here leaves no reason to read the working folder's local.cfg.
+        self.settings = settings = settings or config.load(local_cfg=None if dsn else config.LOCAL_CFG)
+        self.app = app = app if app is not None else Flask("socketio_pg", static_folder=None)
         self.port = port
-        listener = RemoteListener if self.settings.listen == "leader" else Listener
+        self._started = False
+        self._drained = green.Event()
+        self._serving: green.GreenThread | None = None
+        # A payload with its envelope; Engine.IO's default is 1,000,000.
+        max_bytes = max(1_000_000, settings.max_payload) + 65_536
+
+        cluster = Cluster(settings)
         self.pubsub = PubSub(
-            dsn or self.settings.database_url or self.app.config.get("SQLALCHEMY_DATABASE_URI"),
-            self.settings.listen_database_url,
-            listener=listener,
-            durable_channels=self.settings.durable_channels,
-            max_payload=self.settings.max_payload,
+            dsn or settings.database_url or app.config.get("SQLALCHEMY_DATABASE_URI"),
+            settings.listen_database_url,
+            listener=cluster.create_listener,
+            durable_channels=settings.durable_channels,
+            max_payload=settings.max_payload,
         )
-        hub, log = self.pubsub.hub, self.pubsub.log
+        database, hub, log = self.pubsub.database, self.pubsub.hub, self.pubsub.log
         self.relay = Relay(
-            self.pubsub.database,
-            self.settings.log_retention,
-            self.settings.log_max_messages,
+            database,
+            settings.log_retention,
+            settings.log_max_messages,
             lambda: (log.position, len(hub)),
+            cluster.create_forwarder(database),
         )
-        manager = create_manager(self.settings, self.pubsub)
-        listen_for_others(manager, self.pubsub, self.relay)
         # Whichever comes first: the relay may have looked when there was no log, and the listener not heard yet.
         self.pubsub.watch_log(self.relay.look)
-        # A payload with its envelope; engine.io's default is 1,000,000.
-        most_bytes = max(1_000_000, self.settings.max_payload) + 65_536
-        self.socketio = SocketIO(
-            async_mode="eventlet",
-            cors_allowed_origins=self._allows_origin,
-            ping_interval=self.settings.ping_interval,
-            ping_timeout=self.settings.ping_timeout,
-            send_buffer_bytes=self.settings.send_buffer_bytes,
-            max_connections=self.settings.max_connections,
-            connect_timeout=self.settings.connect_timeout,
-            binary=binary,
-            max_http_buffer_size=most_bytes,
-            client_manager=manager,
-        )
-        self.socketio.init_app(self.app)
-        self._door = Door(self.settings, self.socketio.sockio_mw.engineio_path, lambda: self._draining)
-        self.socketio.before_request = self._door.answer
-        server = self.socketio.server
-        server.on_opened = self._door.opened
-        server.on_closed = self._door.closed
-        delivery = Delivery(manager, self.pubsub, hub, log, self.settings.send_buffer_bytes)
+
+        manager = cluster.create_manager(self.pubsub)
+        delivery = Delivery(manager, self.pubsub, hub, log, settings.send_buffer_bytes)
         self.access = Access(
-            self.settings,
-            self.app,
+            settings,
+            app,
             authenticate,
             self.pubsub,
             revoke=delivery.revoke,
             warn_expiring=delivery.emit_expiring,
             expire=delivery.expire,
         )
-        server.identify = self.access.authenticator.identify
-        server.on_identified = self.access.sessions.set
-        server.on_connected = self._connected
-        server.on_disconnected = self._disconnected
-        server.before_event = self._before_event
-        self._delivery = delivery
-        self.limits = ClientLimits(self.settings)
-        self.idle = Idle(
-            hub,
-            self.settings.idle_timeout,
-            lambda sid: delivery.cut_off(sid, IdleTimeoutError("nothing was heard for too long"), "idle_timeout"),
+        self._admission = Admission(settings)
+        self.limits = ClientLimits(settings)
+        self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle)
+        self.socketio = SocketIO(
+            app,
+            async_mode="eventlet",
+            before_request=self._admission.answer,
+            client_manager=manager,
+            lifecycle=ClientLifecycle(
+                self._admission, self.access, self.limits, self.idle, self.pubsub, hub, delivery, self.start
+            ),
+            cors_allowed_origins=self._admission.allows_origin,
+            binary=binary,
+            max_http_buffer_size=max_bytes,
+            ping_interval=settings.ping_interval,
+            ping_timeout=settings.ping_timeout,
+            send_buffer_bytes=settings.send_buffer_bytes,
+            max_connections=settings.max_connections,
+            connect_timeout=settings.connect_timeout,
         )
+        server = self.socketio.server
         Handlers(server, self.pubsub, hub, log, delivery, self.access, self.limits).register(test=test)
-        self.gauges = Gauges(server, self.pubsub, hub, log, self.relay, Probe(self.pubsub.database), self.parts)
-        self.app.register_blueprint(
+
+        self.gauges = Gauges(server, self.pubsub, hub, log, self.relay, Probe(database), self.health)
+        app.register_blueprint(
             create_blueprint(
                 self.readiness,
                 self.gauges.render,
                 enable_test_page=enable_test_page,
-                metrics_token=self.settings.metrics_token,
+                metrics_token=settings.metrics_token,
             )
         )
-        if self.settings.http_api:
-            api = Api(self.settings, self.pubsub, self.access, self._door, self.start, most_bytes)
-            self.app.register_blueprint(create_api_blueprint(api))
-        self.app.extensions["socketio_pg"] = self
-        self._started = self._draining = False
-        self._drained = green.Event()
-        self._serving: green.GreenThread | None = None
+        if settings.http_api:
+            api = Api(settings, self.pubsub, self.access, self._admission, self.start, max_bytes)
+            app.register_blueprint(create_api_blueprint(api))
+        app.extensions["socketio_pg"] = self
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -161,7 +153,7 @@ class SocketServer:
         # It waits until there is a log, whoever installs it.
         self.relay.start()
         backoff = Backoff(0.5, 30.0)
-        while self.settings.auto_init and not self._draining:
+        while self.settings.auto_init and not self._admission.draining:
             try:
                 install(self.pubsub.database, self.settings.max_payload, again=False)
                 self.relay.look()
@@ -213,9 +205,9 @@ class SocketServer:
         They are disconnected over ``DRAIN_SECONDS``, so that they do not come back to the next process all at once,
         and in a way that makes Socket.IO clients reconnect by themselves.
         """
-        if self._draining:
+        if self._admission.draining:
             return
-        self._draining = True
+        self._admission.start_draining()
         try:
             self._drain()
         finally:
@@ -241,11 +233,11 @@ class SocketServer:
 
     def wait_drained(self, seconds: float) -> None:
         """Wait until :meth:`drain`, where it has begun, is complete, ``seconds`` at most."""
-        if self._draining:
+        if self._admission.draining:
             with contextlib.suppress(green.TimedOut):
                 self._drained.wait(seconds)
 
-    def parts(self) -> dict[str, str | None]:
+    def health(self) -> dict[str, str | None]:
         """What is wrong with each part of the server, in a sentence for the operator; None for nothing.
 
         Clients can be served when all are in order.
@@ -257,19 +249,19 @@ class SocketServer:
         installed = self.pubsub.log.installed
         missing = self.settings.auto_init and not installed
         return {
-            "process": "shutting down" if self._draining else None,
+            "process": "shutting down" if self._admission.draining else None,
             "listener": listening,
             # Whether there is one is found out by listening. Without it there still is NOTIFY.
             "log": "the log is being installed" if missing and listening is None else None,
-            "relay": self.relay.problem if installed and not self._draining else None,
+            "relay": self.relay.problem if installed and not self._admission.draining else None,
             "permissions": self.access.problem,
         }
 
     def readiness(self) -> dict[str, str | None]:
         """The same, and a server that nobody has started yet is on its way then."""
-        if not self._draining:
+        if not self._admission.draining:
             self.start()
-        return self.parts()
+        return self.health()
 
     # -- clients -------------------------------------------------------------------------------------------------------
 
@@ -277,27 +269,3 @@ class SocketServer:
         """Who the client ``sid`` is, also in an application's own connect handler; None for an anonymous one."""
         session = self.access.sessions.get(sid)
         return None if session is None else session.claims
-
-    def _connected(self, sid: str) -> None:
-        self.start()
-        self.pubsub.hub.add(sid)
-        self.idle.heard(sid)
-        self._delivery.emit_hello(sid, self.claims(sid))
-
-    def _disconnected(self, sid: str) -> None:
-        self.access.sessions.drop(sid)
-        self.limits.drop(sid)
-        self.idle.drop(sid)
-        self.pubsub.drop(sid)
-
-    def _before_event(self, sid: str, size: int) -> None:
-        self.idle.heard(sid)
-        try:
-            self.limits.check_event(sid, size)
-        except RateLimitedError as error:
-            if error.cut_off:
-                green.run_soon(self._delivery.cut_off, sid, error, "rate_limited")
-            raise
-
-    def _allows_origin(self, origin: str | None, environ: dict[str, Any]) -> bool:
-        return self._door.allows_origin(origin, environ)

@@ -28,8 +28,7 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
         super().__init__(*args, **options)
         self._remote: dict[tuple[Any, int], None] = {}
         self._remote_ids = itertools.count(1)
-        #: Who else uses the queue: by ``method``, called with the message in the queue's green thread.
-        self.receivers: dict[str, list[Callable[[Command], None]]] = {}
+        self._receivers: dict[str, list[Callable[[Command], None]]] = {}
 
     def emit(
         self,
@@ -52,8 +51,12 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
         super().emit(event, data, namespace=namespace, room=room, skip_sid=skip_sid, callback=callback, **options)
 
     def tell(self, command: Command) -> None:
-        """Send a message to :attr:`receivers` of all nodes, ours included."""
+        """Send a message to the receivers of all nodes, this one included; see :meth:`receive`."""
         self._publish(command)
+
+    def receive(self, method: str, receiver: Callable[[Command], None]) -> None:
+        """Call ``receiver`` with each message whose ``method`` is this, in the queue's green thread."""
+        self._receivers.setdefault(method, []).append(receiver)
 
     def _is_here(self, sid: Any, namespace: str) -> bool:
         """Whether it is a client of this node: the room of its own has nobody else."""
@@ -123,9 +126,9 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
             if command is None:
                 self._get_logger().warning("something that is no message of ours is on the queue")
                 continue
-            if command["method"] not in self.receivers:
+            if command["method"] not in self._receivers:
                 yield command
-            for receive in self.receivers.get(command["method"], ()):
+            for receive in self._receivers.get(command["method"], ()):
                 try:
                     receive(command)
                 except Exception:  # a bug of theirs, or nonsense: what follows is everybody's

@@ -51,12 +51,13 @@ class RemoteListener:
         database: Database,
         on_notifications: Callable[[Sequence[Notification]], None],
         on_gap: Callable[[NotifyGap], None],
+        tell: Callable[[Command], None],
     ) -> None:
         self._database = database
         self._on_notifications = on_notifications
         self._on_gap = on_gap
         #: Sends a message to all nodes.
-        self.tell: Callable[[Command], None] = lambda command: None
+        self.tell = tell
         self._id = uuid.uuid4().hex
         self._wanted: set[str] = set()
         self._listening: set[str] = set()

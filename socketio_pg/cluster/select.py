@@ -1,6 +1,7 @@
-"""The client manager of a server: on its own, or one of several nodes; and who of those listens to PostgreSQL."""
+"""The cluster of a node: its client manager (MESSAGE_QUEUE), and the node that listens to PostgreSQL (LISTEN)."""
 
 import importlib.util
+from collections.abc import Callable
 
 from socketio_pg.cluster.forwarder import Forwarder
 from socketio_pg.cluster.kafka import KafkaCluster
@@ -9,13 +10,14 @@ from socketio_pg.cluster.redis import RedisCluster
 from socketio_pg.cluster.remote_listener import HEARD, WANTED, RemoteListener
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import ConfigurationError
-from socketio_pg.log.relay import Relay
+from socketio_pg.postgres.database import Database
+from socketio_pg.postgres.listener import ChannelListener, Listener, OnGap, OnNotifications
 from socketio_pg.protocol import fanout
 from socketio_pg.pubsub.pubsub import PubSub
 
 
 def check(settings: Settings) -> None:
-    """Raises :class:`ConfigurationError` when MESSAGE_QUEUE and LISTEN do not go together, or a package is missing."""
+    """Raise :class:`ConfigurationError` when MESSAGE_QUEUE and LISTEN contradict each other or a package is missing."""
     kind = _kind(settings.message_queue)
     if settings.listen == "leader" and kind not in ("redis", "valkey"):
         raise ConfigurationError("LISTEN=leader needs MESSAGE_QUEUE with the address of a Redis or Valkey.")
@@ -24,36 +26,49 @@ def check(settings: Settings) -> None:
         raise ConfigurationError(f"MESSAGE_QUEUE needs the package {package}: pip install 'socketio_pg[{kind}]'.")
 
 
-def create_manager(settings: Settings, pubsub: PubSub) -> fanout.Manager:
-    """The client manager of a node. Raises as :func:`check`."""
-    check(settings)
-    kind = _kind(settings.message_queue)
-    if settings.message_queue is None:
-        return fanout.Manager()
-    if kind == "postgres":
-        return PostgresCluster(pubsub)
-    queue = KafkaCluster if kind == "kafka" else RedisCluster
-    return queue(settings.message_queue, settings.message_queue_channel)
+class Cluster:
+    """Makes the parts of a node that MESSAGE_QUEUE and LISTEN decide about. Raises as :func:`check`."""
+
+    def __init__(self, settings: Settings) -> None:
+        check(settings)
+        self._on_postgres = settings.message_queue == "postgres"
+        self._leader_listens = settings.listen == "leader"
+        self._broker: RedisCluster | KafkaCluster | None = None
+        if settings.message_queue is not None and not self._on_postgres:
+            broker = KafkaCluster if _kind(settings.message_queue) == "kafka" else RedisCluster
+            self._broker = broker(settings.message_queue, settings.message_queue_channel)
+
+    def create_listener(self, database: Database, on_notifications: OnNotifications, on_gap: OnGap) -> ChannelListener:
+        """Return the listener of this node: its own connection, or with LISTEN=leader that of the node that relays."""
+        if not self._leader_listens:
+            return Listener(database, on_notifications, on_gap)
+        assert self._broker is not None  # see `check`
+        listener = RemoteListener(database, on_notifications, on_gap, self._broker.tell)
+        self._broker.receive(HEARD, listener.receive)
+        return listener
+
+    def create_manager(self, pubsub: PubSub) -> fanout.Manager:
+        """Return the client manager of this node."""
+        if self._on_postgres:
+            return PostgresCluster(pubsub)
+        return self._broker or fanout.Manager()
+
+    def create_forwarder(self, database: Database) -> Callable[[bool], None] | None:
+        """Return the function that must know when this node begins and ceases to relay; None without Redis.
+
+        A node that relays listens for those that do not listen, whether it would listen itself or not: settings are
+        changed on one node after the other.
+        """
+        if not isinstance(self._broker, RedisCluster):
+            return None
+        forwarder = Forwarder(database, self._broker.tell, eager=self._leader_listens)
+        self._broker.receive(WANTED, forwarder.receive)
+        self._broker.receive(HEARD, forwarder.hear_itself)
+        return forwarder.lead
 
 
 def _kind(message_queue: str | None) -> str | None:
-    """``postgres``, or the module that it takes: ``redis``, ``valkey`` or ``kafka``."""
+    """Return ``postgres``, or the Python package that the queue needs: ``redis``, ``valkey`` or ``kafka``."""
     if message_queue is None:
         return None
     return message_queue.partition("://")[0].partition("+")[0].replace("rediss", "redis").replace("valkeys", "valkey")
-
-
-def listen_for_others(manager: fanout.Manager, pubsub: PubSub, relay: Relay) -> None:
-    """Have the node that relays listen for those that do not, over the queue of ``manager``.
-
-    It does so whether it would listen itself or not: settings are changed on one node after the other.
-    """
-    if not isinstance(manager, RedisCluster):
-        return
-    listener = pubsub.listener
-    forwarder = Forwarder(pubsub.database, manager.tell, eager=isinstance(listener, RemoteListener))
-    relay.on_leading = forwarder.lead
-    manager.receivers |= {WANTED: [forwarder.receive], HEARD: [forwarder.hear_itself]}
-    if isinstance(listener, RemoteListener):
-        listener.tell = manager.tell
-        manager.receivers[HEARD].append(listener.receive)

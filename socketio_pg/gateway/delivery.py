@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from socketio_pg.access.sessions import Session
 from socketio_pg.access.tokens import ANONYMOUS, Claims
 from socketio_pg.core import green, metrics
-from socketio_pg.core.errors import SocketIOPGError, UnauthorizedError
+from socketio_pg.core.errors import IdleTimeoutError, SocketIOPGError, UnauthorizedError
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.log.log import Log
 from socketio_pg.postgres.listener import NotifyGap
@@ -83,6 +83,10 @@ class Delivery:
     def expire(self, session: Session) -> None:
         """The client's token has ended: disconnect it. Waits for the application's disconnect handlers."""
         self.cut_off(session.sid, UnauthorizedError("the token has expired"), "expired", session.namespace)
+
+    def disconnect_idle(self, sid: str) -> None:
+        """Disconnect a client that was idle for too long. Waits for the application's disconnect handlers."""
+        self.cut_off(sid, IdleTimeoutError("nothing was heard for too long"), "idle_timeout")
 
     def cut_off(self, sid: str, error: SocketIOPGError, reason: str, namespace: str = "/") -> None:
         """Tell a client why, and disconnect it. Waits for the application's disconnect handlers."""

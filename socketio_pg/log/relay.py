@@ -129,7 +129,7 @@ class Relay:
     """The relay of this node, which leads or stands by.
 
     ``retention`` is in seconds, ``max_messages`` None for no limit. ``describe()`` answers (position, clients) of the
-    node for the view ``socketio_pg.nodes``.
+    node for the view ``socketio_pg.nodes``. ``on_leading(leading)`` is called when this node begins and ceases to lead.
     """
 
     #: Seconds between two tries to become the leader.
@@ -159,6 +159,7 @@ class Relay:
         retention: float,
         max_messages: int | None,
         describe: Callable[[], tuple[int, int]],
+        on_leading: Callable[[bool], None] | None = None,
     ) -> None:
         self._database = database
         self._retention = retention
@@ -172,8 +173,7 @@ class Relay:
         self._low = LowWater()
         #: Whether this node leads.
         self.leading = False
-        #: Called with whether it leads when that changes.
-        self.on_leading: Callable[[bool], None] = lambda leading: None
+        self._on_leading = on_leading or (lambda leading: None)
         #: Why it neither leads nor stands by, for the operator; None when it does.
         self.problem: str | None = "the relay is starting"
         self._worked = self._lost = False
@@ -235,7 +235,7 @@ class Relay:
     def _end_turn(self) -> None:
         if self.leading:
             self.leading = False
-            self.on_leading(False)
+            self._on_leading(False)
 
     def _wait_installed(self) -> None:
         try:
@@ -250,7 +250,7 @@ class Relay:
 
     def _lead(self, connection: Any) -> None:
         self.leading = True
-        self.on_leading(True)
+        self._on_leading(True)
         logger.info("relaying the log on %s", self._database)
         self._execute(connection, f"LISTEN {BELL_CHANNEL}")
         self._check_epoch(connection)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from socketio_pg.core import green, metrics
 from socketio_pg.core.backoff import Backoff
@@ -44,6 +44,10 @@ class NotifyGap:
             "since": self.since.isoformat(timespec="milliseconds"),
             "until": self.until.isoformat(timespec="milliseconds"),
         }
+
+
+OnNotifications: TypeAlias = Callable[[Sequence[Notification]], None]
+OnGap: TypeAlias = Callable[[NotifyGap], None]
 
 
 class ChannelListener(Protocol):

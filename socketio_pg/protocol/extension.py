@@ -43,7 +43,7 @@ class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
     """Flask-SocketIO on our :class:`Server`.
 
     ``before_request(environ, start_response)`` may answer a request before Socket.IO and the Flask application. Other
-    options are those of :class:`Server`. :meth:`init_app` is written anew, because Flask-SocketIO makes its server there.
+    options are those of :class:`Server`. Replaces :meth:`init_app` as a whole, because the stock one makes its server.
     """
 
     server: Server

@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from socketio_pg.core import config, green
 from socketio_pg.core.channels import LOG_CHANNEL, RESERVED_PREFIX, match_pattern, validate_channel
@@ -29,7 +29,15 @@ from socketio_pg.log.log import DEFAULT_MESSAGES, Log, ReplayPage
 from socketio_pg.log.recent import Recent
 from socketio_pg.log.replay import LogPosition, Replay, ReplayReceiver, requested_start
 from socketio_pg.postgres.database import Database
-from socketio_pg.postgres.listener import ChannelListener, ListenCancelledError, Listener, Notification, NotifyGap
+from socketio_pg.postgres.listener import (
+    ChannelListener,
+    ListenCancelledError,
+    Listener,
+    Notification,
+    NotifyGap,
+    OnGap,
+    OnNotifications,
+)
 from socketio_pg.postgres.publisher import Outgoing, Publisher
 from socketio_pg.pubsub.filters import parse_filter
 from socketio_pg.pubsub.hub import Hub
@@ -43,10 +51,6 @@ from socketio_pg.pubsub.local import (
 )
 
 logger = logging.getLogger("socketio_pg.pubsub")
-
-
-OnNotifications: TypeAlias = Callable[[Sequence[Notification]], None]
-OnGap: TypeAlias = Callable[[NotifyGap], None]
 
 
 class HasConfig(Protocol):

@@ -38,7 +38,7 @@ from socketio_pg.core.messages import (
 )
 from socketio_pg.engine import handover
 from socketio_pg.engine.polling import BodyError, body_length, read_body
-from socketio_pg.gateway.admission import Door
+from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.limits import RequestLimits
 from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
 from socketio_pg.log.replay import requested_start
@@ -63,7 +63,7 @@ class Api:
         settings: Settings,
         pubsub: PubSub,
         access: Access,
-        door: Door,
+        admission: Admission,
         start: Callable[[], None],
         most_bytes: int,
     ) -> None:
@@ -71,7 +71,7 @@ class Api:
         self._pubsub = pubsub
         self._authenticator = access.authenticator
         self._permissions = access.permissions
-        self._door = door
+        self._admission = admission
         self._start = start
         self._most_bytes = most_bytes
         self._limits = RequestLimits(settings)
@@ -122,16 +122,16 @@ class Api:
 
     def allows(self, origin: str) -> bool:
         """Whether a page of ``origin``, the header of the current request, may ask and read the answer."""
-        return origin.isprintable() and self._door.allows_origin(origin, request.environ)
+        return origin.isprintable() and self._admission.allows_origin(origin, request.environ)
 
     def _identify(self) -> tuple[Claims | None, str]:
         """Who asks, and under which name limits count for them."""
         self._start()
         environ = request.environ
-        self._door.check_attempt(environ)
+        self._admission.check_attempt(environ)
         claims = self._authenticator.identify(environ, None)
         if claims is None:
-            return None, f"address {self._door.address(environ)}"
+            return None, f"address {self._admission.address(environ)}"
         if claims.expires_at is not None and claims.expires_at + self._settings.jwt_leeway <= time.time():
             raise UnauthorizedError("this login has ended")  # an application's own: tokens were looked at
         name = claims.text if claims.subject is None else claims.subject

@@ -50,11 +50,10 @@ class Node:
 
     def __init__(self, wire: Wire, database: Database) -> None:
         self.told: list[tuple[str, str]] = []
-        self.listener = RemoteListener(database, self.told.extend, self._gap)
+        self.listener = RemoteListener(database, self.told.extend, self._gap, wire.tell)
         self.listener.retry_interval = 0.05
         self.listener.beat_interval = 0.1
         self.listener.silence = 1.0
-        self.listener.tell = wire.tell
         wire.receivers.append((HEARD, self.listener.receive))
         self.listener.start()
 

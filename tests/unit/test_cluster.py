@@ -6,7 +6,7 @@ import pytest
 
 from socketio_pg.cluster.postgres import PostgresCluster
 from socketio_pg.cluster.redis import RedisCluster
-from socketio_pg.cluster.select import create_manager
+from socketio_pg.cluster.select import Cluster
 from socketio_pg.core import parsers
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import ConfigurationError
@@ -28,17 +28,17 @@ def pubsub() -> PubSub:
 )  # fmt: skip
 def test_the_setting_names_it(pubsub: PubSub, setting: str | None, kind: type) -> None:
     """And nothing connects: it is made when the application is imported."""
-    assert type(create_manager(Settings(message_queue=setting), pubsub)) is kind
+    assert type(Cluster(Settings(message_queue=setting)).create_manager(pubsub)) is kind
     assert setting is None or parsers.message_queue(setting) == setting
 
 
 @pytest.mark.parametrize(
     ("setting", "package"), [("valkey://h", "valkey"), ("valkeys://h", "valkey"), ("kafka://h:9092", "kafka")]
 )
-def test_a_package_that_is_missing(pubsub: PubSub, setting: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_missing(setting: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=rf"pip install 'socketio_pg\[{package}\]'"):
-        create_manager(Settings(message_queue=parsers.message_queue(setting)), pubsub)
+        Cluster(Settings(message_queue=parsers.message_queue(setting)))
 
 
 @pytest.mark.parametrize("value", ["amqp://h", "redis", "redis:/h", "", "http://h", 7, None])

@@ -68,7 +68,7 @@ def test_the_docs_have_every_alert_and_no_other(root: Path) -> None:
 
 def test_the_docs_have_every_part(root: Path, socket_server: SocketServer) -> None:
     [body] = re.findall(r"^## Readiness$(.*?)^## ", (root / "docs" / "metrics.md").read_text("utf-8"), re.M | re.S)
-    assert re.findall(r"^\| `(\w+)` \|", body, re.MULTILINE) == list(socket_server.parts())
+    assert re.findall(r"^\| `(\w+)` \|", body, re.MULTILINE) == list(socket_server.health())
 
 
 # -- deploy ------------------------------------------------------------------------------------------------------------

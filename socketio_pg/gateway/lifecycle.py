@@ -1,0 +1,73 @@
+"""The life of a client: identified, admitted, its events counted, and forgotten when it leaves."""
+
+from collections.abc import Callable
+from typing import Any
+
+from socketio_pg.access.access import Access
+from socketio_pg.core import green
+from socketio_pg.core.errors import RateLimitedError
+from socketio_pg.gateway.admission import Admission
+from socketio_pg.gateway.delivery import Delivery
+from socketio_pg.gateway.idle import Idle
+from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.protocol.server import Lifecycle
+from socketio_pg.pubsub.hub import Hub
+from socketio_pg.pubsub.pubsub import PubSub
+
+
+class ClientLifecycle(Lifecycle):
+    """Tells the parts of a server about its clients. ``start()`` starts the server, unless it runs already."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        access: Access,
+        limits: ClientLimits,
+        idle: Idle,
+        pubsub: PubSub,
+        hub: Hub,
+        delivery: Delivery,
+        start: Callable[[], None],
+    ) -> None:
+        self._admission = admission
+        self._access = access
+        self._limits = limits
+        self._idle = idle
+        self._pubsub = pubsub
+        self._hub = hub
+        self._delivery = delivery
+        self._start = start
+
+    def opened(self, eio_sid: str, environ: dict[str, Any]) -> None:
+        self._admission.opened(eio_sid, environ)
+
+    def closed(self, eio_sid: str) -> None:
+        self._admission.closed(eio_sid)
+
+    def identify(self, environ: dict[str, Any], auth: object) -> object:
+        return self._access.authenticator.identify(environ, auth)
+
+    def identified(self, sid: str, namespace: str, identity: Any) -> None:
+        self._access.sessions.set(sid, namespace, identity)
+
+    def connected(self, sid: str) -> None:
+        self._start()
+        self._hub.add(sid)
+        self._idle.heard(sid)
+        session = self._access.sessions.get(sid)
+        self._delivery.emit_hello(sid, None if session is None else session.claims)
+
+    def before_event(self, sid: str, size: int) -> None:
+        self._idle.heard(sid)
+        try:
+            self._limits.check_event(sid, size)
+        except RateLimitedError as error:
+            if error.cut_off:
+                green.run_soon(self._delivery.cut_off, sid, error, "rate_limited")
+            raise
+
+    def disconnected(self, sid: str) -> None:
+        self._access.sessions.drop(sid)
+        self._limits.drop(sid)
+        self._idle.drop(sid)
+        self._pubsub.drop(sid)
