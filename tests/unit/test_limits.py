@@ -5,12 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from socketio_pg.core import green
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import RateLimitedError, TooManySubscriptionsError
-from socketio_pg.gateway.idle import Idle
 from socketio_pg.gateway.limits import AddressLimits, Bucket, ClientLimits, RequestLimits
-from socketio_pg.pubsub.hub import Hub
 
 
 def count(take: Callable[[], object], error: type[Exception] = RateLimitedError) -> int:
@@ -173,33 +170,3 @@ def test_addresses_are_not_remembered_for_ever(clock: Callable[[float], None]) -
     limits.refusal("a")
     # Full buckets say nothing.
     assert len(limits._attempts) == 1
-
-
-def test_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = Hub()
-    gone: list[str] = []
-    idle = Idle(hub, 0.04, gone.append)
-    for sid in ("silent", "subscribed", "talks", "leaves"):
-        hub.add(sid)
-        idle.heard(sid)
-    hub.subscribe("subscribed", "foo")
-    idle.drop("leaves")
-    idle.start()
-    idle.start()
-    for _ in range(20):
-        idle.heard("talks")
-        green.sleep(0.01)
-    assert gone == ["silent"]
-    hub.unsubscribe("subscribed", "foo")
-    with green.timeout(5):
-        while len(gone) < 3:
-            green.sleep(0.01)
-    assert sorted(gone) == ["silent", "subscribed", "talks"]
-    idle.stop()
-
-
-def test_without_a_limit_nobody_is_idle() -> None:
-    idle = Idle(Hub(), 0.0, lambda sid: None)
-    idle.heard("a")
-    idle.start()
-    assert (idle._heard, idle._worker.running) == ({}, False)
