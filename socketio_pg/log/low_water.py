@@ -1,35 +1,36 @@
-"""Where to begin to look in the outbox. Pure, no I/O.
+"""Tracks the low-water mark of the outbox: the id from which the relay scans. Pure, no I/O.
 
-Moved rows stay in the table and its index until vacuum may remove them, and as long as any transaction is open it may
-not: looking from the first id on would take longer and longer. But a row below the ids that were seen can only come
-from a transaction that was open then.
+Moved rows stay in the table and its index until vacuum removes them, which it cannot while an older transaction is
+open. Scanning from the first id would therefore take longer and longer. But a new row below the ids seen so far can
+only come from a transaction that was open when they were seen.
 """
 
 
 class LowWater:
-    """The id after which the next rows will be, by what each look at the outbox saw.
+    """The ids after which the next rows can appear, as known from earlier scans of the outbox.
 
-    A look is at rows after ``floor``, and after ``open[xid]`` for each transaction that has ended in the snapshot of
-    that very look: found only by the next one, its rows would come after others that were published later.
+    A scan reads the rows after ``floor``, and those after ``open[xid]`` for each transaction that has ended in the
+    snapshot of the same scan. If only the next scan found its rows, they would get positions after rows that
+    were published later.
 
-    It relies on publish(), in which a transaction has its number before it draws an id. For rows that somebody has
-    written otherwise, whoever uses this looks from 0 on now and then.
+    Relies on publish(), which gives a transaction its number (xid) before it draws an id. For rows that were inserted
+    in other ways, the caller scans from 0 from time to time.
     """
 
     def __init__(self) -> None:
         self.floor = 0
-        #: The transactions that were open: each may have rows after its id.
+        #: Open transactions: xid → the id after which the transaction may have rows.
         self.open: dict[int, int] = {}
-        #: Ids that were the newest, and the transaction number that is greater than those of all who had drawn them.
+        #: Ids that were the newest, each with an xid greater than those of all transactions that drew ids up to it.
         self._drawn: list[tuple[int, int]] = []
         self._newest = 0
 
-    def looked(self, snapshot: str, own: int | None, issued: int, *, all_moved: bool) -> None:
-        """A look in ``snapshot`` (``pg_current_snapshot()``): were all rows moved that it saw?
+    def scanned(self, snapshot: str, own: int | None, issued: int, *, all_moved: bool) -> None:
+        """Update the mark after a scan in ``snapshot`` (``pg_current_snapshot()``) that moved all rows it saw, or not.
 
-        ``own`` is the number of the look's own transaction, if it has one; ``issued`` the newest id that anybody had
-        drawn, 0 at first. A snapshot does not list the open transactions with numbers from its ``xmax`` on. So an id
-        counts as passed when ``xmax`` has gone past the number of a look of ours that began after it had been drawn.
+        ``own`` is the xid of the scan's own transaction, if it has one; ``issued`` is the newest id drawn by any
+        transaction, 0 at first. A snapshot does not list open transactions with an xid from its ``xmax`` on. So an id
+        is passed only when ``xmax`` exceeds the xid of a scan that began after the id was drawn.
         """
         if all_moved:
             _, xmax, xip = snapshot.split(":")

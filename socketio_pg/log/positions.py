@@ -1,6 +1,6 @@
-"""The arithmetic of positions: what a notification of the relay says, what may be delivered now, what may be trimmed.
+"""Arithmetic of log positions: decodes the relay's notifications, orders delivery, decides on trimming. Pure, no I/O.
 
-Pure, no I/O. Positions are gapless: after 7 comes 8, or something is missing that the log has.
+Positions have no holes: if 7 is not followed by 8, then 8 must be read from the log.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from socketio_pg.core.messages import EncodedMessage, from_log
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where the log is: its newest position, and the newest that was trimmed away. Both 0 at first."""
+    """The newest position of the log, and the newest one that was trimmed. Both are 0 at first."""
 
     epoch: str
     position: int
@@ -20,7 +20,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What the relay tells: the messages from ``first`` to ``last``, or None when they must be read from the log."""
+    """A notification of the relay: the messages from ``first`` to ``last``; None if they must be read from the log."""
 
     epoch: str
     first: int
@@ -29,14 +29,14 @@ class Batch:
 
 
 def decode_batch(text: str) -> Batch | None:
-    """The batch in a notification of the relay; None for any other text (anybody may notify any channel).
+    """Parse a notification of the relay; return None for any other text (every role may notify every channel).
 
-    The first line is ``epoch first last``. If the messages are in it, each is a line ``channel TAB time TAB payload``:
-    neither names nor ``jsonb`` as text contain a tab or a line break.
+    The first line is ``epoch first last``. If the notification contains the messages, each is a line ``channel TAB time
+    TAB payload``: neither channel names nor ``jsonb`` as text contain tabs or line breaks.
     """
     header, _, body = text.partition("\n")
     words = header.split(" ")
-    # Up to 19 digits: a bigint, and nothing that int() would refuse.
+    # Up to 19 digits, as a bigint has: int() raises for very long texts.
     if len(words) != 3 or not all(word.isdecimal() and len(word) < 20 for word in words[1:]):
         return None
     epoch, first, last = words[0], int(words[1]), int(words[2])
@@ -54,7 +54,7 @@ def decode_batch(text: str) -> Batch | None:
 
 
 class Progress:
-    """How far a node has delivered the log: ``position``, and ``target``, up to which it knows that there is more."""
+    """How far a node has delivered the log (``position``), and the newest position that it knows of (``target``)."""
 
     def __init__(self, epoch: str, position: int) -> None:
         self.epoch = epoch
@@ -62,17 +62,18 @@ class Progress:
 
     @property
     def behind(self) -> bool:
-        """Whether there is a hole that must be read from the log."""
+        """Whether messages up to ``target`` are missing and must be read from the log."""
         return self.position < self.target
 
     def expect(self, position: int) -> None:
-        """There are messages up to ``position``."""
+        """Note that there are messages up to ``position``."""
         self.target = max(self.target, position)
 
     def due(self, messages: Sequence[EncodedMessage]) -> Sequence[EncodedMessage]:
-        """Those of ``messages``, consecutive ones, that are to be delivered now, in order.
+        """Return the part of ``messages`` (consecutive, in order) that can be delivered now.
 
-        The part after ``position``; nothing when something before it is missing. The caller moves :attr:`position`.
+        That is the part after ``position``, or nothing if earlier messages are missing. The caller advances
+        :attr:`position`.
         """
         if not messages:
             return []
@@ -86,11 +87,11 @@ class Progress:
 
 
 def trim_upto(oldest: Sequence[tuple[int, float]], head: int, retention: float, max_messages: int | None) -> int | None:
-    """The position up to which messages may go, or None.
+    """Return the position up to which messages can be trimmed, or None.
 
-    ``oldest`` are (position, age in seconds) of the oldest messages, in order. A message goes when it is older than
-    ``retention`` seconds, or when there are ``max_messages`` newer ones; but none before an older one, and never the
-    newest of the log, from which the next position is counted.
+    ``oldest`` has (position, age in seconds) of the oldest messages, in order. A message is trimmed when it is older
+    than ``retention`` seconds or has ``max_messages`` newer ones, but never before an older one. The newest message of
+    the log is never trimmed, because the next position is counted from it.
     """
     upto = None
     for position, age in oldest:

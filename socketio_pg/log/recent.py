@@ -1,6 +1,6 @@
-"""The messages of the log that this node has in memory, so that clients who come back need no query each. Pure.
+"""Recent log messages in memory, so that returning clients do not need a query each. Pure, no I/O.
 
-The tail: everything that was delivered last, of all channels. And pages of single channels that were read for somebody.
+Keeps the tail of the log (the last delivered messages of all channels) and the pages of single channels read last.
 """
 
 from bisect import bisect_right
@@ -21,39 +21,39 @@ class Page:
     messages: Sequence[EncodedMessage]
 
     def part(self, after: int, upto: int) -> "Page":
-        """What of it is between two positions."""
+        """Return the part with ``after < position <= upto``."""
         positions = _positions(self.messages)
         found = self.messages[bisect_right(positions, after) : bisect_right(positions, upto)]
         return Page(after, min(upto, self.end), found)
 
 
-#: A channel's part of the tail: the messages and their positions, side by side for the binary search.
+#: The messages of one channel in the tail, and their positions in a list of their own for binary search.
 _Part: TypeAlias = tuple[list[int], list[EncodedMessage]]
 
 
 class Recent:
-    """What was delivered or read last, each bounded by ``most_bytes`` (roughly; counted in characters)."""
+    """The tail and the pages, each limited to about ``max_bytes`` (counted in characters)."""
 
-    #: Characters that a message counts for besides its payload.
+    #: Characters counted for a message in addition to its payload.
     overhead = 300
-    #: Most messages of a page, and about how many bytes of payload.
+    #: Maximum messages of a page, and about the maximum bytes of payload.
     page_messages = 500
     page_bytes = 64_000
 
-    def __init__(self, most_bytes: int = 16_000_000) -> None:
-        self._most = most_bytes
-        #: Every message of the log after this position, up to the last one appended, is here.
+    def __init__(self, max_bytes: int = 16_000_000) -> None:
+        self._max_bytes = max_bytes
+        #: The tail has every message after this position, up to the last one appended.
         self.start = 0
         self._tail: deque[EncodedMessage] = deque()
         self._tail_size = 0
         self._parts: dict[str, _Part] = {}
         self._pages: dict[str, list[Page]] = {}
-        #: The pages in the order in which they were read, for the oldest to go first.
+        #: The pages in the order in which they were read; the oldest are evicted first.
         self._kept: deque[tuple[str, Page]] = deque()
         self._kept_size = 0
 
     def reset(self, position: int) -> None:
-        """Forget everything; what follows ``position`` will be appended."""
+        """Drop everything; the messages after ``position`` will be appended next."""
         self.start = position
         self._tail.clear()
         self._parts.clear()
@@ -62,7 +62,7 @@ class Recent:
         self._tail_size = self._kept_size = 0
 
     def append(self, messages: Sequence[EncodedMessage]) -> None:
-        """The next messages of the log, of all channels, without a hole."""
+        """Add the next messages of the log, of all channels, without a hole."""
         for message in messages:
             positions, part = self._parts.setdefault(message.channel, ([], []))
             positions.append(_position(message))
@@ -70,7 +70,7 @@ class Recent:
             self._tail_size += self._size(message)
         self._tail.extend(messages)
         evicted: dict[str, int] = {}
-        while self._tail_size > self._most:
+        while self._tail_size > self._max_bytes:
             gone = self._tail.popleft()
             self._tail_size -= self._size(gone)
             self.start = _position(gone)
@@ -82,7 +82,7 @@ class Recent:
                 del self._parts[channel]
 
     def page(self, channel: str, after: int, upto: int) -> Page | None:
-        """The next page of ``channel`` after a position, ``upto`` at most; None when it has to be read from the log."""
+        """Return the next page of ``channel`` after a position, at most ``upto``; None if the log must be read."""
         if after >= self.start:
             return self._cut(after, upto, *self._parts.get(channel, ([], [])))
         for page in self._pages.get(channel, ()):
@@ -91,11 +91,11 @@ class Recent:
         return None
 
     def keep(self, channel: str, page: Page) -> None:
-        """``page`` was read from the log; others may want it."""
+        """Keep a page that was read from the log, for other clients."""
         self._pages.setdefault(channel, []).append(page)
         self._kept.append((channel, page))
         self._kept_size += self._page_size(page)
-        while self._kept_size > self._most:
+        while self._kept_size > self._max_bytes:
             channel, gone = self._kept.popleft()
             self._kept_size -= self._page_size(gone)
             pages = self._pages[channel]
@@ -104,10 +104,10 @@ class Recent:
                 del self._pages[channel]
 
     def before_newest(self, channel: str, count: int, upto: int) -> int | None:
-        """The position after which ``channel`` has ``count`` messages up to ``upto``; None when it must be asked."""
+        """Return the position after which ``channel`` has ``count`` messages up to ``upto``; None if not in memory."""
         positions = self._parts.get(channel, ([], []))[0]
         if len(positions) < count:
-            # A page that reaches to the tail, if there is one.
+            # Add the messages of a page that reaches the tail, if there is one.
             page = next((page for page in self._pages.get(channel, ()) if page.end >= self.start), None)
             if page is not None:
                 positions = [found for found in _positions(page.messages) if found <= self.start] + positions

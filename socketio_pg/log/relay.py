@@ -1,8 +1,11 @@
-"""Moves what was published from the outbox to the log, numbers it, and tells all nodes. One node at a time does it.
+"""The relay: moves published messages from the outbox to the log, numbers them and notifies all nodes.
+
+One node at a time is the leader:
 
     stand by (try the relay's lock) → lead: move batches while there are any → idle until the doorbell rings → trim
 
-Everything happens on one connection, which also holds the locks: when it is lost, the turn and its work end together.
+Everything happens on one connection, which also holds the locks: if the connection is lost, leadership and the
+transaction in progress end together.
 """
 
 import logging
@@ -26,8 +29,8 @@ from socketio_pg.version import __version__
 
 logger = logging.getLogger("socketio_pg.relay")
 
-# User settings that must not reach our session; and those with which PostgreSQL notices in about 10 s that the leader's
-# machine is gone, or that it has stopped, and frees the lock.
+# Overrides settings of the role or database that would disturb the relay. With the timeouts and keepalives PostgreSQL
+# notices within about 10 s that the leader's machine is gone or stopped, and frees the lock.
 _SESSION = """
 SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('idle_session_timeout', '10s', false) FROM pg_settings WHERE name = 'idle_session_timeout';
@@ -37,15 +40,15 @@ SET tcp_user_timeout = '10s'; SET jit = off; SET enable_seqscan = off; SET enabl
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
 """
 
-# After which id to look: see `outbox`.
+# The id after which to scan the outbox: see `low_water`.
 _BOUND = """
 SELECT least({floor}, min(low)) FROM unnest({xids}, {lows}) AS open (xid, low)
 WHERE pg_visible_in_snapshot(xid, pg_current_snapshot())
 """
 
-#: Moves up to $1 messages, about 2 MB of them, from where `LowWater` ($2 to $4) says, and tells the nodes. Answers how
-#: many, whether there were more, and what `LowWater` wants to know. Messages that fit go along with the notification:
-#: groups of lines that begin within 4,000 bytes, each line up to 3,900 bytes, stay under NOTIFY's 8,000.
+#: Moves up to $1 messages and about 2 MB, from the ids of `LowWater` ($2 to $4), and notifies the nodes. Returns the
+#: number of messages, whether there are more, and the arguments of `LowWater.scanned`. Small messages are part of the
+#: notification: lines that begin within 4,000 bytes, each of up to 3,900 bytes, stay below NOTIFY's limit of 8,000.
 MOVE = f"""
 PREPARE socketio_pg_move (integer, bigint, xid8[], bigint[]) AS
 WITH oldest AS (
@@ -55,7 +58,7 @@ WITH oldest AS (
     SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS size_before FROM oldest) AS sized
     WHERE size_before < 2000000
 ), moved AS (
-    -- Not a join: planned when the outbox was empty, it would go through all of it for each row.
+    -- Not a join: if planned while the outbox was empty, a join would read the whole outbox for each row.
     DELETE FROM socketio_pg.outbox WHERE id = ANY (ARRAY(SELECT id FROM picked))
     RETURNING id, channel, payload, size, published_at
 ), head AS ({HEAD}), logged AS (
@@ -84,16 +87,16 @@ SELECT (SELECT count(*) FROM moved) AS moved,
 FROM parts CROSS JOIN head
 """
 
-# In one round trip but two statements, so that the second sees what the last holder of the row's lock has committed.
-# Without anything to move it locks nothing, and nothing has to be written to the disk.
+# One round trip with two statements, so that the second sees what the last holder of the row's lock has committed. With
+# nothing to move it takes no lock, and PostgreSQL writes nothing to disk.
 _LOW = {"floor": "%(floor)s::bigint", "xids": "%(xids)s::text[]::xid8[]", "lows": "%(lows)s::bigint[]"}
 MOVE_BATCH = f"""
 SELECT FROM socketio_pg.head
 WHERE EXISTS (SELECT FROM socketio_pg.outbox WHERE id > ({_BOUND.format(**_LOW)})) FOR UPDATE;
-EXECUTE socketio_pg_move(%(most)s, {_LOW["floor"]}, {_LOW["xids"]}, {_LOW["lows"]})
+EXECUTE socketio_pg_move(%(limit)s, {_LOW["floor"]}, {_LOW["xids"]}, {_LOW["lows"]})
 """
 
-# A restored copy, or a replica that was promoted, may lack the newest messages: another cluster, timeline or table.
+# A restored copy or a promoted replica may lack the newest messages; its system identifier, timeline or table differs.
 _RENEW_EPOCH = """
 UPDATE socketio_pg.head SET
     epoch = CASE WHEN head.system_identifier IS NULL THEN epoch ELSE gen_random_uuid() END,
@@ -126,31 +129,32 @@ ON CONFLICT (id) DO UPDATE SET relay = excluded.relay, position = excluded.posit
 
 
 class Relay:
-    """The relay of this node, which leads or stands by.
+    """The relay of this node. It leads or stands by.
 
-    ``retention`` is in seconds, ``max_messages`` None for no limit. ``describe()`` answers (position, clients) of the
-    node for the view ``socketio_pg.nodes``. ``on_leading(leading)`` is called when this node begins and ceases to lead.
+    ``retention`` is in seconds; ``max_messages`` is None for no limit. ``describe()`` returns (position, clients) of
+    this node for the view ``socketio_pg.nodes``. ``on_leading(leading)`` is called when this node starts or stops
+    leading.
     """
 
-    #: Seconds between two tries to become the leader.
+    #: Seconds between attempts to become the leader.
     election_interval = 0.5
-    #: Messages in one batch.
+    #: Maximum messages in a batch.
     batch_size = 1000
-    #: Seconds after a batch that was not full: the next one has more then, for the same cost.
+    #: Seconds to wait after a batch that was not full: the next one moves more messages at the same cost.
     pause = 0.002
-    #: Seconds between two looks at the outbox while the doorbell does not ring; doubles up to the second value. It
-    #: covers who tested the doorbell while we were busy, and committed when we were idle.
+    #: Seconds between scans of the outbox while the doorbell does not ring; doubles up to the second value. Finds the
+    #: rows of publishers that did not ring because the relay was busy, but committed when it was idle.
     idle = (0.005, 1.0)
-    #: Seconds between two looks at the outbox from its beginning: see `outbox`.
-    full_look_interval = 10.0
-    #: Seconds between two trims, and messages that one statement removes.
+    #: Seconds between scans of the outbox from its beginning: see `low_water`.
+    full_scan_interval = 10.0
+    #: Seconds between trims, and maximum messages that one statement removes.
     trim_interval = 10.0
     trim_size = 1000
-    #: Seconds between two signs of life in ``socketio_pg.node``.
+    #: Seconds between heartbeats in ``socketio_pg.node``.
     beat_interval = 10.0
-    #: Seconds that a statement may take before the connection counts as lost.
+    #: Seconds after which a statement without a response counts as a lost connection.
     timeout = 8.0
-    #: Seconds to the first attempt to reconnect; doubles up to the second value.
+    #: Seconds before the first attempt to reconnect; doubles up to the second value.
     backoff = (0.1, 5.0)
 
     def __init__(
@@ -169,25 +173,25 @@ class Relay:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._worker = green.Worker()
         self._installed = green.Event()
-        self._next_beat = self._next_trim = self._next_full_look = 0.0
+        self._next_beat = self._next_trim = self._next_full_scan = 0.0
         self._low = LowWater()
-        #: Whether this node leads.
+        #: True while this node leads.
         self.leading = False
         self._on_leading = on_leading or (lambda leading: None)
-        #: Why it neither leads nor stands by, for the operator; None when it does.
+        #: Why it neither leads nor stands by, for the operator; None if it does either.
         self.problem: str | None = "the relay is starting"
         self._worked = self._lost = False
 
     def start(self) -> None:
-        """Start the green thread, in the process that is to relay (after a fork)."""
+        """Start the green thread; call it after a fork."""
         self._worker.start(self._run)
 
     def stop(self) -> None:
-        """End the green thread and close the connection: another node takes over at once."""
+        """End the green thread and close the connection, so that another node can take over immediately."""
         self._worker.stop()
 
     def look(self) -> None:
-        """The schema may have been installed."""
+        """Check again whether the schema is installed."""
         self._installed.send()
 
     # -- the green thread ----------------------------------------------------------------------------------------------
@@ -199,7 +203,7 @@ class Relay:
             connection = None
             self._installed = green.Event()
             try:
-                # Past a pooler: locks and LISTEN need a session.
+                # Not through a pooler: session locks and LISTEN need a session.
                 connection = self._database.connect(listen=True)
                 self._execute(connection, _SESSION)
                 self._execute(connection, MOVE)
@@ -224,7 +228,7 @@ class Relay:
                 complained = True
             except Exception as error:
                 self.problem = f"not relaying: {error}"
-                # A bug, then. The outbox keeps what is published meanwhile.
+                # A bug. The outbox keeps the messages that are published meanwhile.
                 logger.exception("the relay failed; retrying")
             finally:
                 self._end_turn()
@@ -254,7 +258,7 @@ class Relay:
         logger.info("relaying the log on %s", self._database)
         self._execute(connection, f"LISTEN {BELL_CHANNEL}")
         self._check_epoch(connection)
-        self._next_trim = self._next_beat = self._next_full_look = 0.0
+        self._next_trim = self._next_beat = self._next_full_scan = 0.0
         self._low = LowWater()
         busy, idle = False, Backoff(*self.idle, jitter=0.0)
         while True:
@@ -262,7 +266,7 @@ class Relay:
             if moved:
                 idle.reset()
                 if not busy:
-                    # Only tried: see sql/2_functions.sql. Without it the bell goes on ringing, no more.
+                    # Try, do not wait: see sql/2_functions.sql. Without the lock publishers just keep ringing the bell.
                     busy = self._execute(connection, "SELECT pg_try_advisory_lock(%s, %s)", LOCK_CLASS, BUSY_LOCK)[0][0]
                 if moved < self.batch_size:
                     green.sleep(self.pause)
@@ -271,39 +275,39 @@ class Relay:
             elif busy:
                 self._execute(connection, "SELECT pg_advisory_unlock(%s, %s)", LOCK_CLASS, BUSY_LOCK)
                 busy = False
-                continue  # look once more, now that the bell rings again
+                continue  # scan once more, now that publishers ring the bell again
             else:
                 self._wait_for_bell(connection, idle.next())
             self._beat(connection)
             self._trim(connection)
 
     def _move(self, connection: Any) -> int:
-        """Move what is there, a batch at most; returns how many messages."""
+        """Move at most one batch; return the number of messages."""
         began = time.monotonic()
-        everywhere = began >= self._next_full_look
+        full = began >= self._next_full_scan
         low = self._low
         parameters = {
-            "most": self.batch_size,
-            "floor": 0 if everywhere else low.floor,
+            "limit": self.batch_size,
+            "floor": 0 if full else low.floor,
             "xids": [str(xid) for xid in low.open],
             "lows": list(low.open.values()),
         }
         moved, more, snapshot, own, issued, _ = self._execute(connection, MOVE_BATCH, parameters)[0]
-        low.looked(snapshot, own, issued, all_moved=not more)
+        low.scanned(snapshot, own, issued, all_moved=not more)
         if moved:
             metrics.relay_batch_messages.observe(moved)
             metrics.relay_batch_seconds.observe(time.monotonic() - began)
-        if everywhere:
-            # A long one may take its time, but not much of everybody's.
+        if full:
+            # Full scans take at most a twentieth of the relay's time.
             now = time.monotonic()
-            self._next_full_look = now + max(self.full_look_interval, 20 * (now - began))
+            self._next_full_scan = now + max(self.full_scan_interval, 20 * (now - began))
         self._worked = True
         return int(moved)
 
     def _wait_for_bell(self, connection: Any, seconds: float) -> None:
         if not connection.notifies and green.select([connection], seconds):
             with translated_errors(self.timeout):
-                # After a FATAL notice it returns as if all were well; the next statement raises.
+                # poll() does not raise after a FATAL notice; the next statement does.
                 connection.poll()
         connection.notifies.clear()
 
@@ -313,8 +317,8 @@ class Relay:
         except DatabaseUnavailableError:
             raise
         except DatabaseError as error:
-            # Some hosted databases keep these functions to themselves.
-            logger.warning("whether the database was restored from a copy cannot be found out: %s", error)
+            # Some hosted databases do not permit these functions.
+            logger.warning("cannot detect whether the database was restored from a copy: %s", error)
             return
         if renewed:
             logger.info("the log's epoch is %s", renewed[0][0])
@@ -328,7 +332,7 @@ class Relay:
         upto = trim_upto(oldest, head.position, self._retention, self._max_messages)
         if upto is not None:
             self._execute(connection, _TRIM, head.trimmed, upto, upto, upto)
-        # In small statements: between two of them what was published is moved.
+        # In small statements, so that new messages are moved between them.
         more = upto is not None and upto == oldest[-1][0]
         self._next_trim = time.monotonic() + (0.05 if more else self.trim_interval)
 

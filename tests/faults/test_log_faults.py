@@ -188,7 +188,7 @@ def test_two_relays_at_once(nodes: World, channel: str) -> None:
             cursor.execute(MOVE)
             while not writing.is_set():
                 try:
-                    cursor.execute(MOVE_BATCH, {"most": 7, "floor": 0, "xids": [], "lows": []})
+                    cursor.execute(MOVE_BATCH, {"limit": 7, "floor": 0, "xids": [], "lows": []})
                 except psycopg2.errors.UniqueViolation as error:
                     conflicts.append(error)  # two took the same positions, and one of them was turned down
 

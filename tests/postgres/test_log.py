@@ -268,7 +268,7 @@ def test_an_open_transaction_that_has_rung_does_not_stop_the_relay(log: LogDatab
 
 def test_the_relay_finds_every_row_in_its_turn(log: LogDatabase, relay: Relay) -> None:
     """With real snapshots and a real sequence: from the first id on, and rows of transactions that end late."""
-    relay._next_full_look = float("inf")  # nothing is found only because everything is looked through
+    relay._next_full_scan = float("inf")  # nothing is found only because everything is looked through
     with contextlib.closing(log.connect()) as moving, contextlib.closing(log.connect()) as late:
         moving.cursor().execute(MOVE)
 

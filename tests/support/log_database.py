@@ -58,7 +58,7 @@ class LogDatabase:
 
 def look_everywhere(most: int) -> dict[str, Any]:
     """The parameters of a move that begins with the first id."""
-    return {"most": most, "floor": 0, "xids": [], "lows": []}
+    return {"limit": most, "floor": 0, "xids": [], "lows": []}
 
 
 def run_cli(*arguments: str, url: str) -> str:

@@ -36,7 +36,7 @@ def test_every_committed_row_is_found_in_its_turn(steps: list[tuple[str, int]]) 
             newest_ended = max(newest_ended, own)
         visible -= set(found[:most])
         moved.extend(found[:most])
-        low.looked(snapshot, own, next_id - 1, all_moved=len(found) < most)
+        low.scanned(snapshot, own, next_id - 1, all_moved=len(found) < most)
 
     for step, which in steps:
         xids = list(open_)
@@ -67,16 +67,16 @@ def test_every_committed_row_is_found_in_its_turn(steps: list[tuple[str, int]]) 
 
 def test_moved_rows_are_not_looked_at_again() -> None:
     low = LowWater()
-    low.looked("10:10:", 10, 100, all_moved=True)
-    low.looked("11:11:", 12, 250, all_moved=True)
+    low.scanned("10:10:", 10, 100, all_moved=True)
+    low.scanned("11:11:", 12, 250, all_moved=True)
     assert low.floor == 0, "somebody with a number from 11 on may have drawn one of the first 100"
-    low.looked("11:13:11", 14, 300, all_moved=True)
+    low.scanned("11:13:11", 14, 300, all_moved=True)
     assert (low.floor, low.open) == (100, {11: 0}), "the open transaction holds nothing up"
-    low.looked("11:15:11", 16, 400, all_moved=True)
+    low.scanned("11:15:11", 16, 400, all_moved=True)
     assert (low.floor, low.open) == (250, {11: 0})
-    low.looked("11:17:11", None, 400, all_moved=True)
+    low.scanned("11:17:11", None, 400, all_moved=True)
     assert (low.floor, low.open) == (300, {11: 0})
-    low.looked("17:17:", None, 400, all_moved=False)
+    low.scanned("17:17:", None, 400, all_moved=False)
     assert low.open == {11: 0}, "what it had may not have been moved"
-    low.looked("17:17:", None, 400, all_moved=True)
+    low.scanned("17:17:", None, 400, all_moved=True)
     assert (low.floor, low.open) == (300, {})
