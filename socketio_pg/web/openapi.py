@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of `api`, with the limits of the settings and the codes of `api_errors`. Pure."""
+"""The OpenAPI 3.1 document of `api`, with the settings' limits and the error codes of `api_errors`. Does no I/O."""
 
 from typing import Any
 
@@ -12,25 +12,28 @@ from socketio_pg.web.api_errors import BODY_STATUSES, STATUSES
 
 Json = dict[str, Any]
 
-#: Why there are no messages though there was a `since` (docs/protocol.md, `subscribed`).
+#: The reasons for `recovered: false` (docs/protocol.md, `subscribed`).
 REASONS = ["trimmed", "epoch_changed", "position_unknown", "not_installed"]
 MAX_POSITION = 2**63 - 1
 
 
-def openapi(settings: Settings, authentication: str, most_bytes: int) -> Json:
-    """The document for these settings. ``authentication``: how AUTH works out; ``most_bytes``: of a body."""
+def openapi(settings: Settings, authentication: str, max_bytes: int) -> Json:
+    """Return the document for these settings.
+
+    ``authentication`` is the mode in effect: "off", "optional" or "required". ``max_bytes`` limits a request's body.
+    """
     security: list[Json] = {"off": [], "optional": [{}, {"token": []}], "required": [{"token": []}]}[authentication]
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "socketio_pg",
             "version": __version__,
-            "description": "Publish to PostgreSQL channels, and read what was published through the log.",
+            "description": "Publish to PostgreSQL channels, and read messages from the log.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "security": security,
         "paths": {
-            "/api/publish": {"post": _publish(most_bytes)},
+            "/api/publish": {"post": _publish(max_bytes)},
             "/api/channels/{channel}/messages": {"get": _messages()},
             "/api/openapi.json": {
                 "get": {
@@ -48,14 +51,14 @@ def openapi(settings: Settings, authentication: str, most_bytes: int) -> Json:
     }
 
 
-def _publish(most_bytes: int) -> Json:
+def _publish(max_bytes: int) -> Json:
     return {
         "operationId": "publish",
         "summary": "Publish a message, or several in one transaction",
-        "description": "Answered after the commit. Of several messages all are published, or none.",
+        "description": "The server answers after the commit. It publishes several messages all together or not at all.",
         "requestBody": {
             "required": True,
-            "description": f"At most {most_bytes} bytes, with a Content-Length.",
+            "description": f"At most {max_bytes} bytes, with a Content-Length.",
             "content": {"application/json": {"schema": {"oneOf": [_ref("Publication"), _ref("Publications")]}}},
         },
         "responses": {
@@ -72,21 +75,25 @@ def _messages() -> Json:
     position = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
     return {
         "operationId": "messages",
-        "summary": "Messages of the log",
-        "description": "After a position, or the newest; with neither only where the log is now.",
+        "summary": "Read messages of the log",
+        "description": "The messages after a position, or the newest; with neither, only the log's current position.",
         "parameters": [
             {"name": "channel", "in": "path", "required": True, "schema": _ref("Channel")},
-            query("since", position, "The messages after this position. Together with epoch, and not with history."),
-            query("epoch", {"type": "string"}, "The epoch of since."),
+            query("since", position, "The messages after this position. Requires epoch; not together with history."),
+            query(
+                "epoch",
+                {"type": "string"},
+                "The log's id, as returned with the position in since.",
+            ),
             query(
                 "history",
                 {"type": "integer", "minimum": 0, "maximum": MAX_HISTORY},
-                "Begin with the newest messages, so many at most.",
+                "Begin with up to this many of the newest messages.",
             ),
             query(
                 "limit",
                 {"type": "integer", "minimum": 1, "maximum": MAX_MESSAGES, "default": DEFAULT_MESSAGES},
-                "Most messages of this answer.",
+                "Maximum number of messages in the answer.",
             ),
         ],
         "responses": {"200": _json_response("Messages.", _ref("Messages")), **_errors(400, 401, 403, 429, 500, 503)},
@@ -115,7 +122,7 @@ def _schemas(settings: Settings) -> Json:
                 },
                 "durable": {
                     "type": ["boolean", "null"],
-                    "description": "true: through the log; false: not through it; without: as the settings say.",
+                    "description": "true: through the log; false: not through it; missing: as the settings say.",
                 },
                 "messages": False,
             },
@@ -128,13 +135,13 @@ def _schemas(settings: Settings) -> Json:
                     "type": "array",
                     "minItems": 1,
                     "maxItems": MAX_BATCH,
-                    # Inside of the list, what `messages` is to a message nobody asks.
+                    # Unlike Publication, an item of the list may have a field `messages`: the server ignores it.
                     "items": {
                         "type": "object",
                         "required": ["channel", "payload"],
                         "properties": {"channel": channel, "payload": {}, "durable": {"type": ["boolean", "null"]}},
                     },
-                    "description": "Two equal ones must both be durable.",
+                    "description": "Two equal messages must both be durable.",
                 },
                 "channel": False,
                 "payload": False,
@@ -154,12 +161,15 @@ def _schemas(settings: Settings) -> Json:
             {
                 "channel": channel,
                 "messages": {"type": "array", "items": _ref("Message"), "maxItems": MAX_MESSAGES},
-                "more": {"type": "boolean", "description": "There is more: ask again at once."},
+                "more": {"type": "boolean", "description": "More messages are available now."},
             },
             {
-                "epoch": {"type": "string", "description": "Missing where there is no log."},
-                "position": position | {"description": "What comes after it is not in the answer: the next since."},
-                "recovered": {"type": "boolean", "description": "With since: whether everything after it follows."},
+                "epoch": {"type": "string", "description": "Missing if there is no log."},
+                "position": position | {"description": "The next since: the answer has no messages after it."},
+                "recovered": {
+                    "type": "boolean",
+                    "description": "With since: whether all messages after it follow.",
+                },
                 "reason": {"enum": REASONS, "description": "With recovered: false."},
             },
         ),
@@ -184,7 +194,7 @@ def _error(status: int) -> Json:
         seconds = {"type": "integer", "minimum": 1}
         response["headers"] = {"Retry-After": {"required": True, "schema": seconds}}
     if status == 503:
-        response["content"]["text/plain"] = {"schema": {"type": "string", "description": "The server shuts down."}}
+        response["content"]["text/plain"] = {"schema": {"type": "string", "description": "The server is stopping."}}
     return response
 
 
