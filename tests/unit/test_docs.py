@@ -89,6 +89,7 @@ def test_the_table_has_every_error_code_once_and_no_other(protocol_md: str) -> N
 def test_the_architecture_names_every_module_once(root: Path) -> None:
     table = (root / "docs" / "architecture.md").read_text("utf-8").split("| module |")[1].split("\n\n")[0]
     rows = re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE)
-    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    modules = {path.stem for path in (root / "socketio_pg").rglob("*.py")} - {"__init__"}
-    assert sorted(named) == sorted(modules)
+    named = [name for row in rows for name in re.findall(r"`([\w/]+)`", row)]
+    package = root / "socketio_pg"
+    modules = [path.relative_to(package).with_suffix("").as_posix() for path in package.rglob("*.py")]
+    assert sorted(named) == sorted(name for name in modules if not name.endswith("__init__"))
