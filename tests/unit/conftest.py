@@ -1,4 +1,4 @@
-"""For the tests without I/O: settings that depend on nothing outside the test."""
+"""Fixtures for tests without I/O: settings that are independent of the environment."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -13,19 +13,19 @@ from socketio_pg.websocket import SocketServer
 from tests.support.wire import Wire, echo
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-#: Nothing listens there. A test that needs an address never connects to it.
+#: An address where nothing listens. Tests that need an address never connect to it.
 NOWHERE = "postgresql://user:password@127.0.0.1:9/nowhere"
 
 
 @pytest.fixture
 def root() -> Path:
-    """The checkout."""
+    """The root folder of the checkout."""
     return ROOT
 
 
 @pytest.fixture
 def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No setting in the environment, and a working folder without ``local.cfg``; returns that folder."""
+    """Remove all settings from the environment, and use an empty working folder. Return the folder."""
     for field in dataclasses.fields(config.Settings):
         monkeypatch.delenv(field.name.upper(), raising=False)
     monkeypatch.chdir(tmp_path)
@@ -34,7 +34,7 @@ def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Lets seconds of ``time.monotonic()`` pass, which stands still otherwise."""
+    """Stop ``time.monotonic()``. Return a function that moves it forward by some seconds."""
     now = 1000.0
 
     def forward(seconds: float) -> None:
@@ -47,8 +47,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 @pytest.fixture
 def socket_server(clean_settings: Path) -> Iterator[SocketServer]:
-    """A server that is not started, and whose database nobody asks for anything."""
-    # psycopg2's wait callback is process-wide: what another test set up is to find it as it was.
+    """A server that is not started and never connects to its database."""
+    # psycopg2's wait callback is process-wide: restore it for other tests.
     callback = psycopg2.extensions.get_wait_callback()
     yield SocketServer(dsn=NOWHERE)
     psycopg2.extensions.set_wait_callback(callback)

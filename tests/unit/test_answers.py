@@ -1,4 +1,4 @@
-"""socketio_pg.answers: every request is answered, whatever was sent and whatever happens in its handler."""
+"""Acknowledgements and error events: every request gets an answer, including invalid and failing ones."""
 
 import logging
 import threading
@@ -33,19 +33,19 @@ from tests.support.wire import FAILED, Wire, assert_nobody, echo, follow
         (",1180591620717411303424", [2**70]),
     ],
 )
-def test_the_result_is_the_acknowledgement(wire: Wire, arguments: str, answer: list[Any]) -> None:
+def test_acknowledgement_contains_the_result(wire: Wire, arguments: str, answer: list[Any]) -> None:
     wire.connect()
     wire.receive(f'23["echo"{arguments}]')
     assert wire.answers() == [(ACK, 3, answer)]
 
 
-def test_no_acknowledgement_unless_asked_for(wire: Wire) -> None:
+def test_no_acknowledgement_without_an_id(wire: Wire) -> None:
     wire.connect()
     wire.receive('2["echo",1]')
     assert wire.answers() == []
 
 
-def test_an_acknowledgement_may_have_the_id_zero(wire: Wire) -> None:
+def test_acknowledgement_id_can_be_zero(wire: Wire) -> None:
     wire.connect()
     wire.receive('20["echo",1]')
     assert wire.answers() == [(ACK, 0, [1])]
@@ -83,7 +83,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_an_error_of_ours_is_answered_with_its_code(server: Server, wire: Wire, error: SocketIOPGError) -> None:
+def test_error_is_answered_with_its_code(server: Server, wire: Wire, error: SocketIOPGError) -> None:
     @server.on("fail")
     def fail(sid: str) -> None:
         raise error
@@ -96,7 +96,7 @@ def test_an_error_of_ours_is_answered_with_its_code(server: Server, wire: Wire, 
     wire.assert_alive()
 
 
-def test_the_error_event_names_the_channel(server: Server, wire: Wire) -> None:
+def test_error_event_contains_the_channel(server: Server, wire: Wire) -> None:
     @server.on("fail")
     def fail(sid: str) -> None:
         raise DatabaseUnavailableError("not there", channel="foo")
@@ -117,7 +117,7 @@ def test_the_error_event_names_the_channel(server: Server, wire: Wire) -> None:
      UnicodeDecodeError("utf-8", b"s3cret", 0, 1, "s3cret"), StopIteration("s3cret"), AssertionError("s3cret")],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
-def test_a_handler_that_fails_is_logged_and_answered_without_the_inside(
+def test_handler_exception_is_logged_and_not_disclosed_to_the_client(
     server: Server, wire: Wire, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     @server.on("fail")
@@ -129,14 +129,14 @@ def test_a_handler_that_fails_is_logged_and_answered_without_the_inside(
     wire.receive('2["fail"]')
     assert wire.answers() == [(ACK, 1, [{"ok": False, "error": FAILED}]), (EVENT, None, ["error", FAILED])]
     [logged] = [record for record in caplog.records if record.name == "socketio_pg.protocol"]
-    assert logged.levelno == logging.ERROR, "once; the second one within a second is counted"
+    assert logged.levelno == logging.ERROR, "one line: the second error within a second is only counted"
     assert logged.exc_info
     assert logged.exc_info[1] is error
     wire.assert_alive()
 
 
 @pytest.mark.parametrize("arguments", ["", ",1,2,3"])
-def test_a_handler_called_with_other_arguments_is_answered(
+def test_wrong_number_of_arguments_is_an_invalid_request(
     server: Server, wire: Wire, caplog: pytest.LogCaptureFixture, arguments: str
 ) -> None:
     server.on("ping", lambda sid, one: "pong")
@@ -145,7 +145,7 @@ def test_a_handler_called_with_other_arguments_is_answered(
     error = {"code": "invalid_request", "message": "this event takes other arguments"}
     assert wire.answers() == [(ACK, 1, [{"ok": False, "error": error}])]
     [logged] = caplog.records
-    assert not logged.exc_info, "the client's fault: a line and no traceback"
+    assert not logged.exc_info, "an error of the client is logged without a traceback"
     wire.assert_alive()
 
 
@@ -157,7 +157,7 @@ for _ in range(2_000):
 
 
 @pytest.mark.parametrize("value", RETURNED.values(), ids=RETURNED.keys())
-def test_a_result_that_json_cannot_carry_is_answered(server: Server, wire: Wire, value: object) -> None:
+def test_result_that_is_not_json_is_answered_with_an_error(server: Server, wire: Wire, value: object) -> None:
     server.on("give", lambda sid: value)
     wire.connect()
     wire.receive('21["give"]')
@@ -166,7 +166,7 @@ def test_a_result_that_json_cannot_carry_is_answered(server: Server, wire: Wire,
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400"])
-def test_numbers_that_json_has_not_are_not_sent_back(wire: Wire, number: str) -> None:
+def test_numbers_outside_json_are_answered_with_null(wire: Wire, number: str) -> None:
     wire.connect()
     wire.receive(f'21["echo",{number}]')
     assert wire.answers() == [(ACK, 1, [None])]
@@ -175,7 +175,7 @@ def test_numbers_that_json_has_not_are_not_sent_back(wire: Wire, number: str) ->
 @pytest.mark.parametrize(
     "name", ["nothing", "", "Echo", "message", "__class__", "on", "😀", "\\u0000", "**", "\\ud800"]
 )
-def test_an_unknown_event_is_answered(wire: Wire, name: str) -> None:
+def test_unknown_event_is_an_invalid_request(wire: Wire, name: str) -> None:
     wire.connect()
     wire.receive(f'24["{name}",{{}}]')
     [(packet_type, id, [answer])] = wire.answers()
@@ -187,7 +187,7 @@ def test_an_unknown_event_is_answered(wire: Wire, name: str) -> None:
     wire.assert_alive()
 
 
-def test_an_unknown_event_with_a_long_name_is_not_sent_back_in_full(wire: Wire) -> None:
+def test_long_unknown_event_name_is_truncated_in_the_answer(wire: Wire) -> None:
     wire.connect()
     wire.receive(f'2["{"a" * 100_000}"]')
     assert len(str(wire.sent)) < 500
@@ -195,7 +195,7 @@ def test_an_unknown_event_with_a_long_name_is_not_sent_back_in_full(wire: Wire) 
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED_EVENTS))
-def test_a_client_cannot_raise_the_events_of_the_library(server: Server, wire: Wire, name: str) -> None:
+def test_client_cannot_trigger_reserved_events(server: Server, wire: Wire, name: str) -> None:
     calls: list[str] = []
     wire.connect()
     server.on(name, lambda *arguments: calls.append(name))
@@ -208,7 +208,7 @@ def test_a_client_cannot_raise_the_events_of_the_library(server: Server, wire: W
     wire.assert_alive()
 
 
-def test_a_client_cannot_say_that_it_is_another_one_to_a_handler_of_all_events(server: Server, wire: Wire) -> None:
+def test_client_cannot_forge_its_sid_for_a_catch_all_handler(server: Server, wire: Wire) -> None:
     calls: list[tuple[object, ...]] = []
     server.on("*", lambda *arguments: calls.append(arguments))
     sid = wire.connect()
@@ -219,11 +219,11 @@ def test_a_client_cannot_say_that_it_is_another_one_to_a_handler_of_all_events(s
     assert calls == [("anything", sid, 5)]
 
 
-def test_the_libraries_own_events_are_reserved() -> None:
+def test_reserved_events_of_the_library_are_reserved() -> None:
     assert set(socketio.Server.reserved_events) <= RESERVED_EVENTS
 
 
-def test_answers_come_in_the_namespace_of_the_request(server: Server, wire: Wire) -> None:
+def test_answer_has_the_namespace_of_the_request(server: Server, wire: Wire) -> None:
     server.on("echo", echo, namespace="/chat")
     wire.connect(namespace="/chat")
     for request_text in ('2/chat,1["echo",5]', '2/chat,2["nothing"]', '2/chat,["nothing"]', "2/chat,[1]"):
@@ -245,7 +245,7 @@ def test_answers_come_in_the_namespace_of_the_request(server: Server, wire: Wire
         '4"x"',
     ],
 )
-def test_before_connect_everything_else_hangs_up(server: Server, wire: Wire, data: str | bytes) -> None:
+def test_any_packet_before_connect_closes_the_connection(server: Server, wire: Wire, data: str | bytes) -> None:
     calls: list[str] = []
     server.on("note", lambda sid: calls.append(sid))
     wire.open()

@@ -1,4 +1,4 @@
-"""socketio_pg.api_errors: every error has its answer in HTTP."""
+"""HTTP answers for all errors."""
 
 import json
 
@@ -10,12 +10,12 @@ from socketio_pg.engine.polling import BodyError
 from socketio_pg.web.api_errors import BODY_STATUSES, ONLY_SOCKETS, STATUSES, answer, of_body
 
 
-def test_every_code_has_a_status_or_is_about_connections() -> None:
+def test_every_code_has_a_status_or_is_only_for_sockets() -> None:
     assert STATUSES.keys() | ONLY_SOCKETS == errors.wire_codes()
     assert not STATUSES.keys() & ONLY_SOCKETS
 
 
-def test_bodies() -> None:
+def test_body_status_and_headers_of_an_answer() -> None:
     body, status, headers = answer(ForbiddenError("no", channel="a"))
     assert json.loads(body) == {"error": {"code": "forbidden", "message": "no", "channel": "a"}}
     assert (status, headers) == (403, {"Content-Type": "application/json"})
@@ -25,7 +25,7 @@ def test_bodies() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "wanted"), [(0.0, "1"), (1.0, "1"), (1.01, "2"), (4.5, "5")])
-def test_when_to_try_again(seconds: float, wanted: str) -> None:
+def test_retry_after_is_rounded_up(seconds: float, wanted: str) -> None:
     error = RateLimitedError("too much")
     error.retry_after = seconds
     assert answer(error)[1:] == (429, {"Content-Type": "application/json", "Retry-After": wanted})
@@ -36,7 +36,7 @@ def test_when_to_try_again(seconds: float, wanted: str) -> None:
     ("status", "code"), [(400, "invalid_request"), (408, "invalid_request"), (411, "invalid_request"),
                          (413, "payload_too_large")],
 )  # fmt: skip
-def test_of_a_body(status: int, code: str) -> None:
+def test_body_error_becomes_an_error_code(status: int, code: str) -> None:
     found, error = of_body(BodyError(f"{status} WHATEVER", "it is wrong"))
     assert (found, error.code, error.message) == (status, code, "it is wrong")
     assert status in BODY_STATUSES or status in STATUSES.values()

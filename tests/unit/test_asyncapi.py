@@ -1,4 +1,4 @@
-"""docs/asyncapi.yaml against the code: events, error codes, reasons, limits."""
+"""docs/asyncapi.yaml agrees with the code: events, error codes, reasons, limits."""
 
 import ast
 import functools
@@ -22,13 +22,13 @@ from tests.support.asyncapi import document, message_names, references, schema
 from tests.unit.test_docs import emitted_events, registered_events
 
 
-def test_it_has_the_events_that_there_are(root: Path, socket_server: SocketServer) -> None:
+def test_document_has_all_events(root: Path, socket_server: SocketServer) -> None:
     assert sorted(message_names("receive")) == sorted(registered_events(socket_server))
-    # With the names of Answer; there are no others.
+    # emitted_events() includes the names in Answer().
     assert sorted(message_names("send")) == sorted(emitted_events(root) - registered_events(socket_server))
 
 
-def test_every_reference_leads_somewhere() -> None:
+def test_every_reference_can_be_resolved() -> None:
     found = list(references(document()))
     assert found
     for reference in found:
@@ -38,12 +38,12 @@ def test_every_reference_leads_somewhere() -> None:
         assert jsonschema_rs.validator_for({**message["payload"], "components": document()["components"]}), name
 
 
-def test_what_is_answered_by_an_acknowledgement_says_how() -> None:
+def test_every_request_has_an_acknowledgement() -> None:
     acknowledgements = document()["channels"]["acknowledgements"]["messages"]
     assert sorted(acknowledgements) == sorted(message_names("receive"))
 
 
-def test_codes_and_reasons(root: Path) -> None:
+def test_error_codes_and_reasons_are_complete(root: Path) -> None:
     assert sorted(schema("Code")["enum"]) == sorted(errors.wire_codes())
     assert schema("Subscribed")["properties"]["reason"]["enum"] == REASONS
     protocol = (root / "docs" / "protocol.md").read_text("utf-8")
@@ -59,7 +59,7 @@ def test_codes_and_reasons(root: Path) -> None:
     assert set(reasons) <= written
 
 
-def test_limits() -> None:
+def test_limits_agree_with_the_code() -> None:
     channel = openapi(Settings(), "off", 1)["components"]["schemas"]["Channel"]
     assert schema("Channel") == channel
     assert schema("Channel")["maxLength"] == MAX_CHANNEL_BYTES
@@ -69,7 +69,7 @@ def test_limits() -> None:
     assert document()["info"]["version"] == __version__
 
 
-def test_filters() -> None:
+def test_filter_limits_agree_with_the_code() -> None:
     described = schema("Filter")
     assert described["maxProperties"] == filters.MAX_CONDITIONS
     assert f"{filters.MAX_CHARACTERS} characters" in described["description"]
@@ -85,7 +85,7 @@ def test_filters() -> None:
      {"a": {}}, {"a": {"foo": 1}}, {"a": {"lt": None}}, {"a": [[1]]}, {"a": {"in": 1}}, {"a": {"like": 1}}, [], "x",
      {str(n): n for n in range(21)}, {"a": list(range(101))}],
 )  # fmt: skip
-def test_what_is_a_filter(value: object) -> None:
+def test_filter_schema_agrees_with_parse_filter(value: object) -> None:
     described = jsonschema_rs.validator_for(
         {"$ref": "#/components/schemas/Filter", "components": document()["components"]}
     )

@@ -1,4 +1,4 @@
-"""socketio_pg.channels: which names are allowed, and how they are written in SQL."""
+"""Channel names: validation, quoting in SQL, patterns."""
 
 import re
 import unicodedata
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from socketio_pg.core.channels import MAX_CHANNEL_BYTES, match_pattern, quote_identifier, validate_channel
 from socketio_pg.core.errors import InvalidChannelError
 
-#: Every code point, lone surrogates included: JSON can bring them.
+#: All code points, including lone surrogates, which JSON can contain.
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=70)
-#: The same, with what the rules are about more often.
+#: The same, with a higher share of characters that the rules mention.
 TRICKY_TEXT = st.text(
     st.one_of(st.sampled_from(" *\"'\\;\n\0\t\x7f\x85\xa0\u2028\u202eéß€😀a"), st.characters(exclude_categories=())),
     max_size=70,
@@ -105,32 +105,32 @@ NOT_STRINGS: list[tuple[object, str]] = [
 
 
 @pytest.mark.parametrize("name", ALLOWED.values(), ids=ALLOWED.keys())
-def test_allowed(name: str) -> None:
+def test_valid_name_is_accepted(name: str) -> None:
     assert validate_channel(name) == name
 
 
 @pytest.mark.parametrize(("name", "reason"), REFUSED.values(), ids=REFUSED.keys())
-def test_refused(name: str, reason: str) -> None:
+def test_invalid_name_is_refused_with_the_reason(name: str, reason: str) -> None:
     with pytest.raises(InvalidChannelError, match=reason) as caught:
         validate_channel(name)
-    # The message, and the name if it comes along, go to the client: both must be writable as UTF-8, and short.
+    # The message and the channel, if set, are sent to the client: both must be valid UTF-8, and the message short.
     assert len(caught.value.message.encode()) < 200
     assert caught.value.channel is None or caught.value.channel.encode() == name.encode()
 
 
 @pytest.mark.parametrize(("value", "description"), NOT_STRINGS, ids=[repr(value) for value, _ in NOT_STRINGS])
-def test_only_strings(value: object, description: str) -> None:
+def test_name_must_be_a_string(value: object, description: str) -> None:
     with pytest.raises(InvalidChannelError, match=f"must be a string, not {description}$"):
         validate_channel(value)
 
 
-def test_composed_and_decomposed_names_stay_two_names() -> None:
+def test_composed_and_decomposed_names_are_different() -> None:
     composed, decomposed = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")
     assert validate_channel(composed) != validate_channel(decomposed)
 
 
 def is_allowed(name: str) -> bool:
-    """The rules once more, as naively as they can be put."""
+    """A second, simple implementation of the rules."""
     if any(0xD800 <= ord(character) <= 0xDFFF for character in name):
         return False
     if any(ord(character) < 0x20 or 0x7F <= ord(character) <= 0x9F for character in name):
@@ -141,7 +141,7 @@ def is_allowed(name: str) -> bool:
 
 
 def unquote_identifier(quoted: str) -> str:
-    """What PostgreSQL reads out of a quoted identifier (manual, "Identifiers and Key Words"): ``""`` is one quote."""
+    """Parse a quoted identifier like PostgreSQL (manual, "Identifiers and Key Words"): ``""`` is one quote."""
     inside = re.fullmatch(r'"((?:[^"]|"")+)"', quoted)
     assert inside is not None, f"{quoted!r} is not one quoted identifier"
     return inside[1].replace('""', '"')
@@ -150,7 +150,7 @@ def unquote_identifier(quoted: str) -> str:
 @given(st.one_of(ANY_TEXT, TRICKY_TEXT, st.text(max_size=5).map("socketio_pg".__add__)))
 @example("€" * 21)
 @example("€" * 21 + "a")
-def test_a_name_is_refused_or_returned_unchanged_and_quoted_so_that_postgres_reads_it_back(name: str) -> None:
+def test_accepted_name_survives_quoting(name: str) -> None:
     try:
         accepted = validate_channel(name)
     except InvalidChannelError:
@@ -183,6 +183,6 @@ def test_match_pattern(pattern: str, channel: str, matches: bool) -> None:
 
 
 @given(st.text("ab*", max_size=8), st.text("ab", max_size=8))
-def test_match_pattern_is_what_a_regular_expression_says(pattern: str, channel: str) -> None:
+def test_match_pattern_agrees_with_a_regular_expression(pattern: str, channel: str) -> None:
     expression = ".*".join(map(re.escape, pattern.split("*")))
     assert match_pattern(pattern, channel) is (re.fullmatch(expression, channel, re.DOTALL) is not None)

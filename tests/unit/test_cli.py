@@ -1,4 +1,4 @@
-"""The command line without database and server: help, docs, what is printed, exit codes of wrong use."""
+"""The command line without a database or server: help, docs, output, exit codes of usage errors."""
 
 import json
 import re
@@ -53,28 +53,28 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_each_command_has_help_with_examples(name: str) -> None:
+def test_every_command_has_help_with_examples(name: str) -> None:
     result = invoke(name, "--help")
     assert result.exit_code == 0
     assert f"socketio-pg {name}" in result.output.partition("Examples:")[2]
 
 
-def test_the_list_of_commands_has_whole_sentences() -> None:
+def test_help_of_commands_is_not_truncated_in_the_list() -> None:
     result = invoke("--help")
     listed = result.output.partition("Commands:\n")[2].partition("\n\n")[0]
     assert [line.split()[0] for line in listed.splitlines()] == [*MODULES]
     assert "..." not in listed
 
 
-def test_every_option_has_help() -> None:
+def test_every_option_has_a_help_text() -> None:
     for name, command in commands():
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert parameter.help or parameter.show_default, f"{name} {parameter.name}"
 
 
-def test_the_examples_can_be_typed(root: Path) -> None:
-    """Those of --help, and of docs/cli.md."""
+def test_examples_are_valid_command_lines(root: Path) -> None:
+    """Check the examples of --help and of docs/cli.md."""
     docs = (root / "docs" / "cli.md").read_text("utf-8")
     typed_lines = 0
     for name, command in commands():
@@ -86,7 +86,7 @@ def test_the_examples_can_be_typed(root: Path) -> None:
     assert typed_lines > len(MODULES)
 
 
-def test_the_docs_have_every_command_and_exit_code(root: Path) -> None:
+def test_docs_have_every_command_and_exit_code(root: Path) -> None:
     text = (root / "docs" / "cli.md").read_text("utf-8")
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
     documented = re.findall(r"`([a-z]+)`", " ".join(headings))
@@ -95,19 +95,19 @@ def test_the_docs_have_every_command_and_exit_code(root: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(shell: str) -> None:
+def test_completion_script(shell: str) -> None:
     result = invoke("completion", shell)
     assert result.exit_code == 0
     assert f"_SOCKETIO_PG_COMPLETE={shell}_complete" in result.output
 
 
-def test_a_shell_is_told_what_there_is() -> None:
+def test_shell_completion_lists_options() -> None:
     asked = {"_SOCKETIO_PG_COMPLETE": "bash_complete", "COMP_WORDS": "socketio-pg listen --h", "COMP_CWORD": "2"}
     result = invoke(**asked)
     assert "--history" in result.output
 
 
-def test_tables_for_people_are_not_loaded_for_others(root: Path) -> None:
+def test_rich_is_not_imported_without_a_terminal(root: Path) -> None:
     program = (
         "import sys, click; from socketio_pg.cli.main import main\n"
         "for name in main.list_commands(click.Context(main)): main.get_command(click.Context(main), name)\n"
@@ -134,19 +134,19 @@ def test_tables_for_people_are_not_loaded_for_others(root: Path) -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_an_error_is_a_sentence_and_a_code(error: Exception, code: int) -> None:
+def test_error_is_a_message_and_an_exit_code(error: Exception, code: int) -> None:
     with pytest.raises(click.ClickException) as caught, failures():
         raise error
     assert (caught.value.message, caught.value.exit_code) == ("x", code)
 
 
-def test_ctrl_c_is_130() -> None:
+def test_ctrl_c_exits_with_130() -> None:
     with pytest.raises(click.exceptions.Exit) as caught, failures():
         raise KeyboardInterrupt
     assert caught.value.exit_code == 130
 
 
-def test_a_bug_keeps_its_traceback() -> None:
+def test_unexpected_error_keeps_its_traceback() -> None:
     with pytest.raises(KeyError), failures():
         raise KeyError("x")
 
@@ -178,7 +178,7 @@ def test_a_bug_keeps_its_traceback() -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_use_is_2(arguments: list[str], words: list[str]) -> None:
+def test_usage_error_exits_with_2(arguments: list[str], words: list[str]) -> None:
     result = invoke(*arguments, JWT_SECRET=SECRET)
     assert result.exit_code == 2, result.output
     for word in words:
@@ -191,29 +191,29 @@ def test_wrong_use_is_2(arguments: list[str], words: list[str]) -> None:
      ["unwatch", "a"], ["bench"]],
     ids=" ".join,
 )  # fmt: skip
-def test_without_a_database_it_says_how_to_name_one(arguments: list[str]) -> None:
+def test_missing_database_is_reported_with_the_setting(arguments: list[str]) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 1
     assert "DATABASE_URL" in result.output
 
 
-# -- what options mean -------------------------------------------------------------------------------------------------
+# -- values of options -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("1.5h", 5400), (" 7d ", 604_800), ("0", 0)]
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_duration_is_parsed(text: str, seconds: float) -> None:
     assert duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "1 m", "-1", "1w", "1e3", "٣"])
-def test_no_durations(text: str) -> None:
+def test_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="a number"):
         duration(text)
 
 
-def test_since() -> None:
+def test_since_is_parsed() -> None:
     assert parse_since("start") == "start"
     assert parse_since("0") == Since(0)
     assert parse_since("2f80-9a:17") == Since(17, "2f80-9a")
@@ -222,37 +222,37 @@ def test_since() -> None:
             parse_since(text)
 
 
-def test_names_may_be_repeated_or_have_commas() -> None:
+def test_names_can_be_repeated_or_separated_by_commas() -> None:
     assert names(()) is None
     assert names(("a, b", "c,")) == ["a", "b", "c"]
 
 
-def test_percentiles() -> None:
+def test_percentile() -> None:
     assert percentile([], 0.5) == 0
     assert percentile([1.0], 0.99) == 1
     assert [percentile([1.0, 2.0, 3.0, 4.0], share) for share in (0, 0.5, 0.99, 1)] == [1, 3, 4, 4]
 
 
-# -- what is printed ---------------------------------------------------------------------------------------------------
+# -- output ------------------------------------------------------------------------------------------------------------
 
 
-def test_messages_for_people() -> None:
+def test_message_line() -> None:
     body: dict[str, Any] = {"channel": "a", "payload": {"text": "é"}}
     assert click.unstyle(message_line(body))[8:] == '  a  {"text":"é"}'
     body |= {"position": 7, "published_at": "2026-11-24T10:00:01.123456Z", "replayed": True}
     assert re.fullmatch(r'\d\d:\d\d:01  a  #7  {"text":"é"}  \(replayed\)', click.unstyle(message_line(body)))
 
 
-def test_a_payload_cannot_command_the_terminal() -> None:
+def test_control_characters_in_a_payload_are_escaped() -> None:
     line = message_line({"channel": "a", "payload": "\x1b[2J\x9b2J\x7f"})
     assert r'"\u001b[2J\u009b2J\u007f"' in line
 
 
-def test_a_payload_may_have_large_integers() -> None:
+def test_payload_can_have_large_integers() -> None:
     assert str(10**30) in message_line({"channel": "a", "payload": [10**30]})
 
 
-def test_gaps_for_people() -> None:
+def test_gap_line() -> None:
     assert click.unstyle(gap_line({"channel": "a", "tier": "log", "reason": "trimmed"})) == (
         "gap in a: messages of the log may have been missed (trimmed)"
     )
@@ -261,7 +261,7 @@ def test_gaps_for_people() -> None:
     )
 
 
-def test_names_of_strangers_are_cleaned() -> None:
+def test_control_characters_in_names_are_replaced() -> None:
     assert terminal.clean("a\x1b[31m\n\x9bé\tb") == "a\ufffd[31m\ufffd\ufffdé\tb"
 
 
@@ -269,11 +269,11 @@ def test_names_of_strangers_are_cleaned() -> None:
     ("seconds", "text"),
     [(None, ""), (0.31, "0.3 s"), (42.4, "42 s"), (300, "5 min"), (11_160, "3.1 h"), (172_800, "2.0 d")],
 )
-def test_ages(seconds: float | None, text: str) -> None:
+def test_age(seconds: float | None, text: str) -> None:
     assert terminal.age(seconds) == text
 
 
-def test_a_table_in_a_pipe_is_columns_of_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_in_a_pipe_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.table(["name", "n"], [["long name", 1], ["é", None]])
     assert capsys.readouterr().out == "NAME       N\nlong name  1\né\n"
 
@@ -288,13 +288,13 @@ def mint(*arguments: str, **environment: str) -> str:
     return result.stdout.strip()
 
 
-def test_a_token_is_one_that_the_server_takes() -> None:
+def test_token_is_accepted_by_the_server() -> None:
     signed = mint("--sub", "alice", JWT_SECRET=SECRET, JWT_ISSUER="me", JWT_AUDIENCE="us,them")
     verifier = TokenVerifier(Settings(jwt_secret=SECRET, jwt_issuer="me", jwt_audience=("us",)))
     assert verifier.verify(signed).subject == "alice"
 
 
-def test_what_a_token_says() -> None:
+def test_token_has_the_given_claims() -> None:
     signed = mint(
         "--role", "web", "--subscribe", "a:*", "--subscribe", "b", "--publish", "a:1", "--expires", "15m",
         "--claim", 'tenant={"id": 1}', "--claim", "admin=true", JWT_SECRET=SECRET, JWT_ROLE_CLAIM="pgrole",
@@ -309,7 +309,7 @@ def test_what_a_token_says() -> None:
     assert match_pattern(claims["subscribe"][0], "a:7")
 
 
-def test_the_algorithm_is_the_one_that_is_accepted() -> None:
+def test_token_uses_an_accepted_algorithm() -> None:
     long = SECRET * 2
     assert jwt.get_unverified_header(mint(JWT_SECRET=long, JWT_ALGORITHMS="RS256,HS512"))["alg"] == "HS512"
     assert jwt.get_unverified_header(mint("--secret", SECRET))["alg"] == "HS256"
@@ -324,12 +324,12 @@ def test_the_algorithm_is_the_one_that_is_accepted() -> None:
         ({"JWT_SECRET": SECRET, "JWT_ALGORITHMS": "RS256"}, "HS256"),
     ],
 )
-def test_no_token_that_nobody_would_take(environment: dict[str, str], words: str) -> None:
+def test_unusable_token_is_not_created(environment: dict[str, str], words: str) -> None:
     result = invoke("token", **environment)
     assert result.exit_code == 1
     assert words in result.stderr
     assert result.stdout == ""
 
 
-def test_json_of_a_dataclass_and_of_times() -> None:
+def test_dataclass_is_printed_as_json() -> None:
     assert json.loads(terminal.json_text({"s": Since(1)})) == {"s": {"position": 1, "epoch": None}}

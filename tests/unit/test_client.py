@@ -1,4 +1,4 @@
-"""socketio_pg.client: what it needs, and what it refuses before it touches the connection."""
+"""Client: its imports, and arguments that it refuses before it uses the connection."""
 
 import json
 import subprocess
@@ -11,13 +11,13 @@ import pytest
 from socketio_pg.client import Client
 from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, PayloadTooLargeError
 
-#: What a script that only publishes need not have, or must not get by way of an import (eventlet patches and warns).
+#: Packages that a publishing script does not need and must not import indirectly (eventlet patches and warns).
 NOT_NEEDED = ["flask", "flask_socketio", "werkzeug", "eventlet", "socketio", "engineio", "gunicorn"]
 
 
-def test_importing_it_brings_neither_flask_nor_eventlet(root: Path) -> None:
+def test_import_loads_neither_flask_nor_eventlet(root: Path) -> None:
     program = "import sys, json, socketio_pg.client; json.dump(sorted(sys.modules), sys.stdout)"
-    # -W error: a script that publishes is not to be told anything about eventlet either.
+    # -W error: a publishing script must not get eventlet's deprecation warnings either.
     result = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning", "-c", program],
         cwd=root, capture_output=True, text=True, timeout=60, check=True,
@@ -28,11 +28,11 @@ def test_importing_it_brings_neither_flask_nor_eventlet(root: Path) -> None:
     assert result.stderr == ""
 
 
-def test_it_works_where_flask_and_eventlet_are_not_installed(root: Path) -> None:
+def test_client_works_without_flask_and_eventlet(root: Path) -> None:
     program = f"""
 import sys
 for name in {NOT_NEEDED}:
-    sys.modules[name] = None  # what an import of it makes an ImportError
+    sys.modules[name] = None  # an import raises ImportError
 from socketio_pg.client import Client
 from socketio_pg import PayloadTooLargeError
 try:
@@ -47,16 +47,16 @@ except PayloadTooLargeError:
 
 
 class Untouchable:
-    """A connection that nothing may be asked of."""
+    """A connection that fails on any use."""
 
     def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"the connection was touched: {name}")
+        raise AssertionError(f"the connection was used: {name}")
 
 
 @pytest.mark.parametrize(
     "channel", ["", "a" * 64, "a\0", "a\n", " a", "a*", "socketio_pg_bell", "\ud800", None, 5, b"foo"]
 )
-def test_a_bad_channel_is_refused_before_anything_is_sent(channel: Any) -> None:
+def test_invalid_channel_is_refused_before_sending(channel: Any) -> None:
     client = Client(Untouchable())
     with pytest.raises(InvalidChannelError):
         client.notify(channel, 1)
@@ -65,7 +65,7 @@ def test_a_bad_channel_is_refused_before_anything_is_sent(channel: Any) -> None:
 
 
 @pytest.mark.parametrize("payload", [float("nan"), b"bytes", "\ud800", {1, 2}, object()], ids=repr)
-def test_what_is_not_json_is_refused_before_anything_is_sent(payload: Any) -> None:
+def test_payload_that_is_not_json_is_refused_before_sending(payload: Any) -> None:
     client = Client(Untouchable())
     with pytest.raises(InvalidRequestError):
         client.notify("foo", payload)
@@ -73,7 +73,7 @@ def test_what_is_not_json_is_refused_before_anything_is_sent(payload: Any) -> No
         client.publish("foo", "created", {"value": payload})
 
 
-def test_what_is_too_large_is_refused_before_anything_is_sent() -> None:
+def test_large_payload_is_refused_before_sending() -> None:
     client = Client(Untouchable())
     with pytest.raises(PayloadTooLargeError):
         client.notify("foo", "€" * 2_666)
@@ -82,12 +82,12 @@ def test_what_is_too_large_is_refused_before_anything_is_sent() -> None:
 
 
 @pytest.mark.parametrize("event_name", [None, 5, b"created", ["created"], {}], ids=repr)
-def test_an_event_name_is_a_string(event_name: Any) -> None:
+def test_event_name_must_be_a_string(event_name: Any) -> None:
     with pytest.raises(TypeError, match="event_name must be a string"):
         Client(Untouchable()).publish("foo", event_name)
 
 
 @pytest.mark.parametrize("connection", [None, "postgresql://host/db", 5, object()], ids=repr)
-def test_what_is_no_connection_is_named(connection: Any) -> None:
+def test_wrong_connection_type_is_reported(connection: Any) -> None:
     with pytest.raises(TypeError, match=f"{type(connection).__name__} is not a psycopg or SQLAlchemy connection"):
         Client(connection).notify("foo", 1)

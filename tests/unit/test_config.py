@@ -1,4 +1,4 @@
-"""socketio_pg.config: precedence, values that are wrong, and the docs that repeat the table."""
+"""Settings: precedence, invalid values, and the table in the docs."""
 
 import dataclasses
 import re
@@ -26,34 +26,34 @@ def test_defaults() -> None:
     assert Settings().cors_allowed_origins is None
 
 
-def test_the_file_goes_over_the_default() -> None:
+def test_file_overrides_defaults() -> None:
     assert load_file("PORT = 1111").port == 1111
 
 
-def test_the_environment_goes_over_the_file() -> None:
+def test_environment_overrides_the_file() -> None:
     settings = load_file("PORT = 1111\nHOST = '::1'", {"PORT": "2222"})
     assert (settings.port, settings.host) == (2222, "::1")
 
 
-def test_overrides_go_over_the_environment() -> None:
+def test_overrides_override_the_environment() -> None:
     assert load_file("PORT = 1111", {"PORT": "2222"}, port=3333).port == 3333
 
 
-def test_the_process_environment_is_what_counts_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_environment_is_used_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "2222")
     assert load().port == 2222
 
 
-def test_an_empty_variable_is_none() -> None:
-    # As left behind by tools that set every variable they know.
+def test_empty_variable_is_ignored() -> None:
+    # Some tools set every variable that they know, even to an empty value.
     assert load_file("PORT = 1111", {"PORT": ""}).port == 1111
 
 
-def test_names_in_the_environment_are_capitals_and_others_are_ignored() -> None:
+def test_only_upper_case_variables_without_a_prefix_count() -> None:
     assert load({"port": "2222", "SOCKETIO_PG_PORT": "2222", "PATH": "/bin"}) == Settings()
 
 
-def test_the_file_may_have_settings_of_others() -> None:
+def test_file_can_have_other_settings() -> None:
     text = "SQLALCHEMY_ECHO = True\nMAIL_SERVER = get_mail_server()\nPORT = 1111"
     assert load_file(text) == Settings(port=1111)
 
@@ -61,13 +61,13 @@ def test_the_file_may_have_settings_of_others() -> None:
 @pytest.mark.parametrize(
     "override", ["prot", "PORT", "database", "sqlalchemy_database_uri"], ids=lambda name: f"override {name}"
 )
-def test_an_unknown_override_is_named(override: str) -> None:
+def test_unknown_override_is_reported(override: str) -> None:
     with pytest.raises(ConfigurationError, match=f"unknown setting: {override}") as caught:
         load({}, overrides={override: 1})
     assert_one_sentence(caught.value.message)
 
 
-def test_the_callers_overrides_are_left_as_they_are() -> None:
+def test_overrides_are_not_modified() -> None:
     overrides: dict[str, object] = {"port": 3333}
     load({}, overrides=overrides)
     assert overrides == {"port": 3333}
@@ -109,7 +109,7 @@ VALUES: list[tuple[str, object, object]] = [
 
 
 @pytest.mark.parametrize(("name", "raw", "value"), VALUES, ids=[f"{name}={raw!r}" for name, raw, _ in VALUES])
-def test_values_from_the_file_and_from_create_app(name: str, raw: object, value: object) -> None:
+def test_valid_values_from_the_file_and_from_create_app(name: str, raw: object, value: object) -> None:
     expected = settings_with(name, value)
     assert load({}, overrides={name: raw}) == expected
     assert load_file(f"{name.upper()} = {raw!r}") == expected
@@ -120,13 +120,13 @@ def test_values_from_the_file_and_from_create_app(name: str, raw: object, value:
     [row for row in VALUES if isinstance(row[1], str)],
     ids=[f"{name}={raw}" for name, raw, _ in VALUES if isinstance(raw, str)],
 )
-def test_values_from_the_environment(name: str, raw: str, value: object) -> None:
+def test_valid_values_from_the_environment(name: str, raw: str, value: object) -> None:
     assert load({name.upper(): raw}) == settings_with(name, value)
 
 
 NO_ADDRESSES = ["mysql://host/db", "postgresql+asyncpg://host/db", "sqlite:///file", "localhost", "http://host", "://"]
 
-#: (setting, what is allowed) → wrong values. Those that are no strings can only come from the file.
+#: (setting, description of allowed values) → invalid values. Values that are not strings can only come from the file.
 WRONG_VALUES: dict[tuple[str, str], list[object]] = {
     ("PORT", "whole number from 1 to 65535"):
         ["abc", "0", "65536", "-1", "80.0", "1e3", "9" * 30, "²", True, 80.5, [80]],
@@ -150,9 +150,7 @@ WRONG = [(name, raw, allowed) for (name, allowed), values in WRONG_VALUES.items(
 
 
 @pytest.mark.parametrize(("name", "raw", "allowed"), WRONG, ids=[f"{name}={raw!r}" for name, raw, _ in WRONG])
-def test_a_wrong_value_is_one_sentence_with_setting_value_and_what_is_allowed(
-    name: str, raw: object, allowed: str
-) -> None:
+def test_invalid_value_error_has_setting_value_and_allowed_values(name: str, raw: object, allowed: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_file(f"{name} = {raw!r}")
     message = caught.value.message
@@ -162,14 +160,14 @@ def test_a_wrong_value_is_one_sentence_with_setting_value_and_what_is_allowed(
     assert allowed in message.split("allowed: ")[1]
 
 
-def test_a_wrong_value_says_where_it_stands() -> None:
+def test_invalid_value_error_has_the_source() -> None:
     with pytest.raises(ConfigurationError, match="PORT in the environment is 'x'"):
         load_file("PORT = 1111", {"PORT": "x"})
     with pytest.raises(ConfigurationError, match=r"PORT in create_app\(\) is 'x'"):
         load({"PORT": "1111"}, overrides={"port": "x"})
 
 
-def test_a_wrong_secret_key_is_not_shown() -> None:
+def test_invalid_secret_key_is_not_disclosed() -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_file("SECRET_KEY = ['s3cret']")
     assert "s3cret" not in caught.value.message
@@ -177,8 +175,8 @@ def test_a_wrong_secret_key_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize("raw", ["", ",", " , ", []], ids=repr)
-def test_no_origin_at_all_never_means_every_origin(raw: object) -> None:
-    # Engine.IO takes an empty list as "do not look at the origin", which is the opposite.
+def test_empty_origins_never_allow_all_origins(raw: object) -> None:
+    # Engine.IO takes an empty list as "do not check the origin", which is the opposite.
     try:
         settings = load_file(f"CORS_ALLOWED_ORIGINS = {raw!r}")
     except ConfigurationError:
@@ -187,12 +185,12 @@ def test_no_origin_at_all_never_means_every_origin(raw: object) -> None:
 
 
 # -- the secret key ----------------------------------------------------------------------------------------------------
-def test_outside_development_there_is_no_secret_key_but_the_given_one() -> None:
+def test_no_random_secret_key_outside_development() -> None:
     assert Settings().flask_secret_key() is None
     assert Settings(secret_key="given").flask_secret_key() == "given"
 
 
-def test_the_secret_key_is_the_given_one_or_a_long_random_one() -> None:
+def test_secret_key_in_development_is_given_or_random() -> None:
     assert Settings(secret_key="given", debug=True).flask_secret_key() == "given"
     first, second = Settings(debug=True).flask_secret_key(), Settings(debug=True).flask_secret_key()
     assert first is not None
@@ -201,24 +199,24 @@ def test_the_secret_key_is_the_given_one_or_a_long_random_one() -> None:
 
 
 # -- the table and the docs --------------------------------------------------------------------------------------------
-def test_describe_has_every_setting_with_help_on_one_line() -> None:
+def test_describe_has_every_setting_with_one_line_of_help() -> None:
     rows = describe()
     assert [name for name, _, _ in rows] == NAMES
     for name, default, help in rows:
         assert help, name
-        # They become a row of a Markdown table.
+        # These texts go into a Markdown table.
         assert not set("|\n`") & set(default), name
         assert not set("|\n") & set(help), name
 
 
-def test_a_default_that_is_shown_as_a_value_is_the_default() -> None:
+def test_displayed_default_is_the_default() -> None:
     for field, (name, default, _) in zip(dataclasses.fields(Settings), describe(), strict=True):
         if not field.metadata["shown"] and field.default is not None:
             assert load({name: default}) == Settings()
 
 
 def render_table() -> str:
-    """The table as README.md has it between its two marks; a default is code, and nothing where there is none.
+    """Return the table as in README.md between its two marks; settings without a default have an empty cell.
 
     A row is ``| `PORT` | `3030` | port of the development server |``, or ``| `DATABASE_URL` | | PostgreSQL, … |``.
     """
@@ -228,7 +226,7 @@ def render_table() -> str:
     return "\n".join(lines)
 
 
-def test_the_readme_has_the_table(root: Path) -> None:
+def test_readme_has_the_table_of_settings(root: Path) -> None:
     readme = (root / "README.md").read_text("utf-8")
     found = re.findall(r"<!-- settings -->\n(.*?)\n<!-- /settings -->", readme, re.DOTALL)
     expected = render_table()
@@ -236,13 +234,13 @@ def test_the_readme_has_the_table(root: Path) -> None:
     assert found[0].strip() == expected, f"README.md's table of settings is not the code's, which is:\n\n{expected}\n"
 
 
-def test_the_example_is_a_valid_local_cfg_of_known_settings(root: Path) -> None:
+def test_local_cfg_example_has_valid_known_settings(root: Path) -> None:
     example = root / "local.cfg.example"
-    # The settings that are only shown, in comments, count as well.
+    # Includes settings in comments.
     text = re.sub(r"^#\s?(?=[A-Z_]+ = )", "", example.read_text("utf-8"), flags=re.MULTILINE)
     names = re.findall(r"^([A-Za-z_]+)\s*=", text, re.MULTILINE)
     assert set(names) <= {*NAMES, *config.ALIASES}
     assert len(names) == len(set(names))
-    assert {"SQLALCHEMY_DATABASE_URI", "DATABASE_URL"} & set(names), "the one setting that everybody needs"
+    assert {"SQLALCHEMY_DATABASE_URI", "DATABASE_URL"} & set(names), "the only required setting"
     assert read_local_cfg(example)
     load_file(text)

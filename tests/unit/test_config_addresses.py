@@ -1,4 +1,4 @@
-"""socketio_pg.config: addresses of databases in every form, and no password of theirs in any text."""
+"""Settings: all forms of database URLs, and passwords that never appear in texts."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.support.settings import load_file
 pytestmark = pytest.mark.usefixtures("clean_settings")
 
 
-# -- addresses of databases --------------------------------------------------------------------------------------------
+# -- database URLs -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["DATABASE_URL", "LISTEN_DATABASE_URL"])
 @pytest.mark.parametrize(
     ("raw", "address"),
@@ -35,24 +35,24 @@ pytestmark = pytest.mark.usefixtures("clean_settings")
         ("host=h password='a://b'", "host=h password='a://b'"),
     ],
 )  # fmt: skip
-def test_addresses_in_every_form_that_libpq_sqlalchemy_and_heroku_use(name: str, raw: str, address: str) -> None:
+def test_url_forms_of_libpq_sqlalchemy_and_heroku(name: str, raw: str, address: str) -> None:
     settings = load({name: raw})
     assert getattr(settings, name.lower()) == address
 
 
-def test_flask_sqlalchemys_name_is_taken_in_the_file() -> None:
+def test_flask_sqlalchemy_setting_is_accepted_in_the_file() -> None:
     settings = load_file("SQLALCHEMY_DATABASE_URI = 'postgresql+psycopg2://h/db'")
     assert settings.database_url == "postgresql://h/db"
 
 
-def test_the_environment_goes_over_flask_sqlalchemys_name() -> None:
+def test_environment_overrides_the_flask_sqlalchemy_setting() -> None:
     settings = load_file("SQLALCHEMY_DATABASE_URI = 'postgresql://file/db'", {"DATABASE_URL": "postgresql://env/db"})
     assert settings.database_url == "postgresql://env/db"
 
 
 # -- passwords never appear --------------------------------------------------------------------------------------------
 
-#: Addresses that are in order: their password is made of the words "s3cret" and "tail1e".
+#: Valid URLs; their passwords consist of the words "s3cret" and "tail1e".
 WITH_PASSWORD = {
     "plain": "postgresql://user:s3cret@host:5432/db",
     "postgres://": "postgres://user:s3cret@host/db",
@@ -89,7 +89,7 @@ WITH_PASSWORD = {
     "key=value, key file": "host=h sslpassword=s3cret",
 }
 
-#: Addresses that are refused, mostly with a typing error in them.
+#: Invalid URLs, mostly with a typing error.
 WRONG_WITH_PASSWORD = {
     "another database": "mysql://user:s3cret@host/db",
     "another driver": "postgresql+asyncpg://user:s3cret@host/db",
@@ -103,7 +103,7 @@ WRONG_WITH_PASSWORD = {
     "bare /": "mysql://user:s3cret/tail1e@host/db",
     "bad IPv6": "postgresql://user:s3cret@[::1/db",
     "bracket in the password": "postgresql://user:s3cret[tail1e@host/db",
-    "key=value without a place": "password=s3cret",
+    "key=value without a host": "password=s3cret",
     "key=value, open quote": "password='s3cret tail1e",
     "query": "mysql://host/db?password=s3cret",
 }
@@ -116,20 +116,20 @@ def assert_no_password(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "LISTEN_DATABASE_URL"])
 @pytest.mark.parametrize("address", WITH_PASSWORD.values(), ids=WITH_PASSWORD.keys())
-def test_settings_do_not_show_passwords(name: str, address: str) -> None:
+def test_settings_do_not_disclose_passwords(name: str, address: str) -> None:
     settings = load({name: address})
     assert_no_password(repr(settings))
     assert_no_password(str(settings))
     assert_no_password(redact(address) or "")
 
 
-def test_settings_do_not_show_the_secret_key() -> None:
+def test_settings_do_not_disclose_the_secret_key() -> None:
     assert_no_password(repr(load({"SECRET_KEY": "s3cret"})))
 
 
 @pytest.mark.parametrize("address", WRONG_WITH_PASSWORD.values(), ids=WRONG_WITH_PASSWORD.keys())
 @pytest.mark.parametrize("place", ["environment", "file", "override"])
-def test_errors_do_not_show_passwords(place: str, address: str) -> None:
+def test_errors_do_not_disclose_passwords(place: str, address: str) -> None:
     environment, overrides = {}, {}
     if place == "environment":
         environment = {"DATABASE_URL": address}
@@ -140,13 +140,13 @@ def test_errors_do_not_show_passwords(place: str, address: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load(environment, overrides=overrides)
     assert_no_password(str(caught.value))
-    # Nor by way of the error that it came from, when somebody logs the traceback.
+    # The traceback must not show the original error either.
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
     assert "DATABASE_URL" in caught.value.message
 
 
-def test_a_broken_file_does_not_show_passwords() -> None:
+def test_syntax_error_in_the_file_does_not_disclose_passwords() -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_file("SQLALCHEMY_DATABASE_URI = 'postgresql://user:s3cret@host/db\n")
     assert_no_password(str(caught.value))
@@ -165,5 +165,5 @@ def test_a_broken_file_does_not_show_passwords() -> None:
         ("postgresql://host/db?password=s3cret&sslmode=require", "postgresql://host/db?password=***&sslmode=require"),
     ],
 )
-def test_redacting_leaves_what_helps_to_find_the_mistake(address: str | None, shown: str | None) -> None:
+def test_redact_removes_only_the_password(address: str | None, shown: str | None) -> None:
     assert redact(address) == shown

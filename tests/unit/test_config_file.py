@@ -1,4 +1,4 @@
-"""socketio_pg.config: local.cfg has assignments and runs nothing."""
+"""Settings: local.cfg has only assignments and is never executed."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("clean_settings")
         "PORT",
     ],
 )
-def test_the_file_has_assignments_only(text: str) -> None:
+def test_file_allows_only_assignments(text: str) -> None:
     with pytest.raises(
         ConfigurationError, match=r"local\.cfg line 2: only lines like NAME = 'value' are allowed"
     ) as caught:
@@ -44,7 +44,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize("expression", CALLS)
-def test_a_call_in_the_file_is_refused_and_not_made(expression: str) -> None:
+def test_call_in_the_file_is_refused_and_not_executed(expression: str) -> None:
     with pytest.raises(ConfigurationError, match="HOST must be a literal value; code is not executed") as caught:
         load_file(f"HOST = {expression}")
     assert_one_sentence(caught.value.message)
@@ -52,7 +52,7 @@ def test_a_call_in_the_file_is_refused_and_not_made(expression: str) -> None:
 
 
 @pytest.mark.parametrize("expression", CALLS)
-def test_a_call_for_a_setting_of_others_is_passed_over_and_not_made(expression: str) -> None:
+def test_call_for_an_unknown_setting_is_ignored_and_not_executed(expression: str) -> None:
     assert load_file(f"SOMETHING_ELSE = {expression}") == Settings()
     assert not Path("proof").exists()
 
@@ -74,34 +74,34 @@ def test_a_call_for_a_setting_of_others_is_passed_over_and_not_made(expression: 
         pytest.param("PORT = 3030\n\0", id="NUL"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_sentence(text: str) -> None:
+def test_syntax_error_is_reported_in_one_sentence(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"local\.cfg") as caught:
         load_file(text)
     assert_one_sentence(caught.value.message)
 
 
-def test_a_file_that_is_not_utf8_is_one_sentence() -> None:
+def test_file_that_is_not_utf8_is_reported_in_one_sentence() -> None:
     Path("local.cfg").write_bytes(b"HOST = '\xff'")
     with pytest.raises(ConfigurationError, match=r"local\.cfg cannot be read") as caught:
         load({})
     assert_one_sentence(caught.value.message)
 
 
-def test_a_folder_in_place_of_the_file_is_one_sentence() -> None:
+def test_folder_in_place_of_the_file_is_reported_in_one_sentence() -> None:
     Path("local.cfg").mkdir()
     with pytest.raises(ConfigurationError, match=r"local\.cfg cannot be read") as caught:
         load({})
     assert_one_sentence(caught.value.message)
 
 
-def test_comments_empty_lines_and_values_over_several_lines() -> None:
+def test_file_can_have_comments_empty_lines_and_multiline_values() -> None:
     settings = load_file("# comment\n\nPORT = 1111  # here too\nHOST = (\n    'exam'\n    'ple'\n)\n")
     assert (settings.port, settings.host) == (1111, "example")
 
 
-def test_the_last_assignment_counts() -> None:
+def test_last_assignment_wins() -> None:
     assert load_file("PORT = 1\nPORT = 2").port == 2
 
 
-def test_none_in_the_file_is_the_default() -> None:
+def test_none_means_the_default() -> None:
     assert load_file("PORT = None\nSQLALCHEMY_DATABASE_URI = None") == Settings()

@@ -1,4 +1,4 @@
-"""socketio_pg.database, as far as it goes without a database: addresses, passwords, errors, encodings."""
+"""Database without a connection: URLs, passwords, errors, encodings."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from socketio_pg.postgres.database import Database, decode_text, encode_text, tr
 
 @pytest.fixture(autouse=True)
 def wait_callback() -> Iterator[None]:
-    """psycopg2's wait callback is process-wide: what another test set up is to find it as it was."""
+    """Restore psycopg2's process-wide wait callback for other tests."""
     callback = psycopg2.extensions.get_wait_callback()
     yield
     psycopg2.extensions.set_wait_callback(callback)
@@ -29,7 +29,7 @@ def wait_callback() -> Iterator[None]:
         ("postgresql://h1:1,h2:2/db", "host=h1,h2 port=1,2 dbname=db"),
     ],
 )
-def test_what_logs_say_about_a_database(dsn: str, shown: str) -> None:
+def test_database_in_logs_has_no_password(dsn: str, shown: str) -> None:
     assert str(Database(dsn)) == shown
 
 
@@ -46,7 +46,7 @@ def test_what_logs_say_about_a_database(dsn: str, shown: str) -> None:
         r"host=h password=s3cret\ tail1e nonsense=1",
     ],
 )
-def test_an_address_that_libpq_refuses_is_an_error_without_the_password(position: str, address: str) -> None:
+def test_invalid_url_error_does_not_disclose_the_password(position: str, address: str) -> None:
     with pytest.raises(ConfigurationError, match="not an address that PostgreSQL's libpq understands") as caught:
         Database(address) if position == "dsn" else Database("postgresql://host/db", address)
     assert "s3cret" not in caught.value.message
@@ -68,7 +68,7 @@ def test_an_address_that_libpq_refuses_is_an_error_without_the_password(position
         ),
     ],
 )
-def test_driver_errors_leave_as_ours(raised: Exception, expected: type[SocketIOPGError], message: str) -> None:
+def test_driver_errors_are_translated(raised: Exception, expected: type[SocketIOPGError], message: str) -> None:
     with pytest.raises(SocketIOPGError) as caught, translated_errors(10):
         raise raised
     assert type(caught.value) is expected
@@ -76,19 +76,19 @@ def test_driver_errors_leave_as_ours(raised: Exception, expected: type[SocketIOP
 
 
 @pytest.mark.parametrize("raised", [ConfigurationError("ours"), ZeroDivisionError()], ids=repr)
-def test_other_errors_pass(raised: Exception) -> None:
+def test_other_errors_are_not_translated(raised: Exception) -> None:
     with pytest.raises(type(raised)) as caught, translated_errors(10):
         raise raised
     assert caught.value is raised
 
 
 @pytest.mark.parametrize(("encoding", "sent"), [("UTF8", "€é😀"), ("LATIN1", "€é😀".encode().decode("latin-1"))])
-def test_text_survives_a_database_without_an_encoding(encoding: str, sent: str) -> None:
-    # SQL_ASCII: psycopg2 is told LATIN1, so that any byte passes, and the bytes are UTF-8.
+def test_text_survives_sql_ascii(encoding: str, sent: str) -> None:
+    # SQL_ASCII: psycopg2 uses LATIN1, so that all bytes pass, and the bytes are UTF-8.
     connection = SimpleNamespace(encoding=encoding)
     assert encode_text(connection, "€é😀") == sent
     assert decode_text(connection, sent) == "€é😀"
 
 
-def test_bytes_that_are_no_utf8_arrive_as_replacement_characters() -> None:
+def test_invalid_utf8_becomes_replacement_characters() -> None:
     assert decode_text(SimpleNamespace(encoding="LATIN1"), "a\xff") == "a\ufffd"

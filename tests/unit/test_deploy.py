@@ -1,4 +1,4 @@
-"""The files in deploy/: what they say exists here. nginx.conf is run by tests/live/test_nodes.py."""
+"""The files in deploy/ agree with the code. tests/live/test_nodes.py runs nginx.conf."""
 
 import dataclasses
 import json
@@ -18,10 +18,10 @@ from socketio_pg.web import pages as web
 from tests.support.missing import missing
 
 SETTINGS = {field.name.upper() for field in dataclasses.fields(config.Settings)}
-#: Seconds in which a node ends after SIGTERM (tests/live/test_processes.py).
-LEAVE = 10
+#: Maximum seconds from SIGTERM to the end of a node (tests/live/test_processes.py).
+SHUTDOWN = 10
 PORT = 3030
-#: Names in capitals that are no settings of ours.
+#: Upper-case names that are not settings.
 OTHERS = {"POSTGRES_PASSWORD", "AF_INET", "AF_UNIX"}
 
 
@@ -62,7 +62,7 @@ def seconds(text: str) -> int:
 
 
 def check(environment: dict[str, str]) -> None:
-    """Every name is a setting, and every value that is not filled in from outside is allowed."""
+    """Check that all names are settings, and that all values without a placeholder are valid."""
     assert set(environment) <= SETTINGS
     config.load({name: value for name, value in environment.items() if "${" not in value}, None)
 
@@ -75,7 +75,7 @@ def test_dockerfile(root: Path, deploy: Path, paths: set[str]) -> None:
     for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
         *sources, _ = line.split()
         assert all((root / source).exists() for source in sources), line
-    # setup.py reads these.
+    # setup.py reads these files.
     assert {"requirements.txt", "README.md", "setup.py"} <= set(re.findall(r"\S+", text))
     [environment] = re.findall(r"^ENV (.+)$", text, re.MULTILINE)
     values = dict(word.split("=") for word in environment.split())
@@ -99,7 +99,7 @@ def test_compose(deploy: Path, compose: dict[str, Any], paths: set[str]) -> None
         node = services[name]
         assert (deploy / node["build"]["context"] / node["build"]["dockerfile"]).samefile(deploy / "Dockerfile")
         check(node["environment"])
-        assert seconds(node["stop_grace_period"]) > LEAVE
+        assert seconds(node["stop_grace_period"]) > SHUTDOWN
         assert int(node["environment"]["MAX_CONNECTIONS"]) < node["ulimits"]["nofile"]
         [path] = re.findall(rf"http://127.0.0.1:{PORT}(/\w+)", " ".join(node["healthcheck"]["test"]))
         assert path in paths
@@ -119,7 +119,7 @@ def test_compose(deploy: Path, compose: dict[str, Any], paths: set[str]) -> None
     assert "listen 80 " in conf
 
 
-def test_nginx_fits_the_settings(deploy: Path) -> None:
+def test_nginx_limits_exceed_the_default_settings(deploy: Path) -> None:
     conf = (deploy / "nginx.conf").read_text("utf-8")
     defaults = config.Settings()
     [body] = re.findall(r"client_max_body_size (\d+)m;", conf)
@@ -131,7 +131,7 @@ def test_nginx_fits_the_settings(deploy: Path) -> None:
 # -- Kubernetes --------------------------------------------------------------------------------------------------------
 
 
-def test_kubernetes_belongs_together(kubernetes: dict[str, Any], container: dict[str, Any]) -> None:
+def test_kubernetes_objects_refer_to_each_other(kubernetes: dict[str, Any], container: dict[str, Any]) -> None:
     deployment = kubernetes["Deployment"]["spec"]
     labels = deployment["template"]["metadata"]["labels"]
     assert deployment["selector"]["matchLabels"] == labels == kubernetes["Service"]["spec"]["selector"]
@@ -158,10 +158,10 @@ def test_kubernetes_probes_and_settings(kubernetes: dict[str, Any], container: d
     pod = kubernetes["Deployment"]["spec"]["template"]["spec"]
     command, pause = container["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
-    assert pod["terminationGracePeriodSeconds"] > int(pause) + LEAVE
+    assert pod["terminationGracePeriodSeconds"] > int(pause) + SHUTDOWN
 
 
-def test_names_in_the_comments_are_settings(deploy: Path) -> None:
+def test_upper_case_names_are_settings(deploy: Path) -> None:
     for name in ("docker-compose.yml", "kubernetes.yaml", "nginx.conf", "socketio_pg@.service"):
         text = (deploy / name).read_text("utf-8")
         for word in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", text):
@@ -174,14 +174,14 @@ def test_names_in_the_comments_are_settings(deploy: Path) -> None:
 def test_systemd_unit(deploy: Path, tmp_path: Path) -> None:
     text = (deploy / "socketio_pg@.service").read_text("utf-8")
     [stop] = re.findall(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)
-    assert int(stop) > LEAVE
+    assert int(stop) > SHUTDOWN
     [descriptors] = re.findall(r"^LimitNOFILE=(\d+)$", text, re.MULTILINE)
     assert int(descriptors) > config.Settings().max_connections
     assert set(re.findall(r"^Environment=(\w+)=%i$", text, re.MULTILINE)) == {"PORT"}
     program = shutil.which("systemd-analyze")
     if program is None:
         missing("the check of the systemd unit", "install systemd-analyze (apt install systemd)")
-    # Whether the program is installed there is not the question.
+    # The unit's program is not installed here.
     unit = tmp_path / "socketio_pg@3031.service"
     unit.write_text(text.replace("/opt/socketio_pg/.venv/bin/socketio-pg", sys.executable))
     verified = subprocess.run([program, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""docs/protocol.md and the table of modules against the code: all that there is, and nothing else."""
+"""docs/protocol.md and the table of modules agree with the code."""
 
 import ast
 import re
@@ -11,12 +11,12 @@ from socketio_pg.core import errors
 from socketio_pg.protocol.server import RESERVED_EVENTS
 from socketio_pg.websocket import SocketServer
 
-#: What a client has a right to find, whatever the code makes of it (docs and clients are written against this list).
+#: Events that docs and clients rely on, independent of the code.
 PROMISED = {
     "subscribe", "subscribed", "unsubscribe", "unsubscribed", "publish", "published",
     "authenticate", "authenticated", "token_expiring", "server_hello", "event", "gap", "error",
 }  # fmt: skip
-#: Of `SocketServer(test=True)` only; the docs may have it.
+#: Events of `SocketServer(test=True)` only; the docs may have them.
 OF_TESTS = {"test_pub"}
 
 
@@ -26,25 +26,25 @@ def protocol_md(root: Path) -> str:
 
 
 def sections(markdown: str) -> Iterator[tuple[str, str]]:
-    """Each ``##`` heading with what stands below it."""
+    """Yield each ``##`` heading with the text below it."""
     for part in re.split(r"^## ", markdown, flags=re.MULTILINE)[1:]:
         title, _, body = part.partition("\n")
         yield title.strip(), body
 
 
 def documented_codes(markdown: str) -> list[str]:
-    """The first column of the table below ``## Error codes``: rows that start with ``| `code` |``."""
+    """Return the first column of the table below ``## Error codes``: rows that start with ``| `code` |``."""
     [body] = [body for title, body in sections(markdown) if title == "Error codes"]
     return re.findall(r"^\| `([^`]+)` \|", body, re.MULTILINE)
 
 
 def documented_events(markdown: str) -> list[str]:
-    """The headings ``### `name` ``."""
+    """Return the headings ``### `name` ``."""
     return re.findall(r"^### `([^`]+)`\s*$", markdown, re.MULTILINE)
 
 
 def emitted_events(root: Path) -> set[str]:
-    """The first argument of every call of ``emit``, ``_emit``, ``emit_in_order`` and ``Answer`` in the package."""
+    """Return the first arguments of all calls of ``emit``, ``_emit``, ``emit_in_order`` and ``Answer``."""
     names = set()
     for path in (root / "socketio_pg").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -63,30 +63,28 @@ def registered_events(server: SocketServer) -> set[str]:
     return set(server.socketio.server.handlers["/"])
 
 
-def test_the_code_has_the_events_that_are_promised(root: Path, socket_server: SocketServer) -> None:
+def test_code_has_exactly_the_promised_events(root: Path, socket_server: SocketServer) -> None:
     assert registered_events(socket_server) | emitted_events(root) == PROMISED
 
 
-def test_every_event_has_its_section(root: Path, protocol_md: str, socket_server: SocketServer) -> None:
+def test_every_event_has_a_section(root: Path, protocol_md: str, socket_server: SocketServer) -> None:
     events = registered_events(socket_server) | emitted_events(root)
     documented = documented_events(protocol_md)
     assert events - set(documented) == set()
     assert len(documented) == len(set(documented))
 
 
-def test_there_is_no_section_about_an_event_that_does_not_exist(
-    root: Path, protocol_md: str, socket_server: SocketServer
-) -> None:
-    # connect, connect_error and disconnect are Socket.IO's, and worth a section.
+def test_every_section_is_about_an_existing_event(root: Path, protocol_md: str, socket_server: SocketServer) -> None:
+    # The docs may describe Socket.IO's own connect, connect_error and disconnect.
     events = registered_events(socket_server) | emitted_events(root) | RESERVED_EVENTS | OF_TESTS
     assert set(documented_events(protocol_md)) - events == set()
 
 
-def test_the_table_has_every_error_code_once_and_no_other(protocol_md: str) -> None:
+def test_table_has_every_error_code_once(protocol_md: str) -> None:
     assert sorted(documented_codes(protocol_md)) == sorted(errors.wire_codes())
 
 
-def test_the_architecture_names_every_module_once(root: Path) -> None:
+def test_architecture_lists_every_module_once(root: Path) -> None:
     table = (root / "docs" / "architecture.md").read_text("utf-8").split("| module |")[1].split("\n\n")[0]
     rows = re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`([\w/]+)`", row)]

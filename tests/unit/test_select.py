@@ -1,4 +1,4 @@
-"""Which client manager a server has."""
+"""The selection of the client manager from MESSAGE_QUEUE."""
 
 from typing import Any
 
@@ -26,8 +26,8 @@ def pubsub() -> PubSub:
         ("rediss://h:1", RedisCluster), ("redis+sentinel://a:1,b:2/0/name", RedisCluster),
     ],
 )  # fmt: skip
-def test_the_setting_names_it(pubsub: PubSub, setting: str | None, kind: type) -> None:
-    """And nothing connects: it is made when the application is imported."""
+def test_setting_selects_the_manager(pubsub: PubSub, setting: str | None, kind: type) -> None:
+    """It does not connect, because it is created when the application is imported."""
     assert type(Cluster(Settings(message_queue=setting)).create_manager(pubsub)) is kind
     assert setting is None or parsers.message_queue(setting) == setting
 
@@ -35,13 +35,13 @@ def test_the_setting_names_it(pubsub: PubSub, setting: str | None, kind: type) -
 @pytest.mark.parametrize(
     ("setting", "package"), [("valkey://h", "valkey"), ("valkeys://h", "valkey"), ("kafka://h:9092", "kafka")]
 )
-def test_a_package_that_is_missing(setting: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_reported(setting: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=rf"pip install 'socketio_pg\[{package}\]'"):
         Cluster(Settings(message_queue=parsers.message_queue(setting)))
 
 
 @pytest.mark.parametrize("value", ["amqp://h", "redis", "redis:/h", "", "http://h", 7, None])
-def test_a_setting_that_makes_no_sense(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"'postgres', or an address|not empty"):
+def test_invalid_setting_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"'postgres', or an address|non-empty"):
         parsers.message_queue(value)
