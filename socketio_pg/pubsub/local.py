@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from socketio_pg.core import green
 from socketio_pg.core.messages import EncodedMessage, Position
 from socketio_pg.log.log import Log
+from socketio_pg.log.replay import ReplayReceiver
 from socketio_pg.pubsub.filters import Filter
 
 logger = logging.getLogger("socketio_pg.pubsub")
@@ -51,6 +52,7 @@ class LocalSubscription:
         self.channel = channel
         #: Messages of the log follow this position; None without a log.
         self.position: Position | None = None
+        self.replay: LocalReplay | None = None
         self.ended = False
         self._receiver = receiver
         self._filter = filter
@@ -99,23 +101,48 @@ class LocalSubscriptions:
         return [one for members in self._of_channel.values() for one in members]
 
 
-@dataclass(frozen=True, slots=True)
 class LocalReplay:
-    """Passes a replay to a subscription. ``wait_started()`` waits while the `PubSub` is disconnected."""
+    """Replays the log to a subscription, in a green thread, until the live messages follow.
 
-    subscription: LocalSubscription
-    log: Log
-    wait_started: Callable[[], object]
+    ``hold(receiver)`` holds live messages back and returns the function that replays. ``started()`` is False while the
+    `PubSub` is disconnected: then the green thread ends, and :meth:`start` continues where it was.
+    """
+
+    def __init__(
+        self,
+        subscription: LocalSubscription,
+        log: Log,
+        hold: Callable[[ReplayReceiver], Callable[[], None]],
+        started: Callable[[], bool],
+    ) -> None:
+        self._subscription = subscription
+        self._log = log
+        self._started = started
+        self._replay = hold(self)
+        self._running = False
+
+    def start(self) -> None:
+        """Start the green thread; does nothing while it is running, or when the replay is complete."""
+        if not self._running:
+            self._running = True
+            green.spawn(self._run)
+
+    def _run(self) -> None:
+        try:
+            self._replay()
+        finally:
+            self._running = False
+
+    # -- as ReplayReceiver
 
     def send(self, messages: Sequence[EncodedMessage]) -> None:
-        extra = {"epoch": self.log.epoch, "replayed": True}
+        extra = {"epoch": self._log.epoch, "replayed": True}
         for message in messages:
-            self.subscription.receive(message, extra)
+            self._subscription.receive(message, extra)
 
     def wait_sent(self) -> bool:
         green.sleep()
-        self.wait_started()
-        return not self.subscription.ended
+        return self._started() and not self._subscription.ended
 
     def gap(self, reason: str, epoch: str, position: int) -> None:
-        self.subscription.gap({"tier": "log", "reason": reason, "epoch": epoch, "position": position})
+        self._subscription.gap({"tier": "log", "reason": reason, "epoch": epoch, "position": position})

@@ -140,8 +140,8 @@ class PubSub:
         self._log_watchers: list[Callable[[], None]] = []
         self._reserved: dict[str, _Reserved] = {}
         self._local = LocalSubscriptions()
-        #: Set from :meth:`start` to :meth:`disconnect`.
-        self._started = green.Event()
+        #: True from :meth:`start` to :meth:`disconnect`.
+        self._started = False
 
     @classmethod
     def from_app(cls, app: HasConfig, listen_dsn: str | None = None) -> "PubSub":
@@ -152,11 +152,15 @@ class PubSub:
         """Connect in the background. All methods that need it call it. Call it after a fork, not before."""
         self.listener.start()
         self._follower.start()
-        self._started.send()
+        if not self._started:
+            self._started = True
+            for subscription in self._local.all():
+                if subscription.replay is not None:
+                    subscription.replay.start()
 
     def disconnect(self) -> None:
         """Stop listening and publishing, and close all connections. Subscriptions stay, and continue after a start."""
-        self._started = green.Event()
+        self._started = False
         self._follower.stop()
         self.listener.stop()
         self._publisher.stop()
@@ -221,8 +225,9 @@ class PubSub:
         if reason == "trimmed" and isinstance(start, LogPosition):
             after = start.position  # the replay reports the gap and continues with the oldest message
         if after is not None:
-            receiver_of_replay = LocalReplay(subscription, self.log, lambda: self._started.wait())
-            green.spawn(self.hold(subscription, channel, after, receiver_of_replay))
+            hold = functools.partial(self.hold, subscription, channel, after)
+            subscription.replay = LocalReplay(subscription, self.log, hold, lambda: self._started)
+            subscription.replay.start()
         epoch = self.log.epoch
         if epoch is not None:
             subscription.position = Position(epoch=epoch, position=self.position_of(subscription, channel))

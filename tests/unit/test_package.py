@@ -47,6 +47,12 @@ def test_importing_the_package_is_light(root: Path) -> None:
     assert not imported & heavy
 
 
+def test_pubsub_needs_no_flask(root: Path) -> None:
+    code = "import sys, json, socketio_pg.pubsub.pubsub; json.dump(sorted(sys.modules), sys.stdout)"
+    imported = set(json.loads(run_python(root, "-c", code).stdout))
+    assert not imported & {"flask", "flask_socketio", "socketio", "werkzeug"}
+
+
 def test_pubsub_comes_when_it_is_asked_for() -> None:
     assert socketio_pg.PubSub is PubSub
 

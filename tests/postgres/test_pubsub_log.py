@@ -1,0 +1,249 @@
+"""PubSub's subscriptions with since, history and filter on a real log, in this process."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg2.extensions
+import pytest
+
+from socketio_pg import PubSub
+from socketio_pg.core import green
+from socketio_pg.core.errors import InvalidRequestError
+from socketio_pg.core.messages import Position
+from tests.support.log_database import LogDatabase
+from tests.support.postgres import Cluster, own_listener
+
+
+@pytest.fixture
+def pubsub(shared_log: LogDatabase) -> Iterator[PubSub]:
+    """On the database `shared_log`, which has the log."""
+    callback = psycopg2.extensions.get_wait_callback()
+    made = PubSub(shared_log.url)
+    yield made
+    made.disconnect()
+    psycopg2.extensions.set_wait_callback(callback)
+
+
+@pytest.fixture
+def queue() -> Any:
+    return green.Queue()
+
+
+def publish(log: LogDatabase, channel: str, *payloads: object) -> None:
+    """Publish through the log, and number the messages as the relay does."""
+    log.publish(channel, *map(str, payloads))
+    while log.move():
+        pass
+
+
+def take(queue: Any, count: int) -> list[Any]:
+    """Return the payloads of the next ``count`` messages."""
+    return [queue.get(timeout=10)["payload"] for _ in range(count)]
+
+
+def test_since_replays_and_live_messages_follow(
+    pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any
+) -> None:
+    publish(shared_log, channel, 1)
+    since = pubsub.position()
+    assert since is not None
+    publish(shared_log, channel, 2, 3)
+    publish(shared_log, f"{channel}-other", 0)
+    subscription = pubsub.subscribe(channel, queue, since=since)
+    assert subscription.position == since
+    publish(shared_log, channel, 4)
+    first, *_, last = [queue.get(timeout=10) for _ in range(3)]
+    assert (first["payload"], first["replayed"], first["epoch"]) == (2, True, since["epoch"])
+    assert first["position"] == since["position"] + 1
+    assert first["published_at"].endswith("Z")
+    assert (last["payload"], last["epoch"]) == (4, since["epoch"])
+    assert "replayed" not in last
+    assert queue.empty()
+
+
+def test_the_position_of_a_message_is_where_to_go_on(
+    pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any
+) -> None:
+    publish(shared_log, channel, 1, 2, 3)
+    pubsub.subscribe(channel, queue, history=3)
+    [_, second, _] = [queue.get(timeout=10) for _ in range(3)]
+    again: Any = green.Queue()
+    pubsub.subscribe(channel, again, since={"epoch": second["epoch"], "position": second["position"]})
+    assert take(again, 1) == [3]
+
+
+def test_history_is_the_newest(pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any) -> None:
+    publish(shared_log, channel, 1, 2, 3, 4)
+    pubsub.subscribe(channel, queue, history=2)
+    assert take(queue, 2) == [3, 4]
+    publish(shared_log, channel, 5)
+    assert take(queue, 1) == [5]
+
+
+def test_without_since_and_history_only_new_messages_come(
+    pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any
+) -> None:
+    publish(shared_log, channel, 1)
+    subscription = pubsub.subscribe(channel, queue)
+    assert subscription.position == pubsub.position()
+    publish(shared_log, channel, 2)
+    assert take(queue, 1) == [2]
+
+
+def test_a_filter_holds_for_replayed_and_live_messages_of_both_tiers(
+    pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any
+) -> None:
+    publish(shared_log, channel, '{"n": 1}', '{"n": 2}', '{"n": 3}')
+    pubsub.subscribe(channel, queue, history=10, filter={"n": {"gte": 2}})
+    assert take(queue, 2) == [{"n": 2}, {"n": 3}]
+    publish(shared_log, channel, '{"n": 0}', '{"n": 4}')
+    assert take(queue, 1) == [{"n": 4}]
+    for n in (1, 5):
+        pubsub.publish(channel, {"n": n}, durable=False)
+    assert take(queue, 1) == [{"n": 5}]
+
+
+def test_live_messages_wait_for_a_slow_replay_and_come_once(
+    pubsub: PubSub, shared_log: LogDatabase, channel: str
+) -> None:
+    publish(shared_log, channel, *range(1, 1001))
+    queue: Any = green.Queue(1)  # the replay waits for its reader
+    pubsub.subscribe(channel, queue, history=1000)
+    other: Any = green.Queue()
+    pubsub.subscribe(channel, other)
+    publish(shared_log, channel, *range(1001, 1101))
+    assert take(other, 100) == list(range(1001, 1101)), "a subscription is not delayed by another one's replay"
+    assert take(queue, 1100) == list(range(1, 1101))
+    publish(shared_log, channel, 1101)
+    assert take(queue, 1) == take(other, 1) == [1101]
+
+
+def test_the_end_of_a_subscription_ends_its_replay(pubsub: PubSub, shared_log: LogDatabase, channel: str) -> None:
+    publish(shared_log, channel, *range(1000))
+    queue: Any = green.Queue(1)
+    subscription = pubsub.subscribe(channel, queue, history=1000)
+    assert take(queue, 1) == [0]
+    pubsub.unsubscribe(subscription)
+    assert pubsub.hub.count_held() == 0
+    left: list[Any] = []
+    with contextlib.suppress(green.QueueEmpty):
+        while True:
+            left.append(queue.get(timeout=0.2))
+    assert len(left) <= 2, "only the messages that were being put"
+
+
+def test_a_replay_continues_after_disconnect_and_start(pubsub: PubSub, shared_log: LogDatabase, channel: str) -> None:
+    publish(shared_log, channel, *range(1500))
+    queue: Any = green.Queue(1)
+    pubsub.subscribe(channel, queue, history=1000)
+    pubsub.disconnect()
+    publish(shared_log, channel, 1500)
+    pubsub.start()
+    assert take(queue, 1001) == list(range(500, 1501))
+
+
+# -- gaps --------------------------------------------------------------------------------------------------------------
+
+
+def test_another_epoch_is_a_gap(pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any) -> None:
+    publish(shared_log, channel, 1)
+    subscription = pubsub.subscribe(channel, queue, since={"epoch": "other", "position": 0}, on_gap=queue.put)
+    wanted = {"channel": channel, "tier": "log", "reason": "epoch_changed"}
+    assert queue.get(timeout=5) == wanted | dict(subscription.position or {})
+    publish(shared_log, channel, 2)
+    assert take(queue, 1) == [2]
+
+
+def test_trimmed_messages_are_a_gap_and_the_rest_is_replayed(log: LogDatabase, queue: Any) -> None:
+    pubsub = PubSub(log.url)
+    try:
+        publish(log, "a", 1, 2, 3)
+        since = pubsub.position()
+        assert since is not None
+        log.sql("DELETE FROM socketio_pg.log WHERE position <= 2; UPDATE socketio_pg.head SET trimmed = 2")
+        assert pubsub.oldest() == {"epoch": since["epoch"], "position": 2}
+        pubsub.subscribe("a", queue, since={"epoch": since["epoch"], "position": 1}, on_gap=queue.put)
+        gap = {"channel": "a", "tier": "log", "reason": "trimmed", "epoch": since["epoch"], "position": 2}
+        assert queue.get(timeout=5) == gap
+        assert take(queue, 1) == [3]
+        everything: Any = green.Queue()
+        pubsub.subscribe("a", everything, since=pubsub.oldest(), on_gap=everything.put)
+        assert take(everything, 1) == [3]
+    finally:
+        pubsub.disconnect()
+
+
+def test_another_log_while_subscribed_is_a_gap(log: LogDatabase, queue: Any) -> None:
+    pubsub = PubSub(log.url)
+    try:
+        publish(log, "a", 1)
+        pubsub.subscribe("a", queue, on_gap=queue.put)
+        log.sql("UPDATE socketio_pg.head SET epoch = gen_random_uuid(); NOTIFY \"socketio_pg.log\", 'epoch'")
+        pubsub._follower.look()
+        gap = queue.get(timeout=5)
+        assert (gap["channel"], gap["tier"], gap["reason"]) == ("a", "log", "epoch_changed")
+        assert {"epoch": gap["epoch"], "position": gap["position"]} == pubsub.position()
+    finally:
+        pubsub.disconnect()
+
+
+def test_a_lost_connection_is_a_gap_of_its_channel(postgres18: Cluster, channel: str, queue: Any) -> None:
+    pubsub = PubSub(postgres18.url())
+    try:
+        gaps, others = green.Queue(), green.Queue()
+        pubsub.subscribe(channel, queue, on_gap=gaps.put)
+        subscription = pubsub.subscribe(channel, queue, on_gap=others.put)
+        pubsub.unsubscribe(subscription)
+        postgres18.terminate_backends()
+        gap = gaps.get(timeout=20)
+        assert (gap["channel"], gap["tier"], gap["reason"]) == (channel, "notify", "database_connection_lost")
+        assert gap["since"] < gap["until"]
+        pubsub.publish(channel, 1)
+        assert take(queue, 1) == [1]
+        assert others.empty()
+    finally:
+        pubsub.disconnect()
+
+
+# -- position and pages ------------------------------------------------------------------------------------------------
+
+
+def test_pages(pubsub: PubSub, shared_log: LogDatabase, channel: str) -> None:
+    publish(shared_log, channel, *range(1, 6))
+    page = pubsub.read_page(channel, history=4, limit=3)
+    assert ([message.payload() for message in page.messages], page.more) == ([2, 3, 4], True)
+    assert page.epoch is not None
+    page = pubsub.read_page(channel, since=Position(epoch=page.epoch, position=page.position))
+    assert ([message.payload() for message in page.messages], page.more) == ([5], False)
+    page = pubsub.read_page(channel)
+    assert (page.messages, {"epoch": page.epoch, "position": page.position}) == ([], pubsub.position())
+
+
+def test_without_a_log(postgres18: Cluster, channel: str, queue: Any) -> None:
+    pubsub = PubSub(postgres18.url())
+    own_listener(pubsub).unlisten_grace = 0.2
+    try:
+        assert (pubsub.position(), pubsub.oldest(), pubsub.read_page(channel).epoch) == (None, None, None)
+        subscription = pubsub.subscribe(channel, queue, since={"epoch": "e", "position": 1}, on_gap=queue.put)
+        assert subscription.position is None
+        assert queue.get(timeout=5) == {"channel": channel, "tier": "log", "reason": "not_installed"}
+        pubsub.publish(channel, 1)
+        assert queue.get(timeout=5) == {"channel": channel, "payload": 1}
+    finally:
+        pubsub.disconnect()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"since": {"epoch": "e", "position": 1}, "history": 1},
+        {"since": {"epoch": "e"}},
+        {"history": -1},
+        {"filter": {"n": {"near": 1}}},
+    ],
+)
+def test_bad_subscriptions(pubsub: PubSub, channel: str, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError):
+        pubsub.subscribe(channel, green.Queue(), **options)
+    assert len(pubsub.hub) == 0
