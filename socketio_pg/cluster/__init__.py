@@ -1,1 +1,9 @@
-"""cluster: see docs/architecture.md."""
+"""Connects several server nodes, so that emits, rooms, disconnects and callbacks reach the clients of all of them.
+
+In: the settings MESSAGE_QUEUE and LISTEN, Flask-SocketIO's emits on this node, and messages from other nodes over
+PostgreSQL, Redis, Valkey or Kafka.
+Out: a client manager for the Socket.IO server; with LISTEN=leader also notifications that the leader forwards to nodes
+without a LISTEN connection (`forwarder` on the leader, `remote_listener` on the others).
+
+Open `select` first: it chooses the client manager. `queue_manager` has the part that all of them share.
+"""

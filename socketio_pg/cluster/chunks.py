@@ -1,4 +1,4 @@
-"""A text of any size as payloads of NOTIFY, which takes 7,999 bytes, and back. Pure."""
+"""Splits a text of any size into payloads of NOTIFY, which are limited to 7,999 bytes, and joins them again. Pure."""
 
 import json
 import uuid
@@ -6,44 +6,44 @@ from collections.abc import Iterator
 
 from socketio_pg.core.errors import PayloadTooLargeError
 
-#: Characters of a part without its head; all are ASCII, so that every encoding of a database has them.
+#: Characters of a part without its header; all are ASCII, so that they exist in every database encoding.
 PART_CHARACTERS = 7_900
-#: The longest text; what others begin to send is kept until it is whole.
+#: The maximum length of a text; a receiver keeps an incomplete text in memory.
 MAX_CHARACTERS = 50_000_000
 
 
 def _ascii(text: str) -> str:
-    """The same JSON without other characters."""
-    # Line ends stand between values only. dumps() escapes quotes and backslashes once more than they are: undone again.
-    # All of it in C: what looks at each character takes a second for some megabytes.
+    """Return the same JSON with all other characters escaped."""
+    # Line ends occur between values only. dumps() escapes quotes and backslashes a second time, which is undone.
+    # These calls run in C; a loop over the characters takes a second for a few megabytes.
     text = text.replace("\n", " ").replace("\r", " ").replace("\t", " ")
     return json.dumps(text)[1:-1].replace('\\"', '"').replace("\\\\", "\\")
 
 
 def split(text: str) -> Iterator[str]:
-    """The parts of ``text``, which is JSON, to be notified in their order and in one transaction.
+    """Yield the parts of ``text``, which is JSON. They must be notified in order and in one transaction.
 
-    Nobody else's come in between then. No two are equal, ever: PostgreSQL would fold those of one transaction.
-    Raises :class:`PayloadTooLargeError`.
+    Then no other parts arrive in between. All parts are unique, because PostgreSQL drops duplicate notifications within
+    a transaction. Raises :class:`PayloadTooLargeError`.
     """
     if not text.isascii():
         text = _ascii(text)
     if len(text) > MAX_CHARACTERS:
-        raise PayloadTooLargeError(f"the message has {len(text)} characters of JSON; at most {MAX_CHARACTERS} are sent")
+        raise PayloadTooLargeError(f"the message has {len(text)} characters of JSON; the maximum is {MAX_CHARACTERS}")
     name, count = uuid.uuid4().hex, max(1, -(-len(text) // PART_CHARACTERS))
     for index in range(count):
         yield f"{name} {index + 1}/{count} {text[index * PART_CHARACTERS : (index + 1) * PART_CHARACTERS]}"
 
 
 class Assembler:
-    """Puts together what comes in parts. What is no part, or has lost one, is left out."""
+    """Joins the parts of texts. Ignores invalid parts, and texts of which a part is missing."""
 
     def __init__(self) -> None:
         self._next: tuple[str, int, int] | None = None
         self._pieces: list[str] = []
 
     def add(self, part: str) -> str | None:
-        """The whole text when ``part`` was the last one of it."""
+        """Take a part. Return the whole text if ``part`` completes it, otherwise None."""
         name, _, rest = part.partition(" ")
         place, _, piece = rest.partition(" ")
         index, _, count = place.partition("/")

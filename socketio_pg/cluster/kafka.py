@@ -1,4 +1,4 @@
-"""Nodes that reach each other's clients over Kafka, with python-socketio's manager."""
+"""The client manager of a node with a Kafka topic as the message queue, based on python-socketio's KafkaManager."""
 
 import contextlib
 import importlib
@@ -15,7 +15,7 @@ from socketio_pg.core.errors import PayloadTooLargeError
 
 
 class _LaterKafka(socketio.KafkaManager):  # type: ignore[misc]
-    """Connects when it is used: nothing does at import, and a broker may be away for a while."""
+    """Connects on first use, not when it is created: the broker may be unreachable then."""
 
     def __init__(self, url: str, channel: str) -> None:
         super(socketio.KafkaManager, self).__init__(channel=channel)
@@ -23,11 +23,11 @@ class _LaterKafka(socketio.KafkaManager):  # type: ignore[misc]
 
 
 class KafkaCluster(ClusterManager, _LaterKafka):
-    """Gives up on what cannot be published as that of Redis does."""
+    """Logs messages that cannot be published, and drops them, as :class:`RedisCluster` does."""
 
     #: Seconds that publishing may take.
     publish_timeout = 5.0
-    #: Seconds to the first attempt to hear Kafka again; doubles up to the second value.
+    #: Seconds before the first attempt to reconnect the consumer; doubles up to the second value.
     backoff = (0.1, 2.0)
 
     def __init__(self, url: str, channel: str) -> None:
@@ -37,14 +37,14 @@ class KafkaCluster(ClusterManager, _LaterKafka):
         self._connecting = green.Lock()
 
     def _publish(self, data: Command) -> None:
-        # As bytes: the stock manager hands on text, which the package does not take.
+        # As bytes: the stock manager passes a string, which kafka-python does not accept.
         value = self.json.dumps(data).encode()
         try:
             with green.timeout(self.publish_timeout):
                 with self._connecting:
                     if self._producer is None:
                         self._producer = self._kafka.KafkaProducer(bootstrap_servers=self.kafka_urls)
-                # One partition is one order.
+                # Kafka keeps the order within a partition only.
                 self._producer.send(self.channel, value=value, partition=0).get()
         except self._kafka.errors.MessageSizeTooLargeError as error:
             raise PayloadTooLargeError(f"the message is too large for Kafka: {error}") from error
@@ -58,7 +58,7 @@ class KafkaCluster(ClusterManager, _LaterKafka):
                 consumer = self._kafka.KafkaConsumer(
                     self.channel,
                     bootstrap_servers=self.kafka_urls,
-                    # A topic that is created, or found again, later is noticed so soon.
+                    # Seconds until a topic is noticed that is created, or becomes available again, later.
                     metadata_max_age_ms=5000,
                 )
                 with contextlib.closing(consumer):

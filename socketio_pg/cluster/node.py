@@ -1,4 +1,4 @@
-"""What the client managers of a server that is one of several nodes have in common."""
+"""The base class of a node's client managers."""
 
 import logging
 from typing import Any
@@ -12,23 +12,24 @@ _complain = Complaints(logging.getLogger("socketio_pg.cluster"))
 
 
 class ClusterManager(QueueManager, fanout.Manager):
-    """The rooms of one node, and the way to the other nodes'."""
+    """The rooms of one node, and the connection to the other nodes."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._worker = green.Worker()
 
     def stop(self) -> None:
-        """Hear nothing more from other nodes."""
+        """Stop receiving messages from other nodes."""
         self._worker.stop()
 
     def _not_published(self, problem: object) -> None:
-        """Nobody else's emit is to fail, and the log is not to fill: a line a second."""
-        _complain(logging.ERROR, "nothing can be published on the message queue: %s", problem)
+        """Log the problem, once a second at most, instead of letting the caller's emit fail."""
+        _complain(logging.ERROR, "publishing on the message queue failed: %s", problem)
 
     def _not_heard(self, problem: object) -> None:
-        _complain(logging.ERROR, "nothing is heard over the message queue: %s", problem)
+        """Log the problem, once a second at most."""
+        _complain(logging.ERROR, "receiving from the message queue failed: %s", problem)
 
     def _thread(self) -> None:
-        # python-socketio starts this in a green thread that it does not keep.
+        # python-socketio starts this method in a green thread to which it keeps no reference.
         self._worker.start(super()._thread)

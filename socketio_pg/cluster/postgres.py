@@ -1,4 +1,4 @@
-"""Nodes that reach each other's clients over the database that is there anyway."""
+"""The client manager of a node with the server's own PostgreSQL connections as the message queue."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ logger = logging.getLogger("socketio_pg.cluster")
 
 
 class _OwnConnections(socketio.PubSubManager):  # type: ignore[misc]
-    """A queue on the two connections to PostgreSQL that a server has anyway."""
+    """A queue on the LISTEN connection and the publishing connection that every server has."""
 
     name = "postgres"
 
@@ -25,7 +25,7 @@ class _OwnConnections(socketio.PubSubManager):  # type: ignore[misc]
         super().__init__(channel=QUEUE_CHANNEL)
         self._pubsub = pubsub
         self._assembler = Assembler()
-        # Bounded: what does not fit waits in PostgreSQL.
+        # Bounded: while it is full, further messages wait in PostgreSQL.
         self._received = green.Queue(1000)
 
     def initialize(self) -> None:
@@ -42,7 +42,7 @@ class _OwnConnections(socketio.PubSubManager):  # type: ignore[misc]
                 self._received.put(text)
 
     def _missed(self) -> None:
-        logger.warning("emits, disconnects and callbacks of other nodes may have been missed")
+        logger.warning("emits, disconnects and callbacks from other nodes may have been missed")
 
     def _listen(self) -> Iterator[Any]:
         while True:
@@ -50,4 +50,4 @@ class _OwnConnections(socketio.PubSubManager):  # type: ignore[misc]
 
 
 class PostgresCluster(ClusterManager, _OwnConnections):
-    """The rooms of one node, and a queue on the connections of its ``pubsub``. Emitting raises what publishing does."""
+    """The rooms of one node, with a queue on the connections of ``pubsub``. Emitting raises as publishing does."""

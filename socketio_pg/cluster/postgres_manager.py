@@ -1,6 +1,7 @@
-"""PostgresManager: a client manager for python-socketio on PostgreSQL, as its RedisManager is one on Redis.
+"""PostgresManager: a client manager for python-socketio on PostgreSQL, the counterpart of its RedisManager.
 
-For programs that only emit, and for servers that are not ours. Ours have their connections already: see `cluster`.
+For programs that only emit, and for other Socket.IO servers. This package's server uses `postgres`, which shares its
+connections.
 """
 
 import logging
@@ -29,15 +30,15 @@ _NOTIFY = "SELECT pg_notify({channel}, part) FROM unnest(CAST({parts} AS text[])
 
 
 class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
-    """A queue on connections of SQLAlchemy's, or on one of the caller's."""
+    """A queue on connections of an SQLAlchemy engine, or on a connection of the caller."""
 
     name = "postgres"
 
-    #: Seconds of silence after which the connection is asked for a sign of life.
+    #: Seconds without data after which the connection is tested with a query.
     heartbeat_interval = 5.0
-    #: Seconds in which a notification of our own must arrive.
+    #: Seconds in which the test notification must arrive after connecting.
     proof_timeout = 5.0
-    #: Seconds to the first attempt to reconnect; doubles up to the second value.
+    #: Seconds before the first attempt to reconnect; doubles up to the second value.
     backoff = (0.1, 5.0)
 
     def __init__(self, database: Any, channel: str, write_only: bool, logger: Any, json: Any) -> None:
@@ -46,14 +47,16 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
         self._connection = None
         if isinstance(database, str):
             self._dsn = database_url(database)
-            # With a function: libpq's addresses can do more than SQLAlchemy's.
+            # A creator function, because libpq's connection strings have more options than SQLAlchemy's URLs.
             self._engine = create_engine("postgresql+psycopg2://", creator=self._connect, pool_pre_ping=True)
         elif isinstance(database, Engine):
             self._engine = database
         elif write_only:
             self._connection = database
         if not write_only and (self._engine is None or self._engine.dialect.driver != "psycopg2"):
-            raise ConfigurationError("a PostgresManager that listens needs an address, or an engine of psycopg2.")
+            raise ConfigurationError(
+                "a PostgresManager needs a database URL or an engine with psycopg2, unless it is write_only."
+            )
         self._process = os.getpid()
 
     def _publish(self, data: Command) -> None:
@@ -76,7 +79,7 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
     def _pool(self) -> Engine:
         assert self._engine is not None
         if self._process != os.getpid():
-            # A child: the connections are its parent's.
+            # After a fork: the connections belong to the parent process.
             self._engine.dispose(close=False)
             self._process = os.getpid()
         return self._engine
@@ -97,15 +100,17 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
                         yield text
             except (SQLAlchemyError, DatabaseError, self._engine.dialect.loaded_dbapi.Error) as error:
                 level = logging.DEBUG if complained else logging.WARNING
-                logger.log(level, "not listening, what others emit is missed: %s; retrying", _translate(error))
+                logger.log(
+                    level, "not listening, emits from other processes are missed: %s; retrying", _translate(error)
+                )
                 complained = True
             except Exception:
-                # A bug, then. Listening again is still the best that can be done.
+                # A bug: this process must still listen again.
                 logger.exception("listening failed; retrying")
             time.sleep(backoff.next())
 
     def _notifications(self) -> Generator[str | None, None, None]:
-        """The payloads, on a connection of its own; None once it listens."""
+        """Yield None once it listens, then the payloads, on a separate connection."""
         pooled = self._pool().raw_connection()
         connection: Any = pooled.driver_connection
         pooled.detach()
@@ -121,13 +126,13 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
                 yield from notifications
                 if not _readable(connection, self.heartbeat_interval):
                     cursor.execute("SELECT 1")
-                # After a FATAL notice it returns as if all were well; the next one raises.
+                # After a FATAL notice this poll() succeeds, and the next one raises.
                 connection.poll()
         finally:
             connection.close()
 
     def _prove(self, connection: Any, cursor: Any) -> None:
-        """NOTIFY from another session: with a pooler in transaction mode it does not arrive, nor would anything."""
+        """Check that a NOTIFY from another session arrives; none does through a pooler in transaction mode."""
         nonce = f"{RESERVED_PREFIX}_{secrets.token_hex(8)}"
         cursor.execute(f"LISTEN {nonce}")
         with self._pool().begin() as other:
@@ -136,28 +141,30 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
         while not any(found.channel == nonce for found in connection.notifies):
             left = deadline - time.monotonic()
             if left <= 0:
-                raise DatabaseError("a NOTIFY does not reach our LISTEN: a pooler in transaction mode is in between")
+                raise DatabaseError(
+                    "a NOTIFY does not reach this LISTEN connection: a pooler in transaction mode is in between"
+                )
             _readable(connection, left)
             connection.poll()
         cursor.execute(f"UNLISTEN {nonce}")
 
 
 class PostgresManager(QueueManager, _OnConnections):
-    """Socket.IO's emits, disconnects, rooms and callbacks across processes, over PostgreSQL's NOTIFY.
+    """Carries Socket.IO's emits, disconnects, rooms and callbacks between processes, with PostgreSQL's NOTIFY.
 
-    ``database`` is an address, a SQLAlchemy ``Engine``, or, to write only, whatever :class:`socketio_pg.client.Client`
-    takes: then what is emitted is part of the caller's transaction. ``write_only`` is for programs that are no server.
-    All processes need the same ``channel``; that of our servers with ``MESSAGE_QUEUE=postgres`` is the default.
-    ``logger`` and ``json`` are as python-socketio's managers have them.
+    ``database`` is a database URL, an SQLAlchemy ``Engine``, or with ``write_only`` any connection that
+    :class:`socketio_pg.client.Client` accepts: emits are part of the caller's transaction then. ``write_only`` is for
+    programs that are not servers. All processes need the same ``channel``; the default is the one that socketio_pg's
+    servers use with ``MESSAGE_QUEUE=postgres``. ``logger`` and ``json`` are as in python-socketio's managers.
 
     ::
 
         PostgresManager("postgresql://…", write_only=True).emit("news", {"id": 7}, room="readers")
         socketio.Server(client_manager=PostgresManager("postgresql://…"))
 
-    Emitting raises :class:`DatabaseUnavailableError`, :class:`DatabaseError` (the driver's own errors on a connection
-    of the caller's) and :class:`PayloadTooLargeError` over 50 million characters of JSON. Who was not listening at the
-    commit does not get it: that is NOTIFY.
+    Emitting raises :class:`DatabaseUnavailableError`, :class:`DatabaseError` (on a connection of the caller: the
+    driver's own errors), and :class:`PayloadTooLargeError` over 50 million characters of JSON. As always with NOTIFY,
+    processes that are not listening at the time of the commit do not receive the message.
 
     Raises :class:`ConfigurationError`.
     """
@@ -182,7 +189,7 @@ def _readable(connection: Any, seconds: float) -> bool:
 def _translate(error: Exception) -> DatabaseError:
     if isinstance(error, DatabaseError):
         return error
-    # The first line only, and never the statement: it has the payload.
+    # Only the first line, and never the statement, which contains the payload.
     original = getattr(error, "orig", None) or error
     line = (str(original).strip().splitlines() or [type(error).__name__])[0]
     unavailable = isinstance(error, (OperationalError, InterfaceError)) or not isinstance(error, SQLAlchemyError)

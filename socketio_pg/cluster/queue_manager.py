@@ -1,7 +1,7 @@
-"""What our client managers have in common that carry Flask-SocketIO's own emits between processes.
+"""The base class of all client managers that carry Flask-SocketIO's emits between processes.
 
-They speak as python-socketio's `PubSubManager` does, and do what it leaves out. What carries the messages is a base
-class next to :class:`QueueManager`.
+It uses the message format of python-socketio's `PubSubManager` and adds missing features: binary data in callbacks, a
+bound on pending callbacks, further kinds of messages. A second base class carries the messages.
 """
 
 import base64
@@ -13,15 +13,15 @@ from typing import Any
 import socketio
 from socketio.packet import Packet
 
-#: A message of the queue, without its bytes.
+#: A decoded message of the queue.
 Command = dict[str, Any]
 
 
 class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
-    """A client manager of python-socketio on a queue that another base class brings."""
+    """A client manager of python-socketio; another base class provides the queue."""
 
-    #: Callbacks that wait for clients of other nodes. Past it the oldest is given up: nobody says when such a client
-    #: has gone.
+    #: Callbacks that wait for clients of other nodes. Beyond it the oldest is dropped, because this node is not
+    #: notified when such a client disconnects.
     max_callbacks = 10_000
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -41,9 +41,9 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
         to: Any = None,
         **options: Any,
     ) -> None:
-        """As the stock manager's; what is for one client of this node does not go by the queue.
+        """Emit as the stock manager does, but to a single client of this node without the queue.
 
-        Clients of this node have got it when it raises what publishing on the queue raises.
+        Raises as publishing on the queue does; clients of this node have received the event then.
         """
         room, namespace = to or room, namespace or "/"
         if self._is_here(room, namespace):
@@ -51,24 +51,24 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
         super().emit(event, data, namespace=namespace, room=room, skip_sid=skip_sid, callback=callback, **options)
 
     def tell(self, command: Command) -> None:
-        """Send a message to the receivers of all nodes, this one included; see :meth:`receive`."""
+        """Send a message to the receivers of all nodes, including this one; see :meth:`receive`."""
         self._publish(command)
 
     def receive(self, method: str, receiver: Callable[[Command], None]) -> None:
-        """Call ``receiver`` with each message whose ``method`` is this, in the queue's green thread."""
+        """Call ``receiver`` with each message of this ``method``, in the queue's green thread."""
         self._receivers.setdefault(method, []).append(receiver)
 
     def _is_here(self, sid: Any, namespace: str) -> bool:
-        """Whether it is a client of this node: the room of its own has nobody else."""
+        """Return whether ``sid`` is a client of this node; no other client is in the room of that name."""
         return isinstance(sid, str) and bool(self.is_connected(sid, namespace) or self.is_pre_connected(sid, namespace))
 
     # -- callbacks -----------------------------------------------------------------------------------------------------
 
     def _generate_ack_id(self, sid: Any, callback: Any) -> int:
-        # Also while it leaves.
+        # True for a client of this node, even while it disconnects.
         if any(sid in rooms.get(None, ()) for rooms in self.rooms.values()):
             return super()._generate_ack_id(sid, callback)  # type: ignore[no-any-return]
-        # Numbers of their own, none twice: what is kept of the client can be forgotten with the last callback.
+        # One counter for all remote clients: ids stay unique when a client's entry is removed with its last callback.
         id = next(self._remote_ids)
         self.callbacks.setdefault(sid, {0: self._remote_ids})[id] = callback
         self._remote[sid, id] = None
@@ -93,7 +93,7 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
             self.callbacks.pop(sid, None)
 
     def _return_callback(self, host_id: str, sid: Any, namespace: str, callback_id: int, *args: Any) -> None:
-        # As the stock manager's, which cannot carry binary data.
+        # Replaces the stock method, which does not support binary data.
         if host_id == self.host_id:
             self.trigger_callback(sid, callback_id, args)
             return
@@ -110,29 +110,29 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
             message = message | {"args": args}
         known = (message.get("sid"), message.get("id")) in self._remote
         if known and message.get("host_id") == self.host_id:
-            # An application's code, which may wait, and others must not wait for it.
+            # Application code, which may wait: it must not delay the following messages.
             self.server.start_background_task(super()._handle_callback, message)
 
-    # -- what others send ----------------------------------------------------------------------------------------------
+    # -- messages from the queue ---------------------------------------------------------------------------------------
 
     def _handle_disconnect(self, message: Command) -> None:
         if self._is_here(message.get("sid"), message.get("namespace") or "/"):
-            # Runs the application's disconnect handler: as above.
+            # Runs the application's disconnect handler, which may wait.
             self.server.start_background_task(super()._handle_disconnect, message)
 
     def _listen(self) -> Iterator[Any]:
         for text in super()._listen():
             command = _decode(text)
             if command is None:
-                self._get_logger().warning("something that is no message of ours is on the queue")
+                self._get_logger().warning("ignored an invalid message on the queue")
                 continue
             if command["method"] not in self._receivers:
                 yield command
             for receive in self._receivers.get(command["method"], ()):
                 try:
                     receive(command)
-                except Exception:  # a bug of theirs, or nonsense: what follows is everybody's
-                    self._get_logger().exception("a message of the queue could not be handled")
+                except Exception:  # a bug in the receiver or an invalid message: the following messages must arrive
+                    self._get_logger().exception("handling a message from the queue failed")
 
 
 def _decode(text: str | bytes) -> Command | None:

@@ -1,4 +1,4 @@
-"""Nodes that reach each other's clients over Redis or Valkey, with python-socketio's manager."""
+"""The client manager of a node with Redis or Valkey as the message queue, based on python-socketio's RedisManager."""
 
 import socket
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from socketio_pg.cluster.queue_manager import Command
 from socketio_pg.core import green
 from socketio_pg.core.backoff import Backoff
 
-#: With these a cut cable is found in about 15 s, on systems that have them.
+#: Socket options with which a dead connection is detected in about 15 s, on systems that support them.
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 15_000}
 _REDIS_OPTIONS = {
     "socket_connect_timeout": 5.0,
@@ -23,24 +23,27 @@ _REDIS_OPTIONS = {
 
 
 class RedisCluster(ClusterManager, socketio.RedisManager):  # type: ignore[misc]
-    """Gives up on a Redis that stands still, as the stock manager does on one that is away: with a line in the log."""
+    """Logs messages that cannot be published, and drops them, even if Redis does not respond at all.
+
+    The stock manager does so only if Redis is unreachable.
+    """
 
     #: Seconds that publishing may take.
     publish_timeout = 5.0
-    #: Seconds to the first attempt to hear Redis again; doubles up to the second value.
+    #: Seconds before the first attempt to subscribe again; doubles up to the second value.
     backoff = (0.1, 2.0)
 
     def __init__(self, url: str, channel: str) -> None:
         super().__init__(url, channel, redis_options=dict(_REDIS_OPTIONS))
 
     def _redis_connect(self) -> None:
-        # A publication that is repeated, because only its answer was lost, would arrive twice.
+        # No retries: a publication of which only the reply was lost would arrive twice.
         module = self._get_redis_module()
         self.redis_options["retry"] = module.retry.Retry(module.backoff.NoBackoff(), 0)
         super()._redis_connect()
 
     def ping(self) -> None:
-        """Whether it is there. Raises OSError when it is not, or does not answer."""
+        """Check the connection. Raises OSError when Redis is unreachable or does not respond."""
         try:
             with green.timeout(self.publish_timeout):
                 self._redis_connect()
@@ -55,7 +58,7 @@ class RedisCluster(ClusterManager, socketio.RedisManager):  # type: ignore[misc]
                     self._redis_connect()
                 self.redis.publish(self.channel, self.json.dumps(data))
         except green.TimedOut:
-            self._not_published("it does not answer")
+            self._not_published(f"no response within {self.publish_timeout:g} s")
         except (OSError, self._redis_error()) as error:
             self._not_published(error)
 
@@ -64,7 +67,7 @@ class RedisCluster(ClusterManager, socketio.RedisManager):  # type: ignore[misc]
         super()._not_published(problem)
 
     def _redis_listen_with_retries(self) -> Iterator[Any]:
-        # As the stock manager's, which waits for up to a minute.
+        # Replaces the stock method, which waits up to a minute between two attempts.
         backoff = Backoff(*self.backoff)
         while True:
             try:

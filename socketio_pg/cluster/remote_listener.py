@@ -1,10 +1,10 @@
-"""Listens through another node: with LISTEN=leader only the node that relays listens, and passes on what it hears.
+"""Listens through another node: with LISTEN=leader only the node that relays (the leader) listens to PostgreSQL.
 
-    acquire → WANTED to the leader → it listens, and says so → deliver what it hears, in the order of its numbers
-                    ↑                                                        │
-                    └── ask for everything again ←── a number is missing, or another leads (gap for each channel)
+    acquire → send WANTED → the leader listens, and confirms → deliver its notifications in the order of their numbers
+                  ↑                                                        │
+                  └── request all channels again ←── a number is missing, or the leader has changed (gap per channel)
 
-What carries it is MESSAGE_QUEUE, which may lose messages: the leader numbers what it says.
+Messages travel over MESSAGE_QUEUE, which may lose some; the leader numbers its messages, so that losses are detected.
 """
 
 import logging
@@ -24,26 +24,26 @@ from socketio_pg.postgres.listener import Notification, NotifyGap, Waiters
 logger = logging.getLogger("socketio_pg.remote_listener")
 _complain = Complaints(logger)
 
-#: A message of the queue; what its fields mean is said where it is sent: here, and in `forwarder`.
+#: A message of the queue. For its fields see the senders: :meth:`RemoteListener._tell` and :meth:`Forwarder._send`.
 Command = dict[str, Any]
-#: Its ``method``: what a node wants, and what the leader hears.
+#: Its ``method``: a node's request for channels, and the leader's notifications and confirmations.
 WANTED, HEARD = "socketio_pg_wanted", "socketio_pg_heard"
 
 
 class RemoteListener:
-    """What :class:`socketio_pg.listener.Listener` is, for a node that does not listen itself.
+    """Replaces :class:`socketio_pg.postgres.listener.Listener` on a node that does not listen itself.
 
-    :meth:`receive` gets the leader's messages, and calls ``on_notifications`` and ``on_gap`` as that one does. Of
-    ``database`` only the name matters.
+    :meth:`receive` gets the leader's messages, and calls ``on_notifications`` and ``on_gap`` as ``Listener`` does. Only
+    the name of ``database`` is used.
     """
 
-    #: Seconds without a word from the leader after which it counts as gone.
-    silence = 5.0
-    #: Seconds after which what the leader has not confirmed is asked for again.
+    #: Seconds without a message from the leader after which it counts as gone.
+    leader_timeout = 5.0
+    #: Seconds after which unconfirmed channels are requested again.
     retry_interval = 1.0
-    #: Seconds between two signs of life to the leader.
+    #: Seconds between two heartbeats to the leader.
     beat_interval = 5.0
-    #: How far before the last word from the leader a gap begins.
+    #: A gap begins this long before the last message from the leader.
     margin = timedelta(seconds=1)
 
     def __init__(
@@ -63,10 +63,10 @@ class RemoteListener:
         self._listening: set[str] = set()
         self._gaps: dict[str, datetime] = {}
         self._waiters = Waiters()
-        #: What the leader is to be told: channels, and whether they are wanted. Or everything anew.
+        #: Unsent requests: channels, and whether they are wanted; or with ``_all`` the complete list.
         self._changes: dict[str, bool] = {}
         self._all = True
-        #: Wanted and not listened to yet, and those of them without which this node is not ready.
+        #: Wanted channels without confirmation, and those among them that must be confirmed before this node is ready.
         self._unconfirmed: set[str] = set()
         self._settling: set[str] = set()
         self._leader: str | None = None
@@ -82,70 +82,70 @@ class RemoteListener:
 
     @property
     def ready(self) -> bool:
-        """Whether the leader is heard, and listens to all that was wanted when it was heard first."""
+        """Whether the leader's messages arrive and it listens to all channels wanted at its first message."""
         return self.problem is None
 
     @property
     def problem(self) -> str | None:
-        """Why it is not ready, for the operator; None when it is."""
+        """The reason why it is not ready, for the operator; None when it is."""
         if self._leader is None:
-            return "no node that listens for the others has been heard yet over MESSAGE_QUEUE"
-        if time.monotonic() - self._heard_at > self.silence:
-            return "nothing is heard any more over MESSAGE_QUEUE of the node that listens for the others"
+            return "no message from a leader has arrived over MESSAGE_QUEUE yet"
+        if time.monotonic() - self._heard_at > self.leader_timeout:
+            return "messages from the leader no longer arrive over MESSAGE_QUEUE"
         if self._leaders_problem is not None:
-            return f"the node that listens for the others does not: {self._leaders_problem}"
-        return "waiting for the node that listens for the others" if self._settling else None
+            return f"the leader does not listen: {self._leaders_problem}"
+        return "waiting for the leader to listen to all channels" if self._settling else None
 
     def start(self) -> None:
-        """Start the green thread, in the process that is to listen (after a fork)."""
+        """Start the green thread. Call it after any fork, in the process that listens."""
         self._worker.start(self._run)
 
     def stop(self) -> None:
-        """End the green thread."""
+        """Stop the green thread."""
         self._worker.stop()
 
     def acquire(self, channel: str) -> None:
-        """As :meth:`Listener.acquire`."""
+        """Listen to ``channel``, as :meth:`Listener.acquire` does."""
         self._wanted.add(channel)
         if channel not in self._listening:
             self._unconfirmed.add(channel)
-            self._tell_soon(channel, True)
+            self._request(channel, True)
 
     def release(self, channel: str) -> None:
-        """As :meth:`Listener.release`; the leader waits a while before it gives the channel up."""
+        """Stop listening to ``channel``, as :meth:`Listener.release` does; the leader keeps the grace time."""
         for channels in (self._wanted, self._listening, self._unconfirmed, self._settling):
             channels.discard(channel)
         self._gaps.pop(channel, None)
-        self._tell_soon(channel, False)
+        self._request(channel, False)
         self._waiters.cancel(channel)
 
     def wait(self, channel: str, seconds: float) -> None:
-        """As :meth:`Listener.wait`."""
+        """Return once the leader listens to ``channel``. Raises as :meth:`Listener.wait`."""
         if channel not in self._listening:
             self._waiters.wait(channel, seconds)
 
-    def _tell_soon(self, channel: str, wanted: bool) -> None:
+    def _request(self, channel: str, wanted: bool) -> None:
         self._changes[channel] = wanted
         self._change.send()
 
     # -- the green thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        spoken = asked = 0.0
+        sent = requested = 0.0
         while True:
             now = time.monotonic()
-            # Lost on the way, or the leader has not managed yet. One that cannot would only hear it over and over.
+            # The request was lost, or the leader has not listened yet. A leader with a problem is not asked repeatedly.
             missing = self._unconfirmed and self._leaders_problem is None
-            if missing and not self._all and now - asked >= self.retry_interval:
+            if missing and not self._all and now - requested >= self.retry_interval:
                 self._changes |= dict.fromkeys(self._unconfirmed, True)
-            if self._all or self._changes or now - spoken >= self.beat_interval:
-                spoken = now
+            if self._all or self._changes or now - sent >= self.beat_interval:
+                sent = now
                 if self._all or any(self._changes.values()):
-                    asked = now
+                    requested = now
                 try:
                     self._tell()
-                except Exception:  # a bug, then; what was not sent is noticed by the leader, by its count
-                    logger.exception("speaking to the leader failed; going on")
+                except Exception:  # a bug: the leader notices missing requests by ``count``
+                    logger.exception("sending a request to the leader failed; continuing")
             self._change = green.Event()
             if not self._changes and not self._all:
                 try:
@@ -154,7 +154,11 @@ class RemoteListener:
                     continue
 
     def _tell(self) -> None:
-        """``add`` and ``remove``: channels; ``all``: there are no others; ``count``: how many it should be then."""
+        """Send a message :data:`WANTED`, which is also this node's heartbeat.
+
+        ``add`` and ``remove``: channels; ``all``: ``add`` is the complete list; ``count``: the resulting number of
+        channels.
+        """
         everything, changes = self._all, self._changes
         self._all, self._changes = False, {}
         add = self._wanted if everything else (channel for channel, wanted in changes.items() if wanted)
@@ -168,33 +172,33 @@ class RemoteListener:
     # -- from the queue, in its green thread ---------------------------------------------------------------------------
 
     def receive(self, command: Command) -> None:
-        """What the leader says: a message :data:`HEARD`, see :meth:`Forwarder._say`."""
+        """Receive a message :data:`HEARD` from the leader, see :meth:`Forwarder._send`."""
         if command["database"] != self._database.name:
             _complain(
                 logging.WARNING, "nodes of another database use the same MESSAGE_QUEUE_CHANNEL: %s", command["database"]
             )
             return
         leader, number, as_of = str(command["leader"]), int(command["number"]), str(command["as_of"])
-        heard_lately = time.monotonic() - self._heard_at <= self.silence
-        if leader in self._former and heard_lately:
-            return  # it led once, and does not know yet that another does
+        leader_alive = time.monotonic() - self._heard_at <= self.leader_timeout
+        if leader in self._former and leader_alive:
+            return  # a former leader that has not noticed the new one yet
         if leader != self._leader:
             if leader in self._former:
                 self._former.remove(leader)
             if self._leader is not None:
                 self._former.append(self._leader)
             self._leader = leader
-            self._begin_again()
+            self._request_all()
         elif number <= self._number:
-            return  # overtaken on the way: it counted as lost already
+            return  # out of order: it was treated as lost already
         elif number != self._number + 1:
-            logger.warning("messages of the node that listens were lost on MESSAGE_QUEUE")
-            self._begin_again()
+            logger.warning("messages from the leader were lost on MESSAGE_QUEUE")
+            self._request_all()
         self._number = number
         self._leaders_problem = command.get("problem")
         self._heard_at = time.monotonic()
         if self._leaders_problem is None:
-            # It has told all of its gaps, then: until that time nothing is missing.
+            # The leader has reported all of its gaps: nothing else is missing up to that time.
             self._heard = datetime.fromisoformat(as_of)
         for channel, since, until in command.get("gaps", ()):
             if channel in self._listening:
@@ -205,11 +209,11 @@ class RemoteListener:
         if heard:
             self._guarded(self._on_notifications, heard)
         if self._id in command.get("forgotten", ()):
-            self._begin_again()
+            self._request_all()
         if command.get("node") == self._id:
-            self._answered(command)
+            self._receive_answer(command)
 
-    def _answered(self, command: Command) -> None:
+    def _receive_answer(self, command: Command) -> None:
         if command.get("again"):
             self._all = True
             self._change.send()
@@ -219,8 +223,8 @@ class RemoteListener:
             self._waiters.done(channel, InvalidChannelError(problem, channel=channel))
         self._confirm(command.get("listening", ()))
 
-    def _begin_again(self) -> None:
-        """Nothing that was asked of the leader counts any more."""
+    def _request_all(self) -> None:
+        """Request all channels again: earlier requests and confirmations are void."""
         for channel in self._listening:
             self._gaps.setdefault(channel, self._heard - self.margin)
         self._listening.clear()
@@ -236,7 +240,7 @@ class RemoteListener:
         self._unconfirmed.difference_update(confirmed)
         self._settling.difference_update(confirmed)
         for channel in confirmed:
-            # First the gap, then those who waited: who was not subscribed has missed nothing.
+            # The gap is reported before waiters resume: new subscribers have missed nothing.
             since = self._gaps.pop(channel, None)
             if since is not None:
                 self._guarded(self._on_gap, NotifyGap(channel, since, now))
@@ -246,5 +250,5 @@ class RemoteListener:
     def _guarded(self, function: Callable[[Any], None], argument: Any) -> None:
         try:
             function(argument)
-        except Exception:  # a bug of theirs: what follows is everybody's
+        except Exception:  # a bug in the receiver: the following messages must be delivered
             logger.exception("a receiver of notifications failed")

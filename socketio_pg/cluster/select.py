@@ -1,4 +1,4 @@
-"""The cluster of a node: its client manager (MESSAGE_QUEUE), and the node that listens to PostgreSQL (LISTEN)."""
+"""Creates the parts of a node that MESSAGE_QUEUE and LISTEN select: client manager, listener, forwarder."""
 
 import importlib.util
 from collections.abc import Callable
@@ -20,14 +20,14 @@ def check(settings: Settings) -> None:
     """Raise :class:`ConfigurationError` when MESSAGE_QUEUE and LISTEN contradict each other or a package is missing."""
     kind = _kind(settings.message_queue)
     if settings.listen == "leader" and kind not in ("redis", "valkey"):
-        raise ConfigurationError("LISTEN=leader needs MESSAGE_QUEUE with the address of a Redis or Valkey.")
+        raise ConfigurationError("LISTEN=leader needs MESSAGE_QUEUE with the URL of a Redis or Valkey server.")
     if kind is not None and kind != "postgres" and importlib.util.find_spec(kind) is None:
         package = "kafka-python" if kind == "kafka" else kind
         raise ConfigurationError(f"MESSAGE_QUEUE needs the package {package}: pip install 'socketio_pg[{kind}]'.")
 
 
 class Cluster:
-    """Makes the parts of a node that MESSAGE_QUEUE and LISTEN decide about. Raises as :func:`check`."""
+    """Creates the parts of a node that depend on MESSAGE_QUEUE and LISTEN. Raises as :func:`check`."""
 
     def __init__(self, settings: Settings) -> None:
         check(settings)
@@ -39,7 +39,7 @@ class Cluster:
             self._broker = broker(settings.message_queue, settings.message_queue_channel)
 
     def create_listener(self, database: Database, on_notifications: OnNotifications, on_gap: OnGap) -> ChannelListener:
-        """Return the listener of this node: its own connection, or with LISTEN=leader that of the node that relays."""
+        """Return this node's listener: with LISTEN=leader it gets the notifications from the leader."""
         if not self._leader_listens:
             return Listener(database, on_notifications, on_gap)
         assert self._broker is not None  # see `check`
@@ -54,16 +54,16 @@ class Cluster:
         return self._broker or fanout.Manager()
 
     def create_forwarder(self, database: Database) -> Callable[[bool], None] | None:
-        """Return the function that must know when this node begins and ceases to relay; None without Redis.
+        """Return a function to call when this node becomes the leader (True) or stops being it; None without Redis.
 
-        A node that relays listens for those that do not listen, whether it would listen itself or not: settings are
-        changed on one node after the other.
+        The leader listens for nodes with LISTEN=leader whatever its own LISTEN is: during a rolling change nodes have
+        different settings.
         """
         if not isinstance(self._broker, RedisCluster):
             return None
         forwarder = Forwarder(database, self._broker.tell, eager=self._leader_listens)
         self._broker.receive(WANTED, forwarder.receive)
-        self._broker.receive(HEARD, forwarder.hear_itself)
+        self._broker.receive(HEARD, forwarder.receive_echo)
         return forwarder.lead
 
 

@@ -148,7 +148,7 @@ def test_redis_dies(nodes: Nodes, redis: Redis, channel: str) -> None:
     with under_load(nodes, channel, clients), SocketClient(nodes.nodes[0].url) as late:
         redis.kill()
         for node in nodes.nodes:
-            node.wait_for("/readyz", 503, "nothing is heard any more over MESSAGE_QUEUE")
+            node.wait_for("/readyz", 503, "messages from the leader no longer arrive over MESSAGE_QUEUE")
         answer = late.call("subscribe", {"channel": f"{channel}-late"})
         assert answer["error"]["code"] == "database_unavailable"
         redis.start()
@@ -168,9 +168,9 @@ def test_redis_stands_still(nodes: Nodes, redis: Redis, channel: str) -> None:
         redis.signal(signal.SIGSTOP)
         try:
             for node in nodes.nodes:
-                node.wait_for("/readyz", 503, "nothing is heard any more over MESSAGE_QUEUE")
+                node.wait_for("/readyz", 503, "messages from the leader no longer arrive over MESSAGE_QUEUE")
             until(
-                lambda: any("it does not answer" in node.log for node in nodes.nodes), "the leader gives up publishing"
+                lambda: any("no response within" in node.log for node in nodes.nodes), "the leader gives up publishing"
             )
         finally:
             redis.signal(signal.SIGCONT)
@@ -221,4 +221,4 @@ def test_without_the_log_the_operator_is_told_what_is_missing(postgres18: Cluste
 def test_it_needs_a_queue(postgres18: Cluster) -> None:
     with contextlib.closing(ServerProcess(postgres18.url(), wait="nothing", LISTEN="leader")) as server:
         server.process.wait(PATIENCE)
-        assert "LISTEN=leader needs MESSAGE_QUEUE with the address of a Redis or Valkey." in server.log
+        assert "LISTEN=leader needs MESSAGE_QUEUE with the URL of a Redis or Valkey server." in server.log

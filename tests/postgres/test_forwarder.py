@@ -74,7 +74,7 @@ def test_a_new_leader_is_followed_and_the_old_one_is_not(world: World, postgres1
     with green.timeout(20):
         while node.listener.ready:
             green.sleep(0.01)
-    assert "nothing is heard any more" in (node.listener.problem or "")
+    assert "messages from the leader no longer arrive" in (node.listener.problem or "")
     # The same process again is another leader.
     old.lead(True)
     node.wait((channel, "gap"))
@@ -128,12 +128,12 @@ def test_a_leader_that_hears_nothing(world: World, channel: str) -> None:
     node = world.node()
     listen(node, channel)
     world.wire.receivers.remove((WANTED, leader.receive))
-    world.wire.receivers.remove((HEARD, leader.hear_itself))
+    world.wire.receivers.remove((HEARD, leader.receive_echo))
     with green.timeout(20):
-        while "does not come back to it" not in (node.listener.problem or ""):
+        while "do not come back over MESSAGE_QUEUE" not in (node.listener.problem or ""):
             green.sleep(0.01)
     assert not node.listener.ready
-    world.wire.receivers += [(WANTED, leader.receive), (HEARD, leader.hear_itself)]
+    world.wire.receivers += [(WANTED, leader.receive), (HEARD, leader.receive_echo)]
     node.wait_ready()
     assert node.listener.problem is None
 
@@ -188,7 +188,7 @@ def test_a_gap_begins_when_the_leader_was_last_sure(world: World, postgres18: Cl
     before = datetime.now(timezone.utc)
     postgres18.terminate_backends()
     with green.timeout(20):
-        while "does not: " not in (node.listener.problem or ""):
+        while "the leader does not listen: " not in (node.listener.problem or ""):
             green.sleep(0.01)
     # The leader goes on saying that it hears nothing, for longer than a gap begins before what is known.
     said = node.listener._number
@@ -230,7 +230,7 @@ def test_waiting(world: World, channel: str) -> None:
     green.sleep()
     node.listener.release(channel)
     waiting.wait()
-    assert "no node that listens for the others has been heard yet" in (node.listener.problem or "")
+    assert "no message from a leader has arrived" in (node.listener.problem or "")
     world.leader()
     listen(node, channel)
     assert node.listener.problem is None
@@ -261,7 +261,7 @@ def test_the_leaders_database_is_away(world: World, postgres18: Cluster, channel
     leader._listener.backoff = (0.5, 0.5)
     postgres18.terminate_backends()
     with green.timeout(20):
-        while "the node that listens for the others does not" not in (node.listener.problem or ""):
+        while "the leader does not listen" not in (node.listener.problem or ""):
             green.sleep(0.005)
     node.wait((channel, "gap"))
     node.wait_ready()

@@ -53,7 +53,7 @@ class Node:
         self.listener = RemoteListener(database, self.told.extend, self._gap, wire.tell)
         self.listener.retry_interval = 0.05
         self.listener.beat_interval = 0.1
-        self.listener.silence = 1.0
+        self.listener.leader_timeout = 1.0
         wire.receivers.append((HEARD, self.listener.receive))
         self.listener.start()
 
@@ -83,8 +83,8 @@ class World:
 
     def leader(self, *, eager: bool = True) -> Forwarder:
         made = Forwarder(self.database, self.wire.tell, eager=eager)
-        made.beat_interval, made.node_timeout, made.deaf_after = 0.05, 1.0, 1.0
-        self.wire.receivers += [(WANTED, made.receive), (HEARD, made.hear_itself)]
+        made.beat_interval, made.node_timeout, made.echo_timeout = 0.05, 1.0, 1.0
+        self.wire.receivers += [(WANTED, made.receive), (HEARD, made.receive_echo)]
         self.leaders.append(made)
         made.lead(True)
         return made

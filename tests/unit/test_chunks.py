@@ -63,7 +63,7 @@ def test_invalid_parts_are_ignored(texts: list[str]) -> None:
 
 
 def test_too_long_text_is_neither_split_nor_collected() -> None:
-    with pytest.raises(PayloadTooLargeError, match="at most 50000000"):
+    with pytest.raises(PayloadTooLargeError, match="the maximum is 50000000"):
         list(split("x" * (MAX_CHARACTERS + 1)))
     assembler = Assembler()
     for index in range(1, 100):
