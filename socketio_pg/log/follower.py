@@ -1,6 +1,8 @@
-"""Follows the log: what the relay tells is delivered in the order of the positions, and what is missing is read first.
+"""Follows the log: delivers its messages in the order of their positions.
 
-LISTEN, committed → read the head → deliver what is after it, from the notifications; what is missing, from the log
+    LISTEN, until committed → read the head → deliver later messages from the relay's notifications
+
+Reads missing positions from the log before it delivers later ones.
 """
 
 import logging
@@ -22,19 +24,19 @@ logger = logging.getLogger("socketio_pg.follower")
 class Follower:
     """Delivers the log on this node.
 
-    ``deliver`` gets each share of consecutive messages, and may let other green threads run. ``on_gap(reason)`` is
-    called when messages of any channel are lost to this node's subscribers: ``trimmed`` or ``epoch_changed``.
-    ``on_found()`` is called when a log is found where there was none. ``cost(message)`` is the work that a message
-    causes, in characters. ``history`` is closed with the follower.
+    ``deliver`` gets batches of consecutive messages, and may yield to other green threads. ``on_gap(reason)`` is called
+    when messages of any channel are lost for this node's subscribers: ``trimmed`` or ``epoch_changed``. ``on_found()``
+    is called when the follower finds a log where there was none. ``cost(message)`` is the work that a message causes,
+    in characters. ``history`` is closed with the follower.
     """
 
-    #: Seconds after which a failed attempt to read the log is repeated; doubles up to the second value.
+    #: Seconds before the first retry after a failed attempt to read the log; doubles up to the second value.
     backoff = (0.1, 5.0)
-    #: Seconds between two looks at the head without a reason.
+    #: Seconds between reads of the head when nothing else asks for one.
     interval = 30.0
-    #: Messages that are delivered together, before other green threads get their turn, and characters.
-    share_messages = 200
-    share_characters = 100_000
+    #: Maximum messages and characters in a batch; between batches the follower yields to other green threads.
+    batch_messages = 200
+    batch_characters = 100_000
 
     def __init__(
         self,
@@ -53,23 +55,24 @@ class Follower:
         self._on_gap = on_gap
         self._on_found = on_found
         self._cost = cost
-        #: What was delivered; None while that is not known, or when there is no log.
+        #: How far the log was delivered; None without a log, or before it is known whether there is one.
         self._progress: Progress | None = None
         self._delivered = 0
-        #: One delivers at a time: the listener's green thread what it hears, ours what was missing.
+        #: Held while delivering: the listener's green thread delivers notifications, this one what was missing.
         self._delivering = green.Lock()
         self._worker = green.Worker()
-        self._wanted = green.Event()
-        #: Set when the log's state is known: installed or not.
+        #: Set when the head is to be read; replaced before each read.
+        self._requested = green.Event()
+        #: Set when it is known whether the log is installed.
         self._known = green.Event()
-        #: Set, and replaced, whenever `position` moves or the epoch changes.
+        #: Set and replaced whenever `position` or the epoch changes.
         self._moved = green.Event()
 
     # -- for the other green threads ----------------------------------------------------------------------------------
 
     @property
     def installed(self) -> bool:
-        """Whether the database has a log, as far as this node knows."""
+        """True if the database has a log, as far as this node knows."""
         return self._progress is not None
 
     @property
@@ -79,21 +82,21 @@ class Follower:
 
     @property
     def position(self) -> int:
-        """The last position that was handed to ``deliver``, perhaps just now; 0 without a log."""
+        """The last position that was passed to ``deliver``, which may not have returned yet; 0 without a log."""
         return 0 if self._progress is None else self._progress.position
 
     @property
     def delivered(self) -> int:
-        """The last position that ``deliver`` has brought to everybody; 0 without a log."""
+        """The last position that ``deliver`` has finished delivering; 0 without a log."""
         return min(self._delivered, self.position)
 
     @property
     def behind(self) -> int:
-        """How many messages this node knows of and has not delivered; 0 without a log."""
+        """The number of messages that this node knows of and has not delivered; 0 without a log."""
         return 0 if self._progress is None else self._progress.target - self.delivered
 
     def start(self) -> None:
-        """Start the green thread, in the process that is to follow (after a fork)."""
+        """Start the green thread; call it after a fork."""
         if not self._worker.running:
             self._listener.acquire(LOG_CHANNEL)
             self._worker.start(self._run)
@@ -104,7 +107,7 @@ class Follower:
         self._history.stop()
 
     def wait_known(self, seconds: float) -> None:
-        """Return when it is known whether there is a log, and where it is.
+        """Wait until it is known whether there is a log, and its position.
 
         Raises :class:`DatabaseUnavailableError` after ``seconds``.
         """
@@ -114,20 +117,20 @@ class Follower:
             raise DatabaseUnavailableError("the log cannot be read at the moment") from None
 
     def wait_moved(self, seconds: float) -> None:
-        """Return when the position has moved, or after ``seconds``."""
+        """Wait until the position or the epoch changes, for at most ``seconds``."""
         try:
             self._moved.wait(seconds)
         except green.TimedOut:
             return
 
     def look(self) -> None:
-        """Something may have been missed: read the head, and what is missing."""
-        self._wanted.send()
+        """Read the head and missing messages soon; call it when notifications may have been lost."""
+        self._requested.send()
 
     # -- from the listener, in its green thread -----------------------------------------------------------------------
 
     def hear(self, texts: Sequence[str]) -> None:
-        """Notifications of :data:`LOG_CHANNEL`, in order."""
+        """Process notifications of :data:`LOG_CHANNEL`, in order."""
         with self._delivering:
             for text in texts:
                 batch = decode_batch(text)
@@ -136,7 +139,7 @@ class Follower:
                     self.look()
                     continue
                 if batch.first <= progress.position:
-                    self.look()  # heard late, or positions have gone back
+                    self.look()  # a late notification, or the positions went back
                 progress.expect(batch.last)
                 if batch.messages is not None:
                     self._deliver_due(progress, batch.messages)
@@ -149,42 +152,42 @@ class Follower:
         backoff = Backoff(*self.backoff)
         while True:
             try:
-                # The order matters: what commits after the LISTEN is heard, what committed before it is in the head.
+                # LISTEN first: later commits send notifications, and the head includes all earlier ones.
                 self._listener.wait(LOG_CHANNEL, 60.0)
-                self._wanted = green.Event()
+                self._requested = green.Event()
                 self._catch_up()
             except LogNotInstalledError:
                 self._forget()
             except DatabaseError as error:
                 if error.sqlstate == "42501":
-                    # As good as not installed, for this role: NOTIFY needs no rights, and goes on.
-                    logger.warning("the log cannot be used: %s", error)
+                    # Insufficient privilege: for this role the same as no log. NOTIFY needs no rights and still works.
+                    logger.warning("cannot use the log: %s", error)
                     self._forget()
                     self._known.send()
-                    self._rest()
+                    self._wait_requested()
                     continue
-                logger.warning("the log cannot be read: %s; retrying", error)
+                logger.warning("cannot read the log: %s; retrying", error)
                 green.sleep(backoff.next())
                 continue
             except Exception:
-                # A bug, then. Trying again is still the best that can be done for the subscribers.
+                # A bug. For the subscribers a retry is still better than nothing.
                 logger.exception("following the log failed; retrying")
                 green.sleep(self.backoff[1])
                 continue
             backoff.reset()
             self._known.send()
-            self._rest()
+            self._wait_requested()
 
-    def _rest(self) -> None:
-        """Until somebody calls :meth:`look`; but look now and then, should all else fail."""
+    def _wait_requested(self) -> None:
+        """Wait until :meth:`look` is called, for at most :attr:`interval`."""
         try:
-            self._wanted.wait(self.interval)
+            self._requested.wait(self.interval)
         except green.TimedOut:
             return
 
     def _forget(self) -> None:
         if self._progress is not None:
-            logger.warning("the log is not there any more")
+            logger.warning("the log no longer exists")
             self._progress = None
             self._on_gap("epoch_changed")
 
@@ -194,23 +197,23 @@ class Follower:
         head = self._history.head()
         with self._delivering:
             progress = self._progress
-            # Compared with where we were when we asked: meanwhile more may have been heard and delivered.
+            # Compared with the position before the query: notifications may have been delivered meanwhile.
             if progress is None or head.epoch != progress.epoch or head.position < position:
                 self._progress = Progress(head.epoch, head.position)
                 self._recent.reset(head.position)
                 self._delivered = head.position
-                self._has_moved()
+                self._notify_moved()
                 if progress is None:
                     self._on_found()
                 else:
-                    logger.warning("the log is another one than before: epoch %s", head.epoch)
+                    logger.warning("the log was replaced or restored: its epoch is now %s", head.epoch)
                     self._on_gap("epoch_changed")
                 return
             if target > head.position and progress.target == target:
-                logger.warning("told of position %d when the log was at %d: forged?", target, head.position)
+                logger.warning("a notification named position %d, but the log is at %d: forged?", target, head.position)
                 progress.target = progress.position
             progress.expect(head.position)
-        # In pages: however long this node was away, one at a time is in memory.
+        # Page by page: only one page is in memory, however far this node is behind.
         while progress is self._progress and progress.behind:
             read = self._history.page(progress.position, progress.target)
             with self._delivering:
@@ -221,7 +224,7 @@ class Follower:
                     progress.position = read.trimmed
                     self._recent.reset(read.trimmed)
                     self._delivered = read.trimmed
-                    self._has_moved()
+                    self._notify_moved()
                     self._on_gap("trimmed")
                 before = progress.position
                 self._deliver_due(progress, read.page.messages)
@@ -229,7 +232,7 @@ class Follower:
                     self._skip(progress, read.page, head.position)
 
     def _skip(self, progress: Progress, page: Page, head: int) -> None:
-        """Rows are missing that were not trimmed: somebody has deleted them. Say so, and go on after them."""
+        """Skip rows that are missing although they were not trimmed: they were deleted by hand. Logs an error."""
         first = page.messages[0].position if page.messages else None
         missing = min(head, page.end if first is None else first - 1)
         if missing > progress.position:
@@ -237,32 +240,32 @@ class Follower:
             progress.position = missing
             self._recent.reset(missing)
             self._delivered = missing
-            self._has_moved()
+            self._notify_moved()
             self._on_gap("trimmed")
 
-    # -- in either, while holding the lock -----------------------------------------------------------------------------
+    # -- in either green thread, while it holds the lock ---------------------------------------------------------------
 
     def _deliver_due(self, progress: Progress, messages: Sequence[EncodedMessage]) -> None:
         due = progress.due(messages)
         start = 0
         while start < len(due):
             end, size = start, 0
-            while end < len(due) and end - start < self.share_messages and size < self.share_characters:
+            while end < len(due) and end - start < self.batch_messages and size < self.batch_characters:
                 size += self._cost(due[end])
                 end += 1
-            share = due[start:end]
-            # All of it before anybody else gets a turn: who asks for the position then is told what is being sent.
-            position = share[-1].position
+            batch = due[start:end]
+            # The position first: `deliver` may yield, and other green threads must see the position being sent.
+            position = batch[-1].position
             assert position is not None
             progress.position = position
-            self._recent.append(share)
-            self._has_moved()
-            self._deliver(share)
+            self._recent.append(batch)
+            self._notify_moved()
+            self._deliver(batch)
             self._delivered = position
             start = end
             if start < len(due):
                 green.sleep()
 
-    def _has_moved(self) -> None:
+    def _notify_moved(self) -> None:
         moved, self._moved = self._moved, green.Event()
         moved.send()

@@ -1,6 +1,6 @@
-"""Reads the log for replays and for nodes that are behind. What is in memory already is in `recent`.
+"""Reads the log for replays and for nodes that are behind, unless `recent` has the messages in memory.
 
-One green thread owns the connection: everything that waits when it has its turn is asked in one query.
+One green thread owns the connection, and combines the requests that wait into one query.
 """
 
 import logging
@@ -20,15 +20,15 @@ logger = logging.getLogger("socketio_pg.history")
 
 _TIME = """to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 
-#: The newest position is that of the newest row; trimming never takes the newest.
+#: The newest position is that of the newest row, which is never trimmed.
 HEAD = """
 SELECT epoch::text,
     greatest(trimmed, (SELECT position FROM socketio_pg.log ORDER BY position DESC LIMIT 1)) AS position, trimmed
 FROM socketio_pg.head
 """
 
-# `trimmed` comes from the same snapshot as the messages: read before, or after, it could hide a hole or invent one.
-# A page is cut by its size in bytes, too, but has one message at least. Payloads are only read when they are in it.
+# `trimmed` comes from the same snapshot as the messages: read earlier it could hide a hole, read later invent one.
+# Pages are also limited in bytes, but have at least one message. Payloads that are not part of the page are not read.
 _PAGE = f"""
 SELECT head.trimmed, position, channel, {_TIME}, payload::text, size FROM socketio_pg.head LEFT JOIN LATERAL (
     SELECT *, sum(size) OVER (ORDER BY position) - size AS size_before FROM (
@@ -38,7 +38,7 @@ SELECT head.trimmed, position, channel, {_TIME}, payload::text, size FROM socket
 ORDER BY position
 """
 
-# Pairs are compared, and not `channel = …`: with that the planner may walk along the primary key through all channels.
+# Compares pairs: with `channel = …` the planner may scan the primary key through the messages of all channels.
 _CHANNEL_PAGES = f"""
 SELECT head.trimmed, ordinality, position, channel, {_TIME}, payload::text, size FROM socketio_pg.head LEFT JOIN (
     SELECT ordinality, page.* FROM unnest(%s::text[], %s::bigint[], %s::bigint[])
@@ -54,7 +54,7 @@ SELECT head.trimmed, ordinality, position, channel, {_TIME}, payload::text, size
 ORDER BY ordinality, position
 """
 
-# Fewer than were asked for: from the beginning of what there is.
+# If the channel has fewer messages than requested, returns the position before the log's first message.
 _BEFORE_NEWEST = """
 SELECT ordinality, CASE WHEN count = wanted THEN oldest - 1 ELSE least(trimmed, upto) END
 FROM socketio_pg.head CROSS JOIN unnest(%s::text[], %s::int[], %s::bigint[])
@@ -72,38 +72,38 @@ CROSS JOIN LATERAL (
 class _Request:
     arguments: tuple[Any, ...]
     done: green.Event = field(default_factory=green.Event)
-    #: A page of its channel was read, and did not reach to where it begins.
+    #: A page of its channel was read that does not include the position at which this request begins.
     again: bool = False
 
 
-#: Answers requests of its kind, and returns those that must be asked again.
+#: Answers requests of one kind, and returns those that need another query.
 _Reader: TypeAlias = Callable[[list[_Request]], list[_Request]]
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What was read, and up to which position the log had been trimmed then: what is before that is not in the page."""
+    """A page, and the position up to which the log was trimmed: the page has no messages up to there."""
 
     page: Page
     trimmed: int
 
 
 class History:
-    """The log in the database, with ``recent`` before it.
+    """The log in the database, cached by ``recent``.
 
-    All methods wait, and raise :class:`DatabaseUnavailableError` or :class:`LogNotInstalledError`.
+    All reading methods wait, and raise :class:`DatabaseUnavailableError` or :class:`LogNotInstalledError`.
     """
 
-    #: Seconds for one query.
+    #: Timeout of a query, in seconds.
     timeout = 10.0
-    #: Channels that are read in one query; each may bring a page of the size that `Recent` has for them.
-    most_channels = 20
-    #: Positions before the one that was asked for first that are read with it, for others.
+    #: Maximum channels in one query. Each may return a page as large as `Recent` allows.
+    max_channels = 20
+    #: A read of a channel starts up to this many positions earlier, to answer other waiting requests as well.
     near = 200
 
     def __init__(self, database: Database, recent: Recent, name: str = "history") -> None:
         self._database = database
-        #: For the metrics.
+        #: The label in the metrics.
         self._name = name
         self._lost = False
         self._recent = recent
@@ -112,26 +112,26 @@ class History:
         self._connection: Any = None
 
     def head(self) -> Head:
-        """Where the log is now."""
+        """Return the current head of the log."""
         head: Head = self._ask(self._read_head)
         return head
 
     def page(self, after: int, upto: int) -> Read:
-        """The next page of all channels after a position, ``upto`` at most."""
+        """Return the next page of all channels after a position, at most ``upto``."""
         read: Read = self._ask(self._read_page, after, upto)
         return read
 
     def channel_page(self, channel: str, after: int, upto: int) -> Read:
-        """The next page of one channel after a position, ``upto`` at most; from memory when it is there."""
+        """Return the next page of one channel after a position, at most ``upto``; from memory if possible."""
         page = self._recent.page(channel, after, upto)
         if page is not None:
             return Read(page, trimmed=0)
-        # As far as what is in memory, whoever asks: then one answer is good for many.
+        # Up to the messages in memory, whatever `upto` is: then one query can answer many requests.
         read: Read = self._ask(self._read_channel_pages, channel, after, self._recent.start)
         return read
 
     def before_newest(self, channel: str, count: int, upto: int) -> int:
-        """The position after which ``channel`` has ``count`` messages up to ``upto``, or all that there are."""
+        """Return the position after which ``channel`` has ``count`` messages up to ``upto``, or all if it has fewer."""
         known = self._recent.before_newest(channel, count, upto)
         if known is not None:
             return known
@@ -139,7 +139,7 @@ class History:
         return position
 
     def stop(self) -> None:
-        """Refuse what still waits, and close the connection."""
+        """Refuse waiting requests and close the connection."""
         self._worker.stop()
         self._refuse(DatabaseUnavailableError("the server is shutting down"))
         self._hang_up()
@@ -166,7 +166,7 @@ class History:
             self._refuse(DatabaseUnavailableError("the log could not be read"))
 
     def _read(self, read: _Reader, requests: list[_Request]) -> None:
-        """Answer ``requests``, or ask for those again that ``read`` returns."""
+        """Answer ``requests``; those that ``read`` returns wait for another query."""
         error: SocketIOPGError = DatabaseUnavailableError("the log could not be read")
         again: list[_Request] = []
         try:
@@ -181,7 +181,7 @@ class History:
                 except DatabaseUnavailableError:
                     self._lost = self._lost or reused
                     self._hang_up()
-                    # A connection that had been idle may have died long ago.
+                    # An idle connection may have been lost long ago: retry once on a new one.
                     if attempt == 2 or not reused:
                         raise
         except SocketIOPGError as raised:
@@ -189,7 +189,7 @@ class History:
         finally:
             for request in requests:
                 if request not in again:
-                    request.done.send(error)  # those that have their answer keep it
+                    request.done.send(error)  # no effect on requests that have their answer
 
     def _read_head(self, requests: list[_Request]) -> list[_Request]:
         rows = self._execute(HEAD)
@@ -209,15 +209,15 @@ class History:
         return []
 
     def _read_channel_pages(self, requests: list[_Request]) -> list[_Request]:
-        """One page of each channel: near ranges are read once, and who wants what is further on has to ask again."""
+        """Read one page of each channel. Requests for adjacent ranges share it; later ranges need another query."""
         begins: dict[str, tuple[int, int]] = {}
         strict: set[str] = set()
         for request in requests:
             channel, after, upto = request.arguments
             if channel not in begins:
-                if len(begins) == self.most_channels:
+                if len(begins) == self.max_channels:
                     continue
-                # The one that has waited longest decides where to begin: so everybody's turn comes.
+                # The oldest request decides where to begin, so that each request is answered eventually.
                 begins[channel] = (after, upto)
                 if request.again:
                     strict.add(channel)
@@ -260,7 +260,7 @@ class History:
 
     def _connect(self) -> None:
         self._connection = self._database.connect()
-        # What PostgreSQL still works on when we no longer wait for it ends, too.
+        # Also limited in PostgreSQL, which would otherwise go on with a query that timed out here.
         self._execute(f"SET jit = off; SET statement_timeout = {int(self.timeout * 1000)}; SELECT 1")
         if self._lost:
             metrics.reconnects.labels(self._name).inc()
@@ -282,7 +282,7 @@ class History:
 
 
 def _as_read(rows: Sequence[tuple[Any, ...]], after: int, upto: int, recent: Recent) -> Read:
-    """``rows`` of (trimmed, position, channel, time, text, size); of an empty page the one has no position."""
+    """Convert rows of (trimmed, position, channel, time, text, size). An empty page is one row without a position."""
     found = [row for row in rows if row[1] is not None]
     messages: list[EncodedMessage] = [from_log(*row[1:5]) for row in found]
     size = sum(row[5] for row in found)

@@ -62,7 +62,7 @@ class Progress:
 
     @property
     def behind(self) -> bool:
-        """Whether messages up to ``target`` are missing and must be read from the log."""
+        """True if messages up to ``target`` are missing and must be read from the log."""
         return self.position < self.target
 
     def expect(self, position: int) -> None:

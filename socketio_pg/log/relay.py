@@ -180,6 +180,7 @@ class Relay:
         self._on_leading = on_leading or (lambda leading: None)
         #: Why it neither leads nor stands by, for the operator; None if it does either.
         self.problem: str | None = "the relay is starting"
+        #: True if a move has succeeded since the last failure; and if the next connection is a reconnection.
         self._worked = self._lost = False
 
     def start(self) -> None:
@@ -198,7 +199,7 @@ class Relay:
 
     def _run(self) -> None:
         backoff = Backoff(*self.backoff)
-        complained = False
+        logged = False
         while True:
             connection = None
             self._installed = green.Event()
@@ -214,29 +215,29 @@ class Relay:
                 self._lead(connection)
             except LogNotInstalledError as error:
                 self._lost, self.problem = False, str(error)
-                self._end_turn()
+                self._stop_leading()
                 if connection is not None:
                     connection.close()
                     connection = None
                 self._wait_installed()
             except DatabaseError as error:
                 if self._worked:
-                    complained = self._worked = False
+                    logged = self._worked = False
                     backoff.reset()
                 self.problem = f"not relaying: {error}"
-                logger.log(logging.DEBUG if complained else logging.WARNING, "not relaying: %s; retrying", error)
-                complained = True
+                logger.log(logging.DEBUG if logged else logging.WARNING, "not relaying: %s; retrying", error)
+                logged = True
             except Exception as error:
                 self.problem = f"not relaying: {error}"
                 # A bug. The outbox keeps the messages that are published meanwhile.
                 logger.exception("the relay failed; retrying")
             finally:
-                self._end_turn()
+                self._stop_leading()
                 if connection is not None:
                     connection.close()
             green.sleep(backoff.next())
 
-    def _end_turn(self) -> None:
+    def _stop_leading(self) -> None:
         if self.leading:
             self.leading = False
             self._on_leading(False)

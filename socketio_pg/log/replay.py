@@ -1,8 +1,8 @@
-"""One subscription's way from a position in the log to the live messages.
+"""Replays the log to one subscription, from a position up to the live messages.
 
-While it lasts, the subscriber is held: live messages of the log pass it by. They are in the log as well, from where
-they are read in their turn; when nothing is left between, the hold ends. So nothing has to be buffered, however slow
-the client is, and each message comes once.
+During a replay the hub holds the subscription: it skips live messages of the log, and the replay reads them from the
+log later. When the replay has caught up, the hold ends. So nothing is buffered, however slow the client is, and each
+message is sent once.
 """
 
 import logging
@@ -21,13 +21,13 @@ from socketio_pg.log.history import History
 _complain = Complaints(logging.getLogger("socketio_pg.replay"))
 
 
-#: Most messages that ``history`` asks for.
+#: The maximum of a request's ``history``.
 MAX_HISTORY = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class LogPosition:
-    """The last message that a client has: what follows it is to be replayed."""
+    """The position of the last message that a client has. The messages after it are to be replayed."""
 
     epoch: str
     position: int
@@ -61,57 +61,60 @@ def requested_start(request: Mapping[str, Any]) -> Start:
 
 
 class ReplayReceiver(Protocol):
-    """Where a replay goes."""
+    """Receives a replay."""
 
     def send(self, messages: Sequence[EncodedMessage], /) -> None:
-        """A page, in order."""
+        """Send a page of messages, in order."""
 
     def wait_sent(self) -> bool:
-        """Wait until what was sent is nearly out; False when the receiver is gone."""
+        """Wait until the send buffer is nearly empty. Return False if the receiver is gone."""
 
     def gap(self, reason: str, epoch: str, position: int, /) -> None:
-        """Messages were trimmed away before they could be read; it goes on after ``position``."""
+        """Report that messages were trimmed before they could be read. The replay continues after ``position``."""
 
 
 class Replay:
-    """Brings ``channel`` from ``after`` on. The hub holds the subscriber as long as ``held()`` is True."""
+    """A replay of ``channel`` after the position ``after``."""
 
-    #: Seconds between two attempts to read the log when it cannot be read.
+    #: Seconds before the first retry when the log cannot be read; doubles up to the second value.
     retry = (0.5, 5.0)
 
     def __init__(self, follower: Follower, history: History, channel: str, after: int) -> None:
         self._follower = follower
         self._history = history
         self.channel = channel
-        #: All messages of the channel up to here have been sent, the last of them perhaps just now.
+        #: All messages of the channel up to this position were passed to the receiver; the last call may not be over.
         self.position = after
         self._epoch = follower.epoch
 
     def run(self, receiver: ReplayReceiver, held: Callable[[], bool], release: Callable[[], None]) -> None:
-        """Send everything up to the live messages, then ``release()``. Returns early when it is not held any more."""
+        """Send all messages up to the live ones, then call ``release()``.
+
+        Ends early when ``held()`` is False: the hub no longer holds the subscription for this replay.
+        """
         backoff = Backoff(*self.retry)
         if not receiver.wait_sent():
             return
         while held() and self._follower.epoch == self._epoch:
             ahead = self.position - self._follower.position
             if ahead == 0:
-                # Nothing has waited since the last look at the position: no message can be in between.
+                # No other green thread ran since the positions were compared, so no message can be in between.
                 release()
                 return
-            if ahead > 0:  # the client comes from a node that is further on
+            if ahead > 0:  # the client was connected to a node that is further on
                 self._follower.wait_moved(1.0)
                 continue
             try:
                 self._step(receiver, held)
                 backoff.reset()
             except (DatabaseError, LogNotInstalledError) as error:
-                self._follower.look()  # should the log have gone, the replay is over
-                _complain(logging.WARNING, "a replay waits: %s", error)
+                self._follower.look()  # if the log was removed, its epoch changes, and the replay ends
+                _complain(logging.WARNING, "a replay cannot read the log: %s; retrying", error)
                 green.sleep(backoff.next())
             if held() and not receiver.wait_sent():
                 return
         if held():
-            release()  # another epoch: the subscriber was told, and goes on with the live messages
+            release()  # the epoch changed: the subscriber has got a gap, and continues with live messages
 
     def _step(self, receiver: ReplayReceiver, held: Callable[[], bool]) -> None:
         read = self._history.channel_page(self.channel, self.position, self._follower.position)
@@ -122,7 +125,7 @@ class Replay:
             receiver.gap("trimmed", self._epoch, read.trimmed)
             self.position = read.trimmed
             return
-        # Before it is sent, which may let others run: who asks then is told what is on its way.
+        # Before send(), which may yield: other green threads must see the position being sent.
         self.position = read.page.end
         if read.page.messages:
             receiver.send(read.page.messages)
