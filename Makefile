@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 VENDORED := socketio_pg/static/vendor/socket.io.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format soak fuzz audit bench bench-log bench-access bench-watch bench-nodes screenshot clean
+.PHONY: help setup run check test nightly lint format soak fuzz audit bench bench-log bench-access bench-watch bench-nodes screenshot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,8 +32,17 @@ $(VENDORED): package.json package-lock.json
 run: setup ## start an embedded PostgreSQL, the server and the demo page, with no configuration
 	@DEBUG=1 $(BIN)/python socketio_pg/server.py
 
-test: setup lint ## run everything: quality tools and all tests
-	$(BIN)/python -m pytest
+check: setup lint ## run what takes a minute after each change: quality tools and tests/unit, with few examples
+	$(PYTEST) tests/unit -n $(CORES) --dist loadfile --hypothesis-profile=check
+
+test: setup lint ## run everything that guards a change: quality tools and all tests, the serial ones alone at the end
+	$(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
+	$(PYTEST) -m serial
+
+nightly: setup lint ## run all cases and examples, then soak, fuzz, upstream and audit: two hours
+	$(PYTEST) --nightly -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
+	$(PYTEST) --nightly -m serial
+	$(MAKE) soak fuzz upstream audit
 
 lint: $(VENV)/.installed ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .

@@ -1,11 +1,13 @@
-"""Fixtures that all tests share: a real PostgreSQL and a real server."""
+"""Shared fixtures: a real PostgreSQL and a real server. And the tests that only `make nightly` runs."""
 
+import os
 import resource
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import leftovers
 from tests.support.postgres import Cluster, cluster
@@ -13,12 +15,42 @@ from tests.support.server import ServerProcess
 
 # The versions that the embedded PostgreSQL's wheel carries.
 VERSIONS = (18, 16)
+#: Each has clusters of its own.
+MAX_WORKERS = 8
 
 
-def pytest_configure() -> None:
+# Examples run beside other tests, so the time that one takes says nothing.
+settings.register_profile("test", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("check", settings.get_profile("test"), max_examples=10)
+settings.register_profile("nightly", settings.get_profile("test"), max_examples=1000, derandomize=False)
+settings.load_profile("test")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--nightly", action="store_true", help="also run the tests marked `nightly`, with more examples")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Thousands of clients are thousands of descriptors, here and in the servers, which inherit the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if config.getoption("nightly"):
+        settings.load_profile("nightly")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each core: most tests wait most of the time."""
+    return min(2 * (os.cpu_count() or 1), MAX_WORKERS)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("nightly"):
+        return
+    nightly = [item for item in items if item.get_closest_marker("nightly")]
+    if nightly:
+        config.hook.pytest_deselected(items=nightly)
+        items[:] = [item for item in items if item not in set(nightly)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,14 +68,17 @@ def postgres18() -> Iterator[Cluster]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def postgres16() -> Iterator[Cluster]:
+    with cluster(16) as running:
+        yield running
+
+
 @pytest.fixture(scope="session", params=VERSIONS, ids=lambda version: f"pg{version}")
-def postgres(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def postgres(request: pytest.FixtureRequest) -> Cluster:
     """PostgreSQL, in each version."""
-    if request.param == 18:
-        yield request.getfixturevalue("postgres18")
-    else:
-        with cluster(request.param) as running:
-            yield running
+    running: Cluster = request.getfixturevalue(f"postgres{request.param}")
+    return running
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from socketio_pg.access.policies import Policies
 from socketio_pg.postgres.database import Database
 from tests.support.cli import Base
 from tests.support.log_database import LogDatabase
-from tests.support.orm import OrmDatabase
+from tests.support.orm import BACKENDS, OrmDatabase
 from tests.support.policies import PolicyDatabase
 from tests.support.postgres import Cluster
 
@@ -35,6 +35,13 @@ def policies(database: PolicyDatabase) -> Iterator[Policies]:
     yield made
     made.stop()
     psycopg2.extensions.set_wait_callback(callback)
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> tuple[Cluster, str]:
+    """PostgreSQL in a version, and SQLAlchemy's driver for it."""
+    version, driver = request.param
+    return request.getfixturevalue(f"postgres{version}"), driver
 
 
 @pytest.fixture

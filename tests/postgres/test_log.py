@@ -67,7 +67,7 @@ EDGES = ["socketio_pg", "socketio_pg_x", "socketio", "x" * 63, "x" * 64, "\u65e5
 
 
 @given(st.text(st.sampled_from(LETTERS), max_size=24) | st.sampled_from(EDGES))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2 * settings().max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_sql_and_python_agree_on_names(shared_log: LogDatabase, name: str) -> None:
     try:
         validate_channel(name)

@@ -9,14 +9,14 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import flag_modified
 
-from tests.support.orm import DRIVERS, OrmDatabase, orm_database
+from tests.support.orm import OrmDatabase, orm_database
 from tests.support.orm_classes import Base, Member, Order, Twice, Versioned, add, brief
 from tests.support.postgres import Cluster
 
 
-@pytest.fixture(scope="module", params=DRIVERS)
-def shared(request: pytest.FixtureRequest, postgres: Cluster) -> Iterator[OrmDatabase]:
-    with orm_database(postgres, "orm", request.param, Base.metadata) as made:
+@pytest.fixture(scope="module")
+def shared(backend: tuple[Cluster, str]) -> Iterator[OrmDatabase]:
+    with orm_database(*backend, "orm", Base.metadata) as made:
         yield made
 
 

@@ -29,7 +29,7 @@ class Task(db.Model):  # type: ignore[name-defined,misc]
 
 @pytest.fixture(scope="module", params=DRIVERS)
 def database(request: pytest.FixtureRequest, postgres18: Cluster) -> Iterator[OrmDatabase]:
-    with orm_database(postgres18, "orm_flask", request.param, db.metadata) as made:
+    with orm_database(postgres18, request.param, "orm_flask", db.metadata) as made:
         yield made
 
 

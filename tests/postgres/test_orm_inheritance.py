@@ -13,7 +13,7 @@ from sqlalchemy.orm import (
 )
 
 from socketio_pg.orm.hooks import publishes
-from tests.support.orm import DRIVERS, OrmDatabase, images, orm_database
+from tests.support.orm import OrmDatabase, images, orm_database
 from tests.support.postgres import Cluster
 
 
@@ -98,9 +98,9 @@ class Two(Named, Base):
     more: Mapped[int] = mapped_column(default=2)
 
 
-@pytest.fixture(scope="module", params=DRIVERS)
-def shared(request: pytest.FixtureRequest, postgres: Cluster) -> Iterator[OrmDatabase]:
-    with orm_database(postgres, "orm_inheritance", request.param, Base.metadata) as made:
+@pytest.fixture(scope="module")
+def shared(backend: tuple[Cluster, str]) -> Iterator[OrmDatabase]:
+    with orm_database(*backend, "orm_inheritance", Base.metadata) as made:
         yield made
 
 

@@ -22,7 +22,7 @@ from sqlalchemy.orm import (
 
 from socketio_pg.client import Client
 from socketio_pg.orm.hooks import publishes
-from tests.support.orm import DRIVERS, OrmDatabase, images, orm_database
+from tests.support.orm import OrmDatabase, images, orm_database
 from tests.support.postgres import Cluster, in_thread
 
 
@@ -133,12 +133,12 @@ class Elsewhere(Base):
     name: Mapped[str]
 
 
-@pytest.fixture(scope="module", params=DRIVERS)
-def shared(request: pytest.FixtureRequest, postgres: Cluster) -> Iterator[OrmDatabase]:
+@pytest.fixture(scope="module")
+def shared(backend: tuple[Cluster, str]) -> Iterator[OrmDatabase]:
     def prepare(made: OrmDatabase) -> None:
         made.sql('CREATE SCHEMA "Other schema"')
 
-    with orm_database(postgres, "orm_mappings", request.param, Base.metadata, prepare) as made:
+    with orm_database(*backend, "orm_mappings", Base.metadata, prepare) as made:
         yield made
 
 

@@ -33,7 +33,7 @@ class Thing(Base):
 
 @pytest.fixture(scope="module", params=DRIVERS)
 def database(request: pytest.FixtureRequest, postgres18: Cluster) -> Iterator[OrmDatabase]:
-    with orm_database(postgres18, "orm_replica", request.param, Base.metadata) as made:
+    with orm_database(postgres18, request.param, "orm_replica", Base.metadata) as made:
         yield made
 
 

@@ -15,14 +15,14 @@ from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, Lo
 from socketio_pg.orm.hooks import BATCH
 from socketio_pg.postgres import schema
 from tests.postgres.test_client import Ear
-from tests.support.orm import DRIVERS, OrmDatabase, orm_database
+from tests.support.orm import OrmDatabase, orm_database
 from tests.support.orm_classes import Base, Member, Note, Order, Twice, Versioned, add
 from tests.support.postgres import Cluster
 
 
-@pytest.fixture(scope="module", params=DRIVERS)
-def shared(request: pytest.FixtureRequest, postgres: Cluster) -> Iterator[OrmDatabase]:
-    with orm_database(postgres, "orm_transactions", request.param, Base.metadata) as made:
+@pytest.fixture(scope="module")
+def shared(backend: tuple[Cluster, str]) -> Iterator[OrmDatabase]:
+    with orm_database(*backend, "orm_transactions", Base.metadata) as made:
         yield made
 
 

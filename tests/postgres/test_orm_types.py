@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.orm import DeclarativeBase
 
 from socketio_pg.orm.hooks import publishes
-from tests.support.orm import DRIVERS, OrmDatabase, orm_database
+from tests.support.orm import OrmDatabase, orm_database
 from tests.support.postgres import Cluster
 
 
@@ -127,12 +127,12 @@ SECOND = {f"c{i}": second for i, (_, _, second) in enumerate(TYPES.values())}
 NOTHING: dict[str, None] = dict.fromkeys(FIRST)
 
 
-@pytest.fixture(scope="module", params=DRIVERS)
-def database(request: pytest.FixtureRequest, postgres: Cluster) -> Iterator[OrmDatabase]:
+@pytest.fixture(scope="module")
+def database(backend: tuple[Cluster, str]) -> Iterator[OrmDatabase]:
     def prepare(made: OrmDatabase) -> None:
         made.sql("CREATE DOMAIN positive AS integer CHECK (VALUE > 0)")
 
-    with orm_database(postgres, "orm_types", request.param, Base.metadata, prepare) as made:
+    with orm_database(*backend, "orm_types", Base.metadata, prepare) as made:
         yield made
 
 

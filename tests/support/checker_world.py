@@ -100,7 +100,7 @@ class World:
 def world(**settings: str) -> Iterator[World]:
     """Two nodes with ``settings`` on a cluster of their own, the log installed and relayed."""
     with contextlib.ExitStack() as stack:
-        running = stack.enter_context(cluster(18))
+        running = stack.enter_context(cluster(18, durable=True))
         nodes = []
         for number in (1, 2):
             node = Node(number, running, **{"DRAIN_SECONDS": "0.3"} | settings)

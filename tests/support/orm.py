@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg2.extensions
+import pytest
 import sqlalchemy
 from sqlalchemy import MetaData, event
 from sqlalchemy.orm import Session
@@ -15,6 +16,17 @@ from socketio_pg.postgres.database import Database
 from tests.support.postgres import Cluster
 
 DRIVERS = ("psycopg2", "psycopg")
+
+#: Pairs of a version of PostgreSQL and a driver: by day each version and each driver once.
+BACKENDS = [
+    pytest.param((version, driver), id=f"pg{version}-{driver}", marks=marks)
+    for version, driver, marks in (
+        (18, "psycopg2", ()),
+        (16, "psycopg", ()),
+        (18, "psycopg", pytest.mark.nightly),
+        (16, "psycopg2", pytest.mark.nightly),
+    )
+]
 
 
 class OrmDatabase:
@@ -69,7 +81,7 @@ def images(sent: list[tuple[str, Any]]) -> list[Any]:
 
 @contextlib.contextmanager
 def orm_database(
-    cluster: Cluster, name: str, driver: str, metadata: MetaData, prepare: Callable[[OrmDatabase], None] | None = None
+    cluster: Cluster, driver: str, name: str, metadata: MetaData, prepare: Callable[[OrmDatabase], None] | None = None
 ) -> Iterator[OrmDatabase]:
     """A new database ``name`` with the log and the tables of ``metadata``; ``prepare`` runs before these are made."""
     cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

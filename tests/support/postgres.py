@@ -63,12 +63,20 @@ def own_listener(pubsub: PubSub) -> Listener:
 
 
 @contextlib.contextmanager
-def cluster(version: int) -> Iterator[Cluster]:
-    """A running cluster of major ``version``, removed at the end."""
+def cluster(version: int, *, durable: bool = False) -> Iterator[Cluster]:
+    """A running cluster of major ``version``, removed at the end.
+
+    ``durable``: whether what it confirms survives a crash of the machine. ``synchronous_commit`` stays on either way:
+    the log's relay behaves otherwise without it.
+    """
     # Not pytest's tmp_path: PostgreSQL may have to run as another user, and a socket's path has 107 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix=f"pg{version}-"))
     running = Cluster(folder, version=version)
     running.start()
+    if not durable:
+        for setting in ("fsync", "full_page_writes"):
+            running.sql(f"ALTER SYSTEM SET {setting} = off")
+        running.sql("SELECT pg_reload_conf()")
     try:
         yield running
     finally:

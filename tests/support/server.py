@@ -21,9 +21,17 @@ GUNICORN = [sys.executable, "-m", "gunicorn", "--worker-class", "eventlet", "-w"
 APP = "socketio_pg.server:app"
 
 
+#: Bound and not listening: the kernel gives their ports to nobody else, and a server that sets SO_REUSEADDR may listen.
+_reserved: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port that stays reserved for the servers of this process, however often they stop and start."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    _reserved.append(held)
+    return int(held.getsockname()[1])
 
 
 def listens(port: int) -> bool:

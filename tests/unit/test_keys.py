@@ -73,7 +73,6 @@ def test_without_alg_a_key_is_for_all_that_it_can() -> None:
         None,
         "text",
     ],
-    ids=lambda jwk: str(jwk)[:60],
 )
 def test_what_is_no_public_key_for_signatures_is_left_out(jwk: Any) -> None:
     assert parse_key_set(json.dumps({"keys": [jwk, EC.jwk]}))[0].id == "3"

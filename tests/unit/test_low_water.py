@@ -11,7 +11,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=500)
+@settings(max_examples=5 * settings().max_examples)
 def test_every_committed_row_is_found_in_its_turn(steps: list[tuple[str, int]]) -> None:
     low = LowWater()
     next_xid, next_id = 10, 1

@@ -314,7 +314,7 @@ def test_the_wire_refuses_what_would_be_no_strict_json_in_utf8(value: object) ->
         WireJSON.dumps(value)
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, {(1,): 2}, [b"binary"]], ids=repr)
+@pytest.mark.parametrize("value", [object(), {1, 2}, {(1,): 2}, [b"binary"]], ids=lambda value: type(value).__name__)
 def test_the_wire_refuses_what_is_not_json(value: object) -> None:
     with pytest.raises(TypeError):
         WireJSON.dumps(value)
