@@ -1,4 +1,4 @@
-"""What the commands have in common: exit codes, the database of the settings, examples in ``--help``."""
+"""Shared by all commands: exit codes, common options, the configured database, examples in ``--help``."""
 
 import contextlib
 import importlib
@@ -20,20 +20,20 @@ from socketio_pg.core.errors import (
 )
 from socketio_pg.postgres.database import Database
 
-#: Exit codes, for scripts (docs/cli.md). 130 is Ctrl-C's.
+#: Exit codes, for scripts (docs/cli.md). INTERRUPTED is Ctrl-C.
 OK, FAILED, USAGE, UNAVAILABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-url_option = click.option("--url", help="Talk to the server at this address, and not to the database.")
+url_option = click.option("--url", help="Connect to the server at this address instead of the database.")
 token_option = click.option(
     "--token",
     envvar="SOCKETIO_PG_TOKEN",
-    help="The token for --url. Better in SOCKETIO_PG_TOKEN: others see arguments.",
+    help="Token for --url. Prefer SOCKETIO_PG_TOKEN: other users of the machine can see arguments.",
 )
 
 
 class Failure(click.ClickException):
-    """Ends the command with one sentence and an exit code."""
+    """An error that ends the command with one sentence and an exit code."""
 
     exit_code = FAILED
 
@@ -47,9 +47,9 @@ class Unavailable(Failure):
 
 
 class Group(click.Group):
-    """Commands that are imported when they are needed, and whose errors become sentences and exit codes.
+    """Imports commands when they are needed, and turns their errors into messages and exit codes.
 
-    ``modules`` has the module of each command, in which it has its own name (``watch`` of ``socketio_pg.cli_watch``).
+    ``modules`` maps each command to its module, where the command has the same name (``socketio_pg.cli.watch.watch``).
     """
 
     def __init__(self, *args: Any, modules: Mapping[str, str], **options: Any) -> None:
@@ -72,17 +72,17 @@ class Group(click.Group):
 
 @contextlib.contextmanager
 def failures() -> Iterator[None]:
-    """The errors of this package as exit codes: never a traceback for what can happen to anybody."""
+    """Turn this package's errors into exit codes. Expected errors show no traceback; bugs do."""
     try:
         yield
     except BrokenPipeError:
-        abandon_output()  # who reads it has seen enough (``head``)
+        abandon_output()  # the reader has closed the pipe, as ``head`` does
         raise click.exceptions.Exit(OK) from None
     except KeyboardInterrupt:
         raise click.exceptions.Exit(INTERRUPTED) from None
     except (DatabaseUnavailableError, AuthenticationUnavailableError) as error:
         raise Unavailable(error.message) from None
-    except (ConnectionError, TimeoutError) as error:  # of `subscriber`
+    except (ConnectionError, TimeoutError) as error:  # from `subscriber`
         raise Unavailable(str(error)) from None
     except InvalidRequestError as error:
         raise (Failure if isinstance(error, LogNotInstalledError) else Misuse)(error.message) from None
@@ -91,27 +91,27 @@ def failures() -> Iterator[None]:
 
 
 def open_database(settings: config.Settings) -> Database:
-    """The database of the settings; it is not connected yet. Raises :class:`ConfigurationError` without one."""
+    """Return the configured database, not yet connected. Raises :class:`ConfigurationError` if none is configured."""
     if settings.database_url is None:
         raise ConfigurationError(config.NO_DATABASE)
     return Database(settings.database_url, settings.listen_database_url)
 
 
 def examples(*lines: str) -> str:
-    """An epilog for ``--help``: ``lines`` are commands to type."""
+    """Return an epilog for ``--help``; ``lines`` are commands to type."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def duration(text: str) -> float:
-    """Seconds of ``90``, ``90s``, ``15m``, ``1.5h`` or ``7d``. Raises ValueError."""
+    """Parse ``90``, ``90s``, ``15m``, ``1.5h`` or ``7d`` into seconds. Raises ValueError."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text.strip())
     if found is None:
-        raise ValueError("a number with s, m, h or d")
+        raise ValueError("a number followed by s, m, h or d")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]
 
 
 def as_seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """An option's callback: its text as :func:`duration`."""
+    """Parse an option's value with :func:`duration`. For ``callback=``."""
     try:
         return None if value is None else duration(value)
     except ValueError as error:
@@ -119,5 +119,5 @@ def as_seconds(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 def names(value: Sequence[str]) -> list[str] | None:
-    """The names of a repeatable option, which may also stand together with commas between them; None without any."""
+    """Return the names of a repeatable option that also accepts comma-separated lists; None without any."""
     return [name.strip() for part in value for name in part.split(",") if name.strip()] or None

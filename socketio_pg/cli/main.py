@@ -1,4 +1,4 @@
-"""The command ``socketio-pg``. Each command is in a module ``cli_*``; what they have in common in `command`."""
+"""The command ``socketio-pg``: the list of its commands. `command` has the shared parts."""
 
 import click
 
@@ -41,5 +41,5 @@ MODULES = {
 def main() -> None:
     """Realtime for the PostgreSQL that you already have.
 
-    The database's address comes from DATABASE_URL or local.cfg, as for the server.
+    Reads the database's address from DATABASE_URL or local.cfg, like the server.
     """

@@ -18,22 +18,22 @@ from socketio_pg.subscriber.subscriber import Subscriber
 @click.command(
     epilog=examples(
         "socketio-pg publish orders '{\"id\": 7}'",
-        "socketio-pg publish orders '{\"id\": 7}' --durable      # through the log: nothing is lost",
+        "socketio-pg publish orders '{\"id\": 7}' --durable      # through the log: never lost",
         "jq -c . report.json | socketio-pg publish reports - --durable",
         'socketio-pg publish orders 1 --url https://example.com --token "$TOKEN"',
     )
 )
 @click.argument("channel")
 @click.argument("payload", metavar="JSON")
-@click.option("--durable", is_flag=True, help="Through the log, which 'socketio-pg init' installs; otherwise NOTIFY.")
+@click.option("--durable", is_flag=True, help="Publish through the log, not NOTIFY. Needs 'socketio-pg init'.")
 @url_option
 @token_option
-@click.option("--quiet", "-q", is_flag=True, help="Say nothing when it is done.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing on success.")
 def publish(channel: str, payload: str, durable: bool, url: str | None, token: str | None, quiet: bool) -> None:
     """Publish JSON to CHANNEL.
 
-    "-" reads it from standard input. Done when it is committed. Through the log with --durable, and to
-    DURABLE_CHANNELS; a server (--url) also takes the log for what is too large for NOTIFY.
+    "-" reads the JSON from standard input. Returns after the commit. Uses the log with --durable and for
+    DURABLE_CHANNELS, otherwise NOTIFY; a server (--url) also uses the log for payloads too large for NOTIFY.
     """
     validate_channel(channel)
     text = _read(payload)
@@ -47,7 +47,7 @@ def publish(channel: str, payload: str, durable: bool, url: str | None, token: s
 
 
 def _read(payload: str) -> str:
-    """The JSON text of the argument, or of standard input."""
+    """Return the JSON text of the argument, or of standard input."""
     if payload == "-":
         try:
             payload = sys.stdin.buffer.read().decode()
@@ -55,8 +55,8 @@ def _read(payload: str) -> str:
             raise click.BadParameter("standard input is not UTF-8", param_hint="JSON") from None
     text = payload.strip()
     if not is_strict_json(text):
-        hint = "; a string needs quotes of its own: '\"text\"'" if text.isalnum() else ""
-        raise click.BadParameter(f"this is not JSON{hint}", param_hint="JSON")
+        hint = "; a string needs double quotes inside the shell's: '\"text\"'" if text.isalnum() else ""
+        raise click.BadParameter(f"not JSON{hint}", param_hint="JSON")
     return text
 
 

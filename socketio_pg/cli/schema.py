@@ -1,4 +1,4 @@
-"""The commands ``init`` and ``drop``: the schema in the database."""
+"""The commands ``init`` and ``drop``: install and remove the schema."""
 
 import click
 
@@ -15,13 +15,13 @@ from socketio_pg.postgres.database import session
         "socketio-pg init --sql > migrations/0042_socketio_pg.sql",
     )
 )
-@click.option("--sql", is_flag=True, help="Print the SQL, for migrations of your own, and connect to nothing.")
-@click.option("--server-role", help="Grant this role what a server needs. It must exist.")
-@click.option("--publisher-role", help="Grant this role what publishing needs. It must exist.")
+@click.option("--sql", is_flag=True, help="Print the SQL, for your own migrations, without connecting.")
+@click.option("--server-role", help="Grant this existing role the privileges that a server needs.")
+@click.option("--publisher-role", help="Grant this existing role the privilege to publish.")
 @click.option(
-    "--client-role", multiple=True, help="Grant this role, which tokens name, what policies need; repeatable."
+    "--client-role", multiple=True, help="Grant this role, named in tokens, the privileges for policies; repeatable."
 )
-@click.option("--watcher-role", help="Let this role watch its own tables: see docs/watch.md for what that means.")
+@click.option("--watcher-role", help="Allow this role to watch its own tables; see docs/watch.md for the risks.")
 def init(
     sql: bool,
     server_role: str | None,
@@ -31,9 +31,9 @@ def init(
 ) -> None:
     """Install or upgrade the schema.
 
-    For the log, watches, and policies. Can be run again, also while servers run. The role of DATABASE_URL needs
-    CREATE on the database, and owns the schema then; no superuser is needed. The limit MAX_PAYLOAD takes effect
-    with it.
+    The schema contains the log, watches and policies. The command is idempotent, and safe while servers run. The
+    role of DATABASE_URL needs CREATE on the database and becomes the schema's owner; it needs no superuser rights.
+    The command also applies MAX_PAYLOAD.
     """
     settings = config.load()
     roles = (server_role, publisher_role, client_role, watcher_role)
@@ -43,22 +43,22 @@ def init(
         return
     database = open_database(settings)
     with session(database):
-        pass  # what is wrong is said at once
+        pass  # reports connection errors immediately
     schema.install(database, settings.max_payload, *roles)
     click.echo(f"Installed: schema socketio_pg, version {schema.VERSION}, on {database}")
 
 
 @click.command(epilog=examples("socketio-pg drop", "socketio-pg drop --yes"))
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def drop(yes: bool) -> None:
     """Remove the schema, with all messages.
 
-    And with watches and policies on socketio_pg.messages. Your own tables stay as they were. What is not ours and uses
-    the schema stops it: then nothing is removed. The role needs to own the schema and the watched tables.
+    Also removes watches, and policies on socketio_pg.messages. Your own tables do not change. Removes nothing if one
+    of your own objects depends on the schema. The role must own the schema and the watched tables.
     """
     database = open_database(config.load())
     with session(database):
-        pass  # what is wrong is said before anything is asked
+        pass  # reports connection errors before the confirmation
     if not yes:
         click.confirm(f"Remove the schema socketio_pg and all messages in it from {database}?", abort=True, err=True)
     if schema.uninstall(database):

@@ -1,4 +1,4 @@
-"""``socketio-pg bench``: a number of subscribers, a number of messages, how long that takes. No benchmark."""
+"""The command ``bench``: sends messages to subscribers and measures the time. A self-test, not a benchmark."""
 
 import contextlib
 import os
@@ -28,13 +28,13 @@ from socketio_pg.core.errors import DatabaseUnavailableError, SocketIOPGError
 from socketio_pg.postgres.database import session
 from socketio_pg.subscriber.subscriber import Message, Subscriber
 
-#: Seconds for a server to come up, and for what is on its way after the last message was published.
+#: Seconds for a server to start, and for the last deliveries after the last message is published.
 PATIENCE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Times in seconds; ``delivered`` is less than ``expected`` when messages are missing."""
+    """The measurement. Times are in seconds; ``delivered`` is less than ``expected`` if messages are missing."""
 
     subscribers: int
     messages: int
@@ -46,9 +46,9 @@ class Result:
 
 
 def measure(url: str, token: str | None, channel: str, subscribers: int, messages: int) -> Result:
-    """Publish ``messages`` one after the other, each when the one before is committed, to so many ``subscribers``.
+    """Publish ``messages`` one by one, each after the commit of the one before, to that many ``subscribers``.
 
-    A latency is the time from the call of publish to the subscriber's handler. Raises as :class:`Subscriber`.
+    Latency is the time from the call of publish to the subscriber's handler. Raises the errors of :class:`Subscriber`.
     """
     expected = subscribers * messages
     latencies: list[float] = []
@@ -74,15 +74,15 @@ def measure(url: str, token: str | None, channel: str, subscribers: int, message
 
 
 def percentile(ordered: list[float], share: float) -> float:
-    """The value below which ``share`` (0 to 1) of the sorted values are; 0 of none."""
+    """Return the value below which ``share`` (0 to 1) of the sorted values lie; 0 for an empty list."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
 
 @contextlib.contextmanager
 def local_server(settings: Settings, channel: str) -> Iterator[tuple[str, str]]:
-    """A server of this machine's own on a free port, for ``channel`` only; its address and a token.
+    """Run a server on a free local port that allows only ``channel``; yield its address and a token.
 
-    Raises :class:`DatabaseUnavailableError` when it does not become ready.
+    Raises :class:`DatabaseUnavailableError` when the server does not become ready.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -93,7 +93,7 @@ def local_server(settings: Settings, channel: str) -> Iterator[tuple[str, str]]:
         "socketio_pg.server:app",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="socketio-pg-bench-") as folder:
-        # In a folder of its own: no local.cfg, no gunicorn.conf.py.
+        # Starts in an empty folder, without local.cfg and gunicorn.conf.py.
         log, url = Path(folder) / "log", f"http://127.0.0.1:{port}"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -112,7 +112,10 @@ def local_server(settings: Settings, channel: str) -> Iterator[tuple[str, str]]:
 
 
 def _environment(settings: Settings, secret: str) -> dict[str, str]:
-    """Without what is set for another server, but with what concerns the database: it may come to trim the log."""
+    """Return an environment without the settings of other servers, except those about the database and the log.
+
+    These must match, because this server may become the relay and trim the log.
+    """
     ours = {field.name.upper() for field in fields(Settings)} | {"GUNICORN_CMD_ARGS"}
     kept: dict[str, Any] = {
         name.upper(): getattr(settings, name)
@@ -132,7 +135,7 @@ def _environment(settings: Settings, secret: str) -> dict[str, str]:
 def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
-        problem = "it does not answer"
+        problem = "no answer"
         try:
             with urllib.request.urlopen(f"{url}/readyz", timeout=5):
                 return
@@ -142,10 +145,10 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         except OSError:
             pass
         if process.poll() is not None:
-            raise SocketIOPGError(f"the server has ended: {log.read_text('utf-8', 'replace').strip()[-500:]}")
+            raise SocketIOPGError(f"the server exited: {log.read_text('utf-8', 'replace').strip()[-500:]}")
         if time.monotonic() > deadline:
-            raise DatabaseUnavailableError(f"the server does not become ready: {problem}")
-        time.sleep(0.1)  # another process can only be asked again
+            raise DatabaseUnavailableError(f"the server did not become ready: {problem}")
+        time.sleep(0.1)  # another process can only be polled
 
 
 @click.command(
@@ -157,32 +160,34 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
 )
 @url_option
 @token_option
-@click.option("--channel", help="Another channel than one of its own, for a --token that allows only some.")
-@click.option("--subscribers", type=click.IntRange(1, 1000), default=50, show_default=True)
-@click.option("--messages", type=click.IntRange(1, 100_000), default=200, show_default=True)
+@click.option("--channel", help="Use this channel instead of a random one, for a --token with limited permissions.")
+@click.option(
+    "--subscribers", type=click.IntRange(1, 1000), default=50, show_default=True, help="Number of subscribers."
+)
+@click.option("--messages", type=click.IntRange(1, 100_000), default=200, show_default=True, help="Number of messages.")
 @json_option
 def bench(
     url: str | None, token: str | None, channel: str | None, subscribers: int, messages: int, as_json: bool
 ) -> None:
     """Run a quick self-test.
 
-    Sends messages through server and database to some subscribers, and says whether all arrive, and how fast. A
-    self-test and no benchmark: the clients are in this process and take most of the time. Without --url it starts a
-    server of its own on a free port, with the configured database, and ends it afterwards.
+    Sends messages through server and database to a number of subscribers, and reports whether all arrive and how
+    fast. Not a benchmark: the clients run in this process and take most of the time. Without --url the command starts
+    its own server on a free port, with the configured database, and stops it afterwards.
     """
     channel = channel or f"bench:{secrets.token_hex(8)}"
     with contextlib.ExitStack() as stack:
         if url is None:
             settings = config.load()
             with session(open_database(settings)):
-                pass  # what is wrong is said at once
+                pass  # reports connection errors immediately
             say("starting a server …", error=True)
             url, token = stack.enter_context(local_server(settings, channel))
         result = measure(url, token, channel, subscribers, messages)
     if as_json:
         print_json(result)
     else:
-        say("A self-test, no benchmark: the clients are in this process.")
+        say("A self-test, not a benchmark: the clients run in this process.")
         say(f"delivered     {result.delivered} of {result.expected} ({messages} messages to {subscribers} subscribers)")
         say(f"latency       p50 {result.p50 * 1000:.1f} ms, p99 {result.p99 * 1000:.1f} ms")
         say(f"published     {messages / result.seconds:.0f} messages/s, each after the commit of the one before")

@@ -1,4 +1,4 @@
-"""The commands about the program itself: ``serve``, ``settings``, ``completion``."""
+"""The commands ``serve``, ``settings`` and ``completion``."""
 
 import os
 import sys
@@ -17,8 +17,8 @@ from socketio_pg.core.errors import ConfigurationError
 def serve(host: str | None, port: int | None) -> None:
     """Run the production server.
 
-    That is gunicorn with one eventlet worker and our settings. The database's address comes from DATABASE_URL or
-    local.cfg.
+    Starts gunicorn with one eventlet worker and socketio_pg's configuration. Reads the database's address from
+    DATABASE_URL or local.cfg.
     """
     given = {"host": host, "port": port}
     settings = config.load(overrides={name: value for name, value in given.items() if value is not None})
@@ -30,7 +30,7 @@ def serve(host: str | None, port: int | None) -> None:
 
 @click.command(epilog=examples("socketio-pg settings", "socketio-pg settings | grep JWT"))
 def settings() -> None:
-    """List the settings, with default and meaning."""
+    """List all settings with defaults and descriptions."""
     rows = config.describe()
     width = max(len(name) for name, _, _ in rows)
     for name, default, help in rows:
@@ -47,8 +47,8 @@ def settings() -> None:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script that makes a shell complete this command."""
+    """Print a completion script for a shell."""
     completer = get_completion_class(shell)
     if completer is None:
-        raise Failure(f"there is no completion for {shell}")
+        raise Failure(f"no completion for {shell}")
     click.echo(completer(ctx.find_root().command, {}, "socketio-pg", "_SOCKETIO_PG_COMPLETE").source())

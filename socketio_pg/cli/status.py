@@ -1,4 +1,4 @@
-"""The commands ``status`` and ``doctor``: how it is, and what is wrong."""
+"""The commands ``status`` and ``doctor``: the current state, and common problems with fixes."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ from socketio_pg.postgres.database import session
 @click.command(epilog=examples("socketio-pg status", "socketio-pg status --json | jq .relay.outbox.rows"))
 @json_option
 def status(as_json: bool) -> None:
-    """Show database, log, servers, channels.
+    """Show database, log, servers and channels.
 
-    Works without the schema, too.
+    Also works without the schema.
     """
     database = open_database(config.load())
     with session(database) as connection:
@@ -32,7 +32,7 @@ def status(as_json: bool) -> None:
     elif schema["version"] is None:
         _line("schema", "not installed: NOTIFY works, the log needs 'socketio-pg init'")
     else:
-        old = "" if schema["version"] == schema["expected"] else f"; this program is of version {schema['expected']}"
+        old = "" if schema["version"] == schema["expected"] else f"; this program needs version {schema['expected']}"
         _line("schema", f"version {schema['version']}{old}")
         _print_log(found)
 
@@ -40,7 +40,9 @@ def status(as_json: bool) -> None:
 def _print_database(database: dict[str, Any]) -> None:
     standby = ", a hot standby" if database["standby"] else ""
     _line("database", f"PostgreSQL {database['version']}{standby}, {database['address']}, {database['encoding']}")
-    _line("sessions", f"{database['sessions']} of {database['most_sessions']}, {database['ours']} of them ours")
+    _line(
+        "sessions", f"{database['sessions']} of {database['most_sessions']}, {database['ours']} of them by socketio_pg"
+    )
     _line("NOTIFY queue", f"{database['notify_queue']:.1%} full")
 
 
@@ -54,7 +56,7 @@ def _print_log(found: dict[str, Any]) -> None:
         _line("relay", relay["problem"])
     else:
         leader = (
-            "nobody: no server runs" if relay["pid"] is None else f"{relay['node'] or '?'} (session {relay['pid']})"
+            "none: no server is running" if relay["pid"] is None else f"{relay['node'] or '?'} (session {relay['pid']})"
         )
         _line("relay", leader)
         outbox = relay["outbox"]
@@ -62,7 +64,7 @@ def _print_log(found: dict[str, Any]) -> None:
         waiting = f"{more}{outbox['rows']} waiting"
         _line("outbox", "empty" if not outbox["rows"] else f"{waiting}, the oldest for {age(outbox['oldest_seconds'])}")
     for name, columns, none in (
-        ("nodes", ("name", "version", "relay", "position", "clients", "started_at"), "no server is alive"),
+        ("nodes", ("name", "version", "relay", "position", "clients", "started_at"), "no server is running"),
         ("channels", ("channel", "messages", "last_position", "age"), "the log is empty"),
     ):
         rows = found[name]
@@ -74,7 +76,7 @@ def _print_log(found: dict[str, Any]) -> None:
             say()
             table(columns, [[_cell(row, column) for column in columns] for row in rows])
             if len(rows) == MAX_CHANNELS and name == "channels":
-                say(f"(the {MAX_CHANNELS} with the newest messages)")
+                say(f"(only the {MAX_CHANNELS} with the newest messages)")
 
 
 def _cell(row: dict[str, Any], column: str) -> object:
@@ -91,12 +93,12 @@ def _line(name: str, text: str) -> None:
 
 @click.command(epilog=examples("socketio-pg doctor", "socketio-pg doctor --json | jq 'select(.level != \"ok\")'"))
 @json_option
-@click.option("--verbose", "-v", is_flag=True, help="Also what is in order.")
+@click.option("--verbose", "-v", is_flag=True, help="Also list the checks that passed.")
 def doctor(as_json: bool, verbose: bool) -> None:
-    """Find what commonly goes wrong.
+    """Check for common problems.
 
-    And say what to do about it. Run it where the server runs, with the server's settings. Exits with 1 when there
-    is an error, with 0 when there are only warnings.
+    Suggests a fix for each. Run it on the server's machine, with the server's settings. Exits with 1 if it finds
+    an error, with 0 if it finds only warnings.
     """
     counts = {"ok": 0, "warning": 0, "error": 0}
     for finding in examine(config.load()):
@@ -109,6 +111,6 @@ def doctor(as_json: bool, verbose: bool) -> None:
             if finding.remedy is not None:
                 say(f"{'':25}→ {clean(finding.remedy)}")
     if not as_json:
-        say(f"errors: {counts['error']}, warnings: {counts['warning']}, in order: {counts['ok']}")
+        say(f"errors: {counts['error']}, warnings: {counts['warning']}, passed: {counts['ok']}")
     if counts["error"]:
         raise click.exceptions.Exit(FAILED)

@@ -1,4 +1,4 @@
-"""How the command line prints: colours and tables for people, plain text for pipes, JSON for programs."""
+"""Output of the command line: colours and tables on a terminal, plain text in pipes, JSON for programs."""
 
 import contextlib
 import os
@@ -12,47 +12,47 @@ import orjson
 
 from socketio_pg.core.messages import dumps_strict
 
-#: What a terminal might take for commands: names and messages come from strangers. Unicode's category Cc but tab.
+#: Unicode's category Cc without tab: names and messages are untrusted, and may contain a terminal's control sequences.
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
 def clean(text: object) -> str:
-    """``text`` without control characters: U+FFFD stands in their place."""
+    """Replace control characters in ``text`` by U+FFFD."""
     return _CONTROL.sub("\ufffd", str(text))
 
 
 def is_colourful() -> bool:
-    """Whether standard output is a person's terminal that wants colours (https://no-color.org)."""
+    """Return whether standard output is a terminal with colours enabled (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def say(text: str = "", *, error: bool = False) -> None:
-    """One line; styles go only where there are colours."""
+    """Print one line, with styles only where colours are enabled."""
     stream = sys.stderr if error else sys.stdout
     click.echo(text, err=error, color=None if stream.isatty() and not os.environ.get("NO_COLOR") else False)
 
 
 def abandon_output() -> None:
-    """Nobody reads it any more: what is not written yet need not be, at the end of the process either."""
+    """Discard standard output after its reader has gone, including buffered text that would be flushed at exit."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def json_text(value: Any) -> str:
-    """``value`` as compact JSON; text of :class:`orjson.Fragment` goes as it is, what JSON does not know as text."""
+    """Return ``value`` as compact JSON; :class:`orjson.Fragment` is inserted unchanged, other types become strings."""
     try:
         return orjson.dumps(value, default=str).decode()
-    except TypeError:  # an integer of over 64 bits
+    except TypeError:  # an integer over 64 bits
         return dumps_strict(value)
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON in UTF-8, written out at once."""
+    """Print one line of JSON in UTF-8, and flush it."""
     click.echo(json_text(value).encode())
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table with a line of ``columns``: with colours on a terminal, in a pipe columns of text and nothing else."""
+    """Print a table with a header: styled on a terminal, aligned plain text in a pipe."""
     cells = [["" if cell is None else clean(cell) for cell in row] for row in rows]
     if is_colourful():
         _rich_table(columns, cells)
@@ -64,7 +64,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    # Here, because only people need it: it takes a while to be imported.
+    # Imported here because it is slow to import and used only on a terminal.
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -79,7 +79,7 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def age(seconds: float | None) -> str:
-    """``seconds`` as a person says them: ``0.3 s``, ``42 s``, ``5 min``, ``3.1 h``, ``2.0 d``."""
+    """Format ``seconds`` for people: ``0.3 s``, ``42 s``, ``5 min``, ``3.1 h``, ``2.0 d``."""
     if seconds is None:
         return ""
     for limit, unit, size in ((10, "s", 1.0), (120, "s", 1.0), (7200, "min", 60.0), (172_800, "h", 3600.0)):

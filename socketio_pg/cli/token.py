@@ -1,4 +1,4 @@
-"""The command ``token``: a JWT for development."""
+"""The command ``token``: creates a JWT for development."""
 
 import time
 from typing import Any
@@ -22,20 +22,20 @@ from socketio_pg.core.errors import ConfigurationError
         "SOCKETIO_PG_TOKEN=$(socketio-pg token) socketio-pg listen orders --url http://127.0.0.1:3030",
     )
 )
-@click.option("--sub", default="developer", show_default=True, help="Who the client is.")
-@click.option("--role", help="The role for AUTHORIZATION=rls, in the claim that JWT_ROLE_CLAIM names.")
-@click.option("--subscribe", multiple=True, metavar="PATTERN", help="May subscribe here (AUTHORIZATION=claims).")
-@click.option("--publish", multiple=True, metavar="PATTERN", help="May publish here (AUTHORIZATION=claims).")
+@click.option("--sub", default="developer", show_default=True, help="The client's name.")
+@click.option("--role", help="Database role for AUTHORIZATION=rls, in the claim of JWT_ROLE_CLAIM.")
+@click.option("--subscribe", multiple=True, metavar="PATTERN", help="Allow subscribing (AUTHORIZATION=claims).")
+@click.option("--publish", multiple=True, metavar="PATTERN", help="Allow publishing (AUTHORIZATION=claims).")
 @click.option(
     "--expires",
     callback=as_seconds,
     metavar="TIME",
     default="1h",
     show_default=True,
-    help="90s, 15m, 1h, 7d.",
+    help="Lifetime: 90s, 15m, 1h, 7d.",
 )
-@click.option("--claim", multiple=True, metavar="KEY=JSON", help="Any further claim; repeatable.")
-@click.option("--secret", help="Sign with this secret, and not with JWT_SECRET.")
+@click.option("--claim", multiple=True, metavar="KEY=JSON", help="Any other claim; repeatable.")
+@click.option("--secret", help="Sign with this secret instead of JWT_SECRET.")
 def token(
     sub: str,
     role: str | None,
@@ -47,7 +47,7 @@ def token(
 ) -> None:
     """Print a token for development.
 
-    It is signed with JWT_SECRET; in production your login makes them. iss and aud are those of JWT_ISSUER and
+    Signs it with JWT_SECRET; in production your login service creates tokens. iss and aud come from JWT_ISSUER and
     JWT_AUDIENCE.
     """
     settings = config.load()
@@ -63,32 +63,32 @@ def token(
     for name, patterns in (("subscribe", subscribe), ("publish", publish)):
         if patterns:
             claims[name] = list(patterns)
-    claims |= dict(_further(text) for text in claim)
+    claims |= dict(_parse_claim(text) for text in claim)
     signed = jwt.encode(claims, key, algorithm)
-    say("For development only: whoever has this token is this client until it expires.", error=True)
+    say("For development only: anyone with this token can act as this client until it expires.", error=True)
     click.echo(signed)
 
 
 def _key(settings: config.Settings, secret: str | None) -> tuple[str, str]:
-    """The secret, and the algorithm that a server accepts with it."""
+    """Return the secret and an algorithm that a server accepts with it."""
     key = secret or settings.jwt_secret
     if key is None:
         public = settings.jwt_public_key or settings.jwks_url
         raise ConfigurationError(
-            "only public keys are configured, with which nothing can be signed: your issuer makes the tokens."
+            "only public keys are configured, which cannot sign: get tokens from your issuer."
             if public
-            else "there is no secret to sign with: set JWT_SECRET (openssl rand -hex 32), or give --secret."
+            else "no secret to sign with: set JWT_SECRET (openssl rand -hex 32), or use --secret."
         )
     accepted = [name for name in settings.jwt_algorithms or ("HS256",) if name in HMAC_ALGORITHMS]
     if not accepted:
-        raise ConfigurationError("JWT_ALGORITHMS has no algorithm for a secret, like HS256: no server would take it.")
-    least = HMAC_ALGORITHMS[accepted[0]]
-    if len(key.encode()) < least:
-        raise ConfigurationError(f"the secret has {len(key.encode())} bytes; {accepted[0]} needs at least {least}.")
+        raise ConfigurationError("JWT_ALGORITHMS has no HMAC algorithm like HS256: servers would reject the token.")
+    min_bytes = HMAC_ALGORITHMS[accepted[0]]
+    if len(key.encode()) < min_bytes:
+        raise ConfigurationError(f"the secret has {len(key.encode())} bytes; {accepted[0]} needs at least {min_bytes}.")
     return key, accepted[0]
 
 
-def _further(text: str) -> tuple[str, Any]:
+def _parse_claim(text: str) -> tuple[str, Any]:
     name, separator, value = text.partition("=")
     try:
         if name and separator:

@@ -1,4 +1,4 @@
-"""The commands ``watch``, ``unwatch`` and ``watches``: row changes as messages."""
+"""The commands ``watch``, ``unwatch`` and ``watches``: publish row changes of tables."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ OPERATIONS = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 COLUMNS = (
     "table_name", "channel", "operations", "columns", "exclude", "when", "old", "tier", "per", "bulk_limit", "failures",
 )  # fmt: skip
-#: Options of watch(): name → its type in SQL.
+#: Options of the SQL function watch(): name → SQL type.
 TYPES = {
     "channel": "text", "operations": "text[]", "columns": "text[]", "exclude": "text[]", "when": "text",
     "old": "boolean", "tier": "text", "per": "text", "bulk_limit": "integer",
@@ -29,19 +29,19 @@ TYPES = {
     )
 )
 @click.argument("table_name", metavar="TABLE")
-@click.option("--channel", help="Where to; {column} stands for the row's value. Otherwise table:SCHEMA.TABLE.")
-@click.option("--operations", multiple=True, help=f"Of {', '.join(OPERATIONS)}; with commas, or repeated.")
-@click.option("--columns", multiple=True, help="Only these; with commas, or repeated.")
-@click.option("--exclude", multiple=True, help="Not these: they never leave the database; with commas, or repeated.")
-@click.option("--when", metavar="SQL", help="A condition over new and old.")
-@click.option("--no-old", is_flag=True, help="Without the row as it was before.")
-@click.option("--tier", type=click.Choice(["log", "notify"]), help="Through the log (the default), or with NOTIFY.")
-@click.option("--per", type=click.Choice(["statement", "row"]), help="Triggers by statement (the default), or by row.")
-@click.option("--bulk-limit", type=click.IntRange(0), help="A statement with more rows sends one message with a count.")
+@click.option("--channel", help="Channel; {column} is the row's value. Default: table:SCHEMA.TABLE.")
+@click.option("--operations", multiple=True, help=f"Some of {', '.join(OPERATIONS)}; comma-separated or repeated.")
+@click.option("--columns", multiple=True, help="Send only these columns; comma-separated or repeated.")
+@click.option("--exclude", multiple=True, help="Never send these columns; comma-separated or repeated.")
+@click.option("--when", metavar="SQL", help="Send only changes that meet this condition on new and old.")
+@click.option("--no-old", is_flag=True, help="Do not send the old row.")
+@click.option("--tier", type=click.Choice(["log", "notify"]), help="Send through the log (default) or with NOTIFY.")
+@click.option("--per", type=click.Choice(["statement", "row"]), help="Statement triggers (default) or row triggers.")
+@click.option("--bulk-limit", type=click.IntRange(0), help="Send only a count when a statement changes more rows.")
 def watch(table_name: str, no_old: bool, **options: Any) -> None:
-    """Send changes of TABLE as messages.
+    """Publish changes of TABLE as messages.
 
-    Every change, when it is committed. The same table and channel again replace the options.
+    Publishes every committed change. Running it again for the same table and channel replaces the options.
     """
     given: dict[str, Any] = {}
     for name, value in options.items():
@@ -62,16 +62,16 @@ def watch(table_name: str, no_old: bool, **options: Any) -> None:
         [[channel]] = fetch(
             connection, f"SELECT socketio_pg.watch(%s::regclass{arguments})", table_name, *given.values()
         )
-    say(f"watching {clean(table_name)}: its changes go to {clean(channel)}")
+    say(f"watching {clean(table_name)}: publishing its changes to {clean(channel)}")
 
 
 @click.command(
     epilog=examples("socketio-pg unwatch orders", "socketio-pg unwatch orders --channel 'orders:{customer_id}'")
 )
 @click.argument("table_name", metavar="TABLE")
-@click.option("--channel", help="Only the watch that sends there; otherwise all of the table's.")
+@click.option("--channel", help="Remove only the watch for this channel. Default: all watches of the table.")
 def unwatch(table_name: str, channel: str | None) -> None:
-    """Send no more changes of TABLE."""
+    """Stop publishing changes of TABLE."""
     with session(open_database(config.load())) as connection:
         _require_table(connection, table_name)
         [[removed]] = fetch(connection, "SELECT socketio_pg.unwatch(%s::regclass, %s)", table_name, channel)
@@ -83,7 +83,7 @@ def unwatch(table_name: str, channel: str | None) -> None:
 @click.command(epilog=examples("socketio-pg watches", "socketio-pg watches --json | jq -r .channel"))
 @json_option
 def watches(as_json: bool) -> None:
-    """List the tables that are watched."""
+    """List the watched tables."""
     with session(open_database(config.load())) as connection:
         columns = ", ".join(f'"{name}"' for name in COLUMNS)
         rows = fetch(connection, f"SELECT {columns} FROM socketio_pg.watches ORDER BY table_name, channel")
@@ -95,7 +95,7 @@ def watches(as_json: bool) -> None:
         listed = [[_cell(row[COLUMNS.index(name)]) for name in shown] for row in rows]
         table([name.replace("_name", "") for name in shown], listed)
     else:
-        say("nothing is watched")
+        say("no table is watched")
 
 
 def _cell(value: object) -> object:
@@ -103,6 +103,6 @@ def _cell(value: object) -> object:
 
 
 def _require_table(connection: Any, name: str) -> None:
-    # First: "no such table" would be understood as: no such table of ours.
+    # Checked first: PostgreSQL's "relation does not exist" is reported as a missing schema socketio_pg.
     if fetch(connection, "SELECT to_regclass(%s)", name) == [(None,)]:
-        raise Failure(f"there is no table {name}")
+        raise Failure(f"table {name} does not exist")

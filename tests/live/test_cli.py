@@ -184,7 +184,7 @@ def test_bench(log: Log, tmp_path: Path) -> None:
     options = ["--subscribers", "3", "--messages", "5"]
     done = run("bench", *options, url=log.url, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "no benchmark" in done.stdout
+    assert "not a benchmark" in done.stdout
     assert "delivered     15 of 15 (5 messages to 3 subscribers)" in done.stdout
     assert re.search(r"^latency +p50 \d+\.\d ms, p99 \d+\.\d ms$", done.stdout, re.MULTILINE)
     found = json.loads(run("bench", *options, "--json", "--url", log.server.url).stdout)

@@ -199,7 +199,7 @@ def test_status_of_a_log(logged: Base) -> None:
     assert done.returncode == 0
     assert "\x1b" not in done.stdout
     assert f"log           position 5, trimmed up to 0, epoch {logged.epoch}" in done.stdout
-    assert "relay         nobody: no server runs" in done.stdout
+    assert "relay         none: no server is running" in done.stdout
     assert "outbox        empty" in done.stdout
     assert re.search(r"^CHANNEL +MESSAGES +LAST_POSITION +AGE$", done.stdout, re.MULTILINE)
     assert re.search(r"^a +4 +5 ", done.stdout, re.MULTILINE)
@@ -247,4 +247,4 @@ def test_a_table_that_is_not_there(base: Base) -> None:
     for command in ("watch", "unwatch"):
         done = run(command, "nowhere.nothing", url=base.url)
         assert (done.returncode, done.stdout) == (1, "")
-        assert "there is no table nowhere.nothing" in done.stderr
+        assert "table nowhere.nothing does not exist" in done.stderr

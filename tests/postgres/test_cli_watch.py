@@ -20,7 +20,7 @@ def base(postgres18: Cluster) -> Base:
 def test_a_table_is_watched(base: Base) -> None:
     done = run("watch", "orders", url=base.url)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "watching orders: its changes go to table:public.orders\n"
+    assert done.stdout == "watching orders: publishing its changes to table:public.orders\n"
     base.sql("INSERT INTO orders VALUES (1, 5, 'open', '4711')")
     [(channel, payload)] = base.sql("SELECT channel, payload FROM socketio_pg.outbox")
     assert channel == "table:public.orders"
@@ -51,7 +51,7 @@ def test_the_options_arrive(base: Base) -> None:
 
 
 def test_the_list(base: Base) -> None:
-    assert run("watches", url=base.url).stdout == "nothing is watched\n"
+    assert run("watches", url=base.url).stdout == "no table is watched\n"
     run("watch", "orders", "--exclude", "card", url=base.url)
     header, line = run("watches", url=base.url).stdout.splitlines()
     assert header.split() == ["TABLE", "CHANNEL", "OPERATIONS", "COLUMNS", "EXCLUDE", "WHEN", "TIER", "PER", "FAILURES"]
