@@ -5,7 +5,7 @@ import pytest
 from socketio_pg.core.backoff import Backoff
 
 
-def test_pauses_double_up_to_the_longest() -> None:
+def test_pauses_double_up_to_the_maximum() -> None:
     backoff = Backoff(0.1, 0.5, jitter=0.0)
     assert [backoff.next() for _ in range(5)] == pytest.approx([0.1, 0.2, 0.4, 0.5, 0.5])
 
@@ -17,14 +17,14 @@ def test_reset_goes_back_to_the_first_pause() -> None:
     assert [backoff.next() for _ in range(2)] == [1.0, 2.0]
 
 
-def test_the_longest_pause_limits_the_first() -> None:
+def test_maximum_limits_the_first_pause() -> None:
     backoff = Backoff(5.0, 2.0, jitter=0.0)
     assert [backoff.next() for _ in range(2)] == [2.0, 2.0]
     backoff.reset()
     assert backoff.next() == 2.0
 
 
-def test_jitter_shortens_pauses_and_leaves_the_next_ones_alone() -> None:
+def test_jitter_shortens_pauses_independently() -> None:
     firsts, thirds = set(), set()
     for _ in range(200):
         backoff = Backoff(1.0, 4.0)
@@ -39,11 +39,11 @@ def test_jitter_shortens_pauses_and_leaves_the_next_ones_alone() -> None:
     assert len(thirds) > 100
 
 
-def test_no_pause_at_all() -> None:
+def test_zero_means_no_pause() -> None:
     backoff = Backoff(0.0, 0.0)
     assert [backoff.next() for _ in range(3)] == [0.0, 0.0, 0.0]
 
 
-def test_any_number_of_attempts() -> None:
+def test_many_attempts_do_not_overflow() -> None:
     backoff = Backoff(0.1, 30.0, jitter=0.0)
     assert [backoff.next() for _ in range(5000)][-1] == 30.0

@@ -1,4 +1,4 @@
-"""The doctor's judgements without a database: settings, programs, this machine, and what is made of what was read."""
+"""The doctor's checks without a database: settings, programs, this machine, and the evaluation of values."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ SECRET = "a secret of this test: 0123456789abcdef"
 
 
 def levels(findings: Iterable[Finding]) -> dict[str, str]:
-    """Check → level; each finding that is not in order has a remedy, and each sentence is one line."""
+    """Return {check: level}. Assert that every problem has a remedy, and that all texts have one line."""
     found: dict[str, str] = {}
     for finding in findings:
         assert (finding.remedy is None) == (finding.level == "ok"), finding
@@ -38,11 +38,9 @@ def levels(findings: Iterable[Finding]) -> dict[str, str]:
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
-def test_settings_with_which_a_server_starts(
-    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_valid_settings_are_ok(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     assert levels(checks_settings.configuration(Settings())) == {"settings": "ok"}
-    assert capfd.readouterr().err == "", "what the server would warn of is said once, by the doctor"
+    assert capfd.readouterr().err == "", "only the doctor reports the server's warnings"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +57,7 @@ def test_settings_with_which_a_server_starts(
     ],
     ids=str,
 )
-def test_settings_with_which_it_does_not(settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_an_error(settings: dict[str, Any]) -> None:
     assert levels(checks_settings.configuration(Settings(**settings))) == {"settings": "error"}
 
 
@@ -85,17 +83,17 @@ def test_settings_with_which_it_does_not(settings: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_settings_that_are_not_safe(settings: dict[str, Any], expected: dict[str, str]) -> None:
+def test_unsafe_settings_are_reported(settings: dict[str, Any], expected: dict[str, str]) -> None:
     assert levels(checks_settings.safety(Settings(**settings))) == expected
 
 
-def test_no_secret_is_told() -> None:
+def test_findings_do_not_disclose_secrets() -> None:
     settings = Settings(jwt_secret="x" * 40, secret_key="changeme", metrics_token="y" * 40)
     told = " ".join(f"{finding.found} {finding.remedy}" for finding in checks_settings.safety(settings))
     assert not any(secret in told for secret in ("xxx", "changeme", "yyy"))
 
 
-def test_keys_that_are_fetched(tmp_path: Path) -> None:
+def test_key_set_is_fetched_and_checked(tmp_path: Path) -> None:
     server = KeyServer(SigningKey(kid="one"))
     try:
         assert levels(checks_settings.key_set(Settings(jwks_url=server.url))) == {"keys": "ok"}
@@ -113,7 +111,7 @@ def test_keys_that_are_fetched(tmp_path: Path) -> None:
     assert levels(checks_settings.key_set(Settings())) == {}
 
 
-def test_the_message_queue() -> None:
+def test_message_queue() -> None:
     assert levels(checks_settings.message_queue(Settings())) == {}
     assert levels(checks_settings.message_queue(Settings(message_queue="postgres"))) == {}
     with contextlib.closing(Redis()) as redis:
@@ -147,7 +145,7 @@ def test_programs(versions: dict[str, str], expected: dict[str, str]) -> None:
     assert levels(checks_settings.programs(versions)) == expected
 
 
-def test_the_programs_that_are_installed_go_together() -> None:
+def test_installed_programs_are_compatible() -> None:
     assert levels(checks_settings.programs()) == {"programs": "ok"}
 
 
@@ -170,22 +168,22 @@ def test_descriptors() -> None:
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port with a program on it that does not answer."""
+    """A port with a program that does not answer."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
 
-def test_the_port(taken: int) -> None:
+def test_unavailable_port_is_an_error(taken: int) -> None:
     assert levels(checks_settings.port(Settings(port=taken, host="192.0.2.1"))) == {"port": "error"}
     assert levels(checks_settings.port(Settings(port=taken, host="no such host.invalid"))) == {"port": "error"}
 
 
-def test_a_port_that_another_program_has(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_port_of_another_program_is_an_error(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks_settings, "SECONDS", 0.2)
     assert levels(checks_settings.port(Settings(port=taken))) == {"port": "error"}
 
 
-# -- what was read -----------------------------------------------------------------------------------------------------
+# -- evaluation of values ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -198,7 +196,7 @@ def test_a_port_that_another_program_has(taken: int, monkeypatch: pytest.MonkeyP
         (180_004, "UTF8", True, {"version": "ok", "standby": "error"}),
     ],
 )
-def test_the_server(version: int, encoding: str, standby: bool, expected: dict[str, str]) -> None:
+def test_postgres_server(version: int, encoding: str, standby: bool, expected: dict[str, str]) -> None:
     assert levels(checks_database.judge_server("x", version, encoding, standby=standby)) == expected
 
 
@@ -206,12 +204,12 @@ def test_the_server(version: int, encoding: str, standby: bool, expected: dict[s
     ("skew", "doubt", "level"),
     [(0.1, 0.1, "ok"), (-0.1, 0, "ok"), (5.5, 1, "ok"), (6, 0.1, "warning"), (-3600, 0.1, "warning")],
 )
-def test_the_clock(skew: float, doubt: float, level: str) -> None:
+def test_clock_skew(skew: float, doubt: float, level: str) -> None:
     assert levels(checks_database.judge_clock(skew, doubt)) == {"clock": level}
 
 
 @pytest.mark.parametrize(("usage", "level"), [(0, "ok"), (0.04, "ok"), (0.1, "warning"), (0.5, "error"), (1, "error")])
-def test_the_queue(usage: float, level: str) -> None:
+def test_notify_queue(usage: float, level: str) -> None:
     assert levels(checks_database.judge_queue(usage)) == {"NOTIFY queue": level}
 
 
@@ -232,7 +230,7 @@ def test_sessions(used: int, level: str) -> None:
         (schema.VERSION + 1, {}, "error"),
     ],
 )
-def test_the_schema(version: int | None, settings: dict[str, Any], level: str) -> None:
+def test_schema_version(version: int | None, settings: dict[str, Any], level: str) -> None:
     assert levels(checks_log.judge_schema(version, Settings(**settings))) == {"schema": level}
 
 
@@ -243,18 +241,18 @@ def test_the_schema(version: int | None, settings: dict[str, Any], level: str) -
         (None, 1, 0.1, "error"),
     ],
 )  # fmt: skip
-def test_the_relay(pid: int | None, rows: int, oldest: float | None, level: str) -> None:
+def test_relay_lag(pid: int | None, rows: int, oldest: float | None, level: str) -> None:
     assert levels(checks_log.judge_relay(pid, None, rows, oldest)) == {"relay": level}
 
 
-def test_nodes() -> None:
+def test_node_versions() -> None:
     assert levels(checks_log.judge_nodes({})) == {}
     assert levels(checks_log.judge_nodes({"a": __version__, "b": __version__})) == {"nodes": "ok"}
     assert levels(checks_log.judge_nodes({"a": __version__, "b": "0.0.1"})) == {"nodes": "warning"}
     assert levels(checks_log.judge_nodes({"a": "0.0.1", "b": "0.0.1"})) == {"nodes": "warning"}
 
 
-def test_the_privileges_are_those_that_are_granted() -> None:
+def test_checked_privileges_include_all_granted_ones() -> None:
     needed = checks_log.needed_privileges(Settings())
     assert ("SCHEMA", "socketio_pg", "USAGE") in needed
     assert ("FUNCTION", "socketio_pg.publish(text, jsonb)", "EXECUTE") in needed
@@ -264,15 +262,15 @@ def test_the_privileges_are_those_that_are_granted() -> None:
     assert len({object for _, object, _ in needed}) >= grants
 
 
-# -- the whole ---------------------------------------------------------------------------------------------------------
+# -- all checks --------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_database(clean_settings: Path) -> None:
+def test_missing_database_is_an_error_outside_development(clean_settings: Path) -> None:
     assert levels(examine(Settings()))["database"] == "error"
     assert "database" not in levels(examine(Settings(debug=True)))
 
 
-def test_a_database_that_cannot_be_reached() -> None:
+def test_unreachable_database_is_reported_without_the_password() -> None:
     done = run("doctor", url="postgresql://user:password@127.0.0.1:9/nowhere")
     assert done.returncode == 1
     assert "error    database        host=127.0.0.1 port=9" in done.stdout

@@ -1,4 +1,4 @@
-"""socketio_pg.errors: the tree, the codes, the wire form."""
+"""The error classes: hierarchy, codes, wire form."""
 
 import inspect
 
@@ -8,7 +8,7 @@ import socketio_pg
 from socketio_pg.core import errors
 from socketio_pg.core.errors import SocketIOPGError
 
-#: class → (its base, its code on the wire). Programs catch by class and clients switch on the code: both are promises.
+#: Class → (base class, wire code). Both are public: programs catch classes, clients check codes.
 TREE = {
     "SocketIOPGError": ("Exception", "internal"),
     "ConfigurationError": ("SocketIOPGError", "internal"),
@@ -37,34 +37,34 @@ def classes() -> dict[str, type[SocketIOPGError]]:
     return found
 
 
-def test_the_tree_is_complete() -> None:
+def test_class_hierarchy_is_complete() -> None:
     found = {name: (error.__base__.__name__, error.code) for name, error in classes().items() if error.__base__}
     assert found == TREE
 
 
 @pytest.mark.parametrize(("name", "code"), [(name, code) for name, (_, code) in TREE.items()])
-def test_the_docstring_draws_the_tree(name: str, code: str) -> None:
+def test_docstring_shows_the_class_hierarchy(name: str, code: str) -> None:
     lines = [line.split() for line in (errors.__doc__ or "").splitlines()]
     assert [name, code] in [line[-2:] for line in lines]
 
 
 @pytest.mark.parametrize("name", TREE)
-def test_an_error_carries_message_code_and_channel(name: str) -> None:
+def test_error_has_message_code_and_channel(name: str) -> None:
     error = classes()[name]("went wrong", channel="foo")
     assert isinstance(error, SocketIOPGError)
     assert (str(error), error.message, error.channel) == ("went wrong", "went wrong", "foo")
-    # The channel is not part of it: only the event `error` has one, the acknowledgement does not need it.
+    # to_wire() has no channel: only the event `error` has one, an acknowledgement does not need it.
     assert error.to_wire() == {"code": TREE[name][1], "message": "went wrong"}
 
 
-def test_an_error_has_no_channel_unless_given() -> None:
+def test_error_has_no_channel_by_default() -> None:
     assert SocketIOPGError("went wrong").channel is None
 
 
-def test_wire_codes_are_those_of_the_classes() -> None:
+def test_wire_codes_has_the_codes_of_all_classes() -> None:
     assert errors.wire_codes() == {code for _, code in TREE.values()}
 
 
-def test_the_package_exports_what_callers_catch() -> None:
+def test_package_exports_public_errors() -> None:
     assert socketio_pg.PayloadTooLargeError is errors.PayloadTooLargeError
     assert socketio_pg.SocketIOPGError is errors.SocketIOPGError

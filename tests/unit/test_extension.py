@@ -1,4 +1,4 @@
-"""socketio_pg.extension: Flask-SocketIO on our server, and what stands before the Flask application."""
+"""The Flask-SocketIO extension on our server, and its WSGI middleware."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ def app() -> Flask:
     return app
 
 
-def test_handlers_of_flask_socketio_work_and_are_answered(app: Flask) -> None:
+def test_flask_socketio_handlers_work_and_are_answered(app: Flask) -> None:
     extension = SocketIO(app, async_mode="threading")
     assert app.extensions["socketio"] is extension
 
@@ -46,7 +46,7 @@ def test_handlers_of_flask_socketio_work_and_are_answered(app: Flask) -> None:
     assert client.emit("add", 1, 2, callback=True) == 3
 
 
-def test_handlers_may_be_registered_before_the_application_is_there(app: Flask) -> None:
+def test_handlers_can_be_registered_before_init_app(app: Flask) -> None:
     extension = SocketIO(async_mode="threading")
     extension.on_event("early", lambda: "early", namespace="/chat")
 
@@ -61,7 +61,7 @@ def test_handlers_may_be_registered_before_the_application_is_there(app: Flask) 
         assert client.emit("early", callback=True, namespace=namespace) == answer
 
 
-def test_emitting_from_outside_a_request_reaches_the_room(app: Flask) -> None:
+def test_emit_outside_a_request_reaches_the_room(app: Flask) -> None:
     extension = SocketIO(app, async_mode="threading")
     extension.on_event("join", lambda: flask_socketio.join_room("foo"))
     inside, outside = extension.test_client(app), extension.test_client(app)
@@ -74,18 +74,16 @@ def test_emitting_from_outside_a_request_reaches_the_room(app: Flask) -> None:
 @pytest.mark.parametrize(
     ("options", "path"), [({}, "/socket.io/"), ({"path": "/live"}, "/live/"), ({"path": "a/b"}, "/a/b/")]
 )
-def test_http_goes_to_engineio_below_the_path_and_to_flask_elsewhere(
-    app: Flask, options: dict[str, str], path: str
-) -> None:
+def test_only_requests_below_the_path_go_to_engineio(app: Flask, options: dict[str, str], path: str) -> None:
     SocketIO(app, async_mode="threading", **options)
     client = app.test_client()
     assert client.get("/page").text == "a page"
     assert client.get("/nothing").status_code == 404
-    # An Engine.IO request without a version is refused, by Engine.IO.
+    # Engine.IO refuses a request without a version.
     assert client.get(path).status_code == 400
 
 
-def test_before_request_may_answer_in_place_of_both(app: Flask) -> None:
+def test_before_request_can_answer_instead(app: Flask) -> None:
     def refuse(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         start_response("503 SERVICE UNAVAILABLE", [("Retry-After", "1")])
         return [b"not now"]

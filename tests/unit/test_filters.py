@@ -1,4 +1,4 @@
-"""Filters: what they let through, what is refused, and that the index finds the same as trying them one by one."""
+"""Filters: matching, validation, and an index that finds the same filters as trying all of them."""
 
 import json
 import re
@@ -66,12 +66,12 @@ def matches(filter: Any, payload: Any = ROW) -> bool:
         ({"new.status.0": "o"}, False),
     ],
 )
-def test_what_a_filter_lets_through(filter: Any, expected: bool) -> None:
+def test_filter_matches(filter: Any, expected: bool) -> None:
     assert matches(filter) is expected
 
 
 @pytest.mark.parametrize("payload", [None, 1, "text", [1], {}, {"new": 5}, {"new": []}])
-def test_payloads_of_other_shapes_have_no_value(payload: Any) -> None:
+def test_missing_paths_have_no_value(payload: Any) -> None:
     assert not matches({"new.status": "open"}, payload)
     assert matches({"new.status": None}, payload)
 
@@ -92,14 +92,14 @@ def test_like(pattern: str, text: str, expected: bool) -> None:
 
 
 @given(st.text("ab%_\\", max_size=8), st.text("ab%_\\", max_size=8))
-def test_like_is_what_a_regular_expression_says(pattern: str, text: str) -> None:
+def test_like_agrees_with_a_regular_expression(pattern: str, text: str) -> None:
     tokens = re.findall(r"\\.|\\$|[^\\]", pattern)
     expression = "".join({"%": ".*", "_": "."}.get(token, re.escape(token[-1])) for token in tokens)
     assert matches({"v": {"like": pattern}}, {"v": text}) is bool(re.fullmatch(expression, text, re.DOTALL))
 
 
-def test_like_takes_no_time_over_many_percents() -> None:
-    """As one regular expression this would not end today; the test's time-out is the judge."""
+def test_like_is_fast_with_many_wildcards() -> None:
+    """A single regular expression would take hours; the test relies on its timeout."""
     assert not matches({"v": {"like": "%a" * 49 + "%b"}}, {"v": "a" * MAX_SEARCHED})
     assert not matches({"v": {"like": "%" + "_a" * 49 + "b"}}, {"v": "a" * MAX_SEARCHED})
     assert not matches({"v": {"like": "%a%"}}, {"v": "a" * (MAX_SEARCHED + 1)})
@@ -137,13 +137,13 @@ def test_like_takes_no_time_over_many_percents() -> None:
         ({"a\r\nb": []}, "'a\\r\\nb'"),
     ],
 )
-def test_a_bad_filter_is_told_where_and_why(filter: Any, message: str) -> None:
+def test_invalid_filter_is_refused_with_path_and_reason(filter: Any, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=re.escape(message)):
         parse_filter(filter)
 
 
 @pytest.mark.parametrize("filter", [None, {}])
-def test_no_conditions_are_no_filter(filter: Any) -> None:
+def test_empty_filter_is_none(filter: Any) -> None:
     assert parse_filter(filter) is None
 
 
@@ -157,7 +157,7 @@ def test_no_conditions_are_no_filter(filter: Any) -> None:
         ({"a": {"gt": 1, "lt": 5}}, {"a": {"lt": 5, "gt": 1}}),
     ],
 )
-def test_filters_that_mean_the_same_are_equal(one: Any, other: Any) -> None:
+def test_equivalent_filters_are_equal(one: Any, other: Any) -> None:
     assert parse_filter(one) == parse_filter(other)
     assert hash(parse_filter(one)) == hash(parse_filter(other))
 
@@ -166,7 +166,7 @@ def test_filters_that_mean_the_same_are_equal(one: Any, other: Any) -> None:
     ("one", "other"), [({"a": 1}, {"a": True}), ({"a": 1}, {"a": "1"}), ({"a": {"eq": 1, "in": [1, 2]}}, {"a": [1, 2]}),
                        ({"a": 0}, {"a": None}), ({"a": 1}, {"b": 1})],
 )  # fmt: skip
-def test_filters_that_do_not_are_not(one: Any, other: Any) -> None:
+def test_different_filters_are_not_equal(one: Any, other: Any) -> None:
     assert parse_filter(one) != parse_filter(other)
 
 
@@ -189,7 +189,7 @@ payloads = st.dictionaries(
 
 
 @given(st.lists(st.tuples(filters, st.booleans()), max_size=12), st.lists(payloads, max_size=4))
-def test_the_index_finds_what_trying_all_finds(changes: list[tuple[Any, bool]], found: list[Any]) -> None:
+def test_index_finds_the_same_as_trying_all_filters(changes: list[tuple[Any, bool]], found: list[Any]) -> None:
     index = FilterIndex()
     subscribed: list[Any] = []
     for written, leaves in changes:
@@ -212,7 +212,7 @@ def test_the_index_finds_what_trying_all_finds(changes: list[tuple[Any, bool]], 
     assert index.most_tried == 0
 
 
-def test_a_filter_by_value_is_not_tried_on_others() -> None:
+def test_filter_is_only_tried_on_messages_with_its_value() -> None:
     index = FilterIndex()
     for number in range(1000):
         filter = parse_filter({"new.id": number, "new.total": {"gt": 1}})
@@ -227,7 +227,7 @@ def test_a_filter_by_value_is_not_tried_on_others() -> None:
     assert index.most_tried == 3
 
 
-def test_the_number_of_filters_to_try_goes_down_when_filters_leave() -> None:
+def test_max_tried_decreases_when_filters_leave() -> None:
     index = FilterIndex()
     assert index.most_tried == 0
     popular = [parse_filter({"new.id": 1, "new.total": {"gt": number}}) for number in range(5)]
@@ -246,7 +246,7 @@ def test_the_number_of_filters_to_try_goes_down_when_filters_leave() -> None:
 
 
 @given(st.lists(st.tuples(filters, st.booleans()), max_size=12))
-def test_the_largest_group_is_known_after_any_changes(changes: list[tuple[Any, bool]]) -> None:
+def test_max_tried_is_exact_after_any_changes(changes: list[tuple[Any, bool]]) -> None:
     index = FilterIndex()
     subscribed: list[Any] = []
     for written, leaves in changes:

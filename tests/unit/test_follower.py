@@ -1,4 +1,4 @@
-"""The follower's decisions, with the listener and the database played by the test."""
+"""The follower, with a simulated listener and database."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from socketio_pg.log.recent import Page, Recent
 
 
 class Log:
-    """A history over numbers; ``while_asked`` is run between a question and its answer, which is older."""
+    """A simulated log of numbers. ``while_asked`` runs after the head is read and before it is returned."""
 
     def __init__(self) -> None:
         self.head_position, self.trimmed, self.epoch = 10, 0, "e"
@@ -44,13 +44,13 @@ class Log:
         self.follower.hear([f"{self.epoch} {first} {last}{lines}"])
 
 
-def test_it_begins_at_the_head() -> None:
+def test_follower_starts_at_the_head() -> None:
     log = Log()
     log.hear(11, 12)
     assert (log.delivered, log.follower.position, log.gaps) == ([11, 12], 12, [])
 
 
-def test_a_hole_is_read() -> None:
+def test_missing_positions_are_read() -> None:
     log = Log()
     log.hear(13, 14)
     log.hear(15, 15, inline=False)
@@ -60,14 +60,14 @@ def test_a_hole_is_read() -> None:
     assert log.delivered == [11, 12, 13, 14, 15]
 
 
-def test_an_answer_that_is_older_than_what_was_heard_meanwhile() -> None:
+def test_outdated_head_is_ignored() -> None:
     log = Log()
     log.while_asked = lambda: log.hear(11, 11)
     log.catch_up()
     assert (log.delivered, log.follower.position, log.gaps) == ([11], 11, [])
 
 
-def test_positions_that_go_back_are_another_log() -> None:
+def test_lower_head_is_an_epoch_change() -> None:
     log = Log()
     log.head_position = 3
     log.catch_up()
@@ -76,24 +76,24 @@ def test_positions_that_go_back_are_another_log() -> None:
     assert log.delivered == [4]
 
 
-def test_another_epoch() -> None:
+def test_epoch_change_is_a_gap() -> None:
     log = Log()
     log.epoch, log.head_position = "f", 2
     log.hear(3, 3)
-    assert log.delivered == [], "a batch of an epoch that is not known yet is read, not believed"
+    assert log.delivered == [], "a batch of an unknown epoch triggers a read"
     log.head_position = 3
     log.catch_up()
     assert (log.follower.epoch, log.gaps) == ("f", ["epoch_changed"])
 
 
-def test_what_was_trimmed_is_told() -> None:
+def test_trimmed_positions_are_a_gap() -> None:
     log = Log()
     log.head_position, log.trimmed = 20, 15
     log.catch_up()
     assert (log.delivered, log.gaps) == ([16, 17, 18, 19, 20], ["trimmed"])
 
 
-def test_a_position_that_the_log_does_not_have_is_not_believed() -> None:
+def test_announced_position_beyond_the_head_is_ignored() -> None:
     log = Log()
     log.hear(500, 1000, inline=False)
     log.catch_up()

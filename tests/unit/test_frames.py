@@ -1,4 +1,4 @@
-"""WebSocket frames: what RFC 6455 asks of a server's reader and writer. No I/O."""
+"""WebSocket frames: reading and writing as in RFC 6455, without I/O."""
 
 import struct
 
@@ -29,14 +29,14 @@ from socketio_pg.engine.frames import (
 from tests.support.frames import MASK, frame
 
 
-def test_the_example_of_the_rfc() -> None:
+def test_examples_of_the_rfc() -> None:
     assert accept_key("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # section 1.3
     assert FrameReader(100).feed(bytes.fromhex("818537fa213d7f9f4d5158")) == [(TEXT, "Hello")]  # section 5.7
     assert encode_text("Hello") == bytes.fromhex("810548656c6c6f")
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 70000])
-def test_sizes(size: int) -> None:
+def test_payload_sizes(size: int) -> None:
     payload = bytes(range(256)) * (size // 256 + 1)
     payload = payload[:size]
     assert FrameReader(100_000).feed(frame(BINARY, payload)) == [(BINARY, payload)]
@@ -51,7 +51,7 @@ def test_unmask(payload: bytes, mask: bytes) -> None:
 
 
 @given(st.lists(st.text(max_size=200), max_size=5), st.data())
-def test_however_the_bytes_are_cut_the_messages_are_the_same(texts: list[str], data: st.DataObject) -> None:
+def test_stream_can_be_cut_anywhere(texts: list[str], data: st.DataObject) -> None:
     stream = b"".join(frame(TEXT, text.encode()) for text in texts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     reader, found = FrameReader(10_000), []
@@ -60,7 +60,7 @@ def test_however_the_bytes_are_cut_the_messages_are_the_same(texts: list[str], d
     assert found == [(TEXT, text) for text in texts]
 
 
-def test_fragments_with_a_control_frame_in_between() -> None:
+def test_control_frame_between_fragments() -> None:
     stream = (
         frame(TEXT, "hé".encode()[:2], final=False)  # cut within a character
         + frame(PING, b"now")
@@ -87,7 +87,7 @@ def test_fragments_with_a_control_frame_in_between() -> None:
         (frame(TEXT, b"x" * 101), TOO_BIG),
         (frame(TEXT, b"x" * 60, final=False) + frame(CONTINUATION, b"x" * 60), TOO_BIG),
         (frame(TEXT, b"")[:2] + b"", None),
-        (struct.pack("!BBQ", 0x81, 0xFF, 2**62), TOO_BIG),  # refused before its bytes are waited for
+        (struct.pack("!BBQ", 0x81, 0xFF, 2**62), TOO_BIG),  # refused before its payload arrives
         (struct.pack("!BBQ", 0x81, 0xFF, 2**63), PROTOCOL_ERROR),  # the most significant bit must be 0
         (struct.pack("!BBH", 0x81, 0xFE, 125) + MASK + b"x" * 125, PROTOCOL_ERROR),  # not the shortest length
         (struct.pack("!BBQ", 0x81, 0xFF, 65535), PROTOCOL_ERROR),
@@ -96,7 +96,7 @@ def test_fragments_with_a_control_frame_in_between() -> None:
         (frame(CLOSE, struct.pack("!H", 1000) + b"\xff"), INVALID_DATA),
     ],
 )
-def test_what_breaks_the_protocol_is_told_with_its_code(stream: bytes, code: int | None) -> None:
+def test_protocol_violation_has_its_close_code(stream: bytes, code: int | None) -> None:
     reader = FrameReader(100)
     if code is None:
         assert reader.feed(stream) == []
@@ -107,7 +107,7 @@ def test_what_breaks_the_protocol_is_told_with_its_code(stream: bytes, code: int
 
 
 @given(st.binary(max_size=400))
-def test_garbage_gives_messages_or_a_frame_error_and_nothing_else(garbage: bytes) -> None:
+def test_garbage_raises_only_frame_error(garbage: bytes) -> None:
     try:
         messages = FrameReader(200).feed(garbage)
     except FrameError:
@@ -117,12 +117,12 @@ def test_garbage_gives_messages_or_a_frame_error_and_nothing_else(garbage: bytes
         assert len(payload) <= 200
 
 
-def test_a_control_frame_does_not_count_for_the_message_around_it() -> None:
+def test_control_frame_does_not_count_towards_the_message_size() -> None:
     stream = frame(TEXT, b"x" * 90, final=False) + frame(PING, b"y" * 50) + frame(CONTINUATION, b"x" * 10)
     assert FrameReader(100).feed(stream) == [(PING, b"y" * 50), (TEXT, "x" * 100)]
 
 
-def test_empty_fragments_keep_no_memory_and_do_not_go_on_for_ever() -> None:
+def test_number_of_empty_fragments_is_limited() -> None:
     reader = FrameReader(100)
     reader.feed(frame(TEXT, b"x", final=False))
     reader.feed(frame(CONTINUATION, b"", final=False) * MAX_EMPTY_FRAGMENTS)
@@ -132,24 +132,24 @@ def test_empty_fragments_keep_no_memory_and_do_not_go_on_for_ever() -> None:
     assert raised.value.code == POLICY_VIOLATION
 
 
-def test_fragments_are_refused_together_before_they_are_kept() -> None:
+def test_total_size_of_fragments_is_checked_by_the_header() -> None:
     reader = FrameReader(100_000)
     reader.feed(frame(BINARY, b"x" * 50_000, final=False))
     with pytest.raises(FrameError) as raised:
-        reader.feed(frame(CONTINUATION, b"x" * 50_001, final=False)[:8])  # its head, none of its bytes
+        reader.feed(frame(CONTINUATION, b"x" * 50_001, final=False)[:8])  # only its header
     assert raised.value.code == TOO_BIG
     assert reader.held <= 50_008
 
 
-def test_the_limit_may_be_raised_on_the_way() -> None:
+def test_size_limit_can_be_raised_within_a_message() -> None:
     reader = FrameReader(10)
     reader.feed(frame(TEXT, b"x" * 10, final=False))
     reader.max_size = 20
     assert reader.feed(frame(CONTINUATION, b"x" * 10)) == [(TEXT, "x" * 20)]
 
 
-def test_a_large_frame_that_comes_a_byte_at_a_time_is_not_copied_each_time() -> None:
-    # 300 KB byte by byte: copied each time it would be 45 GB, and this test would run into its time limit.
+def test_large_frame_in_single_bytes_is_not_copied_repeatedly() -> None:
+    # 300 KB byte by byte: with a copy for each byte it would copy 45 GB, and this test would time out.
     stream = frame(TEXT, "é".encode() * 150_000)
     reader, found = FrameReader(1_000_000), []
     for index in range(len(stream)):
@@ -158,7 +158,7 @@ def test_a_large_frame_that_comes_a_byte_at_a_time_is_not_copied_each_time() -> 
 
 
 @given(st.data())
-def test_any_fragments_cut_anywhere_with_control_frames_between_are_the_message(data: st.DataObject) -> None:
+def test_any_fragmentation_yields_the_message(data: st.DataObject) -> None:
     text = data.draw(st.text(max_size=300))
     encoded = text.encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(encoded)), max_size=5)))
@@ -177,25 +177,25 @@ def test_any_fragments_cut_anywhere_with_control_frames_between_are_the_message(
 
 
 @pytest.mark.parametrize("code", [*range(1000, 1004), *range(1007, 1015), 3000, 3999, 4000, 4999])
-def test_close_codes_that_may_be_sent(code: int) -> None:
+def test_valid_close_codes(code: int) -> None:
     payload = struct.pack("!H", code) + "ünd".encode()
     assert FrameReader(10).feed(frame(CLOSE, payload)) == [(CLOSE, payload)]
 
 
 @pytest.mark.parametrize("code", [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535])
-def test_close_codes_that_may_not_be_sent(code: int) -> None:
+def test_invalid_close_codes(code: int) -> None:
     with pytest.raises(FrameError) as raised:
         FrameReader(10).feed(frame(CLOSE, struct.pack("!H", code)))
     assert raised.value.code == PROTOCOL_ERROR
 
 
 @pytest.mark.parametrize("opcode", [3, 4, 5, 6, 7, 11, 12, 13, 14, 15])
-def test_reserved_opcodes_are_refused_by_their_head(opcode: int) -> None:
+def test_reserved_opcodes_are_refused_by_the_header(opcode: int) -> None:
     with pytest.raises(FrameError) as raised:
         FrameReader(1000).feed(frame(opcode, b"x" * 100)[:6])
     assert raised.value.code == PROTOCOL_ERROR
 
 
-def test_close() -> None:
+def test_close_frames() -> None:
     assert encode_close(1001) == b"\x88\x02\x03\xe9"
     assert FrameReader(10).feed(frame(CLOSE, struct.pack("!H", 4000) + b"bye")) == [(CLOSE, b"\x0f\xa0bye")]

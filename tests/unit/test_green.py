@@ -1,4 +1,4 @@
-"""Green threads; in a process of its own where monkey-patching matters, as in production."""
+"""Green threads. Tests that need monkey-patching, as in production, run in a process of their own."""
 
 import subprocess
 import sys
@@ -9,21 +9,21 @@ import pytest
 from socketio_pg.core import green
 
 
-def test_timeout() -> None:
+def test_timeout_raises_timed_out() -> None:
     with pytest.raises(green.TimedOut, match=r"0\.01 s"), green.timeout(0.01):
         green.sleep(5)
     with green.timeout(5):
         green.sleep(0)
 
 
-def test_inner_timeout_is_not_taken_for_the_outer_one() -> None:
+def test_inner_timeout_does_not_end_the_outer_one() -> None:
     with green.timeout(5):
         with pytest.raises(green.TimedOut), green.timeout(0.01):
             green.sleep(5)
         green.sleep(0)
 
 
-def test_event_wakes_all_who_wait_and_keeps_its_result() -> None:
+def test_event_wakes_all_waiters_and_keeps_its_result() -> None:
     event = green.Event()
     results: list[object] = []
     threads = [green.spawn(lambda: results.append(event.wait(5))) for _ in range(3)]
@@ -39,7 +39,7 @@ def test_event_wakes_all_who_wait_and_keeps_its_result() -> None:
         green.Event().wait(0.01)
 
 
-def test_an_error_in_a_green_thread_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_error_in_a_green_thread_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise ValueError("lost?")
 
@@ -76,7 +76,7 @@ def test_worker_runs_until_it_is_stopped() -> None:
     assert events == ["first", "ended", "again", "ended"]
 
 
-def test_worker_that_ends_may_be_started_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_ended_worker_can_be_started_again(caplog: pytest.LogCaptureFixture) -> None:
     results: list[object] = []
 
     def work(value: object) -> None:
@@ -94,7 +94,7 @@ def test_worker_that_ends_may_be_started_again(caplog: pytest.LogCaptureFixture)
     assert "lost?" in caplog.text
 
 
-def test_worker_that_is_stopped_before_it_began_never_runs() -> None:
+def test_worker_stopped_before_it_runs_never_runs() -> None:
     results: list[object] = []
     worker = green.Worker()
     worker.start(results.append, "ran")
@@ -104,7 +104,7 @@ def test_worker_that_is_stopped_before_it_began_never_runs() -> None:
     assert results == []
 
 
-def test_worker_that_stops_itself_ends_there() -> None:
+def test_worker_can_stop_itself() -> None:
     results: list[object] = []
     worker = green.Worker()
 
@@ -122,8 +122,8 @@ def test_worker_that_stops_itself_ends_there() -> None:
     assert not worker.running
 
 
-def test_the_end_of_a_stopped_worker_does_not_hide_the_next_one() -> None:
-    """While a worker is being stopped its ``finally`` may wait, and another may be started meanwhile."""
+def test_end_of_a_stopped_worker_does_not_affect_the_next_one() -> None:
+    """A stopped worker's ``finally`` may still wait when the next worker starts."""
     worker = green.Worker()
     may_end, ended = green.Event(), green.Event()
 
@@ -146,7 +146,7 @@ def test_the_end_of_a_stopped_worker_does_not_hide_the_next_one() -> None:
     assert not worker.running
 
 
-def test_waker() -> None:
+def test_waker_wakes_select() -> None:
     waker = green.Waker()
     try:
         assert green.select([waker], 0) == []
@@ -161,7 +161,7 @@ def test_waker() -> None:
         waker.close()
 
 
-def test_many_green_threads_may_wake_at_once_when_os_is_patched() -> None:
+def test_many_green_threads_can_wake_with_a_patched_os_module() -> None:
     program = """
         import eventlet
         eventlet.monkey_patch()
@@ -180,7 +180,7 @@ def test_many_green_threads_may_wake_at_once_when_os_is_patched() -> None:
     assert (ended.stdout, ended.stderr) == ("woken\n", "")
 
 
-def test_resolve() -> None:
+def test_resolve_returns_addresses() -> None:
     assert set(green.resolve("localhost")) & {"127.0.0.1", "::1"}
     with pytest.raises(OSError, match=r"."):
         green.resolve("no-such-host.invalid")

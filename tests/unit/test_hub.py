@@ -1,4 +1,4 @@
-"""socketio_pg.hub: who subscribes to what."""
+"""The hub's subscriptions."""
 
 from collections import defaultdict
 
@@ -13,7 +13,7 @@ SUBSCRIBERS = st.sampled_from(["ann", "bob", "cyd"])
 CHANNELS = st.sampled_from(["foo", "Foo", "bar", "😀"])
 
 
-def test_the_first_subscription_of_a_channel_is_told_from_the_others() -> None:
+def test_subscribe_reports_the_first_subscription_of_a_channel() -> None:
     hub = Hub()
     hub.add("ann")
     hub.add("bob")
@@ -22,7 +22,7 @@ def test_the_first_subscription_of_a_channel_is_told_from_the_others() -> None:
     assert hub.subscribe("bob", "bar") is True
 
 
-def test_the_last_to_leave_a_channel_is_told_from_the_others() -> None:
+def test_unsubscribe_reports_the_last_subscription_of_a_channel() -> None:
     hub = Hub()
     for subscriber in ("ann", "bob"):
         hub.add(subscriber)
@@ -32,7 +32,7 @@ def test_the_last_to_leave_a_channel_is_told_from_the_others() -> None:
     assert hub.channels() == set()
 
 
-def test_leaving_twice_or_what_one_never_joined_changes_nothing() -> None:
+def test_unsubscribing_without_a_subscription_changes_nothing() -> None:
     hub = Hub()
     hub.add("ann")
     hub.subscribe("ann", "foo")
@@ -42,8 +42,8 @@ def test_leaving_twice_or_what_one_never_joined_changes_nothing() -> None:
     assert hub.unsubscribe("ann", "foo") is False
 
 
-def test_one_who_has_left_cannot_subscribe() -> None:
-    # A request is carried out in a green thread of its own, so it may come after its client's disconnect.
+def test_dropped_subscriber_cannot_subscribe() -> None:
+    # Requests run in green threads, so one may run after its client has disconnected.
     hub = Hub()
     hub.add("ann")
     hub.drop("ann")
@@ -52,7 +52,7 @@ def test_one_who_has_left_cannot_subscribe() -> None:
     assert (hub.channels(), len(hub)) == (set(), 0)
 
 
-def test_dropping_tells_the_channels_that_nobody_is_left_in() -> None:
+def test_drop_returns_channels_without_subscribers() -> None:
     hub = Hub()
     for subscriber in ("ann", "bob"):
         hub.add(subscriber)
@@ -74,7 +74,7 @@ def test_adding_twice_keeps_the_subscriptions() -> None:
     assert len(hub) == 1
 
 
-def test_the_set_of_channels_is_the_callers_own() -> None:
+def test_channels_returns_a_copy() -> None:
     hub = Hub()
     hub.add("ann")
     hub.subscribe("ann", "foo")
@@ -82,7 +82,7 @@ def test_the_set_of_channels_is_the_callers_own() -> None:
     assert hub.channels() == {"foo"}
 
 
-def test_a_subscription_has_one_filter_and_its_end_forgets_it() -> None:
+def test_subscription_has_one_filter_until_it_ends() -> None:
     hub = Hub()
     fives, sixes = parse_filter({"id": 5}), parse_filter({"id": 6})
     assert fives is not None
@@ -105,7 +105,7 @@ def test_a_subscription_has_one_filter_and_its_end_forgets_it() -> None:
 
 
 class HubAgainstModel(RuleBasedStateMachine):
-    """Anything in any order, compared with a plain dictionary of sets."""
+    """Compares a hub with a dictionary of sets after any sequence of operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class HubAgainstModel(RuleBasedStateMachine):
         self.model: dict[str, set[str]] = {}
 
     def members(self) -> dict[str, set[str]]:
-        """The model seen from the channels."""
+        """Return the model by channel."""
         members: dict[str, set[str]] = defaultdict(set)
         for subscriber, channels in self.model.items():
             for channel in channels:
@@ -133,8 +133,7 @@ class HubAgainstModel(RuleBasedStateMachine):
             return
         result = self.hub.subscribe(subscriber, channel)
         self.model[subscriber].add(channel)
-        # Also true for one alone in the channel who subscribes again: whoever listens is told once too often, not once
-        # too seldom.
+        # Also true when the only subscriber subscribes again: a redundant LISTEN is harmless, a missing one is not.
         assert result is (self.members()[channel] == {subscriber})
 
     @rule(subscriber=SUBSCRIBERS, channel=CHANNELS)
@@ -159,7 +158,7 @@ class HubAgainstModel(RuleBasedStateMachine):
                 assert self.hub.is_subscribed(subscriber, channel) is (subscriber in members.get(channel, ()))
 
     def teardown(self) -> None:
-        """When all have gone, nothing is left behind."""
+        """Assert that nothing remains when all subscribers have left."""
         for subscriber in self.model:
             self.hub.drop(subscriber)
         assert self.hub.channels() == set()

@@ -7,7 +7,7 @@ from socketio_pg.gateway.idle import Idle
 from socketio_pg.pubsub.hub import Hub
 
 
-def test_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_clients_are_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub()
     gone: list[str] = []
     idle = Idle(hub, 0.04, gone.append)
@@ -30,7 +30,7 @@ def test_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     idle.stop()
 
 
-def test_without_a_limit_nobody_is_idle() -> None:
+def test_zero_timeout_disables_the_check() -> None:
     idle = Idle(Hub(), 0.0, lambda sid: None)
     idle.heard("a")
     idle.start()

@@ -1,4 +1,4 @@
-"""The internals of python-socketio, python-engineio, Flask-SocketIO and eventlet that we build on have not changed.
+"""The internals of python-socketio, python-engineio, Flask-SocketIO and eventlet that this project uses are unchanged.
 
 The table of overridden methods in docs/architecture.md agrees with the code and with the installed libraries.
 """
@@ -95,7 +95,7 @@ def test_the_table_of_overridden_methods_is_complete() -> None:
     assert len(ROWS) == len(set(ROWS)), "a row is there twice"
 
 
-def test_all_base_classes_of_the_libraries_are_covered() -> None:
+def test_all_base_classes_are_covered() -> None:
     upstream = {row.upstream for row in ROWS}
     assert {"socketio.Server", "socketio.Manager", "socketio.PubSubManager", "socketio.RedisManager"} <= upstream
     assert {"engineio.Server", "engineio.socket.Socket", "engineio.Client", "socketio.Client"} <= upstream
@@ -107,7 +107,7 @@ def test_all_base_classes_of_the_libraries_are_covered() -> None:
     [(base, method, expected) for base, methods in USED.items() for method, expected in methods.items()],
     ids=[f"{base.__name__}.{method}" for base, methods in USED.items() for method in methods],
 )
-def test_methods_that_are_called_have_the_same_signature_upstream(base: type, method: str, expected: str) -> None:
+def test_called_methods_have_the_same_signature_upstream(base: type, method: str, expected: str) -> None:
     function = getattr(base, method, None)
     assert function is not None, f"{base.__module__}.{base.__name__}.{method} no longer exists"
     assert overrides.signature(function) == expected
@@ -116,11 +116,11 @@ def test_methods_that_are_called_have_the_same_signature_upstream(base: type, me
 @pytest.mark.parametrize("name", ["eio", "manager", "environ", "handlers", "namespace_handlers", "not_handled",
                                   "packet_class", "_binary_packet", "async_mode", "async_handlers",
                                   "namespaces"])  # fmt: skip
-def test_the_servers_attributes_are_what_we_build_on(name: str) -> None:
+def test_server_has_the_attributes_that_we_use(name: str) -> None:
     assert hasattr(socketio.Server(async_mode="threading"), name)
 
 
-def test_what_goes_by_the_queue_is_json_that_the_stock_managers_understand() -> None:
+def test_queue_messages_have_the_stock_format() -> None:
     sent: list[dict[str, Any]] = []
     manager = socketio.PubSubManager(write_only=True)
     manager._publish = sent.append
@@ -131,21 +131,21 @@ def test_what_goes_by_the_queue_is_json_that_the_stock_managers_understand() -> 
     assert sent == [expected]
 
 
-def test_the_clients_attributes_are_what_we_build_on() -> None:
+def test_client_has_the_attributes_that_we_use() -> None:
     stock = socketio.Client(websocket_extra_options={"skip_utf8_validation": True}).eio
     assert type(stock) is engineio.Client
     assert hasattr(stock, "read_loop_task")
     assert stock.websocket_extra_options == {"skip_utf8_validation": True}
-    assert not [name for name in ("heard", "size", "on_disconnect") if hasattr(stock, name)], "those are ours"
+    assert not [name for name in ("heard", "size", "on_disconnect") if hasattr(stock, name)], "our subclass adds those"
     assert engineio.packet.Packet(encoded_packet="4text").data == "text"
 
 
 @pytest.mark.parametrize("name", ["server", "server_options", "handlers", "namespace_handlers", "manage_session"])
-def test_flask_socketios_attributes_are_what_we_build_on(name: str) -> None:
+def test_flask_socketio_has_the_attributes_that_we_use(name: str) -> None:
     assert hasattr(flask_socketio.SocketIO(), name)
 
 
-def test_the_packets_json_is_a_class_attribute_that_only_we_replace() -> None:
+def test_packet_json_is_a_class_attribute_that_only_we_replace() -> None:
     server = Server(async_mode="threading")
     assert server.packet_class is packets.Packet
     assert "json" in vars(socketio.packet.Packet)
@@ -153,7 +153,7 @@ def test_the_packets_json_is_a_class_attribute_that_only_we_replace() -> None:
     assert server.packet_class(socketio.packet.EVENT, data=["a", {"b": "é"}]).encode() == '2["a",{"b":"é"}]'
 
 
-def test_a_stock_engineio_socket_has_no_attribute_that_ours_lacks() -> None:
+def test_our_socket_has_all_attributes_of_the_stock_socket() -> None:
     # Ours does not call the stock constructor.
     stock = engineio.Server(async_mode="threading")
     ours = engine.Engine(async_mode="threading", handle_message=lambda *_: None, is_connected=lambda _: False)

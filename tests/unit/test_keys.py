@@ -1,4 +1,4 @@
-"""socketio_pg.keys: a JWK set, and when it is read again."""
+"""JWK sets: parsing, caching, and reading again."""
 
 import json
 from collections.abc import Callable
@@ -40,12 +40,12 @@ def known(keys: KeySet, *wanted: SigningKey) -> list[bool]:
     return found
 
 
-def test_keys_of_every_kind() -> None:
+def test_key_set_can_have_keys_of_all_types() -> None:
     keys = parse_key_set(json.dumps({"keys": [RSA.jwk, EC.jwk, ED.jwk]}))
     assert [(key.id, key.algorithms) for key in keys] == [("1", ("RS256",)), ("3", ("ES256",)), ("4", ("EdDSA",))]
 
 
-def test_without_alg_a_key_is_for_all_that_it_can() -> None:
+def test_key_without_alg_supports_all_algorithms_of_its_type() -> None:
     jwk = {name: value for name, value in RSA.jwk.items() if name != "alg"}
     [key] = parse_key_set(json.dumps({"keys": [jwk]}))
     assert key.algorithms == ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
@@ -74,25 +74,25 @@ def test_without_alg_a_key_is_for_all_that_it_can() -> None:
         "text",
     ],
 )
-def test_what_is_no_public_key_for_signatures_is_left_out(jwk: Any) -> None:
+def test_unusable_keys_are_ignored(jwk: Any) -> None:
     assert parse_key_set(json.dumps({"keys": [jwk, EC.jwk]}))[0].id == "3"
 
 
 @pytest.mark.parametrize("text", ["", "abc", "[]", "7", "{}", '{"keys": {}}', '{"keys": null}'])
-def test_what_is_no_set(text: str) -> None:
+def test_invalid_key_set_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"JWK set|Expecting value"):
         parse_key_set(text)
 
 
-def test_an_empty_set_is_one() -> None:
+def test_empty_key_set_is_valid() -> None:
     assert parse_key_set('{"keys": []}') == []
 
 
-def test_what_is_no_key_is_for_no_algorithm() -> None:
+def test_invalid_key_has_no_algorithms() -> None:
     assert algorithms_of(RSA.private) == algorithms_of("text") == algorithms_of(None) == ()
 
 
-def test_the_key_with_the_tokens_id(file: File) -> None:
+def test_key_is_found_by_id_and_algorithm(file: File) -> None:
     file.write(RSA, OTHER, EC)
     keys = KeySet(str(file.path), 300)
     assert known(keys, RSA, OTHER, EC) == [True, True, True]
@@ -107,7 +107,7 @@ def test_the_key_with_the_tokens_id(file: File) -> None:
             keys.find(nonsense, "RS256")
 
 
-def test_an_unknown_key_is_no_refusal_before_it_was_looked_for(file: File, clock: Callable[[float], None]) -> None:
+def test_unknown_key_is_unauthorized_only_after_a_refetch(file: File, clock: Callable[[float], None]) -> None:
     file.write(RSA)
     keys = KeySet(str(file.path), 300)
     assert known(keys, RSA) == [True]
@@ -119,18 +119,18 @@ def test_an_unknown_key_is_no_refusal_before_it_was_looked_for(file: File, clock
         keys.find("2", "RS256")
 
 
-def test_a_new_key_is_looked_for_at_once_but_not_all_the_time(file: File, clock: Callable[[float], None]) -> None:
+def test_refetches_for_unknown_keys_are_rate_limited(file: File, clock: Callable[[float], None]) -> None:
     file.write(RSA)
     keys = KeySet(str(file.path), 300)
     assert known(keys, RSA) == [True]
     file.write(RSA, OTHER)
-    # Anybody can name keys that do not exist: those must not make us fetch all the time.
+    # Untrusted clients can name keys that do not exist: this must not cause repeated fetches.
     assert known(keys, OTHER) == [False]
     clock(KeySet.min_interval)
     assert known(keys, OTHER) == [True]
 
 
-def test_a_revoked_key_counts_no_longer_than_the_cache(file: File, clock: Callable[[float], None]) -> None:
+def test_revoked_key_expires_with_the_cache(file: File, clock: Callable[[float], None]) -> None:
     file.write(RSA, EC)
     keys = KeySet(str(file.path), 300)
     assert known(keys, RSA) == [True]
@@ -141,7 +141,7 @@ def test_a_revoked_key_counts_no_longer_than_the_cache(file: File, clock: Callab
     assert known(keys, RSA, OTHER) == [False, True]
 
 
-def test_a_new_key_revokes_the_old_one_with_it(file: File, clock: Callable[[float], None]) -> None:
+def test_refetch_for_a_new_key_also_revokes_removed_keys(file: File, clock: Callable[[float], None]) -> None:
     file.write(RSA)
     keys = KeySet(str(file.path), 300)
     assert known(keys, RSA) == [True]
@@ -150,7 +150,7 @@ def test_a_new_key_revokes_the_old_one_with_it(file: File, clock: Callable[[floa
     assert known(keys, OTHER, RSA) == [True, False]
 
 
-def test_keys_that_cannot_be_fetched_again_are_used_for_a_while(file: File, clock: Callable[[float], None]) -> None:
+def test_stale_keys_are_used_for_a_limited_time(file: File, clock: Callable[[float], None]) -> None:
     file.write(RSA)
     keys = KeySet(str(file.path), 300)
     assert known(keys, RSA) == [True]
@@ -167,7 +167,7 @@ def test_keys_that_cannot_be_fetched_again_are_used_for_a_while(file: File, cloc
     assert known(keys, RSA) == [True]
 
 
-def test_a_failure_of_any_kind_is_not_repeated_at_once(
+def test_failed_fetch_is_not_retried_immediately(
     file: File, clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = 0
@@ -175,7 +175,7 @@ def test_a_failure_of_any_kind_is_not_repeated_at_once(
     def fail(self: KeySet) -> bytes:
         nonlocal reads
         reads += 1
-        raise RuntimeError("nobody thought of this")
+        raise RuntimeError("an unexpected error")
 
     monkeypatch.setattr(KeySet, "_read", fail)
     keys = KeySet(str(file.path), 300)
@@ -189,7 +189,7 @@ def test_a_failure_of_any_kind_is_not_repeated_at_once(
     assert reads == 2
 
 
-def test_keys_that_were_never_there(file: File, clock: Callable[[float], None]) -> None:
+def test_missing_key_set_is_fetched_later(file: File, clock: Callable[[float], None]) -> None:
     keys = KeySet(str(file.path), 300)
     with pytest.raises(AuthenticationUnavailableError):
         keys.find("1", "RS256")

@@ -1,4 +1,4 @@
-"""tests.support.leftovers: what is still running is found, with its name and its place; what ends in time is not."""
+"""tests.support.leftovers reports threads that are still running, with name and position, but not those that end."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ from socketio_pg.core import green
 from tests.support.leftovers import left_since, running
 
 
-def test_a_thread_that_goes_on() -> None:
+def test_running_thread_is_reported() -> None:
     before, end = running(), threading.Event()
     thread = threading.Thread(target=end.wait, name="straggler")
     thread.start()
@@ -20,17 +20,17 @@ def test_a_thread_that_goes_on() -> None:
     assert left_since(before) == []
 
 
-def test_green_threads_that_go_on() -> None:
+def test_running_green_threads_are_reported() -> None:
     before, end = running(), green.Event()
     green.spawn(end.wait)
     green.run_soon(end.wait)
-    eventlet.sleep()  # until they have begun: a look around can take longer than it waits
+    eventlet.sleep()  # let them start
     assert [("in wait" in left) for left in left_since(before, 0.1)] == [True, True]
     end.send()
     assert left_since(before) == []
 
 
-def test_a_pool_without_work_does_nothing() -> None:
+def test_idle_pool_is_not_reported() -> None:
     before, end = running(), threading.Event()
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(end.wait)
@@ -40,7 +40,7 @@ def test_a_pool_without_work_does_nothing() -> None:
         assert left_since(before) == []
 
 
-def test_what_was_there_before_and_what_eventlet_keeps() -> None:
+def test_earlier_threads_and_eventlets_own_are_not_reported() -> None:
     end = green.Event()
     green.spawn(end.wait)
     eventlet.sleep()

@@ -11,17 +11,17 @@ from socketio_pg.gateway.limits import AddressLimits, Bucket, ClientLimits, Requ
 
 
 def count(take: Callable[[], object], error: type[Exception] = RateLimitedError) -> int:
-    """How often it can be done."""
+    """Return how often ``take`` succeeds."""
     for number in range(100_000):
         try:
             if take() is False:
                 return number
         except error:
             return number
-    raise AssertionError("without end")
+    raise AssertionError("there is no limit")
 
 
-def test_a_bucket(clock: Callable[[float], None]) -> None:
+def test_bucket_refills_at_its_rate(clock: Callable[[float], None]) -> None:
     bucket = Bucket(10, 50)
     assert bucket.is_full()
     assert count(bucket.take) == 50
@@ -37,7 +37,7 @@ def test_a_bucket(clock: Callable[[float], None]) -> None:
     assert count(bucket.take) == 50
 
 
-def test_more_than_a_bucket_holds_needs_a_full_one(clock: Callable[[float], None]) -> None:
+def test_cost_above_the_capacity_needs_a_full_bucket(clock: Callable[[float], None]) -> None:
     bucket = Bucket(10, 50)
     assert bucket.take(1000)
     clock(94)
@@ -46,32 +46,32 @@ def test_more_than_a_bucket_holds_needs_a_full_one(clock: Callable[[float], None
     assert bucket.take(1)
 
 
-def test_events(clock: Callable[[float], None]) -> None:
+def test_event_rate_is_limited_per_client(clock: Callable[[float], None]) -> None:
     limits = ClientLimits(Settings(max_events_per_second=10))
     assert count(lambda: limits.check_event("a", 1)) == 50
     clock(1)
     assert count(lambda: limits.check_event("a", 1)) == 10
-    # Nobody else is concerned.
+    # Other clients are not affected.
     assert count(lambda: limits.check_event("b", 1)) == 50
     limits.drop("a")
     assert count(lambda: limits.check_event("a", 1)) == 50
     limits.drop("nobody")
 
 
-def test_who_goes_on_and_on_is_cut_off(clock: Callable[[float], None]) -> None:
+def test_client_that_ignores_the_limit_is_cut_off(clock: Callable[[float], None]) -> None:
     limits = ClientLimits(Settings(max_events_per_second=10))
-    told = []
+    cut_off = []
     for _ in range(200):
         try:
             limits.check_event("a", 1)
         except RateLimitedError as error:
-            told.append(error.cut_off)
-    assert told == [False] * 50 + [True] * 100
+            cut_off.append(error.cut_off)
+    assert cut_off == [False] * 50 + [True] * 100
 
 
-def test_bytes(clock: Callable[[float], None]) -> None:
+def test_byte_rate_is_limited_per_client(clock: Callable[[float], None]) -> None:
     limits = ClientLimits(Settings(max_event_bytes_per_second=1000, max_payload=20_000))
-    # One payload of the largest size is always possible, at first.
+    # The first payload may always have the maximum size.
     limits.check_event("a", 20_100)
     with pytest.raises(RateLimitedError):
         limits.check_event("a", 1)
@@ -80,7 +80,7 @@ def test_bytes(clock: Callable[[float], None]) -> None:
     limits.check_event("b", 100)
 
 
-def test_when_it_is_possible_again(clock: Callable[[float], None]) -> None:
+def test_seconds_until_tokens_are_available(clock: Callable[[float], None]) -> None:
     bucket = Bucket(10, 50)
     assert bucket.seconds_until(50) == 0
     bucket.take(50)
@@ -91,12 +91,12 @@ def test_when_it_is_possible_again(clock: Callable[[float], None]) -> None:
     assert bucket.seconds_until(20) == 0
 
 
-def test_many_together(clock: Callable[[float], None]) -> None:
+def test_batches_count_as_their_number_of_events(clock: Callable[[float], None]) -> None:
     limits = RequestLimits(Settings(max_events_per_second=10))
     limits.check_event("a", 1)
     limits.check_together("a", 50)
     clock(2)
-    for _ in range(3):  # what is refused costs nothing
+    for _ in range(3):  # a refused request costs nothing
         limits.check_event("a", 1)
         with pytest.raises(RateLimitedError) as raised:
             limits.check_together("a", 30)
@@ -108,7 +108,7 @@ def test_many_together(clock: Callable[[float], None]) -> None:
         limits.check_event("a", 1)
 
 
-def test_who_is_never_connected_is_forgotten_some_time(clock: Callable[[float], None]) -> None:
+def test_oldest_http_clients_are_forgotten(clock: Callable[[float], None]) -> None:
     limits = RequestLimits(Settings(max_events_per_second=10))
     limits.most_clients = 3
     for who in "abcd":
@@ -122,14 +122,14 @@ def test_who_is_never_connected_is_forgotten_some_time(clock: Callable[[float], 
     assert set(limits._clients) == set("dbe")
 
 
-def test_subscriptions() -> None:
+def test_number_of_subscriptions_is_limited() -> None:
     limits = ClientLimits(Settings(max_subscriptions=3))
     limits.check_subscriptions(2)
     with pytest.raises(TooManySubscriptionsError, match="3 channels"):
         limits.check_subscriptions(3)
 
 
-def test_zero_is_no_limit() -> None:
+def test_zero_disables_limits() -> None:
     limits = ClientLimits(Settings(max_events_per_second=0, max_event_bytes_per_second=0, max_subscriptions=0))
     for _ in range(10_000):
         limits.check_event("a", 10**9)
@@ -137,7 +137,7 @@ def test_zero_is_no_limit() -> None:
     assert limits._clients == {}
 
 
-def test_connections_of_an_address() -> None:
+def test_connections_per_address_are_limited() -> None:
     limits = AddressLimits(Settings(max_connections_per_address=2))
     for _ in range(2):
         assert limits.refusal("a") is None
@@ -151,7 +151,7 @@ def test_connections_of_an_address() -> None:
     assert limits._connections == {}
 
 
-def test_attempts_of_an_address(clock: Callable[[float], None]) -> None:
+def test_attempts_per_address_are_limited(clock: Callable[[float], None]) -> None:
     limits = AddressLimits(Settings(max_attempts_per_second_per_address=2))
     assert count(lambda: limits.refusal("a") is None) == 10
     assert limits.refusal("a") == ("address_attempts", "too many attempts to connect from this address")
@@ -160,7 +160,7 @@ def test_attempts_of_an_address(clock: Callable[[float], None]) -> None:
     assert count(lambda: limits.refusal("a") is None) == 2
 
 
-def test_addresses_are_not_remembered_for_ever(clock: Callable[[float], None]) -> None:
+def test_number_of_remembered_addresses_is_limited(clock: Callable[[float], None]) -> None:
     limits = AddressLimits(Settings(max_attempts_per_second_per_address=2))
     limits.most_addresses = 100
     for number in range(1000):
@@ -168,5 +168,5 @@ def test_addresses_are_not_remembered_for_ever(clock: Callable[[float], None]) -
     assert len(limits._attempts) == 100
     clock(10)
     limits.refusal("a")
-    # Full buckets say nothing.
+    # Full buckets are removed.
     assert len(limits._attempts) == 1

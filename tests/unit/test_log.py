@@ -1,4 +1,4 @@
-"""Page after page of a log that grows, and is trimmed, wherever a page waits: nothing is left out without a word."""
+"""Pages of a log that grows and is trimmed while they are read: no message is skipped without a report."""
 
 import dataclasses
 from typing import Any
@@ -13,15 +13,15 @@ from socketio_pg.log.positions import Head
 from socketio_pg.log.recent import Page
 from socketio_pg.log.replay import LogPosition
 
-#: A payload of which two are enough for an answer.
+#: Two payloads of this size fill a page.
 LARGE = '"' + "x" * (MAX_PAGE_CHARACTERS // 2) + '"'
 
 
 @dataclasses.dataclass
 class Node:
-    """A follower and a history over a list instead of a database; things happen whenever somebody waits."""
+    """A simulated follower and history over a list. The log changes whenever a caller waits."""
 
-    #: Of each position: whether it is of our channel, and its payload.
+    #: For each position: whether the message is in our channel, and its payload.
     log: list[tuple[bool, str]]
     data: st.DataObject
     position: int = 0
@@ -32,7 +32,7 @@ class Node:
     def wait(self) -> None:
         self.position = min(len(self.log), self.position + self.data.draw(st.sampled_from([4, 2, 1, 0])))
         if self.data.draw(st.integers(0, 3)) == 3:
-            # As the relay does: never the newest.
+            # Like the relay, never trims the newest message.
             most = max(self.trimmed, self.position - 1)
             self.trimmed = self.data.draw(st.integers(self.trimmed, most))
 
@@ -71,14 +71,14 @@ logs = st.lists(st.tuples(st.booleans(), st.sampled_from(["0", LARGE])), min_siz
 
 
 @given(logs, st.integers(1, 7), st.data())
-def test_pages_from_a_position(log: list[tuple[bool, str]], limit: int, data: st.DataObject) -> None:
+def test_pages_after_a_position_have_all_messages(log: list[tuple[bool, str]], limit: int, data: st.DataObject) -> None:
     node = Node(log, data)
     at, found, missed = 0, [], set[int]()
     while at < len(log):
         page = read(node, LogPosition("e", at), limit)
         if page.recovery["recovered"]:
             found += positions(page)
-            # There is more as long as it says so; and what it has is all up to where it ends.
+            # A page that reports more is not empty.
             assert not page.more or page.messages
         else:
             assert (page.recovery["reason"], page.messages, page.more) == ("trimmed", [], False)
@@ -92,12 +92,12 @@ def test_pages_from_a_position(log: list[tuple[bool, str]], limit: int, data: st
 
 
 @given(logs, st.integers(1, 7), st.integers(0, 20), st.data())
-def test_the_newest(log: list[tuple[bool, str]], limit: int, count: int, data: st.DataObject) -> None:
+def test_page_of_the_newest_messages(log: list[tuple[bool, str]], limit: int, count: int, data: st.DataObject) -> None:
     node = Node(log, data, position=len(log))
     page = read(node, count, limit)
     found = positions(page)
     newest = [n for n in range(1, len(log) + 1) if log[n - 1][0]][-count:] if count else []
-    # The first of them, but for those that were trimmed away; and when there is more it says so.
+    # The oldest of the newest messages come first, except trimmed ones, and `more` reports the rest.
     kept = [n for n in newest if not found or n >= found[0]] if found else []
     assert found == kept[: len(found)]
     assert page.more == (len(found) < len(kept))
@@ -105,7 +105,7 @@ def test_the_newest(log: list[tuple[bool, str]], limit: int, count: int, data: s
 
 
 @given(logs, st.data())
-def test_where_it_is_now(log: list[tuple[bool, str]], data: st.DataObject) -> None:
+def test_page_without_a_start_has_the_current_position(log: list[tuple[bool, str]], data: st.DataObject) -> None:
     node = Node(log, data, position=data.draw(st.integers(0, len(log))))
     page = read(node, None, 10)
     assert page == ReplayPage("e", node.position, {})

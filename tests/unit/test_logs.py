@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from socketio_pg.core.logs import Complaints, SeldomFilter, configure_logging, formatter
 from tests.support.checker_run import failures
 
-#: What ends a line for somebody: terminals, str.splitlines(), JavaScript, XML.
+#: Line ends of terminals, str.splitlines(), JavaScript and XML.
 ENDS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
 logger = logging.getLogger("socketio_pg.test_logs")
 FIELD = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|[^\s"]*)(?: |$)')
@@ -26,7 +26,7 @@ def record(message: str, *arguments: object, level: int = logging.WARNING, **fie
 
 
 def fields_of(line: str) -> dict[str, str]:
-    """What a reader of ``key=value`` makes of a line."""
+    """Parse a line of ``key=value`` fields."""
     found, position = {}, 0
     while position < len(line):
         match = FIELD.match(line, position)
@@ -37,7 +37,7 @@ def fields_of(line: str) -> dict[str, str]:
     return found
 
 
-def test_text() -> None:
+def test_text_format() -> None:
     line = formatter("text").format(record("a client %s", "left", connection="abc123", seconds=1.5, channel="foo bar"))
     time, _, rest = line.partition(" ")
     assert re.fullmatch(r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time)
@@ -46,8 +46,8 @@ def test_text() -> None:
     )
 
 
-def test_the_checker_finds_our_tracebacks() -> None:
-    """What a soak of the log calls a failure of the server."""
+def test_checker_finds_our_tracebacks() -> None:
+    """The soak test counts our tracebacks as failures of the server, but not harmless ones."""
     try:
         raise OSError(9, "Bad file descriptor")
     except OSError as error:
@@ -58,7 +58,7 @@ def test_the_checker_finds_our_tracebacks() -> None:
     assert failures(log) == ["the relay failed: OSError: [Errno 9] Bad file descriptor"]
 
 
-def test_json() -> None:
+def test_json_format() -> None:
     found = json.loads(formatter("json").format(record("a client left", connection="abc123", count=3)))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
     assert found == {
@@ -69,7 +69,7 @@ def test_json() -> None:
 
 @pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize("end", ENDS, ids=repr)
-def test_nobody_ends_a_line(form: str, end: str) -> None:
+def test_values_cannot_end_a_line(form: str, end: str) -> None:
     forged = f"foo{end}time=2026-01-01T00:00:00.000Z level=critical logger=root message=forged"
     line = formatter(form).format(record("refused: %s", forged, channel=forged))
     assert len(line.splitlines()) == 1
@@ -79,7 +79,7 @@ def test_nobody_ends_a_line(form: str, end: str) -> None:
 
 
 @given(st.text(st.characters(codec=None), max_size=60), st.text(st.characters(codec=None), max_size=60))
-def test_what_was_logged_can_be_read(message: str, value: str) -> None:
+def test_logged_values_can_be_parsed(message: str, value: str) -> None:
     for form in ("text", "json"):
         line = formatter(form).format(record("%s", message, value=value))
         assert line.isprintable()
@@ -89,7 +89,7 @@ def test_what_was_logged_can_be_read(message: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_traceback_is_a_field(form: str) -> None:
+def test_traceback_is_a_field(form: str) -> None:
     try:
         raise ValueError("no\nlevel=critical")
     except ValueError as error:
@@ -103,7 +103,7 @@ def test_a_traceback_is_a_field(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_field_does_not_replace_what_every_line_has(form: str) -> None:
+def test_fields_cannot_replace_standard_fields(form: str) -> None:
     line = formatter(form).format(record("a", level=logging.INFO, logger="other", time="never"))
     found = fields_of(line) if form == "text" else json.loads(line)
     assert (found["logger"], found["level"]) == ("socketio_pg.test", "info")
@@ -112,7 +112,7 @@ def test_a_field_does_not_replace_what_every_line_has(form: str) -> None:
 
 @pytest.fixture
 def our_logger() -> Iterator[logging.Logger]:
-    """As in a program that has set up no logging; put back afterwards."""
+    """Our logger without handlers, restored afterwards."""
     logger = logging.getLogger("socketio_pg")
     before = (logger.level, logger.handlers[:], logger.propagate)
     logger.handlers[:] = []
@@ -121,7 +121,9 @@ def our_logger() -> Iterator[logging.Logger]:
     logger.handlers[:], logger.propagate = before[1], before[2]
 
 
-def test_it_is_set_up_once_and_on_standard_error(our_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logging_is_configured_once_on_standard_error(
+    our_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own
     monkeypatch.setattr("sys.stderr", stream)
@@ -133,7 +135,7 @@ def test_it_is_set_up_once_and_on_standard_error(our_logger: logging.Logger, mon
     assert json.loads(line)["message"] == "once"
 
 
-def test_a_program_that_has_set_up_logging_keeps_what_it_has(our_logger: logging.Logger) -> None:
+def test_existing_logging_configuration_is_kept(our_logger: logging.Logger) -> None:
     assert logging.getLogger().handlers, "pytest's own"
     configure_logging("INFO", "json")
     assert our_logger.handlers == []
@@ -143,7 +145,7 @@ def test_a_program_that_has_set_up_logging_keeps_what_it_has(our_logger: logging
 # -- rate limits -------------------------------------------------------------------------------------------------------
 
 
-def test_a_sentence_is_written_once_and_the_others_beside_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_message_is_logged_once_per_interval(caplog: pytest.LogCaptureFixture) -> None:
     complain = Complaints(logger, seconds=3600)
     for number in range(1_000):
         complain(logging.WARNING, "client %d is odd", number)
@@ -151,7 +153,7 @@ def test_a_sentence_is_written_once_and_the_others_beside_it(caplog: pytest.LogC
     assert [record.getMessage() for record in caplog.records] == ["client 0 is odd", "another sentence"]
 
 
-def test_what_was_not_written_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_suppressed_messages_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     complain = Complaints(logger, seconds=3600)
     for number in range(3):
         complain(logging.WARNING, "client %d is odd", number)
@@ -165,7 +167,7 @@ def test_what_was_not_written_is_counted(caplog: pytest.LogCaptureFixture) -> No
     ]
 
 
-def test_a_failure_has_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+def test_failure_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
     complain = Complaints(logger)
     error = ValueError("no")
     try:
@@ -178,7 +180,9 @@ def test_a_failure_has_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
     assert record.exc_info[1] is error
 
 
-def test_lines_of_anothers_logger(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_filter_limits_lines_of_another_logger(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     logger = logging.getLogger("anothers")

@@ -1,4 +1,4 @@
-"""No row is overlooked, however transactions come and go."""
+"""The low-water mark of the outbox: no committed row is missed, in any order of transactions."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,13 +12,13 @@ STEPS = st.lists(
 
 @given(STEPS)
 @settings(max_examples=5 * settings().max_examples)
-def test_every_committed_row_is_found_in_its_turn(steps: list[tuple[str, int]]) -> None:
+def test_every_committed_row_is_moved_in_order(steps: list[tuple[str, int]]) -> None:
     low = LowWater()
     next_xid, next_id = 10, 1
     open_: dict[int, list[int]] = {}
     visible: set[int] = set()
     moved: list[int] = []
-    #: id → the rows that had been committed when it was published, which must be moved no later.
+    #: id → rows that were already committed when it was published, and must be moved before it.
     before: dict[int, set[int]] = {}
 
     newest_ended = 9
@@ -27,7 +27,7 @@ def test_every_committed_row_is_found_in_its_turn(steps: list[tuple[str, int]]) 
         nonlocal visible, next_xid, newest_ended
         ended = [after for xid, after in low.open.items() if xid not in open_]
         found = sorted(id for id in visible if id > min([low.floor, *ended]))
-        # As PostgreSQL has it: xmax follows the newest number that has ended, and what is open beyond is not listed.
+        # As in PostgreSQL: xmax is the newest ended xid + 1, and open transactions from xmax on are not listed.
         xmax = newest_ended + 1
         snapshot = f"{min(open_, default=xmax)}:{xmax}:{','.join(str(xid) for xid in open_ if xid < xmax)}"
         own = None
@@ -65,18 +65,18 @@ def test_every_committed_row_is_found_in_its_turn(steps: list[tuple[str, int]]) 
             assert all(place[other] < place[id] for other in earlier)
 
 
-def test_moved_rows_are_not_looked_at_again() -> None:
+def test_moved_rows_are_not_read_again() -> None:
     low = LowWater()
     low.scanned("10:10:", 10, 100, all_moved=True)
     low.scanned("11:11:", 12, 250, all_moved=True)
-    assert low.floor == 0, "somebody with a number from 11 on may have drawn one of the first 100"
+    assert low.floor == 0, "transactions from xid 11 on may have one of the first 100 ids"
     low.scanned("11:13:11", 14, 300, all_moved=True)
-    assert (low.floor, low.open) == (100, {11: 0}), "the open transaction holds nothing up"
+    assert (low.floor, low.open) == (100, {11: 0}), "the open transaction does not hold the floor back"
     low.scanned("11:15:11", 16, 400, all_moved=True)
     assert (low.floor, low.open) == (250, {11: 0})
     low.scanned("11:17:11", None, 400, all_moved=True)
     assert (low.floor, low.open) == (300, {11: 0})
     low.scanned("17:17:", None, 400, all_moved=False)
-    assert low.open == {11: 0}, "what it had may not have been moved"
+    assert low.open == {11: 0}, "its rows may not have been moved"
     low.scanned("17:17:", None, 400, all_moved=True)
     assert (low.floor, low.open) == (300, {})

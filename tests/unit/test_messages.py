@@ -1,4 +1,4 @@
-"""socketio_pg.messages: JSON value → NOTIFY payload → message → Socket.IO frame."""
+"""Messages: JSON value → NOTIFY payload → message → Socket.IO frame; and requested publications."""
 
 import json
 from typing import Any
@@ -34,7 +34,7 @@ from socketio_pg.core.messages import (
 JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
-    # Beyond a double's range no JavaScript client could read it; see test_refused_values.
+    # JavaScript clients cannot read integers beyond the range of a double; see test_value_outside_json_is_refused.
     | st.integers(-(10**300), 10**300)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(),
@@ -51,7 +51,7 @@ def nested(levels: int) -> list[Any]:
 
 
 def strict_loads(text: str) -> Any:
-    """As a strict parser reads it: the standard library's alone takes NaN and Infinity."""
+    """Parse JSON strictly; the standard library would accept NaN and Infinity."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
@@ -88,7 +88,7 @@ def strict_loads(text: str) -> Any:
         (5e-324, "5e-324"),
     ],
 )
-def test_values_as_compact_json(value: object, text: str) -> None:
+def test_payload_is_encoded_as_compact_json(value: object, text: str) -> None:
     assert encode_payload(value) == text
 
 
@@ -111,7 +111,7 @@ def test_values_as_compact_json(value: object, text: str) -> None:
         pytest.param([-(10**309)], "number is too large", id="negative integer beyond the range of a double"),
     ],
 )
-def test_refused_values(value: object, reason: str) -> None:
+def test_value_outside_json_is_refused(value: object, reason: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"payload must be a JSON value.*{reason}") as caught:
         encode_payload(value)
     assert caught.value.code == "invalid_request"
@@ -119,16 +119,16 @@ def test_refused_values(value: object, reason: str) -> None:
 
 
 @pytest.mark.parametrize("levels", [1_025, 5_000, 100_000])
-def test_endless_nesting_is_refused(levels: int) -> None:
+def test_deep_nesting_is_refused(levels: int) -> None:
     with pytest.raises(InvalidRequestError, match="nested too deeply"):
         encode_payload(nested(levels))
 
 
-def test_nesting_that_people_use_is_fine() -> None:
+def test_normal_nesting_is_accepted() -> None:
     assert encode_payload(nested(500)) == "[" * 500 + "]" * 500
 
 
-def test_a_value_that_contains_itself_is_refused_for_that_reason() -> None:
+def test_recursive_value_is_refused_with_the_reason() -> None:
     value: list[object] = []
     value.append(value)
     with pytest.raises(InvalidRequestError) as caught:
@@ -136,7 +136,7 @@ def test_a_value_that_contains_itself_is_refused_for_that_reason() -> None:
     assert "NaN" not in caught.value.message
 
 
-def test_an_integer_that_python_will_not_write_is_refused_for_that_reason() -> None:
+def test_huge_integer_is_refused_with_the_reason() -> None:
     # sys.set_int_max_str_digits: 4,300 by default.
     with pytest.raises(InvalidRequestError) as caught:
         encode_payload(10**5000)
@@ -144,8 +144,8 @@ def test_an_integer_that_python_will_not_write_is_refused_for_that_reason() -> N
 
 
 @pytest.mark.parametrize("character", ["a", "é", "€", "😀"], ids=["1 byte", "2 bytes", "3 bytes", "4 bytes"])
-def test_the_limit_is_bytes(character: str) -> None:
-    # 7,999 bytes and 8,000, two of them the quotes of the JSON string; the rest is filled up with one-byte letters.
+def test_size_limit_counts_bytes(character: str) -> None:
+    # 7,999 and 8,000 bytes, including two quotes; one-byte letters fill up the rest.
     for size in (MAX_NOTIFY_BYTES, MAX_NOTIFY_BYTES + 1):
         many, rest = divmod(size - 2, len(character.encode()))
         payload = character * many + "a" * rest
@@ -158,22 +158,22 @@ def test_the_limit_is_bytes(character: str) -> None:
             assert caught.value.code == "payload_too_large"
 
 
-def test_the_limit_counts_escapes() -> None:
+def test_size_limit_counts_escapes() -> None:
     assert len(encode_payload("\0" * 1_332)) == 7_994
     with pytest.raises(PayloadTooLargeError, match="8000 bytes"):
         check_size(encode_payload("\0" * 1_333))
 
 
-def test_the_log_takes_more() -> None:
+def test_log_has_a_higher_size_limit() -> None:
     check_size(encode_payload("a" * 99_998), 100_000)
     with pytest.raises(PayloadTooLargeError, match=r"100001 bytes.*the log accepts at most 100000"):
         check_size(encode_payload("a" * 99_999), 100_000)
 
 
 @given(JSON_VALUES)
-def test_any_json_value_comes_back_as_it_was(value: object) -> None:
+def test_any_json_value_survives_encoding(value: object) -> None:
     text = encode_payload(value)
-    # Written out again, because 1 == True == 1.0 and the order of keys counts too.
+    # Compares the JSON too, because 1 == True == 1.0, and the order of keys counts.
     assert strict_loads(text) == value
     assert json.dumps(json.loads(text)) == json.dumps(value)
     assert decode_notification("foo", text) == EncodedMessage("foo", text)
@@ -243,21 +243,21 @@ OTHER_TEXTS = [
 
 
 @pytest.mark.parametrize("text", JSON_TEXTS)
-def test_json_from_postgres_is_the_payload_letter_by_letter(text: str) -> None:
+def test_json_from_postgres_is_not_changed(text: str) -> None:
     message = decode_notification("foo", text)
     assert message == EncodedMessage("foo", text)
     assert message.payload() == json.loads(text)
 
 
 @pytest.mark.parametrize("text", OTHER_TEXTS)
-def test_what_is_not_strict_json_arrives_as_a_string(text: str) -> None:
+def test_text_that_is_not_strict_json_becomes_a_string(text: str) -> None:
     message = decode_notification("foo", text)
     assert message.payload() == text
     assert strict_loads(message.payload_json) == text
 
 
 @given(st.text())
-def test_whatever_postgres_brings_is_strict_json_afterwards(text: str) -> None:
+def test_any_notification_becomes_strict_json(text: str) -> None:
     message = decode_notification("foo", text)
     assert message.payload_json.encode()
     value = strict_loads(message.payload_json)
@@ -266,13 +266,13 @@ def test_whatever_postgres_brings_is_strict_json_afterwards(text: str) -> None:
 
 
 @pytest.mark.parametrize("levels", [1, 500, 900, 1_000, 1_023, 1_024, 1_025, 3_999])
-def test_the_payload_of_every_message_can_be_read_however_deep(levels: int) -> None:
-    # 3,999 levels are what fits into a NOTIFY. Python's own parser gives up earlier than orjson's.
+def test_payload_of_any_depth_can_be_read(levels: int) -> None:
+    # 3,999 levels fit into a NOTIFY. Python's own parser has a lower limit than orjson.
     message = decode_notification("foo", "[" * levels + "]" * levels)
     assert isinstance(message.payload(), (list, str))
 
 
-def test_each_payload_is_a_new_value() -> None:
+def test_payload_returns_a_new_value() -> None:
     message = EncodedMessage("foo", '{"a":[1]}')
     message.payload()["a"].append(2)
     assert message.payload() == {"a": [1]}
@@ -282,19 +282,19 @@ def test_each_payload_is_a_new_value() -> None:
 
 
 @pytest.mark.parametrize("text", [*JSON_TEXTS, *(dumps_strict(text) for text in OTHER_TEXTS)])
-def test_the_payload_text_stands_in_the_frame_unchanged(text: str) -> None:
+def test_payload_text_is_unchanged_in_the_frame(text: str) -> None:
     frame = WireJSON.dumps(["event", EncodedMessage("foo", text).to_wire()], separators=(",", ":"))
     assert frame == f'["event",{{"channel":"foo","payload":{text}}}]'
 
 
 @pytest.mark.parametrize("channel", ["foo", 'say "hi"', "back\\slash", "канал", "😀", "a\u202eb"])
-def test_the_channel_stands_in_the_frame_as_json(channel: str) -> None:
+def test_channel_is_json_in_the_frame(channel: str) -> None:
     frame = WireJSON.dumps(["event", EncodedMessage(channel, "1").to_wire()])
     assert strict_loads(frame) == ["event", {"channel": channel, "payload": 1}]
 
 
 @given(JSON_VALUES)
-def test_the_wire_writes_any_json_value(value: object) -> None:
+def test_wire_json_writes_any_json_value(value: object) -> None:
     assert strict_loads(WireJSON.dumps(value)) == value
 
 
@@ -303,34 +303,34 @@ def test_the_wire_writes_any_json_value(value: object) -> None:
     [(float("nan"), "null"), (float("inf"), "null"), ({"a": [float("-inf")]}, '{"a":[null]}')],
     ids=repr,
 )
-def test_the_wire_writes_what_is_no_number_as_null(value: object, text: str) -> None:
+def test_wire_json_writes_nan_and_infinity_as_null(value: object, text: str) -> None:
     assert WireJSON.dumps(value) == text
 
 
 @pytest.mark.parametrize("value", [[2**70, float("nan")], {"a": "\ud800"}, [2**70, "\udc00"]], ids=repr)
-def test_the_wire_refuses_what_would_be_no_strict_json_in_utf8(value: object) -> None:
-    # A frame that is no UTF-8 cannot be sent and would take the client's connection with it.
+def test_wire_json_refuses_values_that_are_not_utf8(value: object) -> None:
+    # A frame that is not UTF-8 cannot be sent and would end the client's connection.
     with pytest.raises((TypeError, ValueError)):
         WireJSON.dumps(value)
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, {(1,): 2}, [b"binary"]], ids=lambda value: type(value).__name__)
-def test_the_wire_refuses_what_is_not_json(value: object) -> None:
+def test_wire_json_refuses_other_types(value: object) -> None:
     with pytest.raises(TypeError):
         WireJSON.dumps(value)
 
 
-def test_the_wire_writes_a_fragment_beside_a_big_integer_or_says_so() -> None:
+def test_wire_json_refuses_a_fragment_beside_a_big_integer() -> None:
     with pytest.raises(TypeError):
         WireJSON.dumps([orjson.Fragment("1"), 2**70])
 
 
 @pytest.mark.parametrize("text", ["[NaN]", "[1e400]", '["\\ud800"]', '["a"]', "[123456789012345678901234567890]"])
-def test_the_wire_reads_what_clients_send_so_that_handlers_can_answer(text: str) -> None:
+def test_wire_json_reads_lenient_json(text: str) -> None:
     assert repr(WireJSON.loads(text)) == repr(json.loads(text))
 
 
-# -- the two helpers ---------------------------------------------------------------------------------------------------
+# -- strict JSON -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("levels", "strict"), [(500, True), (1_025, False)])
@@ -339,7 +339,7 @@ def test_strict_json_has_at_most_1024_levels(levels: int, strict: bool) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_dumps_strict_refuses_what_json_has_not(value: float) -> None:
+def test_dumps_strict_refuses_nan_and_infinity(value: float) -> None:
     with pytest.raises(ValueError, match="JSON"):
         dumps_strict([value])
 
@@ -347,7 +347,7 @@ def test_dumps_strict_refuses_what_json_has_not(value: float) -> None:
 # -- requested publications --------------------------------------------------------------------------------------------
 
 
-def test_one() -> None:
+def test_publication_is_parsed() -> None:
     assert requested_publication({"channel": "a", "payload": None}) == Publication("a", None)
     assert requested_publication({"channel": "a", "payload": 1, "durable": None, "more": 1}) == Publication("a", 1)
     for durable in (True, False):
@@ -363,7 +363,7 @@ def test_one() -> None:
         ({"channel": "a", "payload": 1, "durable": 1}, InvalidRequestError),
     ],
 )
-def test_refused(request_: dict[str, Any], error: type[SocketIOPGError]) -> None:
+def test_invalid_publication_is_refused_with_its_index(request_: dict[str, Any], error: type[SocketIOPGError]) -> None:
     with pytest.raises(error) as raised:
         requested_publication(request_)
     with pytest.raises(error) as of_many:
@@ -372,13 +372,13 @@ def test_refused(request_: dict[str, Any], error: type[SocketIOPGError]) -> None
     assert of_many.value.channel == raised.value.channel
 
 
-def test_many() -> None:
+def test_publications_are_parsed() -> None:
     found = requested_publications([{"channel": "a", "payload": n} for n in range(MAX_BATCH)])
     assert found == [Publication("a", n) for n in range(MAX_BATCH)]
 
 
 @pytest.mark.parametrize("messages", [None, {}, "text", [], [{"channel": "a", "payload": 1}] * (MAX_BATCH + 1)])
-def test_what_is_no_list_of_them(messages: Any) -> None:
+def test_invalid_list_of_publications_is_refused(messages: Any) -> None:
     with pytest.raises(InvalidRequestError, match=f"1 to {MAX_BATCH}"):
         requested_publications(messages)
     with pytest.raises(InvalidRequestError) as raised:
@@ -386,7 +386,7 @@ def test_what_is_no_list_of_them(messages: Any) -> None:
     assert raised.value.message.startswith("messages[0]: ")
 
 
-def test_an_error_that_others_get_too_stays_as_it_is() -> None:
+def test_shared_error_is_not_modified() -> None:
     shared = RateLimitedError("too much", channel="a")
     shared.retry_after = 7.0
     for index in range(3):

@@ -1,4 +1,4 @@
-"""The metrics against what speaks of them: docs/metrics.md, deploy/alerts.yml, deploy/grafana.json; and their names."""
+"""The metrics: their names, and references in docs/metrics.md, deploy/alerts.yml and deploy/grafana.json."""
 
 import json
 import re
@@ -33,14 +33,14 @@ def panels(root: Path) -> list[dict[str, Any]]:
 
 
 def queries(root: Path) -> Iterator[tuple[str, str]]:
-    """(title, PromQL) of the dashboard."""
+    """Yield (title, PromQL) of the dashboard's panels."""
     for panel in panels(root):
         for target in panel.get("targets", ()):
             yield panel["title"], target["expr"]
 
 
 def alerts(root: Path) -> list[tuple[str, str]]:
-    """(name, the rule's text) of each alert."""
+    """Return (name, text of the rule) of each alert."""
     text = (root / "deploy" / "alerts.yml").read_text("utf-8")
     rules = re.split(r"^ +- alert: ", text, flags=re.MULTILINE)[1:]
     return [(rule.partition("\n")[0], rule) for rule in rules]
@@ -54,19 +54,19 @@ def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- docs --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_docs_have_every_metric_and_no_other(root: Path) -> None:
+def test_docs_have_exactly_the_metrics(root: Path) -> None:
     text = (root / "docs" / "metrics.md").read_text("utf-8")
     table = re.findall(r"^\| `(socketio_pg_\w+)` \| (\w+) \|(.*?)\| (.+) \|$", text, re.MULTILINE)
     rows = [(name, kind, ", ".join(re.findall(r"`(\w+)`", labels)), help) for name, kind, labels, help in table]
     assert rows == described()
 
 
-def test_the_docs_have_every_alert_and_no_other(root: Path) -> None:
+def test_docs_have_exactly_the_alerts(root: Path) -> None:
     text = (root / "docs" / "metrics.md").read_text("utf-8")
     assert re.findall(r"^\| `(SocketioPg\w+)` \|", text, re.MULTILINE) == [name for name, _ in alerts(root)]
 
 
-def test_the_docs_have_every_part(root: Path, socket_server: SocketServer) -> None:
+def test_docs_have_exactly_the_parts(root: Path, socket_server: SocketServer) -> None:
     [body] = re.findall(r"^## Readiness$(.*?)^## ", (root / "docs" / "metrics.md").read_text("utf-8"), re.M | re.S)
     assert re.findall(r"^\| `(\w+)` \|", body, re.MULTILINE) == list(socket_server.health())
 
@@ -74,21 +74,21 @@ def test_the_docs_have_every_part(root: Path, socket_server: SocketServer) -> No
 # -- deploy ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_alerts_ask_for_exists(root: Path) -> None:
+def test_alerts_use_existing_metrics(root: Path) -> None:
     for name, rule in alerts(root):
         used = set(NAME.findall(re.sub(r"annotations:.*", "", rule, flags=re.DOTALL)))
         assert used, name
         assert used <= series(), name
 
 
-def test_alerts_ask_for_values_of_labels_that_exist(root: Path) -> None:
+def test_alerts_use_existing_label_values(root: Path) -> None:
     text = metrics.render()[0].decode()
     for name, rule in alerts(root):
         for label, value in re.findall(r'(\w+)="([^"{]+)"', rule):
             assert f'{label}="{value}"' in text, name
 
 
-def test_what_the_dashboard_asks_for_exists(root: Path) -> None:
+def test_dashboard_uses_existing_metrics(root: Path) -> None:
     found = dict(queries(root))
     assert len(found) > 20
     for title, query in queries(root):
@@ -97,13 +97,13 @@ def test_what_the_dashboard_asks_for_exists(root: Path) -> None:
         assert used <= series(), title
 
 
-def test_the_dashboard_has_every_metric_of_ours(root: Path) -> None:
+def test_dashboard_has_every_metric(root: Path) -> None:
     shown = " ".join(query for _, query in queries(root))
     unseen = {name for name, *_ in described() if not re.search(rf"\b{name}(_bucket|_sum|_count)?\b", shown)}
-    assert unseen == {"socketio_pg_build_info"}, "of which the variables are made"
+    assert unseen == {"socketio_pg_build_info"}, "used only for the dashboard's variables"
 
 
-def test_the_dashboard_s_panels_do_not_overlap(root: Path) -> None:
+def test_dashboard_panels_do_not_overlap(root: Path) -> None:
     found = panels(root)
     assert len({panel["id"] for panel in found}) == len(found)
     taken: set[tuple[int, int]] = set()
@@ -115,11 +115,11 @@ def test_the_dashboard_s_panels_do_not_overlap(root: Path) -> None:
         taken |= cells
 
 
-def test_prometheus_takes_the_alerts(root: Path) -> None:
+def test_promtool_accepts_the_alerts(root: Path) -> None:
     assert complaints(promtool(), "check", "rules", "--lint-fatal", str(root / "deploy" / "alerts.yml")) is None
 
 
-def test_prometheus_takes_the_dashboard_s_queries(root: Path, tmp_path: Path) -> None:
+def test_promtool_accepts_the_dashboard_queries(root: Path, tmp_path: Path) -> None:
     program = promtool()
     rules = [
         {"record": f"panel:{number}", "expr": re.sub(r"\$__rate_interval", "5m", query).replace("$", "")}
@@ -131,16 +131,16 @@ def test_prometheus_takes_the_dashboard_s_queries(root: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("no_database")
-def test_prometheus_takes_our_names(socket_server: SocketServer) -> None:
-    """`promtool check metrics`: help, units, and endings by the type."""
+def test_promtool_accepts_the_metrics(socket_server: SocketServer) -> None:
+    """`promtool check metrics` checks help texts, units and suffixes."""
     text, _ = socket_server.gauges.render()
-    # The client library's own, which we cannot switch off without doing so for the whole program.
+    # Excludes the client library's _created series, which can only be disabled for the whole program.
     ours = "".join(line for line in text.decode().splitlines(keepends=True) if "_created" not in line)
     assert complaints(promtool(), "check", "metrics", stdin=ours) is None
 
 
 def complaints(*command: str, stdin: str = "") -> str | None:
-    """What a program that checks something has to say against it; None when it ends well."""
+    """Run a checking program. Return its output, or None when it succeeds."""
     result = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
     return None if result.returncode == 0 else f"{result.returncode}: {result.stdout}{result.stderr}"
 
@@ -148,7 +148,7 @@ def complaints(*command: str, stdin: str = "") -> str | None:
 # -- names and labels --------------------------------------------------------------------------------------------------
 
 
-def test_names(socket_server: SocketServer) -> None:
+def test_metric_names_and_labels(socket_server: SocketServer) -> None:
     names = [name for name, *_ in described()]
     assert len(names) == len(set(names))
     for name, kind, labels, help in described():
@@ -159,15 +159,15 @@ def test_names(socket_server: SocketServer) -> None:
 
 
 @pytest.mark.usefixtures("no_database")
-def test_gauges_are_those_of_the_table(socket_server: SocketServer) -> None:
+def test_all_gauges_are_collected(socket_server: SocketServer) -> None:
     gauges = socket_server.gauges
     assert isinstance(gauges, Gauges)
     found = {family.name.removeprefix("socketio_pg_") for family in gauges.collect()}
-    assert found == set(GAUGES) - {"log_position", "log_behind_messages"}, "there is no log"
+    assert found == set(GAUGES) - {"log_position", "log_behind_messages"}, "no log is installed"
 
 
 @pytest.mark.usefixtures("no_database")
-def test_two_servers_in_one_process_have_gauges_of_their_own(socket_server: SocketServer) -> None:
+def test_servers_in_one_process_have_separate_gauges(socket_server: SocketServer) -> None:
     other = SocketServer(dsn="postgresql://user:password@127.0.0.1:9/nowhere")
     other.pubsub.hub.add("somebody")
     assert b"socketio_pg_clients 1.0" in other.gauges.render()[0]

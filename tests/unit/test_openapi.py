@@ -1,4 +1,4 @@
-"""socketio_pg.openapi against the code: limits, codes, statuses, routes."""
+"""The OpenAPI document agrees with the code: limits, codes, statuses, routes."""
 
 import ast
 import inspect
@@ -32,13 +32,13 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def schema(name: str) -> Any:
-    """A validator for one of the document's schemas."""
+    """Return a validator for a schema of the document."""
     return jsonschema_rs.validator_for(
         {"$ref": f"#/components/schemas/{name}"} | {"components": DOCUMENT["components"]}
     )
 
 
-def test_it_has_the_routes_that_there_are(socket_server: SocketServer) -> None:
+def test_document_has_all_routes(socket_server: SocketServer) -> None:
     routes = {
         (re.sub("<.*:(.*)>", r"{\1}", rule.rule), method.lower())
         for rule in socket_server.app.url_map.iter_rules()
@@ -48,8 +48,8 @@ def test_it_has_the_routes_that_there_are(socket_server: SocketServer) -> None:
     assert {(path, method) for path, method, _ in operations()} == routes
 
 
-def test_every_status_and_code_is_there() -> None:
-    """Each of an operation; together all that there are."""
+def test_document_has_every_status_and_code() -> None:
+    """The operations together have all statuses and codes."""
     found: dict[int, set[str]] = {}
     for _, _, operation in operations():
         for status, response in operation["responses"].items():
@@ -61,8 +61,8 @@ def test_every_status_and_code_is_there() -> None:
     assert found == wanted | {status: {"invalid_request"} for status in BODY_STATUSES}
 
 
-def test_it_knows_the_reasons() -> None:
-    """What `_unrecoverable` returns, and no more."""
+def test_document_has_all_reasons() -> None:
+    """They are exactly the reasons that `_unrecoverable` returns."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(Log._unrecoverable)))
     returned = {
         constant.value
@@ -74,7 +74,7 @@ def test_it_knows_the_reasons() -> None:
     assert sorted(REASONS) == sorted(returned)
 
 
-def test_limits_are_those_of_the_settings() -> None:
+def test_limits_come_from_the_settings() -> None:
     text = json.dumps(DOCUMENT)
     assert "12345 through the log" in text
     assert "At most 67890 bytes" in text
@@ -84,20 +84,20 @@ def test_limits_are_those_of_the_settings() -> None:
 @pytest.mark.parametrize(
     ("mode", "wanted"), [("off", []), ("optional", [{}, {"token": []}]), ("required", [{"token": []}])]
 )
-def test_who_needs_a_token(mode: str, wanted: list[Any]) -> None:
+def test_security_depends_on_the_mode(mode: str, wanted: list[Any]) -> None:
     assert openapi(Settings(), mode, 1)["security"] == wanted
 
 
-def test_every_reference_leads_somewhere() -> None:
+def test_every_reference_can_be_resolved() -> None:
     for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(DOCUMENT)):
         assert name in DOCUMENT["components"]["schemas"]
     for name in DOCUMENT["components"]["schemas"]:
-        schema(name)  # and is a schema
+        schema(name)  # raises an error if it is not a schema
 
 
 @given(st.text(max_size=70) | st.sampled_from(["socketio_pg", "socketio_pgx", " a", "a\n", "a\u3000", "*", "\x85a"]))
-def test_what_is_a_channel(name: str) -> None:
-    """The document allows what the code does; it cannot count bytes."""
+def test_channel_schema_agrees_with_the_code(name: str) -> None:
+    """The schema accepts the same names as the code, except that it cannot count bytes."""
     try:
         problem = None if validate_channel(name) else ""
     except InvalidChannelError as error:
@@ -105,7 +105,7 @@ def test_what_is_a_channel(name: str) -> None:
     assert schema("Channel").is_valid(name) is (problem is None) or "bytes of UTF-8" in (problem or "")
 
 
-def test_what_can_be_published() -> None:
+def test_publication_schemas() -> None:
     one, many = schema("Publication"), schema("Publications")
     message = {"channel": "a", "payload": None}
     assert one.is_valid(message)
@@ -117,5 +117,5 @@ def test_what_can_be_published() -> None:
         assert not many.is_valid(wrong)
 
 
-def test_the_module_is_pure() -> None:
+def test_module_does_not_use_flask() -> None:
     assert "flask" not in inspect.getsource(module)

@@ -1,4 +1,4 @@
-"""socketio_pg.origins: addresses behind proxies, and whose page it is."""
+"""Client addresses behind proxies, and allowed origins."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ FORGED = {"HTTP_X_FORWARDED_HOST": "evil.example", "HTTP_X_FORWARDED_PROTO": "ht
         ("http://app.example", {}, 0, True),
         ("http://app.example:80", {}, 0, True),
         ("http://APP.example", {}, 0, True),
-        # Which scheme the page was asked for by is not known: a proxy may end TLS.
+        # The scheme of the page's URL is unknown: a proxy may terminate TLS.
         ("https://app.example", {}, 0, True),
         ("http://app.example:8080", {}, 0, False),
         ("http://app.example:8080", {"HTTP_HOST": "app.example:8080"}, 0, True),
@@ -51,7 +51,7 @@ FORGED = {"HTTP_X_FORWARDED_HOST": "evil.example", "HTTP_X_FORWARDED_PROTO": "ht
         ("http://app.example.evil.example", {}, 0, False),
         ("http://evil.example", FORGED, 0, False),
         ("https://evil.example", FORGED, 0, False),
-        # Behind proxies their word counts.
+        # The headers of trusted proxies count.
         ("https://evil.example", FORGED, 1, True),
         ("https://app.example", {"HTTP_X_FORWARDED_PROTO": "https"}, 1, True),
         ("http://app.example", {"HTTP_X_FORWARDED_PROTO": "https"}, 1, False),
@@ -69,10 +69,10 @@ FORGED = {"HTTP_X_FORWARDED_HOST": "evil.example", "HTTP_X_FORWARDED_PROTO": "ht
         ("javascript://app.example", {}, 0, False),
     ],
 )
-def test_the_own_origin(origin: str | None, more: dict[str, str], proxies: int, wanted: bool) -> None:
+def test_own_origin_is_allowed(origin: str | None, more: dict[str, str], proxies: int, wanted: bool) -> None:
     environ = {"HTTP_HOST": "app.example", "wsgi.url_scheme": "http"} | more
     assert is_allowed(origin, environ, None, proxies) is wanted
-    # What else is allowed takes nothing of that away.
+    # Additional allowed origins do not change the result.
     assert is_allowed(origin, environ, ("https://other.example",), proxies) is wanted
     assert is_allowed("https://other.example", environ, ("https://other.example",), proxies)
     assert is_allowed(origin, environ, ("*",), proxies)

@@ -1,4 +1,4 @@
-"""@publishes without a database: what it refuses when a class is decorated or configured, and what it imports."""
+"""@publishes without a database: errors when a class is decorated or configured, and imports."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ from tests.unit.test_client import NOT_NEEDED
 
 
 def order() -> type[Any]:
-    """A mapped class that is not decorated."""
+    """Return a mapped class without the decorator."""
 
     class Base(DeclarativeBase):
         pass
@@ -32,7 +32,7 @@ def order() -> type[Any]:
     return Order
 
 
-def test_importing_it_brings_neither_flask_nor_eventlet(root: Path) -> None:
+def test_import_loads_neither_flask_nor_eventlet(root: Path) -> None:
     program = "import sys, json, socketio_pg.orm; json.dump(sorted(sys.modules), sys.stdout)"
     result = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning", "-c", program],
@@ -42,34 +42,34 @@ def test_importing_it_brings_neither_flask_nor_eventlet(root: Path) -> None:
     assert not imported & {*NOT_NEEDED, "psycopg2", "psycopg"}
 
 
-def test_the_package_has_it() -> None:
+def test_package_exports_publishes() -> None:
     assert socketio_pg.publishes is publishes
 
 
-def test_the_class_is_what_it_was() -> None:
+def test_decorator_returns_the_same_class() -> None:
     plain = order()
     assert publishes("orders:{customer}:{customer_id}")(plain) is plain
 
 
 @pytest.mark.parametrize("channel", ["{}", "a{", "a}", "a:{b", "{{a}}", "{a{b}}", "a:{b}}"])
-def test_a_template_that_cannot_be_read(channel: str) -> None:
+def test_invalid_template_is_refused(channel: str) -> None:
     with pytest.raises(ConfigurationError, match="a placeholder must be the name of a column in braces"):
         publishes(channel)
 
 
 @pytest.mark.parametrize("channel", ["", "x" * 64, "socketio_pg", "a*", " a"])
-def test_a_fixed_name_that_is_not_allowed(channel: str) -> None:
+def test_invalid_channel_is_refused(channel: str) -> None:
     with pytest.raises(InvalidChannelError):
         publishes(channel)
 
 
-def test_a_decorator_without_a_channel() -> None:
+def test_missing_channel_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="needs the name of a channel"):
         publishes(order())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("option", ["columns", "exclude"])
-def test_a_text_is_no_list_of_names(option: str) -> None:
+def test_string_instead_of_a_list_is_refused(option: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{option}='id'.: must be a list of names"):
         publishes("orders", **{option: "id"})  # type: ignore[arg-type]
 
@@ -79,19 +79,19 @@ def test_a_text_is_no_list_of_names(option: str) -> None:
     [(["orders:{no}"], {}), (["orders"], {"columns": ["id", "no"]}), (["orders"], {"exclude": ["no"]})],
     ids=["channel", "columns", "exclude"],
 )
-def test_a_column_that_is_not_there(arguments: list[str], options: dict[str, Any]) -> None:
+def test_unknown_column_is_refused(arguments: list[str], options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="@publishes on Order: the class has no column 'no'"):
         publishes(*arguments, **options)(order())
 
 
-def test_a_name_that_may_be_two() -> None:
-    """What is to be excluded must not depend on a guess."""
+def test_ambiguous_name_is_refused() -> None:
+    """An excluded column must not depend on a guess."""
     with pytest.raises(ConfigurationError, match="'b' is ambiguous: it matches the attributes a, b"):
         publishes("orders", exclude=["b"])(order())
     publishes("orders", exclude=["a", "c"])(order())
 
 
-def test_two_columns_of_one_name() -> None:
+def test_duplicate_column_name_is_refused() -> None:
     class Base(DeclarativeBase):
         pass
 
@@ -112,7 +112,7 @@ def test_two_columns_of_one_name() -> None:
     publishes("second", exclude=["at_second"])(Second)
 
 
-def test_a_class_that_is_mapped_to_a_query() -> None:
+def test_class_mapped_to_a_query_is_refused() -> None:
     class Base(DeclarativeBase):
         pass
 
@@ -125,7 +125,7 @@ def test_a_class_that_is_mapped_to_a_query() -> None:
         publishes("things")(Thing)
 
 
-def test_a_class_that_is_mapped_later_is_checked_then() -> None:
+def test_class_mapped_later_is_checked_then() -> None:
     @publishes("things:{no}")
     class Thing:
         pass
@@ -137,8 +137,8 @@ def test_a_class_that_is_mapped_later_is_checked_then() -> None:
     mapping.dispose()
 
 
-def test_decorating_does_not_configure_what_is_not_there_yet() -> None:
-    """Classes refer to one another by name, to some that come later."""
+def test_decorating_does_not_configure_mappers() -> None:
+    """Classes can refer by name to classes that are defined later."""
 
     class Base(DeclarativeBase):
         pass

@@ -1,4 +1,4 @@
-"""The package from outside: what importing it costs, and its command."""
+"""The package: its imports, its requirements and its command."""
 
 import importlib.metadata
 import json
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("clean_settings")
 
 
 def run_python(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Python in the working folder of the test, with the checkout's package."""
+    """Run Python in the test's working folder with the checkout's package."""
     return subprocess.run(
         [sys.executable, *arguments],
         env=os.environ | {"PYTHONPATH": str(root)} | environment,
@@ -39,7 +39,7 @@ def invoke(*arguments: str) -> Result:
 # -- import ------------------------------------------------------------------------------------------------------------
 
 
-def test_importing_the_package_is_light(root: Path) -> None:
+def test_import_loads_no_large_packages(root: Path) -> None:
     result = run_python(root, "-c", "import sys, json, socketio_pg; json.dump(sorted(sys.modules), sys.stdout)")
     imported = {name.split(".")[0] for name in json.loads(result.stdout)}
     assert "socketio_pg" in imported
@@ -53,27 +53,27 @@ def test_pubsub_needs_no_flask(root: Path) -> None:
     assert not imported & {"flask", "flask_socketio", "socketio", "werkzeug"}
 
 
-def test_pubsub_comes_when_it_is_asked_for() -> None:
+def test_pubsub_is_imported_lazily() -> None:
     assert socketio_pg.PubSub is PubSub
 
 
-def test_everything_that_is_promised_is_there() -> None:
+def test_all_public_names_exist() -> None:
     assert {"PubSub", "PayloadTooLargeError", "SocketIOPGError", "__version__"} <= set(socketio_pg.__all__)
     for name in socketio_pg.__all__:
         assert getattr(socketio_pg, name) is not None
 
 
-def test_other_attributes_are_missing_as_usual() -> None:
+def test_unknown_attribute_raises_attribute_error() -> None:
     assert not hasattr(socketio_pg, "Pubsub")
     with pytest.raises(AttributeError, match="module 'socketio_pg' has no attribute 'Pubsub'"):
         _ = socketio_pg.Pubsub
 
 
-def test_the_version_is_well_formed() -> None:
+def test_version_is_well_formed() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc|\.dev)\d+)?", socketio_pg.__version__)
 
 
-def test_the_package_is_marked_as_typed(root: Path) -> None:
+def test_package_is_marked_as_typed(root: Path) -> None:
     assert (root / "socketio_pg" / "py.typed").exists()
 
 
@@ -96,7 +96,7 @@ def test_libraries_with_overridden_internals_are_pinned_to_the_tested_minor_rele
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def test_the_module_is_the_command(root: Path) -> None:
+def test_module_runs_the_command(root: Path) -> None:
     result = run_python(root, "-m", "socketio_pg", "--version")
     assert result.returncode == 0
     assert result.stdout.strip().endswith(f"version {socketio_pg.__version__}")
@@ -109,7 +109,7 @@ def test_help(arguments: list[str]) -> None:
     assert result.output.startswith("Usage: ")
 
 
-def test_settings_lists_each_setting_with_default_and_help() -> None:
+def test_settings_lists_every_setting_with_default_and_help() -> None:
     result = invoke("settings")
     assert result.exit_code == 0
     lines = result.output.splitlines()
@@ -119,13 +119,13 @@ def test_settings_lists_each_setting_with_default_and_help() -> None:
         assert line.endswith(f"[default: {default}]") == bool(default)
 
 
-def test_settings_can_be_listed_although_one_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_can_be_listed_with_an_invalid_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "bad")
     assert invoke("settings").exit_code == 0
 
 
 def assert_one_sentence(result: Result, *words: str) -> None:
-    """The command ended with an error of one line that has these words."""
+    """Assert that the command failed with a single line that contains these words."""
     assert result.exit_code == 1
     [line] = result.output.strip().splitlines()
     assert line.startswith("Error: ")
@@ -135,13 +135,13 @@ def assert_one_sentence(result: Result, *words: str) -> None:
 
 @pytest.fixture
 def executed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What `serve` would have become."""
+    """The commands that `serve` would execute."""
     commands: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda program, arguments: commands.append(arguments))
     return commands
 
 
-def test_serve_without_a_database_is_one_sentence(executed: list[list[str]]) -> None:
+def test_serve_without_a_database_fails_in_one_sentence(executed: list[list[str]]) -> None:
     assert_one_sentence(invoke("serve"), "DATABASE_URL", "local.cfg")
     assert executed == []
 
@@ -150,12 +150,12 @@ def test_serve_without_a_database_is_one_sentence(executed: list[list[str]]) -> 
     ("name", "value", "allowed"),
     [
         ("PORT", "bad", "from 1 to 65535"),
-        ("HOST", "  ", "not empty"),
+        ("HOST", "  ", "non-empty"),
         ("LOG_LEVEL", "loud", "WARNING"),
         ("DATABASE_URL", "mysql://host/db", "postgresql://"),
     ],
 )
-def test_serve_with_a_wrong_value_is_one_sentence(
+def test_serve_with_an_invalid_value_fails_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch, executed: list[list[str]], name: str, value: str, allowed: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://host/db")
@@ -165,7 +165,7 @@ def test_serve_with_a_wrong_value_is_one_sentence(
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "bad"])
-def test_serve_refuses_a_wrong_option(executed: list[list[str]], port: str) -> None:
+def test_serve_refuses_an_invalid_option(executed: list[list[str]], port: str) -> None:
     result = invoke("serve", "--port", port)
     assert result.exit_code == 2
     assert "--port" in result.output
@@ -183,7 +183,7 @@ def test_serve_refuses_a_wrong_option(executed: list[list[str]], port: str) -> N
     ],
     ids=["defaults", "environment", "options", "options over environment", "one of each"],
 )
-def test_serve_binds_where_options_environment_and_defaults_say(
+def test_serve_binds_the_configured_address(
     monkeypatch: pytest.MonkeyPatch,
     executed: list[list[str]],
     environment: dict[str, str],
@@ -201,19 +201,19 @@ def test_serve_binds_where_options_environment_and_defaults_say(
     assert "socketio_pg.server:app" in command
 
 
-def test_serve_takes_local_cfg(clean_settings: Path, executed: list[list[str]]) -> None:
+def test_serve_reads_local_cfg(clean_settings: Path, executed: list[list[str]]) -> None:
     (clean_settings / "local.cfg").write_text("SQLALCHEMY_DATABASE_URI = 'postgresql://host/db'\nPORT = 5000\n")
     assert invoke("serve").exit_code == 0
     assert "127.0.0.1:5000" in executed[0]
 
 
-def test_serve_says_what_is_wrong_with_local_cfg(clean_settings: Path, executed: list[list[str]]) -> None:
+def test_serve_reports_an_error_in_local_cfg(clean_settings: Path, executed: list[list[str]]) -> None:
     (clean_settings / "local.cfg").write_text("import os\n")
     assert_one_sentence(invoke("serve"), "local.cfg", "line 1")
     assert executed == []
 
 
-# -- the same from a shell: nothing but the sentence -------------------------------------------------------------------
+# -- errors in a shell -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", [["-m", "socketio_pg", "serve"], ["server.py"]], ids=["serve", "server.py"])
@@ -222,7 +222,7 @@ def test_serve_says_what_is_wrong_with_local_cfg(clean_settings: Path, executed:
     [({}, ["DATABASE_URL", "local.cfg"]), ({"PORT": "bad"}, ["PORT", "'bad'", "from 1 to 65535"])],
     ids=["no database", "bad port"],
 )
-def test_a_start_that_fails_leaves_one_sentence_on_the_terminal(
+def test_failed_start_prints_one_sentence(
     root: Path, arguments: list[str], environment: dict[str, str], words: list[str]
 ) -> None:
     if arguments == ["server.py"]:

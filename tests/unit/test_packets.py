@@ -1,4 +1,4 @@
-"""socketio_pg.packets: reading the JSON of a packet, exactly and without holding everybody up."""
+"""Reading the JSON of packets, exactly and without blocking other clients."""
 
 import gc
 import json
@@ -19,7 +19,7 @@ JSON_TEXTS = st.recursive(
 
 
 @given(JSON_TEXTS)
-def test_it_reads_what_the_standard_library_reads(text: str) -> None:
+def test_result_equals_the_standard_library(text: str) -> None:
     def exact(value: Any) -> str:
         return repr(value)
 
@@ -33,32 +33,32 @@ def test_integers_keep_their_digits(number: int, size: int) -> None:
     assert read_json(f"{' ' * size}{number}") == number
 
 
-def test_the_last_of_equal_keys_counts_and_names_are_only_names() -> None:
+def test_last_duplicate_key_wins_and_no_key_is_special() -> None:
     value = read_json('{"a":1,"__proto__":{"x":1},"constructor":2,"a":3}')
     assert value == {"a": 3, "__proto__": {"x": 1}, "constructor": 2}
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e400"])
-def test_small_json_that_is_not_strict_is_left_to_the_handlers(text: str) -> None:
+def test_small_lenient_json_is_read(text: str) -> None:
     value = read_json(f"[{text}]")[0]
     assert math.isnan(value) or math.isinf(value)
     assert read_json('["\\ud800"]') == ["\ud800"]
 
 
 @pytest.mark.parametrize("text", ["[NaN]", '["\\ud800"]', "[1e400]", "[", "x"])
-def test_large_json_that_is_not_strict_is_not_read(text: str) -> None:
+def test_large_lenient_json_is_refused(text: str) -> None:
     with pytest.raises(UnreadableError):
         read_json(" " * LENIENT_CHARACTERS + text)
 
 
 @pytest.mark.parametrize("text", ["", "x", "[", "[1,]", "{'a':1}", "[" * 2_000 + "]" * 2_000, "9" * 5_000])
-def test_what_is_no_json_is_no_packet(text: str) -> None:
+def test_invalid_json_is_not_a_packet(text: str) -> None:
     with pytest.raises(NotAPacketError):
         read_json(text)
 
 
 @pytest.mark.parametrize("opening", ["[", "{"])
-def test_lists_and_objects_are_counted(opening: str) -> None:
+def test_number_of_lists_and_objects_is_limited(opening: str) -> None:
     closing = {"[": "]", "{": "}"}[opening]
     text = "[" + ",".join([opening + closing] * (MAX_CONTAINERS - 1)) + "]"
     assert len(read_json(text)) == MAX_CONTAINERS - 1
@@ -66,7 +66,7 @@ def test_lists_and_objects_are_counted(opening: str) -> None:
         read_json(text[:-1] + ",[]]")
 
 
-def test_the_garbage_collector_is_left_as_it_was() -> None:
+def test_garbage_collector_state_is_restored() -> None:
     assert gc.isenabled()
     read_json("[1]")
     with pytest.raises(NotAPacketError):

@@ -1,4 +1,4 @@
-"""socketio_pg.permissions: the rules, and what is remembered. What the policies say is a table here."""
+"""Permission checks: rules and cache, with simulated policies."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ ALICE = Claims({"sub": "alice", "role": "authenticated"})
 
 
 class Answers(Policies):
-    """Says yes to the channels in ``allowed``, counts, and can be made to wait or to fail."""
+    """Allows the channels in ``allowed``, records questions, and can wait or fail."""
 
     def __init__(self) -> None:
         self.allowed: set[str] = set()
@@ -56,7 +56,7 @@ def may(permissions: Permissions, claims: Claims | None, action: Action, channel
 
 
 def matrix(answers: Answers, mode: str, claims: Claims | None, **settings: Any) -> tuple[bool, bool]:
-    """May they (subscribe, publish) in channel ``foo``?"""
+    """Return whether a client may (subscribe, publish) in channel ``foo``."""
     permissions = Permissions(Settings(**settings), mode, answers)
     return may(permissions, claims, "subscribe", "foo"), may(permissions, claims, "publish", "foo")
 
@@ -76,7 +76,7 @@ def matrix(answers: Answers, mode: str, claims: Claims | None, **settings: Any) 
         ("optional", None, {"publish": "all"}, (False, True)),
     ],
 )
-def test_without_authorization(
+def test_rules_without_authorization(
     answers: Answers, mode: str, claims: Claims | None, settings: dict[str, Any], wanted: tuple[bool, bool]
 ) -> None:
     assert matrix(answers, mode, claims, **settings) == wanted
@@ -99,17 +99,17 @@ def test_without_authorization(
         ({"subscribe": None, "publish": False}, (False, False)),
     ],
 )
-def test_patterns_in_the_claims(answers: Answers, claims: dict[str, Any], wanted: tuple[bool, bool]) -> None:
+def test_patterns_in_claims(answers: Answers, claims: dict[str, Any], wanted: tuple[bool, bool]) -> None:
     assert matrix(answers, "required", Claims(claims), authorization="claims") == wanted
 
 
-def test_claims_and_who_has_none(answers: Answers) -> None:
+def test_clients_without_claims(answers: Answers) -> None:
     assert matrix(answers, "optional", None, authorization="claims") == (False, False)
     assert matrix(answers, "optional", None, authorization="claims", publish="all") == (False, False)
     assert matrix(answers, "optional", None, authorization="claims", public_channels=("foo",)) == (True, False)
 
 
-def test_a_pattern_of_many_stars_takes_no_time(answers: Answers) -> None:
+def test_pattern_with_many_stars_is_fast(answers: Answers) -> None:
     claims = Claims({"subscribe": ["a*" * 2000 + "b"] * 10})
     permissions = Permissions(Settings(authorization="claims"), "required", answers)
     began = time.process_time()
@@ -125,7 +125,7 @@ def rls(answers: Answers, mode: str = "required", **settings: Any) -> Permission
     return Permissions(Settings(**settings), mode, answers)
 
 
-def test_the_policies_are_asked(answers: Answers) -> None:
+def test_policies_are_asked(answers: Answers) -> None:
     answers.allowed.add("foo")
     permissions = rls(answers)
     assert may(permissions, ALICE, "subscribe", "foo")
@@ -139,7 +139,7 @@ def test_the_policies_are_asked(answers: Answers) -> None:
 @pytest.mark.parametrize(
     "role", ["postgres", "anon", "", "none", "Authenticated", "authenticated ", 7, True, ["authenticated"], {}]
 )
-def test_a_role_that_is_not_allowed_is_never_asked_about(answers: Answers, role: Any) -> None:
+def test_policies_are_not_asked_about_disallowed_roles(answers: Answers, role: Any) -> None:
     answers.allowed.add("foo")
     permissions = rls(answers)
     assert not may(permissions, Claims({"role": role}), "subscribe", "foo")
@@ -147,7 +147,7 @@ def test_a_role_that_is_not_allowed_is_never_asked_about(answers: Answers, role:
     assert answers.asked == []
 
 
-def test_who_has_no_role(answers: Answers) -> None:
+def test_clients_without_a_role_use_the_anonymous_role(answers: Answers) -> None:
     answers.allowed.add("foo")
     assert not may(rls(answers), Claims({"sub": "alice"}), "subscribe", "foo")
     assert not may(rls(answers, "optional"), None, "subscribe", "foo")
@@ -161,7 +161,7 @@ def test_who_has_no_role(answers: Answers) -> None:
     ]
 
 
-def test_another_claim_may_name_the_role(answers: Answers) -> None:
+def test_role_claim_is_configurable(answers: Answers) -> None:
     permissions = rls(answers, jwt_role_claim="https://example.com/role")
     may(permissions, Claims({"role": "postgres", "https://example.com/role": "authenticated"}), "subscribe", "foo")
     [question] = answers.asked
@@ -169,7 +169,7 @@ def test_another_claim_may_name_the_role(answers: Answers) -> None:
     assert not may(permissions, ALICE, "subscribe", "foo")
 
 
-def test_the_coarse_rules_come_first(answers: Answers) -> None:
+def test_settings_are_checked_before_policies(answers: Answers) -> None:
     answers.allowed |= {"foo", "bar"}
     assert not may(rls(answers, publish="off"), ALICE, "publish", "foo")
     assert not may(rls(answers, "optional", anonymous_role="authenticated"), None, "publish", "foo")
@@ -177,7 +177,7 @@ def test_the_coarse_rules_come_first(answers: Answers) -> None:
     assert answers.asked == []
 
 
-def test_an_answer_is_remembered_for_a_while(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_is_cached_for_a_limited_time(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("socketio_pg.access.permissions.time.monotonic", lambda: now)
     answers.allowed.add("foo")
@@ -189,13 +189,13 @@ def test_an_answer_is_remembered_for_a_while(answers: Answers, monkeypatch: pyte
         now = at
         assert may(permissions, ALICE, "subscribe", channel) == (channel == "foo")
         assert len(answers.asked) == asked
-    # Of another client, action or channel it is another question.
+    # Each client, action and channel is a separate question.
     may(permissions, Claims({"sub": "bob", "role": "authenticated"}), "subscribe", "bar")
     may(permissions, ALICE, "publish", "bar")
     assert len(answers.asked) == 6
 
 
-def test_what_is_remembered_is_bounded(answers: Answers) -> None:
+def test_cache_size_is_limited(answers: Answers) -> None:
     permissions = rls(answers)
     permissions.max_remembered = 10
     for number in range(100):
@@ -205,14 +205,14 @@ def test_what_is_remembered_is_bounded(answers: Answers) -> None:
     assert len(answers.asked) == 100
 
 
-def test_nothing_is_remembered_with_a_time_of_zero(answers: Answers) -> None:
+def test_zero_disables_the_cache(answers: Answers) -> None:
     permissions = rls(answers, permission_cache_seconds=0.0)
     for _ in range(3):
         may(permissions, ALICE, "subscribe", "foo")
     assert len(answers.asked) == 3
 
 
-def test_the_same_question_is_asked_once(answers: Answers) -> None:
+def test_concurrent_equal_questions_are_asked_once(answers: Answers) -> None:
     answers.allowed.add("foo")
     answers.gate = green.Event()
     permissions = rls(answers)
@@ -236,7 +236,7 @@ def test_the_same_question_is_asked_once(answers: Answers) -> None:
     ],
     ids=repr,
 )
-def test_no_answer_is_no_permission(answers: Answers, error: Exception, seen: type[Exception]) -> None:
+def test_error_denies_permission(answers: Answers, error: Exception, seen: type[Exception]) -> None:
     answers.allowed.add("foo")
     answers.error = error
     answers.gate = green.Event()
@@ -255,13 +255,13 @@ def test_no_answer_is_no_permission(answers: Answers, error: Exception, seen: ty
     for thread in threads:
         thread.wait()
     assert [type(found) for found in raised] == [seen] * 3
-    # And it is not remembered.
+    # Errors are not cached.
     answers.error = None
     assert may(permissions, ALICE, "subscribe", "foo")
 
 
 @pytest.mark.parametrize("changed", ["foo", None], ids=["the channel", "all"])
-def test_who_asks_after_a_change_gets_no_answer_from_before_it(answers: Answers, changed: str | None) -> None:
+def test_answer_from_before_a_change_is_not_reused(answers: Answers, changed: str | None) -> None:
     answers.allowed.add("foo")
     permissions = rls(answers)
     answers.gate = gate = green.Event()
@@ -283,14 +283,14 @@ def test_who_asks_after_a_change_gets_no_answer_from_before_it(answers: Answers,
     gate.send()
     for thread in threads:
         thread.wait()
-    # Whoever asked before finds out that his answer was overtaken, and asks again.
+    # A caller from before the change detects with is_overtaken() that its answer is outdated, and asks again.
     assert results == {"before": True, "after": False, "after that": False}
     assert len(answers.asked) == 2
     assert not may(permissions, ALICE, "subscribe", "foo")
     assert not permissions.is_overtaken("foo", permissions.mark())
 
 
-def test_changes_of_other_channels_without_end_stop_nobody(answers: Answers) -> None:
+def test_many_changes_of_other_channels_do_not_block_a_check(answers: Answers) -> None:
     answers.allowed.add("foo")
     permissions = rls(answers)
     permissions.max_remembered = 50
@@ -316,13 +316,13 @@ def test_changes_of_other_channels_without_end_stop_nobody(answers: Answers) -> 
     ],
     ids=str,
 )
-def test_settings_that_do_not_go_together(answers: Answers, settings: dict[str, Any]) -> None:
-    """Forgotten, AUTHORIZATION=rls would leave everything open without a word."""
+def test_incompatible_settings_are_refused(answers: Answers, settings: dict[str, Any]) -> None:
+    """Without this check, a forgotten AUTHORIZATION=rls would silently allow everything."""
     with pytest.raises(ConfigurationError, match="AUTHORIZATION=rls"):
         Permissions(Settings(**settings), "required", answers)
 
 
-def test_a_recheck_does_not_believe_what_is_remembered(answers: Answers) -> None:
+def test_recheck_ignores_the_cache(answers: Answers) -> None:
     answers.allowed.add("foo")
     permissions = rls(answers, public_channels=("open",))
     assert may(permissions, ALICE, "subscribe", "foo")

@@ -1,4 +1,4 @@
-"""The arithmetic of positions, with whatever may arrive in whatever order."""
+"""The arithmetic of positions, with messages in any order."""
 
 import pytest
 from hypothesis import given
@@ -17,14 +17,14 @@ def messages(first: int, last: int) -> list[EncodedMessage]:
 # -- decode_batch ------------------------------------------------------------------------------------------------------
 
 
-def test_messages_inline() -> None:
+def test_batch_with_inline_messages() -> None:
     text = f'e 7 8\nfoo\t{TIME}\t{{"a": "\\t 1.10"}}\n b\u00e4r\t{TIME}\tnull'
     assert decode_batch(text) == Batch(
         "e", 7, 8, [EncodedMessage("foo", '{"a": "\\t 1.10"}', 7, TIME), EncodedMessage(" b\u00e4r", "null", 8, TIME)]
     )
 
 
-def test_a_range() -> None:
+def test_batch_with_a_range() -> None:
     assert decode_batch("e 7 1000") == Batch("e", 7, 1000, None)
 
 
@@ -36,12 +36,12 @@ def test_a_range() -> None:
         "e 7 7\nfoo\tt\t1\nfoo\tt\t2", "e 7 \u00b2",
     ],
 )  # fmt: skip
-def test_what_is_no_batch(text: str) -> None:
+def test_invalid_batch_is_none(text: str) -> None:
     assert decode_batch(text) is None
 
 
 @given(st.text())
-def test_no_text_can_make_it_fail(text: str) -> None:
+def test_decode_batch_never_fails(text: str) -> None:
     batch = decode_batch(text)
     assert batch is None or batch.first <= batch.last
 
@@ -50,8 +50,8 @@ def test_no_text_can_make_it_fail(text: str) -> None:
 
 
 @given(st.integers(1, 40), st.data())
-def test_everything_is_delivered_once_and_in_order(last: int, data: st.DataObject) -> None:
-    """Batches come whole, as ranges, twice, late or never; holes are read from the log, whose pages may overlap."""
+def test_every_message_is_delivered_once_in_order(last: int, data: st.DataObject) -> None:
+    """Batches arrive inline, as ranges, twice, late or never; missing positions are read in pages that may overlap."""
     progress, delivered = Progress("e", 0), list[int]()
 
     def deliver(found: list[EncodedMessage]) -> None:
@@ -69,7 +69,7 @@ def test_everything_is_delivered_once_and_in_order(last: int, data: st.DataObjec
         elif what == "range":
             progress.expect(end)
         elif progress.behind:
-            # From anywhere up to where it goes on: somebody else may have delivered while the page was read.
+            # Starts at or before the next position: live messages may have been delivered while the page was read.
             deliver(messages(data.draw(st.integers(1, progress.position + 1)), progress.target))
             assert not progress.behind
         assert delivered == list(range(1, progress.position + 1))
@@ -80,7 +80,7 @@ def test_everything_is_delivered_once_and_in_order(last: int, data: st.DataObjec
     assert not progress.behind
 
 
-def test_nothing_is_due_while_something_before_it_is_missing() -> None:
+def test_messages_after_a_missing_position_are_not_due() -> None:
     progress = Progress("e", 5)
     assert list(progress.due(messages(7, 9))) == []
     assert (progress.position, progress.target, progress.behind) == (5, 9, True)
@@ -92,25 +92,27 @@ AGES = st.lists(st.floats(0, 100), max_size=20)
 
 
 @given(AGES, st.integers(0, 50), st.integers(0, 5), st.floats(0, 100), st.none() | st.integers(1, 30))
-def test_trimming(ages: list[float], trimmed: int, further: int, retention: float, max_messages: int | None) -> None:
+def test_trim_upto_trims_only_due_messages(
+    ages: list[float], trimmed: int, further: int, retention: float, max_messages: int | None
+) -> None:
     oldest = list(enumerate(ages, trimmed + 1))
     head = trimmed + len(oldest) + further
     upto = trim_upto(oldest, head, retention, max_messages)
     kept = [(position, age) for position, age in oldest if upto is None or position > upto]
     gone = [(position, age) for position, age in oldest if upto is not None and position <= upto]
-    # What goes was due; the first that stays was not, or is the newest of the log.
+    # Trimmed messages were due. The oldest kept message was not, or is the newest of the log.
     for position, age in gone:
         assert age > retention or (max_messages is not None and head - position >= max_messages)
-        assert position < head, "the newest stays: the next position is counted from it"
+        assert position < head, "the newest message stays: the next position is derived from it"
     if kept:
         position, age = kept[0]
         due = age > retention or (max_messages is not None and head - position >= max_messages)
         assert not due or position == head
 
 
-def test_a_young_message_keeps_the_older_ones_after_it() -> None:
+def test_trimming_stops_at_the_first_young_message() -> None:
     assert trim_upto([(1, 90.0), (2, 5.0), (3, 90.0)], 9, 60.0, None) == 1
 
 
-def test_the_number_of_messages_is_exact() -> None:
+def test_trimming_keeps_the_exact_number_of_messages() -> None:
     assert trim_upto([(position, 0.0) for position in range(1, 11)], 10, 60.0, 3) == 7
