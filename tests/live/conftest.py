@@ -1,4 +1,4 @@
-"""What several modules have: a real Chromium with the demo page in it, and a certificate."""
+"""Shared fixtures: a real Chromium with the demo page, a server with a log, and a TLS certificate."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def demo(chromium: Browser, live_server: ServerProcess) -> Iterator[Demo]:
-    """On a database without a log."""
+    """The demo page of a server whose database has no log."""
     with demo_page(chromium, live_server.url) as demo:
         yield demo
 
@@ -53,14 +53,14 @@ def log(postgres18: Cluster) -> Iterator[Log]:
 
 @pytest.fixture
 def log_demo(chromium: Browser, log: Log) -> Iterator[Demo]:
-    """On a database with a log."""
+    """The demo page of a server whose database has a log."""
     with demo_page(chromium, log.server.url) as demo:
         yield demo
 
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """(key, certificate) of localhost."""
+    """Return the paths of a key and of a self-signed certificate for localhost."""
     folder = tmp_path_factory.mktemp("tls")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     subprocess.run(
@@ -73,13 +73,13 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture
 def api(log: Log) -> HttpApi:
-    """Requests to the server of a module's own log."""
+    """Sends HTTP requests to the server of the module's log."""
     return HttpApi(log.server)
 
 
 @pytest.fixture
 def subscriber(log: Log, channel: str) -> Iterator[SocketClient]:
-    """Subscribes to ``channel``."""
+    """A client that is subscribed to ``channel``."""
     with SocketClient(log.server.url) as client:
         assert client.call("subscribe", {"channel": channel})["ok"] is True
         yield client
@@ -87,5 +87,5 @@ def subscriber(log: Log, channel: str) -> Iterator[SocketClient]:
 
 @pytest.fixture
 def room(channel: str) -> str:
-    """A room of the application's own."""
+    """The name of one of the application's own rooms."""
     return f"room of {channel}"

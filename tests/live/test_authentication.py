@@ -1,4 +1,4 @@
-"""Who comes in: tokens of every kind at a real server, keys that change, expiry, and an application's own login."""
+"""Authentication at a real server: tokens, key rotation, expiry, and an application's own login."""
 
 import contextlib
 import json
@@ -30,22 +30,22 @@ def running(cluster: Cluster, **settings: str) -> contextlib.closing[ServerProce
 
 @pytest.fixture(scope="module")
 def server(postgres18: Cluster) -> Iterator[ServerProcess]:
-    """One that wants tokens, and whose clock can be set."""
+    """A server that requires tokens and whose clock can be set."""
     with running(postgres18, app="tests.support.watched_app:app", JWT_SECRET=SECRET, JWT_LEEWAY="0") as made:
         yield made
 
 
 def unauthorized(told: Any) -> str:
-    """The sentence of a refusal."""
+    """Return the message of an ``unauthorized`` error."""
     assert told.keys() == {"message", "data"}, told
     assert told["data"] == {"code": "unauthorized", "message": told["message"]}
     return str(told["message"])
 
 
-# -- at the door -------------------------------------------------------------------------------------------------------
+# -- when connecting ---------------------------------------------------------------------------------------------------
 
 
-def test_a_good_token(server: ServerProcess) -> None:
+def test_valid_token_is_accepted(server: ServerProcess) -> None:
     exp = int(time.time()) + 600
     with SocketClient(server.url, auth={"token": mint(sub="alice", exp=exp)}) as client:
         hello = client.next("server_hello")
@@ -57,30 +57,30 @@ def test_a_good_token(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
-def test_a_token_in_the_header(server: ServerProcess, transport: str) -> None:
+def test_auth_takes_precedence_over_the_authorization_header(server: ServerProcess, transport: str) -> None:
     headers = {"Authorization": f"Bearer {mint(sub='alice')}"}
     with SocketClient(server.url, (transport,), headers=headers) as client:
         assert client.next("server_hello")["client"] == "alice"
     assert "signature" in unauthorized(refused(server.url, headers={"Authorization": headers["Authorization"] + "x"}))
-    # What is in `auth` goes before it.
+    # `auth` takes precedence over the header.
     with SocketClient(server.url, (transport,), headers=headers, auth={"token": mint(sub="bob")}) as client:
         assert client.next("server_hello")["client"] == "bob"
     unauthorized(refused(server.url, headers=headers, auth={"token": "wrong"}))
 
 
 @pytest.mark.parametrize("auth", [None, {}, {"Token": "x"}, [], "token", 7, {"token": None}], ids=repr)
-def test_no_token(server: ServerProcess, auth: Any) -> None:
+def test_connection_without_token_is_refused(server: ServerProcess, auth: Any) -> None:
     assert unauthorized(refused(server.url, auth=auth)) == "a token is required"
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_tokens(server: ServerProcess, name: str) -> None:
+def test_hostile_tokens_are_refused(server: ServerProcess, name: str) -> None:
     assert refused(server.url, auth={"token": HOSTILE[name]})["data"]["code"] == "unauthorized"
 
 
 @pytest.mark.parametrize("pad", [20_000, 750_000])
-def test_a_token_of_any_size_lets_nobody_in(server: ServerProcess, pad: int) -> None:
-    """Over 16 KB it is refused; with over 64 KB the connection is not waited for to say who it is."""
+def test_oversized_token_is_refused(server: ServerProcess, pad: int) -> None:
+    """A token over 16 KB is refused; a packet over 64 KB before authentication closes the connection."""
     swarm = Swarm("127.0.0.1", server.port)
     [client] = swarm.open(1)
     client.answers_connect = False
@@ -99,14 +99,14 @@ def test_a_token_of_any_size_lets_nobody_in(server: ServerProcess, pad: int) -> 
     swarm.close()
 
 
-def test_a_token_in_the_address_is_none(server: ServerProcess) -> None:
-    """Addresses end in logs."""
+def test_token_in_the_url_is_ignored(server: ServerProcess) -> None:
+    """URLs end up in logs."""
     token = mint()
     for name in ("token", "auth", "access_token", "jwt"):
         assert unauthorized(refused(f"{server.url}?{name}={token}")) == "a token is required"
 
 
-def test_who_was_refused_can_do_nothing_and_is_cut_off(postgres18: Cluster) -> None:
+def test_refused_client_can_do_nothing_and_is_disconnected(postgres18: Cluster) -> None:
     with running(postgres18, JWT_SECRET=SECRET, CONNECT_TIMEOUT="3") as server:
         swarm = Swarm("127.0.0.1", server.port)
         refused_one, silent_one, good_one = swarm.open(3)
@@ -124,7 +124,7 @@ def test_who_was_refused_can_do_nothing_and_is_cut_off(postgres18: Cluster) -> N
         swarm.close()
 
 
-def test_nothing_of_a_token_is_in_the_log(postgres18: Cluster) -> None:
+def test_tokens_and_secrets_are_not_logged(postgres18: Cluster) -> None:
     token, wrong = mint(sub="alice", note="s3cret"), mint(secret="w" * 64)
     settings = {"JWT_SECRET": SECRET, "LOG_LEVEL": "DEBUG"}
     with running(postgres18, **settings) as server:
@@ -142,7 +142,7 @@ def test_nothing_of_a_token_is_in_the_log(postgres18: Cluster) -> None:
 
 
 @pytest.mark.parametrize("kind", ["rsa", "ec", "ed"])
-def test_a_public_key(postgres18: Cluster, kind: str) -> None:
+def test_public_key_verifies_tokens(postgres18: Cluster, kind: str) -> None:
     key, other = SigningKey(kind), SigningKey(kind)
     with running(postgres18, JWT_PUBLIC_KEY=key.pem.replace("\n", "\\n")) as server:
         with SocketClient(server.url, auth={"token": key.sign(sub="alice")}) as client:
@@ -153,7 +153,7 @@ def test_a_public_key(postgres18: Cluster, kind: str) -> None:
         assert "algorithm" in unauthorized(refused(server.url, auth={"token": jwt.encode(complete({}), "", "none")}))
 
 
-def test_issuer_and_audience(postgres18: Cluster) -> None:
+def test_issuer_and_audience_are_checked(postgres18: Cluster) -> None:
     with running(postgres18, JWT_SECRET=SECRET, JWT_ISSUER="us", JWT_AUDIENCE="app, site") as server:
         for audience in ("app", "site", ["other", "app"]):
             with SocketClient(server.url, auth={"token": mint(iss="us", aud=audience)}) as client:
@@ -169,24 +169,24 @@ def test_issuer_and_audience(postgres18: Cluster) -> None:
             assert unauthorized(refused(server.url, auth={"token": mint(**claims)})) == told
 
 
-def test_optional(postgres18: Cluster) -> None:
+def test_optional_auth_admits_anonymous_clients(postgres18: Cluster) -> None:
     settings = {"JWT_SECRET": SECRET, "AUTH": "optional", "PUBLIC_CHANNELS": "news, public:*"}
     with running(postgres18, **settings) as server, SocketClient(server.url) as anonymous:
         assert anonymous.next("server_hello")["client"] is None
         assert anonymous.call("subscribe", {"channel": "public:x"})["ok"]
         assert anonymous.call("subscribe", {"channel": "foo"})["error"]["code"] == "forbidden"
         assert anonymous.call("publish", {"channel": "news", "payload": 1})["error"]["code"] == "forbidden"
-        # A token that is wrong is not the same as none.
+        # An invalid token is refused; only a missing one makes the client anonymous.
         unauthorized(refused(server.url, auth={"token": mint(exp=1)}))
         unauthorized(refused(server.url, auth={"token": ""}))
-        # Somebody signs in while connected.
+        # An anonymous client signs in while connected.
         answer = anonymous.call("authenticate", {"token": mint(sub="alice")})
         assert (answer["ok"], answer["client"]) == (True, "alice")
         assert anonymous.call("subscribe", {"channel": "foo"})["ok"]
         assert anonymous.call("publish", {"channel": "foo", "payload": 1})["ok"]
 
 
-def test_off_is_said_loudly_once(postgres18: Cluster) -> None:
+def test_auth_off_is_logged_once(postgres18: Cluster) -> None:
     with running(postgres18) as server:
         with SocketClient(server.url, auth={"token": "whatever"}) as client:
             assert client.next("server_hello")["client"] is None
@@ -209,7 +209,7 @@ def test_off_is_said_loudly_once(postgres18: Cluster) -> None:
         ({"AUTHORIZATION": "claims"}, "AUTHORIZATION=claims needs"),
     ],
 )
-def test_a_wrong_setting_ends_the_start_with_a_sentence(
+def test_invalid_setting_stops_the_start_with_a_message(
     postgres18: Cluster, settings: dict[str, str], word: str
 ) -> None:
     with contextlib.closing(ServerProcess(postgres18.url(), wait="nothing", **settings)) as server:
@@ -223,21 +223,21 @@ def test_a_wrong_setting_ends_the_start_with_a_sentence(
 
 
 @pytest.fixture
-def true_clock(server: ServerProcess) -> Iterator[None]:
-    """Afterwards the server's clock is right again."""
+def restored_clock(server: ServerProcess) -> Iterator[None]:
+    """Reset the server's clock after the test."""
     yield
     set_clock(server)
 
 
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
-@pytest.mark.usefixtures("true_clock")
-def test_expiry(server: ServerProcess, transport: str) -> None:
+@pytest.mark.usefixtures("restored_clock")
+def test_expiring_token_is_announced_and_then_disconnects(server: ServerProcess, transport: str) -> None:
     auth = {"token": mint(sub="alice", exp=int(time.time()) + 600)}
     with SocketClient(server.url, (transport,), auth=auth, reconnection=False) as client:
         hello = client.next("server_hello")
         client.subscribe("foo")
         set_clock(server, 580)
-        # It has less than half a minute left.
+        # The token has less than 30 s left.
         assert client.next("token_expiring") == {"expires_at": hello["expires_at"]}
         assert client.pending("error") == 0
         set_clock(server, 601)
@@ -246,13 +246,13 @@ def test_expiry(server: ServerProcess, transport: str) -> None:
         assert client.pending("event") == 0
 
 
-def test_a_token_with_little_time_left_is_warned_of_at_once(server: ServerProcess) -> None:
+def test_token_that_expires_soon_is_announced_immediately(server: ServerProcess) -> None:
     with SocketClient(server.url, auth={"token": mint(exp=int(time.time()) + 25)}, reconnection=False) as client:
         assert client.next("token_expiring") == {"expires_at": client.next("server_hello")["expires_at"]}
 
 
-@pytest.mark.usefixtures("true_clock")
-def test_a_renewed_token_goes_on(server: ServerProcess) -> None:
+@pytest.mark.usefixtures("restored_clock")
+def test_renewed_token_keeps_the_connection_open(server: ServerProcess) -> None:
     now = int(time.time())
     with SocketClient(server.url, auth={"token": mint(sub="alice", exp=now + 600)}) as client:
         client.subscribe("foo")
@@ -262,7 +262,7 @@ def test_a_renewed_token_goes_on(server: ServerProcess) -> None:
         assert answer == {"ok": True, **client.next("authenticated")}
         assert answer["client"] == "alice"
         assert datetime.fromisoformat(answer["expires_at"]).timestamp() == now + 1200
-        # The first one's end passes, and nothing happens; the second one's counts.
+        # The first token's expiry passes without effect; the second token's expiry applies.
         set_clock(server, 1180)
         client.next("token_expiring")
         assert client.pending("error") == client.pending("disconnect") == 0
@@ -271,7 +271,7 @@ def test_a_renewed_token_goes_on(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("request_", [{}, {"token": None}, {"token": "abc"}, {"token": mint(exp=1)}], ids=str)
-def test_a_renewal_that_fails_changes_nothing(server: ServerProcess, request_: dict[str, Any]) -> None:
+def test_failed_renewal_changes_nothing(server: ServerProcess, request_: dict[str, Any]) -> None:
     with SocketClient(server.url, auth={"token": mint(sub="alice")}) as client:
         client.subscribe("foo")
         answer = client.call("authenticate", request_)
@@ -280,9 +280,9 @@ def test_a_renewal_that_fails_changes_nothing(server: ServerProcess, request_: d
         assert client.next("event")["payload"] == 1
 
 
-@pytest.mark.usefixtures("true_clock")
-def test_a_client_that_reconnects_is_asked_again(server: ServerProcess) -> None:
-    """With a function for `auth`, as for the end of a token: python-socketio asks it at each attempt."""
+@pytest.mark.usefixtures("restored_clock")
+def test_reconnecting_client_sends_a_new_token(server: ServerProcess) -> None:
+    """python-socketio calls the function given as `auth` at each connection attempt, also after a token expired."""
     tokens = iter([mint(sub="first", exp=int(time.time()) + 600), mint(sub="second")])
     with SocketClient(server.url, auth=lambda: {"token": next(tokens)}) as client:
         assert client.next("server_hello")["client"] == "first"
@@ -291,7 +291,7 @@ def test_a_client_that_reconnects_is_asked_again(server: ServerProcess) -> None:
         assert client.next("server_hello")["client"] == "second"
 
 
-# -- keys that change --------------------------------------------------------------------------------------------------
+# -- key rotation ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -301,26 +301,26 @@ def key_server() -> Iterator[KeyServer]:
     made.close()
 
 
-def hello_of(server: ServerProcess, token: str) -> str | None:
+def connected_as(server: ServerProcess, token: str) -> str | None:
     with SocketClient(server.url, auth={"token": token}, reconnection=False) as client:
         found: str | None = client.next("server_hello")["client"]
         return found
 
 
-def test_jwks_and_rotation(postgres18: Cluster, key_server: KeyServer) -> None:
+def test_jwks_keys_can_be_rotated(postgres18: Cluster, key_server: KeyServer) -> None:
     old, new, ed = SigningKey("rsa", "2025"), SigningKey("ec", "2026"), SigningKey("ed", "x")
     key_server.keys = [old, ed]
     settings = {"JWKS_URL": key_server.url, "JWKS_CACHE_SECONDS": "1", "JWT_AUDIENCE": "app"}
     with running(postgres18, **settings) as server:
-        assert hello_of(server, old.sign(sub="alice", aud="app")) == "alice"
-        assert hello_of(server, ed.sign(sub="bob", aud="app")) == "bob"
-        # It may be a new one, and the last look was just now.
+        assert connected_as(server, old.sign(sub="alice", aud="app")) == "alice"
+        assert connected_as(server, ed.sign(sub="bob", aud="app")) == "bob"
+        # The key ID is unknown, and the keys were fetched too recently to fetch them again.
         told = refused(server.url, auth={"token": new.sign(aud="app")})
         assert told["data"]["code"] in ("authentication_unavailable", "unauthorized")
         assert "algorithm" in unauthorized(refused(server.url, auth={"token": mint(aud="app")}))
         key_server.keys = [new]
-        until(lambda: refused_or_none(server, new.sign(aud="app")) is None, "the new key")
-        # The old ones were revoked with that.
+        until(lambda: refusal_or_none(server, new.sign(aud="app")) is None, "the new key")
+        # Keys that are no longer in the set are revoked.
         for revoked in (old, ed):
             answers: list[Any] = []
 
@@ -331,34 +331,34 @@ def test_jwks_and_rotation(postgres18: Cluster, key_server: KeyServer) -> None:
             until(is_unauthorized, "the old key's end")
             assert "not known" in unauthorized(answers[-1])
             assert {answer["data"]["code"] for answer in answers} <= {"authentication_unavailable", "unauthorized"}
-        # One with the old one's name is not it.
+        # Another key with a known key ID is rejected.
         impostor = SigningKey("ec", "2026")
         assert "signature" in unauthorized(refused(server.url, auth={"token": impostor.sign(aud="app")}))
 
 
-def refused_or_none(server: ServerProcess, token: str) -> Any:
+def refusal_or_none(server: ServerProcess, token: str) -> Any:
     try:
-        hello_of(server, token)
+        connected_as(server, token)
     except socketio.exceptions.ConnectionError as error:
         return error
     return None
 
 
-def test_unknown_keys_do_not_make_the_server_fetch_all_the_time(postgres18: Cluster, key_server: KeyServer) -> None:
+def test_unknown_keys_do_not_cause_constant_fetching(postgres18: Cluster, key_server: KeyServer) -> None:
     known = SigningKey("rsa", "1")
     key_server.keys = [known]
     with running(postgres18, JWKS_URL=key_server.url) as server:
-        assert hello_of(server, known.sign()) == "somebody"
+        assert connected_as(server, known.sign()) == "somebody"
         fetched, began = key_server.fetched, time.monotonic()
-        stranger = SigningKey("rsa", "2")
+        unknown = SigningKey("rsa", "2")
         for number in range(30):
-            told = refused(server.url, auth={"token": stranger.sign({"kid": f"unknown-{number}"})})
+            told = refused(server.url, auth={"token": unknown.sign({"kid": f"unknown-{number}"})})
             assert told["data"]["code"] in ("authentication_unavailable", "unauthorized")
-        assert key_server.fetched <= fetched + 2 + (time.monotonic() - began) / 5, "one in 5 s"
+        assert key_server.fetched <= fetched + 2 + (time.monotonic() - began) / 5, "at most one fetch in 5 s"
         assert "JWT_AUDIENCE is not set" in server.log
 
 
-def test_keys_that_cannot_be_fetched(postgres18: Cluster, key_server: KeyServer) -> None:
+def test_unreachable_jwks_refuses_until_fetched(postgres18: Cluster, key_server: KeyServer) -> None:
     key = SigningKey("rsa", "1")
     key_server.keys = [key]
     key_server.status = 500
@@ -369,10 +369,10 @@ def test_keys_that_cannot_be_fetched(postgres18: Cluster, key_server: KeyServer)
         told = refused(server.url, auth={"token": key.sign()})
         assert told["data"]["code"] == "authentication_unavailable"
         key_server.body = None
-        until(lambda: refused_or_none(server, key.sign()) is None, "the keys")
-        # What was fetched goes on being used.
+        until(lambda: refusal_or_none(server, key.sign()) is None, "the keys")
+        # Keys fetched earlier remain in use.
         key_server.status = 500
-        assert hello_of(server, key.sign()) == "somebody"
+        assert connected_as(server, key.sign()) == "somebody"
         assert "cannot be fetched" in server.log
 
 
@@ -392,13 +392,13 @@ def login(server: ServerProcess, user: str) -> dict[str, str]:
         return {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
 
 
-def test_a_flask_session(login_server: ServerProcess) -> None:
+def test_flask_session_authenticates(login_server: ServerProcess) -> None:
     with SocketClient(login_server.url, headers=login(login_server, "alice")) as client:
         assert client.next("server_hello")["client"] == "alice"
         assert client.call("whoami") == "alice"
         assert client.call("subscribe", {"channel": "user:alice"})["ok"]
         assert client.call("subscribe", {"channel": "user:bob"})["error"]["code"] == "forbidden"
-        # `authenticate` asks the application as well.
+        # `authenticate` calls the application's login, too.
         exp = int(time.time()) + 60
         answer = client.call("authenticate", {"token": {"sub": "bob", "subscribe": ["user:bob"], "exp": exp}})
         assert (answer["ok"], answer["client"]) == (True, "bob")
@@ -407,14 +407,14 @@ def test_a_flask_session(login_server: ServerProcess) -> None:
     assert "any page on the web" in login_server.log
 
 
-def test_nobody_of_the_application(login_server: ServerProcess) -> None:
+def test_clients_unknown_to_the_application_are_refused(login_server: ServerProcess) -> None:
     assert unauthorized(refused(login_server.url)) == "sign in first"
     assert unauthorized(refused(login_server.url, headers={"Cookie": "session=forged"})) == "sign in first"
     assert unauthorized(refused(login_server.url, auth={"token": "wrong"})) == "this is not the password"
 
 
 @pytest.mark.parametrize("token", ["fails", "nonsense"])
-def test_a_login_that_fails_lets_nobody_in(login_server: ServerProcess, token: str) -> None:
+def test_failing_login_function_refuses_the_connection(login_server: ServerProcess, token: str) -> None:
     told = refused(login_server.url, auth={"token": token}, headers=login(login_server, "alice"))
     assert told == {
         "message": "the server failed to handle this",
@@ -422,7 +422,7 @@ def test_a_login_that_fails_lets_nobody_in(login_server: ServerProcess, token: s
     }
 
 
-def test_other_namespaces_want_to_know_who_it_is_too(login_server: ServerProcess) -> None:
+def test_other_namespaces_require_authentication(login_server: ServerProcess) -> None:
     swarm = Swarm("127.0.0.1", login_server.port)
     [client] = swarm.open(1)
     client.answers_connect = False
@@ -438,8 +438,8 @@ def test_other_namespaces_want_to_know_who_it_is_too(login_server: ServerProcess
     swarm.close()
 
 
-def test_a_renewal_counts_for_the_clients_other_namespaces(login_server: ServerProcess) -> None:
-    """The end of any of them closes the one connection."""
+def test_renewal_applies_to_all_namespaces_of_the_connection(login_server: ServerProcess) -> None:
+    """All namespaces share one connection, which closes when the token of any of them expires."""
     exp = int(time.time()) + 600
     client = socketio.Client(reconnection=False)
     lost, warned = threading.Event(), threading.Event()
@@ -454,7 +454,7 @@ def test_a_renewal_counts_for_the_clients_other_namespaces(login_server: ServerP
     answer = client.call("authenticate", {"token": {"sub": "emil", "exp": exp + 600}}, timeout=PATIENCE)
     assert answer["ok"]
     try:
-        # The first one's end passes; what comes next is the warning of the second one's.
+        # The first token's expiry passes; the next event is the warning for the second token.
         set_clock(login_server, 1180)
         assert warned.wait(PATIENCE)
         assert not lost.is_set()
@@ -464,7 +464,7 @@ def test_a_renewal_counts_for_the_clients_other_namespaces(login_server: ServerP
     client.disconnect()
 
 
-def test_the_applications_connect_handlers_know_who_it_is(login_server: ServerProcess) -> None:
+def test_connect_handlers_of_the_application_know_the_client(login_server: ServerProcess) -> None:
     client = socketio.Client(reconnection=False)
     client.connect(
         login_server.url, namespaces=["/", "/chat"], transports=["websocket"], auth={"token": {"sub": "carol"}}

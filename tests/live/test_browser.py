@@ -11,7 +11,7 @@ from tests.support.server import ServerProcess
 
 
 # --- Connecting -----------------------------------------------------------------------------------------------------
-def test_it_connects_and_shows_the_servers_hello(demo: Demo) -> None:
+def test_page_connects_and_shows_the_server_hello(demo: Demo) -> None:
     demo.start()
     expect(demo.page.locator("#status-text")).to_have_text("Connected")
     expect(demo.page.locator("#hello [data-field=sid]")).to_have_text(re.compile(r"^\S{10,}$"))
@@ -19,18 +19,18 @@ def test_it_connects_and_shows_the_servers_hello(demo: Demo) -> None:
     expect(demo.page.locator("#hello [data-field=client]")).to_have_text("anonymous")
     expect(demo.page.locator("#channels > li")).to_have_count(0)
     expect(demo.page.locator("#subscribe-channel")).to_have_value("foo")
-    # Of tokens there is no word where nobody asks for them.
+    # A server without authentication shows nothing about tokens.
     for hidden in ("#login", "#sign-out", "#hello [data-field=until]"):
         expect(demo.page.locator(hidden)).to_be_hidden()
 
 
-def test_the_short_address_leads_to_the_page(demo: Demo) -> None:
+def test_short_address_redirects_to_the_page(demo: Demo) -> None:
     demo.page.goto(f"{demo.url}/socket-test")
     demo.expect_state("connected")
     assert demo.page.url == f"{demo.url}/static/test.html"
 
 
-def test_the_visitor_can_disconnect_and_come_back(demo: Demo, psql: Psql) -> None:
+def test_visitor_can_disconnect_and_reconnect(demo: Demo, psql: Psql) -> None:
     demo.start()
     demo.subscribe("foo")
     demo.page.click("#connection-toggle")
@@ -45,7 +45,7 @@ def test_the_visitor_can_disconnect_and_come_back(demo: Demo, psql: Psql) -> Non
     expect(demo.messages("foo")).to_contain_text(['"back"'])
 
 
-def test_without_network_it_reconnects_and_subscribes_again(demo: Demo, psql: Psql) -> None:
+def test_page_reconnects_and_resubscribes_after_a_network_failure(demo: Demo, psql: Psql) -> None:
     demo.network_may_fail = True
     demo.start("?channels=foo")
     demo.expect_subscribed("foo")
@@ -55,13 +55,13 @@ def test_without_network_it_reconnects_and_subscribes_again(demo: Demo, psql: Ps
     demo.page.context.set_offline(False)
     demo.expect_state("connected")
     demo.expect_subscribed("foo")
-    # NOTIFY is not stored: the page must not leave the impression that it saw everything.
+    # NOTIFY is not stored: the page must report the gap.
     expect(demo.gaps("foo")).to_contain_text("this page was not connected")
     psql("SELECT pg_notify('foo', '\"after\"')")
     expect(demo.messages("foo")).to_contain_text(['"after"'])
 
 
-def test_it_survives_a_restart_of_the_server(demo: Demo, live_server: ServerProcess, psql: Psql) -> None:
+def test_page_reconnects_after_a_server_restart(demo: Demo, live_server: ServerProcess, psql: Psql) -> None:
     demo.network_may_fail = True
     demo.start()
     demo.subscribe("foo", "bar")
@@ -77,7 +77,7 @@ def test_it_survives_a_restart_of_the_server(demo: Demo, live_server: ServerProc
 
 
 # --- Messages -------------------------------------------------------------------------------------------------------
-def test_a_notify_from_sql_appears_with_time_and_channel(demo: Demo, psql: Psql) -> None:
+def test_notify_from_sql_appears_with_time_and_channel(demo: Demo, psql: Psql) -> None:
     demo.start()
     demo.subscribe("foo")
     psql("SELECT pg_notify(%s, %s)", "foo", '{"hello":"world","list":[1,{}]}')
@@ -88,14 +88,14 @@ def test_a_notify_from_sql_appears_with_time_and_channel(demo: Demo, psql: Psql)
     expect(demo.chip("foo").locator(".channel-count")).to_have_text("1")
 
 
-def test_a_payload_that_is_not_json_appears_as_a_string(demo: Demo, psql: Psql) -> None:
+def test_payload_that_is_not_json_appears_as_a_string(demo: Demo, psql: Psql) -> None:
     demo.start("?channels=foo")
     demo.expect_subscribed("foo")
     psql("SELECT pg_notify('foo', 'plain \"text\"')")
     expect(demo.messages("foo").locator(".payload")).to_have_text(r'"plain \"text\""')
 
 
-def test_several_channels_newest_first(demo: Demo, psql: Psql) -> None:
+def test_messages_of_several_channels_appear_newest_first(demo: Demo, psql: Psql) -> None:
     demo.start("?channels=a, Sensor 7,ü")
     for name in ("a", "Sensor 7", "ü"):
         demo.expect_subscribed(name)
@@ -107,7 +107,7 @@ def test_several_channels_newest_first(demo: Demo, psql: Psql) -> None:
     expect(demo.chip("a").locator(".channel-count")).to_have_text("2")
 
 
-def test_unsubscribing(demo: Demo, psql: Psql) -> None:
+def test_unsubscribed_channel_shows_no_messages(demo: Demo, psql: Psql) -> None:
     demo.start()
     demo.subscribe("foo", "bar")
     demo.chip("foo").get_by_role("button", name="Unsubscribe from foo").click()
@@ -122,7 +122,7 @@ def test_unsubscribing(demo: Demo, psql: Psql) -> None:
     expect(demo.messages("foo").locator(".payload")).to_have_text(["3"])
 
 
-def test_only_the_newest_500_stay(demo: Demo, psql: Psql) -> None:
+def test_only_the_newest_500_messages_are_kept(demo: Demo, psql: Psql) -> None:
     demo.start("?channels=busy")
     demo.expect_subscribed("busy")
     psql("SELECT pg_notify('busy', i::text) FROM generate_series(1, 1700) AS i")
@@ -133,7 +133,7 @@ def test_only_the_newest_500_stay(demo: Demo, psql: Psql) -> None:
     expect(demo.page.locator("#message-count")).to_have_text("1,700 received · newest 500 kept")
 
 
-def test_pause_clear_and_filter(demo: Demo, psql: Psql) -> None:
+def test_messages_can_be_paused_filtered_and_cleared(demo: Demo, psql: Psql) -> None:
     demo.start()
     demo.subscribe("a", "b")
     demo.page.click("#pause")
@@ -155,7 +155,7 @@ def test_pause_clear_and_filter(demo: Demo, psql: Psql) -> None:
     expect(demo.rows).to_have_count(0)
 
 
-def test_long_payloads_are_cut_until_asked_for(demo: Demo, psql: Psql) -> None:
+def test_long_payloads_are_truncated_until_expanded(demo: Demo, psql: Psql) -> None:
     demo.start("?channels=foo")
     demo.expect_subscribed("foo")
     psql("SELECT pg_notify('foo', to_json(repeat('x', 5000))::text)")
@@ -173,7 +173,7 @@ def test_long_payloads_are_cut_until_asked_for(demo: Demo, psql: Psql) -> None:
         "</code><svg onload=\"window.hacked='svg'\">",
     ],
 )
-def test_hostile_text_stays_text(demo: Demo, psql: Psql, hostile: str) -> None:
+def test_hostile_text_is_shown_as_text(demo: Demo, psql: Psql, hostile: str) -> None:
     demo.start()
     demo.subscribe(hostile)
     psql("SELECT pg_notify(%s, %s)", hostile, hostile)
@@ -181,21 +181,21 @@ def test_hostile_text_stays_text(demo: Demo, psql: Psql, hostile: str) -> None:
     expect(demo.rows).to_have_count(2)
     expect(demo.rows.last.locator(".payload")).to_have_text(json.dumps(hostile))
     expect(demo.rows.first.locator(".channel-name")).to_have_text(hostile)
-    demo.try_to_subscribe(f"{hostile}*")  # refused: the name comes back in the error
+    demo.try_to_subscribe(f"{hostile}*")  # refused: the error contains the name
     expect(demo.errors).to_contain_text(f"{hostile}*")
     assert demo.page.locator("main :is(img, script, svg), #errors :is(img, script, svg)").count() == 0
     assert demo.page.evaluate("window.hacked") is None
 
 
 def test_a_strict_content_security_policy_breaks_nothing(demo: Demo, psql: Psql) -> None:
-    """The page needs no inline script or style; what breaks the policy is written to the console."""
+    """The page needs no inline script or style. Chromium would log a violation of the policy to the console."""
 
     def with_policy(route: Route) -> None:
         response = route.fetch()
         policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'"
         route.fulfill(response=response, headers={**response.headers, "content-security-policy": policy})
 
-    # Chromium does not know where a page from `fulfill` came from, so it asks before that page may reach 127.0.0.1.
+    # Chromium does not know the origin of a page from `fulfill`, so it asks for permission to reach 127.0.0.1.
     demo.page.context.grant_permissions(["local-network-access"])
     demo.page.route("**/static/test.html*", with_policy)
     demo.start("?channels=foo")

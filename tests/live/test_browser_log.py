@@ -1,4 +1,4 @@
-"""The demo page in a real Chromium: positions, history, and what was published meanwhile."""
+"""The demo page in a real Chromium: positions, history, and the replay of missed messages."""
 
 import re
 
@@ -9,7 +9,7 @@ from tests.support.demo_page import Demo
 from tests.support.log import Log
 
 
-def test_durable_messages_have_their_position(log_demo: Demo, channel: str) -> None:
+def test_durable_messages_show_their_position(log_demo: Demo, channel: str) -> None:
     log_demo.start(f"?channels={channel}")
     log_demo.expect_subscribed(channel)
     log_demo.publish(channel, '"kept"', durable=True)
@@ -20,7 +20,7 @@ def test_durable_messages_have_their_position(log_demo: Demo, channel: str) -> N
     expect(log_demo.messages(channel).first.locator(".place")).to_be_empty()
 
 
-def test_history_is_replayed_and_says_so(log_demo: Demo, log: Log, channel: str) -> None:
+def test_history_is_replayed_and_marked(log_demo: Demo, log: Log, channel: str) -> None:
     log.publish(channel, 1, 30)
     log.settle()
     log_demo.start()
@@ -29,7 +29,7 @@ def test_history_is_replayed_and_says_so(log_demo: Demo, log: Log, channel: str)
     expect(log_demo.messages(channel)).to_have_count(20)
     expect(log_demo.messages(channel).locator(".badge")).to_have_text(["replayed"] * 20)
     expect(log_demo.messages(channel).first.locator(".payload")).to_have_text('[30, ""]')
-    # Asked for again it comes again, and what is live comes once.
+    # A second request replays it again; a live message arrives once.
     log_demo.try_to_subscribe(channel, history=True)
     expect(log_demo.messages(channel)).to_have_count(40)
     log.publish(channel, 31, 31)
@@ -37,7 +37,7 @@ def test_history_is_replayed_and_says_so(log_demo: Demo, log: Log, channel: str)
     expect(log_demo.messages(channel).first.locator(".badge")).to_have_count(0)
 
 
-def test_without_a_log_nothing_can_be_replayed(demo: Demo) -> None:
+def test_history_without_a_log_shows_an_error(demo: Demo) -> None:
     demo.start()
     demo.try_to_subscribe("foo", history=True)
     demo.expect_subscribed("foo")
@@ -46,7 +46,7 @@ def test_without_a_log_nothing_can_be_replayed(demo: Demo) -> None:
     expect(demo.errors.locator(".error-code")).to_have_text(["invalid_request", "not_installed"])
 
 
-def test_what_was_published_meanwhile_is_replayed(log_demo: Demo, log: Log, channel: str) -> None:
+def test_messages_published_while_offline_are_replayed(log_demo: Demo, log: Log, channel: str) -> None:
     log_demo.network_may_fail = True
     log_demo.start(f"?channels={channel}")
     log_demo.expect_subscribed(channel)
@@ -61,7 +61,7 @@ def test_what_was_published_meanwhile_is_replayed(log_demo: Demo, log: Log, chan
     expect(log_demo.gaps(channel)).to_contain_text("Messages of NOTIFY may have been missed")
 
 
-def test_what_the_log_has_lost_is_told(log_demo: Demo, log: Log, channel: str) -> None:
+def test_messages_trimmed_from_the_log_show_a_gap(log_demo: Demo, log: Log, channel: str) -> None:
     log_demo.network_may_fail = True
     log_demo.start(f"?channels={channel}")
     log_demo.expect_subscribed(channel)
@@ -71,7 +71,7 @@ def test_what_the_log_has_lost_is_told(log_demo: Demo, log: Log, channel: str) -
     log.settle()
     log.sql("WITH gone AS (DELETE FROM socketio_pg.log RETURNING position) "
             "UPDATE socketio_pg.head SET trimmed = (SELECT max(position) FROM gone)")  # fmt: skip
-    log.server.restart()  # what it remembers itself it would replay
+    log.server.restart()  # otherwise the server would replay them from memory
     log_demo.page.context.set_offline(False)
     expect(log_demo.gaps(channel).last).to_contain_text("Messages of the log were missed")
     expect(log_demo.gaps(channel).last).to_contain_text(re.compile(r"trimmed, continues after #\d+"))
@@ -79,7 +79,7 @@ def test_what_the_log_has_lost_is_told(log_demo: Demo, log: Log, channel: str) -
 
 
 @pytest.mark.parametrize("channel", ["foo", "it's", 'My "own"'])
-def test_the_durable_sql_line_does_what_it_says(log_demo: Demo, log: Log, channel: str) -> None:
+def test_durable_sql_line_publishes_the_message(log_demo: Demo, log: Log, channel: str) -> None:
     log_demo.start()
     log_demo.subscribe(channel)
     log_demo.page.fill("#publish-channel", channel)

@@ -1,4 +1,4 @@
-"""The demo page in a real Chromium: how it looks, and where its Socket.IO client comes from."""
+"""The demo page in a real Chromium: its layout, and the source of its Socket.IO client."""
 
 import base64
 import hashlib
@@ -11,9 +11,9 @@ from playwright.sync_api import Route, expect
 from tests.support.demo_page import CDN_CLIENT, CLIENT_FILE, LOCAL_CLIENT, ROOT, STATIC, Demo, Psql
 
 
-# --- The look -------------------------------------------------------------------------------------------------------
+# --- Layout ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_needs_no_horizontal_scrolling(demo: Demo, psql: Psql, scheme: str) -> None:
+def test_phone_layout_needs_no_horizontal_scrolling(demo: Demo, psql: Psql, scheme: str) -> None:
     demo.page.set_viewport_size({"width": 360, "height": 740})
     demo.page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     demo.start()
@@ -30,7 +30,7 @@ def test_a_phone_needs_no_horizontal_scrolling(demo: Demo, psql: Psql, scheme: s
     assert (lightness > 0.9) if scheme == "light" else (lightness < 0.3), background
 
 
-def test_everything_can_be_reached_with_the_keyboard(demo: Demo) -> None:
+def test_keyboard_reaches_every_control(demo: Demo) -> None:
     demo.start("?channels=foo")
     demo.expect_subscribed("foo")
     reached = []
@@ -45,8 +45,8 @@ def test_everything_can_be_reached_with_the_keyboard(demo: Demo) -> None:
     assert reached == expected
 
 
-# --- Where the Socket.IO client comes from --------------------------------------------------------------------------
-def test_the_cdns_client_is_taken_when_the_local_one_is_missing(demo: Demo) -> None:
+# --- The source of the Socket.IO client -----------------------------------------------------------------------------
+def test_cdn_client_is_used_when_the_local_one_is_missing(demo: Demo) -> None:
     demo.network_may_fail = True
     demo.page.route(LOCAL_CLIENT, lambda route: route.fulfill(status=404))
     # The browser checks these bytes against the integrity in client.js, as it would check the CDN's.
@@ -63,7 +63,7 @@ def test_the_cdns_client_is_taken_when_the_local_one_is_missing(demo: Demo) -> N
     assert asked[0].endswith("/socket.io.min.js")
 
 
-def test_a_changed_client_from_the_cdn_is_not_run(demo: Demo) -> None:
+def test_modified_cdn_client_is_not_run(demo: Demo) -> None:
     demo.network_may_fail = True
     demo.page.route(LOCAL_CLIENT, lambda route: route.abort())
     changed = CLIENT_FILE.read_text("utf-8") + "window.hacked = 1;"
@@ -76,7 +76,7 @@ def test_a_changed_client_from_the_cdn_is_not_run(demo: Demo) -> None:
     assert "could not be loaded" in demo.exceptions.pop()
 
 
-def test_without_any_client_the_page_says_so(demo: Demo) -> None:
+def test_page_explains_a_missing_client(demo: Demo) -> None:
     demo.network_may_fail = True
     demo.page.route(LOCAL_CLIENT, lambda route: route.abort())
     demo.page.route(CDN_CLIENT, lambda route: route.abort())
@@ -88,8 +88,8 @@ def test_without_any_client_the_page_says_so(demo: Demo) -> None:
     assert "could not be loaded" in demo.exceptions.pop()
 
 
-@pytest.mark.usefixtures("chromium")  # which knows that the client is there
-def test_the_cdn_address_and_integrity_are_those_of_the_locked_client() -> None:
+@pytest.mark.usefixtures("chromium")  # it checks that the client file exists
+def test_cdn_address_and_integrity_match_the_locked_client() -> None:
     script = (STATIC / "client.js").read_text("utf-8")
     lock = json.loads((ROOT / "package-lock.json").read_text("utf-8"))
     version = lock["packages"]["node_modules/socket.io-client"]["version"]

@@ -10,7 +10,7 @@ from tests.support.demo_page import PATIENCE, Demo, Psql
 
 
 # --- Publishing -----------------------------------------------------------------------------------------------------
-def test_what_the_page_publishes_arrives(demo: Demo) -> None:
+def test_message_published_by_the_page_arrives(demo: Demo) -> None:
     demo.start()
     demo.subscribe("foo")
     demo.publish("foo", '{ "from":\n"the page" }')
@@ -19,7 +19,7 @@ def test_what_the_page_publishes_arrives(demo: Demo) -> None:
 
 
 @pytest.mark.parametrize("shortcut", ["Control+Enter", "Meta+Enter"])
-def test_the_keyboard_sends(demo: Demo, shortcut: str) -> None:
+def test_keyboard_shortcut_publishes(demo: Demo, shortcut: str) -> None:
     demo.start("?channels=foo")
     demo.expect_subscribed("foo")
     demo.page.fill("#publish-payload", '"typed"')
@@ -27,7 +27,7 @@ def test_the_keyboard_sends(demo: Demo, shortcut: str) -> None:
     expect(demo.messages("foo").locator(".payload")).to_have_text(['"typed"'])
 
 
-def test_text_that_is_not_json_is_refused_by_the_page(demo: Demo) -> None:
+def test_page_refuses_text_that_is_not_json(demo: Demo) -> None:
     demo.start("?channels=foo")
     demo.expect_subscribed("foo")
     demo.publish("foo", "{'single': 'quotes'}")
@@ -41,7 +41,7 @@ def test_text_that_is_not_json_is_refused_by_the_page(demo: Demo) -> None:
 
 
 @pytest.mark.parametrize("channel", ["foo", "Foo", "order", "two words", 'quo"te', "it's", "1st", "a$b", "ü"])
-def test_the_sql_line_does_what_it_says(demo: Demo, psql: Psql, channel: str) -> None:
+def test_sql_line_publishes_the_message(demo: Demo, psql: Psql, channel: str) -> None:
     demo.start()
     demo.subscribe(channel)
     demo.page.fill("#publish-channel", channel)
@@ -50,7 +50,7 @@ def test_the_sql_line_does_what_it_says(demo: Demo, psql: Psql, channel: str) ->
     expect(demo.messages(channel).locator(".payload")).to_have_text('{"it\'s": ["\\\\", "ü"]}')
 
 
-def test_the_sql_line_is_short_for_plain_names_and_can_be_copied(demo: Demo) -> None:
+def test_sql_line_is_short_for_plain_names_and_can_be_copied(demo: Demo) -> None:
     demo.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     demo.start()
     expect(demo.page.locator("#sql")).to_have_text("""NOTIFY foo, '{"hello": "world"}';""")
@@ -63,17 +63,17 @@ def test_the_sql_line_is_short_for_plain_names_and_can_be_copied(demo: Demo) -> 
 
 
 # --- Errors and gaps ------------------------------------------------------------------------------------------------
-def test_errors_of_the_server_are_shown_with_code_and_message(demo: Demo) -> None:
+def test_server_errors_are_shown_with_code_and_message(demo: Demo) -> None:
     demo.start()
     demo.try_to_subscribe("x" * 64, "foo")
     expect(demo.errors).to_have_count(1)
     expect(demo.errors.locator(".error-code")).to_have_text("invalid_channel")
     expect(demo.errors.locator(".error-message")).to_contain_text("63 bytes")
-    demo.expect_subscribed("foo")  # the other name of the list is not held up
+    demo.expect_subscribed("foo")  # the other channel of the list is subscribed
     expect(demo.page.locator("#channels > li")).to_have_count(1)
     demo.publish("foo", json.dumps("x" * 8000))
     expect(demo.errors.locator(".error-code")).to_have_text(["payload_too_large", "invalid_channel"])
-    demo.publish("foo", json.dumps("x"))  # what failed now works, so its error goes
+    demo.publish("foo", json.dumps("x"))  # publishing works now, so its error disappears
     expect(demo.errors.locator(".error-code")).to_have_text(["invalid_channel"])
     demo.errors.get_by_role("button").click()
     expect(demo.errors).to_have_count(0)
@@ -87,7 +87,7 @@ def test_empty_fields_are_explained(demo: Demo) -> None:
     expect(demo.page.locator("#publish-error")).to_contain_text("Enter the name of a channel")
 
 
-def test_a_subscription_refused_for_lack_of_a_database_is_tried_again(demo: Demo, psql: Psql) -> None:
+def test_subscription_refused_without_a_database_is_retried(demo: Demo, psql: Psql) -> None:
     refusals = 0
 
     def refuse_once(page_side: WebSocketRoute) -> None:
@@ -136,7 +136,7 @@ def test_gaps_and_error_events_are_shown(demo: Demo) -> None:
     expect(demo.errors).to_contain_text("<b>no</b>")
 
 
-def test_a_lost_database_connection_is_told(demo: Demo, psql: Psql) -> None:
+def test_lost_database_connection_shows_a_gap(demo: Demo, psql: Psql) -> None:
     demo.start("?channels=foo")
     demo.expect_subscribed("foo")
     psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'socketio_pg'")

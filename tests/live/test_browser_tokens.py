@@ -1,4 +1,4 @@
-"""The demo page in a real Chromium: it asks for a token, and for another one."""
+"""The demo page in a real Chromium: signing in with tokens, expiry and renewal."""
 
 import contextlib
 import re
@@ -14,42 +14,42 @@ from tests.support.server import ServerProcess
 
 
 @pytest.fixture(scope="module")
-def asking_server(postgres18: Cluster) -> Iterator[ServerProcess]:
-    """It lets in only who has a token, to the channels that stand in it."""
+def guarded_server(postgres18: Cluster) -> Iterator[ServerProcess]:
+    """A server that requires a token and allows only the channels in its claims."""
     server = ServerProcess(postgres18.url(), JWT_SECRET=SECRET, JWT_LEEWAY="0", AUTHORIZATION="claims")
     yield server
     server.close()
 
 
 @pytest.fixture
-def asking(chromium: Browser, asking_server: ServerProcess) -> Iterator[Demo]:
-    with demo_page(chromium, asking_server.url) as demo:
+def guarded(chromium: Browser, guarded_server: ServerProcess) -> Iterator[Demo]:
+    with demo_page(chromium, guarded_server.url) as demo:
         yield demo
 
 
-def test_it_asks_for_a_token_and_keeps_it_to_itself(asking: Demo, psql: Psql) -> None:
-    page, good = asking.page, token(3600)
+def test_page_asks_for_a_token_and_does_not_store_it(guarded: Demo, psql: Psql) -> None:
+    page, good = guarded.page, token(3600)
     addresses: list[str] = []
     page.on("request", lambda request: addresses.append(request.url))
     page.on("websocket", lambda websocket: addresses.append(websocket.url))
-    asking.open("?channels=foo")
-    asking.expect_state("disconnected")
+    guarded.open("?channels=foo")
+    guarded.expect_state("disconnected")
     expect(page.locator("#status-text")).to_have_text("Not signed in")
     expect(page.locator("#login-reason")).to_have_text("This server requires a token.")
-    expect(asking.errors).to_have_count(0)
-    asking.sign_in(" ")
+    expect(guarded.errors).to_have_count(0)
+    guarded.sign_in(" ")
     expect(page.locator("#login-error")).to_have_text("Paste a token.")
-    asking.sign_in(good[:-4] + "AAAA")
+    guarded.sign_in(good[:-4] + "AAAA")
     expect(page.locator("#login-error")).to_have_text("Not accepted: the token's signature is wrong.")
     expect(page.locator("#token")).to_have_attribute("aria-invalid", "true")
-    asking.expect_state("disconnected")
-    asking.sign_in(f"Bearer {good}")
-    asking.expect_subscribed("foo")
-    asking.expect_client("alice")
+    guarded.expect_state("disconnected")
+    guarded.sign_in(f"Bearer {good}")
+    guarded.expect_subscribed("foo")
+    guarded.expect_client("alice")
     expect(page.locator("#hello [data-field=until]")).to_have_text(re.compile(r"\d\d:\d\d:\d\d$"))
     expect(page.locator("#login")).to_be_hidden()
     psql("SELECT pg_notify('foo', '1')")
-    expect(asking.messages("foo")).to_have_count(1)
+    expect(guarded.messages("foo")).to_have_count(1)
     assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
     expect(page.locator("#token")).to_have_value("")
     assert len(addresses) > 5
@@ -59,56 +59,56 @@ def test_it_asks_for_a_token_and_keeps_it_to_itself(asking: Demo, psql: Psql) ->
     expect(page.locator("#sign-out")).to_be_hidden()
 
 
-def test_a_token_can_be_replaced_before_its_end(asking: Demo, psql: Psql) -> None:
-    asking.open("?channels=foo")
-    asking.sign_in(token(12))
-    asking.expect_subscribed("foo")
-    expect(asking.page.locator("#login-reason")).to_contain_text(re.compile(r"Your token expires at \d\d:\d\d:\d\d\."))
-    asking.sign_in(token(-5))
-    expect(asking.page.locator("#login-error")).to_have_text("Not accepted: the token has expired.")
-    asking.sign_in(token(3600, "bob"))
-    asking.expect_client("bob")
-    expect(asking.page.locator("#login")).to_be_hidden()
+def test_token_can_be_replaced_before_it_expires(guarded: Demo, psql: Psql) -> None:
+    guarded.open("?channels=foo")
+    guarded.sign_in(token(12))
+    guarded.expect_subscribed("foo")
+    expect(guarded.page.locator("#login-reason")).to_contain_text(re.compile(r"Your token expires at \d\d:\d\d:\d\d\."))
+    guarded.sign_in(token(-5))
+    expect(guarded.page.locator("#login-error")).to_have_text("Not accepted: the token has expired.")
+    guarded.sign_in(token(3600, "bob"))
+    guarded.expect_client("bob")
+    expect(guarded.page.locator("#login")).to_be_hidden()
     psql("SELECT pg_notify('foo', '1')")
-    expect(asking.rows).to_have_count(1)  # no gap
+    expect(guarded.rows).to_have_count(1)  # no gap
 
 
-def test_after_the_tokens_end_it_asks_for_another_and_goes_on(asking: Demo, psql: Psql) -> None:
-    asking.open("?channels=foo")
-    asking.sign_in(token(5))
-    asking.expect_subscribed("foo")
-    expect(asking.page.locator("#login-error")).to_have_text("Not accepted: the token has expired.", timeout=PATIENCE)
-    asking.expect_state("disconnected")
-    expect(asking.chip("foo")).to_have_attribute("data-state", "pending")
-    expect(asking.errors).to_have_count(0)
-    asking.sign_in(token(3600))
-    asking.expect_subscribed("foo")
-    expect(asking.gaps("foo")).to_contain_text("this page was not connected")
+def test_page_asks_for_another_token_after_expiry(guarded: Demo, psql: Psql) -> None:
+    guarded.open("?channels=foo")
+    guarded.sign_in(token(5))
+    guarded.expect_subscribed("foo")
+    expect(guarded.page.locator("#login-error")).to_have_text("Not accepted: the token has expired.", timeout=PATIENCE)
+    guarded.expect_state("disconnected")
+    expect(guarded.chip("foo")).to_have_attribute("data-state", "pending")
+    expect(guarded.errors).to_have_count(0)
+    guarded.sign_in(token(3600))
+    guarded.expect_subscribed("foo")
+    expect(guarded.gaps("foo")).to_contain_text("this page was not connected")
     psql("SELECT pg_notify('foo', '1')")
-    expect(asking.messages("foo")).to_have_count(1)
+    expect(guarded.messages("foo")).to_have_count(1)
 
 
-def test_what_is_forbidden_is_told_and_the_rest_goes_on(asking: Demo, psql: Psql) -> None:
-    asking.open("?channels=mine,other,secret")
-    asking.sign_in(token(12, subscribe=["mine", "other"], publish=[]))
-    asking.expect_subscribed("mine")
-    asking.expect_subscribed("other")
-    expect(asking.errors).to_contain_text("forbidden subscribe secret")
-    expect(asking.chip("secret")).to_have_count(0)
-    asking.publish("mine", "1")
-    expect(asking.errors.first).to_contain_text("forbidden publish mine")
-    expect(asking.page.locator("#login-reason")).to_contain_text("expires at")
-    asking.sign_in(token(3600, subscribe=["mine"]))
-    row = asking.page.locator("#messages > li[data-kind=end]")
+def test_forbidden_channel_is_reported_and_the_others_continue(guarded: Demo, psql: Psql) -> None:
+    guarded.open("?channels=mine,other,secret")
+    guarded.sign_in(token(12, subscribe=["mine", "other"], publish=[]))
+    guarded.expect_subscribed("mine")
+    guarded.expect_subscribed("other")
+    expect(guarded.errors).to_contain_text("forbidden subscribe secret")
+    expect(guarded.chip("secret")).to_have_count(0)
+    guarded.publish("mine", "1")
+    expect(guarded.errors.first).to_contain_text("forbidden publish mine")
+    expect(guarded.page.locator("#login-reason")).to_contain_text("expires at")
+    guarded.sign_in(token(3600, subscribe=["mine"]))
+    row = guarded.page.locator("#messages > li[data-kind=end]")
     expect(row).to_contain_text("The server has ended the subscription: it is no longer allowed.")
     expect(row.locator(".channel-name")).to_have_text("other")
-    expect(asking.errors.first).to_contain_text("forbidden subscribe other")
-    expect(asking.chip("other")).to_have_count(0)
+    expect(guarded.errors.first).to_contain_text("forbidden subscribe other")
+    expect(guarded.chip("other")).to_have_count(0)
     psql("SELECT pg_notify('mine', '1')")
-    expect(asking.messages("mine")).to_have_count(1)
+    expect(guarded.messages("mine")).to_have_count(1)
 
 
-def test_who_is_anonymous_is_offered_to_sign_in(chromium: Browser, postgres18: Cluster) -> None:
+def test_anonymous_client_can_sign_in(chromium: Browser, postgres18: Cluster) -> None:
     server = ServerProcess(postgres18.url(), JWT_SECRET=SECRET, AUTH="optional", PUBLIC_CHANNELS="news")
     with contextlib.closing(server), demo_page(chromium, server.url) as demo:
         demo.start("?channels=news,foo")
