@@ -1,4 +1,4 @@
-"""socketio_pg.protocol: clients come in and leave, and nobody leaves anything behind."""
+"""The Socket.IO server: connecting, disconnecting, and no state left afterwards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +37,7 @@ def test_on_connected_is_called_once_after_the_connect_packet(server: Server, wi
     [lambda *arguments: False, ConnectionRefusedError("no"), socketio.exceptions.ConnectionRefusedError("no")],
     ids=["False", "Python's error", "the library's error"],
 )
-def test_on_connected_is_not_called_for_one_who_is_refused(server: Server, wire: Wire, refusal: Any) -> None:
+def test_on_connected_is_not_called_for_a_refused_client(server: Server, wire: Wire, refusal: Any) -> None:
     def refuse(sid: str, environ: dict[str, Any], auth: Any) -> Any:
         if isinstance(refusal, Exception):
             raise refusal
@@ -52,14 +52,14 @@ def test_on_connected_is_not_called_for_one_who_is_refused(server: Server, wire:
     wire.receive("0")
     assert [packet_type for packet_type, _, _ in wire.answers()] == [CONNECT_ERROR]
     wire.close()
-    # Who was identified is forgotten again.
+    # The identity is removed again.
     [(_, sid), _] = calls
     assert calls == [("identified", sid), ("disconnected", sid)]
     assert_nobody(server)
 
 
 @pytest.mark.parametrize("error", [ValueError("s3cret"), TypeError("s3cret"), SocketIOPGError("s3cret")], ids=repr)
-def test_a_connect_handler_that_fails_refuses_the_client(
+def test_failing_connect_handler_refuses_the_client(
     server: Server, wire: Wire, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     failing = True
@@ -78,7 +78,7 @@ def test_a_connect_handler_that_fails_refuses_the_client(
     assert "connected" not in calls
     calls.clear()
     assert any(record.exc_info and record.exc_info[1] is error for record in caplog.records)
-    # The transport is still there, and the client may try again.
+    # The transport stays open, and the client may retry.
     failing = False
     wire.receive("0")
     assert [packet_type for packet_type, _, _ in wire.answers()] == [CONNECT]
@@ -89,7 +89,7 @@ def test_a_connect_handler_that_fails_refuses_the_client(
     assert_nobody(server)
 
 
-def test_clients_of_other_namespaces_are_identified_and_are_no_subscribers(server: Server, wire: Wire) -> None:
+def test_clients_of_other_namespaces_are_identified_but_not_connected(server: Server, wire: Wire) -> None:
     calls: list[tuple[str, ...]] = []
     server.on("echo", echo, namespace="/chat")
     follow(server, identify=lambda environ, auth: auth)
@@ -109,7 +109,9 @@ def test_clients_of_other_namespaces_are_identified_and_are_no_subscribers(serve
 
 @pytest.mark.parametrize("namespace", ["/", "/chat"])
 @pytest.mark.parametrize("error", [UnauthorizedError("who are you?"), ValueError("s3cret")], ids=repr)
-def test_who_is_not_identified_is_refused(server: Server, wire: Wire, error: Exception, namespace: str) -> None:
+def test_client_that_cannot_be_identified_is_refused(
+    server: Server, wire: Wire, error: Exception, namespace: str
+) -> None:
     def identify(environ: dict[str, Any], auth: object) -> object:
         assert environ["REMOTE_ADDR"] == "192.0.2.1"
         raise error
@@ -131,32 +133,32 @@ def test_who_is_not_identified_is_refused(server: Server, wire: Wire, error: Exc
     assert_nobody(server)
 
 
-def test_a_second_connect_changes_nobodys_identity(server: Server, wire: Wire) -> None:
+def test_second_connect_does_not_change_the_identity(server: Server, wire: Wire) -> None:
     identities: list[object] = []
     follow(server, identify=lambda environ, auth: auth)
     follow(server, identified=lambda sid, namespace, identity: identities.append(identity))
     wire.open()
     wire.receive('0"me"')
-    wire.receive('0"somebody else"')
+    wire.receive('0"another"')
     assert [packet_type for packet_type, _, _ in wire.answers()] == [CONNECT, EVENT]
     assert wire.hung_up == ["eio1"]
     assert identities == ["me"]
 
 
-# -- leaving -----------------------------------------------------------------------------------------------------------
-WAYS_OUT: dict[str, Callable[[Wire, str], None]] = {
-    "the client says so": lambda wire, sid: wire.receive("1"),
-    "the transport closes": lambda wire, sid: wire.close(),
-    "the server says so": lambda wire, sid: wire.server.disconnect(sid),
+# -- disconnecting -----------------------------------------------------------------------------------------------------
+DISCONNECTS: dict[str, Callable[[Wire, str], None]] = {
+    "client disconnects": lambda wire, sid: wire.receive("1"),
+    "transport closes": lambda wire, sid: wire.close(),
+    "server disconnects": lambda wire, sid: wire.server.disconnect(sid),
 }
 
 
-@pytest.fixture(params=WAYS_OUT)
+@pytest.fixture(params=DISCONNECTS)
 def leave(request: pytest.FixtureRequest) -> Callable[[Wire, str], None]:
-    return WAYS_OUT[request.param]
+    return DISCONNECTS[request.param]
 
 
-def test_on_disconnected_is_called_once_on_every_way_out(
+def test_on_disconnected_is_called_once_for_every_disconnect(
     server: Server, wire: Wire, leave: Callable[[Wire, str], None]
 ) -> None:
     gone: list[str] = []
@@ -170,7 +172,7 @@ def test_on_disconnected_is_called_once_on_every_way_out(
     assert_nobody(server)
 
 
-def test_on_disconnected_comes_beside_the_applications_own_handler(
+def test_on_disconnected_is_called_besides_the_applications_handler(
     server: Server, wire: Wire, leave: Callable[[Wire, str], None]
 ) -> None:
     gone: list[tuple[str, str]] = []
@@ -181,10 +183,10 @@ def test_on_disconnected_comes_beside_the_applications_own_handler(
     assert sorted(gone) == [("ours", sid), ("theirs", sid)]
 
 
-def test_a_legacy_disconnect_handler_does_not_make_it_twice(
+def test_legacy_disconnect_handler_causes_no_second_call(
     server: Server, wire: Wire, leave: Callable[[Wire, str], None]
 ) -> None:
-    # python-socketio calls a handler again, without the reason, when it raised TypeError.
+    # python-socketio calls a handler that raised TypeError again, without the reason.
     gone: list[str] = []
     server.on("disconnect", lambda sid: None)
     follow(server, disconnected=gone.append)
@@ -194,7 +196,7 @@ def test_a_legacy_disconnect_handler_does_not_make_it_twice(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("failed"), ValueError("failed"), TypeError("failed")], ids=repr)
-def test_a_disconnect_handler_that_fails_leaves_nothing_behind(
+def test_failing_disconnect_handler_leaves_no_state(
     server: Server, wire: Wire, leave: Callable[[Wire, str], None], error: Exception
 ) -> None:
     @server.on("disconnect")
@@ -209,12 +211,12 @@ def test_a_disconnect_handler_that_fails_leaves_nothing_behind(
         leave(wire, sid)
         wire.close()
     except type(error):
-        wire.close()  # Engine.IO logs what was raised, and goes on
+        wire.close()  # Engine.IO logs the exception and continues
     assert gone == [sid]
     assert_nobody(server)
 
 
-def test_who_leaves_in_the_middle_of_a_request_is_not_answered(server: Server, wire: Wire) -> None:
+def test_client_that_disconnects_during_a_request_gets_no_answer(server: Server, wire: Wire) -> None:
     def leave_and_answer(sid: str) -> str:
         wire.close()
         return "too late"
@@ -231,7 +233,7 @@ def test_who_leaves_in_the_middle_of_a_request_is_not_answered(server: Server, w
         assert_nobody(server)
 
 
-def test_after_saying_goodbye_a_client_can_come_back_on_the_same_transport(server: Server, wire: Wire) -> None:
+def test_client_can_reconnect_on_the_same_transport(server: Server, wire: Wire) -> None:
     calls: list[str] = []
     follow(server, connected=lambda sid: calls.append("connected"))
     follow(server, disconnected=lambda sid: calls.append("disconnected"))
@@ -243,7 +245,7 @@ def test_after_saying_goodbye_a_client_can_come_back_on_the_same_transport(serve
     assert calls == ["connected", "disconnected", "connected"]
 
 
-def test_one_clients_failures_do_not_touch_another(server: Server, wire: Wire) -> None:
+def test_errors_of_one_client_do_not_affect_another(server: Server, wire: Wire) -> None:
     wire.connect("eio1")
     wire.connect("eio2")
     for packet in ('2["nothing"]', "2[1]", "2{}", "2abc", "9", b"x", '51-["echo",{"_placeholder":true,"num":0}]'):
@@ -253,7 +255,7 @@ def test_one_clients_failures_do_not_touch_another(server: Server, wire: Wire) -
     wire.assert_alive("eio2")
 
 
-def test_a_disconnect_packet_is_what_the_server_sends(server: Server, wire: Wire) -> None:
-    # The stock way out, by which clients are told not to come back; drain() goes another way for that reason.
+def test_server_disconnect_sends_a_disconnect_packet(server: Server, wire: Wire) -> None:
+    # Clients do not reconnect after a disconnect packet, so drain() does not use it.
     server.disconnect(wire.connect())
     assert [packet_type for packet_type, _, _ in wire.answers()] == [DISCONNECT]

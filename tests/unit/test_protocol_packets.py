@@ -1,4 +1,4 @@
-"""socketio_pg.protocol: packets that are none are told and hung up on, and binary data has its place."""
+"""The Socket.IO server: invalid packets and binary packets."""
 
 import logging
 
@@ -9,7 +9,7 @@ from socketio.packet import ACK, BINARY_ACK, EVENT
 from socketio_pg.protocol.server import Server
 from tests.support.wire import Wire, assert_nobody, follow
 
-# -- packets that are none ---------------------------------------------------------------------------------------------
+# -- invalid packets ---------------------------------------------------------------------------------------------------
 BAD_PACKETS: dict[str, str | bytes] = {
     "no data": "2",
     "no data, an id": "212",
@@ -27,7 +27,7 @@ BAD_PACKETS: dict[str, str | bytes] = {
     "two values": '2["echo"]["echo"]',
     "endless nesting": "2" + "[" * 50_000,
     "endless nesting, closed": "2" + "[" * 30_000 + "]" * 30_000,
-    "a digit that is no ASCII": '2²["echo"]',
+    "a digit that is not ASCII": '2²["echo"]',
     "an id of letters": '2abc["echo"]',
     "a negative id": '2-1["echo"]',
     "an id that is a fraction": '21.5["echo"]',
@@ -36,10 +36,10 @@ BAD_PACKETS: dict[str, str | bytes] = {
     "an id of 200 digits": "2" + "9" * 200 + '["echo"]',
     "a number of 5,000 digits": '2["echo",' + "9" * 5_000 + "]",
     "an acknowledgement without data": "31",
-    "an acknowledgement of nothing": "3",
+    "an acknowledgement without id": "3",
     "an acknowledgement that is an object": "31{}",
     "an acknowledgement that is no JSON": "31abc",
-    "a goodbye with data": '1"x"',
+    "a DISCONNECT with data": '1"x"',
     "empty": "",
     "letters": "hello",
     "HTTP": "GET / HTTP/1.1",
@@ -55,23 +55,23 @@ BAD_PACKETS: dict[str, str | bytes] = {
     "too many attachments": '5999999999999-["echo"]',
     "binary": b"\x00\x01",
     "binary that looks like a packet": b'2["echo"]',
-    "no binary at all": b"",
+    "empty binary": b"",
 }
 
 
 @pytest.mark.parametrize("packet", BAD_PACKETS.values(), ids=BAD_PACKETS.keys())
-def test_a_bad_packet_is_told_and_hung_up_on(wire: Wire, packet: str | bytes) -> None:
+def test_invalid_packet_is_reported_and_closes_the_connection(wire: Wire, packet: str | bytes) -> None:
     wire.connect()
     wire.receive(packet)
     wire.assert_hung_up()
 
 
-def test_while_the_connection_is_being_closed_nothing_more_is_taken(server: Server, wire: Wire) -> None:
+def test_packets_are_ignored_while_the_connection_closes(server: Server, wire: Wire) -> None:
     calls: list[str] = []
     server.on("note", lambda sid: calls.append("note"))
 
     @server.on("disconnect")
-    def disconnect(sid: str, reason: str) -> None:  # may wait, and what has arrived is handled meanwhile
+    def disconnect(sid: str, reason: str) -> None:  # it may wait while received packets are handled
         for data in ("2{}", '2["note"]', "0", b"x"):
             wire.receive(data)
 
@@ -83,7 +83,7 @@ def test_while_the_connection_is_being_closed_nothing_more_is_taken(server: Serv
 
 @pytest.mark.parametrize("id", ["", "12"])
 @pytest.mark.parametrize("data", ["[1]", "[null]", '[{"echo":1}]', '[["echo"]]', "[NaN]"])
-def test_a_packet_whose_event_has_no_name_is_answered(wire: Wire, data: str, id: str) -> None:
+def test_event_without_a_name_is_an_invalid_request(wire: Wire, data: str, id: str) -> None:
     wire.connect()
     wire.receive(f"2{id}{data}")
     [(packet_type, _, [*_, answer])] = wire.answers()
@@ -96,7 +96,7 @@ def test_a_packet_whose_event_has_no_name_is_answered(wire: Wire, data: str, id:
     "argument", ["[" * 100_000, "NaN," * 20_000 + "1", '"\\ud800' + "x" * 70_000 + '"', "[]," * 100_001 + "[]"],
     ids=["nesting", "NaN", "lone surrogate", "many lists"],
 )  # fmt: skip
-def test_json_that_is_too_large_to_find_out_what_is_wrong_is_answered(wire: Wire, argument: str) -> None:
+def test_large_invalid_json_is_an_invalid_request(wire: Wire, argument: str) -> None:
     wire.connect()
     wire.receive(f'23["echo",{argument}]')
     [(packet_type, id, [answer])] = wire.answers()
@@ -104,7 +104,7 @@ def test_json_that_is_too_large_to_find_out_what_is_wrong_is_answered(wire: Wire
     wire.assert_alive()
 
 
-def test_thousands_of_bad_packets_are_two_lines_in_the_log(
+def test_log_lines_about_invalid_packets_are_rate_limited(
     server: Server, wire: Wire, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "socketio_pg")
@@ -113,13 +113,13 @@ def test_thousands_of_bad_packets_are_two_lines_in_the_log(
         wire.receive("2abc", f"eio{number}")
     assert len(wire.hung_up) == 3_000
     lines = [record.getMessage() for record in caplog.records]
-    assert 1 <= len(lines) <= 10, "one a second at most"
+    assert 1 <= len(lines) <= 10, "at most one line per second"
     assert lines[0] == "hanging up on a client: this is not JSON, or nested too deeply"
     assert_nobody(server)
 
 
 @pytest.mark.parametrize("packet", ["30[]", "31[]", '31["x"]', "3[]", '3/other,1["x"]', '39007199254740991["x"]'])
-def test_acknowledgements_that_nobody_asked_for_are_ignored(wire: Wire, packet: str) -> None:
+def test_unexpected_acknowledgement_is_ignored(wire: Wire, packet: str) -> None:
     wire.connect()
     wire.receive(packet)
     assert wire.answers() == []
@@ -127,8 +127,8 @@ def test_acknowledgements_that_nobody_asked_for_are_ignored(wire: Wire, packet: 
 
 
 @pytest.mark.parametrize("packet", ['2/other,["echo",1]', '2/other,1["echo",1]', "1/other,"])
-def test_what_comes_in_a_namespace_that_was_not_joined_is_not_run(wire: Wire, packet: str) -> None:
-    # The server may have disconnected it from there while this was on its way.
+def test_packet_for_an_unconnected_namespace_is_ignored(wire: Wire, packet: str) -> None:
+    # The server may have disconnected the client from it while the packet was in transit.
     wire.connect()
     wire.receive(packet)
     assert wire.answers() == []
@@ -136,7 +136,7 @@ def test_what_comes_in_a_namespace_that_was_not_joined_is_not_run(wire: Wire, pa
 
 
 @pytest.mark.parametrize("packet", ["0/other,", "0/other,{}", "0/other", "0/other?query=1,"])
-def test_connecting_to_an_unknown_namespace_is_refused(server: Server, wire: Wire, packet: str) -> None:
+def test_unknown_namespace_is_refused(server: Server, wire: Wire, packet: str) -> None:
     asked: list[object] = []
     wire.connect()
     follow(server, identify=lambda environ, auth: asked.append(auth))
@@ -149,12 +149,12 @@ def test_connecting_to_an_unknown_namespace_is_refused(server: Server, wire: Wir
 
 # -- binary ------------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def takes_binary(server: Server) -> Server:
+def binary_server(server: Server) -> Server:
     server.binary = True
     return server
 
 
-def test_binary_arguments_and_answers(takes_binary: Server, wire: Wire) -> None:
+def test_binary_argument_is_answered_with_binary(binary_server: Server, wire: Wire) -> None:
     wire.connect()
     wire.receive('51-8["echo",{"_placeholder":true,"num":0}]')
     assert wire.answers() == []
@@ -171,14 +171,14 @@ def test_binary_arguments_and_answers(takes_binary: Server, wire: Wire) -> None:
 @pytest.mark.parametrize(
     "packet", ['51-["echo",{"_placeholder":true,"num":0}]', '61-1[{"_placeholder":true,"num":0}]', b"x"]
 )
-def test_without_an_event_that_wants_it_binary_data_hangs_up(wire: Wire, packet: str | bytes) -> None:
+def test_unexpected_binary_data_closes_the_connection(wire: Wire, packet: str | bytes) -> None:
     wire.connect()
     wire.receive(packet)
     wire.assert_hung_up()
 
 
 @pytest.mark.parametrize("number", ["1", "-1", "-2", "1.5", "0.0", '"0"', "null", "{}", "true", "false", "1e400"])
-def test_a_placeholder_that_points_nowhere_hangs_up(takes_binary: Server, wire: Wire, number: str) -> None:
+def test_invalid_placeholder_closes_the_connection(binary_server: Server, wire: Wire, number: str) -> None:
     wire.connect()
     wire.receive(f'51-["echo",{{"_placeholder":true,"num":{number}}}]')
     wire.receive(b"x")
@@ -191,17 +191,19 @@ PLACEHOLDER = '{"_placeholder":true,"num":0}'
 @pytest.mark.parametrize(
     "data", [f'["echo",{PLACEHOLDER},{PLACEHOLDER}]', '["echo",1]', '["echo",{"_placeholder":false,"num":0}]',
              f'["echo",{{"_placeholder":true,"num":{PLACEHOLDER}}}]'],
-    ids=["twice", "nowhere", "not one", "nested"],
+    ids=["twice", "missing", "false", "nested"],
 )  # fmt: skip
-def test_each_attachment_has_one_place(takes_binary: Server, wire: Wire, data: str) -> None:
+def test_attachment_without_exactly_one_placeholder_closes_the_connection(
+    binary_server: Server, wire: Wire, data: str
+) -> None:
     wire.connect()
     wire.receive(f"51-{data}")
     wire.receive(b"x")
     wire.assert_hung_up()
 
 
-def test_attachments_may_be_nested_as_deep_as_json(takes_binary: Server, wire: Wire) -> None:
-    takes_binary.on("size", lambda sid, value: str(value).count("["))
+def test_attachment_can_be_nested_as_deeply_as_json(binary_server: Server, wire: Wire) -> None:
+    binary_server.on("size", lambda sid, value: str(value).count("["))
     wire.connect()
     wire.receive('51-1["size",' + "[" * 900 + PLACEHOLDER + "]" * 900 + "]")
     wire.receive(b"x")
@@ -210,23 +212,23 @@ def test_attachments_may_be_nested_as_deep_as_json(takes_binary: Server, wire: W
 
 @pytest.mark.parametrize("packet", ["5", '5["echo",1]', '50-["echo",1]', '50-4["echo",1]', "6", '60-1["x"]', "5-1[]",
                                     '517-["echo"]', '59999999999-["echo"]', "51-{}", "51-", "61-1{}"])  # fmt: skip
-def test_a_binary_packet_that_is_none_hangs_up(takes_binary: Server, wire: Wire, packet: str) -> None:
+def test_invalid_binary_packet_closes_the_connection(binary_server: Server, wire: Wire, packet: str) -> None:
     wire.connect()
     wire.receive(packet)
     wire.assert_hung_up()
 
 
 @pytest.mark.parametrize("packet", ['2["echo",1]', "0", "1", "x", ""])
-def test_text_in_place_of_an_attachment_hangs_up(takes_binary: Server, wire: Wire, packet: str) -> None:
+def test_text_instead_of_an_attachment_closes_the_connection(binary_server: Server, wire: Wire, packet: str) -> None:
     wire.connect()
     wire.receive(f'51-["echo",{PLACEHOLDER}]')
     wire.receive(packet)
     wire.assert_hung_up()
 
 
-def test_attachments_have_no_more_bytes_together_than_one_packet(takes_binary: Server, wire: Wire) -> None:
+def test_total_size_of_attachments_is_limited(binary_server: Server, wire: Wire) -> None:
     wire.connect()
-    half = b"x" * (takes_binary.eio.max_http_buffer_size // 2)
+    half = b"x" * (binary_server.eio.max_http_buffer_size // 2)
     for _ in range(2):
         wire.receive('52-["nothing",{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}]')
         wire.receive(half)
@@ -238,9 +240,7 @@ def test_attachments_have_no_more_bytes_together_than_one_packet(takes_binary: S
     wire.assert_hung_up()
 
 
-def test_a_client_that_leaves_in_the_middle_of_a_binary_packet_leaves_nothing_behind(
-    takes_binary: Server, wire: Wire
-) -> None:
+def test_incomplete_binary_packet_is_dropped_with_its_connection(binary_server: Server, wire: Wire) -> None:
     wire.connect()
     wire.receive('52-["echo",{"_placeholder":true,"num":0}]')
     wire.receive(b"x")

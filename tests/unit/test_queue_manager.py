@@ -1,4 +1,4 @@
-"""Callbacks across nodes: nothing is kept for ever, and one client's never meets another's."""
+"""Callbacks across nodes: they do not accumulate, and cannot be mixed up between clients."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from socketio_pg.protocol import fanout
 
 
 class _Recorded(socketio.PubSubManager):  # type: ignore[misc]
-    """A queue that keeps what is sent."""
+    """A queue that records sent messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,13 +28,13 @@ class Manager(QueueManager, _Recorded, fanout.Manager):
 def manager() -> Manager:
     made = Manager()
     server = socketio.Server(async_mode="threading", client_manager=made)
-    # What is to happen in a thread of its own happens at once.
+    # Background tasks run immediately.
     server.start_background_task = lambda function, *arguments: function(*arguments)
     return made
 
 
 def ask(manager: Manager, sid: str, answers: list[Any]) -> dict[str, Any]:
-    """The message that asks a client of another node."""
+    """Ask a client of another node. Return the queue message."""
     manager.emit("question", 1, room=sid, callback=answers.append)
     return manager.sent[-1]
 
@@ -45,7 +45,7 @@ def answer(manager: Manager, asked: dict[str, Any], value: Any, host: str | None
     manager._handle_callback({"method": "callback"} | message)
 
 
-def test_an_answer_is_taken_once_and_nothing_stays(manager: Manager) -> None:
+def test_answer_is_accepted_once_and_callback_removed(manager: Manager) -> None:
     answers: list[Any] = []
     first, second = ask(manager, "elsewhere", answers), ask(manager, "elsewhere", answers)
     answer(manager, first, "another node's", host="another")
@@ -55,14 +55,14 @@ def test_an_answer_is_taken_once_and_nothing_stays(manager: Manager) -> None:
     assert answers == [2, 1]
     assert not manager.callbacks
     assert not manager._remote
-    # An answer that is late meets no later callback of the same client.
+    # A late answer does not reach a later callback of the same client.
     third = ask(manager, "elsewhere", answers)
     answer(manager, first, "late")
     answer(manager, third, 3)
     assert answers == [2, 1, 3]
 
 
-def test_callbacks_that_nobody_answers_are_given_up(manager: Manager) -> None:
+def test_number_of_unanswered_callbacks_is_limited(manager: Manager) -> None:
     manager.max_callbacks = 3
     answers: list[Any] = []
     asked = [ask(manager, f"client {number}", answers) for number in range(10)]
@@ -72,8 +72,8 @@ def test_callbacks_that_nobody_answers_are_given_up(manager: Manager) -> None:
     assert answers == [7, 8, 9]
 
 
-def test_a_client_that_is_leaving_keeps_its_own_numbers(manager: Manager) -> None:
-    """Asked in a disconnect handler: it counts as connected no more, and its callbacks go with it."""
+def test_disconnecting_client_keeps_local_callback_ids(manager: Manager) -> None:
+    """In a disconnect handler the client is no longer connected, and its callbacks are removed with it."""
     sid = manager.connect("eio", "/")
     answers: list[Any] = []
     first = manager._generate_ack_id(sid, answers.append)
@@ -86,8 +86,8 @@ def test_a_client_that_is_leaving_keeps_its_own_numbers(manager: Manager) -> Non
 
 
 @pytest.mark.parametrize("args", [[b"\0"], [{"a": [b"\0", b"\1"]}, "b"], ["c"], []], ids=str)
-def test_binary_answers_come_as_they_were_given(manager: Manager, args: list[Any]) -> None:
-    """From the node where the client is to the one that has asked."""
+def test_binary_answers_survive_the_queue(manager: Manager, args: list[Any]) -> None:
+    """Answers are sent from the client's node to the asking node."""
     given: list[tuple[Any, ...]] = []
     other = Manager()
     manager.emit("question", 1, room="elsewhere", callback=lambda *found: given.append(found))

@@ -1,4 +1,4 @@
-"""What a node has in memory of the log is what the log has, whatever was evicted."""
+"""The in-memory part of the log agrees with the log after any evictions."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +19,7 @@ def between(log: list[EncodedMessage], channel: str, after: int, upto: int) -> l
 
 
 @given(LOG, st.integers(300, 20_000), st.data())
-def test_a_page_is_all_that_the_log_has_there(rows: list[tuple[str, int]], most: int, data: st.DataObject) -> None:
+def test_page_equals_the_log(rows: list[tuple[str, int]], most: int, data: st.DataObject) -> None:
     log = log_of(rows)
     recent = Recent(most)
     recent.page_messages, recent.page_bytes = 5, 1000
@@ -33,7 +33,7 @@ def test_a_page_is_all_that_the_log_has_there(rows: list[tuple[str, int]], most:
             recent.append(log[delivered : delivered + share])
             delivered += share
         elif recent.start:
-            # Read from the log, for somebody who is far behind.
+            # A page read from the log, for a client that is far behind.
             after = data.draw(st.integers(0, recent.start - 1))
             end = data.draw(st.integers(after + 1, recent.start))
             messages = between(log, channel, after, end)[: recent.page_messages]
@@ -44,7 +44,7 @@ def test_a_page_is_all_that_the_log_has_there(rows: list[tuple[str, int]], most:
         after = data.draw(st.integers(0, delivered))
         page = recent.page(channel, after, delivered)
         if page is None:
-            assert after < recent.start, "what is in the tail need not be read"
+            assert after < recent.start, "the tail is in memory"
             continue
         assert page.after == after
         assert after < page.end or after == delivered
@@ -57,7 +57,7 @@ def test_a_page_is_all_that_the_log_has_there(rows: list[tuple[str, int]], most:
             assert len(between(log, channel, known, delivered)) == count
 
 
-def test_memory_is_bounded() -> None:
+def test_memory_is_limited() -> None:
     recent = Recent(100_000)
     for position in range(1, 2001):
         recent.append([from_log(position, f"channel {position % 7}", "2026", '"' + "x" * 998 + '"')])
@@ -69,7 +69,7 @@ def test_memory_is_bounded() -> None:
     assert len(recent._kept) == len(recent._pages["old"]) == 100_000 // 1600
 
 
-def test_pages_are_cut_by_size_and_have_one_message_at_least() -> None:
+def test_page_size_is_limited_to_at_least_one_message() -> None:
     recent = Recent()
     recent.append([from_log(position, "a", "2026", '"' + "x" * 400_000 + '"') for position in range(1, 4)])
     ends = []
@@ -83,7 +83,7 @@ def test_pages_are_cut_by_size_and_have_one_message_at_least() -> None:
     assert ends == [1, 2, 3]
 
 
-def test_the_newest_are_known_across_a_page_and_the_tail() -> None:
+def test_newest_messages_span_a_page_and_the_tail() -> None:
     recent = Recent()
     recent.reset(10)
     old = [from_log(position, "a", "2026", "0") for position in (4, 7, 9)]

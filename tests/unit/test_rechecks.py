@@ -1,4 +1,4 @@
-"""socketio_pg.rechecks: who is asked about again, and what becomes of it."""
+"""Rechecks of permissions: their triggers and revocations."""
 
 import contextlib
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from socketio_pg.pubsub.hub import Hub
 
 
 class Answers(Policies):
-    """Says no to (sub, channel) in ``forbidden``, and nothing in ``unknown``."""
+    """Denies (sub, channel) in ``forbidden``, and fails for channels in ``unknown``."""
 
     def __init__(self) -> None:
         self.forbidden: set[tuple[str, str]] = set()
         self.unknown: set[str] = set()
         self.asked: list[str] = []
-        #: What every answer waits for.
+        #: Every answer waits for this event.
         self.gate = green.Event()
         self.gate.send()
 
@@ -37,7 +37,7 @@ class Answers(Policies):
 
 
 class World:
-    """Clients ``a`` and ``b``, who are of these names, in channels ``x`` and ``y``."""
+    """Clients ``a`` and ``b``, also named so in their claims, in channels ``x`` and ``y``."""
 
     def __init__(self, interval: float) -> None:
         self.answers = Answers()
@@ -72,7 +72,7 @@ def world() -> World:
     return World(interval=0)
 
 
-def test_all_are_asked_about_now_and_then() -> None:
+def test_all_subscriptions_are_rechecked_periodically() -> None:
     world = World(interval=0.01)
     world.rechecks.start()
     world.wait_for(lambda: len(world.answers.asked) > 8)
@@ -83,7 +83,7 @@ def test_all_are_asked_about_now_and_then() -> None:
     world.rechecks.stop()
 
 
-def test_without_an_interval_only_when_told(world: World) -> None:
+def test_zero_interval_rechecks_only_on_request(world: World) -> None:
     world.rechecks.start()
     world.answers.forbidden |= {("a", "x"), ("b", "y")}
     green.sleep(0.05)
@@ -94,7 +94,7 @@ def test_without_an_interval_only_when_told(world: World) -> None:
     world.rechecks.stop()
 
 
-def test_one_channel_only(world: World) -> None:
+def test_recheck_can_be_limited_to_one_channel(world: World) -> None:
     world.rechecks.start()
     world.answers.forbidden |= {("a", "x"), ("a", "y")}
     world.rechecks.permissions_changed("y")
@@ -105,7 +105,7 @@ def test_one_channel_only(world: World) -> None:
     world.rechecks.stop()
 
 
-def test_where_there_is_no_answer_the_subscription_stays_and_is_asked_about_again(world: World) -> None:
+def test_failed_recheck_keeps_the_subscription_and_is_retried(world: World) -> None:
     world.rechecks.start()
     world.answers.forbidden |= {("a", "x"), ("a", "y")}
     world.answers.unknown.add("y")
@@ -117,7 +117,7 @@ def test_where_there_is_no_answer_the_subscription_stays_and_is_asked_about_agai
     world.rechecks.stop()
 
 
-def test_who_has_become_somebody_else_meanwhile_is_not_judged_by_who_it_was(world: World) -> None:
+def test_recheck_with_outdated_claims_is_ignored(world: World) -> None:
     world.answers.forbidden |= {("a", "x"), ("b", "x")}
     world.answers.gate = green.Event()
     world.rechecks.start()
@@ -130,7 +130,7 @@ def test_who_has_become_somebody_else_meanwhile_is_not_judged_by_who_it_was(worl
     world.rechecks.stop()
 
 
-def test_asking_about_many_channels_for_a_new_token(world: World) -> None:
+def test_new_token_is_checked_for_all_channels(world: World) -> None:
     claims = Claims({"sub": "a", "role": "r"})
     world.answers.forbidden.add(("a", "x"))
     assert world.rechecks.ask(claims, ["x", "y"]) == {"x": False, "y": True}

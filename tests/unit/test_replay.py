@@ -1,4 +1,4 @@
-"""The seam between replayed and live messages, with everything else happening wherever a replay waits."""
+"""The transition from replayed to live messages, with concurrent activity whenever a replay waits."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from socketio_pg.pubsub.hub import Hub
 
 @dataclasses.dataclass
 class Node:
-    """A follower and a history over a list instead of a database; messages arrive whenever somebody waits."""
+    """A simulated follower and history over a list. Messages arrive whenever a caller waits."""
 
     channels: list[str]
     data: st.DataObject
@@ -30,11 +30,11 @@ class Node:
     received: list[int] = dataclasses.field(default_factory=list)
     gaps: list[int] = dataclasses.field(default_factory=list)
 
-    def live(self, share: int) -> None:
-        """What the follower does: the position first, then those of the room who are not held."""
+    def live(self, count: int) -> None:
+        """Deliver live messages like the follower: advance the position, then send to subscribers that are not held."""
         messages = [
             from_log(position, self.channels[position - 1], "2026", "0")
-            for position in range(self.position + 1, min(self.position + share, len(self.channels)) + 1)
+            for position in range(self.position + 1, min(self.position + count, len(self.channels)) + 1)
         ]
         if not messages:
             return
@@ -86,14 +86,14 @@ class Node:
 
 
 @given(st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=40), st.data())
-def test_each_message_comes_once_and_in_order(channels: list[str], data: st.DataObject) -> None:
+def test_every_message_is_sent_once_in_order(channels: list[str], data: st.DataObject) -> None:
     node = Node(channels, data)
     Replay.retry = (0.0, 0.0)
     started = data.draw(st.integers(0, len(channels)))
     node.position = started
     node.recent.reset(started)
     node.live(data.draw(st.integers(0, 10)))
-    # Also ahead of this node: the client comes from one that is further on.
+    # May be ahead of this node: the client may come from a node that is further ahead.
     since = data.draw(st.integers(0, len(channels)))
     node.trimmed = data.draw(st.integers(0, node.recent.start))
     node.received.clear()
@@ -109,7 +109,7 @@ def test_each_message_comes_once_and_in_order(channels: list[str], data: st.Data
     assert node.received == [
         position for position in range(first + 1, len(channels) + 1) if channels[position - 1] == "a"
     ]
-    assert not node.gaps or node.gaps == [node.trimmed], "one gap, and only where something was trimmed"
+    assert not node.gaps or node.gaps == [node.trimmed], "one gap, and only if messages were trimmed"
 
 
 # -- requested_start ---------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_each_message_comes_once_and_in_order(channels: list[str], data: st.Data
         ({"since": {"epoch": "e", "position": 2**63 - 1, "more": 1}}, LogPosition("e", 2**63 - 1)),
     ],
 )
-def test_where_to_begin(request_: dict[str, Any], start: object) -> None:
+def test_requested_start_is_parsed(request_: dict[str, Any], start: object) -> None:
     assert requested_start(request_) == start
 
 
@@ -140,6 +140,6 @@ def test_where_to_begin(request_: dict[str, Any], start: object) -> None:
         {"since": {"epoch": "e", "position": 2**63}}, {"since": {"epoch": "e", "position": True}},
     ],
 )  # fmt: skip
-def test_where_to_begin_is_refused(request_: dict[str, Any]) -> None:
+def test_invalid_start_is_refused(request_: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError):
         requested_start(request_)

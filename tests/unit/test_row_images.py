@@ -1,4 +1,4 @@
-"""row_images without a database: channels and messages from the images of rows."""
+"""Channels and messages from row images, without a database."""
 
 import json
 from typing import Any
@@ -45,18 +45,18 @@ def messages(of: Rows, operation: Operation, new: Image | None, old: Image, *can
         ('"2024-01-01T00:00:00"', "t:2024-01-01T00:00:00:x"), ("[1, 2]", "t:[1, 2]:x"), (None, None),
     ],
 )  # fmt: skip
-def test_values_in_a_channel(value: str | None, channel: str | None) -> None:
+def test_channel_is_built_from_values(value: str | None, channel: str | None) -> None:
     assert rows("t:{a}:x").channel({"a": value}) == channel
 
 
 @pytest.mark.parametrize("value", ['"*"', '"\\n"', '""', f'"{"x" * 64}"', '"socketio_pg"'])
-def test_a_channel_that_is_not_allowed(value: str) -> None:
+def test_invalid_channel_is_refused(value: str) -> None:
     with pytest.raises(InvalidChannelError, match="@publishes on Thing: channel"):
         rows("{a}").channel({"a": value})
     assert rows("{a}").former_channel({"a": value}) is None
 
 
-def test_numbers_keep_their_digits() -> None:
+def test_numbers_keep_all_digits() -> None:
     digits = "12345678901234567890123456789012345678.90"
     [message] = _messages(Change(rows("t"), "INSERT", [1]), "public", {"id": "1", "a": digits, "b": None}, {})
     assert message.payload_json == (
@@ -65,8 +65,8 @@ def test_numbers_keep_their_digits() -> None:
     )
 
 
-def test_an_old_value_that_nobody_knows() -> None:
-    """It is missing, counts as changed, and as the new one where the row would otherwise have moved."""
+def test_unknown_old_value() -> None:
+    """It is omitted, counts as changed, and is taken as the new value in the old channel."""
     new: Image = {"id": "1", "a": '"x"', "b": '"y"'}
     [(channel, payload)] = messages(rows("{b}"), "UPDATE", new, {"a": '"w"'}, "a", "b")
     assert (channel, payload["old"], payload["changed"]) == ("y", {"id": 1, "a": "w"}, ["a", "B b"])
@@ -75,12 +75,12 @@ def test_an_old_value_that_nobody_knows() -> None:
     assert sent[0][1]["old"] == {"id": 1, "a": "w"}
 
 
-def test_an_update_that_changes_nothing() -> None:
+def test_update_without_changes_sends_nothing() -> None:
     new: Image = {"id": "1", "a": '"x"', "b": None}
     assert messages(rows("t"), "UPDATE", new, {"a": '"x"', "b": None}, "a", "b") == []
 
 
-def test_a_notify_that_is_too_large_without_its_row() -> None:
+def test_notify_with_a_too_large_key_is_refused() -> None:
     key = f'"{"x" * 8000}"'
     with pytest.raises(PayloadTooLargeError):
         messages(rows("t", durable=False), "INSERT", {"id": key, "a": None, "b": None}, {})

@@ -1,4 +1,4 @@
-"""socketio_pg.sessions: who is warned, and who is over."""
+"""Sessions: warnings before tokens expire, and expiry."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from socketio_pg.core import green
 
 
 class Clock:
-    """The wall clock, as the sessions see it."""
+    """The wall clock of the sessions."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -25,7 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Watched:
-    """Sessions, and what was called."""
+    """Sessions with recorded callbacks."""
 
     def __init__(self, clock: Clock, leeway: float = 0.0) -> None:
         self._clock = clock
@@ -38,7 +38,7 @@ class Watched:
         self.sessions.tick = 0.001
 
     def at(self, seconds: float) -> list[tuple[str, str]]:
-        """What is called until ``seconds`` after the beginning, and was not before."""
+        """Set the clock to ``seconds`` after the start. Return the callbacks since the last call."""
         self._clock.now = 1_000_000.0 + seconds
         done = len(self.calls)
         green.sleep(0.02)  # some ticks
@@ -48,7 +48,7 @@ class Watched:
         self.sessions.set(sid, "/", Claims({} if lives is None else {"exp": int(1_000_000 + lives)}))
 
 
-def test_a_warning_and_the_end(clock: Clock) -> None:
+def test_session_is_warned_and_expires(clock: Clock) -> None:
     watched = Watched(clock)
     watched.set("a", 100)
     watched.set("b", 200)
@@ -60,20 +60,20 @@ def test_a_warning_and_the_end(clock: Clock) -> None:
     assert watched.at(1000) == [("expiring", "b"), ("expired", "b")]
 
 
-def test_the_end_is_late_by_the_leeway(clock: Clock) -> None:
+def test_leeway_delays_the_expiry(clock: Clock) -> None:
     watched = Watched(clock, leeway=10)
     watched.set("a", 100)
     assert watched.at(109) == [("expiring", "a")]
     assert watched.at(110) == [("expired", "a")]
 
 
-def test_a_short_life_is_warned_of_at_once(clock: Clock) -> None:
+def test_short_session_is_warned_immediately(clock: Clock) -> None:
     watched = Watched(clock)
     watched.set("a", 5)
     assert watched.at(0) == [("expiring", "a")]
 
 
-def test_who_renews_or_leaves_is_left_alone(clock: Clock) -> None:
+def test_renewed_or_dropped_session_does_not_expire(clock: Clock) -> None:
     watched = Watched(clock)
     watched.set("renews", 100)
     watched.set("leaves", 100)
@@ -85,14 +85,14 @@ def test_who_renews_or_leaves_is_left_alone(clock: Clock) -> None:
     assert watched.at(10_000) == []
 
 
-def test_a_clock_that_jumps_ends_what_has_ended(clock: Clock) -> None:
+def test_clock_jump_expires_due_sessions(clock: Clock) -> None:
     watched = Watched(clock)
     watched.set("a", 3600)
     assert watched.at(-3600) == []
     assert watched.at(7200) == [("expiring", "a"), ("expired", "a")]
 
 
-def test_who_they_are(clock: Clock) -> None:
+def test_session_has_namespace_and_claims(clock: Clock) -> None:
     sessions = Watched(clock).sessions
     claims = Claims({"sub": "alice"})
     sessions.set("a", "/", claims)
@@ -105,7 +105,7 @@ def test_who_they_are(clock: Clock) -> None:
     assert len(sessions) == 1
 
 
-def test_those_who_have_left_are_not_kept_until_their_tokens_end(clock: Clock) -> None:
+def test_dropped_sessions_are_removed_before_they_expire(clock: Clock) -> None:
     watched = Watched(clock)
     for number in range(10_000):
         watched.set(str(number), 10_000_000)
@@ -113,7 +113,7 @@ def test_those_who_have_left_are_not_kept_until_their_tokens_end(clock: Clock) -
     assert len(watched.sessions._due) < 3000
 
 
-def test_the_callback_of_one_does_not_hold_up_others(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_slow_or_failing_callback_does_not_delay_others(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[str] = []
     gate = green.Event()
 

@@ -1,4 +1,4 @@
-"""What a Subscriber asks of the stock clients below it."""
+"""The Subscriber's use of the stock client libraries."""
 
 import socket
 import threading
@@ -13,25 +13,25 @@ UTF8 = "ünïcödé 🐘".encode()
 
 
 def options(given: dict[str, Any]) -> dict[str, Any]:
-    """What the WebSocket of a connection with the ``given`` options is made with."""
+    """Return the options for the WebSocket of a connection with the ``given`` options."""
     connection = Connection(given, threading.RLock(), lambda *_: None)
     found: dict[str, Any] = connection._client.eio.websocket_extra_options
     return found
 
 
-def test_utf8_is_not_checked_byte_by_byte_in_python() -> None:
+def test_slow_utf8_check_of_the_library_is_disabled() -> None:
     assert options({})["skip_utf8_validation"] is True
     assert options({"websocket_extra_options": None})["skip_utf8_validation"] is True
 
 
-def test_the_applications_options_go_before_ours_and_are_there_for_the_next_connection_too() -> None:
+def test_application_options_take_precedence_and_are_not_modified() -> None:
     given = {"websocket_extra_options": {"skip_utf8_validation": False, "header": {"X-A": "1"}}}
     options(given).pop("header")  # as python-engineio does when it connects
     assert options(given) == {"skip_utf8_validation": False, "header": {"X-A": "1"}}
 
 
 def read(frame: bytes, **given: Any) -> str | bytes:
-    """What websocket-client makes of ``frame``."""
+    """Return ``frame`` as decoded by websocket-client."""
     ours, servers = socket.socketpair()
     with ours, servers:
         one = websocket.WebSocket(**given)
@@ -41,7 +41,7 @@ def read(frame: bytes, **given: Any) -> str | bytes:
 
 
 @pytest.mark.parametrize("parts", [[UTF8], [UTF8[:2], UTF8[2:]]])
-def test_text_is_decoded_strictly_all_the_same(parts: list[bytes]) -> None:
+def test_text_is_still_decoded_strictly(parts: list[bytes]) -> None:
     def frames(parts: list[bytes]) -> bytes:
         heads = [(0x80 if part is parts[-1] else 0) | (part is parts[0]) for part in parts]
         return b"".join(bytes((head, len(part))) + part for head, part in zip(heads, parts, strict=True))
@@ -51,5 +51,5 @@ def test_text_is_decoded_strictly_all_the_same(parts: list[bytes]) -> None:
     bad = [*parts[:-1], parts[-1][:-1] + b"\xff"]
     with pytest.raises(UnicodeDecodeError):  # the reading thread ends the connection, whatever recv() raises
         read(frames(bad), **skip)
-    with pytest.raises(websocket.WebSocketPayloadException):  # its own check, that costs so much
+    with pytest.raises(websocket.WebSocketPayloadException):  # websocket-client's own, slow check
         read(frames(bad))

@@ -1,4 +1,4 @@
-"""What a channel of the Subscriber asks the server for, whatever its handlers know and wait for."""
+"""The next request of a Subscriber's channel, depending on the state of its handlers."""
 
 from typing import Any
 
@@ -24,27 +24,27 @@ def live(position: int, epoch: str = "e") -> Member:
     return member(at(position, epoch), live=True, established=True)
 
 
-def test_nothing_to_ask_for() -> None:
+def test_no_request_when_all_members_are_live() -> None:
     assert next_request([], is_open=False, paused=False) is None
     assert next_request([live(1), live(5)], is_open=True, paused=False) is None
 
 
-def test_nobody_is_left() -> None:
+def test_channel_without_members_is_unsubscribed() -> None:
     assert next_request([], is_open=True, paused=False) == ("unsubscribe", {}, [])
 
 
-def test_new_ones_without_history_are_subscribed_together() -> None:
+def test_new_members_without_history_share_a_request() -> None:
     first, second, with_history = member(), member(history=0), member(history=3)
     assert next_request([with_history, first, second], False, False) == ("subscribe", {}, [first, second])
     assert next_request([live(1), with_history], True, False) == ("subscribe", {"history": 3}, [with_history])
 
 
-def test_equal_histories_are_one_request() -> None:
+def test_members_with_equal_history_share_a_request() -> None:
     three, four, three_too = member(history=3), member(history=4), member(history=3)
     assert next_request([three, four, three_too], False, False) == ("subscribe", {"history": 3}, [three, three_too])
 
 
-def test_the_lowest_position_goes_first_and_before_any_history() -> None:
+def test_lowest_position_is_requested_first() -> None:
     high, low, low_too, new = member(at(9)), member(at(2)), member(at(2)), member(history=3)
     assert next_request([new, high, low, low_too, live(20)], True, False) == (
         "subscribe", {"since": at(2)}, [low, low_too]
@@ -56,13 +56,13 @@ def test_positions_of_another_epoch_are_not_compared() -> None:
     assert next_request([old, new], False, False) == ("subscribe", {"since": at(9, "old")}, [old])
 
 
-def test_an_epoch_that_is_not_known_is_asked_for() -> None:
-    """The log was installed after the subscription: the answer to another one tells its epoch."""
+def test_unknown_epoch_is_requested() -> None:
+    """The log was installed after the subscription: the answer to a new request has its epoch."""
     one = live(7, epoch="")
     assert next_request([one, live(8)], True, False) == ("subscribe", {}, [one])
 
 
-def test_while_handlers_catch_up_only_new_ones_are_subscribed() -> None:
+def test_paused_channel_subscribes_only_new_members() -> None:
     behind = member(at(5), established=True)
     assert next_request([behind], is_open=True, paused=True) == ("unsubscribe", {}, [])
     assert next_request([behind], is_open=False, paused=True) is None
@@ -73,12 +73,12 @@ def test_while_handlers_catch_up_only_new_ones_are_subscribed() -> None:
 
 
 @pytest.mark.parametrize("since", [{"position": 5}, {"epoch": "e"}, {"epoch": 1, "position": 5}])
-def test_what_is_no_position(since: Any) -> None:
+def test_invalid_since_is_refused(since: Any) -> None:
     with pytest.raises(InvalidRequestError, match="since"):
         member(since)
 
 
-def test_a_position_is_told_once_its_epoch_is_known() -> None:
+def test_position_is_none_while_its_epoch_is_unknown() -> None:
     one = member()
     assert one.position is None
     one.handled = at(5, epoch="")

@@ -1,4 +1,4 @@
-"""socketio_pg.tokens: what is taken for a token, and what never."""
+"""Verification of tokens: valid and hostile tokens, keys, algorithms, claims."""
 
 import time
 from datetime import datetime, timedelta, timezone
@@ -35,7 +35,7 @@ def refusal(of: TokenVerifier, token: object) -> str:
     return raised.value.message
 
 
-def test_a_good_token_says_who_it_is() -> None:
+def test_valid_token_has_its_claims() -> None:
     exp = int(time.time()) + 60
     claims = verifier().verify(mint(sub="alice", exp=exp, role="authenticated", app_metadata={"teams": [1, 2]}))
     assert claims.subject == "alice"
@@ -44,9 +44,9 @@ def test_a_good_token_says_who_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_tokens_are_refused(name: str) -> None:
+def test_hostile_token_is_refused(name: str) -> None:
     message = refusal(verifier(), HOSTILE[name])
-    # Nothing of it goes back, into a log or anywhere else.
+    # The message must not contain the token, because it goes to clients and logs.
     token = HOSTILE[name]
     assert not isinstance(token, str) or len(token) < 8 or token[:8] not in message
 
@@ -54,13 +54,13 @@ def test_hostile_tokens_are_refused(name: str) -> None:
 @given(
     st.one_of(st.text(), st.binary().map(lambda data: data.decode("latin-1")), st.from_regex(r"[\w-]*\.[\w-]*\.[\w-]*"))
 )
-def test_no_text_makes_it_fail_in_another_way(token: str) -> None:
+def test_any_text_is_unauthorized(token: str) -> None:
     with pytest.raises(UnauthorizedError):
         verifier().verify(token)
 
 
 @given(st.data())
-def test_a_token_with_one_letter_changed_is_another(data: Any) -> None:
+def test_modified_token_is_refused(data: Any) -> None:
     token = mint()
     index = data.draw(st.integers(0, len(token) - 1))
     letter = data.draw(st.sampled_from("ABCxyz019-_.="))
@@ -69,7 +69,7 @@ def test_a_token_with_one_letter_changed_is_another(data: Any) -> None:
         claims = verifier().verify(changed)
     except UnauthorizedError:
         return
-    # Base64 has bits to spare at the end of a part.
+    # The last character of a Base64 part has unused bits.
     assert claims.subject == "somebody"
     assert index == len(token) - 1 or changed == token
 
@@ -90,20 +90,20 @@ def test_a_token_with_one_letter_changed_is_another(data: Any) -> None:
         ({"aud": None}, "the token lacks exp, or iss or aud where they are configured"),
     ],
 )
-def test_the_reason_is_told(claims: dict[str, Any], message: str) -> None:
+def test_refusal_has_the_reason(claims: dict[str, Any], message: str) -> None:
     strict = verifier(jwt_issuer="us", jwt_audience=("app", "site"))
     assert strict.verify(mint(iss="us", aud="site")).subject == "somebody"
     assert strict.verify(mint(iss="us", aud=["x", "app"])).subject == "somebody"
     assert refusal(strict, forge(complete({"iss": "us", "aud": "app"} | claims))) == message
 
 
-def test_the_clocks_may_differ_by_the_leeway() -> None:
+def test_leeway_tolerates_clock_skew() -> None:
     now = int(time.time())
     assert verifier(jwt_leeway=30.0).verify(mint(exp=now - 20, nbf=now + 20))
     assert refusal(verifier(jwt_leeway=0.0), mint(exp=now - 1)) == "the token has expired"
 
 
-def test_a_token_may_have_so_many_bytes() -> None:
+def test_token_size_is_limited() -> None:
     token = mint(pad="x" * 100)
     pad = "x" * (100 + (MAX_TOKEN_BYTES - len(token)) * 3 // 4 - 2)
     assert MAX_TOKEN_BYTES - 8 < len(mint(pad=pad)) <= MAX_TOKEN_BYTES
@@ -111,7 +111,7 @@ def test_a_token_may_have_so_many_bytes() -> None:
     assert "at most 16384" in refusal(verifier(), mint(pad=pad + "x" * 8))
 
 
-def test_a_public_key_takes_its_own_algorithm_and_no_other(signing_key: SigningKey) -> None:
+def test_public_key_accepts_only_its_algorithm(signing_key: SigningKey) -> None:
     of = TokenVerifier(Settings(jwt_public_key=signing_key.pem))
     assert of.algorithms == (signing_key.algorithm,)
     assert of.verify(signing_key.sign(sub="alice")).subject == "alice"
@@ -121,7 +121,7 @@ def test_a_public_key_takes_its_own_algorithm_and_no_other(signing_key: SigningK
 
 
 @pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
-def test_hmac_of_every_size(algorithm: str) -> None:
+def test_hmac_algorithm_must_match(algorithm: str) -> None:
     of = verifier(jwt_algorithms=(algorithm,))
     for other in ("HS256", "HS384", "HS512"):
         if other == algorithm:
@@ -131,17 +131,17 @@ def test_hmac_of_every_size(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"])
-def test_rsa_of_every_kind(algorithm: str) -> None:
+def test_rsa_algorithms(algorithm: str) -> None:
     key = SigningKey("rsa")
     token = jwt.encode(complete({}), key.private, algorithm)
     assert TokenVerifier(Settings(jwt_public_key=key.pem, jwt_algorithms=(algorithm,))).verify(token)
-    # The usual one, where nothing else is said.
+    # Without JWT_ALGORITHMS, an RSA key is for RS256.
     assert algorithm == "RS256" or refusal(TokenVerifier(Settings(jwt_public_key=key.pem)), token)
 
 
 @pytest.mark.parametrize("algorithms", [(), ("RS256", "HS256")], ids=["by default", "both configured"])
-def test_the_public_key_is_no_secret(signing_key: SigningKey, algorithms: tuple[str, ...]) -> None:
-    """The classic: HS256, with the public key, which everybody has, as the secret."""
+def test_public_key_is_not_accepted_as_a_secret(signing_key: SigningKey, algorithms: tuple[str, ...]) -> None:
+    """Algorithm confusion: an HS256 token signed with the public key as the secret."""
     settings: dict[str, Any] = {"jwt_public_key": signing_key.pem}
     if algorithms:
         settings |= {"jwt_secret": SECRET, "jwt_algorithms": (signing_key.algorithm, "HS256")}
@@ -151,13 +151,13 @@ def test_the_public_key_is_no_secret(signing_key: SigningKey, algorithms: tuple[
     assert of.verify(signing_key.sign())
 
 
-def test_secret_and_public_key_may_be_used_together(signing_key: SigningKey) -> None:
-    """While tokens move from one to the other."""
+def test_secret_and_public_key_can_be_used_together(signing_key: SigningKey) -> None:
+    """This allows a migration from one to the other."""
     of = TokenVerifier(Settings(jwt_secret=SECRET, jwt_public_key=signing_key.pem))
     assert of.verify(mint()).subject == of.verify(signing_key.sign()).subject == "somebody"
 
 
-def test_a_certificate_is_a_public_key() -> None:
+def test_certificate_can_be_a_public_key() -> None:
     key = SigningKey("rsa")
     assert TokenVerifier(Settings(jwt_public_key=certificate(key))).verify(key.sign())
 
@@ -184,21 +184,21 @@ def certificate(key: SigningKey) -> str:
         ({"jwt_public_key": SigningKey("ec").pem, "jwt_algorithms": ("RS256",)}, "configured keys: ES256"),
     ],
 )
-def test_wrong_settings_end_the_start(settings: dict[str, Any], word: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         TokenVerifier(Settings(**settings))
     assert word in raised.value.message
     assert settings.get("jwt_secret", "nothing") not in raised.value.message
 
 
-def test_a_weak_rsa_key_ends_the_start() -> None:
+def test_weak_rsa_key_is_refused() -> None:
     weak = SigningKey("rsa")
     weak.private = rsa.generate_private_key(65537, 1024)
     with pytest.raises(ConfigurationError, match="2048"):
         TokenVerifier(Settings(jwt_public_key=weak.pem))
 
 
-def test_without_keys_nothing_is_accepted() -> None:
+def test_no_token_is_accepted_without_keys() -> None:
     of = TokenVerifier(Settings())
     assert of.algorithms == ()
     assert refusal(of, mint())
@@ -208,12 +208,12 @@ def test_without_keys_nothing_is_accepted() -> None:
 # -- claims ------------------------------------------------------------------------------------------------------------
 
 
-def test_claims_on_the_wire() -> None:
+def test_claims_to_wire() -> None:
     assert Claims({"sub": "7", "exp": 0}).to_wire() == {"client": "7", "expires_at": "1970-01-01T00:00:00+00:00"}
     assert Claims({}).to_wire() == {"client": None, "expires_at": None}
 
 
-def test_claims_are_text_in_ascii() -> None:
+def test_claims_text_is_ascii() -> None:
     text = Claims({"x": "\u00e9\0\ud800", "n": 10**20}).text
     assert text == r'{"x":"\u00e9\u0000\ud800","n":100000000000000000000}'
 
@@ -221,7 +221,7 @@ def test_claims_are_text_in_ascii() -> None:
 @pytest.mark.parametrize(
     "claims", [{"x": float("nan")}, {"x": object()}, {"exp": "x"}, {"exp": 10**15}, {"exp": -1}, {"sub": "\ud800"}]
 )
-def test_what_are_no_claims(claims: dict[str, Any]) -> None:
+def test_invalid_claims_are_refused(claims: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError)):
         Claims(claims)
 
