@@ -32,7 +32,7 @@ def log(postgres18: Cluster) -> Iterator[Log]:
     made.server.close()
 
 
-def test_through_a_server(log: Log, channel: str) -> None:
+def test_publish_and_listen_work_through_a_server(log: Log, channel: str) -> None:
     with Running("listen", channel, "--json", "--count", "2", "--url", log.server.url) as listening:
         listening.line("err", "listening to")
         done = run("publish", channel, '{"n": 12345678901234567890123}', "--url", log.server.url)
@@ -44,7 +44,7 @@ def test_through_a_server(log: Log, channel: str) -> None:
         assert listening.wait() == 0
 
 
-def test_from_a_position_through_a_server(log: Log, channel: str) -> None:
+def test_listen_replays_from_a_position_through_a_server(log: Log, channel: str) -> None:
     log.publish(channel, 1, 3)
     log.settle()
     [(position,)] = log.sql("SELECT min(position) FROM socketio_pg.log WHERE channel = %s", channel)
@@ -58,7 +58,7 @@ def test_from_a_position_through_a_server(log: Log, channel: str) -> None:
     assert "--history" in done.stderr
 
 
-def test_a_live_message_of_the_log_comes_from_the_database_too(log: Log, channel: str) -> None:
+def test_listen_receives_live_log_messages_from_the_database(log: Log, channel: str) -> None:
     with Running("listen", channel, "--since", "start", "--json", "--count", "2", url=log.url) as listening:
         listening.line("err", "listening to")
         log.publish(channel, 1, 2)
@@ -66,7 +66,7 @@ def test_a_live_message_of_the_log_comes_from_the_database_too(log: Log, channel
         assert listening.wait() == 0
 
 
-def test_ctrl_c_through_a_server(log: Log, channel: str) -> None:
+def test_ctrl_c_ends_listen_through_a_server(log: Log, channel: str) -> None:
     with Running("listen", channel, "--url", log.server.url) as listening:
         listening.line("err", "listening to")
         assert listening.interrupt() == 130
@@ -74,7 +74,7 @@ def test_ctrl_c_through_a_server(log: Log, channel: str) -> None:
 
 
 @pytest.mark.parametrize("through_server", [True, False], ids=["server", "database"])
-def test_ctrl_c_while_nobody_reads(log: Log, channel: str, through_server: bool) -> None:
+def test_ctrl_c_ends_listen_while_its_output_is_not_read(log: Log, channel: str, through_server: bool) -> None:
     reading, writing = os.pipe()
     process = subprocess.Popen(
         [*COMMAND, "listen", channel, *(["--url", log.server.url] if through_server else [])],
@@ -86,9 +86,9 @@ def test_ctrl_c_while_nobody_reads(log: Log, channel: str, through_server: bool)
         assert "listening to" in process.stderr.readline()
         log.publish(channel, 1, 2000, pad=3000)
         deadline = time.monotonic() + PATIENCE
-        while waiting(reading) < 40_000:
+        while bytes_in_pipe(reading) < 40_000:
             assert time.monotonic() < deadline
-            time.sleep(0.05)  # another process can only be asked again
+            time.sleep(0.05)  # another process can only be polled
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=PATIENCE)[1] == ""
         assert process.returncode == 130
@@ -99,12 +99,12 @@ def test_ctrl_c_while_nobody_reads(log: Log, channel: str, through_server: bool)
         os.close(reading)
 
 
-def waiting(descriptor: int) -> int:
-    """Bytes in a pipe."""
+def bytes_in_pipe(descriptor: int) -> int:
+    """Return the number of unread bytes in a pipe."""
     return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def test_a_server_that_comes_back(postgres18: Cluster, channel: str) -> None:
+def test_listen_reports_a_gap_after_a_server_restart(postgres18: Cluster, channel: str) -> None:
     server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0")
     try:
         with Running("listen", channel, "--json", "--url", server.url) as listening:
@@ -118,14 +118,14 @@ def test_a_server_that_comes_back(postgres18: Cluster, channel: str) -> None:
 
 
 @pytest.mark.parametrize("command", [["publish", "a", "1"], ["listen", "a"], ["bench"]], ids=" ".join)
-def test_a_server_that_is_not_there_is_3(command: list[str]) -> None:
+def test_unreachable_server_exits_with_3(command: list[str]) -> None:
     done = run(*command, "--url", f"http://127.0.0.1:{free_port()}")
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("Error: no connection to")
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_tokens(postgres18: Cluster, channel: str) -> None:
+def test_commands_require_a_token_and_respect_its_claims(postgres18: Cluster, channel: str) -> None:
     server = ServerProcess(postgres18.url(), JWT_SECRET=SECRET, AUTHORIZATION="claims", DRAIN_SECONDS="0")
     try:
         done = run("publish", channel, "1", "--url", server.url)
@@ -142,12 +142,12 @@ def test_tokens(postgres18: Cluster, channel: str) -> None:
         server.close()
 
 
-def test_status_and_doctor_of_a_server(log: Log) -> None:
-    # It renews its row every 10 s, from when it has become the relay on.
+def test_status_and_doctor_report_a_running_server(log: Log) -> None:
+    # The server renews its row every 10 s after it has become the relay.
     deadline = time.monotonic() + 60
     while log.sql("SELECT count(*) FROM socketio_pg.nodes WHERE relay") == [(0,)]:
         assert time.monotonic() < deadline
-        time.sleep(0.1)  # another process can only be asked again
+        time.sleep(0.1)  # another process can only be polled
     done = run("status", url=log.url)
     assert re.search(r"^relay +\S+:\d+ \(session \d+\)$", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"^\S+:\d+ +\S+ +leads ", done.stdout, re.MULTILINE), done.stdout
@@ -158,13 +158,13 @@ def test_status_and_doctor_of_a_server(log: Log) -> None:
 
 
 def doctor(url: str, code: int = 0, **settings: Any) -> dict[str, str]:
-    """Check → what was found."""
+    """Return the finding of each check, by the name of the check."""
     done = run("doctor", "--json", url=url, **settings)
     assert done.returncode == code, done.stdout
     return {finding["check"]: finding["found"] for finding in map(json.loads, done.stdout.splitlines())}
 
 
-def test_the_doctor_finds_a_server_that_is_not_ready(postgres18: Cluster) -> None:
+def test_doctor_finds_a_server_that_is_not_ready(postgres18: Cluster) -> None:
     server = ServerProcess("postgresql://127.0.0.1:9/nowhere", wait="http", DRAIN_SECONDS="0")
     try:
         server.wait_not_ready()
@@ -173,13 +173,13 @@ def test_the_doctor_finds_a_server_that_is_not_ready(postgres18: Cluster) -> Non
         server.close()
 
 
-def test_the_doctor_finds_a_port_that_is_taken(postgres18: Cluster) -> None:
+def test_doctor_finds_a_port_in_use(postgres18: Cluster) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         found = doctor(postgres18.url(), 1, PORT=str(listener.getsockname()[1]))
     assert "does not answer as our server" in found["port"]
 
 
-def test_bench(log: Log, tmp_path: Path) -> None:
+def test_bench_reports_deliveries_and_latency(log: Log, tmp_path: Path) -> None:
     (tmp_path / "local.cfg").write_text("ALLOWED_ROLES = 'nobody'\nJWT_ALGORITHMS = 'RS256'\n")
     options = ["--subscribers", "3", "--messages", "5"]
     done = run("bench", *options, url=log.url, cwd=tmp_path)
@@ -192,14 +192,14 @@ def test_bench(log: Log, tmp_path: Path) -> None:
     assert 0 < found["p50"] <= found["p99"] <= found["seconds"]
 
 
-def test_bench_ends_its_server(log: Log) -> None:
+def test_bench_stops_its_server_on_ctrl_c(log: Log) -> None:
     with Running("bench", "--subscribers", "3", "--messages", "100000", url=log.url) as running:
         running.line("err", "starting a server")
         deadline = time.monotonic() + 60
-        # Its worker, too: until the server itself has started, the command is still at starting it.
+        # Server and worker: with fewer than two processes the command is still starting the server.
         while len(processes := descendants_of(running.process.pid)) < 2:
             assert time.monotonic() < deadline
-            time.sleep(0.05)  # another process's start can only be asked for
+            time.sleep(0.05)  # the start of another process can only be polled
         assert running.interrupt() == 130
         assert not any(Path(f"/proc/{process}").exists() for process in processes)
 

@@ -1,4 +1,4 @@
-"""socketio_pg.js under Node, and the Python Subscriber, at a server that asks for tokens."""
+"""socketio_pg.js under Node and the Python Subscriber, connected to a server that requires tokens."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ Kind = Callable[[str, Tokens], JavaScript | Python]
 
 
 def token(seconds: float, name: str = "alice", **claims: Any) -> str:
-    """A token that ends in ``seconds``; unless ``claims`` say otherwise it allows everything."""
+    """Return a token that expires in ``seconds``. It allows all channels unless ``claims`` restrict it."""
     allowed = {"subscribe": ["*"], "publish": ["*"]} | claims
     return jwt.encode({"sub": name, "exp": int(time.time() + seconds)} | allowed, SECRET, algorithm="HS256")
 
@@ -48,7 +48,7 @@ def payload(client: JavaScript | Python, name: str) -> Any:
     return client.next("message", name)[0]["payload"]
 
 
-def test_short_tokens_are_renewed_without_a_break(
+def test_short_tokens_are_renewed_without_a_reconnect(
     server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
 ) -> None:
     tokens: Tokens = {
@@ -58,15 +58,15 @@ def test_short_tokens_are_renewed_without_a_break(
     with contextlib.closing(kind(server.url, tokens)) as client:
         client.subscribe("one", channel)
         client.wait_renewed("last")
-        # After a break there would be no token for another connection.
+        # Another connection would fail: the client has no further token for connecting.
         postgres18.notify(channel, "1")
         assert payload(client, "one") == 1
 
 
-def test_a_renewal_that_fails_is_tried_again(server: ServerProcess, kind: Kind, channel: str) -> None:
+def test_failed_renewal_is_retried(server: ServerProcess, kind: Kind, channel: str) -> None:
     tokens: Tokens = {
         "connecting": [token(12), ""],
-        # It raises, its token is wrong, and it has none but the old one: none of these is the end.
+        # The token function raises, returns an expired token, then the old one: the client retries each time.
         "renewing": ["", token(-5), token(3600, "last")],
     }
     tokens["renewing"].insert(2, tokens["connecting"][0])
@@ -79,7 +79,7 @@ def test_a_renewal_that_fails_is_tried_again(server: ServerProcess, kind: Kind, 
             assert all(error["retrying"] and error["connected"] for error in errors)
 
 
-def test_after_the_tokens_end_it_comes_back_with_another(
+def test_client_reconnects_with_another_token_after_expiry(
     server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
 ) -> None:
     tokens: Tokens = {"connecting": [token(5), token(3600)], "renewing": [""]}
@@ -90,7 +90,7 @@ def test_after_the_tokens_end_it_comes_back_with_another(
         assert payload(client, "one") == 1
 
 
-def test_a_token_that_expires_on_its_way_is_not_the_end(server: ServerProcess, kind: Kind, channel: str) -> None:
+def test_token_expired_on_arrival_is_retried(server: ServerProcess, kind: Kind, channel: str) -> None:
     tokens: Tokens = {"connecting": [token(-5), "", token(-5), token(3600)], "renewing": [""]}
     with contextlib.closing(kind(server.url, tokens)) as client:
         client.subscribe("one", channel)
@@ -100,7 +100,7 @@ def test_a_token_that_expires_on_its_way_is_not_the_end(server: ServerProcess, k
             assert all(error["retrying"] and not error["connected"] for error in errors)
 
 
-def test_keys_that_cannot_be_fetched_are_waited_for(
+def test_client_retries_while_keys_are_unavailable(
     postgres18: Cluster, kind: Kind, channel: str, tmp_path: Path
 ) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
@@ -120,7 +120,7 @@ def test_keys_that_cannot_be_fetched_are_waited_for(
         client.subscribe("one", channel)
 
 
-def test_what_is_forbidden_is_asked_for_once_and_harms_nothing_else(
+def test_forbidden_channel_is_requested_once_and_others_continue(
     server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
 ) -> None:
     allowed = [f"{channel}*"]
@@ -144,7 +144,7 @@ def test_what_is_forbidden_is_asked_for_once_and_harms_nothing_else(
             assert not [said for said in client._node.said if said["kind"] == "error"]
 
 
-def test_what_is_not_allowed_any_more_ends_and_the_rest_goes_on(
+def test_subscription_no_longer_allowed_ends_and_others_continue(
     server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
 ) -> None:
     mine, other = f"{channel}-mine", f"{channel}-other"
@@ -167,12 +167,10 @@ def test_what_is_not_allowed_any_more_ends_and_the_rest_goes_on(
         assert payload(client, "mine") == 3
 
 
-# --- What the two do not have in common -----------------------------------------------------------------------------
+# --- Differences between the clients --------------------------------------------------------------------------------
 
 
-def test_javascript_gives_up_when_tokens_are_refused_and_can_be_started_again(
-    server: ServerProcess, channel: str
-) -> None:
+def test_javascript_stops_after_repeated_refusals_and_can_be_restarted(server: ServerProcess, channel: str) -> None:
     with contextlib.closing(JavaScript(server.url, {"connecting": [token(-5)], "renewing": [""]})) as client:
         for _ in range(2):
             errors = [client.wait_said("token error") for _ in range(3)]
@@ -186,9 +184,7 @@ def test_javascript_gives_up_when_tokens_are_refused_and_can_be_started_again(
         client.subscribe("one", channel)
 
 
-def test_javascript_does_not_come_back_when_the_application_has_disconnected(
-    server: ServerProcess, channel: str
-) -> None:
+def test_javascript_does_not_reconnect_after_disconnect(server: ServerProcess, channel: str) -> None:
     with contextlib.closing(JavaScript(server.url, {"connecting": [""], "renewing": [""]})) as client:
         for _ in range(3):
             assert client.wait_said("token error")["retrying"] is True
@@ -199,21 +195,21 @@ def test_javascript_does_not_come_back_when_the_application_has_disconnected(
         assert client.wait_said("hello")["client"] == "bob"
 
 
-def test_javascript_says_at_once_that_a_token_is_needed(server: ServerProcess) -> None:
+def test_javascript_reports_a_missing_token_immediately(server: ServerProcess) -> None:
     tokens: Any = {"connecting": [None], "renewing": [None]}
     with contextlib.closing(JavaScript(server.url, tokens)) as client:
         error = client.wait_said("token error")
         assert (error["code"], error["retrying"]) == ("unauthorized", False)
 
 
-def test_python_raises_what_the_server_refuses(server: ServerProcess, channel: str) -> None:
+def test_python_raises_the_errors_of_the_server(server: ServerProcess, channel: str) -> None:
     with pytest.raises(UnauthorizedError, match="required"):
         Subscriber(server.url)
     with pytest.raises(UnauthorizedError, match="expired"):
         Subscriber(server.url, token=token(-5))
     with pytest.raises(ZeroDivisionError):
         Subscriber(server.url, token=lambda: str(1 / 0))
-    # An application's own `auth` is left as it is.
+    # An application's own `auth` stays unchanged.
     with pytest.raises(UnauthorizedError, match="expired"):
         Subscriber(server.url, token=token(3600), auth={"token": token(-5)})
     with Subscriber(server.url, token=token(3600, subscribe=[channel], publish=[channel])) as subscriber:
@@ -223,9 +219,7 @@ def test_python_raises_what_the_server_refuses(server: ServerProcess, channel: s
             subscriber.publish(f"{channel}-other", 1)
 
 
-def test_python_ends_when_the_server_goes_on_refusing_its_token(
-    server: ServerProcess, postgres18: Cluster, channel: str
-) -> None:
+def test_python_stops_when_its_token_remains_refused(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
     received: queue.Queue[Message] = queue.Queue()
     errors: queue.Queue[SocketIOPGError] = queue.Queue()
     with Subscriber(server.url, token=token(5), reconnection_delay=0.1, timeout=PATIENCE) as subscriber:

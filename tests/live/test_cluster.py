@@ -12,7 +12,7 @@ from tests.support.cluster import Cell, Member, only_news
 from tests.support.patience import until
 from tests.support.postgres import Cluster
 
-#: Kafka is on no machine of ours: whoever has one names it, and installs kafka-python.
+#: Kafka is tested only where KAFKA_URL names a broker and kafka-python is installed.
 KINDS = ["postgres", "redis", *(["kafka"] if "KAFKA_URL" in os.environ else [])]
 
 
@@ -29,13 +29,13 @@ def members(cell: Cell, room: str) -> Iterator[list[Member]]:
         yield [stack.enter_context(Member(node.url, room)) for node in cell.nodes for _ in range(2)]
 
 
-def test_an_emit_reaches_the_room_on_every_node_once(cell: Cell, members: list[Member], room: str) -> None:
+def test_emit_reaches_the_room_on_every_node_once(cell: Cell, members: list[Member], room: str) -> None:
     for node in (0, 1):
         cell.emit(node, {"from": node}, room=room)
         assert only_news(members) == [({"from": node},)] * len(members)
 
 
-def test_the_order_is_that_of_the_emits(cell: Cell, members: list[Member], room: str) -> None:
+def test_emits_arrive_in_order(cell: Cell, members: list[Member], room: str) -> None:
     for number in range(20):
         cell.emit(0, number, room=room)
     for member in members:
@@ -45,12 +45,12 @@ def test_the_order_is_that_of_the_emits(cell: Cell, members: list[Member], room:
 @pytest.mark.parametrize(
     "data", [None, 0, "", [1, [2]], {"ä": "€ 😀 \\ \" \t"}, [], 2**53 + 1], ids=repr
 )  # fmt: skip
-def test_any_value(cell: Cell, members: list[Member], room: str, data: Any) -> None:
+def test_any_value_can_be_emitted(cell: Cell, members: list[Member], room: str, data: Any) -> None:
     cell.emit(0, data, room=room)
     assert only_news(members) == [() if data is None else (data,)] * len(members)
 
 
-def test_several_arguments_and_binary_data(cell: Cell, members: list[Member], room: str) -> None:
+def test_several_arguments_and_binary_data_arrive(cell: Cell, members: list[Member], room: str) -> None:
     cell.emit(1, [1, "two", {"three": 3}], room=room, several=True)
     assert only_news(members) == [(1, "two", {"three": 3})] * len(members)
     cell.emit(1, ["more"], room=room, binary="00ff10")
@@ -58,14 +58,14 @@ def test_several_arguments_and_binary_data(cell: Cell, members: list[Member], ro
 
 
 @pytest.mark.parametrize("size", [7_000, 8_000, 100_000, 1_000_000])
-def test_any_size(cell: Cell, members: list[Member], room: str, size: int) -> None:
+def test_emits_of_any_size_arrive(cell: Cell, members: list[Member], room: str, size: int) -> None:
     if cell.kind == "kafka":
         size = min(size, 300_000)  # as its broker allows
     cell.emit(0, "é€" * (size // 2), room=room)
     assert only_news(members) == [("é€" * (size // 2),)] * len(members)
 
 
-def test_to_all_but_some(cell: Cell, members: list[Member]) -> None:
+def test_emit_skips_the_clients_in_skip_sid(cell: Cell, members: list[Member]) -> None:
     cell.emit(0, "all", skip_sid=[members[0].sid, members[3].sid])
     cell.emit(0, "then")
     for index, member in enumerate(members):
@@ -73,7 +73,7 @@ def test_to_all_but_some(cell: Cell, members: list[Member]) -> None:
         assert member.pending("news") == 0
 
 
-def test_to_one_client_wherever_it_is(cell: Cell, members: list[Member]) -> None:
+def test_emit_to_one_client_reaches_it_on_any_node(cell: Cell, members: list[Member]) -> None:
     for node in (0, 1):
         for member in members:
             cell.emit(node, {"to": member.sid}, to=member.sid)
@@ -81,7 +81,7 @@ def test_to_one_client_wherever_it_is(cell: Cell, members: list[Member]) -> None
     assert all(member.pending("news") == 0 for member in members)
 
 
-def test_rooms_of_a_client_on_another_node(cell: Cell, members: list[Member], room: str) -> None:
+def test_rooms_of_a_client_on_another_node_can_be_changed(cell: Cell, members: list[Member], room: str) -> None:
     new, other = f"new {room}", members[3]
     cell.post(0, f"/rooms/{new}/{other.sid}", method="PUT")
     cell.emit(0, "in", room=new)
@@ -94,29 +94,29 @@ def test_rooms_of_a_client_on_another_node(cell: Cell, members: list[Member], ro
     assert only_news(members) == [("end",)] * len(members)
 
 
-def test_a_client_of_another_node_is_disconnected(cell: Cell, members: list[Member]) -> None:
+def test_client_of_another_node_can_be_disconnected(cell: Cell, members: list[Member]) -> None:
     cell.post(0, f"/disconnect/{members[2].sid}")
     members[2].next("disconnect")
     until(
         lambda: [members[2].sid, "server disconnect"] in cell.post(1, "/state", method="GET")["left"],
-        "the application was told",
+        "the application handled the disconnect",
     )
     cell.emit(0, "end")
     others = [members[0], members[1], members[3]]
     assert only_news(others) == [("end",)] * len(others)
 
 
-def test_callbacks_across_nodes(cell: Cell, members: list[Member]) -> None:
+def test_callbacks_work_across_nodes(cell: Cell, members: list[Member]) -> None:
     for node in (0, 1):
         before = cell.post(node, "/state", method="GET")["callbacks"]
         for member in members:
             assert cell.post(node, f"/ask/{member.sid}", ["why?"]) == {"answer": {"asked": ["why?"]}}
             assert cell.post(node, f"/ask/{member.sid}", "binary") == {"bytes": "00ff00ff00ff"}
-        # Nothing stays of clients of the other node; of our own there is a counter until they leave.
+        # Callbacks of the other node's clients are removed; each local client keeps a counter until it disconnects.
         assert cell.post(node, "/state", method="GET")["callbacks"] <= before + 2
 
 
-def test_programs_that_are_no_server(cell: Cell, members: list[Member], room: str) -> None:
+def test_write_only_manager_reaches_the_clients(cell: Cell, members: list[Member], room: str) -> None:
     writer = cell.writer()
     writer.emit("news", {"number": 1}, room=room)
     assert only_news(members) == [({"number": 1},)] * len(members)
@@ -124,7 +124,7 @@ def test_programs_that_are_no_server(cell: Cell, members: list[Member], room: st
     assert only_news(members) == [(b"\0\1",)] * len(members)
     with pytest.raises(RuntimeError, match="Callbacks"):
         writer.emit("question", 1, room=room, callback=print)
-    if cell.kind == "postgres":  # python-socketio's own need a server for it
+    if cell.kind == "postgres":  # python-socketio's managers need a server for this
         writer.disconnect(members[0].sid)
         members[0].next("disconnect")
     writer.close_room(room)
@@ -133,8 +133,8 @@ def test_programs_that_are_no_server(cell: Cell, members: list[Member], room: st
     assert only_news(members[1:]) == [("end",)] * len(members[1:])
 
 
-def test_channels_and_rooms_side_by_side(cell: Cell, members: list[Member], channel: str, room: str) -> None:
-    """Messages of a channel go to each node by itself; its room is a room like others."""
+def test_channels_and_rooms_work_side_by_side(cell: Cell, members: list[Member], channel: str, room: str) -> None:
+    """Each node receives a channel's messages itself; the channel's room is an ordinary room."""
     for member in members:
         member.subscribe(channel)
     with contextlib.closing(psycopg2.connect(cell.database_url)) as connection, connection.cursor() as cursor:

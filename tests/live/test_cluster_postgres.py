@@ -1,4 +1,4 @@
-"""Flask-SocketIO's own API over PostgreSQL: what goes by the database, transactions, programs, nonsense, faults."""
+"""Flask-SocketIO's own API over PostgreSQL: use of the database, transactions, programs, malformed input, faults."""
 
 import contextlib
 import subprocess
@@ -31,8 +31,10 @@ def pair(on_postgres: Cell, room: str) -> Iterator[list[Member]]:
         yield [stack.enter_context(Member(node.url, room)) for node in on_postgres.nodes]
 
 
-def test_only_what_must_goes_by_the_database(on_postgres: Cell, pair: list[Member], room: str, channel: str) -> None:
-    """Answers, hellos and emits to a client of this node do not; each would be a commit."""
+def test_only_emits_to_other_nodes_use_the_database(
+    on_postgres: Cell, pair: list[Member], room: str, channel: str
+) -> None:
+    """Answers, hellos and emits to a client of this node do not use it: each would cost a commit."""
 
     def listen() -> list[str]:
         with contextlib.closing(psycopg2.connect(on_postgres.database_url)) as connection:
@@ -56,8 +58,8 @@ def test_only_what_must_goes_by_the_database(on_postgres: Cell, pair: list[Membe
     assert '"for the room"' in only
 
 
-def test_emits_of_a_transaction(on_postgres: Cell, pair: list[Member], room: str) -> None:
-    """They are sent with its commit, or not at all."""
+def test_emits_are_sent_with_the_commit_of_their_transaction(on_postgres: Cell, pair: list[Member], room: str) -> None:
+    """A rollback discards them."""
 
     def write() -> None:
         engine = create_engine(on_postgres.database_url)
@@ -75,8 +77,8 @@ def test_emits_of_a_transaction(on_postgres: Cell, pair: list[Member], room: str
         assert [member.next("news") for _ in range(2)] == [("committed",), ("by the driver",)]
 
 
-def test_a_program_without_eventlet(on_postgres: Cell, pair: list[Member], room: str) -> None:
-    """Also one that forks after it has emitted, as workers of a task queue do."""
+def test_program_without_eventlet_can_emit(on_postgres: Cell, pair: list[Member], room: str) -> None:
+    """It may also fork after its first emit, as the workers of a task queue do."""
     program = f"""
 import os, sys
 from socketio_pg import PostgresManager
@@ -96,7 +98,7 @@ manager.emit("news", "parent again", room={room!r})
 
 @pytest.fixture
 def stock_url(on_postgres: Cell) -> Iterator[str]:
-    """A server that is not ours on the same queue, listening."""
+    """The URL of a plain python-socketio server that listens on the same queue."""
     port = free_port()
     command = [sys.executable, "-m", "tests.support.stock_app", str(port), on_postgres.database_url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -108,7 +110,7 @@ def stock_url(on_postgres: Cell) -> Iterator[str]:
             process.kill()
 
 
-def test_a_stock_server_on_the_same_queue(
+def test_stock_server_can_share_the_queue(
     on_postgres: Cell, pair: list[Member], room: str, stock_url: str, postgres18: Cluster
 ) -> None:
     def arrives(member: Member, news: str) -> bool:
@@ -119,8 +121,8 @@ def test_a_stock_server_on_the_same_queue(
             return False
 
     with Member(stock_url, room, transports=("polling",)) as stock:
-        # It begins to listen with its first client, and says nothing of it.
-        until(lambda: arrives(stock, "are you there?"), "it listens")
+        # The server starts to listen with its first client, without any signal.
+        until(lambda: arrives(stock, "are you there?"), "the stock server listens")
         on_postgres.emit(0, "end", room=room)
         for member in [*pair, stock]:
             while member.next("news") != ("end",):
@@ -129,9 +131,9 @@ def test_a_stock_server_on_the_same_queue(
         assert only_news([*pair, stock]) == [("é" * 100_000,)] * 3
         assert stock.call("ask", pair[1].sid) == {"asked": "why?"}
         assert on_postgres.post(0, f"/ask/{stock.sid}", "why?") == {"answer": {"asked": "why?"}}
-        # Its connections are made again, too.
+        # The stock server reconnects, too.
         assert postgres18.terminate_backends() >= 5
-        until(lambda: arrives(stock, "and now?"), "it listens again")
+        until(lambda: arrives(stock, "and now?"), "the stock server listens again")
 
 
 @pytest.mark.parametrize(
@@ -147,8 +149,10 @@ def test_a_stock_server_on_the_same_queue(
     ],
     ids=lambda text: text[:40],
 )  # fmt: skip
-def test_nonsense_on_the_queue_harms_nobody(on_postgres: Cell, pair: list[Member], room: str, text: str) -> None:
-    """Whoever may connect to the database can send it."""
+def test_malformed_messages_on_the_queue_are_ignored(
+    on_postgres: Cell, pair: list[Member], room: str, text: str
+) -> None:
+    """Any client of the database can send them."""
     with contextlib.closing(psycopg2.connect(on_postgres.database_url)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT pg_notify(%s, %s)", [QUEUE_CHANNEL, text])
         connection.commit()
@@ -158,8 +162,10 @@ def test_nonsense_on_the_queue_harms_nobody(on_postgres: Cell, pair: list[Member
     assert all(node.get("/readyz")[0] == 200 for node in on_postgres.nodes)
 
 
-def test_a_lost_connection(on_postgres: Cell, pair: list[Member], room: str, postgres18: Cluster) -> None:
-    """What is missed meanwhile is missed, and said in the log; then it goes on."""
+def test_lost_connection_is_logged_and_restored(
+    on_postgres: Cell, pair: list[Member], room: str, postgres18: Cluster
+) -> None:
+    """Emits during the outage are lost, which is logged; later ones arrive."""
     already = on_postgres.nodes[1].log.count("may have been missed")
     postgres18.terminate_backends()
     until(lambda: on_postgres.nodes[1].log.count("may have been missed") > already, "the node says so")
@@ -169,7 +175,7 @@ def test_a_lost_connection(on_postgres: Cell, pair: list[Member], room: str, pos
         assert member.next("news") == ("back",)
 
 
-def test_without_a_database_the_emitter_is_told() -> None:
+def test_emit_without_a_database_raises() -> None:
     writer = PostgresManager("postgresql://127.0.0.1:1/nowhere", write_only=True)
     with pytest.raises(DatabaseUnavailableError):
         writer.emit("news", 1)

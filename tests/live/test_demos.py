@@ -1,4 +1,4 @@
-"""The demos of the development server in a real Chromium: each follows what psql does."""
+"""The demos of the development server in a real Chromium: each follows changes made by psql."""
 
 import json
 import re
@@ -24,17 +24,17 @@ def log(postgres18: Cluster) -> Iterator[Log]:
 
 
 class Visitor:
-    """A page of one of the demos; nothing may be written to its console."""
+    """A page of one of the demos. Fails if anything is written to its console."""
 
     def __init__(self, browser: Browser, url: str, name: str) -> None:
         self._context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
         self._context.set_default_timeout(PATIENCE)
         self.page: Page = self._context.new_page()
-        self.complaints: list[str] = []
-        #: What the server sent, as text.
+        self.problems: list[str] = []
+        #: The frames that the server sent, as text.
         self.frames: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda message: self.problems.append(message.text))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on(
             "websocket", lambda socket: socket.on("framereceived", lambda frame: self.frames.append(str(frame)))
         )
@@ -42,7 +42,7 @@ class Visitor:
         expect(self.page.locator("#status")).to_have_attribute("data-state", "connected", timeout=PATIENCE)
 
     def set_up(self) -> None:
-        """Run the demo's SQL, where somebody has not."""
+        """Run the demo's SQL, unless another test has."""
         expect(self.page.locator("#sql")).to_contain_text("socketio_pg.watch(")
         expect(self.page.locator("#setup:not([hidden]), #change:enabled").first).to_be_visible()
         if self.page.locator("#setup").is_visible():
@@ -51,7 +51,7 @@ class Visitor:
 
     def close(self) -> None:
         self._context.close()
-        assert self.complaints == []
+        assert self.problems == []
 
     def __enter__(self) -> "Visitor":
         return self
@@ -60,7 +60,7 @@ class Visitor:
         self.close()
 
 
-def test_a_table_that_follows_a_table(log: Log, chromium: Browser) -> None:
+def test_orders_demo_follows_the_table(log: Log, chromium: Browser) -> None:
     with Visitor(chromium, log.server.url, "orders") as visitor:
         visitor.set_up()
         page, rows = visitor.page, visitor.page.locator("#orders > tr")
@@ -84,12 +84,12 @@ def test_a_table_that_follows_a_table(log: Log, chromium: Browser) -> None:
             expect(other.page.locator("#orders > tr")).to_have_count(orders - 1)
         log.sql("TRUNCATE socketio_pg_demo.orders")
         expect(rows).to_have_count(0)
-        # What is excluded never left the database.
+        # Excluded columns never leave the database.
         assert not [frame for frame in visitor.frames if "4111" in frame or "4222" in frame]
         assert any("table:socketio_pg_demo.orders" in frame for frame in visitor.frames)
 
 
-def test_people_on_a_map_and_a_filter_on_the_server(log: Log, chromium: Browser) -> None:
+def test_map_demo_follows_people_and_filters_on_the_server(log: Log, chromium: Browser) -> None:
     with Visitor(chromium, log.server.url, "map") as visitor:
         visitor.set_up()
         page = visitor.page
@@ -104,7 +104,7 @@ def test_people_on_a_map_and_a_filter_on_the_server(log: Log, chromium: Browser)
         seen = len(visitor.frames)
         log.sql("UPDATE socketio_pg_demo.person SET lat = 50.945")
         expect(west.first).to_have_attribute("style", re.compile(r"translate\(212px, 137px\)"))
-        log.sql("UPDATE socketio_pg_demo.person SET lat = 50.935 WHERE id = 2")  # the last that comes
+        log.sql("UPDATE socketio_pg_demo.person SET lat = 50.935 WHERE id = 2")  # the last message
         expect(page.locator("#people > g", has_text=re.compile("^Al"))).to_have_attribute(
             "style", re.compile(r"212px, 363px")
         )
@@ -114,7 +114,7 @@ def test_people_on_a_map_and_a_filter_on_the_server(log: Log, chromium: Browser)
         expect(page.locator("#statements > li").first).to_contain_text("UPDATE socketio_pg_demo.person")
 
 
-def test_a_room_with_a_memory(log: Log, chromium: Browser) -> None:
+def test_chat_demo_keeps_its_history(log: Log, chromium: Browser) -> None:
     with Visitor(chromium, log.server.url, "chat") as ada, Visitor(chromium, log.server.url, "chat") as grace:
         for visitor, name, text in ((ada, "Ada", "Hello!"), (grace, "Grace", "<img src=x onerror=alert(1)>")):
             visitor.page.fill("#name", name)
@@ -133,19 +133,19 @@ def test_a_room_with_a_memory(log: Log, chromium: Browser) -> None:
             expect(late.page.locator("#code")).to_contain_text("subscriptions.subscribe(")
 
 
-def test_without_the_log_a_demo_says_what_is_missing(postgres18: Cluster, chromium: Browser) -> None:
+def test_demo_without_the_log_explains_the_setup(postgres18: Cluster, chromium: Browser) -> None:
     log = Log(postgres18, "live_demos_without_log", DEBUG="1")
     try:
         with Visitor(chromium, log.server.url, "orders") as visitor:
             visitor.page.click("#setup")
             expect(visitor.page.locator("#problem")).to_contain_text("socketio-pg init")
-            assert visitor.complaints.pop().startswith("Failed to load resource")
+            assert visitor.problems.pop().startswith("Failed to load resource")
         assert log.sql("SELECT to_regnamespace('socketio_pg_demo') IS NULL") == [(True,)]
     finally:
         log.server.close()
 
 
-def test_the_index_leads_to_each(log: Log, chromium: Browser) -> None:
+def test_index_links_to_each_demo(log: Log, chromium: Browser) -> None:
     page = chromium.new_page()
     page.goto(f"{log.server.url}/demo/")
     for link in page.locator(".cards a").all():
@@ -155,7 +155,7 @@ def test_the_index_leads_to_each(log: Log, chromium: Browser) -> None:
     page.close()
 
 
-def test_only_pages_of_the_server_may_change_anything(log: Log) -> None:
+def test_other_origins_cannot_change_anything(log: Log) -> None:
     request = urllib.request.Request(
         f"{log.server.url}/demo/orders/setup", data=b"{}", headers={"Content-Type": "text/plain"}
     )
@@ -166,5 +166,5 @@ def test_only_pages_of_the_server_may_change_anything(log: Log) -> None:
 
 
 @pytest.mark.parametrize("path", ["/demo/", "/demo/orders.html", "/demo/orders/rows"])
-def test_in_production_there_are_none(live_server: ServerProcess, path: str) -> None:
+def test_production_serves_no_demos(live_server: ServerProcess, path: str) -> None:
     assert live_server.get(path)[0] == 404

@@ -1,4 +1,4 @@
-"""The commands with which deploy/ and the Procfile start a node."""
+"""The commands of deploy/ and the Procfile that start a node."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from tests.support.server import ROOT, clean_environment, free_port
 
 @contextlib.contextmanager
 def started(*command: str, **environment: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """The port of a node that is started so, and its process."""
+    """Start a node with ``command``; yield its port and process."""
     port = free_port()
     process = subprocess.Popen(
         command,
@@ -32,23 +32,23 @@ def started(*command: str, **environment: str) -> Iterator[tuple[int, subprocess
         process.wait()
 
 
-def exit_code_after_serving(port: int, process: subprocess.Popen[bytes]) -> int:
-    """How it ends at SIGTERM, after a client was served."""
+def exit_code_after_sigterm(port: int, process: subprocess.Popen[bytes]) -> int:
+    """Return the exit code of a SIGTERM sent while a client is connected."""
     with SocketClient(f"http://127.0.0.1:{port}", wait=True) as client:
         client.subscribe("anything")
         process.send_signal(signal.SIGTERM)
         return process.wait(15)
 
 
-def test_procfile(postgres18: Cluster) -> None:
+def test_procfile_starts_a_node(postgres18: Cluster) -> None:
     [command] = re.findall(r"^web: (.+)$", (ROOT / "Procfile").read_text("utf-8"), re.MULTILINE)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with started("sh", "-c", f"exec {command}", DATABASE_URL=postgres18.url(), PATH=path) as node:
-        assert exit_code_after_serving(*node) == 0
+        assert exit_code_after_sigterm(*node) == 0
 
 
-def test_the_service_tells_systemd_when_it_is_there(postgres18: Cluster, tmp_path: Path) -> None:
-    """``Type=notify``, and the environment for its port."""
+def test_service_notifies_systemd_when_ready(postgres18: Cluster, tmp_path: Path) -> None:
+    """Runs the unit's ``ExecStart``, with the port from the environment."""
     unit = (ROOT / "deploy" / "socketio_pg@.service").read_text("utf-8")
     assert "Type=notify\n" in unit
     [program] = re.findall(r"^ExecStart=\S+/socketio-pg (.+)$", unit, re.MULTILINE)
@@ -58,4 +58,4 @@ def test_the_service_tells_systemd_when_it_is_there(postgres18: Cluster, tmp_pat
         command = [sys.executable, "-m", "socketio_pg", *program.split()]
         with started(*command, DATABASE_URL=postgres18.url(), NOTIFY_SOCKET=str(tmp_path / "notify")) as node:
             assert b"READY=1" in notified.recv(1000)
-            assert exit_code_after_serving(*node) == 0
+            assert exit_code_after_sigterm(*node) == 0

@@ -1,4 +1,4 @@
-"""What the Engine.IO protocol, version 4, says, at a real server that echoes every message."""
+"""Conformance to the Engine.IO protocol, version 4, of a real server that echoes every message."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def server(postgres18: Cluster) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def pinging(postgres18: Cluster) -> Iterator[ServerProcess]:
-    """It pings soon; the time to answer is one that a busy machine may need."""
+    """A server with a short ping interval; its ping timeout is long enough for a busy machine."""
     made = ServerProcess(
         postgres18.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="1.5",
         PING_TIMEOUT="4", ECHO="1",
@@ -55,7 +55,7 @@ def assert_refused(reply: Reply, code: int, status: int = 400) -> None:
 # -- handshake ---------------------------------------------------------------------------------------------------------
 
 
-def opening(text: str, interval: int = 25_000, timeout: int = 20_000) -> dict[str, Any]:
+def open_packet(text: str, interval: int = 25_000, timeout: int = 20_000) -> dict[str, Any]:
     assert text[0] == "0"
     found: dict[str, Any] = json.loads(text[1:])
     assert found.keys() == {"sid", "upgrades", "pingInterval", "pingTimeout", "maxPayload"}
@@ -66,16 +66,16 @@ def opening(text: str, interval: int = 25_000, timeout: int = 20_000) -> dict[st
     return found
 
 
-def test_handshake_by_polling(server: ServerProcess) -> None:
+def test_polling_handshake_is_accepted(server: ServerProcess) -> None:
     reply = http(server)
     assert reply.status == 200
     assert reply.headers["content-type"].lower() == "text/plain; charset=utf-8"
-    assert opening(reply.body.decode())["upgrades"] == ["websocket"]
+    assert open_packet(reply.body.decode())["upgrades"] == ["websocket"]
 
 
-def test_handshake_by_websocket(server: ServerProcess) -> None:
+def test_websocket_handshake_is_accepted(server: ServerProcess) -> None:
     with WebSocket(server) as one:
-        assert opening(one.read_text())["upgrades"] == []
+        assert open_packet(one.read_text())["upgrades"] == []
 
 
 @pytest.mark.parametrize(
@@ -99,18 +99,18 @@ def test_handshake_by_websocket(server: ServerProcess) -> None:
         ("GET", "&".join(["EIO=4", "transport=polling"] * 100), 0),
     ],
 )
-def test_handshakes_that_are_none(server: ServerProcess, method: str, query: str, code: int) -> None:
+def test_invalid_handshakes_are_refused(server: ServerProcess, method: str, query: str, code: int) -> None:
     body = None if method == "GET" else b""
     assert_refused(http(server, method, f"/socket.io/?{query}", body=body), code)
 
 
 @pytest.mark.parametrize("query", ["transport=websocket", "EIO=abc&transport=websocket", "EIO=4&transport=abc"])
-def test_websocket_handshakes_that_are_none(server: ServerProcess, query: str) -> None:
+def test_invalid_websocket_handshakes_are_refused(server: ServerProcess, query: str) -> None:
     assert http(server, path=f"/socket.io/?{query}", headers=GOOD).status == 400
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
-def test_other_methods_in_a_session(server: ServerProcess, method: str) -> None:
+def test_other_methods_are_refused_and_keep_the_session(server: ServerProcess, method: str) -> None:
     path = open_session(server)
     assert_refused(http(server, method, path, body=b""), 3)
     assert http(server, "POST", path, body=b"4still there").status == 200
@@ -131,7 +131,7 @@ def test_other_methods_in_a_session(server: ServerProcess, method: str) -> None:
         "\x1e".join(f"4{n}" for n in range(16)),
     ],
 )
-def test_messages_by_polling(server: ServerProcess, payload: str) -> None:
+def test_polling_echoes_messages(server: ServerProcess, payload: str) -> None:
     path = open_session(server)
     answer = http(server, "POST", path, body=payload.encode())
     assert (answer.status, answer.body) == (200, b"ok")
@@ -139,8 +139,9 @@ def test_messages_by_polling(server: ServerProcess, payload: str) -> None:
     assert http(server, path=path).body.decode() == payload
 
 
-def test_what_a_page_emits_at_once_comes_in_one_post(server: ServerProcess) -> None:
-    # Stock clients put everything into one; python-engineio would end the session at the 17th packet.
+def test_one_post_can_carry_200_packets(server: ServerProcess) -> None:
+    # Stock clients put everything they emit together into one POST; python-engineio would end the session at the
+    # 17th packet.
     path = open_session(server)
     assert http(server, "POST", path, body=b"\x1e".join(b"4%d" % n for n in range(200))).status == 200
     found: list[str] = []
@@ -149,9 +150,9 @@ def test_what_a_page_emits_at_once_comes_in_one_post(server: ServerProcess) -> N
     assert found == [f"4{n}" for n in range(200)]
 
 
-def test_messages_by_websocket(server: ServerProcess) -> None:
+def test_websocket_echoes_messages(server: ServerProcess) -> None:
     with WebSocket(server) as one:
-        opening(one.read_text())
+        open_packet(one.read_text())
         one.text("4hello")
         assert one.read_text() == "4hello"
         one.frame(BINARY, b"\1\2\3\4")
@@ -163,16 +164,16 @@ def test_messages_by_websocket(server: ServerProcess) -> None:
     [b"abc", b"", b"\xff", b"4\xed\xa0\x80", b"2", b"0", b"5", b"6", b"7", b"9", b"\x1e", b"4a\x1e", b"b!", b"bA",
      b"\x1e".join([b"4"] * 1001)],
 )  # fmt: skip
-def test_a_body_that_is_no_payload_ends_the_session(server: ServerProcess, body: bytes) -> None:
+def test_invalid_payload_ends_the_session(server: ServerProcess, body: bytes) -> None:
     path = open_session(server)
     assert_refused(http(server, "POST", path, body=body), 3)
     assert_refused(http(server, path=path), 1)
 
 
 @pytest.mark.parametrize("packet", ["abc", "", "2", "0", "5", "6", "7", "-1", " 4", "é"])
-def test_a_packet_that_is_none_closes_the_websocket(server: ServerProcess, packet: str) -> None:
+def test_invalid_packet_closes_the_websocket(server: ServerProcess, packet: str) -> None:
     with WebSocket(server) as one:
-        opening(one.read_text())
+        open_packet(one.read_text())
         one.text(packet)
         assert one.close_code() == 1008
 
@@ -180,22 +181,22 @@ def test_a_packet_that_is_none_closes_the_websocket(server: ServerProcess, packe
 # -- heartbeat ---------------------------------------------------------------------------------------------------------
 
 
-def test_heartbeat_by_polling(pinging: ServerProcess) -> None:
+def test_polling_heartbeat_keeps_the_session(pinging: ServerProcess) -> None:
     path = open_session(pinging)
     for _ in range(3):
         assert http(pinging, path=path).body == b"2"
         assert http(pinging, "POST", path, body=b"3").body == b"ok"
 
 
-def test_heartbeat_by_websocket(pinging: ServerProcess) -> None:
+def test_websocket_heartbeat_keeps_the_session(pinging: ServerProcess) -> None:
     with WebSocket(pinging) as one:
-        opening(one.read_text(), 1500, 4000)
+        open_packet(one.read_text(), 1500, 4000)
         for _ in range(3):
             assert one.read_text() == "2"
             one.text("3")
 
 
-def test_a_polling_client_that_does_not_answer_is_closed(pinging: ServerProcess) -> None:
+def test_polling_client_without_pong_is_closed(pinging: ServerProcess) -> None:
     path = open_session(pinging)
     assert http(pinging, path=path).body == b"2"
     reply = http(pinging, path=path)
@@ -203,9 +204,9 @@ def test_a_polling_client_that_does_not_answer_is_closed(pinging: ServerProcess)
     assert_refused(http(pinging, path=path), 1)
 
 
-def test_a_websocket_that_does_not_answer_is_closed(pinging: ServerProcess) -> None:
+def test_websocket_without_pong_is_closed(pinging: ServerProcess) -> None:
     with WebSocket(pinging) as one:
-        opening(one.read_text(), 1500, 4000)
+        open_packet(one.read_text(), 1500, 4000)
         assert one.read_text() == "2"
         assert one.read_text() == "1"
         assert one.close_code() == 1001
@@ -213,7 +214,7 @@ def test_a_websocket_that_does_not_answer_is_closed(pinging: ServerProcess) -> N
 
 @pytest.mark.parametrize("offset", [3600, -3600])
 @pytest.mark.parametrize("transport", ["polling", "websocket"])
-def test_a_clock_that_is_set_ends_nobody(pinging: ServerProcess, offset: int, transport: str) -> None:
+def test_clock_change_ends_no_session(pinging: ServerProcess, offset: int, transport: str) -> None:
     try:
         if transport == "polling":
             path = open_session(pinging)
@@ -224,7 +225,7 @@ def test_a_clock_that_is_set_ends_nobody(pinging: ServerProcess, offset: int, tr
                 assert http(pinging, path=path).body == body
         else:
             with WebSocket(pinging) as one:
-                opening(one.read_text(), 1500, 4000)
+                open_packet(one.read_text(), 1500, 4000)
                 for text in ("4before", "4after"):
                     assert one.read_text() == "2"
                     set_clock(pinging, offset)
@@ -235,21 +236,21 @@ def test_a_clock_that_is_set_ends_nobody(pinging: ServerProcess, offset: int, tr
         set_clock(pinging)
 
 
-# -- the end -----------------------------------------------------------------------------------------------------------
+# -- closing -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_stood_still_reads_what_was_sent_meanwhile_first(postgres18: Cluster) -> None:
+def test_frozen_server_reads_buffered_pongs_before_it_times_out(postgres18: Cluster) -> None:
     server = ServerProcess(
         postgres18.url(), app="tests.support.watched_app:app", PING_INTERVAL="1", PING_TIMEOUT="5", ECHO="1"
     )
     try:
         with WebSocket(server) as one, WebSocket(server) as silent:
             for client in (one, silent):
-                opening(client.read_text(), 1000, 5000)
+                open_packet(client.read_text(), 1000, 5000)
                 assert client.read_text() == "2"
             os.kill(server.worker_pid(), signal.SIGSTOP)
             one.text("3")
-            time.sleep(6)  # longer than the time to answer: the server's clock goes on
+            time.sleep(6)  # longer than the ping timeout: the server's clock goes on
             os.kill(server.worker_pid(), signal.SIGCONT)
             one.text("4hello")
             while (text := one.read_text()) == "2":
@@ -260,7 +261,7 @@ def test_a_server_that_stood_still_reads_what_was_sent_meanwhile_first(postgres1
         server.close()
 
 
-def test_a_polling_client_closes(server: ServerProcess) -> None:
+def test_polling_client_can_close(server: ServerProcess) -> None:
     path = open_session(server)
     with Connection(server) as poll:
         poll.request("GET", path)
@@ -271,14 +272,14 @@ def test_a_polling_client_closes(server: ServerProcess) -> None:
     assert_refused(http(server, path=path), 1)
 
 
-def test_a_websocket_closes(server: ServerProcess) -> None:
+def test_websocket_can_close(server: ServerProcess) -> None:
     with WebSocket(server) as one:
-        opening(one.read_text())
+        open_packet(one.read_text())
         one.text("1")
         assert one.close_code() is not None
 
 
-def test_two_polls_at_once_end_the_session(server: ServerProcess) -> None:
+def test_concurrent_polls_end_the_session(server: ServerProcess) -> None:
     path = open_session(server)
     with Connection(server) as first:
         first.request("GET", path)
@@ -288,7 +289,7 @@ def test_two_polls_at_once_end_the_session(server: ServerProcess) -> None:
     assert_refused(http(server, path=path), 1)
 
 
-def test_two_posts_at_once_end_the_session(server: ServerProcess) -> None:
+def test_concurrent_posts_end_the_session(server: ServerProcess) -> None:
     path = open_session(server)
     with Connection(server) as first:
         first.request("POST", path, {"Content-Length": "6"}, b"4he")
@@ -299,7 +300,7 @@ def test_two_posts_at_once_end_the_session(server: ServerProcess) -> None:
     assert_refused(http(server, path=path), 1)
 
 
-def test_a_poll_that_is_cancelled_ends_the_session(server: ServerProcess) -> None:
+def test_cancelled_poll_ends_the_session(server: ServerProcess) -> None:
     path = open_session(server)
     with Connection(server) as poll:
         poll.request("GET", path)
@@ -319,14 +320,14 @@ def upgraded(server: ServerProcess, path: str) -> WebSocket:
     return one
 
 
-def test_upgrade(server: ServerProcess) -> None:
+def test_upgraded_websocket_echoes_messages(server: ServerProcess) -> None:
     path = open_session(server)
     with upgraded(server, path) as one:
         one.text("4hello")
         assert one.read_text() == "4hello"
 
 
-def test_the_poll_that_waits_ends_with_the_probe_and_nothing_is_lost(server: ServerProcess) -> None:
+def test_probe_ends_the_pending_poll_and_loses_nothing(server: ServerProcess) -> None:
     path = open_session(server)
     with Connection(server) as poll:
         poll.request("GET", path)
@@ -350,7 +351,7 @@ def test_polling_is_refused_after_the_upgrade(server: ServerProcess) -> None:
         assert one.read_text() == "4still"
 
 
-def test_a_second_websocket_does_not_disturb_the_first(server: ServerProcess) -> None:
+def test_second_websocket_is_refused_and_the_first_continues(server: ServerProcess) -> None:
     path = open_session(server)
     with upgraded(server, path) as one:
         one.text("4hello")
@@ -361,7 +362,7 @@ def test_a_second_websocket_does_not_disturb_the_first(server: ServerProcess) ->
 
 
 @pytest.mark.parametrize("packet", ["abc", "2", "5", "4hello", ""])
-def test_a_probe_that_is_none_leaves_polling_as_it_was(server: ServerProcess, packet: str) -> None:
+def test_invalid_probe_leaves_polling_working(server: ServerProcess, packet: str) -> None:
     path = open_session(server)
     with WebSocket(server, websocket_path(path)) as one:
         one.text(packet)
@@ -370,7 +371,7 @@ def test_a_probe_that_is_none_leaves_polling_as_it_was(server: ServerProcess, pa
     assert http(server, path=path).body == b"4hello"
 
 
-# -- the WebSocket's handshake (RFC 6455) ------------------------------------------------------------------------------
+# -- WebSocket handshake (RFC 6455) ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -393,7 +394,7 @@ def test_a_probe_that_is_none_leaves_polling_as_it_was(server: ServerProcess, pa
         ({"Host": ""}, 400),
     ],
 )
-def test_websocket_handshakes(server: ServerProcess, change: dict[str, str], status: int) -> None:
+def test_websocket_handshake_headers_are_checked(server: ServerProcess, change: dict[str, str], status: int) -> None:
     with Connection(server) as one:
         one.request("GET", WEBSOCKET, GOOD | change)
         reply = one.reply()
@@ -406,14 +407,14 @@ def test_websocket_handshakes(server: ServerProcess, change: dict[str, str], sta
             assert reply.headers["sec-websocket-version"] == "13"
 
 
-def test_a_websocket_needs_http_1_1(server: ServerProcess) -> None:
+def test_websocket_requires_http_1_1(server: ServerProcess) -> None:
     with Connection(server) as one:
         headers = "".join(f"{name}: {value}\r\n" for name, value in GOOD.items())
         one.send(f"GET {WEBSOCKET} HTTP/1.0\r\nHost: x\r\n{headers}\r\n".encode())
         assert one.reply().status == 400
 
 
-def test_a_polling_answer_is_compressed_for_who_asks(server: ServerProcess) -> None:
+def test_polling_reply_is_compressed_on_request(server: ServerProcess) -> None:
     path = open_session(server)
     assert http(server, "POST", path, body=b"4" + b"x" * 5000).status == 200
     reply = http(server, path=path, headers={"Accept-Encoding": "gzip"})

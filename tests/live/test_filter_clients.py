@@ -1,4 +1,4 @@
-"""Filters with socketio_pg.js and the Python Subscriber: sent again at each reconnect, and one for each channel."""
+"""Filters with socketio_pg.js and the Python Subscriber: sent again at each reconnect, one per channel."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ def client(request: pytest.FixtureRequest, log: Behind) -> Iterator[Client]:
     log.proxy.restore()
 
 
-def test_only_what_matches_also_of_what_was_missed(log: Behind, client: Client, channel: str) -> None:
+def test_filter_applies_to_live_and_replayed_messages(log: Behind, client: Client, channel: str) -> None:
     client.subscribe("one", channel, filter={"0": {"gt": 2}})
     log.publish(channel, 1, 4)
     assert numbers(client, "one", 2) == [3, 4]
@@ -38,7 +38,7 @@ def test_only_what_matches_also_of_what_was_missed(log: Behind, client: Client, 
     assert numbers(client, "one", 1) == [3]
 
 
-def test_handlers_of_one_channel_have_one_filter(log: Behind, client: Client, channel: str) -> None:
+def test_handlers_of_one_channel_share_one_filter(log: Behind, client: Client, channel: str) -> None:
     client.subscribe("one", channel, filter={"0": 2})
     client.subscribe("same", channel, filter={"0": 2})
     for name, filter in (("other", {"0": 3}), ("none", None)):
@@ -53,6 +53,6 @@ def test_handlers_of_one_channel_have_one_filter(log: Behind, client: Client, ch
     assert numbers(client, "another", 1) == [3]
 
 
-def test_a_bad_filter_is_refused(client: Client, channel: str) -> None:
+def test_invalid_filter_is_refused(client: Client, channel: str) -> None:
     with pytest.raises(Refused, match="invalid_request"):
         client.subscribe("one", channel, filter={"0": {"near": 2}})

@@ -1,4 +1,4 @@
-"""Filters end to end: both tiers, replays, a filter that changes; nothing is lost or doubled."""
+"""Filters end to end: NOTIFY and the log, replays, changing filters. Nothing is lost or duplicated."""
 
 import json
 import threading
@@ -33,7 +33,7 @@ def subscribe(client: SocketClient, channel: str, filter: Any, **more: Any) -> A
     return answer
 
 
-def test_both_tiers_and_who_has_which_filter(log: Log, channel: str) -> None:
+def test_each_subscriber_receives_the_matches_of_its_filter(log: Log, channel: str) -> None:
     with (
         SocketClient(log.server.url) as every,
         SocketClient(log.server.url) as fives,
@@ -70,14 +70,14 @@ def test_replay_and_history_are_filtered(log: Log, client: SocketClient, channel
     log.publish(channel, 51, 51)
     assert numbers(client, 1) == [51]
     client.call("unsubscribe", {"channel": channel})
-    # The last ten messages, and of these the ones that match.
+    # Of the last ten messages, the matching ones.
     subscribe(client, channel, {"0": [1, 45]}, history=10)
     log.publish(channel, 45, 45)
     events = [client.next("event", 30) for _ in range(2)]
     assert [(event["payload"][0], event.get("replayed", False)) for event in events] == [(45, True), (45, False)]
 
 
-def test_a_large_replay_takes_the_filter_that_the_subscription_has_now(log: Log, channel: str) -> None:
+def test_large_replay_uses_the_current_filter(log: Log, channel: str) -> None:
     total = 3000
     with SocketClient(log.server.url) as first:
         begin = first.call("subscribe", {"channel": channel})
@@ -85,12 +85,12 @@ def test_a_large_replay_takes_the_filter_that_the_subscription_has_now(log: Log,
     log.settle()
     with SocketClient(log.server.url) as client:
         subscribe(client, channel, {"0": {"gt": total}}, since=since(begin))
-        # Whether the replay is under way or at its end: from here on all comes, and nothing of what matched neither.
+        # Whether the first replay is still running or has ended, this one delivers every message once.
         subscribe(client, channel, {"0": {"gte": 0}}, since=since(begin))
         assert numbers(client, total) == list(range(1, total + 1))
 
 
-def test_a_filter_in_place_of_another(log: Log, client: SocketClient, channel: str) -> None:
+def test_new_filter_replaces_the_previous_one(log: Log, client: SocketClient, channel: str) -> None:
     subscribe(client, channel, {"0": 1})
     log.publish(channel, 1, 3)
     assert numbers(client, 1) == [1]
@@ -111,7 +111,7 @@ def test_a_filter_in_place_of_another(log: Log, client: SocketClient, channel: s
 
 @pytest.fixture(scope="module")
 def yielding(postgres18: Cluster) -> Iterator[Log]:
-    """A server whose broadcasts are interrupted after every single send."""
+    """A server whose broadcasts yield to other green threads after every send."""
     made = Log(postgres18, "live_filters_yielding", AUTO_INIT="1", app="tests.support.yielding_app:app")
     wait_installed(made)
     yield made
@@ -119,10 +119,8 @@ def yielding(postgres18: Cluster) -> Iterator[Log]:
 
 
 @pytest.mark.parametrize("of", ["log", "yielding"])
-def test_nothing_is_lost_or_doubled_while_the_filter_changes(
-    request: pytest.FixtureRequest, of: str, channel: str
-) -> None:
-    """All of these filters let everything through; messages come all the time, in both kinds of batches."""
+def test_changing_filters_lose_and_duplicate_nothing(request: pytest.FixtureRequest, of: str, channel: str) -> None:
+    """Each of these filters matches every message; small and large batches arrive all the time."""
     log: Log = request.getfixturevalue(of)
     total, filters = 600, [None, {"0": {"gte": 0}}, {"0": {"lt": 10**6}}, {"1": {"ne": 5}}]
     with Swarm("127.0.0.1", log.server.port) as swarm:
@@ -163,7 +161,7 @@ def answered(raw: RawClient) -> int:
     return sum(packet.startswith("32[") for packet in raw.packets)
 
 
-def test_a_client_with_a_filter_that_does_not_keep_up_is_replayed_to(log: Log, channel: str) -> None:
+def test_slow_client_with_a_filter_gets_a_replay(log: Log, channel: str) -> None:
     total = 2000
     with Swarm("127.0.0.1", log.server.port) as swarm, SocketClient(log.server.url) as witness:
         [slow] = swarm.connect(1, receive_buffer=4096)
@@ -184,9 +182,7 @@ def test_a_client_with_a_filter_that_does_not_keep_up_is_replayed_to(log: Log, c
 
 
 @pytest.mark.parametrize("filter", ["x", [1], {"a..b": 1}, {"a": {"near": 1}}, {"a": {"like": "x" * 101}}])
-def test_a_bad_filter_leaves_the_subscription_as_it_was(
-    log: Log, client: SocketClient, channel: str, filter: Any
-) -> None:
+def test_invalid_filter_keeps_the_previous_one(log: Log, client: SocketClient, channel: str, filter: Any) -> None:
     subscribe(client, channel, {"0": 1})
     answer = client.call("subscribe", {"channel": channel, "filter": filter})
     assert answer["error"]["code"] == "invalid_request"
@@ -196,7 +192,7 @@ def test_a_bad_filter_leaves_the_subscription_as_it_was(
     assert numbers(client, 2) == [1, 1]
 
 
-def test_a_gap_concerns_those_with_filters_too(log: Log, channel: str) -> None:
+def test_gap_is_sent_to_filtered_subscriptions(log: Log, channel: str) -> None:
     with SocketClient(log.server.url) as client, SocketClient(log.server.url) as other:
         subscribe(client, channel, {"0": 1})
         subscribe(other, channel, {"0": 2})
@@ -209,7 +205,7 @@ def test_a_gap_concerns_those_with_filters_too(log: Log, channel: str) -> None:
         assert [numbers(one, 1) for one in (client, other)] == [[1], [2]]
 
 
-def test_over_long_polling(log: Log, channel: str) -> None:
+def test_filters_work_over_long_polling(log: Log, channel: str) -> None:
     with SocketClient(log.server.url, transports=("polling",)) as client:
         subscribe(client, channel, {"0": {"gt": 2}})
         log.publish(channel, 1, 4)
@@ -217,8 +213,8 @@ def test_over_long_polling(log: Log, channel: str) -> None:
         assert sorted(numbers(client, 3)) == [3, 4, 5]
 
 
-def test_an_applications_own_room_stays_the_channels(log: Log, channel: str) -> None:
-    """Clients see no names of rooms: a channel's name that looks like a filter's room is no channel."""
+def test_channel_name_like_a_filter_room_is_refused(log: Log, channel: str) -> None:
+    """Rooms of filters have internal names that no client can subscribe to."""
     with SocketClient(log.server.url) as client:
         answer = client.call("subscribe", {"channel": f'{channel}\0[["0","in",[1]]]'})
         assert answer["error"]["code"] == "invalid_channel"

@@ -1,4 +1,4 @@
-"""The short form of `make fuzz`: the same input each time."""
+"""A short run of `make fuzz` with fixed seeds."""
 
 from collections.abc import Iterator
 
@@ -15,8 +15,8 @@ def target() -> Iterator[ServerProcess]:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_whatever_a_stranger_sends(target: ServerProcess, seed: int) -> None:
+def test_server_survives_fuzzed_input(target: ServerProcess, seed: int) -> None:
     before = target.worker_pid()
     acknowledged = fuzz.run(target, seed, examples=60)
-    assert acknowledged > 0, "the fuzzer gets as far as handlers"
+    assert acknowledged > 0, "the fuzzer reaches event handlers"
     assert target.worker_pid() == before
