@@ -70,7 +70,7 @@ def load(clients: int, *, counting: bool) -> tuple[Receive, list[Any]]:
         del sys.modules[name]
     if not counting:
         import_without("socketio_pg.protocol.fanout")
-        import_without("socketio_pg.pubsub.pubsub")
+        import_without("socketio_pg.pubsub.dispatch")
     from socketio_pg.engine.socket import Socket
     from socketio_pg.engine.transport import WebSocketTransport
     from socketio_pg.websocket import SocketServer
@@ -88,7 +88,7 @@ def load(clients: int, *, counting: bool) -> tuple[Receive, list[Any]]:
         server.pubsub.hub.subscribe(sid, "bench")
         sockets.enter_room(sid, "bench")
         readers.append(theirs)
-    return server.pubsub._on_notifications, readers
+    return server.pubsub._dispatcher.on_notifications, readers
 
 
 def drain(readers: list[Any], size: int) -> tuple[int, int]:

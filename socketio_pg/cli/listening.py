@@ -1,7 +1,4 @@
-"""Where ``socketio-pg listen`` gets its messages: from the database, with the server's own parts, or from a server.
-
-Both take subscriptions, and then give one event after the other.
-"""
+"""The two sources of ``socketio-pg listen``: the database, through `PubSub`, or a server, through `Subscriber`."""
 
 import contextlib
 import queue
@@ -18,44 +15,44 @@ from socketio_pg.postgres.database import Database, session
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.subscriber.subscriber import Subscriber
 
-#: From the oldest message that there is.
+#: Begin with the oldest message of the log.
 START: Literal["start"] = "start"
 
 
 @dataclass(frozen=True, slots=True)
 class Since:
-    """A position in the log; without ``epoch`` that of the log as it is now is meant."""
+    """A position in the log; ``epoch`` None means the current epoch."""
 
     position: int
     epoch: str | None = None
 
 
-#: From where on: a position, so many of the newest, the oldest that there is, or None: from now on.
+#: Where to begin: after a position, with this many of the newest messages, with the oldest message, or (None) now.
 Start: TypeAlias = Since | int | Literal["start"] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``message``: as on the wire, with ``epoch`` where it is of the log. ``gap``: with ``tier`` and ``reason``."""
+    """The body is as on the wire; messages of the log also have ``epoch``, gaps have ``tier``."""
 
     kind: Literal["message", "gap"]
     body: dict[str, Any]
 
 
 class Source(Protocol):
-    """Subscriptions and their events. Raises as :class:`Subscriber` and :class:`PubSub` do."""
+    """Subscriptions, and one queue of their events. Raises as :class:`Subscriber` and :class:`PubSub` do."""
 
     def subscribe(self, channel: str, start: Start, filter: dict[str, Any] | None = None) -> None:
-        """``filter`` as in docs/protocol.md. Returns when it is sure that what is published from now on will come."""
+        """Return when all messages that are published from now on will arrive. ``filter`` is as in docs/protocol.md."""
 
     def next(self, seconds: float) -> Event | None:
-        """The next event; None when there is none within ``seconds``."""
+        """Return the next event; None when there is none within ``seconds``."""
 
     def close(self) -> None: ...
 
 
 def parse_since(text: str) -> Since | Literal["start"]:
-    """``start``, ``POSITION`` or ``EPOCH:POSITION``. Raises ValueError."""
+    """Parse ``start``, ``POSITION`` or ``EPOCH:POSITION``. Raises ValueError."""
     if text == START:
         return START
     epoch, _, position = text.rpartition(":")
@@ -65,11 +62,11 @@ def parse_since(text: str) -> Since | Literal["start"]:
 
 
 class FromDatabase:
-    """Messages that this process itself receives with LISTEN, and from the log where it is installed."""
+    """Listens to the database in this process, and reads the log if it is installed."""
 
     def __init__(self, settings: Settings) -> None:
         assert settings.database_url is not None
-        # Raises an error that says what is wrong; the listener would retry.
+        # Raises a precise error when the database is unreachable; the listener would retry.
         with session(Database(settings.database_url)):
             pass
         self._pubsub = PubSub(settings.database_url, settings.listen_database_url)
@@ -128,17 +125,17 @@ class _Events:
 
 
 class FromServer:
-    """A server's Socket.IO clients' way."""
+    """Subscribes at a server, as a Socket.IO client."""
 
     def __init__(self, url: str, token: str | None) -> None:
         self._subscriber = Subscriber(url, token=token)
-        # Bounded: when nobody reads our output, the subscriber interrupts its subscriptions in time.
+        # Bounded: when the output is not read, the subscriber interrupts its subscriptions.
         self._events: queue.Queue[Event | SocketIOPGError] = queue.Queue(1000)
         self._closed = False
 
     def subscribe(self, channel: str, start: Start, filter: dict[str, Any] | None = None) -> None:
         if isinstance(start, str):
-            raise InvalidRequestError(f"--since start needs the database; with --url, --history {MAX_HISTORY} is most")
+            raise InvalidRequestError(f"--since start needs the database; with --url, use --history {MAX_HISTORY}")
         since: Position | None = None
         if isinstance(start, Since):
             since = {"epoch": start.epoch or self._epoch(channel), "position": start.position}
@@ -159,7 +156,7 @@ class FromServer:
                 return
 
     def _epoch(self, channel: str) -> str:
-        """The epoch of the log as it is now."""
+        """Return the current epoch of the log."""
         asked = self._subscriber.subscribe(channel, lambda message: None)
         position = asked.position
         self._subscriber.unsubscribe(asked)

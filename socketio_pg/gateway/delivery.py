@@ -1,4 +1,4 @@
-"""From the database to the clients: messages to Socket.IO rooms, gaps, and the replays of single subscriptions."""
+"""Delivers to the clients: messages to Socket.IO rooms, gaps, and replays to single subscriptions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from socketio_pg.version import __version__
 
 
 class Delivery:
-    """Delivers what ``pubsub`` receives to the rooms of ``manager``.
+    """Delivers the messages and gaps of ``pubsub`` to the rooms of ``manager``.
 
-    ``send_buffer_bytes`` may wait for one client.
+    ``send_buffer_bytes`` is the limit of one client's send buffer.
     """
 
     def __init__(self, manager: Manager, pubsub: PubSub, hub: Hub, log: Log, send_buffer_bytes: int) -> None:
@@ -32,11 +32,11 @@ class Delivery:
         pubsub.add_receiver(self)
 
     def room_of(self, sid: str, channel: str) -> str:
-        """The room in which the subscription is: the channel's, or the one of its filter."""
+        """Return the room of a subscription: the channel's, or the room of its filter."""
         return _room(channel, self._hub.filter_of(sid, channel))
 
     def enter(self, sid: str, channel: str, filter: Filter | None) -> bool:
-        """Let a subscription in, with its filter from now on. Whether it was in already, with any filter."""
+        """Put a subscription into the room of its filter. Return True when it already was in a room of the channel."""
         before, now = self.room_of(sid, channel), _room(channel, filter)
         live = before in self._manager.get_rooms(sid, "/")
         self._hub.set_filter(sid, channel, filter)
@@ -47,9 +47,9 @@ class Delivery:
         return live
 
     def hold(self, sid: str, channel: str, after: int, cause: str) -> Callable[[], None]:
-        """Send nothing live from the log to a subscription; what is returned brings it what follows ``after``.
+        """Hold live messages of the log back from a subscription, for a replay of what follows the position ``after``.
 
-        ``cause`` is for the metrics: ``since``, ``history`` or ``lagging``.
+        Returns the function that replays; it waits. ``cause`` (for the metrics): ``since``, ``history`` or ``lagging``.
         """
         replay = self._pubsub.hold(sid, channel, after, _Client(self._manager, self._hub, sid, channel))
         self._manager.pass_by(sid, self.room_of(sid, channel))
@@ -57,31 +57,31 @@ class Delivery:
         return replay
 
     def leave(self, sid: str, channel: str) -> None:
-        """End a subscription: nothing more of ``channel`` goes to ``sid``."""
+        """End a subscription: ``sid`` gets no more messages of ``channel``."""
         room = self.room_of(sid, channel)
         self._pubsub.leave(sid, channel)
         self._manager.leave_room(sid, "/", room)
 
     def revoke(self, sid: str, channel: str) -> None:
-        """End a subscription that is not allowed any more."""
+        """End a subscription that is no longer allowed, and notify the client."""
         self.leave(sid, channel)
         body = {"channel": channel, "reason": "forbidden"}
         self._manager.emit("unsubscribed", body, "/", to=sid, ignore_queue=True)
 
     def emit_hello(self, sid: str, claims: Claims | None) -> None:
-        """The first event of a client that was let in."""
-        who = ANONYMOUS if claims is None else claims.to_wire()
-        body = {"sid": sid, "version": __version__} | who
+        """Send the first event of a client that has connected."""
+        identity = ANONYMOUS if claims is None else claims.to_wire()
+        body = {"sid": sid, "version": __version__} | identity
         self._manager.emit("server_hello", body, "/", to=sid, ignore_queue=True)
 
     def emit_expiring(self, session: Session) -> None:
-        """The client's token ends soon."""
+        """Warn a client that its token expires soon."""
         assert session.claims is not None
         body = {"expires_at": session.claims.to_wire()["expires_at"]}
         self._manager.emit("token_expiring", body, session.namespace, to=session.sid, ignore_queue=True)
 
     def expire(self, session: Session) -> None:
-        """The client's token has ended: disconnect it. Waits for the application's disconnect handlers."""
+        """Disconnect a client whose token has expired. Waits for the application's disconnect handlers."""
         self.cut_off(session.sid, UnauthorizedError("the token has expired"), "expired", session.namespace)
 
     def disconnect_idle(self, sid: str) -> None:
@@ -89,18 +89,19 @@ class Delivery:
         self.cut_off(sid, IdleTimeoutError("nothing was heard for too long"), "idle_timeout")
 
     def cut_off(self, sid: str, error: SocketIOPGError, reason: str, namespace: str = "/") -> None:
-        """Tell a client why, and disconnect it. Waits for the application's disconnect handlers."""
+        """Send the error to a client and disconnect it. Waits for the application's disconnect handlers."""
         socket = self._manager.socket_of(sid, namespace)
         if socket is not None and not socket.closed and not socket.closing:
             metrics.cut_off.labels(reason).inc()
             self._manager.emit("error", error.to_wire(), namespace, to=sid, ignore_queue=True)
-            # At the level of Engine.IO: a client that can get itself another token comes back with it.
+            # At the level of Engine.IO: the client reconnects, with a new token if it can get one.
             socket.close(False, True)
 
     def receive_messages(self, messages: Sequence[EncodedMessage]) -> None:
+        """Send messages to the rooms of their channels and of the filters that they match."""
         rooms = [self._rooms(message) for message in messages]
         channels = {message.channel for message in messages}
-        # A subscription that is being brought up to date gets what is live from the log as well.
+        # Held subscriptions get these messages from their replay.
         held = None
         if messages[0].position is not None:
             channel_of = {room: message.channel for message, some in zip(messages, rooms, strict=True) for room in some}
@@ -112,19 +113,20 @@ class Delivery:
         self._manager.emit_in_order("event", events, skipped=held, apart=len(channels) == 1)
 
     def _rooms(self, message: EncodedMessage) -> Sequence[str]:
-        """The rooms of those who get ``message``."""
+        """Return the rooms that get ``message``."""
         filters = self._hub.filters(message.channel)
         if filters is None:
             return (message.channel,)
         return [message.channel, *(_room(message.channel, found) for found in filters.matching(message.payload_json))]
 
     def _all_rooms(self, channel: str) -> list[str]:
+        """Return the rooms of all subscriptions to ``channel``."""
         return [channel, *(_room(channel, filter) for filter in self._hub.filters(channel) or ())]
 
     def _hold_lagging(self, channel_of: Mapping[str, str], after: int) -> None:
-        """Who does not keep up with the log is not cut off as with NOTIFY, but replayed to at its own speed.
+        """Replay to clients that read too slowly, at their own speed, instead of disconnecting them as with NOTIFY.
 
-        In the rooms of ``channel_of``, which get what follows the position ``after``.
+        ``channel_of`` has the rooms that are about to get the messages after the position ``after``.
         """
         hub = self._hub
         for room, channel in channel_of.items():
@@ -133,10 +135,12 @@ class Delivery:
                     green.run_soon(self.hold(sid, channel, after, "lagging"))
 
     def receive_gap(self, gap: NotifyGap) -> None:
+        """Report a gap of NOTIFY to the channel's subscribers."""
         metrics.gaps.labels(gap.reason).inc()
         self._manager.emit("gap", gap.to_wire(), "/", to=self._all_rooms(gap.channel), ignore_queue=True)
 
     def receive_log_gap(self, reason: str) -> None:
+        """Report lost messages of the log to all subscribers."""
         metrics.gaps.labels(reason).inc()
         for channel in self._hub.channels():
             body = {"channel": channel, "reason": reason, "epoch": self._log.epoch, "position": self._log.position}
@@ -144,13 +148,13 @@ class Delivery:
 
 
 def _room(channel: str, filter: Filter | None) -> str:
-    """The room of a channel's subscriptions with ``filter``. A name of a channel has no control characters."""
+    """Return the room of a channel's subscriptions with ``filter``. Channel names have no control characters."""
     return channel if filter is None else f"{channel}\0{filter.text}"
 
 
 @dataclass(frozen=True, slots=True)
 class _Client:
-    """The receiver of a replay: one client's subscription."""
+    """Receives the replay of one client's subscription."""
 
     manager: Manager
     hub: Hub
@@ -158,7 +162,7 @@ class _Client:
     channel: str
 
     def send(self, messages: Sequence[EncodedMessage]) -> None:
-        # The one that the subscription has now: it may have been changed meanwhile.
+        # Looked up here: it may have changed since the replay began.
         filter = self.hub.filter_of(self.sid, self.channel)
         if filter is not None:
             messages = [message for message in messages if filter.matches(message.payload_json)]

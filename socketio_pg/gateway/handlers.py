@@ -1,4 +1,4 @@
-"""What clients ask for: subscribe, unsubscribe, publish, authenticate. What each means is in docs/protocol.md."""
+"""Handles the events of clients: subscribe, unsubscribe, publish, authenticate. docs/protocol.md describes them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ Handler = Callable[[str, dict[str, Any]], Answer]
 
 
 class Handlers:
-    """The handlers of a client's events. Each gets the client's ``sid`` and the one object that it sent."""
+    """The event handlers. Each gets the client's ``sid`` and the object that it sent."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Handlers:
         self._limits = limits
 
     def register(self, *, test: bool = False) -> None:
-        """Let the server call them; ``test``: with ``test_pub``, another name for ``publish``."""
+        """Register the handlers with the server; ``test`` adds ``test_pub``, another name for ``publish``."""
         handlers: dict[str, Handler] = {
             "subscribe": self.subscribe,
             "unsubscribe": self.unsubscribe,
@@ -73,14 +73,14 @@ class Handlers:
         self._pubsub.join(sid, channel)
         try:
             if self._permissions.is_overtaken(channel, mark):
-                # The answer may be from before a change, and from its check on this subscription is known.
+                # The first answer may predate a change of permissions. Later changes recheck this subscription.
                 self._require(sid, "subscribe", channel)
             after, recovered = self._log.find_start(channel, start)
         except BaseException:
             if new:
                 self._pubsub.leave(sid, channel)
             raise
-        # The client may have left, or changed its mind, meanwhile. From here on nothing waits.
+        # The client may have disconnected or unsubscribed in the meantime. Nothing waits from here on.
         if not self._hub.is_subscribed(sid, channel):
             raise InvalidRequestError("unsubscribed before the subscription was complete", channel=channel)
         live = self._delivery.enter(sid, channel, filter)
@@ -100,10 +100,10 @@ class Handlers:
         return Answer("unsubscribed", {"channel": channel})
 
     def publish(self, sid: str, request: dict[str, Any]) -> Answer:
-        wanted = requested_publication(request)
-        self._require(sid, "publish", wanted.channel)
-        self._pubsub.publish(wanted.channel, wanted.payload, wanted.durable)
-        return Answer("published", {"channel": wanted.channel})
+        publication = requested_publication(request)
+        self._require(sid, "publish", publication.channel)
+        self._pubsub.publish(publication.channel, publication.payload, publication.durable)
+        return Answer("published", {"channel": publication.channel})
 
     def authenticate(self, sid: str, request: dict[str, Any]) -> Answer:
         if "token" not in request:
@@ -115,13 +115,13 @@ class Handlers:
         claims = self._authenticator.renew(environ, request["token"])
         mark = self._permissions.mark()
         allowed: dict[str, bool] = {}
-        # Until nothing is left that was subscribed to while others were asked about: then nothing waits any more.
+        # Repeats for channels that were subscribed to during the check. Nothing waits after the last round.
         while unknown := self._hub.channels_of(sid) - allowed.keys():
             allowed |= self._rechecks.ask(claims, unknown)
         if self._session(sid) is not before:
-            raise InvalidRequestError("another 'authenticate' of this client was faster")
+            raise InvalidRequestError("another 'authenticate' of this client was completed first")
         self._sessions.set(sid, "/", claims)
-        self._set_elsewhere(sid, claims)
+        self._set_in_other_namespaces(sid, claims)
         for channel in self._hub.channels_of(sid):
             if not allowed[channel]:
                 self._delivery.revoke(sid, channel)
@@ -129,8 +129,8 @@ class Handlers:
                 self._rechecks.recheck(channel)
         return Answer("authenticated", claims.to_wire())
 
-    def _set_elsewhere(self, sid: str, claims: Claims) -> None:
-        """The same for the client's other namespaces: the end of any of them closes the one connection."""
+    def _set_in_other_namespaces(self, sid: str, claims: Claims) -> None:
+        """Set the claims in the client's other namespaces too: expiry in any of them closes the shared connection."""
         manager = self._server.manager
         eio_sid = manager.eio_sid_from_sid(sid, "/")
         for namespace in list(manager.get_namespaces()):
@@ -145,7 +145,7 @@ class Handlers:
         return session
 
     def _require(self, sid: str, action: Action, channel: str) -> None:
-        """Return when the client, as who it is at the end, may do that."""
+        """Return when the client may do that, with the claims that it has at the end of the check."""
         while True:
             session = self._session(sid)
             self._permissions.require(session.claims, action, channel)
@@ -154,7 +154,7 @@ class Handlers:
 
 
 def _with_object(handler: Handler) -> Callable[..., Answer]:
-    """``handler`` as an event handler: checks that the client sent one object."""
+    """Make an event handler of ``handler`` that checks that the client sent one object."""
 
     def handle(sid: str, *arguments: Any) -> Answer:
         if len(arguments) != 1 or not isinstance(arguments[0], dict):
@@ -163,7 +163,7 @@ def _with_object(handler: Handler) -> Callable[..., Answer]:
         try:
             return handler(sid, request)
         except UnknownSubscriberError:
-            raise InvalidRequestError("the client has left") from None
+            raise InvalidRequestError("the client has disconnected") from None
         except SocketIOPGError as error:
             if error.channel is None and isinstance(request.get("channel"), str):
                 error.channel = showable(request["channel"]) or None

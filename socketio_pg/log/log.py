@@ -57,6 +57,11 @@ class Log:
         """The last position that this node has started to deliver; 0 without a log."""
         return self._follower.position
 
+    def current(self) -> Position | None:
+        """Return :attr:`epoch` and :attr:`position`; None without a log."""
+        epoch = self.epoch
+        return None if epoch is None else Position(epoch=epoch, position=self.position)
+
     @property
     def delivered(self) -> int:
         """The last position that this node has delivered to all subscribers; 0 without a log."""

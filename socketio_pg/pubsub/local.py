@@ -9,6 +9,7 @@ from socketio_pg.core import green
 from socketio_pg.core.messages import EncodedMessage, Position
 from socketio_pg.log.log import Log
 from socketio_pg.log.replay import ReplayReceiver
+from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.pubsub.filters import Filter
 
 logger = logging.getLogger("socketio_pg.pubsub")
@@ -46,9 +47,9 @@ class QueueReceiver:
 
 
 class LocalSubscription:
-    """The result of :meth:`PubSub.subscribe`, for :meth:`PubSub.unsubscribe`."""
+    """The result of :meth:`PubSub.subscribe`: pass it to :meth:`PubSub.unsubscribe`."""
 
-    def __init__(self, channel: str, receiver: Receiver, filter: Filter | None) -> None:
+    def __init__(self, channel: str, receiver: Receiver, filter: Filter | None, log: Log) -> None:
         self.channel = channel
         #: Messages of the log follow this position; None without a log.
         self.position: Position | None = None
@@ -56,20 +57,32 @@ class LocalSubscription:
         self.ended = False
         self._receiver = receiver
         self._filter = filter
+        self._log = log
 
-    def receive(self, message: EncodedMessage, extra: Mapping[str, Any]) -> None:
+    def receive(self, message: EncodedMessage, *, replayed: bool = False) -> None:
         """Pass on a message that the filter lets through."""
         try:
             if not self.ended and (self._filter is None or self._filter.matches(message.payload_json)):
+                extra: dict[str, Any] = {} if message.position is None else {"epoch": self._log.epoch}
+                if replayed:
+                    extra["replayed"] = True
                 self._receiver.receive(message, extra)
         except Exception:  # the program's own: the other subscribers still get the message
             logger.exception("a receiver of messages failed")
 
-    def gap(self, gap: Mapping[str, Any]) -> None:
-        """Pass on a gap."""
+    def notify_gap(self, gap: NotifyGap) -> None:
+        """Report that messages of NOTIFY may have been missed."""
+        self._gap(gap.to_wire() | {"tier": "notify"})
+
+    def log_gap(self, reason: str, after: Position | None = None) -> None:
+        """Report that messages of the log are lost; it goes on after a position, by default the current one."""
+        position = after or self._log.current()
+        self._gap({"channel": self.channel, "tier": "log", "reason": reason, **(position or {})})
+
+    def _gap(self, gap: dict[str, Any]) -> None:
         try:
             if not self.ended:
-                self._receiver.gap({"channel": self.channel, **gap})
+                self._receiver.gap(gap)
         except Exception:
             logger.exception("a receiver of gaps failed")
 
@@ -111,12 +124,10 @@ class LocalReplay:
     def __init__(
         self,
         subscription: LocalSubscription,
-        log: Log,
         hold: Callable[[ReplayReceiver], Callable[[], None]],
         started: Callable[[], bool],
     ) -> None:
         self._subscription = subscription
-        self._log = log
         self._started = started
         self._replay = hold(self)
         self._running = False
@@ -136,13 +147,12 @@ class LocalReplay:
     # -- as ReplayReceiver
 
     def send(self, messages: Sequence[EncodedMessage]) -> None:
-        extra = {"epoch": self._log.epoch, "replayed": True}
         for message in messages:
-            self._subscription.receive(message, extra)
+            self._subscription.receive(message, replayed=True)
 
     def wait_sent(self) -> bool:
         green.sleep()
         return self._started() and not self._subscription.ended
 
     def gap(self, reason: str, epoch: str, position: int) -> None:
-        self._subscription.gap({"tier": "log", "reason": reason, "epoch": epoch, "position": position})
+        self._subscription.log_gap(reason, Position(epoch=epoch, position=position))

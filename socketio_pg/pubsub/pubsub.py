@@ -4,25 +4,20 @@ Programs that only publish, in their own transactions, use :mod:`socketio_pg.cli
 """
 
 import functools
-import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from socketio_pg.core import config, green
-from socketio_pg.core.channels import LOG_CHANNEL, RESERVED_PREFIX, match_pattern, validate_channel
+from socketio_pg.core import config
+from socketio_pg.core.channels import LOG_CHANNEL, match_pattern, validate_channel
 from socketio_pg.core.errors import ConfigurationError, InvalidRequestError
 from socketio_pg.core.messages import (
     MAX_NOTIFY_BYTES,
-    EncodedMessage,
     Position,
     Publication,
     check_size,
-    decode_notification,
     encode_payload,
     naming_message,
 )
-from socketio_pg.core.metrics import fan_out
 from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
 from socketio_pg.log.log import DEFAULT_MESSAGES, Log, ReplayPage
@@ -33,12 +28,11 @@ from socketio_pg.postgres.listener import (
     ChannelListener,
     ListenCancelledError,
     Listener,
-    Notification,
-    NotifyGap,
     OnGap,
     OnNotifications,
 )
 from socketio_pg.postgres.publisher import Outgoing, Publisher
+from socketio_pg.pubsub.dispatch import Dispatcher, NodeReceiver
 from socketio_pg.pubsub.filters import parse_filter
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.local import (
@@ -50,35 +44,12 @@ from socketio_pg.pubsub.local import (
     SupportsPut,
 )
 
-logger = logging.getLogger("socketio_pg.pubsub")
-
 
 class HasConfig(Protocol):
     """A Flask application, as far as :meth:`PubSub.from_app` needs it."""
 
     @property
     def config(self) -> Mapping[str, Any]: ...
-
-
-class NodeReceiver(Protocol):
-    """Gets all messages and gaps of this node. Exceptions that it raises are logged."""
-
-    def receive_messages(self, messages: Sequence[EncodedMessage], /) -> None:
-        """Messages that came together, in order: either all of the log or all of NOTIFY."""
-
-    def receive_gap(self, gap: NotifyGap, /) -> None:
-        """Messages of NOTIFY may have been missed in one channel."""
-
-    def receive_log_gap(self, reason: str, /) -> None:
-        """Messages of the log are lost to the subscribers of all channels."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Reserved:
-    """The receiver of a reserved channel."""
-
-    receive: Callable[[Sequence[str]], None]
-    on_gap: Callable[[], None]
 
 
 class PubSub:
@@ -94,14 +65,9 @@ class PubSub:
     Raises :class:`ConfigurationError` when there is no address.
     """
 
-    #: Seconds that :meth:`join` waits for the LISTEN, and while the connection is known to be down.
+    #: Seconds that :meth:`subscribe` and :meth:`join` wait for the LISTEN: normally, and while the connection is down.
     subscribe_timeout = 10.0
     subscribe_timeout_down = 2.0
-    #: Messages that are delivered together before other green threads run, and characters.
-    share_messages = 200
-    share_characters = 100_000
-    #: The cost of trying one filter on a message, in characters (about a microsecond).
-    filter_characters = 10
 
     def __init__(
         self,
@@ -118,8 +84,10 @@ class PubSub:
         if dsn is None:
             raise ConfigurationError(config.NO_DATABASE)
         self.database = Database(config.database_url(dsn), config.database_url(listen_dsn) if listen_dsn else None)
-        self.listener = listener(self.database, self._on_notifications, self._on_gap)
         self.hub = Hub()
+        self._local = LocalSubscriptions()
+        self._dispatcher = Dispatcher(self.hub, self._local)
+        self.listener = listener(self.database, self._dispatcher.on_notifications, self._dispatcher.on_gap)
         self._durable_channels = durable_channels
         self._max_payload = max_payload
         self._publisher = Publisher(self.database)
@@ -129,27 +97,26 @@ class PubSub:
             # On a connection of its own: live messages do not wait for replays.
             History(self.database, recent, "follower"),
             recent,
-            deliver=self._deliver,
-            on_gap=self._on_log_gap,
+            deliver=self._dispatcher.deliver,
+            on_gap=self._dispatcher.on_log_gap,
             on_found=self._on_log_changed,
-            cost=lambda message: self._cost(message.channel, message.payload_json),
+            cost=self._dispatcher.cost,
         )
+        # After a gap the log has the messages that were missed.
+        self._dispatcher.reserve(LOG_CHANNEL, self._hear_log, self._follower.look)
         self._history = History(self.database, recent)
         self.log = Log(self._follower, self._history)
-        self._receivers: list[NodeReceiver] = []
         self._log_watchers: list[Callable[[], None]] = []
-        self._reserved: dict[str, _Reserved] = {}
-        self._local = LocalSubscriptions()
         #: True from :meth:`start` to :meth:`disconnect`.
         self._started = False
 
     @classmethod
     def from_app(cls, app: HasConfig, listen_dsn: str | None = None) -> "PubSub":
-        """Use the database of a Flask application: ``app.config["SQLALCHEMY_DATABASE_URI"]``, where it is set."""
+        """Use the database of a Flask application: ``app.config["SQLALCHEMY_DATABASE_URI"]``, if it is set."""
         return cls(app.config.get("SQLALCHEMY_DATABASE_URI"), listen_dsn)
 
     def start(self) -> None:
-        """Connect in the background. All methods that need it call it. Call it after a fork, not before."""
+        """Connect in the background. Methods that need the connection do it. Call it after a fork, not before."""
         self.listener.start()
         self._follower.start()
         if not self._started:
@@ -211,7 +178,7 @@ class PubSub:
     ) -> LocalSubscription:
         """Like :meth:`subscribe`, with a receiver that gets messages whose payload is not parsed."""
         start = requested_start({"since": since, "history": history})
-        subscription = LocalSubscription(validate_channel(channel), receiver, parse_filter(filter))
+        subscription = LocalSubscription(validate_channel(channel), receiver, parse_filter(filter), self.log)
         self.hub.add(subscription)
         try:
             self.join(subscription, channel)
@@ -226,13 +193,13 @@ class PubSub:
             after = start.position  # the replay reports the gap and continues with the oldest message
         if after is not None:
             hold = functools.partial(self.hold, subscription, channel, after)
-            subscription.replay = LocalReplay(subscription, self.log, hold, lambda: self._started)
+            subscription.replay = LocalReplay(subscription, hold, lambda: self._started)
             subscription.replay.start()
         epoch = self.log.epoch
         if epoch is not None:
             subscription.position = Position(epoch=epoch, position=self.position_of(subscription, channel))
         if reason is not None and after is None:
-            subscription.gap({"tier": "log", "reason": reason, **(subscription.position or {})})
+            subscription.log_gap(reason)
         return subscription
 
     def unsubscribe(self, subscription: LocalSubscription) -> None:
@@ -267,7 +234,7 @@ class PubSub:
                 message = self._outgoing(publication)
                 if not message.durable and message in seen:
                     raise InvalidRequestError(
-                        "the same message is there already, and NOTIFY carries it once in a transaction; durable "
+                        "the same message occurs twice, and NOTIFY delivers it only once in a transaction; durable "
                         "messages may be equal",
                         channel=message.channel,
                     )
@@ -304,8 +271,7 @@ class PubSub:
         Waits until this node follows the log. Raises :class:`DatabaseUnavailableError`.
         """
         self._wait_log()
-        epoch = self.log.epoch
-        return None if epoch is None else Position(epoch=epoch, position=self.log.position)
+        return self.log.current()
 
     def oldest(self) -> Position | None:
         """Return the position before the oldest message of the log, as ``since`` for all messages; None without a log.
@@ -337,7 +303,7 @@ class PubSub:
         self._log_watchers.append(on_change)
 
     def _wait_log(self) -> None:
-        """Return when this node knows whether there is a log, and listens: otherwise it may not be up to date."""
+        """Return when this node listens, and knows whether there is a log. Otherwise its position may be outdated."""
         self.start()
         seconds = self._patience()
         self.listener.wait(LOG_CHANNEL, seconds)
@@ -346,11 +312,11 @@ class PubSub:
     def _patience(self) -> float:
         return self.subscribe_timeout if self.listener.ready else self.subscribe_timeout_down
 
-    # -- for a gateway, which delivers to subscribers of its own -------------------------------------------------------
+    # -- for a gateway, which delivers to its own subscribers -------------------------------------------------------
 
     def add_receiver(self, receiver: NodeReceiver) -> None:
         """Pass all messages and gaps of this node to ``receiver``."""
-        self._receivers.append(receiver)
+        self._dispatcher.add_receiver(receiver)
 
     def join(self, subscriber: Hashable, channel: str) -> None:
         """Subscribe ``subscriber``, which the hub knows, and return once the LISTEN has committed.
@@ -417,7 +383,7 @@ class PubSub:
 
         ``on_gap`` is called when some may have been missed. Both are called in the listener's green thread.
         """
-        self._reserved[channel] = _Reserved(receive, on_gap)
+        self._dispatcher.reserve(channel, receive, on_gap)
         self.listener.acquire(channel)
 
     def publish_reserved(self, channel: str, texts: Iterable[str]) -> None:
@@ -427,102 +393,12 @@ class PubSub:
         """
         self._publisher.publish([Outgoing(channel, text) for text in texts])
 
-    # -- from the listener and the follower, in their green threads ----------------------------------------------------
-
-    def _on_notifications(self, notifications: Sequence[Notification]) -> None:
-        fan_out.notifications += len(notifications)
-        # Between the two tiers there is no order.
-        reserved = [found for found in notifications if found[0].startswith(RESERVED_PREFIX)]
-        if reserved:
-            self._on_reserved(reserved)
-            notifications = [found for found in notifications if not found[0].startswith(RESERVED_PREFIX)]
-        for share in self._shares(notifications):
-            self._deliver([decode_notification(*found) for found in share])
-            if share[-1] is not notifications[-1]:
-                # Other green threads run, and sent messages are written to clients whose send buffers have filled.
-                green.sleep()
-
-    def _on_reserved(self, notifications: Sequence[Notification]) -> None:
-        for channel, reserved in tuple(self._reserved.items()):
-            texts = [text for found, text in notifications if found == channel]
-            if texts:
-                self._guarded(reserved.receive, texts)
-        of_log = [text for channel, text in notifications if channel == LOG_CHANNEL]
-        if of_log:
-            if any(text.isalpha() for text in of_log):  # a word and no batch
-                self._on_log_changed()
-            self._follower.hear(of_log)
+    def _hear_log(self, texts: Sequence[str]) -> None:
+        """Handle notifications of the relay. A single word reports a change of the log, other texts are batches."""
+        if any(text.isalpha() for text in texts):
+            self._on_log_changed()
+        self._follower.hear(texts)
 
     def _on_log_changed(self) -> None:
         for on_change in self._log_watchers:
             on_change()
-
-    def _shares(self, notifications: Sequence[Notification]) -> Iterator[list[Notification]]:
-        share: list[Notification] = []
-        size = 0
-        for found in notifications:
-            share.append(found)
-            size += self._cost(*found)
-            if len(share) >= self.share_messages or size >= self.share_characters:
-                yield share
-                share, size = [], 0
-        if share:
-            yield share
-
-    def _cost(self, channel: str, text: str) -> int:
-        """Return the work that a message causes, in characters, including the filters that are tried on it."""
-        filters = self.hub.filters(channel)
-        return len(text) + (0 if filters is None else self.filter_characters * filters.most_tried)
-
-    def _deliver(self, messages: Sequence[EncodedMessage]) -> None:
-        if messages[0].position is None:
-            fan_out.notify_messages += len(messages)
-        else:
-            fan_out.log_messages += len(messages)
-        # Chosen before anything waits: a replay that ends in the meantime has sent these messages itself.
-        due = self._due(messages) if self._local else ()
-        for receiver in self._receivers:
-            self._guarded(receiver.receive_messages, messages)
-        for subscription, message, extra in due:
-            subscription.receive(message, extra)
-
-    def _due(
-        self, messages: Sequence[EncodedMessage]
-    ) -> list[tuple[LocalSubscription, EncodedMessage, dict[str, Any]]]:
-        """Return the messages of local subscriptions, without those that are held back for a replay."""
-        extra = {} if messages[0].position is None else {"epoch": self.log.epoch}
-        return [
-            (subscription, message, extra)
-            for message in messages
-            for subscription in self._local.of(message.channel)
-            if message.position is None or not self.hub.held_by(subscription, message.channel)
-        ]
-
-    def _on_log_gap(self, reason: str) -> None:
-        for receiver in self._receivers:
-            self._guarded(receiver.receive_log_gap, reason)
-        gap = {"tier": "log", "reason": reason, "epoch": self.log.epoch, "position": self.log.position}
-        for subscription in self._local.all():
-            subscription.gap(gap)
-
-    def _on_gap(self, gap: NotifyGap) -> None:
-        if gap.channel == LOG_CHANNEL:
-            self._follower.look()  # the log has what was missed
-            return
-        if gap.channel in self._reserved:
-            try:
-                self._reserved[gap.channel].on_gap()
-            except Exception:  # a bug of one receiver: the others still get their gaps
-                logger.exception("a receiver of gaps failed")
-            return
-        for receiver in self._receivers:
-            self._guarded(receiver.receive_gap, gap)
-        for subscription in self._local.of(gap.channel):
-            subscription.gap(gap.to_wire() | {"tier": "notify"})
-
-    def _guarded(self, receive: Callable[[Any], object], item: Any) -> None:
-        """Call one receiver. When it fails, the others still get the message."""
-        try:
-            receive(item)
-        except Exception:  # the application's, or a bug of one receiver
-            logger.exception("a receiver of messages failed")

@@ -1,6 +1,6 @@
-"""Publish and replay over HTTP: a Flask blueprint. What each request means is in docs/http.md.
+"""Publish and replay over HTTP: a Flask blueprint. docs/http.md describes the requests.
 
-Who somebody is and what they may do, the limits and the error codes are those of the sockets.
+Authentication, permissions, limits and error codes are the same as for Socket.IO clients.
 """
 
 import functools
@@ -50,13 +50,13 @@ from socketio_pg.web.openapi import openapi
 
 logger = logging.getLogger("socketio_pg.api")
 
-#: In the environ of a request whose body was read to its end.
+#: The key in the environ of requests whose body was read completely.
 _READ = "socketio_pg.body_read"
 _NUMBER = re.compile(r"[0-9]{1,19}")
 
 
 class Api:
-    """The requests. ``start()`` connects the server; ``most_bytes`` is how large a body may be."""
+    """The request handlers. ``start()`` connects the server; ``max_bytes`` is the limit of a body."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Api:
         access: Access,
         admission: Admission,
         start: Callable[[], None],
-        most_bytes: int,
+        max_bytes: int,
     ) -> None:
         self._settings = settings
         self._pubsub = pubsub
@@ -73,26 +73,26 @@ class Api:
         self._permissions = access.permissions
         self._admission = admission
         self._start = start
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._limits = RequestLimits(settings)
-        self._document = openapi(settings, self._authenticator.mode, most_bytes)
+        self._document = openapi(settings, self._authenticator.mode, max_bytes)
 
     def publish(self) -> Response:
         """``POST /api/publish``."""
         claims, who = self._identify()
         if request.mimetype != "application/json" or "HTTP_CONTENT_ENCODING" in request.environ:
-            # Also what keeps other origins' pages from posting without having asked before.
+            # The content type also makes browsers send a preflight request for pages of other origins.
             raise api_errors.NotJSONError("the body must be application/json, not compressed")
-        self._limits.check_event(who, body_length(request.environ, self._most_bytes))
-        wanted = self._read_object()
-        if "messages" not in wanted:
-            one = requested_publication(wanted)
+        self._limits.check_event(who, body_length(request.environ, self._max_bytes))
+        body = self._read_object()
+        if "messages" not in body:
+            one = requested_publication(body)
             self._permissions.require(claims, "publish", one.channel)
             self._pubsub.publish(one.channel, one.payload, one.durable)
             return _json({"channel": one.channel})
-        if "channel" in wanted or "payload" in wanted:
-            raise InvalidRequestError("messages does not go together with channel and payload")
-        several = requested_publications(wanted["messages"])
+        if "channel" in body or "payload" in body:
+            raise InvalidRequestError("messages cannot be combined with channel and payload")
+        several = requested_publications(body["messages"])
         self._limits.check_together(who, len(several))
         self._require_publish(claims, several)
         self._pubsub.publish_together(several)
@@ -112,20 +112,20 @@ class Api:
         """``GET /api/openapi.json``."""
         return _json(self._document | {"servers": [{"url": request.script_root or "/"}]})
 
-    # -- who asks, and what for ----------------------------------------------------------------------------------------
+    # -- origin, identity, permissions ---------------------------------------------------------------------------------
 
     def check_origin(self) -> None:
-        """As for the sockets: only pages of origins that are allowed, and what is no page. Raises ForbiddenError."""
+        """Refuse pages of disallowed origins, as for Socket.IO clients. Raises :class:`ForbiddenError`."""
         origin = request.environ.get("HTTP_ORIGIN")
         if origin is not None and not self.allows(origin):
             raise ForbiddenError("this origin is not allowed")
 
     def allows(self, origin: str) -> bool:
-        """Whether a page of ``origin``, the header of the current request, may ask and read the answer."""
+        """Return True when a page of ``origin`` may send the current request and read the response."""
         return origin.isprintable() and self._admission.allows_origin(origin, request.environ)
 
     def _identify(self) -> tuple[Claims | None, str]:
-        """Who asks, and under which name limits count for them."""
+        """Return the claims, and the name under which the rate limits count the client."""
         self._start()
         environ = request.environ
         self._admission.check_attempt(environ)
@@ -133,12 +133,12 @@ class Api:
         if claims is None:
             return None, f"address {self._admission.address(environ)}"
         if claims.expires_at is not None and claims.expires_at + self._settings.jwt_leeway <= time.time():
-            raise UnauthorizedError("this login has ended")  # an application's own: tokens were looked at
+            raise UnauthorizedError("this login has expired")  # of an application's hook; tokens were checked above
         name = claims.text if claims.subject is None else claims.subject
         return claims, f"client {hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
 
     def _read_object(self) -> dict[str, Any]:
-        body = read_body(request.environ, self._most_bytes)
+        body = read_body(request.environ, self._max_bytes)
         request.environ[_READ] = True
         try:
             value = read_json(body.decode())
@@ -149,10 +149,10 @@ class Api:
         return value
 
     def _require_publish(self, claims: Claims | None, publications: Sequence[Publication]) -> None:
-        """All channels at once: what policies are asked then goes into few transactions."""
+        """Check all channels concurrently, so that policies are evaluated in few transactions."""
         answers: dict[str, SocketIOPGError | None] = {}
 
-        def ask(channel: str) -> None:
+        def check(channel: str) -> None:
             answers[channel] = SocketIOPGError("the server failed to handle this", channel=channel)
             try:
                 self._permissions.require(claims, "publish", channel)
@@ -160,7 +160,7 @@ class Api:
             except SocketIOPGError as error:
                 answers[channel] = error
 
-        for thread in [green.spawn(ask, channel) for channel in {one.channel for one in publications}]:
+        for thread in [green.spawn(check, channel) for channel in {one.channel for one in publications}]:
             thread.wait()
         for index, publication in enumerate(publications):
             error = answers[publication.channel]
@@ -170,7 +170,7 @@ class Api:
 
 
 def _as_sent(channel: str) -> str:
-    """The channel of the path, unless its bytes were no UTF-8, which werkzeug replaces. Raises InvalidChannelError."""
+    """Return the channel of the path. Raises InvalidChannelError for invalid UTF-8, which werkzeug replaces."""
     try:
         request.environ["PATH_INFO"].encode("latin-1").decode()
     except UnicodeDecodeError:
@@ -183,15 +183,16 @@ def _requested_page() -> tuple[Position | None, int | None, int]:
     since, history, limit = _number("since"), _number("history"), _number("limit")
     epoch = request.args.get("epoch")
     if (since is None) is not (epoch is None):
-        raise InvalidRequestError("since and epoch go together")
+        raise InvalidRequestError("since and epoch must be used together")
     if limit is not None and not 1 <= limit <= MAX_MESSAGES:
         raise InvalidRequestError(f"limit must be a whole number from 1 to {MAX_MESSAGES}")
     after = None if since is None or epoch is None else Position(epoch=epoch, position=since)
-    requested_start({"since": after, "history": history})  # raises before the permission is checked
+    requested_start({"since": after, "history": history})  # raises here, before the permission check
     return after, history, limit or DEFAULT_MESSAGES
 
 
 def _number(name: str) -> int | None:
+    """Return a whole number of the query; None when it is missing."""
     values = request.args.getlist(name)
     if not values:
         return None
@@ -204,14 +205,14 @@ def _number(name: str) -> int | None:
 
 
 class _ChannelConverter(BaseConverter):
-    """A channel's name in a path: with slashes too, also as the first character, and whatever else it may have."""
+    """A channel name in a path. It may contain any character, including slashes, also as the first one."""
 
     regex = r"(?s:.*?)"
     part_isolating = False
 
 
 class _Unread(Response):
-    """An answer to a request whose body was not read: its connection is closed."""
+    """A response to a request whose body was not read: it closes the connection."""
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         headers = [(name, value) for name, value in self.headers if name.lower() != "content-length"]
@@ -219,7 +220,7 @@ class _Unread(Response):
 
 
 def create_api_blueprint(api: Api) -> Blueprint:
-    """``/api/publish``, ``/api/channels/{channel}/messages`` and ``/api/openapi.json``."""
+    """Return the blueprint with ``/api/publish``, ``/api/channels/{channel}/messages`` and ``/api/openapi.json``."""
     blueprint = Blueprint("socketio_pg_api", __name__, url_prefix="/api")
     complain = Complaints(logger)
     blueprint.record_once(lambda state: state.app.url_map.converters.update(socketio_pg_channel=_ChannelConverter))
@@ -229,7 +230,7 @@ def create_api_blueprint(api: Api) -> Blueprint:
     blueprint.get("/openapi.json")(api.document)
 
     @blueprint.errorhandler(Exception)
-    def tell(error: Exception) -> Response | HTTPException:
+    def respond(error: Exception) -> Response | HTTPException:
         status = None
         if isinstance(error, HTTPException):
             return error
@@ -238,7 +239,7 @@ def create_api_blueprint(api: Api) -> Blueprint:
         elif isinstance(error, api_errors.NotJSONError):
             status = error.status
         elif not isinstance(error, SocketIOPGError):
-            complain.failure("a request over HTTP failed")
+            complain.failure("an HTTP request failed")
             error = SocketIOPGError("the server failed to handle this")
         metrics.errors.labels(error.code).inc()
         if error.channel is not None:
@@ -250,7 +251,7 @@ def create_api_blueprint(api: Api) -> Blueprint:
 
 
 def _complete(api: Api, response: Response) -> Response:
-    """What is the same for all answers: nothing is cached, and which pages may read them."""
+    """Add the headers that all responses have: no caching, and the origins that may read them."""
     headers, environ = response.headers, request.environ
     headers.setdefault("Cache-Control", "no-store")
     headers.add("Vary", "Origin")

@@ -35,7 +35,7 @@ class Receiver:
 def subscribed(pubsub: PubSub, filter: Filter | None = None) -> tuple[LocalSubscription, Receiver]:
     """A complete subscription to the channel a, without a LISTEN."""
     receiver = Receiver()
-    subscription = LocalSubscription("a", receiver, filter)
+    subscription = LocalSubscription("a", receiver, filter, pubsub.log)
     pubsub.hub.add(subscription)
     pubsub.hub.subscribe(subscription, "a")
     pubsub._local.add(subscription)
@@ -43,7 +43,7 @@ def subscribed(pubsub: PubSub, filter: Filter | None = None) -> tuple[LocalSubsc
 
 
 def deliver(pubsub: PubSub, *payloads: str, logged: bool = False) -> None:
-    pubsub._deliver(
+    pubsub._dispatcher.deliver(
         [
             from_log(position, "a", "2026", payload) if logged else EncodedMessage("a", payload)
             for position, payload in enumerate(payloads, 1)
@@ -113,7 +113,7 @@ def test_filters() -> None:
 def test_gaps() -> None:
     pubsub = PubSub(NOWHERE)
     _, receiver = subscribed(pubsub)
-    pubsub._on_log_gap("trimmed")
+    pubsub._dispatcher.on_log_gap("trimmed")
     assert receiver.got == ["trimmed"]
 
 
