@@ -1,4 +1,4 @@
-"""The composition root: settings → database → server → Flask application."""
+"""The composition root: settings, database, server, Flask application."""
 
 import dataclasses
 
@@ -14,10 +14,10 @@ from socketio_pg.websocket import SocketServer
 
 
 def create_app(**overrides: object) -> Flask:
-    """The Flask application; its :class:`SocketServer` is ``app.extensions["socketio_pg"]``.
+    """Return the Flask application; its :class:`SocketServer` is ``app.extensions["socketio_pg"]``.
 
-    ``overrides`` are settings by field name (``debug=True``) that go over environment and ``local.cfg``. With ``debug``
-    and without a database address an embedded PostgreSQL is started.
+    ``overrides`` are settings by field name (``debug=True``); they precede environment and ``local.cfg``. Starts an
+    embedded PostgreSQL when ``debug`` is set and no database address is.
 
     Raises :class:`ConfigurationError`.
     """
@@ -32,7 +32,7 @@ def create_app(**overrides: object) -> Flask:
         embedded = EmbeddedPostgres(settings.embedded_data_dir)
         dsn = embedded.start()
         app.extensions["socketio_pg_embedded"] = embedded
-        # Nobody else's database: what it can do is to be there.
+        # The embedded database has no other user, so the schema can be installed without asking.
         settings = dataclasses.replace(settings, auto_init=True)
     server = SocketServer(app, dsn, enable_test_page=settings.test_page, port=settings.port, settings=settings)
     if settings.debug and settings.test_page:

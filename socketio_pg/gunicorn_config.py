@@ -1,6 +1,6 @@
-"""What gunicorn needs to know to run this server: ``gunicorn -c python:socketio_pg.gunicorn_config …``.
+"""gunicorn's settings for this server: ``gunicorn -c python:socketio_pg.gunicorn_config …``.
 
-In a checkout the ``gunicorn.conf.py`` beside the README brings it in without being asked. The names are gunicorn's.
+In a checkout, ``gunicorn.conf.py`` beside the README imports it automatically. The names are gunicorn's.
 """
 
 import contextlib
@@ -11,37 +11,37 @@ from typing import Any
 
 from socketio_pg.core import green
 
-# Under another name: gunicorn takes `config` for one of its settings.
+# gunicorn reserves the name `config` for a setting.
 from socketio_pg.core.config import SPARE_DESCRIPTORS
 from socketio_pg.core.config import load as load_settings
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.logs import SeldomFilter, formatter
 
 worker_class = "eventlet"
-#: One: the rooms are in the memory of one process. More nodes are more gunicorns (docs/architecture.md).
+#: The rooms are in the memory of one process. Several nodes are several gunicorns (docs/deploy.md).
 workers = 1
-#: gunicorn's own default holds 1,000 clients and lets the next ones hang.
+#: gunicorn's default accepts 1,000 clients and lets further ones hang.
 worker_connections = 10_000
-with contextlib.suppress(ConfigurationError):  # what is wrong is said once, when the application starts
+with contextlib.suppress(ConfigurationError):  # the application reports it when it starts
     worker_connections = load_settings().max_connections
 backlog = 4096
-#: Seconds in which the head of a request must have come as a whole, and that a connection may idle between two. Without
-#: it (0) gunicorn would wait for ever for a client that sends a byte now and then.
+#: Seconds for the head of a request to arrive completely, and for a connection to idle between two requests. With 0
+#: gunicorn would wait for ever for a client that sends a byte now and then.
 keepalive = 5
-#: Our own drain takes DRAIN_SECONDS (8 at most); then whatever still hangs is cut off. In all under 10 s.
+#: The drain takes DRAIN_SECONDS (at most 8); gunicorn then closes the remaining connections. In all under 10 s.
 graceful_timeout = 9
-#: gunicorn 25's control socket lies on one path for all gunicorns of a user, and delays the handling of SIGTERM by 3 s.
+#: gunicorn 25's control socket has the same path for all gunicorns of a user, and delays SIGTERM by 3 s.
 control_socket_disable = True
 
 
 def on_starting(server: Any) -> None:
-    """As many descriptors as the system allows: each client is one; and the log's format."""
+    """Raise the limit of descriptors, one of which each client needs, and set the format of gunicorn's log."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # A line for each request that is none: strangers could fill the disk.
+    # gunicorn logs each invalid request, so untrusted clients could fill the disk.
     logging.getLogger("gunicorn.error").addFilter(SeldomFilter("Invalid request from"))
-    # Its own lines from here on look like ours.
+    # gunicorn's lines get the format of the server's.
     with contextlib.suppress(ConfigurationError):
         form = formatter(load_settings().log_format)
         for handler in logging.getLogger("gunicorn.error").handlers:
@@ -49,10 +49,9 @@ def on_starting(server: Any) -> None:
 
 
 def pre_request(worker: Any, request: Any) -> None:
-    """After a request with a body that is large or without an end, close the connection.
+    """Close the connection after a request with a large or endless body.
 
-    gunicorn would read what the application has not, to find the next request: as fast as it comes, giving way to
-    nobody.
+    Otherwise gunicorn reads the rest of the body to find the next request, without yielding to other green threads.
     """
     for name, value in request.headers:
         if name == "TRANSFER-ENCODING" or (name == "CONTENT-LENGTH" and int(value) > LARGE_BODY):
@@ -64,16 +63,16 @@ LARGE_BODY = 100_000
 
 
 def post_worker_init(worker: Any) -> None:
-    """Connect to PostgreSQL now and not with the first client, and drain at SIGTERM.
+    """Connect to PostgreSQL before the first client, and drain at SIGTERM.
 
-    Here, because with ``--preload`` the application was imported before the fork.
+    Not at import, because ``--preload`` imports the application before the fork.
     """
     server = worker.wsgi.extensions["socketio_pg"]
     server.start()
     green.keep_accepting()
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if server.limit_connections(descriptors - SPARE_DESCRIPTORS):
-        worker.log.warning("%d descriptors are too few for MAX_CONNECTIONS: it is lowered", descriptors)
+        worker.log.warning("%d descriptors are too few for MAX_CONNECTIONS, which is lowered", descriptors)
     stop_worker = signal.getsignal(signal.SIGTERM)
 
     def terminate(signum: int, frame: Any) -> None:
@@ -85,7 +84,7 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Let the drain end: WebSockets are no requests any more that gunicorn would wait for."""
+    """Wait for the drain: WebSockets are no longer requests for which gunicorn would wait."""
     application = getattr(worker, "wsgi", None)
     if application is not None and "socketio_pg" in application.extensions:
         application.extensions["socketio_pg"].wait_drained(graceful_timeout - 1)

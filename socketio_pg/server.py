@@ -1,19 +1,19 @@
 """The server for gunicorn (``socketio_pg.server:app``) and for development (``python socketio_pg/server.py``)."""
 
-# ruff: noqa: E402 - the order of what follows matters
+# ruff: noqa: E402 - the order of these imports matters
 import sys
 import warnings
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Python put this folder first on the path, where our websocket.py would pass for the package `websocket`.
+    # Python puts this folder first on the path, where websocket.py would hide the package `websocket`.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # that eventlet is deprecated: README, "Why eventlet is pinned"
+    warnings.simplefilter("ignore")  # eventlet is deprecated, see the README on pinned libraries
     import eventlet
 
-# Before any other import: what is imported first keeps the blocking originals.
+# Comes before all other imports: modules imported earlier would keep the blocking functions.
 eventlet.monkey_patch()
 
 import signal
@@ -26,7 +26,7 @@ from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.postgres.embedded import EmbeddedPostgres
 from socketio_pg.websocket import SocketServer
 
-#: gunicorn gives up on this exit status of a worker (arbiter.APP_LOAD_ERROR); on others it starts the next one.
+#: gunicorn stops when a worker exits with this status (arbiter.APP_LOAD_ERROR); otherwise it starts another worker.
 EXIT_CONFIGURATION = 4
 
 

@@ -1,4 +1,4 @@
-"""SocketServer: puts the parts of a server together, and starts, drains and stops them."""
+"""SocketServer: makes the parts of a server, starts, drains and stops them."""
 
 import contextlib
 import logging
@@ -33,15 +33,16 @@ logger = logging.getLogger("socketio_pg.websocket")
 
 
 class SocketServer:
-    """A Socket.IO server whose rooms are PostgreSQL channels, on ``app`` or on a Flask application of its own.
+    """A Socket.IO server whose rooms are PostgreSQL channels, on ``app`` or on a new Flask application.
 
-    ``dsn`` is the database's address (without it: see :class:`PubSub`). ``enable_test_page`` serves the demo page at
-    ``/socket-test``; ``test`` adds the event ``test_pub``. ``port`` is for :meth:`run`. ``settings`` gives everything
-    else. ``authenticate(request, auth)`` says who a client is, in place of tokens: it gets Flask's request of the
-    handshake, within its context, and what the client sent as ``auth``, and returns :class:`Claims` or None; it may
-    raise :class:`UnauthorizedError`. ``binary``: events of your own take binary data; without it, a client that sends
-    any is disconnected. ``.socketio`` is Flask-SocketIO, for handlers of one's own; ``.pubsub`` the
-    :class:`PubSub` underneath.
+    ``dsn`` is the database's address; the default is that of the settings, then ``SQLALCHEMY_DATABASE_URI`` of ``app``.
+    ``enable_test_page`` serves the demo page at ``/socket-test``; ``test`` adds the event ``test_pub``. ``port`` is for
+    :meth:`run`. ``settings`` has all other settings; the default is :func:`config.load`.
+    ``authenticate(request, auth)`` replaces tokens: it gets Flask's request of the handshake, within its context, and
+    the ``auth`` of the client. It returns :class:`Claims` or None, or raises :class:`UnauthorizedError`.
+    ``binary`` allows binary data in events of the application; otherwise a client that sends any is disconnected.
+
+    ``.socketio`` is Flask-SocketIO, for the application's own handlers; ``.pubsub`` is the :class:`PubSub` underneath.
 
     Raises :class:`ConfigurationError`, for instance when there is no database address.
     """
@@ -83,7 +84,7 @@ class SocketServer:
             lambda: (log.position, len(hub)),
             cluster.create_forwarder(database),
         )
-        # Whichever comes first: the relay may have looked when there was no log, and the listener not heard yet.
+        # The relay may have looked for the schema before it was installed.
         self.pubsub.watch_log(self.relay.look)
 
         manager = cluster.create_manager(self.pubsub)
@@ -137,7 +138,7 @@ class SocketServer:
     # -- running -------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Connect to PostgreSQL in the background. Happens by itself with the first client; not before a fork."""
+        """Connect to PostgreSQL in the background. The first client calls it too. Call it after a fork, not before."""
         if self._started:
             return
         self._started = True
@@ -150,7 +151,7 @@ class SocketServer:
         green.spawn(self._start_log)
 
     def _start_log(self) -> None:
-        # It waits until there is a log, whoever installs it.
+        # The relay waits for the schema, whether this node or an operator installs it.
         self.relay.start()
         backoff = Backoff(0.5, 30.0)
         while self.settings.auto_init and not self._admission.draining:
@@ -163,7 +164,7 @@ class SocketServer:
                 green.sleep(backoff.next())
 
     def run(self, on_listening: Callable[[], None] | None = None) -> None:
-        """Serve on ``port`` until :meth:`shutdown`, with eventlet's own WSGI server: for development and small things.
+        """Serve on ``port`` until :meth:`shutdown`, with eventlet's WSGI server: for development.
 
         ``on_listening`` is called once connections are accepted. Raises OSError when the port is taken.
         """
@@ -189,21 +190,21 @@ class SocketServer:
             green.stop_serving(self._serving)
 
     def limit_connections(self, most: int) -> bool:
-        """Take at most ``most`` clients; whether that is less than MAX_CONNECTIONS."""
+        """Lower the maximum number of clients to ``most``. Return whether MAX_CONNECTIONS was higher."""
         engine = self.socketio.server.eio
         lowered = most < engine.max_connections
         engine.max_connections = min(engine.max_connections, most)
         return bool(lowered)
 
     def start_draining(self) -> None:
-        """:meth:`drain` in a green thread; for signal handlers, which must not wait."""
+        """Call :meth:`drain` in a green thread; for signal handlers, which must not wait."""
         green.spawn(self.drain)
 
     def drain(self) -> None:
-        """Take no new clients, finish what is being published, and disconnect the clients one after the other.
+        """Refuse new clients, finish publishing, and disconnect the clients one after the other.
 
-        They are disconnected over ``DRAIN_SECONDS``, so that they do not come back to the next process all at once,
-        and in a way that makes Socket.IO clients reconnect by themselves.
+        Spreads the disconnects over ``DRAIN_SECONDS``, so that clients do not return to the next process all together,
+        and disconnects them in a way that makes Socket.IO clients reconnect automatically.
         """
         if self._admission.draining:
             return
@@ -214,7 +215,7 @@ class SocketServer:
             self._drained.send()
 
     def _drain(self) -> None:
-        # Another node leads while we take our leave.
+        # Releases leadership first, so that another node can take over.
         self.relay.stop()
         self.pubsub.flush(2.0)
         sockets = list(self.socketio.server.eio.sockets.values())
@@ -223,8 +224,8 @@ class SocketServer:
         pause = self.settings.drain_seconds / max(1, len(sockets))
         behind = 0.0
         for socket in sockets:
-            # At the level of Engine.IO: told to by Socket.IO, a client would stay away. In a green thread of its own:
-            # an application's disconnect handler may take its time.
+            # Closes Engine.IO's connection: a client that Socket.IO disconnects does not reconnect. Each has a green
+            # thread, because an application's disconnect handler may take long.
             green.run_soon(socket.close, False, True)
             behind += pause
             if behind >= 0.01:
@@ -232,17 +233,17 @@ class SocketServer:
                 behind = 0.0
 
     def wait_drained(self, seconds: float) -> None:
-        """Wait until :meth:`drain`, where it has begun, is complete, ``seconds`` at most."""
+        """Wait at most ``seconds`` until a :meth:`drain` that has begun is complete."""
         if self._admission.draining:
             with contextlib.suppress(green.TimedOut):
                 self._drained.wait(seconds)
 
     def health(self) -> dict[str, str | None]:
-        """What is wrong with each part of the server, in a sentence for the operator; None for nothing.
+        """Return the problem of each part of the server, a sentence for the operator, or None for a healthy part.
 
-        Clients can be served when all are in order.
+        The server can serve clients when all parts are healthy.
         """
-        # Proven at each connecting by a NOTIFY of our own, on a channel whose name nobody else can know.
+        # The listener proves each connection with a NOTIFY on a channel with a secret name.
         listening = self.pubsub.problem
         if listening is not None and self.settings.listen == "leader" and self.relay.problem is not None:
             listening = f"{listening}; this node cannot listen for them: {self.relay.problem}"
@@ -251,14 +252,14 @@ class SocketServer:
         return {
             "process": "shutting down" if self._admission.draining else None,
             "listener": listening,
-            # Whether there is one is found out by listening. Without it there still is NOTIFY.
+            # The listener finds the log. NOTIFY works without it.
             "log": "the log is being installed" if missing and listening is None else None,
             "relay": self.relay.problem if installed and not self._admission.draining else None,
             "permissions": self.access.problem,
         }
 
     def readiness(self) -> dict[str, str | None]:
-        """The same, and a server that nobody has started yet is on its way then."""
+        """Start the server if it is not running, and return its :meth:`health`."""
         if not self._admission.draining:
             self.start()
         return self.health()
@@ -266,6 +267,6 @@ class SocketServer:
     # -- clients -------------------------------------------------------------------------------------------------------
 
     def claims(self, sid: str) -> Claims | None:
-        """Who the client ``sid`` is, also in an application's own connect handler; None for an anonymous one."""
+        """Return the claims of the client ``sid``, None for an anonymous client. Works in connect handlers too."""
         session = self.access.sessions.get(sid)
         return None if session is None else session.claims

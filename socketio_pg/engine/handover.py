@@ -1,6 +1,6 @@
-"""A request's connection: WebSocket handshakes, taking it over from the WSGI server, refusing what is not read.
+"""The connection of a WSGI request: WebSocket handshakes, hand-over to the engine, refusals before the body is read.
 
-It knows the WSGI servers (gunicorn's eventlet worker, eventlet's own), but neither frames nor Engine.IO.
+This module knows the WSGI servers (gunicorn's eventlet worker, eventlet's own), but neither frames nor Engine.IO.
 """
 
 import base64
@@ -14,7 +14,7 @@ from typing import Any
 from socketio_pg.core import green
 from socketio_pg.engine import frames
 
-#: Seconds that a refused request's connection is read from, so that the refusal arrives.
+#: Seconds for which the connection of a refused request is still read, so that the refusal arrives.
 LINGER = 1.0
 _JSON = (("Content-Type", "application/json"),)
 
@@ -65,8 +65,8 @@ def _copy(source: Any, target: Any) -> None:
 
 
 def handshake_problem(environ: dict[str, Any]) -> str | None:
-    """Why this is no WebSocket handshake (RFC 6455, section 4.2.1), or None."""
-    # eventlet's own server says so of every request.
+    """Return why this is not a WebSocket handshake (RFC 6455, section 4.2.1), or None."""
+    # eventlet's own server reports HTTP/1.0 for every request.
     if "gunicorn.socket" in environ and environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
         return "WebSockets need HTTP/1.1"
     if not environ.get("HTTP_HOST"):
@@ -94,7 +94,7 @@ def _tokens(header: str) -> list[str]:
 
 
 def handshake_answer(environ: dict[str, Any]) -> bytes:
-    """What a good handshake is answered with."""
+    """Return the response to a valid handshake."""
     accept = frames.accept_key(environ["HTTP_SEC_WEBSOCKET_KEY"])
     return (
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -103,9 +103,9 @@ def handshake_answer(environ: dict[str, Any]) -> bytes:
 
 
 def refuse(environ: dict[str, Any], status: str, body: bytes, headers: Iterable[tuple[str, str]] = _JSON) -> tuple[()]:
-    """Answer a request whose body was not read, and close its connection. Waits :data:`LINGER` at most.
+    """Answer a request whose body was not read, and close its connection. Waits at most :data:`LINGER`.
 
-    Past the WSGI server, which would take what comes of the body for the next request, or wait for it.
+    Bypasses the WSGI server, which would take the body for the next request, or wait for it.
     """
     green.answer_elsewhere()
     connection = _request_socket(environ)
@@ -115,7 +115,7 @@ def refuse(environ: dict[str, Any], status: str, body: bytes, headers: Iterable[
     with contextlib.suppress(OSError, EOFError, green.TimedOut), green.timeout(LINGER):
         connection.sendall(head.encode() + body)
         connection.shutdown(green.SHUT_WR)
-        # Closed with bytes that nobody has read, the connection would be reset, and the answer with it.
+        # A close with unread bytes would reset the connection and lose the answer.
         while time.monotonic() < deadline and connection.recv(65536):
             green.sleep()
     return ()
@@ -126,7 +126,7 @@ def noticing_hangup(environ: dict[str, Any], on_hangup: Callable[[], None]) -> I
     """Call ``on_hangup``, from the hub, when the client closes the request's connection while the body lasts."""
     connection = _request_socket(environ)
     if isinstance(connection, ssl.SSLSocket):
-        yield  # what is readable there may be anything
+        yield  # readable TLS bytes may be anything
         return
     with green.noticing_end(connection, on_hangup):
         yield

@@ -1,4 +1,4 @@
-"""Engine.IO to the letter: python-engineio's server with our own requests, WebSocket and pings, without its threads.
+"""The Engine.IO server: python-engineio's, with request handling, WebSockets and pings of its own, and no threads.
 
 docs/architecture.md lists the overridden methods of python-engineio and python-socketio.
 """
@@ -46,9 +46,9 @@ class Engine(engineio.Server):  # type: ignore[misc]
     seconds (CONNECT_TIMEOUT). Other ``options`` are those of :class:`engineio.Server`.
     """
 
-    #: Bytes of one message, or of one POST, before that: more than any token, and little for many strangers.
+    #: Bytes of one message, or one POST, before that: more than any token, and little for many unauthenticated clients.
     max_before_connect = 65_536
-    #: Seconds by which the watch is late at least when the whole process was held up.
+    #: Seconds of delay from which the ping thread concludes that the whole process was suspended.
     stood_still = 0.2
 
     def __init__(
@@ -77,7 +77,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def handle_request(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """The WSGI application. Not the stock one: that answers, and logs, what a client has sent."""
+        """The WSGI application. Replaces the stock one, which repeats client input in answers and in the log."""
         answer = self._answer(environ, start_response)
         if not isinstance(answer, dict):
             return answer  # type: ignore[no-any-return]
@@ -109,7 +109,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
                 return error(BAD_HANDSHAKE_METHOD)
             return self._handle_connect(environ, start_response, query.transport)
         socket = self.sockets.get(query.sid)
-        # The same answer as for one that does not exist: who asks for another's session learns nothing.
+        # The same answer as for an unknown session, so that a foreign client learns nothing.
         if socket is None or socket.closed or not socket.connected or not socket.belongs_to(fingerprint(environ)):
             return error(UNKNOWN_SESSION)
         if method not in ("GET", "POST"):
@@ -122,7 +122,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
 
     def _handle_post(self, socket: Socket, environ: Environ) -> Any:
         if socket.posting:
-            # Which of the two was meant to be first nobody can tell.
+            # Their order is unknown.
             socket.close(reason=self.reason.TRANSPORT_ERROR)
             return error(BAD_REQUEST, "two POSTs at once") | {"unread": True}
         socket.posting = True
@@ -136,7 +136,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
             return error(BAD_REQUEST, str(problem)) | {"status": problem.status, "unread": True}
         except ValueError:
             socket.close(reason=self.reason.TRANSPORT_ERROR)
-            return error(BAD_REQUEST, "this is no Engine.IO payload")
+            return error(BAD_REQUEST, "this is not an Engine.IO payload")
         finally:
             socket.posting = False
         return ok()
@@ -189,7 +189,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         return ok(encode_payload(packet.encode() for packet in socket.poll()))
 
     def refuse_handshake(self, problem: str) -> dict[str, Any]:
-        """The answer to a WebSocket handshake that is none."""
+        """Return the answer to an invalid WebSocket handshake."""
         if problem != handover.WRONG_VERSION:
             return error(BAD_REQUEST, problem)
         answer = error(BAD_REQUEST, problem) | {"status": "426 UPGRADE REQUIRED"}
@@ -209,11 +209,11 @@ class Engine(engineio.Server):  # type: ignore[misc]
         return ()
 
     def watch_upgrade(self, socket: Socket, probe: transport.WebSocketTransport) -> None:
-        """End an upgrade that is not done in time: while it lasts, polls get nothing."""
+        """End an upgrade that does not complete in time: polls get nothing during an upgrade."""
         self._to_upgrade.append((time.monotonic() + self.connect_timeout, socket, probe))
 
     def watch(self, socket: Socket) -> None:
-        """Ping ``socket`` from now on."""
+        """Start to ping ``socket``."""
         self._to_ping.append((time.monotonic() + self.ping_interval, socket))
 
     def _open(self, socket: Socket, transport_name: str) -> None:
@@ -245,8 +245,8 @@ class Engine(engineio.Server):  # type: ignore[misc]
             began = time.monotonic()
             green.sleep(tick)
             now = time.monotonic()
-            # When the process stood still (a laptop's lid, a moved virtual machine), what clients sent meanwhile is to
-            # be read before anybody is late. Not twice in a row: a server that is always behind must look as well.
+            # After a suspension (a laptop, a migrated virtual machine) pongs must be read before any client counts as
+            # late. Not twice in a row: an overloaded server must check pings too.
             held_up = not held_up and now - began > tick + self.stood_still
             if held_up:
                 continue
@@ -260,7 +260,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
                 self._sweep()
 
     def _ping_due(self, now: float) -> None:
-        # Both in the order of their times, as the intervals are the same for all.
+        # Both queues are ordered by time, because all clients have the same intervals.
         while self._to_check and self._to_check[0][0] + self.ping_timeout <= now:
             sent, socket = self._to_check.popleft()
             if socket.unanswered_ping == sent and not socket.closed:
@@ -280,14 +280,14 @@ class Engine(engineio.Server):  # type: ignore[misc]
                 turn_ends = time.monotonic() + 0.005
 
     def await_connect(self, sid: str) -> None:
-        """The client has left its namespace: it has as long again to enter one."""
+        """Give a client that has left its namespace ``connect_timeout`` again to enter one."""
         socket = self.sockets.get(sid)
         if socket is not None:
             self._to_connect.append((time.monotonic() + self.connect_timeout, socket))
 
     def _close_unconnected(self, now: float) -> None:
-        """Who has not come further than Engine.IO, or was refused, costs a connection and is nobody's client."""
-        due: set[Socket] = set()  # each once, though it may have entered and left several times
+        """Close connections that were refused or have not entered a namespace in time."""
+        due: set[Socket] = set()  # a client may be queued several times
         while self._to_connect and self._to_connect[0][0] <= now:
             due.add(self._to_connect.popleft()[1])
         for socket in due:
@@ -301,15 +301,15 @@ class Engine(engineio.Server):  # type: ignore[misc]
             self.sockets.pop(socket.sid, None)
 
 
-#: Texts of requests that many clients have in common, stored once; bounded, as clients choose them.
+#: Strings that many requests have in common, stored once. Bounded, because clients choose them.
 _shared: dict[str, str] = {}
-_SHARED_AT_MOST = 1000
-#: Those are each client's own, and not to be kept longer than the client.
+_MAX_SHARED = 1000
+#: Values of these differ by client, and must not be kept longer than the client.
 _SECRET = ("HTTP_AUTHORIZATION", "HTTP_COOKIE")
 
 
 def slim_environ(environ: Environ) -> Environ:
-    """What of a request is kept for a connection's life: enough for a request context, without sockets and streams."""
+    """Return the part of a WSGI environ that a connection keeps: enough for a request context, without streams."""
     kept: Environ = {}
     for name, value in environ.items():
         if isinstance(value, str):
@@ -323,7 +323,7 @@ def slim_environ(environ: Environ) -> Environ:
 
 
 def _share(text: str) -> str:
-    if len(_shared) < _SHARED_AT_MOST:
+    if len(_shared) < _MAX_SHARED:
         return _shared.setdefault(text, text)
     return _shared.get(text, text)
 

@@ -1,4 +1,4 @@
-"""One Engine.IO client on our own WebSocket, from python-engineio's socket. The server it belongs to is in `engine`."""
+"""One Engine.IO client: python-engineio's socket on :class:`WebSocketTransport`, or on long-polling."""
 
 import logging
 from collections import deque
@@ -18,21 +18,21 @@ _complain = Complaints(logger)
 
 CLOSE, PING, PONG, MESSAGE, UPGRADE = "1", "2", "3", "4", "5"
 PING_FRAME = frames.encode_text(PING)
-#: Messages that may wait for one that has to be handled before them; then the client is read from no further.
+#: Messages that may wait for an earlier one to be handled; beyond that the server stops reading from the client.
 MAX_INBOX = 100
 
 Environ = dict[str, Any]
 
 
 class Socket(engineio.socket.Socket):  # type: ignore[misc]
-    """One Engine.IO client. With a :class:`transport.WebSocketTransport` everything to it goes there, in order."""
+    """One Engine.IO client. A :class:`WebSocketTransport`, once it has one, carries everything to it, in order."""
 
     def __init__(self, server: Any, sid: str, *, polling: bool) -> None:
-        # Not super().__init__(): its queue is 2 KB that a WebSocket has no use for.
+        # Does not call super().__init__(), whose queue takes 2 KB that a WebSocket does not need.
         self.server = server
         self.sid = sid
         self.queue: Any = server.create_queue() if polling else None
-        # Stock: when it was pinged, by the wall clock, which somebody may set. Ours is `unanswered_ping`.
+        # Unused: the stock time of the last ping, by the wall clock, which can be set. See `unanswered_ping`.
         self.last_ping: float | None = None
         self.connected = self.upgrading = self.upgraded = self.closing = self.closed = False
         self.session: dict[str, Any] = {}
@@ -40,27 +40,27 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         self._probe: transport.WebSocketTransport | None = None
         #: Bytes that wait for the next poll.
         self._queued = 0
-        #: Messages that wait for one that must be handled before them; None when there is none.
+        #: Messages that wait for an earlier one to be handled; None when none is being handled.
         self._inbox: deque[str | bytes] | None = None
-        #: When the ping was sent that the client has not answered yet, by the monotonic clock; 0 when it has.
+        #: The time of the unanswered ping, by the monotonic clock; 0 when the client has answered.
         self.unanswered_ping = 0.0
-        #: What identifies the client's requests.
+        #: Identifies the requests of this client.
         self.fingerprint: Fingerprint = (None, None)
-        #: A request of the kind is under way.
+        #: True while a request of that kind is in progress.
         self.polling = self.posting = False
-        self._gone_by_itself = False
-        self._let_in = False
+        self._closed_by_client = False
+        self._admitted = False
 
     def belongs_to(self, shown: Fingerprint) -> bool:
-        """Whether a request that shows this comes from who made the handshake."""
+        """Return whether a request with this fingerprint comes from the client that made the handshake."""
         return same_client(self.fingerprint, shown)
 
     def max_message(self) -> int:
-        """Bytes of a message that the client may send: few, until it has connected to a Socket.IO namespace."""
+        """Return the maximum size of a message in bytes: small before it is connected to a namespace."""
         most: int = self.server.max_http_buffer_size
-        if not self._let_in:
-            self._let_in = self.server.is_connected(self.sid)
-        return most if self._let_in else min(most, self.server.max_before_connect)
+        if not self._admitted:
+            self._admitted = self.server.is_connected(self.sid)
+        return most if self._admitted else min(most, self.server.max_before_connect)
 
     def ping(self) -> None:
         """Send Engine.IO's ping."""
@@ -80,9 +80,9 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         self._queued += _size(pkt)
 
     def wait_sent(self) -> bool:
-        """Wait until nothing waits for this client any more; False when it is gone."""
+        """Wait until everything is sent to this client. Return False when it has left."""
         while not self.closed and self.connection is None and self._queued:
-            green.sleep(0.05)  # between two polls nothing happens that could be waited for
+            green.sleep(0.05)  # no event marks the time between two polls
         if not self.closed and self.connection is not None and self.connection.buffered:
             drained = green.Event()
             self.connection.when_drained(drained.send)
@@ -90,7 +90,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         return not self.closed
 
     def poll(self) -> Any:
-        """Wait for packets, as the stock one, but take no more than python-engineio's client reads at once."""
+        """Wait for packets like the stock method, but return at most as many as python-engineio's client decodes."""
         empty = self.server.get_queue_empty_exception()
         try:
             packets = [self.queue.get(timeout=self.server.ping_interval + self.server.ping_timeout)]
@@ -111,13 +111,13 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         return packets
 
     def check_ping_timeout(self) -> bool:
-        # Called by the stock send(). The engine looks after time-outs, and by the monotonic clock.
+        # Called by the stock send(). The engine handles time-outs, by the monotonic clock.
         if self.closed:
             raise engineio.exceptions.SocketIsClosedError()
         return True
 
     def receive_all(self, packets: list[str | bytes]) -> None:
-        """The packets of a POST, one after the other. Raises ValueError for one that clients do not send."""
+        """Handle the packets of a POST in order. Raises ValueError for one that clients must not send."""
         for packet in packets:
             if self.closed:
                 return
@@ -127,23 +127,23 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             elif kind == MESSAGE:
                 self._handle_now(packet if isinstance(packet, bytes) else packet[1:])
             elif kind == CLOSE:
-                self._gone_by_itself = True
+                self._closed_by_client = True
                 self.close(abort=True, reason=self.server.reason.CLIENT_DISCONNECT)
             else:
-                raise ValueError("a packet that clients do not send")
+                raise ValueError("a packet that clients must not send")
 
     def schedule_ping(self) -> None:
-        """Nothing: the engine pings."""
+        """Do nothing: the engine pings."""
 
     def close(self, wait: bool = True, abort: bool = False, reason: str | None = None) -> None:
-        """As the stock one, which see. Runs the application's disconnect handlers: not to be called by the hub."""
+        """Close like the stock method. Runs the application's disconnect handlers, so the hub must not call it."""
         if self.connection is None:
             probe, self._probe = self._probe, None
             if probe is not None:
                 probe.close(frames.GOING_AWAY)
-            if self._gone_by_itself and not self.closing and self.queue is not None:
-                self.queue.put(eio_packet.Packet(eio_packet.NOOP))  # ends the poll that waits
-            # Never wait for a client: one that does not poll again would hold this green thread for ever.
+            if self._closed_by_client and not self.closing and self.queue is not None:
+                self.queue.put(eio_packet.Packet(eio_packet.NOOP))  # ends the waiting poll
+            # Does not wait for the client: one that never polls again would block this green thread.
             super().close(wait=False, abort=abort, reason=reason)
             return
         if self.closed or self.closing:
@@ -166,7 +166,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         return request, self.connection
 
     def upgrade(self, environ: Environ) -> Any:
-        """The answer to a WebSocket handshake for this polling session (Engine.IO protocol, "Upgrade")."""
+        """Answer a WebSocket handshake for this polling session (Engine.IO protocol, "Upgrade")."""
         refusal = handover.handshake_problem(environ)
         if refusal is not None:
             return self.server.refuse_handshake(refusal)
@@ -180,7 +180,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         return ()
 
     def give_up_upgrade(self, probe: transport.WebSocketTransport) -> None:
-        """The upgrade over ``probe`` has taken too long, where it is not done."""
+        """End the upgrade over ``probe``, unless it is complete."""
         if self._probe is probe:
             self._probe, self.upgrading = None, False
             probe.close(frames.POLICY_VIOLATION)
@@ -200,10 +200,10 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         connection.send(handover.handshake_answer(environ))
         return request, connection
 
-    # -- called by the hub: must not wait ------------------------------------------------------------------------------
+    # -- called by the hub, must not wait ------------------------------------------------------------------------------
 
     def _probed(self, data: str | bytes) -> None:
-        """A message on the WebSocket before the upgrade is complete."""
+        """Handle a message on the WebSocket before the upgrade is complete."""
         if self.connection is not None:
             self._received(data)
             return
@@ -212,17 +212,17 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         if data == PING + "probe" and not self.upgrading:
             self.upgrading = True
             self._probe.send(frames.encode_text(PONG + "probe"))
-            self.queue.put(eio_packet.Packet(eio_packet.NOOP))  # ends the poll that waits
+            self.queue.put(eio_packet.Packet(eio_packet.NOOP))  # ends the waiting poll
         elif data == UPGRADE and self.upgrading and not self.closing and not self.closed:
             self.connection, self._probe = self._probe, None
             self.upgraded, self.upgrading = True, False
-            # In the order in which they were sent: what waited for a poll goes first.
+            # Sends packets that waited for a poll first, to keep the order.
             waiting = b""
             while not self.queue.empty():
                 packet = self.queue.get(block=False)
                 if packet is not None and packet.packet_type != eio_packet.NOOP:
                     waiting += _frame(packet.encode())
-            for _ in range(self.queue.getting()):  # polls that still wait
+            for _ in range(self.queue.getting()):  # ends polls that still wait
                 self.queue.put(eio_packet.Packet(eio_packet.NOOP))
             if waiting:
                 self.connection.send(waiting)
@@ -241,13 +241,13 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             self._dispatch(data if isinstance(data, bytes) else data[1:])
         elif kind == CLOSE:
             green.run_soon(self.close, False, True, self.server.reason.CLIENT_DISCONNECT)
-        else:  # also a ping: since version 4 they go the other way
+        else:  # includes pings, which only the server sends since version 4
             assert self.connection is not None
             self.connection.close(frames.POLICY_VIOLATION)
             green.run_soon(self.close, False, True, self.server.reason.TRANSPORT_ERROR)
 
     def _dispatch(self, message: str | bytes) -> None:
-        """Events are handled side by side; what changes the session (CONNECT, attachments …) before what follows it."""
+        """Handle events concurrently, and packets that change the session (CONNECT, attachments) before later ones."""
         if self._inbox is not None:
             self._inbox.append(message)
             if len(self._inbox) > MAX_INBOX and self.connection is not None:
@@ -259,13 +259,13 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             green.run_soon(self._handle_in_order)
 
     def _lost(self, reason: str) -> None:
-        if self.connection is None:  # a probe that failed: polling goes on
+        if self.connection is None:  # a failed probe; polling continues
             self._probe, self.upgrading = None, False
         elif not self.closed:
             green.run_soon(self._close_lost, reason)
 
     def hung_up(self) -> None:
-        """The client has closed the connection on which it polled."""
+        """Close the session: the client has closed the connection of its poll."""
         if not self.closed and self.connection is None:
             green.run_soon(self.close, False, True, self.server.reason.TRANSPORT_CLOSE)
 
@@ -274,7 +274,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
     def _close_lost(self, reason: str) -> None:
         if reason == "slow_consumer" and not self.closing:
             metrics.cut_off.labels("slow_consumer").inc()
-            metrics.fan_out.cut_bytes += self._queued  # what waits in a WebSocket's buffer, `transport` counts
+            metrics.fan_out.cut_bytes += self._queued  # `transport` counts the buffer of a WebSocket
             _complain(logging.INFO, "slow consumer disconnected", connection=self.sid)
         self.close(False, True, reason)
 
@@ -287,20 +287,20 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
                 green.run_soon(self.server.handle_message, self.sid, message, True)
                 continue
             self._handle_now(message)
-            if not self._let_in and self.connection is not None:
+            if not self._admitted and self.connection is not None:
                 self.connection.max_message = self.max_message()
             handled += 1
             if handled % 20 == 0:
-                green.sleep()  # a flood of them must not hold up everybody else
+                green.sleep()  # a flood of messages must not block other clients
         self._inbox = None
         if self.connection is not None:
             self.connection.resume()
 
     def _handle_now(self, message: str | bytes) -> None:
-        """Before what follows it."""
+        """Handle a message before the next one."""
         try:
             self.server.handle_message(self.sid, message, False)
-        except Exception:  # a bug, then: it must not cost the messages that follow, which are in the same hands
+        except Exception:  # a bug, which must not lose the messages that follow
             _complain.failure("a message could not be handled", connection=self.sid)
 
 

@@ -1,7 +1,7 @@
-"""A WebSocket's connection, taken over from the WSGI server: bytes in and out, bounded, without a green thread.
+"""An open WebSocket, taken over from the WSGI server: non-blocking, with a bounded send buffer, without a green thread.
 
-The descriptor is duplicated and registered with eventlet's hub; the WSGI request can end. What is sent is tried at
-once; what the kernel does not take waits in a buffer that is bounded in bytes. It knows frames but not Engine.IO.
+The descriptor is duplicated and registered with eventlet's hub, so that the WSGI request can end. A send is tried
+immediately; bytes that the kernel does not accept wait in a buffer. This module knows frames, and no Engine.IO.
 """
 
 import contextlib
@@ -21,23 +21,24 @@ from socketio_pg.engine.frames import FrameError, FrameReader
 
 logger = logging.getLogger("socketio_pg.transport")
 
-# The blocking originals: green sockets would wait where we must not.
+# The unpatched module: a green socket would wait in callbacks of the hub, which must not.
 _socket: Any = eventlet.patcher.original("socket")
 
-#: Bytes read at once: so few that a flood of the smallest frames gives way to others after some milliseconds.
+#: Bytes of one read. A flood of the smallest frames yields to other clients after some milliseconds with this size.
 READ_SIZE = 16384
-#: Frames that nobody needs, pings and pongs, in :data:`CHATTER_SECONDS`; who sends more is cut off.
+#: Frames without content (pings, pongs) that a client may send in :data:`CHATTER_SECONDS` before it is disconnected.
 MAX_CHATTER = 1000
 CHATTER_SECONDS = 10.0
-#: Seconds that the peer gets to close its side after our close frame.
+#: Seconds that the client has to close its side after the close frame of the server.
 CLOSE_TIMEOUT = 2.0
 
 
 class WebSocketTransport:
     """One open WebSocket.
 
-    ``on_message(payload)`` gets each message, str or bytes, and ``on_closed(reason)`` is called once. Both are called
-    by eventlet's hub: they must not wait, only spawn.
+    ``on_message(payload)`` gets each message, str or bytes. ``on_closed(reason)`` is called once. eventlet's hub calls
+    both, so they must not wait, only spawn. A message from the client has at most ``max_message`` bytes; a client for
+    which more than ``send_buffer`` bytes wait is disconnected.
     """
 
     __slots__ = (
@@ -83,14 +84,14 @@ class WebSocketTransport:
         self._closing = False
         self._corked = False
         self._drained: list[Callable[[], None]] = []
-        #: Nothing is sent any more.
+        #: True when nothing more is sent.
         self.closed = False
         self._paused = False
         self._listen()
 
     @property
     def max_message(self) -> int:
-        """Bytes of one message from the client, all its fragments together."""
+        """The maximum size of a message from the client in bytes, all its fragments together."""
         return self._reader.max_size
 
     @max_message.setter
@@ -99,14 +100,14 @@ class WebSocketTransport:
 
     @property
     def buffered(self) -> int:
-        """Bytes that wait for the kernel to take them."""
+        """The number of bytes that wait for the kernel."""
         return self._buffered
 
     def send(self, data: bytes) -> None:
-        """Send whole frames, after all that was sent before. Never waits and never raises.
+        """Send whole frames after all earlier ones. Never waits and never raises.
 
-        When over ``send_buffer`` bytes wait already the connection is cut: ``on_closed("slow_consumer")``. So a message
-        of any size reaches a client that reads.
+        Disconnects the client, with ``on_closed("slow_consumer")``, when more than ``send_buffer`` bytes wait already.
+        So a message of any size reaches a client that reads.
         """
         if self.closed:
             return
@@ -131,19 +132,19 @@ class WebSocketTransport:
         else:
             fan_out.cut_bytes += self._buffered + len(data)
             self._buffered = 0
-            # A reset, so that the kernel's buffer is freed as well.
+            # A reset frees the kernel's buffer too.
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._lose("slow_consumer")
 
     def pause(self) -> None:
-        """Read no further: the client waits, once the kernel's buffer is full."""
+        """Stop reading. The client has to wait once the kernel's buffer is full."""
         if self._read_listener is not None and not self._paused:
             self._paused = True
             eventlet.hubs.get_hub().remove(self._read_listener)
 
     def resume(self) -> None:
-        """Read again."""
+        """Continue to read after :meth:`pause`."""
         if self._read_listener is not None and self._paused:
             self._paused = False
             self._listen()
@@ -151,23 +152,23 @@ class WebSocketTransport:
     def _listen(self) -> None:
         hub = eventlet.hubs.get_hub()
         self._read_listener = hub.add(hub.READ, self._fileno, self._readable, _ignore, _ignore)
-        # The listener would keep the green thread alive in which it was made, that of the request, with its stack.
+        # Otherwise the listener would keep the request's green thread alive, with its stack.
         self._read_listener.greenlet = hub.greenlet
 
     def when_drained(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` once when nothing waits to be sent, or the connection has gone. It must not wait."""
+        """Call ``callback`` once the send buffer is empty or the connection is closed. It must not wait."""
         if self._buffer is None or self.closed:
             callback()
         else:
             self._drained.append(callback)
 
     def cork(self) -> None:
-        """Keep back what is sent until :meth:`uncork`, so that it goes in one call. Nothing may wait meanwhile."""
+        """Hold sends back until :meth:`uncork`, which sends them in one call. The caller must not wait in between."""
         if self._buffer is None and not self.closed:
             self._corked, self._buffer = True, deque()
 
     def uncork(self) -> None:
-        """Send what :meth:`cork` kept back."""
+        """Send all that :meth:`cork` held back."""
         if not self._corked:
             return
         self._corked = False
@@ -176,22 +177,22 @@ class WebSocketTransport:
             self.send(b"".join(waiting))
 
     def close(self, code: int = frames.NORMAL) -> None:
-        """Send what waits and a close frame, then close when the peer has, or after :data:`CLOSE_TIMEOUT`."""
+        """Send the buffer and a close frame; close when the client has closed, or after :data:`CLOSE_TIMEOUT`."""
         if self.closed:
             return
         self.uncork()
         self.send(frames.encode_close(code))
-        if self.closed:  # the send has lost it
+        if self.closed:  # by the failed send
             return
         self.closed = self._closing = True
-        self.resume()  # for the peer's close
+        self.resume()  # to read the client's close frame
         if self._buffer is None:
             self._shut_down()
         eventlet.hubs.get_hub().schedule_call_global(CLOSE_TIMEOUT, self._release)
 
     def _readable(self, _: int) -> None:
         if self._read_listener is None:
-            return  # released by another callback of the same round of the hub
+            return  # another callback of the same hub iteration has released it
         try:
             data = self._socket.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
@@ -201,7 +202,7 @@ class WebSocketTransport:
         if self._closing:
             if not data:
                 self._release()
-            return  # what comes after our close frame is not read
+            return  # data after the close frame is discarded
         if not data:
             self._lose("transport close")
             return
@@ -218,20 +219,20 @@ class WebSocketTransport:
                 if self.closed:
                     return
             if ping is not None:
-                # Of many that came together only the last one (RFC 6455, section 5.5.3).
+                # Answers only the last of several pings (RFC 6455, section 5.5.3).
                 assert isinstance(ping, bytes)
                 self.send(frames.encode_frame(frames.PONG, ping))
         except FrameError as error:
             self._end(error.code, "transport error")
         except Exception:
-            # Out of a callback of the hub it would leave the descriptor registered and the client half alive.
-            logger.exception("a message could not be taken")
+            # An exception in a callback of the hub would leave the descriptor registered and the connection half open.
+            logger.exception("a message could not be read")
             self._end(1011, "transport error")
 
     def _writable(self, _: int) -> None:
         if self._write_listener is None or self._buffer is None:
-            return  # as above
-        # Joined: a client that lags gets many small frames in few calls.
+            return  # as in `_readable`
+        # Joins small frames, so that a slow client gets many of them in few calls.
         data = self._buffer.popleft() if len(self._buffer) == 1 else b"".join(self._buffer)
         self._buffer.clear()
         try:
@@ -255,7 +256,7 @@ class WebSocketTransport:
             self._shut_down()
 
     def chatter(self) -> None:
-        """The client has sent something that carries nothing: too much of it ends the connection."""
+        """Count a frame without content. Too many of them end the connection."""
         now = time.monotonic()
         if now > self._chatter_until:
             self._chatter, self._chatter_until = 0, now + CHATTER_SECONDS
@@ -299,4 +300,4 @@ class WebSocketTransport:
 
 
 def _ignore(*_: object) -> None:
-    """For the hub's callbacks about a descriptor that is closed elsewhere: ours is ours alone."""
+    """Do nothing: a callback of the hub for descriptors that are closed elsewhere, which never happens to this one."""

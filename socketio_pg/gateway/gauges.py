@@ -1,4 +1,4 @@
-"""What is measured when somebody asks for the metrics: the state of a server's parts. Counts are in `metrics`."""
+"""Prometheus gauges: values that are measured when the metrics are read. Counters are in `core/metrics`."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ from socketio_pg.pubsub.pubsub import PubSub
 
 logger = logging.getLogger("socketio_pg.probe")
 
-# Of a long outbox only so much is counted: the count is for a person, and must not cost much when all is slow already.
+# The count of the outbox stops here: it informs people, and must stay cheap when the database is slow.
 _MAX_COUNTED = 100_000
 _OUTBOX = f"""
 SELECT (SELECT count(*) FROM (SELECT FROM socketio_pg.outbox LIMIT {_MAX_COUNTED}) AS found),
@@ -32,8 +32,9 @@ SELECT (SELECT count(*) FROM (SELECT FROM socketio_pg.outbox LIMIT {_MAX_COUNTED
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """``queue_usage``: of PostgreSQL's queue of notifications, 0 to 1. The outbox's messages, 100,000 at most, and the
-    age of the oldest in seconds; None where there is no log."""
+    """State of PostgreSQL: usage of its notification queue (0 to 1), the number of messages in the outbox (counted up
+    to 100,000) and the age of the oldest in seconds. The latter two are None without a log.
+    """
 
     queue_usage: float
     outbox_messages: int | None
@@ -41,13 +42,13 @@ class Reading:
 
 
 class Probe:
-    """Asks PostgreSQL when it is asked itself, once in :attr:`interval` at most, on a connection that it keeps."""
+    """Queries PostgreSQL on demand, at most once in :attr:`interval` seconds, on a connection that it keeps."""
 
-    #: Seconds between two queries; after a failure as well.
+    #: Seconds between two queries, also after a failure.
     interval = 5.0
-    #: Seconds that :meth:`read` waits for an answer, where the last query had one.
+    #: Seconds that :meth:`read` waits for an answer, if the previous query was answered.
     patience = 0.25
-    #: Seconds for the query.
+    #: Seconds that the query may take.
     timeout = 2.0
 
     def __init__(self, database: Database) -> None:
@@ -60,7 +61,7 @@ class Probe:
         self._answered = True
 
     def read(self) -> Reading | None:
-        """The last reading, :attr:`interval` old at most unless PostgreSQL is slow; None when it did not answer."""
+        """Return the last reading, at most :attr:`interval` old unless PostgreSQL is slow; None without an answer."""
         if self._running is None and time.monotonic() >= self._next:
             self._running = green.Event()
             self._worker.start(self._run, self._running)
@@ -69,11 +70,11 @@ class Probe:
             try:
                 running.wait(self.patience)
             except green.TimedOut:
-                self._answered = False  # the next one does not wait for it
+                self._answered = False  # the next read() does not wait
         return self._reading
 
     def stop(self) -> None:
-        """End what is being asked, and close the connection."""
+        """Abort the query and close the connection."""
         self._worker.stop()
         self._running = None
         self._hang_up()
@@ -85,13 +86,13 @@ class Probe:
                 self._reading = self._ask()
             except DatabaseUnavailableError as error:
                 self._hang_up()
-                # A connection that had been idle may have died long ago.
+                # An idle connection may have died long ago.
                 if not reused or isinstance(error, DatabaseTimeoutError):
                     raise
                 self._reading = self._ask()
             self._answered = True
         except DatabaseError as error:
-            logger.debug("PostgreSQL could not be asked for the metrics: %s", error)
+            logger.debug("PostgreSQL could not be queried for the metrics: %s", error)
             self._reading, self._answered = None, False
             self._hang_up()
         finally:
@@ -111,7 +112,7 @@ class Probe:
         except DatabaseError as error:
             if error.sqlstate != "42501":
                 raise
-            return Reading(usage, None, None)  # not for this role: as good as not there
+            return Reading(usage, None, None)  # the role may not read the outbox
         return Reading(usage, messages, age)
 
     def _execute(self, sql: str) -> list[tuple[Any, ...]]:
@@ -125,7 +126,7 @@ class Probe:
             connection.close()
 
 
-#: Name without ``socketio_pg_`` → help, and the label where there is one.
+#: Name without ``socketio_pg_`` → help text, and label or None.
 GAUGES: Mapping[str, tuple[str, str | None]] = {
     "connections": ("Connections of clients, by transport.", "transport"),
     "slow_connections": ("WebSockets that do not take at once what is sent: something waits for them.", None),
@@ -147,14 +148,14 @@ GAUGES: Mapping[str, tuple[str, str | None]] = {
     "notify_queue_usage_ratio": ("How full PostgreSQL's queue of notifications is; at 1 NOTIFY fails.", None),
 }
 
-#: Seconds between two looks at how late a green thread wakes up.
+#: Seconds between two measurements of the delay with which a green thread wakes up.
 HUB_LOOK = 0.5
-#: Connections that are looked at before others get their turn.
+#: Connections that are visited before other green threads run.
 SLICE = 1_000
 
 
 class Gauges:
-    """Those of one server. ``parts()`` answers what is wrong with each part of it, None for nothing."""
+    """The gauges of one server. ``health()`` returns the problem of each part, None for a healthy one."""
 
     def __init__(
         self,
@@ -164,7 +165,7 @@ class Gauges:
         log: Log,
         relay: Relay,
         probe: Probe,
-        parts: Callable[[], Mapping[str, str | None]],
+        health: Callable[[], Mapping[str, str | None]],
     ) -> None:
         self._server = server
         self._pubsub = pubsub
@@ -172,35 +173,35 @@ class Gauges:
         self._log = log
         self._relay = relay
         self._probe = probe
-        self._parts = parts
+        self._health = health
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._worker = green.Worker()
 
     def render(self) -> tuple[bytes, str]:
-        """All metrics as text, and its content type. Waits a moment for PostgreSQL, and does without it if need be."""
+        """Return all metrics as text, and its content type. Waits briefly for PostgreSQL."""
         return metrics.render(self._registry)
 
     def start(self) -> None:
-        """Look how late green threads wake up, from now on. Not before a fork."""
+        """Start to measure the delay of green threads. Call it after a fork, not before."""
         self._worker.start(_watch_hub)
 
     def stop(self) -> None:
-        """End all that."""
+        """Stop measuring, and close the connection to PostgreSQL."""
         self._worker.stop()
         self._probe.stop()
 
     def collect(self) -> Iterator[Metric]:
-        """For the registry."""
-        yield from self._of_connections()
-        yield from self._of_hub()
+        """Yield all gauges, for the registry."""
+        yield from self._connection_gauges()
+        yield from self._hub_gauges()
         yield _gauge("publish_waiting_messages", self._pubsub.publish_waiting)
-        yield _labelled("ready", {part: problem is None for part, problem in self._parts().items()})
+        yield _labelled("ready", {part: problem is None for part, problem in self._health().items()})
         yield _gauge("relay_leading", self._relay.leading)
         if self._log.installed:
             yield _gauge("log_position", self._log.delivered)
             yield _gauge("log_behind_messages", self._log.behind)
-        # What is not known is not there: a 0 would say that all is well.
+        # Leaves unknown values out: 0 would look healthy.
         reading = self._probe.read()
         if reading is not None:
             yield _gauge("notify_queue_usage_ratio", reading.queue_usage)
@@ -208,7 +209,7 @@ class Gauges:
                 yield _gauge("outbox_messages", reading.outbox_messages)
                 yield _gauge("outbox_oldest_age_seconds", reading.outbox_age)
 
-    def _of_connections(self) -> Iterator[Metric]:
+    def _connection_gauges(self) -> Iterator[Metric]:
         of_transport = dict.fromkeys(TRANSPORTS, 0)
         slow = buffered = 0
         for number, socket in enumerate(list(self._server.eio.sockets.values()), 1):
@@ -225,7 +226,7 @@ class Gauges:
         yield _gauge("slow_connections", slow)
         yield _gauge("send_buffer_bytes", buffered)
 
-    def _of_hub(self) -> Iterator[Metric]:
+    def _hub_gauges(self) -> Iterator[Metric]:
         hub = self._hub
         sizes = hub.sizes()
         yield _gauge("clients", len(hub))

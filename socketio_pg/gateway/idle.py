@@ -1,4 +1,4 @@
-"""Who subscribes to nothing and sends nothing is disconnected after a while (IDLE_TIMEOUT)."""
+"""Disconnects idle clients: no subscription and no event for IDLE_TIMEOUT seconds."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from socketio_pg.pubsub.hub import Hub
 
 
 class Idle:
-    """Calls ``on_idle(sid)`` for clients of ``hub`` without a subscription that were not heard of for ``timeout`` s."""
+    """Calls ``on_idle(sid)`` for clients without a subscription that sent nothing for ``timeout`` seconds."""
 
     def __init__(self, hub: Hub, timeout: float, on_idle: Callable[[str], None]) -> None:
         self._hub = hub
@@ -18,7 +18,7 @@ class Idle:
         self._worker = green.Worker()
 
     def start(self) -> None:
-        """Start the green thread, where there is a limit."""
+        """Start the green thread, if there is a timeout."""
         if self._timeout:
             self._worker.start(self._run)
 
@@ -27,12 +27,12 @@ class Idle:
         self._worker.stop()
 
     def heard(self, sid: str) -> None:
-        """The client has connected, or sent something."""
+        """Note that a client has connected or sent an event."""
         if self._timeout:
             self._heard[sid] = time.monotonic()
 
     def drop(self, sid: str) -> None:
-        """The client has left."""
+        """Forget a client that has left."""
         self._heard.pop(sid, None)
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""The life of a client: identified, admitted, its events counted, and forgotten when it leaves."""
+"""Follows each client from CONNECT to disconnect, and notifies the parts of the server."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from socketio_pg.pubsub.pubsub import PubSub
 
 
 class ClientLifecycle(Lifecycle):
-    """Tells the parts of a server about its clients. ``start()`` starts the server, unless it runs already."""
+    """The lifecycle of a server's clients. ``start()`` starts the server, unless it is running."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Runs the handlers of events, and answers: whatever happens in one, the client is told what came of its request."""
+"""Runs event handlers and answers every event, whatever its handler does."""
 
 import contextlib
 import logging
@@ -18,9 +18,9 @@ logger = logging.getLogger("socketio_pg.protocol")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a handler of ours returns: an event to the client, which is also its acknowledgement if it wanted one.
+    """The result of a handler: an event for the client, and its acknowledgement if the client asked for one.
 
-    ``then`` is called after it was sent, and may wait.
+    ``then`` is called afterwards, and may wait.
     """
 
     event: str
@@ -37,7 +37,7 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        #: For what clients bring about.
+        #: Logs events that clients can trigger.
         self._complain = Complaints(logger)
 
     def _handle_event_internal(
@@ -52,7 +52,7 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
         except Exception as error:
             if _was_called_wrongly(error):
                 self._complain(
-                    logging.WARNING, "an event came with other arguments than its handler takes: %s", error,
+                    logging.WARNING, "the arguments of an event do not fit its handler: %s", error,
                     connection=eio_sid,
                 )  # fmt: skip
                 self._answer(sid, eio_sid, namespace, id, InvalidRequestError("this event takes other arguments"))
@@ -72,9 +72,9 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
                 try:
                     self._acknowledge(eio_sid, namespace, id, answer)
                 except (TypeError, ValueError, RecursionError):
-                    # Often what the client has sent itself, which some handlers give back.
+                    # Often a value from the client that the handler returns.
                     self._complain(
-                        logging.WARNING, "what the handler of an event returned cannot be sent as JSON",
+                        logging.WARNING, "the return value of an event handler cannot be encoded as JSON",
                         connection=eio_sid,
                     )  # fmt: skip
                     failure = SocketIOPGError("the server failed to handle this")
@@ -82,7 +82,7 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _corked(self, eio_sid: str) -> Iterator[None]:
-        """What the body sends to this client goes in one call."""
+        """Send everything that the body sends to this client in one call."""
         socket = self.eio.sockets.get(eio_sid)
         connection = None if socket is None else socket.connection
         if connection is None:
@@ -110,7 +110,7 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
 
 
 def _was_called_wrongly(error: Exception) -> bool:
-    """Whether calling the handler failed, and nothing inside of it: the client sent too many or too few arguments."""
+    """Return whether the call itself failed, and not the handler: the client sent too many or too few arguments."""
     traceback = error.__traceback__
     if not isinstance(error, TypeError) or traceback is None:
         return False
@@ -121,5 +121,5 @@ def _was_called_wrongly(error: Exception) -> bool:
 
 
 def showable(name: str) -> str:
-    """A name that a client sent, as it may stand in an error: not endless, and writable as JSON."""
+    """Return a name from a client, shortened and valid as JSON, for an error message."""
     return name[:200].encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Flask-SocketIO on our server: what stands before a Flask application, and the extension that applications know."""
+"""Flask-SocketIO on :class:`Server`: the extension that applications use, and its WSGI middleware."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -9,7 +9,7 @@ from flask import Flask
 
 from socketio_pg.protocol.server import Server
 
-#: Gets the WSGI environ and start_response, and may answer a request in everybody's place.
+#: Gets the WSGI environ and start_response; returns a response, or None to let the request pass.
 BeforeRequest: TypeAlias = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes] | None]
 
 
@@ -22,7 +22,7 @@ def _pass(environ: dict[str, Any], start_response: Callable[..., Any]) -> None:
 
 
 class Middleware(socketio.WSGIApp):  # type: ignore[misc]
-    """Puts the Socket.IO server before a Flask application; ``before_request`` may answer in their place."""
+    """Sends requests below ``path`` to the Socket.IO server and all others to Flask; ``before_request`` goes first."""
 
     def __init__(self, server: Server, app: Flask, path: str, before_request: BeforeRequest) -> None:
         super().__init__(server, app.wsgi_app, socketio_path=path)
@@ -40,7 +40,7 @@ class Middleware(socketio.WSGIApp):  # type: ignore[misc]
 
 
 class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
-    """Flask-SocketIO on our :class:`Server`.
+    """Flask-SocketIO on :class:`Server`.
 
     ``before_request(environ, start_response)`` may answer a request before Socket.IO and the Flask application. Other
     options are those of :class:`Server`. Replaces :meth:`init_app` as a whole, because the stock one makes its server.

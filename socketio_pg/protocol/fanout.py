@@ -1,7 +1,6 @@
-"""Socket.IO's client manager: a message is encoded once, its frame built once, and handed to every socket of the room.
+"""Socket.IO's client manager: encodes a message once, builds its frame once, and sends it to all sockets of the room.
 
-Clients without a WebSocket of ours (long-polling, Flask-SocketIO's test client), binary data and emits with a callback
-go python-socketio's own way.
+Long-polling, Flask-SocketIO's test client, binary data and emits with a callback take python-socketio's own path.
 """
 
 import contextlib
@@ -35,10 +34,10 @@ class Line:
 
 @dataclass(eq=False, slots=True)
 class Broadcast:
-    """One that is under way, and who has ``gone``: they get no more of it.
+    """A broadcast in progress, and the members that have ``gone`` and get nothing more of it.
 
-    Of one to ``rooms`` together, who has left all of them; of one that is ``apart``, where each room gets its own, by
-    room. ``skips``: in this one members are passed by.
+    ``apart``: each room gets its own messages, and a member has gone when it has left that room. Otherwise all
+    ``rooms`` get the same, and it has gone when it has left all of them. ``skips``: the broadcast skips some members.
     """
 
     namespace: str
@@ -46,7 +45,7 @@ class Broadcast:
     skips: bool
     apart: bool
     gone: dict[Any, set[Any]]
-    #: (id, room) → the room in which a member was when it began, of those who have moved since.
+    #: (sid, room) → the room in which a member was at the start, for members that have moved since.
     moved: dict[tuple[Any, Any], Any]
 
     def gone_from(self, room: Any) -> Collection[Any]:
@@ -56,7 +55,7 @@ class Broadcast:
         self.gone.setdefault(room if self.apart else None, set()).add(sid)
 
     def room_then(self, sid: Any, room: Any) -> Any:
-        """In which room a member was, as whose member it gets its share."""
+        """Return the room in which a member was when the broadcast began."""
         return self.moved.get((sid, room), room)
 
 
@@ -75,8 +74,8 @@ def framed(text: str) -> EncodedPacket:
 class Manager(socketio.Manager):  # type: ignore[misc]
     """The rooms of one process."""
 
-    #: Seconds of sending after which other green threads get their turn, and sends between two looks at the clock. A
-    #: request is read, handled and answered in two or three turns.
+    #: Seconds of sending before other green threads run, and sends between two readings of the clock. Reading, handling
+    #: and answering a request takes two or three such slices.
     slice_seconds = 0.002
     slice_sends = 50
 
@@ -84,10 +83,10 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         super().__init__()
         self._lines: dict[tuple[str, str | None], Line] = {}
         self._under_way: list[Broadcast] = []
-        #: The rooms of each member, besides the one of all and its own: the stock manager looks through every room
-        #: there is, so that everybody's leaving at once takes the square of their number.
+        #: The rooms of each member, apart from the room of all and its own. The stock manager searches all rooms when a
+        #: member leaves, which is quadratic when all leave together.
         self._rooms_of: dict[tuple[str, str], set[Any]] = {}
-        #: What was sent to members whose CONNECT is not answered yet.
+        #: Events for members whose CONNECT is not answered yet.
         self._early: dict[str, list[dict[str, Any]]] = {}
 
     def emit(
@@ -101,7 +100,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         to: Any = None,
         **options: Any,
     ) -> None:
-        """As the stock manager's. May let other green threads run when the room is large."""
+        """Emit like the stock manager. Yields to other green threads in large rooms."""
         if self._early:
             skip_sid = self._keep_early(event, data, namespace, to or room, skip_sid, callback)
         encoded = None if callback else self._encode(event, data, namespace)
@@ -112,16 +111,16 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             self._send(framed(encoded), namespace, to or room, skipped)
 
     def hold_early(self, sid: str) -> None:
-        """Keep what is emitted to ``sid`` until :meth:`send_early`: nothing comes before the answer to its CONNECT."""
+        """Keep events for ``sid`` until :meth:`send_early`: nothing precedes the answer to its CONNECT."""
         self._early[sid] = []
 
     def send_early(self, sid: str | None) -> None:
-        """Emit what was kept for ``sid``; to one who is not there any more nothing goes."""
+        """Emit the events that were kept for ``sid``; if it has left, they are dropped."""
         for kept in self._early.pop(sid, ()) if sid is not None else ():
             self.emit(to=sid, ignore_queue=True, **kept)
 
     def _keep_early(self, event: str, data: Any, namespace: str, room: Any, skip_sid: Any, callback: Any) -> list[str]:
-        """Keep an event for those of ``room`` who are held; returns whom to skip, them included."""
+        """Keep an event for held members of ``room``. Return the members to skip, these included."""
         skipped = list(skip_sid) if isinstance(skip_sid, list) else [] if skip_sid is None else [skip_sid]
         rooms = room if isinstance(room, (list, tuple)) else (room,)
         for sid, kept in self._early.items():
@@ -139,10 +138,10 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         *,
         apart: bool = False,
     ) -> None:
-        """``event`` many times, as (rooms, data) in their order; each client gets its share in one send.
+        """Emit ``event`` for each (rooms, data), in order; each client gets all its messages in one send.
 
-        ``skipped`` has the members of a room that are passed by; :meth:`pass_by` adds to them while it is under way.
-        ``apart``: no client is in two of all these rooms.
+        ``skipped`` has the members of each room that get nothing; :meth:`pass_by` adds members during the broadcast.
+        ``apart``: no client is in two of these rooms.
         """
         there = self.rooms.get(namespace, {})
         runs: list[tuple[str, list[EncodedPacket]]] = []
@@ -168,7 +167,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             self._send_rooms(of_room or dict(runs), namespace, skipped)
 
     def lagging(self, room: str, buffered: int, namespace: str = "/") -> list[str]:
-        """The members of ``room`` for whom more than ``buffered`` bytes wait to be sent."""
+        """Return the members of ``room`` whose send buffers have more than ``buffered`` bytes."""
         if room not in self.rooms.get(namespace, {}):
             return []
         line = self._line(namespace, room)
@@ -180,14 +179,14 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         return socket
 
     def pass_by(self, sid: str, room: str, namespace: str = "/") -> None:
-        """Send ``sid`` nothing more of those broadcasts under way to ``room`` that members are passed by in."""
+        """Send ``sid`` nothing more of the broadcasts in progress to ``room`` that skip members."""
         for broadcast in self._under_way:
             then = broadcast.room_then(sid, room)
             if broadcast.skips and broadcast.namespace == namespace and then in broadcast.rooms:
                 broadcast.end(sid, then)
 
     def move(self, sid: str, room: str, to: str, namespace: str = "/") -> None:
-        """Let a member of ``room`` into another one instead. What is under way to ``room`` still reaches it."""
+        """Move a member from ``room`` to the room ``to``. Broadcasts in progress to ``room`` still reach it."""
         eio_sid = self.eio_sid_from_sid(sid, namespace)
         self._leave(sid, namespace, room)
         self.basic_enter_room(sid, namespace, to, eio_sid)
@@ -198,14 +197,14 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                 broadcast.moved[sid, to] = then
 
     def _encode(self, event: str, data: Any, namespace: str) -> str | None:
-        """The Socket.IO packet, or None for a binary one."""
+        """Return the encoded Socket.IO packet; None for a binary one."""
         arguments = list(data) if isinstance(data, tuple) else [] if data is None else [data]
         packet = self.server.packet_class(socketio.packet.EVENT, namespace=namespace, data=[event, *arguments])
         encoded = packet.encode()
         return encoded if isinstance(encoded, str) else None
 
     def _send(self, packet: EncodedPacket, namespace: str, room: Any, skipped: Collection[Any]) -> None:
-        """To the members of a room, or of several rooms, each once."""
+        """Send a packet to the members of a room, or once to each member of several rooms."""
         line = self._line(namespace, room)
         with self._broadcast(namespace, room if isinstance(room, (list, tuple)) else (room,)) as broadcast:
             for sid in skipped:
@@ -218,8 +217,8 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         namespace: str,
         skipped: Mapping[str, Collection[Any]] | None,
     ) -> None:
-        """To rooms without a member in common, each its own."""
-        # All of them before anybody else gets a turn: who comes while it is under way gets nothing of it.
+        """Send each room its own packets. The rooms have no member in common."""
+        # Collects all members first: clients that join during the broadcast get nothing of it.
         lines = [(room, packets, self._line(namespace, room)) for room, packets in packets_of.items()]
         turn_ends = time.monotonic() + self.slice_seconds
         with self._broadcast(namespace, packets_of, skips=skipped is not None, apart=True) as broadcast:
@@ -232,7 +231,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     def _send_line(
         self, packets: Sequence[EncodedPacket], line: Line, broadcast: Broadcast, room: Any, turn_ends: float
     ) -> float:
-        """One frame of ``packets`` to all of ``line``. Returns when the turn ends that ends at ``turn_ends`` now."""
+        """Send ``packets`` in one piece to all of ``line``. ``turn_ends`` ends the slice; returns its new end."""
         frame = b"".join([packet.frame for packet in packets])
         sends = line.sends
         sent = len(sends)
@@ -268,7 +267,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     def _broadcast(
         self, namespace: str, rooms: Collection[Any], *, skips: bool = False, apart: bool = False
     ) -> Iterator[Broadcast]:
-        """Notes who leaves while the body runs. Who comes back is another subscriber."""
+        """Record members that leave while the body runs. A member that returns is a new subscriber."""
         broadcast = Broadcast(namespace, rooms, skips, apart, {}, {})
         self._under_way.append(broadcast)
         try:
@@ -280,7 +279,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         return any(sid in self.rooms.get(namespace, {}).get(one, ()) for one in rooms)
 
     def _line(self, namespace: str, room: Any) -> Line:
-        """The room's members as they are sent to: kept until somebody comes or goes."""
+        """Return the room's members, grouped for sending; cached until one joins or leaves."""
         key = (namespace, room) if isinstance(room, str) or room is None else None
         line = self._lines.get(key) if key else None
         if line is None:
@@ -294,7 +293,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                     line.sends.append(socket.connection.send)
                 else:
                     line.others.append((sid, eio_sid))
-            # Those with other transports may upgrade at any time; rooms of one would only fill the memory.
+            # Polling members may upgrade at any time. Caching rooms of one member would only use memory.
             if key and not line.others and len(line.sids) > 1:
                 self._lines[key] = line
         return line
@@ -344,7 +343,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         namespace: str,
         skipped: Mapping[str, Collection[Any]] | None,
     ) -> None:
-        """Rooms in turns: a client in several of them gets everything in the order in which it was published."""
+        """Send to overlapping rooms: a client in several of them gets all messages in the order of publication."""
         sockets = self.server.eio.sockets
         shares: dict[str, list[tuple[str, str, Sequence[EncodedPacket]]]] = {}
         for room, packets in runs:

@@ -1,7 +1,7 @@
-"""Socket.IO packets as clients send them: what the protocol document has, to the letter, and nothing else. No I/O.
+"""Strict parser of the Socket.IO packets that clients send. Pure, no I/O.
 
-What is no packet at all raises :class:`NotAPacketError`, and ends its connection. What is one, and asks for nonsense,
-is answered: that is `protocol`'s business.
+Text that is not a packet raises :class:`NotAPacketError`, which ends the connection. A well-formed packet with a
+senseless request is parsed, and `server` answers it.
 """
 
 import gc
@@ -18,50 +18,50 @@ from socketio_pg.core.messages import WireJSON
 
 CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR, BINARY_EVENT, BINARY_ACK = range(7)
 
-#: Attachments of one binary packet at most. Their bytes together are bounded as those of one packet are.
+#: The maximum number of attachments of a binary packet. Their total size has the limit of one packet.
 MAX_ATTACHMENTS = 16
-#: Characters of a namespace at most: it is sent back.
+#: The maximum length of a namespace in characters: answers repeat it.
 MAX_NAMESPACE = 255
-#: No client counts further: the integers that JavaScript has.
+#: The largest id of an acknowledgement: the largest safe integer of JavaScript.
 MAX_ID = 2**53 - 1
-#: Lists and objects in one packet at most: a million bytes could be 300,000 of them, and 50 ms.
+#: The maximum number of lists and objects in a packet: a megabyte could hold 300,000, which take 50 ms.
 MAX_CONTAINERS = 100_000
-#: Characters up to which what is no strict JSON is read all the same, to be answered with its own code.
+#: Text of up to this many characters that is not strict JSON is parsed leniently, so that its error has a precise code.
 LENIENT_CHARACTERS = 65_536
 
 _HEAD = re.compile(r"(?:([0-4])|([56])([0-9]{1,10})-)")
 _ID = re.compile(r"[0-9]{0,16}")
-#: Where a number may begin, 19 digits: perhaps more than 64 bits.
+#: A number of 19 digits or more, which may exceed 64 bits.
 _LONG_NUMBER = re.compile(r"(?:\A|[\[,:])\s*-?[0-9]{19}")
 
 
 class NotAPacketError(InvalidRequestError):
-    """This is nothing that a Socket.IO client sends: the connection cannot go on."""
+    """The client sent something that is not a Socket.IO packet: its connection ends."""
 
 
 class UnreadableError(InvalidRequestError):
-    """The packet's JSON is not read: it is too large to find out what is wrong with it, or has too many parts."""
+    """The packet's JSON is invalid and too large for the lenient parser, or has too many lists and objects."""
 
 
 class Packet(socketio.packet.Packet):  # type: ignore[misc]
-    """A Socket.IO packet that carries strict JSON. A class of its own, because ``json`` is a class attribute."""
+    """A Socket.IO packet that carries strict JSON; a subclass, because ``json`` is a class attribute."""
 
     json = WireJSON
 
-    #: Characters of what was read, and bytes of its attachments.
+    #: The size of the packet: characters of its text and bytes of its attachments.
     size = 0
-    #: Called before the data of an event is read, which can be dear; raises to leave it unread.
+    #: Called before the data of an event is parsed, which can be expensive. An exception leaves it unparsed.
     before_data: Callable[["Packet"], None] | None = None
-    #: Why the data of an event was not read; None when it was.
+    #: The reason why the data of an event was not parsed; None when it was.
     unread: SocketIOPGError | None = None
 
     @property
     def is_binary(self) -> bool:
-        """Whether attachments follow."""
+        """True when attachments follow."""
         return self.packet_type in (BINARY_EVENT, BINARY_ACK)
 
     def decode(self, encoded_packet: str) -> int:
-        """Read ``encoded_packet``; returns the number of attachments. Raises :class:`NotAPacketError`."""
+        """Parse ``encoded_packet`` and return the number of attachments. Raises :class:`NotAPacketError`."""
         head = _HEAD.match(encoded_packet) if isinstance(encoded_packet, str) else None
         if head is None:
             raise NotAPacketError("this is not a Socket.IO packet")
@@ -69,7 +69,7 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
         self.packet_type = int(head[1] or head[2])
         attachments = int(head[3] or 0)
         if self.is_binary and not 1 <= attachments <= MAX_ATTACHMENTS:
-            # Without any, the next packet would be taken for one.
+            # Without attachments the next packet would be taken for one.
             raise NotAPacketError(f"a binary packet has 1 to {MAX_ATTACHMENTS} attachments")
         if self.packet_type == CONNECT_ERROR:
             raise NotAPacketError("clients send no CONNECT_ERROR")
@@ -115,9 +115,9 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
             raise NotAPacketError("an acknowledgement is a list")
 
     def add_attachment(self, attachment: Any) -> bool:
-        """One more of the attachments; whether it was the last. Raises :class:`NotAPacketError`."""
+        """Add an attachment and return whether it was the last. Raises :class:`NotAPacketError`."""
         if not isinstance(attachment, bytes):
-            raise NotAPacketError("an attachment was announced, and this is none")
+            raise NotAPacketError("an attachment was announced, but this is not one")
         self.attachments.append(attachment)
         self.size += len(attachment)
         if len(self.attachments) < self.attachment_count:
@@ -128,19 +128,19 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
 
 
 def read_json(text: str) -> Any:
-    """The value of ``text``: strict JSON of any size, and up to 64 KB what Python's parser takes besides (NaN, lone
-    surrogates): handlers find that, and answer it with its code.
+    """Parse strict JSON of any size, and up to 64 KB of JSON as lenient as Python's parser (NaN, lone surrogates).
 
-    Raises :class:`UnreadableError` for what is longer or has too many parts, and :class:`NotAPacketError`.
+    Handlers find lenient values and answer them with their code. Raises :class:`UnreadableError` for longer text that
+    is not strict and for too many lists and objects, :class:`NotAPacketError` for text that is not JSON.
     """
     if text.count("[") + text.count("{") > MAX_CONTAINERS:
         raise UnreadableError(f"this has over {MAX_CONTAINERS} lists and objects")
-    # Thousands of new lists let the garbage collector look at all of them over and over.
+    # The garbage collector would visit thousands of new lists again and again.
     collecting = gc.isenabled()
     gc.disable()
     try:
         value = orjson.loads(text)
-        # It makes floats of integers over 64 bits; they are rare, and worth the slower parser.
+        # orjson turns integers over 64 bits into floats. They are rare, and worth the slower parser.
         return json.loads(text) if _LONG_NUMBER.search(text) else value
     except (ValueError, RecursionError):
         if len(text) > LENIENT_CHARACTERS:
@@ -155,13 +155,13 @@ def read_json(text: str) -> Any:
 
 
 def _with_attachments(data: Any, attachments: list[bytes]) -> Any:
-    """``data`` with each attachment in the place of its placeholder. Raises :class:`NotAPacketError`.
+    """Return ``data`` with each attachment in the place of its placeholder. Raises :class:`NotAPacketError`.
 
-    Each has one place: clients number them as they come upon them.
+    Each attachment has exactly one placeholder: clients number them in the order in which they find them.
     """
     places = 0
     result = [data]
-    # Not recursive: how deep it goes is the client's choice.
+    # Not recursive, because the client chooses the depth.
     waiting: list[Any] = [result]
     left: list[bytes | None] = list(attachments)
     while waiting:

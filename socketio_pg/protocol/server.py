@@ -1,4 +1,4 @@
-"""python-socketio's server, held to docs/protocol.md: who comes in, and what each packet leads to."""
+"""The Socket.IO server: connects clients to namespaces and handles their packets, as docs/protocol.md says."""
 
 import contextlib
 import functools
@@ -26,8 +26,8 @@ from socketio_pg.protocol.packets import (
 
 logger = logging.getLogger("socketio_pg.protocol")
 
-#: Events that the library raises itself: a client that sends them would run the handlers of those names. Under `*` are
-#: the handlers of any event, which take the event's name and the sid from where such a client would have put its own.
+#: Events that the library raises itself: a client that sends one would run the handlers of that name. `*` has the
+#: handlers of all events, which take event name and sid from places that such a client would fill.
 RESERVED_EVENTS = frozenset(
     {"*", "connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
 )
@@ -105,7 +105,7 @@ class Server(AnsweringServer):
         )
 
     def initialize_manager(self) -> None:
-        """Have the client manager hear other nodes, before a client comes."""
+        """Connect the client manager to other nodes, before the first client."""
         if not self.manager_initialized:
             self.manager_initialized: bool = True
             self.manager.initialize()
@@ -114,7 +114,7 @@ class Server(AnsweringServer):
         return Engine
 
     def handle_message(self, eio_sid: str, data: str | bytes, own_thread: bool) -> None:
-        """A message of a client. ``own_thread``: the green thread is this message's alone, its handler may wait."""
+        """Handle a client's message. With ``own_thread`` it has a green thread of its own, so its handler may wait."""
         connection = self._connections.get(eio_sid)
         if connection is None or connection.closing:
             return  # it had arrived before the connection was closed
@@ -137,7 +137,7 @@ class Server(AnsweringServer):
             if packet is None:
                 return
             if packet.packet_type != CONNECT and not connection.joined:
-                raise NotAPacketError("the first packet is CONNECT")
+                raise NotAPacketError("the first packet must be CONNECT")
         except NotAPacketError as error:
             self._hang_up(eio_sid, error)
             return
@@ -156,20 +156,20 @@ class Server(AnsweringServer):
         self.handle_message(eio_sid, data, False)
 
     def _receive(self, eio_sid: str, data: str | bytes) -> Packet | None:
-        """The packet that ``data`` is, or completes. Raises :class:`NotAPacketError`."""
+        """Return the packet that ``data`` completes, or None. Raises :class:`NotAPacketError`."""
         packet: Packet | None = self._binary_packet.get(eio_sid)
         if packet is None:
             if isinstance(data, bytes):
-                raise NotAPacketError("no binary data was announced")
+                raise NotAPacketError("binary data without a packet that announces it")
             packet = Packet()
             packet.before_data = functools.partial(self._admit, eio_sid)
             packet.attachment_count = packet.decode(data)
             if not packet.is_binary:
                 return packet
             if not self.binary:
-                raise NotAPacketError("this server takes no binary data")
+                raise NotAPacketError("this server accepts no binary data")
             if not self._connections[eio_sid].joined:
-                raise NotAPacketError("the first packet is CONNECT")
+                raise NotAPacketError("the first packet must be CONNECT")
             self._binary_packet[eio_sid] = packet
             return None
         if sum(map(len, packet.attachments)) + len(data) > self.eio.max_http_buffer_size:
@@ -180,38 +180,38 @@ class Server(AnsweringServer):
         return packet
 
     def _admit(self, eio_sid: str, packet: Packet) -> None:
-        """Return when an event may be read. Raises :class:`SocketIOPGError`, with which it is answered then."""
+        """Return when an event may be parsed. Raises :class:`SocketIOPGError` to answer it unparsed."""
         sid = self.manager.sid_from_eio_sid(eio_sid, packet.namespace or "/")
         if sid is None:
             return
         self.lifecycle.before_event(sid, packet.size)
         if self._connections[eio_sid].waiting > 2 * self.eio.max_http_buffer_size:
-            raise RateLimitedError("too much of what you have sent waits to be handled")
+            raise RateLimitedError("too many of your messages wait to be handled")
 
     def _hang_up(self, eio_sid: str, error: NotAPacketError) -> None:
-        """End a connection that has left the protocol. Stock clients never do; they would come back."""
-        # First of all: what follows may wait.
+        """Close a connection that broke the protocol. Stock clients never do that; they would reconnect."""
+        # Comes first, because the rest may wait.
         self._connections[eio_sid].closing = True
         self._binary_packet.pop(eio_sid, None)
-        self._complain(logging.INFO, "hanging up on a client: %s", error.message, connection=eio_sid)
+        self._complain(logging.INFO, "closing the connection of a client: %s", error.message, connection=eio_sid)
         sid = self.manager.sid_from_eio_sid(eio_sid, "/")
         if sid is not None:
             self._answer(sid, eio_sid, "/", None, error)
         self.eio.disconnect(eio_sid)
 
     def is_connected(self, eio_sid: str) -> bool:
-        """Whether this Engine.IO client has come as far as a Socket.IO namespace."""
+        """Return whether this Engine.IO client is connected to a Socket.IO namespace."""
         return any(self.manager.sid_from_eio_sid(eio_sid, name) for name in list(self.manager.get_namespaces()))
 
     def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         namespace = namespace or "/"
         if eio_sid not in self.environ:
-            return  # left before its turn came
+            return  # it left before its turn
         if self.manager.sid_from_eio_sid(eio_sid, namespace) is not None:
             self._hang_up(eio_sid, NotAPacketError("a second CONNECT"))
             return
         if not self._has_namespace(namespace):
-            # Before anybody is asked who this is, in the words of the protocol document.
+            # Before the client is identified, with the text of the Socket.IO protocol.
             self._send_connect_error(eio_sid, namespace, {"message": "Invalid namespace"})
             return
         try:
@@ -219,12 +219,12 @@ class Server(AnsweringServer):
         except SocketIOPGError as refusal:
             self._refuse(eio_sid, namespace, refusal)
             return
-        except Exception:  # an application's own login may raise anything, and whatever it is lets nobody in
-            self._complain.failure("finding out who a client is failed", connection=eio_sid)
+        except Exception:  # the application's own hook may raise anything
+            self._complain.failure("a client could not be identified", connection=eio_sid)
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
             return
         if self._get_event_handler("connect", namespace, ())[0] or self._get_namespace_handler(namespace, ())[0]:
-            # The application's handler may wait, and nothing may while corked.
+            # The application's handler may wait, which is not allowed while corked.
             self._connect(eio_sid, namespace, data, identity)
         else:
             with self._corked(eio_sid):
@@ -313,14 +313,14 @@ class Server(AnsweringServer):
         except Exception:
             if event != "disconnect":
                 raise
-            # Let through, it would keep python-socketio from forgetting the client.
+            # python-socketio would not forget the client otherwise.
             self._complain.failure("the application's disconnect handler failed")
             return None
 
     def _take_event(self, eio_sid: str, namespace: str, packet: Packet, own_thread: bool) -> None:
         sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
         if not self.manager.is_connected(sid, namespace):
-            return  # the server has disconnected it while this was on its way
+            return  # the server has disconnected it meanwhile
         id: int | None = packet.id
         data: Any = packet.data
         problem: SocketIOPGError | None = packet.unread
@@ -333,7 +333,7 @@ class Server(AnsweringServer):
         elif own_thread or not self.async_handlers:
             self._handle_event_internal(self, sid, eio_sid, data, namespace, id)
         else:
-            # What follows must not wait for the handler.
+            # The next messages must not wait for the handler.
             event = (sid, eio_sid, data, namespace, id)
             self.start_background_task(self._handle_apart, self._connections[eio_sid], packet, event)
 
@@ -343,10 +343,10 @@ class Server(AnsweringServer):
 
     def _take_acknowledgement(self, eio_sid: str, namespace: str, packet: Packet) -> None:
         sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
-        # Ids that we give begin with 1; under 0 python-socketio keeps something else.
+        # Ids begin with 1; python-socketio keeps its counter under 0.
         if not packet.id or packet.id not in self.manager.callbacks.get(sid, ()):
             return
         try:
             self.manager.trigger_callback(sid, packet.id, packet.data)
-        except Exception:  # an application's code
+        except Exception:  # the application's code
             self._complain.failure("the application's callback of an acknowledgement failed")

@@ -110,7 +110,7 @@ def test_batches_count_as_their_number_of_events(clock: Callable[[float], None])
 
 def test_oldest_http_clients_are_forgotten(clock: Callable[[float], None]) -> None:
     limits = RequestLimits(Settings(max_events_per_second=10))
-    limits.most_clients = 3
+    limits.max_clients = 3
     for who in "abcd":
         assert count(functools.partial(limits.check_event, who, 1)) == 50
         limits.check_together("nobody", 1)
@@ -162,7 +162,7 @@ def test_attempts_per_address_are_limited(clock: Callable[[float], None]) -> Non
 
 def test_number_of_remembered_addresses_is_limited(clock: Callable[[float], None]) -> None:
     limits = AddressLimits(Settings(max_attempts_per_second_per_address=2))
-    limits.most_addresses = 100
+    limits.max_addresses = 100
     for number in range(1000):
         limits.refusal(str(number))
     assert len(limits._attempts) == 100
