@@ -76,7 +76,7 @@ def test_whatever_happens(server: ServerProcess, postgres18: Cluster, psql: Call
     lines = lines_of(log)
     assert {"root"}.isdisjoint(line["logger"] for line in lines)
     assert {line["level"] for line in lines} <= {"debug", "info", "warning"}
-    hangups = [line for line in lines if line["message"].startswith("hanging up on a client")]
+    hangups = [line for line in lines if line["message"].startswith("closing the connection of a client")]
     assert [len(line["connection"]) for line in hangups] == [20]
     assert any(line["message"].startswith("listening on") for line in lines)
     assert any(line["message"].startswith("not listening") for line in lines)

@@ -114,7 +114,7 @@ def test_log_lines_about_invalid_packets_are_rate_limited(
     assert len(wire.hung_up) == 3_000
     lines = [record.getMessage() for record in caplog.records]
     assert 1 <= len(lines) <= 10, "at most one line per second"
-    assert lines[0] == "hanging up on a client: this is not JSON, or nested too deeply"
+    assert lines[0] == "closing the connection of a client: this is not JSON, or nested too deeply"
     assert_nobody(server)
 
 
