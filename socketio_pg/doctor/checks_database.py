@@ -1,4 +1,4 @@
-"""The doctor's checks of PostgreSQL itself."""
+"""The doctor's checks of PostgreSQL: version, clock, LISTEN and NOTIFY, sessions."""
 
 import secrets
 import time
@@ -12,42 +12,42 @@ from socketio_pg.doctor.findings import Finding, error, ok, warning
 from socketio_pg.doctor.status import read_database
 from socketio_pg.postgres.database import Database, fetch, session, translated_errors
 
-#: The oldest PostgreSQL that is supported, as ``server_version_num`` has it.
+#: The oldest supported PostgreSQL version, as ``server_version_num``.
 OLDEST = 130_000
-#: Seconds that the clocks of this machine and of the database may differ.
+#: Maximum difference between the clocks of this machine and the database, in seconds.
 MAX_SKEW = 5.0
-#: Seconds after which a session that is idle in a transaction is worth a word.
+#: Seconds after which a session that is idle in a transaction is reported.
 MAX_IDLE = 60.0
-#: Seconds that a notification may take to come back.
+#: Seconds to wait for a notification's round trip.
 PATIENCE = 5.0
 
 
 def server(connection: Any) -> Iterator[Finding]:
-    """Version, encoding, and whether it is one that can LISTEN."""
+    """Check version and encoding, and that the server is not a hot standby."""
     found = read_database(connection)
     yield from judge_server(found["version"], found["version_number"], found["encoding"], standby=found["standby"])
 
 
 def judge_server(version: str, number: int, encoding: str, *, standby: bool) -> Iterator[Finding]:
-    """``number`` is ``server_version_num``."""
+    """Judge the version (``number`` is ``server_version_num``), the encoding, and whether it is a standby."""
     if number < OLDEST:
         yield error("version", f"PostgreSQL {version} is too old", "PostgreSQL 13 or later is needed")
     else:
         yield ok("version", f"PostgreSQL {version}")
     if encoding != "UTF8":
         yield warning(
-            "encoding", f"the database is in {encoding}: some names and payloads are refused, and there is no log",
-            "use a database in UTF8: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
+            "encoding", f"the database has encoding {encoding}: it rejects some names and payloads, and has no log",
+            "use a UTF8 database: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
         )  # fmt: skip
     if standby:
         yield error(
-            "standby", "this is a hot standby: it has neither LISTEN nor NOTIFY",
-            "give the primary's address in DATABASE_URL (libpq: target_session_attrs=read-write)",
+            "standby", "this is a hot standby, which supports neither LISTEN nor NOTIFY",
+            "set DATABASE_URL to the primary's address (libpq: target_session_attrs=read-write)",
         )  # fmt: skip
 
 
 def clock(connection: Any) -> Iterator[Finding]:
-    """The clocks of this machine and of the database."""
+    """Compare the clocks of this machine and the database."""
     before = time.time()
     [[there]] = fetch(connection, "SELECT extract(epoch FROM clock_timestamp())::float")
     after = time.time()
@@ -55,28 +55,28 @@ def clock(connection: Any) -> Iterator[Finding]:
 
 
 def judge_clock(skew: float, doubt: float) -> Iterator[Finding]:
-    """``skew`` in seconds is known up to ``doubt``."""
+    """Judge the ``skew`` of the clocks, measured with an uncertainty of ``doubt``; both in seconds."""
     if abs(skew) > MAX_SKEW + doubt:
         yield warning(
             "clock", f"the database's clock is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}",
-            "synchronize the clocks (NTP): times of messages, gaps and tokens are compared",
+            "synchronize the clocks (NTP): times of messages, gaps and tokens depend on them",
         )  # fmt: skip
     else:
         yield ok("clock", f"{abs(skew):.2f} s between this machine and the database")
 
 
 def round_trip(database: Database, *, separate: bool) -> Iterator[Finding]:
-    """LISTEN on the listening address, NOTIFY on the other: with a random name that nobody else can have heard of.
+    """Check that a NOTIFY on DATABASE_URL reaches a LISTEN on the listening address, on a random channel.
 
     ``separate``: LISTEN_DATABASE_URL is set.
     """
     name = f"{RESERVED_PREFIX}_{secrets.token_hex(8)}"
-    remedy = "set LISTEN_DATABASE_URL to PostgreSQL's own address, past the pooler"
+    remedy = "set LISTEN_DATABASE_URL to PostgreSQL's own address, bypassing the pooler"
     try:
         listening = database.connect(listen=True)
     except DatabaseUnavailableError as unavailable:
         where = "LISTEN_DATABASE_URL" if separate else "DATABASE_URL"
-        yield error("LISTEN", f"{where} cannot be reached: {unavailable.message}", f"correct {where}")
+        yield error("LISTEN", f"{where} is unreachable: {unavailable.message}", f"correct {where}")
         return
     try:
         fetch(listening, f"LISTEN {name}")
@@ -87,7 +87,7 @@ def round_trip(database: Database, *, separate: bool) -> Iterator[Finding]:
     except DatabaseUnavailableError:
         raise
     except DatabaseError as refused:
-        yield error("LISTEN", f"PostgreSQL refuses it: {refused.message}", remedy)
+        yield error("LISTEN", f"PostgreSQL refuses LISTEN or NOTIFY: {refused.message}", remedy)
         return
     finally:
         listening.close()
@@ -95,11 +95,11 @@ def round_trip(database: Database, *, separate: bool) -> Iterator[Finding]:
         yield ok("LISTEN", f"a notification arrives after {(time.monotonic() - began) * 1000:.1f} ms")
     elif separate:
         yield error(
-            "LISTEN", "a NOTIFY does not reach our LISTEN: LISTEN_DATABASE_URL is a pooler or another database",
-            "let LISTEN_DATABASE_URL be PostgreSQL's own address of the same database",
+            "LISTEN", "a NOTIFY does not reach a LISTEN: LISTEN_DATABASE_URL is a pooler or another database",
+            "set LISTEN_DATABASE_URL to PostgreSQL's own address, with the same database",
         )  # fmt: skip
     else:
-        yield error("LISTEN", "a NOTIFY does not reach our LISTEN: a pooler in transaction mode is in between", remedy)
+        yield error("LISTEN", "a NOTIFY does not reach a LISTEN: a pooler in transaction mode is in between", remedy)
 
 
 def _arrives(connection: Any, name: str) -> bool:
@@ -115,28 +115,28 @@ def _arrives(connection: Any, name: str) -> bool:
 
 
 def notify_queue(connection: Any) -> Iterator[Finding]:
-    """How full it is: when it is full, every commit with a NOTIFY fails."""
+    """Check the usage of the NOTIFY queue: when it is full, every commit with a NOTIFY fails."""
     yield from judge_queue(read_database(connection)["notify_queue"])
 
 
 def judge_queue(usage: float) -> Iterator[Finding]:
-    """``usage`` from 0 to 1."""
+    """Judge the queue's ``usage``, from 0 to 1."""
     if usage < 0.05:
         yield ok("NOTIFY queue", f"{usage:.1%} full")
         return
-    found = f"it is {usage:.0%} full: some session listens and does not take its notifications"
+    found = f"{usage:.0%} full: a listening session does not receive its notifications"
     remedy = (
-        "end sessions that LISTEN and are idle in a transaction: SELECT pid, state, xact_start, query FROM "
+        "terminate sessions that LISTEN and are idle in a transaction: SELECT pid, state, xact_start, query FROM "
         "pg_stat_activity WHERE state LIKE 'idle in transaction%' ORDER BY xact_start; then pg_terminate_backend(pid)"
     )
     yield (error if usage >= 0.5 else warning)("NOTIFY queue", found, remedy)
 
 
 def idle_in_transaction(connection: Any, seconds: float = MAX_IDLE) -> Iterator[Finding]:
-    """Sessions that have been idle in a transaction for over ``seconds``.
+    """Find sessions that have been idle in a transaction for over ``seconds``.
 
-    One that listens gets no notifications meanwhile, and the queue fills behind it; which of them listen PostgreSQL
-    does not tell.
+    Such a session gets no notifications, so if it listens the queue fills up. PostgreSQL does not show which sessions
+    listen.
     """
     rows = fetch(
         connection,
@@ -148,7 +148,7 @@ def idle_in_transaction(connection: Any, seconds: float = MAX_IDLE) -> Iterator[
     for pid, name, idle in rows:
         yield warning(
             "transactions", f"session {pid} ({name}) has been idle in a transaction for {idle:.0f} s",
-            f"if it listens, the NOTIFY queue fills behind it: let it commit, or SELECT pg_terminate_backend({pid}); "
+            f"if it listens, the NOTIFY queue fills up: let it commit, or SELECT pg_terminate_backend({pid}); "
             "idle_in_transaction_session_timeout prevents it",
         )  # fmt: skip
     if not rows:
@@ -156,17 +156,17 @@ def idle_in_transaction(connection: Any, seconds: float = MAX_IDLE) -> Iterator[
 
 
 def sessions(connection: Any) -> Iterator[Finding]:
-    """Whether there is room for a server's connections."""
+    """Check that enough sessions are free for a server."""
     found = read_database(connection)
     yield from judge_sessions(found["sessions"], found["most_sessions"])
 
 
-def judge_sessions(used: int, most: int) -> Iterator[Finding]:
-    """``used`` of ``most`` sessions are taken. A server takes up to eight."""
-    if most - used < 10:
+def judge_sessions(used: int, limit: int) -> Iterator[Finding]:
+    """Judge how many of ``limit`` sessions are ``used``. A server needs up to eight."""
+    if limit - used < 10:
         yield warning(
-            "sessions", f"{used} of {most} sessions are taken",
-            "raise max_connections, or let applications go through a pooler",
+            "sessions", f"{used} of {limit} sessions are in use",
+            "raise max_connections, or connect applications through a pooler",
         )  # fmt: skip
     else:
-        yield ok("sessions", f"{used} of {most} are taken")
+        yield ok("sessions", f"{used} of {limit} are in use")

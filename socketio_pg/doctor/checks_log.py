@@ -1,4 +1,4 @@
-"""The doctor's checks of the schema ``socketio_pg`` and of the servers that use it."""
+"""The doctor's checks of the schema ``socketio_pg``, its privileges, and the servers that use it."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from socketio_pg.postgres import schema
 from socketio_pg.postgres.database import Database, fetch
 from socketio_pg.version import __version__
 
-#: Seconds that a message may wait in the outbox.
+#: Seconds after which a message in the outbox counts as late.
 MAX_WAITING = 10.0
 
 _MISSING = """
@@ -25,7 +25,7 @@ WHERE NOT CASE kind
 """
 
 
-# In this order: without USAGE the name of the table cannot be looked up.
+# USAGE is checked first: without it the name of the table cannot be resolved.
 _READABLE = """
 SELECT CASE WHEN to_regnamespace('socketio_pg') IS NULL THEN true
     WHEN NOT has_schema_privilege('socketio_pg', 'USAGE') THEN false
@@ -35,10 +35,10 @@ SELECT CASE WHEN to_regnamespace('socketio_pg') IS NULL THEN true
 
 
 def readable(connection: Any) -> Iterator[Finding]:
-    """A finding when this role may not even look at the schema: then the other checks cannot be made."""
+    """Yield an error when this role cannot read the schema at all, so that the other checks are impossible."""
     [[may, role]] = fetch(connection, _READABLE)
     if not may:
-        yield _lacking(role, "any right on the schema")
+        yield _lacking(role, "all privileges on the schema")
 
 
 def _lacking(role: str, what: str) -> Finding:
@@ -48,36 +48,36 @@ def _lacking(role: str, what: str) -> Finding:
 
 
 def installed(connection: Any, settings: Settings) -> Iterator[Finding]:
-    """Whether the schema is there, in this program's version."""
+    """Check that the schema is installed, in this program's version."""
     yield from judge_schema(read_schema_version(connection), settings)
 
 
 def judge_schema(version: int | None, settings: Settings) -> Iterator[Finding]:
-    """``version`` of the schema that was found; None for none."""
+    """Judge the installed ``version`` of the schema; None when it is not installed."""
     needs = settings.durable_channels or settings.authorization == "rls"
     if version is None and settings.auto_init:
-        yield ok("schema", "not installed yet: the server does it (AUTO_INIT)")
+        yield ok("schema", "not installed yet: the server installs it (AUTO_INIT)")
     elif version is None and needs:
         why = "DURABLE_CHANNELS" if settings.durable_channels else "AUTHORIZATION=rls"
-        yield error("schema", f"it is not installed, and {why} needs it", "socketio-pg init")
+        yield error("schema", f"not installed, but {why} needs it", "socketio-pg init")
     elif version is None:
-        yield warning("schema", "it is not installed: NOTIFY works, the log does not", "socketio-pg init")
+        yield warning("schema", "not installed: NOTIFY works, the log does not", "socketio-pg init")
     elif version < schema.VERSION:
         yield error(
-            "schema", f"it is of version {version}, this program needs {schema.VERSION}",
-            "socketio-pg init: it upgrades, and servers may go on running",
+            "schema", f"version {version}; this program needs version {schema.VERSION}",
+            "socketio-pg init upgrades it, also while servers run",
         )  # fmt: skip
     elif version > schema.VERSION:
         yield error(
-            "schema", f"it is of version {version}, which this program ({schema.VERSION}) does not know",
-            "upgrade socketio_pg here",
+            "schema", f"version {version}, which is newer than this program's version {schema.VERSION}",
+            "upgrade socketio_pg on this machine",
         )  # fmt: skip
     else:
         yield ok("schema", f"version {version}")
 
 
 def needed_privileges(settings: Settings) -> list[tuple[str, str, str]]:
-    """(kind, object, privilege) of each right that a server's role needs, from the statements that grant them."""
+    """Return (kind, object, privilege) of each privilege of a server's role, parsed from the GRANT statements."""
     granted = re.findall(
         r'^GRANT (.+?) ON (SCHEMA |FUNCTION |SEQUENCE |TABLE |)([^;]+?)\s+TO "doctor";$',
         schema.statements(settings.max_payload, server_role="doctor"),
@@ -86,18 +86,18 @@ def needed_privileges(settings: Settings) -> list[tuple[str, str, str]]:
     return [
         (kind.strip(), object, privilege)
         for privileges, kind, objects in granted
-        # Not at the commas between a function's types.
+        # Does not split at commas between a function's argument types.
         for object in re.split(r",\s+(?![^(]*\))", objects)
         for privilege in privileges.split(", ")
     ]
 
 
 def privileges(connection: Any, settings: Settings) -> Iterator[Finding]:
-    """The rights of DATABASE_URL's role on the schema."""
+    """Check the privileges of DATABASE_URL's role on the schema."""
     if read_schema_version(connection) != schema.VERSION:
         return
     needed = needed_privileges(settings)
-    # Without USAGE the names of the others cannot even be looked up.
+    # USAGE is checked first: without it the other names cannot be resolved.
     usage = [entry for entry in needed if entry[0] == "SCHEMA"]
     missing = fetch(connection, _MISSING, *zip_lists(usage)) or fetch(connection, _MISSING, *zip_lists(needed))
     [[role]] = fetch(connection, "SELECT current_user")
@@ -106,16 +106,16 @@ def privileges(connection: Any, settings: Settings) -> Iterator[Finding]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         yield _lacking(role, f"{listed}{more}")
     else:
-        yield ok("privileges", f"role {role} has what a server needs")
+        yield ok("privileges", f"role {role} has all privileges that a server needs")
 
 
 def zip_lists(rows: list[tuple[str, str, str]]) -> list[list[str]]:
-    """The columns of ``rows``."""
+    """Return the columns of ``rows``."""
     return [list(column) for column in zip(*rows, strict=True)]
 
 
 def relay(connection: Any) -> Iterator[Finding]:
-    """Whether somebody moves what is published to the log, and keeps up."""
+    """Check that a server relays messages from the outbox to the log, and keeps up."""
     if read_schema_version(connection) is None:
         return
     found = read_relay(connection)
@@ -124,46 +124,46 @@ def relay(connection: Any) -> Iterator[Finding]:
 
 
 def judge_relay(pid: int | None, node: str | None, rows: int, oldest: float | None) -> Iterator[Finding]:
-    """``rows`` messages wait, the oldest for ``oldest`` seconds."""
+    """Judge the relay: ``rows`` messages wait in the outbox, the oldest for ``oldest`` seconds."""
     late = oldest is not None and oldest > MAX_WAITING
     waiting = f"{rows} waiting in the outbox, the oldest for {oldest or 0:.0f} s"
     if pid is None and rows:
-        yield error("relay", f"nobody relays the log: {waiting}", "start a server on this database")
+        yield error("relay", f"no server relays the log: {waiting}", "start a server on this database")
     elif pid is None:
-        yield warning("relay", "nobody relays the log: no server runs on this database", "start a server")
+        yield warning("relay", "no server is running on this database", "start a server")
     elif late:
         yield error(
             "relay", f"the relay ({node or pid}) lags: {waiting}",
-            "see that server's log; a burst of messages passes by itself",
+            "check that server's log; the backlog of a burst drains automatically",
         )  # fmt: skip
     else:
         yield ok("relay", f"{node or f'session {pid}'} leads, {rows} waiting")
 
 
 def nodes(connection: Any) -> Iterator[Finding]:
-    """The servers that are alive, and their versions."""
+    """Check the versions of the running servers."""
     if read_schema_version(connection) is not None:
         yield from judge_nodes({node["name"]: node["version"] for node in read_nodes(connection)})
 
 
 def judge_nodes(versions: dict[str, str]) -> Iterator[Finding]:
-    """``versions`` of the servers by their names."""
+    """Judge the ``versions`` of the servers, by server name."""
     different = set(versions.values())
     if len(different) > 1:
         listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-        yield warning("nodes", f"servers of different versions: {listed}", "upgrade the others")
+        yield warning("nodes", f"servers have different versions: {listed}", "upgrade the older ones")
     elif different and different != {__version__}:
         yield warning(
             "nodes",
-            f"the servers are of version {different.pop()}, this program of {__version__}",
-            "upgrade one of them",
+            f"the servers have version {different.pop()}, this program has {__version__}",
+            "upgrade the older one",
         )
     elif versions:
-        yield ok("nodes", f"{len(versions)} of version {__version__}")
+        yield ok("nodes", f"{len(versions)} with version {__version__}")
 
 
 def roles(database: Database, settings: Settings) -> Iterator[Finding]:
-    """With AUTHORIZATION=rls: whether the roles that tokens name can be taken, and may ask."""
+    """Check that the server can use the clients' roles, and that these may evaluate policies (AUTHORIZATION=rls)."""
     names = {*settings.allowed_roles, *filter(None, [settings.anonymous_role])}
     if settings.authorization != "rls" or not names:
         return
@@ -174,22 +174,22 @@ def roles(database: Database, settings: Settings) -> Iterator[Finding]:
         policies.stop()
     for role, problem in problems.items():
         yield error(
-            "roles", f"clients of role {role} are refused: {problem}",
+            "roles", f"the server refuses clients of role {role}: {problem}",
             f"GRANT {role} TO the server's role; socketio-pg init --client-role {role}",
         )  # fmt: skip
     if not problems:
-        yield ok("roles", f"{', '.join(sorted(names))}: policies can be asked")
+        yield ok("roles", f"{', '.join(sorted(names))}: policies can be evaluated")
 
 
 def watches(connection: Any) -> Iterator[Finding]:
-    """Watches that have failed."""
+    """Find watches that have failed."""
     if fetch(connection, "SELECT to_regclass('socketio_pg.watches')") == [(None,)]:
         return
     rows = fetch(connection, "SELECT table_name::text, channel, failures FROM socketio_pg.watches WHERE failures > 0")
     for name, channel, failures in rows:
         yield warning(
-            "watches", f"the watch of {name} for {channel} has failed {failures} times: those changes were not told",
-            f"PostgreSQL's log has the reason; socketio-pg watch {name} again begins to count anew",
+            "watches", f"the watch of {name} for {channel} has failed {failures} times: these changes were not sent",
+            f"PostgreSQL's log has the reason; run socketio-pg watch {name} again to reset the counter",
         )  # fmt: skip
     if not rows:
-        yield ok("watches", "none has failed")
+        yield ok("watches", "no watch has failed")

@@ -1,4 +1,4 @@
-"""Looks for what commonly goes wrong. The checks are in `checks_settings`, `checks_database` and `checks_log`."""
+"""Runs all checks. The checks are in `checks_settings`, `checks_database` and `checks_log`."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from socketio_pg.postgres.database import Database, session
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """One finding after the other, as they are found. Each check is independent of the others."""
+    """Run all checks and yield each finding immediately. The checks are independent of one another."""
     yield from checks_settings.configuration(settings)
     yield from checks_settings.safety(settings)
     yield from checks_settings.key_set(settings)
@@ -23,7 +23,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from checks_settings.port(settings)
     if settings.database_url is None:
         if not settings.debug:
-            yield error("database", "there is no database address", NO_DATABASE)
+            yield error("database", "no database address is configured", NO_DATABASE)
         return
     database = Database(settings.database_url, settings.listen_database_url)
     try:
@@ -32,7 +32,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     except DatabaseUnavailableError as unavailable:
         yield error(
             "database", unavailable.message,
-            "start PostgreSQL, or correct DATABASE_URL; a firewall or pg_hba.conf may be in the way",
+            "start PostgreSQL, or correct DATABASE_URL; a firewall or pg_hba.conf may block the connection",
         )  # fmt: skip
 
 
@@ -63,12 +63,10 @@ def _examine_database(settings: Settings, database: Database, connection: Any) -
 
 
 def _guarded(name: str, findings: Iterator[Finding]) -> Iterator[Finding]:
-    """A check that fails is a finding, and does not end the others."""
+    """Yield the findings of a check. If the check itself fails, that is a finding, and the other checks still run."""
     try:
         yield from findings
     except DatabaseUnavailableError:
         raise
     except (DatabaseError, LogNotInstalledError) as failed:
-        yield warning(
-            name, f"this could not be looked at: {failed.message}", "run the doctor with a role that has the rights"
-        )
+        yield warning(name, f"the check failed: {failed.message}", "run the doctor with a role that has the privileges")

@@ -1,4 +1,4 @@
-"""What the doctor finds."""
+"""The result types of the doctor's checks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check: ``found`` in a sentence, and the ``remedy`` of what is not in order."""
+    """The result of one check: a sentence ``found``, and a ``remedy`` unless the check passed."""
 
     check: str
     level: Literal["ok", "warning", "error"]
@@ -19,10 +19,10 @@ def ok(check: str, found: str) -> Finding:
 
 
 def warning(check: str, found: str, remedy: str) -> Finding:
-    """Works, but not for long, not for everybody, or not safely."""
+    """Return a finding about something that works, but not for all clients, not safely, or not for long."""
     return Finding(check, "warning", found, remedy)
 
 
 def error(check: str, found: str, remedy: str) -> Finding:
-    """Does not work."""
+    """Return a finding about something that does not work."""
     return Finding(check, "error", found, remedy)

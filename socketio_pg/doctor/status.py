@@ -1,6 +1,6 @@
-"""What ``socketio-pg status`` and the doctor read from the database: one section at a time, each a dictionary.
+"""Reads the state of database and log for ``socketio-pg status`` and the doctor, in sections; each is a dictionary.
 
-Nothing here writes, and nothing needs more than the rights of a server's role.
+Read-only; the privileges of a server's role are sufficient.
 """
 
 from typing import Any
@@ -10,11 +10,11 @@ from socketio_pg.log.history import HEAD
 from socketio_pg.postgres.database import fetch, fetch_named
 from socketio_pg.postgres.schema import LOCK_CLASS, RELAY_LOCK, VERSION
 
-#: Rows that are counted at most, and channels that are listed.
+#: The maximum number of rows to count, and of channels to list.
 MAX_COUNTED = 100_000
 MAX_CHANNELS = 20
 
-# The largest number of sessions comes from the setting, and of them some are reserved.
+# most_sessions is the setting max_connections, of which PostgreSQL reserves some.
 _DATABASE = """
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS version_number,
     current_database() AS name, current_user AS role, current_setting('server_encoding') AS encoding,
@@ -51,12 +51,12 @@ FROM socketio_pg.channels ORDER BY last_position DESC LIMIT {MAX_CHANNELS}
 
 
 def read_database(connection: Any) -> dict[str, Any]:
-    """Version, encoding, role, sessions, and how full the NOTIFY queue is (0 to 1)."""
+    """Return version, encoding, role, sessions, and the usage of the NOTIFY queue (0 to 1)."""
     return fetch_named(connection, _DATABASE)[0]
 
 
 def read_schema_version(connection: Any) -> int | None:
-    """The version of the schema; None when it is not installed."""
+    """Return the version of the schema; None when it is not installed."""
     if fetch(connection, "SELECT to_regclass('socketio_pg.schema_version')") == [(None,)]:
         return None
     rows = fetch(connection, "SELECT version FROM socketio_pg.schema_version")
@@ -64,27 +64,27 @@ def read_schema_version(connection: Any) -> int | None:
 
 
 def read_relay(connection: Any) -> dict[str, Any]:
-    """``pid`` of the session that relays, the ``node`` it belongs to, both None when nobody does; and the outbox."""
+    """Return the relay's session ``pid`` and its ``node``, both None without a relay, and the ``outbox``."""
     return fetch_named(connection, _RELAY)[0] | {"outbox": fetch_named(connection, _OUTBOX)[0]}
 
 
 def read_log(connection: Any) -> dict[str, Any]:
-    """``epoch``, ``position`` and ``trimmed`` of the log."""
+    """Return ``epoch``, ``position`` and ``trimmed`` of the log."""
     return fetch_named(connection, HEAD)[0]
 
 
 def read_nodes(connection: Any) -> list[dict[str, Any]]:
-    """The servers that are alive."""
+    """Return the running servers."""
     return fetch_named(connection, _NODES)
 
 
 def read_channels(connection: Any) -> list[dict[str, Any]]:
-    """The channels of the newest messages in the log."""
+    """Return the channels with the newest messages in the log."""
     return fetch_named(connection, _CHANNELS)
 
 
 def read_status(connection: Any, address: str) -> dict[str, Any]:
-    """All of it. A section that this role may not read is ``{"problem": …}``."""
+    """Return all sections. A section that this role may not read is ``{"problem": …}``."""
     status: dict[str, Any] = {"database": {"address": address} | read_database(connection)}
     version = _section(read_schema_version, connection)
     status["schema"] = version if isinstance(version, dict) else {"version": version, "expected": VERSION}

@@ -102,7 +102,7 @@ def test_the_doctor_finds_two_databases_that_are_meant_to_be_one(plain: Base, lo
     assert level(found, "LISTEN") == "error"
     assert "another database" in found["LISTEN"]["found"]
     found = doctor(plain.url, 1, LISTEN_DATABASE_URL="postgresql://127.0.0.1:9/nowhere")
-    assert "LISTEN_DATABASE_URL cannot be reached" in found["LISTEN"]["found"]
+    assert "LISTEN_DATABASE_URL is unreachable" in found["LISTEN"]["found"]
 
 
 def test_the_doctor_finds_a_lack_of_descriptors(plain: Base) -> None:
