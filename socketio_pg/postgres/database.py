@@ -1,6 +1,6 @@
-"""Connections to PostgreSQL, waited for in green threads. The only file that imports the driver.
+"""Connections to PostgreSQL that block only the calling green thread. The only file that imports the driver.
 
-Driver errors end here: what leaves is :class:`DatabaseUnavailableError`, :class:`DatabaseError` or a more special one.
+Translates driver errors into :class:`DatabaseUnavailableError`, :class:`DatabaseError` or a more specific class.
 """
 
 import contextlib
@@ -29,23 +29,21 @@ from socketio_pg.core.errors import (
 class Database:
     """One PostgreSQL database: its address, and connections to it.
 
-    ``dsn`` is a libpq address (URL or ``key=value``); ``listen_dsn`` that of the LISTEN connection, when it differs.
+    ``dsn`` is a libpq connection string (URL or ``key=value``); ``listen_dsn`` is the one of the LISTEN connection, if
+    it differs.
     """
 
-    #: Seconds for connecting, all hosts of the address together.
+    #: Seconds for connecting, for all hosts of the address together.
     connect_timeout = 5.0
 
     def __init__(self, dsn: str, listen_dsn: str | None = None) -> None:
         self._parameters = _parse(dsn)
         self._listen_parameters = _parse(listen_dsn) if listen_dsn else self._parameters
-        # Process-wide in psycopg2; a green program wants it for all its connections anyway.
+        # Process-wide in psycopg2; all connections of a program with green threads need it.
         psycopg2.extensions.set_wait_callback(_wait)
 
     def connect(self, *, listen: bool = False) -> Any:
-        """A psycopg2 connection of one's own, in autocommit mode.
-
-        Raises :class:`DatabaseUnavailableError`.
-        """
+        """Return a new psycopg2 connection in autocommit mode. Raises :class:`DatabaseUnavailableError`."""
         with translated_errors(self.connect_timeout):
             connection = _connect(self._listen_parameters if listen else self._parameters)
             connection.autocommit = True
@@ -53,18 +51,18 @@ class Database:
 
     @property
     def name(self) -> str | None:
-        """The database's name, if the address has it."""
+        """The database's name, if the address contains it."""
         return self._parameters.get("dbname")
 
     def __str__(self) -> str:
-        """Where it is, for logs: without password and without what matters little."""
+        """Return host, port, database and user for logs, without the password and other parameters."""
         shown = ("host", "port", "dbname", "user")
         return " ".join(f"{name}={self._parameters[name]}" for name in shown if name in self._parameters)
 
 
 @contextlib.contextmanager
 def translated_errors(seconds: float) -> Iterator[None]:
-    """Run the body for up to ``seconds``; driver errors and lateness leave as errors of this package."""
+    """Run the body for up to ``seconds``; translate driver errors and timeouts into errors of this package."""
     try:
         with green.timeout(seconds):
             yield
@@ -73,14 +71,14 @@ def translated_errors(seconds: float) -> Iterator[None]:
     except psycopg2.Error as error:
         raise _translate(error) from error
     except OSError as error:  # from resolving the host's name
-        raise DatabaseUnavailableError(f"PostgreSQL's host is not to be found: {error.strerror}") from error
+        raise DatabaseUnavailableError(f"PostgreSQL's host name cannot be resolved: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def transaction(connection: Any, seconds: float) -> Iterator[Any]:
     """A cursor in a transaction on ``connection``, committed at the end, rolled back when the body raises.
 
-    Raises as :func:`translated_errors`. After :class:`DatabaseTimeoutError` the connection is of no use any more.
+    Raises as :func:`translated_errors`. After :class:`DatabaseTimeoutError` the connection is unusable.
     """
     with translated_errors(seconds), connection.cursor() as cursor:
         cursor.execute("BEGIN")
@@ -94,18 +92,18 @@ def transaction(connection: Any, seconds: float) -> Iterator[Any]:
 
 
 def _translate(error: psycopg2.Error) -> SocketIOPGError:
-    # Only the first line, and never the server's detail: it may quote data.
+    # Only the first line, without the server's DETAIL, which may quote data.
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if error.pgcode == "SG001":  # sql/2_functions.sql
         return InvalidChannelError(lines[0])
     if error.pgcode == "SG002":
         return PayloadTooLargeError(lines[0])
-    if error.pgcode in ("3F000", "42P01", "42883"):  # no such schema, table, function: we use none but our own
+    if error.pgcode in ("3F000", "42P01", "42883"):  # no such schema, table, function: only ours are used
         return LogNotInstalledError("the log of this version is not installed in the database: run 'socketio-pg init'")
     if error.pgcode == "22023" and "payload string too long" in lines[0]:
         return PayloadTooLargeError("payload is too long for NOTIFY in this database's encoding")
     translated = DatabaseError(lines[0])
-    if error.pgcode == "57014":  # statement_timeout, unless somebody has cancelled it
+    if error.pgcode == "57014":  # query_canceled: by statement_timeout, or by an operator
         translated = DatabaseTimeoutError(lines[0])
     elif isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
         translated = DatabaseUnavailableError(lines[0])
@@ -117,9 +115,9 @@ def _parse(dsn: str) -> dict[str, str]:
     try:
         parameters = psycopg2.extensions.parse_dsn(dsn)
     except psycopg2.ProgrammingError:
-        # libpq's own message quotes the address, password and all.
+        # libpq's own message quotes the address including the password.
         raise ConfigurationError(
-            f"{redact(dsn)!r} is not an address that PostgreSQL's libpq understands, like "
+            f"{redact(dsn)!r} is not an address that PostgreSQL's libpq understands, such as "
             "postgresql://user:password@host:5432/database."
         ) from None
     return LIBPQ_DEFAULTS | parameters
@@ -128,8 +126,8 @@ def _parse(dsn: str) -> dict[str, str]:
 def _connect(parameters: dict[str, str]) -> Any:
     connection: Any = psycopg2.connect(psycopg2.extensions.make_dsn(**_resolved(parameters)))
     if connection.get_parameter_status("server_encoding") == "SQL_ASCII":
-        # Bytes of any kind come out of such a database. With UTF8 here, one that is not UTF-8 would make PostgreSQL
-        # end the session; LATIN1 lets all pass, and the text is decoded by decode_text().
+        # Such a database may return any bytes. With client_encoding UTF8, PostgreSQL ends the session on bytes that are
+        # not UTF-8; LATIN1 passes all bytes, and decode_text() decodes them.
         connection.set_client_encoding("LATIN1")
     else:
         connection.set_client_encoding("UTF8")
@@ -137,27 +135,27 @@ def _connect(parameters: dict[str, str]) -> Any:
 
 
 def encode_text(connection: Any, text: str) -> str:
-    """``text`` for a statement or its parameters on ``connection``.
+    """Encode ``text`` for a statement or its parameters on ``connection``; the inverse of :func:`decode_text`.
 
-    Undone by :func:`decode_text`; both change something only where :func:`_connect` chose LATIN1.
+    Both return ``text`` unchanged unless :func:`_connect` has chosen LATIN1.
     """
     return text.encode().decode("latin-1") if connection.encoding == "LATIN1" else text
 
 
 def decode_text(connection: Any, text: str) -> str:
-    """The text that a notification on ``connection`` carried."""
+    """Decode ``text`` from a notification on ``connection``."""
     return text.encode("latin-1").decode("utf-8", "replace") if connection.encoding == "LATIN1" else text
 
 
 def _resolved(parameters: dict[str, str]) -> dict[str, str]:
-    """``parameters`` with ``hostaddr``: libpq would resolve names itself, and stop all green threads meanwhile."""
+    """Add ``hostaddr`` to ``parameters``; otherwise libpq resolves names itself and blocks all green threads."""
     hosts = (parameters.get("host") or os.environ.get("PGHOST") or "").split(",")
     if "hostaddr" in parameters or not any(_is_name(host) for host in hosts):
         return parameters
     ports = (parameters.get("port") or os.environ.get("PGPORT") or "5432").split(",")
     if len(ports) == 1:
         ports *= len(hosts)
-    # A name may have several addresses, as localhost has; libpq then tries each, so each gets an entry.
+    # A name such as localhost may have several addresses; each gets an entry, so that libpq tries all of them.
     entries = [
         (host, address, port)
         for host, port in zip(hosts, ports, strict=False)
@@ -178,7 +176,7 @@ def _is_name(host: str) -> bool:
 
 
 def _wait(connection: Any) -> None:
-    """psycopg2's wait callback: lets other green threads run while PostgreSQL works."""
+    """psycopg2's wait callback: runs other green threads while PostgreSQL works."""
     while True:
         state = connection.poll()
         if state == psycopg2.extensions.POLL_OK:
@@ -188,12 +186,12 @@ def _wait(connection: Any) -> None:
         elif state == psycopg2.extensions.POLL_WRITE:
             green.wait_writable(connection.fileno())
         else:
-            raise psycopg2.OperationalError(f"unexpected state {state} of the connection")
+            raise psycopg2.OperationalError(f"unexpected connection state {state}")
 
 
 @contextlib.contextmanager
 def session(database: Database) -> Iterator[Any]:
-    """A connection in autocommit mode for the body. Raises :class:`DatabaseUnavailableError`, which says which one."""
+    """A connection in autocommit mode for the body. Raises :class:`DatabaseUnavailableError` naming the database."""
     try:
         connection = database.connect()
     except DatabaseUnavailableError as error:
@@ -205,14 +203,14 @@ def session(database: Database) -> Iterator[Any]:
 
 
 def fetch(connection: Any, sql: str, *parameters: object, seconds: float = 30.0) -> list[tuple[Any, ...]]:
-    """The rows of one statement. Raises as :func:`translated_errors`."""
+    """Return the rows of one statement. Raises as :func:`translated_errors`."""
     with translated_errors(seconds), connection.cursor() as cursor:
         cursor.execute(sql, parameters or None)
         return list(cursor.fetchall()) if cursor.description else []
 
 
 def fetch_named(connection: Any, sql: str, seconds: float = 30.0) -> list[dict[str, Any]]:
-    """The rows of one statement, by the names of its columns. Raises as :func:`translated_errors`."""
+    """Return the rows of one statement as dictionaries by column name. Raises as :func:`translated_errors`."""
     with translated_errors(seconds), connection.cursor() as cursor:
         cursor.execute(sql)
         columns = [column.name for column in cursor.description]

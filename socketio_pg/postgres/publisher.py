@@ -1,4 +1,4 @@
-"""The publishing connection: one green thread takes every message that waits and commits them together."""
+"""The publishing connection: one green thread takes all waiting messages and commits them together."""
 
 import logging
 import time
@@ -24,7 +24,7 @@ _complain = Complaints(logger)
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """JSON text for ``channel``, with NOTIFY or (``durable``) through the log."""
+    """JSON text for ``channel``, sent with NOTIFY or, if ``durable``, through the log."""
 
     channel: str
     payload_json: str
@@ -33,27 +33,27 @@ class Outgoing:
 
 @dataclass(slots=True)
 class _Request:
-    """What goes together, or not at all."""
+    """Messages that are committed together or not at all."""
 
     messages: Sequence[Outgoing]
     done: green.Event = field(default_factory=green.Event)
 
     @property
     def channel(self) -> str | None:
-        """The only message's; which of several an error is about nobody can tell."""
+        """The channel of the only message; None for several, as it is unknown which of them an error is about."""
         return self.messages[0].channel if len(self.messages) == 1 else None
 
 
 class Publisher:
-    """Sends NOTIFY and ``socketio_pg.publish()`` for many callers at once; each is answered after its commit.
+    """Sends NOTIFY and ``socketio_pg.publish()`` for many callers together; each call returns after its commit.
 
-    Why together: PostgreSQL lets only one transaction with NOTIFY commit at a time, each waiting for the disk; ten in
-    one commit cost hardly more than one.
+    PostgreSQL commits transactions with NOTIFY one at a time, and each waits for the disk. Ten messages in one commit
+    cost hardly more than one.
     """
 
-    #: Seconds that a caller waits at most.
+    #: The maximum seconds that a caller waits.
     timeout = 2.0
-    #: Messages in one commit, and messages that may wait.
+    #: Messages and characters in one commit; requests in the queue.
     batch_size = 1000
     batch_characters = 4_000_000
     queue_size = 20_000
@@ -63,21 +63,20 @@ class Publisher:
         self._waiting: deque[_Request] = deque()
         self._worker = green.Worker()
         self._connection: Any = None
-        #: The connection was, since when there has been no other.
+        #: The last connection was lost and has not been replaced yet.
         self._lost = False
 
     def publish(self, messages: Sequence[Outgoing]) -> None:
-        """Send ``messages``, of which no two may be equal unless they are durable, in one transaction; returns after
-        the commit.
+        """Send ``messages`` in one transaction; return after the commit. No two may be equal, unless they are durable.
 
         Raises :class:`LogNotInstalledError`, :class:`PayloadTooLargeError` or :class:`InvalidRequestError` when
-        PostgreSQL does not take the message, and :class:`DatabaseUnavailableError` when that took over :attr:`timeout`
-        seconds or failed. After a lost connection it is then not known whether subscribers get the message, and the
-        error's message says so.
+        PostgreSQL rejects a message, and :class:`DatabaseUnavailableError` when the database fails or does not answer
+        within :attr:`timeout` seconds. If the connection was lost during the commit, it is unknown whether subscribers
+        get the message, and the error's message says so.
         """
         request = _Request(messages)
         if len(self._waiting) >= self.queue_size:
-            raise DatabaseUnavailableError("too many messages wait to be published", channel=request.channel)
+            raise DatabaseUnavailableError("too many messages are waiting to be published", channel=request.channel)
         began = time.monotonic()
         self._waiting.append(request)
         self._worker.start(self._run)
@@ -89,20 +88,20 @@ class Publisher:
 
     @property
     def waiting(self) -> int:
-        """Messages that wait for their commit to begin."""
+        """The number of requests whose commit has not begun."""
         return len(self._waiting)
 
     def flush(self, seconds: float) -> None:
-        """Wait until all that was handed in is committed or refused, ``seconds`` at most."""
+        """Wait until all messages are committed or refused, at most ``seconds``."""
         deadline = time.monotonic() + seconds
         while self._worker.running and time.monotonic() < deadline:
             green.sleep(0.01)
 
     def stop(self) -> None:
-        """Refuse what still waits, and close the connection."""
+        """Fail all waiting messages and close the connection."""
         self._worker.stop()
         self._fail(self._waiting, DatabaseUnavailableError("the server is shutting down"))
-        self._hang_up()
+        self._disconnect()
 
     def _run(self) -> None:
         batch: list[_Request] = []
@@ -115,7 +114,7 @@ class Publisher:
                     _complain(logging.WARNING, "publishing failed: %s", error)
                     metrics.failed_commits.inc()
                     self._fail(batch, error)
-                    # They would wait for the same; nobody is to wait longer than the timeout.
+                    # The waiting messages fail, too: another attempt could exceed their callers' timeout.
                     self._fail(self._waiting, error)
                 except SocketIOPGError:
                     self._commit_one_by_one(batch)
@@ -123,14 +122,14 @@ class Publisher:
                     for request in batch:
                         request.done.send()
         except BaseException:
-            # Killed by stop(), or a bug: nobody is left waiting. Those who have their answer keep it.
-            failed = DatabaseUnavailableError("the message may have been sent or not: publishing was cut off")
+            # Killed by stop(), or a bug: every caller gets an answer. Answers that were sent before remain valid.
+            failed = DatabaseUnavailableError("the message may have been sent or not: publishing was interrupted")
             self._fail(batch, failed)
             self._fail(self._waiting, failed)
             raise
 
     def _next_batch(self) -> list[_Request]:
-        """What waits, in order, up to the first repetition: PostgreSQL folds equal NOTIFYs of one transaction."""
+        """Take requests in order, up to the first duplicate, as PostgreSQL drops equal NOTIFYs in a transaction."""
         batch: list[_Request] = []
         seen: set[Outgoing] = set()
         count = size = 0
@@ -146,7 +145,7 @@ class Publisher:
         return batch
 
     def _commit(self, batch: Sequence[_Request]) -> None:
-        """One transaction. When it raises, nothing was sent, unless the error's message says that this is not known."""
+        """Commit one transaction. If it raises, nothing was sent, unless the error says that this is unknown."""
         for _ in range(2):
             reused = self._connection is not None
             try:
@@ -154,18 +153,18 @@ class Publisher:
                 break
             except DatabaseUnavailableError as error:
                 self._lost = self._lost or reused
-                self._hang_up()
-                # A connection that had been idle may have died long ago, with nothing sent: once more on a new one.
+                self._disconnect()
+                # An idle connection may have died unnoticed, and nothing was sent: retry once on a new one.
                 if not reused or isinstance(error, DatabaseTimeoutError):
                     raise
             except SocketIOPGError:
-                self._hang_up()
+                self._disconnect()
                 raise
         try:
             self._execute("COMMIT")
         except DatabaseUnavailableError as error:
             self._lost = True
-            self._hang_up()
+            self._disconnect()
             raise DatabaseUnavailableError(
                 "the database connection was lost during the commit: the message may have been sent or not"
             ) from error
@@ -178,30 +177,31 @@ class Publisher:
                 if self._lost:
                     metrics.reconnects.labels("publisher").inc()
                     self._lost = False
-        # In one round trip, and not with the COMMIT: see above. Rows of unnest() come in the order of its arrays.
+        # In one round trip, but without the COMMIT, so that a failure before it is known to have sent nothing. unnest()
+        # returns rows in the order of its arrays.
         sql, parameters = ["BEGIN"], []
         for function, payload_type, durable in (("pg_notify", "text", False), ("socketio_pg.publish", "jsonb", True)):
-            share = [message for request in batch for message in request.messages if message.durable is durable]
-            if share:
+            messages = [message for request in batch for message in request.messages if message.durable is durable]
+            if messages:
                 sql.append(
                     f"SELECT {function}(channel, payload::{payload_type})"
                     " FROM unnest(%s::text[], %s::text[]) AS message(channel, payload)"
                 )
-                parameters.append([encode_text(self._connection, message.channel) for message in share])
-                parameters.append([encode_text(self._connection, message.payload_json) for message in share])
+                parameters.append([encode_text(self._connection, message.channel) for message in messages])
+                parameters.append([encode_text(self._connection, message.payload_json) for message in messages])
         self._execute(";".join(sql), *parameters)
 
     def _execute(self, sql: str, *parameters: object) -> None:
         with translated_errors(self.timeout), self._connection.cursor() as cursor:
             cursor.execute(sql, parameters or None)
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
 
     def _commit_one_by_one(self, batch: Sequence[_Request]) -> None:
-        """One of them is not acceptable to PostgreSQL: find out which, and send the others."""
+        """Commit each request separately after PostgreSQL has rejected one of them, so that the others are sent."""
         for index, request in enumerate(batch):
             error: SocketIOPGError | None = None
             try:
@@ -213,7 +213,9 @@ class Publisher:
                 error = refused
                 durable = any(message.durable for message in request.messages)
                 if durable and refused.sqlstate in ("22P02", "22P05", "22003"):
-                    error = InvalidRequestError(f"payload cannot be kept as jsonb: {refused}", channel=request.channel)
+                    error = InvalidRequestError(
+                        f"payload cannot be stored as jsonb: {refused}", channel=request.channel
+                    )
             except SocketIOPGError as refused:
                 error = refused
             request.done.send(error)

@@ -1,4 +1,4 @@
-"""The schema ``socketio_pg`` in the database: applies ``sql/*.sql``, as often as anybody likes; removes it again."""
+"""Installs and upgrades the schema ``socketio_pg`` from ``sql/*.sql``, which is idempotent, and uninstalls it."""
 
 import re
 from collections.abc import Sequence
@@ -8,14 +8,15 @@ from socketio_pg.core.channels import LOG_CHANNEL, quote_identifier
 from socketio_pg.core.errors import DatabaseError
 from socketio_pg.postgres.database import Database, transaction
 
-#: Raised with each change of ``sql/*.sql``.
+#: The version of the schema. Increase it whenever ``sql/*.sql`` changes more than comments and messages.
 VERSION = 3
 
-#: The relay's advisory locks: a class of ours ("SoPG"), one that the relay holds, one while it is busy.
+#: Advisory locks: their class ("SoPG" in ASCII), the relay's lock, the lock that it holds while it is busy, and the one
+#: that serializes installations.
 LOCK_CLASS = 1399803975
 RELAY_LOCK, BUSY_LOCK, INIT_LOCK = 1, 2, 3
 
-#: Seconds that :func:`install` may take: it waits for another one that runs at the same time.
+#: Seconds for :func:`install`, including the wait for a concurrent installation.
 TIMEOUT = 30.0
 
 _FOLDER = Path(__file__).parent / "sql"
@@ -55,7 +56,8 @@ GRANT EXECUTE ON FUNCTION socketio_pg.watch_changed() TO {role};
 GRANT SELECT ON socketio_pg.watches, socketio_pg.watch_triggers TO {role};
 """
 
-#: All that is ours, by name and without CASCADE: what is somebody else's stands in the way, and PostgreSQL says what.
+#: Drops all objects of the schema by name and without CASCADE: it fails if other objects depend on them, and PostgreSQL
+#: names those.
 _UNINSTALL = """\
 DO $$
 DECLARE
@@ -79,7 +81,7 @@ BEGIN
 EXCEPTION WHEN dependent_objects_still_exist THEN
     GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL;
     RAISE EXCEPTION USING ERRCODE = 'dependent_objects_still_exist',
-        MESSAGE = 'what is not ours still uses the schema socketio_pg: ' || replace(detail, chr(10), ', ');
+        MESSAGE = 'other objects depend on the schema socketio_pg: ' || replace(detail, chr(10), ', ');
 END $$
 """
 
@@ -91,16 +93,16 @@ def statements(
     client_roles: Sequence[str] = (),
     watcher_role: str | None = None,
 ) -> str:
-    """The SQL that installs or upgrades the schema, without BEGIN and COMMIT.
+    """Return the SQL that installs or upgrades the schema, without BEGIN and COMMIT.
 
-    ``max_payload`` is the most bytes of a payload as PostgreSQL writes it. ``server_role``, ``publisher_role`` and
-    ``client_roles`` (those that tokens name), which must exist, get what a server, a publisher and a client's policies
-    need and nothing else. ``watcher_role`` may watch the tables that it owns: through a condition it acts with the
-    rights of the schema's owner (docs/watch.md).
+    ``max_payload`` is the maximum size of a payload in bytes, in PostgreSQL's text form of jsonb. ``server_role``,
+    ``publisher_role`` and ``client_roles`` (the roles that tokens name) must exist; they get only the privileges that a
+    server, a publisher and the evaluation of policies need. ``watcher_role`` may watch tables that it owns; a watch's
+    condition runs with the privileges of the schema's owner (docs/watch.md).
     """
     values = {"MAX_PAYLOAD": max_payload, "LOCK_CLASS": LOCK_CLASS, "BUSY_LOCK": BUSY_LOCK}
     parts = [
-        "-- One at a time: two that create the same thing at once would fail.\n"
+        "-- Serializes installations: concurrent ones would fail when they create the same object.\n"
         f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, {INIT_LOCK});\n",
         *(path.read_text("utf-8") for path in sorted(_FOLDER.glob("*.sql"))),
         f"INSERT INTO socketio_pg.schema_version (version) VALUES ({VERSION})\n"
@@ -109,7 +111,7 @@ def statements(
     granted = [(server_role, _SERVER_GRANTS), (publisher_role, _PUBLISHER_GRANTS), (watcher_role, _WATCHER_GRANTS)]
     granted += [(role, _CLIENT_GRANTS) for role in client_roles]
     parts += [grants.format(role=quote_identifier(role)) for role, grants in granted if role is not None]
-    parts.append(f"-- Servers that run already begin to use it.\nNOTIFY {LOG_CHANNEL}, 'installed';\n")
+    parts.append(f"-- Notifies running servers, which start to use the schema.\nNOTIFY {LOG_CHANNEL}, 'installed';\n")
     return re.sub(r"@([A-Z_]+)@", lambda found: str(values[found[1]]), "\n".join(parts))
 
 
@@ -125,7 +127,7 @@ def install(
 ) -> None:
     """Install or upgrade the schema, in one transaction. The role needs CREATE on the database.
 
-    Without ``again`` nothing is done where this version is installed already.
+    Without ``again`` it does nothing if this version is installed already.
 
     Raises :class:`DatabaseError`, :class:`DatabaseUnavailableError`.
     """
@@ -141,13 +143,13 @@ def install(
                     return
                 if installed is not None and installed[0] > VERSION:
                     raise DatabaseError(
-                        f"the schema is of version {installed[0]}, and this program of {VERSION}: upgrade it"
+                        f"the schema has version {installed[0]}, but this program has {VERSION}: upgrade the program"
                     )
             if encoding != "UTF8":
-                raise DatabaseError(f"the log tier needs a database in the encoding UTF8; this one is in {encoding}")
-            # Without the notices about what exists already.
+                raise DatabaseError(f"the log needs a database with encoding UTF8; this one has {encoding}")
+            # Suppresses notices about objects that exist already.
             cursor.execute("SET LOCAL client_min_messages = warning")
-            # Whoever waits for a lock stands before the relay and the publishers.
+            # While this transaction waits for a lock, the relay and publishers queue behind it.
             cursor.execute("SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '20s'")
             cursor.execute(statements(max_payload, server_role, publisher_role, client_roles, watcher_role))
     finally:
@@ -155,12 +157,12 @@ def install(
 
 
 def uninstall(database: Database) -> bool:
-    """Remove all that is ours, in one transaction: the log, watches on the tables of others, policies on our own table.
+    """Remove the schema in one transaction: the log, watches on other tables, policies on ``socketio_pg.messages``.
 
-    Nothing else: what others have put into the schema, or made to depend on it, stops it, and nothing is removed. Other
-    tables stay as they were. False when there was nothing to remove. The role must own the schema and what is watched.
+    If the schema contains other objects, or other objects depend on it, nothing is removed. Other tables remain
+    unchanged. Returns False if the schema is not installed. The role must own the schema and the watched tables.
 
-    Raises :class:`DatabaseError`, whose message names what stands in the way, :class:`DatabaseUnavailableError`.
+    Raises :class:`DatabaseError`, whose message names the dependent objects, :class:`DatabaseUnavailableError`.
     """
     connection = database.connect()
     try:
@@ -170,7 +172,7 @@ def uninstall(database: Database) -> bool:
                 return False
             cursor.execute("SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '20s'")
             cursor.execute(f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, {INIT_LOCK})")
-            # Without the notices about what an older version did not have.
+            # Suppresses notices about objects that an older version did not have.
             cursor.execute("SET LOCAL client_min_messages = warning")
             cursor.execute(_UNINSTALL)
             return True

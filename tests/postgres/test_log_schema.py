@@ -48,7 +48,7 @@ def psql_install(url: str) -> str:
 
 def test_a_newer_schema_is_left_alone(log: LogDatabase) -> None:
     log.sql("UPDATE socketio_pg.schema_version SET version = version + 1")
-    with pytest.raises(DatabaseError, match="upgrade it"):
+    with pytest.raises(DatabaseError, match="upgrade the program"):
         in_thread(schema.install, Database(log.url), MAX_PAYLOAD)
 
 
@@ -68,7 +68,7 @@ def test_the_printed_sql_installs_it(postgres: Cluster) -> None:
 def test_other_encodings_are_refused(postgres: Cluster) -> None:
     postgres.sql("DROP DATABASE IF EXISTS latin WITH (FORCE)")
     postgres.sql("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
-    with pytest.raises(DatabaseError, match="encoding UTF8; this one is in LATIN1"):
+    with pytest.raises(DatabaseError, match="encoding UTF8; this one has LATIN1"):
         in_thread(schema.install, Database(postgres.url("latin")), MAX_PAYLOAD)
 
 

@@ -89,7 +89,7 @@ def test_what_is_not_ours_stands_in_the_way(database: WatchDatabase, statement: 
     database.watch("orders")
     database.sql(statement)
     before = dump(database)
-    with pytest.raises(DatabaseError, match="what is not ours still uses the schema socketio_pg") as caught:
+    with pytest.raises(DatabaseError, match="other objects depend on the schema socketio_pg") as caught:
         uninstall(database)
     assert named in caught.value.message
     assert "\n" not in caught.value.message

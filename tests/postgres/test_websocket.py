@@ -194,7 +194,7 @@ def test_a_listen_that_fails_leaves_nothing_behind(server: SocketServer, channel
     (error,) = received(client, "error")
     assert error == {
         "code": "database_unavailable",
-        "message": "the database cannot be listened to at the moment",
+        "message": "cannot listen to the database at the moment",
         "channel": channel,
     }
     client.disconnect()

@@ -64,7 +64,7 @@ def test_invalid_url_error_does_not_disclose_the_password(position: str, address
         (
             OSError(-2, "Name or service not known"),
             DatabaseUnavailableError,
-            "PostgreSQL's host is not to be found: Name or service not known",
+            "PostgreSQL's host name cannot be resolved: Name or service not known",
         ),
     ],
 )
