@@ -1,4 +1,4 @@
-"""Hostile clients on the level of HTTP, Engine.IO and WebSocket: each is refused, and nobody else notices."""
+"""Hostile clients at the level of HTTP, Engine.IO and WebSocket: each is refused, and no other client is affected."""
 
 import re
 import socket
@@ -31,13 +31,13 @@ def server(postgres18: Cluster) -> Iterator[ServerProcess]:
         postgres18.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="2",
         PING_TIMEOUT="5", CONNECT_TIMEOUT="3", SEND_BUFFER_BYTES="200000",
     )  # fmt: skip
-    longest_stall(made)  # what watches for it runs from now on
+    longest_stall(made)  # the first call starts the measurement
     yield made
     made.close()
 
 
-def hello(one: WebSocket) -> None:
-    """Read what clients are told when they have come in."""
+def read_hello(one: WebSocket) -> None:
+    """Read up to the server's read_hello."""
     while not one.read_text().startswith('42["server_hello"'):
         pass
 
@@ -69,7 +69,7 @@ def hello(one: WebSocket) -> None:
         (b"\x81\xff" + (2**62).to_bytes(8, "big"), 1009),
     ],
 )  # fmt: skip
-def test_frames_that_break_the_protocol(server: ServerProcess, data: bytes, code: int) -> None:
+def test_frames_that_violate_the_protocol_close_the_websocket(server: ServerProcess, data: bytes, code: int) -> None:
     with unharmed(server):
         for _ in range(3):
             with WebSocket(server) as one:
@@ -77,10 +77,10 @@ def test_frames_that_break_the_protocol(server: ServerProcess, data: bytes, code
                 assert one.close_code() == code
 
 
-def test_control_frames_between_fragments(server: ServerProcess) -> None:
+def test_control_frames_between_fragments_are_answered(server: ServerProcess) -> None:
     with unharmed(server), WebSocket(server) as one:
         one.connect()
-        hello(one)
+        read_hello(one)
         whole = '420["unsubscribe",{"channel":"ünïcödé"}]'.encode()
         one.frame(TEXT, whole[:30], final=False)
         one.frame(PING, b"now")
@@ -90,7 +90,7 @@ def test_control_frames_between_fragments(server: ServerProcess) -> None:
         assert one.read_text() == '42["unsubscribed",{"channel":"ünïcödé"}]'
 
 
-def test_fragments_of_a_stranger_are_cut_off_early(server: ServerProcess) -> None:
+def test_fragments_before_connect_are_limited_to_64_kb(server: ServerProcess) -> None:
     with unharmed(server):
         ones = [WebSocket(server) for _ in range(30)]
         for one in ones:
@@ -101,18 +101,18 @@ def test_fragments_of_a_stranger_are_cut_off_early(server: ServerProcess) -> Non
             one.socket.close()
 
 
-def test_empty_fragments_for_ever(server: ServerProcess) -> None:
+def test_endless_empty_fragments_close_the_websocket(server: ServerProcess) -> None:
     with unharmed(server), WebSocket(server) as one:
         one.frame(TEXT, b"4", final=False)
         one.send(frame(CONTINUATION, final=False) * 200)
         assert one.close_code() == 1008
 
 
-def test_a_large_masked_frame_stops_nobody(server: ServerProcess) -> None:
+def test_large_masked_frame_does_not_stall_the_server(server: ServerProcess) -> None:
     with unharmed(server), WebSocket(server) as one:
         one.connect()
-        hello(one)
-        # Without its end, so that only the frame is measured and not what Socket.IO would make of it.
+        read_hello(one)
+        # The message stays unfinished, so that only the framing is measured, not the Socket.IO parsing.
         longest_stall(server)
         one.frame(BINARY, b"x" * 990_000, final=False)
         one.frame(CONTINUATION, b"", final=False)
@@ -121,19 +121,19 @@ def test_a_large_masked_frame_stops_nobody(server: ServerProcess) -> None:
             pass
         stall = longest_stall(server)
         print(f"longest stall {1000 * stall:.1f} ms")
-        assert state(server)["unread"] >= 990_000, "it was read"
-        assert stall < 0.05, "stock: 280 ms"  # measured 1 ms; the machine may be shared
+        assert state(server)["unread"] >= 990_000, "the frame was read"
+        assert stall < 0.05, "the stock server stalls for 280 ms"  # measured 1 ms; the machine may be shared
 
 
 @pytest.mark.parametrize("data", [frame(PING, b"x"), frame(PONG), frame(TEXT, b"3"), frame(TEXT, b"2x")])
-def test_a_flood_of_pings(server: ServerProcess, data: bytes) -> None:
+def test_flood_of_pings_closes_the_websocket(server: ServerProcess, data: bytes) -> None:
     with unharmed(server), WebSocket(server) as one:
         one.connect()
         one.send(data * 5000)
         assert one.close_code() == 1008
 
 
-def test_a_client_that_answers_pings_and_reads_nothing(
+def test_client_that_answers_pings_and_reads_nothing_is_disconnected(
     server: ServerProcess, postgres18: Cluster, channel: str
 ) -> None:
     with unharmed(server), WebSocket(server, receive_buffer=4096) as one:
@@ -157,7 +157,7 @@ def test_a_client_that_answers_pings_and_reads_nothing(
             raise ConnectionResetError
 
 
-def test_compressed_frames_are_never_agreed_on(server: ServerProcess) -> None:
+def test_compression_is_never_negotiated(server: ServerProcess) -> None:
     offer = {"Sec-WebSocket-Extensions": "permessage-deflate; server_no_context_takeover; client_max_window_bits=15"}
     with unharmed(server), WebSocket(server, headers=offer) as one:
         assert "sec-websocket-extensions" not in one.answer.headers
@@ -185,18 +185,18 @@ def test_compressed_frames_are_never_agreed_on(server: ServerProcess) -> None:
         ({"Content-Length": "", "Transfer-Encoding": "xchunked"}, b"4", 501),
     ],
 )
-def test_bodies_that_are_refused(server: ServerProcess, headers: dict[str, str], body: bytes, status: int) -> None:
+def test_invalid_bodies_are_refused(server: ServerProcess, headers: dict[str, str], body: bytes, status: int) -> None:
     with unharmed(server):
         for _ in range(30):
             path = open_session(server)
             with Connection(server) as one:
                 one.request("POST", path, headers, body)
                 assert one.reply().status == status
-                assert one.closed(), "what follows must not be taken for a request"
-            http(server, "POST", path, body=b"1")  # otherwise it is waited for until it has not become a client
+                assert one.closed(), "the rest must not be parsed as a request"
+            http(server, "POST", path, body=b"1")  # otherwise the session stays open until CONNECT_TIMEOUT
 
 
-def test_bodies_that_do_not_come(server: ServerProcess) -> None:
+def test_missing_bodies_time_out(server: ServerProcess) -> None:
     with unharmed(server):
         ones = [Connection(server) for _ in range(30)]
         for one in ones:
@@ -207,7 +207,7 @@ def test_bodies_that_do_not_come(server: ServerProcess) -> None:
             one.socket.close()
 
 
-def test_a_body_that_comes_a_byte_at_a_time(server: ServerProcess) -> None:
+def test_slow_body_times_out(server: ServerProcess) -> None:
     with unharmed(server), Connection(server) as one:
         one.request("POST", open_session(server), {"Content-Length": "1000"}, b"4")
         one.socket.settimeout(0.2)
@@ -225,18 +225,18 @@ def test_a_body_that_comes_a_byte_at_a_time(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("path", ["/healthz", POLLING])
 @pytest.mark.parametrize("head", ["Transfer-Encoding: chunked", "Content-Length: 99999999999"])
-def test_a_body_without_end_stops_nobody(server: ServerProcess, path: str, head: str) -> None:
+def test_endless_body_does_not_stall_the_server(server: ServerProcess, path: str, head: str) -> None:
     with unharmed(server), Connection(server) as one:
         one.send(f"POST {path} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode())
         with pytest.raises(ConnectionError):  # noqa: PT012
-            for _ in range(2000):  # 130 MB, without an end of a line
+            for _ in range(2000):  # 130 MB without a line end
                 one.send(b"1" * 65536)
 
 
-# -- heads -------------------------------------------------------------------------------------------------------------
+# -- headers -----------------------------------------------------------------------------------------------------------
 
 
-def test_slow_heads_are_cut_off(server: ServerProcess) -> None:
+def test_slow_headers_time_out(server: ServerProcess) -> None:
     with unharmed(server):
         ones = [Connection(server) for _ in range(300)]
         began = time.monotonic()
@@ -274,14 +274,14 @@ def test_slow_heads_are_cut_off(server: ServerProcess) -> None:
         f"GET {POLLING} HTTP/1.1\r\n" + "X: 1\r\n" * 200 + "\r\n",
     ],
 )
-def test_heads_that_are_none(server: ServerProcess, head: str) -> None:
+def test_invalid_headers_are_refused(server: ServerProcess, head: str) -> None:
     with unharmed(server), Connection(server) as one:
         one.send(head.encode("latin-1"))
         assert one.reply().status in (400, 431, 505)
         assert one.closed()
 
 
-def test_nothing_that_a_client_sends_makes_a_line_in_the_log_or_a_header(server: ServerProcess) -> None:
+def test_client_input_cannot_forge_log_lines_or_headers(server: ServerProcess) -> None:
     forged = "FORGED 2026-01-01 CRITICAL"
     with unharmed(server):
         for path in [
@@ -310,14 +310,14 @@ def test_nothing_that_a_client_sends_makes_a_line_in_the_log_or_a_header(server:
         {"Authorization": "x", "Cookie": "session=y"},
     ],
 )
-def test_a_sid_is_of_no_use_without_what_the_handshake_showed(server: ServerProcess, headers: dict[str, str]) -> None:
+def test_session_requires_the_credentials_of_its_handshake(server: ServerProcess, headers: dict[str, str]) -> None:
     path = open_session(server, headers)
     wrongs = [headers | {name: value + "x"} for name, value in headers.items()]
     if "Cookie" in headers:
         wrongs.append({name: value for name, value in headers.items() if name != "Cookie"})
     for wrong in wrongs:
         reply = http(server, path=path, headers=wrong)
-        assert (reply.status, reply.json["code"]) == (400, 1), "as for one that does not exist"
+        assert (reply.status, reply.json["code"]) == (400, 1), "the same answer as for an unknown session"
         assert http(server, "POST", path, wrong, b"1").status == 400
         upgrade = websocket_path(path)
         assert http(server, path=upgrade, headers=GOOD | wrong).status == 400
@@ -325,19 +325,19 @@ def test_a_sid_is_of_no_use_without_what_the_handshake_showed(server: ServerProc
     assert http(server, path=path, headers=headers).status == 200
 
 
-def test_a_header_that_comes_with_the_handshake_only_is_enough(server: ServerProcess) -> None:
-    """As python-engineio's client sends it by long-polling, and as browsers do with an upgrade."""
+def test_authorization_header_is_needed_only_in_the_handshake(server: ServerProcess) -> None:
+    """python-engineio's client sends it only then with long-polling, as do browsers with an upgrade."""
     path = open_session(server, {"Authorization": "Bearer abc"})
     assert http(server, "POST", path, {}, b"40").status == 200
     assert http(server, path=path).status == 200
 
 
-def test_other_cookies_may_change_and_a_login_may_come_later(server: ServerProcess) -> None:
+def test_other_cookies_may_change_within_a_session(server: ServerProcess) -> None:
     path = open_session(server, {"Cookie": "analytics=1"})
     assert http(server, "POST", path, {"Cookie": "analytics=2; session=new"}, b"40").status == 200
 
 
-def test_upgrades_that_stop_halfway(server: ServerProcess) -> None:
+def test_unfinished_upgrades_are_closed(server: ServerProcess) -> None:
     with unharmed(server):
         ones = []
         for index in range(20):
@@ -351,7 +351,7 @@ def test_upgrades_that_stop_halfway(server: ServerProcess) -> None:
             one.socket.close()
 
 
-def test_polls_of_who_vanishes(server: ServerProcess) -> None:
+def test_sessions_of_vanished_clients_are_removed(server: ServerProcess) -> None:
     before = state(server)["sockets"]
     with unharmed(server):
         paths = [open_session(server) for _ in range(50)]
@@ -361,4 +361,4 @@ def test_polls_of_who_vanishes(server: ServerProcess) -> None:
                 one.request("GET", path)
                 if index % 2:
                     one.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    assert {http(server, path=path).status for path in paths} == {400}, "their sessions are forgotten"
+    assert {http(server, path=path).status for path in paths} == {400}, "the sessions are removed"

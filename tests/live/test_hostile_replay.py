@@ -1,4 +1,4 @@
-"""Positions that nobody was given, on a server with the log: only the channel's own is read, and nothing breaks."""
+"""Forged positions on a server with a log: only the channel's own messages are read, and nothing breaks."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ PUBLISHED = 30
 def log(postgres18: Cluster) -> Iterator[Log]:
     made = Log(postgres18, "live_hostile_log", AUTO_INIT="1")
     wait_installed(made)
-    # So that a position of 0 and those of other channels have something to bring.
+    # Messages of another channel, which no replay may return.
     made.publish("somebody-else's", 1, PUBLISHED)
     made.settle()
     yield made
@@ -32,8 +32,8 @@ def head(log: Log) -> dict[str, Any]:
     return {"epoch": epoch, "position": position}
 
 
-def goes_on(log: Log, client: SocketClient, channel: str) -> bool:
-    """Whether the next message of ``channel`` arrives at ``client``, and nothing had before it."""
+def receives_next(log: Log, client: SocketClient, channel: str) -> bool:
+    """Return whether the next message that ``client`` receives is one that is now published to ``channel``."""
     log.publish(channel, 7, 7)
     event = client.next("event", 30)
     return event["channel"] == channel and event["payload"][0] == 7 and client.pending("event") == 0
@@ -49,7 +49,7 @@ def goes_on(log: Log, client: SocketClient, channel: str) -> bool:
      '"since":EPOCH', '"since":1', '"history":-1', '"history":1001', '"history":9223372036854775808',
      '"history":1e400', '"history":"1"', '"history":1,"since":{"epoch":EPOCH,"position":1}'],
 )  # fmt: skip
-def test_what_is_no_position_subscribes_to_nothing(log: Log, channel: str, start: str) -> None:
+def test_invalid_position_is_refused(log: Log, channel: str, start: str) -> None:
     body = f'{{"channel":"{channel}",{start.replace("EPOCH", json.dumps(head(log)["epoch"]))}}}'
     with Swarm("127.0.0.1", log.server.port) as swarm, SocketClient(log.server.url) as witness:
         witness.call("subscribe", {"channel": channel})
@@ -58,31 +58,31 @@ def test_what_is_no_position_subscribes_to_nothing(log: Log, channel: str, start
         swarm.run_until(lambda: any(packet.startswith("31[") for packet in raw.packets))
         [answer] = [json.loads(packet[2:]) for packet in raw.packets if packet.startswith("31[")]
         assert answer[0]["error"]["code"] == "invalid_request"
-        assert goes_on(log, witness, channel)
+        assert receives_next(log, witness, channel)
         raw.send('422["unsubscribe",{"channel":"another"}]')
         swarm.run_until(lambda: any(packet.startswith("32[") for packet in raw.packets))
         assert raw.events("event") == []
 
 
 @pytest.mark.parametrize("position", [10**9, 2**62, 2**63 - 1])
-def test_a_position_in_the_future_is_unknown(log: Log, channel: str, position: int) -> None:
+def test_future_position_is_reported_as_unknown(log: Log, channel: str, position: int) -> None:
     with SocketClient(log.server.url) as client:
         answer = client.call("subscribe", {"channel": channel, "since": head(log) | {"position": position}})
         assert (answer["ok"], answer["recovered"], answer["reason"]) == (True, False, "position_unknown")
         assert answer["position"] <= head(log)["position"]
-        assert goes_on(log, client, channel)
+        assert receives_next(log, client, channel)
 
 
 @pytest.mark.parametrize("position", [0, 1, PUBLISHED // 2])
-def test_another_channels_position_brings_only_the_own_channel(log: Log, channel: str, position: int) -> None:
-    """Positions are the log's, not the channel's: one from elsewhere is as good as any, and shows nothing of it."""
+def test_position_of_another_channel_replays_only_the_requested_channel(log: Log, channel: str, position: int) -> None:
+    """Positions count the whole log: any one is valid, and none reveals messages of other channels."""
     log.publish(channel, 1, 3)
     log.settle()
     with SocketClient(log.server.url) as client:
         answer = client.call("subscribe", {"channel": channel, "since": head(log) | {"position": position}})
         assert (answer["ok"], answer["recovered"]) == (True, True)
         assert numbers(client, 3) == [1, 2, 3]
-        assert goes_on(log, client, channel)
+        assert receives_next(log, client, channel)
 
 
 @pytest.mark.parametrize(
@@ -90,30 +90,30 @@ def test_another_channels_position_brings_only_the_own_channel(log: Log, channel
               "a\r\nb", "%s", "\u202e"],
 )  # fmt: skip
 @pytest.mark.parametrize("position", [0, 1, 2**63 - 1])
-def test_an_epoch_that_is_not_the_logs(log: Log, channel: str, epoch: str, position: int) -> None:
+def test_unknown_epoch_is_reported_as_changed(log: Log, channel: str, epoch: str, position: int) -> None:
     with SocketClient(log.server.url) as client:
         answer = client.call("subscribe", {"channel": channel, "since": {"epoch": epoch, "position": position}})
         assert (answer["ok"], answer["recovered"], answer["reason"]) == (True, False, "epoch_changed")
-        assert goes_on(log, client, channel)
+        assert receives_next(log, client, channel)
 
 
-def test_the_epoch_in_other_letters_is_another(log: Log, channel: str) -> None:
+def test_epoch_is_case_sensitive(log: Log, channel: str) -> None:
     with SocketClient(log.server.url) as client:
         start = {"epoch": head(log)["epoch"].upper(), "position": 1}
         assert client.call("subscribe", {"channel": channel, "since": start})["reason"] == "epoch_changed"
 
 
-def test_the_most_history_of_a_channel_with_less(log: Log, channel: str) -> None:
+def test_maximum_history_returns_all_messages(log: Log, channel: str) -> None:
     log.publish(channel, 1, 5)
     log.settle()
     with SocketClient(log.server.url) as client:
         assert client.call("subscribe", {"channel": channel, "history": 1000})["ok"]
         assert numbers(client, 5) == [1, 2, 3, 4, 5]
-        assert goes_on(log, client, channel)
+        assert receives_next(log, client, channel)
 
 
-def test_positions_asked_for_hundreds_of_times_at_once(log: Log, channel: str) -> None:
-    """One client asks for everything again and again: the last request is served to its end, and so are others."""
+def test_hundreds_of_concurrent_replay_requests_lose_nothing(log: Log, channel: str) -> None:
+    """One client requests the whole channel 300 times: the last request completes, and other clients are served."""
     log.publish(channel, 1, 20)
     log.settle()
     begin = head(log) | {"position": 0}
@@ -123,7 +123,7 @@ def test_positions_asked_for_hundreds_of_times_at_once(log: Log, channel: str) -
         raw.send_all(*[f'42{n}["subscribe",{json.dumps({"channel": channel, "since": begin})}]' for n in range(300)])
         swarm.run_until(lambda: sum(packet.startswith("3") for packet in raw.packets) == 300, 60)
         assert all('"ok":true' in packet for packet in raw.packets if packet.startswith("3"))
-        # Whatever the others had brought before they were ended, after the last one nothing is missing.
+        # Later requests cancel earlier ones; the last one must replay everything.
         swarm.run_until(lambda: [event["payload"][0] for event in raw.events("event")][-20:] == list(range(1, 21)), 60)
         assert since(answer)["epoch"] == begin["epoch"]
-        assert goes_on(log, witness, channel)
+        assert receives_next(log, witness, channel)

@@ -1,4 +1,4 @@
-"""Clients that send what no client should, to a real server: each attack leaves everything as it was before."""
+"""Hostile Socket.IO clients of a real server: no attack affects other clients or leaves anything behind."""
 
 import json
 import re
@@ -20,7 +20,7 @@ APP = "tests.support.watched_app:app"
 
 @pytest.fixture(scope="module")
 def server(postgres18: Cluster) -> Iterator[ServerProcess]:
-    # What the limits refuse would not get as far.
+    # Without rate limits, so that every packet reaches the parser.
     made = ServerProcess(postgres18.url(), app=APP, DRAIN_SECONDS="0.2", MAX_EVENTS_PER_SECOND="0")
     yield made
     made.close()
@@ -33,8 +33,8 @@ def binary_server(postgres18: Cluster) -> Iterator[ServerProcess]:
     made.close()
 
 
-def ask(swarm: Swarm, client: RawClient, packet: str, id: int) -> object:
-    """The acknowledgement of ``packet``, which asks for one with ``id``."""
+def call(swarm: Swarm, client: RawClient, packet: str, id: int) -> object:
+    """Send ``packet``, which requests acknowledgement ``id``, and return its value."""
     client.send(packet)
     return answer_of(swarm, client, id)
 
@@ -55,12 +55,12 @@ def answer_of(swarm: Swarm, client: RawClient, id: int) -> object:
 @pytest.mark.parametrize(
     "name", ["connect", "disconnect", "connect_error", "disconnecting", "newListener", "removeListener", "*"]
 )
-def test_reserved_names(server: ServerProcess, channel: str, name: str) -> None:
+def test_reserved_event_names_are_refused(server: ServerProcess, channel: str, name: str) -> None:
     with unharmed(server, channel) as witness, Swarm("127.0.0.1", server.port) as swarm:
         [raw] = swarm.connect(1)
         victim = witness.io.get_sid()
         for number, arguments in enumerate((f',"{victim}"', f',"{victim}",{{}}', "")):
-            answer = ask(swarm, raw, f'42{number}["{name}"{arguments}]', number)
+            answer = call(swarm, raw, f'42{number}["{name}"{arguments}]', number)
             assert isinstance(answer, dict)
             assert answer["error"] == {"code": "invalid_request", "message": f"the event name '{name}' is reserved"}
 
@@ -72,7 +72,9 @@ def test_reserved_names(server: ServerProcess, channel: str, name: str) -> None:
      '450-["x"]', '459999999999-["x"]', '45-1-["x"]', "461-1[]"],
     ids=lambda packet: packet[:24].encode("unicode_escape").decode(),
 )  # fmt: skip
-def test_thousands_of_what_is_no_packet(server: ServerProcess, channel: str, packet: str) -> None:
+def test_thousands_of_invalid_packets_cause_one_error_per_client(
+    server: ServerProcess, channel: str, packet: str
+) -> None:
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
         clients = swarm.connect(20)
         for client in clients:
@@ -80,11 +82,11 @@ def test_thousands_of_what_is_no_packet(server: ServerProcess, channel: str, pac
             client.send_all(*[packet] * (200 if len(packet) < 1000 else 1))
             client.socket.setblocking(False)
         swarm.run_until(lambda: all(client.closed for client in clients))
-        assert [len(client.events("error")) for client in clients] == [1] * 20, "told once, however much follows"
+        assert [len(client.events("error")) for client in clients] == [1] * 20, "one error, whatever follows"
         assert clients[0].events("error")[0]["code"] == "invalid_request"
 
 
-def test_thousands_of_connections_that_send_rubbish_do_not_fill_the_log(server: ServerProcess, channel: str) -> None:
+def test_invalid_packets_of_many_connections_do_not_flood_the_log(server: ServerProcess, channel: str) -> None:
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
         logged, began = len(server.log), time.monotonic()
         for _ in range(5):
@@ -96,12 +98,12 @@ def test_thousands_of_connections_that_send_rubbish_do_not_fill_the_log(server: 
         assert 1 <= lines <= time.monotonic() - began + 1
 
 
-def test_binary_data_that_nobody_wants(server: ServerProcess, channel: str) -> None:
+def test_unexpected_binary_data_closes_the_connection(server: ServerProcess, channel: str) -> None:
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
         [raw] = swarm.connect(1)
         raw.send_binary(b"\0" * 1000)
         swarm.run_until(lambda: raw.closed)
-        with SocketClient(server.url, reconnection=False) as client:  # a stock client that is wrong about it
+        with SocketClient(server.url, reconnection=False) as client:  # a stock client that sends binary data regardless
             client.io.emit("publish", {"channel": channel, "payload": b"binary"})
             assert client.next("error")["message"] == "this server accepts no binary data"
             client.next("disconnect")
@@ -120,7 +122,9 @@ def test_binary_data_that_nobody_wants(server: ServerProcess, channel: str) -> N
     ],
     ids=["negative", "twice", "nested", "missing", "too large together", "too many", "none"],
 )
-def test_bad_attachments(binary_server: ServerProcess, channel: str, head: str, attachments: list[bytes]) -> None:
+def test_invalid_attachments_close_the_connection(
+    binary_server: ServerProcess, channel: str, head: str, attachments: list[bytes]
+) -> None:
     with unharmed(binary_server, channel), Swarm("127.0.0.1", binary_server.port) as swarm:
         [raw] = swarm.connect(1)
         raw.socket.setblocking(True)
@@ -132,14 +136,14 @@ def test_bad_attachments(binary_server: ServerProcess, channel: str, head: str, 
         assert [error["code"] for error in raw.events("error")] == ["invalid_request"]
 
 
-def test_attachments_that_never_come(binary_server: ServerProcess, channel: str) -> None:
+def test_missing_attachments_are_released_on_disconnect(binary_server: ServerProcess, channel: str) -> None:
     before = state(binary_server)["attachments"]
     with unharmed(binary_server, channel), Swarm("127.0.0.1", binary_server.port) as swarm:
         clients = swarm.connect(50)
         for client in clients:
             client.send('4516-["x",{"_placeholder":true,"num":0}]')
             client.send_binary(b"x" * 100)
-        until(lambda: state(binary_server)["attachments"] == before + 50, "all are waited for")
+        until(lambda: state(binary_server)["attachments"] == before + 50, "the server waits for all attachments")
         for client in clients:
             swarm.leave(client)
     assert state(binary_server)["attachments"] == before
@@ -166,10 +170,10 @@ def test_attachments_that_never_come(binary_server: ServerProcess, channel: str)
     ],
     ids=lambda value: None if value is None else value[:24].encode("unicode_escape").decode(),
 )
-def test_values(server: ServerProcess, channel: str, value: str, code: str | None) -> None:
+def test_payload_values_are_checked(server: ServerProcess, channel: str, value: str, code: str | None) -> None:
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
         [raw] = swarm.connect(1)
-        assert ask(swarm, raw, f'421["subscribe",{{"channel":"{channel}"}}]', 1) == {"ok": True, "channel": channel}
+        assert call(swarm, raw, f'421["subscribe",{{"channel":"{channel}"}}]', 1) == {"ok": True, "channel": channel}
         raw.socket.setblocking(True)
         raw.send(f'422["publish",{{"channel":"{channel}","payload":{value}}}]')
         raw.socket.setblocking(False)
@@ -184,20 +188,20 @@ def test_values(server: ServerProcess, channel: str, value: str, code: str | Non
 @pytest.mark.parametrize(
     "value", ["NaN", "[1e400]", '"\\ud800"', '{"\\ud800":NaN}', "12345678901234567890123", "9" * 4_200]
 )
-def test_what_an_application_gives_back_is_json(server: ServerProcess, channel: str, value: str) -> None:
+def test_return_values_of_handlers_are_valid_json(server: ServerProcess, channel: str, value: str) -> None:
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
         [raw] = swarm.connect(1)
-        answer = ask(swarm, raw, f'421["message-with-ack",{value}]', 1)
+        answer = call(swarm, raw, f'421["message-with-ack",{value}]', 1)
         assert answer in (None, [None], json.loads(value) if value.isdigit() else None) or (
             isinstance(answer, dict) and answer["error"]["code"] == "internal"
         )
-        assert ask(swarm, raw, '422["message-with-ack","still here"]', 2) == "still here"
+        assert call(swarm, raw, '422["message-with-ack","still here"]', 2) == "still here"
 
 
 @pytest.mark.parametrize("packet", ["[" * 1_000_000, "9" * 1_000_000, "[" + "9" * 999_000 + "]", "NaN," * 250_000,
                                     '"' + "\\ud800" * 160_000 + '"', "[]," * 330_000, "1e400," * 160_000],
                          ids=lambda packet: packet[:7].encode("unicode_escape").decode())  # fmt: skip
-def test_a_megabyte_of_rubbish_holds_nobody_up(server: ServerProcess, channel: str, packet: str) -> None:
+def test_one_megabyte_of_garbage_delays_no_other_client(server: ServerProcess, channel: str, packet: str) -> None:
     with unharmed(server, channel) as witness, Swarm("127.0.0.1", server.port) as swarm:
         clients = swarm.connect(3)
         for client in clients:
@@ -206,7 +210,7 @@ def test_a_megabyte_of_rubbish_holds_nobody_up(server: ServerProcess, channel: s
             client.socket.setblocking(False)
         began = time.monotonic()
         witness.call("unsubscribe", {"channel": "nothing"})
-        assert time.monotonic() - began < 3.0, "some of it for a busy machine"
+        assert time.monotonic() - began < 3.0, "mostly an allowance for a busy machine"
         for client in clients:
             answer = answer_of(swarm, client, 1)
             assert isinstance(answer, dict)
@@ -219,22 +223,22 @@ def test_a_megabyte_of_rubbish_holds_nobody_up(server: ServerProcess, channel: s
      '"socketio_pg_bell"', '"socketio_pg_permissions"', '"socketio_pg:x"', '"a\\u0000"', '"a\\r\\nERROR forged"',
      '"\\u0085"', '"\\ud800"', '"*"', '"a*"', '" a"', '"a\\u3000"', "NaN", "1e400", "9" * 30],
 )  # fmt: skip
-def test_channels_that_are_none(server: ServerProcess, channel: str, name: str) -> None:
+def test_invalid_channels_are_refused(server: ServerProcess, channel: str, name: str) -> None:
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
         [raw] = swarm.connect(1)
         for number, event in enumerate(("subscribe", "unsubscribe", "publish")):
-            answer = ask(swarm, raw, f'42{number}["{event}",{{"channel":{name},"payload":1}}]', number)
+            answer = call(swarm, raw, f'42{number}["{event}",{{"channel":{name},"payload":1}}]', number)
             assert isinstance(answer, dict)
             assert answer["error"]["code"] == "invalid_channel"
 
 
-def test_the_id_of_a_client_is_no_channel(server: ServerProcess, channel: str) -> None:
+def test_client_id_is_not_a_valid_channel(server: ServerProcess, channel: str) -> None:
     with unharmed(server, channel) as witness, SocketClient(server.url) as client:
         for sid in (witness.io.get_sid(), client.io.get_sid()):
             assert client.call("subscribe", {"channel": sid})["error"]["code"] == "invalid_channel"
 
 
-def test_names_that_look_alike_are_different_channels(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+def test_similar_looking_names_are_different_channels(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
     names = [
         unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é"), "paypal", "pаypal", "a\u202eb", "ab",  # noqa: RUF001
         "a\u200bb", "A", "a", "a", "ﬁ", "fi", "ß", "ss", "Ⅷ", "__proto__", "constructor",
@@ -266,28 +270,28 @@ def test_names_that_look_alike_are_different_channels(server: ServerProcess, pos
      '"history":true', '"history":1.0', '"history":"5"', '"history":[]', '"history":1e400',
      '"history":1,"since":{"epoch":"x","position":1}'],
 )  # fmt: skip
-def test_positions_that_are_none(server: ServerProcess, channel: str, start: str) -> None:
+def test_invalid_positions_are_refused(server: ServerProcess, channel: str, start: str) -> None:
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
         [raw] = swarm.connect(1)
-        answer = ask(swarm, raw, f'421["subscribe",{{"channel":"{channel}",{start}}}]', 1)
+        answer = call(swarm, raw, f'421["subscribe",{{"channel":"{channel}",{start}}}]', 1)
         assert isinstance(answer, dict)
         assert answer["error"]["code"] == "invalid_request"
 
 
 @pytest.mark.parametrize("epoch", ["", "x" * 900_000, "'; DROP SCHEMA socketio_pg CASCADE; --", "\0", "a\r\nb", "%s"])
 @pytest.mark.parametrize("position", [0, 1, 2**63 - 1])
-def test_epochs_that_never_were(server: ServerProcess, channel: str, epoch: str, position: int) -> None:
+def test_unknown_epoch_is_not_recovered(server: ServerProcess, channel: str, epoch: str, position: int) -> None:
     with unharmed(server, channel), SocketClient(server.url) as client:
         answer = client.call("subscribe", {"channel": channel, "since": {"epoch": epoch, "position": position}})
         assert (answer["ok"], answer["recovered"], answer["reason"]) == (True, False, "not_installed")
 
 
-def test_acknowledgements_that_nobody_asked_for(server: ServerProcess, channel: str) -> None:
+def test_unrequested_acknowledgements_are_ignored(server: ServerProcess, channel: str) -> None:
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
         [raw] = swarm.connect(1)
         raw.send_all(*[f'43{number}["x"]' for number in range(5_000)])
-        assert ask(swarm, raw, '427["message-with-ack",1]', 7) == 1
-        # With another one's arguments, and for what was answered already.
+        assert call(swarm, raw, '427["message-with-ack",1]', 7) == 1
+        # Acknowledgements with other arguments, and a repeated one.
         raw.send('428["call me","?"]')
         swarm.run_until(lambda: any(re.match(r'2\d+\["question"', str(packet)) for packet in raw.packets))
         asked = next(packet for packet in raw.packets if re.match(r'2\d+\["question"', str(packet)))
@@ -297,15 +301,17 @@ def test_acknowledgements_that_nobody_asked_for(server: ServerProcess, channel: 
         assert answer_of(swarm, raw, 8) == "mine"
 
 
-def test_subscribing_and_leaving_thousands_of_times(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+def test_thousands_of_subscriptions_leave_nothing_behind(
+    server: ServerProcess, postgres18: Cluster, channel: str
+) -> None:
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
         [raw] = swarm.connect(1)
         body = json.dumps({"channel": channel})
         for _ in range(20):
             raw.send_all(*[f'42["subscribe",{body}]', f'42["unsubscribe",{body}]'] * 100)
-            ask(swarm, raw, '429["message-with-ack",1]', 9)
+            call(swarm, raw, '429["message-with-ack",1]', 9)
         raw.packets.clear()
-        ask(swarm, raw, f'421["subscribe",{body}]', 1)
+        call(swarm, raw, f'421["subscribe",{body}]', 1)
         raw.packets.clear()
         raw.send_all(*[f'42{number}["subscribe",{body}]' for number in range(10, 2_010)])
         answer_of(swarm, raw, 2_009)
@@ -316,7 +322,7 @@ def test_subscribing_and_leaving_thousands_of_times(server: ServerProcess, postg
         assert [event["payload"] for event in raw.events("event")] == [1, 2]
 
 
-def test_connecting_and_leaving_thousands_of_times_on_one_transport(server: ServerProcess, channel: str) -> None:
+def test_thousands_of_reconnects_on_one_transport_leave_nothing_behind(server: ServerProcess, channel: str) -> None:
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
         [raw] = swarm.connect(1)
         body = json.dumps({"channel": channel})
@@ -324,10 +330,10 @@ def test_connecting_and_leaving_thousands_of_times_on_one_transport(server: Serv
             raw.packets.clear()
             raw.send_all(*[f'42["subscribe",{body}]', "41", "40"] * 100)
             swarm.run_until(lambda: sum(str(packet).startswith('0{"sid"') for packet in raw.packets) == 100)
-        assert ask(swarm, raw, '427["message-with-ack",1]', 7) == 1
+        assert call(swarm, raw, '427["message-with-ack",1]', 7) == 1
 
 
-def test_thousands_of_namespaces(server: ServerProcess, channel: str) -> None:
+def test_thousands_of_unknown_namespaces_are_refused(server: ServerProcess, channel: str) -> None:
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
         [raw] = swarm.connect(1)
         swarm.run_until(lambda: bool(raw.events("server_hello")))
@@ -336,25 +342,25 @@ def test_thousands_of_namespaces(server: ServerProcess, channel: str) -> None:
             raw.send_all(*[f"40/{group}-{number}," for number in range(200)])
             swarm.run_until(lambda: len(raw.packets) == 200)
             assert raw.packets[0] == f'4/{group}-0,{{"message":"Invalid namespace"}}'
-        assert ask(swarm, raw, '427["message-with-ack",1]', 7) == 1
+        assert call(swarm, raw, '427["message-with-ack",1]', 7) == 1
 
 
-def test_a_handler_that_raises_or_takes_other_arguments(server: ServerProcess, channel: str) -> None:
+def test_failing_handler_is_reported_and_logged_at_a_limited_rate(server: ServerProcess, channel: str) -> None:
     with unharmed(server, channel, errors_logged=True), Swarm("127.0.0.1", server.port) as swarm:
         [raw] = swarm.connect(1)
         logged, began = len(server.log), time.monotonic()
         for number in range(10):
             raw.send_all(*['42["raise"]', '42["raise",1,2]', '42["call me"]'] * 100)
-            answer = ask(swarm, raw, f'42{number}["raise"]', number)
+            answer = call(swarm, raw, f'42{number}["raise"]', number)
             assert answer == {"ok": False, "error": {"code": "internal", "message": "the server failed to handle this"}}
-        answer = ask(swarm, raw, '4299["raise",1]', 99)
+        answer = call(swarm, raw, '4299["raise",1]', 99)
         assert isinstance(answer, dict)
         assert answer["error"] == {"code": "invalid_request", "message": "this event takes other arguments"}
         assert server.log[logged:].count("Traceback") <= time.monotonic() - began + 1
         assert not any("s3cret" in str(packet) for packet in raw.packets)
 
 
-def test_nothing_that_a_client_names_begins_a_line_of_the_log(server: ServerProcess, channel: str) -> None:
+def test_client_input_cannot_start_a_log_line(server: ServerProcess, channel: str) -> None:
     forged = r"x\r\n2026-01-01 ERROR forged\n"
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
         for packet in (

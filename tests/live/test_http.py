@@ -1,4 +1,4 @@
-"""Publish over HTTP at a real server: what is asked for, what is answered, and what subscribers get."""
+"""Publishing over HTTP at a real server: requests, responses, and the messages that subscribers receive."""
 
 import json
 import threading
@@ -17,7 +17,7 @@ from tests.support.raw_http import Connection
 from tests.support.server import ServerProcess
 
 NO_LIMITS = {"MAX_EVENTS_PER_SECOND": "0", "MAX_EVENT_BYTES_PER_SECOND": "0"}
-#: What the body of a request may have beside the largest payload.
+#: The largest request body: the largest payload and 64 KiB for the rest.
 MAX_BYTES = 1_000_000 + 65_536
 
 
@@ -34,7 +34,7 @@ def log(postgres18: Cluster) -> Iterator[Log]:
 
 @pytest.mark.parametrize("payload", [{"a": [1, 2.5, None, True]}, "text", "", 0, None, [], 2**70, "ä€😀\u2028"])
 @pytest.mark.parametrize("durable", [False, True])
-def test_a_subscriber_gets_it(
+def test_published_message_reaches_the_subscriber(
     api: HttpApi, subscriber: SocketClient, channel: str, payload: Any, durable: bool
 ) -> None:
     answer = api.publish(channel, payload, durable=durable)
@@ -44,7 +44,7 @@ def test_a_subscriber_gets_it(
     assert ("position" in message) is durable
 
 
-def test_the_tier_is_chosen_as_for_sockets(api: HttpApi, log: Log, subscriber: SocketClient, channel: str) -> None:
+def test_size_and_channel_choose_notify_or_log(api: HttpApi, log: Log, subscriber: SocketClient, channel: str) -> None:
     for payload in ("small", "x" * 8000):
         assert api.publish(channel, payload).status_code == 200
     assert "position" not in subscriber.next("event")
@@ -57,12 +57,12 @@ def test_the_tier_is_chosen_as_for_sockets(api: HttpApi, log: Log, subscriber: S
         assert "position" in client.next("event")
 
 
-def test_many_together(api: HttpApi, subscriber: SocketClient, channel: str) -> None:
+def test_batch_of_maximum_size_is_published(api: HttpApi, subscriber: SocketClient, channel: str) -> None:
     messages = [{"channel": channel, "payload": number, "durable": True} for number in range(MAX_BATCH)]
     answer = api.publish_together(*messages)
     assert (answer.status_code, answer.json()) == (200, {"published": MAX_BATCH})
     assert [subscriber.next("event")["payload"] for _ in messages] == list(range(MAX_BATCH))
-    # Without the log too, and mixed.
+    # A batch that mixes durable and other messages.
     mixed = [{"channel": channel, "payload": n, "durable": n % 2 == 0} for n in range(10)]
     assert api.publish_together(*mixed).status_code == 200
     found = [subscriber.next("event") for _ in mixed]
@@ -70,7 +70,7 @@ def test_many_together(api: HttpApi, subscriber: SocketClient, channel: str) -> 
     assert [message["payload"] for message in found if "position" not in message] == [1, 3, 5, 7, 9]
 
 
-def test_together_means_in_one_transaction(api: HttpApi, log: Log, channel: str) -> None:
+def test_batch_is_published_in_one_transaction(api: HttpApi, log: Log, channel: str) -> None:
     before = api.page(channel)
     answer = api.publish_together(*({"channel": channel, "payload": n, "durable": True} for n in range(20)))
     assert answer.status_code == 200
@@ -78,7 +78,7 @@ def test_together_means_in_one_transaction(api: HttpApi, log: Log, channel: str)
     page = api.page(channel, **after(before))
     [(transactions,)] = log.sql("SELECT count(DISTINCT xmin::text) FROM socketio_pg.log WHERE channel = %s", channel)
     assert payloads(page) == list(range(20))
-    # The relay moves what one transaction wrote at once.
+    # The relay moves the messages of one transaction together.
     assert transactions == 1
 
 
@@ -93,44 +93,48 @@ def test_together_means_in_one_transaction(api: HttpApi, log: Log, channel: str)
         ([], "invalid_request"),
     ],
 )
-def test_all_or_nothing(api: HttpApi, subscriber: SocketClient, channel: str, bad: Any, code: str) -> None:
+def test_invalid_message_rejects_the_whole_batch(
+    api: HttpApi, subscriber: SocketClient, channel: str, bad: Any, code: str
+) -> None:
     good = [{"channel": channel, "payload": n, "durable": n > 2} for n in range(6)]
     answer = api.publish_together(*good, bad)
     assert refusal(answer)[1] == code
     assert answer.json()["error"]["message"].startswith("messages[6]: ")
-    nothing_came(api, subscriber, channel)
+    assert_nothing_published(api, subscriber, channel)
 
 
-def test_all_or_nothing_when_only_postgresql_finds_out(api: HttpApi, subscriber: SocketClient, channel: str) -> None:
+def test_message_refused_by_postgresql_rejects_the_whole_batch(
+    api: HttpApi, subscriber: SocketClient, channel: str
+) -> None:
     good = [{"channel": channel, "payload": n, "durable": n > 2} for n in range(6)]
     answer = api.publish_together(*good, {"channel": channel, "payload": "\0", "durable": True})
     assert refusal(answer) == (400, "invalid_request")
-    nothing_came(api, subscriber, channel)
+    assert_nothing_published(api, subscriber, channel)
 
 
-def nothing_came(api: HttpApi, subscriber: SocketClient, channel: str) -> None:
-    """The next message is the first, in both tiers."""
+def assert_nothing_published(api: HttpApi, subscriber: SocketClient, channel: str) -> None:
+    """Assert that the next message is the first to arrive, both from the log and from NOTIFY."""
     for durable in (True, False):
         assert api.publish(channel, "next", durable=durable).status_code == 200
         message = subscriber.next("event")
         assert (message["payload"], "position" in message) == ("next", durable)
 
 
-def test_equal_messages_together(api: HttpApi, subscriber: SocketClient, channel: str) -> None:
-    """PostgreSQL would fold them into one without a word."""
+def test_equal_messages_in_one_batch_need_the_log(api: HttpApi, subscriber: SocketClient, channel: str) -> None:
+    """PostgreSQL silently drops duplicate NOTIFYs within one transaction."""
     twice = [{"channel": channel, "payload": {"same": 1}}] * 2
     answer = api.publish_together(*twice)
     assert refusal(answer) == (400, "invalid_request")
     assert answer.json()["error"]["message"].startswith("messages[1]: the same message")
     assert api.publish_together(*({**message, "durable": True} for message in twice)).status_code == 200
     assert [subscriber.next("event")["payload"] for _ in twice] == [{"same": 1}] * 2
-    # One after the other is something else.
+    # Separate requests may publish equal messages.
     assert [api.post(message).status_code for message in twice] == [200, 200]
     assert ["position" in subscriber.next("event") for _ in twice] == [False, False]
 
 
-def test_many_at_once(log: Log, subscriber: SocketClient, channel: str) -> None:
-    """Those of different requests go into one commit; equal ones, and batches, do not get mixed up."""
+def test_concurrent_requests_are_published_separately(log: Log, subscriber: SocketClient, channel: str) -> None:
+    """Messages of concurrent requests share a commit; equal messages and batches stay separate and in order."""
     answers: list[int] = []
 
     def publish(number: int) -> None:
@@ -155,7 +159,7 @@ def test_many_at_once(log: Log, subscriber: SocketClient, channel: str) -> None:
         assert of_one == sorted(of_one)
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------------
+# -- refused requests -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -186,7 +190,7 @@ def test_many_at_once(log: Log, subscriber: SocketClient, channel: str) -> None:
         (b'{"channel": "a", "payload": "\\u0000", "durable": true}', "invalid_request"),
     ],
 )
-def test_bodies(api: HttpApi, body: bytes, code: str) -> None:
+def test_invalid_bodies_are_refused(api: HttpApi, body: bytes, code: str) -> None:
     if not body:  # requests would send no Content-Length
         answer = requests.post(f"{api.url}/api/publish", headers={"Content-Type": "application/json"}, timeout=60)
     else:
@@ -194,7 +198,7 @@ def test_bodies(api: HttpApi, body: bytes, code: str) -> None:
     assert refusal(answer) == (400, code)
 
 
-def test_json_is_read_as_over_sockets(api: HttpApi, subscriber: SocketClient, channel: str) -> None:
+def test_json_is_parsed_as_over_sockets(api: HttpApi, subscriber: SocketClient, channel: str) -> None:
     body = f'{{"channel": "x", "channel": "{channel}", "payload": {{"a": 1, "a": 12345678901234567890123}}}}'
     assert api.post(body.encode()).status_code == 200
     assert subscriber.next("event")["payload"] == {"a": 12345678901234567890123}
@@ -210,36 +214,36 @@ def test_json_is_read_as_over_sockets(api: HttpApi, subscriber: SocketClient, ch
         {"Content-Encoding": "gzip"},
     ],
 )
-def test_only_json(api: HttpApi, headers: dict[str, str]) -> None:
+def test_other_content_types_are_refused(api: HttpApi, headers: dict[str, str]) -> None:
     assert refusal(api.post({"channel": "a", "payload": 1}, **headers)) == (415, "invalid_request")
 
 
-def test_a_charset_does_no_harm(api: HttpApi) -> None:
+def test_charset_is_accepted(api: HttpApi) -> None:
     body = {"channel": "a", "payload": 1}
     assert api.post(body, **{"Content-Type": "application/json; charset=utf-8"}).status_code == 200
 
 
-def test_a_large_body_is_refused_before_it_is_read(log: Log, api: HttpApi) -> None:
+def test_large_body_is_refused_before_it_is_read(log: Log, api: HttpApi) -> None:
     with Connection(log.server) as connection:
         headers = {"Content-Type": "application/json", "Content-Length": str(MAX_BYTES + 1)}
         connection.request("POST", "/api/publish", headers)
-        reply = connection.reply()  # though nothing of the body was sent
+        reply = connection.reply()  # before any of the body is sent
         assert (reply.status, reply.json["error"]["code"]) == (413, "payload_too_large")
         assert reply.headers["connection"] == "close"
         assert connection.closed()
-    # The answer arrives although all of it is sent.
+    # The answer also reaches a client that sends the whole body.
     assert refusal(api.publish("a", "x" * 3_000_000)) == (413, "payload_too_large")
 
 
 @pytest.mark.parametrize("value", ["-1", "x", "1" * 30])
-def test_lengths(log: Log, value: str) -> None:
+def test_invalid_content_length_is_refused(log: Log, value: str) -> None:
     with Connection(log.server) as connection:
         connection.request("POST", "/api/publish", {"Content-Type": "application/json", "Content-Length": value})
         assert connection.reply().status in (400, 413)
         assert connection.closed()
 
 
-def test_a_body_of_unknown_length(log: Log) -> None:
+def test_chunked_body_is_refused(log: Log) -> None:
     with Connection(log.server) as connection:
         headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}
         connection.request("POST", "/api/publish", headers)
@@ -248,7 +252,7 @@ def test_a_body_of_unknown_length(log: Log) -> None:
         assert connection.closed()
 
 
-def test_a_body_that_does_not_come(log: Log) -> None:
+def test_missing_body_times_out(log: Log) -> None:
     """A request holds a green thread for no longer than BODY_TIMEOUT."""
     with Connection(log.server) as connection:
         headers = {"Content-Type": "application/json", "Content-Length": "1000"}
@@ -259,31 +263,31 @@ def test_a_body_that_does_not_come(log: Log) -> None:
         assert connection.closed()
 
 
-def test_one_connection_for_many_requests(log: Log, channel: str) -> None:
+def test_connection_serves_many_requests(log: Log, channel: str) -> None:
     with Connection(log.server) as connection:
         for number in range(3):
             body = json.dumps({"channel": channel, "payload": number}).encode()
             connection.request("POST", "/api/publish", {"Content-Type": "application/json"}, body)
             assert connection.reply().status == 200
-            # An error about what was read whole does not end it.
+            # An error keeps the connection open if the body was read completely.
             connection.request("POST", "/api/publish", {"Content-Type": "application/json"}, b"{}")
             assert connection.reply().status == 400
             connection.request("GET", f"/api/channels/{channel}/messages")
             assert connection.reply().status == 200
-        # A body that nobody asked for is not taken for the next request.
+        # An unexpected body is not parsed as the next request.
         connection.request("GET", f"/api/channels/{channel}/messages", None, b"GET /healthz HTTP/1.1\r\n\r\n")
         assert connection.reply().status == 200
         assert connection.closed()
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
-def test_other_methods(log: Log, method: str) -> None:
+def test_other_methods_are_refused(log: Log, method: str) -> None:
     answer = requests.request(method, f"{log.server.url}/api/publish", timeout=60)
     assert answer.status_code == 405
     assert set(answer.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
 
 
-def test_it_can_be_switched_off(postgres18: Cluster) -> None:
+def test_http_api_can_be_disabled(postgres18: Cluster) -> None:
     server = ServerProcess(postgres18.url(), HTTP_API="0")
     try:
         assert HttpApi(server).publish("a", 1).status_code == 404

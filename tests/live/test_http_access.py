@@ -1,4 +1,4 @@
-"""Who may do what over HTTP, at a real server: tokens, claims, policies, an application's login, origins, limits."""
+"""Access control over HTTP at a real server: tokens, claims, policies, an application's login, origins, limits."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ def running(cluster: Cluster, **settings: str) -> contextlib.closing[ServerProce
 
 
 def outcome(answer: requests.Response) -> tuple[int, str] | None:
-    """None when it was done."""
+    """Return the status and error code of a refusal, None on success."""
     return None if answer.status_code == 200 else refusal(answer)
 
 
@@ -43,54 +43,56 @@ def required(postgres18: Cluster) -> Iterator[ServerProcess]:
         yield made
 
 
-def test_a_token_is_required(required: ServerProcess, channel: str) -> None:
-    nobody = HttpApi(required)
-    for answer in (nobody.publish(channel, 1), nobody.messages(channel)):
+def test_token_is_required(required: ServerProcess, channel: str) -> None:
+    anonymous = HttpApi(required)
+    for answer in (anonymous.publish(channel, 1), anonymous.messages(channel)):
         assert refusal(answer) == UNAUTHORIZED
         assert answer.headers["WWW-Authenticate"] == "Bearer"
-    somebody = HttpApi(required, mint())
-    assert somebody.publish(channel, 1).status_code == 200
-    assert somebody.messages(channel).status_code == 200
-    # The address is for logs and histories: no token is taken from there.
-    assert refusal(nobody.messages(channel, token=mint(), access_token=mint())) == UNAUTHORIZED
+    authenticated = HttpApi(required, mint())
+    assert authenticated.publish(channel, 1).status_code == 200
+    assert authenticated.messages(channel).status_code == 200
+    # URLs end up in logs and browser histories: a token in the URL is ignored.
+    assert refusal(anonymous.messages(channel, token=mint(), access_token=mint())) == UNAUTHORIZED
 
 
-def test_hostile_tokens(required: ServerProcess, channel: str) -> None:
+def test_hostile_tokens_are_refused_over_http(required: ServerProcess, channel: str) -> None:
     for name, token in hostile_tokens(SECRET):
         if not isinstance(token, str) or not 0 < len(token) < 8000 or not (token.isascii() and token.isprintable()):
-            continue  # no header that a server takes
+            continue  # not a valid header value
         if token == token.strip():
             assert refusal(HttpApi(required, token).publish(channel, 1)) == UNAUTHORIZED, name
 
 
 @pytest.mark.parametrize("scheme", ["Basic", "Token", "bearer"])
-def test_schemes(required: ServerProcess, channel: str, scheme: str) -> None:
+def test_only_the_bearer_scheme_is_accepted(required: ServerProcess, channel: str, scheme: str) -> None:
     answer = HttpApi(required, Authorization=f"{scheme} {mint()}").publish(channel, 1)
     assert outcome(answer) == (None if scheme == "bearer" else UNAUTHORIZED)
 
 
 @pytest.mark.parametrize(
-    ("publish", "wanted"),
+    ("publish", "expected"),
     [("off", [FORBIDDEN] * 2), ("authenticated", [FORBIDDEN, None]), ("all", [None, None])],
 )
-def test_publish_modes(postgres18: Cluster, channel: str, publish: str, wanted: list[Any]) -> None:
+def test_publish_setting_decides_who_may_publish(
+    postgres18: Cluster, channel: str, publish: str, expected: list[Any]
+) -> None:
     settings = TOKENS | {"AUTH": "optional", "PUBLISH": publish, "PUBLIC_CHANNELS": "open:*"}
     with contextlib.closing(ServerProcess(postgres18.url(), **settings)) as server:
-        anonymous, somebody = HttpApi(server), HttpApi(server, mint())
-        assert [outcome(client.publish(channel, 1)) for client in (anonymous, somebody)] == wanted
-        # To read is another question.
-        assert [outcome(client.messages(channel)) for client in (anonymous, somebody)] == [FORBIDDEN, None]
+        anonymous, authenticated = HttpApi(server), HttpApi(server, mint())
+        assert [outcome(client.publish(channel, 1)) for client in (anonymous, authenticated)] == expected
+        # PUBLISH does not affect reading.
+        assert [outcome(client.messages(channel)) for client in (anonymous, authenticated)] == [FORBIDDEN, None]
         assert outcome(anonymous.messages(f"open:{channel}")) is None
-        # Who brings a token means to be somebody.
+        # An invalid token is refused, even for a public channel.
         assert refusal(HttpApi(server, "nonsense").messages(f"open:{channel}")) == UNAUTHORIZED
 
 
-def test_off_means_that_nobody_is_asked(postgres18: Cluster, channel: str) -> None:
+def test_auth_off_ignores_tokens(postgres18: Cluster, channel: str) -> None:
     with running(postgres18) as server:
         assert HttpApi(server, "nonsense").publish(channel, 1).status_code == 200
 
 
-def test_keys_that_cannot_be_had(postgres18: Cluster, channel: str) -> None:
+def test_unavailable_keys_answer_503(postgres18: Cluster, channel: str) -> None:
     key = SigningKey("ed", "one")
     with contextlib.closing(KeyServer(key)) as keys:
         keys.status = 500
@@ -100,7 +102,7 @@ def test_keys_that_cannot_be_had(postgres18: Cluster, channel: str) -> None:
             assert int(answer.headers["Retry-After"]) >= 1
 
 
-def test_an_applications_own_login(postgres18: Cluster, channel: str) -> None:
+def test_login_of_the_application_authenticates(postgres18: Cluster, channel: str) -> None:
     settings = {"DRAIN_SECONDS": "0.2", "AUTHORIZATION": "claims"}
     with contextlib.closing(ServerProcess(postgres18.url(), app="tests.support.login_app:app", **settings)) as server:
         assert refusal(HttpApi(server).messages("user:alice")) == UNAUTHORIZED
@@ -111,7 +113,7 @@ def test_an_applications_own_login(postgres18: Cluster, channel: str) -> None:
             assert outcome(browser.get(get.format("bob"), timeout=60)) == FORBIDDEN
             body = {"channel": "user:alice", "payload": 1}
             assert outcome(browser.post(f"{server.url}/api/publish", json=body, timeout=60)) == FORBIDDEN
-            # Another page in the same browser: its requests have the cookie, and are refused all the same.
+            # Requests of another origin in the same browser carry the cookie, and are refused all the same.
             origin = {"Origin": "https://evil.example"}
             assert outcome(browser.get(get.format("alice"), headers=origin, timeout=60)) == FORBIDDEN
 
@@ -119,7 +121,7 @@ def test_an_applications_own_login(postgres18: Cluster, channel: str) -> None:
 # -- AUTHORIZATION -----------------------------------------------------------------------------------------------------
 
 
-def test_patterns_in_the_token(postgres18: Cluster) -> None:
+def test_claims_in_the_token_limit_channels(postgres18: Cluster) -> None:
     with contextlib.closing(ServerProcess(postgres18.url(), AUTHORIZATION="claims", **TOKENS)) as server:
         api = HttpApi(server, mint(subscribe=["orders:*"], publish=["chat:*"]))
         assert outcome(api.messages("orders:7")) is None
@@ -152,26 +154,26 @@ def with_policies(database: PolicyDatabase) -> Iterator[ServerProcess]:
         yield made
 
 
-def test_policies(with_policies: ServerProcess, database: PolicyDatabase) -> None:
+def test_policies_limit_channels(with_policies: ServerProcess, database: PolicyDatabase) -> None:
     room = f"room-{uuid.uuid4().hex[:12]}"
     database.join("alice", room, writes=True)
     database.join("bob", room)
     alice, bob, carol = (
         HttpApi(with_policies, mint(sub=name, role="authenticated")) for name in ("alice", "bob", "carol")
     )
-    everybody = (alice, bob, carol, HttpApi(with_policies))
+    clients = (alice, bob, carol, HttpApi(with_policies))
     start = alice.page(room)
-    assert [outcome(one.publish(room, 1, durable=True)) for one in everybody] == [None] + [FORBIDDEN] * 3
-    assert [outcome(one.messages(room)) for one in everybody] == [None, None, FORBIDDEN, FORBIDDEN]
-    assert [outcome(one.messages("lobby")) for one in everybody] == [None] * 4
+    assert [outcome(one.publish(room, 1, durable=True)) for one in clients] == [None] + [FORBIDDEN] * 3
+    assert [outcome(one.messages(room)) for one in clients] == [None, None, FORBIDDEN, FORBIDDEN]
+    assert [outcome(one.messages("lobby")) for one in clients] == [None] * 4
     with SocketClient(with_policies.url, auth={"token": mint(sub="bob", role="authenticated")}) as reader:
         reader.call("subscribe", {"channel": room, "since": {"epoch": start["epoch"], "position": start["position"]}})
         assert reader.next("event")["payload"] == 1
     assert payloads(bob.page(room, **after(start))) == [1]
-    # A role that is not among those that are allowed, and no role at all.
+    # A role that is not in ALLOWED_ROLES, and a token without a role.
     for claims in ({"role": "postgres"}, {"role": None}):
         assert outcome(HttpApi(with_policies, mint(sub="alice", **claims)).messages(room)) == FORBIDDEN
-    # What was allowed is not for ever.
+    # A permission can be revoked.
     database.part("bob", room)
     database.sql("SELECT socketio_pg.recheck(%s)", room)
     deadline = time.monotonic() + 30
@@ -179,8 +181,10 @@ def test_policies(with_policies: ServerProcess, database: PolicyDatabase) -> Non
         assert time.monotonic() < deadline
 
 
-def test_a_batch_for_many_channels(with_policies: ServerProcess, database: PolicyDatabase) -> None:
-    """The policies of all channels are asked at once, and one no is a no to all."""
+def test_batch_is_checked_against_the_policies_of_all_channels(
+    with_policies: ServerProcess, database: PolicyDatabase
+) -> None:
+    """The policies of all channels are checked together, and one refusal rejects the whole batch."""
     rooms = [f"room-{uuid.uuid4().hex[:12]}" for _ in range(120)]
     database.join("dora", *rooms, writes=True)
     dora = HttpApi(with_policies, mint(sub="dora", role="authenticated"))
@@ -202,7 +206,7 @@ def test_a_batch_for_many_channels(with_policies: ServerProcess, database: Polic
 # -- origins -----------------------------------------------------------------------------------------------------------
 
 
-def options(server: ServerProcess, origin: str) -> requests.Response:
+def preflight_request(server: ServerProcess, origin: str) -> requests.Response:
     headers = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
@@ -211,12 +215,12 @@ def options(server: ServerProcess, origin: str) -> requests.Response:
     return requests.options(f"{server.url}/api/publish", headers=headers, timeout=60)
 
 
-def test_pages_of_other_origins(postgres18: Cluster, channel: str) -> None:
+def test_other_origins_are_refused(postgres18: Cluster, channel: str) -> None:
     with running(postgres18) as server, SocketClient(server.url) as client:
         client.call("subscribe", {"channel": channel})
         for origin in ("https://evil.example", "null", f"http://127.0.0.1:{server.port + 1}", "http://localhost", ""):
             page = HttpApi(server, Origin=origin)
-            answers = [page.publish(channel, "forged"), page.messages(channel), options(server, origin)]
+            answers = [page.publish(channel, "forged"), page.messages(channel), preflight_request(server, origin)]
             answers.append(requests.get(f"{server.url}/api/openapi.json", headers={"Origin": origin}, timeout=60))
             for answer in answers:
                 assert refusal(answer) == FORBIDDEN
@@ -226,17 +230,17 @@ def test_pages_of_other_origins(postgres18: Cluster, channel: str) -> None:
         assert client.next("event")["payload"] == "own"
 
 
-def test_pages_of_origins_that_are_allowed(postgres18: Cluster, channel: str) -> None:
+def test_allowed_origins_get_cors_headers(postgres18: Cluster, channel: str) -> None:
     origin = "https://app.example"
     with running(postgres18, CORS_ALLOWED_ORIGINS=origin) as server:
-        preflight = options(server, origin)
+        preflight = preflight_request(server, origin)
         assert preflight.status_code == 200
         assert preflight.headers["Access-Control-Allow-Origin"] == origin
         assert preflight.headers["Access-Control-Allow-Headers"] == "Authorization, Content-Type"
         assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
         page = HttpApi(server, Origin=origin)
         for answer in (page.publish(channel, 1), page.messages(channel), page.publish("*", 1), page.post(b"x" * 2**21)):
-            # Errors too, of bodies that were not read as well: the page may know what was wrong.
+            # Error responses have them too, even when the body was not read, so that the page can read the error.
             assert answer.headers["Access-Control-Allow-Origin"] == origin
             assert "Origin" in answer.headers["Vary"]
         assert refusal(HttpApi(server, Origin="https://other.example").publish(channel, 1)) == FORBIDDEN
@@ -245,27 +249,27 @@ def test_pages_of_origins_that_are_allowed(postgres18: Cluster, channel: str) ->
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 
-def until_limited(ask: Callable[[], requests.Response]) -> requests.Response:
-    """The first answer that says so; however slow the machine is, some are asked for fast enough."""
+def until_limited(request: Callable[[], requests.Response]) -> requests.Response:
+    """Repeat ``request`` until it is rate-limited, and return that answer; this works on slow machines, too."""
     for _ in range(1000):
-        answer = ask()
+        answer = request()
         if answer.status_code == LIMITED[0]:
             assert refusal(answer) == LIMITED
             return answer
-    raise AssertionError("nothing is limited")
+    raise AssertionError("no request was rate-limited")
 
 
-def test_messages_a_second(postgres18: Cluster, channel: str) -> None:
+def test_messages_per_second_are_limited(postgres18: Cluster, channel: str) -> None:
     with contextlib.closing(ServerProcess(postgres18.url(), MAX_EVENTS_PER_SECOND="1", **TOKENS)) as server:
         alice, bob = HttpApi(server, mint(sub="alice")), HttpApi(server, mint(sub="bob"))
         batch = [{"channel": channel, "payload": number} for number in range(5)]
-        # Each message of a batch counts: five at once, for each client by its name, whatever token it has.
+        # Each message of a batch counts, here five at a time. The limit is per client name, not per token.
         assert outcome(alice.publish_together(*batch)) is None
         another = HttpApi(server, mint(sub="alice", jti="another"))
         answer = until_limited(lambda: another.publish_together(*batch))
         assert 1 <= int(answer.headers["Retry-After"]) <= 5
         assert outcome(bob.publish(channel, 1)) is None
-        # Who waits as long as was said gets on: perhaps first for one event, then for all of them.
+        # A client that waits for Retry-After is served, perhaps after a second wait for the whole batch.
         for _ in range(3):
             if answer.status_code == LIMITED[0]:
                 time.sleep(int(answer.headers["Retry-After"]))
@@ -273,14 +277,14 @@ def test_messages_a_second(postgres18: Cluster, channel: str) -> None:
         assert outcome(answer) is None
 
 
-def test_bytes_a_second(postgres18: Cluster, channel: str) -> None:
+def test_bytes_per_second_are_limited(postgres18: Cluster, channel: str) -> None:
     settings = {"MAX_EVENT_BYTES_PER_SECOND": "100", "MAX_PAYLOAD": "50000", "TRUSTED_PROXIES": "1"}
     with running(postgres18, **settings) as server:
         one, other = (HttpApi(server, X_Forwarded_For=address) for address in ("10.0.0.1", "10.0.0.2"))
         assert outcome(one.publish(channel, "x" * 7000)) is None
         assert refusal(one.post(b"x" * 45_000)) == LIMITED
         assert outcome(other.publish(channel, "x" * 7000)) is None
-        # Before the body is read: it is not waited for.
+        # The request is refused before its body is read.
         with Connection(server) as connection:
             headers = {"X-Forwarded-For": "10.0.0.1", "Content-Type": "application/json", "Content-Length": "45000"}
             connection.request("POST", "/api/publish", headers)
@@ -288,13 +292,13 @@ def test_bytes_a_second(postgres18: Cluster, channel: str) -> None:
             assert connection.closed()
 
 
-def test_attempts_of_an_address(postgres18: Cluster, channel: str) -> None:
+def test_attempts_per_address_are_limited(postgres18: Cluster, channel: str) -> None:
     settings = TOKENS | {"MAX_ATTEMPTS_PER_SECOND_PER_ADDRESS": "1"}
     with contextlib.closing(ServerProcess(postgres18.url(), **settings)) as server:
         guessing = HttpApi(server, mint(secret="x" * 64))
         assert refusal(guessing.publish(channel, 1)) == UNAUTHORIZED
         until_limited(lambda: guessing.publish(channel, 1))
-        # Health is nobody's attempt.
+        # Health checks do not count as attempts.
         assert server.get("/healthz")[0] == 200
 
 
@@ -306,7 +310,7 @@ def test_errors_are_counted(postgres18: Cluster, channel: str) -> None:
             assert 'socketio_pg_errors_total{code="invalid_channel"} 1.0' in answer.read().decode()
 
 
-def test_a_login_that_fails_is_our_fault(postgres18: Cluster) -> None:
+def test_failing_login_function_answers_500(postgres18: Cluster) -> None:
     with contextlib.closing(ServerProcess(postgres18.url(), app="tests.support.failing_login_app:app")) as server:
         answer = HttpApi(server).publish("a", 1)
         assert refusal(answer) == (500, "internal")
@@ -314,14 +318,14 @@ def test_a_login_that_fails_is_our_fault(postgres18: Cluster) -> None:
         assert "s3cret" in server.log
 
 
-def test_a_login_that_has_ended(postgres18: Cluster) -> None:
+def test_expired_login_is_refused(postgres18: Cluster) -> None:
     with contextlib.closing(ServerProcess(postgres18.url(), app="tests.support.failing_login_app:app")) as server:
         ended, good = (HttpApi(server, X_Ends=str(int(time.time()) + seconds)) for seconds in (-60, 600))
         assert refusal(ended.publish("a", 1)) == UNAUTHORIZED
         assert outcome(good.publish("a", 1)) is None
 
 
-def test_nothing_of_a_request_is_logged(required: ServerProcess, channel: str) -> None:
+def test_requests_are_not_logged(required: ServerProcess, channel: str) -> None:
     token = mint(sub="alice")
     HttpApi(required, token).post(json.dumps({"channel": channel, "payload": "s3cret"}).encode())
     HttpApi(required, token + "x").post(b"s3cret")

@@ -1,4 +1,4 @@
-"""The documents about the server, at a real one: docs/http.md, the OpenAPI document, and docs/asyncapi.yaml."""
+"""A real server conforms to its documents: docs/http.md, the OpenAPI document, and docs/asyncapi.yaml."""
 
 import contextlib
 import json
@@ -39,59 +39,59 @@ def log(postgres18: Cluster) -> Iterator[Log]:
 # -- docs/http.md ------------------------------------------------------------------------------------------------------
 
 
-def shape(value: Any) -> Any:
-    """``value`` without what differs each time: epochs, positions and times."""
+def without_varying_values(value: Any) -> Any:
+    """Return ``value`` with its epochs, positions and times masked."""
     if isinstance(value, dict):
         changing = {"epoch", "position", "published_at"}
-        return {name: "…" if name in changing else shape(inner) for name, inner in value.items()}
-    return [shape(inner) for inner in value] if isinstance(value, list) else value
+        return {name: "…" if name in changing else without_varying_values(inner) for name, inner in value.items()}
+    return [without_varying_values(inner) for inner in value] if isinstance(value, list) else value
 
 
-def test_what_the_page_shows(log: Log) -> None:
-    """Its commands, as somebody would paste them, answer what stands below them."""
+def test_documented_commands_return_the_documented_answers(log: Log) -> None:
+    """The commands in the page, pasted into a shell, return the answers printed below them."""
     if shutil.which("curl") is None:
         missing("the examples of docs/http.md", "install curl")
     pairs = re.findall(r"```sh\n(.*?)```\n\n(?:(?!```)[^\n]*\n)*?```json\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     assert len(pairs) == 3
     environment = os.environ | {"URL": log.server.url, "TOKEN": "any"}
     log.publish("warm", 1, 1)
-    for command, wanted in pairs:
-        log.settle()  # what was published before is there
+    for command, expected in pairs:
+        log.settle()  # wait until earlier messages are in the log
         run = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=60)
         assert run.returncode == 0, run.stderr
-        assert shape(json.loads(run.stdout)) == shape(json.loads(wanted))
+        assert without_varying_values(json.loads(run.stdout)) == without_varying_values(json.loads(expected))
 
 
-def test_the_table_of_errors_is_complete() -> None:
+def test_table_of_errors_is_complete() -> None:
     [table] = re.findall(r"^\| status \| code \|\n.*?\n\n", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     rows = {
         int(status): set(re.findall(r"`([a-z_]+)`", text)) for status, text in re.findall(r"\| (\d+) \| (.*)", table)
     }
-    wanted = {status: {code for code in STATUSES if STATUSES[code] == status} for status in STATUSES.values()}
-    assert rows == wanted | {status: {"invalid_request"} for status in BODY_STATUSES}
+    expected = {status: {code for code in STATUSES if STATUSES[code] == status} for status in STATUSES.values()}
+    assert rows == expected | {status: {"invalid_request"} for status in BODY_STATUSES}
 
 
 # -- the OpenAPI document ----------------------------------------------------------------------------------------------
 
 
-def test_requests_made_from_the_document(log: Log, tmp_path: Path) -> None:
-    """Schemathesis makes some hundred requests, good and bad ones, and compares what comes with what is promised."""
+def test_server_conforms_to_the_openapi_document(log: Log, tmp_path: Path) -> None:
+    """Schemathesis sends some hundred valid and invalid requests and checks the responses against the document."""
     command = [
         str(Path(sys.executable).parent / "st"), "run", f"{log.server.url}/api/openapi.json",
         "--phases", "coverage,fuzzing", "--max-examples", "50", "--seed", "1", "--generation-database", "none",
         "--no-color",
-        # What a schema cannot say: that a name has 63 bytes, not characters, or that since and epoch go together.
+        # A schema cannot express that a name is limited to 63 bytes, not characters, or that since requires epoch.
         "--exclude-checks", "positive_data_acceptance",
     ]  # fmt: skip
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "Tested: 2" in run.stdout
     assert "Traceback" not in log.server.log, log.server.log
-    # Good ones there were, too.
+    # Some of the requests were valid.
     assert log.sql("SELECT count(*) > 0 FROM socketio_pg.log") == [(True,)]
 
 
-def test_tokens_in_the_document(postgres18: Cluster, tmp_path: Path) -> None:
+def test_openapi_document_requires_tokens(postgres18: Cluster, tmp_path: Path) -> None:
     log = Log(postgres18, "http_document_tokens", JWT_SECRET=SECRET, MAX_EVENTS_PER_SECOND="0")
     with contextlib.closing(log.server):
         command = [
@@ -108,34 +108,34 @@ def test_tokens_in_the_document(postgres18: Cluster, tmp_path: Path) -> None:
 
 
 def call(client: SocketClient, event: str, request: Any) -> dict[str, Any]:
-    """What it is acknowledged with, which is as the document says."""
+    """Send a request and return its acknowledgement, checked against the document."""
     answer: dict[str, Any] = client.call(event, request)
     asyncapi.check(f"{event}_acknowledgement", answer)
     return answer
 
 
-def test_what_a_server_sends(postgres18: Cluster, channel: str) -> None:
+def test_server_events_conform_to_the_asyncapi_document(postgres18: Cluster, channel: str) -> None:
     log = Log(
         postgres18, "asyncapi", AUTO_INIT="1", JWT_SECRET=SECRET, AUTHORIZATION="claims", JWT_LEEWAY="300",
     )  # fmt: skip
     with contextlib.closing(log.server):
-        everything: dict[str, Any] = {"subscribe": [f"{channel}*"], "publish": [f"{channel}*"]}
-        api = HttpApi(log.server, mint(**everything))
+        all_claims: dict[str, Any] = {"subscribe": [f"{channel}*"], "publish": [f"{channel}*"]}
+        api = HttpApi(log.server, mint(**all_claims))
         while "epoch" not in (start := api.page(channel)):
             pass
-        token = mint(sub="alice", exp=int(time.time()) + 29, **everything)
+        token = mint(sub="alice", exp=int(time.time()) + 29, **all_claims)
         with SocketClient(log.server.url, auth={"token": token}) as client:
-            took: dict[str, list[Any]] = {}
+            received: dict[str, list[Any]] = {}
 
             def take(event: str) -> Any:
                 value = client.next(event, 60)
                 asyncapi.check(event, value)
-                took.setdefault(event, []).append(value)
+                received.setdefault(event, []).append(value)
                 return value
 
             take("server_hello")
             take("token_expiring")
-            assert call(client, "authenticate", {"token": mint(sub="alice", **everything)})["ok"] is True
+            assert call(client, "authenticate", {"token": mint(sub="alice", **all_claims)})["ok"] is True
             take("authenticated")
             subscription = {"channel": channel, "filter": {"n": {"gte": 0}}}
             assert call(client, "subscribe", subscription)["ok"] is True
@@ -163,6 +163,6 @@ def test_what_a_server_sends(postgres18: Cluster, channel: str) -> None:
             take("authenticated")
             assert call(client, "unsubscribe", {"channel": channel})["ok"] is True
             take("unsubscribed")
-            # Nothing of what the document has was left out.
-            assert sorted(took) == sorted(asyncapi.message_names("send"))
+            # Every event of the document was received.
+            assert sorted(received) == sorted(asyncapi.message_names("send"))
         assert api.messages(channel, **after(start)).status_code == 200

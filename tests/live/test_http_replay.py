@@ -1,4 +1,4 @@
-"""Replay over HTTP at a real server: pages of the log, and what cannot be recovered."""
+"""Replay over HTTP at a real server: pages of the log, and positions that cannot be recovered."""
 
 import threading
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 
 NO_LIMITS = {"MAX_EVENTS_PER_SECOND": "0", "MAX_EVENT_BYTES_PER_SECOND": "0"}
-#: What the body of a request may have beside the largest payload.
+#: The largest request body: the largest payload and 64 KiB for the rest.
 MAX_BYTES = 1_000_000 + 65_536
 
 
@@ -28,7 +28,7 @@ def log(postgres18: Cluster) -> Iterator[Log]:
     made.server.close()
 
 
-def test_where_the_log_is_now(api: HttpApi, log: Log, channel: str) -> None:
+def test_request_without_a_start_returns_the_current_position(api: HttpApi, log: Log, channel: str) -> None:
     log.publish(channel, 1, 3)
     log.settle()
     [(epoch, position)] = log.sql(
@@ -39,9 +39,9 @@ def test_where_the_log_is_now(api: HttpApi, log: Log, channel: str) -> None:
     }  # fmt: skip
 
 
-def test_messages_are_as_subscribers_get_them(api: HttpApi, log: Log, subscriber: SocketClient, channel: str) -> None:
+def test_messages_equal_those_of_subscribers(api: HttpApi, log: Log, subscriber: SocketClient, channel: str) -> None:
     start = api.page(channel)
-    # jsonb's own text is not touched: numbers of any size, any precision.
+    # The text of jsonb is passed on unchanged, with numbers of any size and precision.
     log.sql('SELECT socketio_pg.publish(%s, \'{"n": 123456789012345678901234567890.10, "t": "ä"}\')', channel)
     message = subscriber.next("event")
     answer = api.messages(channel, **after(start))
@@ -52,7 +52,7 @@ def test_messages_are_as_subscribers_get_them(api: HttpApi, log: Log, subscriber
     assert page["position"] >= message["position"]
 
 
-def test_pages(api: HttpApi, log: Log, channel: str) -> None:
+def test_pages_continue_where_the_previous_one_ended(api: HttpApi, log: Log, channel: str) -> None:
     start = api.page(channel)
     log.publish(channel, 1, 250)
     log.publish(f"{channel}-other", 1, 10)
@@ -65,7 +65,7 @@ def test_pages(api: HttpApi, log: Log, channel: str) -> None:
     assert [n for n, _ in payloads(page)] == list(range(101, 250))
     assert page["more"] is True
     page = api.page(channel, **after(page), limit=1)
-    # The last one: what others have published after it is no reason to ask again.
+    # Its last message: later messages of other channels do not set `more`.
     assert [n for n, _ in payloads(page)] == [250]
     assert page["more"] is False
     assert page["position"] == page["messages"][-1]["position"] + 10
@@ -74,7 +74,7 @@ def test_pages(api: HttpApi, log: Log, channel: str) -> None:
     assert [n for n, _ in payloads(everything)] == list(range(1, 251))
 
 
-def test_history(api: HttpApi, log: Log, channel: str) -> None:
+def test_history_returns_the_latest_messages(api: HttpApi, log: Log, channel: str) -> None:
     log.publish(channel, 1, 30)
     log.settle()
     assert [n for n, _ in payloads(api.page(channel, history=3))] == [28, 29, 30]
@@ -87,7 +87,7 @@ def test_history(api: HttpApi, log: Log, channel: str) -> None:
     assert [n for n, _ in payloads(api.page(channel, **after(page)))] == list(range(16, 31))
 
 
-def test_a_page_is_bounded_in_bytes(api: HttpApi, log: Log, channel: str) -> None:
+def test_page_size_is_limited_in_bytes(api: HttpApi, log: Log, channel: str) -> None:
     start = api.page(channel)
     for number in range(1, 6):
         log.publish(channel, number, number, 600_000)
@@ -106,11 +106,13 @@ def test_a_page_is_bounded_in_bytes(api: HttpApi, log: Log, channel: str) -> Non
 
 
 @pytest.mark.parametrize("from_memory", [True, False])
-def test_no_seam_while_messages_are_being_published(api: HttpApi, log: Log, channel: str, from_memory: bool) -> None:
-    """Pages of any size, from the beginning to the end, while there is always more; the live ones come as well."""
+def test_paging_loses_nothing_while_messages_are_published(
+    api: HttpApi, log: Log, channel: str, from_memory: bool
+) -> None:
+    """Reads pages of varying size while messages are being published, up to the live ones."""
     start = api.page(channel)
     if not from_memory:
-        log.publish(f"{channel}-other", 1, 60, 300_000)  # more than what is kept
+        log.publish(f"{channel}-other", 1, 60, 300_000)  # more than the server keeps in memory
         log.publish(channel, -50, -1)
         log.publish(f"{channel}-other", 1, 60, 300_000)
         log.settle()
@@ -132,15 +134,15 @@ def test_no_seam_while_messages_are_being_published(api: HttpApi, log: Log, chan
             found += page["messages"]
     finally:
         thread.join()
-    wanted = ([] if from_memory else list(range(-50, 0))) + list(range(1, total + 1))
-    assert [message["payload"][0] for message in found] == wanted
-    # A socket can go on where HTTP was, and the other way round.
+    expected = ([] if from_memory else list(range(-50, 0))) + list(range(1, total + 1))
+    assert [message["payload"][0] for message in found] == expected
+    # A socket can continue at a position from HTTP.
     with SocketClient(log.server.url) as client:
         client.call("subscribe", {"channel": channel, "since": since(page, found[10]["position"])})
         assert client.next("event", 30)["payload"] == found[11]["payload"]
 
 
-def test_what_cannot_be_recovered(api: HttpApi, log: Log, channel: str) -> None:
+def test_unknown_start_is_not_recovered(api: HttpApi, log: Log, channel: str) -> None:
     log.publish(channel, 1, 3)
     log.settle()
     start = api.page(channel)
@@ -149,13 +151,13 @@ def test_what_cannot_be_recovered(api: HttpApi, log: Log, channel: str) -> None:
     other = "00000000-0000-0000-0000-000000000000"
     assert api.page(channel, since=1, epoch=other) == empty | {"reason": "epoch_changed"}
     assert api.page(channel, since=2**62, epoch=start["epoch"]) == empty | {"reason": "position_unknown"}
-    # From where it is, it goes on.
+    # The position in the answer is valid for the next request.
     log.publish(channel, 4, 4)
     log.settle()
     assert [n for n, _ in payloads(api.page(channel, **after(start)))] == [4]
 
 
-def test_trimmed(postgres18: Cluster, channel: str) -> None:
+def test_trimmed_messages_are_not_recovered(postgres18: Cluster, channel: str) -> None:
     log = Log(postgres18, "http_trimmed", AUTO_INIT="1")
     try:
         wait_installed(log)
@@ -164,7 +166,7 @@ def test_trimmed(postgres18: Cluster, channel: str) -> None:
         log.publish(channel, 1, 10)
         log.settle()
         with psycopg2.connect(log.url) as connection, connection.cursor() as cursor:
-            # As the relay trims. A server that has just started does not have the messages in memory.
+            # Trims as the relay does. A server that has just started does not have the messages in memory.
             trimmed = start["position"] + 5
             cursor.execute("DELETE FROM socketio_pg.log WHERE position <= %s", (trimmed,))
             cursor.execute("UPDATE socketio_pg.head SET trimmed = %s", (trimmed,))
@@ -181,7 +183,7 @@ def test_trimmed(postgres18: Cluster, channel: str) -> None:
         log.server.close()
 
 
-def test_a_log_that_is_recreated(postgres18: Cluster, channel: str) -> None:
+def test_recreated_log_has_a_new_epoch(postgres18: Cluster, channel: str) -> None:
     log = Log(postgres18, "http_recreated", AUTO_INIT="1")
     try:
         wait_installed(log)
@@ -199,7 +201,7 @@ def test_a_log_that_is_recreated(postgres18: Cluster, channel: str) -> None:
         log.server.close()
 
 
-def test_without_a_log(live_server: ServerProcess, channel: str) -> None:
+def test_requests_without_a_log_recover_nothing(live_server: ServerProcess, channel: str) -> None:
     api = HttpApi(live_server)
     nothing = {"channel": channel, "messages": [], "more": False}
     assert api.page(channel) == nothing
@@ -222,12 +224,12 @@ def test_without_a_log(live_server: ServerProcess, channel: str) -> None:
         {"limit": 0}, {"limit": 1001}, {"limit": "9" * 30},
     ],
 )  # fmt: skip
-def test_queries_that_make_no_sense(api: HttpApi, channel: str, query: dict[str, Any]) -> None:
+def test_invalid_queries_are_refused(api: HttpApi, channel: str, query: dict[str, Any]) -> None:
     assert refusal(api.messages(channel, **query)) == (400, "invalid_request")
 
 
 @pytest.mark.parametrize("name", ["a/b", "/a", "a//b", "ä€😀", "a b", "a?b#c", "%2F", "messages", "a/messages", "+&;="])
-def test_every_channel_has_an_address(api: HttpApi, log: Log, name: str) -> None:
+def test_every_channel_has_a_url(api: HttpApi, log: Log, name: str) -> None:
     start = api.page(name)
     assert start["channel"] == name
     log.publish(name, 1, 1)
@@ -236,13 +238,13 @@ def test_every_channel_has_an_address(api: HttpApi, log: Log, name: str) -> None
 
 
 @pytest.mark.parametrize("path", ["%20a", "a*", "socketio_pg", "a%00", "a%0Ab", "%ff", "", "a" * 64])
-def test_what_is_no_channel(api: HttpApi, path: str) -> None:
+def test_invalid_channels_are_refused(api: HttpApi, path: str) -> None:
     answer = requests.get(f"{api.url}/api/channels/{path}/messages", timeout=60)
     assert refusal(answer) == (400, "invalid_channel")
 
 
-def test_a_client_that_is_further_on_than_this_node(api: HttpApi, log: Log, channel: str) -> None:
-    """Behind a load balancer the last answer may have come from another node: a page is never before `since`."""
+def test_page_is_never_before_the_requested_position(api: HttpApi, log: Log, channel: str) -> None:
+    """Behind a load balancer, `since` may come from a node that is ahead of this one."""
     with SocketClient(log.server.url) as client:
         for number in range(20):
             client.call("subscribe", {"channel": channel})

@@ -23,7 +23,7 @@ def client(request: pytest.FixtureRequest, live_server: ServerProcess) -> Iterat
         made.close()
 
 
-def test_the_whole_path(client: NodeClient, postgres18: Cluster, channel: str) -> None:
+def test_javascript_client_subscribes_and_publishes(client: NodeClient, postgres18: Cluster, channel: str) -> None:
     assert client.next(event="server_hello")["argument"]["sid"]
     assert client.call("subscribe", {"channel": channel}) == {"ok": True, "channel": channel}
     postgres18.sql("SELECT pg_notify(%s, n::text) FROM generate_series(1, 500) AS n", channel)
@@ -37,13 +37,17 @@ def test_the_whole_path(client: NodeClient, postgres18: Cluster, channel: str) -
 
 
 @pytest.mark.parametrize("transports", ["websocket", "polling"])
-def test_it_comes_back_by_itself_when_the_server_restarts(postgres18: Cluster, channel: str, transports: str) -> None:
+def test_javascript_client_reconnects_after_a_server_restart(
+    postgres18: Cluster, channel: str, transports: str
+) -> None:
     server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2")
     client = NodeClient(server.url, transports)
     try:
         client.next(event="connect")
         server.restart()
-        assert client.next(event="disconnect")["reason"] != "io server disconnect", "that would keep it away"
+        assert client.next(event="disconnect")["reason"] != "io server disconnect", (
+            "this reason would stop the client from reconnecting"
+        )
         client.next(event="connect")
         assert client.call("subscribe", {"channel": channel})["ok"] is True
         postgres18.notify(channel, "1")
