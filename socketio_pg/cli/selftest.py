@@ -116,19 +116,19 @@ def _environment(settings: Settings, secret: str) -> dict[str, str]:
 
     These must match, because this server may become the relay and trim the log.
     """
-    ours = {field.name.upper() for field in fields(Settings)} | {"GUNICORN_CMD_ARGS"}
+    dropped = {field.name.upper() for field in fields(Settings)} | {"GUNICORN_CMD_ARGS"}
     kept: dict[str, Any] = {
         name.upper(): getattr(settings, name)
         for name in ("database_url", "listen_database_url", "log_retention", "log_max_messages", "max_payload")
     }
-    own = {
+    overrides = {
         "AUTH": "required", "JWT_SECRET": secret, "AUTHORIZATION": "claims", "DRAIN_SECONDS": "0",
         "MAX_EVENTS_PER_SECOND": "0", "LOG_LEVEL": "WARNING", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }  # fmt: skip
     return (
-        {name: value for name, value in os.environ.items() if name not in ours}
+        {name: value for name, value in os.environ.items() if name not in dropped}
         | {name: str(value) for name, value in kept.items() if value is not None}
-        | own
+        | overrides
     )
 
 

@@ -46,7 +46,7 @@ def read_body(environ: dict[str, Any], most: int) -> bytes:
         with green.timeout(BODY_TIMEOUT):
             body: bytes = environ["wsgi.input"].read(length)
     except green.TimedOut:
-        raise BodyError("408 REQUEST TIMEOUT", "the body has not come in time") from None
+        raise BodyError("408 REQUEST TIMEOUT", "the body did not arrive in time") from None
     except OSError:
         raise BodyError("400 BAD REQUEST", "the body is incomplete") from None
     if len(body) < length:

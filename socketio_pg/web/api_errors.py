@@ -1,4 +1,4 @@
-"""Errors as answers in HTTP: which status a code has, the headers that go with it, the body. Pure."""
+"""HTTP answers for errors: the status of each code, headers, and body. Pure, no I/O."""
 
 import math
 
@@ -6,7 +6,7 @@ from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError, R
 from socketio_pg.core.messages import WireJSON
 from socketio_pg.engine.polling import BodyError
 
-#: The status of each code (docs/protocol.md, "Error codes") that there is over HTTP.
+#: The status of each code (docs/protocol.md, "Error codes") that HTTP answers can have.
 STATUSES = {
     "invalid_request": 400,
     "invalid_channel": 400,
@@ -18,28 +18,28 @@ STATUSES = {
     "authentication_unavailable": 503,
     "database_unavailable": 503,
 }
-#: About connections, which there are none of over HTTP.
+#: Codes that only sockets have.
 ONLY_SOCKETS = {"too_many_subscriptions", "idle_timeout"}
-#: What more can be wrong with a request in HTTP; the code is ``invalid_request``.
-BODY_STATUSES = {408: "the body has not come in time", 411: "Content-Length is missing", 415: "not application/json"}
+#: Further statuses of HTTP requests with the code ``invalid_request``.
+BODY_STATUSES = {408: "the body did not arrive in time", 411: "Content-Length is missing", 415: "not application/json"}
 
 
 class NotJSONError(InvalidRequestError):
-    """The body is announced as something else than JSON."""
+    """The request's Content-Type is not JSON."""
 
     status = 415
 
 
 def of_body(problem: BodyError) -> tuple[int, SocketIOPGError]:
-    """The status for a body that cannot be taken, and the error."""
+    """Return the status and the error for a body that could not be read."""
     status = int(problem.status[:3])
     kind = PayloadTooLargeError if status == STATUSES["payload_too_large"] else InvalidRequestError
     return status, kind(str(problem))
 
 
 def answer(error: SocketIOPGError, status: int | None = None) -> tuple[bytes, int, dict[str, str]]:
-    """Body, status and headers; ``status`` where it is not that of the error's code."""
-    told = error.to_wire() | ({} if error.channel is None else {"channel": error.channel})
+    """Return body, status and headers for an error; ``status`` overrides the status of the error's code."""
+    wire = error.to_wire() | ({} if error.channel is None else {"channel": error.channel})
     status = status or STATUSES[error.code]
     headers = {"Content-Type": "application/json"}
     if status == 401:
@@ -47,4 +47,4 @@ def answer(error: SocketIOPGError, status: int | None = None) -> tuple[bytes, in
     elif status in (429, 503):
         seconds = error.retry_after if isinstance(error, RateLimitedError) else 1.0
         headers["Retry-After"] = str(max(1, math.ceil(seconds)))
-    return WireJSON.dumps({"error": told}).encode(), status, headers
+    return WireJSON.dumps({"error": wire}).encode(), status, headers

@@ -1,4 +1,4 @@
-"""The demos under ``/demo/`` of the development server: pages, and the SQL that they run in a schema of their own."""
+"""The demos of the development server at ``/demo/``: pages, and the SQL that they run in a schema of their own."""
 
 import contextlib
 import random
@@ -11,7 +11,7 @@ from socketio_pg.core.errors import SocketIOPGError
 from socketio_pg.postgres.database import Database, transaction
 from socketio_pg.web.pages import STATIC, add_security_headers
 
-#: Seconds for one request's SQL.
+#: Time limit for the SQL of one request, in seconds.
 TIMEOUT = 10.0
 
 _STATUSES = ("new", "paid", "packed", "shipped")
@@ -23,7 +23,7 @@ _Statement = tuple[str, Sequence[object]]
 
 
 def create_demo_blueprint(database: Database) -> Blueprint:
-    """``/demo/`` with its pages. Whoever can reach it may change the tables in the schema ``socketio_pg_demo``."""
+    """Return the routes below ``/demo/``. Any client that can reach them can change tables in ``socketio_pg_demo``."""
     blueprint = Blueprint("socketio_pg_demo", __name__, static_folder=STATIC / "demo", static_url_path="/demo")
     blueprint.after_request(add_security_headers)
 
@@ -36,7 +36,7 @@ def create_demo_blueprint(database: Database) -> Blueprint:
         return jsonify(error=error.message), 409
 
     def add(name: str, table: str, change: Callable[[Any], _Statement]) -> None:
-        """The three routes of one demo, whose table's rows can be read, set up and changed."""
+        """Add the three routes of one demo: read its table's rows, set the table up, change it."""
 
         def rows() -> Response:
             with _cursor(database) as cursor:
@@ -70,13 +70,13 @@ def create_demo_blueprint(database: Database) -> Blueprint:
 
 @contextlib.contextmanager
 def _cursor(database: Database) -> Iterator[Any]:
-    """In a transaction on a connection of its own."""
+    """Open a cursor in a transaction, on a new connection."""
     with contextlib.closing(database.connect()) as connection, transaction(connection, TIMEOUT) as cursor:
         yield cursor
 
 
 def _require_json() -> None:
-    """Only pages of this origin: others' may not send JSON without asking. 415 otherwise."""
+    """Answer 415 unless the body is JSON: pages of other origins cannot send JSON without a CORS preflight."""
     request.get_json()
 
 
@@ -98,7 +98,7 @@ def _change_orders(cursor: Any) -> _Statement:
 
 
 def _move_people(cursor: Any) -> _Statement:
-    # One statement for all of them: a message each.
+    # One statement changes all rows; the watch sends a message per row.
     return (
         "UPDATE socketio_pg_demo.person SET "
         "lat = least(50.95, greatest(50.93, lat + (random() - 0.5) * 0.002)), "

@@ -1,4 +1,4 @@
-"""Flask routes beside the sockets: health, metrics and the demo page."""
+"""Flask routes for health, metrics and the test page."""
 
 import hmac
 from collections.abc import Callable, Mapping
@@ -10,7 +10,8 @@ from werkzeug.wrappers import Response as BaseResponse
 STATIC = Path(__file__).parent.parent / "static"
 
 
-#: For our own pages and answers. The page takes Socket.IO's client from its CDN where there is no local copy.
+#: Security headers of our own pages and answers. The test page loads the Socket.IO client from its CDN if there is no
+#: local copy.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; script-src 'self' https://cdn.socket.io; "
     "connect-src 'self' ws: wss:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -24,7 +25,7 @@ _HEADERS = {
 
 
 def add_security_headers(response: Response) -> Response:
-    """For a blueprint's ``after_request``."""
+    """Add security headers to a response. For a blueprint's ``after_request``."""
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
     return response
@@ -37,10 +38,10 @@ def create_blueprint(
     enable_test_page: bool,
     metrics_token: str | None = None,
 ) -> Blueprint:
-    """``/healthz`` and ``/readyz``; with ``enable_test_page`` the page, at ``/static/test.html``.
+    """Return routes for ``/healthz`` and ``/readyz``; with ``enable_test_page`` also the page ``/static/test.html``.
 
-    ``readiness`` returns what is wrong with each part of the server, None for nothing; it is ready when all are in
-    order. Who brings ``metrics_token`` may read ``/metrics``: ``render_metrics`` returns it, and its content type.
+    ``readiness`` returns the problem of each part of the server, or None; the server is ready when no part has one.
+    ``/metrics`` needs ``metrics_token`` as bearer token; ``render_metrics`` returns its text and content type.
     """
     blueprint = Blueprint(
         "socketio_pg",
