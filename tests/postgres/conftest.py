@@ -1,6 +1,6 @@
-"""Databases that several modules have: policies in each version of PostgreSQL, and some for the command line.
+"""Fixtures that several modules share: databases with policies, with a log, and for the command line.
 
-A module that wants other ones has its own of the same name.
+A module that needs a different database overrides the fixture.
 """
 
 import uuid
@@ -39,14 +39,14 @@ def policies(database: PolicyDatabase) -> Iterator[Policies]:
 
 @pytest.fixture(scope="session", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> tuple[Cluster, str]:
-    """PostgreSQL in a version, and SQLAlchemy's driver for it."""
+    """One version of PostgreSQL, and one of SQLAlchemy's drivers."""
     version, driver = request.param
     return request.getfixturevalue(f"postgres{version}"), driver
 
 
 @pytest.fixture
 def session(database: OrmDatabase) -> Iterator[Session]:
-    """Of a module's own database for the ORM."""
+    """A session on the module's ORM database."""
     with database.session() as made:
         yield made
 
@@ -58,19 +58,19 @@ def room() -> str:
 
 @pytest.fixture(scope="module")
 def plain(postgres18: Cluster) -> Base:
-    """Without the schema."""
+    """A database without the schema."""
     return Base(postgres18, log=False)
 
 
 @pytest.fixture
 def base(postgres18: Cluster) -> Base:
-    """With an empty log."""
+    """A database with an empty log."""
     return Base(postgres18, log=True)
 
 
 @pytest.fixture(scope="module")
 def logged(postgres18: Cluster) -> Base:
-    """With a log of five messages, 1 to 5, in the channels a and b."""
+    """A database with five messages in its log, at positions 1 to 5, in the channels a and b."""
     made = Base(postgres18, log=True)
     made.log("1", '{"n": 2}')
     made.log("3", channel="b", first=3)
@@ -80,7 +80,7 @@ def logged(postgres18: Cluster) -> Base:
 
 @pytest.fixture
 def poor(base: Base) -> Iterator[str]:
-    """The address for a role without any rights on the schema."""
+    """The address of `base` for a role without privileges on the schema."""
     base.cluster.sql("CREATE ROLE cli_poor LOGIN")
     yield base.url.replace("postgres@", "cli_poor@")
     base.cluster.sql("DROP ROLE cli_poor")

@@ -1,4 +1,4 @@
-"""The command line on a real database, as a shell runs it: exit codes, output, standard error."""
+"""The commands publish, listen and status on a real database, run as a shell runs them: exit codes, stdout, stderr."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.support.server import ROOT
 # -- publish -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_published_is_heard(plain: Base, channel: str) -> None:
+def test_listen_prints_published_messages(plain: Base, channel: str) -> None:
     with Running("listen", channel, "--json", "--count", "2", url=plain.url) as listening:
         listening.line("err", "listening to")
         done = run("publish", channel, '{"b": 1.10, "a": "é"}', url=plain.url)
@@ -29,7 +29,7 @@ def test_what_is_published_is_heard(plain: Base, channel: str) -> None:
         assert listening.wait() == 0
 
 
-def test_a_payload_that_is_too_large_for_notify(base: Base) -> None:
+def test_payload_too_large_for_notify_needs_durable(base: Base) -> None:
     large = json.dumps("x" * 9000)
     done = run("publish", "a", "-", url=base.url, stdin=large)
     assert done.returncode == 2
@@ -38,18 +38,18 @@ def test_a_payload_that_is_too_large_for_notify(base: Base) -> None:
     assert base.sql("SELECT channel, size FROM socketio_pg.outbox") == [("a", 9002)]
 
 
-def test_a_payload_that_is_too_large_for_the_log(base: Base) -> None:
+def test_payload_too_large_for_the_log_is_refused(base: Base) -> None:
     done = run("publish", "a", "-", "--durable", url=base.url, stdin=json.dumps("x" * 1_100_000))
     assert done.returncode == 2
     assert "1100002 bytes" in done.stderr
 
 
-def test_durable_channels_go_through_the_log_by_themselves(base: Base) -> None:
+def test_durable_channels_setting_publishes_through_the_log(base: Base) -> None:
     assert run("publish", "always:1", "7", url=base.url, DURABLE_CHANNELS="always:*").returncode == 0
     assert base.sql("SELECT channel, payload FROM socketio_pg.outbox") == [("always:1", 7)]
 
 
-def test_durable_without_the_log(plain: Base) -> None:
+def test_durable_without_a_log_fails(plain: Base) -> None:
     done = run("publish", "a", "1", "--durable", url=plain.url)
     assert (done.returncode, done.stdout) == (1, "")
     assert "socketio-pg init" in done.stderr
@@ -58,7 +58,7 @@ def test_durable_without_the_log(plain: Base) -> None:
 @pytest.mark.parametrize(
     "command", [["publish", "a", "1"], ["listen", "a"], ["status"], ["init"], ["drop"], ["watches"], ["bench"]]
 )
-def test_a_database_that_is_not_there_is_3(command: list[str]) -> None:
+def test_unreachable_database_exits_with_3(command: list[str]) -> None:
     done = run(*command, url="postgresql://user:secret@127.0.0.1:9/nowhere")
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("Error: ")
@@ -70,62 +70,62 @@ def test_a_database_that_is_not_there_is_3(command: list[str]) -> None:
 
 
 def payloads(*arguments: str, base: Base, code: int = 0) -> list[Any]:
-    """What `listen --json` prints until its end."""
+    """Return the payloads that `listen --json` prints until it exits."""
     done = run("listen", *arguments, "--json", url=base.url)
     assert done.returncode == code, done.stderr
     return [json.loads(line)["payload"] for line in done.stdout.splitlines()]
 
 
-def test_from_the_beginning(logged: Base) -> None:
+def test_since_start_replays_the_whole_channel(logged: Base) -> None:
     assert payloads("a", "--since", "start", "--count", "4", base=logged) == [1, {"n": 2}, 1.1, "five"]
 
 
-def test_two_channels(logged: Base) -> None:
+def test_listen_takes_several_channels(logged: Base) -> None:
     found = payloads("a", "b", "--since", "start", "--count", "5", base=logged)
     assert sorted(map(str, found)) == ["1", "1.1", "3", "five", "{'n': 2}"]
 
 
-def test_the_newest(logged: Base) -> None:
+def test_history_prints_the_newest_messages(logged: Base) -> None:
     assert payloads("a", "--history", "2", "--count", "2", base=logged) == [1.1, "five"]
 
 
-def test_what_a_filter_lets_through(logged: Base) -> None:
+def test_filter_selects_messages(logged: Base) -> None:
     found = payloads("a", "--since", "start", "--filter", '{"n": {"gte": 2}}', "--count", "1", base=logged)
     assert found == [{"n": 2}]
     assert payloads("a", "--since", "start", "--filter", "{}", "--count", "4", base=logged)[-1] == "five"
 
 
 @pytest.mark.parametrize("filter", ["{", "[]", '{"n": {"near": 2}}', "NaN"])
-def test_a_bad_filter_is_2(logged: Base, filter: str) -> None:
+def test_invalid_filter_exits_with_2(logged: Base, filter: str) -> None:
     done = run("listen", "a", "--filter", filter, url=logged.url)
     assert (done.returncode, done.stdout) == (2, "")
     assert "'--filter'" in done.stderr
 
 
-def test_from_a_position(logged: Base) -> None:
+def test_since_a_position_prints_later_messages(logged: Base) -> None:
     assert payloads("a", "--since", "2", "--count", "2", base=logged) == [1.1, "five"]
     assert payloads("a", "--since", f"{logged.epoch}:4", "--count", "1", base=logged) == ["five"]
 
 
-def test_a_line_of_json_tells_where_to_go_on(logged: Base) -> None:
+def test_json_line_has_epoch_and_position(logged: Base) -> None:
     done = run("listen", "a", "--since", "4", "--count", "1", "--json", url=logged.url)
     line = json.loads(done.stdout)
     assert line.pop("published_at").endswith("Z")
     assert line == {"channel": "a", "payload": "five", "position": 5, "epoch": logged.epoch, "replayed": True}
 
 
-def test_the_count_that_was_not_reached_is_1(logged: Base) -> None:
+def test_timeout_before_count_exits_with_1(logged: Base) -> None:
     assert payloads("a", "--since", "4", "--count", "2", "--timeout", "1", base=logged, code=1) == ["five"]
     assert payloads("a", "--since", "4", "--timeout", "1", base=logged, code=0) == ["five"]
 
 
-def test_a_position_of_another_epoch_is_a_gap(logged: Base) -> None:
+def test_position_of_another_epoch_is_a_gap(logged: Base) -> None:
     done = run("listen", "a", "--since", f"{uuid.uuid4()}:1", "--timeout", "1", url=logged.url)
     assert (done.returncode, done.stdout) == (0, "")
     assert "gap in a: messages of the log may have been missed (epoch_changed)" in done.stderr
 
 
-def test_what_was_trimmed_is_a_gap_and_the_rest_comes(base: Base) -> None:
+def test_trimmed_messages_are_a_gap_and_the_rest_is_printed(base: Base) -> None:
     base.log("3", "4", first=3)
     base.sql("UPDATE socketio_pg.head SET trimmed = 2")
     done = run("listen", "a", "--since", "0", "--count", "2", "--json", url=base.url)
@@ -133,25 +133,25 @@ def test_what_was_trimmed_is_a_gap_and_the_rest_comes(base: Base) -> None:
     assert "(trimmed)" in done.stderr
 
 
-def test_a_position_without_a_log(plain: Base) -> None:
+def test_position_without_a_log_is_a_gap(plain: Base) -> None:
     done = run("listen", "a", "--since", "start", "--timeout", "1", url=plain.url)
     assert (done.returncode, done.stdout) == (0, "")
     assert "(not_installed)" in done.stderr
 
 
-def test_for_people(logged: Base) -> None:
+def test_default_output_is_readable(logged: Base) -> None:
     done = run("listen", "a", "--since", "1", "--count", "1", url=logged.url)
     assert re.fullmatch(r'\d\d:\d\d:\d\d  a  #2  {"n": 2}  \(replayed\)\n', done.stdout)
 
 
-def test_ctrl_c_is_130_and_quiet(plain: Base, channel: str) -> None:
+def test_ctrl_c_exits_with_130_silently(plain: Base, channel: str) -> None:
     with Running("listen", channel, url=plain.url) as listening:
         listening.line("err", "listening to")
         assert listening.interrupt() == 130
         assert listening.rest() == []
 
 
-def test_a_lost_connection_is_made_again_and_told(plain: Base, channel: str) -> None:
+def test_lost_connection_is_reported_and_reopened(plain: Base, channel: str) -> None:
     with Running("listen", channel, "--count", "1", url=plain.url) as listening:
         listening.line("err", "listening to")
         plain.sql(
@@ -165,8 +165,8 @@ def test_a_lost_connection_is_made_again_and_told(plain: Base, channel: str) -> 
         assert listening.wait() == 0
 
 
-@pytest.mark.parametrize("message", [True, False], ids=["with the next message", "although nothing comes"])
-def test_a_closed_pipe_ends_it_quietly(plain: Base, channel: str, message: bool) -> None:
+@pytest.mark.parametrize("message", [True, False], ids=["at the next message", "while idle"])
+def test_closed_pipe_ends_listen_silently(plain: Base, channel: str, message: bool) -> None:
     reading, writing = os.pipe()
     process = subprocess.Popen(
         [*COMMAND, "listen", channel],
@@ -185,7 +185,7 @@ def test_a_closed_pipe_ends_it_quietly(plain: Base, channel: str, message: bool)
 # -- status ------------------------------------------------------------------------------------------------------------
 
 
-def test_status_without_the_schema(plain: Base) -> None:
+def test_status_without_schema(plain: Base) -> None:
     done = run("status", url=plain.url)
     assert (done.returncode, done.stderr) == (0, "")
     assert "schema        not installed" in done.stdout
@@ -194,7 +194,7 @@ def test_status_without_the_schema(plain: Base) -> None:
     assert "relay" not in found
 
 
-def test_status_of_a_log(logged: Base) -> None:
+def test_status_shows_log_and_channels(logged: Base) -> None:
     done = run("status", url=logged.url)
     assert done.returncode == 0
     assert "\x1b" not in done.stdout
@@ -209,18 +209,18 @@ def test_status_of_a_log(logged: Base) -> None:
     assert found["relay"] == {"pid": None, "node": None, "outbox": {"rows": 0, "oldest_seconds": None}}
 
 
-def test_status_of_what_waits(base: Base) -> None:
+def test_status_shows_waiting_messages(base: Base) -> None:
     run("publish", "a", "1", "--durable", url=base.url)
     assert "outbox        1 waiting, the oldest for " in run("status", url=base.url).stdout
 
 
-def test_status_of_what_one_may_not_see(base: Base, poor: str) -> None:
+def test_status_without_privileges_says_permission_denied(base: Base, poor: str) -> None:
     done = run("status", url=poor)
     assert done.returncode == 0
     assert "permission denied" in done.stdout
 
 
-def test_on_a_terminal_there_are_colours_and_a_table(logged: Base) -> None:
+def test_status_on_a_terminal_has_colours_and_a_table(logged: Base) -> None:
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "status"],
@@ -231,7 +231,7 @@ def test_on_a_terminal_there_are_colours_and_a_table(logged: Base) -> None:
     try:
         while part := os.read(master, 65536):
             written += part
-    except OSError:  # Linux: the other side is closed
+    except OSError:  # Linux: the process has closed its side
         pass
     finally:
         os.close(master)
@@ -240,10 +240,10 @@ def test_on_a_terminal_there_are_colours_and_a_table(logged: Base) -> None:
     assert "─".encode() in written
 
 
-# -- watches, where there are none -------------------------------------------------------------------------------------
+# -- watch and unwatch -------------------------------------------------------------------------------------------------
 
 
-def test_a_table_that_is_not_there(base: Base) -> None:
+def test_missing_table_exits_with_1(base: Base) -> None:
     for command in ("watch", "unwatch"):
         done = run(command, "nowhere.nothing", url=base.url)
         assert (done.returncode, done.stdout) == (1, "")

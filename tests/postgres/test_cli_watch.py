@@ -1,4 +1,4 @@
-"""`watch`, `unwatch`, `watches` and `drop` on a real database."""
+"""The commands `watch`, `unwatch`, `watches` and `drop` on a real database."""
 
 import json
 import re
@@ -11,13 +11,13 @@ from tests.support.postgres import Cluster
 
 @pytest.fixture
 def base(postgres18: Cluster) -> Base:
-    """With an empty log, and a table of orders."""
+    """A database with an empty log and the table orders."""
     made = Base(postgres18, log=True)
     made.sql("CREATE TABLE orders (id integer PRIMARY KEY, customer_id integer, state text, card text)")
     return made
 
 
-def test_a_table_is_watched(base: Base) -> None:
+def test_watch_publishes_changes_to_the_default_channel(base: Base) -> None:
     done = run("watch", "orders", url=base.url)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "watching orders: publishing its changes to table:public.orders\n"
@@ -27,7 +27,7 @@ def test_a_table_is_watched(base: Base) -> None:
     assert (payload["op"], payload["new"]["state"]) == ("INSERT", "open")
 
 
-def test_the_options_arrive(base: Base) -> None:
+def test_watch_passes_its_options_on(base: Base) -> None:
     done = run(
         "watch", "public.orders", "--channel", "orders:{customer_id}", "--operations", "insert,UPDATE",
         "--columns", "id,customer_id", "--columns", "state", "--when", "new.state <> 'draft'", "--no-old",
@@ -50,7 +50,7 @@ def test_the_options_arrive(base: Base) -> None:
     assert payload["new"] == {"id": 2, "customer_id": 6, "state": "open"}
 
 
-def test_the_list(base: Base) -> None:
+def test_watches_lists_watches(base: Base) -> None:
     assert run("watches", url=base.url).stdout == "no table is watched\n"
     run("watch", "orders", "--exclude", "card", url=base.url)
     header, line = run("watches", url=base.url).stdout.splitlines()
@@ -58,7 +58,7 @@ def test_the_list(base: Base) -> None:
     assert re.match(r"(public\.)?orders +table:public\.orders +\S*INSERT\S* +card +log +statement +0$", line)
 
 
-def test_a_watch_is_ended(base: Base) -> None:
+def test_unwatch_ends_one_watch_or_all(base: Base) -> None:
     for channel in ("a", "b", "c"):
         run("watch", "orders", "--channel", channel, url=base.url)
     done = run("unwatch", "orders", "--channel", "a", url=base.url)
@@ -74,7 +74,7 @@ def test_a_watch_is_ended(base: Base) -> None:
     [["--columns", "nothing"], ["--when", "new."], ["--channel", "{nothing}"], ["--channel", "a*"]],
     ids=" ".join,
 )
-def test_what_cannot_be_watched_is_one_sentence(base: Base, options: list[str]) -> None:
+def test_refused_watch_prints_one_line(base: Base, options: list[str]) -> None:
     done = run("watch", "orders", *options, url=base.url)
     assert done.returncode in (1, 2)
     assert done.stdout == ""
@@ -82,16 +82,16 @@ def test_what_cannot_be_watched_is_one_sentence(base: Base, options: list[str]) 
     assert line.startswith("Error: ")
 
 
-def test_the_doctor_finds_watches_that_have_failed(base: Base) -> None:
+def test_doctor_reports_failed_watches(base: Base) -> None:
     run("watch", "orders", "--channel", "orders:{state}", url=base.url)
     assert level(doctor(base.url), "watches") == "ok"
-    base.sql("INSERT INTO orders (id) VALUES (1)")  # no state, and so no channel
+    base.sql("INSERT INTO orders (id) VALUES (1)")  # without a state there is no channel
     found = doctor(base.url)
     assert level(found, "watches") == "warning"
     assert "has failed" in found["watches"]["found"]
 
 
-def test_a_role_may_be_let_watch(base: Base) -> None:
+def test_watcher_role_can_watch_its_tables(base: Base) -> None:
     base.cluster.sql("CREATE ROLE cli_watcher LOGIN")
     try:
         base.sql("CREATE TABLE theirs (id integer PRIMARY KEY); ALTER TABLE theirs OWNER TO cli_watcher")
@@ -111,7 +111,7 @@ def schemas(base: Base) -> list[str]:
     return [name for (name,) in base.sql("SELECT nspname FROM pg_namespace WHERE nspname = 'socketio_pg'")]
 
 
-def test_drop_asks_first(base: Base) -> None:
+def test_drop_asks_for_confirmation(base: Base) -> None:
     done = run("drop", url=base.url, stdin="n\n")
     assert (done.returncode, done.stdout) == (1, "")
     assert f"dbname={base.name}" in done.stderr
@@ -120,7 +120,7 @@ def test_drop_asks_first(base: Base) -> None:
 
 
 @pytest.mark.parametrize("answer", [["--yes"], []], ids=["--yes", "y"])
-def test_drop_leaves_the_tables_as_they_were(base: Base, answer: list[str]) -> None:
+def test_drop_leaves_user_tables_unchanged(base: Base, answer: list[str]) -> None:
     run("watch", "orders", url=base.url)
     base.sql("INSERT INTO orders VALUES (1, 5, 'open', '')")
     done = run("drop", *answer, url=base.url, stdin="" if answer else "y\n")
@@ -134,7 +134,7 @@ def test_drop_leaves_the_tables_as_they_were(base: Base, answer: list[str]) -> N
     assert run("init", url=base.url).returncode == 0
 
 
-def test_what_is_not_ours_stops_it(base: Base) -> None:
+def test_drop_refuses_to_drop_user_objects(base: Base) -> None:
     base.sql("CREATE VIEW mine AS SELECT * FROM socketio_pg.log")
     done = run("drop", "--yes", url=base.url)
     assert (done.returncode, done.stdout) == (1, "")

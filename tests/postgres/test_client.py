@@ -1,4 +1,4 @@
-"""Client: inside the caller's transaction, on every kind of connection."""
+"""Client publishes in the caller's transaction, on every kind of connection."""
 
 import contextlib
 import json
@@ -16,15 +16,15 @@ from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, Pa
 from tests.support.postgres import Cluster
 
 
-class Ear:
-    """A session that listens, to see what was really sent."""
+class Receiver:
+    """A session with LISTEN: returns the notifications that were really sent."""
 
     def __init__(self, postgres: Cluster, channel: str, database: str = "postgres") -> None:
         self._connection = psycopg.connect(postgres.url(database), autocommit=True)
         self._connection.execute(f'LISTEN "{channel}"')
 
-    def heard(self) -> list[Any]:
-        # Notifications come before the answer to the next statement of this session.
+    def received(self) -> list[Any]:
+        # PostgreSQL sends notifications before the result of the session's next statement.
         self._connection.execute("SELECT 1")
         return [json.loads(found.payload) for found in self._connection.notifies(timeout=0)]
 
@@ -33,8 +33,8 @@ class Ear:
 
 
 @pytest.fixture
-def ear(postgres: Cluster, channel: str) -> Iterator[Ear]:
-    made = Ear(postgres, channel)
+def receiver(postgres: Cluster, channel: str) -> Iterator[Receiver]:
+    made = Receiver(postgres, channel)
     yield made
     made.close()
 
@@ -109,22 +109,22 @@ def connection(request: pytest.FixtureRequest, postgres: Cluster) -> Iterator[An
         yield opened
 
 
-def test_sent_at_the_commit_and_not_before(connection: Any, ear: Ear, channel: str) -> None:
+def test_messages_are_sent_at_commit(connection: Any, receiver: Receiver, channel: str) -> None:
     Client(connection).publish(channel, "created", {"id": 1, "text": "%s é '; --"})
-    assert ear.heard() == []
+    assert receiver.received() == []
     connection.commit()
-    assert ear.heard() == [{"event_name": "created", "params": {"id": 1, "text": "%s é '; --"}}]
+    assert receiver.received() == [{"event_name": "created", "params": {"id": 1, "text": "%s é '; --"}}]
 
 
-def test_a_rollback_sends_nothing(connection: Any, ear: Ear, channel: str) -> None:
+def test_rollback_sends_nothing(connection: Any, receiver: Receiver, channel: str) -> None:
     Client(connection).publish(channel, "created")
     connection.rollback()
     Client(connection).notify(channel, ["any", "value", None])
     connection.commit()
-    assert ear.heard() == [["any", "value", None]]
+    assert receiver.received() == [["any", "value", None]]
 
 
-def test_what_is_refused_leaves_the_transaction_alone(connection: Any, ear: Ear, channel: str) -> None:
+def test_refused_messages_do_not_affect_the_transaction(connection: Any, receiver: Receiver, channel: str) -> None:
     client = Client(connection)
     client.publish(channel, "before")
     with pytest.raises(InvalidChannelError):
@@ -136,4 +136,4 @@ def test_what_is_refused_leaves_the_transaction_alone(connection: Any, ear: Ear,
     with pytest.raises(TypeError):
         client.publish(channel, 5)  # type: ignore[arg-type]
     connection.commit()
-    assert ear.heard() == [{"event_name": "before", "params": None}]
+    assert receiver.received() == [{"event_name": "before", "params": None}]

@@ -1,4 +1,4 @@
-"""The SQL of docs/security.md, as somebody would paste it: it runs, and decides what the page says."""
+"""The SQL of docs/security.md runs as it is written, and its policies decide as the page says."""
 
 import json
 import re
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def blocks() -> list[str]:
-    """The page's blocks of SQL."""
+    """Return the SQL blocks of the page."""
     return re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "security.md").read_text("utf-8"), re.DOTALL)
 
 
@@ -47,7 +47,7 @@ def policies(postgres18: Cluster) -> Iterator[Policies]:
         cursor.execute("CREATE TABLE room_members (user_id text, room text, may_write boolean)")
         cursor.execute("INSERT INTO room_members VALUES ('alice', 'room:7', true), ('bob', 'room:7', false)")
         cursor.execute(block('CREATE POLICY "members read"'))
-        # Changes of permission, too.
+        # The block about changed permissions must run, too.
         cursor.execute(block("SELECT socketio_pg.recheck();"))
     connection.close()
     made = Policies(Database(postgres18.url(name).replace("postgres@", "socketio_web@")), 2.0)
@@ -57,7 +57,7 @@ def policies(postgres18: Cluster) -> Iterator[Policies]:
 
 
 @pytest.mark.parametrize(
-    ("sub", "role", "action", "channel", "wanted"),
+    ("sub", "role", "action", "channel", "expected"),
     [
         ("alice", "authenticated", "subscribe", "room:7", True),
         ("bob", "authenticated", "subscribe", "room:7", True),
@@ -72,13 +72,13 @@ def policies(postgres18: Cluster) -> Iterator[Policies]:
         ("nobody", "anon", "publish", "lobby", False),
     ],
 )
-def test_the_pages_policies(
-    policies: Policies, sub: str, role: str, action: Action, channel: str, wanted: bool
+def test_policies_decide_as_documented(
+    policies: Policies, sub: str, role: str, action: Action, channel: str, expected: bool
 ) -> None:
-    assert policies.ask(Question(action, role, json.dumps({"sub": sub, "role": role}), channel)) is wanted
+    assert policies.ask(Question(action, role, json.dumps({"sub": sub, "role": role}), channel)) is expected
 
 
-def test_the_readmes_policy_is_one_of_them() -> None:
+def test_readme_has_the_same_policy() -> None:
     def squeezed(text: str) -> str:
         return " ".join(text.split())
 

@@ -1,4 +1,4 @@
-"""The examples of docs/sqlalchemy.md, as somebody would paste them."""
+"""The examples of docs/sqlalchemy.md run as they are written."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
-def test_the_pages_examples(postgres18: Cluster) -> None:
+def test_examples_send_the_documented_messages(postgres18: Cluster) -> None:
     with orm_database(postgres18, "docs_sqlalchemy", "psycopg", sa.MetaData()) as database:
         names: dict[str, Any] = {"__name__": "docs_sqlalchemy", "engine": database.engine}
         own, announce, classes, usage = blocks("python")
@@ -32,14 +32,14 @@ def test_the_pages_examples(postgres18: Cluster) -> None:
                 await names["announce"](session)
             await engine.dispose()
 
-        # Not here: Playwright's loop, of other tests, seems to run in this thread.
+        # In another thread: Playwright, used by other tests, may have left an event loop running in this one.
         in_thread(asyncio.run, run())
         assert database.sent() == [("news", {"headline": "…"})] * 2
         exec(compile(classes, "classes", "exec"), names)
         names["Base"].metadata.create_all(database.engine)
         exec(compile(usage, "usage", "exec"), names)
         sent = database.sent()
-        [wanted] = blocks("json")
-        assert sent[-1] == ("orders:5", json.loads(wanted))
+        [expected] = blocks("json")
+        assert sent[-1] == ("orders:5", json.loads(expected))
         assert [channel for channel, _ in sorted(sent[:2], key=str)] == ["orders:5", "users"]
         assert dict(sent[:2])["users"]["new"] == {"id": 5, "name": "Ada"}

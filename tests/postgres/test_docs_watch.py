@@ -1,4 +1,4 @@
-"""The SQL of docs/watch.md and of the README's part about it, as somebody would paste it."""
+"""The SQL about watch() in docs/watch.md and the README runs as it is written."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def database(postgres18: Cluster) -> Iterator[WatchDatabase]:
 
 
 @pytest.mark.parametrize("page", ["docs/watch.md", "README.md"])
-def test_it_runs(database: WatchDatabase, page: str) -> None:
+def test_examples_run(database: WatchDatabase, page: str) -> None:
     blocks = re.findall(r"```sql\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
     blocks = [block for block in blocks if "watch" in block or "customers see" in block]
     assert blocks
@@ -32,7 +32,7 @@ def test_it_runs(database: WatchDatabase, page: str) -> None:
     assert payload["pk"] == {"id": 7}
 
 
-def test_the_tables_of_the_page_have_every_field_and_option(database: WatchDatabase) -> None:
+def test_tables_list_every_field_and_option(database: WatchDatabase) -> None:
     text = (ROOT / "docs" / "watch.md").read_text("utf-8")
     rows = set(re.findall(r'`"?(\w+)"?`', " ".join(re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", text, re.MULTILINE))))
     database.watch("orders", "orders:{customer_id}")

@@ -1,4 +1,4 @@
-"""What the doctor finds on a real database. What breaks one is in tests/faults/test_doctor.py."""
+"""The doctor's findings on a real database. Checks that break the database are in tests/faults/test_doctor.py."""
 
 import subprocess
 import uuid
@@ -12,7 +12,7 @@ from tests.support.postgres import Cluster
 from tests.support.server import ROOT
 
 
-def test_the_doctor_finds_what_is_in_order(logged: Base) -> None:
+def test_healthy_database_is_ok(logged: Base) -> None:
     found = doctor(logged.url)
     for check in ("settings", "version", "clock", "LISTEN", "NOTIFY queue", "sessions", "schema", "privileges"):
         assert level(found, check) == "ok", found[check]
@@ -23,19 +23,19 @@ def test_the_doctor_finds_what_is_in_order(logged: Base) -> None:
     assert "LISTEN" in run("doctor", "-v", url=logged.url).stdout
 
 
-def test_the_doctor_without_the_schema(plain: Base) -> None:
+def test_missing_schema_is_a_warning_or_an_error(plain: Base) -> None:
     assert level(doctor(plain.url), "schema") == "warning"
     found = doctor(plain.url, 1, AUTHORIZATION="rls", ALLOWED_ROLES="postgres", JWT_SECRET=uuid.uuid4().hex)
     assert "AUTHORIZATION=rls" in found["schema"]["found"]
 
 
 @pytest.mark.parametrize("version", [schema.VERSION - 1, schema.VERSION + 1])
-def test_the_doctor_finds_a_schema_of_another_version(base: Base, version: int) -> None:
+def test_other_schema_version_is_an_error(base: Base, version: int) -> None:
     base.sql("UPDATE socketio_pg.schema_version SET version = %s", version)
     assert level(doctor(base.url, 1), "schema") == "error"
 
 
-def test_the_doctor_finds_lacking_privileges(base: Base, poor: str) -> None:
+def test_missing_privileges_are_an_error(base: Base, poor: str) -> None:
     found = doctor(poor, 1)
     assert level(found, "privileges") == "error"
     assert "schema" not in found
@@ -49,12 +49,12 @@ def test_the_doctor_finds_lacking_privileges(base: Base, poor: str) -> None:
     base.sql("DROP OWNED BY cli_poor")
 
 
-def test_the_doctor_finds_what_nobody_relays(base: Base) -> None:
+def test_waiting_messages_without_a_relay_are_an_error(base: Base) -> None:
     run("publish", "a", "1", "--durable", url=base.url)
     assert level(doctor(base.url, 1), "relay") == "error"
 
 
-def test_the_doctor_finds_a_relay_that_lags(base: Base) -> None:
+def test_lagging_relay_is_an_error(base: Base) -> None:
     relaying = base.cluster.connect(base.name)
     try:
         with relaying.cursor() as cursor:
@@ -71,7 +71,7 @@ def test_the_doctor_finds_a_relay_that_lags(base: Base) -> None:
         relaying.close()
 
 
-def test_the_doctor_finds_nodes_of_other_versions(base: Base) -> None:
+def test_nodes_of_other_versions_are_a_warning(base: Base) -> None:
     base.sql(
         "INSERT INTO socketio_pg.node (id, name, version, relay, clients) VALUES"
         " (gen_random_uuid(), 'one:1', '0.0.1', false, 0), (gen_random_uuid(), 'two:1', '0.0.2', false, 0)"
@@ -81,7 +81,7 @@ def test_the_doctor_finds_nodes_of_other_versions(base: Base) -> None:
     assert "one:1 0.0.1, two:1 0.0.2" in found["nodes"]["found"]
 
 
-def test_the_doctor_finds_roles_that_clients_cannot_have(base: Base, poor: str) -> None:
+def test_unusable_client_role_is_an_error(base: Base, poor: str) -> None:
     settings: dict[str, Any] = {"AUTHORIZATION": "rls", "ALLOWED_ROLES": "cli_poor", "JWT_SECRET": uuid.uuid4().hex}
     found = doctor(base.url, 1, **settings)
     assert level(found, "roles") == "error"
@@ -91,13 +91,13 @@ def test_the_doctor_finds_roles_that_clients_cannot_have(base: Base, poor: str) 
     base.sql("DROP OWNED BY cli_poor")
 
 
-def test_the_doctor_finds_another_encoding(postgres18: Cluster) -> None:
+def test_other_encoding_is_a_warning(postgres18: Cluster) -> None:
     postgres18.sql("DROP DATABASE IF EXISTS cli_latin WITH (FORCE)")
     postgres18.sql("CREATE DATABASE cli_latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
     assert level(doctor(postgres18.url("cli_latin")), "encoding") == "warning"
 
 
-def test_the_doctor_finds_two_databases_that_are_meant_to_be_one(plain: Base, logged: Base) -> None:
+def test_listening_to_another_database_is_an_error(plain: Base, logged: Base) -> None:
     found = doctor(plain.url, 1, LISTEN_DATABASE_URL=logged.url)
     assert level(found, "LISTEN") == "error"
     assert "another database" in found["LISTEN"]["found"]
@@ -105,7 +105,7 @@ def test_the_doctor_finds_two_databases_that_are_meant_to_be_one(plain: Base, lo
     assert "LISTEN_DATABASE_URL is unreachable" in found["LISTEN"]["found"]
 
 
-def test_the_doctor_finds_a_lack_of_descriptors(plain: Base) -> None:
+def test_low_descriptor_limit_is_a_warning(plain: Base) -> None:
     assert level(doctor(plain.url, MAX_CONNECTIONS="1000000"), "open files") in ("ok", "warning")
     done = subprocess.run(
         ["bash", "-c", 'ulimit -n 256; exec "$@"', "bash", *COMMAND, "doctor"],

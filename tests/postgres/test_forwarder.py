@@ -1,4 +1,4 @@
-"""Listening through a leader, on a queue that loses what it is told to lose: nothing is missed without a gap."""
+"""Listening through a leader over a queue that loses or delays chosen messages: nothing is lost without a gap."""
 
 import itertools
 from collections.abc import Iterator
@@ -23,19 +23,19 @@ def world(postgres18: Cluster) -> Iterator[World]:
     made.close()
 
 
-#: The message, counted from 1, and whether it is lost or late. By day every fifth, others of those that are late.
+#: The number of the message, counted from 1, and its fault. `make test` runs every fifth number of each fault.
 CASES = sampled(
     itertools.product(range(1, 31), ("lost", "late")),
     lambda case: case[0] % 5 == (1 if case[1] == "lost" else 3),
 )
 
 
-@pytest.mark.parametrize(("number", "what"), CASES)
-def test_whatever_single_message_is_lost(
-    world: World, postgres18: Cluster, channel: str, number: int, what: str
+@pytest.mark.parametrize(("number", "fault"), CASES)
+def test_lost_or_late_message_leaves_a_gap_at_most(
+    world: World, postgres18: Cluster, channel: str, number: int, fault: str
 ) -> None:
-    """To be told of a gap, or to get it: what was confirmed is missed by nobody without a word."""
-    setattr(world.wire, what, {number})
+    """Each node gets every notification of its confirmed channels, or a gap."""
+    setattr(world.wire, fault, {number})
     world.leader()
     one, two = world.node(), world.node()
     first, second = f"{channel}-1", f"{channel}-2"
@@ -49,23 +49,23 @@ def test_whatever_single_message_is_lost(
     for payload in range(5, 8):
         postgres18.notify(first, str(payload))
         postgres18.notify(second, str(payload))
-    # Past the message that it is about, and until all are served: what is published then arrives.
+    # Until the faulty message has been sent and both nodes receive notifications of the second channel.
     with green.timeout(20):
-        while world.wire.sent <= number or any((second, "end") not in node.told for node in (one, two)):
+        while world.wire.sent <= number or any((second, "end") not in node.received for node in (one, two)):
             postgres18.notify(second, "end")
             green.sleep(0.02)
     for node in (one, two):
         node.wait_ready()
-    for node, wanted, numbers in ((one, second, range(5, 8)), (two, first, range(5, 8)), (two, second, range(5, 8))):
-        told = [text for found, text in node.told if found == wanted]
-        got = [int(text) for text in told if text.isdecimal() and int(text) in numbers]
+    for node, name, numbers in ((one, second, range(5, 8)), (two, first, range(5, 8)), (two, second, range(5, 8))):
+        received = [text for found, text in node.received if found == name]
+        got = [int(text) for text in received if text.isdecimal() and int(text) in numbers]
         assert got == sorted(set(got)), "in order, none twice"
         if got != list(numbers):
-            assert "gap" in told
+            assert "gap" in received
 
 
-def test_a_new_leader_is_followed_and_the_old_one_is_not(world: World, postgres18: Cluster, channel: str) -> None:
-    """For a while both lead: one that was stopped, and does not know yet."""
+def test_nodes_follow_only_the_newest_leader(world: World, postgres18: Cluster, channel: str) -> None:
+    """Both lead for a while: the old leader was suspended and does not know yet that it was replaced."""
     old = world.leader()
     node = world.node()
     listen(node, channel)
@@ -76,21 +76,21 @@ def test_a_new_leader_is_followed_and_the_old_one_is_not(world: World, postgres1
     for number in range(20):
         postgres18.notify(channel, str(number))
     node.wait(*[(channel, str(number)) for number in range(20)])
-    assert node.told[2:] == [(channel, str(number)) for number in range(20)], "each once"
+    assert node.received[2:] == [(channel, str(number)) for number in range(20)], "each once"
     old.lead(False)
     new.lead(False)
     with green.timeout(20):
         while node.listener.ready:
             green.sleep(0.01)
     assert "messages from the leader no longer arrive" in (node.listener.problem or "")
-    # The same process again is another leader.
+    # A process that leads again counts as a new leader.
     old.lead(True)
     node.wait((channel, "gap"))
     postgres18.notify(channel, "end")
     node.wait((channel, "end"))
 
 
-def test_a_node_that_is_silent_is_forgotten(world: World, channel: str) -> None:
+def test_leader_forgets_a_silent_node(world: World, channel: str) -> None:
     leader = world.leader()
     gone, stays = world.node(), world.node()
     listen(gone, f"{channel}-1", f"{channel}-2")
@@ -100,15 +100,15 @@ def test_a_node_that_is_silent_is_forgotten(world: World, channel: str) -> None:
     with green.timeout(20):
         while leader._listener._wanted != {f"{channel}-2"}:
             green.sleep(0.01)
-    # It was only slow: what it wants is wanted again.
+    # It was only slow: its channels are listened to again.
     gone.listener.start()
     with green.timeout(20):
         while leader._listener._wanted != {f"{channel}-1", f"{channel}-2"}:
             green.sleep(0.01)
 
 
-def test_a_node_that_was_taken_for_gone_is_told_of_the_gap(world: World, postgres18: Cluster, channel: str) -> None:
-    """It goes on hearing the leader, number by number, and nothing of what it wants is among it any more."""
+def test_forgotten_node_gets_a_gap(world: World, postgres18: Cluster, channel: str) -> None:
+    """It still receives every message of the leader, but notifications of its channels are no longer among them."""
     leader = world.leader()
     node = world.node()
     listen(node, channel)
@@ -125,13 +125,13 @@ def test_a_node_that_was_taken_for_gone_is_told_of_the_gap(world: World, postgre
             green.sleep(0.01)
     node.listener.tell = tell
     node.wait((channel, "gap"))
-    postgres18.notify(channel, "heard")
-    node.wait((channel, "heard"))
-    assert (channel, "missed") not in node.told
+    postgres18.notify(channel, "received")
+    node.wait((channel, "received"))
+    assert (channel, "missed") not in node.received
 
 
-def test_a_leader_that_hears_nothing(world: World, channel: str) -> None:
-    """What nodes want does not reach it, and new subscriptions would only wait."""
+def test_leader_that_receives_nothing_is_a_problem(world: World, channel: str) -> None:
+    """The nodes' channels do not reach it, so new subscriptions would time out."""
     leader = world.leader()
     node = world.node()
     listen(node, channel)
@@ -146,10 +146,8 @@ def test_a_leader_that_hears_nothing(world: World, channel: str) -> None:
     assert node.listener.problem is None
 
 
-def test_a_leader_that_would_listen_itself_listens_for_those_that_ask(
-    world: World, postgres18: Cluster, channel: str
-) -> None:
-    """While LISTEN=leader is being set on one node after the other."""
+def test_lazy_leader_listens_once_a_node_asks(world: World, postgres18: Cluster, channel: str) -> None:
+    """Some nodes have LISTEN=leader already, while the leader still has LISTEN=node."""
     leader = world.leader(eager=False)
     assert leader._listener is None
     node = world.node()
@@ -158,8 +156,8 @@ def test_a_leader_that_would_listen_itself_listens_for_those_that_ask(
     node.wait((channel, "1"))
 
 
-def test_a_late_word_of_a_former_leader(world: World, postgres18: Cluster, channel: str) -> None:
-    """A node that never knew it takes it for the new leader, for as long as it takes."""
+def test_late_message_of_a_former_leader(world: World, postgres18: Cluster, channel: str) -> None:
+    """A node that never saw that leader takes it for the new one, until the real leader's next message."""
     old = world.leader()
     old_id = old._id
     old.lead(False)
@@ -167,16 +165,16 @@ def test_a_late_word_of_a_former_leader(world: World, postgres18: Cluster, chann
     node = world.node()
     listen(node, channel)
     late = {"database": "postgres", "leader": old_id, "number": 77, "problem": None, "as_of": "2026-01-01T00:00:00Z"}
-    for nonsense in (
+    for malformed in (
         {},
         {"number": None},
         {"leader": [], "number": "x"},
         {"gaps": 1},
         {"notifications": [1], "number": 78},
     ):
-        # The queue's green thread logs it and goes on.
+        # The queue's green thread logs the error and continues.
         with pytest.raises((KeyError, TypeError, ValueError)):
-            node.listener.receive({**late, **nonsense} if nonsense else nonsense)
+            node.listener.receive({**late, **malformed} if malformed else malformed)
     node.listener.receive(late | {"number": 79})
     node.wait((channel, "gap"))
     postgres18.notify(channel, "1")
@@ -184,8 +182,8 @@ def test_a_late_word_of_a_former_leader(world: World, postgres18: Cluster, chann
     assert node.listener.ready
 
 
-def test_a_gap_begins_when_the_leader_was_last_sure(world: World, postgres18: Cluster, channel: str) -> None:
-    """And not when the node last heard it say that it hears nothing."""
+def test_gap_begins_when_the_leader_last_listened(world: World, postgres18: Cluster, channel: str) -> None:
+    """It does not begin at the leader's last message, which said that it was not listening."""
     since: list[datetime] = []
     leader = world.leader()
     node = world.node()
@@ -198,10 +196,10 @@ def test_a_gap_begins_when_the_leader_was_last_sure(world: World, postgres18: Cl
     with green.timeout(20):
         while "the leader does not listen: " not in (node.listener.problem or ""):
             green.sleep(0.01)
-    # The leader goes on saying that it hears nothing, for longer than a gap begins before what is known.
-    said = node.listener._number
+    # The leader keeps reporting that it does not listen, for longer than a gap's safety margin.
+    last = node.listener._number
     with green.timeout(20):
-        while node.listener._number < said + 30:
+        while node.listener._number < last + 30:
             green.sleep(0.01)
     leader.lead(False)
     world.leader()
@@ -211,16 +209,16 @@ def test_a_gap_begins_when_the_leader_was_last_sure(world: World, postgres18: Cl
     assert since[0] <= before
 
 
-def test_that_a_channel_is_given_up_may_be_lost_too(world: World, channel: str) -> None:
+def test_leader_recovers_from_a_lost_release(world: World, channel: str) -> None:
     leader = world.leader()
     node = world.node()
     listen(node, channel, f"{channel}-2")
-    told: list[dict[str, Any]] = []
+    sent: list[dict[str, Any]] = []
     tell = node.listener.tell
-    node.listener.tell = told.append
+    node.listener.tell = sent.append
     node.listener.release(channel)
     with green.timeout(20):
-        while not any(command.get("remove") for command in told):
+        while not any(command.get("remove") for command in sent):
             green.sleep(0.005)
     node.listener.tell = tell
     assert leader._listener is not None
@@ -229,7 +227,7 @@ def test_that_a_channel_is_given_up_may_be_lost_too(world: World, channel: str) 
             green.sleep(0.01)
 
 
-def test_waiting(world: World, channel: str) -> None:
+def test_wait_without_a_leader_fails(world: World, channel: str) -> None:
     node = world.node()
     node.listener.acquire(channel)
     with pytest.raises(DatabaseUnavailableError):
@@ -244,7 +242,7 @@ def test_waiting(world: World, channel: str) -> None:
     assert node.listener.problem is None
 
 
-def test_a_name_that_the_database_refuses(postgres18: Cluster, channel: str) -> None:
+def test_channel_that_the_database_refuses_is_an_error(postgres18: Cluster, channel: str) -> None:
     postgres18.sql("DROP DATABASE IF EXISTS forwarder_latin1")
     postgres18.sql("CREATE DATABASE forwarder_latin1 ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     world = World(postgres18, "forwarder_latin1")
@@ -260,8 +258,8 @@ def test_a_name_that_the_database_refuses(postgres18: Cluster, channel: str) -> 
         world.close()
 
 
-def test_the_leaders_database_is_away(world: World, postgres18: Cluster, channel: str) -> None:
-    """Nodes say what the leader says, and are told of the gap once it listens again."""
+def test_unreachable_database_of_the_leader_is_a_gap(world: World, postgres18: Cluster, channel: str) -> None:
+    """Nodes report the leader's problem, and get a gap once it listens again."""
     leader = world.leader()
     node = world.node()
     listen(node, channel)
@@ -277,7 +275,7 @@ def test_the_leaders_database_is_away(world: World, postgres18: Cluster, channel
     node.wait((channel, "1"))
 
 
-def test_two_want_the_same_and_one_stops(world: World, postgres18: Cluster, channel: str) -> None:
+def test_channel_stays_until_the_last_node_releases_it(world: World, postgres18: Cluster, channel: str) -> None:
     leader = world.leader()
     one, two = world.node(), world.node()
     assert leader._listener is not None
@@ -288,4 +286,4 @@ def test_two_want_the_same_and_one_stops(world: World, postgres18: Cluster, chan
     for number in range(20):
         postgres18.notify(channel, str(number))
     two.wait(*[(channel, str(number)) for number in range(20)])
-    assert (channel, "19") not in one.told
+    assert (channel, "19") not in one.received

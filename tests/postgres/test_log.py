@@ -1,4 +1,4 @@
-"""The log on a real database: publishing, the relay's numbering, fencing and trimming, the doorbell."""
+"""The log on a real database: publishing, the doorbell, and how the relay numbers, fences and trims."""
 
 import contextlib
 import threading
@@ -36,17 +36,17 @@ def test_messages_are_numbered_in_the_order_of_publishing(log: LogDatabase) -> N
     assert log.sql("SELECT count(*) FROM socketio_pg.outbox") == [(0,)]
 
 
-def test_a_rollback_leaves_no_trace(log: LogDatabase) -> None:
+def test_rollback_leaves_no_trace(log: LogDatabase) -> None:
     with contextlib.closing(log.connect()) as connection, connection.cursor() as cursor:
         cursor.execute("BEGIN; SELECT socketio_pg.publish('a', '1'); SAVEPOINT s; SELECT socketio_pg.publish('a', '2')")
         cursor.execute("ROLLBACK TO s; SELECT socketio_pg.publish('a', '3'); COMMIT")
         cursor.execute("BEGIN; SELECT socketio_pg.publish('a', '4'); ROLLBACK")
     log.publish("a", "5")
     log.move()
-    assert log.log() == [(1, "a", 1), (2, "a", 3), (3, "a", 5)], "positions have no holes, ids may"
+    assert log.log() == [(1, "a", 1), (2, "a", 3), (3, "a", 5)], "positions have no holes; ids may have some"
 
 
-def test_nulls(log: LogDatabase) -> None:
+def test_null_payload_is_json_null(log: LogDatabase) -> None:
     log.sql("SELECT socketio_pg.publish('a', NULL), socketio_pg.publish('a', 'null')")
     log.move()
     assert log.sql("SELECT payload::text FROM socketio_pg.log") == [("null",), ("null",)]
@@ -55,7 +55,7 @@ def test_nulls(log: LogDatabase) -> None:
     assert caught.value.pgcode == "SG001"
 
 
-def test_the_size_is_limited(log: LogDatabase) -> None:
+def test_payload_size_is_limited(log: LogDatabase) -> None:
     log.publish("a", f'"{"x" * (MAX_PAYLOAD - 2)}"')
     with pytest.raises(psycopg2.Error, match=f"payload has {MAX_PAYLOAD + 1} bytes of UTF-8") as caught:
         log.publish("a", f'"{"x" * (MAX_PAYLOAD - 1)}"')
@@ -68,7 +68,7 @@ EDGES = ["socketio_pg", "socketio_pg_x", "socketio", "x" * 63, "x" * 64, "\u65e5
 
 @given(st.text(st.sampled_from(LETTERS), max_size=24) | st.sampled_from(EDGES))
 @settings(max_examples=2 * settings().max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_sql_and_python_agree_on_names(shared_log: LogDatabase, name: str) -> None:
+def test_sql_and_python_accept_the_same_channels(shared_log: LogDatabase, name: str) -> None:
     try:
         validate_channel(name)
         expected = None
@@ -113,14 +113,14 @@ def test_client_publishes_through_the_log(log: LogDatabase, kind: str) -> None:
 
 def notifications(connection: Any) -> list[Batch]:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT 1")  # reads all that comes before its answer
+        cursor.execute("SELECT 1")  # reads the notifications that arrive before the result
     batches = [decode_batch(found.payload) for found in connection.notifies]
     connection.notifies.clear()
     assert None not in batches
     return [batch for batch in batches if batch is not None]
 
 
-def test_the_nodes_are_told_everything(log: LogDatabase) -> None:
+def test_notifications_cover_every_position(log: LogDatabase) -> None:
     sizes = [10, 3000, 3800, 3900, 5000, 10, 90_000, 20, 7000, 1] + [50] * 300
     with contextlib.closing(log.connect()) as connection, connection.cursor() as cursor:
         cursor.execute("LISTEN socketio_pg")
@@ -138,12 +138,12 @@ def test_the_nodes_are_told_everything(log: LogDatabase) -> None:
         if position in inline:
             assert inline[position].payload_json == text
             assert (inline[position].published_at or "").startswith(day)
-    assert len(inline) > 290, "small messages go along"
+    assert len(inline) > 290, "small messages are sent inline"
     assert 7 not in inline
 
 
-def test_relays_at_once_harm_nothing(log: LogDatabase) -> None:
-    """Without the advisory lock, which is only there so that they do not work for nothing."""
+def test_concurrent_relays_are_safe(log: LogDatabase) -> None:
+    """They are, even without the advisory lock: it only saves them useless work."""
     failures: list[psycopg2.Error] = []
     done = threading.Event()
 
@@ -156,7 +156,7 @@ def test_relays_at_once_harm_nothing(log: LogDatabase) -> None:
                 try:
                     moved = log.move(7, connection)
                 except psycopg2.Error as error:
-                    failures.append(error)  # the other was first; nothing of this batch was done
+                    failures.append(error)  # another relay was first; the whole batch is rolled back
                     continue
                 if last and not moved:
                     return
@@ -179,7 +179,7 @@ def test_relays_at_once_harm_nothing(log: LogDatabase) -> None:
     assert [position for position, _, _ in found] == list(range(1, 601))
     for writer in range(4):
         assert [payload[1] for _, _, payload in found if payload[0] == writer] == list(range(150))
-    assert {error.pgcode for error in failures} <= {"23505"}, "at worst the position was taken: all is undone"
+    assert {error.pgcode for error in failures} <= {"23505"}, "a taken position is the only failure, and rolled back"
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def relay(log: LogDatabase) -> Iterator[Relay]:
     made.stop()
 
 
-def test_trimming_by_number(log: LogDatabase, relay: Relay) -> None:
+def test_trimming_by_count(log: LogDatabase, relay: Relay) -> None:
     log.publish("a", *map(str, range(1, 21)))
     log.move()
     with contextlib.closing(log.connect()) as connection:
@@ -210,13 +210,13 @@ def test_trimming_by_age_keeps_the_newest(log: LogDatabase, relay: Relay) -> Non
     log.sql("UPDATE socketio_pg.log SET logged_at = now() - interval '2 hours'")
     with contextlib.closing(log.connect()) as connection:
         in_thread(relay._trim, connection)
-    assert log.log() == [(3, "a", 3)], "the next position is counted from the newest"
+    assert log.log() == [(3, "a", 3)], "the next position follows the newest"
     log.publish("a", "4")
     log.move()
     assert log.log()[-1] == (4, "a", 4)
 
 
-def test_a_copy_gets_an_epoch_of_its_own(log: LogDatabase, relay: Relay) -> None:
+def test_copied_database_gets_a_new_epoch(log: LogDatabase, relay: Relay) -> None:
     def check() -> str:
         with contextlib.closing(log.connect()) as connection:
             in_thread(relay._check_epoch, connection)
@@ -225,7 +225,7 @@ def test_a_copy_gets_an_epoch_of_its_own(log: LogDatabase, relay: Relay) -> None
 
     first = log.sql("SELECT epoch::text FROM socketio_pg.head")[0][0]
     assert check() == check() == first
-    log.sql("UPDATE socketio_pg.head SET system_identifier = 1")  # as after a restore from another cluster's dump
+    log.sql("UPDATE socketio_pg.head SET system_identifier = 1")  # as after restoring another cluster's dump
     second = check()
     assert second != first
     log.sql("UPDATE socketio_pg.head SET timeline = timeline + 1")  # as after a promotion
@@ -235,40 +235,40 @@ def test_a_copy_gets_an_epoch_of_its_own(log: LogDatabase, relay: Relay) -> None
 # -- the doorbell ------------------------------------------------------------------------------------------------------
 
 
-def test_the_bell_rings_at_commit_unless_the_relay_is_busy(log: LogDatabase) -> None:
+def test_bell_rings_at_commit_unless_the_relay_is_busy(log: LogDatabase) -> None:
     with contextlib.closing(log.connect()) as relay, contextlib.closing(log.connect()) as publisher:
-        ears, voice = relay.cursor(), publisher.cursor()
-        ears.execute("LISTEN socketio_pg_bell")
-        voice.execute("BEGIN; SELECT socketio_pg.publish('a', '1'), socketio_pg.publish('a', '2')")
-        ears.execute("SELECT 1")
+        listening, publishing = relay.cursor(), publisher.cursor()
+        listening.execute("LISTEN socketio_pg_bell")
+        publishing.execute("BEGIN; SELECT socketio_pg.publish('a', '1'), socketio_pg.publish('a', '2')")
+        listening.execute("SELECT 1")
         assert relay.notifies == []
-        voice.execute("COMMIT")
-        ears.execute("SELECT 1")
+        publishing.execute("COMMIT")
+        listening.execute("SELECT 1")
         assert [found.channel for found in relay.notifies] == ["socketio_pg_bell"]
         relay.notifies.clear()
-        ears.execute("SELECT pg_try_advisory_lock(%s, %s)", (schema.LOCK_CLASS, schema.BUSY_LOCK))
-        assert ears.fetchone() == (True,)
-        voice.execute("SELECT socketio_pg.publish('a', '3')")
-        ears.execute("SELECT 1")
+        listening.execute("SELECT pg_try_advisory_lock(%s, %s)", (schema.LOCK_CLASS, schema.BUSY_LOCK))
+        assert listening.fetchone() == (True,)
+        publishing.execute("SELECT socketio_pg.publish('a', '3')")
+        listening.execute("SELECT 1")
         assert relay.notifies == []
 
 
-def test_an_open_transaction_that_has_rung_does_not_stop_the_relay(log: LogDatabase) -> None:
+def test_open_transaction_that_has_rung_does_not_block_the_relay(log: LogDatabase) -> None:
     with contextlib.closing(log.connect()) as relay, contextlib.closing(log.connect()) as publisher:
-        ears, voice = relay.cursor(), publisher.cursor()
-        voice.execute("BEGIN; SELECT socketio_pg.publish('a', '1'); SET CONSTRAINTS ALL IMMEDIATE")
-        ears.execute("SELECT pg_try_advisory_lock(%s, %s)", (schema.LOCK_CLASS, schema.BUSY_LOCK))
-        assert ears.fetchone() == (True,), "the bell gives its lock back at once"
+        listening, publishing = relay.cursor(), publisher.cursor()
+        publishing.execute("BEGIN; SELECT socketio_pg.publish('a', '1'); SET CONSTRAINTS ALL IMMEDIATE")
+        listening.execute("SELECT pg_try_advisory_lock(%s, %s)", (schema.LOCK_CLASS, schema.BUSY_LOCK))
+        assert listening.fetchone() == (True,), "the bell releases its lock immediately"
         log.publish("a", "2")
         assert log.move() == 1
-        voice.execute("COMMIT")
+        publishing.execute("COMMIT")
         assert log.move() == 1
         assert log.log() == [(1, "a", 2), (2, "a", 1)]
 
 
-def test_the_relay_finds_every_row_in_its_turn(log: LogDatabase, relay: Relay) -> None:
-    """With real snapshots and a real sequence: from the first id on, and rows of transactions that end late."""
-    relay._next_full_scan = float("inf")  # nothing is found only because everything is looked through
+def test_relay_finds_every_row_without_full_scans(log: LogDatabase, relay: Relay) -> None:
+    """With real snapshots and a real sequence: from the first id on, and rows of transactions that commit late."""
+    relay._next_full_scan = float("inf")  # so that no row is found only by a full scan
     with contextlib.closing(log.connect()) as moving, contextlib.closing(log.connect()) as late:
         moving.cursor().execute(MOVE)
 
@@ -286,11 +286,11 @@ def test_the_relay_finds_every_row_in_its_turn(log: LogDatabase, relay: Relay) -
         assert relay._low.floor > 5
         late.cursor().execute("COMMIT")
         log.publish("a", "21")
-        assert move() == 2, "both at once, or the later one would be numbered first"
+        assert move() == 2, "both in one batch, or the later one would be numbered first"
     assert [payload for _, _, payload in log.log()] == [*range(1, 12), 20, 21]
 
 
-def test_a_rare_channel_is_read_by_its_own_index(log: LogDatabase) -> None:
+def test_rare_channel_is_read_through_its_index(log: LogDatabase) -> None:
     log.sql(
         "INSERT INTO socketio_pg.log (position, channel, payload, size, published_at)"
         " SELECT n, CASE WHEN n % 2 = 0 THEN 'a' ELSE 'b' END, '0', 1, now() FROM generate_series(1, 50000) AS n"

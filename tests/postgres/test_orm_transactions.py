@@ -14,7 +14,7 @@ from socketio_pg.client import Client
 from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, LogNotInstalledError, PayloadTooLargeError
 from socketio_pg.orm.hooks import BATCH
 from socketio_pg.postgres import schema
-from tests.postgres.test_client import Ear
+from tests.postgres.test_client import Receiver
 from tests.support.orm import OrmDatabase, orm_database
 from tests.support.orm_classes import Base, Member, Note, Order, Twice, Versioned, add
 from tests.support.postgres import Cluster
@@ -109,13 +109,13 @@ def test_bulk_operations_pass_the_hook_by(database: OrmDatabase, session: Sessio
 
 
 @pytest.fixture
-def ear(shared: OrmDatabase, postgres: Cluster) -> Iterator[Ear]:
-    made = Ear(postgres, "notes:me", database="orm_transactions")
+def receiver(shared: OrmDatabase, postgres: Cluster) -> Iterator[Receiver]:
+    made = Receiver(postgres, "notes:me", database="orm_transactions")
     yield made
     made.close()
 
 
-def test_without_durable_it_is_a_notify(database: OrmDatabase, session: Session, ear: Ear) -> None:
+def test_without_durable_it_is_a_notify(database: OrmDatabase, session: Session, receiver: Receiver) -> None:
     note = Note(owner="me", body="hello")
     session.add(note)
     session.commit()
@@ -125,7 +125,7 @@ def test_without_durable_it_is_a_notify(database: OrmDatabase, session: Session,
     session.commit()
     session.delete(note)
     session.rollback()
-    assert ear.heard() == [
+    assert receiver.received() == [
         {
             "op": "INSERT", "schema": "public", "table": "notes", "pk": {},
             "new": {"owner": "me", "text": "hello"}, "old": None, "changed": [],
@@ -139,12 +139,12 @@ def test_without_durable_it_is_a_notify(database: OrmDatabase, session: Session,
 
 
 def test_a_notify_that_would_be_too_large_comes_without_the_row(
-    database: OrmDatabase, session: Session, ear: Ear
+    database: OrmDatabase, session: Session, receiver: Receiver
 ) -> None:
     note = Note(owner="me", body="é" * 5000)
     session.add(note)
     session.commit()
-    assert ear.heard() == [
+    assert receiver.received() == [
         {
             "op": "INSERT", "schema": "public", "table": "notes", "pk": {}, "truncated": True,
         }
@@ -167,7 +167,7 @@ def test_an_invalid_channel_undoes_the_flush(database: OrmDatabase, session: Ses
 
 
 def test_a_row_from_elsewhere_without_a_valid_channel_can_be_mended(
-    database: OrmDatabase, session: Session, ear: Ear
+    database: OrmDatabase, session: Session, receiver: Receiver
 ) -> None:
     database.sql("INSERT INTO notes (owner, text, private) VALUES ('*', 'a', ''), ('*', 'b', '')")
     first, second = session.scalars(sa.select(Note).order_by(Note.id))
@@ -178,7 +178,7 @@ def test_a_row_from_elsewhere_without_a_valid_channel_can_be_mended(
     first.owner = "me"
     session.delete(second)
     session.commit()
-    assert [(payload["op"], payload["new"]["text"]) for payload in ear.heard()] == [("INSERT", "a")]
+    assert [(payload["op"], payload["new"]["text"]) for payload in receiver.received()] == [("INSERT", "a")]
 
 
 def test_a_row_that_is_too_large_for_the_log(database: OrmDatabase, session: Session) -> None:

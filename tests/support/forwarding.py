@@ -1,4 +1,4 @@
-"""A queue that loses what it is told to lose, and leaders and nodes on it, in this process on a real PostgreSQL."""
+"""A queue that loses chosen messages, and leaders and nodes on it, in this process on a real PostgreSQL."""
 
 import json
 from typing import Any
@@ -46,11 +46,11 @@ class Wire:
 
 
 class Node:
-    """A node that only listens, and notes what it is told, in order: notifications and gaps."""
+    """A node that only listens, and records what it receives, in order: notifications and gaps."""
 
     def __init__(self, wire: Wire, database: Database) -> None:
-        self.told: list[tuple[str, str]] = []
-        self.listener = RemoteListener(database, self.told.extend, self._gap, wire.tell)
+        self.received: list[tuple[str, str]] = []
+        self.listener = RemoteListener(database, self.received.extend, self._gap, wire.tell)
         self.listener.retry_interval = 0.05
         self.listener.beat_interval = 0.1
         self.listener.leader_timeout = 1.0
@@ -58,12 +58,12 @@ class Node:
         self.listener.start()
 
     def _gap(self, gap: NotifyGap) -> None:
-        self.told.append((gap.channel, "gap"))
+        self.received.append((gap.channel, "gap"))
 
-    def wait(self, *told: tuple[str, str]) -> None:
-        """Until it was told these last."""
+    def wait(self, *received: tuple[str, str]) -> None:
+        """Wait until these are the last ones received."""
         with green.timeout(20):
-            while tuple(self.told[-len(told) :]) != told:
+            while tuple(self.received[-len(received) :]) != received:
                 green.sleep(0.005)
 
     def wait_ready(self) -> None:

@@ -1,4 +1,4 @@
-"""The log's schema on a real database: installing, upgrading, rights."""
+"""The schema on a real database: installation, upgrades and privileges."""
 
 import contextlib
 import threading
@@ -26,7 +26,7 @@ def test_installing_again_keeps_everything(log: LogDatabase) -> None:
     assert log.log() == [(1, "a", 1), (2, "a", 2)]
 
 
-def test_two_install_at_once(postgres: Cluster) -> None:
+def test_concurrent_installations_succeed(postgres: Cluster) -> None:
     postgres.sql("DROP DATABASE IF EXISTS twice WITH (FORCE)")
     postgres.sql("CREATE DATABASE twice")
     url = postgres.url("twice")
@@ -46,13 +46,13 @@ def psql_install(url: str) -> str:
     return "ok"
 
 
-def test_a_newer_schema_is_left_alone(log: LogDatabase) -> None:
+def test_newer_schema_is_not_overwritten(log: LogDatabase) -> None:
     log.sql("UPDATE socketio_pg.schema_version SET version = version + 1")
     with pytest.raises(DatabaseError, match="upgrade the program"):
         in_thread(schema.install, Database(log.url), MAX_PAYLOAD)
 
 
-def test_the_printed_sql_installs_it(postgres: Cluster) -> None:
+def test_printed_sql_installs_the_schema(postgres: Cluster) -> None:
     postgres.sql("DROP DATABASE IF EXISTS printed WITH (FORCE)")
     postgres.sql("CREATE DATABASE printed")
     url = postgres.url("printed")
@@ -65,7 +65,7 @@ def test_the_printed_sql_installs_it(postgres: Cluster) -> None:
             assert cursor.fetchone() == (schema.VERSION,)
 
 
-def test_other_encodings_are_refused(postgres: Cluster) -> None:
+def test_install_refuses_other_encodings(postgres: Cluster) -> None:
     postgres.sql("DROP DATABASE IF EXISTS latin WITH (FORCE)")
     postgres.sql("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
     with pytest.raises(DatabaseError, match="encoding UTF8; this one has LATIN1"):
@@ -74,7 +74,7 @@ def test_other_encodings_are_refused(postgres: Cluster) -> None:
 
 @pytest.fixture
 def roles(postgres: Cluster) -> Iterator[dict[str, str]]:
-    """role → its address in the database ``granted``, whose owner is no superuser and installs the log."""
+    """Role → its address of the database ``granted``. The owner, who installs the log, is not a superuser."""
     names = ("log_owner", "log_server", "log_publisher", "log_nobody")
     postgres.sql("DROP DATABASE IF EXISTS granted WITH (FORCE)")
     for name in names:
@@ -89,11 +89,11 @@ def roles(postgres: Cluster) -> Iterator[dict[str, str]]:
         postgres.sql(f"DROP ROLE {name}")
 
 
-def test_rights(roles: dict[str, str]) -> None:
+def test_roles_have_no_more_privileges_than_they_need(roles: dict[str, str]) -> None:
     run_cli("init", "--server-role", "log_server", "--publisher-role", "log_publisher", url=roles["log_owner"])
 
     def as_role(role: str, statement: str, *parameters: object) -> str:
-        """What came of it: "ok", or the SQLSTATE."""
+        """Return "ok", or the SQLSTATE of the error."""
         with contextlib.closing(psycopg2.connect(roles[role])) as connection, connection.cursor() as cursor:
             try:
                 cursor.execute(statement, parameters or None)
@@ -119,7 +119,7 @@ def test_rights(roles: dict[str, str]) -> None:
     ):
         assert as_role("log_server", statement) == denied
 
-    # Everything that a server does, as the role that has no more than it needs.
+    # Everything that a server does, with only the server role's privileges.
     relay = Relay(Database(roles["log_server"]), 0.0, 1, lambda: (0, 0))
 
     def work() -> None:
