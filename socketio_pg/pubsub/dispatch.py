@@ -101,7 +101,7 @@ class Dispatcher:
 
     def _cost(self, channel: str, text: str) -> int:
         filters = self._hub.filters(channel)
-        return len(text) + (0 if filters is None else self.filter_characters * filters.most_tried)
+        return len(text) + (0 if filters is None else self.filter_characters * filters.max_tried)
 
     def deliver(self, messages: Sequence[EncodedMessage]) -> None:
         """Deliver messages in order, either all of the log or all of NOTIFY."""

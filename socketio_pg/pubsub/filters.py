@@ -1,7 +1,7 @@
-"""Filters of subscriptions: conditions on paths into a payload, and the index of those of a channel. Pure, no I/O.
+"""Filters of subscriptions: conditions on paths into a payload, and the index of a channel's filters. Pure, no I/O.
 
-``{"new.customer_id": 5, "new.status": ["open", "paid"], "new.total": {"gt": 100}}``: all must hold. Where a path leads
-to nothing, the value is null. What each operator means is in docs/protocol.md.
+``{"new.customer_id": 5, "new.status": ["open", "paid"], "new.total": {"gt": 100}}``: all must hold. A path that the
+payload lacks has the value null. docs/protocol.md defines the operators.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ import orjson
 
 from socketio_pg.core.errors import InvalidRequestError
 
-#: Most conditions of a filter, values of an ``in``, characters of a ``like``, and of the whole filter as JSON.
+#: Maximum conditions of a filter, values of an ``in``, characters of a ``like``, and characters of a filter as JSON.
 MAX_CONDITIONS, MAX_VALUES, MAX_PATTERN, MAX_CHARACTERS = 20, 100, 100, 4_000
-#: Texts with more characters are not searched: no ``like`` holds for them.
+#: ``like`` is false for texts with more characters.
 MAX_SEARCHED = 10_000
 
 _ORDER = {"lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge}
@@ -29,18 +29,18 @@ _OPERATORS = ("eq", "ne", *_ORDER, "in", "like")
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One operator on one path. ``holds(value)`` gets what the path leads to, of the types that orjson makes."""
+    """One operator on one path. ``holds(value)`` tests the value at the path, of a type that orjson produces."""
 
-    #: As it was written, and taken apart: keys of objects, and places in lists.
+    #: The path as written, and its parts: keys of objects, indexes of lists.
     path: str
     keys: Sequence[str]
-    #: Of ``eq`` and ``in``: the values, one of which it must be; otherwise None.
+    #: The allowed values of ``eq`` and ``in``; None for other operators.
     one_of: frozenset[Any] | None
     holds: Callable[[Any], bool]
 
 
 class Filter:
-    """All ``conditions`` must hold. Equal when they have the same ``text``, the conditions in a normal form."""
+    """All ``conditions`` together. ``text`` is their normal form; filters with the same text are equal."""
 
     __slots__ = ("_checks", "conditions", "text")
 
@@ -56,12 +56,12 @@ class Filter:
         return hash(self.text)
 
     def matches(self, payload_json: str) -> bool:
-        """Whether a payload, strict JSON text, is one of those that were asked for."""
+        """Return whether a payload, strict JSON text, fulfils all conditions."""
         return self.holds(orjson.loads(payload_json), {})
 
     def holds(self, payload: Any, values: dict[str, Any]) -> bool:
-        """The same for a parsed payload; ``values`` keeps where its paths lead to, for the next filter."""
-        # Thousands of filters may be tried on a message: no generator, no call that can be spared.
+        """Return the same for a parsed payload. ``values`` caches values by path, for the next filter."""
+        # A hot loop: thousands of filters may be tried on a message.
         for path, keys, holds in self._checks:
             if path in values:
                 value = values[path]
@@ -73,9 +73,9 @@ class Filter:
 
 
 def parse_filter(value: object) -> Filter | None:
-    """The filter that a client wrote; None for null and for no conditions, which all messages fulfil.
+    """Parse a client's filter. Return None for null and for a filter without conditions, which matches all messages.
 
-    Raises :class:`InvalidRequestError` that names the path and what is wrong.
+    Raises :class:`InvalidRequestError`, which names the path and the fault.
     """
     if value is None:
         return None
@@ -103,16 +103,16 @@ def parse_filter(value: object) -> Filter | None:
 class FilterIndex:
     """The filters of one channel, each with the number of its subscriptions.
 
-    Those with an equality are found by the payload's value, so that thousands of clients, each of whom follows its own
-    rows, cost a message little; the others are tried one by one.
+    Filters with an equality are found by the payload's value, so a message is cheap even if each of thousands of
+    clients follows its own rows. All other filters are tried one by one.
     """
 
     def __init__(self) -> None:
         self._counts: dict[Filter, int] = {}
-        #: Path → value → the filters for which it must be that.
+        #: Path → value → filters that require this value.
         self._by_value: dict[_Path, dict[Any, dict[Filter, None]]] = {}
         self._others: dict[Filter, None] = {}
-        #: Size → the number of groups in `_by_value` that have it; and the largest of the sizes.
+        #: Size → number of groups in `_by_value` of that size; and the largest size.
         self._sizes: Counter[int] = Counter()
         self._largest = 0
 
@@ -123,12 +123,12 @@ class FilterIndex:
         return iter(self._counts)
 
     @property
-    def most_tried(self) -> int:
-        """At most so many filters, about, are tried on one message."""
+    def max_tried(self) -> int:
+        """An upper bound, approximately, of the filters that are tried on one message."""
         return len(self._others) + len(self._by_value) + self._largest
 
     def add(self, filter: Filter) -> None:
-        """Count one more subscription with ``filter``."""
+        """Add a subscription with ``filter``."""
         self._counts[filter] = self._counts.get(filter, 0) + 1
         if self._counts[filter] > 1:
             return
@@ -144,7 +144,7 @@ class FilterIndex:
             self._resized(len(filters) - 1, len(filters))
 
     def discard(self, filter: Filter) -> None:
-        """Count one less."""
+        """Remove a subscription with ``filter``."""
         self._counts[filter] -= 1
         if self._counts[filter]:
             return
@@ -165,7 +165,7 @@ class FilterIndex:
             del self._by_value[path]
 
     def _resized(self, before: int, size: int) -> None:
-        """A group has grown or shrunk by one filter."""
+        """Note that a group has grown or shrunk by one filter."""
         if size:
             self._sizes[size] += 1
         if before:
@@ -177,7 +177,7 @@ class FilterIndex:
             self._largest = size
 
     def matching(self, payload_json: str) -> list[Filter]:
-        """The filters that let a payload, strict JSON text, through."""
+        """Return the filters that a payload, strict JSON text, fulfils."""
         payload = orjson.loads(payload_json)
         values: dict[str, Any] = {}
         tried = [self._others]
@@ -187,18 +187,18 @@ class FilterIndex:
         return [filter for filters in tried for filter in filters if filter.holds(payload, values)]
 
 
-#: As it was written, and taken apart.
+#: A path as written, and its parts.
 _Path = tuple[str, Sequence[str]]
 
 
 def _indexed(filter: Filter) -> tuple[_Path, frozenset[Any]] | None:
-    """Path and values of the condition by which ``filter`` is found: the equality with the fewest values."""
+    """Return path and values of the condition that indexes ``filter``: the equality with the fewest values."""
     found = [((one.path, one.keys), one.one_of) for one in filter.conditions if one.one_of is not None]
     return min(found, key=lambda pair: len(pair[1]), default=None)
 
 
 def _resolve(payload: Any, keys: Sequence[str]) -> Any:
-    """Where a path leads to; None for nowhere."""
+    """Return the value at a path; None when the payload lacks it."""
     for key in keys:
         if isinstance(payload, dict):
             payload = payload.get(key)
@@ -210,11 +210,11 @@ def _resolve(payload: Any, keys: Sequence[str]) -> Any:
 
 
 class _NoScalar:
-    """In place of a list or an object: equal to no value of a filter."""
+    """Stands for a list or an object, which equals no value of a filter."""
 
 
 def _key(value: Any) -> Any:
-    """``value`` as JSON compares it: 1 is 1.0, but true is not 1."""
+    """Return a key that compares like JSON values: 1 equals 1.0, but not true."""
     if isinstance(value, bool):
         return (bool, value)
     return _NoScalar if isinstance(value, (dict, list)) else value
@@ -224,17 +224,19 @@ _KEY = r"(?:\\.|[^.\\])+"
 
 
 def _split(path: str) -> Sequence[str]:
-    """The keys of a path: separated by dots, a backslash before one that is part of a key."""
+    """Split a path at its dots. A backslash precedes a dot that belongs to a key."""
     _scalar(path, path)  # valid Unicode
     if not re.fullmatch(rf"{_KEY}(?:\.{_KEY})*", path, re.DOTALL):
-        raise InvalidRequestError(f"filter: {_shown(path)} is no path like new.status")
+        raise InvalidRequestError(f"filter: {_shown(path)} is not a path like new.status")
     return tuple(re.sub(r"\\(.)", r"\1", key, flags=re.DOTALL) for key in re.findall(_KEY, path, re.DOTALL))
 
 
 def _condition(path: str, keys: Sequence[str], name: str, operand: object) -> tuple[Condition, Any]:
-    """The condition, and its operand in the normal form."""
+    """Return the condition, and its operand in normal form."""
     if name not in _OPERATORS:
-        raise InvalidRequestError(f"filter: {_shown(path)}: there is no {_shown(name)}, only {', '.join(_OPERATORS)}")
+        raise InvalidRequestError(
+            f"filter: {_shown(path)}: unknown operator {_shown(name)}; there are {', '.join(_OPERATORS)}"
+        )
     if name == "like":
         if not isinstance(operand, str) or len(operand) > MAX_PATTERN:
             raise InvalidRequestError(f"filter: {_shown(path)}: like takes a text of at most {MAX_PATTERN} characters")
@@ -254,7 +256,7 @@ def _condition(path: str, keys: Sequence[str], name: str, operand: object) -> tu
 
 
 def _scalar(path: str, value: object) -> Any:
-    """``value`` as a payload's is read: beyond 64 bits numbers are rounded, here as there."""
+    """Parse ``value`` like a payload: numbers beyond 64 bits are rounded in both."""
     if value is None or isinstance(value, (str, int, float)):
         with contextlib.suppress(ValueError):
             return orjson.loads(json.dumps(value, allow_nan=False))
@@ -272,14 +274,14 @@ def _differs(key: Any, found: Any) -> bool:
 
 
 def _compares(compare: Callable[[Any, Any], bool], value: Any) -> Callable[[Any], bool]:
-    # Booleans are of the type int, too, but not by this.
+    # Compares exact types, because a bool is an int too.
     types = (str,) if isinstance(value, str) else (int, float)
     return lambda found: type(found) in types and compare(found, value)
 
 
 def _like(pattern: str) -> Callable[[Any], bool]:
     """SQL's LIKE: ``%`` for any characters, ``_`` for one, a backslash before either."""
-    # In parts of fixed length, each searched for once: as one regular expression, many % would take for ever.
+    # Searches once for each part of fixed length: one regular expression would take exponential time with many %.
     parts: list[str] = [""]
     for token in re.findall(r"\\.|\\$|[^\\]", pattern, re.DOTALL):
         if token == "%":
@@ -312,5 +314,5 @@ def _like(pattern: str) -> Callable[[Any], bool]:
 
 
 def _shown(text: str) -> str:
-    """``text`` for an error message."""
+    """Return ``text``, shortened, for an error message."""
     return repr(text if len(text) <= 60 else text[:60] + "…")

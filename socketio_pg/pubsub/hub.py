@@ -1,4 +1,4 @@
-"""Who subscribes to what. Pure bookkeeping, no I/O."""
+"""Bookkeeping of subscribers, channels and filters. Pure, no I/O."""
 
 from collections.abc import Hashable
 
@@ -10,7 +10,7 @@ class UnknownSubscriberError(LookupError):
 
 
 class Hub:
-    """Subscribers (any hashable: the ``sid`` of a Socket.IO client, a queue's subscription) and their channels."""
+    """Subscribers (any hashable: the ``sid`` of a Socket.IO client, a Python subscription) and their channels."""
 
     def __init__(self) -> None:
         self._channels: dict[str, set[Hashable]] = {}
@@ -20,11 +20,11 @@ class Hub:
         self._filter_of: dict[tuple[Hashable, str], Filter] = {}
 
     def add(self, subscriber: Hashable) -> None:
-        """Let ``subscriber`` in; twice is harmless."""
+        """Add ``subscriber``; idempotent."""
         self._subscribers.setdefault(subscriber, set())
 
     def drop(self, subscriber: Hashable) -> list[str]:
-        """Forget ``subscriber``; returns the channels that nobody subscribes to any more."""
+        """Forget ``subscriber``. Return the channels that have no subscriber left."""
         orphaned = []
         for channel in self._subscribers.pop(subscriber, ()):
             if self._leave(subscriber, channel):
@@ -32,10 +32,10 @@ class Hub:
         return orphaned
 
     def subscribe(self, subscriber: Hashable, channel: str) -> bool:
-        """Note the subscription; True when it is the channel's first.
+        """Add a subscription. Return True when it is the channel's first.
 
-        Raises :class:`UnknownSubscriberError` for one who has left: a request can be carried out after its client's
-        disconnect, and must leave nothing behind.
+        Raises :class:`UnknownSubscriberError` for a subscriber that has left: a request may run after its client has
+        disconnected, and must leave nothing behind.
         """
         try:
             self._subscribers[subscriber].add(channel)
@@ -46,7 +46,7 @@ class Hub:
         return len(members) == 1
 
     def unsubscribe(self, subscriber: Hashable, channel: str) -> bool:
-        """Forget the subscription; True when nobody else subscribes to the channel."""
+        """Remove a subscription. Return True when it was the channel's last."""
         channels = self._subscribers.get(subscriber)
         if channels is None or channel not in channels:
             return False
@@ -54,36 +54,37 @@ class Hub:
         return self._leave(subscriber, channel)
 
     def is_subscribed(self, subscriber: Hashable, channel: str) -> bool:
+        """Return whether ``subscriber`` has a subscription to ``channel``."""
         return subscriber in self._channels.get(channel, ())
 
     def set_filter(self, subscriber: Hashable, channel: str, filter: Filter | None) -> None:
-        """Give the subscription, which must be there, a filter in place of the one that it had; None for none."""
+        """Replace the filter of an existing subscription; None removes it."""
         self._drop_filter(subscriber, channel)
         if filter is not None:
             self._filter_of[subscriber, channel] = filter
             self._filters.setdefault(channel, FilterIndex()).add(filter)
 
     def filter_of(self, subscriber: Hashable, channel: str) -> Filter | None:
-        """The subscription's filter."""
+        """Return the filter of a subscription, or None."""
         return self._filter_of.get((subscriber, channel))
 
     def filters(self, channel: str) -> FilterIndex | None:
-        """The filters of the channel's subscriptions; None when none has one."""
+        """Return the filters of the channel's subscriptions; None when no subscription has one."""
         return self._filters.get(channel)
 
     def hold(self, subscriber: Hashable, channel: str, replay: object) -> None:
-        """Hold live messages of the log back from a subscription, for a ``replay``.
+        """Withhold live messages of the log from a subscription during a ``replay``.
 
-        A later hold of the same subscription, and its end, end this one.
+        A later hold of the same subscription replaces it; the end of the subscription ends it.
         """
         self._held.setdefault(channel, {})[subscriber] = replay
 
     def held_by(self, subscriber: Hashable, channel: str) -> object | None:
-        """The replay for which the subscription is held, or None."""
+        """Return the replay that holds the subscription, or None."""
         return self._held.get(channel, {}).get(subscriber)
 
     def release(self, subscriber: Hashable, channel: str) -> None:
-        """End the hold."""
+        """End the hold of a subscription."""
         held = self._held.get(channel)
         if held is not None:
             held.pop(subscriber, None)
@@ -91,43 +92,43 @@ class Hub:
                 del self._held[channel]
 
     def held(self, channel: str) -> tuple[Hashable, ...]:
-        """The subscribers of ``channel`` that are held now."""
+        """Return the subscribers of ``channel`` whose subscription is held."""
         return tuple(self._held.get(channel, ()))
 
     def channels(self) -> set[str]:
-        """The channels with a subscriber."""
+        """Return all channels that have a subscriber."""
         return set(self._channels)
 
     def channels_of(self, subscriber: Hashable) -> set[str]:
-        """The channels that ``subscriber`` subscribes to."""
+        """Return the channels of ``subscriber``."""
         return set(self._subscribers.get(subscriber, ()))
 
     def count_channels(self, subscriber: Hashable) -> int:
-        """How many they are."""
+        """Return the number of channels of ``subscriber``."""
         return len(self._subscribers.get(subscriber, ()))
 
     def sizes(self) -> list[int]:
-        """How many subscribers each channel has."""
+        """Return the number of subscribers of each channel."""
         return [len(members) for members in self._channels.values()]
 
     def count_filtered(self) -> int:
-        """How many subscriptions have a filter."""
+        """Return the number of subscriptions with a filter."""
         return len(self._filter_of)
 
     def count_filters(self) -> int:
-        """How many different filters there are, each channel's apart."""
+        """Return the number of distinct filters, counted for each channel."""
         return sum(len(index) for index in self._filters.values())
 
     def count_held(self) -> int:
-        """How many subscriptions are held."""
+        """Return the number of held subscriptions."""
         return sum(len(held) for held in self._held.values())
 
     def subscribers(self, channel: str) -> tuple[Hashable, ...]:
-        """The subscribers of ``channel``."""
+        """Return the subscribers of ``channel``."""
         return tuple(self._channels.get(channel, ()))
 
     def __len__(self) -> int:
-        """The number of subscribers."""
+        """Return the number of subscribers."""
         return len(self._subscribers)
 
     def _leave(self, subscriber: Hashable, channel: str) -> bool:

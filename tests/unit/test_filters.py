@@ -116,7 +116,7 @@ def test_like_is_fast_with_many_wildcards() -> None:
         ({"new..x": 1}, "'new..x' is no path"),
         ({"x\\": 1}, "is no path"),
         ({"new.x": {}}, "'new.x' has no operator; there are eq, ne"),
-        ({"new.x": {"$gt": 1}}, "'new.x': there is no '$gt', only eq"),
+        ({"new.x": {"$gt": 1}}, "'new.x': unknown operator '$gt'; there are eq"),
         ({"new.x": {"in": []}}, "'new.x': in takes a list of 1 to 100"),
         ({"new.x": []}, "'new.x': in takes a list of 1 to 100"),
         ({"new.x": list(range(101))}, "'new.x': in takes a list of 1 to 100"),
@@ -209,7 +209,7 @@ def test_index_finds_the_same_as_trying_all_filters(changes: list[tuple[Any, boo
     for filter in subscribed:
         index.discard(filter)
     assert (len(index), index._by_value, index._others, index._sizes) == (0, {}, {}, {})
-    assert index.most_tried == 0
+    assert index.max_tried == 0
 
 
 def test_filter_is_only_tried_on_messages_with_its_value() -> None:
@@ -218,31 +218,31 @@ def test_filter_is_only_tried_on_messages_with_its_value() -> None:
         filter = parse_filter({"new.id": number, "new.total": {"gt": 1}})
         assert filter is not None
         index.add(filter)
-    assert index.most_tried == 2
+    assert index.max_tried == 2
     found = index.matching('{"new": {"id": 7, "total": 2}}')
     assert [filter.text for filter in found] == [parse_filter({"new.id": 7, "new.total": {"gt": 1}}).text]  # type: ignore[union-attr]
     ranges = parse_filter({"new.total": {"gt": 1}})
     assert ranges is not None
     index.add(ranges)
-    assert index.most_tried == 3
+    assert index.max_tried == 3
 
 
 def test_max_tried_decreases_when_filters_leave() -> None:
     index = FilterIndex()
-    assert index.most_tried == 0
+    assert index.max_tried == 0
     popular = [parse_filter({"new.id": 1, "new.total": {"gt": number}}) for number in range(5)]
     other = parse_filter({"new.id": [1, 2]})
     for filter in [*popular, other]:
         assert filter is not None
         index.add(filter)
-    assert index.most_tried == 7  # one path, and six filters for the id 1
+    assert index.max_tried == 7  # one path, and six filters for the id 1
     for filter, expected in zip(popular, [6, 5, 4, 3, 2], strict=True):
         assert filter is not None
         index.discard(filter)
-        assert index.most_tried == expected
+        assert index.max_tried == expected
     assert other is not None
     index.discard(other)
-    assert index.most_tried == 0
+    assert index.max_tried == 0
 
 
 @given(st.lists(st.tuples(filters, st.booleans()), max_size=12))
@@ -257,4 +257,4 @@ def test_max_tried_is_exact_after_any_changes(changes: list[tuple[Any, bool]]) -
         if leaves:
             index.discard(subscribed.pop(0))
         groups = [len(group) for by_value in index._by_value.values() for group in by_value.values()]
-        assert index.most_tried == len(index._others) + len(index._by_value) + max(groups, default=0)
+        assert index.max_tried == len(index._others) + len(index._by_value) + max(groups, default=0)
