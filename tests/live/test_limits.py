@@ -1,4 +1,4 @@
-"""Limits at a real server: of a client, of an address, in all; origins, headers, metrics, and paths that lead out."""
+"""Limits at a real server: per client, per address, in total; origins, headers, metrics, and path traversal."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ def running(cluster: Cluster, **settings: str) -> contextlib.closing[ServerProce
 
 
 def get(server: ServerProcess, path: str, **headers: str) -> tuple[int, Any, str]:
-    """(status, headers, body)."""
+    """Return (status, headers, body)."""
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
         with urllib.request.urlopen(
@@ -40,22 +40,22 @@ def get(server: ServerProcess, path: str, **headers: str) -> tuple[int, Any, str
 
 
 def metric(server: ServerProcess, name: str) -> float:
-    """The value of ``name{label="…"}``, 0 when it was never counted."""
+    """Return the value of ``name{label="…"}``, 0 if it was never counted."""
     status, _, text = get(server, "/metrics", Authorization=f"Bearer {TOKEN}")
     assert status == 200
     lines = [line for line in text.splitlines() if line.startswith(name + " ")]
     return float(lines[0].split()[1]) if lines else 0.0
 
 
-# -- of a client -------------------------------------------------------------------------------------------------------
+# -- per client --------------------------------------------------------------------------------------------------------
 
 
-def test_subscriptions(postgres18: Cluster) -> None:
+def test_subscriptions_per_client_are_limited(postgres18: Cluster) -> None:
     with running(postgres18, MAX_SUBSCRIPTIONS="3") as server, SocketClient(server.url) as client:
         assert [code(client.call("subscribe", {"channel": name})) for name in "abcd"] == [
             None, None, None, "too_many_subscriptions",
         ]  # fmt: skip
-        # Again is not more, and who gives one up may have another.
+        # A repeated subscription does not count, and unsubscribing makes room for another.
         assert code(client.call("subscribe", {"channel": "a"})) is None
         client.call("unsubscribe", {"channel": "a"})
         assert code(client.call("subscribe", {"channel": "d"})) is None
@@ -64,8 +64,8 @@ def test_subscriptions(postgres18: Cluster) -> None:
         assert metric(server, 'socketio_pg_errors_total{code="too_many_subscriptions"}') == 1
 
 
-def test_events(postgres18: Cluster) -> None:
-    """A flood: told so, and cut off when it does not end. Somebody else notices nothing."""
+def test_flood_of_events_is_refused_and_then_disconnected(postgres18: Cluster) -> None:
+    """A client that floods gets errors, then is disconnected. Another client is not affected."""
     with running(postgres18, MAX_EVENTS_PER_SECOND="10") as server, SocketClient(server.url) as other:
         swarm = Swarm("127.0.0.1", server.port)
         [flood] = swarm.connect(1)
@@ -74,7 +74,7 @@ def test_events(postgres18: Cluster) -> None:
         answers = [json.loads(packet[packet.index("[") :])[0] for packet in flood.packets if packet.startswith("3")]
         assert 50 <= len([answer for answer in answers if answer["ok"]]) < 90
         assert {code(answer) for answer in answers} == {None, "rate_limited"}
-        # Whatever the events are: unknown ones, and what is none at all.
+        # Unknown, reserved and invalid events count as well.
         flood.send_all(*['42["nothing"]', '42["connect"]', "42[7]"] * 50)
         swarm.run_until(lambda: flood.closed)
         assert any(event["code"] == "rate_limited" for event in flood.events("error"))
@@ -86,22 +86,22 @@ def test_events(postgres18: Cluster) -> None:
         swarm.close()
 
 
-def test_published_bytes(postgres18: Cluster) -> None:
+def test_published_bytes_per_second_are_limited(postgres18: Cluster) -> None:
     settings = {"MAX_EVENT_BYTES_PER_SECOND": "1000", "MAX_PAYLOAD": "1000"}
     with running(postgres18, **settings) as server, SocketClient(server.url) as client:
         codes = [code(client.call("publish", {"channel": "foo", "payload": "x" * 900})) for _ in range(20)]
         assert codes[:5] == [None] * 5
         assert set(codes) == {None, "rate_limited"}
 
-        # A second later there is room again, and the connection is what it was.
+        # A second later the client may publish again, on the same connection.
         def fits() -> bool:
-            client.io.sleep(0.05)  # who does not wait at all is cut off
+            client.io.sleep(0.05)  # a client that does not wait at all is disconnected
             return code(client.call("publish", {"channel": "foo", "payload": "x" * 900})) is None
 
         until(fits, "room for one more")
 
 
-def test_idle(postgres18: Cluster) -> None:
+def test_idle_client_is_disconnected(postgres18: Cluster) -> None:
     with running(postgres18, IDLE_TIMEOUT="3") as server, SocketClient(server.url) as subscriber:
         subscriber.subscribe("foo")
         began = time.monotonic()
@@ -114,14 +114,14 @@ def test_idle(postgres18: Cluster) -> None:
         assert metric(server, 'socketio_pg_cut_off_total{reason="idle_timeout"}') == 1
 
 
-def test_time_to_connect(postgres18: Cluster) -> None:
+def test_connections_without_a_client_time_out(postgres18: Cluster) -> None:
     with running(postgres18, CONNECT_TIMEOUT="3") as server, Swarm("127.0.0.1", server.port) as swarm:
         [silent] = swarm.open(1)
         silent.answers_connect = False
-        # Who comes in and leaves again is no client either.
+        # A client that leaves its namespace counts as unconnected again.
         [leaving] = swarm.connect(1)
         leaving.send("41")
-        # Long-polling, too.
+        # Long-polling times out, too.
         status, _, body = get(server, "/socket.io/?EIO=4&transport=polling")
         assert status == 200
         sid = json.loads(body[1:])["sid"]
@@ -130,12 +130,12 @@ def test_time_to_connect(postgres18: Cluster) -> None:
         assert metric(server, 'socketio_pg_cut_off_total{reason="connect_timeout"}') == 3
 
 
-def test_a_slow_consumer_is_counted(postgres18: Cluster) -> None:
+def test_slow_consumer_is_counted(postgres18: Cluster) -> None:
     with running(postgres18, SEND_BUFFER_BYTES="10000") as server:
         swarm = Swarm("127.0.0.1", server.port)
-        [lazy] = swarm.connect(1, receive_buffer=2048)
-        lazy.emit("subscribe", {"channel": "foo"}, 1)
-        swarm.run_until(lambda: bool(lazy.events("subscribed")))
+        [slow] = swarm.connect(1, receive_buffer=2048)
+        slow.emit("subscribe", {"channel": "foo"}, 1)
+        swarm.run_until(lambda: bool(slow.events("subscribed")))
         deadline = time.monotonic() + 2 * PATIENCE
         while not metric(server, 'socketio_pg_cut_off_total{reason="slow_consumer"}'):
             postgres18.sql("SELECT pg_notify('foo', repeat('x', 7000) || n) FROM generate_series(1, 100) AS n")
@@ -143,20 +143,20 @@ def test_a_slow_consumer_is_counted(postgres18: Cluster) -> None:
         swarm.close()
 
 
-# -- of an address -----------------------------------------------------------------------------------------------------
+# -- per address -------------------------------------------------------------------------------------------------------
 
 
 def polling_status(server: ServerProcess, **headers: str) -> int:
     return get(server, "/socket.io/?EIO=4&transport=polling", **headers)[0]
 
 
-def test_connections_of_an_address(postgres18: Cluster) -> None:
+def test_connections_per_address_are_limited(postgres18: Cluster) -> None:
     with running(postgres18, MAX_CONNECTIONS_PER_ADDRESS="2") as server:
         with SocketClient(server.url) as first, SocketClient(server.url, ("polling",)) as second:
             assert polling_status(server) == 429
-            # Nobody believes what a client says of its address, when there is no proxy.
+            # Without a trusted proxy, X-Forwarded-For is ignored.
             assert polling_status(server, X_Forwarded_For="203.0.113.1") == 429
-            # What only looks like the id of a connection is none.
+            # A parameter that only looks like a session ID does not bypass the limit.
             assert get(server, "/socket.io/?EIO=4&transport=polling&nosid=1")[0] == 429
             for client in (first, second):
                 client.subscribe("foo")
@@ -164,16 +164,16 @@ def test_connections_of_an_address(postgres18: Cluster) -> None:
         assert metric(server, 'socketio_pg_refused_connections_total{reason="address_connections"}') >= 2
 
 
-def test_addresses_behind_a_proxy(postgres18: Cluster) -> None:
+def test_limits_use_the_address_from_a_trusted_proxy(postgres18: Cluster) -> None:
     with running(postgres18, MAX_CONNECTIONS_PER_ADDRESS="1", TRUSTED_PROXIES="1") as server:
         assert polling_status(server, X_Forwarded_For="203.0.113.1") == 200
         assert polling_status(server, X_Forwarded_For="203.0.113.1") == 429
-        # What stands before the proxy's own entry the client has made up.
+        # Entries before the proxy's own are forged by the client.
         assert polling_status(server, X_Forwarded_For="6.6.6.6, 203.0.113.1") == 429
         assert polling_status(server, X_Forwarded_For="203.0.113.2") == 200
 
 
-def test_attempts_of_an_address(postgres18: Cluster) -> None:
+def test_attempts_per_address_are_limited(postgres18: Cluster) -> None:
     with running(postgres18, MAX_ATTEMPTS_PER_SECOND_PER_ADDRESS="1") as server:
         statuses = [polling_status(server) for _ in range(20)]
         assert statuses[:5] == [200] * 5
@@ -181,7 +181,7 @@ def test_attempts_of_an_address(postgres18: Cluster) -> None:
         assert metric(server, 'socketio_pg_refused_connections_total{reason="address_attempts"}') > 0
 
 
-def test_connections_in_all(postgres18: Cluster) -> None:
+def test_total_connections_are_limited(postgres18: Cluster) -> None:
     with running(postgres18, MAX_CONNECTIONS="2") as server, SocketClient(server.url):
         assert polling_status(server) == 200
         assert polling_status(server) == 503
@@ -203,7 +203,7 @@ def websocket_status(server: ServerProcess, **headers: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("headers", "wanted"),
+    ("headers", "allowed"),
     [
         ({}, True),
         ({"Origin": "http://127.0.0.1:{port}"}, True),
@@ -215,13 +215,13 @@ def websocket_status(server: ServerProcess, **headers: str) -> int:
     ],
     ids=str,
 )
-def test_pages_of_other_origins_are_refused(server: ServerProcess, headers: dict[str, str], wanted: bool) -> None:
+def test_other_origins_are_refused(server: ServerProcess, headers: dict[str, str], allowed: bool) -> None:
     headers = {name: value.format(port=server.port) for name, value in headers.items()}
-    assert polling_status(server, **headers) == (200 if wanted else 400)
-    assert websocket_status(server, **headers) == (101 if wanted else 400)
+    assert polling_status(server, **headers) == (200 if allowed else 400)
+    assert websocket_status(server, **headers) == (101 if allowed else 400)
 
 
-def test_other_origins_must_be_asked_for(postgres18: Cluster) -> None:
+def test_configured_origins_are_allowed(postgres18: Cluster) -> None:
     with running(postgres18, CORS_ALLOWED_ORIGINS="https://app.example") as server:
         assert websocket_status(server, Origin="https://app.example") == 101
         assert websocket_status(server, Origin="https://evil.example") == 400
@@ -235,7 +235,7 @@ def test_other_origins_must_be_asked_for(postgres18: Cluster) -> None:
 
 
 @pytest.mark.parametrize("path", ["/static/test.html", "/static/test.js", "/healthz", "/readyz"])
-def test_our_pages_say_what_they_may(server: ServerProcess, path: str) -> None:
+def test_pages_have_security_headers(server: ServerProcess, path: str) -> None:
     status, headers, _ = get(server, path)
     assert status == 200
     policy = dict(part.strip().partition(" ")[::2] for part in headers["Content-Security-Policy"].split(";"))
@@ -255,8 +255,8 @@ def test_our_pages_say_what_they_may(server: ServerProcess, path: str) -> None:
         "/static/....//web.py", "/static/test.html%00.py", "/static/", "/static/.", "/static",
     ],
 )  # fmt: skip
-def test_nothing_but_the_page_is_served(server: ServerProcess, path: str) -> None:
-    # urllib would tidy the path up.
+def test_paths_outside_static_are_not_served(server: ServerProcess, path: str) -> None:
+    # urllib would normalize the path.
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
@@ -265,7 +265,7 @@ def test_nothing_but_the_page_is_served(server: ServerProcess, path: str) -> Non
     assert b"root:" not in answer
 
 
-def test_metrics_need_their_token(server: ServerProcess, postgres18: Cluster) -> None:
+def test_metrics_require_their_token(server: ServerProcess, postgres18: Cluster) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": "Bearer "}):
         assert get(server, "/metrics", **headers)[0] == 401
     status, headers, text = get(server, "/metrics", Authorization=f"Bearer {TOKEN}")
@@ -277,17 +277,17 @@ def test_metrics_need_their_token(server: ServerProcess, postgres18: Cluster) ->
 
 
 @pytest.mark.parametrize(("settings", "status"), [({}, 500), ({"SECRET_KEY": "of-the-tests"}, 200)], ids=str)
-def test_without_a_secret_key_nothing_is_signed(postgres18: Cluster, settings: dict[str, str], status: int) -> None:
-    """An application on ours that wants a session is told, instead of getting one that the next start forgets."""
+def test_sessions_require_a_secret_key(postgres18: Cluster, settings: dict[str, str], status: int) -> None:
+    """An application that uses sessions gets an error, not sessions that become invalid with the next start."""
     with contextlib.closing(ServerProcess(postgres18.url(), app="tests.support.session_app:app", **settings)) as server:
         assert server.get("/remember")[0] == status
         assert ("no secret key was set" in server.log) is (status == 500)
-        # Whoever needs none has what he had.
+        # Requests without a session work.
         with SocketClient(server.url) as client:
             client.subscribe("foo")
 
 
-def test_refusals_at_the_door_are_counted(postgres18: Cluster) -> None:
+def test_refused_connections_are_counted(postgres18: Cluster) -> None:
     with running(postgres18, JWT_SECRET=SECRET) as server:
         refused(server.url)
         refused(server.url, auth={"token": mint(exp=1)})

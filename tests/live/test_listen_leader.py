@@ -1,4 +1,4 @@
-"""LISTEN=leader: of three nodes one listens to PostgreSQL, and all hear it over a real Redis."""
+"""LISTEN=leader: one of three nodes listens to PostgreSQL and forwards to the others over a real Redis."""
 
 import contextlib
 import signal
@@ -40,13 +40,13 @@ def nodes(postgres18: Cluster, redis: Redis) -> Iterator[Nodes]:
 
 @pytest.fixture
 def clients(nodes: Nodes) -> Iterator[list[SocketClient]]:
-    """One on each node."""
+    """One client on each node."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(SocketClient(node.url)) for node in nodes.nodes]
 
 
-def listening(nodes: Nodes) -> int:
-    """How many sessions have listened last, or asked for a sign of life, as only a listener does."""
+def listening_sessions(nodes: Nodes) -> int:
+    """Return the number of sessions whose last query was LISTEN, UNLISTEN or the listener's keepalive."""
     [(count,)] = nodes.sql(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND (query ~ '^(UN)?LISTEN \"?(socketio_pg(?!_bell)|test-)' OR query = 'SELECT 1')"
@@ -58,13 +58,13 @@ def notify(nodes: Nodes, channel: str, payload: str) -> None:
     nodes.sql("SELECT pg_notify(%s, %s)", channel, payload)
 
 
-def test_one_node_listens_and_all_hear(nodes: Nodes, clients: list[SocketClient], channel: str) -> None:
+def test_one_node_listens_and_all_nodes_receive(nodes: Nodes, clients: list[SocketClient], channel: str) -> None:
     for number, client in enumerate(clients):
-        # Once it is confirmed, what is published arrives: each of these at once.
+        # Messages published after the confirmation arrive: each of these immediately.
         assert client.call("subscribe", {"channel": f"{channel}-{number}"})["ok"] is True
         notify(nodes, f"{channel}-{number}", "1")
         assert client.next("event")["payload"] == 1
-    until(lambda: listening(nodes) == 1, "one session listens")
+    until(lambda: listening_sessions(nodes) == 1, "one session listens")
     for client in clients:
         assert client.call("subscribe", {"channel": channel})["ok"] is True
     for number, client in enumerate(clients):
@@ -77,7 +77,7 @@ def test_one_node_listens_and_all_hear(nodes: Nodes, clients: list[SocketClient]
         assert client.pending("event") == 0
 
 
-def test_many_channels_come_and_go(nodes: Nodes, clients: list[SocketClient], channel: str) -> None:
+def test_many_channels_are_subscribed_and_unsubscribed(nodes: Nodes, clients: list[SocketClient], channel: str) -> None:
     names = [f"{channel}:{number}" for number in range(500)]
     first, second = clients[:2]
     for name in names:
@@ -93,16 +93,16 @@ def test_many_channels_come_and_go(nodes: Nodes, clients: list[SocketClient], ch
     nodes.sql("SELECT pg_notify(name, '1') FROM unnest(%s) AS name", names)
     assert sorted(second.next("event")["channel"] for _ in names) == sorted(names)
     assert first.pending("event") == 0
-    # Again at once, before the leader has given anything up.
+    # Subscribes again immediately, before the leader has released the channel.
     assert first.call("subscribe", {"channel": names[0]})["ok"] is True
     notify(nodes, names[0], "2")
     assert first.next("event")["payload"] == 2
 
 
-def test_another_database_on_the_same_redis(
+def test_nodes_of_another_database_on_the_same_redis_are_ignored(
     nodes: Nodes, postgres18: Cluster, redis: Redis, clients: list[SocketClient], channel: str
 ) -> None:
-    """By mistake on the same channel: each keeps to its own, and says so."""
+    """With the same MESSAGE_QUEUE_CHANNEL by mistake, nodes ignore messages of the other database and log a warning."""
     settings = {"LISTEN": "leader", "MESSAGE_QUEUE": redis.url}
     with contextlib.closing(Nodes(postgres18, "listen_leader_two", 2, balanced=False, **settings)) as others:
         with SocketClient(others.nodes[1].url) as other:
@@ -116,20 +116,20 @@ def test_another_database_on_the_same_redis(
     assert all(client.pending("event") == client.pending("gap") == 0 for client in clients)
 
 
-def keeping(nodes: list[ServerProcess]) -> list[Client]:
-    """A client that keeps its position on each of ``nodes``."""
+def recovering_clients(nodes: list[ServerProcess]) -> list[Client]:
+    """Return a client per node that remembers its position and replays missed messages."""
     return [JavaScript(node.url) for node in nodes]
 
 
-def test_the_leader_dies(nodes: Nodes, channel: str) -> None:
-    """The others lose nothing of the log, and are told that NOTIFY may have been missed."""
+def test_dead_leader_is_replaced(nodes: Nodes, channel: str) -> None:
+    """Clients of the other nodes lose nothing from the log and get a gap for NOTIFY."""
     leader = nodes.wait_leader()
     others = [node for node in nodes.nodes if node is not leader]
-    clients = keeping(others)
+    clients = recovering_clients(others)
     with under_load(nodes, channel, clients), SocketClient(others[0].url) as listener:
         assert listener.call("subscribe", {"channel": f"{channel}-notify"})["ok"] is True
         leader.kill()
-        until(lambda: nodes.leader() in others, "another leads")
+        until(lambda: nodes.leader() in others, "another node leads")
         for client in clients:
             gap = client.next("gap", "one")[0]
             assert gap["tier"] == "notify"
@@ -139,12 +139,12 @@ def test_the_leader_dies(nodes: Nodes, channel: str) -> None:
         notify(nodes, f"{channel}-notify", "1")
         assert listener.next("event")["payload"] == 1
     leader.start()
-    until(lambda: listening(nodes) == 1, "one session listens")
+    until(lambda: listening_sessions(nodes) == 1, "one session listens")
 
 
-def test_redis_dies(nodes: Nodes, redis: Redis, channel: str) -> None:
-    """Nodes say that they hear nothing; nothing of the log is lost; afterwards it goes on."""
-    clients = keeping(nodes.nodes)
+def test_dead_redis_is_reported_and_recovered_from(nodes: Nodes, redis: Redis, channel: str) -> None:
+    """Nodes report that they receive nothing, lose nothing from the log, and recover."""
+    clients = recovering_clients(nodes.nodes)
     with under_load(nodes, channel, clients), SocketClient(nodes.nodes[0].url) as late:
         redis.kill()
         for node in nodes.nodes:
@@ -159,19 +159,17 @@ def test_redis_dies(nodes: Nodes, redis: Redis, channel: str) -> None:
         assert late.call("subscribe", {"channel": f"{channel}-late"})["ok"] is True
 
 
-def test_redis_stands_still(nodes: Nodes, redis: Redis, channel: str) -> None:
-    """Its connections stay open, and nothing comes. Whoever publishes is not held up for long.
+def test_frozen_redis_is_reported_and_does_not_block_publishing(nodes: Nodes, redis: Redis, channel: str) -> None:
+    """Its connections stay open without traffic. Publishers are not blocked for long.
 
-    Whether something was lost in the end is Redis's affair.
+    Redis may or may not lose messages; the test does not check that.
     """
-    with under_load(nodes, channel, keeping(nodes.nodes)):
+    with under_load(nodes, channel, recovering_clients(nodes.nodes)):
         redis.signal(signal.SIGSTOP)
         try:
             for node in nodes.nodes:
                 node.wait_for("/readyz", 503, "messages from the leader no longer arrive over MESSAGE_QUEUE")
-            until(
-                lambda: any("no response within" in node.log for node in nodes.nodes), "the leader gives up publishing"
-            )
+            until(lambda: any("no response within" in node.log for node in nodes.nodes), "the leader stops publishing")
         finally:
             redis.signal(signal.SIGCONT)
         for node in nodes.nodes:
@@ -179,8 +177,8 @@ def test_redis_stands_still(nodes: Nodes, redis: Redis, channel: str) -> None:
     assert all("Traceback" not in node.log for node in nodes.nodes)
 
 
-def test_the_database_restarts(nodes: Nodes, postgres18: Cluster, channel: str) -> None:
-    clients = keeping(nodes.nodes)
+def test_lost_database_connections_are_restored(nodes: Nodes, postgres18: Cluster, channel: str) -> None:
+    clients = recovering_clients(nodes.nodes)
     with under_load(nodes, channel, clients):
         postgres18.terminate_backends()
         for client in clients:
@@ -189,8 +187,8 @@ def test_the_database_restarts(nodes: Nodes, postgres18: Cluster, channel: str) 
         node.wait_ready()
 
 
-def test_settings_are_changed_on_one_node_after_the_other(postgres18: Cluster, redis: Redis, channel: str) -> None:
-    """The node that leads would listen for itself alone, and listens for the new one as well."""
+def test_listen_leader_can_be_enabled_node_by_node(postgres18: Cluster, redis: Redis, channel: str) -> None:
+    """An old leader without LISTEN=leader also listens for a new node that has it."""
     with contextlib.closing(
         Nodes(postgres18, "listen_change", 1, balanced=False, MESSAGE_QUEUE=redis.url, MESSAGE_QUEUE_CHANNEL="change")
     ) as old:
@@ -200,7 +198,7 @@ def test_settings_are_changed_on_one_node_after_the_other(postgres18: Cluster, r
             assert client.call("subscribe", {"channel": channel})["ok"] is True
             notify(old, channel, "1")
             assert client.next("event")["payload"] == 1
-            # The last of the old ones goes, and the new one does it for itself.
+            # After the last old node is gone, the new node listens itself.
             old.nodes[0].kill()
             assert client.next("gap")["reason"] == "database_connection_lost"
             new.wait_ready()
@@ -208,8 +206,8 @@ def test_settings_are_changed_on_one_node_after_the_other(postgres18: Cluster, r
             assert client.next("event")["payload"] == 2
 
 
-def test_without_the_log_the_operator_is_told_what_is_missing(postgres18: Cluster, redis: Redis) -> None:
-    """The node that listens is elected with it."""
+def test_missing_log_is_reported_by_readyz(postgres18: Cluster, redis: Redis) -> None:
+    """The log is needed to elect the node that listens."""
     postgres18.sql("DROP DATABASE IF EXISTS listen_no_log WITH (FORCE)")
     postgres18.sql("CREATE DATABASE listen_no_log")
     settings = {"LISTEN": "leader", "MESSAGE_QUEUE": redis.url, "MESSAGE_QUEUE_CHANNEL": "no log"}
@@ -218,7 +216,7 @@ def test_without_the_log_the_operator_is_told_what_is_missing(postgres18: Cluste
         assert node.get("/healthz")[0] == 200
 
 
-def test_it_needs_a_queue(postgres18: Cluster) -> None:
+def test_listen_leader_requires_a_message_queue(postgres18: Cluster) -> None:
     with contextlib.closing(ServerProcess(postgres18.url(), wait="nothing", LISTEN="leader")) as server:
         server.process.wait(PATIENCE)
         assert "LISTEN=leader needs MESSAGE_QUEUE with the URL of a Redis or Valkey server." in server.log

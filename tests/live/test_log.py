@@ -1,4 +1,4 @@
-"""The log end to end: replay, history, what cannot be recovered, large messages, slow clients."""
+"""The log end to end: replay, history, unrecoverable positions, large messages, slow clients."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ def client(log: Log) -> Iterator[SocketClient]:
         yield made
 
 
-def test_a_message_has_its_position_and_time(log: Log, client: SocketClient, channel: str) -> None:
+def test_message_has_position_and_time(log: Log, client: SocketClient, channel: str) -> None:
     answer = client.call("subscribe", {"channel": channel})
     assert client.next("subscribed") == {name: answer[name] for name in ("channel", "epoch", "position")}
     log.publish(channel, 1, 2)
@@ -45,7 +45,7 @@ def test_a_message_has_its_position_and_time(log: Log, client: SocketClient, cha
     assert log.sql("SELECT now() - %s::timestamptz BETWEEN '0 s' AND '30 s'", first["published_at"]) == [(True,)]
 
 
-def test_both_tiers_in_one_subscription(log: Log, client: SocketClient, channel: str) -> None:
+def test_subscription_receives_both_tiers(log: Log, client: SocketClient, channel: str) -> None:
     client.call("subscribe", {"channel": channel})
     log.sql("SELECT pg_notify(%s, '1')", channel)
     log.publish(channel, 2, 2)
@@ -53,8 +53,8 @@ def test_both_tiers_in_one_subscription(log: Log, client: SocketClient, channel:
     assert sorted("position" in message for message in found) == [False, True]
 
 
-def test_replay_and_live_without_a_seam(log: Log, channel: str) -> None:
-    """Clients begin at any position while messages of every size are being published."""
+def test_replay_continues_with_live_messages_without_loss(log: Log, channel: str) -> None:
+    """Clients start at various positions while messages of various sizes are being published."""
     with SocketClient(log.server.url) as first:
         start = first.call("subscribe", {"channel": channel})
         done = threading.Event()
@@ -77,17 +77,17 @@ def test_replay_and_live_without_a_seam(log: Log, channel: str) -> None:
                 answer = one.call("subscribe", {"channel": channel, "since": since(start, message["position"])})
                 assert (answer["recovered"], answer["position"]) == (True, message["position"])
                 later.append((one, message["payload"][0]))
-            everything = stack.enter_context(SocketClient(log.server.url))
-            everything.call("subscribe", {"channel": channel, "since": since(start)})
+            all_messages = stack.enter_context(SocketClient(log.server.url))
+            all_messages.call("subscribe", {"channel": channel, "since": since(start)})
             thread.join()
-            assert numbers(everything, total) == list(range(1, total + 1))
+            assert numbers(all_messages, total) == list(range(1, total + 1))
             for one, number in later:
                 assert numbers(one, total - number) == list(range(number + 1, total + 1))
                 assert one.pending("gap") == 0
     assert done.is_set()
 
 
-def test_replayed_messages_say_so(log: Log, client: SocketClient, channel: str) -> None:
+def test_replayed_messages_are_marked(log: Log, client: SocketClient, channel: str) -> None:
     answer = client.call("subscribe", {"channel": channel})
     log.publish(channel, 1, 3)
     assert numbers(client, 3) == [1, 2, 3]
@@ -98,7 +98,7 @@ def test_replayed_messages_say_so(log: Log, client: SocketClient, channel: str) 
     assert (message["payload"][0], "replayed" in message) == (4, False)
 
 
-def test_history(log: Log, client: SocketClient, channel: str) -> None:
+def test_history_returns_the_latest_messages(log: Log, client: SocketClient, channel: str) -> None:
     log.publish(channel, 1, 30)
     log.publish(channel + "-other", 1, 5)
     log.settle()
@@ -112,8 +112,8 @@ def test_history(log: Log, client: SocketClient, channel: str) -> None:
     assert numbers(client, 1) == [31]
 
 
-def test_after_a_restart_the_log_is_read(log: Log, channel: str) -> None:
-    """Nothing is in the memory of the new process; more than a page is missing, of several channels."""
+def test_restarted_server_replays_from_the_log(log: Log, channel: str) -> None:
+    """The new process has nothing in memory; more than one page is missing, from several channels."""
     with SocketClient(log.server.url, reconnection=False) as before:
         start = before.call("subscribe", {"channel": channel})
     for round_ in range(4):
@@ -132,7 +132,7 @@ def test_after_a_restart_the_log_is_read(log: Log, channel: str) -> None:
         assert numbers(after, 1) == numbers(newest, 1) == [1601]
 
 
-def test_what_cannot_be_recovered(log: Log, client: SocketClient, channel: str) -> None:
+def test_unknown_start_is_not_recovered(log: Log, client: SocketClient, channel: str) -> None:
     answer = client.call("subscribe", {"channel": channel})
     log.publish(channel, 1, 3)
     numbers(client, 3)
@@ -141,7 +141,7 @@ def test_what_cannot_be_recovered(log: Log, client: SocketClient, channel: str) 
     assert (other["recovered"], other["reason"], other["position"]) == (False, "epoch_changed", head["position"])
     ahead = client.call("subscribe", {"channel": channel, "since": since(head, head["position"] + 1000)})
     assert (ahead["recovered"], ahead["reason"], ahead["position"]) == (False, "position_unknown", head["position"])
-    # As the relay trims. A server that has just started does not have the messages in memory.
+    # Trims as the relay does. A server that has just started does not have the messages in memory.
     with contextlib.closing(psycopg2.connect(log.url)) as connection, connection.cursor() as cursor:
         cursor.execute("DELETE FROM socketio_pg.log WHERE position <= %s", (answer["position"] + 1,))
         cursor.execute("UPDATE socketio_pg.head SET trimmed = %s", (answer["position"] + 1,))
@@ -155,7 +155,7 @@ def test_what_cannot_be_recovered(log: Log, client: SocketClient, channel: str) 
         assert numbers(back, 2) == [2, 3]
 
 
-def test_another_epoch_is_told_to_everybody(log: Log, client: SocketClient, channel: str) -> None:
+def test_new_epoch_is_announced_to_subscribers(log: Log, client: SocketClient, channel: str) -> None:
     answer = client.call("subscribe", {"channel": channel})
     log.publish(channel, 1, 1)
     numbers(client, 1)
@@ -176,7 +176,7 @@ def test_another_epoch_is_told_to_everybody(log: Log, client: SocketClient, chan
         assert (message["payload"][0], message["position"]) == (2, gap["position"] + 1)
 
 
-def test_publishing_from_a_client(log: Log, client: SocketClient, channel: str) -> None:
+def test_client_can_publish_to_both_tiers(log: Log, client: SocketClient, channel: str) -> None:
     def publish(**request: Any) -> Any:
         answer = client.call("publish", {"channel": channel} | request)
         return answer["ok"] or answer["error"]["code"]
@@ -192,14 +192,14 @@ def test_publishing_from_a_client(log: Log, client: SocketClient, channel: str) 
     assert publish(payload="x" * 999_990) is True
     assert len(client.next("event", 20)["payload"]) == 999_990
     assert publish(payload="x" * 1_000_001) == "payload_too_large"
-    assert publish(payload=[1] * 400_000) == "payload_too_large", "jsonb as text has blanks: 1,200,000 bytes"
+    assert publish(payload=[1] * 400_000) == "payload_too_large", "the text of jsonb has spaces: 1,200,000 bytes"
     assert publish(payload="\0", durable=True) == "invalid_request"
     assert publish(payload=1, durable="yes") == "invalid_request"
     assert publish(payload=2, durable=True) is True
     assert client.next("event")["payload"] == 2
 
 
-def test_channels_that_are_always_durable(log: Log, client: SocketClient, channel: str) -> None:
+def test_durable_channels_use_the_log(log: Log, client: SocketClient, channel: str) -> None:
     client.call("subscribe", {"channel": f"always:{channel}"})
     client.call("publish", {"channel": f"always:{channel}", "payload": 1})
     assert client.next("event")["position"] > 0
@@ -207,11 +207,11 @@ def test_channels_that_are_always_durable(log: Log, client: SocketClient, channe
     assert "position" not in client.next("event")
 
 
-def test_without_a_log(live_server: ServerProcess, channel: str) -> None:
+def test_requests_without_a_log_recover_nothing(live_server: ServerProcess, channel: str) -> None:
     with SocketClient(live_server.url) as client:
         assert client.call("subscribe", {"channel": channel}) == {"ok": True, "channel": channel}
-        wanted = {"channel": channel, "since": {"epoch": "e", "position": 1}}
-        assert client.call("subscribe", wanted) == {
+        request = {"channel": channel, "since": {"epoch": "e", "position": 1}}
+        assert client.call("subscribe", request) == {
             "ok": True, "channel": channel, "recovered": False, "reason": "not_installed",
         }  # fmt: skip
         assert client.call("subscribe", {"channel": channel, "history": 5}) == {"ok": True, "channel": channel}
@@ -222,7 +222,7 @@ def test_without_a_log(live_server: ServerProcess, channel: str) -> None:
         assert answer["error"]["code"] == "payload_too_large"
 
 
-def test_installed_while_the_server_runs(postgres18: Cluster, channel: str) -> None:
+def test_log_can_be_installed_while_the_server_runs(postgres18: Cluster, channel: str) -> None:
     log = Log(postgres18, "installed_later")
     try:
         with SocketClient(log.server.url) as client:
@@ -238,8 +238,8 @@ def test_installed_while_the_server_runs(postgres18: Cluster, channel: str) -> N
         log.server.close()
 
 
-def resident(server: ServerProcess) -> int:
-    """Bytes of memory of the server's worker."""
+def resident_bytes(server: ServerProcess) -> int:
+    """Return the resident memory of the server's worker in bytes."""
     pages = int(Path(f"/proc/{server.worker_pid()}/statm").read_text().split()[1])
     return pages * 4096
 
@@ -248,8 +248,8 @@ def positions(client: RawClient) -> list[int]:
     return [message["position"] for message in client.events("event")]
 
 
-def test_a_slow_client_is_replayed_to_at_its_own_speed(postgres18: Cluster, channel: str) -> None:
-    """15 MB for a client that does not read: it is neither cut nor buffered for, and others notice nothing."""
+def test_slow_client_gets_a_replay_at_its_own_speed(postgres18: Cluster, channel: str) -> None:
+    """15 MB for a client that does not read: the server neither disconnects it nor buffers, and serves others."""
     log = Log(postgres18, "slow_log", AUTO_INIT="1", SEND_BUFFER_BYTES="100000")
     wait_installed(log)
     try:
@@ -259,7 +259,7 @@ def test_a_slow_client_is_replayed_to_at_its_own_speed(postgres18: Cluster, chan
             log.publish(channel, 1, 1500, 10_000)
             log.settle()
             [slow] = swarm.connect(1, receive_buffer=4096)
-            before = resident(log.server)
+            before = resident_bytes(log.server)
             slow.emit("subscribe", {"channel": channel, "since": since(start)})
             swarm.run_until(lambda: len(slow.events("event")) >= 3)
             swarm.pause(slow)
@@ -267,7 +267,7 @@ def test_a_slow_client_is_replayed_to_at_its_own_speed(postgres18: Cluster, chan
             log.publish(channel, 1501, 1600, 10_000)
             log.publish(f"{channel}-2", 1, 100)
             assert numbers(other, 100) == list(range(1, 101))
-            assert resident(log.server) - before < 10_000_000
+            assert resident_bytes(log.server) - before < 10_000_000
             swarm.resume(slow)
             swarm.run_until(lambda: f'"position":{start["position"] + 1600},' in slow.packets[-1], 60)
             assert positions(slow) == list(range(start["position"] + 1, start["position"] + 1601))
@@ -276,8 +276,8 @@ def test_a_slow_client_is_replayed_to_at_its_own_speed(postgres18: Cluster, chan
         log.server.close()
 
 
-def test_trimmed_while_it_is_replayed(postgres18: Cluster, channel: str) -> None:
-    """A client so slow that the log is gone before it is there is told so, and goes on after the hole."""
+def test_replay_reports_messages_trimmed_meanwhile(postgres18: Cluster, channel: str) -> None:
+    """A client too slow for the log's retention gets a gap and continues after it."""
     log = Log(postgres18, "trimmed_log", AUTO_INIT="1", SEND_BUFFER_BYTES="100000")
     wait_installed(log)
     try:
@@ -305,13 +305,15 @@ def test_trimmed_while_it_is_replayed(postgres18: Cluster, channel: str) -> None
             assert before == list(range(start["position"] + 1, start["position"] + 1 + len(before)))
             assert found[len(before) :] == list(range(trimmed + 1, trimmed + 1001))
             order = [json.loads(packet[1:])[0] for packet in slow.packets if packet.startswith('2["')]
-            assert order.index("gap") == order.index("event") + len(before), "the gap stands where the hole is"
+            assert order.index("gap") == order.index("event") + len(before), (
+                "the gap is sent in place of the missing messages"
+            )
     finally:
         log.server.close()
 
 
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
-def test_many_come_back_at_once(log: Log, channel: str, transport: str) -> None:
+def test_many_clients_can_replay_concurrently(log: Log, channel: str, transport: str) -> None:
     count = 200 if transport == "websocket" else 10
     with SocketClient(log.server.url) as one:
         start = one.call("subscribe", {"channel": channel})
@@ -337,8 +339,8 @@ def test_many_come_back_at_once(log: Log, channel: str, transport: str) -> None:
             assert positions(raw) == list(range(start["position"] + 1 + number % 10, start["position"] + 121))
 
 
-@pytest.mark.parametrize("how", ["unsubscribe", "leave"])
-def test_leaving_in_the_middle_of_a_replay(log: Log, channel: str, how: str) -> None:
+@pytest.mark.parametrize("how", ["unsubscribe", "disconnect"])
+def test_replay_can_be_ended_midway(log: Log, channel: str, how: str) -> None:
     with SocketClient(log.server.url) as one:
         start = one.call("subscribe", {"channel": channel})
     log.publish(channel, 1, 3000, 3000)
@@ -347,7 +349,7 @@ def test_leaving_in_the_middle_of_a_replay(log: Log, channel: str, how: str) -> 
         [client] = swarm.connect(1, receive_buffer=4096)
         client.emit("subscribe", {"channel": channel, "since": since(start)})
         swarm.run_until(lambda: len(client.events("event")) >= 3)
-        if how == "leave":
+        if how == "disconnect":
             swarm.leave(client, reset=True)
         else:
             client.emit("unsubscribe", {"channel": channel}, id=7)
@@ -362,7 +364,7 @@ def test_leaving_in_the_middle_of_a_replay(log: Log, channel: str, how: str) -> 
         assert another.next("event")["payload"][0] >= 3000
 
 
-def test_requests_that_are_wrong(client: SocketClient, channel: str) -> None:
+def test_invalid_requests_are_refused(client: SocketClient, channel: str) -> None:
     wrong: list[dict[str, Any]] = [
         {"since": 1}, {"since": {"epoch": "e"}}, {"history": -1}, {"history": 1001}, {"history": "1"},
         {"since": {"epoch": "e", "position": 1}, "history": 1},
@@ -373,8 +375,8 @@ def test_requests_that_are_wrong(client: SocketClient, channel: str) -> None:
     assert client.call("subscribe", {"channel": channel, "since": None, "history": None})["ok"] is True
 
 
-def test_a_publisher_that_fails_leaves_the_others_alone(log: Log, client: SocketClient, channel: str) -> None:
-    """They share one transaction of the server."""
+def test_failing_publisher_does_not_affect_others(log: Log, client: SocketClient, channel: str) -> None:
+    """All publishers share one transaction of the server."""
     client.call("subscribe", {"channel": channel})
     requests: list[tuple[Any, bool]] = [(number, number % 2 == 0) for number in range(20)] + [
         ("\0", True),

@@ -1,4 +1,4 @@
-"""What a real server logs, at its most talkative: whole lines, no payload, no secret, nothing for each message."""
+"""The log output of a real server at level DEBUG: whole lines, no payloads, no secrets, no line per message."""
 
 import contextlib
 import json
@@ -28,8 +28,8 @@ def server(postgres18: Cluster, request: pytest.FixtureRequest) -> Iterator[Serv
         yield made
 
 
-def lines_of(log: str) -> list[dict[str, str]]:
-    """The lines of a log, each as its fields; fails for one that is none of ours or of gunicorn's."""
+def parse_log(log: str) -> list[dict[str, str]]:
+    """Return the fields of each line that the server or gunicorn logged; fails for a malformed line."""
     found = []
     for line in log.splitlines():
         if line.startswith("{"):
@@ -41,7 +41,9 @@ def lines_of(log: str) -> list[dict[str, str]]:
     return found
 
 
-def test_whatever_happens(server: ServerProcess, postgres18: Cluster, psql: Callable[..., Any], channel: str) -> None:
+def test_log_has_whole_lines_and_no_secrets(
+    server: ServerProcess, postgres18: Cluster, psql: Callable[..., Any], channel: str
+) -> None:
     token = mint(sub="alice", secret_claim="cl41m")
     with SocketClient(server.url, auth={"token": token}) as client:
         client.call("subscribe", {"channel": channel})
@@ -51,7 +53,7 @@ def test_whatever_happens(server: ServerProcess, postgres18: Cluster, psql: Call
             psql("SELECT pg_notify(%s, %s)", channel, f'["p4yl0ad", {number}, "{FORGED!r}"]')
             client.next("event")
             client.next("event")
-        assert len(server.log) == before, "nothing is written for each message"
+        assert len(server.log) == before, "the server logs no line per message"
         for name in (FORGED, f"{channel}\r\n"):
             assert client.call("subscribe", {"channel": name})["error"]["code"] == "invalid_channel"
         client.call(FORGED, {"p4yl0ad": 1})
@@ -62,25 +64,25 @@ def test_whatever_happens(server: ServerProcess, postgres18: Cluster, psql: Call
         urllib.request.urlopen(request, timeout=PATIENCE).close()
         with contextlib.closing(Swarm("127.0.0.1", server.port)) as swarm:
             swarm_auth = {"token": token}
-            [stranger] = swarm.open(1)
-            stranger.auth = swarm_auth
-            swarm.run_until(lambda: stranger.connected)
-            stranger.send("4" + FORGED + "p4yl0ad")
-            swarm.run_until(lambda: stranger.closed)
+            [hostile] = swarm.open(1)
+            hostile.auth = swarm_auth
+            swarm.run_until(lambda: hostile.connected)
+            hostile.send("4" + FORGED + "p4yl0ad")
+            swarm.run_until(lambda: hostile.closed)
         postgres18.terminate_backends()
         assert client.next("gap", PATIENCE)["channel"] == channel
     server.wait_ready()
     log = server.log
     for secret in ("p4yl0ad", token, token.split(".")[1], SECRET, "m3trics-t0ken", "cl41m"):
         assert secret not in log
-    lines = lines_of(log)
+    lines = parse_log(log)
     assert {"root"}.isdisjoint(line["logger"] for line in lines)
     assert {line["level"] for line in lines} <= {"debug", "info", "warning"}
     hangups = [line for line in lines if line["message"].startswith("closing the connection of a client")]
     assert [len(line["connection"]) for line in hangups] == [20]
     assert any(line["message"].startswith("listening on") for line in lines)
     assert any(line["message"].startswith("not listening") for line in lines)
-    # All that is of another kind: gunicorn's first line, and that eventlet and its worker are deprecated.
+    # Other lines are gunicorn's first line and the deprecation warnings about eventlet and its worker.
     assert any(line["logger"] == "gunicorn.error" for line in lines)
     others = [line for line in log.splitlines() if not line.startswith(("{", "time="))]
     assert [line for line in others if "socketio_pg" in line or "forged" in line] == []

@@ -1,4 +1,4 @@
-"""What /metrics says of a real server on a real database: each metric moves when it should, and by how much."""
+"""The metrics of a real server on a real database: each one changes when it should, by the right amount."""
 
 import contextlib
 import json
@@ -28,12 +28,12 @@ def log(postgres18: Cluster) -> Iterator[Log]:
 
 @pytest.fixture
 def server(log: Log) -> ServerProcess:
-    """Without clients, also of the test before."""
-    wait_for(log.server, lambda now: now["clients"] == 0 and sum(of_transport(now)) == 0)
+    """The server, once the clients of the previous test are gone."""
+    wait_for(log.server, lambda now: now["clients"] == 0 and sum(connections(now)) == 0)
     return log.server
 
 
-def of_transport(now: dict[str, float]) -> list[float]:
+def connections(now: dict[str, float]) -> list[float]:
     return [now[f'connections{{transport="{name}"}}'] for name in ("websocket", "polling")]
 
 
@@ -51,7 +51,7 @@ def terminate_backends(log: Log) -> None:
 
 @contextlib.contextmanager
 def three_clients(server: ServerProcess) -> Iterator[tuple[SocketClient, SocketClient, SocketClient]]:
-    """Two with a WebSocket, and one that polls."""
+    """Two clients with a WebSocket, and one with long-polling."""
     with (
         SocketClient(server.url) as one,
         SocketClient(server.url) as two,
@@ -60,13 +60,13 @@ def three_clients(server: ServerProcess) -> Iterator[tuple[SocketClient, SocketC
         yield one, two, polling
 
 
-def test_connections_and_subscriptions(server: ServerProcess, channel: str) -> None:
+def test_connections_and_subscriptions_are_counted(server: ServerProcess, channel: str) -> None:
     moved = Moved(server)
     with three_clients(server) as (one, two, polling):
         subscribe(channel, one, two, polling)
         subscribe(f"{channel}-2", one, two, filter={"a": 1})
         now = scrape(server)
-        assert of_transport(now) == [2, 1]
+        assert connections(now) == [2, 1]
         opened = [f'opened_connections_total{{transport="{name}"}}' for name in ("websocket", "polling")]
         assert moved.by(*opened) == [2, 1]
         names = ("clients", "subscriptions", "channels", "largest_room_subscriptions")
@@ -75,11 +75,11 @@ def test_connections_and_subscriptions(server: ServerProcess, channel: str) -> N
         one.call("unsubscribe", {"channel": f"{channel}-2"})
         now = scrape(server)
         assert [now["subscriptions"], now["filtered_subscriptions"], now["filters"]] == [4, 1, 1]
-    now = wait_for(server, lambda now: now["clients"] == 0 and sum(of_transport(now)) == 0)
+    now = wait_for(server, lambda now: now["clients"] == 0 and sum(connections(now)) == 0)
     assert [now[name] for name in (*names, "filtered_subscriptions", "filters")] == [0] * 6
 
 
-def test_messages_and_deliveries(log: Log, server: ServerProcess, channel: str) -> None:
+def test_messages_and_deliveries_are_counted(log: Log, server: ServerProcess, channel: str) -> None:
     with three_clients(server) as clients:
         subscribe(channel, *clients)
         subscribe(f"{channel}-f", clients[0], filter={"a": 1})
@@ -89,7 +89,7 @@ def test_messages_and_deliveries(log: Log, server: ServerProcess, channel: str) 
         for client in clients:
             assert [client.next("event")["payload"] for _ in range(5)] == [0, 1, 2, 3, 4]
         log.sql("SELECT pg_notify(%s, %s)", f"{channel}-f", '{"a": 2}')
-        # A frame is its header, of two bytes, and the event.
+        # A frame consists of a two-byte header and the event.
         event = len(f'42["event",{{"channel":"{channel}","payload":0}}]') + 2
         moved.wait(
             {
@@ -105,8 +105,8 @@ def test_messages_and_deliveries(log: Log, server: ServerProcess, channel: str) 
         )
 
 
-def test_a_client_in_several_rooms(log: Log, server: ServerProcess, channel: str) -> None:
-    """One transaction to two of a client's channels goes another way through the fan-out."""
+def test_deliveries_to_several_rooms_are_counted(log: Log, server: ServerProcess, channel: str) -> None:
+    """The fan-out handles a transaction for several of a client's channels separately."""
     with three_clients(server) as clients:
         for name in (f"{channel}-1", f"{channel}-2"):
             subscribe(name, *clients)
@@ -126,7 +126,7 @@ def test_a_client_in_several_rooms(log: Log, server: ServerProcess, channel: str
         )
 
 
-def test_publishing(server: ServerProcess, channel: str) -> None:
+def test_publishing_is_measured(server: ServerProcess, channel: str) -> None:
     with SocketClient(server.url) as client:
         moved = Moved(server)
         for durable in (False, True, True):
@@ -140,7 +140,7 @@ def test_publishing(server: ServerProcess, channel: str) -> None:
         assert moved.by('errors_total{code="invalid_channel"}', *names) == [1, 1, 2]
 
 
-def test_the_relay(log: Log, server: ServerProcess, channel: str) -> None:
+def test_relay_is_measured(log: Log, server: ServerProcess, channel: str) -> None:
     moved = Moved(server)
     with SocketClient(server.url) as client:
         subscribe(channel, client)
@@ -160,8 +160,8 @@ def test_the_relay(log: Log, server: ServerProcess, channel: str) -> None:
         )
 
 
-def test_what_waits_in_the_outbox(log: Log, server: ServerProcess, channel: str) -> None:
-    """The relay cannot get on, so that it lags; then it can."""
+def test_outbox_backlog_is_measured(log: Log, server: ServerProcess, channel: str) -> None:
+    """The relay is blocked for a while, so that a backlog builds up."""
     wait_for(server, lambda now: now["outbox_messages"] == 0 and now["outbox_oldest_age_seconds"] == 0)
     with contextlib.closing(psycopg2.connect(log.url)) as blocking, blocking.cursor() as cursor:
         cursor.execute("SELECT FROM socketio_pg.head FOR UPDATE")
@@ -176,8 +176,8 @@ def test_what_waits_in_the_outbox(log: Log, server: ServerProcess, channel: str)
     assert now["outbox_oldest_age_seconds"] == 0
 
 
-def test_the_queue_of_notifications(log: Log, server: ServerProcess) -> None:
-    """A listener that is idle in a transaction holds on to it, for all of the cluster."""
+def test_notification_queue_usage_is_measured(log: Log, server: ServerProcess) -> None:
+    """A listener idle in a transaction keeps the notification queue of the whole cluster from shrinking."""
     with contextlib.closing(psycopg2.connect(log.url)) as holding, holding.cursor() as cursor:
         cursor.execute("LISTEN holding")
         holding.commit()
@@ -189,7 +189,7 @@ def test_the_queue_of_notifications(log: Log, server: ServerProcess) -> None:
     wait_for(server, lambda now: now["notify_queue_usage_ratio"] <= before)
 
 
-def test_replays(log: Log, server: ServerProcess, channel: str) -> None:
+def test_replays_are_counted(log: Log, server: ServerProcess, channel: str) -> None:
     with SocketClient(server.url) as client:
         start = client.call("subscribe", {"channel": channel})
         log.publish(channel, 1, 5)
@@ -215,12 +215,12 @@ def test_replays(log: Log, server: ServerProcess, channel: str) -> None:
     assert scrape(server)["held_subscriptions"] == 0
 
 
-def test_slow_consumers(log: Log, server: ServerProcess, channel: str) -> None:
-    """First something waits for one, then the server cuts it off."""
+def test_slow_consumers_are_counted(log: Log, server: ServerProcess, channel: str) -> None:
+    """Data for a slow client is buffered first; then the server disconnects it."""
     with contextlib.closing(Swarm("127.0.0.1", server.port)) as swarm:
-        [lazy] = swarm.connect(1, receive_buffer=2048)
-        lazy.emit("subscribe", {"channel": channel}, 1)
-        swarm.run_until(lambda: bool(lazy.events("subscribed")))
+        [slow] = swarm.connect(1, receive_buffer=2048)
+        slow.emit("subscribe", {"channel": channel}, 1)
+        swarm.run_until(lambda: bool(slow.events("subscribed")))
         moved = Moved(server)
         payload, seen, deadline = "x" * 1_000, False, time.monotonic() + 2 * PATIENCE
         while moved.by('cut_off_total{reason="slow_consumer"}') == [0]:
@@ -239,17 +239,17 @@ def test_slow_consumers(log: Log, server: ServerProcess, channel: str) -> None:
         assert moved.by('cut_off_total{reason="slow_consumer"}') == [1]
 
 
-def test_a_connection_that_ends_with_bytes_waiting(log: Log, server: ServerProcess, channel: str) -> None:
+def test_dropped_bytes_of_lost_connections_are_counted(log: Log, server: ServerProcess, channel: str) -> None:
     with contextlib.closing(Swarm("127.0.0.1", server.port)) as swarm:
-        [lazy] = swarm.connect(1, receive_buffer=2048)
-        lazy.emit("subscribe", {"channel": channel}, 1)
-        swarm.run_until(lambda: bool(lazy.events("subscribed")))
+        [slow] = swarm.connect(1, receive_buffer=2048)
+        slow.emit("subscribe", {"channel": channel}, 1)
+        swarm.run_until(lambda: bool(slow.events("subscribed")))
         moved = Moved(server)
-        # As little at once as the limit of what may wait: it is not to be cut off.
+        # Sends less at a time than the send buffer holds, so that the server does not disconnect the client.
         while not scrape(server)["send_buffer_bytes"]:
             log.sql("SELECT pg_notify(%s, %s || clock_timestamp())", channel, "x" * 5_000)
-        swarm.leave(lazy, reset=True)
-        wait_for(server, lambda now: sum(of_transport(now)) == 0)
+        swarm.leave(slow, reset=True)
+        wait_for(server, lambda now: sum(connections(now)) == 0)
         assert moved.by('dropped_bytes_total{reason="connection_lost"}')[0] > 0
         assert moved.by('dropped_bytes_total{reason="slow_consumer"}', 'cut_off_total{reason="slow_consumer"}') == [
             0,
@@ -257,10 +257,10 @@ def test_a_connection_that_ends_with_bytes_waiting(log: Log, server: ServerProce
         ]
 
 
-def test_the_database_reconnects(log: Log, server: ServerProcess, channel: str) -> None:
+def test_database_reconnects_are_counted(log: Log, server: ServerProcess, channel: str) -> None:
     with SocketClient(server.url) as client:
         subscribe(channel, client)
-        # So that each of the connections is there.
+        # Opens each of the database connections.
         assert client.call("publish", {"channel": channel, "payload": 1})["ok"]
         subscribe(f"{channel}-2", client, history=1)
         moved = Moved(server)
@@ -270,26 +270,24 @@ def test_the_database_reconnects(log: Log, server: ServerProcess, channel: str) 
         names = [f'database_reconnects_total{{connection="{name}"}}' for name in ("listener", "relay", "publisher")]
         moved.wait(dict.fromkeys(names, 1.0))
         wait_for(server, lambda now: now['ready{part="relay"}'] == now['ready{part="listener"}'] == 1)
-        # Each channel that was listened to, whose subscribers may have missed something.
+        # One gap for each subscribed channel.
         moved.wait({'gaps_total{reason="database_connection_lost"}': 2})
 
 
-def test_the_hub(server: ServerProcess) -> None:
+def test_hub_delay_is_measured(server: ServerProcess) -> None:
     before = scrape(server)
     now = wait_for(server, lambda now: now["hub_delay_seconds_count"] > before["hub_delay_seconds_count"] + 2)
     assert now["hub_delay_seconds_sum"] >= before["hub_delay_seconds_sum"] >= 0
 
 
-def test_the_process_and_its_version(server: ServerProcess) -> None:
+def test_process_and_version_are_reported(server: ServerProcess) -> None:
     now = scrape(server)
     assert now["process_resident_memory_bytes"] > 10_000_000
     [info] = [name for name in now if name.startswith("build_info")]
     assert now[info] == 1
 
 
-def test_however_many_channels_there_are_there_are_as_many_samples(
-    log: Log, server: ServerProcess, channel: str
-) -> None:
+def test_number_of_samples_does_not_depend_on_channels(log: Log, server: ServerProcess, channel: str) -> None:
     before = scrape(server)
     with SocketClient(server.url) as client:
         for number in range(500):
@@ -305,8 +303,8 @@ def test_however_many_channels_there_are_there_are_as_many_samples(
         assert len(text) < 50_000
 
 
-def test_postgresql_is_asked_seldom(log: Log, server: ServerProcess) -> None:
-    """Many scrapes, few queries: by when the last one on that connection has begun."""
+def test_scrapes_rarely_query_postgresql(log: Log, server: ServerProcess) -> None:
+    """Counts the queries of many scrapes by the start time of the connection's last query."""
 
     def last_queries() -> set[Any]:
         scrape(server)
@@ -317,14 +315,14 @@ def test_postgresql_is_asked_seldom(log: Log, server: ServerProcess) -> None:
             )
         )
 
-    until(last_queries, "the first query")  # earlier tests may have cut the connection
+    until(last_queries, "the first query")  # earlier tests may have closed the connection
     began, starts = time.monotonic(), set()
     for _ in range(50):
         starts |= last_queries()
     assert 1 <= len(starts) <= 2 + (time.monotonic() - began) / 4
 
 
-def test_readyz_names_the_parts(log: Log, server: ServerProcess) -> None:
+def test_readyz_reports_each_part(log: Log, server: ServerProcess) -> None:
     parts = ("listener", "log", "permissions", "process", "relay")
     assert json.loads(server.get("/readyz")[1]) == {"status": "ready", "parts": dict.fromkeys(parts, "ok")}
     assert [scrape(server)[f'ready{{part="{part}"}}'] for part in parts] == [1] * 5
@@ -335,7 +333,7 @@ def test_readyz_names_the_parts(log: Log, server: ServerProcess) -> None:
         server.wait_for("/readyz", 503, '"relay":"the log of this version is not installed')
         server.wait_for("/readyz", 503, '"listener":"ok"')
         wait_for(server, lambda now: now['ready{part="relay"}'] == 0 and now['ready{part="log"}'] == 1)
-        # Nobody else is told that the outbox is empty.
+        # The unreadable outbox is not reported as empty.
         wait_for(server, lambda now: "outbox_messages" not in now and "notify_queue_usage_ratio" in now)
     finally:
         log.sql("ALTER TABLE socketio_pg.elsewhere RENAME TO outbox")

@@ -1,4 +1,4 @@
-"""Three nodes on one database behind nginx with deploy/nginx.conf: transports, deploys, a dead leader, addresses."""
+"""Three nodes on one database behind nginx with deploy/nginx.conf: transports, deploys, failover, addresses."""
 
 import contextlib
 import socket
@@ -27,12 +27,12 @@ def nodes(postgres18: Cluster) -> Iterator[Nodes]:
         yield made
 
 
-# -- what the load balancer does ---------------------------------------------------------------------------------------
+# -- load balancing ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("transports", [("polling",), ("polling", "websocket"), ("websocket",)], ids="+".join)
-def test_every_transport_through_nginx(nodes: Nodes, channel: str, transports: tuple[str, ...]) -> None:
-    """So many clients that without stickiness one of them would meet the wrong node."""
+def test_every_transport_works_through_nginx(nodes: Nodes, channel: str, transports: tuple[str, ...]) -> None:
+    """Uses enough clients that without sticky sessions one of them would reach the wrong node."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(SocketClient(nodes.address, transports)) for _ in range(6)]
         for client in clients:
@@ -46,8 +46,8 @@ def test_every_transport_through_nginx(nodes: Nodes, channel: str, transports: t
 
 
 @pytest.mark.parametrize("transports", ["polling", "polling,websocket"])
-def test_the_stock_client_keeps_its_cookie(nodes: Nodes, channel: str, transports: str) -> None:
-    """Under Node with this option; in a browser it needs none on the server's own pages."""
+def test_stock_client_keeps_its_sticky_cookie(nodes: Nodes, channel: str, transports: str) -> None:
+    """Node needs the option withCredentials; a browser does not on the server's own pages."""
     with contextlib.ExitStack() as stack:
         for _ in range(4):
             client = NodeClient(nodes.address, transports, "client.mjs", '{"withCredentials": true}')
@@ -61,60 +61,60 @@ def test_the_stock_client_keeps_its_cookie(nodes: Nodes, channel: str, transport
             assert not any(said.get("event") == "disconnect" for said in client.said)
 
 
-def test_websockets_go_where_there_are_the_fewest(nodes: Nodes) -> None:
+def test_websockets_go_to_the_least_loaded_node(nodes: Nodes) -> None:
     already = len(nodes.requests())
     with Swarm("127.0.0.1", nodes.port) as swarm:
         swarm.connect(90)
-    until(lambda: len(nodes.requests()) >= already + 90, "nginx has noted the ends")
+    until(lambda: len(nodes.requests()) >= already + 90, "nginx has logged all connections")
     by_node = Counter(request.node for request in nodes.requests()[already:] if request.status == 101)
     assert sorted(by_node) == sorted(f"127.0.0.1:{node.port}" for node in nodes.nodes)
-    # Each of nginx's processes takes its own place in the round; the counts they share.
+    # nginx's processes share the connection counts, but each has its own position in the round robin.
     assert max(by_node.values()) <= 2 * min(by_node.values())
 
 
-# -- deploys and deaths ------------------------------------------------------------------------------------------------
+# -- deploys and failover ----------------------------------------------------------------------------------------------
 
 
-def both_clients(nodes: Nodes) -> list[Client]:
-    """Three of each."""
+def clients_of_both_kinds(nodes: Nodes) -> list[Client]:
+    """Return three JavaScript and three Python clients."""
     return [make(nodes.address) for make in [*CLIENTS.values()] * 3]
 
 
-def test_a_rolling_restart_loses_nothing_and_repeats_nothing(nodes: Nodes, channel: str) -> None:
-    clients = both_clients(nodes)
+def test_rolling_restart_loses_and_repeats_nothing(nodes: Nodes, channel: str) -> None:
+    clients = clients_of_both_kinds(nodes)
     with under_load(nodes, channel, clients):
         for node in nodes.nodes:
             node.restart()
-        # Whoever was connected before has been on a node that went away.
+        # Every client was connected to a node that was restarted.
         for client in clients:
             assert client.next("gap", "one")[0]["tier"] == "notify"
     assert all("Traceback" not in node.log for node in nodes.nodes)
 
 
-def test_the_leader_dies_and_another_leads(nodes: Nodes, channel: str) -> None:
+def test_dead_leader_is_replaced(nodes: Nodes, channel: str) -> None:
     leader = nodes.wait_leader()
-    with under_load(nodes, channel, both_clients(nodes)):
+    with under_load(nodes, channel, clients_of_both_kinds(nodes)):
         leader.kill()
-        until(lambda: nodes.leader() not in (None, leader), "another leads")
+        until(lambda: nodes.leader() not in (None, leader), "another node leads")
         leader.start()
-    assert nodes.wait_leader() is not leader, "a node that comes back waits for its turn"
+    assert nodes.wait_leader() is not leader, "a restarted node does not take over the leadership"
 
 
-def drains(node: ServerProcess) -> bool:
+def is_draining(node: ServerProcess) -> bool:
     try:
         return node.get("/healthz")[0] == 503
     except OSError:
         return True
 
 
-def test_new_clients_notice_nothing_of_a_deploy(nodes: Nodes) -> None:
-    """A node that drains, or is not there, is not where they end."""
+def test_new_clients_are_not_affected_by_a_deploy(nodes: Nodes) -> None:
+    """nginx sends them to neither a draining nor a stopped node."""
     with contextlib.ExitStack() as stack:
         for node in nodes.nodes:
             stopping = threading.Thread(target=node.stop)
             stopping.start()
-            # A connection that is a moment older than the drain is ended like all others, and comes back.
-            until(lambda node=node: drains(node), "the node drains")  # type: ignore[misc]
+            # Connections opened just before the drain would be closed by it.
+            until(lambda node=node: is_draining(node), "the node is_draining")  # type: ignore[misc]
             for _ in range(10):
                 for transports in (("websocket",), ("polling",)):
                     client = stack.enter_context(SocketClient(nodes.address, transports, reconnection=False))
@@ -124,8 +124,8 @@ def test_new_clients_notice_nothing_of_a_deploy(nodes: Nodes) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_the_herd_of_a_deploy_is_spread(postgres18: Cluster) -> None:
-    """Clients that come back at once, all those of a node: DRAIN_SECONDS says how fast, not they."""
+def test_drain_spreads_reconnecting_clients_over_time(postgres18: Cluster) -> None:
+    """Clients reconnect immediately, but DRAIN_SECONDS determines the rate at which a node disconnects them."""
     clients, drain, window = 300, 5.0, 0.1
     with contextlib.closing(Nodes(postgres18, "nodes_herd", NODES, DRAIN_SECONDS=str(drain))) as nodes:
         with Swarm("127.0.0.1", nodes.port) as swarm:
@@ -134,29 +134,29 @@ def test_the_herd_of_a_deploy_is_spread(postgres18: Cluster) -> None:
             stopping.start()
             gone: set[int] = set()
 
-            def come_back() -> bool:
+            def reconnect_closed() -> bool:
                 for index, client in enumerate(first):
                     if client.closed and index not in gone:
                         gone.add(index)
                         swarm.open(1)
                 return not stopping.is_alive()
 
-            swarm.run_until(come_back, 60)
-            back = swarm.clients[clients:]
-            swarm.run_until(lambda: all(client.connected for client in back), 60)
-        assert len(back) == len(gone)
-        until(lambda: len(nodes.requests()) >= clients + len(back), "nginx has noted the ends")
+            swarm.run_until(reconnect_closed, 60)
+            reconnected = swarm.clients[clients:]
+            swarm.run_until(lambda: all(client.connected for client in reconnected), 60)
+        assert len(reconnected) == len(gone)
+        until(lambda: len(nodes.requests()) >= clients + len(reconnected), "nginx has logged all connections")
         gone_to = f"127.0.0.1:{nodes.nodes[0].port}"
         opened = [request for request in nodes.requests() if request.status == 101]
-        assert len(opened) == clients + len(back)
+        assert len(opened) == clients + len(reconnected)
         returned = sorted(opened, key=lambda request: request.began)[clients:]
         assert len(returned) >= clients / NODES / 2
         assert gone_to not in {request.node for request in returned}
         for node in nodes.nodes[1:]:
             times = [request.began for request in returned if request.node == f"127.0.0.1:{node.port}"]
             busiest = max(sum(start <= at < start + window for at in times) for start in times)
-            print(f"{len(times)} came to a node in {max(times) - min(times):.1f} s, {busiest} within 100 ms")
-            # In step it is one or two. A machine that stands still for a second makes it many at once, though not all.
+            print(f"{len(times)} connected to a node in {max(times) - min(times):.1f} s, {busiest} within 100 ms")
+            # Normally one or two. A machine that freezes for a second makes it many, though not all.
             assert busiest <= len(times) / 3
             assert max(times) - min(times) > drain / 2
 
@@ -173,13 +173,13 @@ def limited(postgres18: Cluster) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def nginx(limited: ServerProcess, certificate: tuple[str, str]) -> Iterator[Nginx]:
-    """Before one node: limits are counted by each node for itself."""
+    """nginx in front of one node, because each node counts its own limits."""
     with contextlib.closing(Nginx([limited.port], certificate)) as made:
         yield made
 
 
 def handshake(port: int, source: str = "127.0.0.1", **headers: str) -> tuple[int, socket.socket]:
-    """The status that a WebSocket's handshake from ``source`` is answered with, and the connection."""
+    """Return the response status of a WebSocket handshake from ``source``, and the connection."""
     connection = socket.create_connection(("127.0.0.1", port), 30, (source, 0))
     lines = {
         "Host": f"127.0.0.1:{port}", "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
@@ -191,7 +191,7 @@ def handshake(port: int, source: str = "127.0.0.1", **headers: str) -> tuple[int
     return int(answer.split()[1]), connection
 
 
-def test_limits_count_the_clients_address_and_nothing_that_it_says(nginx: Nginx) -> None:
+def test_limits_use_the_address_seen_by_nginx(nginx: Nginx) -> None:
     with contextlib.ExitStack() as stack:
 
         def status(source: str, **headers: str) -> int:
@@ -205,7 +205,7 @@ def test_limits_count_the_clients_address_and_nothing_that_it_says(nginx: Nginx)
         assert status("127.0.0.3", X_Forwarded_For="127.0.0.2") == 101
 
 
-def test_the_own_origin_is_that_of_the_page(nginx: Nginx, limited: ServerProcess) -> None:
+def test_same_origin_is_the_address_of_nginx(nginx: Nginx, limited: ServerProcess) -> None:
     own = f"127.0.0.1:{nginx.port}"
 
     def status(source: str, **headers: str) -> int:
@@ -218,20 +218,20 @@ def test_the_own_origin_is_that_of_the_page(nginx: Nginx, limited: ServerProcess
     assert status("127.0.0.5", Origin="http://elsewhere.example") == 400
     assert status("127.0.0.5", Origin="http://elsewhere.example", X_Forwarded_Host="elsewhere.example") == 400
     assert status("127.0.0.5", Origin=f"https://{own}", X_Forwarded_Proto="https") == 400
-    # The node's own address, which no page has.
+    # The node's own address is not the origin of any page.
     assert status("127.0.0.5", Origin=f"http://127.0.0.1:{limited.port}") == 400
 
 
-def test_tls_that_ends_in_nginx(nginx: Nginx, certificate: tuple[str, str]) -> None:
+def test_tls_can_terminate_in_nginx(nginx: Nginx, certificate: tuple[str, str]) -> None:
     address = f"https://127.0.0.1:{nginx.tls_port}"
     session = requests.Session()
     session.trust_env, session.verify = False, certificate[1]
-    # For the WebSocket its client names the page's origin by itself, with https.
+    # For the WebSocket, the client sends an https origin on its own.
     with SocketClient(address, ("polling", "websocket"), http_session=session) as client:
         assert client.io.transport() == "websocket"
         assert client.call("subscribe", {"channel": "anything"})["ok"] is True
 
 
-def test_what_is_each_nodes_own_is_not_shown(nodes: Nodes) -> None:
+def test_nginx_does_not_expose_metrics(nodes: Nodes) -> None:
     assert requests.get(f"{nodes.address}/readyz", timeout=30).status_code == 200
     assert requests.get(f"{nodes.address}/metrics", timeout=30).status_code == 404

@@ -1,4 +1,4 @@
-"""@publishes end to end: a program with SQLAlchemy, a server, and a Socket.IO client that sees the changes."""
+"""@publishes end to end: a program with SQLAlchemy, a server, and a Socket.IO client that receives the changes."""
 
 from collections.abc import Iterator
 
@@ -43,7 +43,7 @@ def engine(log: Log) -> Iterator[sa.Engine]:
     made.dispose()
 
 
-def test_a_client_sees_the_changes_of_a_session(log: Log, engine: sa.Engine) -> None:
+def test_changes_of_a_session_reach_the_client(log: Log, engine: sa.Engine) -> None:
     with SocketClient(log.server.url) as client:
         position = client.call("subscribe", {"channel": "orders:5"})["position"]
         with Session(engine) as session:
@@ -70,7 +70,7 @@ def test_a_client_sees_the_changes_of_a_session(log: Log, engine: sa.Engine) -> 
         assert messages[0]["position"] > position
 
 
-def test_without_the_log(log: Log, engine: sa.Engine) -> None:
+def test_changes_are_published_without_the_log(log: Log, engine: sa.Engine) -> None:
     with SocketClient(log.server.url) as client:
         client.call("subscribe", {"channel": "quick"})
         with Session(engine) as session:

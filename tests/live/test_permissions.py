@@ -1,4 +1,4 @@
-"""Who may do what, at a real server: claims, row-level security, and permissions that change."""
+"""Permissions at a real server: claims, row-level security, and permissions that change."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ POLICIES = (
         "ALLOWED_ROLES": "authenticated,service_role,not_granted",
         "ANONYMOUS_ROLE": "anon",
         "PUBLIC_CHANNELS": "open:*",
-        # What changes is told by recheck() in these tests, or found out every second in others.
+        # These tests announce changes with recheck(); tests of the periodic recheck override this.
         "PERMISSION_RECHECK_SECONDS": "0",
     }
 )
@@ -75,7 +75,7 @@ def claims_server(postgres18: Cluster) -> Iterator[ServerProcess]:
         yield made
 
 
-def test_patterns_in_the_token(claims_server: ServerProcess, postgres18: Cluster) -> None:
+def test_claims_in_the_token_limit_channels(claims_server: ServerProcess, postgres18: Cluster) -> None:
     claims = {"subscribe": ["orders:*", "user:42"], "publish": ["chat:*"]}
     with connect(claims_server, "42", None, **claims) as client:
         assert subscribe(client, "orders:7") is None
@@ -86,27 +86,27 @@ def test_patterns_in_the_token(claims_server: ServerProcess, postgres18: Cluster
         assert publish(client, "orders:7") == "forbidden"
         assert publish(client, "chat:1") is None
         postgres18.notify("orders:7", '"public"')
-        # Nothing of the others came before it.
+        # No message of the other channels arrived before it.
         assert client.next("event") == {"channel": "orders:7", "payload": "public"}
 
 
-def test_two_clients_with_different_claims_on_one_channel(claims_server: ServerProcess) -> None:
+def test_clients_with_different_claims_share_a_channel(claims_server: ServerProcess) -> None:
     channel = f"c-{uuid.uuid4().hex[:8]}"
     with (
         connect(claims_server, "reader", None, subscribe=[channel]) as reader,
         connect(claims_server, "writer", None, publish=[channel]) as writer,
-        connect(claims_server, "nobody", None) as nobody,
+        connect(claims_server, "nobody", None) as neither,
     ):
-        assert [subscribe(client, channel) for client in (reader, writer, nobody)] == [None, "forbidden", "forbidden"]
-        assert [publish(client, channel) for client in (reader, nobody)] == ["forbidden"] * 2
+        assert [subscribe(client, channel) for client in (reader, writer, neither)] == [None, "forbidden", "forbidden"]
+        assert [publish(client, channel) for client in (reader, neither)] == ["forbidden"] * 2
         assert publish(writer, channel, "hello") is None
         assert reader.next("event")["payload"] == "hello"
-        for client in (writer, nobody):
+        for client in (writer, neither):
             client.call("unsubscribe", {"channel": channel})
             assert client.pending("event") == 0
 
 
-def test_a_new_token_takes_away_and_gives(claims_server: ServerProcess, postgres18: Cluster) -> None:
+def test_new_token_revokes_and_grants_channels(claims_server: ServerProcess, postgres18: Cluster) -> None:
     with connect(claims_server, "alice", None, subscribe=["a", "b"]) as client:
         for channel in "ab":
             assert subscribe(client, channel) is None
@@ -122,21 +122,21 @@ def test_a_new_token_takes_away_and_gives(claims_server: ServerProcess, postgres
 
 
 @pytest.mark.parametrize(
-    ("mode", "wanted"), [("off", ["forbidden"] * 2), ("authenticated", ["forbidden", None]), ("all", [None, None])]
+    ("mode", "expected"), [("off", ["forbidden"] * 2), ("authenticated", ["forbidden", None]), ("all", [None, None])]
 )
-def test_publish_modes(postgres18: Cluster, mode: str, wanted: list[str | None]) -> None:
+def test_publish_setting_decides_who_may_publish(postgres18: Cluster, mode: str, expected: list[str | None]) -> None:
     with (
         contextlib.closing(ServerProcess(postgres18.url(), AUTH="optional", PUBLISH=mode, **SETTINGS)) as server,
         SocketClient(server.url) as anonymous,
         connect(server, "alice") as alice,
     ):
-        assert [publish(client, "foo") for client in (anonymous, alice)] == wanted
+        assert [publish(client, "foo") for client in (anonymous, alice)] == expected
 
 
 # -- row-level security ------------------------------------------------------------------------------------------------
 
 
-def test_the_policies_decide(server: ServerProcess, room: str) -> None:
+def test_policies_decide(server: ServerProcess, room: str) -> None:
     with (
         connect(server, "alice") as alice,
         connect(server, "bob") as bob,
@@ -152,7 +152,7 @@ def test_the_policies_decide(server: ServerProcess, room: str) -> None:
         assert publish(alice, room, "from alice") is None
         for client in (alice, bob):
             assert client.next("event")["payload"] == "from alice"
-        # For those who may not, nothing came, in whatever way it was published.
+        # Clients without permission received nothing.
         for client in (carol, anonymous):
             client.call("unsubscribe", {"channel": "lobby"})
             assert client.pending("event") == 0
@@ -166,27 +166,27 @@ def test_the_policies_decide(server: ServerProcess, room: str) -> None:
     ],
     ids=repr,
 )  # fmt: skip
-def test_roles_that_are_not_allowed(server: ServerProcess, room: str, role: Any) -> None:
+def test_disallowed_roles_are_refused(server: ServerProcess, room: str, role: Any) -> None:
     with connect(server, "alice", role) as client:
         assert subscribe(client, room) == "forbidden"
         assert publish(client, room) == "forbidden"
         assert subscribe(client, "lobby") == "forbidden"
 
 
-def test_a_token_without_a_role_is_anonymous_to_the_policies(server: ServerProcess, room: str) -> None:
+def test_token_without_a_role_uses_the_anonymous_role(server: ServerProcess, room: str) -> None:
     with connect(server, "alice", None) as client:
         assert client.next("server_hello")["client"] == "alice"
         assert subscribe(client, room) == "forbidden"
         assert subscribe(client, "lobby") is None
 
 
-def test_a_role_past_all_policies_is_one_only_when_it_is_allowed(server: ServerProcess, room: str) -> None:
+def test_allowed_role_may_bypass_all_policies(server: ServerProcess, room: str) -> None:
     with connect(server, "anybody", "service_role") as client:
         assert subscribe(client, room) is None
         assert publish(client, room) is None
 
 
-def test_the_policies_count_for_the_log_as_well(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
+def test_policies_apply_to_the_log(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
     with connect(server, "alice") as alice, connect(server, "bob") as bob, connect(server, "carol") as carol:
         start = alice.call("subscribe", {"channel": room})
         since = {"epoch": start["epoch"], "position": start["position"]}
@@ -196,12 +196,12 @@ def test_the_policies_count_for_the_log_as_well(server: ServerProcess, database:
         assert publish(alice, room, 4, durable=True) is None
         assert publish(bob, room, 5, durable=True) == "forbidden"
         assert publish(bob, room, "x" * 20_000) == "forbidden"
-        for client, wanted in ((bob, None), (carol, "forbidden")):
-            assert subscribe(client, room, since=since) == wanted
-            assert subscribe(client, room, history=100) == wanted
+        for client, expected in ((bob, None), (carol, "forbidden")):
+            assert subscribe(client, room, since=since) == expected
+            assert subscribe(client, room, history=100) == expected
         assert [bob.next("event")["payload"] for _ in range(3)] == [1, 2, 3]
         assert carol.pending("event") == 0
-        # What was allowed when the messages were written, and is not now.
+        # A permission revoked after the messages were written applies to their replay.
         database.part("bob", room)
         database.sql("SELECT socketio_pg.recheck()")
         assert bob.next("unsubscribed") == {"channel": room, "reason": "forbidden"}
@@ -210,12 +210,12 @@ def test_the_policies_count_for_the_log_as_well(server: ServerProcess, database:
         assert subscribe(again, room, history=1) == "forbidden"
 
 
-def test_permission_taken_away_while_subscribed(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
+def test_revoked_permission_ends_the_subscription(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
     with connect(server, "alice") as alice, connect(server, "bob") as bob, connect(server, "bob") as other:
         for client in (alice, bob, other):
             assert subscribe(client, room) is None
         assert subscribe(bob, "user:bob") is None
-        # In the transaction that takes it away: servers hear of it when it commits, and not before.
+        # recheck() in the revoking transaction: servers are notified when it commits.
         database.sql(
             "DELETE FROM members WHERE user_id = 'bob' AND room = %s; SELECT socketio_pg.recheck(%s)", room, room
         )
@@ -227,7 +227,7 @@ def test_permission_taken_away_while_subscribed(server: ServerProcess, database:
         assert bob.next("event")["payload"] == "for bob"
         assert other.pending("event") == 0
         assert subscribe(bob, room) == "forbidden"
-        # And given back.
+        # The permission is granted again.
         database.join("bob", room)
         database.sql("SELECT socketio_pg.recheck(%s)", room)
         wait_until_allowed(bob, room)
@@ -237,9 +237,7 @@ def wait_until_allowed(client: SocketClient, channel: str) -> None:
     until(lambda: subscribe(client, channel) is None, "a permission")
 
 
-def test_a_trigger_on_the_table_that_policies_look_at(
-    server: ServerProcess, database: PolicyDatabase, room: str
-) -> None:
+def test_trigger_rechecks_permissions_on_change(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
     database.sql(
         "CREATE TRIGGER recheck AFTER INSERT OR UPDATE OR DELETE ON members"
         " FOR EACH STATEMENT EXECUTE FUNCTION socketio_pg.recheck_on_change()"
@@ -253,7 +251,7 @@ def test_a_trigger_on_the_table_that_policies_look_at(
         database.sql("DROP TRIGGER recheck ON members")
 
 
-def test_without_being_told_it_is_found_out_soon(database: PolicyDatabase, room: str) -> None:
+def test_periodic_recheck_finds_revoked_permission(database: PolicyDatabase, room: str) -> None:
     settings = POLICIES | {"PERMISSION_RECHECK_SECONDS": "0.5"}
     with (
         contextlib.closing(ServerProcess(database.server_url, **settings)) as server,
@@ -266,7 +264,7 @@ def test_without_being_told_it_is_found_out_soon(database: PolicyDatabase, room:
         assert alice.pending("unsubscribed") == 0
 
 
-def test_a_policy_that_changes(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
+def test_changed_policy_applies_after_recheck(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
     with connect(server, "carol") as carol:
         assert subscribe(carol, room) == "forbidden"
         database.sql(f"""CREATE POLICY "{room}" ON socketio_pg.messages FOR SELECT USING (channel = '{room}')""")
@@ -276,10 +274,10 @@ def test_a_policy_that_changes(server: ServerProcess, database: PolicyDatabase, 
         assert carol.next("unsubscribed") == {"channel": room, "reason": "forbidden"}
 
 
-def test_sql_in_claims(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
+def test_sql_in_claims_is_treated_as_text(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
     before = database.sql("SELECT * FROM members ORDER BY 1, 2")
     for hostile in ("'; DELETE FROM members; --", "alice' OR true --", "%s", "\\", "\0", "alice\0", "\ud800"):
-        # Half a character is no name: such a token is refused.
+        # A token whose name is a lone surrogate is refused, so that one is tested only in another claim.
         sub = "somebody" if hostile == "\ud800" else hostile
         with connect(server, sub, extra={hostile: hostile}) as client:
             assert subscribe(client, room) == "forbidden"
@@ -287,8 +285,10 @@ def test_sql_in_claims(server: ServerProcess, database: PolicyDatabase, room: st
     assert database.sql("SELECT * FROM members ORDER BY 1, 2") == before
 
 
-def test_a_new_token_while_replaying_and_publishing(server: ServerProcess, database: PolicyDatabase, room: str) -> None:
-    """A replay of much stops in the middle when the client may not see the channel any more."""
+def test_new_token_without_permission_stops_a_replay(
+    server: ServerProcess, database: PolicyDatabase, room: str
+) -> None:
+    """A large replay stops midway when the new token does not allow the channel."""
     with connect(server, "bob") as bob:
         start = bob.call("subscribe", {"channel": room})
         since = {"epoch": start["epoch"], "position": start["position"]}
@@ -302,12 +302,14 @@ def test_a_new_token_while_replaying_and_publishing(server: ServerProcess, datab
         assert code(bob.call("authenticate", {"token": mint(sub="carol", role="authenticated")})) is None
         assert bob.next("unsubscribed") == {"channel": room, "reason": "forbidden"}
         arrived = bob.pending("event")
-        assert arrived < 199, "the replay had ended before"
+        assert arrived < 199, "the replay must not have completed"
         assert subscribe(bob, "lobby") is None
         assert bob.pending("event") - arrived <= 1
 
 
-def test_a_right_that_is_lost_later_is_told(database: PolicyDatabase, server: ServerProcess, room: str) -> None:
+def test_lost_database_privilege_is_reported_by_readyz(
+    database: PolicyDatabase, server: ServerProcess, room: str
+) -> None:
     decide = "FUNCTION socketio_pg.decide(text[], text[], text[], text[], double precision)"
     with connect(server, "alice") as alice:
         database.sql(f"REVOKE EXECUTE ON {decide} FROM web")
@@ -321,10 +323,10 @@ def test_a_right_that_is_lost_later_is_told(database: PolicyDatabase, server: Se
 
 
 @pytest.mark.parametrize("again", ["alice", "bob"])
-def test_permission_taken_away_while_authenticating(
+def test_permission_revoked_while_authenticating_is_not_kept(
     server: ServerProcess, database: PolicyDatabase, room: str, again: str
 ) -> None:
-    """The new token is asked about while the data changes: whichever comes first, it does not stay."""
+    """The data changes during the permission check of the new token. The subscription ends in either order."""
     with connect(server, "alice") as alice:
         for number in range(20):
             database.join(again, room)
@@ -340,13 +342,13 @@ def test_permission_taken_away_while_authenticating(
             renewing.join()
 
 
-def test_the_table_stays_empty_and_the_log_quiet(server: ServerProcess, database: PolicyDatabase) -> None:
+def test_messages_table_stays_empty_and_nothing_is_raised(server: ServerProcess, database: PolicyDatabase) -> None:
     assert database.sql("SELECT count(*) FROM socketio_pg.messages") == [(0,)]
     assert "Traceback" not in server.log, server.log[server.log.index("Traceback") - 300 :][:3000]
     assert "clients of role 'not_granted' will be refused" in server.log
 
 
-def test_without_the_schema_nothing_is_allowed_and_the_operator_is_told(postgres18: Cluster) -> None:
+def test_missing_schema_allows_nothing_and_is_reported(postgres18: Cluster) -> None:
     postgres18.sql("DROP DATABASE IF EXISTS no_schema WITH (FORCE)")
     postgres18.sql("CREATE DATABASE no_schema")
     url = postgres18.url("no_schema")
@@ -356,7 +358,7 @@ def test_without_the_schema_nothing_is_allowed_and_the_operator_is_told(postgres
             assert subscribe(client, "foo") == "internal"
             assert publish(client, "foo") == "internal"
             assert subscribe(client, "open:x") is None
-        # As soon as it is installed, it is used.
+        # The server uses the schema as soon as it is installed.
         installed = PolicyDatabase(postgres18, "no_schema")
         server.wait_ready()
         installed.join("alice", "foo")
@@ -364,7 +366,7 @@ def test_without_the_schema_nothing_is_allowed_and_the_operator_is_told(postgres
             assert subscribe(client, "foo") is None
 
 
-def test_auto_init_installs_it(postgres18: Cluster) -> None:
+def test_auto_init_installs_the_schema(postgres18: Cluster) -> None:
     postgres18.sql("DROP DATABASE IF EXISTS auto_init_rls WITH (FORCE)")
     postgres18.sql("CREATE DATABASE auto_init_rls")
     url = postgres18.url("auto_init_rls")
@@ -376,8 +378,8 @@ def test_auto_init_installs_it(postgres18: Cluster) -> None:
 
 
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
-def test_what_waits_for_a_decision_is_bounded(database: PolicyDatabase, transport: str) -> None:
-    """Large messages to a channel whose policies take long: the server does not keep them all."""
+def test_messages_waiting_for_a_permission_check_are_limited(database: PolicyDatabase, transport: str) -> None:
+    """Large messages to a channel whose policies are slow: the server does not buffer all of them."""
     database.sql(
         """CREATE POLICY slow ON socketio_pg.messages FOR INSERT TO authenticated
            WITH CHECK (CASE WHEN channel = 'slow' THEN pg_sleep(10) IS NOT NULL ELSE false END)"""
@@ -385,20 +387,20 @@ def test_what_waits_for_a_decision_is_bounded(database: PolicyDatabase, transpor
     settings = POLICIES | {"MAX_EVENT_BYTES_PER_SECOND": "0"}
     try:
         with contextlib.closing(ServerProcess(database.server_url, **settings)) as server:
-            before = resident(server)
+            before = resident_bytes(server)
             send = publish_by_websocket if transport == "websocket" else publish_by_polling
             auth = {"token": mint(sub="alice", role="authenticated")}
             codes = send(server, auth, {"channel": "slow", "payload": "x" * 900_000}, 200)
             assert codes.count("rate_limited") >= 190
             assert set(codes) == {"rate_limited", "database_unavailable"}
-            # Kept, they would be 180 MB, and their copies.
-            assert resident(server) - before < 90_000_000
+            # Buffered, they would take 180 MB plus copies.
+            assert resident_bytes(server) - before < 90_000_000
     finally:
         database.sql("DROP POLICY slow ON socketio_pg.messages")
 
 
 def publish_by_websocket(server: ServerProcess, auth: dict[str, Any], request: dict[str, Any], times: int) -> list[Any]:
-    """The code of each answer."""
+    """Return the error code of each answer."""
     answers: queue.Queue[dict[str, Any]] = queue.Queue()
     with SocketClient(server.url, auth=auth) as client:
         for _ in range(times):
@@ -407,7 +409,7 @@ def publish_by_websocket(server: ServerProcess, auth: dict[str, Any], request: d
 
 
 def publish_by_polling(server: ServerProcess, auth: dict[str, Any], request: dict[str, Any], times: int) -> list[Any]:
-    """The same, each in a POST of its own: stock clients put what waits into one, which is too large then."""
+    """Return the error code of each answer. Sends one POST per event; stock clients would exceed the limit with one."""
     address = f"{server.url}/socket.io/?EIO=4&transport=polling"
     with requests.Session() as session:
         address += "&sid=" + json.loads(session.get(address, timeout=PATIENCE).text[1:])["sid"]
@@ -420,8 +422,8 @@ def publish_by_polling(server: ServerProcess, auth: dict[str, Any], request: dic
         return codes
 
 
-def resident(server: ServerProcess) -> int:
-    """Bytes in memory."""
+def resident_bytes(server: ServerProcess) -> int:
+    """Return the resident memory of the server's worker in bytes."""
     for line in Path(f"/proc/{server.worker_pid()}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
