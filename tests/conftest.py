@@ -81,12 +81,19 @@ def postgres(request: pytest.FixtureRequest) -> Cluster:
     return running
 
 
-@pytest.fixture(scope="module")
-def live_server(postgres18: Cluster) -> Iterator[ServerProcess]:
-    """gunicorn with the production command on a real PostgreSQL; shared by a module's tests."""
+@pytest.fixture(scope="session")
+def session_server(postgres18: Cluster) -> Iterator[ServerProcess]:
     server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.5")
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def live_server(session_server: ServerProcess) -> ServerProcess:
+    """gunicorn with the production command on a real PostgreSQL, shared by all tests."""
+    # The module before may have terminated its connections.
+    session_server.wait_ready()
+    return session_server
 
 
 @pytest.fixture

@@ -43,12 +43,20 @@ def demo(chromium: Browser, live_server: ServerProcess) -> Iterator[Demo]:
         yield demo
 
 
-@pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
-    made = Log(postgres18, "live_browser", AUTO_INIT="1")
+@pytest.fixture(scope="session")
+def session_log(postgres18: Cluster) -> Iterator[Log]:
+    made = Log(postgres18, "live_shared", AUTO_INIT="1")
     wait_installed(made)
     yield made
     made.server.close()
+
+
+@pytest.fixture(scope="module")
+def log(session_log: Log) -> Log:
+    """A server with a log, shared by all modules that need no other settings."""
+    # The module before may have terminated its connections.
+    session_log.server.wait_ready()
+    return session_log
 
 
 @pytest.fixture

@@ -10,26 +10,17 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.cli import COMMAND, PATIENCE, Running, environment, run
-from tests.support.log import Log, wait_installed
+from tests.support.log import Log
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT, ServerProcess, free_port
 
 SECRET = "a secret of this test: 0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
-    made = Log(postgres18, "live_cli", AUTO_INIT="1")
-    wait_installed(made)
-    yield made
-    made.server.close()
 
 
 def test_publish_and_listen_work_through_a_server(log: Log, channel: str) -> None:

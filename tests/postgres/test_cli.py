@@ -12,7 +12,17 @@ import pytest
 
 from socketio_pg.postgres import schema
 from tests.support.cli import COMMAND, PATIENCE, Base, Running, environment, run
+from tests.support.postgres import Cluster
 from tests.support.server import ROOT
+
+
+def test_init(postgres18: Cluster) -> None:
+    base = Base(postgres18, log=False)
+    done = run("init", url=base.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Installed: ")
+    assert base.sql("SELECT version FROM socketio_pg.schema_version") == [(schema.VERSION,)]
+
 
 # -- publish -----------------------------------------------------------------------------------------------------------
 
