@@ -1,4 +1,4 @@
-"""@publishes: what is sent for inserts, updates and deletes."""
+"""@publishes: the messages for inserts, updates and deletes."""
 
 import uuid
 from collections.abc import Iterator
@@ -26,14 +26,14 @@ def database(shared: OrmDatabase) -> OrmDatabase:
 
 
 def order(**values: Any) -> dict[str, Any]:
-    """An order's image."""
+    """Return an order's image."""
     common = {
         "id": 1, "customer_id": 5, "total": 0.0, "state": "new", "with_tax": 0.0, "changes": 0, "details": None,
     }  # fmt: skip
     return common | values
 
 
-def test_an_insert_with_what_only_the_database_knows(database: OrmDatabase, session: Session) -> None:
+def test_insert_includes_database_defaults(database: OrmDatabase, session: Session) -> None:
     session.add(Order(customer_id=5))
     session.commit()
     assert database.sent() == [
@@ -47,7 +47,7 @@ def test_an_insert_with_what_only_the_database_knows(database: OrmDatabase, sess
     ]  # fmt: skip
 
 
-def test_an_update_with_the_row_before(database: OrmDatabase, session: Session) -> None:
+def test_update_includes_the_old_row(database: OrmDatabase, session: Session) -> None:
     found = add(session, Order(customer_id=5))
     found.total = 3
     session.commit()
@@ -63,7 +63,7 @@ def test_an_update_with_the_row_before(database: OrmDatabase, session: Session) 
     ]  # fmt: skip
 
 
-def test_a_delete_with_the_row_that_was(database: OrmDatabase, session: Session) -> None:
+def test_delete_includes_the_old_row(database: OrmDatabase, session: Session) -> None:
     found = add(session, Order(customer_id=5))
     session.delete(found)
     session.commit()
@@ -78,7 +78,7 @@ def test_a_delete_with_the_row_that_was(database: OrmDatabase, session: Session)
     ]  # fmt: skip
 
 
-def test_a_row_that_changes_its_channel(database: OrmDatabase, session: Session) -> None:
+def test_changed_channel_is_a_delete_and_an_insert(database: OrmDatabase, session: Session) -> None:
     found = add(session, Order(customer_id=5))
     found.customer_id, found.state = 6, "moved"
     session.commit()
@@ -89,7 +89,7 @@ def test_a_row_that_changes_its_channel(database: OrmDatabase, session: Session)
     ]
 
 
-def test_the_old_channel_is_known_of_an_object_that_had_expired(database: OrmDatabase, session: Session) -> None:
+def test_expired_object_moves_out_of_its_old_channel(database: OrmDatabase, session: Session) -> None:
     found = add(session, Order(customer_id=5))
     session.expire(found)
     found.customer_id = 6
@@ -101,7 +101,7 @@ def test_the_old_channel_is_known_of_an_object_that_had_expired(database: OrmDat
     assert (channel, payload["old"]) == ("orders:6", order(customer_id=6, changes=7))
 
 
-def test_a_row_without_a_channel_is_not_sent(database: OrmDatabase, session: Session) -> None:
+def test_row_without_a_channel_is_not_sent(database: OrmDatabase, session: Session) -> None:
     found = Order(customer_id=None)
     session.add(found)
     session.commit()
@@ -119,7 +119,7 @@ def test_a_row_without_a_channel_is_not_sent(database: OrmDatabase, session: Ses
     assert [payload["moved"] for _, payload in sent] == [True, True]
 
 
-def test_a_column_of_the_key_that_is_excluded_is_nowhere(database: OrmDatabase, session: Session) -> None:
+def test_excluded_key_column_is_never_sent(database: OrmDatabase, session: Session) -> None:
     team = uuid.UUID(int=7)
     member = Member(team=team, user_id=424242, role="reader")
     session.add(member)
@@ -139,7 +139,7 @@ def test_a_column_of_the_key_that_is_excluded_is_nowhere(database: OrmDatabase, 
     assert "user_id" not in str(sent)
 
 
-def test_what_is_excluded_is_nowhere(database: OrmDatabase, session: Session) -> None:
+def test_excluded_column_is_never_sent(database: OrmDatabase, session: Session) -> None:
     found = add(session, Order(customer_id=5, password_hash="hash 1"))
     found.password_hash, found.state = "hash 2", "paid"
     session.flush()
@@ -150,19 +150,19 @@ def test_what_is_excluded_is_nowhere(database: OrmDatabase, session: Session) ->
     assert "hash" not in str(sent)
 
 
-def test_what_comes_along_with_a_change_that_is_excluded(database: OrmDatabase, session: Session) -> None:
+def test_side_effects_of_an_excluded_change_are_sent(database: OrmDatabase, session: Session) -> None:
     found = add(session, Order(customer_id=5))
     found.password_hash = "hash"
     session.commit()
     [(_, payload)] = database.sent()
     assert (payload["changed"], payload["new"]["changes"]) == (["changes"], 7)
     session.refresh(found)
-    found.password_hash = "another hash"  # and 7 stays 7
+    found.password_hash = "another hash"  # changes is 7 already, and stays 7
     session.commit()
     assert database.sent() == []
 
 
-def test_an_update_in_which_nothing_visible_changes_is_not_sent(database: OrmDatabase, session: Session) -> None:
+def test_update_without_visible_changes_is_not_sent(database: OrmDatabase, session: Session) -> None:
     twice = add(session, Twice(name="a"))
     twice.name = "b"
     session.commit()
@@ -173,12 +173,12 @@ def test_an_update_in_which_nothing_visible_changes_is_not_sent(database: OrmDat
     twice.name = "b"
     session.commit()
     session.refresh(twice)
-    flag_modified(twice, "name")  # an UPDATE, and nobody knows what the name was
+    flag_modified(twice, "name")  # causes an UPDATE; the old name is not known
     session.commit()
     assert [(channel, payload["changed"]) for channel, payload in database.sent()] == [("all", ["name"])]
 
 
-def test_several_hooks_on_a_class(database: OrmDatabase, session: Session) -> None:
+def test_class_can_have_several_hooks(database: OrmDatabase, session: Session) -> None:
     session.add(Twice(name="a"))
     session.commit()
     assert {channel: payload["new"] for channel, payload in database.sent()} == {
@@ -187,7 +187,7 @@ def test_several_hooks_on_a_class(database: OrmDatabase, session: Session) -> No
     }
 
 
-def test_a_changed_value_that_was_not_loaded_is_not_in_old(database: OrmDatabase, session: Session) -> None:
+def test_old_omits_changed_values_that_were_not_loaded(database: OrmDatabase, session: Session) -> None:
     found = add(session, Order(customer_id=5))
     session.expire(found)
     found.state = "paid"
@@ -196,7 +196,7 @@ def test_a_changed_value_that_was_not_loaded_is_not_in_old(database: OrmDatabase
     assert set(order()) - set(payload["old"]) == {"state", "with_tax", "changes"}
     assert payload["changed"] == ["state", "with_tax", "changes"]
     session.expire(found)
-    _ = found.customer_id  # loads all of it
+    _ = found.customer_id  # loads all columns
     found.state = "sent"
     session.commit()
     [(_, payload)] = database.sent()
@@ -204,8 +204,8 @@ def test_a_changed_value_that_was_not_loaded_is_not_in_old(database: OrmDatabase
     assert payload["changed"] == ["state"]
 
 
-def test_old_is_what_the_session_had_loaded(database: OrmDatabase, session: Session) -> None:
-    """What others have changed since is not undone in it, apart from the columns that this session changes."""
+def test_old_has_the_loaded_values_of_changed_columns(database: OrmDatabase, session: Session) -> None:
+    """Unchanged columns have the current values, with the changes that other transactions have made since."""
     found = add(session, Order(customer_id=5))
     _ = found.state
     database.sql("UPDATE orders SET total = 9, state = 'other'")
@@ -215,7 +215,7 @@ def test_old_is_what_the_session_had_loaded(database: OrmDatabase, session: Sess
     assert (payload["old"]["state"], payload["old"]["total"], payload["new"]["total"]) == ("new", 9, 9)
 
 
-def test_values_that_are_expressions(database: OrmDatabase, session: Session) -> None:
+def test_values_can_be_sql_expressions(database: OrmDatabase, session: Session) -> None:
     found = add(session, Order(customer_id=5, total=1))
     found.total = Order.total + 1
     session.commit()
@@ -229,7 +229,7 @@ def test_values_that_are_expressions(database: OrmDatabase, session: Session) ->
     assert brief(database.sent()) == [("orders:9", "INSERT", {"id": 2})]
 
 
-def test_a_value_that_is_changed_in_place(database: OrmDatabase, session: Session) -> None:
+def test_mutation_in_place_is_sent_without_the_old_value(database: OrmDatabase, session: Session) -> None:
     found = add(session, Order(customer_id=5, details={"a": 1}))
     assert found.details is not None
     found.details["b"] = 2
@@ -240,7 +240,7 @@ def test_a_value_that_is_changed_in_place(database: OrmDatabase, session: Sessio
     assert "details" not in payload["old"]
 
 
-def test_versions_and_server_side_onupdate(database: OrmDatabase, session: Session) -> None:
+def test_version_ids_and_server_side_onupdate_are_sent(database: OrmDatabase, session: Session) -> None:
     thing = add(session, Versioned(name="a"))
     thing.name = "b"
     session.commit()
@@ -250,7 +250,7 @@ def test_versions_and_server_side_onupdate(database: OrmDatabase, session: Sessi
     assert payload["changed"] == ["name", "version", "touched"]
 
 
-def test_a_primary_key_that_changes(database: OrmDatabase, session: Session) -> None:
+def test_changed_primary_key_has_the_old_key_in_old(database: OrmDatabase, session: Session) -> None:
     thing = add(session, Twice(name="a"))
     thing.id = 9
     session.commit()
@@ -259,14 +259,14 @@ def test_a_primary_key_that_changes(database: OrmDatabase, session: Session) -> 
     assert sent[2][1]["old"] == {"id": 1, "name": "a"}
 
 
-def test_deleted_and_added_again_in_one_flush(database: OrmDatabase, session: Session) -> None:
+def test_row_replaced_in_one_flush_is_a_delete_and_an_insert(database: OrmDatabase, session: Session) -> None:
     session.delete(add(session, Order(customer_id=5, state="first")))
     session.add(Order(id=1, customer_id=6, state="second"))
     session.commit()
     assert brief(database.sent()) == [("orders:5", "DELETE", {"id": 1}), ("orders:6", "INSERT", {"id": 1})]
 
 
-def test_a_merge(database: OrmDatabase, session: Session) -> None:
+def test_merged_objects_are_sent(database: OrmDatabase, session: Session) -> None:
     add(session, Order(customer_id=5))
     session.merge(Order(id=1, state="merged"))
     session.merge(Order(id=2, customer_id=6))

@@ -1,4 +1,4 @@
-"""@publishes with Flask-SQLAlchemy: ``db.Model`` and ``db.session`` in the requests of an application."""
+"""@publishes with Flask-SQLAlchemy: ``db.Model`` and ``db.session`` in an application's requests."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -67,11 +67,11 @@ def browser(database: OrmDatabase) -> Iterator[FlaskClient]:
         db.engine.dispose()
 
 
-def test_requests(database: OrmDatabase, browser: FlaskClient) -> None:
+def test_requests_publish_what_they_commit(database: OrmDatabase, browser: FlaskClient) -> None:
     created = browser.post("/tasks/ann").get_json()
     refused = browser.post("/tasks/*")
     assert (refused.status_code, refused.get_json()["code"]) == (400, "invalid_channel")
-    assert browser.post(f"/tasks/{created['id']}/done").status_code == 200  # rolled back: nobody commits
+    assert browser.post(f"/tasks/{created['id']}/done").status_code == 200  # does not commit: rolled back
     assert browser.post(f"/tasks/{created['id']}/done?commit").status_code == 200
     new = {"id": created["id"], "owner": "ann", "done": False}
     common = {"schema": "public", "table": "task", "pk": {"id": created["id"]}}

@@ -1,4 +1,4 @@
-"""@publishes on classes that inherit: joined, in one table, concrete, by a mixin."""
+"""@publishes with inheritance: joined tables, a single table, concrete tables, mixins."""
 
 from collections.abc import Iterator
 
@@ -82,7 +82,7 @@ class City(Place):
 
 @publishes("mixed:{id}")
 class Named:
-    """No class with a table: its subclasses are."""
+    """A mixin without a table: its subclasses have tables."""
 
     name: Mapped[str]
 
@@ -109,7 +109,7 @@ def database(shared: OrmDatabase) -> OrmDatabase:
     return shared.empty(Base.metadata)
 
 
-def test_joined_tables_show_the_part_of_the_decorated_class(database: OrmDatabase, session: Session) -> None:
+def test_joined_subclass_is_sent_as_its_decorated_base(database: OrmDatabase, session: Session) -> None:
     engineer = Engineer(name="E", secret_skill="juggling")
     session.add(engineer)
     session.commit()
@@ -128,7 +128,7 @@ def test_joined_tables_show_the_part_of_the_decorated_class(database: OrmDatabas
     ]  # fmt: skip
 
 
-def test_a_joined_class_that_is_decorated_shows_both_tables(database: OrmDatabase, session: Session) -> None:
+def test_decorated_joined_subclass_includes_both_tables(database: OrmDatabase, session: Session) -> None:
     manager = Manager(name="M", budget=1)
     session.add(manager)
     session.commit()
@@ -146,7 +146,7 @@ def test_a_joined_class_that_is_decorated_shows_both_tables(database: OrmDatabas
     assert payload["new"] == whole | {"budget": 2}
 
 
-def test_classes_in_one_table(database: OrmDatabase, session: Session) -> None:
+def test_single_table_inheritance(database: OrmDatabase, session: Session) -> None:
     session.add_all([Animal(), Dog(tricks=3), Cat(moods=5)])
     session.commit()
     assert sorted(images(database.sent()), key=str) == [
@@ -157,7 +157,7 @@ def test_classes_in_one_table(database: OrmDatabase, session: Session) -> None:
     ]
 
 
-def test_concrete_tables(database: OrmDatabase, session: Session) -> None:
+def test_concrete_table_inheritance(database: OrmDatabase, session: Session) -> None:
     session.add_all([Place(name="Moon"), City(name="Rome", people=3)])
     session.commit()
     assert sorted(images(database.sent()), key=str) == [
@@ -166,7 +166,7 @@ def test_concrete_tables(database: OrmDatabase, session: Session) -> None:
     ]
 
 
-def test_a_mixin(database: OrmDatabase, session: Session) -> None:
+def test_decorated_mixin_applies_to_its_subclasses(database: OrmDatabase, session: Session) -> None:
     session.add_all([One(name="1"), Two(name="2")])
     session.commit()
     assert sorted(images(database.sent()), key=str) == [

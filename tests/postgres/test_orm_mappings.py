@@ -1,4 +1,4 @@
-"""@publishes on every kind of mapping: relationships, dataclasses, imperative, reflected; and asyncio."""
+"""@publishes with every kind of mapping: relationships, dataclasses, imperative and reflected tables; and asyncio."""
 
 import asyncio
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ class Child(Base):
     parent: Mapped[Parent] = relationship(back_populates="children", foreign_keys=parent_id)
 
 
-# -- other ways to map -------------------------------------------------------------------------------------------------
+# -- other kinds of mapping --------------------------------------------------------------------------------------------
 
 
 @publishes("points:{x}")
@@ -147,7 +147,7 @@ def database(shared: OrmDatabase) -> OrmDatabase:
     return shared.empty(Base.metadata)
 
 
-def test_foreign_keys_that_the_flush_sets(database: OrmDatabase, session: Session) -> None:
+def test_foreign_keys_set_by_the_flush_are_sent(database: OrmDatabase, session: Session) -> None:
     first, second = Parent(children=[Child(), Child()]), Parent()
     session.add_all([first, second])
     session.commit()
@@ -161,7 +161,7 @@ def test_foreign_keys_that_the_flush_sets(database: OrmDatabase, session: Sessio
     ]  # fmt: skip
 
 
-def test_orphans_and_cascades(database: OrmDatabase, session: Session) -> None:
+def test_orphans_and_cascaded_deletes_are_sent(database: OrmDatabase, session: Session) -> None:
     parent = Parent(children=[Child(), Child(), Child()])
     session.add(parent)
     session.commit()
@@ -177,7 +177,7 @@ def test_orphans_and_cascades(database: OrmDatabase, session: Session) -> None:
     assert {(channel, payload["op"]) for channel, payload in sent} == {("parent:1", "DELETE")}
 
 
-def test_what_is_updated_afterwards_to_break_a_cycle(database: OrmDatabase, session: Session) -> None:
+def test_post_update_is_part_of_the_insert(database: OrmDatabase, session: Session) -> None:
     child = Child()
     parent = Parent(children=[child], favourite=child)
     session.add(parent)
@@ -192,7 +192,7 @@ def test_what_is_updated_afterwards_to_break_a_cycle(database: OrmDatabase, sess
     assert (payload["old"]["favourite_id"], payload["new"]["favourite_id"]) == (1, None)
 
 
-def test_a_relationship_that_is_changed_alone_is_no_change_of_the_row(database: OrmDatabase, session: Session) -> None:
+def test_relationship_alone_does_not_change_the_row(database: OrmDatabase, session: Session) -> None:
     parent = Parent()
     session.add(parent)
     session.commit()
@@ -202,7 +202,7 @@ def test_a_relationship_that_is_changed_alone_is_no_change_of_the_row(database: 
     assert [payload["table"] for _, payload in database.sent()] == ["child"]
 
 
-def test_dataclasses(database: OrmDatabase, session: Session) -> None:
+def test_mapped_dataclasses(database: OrmDatabase, session: Session) -> None:
     point = Point(x=1)
     session.add_all([point, Line(length=5)])  # type: ignore[call-arg]
     session.commit()
@@ -232,7 +232,7 @@ def test_imperative_mappings(database: OrmDatabase, session: Session) -> None:
     ]  # fmt: skip
 
 
-def test_a_table_with_many_columns(database: OrmDatabase, session: Session) -> None:
+def test_table_with_many_columns(database: OrmDatabase, session: Session) -> None:
     wide = Wide(**{f"c{n}": n for n in range(COLUMNS)})
     session.add(wide)
     session.flush()
@@ -245,8 +245,8 @@ def test_a_table_with_many_columns(database: OrmDatabase, session: Session) -> N
     assert (insert["schema"], insert["table"]) == ("public", 'Wide "table"')
 
 
-def test_more_values_than_a_statement_takes(database: OrmDatabase, session: Session) -> None:
-    """PostgreSQL's protocol has 65,535 parameters, and every row has changed other columns."""
+def test_flush_can_have_more_values_than_a_statement_takes(database: OrmDatabase, session: Session) -> None:
+    """PostgreSQL's protocol allows 65,535 parameters. Each row changes a different column."""
     count = 65_535 // COLUMNS + 1
     things = [Wide(id=n, **{f"c{c}": c for c in range(COLUMNS)}) for n in range(count)]
     session.add_all(things)
@@ -264,14 +264,14 @@ def test_more_values_than_a_statement_takes(database: OrmDatabase, session: Sess
     assert [payload["old"]["c129"] for _, payload in database.sent()] == [129] * count
 
 
-def test_schemas(database: OrmDatabase, session: Session) -> None:
+def test_schema_of_the_table_is_sent(database: OrmDatabase, session: Session) -> None:
     session.add(Elsewhere(name="a"))
     session.commit()
     [(_, payload)] = database.sent()
     assert (payload["schema"], payload["table"]) == ("Other schema", "Else where")
 
 
-def test_a_schema_that_is_translated(database: OrmDatabase) -> None:
+def test_translated_schema_is_sent(database: OrmDatabase) -> None:
     database.sql("CREATE SCHEMA IF NOT EXISTS tenant")
     database.sql("CREATE TABLE IF NOT EXISTS tenant.point (LIKE point INCLUDING ALL)")
     engine = database.engine.execution_options(schema_translate_map={None: "tenant"})
@@ -285,7 +285,7 @@ def test_a_schema_that_is_translated(database: OrmDatabase) -> None:
     assert sent == [("tenant", 0), ("tenant", 3)]
 
 
-def test_a_schema_that_is_found_by_the_search_path(database: OrmDatabase) -> None:
+def test_schema_found_through_the_search_path_is_sent(database: OrmDatabase) -> None:
     database.sql('CREATE TABLE IF NOT EXISTS "Other schema".point (LIKE point INCLUDING ALL)')
     with database.session() as session:
         session.execute(sa.text("""SET LOCAL search_path = no_such, "Other schema", public"""))
@@ -294,7 +294,7 @@ def test_a_schema_that_is_found_by_the_search_path(database: OrmDatabase) -> Non
     assert sorted(payload["schema"] for _, payload in database.sent()) == ["Other schema", "public"]
 
 
-def test_a_reflected_table(database: OrmDatabase) -> None:
+def test_reflected_table(database: OrmDatabase) -> None:
     database.sql("CREATE TABLE IF NOT EXISTS reflected (id serial PRIMARY KEY, spot point, name text)")
 
     class Reflected(DeferredReflection):
@@ -307,7 +307,7 @@ def test_a_reflected_table(database: OrmDatabase) -> None:
 
     with pytest.warns(sa.exc.SAWarning, match="Did not recognize type 'point'"):
         Reflected.prepare(database.engine)
-    publishes("spots:{name}")(Spot)  # SQLAlchemy takes no listener before that
+    publishes("spots:{name}")(Spot)  # SQLAlchemy accepts no listener before prepare()
     with database.session() as session:
         spot = Spot(spot="(1,2)", name="a")
         session.add(spot)
@@ -323,7 +323,7 @@ def test_a_reflected_table(database: OrmDatabase) -> None:
 # -- sessions ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_scoped_session(database: OrmDatabase) -> None:
+def test_scoped_session(database: OrmDatabase) -> None:
     sessions = scoped_session(sessionmaker(database.engine))
     sessions.add(Point(x=1))
     Client(sessions).notify("points:1", {"op": "client", "table": "", "new": 1}, durable=True)
@@ -333,8 +333,8 @@ def test_a_scoped_session(database: OrmDatabase) -> None:
     assert [payload["op"] for _, payload in database.sent()] == ["INSERT", "client", "INSERT"]
 
 
-@pytest.mark.parametrize("shared", ["psycopg"], indirect=True)  # psycopg2 has no asyncio
-def test_asyncio(database: OrmDatabase) -> None:
+@pytest.mark.parametrize("shared", ["psycopg"], indirect=True)  # psycopg2 does not support asyncio
+def test_async_session(database: OrmDatabase) -> None:
     async def run() -> None:
         engine = create_async_engine(database.url)
         async with AsyncSession(engine) as session:
@@ -350,7 +350,7 @@ def test_asyncio(database: OrmDatabase) -> None:
                     Client(wrong).notify("points:1", 1)
         await engine.dispose()
 
-    # Not here: Playwright's loop, of other tests, seems to run in this thread.
+    # In another thread: Playwright, used by other tests, may have left an event loop running in this one.
     in_thread(asyncio.run, run())
     assert [(channel, payload["op"]) for channel, payload in database.sent()] == [
         ("points:1", "INSERT"), ("points:2", "INSERT"), ("points:1", "client"),

@@ -1,4 +1,4 @@
-"""@publishes: whoever applies the messages has the table. Random work of a session, channel by channel."""
+"""@publishes: a replica that applies the messages of each channel equals the table, after random work of a session."""
 
 import random
 from collections.abc import Iterator
@@ -38,49 +38,49 @@ def database(request: pytest.FixtureRequest, postgres18: Cluster) -> Iterator[Or
 
 
 def work(session: Session, things: list[Thing], choose: random.Random) -> None:
-    """One step: to an object, or to the transaction."""
+    """Do one random step, on an object or on the transaction."""
     alive = [thing for thing in things if thing in session and thing not in session.deleted]
     thing = choose.choice(alive) if alive else None
-    what = choose.choice(["add", "add", "set", "set", "set", "move", "move", "key", "delete", "expire", "expression",
+    step = choose.choice(["add", "add", "set", "set", "set", "move", "move", "key", "delete", "expire", "expression",
                           "secret", "again", "flush", "commit", "rollback", "savepoint"])  # fmt: skip
-    if what == "add" or thing is None:
+    if step == "add" or thing is None:
         things.append(Thing(group=choose.choice([None, 1, 2, 3]), text=str(choose.random())))
         session.add(things[-1])
-    elif what == "set":
+    elif step == "set":
         thing.text = choose.choice(["", "a", "b"])
         thing.number = choose.randrange(3)
-    elif what == "move":
+    elif step == "move":
         thing.group = choose.choice([None, 1, 2, 3])
-    elif what == "key":
+    elif step == "key":
         thing.id = choose.randrange(10**6, 10**9)
-    elif what == "delete":
+    elif step == "delete":
         session.flush()
         session.delete(thing)
-    elif what == "expire":
+    elif step == "expire":
         session.flush()
         session.expire(thing)
-    elif what == "expression":
+    elif step == "expression":
         session.flush()
         thing.number = Thing.number + 1
-    elif what == "secret":
+    elif step == "secret":
         thing.secret = str(choose.random())
-    elif what == "again":
+    elif step == "again":
         session.flush()
         number = thing.id
         session.delete(thing)
         things.append(Thing(id=number, group=choose.choice([None, 1, 2]), text="again"))
         session.add(things[-1])
-    elif what == "savepoint":
+    elif step == "savepoint":
         with session.begin_nested() as savepoint:
             thing.group, thing.text = choose.choice([None, 1, 2, 3]), "in a savepoint"
             session.flush()
             if choose.random() < 0.5:
                 savepoint.rollback()
     else:
-        getattr(session, what)()
+        getattr(session, step)()
 
 
-def apply(replica: dict[str, dict[int, Any]], channel: str, payload: dict[str, Any]) -> None:
+def apply_message(replica: dict[str, dict[int, Any]], channel: str, payload: dict[str, Any]) -> None:
     rows = replica.setdefault(channel, {})
     known = payload["pk"]["id"]
     if payload["op"] == "INSERT":
@@ -89,7 +89,7 @@ def apply(replica: dict[str, dict[int, Any]], channel: str, payload: dict[str, A
         return
     before = payload["old"]
     old = rows.pop(before["id"])
-    # What is said of the row before is true, if it is not everything.
+    # The old image may be incomplete, but its values are correct.
     assert {name: old[name] for name in before} == before
     if payload["op"] == "DELETE":
         assert known == before["id"]
@@ -99,7 +99,7 @@ def apply(replica: dict[str, dict[int, Any]], channel: str, payload: dict[str, A
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_replica(database: OrmDatabase, seed: int) -> None:
+def test_replica_equals_the_table(database: OrmDatabase, seed: int) -> None:
     database.sql("TRUNCATE things, socketio_pg.outbox RESTART IDENTITY")
     choose = random.Random(seed)
     replica: dict[str, dict[int, Any]] = {}
@@ -108,12 +108,12 @@ def test_a_replica(database: OrmDatabase, seed: int) -> None:
         for _ in range(STEPS):
             work(session, things, choose)
             for channel, payload in database.sent():
-                apply(replica, channel, payload)
+                apply_message(replica, channel, payload)
         session.commit()
         for channel, payload in database.sent():
-            apply(replica, channel, payload)
+            apply_message(replica, channel, payload)
     rows = database.sql('SELECT "group", to_jsonb(t) - \'secret\' FROM things AS t WHERE "group" IS NOT NULL')
-    wanted: dict[str, dict[int, Any]] = {}
+    expected: dict[str, dict[int, Any]] = {}
     for group, row in rows:
-        wanted.setdefault(f"things:{group}", {})[row["id"]] = row
-    assert {channel: rows for channel, rows in replica.items() if rows} == wanted
+        expected.setdefault(f"things:{group}", {})[row["id"]] = row
+    assert {channel: rows for channel, rows in replica.items() if rows} == expected

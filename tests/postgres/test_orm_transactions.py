@@ -1,4 +1,4 @@
-"""@publishes: when and in which order messages are sent, what is refused, and what it costs."""
+"""@publishes: transactions, the order of messages, errors, and the number of statements."""
 
 import contextlib
 import uuid
@@ -34,7 +34,7 @@ def database(shared: OrmDatabase) -> OrmDatabase:
 # -- the transaction ---------------------------------------------------------------------------------------------------
 
 
-def test_several_flushes_and_savepoints(database: OrmDatabase, session: Session) -> None:
+def test_flushes_and_savepoints_are_sent_at_commit(database: OrmDatabase, session: Session) -> None:
     session.add(Order(customer_id=1))
     session.flush()
     with session.begin_nested() as savepoint:
@@ -48,7 +48,7 @@ def test_several_flushes_and_savepoints(database: OrmDatabase, session: Session)
     assert [channel for channel, _ in database.sent()] == ["orders:1", "orders:3"]
 
 
-def test_a_rollback_sends_nothing(database: OrmDatabase, session: Session) -> None:
+def test_rollback_sends_nothing(database: OrmDatabase, session: Session) -> None:
     session.add(Order(customer_id=1))
     session.flush()
     session.rollback()
@@ -57,7 +57,7 @@ def test_a_rollback_sends_nothing(database: OrmDatabase, session: Session) -> No
     assert [channel for channel, _ in database.sent()] == ["orders:2"]
 
 
-def test_a_flush_that_fails_leaves_nothing_behind(database: OrmDatabase, session: Session) -> None:
+def test_failed_flush_sends_nothing(database: OrmDatabase, session: Session) -> None:
     session.add_all([Order(id=1, customer_id=1), Versioned(name="b", touched=sa.text("no_such_column"))])
     with pytest.raises(DBAPIError):
         session.commit()
@@ -71,7 +71,7 @@ def test_a_flush_that_fails_leaves_nothing_behind(database: OrmDatabase, session
     assert [channel for channel, _ in database.sent()] == ["orders:3"]
 
 
-def test_client_and_hooks_keep_the_order_of_the_program(database: OrmDatabase, session: Session) -> None:
+def test_client_and_hooks_publish_in_program_order(database: OrmDatabase, session: Session) -> None:
     client = Client(session)
     session.add(Order(customer_id=5))
     client.notify("orders:5", {"op": "between", "pk": 1}, durable=True)
@@ -85,7 +85,7 @@ def test_client_and_hooks_keep_the_order_of_the_program(database: OrmDatabase, s
     assert [payload["op"] for _, payload in database.sent()] == ["first", "INSERT"]
 
 
-def test_client_within_a_flush(database: OrmDatabase, session: Session) -> None:
+def test_client_can_publish_in_after_flush(database: OrmDatabase, session: Session) -> None:
     @sa.event.listens_for(session, "after_flush")
     def publish(session: Session, _: Any) -> None:
         Client(session).notify("flushed", {"op": "mine", "pk": len(session.new)}, durable=True)
@@ -95,7 +95,7 @@ def test_client_within_a_flush(database: OrmDatabase, session: Session) -> None:
     assert sorted(payload["op"] for _, payload in database.sent()) == ["INSERT", "mine"]
 
 
-def test_bulk_operations_pass_the_hook_by(database: OrmDatabase, session: Session) -> None:
+def test_bulk_operations_send_nothing(database: OrmDatabase, session: Session) -> None:
     session.execute(sa.insert(Order), [{"customer_id": 1}, {"customer_id": 2}])
     session.bulk_insert_mappings(sa.inspect(Order), [{"customer_id": 3}])
     session.bulk_save_objects([Order(customer_id=4)])
@@ -115,7 +115,7 @@ def receiver(shared: OrmDatabase, postgres: Cluster) -> Iterator[Receiver]:
     made.close()
 
 
-def test_without_durable_it_is_a_notify(database: OrmDatabase, session: Session, receiver: Receiver) -> None:
+def test_hook_without_durable_uses_notify(database: OrmDatabase, session: Session, receiver: Receiver) -> None:
     note = Note(owner="me", body="hello")
     session.add(note)
     session.commit()
@@ -138,9 +138,7 @@ def test_without_durable_it_is_a_notify(database: OrmDatabase, session: Session,
     assert database.sent() == []
 
 
-def test_a_notify_that_would_be_too_large_comes_without_the_row(
-    database: OrmDatabase, session: Session, receiver: Receiver
-) -> None:
+def test_too_large_notify_is_sent_without_the_row(database: OrmDatabase, session: Session, receiver: Receiver) -> None:
     note = Note(owner="me", body="é" * 5000)
     session.add(note)
     session.commit()
@@ -154,7 +152,7 @@ def test_a_notify_that_would_be_too_large_comes_without_the_row(
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
-def test_an_invalid_channel_undoes_the_flush(database: OrmDatabase, session: Session) -> None:
+def test_invalid_channel_fails_the_flush(database: OrmDatabase, session: Session) -> None:
     for owner, problem in [("*", "'\\*'"), ("x" * 60, "63 bytes"), ("a\nb", "control"), ("a ", "space")]:
         session.add_all([Order(customer_id=1), Note(owner=owner, body="")])
         with pytest.raises(InvalidChannelError, match=f"@publishes on Note: channel must .*{problem}"):
@@ -166,7 +164,7 @@ def test_an_invalid_channel_undoes_the_flush(database: OrmDatabase, session: Ses
     assert database.sql("SELECT count(*) FROM notes") == [(0,)]
 
 
-def test_a_row_from_elsewhere_without_a_valid_channel_can_be_mended(
+def test_row_with_an_invalid_channel_can_be_corrected(
     database: OrmDatabase, session: Session, receiver: Receiver
 ) -> None:
     database.sql("INSERT INTO notes (owner, text, private) VALUES ('*', 'a', ''), ('*', 'b', '')")
@@ -181,7 +179,7 @@ def test_a_row_from_elsewhere_without_a_valid_channel_can_be_mended(
     assert [(payload["op"], payload["new"]["text"]) for payload in receiver.received()] == [("INSERT", "a")]
 
 
-def test_a_row_that_is_too_large_for_the_log(database: OrmDatabase, session: Session) -> None:
+def test_row_too_large_for_the_log_is_refused(database: OrmDatabase, session: Session) -> None:
     session.add(Twice(name="x" * 1_000_001))
     with pytest.raises(PayloadTooLargeError, match="at most 1000000 are allowed"):
         session.commit()
@@ -189,7 +187,7 @@ def test_a_row_that_is_too_large_for_the_log(database: OrmDatabase, session: Ses
     assert database.sql("SELECT count(*) FROM twice") == [(0,)]
 
 
-def test_without_the_log_it_says_what_to_do(database: OrmDatabase, session: Session) -> None:
+def test_missing_log_error_says_what_to_do(database: OrmDatabase, session: Session) -> None:
     session.execute(sa.text("DROP SCHEMA socketio_pg CASCADE"))
     session.add(Order(customer_id=1))
     with pytest.raises(LogNotInstalledError, match="socketio-pg init"):
@@ -197,7 +195,7 @@ def test_without_the_log_it_says_what_to_do(database: OrmDatabase, session: Sess
     session.rollback()
 
 
-def test_a_row_that_cannot_be_read_again(database: OrmDatabase, session: Session) -> None:
+def test_row_that_disappears_on_insert_is_an_error(database: OrmDatabase, session: Session) -> None:
     session.execute(
         sa.text(
             "CREATE FUNCTION remove() RETURNS trigger LANGUAGE plpgsql AS"
@@ -211,7 +209,7 @@ def test_a_row_that_cannot_be_read_again(database: OrmDatabase, session: Session
     session.rollback()
 
 
-def test_a_role_that_may_publish_and_no_more(database: OrmDatabase, postgres: Cluster) -> None:
+def test_role_needs_no_privileges_on_excluded_columns(database: OrmDatabase, postgres: Cluster) -> None:
     if not database.sql("SELECT 1 FROM pg_roles WHERE rolname = 'orm_publisher'"):
         database.sql("CREATE ROLE orm_publisher LOGIN")
     install = schema.statements(1_000_000, publisher_role="orm_publisher")
@@ -224,7 +222,7 @@ def test_a_role_that_may_publish_and_no_more(database: OrmDatabase, postgres: Cl
         )
     engine = sa.create_engine(database.url.replace("postgres@", "orm_publisher@"))
     with Session(engine) as session:
-        # Of the column that is excluded it may read nothing.
+        # The role has no SELECT on the excluded column password_hash.
         found = Order(customer_id=5, password_hash="hash")
         session.add(found)
         session.commit()
@@ -232,7 +230,7 @@ def test_a_role_that_may_publish_and_no_more(database: OrmDatabase, postgres: Cl
     assert [channel for channel, _ in database.sent()] == ["orders:5"]
 
 
-def test_another_database_is_refused() -> None:
+def test_other_database_systems_are_refused() -> None:
     engine = sa.create_engine("sqlite://")
     Twice.__table__.create(engine)  # type: ignore[attr-defined]
     with Session(engine) as session:
@@ -242,18 +240,18 @@ def test_another_database_is_refused() -> None:
     engine.dispose()
 
 
-# -- what it costs -----------------------------------------------------------------------------------------------------
+# -- the number of statements ------------------------------------------------------------------------------------------
 
 
-def ours(statements: list[str]) -> int:
-    """How many of ``statements`` read rows, or publish."""
+def hook_statements(statements: list[str]) -> int:
+    """Return how many of ``statements`` the hook has executed, to read rows or to publish."""
     return sum("to_jsonb" in text or "WITH ORDINALITY" in text for text in statements)
 
 
-def test_two_round_trips_for_a_flush_whatever_is_in_it(database: OrmDatabase, session: Session) -> None:
+def test_flush_costs_two_round_trips(database: OrmDatabase, session: Session) -> None:
     orders = [add(session, Order(customer_id=n)) for n in range(6)]
     for found in orders:
-        session.refresh(found)  # the commits have expired them
+        session.refresh(found)  # the commits have expired the objects
     for n in range(50):
         session.add_all([Order(customer_id=n), Versioned(name=str(n)), Member(team=uuid.uuid4(), user_id=1, role="x")])
     orders[0].state, orders[1].total, orders[2].customer_id = "x", 3, 77
@@ -261,12 +259,12 @@ def test_two_round_trips_for_a_flush_whatever_is_in_it(database: OrmDatabase, se
     session.delete(orders[4])
     with database.counted() as statements:
         session.flush()
-        assert ours(statements) == 2
+        assert hook_statements(statements) == 2
     session.commit()
     assert len(database.sent()) == 150 + 4 + 2
 
 
-def test_nothing_is_asked_when_nothing_is_to_be_sent(database: OrmDatabase, session: Session) -> None:
+def test_flush_without_messages_costs_nothing(database: OrmDatabase, session: Session) -> None:
     found = add(session, Order(customer_id=5))
     found.state = "x"
     found.state = "new"
@@ -281,12 +279,12 @@ def test_nothing_is_asked_when_nothing_is_to_be_sent(database: OrmDatabase, sess
         assert statements == []
 
 
-def test_many_rows_go_in_batches_and_in_order(database: OrmDatabase, session: Session) -> None:
+def test_many_rows_are_sent_in_order_in_batches(database: OrmDatabase, session: Session) -> None:
     count = 2 * BATCH + 1
     session.add_all([Twice(id=n, name="a") for n in range(count)])
     with database.counted() as statements:
         session.flush()
-        assert ours(statements) == 2 * (2 * count // BATCH + 1)
+        assert hook_statements(statements) == 2 * (2 * count // BATCH + 1)
     session.commit()
     sent = [payload["pk"]["id"] for channel, payload in database.sent() if channel == "all"]
     assert sent == list(range(count))

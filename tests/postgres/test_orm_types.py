@@ -1,4 +1,4 @@
-"""@publishes: the JSON of every type is PostgreSQL's own, for the new row as for values that a session had loaded."""
+"""@publishes: values of every type have PostgreSQL's JSON, in the new row and in values that the session had loaded."""
 
 import datetime
 import decimal
@@ -27,7 +27,7 @@ class Mood(enum.Enum):
 
 
 class Cents(sa.types.TypeDecorator[decimal.Decimal]):
-    """Python has euros, the database cents."""
+    """Euros in Python, cents in the database."""
 
     impl = sa.Integer
     cache_ok = True
@@ -57,7 +57,7 @@ def values_enum(members: Any) -> list[str]:
     return [member.value for member in members]
 
 
-#: Column → its type, and two values. The second one replaces the first in an UPDATE.
+#: Column → its type and two values. An UPDATE replaces one with the other.
 TYPES: dict[str, tuple[Any, Any, Any]] = {
     "boolean": (sa.Boolean, True, False),
     "smallint": (sa.SmallInteger, -5, 0),
@@ -119,7 +119,7 @@ class Everything(Base):
     )
 
 
-#: What psycopg2 cannot write.
+#: Columns that psycopg2 cannot write.
 NOT_PSYCOPG2 = {"date_ranges"}
 
 FIRST = {f"c{i}": first for i, (_, first, _) in enumerate(TYPES.values())}
@@ -137,13 +137,13 @@ def database(backend: tuple[Cluster, str]) -> Iterator[OrmDatabase]:
 
 
 def row(database: OrmDatabase) -> str:
-    """The row as ``to_jsonb`` writes it."""
+    """Return the row as ``to_jsonb`` writes it."""
     [(text,)] = database.sql("SELECT to_jsonb(e)::text FROM everything AS e")
     return str(text)
 
 
 def images(database: OrmDatabase) -> tuple[str, str | None, str | None]:
-    """op, and the texts of new and old, of the one message that was sent."""
+    """Return op, and the texts of new and old, of the one message that was sent."""
     [(op, new, old)] = database.sql(
         "WITH gone AS (DELETE FROM socketio_pg.outbox RETURNING payload)"
         " SELECT payload->>'op', (payload->'new')::text, (payload->'old')::text FROM gone"
@@ -151,8 +151,8 @@ def images(database: OrmDatabase) -> tuple[str, str | None, str | None]:
     return op, new, old
 
 
-def possible(database: OrmDatabase, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``values`` that the driver can write."""
+def writable(database: OrmDatabase, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the ``values`` that the driver can write."""
     names = dict(zip(values, TYPES, strict=True))
     left_out = NOT_PSYCOPG2 if database.engine.driver == "psycopg2" else set()
     return {key: value for key, value in values.items() if names[key] not in left_out}
@@ -163,8 +163,8 @@ def possible(database: OrmDatabase, values: dict[str, Any]) -> dict[str, Any]:
     [(FIRST, SECOND), (SECOND, FIRST), (FIRST, NOTHING), (NOTHING, SECOND)],
     ids=["first-second", "second-first", "first-null", "null-second"],
 )
-def test_all_types_look_as_in_to_jsonb(database: OrmDatabase, before: dict[str, Any], after: dict[str, Any]) -> None:
-    before, after = possible(database, before), possible(database, after)
+def test_all_types_are_sent_as_to_jsonb(database: OrmDatabase, before: dict[str, Any], after: dict[str, Any]) -> None:
+    before, after = writable(database, before), writable(database, after)
     with database.session() as session:
         thing = Everything(id=1, **before)
         session.add(thing)
@@ -184,17 +184,17 @@ def test_all_types_look_as_in_to_jsonb(database: OrmDatabase, before: dict[str, 
         assert images(database) == ("DELETE", "null", second)
 
 
-def test_each_column_that_differs_is_named(database: OrmDatabase) -> None:
+def test_changed_lists_every_changed_column(database: OrmDatabase) -> None:
     with database.session() as session:
-        thing = Everything(id=1, **possible(database, FIRST))
+        thing = Everything(id=1, **writable(database, FIRST))
         session.add(thing)
         session.flush()
         session.refresh(thing)
-        for key, value in possible(database, SECOND).items():
+        for key, value in writable(database, SECOND).items():
             setattr(thing, key, value)
         session.flush()
         session.delete(thing)
         session.commit()
     assert database.sent()[1][1]["changed"] == [
-        name for name, key in zip(TYPES, FIRST, strict=True) if key in possible(database, FIRST)
+        name for name, key in zip(TYPES, FIRST, strict=True) if key in writable(database, FIRST)
     ]
