@@ -1,4 +1,4 @@
-"""Row-level-security policies on a real database: what they decide."""
+"""Row-level-security policies on a real database: their decisions, and errors in policies."""
 
 import logging
 from typing import Any
@@ -38,7 +38,7 @@ from tests.support.postgres import Cluster
         ("alice", "none", "lobby", False, False),
     ],
 )
-def test_what_the_policies_say(
+def test_policies_decide(
     policies: Policies, database: PolicyDatabase, sub: str, role: str, channel: str, subscribe: bool, publish: bool
 ) -> None:
     assert policies.ask(question("subscribe", channel, sub, role)) is subscribe
@@ -46,12 +46,12 @@ def test_what_the_policies_say(
     assert nothing_is_left(database)
 
 
-def test_questions_of_many_do_not_mix(policies: Policies, database: PolicyDatabase) -> None:
-    """In one batch, on one connection: each with its own role and claims."""
+def test_batched_questions_do_not_mix(policies: Policies, database: PolicyDatabase) -> None:
+    """Questions in one batch on one connection keep their own roles and claims."""
     users = ["alice", "bob", "carol", "dave"]
     database.join("dave", "cellar", writes=True)
-    wanted = {
-        (user, role, channel, action): _may(user, role, channel, action)
+    expected = {
+        (user, role, channel, action): is_allowed(user, role, channel, action)
         for user in users
         for role in ("authenticated", "anon")
         for channel in ("kitchen", "cellar", "lobby", "user:bob")
@@ -63,14 +63,14 @@ def test_questions_of_many_do_not_mix(policies: Policies, database: PolicyDataba
         user, role, channel, action = key
         answers[key] = policies.ask(question(action, channel, user, role))
 
-    threads = [green.spawn(ask, key) for key in wanted]
+    threads = [green.spawn(ask, key) for key in expected]
     for thread in threads:
         thread.wait()
-    assert answers == wanted
+    assert answers == expected
     assert len(policies._idle) <= 2
 
 
-def _may(user: str, role: str, channel: str, action: str) -> bool:
+def is_allowed(user: str, role: str, channel: str, action: str) -> bool:
     if action == "publish":
         return role == "authenticated" and (user, channel) in {("alice", "kitchen"), ("dave", "cellar")}
     if channel == "lobby":
@@ -86,7 +86,7 @@ def _may(user: str, role: str, channel: str, action: str) -> bool:
         "alice\0", "é" * 500, "x" * 10_000, "'); SELECT pg_sleep(10); --", "alice\n", " alice",
     ],
 )  # fmt: skip
-def test_sql_in_claims_and_names_is_only_text(policies: Policies, database: PolicyDatabase, hostile: str) -> None:
+def test_sql_in_claims_and_names_is_treated_as_text(policies: Policies, database: PolicyDatabase, hostile: str) -> None:
     for asked in (
         question("subscribe", "kitchen", sub=hostile),
         question("publish", "kitchen", sub=hostile),
@@ -101,7 +101,7 @@ def test_sql_in_claims_and_names_is_only_text(policies: Policies, database: Poli
     assert database.sql("SELECT count(*) > 0 FROM members") == [(True,)]
 
 
-def test_claims_are_as_rich_as_json(policies: Policies, database: PolicyDatabase, room: str) -> None:
+def test_claims_can_be_any_json(policies: Policies, database: PolicyDatabase, room: str) -> None:
     database.sql(
         f"""CREATE POLICY "{room}" ON socketio_pg.messages FOR SELECT TO authenticated USING (
             channel = '{room}' AND kind = 'event'
@@ -117,7 +117,7 @@ def test_claims_are_as_rich_as_json(policies: Policies, database: PolicyDatabase
     ["1 / 0 = 1", "'x'::int = 1", "no_such_column IS NULL", "fails()", "asserts()"],
     ids=lambda text: text,
 )
-def test_a_policy_that_fails_is_a_no_and_is_told(
+def test_failing_policy_refuses_and_is_logged(
     policies: Policies, database: PolicyDatabase, room: str, caplog: pytest.LogCaptureFixture, expression: str
 ) -> None:
     database.sql(
@@ -145,7 +145,7 @@ def test_a_policy_that_fails_is_a_no_and_is_told(
             )
             assert "\n" not in record.getMessage()
             caplog.clear()
-        # Nobody else notices.
+        # Other channels are not affected.
         assert policies.ask(question("subscribe", "kitchen")) is True
     finally:
         database.sql(f'DROP POLICY "{room}" ON socketio_pg.messages')
@@ -157,15 +157,15 @@ def test_refusals_are_not_logged(policies: Policies, caplog: pytest.LogCaptureFi
     assert caplog.records == []
 
 
-def test_complaints_do_not_fill_the_log(policies: Policies, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_lines_are_rate_limited(policies: Policies, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(20):
         assert not policies.ask(question("subscribe", f"r{number}", role="not_granted"))
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize("role", ["superuser", "owner", "of the owner"])
-def test_for_whom_policies_would_not_count_there_is_no_yes(postgres: Cluster, role: str) -> None:
-    """One role for everything, as in a small set-up: it owns the table, and all would be let through."""
+@pytest.mark.parametrize("role", ["superuser", "owner", "member of the owner"])
+def test_roles_that_bypass_policies_are_refused(postgres: Cluster, role: str) -> None:
+    """A small installation may have one role for everything: it owns the table, and policies do not apply to owners."""
     postgres.sql("DROP DATABASE IF EXISTS owned WITH (FORCE)")
     postgres.sql("DROP ROLE IF EXISTS app, app_member")
     postgres.sql("CREATE ROLE app LOGIN")
@@ -177,7 +177,7 @@ def test_for_whom_policies_would_not_count_there_is_no_yes(postgres: Cluster, ro
     asking, asked = {
         "superuser": (postgres.url("owned"), "postgres"),
         "owner": (owner, "app"),
-        "of the owner": (owner.replace("app@", "app_member@"), "app_member"),
+        "member of the owner": (owner.replace("app@", "app_member@"), "app_member"),
     }[role]
     policies = Policies(Database(asking), 2.0)
     for action in ("subscribe", "publish"):
@@ -188,9 +188,7 @@ def test_for_whom_policies_would_not_count_there_is_no_yes(postgres: Cluster, ro
     postgres.sql("DROP ROLE app, app_member")
 
 
-def test_a_lock_that_is_not_to_be_had_says_nothing_about_permission(
-    policies: Policies, database: PolicyDatabase
-) -> None:
+def test_lock_timeout_is_an_error_and_no_decision(policies: Policies, database: PolicyDatabase) -> None:
     database.sql("ALTER ROLE web SET lock_timeout = '100ms'")
     try:
         with locked(database, "LOCK TABLE members"):

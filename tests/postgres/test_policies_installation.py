@@ -1,4 +1,4 @@
-"""Row-level-security policies: what must be installed and granted, and what the installation keeps others from."""
+"""Row-level-security policies: installation, grants, upgrades, and the privileges of client roles."""
 
 import psycopg2
 import psycopg2.extensions
@@ -12,23 +12,23 @@ from tests.support.policies import PolicyDatabase, outcomes, question
 from tests.support.postgres import Cluster
 
 
-def test_without_the_schema(postgres: Cluster, policies: Policies) -> None:
+def test_missing_schema_is_an_error(postgres: Cluster, policies: Policies) -> None:
     with pytest.raises(LogNotInstalledError):
         Policies(Database(postgres.url()), 2.0).ask(question("subscribe", "kitchen"))
     with pytest.raises(LogNotInstalledError):
         Policies(Database(postgres.url()), 2.0).check(["authenticated"])
 
 
-def test_a_role_without_rights_on_the_schema(database: PolicyDatabase, policies: Policies) -> None:
-    database.sql("DROP ROLE IF EXISTS stranger; CREATE ROLE stranger LOGIN")
-    other = Policies(Database(database.url.replace("postgres@", "stranger@")), 2.0)
+def test_server_role_without_privileges_is_an_error(database: PolicyDatabase, policies: Policies) -> None:
+    database.sql("DROP ROLE IF EXISTS unprivileged; CREATE ROLE unprivileged LOGIN")
+    other = Policies(Database(database.url.replace("postgres@", "unprivileged@")), 2.0)
     with pytest.raises(DatabaseError, match="permission denied") as raised:
         other.ask(question("subscribe", "kitchen"))
     assert not isinstance(raised.value, DatabaseUnavailableError)
     other.stop()
 
 
-def test_roles_that_will_not_do_are_told_at_the_start(policies: Policies, caplog: pytest.LogCaptureFixture) -> None:
+def test_check_logs_unusable_roles(policies: Policies, caplog: pytest.LogCaptureFixture) -> None:
     policies.check(["authenticated", "anon"])
     assert caplog.records == []
     policies.check(["authenticated", "not_granted", "nobody_has_this_name"])
@@ -38,7 +38,7 @@ def test_roles_that_will_not_do_are_told_at_the_start(policies: Policies, caplog
     ]
 
 
-def test_a_client_role_that_was_not_granted_anything(
+def test_client_role_without_grants_is_refused(
     policies: Policies, database: PolicyDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
     database.sql("DROP ROLE IF EXISTS newcomer; CREATE ROLE newcomer; GRANT newcomer TO web")
@@ -48,7 +48,7 @@ def test_a_client_role_that_was_not_granted_anything(
     database.sql("REVOKE newcomer FROM web; DROP ROLE newcomer")
 
 
-def test_a_client_role_can_do_nothing_else_in_the_schema(database: PolicyDatabase) -> None:
+def test_client_role_can_only_select_messages(database: PolicyDatabase) -> None:
     allowed = []
     for statement in [
         "SELECT * FROM socketio_pg.messages",
@@ -74,12 +74,12 @@ def test_a_client_role_can_do_nothing_else_in_the_schema(database: PolicyDatabas
     assert allowed == ["SELECT * FROM socketio_pg.messages"]
 
 
-def test_an_older_schema_is_upgraded_and_policies_survive(postgres: Cluster) -> None:
+def test_upgrade_from_version_1_keeps_policies(postgres: Cluster) -> None:
     database = PolicyDatabase(postgres, "policies_upgrade")
     before = database.sql("SELECT polname FROM pg_policy ORDER BY 1")
     assert len(before) == 4
     database.sql("SELECT socketio_pg.publish('kept', '1')")
-    # As version 1 was: without anything of sql/3_permissions.sql.
+    # Version 1 has nothing of sql/3_permissions.sql.
     database.sql("UPDATE socketio_pg.schema_version SET version = 1; DROP TABLE socketio_pg.messages CASCADE")
     database.sql("DROP FUNCTION socketio_pg.decide, socketio_pg.probe, socketio_pg.recheck")
     callback = psycopg2.extensions.get_wait_callback()
@@ -92,8 +92,8 @@ def test_an_older_schema_is_upgraded_and_policies_survive(postgres: Cluster) -> 
     assert database.sql("SELECT polname FROM pg_policy") == [("mine",)]
 
 
-def test_many_questions_use_up_few_transaction_numbers(policies: Policies, database: PolicyDatabase) -> None:
-    """Each number used brings the next vacuum against wraparound nearer: one for a batch, not one for a question."""
+def test_questions_use_one_transaction_id_per_batch(policies: Policies, database: PolicyDatabase) -> None:
+    """Each transaction ID brings the next vacuum against wraparound nearer."""
     policies.ask(question("subscribe", "kitchen"))
     [(before,)] = database.sql("SELECT pg_current_xact_id()::text::bigint")
     outcomes(policies, *(question("subscribe", "kitchen", str(number)) for number in range(500)))

@@ -1,4 +1,4 @@
-"""Row-level-security policies that take long, are locked, or lose their connection."""
+"""Row-level-security policies that are slow, wait for locks, or lose their connection."""
 
 import time
 from collections.abc import Iterator
@@ -12,8 +12,9 @@ from socketio_pg.core import green
 from socketio_pg.core.errors import DatabaseTimeoutError, DatabaseUnavailableError
 from tests.support.policies import PolicyDatabase, locked, outcomes, question
 
+# -- slow policies -----------------------------------------------------------------------------------------------------
 
-# -- policies that take long ---------------------------------------------------------------------------------------
+
 @pytest.fixture
 def slow_room(database: PolicyDatabase, room: str) -> Iterator[str]:
     database.sql(
@@ -24,7 +25,7 @@ def slow_room(database: PolicyDatabase, room: str) -> Iterator[str]:
     database.sql(f'DROP POLICY "{room}" ON socketio_pg.messages')
 
 
-def test_a_slow_policy_is_a_no_in_time_and_costs_the_others_little(policies: Policies, slow_room: str) -> None:
+def test_slow_policy_times_out_and_barely_delays_others(policies: Policies, slow_room: str) -> None:
     policies._timeout = 0.5
     others = [question("subscribe", "kitchen", f"user{number}") for number in range(30)]
     alice = question("subscribe", "kitchen")
@@ -33,21 +34,21 @@ def test_a_slow_policy_is_a_no_in_time_and_costs_the_others_little(policies: Pol
     assert isinstance(slow, DatabaseTimeoutError)
     assert rest == [True] + [False] * 30
     assert time.monotonic() - began < 0.5 * policies.patience + 1
-    # From now on that channel has its own way, and nobody waits for it at all.
+    # From now on questions about that channel take the slow lane, and delay no others.
     done: list[Any] = []
     thread = green.spawn(lambda: done.extend(outcomes(policies, question("subscribe", slow_room))))
     green.sleep()
     assert policies.ask(alice) is True
     assert done == []
     thread.wait()
-    # Another policy of the same table is not slow.
+    # The table's policy for publishing is not slow.
     assert policies.ask(question("publish", "kitchen")) is True
 
 
-def test_many_decisions_that_take_a_while_are_not_one_that_takes_long(
+def test_many_short_decisions_are_not_taken_for_a_slow_one(
     policies: Policies, database: PolicyDatabase, room: str
 ) -> None:
-    """50 of them together take longer than one may."""
+    """50 of them in a row take longer than the timeout of one."""
     policies._timeout = 1.0
     database.sql(
         f"""CREATE POLICY "{room}" ON socketio_pg.messages FOR SELECT TO authenticated USING (
@@ -61,7 +62,7 @@ def test_many_decisions_that_take_a_while_are_not_one_that_takes_long(
         database.sql(f'DROP POLICY "{room}" ON socketio_pg.messages')
 
 
-def test_one_who_finds_new_slow_channels_is_kept_apart(policies: Policies, database: PolicyDatabase, room: str) -> None:
+def test_client_with_many_slow_channels_is_isolated(policies: Policies, database: PolicyDatabase, room: str) -> None:
     policies._timeout = 0.3
     database.sql(
         f"""CREATE POLICY "{room}" ON socketio_pg.messages FOR SELECT TO authenticated USING (
@@ -84,18 +85,18 @@ def test_one_who_finds_new_slow_channels_is_kept_apart(policies: Policies, datab
         database.sql(f'DROP POLICY "{room}" ON socketio_pg.messages')
 
 
-def test_a_flood_of_one_client_does_not_make_others_wait(policies: Policies, database: PolicyDatabase) -> None:
+def test_flood_by_one_client_does_not_delay_others(policies: Policies, database: PolicyDatabase) -> None:
     flood = [green.spawn(policies.ask, question("subscribe", f"c{number}", "mallory")) for number in range(5000)]
     green.sleep()
     assert policies._lane.size > 4800
     assert policies.ask(question("subscribe", "kitchen")) is True
-    # It came in one of the next batches.
+    # It was answered in one of the next batches.
     assert policies._lane.size > 4500
     for thread in flood:
         thread.wait()
 
 
-def test_many_slow_ones_do_not_stop_the_rest(policies: Policies, slow_room: str) -> None:
+def test_many_slow_questions_do_not_block_others(policies: Policies, slow_room: str) -> None:
     policies._timeout = 0.3
     outcomes(policies, question("subscribe", slow_room))
     answers: list[Any] = []
@@ -110,8 +111,8 @@ def test_many_slow_ones_do_not_stop_the_rest(policies: Policies, slow_room: str)
     assert [type(answer) for answer in answers] == [DatabaseTimeoutError] * 50
 
 
-def test_when_all_connections_are_busy_the_answer_is_no_answer(policies: Policies, database: PolicyDatabase) -> None:
-    """The pool is exhausted: a migration holds the table that the policies look at."""
+def test_questions_time_out_while_all_connections_are_busy(policies: Policies, database: PolicyDatabase) -> None:
+    """A migration locks the table that the policies read, which exhausts the pool."""
     policies._timeout = 0.3
     with locked(database, "LOCK TABLE members"):
         asked = [question("subscribe", "kitchen", f"u{number}") for number in range(300)]
@@ -125,7 +126,7 @@ def test_when_all_connections_are_busy_the_answer_is_no_answer(policies: Policie
     assert policies.ask(question("subscribe", "kitchen")) is True
 
 
-def test_no_more_wait_than_there_is_room_for(policies: Policies) -> None:
+def test_full_queue_refuses_questions(policies: Policies) -> None:
     policies.queue_size = 10
     found = outcomes(policies, *(question("subscribe", "kitchen", str(number)) for number in range(30)))
     assert [type(answer) for answer in found].count(DatabaseUnavailableError) == 20
@@ -133,13 +134,15 @@ def test_no_more_wait_than_there_is_room_for(policies: Policies) -> None:
 
 
 # -- connections -------------------------------------------------------------------------------------------------------
-def test_connections_that_died_while_idle_are_replaced(policies: Policies, database: PolicyDatabase) -> None:
+
+
+def test_lost_idle_connections_are_replaced(policies: Policies, database: PolicyDatabase) -> None:
     for _ in range(3):
         assert policies.ask(question("subscribe", "kitchen")) is True
         database.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'web'")
 
 
-def test_a_connection_killed_in_the_middle_of_a_decision(
+def test_connection_lost_during_a_decision_is_an_error(
     policies: Policies, database: PolicyDatabase, slow_room: str
 ) -> None:
     policies._timeout = 5.0
@@ -153,7 +156,7 @@ def test_a_connection_killed_in_the_middle_of_a_decision(
         )
         return len(rows)
 
-    for _ in range(2):  # the one that was idle is replaced once; the new one is not
+    for _ in range(2):  # an idle connection is replaced once, its replacement is not
         with green.timeout(10):
             while not kill():
                 green.sleep(0.01)
@@ -162,7 +165,7 @@ def test_a_connection_killed_in_the_middle_of_a_decision(
     assert policies.ask(question("subscribe", "kitchen")) is True
 
 
-def test_nobody_waits_for_one_who_has_stopped(policies: Policies, slow_room: str) -> None:
+def test_stop_fails_all_waiting_questions(policies: Policies, slow_room: str) -> None:
     found: list[Any] = []
     thread = green.spawn(
         lambda: found.extend(outcomes(policies, *(question("subscribe", slow_room, str(n)) for n in range(200))))

@@ -1,4 +1,4 @@
-"""PostgresManager in a process of its own, without anything of eventlet's."""
+"""PostgresManager in a separate process without eventlet."""
 
 import subprocess
 import sys
@@ -24,17 +24,17 @@ from socketio_pg.cluster.chunks import Assembler
 assert "eventlet" not in sys.modules
 manager = PostgresManager(sys.argv[1], channel=sys.argv[2])
 parts, assembler = manager._notifications(), Assembler()
-assert next(parts) is None  # it listens
+assert next(parts) is None  # listening has begun
 with ThreadPoolExecutor(8) as pool:
     list(pool.map(lambda number: manager.emit("news", [number, "é" * 20_000]), range(40)))
-heard = [text for text in (assembler.add(next(parts)) for _ in range(40 * 16)) if text is not None]
-assert sorted(json.loads(text)["data"][0] for text in heard) == [[number, "é" * 20_000] for number in range(40)]
+texts = [text for text in (assembler.add(next(parts)) for _ in range(40 * 16)) if text is not None]
+assert sorted(json.loads(text)["data"][0] for text in texts) == [[number, "é" * 20_000] for number in range(40)]
 """
 
 
 @pytest.mark.parametrize("before", ["", MANY_DESCRIPTORS], ids=["", "over 1,023 descriptors"])
 @pytest.mark.parametrize("channel", ["socketio_pg_queue", 'an "odd" name'])
-def test_threads_that_emit_are_heard_whole(postgres: Cluster, before: str, channel: str) -> None:
+def test_emits_from_threads_arrive_complete(postgres: Cluster, before: str, channel: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", before + PROGRAM, postgres.url(), channel],
         capture_output=True, text=True, timeout=PATIENCE, check=False,

@@ -1,4 +1,4 @@
-"""PubSub in this process, on each version of PostgreSQL: LISTEN and NOTIFY for real."""
+"""PubSub in this process, on each version of PostgreSQL, with real LISTEN and NOTIFY."""
 
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -23,7 +23,7 @@ def pubsub(postgres: Cluster) -> Iterator[PubSub]:
 
 
 def listening(pubsub: PubSub) -> list[str]:
-    """What the LISTEN connection listens to, asked by the listener's own thread of PostgreSQL itself."""
+    """Return the channels of the LISTEN connection, as PostgreSQL has confirmed them to the listener's thread."""
     return sorted(own_listener(pubsub)._listening - {LOG_CHANNEL})
 
 
@@ -34,7 +34,7 @@ def statements(postgres: Cluster, pattern: str) -> int:
     return len(rows)
 
 
-def test_publish_and_receive(pubsub: PubSub, channel: str) -> None:
+def test_subscriber_receives_published_payloads(pubsub: PubSub, channel: str) -> None:
     queue: Any = green.Queue()
     pubsub.subscribe(channel, queue)
     pubsub.publish(channel, {"number": 1})
@@ -43,7 +43,7 @@ def test_publish_and_receive(pubsub: PubSub, channel: str) -> None:
     assert queue.get(timeout=5) == {"channel": channel, "payload": None}
 
 
-def test_each_queue_gets_a_value_of_its_own(pubsub: PubSub, channel: str) -> None:
+def test_each_queue_gets_its_own_copy(pubsub: PubSub, channel: str) -> None:
     one, two = green.Queue(), green.Queue()
     pubsub.subscribe(channel, one)
     pubsub.subscribe(channel, two)
@@ -53,9 +53,7 @@ def test_each_queue_gets_a_value_of_its_own(pubsub: PubSub, channel: str) -> Non
     assert second["payload"] == {"list": []}
 
 
-def test_first_subscriber_listens_last_one_unlistens_after_the_grace_time(
-    pubsub: PubSub, postgres: Cluster, channel: str
-) -> None:
+def test_last_unsubscribe_unlistens_after_the_grace_time(pubsub: PubSub, postgres: Cluster, channel: str) -> None:
     subscriptions = [pubsub.subscribe(channel, green.Queue()) for _ in range(2)]
     assert listening(pubsub) == [channel]
     pubsub.unsubscribe(subscriptions[0])
@@ -70,7 +68,7 @@ def test_first_subscriber_listens_last_one_unlistens_after_the_grace_time(
     assert pubsub.hub.channels() == set()
 
 
-def test_coming_back_within_the_grace_time_needs_no_listen(pubsub: PubSub, channel: str) -> None:
+def test_resubscribe_within_the_grace_time_needs_no_listen(pubsub: PubSub, channel: str) -> None:
     pubsub.unsubscribe(pubsub.subscribe(channel, green.Queue()))
     queue: Any = green.Queue()
     pubsub.subscribe(channel, queue)
@@ -79,18 +77,19 @@ def test_coming_back_within_the_grace_time_needs_no_listen(pubsub: PubSub, chann
     assert queue.get(timeout=5)["payload"] == 1
 
 
-def test_equal_messages_are_not_folded_and_keep_their_order(pubsub: PubSub, channel: str) -> None:
+def test_equal_messages_are_not_merged(pubsub: PubSub, channel: str) -> None:
     queue: Any = green.Queue()
     pubsub.subscribe(channel, queue)
-    expected = [number // 2 for number in range(600)]  # each twice: PostgreSQL would fold them in one transaction
+    # Each twice: within one transaction PostgreSQL would merge equal notifications.
+    expected = [number // 2 for number in range(600)]
     threads = [green.spawn(pubsub.publish, channel, number) for number in expected]
     for thread in threads:
         thread.wait()
     assert [queue.get(timeout=5)["payload"] for _ in expected] == expected
 
 
-def test_what_waits_is_committed_together(pubsub: PubSub, postgres: Cluster, channel: str) -> None:
-    # Each commit takes the next transaction number.
+def test_waiting_messages_share_a_transaction(pubsub: PubSub, postgres: Cluster, channel: str) -> None:
+    # Each commit takes the next transaction ID.
     connection = postgres.connect()
     try:
         with connection.cursor() as cursor:
@@ -98,13 +97,13 @@ def test_what_waits_is_committed_together(pubsub: PubSub, postgres: Cluster, cha
             threads = [green.spawn(pubsub.publish, channel, number) for number in range(500)]
             for thread in threads:
                 thread.wait()
-            cursor.execute("SELECT pg_current_xact_id()::text::bigint - %s::text::bigint", (_only(cursor),))
-            assert _only(cursor) <= 10
+            cursor.execute("SELECT pg_current_xact_id()::text::bigint - %s::text::bigint", (only_value(cursor),))
+            assert only_value(cursor) <= 10
     finally:
         connection.close()
 
 
-def _only(cursor: Any) -> Any:
+def only_value(cursor: Any) -> Any:
     (row,) = cursor.fetchall()
     return row[0]
 
@@ -120,7 +119,7 @@ def test_unsubscribed_queue_gets_nothing(pubsub: PubSub, channel: str) -> None:
     assert gone.empty()
 
 
-def test_a_queue_that_fails_costs_others_nothing(pubsub: PubSub, channel: str) -> None:
+def test_failing_queue_does_not_affect_others(pubsub: PubSub, channel: str) -> None:
     class Broken:
         def put(self, item: dict[str, Any]) -> None:
             raise RuntimeError("broken")
@@ -133,7 +132,7 @@ def test_a_queue_that_fails_costs_others_nothing(pubsub: PubSub, channel: str) -
     assert [queue.get(timeout=5)["payload"] for _ in range(2)] == [1, 2]
 
 
-def test_listening_again_after_disconnect(pubsub: PubSub, channel: str) -> None:
+def test_subscribe_after_disconnect_listens_again(pubsub: PubSub, channel: str) -> None:
     before, after = green.Queue(), green.Queue()
     pubsub.subscribe(channel, before)
     pubsub.disconnect()
@@ -143,7 +142,7 @@ def test_listening_again_after_disconnect(pubsub: PubSub, channel: str) -> None:
     assert before.get(timeout=5)["payload"] == 1
 
 
-def test_a_gap_begins_before_what_was_not_read_yet(pubsub: PubSub, postgres: Cluster, channel: str) -> None:
+def test_gap_begins_before_the_unread_notifications(pubsub: PubSub, postgres: Cluster, channel: str) -> None:
     gaps: Any = green.Queue()
     received: list[str] = []
 
@@ -165,11 +164,11 @@ def test_a_gap_begins_before_what_was_not_read_yet(pubsub: PubSub, postgres: Clu
     green.sleep(2)
     postgres.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'socketio_pg'")
     gap = gaps.get(timeout=20)
-    assert len(received) < 4000, "the backend was to be killed in the middle"
+    assert len(received) < 4000, "the backend should have been killed in the middle"
     assert gap.since <= began
 
 
-def test_bad_calls(pubsub: PubSub) -> None:
+def test_invalid_arguments_are_refused(pubsub: PubSub) -> None:
     with pytest.raises(InvalidChannelError):
         pubsub.subscribe("", green.Queue())
     with pytest.raises(InvalidChannelError):
@@ -180,7 +179,7 @@ def test_bad_calls(pubsub: PubSub) -> None:
         pubsub.publish("a", object())
 
 
-def test_address_from_the_application(postgres: Cluster, channel: str) -> None:
+def test_from_app_takes_the_address_of_sqlalchemy(postgres: Cluster, channel: str) -> None:
     from flask import Flask
 
     app = Flask(__name__)
@@ -189,19 +188,19 @@ def test_address_from_the_application(postgres: Cluster, channel: str) -> None:
     try:
         queue: Any = green.Queue()
         pubsub.subscribe(channel, queue)
-        postgres.notify(channel, "1")  # there, and not in some other database
+        postgres.notify(channel, "1")  # in the application's database, not in another one
         assert queue.get(timeout=5) == {"channel": channel, "payload": 1}
     finally:
         pubsub.disconnect()
 
 
-def test_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_address_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DATABASE_URL", raising=False)
     with pytest.raises(ConfigurationError, match=r"DATABASE_URL.*local\.cfg"):
         PubSub()
 
 
-def test_notifications_in_the_order_of_the_commits(pubsub: PubSub, postgres: Cluster, channel: str) -> None:
+def test_notifications_arrive_in_commit_order(pubsub: PubSub, postgres: Cluster, channel: str) -> None:
     queue: Any = green.Queue()
     pubsub.subscribe(channel, queue)
     postgres.sql("SELECT pg_notify(%s, n::text) FROM generate_series(1, 10000) AS n", channel)
@@ -210,7 +209,7 @@ def test_notifications_in_the_order_of_the_commits(pubsub: PubSub, postgres: Clu
 
 @pytest.fixture
 def odd_database(postgres: Cluster, request: pytest.FixtureRequest) -> Iterator[tuple[Cluster, str]]:
-    """A database with another encoding than UTF-8."""
+    """A database with an encoding other than UTF-8."""
     name = f"odd_{request.param.lower()}"
     postgres.sql(f"CREATE DATABASE {name} ENCODING '{request.param}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
     yield postgres, name
@@ -218,7 +217,7 @@ def odd_database(postgres: Cluster, request: pytest.FixtureRequest) -> Iterator[
 
 
 @pytest.mark.parametrize("odd_database", ["SQL_ASCII", "LATIN1"], indirect=True)
-def test_databases_in_other_encodings(odd_database: tuple[Cluster, str]) -> None:
+def test_other_encodings(odd_database: tuple[Cluster, str]) -> None:
     postgres, name = odd_database
     pubsub = PubSub(dsn=postgres.url(name))
     try:
@@ -227,7 +226,7 @@ def test_databases_in_other_encodings(odd_database: tuple[Cluster, str]) -> None
         pubsub.publish("naïve", "é")
         assert queue.get(timeout=5) == {"channel": "naïve", "payload": "é"}
         if "ascii" in name:
-            # Bytes that are no text at all, which such a database lets pass, disturb nobody.
+            # Such a database accepts bytes that are not text; they do no harm.
             with postgres.connect(name) as raw, raw.cursor() as cursor:
                 raw.set_client_encoding("SQL_ASCII")
                 cursor.execute(b"NOTIFY \"na\xc3\xafve\", E'\\xff'")

@@ -17,7 +17,7 @@ from tests.support.postgres import Cluster, own_listener
 
 @pytest.fixture
 def pubsub(shared_log: LogDatabase) -> Iterator[PubSub]:
-    """On the database `shared_log`, which has the log."""
+    """A PubSub on the database `shared_log`, which has the log."""
     callback = psycopg2.extensions.get_wait_callback()
     made = PubSub(shared_log.url)
     yield made
@@ -42,9 +42,7 @@ def take(queue: Any, count: int) -> list[Any]:
     return [queue.get(timeout=10)["payload"] for _ in range(count)]
 
 
-def test_since_replays_and_live_messages_follow(
-    pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any
-) -> None:
+def test_since_replays_before_live_messages(pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any) -> None:
     publish(shared_log, channel, 1)
     since = pubsub.position()
     assert since is not None
@@ -62,7 +60,7 @@ def test_since_replays_and_live_messages_follow(
     assert queue.empty()
 
 
-def test_the_position_of_a_message_is_where_to_go_on(
+def test_subscription_resumes_after_the_position_of_a_message(
     pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any
 ) -> None:
     publish(shared_log, channel, 1, 2, 3)
@@ -73,7 +71,7 @@ def test_the_position_of_a_message_is_where_to_go_on(
     assert take(again, 1) == [3]
 
 
-def test_history_is_the_newest(pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any) -> None:
+def test_history_replays_the_newest_messages(pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any) -> None:
     publish(shared_log, channel, 1, 2, 3, 4)
     pubsub.subscribe(channel, queue, history=2)
     assert take(queue, 2) == [3, 4]
@@ -81,7 +79,7 @@ def test_history_is_the_newest(pubsub: PubSub, shared_log: LogDatabase, channel:
     assert take(queue, 1) == [5]
 
 
-def test_without_since_and_history_only_new_messages_come(
+def test_plain_subscription_gets_only_new_messages(
     pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any
 ) -> None:
     publish(shared_log, channel, 1)
@@ -91,7 +89,7 @@ def test_without_since_and_history_only_new_messages_come(
     assert take(queue, 1) == [2]
 
 
-def test_a_filter_holds_for_replayed_and_live_messages_of_both_tiers(
+def test_filter_applies_to_replayed_and_live_messages_of_both_tiers(
     pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any
 ) -> None:
     publish(shared_log, channel, '{"n": 1}', '{"n": 2}', '{"n": 3}')
@@ -104,11 +102,9 @@ def test_a_filter_holds_for_replayed_and_live_messages_of_both_tiers(
     assert take(queue, 1) == [{"n": 5}]
 
 
-def test_live_messages_wait_for_a_slow_replay_and_come_once(
-    pubsub: PubSub, shared_log: LogDatabase, channel: str
-) -> None:
+def test_live_messages_wait_for_a_slow_replay(pubsub: PubSub, shared_log: LogDatabase, channel: str) -> None:
     publish(shared_log, channel, *range(1, 1001))
-    queue: Any = green.Queue(1)  # the replay waits for its reader
+    queue: Any = green.Queue(1)  # so that the replay waits for its reader
     pubsub.subscribe(channel, queue, history=1000)
     other: Any = green.Queue()
     pubsub.subscribe(channel, other)
@@ -119,7 +115,7 @@ def test_live_messages_wait_for_a_slow_replay_and_come_once(
     assert take(queue, 1) == take(other, 1) == [1101]
 
 
-def test_the_end_of_a_subscription_ends_its_replay(pubsub: PubSub, shared_log: LogDatabase, channel: str) -> None:
+def test_unsubscribe_ends_the_replay(pubsub: PubSub, shared_log: LogDatabase, channel: str) -> None:
     publish(shared_log, channel, *range(1000))
     queue: Any = green.Queue(1)
     subscription = pubsub.subscribe(channel, queue, history=1000)
@@ -133,7 +129,7 @@ def test_the_end_of_a_subscription_ends_its_replay(pubsub: PubSub, shared_log: L
     assert len(left) <= 2, "only the messages that were being put"
 
 
-def test_a_replay_continues_after_disconnect_and_start(pubsub: PubSub, shared_log: LogDatabase, channel: str) -> None:
+def test_replay_continues_after_disconnect_and_start(pubsub: PubSub, shared_log: LogDatabase, channel: str) -> None:
     publish(shared_log, channel, *range(1500))
     queue: Any = green.Queue(1)
     pubsub.subscribe(channel, queue, history=1000)
@@ -146,11 +142,11 @@ def test_a_replay_continues_after_disconnect_and_start(pubsub: PubSub, shared_lo
 # -- gaps --------------------------------------------------------------------------------------------------------------
 
 
-def test_another_epoch_is_a_gap(pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any) -> None:
+def test_since_another_epoch_is_a_gap(pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any) -> None:
     publish(shared_log, channel, 1)
     subscription = pubsub.subscribe(channel, queue, since={"epoch": "other", "position": 0}, on_gap=queue.put)
-    wanted = {"channel": channel, "tier": "log", "reason": "epoch_changed"}
-    assert queue.get(timeout=5) == wanted | dict(subscription.position or {})
+    expected = {"channel": channel, "tier": "log", "reason": "epoch_changed"}
+    assert queue.get(timeout=5) == expected | dict(subscription.position or {})
     publish(shared_log, channel, 2)
     assert take(queue, 1) == [2]
 
@@ -174,7 +170,7 @@ def test_trimmed_messages_are_a_gap_and_the_rest_is_replayed(log: LogDatabase, q
         pubsub.disconnect()
 
 
-def test_another_log_while_subscribed_is_a_gap(log: LogDatabase, queue: Any) -> None:
+def test_replaced_log_is_a_gap(log: LogDatabase, queue: Any) -> None:
     pubsub = PubSub(log.url)
     try:
         publish(log, "a", 1)
@@ -188,7 +184,7 @@ def test_another_log_while_subscribed_is_a_gap(log: LogDatabase, queue: Any) -> 
         pubsub.disconnect()
 
 
-def test_a_lost_connection_is_a_gap_of_its_channel(postgres18: Cluster, channel: str, queue: Any) -> None:
+def test_lost_connection_is_a_gap_of_its_channel(postgres18: Cluster, channel: str, queue: Any) -> None:
     pubsub = PubSub(postgres18.url())
     try:
         gaps, others = green.Queue(), green.Queue()
@@ -209,7 +205,7 @@ def test_a_lost_connection_is_a_gap_of_its_channel(postgres18: Cluster, channel:
 # -- position and pages ------------------------------------------------------------------------------------------------
 
 
-def test_pages(pubsub: PubSub, shared_log: LogDatabase, channel: str) -> None:
+def test_read_page_returns_pages_of_the_log(pubsub: PubSub, shared_log: LogDatabase, channel: str) -> None:
     publish(shared_log, channel, *range(1, 6))
     page = pubsub.read_page(channel, history=4, limit=3)
     assert ([message.payload() for message in page.messages], page.more) == ([2, 3, 4], True)
@@ -220,7 +216,7 @@ def test_pages(pubsub: PubSub, shared_log: LogDatabase, channel: str) -> None:
     assert (page.messages, {"epoch": page.epoch, "position": page.position}) == ([], pubsub.position())
 
 
-def test_without_a_log(postgres18: Cluster, channel: str, queue: Any) -> None:
+def test_missing_log_is_a_gap_and_live_messages_arrive(postgres18: Cluster, channel: str, queue: Any) -> None:
     pubsub = PubSub(postgres18.url())
     own_listener(pubsub).unlisten_grace = 0.2
     try:
@@ -243,7 +239,7 @@ def test_without_a_log(postgres18: Cluster, channel: str, queue: Any) -> None:
         {"filter": {"n": {"near": 1}}},
     ],
 )
-def test_bad_subscriptions(pubsub: PubSub, channel: str, options: dict[str, Any]) -> None:
+def test_invalid_options_are_refused(pubsub: PubSub, channel: str, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError):
         pubsub.subscribe(channel, green.Queue(), **options)
     assert len(pubsub.hub) == 0
