@@ -1,4 +1,4 @@
-"""Long-polling: sessions live as long as their clients poll, and no request of theirs waits for ever."""
+"""Long-polling: a session lives as long as its client polls, and no request waits forever."""
 
 import time
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ def server(postgres18: Cluster) -> Iterator[ServerProcess]:
     made.close()
 
 
-#: Seconds after which a session without pings would have ended.
-SILENCE = 1 + 4
+#: Seconds after which a session without a pong ends: ping interval plus ping timeout.
+SESSION_TIMEOUT = 1 + 4
 
 
 def sid_of(path: str) -> str:
@@ -34,19 +34,19 @@ def wait_for_sockets(server: ServerProcess, number: int) -> None:
     server.wait_for("/state", 200, f'"sockets":{number},')
 
 
-def test_an_idle_client_is_pinged_and_stays(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+def test_idle_client_is_pinged_and_stays_connected(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
     with SocketClient(server.url, ("polling",), reconnection=False) as client:
         client.subscribe(channel)
         began = time.monotonic()
         with Swarm("127.0.0.1", server.port) as swarm:
-            swarm.run_until(lambda: time.monotonic() - began > SILENCE + 2)
+            swarm.run_until(lambda: time.monotonic() - began > SESSION_TIMEOUT + 2)
         postgres18.notify(channel, "1")
         assert client.next("event")["payload"] == 1
         assert client.pending("disconnect") == 0
     wait_for_sockets(server, 0)
 
 
-def test_a_client_that_vanishes_between_polls_is_forgotten(server: ServerProcess) -> None:
+def test_session_of_a_vanished_client_is_removed(server: ServerProcess) -> None:
     for _ in range(5):
         path = open_session(server)
         assert http(server, "POST", path, body=b"40").status == 200
@@ -55,8 +55,8 @@ def test_a_client_that_vanishes_between_polls_is_forgotten(server: ServerProcess
 
 
 @pytest.mark.parametrize("body", [b"2", b"9", b"", b"abc", b"\xff", b"\x1e".join([b"3"] * 17)])
-def test_bad_posts_hold_no_request(server: ServerProcess, body: bytes) -> None:
-    for _ in range(30):  # more than the worker serves at once
+def test_invalid_posts_do_not_occupy_the_worker(server: ServerProcess, body: bytes) -> None:
+    for _ in range(30):  # more than the worker serves concurrently
         path = open_session(server)
         assert http(server, "POST", path, body=body).status in (200, 400)
     assert server.get("/healthz")[0] == 200
@@ -64,7 +64,7 @@ def test_bad_posts_hold_no_request(server: ServerProcess, body: bytes) -> None:
     assert "Traceback" not in server.log
 
 
-def test_a_second_upgrade_is_refused(server: ServerProcess) -> None:
+def test_second_upgrade_is_refused(server: ServerProcess) -> None:
     sid = sid_of(open_session(server))
     with Swarm("127.0.0.1", server.port) as swarm:
         first = swarm.upgrade(sid)
@@ -75,7 +75,7 @@ def test_a_second_upgrade_is_refused(server: ServerProcess) -> None:
     assert "Traceback" not in server.log
 
 
-def test_a_poll_that_waits_ends_with_the_upgrade(server: ServerProcess) -> None:
+def test_upgraded_session_outlives_the_polling_timeout(server: ServerProcess) -> None:
     sid = sid_of(open_session(server))
     with Swarm("127.0.0.1", server.port) as swarm:
         one = swarm.upgrade(sid)
@@ -85,16 +85,16 @@ def test_a_poll_that_waits_ends_with_the_upgrade(server: ServerProcess) -> None:
         one.send("40")
         swarm.run_until(lambda: one.connected)
         began = time.monotonic()
-        swarm.run_until(lambda: time.monotonic() - began > SILENCE + 2)
+        swarm.run_until(lambda: time.monotonic() - began > SESSION_TIMEOUT + 2)
         assert not one.closed
     wait_for_sockets(server, 0)
 
 
-def test_a_handler_may_call_its_client_and_events_are_handled_side_by_side(server: ServerProcess) -> None:
+def test_handler_may_call_its_client_while_other_events_are_handled(server: ServerProcess) -> None:
     with Swarm("127.0.0.1", server.port) as swarm:
         (one,) = swarm.connect(1)
         one.answers_calls = True
-        # In one piece: an acknowledgement of nothing, an event whose handler calls back, and another event.
+        # Sent together: an unrequested acknowledgement, an event whose handler calls the client, and another event.
         one.send_all('43999["x"]', '420["call_me"]', '421["unsubscribe",{"channel":"a"}]')
         swarm.run_until(lambda: any(text.startswith("31[") for text in one.packets))
         swarm.run_until(lambda: any(text.startswith("30[") for text in one.packets))

@@ -1,4 +1,4 @@
-"""The processes: gunicorn as in production, the development server, how they start, how they end."""
+"""Processes: gunicorn as in production and the development server, from start to stop."""
 
 import json
 import re
@@ -20,7 +20,9 @@ from tests.support.server import APP, GUNICORN, ROOT, ServerProcess, clean_envir
 from tests.support.swarm import Swarm
 
 
-def test_sigterm_with_200_clients_ends_within_10_seconds_and_they_come_back(postgres18: Cluster, channel: str) -> None:
+def test_sigterm_with_200_clients_stops_within_10_seconds_and_clients_reconnect(
+    postgres18: Cluster, channel: str
+) -> None:
     server = ServerProcess(postgres18.url())
     try:
         client = SocketClient(server.url)
@@ -38,7 +40,7 @@ def test_sigterm_with_200_clients_ends_within_10_seconds_and_they_come_back(post
             swarm.run_until(lambda: all(one.closed for one in raw), 10)
             server.process.wait(10 - (time.monotonic() - began))
             server.start()
-            # Stock clients reconnect by themselves: they were not told to stay away.
+            # Stock clients reconnect automatically, because the server did not send DISCONNECT.
             for one in (client, polling):
                 one.next("connect")
                 one.subscribe(channel)
@@ -55,7 +57,7 @@ def test_sigterm_with_200_clients_ends_within_10_seconds_and_they_come_back(post
 
 
 @pytest.mark.parametrize(("number", "options"), [(5000, ()), (500, ("--preload",))], ids=["plain", "preload"])
-def test_production_command_holds_thousands_of_clients(
+def test_production_command_serves_thousands_of_clients(
     postgres18: Cluster, channel: str, number: int, options: tuple[str, ...]
 ) -> None:
     server = ServerProcess(postgres18.url(), *options, DRAIN_SECONDS="1")
@@ -86,13 +88,13 @@ def test_preload_listens_in_the_worker(postgres18: Cluster) -> None:
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A folder outside pytest's, whose path is short enough for a Unix socket and open to PostgreSQL's user."""
+    """A folder whose path is short enough for a Unix socket and which PostgreSQL's user can access."""
     folder = Path(tempfile.mkdtemp(prefix="dev-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_development_server_starts_a_database_and_says_where(scratch: Path, channel: str) -> None:
+def test_development_server_starts_a_database_and_prints_how_to_connect(scratch: Path, channel: str) -> None:
     port = free_port()
     environment = clean_environment(DEBUG="1", PORT=str(port), PYTHONUNBUFFERED="1")
     process = subprocess.Popen(
@@ -114,14 +116,14 @@ def test_development_server_starts_a_database_and_says_where(scratch: Path, chan
         assert notify is not None, text
         with SocketClient(f"http://127.0.0.1:{port}") as client:
             client.subscribe("foo")
-            # What it printed, pasted into a shell.
+            # Runs the printed commands in a shell.
             subprocess.run(["sh", "-c", command[1]], input=notify[1], text=True, check=True, capture_output=True)
             assert client.next("event") == {"channel": "foo", "payload": {"hello": "world"}}
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         assert process.wait(PATIENCE) == 0
         assert "Traceback" not in rest
-        assert not (scratch / ".postgres" / "postmaster.pid").exists(), "the database was stopped as well"
+        assert not (scratch / ".postgres" / "postmaster.pid").exists(), "the database must be stopped as well"
     finally:
         process.kill()
         process.wait()
@@ -129,7 +131,7 @@ def test_development_server_starts_a_database_and_says_where(scratch: Path, chan
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({}, r"No database is configured: set DATABASE_URL .* local\.cfg"),
         (
@@ -144,29 +146,29 @@ def test_development_server_starts_a_database_and_says_where(scratch: Path, chan
     ],
 )
 @pytest.mark.parametrize("command", ["server.py", "gunicorn"])
-def test_wrong_configuration_ends_with_one_sentence(
-    scratch: Path, command: str, settings: dict[str, str], said: str
+def test_invalid_configuration_stops_the_start_with_one_message(
+    scratch: Path, command: str, settings: dict[str, str], message: str
 ) -> None:
     if command == "gunicorn":
         arguments = [*GUNICORN, "--bind", f"127.0.0.1:{free_port()}", "--chdir", str(ROOT), APP]
         settings = {name: value for name, value in settings.items() if name != "PORT"} | (
             {"PING_INTERVAL": "http"} if "PORT" in settings else {}
         )
-        said = said.replace("PORT .*'http'; allowed: a whole number", "PING_INTERVAL .*'http'; allowed: seconds")
+        message = message.replace("PORT .*'http'; allowed: a whole number", "PING_INTERVAL .*'http'; allowed: seconds")
     else:
         arguments = [sys.executable, str(ROOT / "socketio_pg" / "server.py")]
     ended = subprocess.run(
         arguments, cwd=scratch, env=clean_environment(**settings), capture_output=True, text=True, timeout=PATIENCE
     )
     assert ended.returncode != 0
-    sentences = [line for line in ended.stderr.splitlines() if line.startswith("socketio_pg: ")]
-    assert len(sentences) == 1, ended.stderr
-    assert re.search(said, sentences[0])
+    messages = [line for line in ended.stderr.splitlines() if line.startswith("socketio_pg: ")]
+    assert len(messages) == 1, ended.stderr
+    assert re.search(message, messages[0])
     assert "Traceback" not in ended.stderr
     assert "hidden" not in ended.stderr + ended.stdout
 
 
-def test_port_taken(postgres18: Cluster, live_server: ServerProcess) -> None:
+def test_port_in_use_is_reported(postgres18: Cluster, live_server: ServerProcess) -> None:
     ended = subprocess.run(
         [sys.executable, str(ROOT / "socketio_pg" / "server.py")],
         env=clean_environment(DATABASE_URL=postgres18.url(), PORT=str(live_server.port)),
@@ -177,7 +179,7 @@ def test_port_taken(postgres18: Cluster, live_server: ServerProcess) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_pages(live_server: ServerProcess) -> None:
+def test_pages_are_served(live_server: ServerProcess) -> None:
     for path in ("/", "/socket-test", "/static/test.html"):
         status, body = live_server.get(path)
         assert status == 200
@@ -188,7 +190,7 @@ def test_pages(live_server: ServerProcess) -> None:
     assert live_server.get("/nothing")[0] == 404
 
 
-def test_test_page_can_be_turned_off(postgres18: Cluster) -> None:
+def test_test_page_can_be_disabled(postgres18: Cluster) -> None:
     server = ServerProcess(postgres18.url(), TEST_PAGE="0")
     try:
         assert [server.get(path)[0] for path in ("/", "/socket-test", "/static/test.html")] == [404] * 3
@@ -196,7 +198,7 @@ def test_test_page_can_be_turned_off(postgres18: Cluster) -> None:
         server.close()
 
 
-def test_local_cfg(postgres18: Cluster, scratch: Path) -> None:
+def test_local_cfg_is_read(postgres18: Cluster, scratch: Path) -> None:
     url = postgres18.url().replace("postgresql://", "postgresql+psycopg2://")
     port = free_port()
     (scratch / "local.cfg").write_text(f"SQLALCHEMY_DATABASE_URI = {url!r}\nDEBUG = False\nPORT = {port}\n")
@@ -213,8 +215,8 @@ def test_local_cfg(postgres18: Cluster, scratch: Path) -> None:
         process.stdout.close()  # type: ignore[union-attr]
 
 
-def test_development_server_ends_quietly_with_clients(postgres18: Cluster) -> None:
-    # There the WSGI request lasts as long as its WebSocket.
+def test_development_server_drains_clients_on_sigterm(postgres18: Cluster) -> None:
+    # In the development server, a WSGI request lasts as long as its WebSocket.
     port = free_port()
     environment = clean_environment(DATABASE_URL=postgres18.url(), PORT=str(port), DRAIN_SECONDS="0.2")
     process = subprocess.Popen(
@@ -232,9 +234,9 @@ def test_development_server_ends_quietly_with_clients(postgres18: Cluster) -> No
             two.next("disconnect")
             assert process.wait(PATIENCE) == 0
         assert process.stdout is not None
-        said = process.stdout.read()
-        assert "Traceback" not in said
-        assert "draining 2 clients" in said
+        output = process.stdout.read()
+        assert "Traceback" not in output
+        assert "draining 2 clients" in output
     finally:
         process.kill()
         process.wait()

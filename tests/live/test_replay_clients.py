@@ -1,6 +1,6 @@
-"""socketio_pg.js under Node, and the Python Subscriber, which mean the same: what reaches handlers, in what order.
+"""socketio_pg.js under Node and the Python Subscriber behave the same: the messages that handlers get, and their order.
 
-Their connections go through a proxy, which cuts them and keeps them away as long as a test wants.
+Connections go through a proxy, which cuts them and refuses new ones as long as a test needs.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def client(log: Behind, kind: Callable[[str], Client]) -> Iterator[Client]:
     log.proxy.restore()
 
 
-def test_both_tiers_arrive_as_on_the_wire(log: Behind, client: Client, channel: str) -> None:
+def test_messages_of_both_tiers_arrive_as_sent(log: Behind, client: Client, channel: str) -> None:
     client.subscribe("one", channel)
     start = client.position("one")
     log.notify(channel, {"a": [1]})
@@ -48,9 +48,7 @@ def test_both_tiers_arrive_as_on_the_wire(log: Behind, client: Client, channel: 
     assert (message["payload"], "replayed" in message) == ([1, ""], False)
 
 
-def test_what_was_published_while_it_was_away_comes_once_and_in_order(
-    log: Behind, client: Client, channel: str
-) -> None:
+def test_messages_published_while_disconnected_arrive_once_in_order(log: Behind, client: Client, channel: str) -> None:
     client.subscribe("one", channel)
     log.publish(channel, 1, 3)
     assert numbers(client, "one", 3) == [1, 2, 3]
@@ -62,14 +60,14 @@ def test_what_was_published_while_it_was_away_comes_once_and_in_order(
     log.publish(channel, 2001, 2003)
     log.notify(channel, [2004])
     assert sorted(numbers(client, "one", 2001)) == list(range(4, 2005))
-    # NOTIFY is not stored, and an application can tell that the log is complete.
+    # NOTIFY is not stored. The tier tells applications that the messages of the log are complete.
     assert (gap["tier"], gap["reason"], gap["channel"]) == ("notify", "client_disconnected", channel)
-    [(bounded,)] = log.sql("SELECT %s::timestamptz < %s::timestamptz", gap["since"], gap["until"])
-    assert bounded
+    [(plausible,)] = log.sql("SELECT %s::timestamptz < %s::timestamptz", gap["since"], gap["until"])
+    assert plausible
 
 
-def test_the_servers_restarts_lose_nothing_of_the_log(log: Behind, kind: Callable[[str], Client], channel: str) -> None:
-    """Both tiers are published all the time: of the log everything arrives, of NOTIFY what came while it was there."""
+def test_server_restarts_lose_no_log_messages(log: Behind, kind: Callable[[str], Client], channel: str) -> None:
+    """Publishes to both tiers throughout. All of the log arrives; of NOTIFY, the messages sent while connected."""
     total = 300
     with contextlib.closing(kind(log.address)) as client:
         client.subscribe("one", channel)
@@ -99,7 +97,7 @@ def test_the_servers_restarts_lose_nothing_of_the_log(log: Behind, kind: Callabl
         assert client.next("gap", "one")[0]["tier"] == "notify"
 
 
-def test_a_connection_that_hangs_is_found_and_nothing_of_the_log_is_lost(
+def test_hanging_connection_is_detected_and_loses_no_log_messages(
     postgres18: Cluster, kind: Callable[[str], Client], channel: str
 ) -> None:
     with contextlib.closing(Behind(postgres18, "replay_hangs", PING_INTERVAL="1", PING_TIMEOUT="5")) as log:
@@ -112,15 +110,15 @@ def test_a_connection_that_hangs_is_found_and_nothing_of_the_log_is_lost(
             [(noticed,)] = log.sql("SELECT clock_timestamp()::text")
             log.proxy.restore()
             assert numbers(client, "one", 3) == [1, 2, 3]
-            # From the last that was heard, 6 s before it was noticed: what the server sent since then has not arrived.
-            [(honest,)] = log.sql(
+            # The gap starts at the last traffic, 6 s before the client noticed: nothing sent since then has arrived.
+            [(covers_outage,)] = log.sql(
                 "SELECT %s::timestamptz <= %s::timestamptz - '3 s'::interval",
                 client.next("gap", "one")[0]["since"], noticed,
             )  # fmt: skip
-            assert honest
+            assert covers_outage
 
 
-def test_history(log: Behind, client: Client, channel: str) -> None:
+def test_history_delivers_the_latest_messages(log: Behind, client: Client, channel: str) -> None:
     log.publish(channel, 1, 30)
     log.settle()
     client.subscribe("one", channel, history=20)
@@ -132,7 +130,7 @@ def test_history(log: Behind, client: Client, channel: str) -> None:
     assert numbers(client, "one", 1) == numbers(client, "none", 1) == [31]
 
 
-def test_a_stored_position_is_gone_on_from(log: Behind, kind: Callable[[str], Client], channel: str) -> None:
+def test_stored_position_continues_where_it_ended(log: Behind, kind: Callable[[str], Client], channel: str) -> None:
     with contextlib.closing(kind(log.address)) as client:
         client.subscribe("one", channel)
         log.publish(channel, 1, 3)
@@ -140,11 +138,11 @@ def test_a_stored_position_is_gone_on_from(log: Behind, kind: Callable[[str], Cl
         _, stored = client.next("message", "one")
     log.publish(channel, 4, 5)
     with contextlib.closing(kind(log.address)) as client:
-        client.subscribe("one", channel, since=stored, history=1)  # history is for those who have no position
+        client.subscribe("one", channel, since=stored, history=1)  # a position takes precedence over history
         assert numbers(client, "one", 3) == [3, 4, 5]
 
 
-def test_what_was_trimmed_away_is_a_gap(log: Behind, client: Client, channel: str) -> None:
+def test_trimmed_messages_cause_a_gap(log: Behind, client: Client, channel: str) -> None:
     client.subscribe("one", channel)
     log.publish(channel, 1, 1)
     assert numbers(client, "one", 1) == [1]
@@ -155,7 +153,7 @@ def test_what_was_trimmed_away_is_a_gap(log: Behind, client: Client, channel: st
         "WITH gone AS (DELETE FROM socketio_pg.log RETURNING position) "
         "UPDATE socketio_pg.head SET trimmed = (SELECT max(position) FROM gone)"
     )
-    log.server.restart()  # what it remembers itself it would replay
+    log.server.restart()  # otherwise the server would replay them from memory
     log.proxy.restore()
     gaps = {gap["tier"]: (gap, position) for gap, position in (client.next("gap", "one"), client.next("gap", "one"))}
     gap, position = gaps["log"]
@@ -167,7 +165,7 @@ def test_what_was_trimmed_away_is_a_gap(log: Behind, client: Client, channel: st
 
 
 @pytest.mark.parametrize("connected", [True, False])
-def test_another_epoch_is_a_gap_and_goes_on(log: Behind, client: Client, channel: str, connected: bool) -> None:
+def test_new_epoch_causes_a_gap(log: Behind, client: Client, channel: str, connected: bool) -> None:
     client.subscribe("one", channel)
     log.publish(channel, 1, 1)
     before = client.next("message", "one")[1]
@@ -182,19 +180,19 @@ def test_another_epoch_is_a_gap_and_goes_on(log: Behind, client: Client, channel
         gap, position = client.next("gap", "one")
     assert (gap["tier"], gap["reason"]) == ("log", "epoch_changed")
     assert position["epoch"] == gap["epoch"] != before["epoch"]
-    # The new pair is good for the next reconnect.
+    # The next reconnect uses the new epoch and position.
     log.proxy.refuse()
     log.publish(channel, 2, 3)
     log.proxy.restore()
     assert numbers(client, "one", 2) == [2, 3]
 
 
-def test_handlers_of_one_channel_do_not_disturb_each_other(log: Behind, client: Client, channel: str) -> None:
+def test_handlers_of_one_channel_are_independent(log: Behind, client: Client, channel: str) -> None:
     client.subscribe("first", channel, raises=True)
     start = client.position("first")
     log.publish(channel, 1, 50)
     assert numbers(client, "first", 50) == list(range(1, 51))
-    # The server replays for these, on the same subscription: the first gets nothing twice, and misses nothing.
+    # The server replays for these on the same subscription; the first handler gets no duplicates and misses nothing.
     client.subscribe("all", channel, since=start)
     client.subscribe("some", channel, history=5)
     client.subscribe("live", channel)
@@ -211,8 +209,8 @@ def test_handlers_of_one_channel_do_not_disturb_each_other(log: Behind, client: 
         assert numbers(client, name, 2) == [61, 62]
 
 
-def test_a_replay_is_not_cut_short_by_another_handlers_history(log: Behind, client: Client, channel: str) -> None:
-    """With positions of two subscriptions at once, the server has only one replay for the channel."""
+def test_replay_is_not_shortened_by_the_history_of_another_handler(log: Behind, client: Client, channel: str) -> None:
+    """The server runs one replay per channel, even for handlers with different positions."""
     client.subscribe("probe", channel)
     start = client.position("probe")
     log.publish(channel, 1, 3000, pad=1000)
@@ -224,7 +222,7 @@ def test_a_replay_is_not_cut_short_by_another_handlers_history(log: Behind, clie
     assert numbers(client, "short", 1) == [3000]
 
 
-def test_unsubscribing(log: Behind, client: Client, channel: str) -> None:
+def test_unsubscribed_handler_receives_nothing(log: Behind, client: Client, channel: str) -> None:
     client.subscribe("one", channel)
     client.subscribe("two", channel)
     client.subscribe("other", f"{channel}-other")
@@ -242,7 +240,7 @@ def test_unsubscribing(log: Behind, client: Client, channel: str) -> None:
     assert numbers(client, "one", 1) == numbers(client, "two", 1) == [4]
 
 
-def test_what_the_server_refuses_is_refused_once(client: Client, channel: str) -> None:
+def test_refused_subscription_can_be_corrected(client: Client, channel: str) -> None:
     with pytest.raises(Refused, match="invalid_channel"):
         client.subscribe("one", "x" * 64)
     with pytest.raises(Refused, match="invalid_request"):
@@ -250,8 +248,10 @@ def test_what_the_server_refuses_is_refused_once(client: Client, channel: str) -
     client.subscribe("one", channel)
 
 
-def test_a_database_that_is_away_for_a_while(postgres18: Cluster, kind: Callable[[str], Client], channel: str) -> None:
-    """The server is there, and cannot subscribe: it is tried again until it can."""
+def test_client_retries_until_the_database_returns(
+    postgres18: Cluster, kind: Callable[[str], Client], channel: str
+) -> None:
+    """The server is reachable but cannot subscribe; the client retries until it can."""
     database = Proxy(postgres18.socket_path)
     with contextlib.closing(database), contextlib.closing(Behind(postgres18, "replay_outage")) as log:
         log.install()
@@ -271,7 +271,7 @@ def test_a_database_that_is_away_for_a_while(postgres18: Cluster, kind: Callable
             assert numbers(client, "one", 2) == [2, 3]
 
 
-def test_without_a_log_a_reconnect_is_a_gap(postgres18: Cluster, kind: Callable[[str], Client], channel: str) -> None:
+def test_reconnect_without_a_log_causes_a_gap(postgres18: Cluster, kind: Callable[[str], Client], channel: str) -> None:
     with (
         contextlib.closing(Behind(postgres18, "replay_without")) as log,
         contextlib.closing(kind(log.address)) as client,
@@ -284,7 +284,7 @@ def test_without_a_log_a_reconnect_is_a_gap(postgres18: Cluster, kind: Callable[
         assert (gap["tier"], gap["reason"], position) == ("notify", "client_disconnected", None)
         log.notify(channel, [1])
         assert numbers(client, "one", 1) == [1]
-        # Installed while it is subscribed: it has no epoch yet, and finds out with the first message.
+        # Log installed while subscribed: the client learns the epoch from the first message.
         log.install()
         log.publish(channel, 2, 2)
         client.subscribe("two", channel, history=5)
@@ -294,7 +294,7 @@ def test_without_a_log_a_reconnect_is_a_gap(postgres18: Cluster, kind: Callable[
         log.proxy.restore()
         assert numbers(client, "one", 1) == [3]
         assert client.next("gap", "one")[0]["tier"] == "notify"
-        # Dropped while it is away: that is told, too.
+        # Log dropped while disconnected: the client reports it, too.
         log.proxy.refuse()
         log.sql("DROP SCHEMA socketio_pg CASCADE")
         log.server.restart()
@@ -304,8 +304,10 @@ def test_without_a_log_a_reconnect_is_a_gap(postgres18: Cluster, kind: Callable[
         assert client.position("one") is None
 
 
-def test_installed_while_it_was_away(postgres18: Cluster, kind: Callable[[str], Client], channel: str) -> None:
-    """What went through the log meanwhile is lost, and that is not hidden behind NOTIFY's gap."""
+def test_log_installed_while_disconnected_causes_a_gap(
+    postgres18: Cluster, kind: Callable[[str], Client], channel: str
+) -> None:
+    """Messages of the log were lost meanwhile, so the log gets a gap as well as NOTIFY."""
     with (
         contextlib.closing(Behind(postgres18, "replay_later")) as log,
         contextlib.closing(kind(log.address)) as client,
@@ -324,8 +326,8 @@ def test_installed_while_it_was_away(postgres18: Cluster, kind: Callable[[str], 
         assert numbers(client, "one", 1) == [2]
 
 
-def test_requests_behind_the_modules_back_do_no_harm(log: Behind, channel: str) -> None:
-    """Such are also those that had been given up, and were carried out later."""
+def test_requests_sent_outside_the_module_lose_nothing(log: Behind, channel: str) -> None:
+    """The same happens with requests that timed out in the client and were executed later."""
     with contextlib.closing(JavaScript(log.address)) as client:
         client.subscribe("one", channel)
         log.publish(channel, 1, 2000, pad=1000)
@@ -339,7 +341,7 @@ def test_requests_behind_the_modules_back_do_no_harm(log: Behind, channel: str) 
         assert client.next("gap", "one")[0]["tier"] == "notify"
 
 
-def test_errors_are_told_with_whether_it_goes_on(log: Behind, channel: str) -> None:
+def test_errors_say_whether_the_client_retries(log: Behind, channel: str) -> None:
     with contextlib.closing(JavaScript(log.address)) as client:
         with pytest.raises(Refused, match="invalid_channel"):
             client.subscribe("one", "")

@@ -17,7 +17,7 @@ def subscribe_all(swarm: Swarm, clients: list[RawClient], channel: str) -> None:
 
 
 @pytest.mark.parametrize("one_transaction", [True, False], ids=["one-transaction", "one-each"])
-def test_10000_notifications_arrive_complete_and_in_order_at_20_subscribers(
+def test_10000_notifications_reach_20_subscribers_in_order(
     live_server: ServerProcess, postgres18: Cluster, channel: str, one_transaction: bool
 ) -> None:
     with Swarm("127.0.0.1", live_server.port) as swarm:
@@ -35,13 +35,15 @@ def test_10000_notifications_arrive_complete_and_in_order_at_20_subscribers(
             assert list(client.packets) == expected
 
 
-def test_5000_channels_over_200_clients(live_server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+def test_5000_channels_are_delivered_to_200_clients(
+    live_server: ServerProcess, postgres18: Cluster, channel: str
+) -> None:
     with Swarm("127.0.0.1", live_server.port) as swarm:
         clients = swarm.connect(200)
         for index, client in enumerate(clients):
             for number in range(25):
                 client.emit("subscribe", {"channel": f"{channel}-{index * 25 + number}"})
-        # While they are being served a newcomer connects, subscribes and publishes without waiting long.
+        # Meanwhile a new client connects, subscribes and publishes without a long delay.
         with SocketClient(live_server.url) as newcomer:
             newcomer.call("subscribe", {"channel": channel})
             newcomer.call("publish", {"channel": channel, "payload": 1})

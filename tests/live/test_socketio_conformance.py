@@ -1,4 +1,4 @@
-"""The Socket.IO protocol, version 5, as its document has it, over WebSocket and long-polling, to the letter."""
+"""Conformance to the Socket.IO protocol, version 5, packet by packet, over WebSocket and long-polling."""
 
 import base64
 import json
@@ -24,15 +24,15 @@ def server(postgres18: Cluster) -> Iterator[ServerProcess]:
 
 
 class Wire(Protocol):
-    """An Engine.IO session: packets of Socket.IO go in and out."""
+    """An Engine.IO session that sends and receives Socket.IO packets."""
 
     def send(self, *packets: str | bytes) -> None: ...
 
     def next(self) -> str | bytes:
-        """The next packet."""
+        """Return the next packet."""
 
     def is_closed(self) -> bool:
-        """Whether the server closes the session; waits for it."""
+        """Return whether the server closes the session; waits for that."""
 
 
 class OverWebSocket:
@@ -88,7 +88,7 @@ class OverPolling:
 
     def is_closed(self) -> bool:
         code = 200
-        while code == 200:  # at most one poll that ends with CLOSE, then there is no such session
+        while code == 200:  # at most one poll that ends with CLOSE, then the session is unknown
             try:
                 self._get()
             except urllib.error.HTTPError as error:
@@ -124,9 +124,9 @@ def test_connect_is_answered_before_any_event(fresh: Wire, namespace: str, auth:
     fresh.send(f"0{namespace}{auth}")
     answer = str(fresh.next())
     assert re.fullmatch(rf'0{namespace}{{"sid":"[^"]+"}}', answer)
-    # To an application's handler an empty object is the same as none.
-    told = "" if auth in ("", "{}") else "," + auth
-    assert fresh.next() == f'2{namespace}["auth"{told}]'
+    # An application's handler cannot distinguish an empty object from none.
+    argument = "" if auth in ("", "{}") else "," + auth
+    assert fresh.next() == f'2{namespace}["auth"{argument}]'
 
 
 def test_each_namespace_has_another_sid(wire: Wire) -> None:
@@ -138,7 +138,7 @@ def test_each_namespace_has_another_sid(wire: Wire) -> None:
     assert str(wire.next()) != first
 
 
-def test_an_unknown_namespace(fresh: Wire) -> None:
+def test_unknown_namespace_is_refused(fresh: Wire) -> None:
     fresh.send("0/random")
     assert fresh.next() == '4/random,{"message":"Invalid namespace"}'
     fresh.send("0")
@@ -146,18 +146,18 @@ def test_an_unknown_namespace(fresh: Wire) -> None:
 
 
 @pytest.mark.parametrize("packet", ['2["message",1]', "1", '31["x"]', "abc", '4"no"', '51-["message"]', "2/custom,[1]"])
-def test_connect_comes_first(fresh: Wire, packet: str) -> None:
+def test_packet_before_connect_closes_the_connection(fresh: Wire, packet: str) -> None:
     fresh.send(packet)
     assert fresh.is_closed()
 
 
-def test_events(wire: Wire) -> None:
+def test_event_is_echoed(wire: Wire) -> None:
     wire.send('2["message",1,"2",{"3":[true]}]')
     assert wire.next() == '2["message-back",1,"2",{"3":[true]}]'
 
 
 @pytest.mark.parametrize("id", ["456", "0", "1", "9007199254740991"])
-def test_an_acknowledgement_has_the_id_of_its_event(wire: Wire, id: str) -> None:
+def test_acknowledgement_has_the_id_of_its_event(wire: Wire, id: str) -> None:
     wire.send(f'2{id}["message-with-ack",1,"2",{{"3":[false]}}]')
     assert wire.next() == f'3{id}[1,"2",{{"3":[false]}}]'
 
@@ -170,7 +170,7 @@ def test_acknowledgements_have_the_namespace_of_their_event(wire: Wire) -> None:
     assert sorted(str(wire.next()) for _ in range(3)) == ['2/custom,["message-back",2]', "3/custom,7[1]", "38[3]"]
 
 
-def test_binary_events_and_acknowledgements(wire: Wire) -> None:
+def test_binary_events_and_acknowledgements_are_echoed(wire: Wire) -> None:
     places = '{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}'
     wire.send(f'52-["message",{places}]', b"\1\2\3", b"\4\5\6")
     assert [wire.next() for _ in range(3)] == [f'52-["message-back",{places}]', b"\1\2\3", b"\4\5\6"]
@@ -178,7 +178,7 @@ def test_binary_events_and_acknowledgements(wire: Wire) -> None:
     assert [wire.next() for _ in range(3)] == [f"62-789[{places}]", b"\1\2\3", b"\4\5\6"]
 
 
-def test_the_server_may_ask_for_an_acknowledgement(wire: Wire) -> None:
+def test_server_may_request_an_acknowledgement(wire: Wire) -> None:
     wire.send('25["call me","how?"]')
     asked = re.fullmatch(r'2(\d+)\["question","how\?"\]', str(wire.next()))
     assert asked
@@ -186,7 +186,7 @@ def test_the_server_may_ask_for_an_acknowledgement(wire: Wire) -> None:
     assert wire.next() == '35["so"]'
 
 
-def test_leaving_one_namespace_leaves_the_others(wire: Wire) -> None:
+def test_leaving_one_namespace_keeps_the_others(wire: Wire) -> None:
     wire.send("0/custom,")
     wire.next()
     wire.next()
@@ -195,13 +195,13 @@ def test_leaving_one_namespace_leaves_the_others(wire: Wire) -> None:
     assert wire.next() == '32["here"]'
 
 
-def test_who_has_left_may_come_back(wire: Wire) -> None:
+def test_client_may_reconnect_to_a_namespace(wire: Wire) -> None:
     wire.send("1")
     wire.send("0")
     assert str(wire.next()).startswith('0{"sid":')
 
 
-def test_the_server_ends_a_connection_with_disconnect(wire: Wire) -> None:
+def test_server_ends_a_connection_with_disconnect(wire: Wire) -> None:
     wire.send("0/custom,")
     wire.next()
     wire.next()
@@ -216,7 +216,7 @@ def test_the_server_ends_a_connection_with_disconnect(wire: Wire) -> None:
     ["abc", "2{}", "2[]", "2", "3", "7", '4"no"', 'abc["message"]', '2abc["message-with-ack",1]', "2-1[1]", "0",
      '2/x\r\ny,["message"]', '59999999999-["message"]', '50-["message"]'],
 )  # fmt: skip
-def test_what_is_no_packet_closes_the_connection(wire: Wire, packet: str) -> None:
+def test_invalid_packet_closes_the_connection(wire: Wire, packet: str) -> None:
     wire.send(packet)
     assert wire.is_closed()
 

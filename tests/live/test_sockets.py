@@ -1,4 +1,4 @@
-"""The whole path with python-socketio's client against gunicorn: events, acknowledgements, errors."""
+"""python-socketio's client against gunicorn end to end: events, acknowledgements, errors."""
 
 import json
 import math
@@ -18,7 +18,7 @@ def client(live_server: ServerProcess) -> Iterator[SocketClient]:
         yield connected
 
 
-def test_hello(client: SocketClient) -> None:
+def test_server_sends_hello(client: SocketClient) -> None:
     hello = client.next("server_hello")
     assert hello.keys() == {"client", "expires_at", "sid", "version"}
     assert hello["client"] is hello["expires_at"] is None
@@ -65,7 +65,7 @@ def test_trigger_notifies(client: SocketClient, postgres18: Cluster, channel: st
         "'; --",
     ],
 )
-def test_any_json_value_comes_back(client: SocketClient, channel: str, payload: object) -> None:
+def test_any_json_value_can_be_published(client: SocketClient, channel: str, payload: object) -> None:
     client.subscribe(channel)
     assert client.call("publish", {"channel": channel, "payload": payload}) == {"ok": True, "channel": channel}
     assert client.next("published") == {"channel": channel}
@@ -127,7 +127,7 @@ def test_payload_limit_is_in_bytes(client: SocketClient, channel: str) -> None:
         ("disconnect", {}, "invalid_request"),
     ],
 )
-def test_bad_request_is_answered_and_the_connection_goes_on(
+def test_invalid_request_is_answered_and_the_connection_stays_open(
     client: SocketClient, channel: str, event: str, argument: object, code: str
 ) -> None:
     answer = client.call(event, argument)
@@ -138,7 +138,7 @@ def test_bad_request_is_answered_and_the_connection_goes_on(
     assert client.pending("error") == 0, "with an acknowledgement there is no error event"
 
 
-def test_error_event_without_acknowledgement(client: SocketClient) -> None:
+def test_request_without_acknowledgement_gets_an_error_event(client: SocketClient) -> None:
     client.io.emit("subscribe", {"channel": "x" * 64})
     error = client.next("error")
     assert (error["code"], error["channel"]) == ("invalid_channel", "x" * 64)
@@ -149,13 +149,13 @@ def test_error_event_without_acknowledgement(client: SocketClient) -> None:
 
 
 @pytest.mark.parametrize("packet", ["42[5]", "42[null]", '42["publish",' + "[" * 100_000, "43[1]"])
-def test_a_bad_event_is_answered_and_the_connection_goes_on(live_server: ServerProcess, packet: str) -> None:
+def test_invalid_event_is_answered_and_the_connection_stays_open(live_server: ServerProcess, packet: str) -> None:
     with Swarm("127.0.0.1", live_server.port) as swarm:
         (raw,) = swarm.connect(1)
         raw.send(packet)
         raw.emit("subscribe", {"channel": "after"}, id=7)
         swarm.run_until(lambda: any(text.startswith("37[") for text in raw.packets))
-        expected = [] if packet == "43[1]" else ["invalid_request"]  # an acknowledgement of nothing is nothing
+        expected = [] if packet == "43[1]" else ["invalid_request"]  # an unrequested acknowledgement is ignored
         assert [error["code"] for error in raw.events("error")] == expected
 
 
@@ -177,7 +177,7 @@ def test_a_bad_event_is_answered_and_the_connection_goes_on(live_server: ServerP
         'x"; NOTIFY y',
     ],
 )
-def test_odd_names_are_delivered_to_the_letter(client: SocketClient, postgres18: Cluster, name: str) -> None:
+def test_unusual_channel_names_work(client: SocketClient, postgres18: Cluster, name: str) -> None:
     client.subscribe(name)
     postgres18.notify(name, "1")
     assert client.next("event") == {"channel": name, "payload": 1}
@@ -194,7 +194,7 @@ def test_unsubscribe_ends_delivery(client: SocketClient, postgres18: Cluster, ch
     postgres18.notify(channel, "1")
     postgres18.notify(other, "2")
     assert client.next("event") == {"channel": other, "payload": 2}
-    assert client.call("unsubscribe", {"channel": channel})["ok"] is True, "twice is harmless"
+    assert client.call("unsubscribe", {"channel": channel})["ok"] is True, "unsubscribe is idempotent"
 
 
 def test_subscribing_twice_delivers_once(client: SocketClient, postgres18: Cluster, channel: str) -> None:
@@ -205,7 +205,7 @@ def test_subscribing_twice_delivers_once(client: SocketClient, postgres18: Clust
     assert [client.next("event")["payload"] for _ in range(2)] == [1, 2]
 
 
-def test_nobody_can_subscribe_to_another_clients_room(client: SocketClient, live_server: ServerProcess) -> None:
+def test_room_of_another_client_is_not_a_valid_channel(client: SocketClient, live_server: ServerProcess) -> None:
     with SocketClient(live_server.url) as other:
         answer = client.call("subscribe", {"channel": other.io.get_sid()})
         assert answer["error"]["code"] == "invalid_channel"
@@ -223,7 +223,9 @@ def test_payload_text_is_forwarded_unchanged(live_server: ServerProcess, postgre
 
 
 @pytest.mark.parametrize("transports", [("websocket",), ("polling",), ("polling", "websocket")])
-def test_transports(live_server: ServerProcess, postgres18: Cluster, channel: str, transports: tuple[str, ...]) -> None:
+def test_messages_arrive_over_every_transport(
+    live_server: ServerProcess, postgres18: Cluster, channel: str, transports: tuple[str, ...]
+) -> None:
     with SocketClient(live_server.url, transports) as client:
         assert client.next("server_hello")["sid"]
         client.subscribe(channel)

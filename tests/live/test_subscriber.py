@@ -1,4 +1,4 @@
-"""What only the Python Subscriber has: threads, publishing, exceptions. The rest is in test_replay_clients.py."""
+"""Features specific to the Python Subscriber: threads, publishing, exceptions. See also test_replay_clients.py."""
 
 import contextlib
 import logging
@@ -43,14 +43,14 @@ def subscriber(log: Log) -> Iterator[Subscriber]:
         yield made
 
 
-def test_it_needs_neither_flask_nor_eventlet_nor_the_driver() -> None:
+def test_import_needs_neither_flask_nor_eventlet_nor_the_driver() -> None:
     names = ["flask", "flask_socketio", "eventlet", "psycopg2", "sqlalchemy", "gunicorn"]
     program = f"import sys, socketio_pg.subscriber; sys.exit(str([n for n in {names} if n in sys.modules] or ''))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""
 
 
-def test_publishing(log: Log, subscriber: Subscriber, channel: str) -> None:
+def test_published_messages_arrive_in_both_tiers(log: Log, subscriber: Subscriber, channel: str) -> None:
     received: queue.Queue[Message] = queue.Queue()
     subscriber.subscribe(channel, received.put)
     subscriber.publish(channel, {"text": "ünïcödé 🐘"})
@@ -59,11 +59,11 @@ def test_publishing(log: Log, subscriber: Subscriber, channel: str) -> None:
     subscriber.publish(channel, None, durable=True)
     second = received.get(timeout=PATIENCE)
     assert (second["payload"], second["position"] > 0) == (None, True)
-    subscriber.publish(channel, "x" * 8000)  # through the log by itself
+    subscriber.publish(channel, "x" * 8000)  # uses the log automatically
     assert "position" in received.get(timeout=PATIENCE)
 
 
-def test_many_threads_may_publish(subscriber: Subscriber, channel: str) -> None:
+def test_several_threads_may_publish(subscriber: Subscriber, channel: str) -> None:
     received: queue.Queue[Message] = queue.Queue()
     subscriber.subscribe(channel, received.put)
 
@@ -80,7 +80,7 @@ def test_many_threads_may_publish(subscriber: Subscriber, channel: str) -> None:
         thread.join()
 
 
-def test_the_servers_errors_have_their_classes(log: Log, subscriber: Subscriber, channel: str) -> None:
+def test_server_errors_raise_their_classes(log: Log, subscriber: Subscriber, channel: str) -> None:
     attempts: list[tuple[type[SocketIOPGError], str, Any]] = [
         (InvalidChannelError, "*", 1),
         (InvalidRequestError, channel, float("nan")),
@@ -99,14 +99,14 @@ def test_the_servers_errors_have_their_classes(log: Log, subscriber: Subscriber,
         subscriber.subscribe("socketio_pg_x", print)
 
 
-def test_without_a_log_nothing_is_durable(live_server: ServerProcess, channel: str) -> None:
+def test_durable_publishing_requires_a_log(live_server: ServerProcess, channel: str) -> None:
     with Subscriber(live_server.url) as subscriber:
         with pytest.raises(InvalidRequestError, match="not installed"):
             subscriber.publish(channel, 1, durable=True)
         assert subscriber.subscribe(channel, print).position is None
 
 
-def test_a_handler_may_call_everything(log: Log, subscriber: Subscriber, channel: str) -> None:
+def test_handler_may_call_every_method(log: Log, subscriber: Subscriber, channel: str) -> None:
     received: queue.Queue[Any] = queue.Queue()
     done = threading.Event()
 
@@ -132,10 +132,10 @@ def test_a_handler_may_call_everything(log: Log, subscriber: Subscriber, channel
     assert done.wait(PATIENCE)
     assert received.get(timeout=PATIENCE)["epoch"]
     assert received.get(timeout=PATIENCE)["payload"] == 1
-    assert received.empty(), "a subscription that has ended was called"
+    assert received.empty(), "the handler of an ended subscription was called"
 
 
-def test_what_a_handler_raises_is_logged_and_costs_nobody_anything(
+def test_exception_of_a_handler_is_logged_and_affects_no_other(
     subscriber: Subscriber, channel: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     received: queue.Queue[Message] = queue.Queue()
@@ -151,42 +151,42 @@ def test_what_a_handler_raises_is_logged_and_costs_nobody_anything(
     assert caplog.text.count("ValueError: of the application") == 2
 
 
-def test_a_slow_handler_fills_no_memory_and_loses_nothing_of_the_log(log: Log, channel: str) -> None:
-    """Meanwhile pings are answered, and other requests too."""
+def test_slow_handler_is_bounded_in_memory_and_loses_no_log_messages(log: Log, channel: str) -> None:
+    """Meanwhile the subscriber answers pings and handles other requests."""
     total = 3000
     numbers: queue.Queue[int] = queue.Queue()
     gaps: queue.Queue[Gap] = queue.Queue()
-    slow = threading.Event()
+    may_continue = threading.Event()
 
     def handle(message: Message) -> None:
-        assert slow.wait(3 * PATIENCE)
+        assert may_continue.wait(3 * PATIENCE)
         numbers.put(message["payload"][0])
 
     with Subscriber(log.server.url, most_waiting=500_000) as subscriber:
         connection = subscriber._link.connection
         assert connection is not None
         subscriber.subscribe(channel, handle, on_gap=gaps.put)
-        with signalled("is interrupted") as interrupted:
+        with logged("is interrupted") as interrupted:
             log.publish(channel, 1, total, pad=1000)
             assert interrupted.wait(PATIENCE)
         log.settle()
         other = subscriber.subscribe(f"{channel}-other", print)
         subscriber.unsubscribe(other)
-        # Nothing else comes any more, and who has not answered a ping is not pinged again.
+        # The only remaining traffic is pings, and the server sends another only after a pong.
         for _ in range(4):
             heard = connection.heard
             while subscriber._link.connection is connection and connection.heard == heard:
                 subscriber.wait(0.05)
         assert subscriber._link.connection is connection, "it was lost"
         assert subscriber._link.deliveries.cost < 2_000_000
-        slow.set()
+        may_continue.set()
         assert [numbers.get(timeout=PATIENCE) for _ in range(total)] == list(range(1, total + 1))
         gap = gaps.get(timeout=PATIENCE)
         assert (gap["tier"], gap["reason"]) == ("notify", "slow_handler")
         assert subscriber._link.connection is connection, "it was lost"
 
 
-def test_the_position_is_that_of_the_handler_and_not_of_what_waits(log: Log, channel: str) -> None:
+def test_position_is_that_of_the_last_handled_message(log: Log, channel: str) -> None:
     positions: queue.Queue[Any] = queue.Queue()
     go = threading.Semaphore(0)
 
@@ -203,14 +203,14 @@ def test_the_position_is_that_of_the_handler_and_not_of_what_waits(log: Log, cha
         assert position == {"epoch": message["epoch"], "position": message["position"]} == subscription.position
         go.release(3)
     assert subscription.position is not None
-    # What was received and not handled comes again to who goes on from there.
+    # Messages received but not handled are delivered again from that position.
     with Subscriber(log.server.url) as subscriber:
         received: queue.Queue[Message] = queue.Queue()
         subscriber.subscribe(channel, received.put, since=position)
         assert [received.get(timeout=PATIENCE)["payload"][0] for _ in range(2)] == [2, 3]
 
 
-def test_no_server(channel: str) -> None:
+def test_unreachable_server_raises_connection_error(channel: str) -> None:
     port = free_port()
     with pytest.raises(ConnectionError, match=f"127.0.0.1:{port}"):
         Subscriber(f"http://127.0.0.1:{port}")
@@ -222,7 +222,7 @@ def test_no_server(channel: str) -> None:
         assert subscriber._link.channels == {}
 
 
-def test_the_server_may_come_later(postgres18: Cluster, channel: str) -> None:
+def test_server_may_start_later(postgres18: Cluster, channel: str) -> None:
     server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2")
     server.stop()
     received: queue.Queue[Message] = queue.Queue()
@@ -235,7 +235,7 @@ def test_the_server_may_come_later(postgres18: Cluster, channel: str) -> None:
         assert received.get(timeout=PATIENCE)["payload"] == 1
 
 
-def test_a_lost_connection_ends_what_waits_for_an_answer(postgres18: Cluster, channel: str) -> None:
+def test_lost_connection_fails_pending_requests(postgres18: Cluster, channel: str) -> None:
     database = Proxy(postgres18.socket_path)
     with contextlib.closing(database):
         server = ServerProcess(database.url)
@@ -257,7 +257,7 @@ def test_a_lost_connection_ends_what_waits_for_an_answer(postgres18: Cluster, ch
             assert isinstance(failed.get(timeout=PATIENCE), DatabaseUnavailableError)
             thread.join()
             thread = threading.Thread(target=publish)
-            with subscriber._link.lock:  # so that it is sent, and not answered yet
+            with subscriber._link.lock:  # so that the request is sent but not yet answered
                 thread.start()
                 server.kill()
             error = failed.get(timeout=PATIENCE)
@@ -265,7 +265,7 @@ def test_a_lost_connection_ends_what_waits_for_an_answer(postgres18: Cluster, ch
             thread.join()
 
 
-def test_the_end(log: Log, channel: str) -> None:
+def test_closed_subscriber_refuses_requests_and_stops_its_threads(log: Log, channel: str) -> None:
     with Subscriber(log.server.url) as subscriber:
         assert not subscriber.wait(0)
         closing = threading.Thread(target=subscriber.wait)
@@ -283,7 +283,7 @@ def test_the_end(log: Log, channel: str) -> None:
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("socketio_pg-")]
 
 
-KICKING_APP = """
+DISCONNECTING_APP = """
 import eventlet
 
 eventlet.monkey_patch()
@@ -295,29 +295,29 @@ app = Flask(__name__)
 server = SocketServer(app)
 
 
-@app.post("/kick")
-def kick():
+@app.post("/disconnect-all")
+def disconnect_all():
     for sid in [sid for sid, _ in server.socketio.server.manager.get_participants("/", None)]:
         server.socketio.server.disconnect(sid)
-    return "kicked"
+    return "done"
 """
 
 
-def test_it_comes_back_after_the_server_has_thrown_it_out(postgres18: Cluster, tmp_path: Path, channel: str) -> None:
-    """python-socketio's client would stay away, and its thread would wait for itself."""
-    (tmp_path / "kicking.py").write_text(KICKING_APP)
-    server = ServerProcess(postgres18.url(), app="kicking:app", PYTHONPATH=f"{tmp_path}:{ROOT}")
+def test_subscriber_reconnects_after_a_server_disconnect(postgres18: Cluster, tmp_path: Path, channel: str) -> None:
+    """python-socketio's client would not reconnect, and its thread would deadlock."""
+    (tmp_path / "disconnecting.py").write_text(DISCONNECTING_APP)
+    server = ServerProcess(postgres18.url(), app="disconnecting:app", PYTHONPATH=f"{tmp_path}:{ROOT}")
     received: queue.Queue[Message] = queue.Queue()
     gaps: queue.Queue[Gap] = queue.Queue()
     with contextlib.closing(server), Subscriber(server.url, reconnection_delay=0.1) as subscriber:
         subscriber.subscribe(channel, received.put, on_gap=gaps.put)
-        urllib.request.urlopen(f"{server.url}/kick", data=b"", timeout=PATIENCE).close()
+        urllib.request.urlopen(f"{server.url}/disconnect-all", data=b"", timeout=PATIENCE).close()
         assert gaps.get(timeout=PATIENCE)["reason"] == "client_disconnected"
         subscriber.publish(channel, 1)
         assert received.get(timeout=PATIENCE)["payload"] == 1
 
 
-def test_long_polling(log: Log, channel: str) -> None:
+def test_subscriber_works_over_long_polling(log: Log, channel: str) -> None:
     received: queue.Queue[Message] = queue.Queue()
     with Subscriber(log.server.url, transports=["polling"]) as subscriber:
         subscriber.subscribe(channel, received.put)
@@ -326,8 +326,8 @@ def test_long_polling(log: Log, channel: str) -> None:
 
 
 @contextlib.contextmanager
-def signalled(text: str) -> Iterator[threading.Event]:
-    """An event that is set when the subscriber logs ``text``."""
+def logged(text: str) -> Iterator[threading.Event]:
+    """Yield an event that is set when the subscriber logs ``text``."""
     found = threading.Event()
 
     class Watch(logging.Handler):

@@ -1,4 +1,4 @@
-"""TLS that ends in the server's process: the same WebSocket, with the same limits."""
+"""TLS terminated by the server process: the same WebSocket, with the same limits."""
 
 import contextlib
 import socket
@@ -17,7 +17,7 @@ from tests.support.server import ServerProcess
 
 
 class TLSServer(ServerProcess):
-    """gunicorn that ends TLS itself."""
+    """gunicorn that terminates TLS itself."""
 
     def __init__(self, cluster: Cluster, certificate: tuple[str, str], **settings: str) -> None:
         key, self.certificate = certificate
@@ -28,7 +28,7 @@ class TLSServer(ServerProcess):
 
     def client(self, *transports: str, wait: bool = False) -> SocketClient:
         session = requests.Session()
-        # Otherwise a bundle of certificates in the environment would go before `verify`.
+        # Otherwise a certificate bundle named in the environment would take precedence over `verify`.
         session.trust_env, session.verify = False, self.certificate
         return SocketClient(
             f"https://127.0.0.1:{self.port}", transports or ("websocket",), wait=wait, reconnection=wait,
@@ -45,7 +45,7 @@ def server(postgres18: Cluster, certificate: tuple[str, str]) -> Iterator[TLSSer
 
 
 class TLSWebSocket(WebSocket):
-    """Frame by frame over TLS."""
+    """Sends and receives single frames over TLS."""
 
     def connected(self, made: socket.socket) -> socket.socket:
         context = ssl.create_default_context()
@@ -54,7 +54,9 @@ class TLSWebSocket(WebSocket):
 
 
 @pytest.mark.parametrize("transports", [("websocket",), ("polling",), ("polling", "websocket")], ids="+".join)
-def test_the_whole_way(server: TLSServer, postgres18: Cluster, channel: str, transports: tuple[str, ...]) -> None:
+def test_messages_arrive_over_every_transport(
+    server: TLSServer, postgres18: Cluster, channel: str, transports: tuple[str, ...]
+) -> None:
     with server.client(*transports) as client:
         client.subscribe(channel)
         postgres18.notify(channel, '"' + "x" * 5000 + '"')
@@ -63,14 +65,14 @@ def test_the_whole_way(server: TLSServer, postgres18: Cluster, channel: str, tra
         assert client.next("event")["payload"] == [2]
 
 
-def test_what_is_no_packet_is_closed_without_a_word(server: TLSServer) -> None:
+def test_invalid_packet_closes_the_websocket(server: TLSServer) -> None:
     with TLSWebSocket(server) as one:
         assert one.read_text().startswith("0{")
         one.text("abc")
         assert one.close_code() == 1008
 
 
-def test_strangers_may_send_little(server: TLSServer) -> None:
+def test_unauthenticated_client_may_send_little(server: TLSServer) -> None:
     with TLSWebSocket(server) as one:
         assert one.read_text().startswith("0{")
         with contextlib.suppress(ConnectionError):
@@ -78,19 +80,19 @@ def test_strangers_may_send_little(server: TLSServer) -> None:
         assert one.close_code() in (1009, None)
 
 
-def test_who_does_not_come_in_is_closed(server: TLSServer) -> None:
+def test_connection_without_a_client_times_out(server: TLSServer) -> None:
     with TLSWebSocket(server) as one:
         assert one.read_text().startswith("0{")
         assert one.close_code() == 1001
 
 
-def test_who_does_not_read_is_cut_off_and_nobody_else_notices(
+def test_slow_client_is_disconnected_and_others_are_not_affected(
     server: TLSServer, postgres18: Cluster, channel: str
 ) -> None:
-    with TLSWebSocket(server, receive_buffer=4096) as lazy, server.client() as other:
-        lazy.connect()
-        lazy.text(f'421["subscribe",{{"channel":"{channel}"}}]')
-        while not lazy.read_text().startswith("431"):
+    with TLSWebSocket(server, receive_buffer=4096) as slow, server.client() as other:
+        slow.connect()
+        slow.text(f'421["subscribe",{{"channel":"{channel}"}}]')
+        while not slow.read_text().startswith("431"):
             pass
         other.subscribe(f"{channel}-other")
         deadline = time.monotonic() + 2 * PATIENCE
@@ -101,8 +103,8 @@ def test_who_does_not_read_is_cut_off_and_nobody_else_notices(
         assert other.next("event")["payload"] == 1
 
 
-def test_who_says_nothing_at_all_is_cut_off(server: TLSServer) -> None:
-    """Not even hello in TLS."""
+def test_connection_without_a_tls_handshake_times_out(server: TLSServer) -> None:
+    """The client does not even send ClientHello."""
     with socket.create_connection(("127.0.0.1", server.port), 2 * PATIENCE) as silent:
         began = time.monotonic()
         with contextlib.suppress(ConnectionError):
@@ -110,7 +112,7 @@ def test_who_says_nothing_at_all_is_cut_off(server: TLSServer) -> None:
         assert time.monotonic() - began < PATIENCE
 
 
-def test_the_end(postgres18: Cluster, certificate: tuple[str, str]) -> None:
+def test_server_stops_with_connected_clients(postgres18: Cluster, certificate: tuple[str, str]) -> None:
     with contextlib.closing(TLSServer(postgres18, certificate)) as server:
         clients = [server.client(transport) for transport in ("websocket", "polling") for _ in range(5)]
         assert server.stop() < 10

@@ -1,4 +1,4 @@
-"""The WebSocket transport under load and under clients that misbehave: order, partial writes, bounds, handshakes."""
+"""The WebSocket transport under load and with misbehaving clients: order, partial writes, limits, handshakes."""
 
 import json
 import random
@@ -39,16 +39,14 @@ def subscribe(swarm: Swarm, clients: list[RawClient], channel: str) -> None:
     swarm.run_until(lambda: all(client.events("subscribed") for client in clients))
 
 
-def test_order_is_kept_whatever_mix_of_broadcasts_replies_and_pings(
-    server: ServerProcess, postgres18: Cluster, channel: str
-) -> None:
+def test_broadcasts_and_replies_arrive_in_order(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
     with Swarm("127.0.0.1", server.port) as swarm:
         (one,) = swarm.connect(1)
         subscribe(swarm, [one], channel)
         subscribe(swarm, [one], f"{channel}-2")
         one.packets.clear()
         for round in range(20):
-            # Two channels in turn within one transaction, and requests of the client itself in between.
+            # Two channels within one transaction, and requests of the client itself in between.
             postgres18.sql(
                 "SELECT pg_notify(%s || CASE n %% 3 WHEN 0 THEN '-2' ELSE '' END, n::text)"
                 " FROM generate_series(%s, %s) AS n",
@@ -62,12 +60,10 @@ def test_order_is_kept_whatever_mix_of_broadcasts_replies_and_pings(
         texts = list(one.packets)
         for round in range(20):
             acknowledgement = next(i for i, text in enumerate(texts) if text.startswith(f"3{round}["))
-            assert texts[acknowledgement - 1].startswith('2["unsubscribed"'), (
-                "the event right before its acknowledgement"
-            )
+            assert texts[acknowledgement - 1].startswith('2["unsubscribed"'), "the event precedes its acknowledgement"
 
 
-def test_a_slow_reader_gets_every_frame_intact(postgres18: Cluster, channel: str) -> None:
+def test_slow_reader_gets_every_frame_intact(postgres18: Cluster, channel: str) -> None:
     server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2", SEND_BUFFER_BYTES="20000000")
     try:
         with Swarm("127.0.0.1", server.port) as swarm:
@@ -77,8 +73,8 @@ def test_a_slow_reader_gets_every_frame_intact(postgres18: Cluster, channel: str
             swarm.pause(one)
             postgres18.sql(
                 "SELECT pg_notify(%s, n || repeat(' ', 7000)) FROM generate_series(1, 1000) AS n", channel
-            )  # 7 MB: more than the kernel takes
-            with SocketClient(server.url) as witness:  # it was all sent when this one has its answer
+            )  # 7 MB: more than the kernel buffers
+            with SocketClient(server.url) as witness:  # once it has the last message, all were sent
                 witness.subscribe(channel)
                 postgres18.notify(channel, "1001")
                 while witness.next("event")["payload"] != 1001:
@@ -90,7 +86,9 @@ def test_a_slow_reader_gets_every_frame_intact(postgres18: Cluster, channel: str
         server.close()
 
 
-def test_clients_that_stop_reading_are_cut_off_and_nobody_else_notices(postgres18: Cluster, channel: str) -> None:
+def test_clients_that_stop_reading_are_disconnected_and_others_are_not_affected(
+    postgres18: Cluster, channel: str
+) -> None:
     number = 1000
     server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2", SEND_BUFFER_BYTES="100000", METRICS_TOKEN=TOKEN)
 
@@ -110,7 +108,7 @@ def test_clients_that_stop_reading_are_cut_off_and_nobody_else_notices(postgres1
             before, sent = memory_kb(server), 0
             peak = before
             while cut_off() < number:
-                assert sent < 1000, f"{cut_off()} of {number} were cut off"
+                assert sent < 1000, f"{cut_off()} of {number} were disconnected"
                 postgres18.sql(
                     "SELECT pg_notify(%s, n || repeat(' ', 7900)) FROM generate_series(%s, %s) AS n",
                     channel,
@@ -120,7 +118,7 @@ def test_clients_that_stop_reading_are_cut_off_and_nobody_else_notices(postgres1
                 sent += 20
                 swarm.run_until(lambda sent=sent: all(len(one.packets) >= sent for one in fast), 60)  # type: ignore[misc]
                 peak = max(peak, memory_kb(server))
-            # 1,000 buffers of 100 KB, each with one more share of messages that overflowed it.
+            # 1,000 buffers of 100 KB, each with one more batch of messages that overflowed it.
             assert peak - before < 400_000
             for one in fast:
                 assert [event["payload"] for event in one.events("event")] == list(range(sent))
@@ -130,12 +128,12 @@ def test_clients_that_stop_reading_are_cut_off_and_nobody_else_notices(postgres1
             for one in slow:
                 swarm.resume(one)
             swarm.run_until(lambda: all(one.closed for one in slow), 60)
-            assert memory_kb(server) - before < 100_000, "the buffers were freed"
+            assert memory_kb(server) - before < 100_000, "the buffers must be freed"
     finally:
         server.close()
 
 
-def test_disconnecting_in_the_middle_of_a_broadcast(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+def test_clients_may_disconnect_during_a_broadcast(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
     chance = random.Random(5)
     with Swarm("127.0.0.1", server.port) as swarm:
         clients = swarm.connect(400)
@@ -153,18 +151,18 @@ def test_disconnecting_in_the_middle_of_a_broadcast(server: ServerProcess, postg
             assert [event["payload"] for event in one.events("event")] == list(range(50))
 
 
-def test_who_does_not_answer_pings_is_disconnected_and_who_does_is_not(server: ServerProcess) -> None:
+def test_only_clients_that_do_not_answer_pings_are_disconnected(server: ServerProcess) -> None:
     with Swarm("127.0.0.1", server.port) as swarm:
-        deaf, alive = swarm.connect(2)
-        deaf.answers_pings = False
-        swarm.run_until(lambda: deaf.closed)
-        # It was pinged as often, and is pinged again.
-        alive.emit("subscribe", {"channel": "anything"}, 1)
-        swarm.run_until(lambda: any(packet.startswith("31[") for packet in alive.packets))
-        assert not alive.closed
+        unresponsive, responsive = swarm.connect(2)
+        unresponsive.answers_pings = False
+        swarm.run_until(lambda: unresponsive.closed)
+        # The other client got as many pings and is still connected.
+        responsive.emit("subscribe", {"channel": "anything"}, 1)
+        swarm.run_until(lambda: any(packet.startswith("31[") for packet in responsive.packets))
+        assert not responsive.closed
 
 
-def test_bad_frames_close_the_connection_with_their_code(server: ServerProcess) -> None:
+def test_invalid_frames_close_the_connection_with_their_code(server: ServerProcess) -> None:
     with Swarm("127.0.0.1", server.port) as swarm, SocketClient(server.url) as other:
         for frame, code in [
             (b"\x81\x01x", 1002),  # not masked
@@ -190,7 +188,7 @@ def test_bad_frames_close_the_connection_with_their_code(server: ServerProcess) 
         ({"Origin": "https://evil.example"}, 400),
     ],
 )
-def test_handshakes(server: ServerProcess, change: dict[str, str], status: int) -> None:
+def test_handshake_headers_are_checked(server: ServerProcess, change: dict[str, str], status: int) -> None:
     assert http(server, path=WEBSOCKET, headers=GOOD | change).status == status
 
 
@@ -204,12 +202,12 @@ def test_too_many_clients_are_answered_503(postgres18: Cluster) -> None:
         server.close()
 
 
-def test_clients_that_leave_while_they_connect_leave_nothing_behind(postgres18: Cluster) -> None:
+def test_clients_that_disconnect_while_connecting_leave_nothing_behind(postgres18: Cluster) -> None:
     server = ServerProcess(postgres18.url(), app="tests.support.slow_app:app", PING_INTERVAL="1", PING_TIMEOUT="5")
     try:
         assert json.loads(server.get("/state")[1])["sockets"] == 0
         with Swarm("127.0.0.1", server.port) as swarm:
-            swarm.connect(3)  # the handler works
+            swarm.connect(3)  # checks that the handler works
             for delay in (0.0, 0.1, 0.5):
                 leaving = swarm.open(20)
                 swarm.run_until(lambda leaving=leaving: all(one.opened for one in leaving))  # type: ignore[misc]
@@ -217,7 +215,7 @@ def test_clients_that_leave_while_they_connect_leave_nothing_behind(postgres18: 
                 swarm.run_until(lambda began=began, delay=delay: time.monotonic() - began >= delay)  # type: ignore[misc]
                 for index, one in enumerate(leaving):
                     swarm.leave(one, reset=index % 2 == 0)
-            # One whose upgrade to a WebSocket stops halfway.
+            # A client whose upgrade to a WebSocket stops halfway.
             polling = SocketClient(server.url, ("polling",))
             halfway = swarm.upgrade(polling.io.eio.sid)
             swarm.run_until(lambda: halfway.shaken)

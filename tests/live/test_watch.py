@@ -23,16 +23,16 @@ def test_row_changes_arrive(log: Log) -> None:
         "SELECT socketio_pg.watch('orders', exclude => '{secret}'), socketio_pg.watch('orders', 'orders:{customer_id}')"
     )
     log.sql("SELECT socketio_pg.watch('orders', 'orders-now', tier => 'notify')")
-    with SocketClient(log.server.url) as everybody, SocketClient(log.server.url) as customer:
-        position = everybody.call("subscribe", {"channel": "table:public.orders"})["position"]
-        everybody.call("subscribe", {"channel": "orders-now"})
+    with SocketClient(log.server.url) as staff, SocketClient(log.server.url) as customer:
+        position = staff.call("subscribe", {"channel": "table:public.orders"})["position"]
+        staff.call("subscribe", {"channel": "orders-now"})
         customer.call("subscribe", {"channel": "orders:5"})
         log.sql("BEGIN; INSERT INTO orders VALUES (0, 5, 's'); ROLLBACK")
         log.sql(
             "INSERT INTO orders VALUES (1, 5, 's'), (2, 6, 's'); UPDATE orders SET customer_id = 6; TRUNCATE orders"
         )
 
-        events = [everybody.next("event", 30) for _ in range(8)]
+        events = [staff.next("event", 30) for _ in range(8)]
         logged = [event for event in events if event["channel"] == "table:public.orders"]
         assert [event["position"] for event in logged] == sorted(event["position"] for event in logged)
         assert logged[0]["position"] > position
@@ -42,13 +42,13 @@ def test_row_changes_arrive(log: Log) -> None:
             ("UPDATE", {"id": 1, "customer_id": 6}),
             ("TRUNCATE", None),
         ]
-        told = [event["payload"] for event in events if event["channel"] == "orders-now"]
-        assert [payload["op"] for payload in told] == ["INSERT", "INSERT", "UPDATE", "TRUNCATE"]
-        assert told[2]["old"] == {"id": 1, "customer_id": 5, "secret": "s"}
+        notified = [event["payload"] for event in events if event["channel"] == "orders-now"]
+        assert [payload["op"] for payload in notified] == ["INSERT", "INSERT", "UPDATE", "TRUNCATE"]
+        assert notified[2]["old"] == {"id": 1, "customer_id": 5, "secret": "s"}
 
         mine = [customer.next("event", 30)["payload"] for _ in range(2)]
         assert [(payload["op"], payload.get("moved")) for payload in mine] == [("INSERT", None), ("DELETE", True)]
         assert mine[1]["new"] is None
-        # Nothing of what it has become.
+        # No message about later states of the row.
         log.sql("SELECT socketio_pg.publish('orders:5', '\"last\"')")
         assert customer.next("event", 30)["payload"] == "last"
