@@ -1,4 +1,4 @@
-"""Shared fixtures: a real PostgreSQL and a real server. And the tests that only `make nightly` runs."""
+"""Shared fixtures: a real PostgreSQL and a real server. Also deselects tests that only `make nightly` runs."""
 
 import os
 import resource
@@ -13,13 +13,13 @@ from tests.support import leftovers
 from tests.support.postgres import Cluster, cluster
 from tests.support.server import ServerProcess
 
-# The versions that the embedded PostgreSQL's wheel carries.
+# The versions in the embedded PostgreSQL's wheel.
 VERSIONS = (18, 16)
-#: Each has clusters of its own.
+#: Each worker starts its own clusters.
 MAX_WORKERS = 8
 
 
-# Examples run beside other tests, so the time that one takes says nothing.
+# Examples run in parallel with other tests, so their durations are meaningless.
 settings.register_profile("test", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("check", settings.get_profile("test"), max_examples=10)
 settings.register_profile("nightly", settings.get_profile("test"), max_examples=1000, derandomize=False)
@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Thousands of clients are thousands of descriptors, here and in the servers, which inherit the limit."""
+    """Raise the limit of file descriptors for thousands of clients, here and in the servers, which inherit it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if config.getoption("nightly"):
@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two for each core: most tests wait most of the time."""
+    """Return two workers per core, because most tests mostly wait."""
     return min(2 * (os.cpu_count() or 1), MAX_WORKERS)
 
 
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left_running() -> Iterator[None]:
-    """What still runs after its module disturbs others' tests: a client that goes on coming back, for example."""
+    """Fail when a module leaves threads running, which would disturb other tests, like a reconnecting client."""
     before = leftovers.running()
     yield
     left = leftovers.left_since(before)
@@ -76,7 +76,7 @@ def postgres16() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session", params=VERSIONS, ids=lambda version: f"pg{version}")
 def postgres(request: pytest.FixtureRequest) -> Cluster:
-    """PostgreSQL, in each version."""
+    """PostgreSQL in each version."""
     running: Cluster = request.getfixturevalue(f"postgres{request.param}")
     return running
 
@@ -91,14 +91,14 @@ def session_server(postgres18: Cluster) -> Iterator[ServerProcess]:
 @pytest.fixture(scope="module")
 def live_server(session_server: ServerProcess) -> ServerProcess:
     """gunicorn with the production command on a real PostgreSQL, shared by all tests."""
-    # The module before may have terminated its connections.
+    # The previous module may have terminated its connections.
     session_server.wait_ready()
     return session_server
 
 
 @pytest.fixture
 def psql(postgres18: Cluster) -> Callable[..., list[tuple[Any, ...]]]:
-    """Runs SQL on the live server's database: ``psql("SELECT pg_notify(%s, %s)", "foo", "1")``."""
+    """Run SQL on the live server's database: ``psql("SELECT pg_notify(%s, %s)", "foo", "1")``."""
     return postgres18.sql
 
 

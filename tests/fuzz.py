@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: strangers' input, minute after minute, each round with a seed that repeats it."""
+"""`python -m tests.fuzz`: sends untrusted input to a server in many rounds, each with a seed that reproduces it."""
 
 import argparse
 import sys
@@ -17,16 +17,16 @@ from tests.support.server import ServerProcess
 
 
 def run(server: ServerProcess, number: int, examples: int) -> int:
-    """One round; returns how many messages were acknowledged.
+    """Run one round. Return the number of acknowledged messages.
 
-    Raises AssertionError, with the smallest input that does it, when something does not hold.
+    Raises AssertionError, with the smallest failing input, when an invariant is violated.
     """
 
     def rule(**strategies: st.SearchStrategy[object]) -> Callable[[Callable[..., None]], Callable[[], None]]:
         def wrap(test: Callable[..., None]) -> Callable[[], None]:
             limited = settings(
                 max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck),
-                # Not as on CI, where hypothesis would go by a seed of its own.
+                # On CI, hypothesis would otherwise use its own seed.
                 phases=(Phase.generate, Phase.shrink), derandomize=False,
             )  # fmt: skip
             return seed(number)(limited(given(**strategies)(test)))
@@ -55,14 +55,14 @@ def run(server: ServerProcess, number: int, examples: int) -> int:
 
         rule(frames=st.lists(fuzzing.FRAMES, min_size=1, max_size=6))(websocket)()
         rule(request=fuzzing.REQUESTS)(http)()
-        everything_acknowledged_happened(witness, acknowledged)
+        assert_acknowledged_messages_arrived(witness, acknowledged)
         witness.call("unsubscribe", {"channel": fuzzing.CHANNEL})
     return len(acknowledged)
 
 
-def everything_acknowledged_happened(witness: SocketClient, acknowledged: list[int]) -> None:
-    """What was answered with `ok` has arrived, each once."""
-    assert acknowledged, "nothing was acknowledged: the fuzzer does not get as far"
+def assert_acknowledged_messages_arrived(witness: SocketClient, acknowledged: list[int]) -> None:
+    """Assert that every message acknowledged with `ok` has arrived, once."""
+    assert acknowledged, "nothing was acknowledged: the fuzzer does not get that far"
     left = set(acknowledged)
     assert len(left) == len(acknowledged)
     arrived: list[object] = []
@@ -77,7 +77,7 @@ def everything_acknowledged_happened(witness: SocketClient, acknowledged: list[i
 
 @contextmanager
 def target() -> Iterator[ServerProcess]:
-    """A server of `watched_app`, without limits by rate: the fuzzer is to get further than those."""
+    """Run a server of `watched_app` without rate limits, so that input gets beyond them."""
     with cluster(18) as postgres:
         server = ServerProcess(
             postgres.url(), app="tests.support.watched_app:app", BINARY="1", MAX_EVENTS_PER_SECOND="0",
@@ -93,9 +93,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="default: %(default)g")
     parser.add_argument(
-        "--seed", type=int, default=fuzzing.random_seed(), help="of the first round; the next has one more"
+        "--seed",
+        type=int,
+        default=fuzzing.random_seed(),
+        help="seed of the first round; increases by one",
     )
-    parser.add_argument("--examples", type=int, default=300, help="of each kind in a round (default: %(default)d)")
+    parser.add_argument("--examples", type=int, default=300, help="examples of each kind (default: %(default)d)")
     options = parser.parse_args()
     deadline = time.monotonic() + options.minutes * 60
     number: int = options.seed

@@ -1,4 +1,4 @@
-"""`python -m tests.soak`: the checker's long form, round after round, each with a seed of its own that repeats it."""
+"""`python -m tests.soak`: runs the checker in many rounds, each with its own seed, which reproduces it."""
 
 import argparse
 import sys
@@ -11,10 +11,10 @@ from tests.support.checker_run import Report, Size, run
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the first round; the next has one more")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="seed of the first round; increases by one")
     parser.add_argument("--minutes", type=float, default=10.0, help="default: %(default)g")
     parser.add_argument("--round", type=float, default=90.0, help="seconds of faults in a round (default: %(default)g)")
-    parser.add_argument("--quiet", action="store_true", help="do not tell about each fault")
+    parser.add_argument("--quiet", action="store_true", help="do not print each fault")
     return parser.parse_args()
 
 
@@ -23,7 +23,7 @@ def tell(line: str) -> None:
 
 
 def keep_logs(report: Report) -> Path:
-    """The servers' logs of a round that went wrong."""
+    """Save the servers' logs of a failed round. Return their folder."""
     folder = Path(tempfile.mkdtemp(prefix=f"soak-{report.seed}-"))
     for number, text in enumerate(report.server_logs, 1):
         (folder / f"node-{number}.log").write_text(text)
@@ -47,7 +47,7 @@ def main() -> int:
             bad.append(seed)
             print(f"  the servers' logs are in {keep_logs(report)}", flush=True)
         seed += 1
-        # The next one would be over before anything happened.
+        # The next round would be too short.
         if time.monotonic() > deadline - 15:
             break
     print(f"{seed - options.seed} rounds; with problems: {', '.join(map(str, bad)) or 'none'}")

@@ -1,4 +1,4 @@
-"""docs/asyncapi.yaml, and whether something is as it says."""
+"""Validation against docs/asyncapi.yaml."""
 
 import functools
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def message_names(action: str) -> list[str]:
-    """The events that the server receives, or sends."""
+    """Return the names of the events that the server receives ("receive") or sends ("send")."""
     return [
         reference["$ref"].rpartition("/")[2]
         for operation in document()["operations"].values()
@@ -32,16 +32,16 @@ def message_names(action: str) -> list[str]:
 
 
 def check(message: str, value: Any) -> None:
-    """Raise AssertionError when ``value`` is not as the message is described, or has fields that are not described."""
+    """Raise AssertionError when ``value`` does not match the message's schema or has undocumented fields."""
     described = document()["components"]["messages"][message]["payload"]
-    # Everything that is sent is described, in any of the parts that it consists of.
+    # Every field must be described in one of the schema's parts.
     whole = {**described, "components": document()["components"], "unevaluatedProperties": False}
     errors = list(jsonschema_rs.validator_for(whole, validate_formats=True).iter_errors(value))
     assert not errors, (message, value, errors)
 
 
 def references(node: Any) -> Iterator[str]:
-    """All that anything in the document points to."""
+    """Yield all references in the document."""
     if isinstance(node, dict):
         if isinstance(node.get("$ref"), str):
             yield node["$ref"]

@@ -1,7 +1,7 @@
-"""Judges what a run of the log tier left behind: what was published, what the log has, what each subscriber got.
+"""Checks the histories of a run of the log tier: published messages, the log, and each subscriber's messages.
 
-Pure: histories in, problems out. Who makes the histories is in `checker_writers`, `checker_subscribers`, `checker_run`;
-that each kind of fault is found is tested with doctored histories in tests/faults/test_log_checker.py.
+Pure: histories in, problems out. `checker_writers`, `checker_subscribers` and `checker_run` record the histories;
+tests/faults/test_log_checker.py checks with manipulated histories that each kind of fault is found.
 """
 
 import json
@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeAlias
 
-#: Of one kind of problem, so many are told in full.
+#: Problems of each kind that are reported in full.
 SHOWN = 10
 
 
 class Outcome(Enum):
-    """How a transaction ended. UNKNOWN is for Socket.IO publishers only: once or never, but nothing in between."""
+    """How a transaction ended. UNKNOWN is only for Socket.IO publishers: published completely or not at all."""
 
     COMMITTED = "committed"
     ROLLED_BACK = "rolled back"
@@ -28,7 +28,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A message that was handed to publish(). ``began`` is when, by the monotonic clock of this process."""
+    """A message that was passed to publish(). ``began`` is the time, by this process's monotonic clock."""
 
     id: str
     channel: str
@@ -38,9 +38,9 @@ class Sent:
 
 @dataclass(slots=True)
 class Transaction:
-    """What one transaction published. ``discarded`` went with a ROLLBACK TO SAVEPOINT.
+    """The messages of one transaction. ``discarded`` were removed by ROLLBACK TO SAVEPOINT.
 
-    ``acknowledged`` is when its COMMIT was known to have succeeded.
+    ``acknowledged`` is the time when its COMMIT was known to have succeeded.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Logged:
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """The server's answer to a request that asked for what follows ``since``, if it asked."""
+    """The server's answer to a subscribe request; ``since`` is the requested position, if any."""
 
     channel: str
     position: int | None
@@ -85,19 +85,19 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Unsubscribed:
-    """The server's answer; from here on nothing of the channel may come."""
+    """The server's answer to an unsubscribe; from here on no messages of the channel may arrive."""
 
     channel: str
 
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection has gone, and with it all its subscriptions."""
+    """The connection and all its subscriptions are lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Improper:
-    """Something that must not happen, whatever else does: a gap, an error that is no outage, no answer at all."""
+    """An event that must never happen: a gap, an error other than an outage, or a missing answer."""
 
     text: str
 
@@ -106,7 +106,7 @@ Note: TypeAlias = Subscribed | Delivered | Unsubscribed | Disconnected | Imprope
 
 
 def digest(payload: Any) -> int:
-    """Equal for equal JSON values, however they are written."""
+    """Return a checksum that is equal for equal JSON values, regardless of formatting."""
     return zlib.crc32(json.dumps(payload, sort_keys=True).encode())
 
 
@@ -116,7 +116,7 @@ def judge(
     subscribers: Mapping[str, tuple[Sequence[str], Sequence[Note]]],
     left_in_outbox: int = 0,
 ) -> list[str]:
-    """Everything that is wrong. ``subscribers`` are name → (channels, notes), ``log`` is in the order of positions."""
+    """Return all problems. ``subscribers``: name → (channels, notes). ``log`` is in the order of positions."""
     problems = _Problems()
     if left_in_outbox:
         problems.add("outbox", f"{left_in_outbox} messages were never moved to the log")
@@ -128,16 +128,16 @@ def judge(
         by_channel.setdefault(row.channel, []).append(row)
     for name, (channels, notes) in subscribers.items():
         _Walk(name, channels, by_channel, problems).walk(notes)
-    return problems.told()
+    return problems.report()
 
 
 def judge_subscriber(
     name: str, channels: Sequence[str], notes: Sequence[Note], log: Mapping[str, Sequence[Logged]]
 ) -> list[str]:
-    """Everything that is wrong with what one subscriber got. ``log`` is by channel."""
+    """Return all problems with one subscriber's messages. ``log`` is by channel."""
     problems = _Problems()
     _Walk(name, channels, log, problems).walk(notes)
-    return problems.told()
+    return problems.report()
 
 
 class _Problems:
@@ -147,7 +147,7 @@ class _Problems:
     def add(self, kind: str, text: str) -> None:
         self._kinds.setdefault(kind, []).append(f"{kind}: {text}")
 
-    def told(self) -> list[str]:
+    def report(self) -> list[str]:
         lines: list[str] = []
         for kind, texts in self._kinds.items():
             lines += texts[:SHOWN]
@@ -159,12 +159,12 @@ class _Problems:
 def _judge_positions(log: Sequence[Logged], problems: _Problems) -> None:
     for expected, row in enumerate(log, 1):
         if row.position != expected:
-            problems.add("positions", f"{row.position} stands where {expected} should")
+            problems.add("positions", f"{row.position} instead of {expected}")
             return
 
 
 def _judge_messages(transactions: Sequence[Transaction], log: Sequence[Logged], problems: _Problems) -> None:
-    """All of a committed transaction, in its order, once; nothing of another; nothing that nobody published."""
+    """Check that the log has all messages of committed transactions, once and in order, and no others."""
     rows: dict[str, Logged] = {}
     for row in log:
         if row.id in rows:
@@ -191,11 +191,11 @@ def _judge_messages(transactions: Sequence[Transaction], log: Sequence[Logged], 
         if positions != sorted(positions):
             problems.add("order within a transaction", f"{transaction.name}: {positions}")
     for identifier, count in Counter(row.id for row in log if row.id not in published).items():
-        problems.add("published by nobody", f"{identifier}, {count} times in the log")
+        problems.add("never published", f"{identifier}, {count} times in the log")
 
 
 def _judge_times(transactions: Sequence[Transaction], log: Sequence[Logged], problems: _Problems) -> None:
-    """Nothing stands before a message whose commit was acknowledged before the former's publish began."""
+    """Check that no message precedes another whose commit was acknowledged before its own publish began."""
     times = {
         sent.id: (sent.began, transaction.acknowledged) for transaction in transactions for sent in transaction.messages
     }
@@ -212,7 +212,7 @@ def _judge_times(transactions: Sequence[Transaction], log: Sequence[Logged], pro
 
 
 class _Walk:
-    """Goes through what one subscriber noted, beside the log."""
+    """Compares one subscriber's notes with the log."""
 
     def __init__(
         self, name: str, channels: Sequence[str], log: Mapping[str, Sequence[Logged]], problems: _Problems
@@ -222,7 +222,7 @@ class _Walk:
         self._problems = problems
         self._log = {channel: log.get(channel, []) for channel in channels}
         self._positions = {channel: [row.position for row in rows] for channel, rows in self._log.items()}
-        #: Of each channel, the index of the row that must come next; once it was subscribed to.
+        #: For each channel that was subscribed to, the index of the row that must come next.
         self._next: dict[str, int] = {}
         self._subscribed: set[str] = set()
 
@@ -253,7 +253,7 @@ class _Walk:
             self._add("not recovered", f"{note.channel} since {note.since}: {note.recovered}, {note.position}")
         index = bisect_right(self._positions[note.channel], note.position)
         if index > self._next.get(note.channel, index):
-            self._add("skipped", f"{note.channel} goes on after {note.position} without having got as far")
+            self._add("skipped", f"{note.channel} continues after {note.position}, which it had not reached")
         self._next[note.channel] = index
         self._subscribed.add(note.channel)
 
@@ -269,7 +269,7 @@ class _Walk:
             return
         row = rows[found]
         if (row.id, row.digest, row.published_at) != (note.id, note.digest, note.published_at):
-            self._add("changed on the way", f"{where}; the log has {row.id}")
+            self._add("changed in transit", f"{where}; the log has {row.id}")
         kind = "replayed" if note.replayed else "live"
         if found < index:
             self._add("twice or too late", f"{where}, {kind}, after {rows[index - 1].position}")

@@ -1,4 +1,4 @@
-"""The checker's Socket.IO clients: raw WebSockets, all run by one thread, that come back whenever they are cut off."""
+"""The checker's Socket.IO clients: raw WebSockets, run by one thread, that reconnect after every disconnect."""
 
 import heapq
 import itertools
@@ -11,25 +11,25 @@ from typing import Any
 
 from tests.support.swarm import RawClient, Swarm
 
-#: Seconds in which a server that accepts connections must have let a client in, and in which it must answer a request.
+#: Seconds within which a server that accepts connections must connect a client, and within which it must answer.
 CONNECT_SECONDS, ANSWER_SECONDS = 30.0, 60.0
 
 
 class Connections(Swarm):
-    """Raw clients of several ports, run in steps."""
+    """Raw clients on several ports, run in steps."""
 
     def __init__(self) -> None:
         super().__init__("127.0.0.1", 0)
 
     def open_at(self, port: int, receive_buffer: int | None) -> RawClient:
-        """A client that has sent its handshake. Raises OSError when nobody listens."""
+        """Return a client that has sent its handshake. Raises OSError when no server listens."""
         self._address = ("127.0.0.1", port)
         (client,) = self.open(1, receive_buffer)
-        self.clients.clear()  # who opened it keeps it
+        self.clients.clear()  # the caller owns it
         return client
 
     def step(self, seconds: float) -> None:
-        """Let those read that can, after waiting for up to ``seconds``."""
+        """Wait up to ``seconds``, then read from all readable clients."""
         for key, _ in self._selector.select(seconds):
             client: RawClient = key.data
             try:
@@ -39,7 +39,7 @@ class Connections(Swarm):
             except AssertionError:
                 if client.shaken:
                     raise
-                client.closed = True  # a node that is being shut down answers the handshake with 503
+                client.closed = True  # a node that shuts down answers the handshake with 503
             if client.closed:
                 self._selector.unregister(client.socket)
                 client.socket.close()
@@ -58,7 +58,7 @@ class Loop(threading.Thread):
         self._ending = threading.Event()
 
     def later(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Call ``callback`` in this thread."""
+        """Call ``callback`` in this thread after ``seconds``."""
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), callback))
 
     def run(self) -> None:
@@ -85,7 +85,7 @@ class Loop(threading.Thread):
 
 
 class Client:
-    """One client, which connects to a node, and again whenever it is cut off. Its methods run in the loop's thread."""
+    """A client that connects to a node, and reconnects after every disconnect. Its methods run in the loop's thread."""
 
     def __init__(self, loop: Loop, name: str, ports: Sequence[int], random: Random) -> None:
         self.name = name
@@ -93,23 +93,23 @@ class Client:
         self._ports = ports
         self._random = random
         self._port = random.choice(ports)
-        #: Bytes that the kernel keeps for us; the less, the sooner the server notices that we do not read.
+        #: Size of the kernel's receive buffer; the smaller, the sooner the server notices that we do not read.
         self._receive_buffer = random.choice((None, None, 65_536))
         self._raw: RawClient | None = None
         self._up = False
         self._paused = False
         self._ids = itertools.count(1)
         self._answers: dict[int, Callable[[dict[str, Any]], None]] = {}
-        #: How often it was connected, and how often not at its own will cut off.
+        #: How often it connected, and how often the connection was lost involuntarily.
         self.connects = self.cuts = 0
 
     def start(self) -> None:
-        """Connect. Before the loop's thread runs, or in it."""
+        """Connect. Call it before the loop's thread runs, or in that thread."""
         self._loop.clients.append(self)
         self._connect()
 
     def look(self) -> None:
-        """Take what has arrived."""
+        """Handle received packets."""
         raw = self._raw
         if raw is None:
             return
@@ -124,7 +124,7 @@ class Client:
             self._lost(self._random.uniform(0.0, 0.3))
 
     def leave(self, seconds: float, port: int | None = None) -> None:
-        """Cut the connection with or without a reset; come back after ``seconds``, to ``port`` if given."""
+        """Close the connection, with or without a reset. Reconnect after ``seconds``, to ``port`` if given."""
         if port is not None:
             self._port = port
         raw = self._raw
@@ -152,7 +152,7 @@ class Client:
         self._loop.later(ANSWER_SECONDS, lambda: self._never_answered(event, number))
 
         def send() -> None:
-            # A large one must not be sent in part.
+            # A large request must not be sent partially.
             raw.socket.settimeout(10)
             try:
                 raw.emit(event, argument, number)
@@ -161,21 +161,21 @@ class Client:
 
         self._guarded(send)
 
-    # -- for those who derive from it ----------------------------------------------------------------------------------
+    # -- callbacks of subclasses ---------------------------------------------------------------------------------------
 
     def _on_connected(self) -> None:
-        """The server has let us in."""
+        """Called when the client is connected."""
 
     def _on_event(self, event: str, argument: Any) -> None:
-        """The server has sent an event."""
+        """Called for each event of the server."""
 
     def _on_lost(self) -> None:
-        """The connection has gone; what was not answered will not be."""
+        """Called when the connection is lost; pending requests will not be answered."""
 
     def _improper(self, text: str) -> None:
-        """Something happened that never should."""
+        """Called when something happens that never should."""
 
-    # -- its own -------------------------------------------------------------------------------------------------------
+    # -- private -------------------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
         try:
@@ -186,7 +186,7 @@ class Client:
 
         def still_waiting() -> None:
             if raw is self._raw and not self._up:
-                self._improper(f"was not let in within {CONNECT_SECONDS:g} s")
+                self._improper(f"was not connected within {CONNECT_SECONDS:g} s")
                 self.leave(1.0)
 
         self._loop.later(CONNECT_SECONDS, still_waiting)
@@ -210,7 +210,7 @@ class Client:
             start = packet.index("[")
             answered = self._answers.pop(int(packet[1:start]), None)
             if answered is None:
-                self._improper(f"got an acknowledgement that it had not asked for: {packet[:100]}")
+                self._improper(f"got an unexpected acknowledgement: {packet[:100]}")
             else:
                 answered(json.loads(packet[start:])[0])
 
@@ -220,7 +220,7 @@ class Client:
             self.leave(0.5)
 
     def _guarded(self, send: Callable[[], None]) -> None:
-        """A connection that is lost while something is sent is lost; the loop will find it closed."""
+        """Call ``send``. If the connection is lost meanwhile, mark it closed; the loop handles it."""
         raw = self._raw
         try:
             send()

@@ -1,4 +1,4 @@
-"""The checker's faults, in an order and at times drawn from a seed."""
+"""The checker's faults, with order and times drawn from a seed."""
 
 import contextlib
 import heapq
@@ -21,7 +21,7 @@ Undo = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault: when it begins, how long it lasts where it does, and which of two targets it hits."""
+    """One fault: its start, its duration (if any), and which of two targets it hits."""
 
     at: float
     kind: str
@@ -30,7 +30,7 @@ class Fault:
 
 
 def plan_faults(random: Random, seconds: float, pause: float) -> list[Fault]:
-    """Faults over ``seconds``, about ``pause`` seconds apart; they overlap. All kinds come by before one repeats."""
+    """Return faults for ``seconds``, about ``pause`` seconds apart. Faults overlap; each round has all kinds."""
     faults: list[Fault] = []
     at = pause
     while True:
@@ -45,23 +45,23 @@ def plan_faults(random: Random, seconds: float, pause: float) -> list[Fault]:
 
 
 class Breaker:
-    """Carries out the faults on ``world``, in the calling thread."""
+    """Executes the faults on ``world``, in the calling thread."""
 
     def __init__(self, world: World, faults: Sequence[Fault], tell: Callable[[str], None]) -> None:
         self._world = world
         self._faults = faults
         self._tell = tell
-        #: How often each kind was carried out.
+        #: How often each kind was executed.
         self.done: Counter[str] = Counter()
-        #: Nodes that ended by themselves.
+        #: Nodes that ended unexpectedly.
         self.problems: list[str] = []
         self._down: set[Node] = set()
-        #: Nodes that are frozen, or whose proxy is at work. Not both at once: a proxy that cannot get rid of what it
-        #: has for a frozen process takes no orders.
+        #: Nodes that are frozen, or whose proxy causes a fault. Never both: a proxy that is blocked by a frozen process
+        #: does not react to commands.
         self._occupied: set[Node] = set()
 
     def run(self, seconds: float) -> None:
-        """Everything that begins within ``seconds``; at the end all is whole again, or on its way."""
+        """Execute all faults that begin within ``seconds``. At the end, all are repaired or being repaired."""
         began = time.monotonic()
         steps: list[tuple[float, int, Callable[[], None]]] = []
         numbers = itertools.count()
@@ -75,7 +75,7 @@ class Breaker:
             heapq.heappush(steps, (fault.at, next(numbers), lambda fault=fault: begin(fault)))  # type: ignore[misc]
         while steps and steps[0][0] < seconds:
             at, _, step = heapq.heappop(steps)
-            time.sleep(max(0.0, began + at - time.monotonic()))  # the times are the plan
+            time.sleep(max(0.0, began + at - time.monotonic()))  # waits for the planned time
             step()
             self._look_after_nodes()
         for _, _, undo in sorted(steps):
@@ -86,14 +86,14 @@ class Breaker:
         try:
             undo = KINDS[fault.kind][0](self, fault)
         except psycopg2.OperationalError:
-            return None  # who leads cannot be asked just now
-        self.done[fault.kind] += 1  # also when it met its target already broken
+            return None  # the leader cannot be queried now
+        self.done[fault.kind] += 1  # also if the target was already broken
         return undo
 
     def _look_after_nodes(self) -> None:
         for node in self._world.nodes:
             if not node.up and node not in self._down:
-                self.problems.append(f"{node.name} ended by itself with {node.server.process.returncode}")
+                self.problems.append(f"{node.name} ended unexpectedly with {node.server.process.returncode}")
                 node.server.start()
 
     def _leader(self, fault: Fault) -> Node:
@@ -126,12 +126,12 @@ class Breaker:
         return self._kill(node, node.server.kill)
 
     def retire(self, fault: Fault) -> Undo | None:
-        """SIGTERM, as when a new version is rolled out."""
+        """Send SIGTERM, as in a rolling update."""
         node = self._world.nodes[fault.target]
         return self._kill(node, node.server.process.terminate)
 
     def freeze(self, fault: Fault) -> Undo | None:
-        """The leader's worker stops, with the lock in its hands."""
+        """Stop the leader's worker while it holds the lock."""
         node = self._leader(fault)
         if node in self._down | self._occupied:
             return None
@@ -139,7 +139,7 @@ class Breaker:
             pid = node.server.worker_pid()
             os.kill(pid, signal.SIGSTOP)
         except (AssertionError, OSError):
-            return None  # it has just been started, and has no worker yet
+            return None  # it was just started and has no worker yet
         self._occupied.add(node)
         self._tell(f"{node.name} frozen")
 
@@ -174,10 +174,10 @@ class Breaker:
         self._tell("PostgreSQL crashed and started")
 
     def stop_postgres(self, fault: Fault) -> Undo:
-        # Not smart: that would wait for all clients.
+        # Not "smart", which waits for all clients.
         self._world.cluster.stop("fast")
         self._tell("PostgreSQL stopped")
-        time.sleep(fault.seconds)  # the length of the outage; whoever else is broken meanwhile can wait
+        time.sleep(fault.seconds)  # the length of the outage; other faults wait
         self._world.cluster.start()
         self._tell("PostgreSQL started")
         return lambda: None
@@ -206,7 +206,7 @@ class Breaker:
         return restore
 
 
-#: What is done, and for how long, in seconds: a black hole is only found after a while.
+#: Kind → function and range of durations in seconds. Detecting a black hole takes a while.
 KINDS: dict[str, tuple[Callable[[Breaker, Fault], Undo | None], tuple[float, float]]] = {
     "kill_leader": (Breaker.kill_leader, (0.2, 4.0)),
     "kill_other": (Breaker.kill_other, (0.2, 4.0)),

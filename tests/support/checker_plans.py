@@ -1,17 +1,17 @@
-"""What the checker's writers will do, drawn from a seed: the same seed, the same transactions. Pure."""
+"""Plans of the checker's writers, drawn from a seed: the same seed yields the same transactions. Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeAlias
 
-#: What a payload may be filled with: everything that a line, a frame or JSON could stumble over.
+#: Filler of payloads: characters that are critical for lines, frames or JSON.
 AWKWARD = "a\tb\nc\rd\"e\\f/g\x7f\x01 äß日本😀\u2028\u2029\ufeff'%s{}[],:"
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """One message; ``size`` is about that of its payload as JSON. Filled with what compresses, or does not."""
+    """One message. ``size`` is the approximate size of its JSON payload, with compressible or random content."""
 
     channel: str
     size: int
@@ -27,7 +27,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """Run ``sql``: a savepoint and what becomes of it, or SET CONSTRAINTS."""
+    """Run ``sql``: a savepoint, its release or rollback, or SET CONSTRAINTS."""
 
     sql: str
 
@@ -48,11 +48,11 @@ class Plan:
 
 
 def plan_transactions(random: Random, channels: Sequence[str], pace: float) -> Iterator[Plan]:
-    """Transactions without end. ``pace`` is the mean pause between two, in seconds."""
+    """Yield transactions indefinitely. ``pace`` is the mean pause between two, in seconds."""
     while True:
         steps = list(_steps(random, channels))
         if random.random() < 0.05:
-            # Then the doorbell rings long before the commit.
+            # Fires the deferred trigger that notifies the relay long before the commit.
             steps.insert(random.randint(0, len(steps)), Statement("SET CONSTRAINTS ALL IMMEDIATE"))
         if random.random() < 0.02:
             steps.insert(random.randint(1, len(steps)), Pause(random.uniform(1.0, 6.0)))
@@ -60,18 +60,18 @@ def plan_transactions(random: Random, channels: Sequence[str], pace: float) -> I
             begin=random.choice(("BEGIN", "BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ")),
             steps=steps,
             commits=random.random() < 0.85,
-            # Now and then several without any pause.
+            # Sometimes several transactions without a pause.
             pause=0.0 if random.random() < 0.3 else random.expovariate(1 / pace),
         )
 
 
 def plan_publish(random: Random, channels: Sequence[str]) -> Publish:
-    """A message of any size that a Socket.IO client may send in one piece."""
+    """Return a message of any size that a Socket.IO client can send in one packet."""
     return Publish(random.choice(channels), min(size(random), 60_000), compressible=False)
 
 
 def size(random: Random) -> int:
-    """Mostly small; often near the sizes at which the relay changes its way; now and then up to 1 MB."""
+    """Return a size: mostly small, often near the sizes at which the relay changes its method, rarely up to 1 MB."""
     kind = random.random()
     if kind < 0.85:
         return random.randint(10, 400)
@@ -83,13 +83,13 @@ def size(random: Random) -> int:
 
 
 def payload(random: Random, identifier: str, publish: Publish) -> dict[str, Any]:
-    """A JSON value of about the size, with something that can go wrong in every kind of text."""
+    """Return a JSON value of about the planned size, with content that is critical in many kinds of text."""
     room = max(0, publish.size - len(identifier) - 40)
     if room > 20_000:
         pad = "x" * room if publish.compressible else random.randbytes(room // 2).hex()
     else:
         start = random.randrange(len(AWKWARD))
-        # In escapes and UTF-8 the characters take up to six bytes each.
+        # As escapes or UTF-8, each character has up to six bytes.
         pad = (AWKWARD[start:] + AWKWARD * (room // len(AWKWARD) + 1))[: max(1, room * 2 // 5)]
     return {"id": identifier, "n": random.randrange(-(2**53), 2**53), "pad": pad, "": [None, True, {"é": {}}]}
 

@@ -1,4 +1,4 @@
-"""One run of the checker: writers, subscribers and faults for a while; then calm, and everything is judged."""
+"""One run of the checker: writers, subscribers and faults for a while; then a calm phase, and the check."""
 
 import re
 import threading
@@ -20,29 +20,29 @@ from tests.support.checker_writers import LEDGER, Writer
 
 CHANNELS = ("orders", "Überweisung 日本", "prices", "chat", "seldom")
 
-#: Seconds after the last fault in which all nodes serve, and then everybody has everything.
+#: Seconds after the last fault within which all nodes serve, and then within which everything is delivered.
 RECOVER_SECONDS, DELIVER_SECONDS = 40.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much goes on."""
+    """The size of a run."""
 
     seconds: float
-    #: Mean seconds between two faults, two transactions of a writer, and two whims of a restless subscriber.
+    #: Mean seconds between two faults, two transactions of a writer, and two actions of a restless subscriber.
     between_faults: float = 2.5
     pace: float = 0.1
     restless: float = 3.0
     writers: int = 8
     socket_publishers: int = 2
-    #: Subscribers that are only cut off by faults, and restless ones.
+    #: Subscribers that disconnect only because of faults, and restless ones.
     steady: int = 3
     restless_subscribers: int = 7
 
 
 @dataclass(slots=True)
 class Report:
-    """What came of a run. ``problems`` is empty when all is well."""
+    """The result of a run. ``problems`` is empty if it succeeded."""
 
     seed: int
     seconds: float
@@ -54,15 +54,15 @@ class Report:
     def __str__(self) -> str:
         figures = ", ".join(f"{name} {value:g}" for name, value in self.figures.items())
         faults = ", ".join(f"{kind} {count}" for kind, count in sorted(self.faults.items()))
-        verdict = f"{len(self.problems)} PROBLEMS" if self.problems else "well"
+        verdict = f"{len(self.problems)} PROBLEMS" if self.problems else "ok"
         lines = [f"seed {self.seed}, {self.seconds:.0f} s: {verdict}", f"  {figures}", f"  faults: {faults}"]
         return "\n".join(lines + [f"  ! {problem}" for problem in self.problems])
 
 
 def run(seed: int, size: Size, tell: Callable[[str], None] = lambda line: None) -> Report:
-    """Everything about ``seed``; ``tell`` gets a line about each fault."""
+    """Run with ``seed``. ``tell`` is called with a line about each fault."""
     random = Random(seed)
-    # A small buffer cuts clients off that do not read, and makes them come back.
+    # With a small buffer, clients that do not read are disconnected and reconnect.
     buffer = random.choice(("1000000", "200000", "30000"))
     began = time.monotonic()
 
@@ -100,7 +100,7 @@ class _Run:
         ports, epoch = self._world.ports, self._world.epoch()
         for n in range(self._size.steady + self._size.restless_subscribers):
             restless = self._size.restless if n >= self._size.steady else None
-            # The steady ones stay with a node each; who is restless may have the others' company in fewer channels.
+            # Steady subscribers stay on one node each; restless ones may switch, and may have fewer channels.
             some = self._random.sample(CHANNELS, self._random.randint(1, len(CHANNELS)))
             yield Subscriber(
                 self._loop,
@@ -125,7 +125,7 @@ class _Run:
         clients: list[Client] = [*self._subscribers, *self._publishers]
         late = self._random.sample(clients, len(clients) // 3)
         for client in clients:
-            if client in late:  # what they ask for is in the log by then
+            if client in late:  # so that they replay from the log
                 self._loop.later(self._random.uniform(0.0, self._size.seconds / 2), client.start)
             else:
                 client.start()
@@ -146,7 +146,7 @@ class _Run:
         return report
 
     def _settle(self) -> None:
-        """Everything is mended, nobody publishes any more, and all that was published has arrived."""
+        """Wait until everything is repaired, stop publishing, and wait until all messages have arrived."""
         for subscriber in self._subscribers:
             subscriber.calm()
         began = time.monotonic()
@@ -158,7 +158,7 @@ class _Run:
         for publisher in self._publishers:
             publisher.stop()
         wait_for(lambda: all(one.idle for one in self._publishers), RECOVER_SECONDS, "answers to the publishers")
-        self._tell(f"{time.monotonic() - began:.2f} s until all is well and nobody publishes")
+        self._tell(f"{time.monotonic() - began:.2f} s until all nodes serve and all publishers have stopped")
         self._publish_last()
         try:
             wait_for(self._is_delivered, DELIVER_SECONDS, "all messages delivered")
@@ -166,7 +166,7 @@ class _Run:
             self._tell(f"{time.monotonic() - began:.2f} s until everything is delivered")
 
     def _publish_last(self) -> None:
-        """One more message to each channel: what comes twice comes before it."""
+        """Publish one more message to each channel, so that late duplicates would arrive before it."""
         for channel in CHANNELS:
             body = {"id": f"last-{channel}"}
             sent = Sent(body["id"], channel, digest(body), time.monotonic())
@@ -210,16 +210,16 @@ class _Run:
         }
 
 
-#: gunicorn's own: a connection that was accepted at the moment of SIGTERM, when the listener is closed already.
+#: A message of gunicorn: a connection was accepted during SIGTERM, when the listening socket was already closed.
 HARMLESS = "Socket error processing request.: OSError: [Errno 9] Bad file descriptor"
 
 
 def failures(log: str) -> list[str]:
-    """The tracebacks in a server's log, each as its heading and its last line."""
+    """Return the tracebacks in a server's log, each as its heading and its last line."""
     found: list[str] = []
     for match in re.finditer(r"^(.*)\nTraceback \(most recent call last\):\n((?: .*\n|\n)*)(.*)", log, re.MULTILINE):
         found.append(f"{match[1]}: {match[3]}")
-    # Ours are one line each.
+    # Our own log lines contain the traceback in one line.
     for match in re.finditer(r'^.* message=("(?:[^"\\]|\\.)*"|\S+) .*traceback="(.*)"$', log, re.MULTILINE):
         found.append(f"{match[1].strip(chr(34))}: {match[2].split(chr(92) + 'n')[-1]}")
     return [failure for failure in found if not failure.endswith(HARMLESS)]

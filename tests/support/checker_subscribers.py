@@ -1,4 +1,4 @@
-"""The checker's subscribers, which note everything that arrives; and its publishers by Socket.IO."""
+"""The checker's subscribers, which record everything that arrives, and its Socket.IO publishers."""
 
 import math
 import time
@@ -21,15 +21,15 @@ from tests.support.checker import (
 from tests.support.checker_clients import Client, Loop
 from tests.support.checker_plans import payload, plan_publish
 
-#: What a publisher is told when it cannot be known whether the message was sent (docs/protocol.md).
+#: Part of the error message when it is unknown whether the message was published (docs/protocol.md).
 UNCERTAIN = "may have been sent or not"
 
 
 class Subscriber(Client):
-    """Subscribes to ``channels``, and after each reconnect again with ``since``. Nothing is sorted out.
+    """Subscribes to ``channels``, and after each reconnect again with ``since``. Records duplicates too.
 
-    ``restless``: leaves, moves to the other node, stops reading, unsubscribes or subscribes again after so many
-    seconds on average; until :meth:`calm`.
+    ``restless``: the mean seconds between disconnecting, switching to the other node, pausing, unsubscribing or
+    resubscribing, until :meth:`calm`.
     """
 
     def __init__(
@@ -45,26 +45,26 @@ class Subscriber(Client):
         super().__init__(loop, name, ports, random)
         self.channels = channels
         self.notes: list[Note] = []
-        #: Of each channel the last position that was processed.
+        #: Channel → last processed position.
         self.positions: dict[str, int] = {}
         self._epoch = epoch
         self._restless = restless
         self._calm = False
-        #: Channels that are subscribed to, and those with a request under way and its ``since``.
+        #: Subscribed channels, and channels with a pending request → its ``since``.
         self._subscribed: set[str] = set()
         self._asked: dict[str, int | None] = {}
-        #: Events after which it leaves without looking at what has arrived as well.
+        #: Number of events after which it disconnects without handling what else has arrived.
         self._leaves_in = math.inf
         if restless is not None:
             loop.later(random.expovariate(1 / restless), self._fidget)
 
     def calm(self) -> None:
-        """Do nothing unasked any more. From any thread."""
+        """Stop being restless. Can be called from any thread."""
         self._calm = True
 
     def caught_up(self, newest: dict[str, int]) -> bool:
-        """Whether it has got as far as ``newest``, the last positions of the channels. From any thread."""
-        # With an answer outstanding it will be set back, and be given again what it asked for.
+        """Return whether it has reached ``newest``, the last position of each channel. From any thread."""
+        # A pending request will move it back and replay messages.
         return not self._asked and all(
             self.positions.get(channel, -1) >= newest.get(channel, 0) for channel in self.channels
         )
@@ -79,7 +79,7 @@ class Subscriber(Client):
         since = self.positions.get(channel)
         body: dict[str, Any] = {"channel": channel}
         if since is None:
-            # At first: from now on, with some history, or from the very beginning.
+            # The first request: without replay, with some history, or from the start.
             since = self._random.choice((None, None, 0))
             if since is None:
                 body["history"] = self._random.choice((0, 5, 1000))
@@ -91,7 +91,7 @@ class Subscriber(Client):
     def _answered(self, channel: str, answer: dict[str, Any]) -> None:
         if answer.get("ok"):
             if channel in self._asked:
-                self._improper(f"was acknowledged {channel}, and never told that it is subscribed")
+                self._improper(f"got an acknowledgement for {channel} without the event subscribed")
         else:
             del self._asked[channel]
             if answer["error"]["code"] != "database_unavailable":
@@ -112,10 +112,10 @@ class Subscriber(Client):
     def _note_subscribed(self, argument: dict[str, Any]) -> None:
         channel, position = argument["channel"], argument.get("position")
         if channel not in self._asked:
-            self._improper(f"was subscribed to {channel} unasked")
+            self._improper(f"was subscribed to {channel} without a request")
             return
         if argument.get("epoch") != self._epoch:
-            self._improper(f"was told the epoch {argument.get('epoch')} instead of {self._epoch}")
+            self._improper(f"got the epoch {argument.get('epoch')} instead of {self._epoch}")
         self.notes.append(Subscribed(channel, position, self._asked.pop(channel), argument.get("recovered")))
         if position is not None:
             self.positions[channel] = position
@@ -124,7 +124,7 @@ class Subscriber(Client):
     def _take(self, argument: dict[str, Any]) -> None:
         body, channel, position = argument["payload"], argument["channel"], argument.get("position")
         if not isinstance(body, dict):
-            self._improper(f"got {str(body)[:100]!r} of {channel} at {position}, which nobody published")
+            self._improper(f"got {str(body)[:100]!r} of {channel} at {position}, which was never published")
             return
         self.notes.append(
             Delivered(channel, position, body["id"], digest(body), argument.get("published_at"), "replayed" in argument)
@@ -144,7 +144,7 @@ class Subscriber(Client):
     def _improper(self, text: str) -> None:
         self.notes.append(Improper(text))
 
-    # -- restlessness --------------------------------------------------------------------------------------------------
+    # -- restless actions-----------------------------------------------------------------------------------------------
 
     def _fidget(self) -> None:
         assert self._restless is not None
@@ -165,7 +165,7 @@ class Subscriber(Client):
         self._leaves_in = self._random.randint(0, 30)
 
     def _subscribe_again(self) -> None:
-        """Without having left: what was sent meanwhile comes twice then, as asked for."""
+        """Subscribe again on the same connection: messages are repeated, as requested."""
         channel = self._random.choice(self.channels)
         if channel in self._subscribed:
             self._subscribe(channel)
@@ -178,7 +178,7 @@ class Subscriber(Client):
         def answered(answer: dict[str, Any]) -> None:
             if answer != {"ok": True, "channel": channel}:
                 self._improper(f"could not unsubscribe from {channel}: {answer}")
-            # Mostly at once: a broadcast may be under way.
+            # Mostly immediately, because a broadcast may be in progress.
             seconds = self._random.choice((0.0, 0.0, self._random.expovariate(1.0)))
             self._loop.later(seconds, lambda: self._subscribe(channel))
 
@@ -195,19 +195,19 @@ class SocketPublisher(Client):
         self._channels = channels
         self._pace = pace
         self._stopping = False
-        self._under_way: dict[str, Transaction] = {}
+        self._pending: dict[str, Transaction] = {}
         self.transactions: list[Transaction] = []
         self.problems: list[str] = []
         loop.later(random.expovariate(1 / pace), self._publish)
 
     def stop(self) -> None:
-        """From any thread."""
+        """Stop publishing. Can be called from any thread."""
         self._stopping = True
 
     @property
     def idle(self) -> bool:
-        """Whether it has an answer to everything, or will never get one. From any thread."""
-        return self._stopping and not self._under_way
+        """True when no answers are pending. Can be read from any thread."""
+        return self._stopping and not self._pending
 
     def _publish(self) -> None:
         if self._stopping:
@@ -225,7 +225,7 @@ class SocketPublisher(Client):
         transaction = Transaction(identifier, outcome=Outcome.UNKNOWN)
         transaction.messages.append(Sent(identifier, plan.channel, digest(body), time.monotonic()))
         self.transactions.append(transaction)
-        self._under_way[identifier] = transaction
+        self._pending[identifier] = transaction
         self.request(
             "publish",
             {"channel": plan.channel, "payload": body, "durable": True},
@@ -233,7 +233,7 @@ class SocketPublisher(Client):
         )
 
     def _answered(self, transaction: Transaction, answer: dict[str, Any]) -> None:
-        self._under_way.pop(transaction.name, None)
+        self._pending.pop(transaction.name, None)
         if answer.get("ok"):
             transaction.outcome, transaction.acknowledged = Outcome.COMMITTED, time.monotonic()
             return
@@ -243,7 +243,7 @@ class SocketPublisher(Client):
             transaction.outcome = Outcome.ROLLED_BACK
 
     def _on_lost(self) -> None:
-        self._under_way.clear()
+        self._pending.clear()
 
     def _improper(self, text: str) -> None:
         self.problems.append(f"{self.name}: {text}")

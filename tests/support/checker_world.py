@@ -1,4 +1,4 @@
-"""What the checker breaks: a cluster, and two nodes of gunicorn that reach it through a proxy each."""
+"""The checker's environment: a cluster, and two gunicorn nodes that connect to it through a proxy each."""
 
 import contextlib
 import time
@@ -15,7 +15,7 @@ from tests.support.postgres import Cluster, cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
 
-#: The backend that holds the relay's lock, and by whose connection.
+#: Selects the backend that holds the relay's lock, and its application_name.
 LEADER = f"""
 SELECT application_name, pid FROM pg_locks JOIN pg_stat_activity USING (pid)
 WHERE locktype = 'advisory' AND classid = {LOCK_CLASS} AND objid = {RELAY_LOCK} AND granted
@@ -23,7 +23,7 @@ WHERE locktype = 'advisory' AND classid = {LOCK_CLASS} AND objid = {RELAY_LOCK} 
 
 
 class Node:
-    """One server process. Its connections are told apart by their application_name."""
+    """One server process. Its connections have its name as application_name."""
 
     def __init__(self, number: int, running: Cluster, **settings: str) -> None:
         self.name = f"node-{number}"
@@ -38,12 +38,12 @@ class Node:
 
     @property
     def up(self) -> bool:
-        """Whether it was not killed, and has not ended by itself."""
+        """True while the process runs."""
         return self.server.process.poll() is None
 
 
 class World:
-    """The cluster and its nodes; made by :func:`world`."""
+    """The cluster and its nodes; created by :func:`world`."""
 
     def __init__(self, running: Cluster, nodes: list[Node]) -> None:
         self.cluster = running
@@ -54,7 +54,7 @@ class World:
         return [node.server.port for node in self.nodes]
 
     def leader(self) -> tuple[Node, int] | None:
-        """The node that relays, and the process id of its relay's backend; None while nobody does."""
+        """Return the node that relays and the process id of its relay's backend; None if no node relays."""
         rows = self.cluster.sql(LEADER)
         if not rows:
             return None
@@ -69,7 +69,7 @@ class World:
         return next(other for other in self.nodes if other is not node)
 
     def publish(self, channel: str, payload: Any = None) -> None:
-        """One message in a transaction of its own."""
+        """Publish one message in its own transaction."""
         self.cluster.sql("SELECT socketio_pg.publish(%s, %s::jsonb)", channel, psycopg2.extras.Json(payload))
 
     def epoch(self) -> str:
@@ -79,15 +79,15 @@ class World:
         return int(self.cluster.sql("SELECT count(*) FROM socketio_pg.outbox")[0][0])
 
     def newest(self) -> dict[str, int]:
-        """The last position of each channel."""
+        """Return the last position of each channel."""
         return dict(self.cluster.sql("SELECT channel, max(position) FROM socketio_pg.log GROUP BY channel"))
 
     def log(self) -> list[Logged]:
-        """The whole log, in order."""
+        """Return the whole log, in order."""
         return in_pages(self.cluster.connect())
 
     def ready(self) -> None:
-        """Every node runs and serves, and one of them relays."""
+        """Start stopped nodes, and wait until all nodes serve and one of them relays."""
         for node in self.nodes:
             if not node.up:
                 node.server.start()
@@ -98,7 +98,7 @@ class World:
 
 @contextlib.contextmanager
 def world(**settings: str) -> Iterator[World]:
-    """Two nodes with ``settings`` on a cluster of their own, the log installed and relayed."""
+    """Run two nodes with ``settings`` on a new cluster, with the log installed and relayed."""
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(cluster(18, durable=True))
         nodes = []
@@ -115,7 +115,7 @@ def world(**settings: str) -> Iterator[World]:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The first true answer of ``condition``, which asks other processes and so can only be asked again."""
+    """Poll ``condition``, which depends on other processes. Return its first true value."""
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(psycopg2.OperationalError):
@@ -127,7 +127,7 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 
 def in_pages(connection: Any) -> list[Logged]:
-    """The log in small pages: some payloads are large."""
+    """Read the log in small pages, because some payloads are large."""
     rows: list[Logged] = []
     with contextlib.closing(connection), connection.cursor() as cursor:
         while True:

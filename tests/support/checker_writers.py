@@ -1,4 +1,4 @@
-"""The checker's writers: threads that publish in transactions of their own, and always know what has committed."""
+"""The checker's writers: threads that publish in their own transactions, and always know which ones committed."""
 
 import contextlib
 import json
@@ -13,17 +13,17 @@ import psycopg2
 from tests.support.checker import Outcome, Sent, Transaction, digest
 from tests.support.checker_plans import BACK, RELEASE, SAVEPOINT, Pause, Plan, Publish, payload, plan_transactions
 
-#: In the writers' own transactions, so it says what has committed, whatever becomes of the log. Not by
-#: pg_xact_status(): after a crash a transaction's number may be given again.
+#: Written in the writers' own transactions, so it records which ones committed, independent of the log.
+#: pg_xact_status() is not used because transaction ids can be reused after a crash.
 LEDGER = "CREATE TABLE ledger (transaction text PRIMARY KEY, void boolean NOT NULL)"
 
-#: What ends a session from outside: nothing more is heard, an administrator, a crash, a start that is not complete.
-#: Any other error would be PostgreSQL's refusal of what must always be possible.
+#: Error codes of sessions that are ended from outside: connection lost, administrator, crash, startup.
+#: Any other error is a problem, because the statements must always succeed.
 ENDED = {None, "57P01", "57P02", "57P03"}
 
 
 class Writer(threading.Thread):
-    """Publishes until ``stopping`` is set. ``connect`` gives a connection in autocommit mode, or raises."""
+    """Publishes until ``stopping`` is set. ``connect`` returns a connection in autocommit mode, or raises."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Writer(threading.Thread):
         self._stopping = stopping
         self._connection: Any = None
         self._count = 0
-        #: What it did, and what PostgreSQL refused though it should not.
+        #: Its transactions, and unexpected errors of PostgreSQL.
         self.transactions: list[Transaction] = []
         self.problems: list[str] = []
 
@@ -55,10 +55,10 @@ class Writer(threading.Thread):
             self.problems.append(f"{self.name} ended with {error!r}")
             raise
         finally:
-            self._hang_up()
+            self._close()
 
     def _perform(self, plan: Plan, name: str) -> None:
-        # Before it is tried: what was published must be known even when nothing is ever heard of it.
+        # Recorded first: the published messages must be known even if the connection is lost.
         transaction = Transaction(name)
         self.transactions.append(transaction)
         try:
@@ -69,16 +69,16 @@ class Writer(threading.Thread):
                 self._execute("ROLLBACK")
                 return
         except psycopg2.Error as error:
-            # COMMIT was not sent: it cannot have committed.
+            # COMMIT was not sent, so it cannot have committed.
             self._note(error, name)
-            self._hang_up()
+            self._close()
             return
         try:
             self._execute("COMMIT")
             transaction.outcome = Outcome.COMMITTED
         except psycopg2.Error as error:
             self._note(error, name)
-            self._hang_up()
+            self._close()
             transaction.outcome = self._find_out(name)
         if transaction.outcome is Outcome.COMMITTED:
             transaction.acknowledged = time.monotonic()
@@ -105,17 +105,17 @@ class Writer(threading.Thread):
                     self._execute(RELEASE)
 
     def _find_out(self, name: str) -> Outcome:
-        """Whether the transaction has committed. If not, it is made sure that it never will."""
+        """Return whether the transaction committed. If it did not, make sure that it never will."""
         while True:
             try:
-                # Waits for the transaction, should it still be under way; and may itself be cut off and repeated.
+                # Waits for the transaction if it still runs; may itself lose the connection and be retried.
                 self._execute("INSERT INTO ledger VALUES (%s, true) ON CONFLICT DO NOTHING", name)
                 (void,) = self._execute("SELECT void FROM ledger WHERE transaction = %s", name)[0]
                 return Outcome.ROLLED_BACK if void else Outcome.COMMITTED
             except psycopg2.Error as error:
                 self._note(error, name)
-                self._hang_up()
-                time.sleep(0.05)  # a database that starts can only be asked again
+                self._close()
+                time.sleep(0.05)  # a starting database can only be polled
 
     def _execute(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         if self._connection is None:
@@ -135,7 +135,7 @@ class Writer(threading.Thread):
         if error.pgcode not in ENDED:
             self.problems.append(f"{name} was refused: {error.pgcode} {str(error).strip()}")
 
-    def _hang_up(self) -> None:
+    def _close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(psycopg2.Error):

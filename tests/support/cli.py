@@ -1,4 +1,4 @@
-"""The command ``socketio-pg`` in processes of its own, as a shell runs it."""
+"""Runs the command ``socketio-pg`` in separate processes, like a shell."""
 
 import json
 import os
@@ -23,16 +23,16 @@ COMMAND = [sys.executable, "-m", "socketio_pg"]
 
 
 def environment(url: str | None, settings: Mapping[str, str]) -> dict[str, str]:
-    """Settings of the test, and none of the developer's."""
+    """Return an environment with the test's settings and without the developer's."""
     database = {} if url is None else {"DATABASE_URL": url}
-    # A working folder of its own has no local.cfg, and no package.
+    # The command's working folder has neither local.cfg nor the package.
     return clean_environment(PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1", **database, **settings)
 
 
 def run(
     *arguments: str, url: str | None = None, stdin: str = "", cwd: Path | None = None, **settings: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; its output is piped."""
+    """Run a command to its end, with piped output."""
     return subprocess.run(
         [*COMMAND, *arguments],
         input=stdin, cwd=cwd or ROOT / "tests", env=environment(url, settings), capture_output=True, text=True,
@@ -41,7 +41,7 @@ def run(
 
 
 class Running:
-    """A command that goes on until it is interrupted; its lines can be waited for."""
+    """A command that runs until it is interrupted, whose output lines can be awaited."""
 
     def __init__(self, *arguments: str, url: str | None = None, **settings: str) -> None:
         self.process = subprocess.Popen(
@@ -63,7 +63,7 @@ class Running:
         self._lines[name].put(None)
 
     def line(self, stream: str = "out", containing: str = "") -> str:
-        """The next line of ``out`` or ``err`` that contains a text; those before it are dropped."""
+        """Return the next line of ``out`` or ``err`` that contains a text. Drop the lines before it."""
         while True:
             line = self._lines[stream].get(timeout=PATIENCE)
             assert line is not None, f"the command ended without {containing!r}"
@@ -71,19 +71,19 @@ class Running:
                 return line
 
     def rest(self, stream: str = "err") -> list[str]:
-        """What is left until the end of the process."""
+        """Return the remaining lines until the process ends."""
         lines = []
         while (line := self._lines[stream].get(timeout=PATIENCE)) is not None:
             lines.append(line)
         return lines
 
     def interrupt(self) -> int:
-        """Ctrl-C; the exit code."""
+        """Send Ctrl-C. Return the exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.wait()
 
     def wait(self) -> int:
-        """The exit code."""
+        """Wait for the end. Return the exit code."""
         return self.process.wait(PATIENCE)
 
     def __enter__(self) -> "Running":
@@ -101,7 +101,7 @@ class Running:
 
 
 class Base:
-    """A database of its own."""
+    """A new database."""
 
     def __init__(self, cluster: Cluster, *, log: bool) -> None:
         self.cluster = cluster
@@ -121,7 +121,7 @@ class Base:
             connection.close()
 
     def log(self, *payloads: str, channel: str = "a", first: int = 1) -> None:
-        """Put messages into the log, as the relay does."""
+        """Insert messages into the log like the relay."""
         for position, payload in enumerate(payloads, first):
             self.sql(
                 "INSERT INTO socketio_pg.log (position, channel, payload, size, published_at)"
@@ -136,7 +136,7 @@ class Base:
 
 
 def doctor(url: str, code: int = 0, **settings: Any) -> dict[str, dict[str, Any]]:
-    """Check → finding."""
+    """Run the doctor. Return {check: finding}."""
     done = run("doctor", "--json", url=url, **settings)
     assert (done.returncode, done.stderr) == (code, "")
     found = [json.loads(line) for line in done.stdout.splitlines()]

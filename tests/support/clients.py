@@ -1,4 +1,4 @@
-"""python-socketio's own client for the tests. Many at once, over raw WebSockets, are in `swarm`."""
+"""Test clients based on python-socketio's client. `swarm` has many clients on raw WebSockets."""
 
 import contextlib
 import queue
@@ -13,14 +13,14 @@ from tests.support.patience import PATIENCE
 
 
 class _InOrder(engineio.Client):  # type: ignore[misc]
-    """Handles packets one after the other: python-engineio's client starts a thread for each, and they overtake."""
+    """Handles packets in order: python-engineio's client starts a thread for each, which breaks the order."""
 
     def _trigger_event(self, event: str, *arguments: Any, **options: Any) -> Any:
         return super()._trigger_event(event, *arguments, **options | {"run_async": False})
 
     def _write_loop(self) -> None:
-        # It may send its good-bye on a socket that is being closed, which websocket-client calls a time-out, and does
-        # not expect that. What is not sent while it matters is missed by the test.
+        # It may send its CLOSE packet on a closing socket, and does not expect the resulting timeout error of
+        # websocket-client. A test would notice if other data were not sent.
         with contextlib.suppress(websocket.WebSocketTimeoutException):
             super()._write_loop()
 
@@ -31,9 +31,9 @@ class _InOrderClient(socketio.Client):  # type: ignore[misc]
 
 
 class SocketClient:
-    """python-socketio's own client, whose events can be waited for, in the order in which they came.
+    """python-socketio's client, whose events can be awaited in the order of their arrival.
 
-    ``wait``: try until the server is there.
+    ``wait``: retry until the server is reachable.
     """
 
     EVENTS: tuple[str, ...] = (
@@ -70,18 +70,18 @@ class SocketClient:
         )
 
     def next(self, event: str, seconds: float = PATIENCE) -> Any:
-        """The argument of the next ``event``, in the order of their arrival."""
+        """Return the argument of the next ``event``, in the order of arrival."""
         try:
             return self._events[event].get(timeout=seconds)
         except queue.Empty:
             raise AssertionError(f"no event {event!r} within {seconds} s") from None
 
     def pending(self, event: str) -> int:
-        """How many of ``event`` have arrived and were not taken by :meth:`next`."""
+        """Return how many of ``event`` have arrived and were not taken with :meth:`next`."""
         return self._events[event].qsize()
 
     def call(self, event: str, argument: Any = None, seconds: float = PATIENCE) -> Any:
-        """Send ``event``; returns its acknowledgement."""
+        """Send ``event``. Return its acknowledgement."""
         return self.io.call(event, argument, timeout=seconds)
 
     def subscribe(self, channel: str) -> None:
@@ -89,9 +89,9 @@ class SocketClient:
         assert answer == {"ok": True, "channel": channel}
 
     def close(self) -> None:
-        """Leave, and wait until none of the client's threads runs any more.
+        """Disconnect, and wait until all the client's threads have ended.
 
-        Its own `shutdown()` misses a connection that is being lost at the same time: it would go on coming back.
+        The client's own `shutdown()` misses a connection that is lost at the same time, and would keep reconnecting.
         """
         self.io.reconnection = False
         reading = self.io.eio.read_loop_task
@@ -100,16 +100,16 @@ class SocketClient:
             self.io.disconnect()
         if reading is not None:
             reading.join(PATIENCE)
-        coming_back = self.io._reconnect_task
-        while coming_back is not None and coming_back.is_alive():
+        reconnecting = self.io._reconnect_task
+        while reconnecting is not None and reconnecting.is_alive():
             if self.io._reconnect_abort is not None:
-                self.io._reconnect_abort.set()  # the thread clears it when it starts: so again and again
-            coming_back.join(0.05)
+                self.io._reconnect_abort.set()  # the thread clears it when it starts, so set it repeatedly
+            reconnecting.join(0.05)
         if self.io.connected:
             self.io.disconnect()
 
     def _let_posts_end(self) -> None:
-        """python-engineio's client forgets to say good-bye while a POST is under way, and its last poll then waits."""
+        """Wait for pending POSTs: during one, python-engineio's client sends no CLOSE, and its last poll then hangs."""
         if self.io.eio.current_transport == "polling" and self.io.eio.state == "connected":
             sending = self.io.eio.queue
             with sending.all_tasks_done:
@@ -126,22 +126,22 @@ class SocketClient:
 
 
 def code(answer: dict[str, Any]) -> str | None:
-    """The code of an acknowledgement's error, None when all is well."""
+    """Return the error code of an acknowledgement, None if it succeeded."""
     assert answer["ok"] is ("error" not in answer)
     found: str | None = answer["error"]["code"] if "error" in answer else None
     return found
 
 
 def refused(url: str, **options: Any) -> Any:
-    """What a client is told that the server does not let in; ``options`` as of :class:`SocketClient`."""
-    told: queue.Queue[Any] = queue.Queue()
+    """Connect, expecting a refusal. Return the error data. ``options`` are those of :class:`SocketClient`."""
+    errors: queue.Queue[Any] = queue.Queue()
 
     class Client(SocketClient):
         def _recorder(self, name: str) -> Callable[..., None]:
-            return told.put if name == "connect_error" else super()._recorder(name)
+            return errors.put if name == "connect_error" else super()._recorder(name)
 
     try:
         Client(url, reconnection=False, **options).close()
     except socketio.exceptions.ConnectionError:
-        return told.get(timeout=PATIENCE)
-    raise AssertionError("the client was let in")
+        return errors.get(timeout=PATIENCE)
+    raise AssertionError("the client was connected")

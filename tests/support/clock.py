@@ -1,4 +1,4 @@
-"""A server's wall clock that tests set forward and back, so that what ends in ten minutes ends now."""
+"""A server's wall clock that tests can move, for example to expire tokens immediately."""
 
 import time
 
@@ -10,7 +10,7 @@ _time = time.time
 
 
 def add_clock(app: Flask) -> None:
-    """The server's side: its process has another time from then on."""
+    """Add a route to the server that changes its process's time."""
 
     @app.get("/clock")
     def clock() -> str:
@@ -20,5 +20,5 @@ def add_clock(app: Flask) -> None:
 
 
 def set_clock(server: ServerProcess, offset: float = 0.0) -> None:
-    """The time of ``server`` is ``offset`` seconds after ours."""
+    """Set the clock of ``server`` to ``offset`` seconds after the real time."""
     assert server.get(f"/clock?offset={offset:g}")[0] == 200

@@ -1,4 +1,4 @@
-"""Two nodes of an application that uses Flask-SocketIO's own API, with a queue between them, and their clients."""
+"""Two nodes of an application that uses Flask-SocketIO's API, with a queue between them, and their clients."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ APP = "tests.support.rooms_app:app"
 
 
 class Member(SocketClient):
-    """A client that gives everything that comes with ``news``, and answers questions with what was asked."""
+    """A client that records all arguments of ``news``, and answers questions with the question."""
 
     EVENTS = (*SocketClient.EVENTS, "news")
 
@@ -45,7 +45,7 @@ class Member(SocketClient):
 
 
 class Cell:
-    """Two nodes, and what is between them."""
+    """Two nodes and their queue."""
 
     def __init__(self, postgres18: Cluster, kind: str) -> None:
         self.kind = kind
@@ -65,7 +65,7 @@ class Cell:
         assert self.post(node, "/emit", {"data": data, **options}) == "done"
 
     def writer(self) -> Any:
-        """A manager as a program has it that is no server."""
+        """Return a write-only manager, as used by programs that are not servers."""
         if self.kind == "kafka":
             pytest.skip("python-socketio's own manager does not work with kafka-python")
         if self.redis is None:
@@ -80,7 +80,7 @@ class Cell:
 
 
 def only_news(members: Sequence[Member]) -> list[tuple[Any, ...]]:
-    """What came to each of them with one ``news``, when nothing else has."""
+    """Return the arguments of the single ``news`` that each member has received."""
     found = [member.next("news") for member in members]
     assert [member.pending("news") for member in members] == [0] * len(members)
     return found

@@ -1,4 +1,4 @@
-"""The demo page in a real Chromium, and what its visitor does with it. No network beyond this machine."""
+"""The demo page in a real Chromium, and its visitor's actions, without network access beyond this machine."""
 
 import contextlib
 import json
@@ -16,22 +16,22 @@ LOCAL_CLIENT = "**/static/vendor/socket.io.min.js"
 CDN_CLIENT = "https://cdn.socket.io/**"
 CLOCK = re.compile(r"^\d\d:\d\d:\d\d\.\d{3}$")
 
-#: What Chromium writes to the console when a request fails, however well the page deals with it.
+#: Messages that Chromium writes to the console when a request fails, even if the page handles the failure.
 NETWORK_COMPLAINTS = ("WebSocket connection to", "Failed to load resource", "Failed to find a valid digest")
 
-#: Starting Chromium, and a server that comes back, can take longer than Playwright's 5 s on a busy machine.
+#: ms. Starting Chromium or restarting a server can take longer than Playwright's 5 s on a busy machine.
 PATIENCE = 30_000
 
 Psql = Callable[..., list[tuple[Any, ...]]]
 
 
 def of_channel(name: str) -> str:
-    """The CSS selector; its strings are quoted as those of JSON."""
+    """Return the CSS selector of a channel; CSS strings are quoted like JSON strings."""
     return f"[data-channel={json.dumps(name, ensure_ascii=False)}]"
 
 
 class Demo:
-    """The page and what its visitor does with it."""
+    """The page and its visitor's actions."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -91,7 +91,7 @@ class Demo:
         return self.page.locator(f"#messages > li[data-kind=gap]{of_channel(name)}")
 
     def complaints(self) -> list[str]:
-        """What no page should ever cause, and network errors where the test did not cause them."""
+        """Return exceptions and console messages, without network errors if the test causes them."""
         console = self.console
         if self.network_may_fail:
             console = [text for text in console if not text.startswith(NETWORK_COMPLAINTS)]
@@ -100,7 +100,7 @@ class Demo:
 
 @contextlib.contextmanager
 def demo_page(chromium: Browser, url: str) -> Iterator[Demo]:
-    """A page of its own, not opened yet. At the end nothing may have been written to its console."""
+    """Yield a new page that is not opened yet. At the end, assert that its console is empty."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
     context.set_default_timeout(PATIENCE)
     demo = Demo(context.new_page(), url)

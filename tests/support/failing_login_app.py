@@ -1,4 +1,4 @@
-"""Somebody's own application whose login says when it ends, or fails."""
+"""An application with its own authentication, which sets the expiry from a header, or fails."""
 
 import eventlet
 

@@ -12,11 +12,11 @@ from tests.support.postgres import Cluster
 
 
 class Wire:
-    """A queue as Redis is one: in order, to all, or not at all."""
+    """A queue like Redis: it delivers in order to all receivers, or loses a message."""
 
     def __init__(self) -> None:
         self.receivers: list[tuple[str, Any]] = []
-        #: Of the messages sent, counted from 1, those that get lost, and those that the next one overtakes.
+        #: Numbers, from 1, of messages that are lost, and of messages that arrive after the next one.
         self.lost: set[int] = set()
         self.late: set[int] = set()
         self._overtaken: list[str] = []
@@ -73,7 +73,7 @@ class Node:
 
 
 class World:
-    """A wire, and the leaders and nodes on it."""
+    """A queue with its leaders and nodes."""
 
     def __init__(self, postgres: Cluster, database: str = "postgres") -> None:
         self.database = Database(postgres.url(database))

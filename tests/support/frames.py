@@ -1,14 +1,14 @@
-"""A client's WebSocket frames, right or wrong (RFC 6455, section 5.2)."""
+"""Valid and invalid WebSocket frames of clients (RFC 6455, section 5.2)."""
 
 import struct
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
-#: Of the example in section 5.7.
+#: From the example in section 5.7.
 MASK = b"\x37\xfa\x21\x3d"
 
 
 def frame(opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes = MASK, reserved: int = 0) -> bytes:
-    """One frame, masked. ``reserved``: bits of the first byte."""
+    """Return one masked frame. ``reserved``: additional bits of the first byte."""
     size, first = len(payload), (0x80 if final else 0) | reserved | opcode
     if size < 126:
         head = struct.pack("!BB", first, 0x80 | size)

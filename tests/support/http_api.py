@@ -1,4 +1,4 @@
-"""The HTTP API as programs use it."""
+"""A client of the HTTP API."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from tests.support.server import ServerProcess
 
 
 class HttpApi:
-    """One client of ``server``; ``token`` goes with each request, ``headers`` too."""
+    """A client of ``server`` that sends ``token`` and ``headers`` with each request."""
 
     def __init__(self, server: ServerProcess, token: str | None = None, **headers: str) -> None:
         self.url = server.url
@@ -25,7 +25,7 @@ class HttpApi:
         return self.post({"messages": list(messages)})
 
     def post(self, body: Any, **headers: str) -> requests.Response:
-        """``body``: bytes as they are, anything else as JSON."""
+        """Post ``body``: bytes unchanged, anything else as JSON."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         whole = {"Content-Type": "application/json"} | self._headers | headers
         return requests.post(f"{self.url}/api/publish", data, headers=whole, timeout=60)
@@ -42,7 +42,7 @@ class HttpApi:
 
 
 def refusal(answer: requests.Response) -> tuple[int, str]:
-    """Status and code of an error, whose body is as docs/http.md says."""
+    """Return status and code of an error. Assert that its body is as documented in docs/http.md."""
     assert answer.headers["Content-Type"] == "application/json"
     error = answer.json()["error"]
     assert {"code", "message"} <= error.keys() <= {"code", "message", "channel"}
@@ -55,5 +55,5 @@ def payloads(page: dict[str, Any]) -> list[Any]:
 
 
 def after(page: dict[str, Any]) -> dict[str, Any]:
-    """The query for what follows ``page``."""
+    """Return the query for the messages after ``page``."""
     return {"since": page["position"], "epoch": page["epoch"]}

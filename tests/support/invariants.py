@@ -1,4 +1,4 @@
-"""What must hold after every attack: the process lives, everything is back to where it was, and nobody else noticed."""
+"""Invariants after every attack: the process runs, its state is unchanged, and other clients were not affected."""
 
 import contextlib
 import json
@@ -10,12 +10,12 @@ from tests.support.clients import SocketClient
 from tests.support.patience import PATIENCE
 from tests.support.server import ServerProcess
 
-#: Kilobytes that Python and malloc may keep.
+#: Kilobytes that Python and malloc may retain.
 MEMORY = 60_000
 
 
 def state(server: ServerProcess) -> dict[str, Any]:
-    """What the server of `watched_app` has in memory."""
+    """Return the state in the memory of a server of `watched_app`."""
     status, text = server.get("/state")
     assert status == 200
     answer: dict[str, Any] = json.loads(text)
@@ -23,14 +23,14 @@ def state(server: ServerProcess) -> dict[str, Any]:
 
 
 def longest_stall(server: ServerProcess) -> float:
-    """For how many seconds of its CPU the server has let nobody else run since the last time that it was asked."""
+    """Return the longest time, in CPU seconds, that the server did not yield since the last call."""
     status, text = server.get("/stall")
     assert status == 200
     return float(json.loads(text)["seconds"])
 
 
 def settled(server: ServerProcess, base: dict[str, Any], seconds: float = PATIENCE) -> None:
-    """Until nothing is more than in ``base``; the memory may be."""
+    """Wait until no value is higher than in ``base``, except the memory."""
     deadline = time.monotonic() + seconds
     while True:
         now = state(server)
@@ -39,19 +39,19 @@ def settled(server: ServerProcess, base: dict[str, Any], seconds: float = PATIEN
             assert now["kilobytes"] < base["kilobytes"] + MEMORY
             return
         assert time.monotonic() < deadline, f"still more than before: {more}"
-        time.sleep(0.1)  # another process can only be asked again
+        time.sleep(0.1)  # another process can only be polled
 
 
 @contextlib.contextmanager
 def unharmed(server: ServerProcess, channel: str = "attack", *, errors_logged: bool = False) -> Iterator[SocketClient]:
-    """An attack on a server of `watched_app` in the body: a client beside it gets all its messages and sees nothing.
+    """Run an attack on a server of `watched_app` in the body. Assert that another client is not affected by it.
 
-    Afterwards the worker is the same, everything is where it was, and the log has no traceback.
+    Afterwards the worker must be the same, its state unchanged, and the log without traceback.
     """
     pid, logged = server.worker_pid(), len(server.log)
     with SocketClient(server.url, reconnection=False) as witness:
         witness.subscribe(f"{channel}-witness")
-        # With the first one the server opens a connection that it keeps.
+        # The first publish opens a persistent connection to the database.
         assert witness.call("publish", {"channel": f"{channel}-other", "payload": 0})["ok"]
         base = state(server)
         yield witness

@@ -1,4 +1,4 @@
-"""What a module's tests leave running in this process, which the tests after them share: threads and green threads."""
+"""Finds threads and green threads that a module's tests leave running in the test process."""
 
 import gc
 import sys
@@ -16,7 +16,7 @@ from tests.support.patience import PATIENCE
 
 
 def running() -> set[object]:
-    """The threads and green threads that have not ended."""
+    """Return the threads and green threads that are running."""
     hub = eventlet.hubs.get_hub().greenlet
     # The hub itself and Playwright's greenlets have another parent.
     green = [found for found in gc.get_objects() if isinstance(found, greenlet) and found.parent is hub]
@@ -25,7 +25,7 @@ def running() -> set[object]:
 
 
 def left_since(before: set[object], seconds: float = PATIENCE) -> list[str]:
-    """What runs, did not run ``before`` and does not end within ``seconds``: what it is, and where."""
+    """Return descriptions of what runs, did not run ``before``, and does not end within ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
         left = running() - before
@@ -35,11 +35,11 @@ def left_since(before: set[object], seconds: float = PATIENCE) -> list[str]:
         if threads:
             threads[0].join(0.1)
         if len(threads) < len(left):
-            eventlet.sleep(0.01)  # what is green ends only while the hub runs
+            eventlet.sleep(0.01)  # green threads end only while the hub runs
 
 
 def _does_nothing(found: object) -> bool:
-    """eventlet's own, which hands over what its real threads have done, and workers of a pool without work."""
+    """Return whether this is a thread of eventlet's own tpool, or an idle worker of a thread pool."""
     frames = _stack(found)
     return bool(frames) and (
         frames[0].name == eventlet.tpool.tpool_trampoline.__name__
@@ -53,7 +53,7 @@ def _described(found: object) -> str:
 
 
 def _stack(found: object) -> traceback.StackSummary:
-    """Outermost first; empty for what has not begun."""
+    """Return the stack, outermost frame first; empty if it has not started."""
     frame: FrameType | None
     frame = sys._current_frames().get(found.ident or 0) if isinstance(found, threading.Thread) else found.gr_frame  # type: ignore[attr-defined]
     return traceback.StackSummary() if frame is None else traceback.extract_stack(frame)

@@ -1,4 +1,4 @@
-"""A database of its own with a server on it, for tests of the log."""
+"""A separate database with a server, for tests of the log."""
 
 import contextlib
 from typing import Any
@@ -11,7 +11,7 @@ from tests.support.server import ServerProcess
 
 
 class Log:
-    """A database of its own with a server on it."""
+    """A separate database with a server."""
 
     def __init__(self, cluster: Cluster, name: str, **settings: str) -> None:
         cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -29,14 +29,14 @@ class Log:
             return list(cursor.fetchall()) if cursor.description else []
 
     def publish(self, channel: str, first: int, last: int, pad: int = 0) -> None:
-        """The payloads ``[n, "xxx"]`` for n from ``first`` to ``last``, in one transaction."""
+        """Publish the payloads ``[n, "xxx"]`` for n from ``first`` to ``last``, in one transaction."""
         self.sql(
             "SELECT socketio_pg.publish(%s, jsonb_build_array(n, repeat('x', %s))) FROM generate_series(%s, %s) AS n",
             channel, pad, first, last,
         )  # fmt: skip
 
     def settle(self) -> None:
-        """Until everything that was published has its position, and the server knows."""
+        """Wait until all published messages have positions, and the server knows them."""
         with SocketClient(self.server.url) as client:
             known, head, waiting = -1, 0, 1
             while waiting or known < head:
@@ -47,14 +47,14 @@ class Log:
 
 
 def wait_installed(log: Log) -> None:
-    """Until the server knows of the log."""
+    """Wait until the server has detected the log."""
     with SocketClient(log.server.url) as client:
         while "position" not in client.call("subscribe", {"channel": "anything"}):
             client.call("unsubscribe", {"channel": "anything"})
 
 
 def numbers(client: SocketClient, count: int) -> list[int]:
-    """The numbers in the next ``count`` messages."""
+    """Return the numbers in the next ``count`` messages."""
     return [client.next("event", 30)["payload"][0] for _ in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""A database with the log, and no server: what the relay does, tests do by hand."""
+"""A database with the log, without a server: tests do the relay's work themselves."""
 
 import contextlib
 from typing import Any
@@ -14,7 +14,7 @@ MAX_PAYLOAD = 100_000
 
 
 class LogDatabase:
-    """A database of its own in a cluster, with the log installed."""
+    """A separate database in a cluster, with the log installed."""
 
     def __init__(self, cluster: Cluster, name: str = "log") -> None:
         self.cluster, self.name = cluster, name
@@ -37,11 +37,11 @@ class LogDatabase:
             return list(cursor.fetchall()) if cursor.description else []
 
     def publish(self, channel: str, *payloads: str) -> None:
-        """In one transaction."""
+        """Publish ``payloads`` in one transaction."""
         self.sql("SELECT socketio_pg.publish(%s, p::jsonb) FROM unnest(%s) AS p", channel, list(payloads))
 
     def move(self, most: int = 1000, connection: Any = None) -> int:
-        """What the relay does for one batch; returns how many messages were moved."""
+        """Relay one batch. Return the number of moved messages."""
         with contextlib.ExitStack() as stack:
             if connection is None:
                 connection = stack.enter_context(contextlib.closing(self.connect()))
@@ -57,12 +57,12 @@ class LogDatabase:
 
 
 def look_everywhere(most: int) -> dict[str, Any]:
-    """The parameters of a move that begins with the first id."""
+    """Return the parameters of a move that starts with the first id."""
     return {"limit": most, "floor": 0, "xids": [], "lows": []}
 
 
 def run_cli(*arguments: str, url: str) -> str:
-    # In a real thread: psycopg2's green wait callback is process-wide, and a test's own thread may be a green one.
+    # In a real thread: psycopg2's green wait callback is process-wide, and the test may run in a green thread.
     environment = {"DATABASE_URL": url, "MAX_PAYLOAD": str(MAX_PAYLOAD)}
     result = in_thread(lambda: CliRunner().invoke(cli.main, list(arguments), env=environment))
     assert result.exit_code == 0, result.output

@@ -1,4 +1,4 @@
-"""Somebody's own application with a login of its own: a Flask session, with tokens for who has none."""
+"""An application with its own login: a Flask session, or tokens for clients without a session."""
 
 import eventlet
 
@@ -40,11 +40,11 @@ def login(user: str) -> str:
     return "welcome"
 
 
-#: What the application's own connect handlers were told.
+#: (namespace, subject) for each call of the application's connect handlers.
 connected: list[list[Any]] = []
 
 
-def tell(namespace: str) -> None:
+def record(namespace: str) -> None:
     claims = server.claims(request.sid)  # type: ignore[attr-defined]
     connected.append([namespace, None if claims is None else claims.subject])
     if claims is not None and claims.subject == "unwelcome":
@@ -53,12 +53,12 @@ def tell(namespace: str) -> None:
 
 @server.socketio.on("connect")
 def connect() -> None:
-    tell("/")
+    record("/")
 
 
 @server.socketio.on("connect", namespace="/chat")
 def connect_chat() -> None:
-    tell("/chat")
+    record("/chat")
 
 
 @server.socketio.on("whoami")

@@ -1,4 +1,4 @@
-"""Reads /metrics as Prometheus does."""
+"""Reads /metrics like Prometheus."""
 
 import time
 import urllib.request
@@ -23,7 +23,7 @@ def scrape_text(server: ServerProcess) -> str:
 
 
 def scrape(server: ServerProcess) -> Samples:
-    """All samples, each as ``name`` or ``name{label="value"}``, without the prefix ``socketio_pg_``."""
+    """Return all samples, each as ``name`` or ``name{label="value"}``, without the prefix ``socketio_pg_``."""
     samples = {}
     for family in text_string_to_metric_families(scrape_text(server)):
         for sample in family.samples:
@@ -35,41 +35,41 @@ def scrape(server: ServerProcess) -> Samples:
 
 
 def wait_for(server: ServerProcess, condition: Callable[[Samples], object]) -> Samples:
-    """Until a scrape is as it should be."""
+    """Scrape until ``condition`` holds. Return the samples."""
     deadline = time.monotonic() + PATIENCE
     while True:
         samples = scrape(server)
         if condition(samples):
             return samples
         assert time.monotonic() < deadline, samples
-        time.sleep(0.05)  # another process can only be asked again
+        time.sleep(0.05)  # another process can only be polled
 
 
 class Moved:
-    """By how much counters have gone up since it was made."""
+    """The increase of counters since its creation."""
 
     def __init__(self, server: ServerProcess) -> None:
         self._server = server
         self._before = scrape(server)
 
     def by(self, *names: str) -> list[float]:
-        """By how much each has, now."""
+        """Return the increase of each counter until now."""
         return self._by(scrape(self._server), names)
 
     def wait(self, counts: dict[str, float]) -> None:
-        """Until they have gone up by just so much."""
+        """Wait until the counters have increased by exactly these values."""
         wait_for(self._server, lambda now: self._by(now, counts) == list(counts.values()))
 
     def _by(self, now: Samples, names: Iterable[str]) -> list[float]:
-        # One with a label of no known value is not there before it is counted.
+        # A counter with labels without known values does not exist before its first count.
         return [now.get(name, 0.0) - self._before.get(name, 0.0) for name in names]
 
 
 def described() -> list[tuple[str, str, str, str]]:
-    """(name, type, labels, help) of every metric of ours; counters with ``_total``, as they are queried."""
+    """Return (name, type, labels, help) of each of our metrics; counters with ``_total``, as in queries."""
     rows = []
     for family in REGISTRY.collect():
-        # Of a family with labels each known value is there from the start.
+        # In a family with labels, all known values exist from the start.
         labels = sorted({name for sample in family.samples for name in sample.labels} - {"le"})
         name = family.name + ("_total" if family.type == "counter" else "")
         rows.append((name, family.type, ", ".join(labels), family.documentation))
@@ -78,7 +78,7 @@ def described() -> list[tuple[str, str, str, str]]:
 
 
 def series() -> set[str]:
-    """Every name that a query may use."""
+    """Return all names that a query may use."""
     names = {family.name for family in REGISTRY.collect() if family.type == "gauge"}
     names |= {f"{family.name}_total" for family in REGISTRY.collect() if family.type == "counter"}
     for family in REGISTRY.collect():

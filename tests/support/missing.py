@@ -1,4 +1,4 @@
-"""Programs that a developer's machine may lack, and CI may not."""
+"""Handling of programs that may be missing on a developer's machine, but not on CI."""
 
 import os
 from typing import NoReturn
@@ -7,7 +7,7 @@ import pytest
 
 
 def missing(what: str, how: str) -> NoReturn:
-    """Skip loudly and say how to get it; on CI, where nobody would read the skip, fail."""
+    """Skip the test, with a hint how to install the program. Fail on CI, where skips are not noticed."""
     message = f"{what} did NOT run: {how}"
     if os.environ.get("CI"):
         pytest.fail(message)

@@ -1,4 +1,4 @@
-"""Samples of long parametrisations: `make test` runs a few of the cases, `make nightly` all of them."""
+"""Sampling of long parametrisations: `make test` runs a few cases, `make nightly` all of them."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 
 def sampled(cases: Iterable[Any], daily: Callable[[Any], bool]) -> list[Any]:
-    """The parameters ``cases``, marked ``nightly`` except those that ``daily`` picks. A tuple is several parameters."""
+    """Return the parameters ``cases``, marked ``nightly`` unless ``daily`` picks them. A tuple is one case."""
     return [
         pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=() if daily(case) else pytest.mark.nightly)
         for case in cases

@@ -10,7 +10,7 @@ from tests.support.server import ROOT
 
 
 class NodeClient:
-    """`client.mjs`, or another script beside it, in a process of its own."""
+    """Runs `client.mjs`, or another script in its folder, in a Node process."""
 
     def __init__(self, url: str, transports: str, script: str = "client.mjs", *arguments: str) -> None:
         node = shutil.which("node")
@@ -23,7 +23,7 @@ class NodeClient:
         self.said: list[dict[str, Any]] = []
 
     def next(self, **wanted: Any) -> dict[str, Any]:
-        """The next line with these values, of those not yet taken."""
+        """Return the next line with these values that was not taken yet."""
         for index, said in enumerate(self.said):
             if wanted.items() <= said.items():
                 return self.said.pop(index)
@@ -33,7 +33,7 @@ class NodeClient:
             if wanted.items() <= line.items():
                 return line
             self.said.append(line)
-        raise AssertionError(f"the client ended without {wanted}; it said {self.said}")
+        raise AssertionError(f"the client ended without {wanted}; it printed {self.said}")
 
     def call(self, event: str, argument: object) -> Any:
         self.send({"emit": event, "argument": argument})

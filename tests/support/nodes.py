@@ -1,4 +1,4 @@
-"""Several nodes on one database, behind a real nginx with the configuration in deploy/, and clients under load."""
+"""Several nodes on one database behind a real nginx with the configuration in deploy/, and clients under load."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ CONFIGURATION = ROOT / "deploy" / "nginx.conf"
 
 
 class Request(NamedTuple):
-    """A line of nginx's log. ``node``: the address that answered in the end; times in seconds since 1970."""
+    """A line of nginx's log. ``node``: the address that finally answered; times in seconds since 1970."""
 
     client: str
     status: int
@@ -33,7 +33,7 @@ class Request(NamedTuple):
 
 
 def find_nginx() -> str:
-    """nginx's path; without it the test is skipped, on CI it fails."""
+    """Return nginx's path. Without nginx, skip the test, or fail on CI."""
     program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         missing("the tests of several nodes", "install nginx (apt install nginx-light)")
@@ -41,9 +41,9 @@ def find_nginx() -> str:
 
 
 class Nginx:
-    """nginx before nodes on ``ports``: node1 … node3 of deploy/nginx.conf; the first again if there are fewer.
+    """nginx in front of nodes on ``ports``: node1 … node3 of deploy/nginx.conf; fewer ports are repeated.
 
-    ``certificate``: (key, certificate); with it TLS is served as well, at :attr:`tls_port`.
+    ``certificate``: (key, certificate) to also serve TLS at :attr:`tls_port`.
     """
 
     def __init__(self, ports: list[int], certificate: tuple[str, str] | None = None) -> None:
@@ -56,7 +56,7 @@ class Nginx:
         changes |= {
             r"\blisten 80\b": f"listen 127.0.0.1:{self.port}",
             "/var/log/nginx/": f"{self._folder}/",
-            # The system's folders are for root alone.
+            # The default folders need root.
             "^http {": "http {\n"
             + "".join(
                 f"{kind}_temp_path {self._folder}/{kind};\n"
@@ -79,7 +79,7 @@ class Nginx:
         options = f"pid {self._folder}/pid; daemon off;"
         checked = subprocess.run([*command, "-t", "-g", options], capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stderr
-        #: What `nginx -t` says.
+        #: Output of `nginx -t`.
         self.said = checked.stderr
         with (self._folder / "stderr").open("wb") as errors:
             self._process = subprocess.Popen([*command, "-g", options], stderr=errors, start_new_session=True)
@@ -90,12 +90,12 @@ class Nginx:
         return f"http://127.0.0.1:{self.port}"
 
     def requests(self) -> list[Request]:
-        """The requests that have ended, WebSockets as well, in the order of their ends."""
+        """Return the ended requests, including WebSockets, in the order of their ends."""
         found = []
         for line in (self._folder / "access.log").read_text().splitlines():
             head, _, transport = line.rpartition(" ")
             client, status, rest = head.partition(' "')[0].split(" ", 2)
-            # Of several that were asked, "a, b : c, d": the last one answered.
+            # Several tried nodes are written as "a, b : c, d"; the last one answered.
             *nodes, ended, took = rest.replace(",", "").replace(" : ", " ").split()
             addresses = [word for word in nodes if ":" in word]
             node = addresses[-1] if addresses else ""
@@ -103,14 +103,14 @@ class Nginx:
         return found
 
     def close(self) -> None:
-        # The master takes its workers along.
+        # The master also stops its workers.
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(30)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Nodes(Log):
-    """A database of its own with the log on it, ``number`` nodes, and if ``balanced`` :attr:`nginx` before them."""
+    """A separate database with the log, ``number`` nodes, and :attr:`nginx` in front of them if ``balanced``."""
 
     def __init__(self, cluster: Cluster, name: str, number: int = 3, *, balanced: bool = True, **settings: str) -> None:
         if balanced:
@@ -146,7 +146,7 @@ class Nodes(Log):
         return self.nginx.requests()
 
     def leader(self) -> ServerProcess | None:
-        """The node that relays, as the view says."""
+        """Return the node that relays according to the view socketio_pg.nodes."""
         rows = self.sql("SELECT name FROM socketio_pg.nodes WHERE relay")
         pids = {int(name.rpartition(":")[2]) for (name,) in rows}
         running = [node for node in self.nodes if node.process.poll() is None]
@@ -167,7 +167,7 @@ class Nodes(Log):
 
 @contextlib.contextmanager
 def under_load(nodes: Nodes, channel: str, clients: Sequence[Client]) -> Iterator[None]:
-    """Something is published all the time; at the end ``clients`` must have everything, once and in order."""
+    """Publish continuously in the body. At the end, assert that ``clients`` got everything, once and in order."""
     ended, last = threading.Event(), [0]
 
     def publish() -> None:
@@ -187,7 +187,7 @@ def under_load(nodes: Nodes, channel: str, clients: Sequence[Client]) -> Iterato
         finally:
             ended.set()
             publisher.join()
-        # Past the end: one that came twice, late, would come before it.
+        # One more message, so that late duplicates would arrive before it.
         nodes.publish(channel, last[0] + 1, last[0] + 1)
         everything = list(range(1, last[0] + 2))
         for client in clients:

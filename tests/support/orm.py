@@ -1,4 +1,4 @@
-"""A database with the log and the tables of a test's mapped classes; what was published is read from the outbox."""
+"""A database with the log and the tables of a test's mapped classes. Published messages are read from the outbox."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from tests.support.postgres import Cluster
 
 DRIVERS = ("psycopg2", "psycopg")
 
-#: Pairs of a version of PostgreSQL and a driver: by day each version and each driver once.
+#: Pairs of a version of PostgreSQL and a driver: without --nightly, each version and each driver once.
 BACKENDS = [
     pytest.param((version, driver), id=f"pg{version}-{driver}", marks=marks)
     for version, driver, marks in (
@@ -30,7 +30,7 @@ BACKENDS = [
 
 
 class OrmDatabase:
-    """One database and an engine on it. No server runs, so what was published stays in the outbox."""
+    """A database with an engine. No server runs, so published messages stay in the outbox."""
 
     def __init__(self, url: str, driver: str) -> None:
         self.url = url.replace("postgresql://", f"postgresql+{driver}://")
@@ -39,7 +39,7 @@ class OrmDatabase:
         event.listen(self.engine, "before_cursor_execute", self._count)
 
     def empty(self, metadata: MetaData) -> "OrmDatabase":
-        """The same, with nothing in the tables of ``metadata`` and in the outbox."""
+        """Empty the tables of ``metadata`` and the outbox. Return self."""
         format_table = self.engine.dialect.identifier_preparer.format_table
         tables = ", ".join(format_table(table) for table in metadata.sorted_tables)
         self.sql(f"TRUNCATE {tables}, socketio_pg.outbox RESTART IDENTITY CASCADE")
@@ -54,7 +54,7 @@ class OrmDatabase:
             return list(result) if result.returns_rows else []
 
     def sent(self) -> list[tuple[str, Any]]:
-        """(channel, payload) of what has been committed since the last call, in order."""
+        """Return (channel, payload) of the messages committed since the last call, in order."""
         rows = self.sql(
             "WITH gone AS (DELETE FROM socketio_pg.outbox RETURNING id, channel, payload::text)"
             " SELECT channel, payload FROM gone ORDER BY id"
@@ -63,7 +63,7 @@ class OrmDatabase:
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[list[str]]:
-        """The statements that are run within: one is a round trip."""
+        """Yield a list of the statements executed in the body; each is a round trip."""
         self.statements.clear()
         yield self.statements
 
@@ -72,7 +72,7 @@ class OrmDatabase:
 
 
 def images(sent: list[tuple[str, Any]]) -> list[Any]:
-    """Channel, op, table and image of each message."""
+    """Return channel, op, table and row image of each message."""
     return [
         (channel, payload["op"], payload["table"], payload["new"] or payload["old"])
         for channel, payload in sent
@@ -83,12 +83,12 @@ def images(sent: list[tuple[str, Any]]) -> list[Any]:
 def orm_database(
     cluster: Cluster, driver: str, name: str, metadata: MetaData, prepare: Callable[[OrmDatabase], None] | None = None
 ) -> Iterator[OrmDatabase]:
-    """A new database ``name`` with the log and the tables of ``metadata``; ``prepare`` runs before these are made."""
+    """Create a database ``name`` with the log and the tables of ``metadata``. ``prepare`` runs before the tables."""
     cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     cluster.sql(f"CREATE DATABASE {name}")
     callback = psycopg2.extensions.get_wait_callback()
     schema.install(Database(cluster.url(name)), 1_000_000)
-    # `Database` sets one for the whole process, and an application without eventlet has none.
+    # `Database` sets a process-wide callback, which an application without eventlet does not have.
     psycopg2.extensions.set_wait_callback(None)
     made = OrmDatabase(cluster.url(name), driver)
     try:

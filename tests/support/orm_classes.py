@@ -1,4 +1,4 @@
-"""Classes with @publishes for the tests, and what these repeat."""
+"""Classes with @publishes for the tests, and helpers."""
 
 import uuid
 from typing import Any
@@ -40,7 +40,7 @@ class Note(Base):
 
 @publishes("members:{team}", exclude=["user_id"])
 class Member(Base):
-    """A composite key, half of which stays in the database."""
+    """A class with a composite key, half of which is not published."""
 
     __tablename__ = "members"
     team: Mapped[uuid.UUID] = mapped_column(primary_key=True)
@@ -67,7 +67,7 @@ class Twice(Base):
 
 
 def add(session: Session, thing: Any) -> Any:
-    """``thing``, committed and loaded again, and its message taken away."""
+    """Commit ``thing``, remove its message from the outbox, and load it again."""
     session.add(thing)
     session.flush()
     session.execute(sa.text("DELETE FROM socketio_pg.outbox"))
@@ -77,5 +77,5 @@ def add(session: Session, thing: Any) -> Any:
 
 
 def brief(sent: list[tuple[str, Any]]) -> list[Any]:
-    """Channel, op and key of each message."""
+    """Return channel, op and key of each message."""
     return [(channel, payload["op"], payload["pk"]) for channel, payload in sent]

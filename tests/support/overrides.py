@@ -1,8 +1,8 @@
 """The methods of python-socketio, python-engineio, Flask-SocketIO and eventlet that this package overrides.
 
 :func:`found` reads them from the code, :func:`documented` from the table in docs/architecture.md.
-`python -m tests.support.overrides` prints the table's rows for the code as it is, and `--json` what `make upstream`
-compares: the signature and the source of each overridden method.
+`python -m tests.support.overrides` prints the table's rows for the current code, and with `--json` the signature and
+the source of each overridden method, which `make upstream` compares.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from typing import Any
 SECTION = "## Overridden methods of python-socketio and python-engineio"
 #: The packages whose classes are subclassed.
 LIBRARIES = ("socketio", "engineio", "flask_socketio", "eventlet")
-#: Importing them starts a server or a command.
+#: Modules that start a server or a command when they are imported.
 _PROGRAMS = ("socketio_pg.server", "socketio_pg.__main__")
 _ROW = re.compile(r"\| `([\w.]+)` \| `([\w.]+)` \| `(\w+)(\(.*?\))` \| .+ \|")
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Override:
-    """A method of ``upstream`` (a class) that ``ours`` overrides, with the signature that it has upstream."""
+    """A method of the class ``upstream`` that ``ours`` overrides, with its upstream signature."""
 
     ours: str
     upstream: str
@@ -40,7 +40,7 @@ class Override:
 
 
 def documented(root: Path) -> list[Override]:
-    """The rows of the table, in its order. Raises ValueError for a row that cannot be read."""
+    """Return the rows of the table, in order. Raises ValueError for an invalid row."""
     text = (root / "docs" / "architecture.md").read_text("utf-8").split(f"{SECTION}\n")[1].split("\n## ")[0]
     rows = [line for line in text.splitlines() if line.startswith("|")][2:]
     overrides = []
@@ -53,7 +53,7 @@ def documented(root: Path) -> list[Override]:
 
 
 def modules() -> Iterator[ModuleType]:
-    """All modules of the package that can be imported without starting something."""
+    """Yield all modules of the package that can be imported without starting anything."""
     package = importlib.import_module("socketio_pg")
     for module in pkgutil.walk_packages(package.__path__, "socketio_pg."):
         if module.name not in _PROGRAMS:
@@ -61,7 +61,7 @@ def modules() -> Iterator[ModuleType]:
 
 
 def found() -> list[Override]:
-    """Every method in a class of the package that one of its upstream base classes has as well."""
+    """Return all methods in classes of the package that override a method of an upstream base class."""
     classes = {
         value
         for module in modules()
@@ -82,7 +82,7 @@ def _overrides(ours: type) -> Iterator[Override]:
 
 
 def _name(one: type) -> str:
-    """Where the class is imported from: `socketio.Server`, `engineio.socket.Socket`, `engine.server.Engine`."""
+    """Return the import path of a class: `socketio.Server`, `engineio.socket.Socket`, `engine.server.Engine`."""
     module = one.__module__.removeprefix("socketio_pg.")
     package = module.partition(".")[0]
     return (
@@ -91,14 +91,14 @@ def _name(one: type) -> str:
 
 
 def signature(function: Any) -> str:
-    """The names of the parameters without `self`."""
+    """Return the names of the parameters without `self`."""
     stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     parameters = [stars.get(one.kind, "") + name for name, one in inspect.signature(function).parameters.items()]
     return f"({', '.join(parameters[1:])})"
 
 
 def upstream_class(name: str) -> type | None:
-    """The class of the column "upstream"; None when it has gone."""
+    """Return the class in the column "upstream"; None if it no longer exists."""
     module, _, one = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), one, None)
@@ -107,12 +107,12 @@ def upstream_class(name: str) -> type | None:
 
 
 def upstream_method(override: Override) -> Any:
-    """The overridden method as the installed library has it; None when it, or its class, has gone."""
+    """Return the overridden method of the installed library; None if it or its class no longer exists."""
     return getattr(upstream_class(override.upstream), override.method, None)
 
 
 def snapshot(overrides: list[Override]) -> dict[str, dict[str, str]]:
-    """Of each method that still exists upstream, by its name: signature (with defaults) and source."""
+    """Return signature (with defaults) and source of each method that still exists upstream, by name."""
     methods = {f"{one.upstream}.{one.method}": upstream_method(one) for one in overrides}
     return {
         name: {"signature": str(inspect.signature(method)), "source": inspect.getsource(method)}
@@ -123,7 +123,7 @@ def snapshot(overrides: list[Override]) -> dict[str, dict[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.support.overrides", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="the documented methods as they are installed")
+    parser.add_argument("--json", action="store_true", help="print the documented methods as installed")
     if parser.parse_args().json:
         json.dump(snapshot(documented(Path(__file__).parents[2])), sys.stdout)
         return

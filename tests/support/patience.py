@@ -1,14 +1,14 @@
-"""How long tests wait for what must come."""
+"""The timeout of tests for events that must happen."""
 
 import time
 from collections.abc import Callable
 
-#: Seconds: what comes is taken at once, and a busy machine may stand still for some of them.
+#: Seconds. Generous, because a busy machine may stall; tests continue as soon as the event happens.
 PATIENCE = 30.0
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    """Wait for ``condition``, which asks another process and so can only be asked again. ``what`` it is."""
+    """Poll ``condition``, which depends on another process, until it holds. ``what`` describes it in the error."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"

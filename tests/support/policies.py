@@ -1,4 +1,4 @@
-"""A database with roles and policies, as an application has it that people reach with PostgREST's tokens."""
+"""A database with roles and policies, as in an application with PostgREST tokens."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from tests.support.tokens import SECRET
 #: Settings of a server that asks policies.
 RLS = {"JWT_SECRET": SECRET, "AUTHORIZATION": "rls", "ALLOWED_ROLES": "authenticated", "DRAIN_SECONDS": "0.2"}
 
-#: As in docs/security.md. The helper is Supabase's own.
+#: As in docs/security.md. auth.uid() is Supabase's helper.
 MODEL = """
 CREATE SCHEMA auth;
 GRANT USAGE ON SCHEMA auth TO authenticated, anon;
@@ -37,13 +37,13 @@ CREATE POLICY "members may read their rooms" ON socketio_pg.messages FOR SELECT 
 CREATE POLICY "some may write" ON socketio_pg.messages FOR INSERT TO authenticated WITH CHECK (
     EXISTS (SELECT FROM members WHERE user_id = (SELECT auth.uid()) AND room = channel AND writes)
 );
-CREATE POLICY "everybody's own channel" ON socketio_pg.messages FOR SELECT TO authenticated USING (
+CREATE POLICY "own channel" ON socketio_pg.messages FOR SELECT TO authenticated USING (
     channel = 'user:' || (SELECT auth.uid())
 );
 CREATE POLICY "the lobby" ON socketio_pg.messages FOR SELECT TO anon, authenticated USING (channel = 'lobby');
 """
 
-#: Made once for a cluster: roles belong to all of its databases.
+#: Executed once per cluster: roles are shared by all its databases.
 _ROLES = """
 DO $$
 BEGIN
@@ -59,7 +59,7 @@ END $$
 
 
 class PolicyDatabase:
-    """A database of its own with our schema, :data:`MODEL`, and a server's role that is not the owner."""
+    """A separate database with our schema and :data:`MODEL`, and a role for servers that is not the owner."""
 
     def __init__(self, cluster: Cluster, name: str) -> None:
         self.cluster = cluster
@@ -73,12 +73,12 @@ class PolicyDatabase:
         self.sql(MODEL)
 
     def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """Run it as the owner, committed."""
+        """Run a statement as the owner and commit it."""
         rows: list[tuple[Any, ...]] = in_thread(self._sql, statement, parameters)
         return rows
 
     def connect(self) -> Any:
-        """A plain connection of the owner, which is in a transaction with its first statement."""
+        """Return a connection of the owner without autocommit."""
         return psycopg2.connect(self.url)
 
     def _sql(self, statement: str, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
@@ -97,7 +97,7 @@ class PolicyDatabase:
             )  # fmt: skip
 
     def part(self, user: str, *rooms: str) -> None:
-        """Take that away."""
+        """Remove ``user`` from ``rooms``."""
         self.sql("DELETE FROM members WHERE user_id = %s AND room = ANY(%s)", user, list(rooms))
 
 
@@ -110,7 +110,7 @@ def nothing_is_left(database: PolicyDatabase) -> bool:
 
 
 def outcomes(policies: Policies, *questions: Question) -> list[Any]:
-    """The answer to each, or the error; all asked at once."""
+    """Ask all questions concurrently. Return the answer or the error of each."""
     found: list[Any] = [None] * len(questions)
 
     def ask(index: int) -> None:
@@ -127,7 +127,7 @@ def outcomes(policies: Policies, *questions: Question) -> list[Any]:
 
 @contextlib.contextmanager
 def locked(database: PolicyDatabase, statement: str) -> Iterator[Callable[[], None]]:
-    """Somebody's transaction that holds a lock; call the result to end it."""
+    """Hold a lock in another transaction. Call the yielded function to end it."""
     connection = database.connect()
     ended = threading.Event()
 

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests: an embedded cluster with helpers that a test would otherwise repeat."""
+"""A real PostgreSQL for the tests: an embedded cluster with helpers."""
 
 import contextlib
 import shutil
@@ -17,7 +17,7 @@ from socketio_pg.pubsub.pubsub import PubSub
 
 
 class Cluster(EmbeddedPostgres):
-    """An embedded PostgreSQL in a folder of its own."""
+    """An embedded PostgreSQL in a separate folder."""
 
     @property
     def socket_path(self) -> str:
@@ -25,15 +25,15 @@ class Cluster(EmbeddedPostgres):
         return f"{host}/.s.PGSQL.5432"
 
     def connect(self, database: str = "postgres") -> Any:
-        """A plain psycopg2 connection in autocommit mode, for the test's own use."""
+        """Return a psycopg2 connection in autocommit mode for the test."""
         connection = psycopg2.connect(self.url(database))
         connection.autocommit = True
         return connection
 
     def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """Run one statement on a connection of its own, committed; returns its rows.
+        """Run and commit one statement on a new connection. Return its rows.
 
-        In a real thread: where the test's thread also runs green threads, those must not be waited for here.
+        It runs in a real thread, so that green threads in the test's thread do not interfere.
         """
         rows: list[tuple[Any, ...]] = in_thread(self._sql, statement, parameters)
         return rows
@@ -47,29 +47,29 @@ class Cluster(EmbeddedPostgres):
         self.sql("SELECT pg_notify(%s, %s)", channel, payload)
 
     def backends(self) -> list[tuple[Any, ...]]:
-        """(pid, query) of the connections of socketio_pg."""
+        """Return (pid, query) of socketio_pg's connections."""
         return self.sql("SELECT pid, query FROM pg_stat_activity WHERE application_name = 'socketio_pg'")
 
     def terminate_backends(self) -> int:
-        """Kill all connections of socketio_pg; returns how many there were."""
+        """Terminate all connections of socketio_pg. Return their number."""
         rows = self.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'socketio_pg'")
         return len(rows)
 
 
 def own_listener(pubsub: PubSub) -> Listener:
-    """The listener of one that listens itself."""
+    """Return the listener of a PubSub that listens itself."""
     assert isinstance(pubsub.listener, Listener)
     return pubsub.listener
 
 
 @contextlib.contextmanager
 def cluster(version: int, *, durable: bool = False) -> Iterator[Cluster]:
-    """A running cluster of major ``version``, removed at the end.
+    """Run a cluster of major ``version``, and remove it at the end.
 
-    ``durable``: whether what it confirms survives a crash of the machine. ``synchronous_commit`` stays on either way:
-    the log's relay behaves otherwise without it.
+    ``durable``: whether committed data survives a crash of the machine. ``synchronous_commit`` always stays on, because
+    the log's relay depends on it.
     """
-    # Not pytest's tmp_path: PostgreSQL may have to run as another user, and a socket's path has 107 bytes at most.
+    # Not pytest's tmp_path: PostgreSQL may run as another user, and a socket's path is limited to 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix=f"pg{version}-"))
     running = Cluster(folder, version=version)
     running.start()
@@ -85,7 +85,7 @@ def cluster(version: int, *, durable: bool = False) -> Iterator[Cluster]:
 
 
 def in_thread(function: Any, *arguments: Any) -> Any:
-    """Run ``function`` in a real thread and wait for it."""
+    """Run ``function`` in a real thread and wait for its result."""
     result: list[Any] = []
 
     def run() -> None:

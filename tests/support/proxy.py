@@ -1,4 +1,4 @@
-"""A TCP proxy before PostgreSQL that really cuts connections, swallows bytes, and refuses."""
+"""A TCP proxy in front of PostgreSQL that can cut connections, swallow bytes, and refuse connections."""
 
 import contextlib
 import selectors
@@ -7,7 +7,7 @@ import threading
 
 
 class Proxy:
-    """Forwards 127.0.0.1:``port`` to a Unix socket, in a thread of its own."""
+    """Forwards 127.0.0.1:``port`` to a Unix socket, in a separate thread."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -30,11 +30,11 @@ class Proxy:
         return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
     def black_hole(self) -> None:
-        """From now on every byte is swallowed, in both directions; connections stay open, new ones are accepted."""
+        """Swallow every byte in both directions. Connections stay open, new ones are accepted."""
         self._swallow = True
 
     def refuse(self) -> None:
-        """Cut all connections, and each new one at once."""
+        """Cut all connections, and each new one immediately."""
         self._refuse = True
         self.cut()
 
@@ -45,7 +45,7 @@ class Proxy:
                 self._drop(one)
 
     def restore(self) -> None:
-        """Forward again. Connections that lost bytes are cut: nobody can mend them."""
+        """Forward again. Cut connections that lost bytes, because they cannot continue."""
         was_swallowing, self._swallow, self._refuse = self._swallow, False, False
         if was_swallowing:
             self.cut()

@@ -1,4 +1,4 @@
-"""Requests as no library would send them, and WebSockets frame by frame."""
+"""Raw HTTP requests that no library would send, and WebSockets frame by frame."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ GOOD = {
 
 
 class Reply:
-    """An answer in HTTP."""
+    """An HTTP response."""
 
     def __init__(self, head: bytes, body: bytes) -> None:
         lines = head.decode("latin-1").split("\r\n")
@@ -50,7 +50,7 @@ class Connection:
         self._buffer = b""
 
     def connected(self, made: socket.socket) -> socket.socket:
-        """What is talked over; for TLS to step in."""
+        """Return the socket to use. TLS connections override this."""
         return made
 
     def __enter__(self) -> "Connection":
@@ -72,7 +72,7 @@ class Connection:
         self.send(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + (body or b""))
 
     def reply(self) -> Reply:
-        """Read one answer."""
+        """Read one response."""
         while b"\r\n\r\n" not in self._buffer:
             self._read()
         head, _, rest = self._buffer.partition(b"\r\n\r\n")
@@ -92,7 +92,7 @@ class Connection:
         return Reply(head, self._take(int(found[1])) if found else b"")
 
     def closed(self) -> bool:
-        """Wait until the server has closed."""
+        """Wait until the server has closed the connection."""
         with contextlib.suppress(ConnectionError):
             while self.socket.recv(65536):
                 pass
@@ -138,7 +138,7 @@ class WebSocket(Connection):
 
     def read_frame(self) -> tuple[int, bytes]:
         first, second = self._take(2)
-        assert first & 0xF0 == 0x80, "a server's frames are whole, without extensions"
+        assert first & 0xF0 == 0x80, "a server's frames are not fragmented and have no extensions"
         assert not second & 0x80, "and not masked"
         size = second
         if size == 126:
@@ -153,7 +153,7 @@ class WebSocket(Connection):
         return payload.decode()
 
     def close_code(self) -> int | None:
-        """Read until the close frame, after which nothing may come; its code, or None when there was none."""
+        """Read until the close frame, after which nothing may arrive. Return its code, or None if there was none."""
         while True:
             try:
                 opcode, payload = self.read_frame()
@@ -164,7 +164,7 @@ class WebSocket(Connection):
                 return int.from_bytes(payload[:2], "big")
 
     def connect(self) -> "WebSocket":
-        """Become a Socket.IO client."""
+        """Connect as a Socket.IO client."""
         assert self.read_text().startswith("0{")
         self.text("40")
         assert self.read_text().startswith("40{")
@@ -179,12 +179,12 @@ def http(server: ServerProcess, method: str = "GET", path: str = POLLING, header
 
 
 def websocket_path(path: str) -> str:
-    """Where the session of ``path``, which is polling, becomes a WebSocket."""
+    """Return the path that upgrades the polling session of ``path`` to a WebSocket."""
     return path.replace("transport=polling", "transport=websocket")
 
 
 def open_session(server: ServerProcess, headers: dict[str, str] | None = None) -> str:
-    """A new polling session; its path for further requests."""
+    """Open a polling session. Return its path for further requests."""
     reply = http(server, headers=headers)
     assert reply.status == 200, reply.body
     return f"{POLLING}&sid={json.loads(reply.body[1:])['sid']}"

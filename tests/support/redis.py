@@ -10,7 +10,7 @@ from tests.support.server import free_port, listens
 
 
 class Redis:
-    """redis-server on one port for its whole life, so that it can be stopped and started. It keeps nothing."""
+    """redis-server without persistence, always on the same port, so that it can be stopped and started."""
 
     def __init__(self) -> None:
         program = shutil.which("redis-server")

@@ -1,4 +1,4 @@
-"""socketio_pg.js under Node and the Python Subscriber behind one interface, and a server behind a proxy."""
+"""socketio_pg.js under Node and the Python Subscriber with a common interface, and a server behind a proxy."""
 
 import json
 import queue
@@ -20,35 +20,35 @@ from tests.support.server import ServerProcess
 
 
 class Refused(Exception):
-    """``subscribe`` failed, with the wire code."""
+    """``subscribe`` failed. The message is the error code."""
 
 
 class Client(Protocol):
-    """Either client. Subscriptions have names; what happens to them is kept until :meth:`next` takes it."""
+    """The common interface. Subscriptions have names; their events are kept until :meth:`next` takes them."""
 
     def subscribe(self, name: str, channel: str, *, raises: bool = False, **options: Any) -> None:
-        """Returns when it is confirmed. ``raises``: the handler does, after it has noted the message."""
+        """Subscribe and wait for the confirmation. ``raises``: the handler raises after it has recorded the message."""
 
     def next(self, kind: str, name: str) -> Any:
-        """The next ``message`` or ``gap`` of a subscription, with the position that was read in the handler."""
+        """Return the next ``message`` or ``gap`` of a subscription, with the position as seen in the handler."""
 
     def unsubscribe(self, name: str) -> None: ...
 
     def position(self, name: str) -> Any: ...
 
     def failures(self, count: int) -> list[str]:
-        """What handlers have raised."""
+        """Return the next ``count`` errors that handlers raised."""
 
     def ended(self, name: str) -> str:
-        """The wire code with which an established subscription has ended."""
+        """Return the error code with which an established subscription has ended."""
 
     def wait_disconnected(self) -> None:
-        """Until it has noticed."""
+        """Wait until the client has noticed the lost connection."""
 
     def close(self) -> None: ...
 
 
-#: What the function ``token`` returns, a call after the other, and the last for ever; "": it raises.
+#: Results of the function ``token`` in order; the last one is repeated. With "" it raises an error.
 Tokens = dict[Literal["connecting", "renewing"], list[str]]
 
 
@@ -76,14 +76,14 @@ class JavaScript:
         self._node.next(kind="disconnect")
 
     def wait_error(self, name: str) -> Any:
-        """The next error that ``onError`` was told."""
+        """Return the next error passed to ``onError``."""
         return self._node.next(kind="error", name=name)
 
     def ended(self, name: str) -> str:
         return str(self._node.next(kind="error", name=name, retrying=False)["code"])
 
     def wait_renewed(self, client: str) -> None:
-        """Until the server has accepted a new token of ``client``."""
+        """Wait until the server has accepted a new token of ``client``."""
         self._node.next(kind="authenticated", client=client)
 
     def wait_said(self, kind: str) -> Any:
@@ -93,7 +93,7 @@ class JavaScript:
         return self._call(command=command, **values)
 
     def emit(self, event: str, **argument: Any) -> Any:
-        """Behind the back of socketio_pg.js."""
+        """Send a request directly on the socket, bypassing socketio_pg.js."""
         return self._call(command="emit", event=event, argument=argument)
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class Python:
 
     def subscribe(self, name: str, channel: str, *, raises: bool = False, **options: Any) -> None:
         def handle(message: Message) -> None:
-            # It may be called before subscribe() has returned.
+            # The handler may be called before subscribe() has returned.
             position = self._made[name].position if name in self._made else None
             self._queue("message", name).put((dict(message), position))
             if raises:
@@ -154,7 +154,7 @@ class Python:
         return str(self._queue("error", name).get(timeout=30))
 
     def wait_renewed(self, client: str) -> None:
-        """Until the server has accepted a new token of ``client``."""
+        """Wait until the server has accepted a new token of ``client``."""
         login = self._subscriber._link.login
         assert login is not None
 
@@ -170,7 +170,7 @@ class Python:
         left = self._tokens["renewing" if self._subscriber.connected else "connecting"]
         token = left.pop(0) if len(left) > 1 else left[0]
         if not token:
-            raise LookupError("nobody is signed in")
+            raise LookupError("not signed in")
         return token
 
     def wait_disconnected(self) -> None:
@@ -188,7 +188,7 @@ CLIENTS: dict[str, Callable[[str], Client]] = {"javascript": JavaScript, "python
 
 
 class Behind(Log):
-    """A server on a database of its own, behind :attr:`proxy`."""
+    """A server on a separate database, behind :attr:`proxy`."""
 
     def __init__(self, cluster: Cluster, name: str, **settings: str) -> None:
         cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -217,5 +217,5 @@ class Behind(Log):
 
 
 def numbers(client: Client, name: str, count: int) -> list[int]:
-    """The numbers in the next ``count`` messages, as :meth:`Log.publish` writes them."""
+    """Return the numbers in the next ``count`` messages published with :meth:`Log.publish`."""
     return [client.next("message", name)[0]["payload"][0] for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Somebody's own application that uses Flask-SocketIO's own API, on one of several nodes: what HTTP asks, it does."""
+"""An application that uses Flask-SocketIO's API, on one of several nodes, and is controlled by HTTP requests."""
 
 import eventlet
 
@@ -14,7 +14,7 @@ from socketio_pg.websocket import SocketServer  # noqa: E402
 app = Flask(__name__)
 server = SocketServer(app, binary=True)
 io = server.socketio
-#: Of the clients that have left this node, the sids and why.
+#: [sid, reason] of the clients that have disconnected from this node.
 left: list[list[str]] = []
 
 

@@ -1,4 +1,4 @@
-"""Real server processes: gunicorn as in production, and the development server."""
+"""Real server processes: gunicorn, as in production."""
 
 import dataclasses
 import os
@@ -21,12 +21,12 @@ GUNICORN = [sys.executable, "-m", "gunicorn", "--worker-class", "eventlet", "-w"
 APP = "socketio_pg.server:app"
 
 
-#: Bound and not listening: the kernel gives their ports to nobody else, and a server that sets SO_REUSEADDR may listen.
+#: Bound but not listening sockets: no other process gets their ports, but a server with SO_REUSEADDR can listen.
 _reserved: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """A port that stays reserved for the servers of this process, however often they stop and start."""
+    """Return a port that stays reserved for this process's servers, even while they are stopped."""
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind(("127.0.0.1", 0))
@@ -43,16 +43,16 @@ def listens(port: int) -> bool:
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """The environment without settings of ours that the developer's shell may have."""
+    """Return the environment without our settings, which the developer's shell may have, plus ``settings``."""
     ours = {field.name.upper() for field in dataclasses.fields(Settings)}
     return {name: value for name, value in os.environ.items() if name not in ours} | settings
 
 
 class ServerProcess:
-    """A server in a process of its own, on one port for its whole life, so that it can be stopped and started.
+    """A server process, always on the same port, so that it can be stopped and started.
 
-    ``options`` are gunicorn's, ``settings`` ours. ``wait``: for "ready" (``/readyz`` answers 200), only for "http", or
-    for "nothing".
+    ``options`` are gunicorn's, ``settings`` ours. ``wait``: wait until "ready" (``/readyz`` answers 200), only for
+    "http", or for "nothing".
     """
 
     def __init__(self, database_url: str, *options: str, wait: str = "ready", app: str = APP, **settings: str) -> None:
@@ -63,7 +63,7 @@ class ServerProcess:
         self._wait = wait
         self._app = app
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = tempfile.NamedTemporaryFile(prefix="server-", suffix=".log")  # noqa: SIM115 - lives as long as we
+        self._log = tempfile.NamedTemporaryFile(prefix="server-", suffix=".log")  # noqa: SIM115 - closed in close()
         try:
             self.start()
         except BaseException:
@@ -84,7 +84,7 @@ class ServerProcess:
         return self._process
 
     def worker_pid(self) -> int:
-        """The gunicorn worker: the master's only child."""
+        """Return the process id of the gunicorn worker, the master's only child."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         assert len(children) == 1, children
         return int(children[0])
@@ -101,14 +101,14 @@ class ServerProcess:
             self.wait_for("/healthz", 200)
 
     def wait_ready(self, seconds: float = PATIENCE) -> None:
-        """Until clients can be served from the database."""
+        """Wait until the server is ready, including its database."""
         self.wait_for("/readyz", 200, seconds=seconds)
 
     def wait_not_ready(self, seconds: float = PATIENCE) -> None:
         self.wait_for("/readyz", 503, seconds=seconds)
 
     def wait_for(self, path: str, status: int, text: str = "", seconds: float = PATIENCE) -> None:
-        """Until ``path`` is answered with ``status`` and a body that contains ``text``."""
+        """Wait until ``path`` is answered with ``status`` and a body that contains ``text``."""
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -119,10 +119,10 @@ class ServerProcess:
                 return
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"{path} answered {answer} for {seconds} s; log:\n{self.log}")
-            time.sleep(0.05)  # another process can only be asked again
+            time.sleep(0.05)  # another process can only be polled
 
     def get(self, path: str) -> tuple[int, str]:
-        """(status, body) of a GET."""
+        """Send a GET request. Return (status, body)."""
         try:
             with urllib.request.urlopen(self.url + path, timeout=PATIENCE) as answer:
                 return answer.status, answer.read().decode()
@@ -131,7 +131,7 @@ class ServerProcess:
                 return error.code, error.read().decode()
 
     def stop(self, seconds: float = PATIENCE) -> float:
-        """SIGTERM; returns the seconds until the process was gone."""
+        """Send SIGTERM. Return the seconds until the process has ended."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(seconds)
@@ -142,7 +142,7 @@ class ServerProcess:
         self.start()
 
     def kill(self) -> None:
-        """SIGKILL to master and worker."""
+        """Send SIGKILL to master and worker."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -1,4 +1,4 @@
-"""Our own application, with a route that somebody has added and that wants a session."""
+"""The standard application with an additional route that needs a session."""
 
 import eventlet
 

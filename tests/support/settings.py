@@ -1,4 +1,4 @@
-"""Settings from a file, and what the operator is told about wrong ones."""
+"""Loading settings from a file, and checking error messages."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def load_file(text: str, environment: dict[str, str] | None = None, **overrides:
 
 
 def assert_one_sentence(text: str) -> None:
-    """One line, one full stop, at its end: it is what the operator sees when the start fails."""
+    """Assert that ``text`` is one line and one sentence, as shown to the operator when the start fails."""
     assert "\n" not in text
     assert text.endswith(".")
     assert ". " not in text

@@ -1,4 +1,4 @@
-"""Somebody's own application, whose connect handler takes its time; it tells what the server remembers."""
+"""An application with a slow connect handler, and a route that shows the server's state."""
 
 import eventlet
 

@@ -1,4 +1,4 @@
-"""Many Socket.IO clients at once over raw WebSockets, run by the calling thread."""
+"""Many concurrent Socket.IO clients on raw WebSockets, run by the calling thread."""
 
 import base64
 import json
@@ -15,19 +15,19 @@ from tests.support.patience import PATIENCE
 
 
 class RawClient:
-    """One WebSocket of a :class:`Swarm`: what arrives is in :attr:`packets`, without its Engine.IO type."""
+    """One WebSocket of a :class:`Swarm`. :attr:`packets` has the received packets without their Engine.IO type."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
         self.packets: deque[Any] = deque()
-        #: Engine.IO's OPEN has come; Socket.IO's CONNECT has been answered.
+        #: Whether Engine.IO's OPEN has arrived, and whether Socket.IO's CONNECT was answered.
         self.opened = self.connected = False
-        #: Packets that are not Socket.IO's.
+        #: Engine.IO packets other than messages.
         self.raw: list[str] = []
         self.closed = False
         self.close_code: int | None = None
         self.answers_pings = True
-        #: Whether Socket.IO's CONNECT is sent, and with what.
+        #: Whether Socket.IO's CONNECT is sent, and its data.
         self.answers_connect = True
         self.auth: object = None
         self.answers_calls = False
@@ -35,16 +35,16 @@ class RawClient:
         self.shaken = False
 
     def send(self, text: str) -> None:
-        """One text frame: an Engine.IO packet."""
+        """Send an Engine.IO packet as one text frame."""
         self.socket.sendall(self._frame(text))
 
     def send_binary(self, data: bytes) -> None:
-        """One binary frame: an attachment."""
+        """Send an attachment as one binary frame."""
         head = struct.pack("!BBQ", 0x82, 0xFF, len(data)) if len(data) > 125 else bytes((0x82, 0x80 | len(data)))
         self.socket.sendall(head + b"\0\0\0\0" + data)
 
     def send_all(self, *texts: str) -> None:
-        """Many text frames in one segment."""
+        """Send many text frames in one segment."""
         self.socket.sendall(b"".join(map(self._frame, texts)))
 
     def _frame(self, text: str) -> bytes:
@@ -55,19 +55,19 @@ class RawClient:
             head = struct.pack("!BBH", 0x81, 0x80 | 126, len(data))
         else:
             head = struct.pack("!BBQ", 0x81, 0x80 | 127, len(data))
-        # A mask of zeros is a mask: the bytes stay as they are.
+        # A mask of zeros is valid and leaves the bytes unchanged.
         return head + b"\0\0\0\0" + data
 
     def emit(self, event: str, argument: object, id: int | None = None) -> None:
         self.send(f"42{'' if id is None else id}{json.dumps([event, argument])}")
 
     def events(self, name: str) -> list[Any]:
-        """The arguments of the events ``name`` that have arrived."""
+        """Return the arguments of all received events ``name``."""
         prefix = f'2["{name}",'
         return [json.loads(packet[1:])[1] for packet in self.packets if packet.startswith(prefix)]
 
     def feed(self) -> None:
-        """Read what there is."""
+        """Read and parse available data."""
         try:
             data = self.socket.recv(262144)
         except BlockingIOError:
@@ -139,7 +139,7 @@ class Swarm:
     def connect(
         self, number: int, seconds: float = 60.0, at_once: int = 200, receive_buffer: int | None = None
     ) -> list[RawClient]:
-        """``number`` more clients, each past Socket.IO's CONNECT. ``receive_buffer``: bytes that the kernel keeps."""
+        """Connect ``number`` more clients, including Socket.IO's CONNECT. ``receive_buffer``: SO_RCVBUF in bytes."""
         new: list[RawClient] = []
         deadline = time.monotonic() + seconds
         while len(new) < number:
@@ -149,22 +149,22 @@ class Swarm:
         return new
 
     def open(self, number: int, receive_buffer: int | None = None) -> list[RawClient]:
-        """``number`` more clients that have sent their handshake."""
+        """Open ``number`` more clients that have only sent their handshake."""
         return [self._open("", receive_buffer) for _ in range(number)]
 
     def upgrade(self, sid: str) -> RawClient:
-        """A WebSocket for the Engine.IO session ``sid``, which so far is polling."""
+        """Open a WebSocket for the polling Engine.IO session ``sid``."""
         return self._open(f"&sid={sid}", None)
 
     def run_until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
-        """Let the clients read until ``condition``."""
+        """Let the clients read until ``condition`` holds."""
         deadline = time.monotonic() + seconds
         while not condition():
             left = deadline - time.monotonic()
             if left <= 0:
                 closed = sum(client.closed for client in self.clients)
                 raise AssertionError(
-                    f"not so within {seconds:.0f} s; {closed} of {len(self.clients)} clients are closed"
+                    f"condition not met within {seconds:.0f} s; {closed} of {len(self.clients)} clients are closed"
                 )
             for key, _ in self._selector.select(min(left, 1.0)):
                 client: RawClient = key.data
@@ -192,7 +192,7 @@ class Swarm:
         self._selector.register(client.socket, selectors.EVENT_READ, client)
 
     def leave(self, client: RawClient, *, reset: bool = False) -> None:
-        """Close ``client``'s connection without a word; ``reset``: with a TCP reset."""
+        """Close ``client``'s connection without a close frame; ``reset``: with a TCP reset."""
         self._selector.unregister(client.socket)
         if reset:
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,4 +1,4 @@
-"""Tokens in order, and hostile ones; and a place on the web for keys."""
+"""Valid and hostile tokens, and a web server for keys."""
 
 import base64
 import hmac
@@ -20,7 +20,7 @@ _USUAL = {"rsa": "RS256", "ec": "ES256", "ed": "EdDSA"}
 
 
 class SigningKey:
-    """A private key of one kind, ``rsa``, ``ec`` or ``ed``, with its ``kid``."""
+    """A private key of the kind ``rsa``, ``ec`` or ``ed``, with its ``kid``."""
 
     def __init__(self, kind: str = "rsa", kid: str | None = None) -> None:
         self.algorithm = _USUAL[kind]
@@ -35,7 +35,7 @@ class SigningKey:
 
     @property
     def pem(self) -> str:
-        """The public key."""
+        """The public key in PEM format."""
         encoded: bytes = self.private.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
@@ -43,7 +43,7 @@ class SigningKey:
 
     @property
     def jwk(self) -> dict[str, Any]:
-        """The public key for a JWK set."""
+        """The public key as a JWK."""
         algorithm = jwt.get_algorithm_by_name(self.algorithm)
         found = dict(json.loads(algorithm.to_jwk(self.private.public_key())), use="sig", alg=self.algorithm)
         return found if self.kid is None else found | {"kid": self.kid}
@@ -54,7 +54,7 @@ class SigningKey:
 
 
 def complete(claims: Mapping[str, Any]) -> dict[str, Any]:
-    """``claims`` with a day to live; None takes one away."""
+    """Add sub, and exp in a day, to ``claims``. Claims that are None are removed."""
     whole = {"sub": "somebody", "exp": int(time.time()) + 86_400} | dict(claims)
     return {name: value for name, value in whole.items() if value is not None}
 
@@ -62,18 +62,18 @@ def complete(claims: Mapping[str, Any]) -> dict[str, Any]:
 def mint(
     headers: Mapping[str, Any] | None = None, algorithm: str = "HS256", secret: str = SECRET, **claims: Any
 ) -> str:
-    """A token signed with the tests' secret."""
+    """Return a token signed with the tests' secret."""
     return jwt.encode(complete(claims), secret, algorithm, headers=None if headers is None else dict(headers))
 
 
 def by_hand(header: object, claims: object, sign: Callable[[bytes], bytes] = lambda text: b"") -> str:
-    """A token that no library would make."""
+    """Return a token that no library would create."""
     signed = f"{_part(header)}.{_part(claims)}"
     return f"{signed}.{base64.urlsafe_b64encode(sign(signed.encode())).rstrip(b'=').decode()}"
 
 
 def forge(claims: object, secret: str = SECRET) -> str:
-    """Signed with HS256, and with claims that no library would sign."""
+    """Return a token signed with HS256, with claims that no library would sign."""
     return by_hand({"alg": "HS256"}, claims, lambda text: hmac.digest(secret.encode(), text, "sha256"))
 
 
@@ -83,7 +83,7 @@ def _part(value: object) -> str:
 
 
 class KeyServer:
-    """A JWK set at an address, whose keys can be changed; counts how often it was fetched."""
+    """Serves a JWK set whose keys can be changed, and counts the requests."""
 
     def __init__(self, *keys: SigningKey) -> None:
         self.keys = list(keys)
@@ -116,11 +116,11 @@ class KeyServer:
 
 
 def hostile_tokens(secret: str = SECRET) -> Iterator[tuple[str, object]]:
-    """(name, token): each must be refused by a server that takes HS256 with ``secret``."""
+    """Yield (name, token). A server that accepts HS256 with ``secret`` must refuse each token."""
     now = int(time.time())
     good = mint(secret=secret)
     header, claims, signature = good.split(".")
-    yield "no text", 7
+    yield "not a string", 7
     yield "an object", {"token": good}
     yield "empty", ""
     yield "garbage", "abc"
@@ -142,9 +142,9 @@ def hostile_tokens(secret: str = SECRET) -> Iterator[tuple[str, object]]:
     yield "exp is text", mint(secret=secret, exp="tomorrow")
     yield "exp is a list", mint(secret=secret, exp=[now + 1_000_000])
     yield "exp is infinite", mint(secret=secret, exp=float("inf"))
-    yield "exp is no number", mint(secret=secret, exp=float("nan"))
-    yield "exp is beyond all years", mint(secret=secret, exp=10**18)
-    yield "sub is half a character", mint(secret=secret, sub="\ud800")
+    yield "exp is NaN", mint(secret=secret, exp=float("nan"))
+    yield "exp is beyond year 9999", mint(secret=secret, exp=10**18)
+    yield "sub is a lone surrogate", mint(secret=secret, sub="\ud800")
     yield "sub is a number", mint(secret=secret, sub=7)
     yield "another algorithm of the same secret", mint(secret=secret, algorithm="HS512")
     yield "alg none", by_hand({"alg": "none", "typ": "JWT"}, complete({}))
@@ -159,8 +159,8 @@ def hostile_tokens(secret: str = SECRET) -> Iterator[tuple[str, object]]:
     yield "claims are deep", forge('{"exp":99999999999,"x":' + "[" * 3000 + "]" * 3000 + "}", secret)
     yield "header is a list", by_hand([], complete({}))
     yield "header is deep", by_hand('{"alg":"HS256","x":' + "[" * 5000 + "]" * 5000 + "}", complete({}))
-    yield "header is no JSON", by_hand("abc", complete({}))
+    yield "header is not JSON", by_hand("abc", complete({}))
     yield "kid is an object", by_hand({"alg": "HS256", "kid": {"a": 1}}, complete({}))
     yield "one megabyte", mint(secret=secret, pad="x" * 750_000)
-    yield "one megabyte of nothing", "a" * 1_000_000
-    yield "signed by a public key's algorithm", SigningKey("rsa").sign()
+    yield "one megabyte without parts", "a" * 1_000_000
+    yield "signed with a private key", SigningKey("rsa").sign()

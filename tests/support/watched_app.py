@@ -1,6 +1,6 @@
-"""Somebody's own application, with binary data, namespaces and callbacks; it tells everything that clients can grow.
+"""An application with binary data, namespaces and callbacks; it reports all state that clients can make grow.
 
-With ``ECHO`` it echoes at the level of Engine.IO.
+With ``ECHO`` it echoes Engine.IO messages.
 """
 
 import eventlet
@@ -27,7 +27,7 @@ server = SocketServer(app, binary=os.environ.get("BINARY") == "1")
 io = server.socketio
 engine = io.server.eio
 add_clock(app)
-#: Handlers that must never run on a client's word.
+#: Calls of handlers that clients must never be able to trigger.
 forged: list[str] = []
 
 
@@ -80,7 +80,7 @@ def state() -> dict[str, Any]:
         "green": sum(isinstance(found, greenlet.greenlet) and not found.dead for found in gc.get_objects()),
         "descriptors": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
         "sockets": len(engine.sockets),
-        # Bytes of messages that are not whole yet.
+        # Bytes of incomplete messages.
         "unread": sum(one.connection._reader.held for one in engine.sockets.values() if one.connection is not None),
         "requests": len(stock.environ),
         "namespaces": len(stock.manager.rooms),
@@ -105,9 +105,9 @@ if os.environ.get("ECHO"):
 
 
 class Stall:
-    """For how long others could not run at most since the last reset.
+    """The longest time since the last reset during which other green threads could not run.
 
-    In seconds of this process's CPU: while other processes have it nobody here holds anybody up.
+    In CPU seconds of this process, so that other processes do not count.
     """
 
     longest = 0.0
@@ -124,7 +124,7 @@ stall = Stall()
 
 @app.get("/stall")
 def longest_stall() -> dict[str, float]:
-    """The longest one since the last question, which begins anew."""
+    """Return the longest stall since the last request, and reset it."""
     if not app.extensions.get("watching"):
         app.extensions["watching"] = eventlet.spawn(stall.watch)
     longest, stall.longest = stall.longest, 0.0

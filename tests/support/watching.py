@@ -1,4 +1,4 @@
-"""A database with watched tables: what a statement sends is read from the outbox, before any relay."""
+"""A database with watched tables, without a relay: the messages of a statement are read from the outbox."""
 
 import contextlib
 import json
@@ -14,9 +14,9 @@ MAX_PAYLOAD = 100_000
 
 
 class WatchDatabase:
-    """A database of its own with our schema, on one connection, so that plans are kept between statements.
+    """A separate database with our schema, on one connection, so that plans are kept between statements.
 
-    ``warnings``: those of the last statement.
+    ``warnings``: the warnings of the last statement.
     """
 
     def __init__(self, cluster: Cluster, name: str) -> None:
@@ -39,7 +39,7 @@ class WatchDatabase:
         return connection
 
     def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        # In a real thread: other tests of the same process set psycopg2's callback for green ones.
+        # In a real thread: other tests of this process set psycopg2's wait callback for green threads.
         rows: list[tuple[Any, ...]] = in_thread(self._sql, statement, parameters)
         return rows
 
@@ -51,7 +51,7 @@ class WatchDatabase:
             return list(cursor.fetchall()) if cursor.description else []
 
     def with_orders(self) -> "WatchDatabase":
-        """The same, with an empty table ``orders`` that nobody watches, and no other."""
+        """Drop all tables, and create an empty, unwatched table ``orders``. Return self."""
         self.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public; SELECT socketio_pg.watch_sweep()")
         self.sql("CREATE TABLE orders (id int PRIMARY KEY, customer_id int, status text, secret text)")
         self.taken()
@@ -63,7 +63,7 @@ class WatchDatabase:
         return str(watched)
 
     def sent(self, statement: str, *parameters: object) -> list[tuple[str, dict[str, Any]]]:
-        """What ``statement`` sends: (channel, payload), in order."""
+        """Run ``statement``. Return its messages as (channel, payload), in order."""
         self.sql(statement, *parameters)
         return self.taken()
 
@@ -71,7 +71,7 @@ class WatchDatabase:
         return [payload for _, payload in self.sent(statement, *parameters)]
 
     def taken(self) -> list[tuple[str, dict[str, Any]]]:
-        """What is in the outbox, which is empty then."""
+        """Return the messages in the outbox, and empty it."""
         warnings = self.warnings
         rows = self.sql(
             "WITH d AS (DELETE FROM socketio_pg.outbox RETURNING *)"
@@ -82,7 +82,7 @@ class WatchDatabase:
         return [(channel, json.loads(payload)) for channel, payload, _ in rows]
 
     def failures(self, table: str) -> list[int]:
-        """Of each of the table's watches, by their channels."""
+        """Return the failure counts of the table's watches, in the order of their channels."""
         rows = self.sql("SELECT failures FROM socketio_pg.watches WHERE table_name = %s ORDER BY channel", table)
         return [count for (count,) in rows]
 

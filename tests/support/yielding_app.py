@@ -1,4 +1,4 @@
-"""The server, but others get their turn after every single send: what can happen during a broadcast, happens."""
+"""The server, but yielding to other green threads after every send, to provoke races during broadcasts."""
 
 from socketio_pg.server import app
 from socketio_pg.websocket import SocketServer

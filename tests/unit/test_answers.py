@@ -17,7 +17,7 @@ from socketio_pg.core.errors import (
     SocketIOPGError,
 )
 from socketio_pg.protocol.server import RESERVED_EVENTS, Server
-from tests.support.wire import FAILED, Wire, assert_nobody, echo, follow
+from tests.support.wire import FAILED, Wire, assert_no_client_state, echo, follow
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_any_packet_before_connect_closes_the_connection(server: Server, wire: W
     wire.receive(data)
     assert calls == []
     assert wire.answers() == []
-    assert wire.hung_up == ["eio1"]
+    assert wire.closed == ["eio1"]
     wire.receive("0")
     assert wire.answers() == []
-    assert_nobody(server)
+    assert_no_client_state(server)

@@ -65,7 +65,7 @@ def test_invalid_channel_is_refused_before_sending(channel: Any) -> None:
 
 
 def type_name(value: object) -> str:
-    """As an id: the repr of an object differs between processes."""
+    """Return a parametrise id; the repr of an object differs between processes."""
     return type(value).__name__
 
 

@@ -9,7 +9,7 @@ from socketio.packet import CONNECT, CONNECT_ERROR, DISCONNECT, EVENT
 
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError, UnauthorizedError
 from socketio_pg.protocol.server import Server
-from tests.support.wire import FAILED, Wire, assert_nobody, echo, follow
+from tests.support.wire import FAILED, Wire, assert_no_client_state, echo, follow
 
 # -- connecting --------------------------------------------------------------------------------------------------------
 
@@ -29,7 +29,7 @@ def test_on_connected_is_called_once_after_the_connect_packet(server: Server, wi
     assert wire.answers() == [(EVENT, None, ["hello", {"sid": sid}])]
     wire.receive("0")
     assert len(seen) == 1
-    assert wire.hung_up == ["eio1"]
+    assert wire.closed == ["eio1"]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_on_connected_is_not_called_for_a_refused_client(server: Server, wire: W
     # The identity is removed again.
     [(_, sid), _] = calls
     assert calls == [("identified", sid), ("disconnected", sid)]
-    assert_nobody(server)
+    assert_no_client_state(server)
 
 
 @pytest.mark.parametrize("error", [ValueError("s3cret"), TypeError("s3cret"), SocketIOPGError("s3cret")], ids=repr)
@@ -86,7 +86,7 @@ def test_failing_connect_handler_refuses_the_client(
     wire.assert_alive()
     wire.close()
     assert calls == ["connected", "disconnected"]
-    assert_nobody(server)
+    assert_no_client_state(server)
 
 
 def test_clients_of_other_namespaces_are_identified_but_not_connected(server: Server, wire: Wire) -> None:
@@ -130,7 +130,7 @@ def test_client_that_cannot_be_identified_is_refused(
     assert (packet_type, data) == (CONNECT_ERROR, {"message": wanted["message"], "data": wanted})
     wire.close()
     assert calls == []
-    assert_nobody(server)
+    assert_no_client_state(server)
 
 
 def test_second_connect_does_not_change_the_identity(server: Server, wire: Wire) -> None:
@@ -141,7 +141,7 @@ def test_second_connect_does_not_change_the_identity(server: Server, wire: Wire)
     wire.receive('0"me"')
     wire.receive('0"another"')
     assert [packet_type for packet_type, _, _ in wire.answers()] == [CONNECT, EVENT]
-    assert wire.hung_up == ["eio1"]
+    assert wire.closed == ["eio1"]
     assert identities == ["me"]
 
 
@@ -169,7 +169,7 @@ def test_on_disconnected_is_called_once_for_every_disconnect(
     assert gone == [sid]
     wire.close()
     assert gone == [sid]
-    assert_nobody(server)
+    assert_no_client_state(server)
 
 
 def test_on_disconnected_is_called_besides_the_applications_handler(
@@ -213,7 +213,7 @@ def test_failing_disconnect_handler_leaves_no_state(
     except type(error):
         wire.close()  # Engine.IO logs the exception and continues
     assert gone == [sid]
-    assert_nobody(server)
+    assert_no_client_state(server)
 
 
 def test_client_that_disconnects_during_a_request_gets_no_answer(server: Server, wire: Wire) -> None:
@@ -230,7 +230,7 @@ def test_client_that_disconnects_during_a_request_gets_no_answer(server: Server,
     for packet in ('21["leave and answer"]', '2["leave and fail"]', '21["leave and fail"]'):
         wire.connect()
         wire.receive(packet)
-        assert_nobody(server)
+        assert_no_client_state(server)
 
 
 def test_client_can_reconnect_on_the_same_transport(server: Server, wire: Wire) -> None:

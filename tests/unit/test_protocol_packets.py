@@ -7,7 +7,7 @@ import socketio
 from socketio.packet import ACK, BINARY_ACK, EVENT
 
 from socketio_pg.protocol.server import Server
-from tests.support.wire import Wire, assert_nobody, follow
+from tests.support.wire import Wire, assert_no_client_state, follow
 
 # -- invalid packets ---------------------------------------------------------------------------------------------------
 BAD_PACKETS: dict[str, str | bytes] = {
@@ -63,7 +63,7 @@ BAD_PACKETS: dict[str, str | bytes] = {
 def test_invalid_packet_is_reported_and_closes_the_connection(wire: Wire, packet: str | bytes) -> None:
     wire.connect()
     wire.receive(packet)
-    wire.assert_hung_up()
+    wire.assert_closed()
 
 
 def test_packets_are_ignored_while_the_connection_closes(server: Server, wire: Wire) -> None:
@@ -78,7 +78,7 @@ def test_packets_are_ignored_while_the_connection_closes(server: Server, wire: W
     wire.connect()
     wire.receive("2{}")
     assert calls == []
-    wire.assert_hung_up()
+    wire.assert_closed()
 
 
 @pytest.mark.parametrize("id", ["", "12"])
@@ -111,11 +111,11 @@ def test_log_lines_about_invalid_packets_are_rate_limited(
     for number in range(3_000):
         wire.connect(f"eio{number}")
         wire.receive("2abc", f"eio{number}")
-    assert len(wire.hung_up) == 3_000
+    assert len(wire.closed) == 3_000
     lines = [record.getMessage() for record in caplog.records]
     assert 1 <= len(lines) <= 10, "at most one line per second"
     assert lines[0] == "closing the connection of a client: this is not JSON, or nested too deeply"
-    assert_nobody(server)
+    assert_no_client_state(server)
 
 
 @pytest.mark.parametrize("packet", ["30[]", "31[]", '31["x"]', "3[]", '3/other,1["x"]', '39007199254740991["x"]'])
@@ -174,7 +174,7 @@ def test_binary_argument_is_answered_with_binary(binary_server: Server, wire: Wi
 def test_unexpected_binary_data_closes_the_connection(wire: Wire, packet: str | bytes) -> None:
     wire.connect()
     wire.receive(packet)
-    wire.assert_hung_up()
+    wire.assert_closed()
 
 
 @pytest.mark.parametrize("number", ["1", "-1", "-2", "1.5", "0.0", '"0"', "null", "{}", "true", "false", "1e400"])
@@ -182,7 +182,7 @@ def test_invalid_placeholder_closes_the_connection(binary_server: Server, wire: 
     wire.connect()
     wire.receive(f'51-["echo",{{"_placeholder":true,"num":{number}}}]')
     wire.receive(b"x")
-    wire.assert_hung_up()
+    wire.assert_closed()
 
 
 PLACEHOLDER = '{"_placeholder":true,"num":0}'
@@ -199,7 +199,7 @@ def test_attachment_without_exactly_one_placeholder_closes_the_connection(
     wire.connect()
     wire.receive(f"51-{data}")
     wire.receive(b"x")
-    wire.assert_hung_up()
+    wire.assert_closed()
 
 
 def test_attachment_can_be_nested_as_deeply_as_json(binary_server: Server, wire: Wire) -> None:
@@ -215,7 +215,7 @@ def test_attachment_can_be_nested_as_deeply_as_json(binary_server: Server, wire:
 def test_invalid_binary_packet_closes_the_connection(binary_server: Server, wire: Wire, packet: str) -> None:
     wire.connect()
     wire.receive(packet)
-    wire.assert_hung_up()
+    wire.assert_closed()
 
 
 @pytest.mark.parametrize("packet", ['2["echo",1]', "0", "1", "x", ""])
@@ -223,7 +223,7 @@ def test_text_instead_of_an_attachment_closes_the_connection(binary_server: Serv
     wire.connect()
     wire.receive(f'51-["echo",{PLACEHOLDER}]')
     wire.receive(packet)
-    wire.assert_hung_up()
+    wire.assert_closed()
 
 
 def test_total_size_of_attachments_is_limited(binary_server: Server, wire: Wire) -> None:
@@ -237,7 +237,7 @@ def test_total_size_of_attachments_is_limited(binary_server: Server, wire: Wire)
     wire.receive('52-["nothing",{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}]')
     wire.receive(half)
     wire.receive(half + b"x")
-    wire.assert_hung_up()
+    wire.assert_closed()
 
 
 def test_incomplete_binary_packet_is_dropped_with_its_connection(binary_server: Server, wire: Wire) -> None:
