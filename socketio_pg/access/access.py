@@ -44,13 +44,12 @@ class Access:
     ) -> None:
         self.authenticator = Authenticator(settings, app, hook)
         self.sessions = Sessions(settings.jwt_leeway, warn_expiring, expire)
-        self.policies = Policies(pubsub.database, settings.permission_timeout)
+        self.policies = Policies(pubsub.database, settings.permission_timeout, self._check)
         self.permissions = Permissions(settings, self.authenticator.mode, self.policies)
         self.rechecks = Rechecks(
             self.sessions, pubsub.hub, self.permissions, revoke, settings.permission_recheck_seconds
         )
         self._pubsub = pubsub
-        self.policies.on_broken = self._check
         self._preparing = green.Worker()
         self._checking = green.Worker()
         self._started = False

@@ -27,6 +27,9 @@ _TRANSIENT = ("40", "53", "57", "58", "55P03")
 class Policies:
     """The policies on ``socketio_pg.messages`` in ``database``. ``timeout``: seconds for one decision.
 
+    ``on_broken`` is called when no policy can be evaluated although the database answers: a privilege or the schema is
+    missing.
+
     One slow policy must not delay all other questions. When a batch times out, its questions are asked again one by
     one in a separate slow lane; questions about a slow channel go directly to the slow lane for a while.
     """
@@ -39,7 +42,7 @@ class Policies:
     #: Questions in each queue.
     queue_size = 20_000
 
-    def __init__(self, database: Database, timeout: float) -> None:
+    def __init__(self, database: Database, timeout: float, on_broken: Callable[[], None] | None = None) -> None:
         self._database = database
         self._timeout = timeout
         self._lane = Lane(workers=2, batch_size=50)
@@ -47,8 +50,7 @@ class Policies:
         self._slow = Slow()
         self._idle: list[Any] = []
         self._complain = Complaints(logger)
-        #: Called when no policy can be evaluated although the database answers: a privilege or the schema is missing.
-        self.on_broken: Callable[[], None] = lambda: None
+        self._on_broken = on_broken or (lambda: None)
 
     @property
     def connections(self) -> int:
@@ -141,7 +143,7 @@ class Policies:
             self._answer_all(batch, error)
         except SocketIOPGError as error:
             self._answer_all(batch, error)
-            self.on_broken()
+            self._on_broken()
         else:
             for asked, answer in zip(batch, answers, strict=False):
                 asked.done.send(self._decision(asked.question, answer))

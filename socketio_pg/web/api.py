@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, g, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
@@ -50,8 +50,6 @@ from socketio_pg.web.openapi import openapi
 
 logger = logging.getLogger("socketio_pg.api")
 
-#: The key in the environ of requests whose body was read completely.
-_READ = "socketio_pg.body_read"
 _NUMBER = re.compile(r"[0-9]{1,19}")
 
 
@@ -139,7 +137,7 @@ class Api:
 
     def _read_object(self) -> dict[str, Any]:
         body = read_body(request.environ, self._max_bytes)
-        request.environ[_READ] = True
+        g.body_read = True
         try:
             value = read_json(body.decode())
         except UnicodeDecodeError:
@@ -264,7 +262,7 @@ def _complete(api: Api, response: Response) -> Response:
         if request.method == "OPTIONS":
             headers["Access-Control-Allow-Methods"] = "GET, POST"
             headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
-    if _READ not in environ and (request.content_length or "HTTP_TRANSFER_ENCODING" in environ):
+    if "body_read" not in g and (request.content_length or "HTTP_TRANSFER_ENCODING" in environ):
         return _Unread(response.get_data(), response.status, headers)
     return response
 
