@@ -7,7 +7,7 @@ CORES := $(shell getconf _NPROCESSORS_ONLN)
 VENDORED := socketio_pg/static/vendor/socket.io.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test nightly lint format soak fuzz audit bench bench-log bench-access bench-watch bench-nodes screenshot clean
+.PHONY: help setup run check test nightly lint format soak fuzz audit upstream bench bench-log bench-access bench-watch bench-nodes screenshot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ fuzz: setup ## strangers' input for MINUTES=10 (and SEED=…): frames, packets, 
 
 audit: setup ## look for known holes in what is installed (asks the package index's advisories)
 	$(BIN)/pip-audit --strict --requirement requirements.txt --progress-spinner off
+
+upstream: setup ## try the newest release of each library that is pinned to a minor release (LIBRARY=name==version for one)
+	$(BIN)/python -m tests.upstream $(LIBRARY)
 
 bench: setup ## measure against stock Flask-SocketIO and Node's socket.io: an hour and more, leave the machine alone
 	npm ci --silent --no-audit --no-fund --prefix bench
