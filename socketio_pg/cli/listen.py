@@ -20,7 +20,7 @@ from socketio_pg.core.errors import ConfigurationError, InvalidRequestError
 from socketio_pg.log.replay import MAX_HISTORY
 from socketio_pg.pubsub.filters import parse_filter
 
-#: Seconds between two looks at the clock, and at whether somebody still reads.
+#: Seconds between two checks of the deadline, and of whether standard output still has a reader.
 TICK = 1.0
 
 
@@ -31,7 +31,7 @@ def _as_filter(ctx: click.Context, param: click.Parameter, value: str | None) ->
         filter: dict[str, Any] = json.loads(value)
         parse_filter(filter)
     except (ValueError, RecursionError):
-        raise click.BadParameter(f"{value!r} is no JSON", ctx, param) from None
+        raise click.BadParameter(f"{value!r} is not JSON", ctx, param) from None
     except InvalidRequestError as error:
         raise click.BadParameter(error.message, ctx, param) from None
     return filter
@@ -43,16 +43,25 @@ def _as_filter(ctx: click.Context, param: click.Parameter, value: str | None) ->
         "socketio-pg listen orders --history 20 --json | jq .payload",
         "socketio-pg listen orders --since start --json > orders.jsonl",
         """socketio-pg listen table:public.orders --filter '{"new.status": "paid"}'""",
-        "socketio-pg listen orders --count 1 --timeout 30s     # exits with 1 when nothing has come",
+        "socketio-pg listen orders --count 1 --timeout 30s     # exits with 1 without a message",
         "socketio-pg listen orders --url https://example.com",
     )
 )
 @click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
 @json_option
-@click.option("--since", metavar="POSITION", help="What follows this position of the log (EPOCH:POSITION), or 'start'.")
-@click.option("--history", type=click.IntRange(0, MAX_HISTORY), help="So many of the newest messages of the log first.")
-@click.option("--filter", metavar="JSON", callback=_as_filter, help="Only what fulfils it: '{\"new.id\": 5}'.")
-@click.option("--count", type=click.IntRange(1), help="End after so many messages.")
+@click.option(
+    "--since", metavar="POSITION", help="Start after this position of the log (EPOCH:POSITION), or at its 'start'."
+)
+@click.option(
+    "--history", type=click.IntRange(0, MAX_HISTORY), help="Print this many of the newest messages of the log first."
+)
+@click.option(
+    "--filter",
+    metavar="JSON",
+    callback=_as_filter,
+    help="Only messages that fulfil these conditions: '{\"new.id\": 5}'.",
+)
+@click.option("--count", type=click.IntRange(1), help="End after this many messages.")
 @click.option("--timeout", callback=as_seconds, metavar="TIME", help="End after this time: 90s, 15m, 1h.")
 @url_option
 @token_option
@@ -69,8 +78,8 @@ def listen(
 ) -> None:
     """Print the messages of channels.
 
-    As they come, until Ctrl-C. Reconnects by itself. What may have been missed, and everything else that is no
-    message, goes to standard error. With --json a line of JSON for each message.
+    Runs until Ctrl-C and reconnects automatically. Gaps, and everything else that is not a message, go to standard
+    error. With --json it prints one line of JSON for each message.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     start = _start(since, history)
@@ -83,7 +92,7 @@ def listen(
         try:
             received = _run(source, as_json, count, deadline)
         except KeyboardInterrupt:
-            abandon_output()  # it may be a pipe that is full
+            abandon_output()  # it may be a full pipe
             raise
     if count is not None and received < count:
         raise click.exceptions.Exit(FAILED)
@@ -110,7 +119,7 @@ def _open(url: str | None, token: str | None) -> Source:
 
 
 def _run(source: Source, as_json: bool, count: int | None, deadline: float | None) -> int:
-    """Print what comes; returns how many messages there were."""
+    """Print events until the end. Return the number of messages."""
     received = 0
     while count is None or received < count:
         left = TICK if deadline is None else min(TICK, deadline - time.monotonic())
@@ -131,10 +140,10 @@ def _run(source: Source, as_json: bool, count: int | None, deadline: float | Non
 
 
 def _check_reader() -> None:
-    """Raise BrokenPipeError when nobody reads standard output any more: a quiet channel would never find out."""
+    """Raise BrokenPipeError when standard output has no reader: a quiet channel would not notice otherwise."""
     try:
         descriptor = sys.stdout.fileno()
-    except (OSError, ValueError):  # it is no file
+    except (OSError, ValueError):  # it is not a file
         return
     poll = select.poll()
     poll.register(descriptor, 0)
@@ -143,7 +152,7 @@ def _check_reader() -> None:
 
 
 def message_line(body: dict[str, Any]) -> str:
-    """A message for people: time, channel, position, payload."""
+    """Return a message as a line for people: time, channel, position, payload."""
     published_at = body.get("published_at")
     # Python before 3.11 does not know Z.
     at = datetime.fromisoformat(published_at.replace("Z", "+00:00")) if published_at else datetime.now().astimezone()
@@ -153,7 +162,7 @@ def message_line(body: dict[str, Any]) -> str:
     ]
     if body.get("position") is not None:
         parts.append(click.style(f"#{body['position']}", fg="yellow"))
-    # JSON has control characters escaped, but these, which some terminals obey.
+    # JSON escapes control characters except for these, which some terminals interpret.
     payload = json_text(body["payload"])
     parts.append(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", payload))
     if body.get("replayed"):
@@ -162,7 +171,7 @@ def message_line(body: dict[str, Any]) -> str:
 
 
 def gap_line(body: dict[str, Any]) -> str:
-    """A gap for people."""
+    """Return a gap as a line for people."""
     between = f" between {body['since']} and {body['until']}" if "since" in body and "until" in body else ""
     what = "NOTIFY" if body.get("tier") == "notify" else "the log"
     return click.style(
