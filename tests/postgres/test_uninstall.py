@@ -1,4 +1,4 @@
-"""Upgrading to a schema with watch(), and removing the schema: the user's tables stay as they were."""
+"""Removing the schema leaves the user's tables unchanged; upgrading from version 2, which has no watch()."""
 
 import subprocess
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def uninstall(database: WatchDatabase) -> bool:
 
 
 def dump(database: WatchDatabase) -> list[str]:
-    """The database as SQL, without what differs from dump to dump."""
+    """Return the database as SQL, without the lines that differ between dumps."""
     command: list[Any] = [database.cluster.program_dir / "pg_dump", "-d", database.url]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [line for line in text.splitlines() if not line.startswith(("--", "\\"))]
@@ -46,7 +46,7 @@ INSERT INTO orders VALUES (1)
 """
 
 
-def test_nothing_is_left_but_what_was_there(database: WatchDatabase) -> None:
+def test_uninstall_restores_the_database(database: WatchDatabase) -> None:
     assert uninstall(database)
     assert not uninstall(database)
     database.sql(TABLES)
@@ -61,7 +61,7 @@ def test_nothing_is_left_but_what_was_there(database: WatchDatabase) -> None:
     assert dump(database) != before
     assert uninstall(database)
     assert dump(database) == before
-    # And it can be installed again.
+    # The schema can be installed again.
     database.sql(schema.statements(MAX_PAYLOAD))
     database.watch("orders")
     assert len(database.sent("INSERT INTO orders VALUES (2)")) == 1
@@ -84,7 +84,7 @@ def test_nothing_is_left_but_what_was_there(database: WatchDatabase) -> None:
         ),
     ],
 )
-def test_what_is_not_ours_stands_in_the_way(database: WatchDatabase, statement: str, named: str, remedy: str) -> None:
+def test_user_objects_prevent_uninstall(database: WatchDatabase, statement: str, named: str, remedy: str) -> None:
     database.sql("CREATE TABLE orders (id int)")
     database.watch("orders")
     database.sql(statement)
@@ -99,7 +99,7 @@ def test_what_is_not_ours_stands_in_the_way(database: WatchDatabase, statement: 
     assert database.sql("SELECT to_regnamespace('socketio_pg')") == [(None,)]
 
 
-def test_a_table_that_is_in_use_is_not_waited_for(database: WatchDatabase) -> None:
+def test_uninstall_does_not_wait_for_tables_in_use(database: WatchDatabase) -> None:
     database.sql("CREATE TABLE orders (id int)")
     database.watch("orders")
     database.sql("BEGIN; INSERT INTO orders VALUES (1)")
@@ -109,10 +109,10 @@ def test_a_table_that_is_in_use_is_not_waited_for(database: WatchDatabase) -> No
     assert uninstall(database)
 
 
-def test_version_2_is_upgraded(database: WatchDatabase) -> None:
-    """Of a database in which messages wait and a server has read the log."""
+def test_upgrade_from_version_2_installs_watch(database: WatchDatabase) -> None:
+    """A message waits in the outbox during the upgrade, and is kept."""
     database.sql("CREATE TABLE orders (id int); SELECT socketio_pg.publish('kept', '1')")
-    # As version 2 was: without anything of sql/4_watch.sql and what follows it.
+    # Version 2 has nothing of sql/4_watch.sql and the later files.
     database.sql(
         """DROP VIEW socketio_pg.watches, socketio_pg.watch_triggers;
         DO $$ DECLARE f regprocedure; BEGIN
@@ -127,13 +127,13 @@ def test_version_2_is_upgraded(database: WatchDatabase) -> None:
     assert database.sql("SELECT version FROM socketio_pg.schema_version") == [(schema.VERSION,)]
     database.watch("orders")
     assert [channel for channel, _ in database.sent("INSERT INTO orders VALUES (1)")] == ["kept", "table:public.orders"]
-    # Another time with watches.
+    # Once more, now with a watch.
     schema.install(Database(database.url), MAX_PAYLOAD)
     psycopg2.extensions.set_wait_callback(None)
     assert len(database.sent("INSERT INTO orders VALUES (1)")) == 1
 
 
-def test_an_older_schema_is_removed_too(database: WatchDatabase) -> None:
+def test_older_schema_can_be_uninstalled(database: WatchDatabase) -> None:
     database.sql(
         "DROP TABLE socketio_pg.messages; DROP FUNCTION socketio_pg.decide, socketio_pg.watch, socketio_pg.unwatch"
     )

@@ -1,4 +1,4 @@
-"""watch(): what a change of a row sends, and the options that say what and where."""
+"""watch(): the messages that row changes send, and the options that select rows, columns and channels."""
 
 import json
 import re
@@ -30,7 +30,7 @@ PER = pytest.mark.parametrize("per", ["statement", "row"])
 
 
 @PER
-def test_a_message_of_each_operation(orders: WatchDatabase, per: str) -> None:
+def test_each_operation_sends_a_message(orders: WatchDatabase, per: str) -> None:
     assert orders.watch("orders", per=per) == "table:public.orders"
     [(channel, payload)] = orders.sent("INSERT INTO orders VALUES (1, 5, 'open', 'x')")
     first = {"id": 1, "customer_id": 5, "status": "open", "secret": "x"}
@@ -57,7 +57,7 @@ def test_a_message_of_each_operation(orders: WatchDatabase, per: str) -> None:
 
 
 @PER
-def test_many_rows_in_their_order_with_one_transaction_and_time(orders: WatchDatabase, per: str) -> None:
+def test_rows_are_sent_in_order_with_one_transaction_id(orders: WatchDatabase, per: str) -> None:
     orders.watch("orders", per=per)
     payloads = orders.payloads("INSERT INTO orders SELECT n FROM generate_series(900, 1, -1) AS n")
     assert [payload["pk"]["id"] for payload in payloads] == list(range(900, 0, -1))
@@ -68,7 +68,7 @@ def test_many_rows_in_their_order_with_one_transaction_and_time(orders: WatchDat
 
 
 @PER
-def test_a_rollback_sends_nothing_and_nor_does_a_statement_without_rows(orders: WatchDatabase, per: str) -> None:
+def test_rollbacks_and_statements_without_rows_send_nothing(orders: WatchDatabase, per: str) -> None:
     orders.watch("orders", per=per)
     assert orders.sent("BEGIN; INSERT INTO orders VALUES (1); ROLLBACK") == []
     assert orders.sent("UPDATE orders SET status = 'x'; DELETE FROM orders") == []
@@ -80,7 +80,7 @@ def test_a_rollback_sends_nothing_and_nor_does_a_statement_without_rows(orders: 
 
 
 @PER
-def test_the_primary_key_changes(orders: WatchDatabase, per: str) -> None:
+def test_changed_primary_key_has_the_old_key_in_old(orders: WatchDatabase, per: str) -> None:
     orders.sql("INSERT INTO orders VALUES (1), (2), (3)")
     orders.watch("orders", per=per, old=False)
     payloads = orders.payloads("UPDATE orders SET id = id * 10 WHERE id > 1")
@@ -88,7 +88,7 @@ def test_the_primary_key_changes(orders: WatchDatabase, per: str) -> None:
         ({"id": 20}, {"id": 2}, ["id"]),
         ({"id": 30}, {"id": 3}, ["id"]),
     ]
-    # Without old images there is nothing else of the old row.
+    # With old => false, messages have no other columns of the old row.
     assert [payload["old"] for payload in orders.payloads("UPDATE orders SET status = 'x'; DELETE FROM orders")] == [
         None
     ] * 6
@@ -105,7 +105,7 @@ def test_the_primary_key_changes(orders: WatchDatabase, per: str) -> None:
     ],
     ids=["none", "unique", "composite", "including", "generated"],
 )
-def test_primary_keys(orders: WatchDatabase, definition: str, key: dict[str, Any] | None) -> None:
+def test_pk_has_the_primary_key_columns(orders: WatchDatabase, definition: str, key: dict[str, Any] | None) -> None:
     orders.sql(f"CREATE TABLE keys ({definition.replace('c int', 'c int DEFAULT 3')})")
     orders.watch("keys")
     for statement in ("INSERT INTO keys (a, b) VALUES (1, 'y')", "UPDATE keys SET a = a, b = 'y'", "DELETE FROM keys"):
@@ -115,44 +115,44 @@ def test_primary_keys(orders: WatchDatabase, definition: str, key: dict[str, Any
 
 
 @PER
-def test_excluded_columns_never_leave(orders: WatchDatabase, per: str) -> None:
+def test_excluded_columns_are_never_sent(orders: WatchDatabase, per: str) -> None:
     orders.watch("orders", per=per, exclude=["secret", "id"])
-    [payload] = orders.payloads("INSERT INTO orders VALUES (1, 5, 'open', 'geheim')")
+    [payload] = orders.payloads("INSERT INTO orders VALUES (1, 5, 'open', 'private')")
     assert payload["new"] == {"customer_id": 5, "status": "open"}
     assert payload["pk"] is None
-    # Nothing that may be seen has changed.
-    assert orders.sent("UPDATE orders SET secret = 'geheim2'; UPDATE orders SET status = status, id = 7") == []
-    [payload] = orders.payloads("UPDATE orders SET secret = 'geheim3', status = 'paid'")
+    # No visible column has changed.
+    assert orders.sent("UPDATE orders SET secret = 'private2'; UPDATE orders SET status = status, id = 7") == []
+    [payload] = orders.payloads("UPDATE orders SET secret = 'private3', status = 'paid'")
     assert payload["changed"] == ["status"]
-    # By its new name it is the same column; another one by the old name is not shown either.
+    # A renamed column stays excluded; a new column with the old name is excluded, too.
     orders.sql("ALTER TABLE orders RENAME secret TO hash")
-    orders.sql("ALTER TABLE orders ADD secret text DEFAULT 'geheim4'")
-    payloads = orders.payloads("UPDATE orders SET hash = 'geheim5', status = 'sent'; DELETE FROM orders")
+    orders.sql("ALTER TABLE orders ADD secret text DEFAULT 'private4'")
+    payloads = orders.payloads("UPDATE orders SET hash = 'private5', status = 'sent'; DELETE FROM orders")
     assert len(payloads) == 2
-    assert "geheim" not in str(payloads)
+    assert "private" not in str(payloads)
     assert payloads[1]["old"] == {"customer_id": 5, "status": "sent"}
 
 
 @PER
-def test_only_some_columns(orders: WatchDatabase, per: str) -> None:
+def test_columns_option_selects_columns(orders: WatchDatabase, per: str) -> None:
     orders.watch("orders", per=per, columns=["status"])
-    [payload] = orders.payloads("INSERT INTO orders VALUES (1, 5, 'open', 'geheim')")
+    [payload] = orders.payloads("INSERT INTO orders VALUES (1, 5, 'open', 'private')")
     assert (payload["new"], payload["pk"]) == ({"status": "open"}, {"id": 1})
     assert orders.sent("UPDATE orders SET secret = 'x', customer_id = 1") == []
-    # The key is always there, so a change of it is told.
+    # Messages always have the key, so its changes are sent.
     [payload] = orders.payloads("UPDATE orders SET id = 2")
     assert (payload["pk"], payload["changed"], payload["new"]) == ({"id": 2}, ["id"], {"status": "open"})
-    # By another name it is another column.
+    # A renamed column is no longer selected.
     orders.sql("ALTER TABLE orders RENAME status TO state")
-    [payload] = orders.payloads("INSERT INTO orders VALUES (3, 5, 'open', 'geheim')")
+    [payload] = orders.payloads("INSERT INTO orders VALUES (3, 5, 'open', 'private')")
     assert payload["new"] == {}
     orders.watch("orders", per=per, columns=["state", "id"], exclude=["id"])
-    [payload] = orders.payloads("INSERT INTO orders VALUES (4, 5, 'open', 'geheim')")
+    [payload] = orders.payloads("INSERT INTO orders VALUES (4, 5, 'open', 'private')")
     assert (payload["new"], payload["pk"]) == ({"state": "open"}, None)
 
 
 @PER
-def test_a_condition(orders: WatchDatabase, per: str) -> None:
+def test_when_selects_rows(orders: WatchDatabase, per: str) -> None:
     orders.watch(
         "orders", per=per, when="new.status IS DISTINCT FROM old.status AND coalesce(new.id, old.id) <> 2 -- really"
     )
@@ -160,25 +160,25 @@ def test_a_condition(orders: WatchDatabase, per: str) -> None:
     assert [payload["pk"]["id"] for payload in orders.payloads(statement)] == [1, 4]
     assert orders.sent("UPDATE orders SET customer_id = 2") == []
     assert [payload["pk"]["id"] for payload in orders.payloads("UPDATE orders SET status = 'paid'")] == [1, 3, 4]
-    # NULL is no.
+    # NULL counts as false.
     orders.watch("orders", per=per, when="old.customer_id > 1 OR new.id IS NULL AND NULL")
     assert [payload["pk"]["id"] for payload in orders.payloads("DELETE FROM orders WHERE id < 4")] == [1, 2, 3]
-    # TRUNCATE has no rows that could fulfil it.
+    # A condition does not apply to TRUNCATE, which has no rows.
     assert [payload["op"] for payload in orders.payloads("TRUNCATE orders")] == ["TRUNCATE"]
-    # One row of a statement sees the rows of the others as they are now.
+    # A condition sees all rows that the statement has written.
     orders.watch("orders", per=per, when="(SELECT count(*) FROM public.orders) = 2")
     assert len(orders.sent("INSERT INTO orders VALUES (1), (2)")) == 2
     assert orders.sent("INSERT INTO orders VALUES (3)") == []
 
 
-def test_only_some_operations(orders: WatchDatabase) -> None:
+def test_operations_option_selects_operations(orders: WatchDatabase) -> None:
     orders.watch("orders", operations=["delete", "TRUNCATE"])
     statement = "INSERT INTO orders VALUES (1), (2); UPDATE orders SET status = ''; DELETE FROM orders; TRUNCATE orders"
     assert [payload["op"] for payload in orders.payloads(statement)] == ["DELETE", "DELETE", "TRUNCATE"]
 
 
 @PER
-def test_each_row_to_its_own_channel(orders: WatchDatabase, per: str) -> None:
+def test_channel_can_have_placeholders(orders: WatchDatabase, per: str) -> None:
     assert orders.watch("orders", "c{customer_id}:{status}!", per=per) == "c{customer_id}:{status}!"
     sent = orders.sent("INSERT INTO orders VALUES (1, 5, 'a\"b'), (2, 6, 'ü'), (3, 5, 'x')")
     assert [channel for channel, _ in sent] == ['c5:a"b!', "c6:ü!", "c5:x!"]
@@ -188,7 +188,7 @@ def test_each_row_to_its_own_channel(orders: WatchDatabase, per: str) -> None:
 
 
 @PER
-def test_a_row_that_moves_shows_itself_to_each_side_only(orders: WatchDatabase, per: str) -> None:
+def test_moved_row_is_a_delete_and_an_insert(orders: WatchDatabase, per: str) -> None:
     orders.sql("INSERT INTO orders VALUES (1, 5, 'before', 's'), (2, 6, 'stays', 's'), (3, NULL, 'comes', 's')")
     orders.watch("orders", "orders:{customer_id}", per=per)
     sent = orders.sent("UPDATE orders SET customer_id = 6, status = 'after ' || status")
@@ -200,7 +200,7 @@ def test_a_row_that_moves_shows_itself_to_each_side_only(orders: WatchDatabase, 
         ("orders:6", True, "INSERT", None, {"id": 3, "customer_id": 6, "status": "after comes", "secret": "s"}),
     ]  # fmt: skip
     assert orders.warnings == []
-    # The key, too, is that of each side; a move is told even where the column itself is not shown.
+    # Each channel gets the row's key as it was there. Moves are sent even if the column itself is not visible.
     orders.watch("orders", "orders:{customer_id}", per=per, old=False, columns=["status"])
     sent = orders.sent("UPDATE orders SET customer_id = 7, id = 10 WHERE id = 1")
     assert [(channel, payload["pk"], payload["old"], payload["new"]) for channel, payload in sent] == [
@@ -210,28 +210,28 @@ def test_a_row_that_moves_shows_itself_to_each_side_only(orders: WatchDatabase, 
 
 
 @PER
-def test_a_row_without_a_channel_is_not_sent_and_the_others_are(orders: WatchDatabase, per: str) -> None:
+def test_rows_without_a_valid_channel_are_not_sent(orders: WatchDatabase, per: str) -> None:
     orders.watch("orders", "{status}", per=per)
     names = ["fine", None, "", "a*", " x", "socketio_pg", "x" * 63, "é" * 32]
-    values = ", ".join(f"({number}, 1, %s, 'geheim')" for number in range(len(names)))
+    values = ", ".join(f"({number}, 1, %s, 'private')" for number in range(len(names)))
     sent = orders.sent(f"INSERT INTO orders VALUES {values}", *names)
     assert [channel for channel, _ in sent] == ["fine", "x" * 63]
     assert len(orders.warnings) == (1 if per == "statement" else 6)
-    assert "geheim" not in str(orders.warnings)
+    assert "private" not in str(orders.warnings)
     assert orders.failures("public.orders") == [1 if per == "statement" else 6]
-    # It leaves a channel for none: those who listen to it are told.
+    # A row that leaves its channel for none is a DELETE there.
     [(channel, payload)] = orders.sent("UPDATE orders SET status = NULL WHERE id = 0")
     assert (channel, payload["op"], payload["moved"]) == ("fine", "DELETE", True)
     assert len(orders.warnings) == 1
 
 
-def test_too_many_rows_are_one_message(orders: WatchDatabase) -> None:
+def test_many_rows_are_summarised_in_one_message(orders: WatchDatabase) -> None:
     orders.watch("orders", bulk_limit=3, exclude=["secret"])
     assert len(orders.sent("INSERT INTO orders SELECT n FROM generate_series(1, 3) AS n")) == 3
     [payload] = orders.payloads("INSERT INTO orders SELECT n FROM generate_series(4, 7) AS n")
     assert set(payload) == {"op", "schema", "table", "count", "truncated", "at", "txid"}
     assert (payload["op"], payload["count"], payload["truncated"]) == ("INSERT", 4, True)
-    # Only those in which something has changed that may be seen.
+    # Only rows with visible changes count.
     assert orders.sent("UPDATE orders SET secret = 's'") == []
     [payload] = orders.payloads("UPDATE orders SET status = CASE WHEN id > 2 THEN 'x' END")
     assert (payload["op"], payload["count"]) == ("UPDATE", 5)
@@ -243,7 +243,7 @@ def test_too_many_rows_are_one_message(orders: WatchDatabase) -> None:
     assert [payload["old"]["id"] for payload in payloads] == [-payload["new"]["id"] for payload in payloads]
 
 
-def test_too_many_rows_in_several_channels(orders: WatchDatabase) -> None:
+def test_many_rows_are_summarised_per_channel(orders: WatchDatabase) -> None:
     orders.watch("orders", "c{customer_id}", bulk_limit=3, exclude=["status"])
 
     def counts(statement: str) -> dict[str, int]:
@@ -258,18 +258,18 @@ def test_too_many_rows_in_several_channels(orders: WatchDatabase) -> None:
     }
     assert len(orders.warnings) == 1
     assert counts("UPDATE orders SET status = 'unseen'") == {}
-    # A move concerns both.
+    # A moved row counts in both channels.
     assert counts("UPDATE orders SET customer_id = 7 WHERE id IN (1, 3, 4, 6)") == {"c0": 2, "c1": 2, "c7": 4}
     assert counts("DELETE FROM orders") == {"c0": 1, "c1": 2, "c7": 4}
 
 
 @pytest.mark.parametrize("tier", ["log", "notify"])
-def test_large_rows_come_with_their_key_only(orders: WatchDatabase, tier: str) -> None:
+def test_large_rows_are_sent_without_their_columns(orders: WatchDatabase, tier: str) -> None:
     orders.sql('CREATE TABLE large (id text PRIMARY KEY, "text" text)')
     orders.watch("large", "large", tier=tier)
     listener = orders.connect()
     listener.cursor().execute("LISTEN large")
-    most = 7_999 if tier == "notify" else 100_000
+    limit = 7_999 if tier == "notify" else 100_000
 
     def payload(statement: str, *parameters: object) -> dict[str, Any]:
         sent = orders.payloads(statement, *parameters)
@@ -282,17 +282,17 @@ def test_large_rows_come_with_their_key_only(orders: WatchDatabase, tier: str) -
 
     insert = "INSERT INTO large VALUES (%s, %s)"
     size = len(str(payload(insert, "a", "")).encode())
-    assert payload(insert, "b", "x" * (most - size - 100))["new"]["id"] == "b"
-    found = payload(insert, "c", "é" * (most // 2))
+    assert payload(insert, "b", "x" * (limit - size - 100))["new"]["id"] == "b"
+    found = payload(insert, "c", "é" * (limit // 2))
     assert set(found) == {"op", "schema", "table", "pk", "truncated", "at", "txid"}
     assert (found["pk"], found["truncated"]) == ({"id": "c"}, True)
-    # Even a key that is too large, since it is stored compressed, is no reason to say nothing.
-    found = payload(insert, "k" * (most + 1), "")
+    # A key can be too large, too, since it is stored compressed. The message is sent without it.
+    found = payload(insert, "k" * (limit + 1), "")
     assert (found["pk"], found["truncated"]) == (None, True)
     listener.close()
 
 
-def test_notify(orders: WatchDatabase) -> None:
+def test_tier_notify_sends_notifications(orders: WatchDatabase) -> None:
     orders.watch("orders", "told", tier="notify", bulk_limit=2)
     listener = orders.connect()
     listener.cursor().execute("LISTEN told")

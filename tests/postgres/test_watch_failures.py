@@ -1,4 +1,4 @@
-"""watch(): a watch that fails lets the user's transaction go on, warns and counts; nobody waits; who may do what."""
+"""watch(): failures are counted, logged and do not affect the user's transaction; locks; privileges."""
 
 import contextlib
 import re
@@ -42,50 +42,50 @@ PER = pytest.mark.parametrize("per", ["statement", "row"])
         ("public.asserts()", "P0004"),
     ],
 )
-def test_a_condition_that_fails(orders: WatchDatabase, per: str, condition: str, state: str) -> None:
+def test_failing_condition_is_counted_and_logged(orders: WatchDatabase, per: str, condition: str, state: str) -> None:
     orders.sql(
         """CREATE FUNCTION fails(text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'no: %', $1; END $$;
         CREATE FUNCTION asserts() RETURNS boolean LANGUAGE plpgsql AS
-            $$ BEGIN ASSERT false, 'geheim'; RETURN true; END $$"""
+            $$ BEGIN ASSERT false, 'private'; RETURN true; END $$"""
     )
     orders.watch("orders", "broken", per=per, when=condition)
     orders.watch("orders", "working")
-    sent = orders.sent("INSERT INTO orders VALUES (2, 1, 'geheim')")
+    sent = orders.sent("INSERT INTO orders VALUES (2, 1, 'private')")
     assert [channel for channel, _ in sent] == ["working"]
     [warning] = orders.warnings
     assert f"socketio_pg.watch, INSERT of public.orders: it failed with SQLSTATE {state}" in warning
-    assert "geheim" not in warning
+    assert "private" not in warning
     assert orders.sql("SELECT count(*) FROM orders") == [(1,)]
     assert orders.failures("public.orders") == [1, 0]
-    # Counted although it is rolled back; again with watch() it counts from nothing.
-    orders.sql("BEGIN; INSERT INTO orders VALUES (3, 1, 'geheim'), (4, 1, 'geheim'); ROLLBACK")
+    # A failure counts even if it is rolled back; watch() resets the counter.
+    orders.sql("BEGIN; INSERT INTO orders VALUES (3, 1, 'private'), (4, 1, 'private'); ROLLBACK")
     assert orders.failures("public.orders")[0] >= 1
     orders.watch("orders", "broken", when="true")
     assert orders.failures("public.orders") == [0, 0]
 
 
 @PER
-def test_a_value_that_has_no_json(orders: WatchDatabase, per: str) -> None:
+def test_value_without_json_is_counted_and_logged(orders: WatchDatabase, per: str) -> None:
     orders.sql(
         """CREATE TYPE odd AS ENUM ('x');
-        CREATE FUNCTION odd_json(odd) RETURNS json LANGUAGE plpgsql AS $$ BEGIN RAISE 'geheim'; END $$;
+        CREATE FUNCTION odd_json(odd) RETURNS json LANGUAGE plpgsql AS $$ BEGIN RAISE 'private'; END $$;
         CREATE CAST (odd AS json) WITH FUNCTION odd_json(odd);
         ALTER TABLE orders ADD v odd"""
     )
     orders.watch("orders", per=per)
     assert orders.sent("INSERT INTO orders VALUES (1, 1, 'a', 'x')") == []
     assert len(orders.warnings) == 1
-    assert "geheim" not in orders.warnings[0]
+    assert "private" not in orders.warnings[0]
     assert len(orders.sent("INSERT INTO orders VALUES (2, 1, 'a', NULL)")) == 1
-    # In a block of the user's own, too, and with what is no JSON in PostgreSQL's sense.
+    # In a DO block, too, and with JSON that jsonb does not accept.
     orders.sql("ALTER TABLE orders ADD j json")
     assert orders.sent("DO $$ BEGIN INSERT INTO orders (id, j) VALUES (3, '\"\\u0000\"'); END $$") == []
     assert orders.sql("SELECT count(*) FROM orders") == [(3,)]
     assert orders.failures("public.orders") == [2]
 
 
-def test_parts_of_ours_are_gone(orders: WatchDatabase) -> None:
-    """Somebody has dropped them by hand."""
+def test_missing_objects_do_not_fail_the_statement(orders: WatchDatabase) -> None:
+    """An operator may have dropped them by hand."""
     orders.watch("orders")
     [(counter,)] = orders.sql("SELECT DISTINCT spec ->> 'counter' FROM socketio_pg.watch_triggers")
     orders.sql(f"DROP SEQUENCE socketio_pg.{counter}; ALTER FUNCTION socketio_pg.watch_send RENAME TO away")
@@ -95,7 +95,7 @@ def test_parts_of_ours_are_gone(orders: WatchDatabase) -> None:
         assert orders.failures("public.orders") == [0]
     finally:
         orders.sql("ALTER FUNCTION socketio_pg.away RENAME TO watch_send")
-    # The outbox cannot be written.
+    # The outbox refuses the message.
     orders.sql("ALTER TABLE socketio_pg.outbox ADD CONSTRAINT never CHECK (channel <> 'table:public.orders')")
     try:
         assert orders.sent("BEGIN; INSERT INTO orders VALUES (2); COMMIT") == []
@@ -104,8 +104,8 @@ def test_parts_of_ours_are_gone(orders: WatchDatabase) -> None:
     assert orders.sql("SELECT count(*) FROM orders") == [(2,)]
 
 
-def test_a_cancelled_statement_is_cancelled(orders: WatchDatabase) -> None:
-    """A time limit counts: it is not taken for a failure of the watch."""
+def test_cancelled_statement_is_cancelled(orders: WatchDatabase) -> None:
+    """A statement timeout cancels the statement; it is not taken for a failure of the watch."""
     orders.watch("orders", when="pg_sleep(60) IS NULL")
     with pytest.raises(psycopg2.errors.QueryCanceled):
         orders.sql("SET statement_timeout = '200ms'; INSERT INTO orders VALUES (1)")
@@ -113,8 +113,8 @@ def test_a_cancelled_statement_is_cancelled(orders: WatchDatabase) -> None:
     assert orders.sql("SELECT count(*) FROM orders") == [(0,)]
 
 
-def test_nobody_waits_for_another(orders: WatchDatabase) -> None:
-    """Two transactions that both fail, count, send and stay open; neither holds a lock that the other wants."""
+def test_concurrent_transactions_do_not_wait_for_each_other(orders: WatchDatabase) -> None:
+    """Both transactions fail, count, send and stay open; neither holds a lock that the other needs."""
     orders.watch("orders", "o{status}")
     orders.watch("orders", "broken", when="1 / (coalesce(new.id, old.id) - coalesce(new.id, old.id)) = 1")
     with contextlib.closing(orders.connect()) as first, contextlib.closing(orders.connect()) as second:
@@ -137,7 +137,7 @@ def test_nobody_waits_for_another(orders: WatchDatabase) -> None:
     assert orders.failures("public.orders") == [8, 4]
 
 
-def test_many_write_at_once(orders: WatchDatabase) -> None:
+def test_concurrent_writers_send_all_messages_in_order(orders: WatchDatabase) -> None:
     orders.watch("orders", "o{customer_id}")
     orders.sql("INSERT INTO orders SELECT n, n FROM generate_series(1, 8) AS n")
     orders.taken()
@@ -164,12 +164,12 @@ def test_many_write_at_once(orders: WatchDatabase) -> None:
         ]
 
 
-# -- rights ----------------------------------------------------------------------------------------------------------
+# -- privileges --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def people(orders: WatchDatabase, postgres: Cluster) -> Iterator[dict[str, Any]]:
-    """role → connection. ``keeper`` may watch and has a table, ``writer`` may write it, ``owner`` has one too."""
+def roles(orders: WatchDatabase, postgres: Cluster) -> Iterator[dict[str, Any]]:
+    """Role → connection. ``keeper`` can watch and owns a table, ``writer`` writes to it, ``owner`` owns another."""
     names = ("watch_keeper", "watch_writer", "watch_owner")
     for name in names:
         postgres.sql(f"DROP ROLE IF EXISTS {name}")
@@ -188,7 +188,7 @@ def people(orders: WatchDatabase, postgres: Cluster) -> Iterator[dict[str, Any]]
 
 
 def outcome(connection: Any, statement: str) -> str:
-    """ "ok" or the SQLSTATE."""
+    """Return "ok", or the SQLSTATE of the error."""
     with connection.cursor() as cursor:
         try:
             cursor.execute(statement)
@@ -197,15 +197,15 @@ def outcome(connection: Any, statement: str) -> str:
         return "ok"
 
 
-def test_rights(orders: WatchDatabase, people: dict[str, Any]) -> None:
+def test_roles_have_no_more_privileges_than_they_need(orders: WatchDatabase, roles: dict[str, Any]) -> None:
     denied = "42501"
-    assert outcome(people["keeper"], "SELECT socketio_pg.watch('keeper_table', 'k', \"when\" => 'new.id > 0')") == "ok"
-    assert outcome(people["keeper"], "SELECT * FROM socketio_pg.watches") == "ok"
-    # Who writes the table needs no right of ours, and has none.
-    assert outcome(people["writer"], "INSERT INTO keeper_table VALUES (1, 'x')") == "ok"
+    assert outcome(roles["keeper"], "SELECT socketio_pg.watch('keeper_table', 'k', \"when\" => 'new.id > 0')") == "ok"
+    assert outcome(roles["keeper"], "SELECT * FROM socketio_pg.watches") == "ok"
+    # A role that writes to the table needs no privileges on the schema, and has none.
+    assert outcome(roles["writer"], "INSERT INTO keeper_table VALUES (1, 'x')") == "ok"
     [(channel, payload)] = orders.taken()
     assert (channel, payload["new"]) == ("k", {"id": 1, "v": "x"})
-    assert not people["writer"].notices
+    assert not roles["writer"].notices
     for who in ("writer", "owner"):
         for statement in (
             "SELECT socketio_pg.watch('owner_table')",
@@ -213,8 +213,8 @@ def test_rights(orders: WatchDatabase, people: dict[str, Any]) -> None:
             "SELECT * FROM socketio_pg.watches",
             "CREATE TRIGGER t AFTER INSERT ON owner_table EXECUTE FUNCTION socketio_pg.watch_changed('{}')",
         ):
-            assert outcome(people[who], statement) == denied, (who, statement)
-    # Neither other people's tables nor our parts are for one who may watch.
+            assert outcome(roles[who], statement) == denied, (who, statement)
+    # A watcher cannot watch tables of other owners, nor use the schema's internal objects.
     for statement in (
         "SELECT socketio_pg.watch('owner_table')",
         "SELECT socketio_pg.unwatch('orders')",
@@ -225,31 +225,31 @@ def test_rights(orders: WatchDatabase, people: dict[str, Any]) -> None:
         "CREATE TABLE socketio_pg.mine ()",
     ):
         expected = "ok" if "unwatch" in statement else denied
-        assert outcome(people["keeper"], statement) == expected, statement
-    assert outcome(people["keeper"], "SELECT socketio_pg.unwatch('keeper_table')") == "ok"
+        assert outcome(roles["keeper"], statement) == expected, statement
+    assert outcome(roles["keeper"], "SELECT socketio_pg.unwatch('keeper_table')") == "ok"
     assert orders.sql("SELECT count(*) FROM pg_class WHERE relname LIKE 'watch\\_%' AND relkind = 'S'") == [(0,)]
 
 
-def test_all_functions_are_closed_to_the_public(orders: WatchDatabase) -> None:
+def test_public_has_no_privileges_on_functions(orders: WatchDatabase) -> None:
     names = orders.sql(
         "SELECT proname FROM pg_proc WHERE pronamespace = 'socketio_pg'::regnamespace AND (proacl IS NULL OR"
         " EXISTS (SELECT FROM aclexplode(proacl) WHERE grantee = 0)) ORDER BY 1"
     )
-    # Of the policies' helpers, and what rechecks permissions.
+    # Except for the policies' helper and the functions that recheck permissions.
     assert {name for (name,) in names} == {"channel", "recheck", "recheck_on_change"}
 
 
-def test_a_writer_cannot_change_what_is_called(orders: WatchDatabase, people: dict[str, Any]) -> None:
-    """By a search_path, objects of its own in it, or temporary tables."""
-    outcome(people["keeper"], "SELECT socketio_pg.watch('keeper_table', 'k', \"when\" => 'lower(new.v) = ''x''')")
-    cursor = people["writer"].cursor()
+def test_writer_cannot_redirect_function_calls(orders: WatchDatabase, roles: dict[str, Any]) -> None:
+    """A search_path with the writer's own objects or temporary tables has no effect."""
+    outcome(roles["keeper"], "SELECT socketio_pg.watch('keeper_table', 'k', \"when\" => 'lower(new.v) = ''x''')")
+    cursor = roles["writer"].cursor()
     cursor.execute(
-        """CREATE FUNCTION public.lower(text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE 'taken over'; END $$;
+        """CREATE FUNCTION public.lower(text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE 'hijacked'; END $$;
         CREATE FUNCTION public.to_jsonb(record) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN RETURN '1'; END $$;
         CREATE TEMPORARY TABLE pg_class (oid oid); CREATE TEMPORARY TABLE outbox (id int);
         SET search_path = pg_temp, public, pg_catalog; INSERT INTO public.keeper_table VALUES (1, 'X')"""
     )
-    assert people["writer"].notices == []
+    assert roles["writer"].notices == []
     [(_, payload)] = orders.taken()
     assert payload["new"] == {"id": 1, "v": "X"}
     assert re.fullmatch("INSERT", payload["op"])

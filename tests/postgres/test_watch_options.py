@@ -1,4 +1,4 @@
-"""watch() and unwatch() themselves: what there is, what goes with a table, and what is wrong with a call."""
+"""watch() and unwatch(): the view of watches, dropped tables, invalid arguments, concurrent calls."""
 
 import contextlib
 import re
@@ -23,7 +23,7 @@ def orders(database: WatchDatabase) -> WatchDatabase:
     return database.with_orders()
 
 
-def test_the_view_and_unwatch(orders: WatchDatabase) -> None:
+def test_watches_view_follows_watch_and_unwatch(orders: WatchDatabase) -> None:
     orders.watch("orders")
     orders.watch(
         "orders", "orders:{customer_id}", operations=["UPDATE"], columns=["status"], exclude=["id"], when="true",
@@ -48,7 +48,7 @@ def test_the_view_and_unwatch(orders: WatchDatabase) -> None:
         ),
         plain,
     ]
-    # The same again replaces it.
+    # The same channel again replaces the watch.
     orders.watch("orders", "orders:{customer_id}")
     assert orders.sql(view)[0][2:] == (everything[:3], None, None, None, True, "log", "statement", 1000, 0)
     assert orders.sql("SELECT socketio_pg.unwatch('orders', 'other')") == [(0,)]
@@ -60,11 +60,11 @@ def test_the_view_and_unwatch(orders: WatchDatabase) -> None:
     assert orders.sent("INSERT INTO orders VALUES (1)") == []
 
 
-def test_dropping_the_table_drops_the_watch(orders: WatchDatabase) -> None:
+def test_dropped_table_drops_its_watch(orders: WatchDatabase) -> None:
     orders.watch("orders")
     orders.sql("DROP TABLE orders; CREATE TABLE orders (id int)")
     assert orders.sql("SELECT count(*) FROM socketio_pg.watches") == [(0,)]
-    # Its counter goes with the next call.
+    # The next call of watch() removes its counter.
     counters = "SELECT count(*) FROM pg_class WHERE relkind = 'S' AND relname LIKE 'watch\\_%'"
     assert orders.sql(counters) == [(1,)]
     orders.watch("orders")
@@ -107,7 +107,7 @@ def test_dropping_the_table_drops_the_watch(orders: WatchDatabase) -> None:
         (None, None, {}, "SG005", "cannot be watched"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_at_once(
+def test_invalid_arguments_are_refused_immediately(
     orders: WatchDatabase, table: str | None, channel: str | None, options: dict[str, object], code: str, message: str
 ) -> None:
     orders.sql(
@@ -121,8 +121,8 @@ def test_what_is_wrong_is_said_at_once(
     assert orders.sql("SELECT count(*) FROM pg_class WHERE relname LIKE 'watch\\_%' AND relkind = 'S'") == [(0,)]
 
 
-def test_two_call_it_at_once(orders: WatchDatabase) -> None:
-    """For different tables, with counters left to sweep that both find: neither fails, neither waits for ever."""
+def test_concurrent_calls_do_not_block_or_fail(orders: WatchDatabase) -> None:
+    """The calls are for different tables, and both find the same unused counters to remove."""
     orders.sql(
         "CREATE TABLE a (); CREATE TABLE b (); CREATE TABLE gone (); SELECT socketio_pg.watch('gone'); DROP TABLE gone"
     )

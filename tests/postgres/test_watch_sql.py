@@ -1,4 +1,4 @@
-"""watch() with all that SQL can do to a table: partitions, upserts, COPY, changes of the table, dumps, replicas."""
+"""watch() and SQL: partitions, inheritance, upserts, COPY, cascades, ALTER TABLE, dumps and replicas."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ def shared(postgres: Cluster) -> Iterator[WatchDatabase]:
 
 @pytest.fixture
 def database(shared: WatchDatabase) -> WatchDatabase:
-    """Without tables."""
+    """A database without tables."""
     shared.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     shared.taken()
     return shared
@@ -36,7 +36,7 @@ def orders(database: WatchDatabase) -> WatchDatabase:
 
 @pytest.fixture
 def parts(database: WatchDatabase) -> WatchDatabase:
-    """A partitioned table; the columns of one partition stand in another order, and a dropped one among them."""
+    """A partitioned table. The columns of one partition have another order, and include a dropped one."""
     database.sql(
         """CREATE TABLE parts (id int, region text, secret text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
         CREATE TABLE parts_a PARTITION OF parts FOR VALUES IN ('a');
@@ -59,9 +59,9 @@ PER = pytest.mark.parametrize("per", ["statement", "row"])
 
 
 @PER
-def test_partitions(parts: WatchDatabase, per: str) -> None:
+def test_partitioned_table_is_watched_as_one_table(parts: WatchDatabase, per: str) -> None:
     parts.watch("parts", per=per, exclude=["secret"], when="new.id > 0 OR old.id > 0")
-    payloads = parts.payloads("INSERT INTO parts VALUES (1, 'a', 'geheim'), (2, 'b', 'geheim'), (3, 'a', 'geheim')")
+    payloads = parts.payloads("INSERT INTO parts VALUES (1, 'a', 'private'), (2, 'b', 'private'), (3, 'a', 'private')")
     assert images(payloads) == [
         ("INSERT", None, row(1, "a")),
         ("INSERT", None, row(2, "b")),
@@ -69,12 +69,12 @@ def test_partitions(parts: WatchDatabase, per: str) -> None:
     ]
     assert {(payload["schema"], payload["table"]) for payload in payloads} == {("public", "parts")}
     assert payloads[1]["pk"] == row(2, "b")
-    # In all of them a column goes by another name at once.
+    # ALTER TABLE renames the column in all partitions.
     parts.sql("ALTER TABLE parts RENAME secret TO hidden")
-    payloads = parts.payloads("UPDATE parts SET hidden = 'geheim2'; UPDATE parts SET id = id + 10")
+    payloads = parts.payloads("UPDATE parts SET hidden = 'private2'; UPDATE parts SET id = id + 10")
     assert sorted(payload["pk"]["id"] for payload in payloads) == [11, 12, 13]
-    assert "geheim" not in str(payloads)
-    # From one partition to another: per row that is two.
+    assert "private" not in str(payloads)
+    # A move to another partition is two messages with per => 'row'.
     moved = images(parts.payloads("UPDATE parts SET region = 'b' WHERE region = 'a'"))
     if per == "statement":
         assert sorted(moved, key=str) == [("UPDATE", row(n, "a"), row(n, "b")) for n in (11, 13)]
@@ -83,7 +83,7 @@ def test_partitions(parts: WatchDatabase, per: str) -> None:
             ("DELETE", row(11, "a"), None), ("INSERT", None, row(11, "b")),
             ("DELETE", row(13, "a"), None), ("INSERT", None, row(13, "b")),
         ]  # fmt: skip
-    # A new partition is watched by itself; what is written to one by its own name only with per => 'row'.
+    # New partitions are watched automatically. Direct writes to a partition are sent only with per => 'row'.
     parts.sql("CREATE TABLE parts_c PARTITION OF parts FOR VALUES IN ('c')")
     assert images(parts.payloads("INSERT INTO parts VALUES (20, 'c')")) == [("INSERT", None, row(20, "c"))]
     expected = [("DELETE", row(20, "c"), None)] if per == "row" else []
@@ -96,8 +96,8 @@ def test_partitions(parts: WatchDatabase, per: str) -> None:
     assert parts.sql("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'socketio_pg%'") == [(0,)]
 
 
-def test_rows_that_vanish_between_partitions_are_not_taken_for_others(parts: WatchDatabase) -> None:
-    """A trigger of the other partition keeps one away: the rows after it have other places among the new."""
+def test_rows_lost_between_partitions_are_not_mixed_up(parts: WatchDatabase) -> None:
+    """A trigger of the other partition drops a row, so later rows have other indexes among the new rows."""
     parts.sql(
         """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN IF NEW.id = 2 THEN RETURN NULL; END IF; RETURN NEW; END $$;
@@ -113,15 +113,15 @@ def test_rows_that_vanish_between_partitions_are_not_taken_for_others(parts: Wat
     assert parts.sql("SELECT count(*) FROM parts") == [(3,)]
 
 
-def test_a_partition_may_be_watched_itself(parts: WatchDatabase) -> None:
+def test_single_partition_can_be_watched(parts: WatchDatabase) -> None:
     parts.watch("parts_b")
     [(channel, payload)] = parts.sent("INSERT INTO parts_b VALUES ('s', 'b', 1)")
     assert (channel, payload["table"], payload["pk"]) == ("table:public.parts_b", "parts_b", row(1, "b"))
-    # A statement that names the other table fires the triggers for statements of that one.
+    # A statement on the parent table fires only the statement triggers of the parent.
     assert parts.sent("INSERT INTO parts VALUES (2, 'b')") == []
 
 
-def test_inheritance(database: WatchDatabase) -> None:
+def test_inherited_tables_are_watched_with_their_parent(database: WatchDatabase) -> None:
     database.sql("CREATE TABLE parent (id int PRIMARY KEY, a text); CREATE TABLE child (extra text) INHERITS (parent)")
     database.sql("INSERT INTO parent VALUES (1); INSERT INTO child VALUES (2, 'b', 'more')")
     database.watch("parent")
@@ -130,7 +130,7 @@ def test_inheritance(database: WatchDatabase) -> None:
 
 
 @PER
-def test_upserts(orders: WatchDatabase, per: str) -> None:
+def test_upserts_and_merge_send_each_row(orders: WatchDatabase, per: str) -> None:
     orders.sql("INSERT INTO orders SELECT n * 2, 0, 'old' FROM generate_series(1, 4) AS n")
     orders.watch("orders", per=per)
     payloads = orders.payloads(
@@ -151,10 +151,10 @@ def test_upserts(orders: WatchDatabase, per: str) -> None:
 
 
 @PER
-def test_copy(orders: WatchDatabase, per: str) -> None:
+def test_copy_sends_each_row(orders: WatchDatabase, per: str) -> None:
     orders.watch("orders", per=per)
 
-    # `Database`, of other tests, has set one for the whole process, and psycopg2 knows no COPY with it.
+    # psycopg2 cannot COPY with a wait callback, and other tests' `Database` has set one for the whole process.
     callback = psycopg2.extensions.get_wait_callback()
     psycopg2.extensions.set_wait_callback(None)
     try:
@@ -168,7 +168,7 @@ def test_copy(orders: WatchDatabase, per: str) -> None:
     ]
 
 
-def test_foreign_keys_cascade(orders: WatchDatabase) -> None:
+def test_cascades_of_foreign_keys_are_sent(orders: WatchDatabase) -> None:
     orders.sql(
         """CREATE TABLE items (id int PRIMARY KEY, order_id int REFERENCES orders ON DELETE CASCADE ON UPDATE CASCADE);
         INSERT INTO orders VALUES (1), (2); INSERT INTO items VALUES (1, 1), (2, 1), (3, 2)"""
@@ -181,7 +181,7 @@ def test_foreign_keys_cascade(orders: WatchDatabase) -> None:
     assert {payload["table"] for payload in orders.payloads("TRUNCATE orders CASCADE")} == {"orders", "items"}
 
 
-def test_writes_of_triggers_and_ctes(orders: WatchDatabase) -> None:
+def test_writes_by_triggers_and_ctes_are_sent(orders: WatchDatabase) -> None:
     orders.sql(
         """CREATE TABLE audit (at int PRIMARY KEY, what text);
         CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS
@@ -201,7 +201,7 @@ def test_writes_of_triggers_and_ctes(orders: WatchDatabase) -> None:
 
 
 @PER
-def test_the_table_changes_while_a_session_writes(orders: WatchDatabase, per: str) -> None:
+def test_alter_table_takes_effect_in_open_sessions(orders: WatchDatabase, per: str) -> None:
     orders.watch("orders", "o{id}", per=per, when="coalesce(new.id, old.id) > 0")
     assert orders.payloads("INSERT INTO orders VALUES (1, 2, 'a')")[0]["new"] == {
         "id": 1,
@@ -219,7 +219,7 @@ def test_the_table_changes_while_a_session_writes(orders: WatchDatabase, per: st
     orders.sql("CREATE SCHEMA other; ALTER TABLE orders SET SCHEMA other; ALTER TABLE other.orders RENAME TO sales")
     [(channel, payload)] = orders.sent("INSERT INTO other.sales VALUES (4, 4)")
     assert (channel, payload["schema"], payload["table"]) == ("o4", "other", "sales")
-    # Without the column that the channel and the condition need, the watch is broken; the transaction is not.
+    # Without a column that the channel and the condition need, the watch fails; the transaction does not.
     orders.sql("ALTER TABLE other.sales RENAME id TO number")
     assert orders.sent("INSERT INTO other.sales VALUES (5, 5)") == []
     assert len(orders.warnings) == 1
@@ -228,35 +228,35 @@ def test_the_table_changes_while_a_session_writes(orders: WatchDatabase, per: st
     orders.sql("DROP SCHEMA other CASCADE")
 
 
-def test_a_stale_snapshot_does_not_show_a_renamed_column(orders: WatchDatabase) -> None:
-    """A transaction that still sees the catalog as it was writes a row that has the new names."""
+def test_stale_snapshot_does_not_disclose_a_renamed_column(orders: WatchDatabase) -> None:
+    """A transaction that still sees the old catalog writes a row with the new column names."""
     orders.sql("ALTER TABLE orders ADD secret text")
     orders.watch("orders", exclude=["secret"])
     with contextlib.closing(orders.connect()) as other:
         cursor = other.cursor()
         cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
         orders.sql("ALTER TABLE orders RENAME secret TO hash")
-        cursor.execute("INSERT INTO orders VALUES (1, 1, 'a', 'geheim'); COMMIT")
+        cursor.execute("INSERT INTO orders VALUES (1, 1, 'a', 'private'); COMMIT")
     [(_, payload)] = orders.taken()
-    assert "geheim" not in str(payload)
+    assert "private" not in str(payload)
     assert payload["new"]["status"] == "a"
 
 
-def test_a_table_that_is_younger_than_the_snapshot(database: WatchDatabase) -> None:
+def test_table_newer_than_the_snapshot(database: WatchDatabase) -> None:
     with contextlib.closing(database.connect()) as other:
         cursor = other.cursor()
         cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
         database.sql("CREATE TABLE young (id int PRIMARY KEY, secret text)")
         database.watch("young", "all")
         database.watch("young", "some", exclude=["secret"])
-        cursor.execute("INSERT INTO young VALUES (1, 'geheim'); COMMIT")
+        cursor.execute("INSERT INTO young VALUES (1, 'private'); COMMIT")
         assert not other.notices
     sent = dict(database.taken())
-    assert sent["all"]["new"] == {"id": 1, "secret": "geheim"}
-    assert "geheim" not in str(sent["some"])
+    assert sent["all"]["new"] == {"id": 1, "secret": "private"}
+    assert "private" not in str(sent["some"])
 
 
-def test_quoted_and_unicode_names(database: WatchDatabase) -> None:
+def test_names_can_have_quotes_and_unicode(database: WatchDatabase) -> None:
     database.sql(
         'CREATE SCHEMA "Ünï ""s"; CREATE TABLE "Ünï ""s"."T \'x" ("Key \\" int PRIMARY KEY, "日本 %s" text, "a""b" int)'
     )
@@ -274,13 +274,13 @@ def test_quoted_and_unicode_names(database: WatchDatabase) -> None:
     database.sql('DROP SCHEMA "Ünï ""s" CASCADE')
 
 
-def test_a_dump_carries_the_watch(orders: WatchDatabase, postgres: Cluster) -> None:
+def test_dump_includes_watches(orders: WatchDatabase, postgres: Cluster) -> None:
     orders.sql(
         "ALTER TABLE orders DROP customer_id; ALTER TABLE orders ADD secret text, ADD token text, ADD plain text"
     )
     orders.watch("orders", "o{id}", exclude=["secret"], when="new.status <> 'it''s \\ \"x\"'")
     orders.watch("orders", "renamed", exclude=["token"])
-    orders.sql("ALTER TABLE orders RENAME token TO key; INSERT INTO orders VALUES (1, 'a', 'geheim', 'geheim', 'p')")
+    orders.sql("ALTER TABLE orders RENAME token TO key; INSERT INTO orders VALUES (1, 'a', 'private', 'private', 'p')")
     orders.taken()
     text = subprocess.run(
         [postgres.program_dir / "pg_dump", "-d", orders.url], check=True, capture_output=True, env=os.environ
@@ -301,16 +301,16 @@ def test_a_dump_carries_the_watch(orders: WatchDatabase, postgres: Cluster) -> N
     restored.connection = restored.connect()
     view = "SELECT * FROM socketio_pg.watches ORDER BY channel"
     assert restored.sql(view) == orders.sql(view)
-    # Numbers of columns say nothing any more: by its name a column stays out; where it has another, nothing is sent.
-    sent = restored.sent("INSERT INTO orders VALUES (2, 'b', 'geheim', 'geheim', 'p')")
+    # Column numbers have changed: exclusion is by name, and a watch whose excluded column was renamed sends nothing.
+    sent = restored.sent("INSERT INTO orders VALUES (2, 'b', 'private', 'private', 'p')")
     assert [channel for channel, _ in sent] == ["o2"]
-    assert sent[0][1]["new"] == {"id": 2, "status": "b", "key": "geheim", "plain": "p"}
+    assert sent[0][1]["new"] == {"id": 2, "status": "b", "key": "private", "plain": "p"}
     assert "call watch() again" in str(restored.warnings)
     restored.close()
     postgres.sql("DROP DATABASE watch_restored WITH (FORCE)")
 
 
-def test_a_replicating_session_fires_only_triggers_that_are_always_on(orders: WatchDatabase) -> None:
+def test_replica_role_fires_only_always_triggers(orders: WatchDatabase) -> None:
     orders.watch("orders")
     replicating = "BEGIN; SET LOCAL session_replication_role = replica; INSERT INTO orders VALUES (%s); COMMIT"
     assert orders.sent(replicating, 1) == []
@@ -324,8 +324,8 @@ def test_a_replicating_session_fires_only_triggers_that_are_always_on(orders: Wa
     assert [payload["pk"] for payload in orders.payloads(replicating, 2)] == [{"id": 2}]
 
 
-def test_a_logical_replica() -> None:
-    """What its apply worker writes fires triggers for rows that are always on, and no triggers for statements."""
+def test_logical_replica_fires_only_always_row_triggers() -> None:
+    """Writes of the apply worker fire row triggers that are enabled as ALWAYS, and no statement triggers."""
     with cluster(18) as made:
         made.sql("ALTER SYSTEM SET wal_level = logical")
         made.restart()

@@ -1,4 +1,4 @@
-"""watch(): values of all kinds in a message, the same whatever the session has set."""
+"""watch(): values of all types in messages, independent of the session's settings."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,13 +17,13 @@ def shared(postgres: Cluster) -> Iterator[WatchDatabase]:
 
 @pytest.fixture
 def database(shared: WatchDatabase) -> WatchDatabase:
-    """Without tables, but with types of its own."""
+    """A database without tables, with user-defined types."""
     shared.sql(
         """DROP SCHEMA public CASCADE; CREATE SCHEMA public;
         CREATE TYPE mood AS ENUM ('sad', 'happy 😀');
         CREATE TYPE pair AS (x int, "y z" mood);
         CREATE DOMAIN positive AS numeric CHECK (VALUE > 0);
-        -- As PostGIS has it: a type with a cast to JSON of its own.
+        -- Like PostGIS: a type with its own cast to JSON.
         CREATE TYPE place AS ENUM ('7.5 -1');
         CREATE FUNCTION place_json(place) RETURNS json LANGUAGE sql AS
             $$ SELECT json_build_object('type', 'Point', 'coordinates', string_to_array($1::text, ' ')::float8[]) $$;
@@ -65,10 +65,10 @@ def database(shared: WatchDatabase) -> WatchDatabase:
         ("tsvector", "'b a'", "'a' 'b'"),
     ],
 )  # fmt: skip
-def test_values(database: WatchDatabase, kind: str, literal: str, expected: Any) -> None:
+def test_values_have_the_expected_json(database: WatchDatabase, kind: str, literal: str, expected: Any) -> None:
     database.sql(f"CREATE TABLE things (id int PRIMARY KEY, v {kind})")
     database.watch("things")
-    # What a session has set makes no difference.
+    # The session's settings have no effect.
     database.sql(
         "SET TimeZone = 'Asia/Tokyo'; SET DateStyle = 'German'; SET bytea_output = 'escape';"
         " SET extra_float_digits = -15;"
@@ -87,20 +87,20 @@ def test_values(database: WatchDatabase, kind: str, literal: str, expected: Any)
     )
 
 
-def test_json_null_and_null_are_the_same_in_a_message(database: WatchDatabase) -> None:
+def test_json_null_equals_null(database: WatchDatabase) -> None:
     database.sql("CREATE TABLE things (id int PRIMARY KEY, v jsonb); INSERT INTO things VALUES (1, 'null')")
     database.watch("things")
     assert database.sent("UPDATE things SET v = NULL") == []
 
 
-def test_values_in_a_channel_are_their_text(database: WatchDatabase) -> None:
+def test_values_in_a_channel_are_text(database: WatchDatabase) -> None:
     database.sql("CREATE TABLE things (t text, n numeric(5, 2), b boolean, d date, j jsonb, m mood)")
     database.watch("things", "{t}|{n}|{b}|{d}|{j}|{m}")
     [(channel, _)] = database.sent("INSERT INTO things VALUES ('a\"b', 1.5, true, '2026-01-02', '[1]', 'sad')")
     assert channel == 'a"b|1.50|true|2026-01-02|[1]|sad'
 
 
-def test_a_small_change_is_a_change(database: WatchDatabase) -> None:
+def test_smallest_change_of_a_float_is_sent(database: WatchDatabase) -> None:
     database.sql("CREATE TABLE things (id int PRIMARY KEY, f float8); INSERT INTO things VALUES (1, 0.1)")
     database.watch("things")
     database.sql("SET extra_float_digits = -15")
@@ -109,7 +109,7 @@ def test_a_small_change_is_a_change(database: WatchDatabase) -> None:
     assert payload["changed"] == ["f"]
 
 
-def test_generated_columns(database: WatchDatabase) -> None:
+def test_stored_generated_columns_are_sent(database: WatchDatabase) -> None:
     virtual = ", v int GENERATED ALWAYS AS (a * 3) VIRTUAL" if database.version >= 18 else ""
     database.sql(
         "CREATE TABLE things (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, a int,"
@@ -119,14 +119,14 @@ def test_generated_columns(database: WatchDatabase) -> None:
     database.watch("things", "row", per="row")
     statement = "INSERT INTO things (a) VALUES (1); UPDATE things SET a = 5"
     for channel, payload in database.sent(statement):
-        # A virtual one has no value in a trigger: left out, rather than NULL.
+        # Virtual columns have no value in a trigger, so messages omit them.
         a = 1 if payload["op"] == "INSERT" else 5
         assert payload["new"] == {"id": 1, "a": a, "s": 2 * a}, channel
         assert payload["changed"] == ([] if payload["op"] == "INSERT" else ["a", "s"])
 
 
-def test_large_values_that_did_not_change(database: WatchDatabase) -> None:
-    """They stay where they are and are read for the message."""
+def test_unchanged_toasted_values_are_sent(database: WatchDatabase) -> None:
+    """The UPDATE does not rewrite them; they are read for the message."""
     database.sql(
         "CREATE TABLE things (id int PRIMARY KEY, n int, big text); ALTER TABLE things ALTER big SET STORAGE EXTERNAL"
     )
@@ -137,7 +137,7 @@ def test_large_values_that_did_not_change(database: WatchDatabase) -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 300])
-def test_tables_of_one_and_of_very_many_columns(database: WatchDatabase, columns: int) -> None:
+def test_number_of_columns(database: WatchDatabase, columns: int) -> None:
     names = [f"c{number}" for number in range(columns)]
     database.sql(f"CREATE TABLE things ({' int, '.join(names)} int)")
     database.watch("things", exclude=names[1:2] or None)
@@ -146,7 +146,7 @@ def test_tables_of_one_and_of_very_many_columns(database: WatchDatabase, columns
     assert payload["new"] == {f"c{number}": number for number in range(columns) if number != 1}
 
 
-def test_columns_with_names_that_we_use_ourselves(database: WatchDatabase) -> None:
+def test_columns_can_have_names_of_internal_variables(database: WatchDatabase) -> None:
     names = [
         "new", "old", "new_rows", "old_rows", "r", "share", "passed", "kept", "number", "n", "o", "p__", "c", "spec",
         "key", "relation", "op", "olds", "news", "channel", "payload", "id", "size", "tier", "row", "unsent",

@@ -1,4 +1,4 @@
-"""SocketServer on somebody's own Flask application, driven with Flask-SocketIO's test client, in this process."""
+"""SocketServer on a user's Flask application, with Flask-SocketIO's test client, in this process."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ from tests.support.postgres import Cluster, own_listener
 
 @pytest.fixture
 def server(postgres: Cluster) -> Iterator[SocketServer]:
-    app = Flask("somebodys")
+    app = Flask("users_app")
 
     @app.get("/")
     def index() -> str:
@@ -28,14 +28,14 @@ def server(postgres: Cluster) -> Iterator[SocketServer]:
 
 
 def open_client(server: SocketServer) -> Any:
-    """A client of Flask-SocketIO's for tests, whose events are handled in green threads, as those of real ones."""
+    """Return Flask-SocketIO's test client. Its events are handled in green threads, as those of real clients are."""
     client = server.socketio.test_client(server.app)
-    server.socketio.server.async_handlers = True  # it turns them off
+    server.socketio.server.async_handlers = True  # test_client() turns this off
     return client
 
 
 def received(client: Any, event: str, number: int = 1) -> list[Any]:
-    """The arguments of ``number`` events, waited for."""
+    """Wait for ``number`` events and return their arguments."""
     found: list[Any] = []
     with green.timeout(10):
         while len(found) < number:
@@ -45,7 +45,7 @@ def received(client: Any, event: str, number: int = 1) -> list[Any]:
 
 
 def wait_until_clean(server: SocketServer) -> None:
-    """No subscriber, no channel, no LISTEN, no room is left."""
+    """Wait until no subscriber, channel, LISTEN or room is left."""
     listener = own_listener(server.pubsub)
     with green.timeout(10):
         while listener._listening - {LOG_CHANNEL} or listener._pending or listener._leaving:
@@ -53,12 +53,12 @@ def wait_until_clean(server: SocketServer) -> None:
     assert len(server.pubsub.hub) == 0
     assert server.pubsub.hub.channels() == set()
     assert listener._wanted == {LOG_CHANNEL}
-    # The follower itself may still be waiting for its own.
+    # The follower may still be waiting for the log's channel.
     assert listener._waiters._events.keys() <= {LOG_CHANNEL}
     assert server.socketio.server.manager.rooms == {}
 
 
-def test_on_ones_own_application(server: SocketServer, channel: str) -> None:
+def test_server_runs_on_an_existing_application(server: SocketServer, channel: str) -> None:
     assert server.app.test_client().get("/").text == "my own page"
     assert server.app.test_client().get("/static/test.html").status_code == 404
     client = open_client(server)
@@ -74,7 +74,7 @@ def test_test_pub_answers_published(server: SocketServer, channel: str) -> None:
     assert received(client, "published") == [{"channel": channel}]
 
 
-def test_ones_own_handlers_stand_beside_ours(server: SocketServer, channel: str) -> None:
+def test_application_handlers_run_in_addition(server: SocketServer, channel: str) -> None:
     seen = []
 
     @server.socketio.on("connect")
@@ -93,15 +93,15 @@ def test_ones_own_handlers_stand_beside_ours(server: SocketServer, channel: str)
     assert received(client, "server_hello")[0]["sid"] == seen[0][1]
     client.emit("subscribe", {"channel": channel})
     received(client, "subscribed")
-    server.socketio.emit("event", {"from": "somebody"}, to=channel)
-    assert received(client, "event") == [{"from": "somebody"}]
+    server.socketio.emit("event", {"from": "application"}, to=channel)
+    assert received(client, "event") == [{"from": "application"}]
     client.disconnect()
     assert [name for name, _ in seen] == ["connect", "disconnect"]
     wait_until_clean(server)
 
 
-def test_test_page(postgres: Cluster) -> None:
-    server = SocketServer(app=Flask("somebodys", static_folder=None), dsn=postgres.url(), enable_test_page=True)
+def test_test_page_is_served(postgres: Cluster) -> None:
+    server = SocketServer(app=Flask("users_app", static_folder=None), dsn=postgres.url(), enable_test_page=True)
     browser = server.app.test_client()
     with browser.get("/socket-test", follow_redirects=True) as page:
         assert page.status_code == 200
@@ -109,7 +109,7 @@ def test_test_page(postgres: Cluster) -> None:
     server.shutdown()
 
 
-def test_create_app(postgres: Cluster) -> None:
+def test_create_app_returns_a_ready_application(postgres: Cluster) -> None:
     app = create_app(database_url=postgres.url(), log_level="WARNING")
     server = app.extensions["socketio_pg"]
     assert isinstance(server, SocketServer)
@@ -120,26 +120,26 @@ def test_create_app(postgres: Cluster) -> None:
     assert server.readiness()["process"] == "shutting down"
 
 
-def test_leaving_before_the_request_is_handled(server: SocketServer, channel: str) -> None:
+def test_disconnect_before_subscribe_is_handled(server: SocketServer, channel: str) -> None:
     client = open_client(server)
-    client.emit("subscribe", {"channel": channel})  # handled in a green thread, which has not run yet
+    client.emit("subscribe", {"channel": channel})  # its green thread has not run yet
     client.disconnect()
     assert server.pubsub.hub.channels() == set()
-    green.sleep(0.1)  # now it runs, too late
+    green.sleep(0.1)  # now it runs, after the disconnect
     wait_until_clean(server)
-    assert own_listener(server.pubsub)._wanted == {LOG_CHANNEL}, "nothing is listened to for a client that has left"
+    assert own_listener(server.pubsub)._wanted == {LOG_CHANNEL}, "no LISTEN for a disconnected client"
 
 
-def test_leaving_in_the_middle_of_a_subscribe(server: SocketServer, channel: str) -> None:
+def test_disconnect_during_subscribe(server: SocketServer, channel: str) -> None:
     client = open_client(server)
     client.emit("subscribe", {"channel": channel})
-    green.sleep()  # the handler has run up to its wait for the LISTEN
+    green.sleep()  # the handler now waits for the LISTEN
     assert server.pubsub.hub.channels() == {channel}
     client.disconnect()
     wait_until_clean(server)
 
 
-def test_unsubscribing_in_the_middle_of_a_subscribe(server: SocketServer, channel: str) -> None:
+def test_unsubscribe_during_subscribe(server: SocketServer, channel: str) -> None:
     client = open_client(server)
     client.emit("subscribe", {"channel": channel})
     green.sleep()
@@ -150,7 +150,7 @@ def test_unsubscribing_in_the_middle_of_a_subscribe(server: SocketServer, channe
     wait_until_clean(server)
 
 
-def test_leaving_after_a_subscribe(server: SocketServer, channel: str) -> None:
+def test_disconnect_after_subscribe(server: SocketServer, channel: str) -> None:
     clients = [open_client(server) for _ in range(3)]
     for client in clients:
         client.emit("subscribe", {"channel": channel})
@@ -164,7 +164,7 @@ def test_leaving_after_a_subscribe(server: SocketServer, channel: str) -> None:
     wait_until_clean(server)
 
 
-def test_two_clients_cause_one_listen(server: SocketServer, channel: str) -> None:
+def test_two_clients_share_one_listen(server: SocketServer, channel: str) -> None:
     executed: list[str] = []
     listener = own_listener(server.pubsub)
     original = listener._execute
@@ -186,7 +186,7 @@ def test_two_clients_cause_one_listen(server: SocketServer, channel: str) -> Non
     assert mine == [f'LISTEN "{channel}"', f'UNLISTEN "{channel}"']
 
 
-def test_a_listen_that_fails_leaves_nothing_behind(server: SocketServer, channel: str) -> None:
+def test_failed_listen_leaves_nothing_behind(server: SocketServer, channel: str) -> None:
     server.pubsub.subscribe_timeout_down = 0.2
     server.pubsub.start = lambda: None  # type: ignore[method-assign]
     client = open_client(server)
