@@ -1,4 +1,4 @@
-"""A cluster of their own for the tests that break it, and a proxy before it."""
+"""Shared fixtures: a separate cluster that tests may break, and a proxy in front of it."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ def proxy(breakable: Cluster) -> Iterator[Proxy]:
 
 @pytest.fixture
 def server(proxy: Proxy) -> Iterator[ServerProcess]:
-    """gunicorn, which reaches PostgreSQL through the proxy."""
+    """gunicorn, connected to PostgreSQL through the proxy."""
     made = ServerProcess(proxy.url, DRAIN_SECONDS="0.2")
     yield made
     made.close()

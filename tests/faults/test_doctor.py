@@ -1,4 +1,4 @@
-"""What the doctor finds on a database with which something is wrong."""
+"""The doctor's findings on faulty databases."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.support.cli import doctor, run
 from tests.support.postgres import Cluster, cluster, in_thread
 
 
-def test_a_pooler(pooler_url: str, breakable: Cluster) -> None:
+def test_pooler_is_found(pooler_url: str, breakable: Cluster) -> None:
     found = doctor(pooler_url, 1)["LISTEN"]
     assert found["level"] == "error"
     assert "pooler in transaction mode" in found["found"]
@@ -23,13 +23,13 @@ def test_a_pooler(pooler_url: str, breakable: Cluster) -> None:
     assert doctor(pooler_url, LISTEN_DATABASE_URL=breakable.url())["LISTEN"]["level"] == "ok"
 
 
-def test_listening_through_a_pooler_says_so(pooler_url: str) -> None:
+def test_listen_through_a_pooler_names_the_remedy(pooler_url: str) -> None:
     done = run("listen", "a", url=pooler_url)
     assert (done.returncode, done.stdout) == (3, "")
     assert "LISTEN_DATABASE_URL" in done.stderr.splitlines()[-1]
 
 
-def test_a_session_that_is_idle_in_a_transaction(breakable: Cluster) -> None:
+def test_session_idle_in_a_transaction_is_found(breakable: Cluster) -> None:
     callback = psycopg2.extensions.get_wait_callback()
 
     def examine() -> list[Any]:
@@ -50,7 +50,7 @@ def test_a_session_that_is_idle_in_a_transaction(breakable: Cluster) -> None:
 
 @pytest.fixture
 def small_queue(breakable: Cluster) -> Iterator[Cluster]:
-    """With the smallest NOTIFY queue that there is: 64 pages of 8 KB."""
+    """A cluster with the smallest possible NOTIFY queue: 64 pages of 8 KB."""
     breakable.sql("ALTER SYSTEM SET max_notify_queue_pages = 64")
     breakable.restart()
     yield breakable
@@ -58,22 +58,22 @@ def small_queue(breakable: Cluster) -> Iterator[Cluster]:
     breakable.restart()
 
 
-def test_a_notify_queue_that_fills(small_queue: Cluster) -> None:
+def test_full_notify_queue_is_found(small_queue: Cluster) -> None:
     with contextlib.closing(psycopg2.connect(small_queue.url())) as listener:
         with listener.cursor() as cursor:
             cursor.execute("LISTEN filling")
             listener.commit()
-            cursor.execute("SELECT 1")  # and stays in its transaction
+            cursor.execute("SELECT 1")  # the transaction stays open
         small_queue.sql("SELECT count(pg_notify('filling', n || repeat('x', 7000))) FROM generate_series(1, 40) AS n")
         found = doctor(small_queue.url(), 1)["NOTIFY queue"]
     assert found["level"] == "error"
     assert "pg_terminate_backend" in found["remedy"]
 
 
-def test_a_hot_standby() -> None:
+def test_hot_standby_is_found() -> None:
     with cluster(18) as standby:
         standby.stop()
-        # Without a primary: it stays in recovery, and answers questions.
+        # Without a primary the standby stays in recovery and answers queries.
         signal = Path(standby.data_dir) / "standby.signal"
         signal.touch()
         signal.chmod(0o666)

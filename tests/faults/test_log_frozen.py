@@ -1,4 +1,4 @@
-"""A relay that is neither dead nor alive: its process is stopped, its connection is open, its lock is held."""
+"""A frozen relay: its process is stopped while its connection stays open and its lock is held."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ def leaders(cluster: Cluster) -> list[tuple[str]]:
     return cluster.sql("SELECT name FROM socketio_pg.nodes WHERE relay")
 
 
-def test_a_stopped_leader_is_replaced(breakable: Cluster, channel: str) -> None:
+def test_frozen_leader_is_replaced(breakable: Cluster, channel: str) -> None:
     leader = ServerProcess(breakable.url(), AUTO_INIT="1", DRAIN_SECONDS="0.2")
     other = None
     try:
@@ -25,7 +25,7 @@ def test_a_stopped_leader_is_replaced(breakable: Cluster, channel: str) -> None:
             assert client.next("event")["payload"] == 1
             os.kill(leader.worker_pid(), signal.SIGSTOP)
             breakable.sql("SELECT socketio_pg.publish(%s, '2')", channel)
-            assert client.next("event", 2 * PATIENCE)["payload"] == 2, "PostgreSQL ends the session that says nothing"
+            assert client.next("event", 2 * PATIENCE)["payload"] == 2, "PostgreSQL must end the silent session"
             os.kill(leader.worker_pid(), signal.SIGCONT)
             breakable.sql("SELECT socketio_pg.publish(%s, '3')", channel)
             assert client.next("event")["payload"] == 3

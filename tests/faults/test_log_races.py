@@ -1,4 +1,4 @@
-"""Races inside one node, brought about on purpose."""
+"""Provoked races within one node."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ from socketio_pg.postgres.listener import Listener
 
 
 class _Listener(Listener):
-    """Listens to everything at once."""
+    """Reports every channel as listened to immediately."""
 
     def __init__(self) -> None:
         return
@@ -25,7 +25,7 @@ class _Listener(Listener):
 
 
 class _History(History):
-    """Answers the head, after ``meanwhile`` has happened: the answer is always a little old."""
+    """Returns the head as it was before ``meanwhile`` ran, so that it is slightly outdated."""
 
     def __init__(self) -> None:
         self.position = 0
@@ -40,7 +40,7 @@ class _History(History):
         return head
 
 
-def test_a_message_heard_while_the_head_is_read_does_not_look_like_another_log() -> None:
+def test_message_received_while_reading_the_head_causes_no_gap() -> None:
     delivered: list[int | None] = []
     gaps: list[str] = []
 

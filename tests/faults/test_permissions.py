@@ -1,4 +1,4 @@
-"""Permissions when the database is away, slow, or busy: no answer is a no, and nobody loses what he has."""
+"""Permissions while the database is down, slow or busy: requests are refused, and existing subscriptions stay."""
 
 import contextlib
 import threading
@@ -51,8 +51,8 @@ def alice(server: ServerProcess) -> Iterator[SocketClient]:
         yield client
 
 
-def ask(client: SocketClient, channel: str) -> tuple[str | None, str | None, float]:
-    """What `subscribe` and `publish` are answered, and the seconds of the slower one."""
+def subscribe_and_publish(client: SocketClient, channel: str) -> tuple[str | None, str | None, float]:
+    """Return the error codes of `subscribe` and `publish`, and the seconds of the slower one."""
     took = []
     answers = []
     for event, more in (("subscribe", {}), ("publish", {"payload": 1})):
@@ -62,30 +62,30 @@ def ask(client: SocketClient, channel: str) -> tuple[str | None, str | None, flo
     return answers[0], answers[1], max(took)
 
 
-def keeps_working(client: SocketClient, database: PolicyDatabase) -> None:
-    """Until permissions can be checked again."""
-    until(lambda: ask(client, "kitchen")[:2] == (None, None), "permissions")
+def wait_until_working(client: SocketClient, database: PolicyDatabase) -> None:
+    """Wait until permissions can be checked again."""
+    until(lambda: subscribe_and_publish(client, "kitchen")[:2] == (None, None), "permissions")
     assert code(client.call("subscribe", {"channel": "cellar"})) == "forbidden"
 
 
 @pytest.mark.parametrize("permission_timeout", ["3"])
-def test_a_policy_that_takes_ten_seconds(alice: SocketClient, server: ServerProcess) -> None:
-    assert ask(alice, "kitchen")[:2] == (None, None)
-    subscribed, published, took = ask(alice, "slow")
+def test_slow_policy_times_out_and_delays_no_other_client(alice: SocketClient, server: ServerProcess) -> None:
+    assert subscribe_and_publish(alice, "kitchen")[:2] == (None, None)
+    subscribed, published, took = subscribe_and_publish(alice, "slow")
     assert (subscribed, published) == ("database_unavailable", "database_unavailable")
     assert took < 8
     with SocketClient(server.url, auth={"token": mint(sub="bob", role="authenticated")}) as bob:
         slow = threading.Thread(target=alice.call, args=("subscribe", {"channel": "slow"}))
         slow.start()
         assert code(bob.call("subscribe", {"channel": "kitchen"})) is None
-        assert slow.is_alive(), "bob did not wait for alice's answer"
+        assert slow.is_alive(), "bob must not wait for alice's answer"
         slow.join()
 
 
-def test_the_table_that_policies_look_at_is_locked(
+def test_locked_table_refuses_requests_and_keeps_subscriptions(
     alice: SocketClient, database: PolicyDatabase, server: ServerProcess
 ) -> None:
-    """A migration: all connections of the pool wait for it."""
+    """All connections of the pool wait for a migration."""
     assert code(alice.call("subscribe", {"channel": "kitchen"})) is None
     with contextlib.closing(psycopg2.connect(database.url)) as migration:
         migration.cursor().execute("LOCK TABLE members")
@@ -95,53 +95,53 @@ def test_the_table_that_policies_look_at_is_locked(
         ]
         for client in clients:
             assert code(client.call("subscribe", {"channel": "kitchen"})) == "database_unavailable"
-        assert ask(alice, "kitchen")[:2] == ("database_unavailable", "database_unavailable")
-        # Rechecks have had no answer either. Who is subscribed stays, and gets what is published.
+        assert subscribe_and_publish(alice, "kitchen")[:2] == ("database_unavailable", "database_unavailable")
+        # Rechecks have failed, too. Subscribed clients stay subscribed and receive messages.
         database.sql("SELECT pg_notify('kitchen', '\"still here\"')")
         assert alice.next("event")["payload"] == "still here"
         assert alice.pending("unsubscribed") == 0
     for client in clients:
         client.close()
-    keeps_working(alice, database)
+    wait_until_working(alice, database)
 
 
-@pytest.mark.parametrize("fault", ["killed", "cut", "refused", "swallowed", "stopped"])
-def test_the_database_goes_in_the_middle_of_a_decision(
+@pytest.mark.parametrize("fault", ["backend terminated", "connections cut", "refused", "black hole", "stopped"])
+def test_database_failure_during_a_check_refuses_and_recovers(
     alice: SocketClient, database: PolicyDatabase, breakable: Cluster, proxy: Proxy, fault: str
 ) -> None:
-    keeps_working(alice, database)
+    wait_until_working(alice, database)
     answers: list[Any] = []
-    asking = threading.Thread(
+    requesting = threading.Thread(
         target=lambda: answers.extend(
             [alice.call("subscribe", {"channel": "slow"}), alice.call("publish", {"channel": "kitchen", "payload": 2})]
         )
     )
-    # Asked on a connection that is there already: the decision lasts for PERMISSION_TIMEOUT and not longer.
+    # Polls on an open connection, because the check lasts only as long as PERMISSION_TIMEOUT.
     with contextlib.closing(database.connect()) as connection, connection.cursor() as cursor:
         connection.autocommit = True
-        asking.start()
+        requesting.start()
 
-        def sleeps() -> bool:
+        def is_checking() -> bool:
             cursor.execute("SELECT FROM pg_stat_activity WHERE usename = 'web' AND wait_event = 'PgSleep'")
             return bool(cursor.rowcount)
 
-        until(sleeps, "a decision that takes long")
-    if fault == "killed":
+        until(is_checking, "a slow permission check")
+    if fault == "backend terminated":
         database.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'web'")
-    elif fault == "cut":
+    elif fault == "connections cut":
         proxy.cut()
     elif fault == "refused":
         proxy.refuse()
-    elif fault == "swallowed":
+    elif fault == "black hole":
         proxy.black_hole()
     else:
         breakable.stop()
     try:
-        asking.join(2 * PATIENCE)
+        requesting.join(2 * PATIENCE)
         assert code(answers[0]) == "database_unavailable"
-        if fault in ("refused", "swallowed", "stopped"):
+        if fault in ("refused", "black hole", "stopped"):
             assert code(answers[1]) == "database_unavailable"
-            assert ask(alice, "kitchen")[:2] == ("database_unavailable", "database_unavailable")
+            assert subscribe_and_publish(alice, "kitchen")[:2] == ("database_unavailable", "database_unavailable")
             assert code(alice.call("authenticate", {"token": mint(sub="bob", role="authenticated")})) == (
                 "database_unavailable"
             )
@@ -149,13 +149,13 @@ def test_the_database_goes_in_the_middle_of_a_decision(
         if fault == "stopped":
             breakable.start()
         proxy.restore()
-    keeps_working(alice, database)
-    # It has not become bob by an attempt that failed, nor lost its subscription.
+    wait_until_working(alice, database)
+    # The failed authentication has neither made the client bob nor ended its subscription.
     assert alice.pending("unsubscribed") == 0
     assert code(alice.call("publish", {"channel": "kitchen", "payload": "alice may write"})) is None
 
 
-def test_what_changed_while_the_server_did_not_listen_is_found_out(
+def test_permission_revoked_while_not_listening_is_found(
     server: ServerProcess, database: PolicyDatabase, proxy: Proxy
 ) -> None:
     database.join("dave", "attic")

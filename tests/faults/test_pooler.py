@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode: LISTEN seems to work on it, and nothing ever arrives."""
+"""A real PgBouncer in transaction mode: LISTEN seems to succeed, but no notification arrives."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from tests.support.postgres import Cluster, in_thread
 from tests.support.server import ServerProcess, free_port
 
 
-def answers(url: str) -> bool:
+def accepts_connections(url: str) -> bool:
     try:
         psycopg2.connect(url).close()
     except psycopg2.OperationalError:
@@ -42,12 +42,12 @@ def pooler_url(breakable: Cluster) -> Iterator[str]:
         f"listen_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {folder}/users\n"
         "pool_mode = transaction\nignore_startup_parameters = extra_float_digits\n"
     )
-    # It refuses to run as root, and must be able to read the cluster's socket.
+    # PgBouncer refuses to run as root, and must be able to read the cluster's socket.
     user = ["-u", breakable.data_dir.owner()] if os.geteuid() == 0 else []
     process = subprocess.Popen([program, *user, str(folder / "ini")], stderr=subprocess.DEVNULL)
     url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
     try:
-        until(lambda: answers(url), "PgBouncer comes up")
+        until(lambda: accepts_connections(url), "PgBouncer comes up")
         yield url
     finally:
         process.kill()
@@ -55,7 +55,7 @@ def pooler_url(breakable: Cluster) -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-def test_a_pooler_is_found_out_and_the_remedy_named(pooler_url: str) -> None:
+def test_pooler_is_detected_and_the_remedy_named(pooler_url: str) -> None:
     server = ServerProcess(pooler_url, wait="http")
     try:
         server.wait_for("/readyz", 503, "LISTEN_DATABASE_URL")
@@ -66,7 +66,9 @@ def test_a_pooler_is_found_out_and_the_remedy_named(pooler_url: str) -> None:
         server.close()
 
 
-def test_publishing_through_the_pooler_and_listening_past_it(pooler_url: str, breakable: Cluster, channel: str) -> None:
+def test_server_can_publish_through_a_pooler_and_listen_directly(
+    pooler_url: str, breakable: Cluster, channel: str
+) -> None:
     server = ServerProcess(pooler_url, LISTEN_DATABASE_URL=breakable.url())
     try:
         with SocketClient(server.url) as client:
@@ -77,26 +79,24 @@ def test_publishing_through_the_pooler_and_listening_past_it(pooler_url: str, br
         server.close()
 
 
-def test_a_postgres_manager_writes_through_it_and_does_not_pretend_to_listen(
-    pooler_url: str, breakable: Cluster
-) -> None:
-    """Sessions that listen are handed on from one to the next there."""
+def test_postgres_manager_can_write_through_a_pooler_but_not_listen(pooler_url: str, breakable: Cluster) -> None:
+    """In transaction mode, a session that listens is passed on to other clients."""
 
     def work() -> None:
-        past = PostgresManager(breakable.url())._notifications()
-        assert next(past) is None
+        direct = PostgresManager(breakable.url())._notifications()
+        assert next(direct) is None
         PostgresManager(pooler_url, write_only=True).emit("news", 1)
-        assert '"news"' in str(next(past))
-        past.close()
-        through = PostgresManager(pooler_url)
-        through.proof_timeout = 1.0
+        assert '"news"' in str(next(direct))
+        direct.close()
+        pooled = PostgresManager(pooler_url)
+        pooled.proof_timeout = 1.0
         with pytest.raises(DatabaseError, match="a pooler in transaction mode is in between"):
-            next(through._notifications())
+            next(pooled._notifications())
 
     in_thread(work)
 
 
-def test_two_addresses_that_mean_two_databases_are_found_out(breakable: Cluster) -> None:
+def test_addresses_of_different_databases_are_detected(breakable: Cluster) -> None:
     server = ServerProcess(breakable.url(), wait="http", LISTEN_DATABASE_URL=breakable.url("template1"))
     try:
         server.wait_for("/readyz", 503, "another database")
