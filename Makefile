@@ -60,7 +60,7 @@ fuzz: setup ## strangers' input for MINUTES=10 (and SEED=…): frames, packets, 
 audit: setup ## look for known holes in what is installed (asks the package index's advisories)
 	$(BIN)/pip-audit --strict --requirement requirements.txt --progress-spinner off
 
-upstream: setup ## try the newest release of each library that is pinned to a minor release (LIBRARY=name==version for one)
+upstream: setup ## test the newest release of each library that is pinned to a minor release (LIBRARY=name==version for one)
 	$(BIN)/python -m tests.upstream $(LIBRARY)
 
 bench: setup ## measure against stock Flask-SocketIO and Node's socket.io: an hour and more, leave the machine alone

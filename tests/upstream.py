@@ -1,8 +1,8 @@
-"""`python -m tests.upstream`: tries the newest release of each library that requirements.txt pins to a minor release.
+"""`python -m tests.upstream` tests the newest release of each library that requirements.txt pins to a minor release.
 
-One after the other, each in a temporary environment over the one that runs this, with the others as they are. Reports
-what has changed in the methods that we override, and which tests fail that pass without the new release. The exit
-status is 1 when something broke, or a release could not be tried.
+Each release is installed alone, in a temporary environment on top of the current one. Reports changes of the methods
+that we override, and tests that fail only with the new release. The exit status is 1 when something broke, or when a
+release could not be tested.
 """
 
 import argparse
@@ -24,37 +24,37 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 
 LIBRARIES = ("python-socketio", "python-engineio", "flask-socketio", "eventlet", "gunicorn")
-#: Releases that are known not to work: the first of them, and why. They are tried and reported, but are no failure. The
-#: newest release before them is tried as well.
+#: Library → its first release that is known not to work, and the reason. Such releases are tested and reported, but do
+#: not count as failures. The newest earlier release is tested as well.
 KNOWN = {"gunicorn": ("26", "has no eventlet worker")}
 UNIT_TESTS = ("tests/unit",)
-#: Tests of real servers and clients that use most of what we override.
+#: Tests with real servers and clients that use most of the overridden methods.
 LIVE_TESTS = (
     "tests/live/test_socketio_conformance.py",
     "tests/live/test_polling.py",
     "tests/live/test_subscriber.py",
-    "tests/live/test_processes.py::test_sigterm_with_200_clients_ends_within_10_seconds_and_they_come_back",
+    "tests/live/test_processes.py::test_sigterm_with_200_clients_stops_within_10_seconds_and_clients_reconnect",
 )
-#: Fails by design: it compares the pins with what is installed.
+#: Fails by design: it compares the pins with the installed versions.
 NOT_RUN = "tests/unit/test_package.py::test_libraries_with_overridden_internals_are_pinned_to_the_tested_minor_release"
-#: Seconds for one run of the tests.
+#: Timeout of one test run, in seconds.
 TIMEOUT = 1200
-#: Failures that are run again, since some may come from the machine's load and not from the release.
-MAX_AGAIN = 50
+#: Up to this many failed tests are run again, since the machine's load may have caused some failures.
+MAX_RERUN = 50
 
-#: What :mod:`tests.support.overrides` prints: method → its signature and source.
+#: The output of :mod:`tests.support.overrides`: method → its signature and source.
 Snapshot = Mapping[str, Mapping[str, str]]
 
 
-class NotTriedError(Exception):
+class NotTestedError(Exception):
     """The release could not be installed, or the tests could not be run."""
 
 
 @dataclass(slots=True)
 class Report:
-    """What a release changes. ``broken`` are the changes that must be dealt with before the pin is moved."""
+    """The effects of a release. ``broken`` must be fixed before the pin is moved, ``changes`` need not be."""
 
-    wanted: Requirement
+    requirement: Requirement
     before: str
     after: str
     changes: list[str] = field(default_factory=list)
@@ -62,11 +62,11 @@ class Report:
 
     @property
     def name(self) -> str:
-        return self.wanted.name
+        return self.requirement.name
 
     @property
     def known(self) -> str | None:
-        """Why this release is known not to work."""
+        """The reason for which this release is known not to work, or None."""
         first, reason = KNOWN.get(self.name, (None, None))
         return reason if first is not None and Version(self.after) >= Version(first) else None
 
@@ -76,24 +76,24 @@ class Report:
 
     def __str__(self) -> str:
         if self.after == self.before:
-            return f"{self.wanted}: {self.before} is the newest release"
+            return f"{self.requirement}: {self.before} is the newest release"
         lines = [f"{self.name} {self.before} → {self.after}", *self.changes, *self.broken]
         if self.known is None:
-            lines.append("BROKEN" if self.broken else "nothing broke: the pin in requirements.txt can be moved")
+            lines.append("BROKEN" if self.broken else "OK: the pin in requirements.txt can be moved")
         elif self.broken:
-            lines.append(f"known: this release {self.known}")
+            lines.append(f"known failure: this release {self.known}")
         else:
-            lines.append(f"it works, although it is in KNOWN of tests/upstream.py because it {self.known}")
+            lines.append(f"works, although KNOWN in tests/upstream.py says that this release {self.known}")
         return "\n    ".join(lines)
 
 
 def compare(before: Snapshot, after: Snapshot) -> tuple[list[str], list[str]]:
-    """(changes, what is broken) of the overridden methods."""
+    """Return the changes and the breakages of the overridden methods."""
     changes, broken = [], []
     for method, old in before.items():
         new = after.get(method)
         if new is None:
-            broken.append(f"vanished: {method}{old['signature']}")
+            broken.append(f"removed: {method}{old['signature']}")
         elif new["signature"] != old["signature"]:
             broken.append(f"signature: {method}{old['signature']} → {new['signature']}")
         elif new["source"] != old["source"]:
@@ -102,46 +102,48 @@ def compare(before: Snapshot, after: Snapshot) -> tuple[list[str], list[str]]:
 
 
 class Environment:
-    """A virtual environment in ``folder`` that falls back on the packages of the one that runs this."""
+    """A virtual environment in ``folder`` that falls back on the packages of the current one."""
 
     def __init__(self, folder: Path) -> None:
         venv.create(folder, with_pip=False, symlinks=True)
         self.python = folder / "bin" / "python"
         site_packages = self._run("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip()
-        # After the environment's own folder on the path, so that its packages win.
+        # Comes after the environment's own folder on the path, so that its packages take precedence.
         base = sysconfig.get_path("purelib")
         Path(site_packages, "base.pth").write_text(f"import site; site.addsitedir({base!r})\n")
 
-    def install(self, wanted: Requirement) -> None:
-        """Install it, and of the other libraries only what it cannot do without. Raises :class:`NotTriedError`."""
-        others = [name for name in LIBRARIES if name != wanted.name]
+    def install(self, requirement: Requirement) -> None:
+        """Install a release. The other libraries keep their versions if possible. Raises :class:`NotTestedError`."""
+        others = [name for name in LIBRARIES if name != requirement.name]
         try:
-            self._install(str(wanted), *(f"{name}=={importlib.metadata.version(name)}" for name in others))
-        except NotTriedError:
-            self._install(str(wanted))
+            self._install(str(requirement), *(f"{name}=={importlib.metadata.version(name)}" for name in others))
+        except NotTestedError:
+            self._install(str(requirement))
 
-    def _install(self, *wanted: str) -> None:
+    def _install(self, *requirements: str) -> None:
         pip = [sys.executable, "-m", "pip", "--python", str(self.python), "--disable-pip-version-check", "install"]
-        done = subprocess.run([*pip, "--quiet", "--upgrade", *wanted], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*pip, "--quiet", "--upgrade", *requirements], capture_output=True, text=True, check=False
+        )
         if done.returncode:
-            raise NotTriedError(f"pip cannot install {wanted[0]}: {done.stderr.strip()}")
+            raise NotTestedError(f"pip cannot install {requirements[0]}: {done.stderr.strip()}")
 
     def version(self, name: str) -> str:
         return self._run("-c", f"import importlib.metadata; print(importlib.metadata.version({name!r}))").stdout.strip()
 
     def snapshot(self) -> Snapshot:
-        """The overridden methods as they are installed. Raises :class:`NotTriedError` when they cannot be imported."""
+        """Return the overridden methods as installed. Raises :class:`NotTestedError` when they cannot be imported."""
         done = self._run("-W", "ignore", "-m", "tests.support.overrides", "--json", check=False)
         if done.returncode:
-            raise NotTriedError(done.stderr.strip().splitlines()[-1])
+            raise NotTestedError(done.stderr.strip().splitlines()[-1])
         found: Snapshot = json.loads(done.stdout)
         return found
 
     def failures(self, *arguments: str) -> dict[str, str]:
-        """Run pytest: the tests that fail, twice if they are few. Raises :class:`NotTriedError`."""
+        """Run pytest, reruns included. Return the failures: test → reason. Raises :class:`NotTestedError`."""
         with tempfile.TemporaryDirectory(prefix="upstream-") as folder:
             found = self._failures(Path(folder), *arguments)
-            if 0 < len(found) <= MAX_AGAIN:
+            if 0 < len(found) <= MAX_RERUN:
                 found = self._failures(Path(folder), "--last-failed", *arguments)
             return found
 
@@ -151,9 +153,9 @@ class Environment:
         try:
             done = self._run("-m", "pytest", *options, *arguments, check=False, timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise NotTriedError(f"the tests took over {TIMEOUT} s") from None
+            raise NotTestedError(f"the tests took over {TIMEOUT} s") from None
         if not results.exists():
-            raise NotTriedError("\n".join((done.stdout + done.stderr).strip().splitlines()[-5:]))
+            raise NotTestedError("\n".join((done.stdout + done.stderr).strip().splitlines()[-5:]))
         return read_failures(results)
 
     def _run(
@@ -164,57 +166,59 @@ class Environment:
 
 
 def read_failures(results: Path) -> dict[str, str]:
-    """The failed tests of a JUnit file, with a line that says why."""
+    """Return the failures in a JUnit file: test → reason, on one line."""
     failures = {}
     for case in xml.etree.ElementTree.parse(results).iter("testcase"):
         for problem in [*case.findall("failure"), *case.findall("error")]:
             lines = (problem.get("message") or "").strip().splitlines() or [""]
-            # The last one of a server that did not start is of its log.
-            why = lines[0][:200] if len(lines) == 1 else f"{lines[0][:200]} … {lines[-1].strip()[:200]}"
-            failures[f"{case.get('classname')}::{case.get('name')}"] = why
+            # If a server did not start, the last line is from its log.
+            reason = lines[0][:200] if len(lines) == 1 else f"{lines[0][:200]} … {lines[-1].strip()[:200]}"
+            failures[f"{case.get('classname')}::{case.get('name')}"] = reason
     return failures
 
 
 def summarize(failures: Mapping[str, str]) -> list[str]:
-    """A line for each reason, with the first test that fails for it."""
+    """Return one line per reason, with the first test that failed for it."""
     by_reason: dict[str, list[str]] = {}
-    for test, why in failures.items():
-        by_reason.setdefault(why, []).append(test)
+    for test, reason in failures.items():
+        by_reason.setdefault(reason, []).append(test)
     return [
-        f"fails: {tests[0]}" + (f" and {len(tests) - 1} more" if len(tests) > 1 else "") + f": {why}"
-        for why, tests in by_reason.items()
+        f"fails: {tests[0]}" + (f" and {len(tests) - 1} more" if len(tests) > 1 else "") + f": {reason}"
+        for reason, tests in by_reason.items()
     ]
 
 
 class Upstream:
-    """Tries releases against the libraries as they are installed now, whose own state is read once, when needed."""
+    """Tests releases against the installed libraries. These are examined once, at the first release that needs it."""
 
     def __init__(self, tests: Sequence[str]) -> None:
         self._tests = tests
         self._snapshot: Snapshot | None = None
         self._failures: Mapping[str, str] | None = None
 
-    def attempt(self, wanted: Requirement) -> Report:
-        """Raises :class:`NotTriedError`."""
-        with tempfile.TemporaryDirectory(prefix=f"upstream-{wanted.name}-") as folder:
+    def test(self, requirement: Requirement) -> Report:
+        """Test one release. Raises :class:`NotTestedError` when it cannot be installed."""
+        with tempfile.TemporaryDirectory(prefix=f"upstream-{requirement.name}-") as folder:
             environment = Environment(Path(folder))
-            environment.install(wanted)
-            report = Report(wanted, importlib.metadata.version(wanted.name), environment.version(wanted.name))
+            environment.install(requirement)
+            report = Report(
+                requirement, importlib.metadata.version(requirement.name), environment.version(requirement.name)
+            )
             if report.after != report.before:
-                self._try(environment, report)
+                self._test(environment, report)
             return report
 
-    def _try(self, environment: Environment, report: Report) -> None:
+    def _test(self, environment: Environment, report: Report) -> None:
         if self._snapshot is None:
             with tempfile.TemporaryDirectory(prefix="upstream-") as folder:
                 self._snapshot = Environment(Path(folder)).snapshot()
         for name in LIBRARIES:
             before, after = importlib.metadata.version(name), environment.version(name)
             if name != report.name and after != before:
-                report.changes.append(f"comes with {name} {before} → {after}")
+                report.changes.append(f"requires {name} {before} → {after}")
         try:
             changes, broken = compare(self._snapshot, environment.snapshot())
-        except NotTriedError as error:
+        except NotTestedError as error:
             report.broken.append(f"cannot be imported: {error}")
             return
         report.changes += changes
@@ -225,19 +229,19 @@ class Upstream:
             return
         known = self._failures_before()
         failures = environment.failures(*self._tests)
-        report.broken += summarize({test: why for test, why in failures.items() if test not in known})
+        report.broken += summarize({test: reason for test, reason in failures.items() if test not in known})
 
     def _failures_before(self) -> Mapping[str, str]:
         if self._failures is None:
             with tempfile.TemporaryDirectory(prefix="upstream-") as folder:
                 self._failures = Environment(Path(folder)).failures(*self._tests)
             for test in self._failures:
-                print(f"fails without a new release too, and is not counted: {test}", flush=True)
+                print(f"ignored, because it fails without a new release, too: {test}", flush=True)
         return self._failures
 
 
 def newest() -> list[Requirement]:
-    """What is tried when nothing is named."""
+    """Return the releases that are tested by default."""
     before_known = [Requirement(f"{name}<{first}") for name, (first, _) in KNOWN.items()]
     return [*map(Requirement, LIBRARIES), *before_known]
 
@@ -251,17 +255,17 @@ def main() -> int:
     options = parser.parse_args()
     upstream = Upstream(UNIT_TESTS if options.unit else UNIT_TESTS + LIVE_TESTS)
     failed = []
-    for wanted in options.library or newest():
+    for requirement in options.library or newest():
         try:
-            report = upstream.attempt(wanted)
-        except NotTriedError as error:
-            print(f"{wanted}: not tried: {error}", flush=True)
-            failed.append(str(wanted))
+            report = upstream.test(requirement)
+        except NotTestedError as error:
+            print(f"{requirement}: not tested: {error}", flush=True)
+            failed.append(str(requirement))
             continue
         print(report, flush=True)
         if report.failed:
             failed.append(f"{report.name} {report.after}")
-    print(f"broken or not tried: {', '.join(failed) or 'none'}")
+    print(f"broken or not tested: {', '.join(failed) or 'none'}")
     return 1 if failed else 0
 
 
