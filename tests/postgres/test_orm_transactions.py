@@ -109,8 +109,8 @@ def test_bulk_operations_send_nothing(database: OrmDatabase, session: Session) -
 
 
 @pytest.fixture
-def receiver(shared: OrmDatabase, postgres: Cluster) -> Iterator[Receiver]:
-    made = Receiver(postgres, "notes:me", database="orm_transactions")
+def receiver(shared: OrmDatabase, backend: tuple[Cluster, str]) -> Iterator[Receiver]:
+    made = Receiver(backend[0], "notes:me", database="orm_transactions")
     yield made
     made.close()
 
@@ -209,11 +209,11 @@ def test_row_that_disappears_on_insert_is_an_error(database: OrmDatabase, sessio
     session.rollback()
 
 
-def test_role_needs_no_privileges_on_excluded_columns(database: OrmDatabase, postgres: Cluster) -> None:
+def test_role_needs_no_privileges_on_excluded_columns(database: OrmDatabase, backend: tuple[Cluster, str]) -> None:
     if not database.sql("SELECT 1 FROM pg_roles WHERE rolname = 'orm_publisher'"):
         database.sql("CREATE ROLE orm_publisher LOGIN")
     install = schema.statements(1_000_000, publisher_role="orm_publisher")
-    connection = postgres.connect("orm_transactions")
+    connection = backend[0].connect("orm_transactions")
     with contextlib.closing(connection), connection.cursor() as cursor:
         cursor.execute(install)
         cursor.execute(
