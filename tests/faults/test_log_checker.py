@@ -1,6 +1,6 @@
-"""The checker: writers, subscribers and faults for a while, then everything is compared. And that it can fail.
+"""A short run of the checker: writers and subscribers during faults, then a comparison. Also tests the checker itself.
 
-`make soak` is the long form. A seed repeats what was done, not how it interleaved.
+`make soak` is the long form. A seed determines the actions, not how they interleave.
 """
 
 import dataclasses
@@ -32,20 +32,20 @@ TRACEBACK = "Traceback (most recent call last):\n"
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_everything_arrives_once_and_in_order_whatever_breaks(seed: int) -> None:
+def test_messages_arrive_once_and_in_order_despite_faults(seed: int) -> None:
     report = run(seed, Size(seconds=20, between_faults=1.5), print)
     print(report)
     assert report.problems == []
-    assert report.figures["messages in the log"] > 500, "otherwise nothing was tested"
+    assert report.figures["messages in the log"] > 500, "with fewer messages the run tests nothing"
     assert report.figures["replayed"] > 100
     assert len(report.faults) >= 9
 
 
-# -- the judge, on doctored histories -------------------------------------------------------------------------------
+# -- the judge on corrupted histories -------------------------------------------------------------------------------
 
 
 class History:
-    """What a good run leaves behind: six transactions of two writers in two channels, and two subscribers."""
+    """The result of a correct run: six transactions of two writers in two channels, and two subscribers."""
 
     def __init__(self) -> None:
         self.transactions: list[Transaction] = []
@@ -64,7 +64,7 @@ class History:
         unknown = Transaction("t7", [Sent("perhaps", "a", 0, 0.0)], outcome=Outcome.UNKNOWN)
         self.transactions += [rolled_back, unknown]
         self.transactions[0].discarded.append(Sent("back", "a", 0, 0.0))
-        # One was there from the beginning, the other came later and was cut off in between.
+        # One was subscribed from the beginning; the other connected later and reconnected once.
         self.one: list[Note] = [Subscribed("a", 0), Subscribed("b", 0), *self.delivered(1, 18)]
         self.two: list[Note] = [
             Subscribed("a", 4),
@@ -82,7 +82,7 @@ class History:
         ]
 
     def swap_in_log(self, first: int, second: int) -> None:
-        """The messages at two positions change places, for the subscribers too."""
+        """Swap the messages at two positions, for the subscribers too."""
         rows = self.log[first - 1], self.log[second - 1]
         for to, moved in zip(rows, reversed(rows), strict=True):
             self.log[to.position - 1] = dataclasses.replace(moved, position=to.position)
@@ -95,7 +95,7 @@ class History:
         return judge(self.transactions, self.log, subscribers, left_in_outbox)
 
 
-def test_a_good_history_is_good() -> None:
+def test_correct_history_has_no_problems() -> None:
     assert History().problems() == []
 
 
@@ -118,7 +118,7 @@ def _swap_transactions(history: History) -> None:
 
 
 def _lose_in_log(history: History) -> None:
-    """The log closes up, as if it had never been published."""
+    """Remove a message without a gap, as if it had never been published."""
     del history.log[4]
     history.log = [dataclasses.replace(row, position=number) for number, row in enumerate(history.log, 1)]
     history.one[2:] = history.delivered(1, 17)
@@ -131,7 +131,7 @@ def _other_digest(history: History) -> None:
 
 
 @pytest.mark.parametrize(
-    ("doctor", "kind"),
+    ("corrupt", "kind"),
     [
         (lambda history: history.one.pop(7), "skipped: one: m"),
         (lambda history: history.one.pop(), "never delivered: one: m"),
@@ -168,30 +168,30 @@ def _other_digest(history: History) -> None:
         (lambda history: history.log.pop(3), "positions: 5 instead of 4"),
     ],
 )
-def test_each_fault_is_found(doctor: Callable[[History], object], kind: str) -> None:
+def test_each_kind_of_problem_is_found(corrupt: Callable[[History], object], kind: str) -> None:
     history = History()
-    doctor(history)
+    corrupt(history)
     assert any(problem.startswith(kind) for problem in history.problems()), history.problems()
 
 
-def test_an_unknown_outcome_may_be_once_or_never() -> None:
+def test_message_with_unknown_outcome_may_arrive_once_or_never() -> None:
     history = History()
     _append(history, "perhaps")
     assert history.problems() == []
 
 
-def test_what_is_left_in_the_outbox_is_found() -> None:
+def test_messages_left_in_the_outbox_are_found() -> None:
     assert History().problems(left_in_outbox=3) == ["outbox: 3 messages were never moved to the log"]
 
 
-def test_asking_again_in_place_brings_messages_again_as_asked_for() -> None:
+def test_requested_repetition_is_not_a_problem() -> None:
     history = History()
     history.one.insert(12, Subscribed("a", 4, since=4, recovered=True))
     history.one[13:13] = history.delivered(5, 10, "a")
     assert history.problems() == []
 
 
-def test_many_problems_of_one_kind_are_told_in_short() -> None:
+def test_many_problems_of_one_kind_are_summarized() -> None:
     history = History()
     history.two.clear()
     history.one.clear()
@@ -200,7 +200,7 @@ def test_many_problems_of_one_kind_are_told_in_short() -> None:
     assert "never delivered: and 8 more" in history.problems()
 
 
-def test_a_seed_repeats_the_plans() -> None:
+def test_equal_seeds_yield_equal_plans() -> None:
     def plans(seed: int) -> list[object]:
         return list(itertools.islice(plan_transactions(Random(seed), ["a", "b"], 0.1), 50))
 
@@ -209,7 +209,7 @@ def test_a_seed_repeats_the_plans() -> None:
     assert {fault.kind for fault in plan_faults(Random(1), 60, 2)} == KINDS.keys()
 
 
-def test_tracebacks_are_found_in_a_servers_log() -> None:
+def test_tracebacks_are_found_in_the_log_of_a_server() -> None:
     log = (
         "12:00 INFO all is well\n12:01 ERROR it failed\nTraceback (most recent call last):\n"
         '  File "x.py", line 1, in f\n    g()\n    ^^^\n\n  File "y.py", line 2, in g\nValueError: no\n12:02 INFO on\n'

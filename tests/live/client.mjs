@@ -1,4 +1,4 @@
-// The stock JavaScript client, driven by test_javascript.py and test_nodes.py: a JSON command a line in, a JSON answer a line out.
+// The stock JavaScript client, driven by test_javascript.py and test_nodes.py: reads one JSON command per line, writes one JSON answer per line.
 import { createInterface } from "node:readline";
 import { io } from "socket.io-client";
 

@@ -1,12 +1,12 @@
-// socketio_pg.js on the stock client, driven by test_replay_clients.py and test_client_tokens.py: a JSON command a line in,
-// what happens a line out.
+// socketio_pg.js on the stock client, driven by test_replay_clients.py and test_client_tokens.py: reads one JSON
+// command per line, writes one JSON line per event.
 import { readFile } from "node:fs/promises";
 import { createInterface } from "node:readline";
 import { io } from "socket.io-client";
 
-// By its path, Node before 20.19 takes a .js file for CommonJS.
+// Imported by path, a .js file would be parsed as CommonJS by Node before 20.19.
 const source = await readFile(new URL("../../socketio_pg/static/socketio_pg.js", import.meta.url));
-// Its timers are counted; those of the stock client and its WebSocket come and go as they like.
+// Counts the module's own timers, not those of the stock client and its WebSocket.
 const timers = new Set();
 globalThis.counted = {
   setTimeout(what, delay) {
@@ -25,7 +25,7 @@ const { Subscriptions } = await import(`data:text/javascript,${encodeURIComponen
 const [url, transports, login] = process.argv.slice(2);
 const socket = io(url, { transports: transports.split(","), reconnectionDelay: 100, reconnectionDelayMax: 500 });
 const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
-const tokens = login && JSON.parse(login); // for each purpose: a token a call, of which the last stays; "": it throws
+const tokens = login && JSON.parse(login); // for each purpose: one token per call, the last one repeated; "" makes it throw
 const subscriptions = new Subscriptions(socket, {
   retryDelay: 100,
   retryDelayMax: 500,

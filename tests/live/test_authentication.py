@@ -35,11 +35,11 @@ def server(postgres18: Cluster) -> Iterator[ServerProcess]:
         yield made
 
 
-def unauthorized(told: Any) -> str:
+def unauthorized(error: Any) -> str:
     """Return the message of an ``unauthorized`` error."""
-    assert told.keys() == {"message", "data"}, told
-    assert told["data"] == {"code": "unauthorized", "message": told["message"]}
-    return str(told["message"])
+    assert error.keys() == {"message", "data"}, error
+    assert error["data"] == {"code": "unauthorized", "message": error["message"]}
+    return str(error["message"])
 
 
 # -- when connecting ---------------------------------------------------------------------------------------------------
@@ -165,8 +165,8 @@ def test_issuer_and_audience_are_checked(postgres18: Cluster) -> None:
             ({"iss": "them", "aud": "app"}, "the token comes from another issuer"),
             ({"iss": "us", "aud": "other"}, "the token is for another audience"),
         ]
-        for claims, told in wrong:
-            assert unauthorized(refused(server.url, auth={"token": mint(**claims)})) == told
+        for claims, error in wrong:
+            assert unauthorized(refused(server.url, auth={"token": mint(**claims)})) == error
 
 
 def test_optional_auth_admits_anonymous_clients(postgres18: Cluster) -> None:
@@ -315,8 +315,8 @@ def test_jwks_keys_can_be_rotated(postgres18: Cluster, key_server: KeyServer) ->
         assert connected_as(server, old.sign(sub="alice", aud="app")) == "alice"
         assert connected_as(server, ed.sign(sub="bob", aud="app")) == "bob"
         # The key ID is unknown, and the keys were fetched too recently to fetch them again.
-        told = refused(server.url, auth={"token": new.sign(aud="app")})
-        assert told["data"]["code"] in ("authentication_unavailable", "unauthorized")
+        error = refused(server.url, auth={"token": new.sign(aud="app")})
+        assert error["data"]["code"] in ("authentication_unavailable", "unauthorized")
         assert "algorithm" in unauthorized(refused(server.url, auth={"token": mint(aud="app")}))
         key_server.keys = [new]
         until(lambda: refusal_or_none(server, new.sign(aud="app")) is None, "the new key")
@@ -352,8 +352,8 @@ def test_unknown_keys_do_not_cause_constant_fetching(postgres18: Cluster, key_se
         fetched, began = key_server.fetched, time.monotonic()
         unknown = SigningKey("rsa", "2")
         for number in range(30):
-            told = refused(server.url, auth={"token": unknown.sign({"kid": f"unknown-{number}"})})
-            assert told["data"]["code"] in ("authentication_unavailable", "unauthorized")
+            error = refused(server.url, auth={"token": unknown.sign({"kid": f"unknown-{number}"})})
+            assert error["data"]["code"] in ("authentication_unavailable", "unauthorized")
         assert key_server.fetched <= fetched + 2 + (time.monotonic() - began) / 5, "at most one fetch in 5 s"
         assert "JWT_AUDIENCE is not set" in server.log
 
@@ -363,11 +363,11 @@ def test_unreachable_jwks_refuses_until_fetched(postgres18: Cluster, key_server:
     key_server.keys = [key]
     key_server.status = 500
     with running(postgres18, JWKS_URL=key_server.url) as server:
-        told = refused(server.url, auth={"token": key.sign()})
-        assert told["data"]["code"] == "authentication_unavailable"
+        error = refused(server.url, auth={"token": key.sign()})
+        assert error["data"]["code"] == "authentication_unavailable"
         key_server.status, key_server.body = 200, "<html>"
-        told = refused(server.url, auth={"token": key.sign()})
-        assert told["data"]["code"] == "authentication_unavailable"
+        error = refused(server.url, auth={"token": key.sign()})
+        assert error["data"]["code"] == "authentication_unavailable"
         key_server.body = None
         until(lambda: refusal_or_none(server, key.sign()) is None, "the keys")
         # Keys fetched earlier remain in use.
@@ -415,8 +415,8 @@ def test_clients_unknown_to_the_application_are_refused(login_server: ServerProc
 
 @pytest.mark.parametrize("token", ["fails", "nonsense"])
 def test_failing_login_function_refuses_the_connection(login_server: ServerProcess, token: str) -> None:
-    told = refused(login_server.url, auth={"token": token}, headers=login(login_server, "alice"))
-    assert told == {
+    error = refused(login_server.url, auth={"token": token}, headers=login(login_server, "alice"))
+    assert error == {
         "message": "the server failed to handle this",
         "data": {"code": "internal", "message": "the server failed to handle this"},
     }
@@ -470,8 +470,8 @@ def test_connect_handlers_of_the_application_know_the_client(login_server: Serve
         login_server.url, namespaces=["/", "/chat"], transports=["websocket"], auth={"token": {"sub": "carol"}}
     )
     client.disconnect()
-    told = refused(login_server.url, auth={"token": {"sub": "unwelcome"}})
-    assert told == {"message": "Connection refused by server"}
+    error = refused(login_server.url, auth={"token": {"sub": "unwelcome"}})
+    assert error == {"message": "Connection refused by server"}
     state = json.loads(login_server.get("/state")[1])
     assert ["/", "carol"] in state["connected"]
     assert ["/chat", "carol"] in state["connected"]

@@ -74,7 +74,7 @@ def test_failed_renewal_is_retried(server: ServerProcess, kind: Kind, channel: s
         client.subscribe("one", channel)
         client.wait_renewed("last")
         if isinstance(client, JavaScript):
-            errors = [client.wait_said("token error") for _ in range(3)]
+            errors = [client.wait_line("token error") for _ in range(3)]
             assert [error["code"] for error in errors] == ["no_token", "unauthorized", "no_token"]
             assert all(error["retrying"] and error["connected"] for error in errors)
 
@@ -95,7 +95,7 @@ def test_token_expired_on_arrival_is_retried(server: ServerProcess, kind: Kind, 
     with contextlib.closing(kind(server.url, tokens)) as client:
         client.subscribe("one", channel)
         if isinstance(client, JavaScript):
-            errors = [client.wait_said("token error") for _ in range(3)]
+            errors = [client.wait_line("token error") for _ in range(3)]
             assert [error["code"] for error in errors] == ["unauthorized", "no_token", "unauthorized"]
             assert all(error["retrying"] and not error["connected"] for error in errors)
 
@@ -110,7 +110,7 @@ def test_client_retries_while_keys_are_unavailable(
     tokens: Tokens = {"connecting": [good], "renewing": [""]}
     with contextlib.closing(server), contextlib.closing(kind(server.url, tokens)) as client:
         if isinstance(client, JavaScript):
-            error = client.wait_said("token error")
+            error = client.wait_line("token error")
             assert (error["code"], error["retrying"]) == ("authentication_unavailable", True)
         else:
             with pytest.raises(AuthenticationUnavailableError):
@@ -141,7 +141,7 @@ def test_forbidden_channel_is_requested_once_and_others_continue(
             client.subscribe("again", "other")
         if isinstance(client, JavaScript):
             assert client.ended("again") == "forbidden"
-            assert not [said for said in client._node.said if said["kind"] == "error"]
+            assert not [line for line in client._node.lines if line["kind"] == "error"]
 
 
 def test_subscription_no_longer_allowed_ends_and_others_continue(
@@ -173,7 +173,7 @@ def test_subscription_no_longer_allowed_ends_and_others_continue(
 def test_javascript_stops_after_repeated_refusals_and_can_be_restarted(server: ServerProcess, channel: str) -> None:
     with contextlib.closing(JavaScript(server.url, {"connecting": [token(-5)], "renewing": [""]})) as client:
         for _ in range(2):
-            errors = [client.wait_said("token error") for _ in range(3)]
+            errors = [client.wait_line("token error") for _ in range(3)]
             assert {error["code"] for error in errors} == {"unauthorized"}
             assert [error["retrying"] for error in errors] == [True, True, False]
             assert client.call("timers") == 0
@@ -187,18 +187,18 @@ def test_javascript_stops_after_repeated_refusals_and_can_be_restarted(server: S
 def test_javascript_does_not_reconnect_after_disconnect(server: ServerProcess, channel: str) -> None:
     with contextlib.closing(JavaScript(server.url, {"connecting": [""], "renewing": [""]})) as client:
         for _ in range(3):
-            assert client.wait_said("token error")["retrying"] is True
+            assert client.wait_line("token error")["retrying"] is True
         client.call("disconnect")
         assert client.call("timers") == 0
         client.call("tokens", connecting=[token(3600, "bob")])
         client.call("connect")
-        assert client.wait_said("hello")["client"] == "bob"
+        assert client.wait_line("hello")["client"] == "bob"
 
 
 def test_javascript_reports_a_missing_token_immediately(server: ServerProcess) -> None:
     tokens: Any = {"connecting": [None], "renewing": [None]}
     with contextlib.closing(JavaScript(server.url, tokens)) as client:
-        error = client.wait_said("token error")
+        error = client.wait_line("token error")
         assert (error["code"], error["retrying"]) == ("unauthorized", False)
 
 

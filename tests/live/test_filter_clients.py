@@ -6,26 +6,26 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.support.postgres import Cluster
-from tests.support.replay_clients import CLIENTS, Behind, Client, Refused, numbers
+from tests.support.replay_clients import CLIENTS, Client, ProxiedLog, Refused, numbers
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Behind]:
-    made = Behind(postgres18, "filter_clients")
+def log(postgres18: Cluster) -> Iterator[ProxiedLog]:
+    made = ProxiedLog(postgres18, "filter_clients")
     made.install()
     yield made
     made.close()
 
 
 @pytest.fixture(params=CLIENTS)
-def client(request: pytest.FixtureRequest, log: Behind) -> Iterator[Client]:
+def client(request: pytest.FixtureRequest, log: ProxiedLog) -> Iterator[Client]:
     kind: Callable[[str], Client] = CLIENTS[request.param]
     with contextlib.closing(kind(log.address)) as made:
         yield made
     log.proxy.restore()
 
 
-def test_filter_applies_to_live_and_replayed_messages(log: Behind, client: Client, channel: str) -> None:
+def test_filter_applies_to_live_and_replayed_messages(log: ProxiedLog, client: Client, channel: str) -> None:
     client.subscribe("one", channel, filter={"0": {"gt": 2}})
     log.publish(channel, 1, 4)
     assert numbers(client, "one", 2) == [3, 4]
@@ -38,7 +38,7 @@ def test_filter_applies_to_live_and_replayed_messages(log: Behind, client: Clien
     assert numbers(client, "one", 1) == [3]
 
 
-def test_handlers_of_one_channel_share_one_filter(log: Behind, client: Client, channel: str) -> None:
+def test_handlers_of_one_channel_share_one_filter(log: ProxiedLog, client: Client, channel: str) -> None:
     client.subscribe("one", channel, filter={"0": 2})
     client.subscribe("same", channel, filter={"0": 2})
     for name, filter in (("other", {"0": 3}), ("none", None)):

@@ -58,7 +58,7 @@ def test_stock_client_keeps_its_sticky_cookie(nodes: Nodes, channel: str, transp
                 assert client.next(event="upgrade")["transport"] == "websocket"
             for _ in range(5):
                 assert client.call("publish", {"channel": channel, "payload": 1})["ok"] is True
-            assert not any(said.get("event") == "disconnect" for said in client.said)
+            assert not any(line.get("event") == "disconnect" for line in client.lines)
 
 
 def test_websockets_go_to_the_least_loaded_node(nodes: Nodes) -> None:

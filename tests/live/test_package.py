@@ -1,4 +1,4 @@
-"""The package as people get it: built as a wheel, installed into an empty environment, run."""
+"""The package as users install it: built as a wheel, installed into an empty environment, run."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_contents(wheel: Path) -> None:
+def test_wheel_contains_the_package_data(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
         "socketio_pg/py.typed",
@@ -40,22 +40,22 @@ def test_contents(wheel: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_installed_into_an_empty_environment(
+def test_wheel_runs_in_an_empty_environment(
     wheel: Path, tmp_path: Path, postgres18: Cluster, channel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # With the checkout on the path, pip would take it for installed.
+    # With the checkout on the path, pip would consider the package installed.
     monkeypatch.delenv("PYTHONPATH", raising=False)
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     command = tmp_path / "env" / "bin" / "socketio-pg"
     subprocess.run([python, "-m", "pip", "install", "--quiet", str(wheel)], check=True, capture_output=True)
-    # The tools that development needs are not among what production gets.
+    # Development tools are not installed as dependencies.
     listed = subprocess.run([python, "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout.lower()
     assert "pgserver" not in listed
     assert "pytest" not in listed
     version = subprocess.run([command, "--version"], check=True, capture_output=True, text=True).stdout
     assert version.startswith("socketio-pg, version ")
-    said = subprocess.run(
+    started = subprocess.run(
         [command, "serve"],
         cwd=tmp_path,
         env=clean_environment(DEBUG="1"),
@@ -63,7 +63,7 @@ def test_installed_into_an_empty_environment(
         text=True,
         timeout=2 * PATIENCE,
     )
-    assert "socketio_pg[embedded]" in said.stderr, "without the extra there is no embedded PostgreSQL, and it says so"
+    assert "socketio_pg[embedded]" in started.stderr, "the missing extra for the embedded PostgreSQL must be reported"
     port = free_port()
     environment = clean_environment(DATABASE_URL=postgres18.url(), PORT=str(port))
     process = subprocess.Popen([command, "serve"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
@@ -75,4 +75,4 @@ def test_installed_into_an_empty_environment(
     finally:
         process.terminate()
         assert process.wait(PATIENCE) == 0
-    assert os.listdir(tmp_path) == ["env"], "it left nothing behind"  # noqa: PTH208
+    assert os.listdir(tmp_path) == ["env"], "the server must leave no files behind"  # noqa: PTH208

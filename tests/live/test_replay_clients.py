@@ -12,13 +12,13 @@ import pytest
 from tests.support.clients import SocketClient
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
-from tests.support.replay_clients import CLIENTS, Behind, Client, JavaScript, Refused, numbers
+from tests.support.replay_clients import CLIENTS, Client, JavaScript, ProxiedLog, Refused, numbers
 from tests.support.server import ServerProcess
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Behind]:
-    made = Behind(postgres18, "replay_clients")
+def log(postgres18: Cluster) -> Iterator[ProxiedLog]:
+    made = ProxiedLog(postgres18, "replay_clients")
     made.install()
     yield made
     made.close()
@@ -30,13 +30,13 @@ def kind(request: pytest.FixtureRequest) -> Callable[[str], Client]:
 
 
 @pytest.fixture
-def client(log: Behind, kind: Callable[[str], Client]) -> Iterator[Client]:
+def client(log: ProxiedLog, kind: Callable[[str], Client]) -> Iterator[Client]:
     with contextlib.closing(kind(log.address)) as made:
         yield made
     log.proxy.restore()
 
 
-def test_messages_of_both_tiers_arrive_as_sent(log: Behind, client: Client, channel: str) -> None:
+def test_messages_of_both_tiers_arrive_as_sent(log: ProxiedLog, client: Client, channel: str) -> None:
     client.subscribe("one", channel)
     start = client.position("one")
     log.notify(channel, {"a": [1]})
@@ -48,7 +48,9 @@ def test_messages_of_both_tiers_arrive_as_sent(log: Behind, client: Client, chan
     assert (message["payload"], "replayed" in message) == ([1, ""], False)
 
 
-def test_messages_published_while_disconnected_arrive_once_in_order(log: Behind, client: Client, channel: str) -> None:
+def test_messages_published_while_disconnected_arrive_once_in_order(
+    log: ProxiedLog, client: Client, channel: str
+) -> None:
     client.subscribe("one", channel)
     log.publish(channel, 1, 3)
     assert numbers(client, "one", 3) == [1, 2, 3]
@@ -66,7 +68,7 @@ def test_messages_published_while_disconnected_arrive_once_in_order(log: Behind,
     assert plausible
 
 
-def test_server_restarts_lose_no_log_messages(log: Behind, kind: Callable[[str], Client], channel: str) -> None:
+def test_server_restarts_lose_no_log_messages(log: ProxiedLog, kind: Callable[[str], Client], channel: str) -> None:
     """Publishes to both tiers throughout. All of the log arrives; of NOTIFY, the messages sent while connected."""
     total = 300
     with contextlib.closing(kind(log.address)) as client:
@@ -100,7 +102,7 @@ def test_server_restarts_lose_no_log_messages(log: Behind, kind: Callable[[str],
 def test_hanging_connection_is_detected_and_loses_no_log_messages(
     postgres18: Cluster, kind: Callable[[str], Client], channel: str
 ) -> None:
-    with contextlib.closing(Behind(postgres18, "replay_hangs", PING_INTERVAL="1", PING_TIMEOUT="5")) as log:
+    with contextlib.closing(ProxiedLog(postgres18, "replay_hangs", PING_INTERVAL="1", PING_TIMEOUT="5")) as log:
         log.install()
         with contextlib.closing(kind(log.address)) as client:
             client.subscribe("one", channel)
@@ -118,7 +120,7 @@ def test_hanging_connection_is_detected_and_loses_no_log_messages(
             assert covers_outage
 
 
-def test_history_delivers_the_latest_messages(log: Behind, client: Client, channel: str) -> None:
+def test_history_delivers_the_latest_messages(log: ProxiedLog, client: Client, channel: str) -> None:
     log.publish(channel, 1, 30)
     log.settle()
     client.subscribe("one", channel, history=20)
@@ -130,7 +132,7 @@ def test_history_delivers_the_latest_messages(log: Behind, client: Client, chann
     assert numbers(client, "one", 1) == numbers(client, "none", 1) == [31]
 
 
-def test_stored_position_continues_where_it_ended(log: Behind, kind: Callable[[str], Client], channel: str) -> None:
+def test_stored_position_continues_where_it_ended(log: ProxiedLog, kind: Callable[[str], Client], channel: str) -> None:
     with contextlib.closing(kind(log.address)) as client:
         client.subscribe("one", channel)
         log.publish(channel, 1, 3)
@@ -142,7 +144,7 @@ def test_stored_position_continues_where_it_ended(log: Behind, kind: Callable[[s
         assert numbers(client, "one", 3) == [3, 4, 5]
 
 
-def test_trimmed_messages_cause_a_gap(log: Behind, client: Client, channel: str) -> None:
+def test_trimmed_messages_cause_a_gap(log: ProxiedLog, client: Client, channel: str) -> None:
     client.subscribe("one", channel)
     log.publish(channel, 1, 1)
     assert numbers(client, "one", 1) == [1]
@@ -165,7 +167,7 @@ def test_trimmed_messages_cause_a_gap(log: Behind, client: Client, channel: str)
 
 
 @pytest.mark.parametrize("connected", [True, False])
-def test_new_epoch_causes_a_gap(log: Behind, client: Client, channel: str, connected: bool) -> None:
+def test_new_epoch_causes_a_gap(log: ProxiedLog, client: Client, channel: str, connected: bool) -> None:
     client.subscribe("one", channel)
     log.publish(channel, 1, 1)
     before = client.next("message", "one")[1]
@@ -187,7 +189,7 @@ def test_new_epoch_causes_a_gap(log: Behind, client: Client, channel: str, conne
     assert numbers(client, "one", 2) == [2, 3]
 
 
-def test_handlers_of_one_channel_are_independent(log: Behind, client: Client, channel: str) -> None:
+def test_handlers_of_one_channel_are_independent(log: ProxiedLog, client: Client, channel: str) -> None:
     client.subscribe("first", channel, raises=True)
     start = client.position("first")
     log.publish(channel, 1, 50)
@@ -209,7 +211,9 @@ def test_handlers_of_one_channel_are_independent(log: Behind, client: Client, ch
         assert numbers(client, name, 2) == [61, 62]
 
 
-def test_replay_is_not_shortened_by_the_history_of_another_handler(log: Behind, client: Client, channel: str) -> None:
+def test_replay_is_not_shortened_by_the_history_of_another_handler(
+    log: ProxiedLog, client: Client, channel: str
+) -> None:
     """The server runs one replay per channel, even for handlers with different positions."""
     client.subscribe("probe", channel)
     start = client.position("probe")
@@ -222,7 +226,7 @@ def test_replay_is_not_shortened_by_the_history_of_another_handler(log: Behind, 
     assert numbers(client, "short", 1) == [3000]
 
 
-def test_unsubscribed_handler_receives_nothing(log: Behind, client: Client, channel: str) -> None:
+def test_unsubscribed_handler_receives_nothing(log: ProxiedLog, client: Client, channel: str) -> None:
     client.subscribe("one", channel)
     client.subscribe("two", channel)
     client.subscribe("other", f"{channel}-other")
@@ -253,7 +257,7 @@ def test_client_retries_until_the_database_returns(
 ) -> None:
     """The server is reachable but cannot subscribe; the client retries until it can."""
     database = Proxy(postgres18.socket_path)
-    with contextlib.closing(database), contextlib.closing(Behind(postgres18, "replay_outage")) as log:
+    with contextlib.closing(database), contextlib.closing(ProxiedLog(postgres18, "replay_outage")) as log:
         log.install()
         server = ServerProcess(database.url.rpartition("/")[0] + "/replay_outage", DRAIN_SECONDS="0.2")
         with contextlib.closing(server), contextlib.closing(kind(server.url)) as client:
@@ -273,7 +277,7 @@ def test_client_retries_until_the_database_returns(
 
 def test_reconnect_without_a_log_causes_a_gap(postgres18: Cluster, kind: Callable[[str], Client], channel: str) -> None:
     with (
-        contextlib.closing(Behind(postgres18, "replay_without")) as log,
+        contextlib.closing(ProxiedLog(postgres18, "replay_without")) as log,
         contextlib.closing(kind(log.address)) as client,
     ):
         client.subscribe("one", channel, history=5)
@@ -309,7 +313,7 @@ def test_log_installed_while_disconnected_causes_a_gap(
 ) -> None:
     """Messages of the log were lost meanwhile, so the log gets a gap as well as NOTIFY."""
     with (
-        contextlib.closing(Behind(postgres18, "replay_later")) as log,
+        contextlib.closing(ProxiedLog(postgres18, "replay_later")) as log,
         contextlib.closing(kind(log.address)) as client,
     ):
         client.subscribe("one", channel)
@@ -326,7 +330,7 @@ def test_log_installed_while_disconnected_causes_a_gap(
         assert numbers(client, "one", 1) == [2]
 
 
-def test_requests_sent_outside_the_module_lose_nothing(log: Behind, channel: str) -> None:
+def test_requests_sent_outside_the_module_lose_nothing(log: ProxiedLog, channel: str) -> None:
     """The same happens with requests that timed out in the client and were executed later."""
     with contextlib.closing(JavaScript(log.address)) as client:
         client.subscribe("one", channel)
@@ -341,7 +345,7 @@ def test_requests_sent_outside_the_module_lose_nothing(log: Behind, channel: str
         assert client.next("gap", "one")[0]["tier"] == "notify"
 
 
-def test_errors_say_whether_the_client_retries(log: Behind, channel: str) -> None:
+def test_errors_say_whether_the_client_retries(log: ProxiedLog, channel: str) -> None:
     with contextlib.closing(JavaScript(log.address)) as client:
         with pytest.raises(Refused, match="invalid_channel"):
             client.subscribe("one", "")

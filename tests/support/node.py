@@ -20,20 +20,20 @@ class NodeClient:
             [node, str(ROOT / "tests" / "live" / script), url, transports, *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        self.said: list[dict[str, Any]] = []
+        self.lines: list[dict[str, Any]] = []
 
-    def next(self, **wanted: Any) -> dict[str, Any]:
+    def next(self, **expected: Any) -> dict[str, Any]:
         """Return the next line with these values that was not taken yet."""
-        for index, said in enumerate(self.said):
-            if wanted.items() <= said.items():
-                return self.said.pop(index)
+        for index, earlier in enumerate(self.lines):
+            if expected.items() <= earlier.items():
+                return self.lines.pop(index)
         assert self._process.stdout is not None
         for text in self._process.stdout:
             line: dict[str, Any] = json.loads(text)
-            if wanted.items() <= line.items():
+            if expected.items() <= line.items():
                 return line
-            self.said.append(line)
-        raise AssertionError(f"the client ended without {wanted}; it printed {self.said}")
+            self.lines.append(line)
+        raise AssertionError(f"the client ended without {expected}; it printed {self.lines}")
 
     def call(self, event: str, argument: object) -> Any:
         self.send({"emit": event, "argument": argument})

@@ -80,7 +80,7 @@ class Nginx:
         checked = subprocess.run([*command, "-t", "-g", options], capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stderr
         #: Output of `nginx -t`.
-        self.said = checked.stderr
+        self.check_output = checked.stderr
         with (self._folder / "stderr").open("wb") as errors:
             self._process = subprocess.Popen([*command, "-g", options], stderr=errors, start_new_session=True)
         until(lambda: listens(self.port), "nginx listens")

@@ -60,8 +60,8 @@ class JavaScript:
         self._call(command="subscribe", name=name, channel=channel, options=options, raises=raises)
 
     def next(self, kind: str, name: str) -> Any:
-        said = self._node.next(kind=kind, name=name)
-        return said[kind], said["position"]
+        line = self._node.next(kind=kind, name=name)
+        return line[kind], line["position"]
 
     def unsubscribe(self, name: str) -> None:
         self._call(command="unsubscribe", name=name)
@@ -86,7 +86,7 @@ class JavaScript:
         """Wait until the server has accepted a new token of ``client``."""
         self._node.next(kind="authenticated", client=client)
 
-    def wait_said(self, kind: str) -> Any:
+    def wait_line(self, kind: str) -> Any:
         return self._node.next(kind=kind)
 
     def call(self, command: str, **values: Any) -> Any:
@@ -187,7 +187,7 @@ class Python:
 CLIENTS: dict[str, Callable[[str], Client]] = {"javascript": JavaScript, "python": Python}
 
 
-class Behind(Log):
+class ProxiedLog(Log):
     """A server on a separate database, behind :attr:`proxy`."""
 
     def __init__(self, cluster: Cluster, name: str, **settings: str) -> None:
