@@ -187,7 +187,7 @@ def test_hostile_text_is_shown_as_text(demo: Demo, psql: Psql, hostile: str) -> 
     assert demo.page.evaluate("window.hacked") is None
 
 
-def test_a_strict_content_security_policy_breaks_nothing(demo: Demo, psql: Psql) -> None:
+def test_strict_content_security_policy_breaks_nothing(demo: Demo, psql: Psql) -> None:
     """The page needs no inline script or style. Chromium would log a violation of the policy to the console."""
 
     def with_policy(route: Route) -> None:
