@@ -22,7 +22,7 @@ from sqlalchemy.orm import (
 
 from socketio_pg.client import Client
 from socketio_pg.orm.hooks import publishes
-from tests.support.orm import OrmDatabase, images, orm_database
+from tests.support.orm import PSYCOPG_BACKENDS, OrmDatabase, images, orm_database
 from tests.support.postgres import Cluster, in_thread
 
 
@@ -333,7 +333,8 @@ def test_scoped_session(database: OrmDatabase) -> None:
     assert [payload["op"] for _, payload in database.sent()] == ["INSERT", "client", "INSERT"]
 
 
-@pytest.mark.parametrize("shared", ["psycopg"], indirect=True)  # psycopg2 does not support asyncio
+# psycopg2 does not support asyncio.
+@pytest.mark.parametrize("backend", PSYCOPG_BACKENDS, indirect=True)
 def test_async_session(database: OrmDatabase) -> None:
     async def run() -> None:
         engine = create_async_engine(database.url)

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg2.extensions
 import pytest
 import sqlalchemy
+from _pytest.mark import ParameterSet
 from sqlalchemy import MetaData, event
 from sqlalchemy.orm import Session
 
@@ -17,16 +18,14 @@ from tests.support.postgres import Cluster
 
 DRIVERS = ("psycopg2", "psycopg")
 
-#: Pairs of a version of PostgreSQL and a driver: without --nightly, each version and each driver once.
-BACKENDS = [
-    pytest.param((version, driver), id=f"pg{version}-{driver}", marks=marks)
-    for version, driver, marks in (
-        (18, "psycopg2", ()),
-        (16, "psycopg", ()),
-        (18, "psycopg", pytest.mark.nightly),
-        (16, "psycopg2", pytest.mark.nightly),
-    )
-]
+
+def _backend(version: int, driver: str, *marks: pytest.MarkDecorator) -> ParameterSet:
+    return pytest.param((version, driver), id=f"pg{version}-{driver}", marks=marks)
+
+
+#: PostgreSQL versions and drivers: `make test` runs each version and each driver once, `make nightly` every pair.
+PSYCOPG_BACKENDS = [_backend(16, "psycopg"), _backend(18, "psycopg", pytest.mark.nightly)]
+BACKENDS = [_backend(18, "psycopg2"), _backend(16, "psycopg2", pytest.mark.nightly), *PSYCOPG_BACKENDS]
 
 
 class OrmDatabase:
