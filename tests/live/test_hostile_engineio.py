@@ -37,7 +37,7 @@ def server(postgres18: Cluster) -> Iterator[ServerProcess]:
 
 
 def read_hello(one: WebSocket) -> None:
-    """Read up to the server's read_hello."""
+    """Read up to the server's hello."""
     while not one.read_text().startswith('42["server_hello"'):
         pass
 
