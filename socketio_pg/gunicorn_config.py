@@ -15,7 +15,7 @@ from socketio_pg.core import green
 from socketio_pg.core.config import SPARE_DESCRIPTORS
 from socketio_pg.core.config import load as load_settings
 from socketio_pg.core.errors import ConfigurationError
-from socketio_pg.core.logs import SeldomFilter, formatter
+from socketio_pg.core.logs import RateLimitFilter, formatter
 
 worker_class = "eventlet"
 #: The rooms are in the memory of one process. Several nodes are several gunicorns (docs/deploy.md).
@@ -40,7 +40,7 @@ def on_starting(server: Any) -> None:
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # gunicorn logs each invalid request, so untrusted clients could fill the disk.
-    logging.getLogger("gunicorn.error").addFilter(SeldomFilter("Invalid request from"))
+    logging.getLogger("gunicorn.error").addFilter(RateLimitFilter("Invalid request from"))
     # gunicorn's lines get the format of the server's.
     with contextlib.suppress(ConfigurationError):
         form = formatter(load_settings().log_format)

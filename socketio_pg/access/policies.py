@@ -12,7 +12,7 @@ from socketio_pg.access.questions import Asked, Lane, Question, Slow
 from socketio_pg.core import green
 from socketio_pg.core.channels import RESERVED_PREFIX
 from socketio_pg.core.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError, SocketIOPGError
-from socketio_pg.core.logs import Complaints
+from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.postgres.database import Database, encode_text, translated_errors
 
 logger = logging.getLogger("socketio_pg.policies")
@@ -49,7 +49,7 @@ class Policies:
         self._slow_lane = Lane(workers=1, batch_size=1)
         self._slow = Slow()
         self._idle: list[Any] = []
-        self._complain = Complaints(logger)
+        self._limited_log = RateLimitedLog(logger)
         self._on_broken = on_broken or (lambda: None)
 
     @property
@@ -164,7 +164,7 @@ class Policies:
 
     def _mark_slow(self, question: Question) -> None:
         if self._slow.add(question):
-            self._complain(
+            self._limited_log(
                 logging.WARNING, "the policies for channel %r took over %g s", question.channel, self._timeout
             )
 
@@ -176,7 +176,7 @@ class Policies:
             return DatabaseUnavailableError("permissions cannot be checked at the moment", channel=question.channel)
         # INSERT policies refuse with this error; any other failure is a fault in the policies and is logged.
         if question.action != "publish" or sqlstate != "42501" or "row-level security" not in message:
-            self._complain(
+            self._limited_log(
                 logging.WARNING,
                 "refused role %r to %s channel %r because a policy failed: %s %r",
                 question.role, question.action, question.channel, sqlstate, message[:200],

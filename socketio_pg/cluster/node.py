@@ -5,10 +5,10 @@ from typing import Any
 
 from socketio_pg.cluster.queue_manager import QueueManager
 from socketio_pg.core import green
-from socketio_pg.core.logs import Complaints
+from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.protocol import fanout
 
-_complain = Complaints(logging.getLogger("socketio_pg.cluster"))
+_limited_log = RateLimitedLog(logging.getLogger("socketio_pg.cluster"))
 
 
 class ClusterManager(QueueManager, fanout.Manager):
@@ -24,11 +24,11 @@ class ClusterManager(QueueManager, fanout.Manager):
 
     def _not_published(self, problem: object) -> None:
         """Log the problem, once a second at most, instead of letting the caller's emit fail."""
-        _complain(logging.ERROR, "publishing on the message queue failed: %s", problem)
+        _limited_log(logging.ERROR, "publishing on the message queue failed: %s", problem)
 
     def _not_heard(self, problem: object) -> None:
         """Log the problem, once a second at most."""
-        _complain(logging.ERROR, "receiving from the message queue failed: %s", problem)
+        _limited_log(logging.ERROR, "receiving from the message queue failed: %s", problem)
 
     def _thread(self) -> None:
         # python-socketio starts this method in a green thread to which it keeps no reference.

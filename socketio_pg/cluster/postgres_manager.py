@@ -88,22 +88,22 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
         assert self._engine is not None
         assert self._engine.dialect.loaded_dbapi is not None
         backoff = Backoff(*self.backoff)
-        complained = False
+        reported = False
         while True:
             assembler = Assembler()
             try:
                 for part in self._notifications():
                     backoff.reset()
-                    complained = False
+                    reported = False
                     text = None if part is None else assembler.add(part)
                     if text is not None:
                         yield text
             except (SQLAlchemyError, DatabaseError, self._engine.dialect.loaded_dbapi.Error) as error:
-                level = logging.DEBUG if complained else logging.WARNING
+                level = logging.DEBUG if reported else logging.WARNING
                 logger.log(
                     level, "not listening, emits from other processes are missed: %s; retrying", _translate(error)
                 )
-                complained = True
+                reported = True
             except Exception:
                 # A bug: this process must still listen again.
                 logger.exception("listening failed; retrying")

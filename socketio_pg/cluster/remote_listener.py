@@ -17,12 +17,12 @@ from typing import Any
 
 from socketio_pg.core import green
 from socketio_pg.core.errors import InvalidChannelError
-from socketio_pg.core.logs import Complaints
+from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.postgres.database import Database
 from socketio_pg.postgres.listener import Notification, NotifyGap, Waiters
 
 logger = logging.getLogger("socketio_pg.remote_listener")
-_complain = Complaints(logger)
+_limited_log = RateLimitedLog(logger)
 
 #: A message of the queue. For its fields see the senders: :meth:`RemoteListener._tell` and :meth:`Forwarder._send`.
 Command = dict[str, Any]
@@ -174,7 +174,7 @@ class RemoteListener:
     def receive(self, command: Command) -> None:
         """Receive a message :data:`HEARD` from the leader, see :meth:`Forwarder._send`."""
         if command["database"] != self._database.name:
-            _complain(
+            _limited_log(
                 logging.WARNING, "nodes of another database use the same MESSAGE_QUEUE_CHANNEL: %s", command["database"]
             )
             return

@@ -69,7 +69,7 @@ def _shown(value: object) -> str:
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
-class Complaints:
+class RateLimitedLog:
     """Rate-limits log lines that clients can trigger: each sentence at most once in ``seconds``, the rest are counted.
 
     The sentence is the line before its arguments are filled in, so the program has a fixed number of them.
@@ -100,7 +100,7 @@ class Complaints:
         self(logging.ERROR, sentence, exc_info=True, **fields)
 
 
-class SeldomFilter(logging.Filter):
+class RateLimitFilter(logging.Filter):
     """Rate-limits another library's logger: passes lines that begin with ``start`` once in ``seconds``."""
 
     def __init__(self, start: str, seconds: float = 1.0) -> None:

@@ -9,12 +9,12 @@ import engineio
 from engineio import packet as eio_packet
 
 from socketio_pg.core import green, metrics
-from socketio_pg.core.logs import Complaints
+from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.engine import frames, handover, transport
 from socketio_pg.engine.http import BAD_REQUEST, Fingerprint, error, same_client
 
 logger = logging.getLogger("socketio_pg.engine")
-_complain = Complaints(logger)
+_limited_log = RateLimitedLog(logger)
 
 CLOSE, PING, PONG, MESSAGE, UPGRADE = "1", "2", "3", "4", "5"
 PING_FRAME = frames.encode_text(PING)
@@ -275,7 +275,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         if reason == "slow_consumer" and not self.closing:
             metrics.cut_off.labels("slow_consumer").inc()
             metrics.fan_out.cut_bytes += self._queued  # `transport` counts the buffer of a WebSocket
-            _complain(logging.INFO, "slow consumer disconnected", connection=self.sid)
+            _limited_log(logging.INFO, "slow consumer disconnected", connection=self.sid)
         self.close(False, True, reason)
 
     def _handle_in_order(self) -> None:
@@ -301,7 +301,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         try:
             self.server.handle_message(self.sid, message, False)
         except Exception:  # a bug, which must not lose the messages that follow
-            _complain.failure("a message could not be handled", connection=self.sid)
+            _limited_log.failure("a message could not be handled", connection=self.sid)
 
 
 def _size(packet: Any) -> int:

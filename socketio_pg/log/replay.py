@@ -13,12 +13,12 @@ from typing import Any, Protocol, TypeAlias
 from socketio_pg.core import green
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import DatabaseError, InvalidRequestError, LogNotInstalledError
-from socketio_pg.core.logs import Complaints
+from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
 
-_complain = Complaints(logging.getLogger("socketio_pg.replay"))
+_limited_log = RateLimitedLog(logging.getLogger("socketio_pg.replay"))
 
 
 #: The maximum of a request's ``history``.
@@ -109,7 +109,7 @@ class Replay:
                 backoff.reset()
             except (DatabaseError, LogNotInstalledError) as error:
                 self._follower.look()  # if the log was removed, its epoch changes, and the replay ends
-                _complain(logging.WARNING, "a replay cannot read the log: %s; retrying", error)
+                _limited_log(logging.WARNING, "a replay cannot read the log: %s; retrying", error)
                 green.sleep(backoff.next())
             if held() and not receiver.wait_sent():
                 return

@@ -193,7 +193,7 @@ class Listener:
 
     def _stay_connected(self, waker: green.Waker) -> None:
         backoff = Backoff(*self.backoff)
-        complained = lost = False
+        reported = lost = False
         while True:
             connection = None
             try:
@@ -203,16 +203,16 @@ class Listener:
                 if lost:
                     metrics.reconnects.labels("listener").inc()
                 lost = True  # however this connection ends, the next one is a reconnect
-                logger.log(logging.WARNING if complained else logging.INFO, "listening on %s", self._database)
+                logger.log(logging.WARNING if reported else logging.INFO, "listening on %s", self._database)
                 backoff.reset()
-                complained = False
+                reported = False
                 self._serve(connection, waker)
             except DatabaseError as error:
                 if connection is not None:
                     self._deliver(connection)  # notifications that arrived before the end
                 self._lost(error)
-                logger.log(logging.DEBUG if complained else logging.WARNING, "not listening: %s; retrying", error)
-                complained = True
+                logger.log(logging.DEBUG if reported else logging.WARNING, "not listening: %s; retrying", error)
+                reported = True
             except Exception as error:
                 # A bug: the subscribers still need a connection.
                 self._lost(error)

@@ -15,11 +15,11 @@ from socketio_pg.core.errors import (
     InvalidRequestError,
     SocketIOPGError,
 )
-from socketio_pg.core.logs import Complaints
+from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.postgres.database import Database, encode_text, translated_errors
 
 logger = logging.getLogger("socketio_pg.publisher")
-_complain = Complaints(logger)
+_limited_log = RateLimitedLog(logger)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Publisher:
                 try:
                     self._commit(batch)
                 except DatabaseUnavailableError as error:
-                    _complain(logging.WARNING, "publishing failed: %s", error)
+                    _limited_log(logging.WARNING, "publishing failed: %s", error)
                     metrics.failed_commits.inc()
                     self._fail(batch, error)
                     # The waiting messages fail, too: another attempt could exceed their callers' timeout.

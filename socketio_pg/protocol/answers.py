@@ -10,7 +10,7 @@ import socketio
 
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
-from socketio_pg.core.logs import Complaints
+from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.protocol.packets import ACK
 
 logger = logging.getLogger("socketio_pg.protocol")
@@ -38,7 +38,7 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         #: Logs events that clients can trigger.
-        self._complain = Complaints(logger)
+        self._limited_log = RateLimitedLog(logger)
 
     def _handle_event_internal(
         self, server: Any, sid: str, eio_sid: str, data: list[Any], namespace: str, id: int | None
@@ -51,13 +51,13 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
             self._answer(sid, eio_sid, namespace, id, error)
         except Exception as error:
             if _was_called_wrongly(error):
-                self._complain(
+                self._limited_log(
                     logging.WARNING, "the arguments of an event do not fit its handler: %s", error,
                     connection=eio_sid,
                 )  # fmt: skip
                 self._answer(sid, eio_sid, namespace, id, InvalidRequestError("this event takes other arguments"))
                 return
-            self._complain.failure("the handler of an event failed", connection=eio_sid)
+            self._limited_log.failure("the handler of an event failed", connection=eio_sid)
             self._answer(sid, eio_sid, namespace, id, SocketIOPGError("the server failed to handle this"))
         else:
             if isinstance(result, Answer):
@@ -73,7 +73,7 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
                     self._acknowledge(eio_sid, namespace, id, answer)
                 except (TypeError, ValueError, RecursionError):
                     # Often a value from the client that the handler returns.
-                    self._complain(
+                    self._limited_log(
                         logging.WARNING, "the return value of an event handler cannot be encoded as JSON",
                         connection=eio_sid,
                     )  # fmt: skip

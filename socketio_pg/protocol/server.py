@@ -193,7 +193,7 @@ class Server(AnsweringServer):
         # Comes first, because the rest may wait.
         self._connections[eio_sid].closing = True
         self._binary_packet.pop(eio_sid, None)
-        self._complain(logging.INFO, "closing the connection of a client: %s", error.message, connection=eio_sid)
+        self._limited_log(logging.INFO, "closing the connection of a client: %s", error.message, connection=eio_sid)
         sid = self.manager.sid_from_eio_sid(eio_sid, "/")
         if sid is not None:
             self._answer(sid, eio_sid, "/", None, error)
@@ -220,7 +220,7 @@ class Server(AnsweringServer):
             self._refuse(eio_sid, namespace, refusal)
             return
         except Exception:  # the application's own hook may raise anything
-            self._complain.failure("a client could not be identified", connection=eio_sid)
+            self._limited_log.failure("a client could not be identified", connection=eio_sid)
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
             return
         if self._get_event_handler("connect", namespace, ())[0] or self._get_namespace_handler(namespace, ())[0]:
@@ -249,7 +249,7 @@ class Server(AnsweringServer):
                 self._send_connect_error(eio_sid, namespace, refusal)
                 self.manager.disconnect(sid, namespace, ignore_queue=True)
         except Exception:  # the application's code
-            self._complain.failure("the application's connect handler failed", connection=eio_sid)
+            self._limited_log.failure("the application's connect handler failed", connection=eio_sid)
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
             self.manager.disconnect(sid, namespace, ignore_queue=True)
         finally:
@@ -314,7 +314,7 @@ class Server(AnsweringServer):
             if event != "disconnect":
                 raise
             # python-socketio would not forget the client otherwise.
-            self._complain.failure("the application's disconnect handler failed")
+            self._limited_log.failure("the application's disconnect handler failed")
             return None
 
     def _take_event(self, eio_sid: str, namespace: str, packet: Packet, own_thread: bool) -> None:
@@ -349,4 +349,4 @@ class Server(AnsweringServer):
         try:
             self.manager.trigger_callback(sid, packet.id, packet.data)
         except Exception:  # the application's code
-            self._complain.failure("the application's callback of an acknowledgement failed")
+            self._limited_log.failure("the application's callback of an acknowledgement failed")

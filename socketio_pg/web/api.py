@@ -27,7 +27,7 @@ from socketio_pg.core.errors import (
     SocketIOPGError,
     UnauthorizedError,
 )
-from socketio_pg.core.logs import Complaints
+from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.messages import (
     Position,
     Publication,
@@ -220,7 +220,7 @@ class _Unread(Response):
 def create_api_blueprint(api: Api) -> Blueprint:
     """Return the blueprint with ``/api/publish``, ``/api/channels/{channel}/messages`` and ``/api/openapi.json``."""
     blueprint = Blueprint("socketio_pg_api", __name__, url_prefix="/api")
-    complain = Complaints(logger)
+    limited_log = RateLimitedLog(logger)
     blueprint.record_once(lambda state: state.app.url_map.converters.update(socketio_pg_channel=_ChannelConverter))
     blueprint.before_request(api.check_origin)
     blueprint.post("/publish")(api.publish)
@@ -237,7 +237,7 @@ def create_api_blueprint(api: Api) -> Blueprint:
         elif isinstance(error, api_errors.NotJSONError):
             status = error.status
         elif not isinstance(error, SocketIOPGError):
-            complain.failure("an HTTP request failed")
+            limited_log.failure("an HTTP request failed")
             error = SocketIOPGError("the server failed to handle this")
         metrics.errors.labels(error.code).inc()
         if error.channel is not None:

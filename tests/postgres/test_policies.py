@@ -11,7 +11,7 @@ from socketio_pg.access.policies import Policies
 from socketio_pg.access.questions import Question
 from socketio_pg.core import green
 from socketio_pg.core.errors import DatabaseUnavailableError
-from socketio_pg.core.logs import Complaints
+from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.postgres import schema
 from socketio_pg.postgres.database import Database
 from tests.support.policies import PolicyDatabase, locked, nothing_is_left, question
@@ -136,7 +136,7 @@ def test_failing_policy_refuses_and_is_logged(
     )
     try:
         for action in ("subscribe", "publish"):
-            policies._complain = Complaints(logging.getLogger("socketio_pg.policies"))
+            policies._limited_log = RateLimitedLog(logging.getLogger("socketio_pg.policies"))
             with caplog.at_level(logging.WARNING, "socketio_pg.policies"):
                 assert policies.ask(question(action, room)) is False
             [record] = caplog.records

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.core.logs import Complaints, SeldomFilter, configure_logging, formatter
+from socketio_pg.core.logs import RateLimitedLog, RateLimitFilter, configure_logging, formatter
 from tests.support.checker_run import failures
 
 #: Line ends of terminals, str.splitlines(), JavaScript and XML.
@@ -146,20 +146,20 @@ def test_existing_logging_configuration_is_kept(our_logger: logging.Logger) -> N
 
 
 def test_each_message_is_logged_once_per_interval(caplog: pytest.LogCaptureFixture) -> None:
-    complain = Complaints(logger, seconds=3600)
+    limited_log = RateLimitedLog(logger, seconds=3600)
     for number in range(1_000):
-        complain(logging.WARNING, "client %d is odd", number)
-        complain(logging.WARNING, "another sentence")
+        limited_log(logging.WARNING, "client %d is odd", number)
+        limited_log(logging.WARNING, "another sentence")
     assert [record.getMessage() for record in caplog.records] == ["client 0 is odd", "another sentence"]
 
 
 def test_suppressed_messages_are_counted(caplog: pytest.LogCaptureFixture) -> None:
-    complain = Complaints(logger, seconds=3600)
+    limited_log = RateLimitedLog(logger, seconds=3600)
     for number in range(3):
-        complain(logging.WARNING, "client %d is odd", number)
-    complain._seconds = 0
-    complain(logging.WARNING, "client %d is odd", 3)
-    complain(logging.WARNING, "client %d is odd", 4)
+        limited_log(logging.WARNING, "client %d is odd", number)
+    limited_log._seconds = 0
+    limited_log(logging.WARNING, "client %d is odd", 3)
+    limited_log(logging.WARNING, "client %d is odd", 4)
     assert [record.getMessage() for record in caplog.records] == [
         "client 0 is odd",
         "client 3 is odd (2 more suppressed)",
@@ -168,12 +168,12 @@ def test_suppressed_messages_are_counted(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_failure_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    complain = Complaints(logger)
+    limited_log = RateLimitedLog(logger)
     error = ValueError("no")
     try:
         raise error
     except ValueError:
-        complain.failure("something failed")
+        limited_log.failure("something failed")
     [record] = caplog.records
     assert record.levelno == logging.ERROR
     assert record.exc_info
@@ -186,7 +186,7 @@ def test_filter_limits_lines_of_another_logger(
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     logger = logging.getLogger("anothers")
-    logger.addFilter(SeldomFilter("Invalid request"))
+    logger.addFilter(RateLimitFilter("Invalid request"))
     for _ in range(3):
         logger.warning("Invalid request from %s", "somewhere")
         logger.warning("something else")
