@@ -53,7 +53,7 @@ def test_failing_condition_is_counted_and_logged(orders: WatchDatabase, per: str
     sent = orders.sent("INSERT INTO orders VALUES (2, 1, 'private')")
     assert [channel for channel, _ in sent] == ["working"]
     [warning] = orders.warnings
-    assert f"socketio_pg.watch, INSERT of public.orders: it failed with SQLSTATE {state}" in warning
+    assert f"socketio_pg.watch, INSERT on public.orders: sending failed with SQLSTATE {state}" in warning
     assert "private" not in warning
     assert orders.sql("SELECT count(*) FROM orders") == [(1,)]
     assert orders.failures("public.orders") == [1, 0]

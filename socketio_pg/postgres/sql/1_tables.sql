@@ -1,35 +1,35 @@
--- The log tier's tables. Can be run again: nothing that exists is changed or dropped.
+-- The log's tables. Idempotent: existing objects are neither changed nor dropped.
 
 CREATE SCHEMA IF NOT EXISTS socketio_pg;
 
--- What has been published and has no position yet. Written by publish(), emptied by the relay.
--- The identity is never cached: within a session, and after another session's commit, ids must go up.
+-- Published messages that have no position yet. publish() inserts rows, the relay removes them.
+-- The identity has no cache: ids must increase within a session and after another session's commit.
 CREATE TABLE IF NOT EXISTS socketio_pg.outbox (
     id           bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
     channel      text COLLATE "C" NOT NULL,
     payload      jsonb NOT NULL,
-    -- Bytes of the payload as text, so that a batch of the relay is bounded by what it really is.
+    -- Bytes of the payload as text, so that the relay can bound the size of its batches.
     size         integer NOT NULL,
     published_at timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (
-    -- It turns over all the time and is nearly empty: vacuum by number of rows, and never truncate, which would take
-    -- a lock that stops everybody who publishes.
+    -- The table is nearly empty, with constant turnover: vacuum by the number of rows, and never truncate the file,
+    -- which would take a lock that blocks all publishers.
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_analyze_threshold = 1000000000,
     vacuum_truncate = false, toast.vacuum_truncate = false
 );
 
--- The messages in the order of their positions, without gaps. Kept for LOG_RETENTION.
+-- The messages in the order of their positions, which have no gaps. Kept for LOG_RETENTION.
 CREATE TABLE IF NOT EXISTS socketio_pg.log (
     position     bigint PRIMARY KEY,
     channel      text COLLATE "C" NOT NULL,
     payload      jsonb NOT NULL,
     size         integer NOT NULL,
     published_at timestamptz NOT NULL,
-    -- What the retention counts from: a transaction may commit long after it has published.
+    -- The start of the retention period: a transaction may commit long after it has published.
     logged_at    timestamptz NOT NULL DEFAULT now()
 ) WITH (vacuum_truncate = false, toast.vacuum_truncate = false);
 
--- Not IF NOT EXISTS, which takes the lock before it looks: behind a vacuum the relay would have to wait for it.
+-- Not CREATE INDEX IF NOT EXISTS, which takes its lock before it checks: behind a vacuum, the relay would have to wait.
 DO $$
 BEGIN
     IF to_regclass('socketio_pg.log_channel_position') IS NULL THEN
@@ -37,15 +37,15 @@ BEGIN
     END IF;
 END $$;
 
--- One row. The last position itself is that of the newest row of the log: a counter here would be one dead row a
--- batch, and while some transaction stays open none of them could be removed.
+-- One row. The last position is not stored here but taken from the newest row of the log: a counter would leave a dead
+-- row per batch, and none of these could be removed while any transaction stays open.
 CREATE TABLE IF NOT EXISTS socketio_pg.head (
     only_row          boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    -- Positions can only be compared within one epoch: it changes when the log is recreated or restored.
+    -- Positions are comparable only within one epoch, which changes when the log is recreated or restored.
     epoch             uuid NOT NULL DEFAULT gen_random_uuid(),
-    -- Positions up to this one have been trimmed away.
+    -- Positions up to this one have been deleted by retention.
     trimmed           bigint NOT NULL DEFAULT 0,
-    -- Where the epoch was given: another cluster or table has been restored from a copy, which may be older.
+    -- The cluster and table in which the epoch was created: others have been restored from a copy, which may be older.
     system_identifier bigint,
     timeline          integer,
     log_oid           oid
@@ -53,7 +53,7 @@ CREATE TABLE IF NOT EXISTS socketio_pg.head (
 
 INSERT INTO socketio_pg.head DEFAULT VALUES ON CONFLICT DO NOTHING;
 
--- The server processes, each of which renews its row.
+-- The server processes; each of them renews its row.
 CREATE TABLE IF NOT EXISTS socketio_pg.node (
     id         uuid PRIMARY KEY,
     name       text NOT NULL,

@@ -1,8 +1,8 @@
--- The log tier's functions, trigger and views, made anew each time. Names are qualified and search_path is fixed:
--- publish() and ring() run with their owner's rights, so that a publisher needs EXECUTE and nothing else.
+-- The log's functions, trigger and views, replaced at each installation. Names are qualified and search_path is fixed:
+-- publish() and ring() run with their owner's privileges, so that a publisher needs only EXECUTE.
 
--- What is wrong with a channel's name, by the rules of channels.py; NULL when nothing is. It is called often: without
--- a search_path of its own, it finds that of the functions here that call it, and nobody else may.
+-- Returns the problem with a channel name, by the rules of core/channels.py; NULL if it is valid. It has no SET
+-- search_path of its own, for speed: only functions of this schema may call it, and it uses theirs.
 CREATE OR REPLACE FUNCTION socketio_pg.channel_problem(channel text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
@@ -24,8 +24,8 @@ END $$;
 
 REVOKE ALL ON FUNCTION socketio_pg.channel_problem(text) FROM PUBLIC;
 
--- Publish a JSON value within the caller's transaction. Raises SG001 for a bad channel name and SG002 for a payload
--- that is too large; SQL's NULL is published as JSON's null.
+-- Publishes a JSON value within the caller's transaction. Raises SG001 for an invalid channel name and SG002 for a
+-- payload that is too large. SQL's NULL is published as JSON's null.
 CREATE OR REPLACE FUNCTION socketio_pg.publish(channel text, payload jsonb) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -42,19 +42,19 @@ BEGIN
             MESSAGE = format('payload has %s bytes of UTF-8 as JSON; at most @MAX_PAYLOAD@ are allowed', bytes),
             HINT = 'Set MAX_PAYLOAD and run "socketio-pg init" to allow more.';
     END IF;
-    -- A transaction number before the id: the relay takes a snapshot, and whoever has drawn an id is to be in it.
+    -- Assigns a transaction id before the row's id: the relay's snapshot must contain every transaction that has an id.
     PERFORM pg_current_xact_id();
     INSERT INTO socketio_pg.outbox (channel, payload, size) VALUES (publish.channel, publish.payload, bytes);
 END $$;
 
 REVOKE ALL ON FUNCTION socketio_pg.publish(text, jsonb) FROM PUBLIC;
 
--- The doorbell, at commit: wakes the relay, unless it says by holding a lock that it is looking anyway. The lock is
--- given back at once, so that the relay never has to wait for it.
+-- Wakes the relay at commit, unless the relay holds the busy lock, which means that it will read the outbox anyway. The
+-- lock is released immediately, so that the relay never has to wait for it.
 CREATE OR REPLACE FUNCTION socketio_pg.ring() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    -- In one expression: nothing can interrupt it in between and leave the lock with a pooled session.
+    -- One expression, so that no interruption in between can leave a pooled session with the lock.
     IF pg_try_advisory_lock_shared(@LOCK_CLASS@, @BUSY_LOCK@)
         AND pg_advisory_unlock_shared(@LOCK_CLASS@, @BUSY_LOCK@)
     THEN
@@ -75,7 +75,7 @@ BEGIN
     END IF;
 END $$;
 
--- For people: what the log holds of each channel, and the server processes that are alive.
+-- For operators: the messages per channel in the log, and the server processes that are alive.
 CREATE OR REPLACE VIEW socketio_pg.channels AS
     SELECT channel, max(position) AS last_position, count(*) AS messages, now() - max(published_at) AS age
     FROM socketio_pg.log GROUP BY channel;

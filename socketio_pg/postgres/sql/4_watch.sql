@@ -1,11 +1,11 @@
--- Row changes as messages: what the triggers of watch() run. All that a watch is stands in the argument of its triggers,
--- one JSON text: dropping the table drops it, and a dump carries it.
+-- Row changes as messages: the functions that the triggers of watch() run. The whole definition of a watch is in the
+-- argument of its triggers, as one JSON text: dropping the table drops it, and a dump includes it.
 --
--- The trigger function runs with its owner's rights, so that who writes the table needs none of ours. The others here
--- are its parts: nobody else may call them, and they find its search_path.
+-- The trigger function runs with its owner's privileges, so that roles that write the table need no privileges on this
+-- schema. The other functions are its parts: only it may call them, and they use its search_path.
 
--- The channel of a row: '{literal,column,literal,…}' filled with the row's values. NULL when one of those is NULL or
--- missing, or what comes out is no channel's name.
+-- Returns the channel of a row: the parts '{literal,column,literal,…}' filled with the row's values. NULL if one of the
+-- values is NULL or missing, or the result is not a valid channel name.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_channel(parts text[], image jsonb) RETURNS text
 LANGUAGE plpgsql IMMUTABLE AS $$
 DECLARE
@@ -17,8 +17,8 @@ BEGIN
     RETURN CASE WHEN image IS NOT NULL AND socketio_pg.channel_problem(channel) IS NULL THEN channel END;
 END $$;
 
--- The columns of the watched table as they are now, in their order: those that are shown in new and old (`columns` without
--- `exclude`), those of the primary key, both together, and those that may be named in a channel. `whole`: all are shown.
+-- Returns the present columns of the watched table, in order: `shown` in new and old (`columns` without `exclude`), the
+-- primary `key`, both together (`tracked`), and the ones that a channel may name (`usable`). `whole`: all are shown.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_columns(
     spec jsonb, relation oid, OUT shown text[], OUT key text[], OUT tracked text[], OUT usable text[], OUT whole boolean
 ) LANGUAGE plpgsql STABLE AS $$
@@ -33,8 +33,8 @@ BEGIN
     END IF;
     IF spec ->> 'exclude' IS NOT NULL THEN
         hidden := ARRAY(SELECT jsonb_array_elements_text(spec -> 'exclude'));
-        -- A column that was renamed stays hidden, by its number. After a dump and restore numbers say nothing any more:
-        -- there a name that is gone may have been renamed, and nothing is sent.
+        -- A renamed column stays hidden, by its number. After a dump and restore the numbers are meaningless: a name
+        -- that no longer exists may have been renamed, so nothing is sent.
         IF relation = (spec ->> 'relation')::oid THEN
             numbers := ARRAY(SELECT jsonb_array_elements_text(spec -> 'numbers'));
         ELSIF EXISTS (
@@ -42,10 +42,10 @@ BEGIN
                 SELECT a.attname FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0)
         ) THEN
             RAISE EXCEPTION USING ERRCODE = 'SG005',
-                MESSAGE = 'a column to exclude is not there any more, perhaps by another name: call watch() again';
+                MESSAGE = 'an excluded column no longer exists, or was renamed: call watch() again';
         END IF;
     END IF;
-    -- Without what the index only includes. It counts from 0.
+    -- Without the index's INCLUDE columns. The array counts from 0.
     SELECT (i.indkey::smallint[])[0 : i.indnkeyatts - 1] INTO in_key
     FROM pg_index AS i WHERE i.indrelid = relation AND i.indisprimary;
     SELECT array_agg(c.name) FILTER (WHERE c.chosen), array_agg(c.name) FILTER (WHERE c.in_key),
@@ -62,13 +62,13 @@ BEGIN
             ORDER BY a.attnum
         ) AS o
     ) AS c;
-    -- A transaction with a snapshot from before the table was made sees none.
+    -- A transaction whose snapshot is older than the table sees no columns.
     whole := coalesce(whole, wanted IS NULL AND hidden = '{}');
     shown := coalesce(shown, '{}');
     tracked := coalesce(tracked, '{}');
 END $$;
 
--- The parts of the channel's name, or NULL when one of its columns is excluded, and must not get out this way either.
+-- Returns the parts of the channel's name, or NULL if one of its columns is excluded: the name must not disclose it.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_parts(spec jsonb, usable text[]) RETURNS text[]
 LANGUAGE sql IMMUTABLE AS $$
     SELECT array_agg(p.part ORDER BY p.place) FILTER (WHERE p.ok)
@@ -78,7 +78,7 @@ LANGUAGE sql IMMUTABLE AS $$
     ) AS p
 $$;
 
--- One message about the whole statement.
+-- Sends one message about the whole statement.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_tell(spec jsonb, channel text, payload jsonb) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -89,8 +89,8 @@ BEGIN
     END IF;
 END $$;
 
--- Messages about rows, `olds` and `news` side by side (one of them is NULL but for an UPDATE), in their order. `kept`:
--- those that fulfil the condition, NULL for all. Returns how many could not be sent, since they have no channel.
+-- Sends messages about rows in order. `olds` and `news` are parallel arrays; except for an UPDATE, one of them is NULL.
+-- `kept`: whether each row fulfils the condition, NULL for all. Returns the number of messages that have no channel.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_send(
     spec jsonb, op text, relation oid, envelope jsonb, olds jsonb[], news jsonb[], kept boolean[]
 ) RETURNS bigint LANGUAGE plpgsql AS $$
@@ -101,7 +101,7 @@ DECLARE
     parts text[];
     fixed text := spec ->> 'channel';
     tier text := spec ->> 'tier';
-    most integer := CASE WHEN spec ->> 'tier' = 'notify' THEN 7999 ELSE @MAX_PAYLOAD@ END;
+    max_size integer := CASE WHEN spec ->> 'tier' = 'notify' THEN 7999 ELSE @MAX_PAYLOAD@ END;
     keep_old boolean := spec -> 'old';
     unsent bigint;
 BEGIN
@@ -120,8 +120,8 @@ BEGIN
                 ELSE fixed END AS new_channel
         FROM unnest(olds, news) WITH ORDINALITY AS r (o, n, number) WHERE kept IS NULL OR kept[r.number]
     ), piece AS (
-        -- A row that goes from one channel to another is deleted in the one and inserted in the other, so that nobody
-        -- sees what was or will be another's.
+        -- A row that moves from one channel to another is deleted in the first and inserted in the second, so that
+        -- subscribers of one channel never see values that belong to the other.
         SELECT number, 1 AS part, 'DELETE' AS op, old_channel AS channel, o, NULL::jsonb AS n, '[]'::jsonb AS columns,
             true AS moved
         FROM changed WHERE op = 'UPDATE' AND old_channel IS DISTINCT FROM new_channel AND old_channel IS NOT NULL
@@ -144,7 +144,7 @@ BEGIN
                 ELSE coalesce((SELECT jsonb_object_agg(s, k.n -> s) FROM unnest(c.shown) AS s WHERE k.n ? s), '{}')
             END, 'old', CASE
                 WHEN k.o IS NULL THEN NULL
-                -- Who has no old images still needs the key by which a row was known.
+                -- Without old images, a message still needs the row's previous key.
                 WHEN NOT keep_old THEN CASE WHEN k.old_key <> k.key THEN k.old_key END
                 WHEN c.whole THEN k.o
                 ELSE coalesce((SELECT jsonb_object_agg(s, k.o -> s) FROM unnest(c.shown) AS s WHERE k.o ? s), '{}')
@@ -155,9 +155,9 @@ BEGIN
         FROM complete OFFSET 0
     ), message AS MATERIALIZED (
         SELECT number, part, channel, CASE
-            WHEN size <= most THEN everything
-            -- Not even a large key must make it fail.
-            WHEN octet_length(short::text) < most - 20 THEN short || '{"truncated": true}'
+            WHEN size <= max_size THEN everything
+            -- Without the key if even that is too large.
+            WHEN octet_length(short::text) < max_size - 20 THEN short || '{"truncated": true}'
             ELSE short || '{"truncated": true, "pk": null}'
         END AS payload
         FROM sized OFFSET 0

@@ -1,7 +1,9 @@
--- The trigger function of watch(), and SQL that it puts together for a table. What 4_watch.sql says of its parts holds here.
+-- The trigger function of watch(), and functions that build SQL for a table. See the head of 4_watch.sql for their
+-- rights.
 
--- SQL for FROM: the rows of a statement, as `new` and `old` with the table's columns, which are NULL where there is none;
--- p__ has their number and both as a whole. Old and new row of an UPDATE stand at the same place in the transition tables.
+-- Returns SQL for FROM: the rows of a statement, as `new` and `old` with the table's columns, all NULL if there is no
+-- such row; p__ has their number and both as a whole. The transition tables of an UPDATE have old and new rows in equal
+-- order.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_rows(op text) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE op
@@ -18,14 +20,15 @@ LANGUAGE sql IMMUTABLE AS $$
     END
 $$;
 
--- SQL for the condition of a watch, an array with an answer for each row in their order. A line's end ends a comment.
+-- Returns SQL that evaluates the condition of a watch to an array with one boolean per row, in order. The line break
+-- ends a comment in the condition.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_condition(condition text, rows text) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
     SELECT format(E'SELECT array_agg(coalesce((%s\n), false) ORDER BY p__.number) FROM %s', condition, rows)
 $$;
 
--- SQL for a statement that changed too many rows: each channel that has to be told, NULL for rows without one, and how
--- many of the rows are its. $1: the parts of the channel's name, $2: the columns in which a change counts.
+-- Returns SQL for a statement that changed too many rows: each affected channel, NULL for rows without one, and its
+-- number of rows. $1: the parts of the channel's name, $2: the columns in which a change counts.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_bulk(spec jsonb, op text, whole boolean, paired boolean) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
     SELECT format('SELECT c__.channel, greatest(count(i__.o), count(i__.n)) AS rows
@@ -50,25 +53,25 @@ LANGUAGE sql IMMUTABLE AS $$
     )
 $$;
 
--- The trigger of all watches, for rows and for statements. Whatever goes wrong in here, the user's transaction goes on:
--- it is warned, without anything of a row in the warning, and counted in a sequence, for which nobody waits.
+-- The trigger function of all watches, for rows and for statements. A failure in here does not affect the user's
+-- transaction: it raises a warning that contains no row data, and increments a sequence, which needs no lock.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
--- Values look the same whatever the session has set.
+-- Values have the same text whatever the session's settings are.
 SET TimeZone = 'UTC' SET DateStyle = 'ISO' SET IntervalStyle = 'postgres'
 SET bytea_output = 'hex' SET extra_float_digits = 1
--- The few statements here have one plan, made once in a session; those that are put together are planned each time.
+-- The static statements are planned once per session; the ones that are built with EXECUTE are planned each time.
 SET plan_cache_mode = 'force_generic_plan' SET jit = off
 AS $$
 #variable_conflict use_variable
 DECLARE
-    -- So many rows at a time are in memory.
-    share CONSTANT integer := 5000;
+    -- The number of rows that are in memory at a time.
+    batch_size CONSTANT integer := 5000;
     spec jsonb;
     relation oid := TG_RELID;
     envelope jsonb;
-    most bigint;
+    max_rows bigint;
     old_count bigint := 0;
     new_count bigint := 0;
     c record;
@@ -78,21 +81,22 @@ DECLARE
     kept boolean[];
     old_row record;
     new_row record;
-    told record;
+    bulk record;
     unsent bigint := 0;
     problem text;
 BEGIN
     BEGIN
         spec := TG_ARGV[0];
-        most := spec ->> 'bulk_limit';
-        -- What all its messages have. The transaction has a number before the outbox gives out ids, as in publish().
+        max_rows := spec ->> 'bulk_limit';
+        -- The fields of all messages. This also assigns a transaction id before the outbox assigns ids, as in
+        -- publish().
         envelope := jsonb_build_object('op', TG_OP, 'schema', TG_TABLE_SCHEMA, 'table', TG_TABLE_NAME,
             'at', clock_timestamp(), 'txid', pg_current_xact_id()::text);
         IF TG_OP = 'TRUNCATE' THEN
             PERFORM socketio_pg.watch_tell(spec, spec ->> 'channel', envelope
                 || '{"pk": null, "new": null, "old": null, "changed": []}');
         ELSIF TG_LEVEL = 'ROW' THEN
-            -- The trigger of a partition is a copy: the message is about the table that is watched.
+            -- The trigger of a partition is a copy: the message names the table that is watched.
             IF relation <> (spec ->> 'relation')::oid AND (
                 SELECT p.relispartition FROM pg_class AS p WHERE p.oid = TG_RELID
             ) THEN
@@ -106,7 +110,7 @@ BEGIN
             IF spec ->> 'when' IS NOT NULL THEN
                 old_row := OLD;
                 new_row := NEW;
-                -- For its type.
+                -- Gives the unused record a row type.
                 IF TG_OP = 'INSERT' THEN
                     old_row := NEW;
                 ELSIF TG_OP = 'DELETE' THEN
@@ -128,9 +132,9 @@ BEGIN
             IF TG_OP <> 'DELETE' THEN
                 SELECT count(*) INTO new_count FROM new_rows;
             END IF;
-            -- A row that should have gone to another partition and was kept from it by a trigger there: who belongs to
-            -- whom is not known then.
-            IF greatest(old_count, new_count) > most OR (TG_OP = 'UPDATE' AND old_count <> new_count) THEN
+            -- The counts of an UPDATE differ if a trigger has kept a row from moving to another partition: old and new
+            -- rows cannot be paired then.
+            IF greatest(old_count, new_count) > max_rows OR (TG_OP = 'UPDATE' AND old_count <> new_count) THEN
                 c := socketio_pg.watch_columns(spec, relation);
                 parts := CASE WHEN spec ->> 'parts' IS NULL THEN ARRAY[spec ->> 'channel']
                     ELSE socketio_pg.watch_parts(spec, c.usable) END;
@@ -140,15 +144,15 @@ BEGIN
                     PERFORM socketio_pg.watch_tell(spec, parts[1], envelope
                         || jsonb_build_object('count', greatest(old_count, new_count), 'truncated', true));
                 ELSE
-                    FOR told IN EXECUTE socketio_pg.watch_bulk(
+                    FOR bulk IN EXECUTE socketio_pg.watch_bulk(
                         spec, TG_OP, c.whole, TG_OP <> 'UPDATE' OR old_count = new_count
                     ) USING parts, c.tracked
                     LOOP
-                        IF told.channel IS NULL THEN
-                            unsent := told.rows;
+                        IF bulk.channel IS NULL THEN
+                            unsent := bulk.rows;
                         ELSE
-                            PERFORM socketio_pg.watch_tell(spec, told.channel, envelope
-                                || jsonb_build_object('count', told.rows, 'truncated', true));
+                            PERFORM socketio_pg.watch_tell(spec, bulk.channel, envelope
+                                || jsonb_build_object('count', bulk.rows, 'truncated', true));
                         END IF;
                     END LOOP;
                 END IF;
@@ -156,34 +160,34 @@ BEGIN
                 IF spec ->> 'when' IS NOT NULL THEN
                     EXECUTE socketio_pg.watch_condition(spec ->> 'when', socketio_pg.watch_rows(TG_OP)) INTO kept;
                 END IF;
-                FOR passed IN 0 .. greatest(old_count, new_count) - 1 BY share LOOP
+                FOR passed IN 0 .. greatest(old_count, new_count) - 1 BY batch_size LOOP
                     IF TG_OP <> 'INSERT' THEN
                         SELECT array_agg(to_jsonb(r.*)) INTO olds
-                        FROM (SELECT * FROM old_rows OFFSET passed LIMIT share) AS r;
+                        FROM (SELECT * FROM old_rows OFFSET passed LIMIT batch_size) AS r;
                     END IF;
                     IF TG_OP <> 'DELETE' THEN
                         SELECT array_agg(to_jsonb(r.*)) INTO news
-                        FROM (SELECT * FROM new_rows OFFSET passed LIMIT share) AS r;
+                        FROM (SELECT * FROM new_rows OFFSET passed LIMIT batch_size) AS r;
                     END IF;
                     unsent := unsent + socketio_pg.watch_send(
-                        spec, TG_OP, relation, envelope, olds, news, kept[passed + 1 : passed + share]);
+                        spec, TG_OP, relation, envelope, olds, news, kept[passed + 1 : passed + batch_size]);
                 END LOOP;
             END IF;
         END IF;
         IF unsent > 0 THEN
-            problem := format('%s of the rows have no channel: a placeholder is NULL, or the name is not allowed', unsent);
+            problem := format('%s rows have no channel: a placeholder is NULL, or the channel name is invalid', unsent);
         END IF;
     EXCEPTION WHEN assert_failure OR OTHERS THEN
         problem := CASE WHEN SQLSTATE = 'SG005' THEN SQLERRM
-            ELSE format('it failed with SQLSTATE %s, nothing was sent', SQLSTATE) END;
+            ELSE format('sending failed with SQLSTATE %s, nothing was sent', SQLSTATE) END;
     END;
     IF problem IS NOT NULL THEN
         RAISE WARNING USING
-            MESSAGE = format('socketio_pg.watch, %s of %I.%I: %s', TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME, problem);
+            MESSAGE = format('socketio_pg.watch, %s on %I.%I: %s', TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME, problem);
         BEGIN
             PERFORM nextval(format('socketio_pg.%I', spec ->> 'counter')::regclass);
         EXCEPTION WHEN OTHERS THEN
-            NULL; -- somebody has dropped it
+            NULL; -- the sequence was dropped
         END;
     END IF;
     RETURN NULL;

@@ -1,7 +1,7 @@
--- Who watches which table: watch(), unwatch(), and the view of what there is.
+-- The watches of tables: watch(), unwatch(), and the view of all watches.
 
--- The triggers, without the copies that partitions have. The argument ends with a zero byte in the catalog; the CASE
--- keeps the planner from reading those of other triggers, which are no JSON.
+-- The triggers, without their copies on partitions. In the catalog the argument ends with a zero byte; the CASE keeps
+-- the planner from parsing the arguments of other triggers, which are not JSON.
 CREATE OR REPLACE VIEW socketio_pg.watch_triggers AS
     SELECT t.tgrelid AS relation, t.tgname AS name,
         CASE WHEN t.tgtype & 4 > 0 THEN 'INSERT' WHEN t.tgtype & 8 > 0 THEN 'DELETE'
@@ -11,14 +11,15 @@ CREATE OR REPLACE VIEW socketio_pg.watch_triggers AS
     FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
     WHERE p.pronamespace = 'socketio_pg'::regnamespace AND p.proname = 'watch_changed' AND t.tgparentid = 0;
 
--- What watch() needs its owner's rights for: to try the condition as the trigger will run it, and to make the counter.
+-- The part of watch() that needs its owner's privileges: tests the condition as the trigger will run it, and creates
+-- the counter.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_prepare(tbl regclass, sample text, condition text, counter text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     problem text := socketio_pg.channel_problem(sample);
 BEGIN
     IF problem IS NOT NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'SG001', MESSAGE = problem, HINT = 'Name a channel: watch(table, channel).';
+        RAISE EXCEPTION USING ERRCODE = 'SG001', MESSAGE = problem, HINT = 'Pass a channel: watch(table, channel).';
     END IF;
     IF condition IS NOT NULL THEN
         BEGIN
@@ -26,16 +27,16 @@ BEGIN
                 '(SELECT 1 AS number, NULL::%s AS r WHERE false) AS p__
                 CROSS JOIN LATERAL (SELECT (p__.r).*) AS old CROSS JOIN LATERAL (SELECT (p__.r).*) AS new', tbl));
         EXCEPTION WHEN OTHERS THEN
-            RAISE EXCEPTION USING ERRCODE = 'SG005', MESSAGE = format('"when" does not work: %s', SQLERRM),
-                HINT = 'It is a condition over the rows new and old, run with the rights of the owner of the schema'
-                    ' socketio_pg. What is not of pg_catalog needs its schema''s name, as in public.function(new.x).';
+            RAISE EXCEPTION USING ERRCODE = 'SG005', MESSAGE = format('"when" is not a valid condition: %s', SQLERRM),
+                HINT = 'It is an SQL condition on the rows new and old, which runs with the privileges of the owner of'
+                    ' the schema socketio_pg. Qualify names outside pg_catalog, as in public.function(new.x).';
         END;
     END IF;
     EXECUTE format('CREATE SEQUENCE socketio_pg.%I', counter);
 END $$;
 
--- Drops the counters of watches that are no more: unwatched, or gone with their tables. A counter's name is never used
--- again, so one that another transaction has just made cannot be meant.
+-- Drops the counters of watches that no longer exist: unwatched, or dropped with their tables. Names of counters are
+-- never reused, so this cannot drop a counter that another transaction has just created.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_sweep() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -46,7 +47,7 @@ BEGIN
         WHERE c.relnamespace = 'socketio_pg'::regnamespace AND c.relkind = 'S' AND starts_with(c.relname, 'watch_')
             AND NOT EXISTS (SELECT FROM socketio_pg.watch_triggers AS t WHERE t.spec ->> 'counter' = c.relname)
     LOOP
-        -- Another call may sweep as well.
+        -- IF EXISTS, as a concurrent call may drop it, too.
         EXECUTE format('DROP SEQUENCE IF EXISTS socketio_pg.%I', counter);
     END LOOP;
 END $$;
@@ -56,8 +57,8 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(pg_sequence_last_value(to_regclass(format('socketio_pg.%I', counter))), 0)
 $$;
 
--- For people and programs: what is watched. `failures`: how many statements (with per => 'row': rows) were not, or not
--- wholly, told of since watch() was called.
+-- For operators and programs: all watches. `failures`: the number of statements (with per => 'row': rows) since watch()
+-- was called for which not all messages were sent.
 CREATE OR REPLACE VIEW socketio_pg.watches AS
     SELECT format('%I.%I', n.nspname, c.relname) AS table_name, w.spec ->> 'channel' AS channel, w.operations,
         CASE WHEN w.spec ->> 'columns' IS NOT NULL THEN
@@ -73,7 +74,7 @@ CREATE OR REPLACE VIEW socketio_pg.watches AS
         FROM socketio_pg.watch_triggers AS t GROUP BY t.relation, t.spec
     ) AS w JOIN pg_catalog.pg_class AS c ON c.oid = w.relation JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace;
 
--- Stop watching a table on one channel, or on all. Returns how many watches there were.
+-- Stops watching a table on one channel, or on all. Returns the number of watches that were removed.
 CREATE OR REPLACE FUNCTION socketio_pg.unwatch(tbl regclass, channel text DEFAULT NULL) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -91,13 +92,13 @@ BEGIN
     RETURN (SELECT count(DISTINCT c) FROM unnest(channels) AS c);
 END $$;
 
--- Send each committed change of a table to a channel, by default table:schema.table; docs/watch.md says all. The same
--- table and channel again replaces the options. Returns the channel. Raises SG001 for a channel's name, SG005 for an
--- option.
+-- Sends each committed change of a table to a channel, by default table:schema.table; see docs/watch.md. Another call
+-- with the same table and channel replaces the options. Returns the channel. Raises SG001 for an invalid channel name,
+-- SG005 for an invalid option.
 CREATE OR REPLACE FUNCTION socketio_pg.watch(
     tbl regclass,
     channel text DEFAULT NULL,
-    -- NULL: all, but for TRUNCATE when the channel has placeholders.
+    -- NULL: all; but not TRUNCATE if the channel has placeholders.
     operations text[] DEFAULT NULL,
     columns text[] DEFAULT NULL,
     exclude text[] DEFAULT NULL,
@@ -105,7 +106,7 @@ CREATE OR REPLACE FUNCTION socketio_pg.watch(
     old boolean DEFAULT true,
     tier text DEFAULT 'log',
     per text DEFAULT 'statement',
-    -- NULL: none.
+    -- NULL: no limit.
     bulk_limit integer DEFAULT 1000
 ) RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
@@ -117,7 +118,7 @@ DECLARE
     parts text[] := '{}';
     sample text;
     split text[];
-    strange text;
+    invalid text;
     problem text;
     hint text;
     operation text;
@@ -127,16 +128,16 @@ BEGIN
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = tbl;
     names := ARRAY(SELECT a.attname FROM pg_attribute AS a WHERE a.attrelid = tbl AND a.attnum > 0 AND NOT a.attisdropped);
     IF relation.relkind IS NULL OR relation.relkind NOT IN ('r', 'p') OR relation.relpersistence = 't' THEN
-        problem := format('%s cannot be watched: it is no table, or a temporary one', coalesce(tbl::text, 'NULL'));
+        problem := format('%s cannot be watched: it is not a table, or it is temporary', coalesce(tbl::text, 'NULL'));
     ELSIF relation.nspname = 'socketio_pg' THEN
-        problem := format('%s cannot be watched: it is of the log itself', tbl);
+        problem := format('%s cannot be watched: it belongs to socketio_pg itself', tbl);
     END IF;
 
     IF channel IS NULL THEN
         channel := format('table:%s.%s', relation.nspname, relation.relname);
         sample := channel;
         IF channel ~ '[{}]' THEN
-            problem := 'the table''s name has a brace in it: name a channel';
+            problem := 'the table''s name contains a brace: pass a channel';
         END IF;
     ELSE
         sample := channel;
@@ -149,17 +150,17 @@ BEGIN
             END LOOP;
             parts := array_append(parts, sample);
             IF sample ~ '[{}]' THEN
-                problem := format('%s is no channel with placeholders', quote_literal(channel));
-                hint := 'A placeholder is a column''s name in braces, as in ''orders:{customer_id}''.';
+                problem := format('%s is not a valid channel with placeholders', quote_literal(channel));
+                hint := 'A placeholder is a column name in braces, as in ''orders:{customer_id}''.';
             END IF;
-            -- A value is one character at least.
+            -- A value has at least one character.
             sample := '';
             FOR n IN 1 .. cardinality(parts) LOOP
                 sample := sample || CASE WHEN n % 2 = 1 THEN parts[n] ELSE 'x' END;
                 IF n % 2 = 0 AND parts[n] <> ALL (names) THEN
-                    problem := format('{%s} in the channel is no column of %s', parts[n], tbl);
+                    problem := format('{%s} in the channel is not a column of %s', parts[n], tbl);
                 ELSIF n % 2 = 0 AND parts[n] = ANY (exclude) THEN
-                    problem := format('{%s} in the channel is to be excluded: its values would get out', parts[n]);
+                    problem := format('{%s} in the channel is an excluded column: its values would be disclosed', parts[n]);
                 END IF;
             END LOOP;
         END IF;
@@ -169,22 +170,22 @@ BEGIN
         operations := CASE WHEN parts = '{}' THEN all_operations ELSE all_operations[1:3] END;
     ELSE
         operations := ARRAY(SELECT DISTINCT upper(o) FROM unnest(operations) AS o);
-        strange := (
+        invalid := (
             SELECT coalesce(o, 'NULL') FROM unnest(operations) AS o WHERE o IS NULL OR o <> ALL (all_operations) LIMIT 1
         );
-        IF strange IS NOT NULL OR operations = '{}' THEN
-            problem := coalesce(strange || ' is no operation', 'operations must not be empty');
-            hint := 'They are INSERT, UPDATE, DELETE and TRUNCATE.';
+        IF invalid IS NOT NULL OR operations = '{}' THEN
+            problem := coalesce(invalid || ' is not an operation', 'operations must not be empty');
+            hint := 'Operations are INSERT, UPDATE, DELETE and TRUNCATE.';
         ELSIF 'TRUNCATE' = ANY (operations) AND parts <> '{}' THEN
-            problem := 'TRUNCATE has no row to fill the channel''s placeholders with';
-            hint := 'Watch it on a channel of its own: watch(table, ''name'', ''{TRUNCATE}'').';
+            problem := 'TRUNCATE has no rows with values for the channel''s placeholders';
+            hint := 'Watch it on a separate channel: watch(table, ''name'', ''{TRUNCATE}'').';
         END IF;
     END IF;
-    strange := (
+    invalid := (
         SELECT coalesce(o, 'NULL') FROM unnest(columns || exclude) AS o WHERE o IS NULL OR o <> ALL (names) LIMIT 1
     );
-    IF strange IS NOT NULL THEN
-        problem := format('%s has no column %s', tbl, quote_ident(strange));
+    IF invalid IS NOT NULL THEN
+        problem := format('%s has no column %s', tbl, quote_ident(invalid));
     END IF;
     IF tier IS NULL OR tier NOT IN ('log', 'notify') THEN
         problem := 'tier must be ''log'' or ''notify''';
@@ -192,15 +193,15 @@ BEGIN
         problem := 'per must be ''statement'' or ''row''';
     ELSIF bulk_limit < 0 THEN
         problem := 'bulk_limit must not be negative';
-        hint := 'NULL is without a limit.';
+        hint := 'NULL means no limit.';
     ELSIF old IS NULL THEN
         problem := 'old must be true or false';
     END IF;
     IF problem IS NOT NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'SG005', MESSAGE = problem, HINT = coalesce(hint, 'docs/watch.md has all options.');
+        RAISE EXCEPTION USING ERRCODE = 'SG005', MESSAGE = problem, HINT = coalesce(hint, 'See docs/watch.md for all options.');
     END IF;
     PERFORM socketio_pg.unwatch(tbl, channel);
-    -- After that, which sweeps away counters that no trigger names.
+    -- After unwatch(), which drops counters that no trigger names.
     PERFORM socketio_pg.watch_prepare(tbl, sample, "when", counter);
     spec := jsonb_build_object(
         'channel', channel, 'parts', nullif(parts, '{}'), 'relation', tbl::oid, 'columns', columns,
