@@ -16,7 +16,7 @@ logger = logging.getLogger("socketio_pg.pubsub")
 
 
 class SupportsPut(Protocol):
-    """What :meth:`PubSub.subscribe` requires of a queue: :class:`queue.Queue`, ``eventlet.queue.Queue`` …"""
+    """A queue for :meth:`PubSub.subscribe`: :class:`queue.Queue`, ``eventlet.queue.Queue`` …"""
 
     def put(self, item: dict[str, Any], /) -> object: ...
 
