@@ -5,5 +5,5 @@ row-level-security policies on ``socketio_pg.messages``, and notifications that 
 Out: a client's `Claims`, errors for refused clients and actions, and calls that revoke subscriptions (`rechecks`) or
 end expired sessions (`sessions`).
 
-Open `access` first: it combines the parts. `permissions` has the rules, `policies` the queries.
+Open `access.py` first: it combines the parts. `permissions.py` has the rules, `policies.py` the queries.
 """

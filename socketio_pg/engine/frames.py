@@ -1,4 +1,4 @@
-"""WebSocket frames (RFC 6455): written for a server, read from clients. Pure, no I/O."""
+"""WebSocket frames (RFC 6455): encodes a server's frames and decodes those of clients. Pure, no I/O."""
 
 import base64
 import codecs
@@ -9,14 +9,14 @@ TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 CONTINUATION = 0x0
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, INVALID_DATA, POLICY_VIOLATION, TOO_BIG = 1000, 1001, 1002, 1007, 1008, 1009
 
-#: Fragments without a byte that one message may have.
+#: The maximum number of empty fragments in one message.
 MAX_EMPTY_FRAGMENTS = 100
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 class FrameError(Exception):
-    """The peer broke the protocol; ``code`` is the close code to tell it with (RFC 6455, section 7.4.1)."""
+    """The peer violated the protocol; ``code`` is the close code to send (RFC 6455, section 7.4.1)."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -24,12 +24,12 @@ class FrameError(Exception):
 
 
 def accept_key(key: str) -> str:
-    """The value of ``Sec-WebSocket-Accept`` (RFC 6455, section 4.2.2)."""
+    """Return the value of ``Sec-WebSocket-Accept`` (RFC 6455, section 4.2.2)."""
     return base64.b64encode(hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()).decode()
 
 
 def encode_frame(opcode: int, payload: bytes) -> bytes:
-    """One unfragmented, unmasked frame, as servers send them."""
+    """Encode one unfragmented, unmasked frame, as servers send them."""
     size = len(payload)
     if size < 126:
         return bytes((0x80 | opcode, size)) + payload
@@ -39,17 +39,20 @@ def encode_frame(opcode: int, payload: bytes) -> bytes:
 
 
 def encode_text(text: str) -> bytes:
-    """A text frame."""
+    """Encode a text frame."""
     return encode_frame(TEXT, text.encode())
 
 
 def encode_close(code: int) -> bytes:
-    """A close frame without reason text."""
+    """Encode a close frame without a reason text."""
     return encode_frame(CLOSE, struct.pack("!H", code))
 
 
 def unmask(payload: bytes, mask: bytes) -> bytes:
-    """``payload`` XOR the repeated 4-byte ``mask``. As one big integer: by bytes 1 MB takes a quarter second."""
+    """Return ``payload`` XOR the repeated 4-byte ``mask``.
+
+    As one large integer, because a loop over bytes takes a quarter of a second for 1 MB.
+    """
     size = len(payload)
     if mask == b"\0\0\0\0" or not size:
         return payload
@@ -58,24 +61,24 @@ def unmask(payload: bytes, mask: bytes) -> bytes:
 
 
 class FrameReader:
-    """Puts the bytes that a client sends together to messages.
+    """Assembles a client's bytes into messages.
 
-    ``max_size``: bytes of one message, all its fragments together. It may be changed at any time.
+    ``max_size``: the maximum number of bytes in one message with all its fragments. It may be changed at any time.
 
-    A frame that comes in pieces is unmasked piece by piece, so that neither a large one nor one that comes a byte at a
-    time costs more than its bytes: nothing is copied again with what comes after it.
+    A frame that arrives in pieces is unmasked piece by piece, and no byte is copied again when later ones arrive. So a
+    frame costs time in proportion to its size, even if it arrives a byte at a time.
     """
 
     __slots__ = ("_empty", "_final", "_left", "_mask", "_message", "_opcode", "_rest", "max_size")
 
     def __init__(self, max_size: int) -> None:
         self.max_size = max_size
-        #: The beginning of a frame whose head, or for a control frame whose end, has not come yet.
+        #: The beginning of a frame whose header is incomplete, or of an incomplete control frame.
         self._rest = b""
-        #: The message that is being put together, when there is one, of this kind.
+        #: The incomplete message, if there is one, and its opcode.
         self._message: bytearray | None = None
         self._opcode = 0
-        #: Bytes that are still to come of the frame that is being read.
+        #: The number of bytes that are missing from the present frame.
         self._left = 0
         self._final = False
         self._mask = b""
@@ -83,13 +86,14 @@ class FrameReader:
 
     @property
     def held(self) -> int:
-        """Bytes that are kept for what has not come yet."""
+        """The number of buffered bytes of incomplete frames and messages."""
         return len(self._rest) + len(self._message or b"")
 
     def feed(self, data: bytes) -> list[tuple[int, bytes | str]]:
-        """The messages that ``data`` completes, in order, as (opcode, payload): text as str, all else as bytes.
+        """Return the messages that ``data`` completes, in order, as (opcode, payload): text as str, others as bytes.
 
-        Control frames come in between as they arrive. Raises :class:`FrameError`; nothing more can be read then.
+        Control frames are in between, in the order of their arrival. Raises :class:`FrameError`; the reader is unusable
+        after that.
         """
         if self._rest:
             data, self._rest = self._rest + data, b""
@@ -113,7 +117,7 @@ class FrameReader:
                 size = int.from_bytes(data[start : start + width], "big")
                 start += width
                 if size < (126 if width == 2 else 65536) or size >= 1 << 63:
-                    raise FrameError(PROTOCOL_ERROR, "a length is not written in the shortest way")
+                    raise FrameError(PROTOCOL_ERROR, "a length is not encoded in the minimal number of bytes")
             if opcode < CLOSE:
                 self._check_data(opcode, size, bool(final))
             elif opcode not in (CLOSE, PING, PONG):
@@ -144,30 +148,30 @@ class FrameReader:
         return messages
 
     def _check_data(self, opcode: int, size: int, final: bool) -> None:
-        """Before the bytes of the frame are waited for."""
+        """Check a data frame's header, before its payload is read."""
         if opcode == CONTINUATION:
             if self._message is None:
-                raise FrameError(PROTOCOL_ERROR, "a continuation of nothing")
+                raise FrameError(PROTOCOL_ERROR, "a continuation frame without a message")
             size += len(self._message)
         elif opcode > BINARY:
             raise FrameError(PROTOCOL_ERROR, "an unknown opcode")
         elif self._message is not None:
             raise FrameError(PROTOCOL_ERROR, "a message begins within another")
         if size > self.max_size:
-            raise FrameError(TOO_BIG, f"a message has over {self.max_size} bytes")
+            raise FrameError(TOO_BIG, f"a message has more than {self.max_size} bytes")
 
     def _begin(self, opcode: int, final: bool, size: int, mask: bytes) -> None:
         if opcode != CONTINUATION:
             self._message, self._opcode, self._empty = bytearray(), opcode, 0
         elif not size and not final:
-            # They keep no memory, but could go on for ever.
+            # They need no memory, but the message might never end.
             self._empty += 1
             if self._empty > MAX_EMPTY_FRAGMENTS:
                 raise FrameError(POLICY_VIOLATION, "too many empty fragments")
         self._final, self._left, self._mask = final, size, mask
 
     def _continue(self, data: bytes, start: int, end: int, messages: list[tuple[int, bytes | str]]) -> int:
-        """Take what has come of the frame that is being read; where the next one begins."""
+        """Consume bytes of the present frame from ``data``. Return the position after them."""
         assert self._message is not None
         piece = data[start : min(end, start + self._left)]
         self._message += unmask(piece, self._mask)
@@ -191,14 +195,14 @@ def _decoded(opcode: int, payload: bytes) -> bytes | str:
     try:
         return payload.decode()
     except UnicodeDecodeError:
-        raise FrameError(INVALID_DATA, "a text is not UTF-8") from None
+        raise FrameError(INVALID_DATA, "a text message is not UTF-8") from None
 
 
 def _check_close(payload: bytes) -> None:
     if not payload:
         return
     if len(payload) == 1:
-        raise FrameError(PROTOCOL_ERROR, "a close code is cut off")
+        raise FrameError(PROTOCOL_ERROR, "a close code is incomplete")
     code = int.from_bytes(payload[:2], "big")
     if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
         raise FrameError(PROTOCOL_ERROR, "a close code is not allowed")

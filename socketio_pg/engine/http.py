@@ -1,4 +1,4 @@
-"""Engine.IO's requests and answers in HTTP: the query, the error codes, the headers. Pure."""
+"""Engine.IO over HTTP: query parameters, error codes, responses and their headers. Pure."""
 
 import hashlib
 import hmac
@@ -9,7 +9,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 UNKNOWN_TRANSPORT, UNKNOWN_SESSION, BAD_HANDSHAKE_METHOD, BAD_REQUEST, FORBIDDEN, UNSUPPORTED_VERSION = range(6)
-#: The codes and words of the reference implementation.
+#: Error messages by code, as in the reference implementation.
 MESSAGES = (
     "Transport unknown",
     "Session ID unknown",
@@ -18,14 +18,14 @@ MESSAGES = (
     "Forbidden",
     "Unsupported protocol version",
 )
-#: Answers of this many bytes are compressed: of fewer it is not worth it, of more it would hold up everybody else.
+#: Responses of this size in bytes are compressed. Smaller ones are not worth it; larger ones would block other clients.
 COMPRESSED_FROM, COMPRESSED_TO = 1024, 65_536
 
 Answer = dict[str, Any]
 
 
 class Query:
-    """What a request's query says; of a parameter that is there twice the first."""
+    """The parameters of a request's query. The first value counts if a parameter is repeated."""
 
     __slots__ = ("jsonp", "sid", "transport", "version")
 
@@ -41,7 +41,7 @@ class Query:
 
 
 def error(code: int, detail: str | None = None) -> Answer:
-    """The answer 400 with the reference implementation's code."""
+    """Return a 400 response with a code of the reference implementation."""
     message = MESSAGES[code] if detail is None else f"{MESSAGES[code]}: {detail}"
     return {
         "status": "400 BAD REQUEST",
@@ -51,13 +51,13 @@ def error(code: int, detail: str | None = None) -> Answer:
 
 
 def ok(payload: bytes | None = None) -> Answer:
-    """The answer to a poll with its payload, or to a POST."""
+    """Return the response to a poll, with its payload, or to a POST."""
     headers = [("Content-Type", "text/plain; charset=UTF-8"), ("Cache-Control", "no-store")]
     return {"status": "200 OK", "headers": headers, "response": b"ok" if payload is None else payload}
 
 
 def compressed(environ: dict[str, Any], answer: Answer) -> None:
-    """Compress the answer with gzip where the client takes it."""
+    """Compress the response with gzip if the client accepts it."""
     body = answer["response"]
     offers = [offer.split(";")[0].strip() for offer in environ.get("HTTP_ACCEPT_ENCODING", "").split(",")]
     if COMPRESSED_FROM <= len(body) <= COMPRESSED_TO and "gzip" in offers:
@@ -66,8 +66,8 @@ def compressed(environ: dict[str, Any], answer: Answer) -> None:
         answer["headers"] += [("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding")]
 
 
-def complete_headers(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """``headers`` without those that only an attacker can have made: some repeat what the client sent."""
+def safe_headers(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return ``headers`` without those that are not printable ASCII: some repeat input from the client."""
     return [(name, value) for name, value in headers if value.isascii() and value.isprintable()]
 
 
@@ -75,9 +75,9 @@ Fingerprint = tuple[bytes | None, bytes | None]
 
 
 def fingerprint(environ: dict[str, Any]) -> Fingerprint:
-    """What identifies a client in each of its requests: Authorization, and the application's session cookie.
+    """Return what identifies a client in all its requests: Authorization, and the application's session cookie.
 
-    As digests: they are kept for the connection's life. None for what is not there.
+    As digests, because they are kept as long as the connection. None for a missing header or cookie.
     """
     cookie = None
     if "HTTP_COOKIE" in environ and "flask.app" in environ:
@@ -90,11 +90,11 @@ def fingerprint(environ: dict[str, Any]) -> Fingerprint:
 
 
 def same_client(kept: Fingerprint, shown: Fingerprint) -> bool:
-    """Whether a request may be of the client whose handshake showed ``kept``.
+    """Return whether a request may come from the client whose handshake had the fingerprint ``kept``.
 
-    The session cookie must come again, where there was one. Another Authorization is another client, but none may be
-    the same: python-engineio's client sends it with the handshake only, and browsers do not with a WebSocket. Who
-    showed nothing then may show something now.
+    If the handshake had a session cookie, the request must have the same one. A different Authorization header means a
+    different client. A missing one does not: python-engineio's client sends it only with the handshake, and browsers do
+    not send it with a WebSocket. Either may be present if the handshake had none.
     """
     (authorization, cookie), (shown_authorization, shown_cookie) = kept, shown
     both = authorization is not None and shown_authorization is not None

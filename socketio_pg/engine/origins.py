@@ -1,4 +1,4 @@
-"""Where a request comes from: the client's address behind proxies, and the origin of the page that made it. Pure."""
+"""The sources of a request: the client's address behind proxies, and the origin of the page that sent it. Pure."""
 
 import ipaddress
 from collections.abc import Mapping
@@ -9,22 +9,22 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def client_address(environ: Mapping[str, Any], trusted_proxies: int) -> str:
-    """The address that limits count for; an IPv6 one stands for its network of 64 bits, which is one customer's.
+    """Return the client's address for limits; for IPv6 its /64 network, as one customer usually has all of it.
 
-    Each of the ``trusted_proxies`` before the server has added one entry to the end of ``X-Forwarded-For``. What stands
-    before those the client may have written itself. Without proxies the header is nobody's word.
+    Each of the ``trusted_proxies`` in front of the server has appended one entry to ``X-Forwarded-For``. The client may
+    have written the entries before those. Without proxies the header is ignored.
     """
     address = str(environ.get("REMOTE_ADDR") or "")
     if trusted_proxies:
         entries = [entry.strip() for entry in str(environ.get("HTTP_X_FORWARDED_FOR") or "").split(",")]
-        # Fewer than there are proxies: it came past them, so what it says is worth nothing.
+        # With fewer entries than proxies, the request has bypassed some of them, and the header is not trustworthy.
         if len(entries) >= trusted_proxies and entries[-trusted_proxies]:
             address = entries[-trusted_proxies]
     return _counted(address)
 
 
 def _counted(address: str) -> str:
-    # Some proxies write the port as well.
+    # Some proxies append the port.
     host = address[1:].partition("]")[0] if address.startswith("[") else address
     if host.count(":") == 1:
         host = host.partition(":")[0]
@@ -42,10 +42,10 @@ def _counted(address: str) -> str:
 def is_allowed(
     origin: str | None, environ: Mapping[str, Any], allowed: tuple[str, ...] | None, trusted_proxies: int
 ) -> bool:
-    """Whether a page of ``origin`` (the header) may connect: one that is ``allowed``, or the server's own.
+    """Return whether a page of ``origin`` (the header) may connect: ``allowed`` contains it, or it is the server's own.
 
-    Own is what the request itself was sent to. Only behind ``trusted_proxies`` do X-Forwarded-Host and -Proto count.
-    Without those the scheme is not compared: a proxy that ends TLS may be there all the same.
+    The server's own origin is the one that the request was sent to. X-Forwarded-Host and -Proto are used only behind
+    ``trusted_proxies``. Without these the scheme is not compared, as there may be a proxy that terminates TLS.
     """
     if allowed is not None and "*" in allowed:
         return True
@@ -68,7 +68,7 @@ def is_allowed(
             own.hostname,
             _port(own.scheme, own.port),
         )
-    except ValueError:  # no port, no host in brackets
+    except ValueError:  # an invalid port, or an invalid host in brackets
         return False
 
 

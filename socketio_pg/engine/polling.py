@@ -1,4 +1,4 @@
-"""Long-polling's payloads and bodies (Engine.IO protocol v4), read from clients without trust."""
+"""Request bodies and payloads of long-polling (Engine.IO protocol v4), from untrusted clients."""
 
 import base64
 import binascii
@@ -8,40 +8,40 @@ from typing import Any
 from socketio_pg.core import green
 
 SEPARATOR = "\x1e"
-#: Packets in one body at most. Stock clients put everything into one POST that was emitted since the last.
+#: The maximum number of packets in one body. Stock clients send all packets since the last POST in one body.
 MAX_PACKETS = 1000
-#: Seconds in which the whole body of a POST must have come.
+#: Seconds in which the whole body of a POST must arrive.
 BODY_TIMEOUT = 10.0
 
 
 class BodyError(Exception):
-    """A request's body cannot be taken; ``status`` is what to answer."""
+    """A request's body is not acceptable; ``status`` is the HTTP status of the response."""
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(message)
         self.status = status
 
 
-def body_length(environ: dict[str, Any], most: int) -> int:
-    """How many bytes the body of a POST has, ``most`` at most. Raises :class:`BodyError`."""
+def body_length(environ: dict[str, Any], max_bytes: int) -> int:
+    """Return the length of a POST's body. Raises :class:`BodyError`, also for more than ``max_bytes``."""
     if "HTTP_TRANSFER_ENCODING" in environ or not environ.get("CONTENT_LENGTH"):
-        # Stock clients say the length, and so do proxies that have the whole body.
+        # Stock clients send Content-Length, and so do proxies that buffer the request.
         raise BodyError("411 LENGTH REQUIRED", "Content-Length is missing")
     text = environ["CONTENT_LENGTH"]
     if not (text.isascii() and text.isdigit()):
         raise BodyError("400 BAD REQUEST", "Content-Length is not a number")
-    length = int(text) if len(text) < 19 else most + 1
-    if length > most:
-        raise BodyError("413 CONTENT TOO LARGE", f"the body has over {most} bytes")
+    length = int(text) if len(text) < 19 else max_bytes + 1
+    if length > max_bytes:
+        raise BodyError("413 CONTENT TOO LARGE", f"the body has more than {max_bytes} bytes")
     return length
 
 
-def read_body(environ: dict[str, Any], most: int) -> bytes:
-    """The body of a POST. Waits for it, :data:`BODY_TIMEOUT` at most. Raises :class:`BodyError`.
+def read_body(environ: dict[str, Any], max_bytes: int) -> bytes:
+    """Return the body of a POST. Waits for it, at most :data:`BODY_TIMEOUT` seconds. Raises :class:`BodyError`.
 
-    After that the connection must be closed: nobody knows where the next request begins.
+    After an error the connection must be closed, because the start of the next request is unknown.
     """
-    length = body_length(environ, most)
+    length = body_length(environ, max_bytes)
     try:
         with green.timeout(BODY_TIMEOUT):
             body: bytes = environ["wsgi.input"].read(length)
@@ -55,7 +55,7 @@ def read_body(environ: dict[str, Any], most: int) -> bytes:
 
 
 def decode_payload(body: bytes) -> list[str | bytes]:
-    """The packets of a body, text with its type in front, binary messages as bytes. Raises ValueError."""
+    """Decode a body's packets: text packets with their type digit, binary messages as bytes. Raises ValueError."""
     packets = body.decode().split(SEPARATOR, MAX_PACKETS)
     if len(packets) > MAX_PACKETS:
         raise ValueError("too many packets")
@@ -74,7 +74,7 @@ def _decode_packet(packet: str) -> str | bytes:
 
 
 def encode_payload(packets: Iterable[str | bytes]) -> bytes:
-    """``packets`` as they are put into the answer to a poll."""
+    """Encode ``packets`` for the response to a poll."""
     return SEPARATOR.join(
         packet if isinstance(packet, str) else "b" + base64.b64encode(packet).decode() for packet in packets
     ).encode()

@@ -23,11 +23,11 @@ from socketio_pg.engine.http import (
     UNKNOWN_TRANSPORT,
     UNSUPPORTED_VERSION,
     Query,
-    complete_headers,
     compressed,
     error,
     fingerprint,
     ok,
+    safe_headers,
 )
 from socketio_pg.engine.polling import BodyError, decode_payload, encode_payload, read_body
 from socketio_pg.engine.socket import Environ, Socket
@@ -85,7 +85,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
             return handover.refuse(environ, answer["status"], answer["response"])
         if self.http_compression:
             compressed(environ, answer)
-        start_response(answer["status"], complete_headers(answer["headers"] + self._cors_headers(environ)))
+        start_response(answer["status"], safe_headers(answer["headers"] + self._cors_headers(environ)))
         return [answer["response"]]
 
     def _answer(self, environ: Environ, start_response: StartResponse) -> Any:

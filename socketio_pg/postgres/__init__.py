@@ -4,5 +4,5 @@ In: channels to listen to, messages to publish, and the settings DATABASE_URL an
 Out: notifications and gaps (`listener`), commits (`publisher`), the installed schema (`schema`), and for development an
 embedded PostgreSQL (`embedded`). Driver errors leave as the errors of `socketio_pg.core.errors`.
 
-Open `listener` first, or `sql/2_functions.sql` for what runs in the database.
+Open `listener.py` first, `publisher.py` for the way out, and `sql/2_functions.sql` for what runs in the database.
 """
