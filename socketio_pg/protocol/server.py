@@ -237,7 +237,11 @@ class Server(AnsweringServer):
         """
         if eio_sid not in self.environ:
             return  # it left while it was identified
-        sid: str = self.manager.pre_connect(eio_sid, namespace)
+        sid: str | None = self.manager.pre_connect(eio_sid, namespace)
+        if sid is None:
+            # Connected while it was identified, by a CONNECT over its other transport.
+            self._send_connect_error(eio_sid, namespace, {"message": "Unable to connect"})
+            return
         self.manager.hold_early(sid)
         try:
             self.lifecycle.identified(sid, namespace, identity)
@@ -254,11 +258,11 @@ class Server(AnsweringServer):
             self.manager.disconnect(sid, namespace, ignore_queue=True)
         finally:
             self.manager.send_early(sid)
-        if eio_sid not in self.environ:
+        if self.manager.sid_from_eio_sid(eio_sid, namespace) != sid:
+            self.lifecycle.disconnected(sid)  # refused by the application
+        elif eio_sid not in self.environ:
             # It left while the application's handler waited, before it counted as connected.
             self._handle_disconnect(eio_sid, namespace, self.reason.TRANSPORT_CLOSE)
-        elif self.manager.sid_from_eio_sid(eio_sid, namespace) != sid:
-            self.lifecycle.disconnected(sid)  # refused by the application
         else:
             self._connections[eio_sid].joined = True
             if namespace == "/":

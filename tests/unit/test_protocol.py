@@ -145,6 +145,33 @@ def test_second_connect_does_not_change_the_identity(server: Server, wire: Wire)
     assert identities == ["me"]
 
 
+def test_connect_that_overtakes_another_wins(server: Server, wire: Wire) -> None:
+    """A CONNECT over the new transport is handled while one over the old transport is still identified."""
+
+    def identify(environ: dict[str, Any], auth: object) -> object:
+        if auth == "slow":
+            wire.receive('0"fast"')
+        return auth
+
+    calls: list[tuple[str, object]] = []
+    follow(server, identify=identify)
+    follow(server, identified=lambda sid, namespace, identity: calls.append(("identified", identity)))
+    follow(server, connected=lambda sid: calls.append(("connected", sid)))
+    follow(server, disconnected=lambda sid: calls.append(("disconnected", sid)))
+    wire.open()
+    wire.receive('0"slow"')
+    sid = server.manager.sid_from_eio_sid("eio1", "/")
+    [first, second] = wire.answers()
+    assert first == (CONNECT, None, {"sid": sid})
+    assert second == (CONNECT_ERROR, None, {"message": "Unable to connect"})
+    assert calls == [("identified", "fast"), ("connected", sid)]
+    server.on("echo", echo)
+    wire.assert_alive()
+    wire.close()
+    assert calls[2:] == [("disconnected", sid)]
+    assert_no_client_state(server)
+
+
 # -- disconnecting -----------------------------------------------------------------------------------------------------
 DISCONNECTS: dict[str, Callable[[Wire, str], None]] = {
     "client disconnects": lambda wire, sid: wire.receive("1"),
@@ -169,6 +196,28 @@ def test_on_disconnected_is_called_once_for_every_disconnect(
     assert gone == [sid]
     wire.close()
     assert gone == [sid]
+    assert_no_client_state(server)
+
+
+@pytest.mark.parametrize("answer", [True, False, ValueError("failed")], ids=repr)
+def test_on_disconnected_is_called_for_a_client_that_leaves_during_its_connect_handler(
+    server: Server, wire: Wire, answer: object
+) -> None:
+    @server.on("connect")
+    def connect(sid: str, environ: dict[str, Any], auth: Any) -> object:
+        wire.close()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    calls: list[tuple[str, str]] = []
+    follow(server, identified=lambda sid, namespace, identity: calls.append(("identified", sid)))
+    follow(server, connected=lambda sid: calls.append(("connected", sid)))
+    follow(server, disconnected=lambda sid: calls.append(("disconnected", sid)))
+    wire.open()
+    wire.receive("0")
+    [(_, sid), *rest] = calls
+    assert rest == [("disconnected", sid)]
     assert_no_client_state(server)
 
 
