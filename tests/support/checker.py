@@ -19,7 +19,7 @@ SHOWN = 10
 
 
 class Outcome(Enum):
-    """How a transaction ended. UNKNOWN is only for Socket.IO publishers: published completely or not at all."""
+    """The outcome of a transaction. UNKNOWN is only for Socket.IO publishers: published completely or not at all."""
 
     COMMITTED = "committed"
     ROLLED_BACK = "rolled back"

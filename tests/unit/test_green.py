@@ -1,4 +1,4 @@
-"""Green threads. Tests that need monkey-patching, as in production, run in a process of their own."""
+"""Green threads. Tests that need monkey-patching, as in production, run in a separate process."""
 
 import subprocess
 import sys
