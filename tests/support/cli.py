@@ -6,13 +6,16 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from socketio_pg.postgres import schema
+from tests.support import forks
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT, clean_environment
 
@@ -29,30 +32,53 @@ def environment(url: str | None, settings: Mapping[str, str]) -> dict[str, str]:
     return clean_environment(PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1", **database, **settings)
 
 
+def start(
+    arguments: Sequence[str], url: str | None, settings: Mapping[str, str], cwd: Path | None = None, stdin: str = ""
+) -> tuple[forks.Process, IO[str], IO[str]]:
+    """Start a command. Returns its process, and its output and standard error, which are pipes."""
+    (out, out_of_command), (err, err_of_command) = os.pipe(), os.pipe()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as given:
+        given.write(stdin)
+        given.seek(0)
+        process = forks.start(
+            "socketio_pg", *arguments, directory=cwd or ROOT / "tests", environment=environment(url, settings),
+            descriptors=(given.fileno(), out_of_command, err_of_command), new_session=True,
+        )  # fmt: skip
+    os.close(out_of_command)
+    os.close(err_of_command)
+    return process, os.fdopen(out, encoding="utf-8"), os.fdopen(err, encoding="utf-8")
+
+
 def run(
     *arguments: str, url: str | None = None, stdin: str = "", cwd: Path | None = None, **settings: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, with piped output."""
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        input=stdin, cwd=cwd or ROOT / "tests", env=environment(url, settings), capture_output=True, text=True,
-        timeout=PATIENCE, check=False,
-    )  # fmt: skip
+    process, out, err = start(arguments, url, settings, cwd, stdin)
+    with out, err, ThreadPoolExecutor() as pool:
+        read = [pool.submit(stream.read) for stream in (out, err)]
+        try:
+            code = process.wait(PATIENCE)
+        finally:
+            kill(process)
+        return subprocess.CompletedProcess(arguments, code, *(text.result() for text in read))
+
+
+def kill(process: forks.Process) -> None:
+    """End the process and its children, if it still runs."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 class Running:
     """A command that runs until it is interrupted, whose output lines can be awaited."""
 
     def __init__(self, *arguments: str, url: str | None = None, **settings: str) -> None:
-        self.process = subprocess.Popen(
-            [*COMMAND, *arguments],
-            cwd=ROOT / "tests", env=environment(url, settings), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+        self.process, *self._streams = start(arguments, url, settings)
         self._lines: dict[str, queue.Queue[str | None]] = {"out": queue.Queue(), "err": queue.Queue()}
         self._threads = [
             threading.Thread(target=self._read, args=(name, stream), daemon=True)
-            for name, stream in (("out", self.process.stdout), ("err", self.process.stderr))
+            for name, stream in zip(("out", "err"), self._streams, strict=True)
         ]
         for thread in self._threads:
             thread.start()
@@ -90,13 +116,10 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        kill(self.process)
         for thread in self._threads:
             thread.join()
-        for stream in (self.process.stdout, self.process.stderr):
-            assert stream is not None
+        for stream in self._streams:
             stream.close()
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,11 +12,13 @@ import urllib.request
 from pathlib import Path
 
 from socketio_pg.core.config import Settings
+from tests.support import forks
 from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
-GUNICORN = [sys.executable, "-m", "gunicorn", "--worker-class", "eventlet", "-w", "1"]
+GUNICORN_ARGUMENTS = ["--worker-class", "eventlet", "-w", "1"]
+GUNICORN = [sys.executable, "-m", "gunicorn", *GUNICORN_ARGUMENTS]
 APP = "socketio_pg.server:app"
 
 
@@ -62,7 +63,7 @@ class ServerProcess:
         self._settings = settings
         self._wait = wait
         self._app = app
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: forks.Process | None = None
         self._log = tempfile.NamedTemporaryFile(prefix="server-", suffix=".log")  # noqa: SIM115 - closed in close()
         try:
             self.start()
@@ -79,7 +80,7 @@ class ServerProcess:
         return Path(self._log.name).read_text("utf-8", "replace")
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> forks.Process:
         assert self._process is not None
         return self._process
 
@@ -90,11 +91,13 @@ class ServerProcess:
         return int(children[0])
 
     def start(self) -> None:
-        command = [*GUNICORN, "--bind", f"127.0.0.1:{self.port}", *self._options, self._app]
         environment = clean_environment(DATABASE_URL=self.database_url, PYTHONUNBUFFERED="1", **self._settings)
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=self._log, stderr=self._log, start_new_session=True
-        )
+        arguments = [*GUNICORN_ARGUMENTS, "--bind", f"127.0.0.1:{self.port}", *self._options, self._app]
+        with Path(os.devnull).open("rb") as nothing:
+            self._process = forks.start(
+                "gunicorn", *arguments, directory=ROOT, environment=environment, new_session=True,
+                descriptors=(nothing.fileno(), self._log.fileno(), self._log.fileno()),
+            )  # fmt: skip
         if self._wait == "ready":
             self.wait_ready()
         elif self._wait == "http":
