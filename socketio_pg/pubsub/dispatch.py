@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from socketio_pg.core import green
-from socketio_pg.core.channels import RESERVED_PREFIX
+from socketio_pg.core.channels import LOG_CHANNEL, RESERVED_PREFIX
 from socketio_pg.core.messages import EncodedMessage, decode_notification
 from socketio_pg.core.metrics import fan_out
 from socketio_pg.postgres.listener import Notification, NotifyGap
@@ -78,10 +78,11 @@ class Dispatcher:
                 green.sleep()
 
     def _on_reserved(self, notifications: Sequence[Notification]) -> None:
-        for channel, reserved in tuple(self._reserved.items()):
+        # The log comes last: changed permissions, and emits of other nodes, need not wait until its messages are sent.
+        for channel in sorted(self._reserved, key=lambda channel: channel == LOG_CHANNEL):
             texts = [text for found, text in notifications if found == channel]
             if texts:
-                self._guarded(reserved.receive, texts)
+                self._guarded(self._reserved[channel].receive, texts)
 
     def _batches(self, notifications: Sequence[Notification]) -> Iterator[list[Notification]]:
         batch: list[Notification] = []

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from socketio_pg.core.channels import LOG_CHANNEL, PERMISSIONS_CHANNEL
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.messages import EncodedMessage, from_log
 from socketio_pg.pubsub.filters import Filter, parse_filter
@@ -62,6 +63,15 @@ def test_an_application_without_an_address(clean_settings: Path, monkeypatch: py
         PubSub.from_app(app)
     monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:9/of_environment")
     assert "of_environment" in str(PubSub.from_app(app).database)
+
+
+def test_changed_permissions_count_before_messages_of_the_log_that_came_with_them() -> None:
+    pubsub = PubSub(NOWHERE)
+    order: list[str] = []
+    pubsub._follower.hear = lambda texts: order.extend(texts)  # type: ignore[method-assign]
+    pubsub.receive_reserved(PERMISSIONS_CHANNEL, order.extend, lambda: None)
+    pubsub._dispatcher.on_notifications([(LOG_CHANNEL, "1 2 3"), (PERMISSIONS_CHANNEL, "a")])
+    assert order == ["a", "1 2 3"]
 
 
 def test_held_subscriptions_get_no_live_messages_of_the_log() -> None:
