@@ -183,5 +183,5 @@ def test_emit_without_a_database_raises() -> None:
         PostgresManager(object())
     with pytest.raises(ConfigurationError, match="address"):
         PostgresManager("mysql://127.0.0.1/x", write_only=True)
-    with pytest.raises(TypeError, match="object is not a connection"):
+    with pytest.raises(TypeError, match="object is not a psycopg or SQLAlchemy connection"):
         PostgresManager(object(), write_only=True).emit("news", 1)
