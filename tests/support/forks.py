@@ -57,7 +57,10 @@ class Process:
     def __init__(self, status: int) -> None:
         #: The template process writes the process id into it, and later the exit code; a line each.
         self._status = os.fdopen(status, "rb", buffering=0)
-        self.pid = int(self._status.readline())
+        pid = self._status.readline()
+        if not pid:
+            raise RuntimeError("the template process has ended; its errors are in the standard error of the tests")
+        self.pid = int(pid)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
