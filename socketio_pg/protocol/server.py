@@ -77,9 +77,9 @@ class _Connection:
 class Server(AnsweringServer):
     """Connects clients to namespaces and takes the packets that they send. An invalid packet ends the connection.
 
-    ``lifecycle`` is told about connections and clients. ``binary``: events and acknowledgements may carry binary data.
-    ``send_buffer_bytes``, ``max_connections``, ``connect_timeout`` and every other option are those of
-    :class:`Engine` and of python-socketio's server.
+    ``lifecycle`` follows connections and clients. ``binary``: events and acknowledgements may carry binary data. All
+    other options are those of :class:`Engine` and of python-socketio's server, without ``always_connect``: the connect
+    handler always runs before the answer to CONNECT.
     """
 
     #: Bytes that a waiting message counts for beside its own: its green thread and what that holds.

@@ -137,7 +137,7 @@ class Api:
 
     def _read_object(self) -> dict[str, Any]:
         body = read_body(request.environ, self._max_bytes)
-        g.body_read = True
+        g.socketio_pg_body_read = True
         try:
             value = read_json(body.decode())
         except UnicodeDecodeError:
@@ -262,7 +262,7 @@ def _complete(api: Api, response: Response) -> Response:
         if request.method == "OPTIONS":
             headers["Access-Control-Allow-Methods"] = "GET, POST"
             headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
-    if "body_read" not in g and (request.content_length or "HTTP_TRANSFER_ENCODING" in environ):
+    if "socketio_pg_body_read" not in g and (request.content_length or "HTTP_TRANSFER_ENCODING" in environ):
         return _Unread(response.get_data(), response.status, headers)
     return response
 
