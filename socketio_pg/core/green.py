@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeAlias
 
 with warnings.catch_warnings():
-    # eventlet warns that it is deprecated: see README, "Why eventlet is pinned".
+    # eventlet warns that it is deprecated: see README, "Why five libraries are pinned".
     warnings.simplefilter("ignore")
     import eventlet
     import eventlet.event
