@@ -9,6 +9,7 @@ from typing import Any
 import psycopg2
 import pytest
 
+from tests.support import small_buffers
 from tests.support.clients import SocketClient
 from tests.support.log import Log, numbers, since, wait_installed
 from tests.support.metrics import PATIENCE, TOKEN, Moved, scrape, scrape_text, wait_for
@@ -31,6 +32,14 @@ def server(log: Log) -> ServerProcess:
     """The server, once the clients of the previous test are gone."""
     wait_for(log.server, lambda now: now["clients"] == 0 and sum(connections(now)) == 0)
     return log.server
+
+
+@pytest.fixture(scope="module")
+def slow_log(postgres18: Cluster) -> Iterator[Log]:
+    """A server whose clients become slow consumers after a few kilobytes."""
+    made = Log(postgres18, "metered_slow", *small_buffers.OPTIONS, METRICS_TOKEN=TOKEN, SEND_BUFFER_BYTES="10000")
+    yield made
+    made.server.close()
 
 
 def connections(now: dict[str, float]) -> list[float]:
@@ -215,8 +224,9 @@ def test_replays_are_counted(log: Log, server: ServerProcess, channel: str) -> N
     assert scrape(server)["held_subscriptions"] == 0
 
 
-def test_slow_consumers_are_counted(log: Log, server: ServerProcess, channel: str) -> None:
+def test_slow_consumers_are_counted(slow_log: Log, channel: str) -> None:
     """Data for a slow client is buffered first; then the server disconnects it."""
+    server = slow_log.server
     with contextlib.closing(Swarm("127.0.0.1", server.port)) as swarm:
         [slow] = swarm.connect(1, receive_buffer=2048)
         slow.emit("subscribe", {"channel": channel}, 1)
@@ -224,7 +234,7 @@ def test_slow_consumers_are_counted(log: Log, server: ServerProcess, channel: st
         moved = Moved(server)
         payload, seen, deadline = "x" * 1_000, False, time.monotonic() + 2 * PATIENCE
         while moved.by('cut_off_total{reason="slow_consumer"}') == [0]:
-            log.sql("SELECT pg_notify(%s, %s || n) FROM generate_series(1, 5) AS n", channel, payload)
+            slow_log.sql("SELECT pg_notify(%s, %s || n) FROM generate_series(1, 5) AS n", channel, payload)
             now = scrape(server)
             seen = seen or (now["slow_connections"] == 1 and 0 < now["send_buffer_bytes"] < 20_000)
             assert time.monotonic() < deadline
@@ -239,7 +249,8 @@ def test_slow_consumers_are_counted(log: Log, server: ServerProcess, channel: st
         assert moved.by('cut_off_total{reason="slow_consumer"}') == [1]
 
 
-def test_dropped_bytes_of_lost_connections_are_counted(log: Log, server: ServerProcess, channel: str) -> None:
+def test_dropped_bytes_of_lost_connections_are_counted(slow_log: Log, channel: str) -> None:
+    server = slow_log.server
     with contextlib.closing(Swarm("127.0.0.1", server.port)) as swarm:
         [slow] = swarm.connect(1, receive_buffer=2048)
         slow.emit("subscribe", {"channel": channel}, 1)
@@ -247,7 +258,7 @@ def test_dropped_bytes_of_lost_connections_are_counted(log: Log, server: ServerP
         moved = Moved(server)
         # Sends less at a time than the send buffer holds, so that the server does not disconnect the client.
         while not scrape(server)["send_buffer_bytes"]:
-            log.sql("SELECT pg_notify(%s, %s || clock_timestamp())", channel, "x" * 5_000)
+            slow_log.sql("SELECT pg_notify(%s, %s || clock_timestamp())", channel, "x" * 5_000)
         swarm.leave(slow, reset=True)
         wait_for(server, lambda now: sum(connections(now)) == 0)
         assert moved.by('dropped_bytes_total{reason="connection_lost"}')[0] > 0

@@ -6,6 +6,7 @@ from typing import Any
 import psycopg2
 
 from tests.support.clients import SocketClient
+from tests.support.patience import until
 from tests.support.postgres import Cluster, in_thread
 from tests.support.server import ServerProcess
 
@@ -13,11 +14,11 @@ from tests.support.server import ServerProcess
 class Log:
     """A separate database with a server."""
 
-    def __init__(self, cluster: Cluster, name: str, **settings: str) -> None:
+    def __init__(self, cluster: Cluster, name: str, *options: str, **settings: str) -> None:
         cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         cluster.sql(f"CREATE DATABASE {name}")
         self.url = cluster.url(name)
-        self.server = ServerProcess(self.url, DRAIN_SECONDS="0.2", **settings)
+        self.server = ServerProcess(self.url, *options, DRAIN_SECONDS="0.2", **settings)
 
     def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         return in_thread(self._sql, statement, parameters)  # type: ignore[no-any-return]
@@ -38,19 +39,26 @@ class Log:
     def settle(self) -> None:
         """Wait until all published messages have positions, and the server knows them."""
         with SocketClient(self.server.url) as client:
-            known, head, waiting = -1, 0, 1
-            while waiting or known < head:
+
+            def settled() -> bool:
                 known = client.call("subscribe", {"channel": "anything"}).get("position", -1)
                 [(waiting, head)] = self.sql(
                     "SELECT (SELECT count(*) FROM socketio_pg.outbox), (SELECT max(position) FROM socketio_pg.log)"
                 )
+                return not waiting and known >= head
+
+            until(settled, "all messages have positions")
 
 
 def wait_installed(log: Log) -> None:
     """Wait until the server has detected the log."""
     with SocketClient(log.server.url) as client:
-        while "position" not in client.call("subscribe", {"channel": "anything"}):
+
+        def installed() -> bool:
             client.call("unsubscribe", {"channel": "anything"})
+            return "position" in client.call("subscribe", {"channel": "anything"})
+
+        until(installed, "the server has detected the log")
 
 
 def numbers(client: SocketClient, count: int) -> list[int]:
