@@ -20,7 +20,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_examples_send_the_documented_messages(postgres18: Cluster) -> None:
-    with orm_database(postgres18, "docs_sqlalchemy", "psycopg", sa.MetaData()) as database:
+    with orm_database(postgres18, "psycopg", "docs_sqlalchemy", sa.MetaData()) as database:
         names: dict[str, Any] = {"__name__": "docs_sqlalchemy", "engine": database.engine}
         own, announce, classes, usage = blocks("python")
         exec(compile(own, "own", "exec"), names)
