@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from socketio_pg.core.errors import AuthenticationUnavailableError, ForbiddenError, SocketIOPGError, UnauthorizedError
 from socketio_pg.subscriber.subscriber import Message, Subscriber
+from tests.support.clock import set_clock
 from tests.support.postgres import Cluster
 from tests.support.replay_clients import JavaScript, Python, Refused, Tokens
 from tests.support.server import ServerProcess
@@ -33,10 +34,18 @@ def token(seconds: float, name: str = "alice", **claims: Any) -> str:
 @pytest.fixture(scope="module")
 def server(postgres18: Cluster) -> Iterator[ServerProcess]:
     made = ServerProcess(
-        postgres18.url(), JWT_SECRET=SECRET, JWT_LEEWAY="0", AUTHORIZATION="claims", DRAIN_SECONDS="0.2"
-    )
+        postgres18.url(), app="tests.support.watched_app:app", JWT_SECRET=SECRET, JWT_LEEWAY="0",
+        AUTHORIZATION="claims", DRAIN_SECONDS="0.2",
+    )  # fmt: skip
     yield made
     made.close()
+
+
+@pytest.fixture
+def expire(server: ServerProcess) -> Iterator[Callable[[], None]]:
+    """Let the next minute pass for the server, which ends tokens of that time."""
+    yield lambda: set_clock(server, 60)
+    set_clock(server)
 
 
 @pytest.fixture(params=[JavaScript, Python])
@@ -80,11 +89,12 @@ def test_failed_renewal_is_retried(server: ServerProcess, kind: Kind, channel: s
 
 
 def test_client_reconnects_with_another_token_after_expiry(
-    server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
+    server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str, expire: Callable[[], None]
 ) -> None:
-    tokens: Tokens = {"connecting": [token(5), token(3600)], "renewing": [""]}
+    tokens: Tokens = {"connecting": [token(60), token(3600)], "renewing": [""]}
     with contextlib.closing(kind(server.url, tokens)) as client:
         client.subscribe("one", channel)
+        expire()
         assert client.next("gap", "one")[0]["reason"] == "client_disconnected"
         postgres18.notify(channel, "1")
         assert payload(client, "one") == 1
@@ -121,10 +131,10 @@ def test_client_retries_while_keys_are_unavailable(
 
 
 def test_forbidden_channel_is_requested_once_and_others_continue(
-    server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
+    server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str, expire: Callable[[], None]
 ) -> None:
     allowed = [f"{channel}*"]
-    tokens: Tokens = {"connecting": [token(6, subscribe=allowed), token(3600, subscribe=allowed)], "renewing": [""]}
+    tokens: Tokens = {"connecting": [token(60, subscribe=allowed), token(3600, subscribe=allowed)], "renewing": [""]}
     with contextlib.closing(kind(server.url, tokens)) as client:
         client.subscribe("one", channel)
         with pytest.raises(Refused, match="forbidden"):
@@ -132,6 +142,7 @@ def test_forbidden_channel_is_requested_once_and_others_continue(
         if isinstance(client, JavaScript):
             assert client.ended("other") == "forbidden"
         client.subscribe("two", f"{channel}-2")
+        expire()
         for name in ("one", "two"):
             assert client.next("gap", name)[0]["reason"] == "client_disconnected"
         postgres18.notify(channel, "1")
