@@ -105,7 +105,7 @@ def test_subscription_refused_without_a_database_is_retried(demo: Demo, psql: Ps
 
         page_side.on_message(from_page)
 
-    demo.page.route_web_socket("**/socket.io/**", refuse_once)
+    demo.route_web_socket(refuse_once)
     demo.start("?channels=foo")
     expect(demo.errors.locator(".error-code")).to_have_text("database_unavailable")
     demo.expect_subscribed("foo")
@@ -128,7 +128,7 @@ def test_gaps_and_error_events_are_shown(demo: Demo) -> None:
 
         server_side.on_message(from_server)
 
-    demo.page.route_web_socket("**/socket.io/**", add_events)
+    demo.route_web_socket(add_events)
     demo.start("?channels=foo")
     expect(demo.gaps("foo")).to_contain_text("Messages may have been missed")
     expect(demo.gaps("foo")).to_contain_text(re.compile(r"connection lost, since \d\d:04:05.678, until \d\d:04:06.000"))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, ViewportSize, WebSocketRoute, expect
 
 ROOT = Path(__file__).resolve().parents[2]
 STATIC = ROOT / "socketio_pg" / "static"
@@ -21,6 +21,8 @@ NETWORK_COMPLAINTS = ("WebSocket connection to", "Failed to load resource", "Fai
 
 #: ms. Starting Chromium or restarting a server can take longer than Playwright's 5 s on a busy machine.
 PATIENCE = 30_000
+
+VIEWPORT: ViewportSize = {"width": 1280, "height": 800}
 
 Psql = Callable[..., list[tuple[Any, ...]]]
 
@@ -37,13 +39,31 @@ class Demo:
         self.page = page
         self.url = url
         self.network_may_fail = False
+        self.reusable = True
         self.console: list[str] = []
         self.exceptions: list[str] = []
-        page.on("console", lambda message: self.console.append(message.text) if message.type != "info" else None)
-        page.on("pageerror", lambda error: self.exceptions.append(str(error)))
+        page.on("console", self._on_console)
+        page.on("pageerror", self._on_error)
         self.status = page.locator("#status")
         self.rows = page.locator("#messages > li")
         self.errors = page.locator("#errors > li")
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        if message.type != "info":
+            self.console.append(message.text)
+
+    def _on_error(self, error: Error) -> None:
+        self.exceptions.append(str(error))
+
+    def route_web_socket(self, handler: Callable[[WebSocketRoute], None]) -> None:
+        """Let ``handler`` stand between the page and the server. Playwright cannot undo it."""
+        self.reusable = False
+        self.page.route_web_socket("**/socket.io/**", handler)
+
+    def release(self) -> None:
+        """Stop recording what the page does."""
+        self.page.remove_listener("console", self._on_console)
+        self.page.remove_listener("pageerror", self._on_error)
 
     def open(self, query: str = "") -> None:
         self.page.goto(f"{self.url}/static/test.html{query}")
@@ -98,12 +118,40 @@ class Demo:
         return self.exceptions + console
 
 
+#: A page that a test has left. For a new one Chromium starts processes, which takes more than a second of CPU time.
+_left: dict[Browser, Page] = {}
+
+
 @contextlib.contextmanager
 def demo_page(chromium: Browser, url: str) -> Iterator[Demo]:
-    """Yield a new page that is not opened yet. At the end, assert that its console is empty."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
-    context.set_default_timeout(PATIENCE)
-    demo = Demo(context.new_page(), url)
-    yield demo
-    context.close()
+    """Yield an empty page. At the end, assert that nothing was written to its console."""
+    page = _left.pop(chromium, None) or _new_page(chromium)
+    demo = Demo(page, url)
+    try:
+        yield demo
+    except BaseException:
+        page.context.close()
+        raise
+    demo.release()
+    if demo.reusable:
+        _clean(page)
+        _left[chromium] = page
+    else:
+        page.context.close()
     assert demo.complaints() == []
+
+
+def _new_page(chromium: Browser) -> Page:
+    context = chromium.new_context(viewport=VIEWPORT, reduced_motion="reduce")
+    context.set_default_timeout(PATIENCE)
+    return context.new_page()
+
+
+def _clean(page: Page) -> None:
+    """Undo what a test may have changed."""
+    page.context.set_offline(False)
+    page.context.clear_permissions()
+    page.unroute_all(behavior="ignoreErrors")
+    page.goto("about:blank")
+    page.set_viewport_size(VIEWPORT)
+    page.emulate_media(color_scheme="light", reduced_motion="reduce")
