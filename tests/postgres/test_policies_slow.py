@@ -1,5 +1,6 @@
 """Row-level-security policies that are slow, wait for locks, or lose their connection."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,16 +16,27 @@ from tests.support.policies import PolicyDatabase, locked, outcomes, question
 # -- slow policies -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def slow_room(database: PolicyDatabase, room: str) -> Iterator[str]:
+@contextlib.contextmanager
+def policy_with(policies: Policies, database: PolicyDatabase, room: str, case: str) -> Iterator[None]:
+    """A policy for the body that runs ``case``, a part of an SQL CASE, and allows nothing else."""
     database.sql(
         f"""CREATE POLICY "{room}" ON socketio_pg.messages FOR SELECT TO authenticated USING (
-            CASE WHEN channel = '{room}' THEN pg_sleep(10) IS NOT NULL ELSE false END)"""
+            CASE WHEN {case} IS NOT NULL ELSE false END)"""
     )
-    yield room
-    database.sql(f'DROP POLICY "{room}" ON socketio_pg.messages')
+    try:
+        yield
+    finally:
+        policies.stop()  # an open transaction of a failed test would block the DROP for ever
+        database.sql(f'DROP POLICY "{room}" ON socketio_pg.messages')
 
 
+@pytest.fixture
+def slow_room(policies: Policies, database: PolicyDatabase, room: str) -> Iterator[str]:
+    with policy_with(policies, database, room, f"channel = '{room}' THEN pg_sleep(10)"):
+        yield room
+
+
+@pytest.mark.serial
 def test_slow_policy_times_out_and_barely_delays_others(policies: Policies, slow_room: str) -> None:
     policies._timeout = 0.5
     others = [question("subscribe", "kitchen", f"user{number}") for number in range(30)]
@@ -50,25 +62,16 @@ def test_many_short_decisions_are_not_taken_for_a_slow_one(
 ) -> None:
     """50 of them in a row take longer than the timeout of one."""
     policies._timeout = 1.0
-    database.sql(
-        f"""CREATE POLICY "{room}" ON socketio_pg.messages FOR SELECT TO authenticated USING (
-            CASE WHEN channel = '{room}' THEN pg_sleep(0.03) IS NOT NULL ELSE false END)"""
-    )
-    try:
+    with policy_with(policies, database, room, f"channel = '{room}' THEN pg_sleep(0.03)"):
         asked = [question("subscribe", room, str(number)) for number in range(100)]
         assert outcomes(policies, *asked) == [True] * 100
         assert question("subscribe", room) not in policies._slow
-    finally:
-        database.sql(f'DROP POLICY "{room}" ON socketio_pg.messages')
 
 
+@pytest.mark.serial
 def test_client_with_many_slow_channels_is_isolated(policies: Policies, database: PolicyDatabase, room: str) -> None:
     policies._timeout = 0.3
-    database.sql(
-        f"""CREATE POLICY "{room}" ON socketio_pg.messages FOR SELECT TO authenticated USING (
-            CASE WHEN starts_with(channel, '{room}') THEN pg_sleep(10) IS NOT NULL ELSE false END)"""
-    )
-    try:
+    with policy_with(policies, database, room, f"starts_with(channel, '{room}') THEN pg_sleep(10)"):
         for number in range(Slow.times):
             [error] = outcomes(policies, question("subscribe", f"{room}-{number}", "mallory"))
             assert isinstance(error, DatabaseTimeoutError)
@@ -81,8 +84,6 @@ def test_client_with_many_slow_channels_is_isolated(policies: Policies, database
             assert policies.ask(question("subscribe", "kitchen")) is True
             assert time.monotonic() - began < 0.25, number
         attack.wait()
-    finally:
-        database.sql(f'DROP POLICY "{room}" ON socketio_pg.messages')
 
 
 def test_flood_by_one_client_does_not_delay_others(policies: Policies, database: PolicyDatabase) -> None:
@@ -96,6 +97,7 @@ def test_flood_by_one_client_does_not_delay_others(policies: Policies, database:
         thread.wait()
 
 
+@pytest.mark.serial
 def test_many_slow_questions_do_not_block_others(policies: Policies, slow_room: str) -> None:
     policies._timeout = 0.3
     outcomes(policies, question("subscribe", slow_room))
@@ -111,6 +113,7 @@ def test_many_slow_questions_do_not_block_others(policies: Policies, slow_room: 
     assert [type(answer) for answer in answers] == [DatabaseTimeoutError] * 50
 
 
+@pytest.mark.serial
 def test_questions_time_out_while_all_connections_are_busy(policies: Policies, database: PolicyDatabase) -> None:
     """A migration locks the table that the policies read, which exhausts the pool."""
     policies._timeout = 0.3
