@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.cli import COMMAND, PATIENCE, Running, environment, run
 from tests.support.log import Log
+from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT, ServerProcess, free_port
 
@@ -192,7 +193,8 @@ def test_bench_stops_its_server_on_ctrl_c(log: Log) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.05)  # the start of another process can only be polled
         assert running.interrupt() == 130
-        assert not any(Path(f"/proc/{process}").exists() for process in processes)
+        # Init reaps the worker, which is no child of the command's.
+        until(lambda: not any(Path(f"/proc/{process}").exists() for process in processes), "its processes are gone")
 
 
 def descendants_of(pid: int) -> list[int]:

@@ -198,6 +198,7 @@ def test_return_values_of_handlers_are_valid_json(server: ServerProcess, channel
         assert call(swarm, raw, '422["message-with-ack","still here"]', 2) == "still here"
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("packet", ["[" * 1_000_000, "9" * 1_000_000, "[" + "9" * 999_000 + "]", "NaN," * 250_000,
                                     '"' + "\\ud800" * 160_000 + '"', "[]," * 330_000, "1e400," * 160_000],
                          ids=lambda packet: packet[:7].encode("unicode_escape").decode())  # fmt: skip

@@ -377,6 +377,7 @@ def test_auto_init_installs_the_schema(postgres18: Cluster) -> None:
         assert subscribe(client, "foo") == "forbidden"
 
 
+@pytest.mark.serial  # the slower the messages come, the more of them are checked one after the other
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
 def test_messages_waiting_for_a_permission_check_are_limited(database: PolicyDatabase, transport: str) -> None:
     """Large messages to a channel whose policies are slow: the server does not buffer all of them."""
