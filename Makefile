@@ -39,7 +39,7 @@ test: setup lint ## run everything that guards a change: quality tools and all t
 	$(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	$(PYTEST) -m serial
 
-nightly: setup lint ## run all cases and examples, then soak, fuzz, upstream and audit: two hours
+nightly: setup lint ## run all cases and examples, then soak, fuzz, upstream and audit: an hour and more
 	$(PYTEST) --nightly -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	$(PYTEST) --nightly -m serial
 	$(MAKE) soak fuzz upstream audit

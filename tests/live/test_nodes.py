@@ -88,7 +88,7 @@ def test_rolling_restart_loses_and_repeats_nothing(nodes: Nodes, channel: str) -
         # Every client was connected to a node that was restarted.
         for client in clients:
             assert client.next("gap", "one")[0]["tier"] == "notify"
-    assert all("Traceback" not in node.log for node in nodes.nodes)
+    assert not [node.log for node in nodes.nodes if "Traceback" in node.log]
 
 
 def test_dead_leader_is_replaced(nodes: Nodes, channel: str) -> None:
