@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.clients import SocketClient
-from tests.support.nodes import Nodes, under_load
+from tests.support.nodes import Nodes, assert_no_traceback, under_load
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.redis import Redis
@@ -174,7 +174,7 @@ def test_frozen_redis_is_reported_and_does_not_block_publishing(nodes: Nodes, re
             redis.signal(signal.SIGCONT)
         for node in nodes.nodes:
             node.wait_ready()
-    assert not [node.log for node in nodes.nodes if "Traceback" in node.log]
+    assert_no_traceback(nodes)
 
 
 def test_lost_database_connections_are_restored(nodes: Nodes, postgres18: Cluster, channel: str) -> None:

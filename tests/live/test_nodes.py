@@ -11,7 +11,7 @@ import requests
 
 from tests.support.clients import SocketClient
 from tests.support.node import NodeClient
-from tests.support.nodes import Nginx, Nodes, under_load
+from tests.support.nodes import Nginx, Nodes, assert_no_traceback, under_load
 from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.replay_clients import CLIENTS, Client
@@ -88,7 +88,7 @@ def test_rolling_restart_loses_and_repeats_nothing(nodes: Nodes, channel: str) -
         # Every client was connected to a node that was restarted.
         for client in clients:
             assert client.next("gap", "one")[0]["tier"] == "notify"
-    assert not [node.log for node in nodes.nodes if "Traceback" in node.log]
+    assert_no_traceback(nodes)
 
 
 def test_dead_leader_is_replaced(nodes: Nodes, channel: str) -> None:

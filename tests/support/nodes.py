@@ -165,6 +165,12 @@ class Nodes(Log):
             node.close()
 
 
+def assert_no_traceback(nodes: Nodes) -> None:
+    found = [line for node in nodes.nodes for line in node.log.splitlines() if "Traceback" in line]
+    # In the message, because pytest shortens what it shows of an expression.
+    assert not found, "\n".join(found)
+
+
 @contextlib.contextmanager
 def under_load(nodes: Nodes, channel: str, clients: Sequence[Client]) -> Iterator[None]:
     """Publish continuously in the body. At the end, assert that ``clients`` got everything, once and in order."""
