@@ -159,6 +159,7 @@ def test_dead_redis_is_reported_and_recovered_from(nodes: Nodes, redis: Redis, c
         assert late.call("subscribe", {"channel": f"{channel}-late"})["ok"] is True
 
 
+@pytest.mark.serial  # under load a library writes a traceback, whose cause is not known yet
 def test_frozen_redis_is_reported_and_does_not_block_publishing(nodes: Nodes, redis: Redis, channel: str) -> None:
     """Its connections stay open without traffic. Publishers are not blocked for long.
 

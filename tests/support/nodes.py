@@ -166,8 +166,13 @@ class Nodes(Log):
 
 
 def assert_no_traceback(nodes: Nodes) -> None:
-    found = [line for node in nodes.nodes for line in node.log.splitlines() if "Traceback" in line]
-    # In the message, because pytest shortens what it shows of an expression.
+    # With the lines around it: a library's traceback has many lines, the server's own one.
+    found = [
+        "\n".join(lines[max(0, number - 2) : number + 30])
+        for lines in (node.log.splitlines() for node in nodes.nodes)
+        for number, line in enumerate(lines)
+        if "Traceback" in line
+    ]
     assert not found, "\n".join(found)
 
 
