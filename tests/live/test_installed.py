@@ -80,6 +80,7 @@ def test_the_page_connects_in_a_browser(chromium: Browser, server: str) -> None:
         demo.expect_subscribed("foo")
         demo.publish("foo", "1")
         demo.messages("foo").first.wait_for()
+        assert demo.messages("foo").count() == 1
 
 
 def test_the_environment_has_what_production_needs_and_no_more(programs: Path) -> None:
