@@ -1,12 +1,14 @@
 """Verifies JSON Web Tokens and returns their :class:`Claims`. `permissions` decides what a client may do."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
 import jwt
+from jwt.utils import base64url_decode
 
 from socketio_pg.access.keys import PUBLIC_KEY_ALGORITHMS, KeySet, algorithms_of, load_public_key
 from socketio_pg.core.config import Settings
@@ -22,13 +24,53 @@ MAX_TOKEN_BYTES = 16_384
 _YEAR_10000 = 253_402_300_800
 
 
+class InvalidClaimError(ValueError):
+    """A claim has a value of the wrong type, or one that is out of range. The message begins with the claim's name."""
+
+
+def check_registered(claims: Mapping[str, Any]) -> None:
+    """Check the types of the registered claims (RFC 7519, section 4.1). Raises :class:`InvalidClaimError`.
+
+    JSON's null is a wrong type, and so is a boolean where a number is required.
+    """
+    for name in ("iss", "sub", "jti"):
+        if name in claims:
+            _check_text(name, claims[name])
+    audience = claims.get("aud", "")
+    for one in audience if isinstance(audience, list) else [audience]:
+        if not isinstance(one, str):
+            raise InvalidClaimError("aud is neither a string nor a list of strings")
+        _check_text("aud", one)
+    for name in ("exp", "nbf", "iat"):
+        if name in claims:
+            _check_date(name, claims[name])
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidClaimError(f"{name} is not a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which cannot be sent to clients or to the database
+        raise InvalidClaimError(f"{name} is not Unicode text") from None
+
+
+def _check_date(name: str, value: object) -> None:
+    """Check a NumericDate: a JSON number of seconds since 1970 (RFC 7519, section 2)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidClaimError(f"{name} is not a number")
+    # Python's parser reads NaN, Infinity and 1e400. A time after the year 9999 cannot be shown as ISO 8601.
+    if (isinstance(value, float) and not math.isfinite(value)) or value < 0 or (name == "exp" and value >= _YEAR_10000):
+        raise InvalidClaimError(f"{name} is out of range")
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Claims:
     """The identity of a client: the claims of its token, or of the application's own login.
 
     ``claims`` is a JSON object with the names of RFC 7519: ``sub`` (a string) is the client's name on the wire, ``exp``
-    (seconds since 1970) is its expiry; without it the identity never expires. Raises ValueError or TypeError for
-    anything else.
+    (a number, seconds since 1970) is its expiry; without it the identity never expires. A registered claim that is
+    None counts as missing. Raises ValueError (:class:`InvalidClaimError`) or TypeError for anything else.
     """
 
     claims: Mapping[str, Any]
@@ -38,15 +80,11 @@ class Claims:
     expires_at: float | None = field(init=False)
 
     def __post_init__(self) -> None:
+        check_registered({name: value for name, value in self.claims.items() if value is not None})
         text = json.dumps(dict(self.claims), allow_nan=False, ensure_ascii=True, separators=(",", ":"))
-        subject = self.claims.get("sub")
-        if isinstance(subject, str):
-            subject.encode()  # a lone surrogate cannot be sent to clients
         expires_at = self.claims.get("exp")
         if expires_at is not None:
             expires_at = float(int(expires_at))
-            if not 0 <= expires_at < _YEAR_10000:
-                raise ValueError("exp is out of range")
         object.__setattr__(self, "text", text)
         object.__setattr__(self, "expires_at", expires_at)
 
@@ -68,6 +106,31 @@ class Claims:
 ANONYMOUS: dict[str, str | None] = {"client": None, "expires_at": None}
 
 
+class _Decoder(jwt.PyJWT):
+    """PyJWT with a strict payload: no name appears twice, and each registered claim has its type."""
+
+    def _decode_payload(self, decoded: dict[str, Any]) -> dict[str, Any]:
+        # PyJWT documents this method for subclasses. Its own checks accept numbers that are strings or booleans.
+        claims = _strict_object(decoded["payload"])
+        check_registered(claims)
+        return claims
+
+
+def _strict_object(text: bytes) -> dict[str, Any]:
+    """Parse a JSON object. Raises ValueError, also when a name appears twice at any depth (RFC 7519, section 4)."""
+    value = json.loads(text, object_pairs_hook=_unique)
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a name appears twice")
+    return value
+
+
 class TokenVerifier:
     """Verifies tokens with the keys and algorithms of ``settings`` only.
 
@@ -77,6 +140,7 @@ class TokenVerifier:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._decoder = _Decoder()
         self._secret = settings.jwt_secret
         self._public_key = None if settings.jwt_public_key is None else load_public_key(settings.jwt_public_key)
         self._key_set = None if settings.jwks_url is None else KeySet(settings.jwks_url, settings.jwks_cache_seconds)
@@ -132,13 +196,16 @@ class TokenVerifier:
         if len(token) > MAX_TOKEN_BYTES:
             raise UnauthorizedError(f"token has {len(token)} bytes; at most {MAX_TOKEN_BYTES} are allowed")
         try:
-            header = jwt.get_unverified_header(token)
+            jwt.get_unverified_header(token)
+            header = _strict_object(base64url_decode(token.partition(".")[0]))
         except Exception:  # untrusted input: the libraries may raise any type
             raise UnauthorizedError("the token is not a valid JWT") from None
+        if not isinstance(header.get("typ", ""), str):
+            raise UnauthorizedError("the token is not a valid JWT")
         if "crit" in header:  # RFC 7515, section 4.1.11
             raise UnauthorizedError("the token has critical extensions, which are not supported")
         algorithm = header.get("alg")
-        if algorithm not in self.algorithms:
+        if not isinstance(algorithm, str) or algorithm not in self.algorithms:
             raise UnauthorizedError("the token's algorithm is not accepted")
         return self._claims(token, algorithm, self._key(algorithm, header.get("kid")))
 
@@ -152,7 +219,7 @@ class TokenVerifier:
     def _claims(self, token: str, algorithm: str, key: Any) -> Claims:
         settings = self._settings
         try:
-            claims = jwt.decode(
+            claims = self._decoder.decode(
                 token,
                 key,
                 algorithms=[algorithm],
@@ -161,9 +228,23 @@ class TokenVerifier:
                 leeway=settings.jwt_leeway,
                 options={"require": ["exp"], "verify_aud": bool(settings.jwt_audience)},
             )
+            self._check_own(claims)
             return Claims(claims)
+        except InvalidClaimError as error:
+            raise UnauthorizedError(f"the token's {error}") from None
         except Exception as error:  # as above: not only jwt.PyJWTError
             raise UnauthorizedError(_REFUSALS.get(type(error), "the token is not valid")) from None
+
+    def _check_own(self, claims: Mapping[str, Any]) -> None:
+        """Check the claims that AUTHORIZATION uses. Raises :class:`InvalidClaimError`."""
+        settings = self._settings
+        role = settings.jwt_role_claim
+        if settings.authorization == "rls" and role in claims:
+            _check_text(role, claims[role])
+        for name in ("subscribe", "publish") if settings.authorization == "claims" else ():
+            patterns = claims.get(name, [])
+            if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+                raise InvalidClaimError(f"{name} is not a list of strings")
 
 
 #: The messages about refused tokens, by the library's error. None contains anything of the token.
@@ -174,7 +255,6 @@ _REFUSALS: dict[type[Exception], str] = {
     jwt.InvalidIssuerError: "the token comes from another issuer",
     jwt.InvalidSignatureError: "the token's signature is wrong",
     jwt.MissingRequiredClaimError: "the token lacks exp, or iss or aud where they are configured",
-    jwt.exceptions.InvalidSubjectError: "the token's sub is not a string",
 }
 
 
