@@ -14,7 +14,8 @@ SocketIOPGError               internal
 ├── IdleTimeoutError          idle_timeout
 └── DatabaseError             internal
     └── DatabaseUnavailableError  database_unavailable
-        └── DatabaseTimeoutError  database_unavailable
+        ├── DatabaseTimeoutError  database_unavailable
+        └── ClusterKeyError       database_unavailable
 """
 
 from typing import ClassVar
@@ -124,6 +125,10 @@ class DatabaseUnavailableError(DatabaseError):
 
 class DatabaseTimeoutError(DatabaseUnavailableError):
     """PostgreSQL did not answer in time; the statement may have been executed or not."""
+
+
+class ClusterKeyError(DatabaseUnavailableError):
+    """This process has no cluster key yet, so it cannot send anything to other nodes."""
 
 
 def wire_codes() -> set[str]:
