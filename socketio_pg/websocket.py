@@ -17,11 +17,12 @@ from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import DatabaseError
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
-from socketio_pg.gateway.gauges import Gauges, Probe
+from socketio_pg.gateway.gauges import Gauges
 from socketio_pg.gateway.handlers import Handlers
 from socketio_pg.gateway.idle import Idle
 from socketio_pg.gateway.lifecycle import ClientLifecycle
 from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.relay import Relay
 from socketio_pg.postgres.schema import install
 from socketio_pg.protocol.extension import SocketIO
@@ -84,6 +85,7 @@ class SocketServer:
             lambda: (log.position, len(hub)),
             cluster.create_forwarder(database),
         )
+        self.backlog = Backlog(database, count=settings.metrics_token is not None)
         # The relay may have looked for the schema before it was installed.
         self.pubsub.watch_log(self.relay.look)
 
@@ -121,7 +123,7 @@ class SocketServer:
         server = self.socketio.server
         Handlers(server, self.pubsub, hub, log, delivery, self.access, self.limits).register(test=test)
 
-        self.gauges = Gauges(server, self.pubsub, hub, log, self.relay, Probe(database), self.health)
+        self.gauges = Gauges(server, self.pubsub, hub, log, self.relay, self.backlog, self.health)
         app.register_blueprint(
             create_blueprint(
                 self.readiness,
@@ -148,6 +150,7 @@ class SocketServer:
         self.idle.start()
         if self.settings.metrics_token is not None:
             self.gauges.start()
+        self.backlog.start()
         green.spawn(self._start_log)
 
     def _start_log(self) -> None:
@@ -182,6 +185,7 @@ class SocketServer:
         self.access.stop()
         self.idle.stop()
         self.gauges.stop()
+        self.backlog.stop()
         manager = self.socketio.server.manager
         if isinstance(manager, ClusterManager):
             manager.stop()
@@ -254,7 +258,9 @@ class SocketServer:
             "listener": listening,
             # The listener finds the log. NOTIFY works without it.
             "log": "the log is being installed" if missing and listening is None else None,
-            "relay": self.relay.problem if installed and not self._admission.draining else None,
+            "relay": (self.relay.problem or self.backlog.problem)
+            if installed and not self._admission.draining
+            else None,
             "permissions": self.access.problem,
         }
 

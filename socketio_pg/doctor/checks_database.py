@@ -162,7 +162,7 @@ def sessions(connection: Any) -> Iterator[Finding]:
 
 
 def judge_sessions(used: int, limit: int) -> Iterator[Finding]:
-    """Judge how many of ``limit`` sessions are ``used``. A server needs up to eight."""
+    """Judge how many of ``limit`` sessions are ``used``. A server needs up to nine."""
     if limit - used < 10:
         yield warning(
             "sessions", f"{used} of {limit} sessions are in use",

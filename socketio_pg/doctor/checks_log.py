@@ -1,10 +1,12 @@
 """The doctor's checks of the schema ``socketio_pg``, its privileges, and the servers that use it."""
 
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from socketio_pg.access.policies import Policies
+from socketio_pg.core import green
 from socketio_pg.core.config import Settings
 from socketio_pg.doctor.findings import Finding, error, ok, warning
 from socketio_pg.doctor.status import read_nodes, read_relay, read_schema_version
@@ -14,6 +16,9 @@ from socketio_pg.version import __version__
 
 #: Seconds after which a message in the outbox counts as late.
 MAX_WAITING = 10.0
+#: Seconds for which the same message must be the oldest in the outbox to count as stuck, and seconds between two looks.
+STUCK_AFTER = 5.0
+LOOK = 0.25
 
 _MISSING = """
 SELECT kind, object, privilege FROM unnest(%s::text[], %s::text[], %s::text[]) AS needed (kind, object, privilege)
@@ -24,6 +29,7 @@ WHERE NOT CASE kind
     ELSE has_table_privilege(object, privilege) END
 """
 
+_OLDEST_ID = "SELECT id FROM socketio_pg.outbox ORDER BY id LIMIT 1"
 
 # USAGE is checked first: without it the name of the table cannot be resolved.
 _READABLE = """
@@ -119,18 +125,46 @@ def relay(connection: Any) -> Iterator[Finding]:
     if read_schema_version(connection) is None:
         return
     found = read_relay(connection)
+    stuck = found["pid"] is not None and _is_stuck(connection)
+    if stuck or found["outbox"]["rows"]:
+        found = read_relay(connection)  # messages may have been moved meanwhile
     outbox = found["outbox"]
-    yield from judge_relay(found["pid"], found["node"], outbox["rows"], outbox["oldest_seconds"])
+    yield from judge_relay(found["pid"], found["node"], outbox["rows"], outbox["oldest_seconds"], stuck=stuck)
 
 
-def judge_relay(pid: int | None, node: str | None, rows: int, oldest: float | None) -> Iterator[Finding]:
-    """Judge the relay: ``rows`` messages wait in the outbox, the oldest for ``oldest`` seconds."""
+def _is_stuck(connection: Any) -> bool:
+    """Return whether the oldest message of the outbox stays the same for some seconds. Waits while it does.
+
+    Its age alone is no sign: a transaction may commit long after it has published.
+    """
+    deadline = time.monotonic() + STUCK_AFTER
+    first = fetch(connection, _OLDEST_ID)
+    while first and fetch(connection, _OLDEST_ID) == first:
+        if time.monotonic() > deadline:
+            return True
+        green.sleep(LOOK)
+    return False
+
+
+def judge_relay(
+    pid: int | None, node: str | None, rows: int, oldest: float | None, *, stuck: bool = False
+) -> Iterator[Finding]:
+    """Judge the relay: ``rows`` messages wait in the outbox, the oldest for ``oldest`` seconds.
+
+    ``stuck``: the same message has been the oldest for some seconds, so no message is moved, whoever leads.
+    """
     late = oldest is not None and oldest > MAX_WAITING
     waiting = f"{rows} waiting in the outbox, the oldest for {oldest or 0:.0f} s"
     if pid is None and rows:
         yield error("relay", f"no server relays the log: {waiting}", "start a server on this database")
     elif pid is None:
         yield warning("relay", "no server is running on this database", "start a server")
+    elif stuck:
+        yield error(
+            "relay", f"the relay ({node or pid}) is stuck: {waiting}",
+            "check that server's log, then restart it; a lock on the log's tables also blocks it: "
+            f"SELECT pid, query FROM pg_stat_activity WHERE pid = ANY (pg_blocking_pids({pid}))",
+        )  # fmt: skip
     elif late:
         yield error(
             "relay", f"the relay ({node or pid}) lags: {waiting}",

@@ -1,130 +1,19 @@
 """Prometheus gauges: values that are measured when the metrics are read. Counters are in `core/metrics`."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from socketio_pg.core import green, metrics
-from socketio_pg.core.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.core.metrics import TRANSPORTS
+from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.log import Log
 from socketio_pg.log.relay import Relay
-from socketio_pg.postgres.database import Database, translated_errors
 from socketio_pg.protocol.server import Server
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.pubsub import PubSub
-
-logger = logging.getLogger("socketio_pg.probe")
-
-# The count of the outbox stops here: it informs people, and must stay cheap when the database is slow.
-_MAX_COUNTED = 100_000
-_OUTBOX = f"""
-SELECT (SELECT count(*) FROM (SELECT FROM socketio_pg.outbox LIMIT {_MAX_COUNTED}) AS found),
-    coalesce((SELECT greatest(0, extract(epoch FROM clock_timestamp() - published_at))
-        FROM socketio_pg.outbox ORDER BY id LIMIT 1), 0)::float
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """State of PostgreSQL: usage of its notification queue (0 to 1), the number of messages in the outbox (counted up
-    to 100,000) and the age of the oldest in seconds. The latter two are None without a log.
-    """
-
-    queue_usage: float
-    outbox_messages: int | None
-    outbox_age: float | None
-
-
-class Probe:
-    """Queries PostgreSQL on demand, at most once in :attr:`interval` seconds, on a connection that it keeps."""
-
-    #: Seconds between two queries, also after a failure.
-    interval = 5.0
-    #: Seconds that :meth:`read` waits for an answer, if the previous query was answered.
-    patience = 0.25
-    #: Seconds that the query may take.
-    timeout = 2.0
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._connection: Any = None
-        self._next = 0.0
-        self._running: green.Event | None = None
-        self._worker = green.Worker()
-        self._reading: Reading | None = None
-        self._answered = True
-
-    def read(self) -> Reading | None:
-        """Return the last reading, at most :attr:`interval` old unless PostgreSQL is slow; None without an answer."""
-        if self._running is None and time.monotonic() >= self._next:
-            self._running = green.Event()
-            self._worker.start(self._run, self._running)
-        running = self._running
-        if running is not None and self._answered:
-            try:
-                running.wait(self.patience)
-            except green.TimedOut:
-                self._answered = False  # the next read() does not wait
-        return self._reading
-
-    def stop(self) -> None:
-        """Abort the query and close the connection."""
-        self._worker.stop()
-        self._running = None
-        self._hang_up()
-
-    def _run(self, done: green.Event) -> None:
-        try:
-            reused = self._connection is not None
-            try:
-                self._reading = self._ask()
-            except DatabaseUnavailableError as error:
-                self._hang_up()
-                # An idle connection may have died long ago.
-                if not reused or isinstance(error, DatabaseTimeoutError):
-                    raise
-                self._reading = self._ask()
-            self._answered = True
-        except DatabaseError as error:
-            logger.debug("PostgreSQL could not be queried for the metrics: %s", error)
-            self._reading, self._answered = None, False
-            self._hang_up()
-        finally:
-            self._next = time.monotonic() + self.interval
-            self._running = None
-            done.send()
-
-    def _ask(self) -> Reading:
-        if self._connection is None:
-            self._connection = self._database.connect()
-            self._execute(f"SET statement_timeout = {int(self.timeout * 1000)}; SELECT 1")
-        [(usage,)] = self._execute("SELECT pg_notification_queue_usage()::float")
-        try:
-            [(messages, age)] = self._execute(_OUTBOX)
-        except LogNotInstalledError:
-            return Reading(usage, None, None)
-        except DatabaseError as error:
-            if error.sqlstate != "42501":
-                raise
-            return Reading(usage, None, None)  # the role may not read the outbox
-        return Reading(usage, messages, age)
-
-    def _execute(self, sql: str) -> list[tuple[Any, ...]]:
-        with translated_errors(self.timeout), self._connection.cursor() as cursor:
-            cursor.execute(sql)
-            return list(cursor.fetchall())
-
-    def _hang_up(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
 
 #: Name without ``socketio_pg_`` → help text, and label or None.
 GAUGES: Mapping[str, tuple[str, str | None]] = {
@@ -145,6 +34,10 @@ GAUGES: Mapping[str, tuple[str, str | None]] = {
     "log_behind_messages": ("Messages of the log that this node knows of and has not delivered yet.", None),
     "outbox_messages": ("Published messages that the relay has not moved yet, counted up to 100,000.", None),
     "outbox_oldest_age_seconds": ("Age of the oldest message in the outbox in seconds; 0 when it is empty.", None),
+    "outbox_stuck_seconds": (
+        "Seconds for which this node has seen the same oldest message in the outbox; above 5 the relay is stuck.",
+        None,
+    ),
     "notify_queue_usage_ratio": ("Usage of PostgreSQL's notification queue; at 1 NOTIFY fails.", None),
 }
 
@@ -164,7 +57,7 @@ class Gauges:
         hub: Hub,
         log: Log,
         relay: Relay,
-        probe: Probe,
+        backlog: Backlog,
         health: Callable[[], Mapping[str, str | None]],
     ) -> None:
         self._server = server
@@ -172,14 +65,14 @@ class Gauges:
         self._hub = hub
         self._log = log
         self._relay = relay
-        self._probe = probe
+        self._backlog = backlog
         self._health = health
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._worker = green.Worker()
 
     def render(self) -> tuple[bytes, str]:
-        """Return all metrics as text, and its content type. Waits briefly for PostgreSQL."""
+        """Return all metrics as text, and its content type."""
         return metrics.render(self._registry)
 
     def start(self) -> None:
@@ -187,9 +80,8 @@ class Gauges:
         self._worker.start(_watch_hub)
 
     def stop(self) -> None:
-        """Stop measuring, and close the connection to PostgreSQL."""
+        """Stop measuring."""
         self._worker.stop()
-        self._probe.stop()
 
     def collect(self) -> Iterator[Metric]:
         """Yield all gauges, for the registry."""
@@ -202,12 +94,13 @@ class Gauges:
             yield _gauge("log_position", self._log.delivered)
             yield _gauge("log_behind_messages", self._log.behind)
         # Leaves unknown values out: 0 would look healthy.
-        reading = self._probe.read()
+        reading = self._backlog.reading
         if reading is not None:
             yield _gauge("notify_queue_usage_ratio", reading.queue_usage)
             if reading.outbox_messages is not None and reading.outbox_age is not None:
                 yield _gauge("outbox_messages", reading.outbox_messages)
                 yield _gauge("outbox_oldest_age_seconds", reading.outbox_age)
+                yield _gauge("outbox_stuck_seconds", self._backlog.stuck_seconds)
 
     def _connection_gauges(self) -> Iterator[Metric]:
         of_transport = dict.fromkeys(TRANSPORTS, 0)

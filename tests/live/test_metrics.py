@@ -171,7 +171,7 @@ def test_relay_is_measured(log: Log, server: ServerProcess, channel: str) -> Non
 
 def test_outbox_backlog_is_measured(log: Log, server: ServerProcess, channel: str) -> None:
     """The relay is blocked for a while, so that a backlog builds up."""
-    wait_for(server, lambda now: now["outbox_messages"] == 0 and now["outbox_oldest_age_seconds"] == 0)
+    wait_for(server, lambda now: now.get("outbox_messages") == now.get("outbox_oldest_age_seconds", -1) == 0)
     with contextlib.closing(psycopg2.connect(log.url)) as blocking, blocking.cursor() as cursor:
         cursor.execute("SELECT FROM socketio_pg.head FOR UPDATE")
         log.publish(channel, 1, 3)
@@ -315,14 +315,14 @@ def test_number_of_samples_does_not_depend_on_channels(log: Log, server: ServerP
 
 
 def test_scrapes_rarely_query_postgresql(log: Log, server: ServerProcess) -> None:
-    """Counts the queries of many scrapes by the start time of the connection's last query."""
+    """A node queries every 2 s, whatever the number of scrapes. Counts queries by the start time of the last one."""
 
     def last_queries() -> set[Any]:
         scrape(server)
         return set(
             log.sql(
                 "SELECT pid, query_start FROM pg_stat_activity WHERE datname = 'metered'"
-                " AND query LIKE '%outbox LIMIT%' AND pid <> pg_backend_pid()"
+                " AND query LIKE '%outbox_id_seq%' AND pid <> pg_backend_pid()"
             )
         )
 
@@ -330,7 +330,7 @@ def test_scrapes_rarely_query_postgresql(log: Log, server: ServerProcess) -> Non
     began, starts = time.monotonic(), set()
     for _ in range(50):
         starts |= last_queries()
-    assert 1 <= len(starts) <= 2 + (time.monotonic() - began) / 4
+    assert 1 <= len(starts) <= 2 + (time.monotonic() - began) / 1.5
 
 
 def test_readyz_reports_each_part(log: Log, server: ServerProcess) -> None:

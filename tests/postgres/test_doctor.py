@@ -54,7 +54,7 @@ def test_waiting_messages_without_a_relay_are_an_error(base: Base) -> None:
     assert level(doctor(base.url, 1), "relay") == "error"
 
 
-def test_lagging_relay_is_an_error(base: Base) -> None:
+def test_stuck_relay_is_an_error(base: Base) -> None:
     relaying = base.cluster.connect(base.name)
     try:
         with relaying.cursor() as cursor:
@@ -66,7 +66,7 @@ def test_lagging_relay_is_an_error(base: Base) -> None:
         base.sql("UPDATE socketio_pg.outbox SET published_at = now() - interval '1 minute'")
         found = doctor(base.url, 1)
         assert level(found, "relay") == "error"
-        assert "lags: 1 waiting in the outbox, the oldest for 6" in found["relay"]["found"]
+        assert "is stuck: 1 waiting in the outbox, the oldest for 6" in found["relay"]["found"]
     finally:
         relaying.close()
 

@@ -245,6 +245,10 @@ def test_relay_lag(pid: int | None, rows: int, oldest: float | None, level: str)
     assert levels(checks_log.judge_relay(pid, None, rows, oldest)) == {"relay": level}
 
 
+def test_stuck_relay_is_an_error_however_old_its_messages_are() -> None:
+    assert levels(checks_log.judge_relay(1, None, 1, 0.1, stuck=True)) == {"relay": "error"}
+
+
 def test_node_versions() -> None:
     assert levels(checks_log.judge_nodes({})) == {}
     assert levels(checks_log.judge_nodes({"a": __version__, "b": __version__})) == {"nodes": "ok"}

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from socketio_pg.core import metrics
-from socketio_pg.gateway.gauges import GAUGES, Gauges, Probe, Reading
+from socketio_pg.gateway.gauges import GAUGES, Gauges
+from socketio_pg.log.backlog import Backlog, Reading
 from socketio_pg.websocket import SocketServer
 from tests.support.metrics import described, series
 from tests.support.missing import missing
@@ -48,7 +49,7 @@ def alerts(root: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Probe, "read", lambda self: Reading(0.5, 3, 1.5))
+    monkeypatch.setattr(Backlog, "reading", Reading(0.5, 3, 1.5))
 
 
 # -- docs --------------------------------------------------------------------------------------------------------------
