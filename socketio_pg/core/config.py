@@ -94,6 +94,12 @@ class Settings:
         None, parsers.origins, "other origins whose pages may connect, comma-separated, or '*' for all",
         shown="same origin only",
     )  # fmt: skip
+    allowed_hosts: tuple[str, ...] | None = setting(
+        None, parsers.hosts,
+        "host names at which the server answers, comma-separated; '.example.com' is that name and its subdomains, "
+        "'*.example.com' the subdomains only, '*' any name",
+        shown="any; with DEBUG: IP addresses, localhost, *.localhost, this machine's name",
+    )  # fmt: skip
     auth: str | None = setting(
         None, parsers.choice("off", "optional", "required"),
         "'required': clients need a valid token; 'optional': without one they are anonymous; 'off': tokens are ignored",

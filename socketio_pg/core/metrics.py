@@ -37,7 +37,7 @@ opened_connections = _counter(
 #: Further reasons are the codes of CONNECT_ERROR.
 refused_connections = _counter(
     "refused_connections", "Connections refused by admission control.", "reason",
-    ("draining", "too_many_connections", "address_connections", "address_attempts"),
+    ("draining", "host", "too_many_connections", "address_connections", "address_attempts"),
 )  # fmt: skip
 #: Codes: docs/protocol.md, "Error codes".
 errors = _counter("errors", "Client requests answered with an error, by error code.", "code", sorted(wire_codes()))

@@ -86,6 +86,21 @@ def origins(value: object) -> tuple[str, ...]:
     return origins
 
 
+def hosts(value: object) -> tuple[str, ...]:
+    """Return host names without ports, in lower case; IPv6 addresses without brackets."""
+    items = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    hosts = tuple(str(item).strip().lower().removesuffix(".") for item in items if str(item).strip())
+    hosts = tuple(host[1:-1] if re.fullmatch(r"\[[0-9a-f:.]+\]", host) else host for host in hosts)
+    for host in hosts:
+        # Colons occur in IPv6 addresses only.
+        is_name = re.fullmatch(r"(\*\.|\.)?[\w-]+(\.[\w-]+)*", host)
+        if host != "*" and not is_name and not re.fullmatch(r"[0-9a-f]*:[0-9a-f:.]*:[0-9a-f.]*", host):
+            raise ValueError("names like example.com, .example.com or *.example.com separated by commas, without ports")
+    if not hosts:
+        raise ValueError("'*', or at least one name like example.com")
+    return hosts
+
+
 def choice(*allowed: str) -> Callable[[object], str]:
     def parse(value: object) -> str:
         # YAML reads off as a boolean, and local.cfg may have False.

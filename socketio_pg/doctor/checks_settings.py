@@ -70,6 +70,11 @@ def safety(settings: Settings) -> Iterator[Finding]:
                 "set AUTHORIZATION=claims or AUTHORIZATION=rls, unless this is intended",
             )  # fmt: skip
         yield from _keys(settings)
+    if mode != "required" and not settings.debug and "*" in (settings.allowed_hosts or "*"):
+        yield warning(
+            "HOSTS", "the server answers at any host name: a page can reach it under its own name (DNS rebinding)",
+            "set ALLOWED_HOSTS to the names in the addresses of your pages and clients",
+        )  # fmt: skip
     if "*" in (settings.cors_allowed_origins or ()):
         yield warning(
             "ORIGINS", "CORS_ALLOWED_ORIGINS=*: pages of any site may connect, with their visitors' cookies",

@@ -1,7 +1,8 @@
-"""The sources of a request: the client's address behind proxies, and the origin of the page that sent it. Pure."""
+"""The client's address behind proxies, the origin of the page that sent a request, and the requested host. Pure."""
 
 import ipaddress
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -70,6 +71,71 @@ def is_allowed(
         )
     except ValueError:  # an invalid port, or an invalid host in brackets
         return False
+
+
+#: A Host header: a name, an IPv4 address, or an IPv6 address in brackets, with or without a port.
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s,:/@\[\]]+))(?::[0-9]*)?", re.IGNORECASE)
+
+
+class AllowedHosts:
+    """The hosts that a server answers to.
+
+    Without this check, a page of ``evil.example`` whose owner points that name at the server (DNS rebinding) has the
+    same origin as the server in the eyes of the browser.
+
+    ``names``: ``example.com``; ``.example.com``, for that name and its subdomains; ``*.example.com``, for subdomains
+    only; ``*`` for any host. ``addresses``: any IP address is allowed, since no other name leads to it. ``own_names()``
+    returns further names; it is called once, when a request names a host that is not allowed otherwise.
+    """
+
+    def __init__(
+        self,
+        names: Collection[str],
+        *,
+        addresses: bool = False,
+        own_names: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        self._any = "*" in names
+        self._exact = {name for name in names if name[0] not in ".*"} | {name[1:] for name in names if name[0] == "."}
+        self._endings = tuple(name.lstrip("*") for name in names if name[0] in ".*" and name != "*")
+        self._addresses = addresses
+        self._own_names: Callable[[], Collection[str]] | None = own_names
+
+    def allow(self, environ: Mapping[str, Any], trusted_proxies: int) -> bool:
+        """Return whether the request was sent to an allowed host.
+
+        Behind ``trusted_proxies``, X-Forwarded-Host must be allowed as well: a page can set that header itself.
+        """
+        if self._any:
+            return True
+        hosts = [str(environ.get("HTTP_HOST") or "")]
+        if trusted_proxies and "HTTP_X_FORWARDED_HOST" in environ:
+            hosts += [host.strip() for host in str(environ["HTTP_X_FORWARDED_HOST"]).split(",")]
+        return all(map(self._allows, hosts))
+
+    def _allows(self, header: str) -> bool:
+        # WSGI servers join several Host headers with commas, which no host contains.
+        found = _HOST.fullmatch(header)
+        if found is None:
+            return False
+        host = (found[1] or found[2]).lower().removesuffix(".")
+        if self._is_named(host) or (self._addresses and _is_address(host)):
+            return True
+        if self._own_names is not None:
+            self._exact.update(name.lower() for name in self._own_names())
+            self._own_names = None
+        return host in self._exact
+
+    def _is_named(self, host: str) -> bool:
+        return host in self._exact or (host.endswith(self._endings) and not host.startswith("."))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _first(header: object) -> str:

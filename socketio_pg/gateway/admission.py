@@ -1,17 +1,27 @@
-"""Admission control: refuses requests while draining, over the limits of an address, or from a foreign origin."""
+"""Admission control: refuses requests while draining, over an address's limits, of a foreign origin, to another host."""
 
-from collections.abc import Callable, Iterable
+import logging
+import socket
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from socketio_pg.core import metrics
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import RateLimitedError
+from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.engine.http import Query
-from socketio_pg.engine.origins import client_address, is_allowed
+from socketio_pg.engine.origins import AllowedHosts, client_address, is_allowed
 from socketio_pg.gateway.limits import AddressLimits
 from socketio_pg.protocol.extension import PATH
 
+logger = logging.getLogger("socketio_pg.admission")
+_limited_log = RateLimitedLog(logger)
+
 StartResponse = Callable[..., Any]
+
+#: Paths that answer at any host. Load balancers and probes ask for the first two by IP address, and these show nothing
+#: secret; the third needs METRICS_TOKEN.
+_ANY_HOST = ("/healthz", "/readyz", "/metrics")
 
 
 class Admission:
@@ -23,6 +33,7 @@ class Admission:
         self._limited = bool(settings.max_connections_per_address)
         #: The address of each open connection, by Engine.IO's sid.
         self._addresses: dict[str, str] = {}
+        self._hosts = _allowed_hosts(settings)
         self._draining = False
 
     @property
@@ -38,6 +49,17 @@ class Admission:
         """Answer a request that is refused; return None for one that is admitted."""
         if self._draining:
             return _refuse(start_response, "503 SERVICE UNAVAILABLE", "draining", "shutting down")
+        if not self._hosts.allow(environ, self._settings.trusted_proxies) and environ["PATH_INFO"] not in _ANY_HOST:
+            _limited_log(
+                logging.WARNING, "refused a request to the host %r, which is not in ALLOWED_HOSTS",
+                str(environ.get("HTTP_HOST"))[:200],
+            )  # fmt: skip
+            return _refuse(
+                start_response,
+                "400 BAD REQUEST",
+                "host",
+                "this server does not answer at this host name: ALLOWED_HOSTS",
+            )
         # A request with a sid belongs to an open connection.
         if environ["PATH_INFO"].startswith(PATH) and Query(environ.get("QUERY_STRING", "")).sid is None:
             refusal = self._limits.refusal(self.address(environ))
@@ -70,6 +92,19 @@ class Admission:
     def address(self, environ: dict[str, Any]) -> str:
         """Return the address for which limits count."""
         return client_address(environ, self._settings.trusted_proxies)
+
+
+def _allowed_hosts(settings: Settings) -> AllowedHosts:
+    if settings.allowed_hosts is not None:
+        return AllowedHosts(settings.allowed_hosts)
+    if not settings.debug:
+        return AllowedHosts("*")
+    return AllowedHosts((".localhost",), addresses=True, own_names=_own_names)
+
+
+def _own_names() -> Collection[str]:
+    """Return the names of this machine. May wait for the resolver."""
+    return socket.gethostname(), socket.getfqdn()
 
 
 def _refuse(start_response: StartResponse, status: str, reason: str, text: str) -> Iterable[bytes]:

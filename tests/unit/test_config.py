@@ -105,6 +105,8 @@ VALUES: list[tuple[str, object, object]] = [
         ("https://a.example", "http://b.example:8080"),
     ),
     ("cors_allowed_origins", ["https://a.example", "https://b.example"], ("https://a.example", "https://b.example")),
+    ("allowed_hosts", "App.Example., .b.example,*.c.example", ("app.example", ".b.example", "*.c.example")),
+    ("allowed_hosts", ["[2001:DB8::1]", "::1", "192.0.2.1", "*"], ("2001:db8::1", "::1", "192.0.2.1", "*")),
 ]
 
 
@@ -140,6 +142,9 @@ WRONG_VALUES: dict[tuple[str, str], list[object]] = {
     ("EMBEDDED_DATA_DIR", "a non-empty string"): [" "],
     ("CORS_ALLOWED_ORIGINS", "origins like https://example.com"):
         ["example.com", "ftp://a.example", "https://a.example/page", "https://", 5, "null"],
+    ("ALLOWED_HOSTS", "names like example.com"):
+        ["a.example:80", "https://a.example", "a.*.example", "*a.example", "..a", "a b", "a/", "[a.example]"],
+    ("ALLOWED_HOSTS", "at least one name like example.com"): [[]],
     ("DATABASE_URL", "postgresql://"): [*NO_ADDRESSES, "postgresql://[::1/db"],
     ("LISTEN_DATABASE_URL", "postgresql://"): [*NO_ADDRESSES],
     ("DATABASE_URL", "a non-empty string"): [5, "   "],

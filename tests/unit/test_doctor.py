@@ -64,7 +64,9 @@ def test_invalid_settings_are_an_error(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, {"AUTH": "warning"}),
+        ({}, {"AUTH": "warning", "HOSTS": "warning"}),
+        ({"allowed_hosts": ("example.com",)}, {"AUTH": "warning"}),
+        ({"allowed_hosts": ("*",)}, {"AUTH": "warning", "HOSTS": "warning"}),
         ({"debug": True}, {"DEBUG": "warning"}),
         ({"jwt_secret": SECRET}, {"AUTH": "ok", "AUTHORIZATION": "warning"}),
         ({"jwt_secret": SECRET, "authorization": "claims"}, {"AUTH": "ok"}),
@@ -74,12 +76,18 @@ def test_invalid_settings_are_an_error(settings: dict[str, Any]) -> None:
             {"AUTH": "ok", "JWKS_URL": "error", "JWT_AUDIENCE": "warning"},
         ),
         ({"jwks_url": "http://localhost/keys", "authorization": "claims", "jwt_audience": ("us",)}, {"AUTH": "ok"}),
-        ({"cors_allowed_origins": ("*",)}, {"AUTH": "warning", "ORIGINS": "warning"}),
-        ({"cors_allowed_origins": ("http://example.com",)}, {"AUTH": "warning", "ORIGINS": "warning"}),
-        ({"cors_allowed_origins": ("https://example.com", "http://localhost:3000")}, {"AUTH": "warning"}),
-        ({"secret_key": "changeme"}, {"AUTH": "warning", "SECRET_KEY": "warning"}),
-        ({"metrics_token": "a" * 40}, {"AUTH": "warning", "METRICS_TOKEN": "warning"}),
-        ({"secret_key": SECRET, "metrics_token": SECRET}, {"AUTH": "warning"}),
+        ({"cors_allowed_origins": ("*",)}, {"AUTH": "warning", "HOSTS": "warning", "ORIGINS": "warning"}),
+        (
+            {"cors_allowed_origins": ("http://example.com",)},
+            {"AUTH": "warning", "HOSTS": "warning", "ORIGINS": "warning"},
+        ),
+        (
+            {"cors_allowed_origins": ("https://example.com", "http://localhost:3000")},
+            {"AUTH": "warning", "HOSTS": "warning"},
+        ),
+        ({"secret_key": "changeme"}, {"AUTH": "warning", "HOSTS": "warning", "SECRET_KEY": "warning"}),
+        ({"metrics_token": "a" * 40}, {"AUTH": "warning", "HOSTS": "warning", "METRICS_TOKEN": "warning"}),
+        ({"secret_key": SECRET, "metrics_token": SECRET}, {"AUTH": "warning", "HOSTS": "warning"}),
     ],
     ids=str,
 )

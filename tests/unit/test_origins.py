@@ -1,10 +1,10 @@
-"""Client addresses behind proxies, and allowed origins."""
+"""Client addresses behind proxies, allowed origins, and allowed hosts."""
 
 from typing import Any
 
 import pytest
 
-from socketio_pg.engine.origins import client_address, is_allowed
+from socketio_pg.engine.origins import AllowedHosts, client_address, is_allowed
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,64 @@ def test_own_origin_is_allowed(origin: str | None, more: dict[str, str], proxies
     assert is_allowed(origin, environ, ("https://other.example",), proxies) is wanted
     assert is_allowed("https://other.example", environ, ("https://other.example",), proxies)
     assert is_allowed(origin, environ, ("*",), proxies)
+
+
+NAMES = ("app.example", ".dot.example", "*.star.example", "192.0.2.1", "2001:db8::1")
+
+
+@pytest.mark.parametrize(
+    ("host", "wanted"),
+    [
+        ("app.example", True), ("APP.Example", True), ("app.example:8080", True), ("app.example.", True),
+        ("app.example.:80", True), ("x.app.example", False), ("xapp.example", False), ("app.example.evil.example", False),
+        ("dot.example", True), ("a.b.dot.example", True), ("xdot.example", False), (".dot.example", False),
+        ("star.example", False), ("a.star.example", True), ("xstar.example", False), (".star.example", False),
+        ("192.0.2.1", True), ("192.0.2.1:3030", True), ("192.0.2.2", False),
+        ("[2001:db8::1]", True), ("[2001:DB8::1]:3030", True), ("2001:db8::1", False), ("[2001:db8::2]", False),
+        (None, False), ("", False), (":80", False), ("app.example,evil.example", False), ("app.example, app.example", False),
+        ("evil.example@app.example", False), ("app.example@evil.example", False), ("app.example/evil", False),
+        ("app.example:x", False), ("app.example:80:80", False), ("[app.example]", False), (" app.example", False),
+        ("app.example\n", False), ("*", False), (".", False), ("[", False), ("[::1", False), ("localhost", False),
+    ],
+)  # fmt: skip
+def test_allowed_hosts(host: str | None, wanted: bool) -> None:
+    environ = {} if host is None else {"HTTP_HOST": host}
+    assert AllowedHosts(NAMES).allow(environ, 0) is wanted
+    assert AllowedHosts(("*",)).allow(environ, 0)
+
+
+@pytest.mark.parametrize(
+    ("host", "wanted"),
+    [
+        ("127.0.0.1:3030", True), ("192.168.1.7", True), ("[::1]:3030", True), ("[fe80::1]", True), ("localhost:3030", True),
+        ("a.b.localhost", True), ("my-laptop", True), ("my-laptop.lan:3030", True), ("evil.example", False),
+        ("my-laptop.evil.example", False), ("127.0.0.1.evil.example", False), ("localhost.evil.example", False),
+        ("127.1", False), ("0x7f000001", False), ("2130706433", False),
+    ],
+)  # fmt: skip
+def test_hosts_of_a_development_server(host: str, wanted: bool) -> None:
+    asked = []
+
+    def own_names() -> tuple[str, str]:
+        asked.append(host)
+        return "My-Laptop", "my-laptop.lan"
+
+    hosts = AllowedHosts((".localhost",), addresses=True, own_names=own_names)
+    for _ in range(3):
+        assert hosts.allow({"HTTP_HOST": host}, 0) is wanted
+    assert len(asked) <= 1
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "proxies", "wanted"),
+    [
+        (None, 1, True), ("app.example", 1, True), ("evil.example", 0, True), ("evil.example", 1, False),
+        ("app.example, evil.example", 1, False), ("evil.example, app.example", 2, False), ("", 1, False),
+        ("app.example, app.example:443", 2, True),
+    ],
+)  # fmt: skip
+def test_forwarded_hosts_must_be_allowed_too(forwarded: str | None, proxies: int, wanted: bool) -> None:
+    environ = {"HTTP_HOST": "app.example"} | ({} if forwarded is None else {"HTTP_X_FORWARDED_HOST": forwarded})
+    assert AllowedHosts(NAMES).allow(environ, proxies) is wanted
+    # A page may set X-Forwarded-Host, so it does not replace Host.
+    assert not AllowedHosts(NAMES).allow(environ | {"HTTP_HOST": "evil.example"}, proxies)
