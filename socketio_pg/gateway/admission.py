@@ -1,4 +1,4 @@
-"""Admission control: refuses requests while draining, over an address's limits, of a foreign origin, to another host."""
+"""Admission control: refuses requests while draining, over an address's limits, or with a wrong origin or host."""
 
 import logging
 import socket
@@ -58,7 +58,7 @@ class Admission:
                 start_response,
                 "400 BAD REQUEST",
                 "host",
-                "this server does not answer at this host name: ALLOWED_HOSTS",
+                "this host name is not in ALLOWED_HOSTS",
             )
         # A request with a sid belongs to an open connection.
         if environ["PATH_INFO"].startswith(PATH) and Query(environ.get("QUERY_STRING", "")).sid is None:

@@ -1,4 +1,4 @@
-"""Hostile clients before they are identified: host names, memory, CONNECT packets, floods of handshakes, slow requests."""
+"""Hostile clients before they are identified: host names, memory, CONNECT packets, floods, slow requests."""
 
 import contextlib
 from collections.abc import Iterator

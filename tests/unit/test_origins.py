@@ -85,12 +85,14 @@ NAMES = ("app.example", ".dot.example", "*.star.example", "192.0.2.1", "2001:db8
     ("host", "wanted"),
     [
         ("app.example", True), ("APP.Example", True), ("app.example:8080", True), ("app.example.", True),
-        ("app.example.:80", True), ("x.app.example", False), ("xapp.example", False), ("app.example.evil.example", False),
+        ("app.example.:80", True), ("x.app.example", False), ("xapp.example", False),
+        ("app.example.evil.example", False),
         ("dot.example", True), ("a.b.dot.example", True), ("xdot.example", False), (".dot.example", False),
         ("star.example", False), ("a.star.example", True), ("xstar.example", False), (".star.example", False),
         ("192.0.2.1", True), ("192.0.2.1:3030", True), ("192.0.2.2", False),
         ("[2001:db8::1]", True), ("[2001:DB8::1]:3030", True), ("2001:db8::1", False), ("[2001:db8::2]", False),
-        (None, False), ("", False), (":80", False), ("app.example,evil.example", False), ("app.example, app.example", False),
+        (None, False), ("", False), (":80", False), ("app.example,evil.example", False),
+        ("app.example, app.example", False),
         ("evil.example@app.example", False), ("app.example@evil.example", False), ("app.example/evil", False),
         ("app.example:x", False), ("app.example:80:80", False), ("[app.example]", False), (" app.example", False),
         ("app.example\n", False), ("*", False), (".", False), ("[", False), ("[::1", False), ("localhost", False),
@@ -105,7 +107,8 @@ def test_allowed_hosts(host: str | None, wanted: bool) -> None:
 @pytest.mark.parametrize(
     ("host", "wanted"),
     [
-        ("127.0.0.1:3030", True), ("192.168.1.7", True), ("[::1]:3030", True), ("[fe80::1]", True), ("localhost:3030", True),
+        ("127.0.0.1:3030", True), ("192.168.1.7", True), ("[::1]:3030", True), ("[fe80::1]", True),
+        ("localhost:3030", True),
         ("a.b.localhost", True), ("my-laptop", True), ("my-laptop.lan:3030", True), ("evil.example", False),
         ("my-laptop.evil.example", False), ("127.0.0.1.evil.example", False), ("localhost.evil.example", False),
         ("127.1", False), ("0x7f000001", False), ("2130706433", False),
