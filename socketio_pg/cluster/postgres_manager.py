@@ -23,6 +23,7 @@ from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import QUEUE_CHANNEL, RESERVED_PREFIX, quote_identifier
 from socketio_pg.core.config import LIBPQ_DEFAULTS, database_url
 from socketio_pg.core.errors import ConfigurationError, DatabaseError, DatabaseUnavailableError
+from socketio_pg.postgres.session import session_sql
 
 logger = logging.getLogger("socketio_pg.postgres_manager")
 
@@ -74,7 +75,9 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
         assert self._engine is not None
         assert self._engine.dialect.loaded_dbapi is not None
         defaults = {name: value for name, value in LIBPQ_DEFAULTS.items() if name not in self._dsn}
-        return self._engine.dialect.loaded_dbapi.connect(self._dsn, **defaults)
+        connection: Any = self._engine.dialect.loaded_dbapi.connect(self._dsn, **defaults)
+        _set_session(connection)
+        return connection
 
     def _pool(self) -> Engine:
         assert self._engine is not None
@@ -116,6 +119,7 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
         pooled.detach()
         try:
             connection.autocommit = True
+            _set_session(connection)  # an engine of the caller has not done it
             cursor = connection.cursor()
             cursor.execute(f"LISTEN {quote_identifier(self.channel)}")
             self._prove(connection, cursor)
@@ -178,6 +182,13 @@ class PostgresManager(QueueManager, _OnConnections):
         json: Any = None,
     ) -> None:
         super().__init__(database, channel, write_only, logger, json)
+
+
+def _set_session(connection: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(session_sql())
+    if not connection.autocommit:
+        connection.commit()
 
 
 def _readable(connection: Any, seconds: float) -> bool:

@@ -160,7 +160,7 @@ class Backlog:
 
     def _look(self) -> None:
         if self._connection is None:
-            self._connection = self._database.connect()
+            self._connection = self._database.connect(settings={"jit": "off"})
         [(usage,)] = self._execute(self.timeout, "SELECT pg_notification_queue_usage()::float")
         try:
             messages, age = self._look_at_outbox()

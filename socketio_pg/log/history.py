@@ -259,9 +259,9 @@ class History:
         return []
 
     def _connect(self) -> None:
-        self._connection = self._database.connect()
         # Also limited in PostgreSQL, which would otherwise go on with a query that timed out here.
-        self._execute(f"SET jit = off; SET statement_timeout = {int(self.timeout * 1000)}; SELECT 1")
+        limit = str(int(self.timeout * 1000))
+        self._connection = self._database.connect(settings={"jit": "off", "statement_timeout": limit})
         if self._lost:
             metrics.reconnects.labels(self._name).inc()
             self._lost = False

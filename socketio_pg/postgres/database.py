@@ -6,7 +6,7 @@ Translates driver errors into :class:`DatabaseUnavailableError`, :class:`Databas
 import contextlib
 import ipaddress
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import psycopg2
@@ -24,6 +24,7 @@ from socketio_pg.core.errors import (
     PayloadTooLargeError,
     SocketIOPGError,
 )
+from socketio_pg.postgres.session import session_sql
 
 
 class Database:
@@ -42,11 +43,20 @@ class Database:
         # Process-wide in psycopg2; all connections of a program with green threads need it.
         psycopg2.extensions.set_wait_callback(_wait)
 
-    def connect(self, *, listen: bool = False) -> Any:
-        """Return a new psycopg2 connection in autocommit mode. Raises :class:`DatabaseUnavailableError`."""
+    def connect(self, *, listen: bool = False, settings: Mapping[str, str] | None = None) -> Any:
+        """Return a new psycopg2 connection in autocommit mode, with the settings that all sessions need (`session`).
+
+        ``settings`` are further ones. Raises :class:`DatabaseUnavailableError`.
+        """
         with translated_errors(self.connect_timeout):
             connection = _connect(self._listen_parameters if listen else self._parameters)
             connection.autocommit = True
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute(session_sql(settings))
+            except BaseException:
+                connection.close()
+                raise
             return connection
 
     @property

@@ -1,0 +1,58 @@
+"""The settings that each session of this package needs, whatever ALTER ROLE or postgresql.conf say. Only text, no I/O.
+
+Changes only values that differ, so that sessions of an ordinary role stay as they are: a pooler in transaction mode
+passes them on to other programs. Leaves ``search_path`` (statements set it themselves), ``standard_conforming_strings``
+(psycopg2 reads it when it connects, and quotes accordingly), and settings that need a superuser.
+"""
+
+from collections.abc import Mapping
+
+#: Name → the value that ``pg_settings`` shows. Names that a version of PostgreSQL does not know are left out.
+NEEDED: Mapping[str, str] = {
+    # The log is written to, and its readers rely on seeing what was committed before each statement.
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+    # Each part limits its statements itself, and detects lost connections by its own heartbeat.
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "transaction_timeout": "0",
+    "idle_session_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    # An error ends a statement, not the session.
+    "exit_on_error": "off",
+    # Off, every query of a table with policies fails.
+    "row_security": "on",
+    # The views of the schema.
+    "restrict_nonsystem_relation_kind": "",
+    # Text of numbers, arrays and conditions.
+    "extra_float_digits": "1",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    # Messages of levels that nobody reads here.
+    "client_min_messages": "notice",
+    # Without indexes and nested loops every read of the log scans all of it.
+    "enable_indexscan": "on",
+    "enable_bitmapscan": "on",
+    "enable_nestloop": "on",
+    "enable_sort": "on",
+    "plan_cache_mode": "auto",
+}
+
+
+def session_sql(settings: Mapping[str, str] | None = None) -> str:
+    """Return statements for the start of a session, in one round trip: :data:`NEEDED`, with ``settings`` over it.
+
+    Names are qualified, since the role's search_path may name schemas of others.
+    """
+    rows = ", ".join(f"('{name}', '{value}')" for name, value in {**NEEDED, **(settings or {})}.items())
+    return (
+        # First: the statement below takes longer than the smallest limits.
+        "SET LOCAL statement_timeout = 0; SET LOCAL search_path = pg_catalog, pg_temp; "
+        "SELECT pg_catalog.set_config(name, value, false) "
+        f"FROM (VALUES {rows}) AS needed (name, value) JOIN pg_catalog.pg_settings USING (name) "
+        "WHERE (setting, reset_val) IS DISTINCT FROM (value, value) "
+        # A message that was acknowledged survives a crash.
+        "UNION ALL SELECT pg_catalog.set_config('synchronous_commit', 'on', false) "
+        "WHERE pg_catalog.current_setting('synchronous_commit') = 'off'"
+    )
