@@ -23,8 +23,6 @@ NODE_ROLE = "bench_node"
 
 CHANNEL = "orders"
 PAYLOAD_BYTES = 100
-RELAY_LOCK = (1399803975, 1)
-"""LOCK_CLASS and RELAY_LOCK of socketio_pg.postgres.schema; not imported, because that would import eventlet."""
 
 
 class Cluster(EmbeddedPostgres):
@@ -150,9 +148,8 @@ def relay_backend(connection: Any) -> int:
     while time.monotonic() < deadline:
         pid = one(
             connection,
-            "SELECT max(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = %s AND objid = %s"
-            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-            *RELAY_LOCK,
+            "SELECT max(pid) FROM socketio_pg.head JOIN pg_stat_activity"
+            " ON pid = leader_pid AND backend_start = leader_started",
         )
         if pid is not None:
             return int(pid)

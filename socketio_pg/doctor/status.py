@@ -7,8 +7,9 @@ from typing import Any
 
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.log.history import HEAD
+from socketio_pg.log.lease import LEADER, Lease
 from socketio_pg.postgres.database import fetch, fetch_named
-from socketio_pg.postgres.schema import LOCK_CLASS, RELAY_LOCK, VERSION
+from socketio_pg.postgres.schema import VERSION
 
 #: The maximum number of rows to count, and of channels to list.
 MAX_COUNTED = 100_000
@@ -23,13 +24,6 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
     current_setting('max_connections')::int AS most_sessions,
     (SELECT count(*) FROM pg_stat_activity
         WHERE datname = current_database() AND application_name = 'socketio_pg' AND pid <> pg_backend_pid()) AS ours
-"""
-
-_RELAY = f"""
-SELECT (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = {LOCK_CLASS}
-        AND objid = {RELAY_LOCK} AND objsubid = 2
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS pid,
-    (SELECT name FROM socketio_pg.nodes WHERE relay ORDER BY seen_at DESC LIMIT 1) AS node
 """
 
 _OUTBOX = f"""
@@ -64,8 +58,19 @@ def read_schema_version(connection: Any) -> int | None:
 
 
 def read_relay(connection: Any) -> dict[str, Any]:
-    """Return the relay's session ``pid`` and its ``node``, both None without a relay, and the ``outbox``."""
-    return fetch_named(connection, _RELAY)[0] | {"outbox": fetch_named(connection, _OUTBOX)[0]}
+    """Return the leader's session ``pid`` and its ``node``, both None if no node leads, and the ``outbox``.
+
+    ``renewed_seconds_ago`` is the age of its lease, and ``stuck`` is true if that has expired.
+    """
+    leader = fetch_named(connection, LEADER)[0]
+    leads = leader["connected"]
+    return {
+        "pid": leader["pid"] if leads else None,
+        "node": leader["name"] if leads else None,
+        "renewed_seconds_ago": leader["age"] if leads else None,
+        "stuck": leads and leader["age"] > Lease.duration,
+        "outbox": fetch_named(connection, _OUTBOX)[0],
+    }
 
 
 def read_log(connection: Any) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Arithmetic of log positions: decodes the relay's notifications, orders delivery, decides on trimming. Pure, no I/O.
+"""Arithmetic of log positions: the relay's notifications, the order of delivery, trimming. Pure, no I/O.
 
 Positions have no holes: if 7 is not followed by 8, then 8 must be read from the log.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from socketio_pg.core.messages import EncodedMessage, from_log
@@ -26,6 +26,34 @@ class Batch:
     first: int
     last: int
     messages: Sequence[EncodedMessage] | None
+
+
+def encode_batches(epoch: str, first: int, lines: Sequence[str], max_bytes: int) -> Iterator[str]:
+    """Yield the notifications of up to ``max_bytes`` bytes of UTF-8 for the messages from position ``first`` on.
+
+    :func:`decode_batch` describes the lines. An empty line is a message that must be read from the log. Consecutive ones
+    share a notification, and so do all lines that fit into it.
+    """
+    header = len(epoch) + 2 * 20  # positions have up to 19 digits
+    part: list[str] = []
+    size = header
+    start = first
+    for position, line in enumerate(lines, first):
+        needed = (len(line) if line.isascii() else len(line.encode())) + 1
+        if header + needed > max_bytes:
+            line = ""
+        if part and (bool(line) is not bool(part[-1]) or (line and size + needed > max_bytes)):
+            yield _encode(epoch, start, part)
+            part, size, start = [], header, position
+        part.append(line)
+        size += needed
+    if part:
+        yield _encode(epoch, start, part)
+
+
+def _encode(epoch: str, first: int, lines: Sequence[str]) -> str:
+    header = f"{epoch} {first} {first + len(lines) - 1}"
+    return "\n".join((header, *lines)) if lines[0] else header
 
 
 def decode_batch(text: str) -> Batch | None:

@@ -2,10 +2,10 @@
 
 One node at a time is the leader:
 
-    stand by (try the relay's lock) → lead: move batches while there are any → idle until the doorbell rings → trim
+    stand by (see `lease`) → lead: move batches while there are any → idle until the doorbell rings → trim
 
-Everything happens on one connection, which also holds the locks: if the connection is lost, leadership and the
-transaction in progress end together.
+Everything happens on one connection: if it is lost, leadership and the transaction in progress end together. A task that
+fails while the connection works, such as moving on a full disk, does not stop the others.
 """
 
 import logging
@@ -14,23 +14,31 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from socketio_pg.core import green, metrics
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import BELL_CHANNEL, LOG_CHANNEL
-from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
+from socketio_pg.core.errors import (
+    DatabaseError,
+    DatabaseUnavailableError,
+    LogNotInstalledError,
+    SocketIOPGError,
+)
 from socketio_pg.log.history import HEAD
+from socketio_pg.log.lease import Lease
 from socketio_pg.log.low_water import LowWater
+from socketio_pg.log.moves import PREPARE, Moved, move
 from socketio_pg.log.positions import Head, trim_upto
-from socketio_pg.postgres.database import Database, translated_errors
-from socketio_pg.postgres.schema import BUSY_LOCK, LOCK_CLASS, RELAY_LOCK
+from socketio_pg.postgres.database import Database, fetch, is_usable, translated_errors
 from socketio_pg.version import __version__
 
 logger = logging.getLogger("socketio_pg.relay")
 
+T = TypeVar("T")
+
 # Overrides settings of the role or database that would disturb the relay. With the timeouts and keepalives PostgreSQL
-# notices within about 10 s that the leader's machine is gone or stopped, and frees the lock.
+# notices within about 10 s that the leader's machine is gone or stopped, and ends its session and transaction.
 _SESSION = """
 SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('idle_session_timeout', '10s', false) FROM pg_settings WHERE name = 'idle_session_timeout';
@@ -38,62 +46,6 @@ SET lock_timeout = '5s'; SET statement_timeout = '30s'; SET idle_in_transaction_
 SET tcp_keepalives_idle = 3; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
 SET tcp_user_timeout = '10s'; SET jit = off; SET enable_seqscan = off; SET enable_bitmapscan = off;
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
-"""
-
-# The id after which to scan the outbox: see `low_water`.
-_BOUND = """
-SELECT least({floor}, min(low)) FROM unnest({xids}, {lows}) AS open (xid, low)
-WHERE pg_visible_in_snapshot(xid, pg_current_snapshot())
-"""
-
-#: Moves up to $1 messages and about 2 MB, from the ids of `LowWater` ($2 to $4), and notifies the nodes. Returns the
-#: number of messages, whether there are more, and the arguments of `LowWater.scanned`. Small messages are part of the
-#: notification: lines that begin within 4,000 bytes, each of up to 3,900 bytes, stay below NOTIFY's limit of 8,000.
-MOVE = f"""
-PREPARE socketio_pg_move (integer, bigint, xid8[], bigint[]) AS
-WITH oldest AS (
-    SELECT id, size FROM socketio_pg.outbox
-    WHERE id > ({_BOUND.format(floor="$2", xids="$3", lows="$4")}) ORDER BY id LIMIT $1
-), picked AS (
-    SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS size_before FROM oldest) AS sized
-    WHERE size_before < 2000000
-), moved AS (
-    -- Not a join: if planned while the outbox was empty, a join would read the whole outbox for each row.
-    DELETE FROM socketio_pg.outbox WHERE id = ANY (ARRAY(SELECT id FROM picked))
-    RETURNING id, channel, payload, size, published_at
-), head AS ({HEAD}), logged AS (
-    INSERT INTO socketio_pg.log (position, channel, payload, size, published_at)
-    SELECT (SELECT head.position FROM head) + row_number() OVER (ORDER BY id), channel, payload, size, published_at
-    FROM moved
-    RETURNING position, channel, payload, size, published_at
-), lines AS (
-    SELECT position, CASE WHEN size <= 3800 THEN concat_ws(E'\\t', channel,
-        to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), payload::text) END AS line
-    FROM logged
-), placed AS (
-    SELECT *, (sum(coalesce(octet_length(line) + 1, 8000)) OVER before) / 4000 AS part FROM lines
-    WINDOW before AS (ORDER BY position ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
-), parts AS (
-    SELECT min(position) AS first, max(position) AS last,
-        CASE WHEN bool_and(line IS NOT NULL) THEN E'\\n' || string_agg(line, E'\\n' ORDER BY position)
-            ELSE '' END AS body
-    FROM placed GROUP BY coalesce(part, 0) ORDER BY first
-)
-SELECT (SELECT count(*) FROM moved) AS moved,
-    (SELECT count(*) FROM oldest) = $1 OR (SELECT count(*) FROM oldest) > (SELECT count(*) FROM moved) AS more,
-    pg_current_snapshot()::text AS snapshot, pg_current_xact_id_if_assigned()::text::bigint AS own,
-    (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM socketio_pg.outbox_id_seq) AS issued,
-    count(pg_notify('{LOG_CHANNEL}', concat_ws(' ', epoch, first, last) || body)) AS notifications
-FROM parts CROSS JOIN head
-"""
-
-# One round trip with two statements, so that the second sees what the last holder of the row's lock has committed. With
-# nothing to move it takes no lock, and PostgreSQL writes nothing to disk.
-_LOW = {"floor": "%(floor)s::bigint", "xids": "%(xids)s::text[]::xid8[]", "lows": "%(lows)s::bigint[]"}
-MOVE_BATCH = f"""
-SELECT FROM socketio_pg.head
-WHERE EXISTS (SELECT FROM socketio_pg.outbox WHERE id > ({_BOUND.format(**_LOW)})) FOR UPDATE;
-EXECUTE socketio_pg_move(%(limit)s, {_LOW["floor"]}, {_LOW["xids"]}, {_LOW["lows"]})
 """
 
 # A restored copy or a promoted replica may lack the newest messages; its system identifier, timeline or table differs.
@@ -132,12 +84,15 @@ class Relay:
     """The relay of this node. It leads or stands by.
 
     ``retention`` is in seconds; ``max_messages`` is None for no limit. ``describe()`` returns (position, clients) of
-    this node for the view ``socketio_pg.nodes``. ``on_leading(leading)`` is called when this node starts or stops
-    leading.
+    this node for the view ``socketio_pg.nodes``. ``seal(channel, text)`` returns a notification as other nodes open it,
+    or raises :class:`SocketIOPGError` while it cannot: then this node does not lead. ``on_leading(leading)`` is called
+    when this node starts or stops leading.
     """
 
     #: Seconds between attempts to become the leader.
     election_interval = 0.5
+    #: Seconds between renewals of the leader's lease.
+    renew_interval = 2.5
     #: Maximum messages in a batch.
     batch_size = 1000
     #: Seconds to wait after a batch that was not full: the next one moves more messages at the same cost.
@@ -145,6 +100,15 @@ class Relay:
     #: Seconds between scans of the outbox while the doorbell does not ring; doubles up to the second value. Finds the
     #: rows of publishers that did not ring because the relay was busy, but committed when it was idle.
     idle = (0.005, 1.0)
+    #: Seconds without messages after which the relay is no longer busy; seconds of messages after which it is; and
+    #: seconds between the writes that tell publishers so. While it is busy they need not ring the doorbell.
+    quiet = 0.01
+    busy_after = 0.05
+    busy_interval = 0.5
+    #: The doorbell may ring this often in a row without a message; from then on, the relay looks at the outbox only so
+    #: many seconds after the last time. Any role may ring the doorbell.
+    max_false_bells = 5
+    bell_pause = 0.005
     #: Seconds between scans of the outbox from its beginning: see `low_water`.
     full_scan_interval = 10.0
     #: Seconds between trims, and maximum messages that one statement removes.
@@ -154,8 +118,10 @@ class Relay:
     beat_interval = 10.0
     #: Seconds after which a statement without a response counts as a lost connection.
     timeout = 8.0
-    #: Seconds before the first attempt to reconnect; doubles up to the second value.
+    #: Seconds before the first attempt to reconnect, or to move again; doubles up to the second value.
     backoff = (0.1, 5.0)
+    #: Seconds of failed moves after which another node may lead: its role may have privileges that this one's lacks.
+    give_up_after = 15.0
 
     def __init__(
         self,
@@ -163,25 +129,30 @@ class Relay:
         retention: float,
         max_messages: int | None,
         describe: Callable[[], tuple[int, int]],
+        seal: Callable[[str, str], str],
         on_leading: Callable[[bool], None] | None = None,
     ) -> None:
         self._database = database
         self._retention = retention
         self._max_messages = max_messages
         self._describe = describe
+        self._seal = seal
         self._id = str(uuid.uuid4())
         self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._lease = Lease(self._id, self._name, self.timeout)
         self._worker = green.Worker()
         self._installed = green.Event()
-        self._next_beat = self._next_trim = self._next_full_scan = 0.0
+        self._next_renewal = self._next_beat = self._next_trim = self._next_full_scan = 0.0
         self._low = LowWater()
         #: True while this node leads.
         self.leading = False
         self._on_leading = on_leading or (lambda leading: None)
-        #: Why it neither leads nor stands by, for the operator; None if it does either.
+        #: Why it neither moves messages nor stands by, for the operator; None if it does either.
         self.problem: str | None = "the relay is starting"
         #: True if a move has succeeded since the last failure; and if the next connection is a reconnection.
         self._worked = self._lost = False
+        #: The tasks that have failed the last time.
+        self._failing: set[str] = set()
 
     def start(self) -> None:
         """Start the green thread; call it after a fork."""
@@ -204,15 +175,16 @@ class Relay:
             connection = None
             self._installed = green.Event()
             try:
-                # Not through a pooler: session locks and LISTEN need a session.
+                # Not through a pooler: leadership and LISTEN need a session.
                 connection = self._database.connect(listen=True)
                 self._execute(connection, _SESSION)
-                self._execute(connection, MOVE)
+                self._execute(connection, PREPARE)
                 if self._lost:
                     metrics.reconnects.labels("relay").inc()
-                self._lost, self.problem = True, None
-                self._stand_by(connection)
-                self._lead(connection)
+                self._lost = True
+                while True:
+                    self._lead(connection, self._stand_by(connection))
+                    self._stop_leading()
             except LogNotInstalledError as error:
                 self._lost, self.problem = False, str(error)
                 self._stop_leading()
@@ -248,69 +220,161 @@ class Relay:
         except green.TimedOut:
             return
 
-    def _stand_by(self, connection: Any) -> None:
-        while not self._execute(connection, "SELECT pg_try_advisory_lock(%s, %s)", LOCK_CLASS, RELAY_LOCK)[0][0]:
-            self._beat(connection)
+    # -- standing by ---------------------------------------------------------------------------------------------------
+
+    def _stand_by(self, connection: Any) -> int:
+        """Wait until this node becomes the leader. Return the term."""
+        while True:
+            try:
+                # A leader that cannot notify the other nodes could move nothing.
+                self._seal(LOG_CHANNEL, "")
+                term = self._try_to_lead(connection)
+                if term is not None:
+                    return term
+                self._set_problem(None)
+            except DatabaseError as error:
+                if error.sqlstate != "55P03":  # lock_not_available
+                    raise
+                self._set_problem(f"the last leader's session has not ended its transaction: {error}")
+            except LogNotInstalledError:
+                raise
+            except SocketIOPGError as error:
+                self._set_problem(error.message)
+            self._attempt(connection, "the heartbeat", self._beat)
             green.sleep(self.election_interval)
 
-    def _lead(self, connection: Any) -> None:
+    def _try_to_lead(self, connection: Any) -> int | None:
+        leader = self._lease.leader(connection)
+        if not self._lease.is_vacant(leader):
+            return None
+        term = self._lease.take_over(connection, leader)
+        if term is not None and leader.connected and leader.id != self._id:
+            logger.warning("took over from %s, which has not renewed its lease for %.0f s", leader.name, leader.age)
+        return term
+
+    def _set_problem(self, problem: str | None) -> None:
+        problem = problem and f"not relaying: {problem}"
+        if problem is not None and problem != self.problem:
+            logger.warning("%s; retrying", problem)
+        self.problem = problem
+
+    # -- leading -------------------------------------------------------------------------------------------------------
+
+    def _lead(self, connection: Any, term: int) -> None:
+        """Move messages until another node leads."""
         self.leading = True
         self._on_leading(True)
-        logger.info("relaying the log on %s", self._database)
+        logger.info("relaying the log on %s, term %d", self._database, term)
         self._execute(connection, f"LISTEN {BELL_CHANNEL}")
         self._check_epoch(connection)
+        self._lease.set_busy(connection, False)
         self._next_trim = self._next_beat = self._next_full_scan = 0.0
+        self._next_renewal = time.monotonic() + self.renew_interval
         self._low = LowWater()
-        busy, idle = False, Backoff(*self.idle, jitter=0.0)
-        while True:
-            moved = self._move(connection)
-            if moved:
-                idle.reset()
-                if not busy:
-                    # Try, do not wait: see sql/2_functions.sql. Without the lock publishers just keep ringing the bell.
-                    busy = self._execute(connection, "SELECT pg_try_advisory_lock(%s, %s)", LOCK_CLASS, BUSY_LOCK)[0][0]
-                if moved < self.batch_size:
-                    green.sleep(self.pause)
-                else:
-                    green.sleep()
-            elif busy:
-                self._execute(connection, "SELECT pg_advisory_unlock(%s, %s)", LOCK_CLASS, BUSY_LOCK)
-                busy = False
-                continue  # scan once more, now that publishers ring the bell again
-            else:
-                self._wait_for_bell(connection, idle.next())
-            self._beat(connection)
-            self._trim(connection)
+        self._move_until_deposed(connection, term)
+        logger.warning("another node has taken over the log: standing by")
+        self._execute(connection, f"UNLISTEN {BELL_CHANNEL}")
 
-    def _move(self, connection: Any) -> int:
-        """Move at most one batch; return the number of messages."""
+    def _move_until_deposed(self, connection: Any, term: int) -> None:
+        idle, retry = Backoff(*self.idle, jitter=0.0), Backoff(*self.backoff)
+        #: When the current run of messages began, when the last message was moved, when the next write that announces
+        #: the run is due, when moving began to fail, and when to try it again.
+        began = last = next_announcement = failing = next_move = 0.0
+        busy = rung = False
+        false_bells = 0
+        while self._renew(connection, term):
+            now = time.monotonic()
+            if now < next_move:
+                green.sleep(min(next_move, max(now, self._next_trim)) - now)
+            else:
+                moved = self._attempt(connection, "moving messages", lambda connection: self._move(connection, term))
+                now = time.monotonic()
+                if moved is None:
+                    failing = failing or now
+                    if now - failing > self.give_up_after:
+                        raise DatabaseError(self.problem or "")
+                    next_move = now + retry.next()
+                elif moved.term != term:
+                    return
+                else:
+                    failing = 0.0
+                    self.problem = None
+                    retry.reset()
+                    if moved.count:
+                        false_bells = 0
+                        idle.reset()
+                        began = began if now - last < self.quiet else now
+                        last = now
+                        if now - began > self.busy_after and now >= next_announcement:
+                            self._lease.set_busy(connection, True)
+                            busy, next_announcement = True, now + self.busy_interval
+                    elif rung:
+                        false_bells += 1
+                    rung = False
+                    if moved.more:
+                        green.sleep()
+                    elif moved.count or (busy and now - last < self.quiet):
+                        green.sleep(self.pause)
+                    elif busy:
+                        self._lease.set_busy(connection, False)
+                        busy, next_announcement = False, 0.0
+                        continue  # scan once more, now that publishers ring the bell again
+                    else:
+                        if false_bells > self.max_false_bells:
+                            green.sleep(self.bell_pause)
+                        rung = self._wait_for_bell(connection, idle.next())
+            self._attempt(connection, "the heartbeat", self._beat)
+            self._attempt(connection, "trimming the log", self._trim)
+
+    def _renew(self, connection: Any, term: int) -> bool:
+        """Renew the lease if it is time; return False if another node leads."""
+        now = time.monotonic()
+        if now < self._next_renewal:
+            return True
+        self._next_renewal = now + self.renew_interval
+        return self._lease.renew(connection, term)
+
+    def _attempt(self, connection: Any, task: str, run: Callable[[Any], T]) -> T | None:
+        """Run a task and return its result, or None if it fails while the connection works."""
+        try:
+            result = run(connection)
+        except LogNotInstalledError:
+            raise
+        except SocketIOPGError as error:
+            if not is_usable(connection):
+                raise
+            logger.log(logging.DEBUG if task in self._failing else logging.WARNING, "%s failed: %s", task, error)
+            self._failing.add(task)
+            if run != self._beat and run != self._trim:
+                self.problem = f"not relaying: {error}"
+            return None
+        self._failing.discard(task)
+        return result
+
+    def _move(self, connection: Any, term: int) -> Moved:
+        """Move at most one batch."""
         began = time.monotonic()
         full = began >= self._next_full_scan
-        low = self._low
-        parameters = {
-            "limit": self.batch_size,
-            "floor": 0 if full else low.floor,
-            "xids": [str(xid) for xid in low.open],
-            "lows": list(low.open.values()),
-        }
-        moved, more, snapshot, own, issued, _ = self._execute(connection, MOVE_BATCH, parameters)[0]
-        low.scanned(snapshot, own, issued, all_moved=not more)
-        if moved:
-            metrics.relay_batch_messages.observe(moved)
+        # Bells that have rung so far are answered by this scan.
+        connection.notifies.clear()
+        moved = move(connection, term, self.batch_size, self._low, self._seal, self.timeout, full)
+        if moved.count:
+            metrics.relay_batch_messages.observe(moved.count)
             metrics.relay_batch_seconds.observe(time.monotonic() - began)
         if full:
             # Full scans take at most a twentieth of the relay's time.
             now = time.monotonic()
             self._next_full_scan = now + max(self.full_scan_interval, 20 * (now - began))
         self._worked = True
-        return int(moved)
+        return moved
 
-    def _wait_for_bell(self, connection: Any, seconds: float) -> None:
+    def _wait_for_bell(self, connection: Any, seconds: float) -> bool:
+        """Wait for up to ``seconds``. Return True if the doorbell has rung."""
         if not connection.notifies and green.select([connection], seconds):
             with translated_errors(self.timeout):
                 # poll() does not raise after a FATAL notice; the next statement does.
                 connection.poll()
-        connection.notifies.clear()
+        return bool(connection.notifies)
 
     def _check_epoch(self, connection: Any) -> None:
         try:
@@ -323,19 +387,20 @@ class Relay:
             return
         if renewed:
             logger.info("the log's epoch is %s", renewed[0][0])
-            self._execute(connection, f"NOTIFY {LOG_CHANNEL}, 'epoch'")
+            self._execute(connection, "SELECT pg_notify(%s, %s)", LOG_CHANNEL, self._seal(LOG_CHANNEL, "epoch"))
 
     def _trim(self, connection: Any) -> None:
         if time.monotonic() < self._next_trim:
             return
+        self._next_trim = time.monotonic() + self.trim_interval
         head = Head(*self._execute(connection, HEAD)[0])
         oldest = self._execute(connection, _OLDEST, head.trimmed, self.trim_size)
         upto = trim_upto(oldest, head.position, self._retention, self._max_messages)
         if upto is not None:
             self._execute(connection, _TRIM, head.trimmed, upto, upto, upto)
-        # In small statements, so that new messages are moved between them.
-        more = upto is not None and upto == oldest[-1][0]
-        self._next_trim = time.monotonic() + (0.05 if more else self.trim_interval)
+        if upto is not None and upto == oldest[-1][0]:
+            # In small statements, so that new messages are moved between them.
+            self._next_trim = time.monotonic() + 0.05
 
     def _beat(self, connection: Any) -> None:
         if time.monotonic() < self._next_beat:
@@ -347,7 +412,4 @@ class Relay:
             self._execute(connection, "DELETE FROM socketio_pg.node WHERE seen_at < now() - interval '1 minute'")
 
     def _execute(self, connection: Any, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        named = len(parameters) == 1 and isinstance(parameters[0], dict)
-        with translated_errors(self.timeout), connection.cursor() as cursor:
-            cursor.execute(sql, parameters[0] if named else parameters or None)
-            return list(cursor.fetchall()) if cursor.description else []
+        return fetch(connection, sql, *parameters, seconds=self.timeout)

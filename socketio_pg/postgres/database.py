@@ -217,10 +217,20 @@ def session(database: Database) -> Iterator[Any]:
 
 
 def fetch(connection: Any, sql: str, *parameters: object, seconds: float = 30.0) -> list[tuple[Any, ...]]:
-    """Return the rows of one statement. Raises as :func:`translated_errors`."""
+    """Return the rows of one statement, or of the last one. One dictionary as parameters has named ones.
+
+    Raises as :func:`translated_errors`.
+    """
+    named = len(parameters) == 1 and isinstance(parameters[0], dict)
     with translated_errors(seconds), connection.cursor() as cursor:
-        cursor.execute(sql, parameters or None)
+        cursor.execute(sql, parameters[0] if named else parameters or None)
         return list(cursor.fetchall()) if cursor.description else []
+
+
+def is_usable(connection: Any) -> bool:
+    """Return True if ``connection`` is open, outside a transaction, and has no statement without a response."""
+    status = psycopg2.extensions.TRANSACTION_STATUS_IDLE
+    return not connection.closed and bool(connection.info.transaction_status == status)
 
 
 def fetch_named(connection: Any, sql: str, seconds: float = 30.0) -> list[dict[str, Any]]:

@@ -9,12 +9,7 @@ from socketio_pg.core.errors import DatabaseError
 from socketio_pg.postgres.database import Database, transaction
 
 #: The version of the schema. Increase it whenever ``sql/*.sql`` changes more than comments and messages.
-VERSION = 3
-
-#: Advisory locks: their class ("SoPG" in ASCII), the relay's lock, the lock that it holds while it is busy, and the one
-#: that serializes installations.
-LOCK_CLASS = 1399803975
-RELAY_LOCK, BUSY_LOCK, INIT_LOCK = 1, 2, 3
+VERSION = 4
 
 #: Seconds for :func:`install`, including the wait for a concurrent installation.
 TIMEOUT = 30.0
@@ -28,6 +23,7 @@ GRANT SELECT, DELETE ON socketio_pg.outbox TO {role};
 GRANT SELECT ON SEQUENCE socketio_pg.outbox_id_seq TO {role};
 GRANT SELECT, INSERT, DELETE ON socketio_pg.log TO {role};
 GRANT SELECT, UPDATE ON socketio_pg.head TO {role};
+GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.lease, socketio_pg.busy_until TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.node TO {role};
 GRANT SELECT ON socketio_pg.schema_version, socketio_pg.channels, socketio_pg.nodes TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.probe(text[]) TO {role};
@@ -71,6 +67,7 @@ BEGIN
     DROP VIEW IF EXISTS socketio_pg.channels, socketio_pg.nodes, socketio_pg.watches, socketio_pg.watch_triggers;
     DROP TABLE IF EXISTS socketio_pg.outbox, socketio_pg.log, socketio_pg.head, socketio_pg.node, socketio_pg.messages,
         socketio_pg.schema_version;
+    DROP SEQUENCE IF EXISTS socketio_pg.lease, socketio_pg.busy_until;
     DROP FUNCTION IF EXISTS socketio_pg.publish, socketio_pg.channel_problem, socketio_pg.ring,
         socketio_pg.channel, socketio_pg.probe, socketio_pg.decide, socketio_pg.recheck, socketio_pg.recheck_on_change,
         socketio_pg.watch, socketio_pg.unwatch, socketio_pg.watch_changed, socketio_pg.watch_send,
@@ -100,10 +97,8 @@ def statements(
     server, a publisher and the evaluation of policies need. ``watcher_role`` may watch tables that it owns; a watch's
     condition runs with the privileges of the schema's owner (docs/watch.md).
     """
-    values = {"MAX_PAYLOAD": max_payload, "LOCK_CLASS": LOCK_CLASS, "BUSY_LOCK": BUSY_LOCK}
+    values = {"MAX_PAYLOAD": max_payload}
     parts = [
-        "-- Serializes installations: concurrent ones would fail when they create the same object.\n"
-        f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, {INIT_LOCK});\n",
         *(path.read_text("utf-8") for path in sorted(_FOLDER.glob("*.sql"))),
         f"INSERT INTO socketio_pg.schema_version (version) VALUES ({VERSION})\n"
         "    ON CONFLICT (only_row) DO UPDATE SET version = greatest(schema_version.version, excluded.version);\n",
@@ -171,7 +166,7 @@ def uninstall(database: Database) -> bool:
             if cursor.fetchone()[0] is None:
                 return False
             cursor.execute("SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '20s'")
-            cursor.execute(f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, {INIT_LOCK})")
+            cursor.execute("LOCK TABLE socketio_pg.schema_version IN ACCESS EXCLUSIVE MODE")
             # Suppresses notices about objects that an older version did not have.
             cursor.execute("SET LOCAL client_min_messages = warning")
             cursor.execute(_UNINSTALL)

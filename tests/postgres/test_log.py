@@ -14,13 +14,12 @@ from sqlalchemy.orm import Session
 
 from socketio_pg.client import Client
 from socketio_pg.core.channels import validate_channel
-from socketio_pg.core.errors import InvalidChannelError
+from socketio_pg.core.errors import DatabaseError, InvalidChannelError
 from socketio_pg.log.history import _CHANNEL_PAGES
 from socketio_pg.log.positions import Batch, decode_batch
-from socketio_pg.log.relay import MOVE, Relay
-from socketio_pg.postgres import schema
+from socketio_pg.log.relay import Relay
 from socketio_pg.postgres.database import Database
-from tests.support.log_database import MAX_PAYLOAD, LogDatabase
+from tests.support.log_database import MAX_PAYLOAD, LogDatabase, prepare
 from tests.support.postgres import in_thread
 
 # -- publish -----------------------------------------------------------------------------------------------------------
@@ -143,21 +142,20 @@ def test_notifications_cover_every_position(log: LogDatabase) -> None:
 
 
 def test_concurrent_relays_are_safe(log: LogDatabase) -> None:
-    """They are, even without the advisory lock: it only saves them useless work."""
-    failures: list[psycopg2.Error] = []
+    """They are, even if several believe that they lead in the same term."""
+    failures: list[DatabaseError] = []
     done = threading.Event()
 
     def relay() -> None:
         with contextlib.closing(log.connect()) as connection:
-            with connection.cursor() as cursor:
-                cursor.execute(MOVE)
+            prepare(connection)
             while True:
                 last = done.is_set()
                 try:
                     moved = log.move(7, connection)
-                except psycopg2.Error as error:
-                    failures.append(error)  # another relay was first; the whole batch is rolled back
-                    continue
+                except DatabaseError as error:
+                    failures.append(error)
+                    return
                 if last and not moved:
                     return
 
@@ -179,12 +177,12 @@ def test_concurrent_relays_are_safe(log: LogDatabase) -> None:
     assert [position for position, _, _ in found] == list(range(1, 601))
     for writer in range(4):
         assert [payload[1] for _, _, payload in found if payload[0] == writer] == list(range(150))
-    assert {error.pgcode for error in failures} <= {"23505"}, "a taken position is the only failure, and rolled back"
+    assert failures == [], "the row's lock lets one relay move at a time"
 
 
 @pytest.fixture
 def relay(log: LogDatabase) -> Iterator[Relay]:
-    made = Relay(Database(log.url), 3600.0, 5, lambda: (0, 0))
+    made = Relay(Database(log.url), 3600.0, 5, lambda: (0, 0), lambda channel, text: text)
     made.trim_size = 3
     yield made
     made.stop()
@@ -246,8 +244,7 @@ def test_bell_rings_at_commit_unless_the_relay_is_busy(log: LogDatabase) -> None
         listening.execute("SELECT 1")
         assert [found.channel for found in relay.notifies] == ["socketio_pg_bell"]
         relay.notifies.clear()
-        listening.execute("SELECT pg_try_advisory_lock(%s, %s)", (schema.LOCK_CLASS, schema.BUSY_LOCK))
-        assert listening.fetchone() == (True,)
+        in_thread(relay._lease.set_busy, connection, True)
         publishing.execute("SELECT socketio_pg.publish('a', '3')")
         listening.execute("SELECT 1")
         assert relay.notifies == []

@@ -8,10 +8,10 @@ import psycopg2
 import pytest
 
 from socketio_pg.core.errors import DatabaseError
-from socketio_pg.log.relay import MOVE, MOVE_BATCH, Relay
+from socketio_pg.log.relay import Relay
 from socketio_pg.postgres import schema
 from socketio_pg.postgres.database import Database
-from tests.support.log_database import MAX_PAYLOAD, LogDatabase, look_everywhere, run_cli
+from tests.support.log_database import MAX_PAYLOAD, LogDatabase, move_everything, prepare, run_cli
 from tests.support.postgres import Cluster, in_thread
 
 
@@ -120,15 +120,19 @@ def test_roles_have_no_more_privileges_than_they_need(roles: dict[str, str]) -> 
         assert as_role("log_server", statement) == denied
 
     # Everything that a server does, with only the server role's privileges.
-    relay = Relay(Database(roles["log_server"]), 0.0, 1, lambda: (0, 0))
+    relay = Relay(Database(roles["log_server"]), 0.0, 1, lambda: (0, 0), lambda channel, text: text)
 
     def work() -> None:
         with contextlib.closing(psycopg2.connect(roles["log_server"])) as connection:
             connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(MOVE)
-                cursor.execute(MOVE_BATCH, look_everywhere(1000))
-                assert (cursor.fetchone() or ())[:2] == (2, False)
+            prepare(connection)
+            term = relay._try_to_lead(connection)
+            assert term == 1
+            assert relay._lease.renew(connection, term)
+            assert not relay._lease.renew(connection, term + 1)
+            relay._lease.set_busy(connection, False)
+            moved = move_everything(connection, 1000)
+            assert (moved.count, moved.more) == (2, False)
             relay._check_epoch(connection)
             relay._beat(connection)
             relay._trim(connection)

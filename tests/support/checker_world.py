@@ -8,17 +8,16 @@ from typing import Any
 import psycopg2
 import psycopg2.extras
 
-from socketio_pg.postgres.schema import LOCK_CLASS, RELAY_LOCK
 from tests.support.checker import Logged, digest
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster, cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
 
-#: Selects the backend that holds the relay's lock, and its application_name.
-LEADER = f"""
-SELECT application_name, pid FROM pg_locks JOIN pg_stat_activity USING (pid)
-WHERE locktype = 'advisory' AND classid = {LOCK_CLASS} AND objid = {RELAY_LOCK} AND granted
+#: Selects the leader's backend and its application_name.
+LEADER = """
+SELECT application_name, pid FROM socketio_pg.head
+JOIN pg_stat_activity ON pid = leader_pid AND backend_start = leader_started
 """
 
 

@@ -7,7 +7,8 @@ import psycopg2
 from click.testing import CliRunner
 
 from socketio_pg.cli import main as cli
-from socketio_pg.log.relay import MOVE, MOVE_BATCH
+from socketio_pg.log.low_water import LowWater
+from socketio_pg.log.moves import PREPARE, Moved, move
 from tests.support.postgres import Cluster, in_thread
 
 MAX_PAYLOAD = 100_000
@@ -41,24 +42,31 @@ class LogDatabase:
         self.sql("SELECT socketio_pg.publish(%s, p::jsonb) FROM unnest(%s) AS p", channel, list(payloads))
 
     def move(self, most: int = 1000, connection: Any = None) -> int:
-        """Relay one batch. Return the number of moved messages."""
+        """Relay one batch in the current term. Return the number of moved messages."""
         with contextlib.ExitStack() as stack:
             if connection is None:
                 connection = stack.enter_context(contextlib.closing(self.connect()))
-                with connection.cursor() as cursor:
-                    cursor.execute(MOVE)
-            with connection.cursor() as cursor:
-                cursor.execute(MOVE_BATCH, look_everywhere(most))
-                moved: int = cursor.fetchone()[0]
-                return moved
+                prepare(connection)
+            return move_everything(connection, most).count
 
     def log(self) -> list[tuple[int, str, Any]]:
         return self.sql("SELECT position, channel, payload FROM socketio_pg.log ORDER BY position")
 
 
-def look_everywhere(most: int) -> dict[str, Any]:
-    """Return the parameters of a move that starts with the first id."""
-    return {"limit": most, "floor": 0, "xids": [], "lows": []}
+def prepare(connection: Any) -> None:
+    """Prepare ``connection`` for :func:`move_everything`."""
+    with connection.cursor() as cursor:
+        cursor.execute(PREPARE)
+
+
+def move_everything(connection: Any, most: int, term: int | None = None) -> Moved:
+    """Move up to ``most`` messages from the first id on, in the current term or in ``term``, with readable NOTIFYs."""
+    if term is None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT term FROM socketio_pg.head")
+            term = cursor.fetchone()[0]
+    # In a real thread: a limit of time would need a green thread.
+    return move(connection, term, most, LowWater(), lambda channel, text: text, 30.0, full=True)
 
 
 def run_cli(*arguments: str, url: str) -> str:

@@ -1,6 +1,19 @@
 -- The log's tables. Idempotent: existing objects are neither changed nor dropped.
 
-CREATE SCHEMA IF NOT EXISTS socketio_pg;
+-- Installations run one after the other: concurrent ones would fail when they change the same object. The first of two that
+-- create the schema makes the other wait until it commits; later ones wait for a table. Not an advisory lock, which any
+-- role could hold.
+DO $$
+BEGIN
+    BEGIN
+        CREATE SCHEMA IF NOT EXISTS socketio_pg;
+    EXCEPTION WHEN unique_violation THEN
+        NULL;
+    END;
+    IF to_regclass('socketio_pg.schema_version') IS NOT NULL THEN
+        LOCK TABLE socketio_pg.schema_version IN SHARE ROW EXCLUSIVE MODE;
+    END IF;
+END $$;
 
 -- Published messages that have no position yet. publish() inserts rows, the relay removes them.
 -- The identity has no cache: ids must increase within a session and after another session's commit.
@@ -48,16 +61,41 @@ CREATE TABLE IF NOT EXISTS socketio_pg.head (
     -- The cluster and table in which the epoch was created: others have been restored from a copy, which may be older.
     system_identifier bigint,
     timeline          integer,
-    log_oid           oid
+    log_oid           oid,
+    -- The leader, a server process: its id and name, and the session of its relay. Each election increases the term,
+    -- which is the fencing number of every batch. See log/lease.py.
+    term              bigint NOT NULL DEFAULT 0,
+    leader            uuid,
+    leader_name       text,
+    leader_pid        integer,
+    leader_started    timestamptz
 ) WITH (fillfactor = 50);
 
+-- Not ADD COLUMN IF NOT EXISTS, which takes its lock before it checks.
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'socketio_pg.head'::regclass AND attname = 'term'
+    ) THEN
+        ALTER TABLE socketio_pg.head ADD COLUMN term bigint NOT NULL DEFAULT 0, ADD COLUMN leader uuid,
+            ADD COLUMN leader_name text, ADD COLUMN leader_pid integer, ADD COLUMN leader_started timestamptz;
+    END IF;
+END $$;
+
 INSERT INTO socketio_pg.head DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+-- Two times in milliseconds since 1970, by the database's clock: when the leader last renewed its lease, and until when
+-- the relay reads the outbox anyway, so that publishers need not ring. Sequences, because a row that is updated every few
+-- seconds would leave dead versions, which vacuum cannot remove while any transaction is open.
+CREATE SEQUENCE IF NOT EXISTS socketio_pg.lease MINVALUE 0 START 0;
+CREATE SEQUENCE IF NOT EXISTS socketio_pg.busy_until MINVALUE 0 START 0;
 
 -- The server processes; each of them renews its row.
 CREATE TABLE IF NOT EXISTS socketio_pg.node (
     id         uuid PRIMARY KEY,
     name       text NOT NULL,
     version    text NOT NULL,
+    -- Not read: head names the leader.
     relay      boolean NOT NULL,
     position   bigint,
     clients    integer NOT NULL,

@@ -1,0 +1,126 @@
+"""Moves one batch from the outbox to the log: numbers the messages, and notifies the nodes in the same transaction.
+
+Two round trips: the first one moves and returns the messages, so that this process can seal the notifications; the
+second one sends these and commits.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from socketio_pg.core.channels import LOG_CHANNEL
+from socketio_pg.core.errors import DatabaseError, DatabaseTimeoutError, SocketIOPGError
+from socketio_pg.log.history import HEAD
+from socketio_pg.log.low_water import LowWater
+from socketio_pg.log.positions import encode_batches
+from socketio_pg.postgres.database import fetch
+
+#: Maximum bytes of a notification before it is sealed.
+MAX_TEXT_BYTES = 5_900
+
+# The id after which to scan the outbox: see `low_water`.
+_BOUND = """
+SELECT least({floor}, min(low)) FROM unnest({xids}, {lows}) AS open (xid, low)
+WHERE pg_visible_in_snapshot(xid, pg_current_snapshot())
+"""
+
+#: Prepares the statement of :func:`move`. It moves up to $1 messages and about 2 MB, from the ids of `LowWater` ($2 to
+#: $4), if its transaction has locked the row of `head` in the term $5: an xmax of its own means that. Messages that may
+#: be part of a notification are returned as lines (see `decode_batch`), others as empty ones.
+PREPARE = f"""
+PREPARE socketio_pg_move (integer, bigint, xid8[], bigint[], bigint) AS
+WITH oldest AS (
+    SELECT id, size FROM socketio_pg.outbox
+    WHERE id > ({_BOUND.format(floor="$2", xids="$3", lows="$4")}) ORDER BY id LIMIT $1
+), picked AS (
+    SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS size_before FROM oldest) AS sized
+    WHERE size_before < 2000000 AND EXISTS (
+        SELECT FROM socketio_pg.head WHERE term = $5 AND xmax = pg_current_xact_id_if_assigned()::xid)
+), moved AS (
+    -- Not a join: if planned while the outbox was empty, a join would read the whole outbox for each row.
+    DELETE FROM socketio_pg.outbox WHERE id = ANY (ARRAY(SELECT id FROM picked))
+    RETURNING id, channel, payload, size, published_at
+), head AS ({HEAD}), logged AS (
+    INSERT INTO socketio_pg.log (position, channel, payload, size, published_at)
+    SELECT (SELECT head.position FROM head) + row_number() OVER (ORDER BY id), channel, payload, size, published_at
+    FROM moved
+    RETURNING position, channel, payload, size, published_at
+), lines AS (
+    SELECT position, CASE WHEN size < {MAX_TEXT_BYTES} THEN concat_ws(E'\\t', channel,
+        to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), payload::text) ELSE '' END AS line
+    FROM logged
+)
+SELECT (SELECT count(*) FROM moved) AS moved,
+    (SELECT count(*) FROM oldest) = $1 OR (SELECT count(*) FROM oldest) > (SELECT count(*) FROM moved) AS more,
+    pg_current_snapshot()::text AS snapshot, pg_current_xact_id_if_assigned()::text::bigint AS own,
+    (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM socketio_pg.outbox_id_seq) AS issued,
+    (SELECT term FROM socketio_pg.head) AS term, head.epoch, head.position,
+    (SELECT string_agg(line, E'\\n' ORDER BY position) FROM lines) AS lines
+FROM head
+"""
+
+# One round trip with two statements, so that the second sees what the last holder of the row's lock has committed. With
+# nothing to move it takes no lock, and PostgreSQL writes nothing to disk.
+_MOVE = f"""
+BEGIN;
+SELECT FROM socketio_pg.head WHERE term = %(term)s AND EXISTS (
+    SELECT FROM socketio_pg.outbox WHERE id > ({
+    _BOUND.format(floor="%(floor)s::bigint", xids="%(xids)s::text[]::xid8[]", lows="%(lows)s::bigint[]")
+})) FOR UPDATE;
+EXECUTE socketio_pg_move(
+    %(limit)s, %(floor)s::bigint, %(xids)s::text[]::xid8[], %(lows)s::bigint[], %(term)s::bigint)
+"""
+
+_NOTIFY = f"SELECT pg_notify('{LOG_CHANNEL}', text) FROM unnest(%s) AS text; COMMIT"
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The result of one batch.
+
+    ``count`` messages were moved, and there are ``more`` or not. ``term`` is the current one: if it is not the
+    caller's, another node leads, and nothing was moved. For `LowWater.scanned`: ``snapshot``, ``own``, ``issued``.
+    """
+
+    count: int
+    more: bool
+    snapshot: str
+    own: int | None
+    issued: int
+    term: int
+
+
+def move(
+    connection: Any, term: int, limit: int, low: LowWater, seal: Callable[[str, str], str], seconds: float, full: bool
+) -> Moved:
+    """Move at most ``limit`` messages and note in ``low`` what was scanned. Nothing is moved when it raises.
+
+    ``full``: scan the outbox from its beginning. ``seal(channel, text)`` returns the text to send. ``seconds`` is the
+    time limit of a round trip.
+
+    Raises as :func:`fetch`, and as ``seal``.
+    """
+    parameters = {
+        "term": term,
+        "limit": limit,
+        "floor": 0 if full else low.floor,
+        "xids": [str(xid) for xid in low.open],
+        "lows": list(low.open.values()),
+    }
+    try:
+        *found, epoch, position, lines = fetch(connection, _MOVE, parameters, seconds=seconds)[0]
+        moved = Moved(*found)
+        if moved.count:
+            texts = encode_batches(epoch, position + 1, lines.split("\n"), MAX_TEXT_BYTES)
+            fetch(connection, _NOTIFY, [seal(LOG_CHANNEL, text) for text in texts], seconds=seconds)
+        else:
+            fetch(connection, "COMMIT", seconds=seconds)
+    except SocketIOPGError as error:
+        # After a time limit of this process, the connection cannot be used any more.
+        if not isinstance(error, DatabaseTimeoutError) or error.sqlstate is not None:
+            with contextlib.suppress(DatabaseError):
+                fetch(connection, "ROLLBACK", seconds=seconds)
+        raise
+    low.scanned(moved.snapshot, moved.own, moved.issued, all_moved=not moved.more)
+    return moved
