@@ -149,7 +149,7 @@ def relay_backend(connection: Any) -> int:
         pid = one(
             connection,
             "SELECT max(pid) FROM socketio_pg.head JOIN pg_stat_activity"
-            " ON pid = leader_pid AND backend_start = leader_started",
+            " ON pid = session_pid AND backend_start = session_started",
         )
         if pid is not None:
             return int(pid)

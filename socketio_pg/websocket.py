@@ -83,6 +83,7 @@ class SocketServer:
             settings.log_retention,
             settings.log_max_messages,
             lambda: (log.position, len(hub)),
+            lambda channel, text: text,
             cluster.create_forwarder(database),
         )
         self.backlog = Backlog(database, count=settings.metrics_token is not None)

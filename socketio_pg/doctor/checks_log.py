@@ -129,7 +129,10 @@ def relay(connection: Any) -> Iterator[Finding]:
     if stuck or found["outbox"]["rows"]:
         found = read_relay(connection)  # messages may have been moved meanwhile
     outbox = found["outbox"]
-    yield from judge_relay(found["pid"], found["node"], outbox["rows"], outbox["oldest_seconds"], stuck=stuck)
+    expired = found["renewed_seconds_ago"] if found["expired"] else None
+    yield from judge_relay(
+        found["pid"], found["node"], outbox["rows"], outbox["oldest_seconds"], stuck=stuck, expired=expired
+    )
 
 
 def _is_stuck(connection: Any) -> bool:
@@ -147,11 +150,18 @@ def _is_stuck(connection: Any) -> bool:
 
 
 def judge_relay(
-    pid: int | None, node: str | None, rows: int, oldest: float | None, *, stuck: bool = False
+    pid: int | None,
+    node: str | None,
+    rows: int,
+    oldest: float | None,
+    *,
+    stuck: bool = False,
+    expired: float | None = None,
 ) -> Iterator[Finding]:
     """Judge the relay: ``rows`` messages wait in the outbox, the oldest for ``oldest`` seconds.
 
-    ``stuck``: the same message has been the oldest for some seconds, so no message is moved, whoever leads.
+    ``stuck``: the same message has been the oldest for some seconds, so no message is moved, whoever leads. ``expired``
+    is the age of an expired lease, in seconds: no node has taken over from the leader.
     """
     late = oldest is not None and oldest > MAX_WAITING
     waiting = f"{rows} waiting in the outbox, the oldest for {oldest or 0:.0f} s"
@@ -159,6 +169,11 @@ def judge_relay(
         yield error("relay", f"no server relays the log: {waiting}", "start a server on this database")
     elif pid is None:
         yield warning("relay", "no server is running on this database", "start a server")
+    elif expired is not None:
+        yield error(
+            "relay", f"the leader, {node} (session {pid}), has not renewed its lease for {expired:.0f} s: {waiting}",
+            "continue or end it: another server cannot take over while its session is stopped inside a transaction",
+        )  # fmt: skip
     elif stuck:
         yield error(
             "relay", f"the relay ({node or pid}) is stuck: {waiting}",

@@ -60,7 +60,7 @@ def read_schema_version(connection: Any) -> int | None:
 def read_relay(connection: Any) -> dict[str, Any]:
     """Return the leader's session ``pid`` and its ``node``, both None if no node leads, and the ``outbox``.
 
-    ``renewed_seconds_ago`` is the age of its lease, and ``stuck`` is true if that has expired.
+    ``renewed_seconds_ago`` is the age of its lease; ``expired`` tells if that is too old.
     """
     leader = fetch_named(connection, LEADER)[0]
     leads = leader["connected"]
@@ -68,7 +68,7 @@ def read_relay(connection: Any) -> dict[str, Any]:
         "pid": leader["pid"] if leads else None,
         "node": leader["name"] if leads else None,
         "renewed_seconds_ago": leader["age"] if leads else None,
-        "stuck": leads and leader["age"] > Lease.duration,
+        "expired": leads and leader["age"] > Lease.duration,
         "outbox": fetch_named(connection, _OUTBOX)[0],
     }
 

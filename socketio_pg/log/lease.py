@@ -1,8 +1,8 @@
 """The leader's lease: elects the one node that moves messages. The relay uses it on its own connection.
 
-The leader is named in the row of ``socketio_pg.head``, which only the server's role can write. An advisory lock would not
-do: every role that may connect can take it. Another node becomes the leader when the leader's session no longer exists,
-or when its lease has expired. Each election increases the term, the fencing number of every batch.
+The row of ``socketio_pg.head`` names the leader; only the server's role can write it. Any role that may connect could
+take an advisory lock instead. Another node becomes the leader when the leader's session no longer exists, or when its
+lease has expired. Each election increases the term, the fencing number of every batch.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 #: The current leader. Other roles' sessions do not show `backend_start`. A lease that was renewed in the future is one
 #: of before the clock was set back.
 LEADER = f"""
-SELECT term, leader::text, leader_name AS name, leader_pid AS pid, leader_started::text AS started,
+SELECT term, leader::text, leader_name AS name, session_pid AS pid, session_started::text AS started,
     EXISTS (
-        SELECT FROM pg_catalog.pg_stat_get_activity(leader_pid) AS session
-        WHERE session.pid = leader_pid AND coalesce(session.backend_start = leader_started, true)
+        SELECT FROM pg_catalog.pg_stat_get_activity(session_pid) AS session
+        WHERE session.pid = session_pid AND coalesce(session.backend_start = session_started, true)
             AND session.datid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
     ) AS connected,
     abs({NOW} - lease.last_value) / 1000.0::float AS age
@@ -28,8 +28,8 @@ FROM socketio_pg.head CROSS JOIN socketio_pg.lease
 """
 
 _ELECT = f"""
-UPDATE socketio_pg.head SET term = term + 1, leader = %s, leader_name = %s, leader_pid = pg_backend_pid(),
-    leader_started = (SELECT backend_start FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()))
+UPDATE socketio_pg.head SET term = term + 1, leader = %s, leader_name = %s, session_pid = pg_backend_pid(),
+    session_started = (SELECT backend_start FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()))
 WHERE term = %s
 RETURNING term, setval('socketio_pg.lease', {NOW})
 """

@@ -11,13 +11,11 @@ from typing import Any
 
 from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.errors import DatabaseError, DatabaseTimeoutError, SocketIOPGError
+from socketio_pg.core.seal import MAX_TEXT_BYTES
 from socketio_pg.log.history import HEAD
 from socketio_pg.log.low_water import LowWater
 from socketio_pg.log.positions import encode_batches
 from socketio_pg.postgres.database import fetch
-
-#: Maximum bytes of a notification before it is sealed.
-MAX_TEXT_BYTES = 5_900
 
 # The id after which to scan the outbox: see `low_water`.
 _BOUND = """

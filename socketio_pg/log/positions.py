@@ -31,8 +31,8 @@ class Batch:
 def encode_batches(epoch: str, first: int, lines: Sequence[str], max_bytes: int) -> Iterator[str]:
     """Yield the notifications of up to ``max_bytes`` bytes of UTF-8 for the messages from position ``first`` on.
 
-    :func:`decode_batch` describes the lines. An empty line is a message that must be read from the log. Consecutive ones
-    share a notification, and so do all lines that fit into it.
+    :func:`decode_batch` describes the lines. An empty line is a message that must be read from the log, and so is one
+    that does not fit.
     """
     header = len(epoch) + 2 * 20  # positions have up to 19 digits
     part: list[str] = []

@@ -4,8 +4,8 @@ One node at a time is the leader:
 
     stand by (see `lease`) → lead: move batches while there are any → idle until the doorbell rings → trim
 
-Everything happens on one connection: if it is lost, leadership and the transaction in progress end together. A task that
-fails while the connection works, such as moving on a full disk, does not stop the others.
+Everything happens on one connection: if it is lost, leadership and the transaction in progress end together. A task
+that fails while the connection works, such as moving on a full disk, does not stop the others.
 """
 
 import logging

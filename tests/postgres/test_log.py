@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +15,16 @@ from sqlalchemy.orm import Session
 
 from socketio_pg.client import Client
 from socketio_pg.core.channels import validate_channel
-from socketio_pg.core.errors import DatabaseError, InvalidChannelError
+from socketio_pg.core.errors import ClusterKeyError, DatabaseError, InvalidChannelError
 from socketio_pg.log.history import _CHANNEL_PAGES
+from socketio_pg.log.lease import Lease
+from socketio_pg.log.low_water import LowWater
+from socketio_pg.log.moves import Moved, move
 from socketio_pg.log.positions import Batch, decode_batch
 from socketio_pg.log.relay import Relay
-from socketio_pg.postgres.database import Database
-from tests.support.log_database import MAX_PAYLOAD, LogDatabase, prepare
+from socketio_pg.postgres.database import Database, is_usable
+from tests.support.log_database import MAX_PAYLOAD, LogDatabase, move_everything, prepare
+from tests.support.patience import until
 from tests.support.postgres import in_thread
 
 # -- publish -----------------------------------------------------------------------------------------------------------
@@ -180,6 +185,63 @@ def test_concurrent_relays_are_safe(log: LogDatabase) -> None:
     assert failures == [], "the row's lock lets one relay move at a time"
 
 
+def test_relay_of_an_earlier_term_moves_nothing(log: LogDatabase) -> None:
+    """Whether it lost its term before its batch, or after it had looked at the outbox and waited for the row's lock."""
+    log.publish("a", "1", "2", "3")
+    with contextlib.closing(log.connect()) as old, contextlib.closing(log.connect()) as new:
+        prepare(old)
+        assert move_everything(old, 1, 0).count == 1
+        new.cursor().execute("BEGIN; UPDATE socketio_pg.head SET term = 1")
+        results: list[Moved] = []
+        late = threading.Thread(target=lambda: results.append(move_everything(old, 1, 0)))
+        late.start()
+        until(
+            lambda: log.sql("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"), "it waits for the lock"
+        )
+        new.cursor().execute("COMMIT")
+        late.join()
+        results.append(move_everything(old, 1, 0))
+        assert [(moved.count, moved.term) for moved in results] == [(0, 1), (0, 1)]
+        assert move_everything(old, 9, 1).count == 2
+    assert log.log() == [(1, "a", 1), (2, "a", 2), (3, "a", 3)]
+
+
+def test_batch_that_cannot_be_sealed_is_rolled_back(log: LogDatabase) -> None:
+    log.publish("a", "1")
+
+    def fail(channel: str, text: str) -> str:
+        raise ClusterKeyError("no key")
+
+    with contextlib.closing(log.connect()) as connection:
+        prepare(connection)
+        with pytest.raises(ClusterKeyError):
+            in_thread(move, connection, 0, 10, LowWater(), fail, 30.0, True)
+        assert is_usable(connection)
+        assert log.log() == []
+        assert move_everything(connection, 10).count == 1
+    assert log.log() == [(1, "a", 1)]
+
+
+def test_leader_that_keeps_its_lease_stays(log: LogDatabase) -> None:
+    one, two = (Lease(str(uuid.uuid4()), name, 30.0) for name in ("one", "two"))
+
+    def become_leader(lease: Lease, connection: Any) -> int | None:
+        leader = lease.leader(connection)
+        return lease.take_over(connection, leader) if lease.is_vacant(leader) else None
+
+    with contextlib.closing(log.connect()) as first, contextlib.closing(log.connect()) as second:
+        assert in_thread(become_leader, one, first) == 1
+        assert in_thread(become_leader, two, second) is None
+        assert in_thread(one.renew, first, 1) is True
+        log.sql("SELECT setval('socketio_pg.lease', last_value - 10100) FROM socketio_pg.lease")
+        assert in_thread(become_leader, two, second) == 2, "the lease has expired"
+        with pytest.raises(psycopg2.OperationalError):
+            first.cursor().execute("SELECT 1")  # terminated, since it counts as stuck
+    with contextlib.closing(log.connect()) as third:
+        assert in_thread(become_leader, one, third) == 3, "the session of the leader has ended"
+        assert in_thread(two.renew, third, 2) is False
+
+
 @pytest.fixture
 def relay(log: LogDatabase) -> Iterator[Relay]:
     made = Relay(Database(log.url), 3600.0, 5, lambda: (0, 0), lambda channel, text: text)
@@ -234,6 +296,7 @@ def test_copied_database_gets_a_new_epoch(log: LogDatabase, relay: Relay) -> Non
 
 
 def test_bell_rings_at_commit_unless_the_relay_is_busy(log: LogDatabase) -> None:
+    lease = Lease(str(uuid.uuid4()), "one", 30.0)
     with contextlib.closing(log.connect()) as relay, contextlib.closing(log.connect()) as publisher:
         listening, publishing = relay.cursor(), publisher.cursor()
         listening.execute("LISTEN socketio_pg_bell")
@@ -244,18 +307,33 @@ def test_bell_rings_at_commit_unless_the_relay_is_busy(log: LogDatabase) -> None
         listening.execute("SELECT 1")
         assert [found.channel for found in relay.notifies] == ["socketio_pg_bell"]
         relay.notifies.clear()
-        in_thread(relay._lease.set_busy, connection, True)
+        in_thread(lease.set_busy, relay, True)
         publishing.execute("SELECT socketio_pg.publish('a', '3')")
         listening.execute("SELECT 1")
         assert relay.notifies == []
+        in_thread(lease.set_busy, relay, False)
+        publishing.execute("SELECT socketio_pg.publish('a', '4')")
+        listening.execute("SELECT 1")
+        assert len(relay.notifies) == 1
+
+
+@pytest.mark.parametrize("seconds", [-0.001, 3600])
+def test_busy_time_that_is_past_or_impossible_does_not_silence_the_bell(log: LogDatabase, seconds: float) -> None:
+    """The relay was killed while it was busy, or the clock has been set back."""
+    log.sql("SELECT setval('socketio_pg.busy_until', (extract(epoch FROM now()) * 1000 + %s)::bigint)", 1000 * seconds)
+    with contextlib.closing(log.connect()) as relay:
+        relay.cursor().execute("LISTEN socketio_pg_bell")
+        log.publish("a", "1")
+        relay.cursor().execute("SELECT 1")
+        assert len(relay.notifies) == 1
 
 
 def test_open_transaction_that_has_rung_does_not_block_the_relay(log: LogDatabase) -> None:
+    lease = Lease(str(uuid.uuid4()), "one", 30.0)
     with contextlib.closing(log.connect()) as relay, contextlib.closing(log.connect()) as publisher:
-        listening, publishing = relay.cursor(), publisher.cursor()
+        publishing = publisher.cursor()
         publishing.execute("BEGIN; SELECT socketio_pg.publish('a', '1'); SET CONSTRAINTS ALL IMMEDIATE")
-        listening.execute("SELECT pg_try_advisory_lock(%s, %s)", (schema.LOCK_CLASS, schema.BUSY_LOCK))
-        assert listening.fetchone() == (True,), "the bell releases its lock immediately"
+        in_thread(lease.set_busy, relay, True)
         log.publish("a", "2")
         assert log.move() == 1
         publishing.execute("COMMIT")
@@ -267,11 +345,11 @@ def test_relay_finds_every_row_without_full_scans(log: LogDatabase, relay: Relay
     """With real snapshots and a real sequence: from the first id on, and rows of transactions that commit late."""
     relay._next_full_scan = float("inf")  # so that no row is found only by a full scan
     with contextlib.closing(log.connect()) as moving, contextlib.closing(log.connect()) as late:
-        moving.cursor().execute(MOVE)
+        prepare(moving)
 
         def move() -> int:
-            moved: int = in_thread(relay._move, moving)
-            return moved
+            moved: Moved = in_thread(relay._move, moving, 0)
+            return moved.count
 
         assert move() == move() == 0
         log.publish("a", "1")

@@ -17,7 +17,7 @@ from tests.support.server import ServerProcess
 #: Selects the leader's backend and its application_name.
 LEADER = """
 SELECT application_name, pid FROM socketio_pg.head
-JOIN pg_stat_activity ON pid = leader_pid AND backend_start = leader_started
+JOIN pg_stat_activity ON pid = session_pid AND backend_start = session_started
 """
 
 

@@ -65,7 +65,6 @@ def move_everything(connection: Any, most: int, term: int | None = None) -> Move
         with connection.cursor() as cursor:
             cursor.execute("SELECT term FROM socketio_pg.head")
             term = cursor.fetchone()[0]
-    # In a real thread: a limit of time would need a green thread.
     return move(connection, term, most, LowWater(), lambda channel, text: text, 30.0, full=True)
 
 

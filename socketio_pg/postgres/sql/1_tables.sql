@@ -67,8 +67,8 @@ CREATE TABLE IF NOT EXISTS socketio_pg.head (
     term              bigint NOT NULL DEFAULT 0,
     leader            uuid,
     leader_name       text,
-    leader_pid        integer,
-    leader_started    timestamptz
+    session_pid        integer,
+    session_started    timestamptz
 ) WITH (fillfactor = 50);
 
 -- Not ADD COLUMN IF NOT EXISTS, which takes its lock before it checks.
@@ -78,7 +78,7 @@ BEGIN
         SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'socketio_pg.head'::regclass AND attname = 'term'
     ) THEN
         ALTER TABLE socketio_pg.head ADD COLUMN term bigint NOT NULL DEFAULT 0, ADD COLUMN leader uuid,
-            ADD COLUMN leader_name text, ADD COLUMN leader_pid integer, ADD COLUMN leader_started timestamptz;
+            ADD COLUMN leader_name text, ADD COLUMN session_pid integer, ADD COLUMN session_started timestamptz;
     END IF;
 END $$;
 
