@@ -58,17 +58,37 @@ def test_stuck_relay_is_an_error(base: Base) -> None:
     relaying = base.cluster.connect(base.name)
     try:
         with relaying.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s, %s)", (schema.LOCK_CLASS, schema.RELAY_LOCK))
+            cursor.execute(
+                "UPDATE socketio_pg.head"
+                " SET leader_name = 'web:1', session_pid = pg_backend_pid(), session_started = NULL"
+            )
+            cursor.execute("SELECT setval('socketio_pg.lease', (extract(epoch FROM now()) * 1000)::bigint)")
         found = doctor(base.url)
         assert level(found, "relay") == "ok"
-        assert f"session {relaying.info.backend_pid} leads" in found["relay"]["found"]
+        assert "web:1 leads" in found["relay"]["found"]
         run("publish", "a", "1", "--durable", url=base.url)
         base.sql("UPDATE socketio_pg.outbox SET published_at = now() - interval '1 minute'")
         found = doctor(base.url, 1)
         assert level(found, "relay") == "error"
         assert "is stuck: 1 waiting in the outbox, the oldest for 6" in found["relay"]["found"]
+        base.sql("DELETE FROM socketio_pg.outbox")
+        base.sql("SELECT setval('socketio_pg.lease', 1)")
+        found = doctor(base.url, 1)
+        assert level(found, "relay") == "error"
+        assert f"web:1 (session {relaying.info.backend_pid}), has not renewed its lease" in found["relay"]["found"]
     finally:
         relaying.close()
+
+
+def test_advisory_locks_mean_nothing(base: Base) -> None:
+    """Earlier versions elected the relay with one, which any role can take."""
+    other = base.cluster.connect(base.name)
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(1399803975, n) FROM generate_series(1, 3) AS n")
+        assert "no server is running" in doctor(base.url)["relay"]["found"]
+    finally:
+        other.close()
 
 
 def test_nodes_of_other_versions_are_a_warning(base: Base) -> None:
