@@ -259,7 +259,7 @@ class SocketServer:
             "listener": listening,
             # The listener finds the log. NOTIFY works without it.
             "log": "the log is being installed" if missing and listening is None else None,
-            "relay": (self.relay.problem or self.backlog.problem)
+            "relay": "; ".join(filter(None, (self.backlog.problem, self.relay.problem))) or None
             if installed and not self._admission.draining
             else None,
             "permissions": self.access.problem,
