@@ -17,6 +17,9 @@ from socketio_pg.core.config import load as load_settings
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.logs import RateLimitFilter, formatter
 
+#: gunicorn stops when a worker exits with this status (arbiter.APP_LOAD_ERROR); otherwise it starts another worker.
+EXIT_CONFIGURATION = 4
+
 worker_class = "eventlet"
 #: The rooms are in the memory of one process. Several nodes are several gunicorns (docs/deploy.md).
 workers = 1
@@ -68,7 +71,11 @@ def post_worker_init(worker: Any) -> None:
     Not at import, because ``--preload`` imports the application before the fork.
     """
     server = worker.wsgi.extensions["socketio_pg"]
-    server.start()
+    try:
+        server.start()
+    except ConfigurationError as error:
+        worker.log.error("socketio_pg: %s", error.message)
+        raise SystemExit(EXIT_CONFIGURATION) from None
     green.keep_accepting()
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if server.limit_connections(descriptors - SPARE_DESCRIPTORS):

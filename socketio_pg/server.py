@@ -49,6 +49,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     try:
         server.run(on_listening=lambda: print(_welcome(server), flush=True))
+    except ConfigurationError as error:
+        print(f"socketio_pg: {error.message}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_CONFIGURATION) from None
     except OSError as error:
         print(f"socketio_pg: cannot listen on port {server.port}: {error.strerror}; set PORT.", file=sys.stderr)
         raise SystemExit(1) from None

@@ -14,7 +14,9 @@ from socketio_pg.cluster.node import ClusterManager
 from socketio_pg.cluster.select import Cluster
 from socketio_pg.core import config, green
 from socketio_pg.core.backoff import Backoff
-from socketio_pg.core.errors import DatabaseError
+from socketio_pg.core.errors import ConfigurationError, DatabaseError
+from socketio_pg.core.seal import Seal
+from socketio_pg.core.sealing import Sealing
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.gauges import Gauges
@@ -69,6 +71,9 @@ class SocketServer:
         # A payload with its envelope; Engine.IO's default is 1,000,000.
         max_bytes = max(1_000_000, settings.max_payload) + 65_536
 
+        # What the nodes send each other is sealed; PubSub reads the key.
+        self.seal = Seal()
+        self.sealing = Sealing(self.seal)
         cluster = Cluster(settings)
         self.pubsub = PubSub(
             dsn or settings.database_url or app.config.get("SQLALCHEMY_DATABASE_URI"),
@@ -76,6 +81,8 @@ class SocketServer:
             listener=cluster.create_listener,
             durable_channels=settings.durable_channels,
             max_payload=settings.max_payload,
+            cluster_key=settings.cluster_key,
+            sealing=self.sealing,
         )
         database, hub, log = self.pubsub.database, self.pubsub.hub, self.pubsub.log
         self.relay = Relay(
@@ -141,10 +148,18 @@ class SocketServer:
     # -- running -------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Connect to PostgreSQL in the background. The first client calls it too. Call it after a fork, not before."""
+        """Connect to PostgreSQL in the background. The first client calls it too. Call it after a fork, not before.
+
+        Raises :class:`ConfigurationError` when MESSAGE_QUEUE is set and there is no cluster key.
+        """
         if self._started:
             return
         self._started = True
+        try:
+            self._require_key()
+        except ConfigurationError:
+            self._started = False
+            raise
         self.socketio.server.initialize_manager()
         self.pubsub.start()
         self.access.start()
@@ -153,6 +168,22 @@ class SocketServer:
             self.gauges.start()
         self.backlog.start()
         green.spawn(self._start_log)
+
+    def _require_key(self) -> None:
+        """Raise :class:`ConfigurationError` if MESSAGE_QUEUE could not work. Without the database this is not known."""
+        if self.settings.message_queue is None or self.settings.cluster_key:
+            return
+        try:
+            if self.settings.auto_init:
+                install(self.pubsub.database, self.settings.max_payload, again=False)
+        except DatabaseError as error:
+            logger.warning("the log's schema could not be installed: %s", error)
+        try:
+            self.pubsub.keys.read()
+        except ConfigurationError as error:
+            raise ConfigurationError(f"MESSAGE_QUEUE is set, but {error.message}.") from None
+        except DatabaseError as error:
+            logger.warning("the cluster key cannot be read: %s; retrying", error)
 
     def _start_log(self) -> None:
         # The relay waits for the schema, whether this node or an operator installs it.
@@ -262,6 +293,8 @@ class SocketServer:
             "relay": "; ".join(filter(None, (self.backlog.problem, self.relay.problem))) or None
             if installed and not self._admission.draining
             else None,
+            # NOTIFY needs no key.
+            "keys": self.pubsub.keys.problem if installed or self.settings.message_queue is not None else None,
             "permissions": self.access.problem,
         }
 

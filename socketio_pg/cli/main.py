@@ -9,6 +9,7 @@ from socketio_pg.version import __version__
 MODULES = {
     "serve": "socketio_pg.cli.serve",
     "init": "socketio_pg.cli.schema",
+    "rotate-key": "socketio_pg.cli.schema",
     "drop": "socketio_pg.cli.schema",
     "publish": "socketio_pg.cli.publish",
     "listen": "socketio_pg.cli.listen",

@@ -1,11 +1,11 @@
-"""The commands ``init`` and ``drop``: install and remove the schema."""
+"""The commands ``init``, ``rotate-key`` and ``drop``: install the schema, add a cluster key, remove the schema."""
 
 import click
 
 from socketio_pg.cli.command import examples, open_database
 from socketio_pg.core import config
 from socketio_pg.postgres import schema
-from socketio_pg.postgres.database import session
+from socketio_pg.postgres.database import fetch, session
 
 
 @click.command(
@@ -21,6 +21,7 @@ from socketio_pg.postgres.database import session
 @click.option(
     "--client-role", multiple=True, help="Grant this role, named in tokens, the privileges for policies; repeatable."
 )
+@click.option("--emitter-role", help="Allow this role to emit to all clients: it may read the cluster key.")
 @click.option("--watcher-role", help="Allow this role to watch its own tables; see docs/watch.md for the risks.")
 def init(
     sql: bool,
@@ -28,6 +29,7 @@ def init(
     publisher_role: str | None,
     client_role: tuple[str, ...],
     watcher_role: str | None,
+    emitter_role: str | None,
 ) -> None:
     """Install or upgrade the schema.
 
@@ -36,7 +38,7 @@ def init(
     The command also applies MAX_PAYLOAD.
     """
     settings = config.load()
-    roles = (server_role, publisher_role, client_role, watcher_role)
+    roles = (server_role, publisher_role, client_role, watcher_role, emitter_role)
     if sql:
         statements = schema.statements(settings.max_payload, *roles)
         click.echo(f"BEGIN;\n\n{statements}\nCOMMIT;")
@@ -46,6 +48,20 @@ def init(
         pass  # reports connection errors immediately
     schema.install(database, settings.max_payload, *roles)
     click.echo(f"Installed: schema socketio_pg, version {schema.VERSION}, on {database}")
+
+
+@click.command("rotate-key", epilog=examples("socketio-pg rotate-key"))
+def rotate_key() -> None:
+    """Replace the cluster key.
+
+    The servers seal what they send each other with this key. Running servers seal with the new one after 20 seconds,
+    and accept the old one until a minute later: no message is lost. Rotate the key if a role could read it that must
+    not. The role of DATABASE_URL must own the schema. Has no effect on servers with CLUSTER_KEY.
+    """
+    database = open_database(config.load())
+    with session(database) as connection:
+        fetch(connection, "SELECT socketio_pg.rotate_cluster_key()")
+    click.echo(f"A new cluster key is in use in 20 seconds on {database}")
 
 
 @click.command(epilog=examples("socketio-pg drop", "socketio-pg drop --yes"))

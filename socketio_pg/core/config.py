@@ -242,6 +242,12 @@ class Settings:
         "Redis or Valkey channel, or Kafka topic, of MESSAGE_QUEUE; use a different one for each database that shares "
         "the server",
     )  # fmt: skip
+    cluster_key: tuple[str, ...] = setting(
+        (), parsers.cluster_key,
+        "secret with which nodes seal what they send each other: the same random text of at least 32 characters on "
+        "all nodes; of a comma-separated list, the first one seals and all open",
+        shown="a key in the schema, made by init", show=_hide,
+    )  # fmt: skip
     listen: str = setting(
         "each", parsers.choice("each", "leader"),
         "which nodes listen to PostgreSQL: 'each' node, or only the 'leader', which relays the log and forwards "
@@ -288,7 +294,8 @@ class Settings:
         shown = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            shown.append(f"{field.name}={(field.metadata['show'](value) if isinstance(value, str) else value)!r}")
+            hidden = isinstance(value, str) or (value and field.metadata["show"] is _hide)
+            shown.append(f"{field.name}={(field.metadata['show'](value) if hidden else value)!r}")
         return f"Settings({', '.join(shown)})"
 
 

@@ -10,6 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from socketio_pg.core.errors import wire_codes
+from socketio_pg.core.seal import REASONS
 from socketio_pg.version import __version__
 
 REGISTRY = CollectorRegistry()
@@ -61,6 +62,11 @@ unrecovered = _counter(
     "unrecovered", "Subscriptions that the log could not bring up to date.", "reason",
     ("trimmed", "epoch_changed", "position_unknown", "not_installed"),
 )  # fmt: skip
+
+#: Reasons: `core.seal.SealError`.
+refused_messages = _counter(
+    "refused_messages", "Texts on the channels between nodes that could not be opened, by reason.", "reason", REASONS
+)
 
 # -- publishing, and the relay -----------------------------------------------------------------------------------------
 

@@ -117,6 +117,13 @@ def names(value: object) -> tuple[str, ...]:
     return tuple(str(item).strip() for item in items if str(item).strip())
 
 
+def cluster_key(value: object) -> tuple[str, ...]:
+    keys = names(value)
+    if not keys or min(map(len, keys)) < 32:
+        raise ValueError("random texts of at least 32 characters, separated by commas")
+    return keys
+
+
 def role(value: object) -> str:
     """Return the name of a PostgreSQL role; rejects ``none``, which in SET ROLE means the session's own role."""
     name = plain(value)

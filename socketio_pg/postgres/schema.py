@@ -26,6 +26,7 @@ GRANT SELECT, UPDATE ON socketio_pg.head TO {role};
 GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.lease, socketio_pg.busy_until TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.node TO {role};
 GRANT SELECT ON socketio_pg.schema_version, socketio_pg.channels, socketio_pg.nodes TO {role};
+GRANT SELECT ON socketio_pg.cluster_key TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.probe(text[]) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.decide(text[], text[], text[], text[], double precision) TO {role};
 """
@@ -33,6 +34,11 @@ GRANT EXECUTE ON FUNCTION socketio_pg.decide(text[], text[], text[], text[], dou
 _PUBLISHER_GRANTS = """\
 GRANT USAGE ON SCHEMA socketio_pg TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb) TO {role};
+"""
+
+_EMITTER_GRANTS = """\
+GRANT USAGE ON SCHEMA socketio_pg TO {role};
+GRANT SELECT ON socketio_pg.cluster_key TO {role};
 """
 
 _CLIENT_GRANTS = """\
@@ -66,9 +72,10 @@ BEGIN
     END IF;
     DROP VIEW IF EXISTS socketio_pg.channels, socketio_pg.nodes, socketio_pg.watches, socketio_pg.watch_triggers;
     DROP TABLE IF EXISTS socketio_pg.outbox, socketio_pg.log, socketio_pg.head, socketio_pg.node, socketio_pg.messages,
-        socketio_pg.schema_version;
+        socketio_pg.cluster_key, socketio_pg.schema_version;
     DROP SEQUENCE IF EXISTS socketio_pg.lease, socketio_pg.busy_until;
     DROP FUNCTION IF EXISTS socketio_pg.publish, socketio_pg.channel_problem, socketio_pg.ring,
+        socketio_pg.rotate_cluster_key,
         socketio_pg.channel, socketio_pg.probe, socketio_pg.decide, socketio_pg.recheck, socketio_pg.recheck_on_change,
         socketio_pg.watch, socketio_pg.unwatch, socketio_pg.watch_changed, socketio_pg.watch_send,
         socketio_pg.watch_tell, socketio_pg.watch_bulk, socketio_pg.watch_condition,
@@ -89,13 +96,15 @@ def statements(
     publisher_role: str | None = None,
     client_roles: Sequence[str] = (),
     watcher_role: str | None = None,
+    emitter_role: str | None = None,
 ) -> str:
     """Return the SQL that installs or upgrades the schema, without BEGIN and COMMIT.
 
     ``max_payload`` is the maximum size of a payload in bytes, in PostgreSQL's text form of jsonb. ``server_role``,
     ``publisher_role`` and ``client_roles`` (the roles that tokens name) must exist; they get only the privileges that a
     server, a publisher and the evaluation of policies need. ``watcher_role`` may watch tables that it owns; a watch's
-    condition runs with the privileges of the schema's owner (docs/watch.md).
+    condition runs with the privileges of the schema's owner (docs/watch.md). ``emitter_role`` may read the cluster key,
+    for programs that emit with :class:`PostgresManager`: it can send anything to all clients.
     """
     values = {"MAX_PAYLOAD": max_payload}
     parts = [
@@ -104,6 +113,7 @@ def statements(
         "    ON CONFLICT (only_row) DO UPDATE SET version = greatest(schema_version.version, excluded.version);\n",
     ]
     granted = [(server_role, _SERVER_GRANTS), (publisher_role, _PUBLISHER_GRANTS), (watcher_role, _WATCHER_GRANTS)]
+    granted += [(emitter_role, _EMITTER_GRANTS)]
     granted += [(role, _CLIENT_GRANTS) for role in client_roles]
     parts += [grants.format(role=quote_identifier(role)) for role, grants in granted if role is not None]
     parts.append(f"-- Notifies running servers, which start to use the schema.\nNOTIFY {LOG_CHANNEL}, 'installed';\n")
@@ -117,6 +127,7 @@ def install(
     publisher_role: str | None = None,
     client_roles: Sequence[str] = (),
     watcher_role: str | None = None,
+    emitter_role: str | None = None,
     *,
     again: bool = True,
 ) -> None:
@@ -146,7 +157,9 @@ def install(
             cursor.execute("SET LOCAL client_min_messages = warning")
             # While this transaction waits for a lock, the relay and publishers queue behind it.
             cursor.execute("SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '20s'")
-            cursor.execute(statements(max_payload, server_role, publisher_role, client_roles, watcher_role))
+            cursor.execute(
+                statements(max_payload, server_role, publisher_role, client_roles, watcher_role, emitter_role)
+            )
     finally:
         connection.close()
 

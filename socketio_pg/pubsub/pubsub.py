@@ -18,12 +18,15 @@ from socketio_pg.core.messages import (
     encode_payload,
     naming_message,
 )
+from socketio_pg.core.seal import Seal
+from socketio_pg.core.sealing import Sealing
 from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
 from socketio_pg.log.log import DEFAULT_MESSAGES, Log, ReplayPage
 from socketio_pg.log.recent import Recent
 from socketio_pg.log.replay import LogPosition, Replay, ReplayReceiver, requested_start
 from socketio_pg.postgres.database import Database
+from socketio_pg.postgres.key_reader import KeyReader
 from socketio_pg.postgres.listener import (
     ChannelListener,
     ListenCancelledError,
@@ -58,7 +61,8 @@ class PubSub:
     ``dsn`` is a libpq address; without it the address comes from ``DATABASE_URL`` or ``local.cfg``. ``listen_dsn`` is
     the address of the LISTEN connection when it differs. ``listener`` makes the listener. Messages to the channels
     that match one of the patterns ``durable_channels`` always go through the log, where a payload may have
-    ``max_payload`` bytes. Connects when it is first used.
+    ``max_payload`` bytes. ``cluster_key`` is the setting CLUSTER_KEY; ``sealing`` is shared with the other parts of a
+    server. Connects when it is first used.
 
     ``hub`` and ``log`` are for the parts of a server that manage subscriptions themselves.
 
@@ -77,13 +81,18 @@ class PubSub:
         listener: Callable[[Database, OnNotifications, OnGap], ChannelListener] = Listener,
         durable_channels: Sequence[str] = (),
         max_payload: int = 1_000_000,
+        cluster_key: Sequence[str] = (),
+        sealing: Sealing | None = None,
     ) -> None:
         if dsn is None:
             settings = config.load()
             dsn, listen_dsn = settings.database_url, listen_dsn or settings.listen_database_url
+            cluster_key = cluster_key or settings.cluster_key
         if dsn is None:
             raise ConfigurationError(config.NO_DATABASE)
         self.database = Database(config.database_url(dsn), config.database_url(listen_dsn) if listen_dsn else None)
+        self.sealing = sealing or Sealing(Seal())
+        self.keys = KeyReader(self.database, self.sealing, cluster_key)
         self.hub = Hub()
         self._local = LocalSubscriptions()
         self._dispatcher = Dispatcher(self.hub, self._local)
@@ -117,6 +126,7 @@ class PubSub:
 
     def start(self) -> None:
         """Connect in the background. Methods that need the connection do it. Call it after a fork, not before."""
+        self.keys.start()
         self.listener.start()
         self._follower.start()
         if not self._started:
@@ -132,6 +142,7 @@ class PubSub:
         self.listener.stop()
         self._publisher.stop()
         self._history.stop()
+        self.keys.stop()
 
     @property
     def problem(self) -> str | None:
@@ -400,5 +411,6 @@ class PubSub:
         self._follower.hear(texts)
 
     def _on_log_changed(self) -> None:
+        self.keys.look()
         for on_change in self._log_watchers:
             on_change()

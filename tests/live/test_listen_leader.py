@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.clients import SocketClient
+from tests.support.cluster import CLUSTER_KEY
 from tests.support.nodes import Nodes, assert_no_traceback, under_load
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
@@ -211,7 +212,12 @@ def test_missing_log_is_reported_by_readyz(postgres18: Cluster, redis: Redis) ->
     """The log is needed to elect the node that listens."""
     postgres18.sql("DROP DATABASE IF EXISTS listen_no_log WITH (FORCE)")
     postgres18.sql("CREATE DATABASE listen_no_log")
-    settings = {"LISTEN": "leader", "MESSAGE_QUEUE": redis.url, "MESSAGE_QUEUE_CHANNEL": "no log"}
+    settings = {
+        "LISTEN": "leader",
+        "MESSAGE_QUEUE": redis.url,
+        "MESSAGE_QUEUE_CHANNEL": "no log",
+        "CLUSTER_KEY": CLUSTER_KEY,
+    }
     with contextlib.closing(ServerProcess(postgres18.url("listen_no_log"), wait="http", **settings)) as node:
         node.wait_for("/readyz", 503, "cannot listen for them: the log of this version is not installed")
         assert node.get("/healthz")[0] == 200

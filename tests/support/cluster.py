@@ -17,6 +17,7 @@ from tests.support.redis import Redis
 from tests.support.server import ServerProcess
 
 APP = "tests.support.rooms_app:app"
+CLUSTER_KEY = "a random text that no other cluster has"
 
 
 class Member(SocketClient):
@@ -54,7 +55,9 @@ class Cell:
             os.environ["KAFKA_URL"] if kind == "kafka" else "postgres" if self.redis is None else self.redis.url
         )
         self.database_url = postgres18.url()
-        self.nodes = [ServerProcess(self.database_url, app=APP, MESSAGE_QUEUE=self.queue) for _ in range(2)]
+        # The database has no schema.
+        settings = {"MESSAGE_QUEUE": self.queue, "CLUSTER_KEY": CLUSTER_KEY}
+        self.nodes = [ServerProcess(self.database_url, app=APP, **settings) for _ in range(2)]
 
     def post(self, node: int, path: str, body: Any = None, method: str = "POST") -> Any:
         answer = requests.request(method, f"{self.nodes[node].url}{path}", json=body, timeout=PATIENCE)

@@ -25,6 +25,7 @@ TREE = {
     "DatabaseError": ("SocketIOPGError", "internal"),
     "DatabaseUnavailableError": ("DatabaseError", "database_unavailable"),
     "DatabaseTimeoutError": ("DatabaseUnavailableError", "database_unavailable"),
+    "ClusterKeyError": ("DatabaseUnavailableError", "database_unavailable"),
 }
 
 

@@ -75,6 +75,21 @@ BEGIN
     END IF;
 END $$;
 
+-- Adds a cluster key, and deletes those that no server has used for a minute: see the table. Running servers follow.
+CREATE OR REPLACE FUNCTION socketio_pg.rotate_cluster_key() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    LOCK TABLE socketio_pg.cluster_key IN SHARE ROW EXCLUSIVE MODE;
+    DELETE FROM socketio_pg.cluster_key AS old WHERE EXISTS (
+        SELECT FROM socketio_pg.cluster_key AS new
+        WHERE new.id > old.id AND new.created_at < clock_timestamp() - interval '80 seconds'
+    );
+    INSERT INTO socketio_pg.cluster_key (key)
+    VALUES (sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())));
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.rotate_cluster_key() FROM PUBLIC;
+
 -- For operators: the messages per channel in the log, and the server processes that are alive.
 CREATE OR REPLACE VIEW socketio_pg.channels AS
     SELECT channel, max(position) AS last_position, count(*) AS messages, now() - max(published_at) AS age

@@ -1,0 +1,85 @@
+"""Seals and opens the texts between nodes for all parts of a node. Waits for the key, counts and logs refused texts.
+
+The cryptography is in `core.seal`; `postgres.key_reader` provides the keys.
+"""
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from socketio_pg.core import green, metrics
+from socketio_pg.core.logs import RateLimitedLog
+from socketio_pg.core.seal import Key, Seal, SealError
+
+_limited_log = RateLimitedLog(logging.getLogger("socketio_pg.sealing"))
+
+#: Reason → line of the log. Each is written once a second at most.
+_LINES = {
+    "unsealed": "refused a text on %s: a server or program did not seal it",
+    "foreign": "refused a text on %s of another installation: %s",
+    "unknown_key": "refused a text on %s that was sealed with an unknown key",
+    "forged": "refused a text on %s that was not sealed with the cluster key",
+    "stale": "refused a text on %s that is old; or the clocks of two nodes differ",
+    "replayed": "refused a text on %s that has arrived before",
+}
+
+
+class Sealing:
+    """The :class:`Seal` of this node, shared by its parts."""
+
+    #: Seconds for which :meth:`seal` waits for the first key.
+    wait_seconds = 2.0
+
+    def __init__(self, seal: Seal) -> None:
+        self._seal = seal
+        self._ready = green.Event()
+        self._keys_wanted = green.Event()
+        #: The number of refused texts, by reason.
+        self.refused: Counter[str] = Counter()
+
+    @property
+    def ready(self) -> bool:
+        """True once there is a key."""
+        return self._seal.ready
+
+    def use(self, identity: str, keys: Sequence[Key]) -> None:
+        """Use ``keys`` from now on, see :meth:`Seal.use`."""
+        self._seal.use(identity, keys)
+        self._ready.send()
+
+    def want_keys(self) -> None:
+        """Have the keys read again soon: there may be new ones."""
+        self._keys_wanted.send()
+
+    def wait_wanted(self, seconds: float) -> None:
+        """Wait until :meth:`want_keys` is called, for at most ``seconds``."""
+        with contextlib.suppress(green.TimedOut):
+            self._keys_wanted.wait(seconds)
+        self._keys_wanted = green.Event()
+
+    def seal(self, channel: str, text: str) -> str:
+        """Return ``text`` sealed for ``channel``. Waits for the first key.
+
+        Raises :class:`ClusterKeyError` when there is none.
+        """
+        if not self._seal.ready:
+            with contextlib.suppress(green.TimedOut):
+                self._ready.wait(self.wait_seconds)
+        return self._seal.seal(channel, text)
+
+    def open(self, channel: str, text: str, *, replayable: bool = False) -> str | None:
+        """Return the text that was sealed for ``channel``; None, counted and logged, if it cannot be opened.
+
+        ``replayable``: the caller has its own protection against repeated and old texts.
+        """
+        try:
+            return self._seal.open(channel, text, replayable=replayable)
+        except SealError as error:
+            self.refused[error.reason] += 1
+            metrics.refused_messages.labels(error.reason).inc()
+            if error.reason == "unknown_key":
+                self.want_keys()
+            details = (error.detail,) if error.reason == "foreign" else ()
+            _limited_log(logging.WARNING, _LINES[error.reason], channel, *details)
+            return None
