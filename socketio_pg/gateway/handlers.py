@@ -62,11 +62,12 @@ class Handlers:
 
     def subscribe(self, sid: str, request: dict[str, Any]) -> Answer:
         channel = validate_channel(request.get("channel"))
-        start, filter = requested_start(request), parse_filter(request.get("filter"))
         if self._server.manager.is_sid_room("/", channel):
             raise InvalidChannelError("this name is the id of a client", channel=channel)
         mark = self._permissions.mark()
         self._require(sid, "subscribe", channel)
+        # Only clients that have the permission cost more than the question.
+        start, filter = requested_start(request), parse_filter(request.get("filter"))
         new = not self._hub.is_subscribed(sid, channel)
         if new:
             self._limits.check_subscriptions(self._hub.count_channels(sid))

@@ -6,32 +6,79 @@ payload lacks has the value null. docs/protocol.md defines the operators.
 
 import contextlib
 import functools
+import itertools
 import json
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from socketio_pg.core.errors import InvalidRequestError
+from socketio_pg.core.messages import parse_strict_json
+from socketio_pg.pubsub.like import MAX_PATTERN, Like
 
-#: Maximum conditions of a filter, values of an ``in``, characters of a ``like``, and characters of a filter as JSON.
-MAX_CONDITIONS, MAX_VALUES, MAX_PATTERN, MAX_CHARACTERS = 20, 100, 100, 4_000
-#: ``like`` is false for texts with more characters.
-MAX_SEARCHED = 10_000
+#: Maximum conditions of a filter, values of an ``in``, and bytes of a filter as JSON in UTF-8.
+MAX_CONDITIONS, MAX_VALUES, MAX_BYTES = 32, 100, 4_096
+#: Maximum characters of a path, and keys in it.
+MAX_PATH, MAX_DEPTH = 256, 32
+#: Maximum characters, in all ``like`` of a filter together, of parts between two ``%`` that have a ``_`` in the middle.
+MAX_INNER = 200
+#: The cost of a filter without ``like`` that needs no accounting, in steps of about a nanosecond: a message that is sent
+#: instead costs more.
+MAX_UNMETERED = 10_000
+
+#: Steps for a condition, and for a key of a path.
+_CONDITION_STEPS, _KEY_STEPS = 150, 50
 
 _ORDER = {"lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge}
 _OPERATORS = ("eq", "ne", *_ORDER, "in", "like")
+
+
+def never_pause() -> None:
+    """Do not yield."""
+
+
+class Reader:
+    """A payload, parsed once, and its values at paths, each read once however many filters ask for it.
+
+    ``pause()`` is called after expensive work, and may yield to other green threads.
+    """
+
+    __slots__ = ("pause", "payload", "spent", "values")
+
+    def __init__(self, payload_json: str, pause: Callable[[], None] = never_pause) -> None:
+        self.payload = parse_strict_json(payload_json)
+        self.pause = pause
+        self.values: dict[str, Any] = {}
+        #: Steps that filters took, for filters whose cost is accounted for.
+        self.spent: list[tuple[Filter, int]] = []
+
+    def resolve(self, path: str, keys: Sequence[str]) -> Any:
+        """Return the value at a path; None when the payload lacks it."""
+        if path in self.values:
+            return self.values[path]
+        value = self.payload
+        for key in keys:
+            if isinstance(value, dict):
+                value = value.get(key)
+            elif isinstance(value, list) and key.isdecimal() and len(key) < 10 and int(key) < len(value):
+                value = value[int(key)]
+            else:
+                value = None
+                break
+        self.values[path] = value
+        return value
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
     """One operator on one path. ``holds(value)`` tests the value at the path, of a type that orjson produces."""
 
-    #: The path as written, and its parts: keys of objects, indexes of lists.
+    #: The path in normal form, and its parts: keys of objects, indexes of lists.
     path: str
     keys: Sequence[str]
     #: The allowed values of ``eq`` and ``in``; None for other operators.
@@ -55,21 +102,51 @@ class Filter:
     def __hash__(self) -> int:
         return hash(self.text)
 
+    @property
+    def metered(self) -> bool:
+        """Whether the cost of the filter counts against the clients that have it."""
+        return False
+
     def matches(self, payload_json: str) -> bool:
         """Return whether a payload, strict JSON text, fulfils all conditions."""
-        return self.holds(orjson.loads(payload_json), {})
+        return self.holds(Reader(payload_json))
 
-    def holds(self, payload: Any, values: dict[str, Any]) -> bool:
-        """Return the same for a parsed payload. ``values`` caches values by path, for the next filter."""
+    def holds(self, reader: Reader) -> bool:
+        """Return whether a payload fulfils all conditions."""
         # A hot loop: thousands of filters may be tried on a message.
+        values = reader.values
         for path, keys, holds in self._checks:
-            if path in values:
-                value = values[path]
-            else:
-                value = values[path] = _resolve(payload, keys)
-            if not holds(value):
+            if not holds(values[path] if path in values else reader.resolve(path, keys)):
                 return False
         return True
+
+
+class MeteredFilter(Filter):
+    """A filter with a ``like``, or with so many keys that its cost counts. Notes its steps in ``reader.spent``."""
+
+    __slots__ = ()
+
+    @property
+    def metered(self) -> bool:
+        return True
+
+    def holds(self, reader: Reader) -> bool:
+        steps, matched = 0, True
+        for path, keys, holds in self._checks:
+            steps += _CONDITION_STEPS
+            if path not in reader.values:
+                steps += _KEY_STEPS * len(keys)
+            value = reader.resolve(path, keys)
+            if isinstance(holds, Like):
+                matched, searched = holds.search(value)
+                steps += searched
+            else:
+                matched = holds(value)
+            if not matched:
+                break
+        reader.spent.append((self, steps))
+        reader.pause()
+        return matched
 
 
 def parse_filter(value: object) -> Filter | None:
@@ -81,23 +158,80 @@ def parse_filter(value: object) -> Filter | None:
         return None
     if not isinstance(value, dict):
         raise InvalidRequestError('filter must be an object like {"new.status": "open"}')
-    normal: list[tuple[str, str, Any]] = []
-    conditions: list[Condition] = []
+    _check_size(value)
+    #: Normal form → condition: the same condition may be written in several ways.
+    conditions: dict[str, Condition] = {}
     for path, wanted in value.items():
-        operators = wanted if isinstance(wanted, dict) else {"in" if isinstance(wanted, list) else "eq": wanted}
+        operators = _operators(wanted)
         if not operators:
             raise InvalidRequestError(f"filter: {_shown(path)} has no operator; there are {', '.join(_OPERATORS)}")
         keys = _split(path)
         for name, operand in operators.items():
             condition, normal_operand = _condition(path, keys, name, operand)
-            conditions.append(condition)
-            normal.append((path, "in" if name == "eq" else name, normal_operand))
-    if len(conditions) > MAX_CONDITIONS:
-        raise InvalidRequestError(f"filter has {len(conditions)} conditions; at most {MAX_CONDITIONS} are allowed")
-    text = orjson.dumps(sorted(normal, key=orjson.dumps)).decode()
-    if len(text) > MAX_CHARACTERS:
-        raise InvalidRequestError(f"filter has {len(text)} characters; at most {MAX_CHARACTERS} are allowed")
-    return Filter(text, conditions) if conditions else None
+            normal = (condition.path, "in" if name == "eq" else name, normal_operand)
+            conditions[orjson.dumps(normal).decode()] = condition
+    if not conditions:
+        return None
+    _check_likes(conditions.values())
+    text = f"[{','.join(sorted(conditions))}]"
+    most = sum(_CONDITION_STEPS + _KEY_STEPS * len(condition.keys) for condition in conditions.values())
+    searches = any(isinstance(condition.holds, Like) for condition in conditions.values())
+    kind = MeteredFilter if searches or most > MAX_UNMETERED else Filter
+    # Cheap conditions first: a text is searched only when they hold.
+    ordered = sorted(conditions.values(), key=lambda condition: isinstance(condition.holds, Like))
+    return kind(text, ordered)
+
+
+def _operators(wanted: object) -> dict[str, Any]:
+    return wanted if isinstance(wanted, dict) else {"in" if isinstance(wanted, list) else "eq": wanted}
+
+
+def _check_size(value: dict[Any, Any]) -> None:
+    """Check all limits of a filter before anything in it is parsed, in a time that they bound."""
+    count = len(value) if len(value) > MAX_CONDITIONS else sum(len(_operators(wanted)) for wanted in value.values())
+    if count > MAX_CONDITIONS:
+        raise InvalidRequestError(f"filter has {count} conditions; at most {MAX_CONDITIONS} are allowed")
+    characters = 0
+    for path, wanted in value.items():
+        if not isinstance(path, str):
+            raise InvalidRequestError("filter: a path is a text like new.status")
+        if len(path) > MAX_PATH:
+            raise InvalidRequestError(f"filter: {_shown(path)} has over {MAX_PATH} characters")
+        characters += len(path)
+        for name, operand in _operators(wanted).items():
+            characters += len(name)
+            if isinstance(operand, list):
+                if len(operand) > MAX_VALUES:
+                    raise InvalidRequestError(f"filter: {_shown(path)}: in takes a list of 1 to {MAX_VALUES} values")
+                characters += sum(_size(path, one) for one in operand)
+            else:
+                characters += _size(path, operand)
+    # A text has at least as many bytes as characters: the exact size is only measured when it may be small enough.
+    if characters <= MAX_BYTES:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        characters = len(text.encode("utf-8", "surrogatepass"))
+    if characters > MAX_BYTES:
+        raise InvalidRequestError(f"filter has over {MAX_BYTES} bytes as JSON")
+
+
+def _size(path: str, value: object) -> int:
+    """Return the least number of characters that a value of a filter has as JSON."""
+    if isinstance(value, str):
+        return len(value)
+    if value is None or isinstance(value, (bool, float)):
+        return 1
+    if isinstance(value, int):
+        return value.bit_length() // 4 + 1
+    raise _not_a_scalar(path)
+
+
+def _check_likes(conditions: Iterable[Condition]) -> None:
+    inner = sum(condition.holds.inner for condition in conditions if isinstance(condition.holds, Like))
+    if inner > MAX_INNER:
+        raise InvalidRequestError(
+            f"filter: parts of like between two % that have a _ in the middle have {inner} characters; at most "
+            f"{MAX_INNER} are allowed"
+        )
 
 
 class FilterIndex:
@@ -107,8 +241,17 @@ class FilterIndex:
     clients follows its own rows. All other filters are tried one by one.
     """
 
+    #: Filters that are tried between two pauses.
+    slice_filters = 50
+
     def __init__(self) -> None:
         self._counts: dict[Filter, int] = {}
+        #: Filter → its number, which grows with each filter that is added; in that order.
+        self._numbers: dict[Filter, int] = {}
+        #: The number of the newest filter.
+        self.newest = 0
+        #: Steps of metered filters that :meth:`due` has not returned yet.
+        self._spent: Counter[Filter] = Counter()
         #: Path → value → filters that require this value.
         self._by_value: dict[_Path, dict[Any, dict[Filter, None]]] = {}
         self._others: dict[Filter, None] = {}
@@ -132,6 +275,8 @@ class FilterIndex:
         self._counts[filter] = self._counts.get(filter, 0) + 1
         if self._counts[filter] > 1:
             return
+        self.newest += 1
+        self._numbers[filter] = self.newest
         found = _indexed(filter)
         if found is None:
             self._others[filter] = None
@@ -148,7 +293,8 @@ class FilterIndex:
         self._counts[filter] -= 1
         if self._counts[filter]:
             return
-        del self._counts[filter]
+        del self._counts[filter], self._numbers[filter]
+        self._spent.pop(filter, None)
         found = _indexed(filter)
         if found is None:
             del self._others[filter]
@@ -176,18 +322,37 @@ class FilterIndex:
         if size > self._largest or self._largest not in self._sizes:
             self._largest = size
 
-    def matching(self, payload_json: str) -> list[Filter]:
-        """Return the filters that a payload, strict JSON text, fulfils."""
-        payload = orjson.loads(payload_json)
-        values: dict[str, Any] = {}
-        tried = [self._others]
-        for (path, keys), by_value in self._by_value.items():
-            values[path] = _resolve(payload, keys)
-            tried.append(by_value.get(_key(values[path]), {}))
-        return [filter for filters in tried for filter in filters if filter.holds(payload, values)]
+    def matching(self, reader: Reader) -> list[Filter]:
+        """Return the filters that a payload fulfils. While ``reader`` pauses, filters may be added and discarded."""
+        tried = list(self._others)
+        for number, ((path, keys), by_value) in enumerate(list(self._by_value.items()), 1):
+            tried += by_value.get(_key(reader.resolve(path, keys)), ())
+            if not number % self.slice_filters:
+                reader.pause()
+        matched: list[Filter] = []
+        for start in range(0, len(tried), self.slice_filters):
+            matched += [filter for filter in tried[start : start + self.slice_filters] if filter.holds(reader)]
+            reader.pause()
+        return matched
+
+    def matching_since(self, newest: int, reader: Reader) -> list[Filter]:
+        """Return the same, of the filters that were added when :attr:`newest` already was ``newest``."""
+        added = itertools.takewhile(lambda filter: self._numbers[filter] > newest, reversed(self._numbers))
+        return [filter for filter in added if filter.holds(reader)]
+
+    def due(self, reader: Reader, least: int) -> list[tuple[Filter, int]]:
+        """Account for what ``reader`` has spent. Return the metered filters that have spent ``least`` steps or more."""
+        found = []
+        for filter, steps in reader.spent:
+            if filter in self._counts:
+                self._spent[filter] += steps
+                if self._spent[filter] >= least:
+                    found.append((filter, self._spent.pop(filter)))
+        reader.spent.clear()
+        return found
 
 
-#: A path as written, and its parts.
+#: A path in normal form, and its parts.
 _Path = tuple[str, Sequence[str]]
 
 
@@ -195,18 +360,6 @@ def _indexed(filter: Filter) -> tuple[_Path, frozenset[Any]] | None:
     """Return path and values of the condition that indexes ``filter``: the equality with the fewest values."""
     found = [((one.path, one.keys), one.one_of) for one in filter.conditions if one.one_of is not None]
     return min(found, key=lambda pair: len(pair[1]), default=None)
-
-
-def _resolve(payload: Any, keys: Sequence[str]) -> Any:
-    """Return the value at a path; None when the payload lacks it."""
-    for key in keys:
-        if isinstance(payload, dict):
-            payload = payload.get(key)
-        elif isinstance(payload, list) and key.isdecimal() and len(key) < 10 and int(key) < len(payload):
-            payload = payload[int(key)]
-        else:
-            return None
-    return payload
 
 
 class _NoScalar:
@@ -228,30 +381,41 @@ def _split(path: str) -> Sequence[str]:
     _scalar(path, path)  # valid Unicode
     if not re.fullmatch(rf"{_KEY}(?:\.{_KEY})*", path, re.DOTALL):
         raise InvalidRequestError(f"filter: {_shown(path)} is not a path like new.status")
-    return tuple(re.sub(r"\\(.)", r"\1", key, flags=re.DOTALL) for key in re.findall(_KEY, path, re.DOTALL))
+    keys = tuple(re.sub(r"\\(.)", r"\1", key, flags=re.DOTALL) for key in re.findall(_KEY, path, re.DOTALL))
+    if len(keys) > MAX_DEPTH:
+        raise InvalidRequestError(f"filter: {_shown(path)} has {len(keys)} keys; at most {MAX_DEPTH} are allowed")
+    return keys
 
 
-def _condition(path: str, keys: Sequence[str], name: str, operand: object) -> tuple[Condition, Any]:
+def _joined(keys: Sequence[str]) -> str:
+    """Return the normal form of a path: backslashes only where they are needed."""
+    return ".".join(re.sub(r"([.\\])", r"\\\1", key) for key in keys)
+
+
+def _condition(written: str, keys: Sequence[str], name: str, operand: object) -> tuple[Condition, Any]:
     """Return the condition, and its operand in normal form."""
+    path = _joined(keys)
     if name not in _OPERATORS:
         raise InvalidRequestError(
-            f"filter: {_shown(path)}: unknown operator {_shown(name)}; there are {', '.join(_OPERATORS)}"
+            f"filter: {_shown(written)}: unknown operator {_shown(name)}; there are {', '.join(_OPERATORS)}"
         )
     if name == "like":
         if not isinstance(operand, str) or len(operand) > MAX_PATTERN:
-            raise InvalidRequestError(f"filter: {_shown(path)}: like takes a text of at most {MAX_PATTERN} characters")
-        return Condition(path, keys, None, _like(_scalar(path, operand))), operand
+            raise InvalidRequestError(
+                f"filter: {_shown(written)}: like takes a text of at most {MAX_PATTERN} characters"
+            )
+        return Condition(path, keys, None, Like(_scalar(written, operand))), operand
     if name == "in":
         if not isinstance(operand, list) or not 1 <= len(operand) <= MAX_VALUES:
-            raise InvalidRequestError(f"filter: {_shown(path)}: in takes a list of 1 to {MAX_VALUES} values")
-        return _one_of(path, keys, [_scalar(path, value) for value in operand])
-    value = _scalar(path, operand)
+            raise InvalidRequestError(f"filter: {_shown(written)}: in takes a list of 1 to {MAX_VALUES} values")
+        return _one_of(path, keys, [_scalar(written, value) for value in operand])
+    value = _scalar(written, operand)
     if name == "eq":
         return _one_of(path, keys, [value])
     if name == "ne":
         return Condition(path, keys, None, functools.partial(_differs, _key(value))), value
     if isinstance(value, bool) or value is None:
-        raise InvalidRequestError(f"filter: {_shown(path)}: {name} takes a number or a text")
+        raise InvalidRequestError(f"filter: {_shown(written)}: {name} takes a number or a text")
     return Condition(path, keys, None, _compares(_ORDER[name], value)), value
 
 
@@ -260,7 +424,11 @@ def _scalar(path: str, value: object) -> Any:
     if value is None or isinstance(value, (str, int, float)):
         with contextlib.suppress(ValueError):
             return orjson.loads(json.dumps(value, allow_nan=False))
-    raise InvalidRequestError(f"filter: {_shown(path)}: values are texts, numbers, true, false and null")
+    raise _not_a_scalar(path)
+
+
+def _not_a_scalar(path: str) -> InvalidRequestError:
+    return InvalidRequestError(f"filter: {_shown(path)}: values are texts, numbers, true, false and null")
 
 
 def _one_of(path: str, keys: Sequence[str], values: Sequence[Any]) -> tuple[Condition, list[Any]]:
@@ -277,40 +445,6 @@ def _compares(compare: Callable[[Any, Any], bool], value: Any) -> Callable[[Any]
     # Compares exact types, because a bool is an int too.
     types = (str,) if isinstance(value, str) else (int, float)
     return lambda found: type(found) in types and compare(found, value)
-
-
-def _like(pattern: str) -> Callable[[Any], bool]:
-    """SQL's LIKE: ``%`` for any characters, ``_`` for one, a backslash before either."""
-    # Searches once for each part of fixed length: one regular expression would take exponential time with many %.
-    parts: list[str] = [""]
-    for token in re.findall(r"\\.|\\$|[^\\]", pattern, re.DOTALL):
-        if token == "%":
-            parts.append("")
-        else:
-            parts[-1] += "." if token == "_" else re.escape(token[-1])
-    first, *rest = [re.compile(part, re.DOTALL) for part in parts]
-    if not rest:
-        return lambda found: (
-            isinstance(found, str) and len(found) <= MAX_SEARCHED and first.fullmatch(found) is not None
-        )
-    *middle, last = rest
-    last_length = len(re.findall(r"\\.|.", parts[-1], re.DOTALL))
-
-    def holds(found: Any) -> bool:
-        if not isinstance(found, str) or len(found) > MAX_SEARCHED:
-            return False
-        begin = first.match(found)
-        if begin is None:
-            return False
-        position, end = begin.end(), len(found) - last_length
-        for part in middle:
-            hit = part.search(found, position)
-            if hit is None:
-                return False
-            position = hit.end()
-        return position <= end and last.fullmatch(found, end) is not None
-
-    return holds
 
 
 def _shown(text: str) -> str:

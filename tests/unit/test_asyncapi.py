@@ -14,7 +14,7 @@ from socketio_pg.core.channels import MAX_CHANNEL_BYTES
 from socketio_pg.core.config import Settings
 from socketio_pg.core.messages import MAX_NOTIFY_BYTES
 from socketio_pg.log.replay import MAX_HISTORY
-from socketio_pg.pubsub import filters
+from socketio_pg.pubsub import filters, like
 from socketio_pg.version import __version__
 from socketio_pg.web.openapi import MAX_POSITION, REASONS, openapi
 from socketio_pg.websocket import SocketServer
@@ -72,11 +72,11 @@ def test_limits_agree_with_the_code() -> None:
 def test_filter_limits_agree_with_the_code() -> None:
     described = schema("Filter")
     assert described["maxProperties"] == filters.MAX_CONDITIONS
-    assert f"{filters.MAX_CHARACTERS} characters" in described["description"]
+    assert f"{filters.MAX_BYTES} bytes" in described["description"]
     _, values, operators = described["additionalProperties"]["oneOf"]
     assert sorted(operators["properties"]) == sorted(filters._OPERATORS)
     assert values["maxItems"] == operators["properties"]["in"]["maxItems"] == filters.MAX_VALUES
-    assert operators["properties"]["like"]["maxLength"] == filters.MAX_PATTERN
+    assert operators["properties"]["like"]["maxLength"] == like.MAX_PATTERN
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,117 @@
+"""Tries filters on messages: yields to other green threads in between, and accounts for what each filter costs."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from socketio_pg.core import green
+from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.pubsub.filters import Filter, FilterIndex, Reader, never_pause
+from socketio_pg.pubsub.hub import Hub
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """The filters that a message fulfils, of those that the index had up to the number ``newest``."""
+
+    message: EncodedMessage
+    index: FilterIndex
+    newest: int
+    reader: Reader
+    matched: list[Filter]
+
+
+class Matching:
+    """Finds the filters that messages fulfil, in two steps.
+
+    :meth:`prepare` does the work, and yields; :meth:`matching` returns the result, without a break between it and the
+    delivery, and tries the filters that were added in between. So expensive filters delay no other green thread, and
+    the set of receivers is still determined at one moment.
+    """
+
+    #: Seconds of trying filters before other green threads run.
+    slice_seconds = 0.002
+    #: Steps of a filter that are accounted for together.
+    least_due = 100_000
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        #: By the id of the message.
+        self._prepared: dict[int, _Prepared] = {}
+        self._due: list[tuple[str, Filter, int]] = []
+        self._selecting = green.Lock()
+
+    def prepare(self, messages: Sequence[EncodedMessage]) -> None:
+        """Try the filters on ``messages``, which :meth:`finish` must follow. May yield."""
+        pause = self._pause()
+        try:
+            for message in messages:
+                index = self._hub.filters(message.channel)
+                if index is not None:
+                    newest, reader = index.newest, Reader(message.payload_json, pause)
+                    matched = self._try(message.channel, index, reader)
+                    self._prepared[id(message)] = _Prepared(message, index, newest, reader, matched)
+        except BaseException:
+            self.finish(messages)
+            raise
+
+    def matching(self, message: EncodedMessage) -> Sequence[Filter]:
+        """Return the filters of the message's channel that it fulfils, as of now. Does not yield."""
+        index = self._hub.filters(message.channel)
+        if index is None:
+            return ()
+        prepared = self._prepared.get(id(message))
+        if prepared is None or prepared.message is not message or prepared.index is not index:
+            return self._try(message.channel, index, Reader(message.payload_json))
+        if prepared.newest == index.newest:
+            return prepared.matched
+        prepared.reader.pause = never_pause
+        added = index.matching_since(prepared.newest, prepared.reader)
+        self._account(message.channel, index, prepared.reader)
+        return list(dict.fromkeys([*prepared.matched, *added]))
+
+    def reader(self, message: EncodedMessage) -> Reader:
+        """Return a reader of a message's payload: that of :meth:`prepare`, or a new one."""
+        prepared = self._prepared.get(id(message))
+        if prepared is None or prepared.message is not message:
+            return Reader(message.payload_json)
+        return prepared.reader
+
+    def finish(self, messages: Sequence[EncodedMessage]) -> None:
+        """Forget prepared messages."""
+        for message in messages:
+            self._prepared.pop(id(message), None)
+
+    def take_due(self) -> list[tuple[str, Filter, int]]:
+        """Return channel, filter and steps of what metered filters have cost since the last call."""
+        due, self._due = self._due, []
+        return due
+
+    @contextlib.contextmanager
+    def selecting(self) -> Iterator[Callable[[], None]]:
+        """Admit one replay at a time, however many there are, to try its filter on a page. Yields the pause between two
+        messages."""
+        with self._selecting:
+            yield self._pause()
+
+    def _try(self, channel: str, index: FilterIndex, reader: Reader) -> list[Filter]:
+        matched = index.matching(reader)
+        self._account(channel, index, reader)
+        return matched
+
+    def _account(self, channel: str, index: FilterIndex, reader: Reader) -> None:
+        if reader.spent:
+            self._due += [(channel, filter, steps) for filter, steps in index.due(reader, self.least_due)]
+
+    def _pause(self) -> Callable[[], None]:
+        """Return a function that yields when a slice of time is over."""
+        ends = time.monotonic() + self.slice_seconds
+
+        def pause() -> None:
+            nonlocal ends
+            if time.monotonic() > ends:
+                green.sleep()
+                ends = time.monotonic() + self.slice_seconds
+
+        return pause
