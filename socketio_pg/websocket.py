@@ -98,7 +98,8 @@ class SocketServer:
         self.pubsub.watch_log(self.relay.look)
 
         manager = cluster.create_manager(self.pubsub)
-        delivery = Delivery(manager, self.pubsub, hub, log, settings.send_buffer_bytes)
+        self.limits = ClientLimits(settings)
+        delivery = Delivery(manager, self.pubsub, hub, log, self.limits, settings.send_buffer_bytes)
         self.access = Access(
             settings,
             app,
@@ -109,7 +110,6 @@ class SocketServer:
             expire=delivery.expire,
         )
         self._admission = Admission(settings)
-        self.limits = ClientLimits(settings)
         self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle)
         self.socketio = SocketIO(
             app,

@@ -206,6 +206,11 @@ class Settings:
         1_000_000, parsers.integer(0, 10**12),
         "bytes of events per second and client (bursts: 5 times as many); 0: no limit",
     )  # fmt: skip
+    max_filter_milliseconds_per_second: int = setting(
+        50, parsers.integer(0, 1_000),
+        "milliseconds of computing per second that the filters of one client may cost (bursts: 5 times as many); a "
+        "client over it loses these subscriptions; 0: no limit",
+    )  # fmt: skip
     idle_timeout: float = setting(
         0.0, parsers.seconds(0, 86_400 * 7),
         "seconds after which a client that has no subscription and sends nothing is disconnected; 0: never",

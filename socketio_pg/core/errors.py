@@ -11,6 +11,7 @@ SocketIOPGError               internal
 ├── ForbiddenError            forbidden
 ├── RateLimitedError          rate_limited
 ├── TooManySubscriptionsError  too_many_subscriptions
+├── FilterTooExpensiveError  filter_too_expensive
 ├── IdleTimeoutError          idle_timeout
 └── DatabaseError             internal
     └── DatabaseUnavailableError  database_unavailable
@@ -100,6 +101,12 @@ class TooManySubscriptionsError(SocketIOPGError):
     """A client has reached its maximum number of subscriptions (MAX_SUBSCRIPTIONS)."""
 
     code = "too_many_subscriptions"
+
+
+class FilterTooExpensiveError(SocketIOPGError):
+    """A client's filters cost too much (MAX_FILTER_MILLISECONDS_PER_SECOND), or are too large together."""
+
+    code = "filter_too_expensive"
 
 
 class IdleTimeoutError(SocketIOPGError):

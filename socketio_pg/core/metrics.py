@@ -42,6 +42,9 @@ refused_connections = _counter(
 )  # fmt: skip
 #: Codes: docs/protocol.md, "Error codes".
 errors = _counter("errors", "Client requests answered with an error, by error code.", "code", sorted(wire_codes()))
+expensive_filters = _counter(
+    "expensive_filters", "Subscriptions that the server ended because their client's filters cost too much."
+)
 cut_off = _counter(
     "cut_off", "Clients disconnected by the server.", "reason",
     ("expired", "idle_timeout", "rate_limited", "connect_timeout", "slow_consumer"),

@@ -6,13 +6,21 @@ from dataclasses import dataclass
 from socketio_pg.access.sessions import Session
 from socketio_pg.access.tokens import ANONYMOUS, Claims
 from socketio_pg.core import green, metrics
-from socketio_pg.core.errors import IdleTimeoutError, SocketIOPGError, UnauthorizedError
+from socketio_pg.core.errors import (
+    FilterTooExpensiveError,
+    ForbiddenError,
+    IdleTimeoutError,
+    SocketIOPGError,
+    UnauthorizedError,
+)
 from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.log.log import Log
 from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.protocol.fanout import Manager
-from socketio_pg.pubsub.filters import Filter
+from socketio_pg.pubsub.filters import Filter, Reader
 from socketio_pg.pubsub.hub import Hub
+from socketio_pg.pubsub.matching import Matching
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.version import __version__
 
@@ -23,11 +31,15 @@ class Delivery:
     ``send_buffer_bytes`` is the limit of one client's send buffer.
     """
 
-    def __init__(self, manager: Manager, pubsub: PubSub, hub: Hub, log: Log, send_buffer_bytes: int) -> None:
+    def __init__(
+        self, manager: Manager, pubsub: PubSub, hub: Hub, log: Log, limits: ClientLimits, send_buffer_bytes: int
+    ) -> None:
         self._manager = manager
         self._pubsub = pubsub
         self._hub = hub
         self._log = log
+        self._limits = limits
+        self._matching = pubsub.matching
         self._send_buffer_bytes = send_buffer_bytes
         pubsub.add_receiver(self)
 
@@ -51,7 +63,7 @@ class Delivery:
 
         Returns the function that replays; it waits. ``cause`` (for the metrics): ``since``, ``history`` or ``lagging``.
         """
-        replay = self._pubsub.hold(sid, channel, after, _Client(self._manager, self._hub, sid, channel))
+        replay = self._pubsub.hold(sid, channel, after, self._client(sid, channel))
         self._manager.pass_by(sid, self.room_of(sid, channel))
         metrics.replays.labels(cause).inc()
         return replay
@@ -64,9 +76,23 @@ class Delivery:
 
     def revoke(self, sid: str, channel: str) -> None:
         """End a subscription that is no longer allowed, and notify the client."""
+        self._end(sid, channel, ForbiddenError.code)
+
+    def _end(self, sid: str, channel: str, reason: str) -> None:
         self.leave(sid, channel)
-        body = {"channel": channel, "reason": "forbidden"}
+        body = {"channel": channel, "reason": reason}
         self._manager.emit("unsubscribed", body, "/", to=sid, ignore_queue=True)
+
+    def _charge(self, sid: str, channel: str, filter: Filter, steps: int) -> None:
+        """Count the steps that a filter took. End the subscription when the client's filters cost too much."""
+        if self._hub.is_subscribed(sid, channel) and not self._limits.spend_on_filters(sid, steps):
+            green.run_soon(self._end_expensive, sid, channel, filter)
+
+    def _end_expensive(self, sid: str, channel: str, filter: Filter) -> None:
+        # Charged more than once before this runs, or replaced by the client.
+        if self._hub.filter_of(sid, channel) == filter:
+            metrics.expensive_filters.inc()
+            self._end(sid, channel, FilterTooExpensiveError.code)
 
     def emit_hello(self, sid: str, claims: Claims | None) -> None:
         """Send the first event of a client that has connected."""
@@ -111,17 +137,21 @@ class Delivery:
         events = zip(rooms, (message.to_wire() for message in messages), strict=True)
         # A channel's subscription is in one of its rooms only.
         self._manager.emit_in_order("event", events, skipped=held, apart=len(channels) == 1)
+        for channel, filter, steps in self._matching.take_due():
+            for sid, _ in list(self._manager.get_participants("/", _room(channel, filter))):
+                self._charge(sid, channel, filter, steps)
 
     def _rooms(self, message: EncodedMessage) -> Sequence[str]:
         """Return the rooms that get ``message``."""
-        filters = self._hub.filters(message.channel)
-        if filters is None:
-            return (message.channel,)
-        return [message.channel, *(_room(message.channel, found) for found in filters.matching(message.payload_json))]
+        channel, matched = message.channel, self._matching.matching(message)
+        return [channel, *(_room(channel, filter) for filter in matched)] if matched else (channel,)
 
     def _all_rooms(self, channel: str) -> list[str]:
         """Return the rooms of all subscriptions to ``channel``."""
         return [channel, *(_room(channel, filter) for filter in self._hub.filters(channel) or ())]
+
+    def _client(self, sid: str, channel: str) -> "_Client":
+        return _Client(self._manager, self._hub, self._matching, self._charge, sid, channel)
 
     def _hold_lagging(self, channel_of: Mapping[str, str], after: int) -> None:
         """Replay to clients that read too slowly, at their own speed, instead of disconnecting them as with NOTIFY.
@@ -158,14 +188,33 @@ class _Client:
 
     manager: Manager
     hub: Hub
+    matching: Matching
+    charge: Callable[[str, str, Filter, int], None]
     sid: str
     channel: str
 
+    def select(self, messages: Sequence[EncodedMessage]) -> Sequence[EncodedMessage]:
+        selected, tried = messages, None
+        # Repeats when the filter has changed in the meantime.
+        while (filter := self.hub.filter_of(self.sid, self.channel)) != tried:
+            selected, tried = messages if filter is None else self._matching_ones(filter, messages), filter
+        return selected
+
+    def _matching_ones(self, filter: Filter, messages: Sequence[EncodedMessage]) -> list[EncodedMessage]:
+        selected = []
+        with self.matching.selecting() as pause:
+            for message in messages:
+                reader = Reader(message.payload_json, pause)
+                if filter.holds(reader):
+                    selected.append(message)
+                for _, steps in reader.spent:
+                    self.charge(self.sid, self.channel, filter, steps)
+                pause()
+                if self.hub.filter_of(self.sid, self.channel) != filter:
+                    break
+        return selected
+
     def send(self, messages: Sequence[EncodedMessage]) -> None:
-        # Looked up here: it may have changed since the replay began.
-        filter = self.hub.filter_of(self.sid, self.channel)
-        if filter is not None:
-            messages = [message for message in messages if filter.matches(message.payload_json)]
         metrics.replayed_messages.inc(len(messages))
         to = (self.sid,)
         self.manager.emit_in_order("event", ((to, message.to_wire() | {"replayed": True}) for message in messages))

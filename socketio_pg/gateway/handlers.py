@@ -77,6 +77,9 @@ class Handlers:
                 # The first answer may predate a change of permissions. Later changes recheck this subscription.
                 self._require(sid, "subscribe", channel)
             after, recovered = self._log.find_start(channel, start)
+            if filter is not None:
+                size = self._hub.filters_size(sid, filter, self._hub.filter_of(sid, channel))
+                self._limits.check_filters(sid, *size, metered=filter.metered)
         except BaseException:
             if new:
                 self._pubsub.leave(sid, channel)

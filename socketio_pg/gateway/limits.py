@@ -7,10 +7,14 @@ import time
 from collections import OrderedDict
 
 from socketio_pg.core.config import Settings
-from socketio_pg.core.errors import RateLimitedError, TooManySubscriptionsError
+from socketio_pg.core.errors import FilterTooExpensiveError, RateLimitedError, TooManySubscriptionsError
 
 #: The size of a bucket, in seconds of its rate.
 BURST_SECONDS = 5.0
+#: Maximum conditions, and characters in normal form, of all filters of one client together. They bound the memory.
+MAX_CLIENT_CONDITIONS, MAX_CLIENT_FILTERS = 4_000, 262_144
+#: A step of a filter takes about a nanosecond.
+STEPS_PER_MILLISECOND = 1_000_000
 
 
 class Bucket:
@@ -34,6 +38,12 @@ class Bucket:
         self._left -= amount
         return True
 
+    def spend(self, amount: float) -> bool:
+        """Take ``amount`` tokens even when there are fewer. Return False when it is in debt, by a burst at most."""
+        self.take(0.0)
+        self._left = max(self._left - amount, -self._burst)
+        return self._left >= 0
+
     def seconds_until(self, amount: float = 1.0) -> float:
         """Return the seconds until :meth:`take` succeeds, if nothing else is taken."""
         missing = min(amount, self._burst) - self._left
@@ -47,7 +57,7 @@ class Bucket:
 class _Client:
     """The buckets of one client."""
 
-    __slots__ = ("bytes", "events", "refused")
+    __slots__ = ("bytes", "events", "filters", "refused")
 
     def __init__(self, settings: Settings) -> None:
         events = settings.max_events_per_second
@@ -55,6 +65,9 @@ class _Client:
         size = settings.max_event_bytes_per_second
         # A full bucket always allows one payload of the largest size.
         self.bytes = Bucket(size, max(size * BURST_SECONDS, settings.max_payload))
+        #: Steps of filters.
+        steps = settings.max_filter_milliseconds_per_second * STEPS_PER_MILLISECOND
+        self.filters = Bucket(steps, steps * BURST_SECONDS)
         #: Refused events: a client that continues regardless is disconnected.
         self.refused = Bucket(events or 100, (events or 100) * BURST_SECONDS)
 
@@ -91,6 +104,27 @@ class ClientLimits:
         most = self._settings.max_subscriptions
         if most and subscribed >= most:
             raise TooManySubscriptionsError(f"a client may subscribe to at most {most} channels")
+
+    def check_filters(self, sid: str, conditions: int, characters: int, *, metered: bool) -> None:
+        """Raise :class:`FilterTooExpensiveError` when a client may not have a new filter.
+
+        ``conditions`` and ``characters`` are those of all its filters, the new one included. ``metered``: the cost of
+        the new one counts.
+        """
+        if conditions > MAX_CLIENT_CONDITIONS:
+            raise FilterTooExpensiveError(
+                f"the filters of a client may have at most {MAX_CLIENT_CONDITIONS} conditions in all its channels"
+            )
+        if characters > MAX_CLIENT_FILTERS:
+            raise FilterTooExpensiveError(
+                f"the filters of a client may have at most {MAX_CLIENT_FILTERS} characters in all its channels"
+            )
+        if metered and not self.spend_on_filters(sid, 0):
+            raise FilterTooExpensiveError("the client's filters have cost too much computing time: retry later")
+
+    def spend_on_filters(self, sid: str, steps: int) -> bool:
+        """Count steps of a client's filters. Return False when it has spent more than it may."""
+        return not self._settings.max_filter_milliseconds_per_second or self._client(sid).filters.spend(steps)
 
     def drop(self, sid: str) -> None:
         """Forget a client that has left."""

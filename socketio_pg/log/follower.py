@@ -26,7 +26,8 @@ class Follower:
 
     ``deliver`` gets batches of consecutive messages, and may yield to other green threads. ``on_gap(reason)`` is called
     when messages of any channel are lost for this node's subscribers: ``trimmed`` or ``epoch_changed``. ``on_found()``
-    is called when the follower finds a log where there was none. ``cost(message)`` is the work that a message causes,
+    is called when the follower finds a log where there was none. ``prepare`` gets each batch while its messages do not
+    count as delivered yet, and may yield too. ``cost(message)`` is the work that a message causes,
     in characters. ``history`` is closed with the follower.
     """
 
@@ -46,6 +47,7 @@ class Follower:
         deliver: Callable[[Sequence[EncodedMessage]], None],
         on_gap: Callable[[str], None],
         on_found: Callable[[], None] = lambda: None,
+        prepare: Callable[[Sequence[EncodedMessage]], None] = lambda messages: None,
         cost: Callable[[EncodedMessage], int] = lambda message: len(message.payload_json),
     ) -> None:
         self._listener = listener
@@ -54,6 +56,7 @@ class Follower:
         self._deliver = deliver
         self._on_gap = on_gap
         self._on_found = on_found
+        self._prepare = prepare
         self._cost = cost
         #: How far the log was delivered; None without a log, or before it is known whether there is one.
         self._progress: Progress | None = None
@@ -254,6 +257,7 @@ class Follower:
                 size += self._cost(due[end])
                 end += 1
             batch = due[start:end]
+            self._prepare(batch)
             # The position first: `deliver` may yield, and other green threads must see the position being sent.
             position = batch[-1].position
             assert position is not None

@@ -63,6 +63,9 @@ def requested_start(request: Mapping[str, Any]) -> Start:
 class ReplayReceiver(Protocol):
     """Receives a replay."""
 
+    def select(self, messages: Sequence[EncodedMessage], /) -> Sequence[EncodedMessage]:
+        """Return the messages of a page that are to be sent. May wait."""
+
     def send(self, messages: Sequence[EncodedMessage], /) -> None:
         """Send a page of messages, in order."""
 
@@ -125,7 +128,10 @@ class Replay:
             receiver.gap("trimmed", self._epoch, read.trimmed)
             self.position = read.trimmed
             return
+        messages = receiver.select(read.page.messages)
+        if not held() or self._follower.epoch != self._epoch:
+            return
         # Before send(), which may yield: other green threads must see the position being sent.
         self.position = read.page.end
-        if read.page.messages:
-            receiver.send(read.page.messages)
+        if messages:
+            receiver.send(messages)

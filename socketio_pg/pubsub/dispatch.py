@@ -10,8 +10,10 @@ from socketio_pg.core.channels import LOG_CHANNEL, RESERVED_PREFIX
 from socketio_pg.core.messages import EncodedMessage, decode_notification
 from socketio_pg.core.metrics import fan_out
 from socketio_pg.postgres.listener import Notification, NotifyGap
+from socketio_pg.pubsub.filters import Reader
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.local import LocalSubscription, LocalSubscriptions
+from socketio_pg.pubsub.matching import Matching
 
 logger = logging.getLogger("socketio_pg.pubsub")
 
@@ -49,9 +51,10 @@ class Dispatcher:
     #: The cost of trying one filter on a message, in characters (about a microsecond).
     filter_characters = 10
 
-    def __init__(self, hub: Hub, local: LocalSubscriptions) -> None:
+    def __init__(self, hub: Hub, local: LocalSubscriptions, matching: Matching) -> None:
         self._hub = hub
         self._local = local
+        self._matching = matching
         self._receivers: list[NodeReceiver] = []
         self._reserved: dict[str, _Reserved] = {}
 
@@ -72,7 +75,9 @@ class Dispatcher:
             self._on_reserved(reserved)
             notifications = [found for found in notifications if not found[0].startswith(RESERVED_PREFIX)]
         for batch in self._batches(notifications):
-            self.deliver([decode_notification(*found) for found in batch])
+            messages = [decode_notification(*found) for found in batch]
+            self._matching.prepare(messages)
+            self.deliver(messages)
             if batch[-1] is not notifications[-1]:
                 # Other green threads run, and sent messages are written to clients whose send buffers have filled.
                 green.sleep()
@@ -105,17 +110,24 @@ class Dispatcher:
         return len(text) + (0 if filters is None else self.filter_characters * filters.max_tried)
 
     def deliver(self, messages: Sequence[EncodedMessage]) -> None:
-        """Deliver messages in order, either all of the log or all of NOTIFY."""
+        """Deliver messages in order, either all of the log or all of NOTIFY. Filters were tried on them before."""
         if messages[0].position is None:
             fan_out.notify_messages += len(messages)
         else:
             fan_out.log_messages += len(messages)
-        # Chosen before anything waits: a replay that ends in the meantime has sent these messages itself.
-        due = self._due(messages) if self._local else ()
-        for receiver in self._receivers:
-            self._guarded(receiver.receive_messages, messages)
-        for subscription, message in due:
-            subscription.receive(message)
+        try:
+            # Chosen before anything waits: a replay that ends in the meantime has sent these messages itself.
+            due = self._due(messages) if self._local else ()
+            for receiver in self._receivers:
+                self._guarded(receiver.receive_messages, messages)
+            reader: Reader | None = None
+            read: EncodedMessage | None = None
+            for subscription, message in due:
+                if subscription.filter is not None and message is not read:
+                    read, reader = message, self._matching.reader(message)
+                subscription.receive(message, reader)
+        finally:
+            self._matching.finish(messages)
 
     def _due(self, messages: Sequence[EncodedMessage]) -> list[tuple[LocalSubscription, EncodedMessage]]:
         """Return the messages of local subscriptions, without those that are held back for a replay."""

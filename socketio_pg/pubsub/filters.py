@@ -27,8 +27,8 @@ MAX_CONDITIONS, MAX_VALUES, MAX_BYTES = 32, 100, 4_096
 MAX_PATH, MAX_DEPTH = 256, 32
 #: Maximum characters, in all ``like`` of a filter together, of parts between two ``%`` that have a ``_`` in the middle.
 MAX_INNER = 200
-#: The cost of a filter without ``like`` that needs no accounting, in steps of about a nanosecond: a message that is sent
-#: instead costs more.
+#: The cost of a filter without ``like`` that is not accounted for, in steps of about a nanosecond: without the filter
+#: the client would get the message, which costs more.
 MAX_UNMETERED = 10_000
 
 #: Steps for a condition, and for a key of a path.

@@ -18,6 +18,8 @@ class Hub:
         self._held: dict[str, dict[Hashable, object]] = {}
         self._filters: dict[str, FilterIndex] = {}
         self._filter_of: dict[tuple[Hashable, str], Filter] = {}
+        #: Conditions, and characters in normal form, of all filters of a subscriber.
+        self._filter_sizes: dict[Hashable, tuple[int, int]] = {}
 
     def add(self, subscriber: Hashable) -> None:
         """Add ``subscriber``; idempotent."""
@@ -63,10 +65,22 @@ class Hub:
         if filter is not None:
             self._filter_of[subscriber, channel] = filter
             self._filters.setdefault(channel, FilterIndex()).add(filter)
+            self._filter_sizes[subscriber] = self.filters_size(subscriber, filter)
 
     def filter_of(self, subscriber: Hashable, channel: str) -> Filter | None:
         """Return the filter of a subscription, or None."""
         return self._filter_of.get((subscriber, channel))
+
+    def filters_size(
+        self, subscriber: Hashable, more: Filter | None = None, less: Filter | None = None
+    ) -> tuple[int, int]:
+        """Return the conditions and characters of all filters of ``subscriber``, with ``more`` and without ``less``."""
+        conditions, characters = self._filter_sizes.get(subscriber, (0, 0))
+        for filter, sign in ((more, 1), (less, -1)):
+            if filter is not None:
+                conditions += sign * len(filter.conditions)
+                characters += sign * len(filter.text)
+        return conditions, characters
 
     def filters(self, channel: str) -> FilterIndex | None:
         """Return the filters of the channel's subscriptions; None when no subscription has one."""
@@ -144,6 +158,11 @@ class Hub:
     def _drop_filter(self, subscriber: Hashable, channel: str) -> None:
         filter = self._filter_of.pop((subscriber, channel), None)
         if filter is not None:
+            size = self.filters_size(subscriber, less=filter)
+            if any(size):
+                self._filter_sizes[subscriber] = size
+            else:
+                del self._filter_sizes[subscriber]
             index = self._filters[channel]
             index.discard(filter)
             if not index:

@@ -10,7 +10,7 @@ from socketio_pg.core.messages import EncodedMessage, Position
 from socketio_pg.log.log import Log
 from socketio_pg.log.replay import ReplayReceiver
 from socketio_pg.postgres.listener import NotifyGap
-from socketio_pg.pubsub.filters import Filter
+from socketio_pg.pubsub.filters import Filter, Reader
 
 logger = logging.getLogger("socketio_pg.pubsub")
 
@@ -56,13 +56,13 @@ class LocalSubscription:
         self.replay: LocalReplay | None = None
         self.ended = False
         self._receiver = receiver
-        self._filter = filter
+        self.filter = filter
         self._log = log
 
-    def receive(self, message: EncodedMessage, *, replayed: bool = False) -> None:
-        """Pass on a message that the filter lets through."""
+    def receive(self, message: EncodedMessage, reader: Reader | None = None, *, replayed: bool = False) -> None:
+        """Pass on a message that the filter lets through. ``reader`` is one of its payload, if there is one."""
         try:
-            if not self.ended and (self._filter is None or self._filter.matches(message.payload_json)):
+            if not self.ended and (self.filter is None or self.filter.holds(reader or Reader(message.payload_json))):
                 extra: dict[str, Any] = {} if message.position is None else {"epoch": self._log.epoch}
                 if replayed:
                     extra["replayed"] = True
@@ -145,6 +145,9 @@ class LocalReplay:
             self._running = False
 
     # -- as ReplayReceiver
+
+    def select(self, messages: Sequence[EncodedMessage]) -> Sequence[EncodedMessage]:
+        return messages
 
     def send(self, messages: Sequence[EncodedMessage]) -> None:
         for message in messages:

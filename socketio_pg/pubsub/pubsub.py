@@ -46,6 +46,7 @@ from socketio_pg.pubsub.local import (
     Receiver,
     SupportsPut,
 )
+from socketio_pg.pubsub.matching import Matching
 
 
 class HasConfig(Protocol):
@@ -64,7 +65,7 @@ class PubSub:
     ``max_payload`` bytes. ``cluster_key`` is the setting CLUSTER_KEY; ``sealing`` is shared with the other parts of a
     server. Connects when it is first used.
 
-    ``hub`` and ``log`` are for the parts of a server that manage subscriptions themselves.
+    ``hub``, ``log`` and ``matching`` are for the parts of a server that manage subscriptions themselves.
 
     Raises :class:`ConfigurationError` when there is no address.
     """
@@ -95,7 +96,8 @@ class PubSub:
         self.keys = KeyReader(self.database, self.sealing, cluster_key)
         self.hub = Hub()
         self._local = LocalSubscriptions()
-        self._dispatcher = Dispatcher(self.hub, self._local)
+        self.matching = Matching(self.hub)
+        self._dispatcher = Dispatcher(self.hub, self._local, self.matching)
         self.listener = listener(self.database, self._dispatcher.on_notifications, self._dispatcher.on_gap)
         self._durable_channels = durable_channels
         self._max_payload = max_payload
@@ -106,6 +108,7 @@ class PubSub:
             # On a connection of its own: live messages do not wait for replays.
             History(self.database, recent, "follower"),
             recent,
+            prepare=self.matching.prepare,
             deliver=self._dispatcher.deliver,
             on_gap=self._dispatcher.on_log_gap,
             on_found=self._on_log_changed,

@@ -19,7 +19,7 @@ STATUSES = {
     "database_unavailable": 503,
 }
 #: Codes that only sockets have.
-ONLY_SOCKETS = {"too_many_subscriptions", "idle_timeout"}
+ONLY_SOCKETS = {"too_many_subscriptions", "filter_too_expensive", "idle_timeout"}
 #: Further statuses of HTTP requests with the code ``invalid_request``.
 BODY_STATUSES = {408: "the body did not arrive in time", 411: "Content-Length is missing", 415: "not application/json"}
 

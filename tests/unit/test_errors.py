@@ -21,6 +21,7 @@ TREE = {
     "ForbiddenError": ("SocketIOPGError", "forbidden"),
     "RateLimitedError": ("SocketIOPGError", "rate_limited"),
     "TooManySubscriptionsError": ("SocketIOPGError", "too_many_subscriptions"),
+    "FilterTooExpensiveError": ("SocketIOPGError", "filter_too_expensive"),
     "IdleTimeoutError": ("SocketIOPGError", "idle_timeout"),
     "DatabaseError": ("SocketIOPGError", "internal"),
     "DatabaseUnavailableError": ("DatabaseError", "database_unavailable"),

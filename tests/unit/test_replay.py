@@ -73,6 +73,10 @@ class Node:
         self.recent.keep(channel, page)
         return Read(page, self.trimmed)
 
+    def select(self, messages: Sequence[EncodedMessage]) -> Sequence[EncodedMessage]:
+        self.wait()
+        return messages
+
     def send(self, messages: Sequence[EncodedMessage]) -> None:
         self.received += [message.position for message in messages if message.position is not None]
 
