@@ -51,8 +51,10 @@ class Client:
         values = {"channel": validate_channel(channel), "payload": encode_payload(payload)}
         if not durable:
             check_size(values["payload"])
-        function, payload_type = ("socketio_pg.publish", "jsonb") if durable else ("pg_notify", "text")
-        execute(self._connection, f"SELECT {function}({{channel}}, CAST({{payload}} AS {payload_type}))", values)
+        function, payload_type = ("socketio_pg.publish", "jsonb") if durable else ("pg_catalog.pg_notify", "text")
+        # Qualified: the caller's search_path may contain schemas of other owners.
+        arguments = f"CAST({{channel}} AS pg_catalog.text), CAST({{payload}} AS pg_catalog.{payload_type})"
+        execute(self._connection, f"SELECT {function}({arguments})", values)
 
 
 def execute(connection: Any, statement: str, values: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from socketio_pg.cluster.node import ClusterManager
 from socketio_pg.cluster.select import Cluster
 from socketio_pg.core import config, green
 from socketio_pg.core.backoff import Backoff
-from socketio_pg.core.errors import ConfigurationError, DatabaseError
+from socketio_pg.core.errors import ConfigurationError, DatabaseError, UntrustedSchemaError
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.gateway.admission import Admission
@@ -83,6 +83,7 @@ class SocketServer:
             max_payload=settings.max_payload,
             cluster_key=settings.cluster_key,
             sealing=self.sealing,
+            schema_owner=settings.schema_owner,
         )
         database, hub, log = self.pubsub.database, self.pubsub.hub, self.pubsub.log
         self.relay = Relay(
@@ -176,6 +177,8 @@ class SocketServer:
         try:
             if self.settings.auto_init:
                 install(self.pubsub.database, self.settings.max_payload, again=False)
+        except UntrustedSchemaError as error:
+            raise ConfigurationError(f"MESSAGE_QUEUE is set, but {error.message}.") from None
         except DatabaseError as error:
             logger.warning("the log's schema could not be installed: %s", error)
         try:
@@ -194,6 +197,8 @@ class SocketServer:
                 install(self.pubsub.database, self.settings.max_payload, again=False)
                 self.relay.look()
                 break
+            except UntrustedSchemaError:
+                green.sleep(backoff.next())  # logged by `trust`, once
             except DatabaseError as error:
                 logger.warning("the log's schema could not be installed: %s; retrying", error)
                 green.sleep(backoff.next())
@@ -289,7 +294,7 @@ class SocketServer:
             "process": "shutting down" if self._admission.draining else None,
             "listener": listening,
             # The listener finds the log. NOTIFY works without it.
-            "log": "the log is being installed" if missing and listening is None else None,
+            "log": self._log_problem() or ("the log is being installed" if missing and listening is None else None),
             "relay": "; ".join(filter(None, (self.backlog.problem, self.relay.problem))) or None
             if installed and not self._admission.draining
             else None,
@@ -297,6 +302,13 @@ class SocketServer:
             "keys": self.pubsub.keys.problem if installed or self.settings.message_queue is not None else None,
             "permissions": self.access.problem,
         }
+
+    def _log_problem(self) -> str | None:
+        # The roles' names are in the log. Without a need for the log, a role with CREATE could make all nodes unready.
+        needed = self.settings.auto_init or self.settings.durable_channels or self.settings.authorization == "rls"
+        if self.pubsub.database.schema_problem is None or not needed:
+            return None
+        return "the schema socketio_pg is not trusted: a role without trust owns it or a part of it, or may add to it"
 
     def readiness(self) -> dict[str, str | None]:
         """Start the server if it is not running, and return its :meth:`health`."""

@@ -14,7 +14,7 @@ from socketio_pg.core import green
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import PERMISSIONS_CHANNEL
 from socketio_pg.core.config import Settings
-from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
+from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError, UntrustedSchemaError
 from socketio_pg.pubsub.pubsub import PubSub
 
 logger = logging.getLogger("socketio_pg.access")
@@ -97,6 +97,8 @@ class Access:
                 self.policies.check(self.permissions.roles)
                 self._problem = None
                 return
+            except UntrustedSchemaError as error:
+                self._problem = error.message
             except LogNotInstalledError:
                 self._problem = "AUTHORIZATION=rls needs the schema of this version: run 'socketio-pg init'"
             except DatabaseUnavailableError as error:

@@ -14,10 +14,12 @@ from socketio_pg.core.channels import RESERVED_PREFIX
 from socketio_pg.core.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError, SocketIOPGError
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.postgres.database import Database, encode_text, translated_errors
+from socketio_pg.postgres.trust import verify
 
 logger = logging.getLogger("socketio_pg.policies")
 
-_DECIDE = "SELECT socketio_pg.decide(%s::text[], %s::text[], %s::text[], %s::text[], %s)"
+# Qualified, because the policies' functions run with the role's own search_path.
+_DECIDE = f"SELECT socketio_pg.decide({'%s::pg_catalog.text[], ' * 4}%s::pg_catalog.float8)"
 
 #: SQLSTATEs (manual, appendix A) that say nothing about permission: transaction rollback and deadlocks, insufficient
 #: resources, operator intervention, system errors, and lock_not_available.
@@ -204,6 +206,7 @@ class Policies:
             return answers
 
     def _decide_on(self, connection: Any, questions: Sequence[Question]) -> list[str]:
+        verify(self._database, connection, self._timeout + 1.0)
         # A second more than statement_timeout.
         with translated_errors(self._timeout + 1.0), connection.cursor() as cursor:
             cursor.execute(

@@ -17,6 +17,7 @@ from socketio_pg.core.errors import (
     InvalidRequestError,
     LogNotInstalledError,
     SocketIOPGError,
+    UntrustedSchemaError,
 )
 from socketio_pg.postgres.database import Database
 
@@ -84,6 +85,8 @@ def failures() -> Iterator[None]:
         raise Unavailable(error.message) from None
     except (ConnectionError, TimeoutError) as error:  # from `subscriber`
         raise Unavailable(str(error)) from None
+    except UntrustedSchemaError as error:
+        raise Failure(error.detail) from None
     except InvalidRequestError as error:
         raise (Failure if isinstance(error, LogNotInstalledError) else Misuse)(error.message) from None
     except SocketIOPGError as error:
@@ -94,7 +97,7 @@ def open_database(settings: config.Settings) -> Database:
     """Return the configured database, not yet connected. Raises :class:`ConfigurationError` if none is configured."""
     if settings.database_url is None:
         raise ConfigurationError(config.NO_DATABASE)
-    return Database(settings.database_url, settings.listen_database_url)
+    return Database(settings.database_url, settings.listen_database_url, settings.schema_owner)
 
 
 def examples(*lines: str) -> str:

@@ -69,7 +69,12 @@ class FromDatabase:
         # Raises a precise error when the database is unreachable; the listener would retry.
         with session(Database(settings.database_url)):
             pass
-        self._pubsub = PubSub(settings.database_url, settings.listen_database_url, cluster_key=settings.cluster_key)
+        self._pubsub = PubSub(
+            settings.database_url,
+            settings.listen_database_url,
+            cluster_key=settings.cluster_key,
+            schema_owner=settings.schema_owner,
+        )
         # The database is reachable. The listener takes a while to detect another problem: see Listener._prove().
         self._pubsub.subscribe_timeout_down = 15.0
         self._events: Any = green.Queue()

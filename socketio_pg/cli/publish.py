@@ -12,6 +12,7 @@ from socketio_pg.core.channels import match_pattern, validate_channel
 from socketio_pg.core.errors import PayloadTooLargeError
 from socketio_pg.core.messages import MAX_NOTIFY_BYTES, check_size, is_strict_json
 from socketio_pg.postgres.database import encode_text, fetch, session
+from socketio_pg.postgres.trust import verify
 from socketio_pg.subscriber.subscriber import Subscriber
 
 
@@ -70,4 +71,6 @@ def _to_database(channel: str, text: str, durable: bool) -> None:
         raise PayloadTooLargeError(error.message if durable else f"{error.message}: use --durable") from None
     call = "SELECT socketio_pg.publish(%s, %s::jsonb)" if durable else "SELECT pg_notify(%s, %s)"
     with session(database) as connection:
+        if durable:
+            verify(database, connection)
         fetch(connection, call, encode_text(connection, channel), encode_text(connection, text))

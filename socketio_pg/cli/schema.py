@@ -6,6 +6,7 @@ from socketio_pg.cli.command import examples, open_database
 from socketio_pg.core import config
 from socketio_pg.postgres import schema
 from socketio_pg.postgres.database import fetch, session
+from socketio_pg.postgres.trust import verify
 
 
 @click.command(
@@ -40,7 +41,7 @@ def init(
     settings = config.load()
     roles = (server_role, publisher_role, client_role, watcher_role, emitter_role)
     if sql:
-        statements = schema.statements(settings.max_payload, *roles)
+        statements = schema.statements(settings.max_payload, *roles, schema_owner=settings.schema_owner)
         click.echo(f"BEGIN;\n\n{statements}\nCOMMIT;")
         return
     database = open_database(settings)
@@ -60,6 +61,7 @@ def rotate_key() -> None:
     """
     database = open_database(config.load())
     with session(database) as connection:
+        verify(database, connection)
         fetch(connection, "SELECT socketio_pg.rotate_cluster_key()")
     click.echo(f"A new cluster key is in use in 20 seconds on {database}")
 

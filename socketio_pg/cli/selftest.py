@@ -119,7 +119,14 @@ def _environment(settings: Settings, secret: str) -> dict[str, str]:
     dropped = {field.name.upper() for field in fields(Settings)} | {"GUNICORN_CMD_ARGS"}
     kept: dict[str, Any] = {
         name.upper(): getattr(settings, name)
-        for name in ("database_url", "listen_database_url", "log_retention", "log_max_messages", "max_payload")
+        for name in (
+            "database_url",
+            "listen_database_url",
+            "log_retention",
+            "log_max_messages",
+            "max_payload",
+            "schema_owner",
+        )
     }
     overrides = {
         "AUTH": "required", "JWT_SECRET": secret, "AUTHORIZATION": "claims", "DRAIN_SECONDS": "0",

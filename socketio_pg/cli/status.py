@@ -21,7 +21,7 @@ def status(as_json: bool) -> None:
     """
     database = open_database(config.load())
     with session(database) as connection:
-        found = read_status(connection, str(database))
+        found = read_status(database, connection)
     if as_json:
         print_json(found)
         return

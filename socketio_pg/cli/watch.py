@@ -1,5 +1,7 @@
 """The commands ``watch``, ``unwatch`` and ``watches``: publish row changes of tables."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -7,7 +9,8 @@ import click
 from socketio_pg.cli.command import Failure, examples, json_option, names, open_database
 from socketio_pg.cli.terminal import clean, print_json, say, table
 from socketio_pg.core import config
-from socketio_pg.postgres.database import fetch, session
+from socketio_pg.postgres.database import fetch, session, translated_errors
+from socketio_pg.postgres.trust import verify
 
 OPERATIONS = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 COLUMNS = (
@@ -57,11 +60,9 @@ def watch(table_name: str, no_old: bool, **options: Any) -> None:
     if no_old:
         given["old"] = False
     arguments = "".join(f', "{name}" => %s::{TYPES[name]}' for name in given)
-    with session(open_database(config.load())) as connection:
-        _require_table(connection, table_name)
-        [[channel]] = fetch(
-            connection, f"SELECT socketio_pg.watch(%s::regclass{arguments})", table_name, *given.values()
-        )
+    with _verified() as connection:
+        number = _find_table(connection, table_name)
+        [[channel]] = fetch(connection, f"SELECT socketio_pg.watch(%s::regclass{arguments})", number, *given.values())
     say(f"watching {clean(table_name)}: publishing its changes to {clean(channel)}")
 
 
@@ -72,9 +73,9 @@ def watch(table_name: str, no_old: bool, **options: Any) -> None:
 @click.option("--channel", help="Remove only the watch for this channel. Default: all watches of the table.")
 def unwatch(table_name: str, channel: str | None) -> None:
     """Stop publishing changes of TABLE."""
-    with session(open_database(config.load())) as connection:
-        _require_table(connection, table_name)
-        [[removed]] = fetch(connection, "SELECT socketio_pg.unwatch(%s::regclass, %s)", table_name, channel)
+    with _verified() as connection:
+        number = _find_table(connection, table_name)
+        [[removed]] = fetch(connection, "SELECT socketio_pg.unwatch(%s::regclass, %s::text)", number, channel)
     if not removed:
         raise Failure(f"{table_name} is not watched" + ("" if channel is None else f" for {channel}"))
     say(f"no longer watching {clean(table_name)}" + (f" ({removed} watches)" if removed > 1 else ""))
@@ -84,7 +85,7 @@ def unwatch(table_name: str, channel: str | None) -> None:
 @json_option
 def watches(as_json: bool) -> None:
     """List the watched tables."""
-    with session(open_database(config.load())) as connection:
+    with _verified() as connection:
         columns = ", ".join(f'"{name}"' for name in COLUMNS)
         rows = fetch(connection, f"SELECT {columns} FROM socketio_pg.watches ORDER BY table_name, channel")
     if as_json:
@@ -102,7 +103,20 @@ def _cell(value: object) -> object:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _require_table(connection: Any, name: str) -> None:
-    # Checked first: PostgreSQL's "relation does not exist" is reported as a missing schema socketio_pg.
-    if fetch(connection, "SELECT to_regclass(%s)", name) == [(None,)]:
+@contextlib.contextmanager
+def _verified() -> Iterator[Any]:
+    """A connection to the database, whose schema socketio_pg is trusted."""
+    database = open_database(config.load())
+    with session(database) as connection:
+        verify(database, connection)
+        yield connection
+
+
+def _find_table(connection: Any, name: str) -> int:
+    """Return the oid of a table, found with the role's search_path."""
+    with translated_errors(30.0), connection.cursor() as cursor:
+        cursor.execute("SELECT pg_catalog.to_regclass(%s::pg_catalog.text)::pg_catalog.oid", [name])
+        found: int | None = cursor.fetchone()[0]
+    if found is None:
         raise Failure(f"table {name} does not exist")
+    return found

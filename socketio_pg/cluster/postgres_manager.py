@@ -27,7 +27,10 @@ from socketio_pg.postgres.session import session_sql
 
 logger = logging.getLogger("socketio_pg.postgres_manager")
 
-_NOTIFY = "SELECT pg_notify({channel}, part) FROM unnest(CAST({parts} AS text[])) AS parts (part)"
+_NOTIFY = (
+    "SELECT pg_catalog.pg_notify(CAST({channel} AS pg_catalog.text), part)"
+    " FROM pg_catalog.unnest(CAST({parts} AS pg_catalog.text[])) AS parts (part)"
+)
 
 
 class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
@@ -140,7 +143,7 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
         nonce = f"{RESERVED_PREFIX}_{secrets.token_hex(8)}"
         cursor.execute(f"LISTEN {nonce}")
         with self._pool().begin() as other:
-            execute(other, "SELECT pg_notify({channel}, '')", {"channel": nonce})
+            execute(other, "SELECT pg_catalog.pg_notify({channel}, '')", {"channel": nonce})
         deadline = time.monotonic() + self.proof_timeout
         while not any(found.channel == nonce for found in connection.notifies):
             left = deadline - time.monotonic()

@@ -218,6 +218,11 @@ class Settings:
     auto_init: bool = setting(
         False, parsers.boolean, "install or upgrade the log's schema at startup, as `socketio-pg init` does"
     )
+    schema_owner: str | None = setting(
+        None, parsers.plain,
+        "one more role that is trusted as the owner of the schema socketio_pg; the server's role, superusers and the "
+        "database's owner are trusted already",
+    )  # fmt: skip
     durable_channels: tuple[str, ...] = setting(
         (),
         parsers.patterns,

@@ -6,6 +6,7 @@ SocketIOPGError               internal
 │   ├── InvalidChannelError   invalid_channel
 │   ├── PayloadTooLargeError  payload_too_large
 │   └── LogNotInstalledError  invalid_request
+│       └── UntrustedSchemaError  invalid_request
 ├── UnauthorizedError         unauthorized
 ├── AuthenticationUnavailableError  authentication_unavailable
 ├── ForbiddenError            forbidden
@@ -65,6 +66,17 @@ class PayloadTooLargeError(InvalidRequestError):
 
 class LogNotInstalledError(InvalidRequestError):
     """A request needs the log, but the database has no schema ``socketio_pg``."""
+
+
+class UntrustedSchemaError(LogNotInstalledError):
+    """The schema ``socketio_pg``, or an object in it, belongs to a role that is not trusted; the log is not used.
+
+    ``detail`` names objects and roles, for the operator.
+    """
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("the schema socketio_pg is not trusted")
+        self.detail = detail
 
 
 class UnauthorizedError(SocketIOPGError):

@@ -8,9 +8,10 @@ from typing import Any
 from socketio_pg.access.policies import Policies
 from socketio_pg.core import green
 from socketio_pg.core.config import Settings
+from socketio_pg.core.errors import UntrustedSchemaError
 from socketio_pg.doctor.findings import Finding, error, ok, warning
 from socketio_pg.doctor.status import read_nodes, read_relay, read_schema_version
-from socketio_pg.postgres import schema
+from socketio_pg.postgres import schema, trust
 from socketio_pg.postgres.database import Database, fetch
 from socketio_pg.version import __version__
 
@@ -38,6 +39,16 @@ SELECT CASE WHEN to_regnamespace('socketio_pg') IS NULL THEN true
     WHEN to_regclass('socketio_pg.schema_version') IS NULL THEN true
     ELSE has_table_privilege('socketio_pg.schema_version', 'SELECT') END, current_user
 """
+
+
+def trusted(database: Database, connection: Any) -> Iterator[Finding]:
+    """Check that the schema and all its objects belong to trusted roles, without using any of them."""
+    try:
+        if trust.present(database, connection):
+            yield ok("trust", "the schema socketio_pg belongs to a trusted role")
+    except UntrustedSchemaError as refused:
+        found, _, remedy = refused.detail.partition("; ")
+        yield error("trust", found, remedy)
 
 
 def readable(connection: Any) -> Iterator[Finding]:

@@ -5,10 +5,11 @@ Read-only; the privileges of a server's role are sufficient.
 
 from typing import Any
 
-from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
+from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError, UntrustedSchemaError
 from socketio_pg.log.history import HEAD
 from socketio_pg.log.lease import LEADER, Lease
-from socketio_pg.postgres.database import fetch, fetch_named
+from socketio_pg.postgres import trust
+from socketio_pg.postgres.database import Database, fetch, fetch_named
 from socketio_pg.postgres.schema import VERSION
 
 #: The maximum number of rows to count, and of channels to list.
@@ -88,9 +89,13 @@ def read_channels(connection: Any) -> list[dict[str, Any]]:
     return fetch_named(connection, _CHANNELS)
 
 
-def read_status(connection: Any, address: str) -> dict[str, Any]:
+def read_status(database: Database, connection: Any) -> dict[str, Any]:
     """Return all sections. A section that this role may not read is ``{"problem": …}``."""
-    status: dict[str, Any] = {"database": {"address": address} | read_database(connection)}
+    status: dict[str, Any] = {"database": {"address": str(database)} | read_database(connection)}
+    try:
+        trust.present(database, connection)
+    except UntrustedSchemaError as refused:
+        return status | {"schema": {"problem": refused.detail}}
     version = _section(read_schema_version, connection)
     status["schema"] = version if isinstance(version, dict) else {"version": version, "expected": VERSION}
     if isinstance(version, int):

@@ -11,7 +11,8 @@ from typing import Any
 
 from socketio_pg.core import green
 from socketio_pg.core.errors import DatabaseError, LogNotInstalledError
-from socketio_pg.postgres.database import Database, translated_errors
+from socketio_pg.postgres.database import FIXED_PATH, Database, translated_errors
+from socketio_pg.postgres.trust import verify
 
 logger = logging.getLogger("socketio_pg.backlog")
 
@@ -163,6 +164,7 @@ class Backlog:
             self._connection = self._database.connect(settings={"jit": "off"})
         [(usage,)] = self._execute(self.timeout, "SELECT pg_notification_queue_usage()::float")
         try:
+            verify(self._database, self._connection, self.timeout)
             messages, age = self._look_at_outbox()
         except LogNotInstalledError:
             messages = age = None
@@ -210,7 +212,7 @@ class Backlog:
 
     def _execute(self, seconds: float, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         # Also limited in PostgreSQL, which would otherwise go on with a query that timed out here.
-        limited = f"SET statement_timeout = {int(seconds * 1000)}; {sql}"
+        limited = f"{FIXED_PATH}; SET statement_timeout = {int(seconds * 1000)}; {sql}"
         with translated_errors(seconds + 0.5), self._connection.cursor() as cursor:
             cursor.execute(limited, parameters or None)
             return list(cursor.fetchall())

@@ -14,7 +14,8 @@ from socketio_pg.core.errors import DatabaseUnavailableError, LogNotInstalledErr
 from socketio_pg.core.messages import EncodedMessage, from_log
 from socketio_pg.log.positions import Head
 from socketio_pg.log.recent import Page, Recent
-from socketio_pg.postgres.database import Database, translated_errors
+from socketio_pg.postgres.database import FIXED_PATH, Database, translated_errors
+from socketio_pg.postgres.trust import verify
 
 logger = logging.getLogger("socketio_pg.history")
 
@@ -175,6 +176,7 @@ class History:
                 try:
                     if not reused:
                         self._connect()
+                    verify(self._database, self._connection, self.timeout)
                     again = read(requests)
                     self._waiting.extend((read, request) for request in again)
                     return
@@ -186,6 +188,9 @@ class History:
                         raise
         except SocketIOPGError as raised:
             error = raised
+            if isinstance(raised, LogNotInstalledError):
+                # Removed: another role may create a schema of that name.
+                self._database.verified.clear()
         finally:
             for request in requests:
                 if request not in again:
@@ -268,7 +273,7 @@ class History:
 
     def _execute(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         with translated_errors(self.timeout), self._connection.cursor() as cursor:
-            cursor.execute(sql, parameters or None)
+            cursor.execute(f"{FIXED_PATH}; {sql}", parameters or None)
             return list(cursor.fetchall())
 
     def _hang_up(self) -> None:

@@ -31,6 +31,7 @@ from socketio_pg.log.low_water import LowWater
 from socketio_pg.log.moves import PREPARE, Moved, move
 from socketio_pg.log.positions import Head, trim_upto
 from socketio_pg.postgres.database import Database, fetch, is_usable, translated_errors
+from socketio_pg.postgres.trust import verify
 from socketio_pg.version import __version__
 
 logger = logging.getLogger("socketio_pg.relay")
@@ -38,8 +39,10 @@ logger = logging.getLogger("socketio_pg.relay")
 T = TypeVar("T")
 
 # Overrides settings of the role or database that would disturb the relay. With the timeouts and keepalives PostgreSQL
-# notices within about 10 s that the leader's machine is gone or stopped, and ends its session and transaction.
+# notices within about 10 s that the leader's machine is gone or stopped, and ends its session and transaction. The
+# search_path is for PREPARE; no pooler is in between.
 _SESSION = """
+SET search_path = pg_catalog, pg_temp;
 SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('idle_session_timeout', '10s', false) FROM pg_settings WHERE name = 'idle_session_timeout';
 SET lock_timeout = '5s'; SET statement_timeout = '30s'; SET idle_in_transaction_session_timeout = '10s';
@@ -177,6 +180,7 @@ class Relay:
             try:
                 # Not through a pooler: leadership and LISTEN need a session.
                 connection = self._database.connect(listen=True)
+                verify(self._database, connection, self.timeout)
                 self._execute(connection, _SESSION)
                 self._execute(connection, PREPARE)
                 if self._lost:

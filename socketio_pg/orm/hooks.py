@@ -27,12 +27,13 @@ BATCH_VALUES = 30_000
 #: The key in Session.info of the writes of the current flush.
 _WRITTEN = "socketio_pg.written"
 
+# Qualified: it runs with the application's search_path. With several arguments unnest() is always that of pg_catalog.
 _SEND = (
-    "SELECT {} FROM unnest(CAST(:channels AS text[]), CAST(:payloads AS text[]))"
+    "SELECT {} FROM unnest(CAST(:channels AS pg_catalog.text[]), CAST(:payloads AS pg_catalog.text[]))"
     " WITH ORDINALITY AS message(channel, payload, number) ORDER BY number"
 )
-_PUBLISH = text(_SEND.format("socketio_pg.publish(channel, CAST(payload AS jsonb))"))
-_NOTIFY = text(_SEND.format("pg_notify(channel, payload)"))
+_PUBLISH = text(_SEND.format("socketio_pg.publish(channel, CAST(payload AS pg_catalog.jsonb))"))
+_NOTIFY = text(_SEND.format("pg_catalog.pg_notify(channel, payload)"))
 
 _Class = TypeVar("_Class", bound=type[Any])
 

@@ -195,7 +195,7 @@ def _values_table(
 def _select(
     connection: Connection, rows: Rows, given: Values, is_new: ColumnElement[bool], found: Iterable[ColumnElement[Any]]
 ) -> Any:
-    texts: list[ColumnElement[str]] = [cast(func.to_jsonb(value), Text) for value in found]
+    texts: list[ColumnElement[str]] = [cast(func.pg_catalog.to_jsonb(value), Text) for value in found]
     return select(given.c.number, is_new, _schema(connection, rows.table), array[Any](texts, type_=Text()))
 
 
@@ -206,7 +206,9 @@ def _schema(connection: Connection, of: Table) -> ColumnElement[str]:
     if schema is not None:
         return literal(str(schema), Text)
     name = connection.dialect.identifier_preparer.quote(of.name)
-    found = select(_RELATIONS.c.relnamespace).where(_RELATIONS.c.oid == func.to_regclass(name)).scalar_subquery()
+    found = (
+        select(_RELATIONS.c.relnamespace).where(_RELATIONS.c.oid == func.pg_catalog.to_regclass(name)).scalar_subquery()
+    )
     return cast(select(_SCHEMAS.c.nspname).where(_SCHEMAS.c.oid == found).scalar_subquery(), Text)
 
 

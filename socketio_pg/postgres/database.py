@@ -6,6 +6,7 @@ Translates driver errors into :class:`DatabaseUnavailableError`, :class:`Databas
 import contextlib
 import ipaddress
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,18 +27,27 @@ from socketio_pg.core.errors import (
 )
 from socketio_pg.postgres.session import session_sql
 
+#: Statements with unqualified operators, functions or types begin with this, since the role's search_path may contain a
+#: schema of another owner that overloads them. LOCAL: a pooler in transaction mode passes sessions to other programs.
+FIXED_PATH = "SET LOCAL search_path = pg_catalog, pg_temp"
+
 
 class Database:
     """One PostgreSQL database: its address, and connections to it.
 
     ``dsn`` is a libpq connection string (URL or ``key=value``); ``listen_dsn`` is the one of the LISTEN connection, if
-    it differs.
+    it differs. ``schema_owner`` is a role that is trusted as the owner of the schema socketio_pg (`trust`).
     """
 
     #: Seconds for connecting, for all hosts of the address together.
     connect_timeout = 5.0
 
-    def __init__(self, dsn: str, listen_dsn: str | None = None) -> None:
+    def __init__(self, dsn: str, listen_dsn: str | None = None, schema_owner: str | None = None) -> None:
+        self.schema_owner = schema_owner
+        #: Why the schema socketio_pg is not trusted, for the operator; None if it is, or does not exist.
+        self.schema_problem: str | None = None
+        #: The connections on which the schema has been verified. Cleared when the schema turns out to be removed.
+        self.verified: weakref.WeakSet[Any] = weakref.WeakSet()
         self._parameters = _parse(dsn)
         self._listen_parameters = _parse(listen_dsn) if listen_dsn else self._parameters
         # Process-wide in psycopg2; all connections of a program with green threads need it.
@@ -217,13 +227,13 @@ def session(database: Database) -> Iterator[Any]:
 
 
 def fetch(connection: Any, sql: str, *parameters: object, seconds: float = 30.0) -> list[tuple[Any, ...]]:
-    """Return the rows of one statement, or of the last one. One dictionary as parameters has named ones.
+    """Return the rows of one statement, or of the last one, run with :data:`FIXED_PATH`.
 
-    Raises as :func:`translated_errors`.
+    One dictionary as parameters has named ones. Raises as :func:`translated_errors`.
     """
     named = len(parameters) == 1 and isinstance(parameters[0], dict)
     with translated_errors(seconds), connection.cursor() as cursor:
-        cursor.execute(sql, parameters[0] if named else parameters or None)
+        cursor.execute(f"{FIXED_PATH}; {sql}", parameters[0] if named else parameters or None)
         return list(cursor.fetchall()) if cursor.description else []
 
 
@@ -234,8 +244,8 @@ def is_usable(connection: Any) -> bool:
 
 
 def fetch_named(connection: Any, sql: str, seconds: float = 30.0) -> list[dict[str, Any]]:
-    """Return the rows of one statement as dictionaries by column name. Raises as :func:`translated_errors`."""
+    """Like :func:`fetch`, with each row as a dictionary by column name."""
     with translated_errors(seconds), connection.cursor() as cursor:
-        cursor.execute(sql)
+        cursor.execute(f"{FIXED_PATH}; {sql}")
         columns = [column.name for column in cursor.description]
         return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]

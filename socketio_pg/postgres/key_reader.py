@@ -6,11 +6,18 @@ from typing import Any
 
 from socketio_pg.core import green
 from socketio_pg.core.backoff import Backoff
-from socketio_pg.core.errors import ConfigurationError, DatabaseError, DatabaseUnavailableError, LogNotInstalledError
+from socketio_pg.core.errors import (
+    ConfigurationError,
+    DatabaseError,
+    DatabaseUnavailableError,
+    LogNotInstalledError,
+    UntrustedSchemaError,
+)
 from socketio_pg.core.seal import Key
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.postgres import cluster_keys
 from socketio_pg.postgres.database import Database, fetch
+from socketio_pg.postgres.trust import verify
 
 logger = logging.getLogger("socketio_pg.key_reader")
 
@@ -70,10 +77,15 @@ class KeyReader:
             if readable:
                 system = self._fetch(cluster_keys.SYSTEM)[0][0]
             identity = cluster_keys.identity(system, oid)
+            if not self._given:
+                # Otherwise another role could choose the key, and forge whatever nodes send each other.
+                verify(self._database, self._connection, self.timeout)
             keys = self._given or cluster_keys.choose(self._fetch(cluster_keys.KEYS))
             if not keys:
                 raise ConfigurationError(cluster_keys.NOT_INSTALLED)
             self._sealing.use(identity, keys)
+        except UntrustedSchemaError as error:
+            raise ConfigurationError(error.message) from None
         except LogNotInstalledError:
             raise ConfigurationError(cluster_keys.NOT_INSTALLED) from None
         except DatabaseUnavailableError:

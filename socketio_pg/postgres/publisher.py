@@ -17,6 +17,7 @@ from socketio_pg.core.errors import (
 )
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.postgres.database import Database, encode_text, translated_errors
+from socketio_pg.postgres.trust import verify
 
 logger = logging.getLogger("socketio_pg.publisher")
 _limited_log = RateLimitedLog(logger)
@@ -177,15 +178,20 @@ class Publisher:
                 if self._lost:
                     metrics.reconnects.labels("publisher").inc()
                     self._lost = False
+        if any(message.durable for request in batch for message in request.messages):
+            verify(self._database, self._connection, self.timeout)
         # In one round trip, but without the COMMIT, so that a failure before it is known to have sent nothing. unnest()
-        # returns rows in the order of its arrays.
+        # returns rows in the order of its arrays; with several, it is always the one of pg_catalog.
         sql, parameters = ["BEGIN"], []
-        for function, payload_type, durable in (("pg_notify", "text", False), ("socketio_pg.publish", "jsonb", True)):
+        for function, payload_type, durable in (
+            ("pg_catalog.pg_notify", "text", False),
+            ("socketio_pg.publish", "jsonb", True),
+        ):
             messages = [message for request in batch for message in request.messages if message.durable is durable]
             if messages:
                 sql.append(
-                    f"SELECT {function}(channel, payload::{payload_type})"
-                    " FROM unnest(%s::text[], %s::text[]) AS message(channel, payload)"
+                    f"SELECT {function}(channel, payload::pg_catalog.{payload_type})"
+                    " FROM unnest(%s::pg_catalog.text[], %s::pg_catalog.text[]) AS message(channel, payload)"
                 )
                 parameters.append([encode_text(self._connection, message.channel) for message in messages])
                 parameters.append([encode_text(self._connection, message.payload_json) for message in messages])

@@ -2,19 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from socketio_pg.core.channels import LOG_CHANNEL, quote_identifier
 from socketio_pg.core.errors import DatabaseError
-from socketio_pg.postgres.database import Database, transaction
+from socketio_pg.postgres import trust
+from socketio_pg.postgres.database import FIXED_PATH, Database, transaction
 
 #: The version of the schema. Increase it whenever ``sql/*.sql`` changes more than comments and messages.
 VERSION = 4
 
 #: Seconds for :func:`install`, including the wait for a concurrent installation.
 TIMEOUT = 30.0
-
-_FOLDER = Path(__file__).parent / "sql"
 
 _SERVER_GRANTS = """\
 GRANT USAGE ON SCHEMA socketio_pg TO {role};
@@ -97,18 +95,24 @@ def statements(
     client_roles: Sequence[str] = (),
     watcher_role: str | None = None,
     emitter_role: str | None = None,
+    *,
+    schema_owner: str | None = None,
 ) -> str:
     """Return the SQL that installs or upgrades the schema, without BEGIN and COMMIT.
 
     ``max_payload`` is the maximum size of a payload in bytes, in PostgreSQL's text form of jsonb. ``server_role``,
     ``publisher_role`` and ``client_roles`` (the roles that tokens name) must exist; they get only the privileges that a
-    server, a publisher and the evaluation of policies need. ``watcher_role`` may watch tables that it owns; a watch's
-    condition runs with the privileges of the schema's owner (docs/watch.md). ``emitter_role`` may read the cluster key,
-    for programs that emit with :class:`PostgresManager`: it can send anything to all clients.
+    server, a publisher and the evaluation of policies need. ``watcher_role`` may watch tables that it owns
+    (docs/watch.md). ``emitter_role`` may read the cluster key, for programs that emit with :class:`PostgresManager`: it
+    can send anything to all clients. ``schema_owner`` is trusted as the owner of an existing schema.
     """
     values = {"MAX_PAYLOAD": max_payload}
     parts = [
-        *(path.read_text("utf-8") for path in sorted(_FOLDER.glob("*.sql"))),
+        "-- Other schemas may overload functions and operators. The end restores the search_path for your migrations.\n"
+        "SELECT pg_catalog.set_config('socketio_pg.search_path', pg_catalog.current_setting('search_path'), true);\n"
+        f"{FIXED_PATH};\n",
+        trust.installation(schema_owner),
+        *(path.read_text("utf-8") for path in sorted(trust.FOLDER.glob("*.sql"))),
         f"INSERT INTO socketio_pg.schema_version (version) VALUES ({VERSION})\n"
         "    ON CONFLICT (only_row) DO UPDATE SET version = greatest(schema_version.version, excluded.version);\n",
     ]
@@ -117,6 +121,7 @@ def statements(
     granted += [(role, _CLIENT_GRANTS) for role in client_roles]
     parts += [grants.format(role=quote_identifier(role)) for role, grants in granted if role is not None]
     parts.append(f"-- Notifies running servers, which start to use the schema.\nNOTIFY {LOG_CHANNEL}, 'installed';\n")
+    parts.append("SELECT set_config('search_path', current_setting('socketio_pg.search_path'), true);\n")
     return re.sub(r"@([A-Z_]+)@", lambda found: str(values[found[1]]), "\n".join(parts))
 
 
@@ -135,11 +140,13 @@ def install(
 
     Without ``again`` it does nothing if this version is installed already.
 
-    Raises :class:`DatabaseError`, :class:`DatabaseUnavailableError`.
+    Raises :class:`UntrustedSchemaError`, :class:`DatabaseError`, :class:`DatabaseUnavailableError`.
     """
     connection = database.connect()
     try:
         with transaction(connection, TIMEOUT) as cursor:
+            # Fixes the search_path as well.
+            trust.present(database, connection)
             cursor.execute("SELECT current_setting('server_encoding'), to_regclass('socketio_pg.schema_version')")
             encoding, versions = cursor.fetchone()
             if versions is not None:
@@ -158,7 +165,15 @@ def install(
             # While this transaction waits for a lock, the relay and publishers queue behind it.
             cursor.execute("SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '20s'")
             cursor.execute(
-                statements(max_payload, server_role, publisher_role, client_roles, watcher_role, emitter_role)
+                statements(
+                    max_payload,
+                    server_role,
+                    publisher_role,
+                    client_roles,
+                    watcher_role,
+                    emitter_role,
+                    schema_owner=database.schema_owner,
+                )
             )
     finally:
         connection.close()
@@ -170,11 +185,14 @@ def uninstall(database: Database) -> bool:
     If the schema contains other objects, or other objects depend on it, nothing is removed. Other tables remain
     unchanged. Returns False if the schema is not installed. The role must own the schema and the watched tables.
 
-    Raises :class:`DatabaseError`, whose message names the dependent objects, :class:`DatabaseUnavailableError`.
+    Raises :class:`UntrustedSchemaError`, :class:`DatabaseError`, whose message names the dependent objects,
+    :class:`DatabaseUnavailableError`.
     """
     connection = database.connect()
     try:
         with transaction(connection, TIMEOUT) as cursor:
+            if not trust.present(database, connection):
+                return False
             cursor.execute("SELECT to_regclass('socketio_pg.schema_version')")
             if cursor.fetchone()[0] is None:
                 return False
@@ -183,6 +201,8 @@ def uninstall(database: Database) -> bool:
             # Suppresses notices about objects that an older version did not have.
             cursor.execute("SET LOCAL client_min_messages = warning")
             cursor.execute(_UNINSTALL)
+            # Servers must not use a schema that another role creates afterwards.
+            cursor.execute(f"NOTIFY {LOG_CHANNEL}, 'removed'")
             return True
     finally:
         connection.close()

@@ -63,7 +63,7 @@ class PubSub:
     the address of the LISTEN connection when it differs. ``listener`` makes the listener. Messages to the channels
     that match one of the patterns ``durable_channels`` always go through the log, where a payload may have
     ``max_payload`` bytes. ``cluster_key`` is the setting CLUSTER_KEY; ``sealing`` is shared with the other parts of a
-    server. Connects when it is first used.
+    server. ``schema_owner`` is the setting SCHEMA_OWNER. Connects when it is first used.
 
     ``hub``, ``log`` and ``matching`` are for the parts of a server that manage subscriptions themselves.
 
@@ -84,14 +84,18 @@ class PubSub:
         max_payload: int = 1_000_000,
         cluster_key: Sequence[str] = (),
         sealing: Sealing | None = None,
+        schema_owner: str | None = None,
     ) -> None:
         if dsn is None:
             settings = config.load()
             dsn, listen_dsn = settings.database_url, listen_dsn or settings.listen_database_url
             cluster_key = cluster_key or settings.cluster_key
+            schema_owner = schema_owner or settings.schema_owner
         if dsn is None:
             raise ConfigurationError(config.NO_DATABASE)
-        self.database = Database(config.database_url(dsn), config.database_url(listen_dsn) if listen_dsn else None)
+        self.database = Database(
+            config.database_url(dsn), config.database_url(listen_dsn) if listen_dsn else None, schema_owner
+        )
         self.sealing = sealing or Sealing(Seal())
         self.keys = KeyReader(self.database, self.sealing, cluster_key)
         self.hub = Hub()

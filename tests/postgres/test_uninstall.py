@@ -71,15 +71,15 @@ def test_uninstall_restores_the_database(database: WatchDatabase) -> None:
     ("statement", "named", "remedy"),
     [
         ("CREATE TABLE socketio_pg.mine ()", "table socketio_pg.mine", "DROP TABLE socketio_pg.mine"),
-        ("CREATE VIEW mine AS SELECT * FROM socketio_pg.log", "view mine", "DROP VIEW mine"),
+        ("CREATE VIEW mine AS SELECT * FROM socketio_pg.log", "view public.mine", "DROP VIEW mine"),
         (
             "CREATE TRIGGER mine AFTER INSERT ON orders EXECUTE FUNCTION socketio_pg.recheck_on_change()",
-            "trigger mine on table orders",
+            "trigger mine on table public.orders",
             "DROP TRIGGER mine ON orders",
         ),
         (
             "ALTER TABLE orders ADD x text DEFAULT socketio_pg.channel()",
-            "default value for column x of table orders",
+            "default value for column x of table public.orders",
             "ALTER TABLE orders DROP x",
         ),
     ],

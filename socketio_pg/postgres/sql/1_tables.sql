@@ -1,15 +1,10 @@
--- The log's tables. Idempotent: existing objects are neither changed nor dropped.
+-- The log's tables. Idempotent: existing objects are neither changed nor dropped. The schema exists (../trust.py).
 
 -- Installations run one after the other: concurrent ones would fail when they change the same object. The first of two that
 -- create the schema makes the other wait until it commits; later ones wait for a table. Not an advisory lock, which any
 -- role could hold.
 DO $$
 BEGIN
-    BEGIN
-        CREATE SCHEMA IF NOT EXISTS socketio_pg;
-    EXCEPTION WHEN unique_violation THEN
-        NULL;
-    END;
     IF to_regclass('socketio_pg.schema_version') IS NOT NULL THEN
         LOCK TABLE socketio_pg.schema_version IN SHARE ROW EXCLUSIVE MODE;
     END IF;

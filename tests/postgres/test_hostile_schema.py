@@ -1,0 +1,219 @@
+"""A login with CREATE makes the schema or parts of it, or overloads functions: nothing of it runs as the victim."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg2.extensions
+import pytest
+from click.testing import CliRunner
+
+from socketio_pg.access.policies import Policies
+from socketio_pg.cli import main as cli
+from socketio_pg.core.errors import DatabaseError, LogNotInstalledError, UntrustedSchemaError
+from socketio_pg.log.history import History
+from socketio_pg.log.recent import Recent
+from socketio_pg.postgres import schema
+from socketio_pg.postgres.database import Database
+from socketio_pg.postgres.publisher import Outgoing, Publisher
+from tests.support.hostile import FOREIGN_SCHEMAS, FUNCTIONS, HostileDatabase
+from tests.support.log_database import MAX_PAYLOAD
+from tests.support.policies import question
+from tests.support.postgres import Cluster, in_thread
+
+
+@pytest.fixture
+def hostile(postgres18: Cluster) -> Iterator[HostileDatabase]:
+    callback = psycopg2.extensions.get_wait_callback()
+    made = HostileDatabase(postgres18, "hostile")
+    yield made
+    psycopg2.extensions.set_wait_callback(callback)
+    postgres18.sql("DROP DATABASE hostile WITH (FORCE)")
+
+
+def install(database: Database) -> None:
+    in_thread(schema.install, database, MAX_PAYLOAD)
+
+
+def use(database: Database, work: Callable[[], Any]) -> None:
+    """Run ``work``, and expect that the schema is refused, wherever it is used."""
+    with pytest.raises(LogNotInstalledError) as refused:
+        in_thread(work)
+    assert isinstance(refused.value, UntrustedSchemaError)
+    assert refused.value.message == "the schema socketio_pg is not trusted"
+    assert "belongs to mallory" in refused.value.detail
+    assert database.schema_problem == refused.value.detail
+
+
+def command(hostile: HostileDatabase, *arguments: str, **settings: str) -> tuple[int, str]:
+    environment = {"DATABASE_URL": hostile.url, **settings}
+    result = in_thread(lambda: CliRunner().invoke(cli.main, list(arguments), env=environment))
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("kind", FOREIGN_SCHEMAS)
+def test_foreign_schema_is_refused_unread(hostile: HostileDatabase, kind: str) -> None:
+    hostile.sql(FOREIGN_SCHEMAS[kind], role="mallory")
+    database = Database(hostile.url)
+    use(database, lambda: schema.install(database, MAX_PAYLOAD))
+    use(database, lambda: schema.install(database, MAX_PAYLOAD, again=False))
+    use(database, lambda: schema.uninstall(database))
+    assert not hostile.attacked
+    # As part of the user's own migrations.
+    with pytest.raises(psycopg2.Error, match="is not trusted: the schema socketio_pg belongs to mallory") as refused:
+        hostile.sql(schema.statements(MAX_PAYLOAD))
+    assert refused.value.pgcode == "SG007"
+    assert not hostile.attacked
+
+
+def test_server_parts_refuse_a_foreign_schema(hostile: HostileDatabase) -> None:
+    database = Database(hostile.url)
+    history, publisher, policies = History(database, Recent()), Publisher(database), Policies(database, 2.0)
+    durable = [Outgoing("orders", "1", durable=True)]
+    # They have connected before the schema appears.
+    publisher.publish([Outgoing("orders", "1")])
+    with pytest.raises(LogNotInstalledError):
+        history.head()
+    hostile.sql(FOREIGN_SCHEMAS["views"], role="mallory")
+    hostile.sql(FUNCTIONS, role="mallory")
+    for work in (
+        history.head,
+        lambda: publisher.publish(durable),
+        lambda: policies.ask(question("subscribe", "orders", role="postgres")),
+    ):
+        with pytest.raises(UntrustedSchemaError):
+            work()
+    # NOTIFY needs no schema.
+    publisher.publish([Outgoing("orders", "2")])
+    for part in (history, publisher, policies):
+        part.stop()
+    assert not hostile.attacked
+
+
+@pytest.mark.parametrize("arguments", [("init",), ("drop", "--yes"), ("status",), ("doctor",), ("watches",),
+    ("publish", "orders", "1", "--durable"), ("watch", "vault.proof")])  # fmt: skip
+def test_commands_refuse_a_foreign_schema(hostile: HostileDatabase, arguments: tuple[str, ...]) -> None:
+    hostile.sql(FOREIGN_SCHEMAS["views"], role="mallory")
+    hostile.sql(FUNCTIONS, role="mallory")
+    code, output = command(hostile, *arguments)
+    assert not hostile.attacked
+    assert "the schema socketio_pg is not trusted: the schema socketio_pg belongs to mallory" in output
+    assert "Traceback" not in output
+    assert code == (0 if arguments == ("status",) else 1)
+
+
+@pytest.mark.parametrize(
+    ("statement", "problem"),
+    [
+        ("GRANT CREATE ON SCHEMA socketio_pg TO mallory", "CREATE on the schema socketio_pg is granted to mallory"),
+        ("GRANT CREATE ON SCHEMA socketio_pg TO PUBLIC", "CREATE on the schema socketio_pg is granted to PUBLIC"),
+        ("ALTER TABLE socketio_pg.head OWNER TO mallory", "socketio_pg.head belongs to mallory"),
+        ("ALTER FUNCTION socketio_pg.publish OWNER TO mallory", "the function socketio_pg.publish belongs to mallory"),
+        ("CREATE DOMAIN socketio_pg.text AS text; ALTER DOMAIN socketio_pg.text OWNER TO mallory",
+         "the type socketio_pg.text belongs to mallory"),
+        ("CREATE TRIGGER mine BEFORE INSERT ON socketio_pg.outbox FOR EACH ROW EXECUTE FUNCTION evil.fire()",
+         "the function of the trigger mine on socketio_pg.outbox belongs to mallory"),
+        ("DROP TABLE socketio_pg.node CASCADE; CREATE VIEW socketio_pg.node AS SELECT 1",
+         "socketio_pg.node is not a table"),
+    ],
+)  # fmt: skip
+def test_foreign_parts_of_our_schema_are_refused(hostile: HostileDatabase, statement: str, problem: str) -> None:
+    database = Database(hostile.url)
+    install(database)
+    hostile.sql("GRANT CREATE ON SCHEMA socketio_pg TO mallory; GRANT ALL ON SCHEMA evil TO PUBLIC")
+    hostile.sql(f"{statement}; {'' if 'GRANT' in statement else 'REVOKE CREATE ON SCHEMA socketio_pg FROM mallory'}")
+    with pytest.raises(UntrustedSchemaError) as refused:
+        install(database)
+    assert problem in refused.value.detail
+    assert not hostile.attacked
+
+
+def test_schema_that_another_role_creates_after_the_removal_is_refused(hostile: HostileDatabase) -> None:
+    """Connections that have verified the schema do not use its successor."""
+    database = Database(hostile.url)
+    install(database)
+    history, publisher = History(database, Recent()), Publisher(database)
+    history.head()
+    publisher.publish([Outgoing("orders", "1", durable=True)])
+    assert in_thread(schema.uninstall, database)
+    # The follower reads the head: the removal notifies it.
+    with pytest.raises(LogNotInstalledError):
+        history.head()
+    hostile.sql(FOREIGN_SCHEMAS["functions"], role="mallory")
+    with pytest.raises(UntrustedSchemaError):
+        publisher.publish([Outgoing("orders", "1", durable=True)])
+    assert not hostile.attacked
+    history.stop()
+    publisher.stop()
+
+
+def test_trusted_owners(hostile: HostileDatabase) -> None:
+    """SCHEMA_OWNER adds to the own role, superusers and (unless a superuser asks) the database's owner."""
+    hostile.sql("DROP ROLE IF EXISTS alice, bob, team")
+    hostile.sql("CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN; CREATE ROLE team ROLE alice, mallory")
+    try:
+        for creator, user, name, trusted in [
+            ("postgres", "bob", None, True),
+            ("bob", "bob", None, True),
+            ("alice", "bob", None, True),  # a member of the role that owns the database
+            ("alice", "postgres", None, False),
+            ("alice", "postgres", "alice", True),
+            ("bob", "alice", None, False),
+            ("bob", "alice", "bob", True),
+            ("bob", "alice", "o'ther\\", False),
+        ]:
+            hostile.sql("DROP SCHEMA IF EXISTS socketio_pg CASCADE; DROP OWNED BY alice, bob")
+            hostile.sql("GRANT CREATE ON DATABASE hostile TO alice, bob; ALTER DATABASE hostile OWNER TO team")
+            install(Database(hostile.address(creator)))
+            database = Database(hostile.address(user), schema_owner=name)
+            history = History(database, Recent())
+            try:
+                history.head()
+                found = True
+            except UntrustedSchemaError:
+                found = False
+            except DatabaseError:
+                found = True  # permission denied: trusted, but without grants
+            finally:
+                history.stop()
+            assert found is trusted, (creator, user, name)
+    finally:
+        hostile.sql("ALTER DATABASE hostile OWNER TO postgres; DROP OWNED BY alice, bob CASCADE")
+        hostile.sql("DROP ROLE alice, bob, team")
+
+
+def test_a_shared_group_is_not_trusted(hostile: HostileDatabase) -> None:
+    """Every member of a group can create a schema that belongs to the group."""
+    hostile.sql("DROP ROLE IF EXISTS staff")
+    hostile.sql("CREATE ROLE staff ROLE mallory, postgres; GRANT CREATE ON DATABASE hostile TO staff")
+    try:
+        hostile.sql("CREATE SCHEMA socketio_pg AUTHORIZATION staff", role="mallory")
+        with pytest.raises(UntrustedSchemaError, match="not trusted"):
+            install(Database(hostile.url))
+    finally:
+        hostile.sql("DROP SCHEMA socketio_pg; DROP OWNED BY staff; DROP ROLE staff")
+
+
+def test_overloaded_functions_are_not_called(hostile: HostileDatabase) -> None:
+    """The search_path of the role names a schema of the attacker before pg_catalog."""
+    hostile.shadow()
+    database = Database(hostile.url)
+    install(database)
+    history, publisher = History(database, Recent()), Publisher(database)
+    publisher.publish([Outgoing("orders", "1", durable=True), Outgoing("orders", "1")])
+    assert history.head().position == 0
+    assert not history.page(0, 10).page.messages
+    history.stop()
+    publisher.stop()
+    hostile.sql("CREATE TABLE vault.orders (id int PRIMARY KEY)")
+    for arguments in [
+        ("init", "--server-role", "mallory"), ("status",), ("doctor",), ("watch", "vault.orders"), ("watches",),
+        ("publish", "orders", "1", "--durable"), ("publish", "orders", "1"), ("unwatch", "vault.orders"),
+        ("drop", "--yes"),
+    ]:  # fmt: skip
+        code, output = command(hostile, *arguments)
+        assert not hostile.attacked, arguments
+        assert code == 0 or arguments == ("doctor",), output
+    # The user's own migration keeps its search_path.
+    printed = schema.statements(MAX_PAYLOAD)
+    assert hostile.sql(f"BEGIN; {printed}; SHOW search_path") == [("public, pg_catalog",)]
+    assert not hostile.attacked
