@@ -105,7 +105,7 @@ class Relay:
     idle = (0.005, 1.0)
     #: Seconds without messages after which the relay is no longer busy; seconds of messages after which it is; and
     #: seconds between the writes that tell publishers so. While it is busy they need not ring the doorbell.
-    quiet = 0.01
+    quiet = 0.02
     busy_after = 0.05
     busy_interval = 0.5
     #: The doorbell may ring this often in a row without a message; from then on, the relay looks at the outbox only so
@@ -281,9 +281,11 @@ class Relay:
 
     def _move_until_deposed(self, connection: Any, term: int) -> None:
         idle, retry = Backoff(*self.idle, jitter=0.0), Backoff(*self.backoff)
-        #: When the current run of messages began, when the last message was moved, when the next write that announces
-        #: the run is due, when moving began to fail, and when to try it again.
-        began = last = next_announcement = failing = next_move = 0.0
+        #: When the current run of messages began and when moving began to fail, if so; when the last message was moved,
+        #: when the next write that announces the run is due, and when to try again to move.
+        began: float | None = None
+        failing: float | None = None
+        last = next_announcement = next_move = 0.0
         busy = rung = False
         false_bells = 0
         while self._renew(connection, term):
@@ -294,30 +296,32 @@ class Relay:
                 moved = self._attempt(connection, "moving messages", lambda connection: self._move(connection, term))
                 now = time.monotonic()
                 if moved is None:
-                    failing = failing or now
+                    failing = now if failing is None else failing
                     if now - failing > self.give_up_after:
                         raise DatabaseError(self.problem or "")
                     next_move = now + retry.next()
                 elif moved.term != term:
                     return
                 else:
-                    failing = 0.0
+                    failing = None
                     self.problem = None
                     retry.reset()
                     if moved.count:
                         false_bells = 0
                         idle.reset()
-                        began = began if now - last < self.quiet else now
+                        began = now if began is None else began
                         last = now
                         if now - began > self.busy_after and now >= next_announcement:
                             self._lease.set_busy(connection, True)
                             busy, next_announcement = True, now + self.busy_interval
                     elif rung:
                         false_bells += 1
+                    quiet = not moved.count and now - last > self.quiet
+                    began = None if quiet else began
                     rung = False
                     if moved.more:
                         green.sleep()
-                    elif moved.count or (busy and now - last < self.quiet):
+                    elif moved.count or (busy and not quiet):
                         green.sleep(self.pause)
                     elif busy:
                         self._lease.set_busy(connection, False)
