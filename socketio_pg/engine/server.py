@@ -270,6 +270,10 @@ class Engine(engineio.Server):  # type: ignore[misc]
             socket = self._to_ping.popleft()[1]
             if socket.closed or socket.closing:
                 continue
+            if socket.stuck_seconds(now) > self.ping_interval + self.ping_timeout:
+                # It answers pings that it has not read.
+                green.run_soon(socket.close_stuck)
+                continue
             if not socket.unanswered_ping:
                 socket.unanswered_ping = now
                 socket.ping()

@@ -1,8 +1,11 @@
 """One Engine.IO client: python-engineio's socket on :class:`WebSocketTransport`, or on long-polling."""
 
+import contextlib
 import logging
+import sys
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import engineio
@@ -38,8 +41,12 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         self.session: dict[str, Any] = {}
         self.connection: transport.WebSocketTransport | None = None
         self._probe: transport.WebSocketTransport | None = None
-        #: Bytes that wait for the next poll.
-        self._queued = 0
+        #: Bytes that wait for the next poll; those of them that do not count towards the limit; the time of the last
+        #: poll that fetched some, while others wait.
+        self._queued = self._spare = 0
+        self._stuck_since = 0.0
+        #: Set when a poll has fetched packets, or polling has ended.
+        self._fetched: green.Event | None = None
         #: Messages that wait for an earlier one to be handled; None when none is being handled.
         self._inbox: deque[str | bytes] | None = None
         #: The time of the unanswered ping, by the monotonic clock; 0 when the client has answered.
@@ -73,21 +80,56 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         if self.connection is not None:
             self.connection.send(_frame(pkt.encode()))
             return
-        if self._queued > self.server.send_buffer_bytes:
+        if self._queued > self.server.send_buffer_bytes + self._spare:
             green.run_soon(self._close_lost, "slow_consumer")
             return
         super().send(pkt)
+        if not self._queued:
+            self._stuck_since = time.monotonic()
         self._queued += _size(pkt)
 
-    def wait_sent(self) -> bool:
-        """Wait until everything is sent to this client. Return False when it has left."""
-        while not self.closed and self.connection is None and self._queued:
-            green.sleep(0.05)  # no event marks the time between two polls
-        if not self.closed and self.connection is not None and self.connection.buffered:
-            drained = green.Event()
-            self.connection.when_drained(drained.send)
-            drained.wait()
-        return not self.closed
+    @contextlib.contextmanager
+    def sending_page(self) -> Iterator[None]:
+        """What the body sends to a client that polls is like :meth:`WebSocketTransport.send_page`; it must not wait."""
+        before, self._spare = self._queued, sys.maxsize
+        try:
+            yield
+        finally:
+            self._spare = max(0, self._queued - before)
+
+    def wait_room(self, most: int) -> bool:
+        """Wait until at most ``most`` bytes wait for this client to read. Return False when it has left.
+
+        There is one caller at a time.
+        """
+        while not self.closed and not self.closing:
+            connection = self.connection
+            if connection is not None and connection.closed:
+                return False
+            if (self._queued if connection is None else connection.buffered) <= most:
+                return True
+            room = green.Event()
+            if connection is None:
+                self._fetched = room
+            else:
+                connection.when_room(most, room.send)
+            room.wait()
+        return False
+
+    def _report_fetched(self) -> None:
+        if self._fetched is not None:
+            fetched, self._fetched = self._fetched, None
+            fetched.send()
+
+    def stuck_seconds(self, now: float) -> float:
+        """Return for how long the client has read nothing although something waits for it."""
+        if self.connection is not None:
+            return self.connection.stuck_seconds(now)
+        return now - self._stuck_since if self._queued else 0.0
+
+    def close_stuck(self) -> None:
+        """Disconnect a client that does not read. May wait for the application's disconnect handlers."""
+        self._close_lost("slow_consumer")
 
     def poll(self) -> Any:
         """Wait for packets like the stock method, but return at most as many as python-engineio's client decodes."""
@@ -108,6 +150,10 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
                 break
             packets.append(packet)
         self._queued -= sum(_size(packet) for packet in packets)
+        self._stuck_since = time.monotonic()
+        if not self._queued:
+            self._spare = 0
+        self._report_fetched()
         return packets
 
     def check_ping_timeout(self) -> bool:
@@ -144,7 +190,10 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             if self._closed_by_client and not self.closing and self.queue is not None:
                 self.queue.put(eio_packet.Packet(eio_packet.NOOP))  # ends the waiting poll
             # Does not wait for the client: one that never polls again would block this green thread.
-            super().close(wait=False, abort=abort, reason=reason)
+            try:
+                super().close(wait=False, abort=abort, reason=reason)
+            finally:
+                self._report_fetched()
             return
         if self.closed or self.closing:
             return
@@ -227,6 +276,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             if waiting:
                 self.connection.send(waiting)
             self.connection.max_message = self.max_message()
+            self._report_fetched()
         else:
             self._probe.close(frames.POLICY_VIOLATION)
             self._probe, self.upgrading = None, False

@@ -48,7 +48,6 @@ class WebSocketTransport:
         "_chatter_until",
         "_closing",
         "_corked",
-        "_drained",
         "_fileno",
         "_limit",
         "_on_closed",
@@ -56,8 +55,11 @@ class WebSocketTransport:
         "_paused",
         "_read_listener",
         "_reader",
+        "_room_for",
         "_send_now",
         "_socket",
+        "_spare",
+        "_stuck_since",
         "_write_listener",
         "closed",
     )
@@ -83,7 +85,12 @@ class WebSocketTransport:
         self._chatter, self._chatter_until = 0, 0.0
         self._closing = False
         self._corked = False
-        self._drained: list[Callable[[], None]] = []
+        #: The waiting call of :meth:`when_room`: the bytes that may still wait, and the callback.
+        self._room_for: tuple[int, Callable[[], None]] | None = None
+        #: Bytes that do not count towards the limit until the buffer is empty.
+        self._spare = 0
+        #: When the kernel last accepted bytes, while others wait.
+        self._stuck_since = 0.0
         #: True when nothing more is sent.
         self.closed = False
         self._paused = False
@@ -123,10 +130,11 @@ class WebSocketTransport:
                 return
             data = data[sent:]
             self._buffer = deque()
+            self._stuck_since = time.monotonic()
             hub = eventlet.hubs.get_hub()
             self._write_listener = hub.add(hub.WRITE, self._fileno, self._writable, _ignore, _ignore)
             self._write_listener.greenlet = hub.greenlet
-        if self._buffered <= self._limit:
+        if self._buffered <= self._limit + self._spare:
             self._buffer.append(data)
             self._buffered += len(data)
         else:
@@ -136,6 +144,16 @@ class WebSocketTransport:
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._lose("slow_consumer")
+
+    def send_page(self, data: bytes) -> None:
+        """Send like :meth:`send`, from a caller that waits for :meth:`when_room` between two calls.
+
+        ``data`` does not count towards the limit, so that all of the buffer is left for other messages.
+        """
+        before = self._buffered
+        self.send(data)
+        if self._buffered > before:
+            self._spare = self._buffered - before
 
     def pause(self) -> None:
         """Stop reading. The client has to wait once the kernel's buffer is full."""
@@ -155,12 +173,19 @@ class WebSocketTransport:
         # Otherwise the listener would keep the request's green thread alive, with its stack.
         self._read_listener.greenlet = hub.greenlet
 
-    def when_drained(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` once the send buffer is empty or the connection is closed. It must not wait."""
-        if self._buffer is None or self.closed:
+    def when_room(self, most: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once at most ``most`` bytes wait, or the connection is closed. It must not wait.
+
+        There is one caller at a time.
+        """
+        if self._buffered <= most or self.closed:
             callback()
         else:
-            self._drained.append(callback)
+            self._room_for = (most, callback)
+
+    def stuck_seconds(self, now: float) -> float:
+        """Return for how long bytes have waited without the kernel accepting any, at the monotonic time ``now``."""
+        return now - self._stuck_since if self._write_listener is not None and not self.closed else 0.0
 
     def cork(self) -> None:
         """Hold sends back until :meth:`uncork`, which sends them in one call. The caller must not wait in between."""
@@ -246,12 +271,16 @@ class WebSocketTransport:
                 self._lose("transport error")
             return
         self._buffered -= sent
+        if sent:
+            self._stuck_since = time.monotonic()
         if sent < len(data):
             self._buffer.append(data[sent:])
+            self._report_room()
             return
         eventlet.hubs.get_hub().remove(self._write_listener)
         self._write_listener = self._buffer = None
-        self._call_drained()
+        self._spare = 0
+        self._report_room()
         if self._closing:
             self._shut_down()
 
@@ -291,11 +320,11 @@ class WebSocketTransport:
         fan_out.lost_bytes += self._buffered
         self._buffered = 0
         self._socket.close()
-        self._call_drained()
+        self._report_room()
 
-    def _call_drained(self) -> None:
-        waiting, self._drained = self._drained, []
-        for callback in waiting:
+    def _report_room(self) -> None:
+        if self._room_for is not None and (self._buffered <= self._room_for[0] or self.closed):
+            callback, self._room_for = self._room_for[1], None
             callback()
 
 

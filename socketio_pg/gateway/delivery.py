@@ -1,5 +1,6 @@
 """Delivers to the clients: messages to Socket.IO rooms, gaps, and replays to single subscriptions."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from socketio_pg.core.errors import (
 )
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.gateway.replays import Replays
 from socketio_pg.log.log import Log
 from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.protocol.fanout import Manager
@@ -41,6 +43,9 @@ class Delivery:
         self._limits = limits
         self._matching = pubsub.matching
         self._send_buffer_bytes = send_buffer_bytes
+        #: At most half of this waits when a page is sent: a replay alone does not make its client lag.
+        self._page_bytes = send_buffer_bytes // 8
+        self._replays = Replays(manager, self._page_bytes)
         pubsub.add_receiver(self)
 
     def room_of(self, sid: str, channel: str) -> str:
@@ -66,11 +71,12 @@ class Delivery:
         replay = self._pubsub.hold(sid, channel, after, self._client(sid, channel))
         self._manager.pass_by(sid, self.room_of(sid, channel))
         metrics.replays.labels(cause).inc()
-        return replay
+        return functools.partial(self._replays.send, sid, channel, replay)
 
     def leave(self, sid: str, channel: str) -> None:
         """End a subscription: ``sid`` gets no more messages of ``channel``."""
         room = self.room_of(sid, channel)
+        self._replays.discard(sid, channel)
         self._pubsub.leave(sid, channel)
         self._manager.leave_room(sid, "/", room)
 
@@ -151,7 +157,7 @@ class Delivery:
         return [channel, *(_room(channel, filter) for filter in self._hub.filters(channel) or ())]
 
     def _client(self, sid: str, channel: str) -> "_Client":
-        return _Client(self._manager, self._hub, self._matching, self._charge, sid, channel)
+        return _Client(self._manager, self._hub, self._matching, self._charge, sid, channel, self._page_bytes)
 
     def _hold_lagging(self, channel_of: Mapping[str, str], after: int) -> None:
         """Replay to clients that read too slowly, at their own speed, instead of disconnecting them as with NOTIFY.
@@ -192,6 +198,7 @@ class _Client:
     charge: Callable[[str, str, Filter, int], None]
     sid: str
     channel: str
+    page_bytes: int
 
     def select(self, messages: Sequence[EncodedMessage]) -> Sequence[EncodedMessage]:
         selected, tried = messages, None
@@ -215,13 +222,10 @@ class _Client:
         return selected
 
     def send(self, messages: Sequence[EncodedMessage]) -> None:
-        metrics.replayed_messages.inc(len(messages))
-        to = (self.sid,)
-        self.manager.emit_in_order("event", ((to, message.to_wire() | {"replayed": True}) for message in messages))
-
-    def wait_sent(self) -> bool:
         socket = self.manager.socket_of(self.sid)
-        return socket is not None and bool(socket.wait_sent())
+        if socket is not None and messages:
+            metrics.replayed_messages.inc(len(messages))
+            self.manager.emit_page("event", (message.to_wire() | {"replayed": True} for message in messages), socket)
 
     def gap(self, reason: str, epoch: str, position: int) -> None:
         metrics.unrecovered.labels(reason).inc()

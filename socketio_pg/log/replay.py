@@ -1,10 +1,11 @@
-"""Replays the log to one subscription, from a position up to the live messages.
+"""Replays the log to one subscription, page by page, from a position up to the live messages.
 
 During a replay the hub holds the subscription: it skips live messages of the log, and the replay reads them from the
 log later. When the replay has caught up, the hold ends. So nothing is buffered, however slow the client is, and each
 message is sent once.
 """
 
+import enum
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.replay"))
 
 #: The maximum of a request's ``history``.
 MAX_HISTORY = 1000
+#: Bytes of a message on the wire in addition to its payload: channel, time, position.
+MESSAGE_OVERHEAD = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +66,33 @@ def requested_start(request: Mapping[str, Any]) -> Start:
 class ReplayReceiver(Protocol):
     """Receives a replay."""
 
+    @property
+    def page_bytes(self) -> int:
+        """The maximum size of a page in bytes. A single larger message is a page of its own."""
+
     def select(self, messages: Sequence[EncodedMessage], /) -> Sequence[EncodedMessage]:
         """Return the messages of a page that are to be sent. May wait."""
 
     def send(self, messages: Sequence[EncodedMessage], /) -> None:
         """Send a page of messages, in order."""
 
-    def wait_sent(self) -> bool:
-        """Wait until the send buffer is nearly empty. Return False if the receiver is gone."""
-
     def gap(self, reason: str, epoch: str, position: int, /) -> None:
         """Report that messages were trimmed before they could be read. The replay continues after ``position``."""
 
 
+class Step(enum.Enum):
+    """The result of :meth:`HeldReplay.step`."""
+
+    #: The replay has arrived at the live messages, or its hold has ended.
+    OVER = enum.auto()
+    #: More messages may follow.
+    MORE = enum.auto()
+    #: The replay begins at a position that this node has not delivered yet.
+    AHEAD = enum.auto()
+
+
 class Replay:
-    """A replay of ``channel`` after the position ``after``."""
+    """The progress of a replay of ``channel`` after the position ``after``."""
 
     #: Seconds before the first retry when the log cannot be read; doubles up to the second value.
     retry = (0.5, 5.0)
@@ -89,49 +104,84 @@ class Replay:
         #: All messages of the channel up to this position were passed to the receiver; the last call may not be over.
         self.position = after
         self._epoch = follower.epoch
+        self._backoff = Backoff(*self.retry)
 
-    def run(self, receiver: ReplayReceiver, held: Callable[[], bool], release: Callable[[], None]) -> None:
-        """Send all messages up to the live ones, then call ``release()``.
+    def step(self, receiver: ReplayReceiver, held: Callable[[], bool], release: Callable[[], None]) -> Step:
+        """Send the next page, and call ``release()`` if it was the last one before the live messages.
 
-        Ends early when ``held()`` is False: the hub no longer holds the subscription for this replay.
+        ``held()`` is False when the hub no longer holds the subscription for this replay. May wait for the database.
         """
-        backoff = Backoff(*self.retry)
-        if not receiver.wait_sent():
-            return
-        while held() and self._follower.epoch == self._epoch:
-            ahead = self.position - self._follower.position
+        follower = self._follower
+        while held():
+            if follower.epoch != self._epoch:
+                release()  # the subscriber has got a gap, and continues with live messages
+                break
+            ahead = self.position - follower.position
             if ahead == 0:
                 # No other green thread ran since the positions were compared, so no message can be in between.
                 release()
-                return
+                break
             if ahead > 0:  # the client was connected to a node that is further on
-                self._follower.wait_moved(1.0)
-                continue
+                return Step.AHEAD
             try:
-                self._step(receiver, held)
-                backoff.reset()
+                sent = self._send_page(receiver, held)
             except (DatabaseError, LogNotInstalledError) as error:
-                self._follower.look()  # if the log was removed, its epoch changes, and the replay ends
+                follower.look()  # if the log was removed, its epoch changes, and the replay ends
                 _limited_log(logging.WARNING, "a replay cannot read the log: %s; retrying", error)
-                green.sleep(backoff.next())
-            if held() and not receiver.wait_sent():
-                return
-        if held():
-            release()  # the epoch changed: the subscriber has got a gap, and continues with live messages
+                green.sleep(self._backoff.next())
+                return Step.MORE
+            self._backoff.reset()
+            if sent and self.position != follower.position:
+                return Step.MORE
+        return Step.OVER
 
-    def _step(self, receiver: ReplayReceiver, held: Callable[[], bool]) -> None:
+    def wait_moved(self) -> None:
+        """After :attr:`Step.AHEAD`, wait until this node has delivered more, for at most a second."""
+        self._follower.wait_moved(1.0)
+
+    def _send_page(self, receiver: ReplayReceiver, held: Callable[[], bool]) -> bool:
+        """Read a page and send it. Return False when it has no messages."""
         read = self._history.channel_page(self.channel, self.position, self._follower.position)
         if not held() or self._follower.epoch != self._epoch:
-            return
+            return False
         if read.trimmed > self.position:
             assert self._epoch is not None
             receiver.gap("trimmed", self._epoch, read.trimmed)
             self.position = read.trimmed
-            return
-        messages = receiver.select(read.page.messages)
+            return False
+        messages = _beginning(read.page.messages, receiver.page_bytes)
+        # `history` keeps the rest of the page for the next step.
+        last = messages[-1].position if len(messages) < len(read.page.messages) else None
+        selected = receiver.select(messages)
         if not held() or self._follower.epoch != self._epoch:
-            return
+            return False
         # Before send(), which may yield: other green threads must see the position being sent.
-        self.position = read.page.end
-        if messages:
-            receiver.send(messages)
+        self.position = read.page.end if last is None else last
+        if selected:
+            receiver.send(selected)
+        return bool(selected)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldReplay:
+    """A replay with its receiver, and the hold on the subscription: ``held()``, and ``release()`` to end it."""
+
+    replay: Replay
+    receiver: ReplayReceiver
+    held: Callable[[], bool]
+    release: Callable[[], None]
+
+    def step(self) -> Step:
+        """Send the next page. Waits for the database, and not for the receiver."""
+        return self.replay.step(self.receiver, self.held, self.release)
+
+
+def _beginning(messages: Sequence[EncodedMessage], most: int) -> Sequence[EncodedMessage]:
+    """Return as many of the first messages as fit into ``most`` bytes with their envelopes, at least one."""
+    size = 0
+    for index, message in enumerate(messages):
+        text = message.payload_json
+        size += MESSAGE_OVERHEAD + (len(text) if text.isascii() else len(text.encode()))
+        if size > most and index:
+            return messages[:index]
+    return messages

@@ -166,6 +166,25 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         else:
             self._send_rooms(of_room or dict(runs), namespace, skipped)
 
+    def emit_page(self, event: str, arguments: Iterable[Any], socket: Socket, namespace: str = "/") -> None:
+        """Emit ``event`` for each argument to one client, in one send that does not count towards its send buffer.
+
+        Does not wait; the caller waits for :meth:`Socket.wait_room` between two pages.
+        """
+        packets: list[EncodedPacket] = []
+        for argument in arguments:
+            encoded = self._encode(event, argument, namespace)
+            assert encoded is not None, "messages are not binary"
+            packets.append(framed(encoded))
+        if socket.connection is not None:
+            frame = b"".join([packet.frame for packet in packets])
+            socket.connection.send_page(frame)
+            fan_out.frames += len(packets)
+            fan_out.frame_bytes += len(frame)
+        else:
+            with socket.sending_page():
+                self._send_polled(packets, socket.sid)
+
     def lagging(self, room: str, buffered: int, namespace: str = "/") -> list[str]:
         """Return the members of ``room`` whose send buffers have more than ``buffered`` bytes."""
         if room not in self.rooms.get(namespace, {}):

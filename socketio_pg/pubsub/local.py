@@ -1,6 +1,7 @@
 """Subscriptions of the program that runs the `PubSub` itself. Each passes messages and gaps to a receiver."""
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,7 +9,7 @@ from typing import Any, Protocol
 from socketio_pg.core import green
 from socketio_pg.core.messages import EncodedMessage, Position
 from socketio_pg.log.log import Log
-from socketio_pg.log.replay import ReplayReceiver
+from socketio_pg.log.replay import HeldReplay, ReplayReceiver, Step
 from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.pubsub.filters import Filter, Reader
 
@@ -117,14 +118,14 @@ class LocalSubscriptions:
 class LocalReplay:
     """Replays the log to a subscription, in a green thread, until the live messages follow.
 
-    ``hold(receiver)`` holds live messages back and returns the function that replays. ``started()`` is False while the
+    ``hold(receiver)`` holds live messages back and returns the replay. ``started()`` is False while the
     `PubSub` is disconnected: then the green thread ends, and :meth:`start` continues where it was.
     """
 
     def __init__(
         self,
         subscription: LocalSubscription,
-        hold: Callable[[ReplayReceiver], Callable[[], None]],
+        hold: Callable[[ReplayReceiver], HeldReplay],
         started: Callable[[], bool],
     ) -> None:
         self._subscription = subscription
@@ -140,11 +141,20 @@ class LocalReplay:
 
     def _run(self) -> None:
         try:
-            self._replay()
+            while self._started() and not self._subscription.ended:
+                step = self._replay.step()
+                if step is Step.OVER:
+                    return
+                if step is Step.AHEAD:
+                    self._replay.replay.wait_moved()
+                green.sleep()
         finally:
             self._running = False
 
     # -- as ReplayReceiver
+
+    #: More than the log's pages have: a program's queue is not bounded in bytes.
+    page_bytes = sys.maxsize
 
     def select(self, messages: Sequence[EncodedMessage]) -> Sequence[EncodedMessage]:
         return messages
@@ -152,10 +162,6 @@ class LocalReplay:
     def send(self, messages: Sequence[EncodedMessage]) -> None:
         for message in messages:
             self._subscription.receive(message, replayed=True)
-
-    def wait_sent(self) -> bool:
-        green.sleep()
-        return self._started() and not self._subscription.ended
 
     def gap(self, reason: str, epoch: str, position: int) -> None:
         self._subscription.log_gap(reason, Position(epoch=epoch, position=position))

@@ -24,7 +24,7 @@ from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
 from socketio_pg.log.log import DEFAULT_MESSAGES, Log, ReplayPage
 from socketio_pg.log.recent import Recent
-from socketio_pg.log.replay import LogPosition, Replay, ReplayReceiver, requested_start
+from socketio_pg.log.replay import HeldReplay, LogPosition, Replay, ReplayReceiver, requested_start
 from socketio_pg.postgres.database import Database
 from socketio_pg.postgres.key_reader import KeyReader
 from socketio_pg.postgres.listener import (
@@ -367,16 +367,16 @@ class PubSub:
         for channel in self.hub.drop(subscriber):
             self.listener.release(channel)
 
-    def hold(self, subscriber: Hashable, channel: str, after: int, receiver: ReplayReceiver) -> Callable[[], None]:
+    def hold(self, subscriber: Hashable, channel: str, after: int, receiver: ReplayReceiver) -> HeldReplay:
         """Hold live messages of the log back from a subscription, for a replay that begins after a position.
 
-        Returns the function that sends the replay to ``receiver`` and then ends the hold; it waits. A later hold of the
-        same subscription takes the place of this one, and the end of the subscription ends it.
+        The caller takes the replay's steps; the last one ends the hold. A later hold of the same subscription takes the
+        place of this one, and the end of the subscription ends it.
         """
         hub, replay = self.hub, self.log.replay(channel, after)
         hub.hold(subscriber, channel, replay)
-        return functools.partial(
-            replay.run,
+        return HeldReplay(
+            replay,
             receiver,
             held=lambda: hub.held_by(subscriber, channel) is replay,
             release=lambda: hub.release(subscriber, channel),

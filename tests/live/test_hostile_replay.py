@@ -1,15 +1,19 @@
-"""Forged positions on a server with a log: only the channel's own messages are read, and nothing breaks."""
+"""Replays that a client makes expensive: forged positions, more backlog than its send buffer holds, and no reading."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.support import small_buffers
 from tests.support.clients import SocketClient
 from tests.support.log import Log, numbers, since, wait_installed
+from tests.support.metrics import TOKEN, Moved, scrape, wait_for
 from tests.support.postgres import Cluster
-from tests.support.swarm import Swarm
+from tests.support.raw_http import http, open_session
+from tests.support.swarm import RawClient, Swarm
 
 PUBLISHED = 30
 
@@ -27,7 +31,7 @@ def log(postgres18: Cluster) -> Iterator[Log]:
 
 def head(log: Log) -> dict[str, Any]:
     [(epoch, position)] = log.sql(
-        "SELECT epoch::text, (SELECT max(position) FROM socketio_pg.log) FROM socketio_pg.head"
+        "SELECT epoch::text, coalesce((SELECT max(position) FROM socketio_pg.log), 0) FROM socketio_pg.head"
     )
     return {"epoch": epoch, "position": position}
 
@@ -127,3 +131,177 @@ def test_hundreds_of_concurrent_replay_requests_lose_nothing(log: Log, channel: 
         swarm.run_until(lambda: [event["payload"][0] for event in raw.events("event")][-20:] == list(range(1, 21)), 60)
         assert since(answer)["epoch"] == begin["epoch"]
         assert receives_next(log, witness, channel)
+
+
+# -- more backlog than the send buffer holds ---------------------------------------------------------------------------
+
+CHANNELS = 30
+#: Messages of each channel's backlog, and the bytes of one: a page of each channel together are two send buffers.
+BACKLOG, SIZE = 25, 10_000
+
+
+@pytest.fixture(scope="module")
+def paced(postgres18: Cluster) -> Iterator[Log]:
+    """A server whose kernel buffers little, so that nearly all that waits for a client is in its send buffer."""
+    made = Log(postgres18, "live_hostile_paced", *small_buffers.OPTIONS, AUTO_INIT="1", METRICS_TOKEN=TOKEN)
+    wait_installed(made)
+    yield made
+    made.server.close()
+
+
+@pytest.fixture(scope="module")
+def backlog(paced: Log) -> dict[str, Any]:
+    """The position before the backlog of the channels ``c1``, ``c2`` …"""
+    start = head(paced)
+    for number in range(1, CHANNELS + 1):
+        paced.publish(f"c{number}", 1, BACKLOG, SIZE)
+    paced.settle()
+    return start
+
+
+def subscribe_all(client: RawClient, start: dict[str, Any]) -> None:
+    client.send_all(
+        *[f'42{n}["subscribe",{json.dumps({"channel": f"c{n}", "since": start})}]' for n in range(1, CHANNELS + 1)]
+    )
+
+
+def received(client: RawClient) -> dict[str, list[int]]:
+    """Return the numbers in the messages of each channel."""
+    of: dict[str, list[int]] = {}
+    for event in client.events("event"):
+        of.setdefault(event["channel"], []).append(event["payload"][0])
+    return of
+
+
+def count_events(client: RawClient) -> int:
+    return sum(packet.startswith('2["event",') for packet in client.packets)
+
+
+def test_backlog_of_many_channels_is_sent_as_the_client_reads(paced: Log, backlog: dict[str, Any]) -> None:
+    """The client stops reading in the middle, and continues; meanwhile messages arrive in all of its channels."""
+    moved = Moved(paced.server)
+    with Swarm("127.0.0.1", paced.server.port) as swarm, SocketClient(paced.server.url) as witness:
+        witness.call("subscribe", {"channel": "other"})
+        [client] = swarm.connect(1, receive_buffer=4096)
+        client.emit("subscribe", {"channel": "other"}, 99)
+        subscribe_all(client, backlog)
+        swarm.run_until(lambda: client.closed or len(client.packets) > 2 * CHANNELS + 100, 60)
+        assert not client.closed, "disconnected as a slow consumer"
+        swarm.pause(client)
+        wait_for(paced.server, lambda now: now["send_buffer_bytes"] > 0)
+        # More than a quarter of the send buffer, and with the replays less than all of it.
+        for number in range(100):
+            paced.sql("SELECT pg_notify('other', jsonb_build_array(%s::int, repeat('x', 6000))::text)", number)
+        for number in range(1, CHANNELS + 1):
+            paced.publish(f"c{number}", BACKLOG + 1, BACKLOG + 1)
+        assert [witness.next("event")["payload"][0] for _ in range(100)] == list(range(100))
+        assert scrape(paced.server)["send_buffer_bytes"] < 1_000_000
+        swarm.resume(client)
+        everything = {f"c{n}": list(range(1, BACKLOG + 2)) for n in range(1, CHANNELS + 1)} | {"other": [*range(100)]}
+        count = sum(map(len, everything.values()))
+        swarm.run_until(lambda: client.closed or count_events(client) >= count, 60)
+        assert received(client) == everything
+        assert client.events("gap") == []
+        wait_for(paced.server, lambda now: now["held_subscriptions"] == 0)
+    assert moved.by('cut_off_total{reason="slow_consumer"}') == [0]
+
+
+def test_backlog_waits_until_a_polling_client_fetches_it(paced: Log, backlog: dict[str, Any]) -> None:
+    moved = Moved(paced.server)
+    with SocketClient(paced.server.url, ("polling",), reconnection=False) as client:
+        for number in range(1, CHANNELS + 1):
+            client.call("subscribe", {"channel": f"c{number}", "since": backlog})
+        of: dict[str, list[int]] = {f"c{n}": [] for n in range(1, CHANNELS + 1)}
+        while any(len(numbers) < BACKLOG for numbers in of.values()):
+            event = client.next("event")
+            of[event["channel"]].append(event["payload"][0])
+        assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in of.values())
+        wait_for(paced.server, lambda now: now["held_subscriptions"] == 0)
+    assert moved.by('cut_off_total{reason="slow_consumer"}') == [0]
+
+
+def test_payload_of_the_maximum_size_leaves_room_for_other_messages(paced: Log, channel: str) -> None:
+    """A replayed payload as large as the send buffer does not disconnect the client with the next live message."""
+    start = head(paced)
+    paced.publish(channel, 1, 3, 999_000)
+    paced.settle()
+    moved = Moved(paced.server)
+    with Swarm("127.0.0.1", paced.server.port) as swarm:
+        [client] = swarm.connect(1, receive_buffer=4096)
+        client.emit("subscribe", {"channel": "other"}, 1)
+        swarm.run_until(lambda: bool(client.events("subscribed")))
+        swarm.pause(client)
+        client.emit("subscribe", {"channel": channel, "since": start}, 2)
+        wait_for(paced.server, lambda now: now["send_buffer_bytes"] > 900_000)
+        for number in range(100):
+            paced.sql("SELECT pg_notify('other', jsonb_build_array(%s::int, repeat('x', 6000))::text)", number)
+        swarm.resume(client)
+        swarm.run_until(lambda: client.closed or count_events(client) == 103, 60)
+        assert received(client) == {channel: [1, 2, 3], "other": list(range(100))}
+    assert moved.by('cut_off_total{reason="slow_consumer"}') == [0]
+
+
+def test_replays_end_with_their_subscriptions(paced: Log, backlog: dict[str, Any]) -> None:
+    """While a client does not read, it unsubscribes from some channels, repeats others, and disconnects."""
+    with Swarm("127.0.0.1", paced.server.port) as swarm:
+        [client, other] = swarm.connect(2, receive_buffer=4096)
+        for one in (client, other):
+            subscribe_all(one, backlog)
+            swarm.pause(one)
+        held = 2 * CHANNELS
+        wait_for(paced.server, lambda now: now["held_subscriptions"] == held)
+        # The first channels are being sent, and so may not be waiting.
+        for number in range(CHANNELS - 9, CHANNELS + 1):
+            client.emit("unsubscribe", {"channel": f"c{number}"})
+        wait_for(paced.server, lambda now: now["held_subscriptions"] == held - 10)
+        subscribe_all(client, backlog)
+        wait_for(paced.server, lambda now: now["held_subscriptions"] == held)
+        swarm.resume(other)
+        swarm.leave(other, reset=True)
+        wait_for(paced.server, lambda now: now["held_subscriptions"] == CHANNELS)
+        swarm.resume(client)
+        # The replays that others replaced have not come that far.
+        last = f'"payload":[{BACKLOG},'
+        swarm.run_until(lambda: client.closed or sum(last in packet[:200] for packet in client.packets) == CHANNELS)
+        of = received(client)
+        assert len(of) == CHANNELS
+        assert all(numbers[-numbers[-1] :] == list(range(1, numbers[-1] + 1)) for numbers in of.values())
+        wait_for(paced.server, lambda now: now["held_subscriptions"] == 0)
+
+
+def test_client_that_answers_pings_unread_is_disconnected(postgres18: Cluster, channel: str) -> None:
+    """A client that does not read and yet sends pongs would otherwise keep its buffers for ever; so one that polls."""
+    log = Log(
+        postgres18, "live_hostile_stuck", *small_buffers.OPTIONS,
+        AUTO_INIT="1", METRICS_TOKEN=TOKEN, PING_INTERVAL="1", PING_TIMEOUT="1",
+    )  # fmt: skip
+    try:
+        wait_installed(log)
+        start = head(log)
+        log.publish(channel, 1, 50, SIZE)
+        log.settle()
+        with Swarm("127.0.0.1", log.server.port) as swarm:
+            [client, slow] = swarm.connect(2, receive_buffer=4096)
+            for one in (client, slow):
+                one.emit("subscribe", {"channel": channel, "since": start}, 1)
+            swarm.pause(client)
+            polling = open_session(log.server)
+            http(log.server, "POST", polling, body=b"40")
+            assert http(log.server, "GET", polling).body.startswith(b"40")
+            subscribe = json.dumps(["subscribe", {"channel": channel, "since": start}])
+            http(log.server, "POST", polling, body=f"42{subscribe}".encode())
+
+            def disconnected(now: dict[str, float]) -> bool:
+                with contextlib.suppress(ConnectionError):
+                    client.send("3")
+                http(log.server, "POST", polling, body=b"3")
+                slow.send("3")
+                slow.feed()  # reads a little, and stays connected
+                return now["clients"] == 1
+
+            wait_for(log.server, disconnected)
+            assert scrape(log.server)['cut_off_total{reason="slow_consumer"}'] == 2
+            swarm.run_until(lambda: slow.closed or count_events(slow) == 50)
+            assert received(slow) == {channel: list(range(1, 51))}
+    finally:
+        log.server.close()

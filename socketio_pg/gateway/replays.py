@@ -1,0 +1,77 @@
+"""Sends the replays of each client in turn: one page at a time, over all of its channels, as its send buffer drains."""
+
+import logging
+import time
+
+from socketio_pg.core import green
+from socketio_pg.log.replay import HeldReplay, Step
+from socketio_pg.protocol.fanout import Manager
+
+logger = logging.getLogger("socketio_pg.replay")
+
+
+class Replays:
+    """The replays in progress of all clients. A page is sent when at most ``most_waiting`` bytes wait for the client.
+
+    A client has one green thread while it has replays. A waiting replay has its position and no messages.
+    """
+
+    #: Seconds after which other green threads run.
+    slice_seconds = 0.002
+
+    def __init__(self, manager: Manager, most_waiting: int) -> None:
+        self._manager = manager
+        self._most_waiting = most_waiting
+        #: sid → channel → replay, in the order of their turns.
+        self._queues: dict[str, dict[str, HeldReplay]] = {}
+
+    def send(self, sid: str, channel: str, replay: HeldReplay) -> None:
+        """Send ``replay`` in turn with the other replays of the client; it takes the place of one of the same channel.
+
+        Returns immediately when another green thread sends to this client, otherwise after the last of its replays.
+        """
+        if not replay.held():
+            return  # unsubscribed, or replaced, in the meantime
+        queue = self._queues.get(sid)
+        if queue is not None:
+            queue[channel] = replay
+            return
+        queue = self._queues[sid] = {channel: replay}
+        try:
+            self._send(sid, queue)
+        finally:
+            del self._queues[sid]
+
+    def discard(self, sid: str, channel: str) -> None:
+        """Forget the replay of a subscription that has ended."""
+        self._queues.get(sid, {}).pop(channel, None)
+
+    def _send(self, sid: str, queue: dict[str, HeldReplay]) -> None:
+        turn_ends = time.monotonic() + self.slice_seconds
+        ahead = 0
+        while queue:
+            socket = self._manager.socket_of(sid)
+            if socket is None or not socket.wait_room(self._most_waiting):
+                return  # the client has left
+            if not queue:
+                return  # unsubscribed in the meantime
+            channel, replay = next(iter(queue.items()))
+            step = self._step(replay)
+            if queue.get(channel) is replay:
+                del queue[channel]
+                if step is not Step.OVER:
+                    queue[channel] = replay  # to the end of the queue
+            ahead = ahead + 1 if step is Step.AHEAD else 0
+            if ahead >= len(queue) > 0:
+                replay.replay.wait_moved()
+                ahead = 0
+            if time.monotonic() > turn_ends:
+                green.sleep()
+                turn_ends = time.monotonic() + self.slice_seconds
+
+    def _step(self, replay: HeldReplay) -> Step:
+        try:
+            return replay.step()
+        except Exception:  # a bug, which must not end the other replays of this client
+            logger.exception("a replay of '%s' failed", replay.replay.channel)
+            return Step.OVER
