@@ -212,7 +212,7 @@ class _Client:
         with self.matching.selecting() as pause:
             for message in messages:
                 reader = Reader(message.payload_json, pause)
-                if filter.holds(reader):
+                if filter.holds(reader, reader.values):
                     selected.append(message)
                 for _, steps in reader.spent:
                     self.charge(self.sid, self.channel, filter, steps)

@@ -27,9 +27,9 @@ MAX_CONDITIONS, MAX_VALUES, MAX_BYTES = 32, 100, 4_096
 MAX_PATH, MAX_DEPTH = 256, 32
 #: Maximum characters, in all ``like`` of a filter together, of parts between two ``%`` that have a ``_`` in the middle.
 MAX_INNER = 200
-#: The cost of a filter without ``like`` that is not accounted for, in steps of about a nanosecond: without the filter
-#: the client would get the message, which costs more.
-MAX_UNMETERED = 10_000
+#: The cost of a filter on a message that is not accounted for, in steps of about a nanosecond: without the filter the
+#: client would get the message, which costs more.
+MAX_UNMETERED = 5_000
 
 #: Steps for a condition, and for a key of a path.
 _CONDITION_STEPS, _KEY_STEPS = 150, 50
@@ -51,7 +51,7 @@ class Reader:
     __slots__ = ("pause", "payload", "spent", "values")
 
     def __init__(self, payload_json: str, pause: Callable[[], None] = never_pause) -> None:
-        self.payload = parse_strict_json(payload_json)
+        self.payload = orjson.loads(payload_json) if len(payload_json) < 10_000 else parse_strict_json(payload_json)
         self.pause = pause
         self.values: dict[str, Any] = {}
         #: Steps that filters took, for filters whose cost is accounted for.
@@ -109,12 +109,12 @@ class Filter:
 
     def matches(self, payload_json: str) -> bool:
         """Return whether a payload, strict JSON text, fulfils all conditions."""
-        return self.holds(Reader(payload_json))
+        reader = Reader(payload_json)
+        return self.holds(reader, reader.values)
 
-    def holds(self, reader: Reader) -> bool:
-        """Return whether a payload fulfils all conditions."""
+    def holds(self, reader: Reader, values: dict[str, Any]) -> bool:
+        """Return whether a payload fulfils all conditions. ``values`` are those of ``reader``."""
         # A hot loop: thousands of filters may be tried on a message.
-        values = reader.values
         for path, keys, holds in self._checks:
             if not holds(values[path] if path in values else reader.resolve(path, keys)):
                 return False
@@ -122,7 +122,7 @@ class Filter:
 
 
 class MeteredFilter(Filter):
-    """A filter with a ``like``, or with so many keys that its cost counts. Notes its steps in ``reader.spent``."""
+    """A filter with a ``like``, or with many keys. Notes its steps in ``reader.spent`` when they are many."""
 
     __slots__ = ()
 
@@ -130,22 +130,25 @@ class MeteredFilter(Filter):
     def metered(self) -> bool:
         return True
 
-    def holds(self, reader: Reader) -> bool:
+    def holds(self, reader: Reader, values: dict[str, Any]) -> bool:
         steps, matched = 0, True
         for path, keys, holds in self._checks:
-            steps += _CONDITION_STEPS
-            if path not in reader.values:
+            if path in values:
+                value = values[path]
+            else:
+                value = reader.resolve(path, keys)
                 steps += _KEY_STEPS * len(keys)
-            value = reader.resolve(path, keys)
-            if isinstance(holds, Like):
+            if type(holds) is Like:
                 matched, searched = holds.search(value)
                 steps += searched
             else:
                 matched = holds(value)
+            steps += _CONDITION_STEPS
             if not matched:
                 break
-        reader.spent.append((self, steps))
-        reader.pause()
+        if steps > MAX_UNMETERED:
+            reader.spent.append((self, steps))
+            reader.pause()
         return matched
 
 
@@ -242,7 +245,7 @@ class FilterIndex:
     """
 
     #: Filters that are tried between two pauses.
-    slice_filters = 50
+    slice_filters = 100
 
     def __init__(self) -> None:
         self._counts: dict[Filter, int] = {}
@@ -329,16 +332,19 @@ class FilterIndex:
             tried += by_value.get(_key(reader.resolve(path, keys)), ())
             if not number % self.slice_filters:
                 reader.pause()
+        values = reader.values
+        if len(tried) <= self.slice_filters:
+            return [filter for filter in tried if filter.holds(reader, values)]
         matched: list[Filter] = []
         for start in range(0, len(tried), self.slice_filters):
-            matched += [filter for filter in tried[start : start + self.slice_filters] if filter.holds(reader)]
+            matched += [filter for filter in tried[start : start + self.slice_filters] if filter.holds(reader, values)]
             reader.pause()
         return matched
 
     def matching_since(self, newest: int, reader: Reader) -> list[Filter]:
         """Return the same, of the filters that were added when :attr:`newest` already was ``newest``."""
         added = itertools.takewhile(lambda filter: self._numbers[filter] > newest, reversed(self._numbers))
-        return [filter for filter in added if filter.holds(reader)]
+        return [filter for filter in added if filter.holds(reader, reader.values)]
 
     def due(self, reader: Reader, least: int) -> list[tuple[Filter, int]]:
         """Account for what ``reader`` has spent. Return the metered filters that have spent ``least`` steps or more."""

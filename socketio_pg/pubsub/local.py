@@ -63,13 +63,19 @@ class LocalSubscription:
     def receive(self, message: EncodedMessage, reader: Reader | None = None, *, replayed: bool = False) -> None:
         """Pass on a message that the filter lets through. ``reader`` is one of its payload, if there is one."""
         try:
-            if not self.ended and (self.filter is None or self.filter.holds(reader or Reader(message.payload_json))):
+            if not self.ended and self._lets_through(message, reader):
                 extra: dict[str, Any] = {} if message.position is None else {"epoch": self._log.epoch}
                 if replayed:
                     extra["replayed"] = True
                 self._receiver.receive(message, extra)
         except Exception:  # the program's own: the other subscribers still get the message
             logger.exception("a receiver of messages failed")
+
+    def _lets_through(self, message: EncodedMessage, reader: Reader | None) -> bool:
+        if self.filter is None:
+            return True
+        reader = reader or Reader(message.payload_json)
+        return self.filter.holds(reader, reader.values)
 
     def notify_gap(self, gap: NotifyGap) -> None:
         """Report that messages of NOTIFY may have been missed."""

@@ -52,6 +52,7 @@ class Matching:
                     newest, reader = index.newest, Reader(message.payload_json, pause)
                     matched = self._try(message.channel, index, reader)
                     self._prepared[id(message)] = _Prepared(message, index, newest, reader, matched)
+                    pause()
         except BaseException:
             self.finish(messages)
             raise
