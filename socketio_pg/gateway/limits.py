@@ -57,7 +57,7 @@ class Bucket:
 class _Client:
     """The buckets of one client."""
 
-    __slots__ = ("bytes", "events", "filters", "refused")
+    __slots__ = ("bytes", "events", "filters", "filters_from", "refused")
 
     def __init__(self, settings: Settings) -> None:
         events = settings.max_events_per_second
@@ -68,6 +68,8 @@ class _Client:
         #: Steps of filters.
         steps = settings.max_filter_milliseconds_per_second * STEPS_PER_MILLISECOND
         self.filters = Bucket(steps, steps * BURST_SECONDS)
+        #: The time (monotonic) from which it may have new filters whose cost counts.
+        self.filters_from = 0.0
         #: Refused events: a client that continues regardless is disconnected.
         self.refused = Bucket(events or 100, (events or 100) * BURST_SECONDS)
 
@@ -119,12 +121,19 @@ class ClientLimits:
             raise FilterTooExpensiveError(
                 f"the filters of a client may have at most {MAX_CLIENT_FILTERS} characters in all its channels"
             )
-        if metered and not self.spend_on_filters(sid, 0):
+        if metered and time.monotonic() < self._client(sid).filters_from:
             raise FilterTooExpensiveError("the client's filters have cost too much computing time: retry later")
 
     def spend_on_filters(self, sid: str, steps: int) -> bool:
-        """Count steps of a client's filters. Return False when it has spent more than it may."""
-        return not self._settings.max_filter_milliseconds_per_second or self._client(sid).filters.spend(steps)
+        """Count steps of a client's filters. Return False when it has spent more than it may.
+
+        Then it may have no new filters whose cost counts for some seconds.
+        """
+        client = self._client(sid)
+        if not self._settings.max_filter_milliseconds_per_second or client.filters.spend(steps):
+            return True
+        client.filters_from = time.monotonic() + BURST_SECONDS
+        return False
 
     def drop(self, sid: str) -> None:
         """Forget a client that has left."""

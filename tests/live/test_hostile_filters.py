@@ -1,0 +1,147 @@
+"""Hostile filters at a real server: refused early, or paid for by the client that has them. Others are not affected."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.clients import SocketClient, code
+from tests.support.invariants import longest_stall
+from tests.support.log import Log, numbers, wait_installed
+from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
+from tests.support.tokens import SECRET
+
+#: A filter that is tried on every character of a text of many x: the most expensive that a `like` may be.
+EXPENSIVE = {"1": {"like": "%" + "x_" * 48 + "xz%"}}
+#: CPU seconds in which no other green thread runs; the attacks took 1.4 s and more. The machine may be shared.
+STALL = 0.3
+
+
+@pytest.fixture(scope="module")
+def log(postgres18: Cluster) -> Iterator[Log]:
+    made = Log(
+        postgres18, "live_hostile_filters", app="tests.support.watched_app:app", AUTO_INIT="1", AUTH="optional",
+        JWT_SECRET=SECRET, AUTHORIZATION="claims", PUBLIC_CHANNELS="test-*,anything",
+    )  # fmt: skip
+    wait_installed(made)
+    yield made
+    made.server.close()
+
+
+@pytest.fixture
+def witness(log: Log, channel: str) -> Iterator[SocketClient]:
+    """Another client, with ordinary filters."""
+    with SocketClient(log.server.url) as client:
+        for name, filter in ((channel, {"0": {"gt": 0}, "1": {"like": "%xxx%"}}), (f"{channel}-witness", {"0": 1})):
+            assert client.call("subscribe", {"channel": name, "filter": filter})["ok"]
+        longest_stall(log.server)
+        yield client
+        log.publish(f"{channel}-witness", 1, 1)
+        assert numbers(client, 1) == [1]
+
+
+def cpu_seconds(server: ServerProcess) -> float:
+    """Return the CPU seconds that the worker has used."""
+    times = Path(f"/proc/{server.worker_pid()}/stat").read_text().rpartition(")")[2].split()
+    return (int(times[11]) + int(times[12])) / 100
+
+
+@pytest.mark.parametrize(("name", "expected"), [("secret", "forbidden"), ("{}-open", "invalid_request")])
+def test_filter_with_80000_conditions_is_refused_without_delay(
+    log: Log, witness: SocketClient, channel: str, name: str, expected: str
+) -> None:
+    with SocketClient(log.server.url, reconnection=False) as attacker:
+        assert attacker.call("subscribe", {"channel": f"{channel}-other", "filter": {"0": 5}})["ok"]
+        huge = {f"p{number}": 1 for number in range(80_000)}
+        request = {"channel": name.format(channel), "filter": huge}
+        assert len(json.dumps(request)) > 860_000
+        assert [code(attacker.call("subscribe", request)) for _ in range(3)] == [expected] * 3
+        log.publish(f"{channel}-other", 5, 5)
+        assert numbers(attacker, 1) == [5], "connection and other subscriptions stay"
+    assert longest_stall(log.server) < STALL
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [
+        {"a": {"like": "x" * 800_000}}, {"a" * 800_000: 1}, {".".join("a" * 400_000): 1}, {"a": [[[]] * 90_000]},
+        {"a": list(range(100_000))}, {"a": {"in": ["x" * 8_000] * 100}}, {"a": 10**4000}, {"a": {"gt": -(10**4200)}},
+        {"a": {f"operator{number}": 1 for number in range(40_000)}}, {"a": {"like": "%x_x" * 25 + "%"}, "b": EXPENSIVE},
+    ],
+    ids=lambda filter: json.dumps(filter)[:24],
+)  # fmt: skip
+def test_oversized_filter_is_refused_without_delay(log: Log, witness: SocketClient, channel: str, filter: Any) -> None:
+    with SocketClient(log.server.url, reconnection=False) as attacker:
+        answer = attacker.call("subscribe", {"channel": channel, "filter": filter})
+        assert code(answer) == "invalid_request"
+        assert "filter" in answer["error"]["message"]
+        assert len(answer["error"]["message"]) < 300
+    assert longest_stall(log.server) < STALL
+
+
+def test_one_path_in_20_spellings_is_read_once(log: Log, witness: SocketClient, channel: str) -> None:
+    """300 messages took 6 s of CPU: each spelling was searched again, and each search was quadratic."""
+    spellings = ["".join(parts) for parts in itertools.product(*((letter, f"\\{letter}") for letter in "value"))][:20]
+    filter = {path: {"like": "%_" + "x" * 96 + "z%"} for path in spellings}
+    total = 300
+    with SocketClient(log.server.url) as attacker:
+        assert attacker.call("subscribe", {"channel": channel, "filter": filter})["ok"]
+        assert witness.call("subscribe", {"channel": channel, "filter": {"n": {"gt": 0}}})["ok"]
+        before = cpu_seconds(log.server)
+        log.sql(
+            "SELECT socketio_pg.publish(%s, jsonb_build_object('n', n, 'value', repeat('x', 9998) || 'z')) "
+            "FROM generate_series(1, %s) AS n",
+            channel, total,
+        )  # fmt: skip
+        assert [witness.next("event", 30)["payload"]["n"] for _ in range(total)] == list(range(1, total + 1))
+        # Its conditions hold only at the end of the text.
+        assert [attacker.next("event", 30)["payload"]["n"] for _ in range(total)] == list(range(1, total + 1))
+        assert cpu_seconds(log.server) - before < 2
+        assert attacker.pending("unsubscribed") == 0, "it is a cheap filter now"
+    assert longest_stall(log.server) < STALL
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_client_loses_a_filter_that_costs_too_much(
+    log: Log, witness: SocketClient, channel: str, replayed: bool
+) -> None:
+    total = 600
+    with SocketClient(log.server.url, reconnection=False) as attacker:
+        other = f"{channel}-other"
+        assert attacker.call("subscribe", {"channel": other, "filter": {"0": 5}})["ok"]
+        if not replayed:
+            assert attacker.call("subscribe", {"channel": channel, "filter": EXPENSIVE})["ok"]
+        log.publish(channel, 1, total, pad=10_000)
+        assert numbers(witness, total) == list(range(1, total + 1))
+        if replayed:
+            request = {"channel": channel, "filter": EXPENSIVE, "history": total}
+            assert attacker.call("subscribe", request)["ok"]
+        assert attacker.next("unsubscribed", 30) == {"channel": channel, "reason": "filter_too_expensive"}
+        answer = attacker.call("subscribe", {"channel": channel, "filter": EXPENSIVE})
+        assert code(answer) == "filter_too_expensive"
+        assert attacker.call("subscribe", {"channel": channel, "filter": {"0": {"gt": total}}})["ok"]
+        log.publish(channel, total, total + 1)
+        log.publish(other, 5, 5)
+        assert numbers(attacker, 2) == [total + 1, 5]
+        assert attacker.pending("unsubscribed") == 0
+        assert numbers(witness, 0) == []
+    assert longest_stall(log.server) < STALL
+
+
+def test_filters_of_one_client_are_bounded_over_all_channels(log: Log, witness: SocketClient, channel: str) -> None:
+    filter = {f"p{number}": number for number in range(32)}
+    with SocketClient(log.server.url) as attacker:
+        codes = [
+            code(attacker.call("subscribe", {"channel": f"{channel}-{number}", "filter": filter}))
+            for number in range(130)
+        ]
+        assert codes == [None] * 125 + ["filter_too_expensive"] * 5
+        # A smaller filter in the place of a larger one makes room.
+        assert code(attacker.call("subscribe", {"channel": f"{channel}-0", "filter": {"0": 1}})) is None
+        assert code(attacker.call("subscribe", {"channel": f"{channel}-200", "filter": {"0": 1}})) is None
+        log.publish(f"{channel}-200", 1, 1)
+        assert numbers(attacker, 1) == [1]
