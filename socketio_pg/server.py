@@ -34,7 +34,7 @@ def _create() -> Flask:
     try:
         return create_app()
     except ConfigurationError as error:
-        print(f"socketio_pg: {error.message}", file=sys.stderr, flush=True)
+        print(f"socketio_pg: {error}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CONFIGURATION) from None
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     try:
         server.run(on_listening=lambda: print(_welcome(server), flush=True))
     except ConfigurationError as error:
-        print(f"socketio_pg: {error.message}", file=sys.stderr, flush=True)
+        print(f"socketio_pg: {error}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CONFIGURATION) from None
     except OSError as error:
         print(f"socketio_pg: cannot listen on port {server.port}: {error.strerror}; set PORT.", file=sys.stderr)

@@ -15,6 +15,7 @@ from socketio_pg.cluster.select import Cluster
 from socketio_pg.core import config, green
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import ConfigurationError, DatabaseError, UntrustedSchemaError
+from socketio_pg.core.problems import Problem
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.gateway.admission import Admission
@@ -279,38 +280,43 @@ class SocketServer:
             with contextlib.suppress(green.TimedOut):
                 self._drained.wait(seconds)
 
-    def health(self) -> dict[str, str | None]:
-        """Return the problem of each part of the server, a sentence for the operator, or None for a healthy part.
+    def health(self) -> dict[str, Problem | None]:
+        """Return the problem of each part of the server, or None for a healthy part.
 
         The server can serve clients when all parts are healthy.
         """
         # The listener proves each connection with a NOTIFY on a channel with a secret name.
         listening = self.pubsub.problem
         if listening is not None and self.settings.listen == "leader" and self.relay.problem is not None:
-            listening = f"{listening}; this node cannot listen for them: {self.relay.problem}"
+            between, relaying = "; this node cannot listen for them: ", self.relay.problem
+            listening = Problem(f"{listening}{between}{relaying}", f"{listening.public}{between}{relaying.public}")
         installed = self.pubsub.log.installed
         missing = self.settings.auto_init and not installed
         return {
-            "process": "shutting down" if self._admission.draining else None,
+            "process": Problem("shutting down") if self._admission.draining else None,
             "listener": listening,
             # The listener finds the log. NOTIFY works without it.
-            "log": self._log_problem() or ("the log is being installed" if missing and listening is None else None),
-            "relay": "; ".join(filter(None, (self.backlog.problem, self.relay.problem))) or None
+            "log": self._log_problem()
+            or (Problem("the log is being installed") if missing and listening is None else None),
+            "relay": (self.backlog.problem or self.relay.problem)
             if installed and not self._admission.draining
             else None,
+            "publisher": None if self._admission.draining else self.pubsub.publish_problem,
             # NOTIFY needs no key.
             "keys": self.pubsub.keys.problem if installed or self.settings.message_queue is not None else None,
             "permissions": self.access.problem,
         }
 
-    def _log_problem(self) -> str | None:
+    def _log_problem(self) -> Problem | None:
         # The roles' names are in the log. Without a need for the log, a role with CREATE could make all nodes unready.
         needed = self.settings.auto_init or self.settings.durable_channels or self.settings.authorization == "rls"
         if self.pubsub.database.schema_problem is None or not needed:
             return None
-        return "the schema socketio_pg is not trusted: a role without trust owns it or a part of it, or may add to it"
+        return Problem(
+            "the schema socketio_pg is not trusted: a role without trust owns it or a part of it, or may add to it"
+        )
 
-    def readiness(self) -> dict[str, str | None]:
+    def readiness(self) -> dict[str, Problem | None]:
         """Start the server if it is not running, and return its :meth:`health`."""
         if not self._admission.draining:
             self.start()

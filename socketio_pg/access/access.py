@@ -15,6 +15,7 @@ from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import PERMISSIONS_CHANNEL
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError, UntrustedSchemaError
+from socketio_pg.core.problems import Problem
 from socketio_pg.pubsub.pubsub import PubSub
 
 logger = logging.getLogger("socketio_pg.access")
@@ -53,10 +54,10 @@ class Access:
         self._preparing = green.Worker()
         self._checking = green.Worker()
         self._started = False
-        self._problem = "permissions cannot be checked yet" if self.permissions.may_change else None
+        self._problem = Problem("permissions cannot be checked yet") if self.permissions.may_change else None
 
     @property
-    def problem(self) -> str | None:
+    def problem(self) -> Problem | None:
         """The reason why permissions cannot be checked, for the operator; None when they can."""
         return self._problem
 
@@ -98,13 +99,15 @@ class Access:
                 self._problem = None
                 return
             except UntrustedSchemaError as error:
-                self._problem = error.message
+                self._problem = Problem.of(error)
             except LogNotInstalledError:
-                self._problem = "AUTHORIZATION=rls needs the schema of this version: run 'socketio-pg init'"
+                self._problem = Problem("AUTHORIZATION=rls needs the schema of this version: run 'socketio-pg init'")
             except DatabaseUnavailableError as error:
-                self._problem = f"permissions cannot be checked: {error}"
+                self._problem = Problem.of(error, "permissions cannot be checked: ")
             except DatabaseError as error:
-                self._problem = f"permissions cannot be checked: {error}; see 'socketio-pg init --server-role'"
+                self._problem = Problem.of(
+                    error, "permissions cannot be checked: ", "; see 'socketio-pg init --server-role'"
+                )
             if self._problem != logged:
                 logger.warning("%s", self._problem)
                 logged = self._problem

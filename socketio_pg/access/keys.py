@@ -108,6 +108,8 @@ class KeySet:
         self._keys: list[_Key] | None = None
         self._fetched = self._attempted = float("-inf")
         self._fetches = 0
+        #: Why the last attempt failed, for the operator.
+        self._failure: str | None = None
         self._lock = green.Lock()
 
     def prepare(self) -> None:
@@ -129,7 +131,9 @@ class KeySet:
             self._refresh()
             found = self._match(key_id, algorithm)
         if self._keys is None or time.monotonic() - self._fetched > self._cache_seconds + self.max_stale:
-            raise AuthenticationUnavailableError("tokens cannot be verified at the moment: the keys cannot be fetched")
+            raise AuthenticationUnavailableError(
+                "tokens cannot be verified at the moment: the keys cannot be fetched", detail=self._failure
+            )
         if not found and may_be_new and self._fetches == fetches:
             raise AuthenticationUnavailableError("the token's key may be new: try again in a few seconds")
         if not found:
@@ -154,7 +158,8 @@ class KeySet:
             try:
                 keys = parse_key_set(self._read())
             except Exception as error:  # of any type: the present keys stay in use until the next attempt
-                logger.warning("the keys at %s cannot be fetched: %s", self.location, error)
+                self._failure = f"the keys at {self.location} cannot be fetched: {error}"
+                logger.warning("%s", self._failure)
                 self._attempted = time.monotonic()
                 return
             if self._keys is None or [key.id for key in keys] != [key.id for key in self._keys]:

@@ -17,7 +17,6 @@ from socketio_pg.core.errors import (
     InvalidRequestError,
     LogNotInstalledError,
     SocketIOPGError,
-    UntrustedSchemaError,
 )
 from socketio_pg.postgres.database import Database
 
@@ -82,15 +81,13 @@ def failures() -> Iterator[None]:
     except KeyboardInterrupt:
         raise click.exceptions.Exit(INTERRUPTED) from None
     except (DatabaseUnavailableError, AuthenticationUnavailableError) as error:
-        raise Unavailable(error.message) from None
+        raise Unavailable(str(error)) from None
     except (ConnectionError, TimeoutError) as error:  # from `subscriber`
         raise Unavailable(str(error)) from None
-    except UntrustedSchemaError as error:
-        raise Failure(error.detail) from None
     except InvalidRequestError as error:
-        raise (Failure if isinstance(error, LogNotInstalledError) else Misuse)(error.message) from None
+        raise (Failure if isinstance(error, LogNotInstalledError) else Misuse)(str(error)) from None
     except SocketIOPGError as error:
-        raise Failure(error.message) from None
+        raise Failure(str(error)) from None
 
 
 def open_database(settings: config.Settings) -> Database:

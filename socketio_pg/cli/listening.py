@@ -89,7 +89,7 @@ class FromDatabase:
             history = start if isinstance(start, int) else None
             self._pubsub.subscribe_receiver(channel, receiver, since=since, history=history, filter=filter)
         except DatabaseUnavailableError as error:
-            raise DatabaseUnavailableError(self._pubsub.problem or error.message) from None
+            raise DatabaseUnavailableError(self._pubsub.problem or str(error)) from None
 
     def _since(self, start: Start) -> Position | None:
         """Return the position that ``start`` means; None for a number, for now, and without a log."""

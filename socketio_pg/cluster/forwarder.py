@@ -129,7 +129,7 @@ class Forwarder:
                 listener.wait(channel, self.listen_timeout)
                 listening.append(channel)
             except InvalidChannelError as error:
-                refused.append([channel, error.message])
+                refused.append([channel, error.to_wire()["message"]])
             except (ListenCancelledError, DatabaseUnavailableError):
                 continue
         if listener is not self._listener:
@@ -189,10 +189,11 @@ class Forwarder:
         if listener is not None:
             with self._sending:
                 self._number += 1
+                problem = listener.problem
                 header = {
                     "leader": self._id,
                     "number": self._number,
-                    "problem": listener.problem or self._echo_problem(),
+                    "problem": self._echo_problem() if problem is None else problem.public,
                     "as_of": listener.heard.isoformat(),
                 }
                 self._tell({"method": HEARD, "database": self._database.name, **header, **fields})

@@ -207,4 +207,6 @@ def _translate(error: Exception) -> DatabaseError:
     original = getattr(error, "orig", None) or error
     line = (str(original).strip().splitlines() or [type(error).__name__])[0]
     unavailable = isinstance(error, (OperationalError, InterfaceError)) or not isinstance(error, SQLAlchemyError)
-    return DatabaseUnavailableError(line) if unavailable else DatabaseError(line)
+    if unavailable:
+        return DatabaseUnavailableError("the database is not available at the moment", detail=line)
+    return DatabaseError("the database refused this", detail=line)

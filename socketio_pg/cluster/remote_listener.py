@@ -18,6 +18,7 @@ from typing import Any
 from socketio_pg.core import green
 from socketio_pg.core.errors import InvalidChannelError
 from socketio_pg.core.logs import RateLimitedLog
+from socketio_pg.core.problems import Problem
 from socketio_pg.postgres.database import Database
 from socketio_pg.postgres.listener import Notification, NotifyGap, Waiters
 
@@ -86,15 +87,15 @@ class RemoteListener:
         return self.problem is None
 
     @property
-    def problem(self) -> str | None:
+    def problem(self) -> Problem | None:
         """The reason why it is not ready, for the operator; None when it is."""
         if self._leader is None:
-            return "no message from a leader has arrived over MESSAGE_QUEUE yet"
+            return Problem("no message from a leader has arrived over MESSAGE_QUEUE yet")
         if time.monotonic() - self._heard_at > self.leader_timeout:
-            return "messages from the leader no longer arrive over MESSAGE_QUEUE"
+            return Problem("messages from the leader no longer arrive over MESSAGE_QUEUE")
         if self._leaders_problem is not None:
-            return f"the leader does not listen: {self._leaders_problem}"
-        return "waiting for the leader to listen to all channels" if self._settling else None
+            return Problem(f"the leader does not listen: {self._leaders_problem}")
+        return Problem("waiting for the leader to listen to all channels") if self._settling else None
 
     def start(self) -> None:
         """Start the green thread. Call it after any fork, in the process that listens."""

@@ -22,24 +22,28 @@ SocketIOPGError               internal
 
 from typing import ClassVar
 
+from socketio_pg.core.references import public_text
+
 
 class SocketIOPGError(Exception):
     """Base of all errors of this package.
 
-    ``code`` is the error's name on the wire (docs/protocol.md), ``message`` one sentence that may be
-    shown to the client that caused the error.
+    ``code`` is the error's name on the wire (docs/protocol.md), ``message`` one sentence that anyone may read.
+    ``detail`` is for the operator, and takes its place in ``str()``: a text of PostgreSQL or another system, with names
+    of hosts, files, roles or tables. Clients get a reference to the log line that has it.
     """
 
     code: ClassVar[str] = "internal"
 
-    def __init__(self, message: str, *, channel: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, channel: str | None = None, detail: str | None = None) -> None:
+        super().__init__(message if detail is None else detail)
         self.message = message
+        self.detail = detail
         self.channel = channel
 
     def to_wire(self) -> dict[str, str]:
-        """Return the error as a Socket.IO client sees it: ``{"code", "message"}``."""
-        return {"code": self.code, "message": self.message}
+        """Return the error as a client sees it: ``{"code", "message"}``. Logs the detail, if there is one."""
+        return {"code": self.code, "message": public_text(self.message, self.detail)}
 
 
 class ConfigurationError(SocketIOPGError):
@@ -74,9 +78,10 @@ class UntrustedSchemaError(LogNotInstalledError):
     ``detail`` names objects and roles, for the operator.
     """
 
+    detail: str
+
     def __init__(self, detail: str) -> None:
-        super().__init__("the schema socketio_pg is not trusted")
-        self.detail = detail
+        super().__init__("the schema socketio_pg is not trusted", detail=detail)
 
 
 class UnauthorizedError(SocketIOPGError):

@@ -76,7 +76,7 @@ def round_trip(database: Database, *, separate: bool) -> Iterator[Finding]:
         listening = database.connect(listen=True)
     except DatabaseUnavailableError as unavailable:
         where = "LISTEN_DATABASE_URL" if separate else "DATABASE_URL"
-        yield error("LISTEN", f"{where} is unreachable: {unavailable.message}", f"correct {where}")
+        yield error("LISTEN", f"{where} is unreachable: {unavailable}", f"correct {where}")
         return
     try:
         fetch(listening, f"LISTEN {name}")
@@ -87,7 +87,7 @@ def round_trip(database: Database, *, separate: bool) -> Iterator[Finding]:
     except DatabaseUnavailableError:
         raise
     except DatabaseError as refused:
-        yield error("LISTEN", f"PostgreSQL refuses LISTEN or NOTIFY: {refused.message}", remedy)
+        yield error("LISTEN", f"PostgreSQL refuses LISTEN or NOTIFY: {refused}", remedy)
         return
     finally:
         listening.close()

@@ -31,7 +31,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
             yield from _examine_database(settings, database, connection)
     except DatabaseUnavailableError as unavailable:
         yield error(
-            "database", unavailable.message,
+            "database", str(unavailable),
             "start PostgreSQL, or correct DATABASE_URL; a firewall or pg_hba.conf may block the connection",
         )  # fmt: skip
 
@@ -74,4 +74,4 @@ def _guarded(name: str, findings: Iterator[Finding]) -> Iterator[Finding]:
     except DatabaseUnavailableError:
         raise
     except (DatabaseError, LogNotInstalledError) as failed:
-        yield warning(name, f"the check failed: {failed.message}", "run the doctor with a role that has the privileges")
+        yield warning(name, f"the check failed: {failed}", "run the doctor with a role that has the privileges")

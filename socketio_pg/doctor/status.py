@@ -112,4 +112,4 @@ def _section(read: Any, connection: Any) -> Any:
     except DatabaseUnavailableError:
         raise
     except (DatabaseError, LogNotInstalledError) as error:
-        return {"problem": error.message}
+        return {"problem": str(error)}

@@ -11,6 +11,7 @@ from typing import Any
 
 from socketio_pg.core import green
 from socketio_pg.core.errors import DatabaseError, LogNotInstalledError
+from socketio_pg.core.problems import Problem
 from socketio_pg.postgres.database import FIXED_PATH, Database, translated_errors
 from socketio_pg.postgres.trust import verify
 
@@ -99,7 +100,7 @@ class Backlog:
         self._issued = 0
         self._next_full_scan = 0.0
         self._unread_since: float | None = None
-        self._failure = ""
+        self._failure: Problem | None = None
         self._reported = False
 
     @property
@@ -113,12 +114,12 @@ class Backlog:
         return max(self._oldest.seconds, self._late.seconds)
 
     @property
-    def problem(self) -> str | None:
+    def problem(self) -> Problem | None:
         """Why messages do not get from the outbox to the log, for the operator; None when they do."""
         if self.stuck_seconds > self.stuck_after:
-            return f"messages have been waiting in the outbox for {self.stuck_seconds:.0f} s"
+            return Problem(f"messages have been waiting in the outbox for {self.stuck_seconds:.0f} s")
         if self._unread_since is not None and time.monotonic() - self._unread_since > self.unread_after:
-            return f"the outbox cannot be read: {self._failure}"
+            return self._failure
         return None
 
     def start(self) -> None:
@@ -138,7 +139,7 @@ class Backlog:
                     self._unread_since = None
                 except DatabaseError as error:
                     logger.debug("PostgreSQL could not be queried: %s", error)
-                    self._reading, self._failure = None, str(error)
+                    self._reading, self._failure = None, Problem.of(error, "the outbox cannot be read: ")
                     if self._unread_since is None:
                         self._unread_since = began
                     self._hang_up()

@@ -25,6 +25,7 @@ from socketio_pg.core.errors import (
     LogNotInstalledError,
     SocketIOPGError,
 )
+from socketio_pg.core.problems import Problem
 from socketio_pg.log.history import HEAD
 from socketio_pg.log.lease import Lease
 from socketio_pg.log.low_water import LowWater
@@ -151,7 +152,7 @@ class Relay:
         self.leading = False
         self._on_leading = on_leading or (lambda leading: None)
         #: Why it neither moves messages nor stands by, for the operator; None if it does either.
-        self.problem: str | None = "the relay is starting"
+        self.problem: Problem | None = Problem("the relay is starting")
         #: True if a move has succeeded since the last failure; and if the next connection is a reconnection.
         self._worked = self._lost = False
         #: The tasks that have failed the last time.
@@ -190,7 +191,7 @@ class Relay:
                     self._lead(connection, self._stand_by(connection))
                     self._stop_leading()
             except LogNotInstalledError as error:
-                self._lost, self.problem = False, str(error)
+                self._lost, self.problem = False, Problem.of(error)
                 self._stop_leading()
                 if connection is not None:
                     connection.close()
@@ -200,11 +201,11 @@ class Relay:
                 if self._worked:
                     logged = self._worked = False
                     backoff.reset()
-                self.problem = f"not relaying: {error}"
+                self.problem = Problem.of(error, "not relaying: ")
                 logger.log(logging.DEBUG if logged else logging.WARNING, "not relaying: %s; retrying", error)
                 logged = True
             except Exception as error:
-                self.problem = f"not relaying: {error}"
+                self.problem = Problem.of(error, "not relaying: ")
                 # A bug. The outbox keeps the messages that are published meanwhile.
                 logger.exception("the relay failed; retrying")
             finally:
@@ -239,11 +240,11 @@ class Relay:
             except DatabaseError as error:
                 if error.sqlstate != "55P03":  # lock_not_available
                     raise
-                self._set_problem(f"the last leader's session has not ended its transaction: {error}")
+                self._set_problem(Problem.of(error, "the last leader's session has not ended its transaction: "))
             except LogNotInstalledError:
                 raise
             except SocketIOPGError as error:
-                self._set_problem(error.message)
+                self._set_problem(Problem.of(error))
             self._attempt(connection, "the heartbeat", self._beat)
             green.sleep(self.election_interval)
 
@@ -256,8 +257,9 @@ class Relay:
             logger.warning("took over from %s, which has not renewed its lease for %.0f s", leader.name, leader.age)
         return term
 
-    def _set_problem(self, problem: str | None) -> None:
-        problem = problem and f"not relaying: {problem}"
+    def _set_problem(self, problem: Problem | None) -> None:
+        if problem is not None:
+            problem = Problem(f"not relaying: {problem}", f"not relaying: {problem.public}")
         if problem is not None and problem != self.problem:
             logger.warning("%s; retrying", problem)
         self.problem = problem
@@ -298,7 +300,7 @@ class Relay:
                 if moved is None:
                     failing = now if failing is None else failing
                     if now - failing > self.give_up_after:
-                        raise DatabaseError(self.problem or "")
+                        raise DatabaseError("no message can be moved", detail=self.problem)
                     next_move = now + retry.next()
                 elif moved.term != term:
                     return
@@ -354,7 +356,7 @@ class Relay:
             logger.log(logging.DEBUG if task in self._failing else logging.WARNING, "%s failed: %s", task, error)
             self._failing.add(task)
             if run != self._beat and run != self._trim:
-                self.problem = f"not relaying: {error}"
+                self.problem = Problem.of(error, "not relaying: ")
             return None
         self._failing.discard(task)
         return result

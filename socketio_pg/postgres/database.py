@@ -30,6 +30,8 @@ from socketio_pg.postgres.session import session_sql
 #: Statements with unqualified operators, functions or types begin with this, since the role's search_path may contain a
 #: schema of another owner that overloads them. LOCAL: a pooler in transaction mode passes sessions to other programs.
 FIXED_PATH = "SET LOCAL search_path = pg_catalog, pg_temp"
+#: What clients read in place of PostgreSQL's own text.
+UNAVAILABLE = "the database is not available at the moment"
 
 
 class Database:
@@ -91,7 +93,9 @@ def translated_errors(seconds: float) -> Iterator[None]:
     except psycopg2.Error as error:
         raise _translate(error) from error
     except OSError as error:  # from resolving the host's name
-        raise DatabaseUnavailableError(f"PostgreSQL's host name cannot be resolved: {error.strerror}") from error
+        raise DatabaseUnavailableError(
+            UNAVAILABLE, detail=f"PostgreSQL's host name cannot be resolved: {error.strerror}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -126,11 +130,11 @@ def _translate(error: psycopg2.Error) -> SocketIOPGError:
         return LogNotInstalledError("the log of this version is not installed in the database: run 'socketio-pg init'")
     if error.pgcode == "22023" and "payload string too long" in lines[0]:
         return PayloadTooLargeError("payload is too long for NOTIFY in this database's encoding")
-    translated = DatabaseError(lines[0])
+    translated = DatabaseError("the database refused this", detail=lines[0])
     if error.pgcode == "57014":  # query_canceled: by statement_timeout, or by an operator
-        translated = DatabaseTimeoutError(lines[0])
+        translated = DatabaseTimeoutError("the database did not answer in time", detail=lines[0])
     elif isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
-        translated = DatabaseUnavailableError(lines[0])
+        translated = DatabaseUnavailableError(UNAVAILABLE, detail=lines[0])
     translated.sqlstate = error.pgcode
     return translated
 
@@ -219,7 +223,7 @@ def session(database: Database) -> Iterator[Any]:
     try:
         connection = database.connect()
     except DatabaseUnavailableError as error:
-        raise type(error)(f"{database}: {error.message}") from None
+        raise type(error)(error.message, detail=f"{database}: {error}") from None
     try:
         yield connection
     finally:

@@ -13,6 +13,7 @@ from socketio_pg.core.errors import (
     LogNotInstalledError,
     UntrustedSchemaError,
 )
+from socketio_pg.core.problems import Problem
 from socketio_pg.core.seal import Key
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.postgres import cluster_keys
@@ -20,6 +21,8 @@ from socketio_pg.postgres.database import Database, fetch
 from socketio_pg.postgres.trust import verify
 
 logger = logging.getLogger("socketio_pg.key_reader")
+
+_UNREADABLE = "the cluster key cannot be read"
 
 
 class KeyReader:
@@ -43,10 +46,10 @@ class KeyReader:
         self._given = [Key.from_text(text) for text in cluster_key]
         self._connection: Any = None
         self._worker = green.Worker()
-        self._problem: str | None = "the cluster key has not been read from the database yet"
+        self._problem: Problem | None = Problem("the cluster key has not been read from the database yet")
 
     @property
-    def problem(self) -> str | None:
+    def problem(self) -> Problem | None:
         """Why this node cannot seal and open, for the operator; None when it can."""
         return None if self._sealing.ready else self._problem
 
@@ -95,7 +98,7 @@ class KeyReader:
             if error.sqlstate != "42501":
                 raise
             role = self._fetch("SELECT pg_catalog.quote_ident(current_user)")[0][0]
-            raise ConfigurationError(cluster_keys.not_permitted(role)) from None
+            raise ConfigurationError(_UNREADABLE, detail=cluster_keys.not_permitted(role)) from None
 
     def _fetch(self, sql: str) -> list[tuple[Any, ...]]:
         return fetch(self._connection, sql, seconds=self.timeout)
@@ -118,20 +121,20 @@ class KeyReader:
                     backoff.reset()
                 except ConfigurationError as error:
                     # A node without MESSAGE_QUEUE and without the log needs no key.
-                    self._note(error.message, logging.DEBUG)
+                    self._note(Problem.of(error), logging.DEBUG)
                 except DatabaseError as error:
-                    self._note(f"the cluster key cannot be read: {error}")
+                    self._note(Problem.of(error, f"{_UNREADABLE}: "))
                     pause = backoff.next()
                 except Exception as error:
                     # A bug. The keys that are known still work.
                     logger.exception("reading the cluster key failed; retrying")
-                    self._note(f"the cluster key cannot be read: {error}")
+                    self._note(Problem.of(error, f"{_UNREADABLE}: "))
                 green.sleep(min(pause, self.min_interval))
                 self._sealing.wait_wanted(max(0.0, pause - self.min_interval))
         finally:
             self._close()
 
-    def _note(self, problem: str | None, level: int = logging.WARNING) -> None:
+    def _note(self, problem: Problem | None, level: int = logging.WARNING) -> None:
         if problem is not None and problem != self._problem:
             logger.log(level, "%s", problem)
         self._problem = problem

@@ -19,7 +19,13 @@ from typing import Any, Protocol, TypeAlias
 from socketio_pg.core import green, metrics
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import RESERVED_PREFIX, quote_identifier
-from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, InvalidChannelError, InvalidRequestError
+from socketio_pg.core.errors import (
+    DatabaseError,
+    DatabaseUnavailableError,
+    InvalidChannelError,
+    InvalidRequestError,
+)
+from socketio_pg.core.problems import Problem
 from socketio_pg.postgres.database import Database, decode_text, encode_text, translated_errors
 
 logger = logging.getLogger("socketio_pg.listener")
@@ -61,7 +67,7 @@ class ChannelListener(Protocol):
         """Whether it listens to all channels that were acquired when it came up."""
 
     @property
-    def problem(self) -> str | None:
+    def problem(self) -> Problem | None:
         """The reason why it is not ready, for the operator; None when it is."""
 
     def start(self) -> None:
@@ -123,7 +129,7 @@ class Listener:
         self._worker = green.Worker()
         self._heard = datetime.now(timezone.utc)
         self._ready = False
-        self._problem = "not started"
+        self._problem = Problem("not started")
 
     # -- called by other green threads; nothing here uses the connection -------------------------------------------
 
@@ -133,7 +139,7 @@ class Listener:
         return self._ready
 
     @property
-    def problem(self) -> str | None:
+    def problem(self) -> Problem | None:
         """The reason why it is not ready, for the operator; None when it is."""
         return None if self._ready else self._problem
 
@@ -146,7 +152,7 @@ class Listener:
         """Start the green thread. Call it after any fork, in the process that listens."""
         if not self._worker.running:
             self._waker = green.Waker()
-            self._problem = "connecting"
+            self._problem = Problem("connecting")
             self._worker.start(self._run, self._waker)
 
     def stop(self) -> None:
@@ -303,9 +309,9 @@ class Listener:
                     raise
                 except DatabaseError as error:
                     del batch[channel]
-                    self._refuse(
-                        channel, InvalidChannelError(f"the database refuses this name: {error}", channel=channel)
-                    )
+                    text = "the database refuses this name"
+                    refused = InvalidChannelError(text, channel=channel, detail=f"{text}: {error}")
+                    self._refuse(channel, refused)
         self._listening.update(batch)
         now = datetime.now(timezone.utc)
         for channel in batch:
@@ -354,7 +360,7 @@ class Listener:
         self._heard = datetime.now(timezone.utc)
 
     def _lost(self, error: Exception) -> None:
-        self._ready, self._problem = False, str(error)
+        self._ready, self._problem = False, Problem.of(error)
         for channel in self._listening & self._wanted:
             self._gaps.setdefault(channel, self._heard - self.margin)
         self._listening.clear()

@@ -13,14 +13,25 @@ from socketio_pg.core.errors import (
     DatabaseTimeoutError,
     DatabaseUnavailableError,
     InvalidRequestError,
+    LogNotInstalledError,
     SocketIOPGError,
 )
 from socketio_pg.core.logs import RateLimitedLog
+from socketio_pg.core.problems import Problem
 from socketio_pg.postgres.database import Database, encode_text, translated_errors
 from socketio_pg.postgres.trust import verify
 
 logger = logging.getLogger("socketio_pg.publisher")
 _limited_log = RateLimitedLog(logger)
+
+#: SQLSTATEs of payloads that PostgreSQL cannot store as jsonb (manual, appendix A).
+_UNSTORABLE = {
+    "22P02": "PostgreSQL does not accept it",
+    "22P05": "it has a character that PostgreSQL cannot store",
+    "22003": "a number is out of range",
+}
+#: The channel of a publication that is rolled back. No subscriber gets anything.
+_TRIAL_CHANNEL = "trial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,8 @@ class Publisher:
 
     #: The maximum seconds that a caller waits.
     timeout = 2.0
+    #: Seconds between two trials after a durable publication has failed.
+    trial_interval = 2.0
     #: Messages and characters in one commit; requests in the queue.
     batch_size = 1000
     batch_characters = 4_000_000
@@ -66,6 +79,13 @@ class Publisher:
         self._connection: Any = None
         #: The last connection was lost and has not been replaced yet.
         self._lost = False
+        self._problem: Problem | None = None
+        self._trials = green.Worker()
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why durable publications fail, for the operator; None while they work, and before the first one."""
+        return self._problem
 
     def publish(self, messages: Sequence[Outgoing]) -> None:
         """Send ``messages`` in one transaction; return after the commit. No two may be equal, unless they are durable.
@@ -101,6 +121,7 @@ class Publisher:
     def stop(self) -> None:
         """Fail all waiting messages and close the connection."""
         self._worker.stop()
+        self._trials.stop()
         self._fail(self._waiting, DatabaseUnavailableError("the server is shutting down"))
         self._disconnect()
 
@@ -114,12 +135,15 @@ class Publisher:
                 except DatabaseUnavailableError as error:
                     _limited_log(logging.WARNING, "publishing failed: %s", error)
                     metrics.failed_commits.inc()
+                    self._note_failure(batch, error)
                     self._fail(batch, error)
                     # The waiting messages fail, too: another attempt could exceed their callers' timeout.
                     self._fail(self._waiting, error)
                 except SocketIOPGError:
                     self._commit_one_by_one(batch)
                 else:
+                    if self._problem is not None and _durable(batch):
+                        self._problem = None
                     for request in batch:
                         request.done.send()
         except BaseException:
@@ -174,7 +198,9 @@ class Publisher:
     def _send(self, batch: Sequence[_Request]) -> None:
         with translated_errors(self.timeout):
             if self._connection is None:
-                self._connection = self._database.connect()
+                # Also limited in PostgreSQL: otherwise a session would go on waiting for a lock after its caller has
+                # given up, and each further message would add one.
+                self._connection = self._database.connect(settings={"statement_timeout": str(int(self.timeout * 1000))})
                 if self._lost:
                     metrics.reconnects.labels("publisher").inc()
                     self._lost = False
@@ -213,20 +239,64 @@ class Publisher:
             try:
                 self._commit([request])
             except DatabaseUnavailableError as lost:
+                self._note_failure([request], lost)
                 self._fail(deque(batch[index:]), lost)
                 return
             except DatabaseError as refused:
-                error = refused
-                durable = any(message.durable for message in request.messages)
-                if durable and refused.sqlstate in ("22P02", "22P05", "22003"):
-                    error = InvalidRequestError(
-                        f"payload cannot be stored as jsonb: {refused}", channel=request.channel
+                state = refused.sqlstate or ""
+                if state in _UNSTORABLE and _durable([request]):
+                    problem = f"payload cannot be stored as jsonb: {_UNSTORABLE[state]}"
+                    error = InvalidRequestError(problem, channel=request.channel)
+                elif state.startswith("22"):  # data exception, for instance a character that the encoding lacks
+                    problem = "the database does not accept this payload or channel"
+                    error = InvalidRequestError(problem, channel=request.channel, detail=f"{problem}: {refused}")
+                else:
+                    # Not the client's fault: the database is read-only, a privilege is missing, or the like.
+                    _limited_log(logging.WARNING, "publishing failed: %s", refused)
+                    metrics.failed_commits.inc()
+                    problem = "the database does not accept messages at the moment"
+                    error = DatabaseUnavailableError(
+                        problem, channel=request.channel, detail=f"publishing failed: {refused}"
                     )
+                    self._note_failure([request], error)
             except SocketIOPGError as refused:
                 error = refused
             request.done.send(error)
+
+    # -- durable publications that fail --------------------------------------------------------------------------------
+
+    def _note_failure(self, batch: Sequence[_Request], error: SocketIOPGError) -> None:
+        if _durable(batch):
+            self._problem = Problem.of(error, "publishing through the log fails: ")
+            self._trials.start(self._try_until_it_works)
+
+    def _try_until_it_works(self) -> None:
+        """Publish and roll back until that works: a node that is not ready may get no messages to publish."""
+        connection = None
+        while self._problem is not None:
+            green.sleep(self.trial_interval)
+            try:
+                if connection is None:
+                    limit = str(int(self.timeout * 1000))
+                    connection = self._database.connect(settings={"statement_timeout": limit})
+                with translated_errors(self.timeout + 1.0), connection.cursor() as cursor:
+                    cursor.execute("BEGIN; SELECT socketio_pg.publish(%s, 'null'); ROLLBACK", [_TRIAL_CHANNEL])
+                self._problem = None
+            except LogNotInstalledError:
+                self._problem = None  # callers get this error
+            except SocketIOPGError as error:
+                self._problem = Problem.of(error, "publishing through the log fails: ")
+                if connection is not None:
+                    connection.close()
+                    connection = None
+        if connection is not None:
+            connection.close()
 
     @staticmethod
     def _fail(requests: deque[_Request] | list[_Request], error: DatabaseUnavailableError) -> None:
         while requests:
             requests.pop().done.send(error)
+
+
+def _durable(requests: Sequence[_Request]) -> bool:
+    return any(message.durable for request in requests for message in request.messages)

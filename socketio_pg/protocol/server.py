@@ -288,7 +288,8 @@ class Server(AnsweringServer):
 
     def _refuse(self, eio_sid: str, namespace: str, refusal: SocketIOPGError) -> None:
         metrics.refused_connections.labels(refusal.code).inc()
-        self._send_connect_error(eio_sid, namespace, {"message": refusal.message, "data": refusal.to_wire()})
+        wire = refusal.to_wire()
+        self._send_connect_error(eio_sid, namespace, {"message": wire["message"], "data": wire})
 
     def _send_connect_error(self, eio_sid: str, namespace: str, data: dict[str, Any]) -> None:
         self._send_packet(eio_sid, self.packet_class(CONNECT_ERROR, data=data, namespace=namespace))

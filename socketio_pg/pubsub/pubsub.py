@@ -18,6 +18,7 @@ from socketio_pg.core.messages import (
     encode_payload,
     naming_message,
 )
+from socketio_pg.core.problems import Problem
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.log.follower import Follower
@@ -152,9 +153,14 @@ class PubSub:
         self.keys.stop()
 
     @property
-    def problem(self) -> str | None:
+    def problem(self) -> Problem | None:
         """Why this node does not listen to all its channels, for the operator; None when it does."""
         return self.listener.problem
+
+    @property
+    def publish_problem(self) -> Problem | None:
+        """Why messages cannot be published through the log, for the operator; None while that works."""
+        return self._publisher.problem
 
     # -- subscribe -----------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from flask import Blueprint, Response, abort, jsonify, redirect, request, url_for
 from werkzeug.wrappers import Response as BaseResponse
 
+from socketio_pg.core.problems import Problem
+
 STATIC = Path(__file__).parent.parent / "static"
 
 
@@ -32,7 +34,7 @@ def add_security_headers(response: Response) -> Response:
 
 
 def create_blueprint(
-    readiness: Callable[[], Mapping[str, str | None]],
+    readiness: Callable[[], Mapping[str, Problem | None]],
     render_metrics: Callable[[], tuple[bytes, str]],
     *,
     enable_test_page: bool,
@@ -57,11 +59,11 @@ def create_blueprint(
     @blueprint.get("/readyz")
     def readyz() -> tuple[Response, int]:
         found = readiness()
-        shown = {part: "ok" if problem is None else problem for part, problem in found.items()}
+        shown = {part: "ok" if problem is None else problem.public for part, problem in found.items()}
         problem = next(filter(None, found.values()), None)
         if problem is None:
             return jsonify(status="ready", parts=shown), 200
-        return jsonify(status="unavailable", reason=problem, parts=shown), 503
+        return jsonify(status="unavailable", reason=problem.public, parts=shown), 503
 
     if metrics_token is not None:
         expected = f"Bearer {metrics_token}".encode()

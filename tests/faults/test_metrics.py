@@ -61,7 +61,8 @@ def test_metrics_are_served_without_a_database(proxy: Proxy, breakable: Cluster)
         found = json.loads(body)
         assert (status, found["status"]) == (503, "unavailable")
         assert found["parts"] | {"listener": "…"} == {
-            "process": "ok", "listener": "…", "log": "ok", "relay": "ok", "keys": "ok", "permissions": "ok",
+            "process": "ok", "listener": "…", "log": "ok", "relay": "ok", "publisher": "ok", "keys": "ok",
+            "permissions": "ok",
         }  # fmt: skip
         assert found["reason"] == found["parts"]["listener"] != "ok"
         proxy.restore()

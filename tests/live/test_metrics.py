@@ -334,7 +334,7 @@ def test_scrapes_rarely_query_postgresql(log: Log, server: ServerProcess) -> Non
 
 
 def test_readyz_reports_each_part(log: Log, server: ServerProcess) -> None:
-    parts = ("keys", "listener", "log", "permissions", "process", "relay")
+    parts = ("keys", "listener", "log", "permissions", "process", "publisher", "relay")
     assert json.loads(server.get("/readyz")[1]) == {"status": "ready", "parts": dict.fromkeys(parts, "ok")}
     assert [scrape(server)[f'ready{{part="{part}"}}'] for part in parts] == [1] * len(parts)
     # The relay prepares its statement when it connects; reading the log needs no outbox.

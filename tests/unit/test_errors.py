@@ -1,12 +1,15 @@
 """The error classes: hierarchy, codes, wire form."""
 
 import inspect
+import re
 
 import pytest
 
 import socketio_pg
 from socketio_pg.core import errors
-from socketio_pg.core.errors import SocketIOPGError
+from socketio_pg.core.errors import DatabaseError, SocketIOPGError
+from socketio_pg.core.problems import Problem
+from socketio_pg.core.references import References
 
 #: Class → (base class, wire code). Both are public: programs catch classes, clients check codes.
 TREE = {
@@ -57,6 +60,35 @@ def test_error_has_message_code_and_channel(name: str) -> None:
     assert (str(error), error.message, error.channel) == ("went wrong", "went wrong", "foo")
     # to_wire() has no channel: only the event `error` has one, an acknowledgement does not need it.
     assert error.to_wire() == {"code": TREE[name][1], "message": "went wrong"}
+
+
+def test_clients_get_a_reference_instead_of_the_detail(caplog: pytest.LogCaptureFixture) -> None:
+    error = DatabaseError("the database refused this", detail="no pg_hba.conf entry for host 10.0.0.1")
+    assert str(error) == "no pg_hba.conf entry for host 10.0.0.1"
+    wire = error.to_wire()
+    found = re.fullmatch(r"the database refused this \(reference ([0-9a-f]{8})\)", wire["message"])
+    assert found
+    assert f"reference {found[1]}: no pg_hba.conf entry for host 10.0.0.1" in caplog.text
+    assert error.to_wire() == wire, "the same detail has the same reference"
+
+
+def test_problem_has_a_text_for_the_operator_and_one_for_others() -> None:
+    problem = Problem.of(DatabaseError("refused", detail="secret"), "not relaying: ", "; see the docs")
+    assert problem == "not relaying: secret; see the docs"
+    assert re.fullmatch(r"not relaying: refused \(reference \w{8}\); see the docs", problem.public)
+    assert Problem.of(DatabaseError("refused"), "a: ").public == "a: refused"
+    assert "secret" not in Problem.of(KeyError("secret")).public
+    assert Problem("starting").public == "starting"
+
+
+def test_references_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    """Clients can cause errors with texts that they choose."""
+    references = References()
+    found = [references.of(f"detail {number}") for number in range(5000)]
+    assert len(set(found)) <= 3 * (references.per_second + 1)
+    assert len(caplog.records) <= 3 * (references.per_second + 1)
+    logged = " ".join(record.getMessage() for record in caplog.records)
+    assert all(reference in logged for reference in found)
 
 
 def test_error_has_no_channel_by_default() -> None:
