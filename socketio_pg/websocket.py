@@ -185,7 +185,7 @@ class SocketServer:
         try:
             self.pubsub.keys.read()
         except ConfigurationError as error:
-            raise ConfigurationError(f"MESSAGE_QUEUE is set, but {error.message}.") from None
+            raise ConfigurationError(f"MESSAGE_QUEUE is set, but {error}.") from None
         except DatabaseError as error:
             logger.warning("the cluster key cannot be read: %s; retrying", error)
 

@@ -141,8 +141,15 @@ def relay(connection: Any) -> Iterator[Finding]:
         found = read_relay(connection)  # messages may have been moved meanwhile
     outbox = found["outbox"]
     expired = found["renewed_seconds_ago"] if found["expired"] else None
+    running = len(read_nodes(connection)) if found["pid"] is None else 1
     yield from judge_relay(
-        found["pid"], found["node"], outbox["rows"], outbox["oldest_seconds"], stuck=stuck, expired=expired
+        found["pid"],
+        found["node"],
+        outbox["rows"],
+        outbox["oldest_seconds"],
+        stuck=stuck,
+        expired=expired,
+        running=running,
     )
 
 
@@ -168,15 +175,23 @@ def judge_relay(
     *,
     stuck: bool = False,
     expired: float | None = None,
+    running: int = 0,
 ) -> Iterator[Finding]:
     """Judge the relay: ``rows`` messages wait in the outbox, the oldest for ``oldest`` seconds.
 
     ``stuck``: the same message has been the oldest for some seconds, so no message is moved, whoever leads. ``expired``
-    is the age of an expired lease, in seconds: no node has taken over from the leader.
+    is the age of an expired lease, in seconds: no node has taken over from the leader. ``running``: the number of
+    servers that were alive in the last seconds.
     """
     late = oldest is not None and oldest > MAX_WAITING
     waiting = f"{rows} waiting in the outbox, the oldest for {oldest or 0:.0f} s"
-    if pid is None and rows:
+    if pid is None and rows and running:
+        yield error(
+            "relay", f"none of {running} running servers relays the log: {waiting}",
+            "check their logs; a lock on the log's tables also blocks them: "
+            "SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity WHERE pg_blocking_pids(pid) <> '{}'",
+        )  # fmt: skip
+    elif pid is None and rows:
         yield error("relay", f"no server relays the log: {waiting}", "start a server on this database")
     elif pid is None:
         yield warning("relay", "no server is running on this database", "start a server")

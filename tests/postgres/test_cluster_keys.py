@@ -59,7 +59,7 @@ def test_a_key_is_made_once(log: LogDatabase) -> None:
 def test_a_stranger_is_told_the_grant_that_it_needs(log: LogDatabase, stranger: str) -> None:
     with pytest.raises(ConfigurationError, match="cluster_key TO stranger', or set CLUSTER_KEY") as raised:
         read(stranger)
-    grants = raised.value.message.split("'")[1]
+    grants = str(raised.value).split("'")[1]
     log.sql(grants)
     assert read(log.url).open("c", read(stranger).seal("c", "x")) == "x"
 
