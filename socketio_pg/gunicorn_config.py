@@ -9,6 +9,8 @@ import resource
 import signal
 from typing import Any
 
+from gunicorn.http.message import Message
+
 from socketio_pg.core import green
 
 # gunicorn reserves the name `config` for a setting.
@@ -51,6 +53,16 @@ def on_starting(server: Any) -> None:
             handler.setFormatter(form)
 
 
+#: The maximum size of a request's headers in bytes. gunicorn limits each of them, and their number, and would buffer
+#: 800 KB for each client that has not sent the last line.
+MAX_HEAD_BYTES = 32_768
+
+
+def _limit_heads() -> None:
+    """Limit the size of all headers of a request together. gunicorn calculates its limit when it reads a request."""
+    Message.max_buffer_headers = property(lambda self: MAX_HEAD_BYTES, lambda self, value: None)
+
+
 def pre_request(worker: Any, request: Any) -> None:
     """Close the connection after a request with a large or endless body.
 
@@ -77,6 +89,7 @@ def post_worker_init(worker: Any) -> None:
         worker.log.error("socketio_pg: %s", error.message)
         raise SystemExit(EXIT_CONFIGURATION) from None
     green.keep_accepting()
+    _limit_heads()
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if server.limit_connections(descriptors - SPARE_DESCRIPTORS):
         worker.log.warning("%d descriptors are too few for MAX_CONNECTIONS, which is lowered", descriptors)

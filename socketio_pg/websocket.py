@@ -131,7 +131,7 @@ class SocketServer:
             connect_timeout=settings.connect_timeout,
         )
         server = self.socketio.server
-        Handlers(server, self.pubsub, hub, log, delivery, self.access, self.limits).register(test=test)
+        Handlers(server, self.pubsub, hub, log, delivery, self.access, self._admission, self.limits).register(test=test)
 
         self.gauges = Gauges(server, self.pubsub, hub, log, self.relay, self.backlog, self.health)
         app.register_blueprint(

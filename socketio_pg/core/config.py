@@ -190,6 +190,16 @@ class Settings:
         0, parsers.integer(0, 1_000_000),
         "connection attempts and /api/ requests per second and IP address (bursts: 5 times as many); 0: no limit",
     )  # fmt: skip
+    max_pending_per_address: int = setting(
+        1_000, parsers.integer(0, 1_000_000),
+        "maximum number of clients per public IP address that have opened a connection or session and are not admitted "
+        "yet; further ones get HTTP 429; 0: no limit",
+    )  # fmt: skip
+    max_failed_attempts_per_second_per_address: int = setting(
+        100, parsers.integer(0, 1_000_000),
+        "refused tokens and logins per second and public IP address (bursts: 5 times as many); beyond that, no token "
+        "of the address is accepted for a while; 0: no limit",
+    )  # fmt: skip
     trusted_proxies: int = setting(
         0, parsers.integer(0, 100),
         "number of proxies in front of the server that append to X-Forwarded-For; selects the client's address in it",

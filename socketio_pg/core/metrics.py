@@ -38,7 +38,7 @@ opened_connections = _counter(
 #: Further reasons are the codes of CONNECT_ERROR.
 refused_connections = _counter(
     "refused_connections", "Connections refused by admission control.", "reason",
-    ("draining", "host", "too_many_connections", "address_connections", "address_attempts"),
+    ("draining", "host", "too_many_connections", "address_connections", "address_pending", "address_attempts"),
 )  # fmt: skip
 #: Codes: docs/protocol.md, "Error codes".
 errors = _counter("errors", "Client requests answered with an error, by error code.", "code", sorted(wire_codes()))
@@ -47,7 +47,7 @@ expensive_filters = _counter(
 )
 cut_off = _counter(
     "cut_off", "Clients disconnected by the server.", "reason",
-    ("expired", "idle_timeout", "rate_limited", "connect_timeout", "slow_consumer"),
+    ("expired", "idle_timeout", "rate_limited", "connect_timeout", "not_connected", "slow_consumer"),
 )  # fmt: skip
 
 # -- messages ----------------------------------------------------------------------------------------------------------

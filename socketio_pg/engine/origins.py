@@ -40,6 +40,33 @@ def _counted(address: str) -> str:
     return str(parsed)
 
 
+_PRIVATE = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "127.0.0.0/8", "::/64",  # loopback
+        "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7",  # RFC 1918, RFC 4193
+        "169.254.0.0/16", "fe80::/10",  # link-local
+        "100.64.0.0/10",  # RFC 6598: carrier-grade NAT, and load balancers of some clouds
+    )
+)  # fmt: skip
+
+
+def is_public(address: str) -> bool:
+    """Return whether an address of :func:`client_address` is that of a client on the internet.
+
+    Other addresses may be those of a proxy that is not in TRUSTED_PROXIES, and so of all clients. A connection over a
+    Unix socket has no address.
+    """
+    try:
+        network = ipaddress.ip_network(address)
+    except ValueError:
+        return bool(address)
+    return not any(
+        network.version == private.version and network.subnet_of(private)  # type: ignore[arg-type]
+        for private in _PRIVATE
+    )
+
+
 def is_allowed(
     origin: str | None, environ: Mapping[str, Any], allowed: tuple[str, ...] | None, trusted_proxies: int
 ) -> bool:

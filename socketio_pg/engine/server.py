@@ -29,6 +29,7 @@ from socketio_pg.engine.http import (
     ok,
     safe_headers,
 )
+from socketio_pg.engine.pending import Pending
 from socketio_pg.engine.polling import BodyError, decode_payload, encode_payload, read_body
 from socketio_pg.engine.socket import Environ, Socket
 
@@ -41,13 +42,17 @@ class Engine(engineio.Server):  # type: ignore[misc]
     ``handle_message(sid, message, own_thread)`` handles a message in a green thread, with ``own_thread`` in one that is
     this message's alone. ``is_connected(sid)``: whether a client has connected to a Socket.IO namespace.
 
-    ``send_buffer_bytes`` may wait for one client (SEND_BUFFER_BYTES). Clients beyond ``max_connections`` are answered
-    503 (MAX_CONNECTIONS). A client must connect to a namespace, and complete an upgrade, within ``connect_timeout``
-    seconds (CONNECT_TIMEOUT). Other ``options`` are those of :class:`engineio.Server`.
+    ``send_buffer_bytes`` may wait for one client (SEND_BUFFER_BYTES). A client must connect to a namespace, and
+    complete an upgrade, within ``connect_timeout`` seconds (CONNECT_TIMEOUT). With ``max_connections`` clients
+    (MAX_CONNECTIONS), a further one takes the place of one that is not connected to a namespace, or is answered 503.
+    Other ``options`` are those of :class:`engineio.Server`.
     """
 
-    #: Bytes of one message, or one POST, before that: more than any token, and little for many unauthenticated clients.
+    #: Bytes of all messages of a client that wait, including incomplete ones, before it is connected to a namespace:
+    #: more than any token, and little for many unauthenticated clients.
     max_before_connect = 65_536
+    #: The part of ``max_connections`` that long-polling sessions may take before they send a second request.
+    silent_share = 0.25
     #: Seconds of delay from which the ping thread concludes that the whole process was suspended.
     stood_still = 0.2
 
@@ -71,7 +76,9 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self._watcher = green.Worker()
         self._to_ping: deque[tuple[float, Socket]] = deque()
         self._to_check: deque[tuple[float, Socket]] = deque()
-        self._to_connect: deque[tuple[float, Socket]] = deque()
+        #: The sessions that are not connected to a namespace.
+        self.pending = Pending()
+        self._next_sweep = 0.0
         self._to_upgrade: deque[tuple[float, Socket, transport.WebSocketTransport]] = deque()
 
     # -- requests ------------------------------------------------------------------------------------------------------
@@ -114,6 +121,8 @@ class Engine(engineio.Server):  # type: ignore[misc]
             return error(UNKNOWN_SESSION)
         if method not in ("GET", "POST"):
             return error(BAD_REQUEST, "only GET and POST")
+        if self.pending.answer(socket):
+            self.watch(socket)
         if socket.upgraded or (query.transport == "websocket" and method == "POST"):
             return error(BAD_REQUEST, "this session is a WebSocket")
         if query.transport == "websocket":
@@ -163,30 +172,51 @@ class Engine(engineio.Server):  # type: ignore[misc]
     def _handle_connect(
         self, environ: Environ, start_response: StartResponse, transport_name: str, jsonp_index: int | None = None
     ) -> Any:
-        if len(self.sockets) >= self.max_connections:
+        if headers_size(environ) > MAX_HEADERS:
+            return error(BAD_REQUEST, "the headers are too large") | {"status": "431 REQUEST HEADER FIELDS TOO LARGE"}
+        websocket = transport_name == "websocket"
+        refusal = handover.handshake_problem(environ) if websocket else None
+        if refusal is not None:
+            return self.refuse_handshake(refusal)
+        if not self._make_room():
             metrics.refused_connections.labels("too_many_connections").inc()
             headers = [("Content-Type", "text/plain"), ("Retry-After", "5")]
             return {"status": "503 SERVICE UNAVAILABLE", "headers": headers, "response": b"too many connections"}
         self._watcher.start(self._watch)
         sid = self.generate_id()
-        websocket = transport_name == "websocket"
-        refusal = handover.handshake_problem(environ) if websocket else None
-        if refusal is not None:
-            return self.refuse_handshake(refusal)
         socket = self.sockets[sid] = Socket(self, sid, polling=not websocket)
         socket.fingerprint = fingerprint(environ)
         if websocket:
             try:
                 return self._handle_websocket(socket, environ)
             except BaseException:
-                self.sockets.pop(sid, None)
+                self._forget(socket)
                 raise
         self._open(socket, transport_name)
         if not self._admit(socket, environ):
             return self._unauthorized()
-        self.watch(socket)
         socket.connected = True
         return ok(encode_payload(packet.encode() for packet in socket.poll()))
+
+    def _make_room(self) -> bool:
+        """Return whether another client fits, after closing one that is not connected to a namespace if need be."""
+        if self.pending.silent >= max(1, int(self.max_connections * self.silent_share)):
+            self._evict(self.pending.oldest_silent())
+        if len(self.sockets) >= self.max_connections:
+            self._sweep(time.monotonic())
+        if len(self.sockets) >= self.max_connections:
+            self._evict(self.pending.oldest())
+        return len(self.sockets) < self.max_connections
+
+    def _evict(self, socket: Any) -> None:
+        if socket is not None:
+            metrics.cut_off.labels("not_connected").inc()
+            self._forget(socket)
+            green.run_soon(socket.close, False, socket.connection is None, self.reason.SERVER_DISCONNECT)
+
+    def _forget(self, socket: Socket) -> None:
+        self.sockets.pop(socket.sid, None)
+        self.pending.remove(socket)
 
     def refuse_handshake(self, problem: str) -> dict[str, Any]:
         """Return the answer to an invalid WebSocket handshake."""
@@ -218,7 +248,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
 
     def _open(self, socket: Socket, transport_name: str) -> None:
         metrics.opened_connections.labels(transport_name).inc()
-        self._to_connect.append((time.monotonic() + self.connect_timeout, socket))
+        self.pending.add(socket, time.monotonic(), silent=transport_name == "polling")
         opening = {
             "sid": socket.sid,
             "upgrades": self._upgrades(socket.sid, transport_name),
@@ -232,13 +262,12 @@ class Engine(engineio.Server):  # type: ignore[misc]
         answer = self._trigger_event("connect", socket.sid, slim_environ(environ), run_async=False)
         if answer is None or answer is True:
             return True
-        self.sockets.pop(socket.sid, None)
+        self._forget(socket)
         return False
 
     # -- pings: one green thread for all -------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        next_sweep = 0.0
         tick = min(1.0, self.ping_interval / 4, self.ping_timeout / 4, self.connect_timeout / 4)
         held_up = False
         while True:
@@ -255,9 +284,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
             while self._to_upgrade and self._to_upgrade[0][0] <= now:
                 _, socket, probe = self._to_upgrade.popleft()
                 socket.give_up_upgrade(probe)
-            if now >= next_sweep:
-                next_sweep = now + 1.0
-                self._sweep()
+            self._sweep(now)
 
     def _ping_due(self, now: float) -> None:
         # Both queues are ordered by time, because all clients have the same intervals.
@@ -286,30 +313,45 @@ class Engine(engineio.Server):  # type: ignore[misc]
     def await_connect(self, sid: str) -> None:
         """Give a client that has left its namespace ``connect_timeout`` again to enter one."""
         socket = self.sockets.get(sid)
+        if socket is not None and not self.is_connected(sid):
+            self.pending.add(socket, time.monotonic(), silent=False)
+
+    def admitted(self, sid: str) -> None:
+        """Note that a client has connected to a namespace."""
+        socket = self.sockets.get(sid)
         if socket is not None:
-            self._to_connect.append((time.monotonic() + self.connect_timeout, socket))
+            self.pending.remove(socket)
 
     def _close_unconnected(self, now: float) -> None:
         """Close connections that were refused or have not entered a namespace in time."""
-        due: set[Socket] = set()  # a client may be queued several times
-        while self._to_connect and self._to_connect[0][0] <= now:
-            due.add(self._to_connect.popleft()[1])
-        for socket in due:
+        for found in list(self.pending.expired(now, self.connect_timeout)):
+            socket: Any = found
+            self.pending.remove(socket)
             if not socket.closed and not socket.closing and not self.is_connected(socket.sid):
                 metrics.cut_off.labels("connect_timeout").inc()
                 green.run_soon(socket.close, False, False, self.reason.SERVER_DISCONNECT)
 
-    def _sweep(self) -> None:
-        """Forget polling sessions that have ended."""
+    def _sweep(self, now: float) -> None:
+        """Forget polling sessions that have ended. Does nothing soon after the last time, as it visits all sessions."""
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + 0.5
         for socket in [socket for socket in self.sockets.values() if socket.closed]:
-            self.sockets.pop(socket.sid, None)
+            self._forget(socket)
 
 
 #: Strings that many requests have in common, stored once. Bounded, because clients choose them.
 _shared: dict[str, str] = {}
-_MAX_SHARED = 1000
+_MAX_SHARED, _MAX_SHARED_LENGTH = 1000, 500
+#: The maximum size of a handshake's headers in characters, because a connection keeps them.
+MAX_HEADERS = 32_768
 #: Values of these differ by client, and must not be kept longer than the client.
 _SECRET = ("HTTP_AUTHORIZATION", "HTTP_COOKIE")
+
+
+def headers_size(environ: Environ) -> int:
+    """Return the number of characters in a request's headers and path."""
+    return sum(len(name) + len(value) for name, value in environ.items() if isinstance(value, str))
 
 
 def slim_environ(environ: Environ) -> Environ:
@@ -327,7 +369,7 @@ def slim_environ(environ: Environ) -> Environ:
 
 
 def _share(text: str) -> str:
-    if len(_shared) < _MAX_SHARED:
+    if len(_shared) < _MAX_SHARED and len(text) <= _MAX_SHARED_LENGTH:
         return _shared.setdefault(text, text)
     return _shared.get(text, text)
 

@@ -49,6 +49,8 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         self._fetched: green.Event | None = None
         #: Messages that wait for an earlier one to be handled; None when none is being handled.
         self._inbox: deque[str | bytes] | None = None
+        #: Bytes of the messages in the inbox, and of the one that is being handled.
+        self._waiting = 0
         #: The time of the unanswered ping, by the monotonic clock; 0 when the client has answered.
         self.unanswered_ping = 0.0
         #: Identifies the requests of this client.
@@ -67,7 +69,8 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         most: int = self.server.max_http_buffer_size
         if not self._admitted:
             self._admitted = self.server.is_connected(self.sid)
-        return most if self._admitted else min(most, self.server.max_before_connect)
+        # The messages that wait already count, too.
+        return most if self._admitted else max(125, min(most, self.server.max_before_connect) - self._waiting)
 
     def ping(self) -> None:
         """Send Engine.IO's ping."""
@@ -189,6 +192,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
                 probe.close(frames.GOING_AWAY)
             if self._closed_by_client and not self.closing and self.queue is not None:
                 self.queue.put(eio_packet.Packet(eio_packet.NOOP))  # ends the waiting poll
+            self.server.pending.remove(self)
             # Does not wait for the client: one that never polls again would block this green thread.
             try:
                 super().close(wait=False, abort=abort, reason=reason)
@@ -198,6 +202,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         if self.closed or self.closing:
             return
         self.closing = True
+        self.server.pending.remove(self)
         try:
             reason = reason or self.server.reason.SERVER_DISCONNECT
             self.server._trigger_event("disconnect", self.sid, reason, run_async=False)
@@ -300,13 +305,30 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         """Handle events concurrently, and packets that change the session (CONNECT, attachments) before later ones."""
         if self._inbox is not None:
             self._inbox.append(message)
-            if len(self._inbox) > MAX_INBOX and self.connection is not None:
+            self._waiting += sys.getsizeof(message)
+            if self.connection is None:
+                return
+            if not self._admitted:
+                self._limit_waiting(self.connection)
+            elif len(self._inbox) > MAX_INBOX or self._waiting > self.server.max_http_buffer_size:
                 self.connection.pause()
         elif isinstance(message, str) and message[:1] == "2":
             green.run_soon(self.server.handle_message, self.sid, message, True)
         else:
-            self._inbox = deque((message,))
+            self._inbox, self._waiting = deque((message,)), sys.getsizeof(message)
+            if not self._admitted and self.connection is not None:
+                self.connection.max_message = self.max_message()
             green.run_soon(self._handle_in_order)
+
+    def _limit_waiting(self, connection: transport.WebSocketTransport) -> None:
+        """Close the connection of a client that is not admitted and sends more than may wait for that."""
+        # The transport refuses a frame that would exceed the limit at its header.
+        connection.max_message = self.max_message()
+        if not self._admitted and self._waiting > self.server.max_before_connect and self._inbox is not None:
+            self._inbox.clear()
+            metrics.cut_off.labels("not_connected").inc()
+            connection.close(frames.TOO_BIG)
+            green.run_soon(self.close, False, True, self.server.reason.TRANSPORT_ERROR)
 
     def _lost(self, reason: str) -> None:
         if self.connection is None:  # a failed probe; polling continues
@@ -334,9 +356,11 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         while self._inbox:
             message = self._inbox.popleft()
             if isinstance(message, str) and message[:1] == "2":
+                self._waiting -= sys.getsizeof(message)
                 green.run_soon(self.server.handle_message, self.sid, message, True)
                 continue
             self._handle_now(message)
+            self._waiting -= sys.getsizeof(message)
             if not self._admitted and self.connection is not None:
                 self.connection.max_message = self.max_message()
             handled += 1
@@ -348,10 +372,15 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
 
     def _handle_now(self, message: str | bytes) -> None:
         """Handle a message before the next one."""
+        if not self._admitted:
+            self.server.pending.begin(self)
         try:
             self.server.handle_message(self.sid, message, False)
         except Exception:  # a bug, which must not lose the messages that follow
             _limited_log.failure("a message could not be handled", connection=self.sid)
+        finally:
+            if not self._admitted:
+                self.server.pending.end(self)
 
 
 def _size(packet: Any) -> int:

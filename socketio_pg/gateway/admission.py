@@ -1,17 +1,19 @@
 """Admission control: refuses requests while draining, over an address's limits, or with a wrong origin or host."""
 
+import contextlib
 import logging
 import socket
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from socketio_pg.core import metrics
 from socketio_pg.core.config import Settings
-from socketio_pg.core.errors import RateLimitedError
+from socketio_pg.core.errors import ForbiddenError, RateLimitedError, UnauthorizedError
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.engine.http import Query
 from socketio_pg.engine.origins import AllowedHosts, client_address, is_allowed
-from socketio_pg.gateway.limits import AddressLimits
+from socketio_pg.gateway.limits import AddressLimits, Bucket
 from socketio_pg.protocol.extension import PATH
 
 logger = logging.getLogger("socketio_pg.admission")
@@ -24,15 +26,29 @@ StartResponse = Callable[..., Any]
 _ANY_HOST = ("/healthz", "/readyz", "/metrics")
 
 
+#: CONNECT packets of one connection: this many together, and then a second.
+CONNECT_BURST, CONNECTS_PER_SECOND = 30, 1.0
+
+
+@dataclass(slots=True)
+class _Connection:
+    """An open Engine.IO connection."""
+
+    address: str
+    #: True until it has connected to a namespace.
+    pending: bool = True
+    #: The CONNECT packets that it may send; None before the first one.
+    connects: Bucket | None = None
+
+
 class Admission:
     """Decides about requests before the Socket.IO server and the Flask application see them."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._limits = AddressLimits(settings)
-        self._limited = bool(settings.max_connections_per_address)
-        #: The address of each open connection, by Engine.IO's sid.
-        self._addresses: dict[str, str] = {}
+        #: By Engine.IO's sid.
+        self._connections: dict[str, _Connection] = {}
         self._hosts = _allowed_hosts(settings)
         self._draining = False
 
@@ -74,15 +90,50 @@ class Admission:
 
     def opened(self, eio_sid: str, environ: dict[str, Any]) -> None:
         """Count an open connection for its address."""
-        if self._limited:
-            address = self._addresses[eio_sid] = self.address(environ)
-            self._limits.opened(address)
+        connection = self._connections[eio_sid] = _Connection(self.address(environ))
+        self._limits.opened(connection.address)
+
+    def joined(self, eio_sid: str) -> None:
+        """Note that a connection has connected to its first namespace."""
+        connection = self._connections.get(eio_sid)
+        if connection is not None and connection.pending:
+            connection.pending = False
+            self._limits.joined(connection.address)
 
     def closed(self, eio_sid: str) -> None:
         """Count a closed connection for its address."""
-        address = self._addresses.pop(eio_sid, None)
-        if address is not None:
-            self._limits.closed(address)
+        connection = self._connections.pop(eio_sid, None)
+        if connection is not None:
+            self._limits.closed(connection.address, pending=connection.pending)
+
+    def check_connect(self, eio_sid: str) -> None:
+        """Count a CONNECT packet. Raises :class:`RateLimitedError`, with ``cut_off`` to close the connection."""
+        connection = self._connections.get(eio_sid)
+        if connection is None:
+            return
+        if connection.connects is None:
+            connection.connects = Bucket(CONNECTS_PER_SECOND, CONNECT_BURST)
+        elif not self._limits.attempt(connection.address):
+            raise RateLimitedError("too many attempts to connect from this address")
+        if not connection.connects.take():
+            error = RateLimitedError("too many CONNECT packets on this connection")
+            error.cut_off = True
+            raise error
+
+    @contextlib.contextmanager
+    def authenticating(self, environ: dict[str, Any]) -> Iterator[None]:
+        """Count a token or login that is refused in the body of the ``with`` statement.
+
+        Raises :class:`RateLimitedError` when too many of the same address were refused before.
+        """
+        address = self.address(environ)
+        if not self._limits.may_try(address):
+            raise RateLimitedError("too many refused tokens or logins from this address")
+        try:
+            yield
+        except (UnauthorizedError, ForbiddenError):
+            self._limits.failed(address)
+            raise
 
     def check_attempt(self, environ: dict[str, Any]) -> None:
         """Count a request that authenticates itself. Raises :class:`RateLimitedError`."""

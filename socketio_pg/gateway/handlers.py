@@ -10,6 +10,7 @@ from socketio_pg.access.tokens import Claims
 from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, SocketIOPGError
 from socketio_pg.core.messages import requested_publication
+from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.log.log import Log
@@ -34,6 +35,7 @@ class Handlers:
         log: Log,
         delivery: Delivery,
         access: Access,
+        admission: Admission,
         limits: ClientLimits,
     ) -> None:
         self._server = server
@@ -45,6 +47,7 @@ class Handlers:
         self._sessions = access.sessions
         self._permissions = access.permissions
         self._rechecks = access.rechecks
+        self._admission = admission
         self._limits = limits
 
     def register(self, *, test: bool = False) -> None:
@@ -116,7 +119,8 @@ class Handlers:
         environ = self._server.get_environ(sid, "/")
         if environ is None:
             raise UnknownSubscriberError(sid)
-        claims = self._authenticator.renew(environ, request["token"])
+        with self._admission.authenticating(environ):
+            claims = self._authenticator.renew(environ, request["token"])
         mark = self._permissions.mark()
         allowed: dict[str, bool] = {}
         # Repeats for channels that were subscribed to during the check. Nothing waits after the last round.

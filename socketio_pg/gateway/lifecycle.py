@@ -44,8 +44,15 @@ class ClientLifecycle(Lifecycle):
     def closed(self, eio_sid: str) -> None:
         self._admission.closed(eio_sid)
 
+    def before_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
+        self._admission.check_connect(eio_sid)
+
     def identify(self, environ: dict[str, Any], auth: object) -> object:
-        return self._access.authenticator.identify(environ, auth)
+        with self._admission.authenticating(environ):
+            return self._access.authenticator.identify(environ, auth)
+
+    def joined(self, eio_sid: str) -> None:
+        self._admission.joined(eio_sid)
 
     def identified(self, sid: str, namespace: str, identity: Any) -> None:
         self._access.sessions.set(sid, namespace, identity)

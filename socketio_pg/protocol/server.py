@@ -26,6 +26,11 @@ from socketio_pg.protocol.packets import (
 
 logger = logging.getLogger("socketio_pg.protocol")
 
+#: The maximum number of refused CONNECT packets of a connection; then it is closed.
+MAX_REFUSED_CONNECTS = 10
+#: The maximum number of namespaces that a connection is connected to at the same time.
+MAX_NAMESPACES = 50
+
 #: Events that the library raises itself: a client that sends one would run the handlers of that name. `*` has the
 #: handlers of all events, which take event name and sid from places that such a client would fill.
 RESERVED_EVENTS = frozenset(
@@ -41,6 +46,12 @@ class Lifecycle:
 
     def closed(self, eio_sid: str) -> None:
         """An Engine.IO connection is closed."""
+
+    def before_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
+        """A connection sends CONNECT. Raises :class:`SocketIOPGError` to refuse it."""
+
+    def joined(self, eio_sid: str) -> None:
+        """A connection has connected to its first namespace."""
 
     def identify(self, environ: dict[str, Any], auth: object) -> object:
         """Return the identity of a client that sends CONNECT with ``auth``. May wait.
@@ -72,6 +83,8 @@ class _Connection:
     closing: bool = False
     #: Bytes that it has sent and that wait to be handled.
     waiting: int = 0
+    #: Refused CONNECT packets.
+    refused: int = 0
 
 
 class Server(AnsweringServer):
@@ -204,11 +217,26 @@ class Server(AnsweringServer):
         return any(self.manager.sid_from_eio_sid(eio_sid, name) for name in list(self.manager.get_namespaces()))
 
     def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
-        namespace = namespace or "/"
-        if eio_sid not in self.environ:
+        connection = self._connections.get(eio_sid)
+        if eio_sid not in self.environ or connection is None:
             return  # it left before its turn
+        self._answer_connect(eio_sid, namespace or "/", data)
+        if connection.refused >= MAX_REFUSED_CONNECTS and not connection.closing:
+            connection.closing = True
+            self._limited_log(logging.INFO, "closing a connection after refused CONNECT packets", connection=eio_sid)
+            self.eio.disconnect(eio_sid)
+
+    def _answer_connect(self, eio_sid: str, namespace: str, data: Any) -> None:
         if self.manager.sid_from_eio_sid(eio_sid, namespace) is not None:
             self._hang_up(eio_sid, NotAPacketError("a second CONNECT"))
+            return
+        try:
+            self.lifecycle.before_connect(eio_sid, self.environ[eio_sid])
+            self._check_namespaces(eio_sid)
+        except SocketIOPGError as refusal:
+            self._refuse(eio_sid, namespace, refusal)
+            if isinstance(refusal, RateLimitedError) and refusal.cut_off:
+                self._connections[eio_sid].refused = MAX_REFUSED_CONNECTS
             return
         if not self._has_namespace(namespace):
             # Before the client is identified, with the text of the Socket.IO protocol.
@@ -229,6 +257,13 @@ class Server(AnsweringServer):
         else:
             with self._corked(eio_sid):
                 self._connect(eio_sid, namespace, data, identity)
+
+    def _check_namespaces(self, eio_sid: str) -> None:
+        names = list(self.manager.get_namespaces())
+        if len(names) >= MAX_NAMESPACES:
+            joined = sum(self.manager.sid_from_eio_sid(eio_sid, name) is not None for name in names)
+            if joined >= MAX_NAMESPACES:
+                raise RateLimitedError(f"a connection may connect to at most {MAX_NAMESPACES} namespaces")
 
     def _connect(self, eio_sid: str, namespace: str, auth: Any, identity: object) -> None:
         """Connect a client that may come in, unless the application refuses it.
@@ -264,9 +299,16 @@ class Server(AnsweringServer):
             # It left while the application's handler waited, before it counted as connected.
             self._handle_disconnect(eio_sid, namespace, self.reason.TRANSPORT_CLOSE)
         else:
-            self._connections[eio_sid].joined = True
+            self._note_joined(eio_sid)
             if namespace == "/":
                 self.lifecycle.connected(sid)
+
+    def _note_joined(self, eio_sid: str) -> None:
+        self.eio.admitted(eio_sid)
+        connection = self._connections[eio_sid]
+        if not connection.joined:
+            connection.joined = True
+            self.lifecycle.joined(eio_sid)
 
     def _ask_application(self, sid: str, namespace: str, environ: dict[str, Any], auth: Any) -> Any:
         """Run the application's connect handler. Return what a refused client is told; None when it may come in."""
@@ -292,6 +334,9 @@ class Server(AnsweringServer):
         self._send_connect_error(eio_sid, namespace, {"message": wire["message"], "data": wire})
 
     def _send_connect_error(self, eio_sid: str, namespace: str, data: dict[str, Any]) -> None:
+        connection = self._connections.get(eio_sid)
+        if connection is not None:
+            connection.refused += 1
         self._send_packet(eio_sid, self.packet_class(CONNECT_ERROR, data=data, namespace=namespace))
 
     def _has_namespace(self, namespace: str) -> bool:

@@ -127,7 +127,8 @@ class Api:
         self._start()
         environ = request.environ
         self._admission.check_attempt(environ)
-        claims = self._authenticator.identify(environ, None)
+        with self._admission.authenticating(environ):
+            claims = self._authenticator.identify(environ, None)
         if claims is None:
             return None, f"address {self._admission.address(environ)}"
         if claims.expires_at is not None and claims.expires_at + self._settings.jwt_leeway <= time.time():

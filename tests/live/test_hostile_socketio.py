@@ -323,27 +323,28 @@ def test_thousands_of_subscriptions_leave_nothing_behind(
         assert [event["payload"] for event in raw.events("event")] == [1, 2]
 
 
-def test_thousands_of_reconnects_on_one_transport_leave_nothing_behind(server: ServerProcess, channel: str) -> None:
+def test_thousands_of_reconnects_on_their_transports_leave_nothing_behind(server: ServerProcess, channel: str) -> None:
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
-        [raw] = swarm.connect(1)
         body = json.dumps({"channel": channel})
-        for _ in range(20):
-            raw.packets.clear()
-            raw.send_all(*[f'42["subscribe",{body}]', "41", "40"] * 100)
-            swarm.run_until(lambda: sum(str(packet).startswith('0{"sid"') for packet in raw.packets) == 100)
-        assert call(swarm, raw, '427["message-with-ack",1]', 7) == 1
+        clients = swarm.connect(100)
+        for raw in clients:
+            raw.send_all(*[f'42["subscribe",{body}]', "41", "40"] * 20)
+        swarm.run_until(
+            lambda: all(sum(str(one).startswith('0{"sid"') for one in raw.packets) == 21 for raw in clients)
+        )
+        assert call(swarm, clients[0], '427["message-with-ack",1]', 7) == 1
 
 
 def test_thousands_of_unknown_namespaces_are_refused(server: ServerProcess, channel: str) -> None:
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
-        [raw] = swarm.connect(1)
-        swarm.run_until(lambda: bool(raw.events("server_hello")))
-        for group in range(20):
+        clients = swarm.connect(100)
+        swarm.run_until(lambda: all(raw.events("server_hello") for raw in clients))
+        for raw in clients:
             raw.packets.clear()
-            raw.send_all(*[f"40/{group}-{number}," for number in range(200)])
-            swarm.run_until(lambda: len(raw.packets) == 200)
-            assert raw.packets[0] == f'4/{group}-0,{{"message":"Invalid namespace"}}'
-        assert call(swarm, raw, '427["message-with-ack",1]', 7) == 1
+            raw.send_all(*[f"40/{number}," for number in range(200)])
+        swarm.run_until(lambda: all(raw.closed for raw in clients))
+        refusals = [f'4/{number},{{"message":"Invalid namespace"}}' for number in range(10)]
+        assert [list(raw.packets) for raw in clients] == [refusals] * 100
 
 
 def test_failing_handler_is_reported_and_logged_at_a_limited_rate(server: ServerProcess, channel: str) -> None:

@@ -1,15 +1,29 @@
-"""An application with a slow connect handler, and a route that shows the server's state."""
+"""An application with a slow connect handler, and a route that shows the server's state.
+
+With ``SLOW_LOGIN`` its login takes as many seconds as the client's ``auth`` says.
+"""
 
 import eventlet
 
 eventlet.monkey_patch()
 
-from flask import Flask, request  # noqa: E402
+import os  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
+from flask import Flask, Request, request  # noqa: E402
+
+from socketio_pg import Claims  # noqa: E402
 from socketio_pg.websocket import SocketServer  # noqa: E402
 
+
+def authenticate(handshake: Request, auth: Any) -> Claims:
+    eventlet.sleep(auth["seconds"])
+    return Claims({"sub": "slow"})
+
+
 app = Flask(__name__)
-server = SocketServer(app)
+server = SocketServer(app, authenticate=authenticate if os.environ.get("SLOW_LOGIN") else None)
 
 
 @server.socketio.on("connect")
@@ -31,4 +45,5 @@ def state() -> dict[str, int]:
         "pending": len(io.manager.pending_connect) + len(io.manager.pending_disconnect),
         "requests": len(io.environ),
         "sockets": len(io.eio.sockets),
+        "kilobytes": int(Path("/proc/self/status").read_text("utf-8").split("VmRSS:")[1].split()[0]),
     }

@@ -144,11 +144,38 @@ def test_connections_per_address_are_limited() -> None:
         limits.opened("a")
     assert limits.refusal("a") == ("address_connections", "too many connections from this address")
     assert limits.refusal("b") is None
-    limits.closed("a")
+    limits.closed("a", pending=True)
     assert limits.refusal("a") is None
-    limits.closed("a")
-    limits.closed("a")
-    assert limits._connections == {}
+    limits.closed("a", pending=True)
+    limits.closed("a", pending=True)
+    assert limits._connections == limits._pending == {}
+
+
+def test_pending_connections_per_public_address_are_limited() -> None:
+    limits = AddressLimits(Settings(max_pending_per_address=2))
+    for address in ("203.0.113.1", "10.0.0.1"):
+        for _ in range(2):
+            assert limits.refusal(address) is None
+            limits.opened(address)
+    assert limits.refusal("203.0.113.1") == ("address_pending", "too many clients of this address are not admitted yet")
+    assert limits.refusal("10.0.0.1") is None, "perhaps a proxy, with many clients"
+    limits.joined("203.0.113.1")
+    assert limits.refusal("203.0.113.1") is None
+    limits.closed("203.0.113.1", pending=False)
+    limits.closed("203.0.113.1", pending=True)
+    assert limits._pending == {"10.0.0.1": 2}
+
+
+def test_refused_tokens_per_public_address_are_limited(clock: Callable[[float], None]) -> None:
+    limits = AddressLimits(Settings(max_failed_attempts_per_second_per_address=2))
+    for address, most in (("203.0.113.1", 10), ("192.168.1.1", 1000)):
+        for _ in range(most):
+            assert limits.may_try(address)
+            limits.failed(address)
+    assert not limits.may_try("203.0.113.1")
+    assert limits.may_try("203.0.113.2")
+    clock(1)
+    assert limits.may_try("203.0.113.1")
 
 
 def test_attempts_per_address_are_limited(clock: Callable[[float], None]) -> None:
@@ -162,7 +189,7 @@ def test_attempts_per_address_are_limited(clock: Callable[[float], None]) -> Non
 
 def test_number_of_remembered_addresses_is_limited(clock: Callable[[float], None]) -> None:
     limits = AddressLimits(Settings(max_attempts_per_second_per_address=2))
-    limits.max_addresses = 100
+    limits._attempts.max_addresses = 100
     for number in range(1000):
         limits.refusal(str(number))
     assert len(limits._attempts) == 100

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from socketio_pg.engine.origins import AllowedHosts, client_address, is_allowed
+from socketio_pg.engine.origins import AllowedHosts, client_address, is_allowed, is_public
 
 
 @pytest.mark.parametrize(
@@ -140,3 +140,16 @@ def test_forwarded_hosts_must_be_allowed_too(forwarded: str | None, proxies: int
     assert AllowedHosts(NAMES).allow(environ, proxies) is wanted
     # A page may set X-Forwarded-Host, so it does not replace Host.
     assert not AllowedHosts(NAMES).allow(environ | {"HTTP_HOST": "evil.example"}, proxies)
+
+
+@pytest.mark.parametrize(
+    ("peer", "wanted"),
+    [
+        ("203.0.113.9", True), ("8.8.8.8", True), ("2001:db8::1", True), ("172.32.0.1", True), ("100.128.0.1", True),
+        ("127.0.0.1", False), ("127.9.9.9", False), ("::1", False), ("10.1.2.3", False), ("172.31.0.1", False),
+        ("192.168.0.1", False), ("169.254.1.1", False), ("100.64.0.1", False), ("fd00::1", False), ("fe80::1", False),
+        ("::ffff:10.0.0.1", False), ("::ffff:8.8.8.8", True), ("", False), ("unknown", True),
+    ],
+)  # fmt: skip
+def test_public_addresses(peer: str, wanted: bool) -> None:
+    assert is_public(client_address({"REMOTE_ADDR": peer}, 0)) is wanted
