@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from socketio_pg.core.errors import DatabaseError
-from socketio_pg.postgres.database import fetch
+from socketio_pg.postgres.database import fetch_as_is
 
 #: Milliseconds since 1970 by the database's clock, which all nodes share.
 NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
@@ -77,7 +77,7 @@ class Lease:
 
     def leader(self, connection: Any) -> Leader:
         """Return the current leader; its id is None before the first election."""
-        rows = fetch(connection, LEADER, seconds=self._seconds)
+        rows = fetch_as_is(connection, LEADER, seconds=self._seconds)
         if not rows:
             raise DatabaseError("the table socketio_pg.head is empty: run 'socketio-pg init'")
         return Leader(*rows[0])
@@ -94,17 +94,17 @@ class Lease:
         """
         if leader.connected:
             try:
-                fetch(connection, _TERMINATE, leader.pid, leader.pid, leader.started, seconds=self._seconds)
+                fetch_as_is(connection, _TERMINATE, leader.pid, leader.pid, leader.started, seconds=self._seconds)
             except DatabaseError as error:
                 if error.sqlstate != "42501":  # insufficient_privilege
                     raise
-        rows = fetch(connection, _ELECT, self._id, self._name, leader.term, seconds=self._seconds)
+        rows = fetch_as_is(connection, _ELECT, self._id, self._name, leader.term, seconds=self._seconds)
         return int(rows[0][0]) if rows else None
 
     def renew(self, connection: Any, term: int) -> bool:
         """Renew the lease. Return False if another node has been elected."""
-        return bool(fetch(connection, _RENEW, term, seconds=self._seconds))
+        return bool(fetch_as_is(connection, _RENEW, term, seconds=self._seconds))
 
     def set_busy(self, connection: Any, busy: bool) -> None:
         """Tell publishers that they need not ring the doorbell for a second, or that they must again."""
-        fetch(connection, _BUSY, busy, seconds=self._seconds)
+        fetch_as_is(connection, _BUSY, busy, seconds=self._seconds)

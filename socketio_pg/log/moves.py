@@ -15,7 +15,7 @@ from socketio_pg.core.seal import MAX_TEXT_BYTES
 from socketio_pg.log.history import HEAD
 from socketio_pg.log.low_water import LowWater
 from socketio_pg.log.positions import encode_batches
-from socketio_pg.postgres.database import fetch
+from socketio_pg.postgres.database import fetch_as_is
 
 # The id after which to scan the outbox: see `low_water`.
 _BOUND = """
@@ -107,18 +107,18 @@ def move(
         "lows": list(low.open.values()),
     }
     try:
-        *found, epoch, position, lines = fetch(connection, _MOVE, parameters, seconds=seconds)[0]
+        *found, epoch, position, lines = fetch_as_is(connection, _MOVE, parameters, seconds=seconds)[0]
         moved = Moved(*found)
         if moved.count:
             texts = encode_batches(epoch, position + 1, lines.split("\n"), MAX_TEXT_BYTES)
-            fetch(connection, _NOTIFY, [seal(LOG_CHANNEL, text) for text in texts], seconds=seconds)
+            fetch_as_is(connection, _NOTIFY, [seal(LOG_CHANNEL, text) for text in texts], seconds=seconds)
         else:
-            fetch(connection, "COMMIT", seconds=seconds)
+            fetch_as_is(connection, "COMMIT", seconds=seconds)
     except SocketIOPGError as error:
         # After a time limit of this process, the connection cannot be used any more.
         if not isinstance(error, DatabaseTimeoutError) or error.sqlstate is not None:
             with contextlib.suppress(DatabaseError):
-                fetch(connection, "ROLLBACK", seconds=seconds)
+                fetch_as_is(connection, "ROLLBACK", seconds=seconds)
         raise
     low.scanned(moved.snapshot, moved.own, moved.issued, all_moved=not moved.more)
     return moved

@@ -31,7 +31,7 @@ from socketio_pg.log.lease import Lease
 from socketio_pg.log.low_water import LowWater
 from socketio_pg.log.moves import PREPARE, Moved, move
 from socketio_pg.log.positions import Head, trim_upto
-from socketio_pg.postgres.database import Database, fetch, is_usable, translated_errors
+from socketio_pg.postgres.database import Database, fetch_as_is, is_usable, translated_errors
 from socketio_pg.postgres.trust import verify
 from socketio_pg.version import __version__
 
@@ -422,4 +422,4 @@ class Relay:
             self._execute(connection, "DELETE FROM socketio_pg.node WHERE seen_at < now() - interval '1 minute'")
 
     def _execute(self, connection: Any, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        return fetch(connection, sql, *parameters, seconds=self.timeout)
+        return fetch_as_is(connection, sql, *parameters, seconds=self.timeout)

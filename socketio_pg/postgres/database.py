@@ -235,9 +235,14 @@ def fetch(connection: Any, sql: str, *parameters: object, seconds: float = 30.0)
 
     One dictionary as parameters has named ones. Raises as :func:`translated_errors`.
     """
+    return fetch_as_is(connection, f"{FIXED_PATH}; {sql}", *parameters, seconds=seconds)
+
+
+def fetch_as_is(connection: Any, sql: str, *parameters: object, seconds: float) -> list[tuple[Any, ...]]:
+    """Like :func:`fetch`, for a session with a fixed search_path, and for ROLLBACK."""
     named = len(parameters) == 1 and isinstance(parameters[0], dict)
     with translated_errors(seconds), connection.cursor() as cursor:
-        cursor.execute(f"{FIXED_PATH}; {sql}", parameters[0] if named else parameters or None)
+        cursor.execute(sql, parameters[0] if named else parameters or None)
         return list(cursor.fetchall()) if cursor.description else []
 
 
