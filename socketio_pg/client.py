@@ -74,6 +74,15 @@ def execute(connection: Any, statement: str, values: Mapping[str, Any]) -> None:
         raise TypeError(f"{type(connection).__name__} is not a psycopg or SQLAlchemy connection")
 
 
+def fetch(connection: Any, query: str) -> list[tuple[Any, ...]]:
+    """Return the rows of ``query``, which has no values, on any connection that :func:`execute` accepts."""
+    if hasattr(connection, "cursor"):
+        with connection.cursor() as cursor:
+            cursor.execute(query)
+            return [tuple(row) for row in cursor.fetchall()]
+    return [tuple(row) for row in connection.execute(text(query))]
+
+
 def _flush(connection: Any) -> None:
     """Flush a session. SQLAlchemy flushes before ORM queries, but not before ``text()``."""
     session = connection() if isinstance(connection, scoped_session) else connection

@@ -75,7 +75,7 @@ class SocketServer:
         # What the nodes send each other is sealed; PubSub reads the key.
         self.seal = Seal()
         self.sealing = Sealing(self.seal)
-        cluster = Cluster(settings)
+        cluster = Cluster(settings, self.sealing)
         self.pubsub = PubSub(
             dsn or settings.database_url or app.config.get("SQLALCHEMY_DATABASE_URI"),
             settings.listen_database_url,
@@ -92,7 +92,7 @@ class SocketServer:
             settings.log_retention,
             settings.log_max_messages,
             lambda: (log.position, len(hub)),
-            lambda channel, text: text,
+            self.seal.seal,
             cluster.create_forwarder(database),
         )
         self.backlog = Backlog(database, count=settings.metrics_token is not None)

@@ -1,13 +1,17 @@
-"""Splits a text of any size into payloads of NOTIFY, which are limited to 7,999 bytes, and joins them again. Pure."""
+"""Splits a text of any size into parts that fit into NOTIFY when they are sealed, and joins them again. Pure.
+
+Each part is sealed on its own, so that others cannot put parts in between.
+"""
 
 import json
 import uuid
 from collections.abc import Iterator
 
 from socketio_pg.core.errors import PayloadTooLargeError
+from socketio_pg.core.seal import MAX_TEXT_BYTES
 
-#: Characters of a part without its header; all are ASCII, so that they exist in every database encoding.
-PART_CHARACTERS = 7_900
+#: Characters of a part without its header, which has up to 60; all are ASCII.
+PART_CHARACTERS = MAX_TEXT_BYTES - 60
 #: The maximum length of a text; a receiver keeps an incomplete text in memory.
 MAX_CHARACTERS = 50_000_000
 
@@ -23,8 +27,7 @@ def _ascii(text: str) -> str:
 def split(text: str) -> Iterator[str]:
     """Yield the parts of ``text``, which is JSON. They must be notified in order and in one transaction.
 
-    Then no other parts arrive in between. All parts are unique, because PostgreSQL drops duplicate notifications within
-    a transaction. Raises :class:`PayloadTooLargeError`.
+    Then no other parts arrive in between. Raises :class:`PayloadTooLargeError`.
     """
     if not text.isascii():
         text = _ascii(text)

@@ -85,7 +85,7 @@ class Forwarder:
 
     def receive(self, command: Command) -> None:
         """Receive a node's request: a message :data:`WANTED`, see :meth:`RemoteListener._tell`."""
-        if not self._leading or command["database"] != self._database.name:
+        if not self._leading:
             return
         listener = self._listener or self._begin()
         name, add = command["node"], set(command["add"])
@@ -196,7 +196,7 @@ class Forwarder:
                     "problem": self._echo_problem() if problem is None else problem.public,
                     "as_of": listener.heard.isoformat(),
                 }
-                self._tell({"method": HEARD, "database": self._database.name, **header, **fields})
+                self._tell({"method": HEARD, **header, **fields})
 
     def _echo_problem(self) -> str | None:
         if monotonic() - self._echo <= self.echo_timeout:

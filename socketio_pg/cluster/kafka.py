@@ -11,7 +11,8 @@ from socketio_pg.cluster.node import ClusterManager
 from socketio_pg.cluster.queue_manager import Command
 from socketio_pg.core import green
 from socketio_pg.core.backoff import Backoff
-from socketio_pg.core.errors import PayloadTooLargeError
+from socketio_pg.core.errors import ClusterKeyError, PayloadTooLargeError
+from socketio_pg.core.sealing import Sealing
 
 
 class _LaterKafka(socketio.KafkaManager):  # type: ignore[misc]
@@ -30,16 +31,16 @@ class KafkaCluster(ClusterManager, _LaterKafka):
     #: Seconds before the first attempt to reconnect the consumer; doubles up to the second value.
     backoff = (0.1, 2.0)
 
-    def __init__(self, url: str, channel: str) -> None:
-        super().__init__(url, channel)
+    def __init__(self, url: str, channel: str, sealing: Sealing) -> None:
+        super().__init__(url, channel, sealing=sealing)
         self._kafka = importlib.import_module("kafka")
         self._producer: Any = None
         self._connecting = green.Lock()
 
     def _publish(self, data: Command) -> None:
-        # As bytes: the stock manager passes a string, which kafka-python does not accept.
-        value = self.json.dumps(data).encode()
         try:
+            # As bytes: the stock manager passes a string, which kafka-python does not accept.
+            value = self._seal(self.json.dumps(data)).encode()
             with green.timeout(self.publish_timeout):
                 with self._connecting:
                     if self._producer is None:
@@ -48,7 +49,7 @@ class KafkaCluster(ClusterManager, _LaterKafka):
                 self._producer.send(self.channel, value=value, partition=0).get()
         except self._kafka.errors.MessageSizeTooLargeError as error:
             raise PayloadTooLargeError(f"the message is too large for Kafka: {error}") from error
-        except (green.TimedOut, OSError, self._kafka.errors.KafkaError) as error:
+        except (green.TimedOut, OSError, ClusterKeyError, self._kafka.errors.KafkaError) as error:
             self._not_published(error)
 
     def _kafka_listen(self) -> Iterator[Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from socketio_pg.cluster.queue_manager import QueueManager
 from socketio_pg.core import green
 from socketio_pg.core.logs import RateLimitedLog
+from socketio_pg.core.sealing import Sealing
 from socketio_pg.protocol import fanout
 
 _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.cluster"))
@@ -14,13 +15,20 @@ _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.cluster"))
 class ClusterManager(QueueManager, fanout.Manager):
     """The rooms of one node, and the connection to the other nodes."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, sealing: Sealing, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._sealing = sealing
         self._worker = green.Worker()
 
     def stop(self) -> None:
         """Stop receiving messages from other nodes."""
         self._worker.stop()
+
+    def _seal(self, text: str) -> str:
+        return self._sealing.seal(self.channel, text)
+
+    def _open(self, text: str | bytes) -> str | None:
+        return self._sealing.open(self.channel, text if isinstance(text, str) else text.decode("ascii", "replace"))
 
     def _not_published(self, problem: object) -> None:
         """Log the problem, once a second at most, instead of letting the caller's emit fail."""

@@ -33,11 +33,12 @@ class _OwnConnections(socketio.PubSubManager):  # type: ignore[misc]
         super().initialize()
 
     def _publish(self, data: Command) -> None:
-        self._pubsub.publish_reserved(QUEUE_CHANNEL, split(self.json.dumps(data)))
+        self._pubsub.publish_reserved(QUEUE_CHANNEL, map(self._seal, split(self.json.dumps(data))))
 
     def _receive(self, parts: Sequence[str]) -> None:
-        for part in parts:
-            text = self._assembler.add(part)
+        for sealed in parts:
+            part = self._sealing.open(QUEUE_CHANNEL, sealed)
+            text = None if part is None else self._assembler.add(part)
             if text is not None:
                 self._received.put(text)
 
@@ -51,3 +52,7 @@ class _OwnConnections(socketio.PubSubManager):  # type: ignore[misc]
 
 class PostgresCluster(ClusterManager, _OwnConnections):
     """The rooms of one node, with a queue on the connections of ``pubsub``. Emitting raises as publishing does."""
+
+    def _open(self, text: str | bytes) -> str | None:
+        # Its parts have been opened.
+        return str(text)

@@ -4,28 +4,36 @@ For programs that only emit, and for other Socket.IO servers. This package's ser
 connections.
 """
 
+import functools
 import logging
 import os
 import secrets
 import selectors
+import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import socketio
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from socketio_pg.client import execute
+from socketio_pg.client import execute, fetch
 from socketio_pg.cluster.chunks import Assembler, split
 from socketio_pg.cluster.queue_manager import Command, QueueManager
+from socketio_pg.core import parsers
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import QUEUE_CHANNEL, RESERVED_PREFIX, quote_identifier
 from socketio_pg.core.config import LIBPQ_DEFAULTS, database_url
-from socketio_pg.core.errors import ConfigurationError, DatabaseError, DatabaseUnavailableError
+from socketio_pg.core.errors import ConfigurationError, DatabaseError, DatabaseUnavailableError, SocketIOPGError
+from socketio_pg.core.logs import RateLimitedLog
+from socketio_pg.core.seal import Key, Seal, SealError
+from socketio_pg.postgres import cluster_keys
 from socketio_pg.postgres.session import session_sql
 
 logger = logging.getLogger("socketio_pg.postgres_manager")
+
+_limited_log = RateLimitedLog(logger)
 
 _NOTIFY = (
     "SELECT pg_catalog.pg_notify(CAST({channel} AS pg_catalog.text), part)"
@@ -45,8 +53,11 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
     #: Seconds before the first attempt to reconnect; doubles up to the second value.
     backoff = (0.1, 5.0)
 
-    def __init__(self, database: Any, channel: str, write_only: bool, logger: Any, json: Any) -> None:
+    def __init__(
+        self, database: Any, channel: str, write_only: bool, logger: Any, json: Any, cluster_key: str | None
+    ) -> None:
         super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
+        self._sealer = _Sealer(cluster_key)
         self._engine: Engine | None = None
         self._connection = None
         if isinstance(database, str):
@@ -64,15 +75,20 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
         self._process = os.getpid()
 
     def _publish(self, data: Command) -> None:
-        values = {"channel": self.channel, "parts": list(split(self.json.dumps(data)))}
+        parts = list(split(self.json.dumps(data)))
         if self._engine is None:
-            execute(self._connection, _NOTIFY, values)
+            self._notify(self._connection, parts)
             return
         try:
             with self._pool().begin() as connection:
-                execute(connection, _NOTIFY, values)
+                self._notify(connection, parts)
         except SQLAlchemyError as error:
             raise _translate(error) from error
+
+    def _notify(self, connection: Any, parts: Sequence[str]) -> None:
+        self._sealer.refresh(connection)
+        values = {"channel": self.channel, "parts": [self._sealer.seal(self.channel, part) for part in parts]}
+        execute(connection, _NOTIFY, values)
 
     def _connect(self) -> Any:
         assert self._engine is not None
@@ -98,13 +114,14 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
         while True:
             assembler = Assembler()
             try:
-                for part in self._notifications():
+                for sealed in self._notifications():
                     backoff.reset()
                     reported = False
+                    part = None if sealed is None else self._sealer.open(self.channel, sealed)
                     text = None if part is None else assembler.add(part)
                     if text is not None:
                         yield text
-            except (SQLAlchemyError, DatabaseError, self._engine.dialect.loaded_dbapi.Error) as error:
+            except (SQLAlchemyError, SocketIOPGError, self._engine.dialect.loaded_dbapi.Error) as error:
                 level = logging.DEBUG if reported else logging.WARNING
                 logger.log(
                     level, "not listening, emits from other processes are missed: %s; retrying", _translate(error)
@@ -116,7 +133,7 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
             time.sleep(backoff.next())
 
     def _notifications(self) -> Generator[str | None, None, None]:
-        """Yield None once it listens, then the payloads, on a separate connection."""
+        """Yield None once it listens, then the sealed payloads, on a separate connection."""
         pooled = self._pool().raw_connection()
         connection: Any = pooled.driver_connection
         pooled.detach()
@@ -126,8 +143,10 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
             cursor = connection.cursor()
             cursor.execute(f"LISTEN {quote_identifier(self.channel)}")
             self._prove(connection, cursor)
+            self._sealer.refresh(connection)
             yield None
             while True:
+                self._sealer.refresh(connection)
                 notifications = [found.payload for found in connection.notifies if found.channel == self.channel]
                 connection.notifies.clear()
                 yield from notifications
@@ -156,13 +175,57 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
         cursor.execute(f"UNLISTEN {nonce}")
 
 
+class _Sealer:
+    """Seals and opens with the cluster key, which it reads on connections of its caller. For any number of threads."""
+
+    #: Seconds between two reads, and their minimum when a text names an unknown key.
+    interval = 8.0
+    min_interval = 1.0
+
+    def __init__(self, cluster_key: str | None) -> None:
+        try:
+            texts = parsers.cluster_key(cluster_key) if cluster_key else ()
+        except ValueError as error:
+            raise ConfigurationError(f"CLUSTER_KEY is not valid; allowed: {error}.") from None
+        self._given = [Key.from_text(text) for text in texts]
+        self._seal = Seal()
+        self._read_at = float("-inf")
+        self._unknown = False
+        self._lock = threading.Lock()
+
+    def refresh(self, connection: Any) -> None:
+        """Read the key if it was read too long ago. Raises :class:`ConfigurationError`, and the driver's errors."""
+        age = time.monotonic() - self._read_at
+        if age < self.min_interval or (age < self.interval and not self._unknown):
+            return
+        identity, keys = cluster_keys.read(functools.partial(fetch, connection), self._given)
+        with self._lock:
+            self._seal.use(identity, keys)
+        self._read_at, self._unknown = time.monotonic(), False
+
+    def seal(self, channel: str, text: str) -> str:
+        return self._seal.seal(channel, text)
+
+    def open(self, channel: str, text: str) -> str | None:
+        """Return the text that another process has sealed; None, and a line in the log, if it cannot be opened."""
+        try:
+            with self._lock:
+                return self._seal.open(channel, text)
+        except SealError as error:
+            self._unknown = self._unknown or error.reason == "unknown_key"
+            _limited_log(logging.WARNING, "refused a text on %s: %s", channel, error.reason)
+            return None
+
+
 class PostgresManager(QueueManager, _OnConnections):
     """Carries Socket.IO's emits, disconnects, rooms and callbacks between processes, with PostgreSQL's NOTIFY.
 
     ``database`` is a database URL, an SQLAlchemy ``Engine``, or with ``write_only`` any connection that
     :class:`socketio_pg.client.Client` accepts: emits are part of the caller's transaction then. ``write_only`` is for
     programs that are not servers. All processes need the same ``channel``; the default is the one that socketio_pg's
-    servers use with ``MESSAGE_QUEUE=postgres``. ``logger`` and ``json`` are as in python-socketio's managers.
+    servers use with ``MESSAGE_QUEUE=postgres``. All seal what they send: the database's role needs the right to read
+    the cluster key (``socketio-pg init --emitter-role``), or ``cluster_key`` has the servers' setting CLUSTER_KEY; the
+    default is the environment variable of that name. ``logger`` and ``json`` are as in python-socketio's managers.
 
     ::
 
@@ -171,9 +234,8 @@ class PostgresManager(QueueManager, _OnConnections):
 
     Emitting raises :class:`DatabaseUnavailableError`, :class:`DatabaseError` (on a connection of the caller: the
     driver's own errors), and :class:`PayloadTooLargeError` over 50 million characters of JSON. As always with NOTIFY,
-    processes that are not listening at the time of the commit do not receive the message.
-
-    Raises :class:`ConfigurationError`.
+    processes that are not listening at the time of the commit do not receive the message; nor do they if the commit
+    comes more than a minute after the emit. Raises :class:`ConfigurationError` without the key.
     """
 
     def __init__(
@@ -183,8 +245,13 @@ class PostgresManager(QueueManager, _OnConnections):
         write_only: bool = False,
         logger: Any = None,
         json: Any = None,
+        cluster_key: str | None = None,
     ) -> None:
-        super().__init__(database, channel, write_only, logger, json)
+        super().__init__(database, channel, write_only, logger, json, cluster_key or os.environ.get("CLUSTER_KEY"))
+
+    def _open(self, text: str | bytes) -> str | None:
+        # Its parts have been opened.
+        return str(text)
 
 
 def _set_session(connection: Any) -> None:

@@ -120,8 +120,15 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
             # Runs the application's disconnect handler, which may wait.
             self.server.start_background_task(super()._handle_disconnect, message)
 
+    def _open(self, text: str | bytes) -> str | None:
+        """Return a message of the queue that another process has sealed; None if it is not one."""
+        raise NotImplementedError
+
     def _listen(self) -> Iterator[Any]:
-        for text in super()._listen():
+        for sealed in super()._listen():
+            text = self._open(sealed)
+            if text is None:
+                continue
             command = _decode(text)
             if command is None:
                 self._get_logger().warning("ignored an invalid message on the queue")
@@ -135,7 +142,7 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
                     self._get_logger().exception("handling a message from the queue failed")
 
 
-def _decode(text: str | bytes) -> Command | None:
+def _decode(text: str) -> Command | None:
     try:
         command = json.loads(text)
     except (ValueError, RecursionError):

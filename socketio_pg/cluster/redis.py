@@ -10,6 +10,8 @@ from socketio_pg.cluster.node import ClusterManager
 from socketio_pg.cluster.queue_manager import Command
 from socketio_pg.core import green
 from socketio_pg.core.backoff import Backoff
+from socketio_pg.core.errors import ClusterKeyError
+from socketio_pg.core.sealing import Sealing
 
 #: Socket options with which a dead connection is detected in about 15 s, on systems that support them.
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 15_000}
@@ -22,7 +24,16 @@ _REDIS_OPTIONS = {
 }
 
 
-class RedisCluster(ClusterManager, socketio.RedisManager):  # type: ignore[misc]
+class _Connections(socketio.RedisManager):  # type: ignore[misc]
+    """Opens connections without retries: a publication of which only the reply was lost would arrive twice."""
+
+    def _redis_connect(self) -> None:
+        module = self._get_redis_module()
+        self.redis_options["retry"] = module.retry.Retry(module.backoff.NoBackoff(), 0)
+        super()._redis_connect()
+
+
+class RedisCluster(ClusterManager, _Connections):
     """Logs messages that cannot be published, and drops them, even if Redis does not respond at all.
 
     The stock manager does so only if Redis is unreachable.
@@ -33,14 +44,10 @@ class RedisCluster(ClusterManager, socketio.RedisManager):  # type: ignore[misc]
     #: Seconds before the first attempt to subscribe again; doubles up to the second value.
     backoff = (0.1, 2.0)
 
-    def __init__(self, url: str, channel: str) -> None:
-        super().__init__(url, channel, redis_options=dict(_REDIS_OPTIONS))
-
-    def _redis_connect(self) -> None:
-        # No retries: a publication of which only the reply was lost would arrive twice.
-        module = self._get_redis_module()
-        self.redis_options["retry"] = module.retry.Retry(module.backoff.NoBackoff(), 0)
-        super()._redis_connect()
+    def __init__(self, url: str, channel: str, sealing: Sealing) -> None:
+        super().__init__(url, channel, redis_options=dict(_REDIS_OPTIONS), sealing=sealing)
+        # Publishing replaces its connection after a failure, while the listener waits on this one.
+        self._listening = _Connections(url, channel, redis_options=dict(_REDIS_OPTIONS))
 
     def ping(self) -> None:
         """Check the connection. Raises OSError when Redis is unreachable or does not respond."""
@@ -56,10 +63,10 @@ class RedisCluster(ClusterManager, socketio.RedisManager):  # type: ignore[misc]
             with green.timeout(self.publish_timeout):
                 if not self.connected:
                     self._redis_connect()
-                self.redis.publish(self.channel, self.json.dumps(data))
+                self.redis.publish(self.channel, self._seal(self.json.dumps(data)))
         except green.TimedOut:
             self._not_published(f"no response within {self.publish_timeout:g} s")
-        except (OSError, self._redis_error()) as error:
+        except (OSError, ClusterKeyError, self._redis_error()) as error:
             self._not_published(error)
 
     def _not_published(self, problem: object) -> None:
@@ -71,10 +78,10 @@ class RedisCluster(ClusterManager, socketio.RedisManager):  # type: ignore[misc]
         backoff = Backoff(*self.backoff)
         while True:
             try:
-                self._redis_connect()
-                self.pubsub.subscribe(self.channel)
+                self._listening._redis_connect()
+                self._listening.pubsub.subscribe(self.channel)
                 backoff.reset()
-                yield from self.pubsub.listen()
+                yield from self._listening.pubsub.listen()
             except (OSError, self._redis_error()) as error:
                 self._not_heard(error)
             green.sleep(backoff.next())

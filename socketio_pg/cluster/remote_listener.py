@@ -17,13 +17,10 @@ from typing import Any
 
 from socketio_pg.core import green
 from socketio_pg.core.errors import InvalidChannelError
-from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.problems import Problem
-from socketio_pg.postgres.database import Database
 from socketio_pg.postgres.listener import Notification, NotifyGap, Waiters
 
 logger = logging.getLogger("socketio_pg.remote_listener")
-_limited_log = RateLimitedLog(logger)
 
 #: A message of the queue. For its fields see the senders: :meth:`RemoteListener._tell` and :meth:`Forwarder._send`.
 Command = dict[str, Any]
@@ -34,8 +31,7 @@ WANTED, HEARD = "socketio_pg_wanted", "socketio_pg_heard"
 class RemoteListener:
     """Replaces :class:`socketio_pg.postgres.listener.Listener` on a node that does not listen itself.
 
-    :meth:`receive` gets the leader's messages, and calls ``on_notifications`` and ``on_gap`` as ``Listener`` does. Only
-    the name of ``database`` is used.
+    :meth:`receive` gets the leader's messages, and calls ``on_notifications`` and ``on_gap`` as ``Listener`` does.
     """
 
     #: Seconds without a message from the leader after which it counts as gone.
@@ -49,12 +45,10 @@ class RemoteListener:
 
     def __init__(
         self,
-        database: Database,
         on_notifications: Callable[[Sequence[Notification]], None],
         on_gap: Callable[[NotifyGap], None],
         tell: Callable[[Command], None],
     ) -> None:
-        self._database = database
         self._on_notifications = on_notifications
         self._on_gap = on_gap
         #: Sends a message to all nodes.
@@ -168,17 +162,12 @@ class RemoteListener:
             command["all"] = True
         else:
             command["remove"] = [channel for channel, wanted in changes.items() if not wanted]
-        self.tell({"method": WANTED, "database": self._database.name, "node": self._id, **command})
+        self.tell({"method": WANTED, "node": self._id, **command})
 
     # -- from the queue, in its green thread ---------------------------------------------------------------------------
 
     def receive(self, command: Command) -> None:
         """Receive a message :data:`HEARD` from the leader, see :meth:`Forwarder._send`."""
-        if command["database"] != self._database.name:
-            _limited_log(
-                logging.WARNING, "nodes of another database use the same MESSAGE_QUEUE_CHANNEL: %s", command["database"]
-            )
-            return
         leader, number, as_of = str(command["leader"]), int(command["number"]), str(command["as_of"])
         leader_alive = time.monotonic() - self._heard_at <= self.leader_timeout
         if leader in self._former and leader_alive:

@@ -10,6 +10,7 @@ from socketio_pg.cluster.redis import RedisCluster
 from socketio_pg.cluster.remote_listener import HEARD, WANTED, RemoteListener
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.core.sealing import Sealing
 from socketio_pg.postgres.database import Database
 from socketio_pg.postgres.listener import ChannelListener, Listener, OnGap, OnNotifications
 from socketio_pg.protocol import fanout
@@ -27,30 +28,34 @@ def check(settings: Settings) -> None:
 
 
 class Cluster:
-    """Creates the parts of a node that depend on MESSAGE_QUEUE and LISTEN. Raises as :func:`check`."""
+    """Creates the parts of a node that depend on MESSAGE_QUEUE and LISTEN. ``sealing`` seals what they send.
 
-    def __init__(self, settings: Settings) -> None:
+    Raises as :func:`check`.
+    """
+
+    def __init__(self, settings: Settings, sealing: Sealing) -> None:
         check(settings)
+        self._sealing = sealing
         self._on_postgres = settings.message_queue == "postgres"
         self._leader_listens = settings.listen == "leader"
         self._broker: RedisCluster | KafkaCluster | None = None
         if settings.message_queue is not None and not self._on_postgres:
             broker = KafkaCluster if _kind(settings.message_queue) == "kafka" else RedisCluster
-            self._broker = broker(settings.message_queue, settings.message_queue_channel)
+            self._broker = broker(settings.message_queue, settings.message_queue_channel, sealing)
 
     def create_listener(self, database: Database, on_notifications: OnNotifications, on_gap: OnGap) -> ChannelListener:
         """Return this node's listener: with LISTEN=leader it gets the notifications from the leader."""
         if not self._leader_listens:
             return Listener(database, on_notifications, on_gap)
         assert self._broker is not None  # see `check`
-        listener = RemoteListener(database, on_notifications, on_gap, self._broker.tell)
+        listener = RemoteListener(on_notifications, on_gap, self._broker.tell)
         self._broker.receive(HEARD, listener.receive)
         return listener
 
     def create_manager(self, pubsub: PubSub) -> fanout.Manager:
         """Return the client manager of this node."""
         if self._on_postgres:
-            return PostgresCluster(pubsub)
+            return PostgresCluster(pubsub, sealing=self._sealing)
         return self._broker or fanout.Manager()
 
     def create_forwarder(self, database: Database) -> Callable[[bool], None] | None:

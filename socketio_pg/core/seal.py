@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 import time
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,8 +37,9 @@ MAX_CLOCK_DIFFERENCE = 60.0
 #: Seconds by which a text may be older than the first key of this process: a process that has just started cannot
 #: know which texts have been delivered before.
 MAX_AGE_AT_START = 2.0
-#: The number of a sender's texts after which an older text of the channel is refused.
-WINDOW = 1_024
+#: The number of a sender's texts after which an older text of the channel is refused. The parts of the longest emit
+#: (`cluster.chunks`) are fewer: those of two threads may arrive in another order than they were sealed.
+WINDOW = 16_384
 #: Senders that are remembered; beyond it the one that has been silent for longest is forgotten.
 MAX_SENDERS = 10_000
 #: Why a text cannot be opened: see :class:`SealError`.
@@ -84,30 +86,31 @@ class Key:
 
 
 class _Window:
-    """The counters of one sender and channel that have been seen: a sliding window, as in RFC 6479."""
+    """The counters of one sender and channel that have been seen: a sliding window as in RFC 6479."""
 
     __slots__ = ("_newest", "_seen")
 
     def __init__(self) -> None:
         self._newest = -1
-        #: Bit n is set when the counter ``newest - n`` has been seen.
-        self._seen = 0
+        # A ring of blocks of 64 bits. One block more than the window has, since the newest one is only partly used.
+        self._seen = array("Q", bytes(8 * _BLOCKS))
 
     def take(self, counter: int) -> bool:
         """Note ``counter``. Return False if it has been seen before or is too old to tell."""
-        ahead = counter - self._newest
-        if ahead > 0:
-            self._seen = (self._seen << ahead | 1) & _FULL if ahead < WINDOW else 1
-            self._newest = counter
-            return True
-        bit = 1 << -ahead
-        if -ahead >= WINDOW or self._seen & bit:
+        if counter + WINDOW <= self._newest:
             return False
-        self._seen |= bit
+        block, newest_block = counter // 64, self._newest // 64
+        for new in range(max(newest_block, block - _BLOCKS) + 1, block + 1):
+            self._seen[new % _BLOCKS] = 0
+        self._newest = max(self._newest, counter)
+        bit = 1 << counter % 64
+        if self._seen[block % _BLOCKS] & bit:
+            return False
+        self._seen[block % _BLOCKS] |= bit
         return True
 
 
-_FULL = (1 << WINDOW) - 1
+_BLOCKS = WINDOW // 64 + 1
 
 
 @dataclass(slots=True)

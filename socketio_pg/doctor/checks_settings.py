@@ -24,6 +24,8 @@ from socketio_pg.cluster.redis import RedisCluster
 from socketio_pg.core import green
 from socketio_pg.core.config import SPARE_DESCRIPTORS, Settings, redact
 from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.core.seal import Seal
+from socketio_pg.core.sealing import Sealing
 from socketio_pg.doctor.findings import Finding, error, ok, warning
 from socketio_pg.postgres.database import Database
 
@@ -110,7 +112,7 @@ def message_queue(settings: Settings) -> Iterator[Finding]:
         return
     try:
         cluster.check(settings)
-        RedisCluster(address, settings.message_queue_channel).ping()
+        RedisCluster(address, settings.message_queue_channel, Sealing(Seal())).ping()
     except ConfigurationError:
         return  # reported by configuration()
     except OSError as failed:

@@ -6,6 +6,7 @@ Reads missing positions from the log before it delivers later ones.
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 from socketio_pg.core import green
@@ -13,6 +14,7 @@ from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.core.sealing import Sealing
 from socketio_pg.log.history import History
 from socketio_pg.log.positions import Progress, decode_batch
 from socketio_pg.log.recent import Page, Recent
@@ -26,15 +28,17 @@ class Follower:
 
     ``deliver`` gets batches of consecutive messages, and may yield to other green threads. ``on_gap(reason)`` is called
     when messages of any channel are lost for this node's subscribers: ``trimmed`` or ``epoch_changed``. ``on_found()``
-    is called when the follower finds a log where there was none. ``prepare`` gets each batch while its messages do not
-    count as delivered yet, and may yield too. ``cost(message)`` is the work that a message causes,
-    in characters. ``history`` is closed with the follower.
+    is called when the follower finds a log where there was none. ``sealing`` opens the relay's notifications.
+    ``prepare`` gets each batch while its messages do not count as delivered yet, and may yield too. ``cost(message)``
+    is the work that a message causes, in characters. ``history`` is closed with the follower.
     """
 
     #: Seconds before the first retry after a failed attempt to read the log; doubles up to the second value.
     backoff = (0.1, 5.0)
     #: Seconds between reads of the head when nothing else asks for one.
     interval = 30.0
+    #: Seconds between two reads that notifications cause which the relay did not send: any role may notify.
+    pause = 0.1
     #: Maximum messages and characters in a batch; between batches the follower yields to other green threads.
     batch_messages = 200
     batch_characters = 100_000
@@ -46,6 +50,7 @@ class Follower:
         recent: Recent,
         deliver: Callable[[Sequence[EncodedMessage]], None],
         on_gap: Callable[[str], None],
+        sealing: Sealing,
         on_found: Callable[[], None] = lambda: None,
         prepare: Callable[[Sequence[EncodedMessage]], None] = lambda messages: None,
         cost: Callable[[EncodedMessage], int] = lambda message: len(message.payload_json),
@@ -55,6 +60,7 @@ class Follower:
         self._recent = recent
         self._deliver = deliver
         self._on_gap = on_gap
+        self._sealing = sealing
         self._on_found = on_found
         self._prepare = prepare
         self._cost = cost
@@ -66,6 +72,9 @@ class Follower:
         self._worker = green.Worker()
         #: Set when the head is to be read; replaced before each read.
         self._requested = green.Event()
+        #: When the head was last read (monotonic), and whether a read is due because of a doubtful notification.
+        self._looked_at = float("-inf")
+        self._doubting = False
         #: Set when it is known whether the log is installed.
         self._known = green.Event()
         #: Set and replaced whenever `position` or the epoch changes.
@@ -130,19 +139,27 @@ class Follower:
         """Read the head and missing messages soon; call it when notifications may have been lost."""
         self._requested.send()
 
+    def doubt(self) -> None:
+        """Look, but once in :attr:`pause` seconds at most: the reason may be a notification of any role."""
+        if not self._doubting:
+            self._doubting = True
+            green.run_soon(self._look_later, self._looked_at + self.pause - time.monotonic())
+
     # -- from the listener, in its green thread -----------------------------------------------------------------------
 
     def hear(self, texts: Sequence[str]) -> None:
         """Process notifications of :data:`LOG_CHANNEL`, in order."""
         with self._delivering:
-            for text in texts:
-                batch = decode_batch(text)
+            for sealed in texts:
+                # A repeated notification does no harm: it has an epoch and positions.
+                text = self._sealing.open(LOG_CHANNEL, sealed, replayable=True)
+                batch = None if text is None else decode_batch(text)
                 progress = self._progress
                 if batch is None or progress is None or batch.epoch != progress.epoch:
-                    self.look()
+                    self.doubt()
                     continue
                 if batch.first <= progress.position:
-                    self.look()  # a late notification, or the positions went back
+                    self.doubt()  # a late or repeated notification, or the positions went back
                 progress.expect(batch.last)
                 if batch.messages is not None:
                     self._deliver_due(progress, batch.messages)
@@ -187,6 +204,13 @@ class Follower:
             self._requested.wait(self.interval)
         except green.TimedOut:
             return
+        finally:
+            self._looked_at = time.monotonic()
+
+    def _look_later(self, seconds: float) -> None:
+        green.sleep(max(0.0, seconds))
+        self._doubting = False
+        self.look()
 
     def _forget(self) -> None:
         if self._progress is not None:

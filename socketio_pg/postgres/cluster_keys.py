@@ -4,25 +4,31 @@ A key seals once it is :data:`SEALS_AFTER` seconds old, by the database's clock:
 opens until its successor has been sealing for :data:`OPENS_FOR` seconds. `sql/2_functions.sql` deletes older ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.seal import Key
 
 #: Seconds.
 SEALS_AFTER = 20.0
 OPENS_FOR = 60.0
 
-#: Returns whether every role may read the system identifier, and the database's oid. A node must not use what another
-#: program's role cannot read, since all need the same identity.
+#: Returns whether every role may read the system identifier, the database's oid, whether this role may read the keys
+#: (NULL without the schema), and its quoted name. No statement fails for a role without rights, since it may be part of
+#: a caller's transaction; and no program uses what another one's role cannot read, since all need the same identity.
 INSTALLATION = """
 SELECT pg_catalog.has_function_privilege('public', 'pg_catalog.pg_control_system()', 'EXECUTE'),
-    (SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+    (SELECT CAST(oid AS bigint) FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()),
+    (SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')
+     FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+     WHERE n.nspname = 'socketio_pg' AND c.relname = 'cluster_key'),
+    pg_catalog.quote_ident(current_user)
 """
 SYSTEM = "SELECT system_identifier FROM pg_catalog.pg_control_system()"
 #: Returns the keys and their ages in seconds, the newest first.
 KEYS = """
-SELECT key, extract(epoch FROM pg_catalog.clock_timestamp() - created_at)::double precision
+SELECT key, CAST(extract(epoch FROM pg_catalog.clock_timestamp() - created_at) AS double precision)
 FROM socketio_pg.cluster_key ORDER BY id DESC
 """
 
@@ -42,9 +48,26 @@ def not_permitted(role: str) -> str:
     )
 
 
-def identity(system_identifier: int | None, database_oid: int) -> str:
-    """Return the identity of an installation; without a system identifier it is unique in its cluster only."""
-    return f"{system_identifier or 0}/{database_oid}"
+def read(
+    fetch: Callable[[str], Sequence[Sequence[Any]]], given: Sequence[Key], verify: Callable[[], None] = lambda: None
+) -> tuple[str, list[Key]]:
+    """Return the identity of the installation, and its keys, the one that seals first.
+
+    ``fetch`` runs a query and returns its rows. ``given``: the keys of CLUSTER_KEY, which replace the database's.
+    ``verify`` is called before the table of the schema is read. Raises :class:`ConfigurationError` when there are none or this role may not read them.
+    """
+    all_may, oid, may_read, role = fetch(INSTALLATION)[0]
+    # Without the system identifier, which some hosted databases hide, only the keys tell database clusters apart.
+    system = fetch(SYSTEM)[0][0] if all_may else 0
+    if not given and may_read is False:
+        raise ConfigurationError("the cluster key cannot be read", detail=not_permitted(role))
+    keys = list(given)
+    if not keys and may_read:
+        verify()
+        keys = choose([(key, age) for key, age in fetch(KEYS)])
+    if not keys:
+        raise ConfigurationError(NOT_INSTALLED)
+    return f"{system}/{oid}", keys
 
 
 def choose(rows: Sequence[tuple[Any, float]]) -> list[Key]:

@@ -75,30 +75,18 @@ class KeyReader:
         try:
             if self._connection is None:
                 self._connection = self._database.connect()
-            system = None
-            readable, oid = self._fetch(cluster_keys.INSTALLATION)[0]
-            if readable:
-                system = self._fetch(cluster_keys.SYSTEM)[0][0]
-            identity = cluster_keys.identity(system, oid)
-            if not self._given:
-                # Otherwise another role could choose the key, and forge whatever nodes send each other.
-                verify(self._database, self._connection, self.timeout)
-            keys = self._given or cluster_keys.choose(self._fetch(cluster_keys.KEYS))
-            if not keys:
-                raise ConfigurationError(cluster_keys.NOT_INSTALLED)
-            self._sealing.use(identity, keys)
+            self._sealing.use(*cluster_keys.read(self._fetch, self._given, self._verify))
         except UntrustedSchemaError as error:
-            raise ConfigurationError(error.message) from None
+            raise ConfigurationError(error.message, detail=error.detail) from None
         except LogNotInstalledError:
             raise ConfigurationError(cluster_keys.NOT_INSTALLED) from None
         except DatabaseUnavailableError:
             self._close()
             raise
-        except DatabaseError as error:
-            if error.sqlstate != "42501":
-                raise
-            role = self._fetch("SELECT pg_catalog.quote_ident(current_user)")[0][0]
-            raise ConfigurationError(_UNREADABLE, detail=cluster_keys.not_permitted(role)) from None
+
+    def _verify(self) -> None:
+        # Otherwise another role could choose the key, and forge whatever nodes send each other.
+        verify(self._database, self._connection, self.timeout)
 
     def _fetch(self, sql: str) -> list[tuple[Any, ...]]:
         return fetch(self._connection, sql, seconds=self.timeout)

@@ -11,6 +11,9 @@ from socketio_pg.postgres.database import FIXED_PATH, Database, transaction
 #: The version of the schema. Increase it whenever ``sql/*.sql`` changes more than comments and messages.
 VERSION = 4
 
+#: The notification on :data:`LOG_CHANNEL` after an installation. The only one there that is not sealed.
+INSTALLED = "installed"
+
 #: Seconds for :func:`install`, including the wait for a concurrent installation.
 TIMEOUT = 30.0
 
@@ -120,7 +123,7 @@ def statements(
     granted += [(emitter_role, _EMITTER_GRANTS)]
     granted += [(role, _CLIENT_GRANTS) for role in client_roles]
     parts += [grants.format(role=quote_identifier(role)) for role, grants in granted if role is not None]
-    parts.append(f"-- Notifies running servers, which start to use the schema.\nNOTIFY {LOG_CHANNEL}, 'installed';\n")
+    parts.append(f"-- Notifies running servers, which start to use the schema.\nNOTIFY {LOG_CHANNEL}, '{INSTALLED}';\n")
     parts.append("SELECT set_config('search_path', current_setting('socketio_pg.search_path'), true);\n")
     return re.sub(r"@([A-Z_]+)@", lambda found: str(values[found[1]]), "\n".join(parts))
 

@@ -36,6 +36,7 @@ from socketio_pg.postgres.listener import (
     OnNotifications,
 )
 from socketio_pg.postgres.publisher import Outgoing, Publisher
+from socketio_pg.postgres.schema import INSTALLED
 from socketio_pg.pubsub.dispatch import Dispatcher, NodeReceiver
 from socketio_pg.pubsub.filters import parse_filter
 from socketio_pg.pubsub.hub import Hub
@@ -116,6 +117,7 @@ class PubSub:
             prepare=self.matching.prepare,
             deliver=self._dispatcher.deliver,
             on_gap=self._dispatcher.on_log_gap,
+            sealing=self.sealing,
             on_found=self._on_log_changed,
             cost=self._dispatcher.cost,
         )
@@ -418,10 +420,13 @@ class PubSub:
         self._publisher.publish([Outgoing(channel, text) for text in texts])
 
     def _hear_log(self, texts: Sequence[str]) -> None:
-        """Handle notifications of the relay. A single word reports a change of the log, other texts are batches."""
-        if any(text.isalpha() for text in texts):
+        """Handle notifications of the relay, and the one that `init` sends without sealing it: only reasons to look."""
+        batches = [text for text in texts if text != INSTALLED]
+        if len(batches) != len(texts):
             self._on_log_changed()
-        self._follower.hear(texts)
+            self._follower.doubt()
+        if batches:
+            self._follower.hear(batches)
 
     def _on_log_changed(self) -> None:
         self.keys.look()

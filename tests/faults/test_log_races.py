@@ -3,7 +3,10 @@
 from collections.abc import Callable, Sequence
 
 from socketio_pg.core import green
+from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.core.seal import Key, Seal
+from socketio_pg.core.sealing import Sealing
 from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
 from socketio_pg.log.positions import Head
@@ -47,14 +50,17 @@ def test_message_received_while_reading_the_head_causes_no_gap() -> None:
     def deliver(messages: Sequence[EncodedMessage]) -> None:
         delivered.extend(message.position for message in messages)
 
+    seal = Seal()
+    seal.use("1/1", [Key.from_bytes(bytes(32))])
     history = _History()
-    follower = Follower(_Listener(), history, Recent(), deliver, gaps.append)
+    follower = Follower(_Listener(), history, Recent(), deliver, gaps.append, Sealing(seal))
     try:
         history.position = 2
         follower.start()
         green.sleep()
         follower.wait_known(5)
-        history.meanwhile = lambda: follower.hear(['epoch 3 3\nfoo\t2026-01-01T00:00:00.000000Z\t"three"'])
+        text = seal.seal(LOG_CHANNEL, 'epoch 3 3\nfoo\t2026-01-01T00:00:00.000000Z\t"three"')
+        history.meanwhile = lambda: follower.hear([text])
         follower.look()
         for _ in range(10):
             green.sleep()

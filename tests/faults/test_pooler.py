@@ -83,12 +83,14 @@ def test_postgres_manager_can_write_through_a_pooler_but_not_listen(pooler_url: 
     """In transaction mode, a session that listens is passed on to other clients."""
 
     def work() -> None:
-        direct = PostgresManager(breakable.url())._notifications()
+        key = "k" * 32
+        receiver = PostgresManager(breakable.url(), cluster_key=key)
+        direct = receiver._notifications()
         assert next(direct) is None
-        PostgresManager(pooler_url, write_only=True).emit("news", 1)
-        assert '"news"' in str(next(direct))
+        PostgresManager(pooler_url, write_only=True, cluster_key=key).emit("news", 1)
+        assert '"news"' in str(receiver._sealer.open(receiver.channel, str(next(direct))))
         direct.close()
-        pooled = PostgresManager(pooler_url)
+        pooled = PostgresManager(pooler_url, cluster_key=key)
         pooled.proof_timeout = 1.0
         with pytest.raises(DatabaseError, match="a pooler in transaction mode is in between"):
             next(pooled._notifications())

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from socketio_pg import PostgresManager
 from socketio_pg.core.channels import QUEUE_CHANNEL
 from socketio_pg.core.errors import ConfigurationError, DatabaseUnavailableError
-from tests.support.cluster import Cell, Member, only_news
+from tests.support.cluster import CLUSTER_KEY, Cell, Member, only_news
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster, in_thread
 from tests.support.server import free_port
@@ -55,7 +55,8 @@ def test_only_emits_to_other_nodes_use_the_database(
             return [notification.payload for notification in connection.notifies]
 
     [only] = in_thread(listen)
-    assert '"for the room"' in only
+    assert only.startswith("sealed1 ")
+    assert "for the room" not in only
 
 
 def test_emits_are_sent_with_the_commit_of_their_transaction(on_postgres: Cell, pair: list[Member], room: str) -> None:
@@ -64,13 +65,13 @@ def test_emits_are_sent_with_the_commit_of_their_transaction(on_postgres: Cell, 
     def write() -> None:
         engine = create_engine(on_postgres.database_url)
         with engine.connect() as connection:
-            PostgresManager(connection, write_only=True).emit("news", "rolled back", room=room)
+            PostgresManager(connection, write_only=True, cluster_key=CLUSTER_KEY).emit("news", "rolled back", room=room)
             connection.rollback()
         with Session(engine) as session, session.begin():
-            PostgresManager(session, write_only=True).emit("news", "committed", room=room)
+            PostgresManager(session, write_only=True, cluster_key=CLUSTER_KEY).emit("news", "committed", room=room)
         engine.dispose()
         with contextlib.closing(psycopg2.connect(on_postgres.database_url)) as raw, raw:
-            PostgresManager(raw, write_only=True).emit("news", "by the driver", room=room)
+            PostgresManager(raw, write_only=True, cluster_key=CLUSTER_KEY).emit("news", "by the driver", room=room)
 
     in_thread(write)
     for member in pair:
@@ -83,7 +84,7 @@ def test_program_without_eventlet_can_emit(on_postgres: Cell, pair: list[Member]
 import os, sys
 from socketio_pg import PostgresManager
 assert "eventlet" not in sys.modules and "flask" not in sys.modules
-manager = PostgresManager({on_postgres.database_url!r}, write_only=True)
+manager = PostgresManager({on_postgres.database_url!r}, write_only=True, cluster_key={CLUSTER_KEY!r})
 manager.emit("news", "parent", room={room!r})
 if os.fork() == 0:
     manager.emit("news", "child", room={room!r})
@@ -100,7 +101,7 @@ manager.emit("news", "parent again", room={room!r})
 def stock_url(on_postgres: Cell) -> Iterator[str]:
     """The URL of a plain python-socketio server that listens on the same queue."""
     port = free_port()
-    command = [sys.executable, "-m", "tests.support.stock_app", str(port), on_postgres.database_url]
+    command = [sys.executable, "-m", "tests.support.stock_app", str(port), on_postgres.database_url, CLUSTER_KEY]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

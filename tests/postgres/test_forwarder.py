@@ -164,7 +164,7 @@ def test_late_message_of_a_former_leader(world: World, postgres18: Cluster, chan
     world.leader()
     node = world.node()
     listen(node, channel)
-    late = {"database": "postgres", "leader": old_id, "number": 77, "problem": None, "as_of": "2026-01-01T00:00:00Z"}
+    late = {"leader": old_id, "number": 77, "problem": None, "as_of": "2026-01-01T00:00:00Z"}
     for malformed in (
         {},
         {"number": None},

@@ -22,12 +22,13 @@ from socketio_pg import PostgresManager
 from socketio_pg.cluster.chunks import Assembler
 
 assert "eventlet" not in sys.modules
-manager = PostgresManager(sys.argv[1], channel=sys.argv[2])
+manager = PostgresManager(sys.argv[1], channel=sys.argv[2], cluster_key="k" * 32)
 parts, assembler = manager._notifications(), Assembler()
 assert next(parts) is None  # listening has begun
 with ThreadPoolExecutor(8) as pool:
     list(pool.map(lambda number: manager.emit("news", [number, "é" * 20_000]), range(40)))
-texts = [text for text in (assembler.add(next(parts)) for _ in range(40 * 16)) if text is not None]
+opened = [manager._sealer.open(sys.argv[2], next(parts)) for _ in range(40 * 21)]
+texts = [text for text in map(assembler.add, opened) if text is not None]
 assert sorted(json.loads(text)["data"][0] for text in texts) == [[number, "é" * 20_000] for number in range(40)]
 """
 

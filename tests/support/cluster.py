@@ -72,7 +72,7 @@ class Cell:
         if self.kind == "kafka":
             pytest.skip("python-socketio's own manager does not work with kafka-python")
         if self.redis is None:
-            return PostgresManager(self.database_url, write_only=True)
+            return PostgresManager(self.database_url, write_only=True, cluster_key=CLUSTER_KEY)
         return socketio.RedisManager(self.redis.url, channel=QUEUE_CHANNEL, write_only=True)
 
     def close(self) -> None:

@@ -48,9 +48,9 @@ class Wire:
 class Node:
     """A node that only listens, and records what it receives, in order: notifications and gaps."""
 
-    def __init__(self, wire: Wire, database: Database) -> None:
+    def __init__(self, wire: Wire) -> None:
         self.received: list[tuple[str, str]] = []
-        self.listener = RemoteListener(database, self.received.extend, self._gap, wire.tell)
+        self.listener = RemoteListener(self.received.extend, self._gap, wire.tell)
         self.listener.retry_interval = 0.05
         self.listener.beat_interval = 0.1
         self.listener.leader_timeout = 1.0
@@ -90,7 +90,7 @@ class World:
         return made
 
     def node(self) -> Node:
-        self.nodes.append(Node(self.wire, self.database))
+        self.nodes.append(Node(self.wire))
         return self.nodes[-1]
 
     def close(self) -> None:

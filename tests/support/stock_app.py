@@ -1,4 +1,4 @@
-"""A stock python-socketio server in threads: `python -m tests.support.stock_app PORT DATABASE`."""
+"""A stock python-socketio server in threads: `python -m tests.support.stock_app PORT DATABASE CLUSTER_KEY`."""
 
 import sys
 from socketserver import ThreadingMixIn
@@ -9,7 +9,7 @@ import socketio
 
 from socketio_pg import PostgresManager
 
-io = socketio.Server(async_mode="threading", client_manager=PostgresManager(sys.argv[2]))
+io = socketio.Server(async_mode="threading", client_manager=PostgresManager(sys.argv[2], cluster_key=sys.argv[3]))
 
 
 class Server(ThreadingMixIn, WSGIServer):

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.messages import from_log
+from socketio_pg.core.seal import Key, Seal
+from socketio_pg.core.sealing import Sealing
 from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import Read
 from socketio_pg.log.positions import Head
@@ -19,7 +22,9 @@ class Log:
         self.delivered: list[int] = []
         self.gaps: list[str] = []
         anything: Any = self
-        self.follower = Follower(anything, anything, Recent(), self.deliver, self.gaps.append)
+        self.seal = Seal()
+        self.seal.use("1/1", [Key.from_bytes(bytes(32))])
+        self.follower = Follower(anything, anything, Recent(), self.deliver, self.gaps.append, Sealing(self.seal))
         self.catch_up()
 
     def head(self) -> Head:
@@ -41,7 +46,7 @@ class Log:
 
     def hear(self, first: int, last: int, inline: bool = True) -> None:
         lines = "".join("\na\t2026\t0" for _ in range(first, last + 1)) if inline else ""
-        self.follower.hear([f"{self.epoch} {first} {last}{lines}"])
+        self.follower.hear([self.seal.seal(LOG_CHANNEL, f"{self.epoch} {first} {last}{lines}")])
 
 
 def test_follower_starts_at_the_head() -> None:

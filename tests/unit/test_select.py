@@ -10,6 +10,8 @@ from socketio_pg.cluster.select import Cluster
 from socketio_pg.core import parsers
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.core.seal import Seal
+from socketio_pg.core.sealing import Sealing
 from socketio_pg.protocol import fanout
 from socketio_pg.pubsub.pubsub import PubSub
 
@@ -28,7 +30,7 @@ def pubsub() -> PubSub:
 )  # fmt: skip
 def test_setting_selects_the_manager(pubsub: PubSub, setting: str | None, kind: type) -> None:
     """It does not connect, because it is created when the application is imported."""
-    assert type(Cluster(Settings(message_queue=setting)).create_manager(pubsub)) is kind
+    assert type(Cluster(Settings(message_queue=setting), Sealing(Seal())).create_manager(pubsub)) is kind
     assert setting is None or parsers.message_queue(setting) == setting
 
 
@@ -38,7 +40,7 @@ def test_setting_selects_the_manager(pubsub: PubSub, setting: str | None, kind: 
 def test_missing_package_is_reported(setting: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=rf"pip install 'socketio_pg\[{package}\]'"):
-        Cluster(Settings(message_queue=parsers.message_queue(setting)))
+        Cluster(Settings(message_queue=parsers.message_queue(setting)), Sealing(Seal()))
 
 
 @pytest.mark.parametrize("value", ["amqp://h", "redis", "redis:/h", "", "http://h", 7, None])
