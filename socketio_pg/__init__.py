@@ -8,6 +8,7 @@ from socketio_pg.version import __version__
 if TYPE_CHECKING:
     from socketio_pg.access.tokens import Claims
     from socketio_pg.cluster.postgres_manager import PostgresManager
+    from socketio_pg.cluster.redis_manager import RedisManager
     from socketio_pg.orm.hooks import publishes
     from socketio_pg.pubsub.pubsub import PubSub
 
@@ -16,6 +17,7 @@ __all__ = [
     "PayloadTooLargeError",
     "PostgresManager",
     "PubSub",
+    "RedisManager",
     "SocketIOPGError",
     "UnauthorizedError",
     "__version__",
@@ -33,6 +35,10 @@ def __getattr__(name: str) -> Any:
         from socketio_pg.cluster.postgres_manager import PostgresManager
 
         return PostgresManager
+    if name == "RedisManager":
+        from socketio_pg.cluster.redis_manager import RedisManager
+
+        return RedisManager
     if name == "Claims":
         from socketio_pg.access.tokens import Claims
 

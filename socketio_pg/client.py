@@ -62,25 +62,30 @@ def execute(connection: Any, statement: str, values: Mapping[str, Any]) -> None:
 
     Raises TypeError for anything else, and the driver's errors.
     """
-    if iscoroutinefunction(getattr(connection, "execute", None)):
-        raise TypeError(f"{type(connection).__name__} is for asyncio; with SQLAlchemy use its run_sync()")
+    _check(connection)
     if hasattr(connection, "cursor"):
         with connection.cursor() as cursor:
             cursor.execute(statement.format(**{name: f"%({name})s" for name in values}), values)
-    elif hasattr(connection, "execute"):
+    else:
         _flush(connection)
         connection.execute(text(statement.format(**{name: f":{name}" for name in values})), values)
-    else:
-        raise TypeError(f"{type(connection).__name__} is not a psycopg or SQLAlchemy connection")
 
 
 def fetch(connection: Any, query: str) -> list[tuple[Any, ...]]:
-    """Return the rows of ``query``, which has no values, on any connection that :func:`execute` accepts."""
+    """Return the rows of ``query``, which has no values. Connections and errors are those of :func:`execute`."""
+    _check(connection)
     if hasattr(connection, "cursor"):
         with connection.cursor() as cursor:
             cursor.execute(query)
             return [tuple(row) for row in cursor.fetchall()]
     return [tuple(row) for row in connection.execute(text(query))]
+
+
+def _check(connection: Any) -> None:
+    if iscoroutinefunction(getattr(connection, "execute", None)):
+        raise TypeError(f"{type(connection).__name__} is for asyncio; with SQLAlchemy use its run_sync()")
+    if not hasattr(connection, "cursor") and not hasattr(connection, "execute"):
+        raise TypeError(f"{type(connection).__name__} is not a psycopg or SQLAlchemy connection")
 
 
 def _flush(connection: Any) -> None:

@@ -4,12 +4,10 @@ For programs that only emit, and for other Socket.IO servers. This package's ser
 connections.
 """
 
-import functools
 import logging
 import os
 import secrets
 import selectors
-import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -18,22 +16,17 @@ import socketio
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from socketio_pg.client import execute, fetch
+from socketio_pg.client import execute
 from socketio_pg.cluster.chunks import Assembler, split
+from socketio_pg.cluster.emitter_seal import EmitterSeal
 from socketio_pg.cluster.queue_manager import Command, QueueManager
-from socketio_pg.core import parsers
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import QUEUE_CHANNEL, RESERVED_PREFIX, quote_identifier
 from socketio_pg.core.config import LIBPQ_DEFAULTS, database_url
 from socketio_pg.core.errors import ConfigurationError, DatabaseError, DatabaseUnavailableError, SocketIOPGError
-from socketio_pg.core.logs import RateLimitedLog
-from socketio_pg.core.seal import Key, Seal, SealError
-from socketio_pg.postgres import cluster_keys
 from socketio_pg.postgres.session import session_sql
 
 logger = logging.getLogger("socketio_pg.postgres_manager")
-
-_limited_log = RateLimitedLog(logger)
 
 _NOTIFY = (
     "SELECT pg_catalog.pg_notify(CAST({channel} AS pg_catalog.text), part)"
@@ -57,7 +50,7 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
         self, database: Any, channel: str, write_only: bool, logger: Any, json: Any, cluster_key: str | None
     ) -> None:
         super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
-        self._sealer = _Sealer(cluster_key)
+        self._sealer = EmitterSeal(cluster_key)
         self._engine: Engine | None = None
         self._connection = None
         if isinstance(database, str):
@@ -175,48 +168,6 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
         cursor.execute(f"UNLISTEN {nonce}")
 
 
-class _Sealer:
-    """Seals and opens with the cluster key, which it reads on connections of its caller. For any number of threads."""
-
-    #: Seconds between two reads, and their minimum when a text names an unknown key.
-    interval = 8.0
-    min_interval = 1.0
-
-    def __init__(self, cluster_key: str | None) -> None:
-        try:
-            texts = parsers.cluster_key(cluster_key) if cluster_key else ()
-        except ValueError as error:
-            raise ConfigurationError(f"CLUSTER_KEY is not valid; allowed: {error}.") from None
-        self._given = [Key.from_text(text) for text in texts]
-        self._seal = Seal()
-        self._read_at = float("-inf")
-        self._unknown = False
-        self._lock = threading.Lock()
-
-    def refresh(self, connection: Any) -> None:
-        """Read the key if it was read too long ago. Raises :class:`ConfigurationError`, and the driver's errors."""
-        age = time.monotonic() - self._read_at
-        if age < self.min_interval or (age < self.interval and not self._unknown):
-            return
-        identity, keys = cluster_keys.read(functools.partial(fetch, connection), self._given)
-        with self._lock:
-            self._seal.use(identity, keys)
-        self._read_at, self._unknown = time.monotonic(), False
-
-    def seal(self, channel: str, text: str) -> str:
-        return self._seal.seal(channel, text)
-
-    def open(self, channel: str, text: str) -> str | None:
-        """Return the text that another process has sealed; None, and a line in the log, if it cannot be opened."""
-        try:
-            with self._lock:
-                return self._seal.open(channel, text)
-        except SealError as error:
-            self._unknown = self._unknown or error.reason == "unknown_key"
-            _limited_log(logging.WARNING, "refused a text on %s: %s", channel, error.reason)
-            return None
-
-
 class PostgresManager(QueueManager, _OnConnections):
     """Carries Socket.IO's emits, disconnects, rooms and callbacks between processes, with PostgreSQL's NOTIFY.
 
@@ -247,7 +198,7 @@ class PostgresManager(QueueManager, _OnConnections):
         json: Any = None,
         cluster_key: str | None = None,
     ) -> None:
-        super().__init__(database, channel, write_only, logger, json, cluster_key or os.environ.get("CLUSTER_KEY"))
+        super().__init__(database, channel, write_only, logger, json, cluster_key)
 
     def _open(self, text: str | bytes) -> str | None:
         # Its parts have been opened.

@@ -54,7 +54,8 @@ def read(
     """Return the identity of the installation, and its keys, the one that seals first.
 
     ``fetch`` runs a query and returns its rows. ``given``: the keys of CLUSTER_KEY, which replace the database's.
-    ``verify`` is called before the table of the schema is read. Raises :class:`ConfigurationError` when there are none or this role may not read them.
+    ``verify`` is called before the table of the schema is read. Raises :class:`ConfigurationError` when there are none
+    or this role may not read them.
     """
     all_may, oid, may_read, role = fetch(INSTALLATION)[0]
     # Without the system identifier, which some hosted databases hide, only the keys tell database clusters apart.

@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 import requests
-import socketio
 
-from socketio_pg import PostgresManager
-from socketio_pg.core.channels import QUEUE_CHANNEL
+from socketio_pg import PostgresManager, RedisManager
 from tests.support.clients import SocketClient
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
@@ -73,7 +71,7 @@ class Cell:
             pytest.skip("python-socketio's own manager does not work with kafka-python")
         if self.redis is None:
             return PostgresManager(self.database_url, write_only=True, cluster_key=CLUSTER_KEY)
-        return socketio.RedisManager(self.redis.url, channel=QUEUE_CHANNEL, write_only=True)
+        return RedisManager(self.redis.url, self.database_url, cluster_key=CLUSTER_KEY)
 
     def close(self) -> None:
         for node in self.nodes:
