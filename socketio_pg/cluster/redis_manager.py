@@ -25,6 +25,9 @@ class RedisManager(socketio.RedisManager):  # type: ignore[misc]
     Emitting raises :class:`ConfigurationError` without the key, SQLAlchemy's errors, and logs errors of Redis.
     """
 
+    #: The client of the Redis or Valkey library; None before the first emit and after a failure.
+    redis: Any
+
     def __init__(
         self,
         url: str,

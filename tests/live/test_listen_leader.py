@@ -218,7 +218,7 @@ def test_missing_log_is_reported_by_readyz(postgres18: Cluster, redis: Redis) ->
         "CLUSTER_KEY": CLUSTER_KEY,
     }
     with contextlib.closing(ServerProcess(postgres18.url("listen_no_log"), wait="http", **settings)) as node:
-        node.wait_for("/readyz", 503, "cannot listen for them: the log of this version is not installed")
+        node.wait_for("/readyz", 503, "cannot listen for them: the log is not installed")
         assert node.get("/healthz")[0] == 200
 
 
