@@ -44,10 +44,14 @@ class Matching:
 
     def prepare(self, messages: Sequence[EncodedMessage]) -> None:
         """Try the filters on ``messages``, which :meth:`finish` must follow. May yield."""
+        filters = self._hub.filters
+        filtered = [message for message in messages if filters(message.channel) is not None]
+        if not filtered:
+            return
         pause = self._pause()
         try:
-            for message in messages:
-                index = self._hub.filters(message.channel)
+            for message in filtered:
+                index = filters(message.channel)
                 if index is not None:
                     newest, reader = index.newest, Reader(message.payload_json, pause)
                     matched = self._try(message.channel, index, reader)
@@ -81,8 +85,9 @@ class Matching:
 
     def finish(self, messages: Sequence[EncodedMessage]) -> None:
         """Forget prepared messages."""
-        for message in messages:
-            self._prepared.pop(id(message), None)
+        if self._prepared:
+            for message in messages:
+                self._prepared.pop(id(message), None)
 
     def take_due(self) -> list[tuple[str, Filter, int]]:
         """Return channel, filter and steps of what metered filters have cost since the last call."""

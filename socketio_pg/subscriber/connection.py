@@ -12,6 +12,7 @@ import socketio
 from socketio_pg.core.errors import (
     AuthenticationUnavailableError,
     DatabaseUnavailableError,
+    FilterTooExpensiveError,
     ForbiddenError,
     InvalidChannelError,
     InvalidRequestError,
@@ -135,6 +136,7 @@ _ERRORS: dict[str, type[SocketIOPGError]] = {
     for error in (
         InvalidRequestError, InvalidChannelError, PayloadTooLargeError, DatabaseUnavailableError,
         UnauthorizedError, AuthenticationUnavailableError, ForbiddenError,
+        FilterTooExpensiveError,
     )
 }  # fmt: skip
 #: Codes of errors that are retried later. "internal" is retried as well for a subscription that worked before.

@@ -13,6 +13,7 @@ from tests.support.invariants import longest_stall
 from tests.support.log import Log, numbers, wait_installed
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
+from tests.support.swarm import Swarm
 from tests.support.tokens import SECRET
 
 #: A filter that is tried on every character of a text of many x: the most expensive that a `like` may be.
@@ -130,6 +131,22 @@ def test_client_loses_a_filter_that_costs_too_much(
         assert attacker.pending("unsubscribed") == 0
         assert numbers(witness, 0) == []
     assert longest_stall(log.server) < STALL
+
+
+def test_many_expensive_filters_do_not_block_the_loop(log: Log, witness: SocketClient, channel: str) -> None:
+    """The messages come together, and 50 filters take some 50 ms on each: the loop was blocked for all of it."""
+    total = 10
+    with Swarm("127.0.0.1", log.server.port) as swarm:
+        attackers = swarm.connect(50)
+        for number, attacker in enumerate(attackers):
+            filter = {"1": {"like": "%" + "x_" * 46 + f"x{number:03}%"}}
+            attacker.emit("subscribe", {"channel": channel, "filter": filter}, 1)
+        swarm.run_until(lambda: all(any(packet.startswith("31[") for packet in one.packets) for one in attackers))
+        longest_stall(log.server)
+        log.publish(channel, 1, total, pad=9_000)
+        assert numbers(witness, total) == list(range(1, total + 1))
+        assert longest_stall(log.server) < 0.1
+        assert all(one.events("unsubscribed") == one.events("event") == [] for one in attackers), "within their budgets"
 
 
 def test_filters_of_one_client_are_bounded_over_all_channels(log: Log, witness: SocketClient, channel: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socketio_pg.core.errors import InvalidRequestError
-from socketio_pg.pubsub.filters import FilterIndex, Reader, parse_filter
-from socketio_pg.pubsub.like import MAX_SEARCHED
+from socketio_pg.pubsub.filters import MAX_UNMETERED, FilterIndex, Reader, parse_filter
+from socketio_pg.pubsub.like import MAX_SEARCHED, Like
 
 ROW = {
     "op": "UPDATE",
@@ -135,6 +136,16 @@ def test_like_is_fast_with_many_wildcards() -> None:
         ({f"c{n}": 1 for n in range(33)}, "33 conditions; at most 32"),
         ({"new.x": ["x" * 100 for _ in range(2)] + ["y" * 4000]}, "over 4096 bytes as JSON"),
         ({"x" * 200: []}, "x…'"),
+        ({"x" * 257: 1}, "x…' has over 256 characters"),
+        ({".".join("x" * 33): 1}, "has 33 keys; at most 32"),
+        ({"x": {"eq": "y" * 4085}}, "over 4096 bytes as JSON"),
+        ({"x": {"eq": "ä" * 2045}}, "over 4096 bytes as JSON"),
+        ({"x": 10**4096}, "over 4096 bytes as JSON"),
+        ({"x": [[[]]] * 10}, "'x': values are texts"),
+        ({"x": ["y" * 41] * 100}, "over 4096 bytes as JSON"),
+        ({f"x{n}": {"lt": 1, "gt": 0, "ne": 5} for n in range(11)}, "33 conditions; at most 32"),
+        ({f"x{n}": {"like": "%" + "a_" * 25 + "b%"} for n in range(4)}, "have 204 characters; at most 200"),
+        ({1: 2}, "a path is a text"),
         ({"a\r\nb": []}, "'a\\r\\nb'"),
     ],
 )
@@ -156,6 +167,9 @@ def test_empty_filter_is_none(filter: Any) -> None:
         ({"a": 1}, {"a": [1]}),
         ({"a": [1, 2, 2]}, {"a": {"in": [2, 1]}}),
         ({"a": {"gt": 1, "lt": 5}}, {"a": {"lt": 5, "gt": 1}}),
+        ({"ab.c": 1}, {"\\a\\b.\\c": 1}),
+        ({"ab": 1}, {"ab": 1, "\\ab": [1], "a\\b": {"in": [1, 1]}}),
+        ({"a\\.b": 1, "a\\\\b": 2}, {"\\a\\.b": 1, "a\\\\\\b": 2}),
     ],
 )
 def test_equivalent_filters_are_equal(one: Any, other: Any) -> None:
@@ -259,3 +273,92 @@ def test_max_tried_is_exact_after_any_changes(changes: list[tuple[Any, bool]]) -
             index.discard(subscribed.pop(0))
         groups = [len(group) for by_value in index._by_value.values() for group in by_value.values()]
         assert index.max_tried == len(index._others) + len(index._by_value) + max(groups, default=0)
+
+
+def test_path_is_read_once_however_it_is_written() -> None:
+    index = FilterIndex()
+    for number in range(100):
+        filter = parse_filter({("value", "\\value", "v\\alue")[number % 3]: {"gt": number}})
+        assert filter is not None
+        index.add(filter)
+    reader = Reader(json.dumps({"value": 50}))
+    assert len(index.matching(reader)) == 50
+    assert reader.values == {"value": 50}
+
+
+# -- the cost of any accepted filter ---------------------------------------------------------------------------------
+
+#: docs/protocol.md: a filter never costs more than 5 ms, in steps of about a nanosecond.
+MAX_STEPS = 5_000_000
+
+hostile_paths = st.one_of(
+    st.sampled_from(["v", "w", "d" + ".d" * 31, "\\v", "\\d" + ".\\d" * 31]),
+    st.integers(1, 32).map(lambda depth: ".".join("d" * depth)),
+)
+hostile_patterns = st.one_of(
+    st.text("x_%z", max_size=100),
+    st.integers(1, 48).map(lambda size: "%" + "x_" * size + "xz%"),
+    st.integers(1, 96).map(lambda size: "%_" + "x" * size + "z%"),
+    st.integers(1, 24).map(lambda size: "%x_x" * size + "%z%"),
+)
+hostile_operators = st.fixed_dictionaries(
+    {},
+    optional={
+        "like": hostile_patterns,
+        "gt": st.sampled_from(["", "x" * 100, -1, -(10**30)]),
+        "ne": st.sampled_from([None, "x" * 50, 1e300]),
+        "in": st.lists(st.sampled_from(["x" * 30, None, 1, 2**61, 2**122]), min_size=1, max_size=4),
+    },
+).filter(bool)
+hostile_filters = st.dictionaries(hostile_paths, hostile_operators, min_size=1, max_size=16)
+
+
+@given(hostile_filters, st.sampled_from(["x", "xz", "z", "xxxxxxxxxz"]), st.integers(0, 10_001))
+def test_cost_of_any_accepted_filter_is_bounded(written: Any, text: str, size: int) -> None:
+    try:
+        filter = parse_filter(written)
+    except InvalidRequestError:
+        return
+    assert filter is not None
+    payload: Any = (text * size)[:size]
+    for _ in range(40):
+        payload = {"d": payload, "v": (text * size)[:size], "w": 2**61}
+    reader = Reader(json.dumps(payload))
+    # All conditions, also those behind one that does not hold.
+    steps = 0
+    for condition in filter.conditions:
+        value = reader.resolve(condition.path, condition.keys)
+        steps += 150 + 50 * len(condition.keys)
+        if isinstance(condition.holds, Like):
+            steps += condition.holds.search(value)[1]
+    assert steps <= MAX_STEPS
+    reader = Reader(json.dumps(payload))
+    filter.holds(reader, reader.values)
+    spent = sum(counted for _, counted in reader.spent)
+    assert spent <= steps
+    assert filter.metered or steps <= MAX_UNMETERED
+
+
+def test_most_expensive_filter_is_within_the_bound() -> None:
+    inner = {f"p{number}": {"like": "%" + "x_" * 49 + "%"} for number in range(2)}
+    rest = {f"q{number}": {"like": "%x%"} for number in range(30)}
+    filter = parse_filter(inner | rest)
+    assert filter is not None
+    steps = sum(max(one.holds.inner + 6, 3) * MAX_SEARCHED for one in filter.conditions if isinstance(one.holds, Like))
+    assert steps + 32 * (150 + 32 * 50) < MAX_STEPS
+
+
+@pytest.mark.serial
+def test_oversized_filters_are_refused_in_milliseconds() -> None:
+    """80,000 conditions took 1.4 s."""
+    hostile: list[Any] = [
+        {f"p{n}": 1 for n in range(80_000)},
+        {"a": [[]] * 80_000},
+        {"a" * 800_000: 1},
+        {"a": "x" * 800_000},
+    ]
+    for filter in hostile:
+        began = time.process_time()
+        with pytest.raises(InvalidRequestError):
+            parse_filter(filter)
+        assert time.process_time() - began < 0.02

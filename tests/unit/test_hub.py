@@ -104,6 +104,24 @@ def test_subscription_has_one_filter_until_it_ends() -> None:
     assert (hub.filters("foo"), hub.filter_of("bob", "foo")) == (None, None)
 
 
+def test_sizes_of_a_subscribers_filters() -> None:
+    hub = Hub()
+    small, large = parse_filter({"id": 5}), parse_filter({"id": 6, "name": "x"})
+    assert small is not None
+    assert large is not None
+    hub.add("ann")
+    for channel in ("foo", "bar"):
+        hub.subscribe("ann", channel)
+        hub.set_filter("ann", channel, small)
+    assert hub.filters_size("ann") == (2, 2 * len(small.text))
+    assert hub.filters_size("ann", large, small) == (3, len(small.text) + len(large.text))
+    hub.set_filter("ann", "foo", large)
+    assert hub.filters_size("ann") == (3, len(small.text) + len(large.text))
+    hub.unsubscribe("ann", "foo")
+    hub.set_filter("ann", "bar", None)
+    assert (hub.filters_size("ann"), hub._filter_sizes) == ((0, 0), {})
+
+
 class HubAgainstModel(RuleBasedStateMachine):
     """Compares a hub with a dictionary of sets after any sequence of operations."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from socketio_pg.core.config import Settings
-from socketio_pg.core.errors import RateLimitedError, TooManySubscriptionsError
+from socketio_pg.core.errors import FilterTooExpensiveError, RateLimitedError, TooManySubscriptionsError
 from socketio_pg.gateway.limits import AddressLimits, Bucket, ClientLimits, RequestLimits
 
 
@@ -44,6 +44,37 @@ def test_cost_above_the_capacity_needs_a_full_bucket(clock: Callable[[float], No
     assert not bucket.take(1)
     clock(2)
     assert bucket.take(1)
+
+
+def test_bucket_in_debt(clock: Callable[[float], None]) -> None:
+    bucket = Bucket(10, 50)
+    assert bucket.spend(50)
+    assert not bucket.spend(1)
+    clock(0.25)
+    assert bucket.spend(0)
+    assert not bucket.spend(10**9)
+    clock(4.75)
+    assert not bucket.spend(0), "a burst is the largest debt"
+    clock(0.5)
+    assert bucket.spend(0)
+
+
+def test_cost_of_filters_is_limited_per_client(clock: Callable[[float], None]) -> None:
+    limits = ClientLimits(Settings(max_filter_milliseconds_per_second=10))
+    limits.check_filters("a", 4_000, 262_144, metered=True)
+    assert limits.spend_on_filters("a", 50_000_000)
+    assert not limits.spend_on_filters("a", 1)
+    with pytest.raises(FilterTooExpensiveError, match="retry later"):
+        limits.check_filters("a", 1, 1, metered=True)
+    limits.check_filters("a", 1, 1, metered=False)
+    limits.check_filters("b", 1, 1, metered=True)
+    clock(5)
+    limits.check_filters("a", 1, 1, metered=True)
+    for conditions, characters in ((4_001, 1), (1, 262_145)):
+        with pytest.raises(FilterTooExpensiveError, match="in all its channels"):
+            limits.check_filters("a", conditions, characters, metered=False)
+    unlimited = ClientLimits(Settings(max_filter_milliseconds_per_second=0))
+    assert unlimited.spend_on_filters("a", 10**12)
 
 
 def test_event_rate_is_limited_per_client(clock: Callable[[float], None]) -> None:
