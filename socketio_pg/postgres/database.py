@@ -58,18 +58,24 @@ class Database:
     def connect(self, *, listen: bool = False, settings: Mapping[str, str] | None = None) -> Any:
         """Return a new psycopg2 connection in autocommit mode, with the settings that all sessions need (`session`).
 
-        ``settings`` are further ones. Raises :class:`DatabaseUnavailableError`.
+        ``settings`` are further ones. Raises :class:`DatabaseUnavailableError`, whose detail names the database.
         """
-        with translated_errors(self.connect_timeout):
-            connection = _connect(self._listen_parameters if listen else self._parameters)
-            connection.autocommit = True
-            try:
-                with connection.cursor() as cursor:
-                    cursor.execute(session_sql(settings))
-            except BaseException:
-                connection.close()
-                raise
-            return connection
+        parameters = self._listen_parameters if listen else self._parameters
+        try:
+            with translated_errors(self.connect_timeout):
+                connection = _connect(parameters)
+                connection.autocommit = True
+                try:
+                    with connection.cursor() as cursor:
+                        cursor.execute(session_sql(settings))
+                except BaseException:
+                    connection.close()
+                    raise
+                return connection
+        except DatabaseUnavailableError as error:
+            named = type(error)(error.message, detail=f"{_shown(parameters)}: {error}")
+            named.sqlstate = error.sqlstate
+            raise named from error
 
     @property
     def name(self) -> str | None:
@@ -78,8 +84,11 @@ class Database:
 
     def __str__(self) -> str:
         """Return host, port, database and user for logs, without the password and other parameters."""
-        shown = ("host", "port", "dbname", "user")
-        return " ".join(f"{name}={self._parameters[name]}" for name in shown if name in self._parameters)
+        return _shown(self._parameters)
+
+
+def _shown(parameters: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={parameters[name]}" for name in ("host", "port", "dbname", "user") if name in parameters)
 
 
 @contextlib.contextmanager
@@ -219,11 +228,8 @@ def _wait(connection: Any) -> None:
 
 @contextlib.contextmanager
 def session(database: Database) -> Iterator[Any]:
-    """A connection in autocommit mode for the body. Raises :class:`DatabaseUnavailableError` naming the database."""
-    try:
-        connection = database.connect()
-    except DatabaseUnavailableError as error:
-        raise type(error)(error.message, detail=f"{database}: {error}") from None
+    """A connection in autocommit mode for the body. Raises :class:`DatabaseUnavailableError`."""
+    connection = database.connect()
     try:
         yield connection
     finally:
