@@ -317,10 +317,11 @@ class Engine(engineio.Server):  # type: ignore[misc]
             self.pending.add(socket, time.monotonic(), silent=False)
 
     def admitted(self, sid: str) -> None:
-        """Note that a client has connected to a namespace."""
+        """Note that a client connects to a namespace: it is about to get the answer to CONNECT."""
         socket = self.sockets.get(sid)
         if socket is not None:
             self.pending.remove(socket)
+            socket.admit()
 
     def _close_unconnected(self, now: float) -> None:
         """Close connections that were refused or have not entered a namespace in time."""

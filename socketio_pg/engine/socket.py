@@ -72,6 +72,12 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         # The messages that wait already count, too.
         return most if self._admitted else max(125, min(most, self.server.max_before_connect) - self._waiting)
 
+    def admit(self) -> None:
+        """Raise the limits to those of a client that is connected to a namespace."""
+        self._admitted = True
+        if self.connection is not None:
+            self.connection.max_message = self.max_message()
+
     def ping(self) -> None:
         """Send Engine.IO's ping."""
         if self.connection is not None:

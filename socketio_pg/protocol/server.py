@@ -213,8 +213,10 @@ class Server(AnsweringServer):
         self.eio.disconnect(eio_sid)
 
     def is_connected(self, eio_sid: str) -> bool:
-        """Return whether this Engine.IO client is connected to a Socket.IO namespace."""
-        return any(self.manager.sid_from_eio_sid(eio_sid, name) for name in list(self.manager.get_namespaces()))
+        """Return whether this Engine.IO client is connected to a Socket.IO namespace: not while a handler decides."""
+        manager = self.manager
+        sids = ((manager.sid_from_eio_sid(eio_sid, name), name) for name in list(manager.get_namespaces()))
+        return any(sid is not None and manager.is_connected(sid, name) for sid, name in sids)
 
     def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         connection = self._connections.get(eio_sid)
@@ -282,6 +284,8 @@ class Server(AnsweringServer):
             self.lifecycle.identified(sid, namespace, identity)
             refusal = self._ask_application(sid, namespace, self.environ[eio_sid], auth)
             if refusal is None:
+                # First, because the client may send a large packet as soon as it has the answer.
+                self.eio.admitted(eio_sid)
                 self._send_packet(eio_sid, self.packet_class(CONNECT, {"sid": sid}, namespace=namespace))
                 self.manager.connect(sid, namespace)
             else:
@@ -304,7 +308,6 @@ class Server(AnsweringServer):
                 self.lifecycle.connected(sid)
 
     def _note_joined(self, eio_sid: str) -> None:
-        self.eio.admitted(eio_sid)
         connection = self._connections[eio_sid]
         if not connection.joined:
             connection.joined = True

@@ -111,7 +111,19 @@ STUFFING: dict[str, tuple[list[bytes], bool]] = {
 
 @pytest.mark.parametrize("kind", STUFFING)
 def test_memory_is_bounded_until_connect_is_answered(slow: ServerProcess, kind: str) -> None:
-    number, (frames, closes) = 40, STUFFING[kind]
+    stuff(slow, *STUFFING[kind])
+
+
+def test_memory_is_bounded_while_the_application_decides(postgres18: Cluster) -> None:
+    """The client is identified, and the application's connect handler takes its time."""
+    with contextlib.closing(
+        ServerProcess(postgres18.url(), app="tests.support.slow_app:app", DRAIN_SECONDS="0.2", SLOW_CONNECT="20")
+    ) as server:
+        stuff(server, *STUFFING["large packets"])
+
+
+def stuff(slow: ServerProcess, frames: list[bytes], closes: bool) -> None:
+    number = 40
     before = state(slow)
     ones = [WebSocket(slow) for _ in range(number)]
     for one in ones:

@@ -1,6 +1,6 @@
 """An application with a slow connect handler, and a route that shows the server's state.
 
-With ``SLOW_LOGIN`` its login takes as many seconds as the client's ``auth`` says.
+The handler takes ``SLOW_CONNECT`` seconds. With ``SLOW_LOGIN`` the login takes as many as the client's ``auth`` says.
 """
 
 import eventlet
@@ -28,7 +28,7 @@ server = SocketServer(app, authenticate=authenticate if os.environ.get("SLOW_LOG
 
 @server.socketio.on("connect")
 def connect() -> None:
-    server.socketio.sleep(0.3)
+    server.socketio.sleep(float(os.environ.get("SLOW_CONNECT", "0.3")))
 
 
 @server.socketio.on("call_me")
