@@ -1,5 +1,6 @@
 """Authenticates clients and checks their permissions; combines the other modules of this folder."""
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 
@@ -68,7 +69,7 @@ class Access:
         self._started = True
         self._preparing.start(self.authenticator.prepare)
         if self.permissions.may_change:
-            self._pubsub.receive_reserved(
+            self._pubsub.receive_logged(
                 PERMISSIONS_CHANNEL, self._permissions_changed, lambda: self.rechecks.permissions_changed(None)
             )
             self.rechecks.start()
@@ -83,7 +84,8 @@ class Access:
         self.policies.stop()
 
     def _permissions_changed(self, channels: Sequence[str]) -> None:
-        for channel in set(channels):
+        """Handle payloads of ``socketio_pg.recheck()``: names of channels as JSON, empty for all channels."""
+        for channel in {json.loads(text) for text in channels}:
             self.rechecks.permissions_changed(channel or None)
 
     def _check(self) -> None:

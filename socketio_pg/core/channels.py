@@ -12,7 +12,7 @@ RESERVED_PREFIX = "socketio_pg"
 LOG_CHANNEL = "socketio_pg"
 #: Publishers notify the relay of new messages in the outbox here.
 BELL_CHANNEL = "socketio_pg_bell"
-#: `socketio_pg.recheck()` announces changed permissions here: of the channel in the payload, or of all channels.
+#: `socketio_pg.recheck()` announces changed permissions here, in the log: of the channel in the payload, or of all.
 PERMISSIONS_CHANNEL = "socketio_pg_permissions"
 #: Nodes and other programs exchange messages of Flask-SocketIO's own API here, with MESSAGE_QUEUE=postgres.
 QUEUE_CHANNEL = "socketio_pg_queue"

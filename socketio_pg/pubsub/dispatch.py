@@ -57,6 +57,8 @@ class Dispatcher:
         self._matching = matching
         self._receivers: list[NodeReceiver] = []
         self._reserved: dict[str, _Reserved] = {}
+        #: The receivers of reserved channels whose messages come through the log.
+        self._logged: dict[str, _Reserved] = {}
 
     def add_receiver(self, receiver: NodeReceiver) -> None:
         """Pass all messages and gaps to ``receiver`` from now on."""
@@ -65,6 +67,12 @@ class Dispatcher:
     def reserve(self, channel: str, receive: Callable[[Sequence[str]], None], on_gap: Callable[[], None]) -> None:
         """Pass the texts of one of the server's own channels to ``receive``, in order."""
         self._reserved[channel] = _Reserved(receive, on_gap)
+
+    def reserve_logged(
+        self, channel: str, receive: Callable[[Sequence[str]], None], on_gap: Callable[[], None]
+    ) -> None:
+        """Pass the payloads, as JSON, of a reserved channel of the log to ``receive``, in order."""
+        self._logged[channel] = _Reserved(receive, on_gap)
 
     def on_notifications(self, notifications: Sequence[Notification]) -> None:
         """Deliver what one read of the LISTEN connection brought."""
@@ -115,6 +123,10 @@ class Dispatcher:
             fan_out.notify_messages += len(messages)
         else:
             fan_out.log_messages += len(messages)
+            for channel, logged in self._logged.items():
+                payloads = [message.payload_json for message in messages if message.channel == channel]
+                if payloads:
+                    self._guarded(logged.receive, payloads)
         try:
             # Chosen before anything waits: a replay that ends in the meantime has sent these messages itself.
             due = self._due(messages) if self._local else ()
@@ -153,6 +165,8 @@ class Dispatcher:
 
     def on_log_gap(self, reason: str) -> None:
         """Report that messages of the log are lost to all subscribers."""
+        for logged in self._logged.values():
+            logged.on_gap()
         for receiver in self._receivers:
             self._guarded(receiver.receive_log_gap, reason)
         for subscription in self._local.all():

@@ -412,6 +412,15 @@ class PubSub:
         self._dispatcher.reserve(channel, receive, on_gap)
         self.listener.acquire(channel)
 
+    def receive_logged(
+        self, channel: str, receive: Callable[[Sequence[str]], None], on_gap: Callable[[], None]
+    ) -> None:
+        """Receive the payloads, as JSON, of one of the server's own channels in the log.
+
+        ``on_gap`` is called when some are lost. Both are called in the green threads that deliver the log.
+        """
+        self._dispatcher.reserve_logged(channel, receive, on_gap)
+
     def publish_reserved(self, channel: str, texts: Iterable[str]) -> None:
         """Send different ``texts`` with NOTIFY on one of the server's own channels, in one transaction.
 

@@ -92,14 +92,25 @@ END $$;
 REVOKE ALL ON FUNCTION socketio_pg.decide(text[], text[], text[], text[], double precision) FROM PUBLIC;
 
 -- Notifies servers that permissions for one channel, or for all, have changed: after the commit they check existing
--- subscriptions again.
+-- subscriptions again. Through the log, since every role can forge and read a notification.
 CREATE OR REPLACE FUNCTION socketio_pg.recheck(channel text DEFAULT NULL) RETURNS void
-LANGUAGE sql AS $$ SELECT pg_catalog.pg_notify('socketio_pg_permissions', coalesce(channel, '')) $$;
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    payload jsonb := to_jsonb(coalesce(channel, ''));
+BEGIN
+    IF octet_length(channel) > 63 THEN
+        RAISE EXCEPTION USING ERRCODE = 'SG001', MESSAGE = socketio_pg.channel_problem(channel);
+    END IF;
+    -- As in publish().
+    PERFORM pg_current_xact_id();
+    INSERT INTO socketio_pg.outbox (channel, payload, size)
+    VALUES ('socketio_pg_permissions', payload, octet_length(payload::text));
+END $$;
 
 -- The same as a trigger, for tables that policies read.
 CREATE OR REPLACE FUNCTION socketio_pg.recheck_on_change() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM pg_notify('socketio_pg_permissions', '');
+    PERFORM socketio_pg.recheck();
     RETURN NULL;
 END $$;
