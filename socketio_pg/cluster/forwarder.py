@@ -11,7 +11,8 @@ from socketio_pg.cluster.remote_listener import HEARD, Command
 from socketio_pg.core import green
 from socketio_pg.core.errors import DatabaseUnavailableError, InvalidChannelError
 from socketio_pg.postgres.database import Database
-from socketio_pg.postgres.listener import ListenCancelledError, Listener, Notification, NotifyGap
+from socketio_pg.postgres.listener import ListenCancelledError, Notification, NotifyGap
+from socketio_pg.postgres.listeners import Listeners
 
 logger = logging.getLogger("socketio_pg.forwarder")
 
@@ -46,7 +47,7 @@ class Forwarder:
         self._tell = tell
         self._eager = eager
         self._leading = False
-        self._listener: Listener | None = None
+        self._listener: Listeners | None = None
         self._id = ""
         self._number = 0
         #: When one of its own messages last came back.
@@ -68,11 +69,11 @@ class Forwarder:
             listener.stop()
             self._worker.stop()
 
-    def _begin(self) -> Listener:
+    def _begin(self) -> Listeners:
         # A new name for each term, so that nodes ignore messages of an earlier one.
         self._id, self._number, self._echo = uuid.uuid4().hex, 0, monotonic()
         self._nodes, self._wanted, self._confirming = {}, Counter(), set()
-        self._listener = listener = Listener(self._database, self._on_notifications, self._on_gap)
+        self._listener = listener = Listeners(self._database, self._on_notifications, self._on_gap)
         listener.start()
         self._worker.start(self._run)
         logger.info("listening for all nodes")
@@ -116,7 +117,7 @@ class Forwarder:
                     self._listener.release(channel)
         node.channels -= channels
 
-    def _confirm(self, listener: Listener, name: str, channels: Iterable[str]) -> None:
+    def _confirm(self, listener: Listeners, name: str, channels: Iterable[str]) -> None:
         """Notify a node once these channels are listened to."""
         # The node repeats its request while it waits.
         mine = [channel for channel in channels if (name, channel) not in self._confirming]

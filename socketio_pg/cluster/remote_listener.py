@@ -91,6 +91,16 @@ class RemoteListener:
             return Problem(f"the leader does not listen: {self._leaders_problem}")
         return Problem("waiting for the leader to listen to all channels") if self._settling else None
 
+    @property
+    def channels(self) -> int:
+        """The number of channels that this node has asked the leader for."""
+        return len(self._wanted)
+
+    @property
+    def connections(self) -> int:
+        """The number of connections to the database: none."""
+        return 0
+
     def start(self) -> None:
         """Start the green thread. Call it after any fork, in the process that listens."""
         self._worker.start(self._run)

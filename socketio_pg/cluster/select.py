@@ -12,7 +12,8 @@ from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.postgres.database import Database
-from socketio_pg.postgres.listener import ChannelListener, Listener, OnGap, OnNotifications
+from socketio_pg.postgres.listener import ChannelListener, OnGap, OnNotifications
+from socketio_pg.postgres.listeners import Listeners
 from socketio_pg.protocol import fanout
 from socketio_pg.pubsub.pubsub import PubSub
 
@@ -46,7 +47,7 @@ class Cluster:
     def create_listener(self, database: Database, on_notifications: OnNotifications, on_gap: OnGap) -> ChannelListener:
         """Return this node's listener: with LISTEN=leader it gets the notifications from the leader."""
         if not self._leader_listens:
-            return Listener(database, on_notifications, on_gap)
+            return Listeners(database, on_notifications, on_gap)
         assert self._broker is not None  # see `check`
         listener = RemoteListener(on_notifications, on_gap, self._broker.tell)
         self._broker.receive(HEARD, listener.receive)

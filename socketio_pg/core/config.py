@@ -209,6 +209,11 @@ class Settings:
         parsers.integer(0, 10_000_000),
         "maximum number of channels that one client may subscribe to; 0: no limit",
     )
+    max_channels: int = setting(
+        50_000, parsers.integer(0, 10_000_000),
+        "maximum number of channels that all clients of a node may subscribe to together; LISTEN takes a database "
+        "connection for each 10,000; 0: no limit",
+    )  # fmt: skip
     max_events_per_second: int = setting(
         200, parsers.integer(0, 1_000_000), "events per second and client (bursts: 5 times as many); 0: no limit"
     )

@@ -11,6 +11,7 @@ from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError
 from socketio_pg.doctor.findings import Finding, error, ok, warning
 from socketio_pg.doctor.status import read_database
 from socketio_pg.postgres.database import Database, fetch, session, translated_errors
+from socketio_pg.postgres.listeners import Listeners
 
 #: The oldest supported PostgreSQL version, as ``server_version_num``.
 OLDEST = 130_000
@@ -155,18 +156,24 @@ def idle_in_transaction(connection: Any, seconds: float = MAX_IDLE) -> Iterator[
         yield ok("transactions", f"no session is idle in a transaction for over {seconds:.0f} s")
 
 
-def sessions(connection: Any) -> Iterator[Finding]:
-    """Check that enough sessions are free for a server."""
+def sessions(connection: Any, max_channels: int) -> Iterator[Finding]:
+    """Check that enough sessions are free for a server, also when its clients use ``max_channels``."""
     found = read_database(connection)
-    yield from judge_sessions(found["sessions"], found["most_sessions"])
+    yield from judge_sessions(found["sessions"], found["most_sessions"], Listeners.connections_for(max_channels) - 1)
 
 
-def judge_sessions(used: int, limit: int) -> Iterator[Finding]:
-    """Judge how many of ``limit`` sessions are ``used``. A server needs up to nine."""
+def judge_sessions(used: int, limit: int, further: int = 0) -> Iterator[Finding]:
+    """Judge how many of ``limit`` sessions are ``used``. A server needs up to nine, and ``further`` ones for LISTEN."""
     if limit - used < 10:
         yield warning(
             "sessions", f"{used} of {limit} sessions are in use",
             "raise max_connections, or connect applications through a pooler",
+        )  # fmt: skip
+    elif limit - used < 10 + further:
+        yield warning(
+            "sessions",
+            f"{used} of {limit} sessions are in use, and MAX_CHANNELS allows {further} further LISTEN connections",
+            "raise max_connections, or lower MAX_CHANNELS: LISTEN takes a connection for each 10,000 channels",
         )  # fmt: skip
     else:
         yield ok("sessions", f"{used} of {limit} are in use")

@@ -43,7 +43,7 @@ def _examine_database(settings: Settings, database: Database, connection: Any) -
         "LISTEN": checks_database.round_trip(database, separate=settings.listen_database_url is not None),
         "NOTIFY queue": checks_database.notify_queue(connection),
         "transactions": checks_database.idle_in_transaction(connection),
-        "sessions": checks_database.sessions(connection),
+        "sessions": checks_database.sessions(connection, settings.max_channels),
     }
     of_log = {
         "schema": checks_log.installed(connection, settings),

@@ -23,6 +23,8 @@ GAUGES: Mapping[str, tuple[str, str | None]] = {
     "clients": ("Clients that are connected to the namespace /.", None),
     "subscriptions": ("Subscriptions of all clients.", None),
     "channels": ("Channels with a subscriber.", None),
+    "listened_channels": ("Channels of LISTEN, with the server's own and those that were left a moment ago.", None),
+    "listen_connections": ("Connections for LISTEN; 0 on a node that gets notifications from the leader.", None),
     "largest_room_subscriptions": ("Subscriptions of the largest channel.", None),
     "filtered_subscriptions": ("Subscriptions with a filter.", None),
     "filters": ("Distinct filters, counted for each channel.", None),
@@ -87,6 +89,8 @@ class Gauges:
         """Yield all gauges, for the registry."""
         yield from self._connection_gauges()
         yield from self._hub_gauges()
+        yield _gauge("listened_channels", self._pubsub.listener.channels)
+        yield _gauge("listen_connections", self._pubsub.listener.connections)
         yield _gauge("publish_waiting_messages", self._pubsub.publish_waiting)
         yield _labelled("ready", {part: problem is None for part, problem in self._health().items()})
         yield _gauge("relay_leading", self._relay.leading)

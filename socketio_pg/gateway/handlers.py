@@ -74,6 +74,8 @@ class Handlers:
         new = not self._hub.is_subscribed(sid, channel)
         if new:
             self._limits.check_subscriptions(self._hub.count_channels(sid))
+            if not self._hub.has_channel(channel):
+                self._limits.check_channels(self._hub.channel_count)
         self._pubsub.join(sid, channel)
         try:
             if self._permissions.is_overtaken(channel, mark):

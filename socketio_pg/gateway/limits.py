@@ -108,6 +108,14 @@ class ClientLimits:
         if most and subscribed >= most:
             raise TooManySubscriptionsError(f"a client may subscribe to at most {most} channels")
 
+    def check_channels(self, channels: int) -> None:
+        """Raise :class:`TooManySubscriptionsError` when a node that listens to ``channels`` may listen to no more."""
+        most = self._settings.max_channels
+        if most and channels >= most:
+            raise TooManySubscriptionsError(
+                f"all clients of this server together may subscribe to at most {most} channels (MAX_CHANNELS)"
+            )
+
     def check_filters(self, sid: str, conditions: int, characters: int, *, metered: bool) -> None:
         """Raise :class:`FilterTooExpensiveError` when a client may not have a new filter.
 

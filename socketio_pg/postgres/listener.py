@@ -10,7 +10,7 @@ It knows nothing about subscribers (`hub`) and payloads (`messages`).
 import logging
 import secrets
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -70,6 +70,14 @@ class ChannelListener(Protocol):
     def problem(self) -> Problem | None:
         """The reason why it is not ready, for the operator; None when it is."""
 
+    @property
+    def channels(self) -> int:
+        """The number of channels that it listens to, including those in their grace time."""
+
+    @property
+    def connections(self) -> int:
+        """The number of its connections to the database."""
+
     def start(self) -> None:
         """Start its green thread. Call it after any fork."""
 
@@ -94,6 +102,7 @@ class Listener:
 
     ``on_notifications`` gets the notifications of one read of the connection, in order; ``on_gap`` is called for each
     channel when it is listened to again after the connection was lost. Both run in the listener's green thread.
+    ``on_left`` is called when a channel was released and the connection certainly does not listen to it any more.
     """
 
     #: Seconds without data after which the connection is tested with a query, and seconds for its answer.
@@ -107,6 +116,8 @@ class Listener:
     margin = timedelta(seconds=1)
     #: Seconds between the release of a channel and its UNLISTEN: a page that reloads subscribes again.
     unlisten_grace = 3.0
+    #: The maximum number of released channels in their grace time; beyond it the UNLISTEN of the oldest is due.
+    max_leaving = 1_000
     #: LISTEN statements in one round trip; notifications are delivered between two round trips.
     batch_size = 500
 
@@ -115,14 +126,18 @@ class Listener:
         database: Database,
         on_notifications: Callable[[Sequence[Notification]], None],
         on_gap: Callable[[NotifyGap], None],
+        on_left: Callable[[str], None] = lambda channel: None,
     ) -> None:
         self._database = database
         self._on_notifications = on_notifications
         self._on_gap = on_gap
+        self._on_left = on_left
         self._wanted: set[str] = set()
         self._listening: set[str] = set()
-        self._pending: deque[str] = deque()
-        self._leaving: dict[str, float] = {}
+        self._pending: OrderedDict[str, None] = OrderedDict()
+        #: The channels of the LISTEN or UNLISTEN in progress.
+        self._changing: set[str] = set()
+        self._leaving: OrderedDict[str, float] = OrderedDict()
         self._gaps: dict[str, datetime] = {}
         self._waiters = Waiters()
         self._waker: green.Waker | None = None
@@ -130,6 +145,8 @@ class Listener:
         self._heard = datetime.now(timezone.utc)
         self._ready = False
         self._problem = Problem("not started")
+        #: True until it is ready, or has failed, for the first time since :meth:`start`.
+        self.opening = True
 
     # -- called by other green threads; nothing here uses the connection -------------------------------------------
 
@@ -153,6 +170,7 @@ class Listener:
         if not self._worker.running:
             self._waker = green.Waker()
             self._problem = Problem("connecting")
+            self.opening = True
             self._worker.start(self._run, self._waker)
 
     def stop(self) -> None:
@@ -164,16 +182,22 @@ class Listener:
         self._wanted.add(channel)
         self._leaving.pop(channel, None)
         if channel not in self._listening:
-            self._pending.append(channel)
+            self._pending[channel] = None
             self._wake()
 
     def release(self, channel: str) -> None:
         """Stop listening to ``channel``; the UNLISTEN follows after a grace time."""
         self._wanted.discard(channel)
+        self._pending.pop(channel, None)
         if channel in self._listening:
             self._leaving[channel] = time.monotonic() + self.unlisten_grace
             self._wake()
         self._waiters.cancel(channel)
+        self._check_left(channel)
+
+    def _check_left(self, channel: str) -> None:
+        if not any(channel in channels for channels in (self._wanted, self._listening, self._changing)):
+            self._on_left(channel)
 
     def wait(self, channel: str, seconds: float) -> None:
         """Return once the LISTEN for ``channel`` has committed.
@@ -255,10 +279,10 @@ class Listener:
         self._heard = datetime.now(timezone.utc)
         for channel in self._gaps.keys() - self._wanted:
             del self._gaps[channel]
-        self._pending = deque(self._wanted)
+        self._pending = OrderedDict.fromkeys(self._wanted)
         while self._pending:
             self._listen_batch(connection)
-        self._ready = True
+        self._ready, self.opening = True, False
 
     def _serve(self, connection: Any, waker: green.Waker) -> None:
         heartbeat = time.monotonic() + self.heartbeat_interval
@@ -274,6 +298,8 @@ class Listener:
             if self._pending:
                 continue
             wait = heartbeat - now
+            if len(self._leaving) > self.max_leaving:
+                continue
             if self._leaving:
                 wait = min(wait, next(iter(self._leaving.values())) - now)
             for ready in green.select([connection, waker], wait):
@@ -291,15 +317,16 @@ class Listener:
     def _listen_batch(self, connection: Any) -> None:
         batch: dict[str, None] = {}
         while self._pending and len(batch) < self.batch_size:
-            channel = self._pending.popleft()
+            channel, _ = self._pending.popitem(last=False)
             if channel in self._wanted and channel not in self._listening:
                 batch[channel] = None
         if not batch:
             return
+        self._changing = set(batch)
         try:
             self._execute(connection, ";".join(f"LISTEN {quote_identifier(channel)}" for channel in batch))
         except DatabaseUnavailableError:
-            self._pending.extendleft(batch)
+            self._pending.update(batch)
             raise
         except DatabaseError:
             for channel in list(batch):
@@ -313,6 +340,7 @@ class Listener:
                     refused = InvalidChannelError(text, channel=channel, detail=f"{text}: {error}")
                     self._refuse(channel, refused)
         self._listening.update(batch)
+        self._changing = set()
         now = datetime.now(timezone.utc)
         for channel in batch:
             # The gap is reported before waiters resume: new subscribers have missed nothing.
@@ -327,22 +355,29 @@ class Listener:
 
     def _refuse(self, channel: str, error: InvalidChannelError) -> None:
         self._wanted.discard(channel)
+        self._changing.discard(channel)
         self._waiters.done(channel, error)
+        self._check_left(channel)
 
     def _unlisten_due(self, connection: Any) -> None:
         now = time.monotonic()
         due: list[str] = []
         for channel, deadline in self._leaving.items():  # ordered by deadline, as the grace time is constant
-            if deadline > now or len(due) == self.batch_size:
+            in_time = deadline > now and len(self._leaving) - len(due) <= self.max_leaving
+            if in_time or len(due) == self.batch_size:
                 break
             due.append(channel)
         for channel in due:
             del self._leaving[channel]
             self._listening.discard(channel)
         if due:
+            self._changing = set(due)
             self._execute(connection, ";".join(f"UNLISTEN {quote_identifier(channel)}" for channel in due))
+            self._changing = set()
             # Acquired again while the UNLISTEN was in progress.
-            self._pending.extend(channel for channel in due if channel in self._wanted)
+            self._pending.update(dict.fromkeys(channel for channel in due if channel in self._wanted))
+            for channel in due:
+                self._check_left(channel)
 
     def _deliver(self, connection: Any) -> None:
         if connection.notifies:
@@ -360,11 +395,15 @@ class Listener:
         self._heard = datetime.now(timezone.utc)
 
     def _lost(self, error: Exception) -> None:
-        self._ready, self._problem = False, Problem.of(error)
+        self._ready, self._problem, self.opening = False, Problem.of(error), False
         for channel in self._listening & self._wanted:
             self._gaps.setdefault(channel, self._heard - self.margin)
+        left = (self._listening | self._changing) - self._wanted
+        self._changing = set()
         self._listening.clear()
         self._leaving.clear()
+        for channel in left:
+            self._check_left(channel)
 
     def _guarded(self, function: Callable[[Any], None], argument: Any) -> None:
         """Call ``function``; its failure must not end the connection."""

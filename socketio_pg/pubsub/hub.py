@@ -113,6 +113,15 @@ class Hub:
         """Return all channels that have a subscriber."""
         return set(self._channels)
 
+    def has_channel(self, channel: str) -> bool:
+        """Return whether ``channel`` has a subscriber."""
+        return channel in self._channels
+
+    @property
+    def channel_count(self) -> int:
+        """The number of channels that have a subscriber."""
+        return len(self._channels)
+
     def channels_of(self, subscriber: Hashable) -> set[str]:
         """Return the channels of ``subscriber``."""
         return set(self._subscribers.get(subscriber, ()))

@@ -31,10 +31,10 @@ from socketio_pg.postgres.key_reader import KeyReader
 from socketio_pg.postgres.listener import (
     ChannelListener,
     ListenCancelledError,
-    Listener,
     OnGap,
     OnNotifications,
 )
+from socketio_pg.postgres.listeners import Listeners
 from socketio_pg.postgres.publisher import Outgoing, Publisher
 from socketio_pg.postgres.schema import INSTALLED
 from socketio_pg.pubsub.dispatch import Dispatcher, NodeReceiver
@@ -81,7 +81,7 @@ class PubSub:
         dsn: str | None = None,
         listen_dsn: str | None = None,
         *,
-        listener: Callable[[Database, OnNotifications, OnGap], ChannelListener] = Listener,
+        listener: Callable[[Database, OnNotifications, OnGap], ChannelListener] = Listeners,
         durable_channels: Sequence[str] = (),
         max_payload: int = 1_000_000,
         cluster_key: Sequence[str] = (),

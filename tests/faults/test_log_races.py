@@ -11,10 +11,10 @@ from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
 from socketio_pg.log.positions import Head
 from socketio_pg.log.recent import Recent
-from socketio_pg.postgres.listener import Listener
+from socketio_pg.postgres.listeners import Listeners
 
 
-class _Listener(Listener):
+class _Listener(Listeners):
     """Reports every channel as listened to immediately."""
 
     def __init__(self) -> None:

@@ -98,12 +98,12 @@ def test_leader_forgets_a_silent_node(world: World, channel: str) -> None:
     gone.listener.stop()
     assert leader._listener is not None
     with green.timeout(20):
-        while leader._listener._wanted != {f"{channel}-2"}:
+        while leader._listener.first._wanted != {f"{channel}-2"}:
             green.sleep(0.01)
     # It was only slow: its channels are listened to again.
     gone.listener.start()
     with green.timeout(20):
-        while leader._listener._wanted != {f"{channel}-1", f"{channel}-2"}:
+        while leader._listener.first._wanted != {f"{channel}-1", f"{channel}-2"}:
             green.sleep(0.01)
 
 
@@ -115,9 +115,9 @@ def test_forgotten_node_gets_a_gap(world: World, postgres18: Cluster, channel: s
     tell = node.listener.tell
     node.listener.tell = lambda command: None
     assert leader._listener is not None
-    leader._listener.unlisten_grace = 0.0
+    leader._listener.first.unlisten_grace = 0.0
     with green.timeout(20):
-        while leader._nodes or channel in leader._listener._listening:
+        while leader._nodes or channel in leader._listener.first._listening:
             green.sleep(0.01)
     postgres18.notify(channel, "missed")
     with green.timeout(20):
@@ -190,7 +190,7 @@ def test_gap_begins_when_the_leader_last_listened(world: World, postgres18: Clus
     listen(node, channel)
     node.listener._on_gap = lambda gap: since.append(gap.since)
     assert leader._listener is not None
-    leader._listener.backoff = (5.0, 5.0)
+    leader._listener.first.backoff = (5.0, 5.0)
     before = datetime.now(timezone.utc)
     postgres18.terminate_backends()
     with green.timeout(20):
@@ -223,7 +223,7 @@ def test_leader_recovers_from_a_lost_release(world: World, channel: str) -> None
     node.listener.tell = tell
     assert leader._listener is not None
     with green.timeout(20):
-        while leader._listener._wanted != {f"{channel}-2"}:
+        while leader._listener.first._wanted != {f"{channel}-2"}:
             green.sleep(0.01)
 
 
@@ -264,7 +264,7 @@ def test_unreachable_database_of_the_leader_is_a_gap(world: World, postgres18: C
     node = world.node()
     listen(node, channel)
     assert leader._listener is not None
-    leader._listener.backoff = (0.5, 0.5)
+    leader._listener.first.backoff = (0.5, 0.5)
     postgres18.terminate_backends()
     with green.timeout(20):
         while "the leader does not listen" not in (node.listener.problem or ""):
@@ -279,7 +279,7 @@ def test_channel_stays_until_the_last_node_releases_it(world: World, postgres18:
     leader = world.leader()
     one, two = world.node(), world.node()
     assert leader._listener is not None
-    leader._listener.unlisten_grace = 0.0
+    leader._listener.first.unlisten_grace = 0.0
     listen(one, channel)
     listen(two, channel)
     one.listener.release(channel)

@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 
 from socketio_pg.postgres.embedded import EmbeddedPostgres
 from socketio_pg.postgres.listener import Listener
+from socketio_pg.postgres.listeners import Listeners
 from socketio_pg.pubsub.pubsub import PubSub
 
 
@@ -57,9 +58,9 @@ class Cluster(EmbeddedPostgres):
 
 
 def own_listener(pubsub: PubSub) -> Listener:
-    """Return the listener of a PubSub that listens itself."""
-    assert isinstance(pubsub.listener, Listener)
-    return pubsub.listener
+    """Return the first listener of a PubSub that listens itself."""
+    assert isinstance(pubsub.listener, Listeners)
+    return pubsub.listener.first
 
 
 @contextlib.contextmanager

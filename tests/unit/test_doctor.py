@@ -15,6 +15,7 @@ from socketio_pg.doctor import checks_database, checks_log, checks_settings
 from socketio_pg.doctor.doctor import examine
 from socketio_pg.doctor.findings import Finding
 from socketio_pg.postgres import schema
+from socketio_pg.postgres.listeners import Listeners
 from socketio_pg.version import __version__
 from tests.support.cli import run
 from tests.support.redis import Redis
@@ -224,6 +225,14 @@ def test_notify_queue(usage: float, level: str) -> None:
 @pytest.mark.parametrize(("used", "level"), [(5, "ok"), (90, "ok"), (91, "warning"), (100, "warning")])
 def test_sessions(used: int, level: str) -> None:
     assert levels(checks_database.judge_sessions(used, 100)) == {"sessions": level}
+
+
+@pytest.mark.parametrize(
+    ("channels", "free", "level"), [(8_000, 10, "ok"), (50_000, 14, "warning"), (50_000, 15, "ok")]
+)
+def test_sessions_for_many_channels(channels: int, free: int, level: str) -> None:
+    further = Listeners.connections_for(channels) - 1
+    assert levels(checks_database.judge_sessions(100 - free, 100, further)) == {"sessions": level}
 
 
 @pytest.mark.parametrize(
