@@ -8,6 +8,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeAlias
@@ -217,6 +218,9 @@ def fetch(url: str, seconds: float, max_bytes: int) -> bytes:
 
 #: Seconds without progress after which a client that does not read its response or send its request is disconnected.
 STALLED = 20.0
+#: Bytes per second that a client must read on average. Otherwise one that reads a byte every few seconds would keep its
+#: request, and one of the connections of the WSGI server, for hours.
+MIN_SPEED = 2_000
 #: Seconds for a client's TLS handshake.
 HANDSHAKE = 5.0
 
@@ -228,13 +232,29 @@ class _ClientSocket(eventlet.greenio.GreenSocket):  # type: ignore[misc]
     """
 
     _in_a_row = 0
+    #: Bytes sent, and seconds spent waiting for the client to read them.
+    _sent = 0
+    _waited = 0.0
 
     def _trampoline(self, *args: Any, **options: Any) -> Any:
         self._in_a_row = 0
         if options.get("timeout") is None:
             options["timeout"] = STALLED
         options["timeout_exc"] = ConnectionResetError(errno.ECONNRESET, "the client stalled")
-        return super()._trampoline(*args, **options)
+        if not options.get("write"):
+            return super()._trampoline(*args, **options)
+        left = STALLED + self._sent / MIN_SPEED - self._waited
+        options["timeout"] = max(0.0, min(options["timeout"], left))
+        began = time.monotonic()
+        try:
+            return super()._trampoline(*args, **options)
+        finally:
+            self._waited += time.monotonic() - began
+
+    def send(self, data: bytes, flags: int = 0) -> int:
+        sent: int = super().send(data, flags)
+        self._sent += sent
+        return sent
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         # eventlet does not yield to other green threads while data is available.

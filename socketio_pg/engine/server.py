@@ -78,6 +78,9 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self._to_check: deque[tuple[float, Socket]] = deque()
         #: The sessions that are not connected to a namespace.
         self.pending = Pending()
+        #: The number of messages of clients that were not connected to a namespace and that are being handled, also
+        #: after the client has left.
+        self.identifying = 0
         self._next_sweep = 0.0
         self._to_upgrade: deque[tuple[float, Socket, transport.WebSocketTransport]] = deque()
 
@@ -206,7 +209,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
             self._sweep(time.monotonic())
         if len(self.sockets) >= self.max_connections:
             self._evict(self.pending.oldest())
-        return len(self.sockets) < self.max_connections
+        return len(self.sockets) < self.max_connections and self.identifying < self.max_connections
 
     def _evict(self, socket: Any) -> None:
         if socket is not None:

@@ -378,14 +378,17 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
 
     def _handle_now(self, message: str | bytes) -> None:
         """Handle a message before the next one."""
-        if not self._admitted:
+        new = not self._admitted
+        if new:
+            self.server.identifying += 1
             self.server.pending.begin(self)
         try:
             self.server.handle_message(self.sid, message, False)
         except Exception:  # a bug, which must not lose the messages that follow
             _limited_log.failure("a message could not be handled", connection=self.sid)
         finally:
-            if not self._admitted:
+            if new:
+                self.server.identifying -= 1
                 self.server.pending.end(self)
 
 

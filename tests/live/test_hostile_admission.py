@@ -143,6 +143,18 @@ def stuff(slow: ServerProcess, frames: list[bytes], closes: bool) -> None:
     until(lambda: state(slow)["sockets"] <= before["sockets"], "the end of all sessions")
 
 
+def test_logins_of_clients_that_have_left_are_bounded(postgres18: Cluster) -> None:
+    settings = {"SLOW_LOGIN": "1", "MAX_CONNECTIONS": "20", "DRAIN_SECONDS": "0.2"}
+    with contextlib.closing(ServerProcess(postgres18.url(), app="tests.support.slow_app:app", **settings)) as server:
+        for number in range(1, 21):
+            with WebSocket(server) as one:
+                one.text('40{"seconds":3}')
+                until(lambda number=number: state(server)["identifying"] >= number, "the login")  # type: ignore[misc]
+        until(lambda: state(server)["sockets"] == 0, "the end of the sessions")
+        assert http(server).status == 503
+        until(lambda: http(server).status == 200, "the end of the logins")
+
+
 def test_after_connect_the_usual_limits_apply(slow: ServerProcess) -> None:
     with WebSocket(slow) as one:
         one.text('40{"seconds":0.2}')

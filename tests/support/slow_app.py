@@ -45,5 +45,6 @@ def state() -> dict[str, int]:
         "pending": len(io.manager.pending_connect) + len(io.manager.pending_disconnect),
         "requests": len(io.environ),
         "sockets": len(io.eio.sockets),
+        "identifying": io.eio.identifying,
         "kilobytes": int(Path("/proc/self/status").read_text("utf-8").split("VmRSS:")[1].split()[0]),
     }

@@ -1,8 +1,10 @@
 """Green threads. Tests that need monkey-patching, as in production, run in a separate process."""
 
+import contextlib
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import pytest
 
@@ -184,3 +186,32 @@ def test_resolve_returns_addresses() -> None:
     assert set(green.resolve("localhost")) & {"127.0.0.1", "::1"}
     with pytest.raises(OSError, match=r"."):
         green.resolve("no-such-host.invalid")
+
+
+def test_client_that_reads_too_slowly_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read is progress, so that only the average shows it."""
+    monkeypatch.setattr(green, "STALLED", 0.3)
+    for speed, survives in ((10**9, False), (1.0, True)):
+        monkeypatch.setattr(green, "MIN_SPEED", speed)
+        plain, connection = green.socket_pair()
+        connection.__class__ = green._ClientSocket
+        read = 0
+
+        def read_slowly(plain: Any = plain) -> None:
+            nonlocal read
+            while read < 2_000_000:
+                green.sleep(0.05)
+                with contextlib.suppress(BlockingIOError):
+                    read += len(plain.recv(100_000))
+
+        reader = green.spawn(read_slowly)
+        if survives:
+            connection.sendall(b"x" * 2_000_000)
+            reader.wait()
+        else:
+            with pytest.raises(ConnectionResetError):
+                connection.sendall(b"x" * 2_000_000)
+            assert 0 < read < 2_000_000
+            reader.kill()
+        plain.close()
+        connection.close()
