@@ -94,6 +94,7 @@ class SocketServer:
             lambda: (log.position, len(hub)),
             self.seal.seal,
             cluster.create_forwarder(database),
+            self.sealing.refused,
         )
         self.backlog = Backlog(database, count=settings.metrics_token is not None)
         # The relay may have looked for the schema before it was installed.

@@ -5,7 +5,7 @@ The cryptography is in `core.seal`; `postgres.key_reader` provides the keys.
 
 import contextlib
 import logging
-from collections import Counter
+import time
 from collections.abc import Sequence
 
 from socketio_pg.core import green, metrics
@@ -30,13 +30,15 @@ class Sealing:
 
     #: Seconds for which :meth:`seal` waits for the first key.
     wait_seconds = 2.0
+    #: Seconds for :meth:`refused`.
+    memory = 60.0
 
     def __init__(self, seal: Seal) -> None:
         self._seal = seal
         self._ready = green.Event()
         self._keys_wanted = green.Event()
-        #: The number of refused texts, by reason.
-        self.refused: Counter[str] = Counter()
+        #: When a text was last refused (monotonic), by reason.
+        self._refused: dict[str, float] = {}
 
     @property
     def ready(self) -> bool:
@@ -47,6 +49,10 @@ class Sealing:
         """Use ``keys`` from now on, see :meth:`Seal.use`."""
         self._seal.use(identity, keys)
         self._ready.send()
+
+    def refused(self) -> list[str]:
+        """Return the reasons for which texts were refused during the last minute."""
+        return [reason for reason, at in self._refused.items() if time.monotonic() - at < self.memory]
 
     def want_keys(self) -> None:
         """Have the keys read again soon: there may be new ones."""
@@ -76,7 +82,7 @@ class Sealing:
         try:
             return self._seal.open(channel, text, replayable=replayable)
         except SealError as error:
-            self.refused[error.reason] += 1
+            self._refused[error.reason] = time.monotonic()
             metrics.refused_messages.labels(error.reason).inc()
             if error.reason == "unknown_key":
                 self.want_keys()

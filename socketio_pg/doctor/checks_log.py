@@ -221,6 +221,36 @@ def nodes(connection: Any) -> Iterator[Finding]:
         yield from judge_nodes({node["name"]: node["version"] for node in read_nodes(connection)})
 
 
+#: Reason for which a node has refused texts of others (core/seal.py) → finding, and remedy.
+_REFUSED = {
+    "foreign": (
+        "gets messages of another installation", "give each installation its own MESSAGE_QUEUE_CHANNEL or Redis",
+    ),
+    "stale": (
+        "gets old messages: clocks differ by over a minute, or a recording is sent again", "synchronize all clocks",
+    ),
+    "unknown_key": ("gets messages that were sealed with another key", "set the same CLUSTER_KEY on all nodes"),
+    "unsealed": ("gets messages that are not sealed", "find the program, an older node or an attacker"),
+    "forged": ("gets forged messages", "find the session that sends them: an attacker, or a proxy that damages them"),
+    "replayed": ("gets messages again that it had before", "find the session that sends them: an attacker"),
+}  # fmt: skip
+
+
+def refused(connection: Any) -> Iterator[Finding]:
+    """Check that no node gets messages that other nodes of this installation did not send."""
+    if read_schema_version(connection) == schema.VERSION:
+        rows = fetch(connection, "SELECT name, unnest(refused) FROM socketio_pg.nodes")
+        yield from judge_refused([(name, reason) for name, reason in rows])
+
+
+def judge_refused(rows: list[tuple[str, str]]) -> Iterator[Finding]:
+    """Yield a finding for each reason. ``rows``: names of nodes, and reasons."""
+    for reason in sorted({reason for _, reason in rows}):
+        found, remedy = _REFUSED.get(reason, (f"refuses messages: {reason}", "see the node's log"))
+        names = ", ".join(sorted(name for name, why in rows if why == reason))
+        yield warning("messages", f"{names} {found} (during the last minute)", remedy)
+
+
 def judge_nodes(versions: dict[str, str]) -> Iterator[Finding]:
     """Judge the ``versions`` of the servers, by server name."""
     different = set(versions.values())

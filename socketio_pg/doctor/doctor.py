@@ -50,6 +50,7 @@ def _examine_database(settings: Settings, database: Database, connection: Any) -
         "privileges": checks_log.privileges(connection, settings),
         "relay": checks_log.relay(connection),
         "nodes": checks_log.nodes(connection),
+        "messages": checks_log.refused(connection),
         "roles": checks_log.roles(database, settings),
         "watches": checks_log.watches(connection),
     }

@@ -78,9 +78,10 @@ UPDATE socketio_pg.head SET trimmed = %s WHERE trimmed < %s
 """
 
 _BEAT = """
-INSERT INTO socketio_pg.node (id, name, version, relay, position, clients) VALUES (%s, %s, %s, %s, %s, %s)
+INSERT INTO socketio_pg.node (id, name, version, relay, position, clients, refused)
+VALUES (%s, %s, %s, %s, %s, %s, %s::text[])
 ON CONFLICT (id) DO UPDATE SET relay = excluded.relay, position = excluded.position, clients = excluded.clients,
-    seen_at = now()
+    refused = excluded.refused, seen_at = now()
 """
 
 
@@ -90,7 +91,8 @@ class Relay:
     ``retention`` is in seconds; ``max_messages`` is None for no limit. ``describe()`` returns (position, clients) of
     this node for the view ``socketio_pg.nodes``. ``seal(channel, text)`` returns a notification as other nodes open it,
     or raises :class:`SocketIOPGError` while it cannot: then this node does not lead. ``on_leading(leading)`` is called
-    when this node starts or stops leading.
+    when this node starts or stops leading. ``refused()`` returns the reasons for which this node has refused texts of
+    other nodes lately.
     """
 
     #: Seconds between attempts to become the leader.
@@ -135,12 +137,14 @@ class Relay:
         describe: Callable[[], tuple[int, int]],
         seal: Callable[[str, str], str],
         on_leading: Callable[[bool], None] | None = None,
+        refused: Callable[[], list[str]] = list,
     ) -> None:
         self._database = database
         self._retention = retention
         self._max_messages = max_messages
         self._describe = describe
         self._seal = seal
+        self._refused = refused
         self._id = str(uuid.uuid4())
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._lease = Lease(self._id, self._name, self.timeout)
@@ -417,7 +421,8 @@ class Relay:
             return
         self._next_beat = time.monotonic() + self.beat_interval
         position, clients = self._describe()
-        self._execute(connection, _BEAT, self._id, self._name, __version__, self.leading, position, clients)
+        values = (self._id, self._name, __version__, self.leading, position, clients, self._refused())
+        self._execute(connection, _BEAT, *values)
         if self.leading:
             self._execute(connection, "DELETE FROM socketio_pg.node WHERE seen_at < now() - interval '1 minute'")
 

@@ -14,12 +14,13 @@ import requests
 from socketio_pg import PostgresManager
 from socketio_pg.core.channels import BELL_CHANNEL, LOG_CHANNEL, PERMISSIONS_CHANNEL, QUEUE_CHANNEL
 from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.doctor import checks_log
 from tests.support.clients import SocketClient
 from tests.support.cluster import APP, CLUSTER_KEY, Cell, Member
 from tests.support.metrics import TOKEN, scrape, wait_for
 from tests.support.nodes import Nodes
 from tests.support.patience import PATIENCE, until
-from tests.support.postgres import Cluster
+from tests.support.postgres import Cluster, in_thread
 from tests.support.redis import Redis
 from tests.support.server import ServerProcess
 
@@ -161,6 +162,15 @@ def test_a_stranger_reads_nothing(
         assert "secret" not in text
         assert channel not in text
         assert name != BELL_CHANNEL or not text
+
+
+def test_the_doctor_reports_what_nodes_refuse(nodes: Nodes, stranger: Stranger) -> None:
+    stranger.notify(LOG_CHANNEL, "anything")
+    # The nodes renew their rows every ten seconds.
+    until(lambda: nodes.sql("SELECT 1 FROM socketio_pg.nodes WHERE 'unsealed' = ANY (refused)"), "a node has noted it")
+    with contextlib.closing(psycopg2.connect(nodes.url)) as connection:
+        [finding] = [found for found in in_thread(list, checks_log.refused(connection)) if "not sealed" in found.found]
+    assert finding.level == "warning"
 
 
 def test_a_stranger_cannot_read_or_replace_the_key(nodes: Nodes, stranger: Stranger) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from socketio_pg.core.config import Settings
+from socketio_pg.core.seal import REASONS
 from socketio_pg.doctor import checks_database, checks_log, checks_settings
 from socketio_pg.doctor.doctor import examine
 from socketio_pg.doctor.findings import Finding
@@ -118,6 +119,14 @@ def test_key_set_is_fetched_and_checked(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text(json.dumps({"keys": [SigningKey("ed").jwk]}))
     assert levels(checks_settings.key_set(Settings(jwks_url=str(tmp_path / "keys.json")))) == {"keys": "ok"}
     assert levels(checks_settings.key_set(Settings())) == {}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_each_reason_to_refuse_a_text_has_a_remedy(reason: str) -> None:
+    [finding] = checks_log.judge_refused([("a:1", reason), ("b:2", reason)])
+    assert finding.level == "warning"
+    assert finding.found.startswith("a:1, b:2 gets ")
+    assert finding.remedy
 
 
 def test_message_queue() -> None:

@@ -98,6 +98,16 @@ CREATE TABLE IF NOT EXISTS socketio_pg.node (
     seen_at    timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
+-- Reasons for which the process has refused texts of other nodes during the last minute: core/seal.py.
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = 'socketio_pg.node'::regclass AND attname = 'refused'
+    ) THEN
+        ALTER TABLE socketio_pg.node ADD COLUMN refused text[] NOT NULL DEFAULT '{}';
+    END IF;
+END $$;
+
 -- The keys with which the servers seal what they send each other. Only the servers' role may read them: a new key seals
 -- once it is 20 s old, so that every server knows it by then, and an old one opens until a minute later.
 DO $$

@@ -97,5 +97,5 @@ CREATE OR REPLACE VIEW socketio_pg.channels AS
 
 CREATE OR REPLACE VIEW socketio_pg.nodes AS
     SELECT name, version, coalesce(id = (SELECT leader FROM socketio_pg.head), false) AS relay, position, clients,
-        started_at, seen_at
+        started_at, seen_at, refused
     FROM socketio_pg.node WHERE seen_at > now() - interval '30 seconds';
