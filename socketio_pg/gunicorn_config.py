@@ -84,7 +84,7 @@ def post_worker_init(worker: Any) -> None:
     """
     server = worker.wsgi.extensions["socketio_pg"]
     try:
-        server.start()
+        server.start([str(socket) for socket in worker.sockets])
     except ConfigurationError as error:
         worker.log.error("socketio_pg: %s", error.message)
         raise SystemExit(EXIT_CONFIGURATION) from None

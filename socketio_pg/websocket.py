@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from flask import Flask
 
@@ -150,9 +150,10 @@ class SocketServer:
 
     # -- running -------------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, addresses: Sequence[str] = ()) -> None:
         """Connect to PostgreSQL in the background. The first client calls it too. Call it after a fork, not before.
 
+        ``addresses``, on which the server listens, are for the warning about a server without authentication.
         Raises :class:`ConfigurationError` when MESSAGE_QUEUE is set and there is no cluster key.
         """
         if self._started:
@@ -163,6 +164,7 @@ class SocketServer:
         except ConfigurationError:
             self._started = False
             raise
+        self.access.authenticator.warn_if_open(" or ".join(addresses) or "this server")
         self.socketio.server.initialize_manager()
         self.pubsub.start()
         self.access.start()
@@ -211,7 +213,7 @@ class SocketServer:
         ``on_listening`` is called once connections are accepted. Raises OSError when the port is taken.
         """
         listener = green.listen(self.settings.host, self.port)
-        self.start()
+        self.start([f"http://{self.settings.host}:{self.port}"])
         self._serving = green.spawn(green.serve_wsgi, listener, self.app, self.settings.max_connections)
         if on_listening is not None:
             on_listening()

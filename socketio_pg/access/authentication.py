@@ -23,6 +23,7 @@ class Authenticator:
 
     def __init__(self, settings: Settings, app: Flask, hook: Authenticate | None = None) -> None:
         self._app = app
+        self._settings = settings
         self._hook = hook
         self._verifier = TokenVerifier(settings)
         #: The effective value of AUTH: ``off``, ``optional`` or ``required``.
@@ -44,19 +45,25 @@ class Authenticator:
             )
         if self.mode == "off" and (has_key or self._hook is not None):
             logger.warning("AUTH=off: clients are not authenticated, although a key or authenticate= is configured")
-        if self.mode == "off" and not settings.debug:
-            publishing = "" if settings.publish in ("off", "authenticated") else " and publish to it"
-            channels = "every channel" if settings.authorization == "off" else "the channels of ANONYMOUS_ROLE"
-            logger.warning(
-                "AUTH is off: any client that reaches this server can subscribe to %s%s; set JWT_SECRET, "
-                "JWT_PUBLIC_KEY or JWKS_URL to require tokens",
-                channels,
-                publishing,
-            )
         if self.mode != "off" and settings.jwks_url is not None and not settings.jwt_audience:
             logger.warning("JWT_AUDIENCE is not set: tokens that the issuer made for other applications are accepted")
         if self.mode != "off" and self._hook is not None and "*" in (settings.cors_allowed_origins or ()):
             logger.warning("CORS_ALLOWED_ORIGINS=*: any page on the web can use the login in its visitors' cookies")
+
+    def warn_if_open(self, where: str) -> None:
+        """Log a warning when every client is admitted; ``where`` has the addresses that the server listens on."""
+        if self.mode != "off":
+            return
+        settings = self._settings
+        publishing = "" if settings.publish in ("off", "authenticated") else " and publish to it"
+        channels = "every channel" if settings.authorization == "off" else "the channels of ANONYMOUS_ROLE"
+        logger.warning(
+            "AUTH is off: any client that reaches %s can subscribe to %s%s; set AUTH=required, and a key (JWT_SECRET, "
+            "JWT_PUBLIC_KEY or JWKS_URL), to require tokens",
+            where,
+            channels,
+            publishing,
+        )
 
     def prepare(self) -> None:
         """Fetch the keys if they come from JWKS_URL. May wait."""

@@ -59,11 +59,11 @@ def safety(settings: Settings) -> Iterator[Finding]:
         yield warning("DEBUG", "DEBUG is on, which is for development only", "set DEBUG=0 in production")
     mode = settings.authentication()
     if mode == "off":
-        if not settings.debug:
-            yield warning(
-                "AUTH", "clients need no token: anyone who can reach the server may read and publish",
-                "set JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL; see docs/security.md",
-            )  # fmt: skip
+        yield warning(
+            "AUTH",
+            f"clients need no token: anyone who can reach {settings.host}:{settings.port} may read and publish",
+            "set AUTH=required, and JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL; see docs/security.md",
+        )
     else:
         yield ok("AUTH", f"tokens are {mode}")
         if settings.authorization == "off":

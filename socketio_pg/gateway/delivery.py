@@ -100,10 +100,10 @@ class Delivery:
             metrics.expensive_filters.inc()
             self._end(sid, channel, FilterTooExpensiveError.code)
 
-    def emit_hello(self, sid: str, claims: Claims | None) -> None:
-        """Send the first event of a client that has connected."""
+    def emit_hello(self, sid: str, claims: Claims | None, auth: str) -> None:
+        """Send the first event of a client that has connected; ``auth`` is the server's AUTH."""
         identity = ANONYMOUS if claims is None else claims.to_wire()
-        body = {"sid": sid, "version": __version__} | identity
+        body = {"sid": sid, "version": __version__, "auth": auth} | identity
         self._manager.emit("server_hello", body, "/", to=sid, ignore_queue=True)
 
     def emit_expiring(self, session: Session) -> None:

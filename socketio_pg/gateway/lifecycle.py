@@ -62,7 +62,8 @@ class ClientLifecycle(Lifecycle):
         self._hub.add(sid)
         self._idle.heard(sid)
         session = self._access.sessions.get(sid)
-        self._delivery.emit_hello(sid, None if session is None else session.claims)
+        claims = None if session is None else session.claims
+        self._delivery.emit_hello(sid, claims, self._access.authenticator.mode)
 
     def before_event(self, sid: str, size: int) -> None:
         self._idle.heard(sid)

@@ -5,6 +5,7 @@
 
 import { loadClient } from "./client.js";
 import { MessageLog, clock, hue, timeOfDay } from "./log.js";
+import { warnIfOpen } from "./open.js";
 import { Subscriptions } from "./socketio_pg.js";
 import { notifyStatement, oneLine, publishStatement } from "./sql.js";
 
@@ -34,6 +35,8 @@ socket.on("connect", () => {
   wasConnected = true;
   showStatus("connected", "Connected");
 });
+
+warnIfOpen(socket);
 
 socket.on("server_hello", ({ sid, version, ...identity }) => {
   refusals = 0;

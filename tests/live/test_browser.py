@@ -24,6 +24,14 @@ def test_page_connects_and_shows_the_server_hello(demo: Demo) -> None:
         expect(demo.page.locator(hidden)).to_be_hidden()
 
 
+def test_page_of_an_open_server_has_a_banner(demo: Demo) -> None:
+    demo.start()
+    banner = demo.page.get_by_role("complementary", name="Security warning")
+    expect(banner).to_be_visible()
+    expect(banner).to_contain_text("This server is open.")
+    expect(banner).to_contain_text("AUTH=required")
+
+
 def test_short_address_redirects_to_the_page(demo: Demo) -> None:
     demo.page.goto(f"{demo.url}/socket-test")
     demo.expect_state("connected")

@@ -40,6 +40,7 @@ class Visitor:
         )
         self.page.goto(f"{url}/demo/{name}.html")
         expect(self.page.locator("#status")).to_have_attribute("data-state", "connected", timeout=PATIENCE)
+        expect(self.page.get_by_role("complementary", name="Security warning")).to_contain_text("AUTH=required")
 
     def set_up(self) -> None:
         """Run the demo's SQL, unless another test has."""

@@ -67,6 +67,20 @@ def check(environment: dict[str, str]) -> None:
     config.load({name: value for name, value in environment.items() if "${" not in value}, None)
 
 
+def test_every_file_requires_tokens(
+    deploy: Path, root: Path, compose: dict[str, Any], container: dict[str, Any]
+) -> None:
+    """A node whose key is missing does not start, instead of serving every client."""
+    assert (
+        "AUTH=required"
+        in re.findall(r"^ENV (.*)$", (deploy / "Dockerfile").read_text("utf-8"), re.MULTILINE)[0].split()
+    )
+    assert all(compose["services"][f"node{n}"]["environment"]["AUTH"] == "${AUTH:-required}" for n in (1, 2, 3))
+    assert {"name": "AUTH", "value": "required"} in container["env"]
+    assert "\nEnvironment=AUTH=required\n" in (deploy / "socketio_pg@.service").read_text("utf-8")
+    assert "AUTH=required" in (root / "Procfile").read_text("utf-8")
+
+
 # -- the image ---------------------------------------------------------------------------------------------------------
 
 
@@ -81,7 +95,7 @@ def test_dockerfile(root: Path, deploy: Path, paths: set[str]) -> None:
     values = dict(word.split("=") for word in environment.split())
     assert values.pop("PYTHONUNBUFFERED") == "1"
     check(values)
-    assert values == {"HOST": "0.0.0.0", "PORT": str(PORT)}
+    assert values == {"HOST": "0.0.0.0", "PORT": str(PORT), "AUTH": "required"}
     assert f"EXPOSE {PORT}" in text
     assert set(re.findall(rf"http://127.0.0.1:{PORT}(/\w+)", text)) <= paths
     [command] = re.findall(r"^CMD (.+)$", text, re.MULTILINE)

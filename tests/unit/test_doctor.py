@@ -69,7 +69,7 @@ def test_invalid_settings_are_an_error(settings: dict[str, Any]) -> None:
         ({}, {"AUTH": "warning", "HOSTS": "warning"}),
         ({"allowed_hosts": ("example.com",)}, {"AUTH": "warning"}),
         ({"allowed_hosts": ("*",)}, {"AUTH": "warning", "HOSTS": "warning"}),
-        ({"debug": True}, {"DEBUG": "warning"}),
+        ({"debug": True}, {"AUTH": "warning", "DEBUG": "warning"}),
         ({"jwt_secret": SECRET}, {"AUTH": "ok", "AUTHORIZATION": "warning"}),
         ({"jwt_secret": SECRET, "authorization": "claims"}, {"AUTH": "ok"}),
         ({"jwt_secret": "x" * 40, "authorization": "claims"}, {"AUTH": "ok", "JWT_SECRET": "error"}),

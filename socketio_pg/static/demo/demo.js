@@ -1,6 +1,7 @@
 // Shared by the demos: the connection and its status light, and the buttons that make the server run SQL.
 
 import { loadClient } from "../static/client.js";
+import { warnIfOpen } from "../static/open.js";
 import { Subscriptions } from "../static/socketio_pg.js";
 
 export const $ = (selector) => document.querySelector(selector);
@@ -16,6 +17,7 @@ export async function connect() {
     throw error;
   }
   const socket = io({ transports: ["websocket", "polling"], tryAllTransports: true });
+  warnIfOpen(socket);
   socket.on("connect", () => show("connected", "Connected"));
   socket.on("disconnect", () => show("reconnecting", "Reconnecting…"));
   const onTokenError = ({ message }) => { // the demos have no token
