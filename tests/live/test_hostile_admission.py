@@ -90,7 +90,7 @@ def slow(postgres18: Cluster) -> Iterator[ServerProcess]:
 
 
 def state(server: ServerProcess) -> dict[str, int]:
-    found: dict[str, int] = json.loads(server.get("/state")[1])
+    found: dict[str, int] = json.loads(server.get("/memory")[1])
     return found
 
 

@@ -45,6 +45,14 @@ def state() -> dict[str, int]:
         "pending": len(io.manager.pending_connect) + len(io.manager.pending_disconnect),
         "requests": len(io.environ),
         "sockets": len(io.eio.sockets),
-        "identifying": io.eio.identifying,
+    }
+
+
+@app.get("/memory")
+def memory() -> dict[str, int]:
+    engine = server.socketio.server.eio
+    return {
+        "sockets": len(engine.sockets),
+        "identifying": engine.identifying,
         "kilobytes": int(Path("/proc/self/status").read_text("utf-8").split("VmRSS:")[1].split()[0]),
     }
