@@ -59,6 +59,8 @@ class Breaker:
         #: Nodes that are frozen, or whose proxy causes a fault. Never both: a proxy that is blocked by a frozen process
         #: does not react to commands.
         self._occupied: set[Node] = set()
+        #: Sessions of PostgreSQL that are stopped.
+        self._stopped: set[int] = set()
 
     def run(self, seconds: float) -> None:
         """Execute all faults that begin within ``seconds``. At the end, all are repaired or being repaired."""
@@ -131,7 +133,7 @@ class Breaker:
         return self._kill(node, node.server.process.terminate)
 
     def freeze(self, fault: Fault) -> Undo | None:
-        """Stop the leader's worker while it holds the lock."""
+        """Stop the leader's worker, with its session and the lease."""
         node = self._leader(fault)
         if node in self._down | self._occupied:
             return None
@@ -150,6 +152,31 @@ class Breaker:
             self._tell(f"{node.name} thawed")
 
         return thaw
+
+    def freeze_session(self, fault: Fault) -> Undo | None:
+        """Stop the leader's session of PostgreSQL while it is idle: in a transaction, it would keep locks."""
+        leader = self._world.leader()
+        if leader is None:
+            return None
+        pid = leader[1]
+        for _ in range(50):
+            try:
+                os.kill(pid, signal.SIGSTOP)
+            except ProcessLookupError:
+                return None
+            self._stopped.add(pid)
+            if self._world.cluster.sql("SELECT pid FROM pg_stat_activity WHERE pid = %s AND state = 'idle'", pid):
+                self._tell(f"session of {leader[0].name} stopped")
+                return lambda: self._continue_sessions(pid)
+            self._continue_sessions(pid)
+        return None
+
+    def _continue_sessions(self, *pids: int) -> None:
+        for pid in self._stopped.intersection(pids):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+            self._stopped.discard(pid)
+            self._tell(f"session {pid} continued")
 
     def terminate_relay(self, fault: Fault) -> None:
         leader = self._world.leader()
@@ -170,10 +197,12 @@ class Breaker:
         self._tell(f"all backends of {names} terminated")
 
     def crash_postgres(self, fault: Fault) -> None:
+        self._continue_sessions(*self._stopped)  # PostgreSQL could not end it
         self._world.cluster.restart("immediate")
         self._tell("PostgreSQL crashed and started")
 
     def stop_postgres(self, fault: Fault) -> Undo:
+        self._continue_sessions(*self._stopped)
         # Not "smart", which waits for all clients.
         self._world.cluster.stop("fast")
         self._tell("PostgreSQL stopped")
@@ -212,6 +241,9 @@ KINDS: dict[str, tuple[Callable[[Breaker, Fault], Undo | None], tuple[float, flo
     "kill_other": (Breaker.kill_other, (0.2, 4.0)),
     "retire": (Breaker.retire, (1.0, 3.0)),
     "freeze": (Breaker.freeze, (0.5, 4.0)),
+    # Longer than the leader's lease.
+    "freeze_long": (Breaker.freeze, (16.0, 20.0)),
+    "freeze_session": (Breaker.freeze_session, (4.0, 16.0)),
     "terminate_relay": (Breaker.terminate_relay, (0.0, 0.0)),
     "terminate_servers": (Breaker.terminate_servers, (0.0, 0.0)),
     "terminate_writers": (Breaker.terminate_writers, (0.0, 0.0)),
