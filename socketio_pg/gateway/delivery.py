@@ -89,6 +89,11 @@ class Delivery:
         body = {"channel": channel, "reason": reason}
         self._manager.emit("unsubscribed", body, "/", to=sid, ignore_queue=True)
 
+    def _charge_all(self) -> None:
+        for channel, filter, steps in self._matching.take_due():
+            for sid, _ in list(self._manager.get_participants("/", _room(channel, filter))):
+                self._charge(sid, channel, filter, steps)
+
     def _charge(self, sid: str, channel: str, filter: Filter, steps: int) -> None:
         """Count the steps that a filter took. End the subscription when the client's filters cost too much."""
         if self._hub.is_subscribed(sid, channel) and not self._limits.spend_on_filters(sid, steps):
@@ -143,14 +148,15 @@ class Delivery:
         events = zip(rooms, (message.to_wire() for message in messages), strict=True)
         # A channel's subscription is in one of its rooms only.
         self._manager.emit_in_order("event", events, skipped=held, apart=len(channels) == 1)
-        for channel, filter, steps in self._matching.take_due():
-            for sid, _ in list(self._manager.get_participants("/", _room(channel, filter))):
-                self._charge(sid, channel, filter, steps)
+        if self._matching.has_due:
+            self._charge_all()
 
     def _rooms(self, message: EncodedMessage) -> Sequence[str]:
         """Return the rooms that get ``message``."""
-        channel, matched = message.channel, self._matching.matching(message)
-        return [channel, *(_room(channel, filter) for filter in matched)] if matched else (channel,)
+        channel = message.channel
+        if self._hub.filters(channel) is None:
+            return (channel,)
+        return [channel, *(_room(channel, filter) for filter in self._matching.matching(message))]
 
     def _all_rooms(self, channel: str) -> list[str]:
         """Return the rooms of all subscriptions to ``channel``."""

@@ -132,14 +132,18 @@ class Dispatcher:
             due = self._due(messages) if self._local else ()
             for receiver in self._receivers:
                 self._guarded(receiver.receive_messages, messages)
-            reader: Reader | None = None
-            read: EncodedMessage | None = None
-            for subscription, message in due:
-                if subscription.filter is not None and message is not read:
-                    read, reader = message, self._matching.reader(message)
-                subscription.receive(message, reader)
+            if due:
+                self._deliver_locally(due)
         finally:
             self._matching.finish(messages)
+
+    def _deliver_locally(self, due: Sequence[tuple[LocalSubscription, EncodedMessage]]) -> None:
+        reader: Reader | None = None
+        read: EncodedMessage | None = None
+        for subscription, message in due:
+            if subscription.filter is not None and message is not read:
+                read, reader = message, self._matching.reader(message)
+            subscription.receive(message, reader)
 
     def _due(self, messages: Sequence[EncodedMessage]) -> list[tuple[LocalSubscription, EncodedMessage]]:
         """Return the messages of local subscriptions, without those that are held back for a replay."""

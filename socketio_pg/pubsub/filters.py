@@ -51,7 +51,7 @@ class Reader:
     __slots__ = ("pause", "payload", "spent", "values")
 
     def __init__(self, payload_json: str, pause: Callable[[], None] = never_pause) -> None:
-        self.payload = orjson.loads(payload_json) if len(payload_json) < 10_000 else parse_strict_json(payload_json)
+        self.payload = parse_strict_json(payload_json)
         self.pause = pause
         self.values: dict[str, Any] = {}
         #: Steps that filters took, for filters whose cost is accounted for.

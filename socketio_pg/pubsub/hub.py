@@ -82,6 +82,11 @@ class Hub:
                 characters += sign * len(filter.text)
         return conditions, characters
 
+    @property
+    def has_filters(self) -> bool:
+        """Whether any subscription has a filter."""
+        return bool(self._filters)
+
     def filters(self, channel: str) -> FilterIndex | None:
         """Return the filters of the channel's subscriptions; None when no subscription has one."""
         return self._filters.get(channel)

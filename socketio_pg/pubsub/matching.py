@@ -44,14 +44,12 @@ class Matching:
 
     def prepare(self, messages: Sequence[EncodedMessage]) -> None:
         """Try the filters on ``messages``, which :meth:`finish` must follow. May yield."""
-        filters = self._hub.filters
-        filtered = [message for message in messages if filters(message.channel) is not None]
-        if not filtered:
+        if not self._hub.has_filters:
             return
         pause = self._pause()
         try:
-            for message in filtered:
-                index = filters(message.channel)
+            for message in messages:
+                index = self._hub.filters(message.channel)
                 if index is not None:
                     newest, reader = index.newest, Reader(message.payload_json, pause)
                     matched = self._try(message.channel, index, reader)
@@ -88,6 +86,11 @@ class Matching:
         if self._prepared:
             for message in messages:
                 self._prepared.pop(id(message), None)
+
+    @property
+    def has_due(self) -> bool:
+        """Whether :meth:`take_due` returns anything."""
+        return bool(self._due)
 
     def take_due(self) -> list[tuple[str, Filter, int]]:
         """Return channel, filter and steps of what metered filters have cost since the last call."""
