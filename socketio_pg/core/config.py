@@ -223,7 +223,7 @@ class Settings:
     )  # fmt: skip
     max_filter_milliseconds_per_second: int = setting(
         50, parsers.integer(0, 1_000),
-        "milliseconds of computing per second that the filters of one client may cost (bursts: 5 times as many); a "
+        "milliseconds of computing per second that the filters of one client may cost (bursts: twice as many); a "
         "client over it loses these subscriptions; 0: no limit",
     )  # fmt: skip
     idle_timeout: float = setting(

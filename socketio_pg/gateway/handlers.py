@@ -17,7 +17,7 @@ from socketio_pg.log.log import Log
 from socketio_pg.log.replay import LogPosition, requested_start
 from socketio_pg.protocol.answers import Answer, showable
 from socketio_pg.protocol.server import Server
-from socketio_pg.pubsub.filters import parse_filter
+from socketio_pg.pubsub.filters import INVALID_STEPS, Filter, parse_filter
 from socketio_pg.pubsub.hub import Hub, UnknownSubscriberError
 from socketio_pg.pubsub.pubsub import PubSub
 
@@ -70,7 +70,7 @@ class Handlers:
         mark = self._permissions.mark()
         self._require(sid, "subscribe", channel)
         # Only clients that have the permission cost more than the question.
-        start, filter = requested_start(request), parse_filter(request.get("filter"))
+        start, filter = requested_start(request), self._parse_filter(sid, request.get("filter"))
         new = not self._hub.is_subscribed(sid, channel)
         if new:
             self._limits.check_subscriptions(self._hub.count_channels(sid))
@@ -84,7 +84,7 @@ class Handlers:
             after, recovered = self._log.find_start(channel, start)
             if filter is not None:
                 size = self._hub.filters_size(sid, filter, self._hub.filter_of(sid, channel))
-                self._limits.check_filters(sid, *size, metered=filter.metered)
+                self._limits.check_filters(*size)
         except BaseException:
             if new:
                 self._pubsub.leave(sid, channel)
@@ -102,6 +102,19 @@ class Handlers:
         then = self._delivery.hold(sid, channel, after, cause) if after is not None else None
         body |= {"epoch": self._log.epoch, "position": self._pubsub.position_of(sid, channel, live)}
         return Answer("subscribed", body, then)
+
+    def _parse_filter(self, sid: str, value: object) -> Filter | None:
+        if not value:
+            return parse_filter(value)
+        self._limits.check_new_filter(sid)
+        steps = INVALID_STEPS
+        try:
+            filter = parse_filter(value)
+            if filter is not None:
+                steps = filter.parsing_steps
+            return filter
+        finally:
+            self._limits.spend_on_filters(sid, steps)
 
     def unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
         channel = validate_channel(request.get("channel"))

@@ -14,6 +14,8 @@ from socketio_pg.engine.origins import is_public
 BURST_SECONDS = 5.0
 #: Maximum conditions, and characters in normal form, of all filters of one client together. They bound the memory.
 MAX_CLIENT_CONDITIONS, MAX_CLIENT_FILTERS = 4_000, 262_144
+#: The size of the bucket for the cost of filters, in seconds; and the seconds without new filters after it was empty.
+FILTER_BURST_SECONDS, FILTER_PENALTY = 2.0, 5.0
 #: A step of a filter takes about a nanosecond.
 STEPS_PER_MILLISECOND = 1_000_000
 
@@ -68,8 +70,8 @@ class _Client:
         self.bytes = Bucket(size, max(size * BURST_SECONDS, settings.max_payload))
         #: Steps of filters.
         steps = settings.max_filter_milliseconds_per_second * STEPS_PER_MILLISECOND
-        self.filters = Bucket(steps, steps * BURST_SECONDS)
-        #: The time (monotonic) from which it may have new filters whose cost counts.
+        self.filters = Bucket(steps, steps * FILTER_BURST_SECONDS)
+        #: The time (monotonic) from which it may have new filters.
         self.filters_from = 0.0
         #: Refused events: a client that continues regardless is disconnected.
         self.refused = Bucket(events or 100, (events or 100) * BURST_SECONDS)
@@ -116,12 +118,13 @@ class ClientLimits:
                 f"all clients of this server together may subscribe to at most {most} channels (MAX_CHANNELS)"
             )
 
-    def check_filters(self, sid: str, conditions: int, characters: int, *, metered: bool) -> None:
-        """Raise :class:`FilterTooExpensiveError` when a client may not have a new filter.
+    def check_new_filter(self, sid: str) -> None:
+        """Raise :class:`FilterTooExpensiveError`, before a filter is parsed, when the client may have no new one."""
+        if time.monotonic() < self._client(sid).filters_from:
+            raise FilterTooExpensiveError("the client's filters have cost too much computing time: retry later")
 
-        ``conditions`` and ``characters`` are those of all its filters, the new one included. ``metered``: the cost of
-        the new one counts.
-        """
+    def check_filters(self, conditions: int, characters: int) -> None:
+        """Raise :class:`FilterTooExpensiveError` when all filters of a client together would be too large."""
         if conditions > MAX_CLIENT_CONDITIONS:
             raise FilterTooExpensiveError(
                 f"the filters of a client may have at most {MAX_CLIENT_CONDITIONS} conditions in all its channels"
@@ -130,18 +133,16 @@ class ClientLimits:
             raise FilterTooExpensiveError(
                 f"the filters of a client may have at most {MAX_CLIENT_FILTERS} characters in all its channels"
             )
-        if metered and time.monotonic() < self._client(sid).filters_from:
-            raise FilterTooExpensiveError("the client's filters have cost too much computing time: retry later")
 
     def spend_on_filters(self, sid: str, steps: int) -> bool:
         """Count steps of a client's filters. Return False when it has spent more than it may.
 
-        Then it may have no new filters whose cost counts for some seconds.
+        Then it may have no new filters for :data:`FILTER_PENALTY` seconds.
         """
         client = self._client(sid)
         if not self._settings.max_filter_milliseconds_per_second or client.filters.spend(steps):
             return True
-        client.filters_from = time.monotonic() + BURST_SECONDS
+        client.filters_from = time.monotonic() + FILTER_PENALTY
         return False
 
     def drop(self, sid: str) -> None:

@@ -33,6 +33,10 @@ MAX_UNMETERED = 5_000
 
 #: Steps for a condition, and for a key of a path.
 _CONDITION_STEPS, _KEY_STEPS = 150, 50
+#: Steps of parsing a condition, and of compiling a regular expression.
+_PARSING_STEPS, _COMPILING_STEPS = 20_000, 100_000
+#: Steps of parsing a filter that turns out invalid, at most about.
+INVALID_STEPS = 5_000_000
 
 _ORDER = {"lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge}
 _OPERATORS = ("eq", "ne", *_ORDER, "in", "like")
@@ -106,6 +110,12 @@ class Filter:
     def metered(self) -> bool:
         """Whether the cost of the filter counts against the clients that have it."""
         return False
+
+    @property
+    def parsing_steps(self) -> int:
+        """What parsing the filter has cost, in steps."""
+        compiled = sum(one.holds.compiled for one in self.conditions if isinstance(one.holds, Like))
+        return _PARSING_STEPS * len(self.conditions) + _COMPILING_STEPS * compiled
 
     def matches(self, payload_json: str) -> bool:
         """Return whether a payload, strict JSON text, fulfils all conditions."""
@@ -379,15 +389,17 @@ def _key(value: Any) -> Any:
     return _NoScalar if isinstance(value, (dict, list)) else value
 
 
-_KEY = r"(?:\\.|[^.\\])+"
+_KEY = re.compile(r"(?:\\.|[^.\\])+", re.DOTALL)
+_PATH = re.compile(rf"{_KEY.pattern}(?:\.{_KEY.pattern})*", re.DOTALL)
+_ESCAPED, _TO_ESCAPE = re.compile(r"\\(.)", re.DOTALL), re.compile(r"([.\\])")
 
 
 def _split(path: str) -> Sequence[str]:
     """Split a path at its dots. A backslash precedes a dot that belongs to a key."""
     _scalar(path, path)  # valid Unicode
-    if not re.fullmatch(rf"{_KEY}(?:\.{_KEY})*", path, re.DOTALL):
+    if not _PATH.fullmatch(path):
         raise InvalidRequestError(f"filter: {_shown(path)} is not a path like new.status")
-    keys = tuple(re.sub(r"\\(.)", r"\1", key, flags=re.DOTALL) for key in re.findall(_KEY, path, re.DOTALL))
+    keys = tuple(_ESCAPED.sub(r"\1", key) for key in _KEY.findall(path))
     if len(keys) > MAX_DEPTH:
         raise InvalidRequestError(f"filter: {_shown(path)} has {len(keys)} keys; at most {MAX_DEPTH} are allowed")
     return keys
@@ -395,7 +407,7 @@ def _split(path: str) -> Sequence[str]:
 
 def _joined(keys: Sequence[str]) -> str:
     """Return the normal form of a path: backslashes only where they are needed."""
-    return ".".join(re.sub(r"([.\\])", r"\\\1", key) for key in keys)
+    return ".".join(_TO_ESCAPE.sub(r"\\\1", key) for key in keys)
 
 
 def _condition(written: str, keys: Sequence[str], name: str, operand: object) -> tuple[Condition, Any]:

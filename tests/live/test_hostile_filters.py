@@ -122,11 +122,11 @@ def test_client_loses_a_filter_that_costs_too_much(
             request = {"channel": channel, "filter": EXPENSIVE, "history": total}
             assert attacker.call("subscribe", request)["ok"]
         assert attacker.next("unsubscribed", 30) == {"channel": channel, "reason": "filter_too_expensive"}
-        answer = attacker.call("subscribe", {"channel": channel, "filter": EXPENSIVE})
-        assert code(answer) == "filter_too_expensive"
-        assert attacker.call("subscribe", {"channel": channel, "filter": {"0": {"gt": total}}})["ok"]
-        log.publish(channel, total, total + 1)
-        log.publish(other, 5, 5)
+        for filter in (EXPENSIVE, {"0": 1}):
+            assert code(attacker.call("subscribe", {"channel": channel, "filter": filter})) == "filter_too_expensive"
+        assert attacker.call("subscribe", {"channel": channel})["ok"]
+        log.publish(channel, total + 1, total + 1)
+        log.publish(other, 5, 6)
         assert numbers(attacker, 2) == [total + 1, 5]
         assert attacker.pending("unsubscribed") == 0
         assert numbers(witness, 0) == []
@@ -147,6 +147,20 @@ def test_many_expensive_filters_do_not_block_the_loop(log: Log, witness: SocketC
         assert numbers(witness, total) == list(range(1, total + 1))
         assert longest_stall(log.server) < 0.1
         assert all(one.events("unsubscribed") == one.events("event") == [] for one in attackers), "within their budgets"
+
+
+def test_parsing_filters_counts(log: Log, witness: SocketClient, channel: str) -> None:
+    """Each of these filters takes milliseconds to parse, and 200 a second are allowed."""
+    long = "".join(chr(0x4E00 + number) for number in range(17))
+    filter = {f"p{number}": {"like": f"%{long}{number}%{number}{long}%"} for number in range(24)}
+    with SocketClient(log.server.url) as attacker:
+        request = {"channel": channel, "filter": filter}
+        codes = [code(attacker.call("subscribe", request)) for _ in range(100)]
+        allowed = codes.index("filter_too_expensive")
+        assert allowed < 40
+        assert set(codes[allowed:]) == {"filter_too_expensive"}
+        assert attacker.pending("unsubscribed") == 0
+    assert longest_stall(log.server) < STALL
 
 
 def test_filters_of_one_client_are_bounded_over_all_channels(log: Log, witness: SocketClient, channel: str) -> None:

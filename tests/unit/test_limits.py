@@ -61,18 +61,18 @@ def test_bucket_in_debt(clock: Callable[[float], None]) -> None:
 
 def test_cost_of_filters_is_limited_per_client(clock: Callable[[float], None]) -> None:
     limits = ClientLimits(Settings(max_filter_milliseconds_per_second=10))
-    limits.check_filters("a", 4_000, 262_144, metered=True)
-    assert limits.spend_on_filters("a", 50_000_000)
+    limits.check_filters(4_000, 262_144)
+    assert limits.spend_on_filters("a", 20_000_000)
+    limits.check_new_filter("a")
     assert not limits.spend_on_filters("a", 1)
     with pytest.raises(FilterTooExpensiveError, match="retry later"):
-        limits.check_filters("a", 1, 1, metered=True)
-    limits.check_filters("a", 1, 1, metered=False)
-    limits.check_filters("b", 1, 1, metered=True)
+        limits.check_new_filter("a")
+    limits.check_new_filter("b")
     clock(5)
-    limits.check_filters("a", 1, 1, metered=True)
+    limits.check_new_filter("a")
     for conditions, characters in ((4_001, 1), (1, 262_145)):
         with pytest.raises(FilterTooExpensiveError, match="in all its channels"):
-            limits.check_filters("a", conditions, characters, metered=False)
+            limits.check_filters(conditions, characters)
     unlimited = ClientLimits(Settings(max_filter_milliseconds_per_second=0))
     assert unlimited.spend_on_filters("a", 10**12)
 

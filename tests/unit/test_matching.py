@@ -114,7 +114,7 @@ def test_costs_are_due_when_they_are_large(hub: Hub, matching: Matching) -> None
         matching.prepare([one])
         matching.finish([one])
         due += matching.take_due()
-    each = 10_000 * 11 + 200
+    each = 10_000 * 11 + 150 + 200
     assert [(filter, steps) for _, filter, steps in due if filter == parsed(expensive)] == [
         (parsed(expensive), 2 * each)
     ] * 2
