@@ -7,7 +7,6 @@ in front of the encrypted text is authenticated, as is the channel. No nonce occ
 a key of its own, derived with HKDF-SHA256 (RFC 5869), and the nonce is the sender's counter.
 """
 
-import binascii
 import itertools
 import os
 import re
@@ -17,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import pybase64
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -181,7 +181,7 @@ class Seal:
         nonce = b"\0\0\0\0" + binary[_SENDER_BYTES : _SENDER_BYTES + _NUMBER_BYTES]
         associated = f"{own.header}{channel}\0".encode() + binary
         encrypted = own.cipher.encrypt(nonce, text.encode(), associated)
-        return own.header + binascii.b2a_base64(binary + encrypted, newline=False).decode()
+        return own.header + pybase64.b64encode_as_string(binary + encrypted)
 
     def open(self, channel: str, text: str, *, replayable: bool = False) -> str:
         """Return the text that was sealed for ``channel``. Raises :class:`SealError`.
@@ -200,7 +200,7 @@ class Seal:
         if key is None:
             raise SealError("unknown_key")
         try:
-            binary = binascii.a2b_base64(encoded.encode("ascii"))
+            binary = pybase64.b64decode(encoded, validate=True)
         except ValueError:
             raise SealError("forged") from None
         if len(binary) < _HEADER_BYTES + _TAG_BYTES:
