@@ -316,7 +316,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
     def await_connect(self, sid: str) -> None:
         """Give a client that has left its namespace ``connect_timeout`` again to enter one."""
         socket = self.sockets.get(sid)
-        if socket is not None and not self.is_connected(sid):
+        if socket is not None and not (socket.closed or socket.closing or self.is_connected(sid)):
             self.pending.add(socket, time.monotonic(), silent=False)
 
     def admitted(self, sid: str) -> None:

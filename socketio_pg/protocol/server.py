@@ -159,7 +159,6 @@ class Server(AnsweringServer):
             self._handle_connect(eio_sid, namespace, packet.data)
         elif packet.packet_type == DISCONNECT:
             self._handle_disconnect(eio_sid, namespace, self.reason.CLIENT_DISCONNECT)
-            self.eio.await_connect(eio_sid)
         elif packet.packet_type in (EVENT, BINARY_EVENT):
             self._take_event(eio_sid, namespace, packet, own_thread)
         else:
@@ -361,6 +360,8 @@ class Server(AnsweringServer):
         if event == "disconnect":
             # Here and not as a handler of the event, which an application's own of the same name would replace.
             self.lifecycle.disconnected(args[0])
+            # Also when the application disconnects the client: its connection must not stay without a namespace.
+            self.eio.await_connect(self.manager.eio_sid_from_sid(args[0], namespace))
         try:
             return super()._trigger_event(event, namespace, *args)
         except Exception:

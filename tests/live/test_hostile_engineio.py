@@ -351,6 +351,18 @@ def test_unfinished_upgrades_are_closed(server: ServerProcess) -> None:
             one.socket.close()
 
 
+def test_client_that_the_application_disconnects_has_to_leave(server: ServerProcess) -> None:
+    with unharmed(server), WebSocket(server) as one:
+        one.connect()
+        read_hello(one)
+        one.text('42["leave"]')
+        while one.read_text() != "41":
+            pass
+        began = time.monotonic()
+        assert one.close_code() == 1001
+        assert time.monotonic() - began < PATIENCE / 2, "CONNECT_TIMEOUT is 3"
+
+
 def test_sessions_of_vanished_clients_are_removed(server: ServerProcess) -> None:
     before = state(server)["sockets"]
     with unharmed(server):
