@@ -58,7 +58,8 @@ def _print_log(found: dict[str, Any]) -> None:
         leader = (
             "none: no server is running" if relay["pid"] is None else f"{relay['node'] or '?'} (session {relay['pid']})"
         )
-        _line("relay", leader)
+        expired = f", which has not renewed its lease for {age(relay['renewed_seconds_ago'])}"
+        _line("relay", f"{leader}{expired if relay['expired'] else ''}")
         outbox = relay["outbox"]
         more = "more than " if outbox["rows"] >= MAX_COUNTED else ""
         waiting = f"{more}{outbox['rows']} waiting"

@@ -216,7 +216,10 @@ def test_status_shows_log_and_channels(logged: Base) -> None:
     found = json.loads(run("status", "--json", url=logged.url).stdout)
     assert found["log"] == {"epoch": logged.epoch, "position": 5, "trimmed": 0}
     assert [entry["channel"] for entry in found["channels"]] == ["a", "b"]
-    assert found["relay"] == {"pid": None, "node": None, "outbox": {"rows": 0, "oldest_seconds": None}}
+    assert found["relay"] == {
+        "pid": None, "node": None, "renewed_seconds_ago": None, "expired": False,
+        "outbox": {"rows": 0, "oldest_seconds": None},
+    }  # fmt: skip
 
 
 def test_status_shows_waiting_messages(base: Base) -> None:

@@ -26,6 +26,24 @@ def test_installing_again_keeps_everything(log: LogDatabase) -> None:
     assert log.log() == [(1, "a", 1), (2, "a", 2)]
 
 
+def test_log_of_version_3_is_upgraded(log: LogDatabase) -> None:
+    """Its head had no leader, and its relay was elected with an advisory lock."""
+    log.publish("a", "1")
+    log.move()
+    before = log.sql("SELECT epoch FROM socketio_pg.head")
+    log.sql("DROP VIEW socketio_pg.nodes")
+    log.sql(
+        "ALTER TABLE socketio_pg.head DROP COLUMN term, DROP COLUMN leader, DROP COLUMN leader_name,"
+        " DROP COLUMN session_pid, DROP COLUMN session_started"
+    )
+    log.sql("DROP SEQUENCE socketio_pg.lease, socketio_pg.busy_until")
+    log.install()
+    log.publish("a", "2")
+    log.move()
+    assert log.sql("SELECT epoch FROM socketio_pg.head") == before
+    assert log.log() == [(1, "a", 1), (2, "a", 2)]
+
+
 def test_concurrent_installations_succeed(postgres: Cluster) -> None:
     postgres.sql("DROP DATABASE IF EXISTS twice WITH (FORCE)")
     postgres.sql("CREATE DATABASE twice")

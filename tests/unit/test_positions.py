@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socketio_pg.core.messages import EncodedMessage, from_log
-from socketio_pg.log.positions import Batch, Progress, decode_batch, trim_upto
+from socketio_pg.log.positions import Batch, Progress, decode_batch, encode_batches, trim_upto
 
 TIME = "2026-11-24T00:00:00.000000Z"
 
@@ -44,6 +44,30 @@ def test_invalid_batch_is_none(text: str) -> None:
 def test_decode_batch_never_fails(text: str) -> None:
     batch = decode_batch(text)
     assert batch is None or batch.first <= batch.last
+
+
+@given(st.lists(st.integers(0, 260), min_size=1, max_size=30), st.sampled_from("x\u00e9\u65e5"), st.integers(1, 10**18))
+def test_encoded_batches_cover_all_messages(sizes: list[int], letter: str, first: int) -> None:
+    """Lines of up to 780 bytes with room for some 200; 0 stands for a message that must be read from the log."""
+    lines = [f'foo\t{TIME}\t"{letter * size}"' if size else "" for size in sizes]
+    texts = list(encode_batches("e" * 36, first, lines, 320))
+    assert max(len(text.encode()) for text in texts) <= 320
+    found: list[str] = []
+    for text in texts:
+        batch = decode_batch(text)
+        assert batch is not None
+        assert batch.first == first + len(found)
+        if batch.messages is None:
+            found += [""] * (batch.last - batch.first + 1)
+        else:
+            found += [f"foo\t{TIME}\t{message.payload_json}" for message in batch.messages]
+    room = 320 - 36 - 40
+    assert found == [line if len(line.encode()) + 1 <= room else "" for line in lines]
+
+
+def test_small_messages_share_notifications() -> None:
+    assert len(list(encode_batches("e" * 36, 1, [f"foo\t{TIME}\t1"] * 100, 5_900))) == 1
+    assert list(encode_batches("e", 5, ["", ""], 5_900)) == ["e 5 6"]
 
 
 # -- Progress ----------------------------------------------------------------------------------------------------------
