@@ -169,6 +169,10 @@ class Dispatcher:
 
     def on_log_gap(self, reason: str) -> None:
         """Report that messages of the log are lost to all subscribers."""
+        if reason == "epoch_changed":
+            # Replays of the former epoch end here, and live messages of the new one follow the gap. A replay that waits
+            # for its client would notice later, and messages that were held back until then would be lost.
+            self._hub.release_all()
         for logged in self._logged.values():
             logged.on_gap()
         for receiver in self._receivers:

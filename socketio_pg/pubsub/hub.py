@@ -110,6 +110,10 @@ class Hub:
             if not held:
                 del self._held[channel]
 
+    def release_all(self) -> None:
+        """End all holds."""
+        self._held.clear()
+
     def held(self, channel: str) -> tuple[Hashable, ...]:
         """Return the subscribers of ``channel`` whose subscription is held."""
         return tuple(self._held.get(channel, ()))

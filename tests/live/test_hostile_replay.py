@@ -269,6 +269,30 @@ def test_replays_end_with_their_subscriptions(paced: Log, backlog: dict[str, Any
         wait_for(paced.server, lambda now: now["held_subscriptions"] == 0)
 
 
+def test_new_epoch_ends_waiting_replays_and_loses_no_live_message(paced: Log, backlog: dict[str, Any]) -> None:
+    """The log is replaced while the replays wait for a client that does not read: a gap, then all that follows."""
+    moved = Moved(paced.server)
+    with Swarm("127.0.0.1", paced.server.port) as swarm:
+        [client] = swarm.connect(1, receive_buffer=4096)
+        swarm.pause(client)
+        subscribe_all(client, backlog)
+        wait_for(paced.server, lambda now: now["held_subscriptions"] == CHANNELS)
+        paced.sql("UPDATE socketio_pg.head SET epoch = gen_random_uuid()")
+        paced.sql("NOTIFY socketio_pg, 'epoch'")
+        wait_for(paced.server, lambda _: moved.by('gaps_total{reason="epoch_changed"}') == [1])
+        for number in range(1, CHANNELS + 1):
+            paced.publish(f"c{number}", 900, 900)
+        swarm.resume(client)
+        live = '"payload":[900,'
+        swarm.run_until(lambda: client.closed or sum(live in packet[:200] for packet in client.packets) == CHANNELS)
+        assert {gap["channel"] for gap in client.events("gap")} == {f"c{n}" for n in range(1, CHANNELS + 1)}
+        assert {gap["reason"] for gap in client.events("gap")} == {"epoch_changed"}
+        order = [packet[:9] for packet in client.packets if live in packet[:200] or packet.startswith('2["gap"')]
+        assert order.index('2["event"') == CHANNELS, "the gaps come first"
+        assert not any("replayed" in event for event in client.events("event") if event["payload"][0] == 900)
+        wait_for(paced.server, lambda now: now["held_subscriptions"] == 0)
+
+
 def test_client_that_answers_pings_unread_is_disconnected(postgres18: Cluster, channel: str) -> None:
     """A client that does not read and yet sends pongs would otherwise keep its buffers for ever; so one that polls."""
     log = Log(
