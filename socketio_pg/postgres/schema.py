@@ -56,6 +56,8 @@ GRANT EXECUTE ON FUNCTION socketio_pg.watch_prepare(regclass, text, text, text) 
 GRANT EXECUTE ON FUNCTION socketio_pg.watch_sweep() TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.watch_failures(text) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.watch_changed() TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.trusts(oid), socketio_pg.trigger_spec(bytea),
+    socketio_pg.trigger_condition(oid, text) TO {role};
 GRANT SELECT ON socketio_pg.watches, socketio_pg.watch_triggers TO {role};
 """
 
@@ -81,7 +83,9 @@ BEGIN
         socketio_pg.watch, socketio_pg.unwatch, socketio_pg.watch_changed, socketio_pg.watch_send,
         socketio_pg.watch_tell, socketio_pg.watch_bulk, socketio_pg.watch_condition,
         socketio_pg.watch_rows, socketio_pg.watch_parts, socketio_pg.watch_columns, socketio_pg.watch_channel,
-        socketio_pg.watch_prepare, socketio_pg.watch_sweep, socketio_pg.watch_failures;
+        socketio_pg.watch_prepare, socketio_pg.watch_sweep, socketio_pg.watch_failures, socketio_pg.watch_list,
+        socketio_pg.watch_check, socketio_pg.watch_source, socketio_pg.trusts, socketio_pg.trigger_spec,
+        socketio_pg.trigger_condition;
     DROP SCHEMA socketio_pg;
 EXCEPTION WHEN dependent_objects_still_exist THEN
     GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL;

@@ -105,7 +105,11 @@ class HostileDatabase:
         if not cluster.sql("SELECT 1 FROM pg_roles WHERE rolname = 'mallory'"):
             cluster.sql("CREATE ROLE mallory LOGIN")
         cluster.sql(f"CREATE DATABASE {name}")
-        self.sql(f"GRANT CREATE ON DATABASE {name} TO mallory; GRANT CREATE ON SCHEMA public TO mallory; {_PROOF}")
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Give the attacker rights, functions, and the sequence of the proof."""
+        self.sql(f"GRANT CREATE ON DATABASE {self.name} TO mallory; GRANT CREATE ON SCHEMA public TO mallory; {_PROOF}")
 
     def address(self, role: str) -> str:
         return self.url.replace("postgres@", f"{role}@")

@@ -2,7 +2,108 @@
 -- argument of its triggers, as one JSON text: dropping the table drops it, and a dump includes it.
 --
 -- The trigger function runs with its owner's privileges, so that roles that write the table need no privileges on this
--- schema. The other functions are its parts: only it may call them, and they use its search_path.
+-- schema. The other functions are its parts: only it may call them, and they use its search_path. None of them may run
+-- code of another role: watch_list() and watch_check() prevent it.
+
+-- Returns whether the code of a role may run with the privileges of watch_changed(): its owner's, and superusers'.
+CREATE OR REPLACE FUNCTION socketio_pg.trusts(role oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (
+        SELECT FROM pg_roles AS r WHERE r.oid = trusts.role AND (r.rolsuper OR r.oid IN (
+            SELECT p.proowner FROM pg_proc AS p WHERE p.oid = to_regprocedure('socketio_pg.watch_changed()')))
+    )
+$$;
+
+-- Returns the argument of a watch's trigger; NULL if it is not JSON, since a role may create such triggers itself.
+CREATE OR REPLACE FUNCTION socketio_pg.trigger_spec(arguments bytea) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- In the catalog it ends with a zero byte.
+    RETURN convert_from(substring(arguments FROM 1 FOR octet_length(arguments) - 1), 'UTF8')::jsonb;
+EXCEPTION WHEN OTHERS THEN
+    RETURN NULL;
+END $$;
+
+-- Returns the WHEN condition of a trigger for UPDATE of rows, as PostgreSQL writes it.
+CREATE OR REPLACE FUNCTION socketio_pg.trigger_condition(relation oid, trigger_name text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN starts_with(d.definition, d.head) AND right(d.definition, length(d.tail)) = d.tail
+        THEN substr(d.definition, length(d.head) + 1, length(d.definition) - length(d.head) - length(d.tail)) END
+    FROM (
+        SELECT pg_get_triggerdef(t.oid) AS definition, ') EXECUTE FUNCTION socketio_pg.watch_changed()' AS tail,
+            format('CREATE TRIGGER %I AFTER UPDATE ON %I.%I FOR EACH ROW WHEN (', t.tgname, n.nspname, c.relname) AS head
+        FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE t.tgrelid = trigger_condition.relation AND t.tgname = trigger_condition.trigger_name
+    ) AS d
+$$;
+
+-- Returns a select list for rows `r` of the table in which values of another role's types are texts, from their output
+-- functions; NULL if there is no such type. to_jsonb() would call that role's cast to json, which it may create at any
+-- time. Only superusers create types with an output function of their own, the others have built-in ones.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_list(relation oid) RETURNS text
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    names text[];
+    types oid[];
+    list text;
+    all_safe boolean;
+BEGIN
+    IF current_setting('transaction_isolation') = 'read committed' THEN
+        SELECT array_agg(a.attname ORDER BY a.attnum), array_agg(a.atttypid ORDER BY a.attnum) INTO names, types
+        FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped;
+    ELSE
+        -- The table may have changed since this transaction's snapshot. These statements see it as it is. No value of a
+        -- type is read: all are NULL.
+        EXECUTE format('SELECT array_agg(k) FROM (SELECT (NULL::%s).*) AS r CROSS JOIN jsonb_object_keys(to_jsonb(r)) AS k',
+            relation::regclass) INTO names;
+        EXECUTE format('SELECT ARRAY[%s] FROM (SELECT (NULL::%s).*) AS r',
+            (SELECT string_agg(format('pg_typeof(r.%I)::oid', n.name), ', ' ORDER BY n.place)
+                FROM unnest(names) WITH ORDINALITY AS n (name, place)), relation::regclass) INTO types;
+    END IF;
+    WITH RECURSIVE part (id, inner_id) AS (
+        SELECT DISTINCT u.id, u.id FROM unnest(types) AS u (id)
+        UNION ALL
+        -- A domain's base type and an array's element type never change.
+        SELECT p.id, CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.typelem END
+        FROM part AS p JOIN pg_type AS t ON t.oid = p.inner_id
+        WHERE t.oid >= 16384 AND (t.typtype = 'd' OR t.typcategory = 'A')
+    ), safe AS (
+        SELECT p.id FROM part AS p LEFT JOIN pg_type AS t ON t.oid = p.inner_id
+        WHERE p.inner_id < 16384 OR (t.typtype <> 'd' AND t.typcategory <> 'A' AND socketio_pg.trusts(t.typowner))
+    )
+    SELECT string_agg(CASE WHEN s.id IS NOT NULL THEN format('r.%I', c.name) ELSE format(
+            'CASE num_nulls(r.%1$I) WHEN 0 THEN format(''%%s'', r.%1$I)%2$s END AS %1$I', c.name,
+            CASE WHEN t.typcategory = 'A' THEN '::text[]' END) END, ', ' ORDER BY c.place), bool_and(s.id IS NOT NULL)
+    INTO list, all_safe
+    FROM unnest(names, types) WITH ORDINALITY AS c (name, type, place)
+    LEFT JOIN safe AS s ON s.id = c.type LEFT JOIN pg_type AS t ON t.oid = c.type;
+    RETURN CASE WHEN NOT all_safe THEN list END;
+END $$;
+
+-- Raises SG006 unless watch_prepare() has approved the condition for this table: a role that may call watch() can create
+-- triggers with any argument.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_check(spec jsonb, relation oid) RETURNS void
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    approval jsonb := (
+        SELECT d.description FROM pg_class AS s JOIN pg_description AS d ON d.objoid = s.oid AND d.objsubid = 0
+        WHERE s.relnamespace = 'socketio_pg'::regnamespace AND s.relname = spec ->> 'counter'
+            AND d.classoid = 'pg_class'::regclass);
+BEGIN
+    IF approval ->> 'when' = spec ->> 'when' THEN
+        IF (approval ->> 'relation')::oid = relation THEN
+            RETURN;
+        -- After a dump and restore.
+        ELSIF approval ->> 'table' = (
+            SELECT format('%I.%I', n.nspname, c.relname)
+            FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = relation)
+        THEN
+            RETURN;
+        END IF;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'SG006',
+        MESSAGE = 'the condition has not been approved for this table: call watch() again';
+END $$;
 
 -- Returns the channel of a row: the parts '{literal,column,literal,…}' filled with the row's values. NULL if one of the
 -- values is NULL or missing, or the result is not a valid channel name.
@@ -19,8 +120,11 @@ END $$;
 
 -- Returns the present columns of the watched table, in order: `shown` in new and old (`columns` without `exclude`), the
 -- primary `key`, both together (`tracked`), and the ones that a channel may name (`usable`). `whole`: all are shown.
-CREATE OR REPLACE FUNCTION socketio_pg.watch_columns(
-    spec jsonb, relation oid, OUT shown text[], OUT key text[], OUT tracked text[], OUT usable text[], OUT whole boolean
+-- `foreign_types`: one of the types, also of an excluded column, is not built in.
+DROP FUNCTION IF EXISTS socketio_pg.watch_columns;
+CREATE FUNCTION socketio_pg.watch_columns(
+    spec jsonb, relation oid, OUT shown text[], OUT key text[], OUT tracked text[], OUT usable text[], OUT whole boolean,
+    OUT foreign_types boolean
 ) LANGUAGE plpgsql STABLE AS $$
 DECLARE
     wanted text[];
@@ -49,14 +153,15 @@ BEGIN
     SELECT (i.indkey::smallint[])[0 : i.indnkeyatts - 1] INTO in_key
     FROM pg_index AS i WHERE i.indrelid = relation AND i.indisprimary;
     SELECT array_agg(c.name) FILTER (WHERE c.chosen), array_agg(c.name) FILTER (WHERE c.in_key),
-        array_agg(c.name) FILTER (WHERE c.chosen OR c.in_key), array_agg(c.name) FILTER (WHERE c.open), bool_and(c.chosen)
-    INTO shown, key, tracked, usable, whole
+        array_agg(c.name) FILTER (WHERE c.chosen OR c.in_key), array_agg(c.name) FILTER (WHERE c.open), bool_and(c.chosen),
+        bool_or(c.own_type)
+    INTO shown, key, tracked, usable, whole, foreign_types
     FROM (
-        SELECT o.name, o.open, o.open AND (wanted IS NULL OR o.name = ANY (wanted)) AS chosen,
+        SELECT o.name, o.open, o.own_type, o.open AND (wanted IS NULL OR o.name = ANY (wanted)) AS chosen,
             o.open AND o.attnum = ANY (in_key) AS in_key
         FROM (
             -- Virtual generated columns have no value in a trigger.
-            SELECT a.attname::text AS name, a.attnum, a.attgenerated <> 'v' AND a.attname <> ALL (hidden)
+            SELECT a.attname::text AS name, a.attnum, a.atttypid >= 16384 AS own_type, a.attgenerated <> 'v' AND a.attname <> ALL (hidden)
                 AND (numbers IS NULL OR a.attnum <> ALL (numbers)) AS open
             FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
             ORDER BY a.attnum
@@ -66,6 +171,7 @@ BEGIN
     whole := coalesce(whole, wanted IS NULL AND hidden = '{}');
     shown := coalesce(shown, '{}');
     tracked := coalesce(tracked, '{}');
+    foreign_types := coalesce(foreign_types, true);
 END $$;
 
 -- Returns the parts of the channel's name, or NULL if one of its columns is excluded: the name must not disclose it.
@@ -90,13 +196,14 @@ BEGIN
 END $$;
 
 -- Sends messages about rows in order. `olds` and `news` are parallel arrays; except for an UPDATE, one of them is NULL.
--- `kept`: whether each row fulfils the condition, NULL for all. Returns the number of messages that have no channel.
-CREATE OR REPLACE FUNCTION socketio_pg.watch_send(
-    spec jsonb, op text, relation oid, envelope jsonb, olds jsonb[], news jsonb[], kept boolean[]
+-- `c`: the result of watch_columns(). `kept`: whether each row fulfils the condition, NULL for all. Returns the number of
+-- messages that have no channel.
+DROP FUNCTION IF EXISTS socketio_pg.watch_send;
+CREATE FUNCTION socketio_pg.watch_send(
+    spec jsonb, op text, c record, envelope jsonb, olds jsonb[], news jsonb[], kept boolean[]
 ) RETURNS bigint LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    c record;
     template boolean;
     parts text[];
     fixed text := spec ->> 'channel';
@@ -105,7 +212,6 @@ DECLARE
     keep_old boolean := spec -> 'old';
     unsent bigint;
 BEGIN
-    c := socketio_pg.watch_columns(spec, relation);
     template := spec ->> 'parts' IS NOT NULL;
     parts := CASE WHEN template THEN socketio_pg.watch_parts(spec, c.usable) END;
     WITH changed AS (

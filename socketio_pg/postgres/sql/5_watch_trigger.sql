@@ -1,12 +1,19 @@
 -- The trigger function of watch(), and functions that build SQL for a table. See the head of 4_watch.sql for their
 -- rights.
 
+-- Returns SQL for FROM: a transition table, with the columns of watch_list().
+CREATE OR REPLACE FUNCTION socketio_pg.watch_source(name text, list text) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN list IS NULL THEN name ELSE format('(SELECT %s FROM %I AS r)', list, name) END
+$$;
+
 -- Returns SQL for FROM: the rows of a statement, as `new` and `old` with the table's columns, all NULL if there is no
 -- such row; p__ has their number and both as a whole. The transition tables of an UPDATE have old and new rows in equal
--- order.
-CREATE OR REPLACE FUNCTION socketio_pg.watch_rows(op text) RETURNS text
+-- order. `list`: the result of watch_list().
+DROP FUNCTION IF EXISTS socketio_pg.watch_rows;
+CREATE FUNCTION socketio_pg.watch_rows(op text, list text) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE op
+    SELECT replace(replace(CASE op
         WHEN 'INSERT' THEN
             '(SELECT row_number() OVER () AS number, r__ AS n, NULL::text AS o FROM new_rows AS r__) AS p__
             CROSS JOIN LATERAL (SELECT (p__.n).*) AS new LEFT JOIN (SELECT * FROM new_rows WHERE false) AS old ON true'
@@ -17,7 +24,8 @@ LANGUAGE sql IMMUTABLE AS $$
             '(SELECT number, o, n FROM (SELECT row_number() OVER () AS number, r__ AS o FROM old_rows AS r__) AS o__
             JOIN (SELECT row_number() OVER () AS number, r__ AS n FROM new_rows AS r__) AS n__ USING (number)) AS p__
             CROSS JOIN LATERAL (SELECT (p__.o).*) AS old CROSS JOIN LATERAL (SELECT (p__.n).*) AS new'
-    END
+    END, 'FROM old_rows', 'FROM ' || socketio_pg.watch_source('old_rows', list)),
+        'FROM new_rows', 'FROM ' || socketio_pg.watch_source('new_rows', list))
 $$;
 
 -- Returns SQL that evaluates the condition of a watch to an array with one boolean per row, in order. The line break
@@ -29,15 +37,17 @@ $$;
 
 -- Returns SQL for a statement that changed too many rows: each affected channel, NULL for rows without one, and its
 -- number of rows. $1: the parts of the channel's name, $2: the columns in which a change counts.
-CREATE OR REPLACE FUNCTION socketio_pg.watch_bulk(spec jsonb, op text, whole boolean, paired boolean) RETURNS text
+DROP FUNCTION IF EXISTS socketio_pg.watch_bulk;
+CREATE FUNCTION socketio_pg.watch_bulk(spec jsonb, op text, whole boolean, paired boolean, list text) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
     SELECT format('SELECT c__.channel, greatest(count(i__.o), count(i__.n)) AS rows
         FROM %s CROSS JOIN LATERAL (%s) AS c__ (channel) WHERE %s AND %s GROUP BY 1',
         CASE WHEN paired THEN format(
             '%s CROSS JOIN LATERAL (SELECT to_jsonb(p__.o) AS o, to_jsonb(p__.n) AS n OFFSET 0) AS i__',
-            socketio_pg.watch_rows(op))
-        ELSE '(SELECT to_jsonb(r__) AS o, NULL::jsonb AS n FROM old_rows AS r__
-            UNION ALL SELECT NULL, to_jsonb(r__) FROM new_rows AS r__) AS i__'
+            socketio_pg.watch_rows(op, list))
+        ELSE format('(SELECT to_jsonb(r__) AS o, NULL::jsonb AS n FROM %s AS r__
+            UNION ALL SELECT NULL, to_jsonb(r__) FROM %s AS r__) AS i__',
+            socketio_pg.watch_source('old_rows', list), socketio_pg.watch_source('new_rows', list))
         END,
         CASE WHEN spec ->> 'parts' IS NULL THEN 'SELECT $1[1]'
         ELSE 'SELECT socketio_pg.watch_channel($1, i__.o) WHERE i__.o IS NOT NULL
@@ -82,6 +92,8 @@ DECLARE
     old_row record;
     new_row record;
     bulk record;
+    list text;
+    fixed text;
     unsent bigint := 0;
     problem text;
 BEGIN
@@ -92,21 +104,44 @@ BEGIN
         -- publish().
         envelope := jsonb_build_object('op', TG_OP, 'schema', TG_TABLE_SCHEMA, 'table', TG_TABLE_NAME,
             'at', clock_timestamp(), 'txid', pg_current_xact_id()::text);
+        fixed := spec ->> 'channel';
+        -- watch() validates it, but a role that may call watch() can also create triggers itself. Not channel_problem(),
+        -- for speed.
+        IF spec ->> 'parts' IS NULL AND (octet_length(fixed) BETWEEN 1 AND 63 AND fixed !~ '[\u0001-\u001f\u007f-\u009f]'
+            AND NOT starts_with(fixed, 'socketio_pg')) IS NOT TRUE
+        THEN
+            RAISE EXCEPTION USING ERRCODE = 'SG005', MESSAGE = 'the channel name is invalid';
+        END IF;
         IF TG_OP = 'TRUNCATE' THEN
             PERFORM socketio_pg.watch_tell(spec, spec ->> 'channel', envelope
                 || '{"pk": null, "new": null, "old": null, "changed": []}');
-        ELSIF TG_LEVEL = 'ROW' THEN
+        ELSE
             -- The trigger of a partition is a copy: the message names the table that is watched.
-            IF relation <> (spec ->> 'relation')::oid AND (
-                SELECT p.relispartition FROM pg_class AS p WHERE p.oid = TG_RELID
-            ) THEN
-                SELECT a.relid, envelope || jsonb_build_object('schema', n.nspname, 'table', t.relname)
-                INTO relation, envelope
-                FROM pg_partition_ancestors(TG_RELID) WITH ORDINALITY AS a (relid, place)
-                JOIN pg_class AS t ON t.oid = a.relid JOIN pg_namespace AS n ON n.oid = t.relnamespace
-                WHERE EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgrelid = a.relid AND g.tgname = TG_NAME)
-                ORDER BY a.place DESC LIMIT 1;
+            IF TG_LEVEL = 'ROW' AND relation <> (spec ->> 'relation')::oid THEN
+                IF (SELECT p.relispartition FROM pg_class AS p WHERE p.oid = TG_RELID) THEN
+                    SELECT a.relid, envelope || jsonb_build_object('schema', n.nspname, 'table', t.relname)
+                    INTO relation, envelope
+                    FROM pg_partition_ancestors(TG_RELID) WITH ORDINALITY AS a (relid, place)
+                    JOIN pg_class AS t ON t.oid = a.relid JOIN pg_namespace AS n ON n.oid = t.relnamespace
+                    WHERE EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgrelid = a.relid AND g.tgname = TG_NAME)
+                    ORDER BY a.place DESC LIMIT 1;
+                END IF;
             END IF;
+            c := socketio_pg.watch_columns(spec, relation);
+            -- Conditions without a subquery cost next to nothing.
+            IF c.foreign_types OR current_setting('transaction_isolation') <> 'read committed' THEN
+                IF c.foreign_types OR NOT socketio_pg.trusts((SELECT t.relowner FROM pg_class AS t WHERE t.oid = relation))
+                THEN
+                    list := socketio_pg.watch_list(TG_RELID);
+                END IF;
+            END IF;
+            IF spec ->> 'when' IS NOT NULL THEN
+                PERFORM socketio_pg.watch_check(spec, relation);
+            END IF;
+        END IF;
+        IF TG_OP = 'TRUNCATE' THEN
+            NULL;
+        ELSIF TG_LEVEL = 'ROW' THEN
             IF spec ->> 'when' IS NOT NULL THEN
                 old_row := OLD;
                 new_row := NEW;
@@ -117,14 +152,28 @@ BEGIN
                     new_row := OLD;
                 END IF;
                 EXECUTE socketio_pg.watch_condition(spec ->> 'when', format(
-                    '(SELECT 1 AS number) AS p__ LEFT JOIN (SELECT ($1).* %s) AS old ON true
-                    LEFT JOIN (SELECT ($2).* %s) AS new ON true',
-                    CASE TG_OP WHEN 'INSERT' THEN 'WHERE false' END, CASE TG_OP WHEN 'DELETE' THEN 'WHERE false' END
+                    '(SELECT 1 AS number) AS p__ LEFT JOIN (SELECT %3$s FROM (SELECT ($1).*) AS r %1$s) AS old ON true
+                    LEFT JOIN (SELECT %3$s FROM (SELECT ($2).*) AS r %2$s) AS new ON true',
+                    CASE TG_OP WHEN 'INSERT' THEN 'WHERE false' END, CASE TG_OP WHEN 'DELETE' THEN 'WHERE false' END,
+                    coalesce(list, '*')
                 )) INTO kept USING old_row, new_row;
             END IF;
-            unsent := socketio_pg.watch_send(spec, TG_OP, relation, envelope,
-                ARRAY[CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END],
-                ARRAY[CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END], kept);
+            IF list IS NULL THEN
+                olds := ARRAY[CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END];
+                news := ARRAY[CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END];
+            ELSE
+                olds := '{NULL}';
+                news := '{NULL}';
+                IF TG_OP <> 'INSERT' THEN
+                    EXECUTE format('SELECT ARRAY[to_jsonb(l)] FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
+                    INTO olds USING OLD;
+                END IF;
+                IF TG_OP <> 'DELETE' THEN
+                    EXECUTE format('SELECT ARRAY[to_jsonb(l)] FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
+                    INTO news USING NEW;
+                END IF;
+            END IF;
+            unsent := socketio_pg.watch_send(spec, TG_OP, c, envelope, olds, news, kept);
         ELSE
             IF TG_OP <> 'INSERT' THEN
                 SELECT count(*) INTO old_count FROM old_rows;
@@ -135,7 +184,6 @@ BEGIN
             -- The counts of an UPDATE differ if a trigger has kept a row from moving to another partition: old and new
             -- rows cannot be paired then.
             IF greatest(old_count, new_count) > max_rows OR (TG_OP = 'UPDATE' AND old_count <> new_count) THEN
-                c := socketio_pg.watch_columns(spec, relation);
                 parts := CASE WHEN spec ->> 'parts' IS NULL THEN ARRAY[spec ->> 'channel']
                     ELSE socketio_pg.watch_parts(spec, c.usable) END;
                 IF spec ->> 'parts' IS NULL AND spec ->> 'when' IS NULL
@@ -145,7 +193,7 @@ BEGIN
                         || jsonb_build_object('count', greatest(old_count, new_count), 'truncated', true));
                 ELSE
                     FOR bulk IN EXECUTE socketio_pg.watch_bulk(
-                        spec, TG_OP, c.whole, TG_OP <> 'UPDATE' OR old_count = new_count
+                        spec, TG_OP, c.whole, TG_OP <> 'UPDATE' OR old_count = new_count, list
                     ) USING parts, c.tracked
                     LOOP
                         IF bulk.channel IS NULL THEN
@@ -158,19 +206,25 @@ BEGIN
                 END IF;
             ELSE
                 IF spec ->> 'when' IS NOT NULL THEN
-                    EXECUTE socketio_pg.watch_condition(spec ->> 'when', socketio_pg.watch_rows(TG_OP)) INTO kept;
+                    EXECUTE socketio_pg.watch_condition(spec ->> 'when', socketio_pg.watch_rows(TG_OP, list)) INTO kept;
                 END IF;
                 FOR passed IN 0 .. greatest(old_count, new_count) - 1 BY batch_size LOOP
-                    IF TG_OP <> 'INSERT' THEN
+                    IF TG_OP <> 'INSERT' AND list IS NULL THEN
                         SELECT array_agg(to_jsonb(r.*)) INTO olds
                         FROM (SELECT * FROM old_rows OFFSET passed LIMIT batch_size) AS r;
+                    ELSIF TG_OP <> 'INSERT' THEN
+                        EXECUTE format('SELECT array_agg(to_jsonb(l)) FROM (SELECT %s FROM old_rows AS r OFFSET $1 LIMIT $2)
+                            AS l', list) INTO olds USING passed, batch_size;
                     END IF;
-                    IF TG_OP <> 'DELETE' THEN
+                    IF TG_OP <> 'DELETE' AND list IS NULL THEN
                         SELECT array_agg(to_jsonb(r.*)) INTO news
                         FROM (SELECT * FROM new_rows OFFSET passed LIMIT batch_size) AS r;
+                    ELSIF TG_OP <> 'DELETE' THEN
+                        EXECUTE format('SELECT array_agg(to_jsonb(l)) FROM (SELECT %s FROM new_rows AS r OFFSET $1 LIMIT $2)
+                            AS l', list) INTO news USING passed, batch_size;
                     END IF;
                     unsent := unsent + socketio_pg.watch_send(
-                        spec, TG_OP, relation, envelope, olds, news, kept[passed + 1 : passed + batch_size]);
+                        spec, TG_OP, c, envelope, olds, news, kept[passed + 1 : passed + batch_size]);
                 END LOOP;
             END IF;
         END IF;
@@ -178,14 +232,16 @@ BEGIN
             problem := format('%s rows have no channel: a placeholder is NULL, or the channel name is invalid', unsent);
         END IF;
     EXCEPTION WHEN assert_failure OR OTHERS THEN
-        problem := CASE WHEN SQLSTATE = 'SG005' THEN SQLERRM
+        problem := CASE WHEN SQLSTATE IN ('SG005', 'SG006') THEN SQLERRM
             ELSE format('sending failed with SQLSTATE %s, nothing was sent', SQLSTATE) END;
     END;
     IF problem IS NOT NULL THEN
         RAISE WARNING USING
             MESSAGE = format('socketio_pg.watch, %s on %I.%I: %s', TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME, problem);
         BEGIN
-            PERFORM nextval(format('socketio_pg.%I', spec ->> 'counter')::regclass);
+            IF starts_with(spec ->> 'counter', 'watch_') THEN
+                PERFORM nextval(format('socketio_pg.%I', spec ->> 'counter')::regclass);
+            END IF;
         EXCEPTION WHEN OTHERS THEN
             NULL; -- the sequence was dropped
         END;

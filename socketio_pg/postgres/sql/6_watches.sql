@@ -1,38 +1,92 @@
 -- The watches of tables: watch(), unwatch(), and the view of all watches.
 
--- The triggers, without their copies on partitions. In the catalog the argument ends with a zero byte; the CASE keeps
--- the planner from parsing the arguments of other triggers, which are not JSON.
+-- The triggers, without their copies on partitions. The CASE keeps the planner from parsing the arguments of other
+-- triggers.
 CREATE OR REPLACE VIEW socketio_pg.watch_triggers AS
     SELECT t.tgrelid AS relation, t.tgname AS name,
         CASE WHEN t.tgtype & 4 > 0 THEN 'INSERT' WHEN t.tgtype & 8 > 0 THEN 'DELETE'
             WHEN t.tgtype & 16 > 0 THEN 'UPDATE' ELSE 'TRUNCATE' END AS operation,
         CASE WHEN p.pronamespace = 'socketio_pg'::regnamespace AND p.proname = 'watch_changed' AND t.tgnargs = 1 THEN
-            convert_from(substring(t.tgargs FROM 1 FOR octet_length(t.tgargs) - 1), 'UTF8')::jsonb END AS spec
+            socketio_pg.trigger_spec(t.tgargs) END AS spec
     FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
     WHERE p.pronamespace = 'socketio_pg'::regnamespace AND p.proname = 'watch_changed' AND t.tgparentid = 0;
 
--- The part of watch() that needs its owner's privileges: tests the condition as the trigger will run it, and creates
--- the counter.
+-- The part of watch() that needs its owner's privileges: creates the counter, and approves the condition in its comment.
+-- Any role that may call watch() may call this, too, so it believes only the catalog: watch() has created a trigger with
+-- the counter's name whose comment is the condition, as only the owner of a table can.
+--
+-- The condition runs with the privileges of watch_changed(). If the table's owner is trusted with these, it may be any,
+-- and is tested as the trigger will run it. Otherwise it is the WHEN condition of that trigger, parsed with the
+-- privileges of the caller, without subqueries, and with built-in functions that have no effects.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_prepare(tbl regclass, sample text, condition text, counter text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     problem text := socketio_pg.channel_problem(sample);
+    probe record;
+    refused text;
 BEGIN
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'SG001', MESSAGE = problem, HINT = 'Pass a channel: watch(table, channel).';
+    ELSIF counter !~ '^watch_[0-9a-f]{32}$' THEN
+        RAISE EXCEPTION USING ERRCODE = 'SG005', MESSAGE = 'not the name of a counter';
     END IF;
-    IF condition IS NOT NULL THEN
+    EXECUTE format('CREATE SEQUENCE socketio_pg.%I', counter);
+    IF condition IS NULL THEN
+        RETURN;
+    END IF;
+    SELECT t.oid, t.tgqual::text AS tree, c.relowner, format('%I.%I', n.nspname, c.relname) AS name INTO probe
+    FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE t.tgrelid = tbl AND t.tgname = counter AND obj_description(t.oid, 'pg_trigger') = condition;
+    IF probe.oid IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'SG006', MESSAGE = format('the condition is not one of the owner of %s', tbl);
+    ELSIF socketio_pg.trusts(probe.relowner) THEN
         BEGIN
             EXECUTE socketio_pg.watch_condition(condition, format(
-                '(SELECT 1 AS number, NULL::%s AS r WHERE false) AS p__
-                CROSS JOIN LATERAL (SELECT (p__.r).*) AS old CROSS JOIN LATERAL (SELECT (p__.r).*) AS new', tbl));
+                '(SELECT 1 AS number, NULL::%1$s AS r WHERE false) AS p__
+                CROSS JOIN LATERAL (SELECT %2$s FROM (SELECT (p__.r).*) AS r) AS old
+                CROSS JOIN LATERAL (SELECT %2$s FROM (SELECT (p__.r).*) AS r) AS new',
+                tbl, coalesce(socketio_pg.watch_list(tbl), '*')));
         EXCEPTION WHEN OTHERS THEN
             RAISE EXCEPTION USING ERRCODE = 'SG005', MESSAGE = format('"when" is not a valid condition: %s', SQLERRM),
                 HINT = 'It is an SQL condition on the rows new and old, which runs with the privileges of the owner of'
                     ' the schema socketio_pg. Qualify names outside pg_catalog, as in public.function(new.x).';
         END;
+    ELSE
+        IF condition IS DISTINCT FROM socketio_pg.trigger_condition(tbl, counter) THEN
+            RAISE EXCEPTION USING ERRCODE = 'SG006', MESSAGE = 'the condition is not the one of the trigger';
+        END IF;
+        -- Built-in objects have no entries here.
+        refused := (
+            SELECT pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid) FROM pg_depend AS d
+            WHERE d.classid = 'pg_trigger'::regclass AND d.objid = probe.oid
+                AND (d.refclassid, d.refobjid) NOT IN (('pg_class'::regclass, tbl::oid),
+                    ('pg_proc'::regclass, 'socketio_pg.watch_changed()'::regprocedure::oid)) LIMIT 1);
+        IF refused IS NULL THEN
+            refused := (
+                SELECT 'function ' || p.oid::regprocedure
+                FROM regexp_matches(probe.tree, ':(?:op)?funcid ([0-9]+)', 'g') AS found (id)
+                JOIN pg_proc AS p ON p.oid = found.id[1]::oid
+                WHERE p.pronamespace <> 'pg_catalog'::regnamespace
+                    -- It is resolved again when it runs.
+                    OR EXISTS (SELECT FROM pg_proc AS o WHERE o.proname = p.proname AND o.provolatile = 'v'
+                        AND o.pronamespace = 'pg_catalog'::regnamespace)
+                    -- A stable function may read any table; those of dates do not.
+                    OR (p.provolatile <> 'i' AND NOT p.proargtypes::oid[] <@ (
+                        '{timestamptz,timestamp,date,time,timetz,interval,double precision}'::regtype[]::oid[] || CASE
+                        WHEN p.proname IN ('date_part', 'extract', 'date_trunc', 'to_char', 'to_timestamp', 'timezone')
+                        THEN 'text'::regtype::oid END))
+                LIMIT 1);
+        END IF;
+        IF refused IS NOT NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'SG006', MESSAGE = format(
+                '"when" uses the %s, but the table belongs to a role that is not trusted with the privileges of the owner'
+                    ' of the schema socketio_pg', refused),
+                HINT = 'Such a condition may use built-in functions without effects, and texts in place of values of'
+                    ' other types, as in new.status::text = ''paid''.';
+        END IF;
     END IF;
-    EXECUTE format('CREATE SEQUENCE socketio_pg.%I', counter);
+    EXECUTE format('COMMENT ON SEQUENCE socketio_pg.%I IS %L', counter,
+        jsonb_build_object('when', condition, 'relation', tbl::oid, 'table', probe.name));
 END $$;
 
 -- Drops the counters of watches that no longer exist: unwatched, or dropped with their tables. Names of counters are
@@ -54,7 +108,8 @@ END $$;
 
 CREATE OR REPLACE FUNCTION socketio_pg.watch_failures(counter text) RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT coalesce(pg_sequence_last_value(to_regclass(format('socketio_pg.%I', counter))), 0)
+    SELECT CASE WHEN starts_with(counter, 'watch_')
+        THEN coalesce(pg_sequence_last_value(to_regclass(format('socketio_pg.%I', counter))), 0) END
 $$;
 
 -- For operators and programs: all watches. `failures`: the number of statements (with per => 'row': rows) since watch()
@@ -124,7 +179,7 @@ DECLARE
     operation text;
     spec jsonb;
 BEGIN
-    SELECT c.relkind, c.relpersistence, c.relname, n.nspname INTO relation
+    SELECT c.relkind, c.relpersistence, c.relname, c.relowner, n.nspname INTO relation
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = tbl;
     names := ARRAY(SELECT a.attname FROM pg_attribute AS a WHERE a.attrelid = tbl AND a.attnum > 0 AND NOT a.attisdropped);
     IF relation.relkind IS NULL OR relation.relkind NOT IN ('r', 'p') OR relation.relpersistence = 't' THEN
@@ -200,9 +255,34 @@ BEGIN
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'SG005', MESSAGE = problem, HINT = coalesce(hint, 'See docs/watch.md for all options.');
     END IF;
+    IF NOT pg_has_role(relation.relowner, 'USAGE') THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('%s belongs to %s, and only its owner may watch it', tbl, relation.relowner::regrole);
+    END IF;
     PERFORM socketio_pg.unwatch(tbl, channel);
+    -- Only the owner of the table can comment on its trigger: see watch_prepare().
+    IF "when" IS NOT NULL THEN
+        IF socketio_pg.trusts(relation.relowner) THEN
+            EXECUTE format('CREATE TRIGGER %I AFTER INSERT ON %s EXECUTE FUNCTION socketio_pg.watch_changed()',
+                counter, tbl);
+        ELSE
+            BEGIN
+                EXECUTE format(E'CREATE TRIGGER %I AFTER UPDATE ON %s FOR EACH ROW WHEN (%s\n)'
+                    ' EXECUTE FUNCTION socketio_pg.watch_changed()', counter, tbl, "when");
+            EXCEPTION WHEN OTHERS THEN
+                RAISE EXCEPTION USING ERRCODE = 'SG005',
+                    MESSAGE = format('"when" is not a valid condition: %s', SQLERRM),
+                    HINT = 'It is an SQL condition on the rows new and old, without subqueries.';
+            END;
+            "when" := socketio_pg.trigger_condition(tbl, counter);
+        END IF;
+        EXECUTE format('COMMENT ON TRIGGER %I ON %s IS %L', counter, tbl, "when");
+    END IF;
     -- After unwatch(), which drops counters that no trigger names.
     PERFORM socketio_pg.watch_prepare(tbl, sample, "when", counter);
+    IF "when" IS NOT NULL THEN
+        EXECUTE format('DROP TRIGGER %I ON %s', counter, tbl);
+    END IF;
     spec := jsonb_build_object(
         'channel', channel, 'parts', nullif(parts, '{}'), 'relation', tbl::oid, 'columns', columns,
         'exclude', exclude, 'numbers', ARRAY(
@@ -223,14 +303,46 @@ BEGIN
     RETURN channel;
 END $$;
 
+-- Approves the conditions of watches that an older version has made, where the table's owner is trusted. Others send
+-- nothing, and count failures, until watch() is called again.
+DO $$
+DECLARE
+    found record;
+BEGIN
+    IF (SELECT version FROM socketio_pg.schema_version) < 4 THEN
+        FOR found IN
+            SELECT DISTINCT t.relation, t.spec ->> 'counter' AS counter, t.spec ->> 'when' AS "when",
+                format('%I.%I', n.nspname, c.relname) AS name
+            FROM socketio_pg.watch_triggers AS t JOIN pg_catalog.pg_class AS c ON c.oid = t.relation
+                JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+            WHERE t.spec ->> 'when' IS NOT NULL AND socketio_pg.trusts(c.relowner)
+                AND to_regclass(format('socketio_pg.%I', t.spec ->> 'counter')) IS NOT NULL
+        LOOP
+            EXECUTE format('COMMENT ON SEQUENCE socketio_pg.%I IS %L', found.counter,
+                jsonb_build_object('when', found."when", 'relation', found.relation, 'table', found.name));
+        END LOOP;
+    END IF;
+END $$;
+
 DO $$
 DECLARE
     part regprocedure;
+    grantee regrole;
 BEGIN
     FOR part IN
         SELECT oid FROM pg_catalog.pg_proc
-        WHERE pronamespace = 'socketio_pg'::regnamespace AND proname ~ '^(un)?watch'
+        WHERE pronamespace = 'socketio_pg'::regnamespace
+            AND (proname ~ '^(un)?watch' OR proname IN ('trusts', 'trigger_spec', 'trigger_condition'))
     LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', part);
+    END LOOP;
+    -- Roles that an older version has allowed to watch.
+    FOR part, grantee IN
+        SELECT p.oid, a.grantee::regrole FROM pg_catalog.pg_proc AS w CROSS JOIN aclexplode(w.proacl) AS a
+            CROSS JOIN pg_catalog.pg_proc AS p
+        WHERE w.pronamespace = 'socketio_pg'::regnamespace AND w.proname = 'watch' AND a.grantee <> w.proowner
+            AND p.pronamespace = w.pronamespace AND p.proname IN ('trusts', 'trigger_spec', 'trigger_condition')
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', part, grantee);
     END LOOP;
 END $$;
