@@ -40,7 +40,8 @@ $$;
 -- Returns a select list for rows `r` of the table in which values of another role's types are texts, from their output
 -- functions; NULL if there is no such type. to_jsonb() would call that role's cast to json, which it may create at any
 -- time. Only superusers create types with an output function of their own, the others have built-in ones.
-CREATE OR REPLACE FUNCTION socketio_pg.watch_list(relation oid) RETURNS text
+-- `watched` is the table that is watched, of which the other may be a partition.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_list(relation oid, watched oid) RETURNS text
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
     names text[];
@@ -51,6 +52,10 @@ BEGIN
     IF current_setting('transaction_isolation') = 'read committed' THEN
         SELECT array_agg(a.attname ORDER BY a.attnum), array_agg(a.atttypid ORDER BY a.attnum) INTO names, types
         FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped;
+    ELSIF socketio_pg.trusts((SELECT c.relowner FROM pg_class AS c WHERE c.oid = watched)) AND NOT EXISTS (
+        SELECT FROM pg_attribute AS a WHERE a.attrelid = watched AND a.attnum > 0 AND a.atttypid >= 16384)
+    THEN
+        RETURN NULL;
     ELSE
         -- The table may have changed since this transaction's snapshot. These statements see it as it is. No value of a
         -- type is read: all are NULL.
@@ -120,17 +125,16 @@ END $$;
 
 -- Returns the present columns of the watched table, in order: `shown` in new and old (`columns` without `exclude`), the
 -- primary `key`, both together (`tracked`), and the ones that a channel may name (`usable`). `whole`: all are shown.
--- `foreign_types`: one of the types, also of an excluded column, is not built in.
+-- `unsure`: a type, also of an excluded column, is not built in, or the catalog may be out of date: see watch_list().
 DROP FUNCTION IF EXISTS socketio_pg.watch_columns;
 CREATE FUNCTION socketio_pg.watch_columns(
     spec jsonb, relation oid, OUT shown text[], OUT key text[], OUT tracked text[], OUT usable text[], OUT whole boolean,
-    OUT foreign_types boolean
+    OUT unsure boolean
 ) LANGUAGE plpgsql STABLE AS $$
 DECLARE
     wanted text[];
     hidden text[] := '{}';
     numbers smallint[];
-    in_key smallint[];
 BEGIN
     IF spec ->> 'columns' IS NOT NULL THEN
         wanted := ARRAY(SELECT jsonb_array_elements_text(spec -> 'columns'));
@@ -149,16 +153,19 @@ BEGIN
                 MESSAGE = 'an excluded column no longer exists, or was renamed: call watch() again';
         END IF;
     END IF;
-    -- Without the index's INCLUDE columns. The array counts from 0.
-    SELECT (i.indkey::smallint[])[0 : i.indnkeyatts - 1] INTO in_key
-    FROM pg_index AS i WHERE i.indrelid = relation AND i.indisprimary;
-    SELECT array_agg(c.name) FILTER (WHERE c.chosen), array_agg(c.name) FILTER (WHERE c.in_key),
-        array_agg(c.name) FILTER (WHERE c.chosen OR c.in_key), array_agg(c.name) FILTER (WHERE c.open), bool_and(c.chosen),
-        bool_or(c.own_type)
-    INTO shown, key, tracked, usable, whole, foreign_types
+    -- A transaction whose snapshot is older than the table sees no columns.
+    SELECT coalesce(array_agg(c.name) FILTER (WHERE c.chosen), '{}'), array_agg(c.name) FILTER (WHERE c.in_key),
+        coalesce(array_agg(c.name) FILTER (WHERE c.chosen OR c.in_key), '{}'), array_agg(c.name) FILTER (WHERE c.open),
+        coalesce(bool_and(c.chosen), wanted IS NULL AND hidden = '{}'),
+        count(*) = 0 OR bool_or(c.own_type) OR current_setting('transaction_isolation') <> 'read committed'
+    INTO shown, key, tracked, usable, whole, unsure
     FROM (
         SELECT o.name, o.open, o.own_type, o.open AND (wanted IS NULL OR o.name = ANY (wanted)) AS chosen,
-            o.open AND o.attnum = ANY (in_key) AS in_key
+            -- Without the index's INCLUDE columns. The array counts from 0.
+            o.open AND o.attnum = ANY ((
+                SELECT (i.indkey::smallint[])[0 : i.indnkeyatts - 1]
+                FROM pg_index AS i WHERE i.indrelid = relation AND i.indisprimary
+            )::smallint[]) AS in_key
         FROM (
             -- Virtual generated columns have no value in a trigger.
             SELECT a.attname::text AS name, a.attnum, a.atttypid >= 16384 AS own_type, a.attgenerated <> 'v' AND a.attname <> ALL (hidden)
@@ -167,11 +174,6 @@ BEGIN
             ORDER BY a.attnum
         ) AS o
     ) AS c;
-    -- A transaction whose snapshot is older than the table sees no columns.
-    whole := coalesce(whole, wanted IS NULL AND hidden = '{}');
-    shown := coalesce(shown, '{}');
-    tracked := coalesce(tracked, '{}');
-    foreign_types := coalesce(foreign_types, true);
 END $$;
 
 -- Returns the parts of the channel's name, or NULL if one of its columns is excluded: the name must not disclose it.
@@ -191,7 +193,9 @@ BEGIN
     IF spec ->> 'tier' = 'notify' THEN
         PERFORM pg_notify(channel, payload::text);
     ELSE
-        INSERT INTO socketio_pg.outbox (channel, payload, size) VALUES (channel, payload, octet_length(payload::text));
+        INSERT INTO socketio_pg.outbox (channel, payload, size)
+        SELECT watch_tell.channel, watch_tell.payload, octet_length(watch_tell.payload::text)
+        WHERE socketio_pg.channel_problem(watch_tell.channel) IS NULL;
     END IF;
 END $$;
 
@@ -270,7 +274,9 @@ BEGIN
     ), logged AS (
         INSERT INTO socketio_pg.outbox (channel, payload, size)
         SELECT channel, payload, octet_length(payload::text) FROM message
-        WHERE tier = 'log' AND channel IS NOT NULL ORDER BY number, part
+        -- watch() validates the name, but a role that may call watch() can also create triggers itself.
+        WHERE tier = 'log' AND channel IS NOT NULL AND (template OR (channel !~ '[\u0001-\u001f\u007f-\u009f]'
+            AND NOT starts_with(channel, 'socketio_pg') AND octet_length(channel) BETWEEN 1 AND 63)) ORDER BY number, part
     ), notified AS (
         SELECT pg_notify(channel, payload::text) FROM (
             SELECT channel, payload FROM message WHERE tier = 'notify' AND channel IS NOT NULL

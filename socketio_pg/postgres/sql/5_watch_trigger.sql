@@ -93,7 +93,6 @@ DECLARE
     new_row record;
     bulk record;
     list text;
-    fixed text;
     unsent bigint := 0;
     problem text;
 BEGIN
@@ -104,14 +103,6 @@ BEGIN
         -- publish().
         envelope := jsonb_build_object('op', TG_OP, 'schema', TG_TABLE_SCHEMA, 'table', TG_TABLE_NAME,
             'at', clock_timestamp(), 'txid', pg_current_xact_id()::text);
-        fixed := spec ->> 'channel';
-        -- watch() validates it, but a role that may call watch() can also create triggers itself. Not channel_problem(),
-        -- for speed.
-        IF spec ->> 'parts' IS NULL AND (octet_length(fixed) BETWEEN 1 AND 63 AND fixed !~ '[\u0001-\u001f\u007f-\u009f]'
-            AND NOT starts_with(fixed, 'socketio_pg')) IS NOT TRUE
-        THEN
-            RAISE EXCEPTION USING ERRCODE = 'SG005', MESSAGE = 'the channel name is invalid';
-        END IF;
         IF TG_OP = 'TRUNCATE' THEN
             PERFORM socketio_pg.watch_tell(spec, spec ->> 'channel', envelope
                 || '{"pk": null, "new": null, "old": null, "changed": []}');
@@ -128,104 +119,105 @@ BEGIN
                 END IF;
             END IF;
             c := socketio_pg.watch_columns(spec, relation);
-            -- Conditions without a subquery cost next to nothing.
-            IF c.foreign_types OR current_setting('transaction_isolation') <> 'read committed' THEN
-                IF c.foreign_types OR NOT socketio_pg.trusts((SELECT t.relowner FROM pg_class AS t WHERE t.oid = relation))
-                THEN
-                    list := socketio_pg.watch_list(TG_RELID);
+            IF c.unsure THEN
+                list := socketio_pg.watch_list(TG_RELID, relation);
+            END IF;
+            IF TG_LEVEL = 'ROW' THEN
+                IF spec ->> 'when' IS NOT NULL THEN
+                    PERFORM socketio_pg.watch_check(spec, relation);
+                    old_row := OLD;
+                    new_row := NEW;
+                    -- Gives the unused record a row type.
+                    IF TG_OP = 'INSERT' THEN
+                        old_row := NEW;
+                    ELSIF TG_OP = 'DELETE' THEN
+                        new_row := OLD;
+                    END IF;
+                    EXECUTE socketio_pg.watch_condition(spec ->> 'when', format(
+                        '(SELECT 1 AS number) AS p__ LEFT JOIN (SELECT %3$s FROM (SELECT ($1).*) AS r %1$s) AS old ON true
+                        LEFT JOIN (SELECT %3$s FROM (SELECT ($2).*) AS r %2$s) AS new ON true',
+                        CASE TG_OP WHEN 'INSERT' THEN 'WHERE false' END, CASE TG_OP WHEN 'DELETE' THEN 'WHERE false' END,
+                        coalesce(list, '*')
+                    )) INTO kept USING old_row, new_row;
                 END IF;
-            END IF;
-            IF spec ->> 'when' IS NOT NULL THEN
-                PERFORM socketio_pg.watch_check(spec, relation);
-            END IF;
-        END IF;
-        IF TG_OP = 'TRUNCATE' THEN
-            NULL;
-        ELSIF TG_LEVEL = 'ROW' THEN
-            IF spec ->> 'when' IS NOT NULL THEN
-                old_row := OLD;
-                new_row := NEW;
-                -- Gives the unused record a row type.
-                IF TG_OP = 'INSERT' THEN
-                    old_row := NEW;
-                ELSIF TG_OP = 'DELETE' THEN
-                    new_row := OLD;
+                IF list IS NULL THEN
+                    unsent := socketio_pg.watch_send(spec, TG_OP, c, envelope,
+                        ARRAY[CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END],
+                        ARRAY[CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END], kept);
+                ELSE
+                    olds := '{NULL}';
+                    news := '{NULL}';
+                    IF TG_OP <> 'INSERT' THEN
+                        EXECUTE format('SELECT ARRAY[to_jsonb(l)] FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
+                        INTO olds USING OLD;
+                    END IF;
+                    IF TG_OP <> 'DELETE' THEN
+                        EXECUTE format('SELECT ARRAY[to_jsonb(l)] FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
+                        INTO news USING NEW;
+                    END IF;
+                    unsent := socketio_pg.watch_send(spec, TG_OP, c, envelope, olds, news, kept);
                 END IF;
-                EXECUTE socketio_pg.watch_condition(spec ->> 'when', format(
-                    '(SELECT 1 AS number) AS p__ LEFT JOIN (SELECT %3$s FROM (SELECT ($1).*) AS r %1$s) AS old ON true
-                    LEFT JOIN (SELECT %3$s FROM (SELECT ($2).*) AS r %2$s) AS new ON true',
-                    CASE TG_OP WHEN 'INSERT' THEN 'WHERE false' END, CASE TG_OP WHEN 'DELETE' THEN 'WHERE false' END,
-                    coalesce(list, '*')
-                )) INTO kept USING old_row, new_row;
-            END IF;
-            IF list IS NULL THEN
-                olds := ARRAY[CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END];
-                news := ARRAY[CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END];
             ELSE
-                olds := '{NULL}';
-                news := '{NULL}';
                 IF TG_OP <> 'INSERT' THEN
-                    EXECUTE format('SELECT ARRAY[to_jsonb(l)] FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
-                    INTO olds USING OLD;
+                    SELECT count(*) INTO old_count FROM old_rows;
                 END IF;
                 IF TG_OP <> 'DELETE' THEN
-                    EXECUTE format('SELECT ARRAY[to_jsonb(l)] FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
-                    INTO news USING NEW;
+                    SELECT count(*) INTO new_count FROM new_rows;
                 END IF;
-            END IF;
-            unsent := socketio_pg.watch_send(spec, TG_OP, c, envelope, olds, news, kept);
-        ELSE
-            IF TG_OP <> 'INSERT' THEN
-                SELECT count(*) INTO old_count FROM old_rows;
-            END IF;
-            IF TG_OP <> 'DELETE' THEN
-                SELECT count(*) INTO new_count FROM new_rows;
-            END IF;
-            -- The counts of an UPDATE differ if a trigger has kept a row from moving to another partition: old and new
-            -- rows cannot be paired then.
-            IF greatest(old_count, new_count) > max_rows OR (TG_OP = 'UPDATE' AND old_count <> new_count) THEN
-                parts := CASE WHEN spec ->> 'parts' IS NULL THEN ARRAY[spec ->> 'channel']
-                    ELSE socketio_pg.watch_parts(spec, c.usable) END;
-                IF spec ->> 'parts' IS NULL AND spec ->> 'when' IS NULL
-                    AND (c.whole OR TG_OP <> 'UPDATE' OR old_count <> new_count)
-                THEN
-                    PERFORM socketio_pg.watch_tell(spec, parts[1], envelope
-                        || jsonb_build_object('count', greatest(old_count, new_count), 'truncated', true));
-                ELSE
-                    FOR bulk IN EXECUTE socketio_pg.watch_bulk(
-                        spec, TG_OP, c.whole, TG_OP <> 'UPDATE' OR old_count = new_count, list
-                    ) USING parts, c.tracked
-                    LOOP
-                        IF bulk.channel IS NULL THEN
-                            unsent := bulk.rows;
-                        ELSE
-                            PERFORM socketio_pg.watch_tell(spec, bulk.channel, envelope
-                                || jsonb_build_object('count', bulk.rows, 'truncated', true));
+                -- The counts of an UPDATE differ if a trigger has kept a row from moving to another partition: old and new
+                -- rows cannot be paired then.
+                IF greatest(old_count, new_count) > max_rows OR (TG_OP = 'UPDATE' AND old_count <> new_count) THEN
+                    parts := CASE WHEN spec ->> 'parts' IS NULL THEN ARRAY[spec ->> 'channel']
+                        ELSE socketio_pg.watch_parts(spec, c.usable) END;
+                    IF spec ->> 'parts' IS NULL AND spec ->> 'when' IS NULL
+                        AND (c.whole OR TG_OP <> 'UPDATE' OR old_count <> new_count)
+                    THEN
+                        PERFORM socketio_pg.watch_tell(spec, parts[1], envelope
+                            || jsonb_build_object('count', greatest(old_count, new_count), 'truncated', true));
+                    ELSE
+                        IF spec ->> 'when' IS NOT NULL THEN
+                            PERFORM socketio_pg.watch_check(spec, relation);
                         END IF;
+                        FOR bulk IN EXECUTE socketio_pg.watch_bulk(
+                            spec, TG_OP, c.whole, TG_OP <> 'UPDATE' OR old_count = new_count, list
+                        ) USING parts, c.tracked
+                        LOOP
+                            IF bulk.channel IS NULL THEN
+                                unsent := bulk.rows;
+                            ELSE
+                                PERFORM socketio_pg.watch_tell(spec, bulk.channel, envelope
+                                    || jsonb_build_object('count', bulk.rows, 'truncated', true));
+                            END IF;
+                        END LOOP;
+                    END IF;
+                ELSE
+                    IF spec ->> 'when' IS NOT NULL THEN
+                        PERFORM socketio_pg.watch_check(spec, relation);
+                        EXECUTE socketio_pg.watch_condition(spec ->> 'when', socketio_pg.watch_rows(TG_OP, list)) INTO kept;
+                    END IF;
+                    FOR passed IN 0 .. greatest(old_count, new_count) - 1 BY batch_size LOOP
+                        IF TG_OP <> 'INSERT' THEN
+                            IF list IS NULL THEN
+                                SELECT array_agg(to_jsonb(r.*)) INTO olds
+                                FROM (SELECT * FROM old_rows OFFSET passed LIMIT batch_size) AS r;
+                            ELSE
+                                EXECUTE format('SELECT array_agg(to_jsonb(l)) FROM (SELECT %s FROM old_rows AS r
+                                    OFFSET $1 LIMIT $2) AS l', list) INTO olds USING passed, batch_size;
+                            END IF;
+                        END IF;
+                        IF TG_OP <> 'DELETE' THEN
+                            IF list IS NULL THEN
+                                SELECT array_agg(to_jsonb(r.*)) INTO news
+                                FROM (SELECT * FROM new_rows OFFSET passed LIMIT batch_size) AS r;
+                            ELSE
+                                EXECUTE format('SELECT array_agg(to_jsonb(l)) FROM (SELECT %s FROM new_rows AS r
+                                    OFFSET $1 LIMIT $2) AS l', list) INTO news USING passed, batch_size;
+                            END IF;
+                        END IF;
+                        unsent := unsent + socketio_pg.watch_send(
+                            spec, TG_OP, c, envelope, olds, news, kept[passed + 1 : passed + batch_size]);
                     END LOOP;
                 END IF;
-            ELSE
-                IF spec ->> 'when' IS NOT NULL THEN
-                    EXECUTE socketio_pg.watch_condition(spec ->> 'when', socketio_pg.watch_rows(TG_OP, list)) INTO kept;
-                END IF;
-                FOR passed IN 0 .. greatest(old_count, new_count) - 1 BY batch_size LOOP
-                    IF TG_OP <> 'INSERT' AND list IS NULL THEN
-                        SELECT array_agg(to_jsonb(r.*)) INTO olds
-                        FROM (SELECT * FROM old_rows OFFSET passed LIMIT batch_size) AS r;
-                    ELSIF TG_OP <> 'INSERT' THEN
-                        EXECUTE format('SELECT array_agg(to_jsonb(l)) FROM (SELECT %s FROM old_rows AS r OFFSET $1 LIMIT $2)
-                            AS l', list) INTO olds USING passed, batch_size;
-                    END IF;
-                    IF TG_OP <> 'DELETE' AND list IS NULL THEN
-                        SELECT array_agg(to_jsonb(r.*)) INTO news
-                        FROM (SELECT * FROM new_rows OFFSET passed LIMIT batch_size) AS r;
-                    ELSIF TG_OP <> 'DELETE' THEN
-                        EXECUTE format('SELECT array_agg(to_jsonb(l)) FROM (SELECT %s FROM new_rows AS r OFFSET $1 LIMIT $2)
-                            AS l', list) INTO news USING passed, batch_size;
-                    END IF;
-                    unsent := unsent + socketio_pg.watch_send(
-                        spec, TG_OP, c, envelope, olds, news, kept[passed + 1 : passed + batch_size]);
-                END LOOP;
             END IF;
         END IF;
         IF unsent > 0 THEN

@@ -45,7 +45,7 @@ BEGIN
                 '(SELECT 1 AS number, NULL::%1$s AS r WHERE false) AS p__
                 CROSS JOIN LATERAL (SELECT %2$s FROM (SELECT (p__.r).*) AS r) AS old
                 CROSS JOIN LATERAL (SELECT %2$s FROM (SELECT (p__.r).*) AS r) AS new',
-                tbl, coalesce(socketio_pg.watch_list(tbl), '*')));
+                tbl, coalesce(socketio_pg.watch_list(tbl, tbl), '*')));
         EXCEPTION WHEN OTHERS THEN
             RAISE EXCEPTION USING ERRCODE = 'SG005', MESSAGE = format('"when" is not a valid condition: %s', SQLERRM),
                 HINT = 'It is an SQL condition on the rows new and old, which runs with the privileges of the owner of'
