@@ -73,15 +73,16 @@ class LogNotInstalledError(InvalidRequestError):
 
 
 class UntrustedSchemaError(LogNotInstalledError):
-    """The schema ``socketio_pg``, or an object in it, belongs to a role that is not trusted; the log is not used.
-
-    ``detail`` names objects and roles, for the operator.
-    """
+    """The schema ``socketio_pg``, or an object in it, belongs to a role that is not trusted; the log is not used."""
 
     detail: str
 
     def __init__(self, detail: str) -> None:
         super().__init__("the schema socketio_pg is not trusted", detail=detail)
+
+    def to_wire(self) -> dict[str, str]:
+        """Return the error as a client sees it. The detail is in the log already: `postgres/trust` logs it once."""
+        return {"code": self.code, "message": self.message}
 
 
 class UnauthorizedError(SocketIOPGError):

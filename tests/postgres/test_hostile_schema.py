@@ -187,7 +187,7 @@ def test_a_shared_group_is_not_trusted(hostile: HostileDatabase) -> None:
     hostile.sql("CREATE ROLE staff ROLE mallory, postgres; GRANT CREATE ON DATABASE hostile TO staff")
     try:
         hostile.sql("CREATE SCHEMA socketio_pg AUTHORIZATION staff", role="mallory")
-        with pytest.raises(UntrustedSchemaError, match="not trusted"):
+        with pytest.raises(UntrustedSchemaError, match="belongs to staff"):
             install(Database(hostile.url))
     finally:
         hostile.sql("DROP SCHEMA socketio_pg; DROP OWNED BY staff; DROP ROLE staff")
