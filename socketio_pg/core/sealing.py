@@ -77,8 +77,12 @@ class Sealing:
     def open(self, channel: str, text: str, *, replayable: bool = False) -> str | None:
         """Return the text that was sealed for ``channel``; None, counted and logged, if it cannot be opened.
 
+        Without any key nothing is counted: this node has just started, or its role may not read the key.
+
         ``replayable``: the caller has its own protection against repeated and old texts.
         """
+        if not self._seal.ready:
+            return None
         try:
             return self._seal.open(channel, text, replayable=replayable)
         except SealError as error:
