@@ -7,7 +7,7 @@ passes them on to other programs. Leaves ``search_path`` (statements set it them
 
 from collections.abc import Mapping
 
-#: Name → the value that ``pg_settings`` shows. Names that a version of PostgreSQL does not know are left out.
+#: Name → the value as SHOW returns it. Names that a version of PostgreSQL does not know are left out.
 NEEDED: Mapping[str, str] = {
     # The log is written to, and its readers rely on seeing what was committed before each statement.
     "default_transaction_read_only": "off",
@@ -41,18 +41,19 @@ NEEDED: Mapping[str, str] = {
 
 
 def session_sql(settings: Mapping[str, str] | None = None) -> str:
-    """Return statements for the start of a session, in one round trip: :data:`NEEDED`, with ``settings`` over it.
-
-    Names are qualified, since the role's search_path may name schemas of others.
-    """
-    rows = ", ".join(f"('{name}', '{value}')" for name, value in {**NEEDED, **(settings or {})}.items())
+    """Return statements for the start of a session, in one round trip: :data:`NEEDED`, with ``settings`` over it."""
+    wanted = {**NEEDED, **(settings or {})}
+    first = wanted.pop("statement_timeout")
+    rows = ", ".join(f"('{name}', '{value}')" for name, value in wanted.items())
     return (
-        # First: the statement below takes longer than the smallest limits.
-        "SET LOCAL statement_timeout = 0; SET LOCAL search_path = pg_catalog, pg_temp; "
-        "SELECT pg_catalog.set_config(name, value, false) "
-        f"FROM (VALUES {rows}) AS needed (name, value) JOIN pg_catalog.pg_settings USING (name) "
-        "WHERE (setting, reset_val) IS DISTINCT FROM (value, value) "
+        "SET LOCAL search_path = pg_catalog, pg_temp; "
+        # Apart and first: the smallest limits would end the longer statement.
+        f"SELECT set_config('statement_timeout', '{first}', false) "
+        f"WHERE current_setting('statement_timeout') <> '{first}'; "
+        "SELECT set_config(name, value, false) "
+        # NULL for a name that this version does not know. Not from pg_settings, which takes some milliseconds.
+        f"FROM (VALUES {rows}) AS needed (name, value) WHERE current_setting(name, true) <> value "
         # A message that was acknowledged survives a crash.
-        "UNION ALL SELECT pg_catalog.set_config('synchronous_commit', 'on', false) "
-        "WHERE pg_catalog.current_setting('synchronous_commit') = 'off'"
+        "UNION ALL SELECT set_config('synchronous_commit', 'on', false) "
+        "WHERE current_setting('synchronous_commit') = 'off'"
     )

@@ -142,18 +142,30 @@ def plain(postgres18: Cluster) -> Iterator[Log]:
     log.server.close()
 
 
+def failing_trigger(condition: str, message: str) -> tuple[str, str, str]:
+    """Return SQL that makes publishing fail with an error of PostgreSQL, SQL that repairs it, and the message.
+
+    Filling the disk, or making the cluster read-only, would hit other tests.
+    """
+    return (
+        "CREATE FUNCTION fails_now() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION USING"
+        f" ERRCODE = '{condition}', MESSAGE = '{message}'; END $$;"
+        " CREATE TRIGGER fails_now BEFORE INSERT ON socketio_pg.outbox EXECUTE FUNCTION fails_now()",
+        "DROP FUNCTION fails_now CASCADE",
+        message,
+    )
+
+
 FAULTS = {
     "privilege": (
         "REVOKE EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb) FROM canary_texts_server",
         "GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb) TO canary_texts_server",
         "permission denied for function publish",
     ),
-    "read-only": (
-        "ALTER TABLE socketio_pg.outbox ADD CONSTRAINT canary CHECK (NOT current_setting('transaction_read_only')::bool"
-        " AND id < 0) NOT VALID",
-        "ALTER TABLE socketio_pg.outbox DROP CONSTRAINT canary",
-        "canary",
+    "read-only": failing_trigger(
+        "read_only_sql_transaction", "cannot execute INSERT in a read-only transaction of canary"
     ),
+    "disk full": failing_trigger("disk_full", "could not extend file base/canary/1: No space left on device"),
 }
 
 
