@@ -23,7 +23,7 @@ from socketio_pg.postgres.trust import verify
     "--client-role", multiple=True, help="Grant this role, named in tokens, the privileges for policies; repeatable."
 )
 @click.option("--emitter-role", help="Allow this role to emit to all clients: it may read the cluster key.")
-@click.option("--watcher-role", help="Allow this role to watch its own tables; see docs/watch.md for the risks.")
+@click.option("--watcher-role", help="Allow this role to watch its own tables; see docs/watch.md.")
 def init(
     sql: bool,
     server_role: str | None,

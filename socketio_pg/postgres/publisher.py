@@ -279,6 +279,7 @@ class Publisher:
                 if connection is None:
                     limit = str(int(self.timeout * 1000))
                     connection = self._database.connect(settings={"statement_timeout": limit})
+                verify(self._database, connection, self.timeout)
                 with translated_errors(self.timeout + 1.0), connection.cursor() as cursor:
                     cursor.execute("BEGIN; SELECT socketio_pg.publish(%s, 'null'); ROLLBACK", [_TRIAL_CHANNEL])
                 self._problem = None
