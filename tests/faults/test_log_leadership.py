@@ -50,6 +50,11 @@ def leader(log: Log) -> tuple[int, int, int]:
     return session, int(name.rpartition(":")[2]), term
 
 
+def wait_only_leader(log: Log) -> None:
+    """Wait until the only server leads: the one of an earlier test has ended."""
+    until(lambda: leader(log)[1] == log.server.worker_pid(), "the only server leads")
+
+
 @contextlib.contextmanager
 def stranger(log: Log) -> Iterator[Any]:
     """Yield a cursor of a role without any privilege, in autocommit mode."""
@@ -166,11 +171,10 @@ def stopped(pid: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("what", ["session", pytest.param("process", marks=pytest.mark.nightly)])
 def test_stopped_leader_is_replaced(log: Log, channel: str, what: str) -> None:
-    leader(log)
+    wait_only_leader(log)
     other = ServerProcess(log.url, DRAIN_SECONDS="0.2")
     try:
         session, process, term = leader(log)
-        assert process == log.server.worker_pid()
         with subscriber(other, channel) as client:
             with stopped(session if what == "session" else process):
                 began = time.monotonic()
@@ -193,6 +197,7 @@ def test_stopped_leader_is_replaced(log: Log, channel: str, what: str) -> None:
 
 @pytest.mark.nightly
 def test_single_node_replaces_its_own_stopped_session(log: Log, channel: str) -> None:
+    wait_only_leader(log)
     session, process, term = leader(log)
     with subscriber(log.server, channel) as client:
         with stopped(session):
