@@ -81,7 +81,7 @@ class Like:
         first, last = self._first, self._last
         if last is None:
             return len(found) == first.size and first.is_at(found, 0), 0
-        if not first.is_at(found, 0):
+        if first.size and not first.is_at(found, 0):
             return False, 0
         position, steps, size = first.size, 0, len(found)
         for gap, part, length, cost in self._middle:
@@ -97,25 +97,31 @@ class Like:
             steps += _PART_STEPS + cost * (at - position)
             position = at
         end = size - last.size
-        return position + self._end_gap <= end and last.is_at(found, end), steps
+        return position + self._end_gap <= end and (not last.size or last.is_at(found, end)), steps
 
 
 class _Anchored:
     """A part of a pattern at a known place of the text."""
 
-    __slots__ = ("_literals", "size")
+    __slots__ = ("_begin", "_literals", "size")
 
     def __init__(self, part: _Part) -> None:
         self.size = len(part)
-        #: (offset, literal)
+        #: The literal at its beginning, and (offset, literal) for the others.
+        self._begin = ""
         self._literals: list[tuple[int, str]] = []
         for is_literal, run in itertools.groupby(enumerate(part), key=lambda pair: pair[1] is not None):
             if is_literal:
                 tokens = list(run)
                 self._literals.append((tokens[0][0], "".join(str(token) for _, token in tokens)))
+        if self._literals and self._literals[0][0] == 0:
+            self._begin = self._literals.pop(0)[1]
 
     def is_at(self, text: str, position: int) -> bool:
         """Return whether ``text`` has this part at ``position``."""
-        if position < 0 or position + self.size > len(text):
+        if position < 0 or position + self.size > len(text) or not text.startswith(self._begin, position):
             return False
-        return all(text.startswith(literal, position + offset) for offset, literal in self._literals)
+        for offset, literal in self._literals:  # noqa: SIM110 - all() takes longer, and this is called for each message
+            if not text.startswith(literal, position + offset):
+                return False
+        return True
