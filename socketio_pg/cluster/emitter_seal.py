@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from socketio_pg.client import fetch
@@ -48,7 +49,8 @@ class EmitterSeal:
         """Read the key if that is due. Raises :class:`ConfigurationError`, and the driver's errors."""
         if not self.due:
             return
-        identity, keys = cluster_keys.read(functools.partial(fetch, connection), self._given)
+        run = functools.partial(fetch, connection)
+        identity, keys = cluster_keys.read(run, self._given, functools.partial(_verify, run))
         with self._lock:
             self._seal.use(identity, keys)
         self._read_at, self._unknown = time.monotonic(), False
@@ -66,3 +68,11 @@ class EmitterSeal:
             self._unknown = self._unknown or error.reason == "unknown_key"
             _limited_log(logging.WARNING, "refused a text on %s: %s", channel, error.reason)
             return None
+
+
+def _verify(run: Callable[[str], Sequence[Sequence[Any]]]) -> None:
+    """Raise :class:`ConfigurationError` if the key may be one that another role has chosen, to read or forge emits."""
+    owners = run(cluster_keys.foreign_owners(os.environ.get("SCHEMA_OWNER")))
+    if owners:
+        message = "the schema socketio_pg is not trusted"
+        raise ConfigurationError(message, detail=f"{message}: it, or its table cluster_key, belongs to {owners[0][0]}")

@@ -74,6 +74,11 @@ def quote_identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def quote_literal(text: str) -> str:
+    """Return ``text`` as an SQL literal, whatever ``standard_conforming_strings`` is."""
+    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
 def _json_type(value: object) -> str:
     if value is None:
         return "null"

@@ -7,6 +7,7 @@ opens until its successor has been sealing for :data:`OPENS_FOR` seconds. `sql/2
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from socketio_pg.core.channels import quote_literal
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.seal import Key
 
@@ -19,17 +20,51 @@ OPENS_FOR = 60.0
 #: a caller's transaction; and no program uses what another one's role cannot read, since all need the same identity.
 INSTALLATION = """
 SELECT pg_catalog.has_function_privilege('public', 'pg_catalog.pg_control_system()', 'EXECUTE'),
-    (SELECT CAST(oid AS bigint) FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()),
+    (SELECT CAST(oid AS bigint) FROM pg_catalog.pg_database
+     WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()),
     (SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')
-     FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-     WHERE n.nspname = 'socketio_pg' AND c.relname = 'cluster_key'),
+     FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n
+         ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+     WHERE n.nspname OPERATOR(pg_catalog.=) CAST('socketio_pg' AS pg_catalog.name)
+         AND c.relname OPERATOR(pg_catalog.=) CAST('cluster_key' AS pg_catalog.name)),
     pg_catalog.quote_ident(current_user)
 """
 SYSTEM = "SELECT system_identifier FROM pg_catalog.pg_control_system()"
 #: Returns the keys and their ages in seconds, the newest first.
 KEYS = """
-SELECT key, CAST(extract(epoch FROM pg_catalog.clock_timestamp() - created_at) AS double precision)
+SELECT key, CAST(extract(epoch FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) created_at) AS double precision)
 FROM socketio_pg.cluster_key ORDER BY id DESC
+"""
+
+# The owners of the schema and of the table who are not trusted, by the rules of `trust`; for connections of a program,
+# whose search_path may contain schemas of others: all names are qualified.
+_FOREIGN_OWNERS = """
+SELECT pg_catalog.pg_get_userbyid(o.owner)::pg_catalog.text
+FROM (
+    SELECT n.nspowner FROM pg_catalog.pg_namespace AS n
+    WHERE n.nspname OPERATOR(pg_catalog.=) 'socketio_pg'::pg_catalog.name
+    UNION ALL
+    SELECT c.relowner FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+    WHERE n.nspname OPERATOR(pg_catalog.=) 'socketio_pg'::pg_catalog.name
+        AND c.relname OPERATOR(pg_catalog.=) 'cluster_key'::pg_catalog.name
+) AS o (owner)
+WHERE NOT EXISTS (
+    SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) o.owner AND (
+        r.rolname OPERATOR(pg_catalog.=) current_user OR r.rolname OPERATOR(pg_catalog.=) session_user
+        OR r.rolname OPERATOR(pg_catalog.=) @OWNER@::pg_catalog.name
+        OR EXISTS (
+            SELECT FROM pg_catalog.pg_roles AS s
+            WHERE s.rolsuper AND pg_catalog.pg_has_role(r.oid, s.oid, 'MEMBER'::pg_catalog.text))
+        OR EXISTS (
+            SELECT FROM pg_catalog.pg_database AS d
+            WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+                AND pg_catalog.pg_has_role(r.oid, d.datdba, 'MEMBER'::pg_catalog.text)
+        ) AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_roles AS u WHERE u.rolsuper AND (
+                u.rolname OPERATOR(pg_catalog.=) current_user OR u.rolname OPERATOR(pg_catalog.=) session_user))
+    )
+)
 """
 
 WAYS_OUT = (
@@ -46,6 +81,11 @@ def not_permitted(role: str) -> str:
         f"'GRANT USAGE ON SCHEMA socketio_pg TO {role}; GRANT SELECT ON socketio_pg.cluster_key TO {role}', or set "
         "CLUSTER_KEY to the same random text of at least 32 characters everywhere"
     )
+
+
+def foreign_owners(schema_owner: str | None) -> str:
+    """Return the query for the owners who are not trusted; ``schema_owner`` is the setting SCHEMA_OWNER."""
+    return _FOREIGN_OWNERS.replace("@OWNER@", "NULL" if schema_owner is None else quote_literal(schema_owner))
 
 
 def read(

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from socketio_pg.core.channels import quote_literal
 from socketio_pg.core.errors import LogNotInstalledError, UntrustedSchemaError
 from socketio_pg.postgres.database import FIXED_PATH, Database, translated_errors
 
@@ -158,8 +159,3 @@ def verify(database: Database, connection: Any, seconds: float = 10.0) -> None:
     if not present(database, connection, seconds):
         raise LogNotInstalledError("the log is not installed in the database: run 'socketio-pg init'")
     database.verified.add(connection)
-
-
-def quote_literal(text: str) -> str:
-    """Return ``text`` as an SQL literal, whatever ``standard_conforming_strings`` is."""
-    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"

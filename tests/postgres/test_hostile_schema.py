@@ -9,7 +9,8 @@ from click.testing import CliRunner
 
 from socketio_pg.access.policies import Policies
 from socketio_pg.cli import main as cli
-from socketio_pg.core.errors import DatabaseError, LogNotInstalledError, UntrustedSchemaError
+from socketio_pg.cluster.postgres_manager import PostgresManager
+from socketio_pg.core.errors import ConfigurationError, DatabaseError, LogNotInstalledError, UntrustedSchemaError
 from socketio_pg.log.history import History
 from socketio_pg.log.recent import Recent
 from socketio_pg.postgres import schema
@@ -124,6 +125,23 @@ def test_foreign_parts_of_our_schema_are_refused(hostile: HostileDatabase, state
     with pytest.raises(UntrustedSchemaError) as refused:
         install(database)
     assert problem in refused.value.detail
+    assert not hostile.attacked
+
+
+def test_emitter_refuses_a_foreign_key(hostile: HostileDatabase) -> None:
+    """A role that chooses the key could read and forge what programs emit."""
+    key = "CREATE VIEW socketio_pg.cluster_key AS SELECT 1 AS id, evil.attack() AS key, now() AS created_at"
+    hostile.sql(f"CREATE SCHEMA socketio_pg; {key}; GRANT ALL ON socketio_pg.cluster_key TO PUBLIC", role="mallory")
+    hostile.sql("GRANT USAGE ON SCHEMA socketio_pg TO PUBLIC", role="mallory")
+    hostile.shadow()
+    manager = PostgresManager(hostile.url, write_only=True)
+    with pytest.raises(ConfigurationError, match="or its table cluster_key, belongs to mallory") as refused:
+        in_thread(manager.emit, "news", {"id": 7})
+    assert "mallory" not in refused.value.message
+    assert not hostile.attacked
+    hostile.sql("DROP SCHEMA socketio_pg CASCADE")
+    install(Database(hostile.url))
+    in_thread(manager.emit, "news", {"id": 7})
     assert not hostile.attacked
 
 
