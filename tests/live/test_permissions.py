@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import requests
+import socketio
 
 from tests.support.clients import SocketClient, code
 from tests.support.patience import PATIENCE, until
@@ -161,8 +162,8 @@ def test_policies_decide(server: ServerProcess, room: str) -> None:
 @pytest.mark.parametrize(
     "role",
     [
-        "postgres", "web", "not_granted", "nobody_has_this_name", "none", "anon ", "AUTHENTICATED", "", 7,
-        ["authenticated"], 'authenticated"; RESET ROLE; --',
+        "postgres", "web", "not_granted", "nobody_has_this_name", "none", "anon ", "AUTHENTICATED", "",
+        'authenticated"; RESET ROLE; --',
     ],
     ids=repr,
 )  # fmt: skip
@@ -171,6 +172,12 @@ def test_disallowed_roles_are_refused(server: ServerProcess, room: str, role: An
         assert subscribe(client, room) == "forbidden"
         assert publish(client, room) == "forbidden"
         assert subscribe(client, "lobby") == "forbidden"
+
+
+@pytest.mark.parametrize("role", [7, ["authenticated"]], ids=repr)
+def test_token_whose_role_is_not_a_text_is_refused(server: ServerProcess, role: Any) -> None:
+    with pytest.raises(socketio.exceptions.ConnectionError), connect(server, "alice", role):
+        raise AssertionError("the client was admitted")
 
 
 def test_token_without_a_role_uses_the_anonymous_role(server: ServerProcess, room: str) -> None:
