@@ -1,4 +1,4 @@
-"""The SQL of docs/security.md runs as it is written, and its policies decide as the page says."""
+"""The SQL of docs/security.md and docs/recipes.md runs as it is written, and the policies decide as the pages say."""
 
 import json
 import re
@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def blocks() -> list[str]:
-    """Return the SQL blocks of the page."""
-    return re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "security.md").read_text("utf-8"), re.DOTALL)
+    """Return the SQL blocks of the pages."""
+    text = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("security.md", "recipes.md"))
+    return re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
 
 
 def block(word: str) -> str:

@@ -19,7 +19,7 @@ from tests.support.tokens import SECRET
 #: Settings of a server that asks policies.
 RLS = {"JWT_SECRET": SECRET, "AUTHORIZATION": "rls", "ALLOWED_ROLES": "authenticated", "DRAIN_SECONDS": "0.2"}
 
-#: As in docs/security.md. auth.uid() is Supabase's helper.
+#: As in docs/recipes.md. auth.uid() is Supabase's helper.
 MODEL = """
 CREATE SCHEMA auth;
 GRANT USAGE ON SCHEMA auth TO authenticated, anon;

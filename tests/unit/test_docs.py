@@ -1,4 +1,4 @@
-"""docs/protocol.md and the table of modules agree with the code."""
+"""The docs agree with the code: events, error codes, modules, named tests; their links lead somewhere."""
 
 import ast
 import re
@@ -91,3 +91,34 @@ def test_architecture_lists_every_module_once(root: Path) -> None:
     package = root / "socketio_pg"
     modules = [path.relative_to(package).with_suffix("").as_posix() for path in package.rglob("*.py")]
     assert sorted(named) == sorted(name for name in modules if not name.endswith("__init__"))
+
+
+def test_named_tests_exist(root: Path) -> None:
+    """`tests/file.py::name`, and `::name` after another name of the same file."""
+    text = (root / "docs" / "security.md").read_text("utf-8")
+    named: list[tuple[str, str]] = []
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", text):
+        if path or name:
+            named.append((path or named[-1][0], name))
+    assert len(named) > 100
+    missing = {path for path, _ in named if not (root / path).is_file()}
+    assert not missing
+    for path, name in named:
+        functions = re.findall(r"^def (\w+)", (root / path).read_text("utf-8"), re.MULTILINE)
+        assert not name or name in functions, f"{path}::{name}"
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors that GitHub makes for the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = [heading.lower() for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
+
+
+def test_links_between_pages_lead_somewhere(root: Path) -> None:
+    pages = [root / "README.md", root / "CHANGELOG.md", root / "CONTRIBUTING.md", *(root / "docs").glob("*.md")]
+    for page in pages:
+        for path, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)", page.read_text("utf-8")):
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), f"{page.name}: {path}"
+            assert not anchor or anchor in anchors(target), f"{page.name}: {path}#{anchor}"
