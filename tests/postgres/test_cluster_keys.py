@@ -13,7 +13,7 @@ from socketio_pg.postgres.cluster_keys import choose
 from socketio_pg.postgres.database import Database
 from socketio_pg.postgres.key_reader import KeyReader
 from tests.support.log_database import LogDatabase, run_cli
-from tests.support.postgres import Cluster, in_thread
+from tests.support.postgres import in_thread
 
 
 @pytest.fixture
@@ -62,19 +62,6 @@ def test_a_stranger_is_told_the_grant_that_it_needs(log: LogDatabase, stranger: 
     grants = str(raised.value).split("'")[1]
     log.sql(grants)
     assert read(log.url).open("c", read(stranger).seal("c", "x")) == "x"
-
-
-def test_default_privileges_do_not_grant_the_key(postgres: Cluster) -> None:
-    log = LogDatabase(postgres, "default_privileges")
-    run_cli("drop", "--yes", url=log.url)
-    log.sql("DROP ROLE IF EXISTS reader; CREATE ROLE reader")
-    try:
-        log.sql("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO reader, PUBLIC")
-        log.install()
-        may = "has_table_privilege('reader', 'socketio_pg.{}', 'SELECT')"
-        assert log.sql(f"SELECT {may.format('log')}, {may.format('cluster_key')}") == [(True, False)]
-    finally:
-        log.sql("DROP OWNED BY reader; DROP ROLE reader")
 
 
 def test_server_and_emitter_may_read_the_key(log: LogDatabase, stranger: str) -> None:

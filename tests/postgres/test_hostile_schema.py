@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg2.errors
 import psycopg2.extensions
 import pytest
 from click.testing import CliRunner
@@ -64,6 +65,32 @@ def test_foreign_schema_is_refused_unread(hostile: HostileDatabase, kind: str) -
         hostile.sql(schema.statements(MAX_PAYLOAD))
     assert refused.value.pgcode == "SG007"
     assert not hostile.attacked
+
+
+def test_default_privileges_grant_nothing(hostile: HostileDatabase) -> None:
+    """With TRIGGER on the outbox, a publisher would run its code with the rights of the schema's owner."""
+    hostile.sql("CREATE ROLE colleague")
+    try:
+        for kind in ("TABLES", "SEQUENCES", "FUNCTIONS"):
+            hostile.sql(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON {kind} TO mallory, colleague")
+        hostile.sql("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC")
+        hostile.sql(schema.statements(MAX_PAYLOAD, publisher_role="mallory"))
+        create = "CREATE TRIGGER mine BEFORE INSERT ON socketio_pg.outbox FOR EACH ROW EXECUTE FUNCTION evil.fire()"
+        refused = [create, "SELECT * FROM socketio_pg.log", "SELECT * FROM socketio_pg.cluster_key"]
+        refused += ["UPDATE socketio_pg.head SET term = 9", "SELECT nextval('socketio_pg.busy_until')"]
+        refused += ["SELECT socketio_pg.probe('{x}')", "SELECT socketio_pg.watch('pg_class')"]
+        for statement in refused:
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                hostile.sql(statement, role="mallory")
+        hostile.sql("SELECT socketio_pg.publish('x', '1')", role="mallory")
+        # The owner's own grants stay, except those that let others run code.
+        hostile.sql("GRANT ALL ON ALL TABLES IN SCHEMA socketio_pg TO mallory")
+        hostile.sql(schema.statements(MAX_PAYLOAD))
+        hostile.sql("SELECT * FROM socketio_pg.log", role="mallory")
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            hostile.sql(create, role="mallory")
+    finally:
+        hostile.sql("DROP OWNED BY colleague; DROP ROLE colleague")
 
 
 def test_server_parts_refuse_a_foreign_schema(hostile: HostileDatabase) -> None:

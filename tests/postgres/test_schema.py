@@ -44,6 +44,33 @@ def test_log_of_version_3_is_upgraded(log: LogDatabase) -> None:
     assert log.log() == [(1, "a", 1), (2, "a", 2)]
 
 
+def test_servers_of_version_3_get_the_new_rights(log: LogDatabase) -> None:
+    """`init` upgrades without --server-role: the log must not stand still until somebody grants the rest."""
+    log.sql("DROP ROLE IF EXISTS web; CREATE ROLE web; DROP ROLE IF EXISTS developer; CREATE ROLE developer")
+    try:
+        log.install(server="web")
+        rights = rights_of_others(log)
+        log.sql("DROP SEQUENCE socketio_pg.lease, socketio_pg.busy_until; DROP TABLE socketio_pg.cluster_key")
+        log.sql("UPDATE socketio_pg.schema_version SET version = 3")
+        log.sql("ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO developer")
+        log.sql("ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO developer")
+        log.install()
+        assert rights_of_others(log) == rights
+        assert ("cluster_key", "web", "SELECT") in rights
+    finally:
+        log.sql("DROP OWNED BY web, developer; DROP ROLE web, developer")
+
+
+def rights_of_others(log: LogDatabase) -> set[tuple[str, ...]]:
+    """Return (table or sequence, role, privilege) of each right that is not an owner's."""
+    return set(
+        log.sql(
+            "SELECT c.relname, a.grantee::regrole::text, a.privilege_type FROM pg_class AS c, aclexplode(c.relacl) AS a"
+            " WHERE c.relnamespace = 'socketio_pg'::regnamespace AND a.grantee <> c.relowner"
+        )
+    )
+
+
 def test_concurrent_installations_succeed(postgres: Cluster) -> None:
     postgres.sql("DROP DATABASE IF EXISTS twice WITH (FORCE)")
     postgres.sql("CREATE DATABASE twice")

@@ -111,8 +111,6 @@ END $$;
 -- The keys with which the servers seal what they send each other. Only the servers' role may read them: a new key seals
 -- once it is 20 s old, so that every server knows it by then, and an old one opens until a minute later.
 DO $$
-DECLARE
-    grantee text;
 BEGIN
     IF to_regclass('socketio_pg.cluster_key') IS NULL THEN
         CREATE TABLE socketio_pg.cluster_key (
@@ -120,15 +118,6 @@ BEGIN
             key        bytea NOT NULL CHECK (octet_length(key) = 32),
             created_at timestamptz NOT NULL DEFAULT clock_timestamp()
         );
-        -- Default privileges may have granted other roles to read new tables.
-        FOR grantee IN
-            SELECT DISTINCT CASE WHEN acl.grantee = 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END
-            FROM pg_class CROSS JOIN aclexplode(relacl) AS acl
-            WHERE pg_class.oid = 'socketio_pg.cluster_key'::regclass AND acl.grantee <> relowner
-        LOOP
-            EXECUTE format('REVOKE ALL ON socketio_pg.cluster_key FROM %s', grantee);
-        END LOOP;
-        REVOKE ALL ON socketio_pg.cluster_key FROM PUBLIC;
         INSERT INTO socketio_pg.cluster_key (key)
         VALUES (sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())));
     END IF;

@@ -1,0 +1,47 @@
+-- Rights on the objects above that an installation must take away or hand on. Other rights follow, as options of `init`.
+
+-- ALTER DEFAULT PRIVILEGES may have granted other roles anything on the new objects: to read all messages, to lead, and to
+-- run code of their own in a trigger with the rights of whoever publishes. Later grants are the operator's.
+DO $$
+DECLARE
+    -- NULL at the first installation.
+    before CONSTANT integer := (SELECT version FROM socketio_pg.schema_version);
+    found record;
+BEGIN
+    FOR found IN
+        WITH objects (kind, id, name, owner, acl, is_new) AS (
+            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid, c.oid::regclass::text, c.relowner,
+                c.relacl, before IS NULL OR (before < 4 AND c.relname ~ '^(lease|busy_until|cluster_key)')
+            FROM pg_class AS c WHERE c.relnamespace = 'socketio_pg'::regnamespace AND c.relkind IN ('r', 'v', 'S')
+            UNION ALL
+            SELECT 'FUNCTION', p.oid, p.oid::regprocedure::text, p.proowner, p.proacl, before IS NULL
+            FROM pg_proc AS p WHERE p.pronamespace = 'socketio_pg'::regnamespace
+        )
+        SELECT o.kind, o.name, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS role,
+            CASE WHEN o.is_new THEN 'ALL' ELSE 'TRIGGER, REFERENCES' END AS rights
+        FROM objects AS o CROSS JOIN aclexplode(o.acl) AS a
+        WHERE a.grantee <> o.owner AND (
+            -- What PUBLIC may call is decided where the function is.
+            (o.is_new AND NOT (o.kind = 'FUNCTION' AND a.grantee = 0))
+            OR (o.kind = 'TABLE' AND a.privilege_type IN ('TRIGGER', 'REFERENCES')))
+        GROUP BY 1, 2, 3, 4
+    LOOP
+        EXECUTE format('REVOKE %s ON %s %s FROM %s', found.rights, found.kind, found.name, found.role);
+    END LOOP;
+    -- The roles that an older version has set up as servers' need the new objects. They may write head and call these
+    -- functions; a role that default privileges have given all that could do whatever a server does before.
+    IF before < 4 THEN
+        FOR found IN
+            SELECT quote_ident(pg_get_userbyid(a.grantee)) AS role
+            FROM pg_class AS c CROSS JOIN aclexplode(c.relacl) AS a
+            WHERE c.oid = 'socketio_pg.head'::regclass AND a.privilege_type = 'UPDATE' AND a.grantee <> 0
+                AND a.grantee <> c.relowner AND NOT EXISTS (
+                    SELECT FROM pg_proc AS p
+                    WHERE p.pronamespace = c.relnamespace AND p.proname IN ('probe', 'decide') AND NOT EXISTS (
+                        SELECT FROM aclexplode(p.proacl) AS called WHERE called.grantee = a.grantee))
+        LOOP
+            EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.lease, socketio_pg.busy_until TO %s', found.role);
+            EXECUTE format('GRANT SELECT ON socketio_pg.cluster_key TO %s', found.role);
+        END LOOP;
+    END IF;
+END $$;
