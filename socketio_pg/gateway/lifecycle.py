@@ -71,7 +71,9 @@ class ClientLifecycle(Lifecycle):
             self._limits.check_event(sid, size)
         except RateLimitedError as error:
             if error.cut_off:
-                green.run_soon(self._delivery.cut_off, sid, error, "rate_limited")
+                session = self._access.sessions.get(sid)
+                namespace = "/" if session is None else session.namespace
+                green.run_soon(self._delivery.cut_off, sid, error, "rate_limited", namespace)
             raise
 
     def disconnected(self, sid: str) -> None:

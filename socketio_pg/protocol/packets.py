@@ -50,9 +50,10 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
 
     #: The size of the packet: characters of its text and bytes of its attachments.
     size = 0
-    #: Called before the data of an event is parsed, which can be expensive. An exception leaves it unparsed.
+    #: Called before the data of an event or acknowledgement is parsed, which can be expensive. An exception leaves it
+    #: unparsed.
     before_data: Callable[["Packet"], None] | None = None
-    #: The reason why the data of an event was not parsed; None when it was.
+    #: The reason why the data was not parsed; None when it was.
     unread: SocketIOPGError | None = None
 
     @property
@@ -89,7 +90,7 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
             raise NotAPacketError("this is not the id of an acknowledgement")
         self.data = None
         try:
-            if self.before_data is not None and self.packet_type in (EVENT, BINARY_EVENT):
+            if self.before_data is not None and self.packet_type in (EVENT, BINARY_EVENT, ACK, BINARY_ACK):
                 self.before_data(self)
         except SocketIOPGError as error:
             self.unread = error

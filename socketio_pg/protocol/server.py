@@ -15,6 +15,8 @@ from socketio_pg.engine.server import Engine
 from socketio_pg.protocol.answers import AnsweringServer
 from socketio_pg.protocol.fanout import Manager
 from socketio_pg.protocol.packets import (
+    ACK,
+    BINARY_ACK,
     BINARY_EVENT,
     CONNECT,
     CONNECT_ERROR,
@@ -30,6 +32,8 @@ logger = logging.getLogger("socketio_pg.protocol")
 MAX_REFUSED_CONNECTS = 10
 #: The maximum number of namespaces that a connection is connected to at the same time.
 MAX_NAMESPACES = 50
+#: The maximum size in characters of an acknowledgement that is parsed although the server has not requested it.
+MAX_UNREQUESTED = 1_000
 
 #: Events that the library raises itself: a client that sends one would run the handlers of that name. `*` has the
 #: handlers of all events, which take event name and sid from places that such a client would fill.
@@ -192,11 +196,21 @@ class Server(AnsweringServer):
         return packet
 
     def _admit(self, eio_sid: str, packet: Packet) -> None:
-        """Return when an event may be parsed. Raises :class:`SocketIOPGError` to answer it unparsed."""
+        """Return when an event or acknowledgement may be parsed. Raises :class:`SocketIOPGError` to leave it unparsed.
+
+        An event is answered with the error. An event to a namespace that the client is not connected to counts for
+        another one of its namespaces, and is ignored like an acknowledgement that was not requested.
+        """
         sid = self.manager.sid_from_eio_sid(eio_sid, packet.namespace or "/")
-        if sid is None:
+        if packet.packet_type in (ACK, BINARY_ACK):
+            if packet.size > MAX_UNREQUESTED and not self._is_requested(sid, packet):
+                raise InvalidRequestError("this acknowledgement was not requested")
             return
-        self.lifecycle.before_event(sid, packet.size)
+        counted = sid or next(filter(None, self._sids(eio_sid)), None)
+        if counted is not None:
+            self.lifecycle.before_event(counted, packet.size)
+        if sid is None:
+            raise InvalidRequestError("not connected to this namespace")
         if self._connections[eio_sid].waiting > 2 * self.eio.max_http_buffer_size:
             raise RateLimitedError("too many of your messages wait to be handled")
 
@@ -260,11 +274,13 @@ class Server(AnsweringServer):
                 self._connect(eio_sid, namespace, data, identity)
 
     def _check_namespaces(self, eio_sid: str) -> None:
-        names = list(self.manager.get_namespaces())
-        if len(names) >= MAX_NAMESPACES:
-            joined = sum(self.manager.sid_from_eio_sid(eio_sid, name) is not None for name in names)
-            if joined >= MAX_NAMESPACES:
-                raise RateLimitedError(f"a connection may connect to at most {MAX_NAMESPACES} namespaces")
+        if sum(sid is not None for sid in self._sids(eio_sid)) >= MAX_NAMESPACES:
+            raise RateLimitedError(f"a connection may connect to at most {MAX_NAMESPACES} namespaces")
+
+    def _sids(self, eio_sid: str) -> Iterator[str | None]:
+        """Yield the client's sid in each namespace that has clients; None where it is not connected."""
+        for name in list(self.manager.get_namespaces()):
+            yield self.manager.sid_from_eio_sid(eio_sid, name)
 
     def _connect(self, eio_sid: str, namespace: str, auth: Any, identity: object) -> None:
         """Connect a client that may come in, unless the application refuses it.
@@ -395,10 +411,13 @@ class Server(AnsweringServer):
         with self._waiting(connection, packet.size):
             self._handle_event_internal(self, *event)
 
+    def _is_requested(self, sid: str | None, packet: Packet) -> bool:
+        # Ids begin with 1; python-socketio keeps its counter under 0.
+        return bool(packet.id) and packet.id in self.manager.callbacks.get(sid, ())
+
     def _take_acknowledgement(self, eio_sid: str, namespace: str, packet: Packet) -> None:
         sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
-        # Ids begin with 1; python-socketio keeps its counter under 0.
-        if not packet.id or packet.id not in self.manager.callbacks.get(sid, ()):
+        if packet.unread is not None or not self._is_requested(sid, packet):
             return
         try:
             self.manager.trigger_callback(sid, packet.id, packet.data)

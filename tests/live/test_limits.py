@@ -14,7 +14,7 @@ import pytest
 from tests.support.clients import SocketClient, code, refused
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
-from tests.support.raw_http import GOOD, WEBSOCKET, http
+from tests.support.raw_http import GOOD, WEBSOCKET, WebSocket, http
 from tests.support.server import ServerProcess
 from tests.support.swarm import Swarm
 from tests.support.tokens import SECRET, mint
@@ -84,6 +84,38 @@ def test_flood_of_events_is_refused_and_then_disconnected(postgres18: Cluster) -
         assert metric(server, 'socketio_pg_errors_total{code="rate_limited"}') > 10
         assert metric(server, 'socketio_pg_cut_off_total{reason="rate_limited"}') == 1
         swarm.close()
+
+
+def test_events_count_in_any_namespace(postgres18: Cluster) -> None:
+    """Also in those that the client is not connected to: nothing of these is answered or parsed."""
+    with running(postgres18, app="tests.support.watched_app:app", MAX_EVENTS_PER_SECOND="10") as server:
+        kinds = (("40", "42/nowhere,"), ("40/custom,", "42/custom,"), ("40/custom,", "42"))
+        for number, (connect, event) in enumerate(kinds, 1):
+            with WebSocket(server) as flood:
+                flood.text(connect)
+                assert flood.read_text().startswith("0{")
+                while not flood.read_text().startswith(connect):
+                    pass  # the application's connect handler emits
+                with contextlib.suppress(ConnectionError):
+                    for _ in range(300):
+                        flood.text(f'{event}["nothing"]')
+                assert flood.closed()
+            assert metric(server, 'socketio_pg_cut_off_total{reason="rate_limited"}') >= number
+
+
+def test_packets_that_are_ignored_are_not_parsed(postgres18: Cluster) -> None:
+    """60 MB of them took 2.5 s of CPU, since no limit counted them."""
+    with running(postgres18) as server, WebSocket(server) as one:
+        one.connect()
+        # Invalid JSON would close the connection.
+        invalid = "[" * 2_000
+        one.text(f"42/nowhere,{invalid}")
+        one.text(f"43{invalid}")
+        one.text(f"4399{invalid}")
+        one.text(f"43/nowhere,99{invalid}")
+        one.text('427["unsubscribe",{"channel":"foo"}]')
+        while not (text := one.read_text()).startswith("437"):
+            assert not text.startswith('42["error"'), text
 
 
 def test_published_bytes_per_second_are_limited(postgres18: Cluster) -> None:

@@ -29,8 +29,14 @@ def log(postgres18: Cluster) -> Iterator[Log]:
 
 @pytest.fixture
 def server(log: Log) -> ServerProcess:
-    """The server, once the clients of the previous test are gone."""
-    wait_for(log.server, lambda now: now["clients"] == 0 and sum(connections(now)) == 0)
+    """The server, once the clients of the previous test are gone, and once it has read the outbox.
+
+    It does that every 2 s: if the last time was before the log's installation, the outbox has no gauges yet.
+    """
+    wait_for(
+        log.server,
+        lambda now: now["clients"] == 0 and sum(connections(now)) == 0 and "outbox_stuck_seconds" in now,
+    )
     return log.server
 
 
