@@ -165,7 +165,7 @@ class Seal:
         if not re.fullmatch(rf"[!-~]{{1,{MAX_IDENTITY}}}", identity):
             raise ValueError(f"an identity has 1 to {MAX_IDENTITY} characters of printable ASCII, without spaces")
         if not self._floor:
-            self._floor = _now() - round(MAX_AGE_AT_START * 1000)
+            self._floor = _start(_now())
         if (identity, keys[:1]) != (self._identity, [self._sealing]):
             self._own = None
         self._identity, self._keys, self._sealing = identity, {key.id: key for key in keys}, keys[0] if keys else None
@@ -237,6 +237,8 @@ class Seal:
         """Refuse a genuine text that is too old or has been opened before; remember its sender otherwise."""
         now = _now()
         sender = self._senders.get(name)
+        if self._floor > now + MAX_CLOCK_DIFFERENCE * 1000:
+            self._floor = _start(now)  # this machine's clock was ahead, and was set back
         if not replayable and (abs(now - sent) > MAX_CLOCK_DIFFERENCE * 1000 or sent < self._floor):
             raise SealError("stale")
         if sender is None:
@@ -252,16 +254,24 @@ class Seal:
             sender.newest = max(sender.newest, sent)
 
     def _forget(self, now: int) -> None:
-        """Forget senders whose texts are all too old by now; beyond :data:`MAX_SENDERS`, refuse all older texts."""
+        """Forget senders whose texts are all too old by now, and the oldest beyond :data:`MAX_SENDERS`.
+
+        Texts as old as theirs are refused from then on.
+        """
         while self._senders:
             name, oldest = next(iter(self._senders.items()))
             expired = oldest.newest < now - 2 * MAX_CLOCK_DIFFERENCE * 1000
             if (not expired or name == next(reversed(self._senders))) and len(self._senders) <= MAX_SENDERS:
                 return
-            if not expired:
-                self._floor = max(self._floor, oldest.newest + 1)
+            # Also for expired ones: the clock may be set back.
+            self._floor = max(self._floor, oldest.newest + 1)
             del self._senders[name]
 
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _start(now: int) -> int:
+    """Return the time before which a process that starts ``now`` refuses texts."""
+    return now - round(MAX_AGE_AT_START * 1000)

@@ -169,6 +169,28 @@ def test_silent_senders_are_forgotten(clock: Clock) -> None:
     assert len(seal._senders) == 1
 
 
+def test_a_text_does_not_open_again_when_the_clock_is_set_back(clock: Clock) -> None:
+    """Its sender has been forgotten meanwhile."""
+    seal, sealed = made(), made().seal("c", "x")
+    assert seal.open("c", sealed) == "x"
+    clock.now += 130_000
+    assert seal.open("c", made().seal("c", "y")) == "y"
+    clock.now -= 100_000
+    assert refused(seal, sealed) == "stale"
+
+
+def test_texts_open_although_the_clock_was_wrong_at_the_start(clock: Clock) -> None:
+    """A machine's clock may be an hour ahead until NTP sets it."""
+    sender = made()
+    clock.now += 3_600_000
+    seal = made()
+    clock.now -= 3_600_000
+    before = sender.seal("c", "before")
+    clock.now += 5_000
+    assert seal.open("c", sender.seal("c", "x")) == "x"
+    assert refused(seal, before) == "stale"
+
+
 def test_what_cannot_be_opened_leaves_no_memory() -> None:
     seal = made()
     for _ in range(30):
