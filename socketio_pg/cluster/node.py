@@ -27,8 +27,11 @@ class ClusterManager(QueueManager, fanout.Manager):
     def _seal(self, text: str) -> str:
         return self._sealing.seal(self.channel, text)
 
-    def _open(self, text: str | bytes) -> str | None:
-        return self._sealing.open(self.channel, text if isinstance(text, str) else text.decode("ascii", "replace"))
+    def _open(self, text: str | bytes | None) -> str | None:
+        if isinstance(text, bytes):
+            text = text.decode("ascii", "replace")
+        # In Kafka a message may have no value.
+        return self._sealing.open(self.channel, text or "")
 
     def _not_published(self, problem: object) -> None:
         """Log the problem, once a second at most, instead of letting the caller's emit fail."""

@@ -53,6 +53,6 @@ class _OwnConnections(socketio.PubSubManager):  # type: ignore[misc]
 class PostgresCluster(ClusterManager, _OwnConnections):
     """The rooms of one node, with a queue on the connections of ``pubsub``. Emitting raises as publishing does."""
 
-    def _open(self, text: str | bytes) -> str | None:
+    def _open(self, text: str | bytes | None) -> str | None:
         # Its parts have been opened.
         return str(text)

@@ -200,7 +200,7 @@ class PostgresManager(QueueManager, _OnConnections):
     ) -> None:
         super().__init__(database, channel, write_only, logger, json, cluster_key)
 
-    def _open(self, text: str | bytes) -> str | None:
+    def _open(self, text: str | bytes | None) -> str | None:
         # Its parts have been opened.
         return str(text)
 

@@ -120,7 +120,7 @@ class QueueManager(socketio.PubSubManager):  # type: ignore[misc]
             # Runs the application's disconnect handler, which may wait.
             self.server.start_background_task(super()._handle_disconnect, message)
 
-    def _open(self, text: str | bytes) -> str | None:
+    def _open(self, text: str | bytes | None) -> str | None:
         """Return a message of the queue that another process has sealed; None if it is not one."""
         raise NotImplementedError
 

@@ -79,7 +79,7 @@ class Lease:
         """Return the current leader; its id is None before the first election."""
         rows = fetch_as_is(connection, LEADER, seconds=self._seconds)
         if not rows:
-            raise DatabaseError("the table socketio_pg.head is empty: run 'socketio-pg init'")
+            raise DatabaseError("the log's head is missing: run 'socketio-pg init'")
         return Leader(*rows[0])
 
     def is_vacant(self, leader: Leader) -> bool:

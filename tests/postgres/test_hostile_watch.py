@@ -108,6 +108,20 @@ def test_values_of_foreign_types_are_sent_without_their_casts(
         assert found[0]["changed"] == ["id"]
 
 
+@ISOLATION
+def test_foreign_types_within_types_of_trusted_owners(hostile: HostileDatabase, isolation: str) -> None:
+    """A composite type of the schema's owner has an attribute of another role's type."""
+    hostile.sql("DROP TYPE IF EXISTS inner_pair, plain_pair CASCADE")
+    hostile.sql("CREATE TYPE inner_pair AS (a evil.mood_domain[]); CREATE TYPE plain_pair AS (a int, b text)")
+    hostile.sql("CREATE TABLE orders (id int PRIMARY KEY, i inner_pair, o inner_pair[], p plain_pair)")
+    hostile.sql("INSERT INTO orders VALUES (1, ROW('{ok}'), ARRAY[ROW('{sad}')::inner_pair], ROW(1, 'x'))")
+    hostile.sql("SELECT socketio_pg.watch('orders')")
+    hostile.sql(f"BEGIN ISOLATION LEVEL {isolation}; UPDATE orders SET id = 2; COMMIT")
+    [message] = sent(hostile)
+    assert not hostile.attacked
+    assert message["new"] == {"id": 2, "i": "({ok})", "o": ["({sad})"], "p": {"a": 1, "b": "x"}}
+
+
 @pytest.mark.parametrize("per", ["statement", "row"])
 def test_column_changed_after_the_snapshot(hostile: HostileDatabase, per: str) -> None:
     """The catalog in the transaction's snapshot shows an integer, but the value has the attacker's type."""

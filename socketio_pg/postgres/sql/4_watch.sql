@@ -66,22 +66,30 @@ BEGIN
                 FROM unnest(names) WITH ORDINALITY AS n (name, place)), relation::regclass) INTO types;
     END IF;
     WITH RECURSIVE part (id, inner_id) AS (
-        SELECT DISTINCT u.id, u.id FROM unnest(types) AS u (id)
-        UNION ALL
-        -- A domain's base type and an array's element type never change.
-        SELECT p.id, CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.typelem END
-        FROM part AS p JOIN pg_type AS t ON t.oid = p.inner_id
-        WHERE t.oid >= 16384 AND (t.typtype = 'd' OR t.typcategory = 'A')
-    ), safe AS (
-        SELECT p.id FROM part AS p LEFT JOIN pg_type AS t ON t.oid = p.inner_id
-        WHERE p.inner_id < 16384 OR (t.typtype <> 'd' AND t.typcategory <> 'A' AND socketio_pg.trusts(t.typowner))
+        SELECT u.id, u.id FROM unnest(types) AS u (id)
+        UNION
+        -- A domain's base type and an array's element type never change, and a composite type is its owner's.
+        SELECT p.id, inside.id
+        FROM part AS p JOIN pg_type AS t ON t.oid = p.inner_id CROSS JOIN LATERAL (
+            SELECT CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.typelem END
+            WHERE t.typtype = 'd' OR t.typcategory = 'A'
+            UNION ALL
+            SELECT a.atttypid FROM pg_attribute AS a
+            WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+        ) AS inside (id)
+        WHERE t.oid >= 16384
+    ), unsafe AS (
+        SELECT DISTINCT p.id FROM part AS p LEFT JOIN pg_type AS t ON t.oid = p.inner_id
+        -- Its inner types decide about a domain and an array. A type that this snapshot does not show is unsafe.
+        WHERE p.inner_id >= 16384
+            AND (t.typtype = 'd' OR t.typcategory = 'A' OR socketio_pg.trusts(t.typowner)) IS NOT TRUE
     )
-    SELECT string_agg(CASE WHEN s.id IS NOT NULL THEN format('r.%I', c.name) ELSE format(
+    SELECT string_agg(CASE WHEN u.id IS NULL THEN format('r.%I', c.name) ELSE format(
             'CASE num_nulls(r.%1$I) WHEN 0 THEN format(''%%s'', r.%1$I)%2$s END AS %1$I', c.name,
-            CASE WHEN t.typcategory = 'A' THEN '::text[]' END) END, ', ' ORDER BY c.place), bool_and(s.id IS NOT NULL)
+            CASE WHEN t.typcategory = 'A' THEN '::text[]' END) END, ', ' ORDER BY c.place), bool_and(u.id IS NULL)
     INTO list, all_safe
     FROM unnest(names, types) WITH ORDINALITY AS c (name, type, place)
-    LEFT JOIN safe AS s ON s.id = c.type LEFT JOIN pg_type AS t ON t.oid = c.type;
+    LEFT JOIN unsafe AS u ON u.id = c.type LEFT JOIN pg_type AS t ON t.oid = c.type;
     RETURN CASE WHEN NOT all_safe THEN list END;
 END $$;
 
