@@ -61,6 +61,23 @@ def test_servers_of_version_3_get_the_new_rights(log: LogDatabase) -> None:
         log.sql("DROP OWNED BY web, developer; DROP ROLE web, developer")
 
 
+def test_superuser_upgrades_the_schema_of_another_role(log: LogDatabase) -> None:
+    """Its functions use the new objects with their owner's rights: with another owner, nobody could publish."""
+    run_cli("drop", "--yes", url=log.url)
+    log.sql(f"DROP ROLE IF EXISTS own; CREATE ROLE own; GRANT CREATE ON DATABASE {log.name} TO own")
+    try:
+        log.sql(f"SET ROLE own; {schema.statements(MAX_PAYLOAD)}")
+        log.sql("DROP SEQUENCE socketio_pg.lease, socketio_pg.busy_until; DROP TABLE socketio_pg.cluster_key")
+        log.sql("DROP FUNCTION socketio_pg.rotate_cluster_key")
+        log.sql("UPDATE socketio_pg.schema_version SET version = 3")
+        log.sql(schema.statements(MAX_PAYLOAD, schema_owner="own"))
+        log.sql("SET ROLE own; SELECT socketio_pg.publish('a', '1'), socketio_pg.rotate_cluster_key()")
+        log.move()
+        assert log.log() == [(1, "a", 1)]
+    finally:
+        log.sql("DROP OWNED BY own CASCADE; DROP ROLE own")
+
+
 def rights_of_others(log: LogDatabase) -> set[tuple[str, ...]]:
     """Return (table or sequence, role, privilege) of each right that is not an owner's."""
     return set(

@@ -1,4 +1,28 @@
--- Rights on the objects above that an installation must take away or hand on. Other rights follow, as options of `init`.
+-- Owners of the objects above, and rights on them that an installation must take away or hand on. Other rights follow, as
+-- options of `init`.
+
+-- A superuser may upgrade a schema of another role, which then owns the new objects too: its functions use them.
+DO $$
+DECLARE
+    found record;
+BEGIN
+    FOR found IN
+        WITH objects (kind, name, owner, schema) AS (
+            SELECT 'TABLE', c.oid::regclass::text, c.relowner, c.relnamespace
+            FROM pg_class AS c WHERE c.relkind IN ('r', 'v', 'S') AND NOT EXISTS (
+                SELECT FROM pg_depend AS d
+                WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'i' AND c.relkind = 'S')
+            UNION ALL
+            SELECT 'FUNCTION', p.oid::regprocedure::text, p.proowner, p.pronamespace FROM pg_proc AS p
+        )
+        SELECT o.kind, o.name, pg_get_userbyid(n.nspowner) AS owner
+        FROM objects AS o JOIN pg_namespace AS n ON n.oid = o.schema
+        WHERE n.nspname = 'socketio_pg' AND o.owner <> n.nspowner AND pg_has_role(n.nspowner, 'MEMBER')
+            AND pg_get_userbyid(o.owner) = current_user
+    LOOP
+        EXECUTE format('ALTER %s %s OWNER TO %I', found.kind, found.name, found.owner);
+    END LOOP;
+END $$;
 
 -- ALTER DEFAULT PRIVILEGES may have granted other roles anything on the new objects: to read all messages, to lead, and to
 -- run code of their own in a trigger with the rights of whoever publishes. Later grants are the operator's.
