@@ -123,6 +123,7 @@ class SocketServer:
                 self._admission, self.access, self.limits, self.idle, self.pubsub, hub, delivery, self.start
             ),
             cors_allowed_origins=self._admission.allows_origin,
+            client_address=self._admission.address,
             binary=binary,
             max_http_buffer_size=max_bytes,
             ping_interval=settings.ping_interval,

@@ -41,6 +41,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
 
     ``handle_message(sid, message, own_thread)`` handles a message in a green thread, with ``own_thread`` in one that is
     this message's alone. ``is_connected(sid)``: whether a client has connected to a Socket.IO namespace.
+    ``client_address(environ)``: the address of the client that sends a request; "" when it is unknown.
 
     ``send_buffer_bytes`` may wait for one client (SEND_BUFFER_BYTES). A client must connect to a namespace, and
     complete an upgrade, within ``connect_timeout`` seconds (CONNECT_TIMEOUT). With ``max_connections`` clients
@@ -61,6 +62,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         *,
         handle_message: Callable[[str, str | bytes, bool], None],
         is_connected: Callable[[str], bool],
+        client_address: Callable[[Environ], str] = lambda environ: "",
         send_buffer_bytes: int = 1_000_000,
         max_connections: int = 10_000,
         connect_timeout: float = 10.0,
@@ -68,6 +70,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
     ) -> None:
         self.handle_message = handle_message
         self.is_connected = is_connected
+        self.client_address = client_address
         self.send_buffer_bytes = send_buffer_bytes
         self.max_connections = max_connections
         self.connect_timeout = connect_timeout
@@ -189,6 +192,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         sid = self.generate_id()
         socket = self.sockets[sid] = Socket(self, sid, polling=not websocket)
         socket.fingerprint = fingerprint(environ)
+        socket.address = self.client_address(environ)
         if websocket:
             try:
                 return self._handle_websocket(socket, environ)

@@ -55,6 +55,8 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         self.unanswered_ping = 0.0
         #: Identifies the requests of this client.
         self.fingerprint: Fingerprint = (None, None)
+        #: The client's address, in the form in which limits count it.
+        self.address = ""
         #: True while a request of that kind is in progress.
         self.polling = self.posting = False
         self._closed_by_client = False

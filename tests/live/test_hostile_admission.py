@@ -323,6 +323,18 @@ def test_flood_of_handshakes_keeps_nobody_out(small: ServerProcess, comes_back: 
     assert flood.statuses == {200}
 
 
+@pytest.mark.parametrize("comes_back", [False, True], ids=["silent", "with a second request"])
+def test_flood_from_one_address_evicts_no_slow_client(small: ServerProcess, comes_back: bool) -> None:
+    """The client takes longer than the flood takes to fill the server: the oldest session is not the one to close."""
+    with Flood(small, lambda number: from_address(7), comes_back=comes_back) as flood:
+        until(lambda: flood.opened > 400, "a full server")
+        session = open_session(small, from_address(8))
+        for packet in (b"3", b"40"):
+            opened = flood.opened
+            until(lambda opened=opened: flood.opened > opened + 250, "a full server again")  # type: ignore[misc]
+            assert http(small, "POST", session, from_address(8), packet).status == 200
+
+
 def test_websockets_that_never_connect_keep_nobody_out(small: ServerProcess) -> None:
     with Swarm("127.0.0.1", small.port) as swarm:
         for raw in swarm.open(190):

@@ -1,10 +1,13 @@
 """Sessions before they connect to a namespace: which of them expire, and which make room."""
 
-from socketio_pg.engine.pending import Pending
+from socketio_pg.engine.pending import MAX_SHARE, Pending
 
 
 class Session:
-    """A session, of which only the identity counts."""
+    """A session, of which only the identity and the address count."""
+
+    def __init__(self, address: str = "") -> None:
+        self.address = address
 
 
 def test_oldest_session_makes_room_unless_the_server_handles_its_message() -> None:
@@ -60,3 +63,35 @@ def test_session_that_leaves_its_namespace_has_its_time_again() -> None:
     pending.add(session, 20.0, silent=False)
     assert list(pending.expired(29.0, 10.0)) == []
     assert list(pending.expired(30.0, 10.0)) == [session]
+
+
+def test_addresses_with_many_sessions_make_room_first() -> None:
+    pending = Pending()
+    real = Session("real")
+    pending.add(real, 0.0, silent=True)
+    crowds = {name: [Session(name) for _ in range(MAX_SHARE + 3)] for name in ("a", "b")}
+    for crowd in crowds.values():
+        for session in crowd:
+            pending.add(session, 1.0, silent=True)
+    made_room = []
+    for _ in range(6):
+        oldest = pending.oldest_silent()
+        assert oldest is not None
+        pending.remove(oldest)
+        made_room.append(oldest)
+    assert made_room == [crowds[name][index] for index in range(3) for name in ("a", "b")], "in turn"
+    assert pending.oldest_silent() is real, "nobody has too many any more"
+
+    # Also without the silent ones, and without those for which the server works.
+    more = [Session("a") for _ in range(2)]
+    for session in more:
+        pending.add(session, 2.0, silent=False)
+    assert pending.oldest() is crowds["a"][3]
+    pending.begin(more[0])
+    pending.begin(more[1])
+    assert pending.oldest() is pending.oldest_silent() is real
+    pending.end(more[0])
+    assert pending.oldest() is crowds["a"][3]
+    for session in (real, *more, *crowds["a"], *crowds["b"]):
+        pending.remove(session)
+    assert pending.oldest() is pending.oldest_silent() is None
