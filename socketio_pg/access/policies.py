@@ -11,7 +11,13 @@ from typing import Any
 from socketio_pg.access.questions import Asked, Lane, Question, Slow
 from socketio_pg.core import green
 from socketio_pg.core.channels import RESERVED_PREFIX
-from socketio_pg.core.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError, SocketIOPGError
+from socketio_pg.core.errors import (
+    DatabaseError,
+    DatabaseTimeoutError,
+    DatabaseUnavailableError,
+    LogNotInstalledError,
+    SocketIOPGError,
+)
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.postgres.database import Database, encode_text, translated_errors
 from socketio_pg.postgres.trust import verify
@@ -144,6 +150,8 @@ class Policies:
         except DatabaseUnavailableError as error:
             self._answer_all(batch, error)
         except SocketIOPGError as error:
+            if isinstance(error, LogNotInstalledError):
+                self._database.verified.clear()
             self._answer_all(batch, error)
             self._on_broken()
         else:

@@ -168,6 +168,7 @@ class Backlog:
             verify(self._database, self._connection, self.timeout)
             messages, age = self._look_at_outbox()
         except LogNotInstalledError:
+            self._database.verified.clear()
             messages = age = None
         except DatabaseError as error:
             if error.sqlstate != "42501":

@@ -189,7 +189,6 @@ class History:
         except SocketIOPGError as raised:
             error = raised
             if isinstance(raised, LogNotInstalledError):
-                # Removed: another role may create a schema of that name.
                 self._database.verified.clear()
         finally:
             for request in requests:

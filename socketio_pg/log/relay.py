@@ -195,6 +195,7 @@ class Relay:
                     self._lead(connection, self._stand_by(connection))
                     self._stop_leading()
             except LogNotInstalledError as error:
+                self._database.verified.clear()
                 self._lost, self.problem = False, Problem.of(error)
                 self._stop_leading()
                 if connection is not None:

@@ -48,7 +48,8 @@ class Database:
         self.schema_owner = schema_owner
         #: Why the schema socketio_pg is not trusted, for the operator; None if it is, or does not exist.
         self.schema_problem: str | None = None
-        #: The connections on which the schema has been verified. Cleared when the schema turns out to be removed.
+        #: The connections on which the schema has been verified. Each part clears it when it finds that the schema was
+        #: removed: another role may create one of that name.
         self.verified: weakref.WeakSet[Any] = weakref.WeakSet()
         self._parameters = _parse(dsn)
         self._listen_parameters = _parse(listen_dsn) if listen_dsn else self._parameters

@@ -76,6 +76,9 @@ class KeyReader:
             if self._connection is None:
                 self._connection = self._database.connect()
             self._sealing.use(*cluster_keys.read(self._fetch, self._given, self._verify))
+        except ConfigurationError:
+            self._database.verified.discard(self._connection)  # the schema may have been removed
+            raise
         except UntrustedSchemaError as error:
             raise ConfigurationError(error.message, detail=error.detail) from None
         except LogNotInstalledError:

@@ -182,7 +182,9 @@ class Publisher:
                 # An idle connection may have died unnoticed, and nothing was sent: retry once on a new one.
                 if not reused or isinstance(error, DatabaseTimeoutError):
                     raise
-            except SocketIOPGError:
+            except SocketIOPGError as error:
+                if isinstance(error, LogNotInstalledError):
+                    self._database.verified.clear()
                 self._disconnect()
                 raise
         try:
@@ -284,6 +286,7 @@ class Publisher:
                     cursor.execute("BEGIN; SELECT socketio_pg.publish(%s, 'null'); ROLLBACK", [_TRIAL_CHANNEL])
                 self._problem = None
             except LogNotInstalledError:
+                self._database.verified.clear()
                 self._problem = None  # callers get this error
             except SocketIOPGError as error:
                 self._problem = Problem.of(error, "publishing through the log fails: ")

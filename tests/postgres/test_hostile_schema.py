@@ -1,5 +1,6 @@
 """A login with CREATE makes the schema or parts of it, or overloads functions: nothing of it runs as the victim."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,10 +13,14 @@ from socketio_pg.access.policies import Policies
 from socketio_pg.cli import main as cli
 from socketio_pg.cluster.postgres_manager import PostgresManager
 from socketio_pg.core.errors import ConfigurationError, DatabaseError, LogNotInstalledError, UntrustedSchemaError
+from socketio_pg.core.seal import Seal
+from socketio_pg.core.sealing import Sealing
+from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.history import History
 from socketio_pg.log.recent import Recent
 from socketio_pg.postgres import schema
 from socketio_pg.postgres.database import Database
+from socketio_pg.postgres.key_reader import KeyReader
 from socketio_pg.postgres.publisher import Outgoing, Publisher
 from tests.support.hostile import FOREIGN_SCHEMAS, FUNCTIONS, HostileDatabase
 from tests.support.log_database import MAX_PAYLOAD
@@ -189,6 +194,46 @@ def test_schema_that_another_role_creates_after_the_removal_is_refused(hostile: 
     assert not hostile.attacked
     history.stop()
     publisher.stop()
+
+
+@pytest.mark.parametrize("first", ["backlog", "publisher", "policies", "history"])
+def test_whichever_part_misses_the_schema_first_has_it_verified_again(hostile: HostileDatabase, first: str) -> None:
+    """DROP SCHEMA by hand notifies nobody. The attacker creates the next one within the second."""
+    database = Database(hostile.url)
+    install(database)
+    history, publisher, policies = History(database, Recent()), Publisher(database), Policies(database, 2.0)
+    backlog, keys = Backlog(database), KeyReader(database, Sealing(Seal()), ())
+
+    def publish() -> None:
+        publisher.publish([Outgoing("orders", "1", durable=True)])
+
+    work: dict[str, Callable[[], object]] = {
+        "backlog": backlog._look,
+        "publisher": publish,
+        "policies": lambda: policies.ask(question("subscribe", "orders", role="postgres")),
+        "history": history.head,
+        "keys": keys.read,
+    }
+    for use_schema in work.values():
+        use_schema()
+    hostile.sql("DROP SCHEMA socketio_pg CASCADE")
+    with contextlib.suppress(LogNotInstalledError):  # the backlog notes it
+        work[first]()
+    hostile.sql(FOREIGN_SCHEMAS["views"], role="mallory")
+    hostile.sql(FUNCTIONS, role="mallory")
+    hostile.sql("CREATE SEQUENCE socketio_pg.outbox_id_seq", role="mallory")
+    hostile.sql(
+        "CREATE VIEW socketio_pg.cluster_key AS SELECT ''::bytea AS key, now() AS created_at, evil.attack() AS id",
+        role="mallory",
+    )
+    hostile.sql("GRANT ALL ON ALL TABLES IN SCHEMA socketio_pg TO PUBLIC; GRANT ALL ON SCHEMA socketio_pg TO PUBLIC")
+    for use_schema in work.values():
+        with contextlib.suppress(LogNotInstalledError, ConfigurationError):
+            use_schema()
+    assert not hostile.attacked
+    for part in (history, publisher, policies, keys):
+        part.stop()
+    backlog._hang_up()
 
 
 def test_trusted_owners(hostile: HostileDatabase) -> None:
