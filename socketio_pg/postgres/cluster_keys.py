@@ -67,6 +67,7 @@ WHERE NOT EXISTS (
 )
 """
 
+UNREADABLE = "the cluster key cannot be read"
 WAYS_OUT = (
     "install the schema with 'socketio-pg init' (or AUTO_INIT=1), or set CLUSTER_KEY to the same random text of at "
     "least 32 characters everywhere"
@@ -101,7 +102,7 @@ def read(
     # Without the system identifier, which some hosted databases hide, only the keys tell database clusters apart.
     system = fetch(SYSTEM)[0][0] if all_may else 0
     if not given and may_read is False:
-        raise ConfigurationError("the cluster key cannot be read", detail=not_permitted(role))
+        raise ConfigurationError(UNREADABLE, detail=not_permitted(role))
     keys = list(given)
     if not keys and may_read:
         verify()

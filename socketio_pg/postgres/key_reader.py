@@ -22,8 +22,6 @@ from socketio_pg.postgres.trust import verify
 
 logger = logging.getLogger("socketio_pg.key_reader")
 
-_UNREADABLE = "the cluster key cannot be read"
-
 
 class KeyReader:
     """Gives ``sealing`` the keys of this installation, on a connection of its own.
@@ -111,15 +109,16 @@ class KeyReader:
                     self._note(None)
                     backoff.reset()
                 except ConfigurationError as error:
-                    # A node without MESSAGE_QUEUE and without the log needs no key.
-                    self._note(Problem.of(error), logging.DEBUG)
+                    # A node without MESSAGE_QUEUE and without the log needs no key. `trust` logs its problem itself.
+                    unreadable = error.message == cluster_keys.UNREADABLE
+                    self._note(Problem.of(error), logging.WARNING if unreadable else logging.DEBUG)
                 except DatabaseError as error:
-                    self._note(Problem.of(error, f"{_UNREADABLE}: "))
+                    self._note(Problem.of(error, f"{cluster_keys.UNREADABLE}: "))
                     pause = backoff.next()
                 except Exception as error:
                     # A bug. The keys that are known still work.
                     logger.exception("reading the cluster key failed; retrying")
-                    self._note(Problem.of(error, f"{_UNREADABLE}: "))
+                    self._note(Problem.of(error, f"{cluster_keys.UNREADABLE}: "))
                 green.sleep(min(pause, self.min_interval))
                 self._sealing.wait_wanted(max(0.0, pause - self.min_interval))
         finally:

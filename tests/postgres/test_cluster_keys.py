@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
+from socketio_pg.core import green
 from socketio_pg.core.errors import ConfigurationError, DatabaseUnavailableError
 from socketio_pg.core.seal import Key, Seal
 from socketio_pg.core.sealing import Sealing
@@ -62,6 +63,20 @@ def test_a_stranger_is_told_the_grant_that_it_needs(log: LogDatabase, stranger: 
     grants = str(raised.value).split("'")[1]
     log.sql(grants)
     assert read(log.url).open("c", read(stranger).seal("c", "x")) == "x"
+
+
+def test_a_node_that_may_not_read_the_key_logs_the_grant(
+    log: LogDatabase, stranger: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the key it cannot relay, and the relay does not know why."""
+    reader = KeyReader(Database(stranger), Sealing(Seal()), ())
+    before = reader.problem
+    reader.start()
+    with green.timeout(10):
+        while reader.problem == before:
+            green.sleep(0.01)
+    reader.stop()
+    assert "GRANT SELECT ON socketio_pg.cluster_key TO stranger" in caplog.text
 
 
 def test_server_and_emitter_may_read_the_key(log: LogDatabase, stranger: str) -> None:
