@@ -63,7 +63,7 @@ def read_relay(connection: Any) -> dict[str, Any]:
 
     ``renewed_seconds_ago`` is the age of its lease; ``expired`` tells if that is too old.
     """
-    leader = fetch_named(connection, LEADER)[0]
+    leader = _head(connection, LEADER)
     leads = leader["connected"]
     return {
         "pid": leader["pid"] if leads else None,
@@ -76,7 +76,14 @@ def read_relay(connection: Any) -> dict[str, Any]:
 
 def read_log(connection: Any) -> dict[str, Any]:
     """Return ``epoch``, ``position`` and ``trimmed`` of the log."""
-    return fetch_named(connection, HEAD)[0]
+    return _head(connection, HEAD)
+
+
+def _head(connection: Any, query: str) -> dict[str, Any]:
+    rows = fetch_named(connection, query)
+    if not rows:
+        raise DatabaseError("the log's head is missing: run 'socketio-pg init'")
+    return rows[0]
 
 
 def read_nodes(connection: Any) -> list[dict[str, Any]]:

@@ -227,6 +227,12 @@ def test_status_shows_waiting_messages(base: Base) -> None:
     assert "outbox        1 waiting, the oldest for " in run("status", url=base.url).stdout
 
 
+def test_status_and_doctor_without_a_head_name_the_remedy(base: Base) -> None:
+    base.sql("DELETE FROM socketio_pg.head")
+    assert "the log's head is missing: run 'socketio-pg init'" in run("status", url=base.url).stdout
+    assert "the log's head is missing: run 'socketio-pg init'" in run("doctor", url=base.url).stdout
+
+
 def test_status_without_privileges_says_permission_denied(base: Base, poor: str) -> None:
     done = run("status", url=poor)
     assert done.returncode == 0
