@@ -6,7 +6,7 @@ docs/architecture.md lists the overridden methods of python-engineio and python-
 import io
 import sys
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -77,7 +77,8 @@ class Engine(engineio.Server):  # type: ignore[misc]
         # The stock monitor wakes up for each client; _watch does its work.
         super().__init__(**{**options, "monitor_clients": False})
         self._watcher = green.Worker()
-        self._to_ping: deque[tuple[float, Socket]] = deque()
+        #: Session → the time of its next ping, the earliest first. Closed ones leave it: a flood may open many.
+        self._to_ping: OrderedDict[Socket, float] = OrderedDict()
         self._to_check: deque[tuple[float, Socket]] = deque()
         #: The sessions that are not connected to a namespace.
         self.pending = Pending()
@@ -251,7 +252,12 @@ class Engine(engineio.Server):  # type: ignore[misc]
 
     def watch(self, socket: Socket) -> None:
         """Start to ping ``socket``."""
-        self._to_ping.append((time.monotonic() + self.ping_interval, socket))
+        self._to_ping[socket] = time.monotonic() + self.ping_interval
+
+    def closing(self, socket: Socket) -> None:
+        """Note that a session is about to close."""
+        self.pending.remove(socket)
+        self._to_ping.pop(socket, None)
 
     def _open(self, socket: Socket, transport_name: str) -> None:
         metrics.opened_connections.labels(transport_name).inc()
@@ -294,14 +300,17 @@ class Engine(engineio.Server):  # type: ignore[misc]
             self._sweep(now)
 
     def _ping_due(self, now: float) -> None:
-        # Both queues are ordered by time, because all clients have the same intervals.
+        # Both are ordered by time, because all clients have the same intervals.
         while self._to_check and self._to_check[0][0] + self.ping_timeout <= now:
             sent, socket = self._to_check.popleft()
             if socket.unanswered_ping == sent and not socket.closed:
                 green.run_soon(socket.close, False, False, self.reason.PING_TIMEOUT)
         turn_ends = time.monotonic() + 0.005
-        while self._to_ping and self._to_ping[0][0] <= now:
-            socket = self._to_ping.popleft()[1]
+        while self._to_ping:
+            socket, due = next(iter(self._to_ping.items()))
+            if due > now:
+                break
+            del self._to_ping[socket]
             if socket.closed or socket.closing:
                 continue
             if socket.stuck_seconds(now) > self.ping_interval + self.ping_timeout:
@@ -312,7 +321,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
                 socket.unanswered_ping = now
                 socket.ping()
                 self._to_check.append((now, socket))
-            self._to_ping.append((now + self.ping_interval, socket))
+            self._to_ping[socket] = now + self.ping_interval
             if time.monotonic() > turn_ends:
                 green.sleep()
                 turn_ends = time.monotonic() + 0.005

@@ -200,7 +200,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
                 probe.close(frames.GOING_AWAY)
             if self._closed_by_client and not self.closing and self.queue is not None:
                 self.queue.put(eio_packet.Packet(eio_packet.NOOP))  # ends the waiting poll
-            self.server.pending.remove(self)
+            self.server.closing(self)
             # Does not wait for the client: one that never polls again would block this green thread.
             try:
                 super().close(wait=False, abort=abort, reason=reason)
@@ -210,7 +210,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         if self.closed or self.closing:
             return
         self.closing = True
-        self.server.pending.remove(self)
+        self.server.closing(self)
         try:
             reason = reason or self.server.reason.SERVER_DISCONNECT
             self.server._trigger_event("disconnect", self.sid, reason, run_async=False)

@@ -89,7 +89,8 @@ def test_default_privileges_grant_nothing(hostile: HostileDatabase) -> None:
                 hostile.sql(statement, role="mallory")
         hostile.sql("SELECT socketio_pg.publish('x', '1')", role="mallory")
         # The owner's own grants stay, except those that let others run code.
-        hostile.sql("GRANT ALL ON ALL TABLES IN SCHEMA socketio_pg TO mallory")
+        hostile.sql("GRANT ALL ON ALL TABLES IN SCHEMA socketio_pg TO mallory WITH GRANT OPTION")
+        hostile.sql("GRANT TRIGGER ON socketio_pg.outbox TO colleague", role="mallory")
         hostile.sql(schema.statements(MAX_PAYLOAD))
         hostile.sql("SELECT * FROM socketio_pg.log", role="mallory")
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
