@@ -132,11 +132,8 @@ def _translate(error: psycopg2.Error) -> SocketIOPGError:
         return InvalidChannelError(lines[0])
     if error.pgcode == "SG002":
         return PayloadTooLargeError(lines[0])
-    if error.pgcode in (
-        "3F000",
-        "42P01",
-        "42883",
-    ):  # no such schema, table or function: the server uses only those of the schema socketio_pg
+    # No such schema, table, function or column: the server uses only those of the schema socketio_pg.
+    if error.pgcode in ("3F000", "42P01", "42883", "42703"):
         return LogNotInstalledError("the log of this version is not installed in the database: run 'socketio-pg init'")
     if error.pgcode == "22023" and "payload string too long" in lines[0]:
         return PayloadTooLargeError("payload is too long for NOTIFY in this database's encoding")

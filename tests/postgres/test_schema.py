@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
-from socketio_pg.core.errors import DatabaseError
+from socketio_pg.core.errors import DatabaseError, LogNotInstalledError
+from socketio_pg.log.moves import PREPARE
 from socketio_pg.log.relay import Relay
 from socketio_pg.postgres import schema
-from socketio_pg.postgres.database import Database
+from socketio_pg.postgres.database import Database, fetch, session
 from tests.support.log_database import MAX_PAYLOAD, LogDatabase, move_everything, prepare, run_cli
 from tests.support.postgres import Cluster, in_thread
 
@@ -37,11 +38,18 @@ def test_log_of_version_3_is_upgraded(log: LogDatabase) -> None:
         " DROP COLUMN session_pid, DROP COLUMN session_started"
     )
     log.sql("DROP SEQUENCE socketio_pg.lease, socketio_pg.busy_until")
+    with pytest.raises(LogNotInstalledError, match="run 'socketio-pg init'"):
+        in_thread(prepare_relay, Database(log.url))
     log.install()
     log.publish("a", "2")
     log.move()
     assert log.sql("SELECT epoch FROM socketio_pg.head") == before
     assert log.log() == [(1, "a", 1), (2, "a", 2)]
+
+
+def prepare_relay(database: Database) -> None:
+    with session(database) as connection:
+        fetch(connection, PREPARE)
 
 
 def test_servers_of_version_3_get_the_new_rights(log: LogDatabase) -> None:
