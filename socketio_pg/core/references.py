@@ -12,33 +12,37 @@ logger = logging.getLogger("socketio_pg.references")
 
 
 class References:
-    """The references of one process. The same detail keeps its reference while it recurs, and is logged once.
+    """The references of one process. The same detail keeps its reference, and is logged again after :attr:`again`.
 
     Clients can cause errors, so the log lines are bounded: beyond :attr:`per_second` new details share a reference.
     """
 
-    #: Seconds after its last use for which a detail keeps its reference.
-    keep = 600.0
+    #: Seconds after which a detail that recurs is logged again: the log may have been rotated.
+    again = 600.0
     #: Maximum number of references that are kept, of new ones per second, and of characters of a detail.
     MAX_KEPT = 1_000
     per_second = 5
     MAX_CHARACTERS = 2_000
 
     def __init__(self) -> None:
-        #: Detail → its reference, and the time of its last use (monotonic), the least recently used first.
+        #: Detail → its reference, and the time when it was logged (monotonic), the least recently used first.
         self._known: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._second = 0.0
         self._new = 0
         self._shared = ""
 
     def of(self, detail: str) -> str:
-        """Return the reference of ``detail``, after logging it if it is new."""
+        """Return the reference of ``detail``, after logging it, unless that was done recently."""
         now = time.monotonic()
         detail = detail[: self.MAX_CHARACTERS]
-        known = self._known.pop(detail, None)
-        if known is not None and now - known[1] <= self.keep:
-            self._known[detail] = (known[0], now)
-            return known[0]
+        known = self._known.get(detail)
+        if known is not None:
+            self._known.move_to_end(detail)
+            reference, logged = known
+            if now - logged > self.again:
+                self._known[detail] = (reference, now)
+                logger.warning("reference %s: %s", reference, detail)
+            return reference
         if now - self._second >= 1.0:
             self._second, self._new = now, 0
         self._new += 1

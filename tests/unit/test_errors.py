@@ -92,6 +92,17 @@ def test_references_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     assert all(reference in logged for reference in found)
 
 
+def test_recurring_detail_keeps_its_reference_and_is_logged_again(caplog: pytest.LogCaptureFixture) -> None:
+    """The first line of a failure that lasts for days may be gone from the log."""
+    references = References()
+    reference = references.of("detail")
+    assert [references.of("detail") for _ in range(100)] == [reference] * 100
+    assert len(caplog.records) == 1
+    references.again = 0.0
+    assert references.of("detail") == reference
+    assert [record.getMessage() for record in caplog.records] == [f"reference {reference}: detail"] * 2
+
+
 def test_error_has_no_channel_by_default() -> None:
     assert SocketIOPGError("went wrong").channel is None
 
