@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.clients import SocketClient
-from tests.support.invariants import state, unharmed
+from tests.support.invariants import settled, state, unharmed
 from tests.support.patience import until
 from tests.support.postgres import Cluster
+from tests.support.raw_http import WebSocket, http, open_session
 from tests.support.server import ServerProcess
 from tests.support.swarm import RawClient, Swarm
 
@@ -333,6 +334,19 @@ def test_thousands_of_reconnects_on_their_transports_leave_nothing_behind(server
             lambda: all(sum(str(one).startswith('0{"sid"') for one in raw.packets) == 21 for raw in clients)
         )
         assert call(swarm, clients[0], '427["message-with-ack",1]', 7) == 1
+
+
+def test_closed_sessions_do_not_stay_until_their_ping(server: ServerProcess, channel: str) -> None:
+    """A flood of sessions that make room for each other held 100 MB until the 25 seconds of PING_INTERVAL were over."""
+    with unharmed(server, channel):
+        base = state(server)
+        for _ in range(20):
+            session = open_session(server)
+            assert http(server, "POST", session, body=b"3").status == 200
+            assert http(server, "POST", session, body=b"1").status == 200
+            with WebSocket(server) as one:
+                one.connect()
+        settled(server, base, seconds=10)
 
 
 def test_thousands_of_unknown_namespaces_are_refused(server: ServerProcess, channel: str) -> None:

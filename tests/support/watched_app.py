@@ -80,6 +80,8 @@ def state() -> dict[str, Any]:
         "green": sum(isinstance(found, greenlet.greenlet) and not found.dead for found in gc.get_objects()),
         "descriptors": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
         "sockets": len(engine.sockets),
+        "pinged": len(engine._to_ping),
+        "not connected": len(engine.pending),
         # Bytes of incomplete messages.
         "unread": sum(one.connection._reader.held for one in engine.sockets.values() if one.connection is not None),
         "requests": len(stock.environ),

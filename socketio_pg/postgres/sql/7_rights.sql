@@ -50,7 +50,7 @@ BEGIN
             OR (o.kind = 'TABLE' AND a.privilege_type IN ('TRIGGER', 'REFERENCES')))
         GROUP BY 1, 2, 3, 4
     LOOP
-        EXECUTE format('REVOKE %s ON %s %s FROM %s', found.rights, found.kind, found.name, found.role);
+        EXECUTE format('REVOKE %s ON %s %s FROM %s CASCADE', found.rights, found.kind, found.name, found.role);
     END LOOP;
     -- The roles that an older version has set up as servers' need the new objects. They may write head and call these
     -- functions; a role that default privileges have given all that could do whatever a server does before.
