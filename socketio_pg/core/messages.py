@@ -30,9 +30,11 @@ class Position(TypedDict):
     position: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EncodedMessage:
-    """One message of a channel. ``payload_json`` is strict JSON text.
+    """One message of a channel, shared by all its receivers: do not change it. ``payload_json`` is strict JSON text.
+
+    Not frozen: that takes 0.5 us longer to make, a tenth of the CPU time that a node spends on a message of the log.
 
     ``position`` and ``published_at`` (ISO 8601, UTC) are set for a message of the log, None for one of NOTIFY.
     """

@@ -110,7 +110,7 @@ def move(
         *found, epoch, position, lines = fetch_as_is(connection, _MOVE, parameters, seconds=seconds)[0]
         moved = Moved(*found)
         if moved.count:
-            texts = encode_batches(epoch, position + 1, lines.split("\n"), MAX_TEXT_BYTES)
+            texts = encode_batches(epoch, position + 1, lines, MAX_TEXT_BYTES)
             fetch_as_is(connection, _NOTIFY, [seal(LOG_CHANNEL, text) for text in texts], seconds=seconds)
         else:
             fetch_as_is(connection, "COMMIT", seconds=seconds)

@@ -28,32 +28,53 @@ class Batch:
     messages: Sequence[EncodedMessage] | None
 
 
-def encode_batches(epoch: str, first: int, lines: Sequence[str], max_bytes: int) -> Iterator[str]:
+def encode_batches(epoch: str, first: int, lines: str, max_bytes: int) -> Iterator[str]:
     """Yield the notifications of up to ``max_bytes`` bytes of UTF-8 for the messages from position ``first`` on.
 
-    :func:`decode_batch` describes the lines. An empty line is a message that must be read from the log, and so is one
-    that does not fit.
+    ``lines`` has one line for each message, as :func:`decode_batch` describes them. An empty line is a message that
+    must be read from the log, and so is one that does not fit.
     """
-    header = len(epoch) + 2 * 20  # positions have up to 19 digits
-    part: list[str] = []
-    size = header
-    start = first
-    for position, line in enumerate(lines, first):
-        needed = (len(line) if line.isascii() else len(line.encode())) + 1
-        if header + needed > max_bytes:
-            line = ""
-        if part and (bool(line) is not bool(part[-1]) or (line and size + needed > max_bytes)):
-            yield _encode(epoch, start, part)
-            part, size, start = [], header, position
-        part.append(line)
-        size += needed
-    if part:
-        yield _encode(epoch, start, part)
+    room = max_bytes - len(epoch) - 2 * 20 - 1  # positions have up to 19 digits
+    # Cut in bytes and without splitting: these calls run in C.
+    data = lines.encode()
+    start = 0
+    while start <= len(data):
+        end = _end_of_part(data, start, room)
+        if end > start:
+            count = data.count(b"\n", start, end) + 1
+            yield f"{epoch} {first} {first + count - 1}\n{data[start:end].decode()}"
+        else:
+            end, count = _end_of_unsent(data, start, room)
+            yield f"{epoch} {first} {first + count - 1}"
+        first += count
+        start = end + 1
 
 
-def _encode(epoch: str, first: int, lines: Sequence[str]) -> str:
-    header = f"{epoch} {first} {first + len(lines) - 1}"
-    return "\n".join((header, *lines)) if lines[0] else header
+def _end_of_part(data: bytes, start: int, room: int) -> int:
+    """Return the end of the last line that fits after ``start`` and follows no empty one; ``start`` if none does."""
+    end = len(data) if len(data) - start <= room else data.rfind(b"\n", start, start + room + 1)
+    if end <= start or data[start] == _NEWLINE:
+        return start
+    empty = data.find(b"\n\n", start, end + 1)
+    if empty >= 0:
+        return empty
+    # An empty line at the very end.
+    return end - 1 if data[end - 1] == _NEWLINE else end
+
+
+def _end_of_unsent(data: bytes, start: int, room: int) -> tuple[int, int]:
+    """Return the end of the lines from ``start`` on that are empty or do not fit, and their number."""
+    count, end = 0, start - 1
+    while end < len(data):
+        following = data.find(b"\n", end + 1)
+        following = len(data) if following < 0 else following
+        if 0 < following - end - 1 <= room:
+            break
+        end, count = following, count + 1
+    return end, count
+
+
+_NEWLINE = 10
 
 
 def decode_batch(text: str) -> Batch | None:
