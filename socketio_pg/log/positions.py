@@ -78,7 +78,7 @@ _NEWLINE = 10
 
 
 def decode_batch(text: str) -> Batch | None:
-    """Parse a notification of the relay; return None for any other text (every role may notify every channel).
+    """Parse a notification of the relay; return None for any other text.
 
     The first line is ``epoch first last``. If the notification contains the messages, each is a line ``channel TAB time
     TAB payload``: neither channel names nor ``jsonb`` as text contain tabs or line breaks.

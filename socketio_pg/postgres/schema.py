@@ -11,8 +11,8 @@ from socketio_pg.postgres.database import FIXED_PATH, Database, transaction
 #: The version of the schema. Increase it whenever ``sql/*.sql`` changes more than comments and messages.
 VERSION = 4
 
-#: The notification on :data:`LOG_CHANNEL` after an installation. The only one there that is not sealed.
-INSTALLED = "installed"
+#: The notifications on :data:`LOG_CHANNEL` after an installation and a removal: the only ones that are not sealed.
+INSTALLED, REMOVED = "installed", "removed"
 
 #: Seconds for :func:`install`, including the wait for a concurrent installation.
 TIMEOUT = 30.0
@@ -209,7 +209,7 @@ def uninstall(database: Database) -> bool:
             cursor.execute("SET LOCAL client_min_messages = warning")
             cursor.execute(_UNINSTALL)
             # Servers must not use a schema that another role creates afterwards.
-            cursor.execute(f"NOTIFY {LOG_CHANNEL}, 'removed'")
+            cursor.execute(f"NOTIFY {LOG_CHANNEL}, '{REMOVED}'")
             return True
     finally:
         connection.close()

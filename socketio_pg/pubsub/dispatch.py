@@ -91,7 +91,7 @@ class Dispatcher:
                 green.sleep()
 
     def _on_reserved(self, notifications: Sequence[Notification]) -> None:
-        # The log comes last: changed permissions, and emits of other nodes, need not wait until its messages are sent.
+        # The log comes last: emits of other nodes need not wait until its messages are sent.
         for channel in sorted(self._reserved, key=lambda channel: channel == LOG_CHANNEL):
             texts = [text for found, text in notifications if found == channel]
             if texts:

@@ -36,7 +36,7 @@ from socketio_pg.postgres.listener import (
 )
 from socketio_pg.postgres.listeners import Listeners
 from socketio_pg.postgres.publisher import Outgoing, Publisher
-from socketio_pg.postgres.schema import INSTALLED
+from socketio_pg.postgres.schema import INSTALLED, REMOVED
 from socketio_pg.pubsub.dispatch import Dispatcher, NodeReceiver
 from socketio_pg.pubsub.filters import parse_filter
 from socketio_pg.pubsub.hub import Hub
@@ -429,8 +429,8 @@ class PubSub:
         self._publisher.publish([Outgoing(channel, text) for text in texts])
 
     def _hear_log(self, texts: Sequence[str]) -> None:
-        """Handle notifications of the relay, and the one that `init` sends without sealing it: only reasons to look."""
-        batches = [text for text in texts if text != INSTALLED]
+        """Handle notifications of the relay, and those that `init` and `drop` do not seal: only reasons to look."""
+        batches = [text for text in texts if text not in (INSTALLED, REMOVED)]
         if len(batches) != len(texts):
             self._on_log_changed()
             self._follower.doubt()

@@ -9,8 +9,10 @@ import pytest
 
 from socketio_pg import PubSub
 from socketio_pg.core import green
+from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.errors import InvalidRequestError
 from socketio_pg.core.messages import Position
+from socketio_pg.postgres.schema import INSTALLED, REMOVED
 from tests.support.log_database import LogDatabase
 from tests.support.postgres import Cluster, own_listener
 
@@ -243,3 +245,18 @@ def test_invalid_options_are_refused(pubsub: PubSub, channel: str, options: dict
     with pytest.raises(InvalidRequestError):
         pubsub.subscribe(channel, green.Queue(), **options)
     assert len(pubsub.hub) == 0
+
+
+def test_installing_and_removing_are_no_attack(
+    pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any
+) -> None:
+    """`init` and `drop` do not seal what they send: a node that has a key does not count it as refused."""
+    pubsub.subscribe(channel, queue)
+    with green.timeout(10):
+        while not pubsub.sealing.ready:
+            green.sleep(0.01)
+    for text in (INSTALLED, REMOVED):
+        shared_log.sql(f"NOTIFY {LOG_CHANNEL}, '{text}'")
+    shared_log.sql("SELECT pg_notify(%s, '1')", channel)
+    assert take(queue, 1) == [1]
+    assert pubsub.sealing.refused() == []
