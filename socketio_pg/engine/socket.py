@@ -108,6 +108,11 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         finally:
             self._spare = max(0, self._queued - before)
 
+    @property
+    def buffered(self) -> int:
+        """The number of bytes that wait for the client to read."""
+        return self._queued if self.connection is None else self.connection.buffered
+
     def wait_room(self, most: int) -> bool:
         """Wait until at most ``most`` bytes wait for this client to read. Return False when it has left.
 
@@ -117,7 +122,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             connection = self.connection
             if connection is not None and connection.closed:
                 return False
-            if (self._queued if connection is None else connection.buffered) <= most:
+            if self.buffered <= most:
                 return True
             room = green.Event()
             if connection is None:

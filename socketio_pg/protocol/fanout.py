@@ -190,7 +190,12 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         if room not in self.rooms.get(namespace, {}):
             return []
         line = self._line(namespace, room)
-        return [sid for sid, one in zip(line.sids, line.transports, strict=True) if one.buffered > buffered]
+        lagging = [sid for sid, one in zip(line.sids, line.transports, strict=True) if one.buffered > buffered]
+        for sid, eio_sid in line.others:
+            socket = self.server.eio.sockets.get(eio_sid)
+            if socket is not None and socket.buffered > buffered:
+                lagging.append(sid)
+        return lagging
 
     def socket_of(self, sid: str, namespace: str = "/") -> Socket | None:
         """Return the Engine.IO socket of the client ``sid``; None when it has left."""

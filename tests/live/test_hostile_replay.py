@@ -220,6 +220,31 @@ def test_backlog_waits_until_a_polling_client_fetches_it(paced: Log, backlog: di
     assert moved.by('cut_off_total{reason="slow_consumer"}') == [0]
 
 
+def test_live_messages_wait_until_a_polling_client_fetches_them(log: Log, channel: str) -> None:
+    """Like a client with a WebSocket, one that falls behind with messages of the log gets them at its own speed."""
+    session = open_session(log.server)
+
+    def fetch() -> list[Any]:
+        """Return name and argument of each event that the client polls."""
+        reply = http(log.server, path=session)
+        assert reply.status == 200, reply.body
+        packets = reply.body.decode().split("\x1e")
+        return [json.loads(packet[2:]) for packet in packets if packet.startswith("42[")]
+
+    subscribe = f'40\x1e42["subscribe",{{"channel":"{channel}"}}]'
+    assert http(log.server, "POST", session, body=subscribe.encode()).status == 200
+    while "subscribed" not in [event for event, _ in fetch()]:
+        pass
+    # Three times the send buffer. The client reads nothing in the meantime.
+    for first in range(1, 301, 20):
+        log.publish(channel, first, first + 19, 10_000)
+    log.settle()
+    received: list[int] = []
+    while len(received) < 300:
+        received += [argument["payload"][0] for event, argument in fetch() if event == "event"]
+    assert received == list(range(1, 301))
+
+
 def test_payload_of_the_maximum_size_leaves_room_for_other_messages(paced: Log, channel: str) -> None:
     """A replayed payload as large as the send buffer does not disconnect the client with the next live message."""
     start = head(paced)
