@@ -104,6 +104,7 @@ def installation(owner: str | None) -> str:
 DO $trust$
 DECLARE
     answer record;
+    grantee text;
 BEGIN
     FOR attempt IN 1 .. 3 LOOP
         SELECT * INTO answer FROM (
@@ -112,6 +113,14 @@ BEGIN
         EXIT WHEN answer.present;
         BEGIN
             CREATE SCHEMA socketio_pg;
+            -- Default privileges may have granted other roles to create objects in it.
+            FOR grantee IN
+                SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+                FROM pg_namespace AS n CROSS JOIN aclexplode(n.nspacl) AS a
+                WHERE n.nspname = 'socketio_pg' AND a.grantee <> n.nspowner
+            LOOP
+                EXECUTE format('REVOKE ALL ON SCHEMA socketio_pg FROM %s', grantee);
+            END LOOP;
         EXCEPTION WHEN unique_violation OR duplicate_schema THEN
             NULL;
         END;

@@ -76,7 +76,7 @@ def test_default_privileges_grant_nothing(hostile: HostileDatabase) -> None:
     """With TRIGGER on the outbox, a publisher would run its code with the rights of the schema's owner."""
     hostile.sql("CREATE ROLE colleague")
     try:
-        for kind in ("TABLES", "SEQUENCES", "FUNCTIONS"):
+        for kind in ("TABLES", "SEQUENCES", "FUNCTIONS", "SCHEMAS"):
             hostile.sql(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON {kind} TO mallory, colleague")
         hostile.sql("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC")
         hostile.sql(schema.statements(MAX_PAYLOAD, publisher_role="mallory"))
