@@ -116,7 +116,7 @@ class RateLimitedError(SocketIOPGError):
 
 
 class TooManySubscriptionsError(SocketIOPGError):
-    """A client has reached its maximum number of subscriptions (MAX_SUBSCRIPTIONS)."""
+    """A client (MAX_SUBSCRIPTIONS), or all clients of the node together (MAX_CHANNELS), may have no more channels."""
 
     code = "too_many_subscriptions"
 
