@@ -45,7 +45,7 @@ class Delivery:
         self._send_buffer_bytes = send_buffer_bytes
         #: At most half of this waits when a page is sent: a replay alone does not make its client lag.
         self._page_bytes = send_buffer_bytes // 8
-        self._replays = Replays(manager, self._page_bytes)
+        self._replays = Replays(manager, self._page_bytes, self._end_failed)
         pubsub.add_receiver(self)
 
     def room_of(self, sid: str, channel: str) -> str:
@@ -88,6 +88,10 @@ class Delivery:
         self.leave(sid, channel)
         body = {"channel": channel, "reason": reason}
         self._manager.emit("unsubscribed", body, "/", to=sid, ignore_queue=True)
+
+    def _end_failed(self, sid: str, channel: str) -> None:
+        # Otherwise the client would wait for messages that the failed replay holds back.
+        self._end(sid, channel, SocketIOPGError.code)
 
     def _charge_all(self) -> None:
         for channel, filter, steps in self._matching.take_due():

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 
 from socketio_pg.core import green
 from socketio_pg.log.replay import HeldReplay, Step
@@ -13,15 +14,18 @@ logger = logging.getLogger("socketio_pg.replay")
 class Replays:
     """The replays in progress of all clients. A page is sent when at most ``most_waiting`` bytes wait for the client.
 
+    ``on_failure(sid, channel)`` is called when a replay cannot go on because of a bug.
+
     A client has one green thread while it has replays. A waiting replay has its position and no messages.
     """
 
     #: Seconds after which other green threads run.
     slice_seconds = 0.002
 
-    def __init__(self, manager: Manager, most_waiting: int) -> None:
+    def __init__(self, manager: Manager, most_waiting: int, on_failure: Callable[[str, str], None]) -> None:
         self._manager = manager
         self._most_waiting = most_waiting
+        self._on_failure = on_failure
         #: sid → channel → replay, in the order of their turns.
         self._queues: dict[str, dict[str, HeldReplay]] = {}
 
@@ -56,7 +60,7 @@ class Replays:
             if not queue:
                 return  # unsubscribed in the meantime
             channel, replay = next(iter(queue.items()))
-            step = self._step(replay)
+            step = self._step(sid, replay)
             if queue.get(channel) is replay:
                 del queue[channel]
                 if step is not Step.OVER:
@@ -69,9 +73,12 @@ class Replays:
                 green.sleep()
                 turn_ends = time.monotonic() + self.slice_seconds
 
-    def _step(self, replay: HeldReplay) -> Step:
+    def _step(self, sid: str, replay: HeldReplay) -> Step:
+        channel = replay.replay.channel
         try:
             return replay.step()
         except Exception:  # a bug, which must not end the other replays of this client
-            logger.exception("a replay of '%s' failed", replay.replay.channel)
+            logger.exception("a replay of '%s' failed", channel)
+            if replay.held():
+                self._on_failure(sid, channel)
             return Step.OVER
