@@ -1,4 +1,4 @@
-"""Filters of subscriptions: conditions on paths into a payload, and the index of a channel's filters. Pure, no I/O.
+"""Filters of subscriptions: conditions on paths into a payload. Pure, no I/O.
 
 ``{"new.customer_id": 5, "new.status": ["open", "paid"], "new.total": {"gt": 100}}``: all must hold. A path that the
 payload lacks has the value null. docs/protocol.md defines the operators.
@@ -6,12 +6,10 @@ payload lacks has the value null. docs/protocol.md defines the operators.
 
 import contextlib
 import functools
-import itertools
 import json
 import operator
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -247,142 +245,11 @@ def _check_likes(conditions: Iterable[Condition]) -> None:
         )
 
 
-class FilterIndex:
-    """The filters of one channel, each with the number of its subscriptions.
-
-    Filters with an equality are found by the payload's value, so a message is cheap even if each of thousands of
-    clients follows its own rows. All other filters are tried one by one.
-    """
-
-    #: Filters that are tried between two pauses.
-    slice_filters = 100
-
-    def __init__(self) -> None:
-        self._counts: dict[Filter, int] = {}
-        #: Filter → its number, which grows with each filter that is added; in that order.
-        self._numbers: dict[Filter, int] = {}
-        #: The number of the newest filter.
-        self.newest = 0
-        #: Steps of metered filters that :meth:`due` has not returned yet.
-        self._spent: Counter[Filter] = Counter()
-        #: Path → value → filters that require this value.
-        self._by_value: dict[_Path, dict[Any, dict[Filter, None]]] = {}
-        self._others: dict[Filter, None] = {}
-        #: Size → number of groups in `_by_value` of that size; and the largest size.
-        self._sizes: Counter[int] = Counter()
-        self._largest = 0
-
-    def __len__(self) -> int:
-        return len(self._counts)
-
-    def __iter__(self) -> Iterator[Filter]:
-        return iter(self._counts)
-
-    @property
-    def max_tried(self) -> int:
-        """An upper bound, approximately, of the filters that are tried on one message."""
-        return len(self._others) + len(self._by_value) + self._largest
-
-    def add(self, filter: Filter) -> None:
-        """Add a subscription with ``filter``."""
-        self._counts[filter] = self._counts.get(filter, 0) + 1
-        if self._counts[filter] > 1:
-            return
-        self.newest += 1
-        self._numbers[filter] = self.newest
-        found = _indexed(filter)
-        if found is None:
-            self._others[filter] = None
-            return
-        path, values = found
-        by_value = self._by_value.setdefault(path, {})
-        for value in values:
-            filters = by_value.setdefault(value, {})
-            filters[filter] = None
-            self._resized(len(filters) - 1, len(filters))
-
-    def discard(self, filter: Filter) -> None:
-        """Remove a subscription with ``filter``."""
-        self._counts[filter] -= 1
-        if self._counts[filter]:
-            return
-        del self._counts[filter], self._numbers[filter]
-        self._spent.pop(filter, None)
-        found = _indexed(filter)
-        if found is None:
-            del self._others[filter]
-            return
-        path, values = found
-        by_value = self._by_value[path]
-        for value in values:
-            filters = by_value[value]
-            del filters[filter]
-            self._resized(len(filters) + 1, len(filters))
-            if not filters:
-                del by_value[value]
-        if not by_value:
-            del self._by_value[path]
-
-    def _resized(self, before: int, size: int) -> None:
-        """Note that a group has grown or shrunk by one filter."""
-        if size:
-            self._sizes[size] += 1
-        if before:
-            self._sizes[before] -= 1
-            if not self._sizes[before]:
-                del self._sizes[before]
-        # Sizes change by one: when the only largest group shrinks, its new size is the largest.
-        if size > self._largest or self._largest not in self._sizes:
-            self._largest = size
-
-    def matching(self, reader: Reader) -> list[Filter]:
-        """Return the filters that a payload fulfils. While ``reader`` pauses, filters may be added and discarded."""
-        tried = list(self._others)
-        for number, ((path, keys), by_value) in enumerate(list(self._by_value.items()), 1):
-            tried += by_value.get(_key(reader.resolve(path, keys)), ())
-            if not number % self.slice_filters:
-                reader.pause()
-        values = reader.values
-        if len(tried) <= self.slice_filters:
-            return [filter for filter in tried if filter.holds(reader, values)]
-        matched: list[Filter] = []
-        for start in range(0, len(tried), self.slice_filters):
-            matched += [filter for filter in tried[start : start + self.slice_filters] if filter.holds(reader, values)]
-            reader.pause()
-        return matched
-
-    def matching_since(self, newest: int, reader: Reader) -> list[Filter]:
-        """Return the same, of the filters that were added when :attr:`newest` already was ``newest``."""
-        added = itertools.takewhile(lambda filter: self._numbers[filter] > newest, reversed(self._numbers))
-        return [filter for filter in added if filter.holds(reader, reader.values)]
-
-    def due(self, reader: Reader, least: int) -> list[tuple[Filter, int]]:
-        """Account for what ``reader`` has spent. Return the metered filters that have spent ``least`` steps or more."""
-        found = []
-        for filter, steps in reader.spent:
-            if filter in self._counts:
-                self._spent[filter] += steps
-                if self._spent[filter] >= least:
-                    found.append((filter, self._spent.pop(filter)))
-        reader.spent.clear()
-        return found
-
-
-#: A path in normal form, and its parts.
-_Path = tuple[str, Sequence[str]]
-
-
-def _indexed(filter: Filter) -> tuple[_Path, frozenset[Any]] | None:
-    """Return path and values of the condition that indexes ``filter``: the equality with the fewest values."""
-    found = [((one.path, one.keys), one.one_of) for one in filter.conditions if one.one_of is not None]
-    return min(found, key=lambda pair: len(pair[1]), default=None)
-
-
 class _NoScalar:
     """Stands for a list or an object, which equals no value of a filter."""
 
 
-def _key(value: Any) -> Any:
+def scalar_key(value: Any) -> Any:
     """Return a key that compares like JSON values: 1 equals 1.0, but not true."""
     if isinstance(value, bool):
         return (bool, value)
@@ -431,7 +298,7 @@ def _condition(written: str, keys: Sequence[str], name: str, operand: object) ->
     if name == "eq":
         return _one_of(path, keys, [value])
     if name == "ne":
-        return Condition(path, keys, None, functools.partial(_differs, _key(value))), value
+        return Condition(path, keys, None, functools.partial(_differs, scalar_key(value))), value
     if isinstance(value, bool) or value is None:
         raise InvalidRequestError(f"filter: {_shown(written)}: {name} takes a number or a text")
     return Condition(path, keys, None, _compares(_ORDER[name], value)), value
@@ -450,13 +317,13 @@ def _not_a_scalar(path: str) -> InvalidRequestError:
 
 
 def _one_of(path: str, keys: Sequence[str], values: Sequence[Any]) -> tuple[Condition, list[Any]]:
-    one_of = frozenset(map(_key, values))
+    one_of = frozenset(map(scalar_key, values))
     normal = sorted({orjson.dumps(value): value for value in values}.items())
-    return Condition(path, keys, one_of, lambda found: _key(found) in one_of), [value for _, value in normal]
+    return Condition(path, keys, one_of, lambda found: scalar_key(found) in one_of), [value for _, value in normal]
 
 
 def _differs(key: Any, found: Any) -> bool:
-    return bool(_key(found) != key)
+    return bool(scalar_key(found) != key)
 
 
 def _compares(compare: Callable[[Any, Any], bool], value: Any) -> Callable[[Any], bool]:

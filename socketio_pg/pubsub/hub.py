@@ -2,7 +2,8 @@
 
 from collections.abc import Hashable
 
-from socketio_pg.pubsub.filters import Filter, FilterIndex
+from socketio_pg.pubsub.filter_index import FilterIndex
+from socketio_pg.pubsub.filters import Filter
 
 
 class UnknownSubscriberError(LookupError):

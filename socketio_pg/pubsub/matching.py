@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from socketio_pg.core import green
 from socketio_pg.core.messages import EncodedMessage
-from socketio_pg.pubsub.filters import Filter, FilterIndex, Reader, never_pause
+from socketio_pg.pubsub.filter_index import FilterIndex
+from socketio_pg.pubsub.filters import Filter, Reader, never_pause
 from socketio_pg.pubsub.hub import Hub
 
 

@@ -1,6 +1,6 @@
 """The server, but yielding after every send and every few filters, to provoke races during broadcasts."""
 
-from socketio_pg.pubsub.filters import FilterIndex
+from socketio_pg.pubsub.filter_index import FilterIndex
 from socketio_pg.server import app
 from socketio_pg.websocket import SocketServer
 

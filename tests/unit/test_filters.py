@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socketio_pg.core.errors import InvalidRequestError
-from socketio_pg.pubsub.filters import MAX_UNMETERED, FilterIndex, Reader, parse_filter
+from socketio_pg.pubsub.filter_index import FilterIndex
+from socketio_pg.pubsub.filters import MAX_UNMETERED, Reader, parse_filter
 from socketio_pg.pubsub.like import MAX_SEARCHED, Like
 
 ROW = {
