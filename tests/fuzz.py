@@ -105,7 +105,11 @@ def main() -> int:
     with target() as server:
         while time.monotonic() < deadline:
             print(f"round with --seed {number}", flush=True)
-            run(server, number, options.examples)
+            try:
+                run(server, number, options.examples)
+            except BaseException:
+                print(f"the end of the server's log:\n{server.log[-10_000:]}", flush=True)
+                raise
             number += 1
     print(f"{number - options.seed} rounds, nothing found")
     return 0

@@ -38,7 +38,7 @@ def settled(server: ServerProcess, base: dict[str, Any], seconds: float = PATIEN
         if not more:
             assert now["kilobytes"] < base["kilobytes"] + MEMORY
             return
-        assert time.monotonic() < deadline, f"still more than before: {more}"
+        assert time.monotonic() < deadline, f"still more than before: {more}; now {now}, before {base}"
         time.sleep(0.1)  # another process can only be polled
 
 
