@@ -64,9 +64,10 @@ class Database:
         parameters = self._listen_parameters if listen else self._parameters
         try:
             with translated_errors(self.connect_timeout):
-                connection = _connect(parameters)
-                connection.autocommit = True
+                connection: Any = psycopg2.connect(psycopg2.extensions.make_dsn(**_resolved(parameters)))
                 try:
+                    connection.autocommit = True
+                    _set_encoding(connection)
                     with connection.cursor() as cursor:
                         cursor.execute(session_sql(settings))
                 except BaseException:
@@ -158,21 +159,19 @@ def _parse(dsn: str) -> dict[str, str]:
     return LIBPQ_DEFAULTS | parameters
 
 
-def _connect(parameters: dict[str, str]) -> Any:
-    connection: Any = psycopg2.connect(psycopg2.extensions.make_dsn(**_resolved(parameters)))
+def _set_encoding(connection: Any) -> None:
     if connection.get_parameter_status("server_encoding") == "SQL_ASCII":
         # Such a database may return any bytes. With client_encoding UTF8, PostgreSQL ends the session on bytes that are
         # not UTF-8; LATIN1 passes all bytes, and decode_text() decodes them.
         connection.set_client_encoding("LATIN1")
     else:
         connection.set_client_encoding("UTF8")
-    return connection
 
 
 def encode_text(connection: Any, text: str) -> str:
     """Encode ``text`` for a statement or its parameters on ``connection``; the inverse of :func:`decode_text`.
 
-    Both return ``text`` unchanged unless :func:`_connect` has chosen LATIN1.
+    Both return ``text`` unchanged unless :func:`_set_encoding` has chosen LATIN1.
     """
     return text.encode().decode("latin-1") if connection.encoding == "LATIN1" else text
 
@@ -212,16 +211,22 @@ def _is_name(host: str) -> bool:
 
 def _wait(connection: Any) -> None:
     """psycopg2's wait callback: runs other green threads while PostgreSQL works."""
-    while True:
-        state = connection.poll()
-        if state == psycopg2.extensions.POLL_OK:
-            return
-        if state == psycopg2.extensions.POLL_READ:
-            green.wait_readable(connection.fileno())
-        elif state == psycopg2.extensions.POLL_WRITE:
-            green.wait_writable(connection.fileno())
-        else:
-            raise psycopg2.OperationalError(f"unexpected connection state {state}")
+    try:
+        while True:
+            state = connection.poll()
+            if state == psycopg2.extensions.POLL_OK:
+                return
+            if state == psycopg2.extensions.POLL_READ:
+                green.wait_readable(connection.fileno())
+            elif state == psycopg2.extensions.POLL_WRITE:
+                green.wait_writable(connection.fileno())
+            else:
+                raise psycopg2.OperationalError(f"unexpected connection state {state}")
+    except BaseException:
+        # Otherwise the traceback, which a killed green thread keeps, would keep a connection that was being opened, and
+        # its session in PostgreSQL, until the garbage collector runs. Nobody else can close it.
+        del connection
+        raise
 
 
 @contextlib.contextmanager

@@ -17,14 +17,15 @@ from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 
-#: The same message must be seen for 5 s, at looks 2 s apart. The rest is for a busy machine.
+APP = "tests.support.watchful_app:app"
+#: The same message must be seen for 5 s, at looks 0.5 s (in production 2 s) apart. The rest is for a busy machine.
 WITHIN = 12.0
 STUCK = "messages have been waiting in the outbox for"
 
 
 @pytest.fixture(scope="module")
 def log(breakable: Cluster) -> Iterator[Log]:
-    made = Log(breakable, "stuck", AUTO_INIT="1")
+    made = Log(breakable, "stuck", app=APP, AUTO_INIT="1")
     wait_installed(made)
     yield made
     made.server.close()
@@ -34,7 +35,7 @@ def log(breakable: Cluster) -> Iterator[Log]:
 def second(log: Log) -> Iterator[ServerProcess]:
     """A node that does not lead."""
     until(lambda: log.sql("SELECT 1 FROM socketio_pg.nodes WHERE relay"), "a leader")
-    made = ServerProcess(log.url, DRAIN_SECONDS="0.2", METRICS_TOKEN=TOKEN)
+    made = ServerProcess(log.url, app=APP, DRAIN_SECONDS="0.2", METRICS_TOKEN=TOKEN)
     yield made
     made.close()
 

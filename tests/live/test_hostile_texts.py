@@ -201,6 +201,9 @@ def test_locked_outbox(plain: Log) -> None:
         for _ in range(2):
             answer = texts.add(client.call("publish", {"channel": "a", "payload": 1, "durable": True}))
             assert code(answer) == "database_unavailable"
+        # The server's own trials end with an error of PostgreSQL; the callers' may end a moment before that, and an
+        # answer that did not come has no detail.
+        plain.server.wait_for("/readyz", 503, "(reference ")
         texts.add(plain.server.get("/readyz")[1])
         waiting = (
             "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted"

@@ -153,11 +153,17 @@ def test_connection_lost_during_a_decision_is_an_error(
     found: list[Any] = []
     thread = green.spawn(lambda: found.extend(outcomes(policies, question("subscribe", slow_room))))
 
-    def kill() -> int:
+    killed: list[int] = []
+
+    def kill() -> bool:
+        # A backend that was told to end is there for a while.
         rows = database.sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'web' AND wait_event = 'PgSleep'"
+            "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE usename = 'web' AND wait_event = 'PgSleep' AND pid <> ALL (%s)",
+            killed,
         )
-        return len(rows)
+        killed.extend(pid for pid, _ in rows)
+        return bool(rows)
 
     for _ in range(2):  # an idle connection is replaced once, its replacement is not
         with green.timeout(10):

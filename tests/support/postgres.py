@@ -47,14 +47,19 @@ class Cluster(EmbeddedPostgres):
     def notify(self, channel: str, payload: str = "") -> None:
         self.sql("SELECT pg_notify(%s, %s)", channel, payload)
 
-    def backends(self) -> list[tuple[Any, ...]]:
-        """Return (pid, query) of socketio_pg's connections."""
-        return self.sql("SELECT pid, query FROM pg_stat_activity WHERE application_name = 'socketio_pg'")
+    def backends(self, application: str = "socketio_pg") -> list[tuple[Any, ...]]:
+        """Return (pid, query) of the connections with that application_name.
 
-    def terminate_backends(self) -> int:
-        """Terminate all connections of socketio_pg. Return their number."""
-        rows = self.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'socketio_pg'")
-        return len(rows)
+        The default is that of all servers, and the session's servers stay connected to the shared clusters: a test that
+        counts its own connections gives them another name in its address.
+        """
+        return self.sql("SELECT pid, query FROM pg_stat_activity WHERE application_name = %s", application)
+
+    def terminate_backends(self, application: str = "socketio_pg") -> int:
+        """Terminate all connections with that application_name. Return their number."""
+        return len(
+            self.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s", application)
+        )
 
 
 def own_listener(pubsub: PubSub) -> Listener:

@@ -9,7 +9,11 @@ from typing import Any  # noqa: E402
 from flask import Flask, request  # noqa: E402
 from flask_socketio import emit, join_room  # noqa: E402
 
+from socketio_pg.log.relay import Relay  # noqa: E402
 from socketio_pg.websocket import SocketServer  # noqa: E402
+
+# Tests wait for what a node reports with its heartbeat.
+Relay.beat_interval = 1.0
 
 app = Flask(__name__)
 server = SocketServer(app, binary=True)
