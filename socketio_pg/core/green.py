@@ -40,6 +40,8 @@ Queue = eventlet.queue.Queue
 Lock = eventlet.semaphore.Semaphore
 QueueEmpty = eventlet.queue.Empty
 GreenThread: TypeAlias = Any  # eventlet has no types
+#: What an application's function may raise: its own `eventlet.Timeout` is not an Exception.
+FAILURES: tuple[type[BaseException], ...] = (Exception, eventlet.Timeout)
 
 
 class TimedOut(Exception):

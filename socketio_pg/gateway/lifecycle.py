@@ -5,7 +5,7 @@ from typing import Any
 
 from socketio_pg.access.access import Access
 from socketio_pg.core import green
-from socketio_pg.core.errors import RateLimitedError
+from socketio_pg.core.errors import InvalidRequestError, RateLimitedError
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.idle import Idle
@@ -66,14 +66,16 @@ class ClientLifecycle(Lifecycle):
         self._delivery.emit_hello(sid, claims, self._access.authenticator.mode)
 
     def before_event(self, sid: str, size: int) -> None:
+        session = self._access.sessions.get(sid)
+        if session is None:
+            # While the application's disconnect handler waits. Nothing may be counted again for a client that has left.
+            raise InvalidRequestError("the client has disconnected")
         self._idle.heard(sid)
         try:
             self._limits.check_event(sid, size)
         except RateLimitedError as error:
             if error.cut_off:
-                session = self._access.sessions.get(sid)
-                namespace = "/" if session is None else session.namespace
-                green.run_soon(self._delivery.cut_off, sid, error, "rate_limited", namespace)
+                green.run_soon(self._delivery.cut_off, sid, error, "rate_limited", session.namespace)
             raise
 
     def disconnected(self, sid: str) -> None:

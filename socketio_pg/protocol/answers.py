@@ -49,7 +49,7 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
                 raise InvalidRequestError(f"there is no event '{showable(data[0])}'")
         except SocketIOPGError as error:
             self._answer(sid, eio_sid, namespace, id, error)
-        except Exception as error:
+        except green.FAILURES as error:
             if _was_called_wrongly(error):
                 self._limited_log(
                     logging.WARNING, "the arguments of an event do not fit its handler: %s", error,
@@ -109,7 +109,7 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
         self._send_packet(eio_sid, packet)
 
 
-def _was_called_wrongly(error: Exception) -> bool:
+def _was_called_wrongly(error: BaseException) -> bool:
     """Return whether the call itself failed, and not the handler: the client sent too many or too few arguments."""
     traceback = error.__traceback__
     if not isinstance(error, TypeError) or traceback is None:

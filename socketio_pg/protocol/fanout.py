@@ -4,6 +4,7 @@ Long-polling, Flask-SocketIO's test client, binary data and emits with a callbac
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,8 +87,8 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         #: The rooms of each member, apart from the room of all and its own. The stock manager searches all rooms when a
         #: member leaves, which is quadratic when all leave together.
         self._rooms_of: dict[tuple[str, str], set[Any]] = {}
-        #: Events for members whose CONNECT is not answered yet.
-        self._early: dict[str, list[dict[str, Any]]] = {}
+        #: Member whose CONNECT is not answered yet → functions that send it what was emitted meanwhile.
+        self._early: dict[str, list[Callable[[], None]]] = {}
 
     def emit(
         self,
@@ -101,31 +102,41 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         """Emit like the stock manager. Yields to other green threads in large rooms."""
+        # Also with a callback while events are kept: one that cannot be encoded raises here and is not kept.
+        encoded = self._encode(event, data, namespace) if self._early or not callback else None
+        packet = None if encoded is None or callback else framed(encoded)
         if self._early:
-            skip_sid = self._keep_early(event, data, namespace, to or room, skip_sid, callback)
-        encoded = None if callback else self._encode(event, data, namespace)
-        if encoded is None:
+            again = functools.partial(self.emit, event, data, namespace, callback=callback, ignore_queue=True)
+            skip_sid = self._keep_early(again, packet, namespace, to or room, skip_sid)
+        if packet is None:
             super().emit(event, data, namespace, room=room, skip_sid=skip_sid, callback=callback, to=to, **options)
         elif namespace in self.rooms:
             skipped = skip_sid if isinstance(skip_sid, list) else [] if skip_sid is None else [skip_sid]
-            self._send(framed(encoded), namespace, to or room, skipped)
+            self._send(packet, namespace, to or room, skipped)
 
     def hold_early(self, sid: str) -> None:
-        """Keep events for ``sid`` until :meth:`send_early`: nothing precedes the answer to its CONNECT."""
+        """Keep events for ``sid`` until :meth:`take_early`: nothing precedes the answer to its CONNECT."""
         self._early[sid] = []
 
-    def send_early(self, sid: str | None) -> None:
-        """Emit the events that were kept for ``sid``; if it has left, they are dropped."""
-        for kept in self._early.pop(sid, ()) if sid is not None else ():
-            self.emit(to=sid, ignore_queue=True, **kept)
+    def take_early(self, sid: str) -> list[Callable[[], None]]:
+        """Keep no more events for ``sid``. Return functions that send those that were kept, each of which may fail."""
+        return self._early.pop(sid, [])
 
-    def _keep_early(self, event: str, data: Any, namespace: str, room: Any, skip_sid: Any, callback: Any) -> list[str]:
-        """Keep an event for held members of ``room``. Return the members to skip, these included."""
+    def _keep_early(
+        self, again: Callable[..., None], packet: EncodedPacket | None, namespace: str, room: Any, skip_sid: Any
+    ) -> list[str]:
+        """Keep an event for held members of ``room``. Return the members to skip, these included.
+
+        ``again(to=...)`` emits the event, if it is not a ``packet`` already.
+        """
         skipped = list(skip_sid) if isinstance(skip_sid, list) else [] if skip_sid is None else [skip_sid]
         rooms = room if isinstance(room, (list, tuple)) else (room,)
         for sid, kept in self._early.items():
             if sid not in skipped and self._is_in(sid, namespace, rooms):
-                kept.append({"event": event, "data": data, "namespace": namespace, "callback": callback})
+                if packet is None:
+                    kept.append(functools.partial(again, to=sid))
+                else:
+                    kept.append(functools.partial(self._send, packet, namespace, sid, ()))
                 skipped.append(sid)
         return skipped
 

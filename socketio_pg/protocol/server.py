@@ -3,13 +3,13 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import socketio
 
-from socketio_pg.core import metrics
+from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import InvalidRequestError, RateLimitedError, SocketIOPGError
 from socketio_pg.engine.server import Engine
 from socketio_pg.protocol.answers import AnsweringServer
@@ -83,7 +83,7 @@ class _Connection:
 
     #: Whether it has connected to a namespace, now or earlier.
     joined: bool = False
-    #: Whether it is being closed for a packet that broke the protocol.
+    #: Whether it is being closed: its packets are ignored, while disconnect handlers may still wait.
     closing: bool = False
     #: Bytes that it has sent and that wait to be handled.
     waiting: int = 0
@@ -233,7 +233,7 @@ class Server(AnsweringServer):
 
     def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         connection = self._connections.get(eio_sid)
-        if eio_sid not in self.environ or connection is None:
+        if connection is None or not self._is_open(eio_sid):
             return  # it left before its turn
         self._answer_connect(eio_sid, namespace or "/", data)
         if connection.refused >= MAX_REFUSED_CONNECTS and not connection.closing:
@@ -262,7 +262,7 @@ class Server(AnsweringServer):
         except SocketIOPGError as refusal:
             self._refuse(eio_sid, namespace, refusal)
             return
-        except Exception:  # the application's own hook may raise anything
+        except green.FAILURES:  # the application's own hook may raise anything
             self._limited_log.failure("a client could not be identified", connection=eio_sid)
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
             return
@@ -287,15 +287,16 @@ class Server(AnsweringServer):
 
         python-socketio does this in `_handle_connect`, where an identity has no place.
         """
-        if eio_sid not in self.environ:
+        if not self._is_open(eio_sid):
             return  # it left while it was identified
         sid: str | None = self.manager.pre_connect(eio_sid, namespace)
         if sid is None:
             # Connected while it was identified, by a CONNECT over its other transport.
             self._send_connect_error(eio_sid, namespace, {"message": "Unable to connect"})
             return
-        self.manager.hold_early(sid)
+        early: list[Callable[[], None]] = []
         try:
+            self.manager.hold_early(sid)
             self.lifecycle.identified(sid, namespace, identity)
             refusal = self._ask_application(sid, namespace, self.environ[eio_sid], auth)
             if refusal is None:
@@ -305,22 +306,38 @@ class Server(AnsweringServer):
                 self.manager.connect(sid, namespace)
             else:
                 self._send_connect_error(eio_sid, namespace, refusal)
-                self.manager.disconnect(sid, namespace, ignore_queue=True)
-        except Exception:  # the application's code
+        except green.FAILURES:  # the application's code
             self._limited_log.failure("the application's connect handler failed", connection=eio_sid)
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
-            self.manager.disconnect(sid, namespace, ignore_queue=True)
         finally:
-            self.manager.send_early(sid)
+            # Whatever was raised: a client that is not connected now leaves nothing behind.
+            early = self.manager.take_early(sid)
+            if not self.manager.is_connected(sid, namespace):
+                self.manager.disconnect(sid, namespace, ignore_queue=True)
+                self.lifecycle.disconnected(sid)
+        if self.manager.is_connected(sid, namespace):
+            self._send_early(eio_sid, early)
         if self.manager.sid_from_eio_sid(eio_sid, namespace) != sid:
-            self.lifecycle.disconnected(sid)  # refused by the application
-        elif eio_sid not in self.environ:
+            return  # refused, or it left while the events were sent
+        if not self._is_open(eio_sid):
             # It left while the application's handler waited, before it counted as connected.
             self._handle_disconnect(eio_sid, namespace, self.reason.TRANSPORT_CLOSE)
-        else:
-            self._note_joined(eio_sid)
-            if namespace == "/":
-                self.lifecycle.connected(sid)
+            return
+        self._note_joined(eio_sid)
+        if namespace == "/":
+            self.lifecycle.connected(sid)
+
+    def _send_early(self, eio_sid: str, early: list[Callable[[], None]]) -> None:
+        """Send what was emitted to a client before the answer to its CONNECT."""
+        for send in early:
+            try:
+                send()
+            except green.FAILURES:  # data that the application has changed since, so that it cannot be encoded
+                self._limited_log.failure("an event for a new client could not be sent", connection=eio_sid)
+
+    def _is_open(self, eio_sid: str) -> bool:
+        connection = self._connections.get(eio_sid)
+        return connection is not None and not connection.closing and eio_sid in self.environ
 
     def _note_joined(self, eio_sid: str) -> None:
         connection = self._connections[eio_sid]
@@ -368,6 +385,10 @@ class Server(AnsweringServer):
         return result
 
     def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
+        connection = self._connections.get(eio_sid)
+        if connection is not None:
+            # A CONNECT that is handled while a disconnect handler waits would leave a client that never ends.
+            connection.closing = True
         self.lifecycle.closed(eio_sid)
         super()._handle_eio_disconnect(eio_sid, reason)
         self._connections.pop(eio_sid, None)
@@ -380,7 +401,7 @@ class Server(AnsweringServer):
             self.eio.await_connect(self.manager.eio_sid_from_sid(args[0], namespace))
         try:
             return super()._trigger_event(event, namespace, *args)
-        except Exception:
+        except green.FAILURES:
             if event != "disconnect":
                 raise
             # python-socketio would not forget the client otherwise.
@@ -421,5 +442,5 @@ class Server(AnsweringServer):
             return
         try:
             self.manager.trigger_callback(sid, packet.id, packet.data)
-        except Exception:  # the application's code
+        except green.FAILURES:  # the application's code
             self._limited_log.failure("the application's callback of an acknowledgement failed")

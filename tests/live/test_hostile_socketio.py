@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.clients import SocketClient
+from tests.support.frames import TEXT, frame
 from tests.support.invariants import settled, state, unharmed
 from tests.support.patience import until
 from tests.support.postgres import Cluster
@@ -388,3 +389,28 @@ def test_client_input_cannot_start_a_log_line(server: ServerProcess, channel: st
             raw.send("42{}")
             swarm.run_until(lambda raw=raw: raw.closed)  # type: ignore[misc]
         assert "forged" not in server.log
+
+
+@pytest.mark.parametrize("auth", ['{"token":"\\ud800"}', "[NaN,18446744073709551616]"])
+def test_auth_with_which_the_connect_handler_fails_leaves_nothing(
+    server: ServerProcess, channel: str, auth: str
+) -> None:
+    # The application emits what the client sent, and logs that this failed.
+    with unharmed(server, channel, errors_logged=True), WebSocket(server) as client:
+        client.connect()
+        client.text(f"40/careless,{auth}")
+        while not (answer := client.read_text()).startswith("44/careless,"):
+            pass
+        assert json.loads(answer[len("44/careless,") :])["data"]["code"] == "internal"
+
+
+def test_packets_that_arrive_while_the_connection_closes_leave_nothing(server: ServerProcess, channel: str) -> None:
+    with unharmed(server, channel), WebSocket(server) as client:
+        client.connect()
+        client.text("40/slow,")
+        while not client.read_text().startswith("40/slow,"):
+            pass
+        # Its disconnect handler waits.
+        packets = ["1", "40/custom,", "40/nowhere,", '42/slow,["x"]', '42["x"]', "41", "40"]
+        client.send(b"".join(frame(TEXT, packet.encode()) for packet in packets))
+        assert client.closed()

@@ -36,7 +36,19 @@ def sid() -> str:
 
 
 def connect(auth: Any) -> None:
+    try:
+        flask_socketio.emit("auth", auth)
+    except (ValueError, RecursionError):
+        raise ConnectionRefusedError from None  # a lone surrogate, for instance
+
+
+def connect_carelessly(auth: Any) -> None:
     flask_socketio.emit("auth", auth)
+
+
+io.on_event("connect", connect_carelessly, namespace="/careless")
+io.on_event("connect", lambda: None, namespace="/slow")
+io.on_event("disconnect", lambda *_: eventlet.sleep(0.3), namespace="/slow")
 
 
 for namespace in ("/", "/custom"):
@@ -90,7 +102,10 @@ def state() -> dict[str, Any]:
         "pending": len(stock.manager.pending_connect) + len(stock.manager.pending_disconnect),
         "callbacks": len(stock.manager.callbacks),
         "attachments": len(stock._binary_packet),
+        "connections": len(stock._connections),
+        "early": len(stock.manager._early),
         "sessions": len(server.access.sessions),
+        "limited": len(server.limits._clients),
         "subscribers": len(server.pubsub.hub),
         "channels": len(server.pubsub.hub.channels()),
         "kilobytes": int(status.split("VmRSS:")[1].split()[0]),

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import eventlet
+import greenlet  # type: ignore[import-untyped]
 import pytest
 import socketio
 from socketio.packet import CONNECT, CONNECT_ERROR, DISCONNECT, EVENT
@@ -172,6 +174,108 @@ def test_connect_that_overtakes_another_wins(server: Server, wire: Wire) -> None
     assert_no_client_state(server)
 
 
+#: A lone surrogate, which a client can send and no server can send back.
+UNENCODABLE = "\ud800"
+
+
+def emit_unencodable(server: Server, sid: str, namespace: str) -> None:
+    server.emit("early", {"token": UNENCODABLE}, to=sid, namespace=namespace)
+
+
+def emit_unencodable_with_callback(server: Server, sid: str, namespace: str) -> None:
+    server.emit("early", {"token": UNENCODABLE}, to=sid, namespace=namespace, callback=lambda: None)
+
+
+def refuse_with_unencodable(server: Server, sid: str, namespace: str) -> None:
+    raise socketio.exceptions.ConnectionRefusedError("no", {"token": UNENCODABLE})
+
+
+def emit_and_refuse(server: Server, sid: str, namespace: str) -> None:
+    server.emit("early", "x", to=sid, namespace=namespace)
+    raise ConnectionRefusedError
+
+
+def time_out(server: Server, sid: str, namespace: str) -> None:
+    server.emit("early", "x", to=sid, namespace=namespace)
+    raise eventlet.Timeout
+
+
+@pytest.mark.parametrize(
+    "decide",
+    [emit_unencodable, emit_unencodable_with_callback, refuse_with_unencodable, emit_and_refuse, time_out],
+    ids=lambda decide: decide.__name__,
+)
+@pytest.mark.parametrize("namespace", ["/", "/chat"])
+def test_client_whose_connect_handler_fails_in_any_way_leaves_no_state(
+    server: Server, wire: Wire, namespace: str, decide: Callable[[Server, str, str], None]
+) -> None:
+    calls: list[tuple[str, str]] = []
+    server.on("connect", lambda sid, environ, auth: decide(server, sid, namespace), namespace=namespace)
+    follow(server, identified=lambda sid, namespace, identity: calls.append(("identified", sid)))
+    follow(server, connected=lambda sid: calls.append(("connected", sid)))
+    follow(server, disconnected=lambda sid: calls.append(("disconnected", sid)))
+    wire.open()
+    wire.receive("0" if namespace == "/" else f"0{namespace},")
+    assert [packet_type for packet_type, _, _ in wire.answers()] == [CONNECT_ERROR]
+    [(_, sid), *rest] = calls
+    assert rest == [("disconnected", sid)]
+    wire.close()
+    assert rest == [("disconnected", sid)]
+    assert_no_client_state(server)
+
+
+def test_connect_handler_that_is_killed_leaves_no_state(server: Server, wire: Wire) -> None:
+    @server.on("connect")
+    def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
+        raise greenlet.GreenletExit
+
+    gone: list[str] = []
+    follow(server, disconnected=gone.append)
+    wire.open()
+    with pytest.raises(greenlet.GreenletExit):
+        wire.receive("0")
+    assert len(gone) == 1
+    wire.close()
+    assert len(gone) == 1
+    assert_no_client_state(server)
+
+
+def test_events_of_a_connect_handler_are_those_at_the_time_of_the_emit(server: Server, wire: Wire) -> None:
+    changed: dict[str, Any] = {"x": 1}
+
+    @server.on("connect")
+    def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
+        server.emit("early", changed, to=sid)
+        changed["x"] = UNENCODABLE
+        server.emit("early", "next", to=sid)
+
+    joined: list[str] = []
+    follow(server, connected=joined.append)
+    wire.open()
+    wire.receive("0")
+    assert [data for _, _, data in wire.answers()][1:] == [["early", {"x": 1}], ["early", "next"]]
+    assert len(joined) == 1
+
+
+def test_early_event_that_can_no_longer_be_encoded_is_lost_alone(server: Server, wire: Wire) -> None:
+    changed: dict[str, Any] = {"x": b"1"}
+    joined: list[str] = []
+
+    @server.on("connect")
+    def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
+        server.emit("early", changed, to=sid)
+        changed["x"] = UNENCODABLE
+        server.emit("early", "next", to=sid)
+
+    follow(server, connected=joined.append)
+    wire.open()
+    wire.receive("0")
+    assert [data for _, _, data in wire.answers()][1:] == [["early", "next"]]
+    assert len(joined) == 1
+    wire.close()
+    assert_no_client_state(server)
+
+
 # -- disconnecting -----------------------------------------------------------------------------------------------------
 DISCONNECTS: dict[str, Callable[[Wire, str], None]] = {
     "client disconnects": lambda wire, sid: wire.receive("1"),
@@ -244,9 +348,11 @@ def test_legacy_disconnect_handler_causes_no_second_call(
     assert gone == [sid]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("failed"), ValueError("failed"), TypeError("failed")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [RuntimeError("failed"), ValueError("failed"), TypeError("failed"), eventlet.Timeout()], ids=repr
+)
 def test_failing_disconnect_handler_leaves_no_state(
-    server: Server, wire: Wire, leave: Callable[[Wire, str], None], error: Exception
+    server: Server, wire: Wire, leave: Callable[[Wire, str], None], error: BaseException
 ) -> None:
     @server.on("disconnect")
     def disconnect(sid: str, reason: str) -> None:
@@ -262,6 +368,47 @@ def test_failing_disconnect_handler_leaves_no_state(
     except type(error):
         wire.close()  # Engine.IO logs the exception and continues
     assert gone == [sid]
+    assert_no_client_state(server)
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["", "others are in the namespace"])
+def test_connect_while_the_connection_closes_is_ignored(server: Server, wire: Wire, others: bool) -> None:
+    """The disconnect handler of another namespace may wait, while packets still arrive."""
+    server.on("echo", echo, namespace="/chat")
+    calls: list[str] = []
+    if others:
+        wire.connect("eio2", namespace="/chat")
+    follow(server, identified=lambda sid, namespace, identity: calls.append(namespace))
+    follow(server, disconnected=lambda sid: calls.append("disconnected"))
+
+    @server.on("disconnect")
+    def disconnect(sid: str, reason: str) -> None:
+        wire.receive("0/chat,")
+        wire.receive('2/chat,1["echo"]')
+
+    wire.connect()
+    wire.close()
+    assert calls == ["/", "disconnected"]
+    assert wire.answers() == []
+    wire.close("eio2")
+    assert_no_client_state(server)
+
+
+def test_client_that_connects_while_the_connection_closes_leaves(server: Server, wire: Wire) -> None:
+    """The connection closes while the connect handler of a second namespace waits, and is not closed at its end."""
+    calls: list[str] = []
+    follow(server, connected=lambda sid: calls.append("connected"))
+    follow(server, disconnected=lambda sid: calls.append("disconnected"))
+
+    @server.on("connect", namespace="/chat")
+    def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
+        server._connections["eio1"].closing = True
+
+    wire.connect()
+    wire.receive("0/chat,")
+    assert calls == ["connected", "disconnected"]
+    wire.close()
+    assert calls == ["connected", "disconnected", "disconnected"]
     assert_no_client_state(server)
 
 
