@@ -70,7 +70,8 @@ EXECUTE socketio_pg_move(
     %(limit)s, %(floor)s::bigint, %(xids)s::text[]::xid8[], %(lows)s::bigint[], %(term)s::bigint)
 """
 
-_NOTIFY = f"SELECT pg_notify('{LOG_CHANNEL}', text) FROM unnest(%s) AS text; COMMIT"
+# NOTIFY needs no plan, unlike a query with pg_notify().
+_NOTIFY = f"NOTIFY {LOG_CHANNEL}, %s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,8 @@ def move(
         moved = Moved(*found)
         if moved.count:
             texts = encode_batches(epoch, position + 1, lines, MAX_TEXT_BYTES)
-            fetch_as_is(connection, _NOTIFY, [seal(LOG_CHANNEL, text) for text in texts], seconds=seconds)
+            sealed = [seal(LOG_CHANNEL, text) for text in texts]
+            fetch_as_is(connection, "; ".join([_NOTIFY] * len(sealed) + ["COMMIT"]), *sealed, seconds=seconds)
         else:
             fetch_as_is(connection, "COMMIT", seconds=seconds)
     except SocketIOPGError as error:

@@ -101,8 +101,9 @@ class Relay:
     renew_interval = 2.5
     #: Maximum messages in a batch.
     batch_size = 1000
-    #: Seconds to wait after a batch that was not full: the next one moves more messages at the same cost.
-    pause = 0.002
+    #: Seconds to wait after a batch that was not full: the next one moves more messages at the same cost. And the same
+    #: while it is busy, when a batch costs more than its messages.
+    pause = (0.002, 0.003)
     #: Seconds between scans of the outbox while the doorbell does not ring; doubles up to the second value. Finds the
     #: rows of publishers that did not ring because the relay was busy, but committed when it was idle.
     idle = (0.005, 1.0)
@@ -329,7 +330,7 @@ class Relay:
                     if moved.more:
                         green.sleep()
                     elif moved.count or (busy and not quiet):
-                        green.sleep(self.pause)
+                        green.sleep(self.pause[busy])
                     elif busy:
                         self._lease.set_busy(connection, False)
                         busy, next_announcement = False, 0.0
