@@ -1,4 +1,7 @@
-"""`python -m tests.fuzz`: sends untrusted input to a server in many rounds, each with a seed that reproduces it."""
+"""`python -m tests.fuzz`: sends untrusted input to a server in many rounds, each with a seed that reproduces it.
+
+Only on the same commit: hypothesis also takes constants from the source of the loaded modules.
+"""
 
 import argparse
 import sys
