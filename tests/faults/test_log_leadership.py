@@ -81,7 +81,7 @@ def latency(log: Log, client: SocketClient, channel: str, first: int) -> float:
     return statistics.median(times)
 
 
-@pytest.mark.parametrize("mode", ["", "_shared"])
+@pytest.mark.parametrize("mode", ["", pytest.param("_shared", marks=pytest.mark.nightly)])
 def test_advisory_locks_of_others_change_nothing(log: Log, channel: str, mode: str) -> None:
     """Earlier versions elected the leader, silenced the doorbell and serialized installations with such locks."""
     leader(log)

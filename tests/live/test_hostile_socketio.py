@@ -108,6 +108,9 @@ def test_unexpected_binary_data_closes_the_connection(server: ServerProcess, cha
         with SocketClient(server.url, reconnection=False) as client:  # a stock client that sends binary data regardless
             client.io.emit("publish", {"channel": channel, "payload": b"binary"})
             assert client.next("error")["message"] == "this server accepts no binary data"
+            until(lambda: not client.io.eio.ws.connected, "the server closes the connection")
+            # If the client was just sending the attachment, it has missed that, and would only notice after 30 seconds.
+            client.io.eio.queue.put(None)
             client.next("disconnect")
 
 
