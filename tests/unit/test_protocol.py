@@ -349,7 +349,9 @@ def test_legacy_disconnect_handler_causes_no_second_call(
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("failed"), ValueError("failed"), TypeError("failed"), eventlet.Timeout()], ids=repr
+    "error",
+    [RuntimeError("failed"), ValueError("failed"), TypeError("failed"), eventlet.Timeout()],
+    ids=lambda error: type(error).__name__,
 )
 def test_failing_disconnect_handler_leaves_no_state(
     server: Server, wire: Wire, leave: Callable[[Wire, str], None], error: BaseException
