@@ -73,8 +73,7 @@ class SocketServer:
         max_bytes = max(1_000_000, settings.max_payload) + 65_536
 
         # What the nodes send each other is sealed; PubSub reads the key.
-        self.seal = Seal()
-        self.sealing = Sealing(self.seal)
+        self.sealing = Sealing(Seal())
         cluster = Cluster(settings, self.sealing)
         self.pubsub = PubSub(
             dsn or settings.database_url or app.config.get("SQLALCHEMY_DATABASE_URI"),
@@ -92,7 +91,7 @@ class SocketServer:
             settings.log_retention,
             settings.log_max_messages,
             lambda: (log.position, len(hub)),
-            self.seal.seal,
+            self.sealing.seal,
             cluster.create_forwarder(database),
             self.sealing.refused,
         )
