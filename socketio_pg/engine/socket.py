@@ -101,7 +101,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def sending_page(self) -> Iterator[None]:
-        """What the body sends to a client that polls is like :meth:`WebSocketTransport.send_page`; it must not wait."""
+        """Send a page in the body, as :meth:`WebSocketTransport.send_page` does. The body must not wait."""
         before, self._spare = self._queued, sys.maxsize
         try:
             yield

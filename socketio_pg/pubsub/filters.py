@@ -111,7 +111,7 @@ class Filter:
 
     @property
     def parsing_steps(self) -> int:
-        """What parsing the filter has cost, in steps."""
+        """The cost of parsing the filter, in steps."""
         compiled = sum(one.holds.compiled for one in self.conditions if isinstance(one.holds, Like))
         return _PARSING_STEPS * len(self.conditions) + _COMPILING_STEPS * compiled
 
