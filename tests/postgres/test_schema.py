@@ -54,9 +54,9 @@ def prepare_relay(database: Database) -> None:
 
 def test_servers_of_version_3_get_the_new_rights(log: LogDatabase) -> None:
     """`init` upgrades without --server-role: the log must not stand still until somebody grants the rest."""
-    log.sql("DROP ROLE IF EXISTS web; CREATE ROLE web; DROP ROLE IF EXISTS developer; CREATE ROLE developer")
+    log.sql("DROP ROLE IF EXISTS web_of_3; CREATE ROLE web_of_3; DROP ROLE IF EXISTS developer; CREATE ROLE developer")
     try:
-        log.install(server="web")
+        log.install(server="web_of_3")
         rights = rights_of_others(log)
         log.sql("DROP SEQUENCE socketio_pg.lease, socketio_pg.busy_until; DROP TABLE socketio_pg.cluster_key")
         log.sql("UPDATE socketio_pg.schema_version SET version = 3")
@@ -64,9 +64,9 @@ def test_servers_of_version_3_get_the_new_rights(log: LogDatabase) -> None:
         log.sql("ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO developer")
         log.install()
         assert rights_of_others(log) == rights
-        assert ("cluster_key", "web", "SELECT") in rights
+        assert ("cluster_key", "web_of_3", "SELECT") in rights
     finally:
-        log.sql("DROP OWNED BY web, developer; DROP ROLE web, developer")
+        log.sql("DROP OWNED BY web_of_3, developer; DROP ROLE web_of_3, developer")
 
 
 def test_superuser_upgrades_the_schema_of_another_role(log: LogDatabase) -> None:
