@@ -1,6 +1,7 @@
 """The two sources of ``socketio-pg listen``: the database, through `PubSub`, or a server, through `Subscriber`."""
 
 import contextlib
+import decimal
 import queue
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ class FromServer:
     """Subscribes at a server, as a Socket.IO client."""
 
     def __init__(self, url: str, token: str | None) -> None:
-        self._subscriber = Subscriber(url, token=token)
+        self._subscriber = Subscriber(url, token=token, parse_float=decimal.Decimal)
         # Bounded: when the output is not read, the subscriber interrupts its subscriptions.
         self._events: queue.Queue[Event | SocketIOPGError] = queue.Queue(1000)
         self._closed = False

@@ -1,6 +1,7 @@
 """Output of the command line: colours and tables on a terminal, plain text in pipes, JSON for programs."""
 
 import contextlib
+import decimal
 import os
 import re
 import sys
@@ -9,8 +10,6 @@ from typing import Any
 
 import click
 import orjson
-
-from socketio_pg.core.messages import dumps_strict
 
 #: Unicode's category Cc without tab: names and messages are untrusted, and may contain a terminal's control sequences.
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")
@@ -39,11 +38,27 @@ def abandon_output() -> None:
 
 
 def json_text(value: Any) -> str:
-    """Return ``value`` as compact JSON; :class:`orjson.Fragment` is inserted unchanged, other types become strings."""
+    """Return ``value`` as compact JSON; :class:`orjson.Fragment` is inserted unchanged, other types become strings.
+
+    Numbers keep their digits if they are integers or :class:`decimal.Decimal`.
+    """
     try:
-        return orjson.dumps(value, default=str).decode()
+        return orjson.dumps(value, default=_plain).decode()
     except TypeError:  # an integer over 64 bits
-        return dumps_strict(value)
+        return orjson.dumps(_without_large_integers(value), default=_plain).decode()
+
+
+def _plain(value: object) -> object:
+    return orjson.Fragment(str(value)) if isinstance(value, decimal.Decimal) else str(value)
+
+
+def _without_large_integers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_large_integers(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_large_integers(one) for one in value]
+    large = isinstance(value, int) and not -(2**63) <= value < 2**64
+    return orjson.Fragment(str(value)) if large else value
 
 
 def print_json(value: Any) -> None:

@@ -6,6 +6,7 @@ clients, so numbers of any size and the order of keys survive.
 
 import contextlib
 import copy
+import decimal
 import gc
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,12 +46,8 @@ class EncodedMessage:
     published_at: str | None = None
 
     def payload(self) -> Any:
-        """Return the payload as a Python value, decoded at each call."""
-        try:
-            return json.loads(self.payload_json)
-        except RecursionError:
-            # Nested too deeply for the standard library. orjson reads it, but integers over 64 bits lose digits.
-            return orjson.loads(self.payload_json)
+        """Return the payload as a Python value, decoded at each call as by :func:`loads`."""
+        return loads(self.payload_json)
 
     def to_wire(self) -> dict[str, Any]:
         """Return the argument of the Socket.IO event ``event``; the payload's text is inserted unchanged."""
@@ -86,16 +83,49 @@ def check_size(payload_json: str, limit: int = MAX_NOTIFY_BYTES) -> None:
 
 def decode_notification(channel: str, text: str) -> EncodedMessage:
     """Return the message of a NOTIFY. A payload that is not strict JSON becomes a JSON string."""
-    return EncodedMessage(channel, text if is_strict_json(text) else dumps_strict(text))
+    return EncodedMessage(channel, text if is_strict_json(text) or _has_large_numbers(text) else dumps_strict(text))
 
 
 def from_log(position: int, channel: str, published_at: str, text: str) -> EncodedMessage:
-    """Return a message of the log. ``text`` is PostgreSQL's ``jsonb``; if it is not strict JSON it becomes a string."""
-    return EncodedMessage(channel, text if is_strict_json(text) else dumps_strict(text), position, published_at)
+    """Return a message of the log. ``text`` is that of a ``jsonb``: valid JSON, whatever its numbers and depth are."""
+    return EncodedMessage(channel, text, position, published_at)
+
+
+def loads(text: str, parse_float: Callable[[str], Any] = float) -> Any:
+    """Return JSON text as a Python value. Integers are exact; ``parse_float`` makes the other numbers.
+
+    An integer that int() refuses, by default one of more than 4,300 digits, becomes a :class:`decimal.Decimal`. Over
+    about 990 levels, integers over 64 bits become floats. Raises ValueError over 1,024 levels, and for other text.
+    """
+    try:
+        return json.loads(text, parse_float=parse_float)
+    except RecursionError:
+        return orjson.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # from int()
+        return json.loads(text, parse_float=parse_float, parse_int=_exact_integer)
+
+
+def _exact_integer(digits: str) -> int | decimal.Decimal:
+    try:
+        return int(digits)
+    except ValueError:
+        return decimal.Decimal(digits)
+
+
+def _has_large_numbers(text: str) -> bool:
+    """Return whether ``text`` would be strict JSON if its numbers were smaller."""
+    try:
+        dumps_strict(json.loads(text, parse_int=str, parse_float=str, parse_constant=_reject)).encode()
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def is_strict_json(text: str) -> bool:
-    """Return whether every JSON parser accepts ``text``: RFC 8259, no NaN or lone surrogates, at most 1,024 levels."""
+    """Return whether every JSON parser accepts ``text``: RFC 8259, at most 1,024 levels, numbers in the range of a
+    double, no NaN or lone surrogates."""
     try:
         if len(text) < COLLECTED_CHARACTERS:
             orjson.loads(text)
@@ -104,6 +134,26 @@ def is_strict_json(text: str) -> bool:
     except orjson.JSONDecodeError:
         return False
     return True
+
+
+def parse_rounded(text: str) -> Any:
+    """Parse JSON; numbers beyond 64 bits are rounded to floats, infinite ones too.
+
+    Returns ``text`` itself, a string, if it is nested too deeply. Raises ValueError for other text.
+    """
+    try:
+        return parse_strict_json(text)
+    except orjson.JSONDecodeError:
+        try:
+            return json.loads(text, parse_int=_rounded_integer)
+        except RecursionError:
+            return text
+
+
+def _rounded_integer(digits: str) -> int | float:
+    # Up to 20 characters, as 64 bits have; int() and float() take longer texts, but only float() those of any length.
+    number = int(digits) if len(digits) <= 20 else float(digits)
+    return number if -(2**63) <= number < 2**64 else float(number)
 
 
 def parse_strict_json(text: str) -> Any:

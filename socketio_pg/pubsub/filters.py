@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from socketio_pg.core.errors import InvalidRequestError
-from socketio_pg.core.messages import parse_strict_json
+from socketio_pg.core.messages import parse_rounded
 from socketio_pg.pubsub.like import MAX_PATTERN, Like
 
 #: Maximum conditions of a filter, values of an ``in``, and bytes of a filter as JSON in UTF-8.
@@ -53,7 +53,7 @@ class Reader:
     __slots__ = ("pause", "payload", "spent", "values")
 
     def __init__(self, payload_json: str, pause: Callable[[], None] = never_pause) -> None:
-        self.payload = parse_strict_json(payload_json)
+        self.payload = parse_rounded(payload_json)
         self.pause = pause
         self.values: dict[str, Any] = {}
         #: Steps that filters took, for filters whose cost is accounted for.
@@ -116,7 +116,7 @@ class Filter:
         return _PARSING_STEPS * len(self.conditions) + _COMPILING_STEPS * compiled
 
     def matches(self, payload_json: str) -> bool:
-        """Return whether a payload, strict JSON text, fulfils all conditions."""
+        """Return whether a payload, JSON text, fulfils all conditions."""
         reader = Reader(payload_json)
         return self.holds(reader, reader.values)
 

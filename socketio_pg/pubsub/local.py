@@ -34,13 +34,19 @@ class Receiver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class QueueReceiver:
-    """Puts messages with parsed payloads into ``queue``."""
+    """Puts messages with parsed payloads into ``queue``. A payload that Python cannot parse is reported as a gap."""
 
     queue: SupportsPut
     on_gap: Callable[[dict[str, Any]], object] | None
 
     def receive(self, message: EncodedMessage, extra: Mapping[str, Any]) -> None:
-        self.queue.put({**message.to_wire(), "payload": message.payload(), **extra})
+        try:
+            payload = message.payload()
+        except ValueError:
+            place = {"epoch": extra.get("epoch"), "position": message.position}
+            self.gap({"channel": message.channel, "tier": "log", "reason": "undecodable", **place})
+            return
+        self.queue.put({**message.to_wire(), "payload": payload, **extra})
 
     def gap(self, gap: dict[str, Any]) -> None:
         if self.on_gap is not None:

@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Literal, Protocol
 
@@ -211,16 +211,9 @@ class Channel:
     def receive(self, message: Any, size: int) -> None:
         position = message.get("position")
         deliveries = self._owner.deliveries
-        for member in self.members:
-            if not member.established or member.lost is not None:
-                continue
-            if position is not None:
-                before = member.received
-                if not member.live or (before is not None and position <= before["position"]):
-                    continue  # will be replayed, or is a duplicate
-                member.received = Position(epoch=before["epoch"] if before else "", position=position)
-                if not member.lacks_epoch:
-                    message["epoch"] = member.received["epoch"]
+        for member in self._receivers(position):
+            if position is not None and member.received is not None and not member.lacks_epoch:
+                message["epoch"] = member.received["epoch"]
             # A message takes more memory than its text.
             deliveries.put(
                 Delivery(member, member.handler, message, member.received, position is not None, cost=1000 + size)
@@ -231,6 +224,27 @@ class Channel:
             logger.warning("the handlers are too slow: %r is interrupted until they catch up", self.name)
             self._owner.paused.add(self)
             self.lose(time.time(), "slow_handler")
+
+    def miss(self, message: Any) -> None:
+        """Report a message that cannot be decoded as a gap."""
+        position = message.get("position")
+        for member in self._receivers(position):
+            if position is None:
+                self._report_gap(member, "notify", "undecodable", None)
+            else:
+                self._report_gap(member, "log", "undecodable", member.received, moved=True)
+
+    def _receivers(self, position: int | None) -> Iterator[Member]:
+        """Yield the members that a message is for, after setting ``received`` to its position, if it has one."""
+        for member in self.members:
+            if not member.established or member.lost is not None:
+                continue
+            if position is not None:
+                before = member.received
+                if not member.live or (before is not None and position <= before["position"]):
+                    continue  # will be replayed, or is a duplicate
+                member.received = Position(epoch=before["epoch"] if before else "", position=position)
+            yield member
 
     def receive_gap(self, gap: Any) -> None:
         start = position_of(gap)

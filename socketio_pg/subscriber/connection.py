@@ -1,6 +1,8 @@
 """One connection of a Subscriber: the stock Socket.IO client, changed to handle packets in order."""
 
 import contextlib
+import json
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -8,6 +10,7 @@ from typing import Any
 
 import engineio
 import socketio
+import socketio.packet
 
 from socketio_pg.core.errors import (
     AuthenticationUnavailableError,
@@ -20,6 +23,39 @@ from socketio_pg.core.errors import (
     SocketIOPGError,
     UnauthorizedError,
 )
+from socketio_pg.core.messages import loads
+
+#: The beginning and the end of the server's event ``event``. Between them is the payload.
+_BEGINNING = re.compile(r'2\["event",\{"channel":("(?:[^"\\]|\\.)*"),"payload":')
+_END = re.compile(r',"position":(\d+),"published_at":"[^"]*"(?:,"replayed":true)?\}\]$')
+
+
+class _JSON:
+    """The ``json`` module of a connection's packets. The stock client's refuses integers of over 100 digits."""
+
+    dumps = staticmethod(json.dumps)
+
+    def __init__(self, parse_float: Callable[[str], Any]) -> None:
+        self._parse_float = parse_float
+
+    def loads(self, text: str) -> Any:
+        return loads(text, self._parse_float)
+
+
+class Packet(socketio.packet.Packet):  # type: ignore[misc]
+    """Socket.IO packet. A message whose payload cannot be decoded becomes the event ``undecodable``."""
+
+    def decode(self, encoded_packet: Any) -> Any:
+        try:
+            return super().decode(encoded_packet)
+        except ValueError:
+            beginning = _BEGINNING.match(encoded_packet)
+            if beginning is None:
+                raise
+            position = _END.search(encoded_packet, max(beginning.end(), len(encoded_packet) - 200))
+            place = {} if position is None else {"position": int(position[1])}
+            self.data = ["undecodable", {"channel": json.loads(beginning[1]), **place}]
+            return 0
 
 
 class EngineClient(engineio.Client):  # type: ignore[misc]
@@ -64,16 +100,19 @@ class Connection:
         options: Mapping[str, Any],
         lock: threading.RLock,
         receive: Callable[["Connection", str, Any], None],
+        parse_float: Callable[[str], Any] = float,
     ) -> None:
         self._lock = lock
         self._receive = receive
         # websocket-client validates UTF-8 in Python, byte by byte: 0.3 s per megabyte, in which no ping is answered.
         # Its recv() decodes strictly anyway. A copy, because python-engineio removes the headers from the dictionary.
         websocket = {"skip_utf8_validation": True, **(options.get("websocket_extra_options") or {})}
-        self._client = SocketClient(**{**options, "websocket_extra_options": websocket})
+        # A class of its own: python-socketio keeps the JSON module in the class.
+        packet = type("Packet", (Packet,), {"json": _JSON(parse_float)})
+        self._client = SocketClient(**{"serializer": packet, **options, "websocket_extra_options": websocket})
         #: The body of the server's connect_error.
         self._refused: Any = None
-        for event in ("connect", "event", "gap", "subscribed", "unsubscribed", "token_expiring"):
+        for event in ("connect", "event", "undecodable", "gap", "subscribed", "unsubscribed", "token_expiring"):
             self._client.on(event, self._listener(event))
         self._client.on("connect_error", self._note_refusal)
         self._client.eio.on_disconnect = self._listener("disconnect")

@@ -4,6 +4,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from socketio_pg.core.backoff import Backoff
@@ -36,6 +37,7 @@ class Link:
         most_waiting: int,
         connect_options: dict[str, Any],
         client_options: dict[str, Any],
+        parse_float: Callable[[str], Any] = float,
     ) -> None:
         self.url = url
         self.login = login
@@ -44,6 +46,7 @@ class Link:
         self._backoff = Backoff(*reconnection_delays)
         self._connect_options = connect_options
         self._client_options = client_options
+        self._parse_float = parse_float
         self.lock = threading.RLock()
         #: Notified when a waiting call should check for its result, on connect and disconnect, and on close.
         self.changed = threading.Condition(self.lock)
@@ -105,7 +108,7 @@ class Link:
         options = self._connect_options
         if self.login is not None and options["auth"] is None:
             options = options | {"auth": self.login.auth()}
-        connection = Connection(self._client_options, self.lock, self._receive)
+        connection = Connection(self._client_options, self.lock, self._receive, self._parse_float)
         connection.connect(self.url, options, self.timeout)
         if self.closed:  # while connecting
             connection.close()
@@ -133,6 +136,8 @@ class Link:
             channel = self.channels[body["channel"]]
             if event == "event":
                 channel.receive(body, connection.size)
+            elif event == "undecodable":
+                channel.miss(body)
             elif event == "gap":
                 channel.receive_gap(body)
             elif event == "subscribed":

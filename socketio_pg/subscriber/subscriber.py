@@ -30,6 +30,10 @@ class Subscriber:
     ``auth``, ``headers``, ``transports`` and ``socketio_path`` are passed to :meth:`socketio.Client.connect`,
     ``client_options`` to :class:`socketio.Client`.
 
+    Integers in payloads are exact; one that int() refuses, by default over 4,300 digits, is a
+    :class:`decimal.Decimal`. ``parse_float`` makes the other numbers, as in :func:`json.loads`:
+    :class:`decimal.Decimal` keeps all their digits.
+
     ``token`` is a token, or better a function that returns one: it is called for each connection and before the current
     token expires. It runs in a thread of the subscriber, and delays only reconnects and retries. Errors that it
     raises are logged, and it is called again later. A failed renewal is logged and retried until the old token
@@ -62,6 +66,7 @@ class Subscriber:
         headers: Any = None,
         transports: Sequence[str] = ("websocket",),
         socketio_path: str = "socket.io",
+        parse_float: Callable[[str], Any] = float,
         **client_options: Any,
     ) -> None:
         retry_delays = (retry_delay, retry_delay_max)
@@ -76,6 +81,7 @@ class Subscriber:
                 "auth": auth, "headers": headers or {}, "transports": list(transports), "socketio_path": socketio_path
             },
             client_options={"handle_sigint": False} | client_options | {"reconnection": False},
+            parse_float=parse_float,
         )  # fmt: skip
         if not retry:
             self._link.connect()

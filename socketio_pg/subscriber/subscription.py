@@ -41,9 +41,10 @@ class Gap(_Gap, total=False):
     applications that publish only through the log can ignore it. ``log``: messages of the log are lost for this
     subscription. A loss in both tiers is reported as two gaps.
 
-    ``reason`` is one of docs/protocol.md, or one of two that this client adds in tier ``notify``:
+    ``reason`` is one of docs/protocol.md, or one of three that this client adds: in tier ``notify``
     ``client_disconnected`` at every reconnect (in tier ``log`` only when the log was installed while disconnected), and
-    ``slow_handler`` when the subscription was interrupted because too much was queued for the handlers.
+    ``slow_handler`` when the subscription was interrupted because too much was queued for the handlers; in either tier
+    ``undecodable`` for a message whose payload Python cannot decode, because it has over 1,024 levels.
 
     ``since`` and ``until`` (ISO 8601) bound the time in doubt: by the server's clock for
     ``database_connection_lost``, otherwise by this machine's. ``epoch`` and ``position`` are present when the

@@ -36,6 +36,15 @@ def test_publish_and_listen_work_through_a_server(log: Log, channel: str) -> Non
         assert listening.wait() == 0
 
 
+def test_listen_through_a_server_keeps_all_digits(log: Log, channel: str) -> None:
+    numbers = ["1" * 20, "2" * 400, "3" * 5_000, "4.50", "5" * 30 + ".125"]
+    log.sql("SELECT socketio_pg.publish(%s, %s::jsonb)", channel, f"[{', '.join(numbers)}]")
+    log.settle()
+    done = run("listen", channel, "--history", "1", "--count", "1", "--json", "--url", log.server.url)
+    assert done.returncode == 0, done.stderr
+    assert f'"payload":[{",".join(numbers)}]' in done.stdout
+
+
 def test_listen_replays_from_a_position_through_a_server(log: Log, channel: str) -> None:
     log.publish(channel, 1, 3)
     log.settle()

@@ -2,12 +2,14 @@
 
 import contextlib
 import logging
+import math
 import queue
 import subprocess
 import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from socketio_pg.core.errors import (
 )
 from socketio_pg.subscriber.subscriber import Gap, Message, Subscriber
 from tests.support.log import Log, wait_installed
+from tests.support.node import NodeClient
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ROOT, ServerProcess, free_port
@@ -61,6 +64,39 @@ def test_published_messages_arrive_in_both_tiers(log: Log, subscriber: Subscribe
     assert (second["payload"], second["position"] > 0) == (None, True)
     subscriber.publish(channel, "x" * 8000)  # uses the log automatically
     assert "position" in received.get(timeout=PATIENCE)
+
+
+def test_payload_of_the_log_is_json_whatever_its_numbers_are(log: Log, channel: str) -> None:
+    """Python reads integers exactly. JavaScript reads numbers as doubles."""
+    received: queue.Queue[Any] = queue.Queue()
+    javascript = NodeClient(log.server.url, "websocket")
+    try:
+        with Subscriber(log.server.url, parse_float=Decimal) as subscriber:
+            subscriber.subscribe(channel, received.put, filter={"new.n": {"gt": 1}})
+            javascript.next(event="connect")
+            javascript.call("subscribe", {"channel": channel})
+            for text in ("9" * 150, "7" * 400, "3" * 5_000, "5" * 400 + ".25", "12345678901234567890.50"):
+                log.sql("SELECT socketio_pg.publish(%s, %s::jsonb)", channel, f'{{"new": {{"n": {text}}}}}')
+                payload = received.get(timeout=PATIENCE)["payload"]
+                assert payload == {"new": {"n": Decimal(text)}}
+                seen = javascript.next(event="event")["argument"]["payload"]["new"]["n"]
+                # JSON.stringify(Infinity) is null.
+                assert (math.inf if seen is None else float(seen)) == float(text)
+    finally:
+        javascript.close()
+
+
+def test_message_that_cannot_be_decoded_is_a_gap(log: Log, subscriber: Subscriber, channel: str) -> None:
+    received: queue.Queue[Any] = queue.Queue()
+    subscription = subscriber.subscribe(channel, received.put, on_gap=received.put)
+    log.publish(channel, 1, 1)
+    first = received.get(timeout=PATIENCE)
+    log.sql("SELECT socketio_pg.publish(%s, (repeat('[', 2000) || repeat(']', 2000))::jsonb)", channel)
+    log.publish(channel, 2, 2)
+    gap, second = received.get(timeout=PATIENCE), received.get(timeout=PATIENCE)
+    place = {"epoch": first["epoch"], "position": first["position"] + 1}
+    assert gap == {"channel": channel, "tier": "log", "reason": "undecodable", **place}
+    assert (second["payload"], subscription.position) == ([2, ""], {**place, "position": place["position"] + 1})
 
 
 def test_several_threads_may_publish(subscriber: Subscriber, channel: str) -> None:

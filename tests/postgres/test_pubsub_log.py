@@ -153,6 +153,21 @@ def test_since_another_epoch_is_a_gap(pubsub: PubSub, shared_log: LogDatabase, c
     assert take(queue, 1) == [2]
 
 
+def test_message_that_cannot_be_parsed_is_a_gap(
+    pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any
+) -> None:
+    # A filter sees no values in such a payload.
+    subscription = pubsub.subscribe(channel, queue, on_gap=queue.put, filter={"id": None})
+    start = subscription.position
+    assert start is not None
+    publish(shared_log, channel, "[" * 2000 + "]" * 2000)
+    gap = queue.get(timeout=5)
+    assert (gap["channel"], gap["tier"], gap["reason"]) == (channel, "log", "undecodable")
+    assert (gap["epoch"], gap["position"] > start["position"]) == (start["epoch"], True)
+    publish(shared_log, channel, 2)
+    assert take(queue, 1) == [2]
+
+
 def test_trimmed_messages_are_a_gap_and_the_rest_is_replayed(log: LogDatabase, queue: Any) -> None:
     pubsub = PubSub(log.url)
     try:

@@ -99,7 +99,7 @@ def test_filters_all_leave_and_others_come(hub: Hub, matching: Matching) -> None
 
 def test_failed_preparation_leaves_nothing(hub: Hub, matching: Matching) -> None:
     subscribe(hub, "one", {"0": 2})
-    with pytest.raises(ValueError, match=r"unexpected|expect|JSON"):
+    with pytest.raises(ValueError, match=r"Expecting value"):
         matching.prepare([message(1), EncodedMessage("a", "not JSON")])
 
 

@@ -1,6 +1,8 @@
 """Messages: JSON value → NOTIFY payload → message → Socket.IO frame; and requested publications."""
 
 import json
+import math
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -25,8 +27,11 @@ from socketio_pg.core.messages import (
     decode_notification,
     dumps_strict,
     encode_payload,
+    from_log,
     is_strict_json,
+    loads,
     naming_message,
+    parse_rounded,
     requested_publication,
     requested_publications,
 )
@@ -228,7 +233,8 @@ OTHER_TEXTS = [
     ".5",
     "1.",
     "0x10",
-    "1e400",
+    '[1e400, "\\ud800"]',
+    "[1e400, NaN]",
     '"\\ud800"',
     '"\\x41"',
     '"open',
@@ -247,6 +253,46 @@ def test_json_from_postgres_is_not_changed(text: str) -> None:
     message = decode_notification("foo", text)
     assert message == EncodedMessage("foo", text)
     assert message.payload() == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"n": ' + "9" * 400 + "}", {"n": 10**400 - 1}),
+        ('{"n": ' + "7" * 5_000 + "}", {"n": Decimal("7" * 5_000)}),
+        ('{"n": ' + "1" * 310 + ".5}", {"n": float("inf")}),
+        ("1e400", float("inf")),
+    ],
+    ids=["integer", "integer that int() refuses", "decimal", "exponent"],
+)
+def test_type_of_a_payload_does_not_depend_on_its_numbers(text: str, value: object) -> None:
+    for message in (decode_notification("foo", text), from_log(1, "foo", "now", text)):
+        assert message.payload_json == text
+        assert message.payload() == value
+
+
+def test_message_of_the_log_is_never_a_string_in_place_of_its_json() -> None:
+    deep = from_log(1, "foo", "now", "[" * 2_000 + "]" * 2_000)
+    assert deep.payload_json.startswith("[[")
+    with pytest.raises(ValueError, match="depth limit"):
+        deep.payload()
+
+
+def test_numbers_can_be_parsed_exactly() -> None:
+    assert loads("[1.10, 12345678901234567890123]", Decimal) == [Decimal("1.10"), 12345678901234567890123]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (f"[{10**400}, {-(10**400)}, 5, {2**64 - 1}, {2**64}]", [math.inf, -math.inf, 5, 2**64 - 1, float(2**64)]),
+        ("[1e400, 1.5]", [math.inf, 1.5]),
+        ("[" * 2_000 + "]" * 2_000, "[" * 2_000 + "]" * 2_000),
+    ],
+    ids=["integers", "exponent", "levels"],
+)
+def test_large_numbers_are_rounded_for_filters(text: str, value: object) -> None:
+    assert parse_rounded(text) == value
 
 
 @pytest.mark.parametrize("text", OTHER_TEXTS)

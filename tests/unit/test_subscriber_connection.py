@@ -2,11 +2,17 @@
 
 import socket
 import threading
+import types
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
+import engineio
 import pytest
+import socketio
 import websocket
 
+from socketio_pg.core.messages import EncodedMessage, WireJSON
 from socketio_pg.subscriber.connection import Connection
 
 UTF8 = "ünïcödé 🐘".encode()
@@ -53,3 +59,48 @@ def test_text_is_still_decoded_strictly(parts: list[bytes]) -> None:
         read(frames(bad), **skip)
     with pytest.raises(websocket.WebSocketPayloadException):  # websocket-client's own, slow check
         read(frames(bad))
+
+
+@pytest.mark.parametrize("parse_float", [float, Decimal])
+def test_numbers_of_any_size_are_decoded(parse_float: Callable[[str], Any]) -> None:
+    received: list[Any] = []
+    connection = Connection({}, threading.RLock(), lambda _, *event: received.append(event), parse_float)
+    deliver(connection, EncodedMessage("foo", f"[{'7' * 5_000}, {10**150}, 1.1]"))
+    assert received == [("event", {"channel": "foo", "payload": [Decimal("7" * 5_000), 10**150, parse_float("1.1")]})]
+
+
+@pytest.mark.parametrize("replayed", [{}, {"replayed": True}])
+@pytest.mark.parametrize("position", [None, 7])
+def test_message_that_cannot_be_decoded_is_reported(position: int | None, replayed: dict[str, Any]) -> None:
+    received: list[Any] = []
+    connection = Connection({}, threading.RLock(), lambda _, *event: received.append(event))
+    deep = '["position\\":5,' + "[" * 2_000 + "]" * 2_000 + ', {"position":5,"published_at":""}]'
+    deliver(connection, EncodedMessage('say "hi"', deep, position, position and "2026-01-01T00:00:00Z"), **replayed)
+    place = {} if position is None else {"position": position}
+    assert received == [("undecodable", {"channel": 'say "hi"', **place})]
+
+
+def test_other_packets_that_cannot_be_decoded_are_errors() -> None:
+    connection = Connection({}, threading.RLock(), lambda *_: None)
+    with pytest.raises(ValueError, match="Expecting"):
+        connection._client._handle_eio_message('2["gap",{"channel":}]')
+
+
+def test_application_may_choose_another_json_module() -> None:
+    chosen = types.SimpleNamespace(loads=lambda text: ["event", text], dumps=str)
+    received: list[Any] = []
+    before = socketio.packet.Packet.json
+    connection = Connection({"json": chosen}, threading.RLock(), lambda _, *event: received.append(event))
+    try:
+        deliver(connection, EncodedMessage("foo", "1"))
+    finally:
+        engineio.packet.Packet.json = engineio.json  # python-engineio keeps it for the whole process
+    assert received == [("event", '["event",{"channel":"foo","payload":1}]')]
+    assert socketio.packet.Packet.json is before
+
+
+def deliver(connection: Connection, message: EncodedMessage, **extra: Any) -> None:
+    """Pass ``message`` to ``connection`` as the server sends it."""
+    client = connection._client
+    client.namespaces = {"/": "sid"}
+    client._handle_eio_message("2" + WireJSON.dumps(["event", message.to_wire() | extra]))
