@@ -75,7 +75,8 @@ def test_message_that_cannot_be_decoded_is_reported(position: int | None, replay
     received: list[Any] = []
     connection = Connection({}, threading.RLock(), lambda _, *event: received.append(event))
     deep = '["position\\":5,' + "[" * 2_000 + "]" * 2_000 + ', {"position":5,"published_at":""}]'
-    deliver(connection, EncodedMessage('say "hi"', deep, position, position and "2026-01-01T00:00:00Z"), **replayed)
+    published_at = None if position is None else "2026-01-01T00:00:00Z"
+    deliver(connection, EncodedMessage('say "hi"', deep, position, published_at), **replayed)
     place = {} if position is None else {"position": position}
     assert received == [("undecodable", {"channel": 'say "hi"', **place})]
 
