@@ -132,5 +132,10 @@ def noticing_hangup(environ: dict[str, Any], on_hangup: Callable[[], None]) -> I
         yield
 
 
+def has_connection(environ: dict[str, Any]) -> bool:
+    """Return whether the request came over a connection: requests of Flask's test client do not."""
+    return "gunicorn.socket" in environ or "eventlet.input" in environ
+
+
 def _request_socket(environ: dict[str, Any]) -> Any:
     return environ["gunicorn.socket"] if "gunicorn.socket" in environ else environ["eventlet.input"].get_socket()

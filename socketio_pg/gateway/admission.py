@@ -9,8 +9,16 @@ from typing import Any
 
 from socketio_pg.core import metrics
 from socketio_pg.core.config import Settings
-from socketio_pg.core.errors import ForbiddenError, RateLimitedError, UnauthorizedError
+from socketio_pg.core.errors import (
+    DatabaseUnavailableError,
+    ForbiddenError,
+    InvalidRequestError,
+    RateLimitedError,
+    SocketIOPGError,
+    UnauthorizedError,
+)
 from socketio_pg.core.logs import RateLimitedLog
+from socketio_pg.core.messages import WireJSON
 from socketio_pg.engine.http import Query
 from socketio_pg.engine.origins import AllowedHosts, client_address, is_allowed
 from socketio_pg.gateway.limits import AddressLimits, Bucket
@@ -24,7 +32,10 @@ StartResponse = Callable[..., Any]
 #: Paths that answer at any host. Load balancers and probes ask for the first two by IP address, and these show nothing
 #: secret; the third needs METRICS_TOKEN.
 _ANY_HOST = ("/healthz", "/readyz", "/metrics")
-
+#: Paths that begin with this are those of the HTTP API (`web/api`), whose errors are JSON.
+API = "/api/"
+_SHUTTING_DOWN = DatabaseUnavailableError("the server is shutting down")
+_WRONG_HOST = InvalidRequestError("this host name is not in ALLOWED_HOSTS")
 
 #: CONNECT packets of one connection: this many together, and then a second.
 CONNECT_BURST, CONNECTS_PER_SECOND = 30, 1.0
@@ -64,23 +75,19 @@ class Admission:
     def answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes] | None:
         """Answer a request that is refused; return None for one that is admitted."""
         if self._draining:
-            return _refuse(start_response, "503 SERVICE UNAVAILABLE", "draining", "shutting down")
+            return _refuse(environ, start_response, "503 SERVICE UNAVAILABLE", "draining", _SHUTTING_DOWN)
         if not self._hosts.allow(environ, self._settings.trusted_proxies) and environ["PATH_INFO"] not in _ANY_HOST:
             _limited_log(
                 logging.WARNING, "refused a request to the host %r, which is not in ALLOWED_HOSTS",
                 str(environ.get("HTTP_HOST"))[:200],
             )  # fmt: skip
-            return _refuse(
-                start_response,
-                "400 BAD REQUEST",
-                "host",
-                "this host name is not in ALLOWED_HOSTS",
-            )
+            return _refuse(environ, start_response, "400 BAD REQUEST", "host", _WRONG_HOST)
         # A request with a sid belongs to an open connection.
         if environ["PATH_INFO"].startswith(PATH) and Query(environ.get("QUERY_STRING", "")).sid is None:
             refusal = self._limits.refusal(self.address(environ))
             if refusal is not None:
-                return _refuse(start_response, "429 TOO MANY REQUESTS", *refusal)
+                reason, text = refusal
+                return _refuse(environ, start_response, "429 TOO MANY REQUESTS", reason, RateLimitedError(text))
         return None
 
     def allows_origin(self, origin: str | None, environ: dict[str, Any]) -> bool:
@@ -158,8 +165,13 @@ def _own_names() -> Collection[str]:
     return socket.gethostname(), socket.getfqdn()
 
 
-def _refuse(start_response: StartResponse, status: str, reason: str, text: str) -> Iterable[bytes]:
+def _refuse(
+    environ: dict[str, Any], start_response: StartResponse, status: str, reason: str, error: SocketIOPGError
+) -> Iterable[bytes]:
+    """Answer with ``error``: as JSON below /api/ (docs/http.md), as plain text elsewhere."""
     metrics.refused_connections.labels(reason).inc()
-    headers = [("Content-Type", "text/plain"), ("Connection", "close"), ("Retry-After", "1")]
-    start_response(status, headers)
-    return [text.encode()]
+    is_api = environ["PATH_INFO"].startswith(API)
+    body = WireJSON.dumps({"error": error.to_wire()}) if is_api else error.message
+    content_type = "application/json" if is_api else "text/plain"
+    start_response(status, [("Content-Type", content_type), ("Connection", "close"), ("Retry-After", "1")])
+    return [body.encode()]

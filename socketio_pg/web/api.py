@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from flask import Blueprint, Response, g, request
-from werkzeug.exceptions import HTTPException
+from flask import Blueprint, Response, current_app, g, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter
 
 from socketio_pg.access.access import Access
@@ -38,7 +38,7 @@ from socketio_pg.core.messages import (
 )
 from socketio_pg.engine import handover
 from socketio_pg.engine.polling import BodyError, body_length, read_body
-from socketio_pg.gateway.admission import Admission
+from socketio_pg.gateway.admission import API, Admission
 from socketio_pg.gateway.limits import RequestLimits
 from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
 from socketio_pg.log.replay import requested_start
@@ -51,6 +51,8 @@ from socketio_pg.web.openapi import openapi
 logger = logging.getLogger("socketio_pg.api")
 
 _NUMBER = re.compile(r"[0-9]{1,19}")
+#: The paths of this blueprint. Others below /api/ may belong to the application.
+_OURS = re.compile(r"/api/(publish|openapi\.json|channels/.*/messages)", re.DOTALL)
 
 
 class Api:
@@ -179,15 +181,24 @@ def _as_sent(channel: str) -> str:
 
 def _requested_page() -> tuple[Position | None, int | None, int]:
     """Return ``since``, ``history`` and ``limit`` of the query. Raises :class:`InvalidRequestError`."""
-    since, history, limit = _number("since"), _number("history"), _number("limit")
-    epoch = request.args.get("epoch")
-    if (since is None) is not (epoch is None):
-        raise InvalidRequestError("since and epoch must be used together")
+    after, history, limit = _since(), _number("history"), _number("limit")
     if limit is not None and not 1 <= limit <= MAX_MESSAGES:
         raise InvalidRequestError(f"limit must be a whole number from 1 to {MAX_MESSAGES}")
-    after = None if since is None or epoch is None else Position(epoch=epoch, position=since)
     requested_start({"since": after, "history": history})  # raises here, before the permission check
     return after, history, limit or DEFAULT_MESSAGES
+
+
+def _since() -> Position | None:
+    """Return the position of the query: ``since=EPOCH:POSITION``, or ``since=POSITION`` with ``epoch=EPOCH``."""
+    sinces, epochs = request.args.getlist("since"), request.args.getlist("epoch")
+    if not sinces and not epochs:
+        return None
+    if len(sinces) == 1 and len(epochs) <= 1:
+        before_colon, _, number = sinces[0].rpartition(":")
+        named = {epoch for epoch in (before_colon, *epochs) if epoch}
+        if len(named) == 1 and _NUMBER.fullmatch(number):
+            return Position(epoch=named.pop(), position=int(number))
+    raise InvalidRequestError("since must be EPOCH:POSITION, or a position together with epoch")
 
 
 def _number(name: str) -> int | None:
@@ -229,11 +240,11 @@ def create_api_blueprint(api: Api) -> Blueprint:
     blueprint.get("/openapi.json")(api.document)
 
     @blueprint.errorhandler(Exception)
-    def respond(error: Exception) -> Response | HTTPException:
+    def respond(error: Exception) -> Response:
         status = None
         if isinstance(error, HTTPException):
-            return error
-        if isinstance(error, BodyError):
+            status, error = api_errors.of_http(error)
+        elif isinstance(error, BodyError):
             status, error = api_errors.of_body(error)
         elif isinstance(error, api_errors.NotJSONError):
             status = error.status
@@ -244,6 +255,20 @@ def create_api_blueprint(api: Api) -> Blueprint:
         if error.channel is not None:
             error.channel = showable(error.channel)
         return Response(*api_errors.answer(error, status))
+
+    @blueprint.before_app_request
+    def answer_without_route() -> Response | None:
+        """Answer requests below /api/ that match no route; Flask knows no blueprint for them."""
+        problem = request.routing_exception
+        if not isinstance(problem, NotFound | MethodNotAllowed) or not request.path.startswith(API):
+            return None
+        # An application with error handlers answers for its own paths.
+        if not _OURS.fullmatch(request.path) and any(current_app.error_handler_spec[None].values()):
+            return None
+        response = respond(problem)
+        if isinstance(problem, MethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(problem.valid_methods or ()))
+        return _complete(api, response)
 
     blueprint.after_request(functools.partial(_complete, api))
     return blueprint
@@ -263,7 +288,8 @@ def _complete(api: Api, response: Response) -> Response:
         if request.method == "OPTIONS":
             headers["Access-Control-Allow-Methods"] = "GET, POST"
             headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
-    if "socketio_pg_body_read" not in g and (request.content_length or "HTTP_TRANSFER_ENCODING" in environ):
+    unread = "socketio_pg_body_read" not in g and (request.content_length or "HTTP_TRANSFER_ENCODING" in environ)
+    if unread and handover.has_connection(environ):
         return _Unread(response.get_data(), response.status, headers)
     return response
 

@@ -2,6 +2,8 @@
 
 import math
 
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
 from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError, RateLimitedError, SocketIOPGError
 from socketio_pg.core.messages import WireJSON
 from socketio_pg.engine.polling import BodyError
@@ -22,6 +24,8 @@ STATUSES = {
 ONLY_SOCKETS = {"too_many_subscriptions", "filter_too_expensive", "idle_timeout"}
 #: Further statuses of HTTP requests with the code ``invalid_request``.
 BODY_STATUSES = {408: "the body did not arrive in time", 411: "Content-Length is missing", 415: "not application/json"}
+#: Further statuses of requests that match no operation, also with the code ``invalid_request``.
+ROUTING_STATUSES = {404: "no such path", 405: "the path does not support this method"}
 
 
 class NotJSONError(InvalidRequestError):
@@ -35,6 +39,17 @@ def of_body(problem: BodyError) -> tuple[int, SocketIOPGError]:
     status = int(problem.status[:3])
     kind = PayloadTooLargeError if status == STATUSES["payload_too_large"] else InvalidRequestError
     return status, kind(str(problem))
+
+
+def of_http(problem: HTTPException) -> tuple[int, SocketIOPGError]:
+    """Return the status and the error for an exception of werkzeug, such as one for an unknown path."""
+    status = problem.code or 500
+    if status >= 500:
+        return status, SocketIOPGError("the server failed to handle this")
+    kind = PayloadTooLargeError if status == STATUSES["payload_too_large"] else InvalidRequestError
+    if isinstance(problem, MethodNotAllowed) and problem.valid_methods:
+        return status, kind(f"this path supports only {', '.join(sorted(problem.valid_methods))}")
+    return status, kind(ROUTING_STATUSES.get(status) or problem.description or problem.name)
 
 
 def answer(error: SocketIOPGError, status: int | None = None) -> tuple[bytes, int, dict[str, str]]:

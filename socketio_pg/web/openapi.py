@@ -79,12 +79,13 @@ def _messages() -> Json:
         "description": "The messages after a position, or the newest; with neither, only the log's current position.",
         "parameters": [
             {"name": "channel", "in": "path", "required": True, "schema": _ref("Channel")},
-            query("since", position, "The messages after this position. Requires epoch; not together with history."),
             query(
-                "epoch",
-                {"type": "string"},
-                "The log's id, as returned with the position in since.",
+                "since",
+                {"oneOf": [{"type": "string", "pattern": "^[^:]+:[0-9]{1,19}$"}, position]},
+                "The messages after this position: EPOCH:POSITION, or a position together with epoch. "
+                "Not together with history.",
             ),
+            query("epoch", {"type": "string", "minLength": 1}, "The log's id, if since is only a position."),
             query(
                 "history",
                 {"type": "integer", "minimum": 0, "maximum": MAX_HISTORY},
@@ -193,8 +194,6 @@ def _error(status: int) -> Json:
     if status in (429, 503):
         seconds = {"type": "integer", "minimum": 1}
         response["headers"] = {"Retry-After": {"required": True, "schema": seconds}}
-    if status == 503:
-        response["content"]["text/plain"] = {"schema": {"type": "string", "description": "The server is stopping."}}
     return response
 
 

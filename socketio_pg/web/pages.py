@@ -4,7 +4,8 @@ import hmac
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flask import Blueprint, Response, abort, jsonify, redirect, request, url_for
+from flask import Blueprint, Response, jsonify, redirect, request, url_for
+from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response as BaseResponse
 
 from socketio_pg.core.problems import Problem
@@ -33,6 +34,13 @@ def add_security_headers(response: Response) -> Response:
     return response
 
 
+_HEADER = "send it as the header 'Authorization: Bearer …'."
+
+
+def _plain(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    return add_security_headers(Response(f"{text}\n", status, headers, content_type="text/plain; charset=utf-8"))
+
+
 def create_blueprint(
     readiness: Callable[[], Mapping[str, Problem | None]],
     render_metrics: Callable[[], tuple[bytes, str]],
@@ -43,7 +51,8 @@ def create_blueprint(
     """Return routes for ``/healthz`` and ``/readyz``; with ``enable_test_page`` also the page ``/static/test.html``.
 
     ``readiness`` returns the problem of each part of the server, or None; the server is ready when no part has one.
-    ``/metrics`` needs ``metrics_token`` as bearer token; ``render_metrics`` returns its text and content type.
+    ``/metrics`` needs ``metrics_token`` as bearer token, and without one says how to switch it on. ``render_metrics``
+    returns its text and content type.
     """
     blueprint = Blueprint(
         "socketio_pg",
@@ -71,9 +80,17 @@ def create_blueprint(
         @blueprint.get("/metrics")
         def metrics() -> Response:
             if not hmac.compare_digest(request.headers.get("Authorization", "").encode("utf-8", "replace"), expected):
-                abort(401)
+                return _plain(401, f"/metrics needs METRICS_TOKEN: {_HEADER}", {"WWW-Authenticate": "Bearer"})
             text, content_type = render_metrics()
             return Response(text, content_type=content_type)
+
+    else:
+        # Not a route: the application may have its own /metrics.
+        @blueprint.before_app_request
+        def explain_metrics() -> Response | None:
+            if request.path == "/metrics" and isinstance(request.routing_exception, NotFound):
+                return _plain(404, f"/metrics is off: set METRICS_TOKEN to a random text, and {_HEADER}")
+            return None
 
     blueprint.after_request(add_security_headers)
 

@@ -42,6 +42,8 @@ def test_a_rebound_name_reaches_nothing_of_a_development_server(development: Ser
     for path in (POLLING, session, *PATHS):
         reply = http(development, path=path, headers=EVIL)
         assert (reply.status, b"ALLOWED_HOSTS" in reply.body) == (400, True), path
+        if path.startswith("/api/"):
+            assert reply.json["error"]["code"] == "invalid_request"
     assert http(development, path=WEBSOCKET, headers=GOOD | EVIL).status == 400
     assert http(development, "POST", session, headers=EVIL, body=b"40").status == 400
     publish = EVIL | {"Content-Type": "application/json"}

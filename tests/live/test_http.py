@@ -287,6 +287,26 @@ def test_other_methods_are_refused(log: Log, method: str) -> None:
     assert set(answer.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/api/nothing", 404), ("GET", "/api/", 404), ("GET", "/api/channels/a", 404),
+        ("POST", "/api/publish/", 404), ("PATCH", "/api/nothing", 404),
+        ("GET", "/api/publish", 405), ("PROPFIND", "/api/publish", 405), ("DELETE", "/api/channels/a/messages", 405),
+        ("POST", "/api/openapi.json", 405),
+    ],
+)  # fmt: skip
+def test_paths_and_methods_that_do_not_exist_are_answered_with_json(
+    log: Log, method: str, path: str, status: int
+) -> None:
+    own = {"Origin": log.server.url}
+    answer = requests.request(method, log.server.url + path, data=b"x" * 100_000, headers=own, timeout=60)
+    assert refusal(answer) == (status, "invalid_request")
+    assert ("Allow" in answer.headers) is (status == 405)
+    assert answer.headers["Access-Control-Allow-Origin"] == log.server.url, "a page can read the answer"
+    assert answer.headers["Connection"] == "close", "the body was not read"
+
+
 def test_http_api_can_be_disabled(postgres18: Cluster) -> None:
     server = ServerProcess(postgres18.url(), HTTP_API="0")
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from socketio_pg.web.api_errors import BODY_STATUSES, STATUSES
+from socketio_pg.web.api_errors import BODY_STATUSES, ROUTING_STATUSES, STATUSES
 from tests.support import asyncapi
 from tests.support.clients import SocketClient
 from tests.support.http_api import HttpApi, after
@@ -68,7 +68,7 @@ def test_table_of_errors_is_complete() -> None:
         int(status): set(re.findall(r"`([a-z_]+)`", text)) for status, text in re.findall(r"\| (\d+) \| (.*)", table)
     }
     expected = {status: {code for code in STATUSES if STATUSES[code] == status} for status in STATUSES.values()}
-    assert rows == expected | {status: {"invalid_request"} for status in BODY_STATUSES}
+    assert rows == expected | {status: {"invalid_request"} for status in BODY_STATUSES | ROUTING_STATUSES}
 
 
 # -- the OpenAPI document ----------------------------------------------------------------------------------------------

@@ -150,11 +150,15 @@ def test_unknown_start_is_not_recovered(api: HttpApi, log: Log, channel: str) ->
     empty = {"channel": channel, "messages": [], "more": False, "recovered": False} | where
     other = "00000000-0000-0000-0000-000000000000"
     assert api.page(channel, since=1, epoch=other) == empty | {"reason": "epoch_changed"}
+    assert api.page(channel, since=f"{other}:1") == empty | {"reason": "epoch_changed"}
     assert api.page(channel, since=2**62, epoch=start["epoch"]) == empty | {"reason": "position_unknown"}
     # The position in the answer is valid for the next request.
     log.publish(channel, 4, 4)
     log.settle()
     assert [n for n, _ in payloads(api.page(channel, **after(start)))] == [4]
+    one_text = f"{start['epoch']}:{start['position']}"
+    assert api.page(channel, since=one_text) == api.page(channel, **after(start))
+    assert api.page(channel, since=one_text, epoch=start["epoch"]) == api.page(channel, **after(start))
 
 
 def test_trimmed_messages_are_not_recovered(postgres18: Cluster, channel: str) -> None:
@@ -218,7 +222,9 @@ def test_requests_without_a_log_recover_nothing(live_server: ServerProcess, chan
 @pytest.mark.parametrize(
     "query",
     [
-        {"since": 1}, {"epoch": "x"}, {"since": "x", "epoch": "x"}, {"since": -1, "epoch": "x"},
+        {"since": 1}, {"epoch": "x"}, {"since": "x:1", "epoch": "y"}, {"since": ":1"}, {"since": "x:"},
+        {"since": "x:-1"}, {"since": ["x:1", "x:1"]}, {"since": "x:1", "history": 1}, {"since": f"x:{2**63}"},
+        {"since": "x", "epoch": "x"}, {"since": -1, "epoch": "x"},
         {"since": 2**63, "epoch": "x"}, {"since": "٣", "epoch": "x"}, {"since": [1, 2], "epoch": "x"},
         {"since": 1, "epoch": "x", "history": 1}, {"history": 1001}, {"history": ""}, {"history": "1.0"},
         {"limit": 0}, {"limit": 1001}, {"limit": "9" * 30},

@@ -118,6 +118,9 @@ def test_create_app_returns_a_ready_application(postgres: Cluster) -> None:
             green.sleep(0.01)
     server.shutdown()
     assert server.readiness()["process"] == "shutting down"
+    refused = app.test_client().get("/api/openapi.json")
+    assert (refused.status_code, refused.get_json()["error"]["code"]) == (503, "database_unavailable")
+    assert app.test_client().get("/healthz").get_data() == b"the server is shutting down"
 
 
 def test_disconnect_before_subscribe_is_handled(server: SocketServer, channel: str) -> None:
