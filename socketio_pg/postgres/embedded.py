@@ -1,6 +1,7 @@
 """PostgreSQL from a PyPI wheel, for development and tests. Not for production: it trusts every local user."""
 
 import contextlib
+import fcntl
 import shlex
 import shutil
 import subprocess
@@ -23,7 +24,8 @@ class EmbeddedPostgres:
         self.data_dir = Path(data_dir).expanduser().resolve()
         self.data_dir.mkdir(parents=True, exist_ok=True)
         self.version: int = self._pgserver.pgdata_version(self.data_dir) or version
-        self._server = self._pgserver.get_server(self.data_dir, start=False, postgres_version=self.version)
+        with _one_process_at_a_time():
+            self._server = self._pgserver.get_server(self.data_dir, start=False, postgres_version=self.version)
 
     def start(self) -> str:
         """Start it, unless it is running already. Return its URL."""
@@ -58,6 +60,18 @@ class EmbeddedPostgres:
     def _control(self, *arguments: str) -> None:
         command = [str(self.program_dir / "pg_ctl"), "-D", str(self.data_dir), *arguments]
         subprocess.run(command, check=True, capture_output=True, user=self._server.system_user)
+
+
+@contextlib.contextmanager
+def _one_process_at_a_time() -> Iterator[None]:
+    """Hold a lock on this file.
+
+    As root, the library creates the system user that runs PostgreSQL, and fails if another process does so at the same
+    time.
+    """
+    with Path(__file__).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

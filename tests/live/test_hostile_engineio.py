@@ -366,10 +366,10 @@ def test_client_that_the_application_disconnects_has_to_leave(server: ServerProc
 
 
 def test_sessions_of_vanished_clients_are_removed(server: ServerProcess) -> None:
-    before = state(server)["sockets"]
     with unharmed(server):
-        paths = [open_session(server) for _ in range(50)]
-        assert state(server)["sockets"] >= before + 50
+        # Not compared with the number before: sessions that other tests have left behind end meanwhile.
+        paths = [open_session(server) for _ in range(20)]
+        assert state(server)["sockets"] >= len(paths)
         for index, path in enumerate(paths):
             with Connection(server) as one:
                 one.request("GET", path)

@@ -116,7 +116,7 @@ def test_paging_loses_nothing_while_messages_are_published(
         log.publish(channel, -50, -1)
         log.publish(f"{channel}-other", 1, 60, 300_000)
         log.settle()
-    total = 300
+    total = 150
 
     def publish() -> None:
         for number in range(1, total + 1):

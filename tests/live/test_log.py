@@ -58,7 +58,7 @@ def test_replay_continues_with_live_messages_without_loss(log: Log, channel: str
     with SocketClient(log.server.url) as first:
         start = first.call("subscribe", {"channel": channel})
         done = threading.Event()
-        total = 400
+        total = 200
 
         def publish() -> None:
             for number in range(1, total + 1):
@@ -71,7 +71,7 @@ def test_replay_continues_with_live_messages_without_loss(log: Log, channel: str
             later = []
             for _ in range(6):
                 message = first.next("event", 30)
-                while message["payload"][0] % 30:
+                while message["payload"][0] % 15:
                     message = first.next("event", 30)
                 one = stack.enter_context(SocketClient(log.server.url))
                 answer = one.call("subscribe", {"channel": channel, "since": since(start, message["position"])})

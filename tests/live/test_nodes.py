@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from tests.support.clients import SocketClient
+from tests.support.nightly import sampled
 from tests.support.node import NodeClient
 from tests.support.nodes import Nginx, Nodes, assert_no_traceback, under_load
 from tests.support.patience import until
@@ -107,10 +108,11 @@ def is_draining(node: ServerProcess) -> bool:
         return True
 
 
-def test_new_clients_are_not_affected_by_a_deploy(nodes: Nodes) -> None:
+@pytest.mark.parametrize("restarted", sampled([1, NODES], lambda count: count == 1))
+def test_new_clients_are_not_affected_by_a_deploy(nodes: Nodes, restarted: int) -> None:
     """nginx sends them to neither a draining nor a stopped node."""
     with contextlib.ExitStack() as stack:
-        for node in nodes.nodes:
+        for node in nodes.nodes[:restarted]:
             stopping = threading.Thread(target=node.stop)
             stopping.start()
             # Connections opened just before the drain would be closed by it.
