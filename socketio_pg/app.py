@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flask import Flask, redirect
+from flask import Flask
 from werkzeug.wrappers import Response
 
 from socketio_pg.core import config
@@ -10,6 +10,7 @@ from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.logs import configure_logging
 from socketio_pg.postgres.embedded import EmbeddedPostgres
 from socketio_pg.web.demo import create_demo_blueprint
+from socketio_pg.web.pages import redirect_here
 from socketio_pg.websocket import SocketServer
 
 
@@ -41,6 +42,6 @@ def create_app(**overrides: object) -> Flask:
 
         @app.get("/")
         def index() -> Response:
-            return redirect("/socket-test")
+            return redirect_here("socket-test")
 
     return app

@@ -22,7 +22,7 @@ from socketio_pg.core.messages import WireJSON
 from socketio_pg.engine.http import Query
 from socketio_pg.engine.origins import AllowedHosts, client_address, is_allowed
 from socketio_pg.gateway.limits import AddressLimits, Bucket
-from socketio_pg.protocol.extension import PATH
+from socketio_pg.protocol.extension import PATH, is_below
 
 logger = logging.getLogger("socketio_pg.admission")
 _limited_log = RateLimitedLog(logger)
@@ -83,7 +83,7 @@ class Admission:
             )  # fmt: skip
             return _refuse(environ, start_response, "400 BAD REQUEST", "host", _WRONG_HOST)
         # A request with a sid belongs to an open connection.
-        if environ["PATH_INFO"].startswith(PATH) and Query(environ.get("QUERY_STRING", "")).sid is None:
+        if is_below(environ["PATH_INFO"], PATH) and Query(environ.get("QUERY_STRING", "")).sid is None:
             refusal = self._limits.refusal(self.address(environ))
             if refusal is not None:
                 reason, text = refusal

@@ -13,8 +13,13 @@ from socketio_pg.protocol.server import Server
 BeforeRequest: TypeAlias = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes] | None]
 
 
-#: The path of Socket.IO's requests.
+#: The path of Socket.IO's requests. Some clients leave the last slash out.
 PATH = "/socket.io/"
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Return whether ``path`` is ``folder``, with or without its last slash, or a path below it."""
+    return path.startswith(folder) or f"{path}/" == folder
 
 
 def _pass(environ: dict[str, Any], start_response: Callable[..., Any]) -> None:
@@ -33,7 +38,7 @@ class Middleware(socketio.WSGIApp):  # type: ignore[misc]
         answer = self._before_request(environ, start_response)
         if answer is not None:
             return answer
-        if not environ["PATH_INFO"].startswith(self.engineio_path):
+        if not is_below(environ["PATH_INFO"], self.engineio_path):
             return self.wsgi_app(environ, start_response)  # type: ignore[no-any-return]
         environ["flask.app"] = self._app
         return self.engineio_app.handle_request(environ, start_response)  # type: ignore[no-any-return]

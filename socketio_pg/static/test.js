@@ -20,6 +20,7 @@ const $ = (selector) => document.querySelector(selector);
 const io = await client();
 // WebSocket first: long polling needs a load balancer that sends all requests of a client to the same process.
 const socket = io({
+  path: new URL("../socket.io", import.meta.url).pathname, // also under a prefix, such as /app
   autoConnect: false,
   transports: ["websocket", "polling"],
   tryAllTransports: true,

@@ -110,7 +110,8 @@ class Api:
 
     def document(self) -> Response:
         """``GET /api/openapi.json``."""
-        return _json(self._document | {"servers": [{"url": request.script_root or "/"}]})
+        # Relative to the document: a proxy may have removed a prefix from the path, which the server does not know.
+        return _json(self._document | {"servers": [{"url": ".."}]})
 
     # -- origin, identity, permissions ---------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import hmac
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flask import Blueprint, Response, jsonify, redirect, request, url_for
+from flask import Blueprint, Response, jsonify, redirect, request
 from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -25,6 +25,16 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+
+
+def redirect_here(name: str) -> BaseResponse:
+    """Redirect from a route of the first level to another one.
+
+    The address is relative: a proxy may have removed a prefix from the path, which the server does not know.
+    """
+    if not request.environ["PATH_INFO"]:  # the prefix itself, without a slash
+        name = f"{request.script_root.rpartition('/')[2]}/{name}"
+    return redirect(name)
 
 
 def add_security_headers(response: Response) -> Response:
@@ -98,6 +108,6 @@ def create_blueprint(
 
         @blueprint.get("/socket-test")
         def socket_test() -> BaseResponse:
-            return redirect(url_for("socketio_pg.static", filename="test.html"))
+            return redirect_here("static/test.html")
 
     return blueprint

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,19 +43,22 @@ def find_nginx() -> str:
 class Nginx:
     """nginx in front of nodes on ``ports``: node1 … node3 of deploy/nginx.conf; fewer ports are repeated.
 
-    ``certificate``: (key, certificate) to also serve TLS at :attr:`tls_port`.
+    ``certificate``: (key, certificate) to also serve TLS at :attr:`tls_port`. ``locations``: further locations.
     """
 
-    def __init__(self, ports: list[int], certificate: tuple[str, str] | None = None) -> None:
+    def __init__(self, ports: list[int], certificate: tuple[str, str] | None = None, *, locations: str = "") -> None:
         program = find_nginx()
         self._folder = Path(tempfile.mkdtemp(prefix="nginx-"))
         self._folder.chmod(0o755)
         self.port, self.tls_port = free_port(), free_port()
         text = CONFIGURATION.read_text("utf-8")
-        changes = {rf"\bnode{number}:3030\b": f"127.0.0.1:{ports[(number - 1) % len(ports)]}" for number in (1, 2, 3)}
+        changes: dict[str, str | Callable[[re.Match[str]], str]] = {
+            rf"\bnode{number}:3030\b": f"127.0.0.1:{ports[(number - 1) % len(ports)]}" for number in (1, 2, 3)
+        }
         changes |= {
             r"\blisten 80\b": f"listen 127.0.0.1:{self.port}",
             "/var/log/nginx/": f"{self._folder}/",
+            "^ +location / {": lambda found: f"{locations}\n{found[0]}",
             # The default folders need root.
             "^http {": "http {\n"
             + "".join(

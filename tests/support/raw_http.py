@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 import socket
-from typing import Any
+from typing import Any, Protocol
 
 from tests.support.frames import CLOSE, MASK, TEXT, frame
 from tests.support.patience import PATIENCE
@@ -36,10 +36,16 @@ class Reply:
         return json.loads(self.body)
 
 
+class Listening(Protocol):
+    """A server or a proxy on this machine."""
+
+    port: int
+
+
 class Connection:
     """A TCP connection to the server."""
 
-    def __init__(self, server: ServerProcess, receive_buffer: int | None = None) -> None:
+    def __init__(self, server: Listening, receive_buffer: int | None = None) -> None:
         self.server = server
         self.socket = socket.socket()
         if receive_buffer is not None:
@@ -120,7 +126,7 @@ class Connection:
 class WebSocket(Connection):
     """A WebSocket after its handshake; frames are sent and read one by one."""
 
-    def __init__(self, server: ServerProcess, path: str = WEBSOCKET, headers: dict[str, str] | None = None,
+    def __init__(self, server: Listening, path: str = WEBSOCKET, headers: dict[str, str] | None = None,
                  receive_buffer: int | None = None) -> None:  # fmt: skip
         super().__init__(server, receive_buffer)
         self.request("GET", path, GOOD | (headers or {}))
@@ -171,7 +177,7 @@ class WebSocket(Connection):
         return self
 
 
-def http(server: ServerProcess, method: str = "GET", path: str = POLLING, headers: dict[str, str] | None = None,
+def http(server: Listening, method: str = "GET", path: str = POLLING, headers: dict[str, str] | None = None,
          body: bytes | None = None) -> Reply:  # fmt: skip
     with Connection(server) as connection:
         connection.request(method, path, headers, body)

@@ -16,7 +16,8 @@ export async function connect() {
     showProblem(error);
     throw error;
   }
-  const socket = io({ transports: ["websocket", "polling"], tryAllTransports: true });
+  const path = new URL("../socket.io", import.meta.url).pathname; // also under a prefix, such as /app
+  const socket = io({ path, transports: ["websocket", "polling"], tryAllTransports: true });
   warnIfOpen(socket);
   socket.on("connect", () => show("connected", "Connected"));
   socket.on("disconnect", () => show("reconnecting", "Reconnecting…"));

@@ -1,0 +1,111 @@
+"""The server under a prefix that a proxy removes or keeps, and the path of Socket.IO without its last slash."""
+
+import json
+import re
+import urllib.request
+from collections.abc import Iterator
+from urllib.parse import urljoin, urlsplit
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.support.nodes import Nginx
+from tests.support.postgres import Cluster
+from tests.support.raw_http import GOOD, Connection, http
+from tests.support.server import ROOT, ServerProcess
+
+#: The prefix of docs/deploy.md, which nginx removes, and one that it keeps.
+PREFIXES = ("/rt", "/kept")
+
+KEPT = """
+    location /kept {
+        proxy_pass http://by_load;
+        proxy_set_header SCRIPT_NAME /kept;  # in place of gunicorn's variable, for this prefix only
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection $connection_upgrade;
+        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        proxy_set_header X-Forwarded-Proto $scheme;
+        proxy_set_header X-Forwarded-Host $http_host;
+        proxy_set_header Host $http_host;
+    }
+"""
+
+
+@pytest.fixture(scope="module")
+def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+    made = ServerProcess(postgres18.url(), DEBUG="1", DRAIN_SECONDS="0.2", TRUSTED_PROXIES="1")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def nginx(server: ServerProcess) -> Iterator[Nginx]:
+    [documented] = re.findall(
+        r"```nginx\n(location /rt/.*?)```", (ROOT / "docs" / "deploy.md").read_text("utf-8"), re.DOTALL
+    )
+    made = Nginx([server.port], locations=documented + KEPT)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_pages_connect_and_load_nothing_from_outside_the_prefix(nginx: Nginx, chromium: Browser, prefix: str) -> None:
+    page = chromium.new_page()
+    loaded: list[tuple[str, int]] = []
+    page.on("response", lambda response: loaded.append((response.url, response.status)))
+    sockets: list[str] = []
+    page.on("websocket", lambda socket: sockets.append(socket.url))
+    try:
+        for entry in ("/", "/socket-test"):
+            page.goto(f"{nginx.url}{prefix}{entry}")
+            assert page.url == f"{nginx.url}{prefix}/static/test.html"
+        page.goto(f"{nginx.url}{prefix}/demo/")
+        addresses = {page.url, f"{nginx.url}{prefix}/"}
+        for _ in range(2):  # the pages, and those that they link to
+            for address in sorted(addresses):
+                page.goto(address)
+                addresses |= set(page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)"))
+                if page.locator("#status").count():
+                    expect(page.locator("#status")).to_have_attribute("data-state", "connected", timeout=30_000)
+    finally:
+        page.close()
+    assert {urlsplit(url).path for url in addresses} >= {f"{prefix}/demo/chat.html", f"{prefix}/static/test.html"}
+    ours = [(urlsplit(url).path, status) for url, status in loaded if url.startswith(nginx.url)]
+    assert [found for found in ours if found[1] >= 400 or not found[0].startswith(f"{prefix}/")] == []
+    assert {urlsplit(url).path for url in sockets} == {f"{prefix}/socket.io/"}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_openapi_document_leads_to_the_api(nginx: Nginx, prefix: str) -> None:
+    address = f"{nginx.url}{prefix}/api/openapi.json"
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        document = json.load(answer)
+    base = urljoin(address, document["servers"][0]["url"]).rstrip("/")
+    assert base == nginx.url + prefix
+    body = json.dumps({"channel": "anything", "payload": 1}).encode()
+    request = urllib.request.Request(f"{base}/api/publish", body, {"Content-Type": "application/json"})
+    assert "/api/publish" in document["paths"]
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.status == 200
+
+
+def test_prefix_without_a_slash_leads_to_the_page(server: ServerProcess) -> None:
+    reply = http(server, path="/kept", headers={"SCRIPT_NAME": "/kept"})
+    assert reply.status in (301, 302, 308)
+    assert urlsplit(urljoin("http://x/kept", reply.headers["location"])).path in ("/kept/", "/kept/socket-test")
+
+
+@pytest.mark.parametrize("prefix", ["", *PREFIXES])
+def test_socket_io_without_the_last_slash(server: ServerProcess, nginx: Nginx, prefix: str) -> None:
+    for place in (nginx, server) if not prefix else (nginx,):
+        with Connection(place) as connection:
+            connection.request("GET", f"{prefix}/socket.io?EIO=4&transport=polling")
+            reply = connection.reply()
+            assert reply.status == 200, reply.body
+            path = f"{prefix}/socket.io?EIO=4&transport=polling&sid={json.loads(reply.body[1:])['sid']}"
+            connection.request("POST", path, body=b"40")
+            assert connection.reply().body == b"ok"
+        with Connection(place) as connection:
+            connection.request("GET", f"{prefix}/socket.io?EIO=4&transport=websocket", GOOD)
+            assert connection.reply().status == 101
+    assert http(server, path="/socket.ioX?EIO=4&transport=polling").status == 404
