@@ -22,12 +22,15 @@ from flask import Flask
 
 from socketio_pg.app import create_app
 from socketio_pg.core import green
+from socketio_pg.core.config import authority
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.postgres.embedded import EmbeddedPostgres
 from socketio_pg.websocket import SocketServer
 
 #: gunicorn stops when a worker exits with this status (arbiter.APP_LOAD_ERROR); otherwise it starts another worker.
 EXIT_CONFIGURATION = 4
+#: Values of HOST that mean all addresses of the machine.
+ANY_ADDRESS = ("0.0.0.0", "::")
 
 
 def _create() -> Flask:
@@ -58,11 +61,14 @@ def main() -> None:
 
 
 def _welcome(server: SocketServer) -> str:
-    lines = [f"socketio_pg listens on http://{server.settings.host}:{server.port}"]
+    host = server.settings.host
+    lines = [f"socketio_pg listens on http://{authority(host, server.port)}"]
+    # Browsers on some systems do not open the address that means all addresses.
+    pages = f"http://{authority('localhost' if host in ANY_ADDRESS else host, server.port)}"
     if server.settings.test_page:
-        lines.append(f"  demo page   http://{server.settings.host}:{server.port}/static/test.html")
+        lines.append(f"  demo page   {pages}/static/test.html")
         if server.settings.debug:
-            lines.append(f"  more demos  http://{server.settings.host}:{server.port}/demo/")
+            lines.append(f"  more demos  {pages}/demo/")
     embedded: EmbeddedPostgres | None = app.extensions.get("socketio_pg_embedded")
     if embedded is not None:
         lines.append(f"  database    {embedded.url()}  (embedded, in {embedded.data_dir})")

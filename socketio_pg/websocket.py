@@ -213,7 +213,7 @@ class SocketServer:
         ``on_listening`` is called once connections are accepted. Raises OSError when the port is taken.
         """
         listener = green.listen(self.settings.host, self.port)
-        self.start([f"http://{self.settings.host}:{self.port}"])
+        self.start([f"http://{config.authority(self.settings.host, self.port)}"])
         self._serving = green.spawn(green.serve_wsgi, listener, self.app, self.settings.max_connections)
         if on_listening is not None:
             on_listening()

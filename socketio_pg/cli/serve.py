@@ -24,7 +24,8 @@ def serve(host: str | None, port: int | None) -> None:
     settings = config.load(overrides={name: value for name, value in given.items() if value is not None})
     if settings.database_url is None and not settings.debug:
         raise ConfigurationError(config.NO_DATABASE)
-    arguments = ["-c", "python:socketio_pg.gunicorn_config", "--bind", f"{settings.host}:{settings.port}"]
+    address = config.authority(settings.host, settings.port)
+    arguments = ["-c", "python:socketio_pg.gunicorn_config", "--bind", address]
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *arguments, "socketio_pg.server:app"])
 
 

@@ -81,7 +81,7 @@ class Settings:
     debug: bool = setting(
         False, parsers.boolean, "development mode: starts an embedded PostgreSQL if DATABASE_URL is not set"
     )
-    host: str = setting("127.0.0.1", parsers.plain, "address of the development server and of `socketio-pg serve`")
+    host: str = setting("127.0.0.1", parsers.host, "address of the development server and of `socketio-pg serve`")
     port: int = setting(3030, parsers.integer(1, 65535), "port of the development server and of `socketio-pg serve`")
     secret_key: str | None = setting(
         None,
@@ -328,6 +328,11 @@ NO_DATABASE = (
     "No database is configured: set DATABASE_URL in the environment, or SQLALCHEMY_DATABASE_URI in local.cfg "
     "(or DEBUG=1 for an embedded one)."
 )
+
+
+def authority(host: str, port: int) -> str:
+    """Return host and port as in a URL: an IPv6 address is in brackets (RFC 3986, section 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def load(

@@ -1,5 +1,6 @@
 """Parsers of setting values. Each raises ValueError with a description of the allowed values. See also `config`."""
 
+import ipaddress
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,22 @@ def plain(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("a non-empty string")
     return value.strip()
+
+
+def host(value: object) -> str:
+    """Return a host name or an IP address, without the brackets of an IPv6 address."""
+    text = plain(value)
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    try:
+        if ":" in text:
+            ipaddress.IPv6Address(text)
+        valid = re.fullmatch(r"[^\s/@\[\]]+", text) is not None
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError("a host name or an IP address, without a port")
+    return text
 
 
 def database_url(value: object) -> str:

@@ -22,7 +22,7 @@ from socketio_pg.access.policies import Policies
 from socketio_pg.cluster import select as cluster
 from socketio_pg.cluster.redis import RedisCluster
 from socketio_pg.core import green
-from socketio_pg.core.config import SPARE_DESCRIPTORS, Settings, redact
+from socketio_pg.core.config import SPARE_DESCRIPTORS, Settings, authority, redact
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
@@ -59,9 +59,10 @@ def safety(settings: Settings) -> Iterator[Finding]:
         yield warning("DEBUG", "DEBUG is on, which is for development only", "set DEBUG=0 in production")
     mode = settings.authentication()
     if mode == "off":
+        where = authority(settings.host, settings.port)
         yield warning(
             "AUTH",
-            f"clients need no token: anyone who can reach {settings.host}:{settings.port} may read and publish",
+            f"clients need no token: anyone who can reach {where} may read and publish",
             "set AUTH=required, and JWT_SECRET, JWT_PUBLIC_KEY or JWKS_URL; see docs/security.md",
         )
     else:
@@ -208,7 +209,7 @@ def descriptors(settings: Settings) -> Iterator[Finding]:
 
 def port(settings: Settings) -> Iterator[Finding]:
     """Check that HOST and PORT are free, or that a server of this package is ready on them."""
-    where = f"{settings.host}:{settings.port}"
+    where = authority(settings.host, settings.port)
     try:
         family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as tried:
@@ -241,7 +242,7 @@ def port(settings: Settings) -> Iterator[Finding]:
 def _ask_server(settings: Settings) -> tuple[int, dict[str, str]]:
     """Return status and body of ``/readyz``; status 0 if it is not a server of this package."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/readyz"
+    url = f"http://{authority(host, settings.port)}/readyz"
     try:
         try:
             with urllib.request.urlopen(url, timeout=SECONDS) as answer:

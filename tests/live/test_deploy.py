@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.support.clients import SocketClient
 from tests.support.postgres import Cluster
-from tests.support.server import ROOT, clean_environment, free_port
+from tests.support.server import ROOT, clean_environment, free_port, listens
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def test_procfile_starts_a_node(postgres18: Cluster) -> None:
 
 
 def test_service_notifies_systemd_when_ready(postgres18: Cluster, tmp_path: Path) -> None:
-    """Runs the unit's ``ExecStart``, with the port from the environment."""
+    """Runs the unit's ``ExecStart``, with the port from the environment, on all addresses of the machine."""
     unit = (ROOT / "deploy" / "socketio_pg@.service").read_text("utf-8")
     assert "Type=notify\n" in unit
     [program] = re.findall(r"^ExecStart=\S+/socketio-pg (.+)$", unit, re.MULTILINE)
@@ -56,6 +56,9 @@ def test_service_notifies_systemd_when_ready(postgres18: Cluster, tmp_path: Path
         notified.bind(str(tmp_path / "notify"))
         notified.settimeout(60)
         command = [sys.executable, "-m", "socketio_pg", *program.split()]
-        with started(*command, DATABASE_URL=postgres18.url(), NOTIFY_SOCKET=str(tmp_path / "notify")) as node:
+        with started(
+            *command, DATABASE_URL=postgres18.url(), HOST="::", NOTIFY_SOCKET=str(tmp_path / "notify")
+        ) as node:
             assert b"READY=1" in notified.recv(1000)
+            assert listens(node[0], "::1")
             assert exit_code_after_sigterm(*node) == 0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -201,14 +202,20 @@ def test_test_page_can_be_disabled(postgres18: Cluster) -> None:
 def test_local_cfg_is_read(postgres18: Cluster, scratch: Path) -> None:
     url = postgres18.url().replace("postgresql://", "postgresql+psycopg2://")
     port = free_port()
-    (scratch / "local.cfg").write_text(f"SQLALCHEMY_DATABASE_URI = {url!r}\nDEBUG = False\nPORT = {port}\n")
+    (scratch / "local.cfg").write_text(
+        f"SQLALCHEMY_DATABASE_URI = {url!r}\nDEBUG = False\nHOST = '::'\nPORT = {port}\n"
+    )
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "socketio_pg" / "server.py")],
         cwd=scratch, env=clean_environment(PYTHONUNBUFFERED="1"), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        assert str(port) in process.stdout.readline()
+        assert process.stdout.readline() == f"socketio_pg listens on http://[::]:{port}\n"
+        assert process.stdout.readline().endswith(f" http://localhost:{port}/static/test.html\n")
+        for host in ("127.0.0.1", "[::1]"):
+            with urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=PATIENCE) as answer:
+                assert answer.status == 200
     finally:
         process.terminate()
         assert process.wait(PATIENCE) == 0

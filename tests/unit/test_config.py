@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from socketio_pg.core import config
-from socketio_pg.core.config import Settings, describe, load, read_local_cfg
+from socketio_pg.core.config import Settings, authority, describe, load, read_local_cfg
 from socketio_pg.core.errors import ConfigurationError
 from tests.support.settings import assert_one_sentence, load_file
 
@@ -73,6 +73,13 @@ def test_overrides_are_not_modified() -> None:
     assert overrides == {"port": 3333}
 
 
+@pytest.mark.parametrize(
+    ("host", "wanted"), [("::", "[::]:80"), ("::1", "[::1]:80"), ("127.0.0.1", "127.0.0.1:80"), ("a.lan", "a.lan:80")]
+)
+def test_authority_puts_ipv6_addresses_in_brackets(host: str, wanted: str) -> None:
+    assert authority(host, 80) == wanted
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().port = 1  # type: ignore[misc]
@@ -96,6 +103,9 @@ VALUES: list[tuple[str, object, object]] = [
     ("log_level", " Warning", "WARNING"),
     ("host", "0.0.0.0", "0.0.0.0"),
     ("host", " ::1 ", "::1"),
+    ("host", "[::]", "::"),
+    ("host", "fe80::1%eth0", "fe80::1%eth0"),
+    ("host", "my-laptop.lan", "my-laptop.lan"),
     ("secret_key", "s3cret", "s3cret"),
     ("cors_allowed_origins", "*", ("*",)),
     ("cors_allowed_origins", "https://example.com", ("https://example.com",)),
@@ -139,6 +149,7 @@ WRONG_VALUES: dict[tuple[str, str], list[object]] = {
     ("DRAIN_SECONDS", "seconds from 0 to 8"): ["30"],
     ("LOG_LEVEL", "DEBUG, INFO, WARNING, ERROR, CRITICAL"): ["loud", "WARN", 10],
     ("HOST", "a non-empty string"): ["   ", 127, ["a"]],
+    ("HOST", "without a port"): ["localhost:3030", "[::]:3030", "[]", "http://localhost", "a b", "me@localhost"],
     ("EMBEDDED_DATA_DIR", "a non-empty string"): [" "],
     ("CORS_ALLOWED_ORIGINS", "origins like https://example.com"):
         ["example.com", "ftp://a.example", "https://a.example/page", "https://", 5, "null"],
