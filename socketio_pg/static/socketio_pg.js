@@ -540,7 +540,8 @@ class Channel {
     }
     for (const one of requesters) {
       if (!this.members.has(one) || one.live) continue;
-      one.live = true;
+      // Not if a gap has moved it since the request: it then requests what follows its new position.
+      one.live = lost || !since || one.follows(since);
       if (lost || !since) {
         const installed = one.established && !one.position && start;
         one.position = start;
@@ -627,15 +628,22 @@ class Channel {
   /** @param {any} gap */
   receiveGap(gap) {
     const concernsLog = "position" in gap;
-    const start = positionOf(gap);
-    for (const one of [...this.members]) {
-      if (!one.established) continue;
-      if (concernsLog) {
-        if (!one.live || (start && one.follows(start))) continue;
-        one.position = start;
-      }
+    for (const one of concernsLog ? this.#missing(gap) : [...this.members].filter((each) => each.established)) {
+      // Also to a lower position: the log may have begun again, in the same epoch too.
+      if (concernsLog) one.position = positionOf(gap);
       one.reportGap({ tier: concernsLog ? "log" : "notify", ...gap });
     }
+  }
+
+  /**
+   * Returns the members that miss messages of the log. With "trimmed" these are the ones before the gap's position: the
+   * replay may have begun for one that was behind the others. If there are none, all members get the gap.
+   */
+  #missing(gap) {
+    const all = [...this.members].filter((one) => one.established);
+    const start = positionOf(gap);
+    const behind = gap.reason === "trimmed" && start ? all.filter((one) => !one.follows(start)) : [];
+    return behind.length ? behind : all;
   }
 
   /** Handles the answer to a request that timed out or that the application sent: another replay may have started. */

@@ -140,7 +140,8 @@ class Channel:
         for member in requesters:
             if member not in self.members or member.live:
                 continue
-            member.live = True
+            # Not if a gap has moved it since the request: it then requests what follows its new position.
+            member.live = lost or "since" not in request or member.follows(request["since"])
             if lost or "since" not in request:
                 reason = answer["reason"] if lost else None
                 if member.established and member.received is None and start is not None:
@@ -247,15 +248,28 @@ class Channel:
             yield member
 
     def receive_gap(self, gap: Any) -> None:
+        if "position" not in gap:
+            for member in self.members:
+                if member.established:
+                    self._put_gap(member, {**gap, "tier": "notify"})
+            return
+        for member in self._missing(gap):
+            # Also to a lower position: the log may have begun again, in the same epoch too.
+            member.received = position_of(gap)
+            self._put_gap(member, {**gap, "tier": "log"}, moved=True)
+
+    def _missing(self, gap: Any) -> list[Member]:
+        """Return the members that miss messages of the log.
+
+        With the reason ``trimmed`` these are the ones before the gap's position: the replay may have begun for one that
+        was behind the others. If there are none, all members get the gap.
+        """
+        established = [member for member in self.members if member.established]
         start = position_of(gap)
-        for member in self.members:
-            if not member.established:
-                continue
-            if "position" not in gap:
-                self._put_gap(member, {**gap, "tier": "notify"})
-            elif member.live and not (start and member.follows(start)):
-                member.received = start
-                self._put_gap(member, {**gap, "tier": "log"}, moved=True)
+        behind = [
+            member for member in established if gap.get("reason") == "trimmed" and not (start and member.follows(start))
+        ]
+        return behind or established
 
     def check_subscribed(self, body: Any) -> None:
         """Handle ``subscribed``. A request that timed out may have succeeded late and started another replay."""

@@ -8,17 +8,17 @@ import psycopg2
 from tests.support.clients import SocketClient
 from tests.support.patience import until
 from tests.support.postgres import Cluster, in_thread
-from tests.support.server import ServerProcess
+from tests.support.server import APP, ServerProcess
 
 
 class Log:
     """A separate database with a server."""
 
-    def __init__(self, cluster: Cluster, name: str, *options: str, **settings: str) -> None:
+    def __init__(self, cluster: Cluster, name: str, *options: str, app: str = APP, **settings: str) -> None:
         cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         cluster.sql(f"CREATE DATABASE {name}")
         self.url = cluster.url(name)
-        self.server = ServerProcess(self.url, *options, DRAIN_SECONDS="0.2", **settings)
+        self.server = ServerProcess(self.url, *options, app=app, DRAIN_SECONDS="0.2", **settings)
 
     def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         return in_thread(self._sql, statement, parameters)  # type: ignore[no-any-return]
