@@ -66,6 +66,11 @@ def _logged(function: Callable[..., object], args: tuple[Any, ...], kwargs: dict
         logger.exception("a green thread ended with an error")
 
 
+def is_patched() -> bool:
+    """Return whether eventlet has patched the standard library's functions that wait for descriptors."""
+    return bool(eventlet.patcher.is_monkey_patched("select"))
+
+
 def current() -> GreenThread:
     """Return the current green thread."""
     return eventlet.getcurrent()

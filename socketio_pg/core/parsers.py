@@ -67,10 +67,12 @@ def host(value: object) -> str:
 
 
 def database_url(value: object) -> str:
-    """Return the address in libpq's form; also accepts Heroku's ``postgres://`` and SQLAlchemy's ``+psycopg2``."""
-    text = plain(value)
+    """Return the address in libpq's form; also accepts Heroku's ``postgres://`` and a driver as for SQLAlchemy."""
+    # SQLAlchemy's URL class, which Flask-SQLAlchemy accepts too. Its str() has no password.
+    render = getattr(value, "render_as_string", None)
+    text = plain(value if render is None else render(hide_password=False))
     scheme, separator, rest = text.partition("://") if re.match(r"[\w+.-]+://", text) else (text, "", "")
-    if separator and scheme in ("postgres", "postgresql", "postgresql+psycopg2"):
+    if separator and re.fullmatch(r"postgres(ql)?(\+\w+)?", scheme):
         try:
             parts = urlsplit(f"postgresql://{rest}")
             _ = parts.username  # an invalid bracketed host raises only here
@@ -79,7 +81,7 @@ def database_url(value: object) -> str:
         return f"postgresql://{rest}"
     if not separator and re.search(r"(^|\s)(host|hostaddr|dbname|user|service|port)\s*=", text):
         return text
-    raise ValueError("postgresql://…, postgres://… or postgresql+psycopg2://…")
+    raise ValueError("postgresql://…, postgres://…, or one with a driver such as postgresql+psycopg://…")
 
 
 def message_queue(value: object) -> str:

@@ -27,6 +27,7 @@ from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.doctor.findings import Finding, error, ok, warning
+from socketio_pg.postgres import psycopg3
 from socketio_pg.postgres.database import Database
 
 #: The minimum number of different characters in a secret.
@@ -172,6 +173,21 @@ def _installed(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "missing"
+
+
+def drivers(environment: Mapping[str, str], version: str | None = None) -> Iterator[Finding]:
+    """Check that queries of the application through psycopg 3, the default of SQLAlchemy 2.1, block no clients."""
+    version = version or _installed("psycopg")
+    chosen = environment.get(psycopg3.SETTING, psycopg3.GREEN[0])
+    if version == "missing":
+        return
+    if chosen not in psycopg3.GREEN:
+        yield error(
+            "psycopg 3", f"{psycopg3.SETTING}={chosen}: each query of the application stops all clients until it ends",
+            f"unset {psycopg3.SETTING}: the server sets it to {psycopg3.GREEN[0]}",
+        )  # fmt: skip
+    else:
+        yield ok("psycopg 3", f"psycopg {version} waits in green threads ({chosen})")
 
 
 def workers(environment: Mapping[str, str]) -> Iterator[Finding]:

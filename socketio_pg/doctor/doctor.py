@@ -18,6 +18,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from checks_settings.key_set(settings)
     yield from checks_settings.message_queue(settings)
     yield from checks_settings.programs()
+    yield from checks_settings.drivers(os.environ)
     yield from checks_settings.workers(os.environ)
     yield from checks_settings.descriptors(settings)
     yield from checks_settings.port(settings)

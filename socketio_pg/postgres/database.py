@@ -25,6 +25,7 @@ from socketio_pg.core.errors import (
     PayloadTooLargeError,
     SocketIOPGError,
 )
+from socketio_pg.postgres import psycopg3
 from socketio_pg.postgres.session import session_sql
 
 #: Statements with unqualified operators, functions or types begin with this, since the role's search_path may contain a
@@ -55,6 +56,7 @@ class Database:
         self._listen_parameters = _parse(listen_dsn) if listen_dsn else self._parameters
         # Process-wide in psycopg2; all connections of a program with green threads need it.
         psycopg2.extensions.set_wait_callback(_wait)
+        psycopg3.make_green()
 
     def connect(self, *, listen: bool = False, settings: Mapping[str, str] | None = None) -> Any:
         """Return a new psycopg2 connection in autocommit mode, with the settings that all sessions need (`session`).

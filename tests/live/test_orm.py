@@ -1,7 +1,11 @@
 """@publishes end to end: a program with SQLAlchemy, a server, and a Socket.IO client that receives the changes."""
 
+import queue
+import random
+import threading
 from collections.abc import Iterator
 
+import psycopg2
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -9,7 +13,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from socketio_pg.orm.hooks import publishes
 from tests.support.clients import SocketClient
 from tests.support.log import Log, wait_installed
+from tests.support.patience import until
 from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
 
 PATIENCE = 30
 
@@ -77,3 +83,35 @@ def test_changes_are_published_without_the_log(log: Log, engine: sa.Engine) -> N
             session.add(Order(customer_id=7, state="quick"))
             session.commit()
         assert client.next("event", PATIENCE)["payload"]["new"] == {"state": "quick"}
+
+
+@pytest.mark.parametrize("order", [{}, {"PSYCOPG_FIRST": "1"}], ids=["psycopg later", "psycopg first"])
+def test_waiting_query_of_the_application_stops_no_client(
+    postgres18: Cluster, channel: str, order: dict[str, str]
+) -> None:
+    """psycopg 3, the default of SQLAlchemy 2.1, waits in C unless it is told otherwise."""
+    url = postgres18.url()
+    server = ServerProcess(
+        "", app="tests.support.sqlalchemy_app:app",
+        APP_DATABASE=url.replace("postgresql://", "postgresql+psycopg://"), **order,
+    )  # fmt: skip
+    held, lock = psycopg2.connect(url), random.getrandbits(31)
+    answers: queue.Queue[tuple[int, str]] = queue.Queue()
+    request = threading.Thread(target=lambda: answers.put(server.get(f"/wait/{lock}")))
+    try:
+        held.cursor().execute("SELECT pg_advisory_lock(%s)", (lock,))
+        with SocketClient(server.url) as client:
+            assert client.call("subscribe", {"channel": channel})["ok"] is True
+            request.start()
+            waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = %s::oid"
+            until(lambda: postgres18.sql(waiting, lock) == [(1,)], "the route waits in PostgreSQL")
+            postgres18.notify(channel, "1")
+            assert client.next("event")["payload"] == 1
+            assert answers.empty()
+            held.close()
+            assert answers.get(timeout=PATIENCE) == (200, "psycopg")
+    finally:
+        held.close()
+        if request.ident is not None:
+            request.join()
+        server.close()

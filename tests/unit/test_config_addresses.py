@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
-from socketio_pg.core.config import load, redact
+from socketio_pg.core.config import database_url, load, redact
 from socketio_pg.core.errors import ConfigurationError
 from tests.support.settings import load_file
 
@@ -19,6 +20,10 @@ pytestmark = pytest.mark.usefixtures("clean_settings")
         ("postgres://u:p@h:5432/db", "postgresql://u:p@h:5432/db"),
         ("postgresql://u:p@h:5432/db", "postgresql://u:p@h:5432/db"),
         ("postgresql+psycopg2://u:p@h:5432/db", "postgresql://u:p@h:5432/db"),
+        ("postgresql+psycopg://u:p@h:5432/db", "postgresql://u:p@h:5432/db"),
+        ("postgresql+psycopg_async://h/db", "postgresql://h/db"),
+        ("postgresql+asyncpg://h/db", "postgresql://h/db"),
+        ("postgres+psycopg://h/db", "postgresql://h/db"),
         (" postgresql://h/db\n", "postgresql://h/db"),
         ("postgresql://", "postgresql://"),
         ("postgresql:///db?host=/run/postgresql", "postgresql:///db?host=/run/postgresql"),
@@ -40,6 +45,13 @@ def test_url_forms_of_libpq_sqlalchemy_and_heroku(name: str, raw: str, address: 
     assert getattr(settings, name.lower()) == address
 
 
+def test_url_object_of_sqlalchemy_is_accepted() -> None:
+    assert database_url(make_url("postgresql+psycopg://u:s3cret@h/db")) == "postgresql://u:s3cret@h/db"
+    with pytest.raises(ConfigurationError) as caught:
+        database_url(make_url("mysql://u:s3cret@h/db"))
+    assert "s3cret" not in str(caught.value)
+
+
 def test_flask_sqlalchemy_setting_is_accepted_in_the_file() -> None:
     settings = load_file("SQLALCHEMY_DATABASE_URI = 'postgresql+psycopg2://h/db'")
     assert settings.database_url == "postgresql://h/db"
@@ -56,7 +68,7 @@ def test_environment_overrides_the_flask_sqlalchemy_setting() -> None:
 WITH_PASSWORD = {
     "plain": "postgresql://user:s3cret@host:5432/db",
     "postgres://": "postgres://user:s3cret@host/db",
-    "SQLAlchemy's": "postgresql+psycopg2://user:s3cret@host/db",
+    "SQLAlchemy's": "postgresql+psycopg://user:s3cret@host/db",
     "no user": "postgresql://:s3cret@host/db",
     "no host": "postgresql://user:s3cret@/db",
     "IPv6": "postgresql://user:s3cret@[::1]:5432/db",
@@ -92,7 +104,7 @@ WITH_PASSWORD = {
 #: Invalid URLs, mostly with a typing error.
 WRONG_WITH_PASSWORD = {
     "another database": "mysql://user:s3cret@host/db",
-    "another driver": "postgresql+asyncpg://user:s3cret@host/db",
+    "another database and its driver": "mysql+pymysql://user:s3cret@host/db",
     "typing error in the scheme": "postgre://user:s3cret@host/db",
     "no scheme": "user:s3cret@host/db",
     "no scheme, with port": "user:s3cret@host:5432/db",

@@ -168,6 +168,20 @@ def test_installed_programs_are_compatible() -> None:
 
 
 @pytest.mark.parametrize(
+    ("version", "chosen", "expected"),
+    [
+        ("3.3.9", None, {"psycopg 3": "ok"}),
+        ("3.3.9", "wait_select", {"psycopg 3": "ok"}),
+        ("3.3.9", "wait_c", {"psycopg 3": "error"}),
+        ("missing", "wait_c", {}),
+    ],
+)
+def test_psycopg3_waits_in_green_threads(version: str, chosen: str | None, expected: dict[str, str]) -> None:
+    environment = {} if chosen is None else {"PSYCOPG_WAIT_FUNC": chosen}
+    assert levels(checks_settings.drivers(environment, version)) == expected
+
+
+@pytest.mark.parametrize(
     ("arguments", "problems"),
     [
         ("", 0), ("-w 1 --worker-class eventlet", 0), ("--workers=1", 0), ("--log-level debug", 0), ("-w 4", 1),
