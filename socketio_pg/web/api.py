@@ -110,8 +110,10 @@ class Api:
 
     def document(self) -> Response:
         """``GET /api/openapi.json``."""
-        # Relative to the document: a proxy may have removed a prefix from the path, which the server does not know.
-        return _json(self._document | {"servers": [{"url": ".."}]})
+        # A proxy may have removed a prefix from the path, which the server does not know. An address relative to the
+        # document is right then, but some tools do not resolve it.
+        server = ".." if self._settings.trusted_proxies else request.script_root or "/"
+        return _json(self._document | {"servers": [{"url": server}]})
 
     # -- origin, identity, permissions ---------------------------------------------------------------------------------
 
