@@ -1,4 +1,4 @@
-"""Draws the README's chart: one panel per question, with the same servers and colours in each."""
+"""Draws the chart of docs/benchmarks.md: one panel per question, with the same servers and colours in each."""
 
 from dataclasses import dataclass
 from pathlib import Path

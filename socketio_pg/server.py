@@ -10,7 +10,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # eventlet is deprecated, see the README on pinned libraries
+    warnings.simplefilter("ignore")  # eventlet is deprecated, see docs/deploy.md on pinned libraries
     import eventlet
 
 # Comes before all other imports: modules imported earlier would keep the blocking functions.

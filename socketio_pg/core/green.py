@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeAlias
 
 with warnings.catch_warnings():
-    # eventlet warns that it is deprecated: see README, "Why five libraries are pinned".
+    # eventlet warns that it is deprecated: see docs/deploy.md on pinned libraries.
     warnings.simplefilter("ignore")
     import eventlet
     import eventlet.event

@@ -77,12 +77,3 @@ def test_policies_decide_as_documented(
     policies: Policies, sub: str, role: str, action: Action, channel: str, expected: bool
 ) -> None:
     assert policies.ask(Question(action, role, json.dumps({"sub": sub, "role": role}), channel)) is expected
-
-
-def test_readme_has_the_same_policy() -> None:
-    def squeezed(text: str) -> str:
-        return " ".join(text.split())
-
-    readme = (ROOT / "README.md").read_text("utf-8")
-    [policy] = re.findall(r"CREATE POLICY .*?;", readme, re.DOTALL)
-    assert squeezed(policy) in squeezed(block('CREATE POLICY "members read"'))

@@ -232,7 +232,7 @@ def test_displayed_default_is_the_default() -> None:
 
 
 def render_table() -> str:
-    """Return the table as in README.md between its two marks; settings without a default have an empty cell.
+    """Return the table as in docs/settings.md between its two marks; settings without a default have an empty cell.
 
     A row is ``| `PORT` | `3030` | port of the development server |``, or ``| `DATABASE_URL` | | PostgreSQL, … |``.
     """
@@ -242,12 +242,14 @@ def render_table() -> str:
     return "\n".join(lines)
 
 
-def test_readme_has_the_table_of_settings(root: Path) -> None:
-    readme = (root / "README.md").read_text("utf-8")
-    found = re.findall(r"<!-- settings -->\n(.*?)\n<!-- /settings -->", readme, re.DOTALL)
+def test_docs_have_the_table_of_settings(root: Path) -> None:
+    page = (root / "docs" / "settings.md").read_text("utf-8")
+    found = re.findall(r"<!-- settings -->\n(.*?)\n<!-- /settings -->", page, re.DOTALL)
     expected = render_table()
-    assert len(found) == 1, "README.md needs the marks <!-- settings --> and <!-- /settings --> once"
-    assert found[0].strip() == expected, f"README.md's table of settings is not the code's, which is:\n\n{expected}\n"
+    assert len(found) == 1, "docs/settings.md needs the marks <!-- settings --> and <!-- /settings --> once"
+    assert found[0].strip() == expected, (
+        f"docs/settings.md's table of settings is not the code's, which is:\n\n{expected}\n"
+    )
 
 
 def test_local_cfg_example_has_valid_known_settings(root: Path) -> None:

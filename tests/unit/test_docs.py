@@ -122,3 +122,17 @@ def test_links_between_pages_lead_somewhere(root: Path) -> None:
             target = (page.parent / path).resolve() if path else page
             assert target.exists(), f"{page.name}: {path}"
             assert not anchor or anchor in anchors(target), f"{page.name}: {path}#{anchor}"
+
+
+def test_readme_is_short_and_in_order(root: Path) -> None:
+    text = (root / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 130
+    assert [title for title, _ in sections(text)] == [
+        "Install", "60-second tour", "Watch a table", "Publish from SQL, Python, HTTP", "In the browser", "Secure it",
+        "NOTIFY or the log", "Documentation", "Limits and license",
+    ]  # fmt: skip
+
+
+def test_readme_links_to_every_page(root: Path) -> None:
+    linked = set(re.findall(r"\]\(docs/(\w+\.md)", (root / "README.md").read_text("utf-8")))
+    assert linked == {page.name for page in (root / "docs").glob("*.md")}
