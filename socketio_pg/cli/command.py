@@ -1,9 +1,10 @@
 """Shared by all commands: exit codes, common options, the configured database, examples in ``--help``."""
 
 import contextlib
+import difflib
 import importlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -65,9 +66,36 @@ class Group(click.Group):
         command: click.Command = getattr(importlib.import_module(self._modules[cmd_name]), cmd_name.replace("-", "_"))
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            meant = similar_commands(args[0], self._modules)
+            if not meant:
+                raise
+            listed = " or ".join(f"'{name}'" for name in meant)
+            raise click.UsageError(f"No such command '{args[0]}'. Did you mean {listed}?", ctx) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         with failures():
             return super().invoke(ctx)
+
+
+#: What other programs call these commands.
+OTHER_NAMES = {
+    "check": "doctor", "config": "settings", "emit": "publish", "install": "init", "migrate": "init",
+    "notify": "publish", "remove": "drop", "run": "serve", "send": "publish", "server": "serve", "start": "serve",
+    "subscribe": "listen", "tail": "listen", "uninstall": "drop", "upgrade": "init",
+}  # fmt: skip
+
+
+def similar_commands(typed: str, commands: Collection[str]) -> list[str]:
+    """Return the commands that somebody who typed ``typed`` may have meant, the likeliest first."""
+    if typed in OTHER_NAMES:
+        return [OTHER_NAMES[typed]]
+    return difflib.get_close_matches(typed, commands, n=3, cutoff=0.6)
 
 
 @contextlib.contextmanager

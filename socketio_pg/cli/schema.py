@@ -3,6 +3,7 @@
 import click
 
 from socketio_pg.cli.command import examples, open_database
+from socketio_pg.cli.terminal import Progress
 from socketio_pg.core import config
 from socketio_pg.postgres import schema
 from socketio_pg.postgres.database import fetch, session
@@ -47,7 +48,9 @@ def init(
     database = open_database(settings)
     with session(database):
         pass  # reports connection errors immediately
-    schema.install(database, settings.max_payload, *roles)
+    with Progress() as progress:
+        progress.show("installing the schema …")
+        schema.install(database, settings.max_payload, *roles)
     click.echo(f"Installed: schema socketio_pg, version {schema.VERSION}, on {database}")
 
 
@@ -79,7 +82,10 @@ def drop(yes: bool) -> None:
         pass  # reports connection errors before the confirmation
     if not yes:
         click.confirm(f"Remove the schema socketio_pg and all messages in it from {database}?", abort=True, err=True)
-    if schema.uninstall(database):
+    with Progress() as progress:
+        progress.show("removing the schema …")
+        removed = schema.uninstall(database)
+    if removed:
         click.echo(f"Removed: schema socketio_pg on {database}")
     else:
         click.echo(f"There is no schema socketio_pg on {database}")

@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import click
 import jwt
 
 from socketio_pg.cli.command import FAILED, examples, json_option, open_database, token_option, url_option
-from socketio_pg.cli.terminal import print_json, say
+from socketio_pg.cli.terminal import Progress, entry, print_json, say
 from socketio_pg.core import config
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import DatabaseUnavailableError, SocketIOPGError
@@ -30,6 +30,8 @@ from socketio_pg.subscriber.subscriber import Message, Subscriber
 
 #: Seconds for a server to start, and for the last deliveries after the last message is published.
 PATIENCE = 30.0
+#: Seconds between two reports of the progress.
+REPORT = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,17 @@ class Result:
     p99: float
 
 
-def measure(url: str, token: str | None, channel: str, subscribers: int, messages: int) -> Result:
+def measure(
+    url: str,
+    token: str | None,
+    channel: str,
+    subscribers: int,
+    messages: int,
+    report: Callable[[str], None] = lambda text: None,
+) -> Result:
     """Publish ``messages`` one by one, each after the commit of the one before, to that many ``subscribers``.
+
+    ``report(text)`` is called with the progress, at most every :data:`REPORT` seconds.
 
     Latency is the time from the call of publish to the subscriber's handler. Raises the errors of :class:`Subscriber`.
     """
@@ -60,13 +71,17 @@ def measure(url: str, token: str | None, channel: str, subscribers: int, message
             complete.set()
 
     with contextlib.ExitStack() as stack:
-        for _ in range(subscribers):
+        for number in range(subscribers):
+            report(f"connecting subscriber {number + 1} of {subscribers} …")
             subscriber = stack.enter_context(Subscriber(url, token=token))
             subscriber.subscribe(channel, receive)
         publisher = stack.enter_context(Subscriber(url, token=token))
-        began = time.monotonic()
+        began = reported = time.monotonic()
         for number in range(messages):
             publisher.publish(channel, {"n": number, "at": time.monotonic()})
+            if time.monotonic() >= reported + REPORT:
+                reported = time.monotonic()
+                report(f"published {number + 1} of {messages}, delivered {len(latencies)} of {expected} …")
         complete.wait(PATIENCE)
         seconds = time.monotonic() - began
     found = sorted(latencies)
@@ -190,14 +205,17 @@ def bench(
                 pass  # reports connection errors immediately
             say("starting a server …", error=True)
             url, token = stack.enter_context(local_server(settings, channel))
-        result = measure(url, token, channel, subscribers, messages)
+        progress = stack.enter_context(Progress())
+        result = measure(url, token, channel, subscribers, messages, progress.show)
     if as_json:
         print_json(result)
     else:
         say("A self-test, not a benchmark: the clients run in this process.")
-        say(f"delivered     {result.delivered} of {result.expected} ({messages} messages to {subscribers} subscribers)")
-        say(f"latency       p50 {result.p50 * 1000:.1f} ms, p99 {result.p99 * 1000:.1f} ms")
-        say(f"published     {messages / result.seconds:.0f} messages/s, each after the commit of the one before")
-        say(f"deliveries    {result.delivered / result.seconds:.0f}/s")
+        entry(
+            "delivered", f"{result.delivered} of {result.expected} ({messages} messages to {subscribers} subscribers)"
+        )
+        entry("latency", f"p50 {result.p50 * 1000:.1f} ms, p99 {result.p99 * 1000:.1f} ms")
+        entry("published", f"{messages / result.seconds:.0f} messages/s, each after the commit of the one before")
+        entry("deliveries", f"{result.delivered / result.seconds:.0f}/s")
     if result.delivered != result.expected:
         raise click.exceptions.Exit(FAILED)

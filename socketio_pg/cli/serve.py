@@ -7,6 +7,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from socketio_pg.cli.command import Failure, examples
+from socketio_pg.cli.terminal import say, width, wrapped
 from socketio_pg.core import config
 from socketio_pg.core.errors import ConfigurationError
 
@@ -33,9 +34,13 @@ def serve(host: str | None, port: int | None) -> None:
 def settings() -> None:
     """List all settings with defaults and descriptions."""
     rows = config.describe()
-    width = max(len(name) for name, _, _ in rows)
+    longest = max(len(name) for name, _, _ in rows)
     for name, default, help in rows:
-        click.echo(f"{name:{width}}  {help}" + (f" [default: {default}]" if default else ""))
+        text = help + (f" [default: {default}]" if default else "")
+        if width() is None:
+            say(f"{name:{longest}}  {text}")
+        else:
+            say(f"{click.style(name, bold=True)}\n    {wrapped(text, 4, 4)}")
 
 
 @click.command(

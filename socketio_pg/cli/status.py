@@ -5,9 +5,10 @@ from typing import Any
 import click
 
 from socketio_pg.cli.command import FAILED, examples, json_option, open_database
-from socketio_pg.cli.terminal import age, clean, print_json, say, table
+from socketio_pg.cli.terminal import Progress, age, clean, entry, print_json, say, table, wrapped
 from socketio_pg.core import config
 from socketio_pg.doctor.doctor import examine
+from socketio_pg.doctor.findings import Finding
 from socketio_pg.doctor.status import MAX_CHANNELS, MAX_COUNTED, read_status
 from socketio_pg.postgres.database import session
 
@@ -28,51 +29,51 @@ def status(as_json: bool) -> None:
     _print_database(found["database"])
     schema = found["schema"]
     if "problem" in schema:
-        _line("schema", schema["problem"])
+        entry("schema", schema["problem"])
     elif schema["version"] is None:
-        _line("schema", "not installed: NOTIFY works, the log needs 'socketio-pg init'")
+        entry("schema", "not installed: NOTIFY works, the log needs 'socketio-pg init'")
     else:
         old = "" if schema["version"] == schema["expected"] else f"; this program needs version {schema['expected']}"
-        _line("schema", f"version {schema['version']}{old}")
+        entry("schema", f"version {schema['version']}{old}")
         _print_log(found)
 
 
 def _print_database(database: dict[str, Any]) -> None:
     standby = ", a hot standby" if database["standby"] else ""
-    _line("database", f"PostgreSQL {database['version']}{standby}, {database['address']}, {database['encoding']}")
-    _line(
+    entry("database", f"PostgreSQL {database['version']}{standby}, {database['address']}, {database['encoding']}")
+    entry(
         "sessions", f"{database['sessions']} of {database['most_sessions']}, {database['ours']} of them by socketio_pg"
     )
-    _line("NOTIFY queue", f"{database['notify_queue']:.1%} full")
+    entry("NOTIFY queue", f"{database['notify_queue']:.1%} full")
 
 
 def _print_log(found: dict[str, Any]) -> None:
     log, relay = found["log"], found["relay"]
     if "problem" in log:
-        _line("log", log["problem"])
+        entry("log", log["problem"])
     else:
-        _line("log", f"position {log['position']}, trimmed up to {log['trimmed']}, epoch {log['epoch']}")
+        entry("log", f"position {log['position']}, trimmed up to {log['trimmed']}, epoch {log['epoch']}")
     if "problem" in relay:
-        _line("relay", relay["problem"])
+        entry("relay", relay["problem"])
     else:
         leader = (
             "none: no server is running" if relay["pid"] is None else f"{relay['node'] or '?'} (session {relay['pid']})"
         )
         expired = f", which has not renewed its lease for {age(relay['renewed_seconds_ago'])}"
-        _line("relay", f"{leader}{expired if relay['expired'] else ''}")
+        entry("relay", f"{leader}{expired if relay['expired'] else ''}")
         outbox = relay["outbox"]
         more = "more than " if outbox["rows"] >= MAX_COUNTED else ""
         waiting = f"{more}{outbox['rows']} waiting"
-        _line("outbox", "empty" if not outbox["rows"] else f"{waiting}, the oldest for {age(outbox['oldest_seconds'])}")
+        entry("outbox", "empty" if not outbox["rows"] else f"{waiting}, the oldest for {age(outbox['oldest_seconds'])}")
     for name, columns, none in (
         ("nodes", ("name", "version", "relay", "position", "clients", "started_at"), "no server is running"),
         ("channels", ("channel", "messages", "last_position", "age"), "the log is empty"),
     ):
         rows = found[name]
         if isinstance(rows, dict):
-            _line(name, rows["problem"])
+            entry(name, rows["problem"])
         elif not rows:
-            _line(name, none)
+            entry(name, none)
         else:
             say()
             table(columns, [[_cell(row, column) for column in columns] for row in rows])
@@ -85,11 +86,7 @@ def _cell(row: dict[str, Any], column: str) -> object:
         return age(row["age_seconds"])
     if column == "started_at":
         return f"{row[column].astimezone():%Y-%m-%d %H:%M:%S}"
-    return {True: "leads", False: ""}[row["relay"]] if column == "relay" else row[column]
-
-
-def _line(name: str, text: str) -> None:
-    say(f"{click.style(f'{name:12}', bold=True)}  {clean(text)}")
+    return {True: "leads", False: None}[row["relay"]] if column == "relay" else row[column]
 
 
 @click.command(epilog=examples("socketio-pg doctor", "socketio-pg doctor --json | jq 'select(.level != \"ok\")'"))
@@ -102,16 +99,26 @@ def doctor(as_json: bool, verbose: bool) -> None:
     an error, with 0 if it finds only warnings.
     """
     counts = {"ok": 0, "warning": 0, "error": 0}
-    for finding in examine(config.load()):
-        counts[finding.level] += 1
-        if as_json:
-            print_json(finding)
-        elif finding.level != "ok" or verbose:
-            colour = {"ok": "green", "warning": "yellow", "error": "red"}[finding.level]
-            say(f"{click.style(f'{finding.level:7}', fg=colour)}  {finding.check:14}  {clean(finding.found)}")
-            if finding.remedy is not None:
-                say(f"{'':25}→ {clean(finding.remedy)}")
+    with Progress() as progress:
+        progress.show("checking …")
+        for finding in examine(config.load()):
+            counts[finding.level] += 1
+            progress.show("")
+            if as_json:
+                print_json(finding)
+            elif finding.level != "ok" or verbose:
+                _print_finding(finding)
+            progress.show(f"checking … {sum(counts.values())} done, the last one: {finding.check}")
     if not as_json:
         say(f"errors: {counts['error']}, warnings: {counts['warning']}, passed: {counts['ok']}")
     if counts["error"]:
         raise click.exceptions.Exit(FAILED)
+
+
+def _print_finding(finding: Finding) -> None:
+    """Print a finding, and its remedy on the next line."""
+    colour = {"ok": "green", "warning": "yellow", "error": "red"}[finding.level]
+    head = f"{click.style(f'{finding.level:7}', fg=colour)}  {finding.check:14}"
+    say(f"{head}  {wrapped(clean(finding.found), 25, 25)}")
+    if finding.remedy is not None:
+        say(f"{'':25}→ {wrapped(clean(finding.remedy), 27, 27)}")

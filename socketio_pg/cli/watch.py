@@ -63,6 +63,8 @@ def watch(table_name: str, no_old: bool, **options: Any) -> None:
     with _verified() as connection:
         number = _find_table(connection, table_name)
         [[channel]] = fetch(connection, f"SELECT socketio_pg.watch(%s::regclass{arguments})", number, *given.values())
+        for notice in connection.notices:
+            say(f"note: {clean(notice.partition(':')[2].strip())}", error=True)
     say(f"watching {clean(table_name)}: publishing its changes to {clean(channel)}")
 
 
@@ -93,14 +95,10 @@ def watches(as_json: bool) -> None:
             print_json(dict(zip(COLUMNS, row, strict=True)))
     elif rows:
         shown = ("table_name", "channel", "operations", "columns", "exclude", "when", "tier", "per", "failures")
-        listed = [[_cell(row[COLUMNS.index(name)]) for name in shown] for row in rows]
+        listed = [[row[COLUMNS.index(name)] for name in shown] for row in rows]
         table([name.replace("_name", "") for name in shown], listed)
     else:
         say("no table is watched")
-
-
-def _cell(value: object) -> object:
-    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 @contextlib.contextmanager

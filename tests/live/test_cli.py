@@ -45,6 +45,20 @@ def test_listen_through_a_server_keeps_all_digits(log: Log, channel: str) -> Non
     assert f'"payload":[{",".join(numbers)}]' in done.stdout
 
 
+def test_durable_publish_prints_the_position(log: Log, channel: str) -> None:
+    done = run("publish", channel, "1", "--durable", url=log.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    [(first, epoch)] = log.sql(
+        "SELECT position, epoch::text FROM socketio_pg.log, socketio_pg.head ORDER BY 1 DESC LIMIT 1"
+    )
+    assert done.stdout == f"published to {channel} at position {first}\n"
+    log.publish(channel, 1, 3)
+    second = json.loads(run("publish", channel, '"mine"', "--durable", "--json", url=log.url).stdout)
+    [(position,)] = log.sql("SELECT position FROM socketio_pg.log WHERE payload = to_jsonb('mine'::text)")
+    assert second == {"channel": channel, "epoch": epoch, "position": position}
+    assert json.loads(run("publish", channel, "1", "--json", url=log.url).stdout) == {"channel": channel}
+
+
 def test_listen_replays_from_a_position_through_a_server(log: Log, channel: str) -> None:
     log.publish(channel, 1, 3)
     log.settle()

@@ -1,10 +1,13 @@
 """The commands publish, listen and status on a real database, run as a shell runs them: exit codes, stdout, stderr."""
 
+import fcntl
 import json
 import os
 import pty
 import re
+import struct
 import subprocess
+import termios
 import uuid
 from typing import Any
 
@@ -52,6 +55,24 @@ def test_payload_too_large_for_the_log_is_refused(base: Base) -> None:
     done = run("publish", "a", "-", "--durable", url=base.url, stdin=json.dumps("x" * 1_100_000))
     assert done.returncode == 2
     assert "1100002 bytes" in done.stderr
+
+
+def test_durable_publish_without_a_server_says_when_the_position_follows(base: Base) -> None:
+    done = run("publish", "a", "1", "--durable", url=base.url)
+    assert (done.returncode, done.stdout) == (0, "published to a\n")
+    assert done.stderr == "No server is running: the message gets its position in the log when one starts.\n"
+    done = run("publish", "a", "1", "--durable", "--json", url=base.url)
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"channel": "a"})
+    assert run("publish", "a", "1", "--durable", "--quiet", url=base.url).stderr == ""
+
+
+def test_durable_publish_needs_no_right_to_read_the_log(base: Base, poor: str) -> None:
+    assert run("init", "--publisher-role", "cli_poor", url=base.url).returncode == 0
+    try:
+        done = run("publish", "a", "1", "--durable", url=poor)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "published to a\n", "")
+    finally:
+        base.sql("DROP OWNED BY cli_poor")
 
 
 def test_durable_channels_setting_publishes_through_the_log(base: Base) -> None:
@@ -239,12 +260,13 @@ def test_status_without_privileges_says_permission_denied(base: Base, poor: str)
     assert "permission denied" in done.stdout
 
 
-def test_status_on_a_terminal_has_colours_and_a_table(logged: Base) -> None:
+def on_terminal(url: str, *arguments: str, columns: int = 80) -> str:
+    """Run a command on a terminal with colours. Return what it shows, without the colours and the lines of progress."""
     master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, "status"],
-        cwd=ROOT / "tests", env=environment(logged.url, {"TERM": "xterm", "NO_COLOR": ""}), stdout=slave, stderr=slave,
-    )  # fmt: skip
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    settings = environment(url, {"TERM": "xterm", "NO_COLOR": ""})
+    settings.pop("COLUMNS", None)
+    process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT / "tests", env=settings, stdout=slave, stderr=slave)
     os.close(slave)
     written = b""
     try:
@@ -254,9 +276,23 @@ def test_status_on_a_terminal_has_colours_and_a_table(logged: Base) -> None:
         pass
     finally:
         os.close(master)
-    assert process.wait(PATIENCE) == 0
+    assert process.wait(PATIENCE) == 0, written
     assert b"\x1b[" in written
-    assert "─".encode() in written
+    return re.sub(r"\r\x1b\[K[^\r]*(?=\r\x1b\[K)|\x1b\[[0-9;]*[mK]", "", written.decode()).replace("\r", "")
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["watches"], ["doctor", "-v"], ["settings"]], ids=" ".join)
+def test_output_fits_the_terminal_without_broken_words(logged: Base, arguments: list[str]) -> None:
+    long = "a_table_whose_name_is_as_long_as_names_can_be"
+    logged.sql(f"CREATE TABLE IF NOT EXISTS {long} (id int PRIMARY KEY, state text)")
+    logged.sql(f"SELECT socketio_pg.watch('{long}', \"when\" => 'new.state = ''paid'' AND new.id > 100')")
+    shown = on_terminal(logged.url, *arguments)
+    assert max(map(len, shown.splitlines())) <= 80, shown
+    # Lists have spaces on a terminal, and titles are not in capitals.
+    plain = run(*arguments, url=logged.url).stdout.replace(",", " ").lower().replace("_", " ")
+    words = set(shown.replace(",", " ").lower().replace("_", " ").split())
+    varying = {word for word in set(plain.split()) - words if re.search(r"\d", word)}
+    assert set(plain.split()) - words - varying <= {"columns", "exclude", "relay"}, shown
 
 
 # -- watch and unwatch -------------------------------------------------------------------------------------------------

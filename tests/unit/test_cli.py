@@ -14,6 +14,8 @@ import click
 import jwt
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from socketio_pg.access.tokens import TokenVerifier
 from socketio_pg.cli import terminal
@@ -174,7 +176,10 @@ def test_unexpected_error_keeps_its_traceback() -> None:
         (["token", "--expires", "-1"], ["s, m, h or d"]),
         (["bench", "--subscribers", "0"], ["1<=x"]),
         (["completion", "tcsh"], ["bash"]),
-        (["nothing"], ["No such command"]),
+        (["nothing"], ["No such command 'nothing'."]),
+        (["publsh"], ["No such command 'publsh'. Did you mean 'publish'?"]),
+        (["watchs"], ["Did you mean 'watches' or 'watch'", "?"]),
+        (["migrate"], ["Did you mean 'init'?"]),
     ],
     ids=" ".join,
 )
@@ -276,6 +281,62 @@ def test_age(seconds: float | None, text: str) -> None:
 def test_table_in_a_pipe_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.table(["name", "n"], [["long name", 1], ["é", None]])
     assert capsys.readouterr().out == "NAME       N\nlong name  1\né\n"
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output is a terminal with 80 columns."""
+    monkeypatch.setattr(terminal, "width", lambda: 80)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("length", [5, 20, 60])
+def test_table_on_a_terminal_breaks_no_words(capsys: pytest.CaptureFixture[str], length: int) -> None:
+    """A long cell is wrapped, and a table that is still too wide is printed as blocks."""
+    operations = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"]
+    rows = [["public.orders", "a" * length, operations, "new.state = 'paid' AND old.state = 'open'", None]]
+    terminal.table(["table", "channel", "operations", "when", "nothing"], rows)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    words = {"public.orders", "a" * length, "INSERT,", "TRUNCATE", "new.state", "old.state"}
+    assert words <= set(printed.split())
+    assert "nothing" not in printed, "a column without values"
+
+
+@given(st.lists(st.lists(st.text("ab 界", max_size=12), min_size=3, max_size=3), min_size=1), st.integers(0, 60))
+def test_column_widths_fit(lines: list[list[str]], limit: int) -> None:
+    words = [
+        max((cells_of(word) for cell in column for word in cell.split()), default=0)
+        for column in zip(*lines, strict=True)
+    ]
+    widths = terminal.column_widths(lines, limit)
+    if widths is None:
+        assert sum(words) > limit
+        return
+    assert sum(widths) <= limit
+    assert all(width >= word for width, word in zip(widths, words, strict=True))
+    whole = [max(map(cells_of, column)) for column in zip(*lines, strict=True)]
+    assert widths == whole or sum(widths) == limit, "no line is wrapped without need"
+
+
+def cells_of(text: str) -> int:
+    return len(text) + text.count("界")
+
+
+@pytest.mark.usefixtures("narrow")
+def test_entry_is_wrapped_below_its_text(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.entry("log", "word " * 20 + "x" * 90)
+    first, *others, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("log           word word")
+    assert all(line.startswith(" " * 14 + "w") and len(line) < 80 for line in others)
+    assert last == " " * 14 + "x" * 90, "an address stays in one piece"
+
+
+def test_progress_is_shown_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.Progress() as progress:
+        progress.show("working")
+    assert capsys.readouterr().err == ""
 
 
 # -- token -------------------------------------------------------------------------------------------------------------
