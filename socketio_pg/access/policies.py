@@ -197,7 +197,7 @@ class Policies:
         """Return the answers to the first of ``questions``, to at least one."""
         while True:
             reused = bool(self._idle)
-            connection = self._idle.pop() if reused else self._database.connect()
+            connection = self._idle.pop() if reused else self._database.connect("policies")
             try:
                 answers = self._decide_on(connection, questions)
             except BaseException as error:

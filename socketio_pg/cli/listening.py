@@ -68,7 +68,7 @@ class FromDatabase:
     def __init__(self, settings: Settings) -> None:
         assert settings.database_url is not None
         # Raises a precise error when the database is unreachable; the listener would retry.
-        with session(Database(settings.database_url)):
+        with session(Database(settings.database_url), "cli listen"):
             pass
         self._pubsub = PubSub(
             settings.database_url,
@@ -76,6 +76,7 @@ class FromDatabase:
             cluster_key=settings.cluster_key,
             schema_owner=settings.schema_owner,
         )
+        self._pubsub.database.label = self._pubsub.database.label or "cli listen"
         # The database is reachable. The listener takes a while to detect another problem: see Listener._prove().
         self._pubsub.subscribe_timeout_down = 15.0
         self._events: Any = green.Queue()

@@ -119,7 +119,7 @@ def _to_database(channel: str, text: str, durable: bool, *, wait: bool) -> Place
         check_size(text, settings.max_payload if durable else MAX_NOTIFY_BYTES)
     except PayloadTooLargeError as error:
         raise PayloadTooLargeError(error.message if durable else f"{error.message}: use --durable") from None
-    with session(database) as connection:
+    with session(database, "cli publish") as connection:
         values = encode_text(connection, channel), encode_text(connection, text)
         if not durable:
             fetch(connection, "SELECT pg_notify(%s, %s)", *values)

@@ -46,7 +46,7 @@ def init(
         click.echo(f"BEGIN;\n\n{statements}\nCOMMIT;")
         return
     database = open_database(settings)
-    with session(database):
+    with session(database, "cli init"):
         pass  # reports connection errors immediately
     with Progress() as progress:
         progress.show("installing the schema …")
@@ -63,7 +63,7 @@ def rotate_key() -> None:
     not. The role of DATABASE_URL must own the schema. Has no effect on servers with CLUSTER_KEY.
     """
     database = open_database(config.load())
-    with session(database) as connection:
+    with session(database, "cli rotate-key") as connection:
         verify(database, connection)
         fetch(connection, "SELECT socketio_pg.rotate_cluster_key()")
     click.echo(f"A new cluster key is in use in 20 seconds on {database}")
@@ -78,7 +78,7 @@ def drop(yes: bool) -> None:
     of your own objects depends on the schema. The role must own the schema and the watched tables.
     """
     database = open_database(config.load())
-    with session(database):
+    with session(database, "cli drop"):
         pass  # reports connection errors before the confirmation
     if not yes:
         click.confirm(f"Remove the schema socketio_pg and all messages in it from {database}?", abort=True, err=True)

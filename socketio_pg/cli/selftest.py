@@ -201,7 +201,7 @@ def bench(
     with contextlib.ExitStack() as stack:
         if url is None:
             settings = config.load()
-            with session(open_database(settings)):
+            with session(open_database(settings), "cli bench"):
                 pass  # reports connection errors immediately
             say("starting a server …", error=True)
             url, token = stack.enter_context(local_server(settings, channel))

@@ -21,7 +21,7 @@ def status(as_json: bool) -> None:
     Also works without the schema.
     """
     database = open_database(config.load())
-    with session(database) as connection:
+    with session(database, "cli status") as connection:
         found = read_status(database, connection)
     if as_json:
         print_json(found)

@@ -105,7 +105,7 @@ def watches(as_json: bool) -> None:
 def _verified() -> Iterator[Any]:
     """A connection to the database, whose schema socketio_pg is trusted."""
     database = open_database(config.load())
-    with session(database) as connection:
+    with session(database, "cli watch") as connection:
         verify(database, connection)
         yield connection
 

@@ -87,7 +87,9 @@ class _OnConnections(socketio.PubSubManager):  # type: ignore[misc]
         assert self._engine is not None
         assert self._engine.dialect.loaded_dbapi is not None
         defaults = {name: value for name, value in LIBPQ_DEFAULTS.items() if name not in self._dsn}
-        connection: Any = self._engine.dialect.loaded_dbapi.connect(self._dsn, **defaults)
+        connection: Any = self._engine.dialect.loaded_dbapi.connect(
+            self._dsn, fallback_application_name="socketio_pg emit", **defaults
+        )
         _set_session(connection)
         return connection
 

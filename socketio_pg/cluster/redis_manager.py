@@ -62,7 +62,7 @@ def _engine(url: str) -> Engine:
 
     def connect() -> Any:
         assert engine.dialect.loaded_dbapi is not None
-        return engine.dialect.loaded_dbapi.connect(dsn)
+        return engine.dialect.loaded_dbapi.connect(dsn, fallback_application_name="socketio_pg emit")
 
     engine = create_engine("postgresql+psycopg2://", creator=connect, pool_pre_ping=True)
     return engine

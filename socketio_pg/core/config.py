@@ -18,7 +18,6 @@ LOCAL_CFG = Path("local.cfg")
 ALIASES = {"SQLALCHEMY_DATABASE_URI": "DATABASE_URL"}
 #: libpq parameters used unless the address sets them: they detect a broken network connection in 15 to 20 s.
 LIBPQ_DEFAULTS = {
-    "application_name": "socketio_pg",
     "keepalives_idle": "5",
     "keepalives_interval": "3",
     "keepalives_count": "3",

@@ -74,14 +74,14 @@ def round_trip(database: Database, *, separate: bool) -> Iterator[Finding]:
     name = f"{RESERVED_PREFIX}_{secrets.token_hex(8)}"
     remedy = "set LISTEN_DATABASE_URL to PostgreSQL's own address, bypassing the pooler"
     try:
-        listening = database.connect(listen=True)
+        listening = database.connect("doctor", listen=True)
     except DatabaseUnavailableError as unavailable:
         where = "LISTEN_DATABASE_URL" if separate else "DATABASE_URL"
         yield error("LISTEN", f"{where} is unreachable: {unavailable}", f"correct {where}")
         return
     try:
         fetch(listening, f"LISTEN {name}")
-        with session(database) as other:
+        with session(database, "doctor") as other:
             began = time.monotonic()
             fetch(other, f"NOTIFY {name}")
         arrived = _arrives(listening, name)

@@ -28,7 +28,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         return
     database = Database(settings.database_url, settings.listen_database_url, settings.schema_owner)
     try:
-        with session(database) as connection:
+        with session(database, "doctor") as connection:
             yield from _examine_database(settings, database, connection)
     except DatabaseUnavailableError as unavailable:
         yield error(

@@ -24,7 +24,7 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
     (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS sessions,
     current_setting('max_connections')::int AS most_sessions,
     (SELECT count(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND application_name = 'socketio_pg' AND pid <> pg_backend_pid()) AS ours
+        WHERE datname = current_database() AND application_name LIKE 'socketio_pg%' AND pid <> pg_backend_pid()) AS ours
 """
 
 _OUTBOX = f"""

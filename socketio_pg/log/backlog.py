@@ -162,7 +162,7 @@ class Backlog:
 
     def _look(self) -> None:
         if self._connection is None:
-            self._connection = self._database.connect(settings={"jit": "off"})
+            self._connection = self._database.connect("backlog", settings={"jit": "off"})
         [(usage,)] = self._execute(self.timeout, "SELECT pg_notification_queue_usage()::float")
         try:
             verify(self._database, self._connection, self.timeout)

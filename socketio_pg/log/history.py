@@ -265,7 +265,7 @@ class History:
     def _connect(self) -> None:
         # Also limited in PostgreSQL, which would otherwise go on with a query that timed out here.
         limit = str(int(self.timeout * 1000))
-        self._connection = self._database.connect(settings={"jit": "off", "statement_timeout": limit})
+        self._connection = self._database.connect(self._name, settings={"jit": "off", "statement_timeout": limit})
         if self._lost:
             metrics.reconnects.labels(self._name).inc()
             self._lost = False

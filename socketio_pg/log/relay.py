@@ -185,7 +185,7 @@ class Relay:
             self._installed = green.Event()
             try:
                 # Not through a pooler: leadership and LISTEN need a session.
-                connection = self._database.connect(listen=True)
+                connection = self._database.connect("relay", listen=True)
                 verify(self._database, connection, self.timeout)
                 self._execute(connection, _SESSION)
                 self._execute(connection, PREPARE)

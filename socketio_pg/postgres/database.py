@@ -54,19 +54,26 @@ class Database:
         self.verified: weakref.WeakSet[Any] = weakref.WeakSet()
         self._parameters = _parse(dsn)
         self._listen_parameters = _parse(listen_dsn) if listen_dsn else self._parameters
+        #: The operator's own application_name; each connection shows it after the name of its part.
+        self.label = self._parameters.get("application_name") or os.environ.get("PGAPPNAME") or ""
         # Process-wide in psycopg2; all connections of a program with green threads need it.
         psycopg2.extensions.set_wait_callback(_wait)
         psycopg3.make_green()
 
-    def connect(self, *, listen: bool = False, settings: Mapping[str, str] | None = None) -> Any:
+    def connect(self, part: str, *, listen: bool = False, settings: Mapping[str, str] | None = None) -> Any:
         """Return a new psycopg2 connection in autocommit mode, with the settings that all sessions need (`session`).
 
-        ``settings`` are further ones. Raises :class:`DatabaseUnavailableError`, whose detail names the database.
+        ``part`` is what the connection is for: its application_name is ``socketio_pg part`` (docs/deploy.md lists
+        them), and ``socketio_pg part: label`` with a :attr:`label`. ``settings`` are further ones.
+
+        Raises :class:`DatabaseUnavailableError`, whose detail names the database.
         """
         parameters = self._listen_parameters if listen else self._parameters
+        label = f": {self.label}" if self.label else ""
+        named = {**parameters, "application_name": f"socketio_pg {part}{label}"}
         try:
             with translated_errors(self.connect_timeout):
-                connection: Any = psycopg2.connect(psycopg2.extensions.make_dsn(**_resolved(parameters)))
+                connection: Any = psycopg2.connect(psycopg2.extensions.make_dsn(**_resolved(named)))
                 try:
                     connection.autocommit = True
                     _set_encoding(connection)
@@ -77,9 +84,9 @@ class Database:
                     raise
                 return connection
         except DatabaseUnavailableError as error:
-            named = type(error)(error.message, detail=f"{_shown(parameters)}: {error}")
-            named.sqlstate = error.sqlstate
-            raise named from error
+            detailed = type(error)(error.message, detail=f"{_shown(parameters)}: {error}")
+            detailed.sqlstate = error.sqlstate
+            raise detailed from error
 
     @property
     def name(self) -> str | None:
@@ -232,9 +239,9 @@ def _wait(connection: Any) -> None:
 
 
 @contextlib.contextmanager
-def session(database: Database) -> Iterator[Any]:
-    """A connection in autocommit mode for the body. Raises :class:`DatabaseUnavailableError`."""
-    connection = database.connect()
+def session(database: Database, part: str) -> Iterator[Any]:
+    """A connection as of :meth:`Database.connect` for the body. Raises :class:`DatabaseUnavailableError`."""
+    connection = database.connect(part)
     try:
         yield connection
     finally:

@@ -72,7 +72,7 @@ class KeyReader:
         """
         try:
             if self._connection is None:
-                self._connection = self._database.connect()
+                self._connection = self._database.connect("keys")
             self._sealing.use(*cluster_keys.read(self._fetch, self._given, self._verify))
         except ConfigurationError:
             self._database.verified.discard(self._connection)  # the schema may have been removed

@@ -227,7 +227,7 @@ class Listener:
         while True:
             connection = None
             try:
-                connection = self._database.connect(listen=True)
+                connection = self._database.connect("listen", listen=True)
                 self._prove(connection)
                 self._listen_again(connection)
                 if lost:
@@ -256,7 +256,7 @@ class Listener:
         """Check with a NOTIFY from another session that both addresses are one database without a pooler in between."""
         nonce = f"{RESERVED_PREFIX}_{secrets.token_hex(8)}"
         self._execute(connection, f"LISTEN {nonce}")
-        other = self._database.connect()
+        other = self._database.connect("listen")
         try:
             self._execute(other, f"NOTIFY {nonce}")
         finally:

@@ -202,7 +202,8 @@ class Publisher:
             if self._connection is None:
                 # Also limited in PostgreSQL: otherwise a session would go on waiting for a lock after its caller has
                 # given up, and each further message would add one.
-                self._connection = self._database.connect(settings={"statement_timeout": str(int(self.timeout * 1000))})
+                limit = str(int(self.timeout * 1000))
+                self._connection = self._database.connect("publish", settings={"statement_timeout": limit})
                 if self._lost:
                     metrics.reconnects.labels("publisher").inc()
                     self._lost = False
@@ -280,7 +281,7 @@ class Publisher:
             try:
                 if connection is None:
                     limit = str(int(self.timeout * 1000))
-                    connection = self._database.connect(settings={"statement_timeout": limit})
+                    connection = self._database.connect("publish", settings={"statement_timeout": limit})
                 verify(self._database, connection, self.timeout)
                 with translated_errors(self.timeout + 1.0), connection.cursor() as cursor:
                     cursor.execute("BEGIN; SELECT socketio_pg.publish(%s, 'null'); ROLLBACK", [_TRIAL_CHANNEL])

@@ -149,7 +149,7 @@ def install(
 
     Raises :class:`UntrustedSchemaError`, :class:`DatabaseError`, :class:`DatabaseUnavailableError`.
     """
-    connection = database.connect()
+    connection = database.connect("init")
     try:
         with transaction(connection, TIMEOUT) as cursor:
             # Fixes the search_path as well.
@@ -195,7 +195,7 @@ def uninstall(database: Database) -> bool:
     Raises :class:`UntrustedSchemaError`, :class:`DatabaseError`, whose message names the dependent objects,
     :class:`DatabaseUnavailableError`.
     """
-    connection = database.connect()
+    connection = database.connect("drop")
     try:
         with transaction(connection, TIMEOUT) as cursor:
             if not trust.present(database, connection):

@@ -71,7 +71,7 @@ def create_demo_blueprint(database: Database) -> Blueprint:
 @contextlib.contextmanager
 def _cursor(database: Database) -> Iterator[Any]:
     """Open a cursor in a transaction, on a new connection."""
-    with contextlib.closing(database.connect()) as connection, transaction(connection, TIMEOUT) as cursor:
+    with contextlib.closing(database.connect("demo")) as connection, transaction(connection, TIMEOUT) as cursor:
         yield cursor
 
 

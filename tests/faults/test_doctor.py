@@ -33,7 +33,7 @@ def test_session_idle_in_a_transaction_is_found(breakable: Cluster) -> None:
     callback = psycopg2.extensions.get_wait_callback()
 
     def examine() -> list[Any]:
-        with session(Database(breakable.url())) as connection:
+        with session(Database(breakable.url()), "doctor") as connection:
             return list(checks_database.idle_in_transaction(connection, 0.0))
 
     try:

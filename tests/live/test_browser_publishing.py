@@ -139,6 +139,6 @@ def test_gaps_and_error_events_are_shown(demo: Demo) -> None:
 def test_lost_database_connection_shows_a_gap(demo: Demo, psql: Psql) -> None:
     demo.start("?channels=foo")
     demo.expect_subscribed("foo")
-    psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'socketio_pg'")
+    psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'socketio_pg%'")
     expect(demo.gaps("foo")).to_contain_text("Messages may have been missed", timeout=PATIENCE)
     demo.expect_state("connected")

@@ -45,6 +45,18 @@ def test_message_has_position_and_time(log: Log, client: SocketClient, channel: 
     assert log.sql("SELECT now() - %s::timestamptz BETWEEN '0 s' AND '30 s'", first["published_at"]) == [(True,)]
 
 
+def test_each_connection_to_the_database_names_its_part(log: Log, client: SocketClient, channel: str) -> None:
+    assert client.call("publish", {"channel": channel, "payload": 1, "durable": True})["ok"]
+    rows = log.sql(
+        "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"
+        " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
+    opened = {f"socketio_pg {part}" for part in ("listen", "publish", "relay", "backlog", "keys")}
+    # Opened when they are needed.
+    later = {"socketio_pg history", "socketio_pg follower"}
+    assert opened <= {name for (name,) in rows} <= opened | later
+
+
 def test_subscription_receives_both_tiers(log: Log, client: SocketClient, channel: str) -> None:
     client.call("subscribe", {"channel": channel})
     log.sql("SELECT pg_notify(%s, '1')", channel)

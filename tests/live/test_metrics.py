@@ -60,7 +60,7 @@ def subscribe(channel: str, *clients: SocketClient, **options: object) -> None:
 def terminate_backends(log: Log) -> None:
     log.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE application_name = 'socketio_pg' AND datname = 'metered'"
+        " WHERE application_name LIKE 'socketio_pg%' AND datname = 'metered'"
     )
 
 

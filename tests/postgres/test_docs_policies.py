@@ -41,7 +41,7 @@ def policies(postgres18: Cluster) -> Iterator[Policies]:
             postgres18.sql(statement)
     postgres18.sql("GRANT authenticated, anon TO socketio_web")
     schema.install(database, 1_000_000, "socketio_web", client_roles=("authenticated", "anon"))
-    connection = database.connect()
+    connection = database.connect("policies")
     with connection.cursor() as cursor:
         cursor.execute("CREATE SCHEMA auth; GRANT USAGE ON SCHEMA auth TO authenticated, anon")
         cursor.execute(block("CREATE FUNCTION auth.uid()"))

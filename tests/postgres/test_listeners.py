@@ -15,7 +15,7 @@ from socketio_pg.postgres.listeners import Listeners
 from tests.support.postgres import Cluster
 
 ROOM = 3
-#: The application_name of the listeners' connections: servers of other tests may be connected to the cluster, too.
+#: The application_name in the address of the listeners: servers of other tests may be connected to the cluster, too.
 NAME = "listeners"
 
 
@@ -187,7 +187,7 @@ def test_each_message_arrives_once_after_any_changes(node: Node, monkeypatch: py
     draw = random.Random(seed)
     names = [f"r{number:02}" for number in range(4 * ROOM)]
     wanted: set[str] = set()
-    publisher = Database(node.postgres.url() + "&application_name=publisher").connect()
+    publisher = Database(node.postgres.url() + "&application_name=publisher").connect("publish")
     for step in range(400):
         name = draw.choice(names)
         if name in wanted:

@@ -29,7 +29,7 @@ def listening(pubsub: PubSub) -> list[str]:
 
 def statements(postgres: Cluster, pattern: str) -> int:
     rows = postgres.sql(
-        "SELECT query FROM pg_stat_activity WHERE application_name = 'socketio_pg' AND query LIKE %s", pattern
+        "SELECT query FROM pg_stat_activity WHERE application_name LIKE 'socketio_pg%%' AND query LIKE %s", pattern
     )
     return len(rows)
 
@@ -41,6 +41,19 @@ def test_subscriber_receives_published_payloads(pubsub: PubSub, channel: str) ->
     pubsub.publish(channel)
     assert queue.get(timeout=5) == {"channel": channel, "payload": {"number": 1}}
     assert queue.get(timeout=5) == {"channel": channel, "payload": None}
+
+
+def test_connections_show_their_part_and_the_operators_name(postgres: Cluster, channel: str) -> None:
+    pubsub = PubSub(f"{postgres.url()}&application_name={channel}")
+    try:
+        pubsub.subscribe(channel, green.Queue())
+        pubsub.publish(channel, 1)
+        rows = postgres.sql(
+            "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE %s", f"%{channel}"
+        )
+    finally:
+        pubsub.disconnect()
+    assert {f"socketio_pg listen: {channel}", f"socketio_pg publish: {channel}"} <= {name for (name,) in rows}
 
 
 def test_each_queue_gets_its_own_copy(pubsub: PubSub, channel: str) -> None:
@@ -162,7 +175,7 @@ def test_gap_begins_before_the_unread_notifications(pubsub: PubSub, postgres: Cl
     payload = "x" * 2000
     postgres.sql("SELECT pg_notify(%s, %s || n) FROM generate_series(1, 4000) AS n", channel, payload)
     green.sleep(2)
-    postgres.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'socketio_pg'")
+    postgres.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'socketio_pg%'")
     gap = gaps.get(timeout=20)
     assert len(received) < 4000, "the backend should have been killed in the middle"
     assert gap.since <= began

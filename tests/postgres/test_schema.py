@@ -48,7 +48,7 @@ def test_log_of_version_3_is_upgraded(log: LogDatabase) -> None:
 
 
 def prepare_relay(database: Database) -> None:
-    with session(database) as connection:
+    with session(database, "test") as connection:
         fetch(connection, PREPARE)
 
 

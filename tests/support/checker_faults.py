@@ -185,7 +185,7 @@ class Breaker:
             self._tell(f"relay's backend of {leader[0].name} terminated")
 
     def terminate_servers(self, fault: Fault) -> None:
-        self._terminate("node-%")
+        self._terminate("socketio_pg%: node-%")
 
     def terminate_writers(self, fault: Fault) -> None:
         self._terminate("writer-%")

@@ -16,13 +16,13 @@ from tests.support.server import ServerProcess
 
 #: Selects the leader's backend and its application_name.
 LEADER = """
-SELECT application_name, pid FROM socketio_pg.head
+SELECT split_part(application_name, ': ', 2), pid FROM socketio_pg.head
 JOIN pg_stat_activity ON pid = session_pid AND backend_start = session_started
 """
 
 
 class Node:
-    """One server process. Its connections have its name as application_name."""
+    """One server process. The application_name of its connections ends with its name."""
 
     def __init__(self, number: int, running: Cluster, **settings: str) -> None:
         self.name = f"node-{number}"

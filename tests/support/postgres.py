@@ -47,19 +47,23 @@ class Cluster(EmbeddedPostgres):
     def notify(self, channel: str, payload: str = "") -> None:
         self.sql("SELECT pg_notify(%s, %s)", channel, payload)
 
-    def backends(self, application: str = "socketio_pg") -> list[tuple[Any, ...]]:
-        """Return (pid, query) of the connections with that application_name.
+    def backends(self, application: str = "") -> list[tuple[Any, ...]]:
+        """Return (pid, query) of our connections: all, or those whose address has that application_name.
 
         The default is that of all servers, and the session's servers stay connected to the shared clusters: a test that
         counts its own connections gives them another name in its address.
         """
-        return self.sql("SELECT pid, query FROM pg_stat_activity WHERE application_name = %s", application)
+        return self.sql("SELECT pid, query FROM pg_stat_activity WHERE application_name LIKE %s", _pattern(application))
 
-    def terminate_backends(self, application: str = "socketio_pg") -> int:
-        """Terminate all connections with that application_name. Return their number."""
-        return len(
-            self.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s", application)
-        )
+    def terminate_backends(self, application: str = "") -> int:
+        """Terminate these connections. Return their number."""
+        terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE %s"
+        return len(self.sql(terminate, _pattern(application)))
+
+
+def _pattern(application: str) -> str:
+    """Return a LIKE pattern for the application_name of our connections with an address that has ``application``."""
+    return f"socketio_pg %: {application}" if application else "socketio_pg%"
 
 
 def own_listener(pubsub: PubSub) -> Listener:

@@ -136,3 +136,15 @@ def test_readme_is_short_and_in_order(root: Path) -> None:
 def test_readme_links_to_every_page(root: Path) -> None:
     linked = set(re.findall(r"\]\(docs/(\w+\.md)", (root / "README.md").read_text("utf-8")))
     assert linked == {page.name for page in (root / "docs").glob("*.md")}
+
+
+def test_parts_of_database_connections_are_documented(root: Path) -> None:
+    """Each ``connect("part")`` and ``session(database, "part")`` has a row in docs/deploy.md."""
+    text = (root / "docs" / "deploy.md").read_text("utf-8")
+    parts = {"history", "follower"}  # `History` has its name as its part
+    for path in (root / "socketio_pg").rglob("*.py"):
+        source = path.read_text("utf-8")
+        parts |= set(re.findall(r'database\.connect\(\s*"([^"]+)"', source))
+        parts |= set(re.findall(r'\bsession\(.*, "([^"]+)"\)', source))
+    assert len(parts) >= 18
+    assert [part for part in sorted(parts) if f"`socketio_pg {part}`" not in text and f"`{part}`" not in text] == []
