@@ -17,6 +17,9 @@ from socketio_pg.postgres.listeners import Listeners
 from socketio_pg.protocol import fanout
 from socketio_pg.pubsub.pubsub import PubSub
 
+#: The package that each kind of queue needs, as in the extras of setup.py.
+REQUIREMENTS = {"redis": "redis>=5", "valkey": "valkey>=6", "kafka": "kafka-python>=2.0.2"}
+
 
 def check(settings: Settings) -> None:
     """Raise :class:`ConfigurationError` when MESSAGE_QUEUE and LISTEN contradict each other or a package is missing."""
@@ -24,8 +27,9 @@ def check(settings: Settings) -> None:
     if settings.listen == "leader" and kind not in ("redis", "valkey"):
         raise ConfigurationError("LISTEN=leader needs MESSAGE_QUEUE with the URL of a Redis or Valkey server.")
     if kind is not None and kind != "postgres" and importlib.util.find_spec(kind) is None:
-        package = "kafka-python" if kind == "kafka" else kind
-        raise ConfigurationError(f"MESSAGE_QUEUE needs the package {package}: pip install 'socketio_pg[{kind}]'.")
+        raise ConfigurationError(
+            f"MESSAGE_QUEUE needs a package that is missing: run pip install '{REQUIREMENTS[kind]}'."
+        )
 
 
 class Cluster:

@@ -170,7 +170,9 @@ class Settings:
         "text", parsers.choice("text", "json"), "format of the server's log lines: 'text' (key=value) or 'json'"
     )
     test_page: bool = setting(
-        True, parsers.boolean, "serve the demo page: / and /socket-test redirect to /static/test.html"
+        True,
+        parsers.boolean,
+        "serve the demo page: / and /socket-test redirect to /static/test.html; set 0 in production",
     )
     http_api: bool = setting(
         True, parsers.boolean, "publish and replay over HTTP at /api/, with the same permissions as over sockets"

@@ -60,7 +60,7 @@ def readable(connection: Any) -> Iterator[Finding]:
 
 def _lacking(role: str, what: str) -> Finding:
     return error(
-        "privileges", f"role {role} lacks {what}", f"socketio-pg init --server-role {role}, as the schema's owner"
+        "privileges", f"role {role} lacks {what}", f"run socketio-pg init --server-role {role} as the schema's owner"
     )
 
 
@@ -76,13 +76,13 @@ def judge_schema(version: int | None, settings: Settings) -> Iterator[Finding]:
         yield ok("schema", "not installed yet: the server installs it (AUTO_INIT)")
     elif version is None and needs:
         why = "DURABLE_CHANNELS" if settings.durable_channels else "AUTHORIZATION=rls"
-        yield error("schema", f"not installed, but {why} needs it", "socketio-pg init")
+        yield error("schema", f"not installed, but {why} needs it", "run socketio-pg init")
     elif version is None:
-        yield warning("schema", "not installed: NOTIFY works, the log does not", "socketio-pg init")
+        yield warning("schema", "not installed: NOTIFY works, the log does not", "run socketio-pg init")
     elif version < schema.VERSION:
         yield error(
             "schema", f"version {version}; this program needs version {schema.VERSION}",
-            "socketio-pg init upgrades it, also while servers run",
+            "run socketio-pg init, which upgrades it, also while servers run",
         )  # fmt: skip
     elif version > schema.VERSION:
         yield error(
@@ -192,9 +192,11 @@ def judge_relay(
             "SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity WHERE pg_blocking_pids(pid) <> '{}'",
         )  # fmt: skip
     elif pid is None and rows:
-        yield error("relay", f"no server relays the log: {waiting}", "start a server on this database")
+        yield error(
+            "relay", f"no server relays the log: {waiting}", "start a server on this database: socketio-pg serve"
+        )
     elif pid is None:
-        yield warning("relay", "no server is running on this database", "start a server")
+        yield warning("relay", "no server is running on this database", "start one: socketio-pg serve")
     elif expired is not None:
         yield error(
             "relay", f"the leader, {node} (session {pid}), has not renewed its lease for {expired:.0f} s: {waiting}",
@@ -280,7 +282,7 @@ def roles(database: Database, settings: Settings) -> Iterator[Finding]:
     for role, problem in problems.items():
         yield error(
             "roles", f"the server refuses clients of role {role}: {problem}",
-            f"GRANT {role} TO the server's role; socketio-pg init --client-role {role}",
+            f"GRANT {role} TO the server's role, and run socketio-pg init --client-role {role}",
         )  # fmt: skip
     if not problems:
         yield ok("roles", f"{', '.join(sorted(names))}: policies can be evaluated")

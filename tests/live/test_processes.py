@@ -194,7 +194,11 @@ def test_pages_are_served(live_server: ServerProcess) -> None:
 def test_test_page_can_be_disabled(postgres18: Cluster) -> None:
     server = ServerProcess(postgres18.url(), TEST_PAGE="0")
     try:
-        assert [server.get(path)[0] for path in ("/", "/socket-test", "/static/test.html")] == [404] * 3
+        pages = ("/", "/socket-test", "/static/test.html", "/static/test.js", "/demo/")
+        assert [server.get(path)[0] for path in pages] == [404] * len(pages)
+        status, script = server.get("/static/socketio_pg.js")
+        assert (status, "export class Subscriptions" in script) == (200, True), "the helper for the application's pages"
+        assert server.get("/static/vendor/socket.io.min.js")[0] == 200
     finally:
         server.close()
 

@@ -50,7 +50,7 @@ def test_missing_privileges_are_an_error(base: Base, poor: str) -> None:
 
 
 def test_waiting_messages_without_a_relay_are_an_error(base: Base) -> None:
-    run("publish", "a", "1", "--durable", url=base.url)
+    run("publish", "a", "1", "--durable", "--quiet", url=base.url)
     assert level(doctor(base.url, 1), "relay") == "error"
 
 
@@ -66,7 +66,7 @@ def test_stuck_relay_is_an_error(base: Base) -> None:
         found = doctor(base.url)
         assert level(found, "relay") == "ok"
         assert "web:1 leads" in found["relay"]["found"]
-        run("publish", "a", "1", "--durable", url=base.url)
+        run("publish", "a", "1", "--durable", "--quiet", url=base.url)
         base.sql("UPDATE socketio_pg.outbox SET published_at = now() - interval '1 minute'")
         found = doctor(base.url, 1)
         assert level(found, "relay") == "error"

@@ -81,6 +81,17 @@ def test_every_file_requires_tokens(
     assert "AUTH=required" in (root / "Procfile").read_text("utf-8")
 
 
+def test_every_file_switches_the_demo_page_off(
+    deploy: Path, root: Path, compose: dict[str, Any], container: dict[str, Any]
+) -> None:
+    [environment] = re.findall(r"^ENV (.*)$", (deploy / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+    assert "TEST_PAGE=0" in environment.split()
+    assert all(compose["services"][f"node{n}"]["environment"]["TEST_PAGE"] == "${TEST_PAGE:-0}" for n in (1, 2, 3))
+    assert {"name": "TEST_PAGE", "value": "0"} in container["env"]
+    assert "\nEnvironment=TEST_PAGE=0\n" in (deploy / "socketio_pg@.service").read_text("utf-8")
+    assert "TEST_PAGE=0" in (root / "Procfile").read_text("utf-8")
+
+
 # -- the image ---------------------------------------------------------------------------------------------------------
 
 
@@ -95,7 +106,7 @@ def test_dockerfile(root: Path, deploy: Path, paths: set[str]) -> None:
     values = dict(word.split("=") for word in environment.split())
     assert values.pop("PYTHONUNBUFFERED") == "1"
     check(values)
-    assert values == {"HOST": "0.0.0.0", "PORT": str(PORT), "AUTH": "required"}
+    assert values == {"HOST": "0.0.0.0", "PORT": str(PORT), "AUTH": "required", "TEST_PAGE": "0"}
     assert f"EXPOSE {PORT}" in text
     assert set(re.findall(rf"http://127.0.0.1:{PORT}(/\w+)", text)) <= paths
     [command] = re.findall(r"^CMD (.+)$", text, re.MULTILINE)

@@ -102,6 +102,14 @@ def test_module_runs_the_command(root: Path) -> None:
     assert result.stdout.strip().endswith(f"version {socketio_pg.__version__}")
 
 
+def test_module_without_the_requirements_says_how_to_install_them(root: Path) -> None:
+    result = run_python(root, "-S", "-m", "socketio_pg")
+    assert (result.returncode, result.stdout) == (1, "")
+    [line] = result.stderr.splitlines()
+    assert re.match(r"socketio_pg needs the package \w+: run ", line)
+    assert f"-m pip install -r {root / 'requirements.txt'}" in line
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["serve", "--help"], ["settings", "-h"]], ids=" ".join)
 def test_help(arguments: list[str]) -> None:
     result = invoke(*arguments)

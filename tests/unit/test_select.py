@@ -35,11 +35,11 @@ def test_setting_selects_the_manager(pubsub: PubSub, setting: str | None, kind: 
 
 
 @pytest.mark.parametrize(
-    ("setting", "package"), [("valkey://h", "valkey"), ("valkeys://h", "valkey"), ("kafka://h:9092", "kafka")]
+    ("setting", "package"), [("valkey://h", "valkey"), ("valkeys://h", "valkey"), ("kafka://h:9092", "kafka-python")]
 )
 def test_missing_package_is_reported(setting: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match=rf"pip install 'socketio_pg\[{package}\]'"):
+    with pytest.raises(ConfigurationError, match=rf"run pip install '{package}\W"):
         Cluster(Settings(message_queue=parsers.message_queue(setting)), Sealing(Seal()))
 
 
