@@ -13,6 +13,7 @@ from typing import Any
 
 from socketio_pg.core import green
 from socketio_pg.engine import frames
+from socketio_pg.engine.chunked import Source
 
 #: Seconds for which the connection of a refused request is still read, so that the refusal arrives.
 LINGER = 1.0
@@ -119,6 +120,42 @@ def refuse(environ: dict[str, Any], status: str, body: bytes, headers: Iterable[
         while time.monotonic() < deadline and connection.recv(65536):
             green.sleep()
     return ()
+
+
+@contextlib.contextmanager
+def chunked_source(environ: dict[str, Any]) -> Iterator[Source]:
+    """Yield the bytes of a chunked body as they are on the connection. The ``with`` block reads the whole body."""
+    body = environ["wsgi.input"]
+    if "gunicorn.socket" in environ:
+        yield UnreadBytes(body.reader.req.unreader)
+        body.reader.parser = None  # gunicorn would look for chunks in the next request
+        return
+    if body.should_send_hundred_continue:
+        body.is_hundred_continue_response_sent = True
+        body.send_hundred_continue_response()
+    yield body.rfile
+    body.chunk_length = 0  # eventlet would look for chunks in the next request
+
+
+class UnreadBytes:
+    """The bytes that gunicorn has not parsed yet."""
+
+    def __init__(self, unreader: Any) -> None:
+        self._unreader = unreader
+
+    def read(self, size: int) -> bytes:
+        return self._unreader.read(size)  # type: ignore[no-any-return]
+
+    def readline(self, limit: int) -> bytes:
+        found = b""
+        while b"\n" not in found and len(found) < limit:
+            data = self._unreader.read()
+            if not data:
+                return found
+            found += data
+        end = min(limit, found.find(b"\n") + 1 or limit)
+        self._unreader.unread(found[end:])
+        return found[:end]
 
 
 @contextlib.contextmanager

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from socketio_pg.core import green
+from socketio_pg.engine import handover
+from socketio_pg.engine.chunked import ChunkError, TooLargeError, read_chunked
 
 SEPARATOR = "\x1e"
 #: The maximum number of packets in one body. Stock clients send all packets since the last POST in one body.
@@ -22,18 +24,31 @@ class BodyError(Exception):
         self.status = status
 
 
-def body_length(environ: dict[str, Any], max_bytes: int) -> int:
-    """Return the length of a POST's body. Raises :class:`BodyError`, also for more than ``max_bytes``."""
-    if "HTTP_TRANSFER_ENCODING" in environ or not environ.get("CONTENT_LENGTH"):
-        # Stock clients send Content-Length, and so do proxies that buffer the request.
+def body_length(environ: dict[str, Any], max_bytes: int) -> int | None:
+    """Return the length of a POST's body, None for a chunked one. Raises :class:`BodyError`.
+
+    Also raises it for more than ``max_bytes``.
+    """
+    text, coding = environ.get("CONTENT_LENGTH"), environ.get("HTTP_TRANSFER_ENCODING")
+    if coding is not None:
+        if text:
+            # A proxy in front may have used the other one to find the end of the body: request smuggling.
+            raise BodyError("400 BAD REQUEST", "Content-Length and Transfer-Encoding exclude each other")
+        if coding.strip().lower() != "chunked":
+            raise BodyError("411 LENGTH REQUIRED", "the only Transfer-Encoding is chunked")
+        return None
+    if not text:
         raise BodyError("411 LENGTH REQUIRED", "Content-Length is missing")
-    text = environ["CONTENT_LENGTH"]
     if not (text.isascii() and text.isdigit()):
         raise BodyError("400 BAD REQUEST", "Content-Length is not a number")
     length = int(text) if len(text) < 19 else max_bytes + 1
     if length > max_bytes:
-        raise BodyError("413 CONTENT TOO LARGE", f"the body has more than {max_bytes} bytes")
+        raise _too_large(max_bytes)
     return length
+
+
+def _too_large(max_bytes: int) -> BodyError:
+    return BodyError("413 CONTENT TOO LARGE", f"the body has more than {max_bytes} bytes")
 
 
 def read_body(environ: dict[str, Any], max_bytes: int) -> bytes:
@@ -44,11 +59,18 @@ def read_body(environ: dict[str, Any], max_bytes: int) -> bytes:
     length = body_length(environ, max_bytes)
     try:
         with green.timeout(BODY_TIMEOUT):
+            if length is None:
+                with handover.chunked_source(environ) as source:
+                    return read_chunked(source, max_bytes)
             body: bytes = environ["wsgi.input"].read(length)
     except green.TimedOut:
         raise BodyError("408 REQUEST TIMEOUT", "the body did not arrive in time") from None
     except OSError:
         raise BodyError("400 BAD REQUEST", "the body is incomplete") from None
+    except ChunkError as error:
+        raise BodyError("400 BAD REQUEST", str(error)) from None
+    except TooLargeError:
+        raise _too_large(max_bytes) from None
     if len(body) < length:
         raise BodyError("400 BAD REQUEST", "the body is incomplete")
     return body

@@ -83,8 +83,7 @@ class Api:
         if request.mimetype != "application/json" or "HTTP_CONTENT_ENCODING" in request.environ:
             # The content type also makes browsers send a preflight request for pages of other origins.
             raise api_errors.NotJSONError("the body must be application/json, not compressed")
-        self._limits.check_event(who, body_length(request.environ, self._max_bytes))
-        body = self._read_object()
+        body = self._read_object(who)
         if "messages" not in body:
             one = requested_publication(body)
             self._permissions.require(claims, "publish", one.channel)
@@ -141,9 +140,14 @@ class Api:
         name = claims.text if claims.subject is None else claims.subject
         return claims, f"client {hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
 
-    def _read_object(self) -> dict[str, Any]:
+    def _read_object(self, who: str) -> dict[str, Any]:
+        length = body_length(request.environ, self._max_bytes)
+        if length is not None:
+            self._limits.check_event(who, length)
         body = read_body(request.environ, self._max_bytes)
         g.socketio_pg_body_read = True
+        if length is None:
+            self._limits.check_event(who, len(body))
         try:
             value = read_json(body.decode())
         except UnicodeDecodeError:

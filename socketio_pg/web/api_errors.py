@@ -23,7 +23,11 @@ STATUSES = {
 #: Codes that only sockets have.
 ONLY_SOCKETS = {"too_many_subscriptions", "filter_too_expensive", "idle_timeout"}
 #: Further statuses of HTTP requests with the code ``invalid_request``.
-BODY_STATUSES = {408: "the body did not arrive in time", 411: "Content-Length is missing", 415: "not application/json"}
+BODY_STATUSES = {
+    408: "the body did not arrive in time",
+    411: "neither Content-Length nor chunked",
+    415: "not application/json",
+}
 #: Further statuses of requests that match no operation, also with the code ``invalid_request``.
 ROUTING_STATUSES = {404: "no such path", 405: "the path does not support this method"}
 

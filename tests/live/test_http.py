@@ -243,15 +243,6 @@ def test_invalid_content_length_is_refused(log: Log, value: str) -> None:
         assert connection.closed()
 
 
-def test_chunked_body_is_refused(log: Log) -> None:
-    with Connection(log.server) as connection:
-        headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}
-        connection.request("POST", "/api/publish", headers)
-        reply = connection.reply()
-        assert (reply.status, reply.json["error"]["code"]) == (411, "invalid_request")
-        assert connection.closed()
-
-
 def test_missing_body_times_out(log: Log) -> None:
     """A request holds a green thread for no longer than BODY_TIMEOUT."""
     with Connection(log.server) as connection:

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from tests.support.frames import CLOSE, MASK, TEXT, frame
 from tests.support.patience import PATIENCE
-from tests.support.server import ServerProcess
 
 POLLING = "/socket.io/?EIO=4&transport=polling"
 WEBSOCKET = "/socket.io/?EIO=4&transport=websocket"
@@ -98,11 +97,16 @@ class Connection:
         return Reply(head, self._take(int(found[1])) if found else b"")
 
     def closed(self) -> bool:
-        """Wait until the server has closed the connection."""
+        """Wait until the server has closed the connection. What arrives meanwhile is in :attr:`rest`."""
         with contextlib.suppress(ConnectionError):
-            while self.socket.recv(65536):
-                pass
+            while data := self.socket.recv(65536):
+                self._buffer += data
         return True
+
+    @property
+    def rest(self) -> bytes:
+        """Received bytes after the last response."""
+        return self._buffer
 
     def _line(self) -> bytes:
         while b"\r\n" not in self._buffer:
@@ -189,7 +193,7 @@ def websocket_path(path: str) -> str:
     return path.replace("transport=polling", "transport=websocket")
 
 
-def open_session(server: ServerProcess, headers: dict[str, str] | None = None) -> str:
+def open_session(server: Listening, headers: dict[str, str] | None = None) -> str:
     """Open a polling session. Return its path for further requests."""
     reply = http(server, headers=headers)
     assert reply.status == 200, reply.body
