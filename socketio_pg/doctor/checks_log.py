@@ -11,6 +11,8 @@ from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import UntrustedSchemaError
 from socketio_pg.doctor.findings import Finding, error, ok, warning
 from socketio_pg.doctor.status import read_nodes, read_relay, read_schema_version
+from socketio_pg.log.doorbell import RINGS
+from socketio_pg.log.relay import Relay
 from socketio_pg.postgres import schema, trust
 from socketio_pg.postgres.database import Database, fetch
 from socketio_pg.version import __version__
@@ -215,6 +217,26 @@ def judge_relay(
         )  # fmt: skip
     else:
         yield ok("relay", f"{node or f'session {pid}'} leads, {rows} waiting")
+
+
+def doorbell(connection: Any) -> Iterator[Finding]:
+    """Tell how the relay finds new messages."""
+    if read_schema_version(connection) is not None:
+        [(most, rings)] = fetch(connection, RINGS)
+        yield judge_doorbell(most, rings=rings)
+
+
+def judge_doorbell(max_prepared: int, *, rings: bool) -> Finding:
+    """Describe the doorbell: ``rings`` if all publishers notify the relay."""
+    prepared = f"max_prepared_transactions is {max_prepared}"
+    if rings and max_prepared:
+        return ok("doorbell", f"publishers notify the relay: they cannot use PREPARE TRANSACTION, although {prepared}")
+    if rings:
+        return ok("doorbell", "publishers notify the relay when they commit")
+    return ok(
+        "doorbell", f"the relay looks for messages every {Relay.unrung[1] * 1000:.0f} ms: {prepared}, or "
+        "socketio_pg.doorbell is off",
+    )  # fmt: skip
 
 
 def nodes(connection: Any) -> Iterator[Finding]:

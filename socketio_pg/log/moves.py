@@ -17,8 +17,8 @@ from socketio_pg.log.low_water import LowWater
 from socketio_pg.log.positions import encode_batches
 from socketio_pg.postgres.database import fetch_as_is
 
-# The id after which to scan the outbox: see `low_water`.
-_BOUND = """
+#: The id after which to scan the outbox: see `low_water`.
+BOUND = """
 SELECT least({floor}, min(low)) FROM unnest({xids}, {lows}) AS open (xid, low)
 WHERE pg_visible_in_snapshot(xid, pg_current_snapshot())
 """
@@ -30,7 +30,7 @@ PREPARE = f"""
 PREPARE socketio_pg_move (integer, bigint, xid8[], bigint[], bigint) AS
 WITH oldest AS (
     SELECT id, size FROM socketio_pg.outbox
-    WHERE id > ({_BOUND.format(floor="$2", xids="$3", lows="$4")}) ORDER BY id LIMIT $1
+    WHERE id > ({BOUND.format(floor="$2", xids="$3", lows="$4")}) ORDER BY id LIMIT $1
 ), picked AS (
     SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS size_before FROM oldest) AS sized
     WHERE size_before < 2000000 AND EXISTS (
@@ -64,7 +64,7 @@ _MOVE = f"""
 BEGIN;
 SELECT FROM socketio_pg.head WHERE term = %(term)s AND EXISTS (
     SELECT FROM socketio_pg.outbox WHERE id > ({
-    _BOUND.format(floor="%(floor)s::bigint", xids="%(xids)s::text[]::xid8[]", lows="%(lows)s::bigint[]")
+    BOUND.format(floor="%(floor)s::bigint", xids="%(xids)s::text[]::xid8[]", lows="%(lows)s::bigint[]")
 })) FOR UPDATE;
 EXECUTE socketio_pg_move(
     %(limit)s, %(floor)s::bigint, %(xids)s::text[]::xid8[], %(lows)s::bigint[], %(term)s::bigint)

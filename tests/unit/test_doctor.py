@@ -289,6 +289,14 @@ def test_stuck_relay_is_an_error_however_old_its_messages_are() -> None:
     assert levels(checks_log.judge_relay(1, None, 1, 0.1, stuck=True)) == {"relay": "error"}
 
 
+@pytest.mark.parametrize(
+    ("max_prepared", "rings", "text"),
+    [(0, True, "publishers notify"), (5, True, "cannot use PREPARE TRANSACTION"), (5, False, "every 20 ms")],
+)
+def test_doctor_tells_how_the_relay_finds_messages(max_prepared: int, rings: bool, text: str) -> None:
+    assert text in checks_log.judge_doorbell(max_prepared, rings=rings).found
+
+
 def test_node_versions() -> None:
     assert levels(checks_log.judge_nodes({})) == {}
     assert levels(checks_log.judge_nodes({"a": __version__, "b": __version__})) == {"nodes": "ok"}
