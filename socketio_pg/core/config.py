@@ -91,7 +91,7 @@ class Settings:
     )
     cors_allowed_origins: tuple[str, ...] | None = setting(
         None, parsers.origins, "other origins whose pages may connect, comma-separated, or '*' for all",
-        shown="same origin only",
+        shown="same origin only; with DEBUG also every origin of the own machine",
     )  # fmt: skip
     allowed_hosts: tuple[str, ...] | None = setting(
         None, parsers.hosts,

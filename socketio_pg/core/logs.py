@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from collections import OrderedDict
 from datetime import datetime, timezone
 from typing import Any
 
@@ -98,6 +99,39 @@ class RateLimitedLog:
     def failure(self, sentence: str, **fields: object) -> None:
         """Log the current exception as an error, with its traceback."""
         self(logging.ERROR, sentence, exc_info=True, **fields)
+
+
+class PerValueLog:
+    """Rate-limits log lines by a value that clients choose: each value at most once in ``seconds``.
+
+    At most ``values`` different ones are logged in that time; further ones are counted.
+    """
+
+    #: Characters of a value that count: clients choose its length too.
+    LENGTH = 200
+
+    def __init__(self, logger: logging.Logger, seconds: float, values: int) -> None:
+        self._logger = logger
+        self._seconds = seconds
+        self._most = values
+        #: Value → time of its line (monotonic), the earliest first.
+        self._written: OrderedDict[str, float] = OrderedDict()
+        self._suppressed = 0
+
+    def __call__(self, value: str, level: int, sentence: str, *arguments: object) -> None:
+        """Log ``sentence % arguments``, unless ``value`` was logged recently."""
+        now, value = time.monotonic(), value[: self.LENGTH]
+        while self._written and next(iter(self._written.values())) <= now - self._seconds:
+            self._written.popitem(last=False)
+        if value in self._written:
+            return
+        if len(self._written) >= self._most:
+            self._suppressed += 1
+            return
+        self._written[value] = now
+        more = f" ({self._suppressed} others suppressed)" if self._suppressed else ""
+        self._suppressed = 0
+        self._logger.log(level, sentence + "%s", *arguments, more)
 
 
 class RateLimitFilter(logging.Filter):

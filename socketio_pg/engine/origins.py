@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_WEB_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 
 
 def client_address(environ: Mapping[str, Any], trusted_proxies: int) -> str:
@@ -67,37 +68,67 @@ def is_public(address: str) -> bool:
     )
 
 
+#: A scheme, a host in lower case, and a port.
+_Origin = tuple[str, str, int]
+
+
 def is_allowed(
-    origin: str | None, environ: Mapping[str, Any], allowed: tuple[str, ...] | None, trusted_proxies: int
+    origin: str | None,
+    environ: Mapping[str, Any],
+    allowed: tuple[str, ...] | None,
+    trusted_proxies: int,
+    *,
+    loopback: bool = False,
 ) -> bool:
     """Return whether a page of ``origin`` (the header) may connect: ``allowed`` contains it, or it is the server's own.
 
     The server's own origin is the one that the request was sent to. X-Forwarded-Host and -Proto are used only behind
     ``trusted_proxies``. Without these the scheme is not compared, as there may be a proxy that terminates TLS.
+    With ``loopback`` every origin of the client's own machine is allowed, whatever its port.
     """
     if allowed is not None and "*" in allowed:
         return True
-    if origin is None:
+    page = _parsed(origin)
+    if page is None:
         return False
-    if allowed is not None and origin in allowed:
+    if loopback and _is_loopback(page[1]):
         return True
+    if allowed is not None and page in map(_parsed, allowed):
+        return True
+    scheme, host = page[0], str(environ.get("HTTP_HOST") or "")
+    if trusted_proxies:
+        scheme = _first(environ.get("HTTP_X_FORWARDED_PROTO")) or str(environ.get("wsgi.url_scheme") or "")
+        host = _first(environ.get("HTTP_X_FORWARDED_HOST")) or host
+    return page == _parsed(f"{scheme}://{host}")
+
+
+def canonical_origin(origin: str) -> str | None:
+    """Return an origin in the form of CORS_ALLOWED_ORIGINS; None when it is none of a web page."""
+    parsed = _parsed(origin)
+    if parsed is None:
+        return None
+    scheme, host, port = parsed
+    shown = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}" if port == _DEFAULT_PORTS[scheme] else f"{scheme}://{shown}:{port}"
+
+
+def _parsed(origin: str | None) -> _Origin | None:
+    """Parse an origin. Some clients send that of their WebSocket, such as ``wss://example.com``."""
     try:
-        page = urlsplit(origin)
-        if page.scheme not in _DEFAULT_PORTS or not page.hostname:
-            return False
-        scheme = page.scheme
-        host = str(environ.get("HTTP_HOST") or "")
-        if trusted_proxies:
-            scheme = _first(environ.get("HTTP_X_FORWARDED_PROTO")) or str(environ.get("wsgi.url_scheme") or "")
-            host = _first(environ.get("HTTP_X_FORWARDED_HOST")) or host
-        own = urlsplit(f"{scheme}://{host}")
-        return (page.scheme, page.hostname, _port(page.scheme, page.port)) == (
-            own.scheme,
-            own.hostname,
-            _port(own.scheme, own.port),
-        )
+        parts = urlsplit(origin or "")
+        scheme = _WEB_SCHEMES.get(parts.scheme)
+        if scheme is None or not parts.hostname:
+            return None
+        return scheme, parts.hostname, _DEFAULT_PORTS[scheme] if parts.port is None else parts.port
     except ValueError:  # an invalid port, or an invalid host in brackets
-        return False
+        return None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 #: A Host header: a name, an IPv4 address, or an IPv6 address in brackets, with or without a port.
@@ -167,7 +198,3 @@ def _is_address(host: str) -> bool:
 
 def _first(header: object) -> str:
     return str(header or "").partition(",")[0].strip()
-
-
-def _port(scheme: str, port: int | None) -> int | None:
-    return _DEFAULT_PORTS.get(scheme) if port is None else port

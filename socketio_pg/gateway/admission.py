@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,17 @@ from socketio_pg.core.errors import (
     SocketIOPGError,
     UnauthorizedError,
 )
-from socketio_pg.core.logs import RateLimitedLog
+from socketio_pg.core.logs import PerValueLog, RateLimitedLog
 from socketio_pg.core.messages import WireJSON
 from socketio_pg.engine.http import Query
-from socketio_pg.engine.origins import AllowedHosts, client_address, is_allowed
+from socketio_pg.engine.origins import AllowedHosts, canonical_origin, client_address, is_allowed
 from socketio_pg.gateway.limits import AddressLimits, Bucket
 from socketio_pg.protocol.extension import PATH, is_below
 
 logger = logging.getLogger("socketio_pg.admission")
 _limited_log = RateLimitedLog(logger)
+#: Pages choose their origins, so the number of different ones in a minute is limited too.
+_origins_log = PerValueLog(logger, seconds=60.0, values=100)
 
 StartResponse = Callable[..., Any]
 
@@ -91,9 +93,18 @@ class Admission:
         return None
 
     def allows_origin(self, origin: str | None, environ: dict[str, Any]) -> bool:
-        """Return whether a page of this origin may connect."""
+        """Return whether a page of this origin may connect. Logs a refused one, once a minute."""
         settings = self._settings
-        return is_allowed(origin, environ, settings.cors_allowed_origins, settings.trusted_proxies)
+        allowed = settings.cors_allowed_origins
+        if is_allowed(origin, environ, allowed, settings.trusted_proxies, loopback=settings.debug):
+            return True
+        if origin:
+            _origins_log(
+                origin, logging.WARNING,
+                "refused a page of the origin %.200r, which sent its request to the host %.200r; to allow it, set %s",
+                origin, str(environ.get("HTTP_HOST") or ""), _setting_for(origin, allowed or ()),
+            )  # fmt: skip
+        return False
 
     def opened(self, eio_sid: str, environ: dict[str, Any]) -> None:
         """Count an open connection for its address."""
@@ -150,6 +161,14 @@ class Admission:
     def address(self, environ: dict[str, Any]) -> str:
         """Return the address for which limits count."""
         return client_address(environ, self._settings.trusted_proxies)
+
+
+def _setting_for(origin: str, allowed: Sequence[str]) -> str:
+    """Return the value of CORS_ALLOWED_ORIGINS that also allows ``origin``."""
+    found = canonical_origin(origin)
+    if found is None or not found.isprintable():
+        return "CORS_ALLOWED_ORIGINS='*', which allows every page"  # such as "null", of a local file
+    return f"CORS_ALLOWED_ORIGINS={','.join([*allowed, found[:200]])}"
 
 
 def _allowed_hosts(settings: Settings) -> AllowedHosts:

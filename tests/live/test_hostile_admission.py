@@ -60,6 +60,23 @@ def test_local_names_reach_a_development_server(development: ServerProcess, host
     assert http(development, path="/static/test.html", headers={"Host": host}).status == 200
 
 
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [("http://localhost:5173", True), ("http://127.0.0.1:8080", True), ("https://evil.example", False)],
+)
+def test_pages_of_the_own_machine_reach_a_development_server(
+    development: ServerProcess, origin: str, allowed: bool
+) -> None:
+    """A page of a development server for pages, such as Vite, has another port and so another origin."""
+    reply = http(development, headers={"Origin": origin})
+    assert (reply.status, reply.headers.get("access-control-allow-origin")) == (
+        (200, origin) if allowed else (400, None)
+    )
+    assert http(development, path=WEBSOCKET, headers=GOOD | {"Origin": origin}).status == (101 if allowed else 400)
+    reply = http(development, path="/api/channels/foo/messages", headers={"Origin": origin})
+    assert ("access-control-allow-origin" in reply.headers) is allowed
+
+
 def test_missing_or_ambiguous_hosts_are_refused(development: ServerProcess) -> None:
     for hosts in ("", "Host: localhost\r\nHost: evil.example\r\n", "Host: evil.example\r\nHost: localhost\r\n"):
         with Connection(development) as one:

@@ -259,7 +259,14 @@ def test_other_origins_are_refused(server: ServerProcess, headers: dict[str, str
 def test_configured_origins_are_allowed(postgres18: Cluster) -> None:
     with running(postgres18, CORS_ALLOWED_ORIGINS="https://app.example") as server:
         assert websocket_status(server, Origin="https://app.example") == 101
-        assert websocket_status(server, Origin="https://evil.example") == 400
+        assert websocket_status(server, Origin="wss://app.example") == 101, "as Swift's client sends it"
+        for _ in range(3):
+            assert websocket_status(server, Origin="https://evil.example") == 400
+        assert websocket_status(server, Origin="null") == 400
+        refused = [line for line in server.log.splitlines() if "refused a page" in line]
+        assert ["'https://evil.example'" in line for line in refused] == [True, False], "once a minute for each origin"
+        assert "set CORS_ALLOWED_ORIGINS=https://app.example,https://evil.example" in refused[0]
+        assert "CORS_ALLOWED_ORIGINS='*'" in refused[1]
         _, headers, _ = get(server, "/socket.io/?EIO=4&transport=polling", Origin="https://app.example")
         assert headers["Access-Control-Allow-Origin"] == "https://app.example"
     with running(postgres18, CORS_ALLOWED_ORIGINS="*") as server:

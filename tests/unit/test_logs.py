@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.core.logs import RateLimitedLog, RateLimitFilter, configure_logging, formatter
+from socketio_pg.core.logs import PerValueLog, RateLimitedLog, RateLimitFilter, configure_logging, formatter
 from tests.support.checker_run import failures
 
 #: Line ends of terminals, str.splitlines(), JavaScript and XML.
@@ -201,3 +201,27 @@ def test_filter_limits_lines_of_another_logger(
         "Invalid request from 100% (2 more suppressed)",
         "Invalid request from there (1 more suppressed)",
     ]
+
+
+def test_each_value_is_logged_once_in_a_while_and_their_number_is_limited(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    log = PerValueLog(logger, seconds=60, values=3)
+
+    def lines(*values: str) -> list[str]:
+        caplog.clear()
+        for value in values:
+            log(value, logging.WARNING, "refused %.10s", value)
+        return [record.getMessage() for record in caplog.records]
+
+    assert lines("a", "b", "a", "c", "d", "e", "a") == ["refused a", "refused b", "refused c"]
+    clock[0] += 59
+    assert lines("a", "f") == []
+    clock[0] += 1
+    assert lines("a", "a", "g") == ["refused a (3 others suppressed)", "refused g"]
+    clock[0] += 60
+    # A hostile client neither fills the memory with long values, nor the log with different ends of one.
+    assert lines(*("x" * 10_000 + str(number) for number in range(5))) == ["refused xxxxxxxxxx"]
+    assert sum(map(len, log._written)) == PerValueLog.LENGTH

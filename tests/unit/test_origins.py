@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from socketio_pg.engine.origins import AllowedHosts, client_address, is_allowed, is_public
+from socketio_pg.engine.origins import AllowedHosts, canonical_origin, client_address, is_allowed, is_public
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,13 @@ FORGED = {"HTTP_X_FORWARDED_HOST": "evil.example", "HTTP_X_FORWARDED_PROTO": "ht
         ("http://app.example", {"HTTP_HOST": "[::1"}, 0, False),
         ("http://app.example", {"HTTP_HOST": ""}, 0, False),
         ("javascript://app.example", {}, 0, False),
+        # Clients that send the origin of their WebSocket.
+        ("ws://app.example", {}, 0, True),
+        ("wss://app.example", {}, 0, True),
+        ("wss://app.example:443", {}, 0, True),
+        ("ws://evil.example", {}, 0, False),
+        ("wss://app.example", {"HTTP_X_FORWARDED_PROTO": "https"}, 1, True),
+        ("ws://app.example", {"HTTP_X_FORWARDED_PROTO": "https"}, 1, False),
     ],
 )
 def test_own_origin_is_allowed(origin: str | None, more: dict[str, str], proxies: int, wanted: bool) -> None:
@@ -76,6 +83,52 @@ def test_own_origin_is_allowed(origin: str | None, more: dict[str, str], proxies
     assert is_allowed(origin, environ, ("https://other.example",), proxies) is wanted
     assert is_allowed("https://other.example", environ, ("https://other.example",), proxies)
     assert is_allowed(origin, environ, ("*",), proxies)
+
+
+@pytest.mark.parametrize(
+    ("origin", "wanted"),
+    [
+        ("https://app.example", True), ("wss://app.example", True), ("https://APP.example:443", True),
+        ("https://other.example:8443", True), ("wss://other.example:8443", True),
+        ("http://app.example", False), ("ws://app.example", False), ("https://other.example", False),
+        ("https://app.example:8443", False), ("https://app.example.evil.example", False), ("null", False),
+        ("http://localhost:5173", False), (None, False),
+    ],
+)  # fmt: skip
+def test_configured_origins(origin: str | None, wanted: bool) -> None:
+    allowed = ("https://app.example", "https://Other.example:8443")
+    assert is_allowed(origin, {"HTTP_HOST": "api.example"}, allowed, 0) is wanted
+
+
+@pytest.mark.parametrize(
+    ("origin", "wanted"),
+    [
+        ("http://localhost:5173", True), ("https://localhost", True), ("ws://localhost:3000", True),
+        ("http://app.localhost:1", True), ("http://127.0.0.1:8080", True), ("http://127.1.2.3", True),
+        ("http://[::1]:5173", True), ("http://LOCALHOST:5173", True),
+        ("http://localhost.evil.example", False), ("http://evillocalhost", False), ("http://192.168.1.7:5173", False),
+        ("http://0.0.0.0:5173", False), ("http://127.0.0.1.evil.example", False),
+        ("http://localhost@evil.example", False), ("file://localhost", False), ("null", False),
+        ("http://localhost:x", False),
+    ],
+)  # fmt: skip
+def test_origins_of_the_own_machine_are_allowed_in_development(origin: str, wanted: bool) -> None:
+    environ = {"HTTP_HOST": "127.0.0.1:3030"}
+    assert is_allowed(origin, environ, None, 0, loopback=True) is wanted
+    assert is_allowed(origin, environ, ("https://app.example",), 0, loopback=True) is wanted
+    assert not is_allowed(origin, environ, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("origin", "wanted"),
+    [
+        ("wss://app.example", "https://app.example"), ("http://App.example:80", "http://app.example"),
+        ("ws://app.example:3000", "http://app.example:3000"), ("https://[::1]:1", "https://[::1]:1"), ("null", None),
+        ("chrome-extension://abc", None), ("https://", None), ("http://a:99999", None),
+    ],
+)  # fmt: skip
+def test_canonical_origin(origin: str, wanted: str | None) -> None:
+    assert canonical_origin(origin) == wanted
 
 
 NAMES = ("app.example", ".dot.example", "*.star.example", "192.0.2.1", "2001:db8::1")
