@@ -76,7 +76,7 @@ bench-access: setup ## measure tokens and row-level security: 2,000 clients that
 bench-watch: setup ## measure watched tables: what they cost those who write them
 	$(BIN)/python bench/watch.py
 
-screenshot: setup ## make the README's pictures again, of the server that `make run` has started
+screenshot: setup ## make the pictures of the README and of docs/ again, of the server that `make run` has started
 	$(BIN)/python docs/screenshot.py http://127.0.0.1:3030 docs/images
 
 bench-nodes: setup ## measure what up to 50 listening nodes cost the database

@@ -1,4 +1,4 @@
-"""Takes the README's screenshots: ``python docs/screenshot.py URL FOLDER [--only NAME] [--dark] [--width N]``.
+"""Takes the screenshots of the README and of docs/: ``python docs/screenshot.py URL FOLDER [--only NAME] [--dark] [--width N]``.
 
 Needs a running server, Playwright for Python (``pip install playwright``), and a Chromium or Chrome.
 """
@@ -46,6 +46,8 @@ def fill(page: Page) -> None:
     page.fill("#subscribe-channel", ", ".join(CHANNELS))
     page.click("#subscribe-form button")
     expect(page.locator("#channels [data-state=subscribed]")).to_have_count(len(CHANNELS))
+    if not page.locator("#publish-channel").is_visible():
+        page.click("#publish > summary")
     for number, (channel, payload) in enumerate(MESSAGES, start=1):
         page.fill("#publish-channel", channel)
         page.fill("#publish-payload", json.dumps(payload, ensure_ascii=False))
@@ -61,6 +63,8 @@ def follow_orders(page: Page) -> None:
     for number in range(16):
         page.click("#change")
         expect(page.locator("#statements > li")).to_have_count(min(number + 1, 8))
+        if number == 14:  # so that only the last change is highlighted
+            page.evaluate("Promise.all(document.getAnimations().map((animation) => animation.finished))")
     page.mouse.move(0, 0)
 
 
@@ -78,13 +82,13 @@ def move_people(page: Page) -> None:
 def run_setup(page: Page) -> None:
     expect(page.locator("#setup:not([hidden]), #change:enabled").first).to_be_visible()
     if page.locator("#setup").is_visible():
-        page.click("#setup")
+        page.click("#setup button")
     expect(page.locator("#change")).to_be_enabled()
 
 
 #: Screenshot → its page, and the function that prepares the page.
 PICTURES: dict[str, tuple[str, Callable[[Page], None]]] = {
-    "demo": ("/static/test.html", fill),
+    "playground": ("/static/test.html", fill),
     "orders": ("/demo/orders.html", follow_orders),
     "map": ("/demo/map.html", move_people),
 }

@@ -9,8 +9,8 @@ export function warnIfOpen(socket) {
   const text = document.createElement("p");
   text.append(
     element("strong", "This server is open."),
-    " It asks for no token, so every client that reaches it may use its channels. Set ", element("code", "AUTH=required"),
-    " and a key, such as ", element("code", "JWT_SECRET"), ", before other machines can reach it.",
+    " Every client may use its channels without a token. Set ", element("code", "AUTH=required"),
+    " and a key (", element("code", "JWT_SECRET"), ") before other machines can reach it.",
   );
   banner.append(text);
   document.body.prepend(banner);

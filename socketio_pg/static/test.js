@@ -4,6 +4,7 @@
 // `request()`, which sends all other requests.
 
 import { loadClient } from "./client.js";
+import { hasDemos } from "./demos.js";
 import { MessageLog, clock, hue, timeOfDay } from "./log.js";
 import { warnIfOpen } from "./open.js";
 import { Subscriptions } from "./socketio_pg.js";
@@ -11,6 +12,7 @@ import { notifyStatement, oneLine, publishStatement } from "./sql.js";
 
 const ANSWER_TIMEOUT = 10_000; // ms to wait for the server's acknowledgement
 const MAX_ERRORS = 4; // shown at the same time
+const ERROR_TIME = 15_000; // ms for which an error is shown, unless the visitor points at it or has the focus in it
 const HISTORY = 20; // messages that “Replay the last 20 messages” requests
 
 const $ = (selector) => document.querySelector(selector);
@@ -434,11 +436,11 @@ function describeEmptyLog() {
   const all = [...channels.values()];
   const names = all.filter(({ subscription }) => subscription.active).map(({ name }) => name).join(", ");
   if (names) {
-    return ["Listening", `The next message on ${names} appears here. Publish one, or paste the SQL line into psql.`];
+    return ["Listening", `The next message on ${names} appears here. Publish one, here or in psql.`];
   }
-  if (all.length && !connectionWanted()) return ["Not listening", "There is no connection to the server."];
+  if (all.length && !connectionWanted()) return ["Not listening", "There is no connection to the server: click Connect."];
   if (all.length) return ["Not listening yet", "The server has not confirmed the subscription."];
-  return ["Nothing here yet", "Subscribe to a channel. Then publish to it, or paste the SQL line into psql."];
+  return ["No messages yet", "Subscribe to a channel, such as foo. Then publish to it, here or in psql."];
 }
 
 // Screen readers would read unchanged text again.
@@ -461,7 +463,7 @@ function showFieldError(field, text) {
   }
 }
 
-/** Shows an error until it is dismissed, or until the action succeeds. Repeated errors are counted. */
+/** Shows an error until it is dismissed, the action succeeds, or some time has passed. Repeated errors are counted. */
 function showError(code, message, { action = "", channel = "" } = {}) {
   const list = $("#errors");
   const row = $("#error-template").content.firstElementChild.cloneNode(true);
@@ -478,9 +480,21 @@ function showError(code, message, { action = "", channel = "" } = {}) {
     (row.nextElementSibling ?? row.previousElementSibling)?.querySelector("button").focus();
     row.remove();
   });
+  dismissLater(row);
   if (same) same.replaceWith(row);
   else list.prepend(row);
   while (list.children.length > MAX_ERRORS) list.lastElementChild.remove();
+}
+
+/** Removes an error after a while, but never while the visitor points at it or has the focus in it. */
+function dismissLater(row) {
+  let timer;
+  const start = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => (row.matches(":hover, :focus-within") ? start() : row.remove()), ERROR_TIME);
+  };
+  for (const event of ["pointerleave", "focusout"]) row.addEventListener(event, start);
+  start();
 }
 
 function clearErrors(action, channel = "") {
@@ -504,6 +518,18 @@ async function client() {
   }
 }
 
+// Beside the messages the form for publishing is always open. Above them, on a phone, it would fill the first screen.
+const beside = matchMedia("(min-width: 56rem) and (min-height: 30rem)"); // as in test.css
+const summary = $("#publish > summary");
+function arrange() {
+  $("#publish").open = beside.matches;
+  summary.tabIndex = beside.matches ? -1 : 0;
+}
+beside.addEventListener("change", arrange);
+summary.addEventListener("click", (event) => { if (beside.matches) event.preventDefault(); });
+arrange();
+
+$(".pages").hidden = !hasDemos;
 for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
 showSql();
 for (const name of namesIn(new URLSearchParams(location.search).get("channels") ?? "")) subscribe(name);

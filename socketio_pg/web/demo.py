@@ -31,6 +31,10 @@ def create_demo_blueprint(database: Database) -> Blueprint:
     def index() -> Response:
         return blueprint.send_static_file("index.html")
 
+    @blueprint.get("/static/demos.js")
+    def demos() -> Response:
+        return Response("export const hasDemos = true;\n", mimetype="text/javascript")
+
     @blueprint.errorhandler(SocketIOPGError)
     def failed(error: SocketIOPGError) -> tuple[Response, int]:
         return jsonify(error=error.message), 409

@@ -34,15 +34,44 @@ def test_keyboard_reaches_every_control(demo: Demo) -> None:
     demo.start("?channels=foo")
     demo.expect_subscribed("foo")
     reached = []
-    for _ in range(14):
+    for _ in range(15):
         demo.page.keyboard.press("Tab")
         reached.append(
             demo.page.evaluate("(e => e.id || e.ariaLabel || e.className || e.type)(document.activeElement)")
         )
     expected = ["connection-toggle", "subscribe-channel", "submit", "subscribe-history", "Unsubscribe from foo"]
-    expected += ["publish-channel", "publish-payload", "publish-durable", "submit", "sql-copy", "filter", "pause"]
-    expected += ["clear", "scroller"]
+    expected += ["publish-channel", "publish-payload", "publish-durable", "submit", "sql-copy", "sql", "filter"]
+    expected += ["pause", "clear", "scroller"]
     assert reached == expected
+
+
+def test_first_screen_of_a_phone_has_messages(demo: Demo, psql: Psql) -> None:
+    demo.page.set_viewport_size({"width": 390, "height": 844})
+    demo.start()
+    demo.subscribe("foo")
+    psql("SELECT pg_notify('foo', n::text) FROM generate_series(1, 3) AS n")
+    expect(demo.rows).to_have_count(3)
+    for row in demo.rows.all():
+        expect(row).to_be_in_viewport(ratio=1)
+    # The form for publishing is a click away.
+    expect(demo.page.locator("#publish-form")).to_be_hidden()
+    demo.publish("foo", "4")
+    expect(demo.rows).to_have_count(4)
+
+
+def test_errors_disappear_unless_the_visitor_is_at_them(demo: Demo) -> None:
+    demo.reusable = False  # Playwright cannot restore the clock
+    demo.page.clock.install()
+    demo.start()
+    demo.try_to_subscribe("z" * 64)
+    expect(demo.errors).to_have_count(1)
+    demo.page.clock.fast_forward(14_000)
+    demo.errors.get_by_role("button").focus()
+    demo.page.clock.fast_forward(14_000)
+    expect(demo.errors).to_have_count(1)
+    demo.page.locator("#subscribe-channel").focus()
+    demo.page.clock.fast_forward(16_000)
+    expect(demo.errors).to_have_count(0)
 
 
 # --- The source of the Socket.IO client -----------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class Visitor:
         expect(self.page.locator("#sql")).to_contain_text("socketio_pg.watch(")
         expect(self.page.locator("#setup:not([hidden]), #change:enabled").first).to_be_visible()
         if self.page.locator("#setup").is_visible():
-            self.page.click("#setup")
+            self.page.click("#setup button")
         expect(self.page.locator("#change")).to_be_enabled()
 
     def close(self) -> None:
@@ -138,12 +138,55 @@ def test_demo_without_the_log_explains_the_setup(postgres18: Cluster, chromium: 
     log = Log(postgres18, "live_demos_without_log", DEBUG="1")
     try:
         with Visitor(chromium, log.server.url, "orders") as visitor:
-            visitor.page.click("#setup")
+            visitor.page.click("#setup button")
             expect(visitor.page.locator("#problem")).to_contain_text("socketio-pg init")
             assert visitor.problems.pop().startswith("Failed to load resource")
         assert log.sql("SELECT to_regnamespace('socketio_pg_demo') IS NULL") == [(True,)]
     finally:
         log.server.close()
+
+
+#: Page → its name.
+PAGES = {
+    "/static/test.html": "Playground",
+    "/demo/": "Demos",
+    "/demo/orders.html": "Orders",
+    "/demo/map.html": "Map",
+    "/demo/chat.html": "Chat",
+}
+
+#: Returns the scrollable elements that the keyboard does not reach, or that have no role or no name.
+UNREACHABLE = """() => [...document.querySelectorAll("body *")].filter((element) => {
+  if (!/auto|scroll/.test(getComputedStyle(element).overflowY)) return false;
+  if (element.scrollHeight <= element.clientHeight || element.matches("textarea")) return false;
+  if (element.querySelector("button:enabled, input:enabled, [tabindex='0']")) return false;
+  return element.tabIndex < 0 || !element.getAttribute("role") || !element.getAttribute("aria-labelledby");
+}).map((element) => element.outerHTML.slice(0, 100))"""
+
+
+def test_each_page_has_one_name_and_fits_a_phone(log: Log, chromium: Browser) -> None:
+    page = chromium.new_page(viewport={"width": 390, "height": 844})
+    try:
+        for path, name in PAGES.items():
+            page.goto(log.server.url + path)
+            expect(page).to_have_title(f"{name} · socketio_pg")
+            expect(page.get_by_role("heading", level=1)).to_have_text(name)
+            links = page.get_by_role("navigation", name="Pages").get_by_role("link")
+            expect(links).to_have_text(["Playground", "Orders", "Map", "Chat"])
+            assert links.and_(page.locator("[aria-current=page]")).all_text_contents() == [name] * (name != "Demos")
+            if name in ("Orders", "Map"):
+                expect(page.locator("#sql")).to_contain_text("socketio_pg.watch(")
+            if name == "Chat":
+                expect(page.locator("#code")).to_contain_text("subscribe")
+            for width, height in ((390, 844), (1280, 400), (1280, 800)):
+                page.set_viewport_size({"width": width, "height": height})
+                assert page.evaluate("document.documentElement.scrollWidth") == width, (name, width)
+                assert page.evaluate(UNREACHABLE) == [], (name, width)
+            page.set_viewport_size({"width": 390, "height": 844})
+        for link in links.all():
+            assert page.request.get(str(link.evaluate("link => link.href"))).ok
+    finally:
+        page.close()
 
 
 def test_index_links_to_each_demo(log: Log, chromium: Browser) -> None:

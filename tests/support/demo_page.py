@@ -96,6 +96,8 @@ class Demo:
         expect(self.page.locator("#hello [data-field=client]")).to_have_text(name, timeout=PATIENCE)
 
     def publish(self, channel: str, payload: str, durable: bool = False) -> None:
+        if not self.page.locator("#publish-channel").is_visible():
+            self.page.click("#publish > summary")  # closed on a phone
         self.page.fill("#publish-channel", channel)
         self.page.fill("#publish-payload", payload)
         self.page.set_checked("#publish-durable", durable)

@@ -40,7 +40,8 @@ function show({ payload, published_at: at }) {
   line.dataset.mine = sender.textContent === $("#name").value;
   $("#messages").append(line);
   while ($("#messages").children.length > 200) $("#messages").firstChild.remove();
-  line.scrollIntoView({ block: "end" });
+  $("#empty").hidden = true;
+  $(".lines").scrollTop = $(".lines").scrollHeight;
 }
 
 $("#code").textContent = await (await fetch("./chat.js")).text();

@@ -64,7 +64,7 @@ export async function runSql(name, load, pause) {
     await guarded(change);
     setTimeout(keep, pause);
   };
-  $("#setup").addEventListener("click", () => guarded(async () => {
+  $("#setup button").addEventListener("click", () => guarded(async () => {
     await ask(`./${name}/setup`, "POST");
     await begin();
   }));

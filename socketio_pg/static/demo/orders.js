@@ -16,8 +16,8 @@ await runSql("orders", load, 700);
 
 function load(found) {
   for (const order of found) draw(order);
-  count();
   loaded = true;
+  count();
   // In order: the rows may already contain some of these changes, but they end up as in the table.
   for (const message of waiting.splice(0)) receive(message);
 }
@@ -57,5 +57,6 @@ function flash(row) {
 
 function count() {
   $("#empty").hidden = rows.size > 0;
+  $(".orders").hidden = rows.size === 0;
   $("#count").textContent = `${rows.size} ${rows.size === 1 ? "order" : "orders"}`;
 }
