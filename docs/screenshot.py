@@ -1,4 +1,4 @@
-"""Takes the screenshots of the README and of docs/: ``python docs/screenshot.py URL FOLDER [--only NAME] [--dark] [--width N]``.
+"""Takes screenshots for the docs: ``python docs/screenshot.py URL FOLDER [--only NAME] [--dark] [--width N]``.
 
 Needs a running server, Playwright for Python (``pip install playwright``), and a Chromium or Chrome.
 """
