@@ -16,7 +16,7 @@ from socketio_pg.core.channels import match_pattern
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import (
     ConfigurationError,
-    DatabaseError,
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     ForbiddenError,
     LogNotInstalledError,
@@ -89,7 +89,8 @@ class Permissions:
         try:
             reason = self._refusal(claims, action, channel)
         except LogNotInstalledError:
-            raise DatabaseError("permissions cannot be checked: run 'socketio-pg init'", channel=channel) from None
+            problem = "permissions cannot be checked: run 'socketio-pg init'"
+            raise DatabaseRefusedError(problem, channel=channel) from None
         if reason is not None:
             raise ForbiddenError(reason, channel=channel)
 

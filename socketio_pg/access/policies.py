@@ -28,8 +28,8 @@ logger = logging.getLogger("socketio_pg.policies")
 _DECIDE = f"SELECT socketio_pg.decide({'%s::pg_catalog.text[], ' * 4}%s::pg_catalog.float8)"
 
 #: SQLSTATEs (manual, appendix A) that say nothing about permission: transaction rollback and deadlocks, insufficient
-#: resources, operator intervention, system errors, and lock_not_available.
-_TRANSIENT = ("40", "53", "57", "58", "55P03")
+#: resources, operator intervention, system errors, a read-only database, and lock_not_available.
+_TRANSIENT = ("40", "53", "57", "58", "25006", "55P03")
 
 
 class Policies:

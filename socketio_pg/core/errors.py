@@ -15,6 +15,7 @@ SocketIOPGError               internal
 ├── FilterTooExpensiveError  filter_too_expensive
 ├── IdleTimeoutError          idle_timeout
 └── DatabaseError             internal
+    ├── DatabaseRefusedError  database_unavailable
     └── DatabaseUnavailableError  database_unavailable
         ├── DatabaseTimeoutError  database_unavailable
         └── ClusterKeyError       database_unavailable
@@ -140,6 +141,15 @@ class DatabaseError(SocketIOPGError):
     """
 
     sqlstate: str | None = None
+
+
+class DatabaseRefusedError(DatabaseError):
+    """PostgreSQL refuses a statement because of its state, its configuration or a privilege, as on a standby.
+
+    No bug, and not the fault of the request. The connection still works.
+    """
+
+    code = "database_unavailable"
 
 
 class DatabaseUnavailableError(DatabaseError):

@@ -8,7 +8,7 @@ lease has expired. Each election increases the term, the fencing number of every
 from dataclasses import dataclass
 from typing import Any
 
-from socketio_pg.core.errors import DatabaseError
+from socketio_pg.core.errors import DatabaseError, DatabaseRefusedError
 from socketio_pg.postgres.database import fetch_as_is
 
 #: Milliseconds since 1970 by the database's clock, which all nodes share.
@@ -79,7 +79,7 @@ class Lease:
         """Return the current leader; its id is None before the first election."""
         rows = fetch_as_is(connection, LEADER, seconds=self._seconds)
         if not rows:
-            raise DatabaseError("the log's head is missing: run 'socketio-pg init'")
+            raise DatabaseRefusedError("the log's head is missing: run 'socketio-pg init'")
         return Leader(*rows[0])
 
     def is_vacant(self, leader: Leader) -> bool:

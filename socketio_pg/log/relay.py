@@ -32,7 +32,7 @@ from socketio_pg.log.lease import Lease
 from socketio_pg.log.low_water import LowWater
 from socketio_pg.log.moves import PREPARE, Moved, move
 from socketio_pg.log.positions import Head, trim_upto
-from socketio_pg.postgres.database import Database, fetch_as_is, is_usable, translated_errors
+from socketio_pg.postgres.database import Database, fetch_as_is, is_usable, require_writable, translated_errors
 from socketio_pg.postgres.trust import verify
 from socketio_pg.version import __version__
 
@@ -193,6 +193,7 @@ class Relay:
             try:
                 # Not through a pooler: leadership and LISTEN need a session.
                 connection = self._database.connect("relay", listen=True)
+                require_writable(connection, self.timeout)
                 verify(self._database, connection, self.timeout)
                 self._execute(connection, _SESSION)
                 self._execute(connection, PREPARE)
@@ -284,10 +285,10 @@ class Relay:
         """Move messages until another node leads."""
         self.leading = True
         self._on_leading(True)
-        logger.info("relaying the log on %s, term %d", self._database, term)
         self._execute(connection, f"LISTEN {BELL_CHANNEL}")
         self._check_epoch(connection)
         self._lease.set_busy(connection, False)
+        logger.info("relaying the log on %s, term %d", self._database, term)
         self._next_trim = self._next_beat = self._next_full_scan = 0.0
         self._next_renewal = time.monotonic() + self.renew_interval
         self._rings = doorbell.rings(connection, self.timeout)

@@ -18,6 +18,7 @@ from socketio_pg.core.config import LIBPQ_DEFAULTS, redact
 from socketio_pg.core.errors import (
     ConfigurationError,
     DatabaseError,
+    DatabaseRefusedError,
     DatabaseTimeoutError,
     DatabaseUnavailableError,
     InvalidChannelError,
@@ -33,6 +34,11 @@ from socketio_pg.postgres.session import session_sql
 FIXED_PATH = "SET LOCAL search_path = pg_catalog, pg_temp"
 #: What clients read in place of PostgreSQL's own text.
 UNAVAILABLE = "the database is not available at the moment"
+READ_ONLY = "the database is read-only"
+#: Classes of SQLSTATE (manual, appendix A) that only a bug in a statement of this package causes, unless the code is
+#: one of the others: read-only, closed by a timeout, without a privilege.
+_BUGS = ("02", "03", "0B", "0Z", "20", "21", "22", "24", "25", "2D", "3B", "42")
+_NO_BUGS = ("25006", "25P03", "25P04", "42501")
 
 
 class Database:
@@ -147,13 +153,29 @@ def _translate(error: psycopg2.Error) -> SocketIOPGError:
         return LogNotInstalledError("the log of this version is not installed in the database: run 'socketio-pg init'")
     if error.pgcode == "22023" and "payload string too long" in lines[0]:
         return PayloadTooLargeError("payload is too long for NOTIFY in this database's encoding")
-    translated = DatabaseError("the database refused this", detail=lines[0])
-    if error.pgcode == "57014":  # query_canceled: by statement_timeout, or by an operator
-        translated = DatabaseTimeoutError("the database did not answer in time", detail=lines[0])
-    elif isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
-        translated = DatabaseUnavailableError(UNAVAILABLE, detail=lines[0])
+    translated = _database_error(error, error.pgcode or "", lines[0])
     translated.sqlstate = error.pgcode
     return translated
+
+
+def _database_error(error: psycopg2.Error, sqlstate: str, detail: str) -> DatabaseError:
+    """Return the error of a code; docs/protocol.md has the table."""
+    if sqlstate == "57014":  # query_canceled: by statement_timeout, or by an operator
+        return DatabaseTimeoutError("the database did not answer in time", detail=detail)
+    # Without a code it is an error of the driver.
+    lost = type(error) is psycopg2.DatabaseError and not sqlstate
+    if lost or isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
+        return DatabaseUnavailableError(UNAVAILABLE, detail=detail)
+    if sqlstate and (sqlstate in _NO_BUGS or not sqlstate.startswith(_BUGS)):
+        message = READ_ONLY if sqlstate == "25006" else "the database does not accept this at the moment"
+        return DatabaseRefusedError(message, detail=detail)
+    return DatabaseError("the database refused this", detail=detail)
+
+
+def require_writable(connection: Any, seconds: float) -> None:
+    """Raise :class:`DatabaseRefusedError` on a hot standby, and where transactions are read-only."""
+    if fetch(connection, "SELECT current_setting('transaction_read_only')::bool", seconds=seconds)[0][0]:
+        raise DatabaseRefusedError(READ_ONLY, detail=f"{READ_ONLY}: it is a hot standby, or does not allow to write")
 
 
 def _parse(dsn: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import RESERVED_PREFIX, quote_identifier
 from socketio_pg.core.errors import (
     DatabaseError,
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     InvalidChannelError,
     InvalidRequestError,
@@ -206,7 +207,13 @@ class Listener:
         before that, :class:`InvalidChannelError` when the database's encoding cannot represent the name.
         """
         if channel not in self._listening:
-            self._waiters.wait(channel, seconds)
+            try:
+                self._waiters.wait(channel, seconds)
+            except DatabaseUnavailableError as error:
+                if self.problem is None:
+                    raise
+                error.message = f"{error.message}: {self.problem.public}"
+                raise
 
     def _wake(self) -> None:
         if self._worker.running and self._waker is not None:
@@ -266,7 +273,7 @@ class Listener:
             while not any(notification.channel == nonce for notification in connection.notifies):
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise DatabaseError(
+                    raise DatabaseRefusedError(
                         "a NOTIFY does not reach the LISTEN connection: it goes through a pooler in transaction mode, "
                         "or to another database; set LISTEN_DATABASE_URL to PostgreSQL's own address"
                     )
@@ -325,14 +332,14 @@ class Listener:
         self._changing = set(batch)
         try:
             self._execute(connection, ";".join(f"LISTEN {quote_identifier(channel)}" for channel in batch))
-        except DatabaseUnavailableError:
+        except (DatabaseUnavailableError, DatabaseRefusedError):
             self._pending.update(batch)
             raise
         except DatabaseError:
             for channel in list(batch):
                 try:
                     self._execute(connection, f"LISTEN {quote_identifier(channel)}")
-                except DatabaseUnavailableError:
+                except (DatabaseUnavailableError, DatabaseRefusedError):
                     raise
                 except DatabaseError as error:
                     del batch[channel]

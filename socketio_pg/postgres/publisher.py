@@ -10,6 +10,7 @@ from typing import Any
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import (
     DatabaseError,
+    DatabaseRefusedError,
     DatabaseTimeoutError,
     DatabaseUnavailableError,
     InvalidRequestError,
@@ -18,7 +19,7 @@ from socketio_pg.core.errors import (
 )
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.problems import Problem
-from socketio_pg.postgres.database import Database, encode_text, translated_errors
+from socketio_pg.postgres.database import READ_ONLY, Database, encode_text, translated_errors
 from socketio_pg.postgres.trust import verify
 
 logger = logging.getLogger("socketio_pg.publisher")
@@ -257,10 +258,7 @@ class Publisher:
                     # Not the client's fault: the database is read-only, a privilege is missing, or the like.
                     _limited_log(logging.WARNING, "publishing failed: %s", refused)
                     metrics.failed_commits.inc()
-                    problem = "the database does not accept messages at the moment"
-                    error = DatabaseUnavailableError(
-                        problem, channel=request.channel, detail=f"publishing failed: {refused}"
-                    )
+                    error = _as_failure(refused, request.channel)
                     self._note_failure([request], error)
             except SocketIOPGError as refused:
                 error = refused
@@ -301,6 +299,14 @@ class Publisher:
     def _fail(requests: deque[_Request] | list[_Request], error: DatabaseUnavailableError) -> None:
         while requests:
             requests.pop().done.send(error)
+
+
+def _as_failure(refused: DatabaseError, channel: str | None) -> DatabaseError:
+    detail = f"publishing failed: {refused}"
+    if isinstance(refused, DatabaseRefusedError):
+        problem = READ_ONLY if refused.message == READ_ONLY else "the database does not accept messages at the moment"
+        return DatabaseUnavailableError(problem, channel=channel, detail=detail)
+    return DatabaseError("publishing failed", channel=channel, detail=detail)  # a bug
 
 
 def _durable(requests: Sequence[_Request]) -> bool:

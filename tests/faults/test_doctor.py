@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -12,7 +11,7 @@ from socketio_pg.doctor import checks_database
 from socketio_pg.postgres.database import Database, session
 from tests.faults.test_pooler import pooler_url as pooler_url
 from tests.support.cli import doctor, run
-from tests.support.postgres import Cluster, cluster, in_thread
+from tests.support.postgres import Cluster, in_thread
 
 
 def test_pooler_is_found(pooler_url: str, breakable: Cluster) -> None:
@@ -68,17 +67,3 @@ def test_full_notify_queue_is_found(small_queue: Cluster) -> None:
         found = doctor(small_queue.url(), 1)["NOTIFY queue"]
     assert found["level"] == "error"
     assert "pg_terminate_backend" in found["remedy"]
-
-
-def test_hot_standby_is_found() -> None:
-    with cluster(18) as standby:
-        standby.stop()
-        # Without a primary the standby stays in recovery and answers queries.
-        signal = Path(standby.data_dir) / "standby.signal"
-        signal.touch()
-        signal.chmod(0o666)
-        standby.start()
-        found = doctor(standby.url(), 1)
-    assert found["standby"]["level"] == "error"
-    assert "primary" in found["standby"]["remedy"]
-    assert found["LISTEN"]["level"] == "error"

@@ -321,7 +321,7 @@ def test_lost_database_privilege_is_reported_by_readyz(
     with connect(server, "alice") as alice:
         database.sql(f"REVOKE EXECUTE ON {decide} FROM web")
         try:
-            assert subscribe(alice, room) == "internal"
+            assert subscribe(alice, room) == "database_unavailable"
             server.wait_for("/readyz", 503, "socketio-pg init --server-role")
         finally:
             database.sql(f"GRANT EXECUTE ON {decide} TO web")
@@ -362,8 +362,8 @@ def test_missing_schema_allows_nothing_and_is_reported(postgres18: Cluster) -> N
     with contextlib.closing(ServerProcess(url, wait="http", **POLICIES)) as server:
         server.wait_for("/readyz", 503, "socketio-pg init")
         with connect(server, "alice") as client:
-            assert subscribe(client, "foo") == "internal"
-            assert publish(client, "foo") == "internal"
+            assert subscribe(client, "foo") == "database_unavailable"
+            assert publish(client, "foo") == "database_unavailable"
             assert subscribe(client, "open:x") is None
         # The server uses the schema as soon as it is installed.
         installed = PolicyDatabase(postgres18, "no_schema")

@@ -197,7 +197,7 @@ def test_failed_listen_leaves_nothing_behind(server: SocketServer, channel: str)
     (error,) = received(client, "error")
     assert error == {
         "code": "database_unavailable",
-        "message": "cannot listen to the database at the moment",
+        "message": "cannot listen to the database at the moment: not started",
         "channel": channel,
     }
     client.disconnect()

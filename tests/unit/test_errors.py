@@ -28,6 +28,7 @@ TREE = {
     "FilterTooExpensiveError": ("SocketIOPGError", "filter_too_expensive"),
     "IdleTimeoutError": ("SocketIOPGError", "idle_timeout"),
     "DatabaseError": ("SocketIOPGError", "internal"),
+    "DatabaseRefusedError": ("DatabaseError", "database_unavailable"),
     "DatabaseUnavailableError": ("DatabaseError", "database_unavailable"),
     "DatabaseTimeoutError": ("DatabaseUnavailableError", "database_unavailable"),
     "ClusterKeyError": ("DatabaseUnavailableError", "database_unavailable"),
