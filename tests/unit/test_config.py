@@ -136,7 +136,7 @@ def test_valid_values_from_the_environment(name: str, raw: str, value: object) -
     assert load({name.upper(): raw}) == settings_with(name, value)
 
 
-NO_ADDRESSES = ["mysql://host/db", "postgresql+asyncpg://host/db", "sqlite:///file", "localhost", "http://host", "://"]
+NO_ADDRESSES = ["mysql://host/db", "mysql+pymysql://host/db", "sqlite:///file", "localhost", "http://host", "://"]
 
 #: (setting, description of allowed values) → invalid values. Values that are not strings can only come from the file.
 WRONG_VALUES: dict[tuple[str, str], list[object]] = {

@@ -15,6 +15,7 @@ from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import (
     ConfigurationError,
     DatabaseError,
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     ForbiddenError,
     LogNotInstalledError,
@@ -231,7 +232,7 @@ def test_concurrent_equal_questions_are_asked_once(answers: Answers) -> None:
     [
         (DatabaseUnavailableError("away"), DatabaseUnavailableError),
         (DatabaseError("refused"), DatabaseError),
-        (LogNotInstalledError("not installed"), DatabaseError),
+        (LogNotInstalledError("not installed"), DatabaseRefusedError),
         (ValueError("a bug"), ValueError),
     ],
     ids=repr,
