@@ -10,8 +10,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 with warnings.catch_warnings():
     # eventlet warns that it is deprecated: see docs/deploy.md on pinned libraries.
@@ -34,6 +34,7 @@ with warnings.catch_warnings():
 logger = logging.getLogger("socketio_pg.green")
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 Queue = eventlet.queue.Queue
 #: ``with lock:``, for the green threads of one process.
@@ -56,6 +57,30 @@ def spawn(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> G
 def run_soon(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
     """Like :func:`spawn`, at half the cost, but without a thread to wait for. The hub's callbacks may call it."""
     eventlet.spawn_n(_logged, function, args, kwargs)
+
+
+def run_together(functions: Sequence[Callable[[], T]]) -> list[T | BaseException]:
+    """Call each of ``functions`` in a green thread of its own. Return their results, or the exceptions they raised."""
+    results: list[T | BaseException] = [TimedOut("it was killed")] * len(functions)
+    done = Event()
+    left = len(functions)
+
+    def run(index: int, function: Callable[[], T]) -> None:
+        nonlocal left
+        try:
+            results[index] = function()
+        except FAILURES as error:
+            results[index] = error
+        finally:
+            left -= 1
+            if not left:
+                done.send()
+
+    for index, function in enumerate(functions):
+        run_soon(run, index, function)
+    if functions:
+        done.wait()
+    return results
 
 
 def _logged(function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

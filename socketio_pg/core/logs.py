@@ -82,10 +82,12 @@ class RateLimitedLog:
         #: Sentence → time of its last line (monotonic), and number of lines suppressed since.
         self._written: dict[str, tuple[float, int]] = {}
 
-    def __call__(self, level: int, sentence: str, *arguments: object, exc_info: bool = False, **fields: object) -> None:
+    def __call__(
+        self, level: int, sentence: str, *arguments: object, exc_info: bool | BaseException = False, **fields: object
+    ) -> None:
         """Log ``sentence % arguments`` with ``fields``, or count it as suppressed.
 
-        ``exc_info``: adds the traceback of the current exception.
+        ``exc_info``: adds the traceback of the current exception, or of this one.
         """
         now = time.monotonic()
         last, suppressed = self._written.get(sentence, (-self._seconds, 0))

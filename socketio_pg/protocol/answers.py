@@ -20,12 +20,14 @@ logger = logging.getLogger("socketio_pg.protocol")
 class Answer:
     """The result of a handler: an event for the client, and its acknowledgement if the client asked for one.
 
-    ``then`` is called afterwards, and may wait.
+    ``then`` is called afterwards, and may wait. ``once``: a large answer, which is not an event too if the client asked
+    for an acknowledgement.
     """
 
     event: str
     body: dict[str, Any]
     then: Callable[[], None] | None = None
+    once: bool = False
 
 
 class AnsweringServer(socketio.Server):  # type: ignore[misc]
@@ -62,7 +64,8 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
         else:
             if isinstance(result, Answer):
                 with self._corked(eio_sid):
-                    self.emit(result.event, result.body, to=sid, namespace=namespace, ignore_queue=True)
+                    if id is None or not result.once:
+                        self.emit(result.event, result.body, to=sid, namespace=namespace, ignore_queue=True)
                     if id is not None:
                         self._acknowledge(eio_sid, namespace, id, [{"ok": True, **result.body}])
                 if result.then is not None:

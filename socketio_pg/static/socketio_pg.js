@@ -107,6 +107,13 @@ const TRANSIENT = new Set(["database_unavailable", "authentication_unavailable",
 // Refused tokens in a row before giving up: a token can expire on its way, or be newer than the server's clock.
 const MAX_REFUSALS = 3;
 
+// Limits of one request for many channels: the server allows 500, and limits the bytes.
+const MAX_TOGETHER = 250;
+const MAX_CHARACTERS = 100_000;
+
+// ms for which a retry waits for those of other channels, to share a request with them.
+const JOIN_DELAY = 20;
+
 // ms over which renewals are spread. The server warns 30 s before a token expires, and many tokens may expire together.
 const RENEWAL_SPREAD = 10_000;
 
@@ -127,6 +134,7 @@ export class Subscriptions {
   #socket;
   #options;
   #login;
+  #requests;
   /** @type {Map<string, Channel>} */
   #channels = new Map();
   #heard = Date.now(); // when the server last sent something, in ms
@@ -139,6 +147,7 @@ export class Subscriptions {
     this.#socket = socket;
     this.#options = { timeout: 15_000, retryDelay: 1_000, retryDelayMax: 15_000, ...options };
     this.#login = options.token && new Login(socket, this.#options);
+    this.#requests = new Requests(socket, this.#options, this.#listeners.subscribed);
     for (const [event, listener] of Object.entries(this.#listeners)) socket.on(event, listener);
     socket.io.on("ping", this.#hear);
   }
@@ -157,7 +166,7 @@ export class Subscriptions {
    */
   subscribe(channel, handler, options = {}) {
     const member = new Member(channel, handler, options);
-    const shared = this.#channels.get(channel) ?? new Channel(channel, this.#socket, this.#options, this.#channels);
+    const shared = this.#channels.get(channel) ?? new Channel(channel, this.#socket, this.#requests, this.#options, this.#channels);
     shared.setFilter(options.filter ?? null);
     this.#channels.set(channel, shared);
     shared.members.add(member);
@@ -184,6 +193,7 @@ export class Subscriptions {
       for (const channel of this.#channels.values()) channel.settle();
     },
     disconnect: () => {
+      this.#requests.lose();
       for (const channel of this.#channels.values()) channel.lose(this.#heard);
     },
     event: (message) => {
@@ -191,8 +201,12 @@ export class Subscriptions {
       this.#channels.get(message.channel)?.receive(message);
     },
     gap: (gap) => this.#channels.get(gap.channel)?.receiveGap(gap),
-    subscribed: (body) => this.#channels.get(body.channel)?.checkSubscribed(body),
-    unsubscribed: (body) => this.#channels.get(body.channel)?.checkUnsubscribed(body),
+    subscribed: (body) => {
+      for (const one of resultsOf(body)) this.#channels.get(one.channel)?.checkSubscribed(one);
+    },
+    unsubscribed: (body) => {
+      for (const one of resultsOf(body)) this.#channels.get(one.channel)?.checkUnsubscribed(one);
+    },
   };
 }
 
@@ -317,6 +331,111 @@ class Login {
   }
 }
 
+/**
+ * Sends the requests of channels. Requests that are made in the same task are sent together, up to 250 at a time: after
+ * a reconnect, one for each channel would exceed the server's limit of events.
+ */
+class Requests {
+  #socket;
+  #options;
+  #onLate;
+  /** @type {{event: string, body: any, answered: (failure: any, answer?: any) => void}[]} */
+  #waiting = [];
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
+  /** @type {Set<() => void>} the failures of requests that await their answers */
+  #pending = new Set();
+  #alone = ""; // the id of the connection to a server that takes one channel at a time: an older version
+
+  /**
+   * @param {any} socket
+   * @param {{timeout: number}} options
+   * @param {(answer: any) => void} onLate called with an answer that comes after the timeout
+   */
+  constructor(socket, options, onLate) {
+    this.#socket = socket;
+    this.#options = options;
+    this.#onLate = onLate;
+  }
+
+  /** Calls `answered` with the error as {code, message}, or with null and the answer. `retry`: it was sent before. */
+  send(event, body, retry, answered) {
+    this.#waiting.push({ event, body, answered });
+    if (retry) this.#timer ??= setTimeout(() => this.#flush(), JOIN_DELAY);
+    else queueMicrotask(() => this.#flush());
+  }
+
+  /** Fails all requests, because the connection is lost. */
+  lose() {
+    for (const fail of [...this.#pending]) fail();
+    this.#flush();
+  }
+
+  #flush() {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    const waiting = this.#waiting.splice(0);
+    if (!this.#socket.connected) for (const { answered } of waiting) answered(NO_ANSWER);
+    else for (const event of ["subscribe", "unsubscribe"]) this.#send(waiting.filter((one) => one.event === event));
+  }
+
+  /** Sends requests for one event, one part after the other. */
+  async #send(requests) {
+    const { id } = this.#socket;
+    for (const part of parts(requests)) {
+      if (this.#socket.id !== id) for (const { answered } of part) answered(NO_ANSWER);
+      else if (part.length === 1 || this.#alone === id) this.#sendAlone(part);
+      else await this.#sendTogether(part);
+    }
+  }
+
+  #sendAlone(part) {
+    for (const { event, body, answered } of part) request(this.#socket, this.#options.timeout, event, body, answered);
+  }
+
+  #sendTogether(part) {
+    const { id } = this.#socket;
+    const [{ event }] = part;
+    const channels = part.map(({ body }) => (event === "subscribe" ? body : body.channel));
+    return new Promise((resolve) => {
+      const finish = (failure, results) => {
+        clearTimeout(timer);
+        this.#pending.delete(fail);
+        if (failure?.code.startsWith("invalid_") && this.#socket.id === id) {
+          this.#alone = id;
+          this.#sendAlone(part);
+        } else {
+          part.forEach(({ answered }, index) => answered(failure ?? failureOf(results?.[index]), results?.[index]));
+        }
+        resolve(undefined);
+      };
+      const fail = () => finish(NO_ANSWER);
+      const timer = setTimeout(fail, this.#options.timeout);
+      this.#pending.add(fail);
+      this.#socket.emit(event, { channels }, (answer) => {
+        if (this.#pending.has(fail)) finish(failureOf(answer), answer?.channels);
+        else if (event === "subscribe" && answer?.channels) this.#onLate(answer);
+      });
+    });
+  }
+}
+
+/** Divides requests into parts that are small enough for one request. */
+function parts(requests) {
+  const found = [];
+  let characters = 0;
+  for (const one of requests) {
+    const size = JSON.stringify(one.body).length;
+    characters += size;
+    if (!found.length || found.at(-1).length === MAX_TOGETHER || characters > MAX_CHARACTERS) {
+      found.push([]);
+      characters = size;
+    }
+    found.at(-1).push(one);
+  }
+  return found;
+}
+
 /** One handler's subscription, as returned by `subscribe()`. */
 export class Subscription {
   #member;
@@ -422,6 +541,7 @@ class Channel {
   /** @type {Set<Member>} */
   members = new Set();
   #socket;
+  #requests;
   #options;
   #channels;
   /** @type {Record<string, any> | null} */
@@ -436,12 +556,14 @@ class Channel {
   /**
    * @param {string} name
    * @param {any} socket
-   * @param {{timeout: number, retryDelay: number, retryDelayMax: number}} options
+   * @param {Requests} requests
+   * @param {{retryDelay: number, retryDelayMax: number}} options
    * @param {Map<string, Channel>} channels the channels in use; an unused channel removes itself
    */
-  constructor(name, socket, options, channels) {
+  constructor(name, socket, requests, options, channels) {
     this.name = name;
     this.#socket = socket;
+    this.#requests = requests;
     this.#options = options;
     this.#channels = channels;
   }
@@ -477,7 +599,7 @@ class Channel {
     let attempt = 0;
     while (this.#socket.connected && (request = this.#next())) {
       const { id } = this.#socket;
-      const error = await this.#send(request);
+      const error = await this.#send(request, attempt > 0);
       if (!error) attempt = 0;
       else if (this.#socket.id === id && this.#fail(error, request.requesters)) await this.#sleep(attempt++);
     }
@@ -507,7 +629,7 @@ class Channel {
   }
 
   /** Returns the error, or null. */
-  #send({ event, body, requesters }) {
+  #send({ event, body, requesters }, retry) {
     this.#awaited = event;
     const sent = { channel: this.name, ...body };
     if (event === "subscribe") {
@@ -515,7 +637,7 @@ class Channel {
       if (this.#filter) sent.filter = this.#filter;
     }
     return new Promise((resolve) => {
-      request(this.#socket, this.#options.timeout, event, sent, (failure, answer) => {
+      this.#requests.send(event, sent, retry, (failure, answer) => {
         this.#awaited = "";
         // Here, not after the promise: messages that follow the answer may be handled before the promise resolves.
         if (!failure && event === "subscribe") this.#accept(answer, body, requesters);
@@ -589,7 +711,10 @@ class Channel {
   /** Waits before the next attempt, or until something changes. */
   #sleep(attempt) {
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, backoff(this.#options, attempt));
+      // At one of few moments, so that the retries of many channels share a request.
+      const slot = Math.max(1, this.#options.retryDelay / 4);
+      const end = Math.ceil((Date.now() + backoff(this.#options, attempt)) / slot) * slot;
+      const timer = setTimeout(resolve, end - Date.now());
       this.#wake = () => {
         clearTimeout(timer);
         resolve(undefined);
@@ -682,10 +807,22 @@ function positionOf({ epoch, position }) {
 /** Sends a request. Calls `answered` with the error as {code, message}, or with null and the answer. */
 function request(socket, timeout, event, body, answered) {
   socket.timeout(timeout).emit(event, body, (failure, answer) => {
-    if (failure) answered({ code: "no_answer", message: "The server did not answer." });
-    else if (answer?.ok === true) answered(null, answer);
-    else answered({ code: answer?.error?.code ?? "internal", message: answer?.error?.message ?? "" });
+    if (failure) answered(NO_ANSWER);
+    else answered(failureOf(answer), answer);
   });
+}
+
+const NO_ANSWER = { code: "no_answer", message: "The server did not answer." };
+
+/** Returns the error of an answer as {code, message}, or null. */
+function failureOf(answer) {
+  if (answer?.ok === true) return null;
+  return { code: answer?.error?.code ?? "internal", message: answer?.error?.message ?? "" };
+}
+
+/** Returns the results in the body of `subscribed` or `unsubscribed`: one, or one for each channel. */
+function resultsOf(body) {
+  return body.channels ? body.channels.filter((one) => one.ok) : [body];
 }
 
 /** Returns the milliseconds before the next attempt. */

@@ -11,8 +11,9 @@ from typing import Any, Literal, Protocol
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import InvalidRequestError
 from socketio_pg.core.messages import Position
-from socketio_pg.subscriber.connection import TRANSIENT, Connection, answer_error, as_error
+from socketio_pg.subscriber.connection import TRANSIENT, answer_error, as_error
 from socketio_pg.subscriber.deliveries import Deliveries, Delivery
+from socketio_pg.subscriber.requests import Requests
 from socketio_pg.subscriber.subscription import Member, Request, next_request, position_of
 
 logger = logging.getLogger("socketio_pg.subscriber")
@@ -21,7 +22,7 @@ logger = logging.getLogger("socketio_pg.subscriber")
 class Owner(Protocol):
     """The part of :class:`~socketio_pg.subscriber.link.Link` that channels use, with its lock held."""
 
-    connection: Connection | None
+    requests: Requests | None
     #: Channels that are interrupted until the handlers catch up.
     paused: set["Channel"]
     channels: dict[str, "Channel"]
@@ -65,8 +66,8 @@ class Channel:
 
     def settle(self) -> None:
         """Send the next request, unless one is pending. Called again whenever something changes."""
-        connection = self._owner.connection
-        if connection is None:
+        requests = self._owner.requests
+        if requests is None:
             self._forget_if_done()
             return
         if self._awaited is not None:
@@ -89,11 +90,13 @@ class Channel:
         def answered(answer: Any) -> None:
             if self._awaited is awaited:
                 self._answered(answer, body)
+            elif event == "subscribe" and answer_error(answer) is None:
+                self.check_subscribed(answer)  # it came after the timeout
 
         sent: dict[str, Any] = {"channel": self.name, **body}
         if event == "subscribe" and self._filter is not None:
             sent["filter"] = self._filter
-        if connection.emit(event, sent, answered):
+        if requests.send(event, sent, answered):
             self._wait_until(time.monotonic() + self._owner.timeout)
         else:
             self._awaited = None  # the connection is about to be reported as lost
@@ -178,7 +181,9 @@ class Channel:
             logger.warning("%s %r failed: %s; retrying", event, self.name, error)
             for member in members:
                 member.error = error
-            self._wait_until(time.monotonic() + self._backoff.next())
+            # At one of few moments, so that the retries of many channels share a request.
+            slot = max(0.001, self._owner.retry_delays[0] / 4)
+            self._wait_until(math.ceil((time.monotonic() + self._backoff.next()) / slot) * slot)
             return
         self.due = math.inf
         if event == "unsubscribe":

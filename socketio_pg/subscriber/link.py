@@ -1,10 +1,11 @@
 """The link of a Subscriber to the server: reconnects, renews the token, and runs channels and handlers."""
 
+import contextlib
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from socketio_pg.core.backoff import Backoff
@@ -13,6 +14,7 @@ from socketio_pg.subscriber.channel import Channel
 from socketio_pg.subscriber.connection import Connection, answer_error
 from socketio_pg.subscriber.deliveries import Deliveries
 from socketio_pg.subscriber.login import Login
+from socketio_pg.subscriber.requests import Requests
 
 logger = logging.getLogger("socketio_pg.subscriber")
 
@@ -52,6 +54,8 @@ class Link:
         self.changed = threading.Condition(self.lock)
         self.deliveries = Deliveries(self.lock, most_waiting)
         self.connection: Connection | None = None
+        #: Sends the channels' requests on :attr:`connection`.
+        self.requests: Requests | None = None
         self.channels: dict[str, Channel] = {}
         #: Channels that are interrupted until the handlers catch up.
         self.paused: set[Channel] = set()
@@ -88,7 +92,7 @@ class Link:
         """Drop all channels, close the connection and stop the threads."""
         with self.lock:
             self.closed = True
-            connection, self.connection = self.connection, None
+            connection, self.connection, self.requests = self.connection, None, None
             for channel in self.channels.values():
                 for member in channel.members:
                     member.ended = True
@@ -117,13 +121,12 @@ class Link:
         """Handle the server's events in order, and the connection's ``connect`` and ``disconnect``. Holds the lock."""
         if event == "connect":
             if not self.closed:
-                self.connection = connection
-                for channel in list(self.channels.values()):
-                    channel.settle()
+                self.connection, self.requests = connection, Requests(connection)
+                self._settle(self.channels.values())
         elif connection is not self.connection:
             return
         elif event == "disconnect":
-            self.connection = None
+            self.connection = self.requests = None
             for channel in list(self.channels.values()):
                 channel.lose(connection.heard, "client_disconnected")
             if self.login is not None:
@@ -186,7 +189,12 @@ class Link:
         self._due = min([*due, math.inf if self.login is None else self.login.due])
         self._wake_worker.wait(None if self._due == math.inf else max(0.0, self._due - time.monotonic()))
         if self.connection is not None and time.monotonic() >= min(due, default=math.inf):
-            for channel in list(self.channels.values()):
+            self._settle(self.channels.values())
+
+    def _settle(self, channels: Iterable[Channel]) -> None:
+        """Settle channels, so that their requests are sent together. Holds the lock."""
+        with contextlib.nullcontext() if self.requests is None else self.requests.together():
+            for channel in list(channels):
                 channel.settle()
 
     def _renew(self, connection: "Connection", login: "Login") -> None:
@@ -239,8 +247,7 @@ class Link:
             if self.paused and self.deliveries.relaxed:
                 with self.lock:
                     paused, self.paused = self.paused, set()
-                    for channel in paused:
-                        channel.settle()
+                    self._settle(paused)
             subscription = delivery.subscription
             if subscription.ended and not delivery.last:
                 continue

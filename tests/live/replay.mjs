@@ -61,6 +61,9 @@ const commands = {
     made.set(name, subscription);
     await subscription.ready;
   },
+  async subscribeAll({ channels }) {
+    await Promise.all(channels.map((channel) => commands.subscribe({ name: channel, channel })));
+  },
   position: async ({ name }) => made.get(name).position,
   unsubscribe: async ({ name }) => made.get(name).unsubscribe(),
   tokens: async (change) => Object.assign(tokens, change),

@@ -3,7 +3,7 @@
 import json
 import queue
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import jwt
@@ -28,6 +28,9 @@ class Client(Protocol):
 
     def subscribe(self, name: str, channel: str, *, raises: bool = False, **options: Any) -> None:
         """Subscribe and wait for the confirmation. ``raises``: the handler raises after it has recorded the message."""
+
+    def subscribe_all(self, channels: Sequence[str]) -> None:
+        """Subscribe to each channel, under its own name."""
 
     def next(self, kind: str, name: str) -> Any:
         """Return the next ``message`` or ``gap`` of a subscription, with the position as seen in the handler."""
@@ -58,6 +61,9 @@ class JavaScript:
 
     def subscribe(self, name: str, channel: str, *, raises: bool = False, **options: Any) -> None:
         self._call(command="subscribe", name=name, channel=channel, options=options, raises=raises)
+
+    def subscribe_all(self, channels: Sequence[str]) -> None:
+        self._call(command="subscribeAll", channels=channels)
 
     def next(self, kind: str, name: str) -> Any:
         line = self._node.next(kind=kind, name=name)
@@ -137,6 +143,10 @@ class Python:
             self._made[name] = self._subscriber.subscribe(channel, handle, on_gap=on_gap, on_error=on_error, **options)
         except SocketIOPGError as error:
             raise Refused(error.code) from error
+
+    def subscribe_all(self, channels: Sequence[str]) -> None:
+        for channel in channels:
+            self.subscribe(channel, channel)
 
     def next(self, kind: str, name: str) -> Any:
         return self._queue(kind, name).get(timeout=30)

@@ -90,7 +90,9 @@ class ServerProcess:
         assert len(children) == 1, children
         return int(children[0])
 
-    def start(self) -> None:
+    def start(self, **settings: str) -> None:
+        """Start the process; with ``settings``, from now on with these."""
+        self._settings |= settings
         environment = clean_environment(DATABASE_URL=self.database_url, PYTHONUNBUFFERED="1", **self._settings)
         arguments = [*GUNICORN_ARGUMENTS, "--bind", f"127.0.0.1:{self.port}", *self._options, self._app]
         with Path(os.devnull).open("rb") as nothing:

@@ -13,6 +13,7 @@ from socketio_pg.core import errors
 from socketio_pg.core.channels import MAX_CHANNEL_BYTES
 from socketio_pg.core.config import Settings
 from socketio_pg.core.messages import MAX_NOTIFY_BYTES
+from socketio_pg.gateway.subscribing import MAX_CHANNELS
 from socketio_pg.log.replay import MAX_HISTORY
 from socketio_pg.pubsub import filters, like
 from socketio_pg.version import __version__
@@ -65,6 +66,8 @@ def test_limits_agree_with_the_code() -> None:
     assert schema("Channel")["maxLength"] == MAX_CHANNEL_BYTES
     assert schema("Position")["maximum"] == MAX_POSITION
     assert schema("Subscribe")["properties"]["history"]["maximum"] == MAX_HISTORY
+    for name in ("Subscribe", "Unsubscribe"):
+        assert schema(name)["properties"]["channels"]["maxItems"] == MAX_CHANNELS
     assert f"{MAX_NOTIFY_BYTES} bytes" in schema("Publish")["properties"]["payload"]["description"]
     assert document()["info"]["version"] == __version__
 

@@ -1,0 +1,278 @@
+"""Subscribes clients to channels and unsubscribes them: one channel, or many with one request.
+
+`handlers` registers the events; `delivery` has the rooms that the subscriptions are in.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from socketio_pg.access.permissions import Permissions
+from socketio_pg.core import green, metrics
+from socketio_pg.core.channels import validate_channel
+from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, RateLimitedError, SocketIOPGError
+from socketio_pg.core.logs import RateLimitedLog
+from socketio_pg.gateway.delivery import Delivery
+from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.log.log import Log
+from socketio_pg.log.replay import LogPosition, Start, requested_start
+from socketio_pg.protocol.answers import Answer, showable
+from socketio_pg.protocol.server import Server
+from socketio_pg.pubsub.filters import INVALID_STEPS, Filter, parse_filter
+from socketio_pg.pubsub.hub import Hub, UnknownSubscriberError
+from socketio_pg.pubsub.pubsub import PubSub
+
+#: The maximum number of channels in one request.
+MAX_CHANNELS = 500
+
+_limited_log = RateLimitedLog(logging.getLogger("socketio_pg.subscribing"))
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A subscription whose LISTEN is committed, and which gets no messages yet: no room has it.
+
+    ``after`` and ``told`` are the result of :meth:`Log.find_start`, in the log's ``epoch``. ``new``: the client was not
+    subscribed before.
+    """
+
+    channel: str
+    start: Start
+    filter: Filter | None
+    requested_filter: Any
+    new: bool
+    after: int | None = None
+    told: dict[str, Any] = field(default_factory=dict)
+    epoch: str | None = None
+
+
+class Subscribing:
+    """Handles ``subscribe`` and ``unsubscribe``.
+
+    ``require(sid, channel)`` returns when the client may subscribe, and raises otherwise; it may wait.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        pubsub: PubSub,
+        hub: Hub,
+        log: Log,
+        delivery: Delivery,
+        permissions: Permissions,
+        limits: ClientLimits,
+        require: Callable[[str, str], None],
+    ) -> None:
+        self._server = server
+        self._pubsub = pubsub
+        self._hub = hub
+        self._log = log
+        self._delivery = delivery
+        self._permissions = permissions
+        self._limits = limits
+        self._require = require
+
+    def subscribe(self, sid: str, request: dict[str, Any]) -> Answer:
+        if "channels" in request:
+            return self._subscribe_together(sid, request)
+        body, then = self._complete(sid, self._prepare(sid, request))
+        return Answer("subscribed", body, then)
+
+    def unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
+        if "channels" in request:
+            return self._unsubscribe_together(sid, request)
+        return Answer("unsubscribed", self._leave(sid, request))
+
+    # -- one channel ---------------------------------------------------------------------------------------------------
+
+    def _prepare(self, sid: str, request: dict[str, Any]) -> _Pending:
+        """Return a subscription that only has to be completed. Waits, for all that has to be waited for."""
+        channel = validate_channel(request.get("channel"))
+        if self._server.manager.is_sid_room("/", channel):
+            raise InvalidChannelError("this name is the id of a client", channel=channel)
+        mark = self._permissions.mark()
+        self._require(sid, channel)
+        # Only clients that have the permission cost more than the question.
+        start, filter = requested_start(request), self._parse_filter(sid, request.get("filter"))
+        new = not self._hub.is_subscribed(sid, channel)
+        if new:
+            self._limits.check_subscriptions(self._hub.count_channels(sid))
+            if not self._hub.has_channel(channel):
+                self._limits.check_channels(self._hub.channel_count)
+        self._pubsub.join(sid, channel)
+        pending = _Pending(channel, start, filter, request.get("filter"), new)
+        try:
+            if self._permissions.is_overtaken(channel, mark):
+                # The first answer may predate a change of permissions. Later changes recheck this subscription.
+                self._require(sid, channel)
+            self._find_start(pending)
+        except BaseException:
+            self._undo(sid, pending)
+            raise
+        return pending
+
+    def _find_start(self, pending: _Pending) -> None:
+        pending.after, pending.told = self._log.find_start(pending.channel, pending.start)
+        pending.epoch = self._log.epoch
+
+    def _complete(self, sid: str, pending: _Pending) -> tuple[dict[str, Any], Callable[[], None] | None]:
+        """Begin to deliver. Return the fields of the answer, and the function that replays. Does not wait."""
+        channel, filter = pending.channel, pending.filter
+        # The client may have disconnected or unsubscribed in the meantime.
+        if not self._hub.is_subscribed(sid, channel):
+            raise InvalidRequestError("unsubscribed before the subscription was complete", channel=channel)
+        try:
+            if filter is not None:
+                self._limits.check_filters(*self._hub.filters_size(sid, filter, self._hub.filter_of(sid, channel)))
+        except SocketIOPGError:
+            self._undo(sid, pending)
+            raise
+        live = self._delivery.enter(sid, channel, filter)
+        body = {"channel": channel} | pending.told
+        if filter is not None:
+            body["filter"] = pending.requested_filter
+        if self._log.epoch is None:
+            return body, None
+        cause = "since" if isinstance(pending.start, LogPosition) else "history"
+        after = pending.after
+        then = self._delivery.hold(sid, channel, after, cause) if after is not None else None
+        return body | {"epoch": self._log.epoch, "position": self._pubsub.position_of(sid, channel, live)}, then
+
+    def _undo(self, sid: str, pending: _Pending) -> None:
+        if pending.new:
+            self._pubsub.leave(sid, pending.channel)
+
+    def _parse_filter(self, sid: str, value: object) -> Filter | None:
+        if not value:
+            return parse_filter(value)
+        self._limits.check_new_filter(sid)
+        steps = INVALID_STEPS
+        try:
+            filter = parse_filter(value)
+            if filter is not None:
+                steps = filter.parsing_steps
+            return filter
+        finally:
+            self._limits.spend_on_filters(sid, steps)
+
+    def _leave(self, sid: str, request: dict[str, Any]) -> dict[str, Any]:
+        channel = validate_channel(request.get("channel"))
+        self._delivery.leave(sid, channel)
+        return {"channel": channel}
+
+    # -- many channels -------------------------------------------------------------------------------------------------
+
+    def _subscribe_together(self, sid: str, request: dict[str, Any]) -> Answer:
+        entries = self._entries(sid, request)
+        # All at the same time: their permission checks, LISTENs and reads of the log are combined.
+        found = _together([functools.partial(self._prepare_entry, sid, entry) for entry in entries])
+        # A subscription without a room gets no gap, so a new epoch must be noticed here.
+        while any(isinstance(one, _Pending) and self._is_stale(one) for one in found):
+            found = _together([functools.partial(self._renew, sid, one) for one in found])
+        # Nothing waits from here to the answer: no message is sent before the answer that has its position.
+        results, replays = [], []
+        for entry, one in zip(entries, found, strict=True):
+            try:
+                if isinstance(one, SocketIOPGError):
+                    raise one
+                body, then = self._complete(sid, one)
+            except SocketIOPGError as error:
+                results.append(entry.failure(error))
+                continue
+            results.append({"ok": True, **body})
+            if then is not None:
+                replays.append(then)
+        return Answer("subscribed", {"channels": results}, functools.partial(_run_all, replays), once=True)
+
+    def _unsubscribe_together(self, sid: str, request: dict[str, Any]) -> Answer:
+        results = []
+        for entry in self._entries(sid, request):
+            try:
+                results.append({"ok": True, **self._leave(sid, entry.request)})
+            except SocketIOPGError as error:
+                results.append(entry.failure(error))
+        return Answer("unsubscribed", {"channels": results}, once=True)
+
+    def _prepare_entry(self, sid: str, entry: "_Entry") -> _Pending:
+        if entry.repeated:
+            raise InvalidRequestError("this channel occurs twice in the request")
+        return self._prepare(sid, entry.request)
+
+    def _renew(self, sid: str, found: "_Pending | SocketIOPGError") -> _Pending:
+        """Find the start of a subscription again if the log has a new epoch."""
+        if isinstance(found, SocketIOPGError):
+            raise found
+        if self._is_stale(found):
+            try:
+                self._find_start(found)
+            except BaseException:
+                self._undo(sid, found)
+                raise
+        return found
+
+    def _is_stale(self, pending: _Pending) -> bool:
+        return pending.start is not None and pending.epoch != self._log.epoch
+
+    def _entries(self, sid: str, request: dict[str, Any]) -> "list[_Entry]":
+        """Return the requests for single channels that ``channels`` stands for, and count what they cost."""
+        channels = request["channels"]
+        if "channel" in request:
+            raise InvalidRequestError("channel and channels do not go together")
+        if not isinstance(channels, list) or not 1 <= len(channels) <= MAX_CHANNELS:
+            raise InvalidRequestError(f"channels must be a list of 1 to {MAX_CHANNELS} channels")
+        try:
+            self._limits.check_channels_together(sid, len(channels))
+        except RateLimitedError as error:
+            if error.cut_off:
+                green.run_soon(self._delivery.cut_off, sid, error, "rate_limited")
+            raise
+        common = {name: value for name, value in request.items() if name in ("since", "history", "filter")}
+        entries, names = [], set()
+        for one in channels:
+            own = one if isinstance(one, dict) else {"channel": one}
+            # A position of its own takes the place of the common `history`, and the other way round.
+            inherited = ("filter",) if "since" in own or "history" in own else ("since", "history", "filter")
+            single = {name: common[name] for name in inherited if name in common} | own
+            name = str(single.get("channel"))
+            entries.append(_Entry(single, name in names))
+            names.add(name)
+        return entries
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A request for one channel. ``repeated``: an earlier one of the same list is for this channel too."""
+
+    request: dict[str, Any]
+    repeated: bool
+
+    def failure(self, error: SocketIOPGError) -> dict[str, Any]:
+        """Return what the answer has about this channel."""
+        metrics.errors.labels(error.code).inc()
+        name = self.request.get("channel")
+        named = {"channel": showable(name)} if isinstance(name, str) else {}
+        return {"ok": False, **named, "error": error.to_wire()}
+
+
+T = TypeVar("T")
+
+
+def _together(functions: Sequence[Callable[[], T]]) -> list[T | SocketIOPGError]:
+    """Call all at the same time, and return their results, or errors in their places."""
+    found: list[T | SocketIOPGError] = []
+    for result in green.run_together(functions):
+        if isinstance(result, UnknownSubscriberError):
+            found.append(InvalidRequestError("the client has disconnected"))
+        elif isinstance(result, BaseException) and not isinstance(result, SocketIOPGError):
+            _limited_log(logging.ERROR, "a subscription failed", exc_info=result)
+            found.append(SocketIOPGError("the server failed to handle this"))
+        else:
+            found.append(result)
+    return found
+
+
+def _run_all(functions: Sequence[Callable[[], None]]) -> None:
+    for function in functions:
+        green.run_soon(function)

@@ -1,0 +1,97 @@
+"""Subscribing to many channels: a new epoch of the log while some of them wait, and failures of single ones."""
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from socketio_pg.core.config import Settings
+from socketio_pg.core.errors import DatabaseUnavailableError, ForbiddenError
+from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.gateway.subscribing import Subscribing
+from socketio_pg.pubsub.hub import Hub
+
+SINCE = {"epoch": "first", "position": 1}
+
+
+class World:
+    """The collaborators of :class:`Subscribing`; the log's epoch becomes ``second`` when channel ``c`` is read."""
+
+    def __init__(self) -> None:
+        self.hub = Hub()
+        self.hub.add("sid")
+        self.epoch: str | None = "first"
+        self.finds: Counter[str] = Counter()
+        self.entered: list[str] = []
+        self.failing: set[tuple[str, int]] = set()
+        manager = SimpleNamespace(is_sid_room=lambda namespace, room: False)
+        pubsub: Any = SimpleNamespace(
+            join=self.hub.subscribe, leave=self.hub.unsubscribe, position_of=lambda sid, channel, live: 7
+        )
+        delivery: Any = SimpleNamespace(enter=self._enter, hold=lambda *_: None, leave=self.hub.unsubscribe)
+        permissions: Any = SimpleNamespace(mark=lambda: 0, is_overtaken=lambda channel, mark: False)
+        self.subscribing = Subscribing(
+            SimpleNamespace(manager=manager),  # type: ignore[arg-type]
+            pubsub, self.hub, self, delivery, permissions, ClientLimits(Settings()), self._require,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def find_start(self, channel: str, start: Any) -> tuple[int | None, dict[str, Any]]:
+        self.finds[channel] += 1
+        if channel == "c":
+            self.epoch = "second"
+        if (channel, self.finds[channel]) in self.failing:
+            raise DatabaseUnavailableError("not now")
+        if start is None:
+            return None, {}
+        return (1, {"recovered": True}) if start.epoch == self.epoch else (None, {"recovered": False})
+
+    def _enter(self, sid: str, channel: str, filter: object) -> bool:
+        self.entered.append(channel)
+        return False
+
+    def _require(self, sid: str, channel: str) -> None:
+        if channel == "forbidden":
+            raise ForbiddenError("no")
+
+    def subscribe(self, *channels: Any) -> list[dict[str, Any]]:
+        answer = self.subscribing.subscribe("sid", {"channels": list(channels), "since": SINCE})
+        assert (answer.event, answer.once) == ("subscribed", True)
+        results: list[dict[str, Any]] = answer.body["channels"]
+        return results
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_new_epoch_applies_to_channels_that_were_read_before(world: World) -> None:
+    """They are in no room yet, so that no gap would reach them."""
+    results = world.subscribe("a", {"channel": "b", "since": None}, "c", "d")
+    assert [result["epoch"] for result in results] == ["second"] * 4
+    assert [result.get("recovered") for result in results] == [False, None, False, False]
+    # Only what depends on the epoch is read again.
+    assert world.finds == {"a": 2, "b": 1, "c": 1, "d": 1}
+
+
+def test_a_failed_channel_is_left_and_does_not_affect_others(world: World) -> None:
+    world.failing = {("a", 2), ("d", 1)}
+    results = world.subscribe("a", "b", "c", "d", "forbidden", "")
+    assert [result.get("error", {}).get("code") for result in results] == [
+        "database_unavailable", None, None, "database_unavailable", "forbidden", "invalid_channel",
+    ]  # fmt: skip
+    assert world.hub.channels_of("sid") == set(world.entered) == {"b", "c"}
+
+
+def test_an_earlier_subscription_survives_the_failure_of_a_later_request(world: World) -> None:
+    world.hub.subscribe("sid", "a")
+    world.failing = {("a", 1)}
+    assert world.subscribe("a", "b")[0]["ok"] is False
+    assert world.hub.channels_of("sid") == {"a", "b"}
+
+
+def test_channels_of_a_client_that_has_left_are_not_kept(world: World) -> None:
+    world.hub.drop("sid")
+    assert [result["error"]["code"] for result in world.subscribe("a", "b")] == ["invalid_request"] * 2
+    assert world.hub.channels() == set()
