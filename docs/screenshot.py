@@ -95,7 +95,7 @@ PICTURES: dict[str, tuple[str, Callable[[Page], None]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Take the screenshots of the demo pages.")
+    parser = argparse.ArgumentParser(description="Take screenshots of the playground and the demos.")
     parser.add_argument("url", help="a running development server, for example http://127.0.0.1:3030")
     parser.add_argument("folder", type=Path, help="folder for the PNG files")
     parser.add_argument("--dark", action="store_true", help="use the dark colour scheme")

@@ -40,8 +40,8 @@ class SocketServer:
     """A Socket.IO server whose rooms are PostgreSQL channels, on ``app`` or on a new Flask application.
 
     ``dsn`` is the database's address; the default is that of the settings, then ``SQLALCHEMY_DATABASE_URI`` of ``app``.
-    ``enable_test_page`` serves the demo page at ``/socket-test``; ``test`` adds the event ``test_pub``. ``port`` is for
-    :meth:`run`. ``settings`` has all other settings; the default is :func:`config.load`.
+    ``enable_test_page`` serves the playground at ``/socket-test``; ``test`` adds the event ``test_pub``. ``port`` is
+    for :meth:`run`. ``settings`` has all other settings; the default is :func:`config.load`.
     ``authenticate(request, auth)`` replaces tokens: it gets Flask's request of the handshake, within its context, and
     the ``auth`` of the client. It returns :class:`Claims` or None, or raises :class:`UnauthorizedError`.
     ``binary`` allows binary data in events of the application; otherwise a client that sends any is disconnected.

@@ -172,7 +172,7 @@ class Settings:
     test_page: bool = setting(
         True,
         parsers.boolean,
-        "serve the demo page: / and /socket-test redirect to /static/test.html; set 0 in production",
+        "serve the playground: / and /socket-test redirect to /static/test.html; set 0 in production",
     )
     http_api: bool = setting(
         True, parsers.boolean, "publish and replay over HTTP at /api/, with the same permissions as over sockets"

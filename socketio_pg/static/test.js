@@ -1,4 +1,4 @@
-// The demo page of socketio_pg: a plain Socket.IO client, and an example to copy from.
+// The playground: a plain Socket.IO client, and an example to copy from.
 //
 // Start reading with `subscribe()`, which uses socketio_pg.js to keep subscriptions across reconnects, and with
 // `request()`, which sends all other requests.

@@ -1,4 +1,4 @@
-"""Flask routes for health, metrics and the test page."""
+"""Flask routes for health, metrics and the playground."""
 
 import functools
 import hmac
@@ -12,11 +12,11 @@ from werkzeug.wrappers import Response as BaseResponse
 from socketio_pg.core.problems import Problem
 
 STATIC = Path(__file__).parent.parent / "static"
-#: The helper for browsers, and the Socket.IO client that it needs: also served without the test page.
+#: The helper for browsers, and the Socket.IO client that it needs: also served without the playground.
 SCRIPTS = ("socketio_pg.js", "vendor/socket.io.min.js")
 
 
-#: Security headers of our own pages and answers. The test page loads the Socket.IO client from its CDN if there is no
+#: Security headers of our own pages and answers. The playground loads the Socket.IO client from its CDN if there is no
 #: local copy.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; script-src 'self' https://cdn.socket.io; "

@@ -1,4 +1,4 @@
-"""Shared fixtures: a real Chromium with the demo page, a server with a log, and a TLS certificate."""
+"""Shared fixtures: a real Chromium with the playground, a server with a log, and a TLS certificate."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def demo(chromium: Browser, live_server: ServerProcess) -> Iterator[Demo]:
-    """The demo page of a server whose database has no log."""
+    """The playground of a server whose database has no log."""
     with demo_page(chromium, live_server.url) as demo:
         yield demo
 
@@ -61,7 +61,7 @@ def log(session_log: Log) -> Log:
 
 @pytest.fixture
 def log_demo(chromium: Browser, log: Log) -> Iterator[Demo]:
-    """The demo page of a server whose database has a log."""
+    """The playground of a server whose database has a log."""
     with demo_page(chromium, log.server.url) as demo:
         yield demo
 

@@ -1,4 +1,4 @@
-"""The demo page in a real Chromium: connecting, and the messages it shows."""
+"""The playground in a real Chromium: connecting, and the messages it shows."""
 
 import json
 import re

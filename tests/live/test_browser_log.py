@@ -1,4 +1,4 @@
-"""The demo page in a real Chromium: positions, history, and the replay of missed messages."""
+"""The playground in a real Chromium: positions, history, and the replay of missed messages."""
 
 import re
 

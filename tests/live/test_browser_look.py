@@ -1,4 +1,4 @@
-"""The demo page in a real Chromium: its layout, and the source of its Socket.IO client."""
+"""The playground in a real Chromium: its layout, and the source of its Socket.IO client."""
 
 import base64
 import hashlib

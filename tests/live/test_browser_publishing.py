@@ -1,4 +1,4 @@
-"""The demo page in a real Chromium: publishing, errors and gaps."""
+"""The playground in a real Chromium: publishing, errors and gaps."""
 
 import json
 import re

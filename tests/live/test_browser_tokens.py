@@ -1,4 +1,4 @@
-"""The demo page in a real Chromium: signing in with tokens, expiry and renewal."""
+"""The playground in a real Chromium: signing in with tokens, expiry and renewal."""
 
 import contextlib
 import re

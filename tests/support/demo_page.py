@@ -1,4 +1,4 @@
-"""The demo page in a real Chromium, and its visitor's actions, without network access beyond this machine."""
+"""The playground in a real Chromium, and its visitor's actions, without network access beyond this machine."""
 
 import contextlib
 import json
