@@ -1,7 +1,10 @@
 """The docs agree with the code: events, error codes, modules, named tests; their links lead somewhere."""
 
 import ast
+import importlib
+import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,3 +151,44 @@ def test_parts_of_database_connections_are_documented(root: Path) -> None:
         parts |= set(re.findall(r'\bsession\(.*, "([^"]+)"\)', source))
     assert len(parts) >= 18
     assert [part for part in sorted(parts) if f"`socketio_pg {part}`" not in text and f"`{part}`" not in text] == []
+
+
+def test_sentences_begin_with_their_subject(root: Path) -> None:
+    """No sentence begins with What, Who or Whose, except a question."""
+    pages = [root / "README.md", root / "CONTRIBUTING.md", root / "bench" / "README.md", *(root / "docs").glob("*.md")]
+    texts = {page.name: page.read_text("utf-8") for page in pages}
+    texts["CHANGELOG.md"] = (root / "CHANGELOG.md").read_text("utf-8").split("\n## ")[1]
+    for name, text in texts.items():
+        text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        begin = r"(?:^[-\d. ]*|\| |\*\*|[.:] )"
+        found = re.findall(begin + r"((?:What|Who|Whose|Whom|Whoever|Nor)\b[^.?|]*[.|])", text, re.MULTILINE)
+        assert not found, f"{name}: {found}"
+
+
+def blocks(root: Path, language: str) -> list[tuple[str, str]]:
+    """Return (page, code) of each block of code in the docs."""
+    pages = [root / "README.md", *(root / "docs").glob("*.md")]
+    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [(page.name, code) for page in pages for code in pattern.findall(page.read_text("utf-8"))]
+
+
+def test_python_in_the_docs_compiles_and_imports_existing_names(root: Path) -> None:
+    imported = 0
+    for page, code in blocks(root, "python"):
+        for node in ast.walk(ast.parse(code, page)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("socketio_pg"):
+                imported += 1
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, alias.name) for alias in node.names), f"{page}: {ast.unparse(node)}"
+    assert imported > 10
+
+
+def test_json_in_the_docs_is_json(root: Path) -> None:
+    for page, code in blocks(root, "json"):
+        assert json.loads(code), page
+
+
+def test_shell_in_the_docs_is_shell(root: Path) -> None:
+    script = "\n".join(code.replace("<this repository>", "URL") for _, code in blocks(root, "sh"))
+    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=10)
+    assert checked.returncode == 0, checked.stderr
