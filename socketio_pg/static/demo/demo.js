@@ -23,7 +23,7 @@ export async function connect() {
   socket.on("disconnect", () => show("reconnecting", "Reconnecting…"));
   const onTokenError = ({ message }) => { // the demos have no token
     show("disconnected", "Connection refused");
-    showProblem(new Error(`${message}. The demos send no token: start the server with AUTH=off.`));
+    showProblem(new Error(`Connection refused: ${message}. The demos send no token: start the server with AUTH=off.`));
   };
   return { socket, subscriptions: new Subscriptions(socket, { token: () => null, onTokenError }) };
 }
