@@ -127,6 +127,7 @@ def test_printed_commands_work_and_ctrl_c_leaves_nothing_behind(data_dir: Path) 
         assert made.line("demos").split()[1] == f"{url}/demo/"
         subscribe = made.line("subscribe").partition("subscribe")[2]
         publish, psql = (made.line(name).partition(name)[2] for name in ("publish", "psql"))
+        in_sql = made.line("in SQL").partition("in SQL")[2]
         made.line("Ctrl-C stops the server and its database")
         subscriber = subprocess.Popen(
             f"exec {subscribe} --count 2",
@@ -137,8 +138,7 @@ def test_printed_commands_work_and_ctrl_c_leaves_nothing_behind(data_dir: Path) 
             assert subscriber.stderr.readline() == "listening to foo\n"
             subprocess.run(publish, shell=True, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE)
             program, address = shlex.split(psql)
-            notify = 'NOTIFY foo, \'{"hello": "world"}\''
-            subprocess.run([program, address, "-c", notify], check=True, capture_output=True, timeout=PATIENCE)
+            subprocess.run([program, address, "-c", in_sql], check=True, capture_output=True, timeout=PATIENCE)
             out, _ = subscriber.communicate(timeout=PATIENCE)
             assert out.count('"hello"') == 2
         memory = shared_memory(data_dir)

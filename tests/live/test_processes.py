@@ -95,42 +95,6 @@ def scratch() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_development_server_starts_a_database_and_prints_how_to_connect(scratch: Path, channel: str) -> None:
-    port = free_port()
-    environment = clean_environment(DEBUG="1", PORT=str(port), PYTHONUNBUFFERED="1")
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "socketio_pg" / "server.py")],
-        cwd=scratch, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if "NOTIFY" in line:
-                break
-        text = "".join(lines)
-        assert f"http://127.0.0.1:{port}/static/test.html" in text
-        command = re.search(r"psql +(.*psql.*)", text)
-        notify = re.search(r"(NOTIFY .*;)", text)
-        assert command is not None, text
-        assert notify is not None, text
-        with SocketClient(f"http://127.0.0.1:{port}") as client:
-            client.subscribe("foo")
-            # Runs the printed commands in a shell.
-            subprocess.run(["sh", "-c", command[1]], input=notify[1], text=True, check=True, capture_output=True)
-            assert client.next("event") == {"channel": "foo", "payload": {"hello": "world"}}
-        process.send_signal(signal.SIGINT)
-        rest = process.stdout.read()
-        assert process.wait(PATIENCE) == 0
-        assert "Traceback" not in rest
-        assert not (scratch / ".postgres" / "postmaster.pid").exists(), "the database must be stopped as well"
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -216,7 +180,7 @@ def test_local_cfg_is_read(postgres18: Cluster, scratch: Path) -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == f"socketio_pg listens on http://[::]:{port}\n"
-        assert process.stdout.readline().endswith(f" http://localhost:{port}/static/test.html\n")
+        assert process.stdout.readline() == f"  playground  http://localhost:{port}/socket-test\n"
         for host in ("127.0.0.1", "[::1]"):
             with urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=PATIENCE) as answer:
                 assert answer.status == 200
