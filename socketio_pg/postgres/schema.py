@@ -58,6 +58,9 @@ GRANT EXECUTE ON FUNCTION socketio_pg.watch_failures(text) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.watch_changed() TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.trusts(oid), socketio_pg.trigger_spec(bytea),
     socketio_pg.trigger_condition(oid, text) TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.watch_begin(), socketio_pg.watch_end(), socketio_pg.watch_sort(),
+    socketio_pg.watch_row(), socketio_pg.watch_hook(text, text, boolean, boolean), socketio_pg.watch_order(regclass),
+    socketio_pg.watch_create(regclass, text, jsonb) TO {role};
 GRANT SELECT ON socketio_pg.watches, socketio_pg.watch_triggers TO {role};
 """
 
@@ -78,14 +81,16 @@ BEGIN
         socketio_pg.cluster_key, socketio_pg.schema_version;
     DROP SEQUENCE IF EXISTS socketio_pg.lease, socketio_pg.busy_until;
     DROP FUNCTION IF EXISTS socketio_pg.publish, socketio_pg.channel_problem, socketio_pg.ring,
-        socketio_pg.rotate_cluster_key,
+        socketio_pg.next_place, socketio_pg.note_sending, socketio_pg.rotate_cluster_key,
         socketio_pg.channel, socketio_pg.probe, socketio_pg.decide, socketio_pg.recheck, socketio_pg.recheck_on_change,
         socketio_pg.watch, socketio_pg.unwatch, socketio_pg.watch_changed, socketio_pg.watch_send,
         socketio_pg.watch_tell, socketio_pg.watch_bulk, socketio_pg.watch_condition,
         socketio_pg.watch_rows, socketio_pg.watch_parts, socketio_pg.watch_columns, socketio_pg.watch_channel,
         socketio_pg.watch_prepare, socketio_pg.watch_sweep, socketio_pg.watch_failures, socketio_pg.watch_list,
-        socketio_pg.watch_check, socketio_pg.watch_source, socketio_pg.trusts, socketio_pg.trigger_spec,
-        socketio_pg.trigger_condition;
+        socketio_pg.watch_check, socketio_pg.watch_source, socketio_pg.watch_begin, socketio_pg.watch_end,
+        socketio_pg.watch_sort, socketio_pg.watch_row, socketio_pg.watch_hook, socketio_pg.watch_order,
+        socketio_pg.watch_places, socketio_pg.watch_reorder, socketio_pg.watch_create, socketio_pg.trusts,
+        socketio_pg.trigger_spec, socketio_pg.trigger_condition;
     DROP SCHEMA socketio_pg;
 EXCEPTION WHEN dependent_objects_still_exist THEN
     GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL;

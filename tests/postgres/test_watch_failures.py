@@ -218,7 +218,7 @@ def test_roles_have_no_more_privileges_than_they_need(orders: WatchDatabase, rol
     for statement in (
         "SELECT socketio_pg.watch('owner_table')",
         "SELECT socketio_pg.unwatch('orders')",
-        "SELECT socketio_pg.watch_tell('{\"tier\": \"log\"}', 'a', '1')",
+        "SELECT socketio_pg.watch_tell('{\"tier\": \"log\"}', 'a', '1', 1)",
         "SELECT socketio_pg.channel_problem('a')",
         "SELECT socketio_pg.publish('a', '1')",
         "SELECT * FROM socketio_pg.outbox",

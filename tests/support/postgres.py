@@ -20,6 +20,12 @@ from socketio_pg.pubsub.pubsub import PubSub
 class Cluster(EmbeddedPostgres):
     """An embedded PostgreSQL in a separate folder."""
 
+    def configure(self, line: str) -> None:
+        """Add a line to the settings of a cluster that does not run yet."""
+        self._server.ensure_pgdata_inited()
+        with (self.data_dir / "postgresql.conf").open("a") as file:
+            file.write(f"{line}\n")
+
     @property
     def socket_path(self) -> str:
         host = make_url(self.url()).query["host"]
@@ -82,6 +88,8 @@ def cluster(version: int, *, durable: bool = False) -> Iterator[Cluster]:
     # Not pytest's tmp_path: PostgreSQL may run as another user, and a socket's path is limited to 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix=f"pg{version}-"))
     running = Cluster(folder, version=version)
+    # Needs a restart otherwise.
+    running.configure("wal_level = logical")
     running.start()
     if not durable:
         for setting in ("fsync", "full_page_writes"):

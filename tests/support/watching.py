@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg2
 
@@ -90,9 +90,12 @@ class WatchDatabase:
         self.connection.close()
 
 
+Made = TypeVar("Made", bound=WatchDatabase)
+
+
 @contextlib.contextmanager
-def watch_database(cluster: Cluster, name: str) -> Iterator[WatchDatabase]:
-    database = WatchDatabase(cluster, name)
+def watch_database(cluster: Cluster, name: str, kind: type[Made] = WatchDatabase) -> Iterator[Made]:  # type: ignore[assignment]
+    database = kind(cluster, name)
     try:
         yield database
     finally:

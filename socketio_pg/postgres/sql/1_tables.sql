@@ -18,13 +18,27 @@ CREATE TABLE IF NOT EXISTS socketio_pg.outbox (
     payload      jsonb NOT NULL,
     -- Bytes of the payload as text, so that the relay can bound the size of its batches.
     size         integer NOT NULL,
-    published_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    published_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- For transactions that change watched tables: the place of the message in its transaction, and the transaction. See
+    -- watch_begin().
+    place        bigint,
+    xid          xid8
 ) WITH (
     -- The table is nearly empty, with constant turnover: vacuum by the number of rows, and never truncate the file,
     -- which would take a lock that blocks all publishers.
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_analyze_threshold = 1000000000,
     vacuum_truncate = false, toast.vacuum_truncate = false
 );
+
+-- Not ADD COLUMN IF NOT EXISTS, which takes its lock before it checks.
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'socketio_pg.outbox'::regclass AND attname = 'place'
+    ) THEN
+        ALTER TABLE socketio_pg.outbox ADD COLUMN place bigint, ADD COLUMN xid xid8;
+    END IF;
+END $$;
 
 -- The messages in the order of their positions, which have no gaps. Kept for LOG_RETENTION.
 CREATE TABLE IF NOT EXISTS socketio_pg.log (

@@ -24,6 +24,35 @@ END $$;
 
 REVOKE ALL ON FUNCTION socketio_pg.channel_problem(text) FROM PUBLIC;
 
+-- Returns the next place in the present transaction: see watch_begin(). The settings are the transaction's, and a rollback
+-- to a savepoint restores them. Any role may set them, so what is not a number counts as 0.
+CREATE OR REPLACE FUNCTION socketio_pg.next_place() RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    place bigint := coalesce(substring(current_setting('socketio_pg.place', true) FROM '^[0-9]{1,15}$'), '0')::bigint + 1;
+BEGIN
+    PERFORM set_config('socketio_pg.place', place::text, true);
+    -- The next row that a statement changes comes after this place.
+    PERFORM set_config('socketio_pg.run', '', true);
+    RETURN place;
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.next_place() FROM PUBLIC;
+
+-- Notes the newest id in the outbox before the present transaction adds a message with a place.
+CREATE OR REPLACE FUNCTION socketio_pg.note_sending() RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    newest CONSTANT text := coalesce(pg_sequence_last_value('socketio_pg.outbox_id_seq'::regclass), 0);
+BEGIN
+    IF coalesce(current_setting('socketio_pg.sent', true), '') = '' THEN
+        PERFORM set_config('socketio_pg.sent_first', newest, true);
+    END IF;
+    PERFORM set_config('socketio_pg.sent', newest, true);
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.note_sending() FROM PUBLIC;
+
 -- Publishes a JSON value within the caller's transaction. Raises SG001 for an invalid channel name and SG002 for a
 -- payload that is too large. SQL's NULL is published as JSON's null.
 CREATE OR REPLACE FUNCTION socketio_pg.publish(channel text, payload jsonb) RETURNS void
@@ -44,7 +73,14 @@ BEGIN
     END IF;
     -- Assigns a transaction id before the row's id: the relay's snapshot must contain every transaction that has an id.
     PERFORM pg_current_xact_id();
-    INSERT INTO socketio_pg.outbox (channel, payload, size) VALUES (publish.channel, publish.payload, bytes);
+    -- In a transaction that has changed rows of watched tables, the message has a place among theirs.
+    IF current_setting('socketio_pg.place', true) <> '' THEN
+        PERFORM socketio_pg.note_sending();
+        INSERT INTO socketio_pg.outbox (channel, payload, size, place, xid)
+        VALUES (publish.channel, publish.payload, bytes, socketio_pg.next_place(), pg_current_xact_id());
+    ELSE
+        INSERT INTO socketio_pg.outbox (channel, payload, size) VALUES (publish.channel, publish.payload, bytes);
+    END IF;
 END $$;
 
 REVOKE ALL ON FUNCTION socketio_pg.publish(text, jsonb) FROM PUBLIC;

@@ -195,24 +195,26 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 -- Sends one message about the whole statement.
-CREATE OR REPLACE FUNCTION socketio_pg.watch_tell(spec jsonb, channel text, payload jsonb) RETURNS void
+DROP FUNCTION IF EXISTS socketio_pg.watch_tell;
+CREATE FUNCTION socketio_pg.watch_tell(spec jsonb, channel text, payload jsonb, place bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     IF spec ->> 'tier' = 'notify' THEN
         PERFORM pg_notify(channel, payload::text);
     ELSE
-        INSERT INTO socketio_pg.outbox (channel, payload, size)
-        SELECT watch_tell.channel, watch_tell.payload, octet_length(watch_tell.payload::text)
+        INSERT INTO socketio_pg.outbox (channel, payload, size, place, xid)
+        SELECT watch_tell.channel, watch_tell.payload, octet_length(watch_tell.payload::text), watch_tell.place,
+            pg_current_xact_id()
         WHERE socketio_pg.channel_problem(watch_tell.channel) IS NULL;
     END IF;
 END $$;
 
 -- Sends messages about rows in order. `olds` and `news` are parallel arrays; except for an UPDATE, one of them is NULL.
--- `c`: the result of watch_columns(). `kept`: whether each row fulfils the condition, NULL for all. Returns the number of
--- messages that have no channel.
+-- `c`: the result of watch_columns(). `kept`: whether each row fulfils the condition, NULL for all. `places`: the place of
+-- each row, or one for all. Returns the number of messages that have no channel.
 DROP FUNCTION IF EXISTS socketio_pg.watch_send;
 CREATE FUNCTION socketio_pg.watch_send(
-    spec jsonb, op text, c record, envelope jsonb, olds jsonb[], news jsonb[], kept boolean[]
+    spec jsonb, op text, c record, envelope jsonb, olds jsonb[], news jsonb[], kept boolean[], places bigint[]
 ) RETURNS bigint LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -280,8 +282,9 @@ BEGIN
         END AS payload
         FROM sized OFFSET 0
     ), logged AS (
-        INSERT INTO socketio_pg.outbox (channel, payload, size)
-        SELECT channel, payload, octet_length(payload::text) FROM message
+        INSERT INTO socketio_pg.outbox (channel, payload, size, place, xid)
+        SELECT channel, payload, octet_length(payload::text), coalesce(places[number], places[1]), pg_current_xact_id()
+        FROM message
         -- watch() validates the name, but a role that may call watch() can also create triggers itself.
         WHERE tier = 'log' AND channel IS NOT NULL AND (template OR (channel !~ '[\u0001-\u001f\u007f-\u009f]'
             AND NOT starts_with(channel, 'socketio_pg') AND octet_length(channel) BETWEEN 1 AND 63)) ORDER BY number, part

@@ -95,6 +95,13 @@ DECLARE
     list text;
     unsent bigint := 0;
     problem text;
+    -- See 4_watch_order.sql.
+    frames text;
+    frame text;
+    runs text;
+    place bigint;
+    places bigint[];
+    row_number integer;
 BEGIN
     BEGIN
         spec := TG_ARGV[0];
@@ -103,9 +110,23 @@ BEGIN
         -- publish().
         envelope := jsonb_build_object('op', TG_OP, 'schema', TG_TABLE_SCHEMA, 'table', TG_TABLE_NAME,
             'at', clock_timestamp(), 'txid', pg_current_xact_id()::text);
+        -- Opened by watch_begin(). A row trigger fires also for statements that name a partition, which are not opened.
+        frames := current_setting('socketio_pg.runs_' || (spec ->> 'key') || TG_OP, true);
+        IF TG_LEVEL = 'ROW' AND frames = '' THEN
+            frames := current_setting('socketio_pg.runs_' || (spec ->> 'key') || 'UPDATE', true);
+        END IF;
+        frame := substring(frames FROM '[^|]*$');
+        IF frame ~ '^[0-9]{0,18}/[0-9]{1,15}[.]*( [0-9]{1,15}[.]*)*$' THEN
+            runs := split_part(frame, '/', 2);
+            place := substring(runs FROM '^[0-9]+');
+        ELSE
+            place := socketio_pg.next_place();
+        END IF;
+        places := ARRAY[place];
+        PERFORM socketio_pg.note_sending();
         IF TG_OP = 'TRUNCATE' THEN
             PERFORM socketio_pg.watch_tell(spec, spec ->> 'channel', envelope
-                || '{"pk": null, "new": null, "old": null, "changed": []}');
+                || '{"pk": null, "new": null, "old": null, "changed": []}', place);
         ELSE
             -- The trigger of a partition is a copy: the message names the table that is watched.
             IF TG_LEVEL = 'ROW' AND relation <> (spec ->> 'relation')::oid THEN
@@ -123,6 +144,15 @@ BEGIN
                 list := socketio_pg.watch_list(TG_RELID, relation);
             END IF;
             IF TG_LEVEL = 'ROW' THEN
+                IF strpos(runs, ' ') > 0 THEN
+                    -- Counts the calls for this statement.
+                    frames := format('socketio_pg.row_%s_%s', spec ->> 'counter', cardinality(string_to_array(frames, '|')));
+                    row_number := coalesce(substring(current_setting(frames, true)
+                        FROM format('^%s:([0-9]{1,9})$', place))::integer, 0) + 1;
+                    PERFORM set_config(frames, format('%s:%s', place, row_number), true);
+                    places := socketio_pg.watch_places(runs, NULL);
+                    places := ARRAY[coalesce(places[row_number], place)];
+                END IF;
                 IF spec ->> 'when' IS NOT NULL THEN
                     PERFORM socketio_pg.watch_check(spec, relation);
                     old_row := OLD;
@@ -143,7 +173,7 @@ BEGIN
                 IF list IS NULL THEN
                     unsent := socketio_pg.watch_send(spec, TG_OP, c, envelope,
                         ARRAY[CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END],
-                        ARRAY[CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END], kept);
+                        ARRAY[CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END], kept, places);
                 ELSE
                     olds := '{NULL}';
                     news := '{NULL}';
@@ -155,7 +185,7 @@ BEGIN
                         EXECUTE format('SELECT ARRAY[to_jsonb(l)] FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
                         INTO news USING NEW;
                     END IF;
-                    unsent := socketio_pg.watch_send(spec, TG_OP, c, envelope, olds, news, kept);
+                    unsent := socketio_pg.watch_send(spec, TG_OP, c, envelope, olds, news, kept, places);
                 END IF;
             ELSE
                 IF TG_OP <> 'INSERT' THEN
@@ -163,6 +193,9 @@ BEGIN
                 END IF;
                 IF TG_OP <> 'DELETE' THEN
                     SELECT count(*) INTO new_count FROM new_rows;
+                END IF;
+                IF strpos(runs, ' ') > 0 THEN
+                    places := socketio_pg.watch_places(runs, greatest(old_count, new_count));
                 END IF;
                 -- The counts of an UPDATE differ if a trigger has kept a row from moving to another partition: old and new
                 -- rows cannot be paired then.
@@ -173,7 +206,8 @@ BEGIN
                         AND (c.whole OR TG_OP <> 'UPDATE' OR old_count <> new_count)
                     THEN
                         PERFORM socketio_pg.watch_tell(spec, parts[1], envelope
-                            || jsonb_build_object('count', greatest(old_count, new_count), 'truncated', true));
+                            || jsonb_build_object('count', greatest(old_count, new_count), 'truncated', true),
+                            places[cardinality(places)]);
                     ELSE
                         IF spec ->> 'when' IS NOT NULL THEN
                             PERFORM socketio_pg.watch_check(spec, relation);
@@ -186,7 +220,8 @@ BEGIN
                                 unsent := bulk.rows;
                             ELSE
                                 PERFORM socketio_pg.watch_tell(spec, bulk.channel, envelope
-                                    || jsonb_build_object('count', bulk.rows, 'truncated', true));
+                                    || jsonb_build_object('count', bulk.rows, 'truncated', true),
+                                    places[cardinality(places)]);
                             END IF;
                         END LOOP;
                     END IF;
@@ -215,10 +250,16 @@ BEGIN
                             END IF;
                         END IF;
                         unsent := unsent + socketio_pg.watch_send(
-                            spec, TG_OP, c, envelope, olds, news, kept[passed + 1 : passed + batch_size]);
+                            spec, TG_OP, c, envelope, olds, news, kept[passed + 1 : passed + batch_size],
+                            CASE WHEN cardinality(places) > 1 THEN places[passed + 1 : passed + batch_size] ELSE places END);
                     END LOOP;
                 END IF;
             END IF;
+        END IF;
+        -- Something has taken a place after this statement's first row. A row trigger leaves this to watch_sort().
+        IF TG_LEVEL = 'STATEMENT' AND runs IS NOT NULL AND place::text <> current_setting('socketio_pg.place', true) THEN
+            PERFORM socketio_pg.watch_reorder(
+                coalesce(nullif(split_part(frame, '/', 1), ''), current_setting('socketio_pg.sent_first', true))::bigint, place);
         END IF;
         IF unsent > 0 THEN
             problem := format('%s rows have no channel: a placeholder is NULL, or the channel name is invalid', unsent);

@@ -143,8 +143,25 @@ BEGIN
         EXECUTE format('DROP TRIGGER %I ON %s', found.name, tbl);
         channels := array_append(channels, found.channel);
     END LOOP;
+    PERFORM socketio_pg.watch_order(tbl);
     PERFORM socketio_pg.watch_sweep();
     RETURN (SELECT count(DISTINCT c) FROM unnest(channels) AS c);
+END $$;
+
+-- Creates the trigger that sends the messages for one operation. `tbl` is the name of the table.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_create(tbl regclass, operation text, spec jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format(
+        'CREATE TRIGGER %I AFTER %s ON %s %s EXECUTE FUNCTION socketio_pg.watch_changed(%L)',
+        format('socketio_pg_watch_%s_%s', left(md5(spec ->> 'channel'), 12), lower(operation)), operation, tbl,
+        CASE
+            WHEN operation = 'TRUNCATE' THEN 'FOR EACH STATEMENT'
+            WHEN spec ->> 'per' = 'row' THEN 'FOR EACH ROW'
+            WHEN operation = 'INSERT' THEN 'REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT'
+            WHEN operation = 'DELETE' THEN 'REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT'
+            ELSE 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT'
+        END, spec);
 END $$;
 
 -- Sends each committed change of a table to a channel, by default table:schema.table; see docs/watch.md. Another call
@@ -177,6 +194,7 @@ DECLARE
     problem text;
     hint text;
     operation text;
+    key text;
     spec jsonb;
 BEGIN
     SELECT c.relkind, c.relpersistence, c.relname, c.relowner, n.nspname INTO relation
@@ -259,6 +277,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = format('%s belongs to %s, and only its owner may watch it', tbl, relation.relowner::regrole);
     END IF;
+    key := (SELECT max(t.spec ->> 'key') FROM socketio_pg.watch_triggers AS t WHERE t.relation = tbl);
     PERFORM socketio_pg.unwatch(tbl, channel);
     -- Only the owner of the table can comment on its trigger: see watch_prepare().
     IF "when" IS NOT NULL THEN
@@ -287,19 +306,13 @@ BEGIN
         'channel', channel, 'parts', nullif(parts, '{}'), 'relation', tbl::oid, 'columns', columns,
         'exclude', exclude, 'numbers', ARRAY(
             SELECT a.attnum FROM pg_attribute AS a WHERE a.attrelid = tbl AND a.attname = ANY (exclude)
-        ), 'when', "when", 'old', old, 'tier', tier, 'per', per, 'bulk_limit', bulk_limit, 'counter', counter);
+        ), 'when', "when", 'old', old, 'tier', tier, 'per', per, 'bulk_limit', bulk_limit, 'counter', counter,
+        -- Identifies the table in the names of 4_watch_order.sql, also after a dump and restore.
+        'key', coalesce(key, left(replace(gen_random_uuid()::text, '-', ''), 12)));
     FOREACH operation IN ARRAY operations LOOP
-        EXECUTE format(
-            'CREATE TRIGGER %I AFTER %s ON %s %s EXECUTE FUNCTION socketio_pg.watch_changed(%L)',
-            format('socketio_pg_watch_%s_%s', left(md5(channel), 12), lower(operation)), operation, tbl,
-            CASE
-                WHEN operation = 'TRUNCATE' THEN 'FOR EACH STATEMENT'
-                WHEN per = 'row' THEN 'FOR EACH ROW'
-                WHEN operation = 'INSERT' THEN 'REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT'
-                WHEN operation = 'DELETE' THEN 'REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT'
-                ELSE 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT'
-            END, spec);
+        PERFORM socketio_pg.watch_create(tbl, operation, spec);
     END LOOP;
+    PERFORM socketio_pg.watch_order(tbl);
     RETURN channel;
 END $$;
 
@@ -324,6 +337,42 @@ BEGIN
     END IF;
 END $$;
 
+-- Gives watches that an older version has made the triggers of 4_watch_order.sql. It does not wait for a table's lock,
+-- which a writer may hold that waits for this installation. Tables that are left out send as before, in the order in which
+-- their triggers fire.
+DO $$
+DECLARE
+    tbl regclass;
+    new_key text;
+    found record;
+BEGIN
+    FOR tbl, new_key IN
+        SELECT t.relation, coalesce(max(t.spec ->> 'key'), left(replace(gen_random_uuid()::text, '-', ''), 12))
+        FROM socketio_pg.watch_triggers AS t JOIN pg_catalog.pg_class AS c ON c.oid = t.relation
+        WHERE t.spec ->> 'channel' IS NOT NULL AND pg_has_role(c.relowner, 'USAGE')
+        GROUP BY t.relation HAVING bool_or(t.spec ->> 'key' IS NULL)
+    LOOP
+        BEGIN
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', tbl);
+            FOR found IN
+                SELECT w.*, t.tgenabled AS enabled FROM socketio_pg.watch_triggers AS w
+                JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = w.relation AND t.tgname = w.name
+                WHERE w.relation = tbl AND w.spec ->> 'key' IS NULL
+            LOOP
+                EXECUTE format('DROP TRIGGER %I ON %s', found.name, tbl);
+                PERFORM socketio_pg.watch_create(tbl, found.operation, found.spec || jsonb_build_object('key', new_key));
+                IF found.enabled <> 'O' THEN
+                    EXECUTE format('ALTER TABLE %s %s TRIGGER %I', tbl, CASE found.enabled
+                        WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE REPLICA' END, found.name);
+                END IF;
+            END LOOP;
+            PERFORM socketio_pg.watch_order(tbl);
+        EXCEPTION WHEN OTHERS THEN
+            RAISE WARNING USING MESSAGE = format('the watches of %s keep the order of an older version: %s', tbl, SQLERRM);
+        END;
+    END LOOP;
+END $$;
+
 DO $$
 DECLARE
     part regprocedure;
@@ -341,7 +390,8 @@ BEGIN
         SELECT p.oid, a.grantee::regrole FROM pg_catalog.pg_proc AS w CROSS JOIN aclexplode(w.proacl) AS a
             CROSS JOIN pg_catalog.pg_proc AS p
         WHERE w.pronamespace = 'socketio_pg'::regnamespace AND w.proname = 'watch' AND a.grantee <> w.proowner
-            AND p.pronamespace = w.pronamespace AND p.proname IN ('trusts', 'trigger_spec', 'trigger_condition')
+            AND p.pronamespace = w.pronamespace AND p.proname IN ('trusts', 'trigger_spec', 'trigger_condition',
+                'watch_begin', 'watch_end', 'watch_sort', 'watch_row', 'watch_hook', 'watch_order', 'watch_create')
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', part, grantee);
     END LOOP;
