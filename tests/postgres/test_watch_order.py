@@ -20,7 +20,7 @@ from socketio_pg.postgres import schema
 from tests.support.decoding import changes
 from tests.support.nightly import sampled
 from tests.support.postgres import Cluster, in_thread
-from tests.support.watching import MAX_PAYLOAD, WatchDatabase, watch_database
+from tests.support.watching import MAX_PAYLOAD, WatchDatabase, dropped_at_the_end
 
 Change = tuple[Any, ...]
 
@@ -194,7 +194,7 @@ TRIGGERS = st.builds(
 @pytest.fixture(scope="module", params=sampled((18, 16), lambda version: version == 18))
 def prepared(request: pytest.FixtureRequest) -> Iterator[OrderDatabase]:
     cluster: Cluster = request.getfixturevalue(f"postgres{request.param}")
-    with watch_database(cluster, "watch_order", OrderDatabase) as made:
+    with dropped_at_the_end(OrderDatabase(cluster, "watch_order")) as made:
         made.prepare()
         yield made
         made.drop_slot()
@@ -211,7 +211,7 @@ def as_statement(action: str) -> str:
 
 
 @given(st.lists(TRIGGERS, max_size=4), st.lists(actions(), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=20 if settings().max_examples <= 100 else 300)
+@settings(deadline=None, max_examples=10 if settings().max_examples <= 100 else 300)
 def test_messages_have_the_order_of_the_wal(
     database: OrderDatabase, triggers: list[Trigger], statements: list[str]
 ) -> None:

@@ -94,10 +94,13 @@ Made = TypeVar("Made", bound=WatchDatabase)
 
 
 @contextlib.contextmanager
-def watch_database(cluster: Cluster, name: str, kind: type[Made] = WatchDatabase) -> Iterator[Made]:  # type: ignore[assignment]
-    database = kind(cluster, name)
+def dropped_at_the_end(database: Made) -> Iterator[Made]:
     try:
         yield database
     finally:
         database.close()
-        cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        database.cluster.sql(f"DROP DATABASE IF EXISTS {database.name} WITH (FORCE)")
+
+
+def watch_database(cluster: Cluster, name: str) -> contextlib.AbstractContextManager[WatchDatabase]:
+    return dropped_at_the_end(WatchDatabase(cluster, name))

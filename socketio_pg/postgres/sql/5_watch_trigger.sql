@@ -112,7 +112,7 @@ BEGIN
             'at', clock_timestamp(), 'txid', pg_current_xact_id()::text);
         -- Opened by watch_begin(). A row trigger fires also for statements that name a partition, which are not opened.
         frames := current_setting('socketio_pg.runs_' || (spec ->> 'key') || TG_OP, true);
-        IF TG_LEVEL = 'ROW' AND frames = '' THEN
+        IF TG_LEVEL = 'ROW' AND coalesce(frames, '') = '' THEN
             frames := current_setting('socketio_pg.runs_' || (spec ->> 'key') || 'UPDATE', true);
         END IF;
         frame := substring(frames FROM '[^|]*$');
