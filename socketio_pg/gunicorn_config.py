@@ -18,6 +18,7 @@ from socketio_pg.core.config import SPARE_DESCRIPTORS
 from socketio_pg.core.config import load as load_settings
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.logs import RateLimitFilter, formatter
+from socketio_pg.engine import hosting
 
 #: gunicorn stops when a worker exits with this status (arbiter.APP_LOAD_ERROR); otherwise it starts another worker.
 EXIT_CONFIGURATION = 4
@@ -37,6 +38,17 @@ keepalive = 5
 graceful_timeout = 9
 #: gunicorn 25's control socket has the same path for all gunicorns of a user, and delays SIGTERM by 3 s.
 control_socket_disable = True
+
+
+def nworkers_changed(server: Any, new: int, old: int | None) -> None:
+    """Refuse several workers: at the start with an error, later (SIGTTIN, SIGHUP) by staying with one."""
+    refusal = hosting.refusal_of_several(new)
+    if refusal is None:
+        return
+    server.log.error("socketio_pg: %s.", refusal)
+    if old is None:
+        raise SystemExit(EXIT_CONFIGURATION)
+    server._num_workers = 1  # the property would call this function again
 
 
 def on_starting(server: Any) -> None:

@@ -15,6 +15,16 @@ if __name__ == "__main__":
     for ending in ENDING:
         signal.signal(ending, lambda signum, frame: sys.exit(128 + signum))
 
+from socketio_pg.engine import hosting
+
+#: gunicorn stops when a worker exits with this status (arbiter.APP_LOAD_ERROR); otherwise it starts another worker.
+EXIT_CONFIGURATION = 4
+
+_refusal = hosting.refusal_at_start()
+if _refusal is not None:
+    print(f"socketio_pg: {_refusal}.", file=sys.stderr, flush=True)
+    raise SystemExit(EXIT_CONFIGURATION)
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # eventlet is deprecated, see docs/deploy.md on pinned libraries
     import eventlet
@@ -35,8 +45,6 @@ from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.postgres.embedded import EmbeddedPostgres
 from socketio_pg.websocket import SocketServer
 
-#: gunicorn stops when a worker exits with this status (arbiter.APP_LOAD_ERROR); otherwise it starts another worker.
-EXIT_CONFIGURATION = 4
 #: Values of HOST that mean all addresses of the machine.
 ANY_ADDRESS = ("0.0.0.0", "::")
 

@@ -18,6 +18,7 @@ from socketio_pg.core.errors import ConfigurationError, DatabaseError, Untrusted
 from socketio_pg.core.problems import Problem
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
+from socketio_pg.engine import hosting
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.gauges import Gauges
@@ -48,7 +49,8 @@ class SocketServer:
 
     ``.socketio`` is Flask-SocketIO, for the application's own handlers; ``.pubsub`` is the :class:`PubSub` underneath.
 
-    Raises :class:`ConfigurationError`, for instance when there is no database address.
+    Raises :class:`ConfigurationError`, for instance when there is no database address, or on another server than
+    gunicorn's eventlet worker and eventlet's own.
     """
 
     def __init__(
@@ -62,6 +64,9 @@ class SocketServer:
         authenticate: Authenticate | None = None,
         binary: bool = False,
     ) -> None:
+        refusal = hosting.refusal_at_start()
+        if refusal is not None:
+            raise ConfigurationError(f"{refusal}.")
         # A dsn given here leaves no reason to read the working folder's local.cfg.
         self.settings = settings = settings or config.load(local_cfg=None if dsn else config.LOCAL_CFG)
         self.app = app = app if app is not None else Flask("socketio_pg", static_folder=None)

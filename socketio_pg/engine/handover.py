@@ -6,6 +6,7 @@ This module knows the WSGI servers (gunicorn's eventlet worker, eventlet's own),
 import base64
 import binascii
 import contextlib
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -84,10 +85,23 @@ def handshake_problem(environ: dict[str, Any]) -> str | None:
         key = b""
     if len(key) != 16:
         return "Sec-WebSocket-Key must be 16 bytes in base64"
+    protocols = _protocols(environ)
+    if len(set(protocols)) < len(protocols) or not all(map(_TOKEN.fullmatch, protocols)):
+        return "Sec-WebSocket-Protocol must be a list of different names"
     return None
 
 
 WRONG_VERSION = "Sec-WebSocket-Version must be 13"
+
+
+#: A token of HTTP (RFC 9110, section 5.6.2).
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def _protocols(environ: dict[str, Any]) -> list[str]:
+    """Return the subprotocols that a client offers."""
+    offered = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL")
+    return [] if offered is None else [name.strip(" \t") for name in offered.split(",")]
 
 
 def _tokens(header: str) -> list[str]:
@@ -95,11 +109,16 @@ def _tokens(header: str) -> list[str]:
 
 
 def handshake_answer(environ: dict[str, Any]) -> bytes:
-    """Return the response to a valid handshake."""
+    """Return the response to a valid handshake.
+
+    Selects the first subprotocol that the client offers, as the reference implementation does: browsers end a
+    connection whose server selects none of them. A client that offers none gets none (RFC 6455, section 4.2.2).
+    """
     accept = frames.accept_key(environ["HTTP_SEC_WEBSOCKET_KEY"])
+    selected = "".join(f"Sec-WebSocket-Protocol: {name}\r\n" for name in _protocols(environ)[:1])
     return (
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Accept: {accept}\r\n\r\n"
+        f"Sec-WebSocket-Accept: {accept}\r\n{selected}\r\n"
     ).encode()
 
 

@@ -4,6 +4,7 @@ docs/architecture.md lists the overridden methods of python-engineio and python-
 """
 
 import io
+import logging
 import sys
 import time
 from collections import OrderedDict, deque
@@ -14,7 +15,8 @@ import engineio
 from engineio import packet as eio_packet
 
 from socketio_pg.core import green, metrics
-from socketio_pg.engine import frames, handover, transport
+from socketio_pg.core.logs import RateLimitedLog
+from socketio_pg.engine import frames, handover, hosting, transport
 from socketio_pg.engine.http import (
     BAD_HANDSHAKE_METHOD,
     BAD_REQUEST,
@@ -34,6 +36,8 @@ from socketio_pg.engine.polling import BodyError, decode_payload, encode_payload
 from socketio_pg.engine.socket import Environ, Socket
 
 StartResponse = Callable[..., Any]
+
+_hosting_log = RateLimitedLog(logging.getLogger("socketio_pg.engine"), seconds=60.0)
 
 
 class Engine(engineio.Server):  # type: ignore[misc]
@@ -92,6 +96,11 @@ class Engine(engineio.Server):  # type: ignore[misc]
 
     def handle_request(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """The WSGI application. Replaces the stock one, which repeats client input in answers and in the log."""
+        refusal = hosting.refusal_of_request(environ)
+        if refusal is not None:
+            _hosting_log(logging.ERROR, "%s", refusal)
+            start_response("500 INTERNAL SERVER ERROR", [("Content-Type", "text/plain")])
+            return [b"the server was started in a way in which it cannot work; its log says how to start it"]
         answer = self._answer(environ, start_response)
         if not isinstance(answer, dict):
             return answer  # type: ignore[no-any-return]

@@ -43,6 +43,22 @@ class UnreadableError(InvalidRequestError):
     """The packet's JSON is invalid and too large for the lenient parser, or has too many lists and objects."""
 
 
+def not_a_packet(data: object, problem: str) -> NotAPacketError:
+    """Return the error for ``data``: ``problem``, unless it is the packet of another parser, which the error names."""
+    parser = None
+    if isinstance(data, str) and data.startswith("{") and '"type"' in data[:1000] and '"nsp"' in data:
+        parser = "JSON"
+    # A map with up to 15 keys; each text begins with its length.
+    elif isinstance(data, bytes) and data[:1] in _SMALL_MAPS and b"\xa4type" in data[:1000] and b"\xa3nsp" in data:
+        parser = "msgpack"
+    if parser is not None:
+        problem = f"it uses a {parser} parser, and this server has Socket.IO's default parser only"
+    return NotAPacketError(problem)
+
+
+_SMALL_MAPS = [bytes((0x80 | size,)) for size in range(16)]
+
+
 class Packet(socketio.packet.Packet):  # type: ignore[misc]
     """A Socket.IO packet that carries strict JSON; a subclass, because ``json`` is a class attribute."""
 
@@ -65,7 +81,7 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
         """Parse ``encoded_packet`` and return the number of attachments. Raises :class:`NotAPacketError`."""
         head = _HEAD.match(encoded_packet) if isinstance(encoded_packet, str) else None
         if head is None:
-            raise NotAPacketError("this is not a Socket.IO packet")
+            raise not_a_packet(encoded_packet, "this is not a Socket.IO packet")
         self.size = len(encoded_packet)
         self.packet_type = int(head[1] or head[2])
         attachments = int(head[3] or 0)

@@ -24,6 +24,7 @@ from socketio_pg.protocol.packets import (
     EVENT,
     NotAPacketError,
     Packet,
+    not_a_packet,
 )
 
 logger = logging.getLogger("socketio_pg.protocol")
@@ -176,7 +177,7 @@ class Server(AnsweringServer):
         packet: Packet | None = self._binary_packet.get(eio_sid)
         if packet is None:
             if isinstance(data, bytes):
-                raise NotAPacketError("binary data without a packet that announces it")
+                raise not_a_packet(data, "binary data without a packet that announces it")
             packet = Packet()
             packet.before_data = functools.partial(self._admit, eio_sid)
             packet.attachment_count = packet.decode(data)

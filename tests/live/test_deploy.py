@@ -36,6 +36,8 @@ def exit_code_after_sigterm(port: int, process: subprocess.Popen[bytes]) -> int:
     """Return the exit code of a SIGTERM sent while a client is connected."""
     with SocketClient(f"http://127.0.0.1:{port}", wait=True) as client:
         client.subscribe("anything")
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(workers) == 1
         process.send_signal(signal.SIGTERM)
         return process.wait(15)
 
@@ -48,7 +50,10 @@ def test_procfile_starts_a_node(postgres18: Cluster) -> None:
 
 
 def test_service_notifies_systemd_when_ready(postgres18: Cluster, tmp_path: Path) -> None:
-    """Runs the unit's ``ExecStart``, with the port from the environment, on all addresses of the machine."""
+    """Runs the unit's ``ExecStart``, with the port from the environment, on all addresses of the machine.
+
+    A platform's WEB_CONCURRENCY does not start several workers.
+    """
     unit = (ROOT / "deploy" / "socketio_pg@.service").read_text("utf-8")
     assert "Type=notify\n" in unit
     [program] = re.findall(r"^ExecStart=\S+/socketio-pg (.+)$", unit, re.MULTILINE)
@@ -56,9 +61,8 @@ def test_service_notifies_systemd_when_ready(postgres18: Cluster, tmp_path: Path
         notified.bind(str(tmp_path / "notify"))
         notified.settimeout(60)
         command = [sys.executable, "-m", "socketio_pg", *program.split()]
-        with started(
-            *command, DATABASE_URL=postgres18.url(), HOST="::", NOTIFY_SOCKET=str(tmp_path / "notify")
-        ) as node:
+        settings = {"HOST": "::", "WEB_CONCURRENCY": "4", "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with started(*command, DATABASE_URL=postgres18.url(), **settings) as node:
             assert b"READY=1" in notified.recv(1000)
             assert listens(node[0], "::1")
             assert exit_code_after_sigterm(*node) == 0

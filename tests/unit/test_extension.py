@@ -79,8 +79,11 @@ def test_only_requests_below_the_path_go_to_engineio(app: Flask, options: dict[s
     client = app.test_client()
     assert client.get("/page").text == "a page"
     assert client.get("/nothing").status_code == 404
-    # Engine.IO refuses a request without a version.
-    assert client.get(path).status_code == 400
+    assert client.get(path.rstrip("/") + "x").status_code == 404
+    # Engine.IO refuses a request without a version, on a server that can serve clients.
+    for requested in (path, f"{path}x", path.rstrip("/")):
+        assert client.get(requested, environ_overrides={"eventlet.input": None}).status_code == 400
+        assert client.get(requested).status_code == 500
 
 
 def test_before_request_can_answer_instead(app: Flask) -> None:
