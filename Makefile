@@ -10,9 +10,11 @@ VENDORED := socketio_pg/static/vendor/socket.io.min.js
 .PHONY: help setup run check test nightly lint format soak fuzz audit upstream bench bench-log bench-access bench-watch bench-nodes screenshot clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s", $$1; column = 19; count = split($$2, words, " "); \
+		for (n = 1; n <= count; n++) { if (column + length(words[n]) > 78) { printf "\n%19s", ""; column = 19 } \
+		printf " %s", words[n]; column += length(words[n]) + 1 } print "" }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.installed $(VENDORED) ## make the virtual environment and fetch the browser library (run and test do it too)
+setup: $(VENV)/.installed $(VENDORED) ## make the environment for development, and fetch the client for the pages (test does it too)
 
 # What `make run` needs: the package, its requirements, the embedded PostgreSQL, and the command $(BIN)/socketio-pg.
 $(VENV)/.runs: requirements.txt setup.py
@@ -63,10 +65,10 @@ MINUTES ?= 10
 soak: setup ## the log's checker with faults for MINUTES=10 (and SEED=…): kills, restarts, cuts, black holes
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-fuzz: setup ## strangers' input for MINUTES=10 (and SEED=…): frames, packets, requests
+fuzz: setup ## hostile input for MINUTES=10 (and SEED=…): frames, packets, requests
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-audit: setup ## look for known holes in what is installed (asks the package index's advisories)
+audit: setup ## look for known vulnerabilities in what is installed (asks the package index)
 	$(BIN)/pip-audit --strict --requirement requirements.txt --progress-spinner off
 
 upstream: setup ## test the newest release of each library that is pinned to a minor release (LIBRARY=name==version for one)
@@ -82,7 +84,7 @@ bench-log: setup ## measure the log: transactions, throughput, latency, clients 
 bench-access: setup ## measure tokens and row-level security: 2,000 clients that come back at once
 	$(BIN)/python bench/access.py
 
-bench-watch: setup ## measure watched tables: what they cost those who write them
+bench-watch: setup ## measure what watched tables cost their writers
 	$(BIN)/python bench/watch.py
 
 screenshot: setup ## make the pictures of the README and of docs/ again, of the server that `make run` has started

@@ -144,6 +144,7 @@ def _welcome(server: SocketServer) -> str:
     lines.append(f'  publish     {command} publish foo \'{{"hello": "world"}}\' --url {url}')
     embedded: EmbeddedPostgres | None = app.extensions.get("socketio_pg_embedded")
     if embedded is not None:
+        lines.append(f"  database    export DATABASE_URL={shlex.quote(embedded.url())}")
         lines.append(f"  psql        {embedded.psql_command}")
     lines.append('  in SQL      NOTIFY foo, \'{"hello": "world"}\';')
     if server.settings.auto_init:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from socketio_pg.cli.terminal import abandon_output
+from socketio_pg.cli.terminal import abandon_output, wrapped
 from socketio_pg.core import config
 from socketio_pg.core.errors import (
     AuthenticationUnavailableError,
@@ -37,6 +37,9 @@ class Failure(click.ClickException):
     """An error that ends the command with one sentence and an exit code."""
 
     exit_code = FAILED
+
+    def format_message(self) -> str:
+        return wrapped(self.message, len("Error: "), 0, error=True)
 
 
 class Misuse(Failure):
@@ -120,9 +123,18 @@ def failures() -> Iterator[None]:
 
 def open_database(settings: config.Settings) -> Database:
     """Return the configured database, not yet connected. Raises :class:`ConfigurationError` if none is configured."""
-    if settings.database_url is None:
-        raise ConfigurationError(config.NO_DATABASE)
+    require_database(settings)
+    assert settings.database_url is not None
     return Database(settings.database_url, settings.listen_database_url, settings.schema_owner)
+
+
+def require_database(settings: config.Settings) -> None:
+    """Raise :class:`ConfigurationError` if no database is configured. Only servers start an embedded one."""
+    if settings.database_url is None:
+        raise ConfigurationError(
+            "No database is configured: set DATABASE_URL in the environment, or SQLALCHEMY_DATABASE_URI in local.cfg. "
+            "'make run' prints the address of its database."
+        )
 
 
 def examples(*lines: str) -> str:

@@ -11,12 +11,20 @@ from typing import Any
 
 import click
 
-from socketio_pg.cli.command import FAILED, as_seconds, examples, json_option, token_option, url_option
+from socketio_pg.cli.command import (
+    FAILED,
+    as_seconds,
+    examples,
+    json_option,
+    require_database,
+    token_option,
+    url_option,
+)
 from socketio_pg.cli.listening import FromDatabase, FromServer, Source, Start, parse_since
 from socketio_pg.cli.terminal import abandon_output, json_text, print_json, say
 from socketio_pg.core import config
 from socketio_pg.core.channels import validate_channel
-from socketio_pg.core.errors import ConfigurationError, InvalidRequestError
+from socketio_pg.core.errors import InvalidRequestError
 from socketio_pg.log.replay import MAX_HISTORY
 from socketio_pg.pubsub.filters import parse_filter
 
@@ -43,7 +51,7 @@ def _as_filter(ctx: click.Context, param: click.Parameter, value: str | None) ->
         "socketio-pg listen orders --history 20 --json | jq .payload",
         "socketio-pg listen orders --since start --json > orders.jsonl",
         """socketio-pg listen table:public.orders --filter '{"new.status": "paid"}'""",
-        "socketio-pg listen orders --count 1 --timeout 30s     # exits with 1 without a message",
+        "socketio-pg listen orders --count 1 --timeout 30s   # code 1 without one",
         "socketio-pg listen orders --url https://example.com",
     )
 )
@@ -113,8 +121,7 @@ def _open(url: str | None, token: str | None) -> Source:
     if url is not None:
         return FromServer(url, token)
     settings = config.load()
-    if settings.database_url is None:
-        raise ConfigurationError(config.NO_DATABASE)
+    require_database(settings)
     return FromDatabase(settings)
 
 

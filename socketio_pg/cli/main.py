@@ -42,5 +42,6 @@ MODULES = {
 def main() -> None:
     """Realtime for the PostgreSQL that you already have.
 
-    Reads the database's address from DATABASE_URL or local.cfg, like the server.
+    Most commands use the database of DATABASE_URL or local.cfg, like the server. 'publish', 'listen' and 'bench' can
+    use a running server instead (--url).
     """

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from socketio_pg.cli.command import examples, json_option, open_database, token_option, url_option
-from socketio_pg.cli.terminal import Progress, print_json, say
+from socketio_pg.cli.terminal import Progress, print_json, say, tell
 from socketio_pg.core import config, green
 from socketio_pg.core.channels import match_pattern, validate_channel
 from socketio_pg.core.errors import PayloadTooLargeError
@@ -23,10 +23,10 @@ from socketio_pg.subscriber.subscriber import Subscriber
 @click.command(
     epilog=examples(
         "socketio-pg publish orders '{\"id\": 7}'",
-        "socketio-pg publish orders '{\"id\": 7}' --durable      # through the log: never lost",
+        "socketio-pg publish orders '{\"id\": 7}' --durable    # through the log",
         "jq -c . report.json | socketio-pg publish reports - --durable",
         "socketio-pg publish orders 1 --durable --json | jq .position",
-        'socketio-pg publish orders 1 --url https://example.com --token "$TOKEN"',
+        "socketio-pg publish orders 1 --url https://example.com",
     )
 )
 @click.argument("channel")
@@ -62,7 +62,7 @@ def publish(
     else:
         say(f"published to {channel}" + (f" at position {place.position}" if isinstance(place, Place) else ""))
     if isinstance(place, str):
-        say(place, error=True)
+        tell(place, error=True)
 
 
 def _read(payload: str) -> str:
@@ -74,9 +74,20 @@ def _read(payload: str) -> str:
             raise click.BadParameter("standard input is not UTF-8", param_hint="JSON") from None
     text = payload.strip()
     if not is_strict_json(text):
-        hint = "; a string needs double quotes inside the shell's: '\"text\"'" if text.isalnum() else ""
-        raise click.BadParameter(f"not JSON{hint}", param_hint="JSON")
+        raise click.BadParameter(f"not JSON{_reason(text)}", param_hint="JSON")
     return text
+
+
+def _reason(text: str) -> str:
+    if text.isalnum():
+        return "; a string needs double quotes inside the shell's: '\"text\"'"
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return f": {error.msg[0].lower()}{error.msg[1:]} at character {error.pos + 1}"
+    except (ValueError, RecursionError):
+        pass  # a long number, or many brackets
+    return ""
 
 
 @dataclass(frozen=True, slots=True)

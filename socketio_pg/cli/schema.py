@@ -3,7 +3,7 @@
 import click
 
 from socketio_pg.cli.command import examples, open_database
-from socketio_pg.cli.terminal import Progress
+from socketio_pg.cli.terminal import Progress, tell
 from socketio_pg.core import config
 from socketio_pg.postgres import schema
 from socketio_pg.postgres.database import fetch, session
@@ -51,7 +51,7 @@ def init(
     with Progress() as progress:
         progress.show("installing the schema …")
         schema.install(database, settings.max_payload, *roles)
-    click.echo(f"Installed: schema socketio_pg, version {schema.VERSION}, on {database}")
+    tell(f"Installed: schema socketio_pg, version {schema.VERSION}, on {database}")
 
 
 @click.command("rotate-key", epilog=examples("socketio-pg rotate-key"))
@@ -66,7 +66,7 @@ def rotate_key() -> None:
     with session(database, "cli rotate-key") as connection:
         verify(database, connection)
         fetch(connection, "SELECT socketio_pg.rotate_cluster_key()")
-    click.echo(f"A new cluster key is in use in 20 seconds on {database}")
+    tell(f"A new cluster key is in use in 20 seconds on {database}")
 
 
 @click.command(epilog=examples("socketio-pg drop", "socketio-pg drop --yes"))
@@ -86,6 +86,6 @@ def drop(yes: bool) -> None:
         progress.show("removing the schema …")
         removed = schema.uninstall(database)
     if removed:
-        click.echo(f"Removed: schema socketio_pg on {database}")
+        tell(f"Removed: schema socketio_pg on {database}")
     else:
-        click.echo(f"There is no schema socketio_pg on {database}")
+        tell(f"There is no schema socketio_pg on {database}")

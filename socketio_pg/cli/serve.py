@@ -45,8 +45,8 @@ def settings() -> None:
 
 @click.command(
     epilog=examples(
-        'eval "$(socketio-pg completion bash)"                                   # in ~/.bashrc',
-        'eval "$(socketio-pg completion zsh)"                                    # in ~/.zshrc',
+        'eval "$(socketio-pg completion bash)"     # in ~/.bashrc',
+        'eval "$(socketio-pg completion zsh)"      # in ~/.zshrc',
         "socketio-pg completion fish > ~/.config/fish/completions/socketio-pg.fish",
     )
 )

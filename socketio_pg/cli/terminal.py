@@ -64,18 +64,18 @@ def print_json(value: Any) -> None:
     click.echo(json_text(value).encode())
 
 
-def width() -> int | None:
+def width(*, error: bool = False) -> int | None:
     """Return the number of columns of the terminal; None without a terminal, where lines have no limit."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return shutil.get_terminal_size().columns if (sys.stderr if error else sys.stdout).isatty() else None
 
 
-def wrapped(text: str, first: int, indent: int) -> str:
+def wrapped(text: str, first: int, indent: int, *, error: bool = False) -> str:
     """Break ``text`` between words at the terminal's width.
 
     Its first line begins in column ``first``, which is not part of the result, and the others in ``indent``. A word
     that is longer than a line, such as an address, stays in one piece.
     """
-    columns = width()
+    columns = width(error=error)
     if columns is None:
         return text
     lines = textwrap.wrap(
@@ -83,6 +83,11 @@ def wrapped(text: str, first: int, indent: int) -> str:
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
     return "\n".join(lines)[first:]
+
+
+def tell(text: str, *, error: bool = False) -> None:
+    """Print a sentence, which is broken between words on a terminal."""
+    say(wrapped(clean(text), 0, 0, error=error), error=error)
 
 
 def entry(name: str, text: str, indent: int = 14) -> None:

@@ -9,7 +9,7 @@ import orjson
 
 from socketio_pg.access.tokens import HMAC_ALGORITHMS
 from socketio_pg.cli.command import as_seconds, examples
-from socketio_pg.cli.terminal import say
+from socketio_pg.cli.terminal import tell
 from socketio_pg.core import config
 from socketio_pg.core.errors import ConfigurationError
 
@@ -17,9 +17,10 @@ from socketio_pg.core.errors import ConfigurationError
 @click.command(
     epilog=examples(
         "socketio-pg token --sub alice",
-        "socketio-pg token --sub alice --subscribe 'orders:*' --publish orders:7 --expires 15m",
+        "socketio-pg token --sub alice --subscribe 'orders:*' --expires 15m",
         "socketio-pg token --role authenticated --claim 'tenant=\"acme\"'",
-        "SOCKETIO_PG_TOKEN=$(socketio-pg token) socketio-pg listen orders --url http://127.0.0.1:3030",
+        "export SOCKETIO_PG_TOKEN=$(socketio-pg token)",
+        "socketio-pg listen orders --url http://127.0.0.1:3030",
     )
 )
 @click.option("--sub", default="developer", show_default=True, help="The client's name.")
@@ -65,7 +66,7 @@ def token(
             claims[name] = list(patterns)
     claims |= dict(_parse_claim(text) for text in claim)
     signed = jwt.encode(claims, key, algorithm)
-    say("For development only: anyone with this token can act as this client until it expires.", error=True)
+    tell("For development only: anyone with this token can act as this client until it expires.", error=True)
     click.echo(signed)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from socketio_pg.cli.command import Failure, examples, json_option, names, open_database
-from socketio_pg.cli.terminal import clean, print_json, say, table
+from socketio_pg.cli.terminal import print_json, say, table, tell
 from socketio_pg.core import config
 from socketio_pg.postgres.database import fetch, session, translated_errors
 from socketio_pg.postgres.trust import verify
@@ -26,8 +26,9 @@ TYPES = {
 @click.command(
     epilog=examples(
         "socketio-pg watch orders",
-        "socketio-pg watch orders --channel 'orders:{customer_id}' --exclude card_number",
-        "socketio-pg watch app.orders --operations INSERT,UPDATE --when \"new.state = 'paid'\"",
+        "socketio-pg watch orders --channel 'orders:{customer_id}' --exclude card",
+        "socketio-pg watch app.orders --operations INSERT,UPDATE",
+        "socketio-pg watch orders --when \"new.state = 'paid'\"",
         "socketio-pg listen table:public.orders",
     )
 )
@@ -64,8 +65,8 @@ def watch(table_name: str, no_old: bool, **options: Any) -> None:
         number = _find_table(connection, table_name)
         [[channel]] = fetch(connection, f"SELECT socketio_pg.watch(%s::regclass{arguments})", number, *given.values())
         for notice in connection.notices:
-            say(f"note: {clean(notice.partition(':')[2].strip())}", error=True)
-    say(f"watching {clean(table_name)}: publishing its changes to {clean(channel)}")
+            tell(f"note: {notice.partition(':')[2].strip()}", error=True)
+    tell(f"watching {table_name}: publishing its changes to {channel}")
 
 
 @click.command(
@@ -80,7 +81,7 @@ def unwatch(table_name: str, channel: str | None) -> None:
         [[removed]] = fetch(connection, "SELECT socketio_pg.unwatch(%s::regclass, %s::text)", number, channel)
     if not removed:
         raise Failure(f"{table_name} is not watched" + ("" if channel is None else f" for {channel}"))
-    say(f"no longer watching {clean(table_name)}" + (f" ({removed} watches)" if removed > 1 else ""))
+    tell(f"no longer watching {table_name}" + (f" ({removed} watches)" if removed > 1 else ""))
 
 
 @click.command(epilog=examples("socketio-pg watches", "socketio-pg watches --json | jq -r .channel"))
@@ -116,5 +117,6 @@ def _find_table(connection: Any, name: str) -> int:
         cursor.execute("SELECT pg_catalog.to_regclass(%s::pg_catalog.text)::pg_catalog.oid", [name])
         found: int | None = cursor.fetchone()[0]
     if found is None:
-        raise Failure(f"table {name} does not exist")
+        elsewhere = "" if "." in name else " in the search_path: for another schema, write SCHEMA.TABLE"
+        raise Failure(f"table {name} does not exist{elsewhere}")
     return found

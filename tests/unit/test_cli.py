@@ -59,6 +59,7 @@ def test_every_command_has_help_with_examples(name: str) -> None:
     result = invoke(name, "--help")
     assert result.exit_code == 0
     assert f"socketio-pg {name}" in result.output.partition("Examples:")[2]
+    assert max(map(len, result.output.splitlines())) <= 80
 
 
 def test_help_of_commands_is_not_truncated_in_the_list() -> None:
@@ -156,7 +157,7 @@ def test_unexpected_error_keeps_its_traceback() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["publish", "a", "{"], ["not JSON"]),
+        (["publish", "a", "{"], ["not JSON: expecting property name", "at character 2"]),
         (["publish", "a", "NaN"], ["not JSON"]),
         (["publish", "a", "text"], ["not JSON", "quotes"]),
         (["publish", " a", "1"], ["must not start or end with a space"]),
@@ -286,7 +287,7 @@ def test_table_in_a_pipe_is_plain_text(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Standard output is a terminal with 80 columns."""
-    monkeypatch.setattr(terminal, "width", lambda: 80)
+    monkeypatch.setattr(terminal, "width", lambda error=False: 80)
     monkeypatch.setenv("COLUMNS", "80")
 
 
@@ -322,6 +323,16 @@ def test_column_widths_fit(lines: list[list[str]], limit: int) -> None:
 
 def cells_of(text: str) -> int:
     return len(text) + text.count("界")
+
+
+@pytest.mark.usefixtures("narrow")
+def test_sentences_and_errors_are_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.tell("word " * 40)
+    assert {len(line) for line in capsys.readouterr().out.splitlines()} == {79, 39}
+    lines = invoke("status").output.splitlines()
+    assert len(lines) > 1
+    assert lines[0].startswith("Error: No database is configured: set DATABASE_URL")
+    assert max(map(len, lines)) < 80
 
 
 @pytest.mark.usefixtures("narrow")
