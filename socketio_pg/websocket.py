@@ -23,6 +23,7 @@ from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.gauges import Gauges
 from socketio_pg.gateway.handlers import Handlers
+from socketio_pg.gateway.health import Health
 from socketio_pg.gateway.idle import Idle
 from socketio_pg.gateway.lifecycle import ClientLifecycle
 from socketio_pg.gateway.limits import ClientLimits
@@ -116,6 +117,7 @@ class SocketServer:
             warn_expiring=delivery.emit_expiring,
             expire=delivery.expire,
         )
+        self._health = Health(lambda: self.pubsub.problem is None, delivery.emit_health)
         self._admission = Admission(settings)
         self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle)
         self.socketio = SocketIO(
@@ -124,7 +126,15 @@ class SocketServer:
             before_request=self._admission.answer,
             client_manager=manager,
             lifecycle=ClientLifecycle(
-                self._admission, self.access, self.limits, self.idle, self.pubsub, hub, delivery, self.start
+                self._admission,
+                self.access,
+                self.limits,
+                self.idle,
+                self.pubsub,
+                hub,
+                delivery,
+                self._health,
+                self.start,
             ),
             cors_allowed_origins=self._admission.allows_origin,
             client_address=self._admission.address,
@@ -174,6 +184,7 @@ class SocketServer:
         self.pubsub.start()
         self.access.start()
         self.idle.start()
+        self._health.start()
         if self.settings.metrics_token is not None:
             self.gauges.start()
         self.backlog.start()
@@ -227,6 +238,7 @@ class SocketServer:
     def shutdown(self) -> None:
         """Disconnect all clients, close the database's connections, and end :meth:`run`."""
         self.drain()
+        self._health.stop()
         self.relay.stop()
         self.access.stop()
         self.idle.stop()

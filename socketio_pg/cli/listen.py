@@ -137,6 +137,8 @@ def _run(source: Source, as_json: bool, count: int | None, deadline: float | Non
             _check_reader()
         elif event.kind == "gap":
             say(gap_line(event.body), error=True)
+        elif event.kind == "health":
+            say(health_line(event.body), error=True)
         else:
             received += 1
             if as_json:
@@ -184,3 +186,9 @@ def gap_line(body: dict[str, Any]) -> str:
     return click.style(
         f"gap in {body['channel']}: messages of {what} may have been missed{between} ({body['reason']})", fg="red"
     )
+
+
+def health_line(body: dict[str, Any]) -> str:
+    """Return a server's report on its database as a line for people."""
+    color = "green" if body["database"] == "reachable" else "red"
+    return click.style(f"the server's database is {body['database']} since {body['since']}", fg=color)

@@ -14,7 +14,7 @@ from socketio_pg.core.messages import EncodedMessage, Position
 from socketio_pg.log.replay import MAX_HISTORY
 from socketio_pg.postgres.database import Database, session
 from socketio_pg.pubsub.pubsub import PubSub
-from socketio_pg.subscriber.subscriber import Subscriber
+from socketio_pg.subscriber.subscriber import Health, Subscriber
 
 #: Begin with the oldest message of the log.
 START: Literal["start"] = "start"
@@ -34,9 +34,12 @@ Start: TypeAlias = Since | int | Literal["start"] | None
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """The body is as on the wire; messages of the log also have ``epoch``, gaps have ``tier``."""
+    """The body is as on the wire; messages of the log also have ``epoch``, gaps have ``tier``.
 
-    kind: Literal["message", "gap"]
+    ``health`` comes from a server, when its database has become unreachable, or reachable again.
+    """
+
+    kind: Literal["message", "gap", "health"]
     body: dict[str, Any]
 
 
@@ -135,10 +138,11 @@ class FromServer:
     """Subscribes at a server, as a Socket.IO client."""
 
     def __init__(self, url: str, token: str | None) -> None:
-        self._subscriber = Subscriber(url, token=token, parse_float=decimal.Decimal)
         # Bounded: when the output is not read, the subscriber interrupts its subscriptions.
         self._events: queue.Queue[Event | SocketIOPGError] = queue.Queue(1000)
         self._closed = False
+        self._reachable = True
+        self._subscriber = Subscriber(url, token=token, on_health=self._note_health, parse_float=decimal.Decimal)
 
     def subscribe(self, channel: str, start: Start, filter: dict[str, Any] | None = None) -> None:
         if isinstance(start, str):
@@ -161,6 +165,12 @@ class FromServer:
             with contextlib.suppress(queue.Full):
                 self._events.put(event, timeout=0.5)
                 return
+
+    def _note_health(self, health: Health) -> None:
+        reachable = health["database"] == "reachable"
+        if reachable != self._reachable:
+            self._reachable = reachable
+            self._put(Event("health", dict(health)))
 
     def _epoch(self, channel: str) -> str:
         """Return the current epoch of the log."""

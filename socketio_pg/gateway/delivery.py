@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from socketio_pg.access.sessions import Session
 from socketio_pg.access.tokens import ANONYMOUS, Claims
@@ -109,11 +110,15 @@ class Delivery:
             metrics.expensive_filters.inc()
             self._end(sid, channel, FilterTooExpensiveError.code)
 
-    def emit_hello(self, sid: str, claims: Claims | None, auth: str) -> None:
-        """Send the first event of a client that has connected; ``auth`` is the server's AUTH."""
+    def emit_hello(self, sid: str, claims: Claims | None, auth: str, health: dict[str, Any] | None) -> None:
+        """Send the first event of a client that has connected; ``auth`` is AUTH, ``health`` that of :class:`Health`."""
         identity = ANONYMOUS if claims is None else claims.to_wire()
-        body = {"sid": sid, "version": __version__, "auth": auth} | identity
+        body = {"sid": sid, "version": __version__, "auth": auth, "health": health} | identity
         self._manager.emit("server_hello", body, "/", to=sid, ignore_queue=True)
+
+    def emit_health(self, health: dict[str, Any]) -> None:
+        """Report to all clients of this node whether the database is reachable."""
+        self._manager.emit("health", health, "/", ignore_queue=True)
 
     def emit_expiring(self, session: Session) -> None:
         """Warn a client that its token expires soon."""

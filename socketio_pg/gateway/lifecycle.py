@@ -8,6 +8,7 @@ from socketio_pg.core import green
 from socketio_pg.core.errors import InvalidRequestError, RateLimitedError
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
+from socketio_pg.gateway.health import Health
 from socketio_pg.gateway.idle import Idle
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.protocol.server import Lifecycle
@@ -27,6 +28,7 @@ class ClientLifecycle(Lifecycle):
         pubsub: PubSub,
         hub: Hub,
         delivery: Delivery,
+        health: Health,
         start: Callable[[], None],
     ) -> None:
         self._admission = admission
@@ -36,6 +38,7 @@ class ClientLifecycle(Lifecycle):
         self._pubsub = pubsub
         self._hub = hub
         self._delivery = delivery
+        self._health = health
         self._start = start
 
     def opened(self, eio_sid: str, environ: dict[str, Any]) -> None:
@@ -63,7 +66,7 @@ class ClientLifecycle(Lifecycle):
         self._idle.heard(sid)
         session = self._access.sessions.get(sid)
         claims = None if session is None else session.claims
-        self._delivery.emit_hello(sid, claims, self._access.authenticator.mode)
+        self._delivery.emit_hello(sid, claims, self._access.authenticator.mode, self._health.current())
 
     def before_event(self, sid: str, size: int) -> None:
         session = self._access.sessions.get(sid)

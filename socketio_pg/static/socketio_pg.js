@@ -51,6 +51,12 @@
  */
 
 /**
+ * Whether the server reaches its database. While it is "unreachable", nothing arrives and nothing can be published: the
+ * connection to the server stays, and messages of the log arrive later. `since`: ISO 8601, by the server's clock.
+ * @typedef {{database: "reachable" | "unreachable", since: string}} Health
+ */
+
+/**
  * Without `since` and `history`, a subscription gets new messages only.
  * @typedef {object} SubscribeOptions
  * @property {Position | null} [since] a saved position: the messages after it in the log are replayed first
@@ -124,6 +130,7 @@ const RENEWAL_SPREAD = 10_000;
  *   that is used for connecting instead
  * @property {(error: TokenError) => void} [onTokenError] called with every failure, including those that are retried.
  *   Without it, a failure that is not retried is thrown, for the global handler of uncaught errors
+ * @property {(health: Health) => void} [onHealth] called with the server's first report, and with each change
  * @property {number} [timeout] ms to wait for each answer of the server
  * @property {number} [retryDelay] ms before the first retry; doubles with each failure
  * @property {number} [retryDelayMax] the longest delay before a retry, in ms
@@ -137,6 +144,8 @@ export class Subscriptions {
   #requests;
   /** @type {Map<string, Channel>} */
   #channels = new Map();
+  /** @type {Health | null} */
+  #health = null;
   #heard = Date.now(); // when the server last sent something, in ms
 
   /**
@@ -174,6 +183,13 @@ export class Subscriptions {
     return new Subscription(member, shared);
   }
 
+  /**
+   * The server's last report on its database; null before the first one. Create this object before the socket connects:
+   * the first report comes with the connection.
+   * @type {Health | null}
+   */
+  get health() { return this.#health; }
+
   /** Ends all subscriptions and detaches from the socket, which stays connected and keeps its `auth`. */
   close() {
     this.#login?.close();
@@ -182,6 +198,12 @@ export class Subscriptions {
     for (const channel of this.#channels.values()) {
       for (const member of channel.members) channel.remove(member);
     }
+  }
+
+  #report(health) {
+    if (!health || JSON.stringify(health) === JSON.stringify(this.#health)) return;
+    this.#health = health;
+    call(this.#options.onHealth, health);
   }
 
   #hear = () => { this.#heard = Date.now(); };
@@ -200,6 +222,8 @@ export class Subscriptions {
       this.#hear();
       this.#channels.get(message.channel)?.receive(message);
     },
+    server_hello: ({ health }) => this.#report(health),
+    health: (health) => this.#report(health),
     gap: (gap) => this.#channels.get(gap.channel)?.receiveGap(gap),
     subscribed: (body) => {
       for (const one of resultsOf(body)) this.#channels.get(one.channel)?.checkSubscribed(one);

@@ -5,6 +5,7 @@
 
 import { loadClient } from "./client.js";
 import { hasDemos } from "./demos.js";
+import { outageBanner } from "./health.js";
 import { MessageLog, clock, hue, timeOfDay } from "./log.js";
 import { warnIfOpen } from "./open.js";
 import { Subscriptions } from "./socketio_pg.js";
@@ -29,15 +30,26 @@ const socket = io({
   reconnectionDelay: 500,
 });
 let token = null; // only in memory, never in storage or in a URL, because both leak
-const subscriptions = new Subscriptions(socket, { token: () => token, onTokenError });
+const subscriptions = new Subscriptions(socket, { token: () => token, onTokenError, onHealth });
+const showOutage = outageBanner();
 
 let wasConnected = false;
 let refusals = 0; // connections in a row that the server has closed
 
 socket.on("connect", () => {
   wasConnected = true;
-  showStatus("connected", "Connected");
+  showConnected();
 });
+
+function onHealth(health) {
+  showOutage(health);
+  if (socket.connected) showConnected();
+}
+
+function showConnected() {
+  if (subscriptions.health?.database === "unreachable") showStatus("degraded", "Database unreachable");
+  else showStatus("connected", "Connected");
+}
 
 warnIfOpen(socket);
 

@@ -112,7 +112,8 @@ class Connection:
         self._client = SocketClient(**{"serializer": packet, **options, "websocket_extra_options": websocket})
         #: The body of the server's connect_error.
         self._refused: Any = None
-        for event in ("connect", "event", "undecodable", "gap", "subscribed", "unsubscribed", "token_expiring"):
+        events = ("connect", "server_hello", "health", "event", "undecodable", "gap", "subscribed", "unsubscribed")
+        for event in (*events, "token_expiring"):
             self._client.on(event, self._listener(event))
         self._client.on("connect_error", self._note_refusal)
         self._client.eio.on_disconnect = self._listener("disconnect")

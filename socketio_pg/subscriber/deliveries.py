@@ -12,9 +12,12 @@ from socketio_pg.subscriber.subscription import Member
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One call of a handler. With ``moved``, ``position`` becomes the subscription's position before the call."""
+    """One call of a handler. With ``moved``, ``position`` becomes the subscription's position before the call.
 
-    subscription: Member
+    ``subscription`` is None for a handler that belongs to none.
+    """
+
+    subscription: Member | None
     callback: Callable[[Any], object]
     argument: Any
     position: Position | None = None

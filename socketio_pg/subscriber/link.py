@@ -12,9 +12,10 @@ from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import AuthenticationUnavailableError, UnauthorizedError
 from socketio_pg.subscriber.channel import Channel
 from socketio_pg.subscriber.connection import Connection, answer_error
-from socketio_pg.subscriber.deliveries import Deliveries
+from socketio_pg.subscriber.deliveries import Deliveries, Delivery
 from socketio_pg.subscriber.login import Login
 from socketio_pg.subscriber.requests import Requests
+from socketio_pg.subscriber.subscription import Health
 
 logger = logging.getLogger("socketio_pg.subscriber")
 
@@ -37,6 +38,7 @@ class Link:
         retry_delays: tuple[float, float],
         reconnection_delays: tuple[float, float],
         most_waiting: int,
+        on_health: Callable[[Health], object] | None,
         connect_options: dict[str, Any],
         client_options: dict[str, Any],
         parse_float: Callable[[str], Any] = float,
@@ -53,6 +55,8 @@ class Link:
         #: Notified when a waiting call should check for its result, on connect and disconnect, and on close.
         self.changed = threading.Condition(self.lock)
         self.deliveries = Deliveries(self.lock, most_waiting)
+        self._on_health = on_health
+        self.health: Health | None = None
         self.connection: Connection | None = None
         #: Sends the channels' requests on :attr:`connection`.
         self.requests: Requests | None = None
@@ -135,6 +139,8 @@ class Link:
         elif event == "token_expiring":
             if self.login is not None:
                 self.schedule(self.login.expires(body))
+        elif event in ("server_hello", "health"):
+            self._report(body if event == "health" else body.get("health"))
         elif isinstance(body, dict) and body.get("channel") in self.channels:
             channel = self.channels[body["channel"]]
             if event == "event":
@@ -149,6 +155,12 @@ class Link:
                 channel.check_unsubscribed(body)
         if event in ("connect", "disconnect"):
             self.changed.notify_all()
+
+    def _report(self, health: Health | None) -> None:
+        if health and health != self.health:
+            self.health = health
+            if self._on_health is not None:
+                self.deliveries.put(Delivery(None, self._on_health, health))
 
     def _run(self) -> None:
         refusals = 0
@@ -249,11 +261,12 @@ class Link:
                     paused, self.paused = self.paused, set()
                     self._settle(paused)
             subscription = delivery.subscription
-            if subscription.ended and not delivery.last:
+            if subscription is not None and subscription.ended and not delivery.last:
                 continue
-            if delivery.moved:
+            if subscription is not None and delivery.moved:
                 subscription.handled = delivery.position
             try:
                 delivery.callback(delivery.argument)
             except Exception:  # an application's bug must not stop the other handlers
-                logger.exception("a handler of channel %r failed", subscription.channel)
+                where = "of the server's health" if subscription is None else f"of channel {subscription.channel!r}"
+                logger.exception("a handler %s failed", where)

@@ -13,9 +13,9 @@ from socketio_pg.core.messages import Position, encode_payload
 from socketio_pg.subscriber.connection import answer_error
 from socketio_pg.subscriber.link import Link
 from socketio_pg.subscriber.login import Login
-from socketio_pg.subscriber.subscription import Gap, Member, Message, Subscription
+from socketio_pg.subscriber.subscription import Gap, Health, Member, Message, Subscription
 
-__all__ = ["Gap", "Message", "Position", "Subscriber", "Subscription"]
+__all__ = ["Gap", "Health", "Message", "Position", "Subscriber", "Subscription"]
 
 logger = logging.getLogger("socketio_pg.subscriber")
 
@@ -41,6 +41,9 @@ class Subscriber:
     tokens the subscriber stops: ``on_error`` gets :class:`UnauthorizedError`, and all methods raise it from then
     on, including :meth:`wait`.
 
+    ``on_health`` is called with the server's first report on its database, and with each change. :attr:`health` is the
+    last report.
+
     Handlers are called one after the other in a thread of their own, and may call all methods. When more than about
     ``most_waiting`` bytes are queued for them, subscriptions are interrupted until half of that is handled:
     messages of the log then continue without a loss, missed messages of NOTIFY are reported as a gap.
@@ -62,6 +65,7 @@ class Subscriber:
         reconnection_delay_max: float = 5.0,
         most_waiting: int = 64_000_000,
         token: str | Callable[[], str | None] | None = None,
+        on_health: Callable[[Health], object] | None = None,
         auth: Any = None,
         headers: Any = None,
         transports: Sequence[str] = ("websocket",),
@@ -77,6 +81,7 @@ class Subscriber:
             retry_delays=retry_delays,
             reconnection_delays=(reconnection_delay, reconnection_delay_max),
             most_waiting=most_waiting,
+            on_health=on_health,
             connect_options={
                 "auth": auth, "headers": headers or {}, "transports": list(transports), "socketio_path": socketio_path
             },
@@ -90,6 +95,11 @@ class Subscriber:
     @property
     def connected(self) -> bool:
         return self._link.connection is not None
+
+    @property
+    def health(self) -> Health | None:
+        """The server's last report on its database; None before the first one, and with an older server."""
+        return self._link.health
 
     def subscribe(
         self,

@@ -28,6 +28,17 @@ class Message(_Message, total=False):
     replayed: bool
 
 
+class Health(TypedDict):
+    """Whether the server reaches its database, and since when (ISO 8601, by the server's clock).
+
+    While it is ``unreachable``, nothing arrives and nothing can be published: the connection to the server stays, and
+    messages of the log arrive later.
+    """
+
+    database: Literal["reachable", "unreachable"]
+    since: str
+
+
 class _Gap(TypedDict):
     channel: str
     tier: Literal["notify", "log"]

@@ -29,6 +29,7 @@ const tokens = login && JSON.parse(login); // for each purpose: one token per ca
 const subscriptions = new Subscriptions(socket, {
   retryDelay: 100,
   retryDelayMax: 500,
+  onHealth: (health) => say({ kind: "health", health, known: subscriptions.health }),
   ...(tokens && {
     async token() {
       const left = tokens[socket.connected ? "renewing" : "connecting"];

@@ -163,6 +163,6 @@ def test_server_events_conform_to_the_asyncapi_document(postgres18: Cluster, cha
             take("authenticated")
             assert call(client, "unsubscribe", {"channel": channel})["ok"] is True
             take("unsubscribed")
-            # Every event of the document was received.
-            assert sorted(received) == sorted(asyncapi.message_names("send"))
+            # Every event of the document was received, except for the one that test_health.py checks in an outage.
+            assert sorted([*received, "health"]) == sorted(asyncapi.message_names("send"))
         assert api.messages(channel, **after(start)).status_code == 200

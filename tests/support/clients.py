@@ -49,6 +49,7 @@ class SocketClient:
         "connect_error",
         "authenticated",
         "token_expiring",
+        "health",
     )
 
     def __init__(

@@ -17,7 +17,7 @@ from socketio_pg.websocket import SocketServer
 #: Events that docs and clients rely on, independent of the code.
 PROMISED = {
     "subscribe", "subscribed", "unsubscribe", "unsubscribed", "publish", "published",
-    "authenticate", "authenticated", "token_expiring", "server_hello", "event", "gap", "error",
+    "authenticate", "authenticated", "token_expiring", "server_hello", "event", "gap", "error", "health",
 }  # fmt: skip
 #: Events of `SocketServer(test=True)` only; the docs may have them.
 OF_TESTS = {"test_pub"}

@@ -1,6 +1,7 @@
 // Shared by the demos: the connection and its status light, and the buttons that make the server run SQL.
 
 import { loadClient } from "../static/client.js";
+import { outageBanner } from "../static/health.js";
 import { warnIfOpen } from "../static/open.js";
 import { Subscriptions } from "../static/socketio_pg.js";
 
@@ -19,13 +20,23 @@ export async function connect() {
   const path = new URL("../socket.io", import.meta.url).pathname; // also under a prefix, such as /app
   const socket = io({ path, transports: ["websocket", "polling"], tryAllTransports: true });
   warnIfOpen(socket);
-  socket.on("connect", () => show("connected", "Connected"));
+  const showOutage = outageBanner();
+  const showConnected = () => {
+    if (subscriptions.health?.database === "unreachable") show("degraded", "Database unreachable");
+    else show("connected", "Connected");
+  };
+  const onHealth = (health) => {
+    showOutage(health);
+    if (socket.connected) showConnected();
+  };
+  socket.on("connect", showConnected);
   socket.on("disconnect", () => show("reconnecting", "Reconnecting…"));
   const onTokenError = ({ message }) => { // the demos have no token
     show("disconnected", "Connection refused");
     showProblem(new Error(`Connection refused: ${message}. The demos send no token: start the server with AUTH=off.`));
   };
-  return { socket, subscriptions: new Subscriptions(socket, { token: () => null, onTokenError }) };
+  const subscriptions = new Subscriptions(socket, { token: () => null, onTokenError, onHealth });
+  return { socket, subscriptions };
 }
 
 function show(state, text) {
