@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from socketio_pg.core import green
@@ -17,8 +17,12 @@ from socketio_pg.postgres.listeners import Listeners
 OLDEST = 130_000
 #: Maximum difference between the clocks of this machine and the database, in seconds.
 MAX_SKEW = 5.0
+#: Usage of the NOTIFY queue, from 0 to 1, from which on it is reported.
+QUEUE_USED = 0.05
 #: Seconds after which a session that is idle in a transaction is reported.
 MAX_IDLE = 60.0
+#: The SQLSTATE of a commit with a NOTIFY while the queue is full.
+QUEUE_FULL = "54000"
 #: Seconds to wait for a notification's round trip.
 PATIENCE = 5.0
 
@@ -85,9 +89,12 @@ def round_trip(database: Database, *, separate: bool) -> Iterator[Finding]:
             began = time.monotonic()
             fetch(other, f"NOTIFY {name}")
         arrived = _arrives(listening, name)
-    except DatabaseUnavailableError:
-        raise
     except DatabaseError as refused:
+        if refused.sqlstate == QUEUE_FULL:
+            yield error("LISTEN", str(refused), "empty the NOTIFY queue: see the next finding")
+            return
+        if isinstance(refused, DatabaseUnavailableError):
+            raise
         yield error("LISTEN", f"PostgreSQL refuses LISTEN or NOTIFY: {refused}", remedy)
         return
     finally:
@@ -117,15 +124,30 @@ def _arrives(connection: Any, name: str) -> bool:
 
 def notify_queue(connection: Any) -> Iterator[Finding]:
     """Check the usage of the NOTIFY queue: when it is full, every commit with a NOTIFY fails."""
-    yield from judge_queue(read_database(connection)["notify_queue"])
+    usage = read_database(connection)["notify_queue"]
+    yield from judge_queue(usage, _oldest_transactions(connection) if usage >= QUEUE_USED else ())
 
 
-def judge_queue(usage: float) -> Iterator[Finding]:
-    """Judge the queue's ``usage``, from 0 to 1."""
-    if usage < 0.05:
+def _oldest_transactions(connection: Any) -> list[str]:
+    """Describe the sessions of all databases with the oldest transactions, as far as the role may see them."""
+    rows = fetch(
+        connection,
+        "SELECT pid, coalesce(nullif(application_name, ''), usename), datname, state,"
+        " extract(epoch FROM now() - xact_start)::float"
+        " FROM pg_stat_activity WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid()"
+        " AND backend_type = 'client backend' ORDER BY xact_start LIMIT 3",
+    )
+    return [f"{pid} ({name}, database {database}, {state} for {age:.0f} s)" for pid, name, database, state, age in rows]
+
+
+def judge_queue(usage: float, oldest: Sequence[str] = ()) -> Iterator[Finding]:
+    """Judge the queue's ``usage``, from 0 to 1. ``oldest`` are the sessions with the oldest transactions."""
+    if usage < QUEUE_USED:
         yield ok("NOTIFY queue", f"{usage:.1%} full")
         return
     found = f"{usage:.0%} full: a listening session does not receive its notifications"
+    if oldest:
+        found += f". The oldest transactions are those of the sessions {', '.join(oldest)}"
     remedy = (
         "terminate sessions that LISTEN and are idle in a transaction: SELECT pid, state, xact_start, query FROM "
         "pg_stat_activity WHERE state LIKE 'idle in transaction%' ORDER BY xact_start; then pg_terminate_backend(pid)"

@@ -98,6 +98,11 @@ class ChannelListener(Protocol):
         """
 
 
+#: Also frees the part of the NOTIFY queue that all sessions have read. PostgreSQL does that when notifications are
+#: written, and a full queue refuses them: without this call it stays full after every session has caught up.
+_HEARTBEAT = "SELECT pg_catalog.pg_notification_queue_usage()"
+
+
 class Listener:
     """Listens to the channels that were acquired and not yet released.
 
@@ -265,6 +270,7 @@ class Listener:
         self._execute(connection, f"LISTEN {nonce}")
         other = self._database.connect("listen")
         try:
+            self._execute(other, _HEARTBEAT)
             self._execute(other, f"NOTIFY {nonce}")
         finally:
             other.close()
@@ -299,7 +305,7 @@ class Listener:
             self._unlisten_due(connection)
             now = time.monotonic()
             if now >= heartbeat:
-                self._execute(connection, "SELECT 1", self.heartbeat_timeout)
+                self._execute(connection, _HEARTBEAT, self.heartbeat_timeout)
                 heartbeat = time.monotonic() + self.heartbeat_interval
             self._deliver(connection)
             if self._pending:

@@ -19,7 +19,7 @@ from socketio_pg.core.errors import (
 )
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.problems import Problem
-from socketio_pg.postgres.database import READ_ONLY, Database, encode_text, translated_errors
+from socketio_pg.postgres.database import READ_ONLY, Database, encode_text, is_usable, translated_errors
 from socketio_pg.postgres.trust import verify
 
 logger = logging.getLogger("socketio_pg.publisher")
@@ -31,6 +31,7 @@ _UNSTORABLE = {
     "22P05": "it has a character that PostgreSQL cannot store",
     "22003": "a number is out of range",
 }
+_NOT_ACCEPTED = "the database does not accept messages at the moment"
 #: The channel of a publication that is rolled back. No subscriber gets anything.
 _TRIAL_CHANNEL = "trial"
 
@@ -191,6 +192,9 @@ class Publisher:
         try:
             self._execute("COMMIT")
         except DatabaseUnavailableError as error:
+            if error.sqlstate is not None and is_usable(self._connection):
+                # PostgreSQL has rolled back: its NOTIFY queue is full, for instance.
+                raise DatabaseUnavailableError(_NOT_ACCEPTED, detail=str(error)) from error
             self._lost = True
             self._disconnect()
             raise DatabaseUnavailableError(
@@ -304,7 +308,7 @@ class Publisher:
 def _as_failure(refused: DatabaseError, channel: str | None) -> DatabaseError:
     detail = f"publishing failed: {refused}"
     if isinstance(refused, DatabaseRefusedError):
-        problem = READ_ONLY if refused.message == READ_ONLY else "the database does not accept messages at the moment"
+        problem = READ_ONLY if refused.message == READ_ONLY else _NOT_ACCEPTED
         return DatabaseUnavailableError(problem, channel=channel, detail=detail)
     return DatabaseError("publishing failed", channel=channel, detail=detail)  # a bug
 

@@ -1,11 +1,9 @@
 """The doctor's findings on faulty databases."""
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg2
-import pytest
 
 from socketio_pg.doctor import checks_database
 from socketio_pg.postgres.database import Database, session
@@ -45,25 +43,3 @@ def test_session_idle_in_a_transaction_is_found(breakable: Cluster) -> None:
         assert "pg_terminate_backend" in found.remedy
     finally:
         psycopg2.extensions.set_wait_callback(callback)
-
-
-@pytest.fixture
-def small_queue(breakable: Cluster) -> Iterator[Cluster]:
-    """A cluster with the smallest possible NOTIFY queue: 64 pages of 8 KB."""
-    breakable.sql("ALTER SYSTEM SET max_notify_queue_pages = 64")
-    breakable.restart()
-    yield breakable
-    breakable.sql("ALTER SYSTEM RESET max_notify_queue_pages")
-    breakable.restart()
-
-
-def test_full_notify_queue_is_found(small_queue: Cluster) -> None:
-    with contextlib.closing(psycopg2.connect(small_queue.url())) as listener:
-        with listener.cursor() as cursor:
-            cursor.execute("LISTEN filling")
-            listener.commit()
-            cursor.execute("SELECT 1")  # the transaction stays open
-        small_queue.sql("SELECT count(pg_notify('filling', n || repeat('x', 7000))) FROM generate_series(1, 40) AS n")
-        found = doctor(small_queue.url(), 1)["NOTIFY queue"]
-    assert found["level"] == "error"
-    assert "pg_terminate_backend" in found["remedy"]
