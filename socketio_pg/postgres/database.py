@@ -79,7 +79,7 @@ class Database:
         named = {**parameters, "application_name": f"socketio_pg {part}{label}"}
         try:
             with translated_errors(self.connect_timeout):
-                connection: Any = psycopg2.connect(psycopg2.extensions.make_dsn(**_resolved(named)))
+                connection = _opened(_resolved(named))
                 try:
                     connection.autocommit = True
                     _set_encoding(connection)
@@ -188,6 +188,18 @@ def _parse(dsn: str) -> dict[str, str]:
             "postgresql://user:password@host:5432/database."
         ) from None
     return LIBPQ_DEFAULTS | parameters
+
+
+def _opened(parameters: dict[str, str]) -> Any:
+    """Return a new connection. Raises the driver's errors."""
+    try:
+        return psycopg2.connect(psycopg2.extensions.make_dsn(**parameters))
+    except UnicodeDecodeError as error:
+        # Until the session has an encoding, PostgreSQL's texts are in the language and encoding of its lc_messages.
+        # psycopg2 decodes them as UTF-8, and raises this error in place of the one that it was about to report.
+        text = bytes(error.object).decode("utf-8", "replace").strip().partition("\n")[0]
+        remedy = "lc_messages = 'C' makes this text readable, which is not UTF-8"
+        raise psycopg2.OperationalError(f"{text} ({remedy})") from None
 
 
 def _set_encoding(connection: Any) -> None:

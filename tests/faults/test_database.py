@@ -1,12 +1,20 @@
 """The database fails in every way; the server recovers automatically and reports gaps."""
 
+import contextlib
+import socket
+import struct
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import psycopg2
+import psycopg2.extensions
 import pytest
 
+from socketio_pg.core.errors import DatabaseUnavailableError
+from socketio_pg.postgres.database import Database
 from tests.support.clients import SocketClient
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
@@ -185,3 +193,35 @@ def test_passwords_are_not_logged(breakable: Cluster, proxy: Proxy) -> None:
         assert "s3cr3t-word" not in server.log
     finally:
         server.close()
+
+
+def test_refusal_in_another_encoding_is_an_unavailable_database(undecodable_postgres: str) -> None:
+    # Until the session has an encoding, psycopg2 decodes everything as UTF-8.
+    callback = psycopg2.extensions.get_wait_callback()
+    try:
+        with pytest.raises(DatabaseUnavailableError, match=r'\ufffd "orders" .*lc_messages'):
+            Database(undecodable_postgres).connect("test")
+    finally:
+        psycopg2.extensions.set_wait_callback(callback)
+
+
+@pytest.fixture
+def undecodable_postgres() -> Iterator[str]:
+    """The address of a server that refuses each session in Russian, encoded as CP1251."""
+    message = "S" + "\u0412\0" + "C3D000\0" + 'Mdatabase \u043d\u0435\u0442 "orders"\0\0'
+    encoded = message.encode("cp1251")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def refuse() -> None:
+            with contextlib.suppress(OSError):  # closed at the end
+                while True:
+                    client, _ = listening.accept()
+                    with client:
+                        client.recv(65_536)
+                        client.sendall(b"E" + struct.pack("!I", len(encoded) + 4) + encoded)
+
+        refusing = threading.Thread(target=refuse)
+        refusing.start()
+        yield f"postgresql://web@127.0.0.1:{listening.getsockname()[1]}/orders?sslmode=disable&gssencmode=disable"
+        listening.shutdown(socket.SHUT_RDWR)
+        refusing.join()
