@@ -3,8 +3,8 @@
 In: mapped classes with the decorator, and the flushes of their sessions.
 Out: one message per inserted, updated or deleted row, published in the session's own transaction.
 
-Open `hooks.py` first: it collects what a flush writes and publishes it. `row_images.py` reads the rows back as JSON and
-builds the messages.
+Open `hooks.py` first: it collects what a flush writes and publishes it. `reading.py` reads the rows back as JSON, and
+`row_images.py` builds the messages.
 """
 
 from socketio_pg.orm.hooks import publishes

@@ -1,47 +1,38 @@
-"""Reads changed rows as JSON from PostgreSQL, and builds the messages about them. Works on tables, not on objects.
+"""Builds the messages about changed rows, from their values as JSON. No I/O: `reading` gets the values.
 
-PostgreSQL converts every value to JSON (``to_jsonb``), including old values that the session had loaded. So every type
-looks as in a trigger, and every value that PostgreSQL can store can be sent.
+Works on tables, not on objects.
 """
 
+import functools
 import json
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import orjson
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    Executable,
-    FromClause,
-    Integer,
-    Table,
-    Text,
-    and_,
-    cast,
-    column,
-    false,
-    func,
-    literal,
-    select,
-    table,
-    true,
-    union_all,
-    values,
-)
-from sqlalchemy.dialects.postgresql import array
-from sqlalchemy.engine import Connection
-from sqlalchemy.sql.selectable import Values
-from sqlalchemy.types import NullType
+from sqlalchemy import Column, FetchedValue, FromClause, Table
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import CompileError
+from sqlalchemy.types import Enum, TypeEngine
 
 from socketio_pg.core.channels import validate_channel
-from socketio_pg.core.errors import ConfigurationError, InvalidChannelError, InvalidRequestError
-from socketio_pg.core.messages import MAX_NOTIFY_BYTES, check_size
+from socketio_pg.core.errors import ConfigurationError, InvalidChannelError
+from socketio_pg.core.messages import MAX_NOTIFY_BYTES
 
-_RELATIONS = table("pg_class", column("oid"), column("relnamespace"), schema="pg_catalog")
-_SCHEMAS = table("pg_namespace", column("oid"), column("nspname"), schema="pg_catalog")
+logger = logging.getLogger("socketio_pg.orm")
+
+#: Messages of at most so many bytes fit into the log, whatever MAX_PAYLOAD is.
+ALWAYS_FITS = 900
+#: Why a message lacks the row: the row has no JSON, it cannot be read, or the message would be too large.
+Reason = Literal["no_json", "not_readable", "too_large"]
+#: Types whose values always have a JSON form. Others, such as json with ``\u0000``, may have none.
+_ALWAYS_JSON = re.compile(
+    r"(SMALLINT|INTEGER|BIGINT|NUMERIC|DECIMAL|REAL|FLOAT|DOUBLE PRECISION|BOOLEAN|VARCHAR|CHAR|TEXT|CITEXT|DATE|TIME"
+    r"|TIMESTAMP|INTERVAL|UUID|BYTEA|JSONB|INET|CIDR|MACADDR8?|INT[48]RANGE|NUMRANGE|DATERANGE|TS(TZ)?RANGE|HSTORE)\b"
+)
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 Operation = Literal["INSERT", "UPDATE", "DELETE"]
 
@@ -98,10 +89,7 @@ class Rows:
                 return None
             # Strings without quotes, all other types in their JSON form.
             name += json.loads(text) if isinstance(part, tuple) and text.startswith('"') else text
-        try:
-            return validate_channel(name)
-        except InvalidChannelError as error:
-            raise InvalidChannelError(f"{self.title}: {error.message}", channel=error.channel) from None
+        return validate_channel(name)
 
     def former_channel(self, image: Image) -> str | None:
         """Return a row's old channel; None when its name is invalid, because nothing was ever published there."""
@@ -110,12 +98,38 @@ class Rows:
         except InvalidChannelError:
             return None
 
+    @functools.cached_property
+    def may_lack_json(self) -> bool:
+        """Whether a value of the columns may have no JSON form, so that the query that reads it fails."""
+        return not all(_is_always_json(column) for column in self.columns.values())
+
+    @functools.cached_property
+    def bare(self) -> "Rows":
+        """The same rows with the columns of the key and the channel only."""
+        needed = {*self.key, *placeholders(self.template)}
+        return replace(self, columns={name: column for name, column in self.columns.items() if name in needed})
+
+
+def _is_always_json(column: Column[Any]) -> bool:
+    # A virtual generated column is computed when it is read, and may fail then.
+    computed, default = column.computed, column.server_default
+    stored = type(default) is not FetchedValue if computed is None else computed.persisted is True
+    return stored and (isinstance(column.type, Enum) or _ALWAYS_JSON.match(_name(column.type)) is not None)
+
+
+def _name(type_: TypeEngine[Any]) -> str:
+    try:
+        return type_.compile(dialect=_DIALECT)
+    except CompileError:  # SQLAlchemy does not know it
+        return ""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """One written row. ``key``: its primary key's values, the new ones unless the row was deleted.
 
     ``old``: known values before the change, by attribute. ``candidates``: attributes that an UPDATE may have changed.
+    ``now``: known values of the channel's attributes after the change, for rows that cannot be read.
     """
 
     rows: Rows
@@ -123,118 +137,56 @@ class Change:
     key: Sequence[Any]
     old: Mapping[str, Any] = field(default_factory=dict)
     candidates: Sequence[str] = ()
+    now: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Outgoing(NamedTuple):
-    """A message to publish. ``payload_json`` is JSON text."""
+    """A message to publish, as JSON text. ``short_json`` replaces ``payload_json`` if that is too large for the log."""
 
     channel: str
     payload_json: str
+    short_json: str
     durable: bool
 
 
-def read(connection: Connection, changes: Sequence[Change]) -> Iterator[Outgoing]:
-    """Yield the messages about ``changes``, in their order. Runs one query.
+def messages(
+    change: Change, schema: str, new: Image | None, old: Image, reason: Reason | None = None
+) -> Iterator[Outgoing]:
+    """Yield the messages about one change. ``new``: the row now; ``old``: the known values before.
 
-    Raises :class:`InvalidChannelError`, :class:`PayloadTooLargeError` for messages too large for NOTIFY, and
-    :class:`InvalidRequestError` for a row that cannot be read.
+    With a ``reason`` the messages lack the row, and the images need only the columns of the key and the channel. A row
+    whose channel has no valid name is logged.
     """
-    new: dict[int, Image] = {}
-    old: dict[int, Image] = {}
-    schemas: dict[int, str] = {}
-    query: Executable = union_all(*_parts(connection, changes))
-    for number, is_new, schema, texts in connection.execute(query):
-        change = changes[number]
-        (new if is_new else old)[number] = dict(zip(change.rows.columns if is_new else change.old, texts, strict=True))
-        schemas[number] = schema
-    for number, change in enumerate(changes):
-        if change.operation != "DELETE" and number not in new:
-            raise InvalidRequestError(
-                f"{change.rows.title}: a row cannot be read after it was written: a policy hides it, "
-                "or a trigger removed it"
-            )
-        yield from _messages(change, schemas[number], new.get(number), old.get(number, {}))
-
-
-# -- the query ---------------------------------------------------------------------------------------------------------
-
-
-def _parts(connection: Connection, changes: Sequence[Change]) -> Iterator[Any]:
-    """Yield SELECTs of (change number, is new, schema, values as JSON texts), to be combined with UNION ALL."""
-    written: dict[Rows, list[tuple[Any, ...]]] = {}
-    loaded: dict[tuple[Rows, tuple[str, ...]], list[tuple[Any, ...]]] = {}
-    for number, change in enumerate(changes):
-        if change.operation != "DELETE":
-            written.setdefault(change.rows, []).append((number, *change.key))
-        if change.old:
-            loaded.setdefault((change.rows, tuple(change.old)), []).append((number, *change.old.values()))
-    for index, (rows, data) in enumerate(written.items()):
-        given, key = _values_table(f"socketio_pg_key_{index}", rows, rows.key, data)
-        found = given.join(rows.source, and_(*(rows.columns[name] == value for name, value in key.items())))
-        yield _select(connection, rows, given, true(), rows.columns.values()).select_from(found)
-    for index, ((rows, keys), data) in enumerate(loaded.items()):
-        given, old = _values_table(f"socketio_pg_old_{index}", rows, keys, data)
-        yield _select(connection, rows, given, false(), old.values()).select_from(given)
-
-
-def _values_table(
-    name: str, rows: Rows, keys: Sequence[str], data: Sequence[tuple[Any, ...]]
-) -> tuple[Values, dict[str, ColumnElement[Any]]]:
-    """Return a VALUES table of change numbers and attribute values, and its value columns by attribute."""
-    types = [rows.columns[key].type for key in keys]
-    given = values(
-        column("number", Integer), *(column(f"value_{index}", type_) for index, type_ in enumerate(types)), name=name
-    ).data(data)
-    # The casts restore the columns' types, which the driver's literals may lose. Types unknown to SQLAlchemy stay text.
-    return given, {
-        key: cast(given.c[f"value_{index}"], Text if isinstance(type_, NullType) else type_)
-        for index, (key, type_) in enumerate(zip(keys, types, strict=True))
-    }
-
-
-def _select(
-    connection: Connection, rows: Rows, given: Values, is_new: ColumnElement[bool], found: Iterable[ColumnElement[Any]]
-) -> Any:
-    texts: list[ColumnElement[str]] = [cast(func.pg_catalog.to_jsonb(value), Text) for value in found]
-    return select(given.c.number, is_new, _schema(connection, rows.table), array[Any](texts, type_=Text()))
-
-
-def _schema(connection: Connection, of: Table) -> ColumnElement[str]:
-    """Return the schema of a table: the one given to SQLAlchemy, or the one where PostgreSQL finds the table."""
-    translated = connection.get_execution_options().get("schema_translate_map") or {}
-    schema = translated.get(of.schema, of.schema)
-    if schema is not None:
-        return literal(str(schema), Text)
-    name = connection.dialect.identifier_preparer.quote(of.name)
-    found = (
-        select(_RELATIONS.c.relnamespace).where(_RELATIONS.c.oid == func.pg_catalog.to_regclass(name)).scalar_subquery()
-    )
-    return cast(select(_SCHEMAS.c.nspname).where(_SCHEMAS.c.oid == found).scalar_subquery(), Text)
-
-
-# -- the messages ------------------------------------------------------------------------------------------------------
-
-
-def _messages(change: Change, schema: str, new: Image | None, old: Image) -> Iterator[Outgoing]:
-    """Yield the messages about one change. ``new``: the row now; ``old``: the known values before."""
     rows = change.rows
     if change.operation == "INSERT":
-        yield from _message(rows, "INSERT", schema, rows.channel(new or {}), new, None)
+        yield from _message(rows, "INSERT", schema, _channel(rows, new or {}), new, None, reason)
     elif new is None:
-        yield from _message(rows, "DELETE", schema, rows.former_channel(old), None, old)
+        yield from _message(rows, "DELETE", schema, rows.former_channel(old), None, old, reason)
     else:
         # Attributes that cannot have changed have their old value.
         old = {key: old.get(key, new[key]) for key in new if key in old or key not in change.candidates}
         # A placeholder's unknown old value counts as unchanged.
-        here, there = rows.channel(new), rows.former_channel(new | old)
+        here, there = _channel(rows, new), rows.former_channel(new | old)
         if here != there:
-            yield from _message(rows, "DELETE", schema, there, None, old, moved=True)
-            yield from _message(rows, "INSERT", schema, here, new, None, moved=True)
+            yield from _message(rows, "DELETE", schema, there, None, old, reason, moved=True)
+            yield from _message(rows, "INSERT", schema, here, new, None, reason, moved=True)
             return
         visible = [key for key in change.candidates if key in rows.visible]
-        changed = [rows.columns[key].name for key in visible if key not in old or old[key] != new[key]]
+        if reason is not None:
+            changed = visible
+        else:
+            changed = [rows.columns[key].name for key in visible if key not in old or old[key] != new[key]]
         if changed:
-            yield from _message(rows, "UPDATE", schema, here, new, old, changed)
+            yield from _message(rows, "UPDATE", schema, here, new, old, reason, changed)
+
+
+def _channel(rows: Rows, image: Image) -> str | None:
+    try:
+        return rows.channel(image)
+    except InvalidChannelError as error:
+        # The application's write must not fail: watch() warns, too.
+        logger.warning("%s: a row is not published: %s", rows.title, error.message)
+        return None
 
 
 def _message(
@@ -244,6 +196,7 @@ def _message(
     channel: str | None,
     new: Image | None,
     old: Image | None,
+    reason: Reason | None,
     changed: Sequence[str] = (),
     moved: bool = False,
 ) -> Iterator[Outgoing]:
@@ -254,12 +207,22 @@ def _message(
     body["pk"] = _object(rows, key, [name for name in rows.key if name in rows.visible])
     if moved:
         body["moved"] = True
+    short = _short(body, reason or "too_large", ALWAYS_FITS if rows.durable else MAX_NOTIFY_BYTES)
+    if reason is not None:
+        yield Outgoing(channel, short, short, rows.durable)
+        return
     images = {name: image and _object(rows, image, rows.visible) for name, image in (("new", new), ("old", old))}
     payload = orjson.dumps(body | images | {"changed": changed}).decode()
     if not rows.durable and len(payload.encode()) > MAX_NOTIFY_BYTES:
-        payload = orjson.dumps(body | {"truncated": True}).decode()
-        check_size(payload)
-    yield Outgoing(channel, payload, rows.durable)
+        payload = short
+    yield Outgoing(channel, payload, short, rows.durable)
+
+
+def _short(body: Mapping[str, Any], reason: Reason, most: int) -> str:
+    """Return a message without the row, and without the key if it would have over ``most`` bytes otherwise."""
+    short = {**body, "truncated": True, "reason": reason}
+    text = orjson.dumps(short)
+    return (text if len(text) <= most else orjson.dumps(short | {"pk": None})).decode()
 
 
 def _object(rows: Rows, image: Image, keys: Sequence[str]) -> dict[str, orjson.Fragment]:

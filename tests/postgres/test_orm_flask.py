@@ -43,7 +43,7 @@ def browser(database: OrmDatabase) -> Iterator[FlaskClient]:
     def create(owner: str) -> dict[str, Any]:
         task = Task(owner=owner)
         db.session.add(task)
-        Client(db.session).notify("audit", {"by": owner}, durable=True)
+        Client(db.session).notify(f"audit:{owner}", {"by": owner}, durable=True)
         db.session.commit()
         return {"id": task.id}
 
@@ -77,6 +77,6 @@ def test_requests_publish_what_they_commit(database: OrmDatabase, browser: Flask
     common = {"schema": "public", "table": "task", "pk": {"id": created["id"]}}
     assert database.sent() == [
         ("tasks:ann", common | {"op": "INSERT", "new": new, "old": None, "changed": []}),
-        ("audit", {"by": "ann"}),
+        ("audit:ann", {"by": "ann"}),
         ("tasks:ann", common | {"op": "UPDATE", "new": new | {"done": True}, "old": new, "changed": ["done"]}),
     ]
