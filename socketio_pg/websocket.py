@@ -117,7 +117,7 @@ class SocketServer:
             warn_expiring=delivery.emit_expiring,
             expire=delivery.expire,
         )
-        self._health = Health(lambda: self.pubsub.problem is None, delivery.emit_health)
+        self._health = Health(self._reaches_database, delivery.emit_health)
         self._admission = Admission(settings)
         self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle)
         self.socketio = SocketIO(
@@ -326,6 +326,12 @@ class SocketServer:
             "keys": self.pubsub.keys.problem if installed or self.settings.message_queue is not None else None,
             "permissions": self.access.problem,
         }
+
+    def _reaches_database(self) -> bool:
+        if self.pubsub.problem is None:
+            return True
+        # With LISTEN=leader the queue between the nodes may be the problem. Each node watches the outbox for itself.
+        return self.settings.listen == "leader" and self.backlog.reading is not None
 
     def _log_problem(self) -> Problem | None:
         # The roles' names are in the log. Without a need for the log, a role with CREATE could make all nodes unready.

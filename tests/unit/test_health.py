@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 
 from socketio_pg.core import green
+from socketio_pg.core.config import Settings
 from socketio_pg.gateway.health import Health, Reachability
+from socketio_pg.log.backlog import Reading
+from socketio_pg.websocket import SocketServer
 
 
 def changes(*periods: tuple[bool, float]) -> list[tuple[bool | None, float]]:
@@ -83,3 +86,15 @@ def test_clients_that_know_the_first_state_get_no_event(told: Told) -> None:
     green.sleep(0.05)
     told.stop()
     assert told.events == []
+
+
+@pytest.mark.parametrize(("listen", "reachable"), [("each", False), ("leader", True)])
+def test_lost_queue_between_nodes_is_no_lost_database(
+    socket_server: SocketServer, monkeypatch: pytest.MonkeyPatch, listen: str, reachable: bool
+) -> None:
+    """With LISTEN=leader a node listens through the queue, and watches the outbox itself."""
+    monkeypatch.setattr(socket_server, "settings", Settings(listen=listen))
+    assert socket_server.pubsub.problem is not None
+    assert socket_server._health._is_reachable() is False
+    monkeypatch.setattr(socket_server.backlog, "_reading", Reading(0.0, None, None))
+    assert socket_server._health._is_reachable() is reachable
