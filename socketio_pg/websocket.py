@@ -13,7 +13,6 @@ from socketio_pg.access.tokens import Claims
 from socketio_pg.cluster.node import ClusterManager
 from socketio_pg.cluster.select import Cluster
 from socketio_pg.core import config, green
-from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import ConfigurationError, DatabaseError, UntrustedSchemaError
 from socketio_pg.core.problems import Problem
 from socketio_pg.core.seal import Seal
@@ -28,6 +27,7 @@ from socketio_pg.gateway.idle import Idle
 from socketio_pg.gateway.lifecycle import ClientLifecycle
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.log.backlog import Backlog
+from socketio_pg.log.installer import Installer
 from socketio_pg.log.relay import Relay
 from socketio_pg.postgres.schema import install
 from socketio_pg.protocol.extension import SocketIO
@@ -101,6 +101,7 @@ class SocketServer:
             cluster.create_forwarder(database),
             self.sealing.refused,
         )
+        self._installer = Installer(database, settings.max_payload, lambda: log.installed, self.relay.look)
         self.backlog = Backlog(database, count=settings.metrics_token is not None)
         # The relay may have looked for the schema before it was installed.
         self.pubsub.watch_log(self.relay.look)
@@ -188,7 +189,10 @@ class SocketServer:
         if self.settings.metrics_token is not None:
             self.gauges.start()
         self.backlog.start()
-        green.spawn(self._start_log)
+        # The relay waits for the schema, whether this node or an operator installs it.
+        self.relay.start()
+        if self.settings.auto_init:
+            self._installer.start()
 
     def _require_key(self) -> None:
         """Raise :class:`ConfigurationError` if MESSAGE_QUEUE could not work. Without the database this is not known."""
@@ -207,21 +211,6 @@ class SocketServer:
             raise ConfigurationError(f"MESSAGE_QUEUE is set, but {error}.") from None
         except DatabaseError as error:
             logger.warning("the cluster key cannot be read: %s; retrying", error)
-
-    def _start_log(self) -> None:
-        # The relay waits for the schema, whether this node or an operator installs it.
-        self.relay.start()
-        backoff = Backoff(0.5, 30.0)
-        while self.settings.auto_init and not self._admission.draining:
-            try:
-                install(self.pubsub.database, self.settings.max_payload, again=False)
-                self.relay.look()
-                break
-            except UntrustedSchemaError:
-                green.sleep(backoff.next())  # logged by `trust`, once
-            except DatabaseError as error:
-                logger.warning("the log's schema could not be installed: %s; retrying", error)
-                green.sleep(backoff.next())
 
     def run(self, on_listening: Callable[[], None] | None = None) -> None:
         """Serve on ``port`` until :meth:`shutdown`, with eventlet's WSGI server: for development.
@@ -277,6 +266,7 @@ class SocketServer:
             self._drained.send()
 
     def _drain(self) -> None:
+        self._installer.stop()
         # Releases leadership first, so that another node can take over.
         self.relay.stop()
         self.pubsub.flush(2.0)
@@ -316,8 +306,7 @@ class SocketServer:
             "process": Problem("shutting down") if self._admission.draining else None,
             "listener": listening,
             # The listener finds the log. NOTIFY works without it.
-            "log": self._log_problem()
-            or (Problem("the log is being installed") if missing and listening is None else None),
+            "log": self._log_problem() or (self._installer.problem if missing and listening is None else None),
             "relay": (self.backlog.problem or self.relay.problem)
             if installed and not self._admission.draining
             else None,

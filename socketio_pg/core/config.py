@@ -232,7 +232,9 @@ class Settings:
         "seconds after which a client that has no subscription and sends nothing is disconnected; 0: never",
     )  # fmt: skip
     auto_init: bool = setting(
-        False, parsers.boolean, "install or upgrade the log's schema at startup, as `socketio-pg init` does"
+        False,
+        parsers.boolean,
+        "install or upgrade the log's schema at startup as `socketio-pg init` does, and install it when it is missing",
     )
     schema_owner: str | None = setting(
         None, parsers.plain,

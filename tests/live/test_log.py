@@ -411,3 +411,21 @@ def test_failing_publisher_does_not_affect_others(log: Log, client: SocketClient
     assert sorted(answers) == [False] * 2 + [True] * 20
     found = [client.next("event")["payload"] for _ in range(20)]
     assert sorted(found) == list(range(20))
+
+
+@pytest.mark.nightly
+def test_log_is_installed_again_when_the_database_is_created_anew(postgres18: Cluster, channel: str) -> None:
+    log = Log(postgres18, "live_created_anew", AUTO_INIT="1")
+    try:
+        wait_installed(log)
+        with SocketClient(log.server.url) as client:
+            client.call("subscribe", {"channel": channel})
+            postgres18.sql("DROP DATABASE live_created_anew WITH (FORCE)")
+            log.server.wait_not_ready()
+            postgres18.sql("CREATE DATABASE live_created_anew")
+            log.server.wait_ready()
+            log.publish(channel, 1, 1)
+            assert numbers(client, 1) == [1]
+            assert {client.next("gap")["reason"] for _ in range(2)} == {"database_connection_lost", "epoch_changed"}
+    finally:
+        log.server.close()
