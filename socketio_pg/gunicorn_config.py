@@ -76,13 +76,23 @@ def _limit_heads() -> None:
 
 
 def pre_request(worker: Any, request: Any) -> None:
-    """Close the connection after a request with a large or endless body.
+    """Close the connection after a request with a large or endless body, and drain at the last of --max-requests.
 
-    Otherwise gunicorn reads the rest of the body to find the next request, without yielding to other green threads.
+    Otherwise gunicorn reads the rest of the body to find the next request, without yielding to other green threads; and
+    it ends the worker as soon as no request is open, which WebSockets are not.
     """
     for name, value in request.headers:
         if name == "TRANSFER-ENCODING" or (name == "CONTENT-LENGTH" and int(value) > LARGE_BODY):
             request.force_close()
+    if worker.nr + 1 >= worker.max_requests:
+        # In a green thread, so that this request is still served.
+        worker.wsgi.extensions["socketio_pg"].start_draining()
+
+
+def worker_int(worker: Any) -> None:
+    """Drain before --reload ends the worker. gunicorn calls this at SIGINT too, which ends a worker at once."""
+    if worker.reloader is not None:
+        worker.wsgi.extensions["socketio_pg"].start_draining()
 
 
 #: Bytes.

@@ -1,6 +1,7 @@
 """Processes: gunicorn as in production and the development server, from start to stop."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.checker_run import failures
 from tests.support.clients import SocketClient
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
+from tests.support.raw_http import WebSocket, http
 from tests.support.server import APP, GUNICORN, ROOT, ServerProcess, clean_environment, free_port
 from tests.support.swarm import Swarm
 
@@ -216,3 +219,52 @@ def test_development_server_drains_clients_on_sigterm(postgres18: Cluster) -> No
         process.kill()
         process.wait()
         process.stdout.close()  # type: ignore[union-attr]
+
+
+def test_no_worker_is_added_by_sigttin(live_server: ServerProcess) -> None:
+    log = len(live_server.log)
+    live_server.process.send_signal(signal.SIGTTIN)
+    until(lambda: "runs on one worker, not 2" in live_server.log[log:], "gunicorn has refused it")
+    assert len(live_server.worker_pids()) == 1
+
+
+@pytest.fixture(scope="module")
+def replacing(postgres18: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, Path]]:
+    """A server that replaces its worker after 40 requests, and when a file changes."""
+    file = tmp_path_factory.mktemp("reload") / "watched"
+    file.touch()
+    options = ("--max-requests", "40", "--reload", "--reload-extra-file", str(file))
+    server = ServerProcess(postgres18.url(), *options, DRAIN_SECONDS="0.5")
+    yield server, file
+    server.close()
+
+
+@pytest.mark.parametrize("cause", ["--max-requests", "--reload", pytest.param("SIGHUP", marks=pytest.mark.nightly)])
+def test_worker_that_is_replaced_drains(replacing: tuple[ServerProcess, Path], channel: str, cause: str) -> None:
+    server, file = replacing
+    before, log = server.worker_pid(), len(server.log)
+    with (
+        SocketClient(server.url) as client,
+        SocketClient(server.url, ("polling",)) as polling,
+        WebSocket(server) as raw,
+    ):
+        for one in (client, polling):
+            one.subscribe(channel)
+            one.next("connect")
+        raw.connect()
+        if cause == "SIGHUP":
+            server.process.send_signal(signal.SIGHUP)
+        elif cause == "--reload":
+            os.utime(file, (time.time() + 10, time.time() + 10))
+        else:
+            until(lambda: http(server, path="/healthz") and "draining" in server.log[log:], "the worker drains")
+        assert raw.close_code() == 1001, "going away, and not a lost connection"
+        # Stock clients reconnect, to the new worker.
+        for one in (client, polling):
+            one.next("connect")
+        until(lambda: before not in server.worker_pids(), "the old worker has ended")
+        for one in (client, polling):
+            one.subscribe(channel)
+        assert len(server.worker_pids()) == 1
+    assert "draining 3 clients" in server.log[log:]
+    assert failures(server.log[log:]) == []

@@ -86,9 +86,15 @@ class ServerProcess:
 
     def worker_pid(self) -> int:
         """Return the process id of the gunicorn worker, the master's only child."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        children = self.worker_pids()
         assert len(children) == 1, children
-        return int(children[0])
+        return children[0]
+
+    def worker_pids(self) -> list[int]:
+        """Return the process ids of gunicorn's workers. There are two while one replaces the other."""
+        return [
+            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        ]
 
     def start(self, **settings: str) -> None:
         """Start the process; with ``settings``, from now on with these."""
