@@ -66,6 +66,11 @@ unrecovered = _counter(
     ("trimmed", "epoch_changed", "position_unknown", "not_installed"),
 )  # fmt: skip
 
+epoch_changes = _counter(
+    "epoch_changes", "Epochs of the log that this node has ended, because the log's past had changed.", "reason",
+    ("database", "tables", "log", "outbox"),
+)  # fmt: skip
+
 #: Reasons: `core.seal.SealError`.
 refused_messages = _counter(
     "refused_messages", "Texts on the channels between nodes that could not be opened, by reason.", "reason", REASONS

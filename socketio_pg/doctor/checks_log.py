@@ -239,6 +239,23 @@ def judge_doorbell(max_prepared: int, *, rings: bool) -> Finding:
     )  # fmt: skip
 
 
+_EPOCH = """
+SELECT reason, extract(epoch FROM now() - began_at)::float FROM socketio_pg.head
+WHERE reason IS NOT NULL AND began_at > now() - interval '1 day'
+"""
+
+
+def epoch(connection: Any) -> Iterator[Finding]:
+    """Report that the log's past has changed within the last day, which ends its epoch."""
+    if read_schema_version(connection) != schema.VERSION:
+        return
+    for reason, seconds in fetch(connection, _EPOCH):
+        yield warning(
+            "epoch", f"a new epoch of the log began {seconds / 60:.0f} min ago: {reason}",
+            "subscribers got a gap; if nobody has restored the database, find out who changes the log's tables",
+        )  # fmt: skip
+
+
 def nodes(connection: Any) -> Iterator[Finding]:
     """Check the versions of the running servers."""
     if read_schema_version(connection) is not None:

@@ -50,6 +50,7 @@ def _examine_database(settings: Settings, database: Database, connection: Any) -
         "schema": checks_log.installed(connection, settings),
         "privileges": checks_log.privileges(connection, settings),
         "relay": checks_log.relay(connection),
+        "epoch": checks_log.epoch(connection),
         "doorbell": checks_log.doorbell(connection),
         "nodes": checks_log.nodes(connection),
         "messages": checks_log.refused(connection),

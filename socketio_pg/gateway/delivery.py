@@ -69,7 +69,7 @@ class Delivery:
 
         Returns the function that replays; it waits. ``cause`` (for the metrics): ``since``, ``history`` or ``lagging``.
         """
-        replay = self._pubsub.hold(sid, channel, after, self._client(sid, channel))
+        replay = self._pubsub.hold(sid, channel, after, self._client(sid, channel), complete=cause != "history")
         self._manager.pass_by(sid, self.room_of(sid, channel))
         metrics.replays.labels(cause).inc()
         return functools.partial(self._replays.send, sid, channel, replay)

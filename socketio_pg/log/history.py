@@ -6,7 +6,7 @@ One green thread owns the connection, and combines the requests that wait into o
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from socketio_pg.core import green, metrics
@@ -41,7 +41,8 @@ ORDER BY position
 
 # Compares pairs: with `channel = …` the planner may scan the primary key through the messages of all channels.
 _CHANNEL_PAGES = f"""
-SELECT head.trimmed, ordinality, position, channel, {_TIME}, payload::text, size FROM socketio_pg.head LEFT JOIN (
+SELECT head.trimmed, removed.last_value, ordinality, position, channel, {_TIME}, payload::text, size
+FROM socketio_pg.head CROSS JOIN socketio_pg.removed_position AS removed LEFT JOIN (
     SELECT ordinality, page.* FROM unnest(%s::text[], %s::bigint[], %s::bigint[])
         WITH ORDINALITY AS wanted(channel, after, upto, ordinality)
     CROSS JOIN LATERAL (
@@ -83,10 +84,18 @@ _Reader: TypeAlias = Callable[[list[_Request]], list[_Request]]
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A page, and the position up to which the log was trimmed: the page has no messages up to there."""
+    """A page, and the position up to which the log was trimmed: the page has no messages up to there.
+
+    Messages up to ``removed`` may have been deleted by hand; the page has those that are left.
+    """
 
     page: Page
     trimmed: int
+    removed: int = 0
+
+    def incomplete(self, after: int) -> bool:
+        """Return True if messages after a position may be missing."""
+        return max(self.trimmed, self.removed) > after
 
 
 class History:
@@ -230,6 +239,7 @@ class History:
             if begin - self.near <= after < begin and channel not in strict:
                 begin = after
             begins[channel] = (begin, max(end, upto))
+        resets = self._recent.resets
         rows = self._execute(
             _CHANNEL_PAGES,
             list(begins),
@@ -239,20 +249,26 @@ class History:
             self._recent.page_bytes,
         )
         reads: dict[str, Read] = {}
+        if not rows:
+            raise LogNotInstalledError("the log's head is missing: run 'socketio-pg init'")
+        trimmed, removed = rows[0][:2]
         for number, (channel, (begin, end)) in enumerate(begins.items(), 1):
-            of_channel = [(row[0], *row[2:]) for row in rows if row[1] == number] or [(rows[0][0], *[None] * 5)]
-            reads[channel] = _as_read(of_channel, begin, end, self._recent)
-            self._recent.keep(channel, reads[channel].page)
+            of_channel = [(row[0], *row[3:]) for row in rows if row[2] == number] or [(trimmed, *[None] * 5)]
+            read = replace(_as_read(of_channel, begin, end, self._recent), removed=removed)
+            reads[channel] = read
+            # Clients that return rely on pages in memory: these must be complete, and of the log as it is now.
+            if not read.incomplete(read.page.after) and self._recent.resets == resets:
+                self._recent.keep(channel, read.page)
         again = []
         for request in requests:
             channel, after, upto = request.arguments
-            read = reads.get(channel)
-            if read is not None and after < read.trimmed:
-                request.done.send(Read(Page(after, after, ()), read.trimmed))
-            elif read is not None and (read.page.after <= after < read.page.end or after == upto):
-                request.done.send(Read(read.page.part(after, upto), read.trimmed))
+            found = reads.get(channel)
+            if found is not None and after < found.trimmed:
+                request.done.send(replace(found, page=Page(after, after, ())))
+            elif found is not None and (found.page.after <= after < found.page.end or after == upto):
+                request.done.send(replace(found, page=found.page.part(after, upto)))
             else:
-                request.again = read is not None
+                request.again = found is not None
                 again.append(request)
         return again
 

@@ -89,9 +89,12 @@ class Log:
             return None, {"recovered": False, "reason": reason}
         return start.position, {"recovered": True}
 
-    def replay(self, channel: str, after: int) -> Replay:
-        """Return a replay of ``channel`` from the position ``after`` on."""
-        return Replay(self._follower, self._history, channel, after)
+    def replay(self, channel: str, after: int, *, complete: bool = True) -> Replay:
+        """Return a replay of ``channel`` from the position ``after`` on.
+
+        ``complete``: the subscriber must be notified of messages that were deleted by hand before, too.
+        """
+        return Replay(self._follower, self._history, channel, after, complete=complete)
 
     def read_page(self, channel: str, start: Start, limit: int) -> ReplayPage:
         """Return at most ``limit`` messages of ``channel``; none, only the current position, when ``start`` is None.
@@ -123,7 +126,7 @@ class Log:
             if since.position > self.position:  # from a node that is further on than this one?
                 if since.position > self._history.head().position:
                     return "position_unknown"
-            elif self._history.channel_page(channel, since.position, self.position).trimmed > since.position:
+            elif self._history.channel_page(channel, since.position, self.position).incomplete(since.position):
                 return "trimmed"
         # Checked last: the epoch may have changed while the log was read.
         return None if since.epoch == self.epoch else "epoch_changed"

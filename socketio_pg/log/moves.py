@@ -12,6 +12,7 @@ from typing import Any
 from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.errors import DatabaseError, DatabaseTimeoutError, SocketIOPGError
 from socketio_pg.core.seal import MAX_TEXT_BYTES
+from socketio_pg.log.epochs import ISSUED, REMEMBER, SAME_TABLES, Past
 from socketio_pg.log.history import HEAD
 from socketio_pg.log.low_water import LowWater
 from socketio_pg.log.positions import encode_batches
@@ -24,22 +25,26 @@ WHERE pg_visible_in_snapshot(xid, pg_current_snapshot())
 """
 
 #: Prepares the statement of :func:`move`. It moves up to $1 messages and about 2 MB, from the ids of `LowWater` ($2 to
-#: $4), if its transaction has locked the row of `head` in the term $5: an xmax of its own means that. Messages that may
-#: be part of a notification are returned as lines (see `decode_batch`), others as empty ones.
+#: $4), if its transaction has locked the row of `head` in the term $5: an xmax of its own means that; and if the newest
+#: position ($6) and the ids of the outbox ($7) are still those that are known: see `epochs`. Messages that may be part
+#: of a notification are returned as lines (see `decode_batch`), others as empty ones.
 PREPARE = f"""
-PREPARE socketio_pg_move (integer, bigint, xid8[], bigint[], bigint) AS
-WITH oldest AS (
+PREPARE socketio_pg_move (integer, bigint, xid8[], bigint[], bigint, bigint, bigint) AS
+WITH head AS ({HEAD}), known AS (
+    SELECT ({SAME_TABLES}) AND (SELECT position FROM head) = $6 AND ({ISSUED}) >= $7 AS unchanged FROM socketio_pg.head
+), oldest AS (
     SELECT id, size FROM socketio_pg.outbox
     WHERE id > ({BOUND.format(floor="$2", xids="$3", lows="$4")}) ORDER BY id LIMIT $1
 ), picked AS (
     SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS size_before FROM oldest) AS sized
     WHERE size_before < 2000000 AND EXISTS (
         SELECT FROM socketio_pg.head WHERE term = $5 AND xmax = pg_current_xact_id_if_assigned()::xid)
+        AND (SELECT unchanged FROM known)
 ), moved AS (
     -- Not a join: if planned while the outbox was empty, a join would read the whole outbox for each row.
     DELETE FROM socketio_pg.outbox WHERE id = ANY (ARRAY(SELECT id FROM picked))
     RETURNING id, channel, payload, size, published_at
-), head AS ({HEAD}), logged AS (
+), logged AS (
     INSERT INTO socketio_pg.log (position, channel, payload, size, published_at)
     SELECT (SELECT head.position FROM head) + row_number() OVER (ORDER BY id), channel, payload, size, published_at
     FROM moved
@@ -52,8 +57,9 @@ WITH oldest AS (
 SELECT (SELECT count(*) FROM moved) AS moved,
     (SELECT count(*) FROM oldest) = $1 OR (SELECT count(*) FROM oldest) > (SELECT count(*) FROM moved) AS more,
     pg_current_snapshot()::text AS snapshot, pg_current_xact_id_if_assigned()::text::bigint AS own,
-    (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM socketio_pg.outbox_id_seq) AS issued,
-    (SELECT term FROM socketio_pg.head) AS term, head.epoch, head.position,
+    ({ISSUED}) AS issued, (SELECT term FROM socketio_pg.head) AS term,
+    coalesce((SELECT unchanged FROM known), false) AS unchanged, (SELECT max(id) FROM moved) AS newest, head.position,
+    head.epoch,
     (SELECT string_agg(line, E'\\n' ORDER BY position) FROM lines) AS lines
 FROM head
 """
@@ -67,7 +73,8 @@ SELECT FROM socketio_pg.head WHERE term = %(term)s AND EXISTS (
     BOUND.format(floor="%(floor)s::bigint", xids="%(xids)s::text[]::xid8[]", lows="%(lows)s::bigint[]")
 })) FOR UPDATE;
 EXECUTE socketio_pg_move(
-    %(limit)s, %(floor)s::bigint, %(xids)s::text[]::xid8[], %(lows)s::bigint[], %(term)s::bigint)
+    %(limit)s, %(floor)s::bigint, %(xids)s::text[]::xid8[], %(lows)s::bigint[], %(term)s::bigint, %(position)s::bigint,
+    %(issued)s::bigint)
 """
 
 # NOTIFY needs no plan, unlike a query with pg_notify().
@@ -79,7 +86,9 @@ class Moved:
     """The result of one batch.
 
     ``count`` messages were moved, and there are ``more`` or not. ``term`` is the current one: if it is not the
-    caller's, another node leads, and nothing was moved. For `LowWater.scanned`: ``snapshot``, ``own``, ``issued``.
+    caller's, another node leads, and nothing was moved. Neither was it if the log's past is not ``unchanged``.
+    ``newest`` is the greatest id of the messages, ``position`` the newest one before them. For `LowWater.scanned`:
+    ``snapshot``, ``own``, ``issued``.
     """
 
     count: int
@@ -88,12 +97,24 @@ class Moved:
     own: int | None
     issued: int
     term: int
+    unchanged: bool
+    newest: int | None
+    position: int
 
 
 def move(
-    connection: Any, term: int, limit: int, low: LowWater, seal: Callable[[str, str], str], seconds: float, full: bool
-) -> Moved:
-    """Move at most ``limit`` messages and note in ``low`` what was scanned. Nothing is moved when it raises.
+    connection: Any,
+    term: int,
+    limit: int,
+    low: LowWater,
+    past: Past,
+    seal: Callable[[str, str], str],
+    seconds: float,
+    full: bool,
+) -> tuple[Moved, Past]:
+    """Move at most ``limit`` messages and note in ``low`` what was scanned. Return the new ``past``, too.
+
+    When it raises, the messages were not moved, or their commit was not confirmed: then the past is not known.
 
     ``full``: scan the outbox from its beginning. ``seal(channel, text)`` returns the text to send. ``seconds`` is the
     time limit of a round trip.
@@ -106,14 +127,22 @@ def move(
         "floor": 0 if full else low.floor,
         "xids": [str(xid) for xid in low.open],
         "lows": list(low.open.values()),
+        "position": past.position,
+        "issued": past.issued,
     }
     try:
-        *found, epoch, position, lines = fetch_as_is(connection, _MOVE, parameters, seconds=seconds)[0]
+        rows = fetch_as_is(connection, _MOVE, parameters, seconds=seconds)
+        if not rows:
+            raise DatabaseError("the log's head is missing: run 'socketio-pg init'")
+        *found, epoch, lines = rows[0]
         moved = Moved(*found)
+        if moved.unchanged:
+            past = Past(moved.position + moved.count, max(past.id, moved.newest or 0), moved.issued)
         if moved.count:
-            texts = encode_batches(epoch, position + 1, lines, MAX_TEXT_BYTES)
+            texts = encode_batches(epoch, moved.position + 1, lines, MAX_TEXT_BYTES)
             sealed = [seal(LOG_CHANNEL, text) for text in texts]
-            fetch_as_is(connection, "; ".join([_NOTIFY] * len(sealed) + ["COMMIT"]), *sealed, seconds=seconds)
+            statements = [*[_NOTIFY] * len(sealed), "COMMIT", REMEMBER]
+            fetch_as_is(connection, "; ".join(statements), *sealed, past.position, past.id, seconds=seconds)
         else:
             fetch_as_is(connection, "COMMIT", seconds=seconds)
     except SocketIOPGError as error:
@@ -123,4 +152,4 @@ def move(
                 fetch_as_is(connection, "ROLLBACK", seconds=seconds)
         raise
     low.scanned(moved.snapshot, moved.own, moved.issued, all_moved=not moved.more)
-    return moved
+    return moved, past

@@ -51,10 +51,13 @@ class Recent:
         #: The pages in the order in which they were read; the oldest are evicted first.
         self._kept: deque[tuple[str, Page]] = deque()
         self._kept_size = 0
+        #: How often everything was dropped: a page that was read before does not belong here.
+        self.resets = 0
 
     def reset(self, position: int) -> None:
         """Drop everything; the messages after ``position`` will be appended next."""
         self.start = position
+        self.resets += 1
         self._tail.clear()
         self._parts.clear()
         self._pages.clear()

@@ -14,6 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from socketio_pg.core import green, metrics
@@ -21,12 +22,11 @@ from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import BELL_CHANNEL, LOG_CHANNEL
 from socketio_pg.core.errors import (
     DatabaseError,
-    DatabaseUnavailableError,
     LogNotInstalledError,
     SocketIOPGError,
 )
 from socketio_pg.core.problems import Problem
-from socketio_pg.log import doorbell
+from socketio_pg.log import doorbell, epochs
 from socketio_pg.log.history import HEAD
 from socketio_pg.log.lease import Lease
 from socketio_pg.log.low_water import LowWater
@@ -50,22 +50,8 @@ SELECT set_config('idle_session_timeout', '10s', false) FROM pg_settings WHERE n
 SET lock_timeout = '5s'; SET statement_timeout = '30s'; SET idle_in_transaction_session_timeout = '10s';
 SET tcp_keepalives_idle = 3; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
 SET tcp_user_timeout = '10s'; SET jit = off; SET enable_seqscan = off; SET enable_bitmapscan = off;
+SET socketio_pg.trimming = on;
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
-"""
-
-# A restored copy or a promoted replica may lack the newest messages; its system identifier, timeline or table differs.
-_RENEW_EPOCH = """
-UPDATE socketio_pg.head SET
-    epoch = CASE WHEN head.system_identifier IS NULL THEN epoch ELSE gen_random_uuid() END,
-    system_identifier = here.system_identifier, timeline = here.timeline, log_oid = here.log_oid
-FROM (
-    SELECT 'socketio_pg.log'::regclass::oid AS log_oid, system_identifier,
-        ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer AS timeline
-    FROM pg_control_system()
-) AS here
-WHERE (head.system_identifier, head.timeline, head.log_oid)
-    IS DISTINCT FROM (here.system_identifier, here.timeline, here.log_oid)
-RETURNING epoch
 """
 
 _OLDEST = """
@@ -132,6 +118,8 @@ class Relay:
     timeout = 8.0
     #: Seconds before the first attempt to reconnect, or to move again; doubles up to the second value.
     backoff = (0.1, 5.0)
+    #: The same while the schema is missing: a dump may be restored.
+    missing = (1.0, 60.0)
     #: Seconds of failed moves after which another node may lead: its role may have privileges that this one's lacks.
     give_up_after = 15.0
 
@@ -158,6 +146,9 @@ class Relay:
         self._installed = green.Event()
         self._next_renewal = self._next_beat = self._next_trim = self._next_full_scan = 0.0
         self._low = LowWater()
+        #: None when it must be read: at first, and when a commit was not confirmed.
+        self._past: epochs.Past | None = None
+        self._cluster = epochs.Cluster(None, None)
         #: Whether all publishers ring the doorbell.
         self._rings = True
         #: True while this node leads.
@@ -186,6 +177,7 @@ class Relay:
 
     def _run(self) -> None:
         backoff = Backoff(*self.backoff)
+        missing = Backoff(*self.missing)
         logged = False
         while True:
             connection = None
@@ -205,17 +197,21 @@ class Relay:
                     self._lead(connection, self._stand_by(connection))
                     self._stop_leading()
             except LogNotInstalledError as error:
+                if self._worked:
+                    self._worked = False
+                    missing.reset()
                 self._database.verified.clear()
                 self._lost, self.problem = False, Problem.of(error)
                 self._stop_leading()
                 if connection is not None:
                     connection.close()
                     connection = None
-                self._wait_installed()
+                self._wait_installed(missing.next())
             except DatabaseError as error:
                 if self._worked:
                     logged = self._worked = False
                     backoff.reset()
+                    missing.reset()
                 self.problem = Problem.of(error, "not relaying: ")
                 logger.log(logging.DEBUG if logged else logging.WARNING, "not relaying: %s; retrying", error)
                 logged = True
@@ -234,9 +230,9 @@ class Relay:
             self.leading = False
             self._on_leading(False)
 
-    def _wait_installed(self) -> None:
+    def _wait_installed(self, seconds: float) -> None:
         try:
-            self._installed.wait(60.0)
+            self._installed.wait(seconds)
         except green.TimedOut:
             return
 
@@ -286,7 +282,8 @@ class Relay:
         self.leading = True
         self._on_leading(True)
         self._execute(connection, f"LISTEN {BELL_CHANNEL}")
-        self._check_epoch(connection)
+        self._past = None
+        self._cluster = epochs.read_cluster(connection, self.timeout)
         self._lease.set_busy(connection, False)
         logger.info("relaying the log on %s, term %d", self._database, term)
         self._next_trim = self._next_beat = self._next_full_scan = 0.0
@@ -387,11 +384,17 @@ class Relay:
 
     def _move(self, connection: Any, term: int) -> Moved:
         """Move at most one batch."""
+        past = self._past or self._check_past(connection, term)
         began = time.monotonic()
         full = began >= self._next_full_scan
         # Bells that have rung so far are answered by this scan.
         connection.notifies.clear()
-        moved = move(connection, term, self.batch_size, self._low, self._seal, self.timeout, full)
+        self._past = None
+        moved, past = move(connection, term, self.batch_size, self._low, past, self._seal, self.timeout, full)
+        self._past = past
+        if moved.term == term and not moved.unchanged:
+            self._check_past(connection, term)
+            return replace(moved, more=True)
         if moved.count:
             metrics.relay_batch_messages.observe(moved.count)
             metrics.relay_batch_seconds.observe(time.monotonic() - began)
@@ -423,18 +426,18 @@ class Relay:
     def _has_rows(self, connection: Any) -> bool:
         return doorbell.has_rows(connection, self._low, self.timeout)
 
-    def _check_epoch(self, connection: Any) -> None:
-        try:
-            renewed = self._execute(connection, _RENEW_EPOCH)
-        except DatabaseUnavailableError:
-            raise
-        except DatabaseError as error:
-            # Some hosted databases do not permit these functions.
-            logger.warning("cannot detect whether the database was restored from a copy: %s", error)
-            return
-        if renewed:
-            logger.info("the log's epoch is %s", renewed[0][0])
+    def _check_past(self, connection: Any, term: int) -> epochs.Past:
+        """Return the evidence of the log's past. Ends the epoch first if the past has changed."""
+        past, epoch = epochs.check(connection, term, self._cluster, self._past, self.timeout)
+        self._past = past
+        if epoch is not None:
+            # Whoever has restored the schema may own it now.
+            self._database.verified.clear()
+            verify(self._database, connection, self.timeout)
+            self._low = LowWater()
+            self._next_full_scan = 0.0
             self._execute(connection, "SELECT pg_notify(%s, %s)", LOG_CHANNEL, self._seal(LOG_CHANNEL, "epoch"))
+        return past
 
     def _trim(self, connection: Any) -> None:
         if time.monotonic() < self._next_trim:

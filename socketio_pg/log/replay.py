@@ -77,7 +77,7 @@ class ReplayReceiver(Protocol):
         """Send a page of messages, in order."""
 
     def gap(self, reason: str, epoch: str, position: int, /) -> None:
-        """Report that messages were trimmed before they could be read. The replay continues after ``position``."""
+        """Report that messages were trimmed, or deleted by hand. The replay continues after ``position``."""
 
 
 class Step(enum.Enum):
@@ -92,18 +92,26 @@ class Step(enum.Enum):
 
 
 class Replay:
-    """The progress of a replay of ``channel`` after the position ``after``."""
+    """The progress of a replay of ``channel`` after the position ``after``.
+
+    ``complete``: it also reports messages that were deleted by hand before it began. A replay of the newest messages
+    does not.
+    """
 
     #: Seconds before the first retry when the log cannot be read; doubles up to the second value.
     retry = (0.5, 5.0)
 
-    def __init__(self, follower: Follower, history: History, channel: str, after: int) -> None:
+    def __init__(
+        self, follower: Follower, history: History, channel: str, after: int, *, complete: bool = True
+    ) -> None:
         self._follower = follower
         self._history = history
         self.channel = channel
         #: All messages of the channel up to this position were passed to the receiver; the last call may not be over.
         self.position = after
         self._epoch = follower.epoch
+        #: Deletions by hand up to this position were reported; None before the first page.
+        self._reported: int | None = 0 if complete else None
         self._backoff = Backoff(*self.retry)
 
     def step(self, receiver: ReplayReceiver, held: Callable[[], bool], release: Callable[[], None]) -> Step:
@@ -149,6 +157,12 @@ class Replay:
             receiver.gap("trimmed", self._epoch, read.trimmed)
             self.position = read.trimmed
             return False
+        if self._reported is None:
+            self._reported = read.removed
+        if read.removed > max(self.position, self._reported):
+            assert self._epoch is not None
+            receiver.gap("trimmed", self._epoch, self.position)
+            self._reported = read.removed
         messages = _beginning(read.page.messages, receiver.page_bytes)
         # `history` keeps the rest of the page for the next step.
         last = messages[-1].position if len(messages) < len(read.page.messages) else None

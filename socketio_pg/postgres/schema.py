@@ -21,10 +21,11 @@ _SERVER_GRANTS = """\
 GRANT USAGE ON SCHEMA socketio_pg TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb) TO {role};
 GRANT SELECT, DELETE ON socketio_pg.outbox TO {role};
-GRANT SELECT ON SEQUENCE socketio_pg.outbox_id_seq TO {role};
+GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.outbox_id_seq TO {role};
 GRANT SELECT, INSERT, DELETE ON socketio_pg.log TO {role};
 GRANT SELECT, UPDATE ON socketio_pg.head TO {role};
-GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.lease, socketio_pg.busy_until TO {role};
+GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.lease, socketio_pg.busy_until, socketio_pg.newest_position,
+    socketio_pg.newest_id, socketio_pg.removed_position TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.node TO {role};
 GRANT SELECT ON socketio_pg.schema_version, socketio_pg.channels, socketio_pg.nodes TO {role};
 GRANT SELECT ON socketio_pg.cluster_key TO {role};
@@ -79,9 +80,11 @@ BEGIN
     DROP VIEW IF EXISTS socketio_pg.channels, socketio_pg.nodes, socketio_pg.watches, socketio_pg.watch_triggers;
     DROP TABLE IF EXISTS socketio_pg.outbox, socketio_pg.log, socketio_pg.head, socketio_pg.node, socketio_pg.messages,
         socketio_pg.cluster_key, socketio_pg.schema_version;
-    DROP SEQUENCE IF EXISTS socketio_pg.lease, socketio_pg.busy_until;
+    DROP SEQUENCE IF EXISTS socketio_pg.lease, socketio_pg.busy_until, socketio_pg.newest_position,
+        socketio_pg.newest_id, socketio_pg.removed_position;
     DROP FUNCTION IF EXISTS socketio_pg.publish, socketio_pg.channel_problem, socketio_pg.ring,
-        socketio_pg.next_place, socketio_pg.note_sending, socketio_pg.rotate_cluster_key,
+        socketio_pg.next_place, socketio_pg.note_sending, socketio_pg.rotate_cluster_key, socketio_pg.sign_head,
+        socketio_pg.note_removed,
         socketio_pg.channel, socketio_pg.probe, socketio_pg.decide, socketio_pg.recheck, socketio_pg.recheck_on_change,
         socketio_pg.watch, socketio_pg.unwatch, socketio_pg.watch_changed, socketio_pg.watch_send,
         socketio_pg.watch_tell, socketio_pg.watch_bulk, socketio_pg.watch_condition,

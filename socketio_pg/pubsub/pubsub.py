@@ -218,7 +218,8 @@ class PubSub:
         if reason == "trimmed" and isinstance(start, LogPosition):
             after = start.position  # the replay reports the gap and continues with the oldest message
         if after is not None:
-            hold = functools.partial(self.hold, subscription, channel, after)
+            complete = isinstance(start, LogPosition)
+            hold = functools.partial(self.hold, subscription, channel, after, complete=complete)
             subscription.replay = LocalReplay(subscription, hold, lambda: self._started)
             subscription.replay.start()
         epoch = self.log.epoch
@@ -375,13 +376,15 @@ class PubSub:
         for channel in self.hub.drop(subscriber):
             self.listener.release(channel)
 
-    def hold(self, subscriber: Hashable, channel: str, after: int, receiver: ReplayReceiver) -> HeldReplay:
+    def hold(
+        self, subscriber: Hashable, channel: str, after: int, receiver: ReplayReceiver, *, complete: bool = True
+    ) -> HeldReplay:
         """Hold live messages of the log back from a subscription, for a replay that begins after a position.
 
         The caller takes the replay's steps; the last one ends the hold. A later hold of the same subscription takes the
-        place of this one, and the end of the subscription ends it.
+        place of this one, and the end of the subscription ends it. ``complete``: see :meth:`Log.replay`.
         """
-        hub, replay = self.hub, self.log.replay(channel, after)
+        hub, replay = self.hub, self.log.replay(channel, after, complete=complete)
         hub.hold(subscriber, channel, replay)
         return HeldReplay(
             replay,

@@ -7,6 +7,8 @@ import psycopg2
 from click.testing import CliRunner
 
 from socketio_pg.cli import main as cli
+from socketio_pg.log.epochs import Cluster as DatabaseCluster
+from socketio_pg.log.epochs import check
 from socketio_pg.log.low_water import LowWater
 from socketio_pg.log.moves import PREPARE, Moved, move
 from tests.support.postgres import Cluster, in_thread
@@ -65,7 +67,9 @@ def move_everything(connection: Any, most: int, term: int | None = None) -> Move
         with connection.cursor() as cursor:
             cursor.execute("SELECT term FROM socketio_pg.head")
             term = cursor.fetchone()[0]
-    return move(connection, term, most, LowWater(), lambda channel, text: text, 30.0, full=True)
+    past, _ = check(connection, term, DatabaseCluster(None, None), None, 30.0)
+    moved, _ = move(connection, term, most, LowWater(), past, lambda channel, text: text, 30.0, full=True)
+    return moved
 
 
 def run_cli(*arguments: str, url: str) -> str:

@@ -91,7 +91,25 @@ BEGIN
     END IF;
 END $$;
 
+-- Evidence of the log's past, which ends the epoch when it contradicts the log: log/epochs.py.
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'socketio_pg.head'::regclass AND attname = 'written_by'
+    ) THEN
+        -- The transaction that wrote the row: a row that was restored from a copy names another one than its xmin. And
+        -- when the epoch began, and why; NULL for the first one.
+        ALTER TABLE socketio_pg.head ADD COLUMN written_by xid8, ADD COLUMN began_at timestamptz, ADD COLUMN reason text;
+    END IF;
+END $$;
+
 INSERT INTO socketio_pg.head DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+-- The newest position and the newest id of the outbox that the relay has committed, and the newest position that was
+-- deleted by others than the relay. Sequences for the reason below, and because a rollback does not undo them.
+CREATE SEQUENCE IF NOT EXISTS socketio_pg.newest_position MINVALUE 0 START 0;
+CREATE SEQUENCE IF NOT EXISTS socketio_pg.newest_id MINVALUE 0 START 0;
+CREATE SEQUENCE IF NOT EXISTS socketio_pg.removed_position MINVALUE 0 START 0;
 
 -- Two times in milliseconds since 1970, by the database's clock: when the leader last renewed its lease, and until when
 -- the relay reads the outbox anyway, so that publishers need not ring. Sequences, because a row that is updated every few

@@ -116,6 +116,55 @@ BEGIN
     END IF;
 END $$;
 
+-- Notes which transaction has written the row of head.
+CREATE OR REPLACE FUNCTION socketio_pg.sign_head() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.written_by := pg_current_xact_id();
+    RETURN NEW;
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.sign_head() FROM PUBLIC;
+
+-- Notes the newest position that is removed from the log by hand: replays from before it are not complete. If the
+-- transaction rolls back, they are only thought to be incomplete.
+CREATE OR REPLACE FUNCTION socketio_pg.note_removed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    removed bigint;
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        SELECT max(position) INTO removed FROM socketio_pg.log;
+    ELSE
+        removed := OLD.position;
+    END IF;
+    IF removed > coalesce(pg_sequence_last_value('socketio_pg.removed_position'::regclass), 0) THEN
+        PERFORM setval('socketio_pg.removed_position', removed);
+    END IF;
+    RETURN NULL;
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.note_removed() FROM PUBLIC;
+
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = 'socketio_pg.head'::regclass AND tgname = 'sign'
+    ) THEN
+        CREATE TRIGGER sign BEFORE UPDATE ON socketio_pg.head FOR EACH ROW EXECUTE FUNCTION socketio_pg.sign_head();
+    END IF;
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = 'socketio_pg.log'::regclass AND tgname = 'removed'
+    ) THEN
+        -- The relay's trims are in head.
+        CREATE TRIGGER removed AFTER DELETE ON socketio_pg.log FOR EACH ROW
+            WHEN (current_setting('socketio_pg.trimming', true) IS DISTINCT FROM 'on')
+            EXECUTE FUNCTION socketio_pg.note_removed();
+        CREATE TRIGGER truncated BEFORE TRUNCATE ON socketio_pg.log
+            FOR EACH STATEMENT EXECUTE FUNCTION socketio_pg.note_removed();
+    END IF;
+END $$;
+
 -- Adds a cluster key, and deletes those that no server has used for a minute: see the table. Running servers follow.
 CREATE OR REPLACE FUNCTION socketio_pg.rotate_cluster_key() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

@@ -35,7 +35,7 @@ BEGIN
     FOR found IN
         WITH objects (kind, id, name, owner, acl, is_new) AS (
             SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid, c.oid::regclass::text, c.relowner,
-                c.relacl, before IS NULL OR (before < 4 AND c.relname ~ '^(lease|busy_until|cluster_key)')
+                c.relacl, before IS NULL OR (before < 4 AND c.relname ~ '^(lease|busy_until|cluster_key|newest_|removed_position)')
             FROM pg_class AS c WHERE c.relnamespace = 'socketio_pg'::regnamespace AND c.relkind IN ('r', 'v', 'S')
             UNION ALL
             SELECT 'FUNCTION', p.oid, p.oid::regprocedure::text, p.proowner, p.proacl, before IS NULL
@@ -54,7 +54,7 @@ BEGIN
     END LOOP;
     -- The roles that an older version has set up as servers' need the new objects. They may write head and call these
     -- functions; a role that default privileges have given all that could do whatever a server does before.
-    IF before < 4 THEN
+    IF before <= 4 THEN
         FOR found IN
             SELECT quote_ident(pg_get_userbyid(a.grantee)) AS role
             FROM pg_class AS c CROSS JOIN aclexplode(c.relacl) AS a
@@ -64,6 +64,9 @@ BEGIN
                     WHERE p.pronamespace = c.relnamespace AND p.proname IN ('probe', 'decide') AND NOT EXISTS (
                         SELECT FROM aclexplode(p.proacl) AS called WHERE called.grantee = a.grantee))
         LOOP
+            EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.newest_position, socketio_pg.newest_id,
+                socketio_pg.removed_position, socketio_pg.outbox_id_seq TO %s', found.role);
+            CONTINUE WHEN before = 4;
             EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.lease, socketio_pg.busy_until TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.cluster_key TO %s', found.role);
         END LOOP;
