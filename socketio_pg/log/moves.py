@@ -31,7 +31,7 @@ WHERE pg_visible_in_snapshot(xid, pg_current_snapshot())
 PREPARE = f"""
 PREPARE socketio_pg_move (integer, bigint, xid8[], bigint[], bigint, bigint, bigint) AS
 WITH head AS ({HEAD}), known AS (
-    SELECT ({SAME_TABLES}) AND (SELECT position FROM head) = $6 AND ({ISSUED}) >= $7 AS unchanged FROM socketio_pg.head
+    SELECT ({SAME_TABLES}) AND (SELECT position FROM head) >= $6 AND ({ISSUED}) >= $7 AS unchanged FROM socketio_pg.head
 ), oldest AS (
     SELECT id, size FROM socketio_pg.outbox
     WHERE id > ({BOUND.format(floor="$2", xids="$3", lows="$4")}) ORDER BY id LIMIT $1

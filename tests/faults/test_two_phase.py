@@ -156,12 +156,22 @@ def rings(log: Log) -> bool:
 
 def heard(log: Log, statement: str) -> bool:
     """Return whether a transaction with ``statement`` rings the doorbell, when the relay is at rest."""
-    until(lambda: log.sql("SELECT last_value FROM socketio_pg.busy_until") == [(0,)], "the relay is at rest")
-    with psql(log) as listener, psql(log) as cursor:
-        listener.execute("LISTEN socketio_pg_bell")
-        cursor.execute(f"BEGIN; {statement}; SELECT socketio_pg.publish('bell', '1'); COMMIT")
-        listener.execute("SELECT 1")
-        return bool(listener.connection.notifies)
+    found: list[bool] = []
+
+    def at_rest() -> bool:
+        return log.sql("SELECT last_value FROM socketio_pg.busy_until") == [(0,)]
+
+    def publish() -> bool:
+        with psql(log) as listener, psql(log) as cursor:
+            listener.execute("LISTEN socketio_pg_bell")
+            before = at_rest()
+            cursor.execute(f"BEGIN; {statement}; SELECT socketio_pg.publish('bell', '1'); COMMIT")
+            listener.execute("SELECT 1")
+            found[:] = [bool(listener.connection.notifies)]
+        return before and at_rest()
+
+    until(publish, "the relay was at rest")
+    return found[0]
 
 
 def test_setting_decides_who_rings(log: Log) -> None:
