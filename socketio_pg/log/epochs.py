@@ -42,9 +42,10 @@ SELECT (
     ) = 2 AS complete, system_identifier, timeline, log_oid IS NULL OR written_by IS NULL AS unsigned,
     log_oid IS NULL OR coalesce({SAME_TABLES}, log_oid = 'socketio_pg.log'::regclass::oid) AS same_tables,
     of_log.position,
-    newest_position.last_value AS newest_position, newest_id.last_value AS newest_id, ({ISSUED}) AS issued
+    greatest(newest_position.last_value, removed_position.last_value) AS newest_position,
+    newest_id.last_value AS newest_id, ({ISSUED}) AS issued
 FROM socketio_pg.head CROSS JOIN ({HEAD}) AS of_log (of_epoch, position, trimmed_upto)
-    CROSS JOIN socketio_pg.newest_position CROSS JOIN socketio_pg.newest_id
+    CROSS JOIN socketio_pg.newest_position CROSS JOIN socketio_pg.removed_position CROSS JOIN socketio_pg.newest_id
 """
 
 _SIGN = """
@@ -69,8 +70,8 @@ SELECT setval('socketio_pg.outbox_id_seq', greatest(outbox_id_seq.last_value, ne
 FROM socketio_pg.outbox_id_seq CROSS JOIN socketio_pg.newest_id
 """
 
-#: Writes the evidence of a batch down after its commit. If a crash of the database loses it, older evidence remains.
-REMEMBER = """
+# If a crash of the database loses it, older evidence remains.
+_REMEMBER = """
 SELECT set_config('synchronous_commit', 'off', true), setval('socketio_pg.newest_position', %s),
     setval('socketio_pg.newest_id', %s)
 """
@@ -143,6 +144,11 @@ def read_cluster(connection: Any, seconds: float) -> Cluster:
     except DatabaseError as error:
         logger.warning("cannot detect whether the database was restored from a copy: %s", error)
         return Cluster(None, None)
+
+
+def remember(connection: Any, past: Past, seconds: float) -> None:
+    """Write the evidence down for the next leader, after the commit of the batch. Raises as :func:`fetch`."""
+    fetch_as_is(connection, _REMEMBER, past.position, past.id, seconds=seconds)
 
 
 def check(connection: Any, term: int, cluster: Cluster, past: Past | None, seconds: float) -> tuple[Past, str | None]:

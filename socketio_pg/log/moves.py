@@ -12,7 +12,7 @@ from typing import Any
 from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.errors import DatabaseError, DatabaseTimeoutError, SocketIOPGError
 from socketio_pg.core.seal import MAX_TEXT_BYTES
-from socketio_pg.log.epochs import ISSUED, REMEMBER, SAME_TABLES, Past
+from socketio_pg.log.epochs import ISSUED, SAME_TABLES, Past
 from socketio_pg.log.history import HEAD
 from socketio_pg.log.low_water import LowWater
 from socketio_pg.log.positions import encode_batches
@@ -141,8 +141,7 @@ def move(
         if moved.count:
             texts = encode_batches(epoch, moved.position + 1, lines, MAX_TEXT_BYTES)
             sealed = [seal(LOG_CHANNEL, text) for text in texts]
-            statements = [*[_NOTIFY] * len(sealed), "COMMIT", REMEMBER]
-            fetch_as_is(connection, "; ".join(statements), *sealed, past.position, past.id, seconds=seconds)
+            fetch_as_is(connection, "; ".join([_NOTIFY] * len(sealed) + ["COMMIT"]), *sealed, seconds=seconds)
         else:
             fetch_as_is(connection, "COMMIT", seconds=seconds)
     except SocketIOPGError as error:

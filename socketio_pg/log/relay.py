@@ -109,6 +109,8 @@ class Relay:
     bell_pause = 0.005
     #: Seconds between scans of the outbox from its beginning: see `low_water`.
     full_scan_interval = 10.0
+    #: Seconds between writes of the evidence of the log's past: see `epochs`.
+    memory_interval = 0.1
     #: Seconds between trims, and maximum messages that one statement removes.
     trim_interval = 10.0
     trim_size = 1000
@@ -144,10 +146,12 @@ class Relay:
         self._lease = Lease(self._id, self._name, self.timeout)
         self._worker = green.Worker()
         self._installed = green.Event()
-        self._next_renewal = self._next_beat = self._next_trim = self._next_full_scan = 0.0
+        self._next_renewal = self._next_beat = self._next_trim = self._next_full_scan = self._next_memory = 0.0
         self._low = LowWater()
         #: None when it must be read: at first, and when a commit was not confirmed.
         self._past: epochs.Past | None = None
+        #: The position and id that were last written down for the next leader.
+        self._remembered = (0, 0)
         self._cluster = epochs.Cluster(None, None)
         #: Whether all publishers ring the doorbell.
         self._rings = True
@@ -402,6 +406,10 @@ class Relay:
             # Full scans take at most a twentieth of the relay's time.
             now = time.monotonic()
             self._next_full_scan = now + max(self.full_scan_interval, 20 * (now - began))
+        now = time.monotonic()
+        if (past.position, past.id) != self._remembered and now >= self._next_memory:
+            epochs.remember(connection, past, self.timeout)
+            self._remembered, self._next_memory = (past.position, past.id), now + self.memory_interval
         self._worked = True
         return moved
 

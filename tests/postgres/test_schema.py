@@ -207,7 +207,7 @@ def test_roles_have_no_more_privileges_than_they_need(roles: dict[str, str]) -> 
             cluster = epochs.read_cluster(connection, 30.0)
             assert cluster.system_identifier
             # As after a restore: ends the epoch, and repairs the sequence of the outbox.
-            for past in (epochs.Past(1, 1, 1), epochs.Past(2, 2, 9)):
+            for past in (epochs.Past(9, 2, 2), epochs.Past(2, 2, 9)):
                 assert epochs.check(connection, term, cluster, past, 30.0)[1] is not None
             relay._beat(connection)
             relay._trim(connection)
