@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from socketio_pg.core import metrics
-from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError
+from socketio_pg.core.errors import DatabaseError, DatabaseRefusedError, DatabaseUnavailableError
 from socketio_pg.log.history import HEAD
 from socketio_pg.postgres.database import fetch_as_is
 
@@ -155,14 +155,16 @@ def check(connection: Any, term: int, cluster: Cluster, past: Past | None, secon
     """Compare the log with the evidence, and end its epoch if they differ. Return the new evidence, and the new epoch.
 
     ``connection`` is that of the leader of ``term``, outside a transaction. Raises as :func:`fetch`, and
-    :class:`DatabaseError` while a dump is being restored.
+    :class:`DatabaseRefusedError` while a dump is being restored.
     """
     rows = fetch_as_is(connection, _FOUND, seconds=seconds)
     if not rows:
-        raise DatabaseError("the log's head is missing: run 'socketio-pg init'")
+        raise DatabaseRefusedError("the log's head is missing: run 'socketio-pg init'")
     found = Found(*rows[0])
     if not found.complete:
-        raise DatabaseError("the log's tables have no primary keys: they are being restored, or run 'socketio-pg init'")
+        raise DatabaseRefusedError(
+            "the log's tables have no primary keys: they are being restored, or run 'socketio-pg init'"
+        )
     known = Past(found.position, max(found.newest_id, 0 if past is None else past.id), found.issued)
     reason = changed(found, cluster, past)
     same_cluster = cluster in (Cluster(None, None), Cluster(found.system_identifier, found.timeline))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from socketio_pg.core.channels import LOG_CHANNEL
-from socketio_pg.core.errors import DatabaseError, DatabaseTimeoutError, SocketIOPGError
+from socketio_pg.core.errors import DatabaseError, DatabaseRefusedError, DatabaseTimeoutError, SocketIOPGError
 from socketio_pg.core.seal import MAX_TEXT_BYTES
 from socketio_pg.log.epochs import ISSUED, SAME_TABLES, Past
 from socketio_pg.log.history import HEAD
@@ -133,7 +133,7 @@ def move(
     try:
         rows = fetch_as_is(connection, _MOVE, parameters, seconds=seconds)
         if not rows:
-            raise DatabaseError("the log's head is missing: run 'socketio-pg init'")
+            raise DatabaseRefusedError("the log's head is missing: run 'socketio-pg init'")
         *found, epoch, lines = rows[0]
         moved = Moved(*found)
         if moved.unchanged:
