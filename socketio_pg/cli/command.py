@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from socketio_pg.cli.terminal import abandon_output, wrapped
+from socketio_pg.cli.terminal import abandon_output, escape_unencodable, wrapped
 from socketio_pg.core import config
 from socketio_pg.core.errors import (
     AuthenticationUnavailableError,
@@ -82,6 +82,7 @@ class Group(click.Group):
             raise click.UsageError(f"No such command '{args[0]}'. Did you mean {listed}?", ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
+        escape_unencodable()
         with failures():
             return super().invoke(ctx)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import decimal
+import io
 import os
 import re
 import shutil
@@ -27,6 +28,12 @@ def say(text: str = "", *, error: bool = False) -> None:
     """Print one line, with styles only where colours are enabled."""
     stream = sys.stderr if error else sys.stdout
     click.echo(text, err=error, color=None if stream.isatty() and not os.environ.get("NO_COLOR") else False)
+
+
+def escape_unencodable() -> None:
+    """Print characters that a terminal's encoding lacks as ``\\u2192``, as Python does on standard error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def abandon_output() -> None:

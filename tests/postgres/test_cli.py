@@ -42,6 +42,15 @@ def test_listen_prints_published_messages(plain: Base, channel: str) -> None:
         assert listening.wait() == 0
 
 
+def test_characters_that_the_terminal_lacks_are_escaped(plain: Base, channel: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, "publish", f"{channel}→é", "1"], cwd=ROOT / "tests", check=False, capture_output=True,
+        env=environment(plain.url, {"PYTHONIOENCODING": "cp1252"}),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode("cp1252").strip() == f"published to {channel}\\u2192é"
+
+
 def test_payload_too_large_for_notify_needs_durable(base: Base) -> None:
     large = json.dumps("x" * 9000)
     done = run("publish", "a", "-", url=base.url, stdin=large)
