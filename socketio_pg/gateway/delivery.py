@@ -1,9 +1,11 @@
 """Delivers to the clients: messages to Socket.IO rooms, gaps, and replays to single subscriptions."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import orjson
 
 from socketio_pg.access.sessions import Session
 from socketio_pg.access.tokens import ANONYMOUS, Claims
@@ -15,7 +17,7 @@ from socketio_pg.core.errors import (
     SocketIOPGError,
     UnauthorizedError,
 )
-from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.core.messages import EncodedMessage, with_numbers_as_strings
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.replays import Replays
 from socketio_pg.log.log import Log
@@ -50,14 +52,18 @@ class Delivery:
         pubsub.add_receiver(self)
 
     def room_of(self, sid: str, channel: str) -> str:
-        """Return the room of a subscription: the channel's, or the room of its filter."""
-        return _room(channel, self._hub.filter_of(sid, channel))
+        """Return the room of a subscription: the channel's, or that of its filter and of its form of numbers."""
+        return _room(channel, self._hub.filter_of(sid, channel), self._hub.wants_strings(sid, channel))
 
-    def enter(self, sid: str, channel: str, filter: Filter | None) -> bool:
-        """Put a subscription into the room of its filter. Return True when it already was in a room of the channel."""
-        before, now = self.room_of(sid, channel), _room(channel, filter)
+    def enter(self, sid: str, channel: str, filter: Filter | None, strings: bool = False) -> bool:
+        """Put a subscription into its room. Return True when it already was in a room of the channel.
+
+        ``strings``: it gets the numbers of payloads as strings.
+        """
+        before, now = self.room_of(sid, channel), _room(channel, filter, strings)
         live = before in self._manager.get_rooms(sid, "/")
         self._hub.set_filter(sid, channel, filter)
+        self._hub.set_strings(sid, channel, strings)
         if not live:
             self._manager.enter_room(sid, "/", now)
         elif before != now:
@@ -96,8 +102,9 @@ class Delivery:
 
     def _charge_all(self) -> None:
         for channel, filter, steps in self._matching.take_due():
-            for sid, _ in list(self._manager.get_participants("/", _room(channel, filter))):
-                self._charge(sid, channel, filter, steps)
+            for room in (_room(channel, filter), _room(channel, filter, True)):
+                for sid, _ in list(self._manager.get_participants("/", room)):
+                    self._charge(sid, channel, filter, steps)
 
     def _charge(self, sid: str, channel: str, filter: Filter, steps: int) -> None:
         """Count the steps that a filter took. End the subscription when the client's filters cost too much."""
@@ -146,6 +153,9 @@ class Delivery:
     def receive_messages(self, messages: Sequence[EncodedMessage]) -> None:
         """Send messages to the rooms of their channels and of the filters that they match."""
         rooms = [self._rooms(message) for message in messages]
+        wires: Iterable[dict[str, Any]] = (message.to_wire() for message in messages)
+        if self._hub.any_strings:
+            messages, rooms, wires = map(list, zip(*self._with_strings(messages, rooms), strict=True))
         channels = {message.channel for message in messages}
         # Held subscriptions get these messages from their replay.
         held = None
@@ -154,8 +164,8 @@ class Delivery:
             self._hold_lagging(channel_of, messages[0].position - 1)
             held_of = {channel: self._hub.held(channel) for channel in channels}
             held = {room: held_of[channel] for room, channel in channel_of.items() if held_of[channel]}
-        events = zip(rooms, (message.to_wire() for message in messages), strict=True)
         # A channel's subscription is in one of its rooms only.
+        events = zip(rooms, wires, strict=True)
         self._manager.emit_in_order("event", events, skipped=held, apart=len(channels) == 1)
         if self._matching.has_due:
             self._charge_all()
@@ -167,9 +177,24 @@ class Delivery:
             return (channel,)
         return [channel, *(_room(channel, filter) for filter in self._matching.matching(message))]
 
+    def _with_strings(
+        self, messages: Sequence[EncodedMessage], rooms: Sequence[Sequence[str]]
+    ) -> list[tuple[EncodedMessage, Sequence[str], dict[str, Any]]]:
+        """Return each message with rooms and what they get: once as it is, and once with numbers as strings."""
+        there = self._manager.rooms.get("/", {})
+        found: list[tuple[EncodedMessage, Sequence[str], dict[str, Any]]] = []
+        for message, some in zip(messages, rooms, strict=True):
+            others = [other for room in some if (other := _of_strings(room)) in there]
+            if not others or any(room in there for room in some):
+                found.append((message, some, message.to_wire()))
+            if others:
+                found.append((message, others, _with_payload(message, self._matching.strings(message))))
+        return found
+
     def _all_rooms(self, channel: str) -> list[str]:
         """Return the rooms of all subscriptions to ``channel``."""
-        return [channel, *(_room(channel, filter) for filter in self._hub.filters(channel) or ())]
+        rooms = [channel, *(_room(channel, filter) for filter in self._hub.filters(channel) or ())]
+        return [*rooms, *map(_of_strings, rooms)] if self._hub.has_strings(channel) else rooms
 
     def _client(self, sid: str, channel: str) -> "_Client":
         return _Client(self._manager, self._hub, self._matching, self._charge, sid, channel, self._page_bytes)
@@ -198,9 +223,22 @@ class Delivery:
             self._manager.emit("gap", body, "/", to=self._all_rooms(channel), ignore_queue=True)
 
 
-def _room(channel: str, filter: Filter | None) -> str:
-    """Return the room of a channel's subscriptions with ``filter``. Channel names have no control characters."""
-    return channel if filter is None else f"{channel}\0{filter.text}"
+def _room(channel: str, filter: Filter | None, strings: bool = False) -> str:
+    """Return the room of a channel's subscriptions with ``filter``, which get numbers as ``strings`` or not.
+
+    Channel names have no control characters.
+    """
+    room = channel if filter is None else f"{channel}\0{filter.text}"
+    return _of_strings(room) if strings else room
+
+
+def _of_strings(room: str) -> str:
+    return f"{room}\1"
+
+
+def _with_payload(message: EncodedMessage, payload_json: str) -> dict[str, Any]:
+    """Return a message as :meth:`EncodedMessage.to_wire` does, with another form of the payload."""
+    return message.to_wire() | {"payload": orjson.Fragment(payload_json)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +252,27 @@ class _Client:
     sid: str
     channel: str
     page_bytes: int
+    #: The payloads of the page with numbers as strings, by position.
+    strings: dict[int | None, str] = field(default_factory=dict)
 
     def select(self, messages: Sequence[EncodedMessage]) -> Sequence[EncodedMessage]:
         selected, tried = messages, None
         # Repeats when the filter has changed in the meantime.
         while (filter := self.hub.filter_of(self.sid, self.channel)) != tried:
             selected, tried = messages if filter is None else self._matching_ones(filter, messages), filter
+        self.strings.clear()
+        if self.hub.wants_strings(self.sid, self.channel):
+            with self.matching.selecting() as pause:
+                for message in selected:
+                    self.strings[message.position] = with_numbers_as_strings(message.payload_json, pause)
         return selected
+
+    def _wire(self, message: EncodedMessage) -> dict[str, Any]:
+        if not self.hub.wants_strings(self.sid, self.channel):
+            return message.to_wire()
+        # Not there if the client has asked for strings in the meantime.
+        text = self.strings.get(message.position)
+        return _with_payload(message, self.matching.strings(message) if text is None else text)
 
     def _matching_ones(self, filter: Filter, messages: Sequence[EncodedMessage]) -> list[EncodedMessage]:
         selected = []
@@ -240,7 +292,7 @@ class _Client:
         socket = self.manager.socket_of(self.sid)
         if socket is not None and messages:
             metrics.replayed_messages.inc(len(messages))
-            self.manager.emit_page("event", (message.to_wire() | {"replayed": True} for message in messages), socket)
+            self.manager.emit_page("event", (self._wire(message) | {"replayed": True} for message in messages), socket)
 
     def gap(self, reason: str, epoch: str, position: int) -> None:
         metrics.unrecovered.labels(reason).inc()

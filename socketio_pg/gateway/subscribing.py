@@ -27,6 +27,9 @@ from socketio_pg.pubsub.pubsub import PubSub
 #: The maximum number of channels in one request.
 MAX_CHANNELS = 500
 
+#: Fields of a request for many channels that apply to each channel, whatever position the channel has.
+_SHARED = ("filter", "numbers")
+
 _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.subscribing"))
 
 
@@ -43,6 +46,7 @@ class _Pending:
     filter: Filter | None
     requested_filter: Any
     new: bool
+    strings: bool = False
     after: int | None = None
     told: dict[str, Any] = field(default_factory=dict)
     epoch: str | None = None
@@ -95,14 +99,15 @@ class Subscribing:
         mark = self._permissions.mark()
         self._require(sid, channel)
         # Only clients that have the permission cost more than the question.
-        start, filter = requested_start(request), self._parse_filter(sid, request.get("filter"))
+        start, strings = requested_start(request), _wants_strings(request.get("numbers"))
+        filter = self._parse_filter(sid, request.get("filter"))
         new = not self._hub.is_subscribed(sid, channel)
         if new:
             self._limits.check_subscriptions(self._hub.count_channels(sid))
             if not self._hub.has_channel(channel):
                 self._limits.check_channels(self._hub.channel_count)
         self._pubsub.join(sid, channel)
-        pending = _Pending(channel, start, filter, request.get("filter"), new)
+        pending = _Pending(channel, start, filter, request.get("filter"), new, strings)
         try:
             if self._permissions.is_overtaken(channel, mark):
                 # The first answer may predate a change of permissions. Later changes recheck this subscription.
@@ -129,10 +134,12 @@ class Subscribing:
         except SocketIOPGError:
             self._undo(sid, pending)
             raise
-        live = self._delivery.enter(sid, channel, filter)
+        live = self._delivery.enter(sid, channel, filter, pending.strings)
         body = {"channel": channel} | pending.told
         if filter is not None:
             body["filter"] = pending.requested_filter
+        if pending.strings:
+            body["numbers"] = "string"
         if self._log.epoch is None:
             return body, None
         cause = "since" if isinstance(pending.start, LogPosition) else "history"
@@ -228,17 +235,23 @@ class Subscribing:
             if error.cut_off:
                 green.run_soon(self._delivery.cut_off, sid, error, "rate_limited")
             raise
-        common = {name: value for name, value in request.items() if name in ("since", "history", "filter")}
+        common = {name: value for name, value in request.items() if name in ("since", "history", *_SHARED)}
         entries, names = [], set()
         for one in channels:
             own = one if isinstance(one, dict) else {"channel": one}
             # A position of its own takes the place of the common `history`, and the other way round.
-            inherited = ("filter",) if "since" in own or "history" in own else ("since", "history", "filter")
+            inherited = _SHARED if "since" in own or "history" in own else ("since", "history", *_SHARED)
             single = {name: common[name] for name in inherited if name in common} | own
             name = str(single.get("channel"))
             entries.append(_Entry(single, name in names))
             names.add(name)
         return entries
+
+
+def _wants_strings(value: object) -> bool:
+    if value not in (None, "string"):
+        raise InvalidRequestError("numbers must be 'string', or null")
+    return value is not None
 
 
 @dataclass(frozen=True, slots=True)

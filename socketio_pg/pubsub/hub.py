@@ -19,6 +19,8 @@ class Hub:
         self._held: dict[str, dict[Hashable, object]] = {}
         self._filters: dict[str, FilterIndex] = {}
         self._filter_of: dict[tuple[Hashable, str], Filter] = {}
+        #: The subscribers of a channel that get numbers as strings.
+        self._strings: dict[str, set[Hashable]] = {}
         #: Conditions, and characters in normal form, of all filters of a subscriber.
         self._filter_sizes: dict[Hashable, tuple[int, int]] = {}
 
@@ -71,6 +73,26 @@ class Hub:
     def filter_of(self, subscriber: Hashable, channel: str) -> Filter | None:
         """Return the filter of a subscription, or None."""
         return self._filter_of.get((subscriber, channel))
+
+    def set_strings(self, subscriber: Hashable, channel: str, wanted: bool) -> None:
+        """Set whether an existing subscription gets the numbers of payloads as strings."""
+        if wanted:
+            self._strings.setdefault(channel, set()).add(subscriber)
+        else:
+            self._drop_strings(subscriber, channel)
+
+    def wants_strings(self, subscriber: Hashable, channel: str) -> bool:
+        """Return whether a subscription gets the numbers of payloads as strings."""
+        return subscriber in self._strings.get(channel, ())
+
+    def has_strings(self, channel: str) -> bool:
+        """Return whether any subscription of ``channel`` gets the numbers of payloads as strings."""
+        return channel in self._strings
+
+    @property
+    def any_strings(self) -> bool:
+        """Whether any subscription gets the numbers of payloads as strings."""
+        return bool(self._strings)
 
     def filters_size(
         self, subscriber: Hashable, more: Filter | None = None, less: Filter | None = None
@@ -167,12 +189,20 @@ class Hub:
     def _leave(self, subscriber: Hashable, channel: str) -> bool:
         self.release(subscriber, channel)
         self._drop_filter(subscriber, channel)
+        self._drop_strings(subscriber, channel)
         members = self._channels[channel]
         members.discard(subscriber)
         if members:
             return False
         del self._channels[channel]
         return True
+
+    def _drop_strings(self, subscriber: Hashable, channel: str) -> None:
+        wanting = self._strings.get(channel)
+        if wanting is not None:
+            wanting.discard(subscriber)
+            if not wanting:
+                del self._strings[channel]
 
     def _drop_filter(self, subscriber: Hashable, channel: str) -> None:
         filter = self._filter_of.pop((subscriber, channel), None)

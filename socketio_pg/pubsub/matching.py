@@ -1,4 +1,7 @@
-"""Tries filters on messages: yields to other green threads in between, and accounts for what each filter costs."""
+"""Prepares messages for their receivers: tries filters, and writes numbers as strings for those who want that.
+
+Yields to other green threads in between, and accounts for what each filter costs.
+"""
 
 import contextlib
 import time
@@ -6,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from socketio_pg.core import green
-from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.core.messages import EncodedMessage, with_numbers_as_strings
 from socketio_pg.pubsub.filter_index import FilterIndex
 from socketio_pg.pubsub.filters import Filter, Reader, never_pause
 from socketio_pg.pubsub.hub import Hub
@@ -40,16 +43,20 @@ class Matching:
         self._hub = hub
         #: By the id of the message.
         self._prepared: dict[int, _Prepared] = {}
+        #: Payloads with numbers as strings, by the id of the message.
+        self._strings: dict[int, tuple[EncodedMessage, str]] = {}
         self._due: list[tuple[str, Filter, int]] = []
         self._selecting = green.Lock()
 
     def prepare(self, messages: Sequence[EncodedMessage]) -> None:
-        """Try the filters on ``messages``, which :meth:`finish` must follow. May yield."""
-        if not self._hub.has_filters:
+        """Prepare ``messages``, which :meth:`finish` must follow. May yield."""
+        if not self._hub.has_filters and not self._hub.any_strings:
             return
         pause = self._pause()
         try:
             for message in messages:
+                if self._hub.has_strings(message.channel):
+                    self._strings[id(message)] = message, with_numbers_as_strings(message.payload_json, pause)
                 index = self._hub.filters(message.channel)
                 if index is not None:
                     newest, reader = index.newest, Reader(message.payload_json, pause)
@@ -82,11 +89,19 @@ class Matching:
             return Reader(message.payload_json)
         return prepared.reader
 
+    def strings(self, message: EncodedMessage) -> str:
+        """Return the payload of a message with numbers as strings: that of :meth:`prepare`, or a new one."""
+        prepared = self._strings.get(id(message))
+        if prepared is None or prepared[0] is not message:
+            return with_numbers_as_strings(message.payload_json, never_pause)
+        return prepared[1]
+
     def finish(self, messages: Sequence[EncodedMessage]) -> None:
         """Forget prepared messages."""
-        if self._prepared:
+        if self._prepared or self._strings:
             for message in messages:
                 self._prepared.pop(id(message), None)
+                self._strings.pop(id(message), None)
 
     @property
     def has_due(self) -> bool:
@@ -100,8 +115,7 @@ class Matching:
 
     @contextlib.contextmanager
     def selecting(self) -> Iterator[Callable[[], None]]:
-        """Admit one replay at a time, however many there are, to try its filter on a page. Yields the pause between two
-        messages."""
+        """Admit one replay at a time, however many there are, to prepare a page. Yields the pause for its messages."""
         with self._selecting:
             yield self._pause()
 

@@ -131,6 +131,8 @@ const RENEWAL_SPREAD = 10_000;
  * @property {(error: TokenError) => void} [onTokenError] called with every failure, including those that are retried.
  *   Without it, a failure that is not retried is thrown, for the global handler of uncaught errors
  * @property {(health: Health) => void} [onHealth] called with the server's first report, and with each change
+ * @property {"string"} [numbers] "string": numbers in payloads are strings, with all their digits. JavaScript rounds
+ *   integers over 2^53 and decimals
  * @property {number} [timeout] ms to wait for each answer of the server
  * @property {number} [retryDelay] ms before the first retry; doubles with each failure
  * @property {number} [retryDelayMax] the longest delay before a retry, in ms
@@ -581,7 +583,7 @@ class Channel {
    * @param {string} name
    * @param {any} socket
    * @param {Requests} requests
-   * @param {{retryDelay: number, retryDelayMax: number}} options
+   * @param {{retryDelay: number, retryDelayMax: number, numbers?: "string"}} options
    * @param {Map<string, Channel>} channels the channels in use; an unused channel removes itself
    */
   constructor(name, socket, requests, options, channels) {
@@ -659,6 +661,7 @@ class Channel {
     if (event === "subscribe") {
       this.#open = true;
       if (this.#filter) sent.filter = this.#filter;
+      if (this.#options.numbers) sent.numbers = this.#options.numbers;
     }
     return new Promise((resolve) => {
       this.#requests.send(event, sent, retry, (failure, answer) => {

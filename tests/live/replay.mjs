@@ -22,13 +22,14 @@ globalThis.counted = {
 const counting = "const { setTimeout, clearTimeout } = globalThis.counted;\n";
 const { Subscriptions } = await import(`data:text/javascript,${encodeURIComponent(counting + source)}`);
 
-const [url, transports, login] = process.argv.slice(2);
+const [url, transports, login, numbers] = process.argv.slice(2);
 const socket = io(url, { transports: transports.split(","), reconnectionDelay: 100, reconnectionDelayMax: 500 });
 const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
-const tokens = login && JSON.parse(login); // for each purpose: one token per call, the last one repeated; "" makes it throw
+const tokens = login && login !== "none" && JSON.parse(login); // for each purpose: one token per call, the last one repeated; "" makes it throw
 const subscriptions = new Subscriptions(socket, {
   retryDelay: 100,
   retryDelayMax: 500,
+  numbers,
   onHealth: (health) => say({ kind: "health", health, known: subscriptions.health }),
   ...(tokens && {
     async token() {

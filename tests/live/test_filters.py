@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.clients import SocketClient
 from tests.support.log import Log, numbers, since, wait_installed
+from tests.support.node import NodeClient
 from tests.support.postgres import Cluster
 from tests.support.swarm import RawClient, Swarm
 
@@ -218,3 +219,53 @@ def test_channel_name_like_a_filter_room_is_refused(log: Log, channel: str) -> N
     with SocketClient(log.server.url) as client:
         answer = client.call("subscribe", {"channel": f'{channel}\0[["0","in",[1]]]'})
         assert answer["error"]["code"] == "invalid_channel"
+
+
+# -- the form of numbers -----------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_strings_for_those_who_want_that(log: Log, channel: str) -> None:
+    """In rooms with and without a filter, live and in replays, in both tiers."""
+    digits = "9007199254740993"
+    text = f'{{"id": {digits}, "total": 1.50, "name": "7"}}'
+    plain, strings = json.loads(text), {"id": digits, "total": "1.50", "name": "7"}
+    with (
+        SocketClient(log.server.url) as every,
+        SocketClient(log.server.url) as exact,
+        SocketClient(log.server.url) as filtered,
+        SocketClient(log.server.url) as other,
+    ):
+        begin = every.call("subscribe", {"channel": channel})
+        answer = exact.call("subscribe", {"channel": channel, "numbers": "string"})
+        assert answer["numbers"] == "string"
+        subscribe(filtered, channel, {"total": {"gt": 1}}, numbers="string")
+        subscribe(other, channel, {"total": {"gt": 2}}, numbers="string")
+        for statement in ("SELECT pg_notify(%s, %s)", "SELECT socketio_pg.publish(%s, %s)"):
+            log.sql(statement, channel, text)
+            assert every.next("event", 30)["payload"] == plain
+            assert exact.next("event", 30)["payload"] == filtered.next("event", 30)["payload"] == strings
+        log.settle()
+        # Subscribing again decides anew, and a replay has the form of its subscription.
+        assert "numbers" not in exact.call("subscribe", {"channel": channel, "history": 1})
+        assert exact.next("event", 30)["payload"] == plain
+        request = {"channels": [channel], "since": since(begin), "numbers": "string"}
+        [result] = every.call("subscribe", request)["channels"]
+        assert (result["ok"], result["numbers"]) == (True, "string")
+        replayed = every.next("event", 30)
+        assert (replayed["payload"], replayed["replayed"]) == (strings, True)
+        log.sql("SELECT socketio_pg.publish(%s, '1')", channel)
+        assert (every.next("event", 30)["payload"], exact.next("event", 30)["payload"]) == ("1", 1)
+        assert exact.call("subscribe", {"channel": channel, "numbers": "exact"})["error"]["code"] == "invalid_request"
+        assert [one.pending("event") for one in (every, exact, filtered, other)] == [0, 0, 0, 0]
+
+
+def test_browser_helper_gets_numbers_as_strings(log: Log, channel: str) -> None:
+    node = NodeClient(log.server.url, "websocket", "replay.mjs", "none", "string")
+    try:
+        node.send({"command": "subscribe", "name": "a", "channel": channel})
+        node.next(kind="done")
+        log.sql("SELECT socketio_pg.publish(%s, '{\"id\": 9007199254740993}')", channel)
+        message = node.next(kind="message")["message"]
+        assert (message["payload"], type(message["position"])) == ({"id": "9007199254740993"}, int)
+    finally:
+        node.close()

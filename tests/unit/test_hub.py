@@ -184,3 +184,18 @@ class HubAgainstModel(RuleBasedStateMachine):
 
 
 TestHubAgainstModel = HubAgainstModel.TestCase
+
+
+def test_form_of_numbers_belongs_to_the_subscription() -> None:
+    hub = Hub()
+    for subscriber in ("ann", "bob"):
+        hub.add(subscriber)
+        hub.subscribe(subscriber, "foo")
+    hub.set_strings("ann", "foo", True)
+    assert (hub.wants_strings("ann", "foo"), hub.wants_strings("bob", "foo")) == (True, False)
+    assert (hub.has_strings("foo"), hub.has_strings("bar"), hub.any_strings) == (True, False, True)
+    hub.set_strings("ann", "foo", False)
+    assert not hub.any_strings
+    hub.set_strings("ann", "foo", True)
+    hub.drop("ann")
+    assert not hub.any_strings

@@ -34,6 +34,7 @@ from socketio_pg.core.messages import (
     parse_rounded,
     requested_publication,
     requested_publications,
+    with_numbers_as_strings,
 )
 
 JSON_VALUES = st.recursive(
@@ -293,6 +294,24 @@ def test_numbers_can_be_parsed_exactly() -> None:
 )
 def test_large_numbers_are_rounded_for_filters(text: str, value: object) -> None:
     assert parse_rounded(text) == value
+
+
+def test_numbers_become_strings() -> None:
+    text = r"""{"a": -1.50, "1": [12345678901234567890, 1e+5, "2", "\\", "\"3"], "é4": null, "b":0}"""
+    pauses: list[int] = []
+    assert with_numbers_as_strings(text, lambda: pauses.append(1)) == (
+        r"""{"a": "-1.50", "1": ["12345678901234567890", "1e+5", "2", "\\", "\"3"], "é4": null, "b":"0"}"""
+    )
+    assert pauses == []
+    with_numbers_as_strings(f"[{'1,' * 10_000}1]", lambda: pauses.append(1))
+    assert len(pauses) == 3
+
+
+@given(JSON_VALUES)
+def test_all_numbers_become_strings_and_nothing_else(value: object) -> None:
+    text = dumps_strict(value)
+    found = json.loads(with_numbers_as_strings(text, lambda: None))
+    assert found == json.loads(text, parse_int=str, parse_float=str)
 
 
 @pytest.mark.parametrize("text", OTHER_TEXTS)

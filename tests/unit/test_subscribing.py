@@ -46,7 +46,7 @@ class World:
             return None, {}
         return (1, {"recovered": True}) if start.epoch == self.epoch else (None, {"recovered": False})
 
-    def _enter(self, sid: str, channel: str, filter: object) -> bool:
+    def _enter(self, sid: str, channel: str, filter: object, strings: bool) -> bool:
         self.entered.append(channel)
         return False
 
@@ -95,3 +95,9 @@ def test_channels_of_a_client_that_has_left_are_not_kept(world: World) -> None:
     world.hub.drop("sid")
     assert [result["error"]["code"] for result in world.subscribe("a", "b")] == ["invalid_request"] * 2
     assert world.hub.channels() == set()
+
+
+def test_numbers_of_the_request_apply_to_each_channel_without_its_own(world: World) -> None:
+    channels = ["a", {"channel": "b", "numbers": None}, {"channel": "c", "history": 0}]
+    results = world.subscribing.subscribe("sid", {"channels": channels, "numbers": "string"}).body["channels"]
+    assert [result.get("numbers") for result in results] == ["string", None, "string"]
