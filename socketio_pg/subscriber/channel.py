@@ -18,6 +18,9 @@ from socketio_pg.subscriber.subscription import Member, Request, next_request, p
 
 logger = logging.getLogger("socketio_pg.subscriber")
 
+#: Seconds for which the request of an interrupted channel waits for those of others.
+_JOIN_DELAY = 0.05
+
 
 class Owner(Protocol):
     """The part of :class:`~socketio_pg.subscriber.link.Link` that channels use, with its lock held."""
@@ -212,7 +215,11 @@ class Channel:
             member.live = False
             if member.established and member.lost is None:
                 member.lost = (at, reason)
-        self.settle()
+        if reason != "slow_handler":
+            self.settle()
+        elif self._awaited is None:
+            # A moment later, so that channels that are interrupted one after the other share a request.
+            self._wait_until(time.monotonic() + _JOIN_DELAY)
 
     def receive(self, message: Any, size: int) -> None:
         position = message.get("position")

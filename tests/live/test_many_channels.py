@@ -1,7 +1,9 @@
 """Subscribing to many channels with one request: `subscribe` and `unsubscribe` with `channels`."""
 
 import contextlib
+import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,10 +11,13 @@ import pytest
 
 from socketio_pg.gateway.limits import BURST_SECONDS, CHANNELS_PER_EVENT
 from socketio_pg.gateway.subscribing import MAX_CHANNELS
+from socketio_pg.subscriber.connection import Connection
+from socketio_pg.subscriber.subscriber import Message, Subscriber
 from tests.support import asyncapi
 from tests.support.clients import SocketClient, code
 from tests.support.log import Log, wait_installed
 from tests.support.metrics import TOKEN, scrape
+from tests.support.patience import PATIENCE, until
 from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.replay_clients import CLIENTS, Client, ProxiedLog, numbers
@@ -216,3 +221,31 @@ def test_clients_know_servers_that_take_one_channel_at_a_time(
         for name in names:
             postgres18.notify(name, "[1]")
         assert [numbers(client, name, 1) for name in names] == [[1]] * 3
+
+
+def test_interrupted_channels_share_requests(log: Log, channel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Subscriber whose handlers are too slow leaves its channels one after the other, and returns to all of them."""
+    names = [f"{channel}-{number}" for number in range(100)]
+    going, received, sent = threading.Event(), queue.Queue[str](), Counter[str]()
+    emit = Connection.emit
+
+    def counted(connection: Connection, event: str, *arguments: Any) -> bool:
+        sent[event] += 1
+        return emit(connection, event, *arguments)
+
+    def handle(message: Message) -> None:
+        going.wait(PATIENCE)
+        received.put(message["channel"])
+
+    monkeypatch.setattr(Connection, "emit", counted)
+    with Subscriber(log.server.url, most_waiting=50_000) as subscriber:
+        for name in names:
+            subscriber.subscribe(name, handle)
+        for _ in range(2):
+            log.sql("SELECT socketio_pg.publish(name, '1') FROM unnest(%s) AS name", names)
+        until(lambda: sent["unsubscribe"], "the channels are interrupted")
+        log.settle()
+        going.set()
+        assert sorted(received.get(timeout=PATIENCE) for _ in range(200)) == sorted(names * 2)
+    assert sent["unsubscribe"] < 50
+    assert sent["subscribe"] < 150
