@@ -1,5 +1,6 @@
 """Output of the command line: colours and tables on a terminal, plain text in pipes, JSON for programs."""
 
+import codecs
 import contextlib
 import decimal
 import io
@@ -32,7 +33,7 @@ def say(text: str = "", *, error: bool = False) -> None:
 
 def escape_unencodable() -> None:
     """Print characters that a terminal's encoding lacks as ``\\u2192``, as Python does on standard error."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper) and codecs.lookup(sys.stdout.encoding).name != "utf-8":
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
