@@ -402,7 +402,8 @@ def test_websocket_handshake_headers_are_checked(server: ServerProcess, change: 
         if status == 101:
             assert reply.headers["sec-websocket-accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
             assert "sec-websocket-extensions" not in reply.headers
-            assert "sec-websocket-protocol" not in reply.headers
+            offered = change.get("Sec-WebSocket-Protocol")
+            assert reply.headers.get("sec-websocket-protocol") == (offered and offered.partition(",")[0])
         elif status == 426:
             assert reply.headers["sec-websocket-version"] == "13"
 
