@@ -1,7 +1,7 @@
 """Messages: JSON value → NOTIFY payload → message → Socket.IO frame; and the fields of publish requests. No I/O.
 
-JSON text from PostgreSQL is validated once and then passed on unchanged: it is never decoded and encoded again for the
-clients, so numbers of any size and the order of keys survive.
+JSON text from PostgreSQL is passed on unchanged (that of a NOTIFY is validated first): it is never decoded and encoded
+again for the clients, so numbers of any size and the order of keys survive.
 """
 
 import contextlib

@@ -98,6 +98,6 @@ def test_channels_of_a_client_that_has_left_are_not_kept(world: World) -> None:
 
 
 def test_numbers_of_the_request_apply_to_each_channel_without_its_own(world: World) -> None:
-    channels = ["a", {"channel": "b", "numbers": None}, {"channel": "c", "history": 0}]
+    channels = ["a", {"channel": "b", "numbers": None}, {"channel": "d", "since": None}]
     results = world.subscribing.subscribe("sid", {"channels": channels, "numbers": "string"}).body["channels"]
     assert [result.get("numbers") for result in results] == ["string", None, "string"]
