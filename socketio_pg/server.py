@@ -35,6 +35,7 @@ eventlet.monkey_patch()
 import atexit
 import os
 import shlex
+from collections.abc import Callable
 
 from flask import Flask
 
@@ -73,7 +74,7 @@ def _create_for_development() -> Flask:
         settings = None  # reported below
     if settings is not None and settings.database_url is None and settings.debug:
         folder = Path(settings.embedded_data_dir).expanduser()
-        first = "" if (folder / "PG_VERSION").exists() else ": a new database takes some seconds"
+        first = "" if (folder / "PG_VERSION").exists() else ", which is new: some seconds"
         print(f"starting the embedded PostgreSQL in {folder}{first} …", flush=True)
     try:
         app = _create()
@@ -111,15 +112,17 @@ def _cannot_listen(host: str, port: int, error: OSError) -> None:
 def main() -> None:
     """Run the development server until Ctrl-C."""
     server: SocketServer = app.extensions["socketio_pg"]
-    stopping: list[int] = []
+    stopping: list[bool] = []
 
-    def stop(signum: int, frame: object) -> None:
-        if not stopping:
-            green.spawn(server.shutdown)
-        stopping.append(signum)
+    def stop() -> None:
+        stopping.append(True)
+        if len(stopping) == 1:
+            server.shutdown()
 
     for ending in ENDING:
-        signal.signal(ending, stop)
+        signal.signal(ending, lambda signum, frame: green.spawn(stop))
+    if os.isatty(0):
+        green.spawn(_watch_terminal, stop)
     try:
         server.run(on_listening=lambda: print(_welcome(server), flush=True))
     except ConfigurationError as error:
@@ -127,6 +130,16 @@ def main() -> None:
         raise SystemExit(EXIT_CONFIGURATION) from None
     except OSError as error:
         _cannot_listen(server.settings.host, server.port, error)
+
+
+def _watch_terminal(closed: Callable[[], None]) -> None:
+    """Call ``closed`` once the terminal is closed.
+
+    The kernel sends SIGHUP to the leader of the session alone. If that is ``make``, it waits for this process.
+    """
+    while os.isatty(0):
+        green.sleep(1.0)
+    closed()
 
 
 def _welcome(server: SocketServer) -> str:
@@ -141,7 +154,7 @@ def _welcome(server: SocketServer) -> str:
             lines.append(f"  demos       {url}/demo/")
     command = _command()
     lines.append(f"  subscribe   {command} listen foo --url {url}")
-    lines.append(f'  publish     {command} publish foo \'{{"hello": "world"}}\' --url {url}')
+    lines.append(f"  publish     {command} publish foo 42 --url {url}")
     embedded: EmbeddedPostgres | None = app.extensions.get("socketio_pg_embedded")
     if embedded is not None:
         lines.append(f"  database    export DATABASE_URL={shlex.quote(embedded.url())}")

@@ -144,11 +144,12 @@ class _FailedProgram(logging.Handler):
 
 
 def _started_at(pid: int) -> float:
-    """Return the time at which a process started; infinity if it does not run."""
+    """Return the time at which a process started; infinity if it does not run, or has ended and is not reaped yet."""
     import psutil
 
     try:
-        return float(psutil.Process(pid).create_time())
+        process = psutil.Process(pid)
+        return math.inf if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
     except psutil.Error:
         return math.inf
 

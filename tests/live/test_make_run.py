@@ -5,6 +5,7 @@ The environment is that of the tests: installing a new one takes too long, and n
 
 import contextlib
 import os
+import pty
 import queue
 import re
 import shlex
@@ -24,18 +25,20 @@ from tests.support.server import ROOT, clean_environment, free_port
 
 
 class MakeRun:
-    """A running `make run`, in a session of its own, as in a terminal."""
+    """A running `make run`, the leader of a session of its own, with or without a terminal."""
 
-    def __init__(self, data_dir: Path, port: int, **settings: str) -> None:
+    def __init__(self, data_dir: Path, port: int, terminal: int | None = None) -> None:
         self.data_dir = data_dir
         self.lines: list[str] = []
         self._queue: queue.Queue[str | None] = queue.Queue()
         # These files are taken for up to date.
         installed = ["--old-file=.venv/.runs", "--old-file=socketio_pg/static/vendor/socket.io.min.js"]
+        leader = ["setsid"] if terminal is None else ["setsid", "--ctty"]
         self.process = subprocess.Popen(
-            ["make", "run", f"BIN={Path(sys.executable).parent}", *installed],
-            cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=clean_environment(EMBEDDED_DATA_DIR=str(data_dir), PORT=str(port), **settings),
+            [*leader, "make", "run", f"BIN={Path(sys.executable).parent}", *installed],
+            cwd=ROOT, stdin=subprocess.DEVNULL if terminal is None else terminal,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=clean_environment(EMBEDDED_DATA_DIR=str(data_dir), PORT=str(port), MAKEFLAGS=""),
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -105,8 +108,8 @@ def data_dir() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def running(data_dir: Path, **settings: str) -> Iterator[MakeRun]:
-    with contextlib.closing(MakeRun(data_dir, free_port(), **settings)) as made:
+def running(data_dir: Path, terminal: int | None = None) -> Iterator[MakeRun]:
+    with contextlib.closing(MakeRun(data_dir, free_port(), terminal)) as made:
         yield made
 
 
@@ -140,7 +143,7 @@ def test_printed_commands_work_and_ctrl_c_leaves_nothing_behind(data_dir: Path) 
             program, address = shlex.split(psql)
             subprocess.run([program, address, "-c", in_sql], check=True, capture_output=True, timeout=PATIENCE)
             out, _ = subscriber.communicate(timeout=PATIENCE)
-            assert out.count('"hello"') == 2
+            assert [line.split()[2:] for line in out.splitlines()] == [["42"], ['{"hello":"world"}']]
         memory = shared_memory(data_dir)
         [socket_folder] = re.findall(r"host=(\S+)", address)
         assert Path(socket_folder).exists()
@@ -162,6 +165,18 @@ def test_closed_terminal_leaves_nothing_behind_even_after_a_kill(data_dir: Path)
             made.line("Ctrl-C stops the server")
             made.end(signal.SIGHUP)
             until(lambda: not processes(data_dir), "the database has stopped")
+
+
+@pytest.mark.nightly
+def test_terminal_whose_leader_is_make_can_be_closed(data_dir: Path) -> None:
+    """The kernel tells only make, which waits for the server."""
+    master, slave = pty.openpty()
+    with running(data_dir, slave) as made:
+        os.close(slave)
+        made.line("Ctrl-C stops the server")
+        os.close(master)
+        made.wait()
+        assert not processes(data_dir)
 
 
 def test_port_in_use_is_found_before_the_database_starts(data_dir: Path, live_port: int) -> None:

@@ -58,6 +58,16 @@ def test_watches_lists_watches(base: Base) -> None:
     assert re.match(r"(public\.)?orders +table:public\.orders +\S*INSERT\S* +card +log +statement +0$", line)
 
 
+def test_watch_prints_the_notices_of_the_database(base: Base) -> None:
+    base.sql(
+        "CREATE FUNCTION remark() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN RAISE NOTICE 'a remark'; END $$;"
+        "CREATE EVENT TRIGGER remarks ON ddl_command_end WHEN TAG IN ('CREATE TRIGGER') EXECUTE FUNCTION remark()"
+    )
+    done = run("watch", "orders", url=base.url)
+    assert done.returncode == 0
+    assert set(done.stderr.splitlines()) == {"note: a remark"}
+
+
 def test_unwatch_ends_one_watch_or_all(base: Base) -> None:
     for channel in ("a", "b", "c"):
         run("watch", "orders", "--channel", channel, url=base.url)
