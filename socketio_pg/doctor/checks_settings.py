@@ -34,6 +34,8 @@ from socketio_pg.postgres.database import Database
 MIN_DISTINCT = 10
 #: The remedy for a secret that is easy to guess.
 RANDOM = "set it to a random text: openssl rand -hex 32"
+#: The idle timeout in seconds of Heroku's router. That of nginx, HAProxy and load balancers of clouds is often 60.
+PROXY_IDLE = 55.0
 #: Seconds within which a server must answer.
 SECONDS = 5.0
 
@@ -91,6 +93,12 @@ def safety(settings: Settings) -> Iterator[Finding]:
             yield warning(
                 "ORIGINS", f"{origin} is not encrypted: attackers can change its pages in transit", "use https"
             )
+    if settings.ping_interval >= PROXY_IDLE:
+        yield warning(
+            "PING_INTERVAL",
+            f"connections without messages have no traffic for {settings.ping_interval:g} s: many proxies close them",
+            f"set PING_INTERVAL below {PROXY_IDLE:g}, or raise the idle timeout of each proxy in front of the server",
+        )  # fmt: skip
     for name, secret in (("SECRET_KEY", settings.secret_key), ("METRICS_TOKEN", settings.metrics_token)):
         if secret is not None and (len(secret) < 16 or len(set(secret)) < MIN_DISTINCT):
             yield warning(name, f"{name} is easy to guess: too short or repetitive", RANDOM)

@@ -90,6 +90,7 @@ def test_invalid_settings_are_an_error(settings: dict[str, Any]) -> None:
         ({"secret_key": "changeme"}, {"AUTH": "warning", "HOSTS": "warning", "SECRET_KEY": "warning"}),
         ({"metrics_token": "a" * 40}, {"AUTH": "warning", "HOSTS": "warning", "METRICS_TOKEN": "warning"}),
         ({"secret_key": SECRET, "metrics_token": SECRET}, {"AUTH": "warning", "HOSTS": "warning"}),
+        ({"ping_interval": 60.0}, {"AUTH": "warning", "HOSTS": "warning", "PING_INTERVAL": "warning"}),
     ],
     ids=str,
 )
