@@ -344,10 +344,18 @@ def test_entry_is_wrapped_below_its_text(capsys: pytest.CaptureFixture[str]) -> 
     assert last == " " * 14 + "x" * 90, "an address stays in one piece"
 
 
-def test_progress_is_shown_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_on_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with terminal.Progress() as progress:
         progress.show("working")
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "20")
+    with terminal.Progress() as progress:
+        progress.show("half of it is done: 12 of 24")
+    assert capsys.readouterr().err == "\r\x1b[Khalf of it is done:\r\x1b[K", "one line, erased at the end"
 
 
 # -- token -------------------------------------------------------------------------------------------------------------
