@@ -5,11 +5,14 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser
 
 from tests.support.clients import SocketClient, code, refused
+from tests.support.demo_page import CLIENT_FILE
 from tests.support.frames import BINARY, CONTINUATION, TEXT, frame
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
@@ -23,13 +26,77 @@ def running(cluster: Cluster, **settings: str) -> contextlib.closing[ServerProce
     return contextlib.closing(ServerProcess(cluster.url(), DRAIN_SECONDS="0.2", **settings))
 
 
-# -- host names: DNS rebinding -----------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def development(postgres18: Cluster) -> Iterator[ServerProcess]:
     with running(postgres18, DEBUG="1") as made:
         yield made
+
+
+# -- origins -----------------------------------------------------------------------------------------------------------
+
+
+class Vite(BaseHTTPRequestHandler):
+    """Serves an empty page, in place of a development server for pages such as Vite."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<!doctype html><title>Vite</title>")
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@pytest.fixture(scope="module")
+def vite() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Vite) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://localhost:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("transports", ["websocket", "polling"])
+def test_page_of_another_development_server_connects(
+    chromium: Browser, development: ServerProcess, vite: str, transports: str
+) -> None:
+    """The page has another port and so another origin."""
+    page = chromium.new_page()
+    try:
+        page.goto(f"{vite}/")
+        page.add_script_tag(content=CLIENT_FILE.read_text("utf-8"))
+        connected = page.evaluate(
+            """([url, transports]) => new Promise((resolve) => {
+                const socket = io(url, { transports: [transports] });
+                socket.on("connect", () => { socket.close(); resolve("connected"); });
+                socket.on("connect_error", (error) => resolve(error.message));
+            })""",
+            [development.url, transports],
+        )
+        assert connected == "connected"
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [("http://localhost:5173", True), ("http://127.0.0.1:8080", True), ("https://evil.example", False)],
+)
+def test_pages_of_the_own_machine_reach_a_development_server(
+    development: ServerProcess, origin: str, allowed: bool
+) -> None:
+    reply = http(development, headers={"Origin": origin})
+    assert (reply.status, reply.headers.get("access-control-allow-origin")) == (
+        (200, origin) if allowed else (400, None)
+    )
+    assert http(development, path=WEBSOCKET, headers=GOOD | {"Origin": origin}).status == (101 if allowed else 400)
+    reply = http(development, path="/api/channels/foo/messages", headers={"Origin": origin})
+    assert ("access-control-allow-origin" in reply.headers) is allowed
+
+
+# -- host names: DNS rebinding -----------------------------------------------------------------------------------------
 
 
 EVIL = {"Host": "evil.example", "Origin": "http://evil.example"}
@@ -58,23 +125,6 @@ def test_a_rebound_name_reaches_nothing_of_a_development_server(development: Ser
 def test_local_names_reach_a_development_server(development: ServerProcess, host: str) -> None:
     assert http(development, headers={"Host": host, "Origin": f"http://{host}"}).status == 200
     assert http(development, path="/static/test.html", headers={"Host": host}).status == 200
-
-
-@pytest.mark.parametrize(
-    ("origin", "allowed"),
-    [("http://localhost:5173", True), ("http://127.0.0.1:8080", True), ("https://evil.example", False)],
-)
-def test_pages_of_the_own_machine_reach_a_development_server(
-    development: ServerProcess, origin: str, allowed: bool
-) -> None:
-    """A page of a development server for pages, such as Vite, has another port and so another origin."""
-    reply = http(development, headers={"Origin": origin})
-    assert (reply.status, reply.headers.get("access-control-allow-origin")) == (
-        (200, origin) if allowed else (400, None)
-    )
-    assert http(development, path=WEBSOCKET, headers=GOOD | {"Origin": origin}).status == (101 if allowed else 400)
-    reply = http(development, path="/api/channels/foo/messages", headers={"Origin": origin})
-    assert ("access-control-allow-origin" in reply.headers) is allowed
 
 
 def test_missing_or_ambiguous_hosts_are_refused(development: ServerProcess) -> None:

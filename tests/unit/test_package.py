@@ -188,8 +188,10 @@ def test_serve_refuses_an_invalid_option(executed: list[list[str]], port: str) -
         ({}, ["--port", "5000", "--host", "0.0.0.0"], "0.0.0.0:5000"),
         ({"PORT": "4000", "HOST": "192.0.2.1"}, ["--port", "5000", "--host", "0.0.0.0"], "0.0.0.0:5000"),
         ({"PORT": "4000"}, ["--host", "0.0.0.0"], "0.0.0.0:4000"),
+        ({"HOST": "::"}, [], "[::]:3030"),
+        ({}, ["--host", "[::1]"], "[::1]:3030"),
     ],
-    ids=["defaults", "environment", "options", "options over environment", "one of each"],
+    ids=["defaults", "environment", "options", "options over environment", "one of each", "IPv6", "brackets"],
 )
 def test_serve_binds_the_configured_address(
     monkeypatch: pytest.MonkeyPatch,
