@@ -67,6 +67,8 @@ class Follower:
         #: How far the log was delivered; None without a log, or before it is known whether there is one.
         self._progress: Progress | None = None
         self._delivered = 0
+        #: True if the database had no log when it was last read; and if it had one before that.
+        self._absent = self._lost = False
         #: Held while delivering: the listener's green thread delivers notifications, this one what was missing.
         self._delivering = green.Lock()
         self._worker = green.Worker()
@@ -213,9 +215,11 @@ class Follower:
         self.look()
 
     def _forget(self) -> None:
+        self._absent = True
         if self._progress is not None:
             logger.warning("the log no longer exists")
             self._progress = None
+            self._lost = True
             self._on_gap("epoch_changed")
 
     def _catch_up(self) -> None:
@@ -232,6 +236,11 @@ class Follower:
                 self._notify_moved()
                 if progress is None:
                     self._on_found()
+                    # Another node may have relayed messages meanwhile, and clients learn the epoch of the new log.
+                    missed = self._lost or (self._absent and head.position > 0)
+                    self._absent = self._lost = False
+                    if missed:
+                        self._on_gap("epoch_changed")
                 else:
                     logger.warning("the log was replaced or restored: its epoch is now %s", head.epoch)
                     self._on_gap("epoch_changed")

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.messages import from_log
 from socketio_pg.core.seal import Key, Seal
@@ -89,6 +91,28 @@ def test_epoch_change_is_a_gap() -> None:
     log.head_position = 3
     log.catch_up()
     assert (log.follower.epoch, log.gaps) == ("f", ["epoch_changed"])
+
+
+def test_log_that_was_gone_is_a_gap_and_another_one_where_it_begins_again() -> None:
+    log = Log()
+    log.follower._forget()
+    assert (log.follower.epoch, log.gaps) == (None, ["epoch_changed"])
+    log.epoch, log.head_position = "f", 0
+    log.catch_up()
+    assert (log.follower.epoch, log.gaps) == ("f", ["epoch_changed"] * 2)
+    log.catch_up()
+    assert len(log.gaps) == 2
+
+
+@pytest.mark.parametrize(("head", "gaps"), [(0, []), (3, ["epoch_changed"])])
+def test_messages_relayed_before_a_new_log_was_found_are_a_gap(head: int, gaps: list[str]) -> None:
+    log = Log()
+    log.follower._progress = None  # the database had no log when the node started
+    log.follower._forget()
+    log.head_position = head
+    log.catch_up()
+    log.hear(head + 1, head + 1)
+    assert (log.delivered, log.gaps) == ([head + 1], gaps)
 
 
 def test_trimmed_positions_are_a_gap() -> None:
