@@ -104,7 +104,8 @@ class Engine(engineio.Server):  # type: ignore[misc]
         answer = self._answer(environ, start_response)
         if not isinstance(answer, dict):
             return answer  # type: ignore[no-any-return]
-        if answer.get("unread"):
+        # A refused request with a chunked body has not been read to its end.
+        if answer.get("unread") or ("HTTP_TRANSFER_ENCODING" in environ and answer["status"] != "200 OK"):
             return handover.refuse(environ, answer["status"], answer["response"])
         if self.http_compression:
             compressed(environ, answer)

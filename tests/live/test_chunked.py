@@ -11,7 +11,7 @@ import pytest
 from tests.support.clients import SocketClient
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
-from tests.support.raw_http import Connection, Listening, open_session
+from tests.support.raw_http import POLLING, Connection, Listening, open_session
 from tests.support.raw_http import http as send
 from tests.support.server import ROOT, ServerProcess, clean_environment, free_port, listens
 
@@ -100,6 +100,14 @@ def test_other_bodies_are_refused_and_the_connection_is_closed(
         one.request("POST", open_session(server), CHUNKED | headers, body)
         assert one.reply().status == status
         assert one.closed(), "the rest must not be parsed as a request"
+
+
+def test_refusal_arrives_although_the_body_is_not_read(server: Listening) -> None:
+    """For instance after a restart, when the session is unknown."""
+    with Connection(server) as one:
+        one.request("POST", f"{POLLING}&sid=unknown", CHUNKED, b"20000\r\n" + b"4" * 0x20000 + b"\r\n0\r\n\r\n")
+        assert one.reply().json["code"] == 1
+        assert one.closed()
 
 
 @pytest.mark.parametrize("size", ["2", '2;a="\r\n"', "002"])
