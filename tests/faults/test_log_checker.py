@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from tests.support import checker_past
 from tests.support.checker import (
     Delivered,
     Disconnected,
@@ -25,6 +26,7 @@ from tests.support.checker import (
     judge,
 )
 from tests.support.checker_faults import KINDS, plan_faults
+from tests.support.checker_past import Got, Told
 from tests.support.checker_plans import plan_transactions
 from tests.support.checker_run import HARMLESS, Size, failures, run
 
@@ -39,6 +41,38 @@ def test_messages_arrive_once_and_in_order_despite_faults(seed: int) -> None:
     assert report.figures["messages in the log"] > 500, "with fewer messages the run tests nothing"
     assert report.figures["replayed"] > 100
     assert len(report.faults) >= 9
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", [1, 2])
+def test_nothing_is_lost_in_silence_when_the_past_of_the_log_changes(seed: int) -> None:
+    report = checker_past.run(seed, 2, print)
+    print(report)
+    assert report.problems == []
+    assert report.gaps > 20
+
+
+GAP = Told("epoch_changed", 4)
+
+
+@pytest.mark.parametrize(
+    ("events", "kind"),
+    [
+        ([Got(1, "e", 1), Got(2, "e", 2), Got(3, "e", 3), Got(4, "e", 4), Got(5, "e", 5)], None),
+        ([Got(1, "e", 1), GAP, Got(3, "f", 1), Got(2, "f", 2), Got(5, "f", 3)], None),
+        ([Got(1, "e", 1), Got(2, "e", 2), Got(3, "e", 3), GAP, Got(5, "e", 2)], None),
+        ([Got(1, "e", 1), Got(3, "e", 3), GAP, Got(5, "f", 5)], "lost in silence"),
+        ([Got(1, "e", 1), Got(2, "e", 2), Got(2, "e", 3), GAP, Got(5, "f", 5)], "repeated in silence"),
+        ([Told("trimmed", 3), Got(5, "f", 5)], "lost in silence"),
+        ([GAP, Got(5, "f", 5), Got(4, "f", 6), Got(5, "f", 7)], "repeated in silence"),
+        ([GAP, Got(4, "e", 4), Got(5, "f", 5)], "another epoch in silence"),
+        ([GAP, Got(4, "e", 4), Got(5, "e", 3)], "position went back in silence"),
+        ([GAP, Got(3, "e", 1)], "never delivered"),
+    ],
+)
+def test_judge_of_the_past_excuses_what_was_told(events: list[Got | Told], kind: str | None) -> None:
+    problems = checker_past.judge("one", events, 5)
+    assert problems == [] if kind is None else any(problem.startswith(kind) for problem in problems), problems
 
 
 # -- the judge on corrupted histories -------------------------------------------------------------------------------

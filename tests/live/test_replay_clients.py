@@ -4,8 +4,10 @@ Connections go through a proxy, which cuts them and refuses new ones as long as 
 """
 
 import contextlib
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -187,6 +189,60 @@ def test_new_epoch_causes_a_gap(log: ProxiedLog, client: Client, channel: str, c
     log.publish(channel, 2, 3)
     log.proxy.restore()
     assert numbers(client, "one", 2) == [2, 3]
+
+
+def truncate(log: ProxiedLog, dump: str) -> None:
+    log.sql("TRUNCATE socketio_pg.log")
+
+
+def delete_newest(log: ProxiedLog, dump: str) -> None:
+    log.sql("DELETE FROM socketio_pg.log WHERE position >= (SELECT max(position) FROM socketio_pg.log)")
+
+
+def set_back(log: ProxiedLog, dump: str) -> None:
+    log.sql("SELECT setval('socketio_pg.outbox_id_seq', 1)")
+
+
+def restore(log: ProxiedLog, dump: str) -> None:
+    run_program(log, "pg_restore", "--clean", "--schema=socketio_pg", dump)
+
+
+def run_program(log: ProxiedLog, name: str, *arguments: str) -> None:
+    command = [str(log.cluster.program_dir / name), "--dbname", log.url, *arguments]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [restore, *(pytest.param(other, marks=pytest.mark.nightly) for other in (truncate, delete_newest, set_back))],
+)
+def test_changed_past_causes_a_gap(
+    log: ProxiedLog, client: Client, channel: str, change: Callable[[ProxiedLog, str], None], tmp_path: Path
+) -> None:
+    """While the relay is at rest. Positions begin again, and no later message is lost."""
+    client.subscribe("one", channel)
+    log.publish(channel, 1, 2)
+    before = client.next("message", "one")[1]
+    assert numbers(client, "one", 1) == [2]
+    dump = str(tmp_path / "dump")
+    run_program(log, "pg_dump", "--format=custom", "--schema=socketio_pg", f"--file={dump}")
+    log.publish(channel, 3, 6)
+    assert numbers(client, "one", 4) == [3, 4, 5, 6]
+    log.settle()
+    change(log, dump)
+    # The server may notice first that positions have gone back, then that the epoch has ended.
+    while True:
+        gap, position = client.next("gap", "one")
+        assert (gap["tier"], gap["reason"]) == ("log", "epoch_changed")
+        if gap["epoch"] != before["epoch"]:
+            break
+    assert position == {"epoch": gap["epoch"], "position": gap["position"]} == client.position("one")
+    with SocketClient(log.server.url) as other:
+        answer = other.call("subscribe", {"channel": channel, "since": before})
+        assert (answer["recovered"], answer["reason"]) == (False, "epoch_changed")
+    log.publish(channel, 7, 9)
+    assert numbers(client, "one", 3) == [7, 8, 9]
+    assert f"new epoch, {gap['epoch']}" in log.server.log
 
 
 def test_handlers_of_one_channel_are_independent(log: ProxiedLog, client: Client, channel: str) -> None:

@@ -12,6 +12,7 @@ from socketio_pg.core import green
 from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.errors import InvalidRequestError
 from socketio_pg.core.messages import Position
+from socketio_pg.log.replay import LogPosition
 from socketio_pg.postgres.schema import INSTALLED, REMOVED
 from tests.support.log_database import LogDatabase
 from tests.support.postgres import Cluster, own_listener
@@ -183,6 +184,31 @@ def test_trimmed_messages_are_a_gap_and_the_rest_is_replayed(log: LogDatabase, q
         everything: Any = green.Queue()
         pubsub.subscribe("a", everything, since=pubsub.oldest(), on_gap=everything.put)
         assert take(everything, 1) == [3]
+    finally:
+        pubsub.disconnect()
+
+
+def test_messages_deleted_by_hand_are_a_gap_for_those_who_return(log: LogDatabase, queue: Any) -> None:
+    publish(log, "a", 1, 2, 3, 4, 5)
+    # The memory of a server has no messages of before it started.
+    pubsub = PubSub(log.url)
+    try:
+        position = pubsub.position()
+        assert position is not None
+        epoch = position["epoch"]
+        log.sql("DELETE FROM socketio_pg.log WHERE position IN (2, 3)")
+        for after, left in ((1, [4, 5]), (2, [4, 5])):
+            pubsub.subscribe("a", queue, since={"epoch": epoch, "position": after}, on_gap=queue.put)
+            gap = queue.get(timeout=5)
+            assert (gap["tier"], gap["reason"], gap["epoch"]) == ("log", "trimmed", epoch)
+            assert take(queue, 2) == left
+            page = pubsub.log.read_page("a", LogPosition(epoch, after), 9)
+            assert page.recovery == {"recovered": False, "reason": "trimmed"}
+        pubsub.subscribe("a", queue, since={"epoch": epoch, "position": 3}, on_gap=queue.put)
+        assert take(queue, 2) == [4, 5], "nothing is missing"
+        pubsub.subscribe("a", queue, history=9, on_gap=queue.put)
+        assert take(queue, 3) == [1, 4, 5], "the newest messages that there are"
+        assert queue.empty()
     finally:
         pubsub.disconnect()
 

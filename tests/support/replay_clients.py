@@ -203,7 +203,7 @@ class ProxiedLog(Log):
     def __init__(self, cluster: Cluster, name: str, **settings: str) -> None:
         cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         cluster.sql(f"CREATE DATABASE {name}")
-        self.url = cluster.url(name)
+        self.cluster, self.url = cluster, cluster.url(name)
         self._folder = tempfile.TemporaryDirectory()
         path = f"{self._folder.name}/http"
         self.server = ServerProcess(self.url, "--bind", f"unix:{path}", DRAIN_SECONDS="0.2", **settings)
