@@ -44,7 +44,7 @@ _NO_JSON = ("0A", "21", "22", "2F", "38", "39", "54", "P0", "XX")
 
 
 def read(connection: Connection, changes: Sequence[Change]) -> list[Outgoing]:
-    """Return the messages about ``changes``, in their order. Runs one query, unless a row has no JSON.
+    """Return the messages about ``changes``, in their order. Runs one query; rows without JSON are found by halving.
 
     Raises the driver's errors that concern the connection, the transaction or a privilege.
     """
@@ -55,7 +55,10 @@ def read(connection: Connection, changes: Sequence[Change]) -> list[Outgoing]:
     except StatementError as error:
         if not _concerns_a_value(error) or (not guarded and isinstance(error, DBAPIError) and _sqlstate(error)):
             raise
-        return [message for change in changes for message in _read_alone(connection, change)]
+        if len(changes) == 1:
+            return list(_read_bare(connection, changes[0]))
+        middle = len(changes) // 2
+        return [*read(connection, changes[:middle]), *read(connection, changes[middle:])]
     return [message for number in range(len(changes)) for message in _found_messages(connection, found, number)]
 
 
@@ -67,24 +70,22 @@ def _found_messages(connection: Connection, found: "_Found", number: int) -> Ite
     return messages(change, found.schemas[number], found.new.get(number), found.old.get(number, {}))
 
 
-def _read_alone(connection: Connection, change: Change) -> Iterator[Outgoing]:
-    """Yield the messages about a change that failed together with others: complete, or without the row."""
-    reason: Reason | None = None
-    for rows in (change.rows, change.rows.bare):
-        old = {name: value for name, value in change.old.items() if name in rows.columns}
-        try:
-            with _savepoint(connection):
-                found = _Found(connection, [replace(change, rows=rows, old=old)])
-        except StatementError as error:
-            if not _concerns_a_value(error):
-                raise
-            reason = "no_json"
-            continue
-        if change.operation != "DELETE" and 0 not in found.new:
-            break
-        yield from messages(change, found.schemas[0], found.new.get(0), found.old.get(0, {}), reason)
+def _read_bare(connection: Connection, change: Change) -> Iterator[Outgoing]:
+    """Yield the messages about a change that has no JSON, without the row, from what the database has of it."""
+    rows = change.rows.bare
+    old = {name: value for name, value in change.old.items() if name in rows.columns}
+    try:
+        with _savepoint(connection):
+            found = _Found(connection, [replace(change, rows=rows, old=old)])
+    except StatementError as error:
+        if not _concerns_a_value(error):
+            raise
+        yield from _unread(connection, change, "no_json")
         return
-    yield from _unread(connection, change, reason or "not_readable")
+    if change.operation != "DELETE" and 0 not in found.new:
+        yield from _unread(connection, change, "not_readable")
+    else:
+        yield from messages(change, found.schemas[0], found.new.get(0), found.old.get(0, {}), "no_json")
 
 
 def _unread(connection: Connection, change: Change, reason: Reason) -> Iterator[Outgoing]:

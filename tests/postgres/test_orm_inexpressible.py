@@ -133,6 +133,16 @@ def test_row_without_json_is_sent_without_its_values(database: OrmDatabase, sess
     assert database.sql("SELECT id FROM documents") == [(1,)]
 
 
+def test_one_row_without_json_among_many_is_found_with_few_queries(database: OrmDatabase, session: Session) -> None:
+    with database.counted() as statements:
+        session.add_all([Broken(value="bad" if number == 70 else "good") for number in range(100)])
+        session.commit()
+    assert sum("to_jsonb" in statement for statement in statements) <= 16
+    sent = [payload for _, payload in database.sent()]
+    assert [payload["pk"]["id"] for payload in sent] == list(range(1, 101))
+    assert [payload["pk"]["id"] for payload in sent if "truncated" in payload] == [71]
+
+
 def test_value_whose_cast_fails_is_sent_without_the_row(database: OrmDatabase, session: Session) -> None:
     session.add_all([Broken(value="good"), Broken(value="bad"), Broken(value=None)])
     session.commit()
