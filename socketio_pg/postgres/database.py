@@ -60,7 +60,7 @@ class Database:
         self.verified: weakref.WeakSet[Any] = weakref.WeakSet()
         self._parameters = _parse(dsn)
         self._listen_parameters = _parse(listen_dsn) if listen_dsn else self._parameters
-        #: The operator's own application_name; each connection shows it after the name of its part.
+        #: The operator's own name, which each connection shows after that of its part, unless its address has another.
         self.label = self._parameters.get("application_name") or os.environ.get("PGAPPNAME") or ""
         # Process-wide in psycopg2; all connections of a program with green threads need it.
         psycopg2.extensions.set_wait_callback(_wait)
@@ -75,8 +75,8 @@ class Database:
         Raises :class:`DatabaseUnavailableError`, whose detail names the database.
         """
         parameters = self._listen_parameters if listen else self._parameters
-        label = f": {self.label}" if self.label else ""
-        named = {**parameters, "application_name": f"socketio_pg {part}{label}"}
+        label = parameters.get("application_name") or self.label
+        named = {**parameters, "application_name": f"socketio_pg {part}{label and f': {label}'}"}
         try:
             with translated_errors(self.connect_timeout):
                 connection = _opened(_resolved(named))

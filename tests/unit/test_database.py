@@ -33,6 +33,33 @@ def test_database_in_logs_has_no_password(dsn: str, shown: str) -> None:
     assert str(Database(dsn)) == shown
 
 
+@pytest.mark.parametrize(
+    ("dsn", "listen_dsn", "name", "listening"),
+    [
+        ("dbname=d", None, "socketio_pg relay: of-libpq", "socketio_pg relay: of-libpq"),
+        ("dbname=d application_name=shop", None, "socketio_pg relay: shop", "socketio_pg relay: shop"),
+        ("dbname=d application_name=a", "dbname=d application_name=b", "socketio_pg relay: a", "socketio_pg relay: b"),
+        ("dbname=d application_name=a", "dbname=d", "socketio_pg relay: a", "socketio_pg relay: a"),
+    ],
+)
+def test_operators_name_follows_that_of_the_part(
+    monkeypatch: pytest.MonkeyPatch, dsn: str, listen_dsn: str | None, name: str, listening: str
+) -> None:
+    monkeypatch.setenv("PGAPPNAME", "of-libpq")
+    opened: list[str] = []
+
+    def connect(address: str) -> None:
+        opened.append(psycopg2.extensions.parse_dsn(address)["application_name"])
+        raise psycopg2.OperationalError("not here")
+
+    monkeypatch.setattr(psycopg2, "connect", connect)
+    database = Database(dsn, listen_dsn)
+    for listen in (False, True):
+        with pytest.raises(DatabaseUnavailableError):
+            database.connect("relay", listen=listen)
+    assert opened == [name, listening]
+
+
 @pytest.mark.parametrize("position", ["dsn", "listen_dsn"])
 @pytest.mark.parametrize(
     "address",
