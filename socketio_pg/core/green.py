@@ -8,6 +8,7 @@ import contextlib
 import errno
 import logging
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -94,6 +95,31 @@ def _logged(function: Callable[..., object], args: tuple[Any, ...], kwargs: dict
 def is_patched() -> bool:
     """Return whether eventlet has patched the standard library's functions that wait for descriptors."""
     return bool(eventlet.patcher.is_monkey_patched("select"))
+
+
+class HomeThread:
+    """The thread of the operating system whose green threads may use an object.
+
+    Those of another thread belong to another event loop. Nothing would wake them, and they would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._thread: int | None = None
+
+    def require(self, what: str) -> None:
+        """Raise RuntimeError in another thread than the first one that called this. ``what`` is for the error."""
+        current = threading.get_native_id()  # eventlet does not replace it, unlike get_ident()
+        if self._thread is None:
+            self._thread = current
+        elif self._thread != current:
+            raise RuntimeError(
+                f"{what} was called in another thread than that of the server's green threads, as by eventlet.tpool or "
+                "a library with native threads; use socketio_pg.client.Client or the HTTP API there"
+            )
+
+    def reset(self) -> None:
+        """Let the next caller of :meth:`require` decide: after a fork it is another thread."""
+        self._thread = None
 
 
 def current() -> GreenThread:

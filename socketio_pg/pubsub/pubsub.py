@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from socketio_pg.core import config
+from socketio_pg.core import config, green
 from socketio_pg.core.channels import LOG_CHANNEL, match_pattern, validate_channel
 from socketio_pg.core.errors import ConfigurationError, InvalidRequestError
 from socketio_pg.core.messages import (
@@ -128,6 +128,7 @@ class PubSub:
         self._log_watchers: list[Callable[[], None]] = []
         #: True from :meth:`start` to :meth:`disconnect`.
         self._started = False
+        self._home = green.HomeThread()
 
     @classmethod
     def from_app(cls, app: HasConfig, listen_dsn: str | None = None) -> "PubSub":
@@ -136,6 +137,9 @@ class PubSub:
 
     def start(self) -> None:
         """Connect in the background. Methods that need the connection do it. Call it after a fork, not before."""
+        if not self._started:
+            self._home.reset()
+        self._home.require("PubSub.start()")
         self.keys.start()
         self.listener.start()
         self._follower.start()
@@ -148,6 +152,7 @@ class PubSub:
     def disconnect(self) -> None:
         """Stop listening and publishing, and close all connections. Subscriptions stay, and continue after a start."""
         self._started = False
+        self._home.reset()
         self._follower.stop()
         self.listener.stop()
         self._publisher.stop()
@@ -203,6 +208,7 @@ class PubSub:
         filter: Mapping[str, Any] | None = None,
     ) -> LocalSubscription:
         """Like :meth:`subscribe`, with a receiver that gets messages whose payload is not parsed."""
+        self._home.require("PubSub.subscribe()")
         start = requested_start({"since": since, "history": history})
         subscription = LocalSubscription(validate_channel(channel), receiver, parse_filter(filter), self.log)
         self.hub.add(subscription)
@@ -244,8 +250,10 @@ class PubSub:
         where a log is installed, when the payload is too large for NOTIFY; otherwise with NOTIFY.
 
         Raises :class:`InvalidChannelError`, :class:`InvalidRequestError`, :class:`PayloadTooLargeError`,
-        :class:`LogNotInstalledError` or :class:`DatabaseUnavailableError`.
+        :class:`LogNotInstalledError` or :class:`DatabaseUnavailableError`. In another thread than the server's it
+        raises RuntimeError: :class:`~socketio_pg.client.Client` works in any.
         """
+        self._home.require("PubSub.publish()")
         self._publisher.publish([self._outgoing(Publication(channel, payload, durable))])
 
     def publish_together(self, publications: Sequence[Publication]) -> None:
@@ -254,6 +262,7 @@ class PubSub:
         Raises :class:`InvalidRequestError` also for two equal messages that would go with NOTIFY: PostgreSQL delivers
         only one of them.
         """
+        self._home.require("PubSub.publish_together()")
         messages = []
         seen: set[Outgoing] = set()
         for index, publication in enumerate(publications):

@@ -11,7 +11,7 @@ from socketio_pg.core import green
 from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.errors import ConfigurationError, InvalidChannelError, InvalidRequestError
 from socketio_pg.postgres.listener import NotifyGap
-from tests.support.postgres import Cluster, own_listener
+from tests.support.postgres import Cluster, in_thread, own_listener
 
 
 @pytest.fixture
@@ -54,6 +54,20 @@ def test_connections_show_their_part_and_the_operators_name(postgres: Cluster, c
     finally:
         pubsub.disconnect()
     assert {f"socketio_pg listen: {channel}", f"socketio_pg publish: {channel}"} <= {name for (name,) in rows}
+
+
+def test_calls_of_another_thread_are_refused(pubsub: PubSub, channel: str) -> None:
+    """A call whose answer the server's green threads give would wait for ever: they cannot wake another thread."""
+    pubsub.start()
+    queue: Any = green.Queue()
+    for call in (
+        lambda: pubsub.publish(channel, 1),
+        lambda: pubsub.publish_together([]),
+        lambda: pubsub.subscribe(channel, queue),
+    ):
+        with pytest.raises(RuntimeError, match=r"in another thread .* use socketio_pg\.client\.Client"):
+            in_thread(call)
+    pubsub.publish(channel, 2)
 
 
 def test_each_queue_gets_its_own_copy(pubsub: PubSub, channel: str) -> None:
