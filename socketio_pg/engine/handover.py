@@ -16,8 +16,8 @@ from socketio_pg.core import green
 from socketio_pg.engine import frames
 from socketio_pg.engine.chunked import Source
 
-#: Seconds for which the connection of a refused request is still read, so that the refusal arrives.
-LINGER = 1.0
+#: Seconds for which the connection of a refused request is still read, so that the refusal arrives, and bytes.
+LINGER, LINGER_BYTES = 1.0, 16_000_000
 _JSON = (("Content-Type", "application/json"),)
 
 
@@ -136,7 +136,9 @@ def refuse(environ: dict[str, Any], status: str, body: bytes, headers: Iterable[
         connection.sendall(head.encode() + body)
         connection.shutdown(green.SHUT_WR)
         # A close with unread bytes would reset the connection and lose the answer.
-        while time.monotonic() < deadline and connection.recv(65536):
+        left = LINGER_BYTES
+        while time.monotonic() < deadline and left > 0 and (data := connection.recv(65536)):
+            left -= len(data)
             green.sleep()
     return ()
 
