@@ -38,7 +38,8 @@ def main() -> int:
     while True:
         print(f"round with --seed {seed}", flush=True)
         left = max(10.0, deadline - time.monotonic())
-        size = Size(seconds=min(options.round, left))
+        # Every second round also commits in two phases.
+        size = Size(seconds=min(options.round, left), two_phase=0.3 if seed % 2 else 0.0)
         report: Report | checker_past.PastReport
         say = (lambda line: None) if options.quiet else tell
         try:

@@ -44,6 +44,14 @@ def test_messages_arrive_once_and_in_order_despite_faults(seed: int) -> None:
 
 
 @pytest.mark.nightly
+def test_two_phase_commits_arrive_once_and_in_order_despite_faults() -> None:
+    report = run(1, Size(seconds=20, between_faults=1.5, two_phase=0.5), print)
+    print(report)
+    assert report.problems == []
+    assert report.figures["messages in the log"] > 300
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", [1, 2])
 def test_nothing_is_lost_in_silence_when_the_past_of_the_log_changes(seed: int) -> None:
     report = checker_past.run(seed, 2, print)

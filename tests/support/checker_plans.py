@@ -45,10 +45,15 @@ class Plan:
     steps: Sequence[Step]
     commits: bool
     pause: float
+    #: Seconds for which the transaction stays prepared before its second phase; None for an ordinary commit.
+    prepared: float | None = None
 
 
-def plan_transactions(random: Random, channels: Sequence[str], pace: float) -> Iterator[Plan]:
-    """Yield transactions indefinitely. ``pace`` is the mean pause between two, in seconds."""
+def plan_transactions(random: Random, channels: Sequence[str], pace: float, two_phase: float = 0.0) -> Iterator[Plan]:
+    """Yield transactions indefinitely. ``pace`` is the mean pause between two, in seconds.
+
+    ``two_phase`` is the share of the transactions that commit in two phases.
+    """
     while True:
         steps = list(_steps(random, channels))
         if random.random() < 0.05:
@@ -62,6 +67,7 @@ def plan_transactions(random: Random, channels: Sequence[str], pace: float) -> I
             commits=random.random() < 0.85,
             # Sometimes several transactions without a pause.
             pause=0.0 if random.random() < 0.3 else random.expovariate(1 / pace),
+            prepared=random.choice((0.0, 0.05, 1.5)) if random.random() < two_phase else None,
         )
 
 

@@ -38,6 +38,8 @@ class Size:
     #: Subscribers that disconnect only because of faults, and restless ones.
     steady: int = 3
     restless_subscribers: int = 7
+    #: Share of the writers' transactions that commit in two phases; with 0 the cluster allows none.
+    two_phase: float = 0.0
 
 
 @dataclass(slots=True)
@@ -69,7 +71,7 @@ def run(seed: int, size: Size, tell: Callable[[str], None] = lambda line: None) 
     def tell_when(line: str) -> None:
         tell(f"{time.monotonic() - began:7.2f} {line}")
 
-    with world(SEND_BUFFER_BYTES=buffer) as made:
+    with world(max_prepared=20 if size.two_phase else 0, SEND_BUFFER_BYTES=buffer) as made:
         made.cluster.sql(LEDGER)
         return _Run(made, seed, size, random, tell_when).run()
 
@@ -84,7 +86,15 @@ class _Run:
         self._stopping = threading.Event()
         self._loop = Loop()
         self._writers = [
-            Writer(f"writer-{n}", str(seed), self._connector(f"writer-{n}"), CHANNELS, size.pace, self._stopping)
+            Writer(
+                f"writer-{n}",
+                str(seed),
+                self._connector(f"writer-{n}"),
+                CHANNELS,
+                size.pace,
+                self._stopping,
+                size.two_phase,
+            )
             for n in range(size.writers)
         ]
         self._publishers = [

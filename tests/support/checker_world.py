@@ -96,10 +96,16 @@ class World:
 
 
 @contextlib.contextmanager
-def world(**settings: str) -> Iterator[World]:
-    """Run two nodes with ``settings`` on a new cluster, with the log installed and relayed."""
+def world(max_prepared: int = 0, **settings: str) -> Iterator[World]:
+    """Run two nodes with ``settings`` on a new cluster, with the log installed and relayed.
+
+    ``max_prepared`` is the number of transactions that may be prepared.
+    """
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(cluster(18, durable=True))
+        if max_prepared:
+            running.sql(f"ALTER SYSTEM SET max_prepared_transactions = {max_prepared}")
+            running.restart("fast")
         nodes = []
         for number in (1, 2):
             node = Node(number, running, **{"DRAIN_SECONDS": "0.3"} | settings)

@@ -33,11 +33,12 @@ class Writer(threading.Thread):
         channels: Sequence[str],
         pace: float,
         stopping: threading.Event,
+        two_phase: float = 0.0,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self._random = Random(f"{seed} {name}")
         self._connect = connect
-        self._plans = plan_transactions(Random(f"{seed} {name} plans"), channels, pace)
+        self._plans = plan_transactions(Random(f"{seed} {name} plans"), channels, pace, two_phase)
         self._stopping = stopping
         self._connection: Any = None
         self._count = 0
@@ -74,7 +75,12 @@ class Writer(threading.Thread):
             self._close()
             return
         try:
-            self._execute("COMMIT")
+            if plan.prepared is None:
+                self._execute("COMMIT")
+            else:
+                self._execute(f"PREPARE TRANSACTION '{name}'")
+                self._stopping.wait(plan.prepared)
+                self._execute(f"COMMIT PREPARED '{name}'")
             transaction.outcome = Outcome.COMMITTED
         except psycopg2.Error as error:
             self._note(error, name)
@@ -108,12 +114,19 @@ class Writer(threading.Thread):
         """Return whether the transaction committed. If it did not, make sure that it never will."""
         while True:
             try:
-                # Waits for the transaction if it still runs; may itself lose the connection and be retried.
+                # Another session ends it if it was prepared.
+                for (gid,) in self._execute("SELECT gid FROM pg_prepared_xacts WHERE gid = %s", name):
+                    self._execute(f"COMMIT PREPARED '{gid}'")
+                # Waits for the transaction if it still runs; may itself lose the connection and be retried. Does not
+                # wait for ever if it is prepared meanwhile.
+                self._execute("SET lock_timeout = '2s'")
                 self._execute("INSERT INTO ledger VALUES (%s, true) ON CONFLICT DO NOTHING", name)
+                self._execute("RESET lock_timeout")
                 (void,) = self._execute("SELECT void FROM ledger WHERE transaction = %s", name)[0]
                 return Outcome.ROLLED_BACK if void else Outcome.COMMITTED
             except psycopg2.Error as error:
-                self._note(error, name)
+                if error.pgcode != "55P03":  # lock_not_available
+                    self._note(error, name)
                 self._close()
                 time.sleep(0.05)  # a starting database can only be polled
 
