@@ -305,8 +305,9 @@ def test_replay_reports_messages_trimmed_meanwhile(postgres18: Cluster, channel:
             swarm.pause(slow)
             trimmed = start["position"] + 2000
             log.sql(  # in one transaction, as the relay does it
-                "WITH gone AS (DELETE FROM socketio_pg.log WHERE position <= %s)"
-                " UPDATE socketio_pg.head SET trimmed = %s", trimmed, trimmed,
+                "BEGIN; SET LOCAL socketio_pg.trimming = 'on';"
+                " WITH gone AS (DELETE FROM socketio_pg.log WHERE position <= %s)"
+                " UPDATE socketio_pg.head SET trimmed = %s; COMMIT", trimmed, trimmed,
             )  # fmt: skip
             swarm.resume(slow)
             swarm.run_until(lambda: f'"position":{start["position"] + 3000},' in slow.packets[-1], 60)

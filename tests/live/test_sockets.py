@@ -72,9 +72,7 @@ def test_any_json_value_can_be_published(client: SocketClient, channel: str, pay
     assert client.next("event") == {"channel": channel, "payload": payload}
 
 
-@pytest.mark.parametrize(
-    "text", ["", "no json", "NaN", "Infinity", "{'a': 1}", '"\\ud800"', "[1,]", "1e999", "[" * 3000]
-)
+@pytest.mark.parametrize("text", ["", "no json", "NaN", "Infinity", "{'a': 1}", '"\\ud800"', "[1,]", "[" * 3000])
 def test_payload_that_is_not_json_arrives_as_string(
     client: SocketClient, postgres18: Cluster, channel: str, text: str
 ) -> None:

@@ -127,7 +127,7 @@ END $$;
 REVOKE ALL ON FUNCTION socketio_pg.sign_head() FROM PUBLIC;
 
 -- Notes the newest position that is removed from the log by hand: replays from before it are not complete. If the
--- transaction rolls back, they are only thought to be incomplete.
+-- transaction rolls back, they are only thought to be incomplete. Once a statement: each change causes a gap.
 CREATE OR REPLACE FUNCTION socketio_pg.note_removed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -136,7 +136,7 @@ BEGIN
     IF TG_OP = 'TRUNCATE' THEN
         SELECT max(position) INTO removed FROM socketio_pg.log;
     ELSE
-        removed := OLD.position;
+        SELECT max(position) INTO removed FROM old_rows;
     END IF;
     IF removed > coalesce(pg_sequence_last_value('socketio_pg.removed_position'::regclass), 0) THEN
         PERFORM setval('socketio_pg.removed_position', removed);
@@ -157,7 +157,7 @@ BEGIN
         SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = 'socketio_pg.log'::regclass AND tgname = 'removed'
     ) THEN
         -- The relay's trims are in head.
-        CREATE TRIGGER removed AFTER DELETE ON socketio_pg.log FOR EACH ROW
+        CREATE TRIGGER removed AFTER DELETE ON socketio_pg.log REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT
             WHEN (current_setting('socketio_pg.trimming', true) IS DISTINCT FROM 'on')
             EXECUTE FUNCTION socketio_pg.note_removed();
         CREATE TRIGGER truncated BEFORE TRUNCATE ON socketio_pg.log
