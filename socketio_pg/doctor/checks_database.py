@@ -23,6 +23,8 @@ QUEUE_USED = 0.05
 MAX_IDLE = 60.0
 #: The SQLSTATE of a commit with a NOTIFY while the queue is full.
 QUEUE_FULL = "54000"
+#: The SQLSTATE of LISTEN and NOTIFY on a hot standby.
+READ_ONLY = "25006"
 #: Seconds to wait for a notification's round trip.
 PATIENCE = 5.0
 
@@ -92,6 +94,9 @@ def round_trip(database: Database, *, separate: bool) -> Iterator[Finding]:
     except DatabaseError as refused:
         if refused.sqlstate == QUEUE_FULL:
             yield error("LISTEN", str(refused), "empty the NOTIFY queue: see the next finding")
+            return
+        if refused.sqlstate == READ_ONLY:
+            yield error("LISTEN", str(refused), "set DATABASE_URL, and LISTEN_DATABASE_URL, to the primary's address")
             return
         if isinstance(refused, DatabaseUnavailableError):
             raise

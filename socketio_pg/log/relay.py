@@ -182,7 +182,8 @@ class Relay:
     def _run(self) -> None:
         backoff = Backoff(*self.backoff)
         missing = Backoff(*self.missing)
-        logged = False
+        #: The reasons that were logged since the relay last worked: the first one seldom is the cause.
+        logged: set[str] = set()
         while True:
             connection = None
             self._installed = green.Event()
@@ -213,12 +214,14 @@ class Relay:
                 self._wait_installed(missing.next())
             except DatabaseError as error:
                 if self._worked:
-                    logged = self._worked = False
+                    self._worked = False
+                    logged.clear()
                     backoff.reset()
                     missing.reset()
                 self.problem = Problem.of(error, "not relaying: ")
-                logger.log(logging.DEBUG if logged else logging.WARNING, "not relaying: %s; retrying", error)
-                logged = True
+                known = str(error) in logged
+                logger.log(logging.DEBUG if known else logging.WARNING, "not relaying: %s; retrying", error)
+                logged.add(str(error))
             except Exception as error:
                 self.problem = Problem.of(error, "not relaying: ")
                 # A bug. The outbox keeps the messages that are published meanwhile.

@@ -235,7 +235,9 @@ class Listener:
 
     def _stay_connected(self, waker: green.Waker) -> None:
         backoff = Backoff(*self.backoff)
-        reported = lost = False
+        lost = False
+        #: The reasons that were logged since the connection last worked: the first one seldom is the cause.
+        reported: set[str] = set()
         while True:
             connection = None
             try:
@@ -247,14 +249,15 @@ class Listener:
                 lost = True  # however this connection ends, the next one is a reconnect
                 logger.log(logging.WARNING if reported else logging.INFO, "listening on %s", self._database)
                 backoff.reset()
-                reported = False
+                reported.clear()
                 self._serve(connection, waker)
             except DatabaseError as error:
                 if connection is not None:
                     self._deliver(connection)  # notifications that arrived before the end
                 self._lost(error)
-                logger.log(logging.DEBUG if reported else logging.WARNING, "not listening: %s; retrying", error)
-                reported = True
+                known = str(error) in reported
+                logger.log(logging.DEBUG if known else logging.WARNING, "not listening: %s; retrying", error)
+                reported.add(str(error))
             except Exception as error:
                 # A bug: the subscribers still need a connection.
                 self._lost(error)

@@ -209,3 +209,28 @@ def test_each_message_arrives_once_after_any_changes(node: Node, monkeypatch: py
     assert node.notify(*names) == sorted(wanted)
     assert len(node.received) == len(set(node.received)), "a channel was on two connections"
     assert Counter(node.listeners._channels) == Counter(node.listeners._of.values())
+
+
+def test_each_reason_for_not_listening_is_logged_once(postgres18: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """The first one, "server closed the connection", is seldom the cause."""
+    postgres18.sql("DROP DATABASE IF EXISTS closing WITH (FORCE)")
+    postgres18.sql("CREATE DATABASE closing")
+    listener = Listener(Database(postgres18.url("closing")), lambda notifications: None, lambda gap: None)
+    listener.backoff = (0.01, 0.02)
+
+    def logged() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    listener.start()
+    try:
+        until(lambda: listener.ready)
+        postgres18.sql("ALTER DATABASE closing ALLOW_CONNECTIONS false")
+        postgres18.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'closing'")
+        until(lambda: any("not currently accepting connections" in line for line in logged()))
+        before = logged()
+        green.sleep(0.2)
+        assert logged() == before, "retries with the same reason are not logged"
+        postgres18.sql("ALTER DATABASE closing ALLOW_CONNECTIONS true")
+        until(lambda: any("listening on" in line for line in logged()))
+    finally:
+        listener.stop()
