@@ -61,7 +61,7 @@ GRANT EXECUTE ON FUNCTION socketio_pg.trusts(oid), socketio_pg.trigger_spec(byte
     socketio_pg.trigger_condition(oid, text) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.watch_begin(), socketio_pg.watch_end(), socketio_pg.watch_sort(),
     socketio_pg.watch_row(), socketio_pg.watch_hook(text, text, boolean, boolean), socketio_pg.watch_order(regclass),
-    socketio_pg.watch_create(regclass, text, jsonb) TO {role};
+    socketio_pg.watch_create(regclass, text, jsonb), socketio_pg.watch_blind(regclass, text) TO {role};
 GRANT SELECT ON socketio_pg.watches, socketio_pg.watch_triggers TO {role};
 """
 
@@ -79,7 +79,7 @@ BEGIN
     END IF;
     DROP VIEW IF EXISTS socketio_pg.channels, socketio_pg.nodes, socketio_pg.watches, socketio_pg.watch_triggers;
     DROP TABLE IF EXISTS socketio_pg.outbox, socketio_pg.log, socketio_pg.head, socketio_pg.node, socketio_pg.messages,
-        socketio_pg.cluster_key, socketio_pg.schema_version;
+        socketio_pg.cluster_key, socketio_pg.watch_failure, socketio_pg.schema_version;
     DROP SEQUENCE IF EXISTS socketio_pg.lease, socketio_pg.busy_until, socketio_pg.newest_position,
         socketio_pg.newest_id, socketio_pg.removed_position;
     DROP FUNCTION IF EXISTS socketio_pg.publish, socketio_pg.channel_problem, socketio_pg.ring,
@@ -87,12 +87,15 @@ BEGIN
         socketio_pg.note_removed,
         socketio_pg.channel, socketio_pg.probe, socketio_pg.decide, socketio_pg.recheck, socketio_pg.recheck_on_change,
         socketio_pg.watch, socketio_pg.unwatch, socketio_pg.watch_changed, socketio_pg.watch_send,
+        socketio_pg.watch_send_row, socketio_pg.watch_send_message, socketio_pg.watch_pick, socketio_pg.watch_key,
+        socketio_pg.watch_json, socketio_pg.watch_failed, socketio_pg.watch_channel_problem,
         socketio_pg.watch_tell, socketio_pg.watch_bulk, socketio_pg.watch_condition,
         socketio_pg.watch_rows, socketio_pg.watch_parts, socketio_pg.watch_columns, socketio_pg.watch_channel,
         socketio_pg.watch_prepare, socketio_pg.watch_sweep, socketio_pg.watch_failures, socketio_pg.watch_list,
         socketio_pg.watch_check, socketio_pg.watch_source, socketio_pg.watch_begin, socketio_pg.watch_end,
         socketio_pg.watch_sort, socketio_pg.watch_row, socketio_pg.watch_hook, socketio_pg.watch_order,
-        socketio_pg.watch_places, socketio_pg.watch_reorder, socketio_pg.watch_create, socketio_pg.trusts,
+        socketio_pg.watch_places, socketio_pg.watch_reorder, socketio_pg.watch_single_row,
+        socketio_pg.watch_blind, socketio_pg.watch_create, socketio_pg.trusts,
         socketio_pg.trigger_spec, socketio_pg.trigger_condition;
     DROP SCHEMA socketio_pg;
 EXCEPTION WHEN dependent_objects_still_exist THEN

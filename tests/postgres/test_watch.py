@@ -229,8 +229,9 @@ def test_many_rows_are_summarised_in_one_message(orders: WatchDatabase) -> None:
     orders.watch("orders", bulk_limit=3, exclude=["secret"])
     assert len(orders.sent("INSERT INTO orders SELECT n FROM generate_series(1, 3) AS n")) == 3
     [payload] = orders.payloads("INSERT INTO orders SELECT n FROM generate_series(4, 7) AS n")
-    assert set(payload) == {"op", "schema", "table", "count", "truncated", "at", "txid"}
+    assert set(payload) == {"op", "schema", "table", "count", "truncated", "reason", "at", "txid"}
     assert (payload["op"], payload["count"], payload["truncated"]) == ("INSERT", 4, True)
+    assert payload["reason"] == "many_rows"
     # Only rows with visible changes count.
     assert orders.sent("UPDATE orders SET secret = 's'") == []
     [payload] = orders.payloads("UPDATE orders SET status = CASE WHEN id > 2 THEN 'x' END")
@@ -284,8 +285,8 @@ def test_large_rows_are_sent_without_their_columns(orders: WatchDatabase, tier: 
     size = len(str(payload(insert, "a", "")).encode())
     assert payload(insert, "b", "x" * (limit - size - 100))["new"]["id"] == "b"
     found = payload(insert, "c", "é" * (limit // 2))
-    assert set(found) == {"op", "schema", "table", "pk", "truncated", "at", "txid"}
-    assert (found["pk"], found["truncated"]) == ({"id": "c"}, True)
+    assert set(found) == {"op", "schema", "table", "pk", "truncated", "reason", "at", "txid"}
+    assert (found["pk"], found["truncated"], found["reason"]) == ({"id": "c"}, True, "too_large")
     # A key can be too large, too, since it is stored compressed. The message is sent without it.
     found = payload(insert, "k" * (limit + 1), "")
     assert (found["pk"], found["truncated"]) == (None, True)

@@ -53,48 +53,90 @@ def test_failing_condition_is_counted_and_logged(orders: WatchDatabase, per: str
     sent = orders.sent("INSERT INTO orders VALUES (2, 1, 'private')")
     assert [channel for channel, _ in sent] == ["working"]
     [warning] = orders.warnings
-    assert f"socketio_pg.watch, INSERT on public.orders: sending failed with SQLSTATE {state}" in warning
+    assert f"socketio_pg.watch, INSERT on public.orders: the condition failed with SQLSTATE {state}" in warning
     assert "private" not in warning
     assert orders.sql("SELECT count(*) FROM orders") == [(1,)]
     assert orders.failures("public.orders") == [1, 0]
-    # A failure counts even if it is rolled back; watch() resets the counter.
-    orders.sql("BEGIN; INSERT INTO orders VALUES (3, 1, 'private'), (4, 1, 'private'); ROLLBACK")
-    assert orders.failures("public.orders")[0] >= 1
+    # A failure that is rolled back does not count: nothing had to be sent. watch() resets the counter.
+    orders.sql(
+        "BEGIN; INSERT INTO orders VALUES (3, 1, 'private'); ROLLBACK; BEGIN; SAVEPOINT a;"
+        " INSERT INTO orders VALUES (3, 1, 'private'); ROLLBACK TO a; COMMIT"
+    )
+    assert orders.failures("public.orders") == [1, 0]
     orders.watch("orders", "broken", when="true")
     assert orders.failures("public.orders") == [0, 0]
 
 
-@PER
-def test_value_without_json_is_counted_and_logged(orders: WatchDatabase, per: str) -> None:
-    orders.sql(
-        """CREATE TYPE odd AS ENUM ('x');
-        CREATE FUNCTION odd_json(odd) RETURNS json LANGUAGE plpgsql AS $$ BEGIN RAISE 'private'; END $$;
-        CREATE CAST (odd AS json) WITH FUNCTION odd_json(odd);
-        ALTER TABLE orders ADD v odd"""
+def test_many_failures_are_added_up(orders: WatchDatabase) -> None:
+    orders.watch("orders", "broken", when="1 / (new.id - new.id) = 1")
+    orders.sql("DO $$ BEGIN FOR n IN 1 .. 400 LOOP INSERT INTO orders VALUES (n); END LOOP; END $$")
+    # Above READ COMMITTED the rows of others are not read.
+    orders.sql("BEGIN ISOLATION LEVEL SERIALIZABLE; INSERT INTO orders VALUES (0); COMMIT")
+    assert orders.failures("public.orders") == [401]
+    [(rows,)] = orders.sql("SELECT count(*) FROM socketio_pg.watch_failure")
+    assert rows < 400
+    orders.sql("SELECT socketio_pg.unwatch('orders')")
+    assert orders.sql("SELECT count(*) FROM socketio_pg.watch_failure") == [(0,)]
+
+
+def test_serialization_failure_of_the_writer_is_not_counted(orders: WatchDatabase) -> None:
+    orders.sql("INSERT INTO orders VALUES (1, 0), (2, 0)")
+    orders.watch("orders", "sum", when="(SELECT sum(customer_id) FROM public.orders) >= 0")
+    begin = "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT sum(customer_id) FROM orders"
+    with contextlib.closing(orders.connect()) as first, contextlib.closing(orders.connect()) as second:
+        first.cursor().execute(begin)
+        second.cursor().execute(begin)
+        first.cursor().execute("UPDATE orders SET customer_id = 1 WHERE id = 1")
+        first.cursor().execute("COMMIT")
+        with pytest.raises(psycopg2.errors.SerializationFailure):
+            second.cursor().execute("UPDATE orders SET customer_id = 1 WHERE id = 2; COMMIT")
+    assert orders.failures("public.orders") == [0]
+    assert len(orders.taken()) == 1
+
+
+@pytest.mark.parametrize("bulk_limit", [1000, 0], ids=["rows", "bulk"])
+def test_warning_names_the_placeholder(orders: WatchDatabase, bulk_limit: int) -> None:
+    orders.watch("orders", "o{customer_id}:{status}", bulk_limit=bulk_limit)
+    name = "o{customer_id}:{status}"
+
+    def warning(statement: str) -> str:
+        orders.sql(statement)
+        [found] = orders.warnings
+        return str(found.partition("public.orders: ")[2])
+
+    text = "1 rows have no channel: "
+    null = "{status} is NULL" if bulk_limit else f"a placeholder is NULL, or the name is invalid: {name}"
+    assert warning("INSERT INTO orders VALUES (1, 1, NULL)") == text + null
+    if bulk_limit:
+        assert warning("INSERT INTO orders VALUES (2, 1, 'private*')") == (
+            text + "{customer_id}, {status} results in an invalid name: channel must not contain '*'"
+        )
+    orders.sql("ALTER TABLE orders RENAME status TO state")
+    assert warning("INSERT INTO orders VALUES (3, 1, 'x')") == (
+        "the channel's placeholder {status} is an excluded column, or no column any more: call watch() again"
     )
-    orders.watch("orders", per=per)
-    assert orders.sent("INSERT INTO orders VALUES (1, 1, 'a', 'x')") == []
-    assert len(orders.warnings) == 1
-    assert "private" not in orders.warnings[0]
-    assert len(orders.sent("INSERT INTO orders VALUES (2, 1, 'a', NULL)")) == 1
-    # In a DO block, too, and with JSON that jsonb does not accept.
-    orders.sql("ALTER TABLE orders ADD j json")
-    assert orders.sent("DO $$ BEGIN INSERT INTO orders (id, j) VALUES (3, '\"\\u0000\"'); END $$") == []
-    assert orders.sql("SELECT count(*) FROM orders") == [(3,)]
-    assert orders.failures("public.orders") == [2]
+    orders.watch("orders", "o{customer_id}:{state}", when="new.state <> ''")
+    orders.sql("SELECT socketio_pg.unwatch('orders', %s); ALTER TABLE orders RENAME state TO status", name)
+    found = warning("INSERT INTO orders VALUES (4, 1, 'x')")
+    assert "{state}" in found
+    orders.watch("orders", "fixed", when="new.status <> ''")
+    orders.sql("SELECT socketio_pg.unwatch('orders', 'o{customer_id}:{state}'); ALTER TABLE orders RENAME status TO s")
+    assert "the condition failed with SQLSTATE 42703 (column new.status does not exist)" in warning(
+        "INSERT INTO orders VALUES (5, 1, 'x')"
+    )
 
 
 def test_missing_objects_do_not_fail_the_statement(orders: WatchDatabase) -> None:
     """An operator may have dropped them by hand."""
     orders.watch("orders")
     [(counter,)] = orders.sql("SELECT DISTINCT spec ->> 'counter' FROM socketio_pg.watch_triggers")
-    orders.sql(f"DROP SEQUENCE socketio_pg.{counter}; ALTER FUNCTION socketio_pg.watch_send RENAME TO away")
+    orders.sql(f"DROP SEQUENCE socketio_pg.{counter}; ALTER FUNCTION socketio_pg.watch_send_row RENAME TO away")
     try:
         assert orders.sent("INSERT INTO orders VALUES (1)") == []
         assert len(orders.warnings) == 1
-        assert orders.failures("public.orders") == [0]
+        assert orders.failures("public.orders") == [1]
     finally:
-        orders.sql("ALTER FUNCTION socketio_pg.away RENAME TO watch_send")
+        orders.sql("ALTER FUNCTION socketio_pg.away RENAME TO watch_send_row")
     # The outbox refuses the message.
     orders.sql("ALTER TABLE socketio_pg.outbox ADD CONSTRAINT never CHECK (channel <> 'table:public.orders')")
     try:
@@ -130,7 +172,7 @@ def test_concurrent_transactions_do_not_wait_for_each_other(orders: WatchDatabas
             " WHERE relnamespace = 'socketio_pg'::regnamespace) AND database = (SELECT oid FROM pg_database"
             " WHERE datname = current_database()) AND pid <> pg_backend_pid()"
         )
-        assert set(kinds) <= {"AccessShareLock", "RowExclusiveLock"}
+        assert set(kinds) <= {"AccessShareLock", "RowShareLock", "RowExclusiveLock"}
         first.cursor().execute("COMMIT")
         second.cursor().execute("COMMIT")
     assert len(orders.taken()) == 8

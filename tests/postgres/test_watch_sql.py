@@ -243,7 +243,7 @@ def test_stale_snapshot_does_not_disclose_a_renamed_column(orders: WatchDatabase
 
 
 def test_table_newer_than_the_snapshot(database: WatchDatabase) -> None:
-    with contextlib.closing(database.connect("test")) as other:
+    with contextlib.closing(database.connect()) as other:
         cursor = other.cursor()
         cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
         database.sql("CREATE TABLE young (id int PRIMARY KEY, secret text)")

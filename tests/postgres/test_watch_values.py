@@ -109,20 +109,107 @@ def test_smallest_change_of_a_float_is_sent(database: WatchDatabase) -> None:
     assert payload["changed"] == ["f"]
 
 
-def test_stored_generated_columns_are_sent(database: WatchDatabase) -> None:
-    virtual = ", v int GENERATED ALWAYS AS (a * 3) VIRTUAL" if database.version >= 18 else ""
+@pytest.mark.parametrize("per", ["statement", "row"])
+def test_generated_columns_are_sent(database: WatchDatabase, per: str) -> None:
+    """Also virtual ones (PostgreSQL 18), which have no value in a trigger: in rows, channels and conditions."""
+    virtual = "VIRTUAL" if database.version >= 18 else "STORED"
     database.sql(
         "CREATE TABLE things (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, a int,"
-        f" s int GENERATED ALWAYS AS (a * 2) STORED{virtual})"
+        f" s int GENERATED ALWAYS AS (a * 2) STORED, v int GENERATED ALWAYS AS (a * 3) {virtual})"
     )
-    database.watch("things")
-    database.watch("things", "row", per="row")
-    statement = "INSERT INTO things (a) VALUES (1); UPDATE things SET a = 5"
-    for channel, payload in database.sent(statement):
-        # Virtual columns have no value in a trigger, so messages omit them.
-        a = 1 if payload["op"] == "INSERT" else 5
-        assert payload["new"] == {"id": 1, "a": a, "s": 2 * a}, channel
-        assert payload["changed"] == ([] if payload["op"] == "INSERT" else ["a", "s"])
+    database.watch("things", per=per)
+    database.watch("things", "v{v}", per=per, columns=["v"], when="new.v > 3 OR old.v > 3")
+    database.watch("things", "bulk{v}", bulk_limit=0, when="new.v > 3")
+    for isolation in ("READ COMMITTED", "REPEATABLE READ"):
+        sent = database.sent(
+            f"BEGIN ISOLATION LEVEL {isolation}; INSERT INTO things (a) VALUES (1), (2); UPDATE things SET a = 5;"
+            " DELETE FROM things WHERE a = 5; COMMIT"
+        )
+        rows = [payload for channel, payload in sent if channel == "table:public.things"]
+        assert [(row["new"] or row["old"])["v"] for row in rows] == [3, 6, 15, 15, 15, 15]
+        assert rows[2]["changed"] == ["a", "s", "v"]
+        assert [(channel, payload["op"]) for channel, payload in sent if channel.startswith("v")] == [
+            ("v6", "INSERT"), ("v3", "DELETE"), ("v15", "INSERT"), ("v6", "DELETE"), ("v15", "INSERT"),
+            ("v15", "DELETE"), ("v15", "DELETE"),
+        ]  # fmt: skip
+        assert {payload["new"]["v"] for channel, payload in sent if channel == "v6" and payload["new"]} == {6}
+        assert sorted(channel for channel, _ in sent if "bulk" in channel) == ["bulk15", "bulk3", "bulk6", "bulk6"]
+        assert database.failures("public.things") == [0, 0, 0]
+    if database.version >= 18:
+        # Added later, and one that cannot be computed for some rows.
+        database.sql("SELECT socketio_pg.unwatch('things', 'v{v}'), socketio_pg.unwatch('things', 'bulk{v}')")
+        database.sql("ALTER TABLE things ADD d int GENERATED ALWAYS AS (100 / a)")
+        sent = database.sent("INSERT INTO things (a) VALUES (50), (0)")
+        rows = [payload for channel, payload in sent if channel == "table:public.things"]
+        assert [row.get("reason") for row in rows] == (["no_json"] * 2 if per == "statement" else [None, "no_json"])
+        assert all(row["pk"]["id"] for row in rows)
+        assert database.failures("public.things") == [0]
+
+
+NO_JSON = """
+CREATE TYPE odd AS ENUM ('good', 'bad');
+CREATE FUNCTION odd_json(odd) RETURNS json LANGUAGE plpgsql AS
+    $$ BEGIN IF $1 = 'bad' THEN RAISE 'private'; END IF; RETURN to_json($1::text || '!'); END $$;
+CREATE CAST (odd AS json) WITH FUNCTION odd_json(odd);
+CREATE TABLE things (id int, o odd, j json, k text DEFAULT '', PRIMARY KEY (id, o));
+"""
+
+
+@pytest.mark.parametrize("per", ["statement", "row"])
+def test_row_without_json_is_sent_with_its_key(database: WatchDatabase, per: str) -> None:
+    """The other rows of the statement are complete. A value in the key or the channel that has no JSON is a text."""
+    database.sql(NO_JSON)
+    database.watch("things", "all", per=per)
+    database.watch("things", "c{o}", per=per, exclude=["j"], when="new.id < 4")
+    database.watch("things", "k{k}", per=per, columns=["k"], old=False)
+    zero = "'\"\\u0000\"'"
+    sent = database.sent(
+        f"INSERT INTO things VALUES (1, 'good', '1'), (2, 'good', {zero}), (3, 'bad', '3'), (4, 'good', NULL)"
+    )
+    assert database.warnings == []
+    found = [payload for channel, payload in sent if channel == "all"]
+    assert [(row["pk"]["id"], row.get("reason")) for row in found] == [
+        (1, None),
+        (2, "no_json"),
+        (3, "no_json"),
+        (4, None),
+    ]
+    assert found[0]["new"] == {"id": 1, "o": "good!", "j": 1, "k": ""}
+    assert set(found[1]) == {"op", "schema", "table", "pk", "truncated", "reason", "at", "txid"}
+    assert (found[1]["pk"], found[1]["truncated"]) == ({"id": 2, "o": "good!"}, True)
+    assert found[2]["pk"] == {"id": 3, "o": "bad"}
+    # An excluded value is not needed.
+    found = [
+        (channel, row.get("reason"), (row.get("new") or {}).get("id")) for channel, row in sent if channel[0] == "c"
+    ]
+    assert found == [("cgood!", None, 1), ("cgood!", None, 2), ("cbad", "no_json", None)]
+    assert [row.get("new") for channel, row in sent if channel[0] == "k"] == [{"k": ""}] * 4
+    # The only change is one between values without JSON.
+    sent = database.sent("UPDATE things SET j = '\"\\u0000 2\"' WHERE id = 2; UPDATE things SET j = '2' WHERE id = 2")
+    assert [(channel, row["op"], row.get("reason")) for channel, row in sent] == [("all", "UPDATE", "no_json")] * 2
+    sent = database.sent("UPDATE things SET k = 'x' WHERE id = 3; DELETE FROM things")
+    found = [(row["op"], row["pk"]["id"], row.get("reason")) for channel, row in sent if channel == "all"]
+    assert (found[0], sorted(found[1:])) == (
+        ("UPDATE", 3, "no_json"),
+        [("DELETE", 1, None), ("DELETE", 2, None), ("DELETE", 3, "no_json"), ("DELETE", 4, None)],
+    )
+    assert database.failures("public.things") == [0, 0, 0]
+
+
+def test_many_rows_without_json_are_summarised(database: WatchDatabase) -> None:
+    database.sql(NO_JSON)
+    database.watch(
+        "things", "c{o}", bulk_limit=1, exclude=["k"], when="coalesce(new.id, old.id) < 6 AND new.o >= 'good'"
+    )
+    sent = database.sent(
+        "INSERT INTO things VALUES (1, 'bad'), (2, 'good'), (3, 'bad'), (4, 'good'), (5, 'bad'), (6, 'bad');"
+        " UPDATE things SET k = 'x'; UPDATE things SET j = '1' WHERE id < 4"
+    )
+    assert sorted((row["op"], channel, row["count"], row["reason"]) for channel, row in sent) == [
+        ("INSERT", "cbad", 3, "many_rows"), ("INSERT", "cgood!", 2, "many_rows"),
+        ("UPDATE", "cbad", 2, "many_rows"), ("UPDATE", "cgood!", 1, "many_rows"),
+    ]  # fmt: skip
+    assert database.failures("public.things") == [0]
 
 
 def test_unchanged_toasted_values_are_sent(database: WatchDatabase) -> None:

@@ -155,6 +155,12 @@ BEGIN
     END IF;
 END $$;
 
+-- Failures of watches, added up from time to time: see watch_failed().
+CREATE TABLE IF NOT EXISTS socketio_pg.watch_failure (
+    counter  text COLLATE "C" NOT NULL,
+    failures bigint NOT NULL
+);
+
 CREATE TABLE IF NOT EXISTS socketio_pg.schema_version (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     version  integer NOT NULL

@@ -30,10 +30,11 @@ CREATE OR REPLACE FUNCTION socketio_pg.next_place() RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
     place bigint := coalesce(substring(current_setting('socketio_pg.place', true) FROM '^[0-9]{1,15}$'), '0')::bigint + 1;
+    done text;
 BEGIN
-    PERFORM set_config('socketio_pg.place', place::text, true);
+    done := set_config('socketio_pg.place', place::text, true);
     -- The next row that a statement changes comes after this place.
-    PERFORM set_config('socketio_pg.run', '', true);
+    done := set_config('socketio_pg.run', '', true);
     RETURN place;
 END $$;
 
@@ -44,11 +45,12 @@ CREATE OR REPLACE FUNCTION socketio_pg.note_sending() RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     newest CONSTANT text := coalesce(pg_sequence_last_value('socketio_pg.outbox_id_seq'::regclass), 0);
+    done text;
 BEGIN
     IF coalesce(current_setting('socketio_pg.sent', true), '') = '' THEN
-        PERFORM set_config('socketio_pg.sent_first', newest, true);
+        done := set_config('socketio_pg.sent_first', newest, true);
     END IF;
-    PERFORM set_config('socketio_pg.sent', newest, true);
+    done := set_config('socketio_pg.sent', newest, true);
 END $$;
 
 REVOKE ALL ON FUNCTION socketio_pg.note_sending() FROM PUBLIC;

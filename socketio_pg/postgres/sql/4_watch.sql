@@ -37,11 +37,24 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     ) AS d
 $$;
 
--- Returns a select list for rows `r` of the table in which values of another role's types are texts, from their output
--- functions; NULL if there is no such type. to_jsonb() would call that role's cast to json, which it may create at any
--- time. Only superusers create types with an output function of their own, the others have built-in ones.
+-- Returns a value as JSON. A value that has none is an object with its text: its cast to json fails, or jsonb does not
+-- accept the result.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_json(value anyelement) RETURNS jsonb
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN to_jsonb(value);
+EXCEPTION WHEN assert_failure OR OTHERS THEN
+    RETURN jsonb_build_object('socketio_pg: no JSON', format('%s', value));
+END $$;
+
+-- Returns a select list for rows `r` of the table, NULL if it would be '*'. Values of another role's types are texts, from
+-- their output functions: to_jsonb() would call that role's cast to json, which it may create at any time. Only superusers
+-- create types with an output function of their own, the others have built-in ones. Virtual generated columns have no
+-- value in a trigger, so their expression is here.
+-- `attempt`: 0; or 1 to use watch_json(); or 2 if that does not help, because a virtual column cannot be computed.
 -- `watched` is the table that is watched, of which the other may be a partition.
-CREATE OR REPLACE FUNCTION socketio_pg.watch_list(relation oid, watched oid) RETURNS text
+DROP FUNCTION IF EXISTS socketio_pg.watch_list;
+CREATE OR REPLACE FUNCTION socketio_pg.watch_list(relation oid, watched oid, attempt integer) RETURNS text
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
     names text[];
@@ -52,8 +65,9 @@ BEGIN
     IF current_setting('transaction_isolation') = 'read committed' THEN
         SELECT array_agg(a.attname ORDER BY a.attnum), array_agg(a.atttypid ORDER BY a.attnum) INTO names, types
         FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped;
-    ELSIF socketio_pg.trusts((SELECT c.relowner FROM pg_class AS c WHERE c.oid = watched)) AND NOT EXISTS (
-        SELECT FROM pg_attribute AS a WHERE a.attrelid = watched AND a.attnum > 0 AND a.atttypid >= 16384)
+    ELSIF attempt = 0 AND socketio_pg.trusts((SELECT c.relowner FROM pg_class AS c WHERE c.oid = watched)) AND NOT EXISTS (
+        SELECT FROM pg_attribute AS a
+        WHERE a.attrelid = watched AND a.attnum > 0 AND (a.atttypid >= 16384 OR a.attgenerated = 'v'))
     THEN
         RETURN NULL;
     ELSE
@@ -84,13 +98,28 @@ BEGIN
         WHERE p.inner_id >= 16384
             AND (t.typtype = 'd' OR t.typcategory = 'A' OR socketio_pg.trusts(t.typowner)) IS NOT TRUE
     )
-    SELECT string_agg(CASE WHEN u.id IS NULL THEN format('r.%I', c.name) ELSE format(
-            'CASE num_nulls(r.%1$I) WHEN 0 THEN format(''%%s'', r.%1$I)%2$s END AS %1$I', c.name,
-            CASE WHEN t.typcategory = 'A' THEN '::text[]' END) END, ', ' ORDER BY c.place), bool_and(u.id IS NULL)
+    SELECT string_agg(CASE
+            WHEN u.id IS NOT NULL THEN format('CASE num_nulls(r.%1$I) WHEN 0 THEN format(''%%s'', r.%1$I)%2$s END AS %1$I',
+                c.name, CASE WHEN t.typcategory = 'A' THEN '::text[]' END)
+            WHEN v.expression IS NOT NULL AND attempt = 2 THEN
+                format('jsonb_build_object(''socketio_pg: no JSON'', NULL) AS %I', c.name)
+            ELSE format(CASE WHEN attempt > 0 THEN 'socketio_pg.watch_json(%s) AS %I' ELSE '%s AS %I' END,
+                coalesce(v.expression, format('r.%I', c.name)), c.name)
+        END, ', ' ORDER BY c.place), bool_and(u.id IS NULL AND v.expression IS NULL)
     INTO list, all_safe
     FROM unnest(names, types) WITH ORDINALITY AS c (name, type, place)
-    LEFT JOIN unsafe AS u ON u.id = c.type LEFT JOIN pg_type AS t ON t.oid = c.type;
-    RETURN CASE WHEN NOT all_safe THEN list END;
+    LEFT JOIN unsafe AS u ON u.id = c.type LEFT JOIN pg_type AS t ON t.oid = c.type
+    LEFT JOIN (
+        -- PostgreSQL 18 permits only built-in functions in these expressions.
+        SELECT a.attname AS name, CASE WHEN socketio_pg.trusts(o.relowner) OR NOT EXISTS (
+            SELECT FROM pg_depend AS e WHERE e.classid = 'pg_attrdef'::regclass AND e.objid = d.oid
+                AND e.refclassid <> 'pg_class'::regclass)
+            THEN format('(%s)', pg_get_expr(d.adbin, d.adrelid)) ELSE 'NULL' END AS expression
+        FROM pg_attribute AS a JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+            JOIN pg_class AS o ON o.oid = a.attrelid
+        WHERE a.attrelid = relation AND a.attgenerated = 'v' AND NOT a.attisdropped
+    ) AS v ON v.name = c.name;
+    RETURN CASE WHEN attempt > 0 OR NOT all_safe THEN list END;
 END $$;
 
 -- Raises SG006 unless watch_prepare() has approved the condition for this table: a role that may call watch() can create
@@ -126,26 +155,43 @@ DECLARE
     channel text := parts[1];
 BEGIN
     FOR n IN 2 .. cardinality(parts) BY 2 LOOP
-        channel := channel || (image ->> parts[n]) || parts[n + 1];
+        -- A value without JSON has its text.
+        channel := channel || coalesce(image -> parts[n] ->> 'socketio_pg: no JSON', image ->> parts[n]) || parts[n + 1];
     END LOOP;
     RETURN CASE WHEN image IS NOT NULL AND socketio_pg.channel_problem(channel) IS NULL THEN channel END;
 END $$;
 
 -- Returns the present columns of the watched table, in order: `shown` in new and old (`columns` without `exclude`), the
 -- primary `key`, both together (`tracked`), and the ones that a channel may name (`usable`). `whole`: all are shown.
--- `unsure`: a type, also of an excluded column, is not built in, or the catalog may be out of date: see watch_list().
+-- `unsure`: a select list is needed, see watch_list(). A type, also of an excluded column, is not built in, a generated
+-- column is virtual, or the catalog may be out of date.
 DROP FUNCTION IF EXISTS socketio_pg.watch_columns;
 CREATE FUNCTION socketio_pg.watch_columns(
     spec jsonb, relation oid, OUT shown text[], OUT key text[], OUT tracked text[], OUT usable text[], OUT whole boolean,
     OUT unsure boolean
-) LANGUAGE plpgsql STABLE AS $$
+) LANGUAGE plpgsql STABLE
+-- The catalog may be so small that a generic plan would read all of it.
+SET enable_seqscan = off
+AS $$
 DECLARE
     wanted text[];
     hidden text[] := '{}';
     numbers smallint[];
 BEGIN
-    IF spec ->> 'columns' IS NOT NULL THEN
-        wanted := ARRAY(SELECT jsonb_array_elements_text(spec -> 'columns'));
+    -- The array counts from 0. Without the index's INCLUDE columns.
+    SELECT coalesce(array_agg(a.attname::text ORDER BY a.attnum), '{}'),
+        array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attnum = ANY ((
+            SELECT (i.indkey::smallint[])[0 : i.indnkeyatts - 1]
+            FROM pg_index AS i WHERE i.indrelid = relation AND i.indisprimary)::smallint[])),
+        count(*) = 0 OR bool_or(a.atttypid >= 16384 OR a.attgenerated = 'v')
+            OR current_setting('transaction_isolation') <> 'read committed'
+    INTO usable, key, unsure
+    FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped;
+    IF spec ->> 'columns' IS NULL AND spec ->> 'exclude' IS NULL THEN
+        shown := usable;
+        tracked := usable;
+        whole := true;
+        RETURN;
     END IF;
     IF spec ->> 'exclude' IS NOT NULL THEN
         hidden := ARRAY(SELECT jsonb_array_elements_text(spec -> 'exclude'));
@@ -153,6 +199,8 @@ BEGIN
         -- that no longer exists may have been renamed, so nothing is sent.
         IF relation = (spec ->> 'relation')::oid THEN
             numbers := ARRAY(SELECT jsonb_array_elements_text(spec -> 'numbers'));
+            hidden := hidden || ARRAY(
+                SELECT a.attname FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum = ANY (numbers));
         ELSIF EXISTS (
             SELECT FROM unnest(hidden) AS h WHERE h NOT IN (
                 SELECT a.attname FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0)
@@ -161,38 +209,53 @@ BEGIN
                 MESSAGE = 'an excluded column no longer exists, or was renamed: call watch() again';
         END IF;
     END IF;
+    IF spec ->> 'columns' IS NOT NULL THEN
+        wanted := ARRAY(SELECT jsonb_array_elements_text(spec -> 'columns'));
+    END IF;
     -- A transaction whose snapshot is older than the table sees no columns.
-    SELECT coalesce(array_agg(c.name) FILTER (WHERE c.chosen), '{}'), array_agg(c.name) FILTER (WHERE c.in_key),
-        coalesce(array_agg(c.name) FILTER (WHERE c.chosen OR c.in_key), '{}'), array_agg(c.name) FILTER (WHERE c.open),
-        coalesce(bool_and(c.chosen), wanted IS NULL AND hidden = '{}'),
-        count(*) = 0 OR bool_or(c.own_type) OR current_setting('transaction_isolation') <> 'read committed'
-    INTO shown, key, tracked, usable, whole, unsure
-    FROM (
-        SELECT o.name, o.open, o.own_type, o.open AND (wanted IS NULL OR o.name = ANY (wanted)) AS chosen,
-            -- Without the index's INCLUDE columns. The array counts from 0.
-            o.open AND o.attnum = ANY ((
-                SELECT (i.indkey::smallint[])[0 : i.indnkeyatts - 1]
-                FROM pg_index AS i WHERE i.indrelid = relation AND i.indisprimary
-            )::smallint[]) AS in_key
-        FROM (
-            -- Virtual generated columns have no value in a trigger.
-            SELECT a.attname::text AS name, a.attnum, a.atttypid >= 16384 AS own_type, a.attgenerated <> 'v' AND a.attname <> ALL (hidden)
-                AND (numbers IS NULL OR a.attnum <> ALL (numbers)) AS open
-            FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
-            ORDER BY a.attnum
-        ) AS o
-    ) AS c;
+    whole := usable = '{}' AND wanted IS NULL AND hidden = '{}';
+    usable := ARRAY(SELECT u.name FROM unnest(usable) WITH ORDINALITY AS u (name, place)
+        WHERE u.name <> ALL (hidden) ORDER BY u.place);
+    key := (SELECT array_agg(k.name ORDER BY k.place) FROM unnest(key) WITH ORDINALITY AS k (name, place)
+        WHERE k.name <> ALL (hidden));
+    shown := ARRAY(SELECT u.name FROM unnest(usable) WITH ORDINALITY AS u (name, place)
+        WHERE wanted IS NULL OR u.name = ANY (wanted) ORDER BY u.place);
+    tracked := ARRAY(SELECT u.name FROM unnest(usable) WITH ORDINALITY AS u (name, place)
+        WHERE u.name = ANY (shown) OR u.name = ANY (key) ORDER BY u.place);
 END $$;
 
--- Returns the parts of the channel's name, or NULL if one of its columns is excluded: the name must not disclose it.
+-- Returns why a row has no channel, without its values.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_channel_problem(parts text[], image jsonb) RETURNS text
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    channel text := parts[1];
+BEGIN
+    FOR n IN 2 .. cardinality(parts) BY 2 LOOP
+        IF image ->> parts[n] IS NULL THEN
+            RETURN format('{%s} is NULL', parts[n]);
+        END IF;
+        channel := channel || (image ->> parts[n]) || parts[n + 1];
+    END LOOP;
+    RETURN (SELECT string_agg(format('{%s}', p.part), ', ' ORDER BY p.place)
+        FROM unnest(parts) WITH ORDINALITY AS p (part, place) WHERE p.place % 2 = 0)
+        || ' results in an invalid name: ' || socketio_pg.channel_problem(channel);
+END $$;
+
+-- Returns the parts of the channel's name. Raises SG005 if one of its columns is excluded, as the name must not disclose
+-- it, or if it does not exist any more.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_parts(spec jsonb, usable text[]) RETURNS text[]
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT array_agg(p.part ORDER BY p.place) FILTER (WHERE p.ok)
-    FROM (
-        SELECT part, place, bool_and(place % 2 = 1 OR part = ANY (usable)) OVER () AS ok
-        FROM jsonb_array_elements_text(spec -> 'parts') WITH ORDINALITY AS e (part, place)
-    ) AS p
-$$;
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    parts CONSTANT text[] := ARRAY(SELECT jsonb_array_elements_text(spec -> 'parts'));
+BEGIN
+    FOR n IN 2 .. cardinality(parts) BY 2 LOOP
+        IF parts[n] <> ALL (usable) THEN
+            RAISE EXCEPTION USING ERRCODE = 'SG005', MESSAGE = format(
+                'the channel''s placeholder {%s} is an excluded column, or no column any more: call watch() again', parts[n]);
+        END IF;
+    END LOOP;
+    RETURN parts;
+END $$;
 
 -- Sends one message about the whole statement.
 DROP FUNCTION IF EXISTS socketio_pg.watch_tell;
@@ -209,91 +272,144 @@ BEGIN
     END IF;
 END $$;
 
--- Sends messages about rows in order. `olds` and `news` are parallel arrays; except for an UPDATE, one of them is NULL.
--- `c`: the result of watch_columns(). `kept`: whether each row fulfils the condition, NULL for all. `places`: the place of
--- each row, or one for all. Returns the number of messages that have no channel.
-DROP FUNCTION IF EXISTS socketio_pg.watch_send;
-CREATE FUNCTION socketio_pg.watch_send(
-    spec jsonb, op text, c record, envelope jsonb, olds jsonb[], news jsonb[], kept boolean[], places bigint[]
-) RETURNS bigint LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-DECLARE
-    template boolean;
-    parts text[];
-    fixed text := spec ->> 'channel';
-    tier text := spec ->> 'tier';
-    max_size integer := CASE WHEN spec ->> 'tier' = 'notify' THEN 7999 ELSE @MAX_PAYLOAD@ END;
-    keep_old boolean := spec -> 'old';
-    unsent bigint;
+-- Returns some of the columns of a row. They are picked, and not the others left out, because the catalog may be older
+-- than the row.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_pick(image jsonb, names text[]) RETURNS jsonb
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(jsonb_object_agg(n, image -> n), '{}') FROM unnest(names) AS n WHERE image ? n
+$$;
+
+-- Returns the key of a row. A value without JSON has its text.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_key(image jsonb, key text[], guarded boolean) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
-    template := spec ->> 'parts' IS NOT NULL;
-    parts := CASE WHEN template THEN socketio_pg.watch_parts(spec, c.usable) END;
-    WITH changed AS (
-        SELECT r.number, r.o, r.n,
-            CASE WHEN op <> 'UPDATE' OR r.o = r.n THEN '[]' ELSE coalesce((
-                SELECT jsonb_agg(t.name ORDER BY t.place) FROM unnest(c.tracked) WITH ORDINALITY AS t (name, place)
-                WHERE r.n -> t.name IS DISTINCT FROM r.o -> t.name
-            ), '[]') END AS columns,
-            CASE WHEN template THEN socketio_pg.watch_channel(parts, r.o)
-                ELSE fixed END AS old_channel,
-            CASE WHEN template THEN socketio_pg.watch_channel(parts, r.n)
-                ELSE fixed END AS new_channel
-        FROM unnest(olds, news) WITH ORDINALITY AS r (o, n, number) WHERE kept IS NULL OR kept[r.number]
-    ), piece AS (
-        -- A row that moves from one channel to another is deleted in the first and inserted in the second, so that
-        -- subscribers of one channel never see values that belong to the other.
-        SELECT number, 1 AS part, 'DELETE' AS op, old_channel AS channel, o, NULL::jsonb AS n, '[]'::jsonb AS columns,
-            true AS moved
-        FROM changed WHERE op = 'UPDATE' AND old_channel IS DISTINCT FROM new_channel AND old_channel IS NOT NULL
-        UNION ALL
-        SELECT number, 2, 'INSERT', new_channel, NULL, n, '[]', true
-        FROM changed WHERE op = 'UPDATE' AND old_channel IS DISTINCT FROM new_channel
-        UNION ALL
-        SELECT number, 3, op, CASE WHEN op = 'DELETE' THEN old_channel ELSE new_channel END, o, n, columns, false
-        FROM changed WHERE op <> 'UPDATE' OR (old_channel IS NOT DISTINCT FROM new_channel AND columns <> '[]')
-    ), keyed AS (
-        SELECT p.*, (SELECT jsonb_object_agg(k, coalesce(p.n, p.o) -> k) FROM unnest(c.key) AS k) AS key,
-            CASE WHEN p.n IS NOT NULL THEN (SELECT jsonb_object_agg(k, p.o -> k) FROM unnest(c.key) AS k) END AS old_key
-        FROM piece AS p OFFSET 0
-    ), complete AS (
-        SELECT k.number, k.part, k.channel,
-            envelope || jsonb_build_object('op', k.op, 'pk', k.key)
-                || CASE WHEN k.moved THEN '{"moved": true}'::jsonb ELSE '{}' END AS short,
-            jsonb_build_object('changed', k.columns, 'new', CASE
-                WHEN c.whole OR k.n IS NULL THEN k.n
-                ELSE coalesce((SELECT jsonb_object_agg(s, k.n -> s) FROM unnest(c.shown) AS s WHERE k.n ? s), '{}')
-            END, 'old', CASE
-                WHEN k.o IS NULL THEN NULL
-                -- Without old images, a message still needs the row's previous key.
-                WHEN NOT keep_old THEN CASE WHEN k.old_key <> k.key THEN k.old_key END
-                WHEN c.whole THEN k.o
-                ELSE coalesce((SELECT jsonb_object_agg(s, k.o -> s) FROM unnest(c.shown) AS s WHERE k.o ? s), '{}')
-            END) AS images
-        FROM keyed AS k OFFSET 0
-    ), sized AS (
-        SELECT number, part, channel, short, short || images AS everything, octet_length((short || images)::text) AS size
-        FROM complete OFFSET 0
-    ), message AS MATERIALIZED (
-        SELECT number, part, channel, CASE
-            WHEN size <= max_size THEN everything
-            -- Without the key if even that is too large.
-            WHEN octet_length(short::text) < max_size - 20 THEN short || '{"truncated": true}'
-            ELSE short || '{"truncated": true, "pk": null}'
-        END AS payload
-        FROM sized OFFSET 0
-    ), logged AS (
+    IF guarded THEN
+        RETURN (SELECT jsonb_object_agg(k, coalesce(image -> k -> 'socketio_pg: no JSON', image -> k)) FROM unnest(key) AS k);
+    ELSIF cardinality(key) = 1 THEN
+        RETURN jsonb_build_object(key[1], image -> key[1]);
+    END IF;
+    RETURN (SELECT jsonb_object_agg(k, image -> k) FROM unnest(key) AS k);
+END $$;
+
+-- Sends one message about a row, with the columns `c` of watch_columns().
+CREATE OR REPLACE FUNCTION socketio_pg.watch_send_message(
+    spec jsonb, op text, c record, envelope jsonb, guarded boolean, place bigint, channel text, o jsonb, n jsonb,
+    changed jsonb, moved boolean
+) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    logged CONSTANT boolean := spec ->> 'tier' <> 'notify';
+    max_size CONSTANT integer := CASE WHEN logged THEN @MAX_PAYLOAD@ ELSE 7999 END;
+    key CONSTANT jsonb := socketio_pg.watch_key(coalesce(n, o), c.key, guarded);
+    head jsonb := envelope || jsonb_build_object('op', op, 'pk', key);
+    old_image jsonb;
+    new_image jsonb;
+    body jsonb;
+    size integer;
+BEGIN
+    IF moved THEN
+        head := head || '{"moved": true}';
+    END IF;
+    IF guarded AND EXISTS (
+        SELECT FROM unnest(c.shown) AS s
+        WHERE n -> s ? 'socketio_pg: no JSON' OR ((spec -> 'old')::boolean AND o -> s ? 'socketio_pg: no JSON')
+    ) THEN
+        body := head || '{"truncated": true, "reason": "no_json"}';
+        size := octet_length(body::text);
+    ELSE
+        new_image := CASE WHEN c.whole OR n IS NULL THEN n ELSE socketio_pg.watch_pick(n, c.shown) END;
+        IF (spec -> 'old')::boolean THEN
+            old_image := CASE WHEN c.whole OR o IS NULL THEN o ELSE socketio_pg.watch_pick(o, c.shown) END;
+        ELSIF o IS NOT NULL AND n IS NOT NULL THEN
+            -- Without old images, a message still needs the row's previous key.
+            old_image := nullif(socketio_pg.watch_key(o, c.key, guarded), key);
+        END IF;
+        body := head || jsonb_build_object('changed', changed, 'new', new_image, 'old', old_image);
+        size := octet_length(body::text);
+        IF size > max_size THEN
+            body := head || '{"truncated": true, "reason": "too_large"}';
+            size := octet_length(body::text);
+        END IF;
+    END IF;
+    IF size > max_size THEN
+        -- Even the key is too large.
+        body := body || '{"pk": null}';
+        size := octet_length(body::text);
+    END IF;
+    IF logged THEN
         INSERT INTO socketio_pg.outbox (channel, payload, size, place, xid)
-        SELECT channel, payload, octet_length(payload::text), coalesce(places[number], places[1]), pg_current_xact_id()
-        FROM message
-        -- watch() validates the name, but a role that may call watch() can also create triggers itself.
-        WHERE tier = 'log' AND channel IS NOT NULL AND (template OR (channel !~ '[\u0001-\u001f\u007f-\u009f]'
-            AND NOT starts_with(channel, 'socketio_pg') AND octet_length(channel) BETWEEN 1 AND 63)) ORDER BY number, part
-    ), notified AS (
-        SELECT pg_notify(channel, payload::text) FROM (
-            SELECT channel, payload FROM message WHERE tier = 'notify' AND channel IS NOT NULL
-            ORDER BY number, part
-        ) AS m OFFSET 0
-    )
-    SELECT count(*) FILTER (WHERE channel IS NULL) + 0 * (SELECT count(*) FROM notified) INTO unsent FROM message;
-    RETURN unsent;
+        VALUES (channel, body, size, place, pg_current_xact_id());
+    ELSE
+        PERFORM pg_notify(channel, body::text);
+    END IF;
+END $$;
+
+-- Sends the messages about a row. `parts`: those of watch_parts(), NULL for a fixed channel. Returns why the row has no
+-- channel, NULL if it has one.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_send_row(
+    spec jsonb, op text, c record, envelope jsonb, parts text[], guarded boolean, place bigint, o jsonb, n jsonb
+) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    old_channel text;
+    new_channel text;
+    changed jsonb := '[]';
+    done text;
+BEGIN
+    IF op = 'UPDATE' AND o = n THEN
+        RETURN NULL;
+    ELSIF parts IS NULL THEN
+        old_channel := spec ->> 'channel';
+        new_channel := old_channel;
+    ELSE
+        old_channel := socketio_pg.watch_channel(parts, o);
+        new_channel := socketio_pg.watch_channel(parts, n);
+    END IF;
+    IF op = 'UPDATE' THEN
+        IF old_channel IS DISTINCT FROM new_channel THEN
+            -- Deleted in the first and inserted in the second, so that subscribers of one channel never see values that
+            -- belong to the other.
+            IF old_channel IS NOT NULL THEN
+                done := socketio_pg.watch_send_message(
+                    spec, 'DELETE', c, envelope, guarded, place, old_channel, o, NULL, changed, true);
+            END IF;
+            IF new_channel IS NULL THEN
+                RETURN socketio_pg.watch_channel_problem(parts, n);
+            END IF;
+            done := socketio_pg.watch_send_message(
+                spec, 'INSERT', c, envelope, guarded, place, new_channel, NULL, n, changed, true);
+            RETURN NULL;
+        END IF;
+        SELECT jsonb_agg(t.name ORDER BY t.place) INTO changed
+        FROM unnest(c.tracked) WITH ORDINALITY AS t (name, place) WHERE n -> t.name IS DISTINCT FROM o -> t.name;
+        IF changed IS NULL THEN
+            RETURN NULL;
+        END IF;
+    END IF;
+    IF op = 'DELETE' THEN
+        new_channel := old_channel;
+    END IF;
+    IF new_channel IS NULL THEN
+        RETURN socketio_pg.watch_channel_problem(parts, coalesce(n, o));
+    END IF;
+    done := socketio_pg.watch_send_message(spec, op, c, envelope, guarded, place, new_channel, o, n, changed, false);
+    RETURN NULL;
+END $$;
+
+-- The function of older versions.
+DROP FUNCTION IF EXISTS socketio_pg.watch_send;
+
+-- Counts a failure of a watch: at commit, and without a lock that another transaction needs.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_failed(counter text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO socketio_pg.watch_failure (counter, failures) VALUES (watch_failed.counter, 1);
+    -- Above READ COMMITTED, reading the rows of others could make the transaction fail.
+    IF random() < 0.02 AND current_setting('transaction_isolation') = 'read committed' THEN
+        WITH counted AS (
+            DELETE FROM socketio_pg.watch_failure AS f WHERE f.ctid = ANY (ARRAY(
+                SELECT o.ctid FROM socketio_pg.watch_failure AS o WHERE o.counter = watch_failed.counter
+                FOR UPDATE SKIP LOCKED))
+            RETURNING f.failures
+        )
+        INSERT INTO socketio_pg.watch_failure (counter, failures) SELECT watch_failed.counter, sum(c.failures) FROM counted AS c;
+    END IF;
 END $$;

@@ -10,33 +10,39 @@
 --
 -- Any role may change the settings, and thereby the order of its own messages.
 --
---   socketio_pg.place        the newest place that was given
---   socketio_pg.run          the table and operation of the newest place, while no other message follows it; with a dot
---                            if the hook has to note each row
---   socketio_pg.sent         an id in the outbox before the newest message of the transaction that has a place
+--   socketio_pg.place        the newest place that was given, '' before the first watched statement
+--   socketio_pg.run          the key and operation of the statement that has the newest place, while no other message follows
+--                            it; with '-' before its first row. Otherwise ''
+--   socketio_pg.sent         the newest id in the outbox before the newest message of the transaction that has a place
 --   socketio_pg.sent_first   the same for the first message
 --   socketio_pg.runs_<key><operation>
 --                            the open statements of a table, outermost first: '|', the value of `sent` when the statement
---                            began, '/', and the places of its rows. '|17/3' means that all rows have place 3.
---                            '|17/3 5.. 7' means that the last row has place 7, the three before it place 5, and all
---                            others place 3: these are not counted, for speed.
+--                            began, '/', and the places of its rows. '|17/ 3' means that all rows have place 3. With
+--                            '|17/ 3 5 7' the last row has place 7, the one before it place 5, and all others place 3:
+--                            these are not counted, for speed, unless there are row triggers.
 
 -- Opens a statement. The trigger function BEFORE each statement, with the key of the table as its argument. It has the
 -- privileges of the writer and needs none.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_begin() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    runs CONSTANT text := 'socketio_pg.runs_' || TG_ARGV[0] || TG_OP;
-    place text := '';
+    statement CONSTANT text := TG_ARGV[0] || TG_OP;
+    runs CONSTANT text := 'socketio_pg.runs_' || statement;
+    place text := current_setting('socketio_pg.place', true);
+    places text := '';
+    -- PL/pgSQL evaluates an assignment faster than PERFORM.
+    done text;
 BEGIN
-    PERFORM set_config('socketio_pg.run', '', true);
+    IF place = '' OR place IS NULL THEN
+        place := set_config('socketio_pg.place', '0', true);
+    END IF;
     -- It has no rows, for which watch_hook() would do this.
     IF TG_OP = 'TRUNCATE' THEN
-        place := coalesce(substring(current_setting('socketio_pg.place', true) FROM '^[0-9]{1,15}$'), '0')::bigint + 1;
-        PERFORM set_config('socketio_pg.place', place, true);
+        places := ' ' || set_config('socketio_pg.place', (place::bigint + 1)::text, true);
     END IF;
-    PERFORM set_config(runs,
-        concat(current_setting(runs, true), '|', current_setting('socketio_pg.sent', true), '/', place), true);
+    done := set_config('socketio_pg.run', statement || '-', true);
+    done := set_config(runs,
+        concat(current_setting(runs, true), '|', current_setting('socketio_pg.sent', true), '/', places), true);
     RETURN NULL;
 END $$;
 
@@ -45,9 +51,11 @@ CREATE OR REPLACE FUNCTION socketio_pg.watch_end() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     runs CONSTANT text := 'socketio_pg.runs_' || TG_ARGV[0] || TG_OP;
+    value CONSTANT text := current_setting(runs, true);
+    done text;
 BEGIN
-    PERFORM set_config('socketio_pg.run', '', true);
-    PERFORM set_config(runs, coalesce(substring(current_setting(runs, true) FROM '^(.*)[|]'), ''), true);
+    done := set_config('socketio_pg.run', '', true);
+    done := set_config(runs, coalesce(left(value, -strpos(reverse(value), '|')), ''), true);
     RETURN NULL;
 END $$;
 
@@ -56,12 +64,16 @@ CREATE OR REPLACE FUNCTION socketio_pg.watch_sort() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     runs CONSTANT text := 'socketio_pg.runs_' || TG_ARGV[0] || TG_OP;
-    frame CONSTANT text[] := regexp_match(current_setting(runs, true), '([0-9]{0,18})/([0-9]{1,15})[. 0-9]*$');
+    frame CONSTANT text[] := regexp_match(current_setting(runs, true), '([0-9]{0,18})/( ([0-9]{1,15}).*)$');
+    places text[];
 BEGIN
-    IF frame[2] <> current_setting('socketio_pg.place', true) THEN
+    places := string_to_array(frame[2], ' ');
+    -- Unless the newest places are those of these rows alone.
+    IF current_setting('socketio_pg.place', true) <> (frame[3]::bigint + cardinality(places) - 2)::text THEN
         BEGIN
             PERFORM socketio_pg.watch_reorder(
-                coalesce(nullif(frame[1], ''), current_setting('socketio_pg.sent_first', true))::bigint, frame[2]::bigint);
+                coalesce(nullif(frame[1], ''), nullif(current_setting('socketio_pg.sent_first', true), ''))::bigint,
+                frame[3]::bigint);
         EXCEPTION WHEN assert_failure OR OTHERS THEN
             RAISE WARNING USING MESSAGE = format('socketio_pg.watch, %s on %I.%I: messages are not in order, SQLSTATE %s',
                 TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME, SQLSTATE);
@@ -81,25 +93,22 @@ LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
 -- it uses only built-in functions. While rows of one statement follow each other, only the first comparison is evaluated.
 --
 -- `each_row`: each row is counted, for row triggers, which cannot count from the end. `partitioned`: for INSERT, the row
--- may belong to an UPDATE that moves it to another partition.
+-- may belong to an UPDATE that moves it to another partition. PostgreSQL parses the stored condition for each statement,
+-- which takes longer than evaluating it: it is short.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_hook(key text, op text, each_row boolean, partitioned boolean) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
-    SELECT replace(replace($hook$
-        current_setting('socketio_pg.run', true) IS DISTINCT FROM {run}
-        AND current_setting({runs}, true) <> '' AND length(current_setting({runs}, true)) < 50000
-        AND set_config({runs}, current_setting({runs}, true) || CASE
-            WHEN current_setting('socketio_pg.run', true) = {run} || '.' THEN '.'
-            ELSE CASE WHEN right(current_setting({runs}, true), 1) = '/' THEN '' ELSE ' ' END
-                || set_config('socketio_pg.place', (coalesce(nullif(
-                    current_setting('socketio_pg.place', true), ''), '0')::bigint + 1)::text, true)
-            END, true) <> ''
-        AND set_config('socketio_pg.run', {run} || $hook$ || CASE WHEN each_row THEN $hook$'.'$hook$
-            ELSE $hook$CASE WHEN current_setting({runs}, true) ~ '/[0-9]+$' THEN '' ELSE '.' END$hook$ END
-        || $hook$, true) IS NULL$hook$,
-        '{runs}', '(''socketio_pg.runs_'' || {run})'),
-        '{run}', CASE WHEN op = 'INSERT' AND partitioned THEN format(
-            'CASE WHEN current_setting(%L, true) <> '''' THEN %L ELSE %L END',
-            'socketio_pg.runs_' || key || op, key || op, key || 'UPDATE') ELSE format('%L::text', key || op) END)
+    SELECT replace(replace(format($hook$
+        current_setting('socketio_pg.run', true) IS DISTINCT FROM {statement}
+        AND int4range '[1,50000]' @> length(current_setting({runs}, true))
+        AND set_config({runs}, current_setting({runs}, true) || (' ' || set_config(
+                'socketio_pg.place', (current_setting('socketio_pg.place', true)::bigint + 1)::text, true)), true)
+            = set_config('socketio_pg.run', %s, true)$hook$,
+        CASE WHEN each_row THEN '''''' ELSE
+            'CASE current_setting(''socketio_pg.run'', true) WHEN {statement} || ''-'' THEN {statement} ELSE '''' END' END),
+        '{runs}', 'text ''socketio_pg.runs_'' || {statement}'),
+        '{statement}', CASE WHEN op = 'INSERT' AND partitioned THEN format(
+            'CASE WHEN current_setting(%L, true) <> '''' THEN text %L ELSE %L END',
+            'socketio_pg.runs_' || key || op, key || op, key || 'UPDATE') ELSE format('text %L', key || op) END)
 $$;
 
 -- Creates or drops the triggers of this file, as the watches of a table need them.
@@ -151,18 +160,14 @@ BEGIN
     END LOOP;
 END $$;
 
--- Returns the places of `total` rows from their runs, such as '3 5.. 7'. If these do not fit, all rows have the first.
--- NULL: all rows were counted.
-CREATE OR REPLACE FUNCTION socketio_pg.watch_places(runs text, total bigint) RETURNS bigint[]
+-- Returns the places of `total` rows from those that were noted, such as ' 3 5 7'. If these do not fit, all rows have the
+-- first.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_places(noted text, total bigint) RETURNS bigint[]
 LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE WHEN total IS NULL THEN p.places WHEN cardinality(p.places) <= total AND length(runs) < 49000
+    SELECT CASE WHEN cardinality(p.places) <= total AND length(noted) < 49000
         THEN array_fill(p.places[1], ARRAY[total::integer - cardinality(p.places)]) || p.places
         ELSE array_fill(p.places[1], ARRAY[total::integer]) END
-    FROM (
-        SELECT array_agg(rtrim(r.run, '.')::bigint ORDER BY r.number) AS places
-        FROM unnest(string_to_array(runs, ' ')) WITH ORDINALITY AS r (run, number)
-        CROSS JOIN generate_series(1, 1 + length(r.run) - length(rtrim(r.run, '.')))
-    ) AS p
+    FROM (SELECT string_to_array(ltrim(noted), ' ')::bigint[] AS places) AS p
 $$;
 
 -- Gives new ids to the messages that this transaction has sent before others that precede them: those with an id above

@@ -28,6 +28,17 @@ LANGUAGE sql IMMUTABLE AS $$
         'FROM new_rows', 'FROM ' || socketio_pg.watch_source('new_rows', list))
 $$;
 
+-- The same for a single row, which is planned faster.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_single_row(op text, list text) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT format('(VALUES (1)) AS p__ (number) LEFT JOIN (SELECT * FROM %s%s) AS new ON true
+        LEFT JOIN (SELECT * FROM %s%s) AS old ON true',
+        socketio_pg.watch_source(CASE op WHEN 'DELETE' THEN 'old_rows' ELSE 'new_rows' END, list) || ' AS r__',
+        CASE op WHEN 'DELETE' THEN ' WHERE false' END,
+        socketio_pg.watch_source(CASE op WHEN 'INSERT' THEN 'new_rows' ELSE 'old_rows' END, list) || ' AS r__',
+        CASE op WHEN 'INSERT' THEN ' WHERE false' END)
+$$;
+
 -- Returns SQL that evaluates the condition of a watch to an array with one boolean per row, in order. The line break
 -- ends a comment in the condition.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_condition(condition text, rows text) RETURNS text
@@ -36,9 +47,12 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 -- Returns SQL for a statement that changed too many rows: each affected channel, NULL for rows without one, and its
--- number of rows. $1: the parts of the channel's name, $2: the columns in which a change counts.
+-- number of rows. $1: the parts of the channel's name, $2: the columns in which a change counts, $3: whether each row
+-- fulfils the condition, if `counted`: values of `list` have other types than those of the table then.
 DROP FUNCTION IF EXISTS socketio_pg.watch_bulk;
-CREATE FUNCTION socketio_pg.watch_bulk(spec jsonb, op text, whole boolean, paired boolean, list text) RETURNS text
+CREATE FUNCTION socketio_pg.watch_bulk(
+    spec jsonb, op text, whole boolean, paired boolean, list text, counted boolean
+) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
     SELECT format('SELECT c__.channel, greatest(count(i__.o), count(i__.n)) AS rows
         FROM %s CROSS JOIN LATERAL (%s) AS c__ (channel) WHERE %s AND %s GROUP BY 1',
@@ -53,7 +67,8 @@ LANGUAGE sql IMMUTABLE AS $$
         ELSE 'SELECT socketio_pg.watch_channel($1, i__.o) WHERE i__.o IS NOT NULL
             UNION SELECT socketio_pg.watch_channel($1, i__.n) WHERE i__.n IS NOT NULL'
         END,
-        CASE WHEN paired AND spec ->> 'when' IS NOT NULL THEN format(E'coalesce((%s\n), false)', spec ->> 'when')
+        CASE WHEN paired AND counted THEN '$3[p__.number]'
+        WHEN paired AND spec ->> 'when' IS NOT NULL THEN format(E'coalesce((%s\n), false)', spec ->> 'when')
         ELSE 'true' END,
         CASE WHEN paired AND op = 'UPDATE' AND NOT whole THEN
             '(EXISTS (SELECT FROM unnest($2) AS k WHERE i__.n -> k IS DISTINCT FROM i__.o -> k)'
@@ -64,7 +79,7 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 -- The trigger function of all watches, for rows and for statements. A failure in here does not affect the user's
--- transaction: it raises a warning that contains no row data, and increments a sequence, which needs no lock.
+-- transaction: it raises a warning that contains no row data, and counts at commit.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -84,6 +99,7 @@ DECLARE
     max_rows bigint;
     old_count bigint := 0;
     new_count bigint := 0;
+    count bigint;
     c record;
     parts text[];
     olds jsonb[];
@@ -91,192 +107,270 @@ DECLARE
     kept boolean[];
     old_row record;
     new_row record;
+    old_image jsonb;
+    new_image jsonb;
     bulk record;
+    -- Results of watch_list(), for the condition and for JSON.
+    plain_list text;
     list text;
+    -- After a row without JSON, the statement's rows are read again: see watch_list().
+    attempt integer := 0;
     unsent bigint := 0;
+    -- Why the first of these rows has no channel.
+    why text;
+    row_problem text;
+    doing text := 'sending';
     problem text;
     -- See 4_watch_order.sql.
     frames text;
     frame text;
-    runs text;
+    noted text;
     place bigint;
+    -- Those of all rows, if they have several.
+    several boolean;
     places bigint[];
     row_number integer;
+    -- PL/pgSQL evaluates an assignment faster than PERFORM.
+    done text;
 BEGIN
-    BEGIN
-        spec := TG_ARGV[0];
-        max_rows := spec ->> 'bulk_limit';
-        -- The fields of all messages. This also assigns a transaction id before the outbox assigns ids, as in
-        -- publish().
-        envelope := jsonb_build_object('op', TG_OP, 'schema', TG_TABLE_SCHEMA, 'table', TG_TABLE_NAME,
-            'at', clock_timestamp(), 'txid', pg_current_xact_id()::text);
-        -- Opened by watch_begin(). A row trigger fires also for statements that name a partition, which are not opened.
-        frames := current_setting('socketio_pg.runs_' || (spec ->> 'key') || TG_OP, true);
-        IF TG_LEVEL = 'ROW' AND coalesce(frames, '') = '' THEN
-            frames := current_setting('socketio_pg.runs_' || (spec ->> 'key') || 'UPDATE', true);
-        END IF;
-        frame := substring(frames FROM '[^|]*$');
-        IF frame ~ '^[0-9]{0,18}/[0-9]{1,15}[.]*( [0-9]{1,15}[.]*)*$' THEN
-            runs := split_part(frame, '/', 2);
-            place := substring(runs FROM '^[0-9]+');
+    IF TG_LEVEL = 'STATEMENT' AND TG_OP <> 'TRUNCATE' THEN
+        IF TG_OP = 'INSERT' THEN
+            SELECT count(*) INTO new_count FROM new_rows;
+        ELSIF TG_OP = 'DELETE' THEN
+            SELECT count(*) INTO old_count FROM old_rows;
         ELSE
-            place := socketio_pg.next_place();
+            SELECT (SELECT count(*) FROM old_rows), (SELECT count(*) FROM new_rows) INTO old_count, new_count;
         END IF;
-        places := ARRAY[place];
-        PERFORM socketio_pg.note_sending();
-        IF TG_OP = 'TRUNCATE' THEN
-            PERFORM socketio_pg.watch_tell(spec, spec ->> 'channel', envelope
-                || '{"pk": null, "new": null, "old": null, "changed": []}', place);
-        ELSE
-            -- The trigger of a partition is a copy: the message names the table that is watched.
-            IF TG_LEVEL = 'ROW' AND relation <> (spec ->> 'relation')::oid THEN
-                IF (SELECT p.relispartition FROM pg_class AS p WHERE p.oid = TG_RELID) THEN
-                    SELECT a.relid, envelope || jsonb_build_object('schema', n.nspname, 'table', t.relname)
-                    INTO relation, envelope
-                    FROM pg_partition_ancestors(TG_RELID) WITH ORDINALITY AS a (relid, place)
-                    JOIN pg_class AS t ON t.oid = a.relid JOIN pg_namespace AS n ON n.oid = t.relnamespace
-                    WHERE EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgrelid = a.relid AND g.tgname = TG_NAME)
-                    ORDER BY a.place DESC LIMIT 1;
+        IF old_count + new_count = 0 THEN
+            RETURN NULL;
+        END IF;
+    END IF;
+    count := greatest(old_count, new_count);
+    LOOP
+        BEGIN
+            spec := TG_ARGV[0];
+            max_rows := spec ->> 'bulk_limit';
+            -- The fields of all messages. This also assigns a transaction id before the outbox assigns ids, as in
+            -- publish().
+            envelope := jsonb_build_object('op', TG_OP, 'schema', TG_TABLE_SCHEMA, 'table', TG_TABLE_NAME,
+                'at', clock_timestamp(), 'txid', pg_current_xact_id()::text);
+            -- Opened by watch_begin(). A row trigger fires also for statements that name a partition, which are not
+            -- opened, and for rows that an UPDATE moves to another partition.
+            frames := current_setting('socketio_pg.runs_' || (spec ->> 'key') || TG_OP, true);
+            IF TG_LEVEL = 'ROW' AND coalesce(frames, '') = '' THEN
+                frames := current_setting('socketio_pg.runs_' || (spec ->> 'key') || 'UPDATE', true);
+            END IF;
+            frame := right(frames, strpos(reverse(frames), '|') - 1);
+            IF frame ~ '^[0-9]{0,18}/( [0-9]{1,15})+$' THEN
+                noted := split_part(frame, '/', 2);
+                place := split_part(noted, ' ', 2);
+            ELSE
+                place := socketio_pg.next_place();
+            END IF;
+            several := strpos(noted, ' ' || place || ' ') > 0;
+            done := socketio_pg.note_sending();
+            IF TG_OP = 'TRUNCATE' THEN
+                PERFORM socketio_pg.watch_tell(spec, spec ->> 'channel', envelope
+                    || '{"pk": null, "new": null, "old": null, "changed": []}', place);
+            ELSE
+                -- The trigger of a partition is a copy: the message names the table that is watched.
+                IF TG_LEVEL = 'ROW' AND relation <> (spec ->> 'relation')::oid THEN
+                    IF (SELECT p.relispartition FROM pg_class AS p WHERE p.oid = TG_RELID) THEN
+                        SELECT a.relid, envelope || jsonb_build_object('schema', n.nspname, 'table', t.relname)
+                        INTO relation, envelope
+                        FROM pg_partition_ancestors(TG_RELID) WITH ORDINALITY AS a (relid, place)
+                        JOIN pg_class AS t ON t.oid = a.relid JOIN pg_namespace AS n ON n.oid = t.relnamespace
+                        WHERE EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgrelid = a.relid AND g.tgname = TG_NAME)
+                        ORDER BY a.place DESC LIMIT 1;
+                    END IF;
                 END IF;
-            END IF;
-            c := socketio_pg.watch_columns(spec, relation);
-            IF c.unsure THEN
-                list := socketio_pg.watch_list(TG_RELID, relation);
-            END IF;
-            IF TG_LEVEL = 'ROW' THEN
-                IF strpos(runs, ' ') > 0 THEN
-                    -- Counts the calls for this statement.
-                    frames := format('socketio_pg.row_%s_%s', spec ->> 'counter', cardinality(string_to_array(frames, '|')));
-                    row_number := coalesce(substring(current_setting(frames, true)
-                        FROM format('^%s:([0-9]{1,9})$', place))::integer, 0) + 1;
-                    PERFORM set_config(frames, format('%s:%s', place, row_number), true);
-                    places := socketio_pg.watch_places(runs, NULL);
-                    places := ARRAY[coalesce(places[row_number], place)];
+                c := socketio_pg.watch_columns(spec, relation);
+                IF c.unsure THEN
+                    plain_list := socketio_pg.watch_list(TG_RELID, relation, 0);
+                END IF;
+                list := plain_list;
+                IF attempt > 0 THEN
+                    list := socketio_pg.watch_list(TG_RELID, relation, attempt);
+                END IF;
+                IF spec ->> 'parts' IS NOT NULL THEN
+                    parts := socketio_pg.watch_parts(spec, c.usable);
+                -- watch() validates the name, but a role that may call watch() can also create triggers itself.
+                ELSIF spec ->> 'tier' <> 'notify' AND ((spec ->> 'channel') ~ '[\u0001-\u001f\u007f-\u009f]'
+                    OR starts_with(spec ->> 'channel', 'socketio_pg')
+                    OR octet_length(spec ->> 'channel') NOT BETWEEN 1 AND 63)
+                THEN
+                    RAISE EXCEPTION USING ERRCODE = 'SG005', MESSAGE = 'the channel is not valid';
                 END IF;
                 IF spec ->> 'when' IS NOT NULL THEN
                     PERFORM socketio_pg.watch_check(spec, relation);
-                    old_row := OLD;
-                    new_row := NEW;
-                    -- Gives the unused record a row type.
-                    IF TG_OP = 'INSERT' THEN
-                        old_row := NEW;
-                    ELSIF TG_OP = 'DELETE' THEN
-                        new_row := OLD;
-                    END IF;
-                    EXECUTE socketio_pg.watch_condition(spec ->> 'when', format(
-                        '(SELECT 1 AS number) AS p__ LEFT JOIN (SELECT %3$s FROM (SELECT ($1).*) AS r %1$s) AS old ON true
-                        LEFT JOIN (SELECT %3$s FROM (SELECT ($2).*) AS r %2$s) AS new ON true',
-                        CASE TG_OP WHEN 'INSERT' THEN 'WHERE false' END, CASE TG_OP WHEN 'DELETE' THEN 'WHERE false' END,
-                        coalesce(list, '*')
-                    )) INTO kept USING old_row, new_row;
                 END IF;
-                IF list IS NULL THEN
-                    unsent := socketio_pg.watch_send(spec, TG_OP, c, envelope,
-                        ARRAY[CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END],
-                        ARRAY[CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END], kept, places);
+                IF TG_LEVEL = 'ROW' THEN
+                    IF several THEN
+                        -- Counts the calls for this statement.
+                        frames := format('socketio_pg.row_%s_%s', spec ->> 'counter', cardinality(string_to_array(frames, '|')));
+                        row_number := coalesce(substring(current_setting(frames, true)
+                            FROM format('^%s:([0-9]{1,9})$', place))::integer, 0) + 1;
+                        done := set_config(frames, format('%s:%s', place, row_number), true);
+                        place := coalesce(nullif(split_part(noted, ' ', row_number + 1), '')::bigint, place);
+                    END IF;
+                    IF spec ->> 'when' IS NOT NULL THEN
+                        doing := 'the condition';
+                        old_row := OLD;
+                        new_row := NEW;
+                        -- Gives the unused record a row type.
+                        IF TG_OP = 'INSERT' THEN
+                            old_row := NEW;
+                        ELSIF TG_OP = 'DELETE' THEN
+                            new_row := OLD;
+                        END IF;
+                        EXECUTE socketio_pg.watch_condition(spec ->> 'when', format(
+                            '(SELECT 1 AS number) AS p__ LEFT JOIN (SELECT %3$s FROM (SELECT ($1).*) AS r %1$s) AS old ON true
+                            LEFT JOIN (SELECT %3$s FROM (SELECT ($2).*) AS r %2$s) AS new ON true',
+                            CASE TG_OP WHEN 'INSERT' THEN 'WHERE false' END, CASE TG_OP WHEN 'DELETE' THEN 'WHERE false' END,
+                            coalesce(plain_list, '*')
+                        )) INTO kept USING old_row, new_row;
+                    END IF;
+                    IF kept IS NULL OR kept[1] THEN
+                        doing := 'reading rows';
+                        IF list IS NULL THEN
+                            old_image := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
+                            new_image := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
+                        ELSE
+                            IF TG_OP <> 'INSERT' THEN
+                                EXECUTE format('SELECT to_jsonb(l) FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
+                                INTO old_image USING OLD;
+                            END IF;
+                            IF TG_OP <> 'DELETE' THEN
+                                EXECUTE format('SELECT to_jsonb(l) FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
+                                INTO new_image USING NEW;
+                            END IF;
+                        END IF;
+                        doing := 'sending';
+                        why := socketio_pg.watch_send_row(
+                            spec, TG_OP, c, envelope, parts, attempt > 0, place, old_image, new_image);
+                        unsent := (why IS NOT NULL)::integer;
+                    END IF;
                 ELSE
-                    olds := '{NULL}';
-                    news := '{NULL}';
-                    IF TG_OP <> 'INSERT' THEN
-                        EXECUTE format('SELECT ARRAY[to_jsonb(l)] FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
-                        INTO olds USING OLD;
+                    IF several THEN
+                        places := socketio_pg.watch_places(noted, count);
                     END IF;
-                    IF TG_OP <> 'DELETE' THEN
-                        EXECUTE format('SELECT ARRAY[to_jsonb(l)] FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
-                        INTO news USING NEW;
-                    END IF;
-                    unsent := socketio_pg.watch_send(spec, TG_OP, c, envelope, olds, news, kept, places);
-                END IF;
-            ELSE
-                IF TG_OP <> 'INSERT' THEN
-                    SELECT count(*) INTO old_count FROM old_rows;
-                END IF;
-                IF TG_OP <> 'DELETE' THEN
-                    SELECT count(*) INTO new_count FROM new_rows;
-                END IF;
-                IF strpos(runs, ' ') > 0 THEN
-                    places := socketio_pg.watch_places(runs, greatest(old_count, new_count));
-                END IF;
-                -- The counts of an UPDATE differ if a trigger has kept a row from moving to another partition: old and new
-                -- rows cannot be paired then.
-                IF greatest(old_count, new_count) > max_rows OR (TG_OP = 'UPDATE' AND old_count <> new_count) THEN
-                    parts := CASE WHEN spec ->> 'parts' IS NULL THEN ARRAY[spec ->> 'channel']
-                        ELSE socketio_pg.watch_parts(spec, c.usable) END;
-                    IF spec ->> 'parts' IS NULL AND spec ->> 'when' IS NULL
-                        AND (c.whole OR TG_OP <> 'UPDATE' OR old_count <> new_count)
-                    THEN
-                        PERFORM socketio_pg.watch_tell(spec, parts[1], envelope
-                            || jsonb_build_object('count', greatest(old_count, new_count), 'truncated', true),
-                            places[cardinality(places)]);
+                    -- The counts of an UPDATE differ if a trigger has kept a row from moving to another partition: old and new
+                    -- rows cannot be paired then.
+                    IF count > max_rows OR (TG_OP = 'UPDATE' AND old_count <> new_count) THEN
+                        envelope := envelope || '{"truncated": true, "reason": "many_rows"}';
+                        IF spec ->> 'parts' IS NULL AND spec ->> 'when' IS NULL
+                            AND (c.whole OR TG_OP <> 'UPDATE' OR old_count <> new_count)
+                        THEN
+                            PERFORM socketio_pg.watch_tell(spec, spec ->> 'channel',
+                                envelope || jsonb_build_object('count', count), coalesce(places[count], place));
+                        ELSE
+                            IF attempt > 0 AND spec ->> 'when' IS NOT NULL THEN
+                                doing := 'the condition';
+                                EXECUTE socketio_pg.watch_condition(
+                                    spec ->> 'when', socketio_pg.watch_rows(TG_OP, plain_list)) INTO kept;
+                            END IF;
+                            doing := 'reading rows';
+                            FOR bulk IN EXECUTE socketio_pg.watch_bulk(spec, TG_OP, c.whole,
+                                TG_OP <> 'UPDATE' OR old_count = new_count, list, kept IS NOT NULL
+                            ) USING coalesce(parts, ARRAY[spec ->> 'channel']), c.tracked, kept
+                            LOOP
+                                IF bulk.channel IS NULL THEN
+                                    unsent := bulk.rows;
+                                ELSE
+                                    PERFORM socketio_pg.watch_tell(spec, bulk.channel,
+                                        envelope || jsonb_build_object('count', bulk.rows), coalesce(places[count], place));
+                                END IF;
+                            END LOOP;
+                        END IF;
                     ELSE
                         IF spec ->> 'when' IS NOT NULL THEN
-                            PERFORM socketio_pg.watch_check(spec, relation);
+                            doing := 'the condition';
+                            EXECUTE socketio_pg.watch_condition(spec ->> 'when', CASE
+                                WHEN count > 1 THEN socketio_pg.watch_rows(TG_OP, plain_list)
+                                ELSE socketio_pg.watch_single_row(TG_OP, plain_list) END) INTO kept;
                         END IF;
-                        FOR bulk IN EXECUTE socketio_pg.watch_bulk(
-                            spec, TG_OP, c.whole, TG_OP <> 'UPDATE' OR old_count = new_count, list
-                        ) USING parts, c.tracked
-                        LOOP
-                            IF bulk.channel IS NULL THEN
-                                unsent := bulk.rows;
+                        IF count = 1 AND list IS NULL AND (kept IS NULL OR kept[1]) THEN
+                            doing := 'reading rows';
+                            IF TG_OP = 'INSERT' THEN
+                                SELECT to_jsonb(r.*) INTO new_image FROM new_rows AS r;
+                            ELSIF TG_OP = 'DELETE' THEN
+                                SELECT to_jsonb(r.*) INTO old_image FROM old_rows AS r;
                             ELSE
-                                PERFORM socketio_pg.watch_tell(spec, bulk.channel, envelope
-                                    || jsonb_build_object('count', bulk.rows, 'truncated', true),
-                                    places[cardinality(places)]);
+                                SELECT to_jsonb(o.*), to_jsonb(n.*) INTO old_image, new_image
+                                FROM old_rows AS o CROSS JOIN new_rows AS n;
                             END IF;
+                            doing := 'sending';
+                            why := socketio_pg.watch_send_row(
+                                spec, TG_OP, c, envelope, parts, attempt > 0, place, old_image, new_image);
+                            unsent := (why IS NOT NULL)::integer;
+                            count := 0;
+                        END IF;
+                        FOR passed IN 0 .. count - 1 BY batch_size LOOP
+                            doing := 'reading rows';
+                            IF TG_OP <> 'INSERT' THEN
+                                IF list IS NULL THEN
+                                    SELECT array_agg(to_jsonb(r.*)) INTO olds
+                                    FROM (SELECT * FROM old_rows OFFSET passed LIMIT batch_size) AS r;
+                                ELSE
+                                    EXECUTE format('SELECT array_agg(to_jsonb(l)) FROM (SELECT %s FROM old_rows AS r
+                                        OFFSET $1 LIMIT $2) AS l', list) INTO olds USING passed, batch_size;
+                                END IF;
+                            END IF;
+                            IF TG_OP <> 'DELETE' THEN
+                                IF list IS NULL THEN
+                                    SELECT array_agg(to_jsonb(r.*)) INTO news
+                                    FROM (SELECT * FROM new_rows OFFSET passed LIMIT batch_size) AS r;
+                                ELSE
+                                    EXECUTE format('SELECT array_agg(to_jsonb(l)) FROM (SELECT %s FROM new_rows AS r
+                                        OFFSET $1 LIMIT $2) AS l', list) INTO news USING passed, batch_size;
+                                END IF;
+                            END IF;
+                            doing := 'sending';
+                            FOR n IN 1 .. least(count - passed, batch_size) LOOP
+                                IF kept IS NULL OR kept[passed + n] THEN
+                                    row_problem := socketio_pg.watch_send_row(spec, TG_OP, c, envelope, parts, attempt > 0,
+                                        coalesce(places[passed + n], place), olds[n], news[n]);
+                                    IF row_problem IS NOT NULL THEN
+                                        unsent := unsent + 1;
+                                        why := coalesce(why, row_problem);
+                                    END IF;
+                                END IF;
+                            END LOOP;
                         END LOOP;
                     END IF;
-                ELSE
-                    IF spec ->> 'when' IS NOT NULL THEN
-                        PERFORM socketio_pg.watch_check(spec, relation);
-                        EXECUTE socketio_pg.watch_condition(spec ->> 'when', socketio_pg.watch_rows(TG_OP, list)) INTO kept;
-                    END IF;
-                    FOR passed IN 0 .. greatest(old_count, new_count) - 1 BY batch_size LOOP
-                        IF TG_OP <> 'INSERT' THEN
-                            IF list IS NULL THEN
-                                SELECT array_agg(to_jsonb(r.*)) INTO olds
-                                FROM (SELECT * FROM old_rows OFFSET passed LIMIT batch_size) AS r;
-                            ELSE
-                                EXECUTE format('SELECT array_agg(to_jsonb(l)) FROM (SELECT %s FROM old_rows AS r
-                                    OFFSET $1 LIMIT $2) AS l', list) INTO olds USING passed, batch_size;
-                            END IF;
-                        END IF;
-                        IF TG_OP <> 'DELETE' THEN
-                            IF list IS NULL THEN
-                                SELECT array_agg(to_jsonb(r.*)) INTO news
-                                FROM (SELECT * FROM new_rows OFFSET passed LIMIT batch_size) AS r;
-                            ELSE
-                                EXECUTE format('SELECT array_agg(to_jsonb(l)) FROM (SELECT %s FROM new_rows AS r
-                                    OFFSET $1 LIMIT $2) AS l', list) INTO news USING passed, batch_size;
-                            END IF;
-                        END IF;
-                        unsent := unsent + socketio_pg.watch_send(
-                            spec, TG_OP, c, envelope, olds, news, kept[passed + 1 : passed + batch_size],
-                            CASE WHEN cardinality(places) > 1 THEN places[passed + 1 : passed + batch_size] ELSE places END);
-                    END LOOP;
                 END IF;
             END IF;
-        END IF;
-        -- Something has taken a place after this statement's first row. A row trigger leaves this to watch_sort().
-        IF TG_LEVEL = 'STATEMENT' AND runs IS NOT NULL AND place::text <> current_setting('socketio_pg.place', true) THEN
-            PERFORM socketio_pg.watch_reorder(
-                coalesce(nullif(split_part(frame, '/', 1), ''), current_setting('socketio_pg.sent_first', true))::bigint, place);
-        END IF;
-        IF unsent > 0 THEN
-            problem := format('%s rows have no channel: a placeholder is NULL, or the channel name is invalid', unsent);
-        END IF;
-    EXCEPTION WHEN assert_failure OR OTHERS THEN
-        problem := CASE WHEN SQLSTATE IN ('SG005', 'SG006') THEN SQLERRM
-            ELSE format('sending failed with SQLSTATE %s, nothing was sent', SQLSTATE) END;
-    END;
+            -- Something has taken a place after this statement's first row. A row trigger leaves this to watch_sort().
+            IF TG_LEVEL = 'STATEMENT' AND noted IS NOT NULL AND place::text <> current_setting('socketio_pg.place', true) THEN
+                PERFORM socketio_pg.watch_reorder(coalesce(nullif(split_part(frame, '/', 1), ''),
+                    nullif(current_setting('socketio_pg.sent_first', true), ''))::bigint, place);
+            END IF;
+            EXIT;
+        EXCEPTION WHEN assert_failure OR OTHERS THEN
+            IF doing = 'reading rows' AND attempt < 2 THEN
+                attempt := attempt + 1;
+                CONTINUE;
+            END IF;
+            -- The class of SQLSTATE 42 is about names, and its messages have no values.
+            problem := CASE WHEN SQLSTATE IN ('SG005', 'SG006') THEN SQLERRM
+                ELSE format('%s failed with SQLSTATE %s%s, nothing was sent', doing, SQLSTATE,
+                    CASE WHEN starts_with(SQLSTATE, '42') THEN format(' (%s)', SQLERRM) END) END;
+            EXIT;
+        END;
+    END LOOP;
+    IF unsent > 0 AND problem IS NULL THEN
+        problem := format('%s rows have no channel: %s', unsent, coalesce(
+            why, 'a placeholder is NULL, or the name is invalid: ' || (spec ->> 'channel')));
+    END IF;
     IF problem IS NOT NULL THEN
         RAISE WARNING USING
             MESSAGE = format('socketio_pg.watch, %s on %I.%I: %s', TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME, problem);
         BEGIN
             IF starts_with(spec ->> 'counter', 'watch_') THEN
-                PERFORM nextval(format('socketio_pg.%I', spec ->> 'counter')::regclass);
+                PERFORM socketio_pg.watch_failed(spec ->> 'counter');
             END IF;
         EXCEPTION WHEN OTHERS THEN
-            NULL; -- the sequence was dropped
+            NULL; -- an operator has dropped the objects that count
         END;
     END IF;
     RETURN NULL;

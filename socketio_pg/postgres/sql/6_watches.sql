@@ -39,19 +39,7 @@ BEGIN
     WHERE t.tgrelid = tbl AND t.tgname = counter AND obj_description(t.oid, 'pg_trigger') = condition;
     IF probe.oid IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'SG006', MESSAGE = format('the condition is not one of the owner of %s', tbl);
-    ELSIF socketio_pg.trusts(probe.relowner) THEN
-        BEGIN
-            EXECUTE socketio_pg.watch_condition(condition, format(
-                '(SELECT 1 AS number, NULL::%1$s AS r WHERE false) AS p__
-                CROSS JOIN LATERAL (SELECT %2$s FROM (SELECT (p__.r).*) AS r) AS old
-                CROSS JOIN LATERAL (SELECT %2$s FROM (SELECT (p__.r).*) AS r) AS new',
-                tbl, coalesce(socketio_pg.watch_list(tbl, tbl), '*')));
-        EXCEPTION WHEN OTHERS THEN
-            RAISE EXCEPTION USING ERRCODE = 'SG005', MESSAGE = format('"when" is not a valid condition: %s', SQLERRM),
-                HINT = 'It is an SQL condition on the rows new and old, which runs with the privileges of the owner of'
-                    ' the schema socketio_pg. Qualify names outside pg_catalog, as in public.function(new.x).';
-        END;
-    ELSE
+    ELSIF NOT socketio_pg.trusts(probe.relowner) THEN
         IF condition IS DISTINCT FROM socketio_pg.trigger_condition(tbl, counter) THEN
             RAISE EXCEPTION USING ERRCODE = 'SG006', MESSAGE = 'the condition is not the one of the trigger';
         END IF;
@@ -85,6 +73,18 @@ BEGIN
                     ' other types, as in new.status::text = ''paid''.';
         END IF;
     END IF;
+    -- As the trigger will run it. WHEN permits system columns, which the rows of a statement do not have.
+    BEGIN
+        EXECUTE socketio_pg.watch_condition(condition, format(
+            '(SELECT 1 AS number, NULL::%1$s AS r WHERE false) AS p__
+            CROSS JOIN LATERAL (SELECT %2$s FROM (SELECT (p__.r).*) AS r) AS old
+            CROSS JOIN LATERAL (SELECT %2$s FROM (SELECT (p__.r).*) AS r) AS new',
+            tbl, coalesce(socketio_pg.watch_list(tbl, tbl, 0), '*')));
+    EXCEPTION WHEN OTHERS THEN
+        RAISE EXCEPTION USING ERRCODE = 'SG005', MESSAGE = format('"when" is not a valid condition: %s', SQLERRM),
+            HINT = 'It is an SQL condition on the rows new and old, which runs with the privileges of the owner of'
+                ' the schema socketio_pg. Qualify names outside pg_catalog, as in public.function(new.x).';
+    END;
     EXECUTE format('COMMENT ON SEQUENCE socketio_pg.%I IS %L', counter,
         jsonb_build_object('when', condition, 'relation', tbl::oid, 'table', probe.name));
 END $$;
@@ -104,16 +104,22 @@ BEGIN
         -- IF EXISTS, as a concurrent call may drop it, too.
         EXECUTE format('DROP SEQUENCE IF EXISTS socketio_pg.%I', counter);
     END LOOP;
+    DELETE FROM socketio_pg.watch_failure AS f WHERE f.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM socketio_pg.watch_failure AS o
+        WHERE NOT EXISTS (SELECT FROM socketio_pg.watch_triggers AS t WHERE t.spec ->> 'counter' = o.counter)
+        FOR UPDATE SKIP LOCKED));
 END $$;
 
 CREATE OR REPLACE FUNCTION socketio_pg.watch_failures(counter text) RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN starts_with(counter, 'watch_')
-        THEN coalesce(pg_sequence_last_value(to_regclass(format('socketio_pg.%I', counter))), 0) END
+        -- Older versions count with the sequence.
+        THEN coalesce(pg_sequence_last_value(to_regclass(format('socketio_pg.%I', counter))), 0) + coalesce((
+            SELECT sum(f.failures) FROM socketio_pg.watch_failure AS f WHERE f.counter = watch_failures.counter), 0)::bigint END
 $$;
 
--- For operators and programs: all watches. `failures`: the number of statements (with per => 'row': rows) since watch()
--- was called for which not all messages were sent.
+-- For operators and programs: all watches. `failures`: the number of committed statements (with per => 'row': rows) since
+-- watch() was called for which not all messages were sent.
 CREATE OR REPLACE VIEW socketio_pg.watches AS
     SELECT format('%I.%I', n.nspname, c.relname) AS table_name, w.spec ->> 'channel' AS channel, w.operations,
         CASE WHEN w.spec ->> 'columns' IS NOT NULL THEN
@@ -147,6 +153,28 @@ BEGIN
     PERFORM socketio_pg.watch_sweep();
     RETURN (SELECT count(DISTINCT c) FROM unnest(channels) AS c);
 END $$;
+
+-- Returns which changes of a partitioned or inherited table a watch does not see, and what to do: '…: …'.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_blind(tbl regclass, per text) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(array_agg(b.blind), '{}')
+    FROM pg_class AS c
+    CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = c.oid) AS has_children,
+        EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhrelid = c.oid) AS has_parent) AS i
+    CROSS JOIN LATERAL (VALUES
+        (c.relkind = 'p' AND per = 'statement',
+            'statements that name one of its partitions: Use per => ''row'', or watch the partitions too.'),
+        (c.relkind = 'r' AND has_children AND per = 'statement',
+            'statements that name a table which inherits from it: Watch these tables too.'),
+        (c.relkind = 'r' AND has_children AND per = 'row',
+            'rows of tables that inherit from it: Watch these tables too.'),
+        (c.relispartition AND per = 'statement',
+            'statements that name its partitioned table: Use per => ''row'', or watch that table.'),
+        (has_parent AND NOT c.relispartition AND per = 'statement',
+            'statements that name a table from which it inherits: Use per => ''row'', or watch that table too.')
+    ) AS b (applies, blind)
+    WHERE c.oid = tbl AND b.applies
+$$;
 
 -- Creates the trigger that sends the messages for one operation. `tbl` is the name of the table.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_create(tbl regclass, operation text, spec jsonb) RETURNS void
@@ -196,6 +224,7 @@ DECLARE
     operation text;
     key text;
     spec jsonb;
+    blind text;
 BEGIN
     SELECT c.relkind, c.relpersistence, c.relname, c.relowner, n.nspname INTO relation
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = tbl;
@@ -313,6 +342,10 @@ BEGIN
         PERFORM socketio_pg.watch_create(tbl, operation, spec);
     END LOOP;
     PERFORM socketio_pg.watch_order(tbl);
+    FOREACH blind IN ARRAY socketio_pg.watch_blind(tbl, per) LOOP
+        RAISE NOTICE USING MESSAGE = format('the watch of %s does not see %s', tbl, split_part(blind, ': ', 1)),
+            HINT = split_part(blind, ': ', 2);
+    END LOOP;
     RETURN channel;
 END $$;
 
@@ -391,7 +424,7 @@ BEGIN
             CROSS JOIN pg_catalog.pg_proc AS p
         WHERE w.pronamespace = 'socketio_pg'::regnamespace AND w.proname = 'watch' AND a.grantee <> w.proowner
             AND p.pronamespace = w.pronamespace AND p.proname IN ('trusts', 'trigger_spec', 'trigger_condition',
-                'watch_begin', 'watch_end', 'watch_sort', 'watch_row', 'watch_hook', 'watch_order', 'watch_create')
+                'watch_begin', 'watch_end', 'watch_sort', 'watch_row', 'watch_hook', 'watch_order', 'watch_create', 'watch_blind')
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', part, grantee);
     END LOOP;

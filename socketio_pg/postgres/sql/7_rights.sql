@@ -35,7 +35,8 @@ BEGIN
     FOR found IN
         WITH objects (kind, id, name, owner, acl, is_new) AS (
             SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid, c.oid::regclass::text, c.relowner,
-                c.relacl, before IS NULL OR (before < 4 AND c.relname ~ '^(lease|busy_until|cluster_key|newest_|removed_position)')
+                c.relacl, before IS NULL OR (before < 4
+                    AND c.relname ~ '^(lease|busy_until|cluster_key|newest_|removed_position|watch_failure)')
             FROM pg_class AS c WHERE c.relnamespace = 'socketio_pg'::regnamespace AND c.relkind IN ('r', 'v', 'S')
             UNION ALL
             SELECT 'FUNCTION', p.oid, p.oid::regprocedure::text, p.proowner, p.proacl, before IS NULL
