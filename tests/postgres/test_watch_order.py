@@ -364,8 +364,8 @@ def test_upgrade_gives_existing_watches_the_order(orders: WatchDatabase) -> None
         DO $$ DECLARE t record; BEGIN
             FOR t IN SELECT * FROM socketio_pg.watch_triggers WHERE relation = 'orders'::regclass LOOP
                 EXECUTE format('DROP TRIGGER %I ON orders', t.name);
-                PERFORM socketio_pg.watch_create('orders', t.operation, t.spec - 'key');
-                EXECUTE format('ALTER TABLE orders ENABLE ALWAYS TRIGGER %I', t.name);
+                EXECUTE format('ALTER TABLE orders ENABLE ALWAYS TRIGGER %I',
+                    socketio_pg.watch_create('orders', t.operation, t.spec - 'key'));
             END LOOP;
             PERFORM socketio_pg.watch_order('orders');
         END $$

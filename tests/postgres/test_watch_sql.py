@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import psycopg2
 import pytest
 
+from socketio_pg.postgres import schema
 from tests.support.postgres import Cluster, cluster, in_thread
-from tests.support.watching import WatchDatabase, watch_database
+from tests.support.watching import MAX_PAYLOAD, WatchDatabase, watch_database
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def test_partitioned_table_is_watched_as_one_table(parts: WatchDatabase, per: st
         ("public.parts", "table:public.parts", per)
     ]
     assert parts.sql("SELECT socketio_pg.unwatch('parts')") == [(1,)]
-    assert parts.sql("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'socketio_pg%'") == [(0,)]
+    assert parts.sql("SELECT count(*) FROM pg_trigger WHERE tgname LIKE '%socketio_pg%'") == [(0,)]
 
 
 def test_rows_lost_between_partitions_are_not_mixed_up(parts: WatchDatabase) -> None:
@@ -111,6 +113,27 @@ def test_rows_lost_between_partitions_are_not_mixed_up(parts: WatchDatabase) -> 
         ("all", "UPDATE", 4, True), ("region:a", "UPDATE", 4, True), ("region:b", "UPDATE", 3, True),
     }  # fmt: skip
     assert parts.sql("SELECT count(*) FROM parts") == [(3,)]
+
+
+def test_notice_names_the_changes_that_are_not_seen(parts: WatchDatabase) -> None:
+    parts.sql("CREATE TABLE base (id int); CREATE TABLE derived () INHERITS (base)")
+
+    def blind(table: str, per: str) -> list[str]:
+        parts.watch(table, "blind", per=per)
+        return [line for notice in parts.connection.notices for line in re.findall("NOTICE:  (.*)", notice)]
+
+    head = "the watch of {} does not see "
+    for table, statement, row in (
+        ("parts", "statements that name one of its partitions", None),
+        ("parts_b", "statements that name its partitioned table", None),
+        ("base", "statements that name a table which inherits from it", "rows of tables that inherit from it"),
+        ("derived", "statements that name a table from which it inherits", None),
+    ):
+        name = f"public.{table}"
+        assert blind(table, "statement") == [head.format(name) + statement]
+        assert blind(table, "row") == ([head.format(name) + row] if row else [])
+    parts.sql("CREATE TABLE orders (id int)")
+    assert blind("orders", "statement") == blind("orders", "row") == []
 
 
 def test_single_partition_can_be_watched(parts: WatchDatabase) -> None:
@@ -307,6 +330,41 @@ def test_dump_includes_watches(orders: WatchDatabase, postgres: Cluster) -> None
     assert sent[0][1]["new"] == {"id": 2, "status": "b", "key": "private", "plain": "p"}
     assert "call watch() again" in str(restored.warnings)
     restored.close()
+    postgres.sql("DROP DATABASE watch_restored WITH (FORCE)")
+
+
+def test_restore_of_some_schemas(orders: WatchDatabase, postgres: Cluster) -> None:
+    """The dump lacks what the triggers call. With the schema in the target database, the watches work."""
+    orders.watch("orders", "all")
+    orders.watch("orders", "some", when="new.id > 1")
+    orders.sql("INSERT INTO orders VALUES (1)")
+    orders.taken()
+    dump: list[Any] = [postgres.program_dir / "pg_dump", "--schema=public", "-d", orders.url]
+    text = subprocess.run(dump, check=True, capture_output=True, env=os.environ).stdout
+    for installed in (False, True):
+        postgres.sql("DROP DATABASE IF EXISTS watch_restored WITH (FORCE)")
+        postgres.sql("CREATE DATABASE watch_restored")
+        restored = WatchDatabase.__new__(WatchDatabase)
+        restored.url = postgres.url("watch_restored")
+        restored.connection = restored.connect()
+        if installed:
+            restored.sql(schema.statements(MAX_PAYLOAD))
+        result = subprocess.run(
+            [postgres.program_dir / "psql", "-q", "-d", restored.url], input=text, check=True, capture_output=True
+        )
+        errors = [line for line in result.stderr.decode().splitlines() if "ERROR" in line and '"public"' not in line]
+        assert bool(errors) == (not installed)
+        assert all('schema "socketio_pg" does not exist' in line for line in errors)
+        assert restored.sql("SELECT id FROM public.orders") == [(1,)]
+        if not installed:
+            # The other remedy.
+            restored.sql(schema.statements(MAX_PAYLOAD))
+            restored.watch("public.orders", "all")
+        assert [channel for channel, _ in restored.sent("INSERT INTO public.orders VALUES (2)")] == ["all"]
+        assert restored.failures("public.orders") == ([0, 1] if installed else [0])
+        restored.watch("public.orders", "some", when="new.id > 1")
+        assert len(restored.sent("INSERT INTO public.orders VALUES (3)")) == 2
+        restored.close()
     postgres.sql("DROP DATABASE watch_restored WITH (FORCE)")
 
 

@@ -179,17 +179,15 @@ def test_row_without_json_is_sent_with_its_key(database: WatchDatabase, per: str
     assert (found[1]["pk"], found[1]["truncated"]) == ({"id": 2, "o": "good!"}, True)
     assert found[2]["pk"] == {"id": 3, "o": "bad"}
     # An excluded value is not needed.
-    found = [
-        (channel, row.get("reason"), (row.get("new") or {}).get("id")) for channel, row in sent if channel[0] == "c"
-    ]
-    assert found == [("cgood!", None, 1), ("cgood!", None, 2), ("cbad", "no_json", None)]
+    ids = [(channel, row.get("reason"), (row.get("new") or {}).get("id")) for channel, row in sent if channel[0] == "c"]
+    assert ids == [("cgood!", None, 1), ("cgood!", None, 2), ("cbad", "no_json", None)]
     assert [row.get("new") for channel, row in sent if channel[0] == "k"] == [{"k": ""}] * 4
     # The only change is one between values without JSON.
     sent = database.sent("UPDATE things SET j = '\"\\u0000 2\"' WHERE id = 2; UPDATE things SET j = '2' WHERE id = 2")
     assert [(channel, row["op"], row.get("reason")) for channel, row in sent] == [("all", "UPDATE", "no_json")] * 2
     sent = database.sent("UPDATE things SET k = 'x' WHERE id = 3; DELETE FROM things")
-    found = [(row["op"], row["pk"]["id"], row.get("reason")) for channel, row in sent if channel == "all"]
-    assert (found[0], sorted(found[1:])) == (
+    operations = [(row["op"], row["pk"]["id"], row.get("reason")) for channel, row in sent if channel == "all"]
+    assert (operations[0], sorted(operations[1:])) == (
         ("UPDATE", 3, "no_json"),
         [("DELETE", 1, None), ("DELETE", 2, None), ("DELETE", 3, "no_json"), ("DELETE", 4, None)],
     )

@@ -176,13 +176,16 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WHERE c.oid = tbl AND b.applies
 $$;
 
--- Creates the trigger that sends the messages for one operation. `tbl` is the name of the table.
-CREATE OR REPLACE FUNCTION socketio_pg.watch_create(tbl regclass, operation text, spec jsonb) RETURNS void
+-- Creates the trigger that sends the messages for one operation, and returns its name. Partitions have copies of row
+-- triggers: their own watches need other names.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_create(tbl regclass, operation text, spec jsonb) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    name CONSTANT text := format(
+        'socketio_pg_watch_%s_%s', left(md5(concat(spec ->> 'channel', spec ->> 'key')), 12), lower(operation));
 BEGIN
     EXECUTE format(
-        'CREATE TRIGGER %I AFTER %s ON %s %s EXECUTE FUNCTION socketio_pg.watch_changed(%L)',
-        format('socketio_pg_watch_%s_%s', left(md5(spec ->> 'channel'), 12), lower(operation)), operation, tbl,
+        'CREATE TRIGGER %I AFTER %s ON %s %s EXECUTE FUNCTION socketio_pg.watch_changed(%L)', name, operation, tbl,
         CASE
             WHEN operation = 'TRUNCATE' THEN 'FOR EACH STATEMENT'
             WHEN spec ->> 'per' = 'row' THEN 'FOR EACH ROW'
@@ -190,6 +193,7 @@ BEGIN
             WHEN operation = 'DELETE' THEN 'REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT'
             ELSE 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT'
         END, spec);
+    RETURN name;
 END $$;
 
 -- Sends each committed change of a table to a channel, by default table:schema.table; see docs/watch.md. Another call
@@ -393,7 +397,8 @@ BEGIN
                 WHERE w.relation = tbl AND w.spec ->> 'key' IS NULL
             LOOP
                 EXECUTE format('DROP TRIGGER %I ON %s', found.name, tbl);
-                PERFORM socketio_pg.watch_create(tbl, found.operation, found.spec || jsonb_build_object('key', new_key));
+                found.name := socketio_pg.watch_create(
+                    tbl, found.operation, found.spec || jsonb_build_object('key', new_key));
                 IF found.enabled <> 'O' THEN
                     EXECUTE format('ALTER TABLE %s %s TRIGGER %I', tbl, CASE found.enabled
                         WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE REPLICA' END, found.name);
