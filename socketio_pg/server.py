@@ -27,7 +27,10 @@ if _refusal is not None:
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # eventlet is deprecated, see docs/deploy.md on pinned libraries
-    import eventlet
+    try:
+        import eventlet
+    except ModuleNotFoundError as error:
+        sys.exit(hosting.missing_package(error))
 
 # Comes before all other imports: modules imported earlier would keep the blocking functions.
 eventlet.monkey_patch()
@@ -35,7 +38,7 @@ eventlet.monkey_patch()
 import atexit
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from flask import Flask
 
@@ -50,11 +53,13 @@ from socketio_pg.websocket import SocketServer
 ANY_ADDRESS = ("0.0.0.0", "::")
 
 
-def _create() -> Flask:
+def _create(received: Sequence[int] = ()) -> Flask:
+    """Make the application. ``received`` are signals that ended its start: its error is their effect, and not told."""
     try:
         return create_app()
     except ConfigurationError as error:
-        print(f"socketio_pg: {error}", file=sys.stderr, flush=True)
+        if not received:
+            print(f"socketio_pg: {error}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CONFIGURATION) from None
 
 
@@ -77,7 +82,7 @@ def _create_for_development() -> Flask:
         first = "" if (folder / "PG_VERSION").exists() else ", which is new: some seconds"
         print(f"starting the embedded PostgreSQL in {folder}{first} …", flush=True)
     try:
-        app = _create()
+        app = _create(received)
     except SystemExit:
         if received:
             raise SystemExit(128 + received[0]) from None

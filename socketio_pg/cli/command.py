@@ -42,6 +42,13 @@ class Failure(click.ClickException):
         return wrapped(self.message, len("Error: "), 0, error=True)
 
 
+class Usage(click.UsageError):
+    """An error of click's about options or arguments, wrapped as those of :class:`Failure`."""
+
+    def format_message(self) -> str:
+        return wrapped(self.message, len("Error: "), 0, error=True)
+
+
 class Misuse(Failure):
     exit_code = USAGE
 
@@ -84,7 +91,10 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         escape_unencodable()
         with failures():
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except click.UsageError as error:
+                raise Usage(error.format_message(), error.ctx) from error
 
 
 #: What other programs call these commands.

@@ -3,7 +3,7 @@
 import click
 
 from socketio_pg.cli.command import examples, open_database
-from socketio_pg.cli.terminal import Progress, tell
+from socketio_pg.cli.terminal import Progress, clean, tell, wrapped
 from socketio_pg.core import config
 from socketio_pg.postgres import schema
 from socketio_pg.postgres.database import fetch, session
@@ -81,7 +81,9 @@ def drop(yes: bool) -> None:
     with session(database, "cli drop"):
         pass  # reports connection errors before the confirmation
     if not yes:
-        click.confirm(f"Remove the schema socketio_pg and all messages in it from {database}?", abort=True, err=True)
+        question = f"Remove the schema socketio_pg and all messages in it from {clean(str(database))}? [y/N]:"
+        question = wrapped(question, 0, 0, error=True)
+        click.confirm(question, show_default=False, prompt_suffix=" ", abort=True, err=True)
     with Progress() as progress:
         progress.show("removing the schema …")
         removed = schema.uninstall(database)

@@ -327,10 +327,10 @@ class Settings:
         return f"Settings({', '.join(shown)})"
 
 
-NO_DATABASE = (
-    "No database is configured: set DATABASE_URL in the environment, or SQLALCHEMY_DATABASE_URI in local.cfg "
-    "(or DEBUG=1 for an embedded one)."
+NO_DATABASE_REMEDY = (
+    "set DATABASE_URL in the environment, or SQLALCHEMY_DATABASE_URI in local.cfg (or DEBUG=1 for an embedded one)"
 )
+NO_DATABASE = f"No database is configured: {NO_DATABASE_REMEDY}."
 
 
 def authority(host: str, port: int) -> str:

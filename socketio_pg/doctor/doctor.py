@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from socketio_pg.core.config import NO_DATABASE, Settings
+from socketio_pg.core.config import NO_DATABASE_REMEDY, Settings
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.doctor import checks_database, checks_log, checks_settings
 from socketio_pg.doctor.findings import Finding, error, warning
@@ -24,7 +24,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from checks_settings.port(settings)
     if settings.database_url is None:
         if not settings.debug:
-            yield error("database", "no database address is configured", NO_DATABASE)
+            yield error("database", "no database is configured", NO_DATABASE_REMEDY)
         return
     database = Database(settings.database_url, settings.listen_database_url, settings.schema_owner)
     try:

@@ -10,8 +10,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-COMMAND = "gunicorn -c python:socketio_pg.gunicorn_config --worker-class eventlet --workers 1 socketio_pg.server:app"
-_ADVICE = f"start it with `socketio-pg serve`, or your own application with `{COMMAND}` and its name at the end"
+COMMAND = "gunicorn -c python:socketio_pg.gunicorn_config --worker-class eventlet --workers 1"
+_ADVICE = (
+    f"start it with `socketio-pg serve` or `{COMMAND} socketio_pg.server:app`, and an application of your own with "
+    f"`{COMMAND} MODULE:APP`"
+)
+_REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 
 #: Programs that import an application to serve it, by the name of the command or of the module.
 _OTHERS = ("uvicorn", "hypercorn", "daphne", "granian", "waitress", "waitress-serve", "uwsgi", "mod_wsgi-express")
@@ -49,6 +53,16 @@ def _other_program(path: str) -> str | None:
     # `python -m` names the file of the module.
     name = Path(path).parent.name if Path(path).name == "__main__.py" else Path(path).name
     return name if name in _OTHERS else None
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+    """Return how to install what this Python lacks. Raises ``error`` if that is part of this package."""
+    if not _REQUIREMENTS.exists() or str(error.name).startswith("socketio_pg"):
+        raise error
+    return (
+        f"socketio_pg needs the package {error.name}: run {sys.executable} -m pip install -r {_REQUIREMENTS} "
+        "(or make setup, which makes an environment in .venv)"
+    )
 
 
 def refusal_of_several(workers: int) -> str | None:

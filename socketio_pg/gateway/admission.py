@@ -101,7 +101,8 @@ class Admission:
         if origin:
             _origins_log(
                 origin, logging.WARNING,
-                "refused a page of the origin %.200r, which sent its request to the host %.200r; to allow it, set %s",
+                "refused a page of the origin %.200r, which sent its request to the host %.200r; to allow it, set %s, "
+                "or, behind a proxy, let the proxy forward the header Host unchanged",
                 origin, str(environ.get("HTTP_HOST") or ""), _setting_for(origin, allowed or ()),
             )  # fmt: skip
         return False

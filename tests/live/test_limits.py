@@ -267,6 +267,7 @@ def test_configured_origins_are_allowed(postgres18: Cluster) -> None:
         assert ["'https://evil.example'" in line for line in refused] == [True, False], "once a minute for each origin"
         assert "set CORS_ALLOWED_ORIGINS=https://app.example,https://evil.example" in refused[0]
         assert "CORS_ALLOWED_ORIGINS='*'" in refused[1]
+        assert "the proxy forward the header Host" in refused[0]
         _, headers, _ = get(server, "/socket.io/?EIO=4&transport=polling", Origin="https://app.example")
         assert headers["Access-Control-Allow-Origin"] == "https://app.example"
     with running(postgres18, CORS_ALLOWED_ORIGINS="*") as server:

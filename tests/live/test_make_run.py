@@ -117,9 +117,12 @@ def running(data_dir: Path, terminal: int | None = None) -> Iterator[MakeRun]:
 def test_ctrl_c_during_the_first_start_leaves_nothing_behind(data_dir: Path) -> None:
     with running(data_dir) as made:
         made.line("starting the embedded PostgreSQL in")
+        until(lambda: processes(data_dir), "initdb runs")
         assert made.end(signal.SIGINT) != 0
         assert not processes(data_dir)
-        assert "Traceback" not in "\n".join(made.lines)
+        printed = "\n".join(made.lines)
+        assert "Traceback" not in printed
+        assert "does not start" not in printed, "the database failed because it was interrupted"
 
 
 def test_printed_commands_work_and_ctrl_c_leaves_nothing_behind(data_dir: Path) -> None:

@@ -125,6 +125,7 @@ def test_drop_asks_for_confirmation(base: Base) -> None:
     done = run("drop", url=base.url, stdin="n\n")
     assert (done.returncode, done.stdout) == (1, "")
     assert f"dbname={base.name}" in done.stderr
+    assert "? [y/N]: " in done.stderr
     assert run("drop", url=base.url, stdin="").returncode == 1
     assert schemas(base) == ["socketio_pg"]
 

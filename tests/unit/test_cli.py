@@ -333,6 +333,9 @@ def test_sentences_and_errors_are_wrapped(capsys: pytest.CaptureFixture[str]) ->
     assert len(lines) > 1
     assert lines[0].startswith("Error: No database is configured: set DATABASE_URL")
     assert max(map(len, lines)) < 80
+    lines = invoke("publish", "orders", "{id: 8}").output.splitlines()
+    assert lines[-2].startswith("Error: Invalid value for JSON: not JSON: ")
+    assert max(map(len, lines)) < 80, "an error of click's"
 
 
 @pytest.mark.usefixtures("narrow")

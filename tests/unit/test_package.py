@@ -102,8 +102,11 @@ def test_module_runs_the_command(root: Path) -> None:
     assert result.stdout.strip().endswith(f"version {socketio_pg.__version__}")
 
 
-def test_module_without_the_requirements_says_how_to_install_them(root: Path) -> None:
-    result = run_python(root, "-S", "-m", "socketio_pg")
+@pytest.mark.parametrize(
+    "program", [["-m", "socketio_pg"], ["{root}/socketio_pg/server.py"]], ids=["command", "server"]
+)
+def test_programs_without_the_requirements_say_how_to_install_them(root: Path, program: list[str]) -> None:
+    result = run_python(root, "-S", *(argument.format(root=root) for argument in program))
     assert (result.returncode, result.stdout) == (1, "")
     [line] = result.stderr.splitlines()
     assert re.match(r"socketio_pg needs the package \w+: run ", line)
