@@ -28,6 +28,9 @@ def test_installing_again_keeps_everything(log: LogDatabase) -> None:
     assert log.log() == [(1, "a", 1), (2, "a", 2)]
 
 
+EVIDENCE = "socketio_pg.newest_position, socketio_pg.newest_id, socketio_pg.removed_position"
+
+
 def test_log_of_version_3_is_upgraded(log: LogDatabase) -> None:
     """Its head had no leader, and its relay was elected with an advisory lock."""
     log.publish("a", "1")
@@ -36,9 +39,12 @@ def test_log_of_version_3_is_upgraded(log: LogDatabase) -> None:
     log.sql("DROP VIEW socketio_pg.nodes")
     log.sql(
         "ALTER TABLE socketio_pg.head DROP COLUMN term, DROP COLUMN leader, DROP COLUMN leader_name,"
-        " DROP COLUMN session_pid, DROP COLUMN session_started"
+        " DROP COLUMN session_pid, DROP COLUMN session_started, DROP COLUMN written_by, DROP COLUMN began_at,"
+        " DROP COLUMN reason"
     )
-    log.sql("DROP SEQUENCE socketio_pg.lease, socketio_pg.busy_until")
+    log.sql("DROP TRIGGER sign ON socketio_pg.head; DROP FUNCTION socketio_pg.sign_head")
+    log.sql("DROP TRIGGER removed ON socketio_pg.log; DROP TRIGGER truncated ON socketio_pg.log")
+    log.sql(f"DROP SEQUENCE socketio_pg.lease, socketio_pg.busy_until, {EVIDENCE}")
     with pytest.raises(LogNotInstalledError, match="run 'socketio-pg init'"):
         in_thread(prepare_relay, Database(log.url))
     log.install()
@@ -53,18 +59,24 @@ def prepare_relay(database: Database) -> None:
         fetch(connection, PREPARE)
 
 
-def test_servers_of_version_3_get_the_new_rights(log: LogDatabase) -> None:
+@pytest.mark.parametrize("version", [3, 4])
+def test_servers_of_earlier_versions_get_the_new_rights(log: LogDatabase, version: int) -> None:
     """`init` upgrades without --server-role: the log must not stand still until somebody grants the rest."""
     log.sql("DROP ROLE IF EXISTS web_of_3; CREATE ROLE web_of_3; DROP ROLE IF EXISTS developer; CREATE ROLE developer")
     try:
         log.install(server="web_of_3")
         rights = rights_of_others(log)
-        log.sql("DROP SEQUENCE socketio_pg.lease, socketio_pg.busy_until; DROP TABLE socketio_pg.cluster_key")
-        log.sql("UPDATE socketio_pg.schema_version SET version = 3")
+        log.sql(f"DROP SEQUENCE {EVIDENCE}")
+        log.sql("REVOKE UPDATE ON SEQUENCE socketio_pg.outbox_id_seq FROM web_of_3")
+        if version == 3:
+            log.sql("DROP SEQUENCE socketio_pg.lease, socketio_pg.busy_until; DROP TABLE socketio_pg.cluster_key")
+        log.sql("UPDATE socketio_pg.schema_version SET version = %s", version)
         log.sql("ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO developer")
         log.sql("ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO developer")
         log.install()
-        assert rights_of_others(log) == rights
+        upgraded = rights_of_others(log)
+        # An unreleased build of version 4 keeps what default privileges grant on the sequences that it lacked.
+        assert upgraded == rights if version == 3 else upgraded >= rights
         assert ("cluster_key", "web_of_3", "SELECT") in rights
     finally:
         log.sql("DROP OWNED BY web_of_3, developer; DROP ROLE web_of_3, developer")
