@@ -124,23 +124,42 @@ def _has_large_numbers(text: str) -> bool:
     return True
 
 
-#: A string of JSON text (the group), or a number.
-_STRING_OR_NUMBER = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|-?[0-9][-+.0-9eE]*')
-#: Strings and numbers between two pauses: about a millisecond.
-_WITHOUT_PAUSE = 3_000
+#: JSON text up to the end of the next number (the group), or to the end of the next string or its thousandth escape:
+#: a regular expression needs memory for each escape, and does not pause.
+_TOKEN = re.compile(r'[^-"0-9]*(?:(-?[0-9][-+.0-9eE]*)|"[^"\\]*(?:\\.[^"\\]*){0,1000}("?)|\Z)')
+_ESCAPES = re.compile(r'(?:\\.[^"\\]*){0,1000}')
+#: Characters between two pauses: about a millisecond.
+_WITHOUT_PAUSE = 5_000
 
 
 def with_numbers_as_strings(text: str, pause: Callable[[], None]) -> str:
     """Return JSON text with each number as a string of the same characters. Calls ``pause()`` every millisecond."""
     parts: list[str] = []
-    end = 0
-    for count, found in enumerate(_STRING_OR_NUMBER.finditer(text), 1):
-        if found[1] is None:
-            parts += (text[end : found.start()], '"', found[0], '"')
-            end = found.end()
-        if count % _WITHOUT_PAUSE == 0:
-            pause()
-    return "".join(parts) + text[end:]
+    written = read = paused = 0
+    while read < len(text):
+        for found in _TOKEN.finditer(text, read):
+            read = found.end()
+            if found[1] is not None:
+                parts += (text[written : found.start(1)], '"', found[1], '"')
+                written = read
+            if read - paused > _WITHOUT_PAUSE:
+                paused = read
+                pause()
+            if found[2] == "":
+                read = _end_of_string(text, read, pause)
+                break
+    return "".join(parts) + text[written:]
+
+
+def _end_of_string(text: str, read: int, pause: Callable[[], None]) -> int:
+    """Return the end of a string that is read up to ``text[read]``: an escape, or the closing quote."""
+    while text[read] != '"':
+        found = _ESCAPES.match(text, read)
+        assert found is not None
+        assert found.end() > read, "this is not JSON"
+        read = found.end()
+        pause()
+    return read + 1
 
 
 def is_strict_json(text: str) -> bool:

@@ -307,6 +307,16 @@ def test_numbers_become_strings() -> None:
     assert len(pauses) == 3
 
 
+@pytest.mark.parametrize("escapes", [999, 1_000, 1_001, 2_000, 2_001, 100_000])
+def test_strings_with_many_escapes_are_read_in_pieces(escapes: int) -> None:
+    """In one piece, a payload of 10 MB took a second without a pause, and 600 MB of memory."""
+    string = '"1' + '\\"1' * escapes + '"'
+    pauses: list[int] = []
+    found = with_numbers_as_strings(f"[{string},1,{string}]", lambda: pauses.append(1))
+    assert found == f'[{string},"1",{string}]'
+    assert len(pauses) >= 2 * (escapes // 1_000) - 2
+
+
 @given(JSON_VALUES)
 def test_all_numbers_become_strings_and_nothing_else(value: object) -> None:
     text = dumps_strict(value)
