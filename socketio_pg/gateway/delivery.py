@@ -70,6 +70,10 @@ class Delivery:
             self._manager.move(sid, before, now)
         return live
 
+    def has_entered(self, sid: str, channel: str) -> bool:
+        """Return whether a subscription is in its room, and gets messages."""
+        return self.room_of(sid, channel) in self._manager.get_rooms(sid, "/")
+
     def hold(self, sid: str, channel: str, after: int, cause: str) -> Callable[[], None]:
         """Hold live messages of the log back from a subscription, for a replay of what follows the position ``after``.
 
@@ -256,16 +260,21 @@ class _Client:
     strings: dict[int | None, str] = field(default_factory=dict)
 
     def select(self, messages: Sequence[EncodedMessage]) -> Sequence[EncodedMessage]:
-        selected, tried = messages, None
-        # Repeats when the filter has changed in the meantime.
-        while (filter := self.hub.filter_of(self.sid, self.channel)) != tried:
-            selected, tried = messages if filter is None else self._matching_ones(filter, messages), filter
+        while True:
+            filter = self.hub.filter_of(self.sid, self.channel)
+            selected = messages if filter is None else self._matching_ones(filter, messages)
+            self._write_strings(selected)
+            # Both yield, and the client may have replaced its filter in the meantime.
+            if self.hub.filter_of(self.sid, self.channel) == filter:
+                return selected
+
+    def _write_strings(self, messages: Sequence[EncodedMessage]) -> None:
         self.strings.clear()
         if self.hub.wants_strings(self.sid, self.channel):
             with self.matching.selecting() as pause:
-                for message in selected:
+                for message in messages:
                     self.strings[message.position] = with_numbers_as_strings(message.payload_json, pause)
-        return selected
+                    pause()
 
     def _wire(self, message: EncodedMessage) -> dict[str, Any]:
         if not self.hub.wants_strings(self.sid, self.channel):

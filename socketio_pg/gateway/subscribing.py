@@ -148,7 +148,8 @@ class Subscribing:
         return body | {"epoch": self._log.epoch, "position": self._pubsub.position_of(sid, channel, live)}, then
 
     def _undo(self, sid: str, pending: _Pending) -> None:
-        if pending.new:
+        # Another request for the same channel may have completed the subscription in the meantime: it stays.
+        if pending.new and not self._delivery.has_entered(sid, pending.channel):
             self._pubsub.leave(sid, pending.channel)
 
     def _parse_filter(self, sid: str, value: object) -> Filter | None:
@@ -236,15 +237,17 @@ class Subscribing:
                 green.run_soon(self._delivery.cut_off, sid, error, "rate_limited")
             raise
         common = {name: value for name, value in request.items() if name in ("since", "history", *_SHARED)}
-        entries, names = [], set()
+        entries: list[_Entry] = []
+        names: set[str] = set()
         for one in channels:
             own = one if isinstance(one, dict) else {"channel": one}
             # A position of its own takes the place of the common `history`, and the other way round.
             inherited = _SHARED if "since" in own or "history" in own else ("since", "history", *_SHARED)
             single = {name: common[name] for name in inherited if name in common} | own
-            name = str(single.get("channel"))
-            entries.append(_Entry(single, name in names))
-            names.add(name)
+            name = single.get("channel")
+            entries.append(_Entry(single, isinstance(name, str) and name in names))
+            if isinstance(name, str):  # all others are invalid
+                names.add(name)
         return entries
 
 
