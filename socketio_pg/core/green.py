@@ -60,8 +60,15 @@ def run_soon(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -
     eventlet.spawn_n(_logged, function, args, kwargs)
 
 
+#: Green threads that :func:`run_together` starts without a pause.
+_STARTED_TOGETHER = 20
+
+
 def run_together(functions: Sequence[Callable[[], T]]) -> list[T | BaseException]:
-    """Call each of ``functions`` in a green thread of its own. Return their results, or the exceptions they raised."""
+    """Call each of ``functions`` in a green thread of its own. Return their results, or the exceptions they raised.
+
+    Other green threads run in between, also before all have been started.
+    """
     results: list[T | BaseException] = [TimedOut("it was killed")] * len(functions)
     done = Event()
     left = len(functions)
@@ -79,6 +86,8 @@ def run_together(functions: Sequence[Callable[[], T]]) -> list[T | BaseException
 
     for index, function in enumerate(functions):
         run_soon(run, index, function)
+        if index % _STARTED_TOGETHER == _STARTED_TOGETHER - 1:
+            sleep()
     if functions:
         done.wait()
     return results

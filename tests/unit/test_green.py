@@ -1,6 +1,7 @@
 """Green threads. Tests that need monkey-patching, as in production, run in a separate process."""
 
 import contextlib
+import functools
 import subprocess
 import sys
 import textwrap
@@ -23,6 +24,22 @@ def test_inner_timeout_does_not_end_the_outer_one() -> None:
         with pytest.raises(green.TimedOut), green.timeout(0.01):
             green.sleep(5)
         green.sleep(0)
+
+
+def test_others_run_while_many_calls_begin() -> None:
+    begun: list[int] = []
+    seen: list[int] = []
+
+    def look() -> None:
+        for _ in range(10):
+            seen.append(len(begun))
+            green.sleep()
+
+    watch = green.spawn(look)
+    found = green.run_together([functools.partial(begun.append, number) for number in range(100)])
+    watch.wait()
+    assert found == [None] * 100
+    assert any(0 < number < 100 for number in seen), seen
 
 
 def test_event_wakes_all_waiters_and_keeps_its_result() -> None:
