@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import logging
 import math
+import os
 import shlex
 import shutil
 import subprocess
@@ -32,6 +33,8 @@ class EmbeddedPostgres:
         self.version: int = self._pgserver.pgdata_version(self.data_dir) or version
         with _one_process_at_a_time():
             self._server = self._pgserver.get_server(self.data_dir, start=False, postgres_version=self.version)
+        # The library's own lock is one file in /tmp, which other users than the one who has created it cannot open.
+        self._server._lock = _FolderLock(self.data_dir)
         #: The folder of the socket, once it has started.
         self._socket_dir: Path | None = None
         # Runs after the library's function, which `start` registers, and which stops the cluster.
@@ -110,6 +113,26 @@ def _one_process_at_a_time() -> Iterator[None]:
     with Path(__file__).open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+class _FolderLock:
+    """A lock between processes: flock() of a folder, which leaves no file behind. Not reentrant."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> None:
+        # At the end of the process the folder may have been removed.
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(self._folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._descriptor = descriptor
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 @contextlib.contextmanager
