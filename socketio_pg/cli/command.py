@@ -94,7 +94,8 @@ class Group(click.Group):
             try:
                 return super().invoke(ctx)
             except click.UsageError as error:
-                raise Usage(error.format_message(), error.ctx) from error
+                one_line = re.sub(r"\s*\n\s*", " ", error.format_message())  # click lists choices on lines of their own
+                raise Usage(one_line, error.ctx) from error
 
 
 #: What other programs call these commands.

@@ -51,8 +51,10 @@ class EmbeddedPostgres:
         except (subprocess.SubprocessError, OSError) as error:
             with contextlib.suppress(subprocess.SubprocessError, OSError):
                 self.stop("immediate")  # a start that took too long goes on
+            log = self.data_dir / "log"
+            where = f" (see {log})" if log.exists() else ""
             raise ConfigurationError(
-                f"The embedded PostgreSQL in {self.data_dir} does not start: {failed.reason or error}. "
+                f"The embedded PostgreSQL in {self.data_dir} does not start: {failed.reason or error}{where}. "
                 "If you do not need its data, delete that folder and start again."
             ) from None
         return self.url()

@@ -9,6 +9,7 @@ import pty
 import queue
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -194,6 +195,20 @@ def test_port_in_use_is_found_before_the_database_starts(data_dir: Path, live_po
         ]
         assert not any("PostgreSQL" in line for line in made.lines)
         assert not processes(data_dir)
+
+
+def test_a_damaged_database_is_told_with_its_log(data_dir: Path) -> None:
+    damaged = data_dir.with_name("damaged")
+    damaged.mkdir()
+    (damaged / "PG_VERSION").write_text("18\n")
+    try:
+        with running(damaged) as made:
+            assert made.wait() != 0
+            [told] = [line for line in made.lines if line.startswith("socketio_pg: ")]
+            assert told.startswith(f"socketio_pg: The embedded PostgreSQL in {damaged} does not start: pg_ctl: ")
+            assert f"(see {damaged / 'log'})" in told
+    finally:
+        shutil.rmtree(damaged)
 
 
 @pytest.fixture

@@ -336,6 +336,7 @@ def test_sentences_and_errors_are_wrapped(capsys: pytest.CaptureFixture[str]) ->
     lines = invoke("publish", "orders", "{id: 8}").output.splitlines()
     assert lines[-2].startswith("Error: Invalid value for JSON: not JSON: ")
     assert max(map(len, lines)) < 80, "an error of click's"
+    assert "Choose from: bash, zsh, fish" in invoke("completion").output
 
 
 @pytest.mark.usefixtures("narrow")
