@@ -99,9 +99,9 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def _protocols(environ: dict[str, Any]) -> list[str]:
-    """Return the subprotocols that a client offers."""
-    offered = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL")
-    return [] if offered is None else [name.strip(" \t") for name in offered.split(",")]
+    """Return the subprotocols that a client offers. Empty elements are ignored (RFC 9110, section 5.6.1.2)."""
+    offered = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "")
+    return [name for element in offered.split(",") if (name := element.strip(" \t"))]
 
 
 def _tokens(header: str) -> list[str]:

@@ -34,7 +34,7 @@ def body_length(environ: dict[str, Any], max_bytes: int) -> int | None:
         if text:
             # A proxy in front may have used the other one to find the end of the body: request smuggling.
             raise BodyError("400 BAD REQUEST", "Content-Length and Transfer-Encoding exclude each other")
-        if coding.strip().lower() != "chunked":
+        if coding.strip(" \t").lower() != "chunked":
             raise BodyError("411 LENGTH REQUIRED", "the only Transfer-Encoding is chunked")
         return None
     if not text:

@@ -90,8 +90,9 @@ def test_extensions_and_trailers_are_ignored(server: Listening, body: bytes) -> 
         ({}, b"f" * 16 + b"\r\n4", 413),
         ({"Content-Length": "10"}, b"2\r\n40\r\n0\r\n\r\n", 400),
         ({"Transfer-Encoding": "gzip, chunked"}, b"2\r\n40\r\n0\r\n\r\n", 411),
+        ({"Transfer-Encoding": "\x0bchunked"}, b"2\r\n40\r\n0\r\n\r\n", 411),
     ],
-    ids=["size", "line feeds", "short", "extension", "trailers", "many", "large", "huge", "both", "gzip"],
+    ids=["size", "line feeds", "short", "extension", "trailers", "many", "large", "huge", "both", "gzip", "control"],
 )
 def test_other_bodies_are_refused_and_the_connection_is_closed(
     server: Listening, headers: dict[str, str], body: bytes, status: int

@@ -32,16 +32,27 @@ def test_browser_with_subprotocols_connects(live_server: ServerProcess, chromium
         page.close()
 
 
-@pytest.mark.parametrize("offered", [None, "v1.example", "v1.example, v2.example", "a,b"])
-def test_first_offered_subprotocol_is_selected(live_server: ServerProcess, offered: str | None) -> None:
+@pytest.mark.parametrize(
+    ("offered", "expected"),
+    [
+        (None, None),
+        (" ", None),
+        ("v1.example", "v1.example"),
+        ("v1.example, v2.example", "v1.example"),
+        ("a,b", "a"),
+        (",a,,b,", "a"),
+    ],
+)
+def test_first_offered_subprotocol_is_selected(
+    live_server: ServerProcess, offered: str | None, expected: str | None
+) -> None:
     headers = {} if offered is None else {"Sec-WebSocket-Protocol": offered}
     with WebSocket(live_server, headers=headers) as one:
-        selected = one.answer.headers.get("sec-websocket-protocol")
-        assert selected == (None if offered is None else offered.split(",")[0])
+        assert one.answer.headers.get("sec-websocket-protocol") == expected
         one.connect()
 
 
-@pytest.mark.parametrize("offered", ["a,", ",a", "a, a", "a b", "a\tb", "(a)", "a;b", '"a"', "\xe4", "a,,b"])
+@pytest.mark.parametrize("offered", ["a, a", "a b", "a\tb", "(a)", "a;b", '"a"', "\xe4"])
 def test_invalid_lists_of_subprotocols_are_refused(live_server: ServerProcess, offered: str) -> None:
     reply = http(live_server, path=WEBSOCKET, headers=GOOD | {"Sec-WebSocket-Protocol": offered})
     assert (reply.status, b"Sec-WebSocket-Protocol" in reply.body) == (400, True)
