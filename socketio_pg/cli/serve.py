@@ -10,6 +10,7 @@ from socketio_pg.cli.command import Failure, examples
 from socketio_pg.cli.terminal import say, width, wrapped
 from socketio_pg.core import config
 from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.doctor import checks_settings
 
 
 @click.command(epilog=examples("DATABASE_URL=postgresql:///mydb socketio-pg serve", "socketio-pg serve --port 8080"))
@@ -25,6 +26,9 @@ def serve(host: str | None, port: int | None) -> None:
     settings = config.load(overrides={name: value for name, value in given.items() if value is not None})
     if settings.database_url is None and not settings.debug:
         raise ConfigurationError(config.NO_DATABASE)
+    for finding in checks_settings.configuration(settings):  # gunicorn would print the same among its own log lines
+        if finding.level == "error":
+            raise ConfigurationError(finding.found)
     address = config.authority(settings.host, settings.port)
     arguments = ["-c", "python:socketio_pg.gunicorn_config", "--bind", address]
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *arguments, "socketio_pg.server:app"])
