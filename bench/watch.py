@@ -124,6 +124,21 @@ def single(url: str, rounds: int, statements: int) -> None:
             show(f"{statement} of a row, {statements} in one transaction", tables.compare(rounds, together))
 
 
+def loop(url: str, rounds: int, statements: int) -> None:
+    """Measure many statements of one row that a single PL/pgSQL block runs: the watch without any round trip."""
+    with closing(connect(url)) as connection:
+        tables = Tables(connection, SINGLE, statements)
+
+        def update(name: str) -> int:
+            tables.run(
+                f"DO $$ BEGIN FOR n IN 1 .. {statements} LOOP"
+                f" UPDATE {name} SET total = total + 1 WHERE id = n; END LOOP; END $$"
+            )
+            return statements
+
+        show(f"UPDATE of a row, {statements} in a PL/pgSQL loop", tables.compare(rounds, update))
+
+
 def bulk(url: str, rounds: int, rows: int) -> None:
     """Measure one statement that changes many rows."""
     with closing(connect(url)) as connection:
@@ -143,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--statements", type=int, default=1000)
+    parser.add_argument("--loop", type=int, default=20_000)
     parser.add_argument("--rows", type=int, default=100_000)
     options = parser.parse_args()
     busy = machine.wait_until_idle(0.1, 30)
@@ -153,6 +169,8 @@ def main() -> None:
         )
         with cluster.database("watch_single") as url:
             single(url, options.rounds, options.statements)
+        with cluster.database("watch_loop") as url:
+            loop(url, options.rounds, options.loop)
         with cluster.database("watch_bulk") as url:
             bulk(url, options.rounds, options.rows)
 

@@ -125,7 +125,10 @@ END $$;
 -- Raises SG006 unless watch_prepare() has approved the condition for this table: a role that may call watch() can create
 -- triggers with any argument.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_check(spec jsonb, relation oid) RETURNS void
-LANGUAGE plpgsql STABLE AS $$
+LANGUAGE plpgsql STABLE
+-- The catalog may be so small that a generic plan would read all of it.
+SET enable_seqscan = off
+AS $$
 DECLARE
     approval jsonb := (
         SELECT d.description FROM pg_class AS s JOIN pg_description AS d ON d.objoid = s.oid AND d.objsubid = 0
@@ -175,23 +178,12 @@ SET enable_seqscan = off
 AS $$
 DECLARE
     wanted text[];
-    hidden text[] := '{}';
+    hidden text[];
     numbers smallint[];
+    key_numbers smallint[];
 BEGIN
-    -- The array counts from 0. Without the index's INCLUDE columns.
-    SELECT coalesce(array_agg(a.attname::text ORDER BY a.attnum), '{}'),
-        array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attnum = ANY ((
-            SELECT (i.indkey::smallint[])[0 : i.indnkeyatts - 1]
-            FROM pg_index AS i WHERE i.indrelid = relation AND i.indisprimary)::smallint[])),
-        count(*) = 0 OR bool_or(a.atttypid >= 16384 OR a.attgenerated = 'v')
-            OR current_setting('transaction_isolation') <> 'read committed'
-    INTO usable, key, unsure
-    FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped;
-    IF spec ->> 'columns' IS NULL AND spec ->> 'exclude' IS NULL THEN
-        shown := usable;
-        tracked := usable;
-        whole := true;
-        RETURN;
+    IF spec ->> 'columns' IS NOT NULL THEN
+        wanted := ARRAY(SELECT jsonb_array_elements_text(spec -> 'columns'));
     END IF;
     IF spec ->> 'exclude' IS NOT NULL THEN
         hidden := ARRAY(SELECT jsonb_array_elements_text(spec -> 'exclude'));
@@ -199,8 +191,6 @@ BEGIN
         -- that no longer exists may have been renamed, so nothing is sent.
         IF relation = (spec ->> 'relation')::oid THEN
             numbers := ARRAY(SELECT jsonb_array_elements_text(spec -> 'numbers'));
-            hidden := hidden || ARRAY(
-                SELECT a.attname FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum = ANY (numbers));
         ELSIF EXISTS (
             SELECT FROM unnest(hidden) AS h WHERE h NOT IN (
                 SELECT a.attname FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0)
@@ -209,19 +199,28 @@ BEGIN
                 MESSAGE = 'an excluded column no longer exists, or was renamed: call watch() again';
         END IF;
     END IF;
-    IF spec ->> 'columns' IS NOT NULL THEN
-        wanted := ARRAY(SELECT jsonb_array_elements_text(spec -> 'columns'));
+    -- The array of the key's columns counts from 0. Without the index's INCLUDE columns.
+    key_numbers := (SELECT (i.indkey::smallint[])[0 : i.indnkeyatts - 1]
+        FROM pg_index AS i WHERE i.indrelid = relation AND i.indisprimary);
+    SELECT coalesce(array_agg(a.name ORDER BY a.attnum) FILTER (WHERE a.open), '{}'),
+        array_agg(a.name ORDER BY a.attnum) FILTER (WHERE a.open AND a.attnum = ANY (key_numbers)),
+        count(*) = 0 OR bool_or(a.atttypid >= 16384 OR a.attgenerated = 'v')
+            OR current_setting('transaction_isolation') <> 'read committed'
+    INTO usable, key, unsure
+    FROM (
+        SELECT c.attname::text AS name, c.attnum, c.atttypid, c.attgenerated,
+            (hidden IS NULL OR c.attname <> ALL (hidden)) AND (numbers IS NULL OR c.attnum <> ALL (numbers)) AS open
+        FROM pg_attribute AS c WHERE c.attrelid = relation AND c.attnum > 0 AND NOT c.attisdropped
+    ) AS a;
+    shown := usable;
+    tracked := usable;
+    whole := wanted IS NULL AND hidden IS NULL;
+    IF wanted IS NOT NULL THEN
+        shown := ARRAY(SELECT u.name FROM unnest(usable) WITH ORDINALITY AS u (name, place)
+            WHERE u.name = ANY (wanted) ORDER BY u.place);
+        tracked := ARRAY(SELECT u.name FROM unnest(usable) WITH ORDINALITY AS u (name, place)
+            WHERE u.name = ANY (wanted) OR u.name = ANY (key) ORDER BY u.place);
     END IF;
-    -- A transaction whose snapshot is older than the table sees no columns.
-    whole := usable = '{}' AND wanted IS NULL AND hidden = '{}';
-    usable := ARRAY(SELECT u.name FROM unnest(usable) WITH ORDINALITY AS u (name, place)
-        WHERE u.name <> ALL (hidden) ORDER BY u.place);
-    key := (SELECT array_agg(k.name ORDER BY k.place) FROM unnest(key) WITH ORDINALITY AS k (name, place)
-        WHERE k.name <> ALL (hidden));
-    shown := ARRAY(SELECT u.name FROM unnest(usable) WITH ORDINALITY AS u (name, place)
-        WHERE wanted IS NULL OR u.name = ANY (wanted) ORDER BY u.place);
-    tracked := ARRAY(SELECT u.name FROM unnest(usable) WITH ORDINALITY AS u (name, place)
-        WHERE u.name = ANY (shown) OR u.name = ANY (key) ORDER BY u.place);
 END $$;
 
 -- Returns why a row has no channel, without its values.
