@@ -60,7 +60,7 @@ GRANT EXECUTE ON FUNCTION socketio_pg.watch_changed() TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.trusts(oid), socketio_pg.trigger_spec(bytea),
     socketio_pg.trigger_condition(oid, text) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.watch_begin(), socketio_pg.watch_end(), socketio_pg.watch_sort(),
-    socketio_pg.watch_row(), socketio_pg.watch_hook(text, text, boolean, boolean), socketio_pg.watch_order(regclass),
+    socketio_pg.watch_row(), socketio_pg.watch_hook(text, text, boolean), socketio_pg.watch_order(regclass),
     socketio_pg.watch_create(regclass, text, jsonb), socketio_pg.watch_blind(regclass, text) TO {role};
 GRANT SELECT ON socketio_pg.watches, socketio_pg.watch_triggers TO {role};
 """
@@ -95,7 +95,7 @@ BEGIN
         socketio_pg.watch_check, socketio_pg.watch_source, socketio_pg.watch_begin, socketio_pg.watch_end,
         socketio_pg.watch_sort, socketio_pg.watch_row, socketio_pg.watch_hook, socketio_pg.watch_order,
         socketio_pg.watch_places, socketio_pg.watch_reorder, socketio_pg.watch_single_row,
-        socketio_pg.watch_blind, socketio_pg.watch_create, socketio_pg.trusts,
+        socketio_pg.watch_row_place, socketio_pg.watch_blind, socketio_pg.watch_create, socketio_pg.trusts,
         socketio_pg.trigger_spec, socketio_pg.trigger_condition;
     DROP SCHEMA socketio_pg;
 EXCEPTION WHEN dependent_objects_still_exist THEN

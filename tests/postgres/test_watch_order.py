@@ -252,6 +252,18 @@ def test_order_of_one_nest_of_triggers(database: OrderDatabase, nest: str) -> No
     assert letters == expected.replace(" ", "")
 
 
+def test_nest_of_statements_of_the_same_kind(database: OrderDatabase) -> None:
+    """Each row has a place of its own, and a nested statement runs between two calls of a row trigger."""
+    nested = "INSERT INTO a SELECT NEW.id * 10 + n, 0 FROM generate_series(1, 2) AS n WHERE NEW.id < 10"
+    database.reset([
+        Trigger("a", "BEFORE", "ROW", "INSERT", "PERFORM mark()", False),
+        Trigger("a", "AFTER", "ROW", "INSERT", nested, False),
+    ])  # fmt: skip
+    told, truth = database.both([ROWS])
+    assert told == truth
+    assert len(told) == 18
+
+
 def test_statement_that_waits_for_another_transaction_comes_after_it(database: OrderDatabase) -> None:
     """The waiting statement has changed a row before the other transaction changes the next one."""
     database.reset([])
@@ -341,17 +353,18 @@ def test_all_watches_of_a_table_are_in_order(orders: WatchDatabase) -> None:
 def test_settings_of_the_writer_change_no_message(orders: WatchDatabase) -> None:
     """Any role may set them. What it sets concerns the order of its own messages at most."""
     orders.watch("orders")
+    orders.watch("orders", "rows", per="row")
     [(key,)] = orders.sql(
         "SELECT DISTINCT spec ->> 'key' FROM socketio_pg.watch_triggers WHERE relation = 'orders'::regclass"
     )
     for name in ("run", "sent", "sent_first", f"runs_{key}INSERT", f"runs_{key}UPDATE"):
-        for value in ("x", "|/", "|1/2 3", "|999999999999999/1....", "|/9 9 9|"):
+        for value in ("x", "|/", "|1/ 2 3", "|999999999999999/ 1 x", "|/ 9 9 9|", "|1/ 2 x", "|1/ 2 3 4 5"):
             sent = orders.sent(
                 f"BEGIN; SET LOCAL socketio_pg.{name} = '{value}'; INSERT INTO orders VALUES (1, 0), (2, 0);"
                 " UPDATE orders SET n = 1; SELECT socketio_pg.publish('x', '1'); DELETE FROM orders; COMMIT"
             )
-            assert len(sent) == 7, (name, value)
-    assert orders.failures("public.orders") == [0]
+            assert len(sent) == 13, (name, value)
+    assert orders.failures("public.orders") == [0, 0]
 
 
 def test_upgrade_gives_existing_watches_the_order(orders: WatchDatabase) -> None:

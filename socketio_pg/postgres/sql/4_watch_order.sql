@@ -19,7 +19,10 @@
 --                            the open statements of a table, outermost first: '|', the value of `sent` when the statement
 --                            began, '/', and the places of its rows. '|17/ 3' means that all rows have place 3. With
 --                            '|17/ 3 5 7' the last row has place 7, the one before it place 5, and all others place 3:
---                            these are not counted, for speed, unless there are row triggers.
+--                            these are not counted, for speed.
+--   socketio_pg.rows_<key><operation>_<depth>, socketio_pg.row_<counter>_<depth>
+--                            for row triggers: the calls for a statement with several places, as 'first place:calls'.
+--                            The depth is the number of open statements: a nested one may run between two calls.
 
 -- Opens a statement. The trigger function BEFORE each statement, with the key of the table as its argument. It has the
 -- privileges of the writer and needs none.
@@ -59,29 +62,49 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- The same for tables with row triggers. It also puts the messages of all rows into order, once for all of them.
+-- The same for tables with row triggers, which do not know how many rows there are. Messages of a statement with several
+-- places have provisional ones: see watch_row_place().
 CREATE OR REPLACE FUNCTION socketio_pg.watch_sort() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    runs CONSTANT text := 'socketio_pg.runs_' || TG_ARGV[0] || TG_OP;
-    frame CONSTANT text[] := regexp_match(current_setting(runs, true), '([0-9]{0,18})/( ([0-9]{1,15}).*)$');
-    places text[];
+    statement CONSTANT text := TG_ARGV[0] || TG_OP;
+    runs CONSTANT text := 'socketio_pg.runs_' || statement;
+    value CONSTANT text := current_setting(runs, true);
+    frame CONSTANT text[] := regexp_match(right(value, strpos(reverse(value), '|') - 1), '^([0-9]{0,18})/( ([0-9]{1,15}).*)$');
+    calls text[];
+    done text;
 BEGIN
-    places := string_to_array(frame[2], ' ');
-    -- Unless the newest places are those of these rows alone.
-    IF current_setting('socketio_pg.place', true) <> (frame[3]::bigint + cardinality(places) - 2)::text THEN
+    -- Unless the newest place is that of these rows.
+    IF current_setting('socketio_pg.place', true) <> frame[3] THEN
         BEGIN
+            calls := regexp_match(current_setting(format('socketio_pg.rows_%s_%s', statement,
+                cardinality(string_to_array(value, '|'))), true), format('^%s:([0-9]{1,9})$', frame[3]));
             PERFORM socketio_pg.watch_reorder(
                 coalesce(nullif(frame[1], ''), nullif(current_setting('socketio_pg.sent_first', true), ''))::bigint,
-                frame[3]::bigint);
+                frame[3]::bigint, CASE WHEN calls IS NOT NULL THEN socketio_pg.watch_places(frame[2], calls[1]::bigint) END);
         EXCEPTION WHEN assert_failure OR OTHERS THEN
             RAISE WARNING USING MESSAGE = format('socketio_pg.watch, %s on %I.%I: messages are not in order, SQLSTATE %s',
                 TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME, SQLSTATE);
         END;
     END IF;
-    PERFORM set_config('socketio_pg.run', '', true);
-    PERFORM set_config(runs, coalesce(substring(current_setting(runs, true) FROM '^(.*)[|]'), ''), true);
+    done := set_config('socketio_pg.run', '', true);
+    done := set_config(runs, coalesce(left(value, -strpos(reverse(value), '|')), ''), true);
     RETURN NULL;
+END $$;
+
+-- Returns the provisional place of the next row of a statement with several places, the first of which is `place`: a
+-- negative number of both. `frames` are the open statements of the table, `counter` is that of the watch.
+CREATE OR REPLACE FUNCTION socketio_pg.watch_row_place(place bigint, statement text, frames text, counter text) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    depth CONSTANT integer := cardinality(string_to_array(frames, '|'));
+    name CONSTANT text := format('socketio_pg.row_%s_%s', counter, depth);
+    calls CONSTANT bigint := least(1048575, 1 + coalesce(
+        substring(current_setting(name, true) FROM format('^%s:([0-9]{1,9})$', place))::bigint, 0));
+    value CONSTANT text := set_config(name, format('%s:%s', place, calls), true);
+    done text := set_config(format('socketio_pg.rows_%s_%s', statement, depth), value, true);
+BEGIN
+    RETURN -(place * 1048576 + calls);
 END $$;
 
 -- Never called: its trigger exists for the condition, see watch_hook().
@@ -92,19 +115,18 @@ LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
 -- the trigger would fire. It is always false, and notes the row's place instead. It has the privileges of the writer, so
 -- it uses only built-in functions. While rows of one statement follow each other, only the first comparison is evaluated.
 --
--- `each_row`: each row is counted, for row triggers, which cannot count from the end. `partitioned`: for INSERT, the row
--- may belong to an UPDATE that moves it to another partition. PostgreSQL parses the stored condition for each statement,
+-- `partitioned`: for INSERT, the row may belong to an UPDATE that moves it to another partition. PostgreSQL parses the stored condition for each statement,
 -- which takes longer than evaluating it: it is short.
-CREATE OR REPLACE FUNCTION socketio_pg.watch_hook(key text, op text, each_row boolean, partitioned boolean) RETURNS text
+DROP FUNCTION IF EXISTS socketio_pg.watch_hook(text, text, boolean, boolean);
+CREATE OR REPLACE FUNCTION socketio_pg.watch_hook(key text, op text, partitioned boolean) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
-    SELECT replace(replace(format($hook$
+    SELECT replace(replace($hook$
         current_setting('socketio_pg.run', true) IS DISTINCT FROM {statement}
         AND int4range '[1,50000]' @> length(current_setting({runs}, true))
         AND set_config({runs}, current_setting({runs}, true) || (' ' || set_config(
                 'socketio_pg.place', (current_setting('socketio_pg.place', true)::bigint + 1)::text, true)), true)
-            = set_config('socketio_pg.run', %s, true)$hook$,
-        CASE WHEN each_row THEN '''''' ELSE
-            'CASE current_setting(''socketio_pg.run'', true) WHEN {statement} || ''-'' THEN {statement} ELSE '''' END' END),
+            = set_config('socketio_pg.run',
+                CASE current_setting('socketio_pg.run', true) WHEN {statement} || '-' THEN {statement} ELSE '' END, true)$hook$,
         '{runs}', 'text ''socketio_pg.runs_'' || {statement}'),
         '{statement}', CASE WHEN op = 'INSERT' AND partitioned THEN format(
             'CASE WHEN current_setting(%L, true) <> '''' THEN text %L ELSE %L END',
@@ -139,11 +161,9 @@ BEGIN
                 (CASE WHEN watched.each_row THEN 'sort' ELSE 'end' END, format(
                     'AFTER %s ON %s EXECUTE FUNCTION socketio_pg.%I(%L)', watched.operation, tbl,
                     CASE WHEN watched.each_row THEN 'watch_sort' ELSE 'watch_end' END, watched.key)),
-                (CASE WHEN watched.each_row THEN 'each' ELSE 'row' END, format(
-                    'AFTER %s ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION socketio_pg.watch_row()',
-                    watched.operation, tbl, socketio_pg.watch_hook(
-                        watched.key, watched.operation, watched.each_row, watched.partitioned)))
-            ) AS t (kind, definition) WHERE t.kind NOT IN ('row', 'each') OR watched.operation <> 'TRUNCATE'
+                ('row', format('AFTER %s ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION socketio_pg.watch_row()',
+                    watched.operation, tbl, socketio_pg.watch_hook(watched.key, watched.operation, watched.partitioned)))
+            ) AS t (kind, definition) WHERE t.kind <> 'row' OR watched.operation <> 'TRUNCATE'
         LOOP
             wanted := array_append(wanted, found.name);
             IF NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = tbl AND t.tgname = found.name) THEN
@@ -167,18 +187,27 @@ LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN cardinality(p.places) <= total AND length(noted) < 49000
         THEN array_fill(p.places[1], ARRAY[total::integer - cardinality(p.places)]) || p.places
         ELSE array_fill(p.places[1], ARRAY[total::integer]) END
-    FROM (SELECT string_to_array(ltrim(noted), ' ')::bigint[] AS places) AS p
+    FROM (
+        SELECT CASE WHEN noted ~ '^( [0-9]{1,15})+$' THEN string_to_array(ltrim(noted), ' ')::bigint[]
+            ELSE ARRAY[split_part(noted, ' ', 2)::bigint] END AS places
+    ) AS p
 $$;
 
 -- Gives new ids to the messages that this transaction has sent before others that precede them: those with an id above
--- `after` and a later place than `place`.
-CREATE OR REPLACE FUNCTION socketio_pg.watch_reorder(after bigint, place bigint) RETURNS void
+-- `after` and a later place than `place`. `places`: those of the rows that have provisional ones, of a statement whose
+-- first place is `place`.
+DROP FUNCTION IF EXISTS socketio_pg.watch_reorder(bigint, bigint);
+CREATE OR REPLACE FUNCTION socketio_pg.watch_reorder(after bigint, place bigint, places bigint[] DEFAULT NULL) RETURNS void
 LANGUAGE sql AS $$
     WITH later AS (
         DELETE FROM socketio_pg.outbox AS o
-        WHERE o.id > watch_reorder.after AND o.xid = pg_current_xact_id() AND o.place > watch_reorder.place
+        WHERE o.id > watch_reorder.after AND o.xid = pg_current_xact_id() AND (o.place > watch_reorder.place
+            OR (places IS NOT NULL AND -o.place / 1048576 = watch_reorder.place AND o.place < 0))
         RETURNING o.*
+    ), placed AS (
+        SELECT l.*, CASE WHEN l.place < 0 THEN coalesce(places[-l.place % 1048576], watch_reorder.place)
+            ELSE l.place END AS new_place FROM later AS l
     )
     INSERT INTO socketio_pg.outbox (channel, payload, size, published_at, place, xid)
-    SELECT l.channel, l.payload, l.size, l.published_at, l.place, l.xid FROM later AS l ORDER BY l.place, l.id
+    SELECT p.channel, p.payload, p.size, p.published_at, p.new_place, p.xid FROM placed AS p ORDER BY p.new_place, p.id
 $$;

@@ -129,7 +129,6 @@ DECLARE
     -- Those of all rows, if they have several.
     several boolean;
     places bigint[];
-    row_number integer;
     -- PL/pgSQL evaluates an assignment faster than PERFORM.
     done text;
 BEGIN
@@ -161,7 +160,7 @@ BEGIN
                 frames := current_setting('socketio_pg.runs_' || (spec ->> 'key') || 'UPDATE', true);
             END IF;
             frame := right(frames, strpos(reverse(frames), '|') - 1);
-            IF frame ~ '^[0-9]{0,18}/( [0-9]{1,15})+$' THEN
+            IF frame ~ '^[0-9]{0,18}/ [0-9]{1,15}( |$)' THEN
                 noted := split_part(frame, '/', 2);
                 place := split_part(noted, ' ', 2);
             ELSE
@@ -206,12 +205,8 @@ BEGIN
                 END IF;
                 IF TG_LEVEL = 'ROW' THEN
                     IF several THEN
-                        -- Counts the calls for this statement.
-                        frames := format('socketio_pg.row_%s_%s', spec ->> 'counter', cardinality(string_to_array(frames, '|')));
-                        row_number := coalesce(substring(current_setting(frames, true)
-                            FROM format('^%s:([0-9]{1,9})$', place))::integer, 0) + 1;
-                        done := set_config(frames, format('%s:%s', place, row_number), true);
-                        place := coalesce(nullif(split_part(noted, ' ', row_number + 1), '')::bigint, place);
+                        place := socketio_pg.watch_row_place(
+                            place, (spec ->> 'key') || TG_OP, frames, spec ->> 'counter');
                     END IF;
                     IF spec ->> 'when' IS NOT NULL THEN
                         doing := 'the condition';
