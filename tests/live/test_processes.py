@@ -266,5 +266,8 @@ def test_worker_that_is_replaced_drains(replacing: tuple[ServerProcess, Path], c
         for one in (client, polling):
             one.subscribe(channel)
         assert len(server.worker_pids()) == 1
-    assert "draining 3 clients" in server.log[log:]
+    # Clients of the last case may not have ended yet.
+    found = re.search(r"draining (\d+) clients", server.log[log:])
+    assert found is not None, server.log[log:]
+    assert int(found[1]) >= 3
     assert failures(server.log[log:]) == []
