@@ -67,15 +67,17 @@ def missing_package(error: ModuleNotFoundError) -> str:
 
 def refusal_of_several(workers: int) -> str | None:
     """Return why gunicorn must not start this number of workers."""
-    if workers <= 1:
-        return None
+    return None if workers <= 1 else _several(str(workers))
+
+
+def _several(workers: str) -> str:
     return f"this server runs on one worker, not {workers}: clients of one worker would not reach the others; {_ADVICE}"
 
 
 def refusal_of_request(environ: Mapping[str, Any]) -> str | None:
     """Return why the WSGI server that passes this request cannot serve clients; None if it can."""
     if "gunicorn.socket" in environ:
-        return refusal_of_several(2) if environ.get("wsgi.multiprocess") else None
+        return _several("several") if environ.get("wsgi.multiprocess") else None
     if "eventlet.input" in environ:
         return None
     return f"this server does not run on this WSGI server: {_ADVICE}"

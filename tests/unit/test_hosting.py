@@ -71,7 +71,7 @@ def test_number_of_workers() -> None:
     ("environ", "refusal"),
     [
         ({"gunicorn.socket": None, "wsgi.multiprocess": False}, None),
-        ({"gunicorn.socket": None, "wsgi.multiprocess": True}, "on one worker"),
+        ({"gunicorn.socket": None, "wsgi.multiprocess": True}, "on one worker, not several"),
         ({"eventlet.input": None, "wsgi.multiprocess": False}, None),
         ({"wsgi.multiprocess": False}, "does not run on this WSGI server"),
     ],
