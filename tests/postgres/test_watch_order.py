@@ -357,13 +357,14 @@ def test_settings_of_the_writer_change_no_message(orders: WatchDatabase) -> None
     [(key,)] = orders.sql(
         "SELECT DISTINCT spec ->> 'key' FROM socketio_pg.watch_triggers WHERE relation = 'orders'::regclass"
     )
-    for name in ("run", "sent", "sent_first", f"runs_{key}INSERT", f"runs_{key}UPDATE"):
-        for value in ("x", "|/", "|1/ 2 3", "|999999999999999/ 1 x", "|/ 9 9 9|", "|1/ 2 x", "|1/ 2 3 4 5"):
+    for name in ("place", "run", "sent", "sent_first", f"runs_{key}INSERT", f"runs_{key}UPDATE"):
+        for value in ("x", "9" * 19, "|/", "|1/ 2 3", "|999999999999999/ 1 x", "|/ 9 9 9|", "|1/ 2 x", "|1/ 2 3 4 5"):
             sent = orders.sent(
                 f"BEGIN; SET LOCAL socketio_pg.{name} = '{value}'; INSERT INTO orders VALUES (1, 0), (2, 0);"
-                " UPDATE orders SET n = 1; SELECT socketio_pg.publish('x', '1'); DELETE FROM orders; COMMIT"
+                " UPDATE orders SET n = 1; SELECT socketio_pg.publish('x', '1'); DELETE FROM orders;"
+                f" SET LOCAL socketio_pg.{name} = '{value}'; TRUNCATE orders; COMMIT"
             )
-            assert len(sent) == 13, (name, value)
+            assert len(sent) == 15, (name, value)
     assert orders.failures("public.orders") == [0, 0]
 
 

@@ -36,7 +36,8 @@ DECLARE
     -- PL/pgSQL evaluates an assignment faster than PERFORM.
     done text;
 BEGIN
-    IF place = '' OR place IS NULL THEN
+    -- What is not a number counts as 0, as in next_place(): it must not fail the statement.
+    IF place IS NULL OR place !~ '^[0-9]{1,15}$' THEN
         place := set_config('socketio_pg.place', '0', true);
     END IF;
     -- It has no rows, for which watch_hook() would do this.
