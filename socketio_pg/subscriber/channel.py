@@ -99,7 +99,7 @@ class Channel:
         sent: dict[str, Any] = {"channel": self.name, **body}
         if event == "subscribe" and self._filter is not None:
             sent["filter"] = self._filter
-        if requests.send(event, sent, answered):
+        if requests.send(event, sent, answered, lambda: self._awaited is awaited):
             self._wait_until(time.monotonic() + self._owner.timeout)
         else:
             self._awaited = None  # the connection is about to be reported as lost

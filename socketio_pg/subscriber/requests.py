@@ -22,12 +22,14 @@ class _Request:
     event: Event
     body: Mapping[str, Any]
     answered: Callable[[Any], None]
+    is_awaited: Callable[[], bool]
 
 
 class Requests:
     """The requests on one connection. Call all methods with the subscriber's lock held.
 
     ``answered`` is called with the answer, as if the request had been sent alone; not after the connection is lost.
+    A request that has to wait for others is not sent if ``is_awaited()`` is false by then, after a timeout.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -51,17 +53,20 @@ class Requests:
             for event in ("subscribe", "unsubscribe"):
                 self._send_parts(_parts([request for request in collected if request.event == event]))
 
-    def send(self, event: Event, body: Mapping[str, Any], answered: Callable[[Any], None]) -> bool:
+    def send(
+        self, event: Event, body: Mapping[str, Any], answered: Callable[[Any], None], is_awaited: Callable[[], bool]
+    ) -> bool:
         """Send a request for one channel. Return False when the connection is lost."""
         if self._collected is None:
             return self._connection.emit(event, body, answered)
-        self._collected.append(_Request(event, body, answered))
+        self._collected.append(_Request(event, body, answered, is_awaited))
         return True
 
     def _send_parts(self, parts: list[list[_Request]]) -> None:
         """Send the first part, and each other one when the one before it is answered."""
         while parts:
             part, *parts = parts
+            part = [request for request in part if request.is_awaited()]
             if len(part) > 1 and not self._alone:
                 self._send_together(part, parts)
                 return
