@@ -350,6 +350,25 @@ def test_all_watches_of_a_table_are_in_order(orders: WatchDatabase) -> None:
     assert orders.sent("INSERT INTO orders VALUES (2, 0)") == []
 
 
+def test_serializable_transactions_do_not_fail_for_messages(orders: WatchDatabase) -> None:
+    """They insert different rows. Putting the messages into order would read those of the other transaction."""
+    orders.sql("""
+        CREATE OR REPLACE FUNCTION also_publish() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM socketio_pg.publish('x', '1'); RETURN NULL; END $$;
+        CREATE TRIGGER a AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION also_publish()
+    """)
+    orders.watch("orders")
+    with contextlib.closing(orders.connect()) as first, contextlib.closing(orders.connect()) as second:
+        cursors = [first.cursor(), second.cursor()]
+        for cursor in cursors:
+            cursor.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")
+        for number in range(4):
+            cursors[number % 2].execute("INSERT INTO orders VALUES (%s, 0)", (number,))
+        for cursor in cursors:
+            cursor.execute("COMMIT")
+    assert len(orders.taken()) == 8
+
+
 def test_settings_of_the_writer_change_no_message(orders: WatchDatabase) -> None:
     """Any role may set them. What it sets concerns the order of its own messages at most."""
     orders.watch("orders")

@@ -196,7 +196,8 @@ $$;
 
 -- Gives new ids to the messages that this transaction has sent before others that precede them: those with an id above
 -- `after` and a later place than `place`. `places`: those of the rows that have provisional ones, of a statement whose
--- first place is `place`.
+-- first place is `place`. Not in a SERIALIZABLE transaction: it would read the end of the outbox, where all others write,
+-- and one of two concurrent transactions would fail.
 DROP FUNCTION IF EXISTS socketio_pg.watch_reorder(bigint, bigint);
 CREATE OR REPLACE FUNCTION socketio_pg.watch_reorder(after bigint, place bigint, places bigint[] DEFAULT NULL) RETURNS void
 LANGUAGE sql AS $$
@@ -204,6 +205,7 @@ LANGUAGE sql AS $$
         DELETE FROM socketio_pg.outbox AS o
         WHERE o.id > watch_reorder.after AND o.xid = pg_current_xact_id() AND (o.place > watch_reorder.place
             OR (places IS NOT NULL AND -o.place / 1048576 = watch_reorder.place AND o.place < 0))
+            AND current_setting('transaction_isolation') <> 'serializable'
         RETURNING o.*
     ), placed AS (
         SELECT l.*, CASE WHEN l.place < 0 THEN coalesce(places[-l.place % 1048576], watch_reorder.place)
