@@ -22,8 +22,12 @@ def test_installing_again_keeps_everything(log: LogDatabase) -> None:
     log.move()
     log.publish("a", "2")
     before = log.sql("SELECT epoch, trimmed FROM socketio_pg.head")
+    # A session that calls a function would fail at that moment if it was created again.
+    functions = "SELECT oid FROM pg_proc WHERE pronamespace = 'socketio_pg'::regnamespace ORDER BY oid"
+    known = log.sql(functions)
     log.install()
     assert log.sql("SELECT epoch, trimmed FROM socketio_pg.head") == before
+    assert log.sql(functions) == known
     log.move()
     assert log.log() == [(1, "a", 1), (2, "a", 2)]
 

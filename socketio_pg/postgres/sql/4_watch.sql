@@ -5,6 +5,29 @@
 -- schema. The other functions are its parts: only it may call them, and they use its search_path. None of them may run
 -- code of another role: watch_list() and watch_check() prevent it.
 
+-- Drops functions of older versions that CREATE OR REPLACE cannot replace. Those of this version stay: a writer that
+-- called one at this moment would fail to send.
+DO $$
+DECLARE
+    old regprocedure;
+BEGIN
+    FOR old IN
+        SELECT p.oid FROM pg_catalog.pg_proc AS p JOIN (VALUES
+            ('watch_send', NULL),
+            ('watch_list', 'relation oid, watched oid, attempt integer'),
+            ('watch_columns', 'spec jsonb, relation oid, OUT shown text[], OUT key text[], OUT tracked text[],'
+                ' OUT usable text[], OUT whole boolean, OUT unsure boolean'),
+            ('watch_tell', 'spec jsonb, channel text, payload jsonb, place bigint'),
+            ('watch_rows', 'op text, list text'),
+            ('watch_bulk', 'spec jsonb, op text, whole boolean, paired boolean, list text, counted boolean')
+        ) AS present (name, arguments) ON present.name = p.proname
+        WHERE p.pronamespace = 'socketio_pg'::regnamespace
+            AND pg_get_function_arguments(p.oid) IS DISTINCT FROM present.arguments
+    LOOP
+        EXECUTE format('DROP FUNCTION %s', old);
+    END LOOP;
+END $$;
+
 -- Returns whether the code of a role may run with the privileges of watch_changed(): its owner's, and superusers'.
 CREATE OR REPLACE FUNCTION socketio_pg.trusts(role oid) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -53,7 +76,6 @@ END $$;
 -- value in a trigger, so their expression is here.
 -- `attempt`: 0; or 1 to use watch_json(); or 2 if that does not help, because a virtual column cannot be computed.
 -- `watched` is the table that is watched, of which the other may be a partition.
-DROP FUNCTION IF EXISTS socketio_pg.watch_list;
 CREATE OR REPLACE FUNCTION socketio_pg.watch_list(relation oid, watched oid, attempt integer) RETURNS text
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -168,8 +190,7 @@ END $$;
 -- primary `key`, both together (`tracked`), and the ones that a channel may name (`usable`). `whole`: all are shown.
 -- `unsure`: a select list is needed, see watch_list(). A type, also of an excluded column, is not built in, a generated
 -- column is virtual, or the catalog may be out of date.
-DROP FUNCTION IF EXISTS socketio_pg.watch_columns;
-CREATE FUNCTION socketio_pg.watch_columns(
+CREATE OR REPLACE FUNCTION socketio_pg.watch_columns(
     spec jsonb, relation oid, OUT shown text[], OUT key text[], OUT tracked text[], OUT usable text[], OUT whole boolean,
     OUT unsure boolean
 ) LANGUAGE plpgsql STABLE
@@ -257,8 +278,7 @@ BEGIN
 END $$;
 
 -- Sends one message about the whole statement.
-DROP FUNCTION IF EXISTS socketio_pg.watch_tell;
-CREATE FUNCTION socketio_pg.watch_tell(spec jsonb, channel text, payload jsonb, place bigint) RETURNS void
+CREATE OR REPLACE FUNCTION socketio_pg.watch_tell(spec jsonb, channel text, payload jsonb, place bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     IF spec ->> 'tier' = 'notify' THEN
@@ -392,9 +412,6 @@ BEGIN
     done := socketio_pg.watch_send_message(spec, op, c, envelope, guarded, place, new_channel, o, n, changed, false);
     RETURN NULL;
 END $$;
-
--- The function of older versions.
-DROP FUNCTION IF EXISTS socketio_pg.watch_send;
 
 -- Counts a failure of a watch: at commit, and without a lock that another transaction needs.
 CREATE OR REPLACE FUNCTION socketio_pg.watch_failed(counter text) RETURNS void

@@ -10,8 +10,7 @@ $$;
 -- Returns SQL for FROM: the rows of a statement, as `new` and `old` with the table's columns, all NULL if there is no
 -- such row; p__ has their number and both as a whole. The transition tables of an UPDATE have old and new rows in equal
 -- order. `list`: the result of watch_list().
-DROP FUNCTION IF EXISTS socketio_pg.watch_rows;
-CREATE FUNCTION socketio_pg.watch_rows(op text, list text) RETURNS text
+CREATE OR REPLACE FUNCTION socketio_pg.watch_rows(op text, list text) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
     SELECT replace(replace(CASE op
         WHEN 'INSERT' THEN
@@ -49,8 +48,7 @@ $$;
 -- Returns SQL for a statement that changed too many rows: each affected channel, NULL for rows without one, and its
 -- number of rows. $1: the parts of the channel's name, $2: the columns in which a change counts, $3: whether each row
 -- fulfils the condition, if `counted`: values of `list` have other types than those of the table then.
-DROP FUNCTION IF EXISTS socketio_pg.watch_bulk;
-CREATE FUNCTION socketio_pg.watch_bulk(
+CREATE OR REPLACE FUNCTION socketio_pg.watch_bulk(
     spec jsonb, op text, whole boolean, paired boolean, list text, counted boolean
 ) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
