@@ -21,7 +21,7 @@ def _another_program(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("/usr/bin/uvicorn", "uvicorn"), ("/x/site-packages/uvicorn/__main__.py", "uvicorn"),
         ("waitress-serve", "waitress-serve"), ("/x/waitress/__main__.py", "waitress"), ("uwsgi", "uwsgi"),
-        ("hypercorn", "hypercorn"), ("/work/uvicorn/manage.py", None), ("/usr/bin/gunicorn", None),
+        ("hypercorn", "hypercorn"), ("/srv/uvicorn/manage.py", None), ("/usr/bin/gunicorn", None),
         ("socketio_pg/server.py", None), ("/x/pytest/__main__.py", None), ("-c", None), ("", None),
     ],
 )  # fmt: skip
