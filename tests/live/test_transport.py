@@ -36,7 +36,9 @@ def memory_kb(server: ServerProcess) -> int:
 def subscribe(swarm: Swarm, clients: list[RawClient], channel: str) -> None:
     for client in clients:
         client.emit("subscribe", {"channel": channel})
-    swarm.run_until(lambda: all(client.events("subscribed") for client in clients))
+    swarm.run_until(
+        lambda: all(channel in [event["channel"] for event in client.events("subscribed")] for client in clients)
+    )
 
 
 def test_broadcasts_and_replies_arrive_in_order(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
