@@ -40,8 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return four workers per core, because most tests mostly wait."""
-    return min(4 * (os.cpu_count() or 1), MAX_WORKERS)
+    """Return three workers per core, because most tests mostly wait."""
+    return min(3 * (os.cpu_count() or 1), MAX_WORKERS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -316,7 +316,8 @@ def test_number_of_samples_does_not_depend_on_channels(log: Log, server: ServerP
         assert client.next("event", PATIENCE)["channel"] == f"{channel}-7"
         text = scrape_text(server)
         assert channel not in text
-        assert len(scrape(server)) == len(before)
+        # On a busy machine the metrics of the database are missing for a moment.
+        until(lambda: len(scrape(server)) == len(before), "as many samples as before")
         assert len(text) < 50_000
 
 
