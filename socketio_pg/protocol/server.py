@@ -114,6 +114,8 @@ class Server(AnsweringServer):
         self.lifecycle = lifecycle or Lifecycle()
         self.binary = binary
         self._connections: dict[str, _Connection] = {}
+        #: Clients that :meth:`disconnect` was called for before their CONNECT was answered.
+        self._unwanted: set[str] = set()
         super().__init__(
             serializer=Packet,
             client_manager=client_manager or Manager(),
@@ -300,6 +302,8 @@ class Server(AnsweringServer):
             self.manager.hold_early(sid)
             self.lifecycle.identified(sid, namespace, identity)
             refusal = self._ask_application(sid, namespace, self.environ[eio_sid], auth)
+            if refusal is None and sid in self._unwanted:
+                refusal = socketio.exceptions.ConnectionRefusedError().error_args
             if refusal is None:
                 # First, because the client may send a large packet as soon as it has the answer.
                 self.eio.admitted(eio_sid)
@@ -312,6 +316,7 @@ class Server(AnsweringServer):
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
         finally:
             # Whatever was raised: a client that is not connected now leaves nothing behind.
+            self._unwanted.discard(sid)
             early = self.manager.take_early(sid)
             if not self.manager.is_connected(sid, namespace):
                 self.manager.disconnect(sid, namespace, ignore_queue=True)
@@ -327,6 +332,13 @@ class Server(AnsweringServer):
         self._note_joined(eio_sid)
         if namespace == "/":
             self.lifecycle.connected(sid)
+
+    def disconnect(self, sid: str, namespace: str | None = None, ignore_queue: bool = False) -> None:
+        """Disconnect a client. One whose CONNECT is not answered yet is refused; the stock method lets it connect."""
+        if self.manager.is_pre_connected(sid, namespace or "/"):
+            self._unwanted.add(sid)
+        else:
+            super().disconnect(sid, namespace, ignore_queue)
 
     def _send_early(self, eio_sid: str, early: list[Callable[[], None]]) -> None:
         """Send what was emitted to a client before the answer to its CONNECT."""

@@ -97,3 +97,4 @@ def assert_no_client_state(server: Server) -> None:
     for kept in (server.manager.pending_connect, server.manager.pending_disconnect, server.manager.callbacks):
         assert not any(kept.values())
     assert server.manager._early == {}
+    assert server._unwanted == set()

@@ -257,6 +257,36 @@ def test_events_of_a_connect_handler_are_those_at_the_time_of_the_emit(server: S
     assert len(joined) == 1
 
 
+@pytest.mark.parametrize("answer", [None, False], ids=["admitted", "refused"])
+def test_client_in_its_connect_handler_gets_broadcasts_after_the_answer(
+    server: Server, wire: Wire, answer: object
+) -> None:
+    """It is in its rooms already, but not connected. A refused client gets none of them."""
+
+    @server.on("connect")
+    def connect(sid: str, environ: dict[str, Any], auth: Any) -> object:
+        manager = server.manager
+        assert manager.is_pre_connected(sid, "/")
+        assert not manager.is_connected(sid, "/")
+        server.enter_room(sid, "room")
+        server.emit("all")
+        server.emit("room", to="room")
+        server.emit("other", to="other")
+        server.emit("skipped", skip_sid=sid)
+        assert wire.answers() == []
+        return answer
+
+    wire.open()
+    wire.receive("0")
+    (packet_type, _, _), *events = wire.answers()
+    assert packet_type == (CONNECT if answer is None else CONNECT_ERROR)
+    assert [data for _, _, data in events] == ([["all"], ["room"]] if answer is None else [])
+    server.emit("later", to="room")
+    assert [data for _, _, data in wire.answers()] == ([["later"]] if answer is None else [])
+    wire.close()
+    assert_no_client_state(server)
+
+
 def test_early_event_that_can_no_longer_be_encoded_is_lost_alone(server: Server, wire: Wire) -> None:
     changed: dict[str, Any] = {"x": b"1"}
     joined: list[str] = []
@@ -300,6 +330,29 @@ def test_on_disconnected_is_called_once_for_every_disconnect(
     assert gone == [sid]
     wire.close()
     assert gone == [sid]
+    assert_no_client_state(server)
+
+
+@pytest.mark.parametrize("namespace", [None, "/", "/chat"])
+@pytest.mark.parametrize("ignore_queue", [False, True])
+def test_client_that_the_server_disconnects_during_its_connect_handler_is_refused(
+    server: Server, wire: Wire, namespace: str | None, ignore_queue: bool
+) -> None:
+    @server.on("connect", namespace=namespace)
+    def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
+        server.emit("early", to=sid, namespace=namespace)
+        server.disconnect(sid, namespace, ignore_queue=ignore_queue)
+
+    calls: list[str] = []
+    server.on("disconnect", lambda sid, reason: calls.append("handler"), namespace=namespace)
+    follow(server, connected=lambda sid: calls.append("connected"))
+    follow(server, disconnected=lambda sid: calls.append("disconnected"))
+    wire.open()
+    wire.receive("0/chat," if namespace == "/chat" else "0")
+    assert [packet_type for packet_type, _, _ in wire.answers()] == [CONNECT_ERROR]
+    assert calls == ["disconnected"]
+    wire.close()
+    assert calls == ["disconnected"]
     assert_no_client_state(server)
 
 

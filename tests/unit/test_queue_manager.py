@@ -1,12 +1,18 @@
-"""Callbacks across nodes: they do not accumulate, and cannot be mixed up between clients."""
+"""Callbacks across nodes: they do not accumulate, and cannot be mixed up between clients.
+
+Messages of other nodes for a client whose CONNECT is not answered yet.
+"""
 
 from typing import Any
 
 import pytest
 import socketio
+from socketio.packet import CONNECT_ERROR
 
 from socketio_pg.cluster.queue_manager import QueueManager
 from socketio_pg.protocol import fanout
+from socketio_pg.protocol.server import Server
+from tests.support.wire import Wire, assert_no_client_state
 
 
 class _Recorded(socketio.PubSubManager):  # type: ignore[misc]
@@ -95,3 +101,45 @@ def test_binary_answers_survive_the_queue(manager: Manager, args: list[Any]) -> 
     other._return_callback(manager.host_id, sid, namespace, id, *args)
     manager._handle_callback(other.sent[-1])
     assert given == [tuple(args)]
+
+
+def serving(manager: Manager) -> Server:
+    """Return a server that does not listen on the queue. Its background tasks run immediately."""
+    server = Server(async_mode="threading", client_manager=manager)
+    server.manager_initialized = True
+    server.start_background_task = lambda function, *arguments: function(*arguments)
+    return server
+
+
+def test_client_in_its_connect_handler_is_one_of_this_node(manager: Manager) -> None:
+    wire = Wire(serving(manager))
+    server = wire.server
+
+    @server.on("connect")
+    def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
+        server.enter_room(sid, "mine")
+        server.emit("own", to=sid)
+        assert manager.sent == []
+        manager._handle_enter_room({"sid": sid, "namespace": "/", "room": "theirs"})
+        manager._handle_emit({"event": "other's", "data": [1], "namespace": "/", "room": "theirs"})
+        assert set(server.rooms(sid)) == {sid, "mine", "theirs"}
+
+    wire.open()
+    wire.receive("0")
+    assert [data for _, _, data in wire.answers()][1:] == [["own"], ["other's", 1]]
+
+
+def test_other_node_disconnects_a_client_in_its_connect_handler(manager: Manager) -> None:
+    wire = Wire(serving(manager))
+    server = wire.server
+
+    @server.on("connect")
+    def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
+        manager._handle_disconnect({"sid": sid, "namespace": "/"})
+
+    wire.open()
+    wire.receive("0")
+    assert [packet_type for packet_type, _, _ in wire.answers()] == [CONNECT_ERROR]
+    assert manager.sent == []
+    wire.close()
+    assert_no_client_state(server)
