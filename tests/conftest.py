@@ -1,5 +1,7 @@
 """Shared fixtures: a real PostgreSQL and a real server. Also deselects tests that only `make nightly` runs."""
 
+import contextlib
+import functools
 import os
 import resource
 import uuid
@@ -10,11 +12,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import leftovers
-from tests.support.postgres import Cluster, cluster
+from tests.support.postgres import VERSIONS, Cluster, cluster
 from tests.support.server import ServerProcess
 
-# The versions in the embedded PostgreSQL's wheel.
-VERSIONS = (18, 16)
 #: Each worker starts its own clusters.
 MAX_WORKERS = 8
 
@@ -63,27 +63,26 @@ def nothing_left_running() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgres18() -> Iterator[Cluster]:
-    with cluster(18) as running:
-        yield running
+def cluster_of() -> Iterator[Callable[[int], Cluster]]:
+    """Return the session's cluster of a major."""
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda version: stack.enter_context(cluster(version)))
 
 
 @pytest.fixture(scope="session")
-def postgres16() -> Iterator[Cluster]:
-    with cluster(16) as running:
-        yield running
+def newest_pg(cluster_of: Callable[[int], Cluster]) -> Cluster:
+    return cluster_of(VERSIONS[0])
 
 
 @pytest.fixture(scope="session", params=VERSIONS, ids=lambda version: f"pg{version}")
-def postgres(request: pytest.FixtureRequest) -> Cluster:
-    """PostgreSQL in each version."""
-    running: Cluster = request.getfixturevalue(f"postgres{request.param}")
-    return running
+def postgres(request: pytest.FixtureRequest, cluster_of: Callable[[int], Cluster]) -> Cluster:
+    """PostgreSQL in each major."""
+    return cluster_of(request.param)
 
 
 @pytest.fixture(scope="session")
-def session_server(postgres18: Cluster) -> Iterator[ServerProcess]:
-    server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.5")
+def session_server(newest_pg: Cluster) -> Iterator[ServerProcess]:
+    server = ServerProcess(newest_pg.url(), DRAIN_SECONDS="0.5")
     yield server
     server.close()
 
@@ -97,9 +96,9 @@ def live_server(session_server: ServerProcess) -> ServerProcess:
 
 
 @pytest.fixture
-def psql(postgres18: Cluster) -> Callable[..., list[tuple[Any, ...]]]:
+def psql(newest_pg: Cluster) -> Callable[..., list[tuple[Any, ...]]]:
     """Run SQL on the live server's database: ``psql("SELECT pg_notify(%s, %s)", "foo", "1")``."""
-    return postgres18.sql
+    return newest_pg.sql
 
 
 @pytest.fixture

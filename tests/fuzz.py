@@ -81,7 +81,7 @@ def assert_acknowledged_messages_arrived(witness: SocketClient, acknowledged: li
 @contextmanager
 def target() -> Iterator[ServerProcess]:
     """Run a server of `watched_app` without rate limits, so that input gets beyond them."""
-    with cluster(18) as postgres:
+    with cluster() as postgres:
         server = ServerProcess(
             postgres.url(), app="tests.support.watched_app:app", BINARY="1", MAX_EVENTS_PER_SECOND="0",
             CONNECT_TIMEOUT="2", DRAIN_SECONDS="0.2",

@@ -11,7 +11,7 @@ from tests.support.server import ServerProcess
 
 @pytest.fixture(scope="module")
 def breakable() -> Iterator[Cluster]:
-    with cluster(18, durable=True) as running:
+    with cluster(durable=True) as running:
         yield running
 
 

@@ -21,7 +21,7 @@ from tests.support.server import ServerProcess
 @pytest.fixture(scope="module")
 def small_queue() -> Iterator[Cluster]:
     """A cluster with the smallest possible NOTIFY queue: 64 pages of 8 KB."""
-    with cluster(18) as running:
+    with cluster() as running:
         running.sql("ALTER SYSTEM SET max_notify_queue_pages = 64")
         running.restart()
         yield running

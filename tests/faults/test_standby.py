@@ -20,7 +20,7 @@ POLICIES = (
 @pytest.fixture
 def standby() -> Iterator[Cluster]:
     """A standby without a primary: it stays in recovery and answers queries."""
-    with cluster(18) as running:
+    with cluster() as running:
         for statement in (POLICIES[0], schema.statements(1_000_000, client_roles=["anon"]), POLICIES[1]):
             running.sql(statement)
         running.stop()

@@ -23,7 +23,7 @@ from tests.support.postgres import Cluster, cluster
 @pytest.fixture(scope="module")
 def two_phase() -> Iterator[Cluster]:
     """A cluster in which transactions may be prepared."""
-    with cluster(18) as running:
+    with cluster() as running:
         running.sql("ALTER SYSTEM SET max_prepared_transactions = 10")
         running.restart("immediate")
         yield running

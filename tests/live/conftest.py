@@ -44,8 +44,8 @@ def demo(chromium: Browser, live_server: ServerProcess) -> Iterator[Demo]:
 
 
 @pytest.fixture(scope="session")
-def session_log(postgres18: Cluster) -> Iterator[Log]:
-    made = Log(postgres18, "live_shared", AUTO_INIT="1")
+def session_log(newest_pg: Cluster) -> Iterator[Log]:
+    made = Log(newest_pg, "live_shared", AUTO_INIT="1")
     wait_installed(made)
     yield made
     made.server.close()

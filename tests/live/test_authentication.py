@@ -29,9 +29,9 @@ def running(cluster: Cluster, **settings: str) -> contextlib.closing[ServerProce
 
 
 @pytest.fixture(scope="module")
-def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     """A server that requires tokens and whose clock can be set."""
-    with running(postgres18, app="tests.support.watched_app:app", JWT_SECRET=SECRET, JWT_LEEWAY="0") as made:
+    with running(newest_pg, app="tests.support.watched_app:app", JWT_SECRET=SECRET, JWT_LEEWAY="0") as made:
         yield made
 
 
@@ -106,8 +106,8 @@ def test_token_in_the_url_is_ignored(server: ServerProcess) -> None:
         assert unauthorized(refused(f"{server.url}?{name}={token}")) == "a token is required"
 
 
-def test_refused_client_can_do_nothing_and_is_disconnected(postgres18: Cluster) -> None:
-    with running(postgres18, JWT_SECRET=SECRET, CONNECT_TIMEOUT="3") as server:
+def test_refused_client_can_do_nothing_and_is_disconnected(newest_pg: Cluster) -> None:
+    with running(newest_pg, JWT_SECRET=SECRET, CONNECT_TIMEOUT="3") as server:
         swarm = Swarm("127.0.0.1", server.port)
         refused_one, silent_one, good_one = swarm.open(3)
         silent_one.answers_connect = False
@@ -124,10 +124,10 @@ def test_refused_client_can_do_nothing_and_is_disconnected(postgres18: Cluster) 
         swarm.close()
 
 
-def test_tokens_and_secrets_are_not_logged(postgres18: Cluster) -> None:
+def test_tokens_and_secrets_are_not_logged(newest_pg: Cluster) -> None:
     token, wrong = mint(sub="alice", note="s3cret"), mint(secret="w" * 64)
     settings = {"JWT_SECRET": SECRET, "LOG_LEVEL": "DEBUG"}
-    with running(postgres18, **settings) as server:
+    with running(newest_pg, **settings) as server:
         with SocketClient(server.url, auth={"token": token}) as client:
             client.next("server_hello")
             assert not client.call("authenticate", {"token": wrong})["ok"]
@@ -142,9 +142,9 @@ def test_tokens_and_secrets_are_not_logged(postgres18: Cluster) -> None:
 
 
 @pytest.mark.parametrize("kind", ["rsa", "ec", "ed"])
-def test_public_key_verifies_tokens(postgres18: Cluster, kind: str) -> None:
+def test_public_key_verifies_tokens(newest_pg: Cluster, kind: str) -> None:
     key, other = SigningKey(kind), SigningKey(kind)
-    with running(postgres18, JWT_PUBLIC_KEY=key.pem.replace("\n", "\\n")) as server:
+    with running(newest_pg, JWT_PUBLIC_KEY=key.pem.replace("\n", "\\n")) as server:
         with SocketClient(server.url, auth={"token": key.sign(sub="alice")}) as client:
             assert client.next("server_hello")["client"] == "alice"
         assert "signature" in unauthorized(refused(server.url, auth={"token": other.sign()}))
@@ -153,8 +153,8 @@ def test_public_key_verifies_tokens(postgres18: Cluster, kind: str) -> None:
         assert "algorithm" in unauthorized(refused(server.url, auth={"token": jwt.encode(complete({}), "", "none")}))
 
 
-def test_issuer_and_audience_are_checked(postgres18: Cluster) -> None:
-    with running(postgres18, JWT_SECRET=SECRET, JWT_ISSUER="us", JWT_AUDIENCE="app, site") as server:
+def test_issuer_and_audience_are_checked(newest_pg: Cluster) -> None:
+    with running(newest_pg, JWT_SECRET=SECRET, JWT_ISSUER="us", JWT_AUDIENCE="app, site") as server:
         for audience in ("app", "site", ["other", "app"]):
             with SocketClient(server.url, auth={"token": mint(iss="us", aud=audience)}) as client:
                 assert client.next("server_hello")["client"] == "somebody"
@@ -169,9 +169,9 @@ def test_issuer_and_audience_are_checked(postgres18: Cluster) -> None:
             assert unauthorized(refused(server.url, auth={"token": mint(**claims)})) == error
 
 
-def test_optional_auth_admits_anonymous_clients(postgres18: Cluster) -> None:
+def test_optional_auth_admits_anonymous_clients(newest_pg: Cluster) -> None:
     settings = {"JWT_SECRET": SECRET, "AUTH": "optional", "PUBLIC_CHANNELS": "news, public:*"}
-    with running(postgres18, **settings) as server, SocketClient(server.url) as anonymous:
+    with running(newest_pg, **settings) as server, SocketClient(server.url) as anonymous:
         assert anonymous.next("server_hello")["client"] is None
         assert anonymous.call("subscribe", {"channel": "public:x"})["ok"]
         assert anonymous.call("subscribe", {"channel": "foo"})["error"]["code"] == "forbidden"
@@ -186,8 +186,8 @@ def test_optional_auth_admits_anonymous_clients(postgres18: Cluster) -> None:
         assert anonymous.call("publish", {"channel": "foo", "payload": 1})["ok"]
 
 
-def test_auth_off_is_logged_once(postgres18: Cluster) -> None:
-    with running(postgres18) as server:
+def test_auth_off_is_logged_once(newest_pg: Cluster) -> None:
+    with running(newest_pg) as server:
         with SocketClient(server.url, auth={"token": "whatever"}) as client:
             hello = client.next("server_hello")
             assert (hello["client"], hello["auth"]) == (None, "off")
@@ -211,9 +211,9 @@ def test_auth_off_is_logged_once(postgres18: Cluster) -> None:
     ],
 )
 def test_invalid_setting_stops_the_start_with_a_message(
-    postgres18: Cluster, settings: dict[str, str], word: str
+    newest_pg: Cluster, settings: dict[str, str], word: str
 ) -> None:
-    with contextlib.closing(ServerProcess(postgres18.url(), wait="nothing", **settings)) as server:
+    with contextlib.closing(ServerProcess(newest_pg.url(), wait="nothing", **settings)) as server:
         assert server.process.wait(PATIENCE) != 0
         assert word in server.log
         assert "Traceback" not in server.log
@@ -308,11 +308,11 @@ def connected_as(server: ServerProcess, token: str) -> str | None:
         return found
 
 
-def test_jwks_keys_can_be_rotated(postgres18: Cluster, key_server: KeyServer) -> None:
+def test_jwks_keys_can_be_rotated(newest_pg: Cluster, key_server: KeyServer) -> None:
     old, new, ed = SigningKey("rsa", "2025"), SigningKey("ec", "2026"), SigningKey("ed", "x")
     key_server.keys = [old, ed]
     settings = {"JWKS_URL": key_server.url, "JWKS_CACHE_SECONDS": "1", "JWT_AUDIENCE": "app"}
-    with running(postgres18, **settings) as server:
+    with running(newest_pg, **settings) as server:
         assert connected_as(server, old.sign(sub="alice", aud="app")) == "alice"
         assert connected_as(server, ed.sign(sub="bob", aud="app")) == "bob"
         # The key ID is unknown, and the keys were fetched too recently to fetch them again.
@@ -345,10 +345,10 @@ def refusal_or_none(server: ServerProcess, token: str) -> Any:
     return None
 
 
-def test_unknown_keys_do_not_cause_constant_fetching(postgres18: Cluster, key_server: KeyServer) -> None:
+def test_unknown_keys_do_not_cause_constant_fetching(newest_pg: Cluster, key_server: KeyServer) -> None:
     known = SigningKey("rsa", "1")
     key_server.keys = [known]
-    with running(postgres18, JWKS_URL=key_server.url) as server:
+    with running(newest_pg, JWKS_URL=key_server.url) as server:
         assert connected_as(server, known.sign()) == "somebody"
         fetched, began = key_server.fetched, time.monotonic()
         unknown = SigningKey("rsa", "2")
@@ -359,11 +359,11 @@ def test_unknown_keys_do_not_cause_constant_fetching(postgres18: Cluster, key_se
         assert "JWT_AUDIENCE is not set" in server.log
 
 
-def test_unreachable_jwks_refuses_until_fetched(postgres18: Cluster, key_server: KeyServer) -> None:
+def test_unreachable_jwks_refuses_until_fetched(newest_pg: Cluster, key_server: KeyServer) -> None:
     key = SigningKey("rsa", "1")
     key_server.keys = [key]
     key_server.status = 500
-    with running(postgres18, JWKS_URL=key_server.url) as server:
+    with running(newest_pg, JWKS_URL=key_server.url) as server:
         error = refused(server.url, auth={"token": key.sign()})
         assert error["data"]["code"] == "authentication_unavailable"
         key_server.status, key_server.body = 200, "<html>"
@@ -381,9 +381,9 @@ def test_unreachable_jwks_refuses_until_fetched(postgres18: Cluster, key_server:
 
 
 @pytest.fixture(scope="module")
-def login_server(postgres18: Cluster) -> Iterator[ServerProcess]:
+def login_server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     settings = {"AUTHORIZATION": "claims", "CORS_ALLOWED_ORIGINS": "*", "JWT_LEEWAY": "0"}
-    with running(postgres18, app="tests.support.login_app:app", **settings) as made:
+    with running(newest_pg, app="tests.support.login_app:app", **settings) as made:
         yield made
 
 

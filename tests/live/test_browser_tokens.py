@@ -14,9 +14,9 @@ from tests.support.server import ServerProcess
 
 
 @pytest.fixture(scope="module")
-def guarded_server(postgres18: Cluster) -> Iterator[ServerProcess]:
+def guarded_server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     """A server that requires a token and allows only the channels in its claims."""
-    server = ServerProcess(postgres18.url(), JWT_SECRET=SECRET, JWT_LEEWAY="0", AUTHORIZATION="claims")
+    server = ServerProcess(newest_pg.url(), JWT_SECRET=SECRET, JWT_LEEWAY="0", AUTHORIZATION="claims")
     yield server
     server.close()
 
@@ -109,8 +109,8 @@ def test_forbidden_channel_is_reported_and_the_others_continue(guarded: Demo, ps
     expect(guarded.messages("mine")).to_have_count(1)
 
 
-def test_anonymous_client_can_sign_in(chromium: Browser, postgres18: Cluster) -> None:
-    server = ServerProcess(postgres18.url(), JWT_SECRET=SECRET, AUTH="optional", PUBLIC_CHANNELS="news")
+def test_anonymous_client_can_sign_in(chromium: Browser, newest_pg: Cluster) -> None:
+    server = ServerProcess(newest_pg.url(), JWT_SECRET=SECRET, AUTH="optional", PUBLIC_CHANNELS="news")
     with contextlib.closing(server), demo_page(chromium, server.url) as demo:
         demo.start("?channels=news,foo")
         demo.expect_client("anonymous")

@@ -34,8 +34,8 @@ class Development:
 
 
 @pytest.fixture(scope="module")
-def development(postgres18: Cluster) -> Iterator[Development]:
-    made = Development(postgres18.url())
+def development(newest_pg: Cluster) -> Iterator[Development]:
+    made = Development(newest_pg.url())
     until(lambda: listens(made.port), "the development server listens")
     yield made
     made.process.terminate()

@@ -119,14 +119,14 @@ def bytes_in_pipe(descriptor: int) -> int:
     return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def test_listen_reports_a_gap_after_a_server_restart(postgres18: Cluster, channel: str) -> None:
-    server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0")
+def test_listen_reports_a_gap_after_a_server_restart(newest_pg: Cluster, channel: str) -> None:
+    server = ServerProcess(newest_pg.url(), DRAIN_SECONDS="0")
     try:
         with Running("listen", channel, "--json", "--url", server.url) as listening:
             listening.line("err", "listening to")
             server.restart()
             assert channel in listening.line("err", "gap in")
-            postgres18.notify(channel, "1")
+            newest_pg.notify(channel, "1")
             assert json.loads(listening.line())["payload"] == 1
     finally:
         server.close()
@@ -140,8 +140,8 @@ def test_unreachable_server_exits_with_3(command: list[str]) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_commands_require_a_token_and_respect_its_claims(postgres18: Cluster, channel: str) -> None:
-    server = ServerProcess(postgres18.url(), JWT_SECRET=SECRET, AUTHORIZATION="claims", DRAIN_SECONDS="0")
+def test_commands_require_a_token_and_respect_its_claims(newest_pg: Cluster, channel: str) -> None:
+    server = ServerProcess(newest_pg.url(), JWT_SECRET=SECRET, AUTHORIZATION="claims", DRAIN_SECONDS="0")
     try:
         done = run("publish", channel, "1", "--url", server.url)
         assert done.returncode == 1
@@ -179,18 +179,18 @@ def doctor(url: str, code: int = 0, **settings: Any) -> dict[str, str]:
     return {finding["check"]: finding["found"] for finding in map(json.loads, done.stdout.splitlines())}
 
 
-def test_doctor_finds_a_server_that_is_not_ready(postgres18: Cluster) -> None:
+def test_doctor_finds_a_server_that_is_not_ready(newest_pg: Cluster) -> None:
     server = ServerProcess("postgresql://127.0.0.1:9/nowhere", wait="http", DRAIN_SECONDS="0")
     try:
         server.wait_not_ready()
-        assert "is not ready" in doctor(postgres18.url(), 1, PORT=str(server.port))["server"]
+        assert "is not ready" in doctor(newest_pg.url(), 1, PORT=str(server.port))["server"]
     finally:
         server.close()
 
 
-def test_doctor_finds_a_port_in_use(postgres18: Cluster) -> None:
+def test_doctor_finds_a_port_in_use(newest_pg: Cluster) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        found = doctor(postgres18.url(), 1, PORT=str(listener.getsockname()[1]))
+        found = doctor(newest_pg.url(), 1, PORT=str(listener.getsockname()[1]))
     assert "is not a socketio_pg server" in found["port"]
 
 

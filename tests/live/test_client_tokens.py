@@ -32,9 +32,9 @@ def token(seconds: float, name: str = "alice", **claims: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     made = ServerProcess(
-        postgres18.url(), app="tests.support.watched_app:app", JWT_SECRET=SECRET, JWT_LEEWAY="0",
+        newest_pg.url(), app="tests.support.watched_app:app", JWT_SECRET=SECRET, JWT_LEEWAY="0",
         AUTHORIZATION="claims", DRAIN_SECONDS="0.2",
     )  # fmt: skip
     yield made
@@ -58,7 +58,7 @@ def payload(client: JavaScript | Python, name: str) -> Any:
 
 
 def test_short_tokens_are_renewed_without_a_reconnect(
-    server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
+    server: ServerProcess, newest_pg: Cluster, kind: Kind, channel: str
 ) -> None:
     tokens: Tokens = {
         "connecting": [token(8, "first"), ""],
@@ -68,7 +68,7 @@ def test_short_tokens_are_renewed_without_a_reconnect(
         client.subscribe("one", channel)
         client.wait_renewed("last")
         # Another connection would fail: the client has no further token for connecting.
-        postgres18.notify(channel, "1")
+        newest_pg.notify(channel, "1")
         assert payload(client, "one") == 1
 
 
@@ -89,14 +89,14 @@ def test_failed_renewal_is_retried(server: ServerProcess, kind: Kind, channel: s
 
 
 def test_client_reconnects_with_another_token_after_expiry(
-    server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str, expire: Callable[[], None]
+    server: ServerProcess, newest_pg: Cluster, kind: Kind, channel: str, expire: Callable[[], None]
 ) -> None:
     tokens: Tokens = {"connecting": [token(60), token(3600)], "renewing": [""]}
     with contextlib.closing(kind(server.url, tokens)) as client:
         client.subscribe("one", channel)
         expire()
         assert client.next("gap", "one")[0]["reason"] == "client_disconnected"
-        postgres18.notify(channel, "1")
+        newest_pg.notify(channel, "1")
         assert payload(client, "one") == 1
 
 
@@ -111,12 +111,12 @@ def test_token_expired_on_arrival_is_retried(server: ServerProcess, kind: Kind, 
 
 
 def test_client_retries_while_keys_are_unavailable(
-    postgres18: Cluster, kind: Kind, channel: str, tmp_path: Path
+    newest_pg: Cluster, kind: Kind, channel: str, tmp_path: Path
 ) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     good = jwt.encode({"sub": "alice", "exp": int(time.time()) + 3600}, key, algorithm="ES256")
     keys = tmp_path / "keys.json"
-    server = ServerProcess(postgres18.url(), JWKS_URL=str(keys))
+    server = ServerProcess(newest_pg.url(), JWKS_URL=str(keys))
     tokens: Tokens = {"connecting": [good], "renewing": [""]}
     with contextlib.closing(server), contextlib.closing(kind(server.url, tokens)) as client:
         if isinstance(client, JavaScript):
@@ -131,7 +131,7 @@ def test_client_retries_while_keys_are_unavailable(
 
 
 def test_forbidden_channel_is_requested_once_and_others_continue(
-    server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str, expire: Callable[[], None]
+    server: ServerProcess, newest_pg: Cluster, kind: Kind, channel: str, expire: Callable[[], None]
 ) -> None:
     allowed = [f"{channel}*"]
     tokens: Tokens = {"connecting": [token(60, subscribe=allowed), token(3600, subscribe=allowed)], "renewing": [""]}
@@ -145,7 +145,7 @@ def test_forbidden_channel_is_requested_once_and_others_continue(
         expire()
         for name in ("one", "two"):
             assert client.next("gap", name)[0]["reason"] == "client_disconnected"
-        postgres18.notify(channel, "1")
+        newest_pg.notify(channel, "1")
         assert payload(client, "one") == 1
         # Each request is answered before a later one of the same channel is sent.
         with pytest.raises(Refused, match="forbidden"):
@@ -156,7 +156,7 @@ def test_forbidden_channel_is_requested_once_and_others_continue(
 
 
 def test_subscription_no_longer_allowed_ends_and_others_continue(
-    server: ServerProcess, postgres18: Cluster, kind: Kind, channel: str
+    server: ServerProcess, newest_pg: Cluster, kind: Kind, channel: str
 ) -> None:
     mine, other = f"{channel}-mine", f"{channel}-other"
     tokens: Tokens = {
@@ -168,13 +168,13 @@ def test_subscription_no_longer_allowed_ends_and_others_continue(
         client.subscribe("other", other)
         client.subscribe("other too", other)
         assert client.ended("other") == client.ended("other too") == "forbidden"
-        postgres18.notify(mine, "1")
+        newest_pg.notify(mine, "1")
         assert payload(client, "mine") == 1
         client.wait_renewed("both again")
         client.subscribe("new", other)
-        postgres18.notify(other, "2")
+        newest_pg.notify(other, "2")
         assert payload(client, "new") == 2
-        postgres18.notify(mine, "3")
+        newest_pg.notify(mine, "3")
         assert payload(client, "mine") == 3
 
 
@@ -230,12 +230,12 @@ def test_python_raises_the_errors_of_the_server(server: ServerProcess, channel: 
             subscriber.publish(f"{channel}-other", 1)
 
 
-def test_python_stops_when_its_token_remains_refused(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+def test_python_stops_when_its_token_remains_refused(server: ServerProcess, newest_pg: Cluster, channel: str) -> None:
     received: queue.Queue[Message] = queue.Queue()
     errors: queue.Queue[SocketIOPGError] = queue.Queue()
     with Subscriber(server.url, token=token(5), reconnection_delay=0.1, timeout=PATIENCE) as subscriber:
         subscriber.subscribe(channel, received.put, on_error=errors.put)
-        postgres18.notify(channel, "1")
+        newest_pg.notify(channel, "1")
         assert received.get(timeout=PATIENCE)["payload"] == 1
         with pytest.raises(UnauthorizedError, match="expired"):
             subscriber.wait(PATIENCE)

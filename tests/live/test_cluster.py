@@ -17,8 +17,8 @@ KINDS = ["postgres", "redis", *(["kafka"] if "KAFKA_URL" in os.environ else [])]
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def cell(request: pytest.FixtureRequest, postgres18: Cluster) -> Iterator[Cell]:
-    with contextlib.closing(Cell(postgres18, request.param)) as made:
+def cell(request: pytest.FixtureRequest, newest_pg: Cluster) -> Iterator[Cell]:
+    with contextlib.closing(Cell(newest_pg, request.param)) as made:
         yield made
 
 

@@ -20,8 +20,8 @@ from tests.support.server import free_port
 
 
 @pytest.fixture(scope="module")
-def on_postgres(postgres18: Cluster) -> Iterator[Cell]:
-    with contextlib.closing(Cell(postgres18, "postgres")) as made:
+def on_postgres(newest_pg: Cluster) -> Iterator[Cell]:
+    with contextlib.closing(Cell(newest_pg, "postgres")) as made:
         yield made
 
 
@@ -112,7 +112,7 @@ def stock_url(on_postgres: Cell) -> Iterator[str]:
 
 
 def test_stock_server_can_share_the_queue(
-    on_postgres: Cell, pair: list[Member], room: str, stock_url: str, postgres18: Cluster
+    on_postgres: Cell, pair: list[Member], room: str, stock_url: str, newest_pg: Cluster
 ) -> None:
     def arrives(member: Member, news: str) -> bool:
         on_postgres.emit(0, news, room=room)
@@ -133,7 +133,7 @@ def test_stock_server_can_share_the_queue(
         assert stock.call("ask", pair[1].sid) == {"asked": "why?"}
         assert on_postgres.post(0, f"/ask/{stock.sid}", "why?") == {"answer": {"asked": "why?"}}
         # The stock server reconnects, too.
-        assert postgres18.terminate_backends() >= 5
+        assert newest_pg.terminate_backends() >= 5
         until(lambda: arrives(stock, "and now?"), "the stock server listens again")
 
 
@@ -164,11 +164,11 @@ def test_malformed_messages_on_the_queue_are_ignored(
 
 
 def test_lost_connection_is_logged_and_restored(
-    on_postgres: Cell, pair: list[Member], room: str, postgres18: Cluster
+    on_postgres: Cell, pair: list[Member], room: str, newest_pg: Cluster
 ) -> None:
     """Emits during the outage are lost, which is logged; later ones arrive."""
     already = on_postgres.nodes[1].log.count("may have been missed")
-    postgres18.terminate_backends()
+    newest_pg.terminate_backends()
     until(lambda: on_postgres.nodes[1].log.count("may have been missed") > already, "the node says so")
     until(lambda: all(node.get("/readyz")[0] == 200 for node in on_postgres.nodes), "the nodes are ready")
     on_postgres.emit(0, "back", room=room)

@@ -16,8 +16,8 @@ from tests.support.server import ServerProcess
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
-    made = Log(postgres18, "live_demos", DEBUG="1", AUTO_INIT="1")
+def log(newest_pg: Cluster) -> Iterator[Log]:
+    made = Log(newest_pg, "live_demos", DEBUG="1", AUTO_INIT="1")
     wait_installed(made)
     yield made
     made.server.close()
@@ -134,8 +134,8 @@ def test_chat_demo_keeps_its_history(log: Log, chromium: Browser) -> None:
             expect(late.page.locator("#code")).to_contain_text("subscriptions.subscribe(")
 
 
-def test_demo_without_the_log_explains_the_setup(postgres18: Cluster, chromium: Browser) -> None:
-    log = Log(postgres18, "live_demos_without_log", DEBUG="1")
+def test_demo_without_the_log_explains_the_setup(newest_pg: Cluster, chromium: Browser) -> None:
+    log = Log(newest_pg, "live_demos_without_log", DEBUG="1")
     try:
         with Visitor(chromium, log.server.url, "orders") as visitor:
             visitor.page.click("#setup button")

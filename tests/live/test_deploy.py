@@ -42,14 +42,14 @@ def exit_code_after_sigterm(port: int, process: subprocess.Popen[bytes]) -> int:
         return process.wait(15)
 
 
-def test_procfile_starts_a_node(postgres18: Cluster) -> None:
+def test_procfile_starts_a_node(newest_pg: Cluster) -> None:
     [command] = re.findall(r"^web: (.+)$", (ROOT / "Procfile").read_text("utf-8"), re.MULTILINE)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    with started("sh", "-c", f"exec {command}", DATABASE_URL=postgres18.url(), PATH=path) as node:
+    with started("sh", "-c", f"exec {command}", DATABASE_URL=newest_pg.url(), PATH=path) as node:
         assert exit_code_after_sigterm(*node) == 0
 
 
-def test_service_notifies_systemd_when_ready(postgres18: Cluster, tmp_path: Path) -> None:
+def test_service_notifies_systemd_when_ready(newest_pg: Cluster, tmp_path: Path) -> None:
     """Runs the unit's ``ExecStart``, with the port from the environment, on all addresses of the machine.
 
     A platform's WEB_CONCURRENCY does not start several workers.
@@ -62,7 +62,7 @@ def test_service_notifies_systemd_when_ready(postgres18: Cluster, tmp_path: Path
         notified.settimeout(60)
         command = [sys.executable, "-m", "socketio_pg", *program.split()]
         settings = {"HOST": "::", "WEB_CONCURRENCY": "4", "NOTIFY_SOCKET": str(tmp_path / "notify")}
-        with started(*command, DATABASE_URL=postgres18.url(), **settings) as node:
+        with started(*command, DATABASE_URL=newest_pg.url(), **settings) as node:
             assert b"READY=1" in notified.recv(1000)
             assert listens(node[0], "::1")
             assert exit_code_after_sigterm(*node) == 0

@@ -28,17 +28,17 @@ from tests.support.server import ServerProcess
 
 
 @pytest.fixture(scope="module")
-def server(postgres18: Cluster) -> Iterator[ServerProcess]:
-    made = ServerProcess(postgres18.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", ECHO="1")
+def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
+    made = ServerProcess(newest_pg.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", ECHO="1")
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
-def pinging(postgres18: Cluster) -> Iterator[ServerProcess]:
+def pinging(newest_pg: Cluster) -> Iterator[ServerProcess]:
     """A server with a short ping interval; its ping timeout is long enough for a busy machine."""
     made = ServerProcess(
-        postgres18.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="1.5",
+        newest_pg.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="1.5",
         PING_TIMEOUT="4", ECHO="1",
     )  # fmt: skip
     yield made
@@ -239,9 +239,9 @@ def test_clock_change_ends_no_session(pinging: ServerProcess, offset: int, trans
 # -- closing -----------------------------------------------------------------------------------------------------------
 
 
-def test_frozen_server_reads_buffered_pongs_before_it_times_out(postgres18: Cluster) -> None:
+def test_frozen_server_reads_buffered_pongs_before_it_times_out(newest_pg: Cluster) -> None:
     server = ServerProcess(
-        postgres18.url(), app="tests.support.watched_app:app", PING_INTERVAL="1", PING_TIMEOUT="5", ECHO="1"
+        newest_pg.url(), app="tests.support.watched_app:app", PING_INTERVAL="1", PING_TIMEOUT="5", ECHO="1"
     )
     try:
         with WebSocket(server) as one, WebSocket(server) as silent:

@@ -10,8 +10,8 @@ from tests.support.replay_clients import CLIENTS, Client, ProxiedLog, Refused, n
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[ProxiedLog]:
-    made = ProxiedLog(postgres18, "filter_clients")
+def log(newest_pg: Cluster) -> Iterator[ProxiedLog]:
+    made = ProxiedLog(newest_pg, "filter_clients")
     made.install()
     yield made
     made.close()

@@ -15,8 +15,8 @@ from tests.support.swarm import RawClient, Swarm
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
-    made = Log(postgres18, "live_filters", AUTO_INIT="1", SEND_BUFFER_BYTES="200000")
+def log(newest_pg: Cluster) -> Iterator[Log]:
+    made = Log(newest_pg, "live_filters", AUTO_INIT="1", SEND_BUFFER_BYTES="200000")
     wait_installed(made)
     yield made
     made.server.close()
@@ -111,9 +111,9 @@ def test_new_filter_replaces_the_previous_one(log: Log, client: SocketClient, ch
 
 
 @pytest.fixture(scope="module")
-def yielding(postgres18: Cluster) -> Iterator[Log]:
+def yielding(newest_pg: Cluster) -> Iterator[Log]:
     """A server whose broadcasts yield to other green threads after every send."""
-    made = Log(postgres18, "live_filters_yielding", AUTO_INIT="1", app="tests.support.yielding_app:app")
+    made = Log(newest_pg, "live_filters_yielding", AUTO_INIT="1", app="tests.support.yielding_app:app")
     wait_installed(made)
     yield made
     made.server.close()

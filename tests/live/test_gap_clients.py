@@ -18,9 +18,9 @@ from tests.support.replay_clients import CLIENTS, Client, numbers
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
+def log(newest_pg: Cluster) -> Iterator[Log]:
     """A server with a log, whose application emits what a test posts to it."""
-    made = Log(postgres18, "gap_clients", app="tests.support.rooms_app:app", AUTO_INIT="1")
+    made = Log(newest_pg, "gap_clients", app="tests.support.rooms_app:app", AUTO_INIT="1")
     wait_installed(made)
     yield made
     made.server.close()

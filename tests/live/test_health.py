@@ -23,8 +23,8 @@ from tests.support.server import ROOT, ServerProcess, clean_environment
 
 
 @pytest.fixture
-def database(postgres18: Cluster) -> Iterator[Proxy]:
-    made = Proxy(postgres18.socket_path)
+def database(newest_pg: Cluster) -> Iterator[Proxy]:
+    made = Proxy(newest_pg.socket_path)
     yield made
     made.close()
 

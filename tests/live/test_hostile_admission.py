@@ -27,8 +27,8 @@ def running(cluster: Cluster, **settings: str) -> contextlib.closing[ServerProce
 
 
 @pytest.fixture(scope="module")
-def development(postgres18: Cluster) -> Iterator[ServerProcess]:
-    with running(postgres18, DEBUG="1") as made:
+def development(newest_pg: Cluster) -> Iterator[ServerProcess]:
+    with running(newest_pg, DEBUG="1") as made:
         yield made
 
 
@@ -134,8 +134,8 @@ def test_missing_or_ambiguous_hosts_are_refused(development: ServerProcess) -> N
             assert one.reply().status == 400
 
 
-def test_allowed_hosts_in_production(postgres18: Cluster) -> None:
-    with running(postgres18, ALLOWED_HOSTS="app.example,.site.example", TRUSTED_PROXIES="1") as server:
+def test_allowed_hosts_in_production(newest_pg: Cluster) -> None:
+    with running(newest_pg, ALLOWED_HOSTS="app.example,.site.example", TRUSTED_PROXIES="1") as server:
         for host, status in (("app.example", 200), ("a.site.example:8080", 200), ("evil.example", 400),
                              ("127.0.0.1", 400)):  # fmt: skip
             assert http(server, headers={"Host": host}).status == status
@@ -149,11 +149,11 @@ def test_allowed_hosts_in_production(postgres18: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def slow(postgres18: Cluster) -> Iterator[ServerProcess]:
+def slow(newest_pg: Cluster) -> Iterator[ServerProcess]:
     """A server whose login takes as long as the client wants."""
     settings = {"SLOW_LOGIN": "1", "CONNECT_TIMEOUT": "60", "BINARY": "1"}
     with contextlib.closing(
-        ServerProcess(postgres18.url(), app="tests.support.slow_app:app", DRAIN_SECONDS="0.2", **settings)
+        ServerProcess(newest_pg.url(), app="tests.support.slow_app:app", DRAIN_SECONDS="0.2", **settings)
     ) as made:
         yield made
 
@@ -183,10 +183,10 @@ def test_memory_is_bounded_until_connect_is_answered(slow: ServerProcess, kind: 
     stuff(slow, *STUFFING[kind])
 
 
-def test_memory_is_bounded_while_the_application_decides(postgres18: Cluster) -> None:
+def test_memory_is_bounded_while_the_application_decides(newest_pg: Cluster) -> None:
     """The client is identified, and the application's connect handler takes its time."""
     with contextlib.closing(
-        ServerProcess(postgres18.url(), app="tests.support.slow_app:app", DRAIN_SECONDS="0.2", SLOW_CONNECT="20")
+        ServerProcess(newest_pg.url(), app="tests.support.slow_app:app", DRAIN_SECONDS="0.2", SLOW_CONNECT="20")
     ) as server:
         stuff(server, *STUFFING["large packets"])
 
@@ -212,9 +212,9 @@ def stuff(slow: ServerProcess, frames: list[bytes], closes: bool) -> None:
     until(lambda: state(slow)["sockets"] <= before["sockets"], "the end of all sessions")
 
 
-def test_logins_of_clients_that_have_left_are_bounded(postgres18: Cluster) -> None:
+def test_logins_of_clients_that_have_left_are_bounded(newest_pg: Cluster) -> None:
     settings = {"SLOW_LOGIN": "1", "MAX_CONNECTIONS": "20", "DRAIN_SECONDS": "0.2"}
-    with contextlib.closing(ServerProcess(postgres18.url(), app="tests.support.slow_app:app", **settings)) as server:
+    with contextlib.closing(ServerProcess(newest_pg.url(), app="tests.support.slow_app:app", **settings)) as server:
         for number in range(1, 21):
             with WebSocket(server) as one:
                 one.text('40{"seconds":3}')
@@ -258,11 +258,11 @@ def test_handshakes_with_large_headers_are_refused(slow: ServerProcess) -> None:
 
 
 @pytest.fixture(scope="module")
-def strict(postgres18: Cluster) -> Iterator[ServerProcess]:
+def strict(newest_pg: Cluster) -> Iterator[ServerProcess]:
     """A server behind one proxy that requires tokens, and allows few wrong ones and few pending clients an address."""
     settings = {"TRUSTED_PROXIES": "1", "JWT_SECRET": SECRET, "MAX_FAILED_ATTEMPTS_PER_SECOND_PER_ADDRESS": "1",
                 "MAX_PENDING_PER_ADDRESS": "20", "CONNECT_TIMEOUT": "60"}  # fmt: skip
-    with running(postgres18, **settings) as made:
+    with running(newest_pg, **settings) as made:
         yield made
 
 
@@ -284,8 +284,8 @@ def test_connection_is_closed_after_a_few_refused_connects(strict: ServerProcess
         assert {packet[0] for packet in raw.packets} == {"4"}
 
 
-def test_repeated_connects_on_one_connection_are_limited(postgres18: Cluster) -> None:
-    with running(postgres18) as server, Swarm("127.0.0.1", server.port) as swarm:
+def test_repeated_connects_on_one_connection_are_limited(newest_pg: Cluster) -> None:
+    with running(newest_pg) as server, Swarm("127.0.0.1", server.port) as swarm:
         [raw] = swarm.connect(1)
         with contextlib.suppress(OSError):
             raw.send_all(*["41", "40"] * 1_000)
@@ -370,9 +370,9 @@ class Flood:
 
 
 @pytest.fixture(scope="module")
-def small(postgres18: Cluster) -> Iterator[ServerProcess]:
+def small(newest_pg: Cluster) -> Iterator[ServerProcess]:
     settings = {"TRUSTED_PROXIES": "1", "MAX_CONNECTIONS": "200", "CONNECT_TIMEOUT": "60"}
-    with running(postgres18, **settings) as made:
+    with running(newest_pg, **settings) as made:
         yield made
 
 
@@ -415,8 +415,8 @@ def test_websockets_that_never_connect_keep_nobody_out(small: ServerProcess) -> 
             swarm.run_until(lambda: sum(one.closed for one in swarm.clients) >= 15)
 
 
-def test_connected_clients_make_no_room(postgres18: Cluster) -> None:
-    with running(postgres18, MAX_CONNECTIONS="3") as server, Swarm("127.0.0.1", server.port) as swarm:
+def test_connected_clients_make_no_room(newest_pg: Cluster) -> None:
+    with running(newest_pg, MAX_CONNECTIONS="3") as server, Swarm("127.0.0.1", server.port) as swarm:
         clients = swarm.connect(3)
         assert http(server).status == 503
         assert not any(client.closed for client in clients)

@@ -16,15 +16,15 @@ MOST = 200
 
 
 @pytest.fixture(scope="module")
-def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     made = ServerProcess(
-        postgres18.url(), MAX_CHANNELS=str(MOST), MAX_EVENTS_PER_SECOND="0", METRICS_TOKEN=TOKEN, DRAIN_SECONDS="0.2"
+        newest_pg.url(), MAX_CHANNELS=str(MOST), MAX_EVENTS_PER_SECOND="0", METRICS_TOKEN=TOKEN, DRAIN_SECONDS="0.2"
     )
     with contextlib.closing(made):
         yield made
 
 
-def test_channels_of_all_clients_together_are_limited(server: ServerProcess, postgres18: Cluster) -> None:
+def test_channels_of_all_clients_together_are_limited(server: ServerProcess, newest_pg: Cluster) -> None:
     with SocketClient(server.url) as one, SocketClient(server.url) as two:
         answers = [code(one.call("subscribe", {"channel": f"c{number}"})) for number in range(MOST + 1)]
         assert answers == [None] * MOST + ["too_many_subscriptions"]
@@ -33,14 +33,14 @@ def test_channels_of_all_clients_together_are_limited(server: ServerProcess, pos
         assert f"at most {MOST} channels (MAX_CHANNELS)" in refused["error"]["message"]
         # Channels that have a subscriber cost nothing more.
         assert two.call("subscribe", {"channel": "c1"})["ok"]
-        postgres18.notify("c1", "1")
+        newest_pg.notify("c1", "1")
         assert (one.next("event"), two.next("event")) == ({"channel": "c1", "payload": 1},) * 2
         one.call("unsubscribe", {"channel": "c2"})
         assert two.call("subscribe", {"channel": "another"})["ok"]
     wait_for(server, lambda now: now["channels"] == 0)
 
 
-def test_ever_new_channels_do_not_fill_the_node(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+def test_ever_new_channels_do_not_fill_the_node(server: ServerProcess, newest_pg: Cluster, channel: str) -> None:
     """Each channel that was left keeps its LISTEN for a grace time; clients change theirs thousands of times in it."""
     names = itertools.count()
     changes = 4_000
@@ -64,7 +64,7 @@ def test_ever_new_channels_do_not_fill_the_node(server: ServerProcess, postgres1
                 client.packets.clear()
             most = max(most, scrape(server)["listened_channels"])
         assert witness.call("subscribe", {"channel": f"{channel}-2"})["ok"]
-        postgres18.notify(channel, "1")
+        newest_pg.notify(channel, "1")
         assert witness.next("event")["payload"] == 1
         # 1,000 in their grace time, one batch of UNLISTEN, and those that have a subscriber.
         assert MOST < most < 1_000 + 500 + 2 * MOST

@@ -20,7 +20,7 @@ from tests.support.cluster import APP, CLUSTER_KEY, Cell, Member
 from tests.support.metrics import TOKEN, scrape, wait_for
 from tests.support.nodes import Nodes
 from tests.support.patience import PATIENCE, until
-from tests.support.postgres import Cluster, in_thread
+from tests.support.postgres import Cluster, cluster, in_thread
 from tests.support.redis import Redis
 from tests.support.server import ServerProcess
 
@@ -66,10 +66,10 @@ class Stranger:
 
 
 @pytest.fixture(scope="module")
-def nodes(postgres18: Cluster) -> Iterator[Nodes]:
+def nodes(newest_pg: Cluster) -> Iterator[Nodes]:
     """Two nodes with a log and a queue on PostgreSQL."""
     settings = {"MESSAGE_QUEUE": "postgres", "METRICS_TOKEN": TOKEN, "TRUSTED_PROXIES": "0"}
-    with contextlib.closing(Nodes(postgres18, "hostile", 2, balanced=False, app=APP, **settings)) as made:
+    with contextlib.closing(Nodes(newest_pg, "hostile", 2, balanced=False, app=APP, **settings)) as made:
         made.wait_leader()
         yield made
 
@@ -270,8 +270,8 @@ def test_a_program_without_the_right_to_read_the_key_cannot_emit(nodes: Nodes, m
     nodes.sql("DROP OWNED BY stranger")
 
 
-def test_forged_and_recorded_emits_on_redis_are_refused(postgres18: Cluster) -> None:
-    with contextlib.closing(Cell(postgres18, "redis")) as cell, contextlib.ExitStack() as stack:
+def test_forged_and_recorded_emits_on_redis_are_refused(newest_pg: Cluster) -> None:
+    with contextlib.closing(Cell(newest_pg, "redis")) as cell, contextlib.ExitStack() as stack:
         assert cell.redis is not None
         members = [stack.enter_context(Member(node.url, "room")) for node in cell.nodes]
         client = stack.enter_context(contextlib.closing(redis_client.Redis.from_url(cell.redis.url)))
@@ -294,14 +294,14 @@ def test_forged_and_recorded_emits_on_redis_are_refused(postgres18: Cluster) -> 
 # -- two installations -------------------------------------------------------------------------------------------------
 
 
-def test_two_clusters_on_one_redis_do_not_mix(postgres18: Cluster, postgres16: Cluster, channel: str) -> None:
+def test_two_clusters_on_one_redis_do_not_mix(newest_pg: Cluster, channel: str) -> None:
     """Their databases have the same name, and the operator gave both the same key."""
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(contextlib.closing(Redis()))
         settings = {"LISTEN": "leader", "MESSAGE_QUEUE": redis.url, "CLUSTER_KEY": CLUSTER_KEY}
         both = [
-            stack.enter_context(contextlib.closing(Nodes(cluster, "same", 1, balanced=False, app=APP, **settings)))
-            for cluster in (postgres18, postgres16)
+            stack.enter_context(contextlib.closing(Nodes(of, "same", 1, balanced=False, app=APP, **settings)))
+            for of in (newest_pg, stack.enter_context(cluster()))
         ]
         members = [stack.enter_context(Member(nodes.server.url, "room")) for nodes in both]
         for member in members:
@@ -360,11 +360,11 @@ def test_the_key_is_rotated_under_load_without_a_lost_message(
 
 
 @pytest.fixture
-def empty(postgres18: Cluster) -> str:
+def empty(newest_pg: Cluster) -> str:
     """The address of a database without the schema."""
-    postgres18.sql("DROP DATABASE IF EXISTS hostile_empty WITH (FORCE)")
-    postgres18.sql("CREATE DATABASE hostile_empty")
-    return postgres18.url("hostile_empty")
+    newest_pg.sql("DROP DATABASE IF EXISTS hostile_empty WITH (FORCE)")
+    newest_pg.sql("CREATE DATABASE hostile_empty")
+    return newest_pg.url("hostile_empty")
 
 
 # -- without a key -----------------------------------------------------------------------------------------------------
@@ -383,11 +383,11 @@ def test_with_auto_init_the_key_is_made_first(empty: str) -> None:
         assert server.get("/readyz")[0] == 200
 
 
-def test_a_role_that_may_not_read_the_key_is_told_the_grant(postgres18: Cluster, empty: str) -> None:
+def test_a_role_that_may_not_read_the_key_is_told_the_grant(newest_pg: Cluster, empty: str) -> None:
     with contextlib.closing(ServerProcess(empty, AUTO_INIT="1")):
         pass
-    postgres18.sql("DROP ROLE IF EXISTS hostile_web")
-    postgres18.sql("CREATE ROLE hostile_web LOGIN")
+    newest_pg.sql("DROP ROLE IF EXISTS hostile_web")
+    newest_pg.sql("CREATE ROLE hostile_web LOGIN")
     url = empty.replace("postgres@", "hostile_web@")
     with contextlib.closing(ServerProcess(url, wait="nothing", MESSAGE_QUEUE="postgres")) as server:
         assert server.process.wait(PATIENCE) == 4

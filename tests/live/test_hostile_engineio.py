@@ -26,9 +26,9 @@ from tests.support.server import ServerProcess
 
 
 @pytest.fixture(scope="module")
-def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     made = ServerProcess(
-        postgres18.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="2",
+        newest_pg.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="2",
         PING_TIMEOUT="5", CONNECT_TIMEOUT="3", SEND_BUFFER_BYTES="200000",
     )  # fmt: skip
     longest_stall(made)  # the first call starts the measurement
@@ -134,7 +134,7 @@ def test_flood_of_pings_closes_the_websocket(server: ServerProcess, data: bytes)
 
 
 def test_client_that_answers_pings_and_reads_nothing_is_disconnected(
-    server: ServerProcess, postgres18: Cluster, channel: str
+    server: ServerProcess, newest_pg: Cluster, channel: str
 ) -> None:
     with unharmed(server), WebSocket(server, receive_buffer=4096) as one:
         one.connect()
@@ -145,7 +145,7 @@ def test_client_that_answers_pings_and_reads_nothing_is_disconnected(
         deadline = time.monotonic() + PATIENCE
         while server.log.count("slow consumer") == cut:
             assert time.monotonic() < deadline
-            postgres18.sql("SELECT pg_notify(%s, n || repeat(' ', 7900)) FROM generate_series(1, 100) AS n", channel)
+            newest_pg.sql("SELECT pg_notify(%s, n || repeat(' ', 7900)) FROM generate_series(1, 100) AS n", channel)
             try:
                 one.frame(PONG)
                 one.text("3")

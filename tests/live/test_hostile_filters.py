@@ -23,9 +23,9 @@ STALL = 0.3
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
+def log(newest_pg: Cluster) -> Iterator[Log]:
     made = Log(
-        postgres18, "live_hostile_filters", app="tests.support.watched_app:app", AUTO_INIT="1", AUTH="optional",
+        newest_pg, "live_hostile_filters", app="tests.support.watched_app:app", AUTO_INIT="1", AUTH="optional",
         JWT_SECRET=SECRET, AUTHORIZATION="claims", PUBLIC_CHANNELS="test-*,anything",
     )  # fmt: skip
     wait_installed(made)

@@ -19,8 +19,8 @@ PUBLISHED = 30
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
-    made = Log(postgres18, "live_hostile_log", AUTO_INIT="1")
+def log(newest_pg: Cluster) -> Iterator[Log]:
+    made = Log(newest_pg, "live_hostile_log", AUTO_INIT="1")
     wait_installed(made)
     # Messages of another channel, which no replay may return.
     made.publish("somebody-else's", 1, PUBLISHED)
@@ -141,9 +141,9 @@ BACKLOG, SIZE = 25, 10_000
 
 
 @pytest.fixture(scope="module")
-def paced(postgres18: Cluster) -> Iterator[Log]:
+def paced(newest_pg: Cluster) -> Iterator[Log]:
     """A server whose kernel buffers little, so that nearly all that waits for a client is in its send buffer."""
-    made = Log(postgres18, "live_hostile_paced", *small_buffers.OPTIONS, AUTO_INIT="1", METRICS_TOKEN=TOKEN)
+    made = Log(newest_pg, "live_hostile_paced", *small_buffers.OPTIONS, AUTO_INIT="1", METRICS_TOKEN=TOKEN)
     wait_installed(made)
     yield made
     made.server.close()
@@ -318,10 +318,10 @@ def test_new_epoch_ends_waiting_replays_and_loses_no_live_message(paced: Log, ba
         wait_for(paced.server, lambda now: now["held_subscriptions"] == 0)
 
 
-def test_client_that_answers_pings_unread_is_disconnected(postgres18: Cluster, channel: str) -> None:
+def test_client_that_answers_pings_unread_is_disconnected(newest_pg: Cluster, channel: str) -> None:
     """A client that does not read and yet sends pongs would otherwise keep its buffers for ever; so one that polls."""
     log = Log(
-        postgres18, "live_hostile_stuck", *small_buffers.OPTIONS,
+        newest_pg, "live_hostile_stuck", *small_buffers.OPTIONS,
         AUTO_INIT="1", METRICS_TOKEN=TOKEN, PING_INTERVAL="1", PING_TIMEOUT="1",
     )  # fmt: skip
     try:

@@ -14,9 +14,9 @@ from tests.support.server import ServerProcess
 
 
 @pytest.fixture
-def hostile(postgres18: Cluster) -> Iterator[HostileDatabase]:
-    yield HostileDatabase(postgres18, "live_hostile")
-    postgres18.sql("DROP DATABASE live_hostile WITH (FORCE)")
+def hostile(newest_pg: Cluster) -> Iterator[HostileDatabase]:
+    yield HostileDatabase(newest_pg, "live_hostile")
+    newest_pg.sql("DROP DATABASE live_hostile WITH (FORCE)")
 
 
 def test_server_does_not_use_a_foreign_schema(hostile: HostileDatabase) -> None:

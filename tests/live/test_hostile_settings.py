@@ -93,8 +93,8 @@ class Hostile(Log):
 
 
 @pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.nightly)])
-def test_every_setting_of_a_role(postgres18: Cluster, which: int) -> None:
-    log = Hostile(postgres18, hostile(postgres18, which))
+def test_every_setting_of_a_role(newest_pg: Cluster, which: int) -> None:
+    log = Hostile(newest_pg, hostile(newest_pg, which))
     try:
         with SocketClient(log.server.url) as client:
             answer = client.call("subscribe", {"channel": "news"})

@@ -21,16 +21,16 @@ APP = "tests.support.watched_app:app"
 
 
 @pytest.fixture(scope="module")
-def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     # Without rate limits, so that every packet reaches the parser.
-    made = ServerProcess(postgres18.url(), app=APP, DRAIN_SECONDS="0.2", MAX_EVENTS_PER_SECOND="0")
+    made = ServerProcess(newest_pg.url(), app=APP, DRAIN_SECONDS="0.2", MAX_EVENTS_PER_SECOND="0")
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
-def binary_server(postgres18: Cluster) -> Iterator[ServerProcess]:
-    made = ServerProcess(postgres18.url(), app=APP, DRAIN_SECONDS="0.2", MAX_EVENTS_PER_SECOND="0", BINARY="1")
+def binary_server(newest_pg: Cluster) -> Iterator[ServerProcess]:
+    made = ServerProcess(newest_pg.url(), app=APP, DRAIN_SECONDS="0.2", MAX_EVENTS_PER_SECOND="0", BINARY="1")
     yield made
     made.close()
 
@@ -244,7 +244,7 @@ def test_client_id_is_not_a_valid_channel(server: ServerProcess, channel: str) -
             assert client.call("subscribe", {"channel": sid})["error"]["code"] == "invalid_channel"
 
 
-def test_similar_looking_names_are_different_channels(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+def test_similar_looking_names_are_different_channels(server: ServerProcess, newest_pg: Cluster, channel: str) -> None:
     names = [
         unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é"), "paypal", "pаypal", "a\u202eb", "ab",  # noqa: RUF001
         "a\u200bb", "A", "a", "a", "ﬁ", "fi", "ß", "ss", "Ⅷ", "__proto__", "constructor",
@@ -256,7 +256,7 @@ def test_similar_looking_names_are_different_channels(server: ServerProcess, pos
                 client.subscribe(name)
                 assert client.next("subscribed")["channel"] == name
             for name in names:
-                postgres18.notify(name, json.dumps(name))
+                newest_pg.notify(name, json.dumps(name))
             for name, client in zip(names, clients, strict=True):
                 assert client.next("event") == {"channel": name, "payload": name}
             assert [client.pending("event") for client in clients] == [0 if names.count(n) == 1 else 1 for n in names]
@@ -308,7 +308,7 @@ def test_unrequested_acknowledgements_are_ignored(server: ServerProcess, channel
 
 
 def test_thousands_of_subscriptions_leave_nothing_behind(
-    server: ServerProcess, postgres18: Cluster, channel: str
+    server: ServerProcess, newest_pg: Cluster, channel: str
 ) -> None:
     with unharmed(server, channel), Swarm("127.0.0.1", server.port) as swarm:
         [raw] = swarm.connect(1)
@@ -322,8 +322,8 @@ def test_thousands_of_subscriptions_leave_nothing_behind(
         raw.send_all(*[f'42{number}["subscribe",{body}]' for number in range(10, 2_010)])
         answer_of(swarm, raw, 2_009)
         raw.packets.clear()
-        postgres18.notify(channel, "1")
-        postgres18.notify(channel, "2")
+        newest_pg.notify(channel, "1")
+        newest_pg.notify(channel, "2")
         swarm.run_until(lambda: len(raw.events("event")) >= 2)
         assert [event["payload"] for event in raw.events("event")] == [1, 2]
 

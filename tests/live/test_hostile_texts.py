@@ -117,17 +117,17 @@ def test_unreachable_systems(unreachable: ServerProcess) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(postgres18: Cluster) -> Iterator[Log]:
+def plain(newest_pg: Cluster) -> Iterator[Log]:
     """A server whose role has only the privileges that it needs, and policies of which one fails."""
     name = f"{CANARY}_texts"
-    postgres18.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    newest_pg.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     for role in (f"{name}_server", f"{name}_client"):
-        postgres18.sql(f"DROP ROLE IF EXISTS {role}")
-    postgres18.sql(f"CREATE ROLE {name}_server LOGIN")
-    postgres18.sql(f"CREATE ROLE {name}_client ROLE {name}_server")
+        newest_pg.sql(f"DROP ROLE IF EXISTS {role}")
+    newest_pg.sql(f"CREATE ROLE {name}_server LOGIN")
+    newest_pg.sql(f"CREATE ROLE {name}_client ROLE {name}_server")
     log = Log.__new__(Log)
-    postgres18.sql(f"CREATE DATABASE {name}")
-    log.url = postgres18.url(name)
+    newest_pg.sql(f"CREATE DATABASE {name}")
+    log.url = newest_pg.url(name)
     done = run("init", "--server-role", f"{name}_server", "--client-role", f"{name}_client", url=log.url)
     assert done.returncode == 0, done.stderr
     log.sql(

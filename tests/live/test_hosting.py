@@ -79,8 +79,8 @@ nightly = pytest.mark.nightly
         pytest.param(["-m", "flask", "--app", APP, "run", "--port", "{port}"], {}, "flask run", id="flask run"),
     ],
 )  # fmt: skip
-def test_refused_at_the_start(postgres18: Cluster, command: list[str], settings: dict[str, str], name: str) -> None:
-    with running(postgres18, *command, **settings) as program:
+def test_refused_at_the_start(newest_pg: Cluster, command: list[str], settings: dict[str, str], name: str) -> None:
+    with running(newest_pg, *command, **settings) as program:
         assert program.process.wait(PATIENCE) != 0
         [line] = re.findall(r".*this server (?:does not run|runs) on .*", program.log)
         assert name in line
@@ -98,9 +98,9 @@ def test_refused_at_the_start(postgres18: Cluster, command: list[str], settings:
     ids=["another WSGI server", "several workers"],
 )
 def test_refused_at_the_first_request(
-    postgres18: Cluster, command: list[str], settings: dict[str, str], problem: str
+    newest_pg: Cluster, command: list[str], settings: dict[str, str], problem: str
 ) -> None:
-    with running(postgres18, *command, **settings) as program:
+    with running(newest_pg, *command, **settings) as program:
         until(lambda: listens(program.port), "the program listens")
         for path in (POLLING, WEBSOCKET):
             reply = http(program, path=path)

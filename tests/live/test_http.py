@@ -22,8 +22,8 @@ MAX_BYTES = 1_000_000 + 65_536
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
-    made = Log(postgres18, "http_log", AUTO_INIT="1", DURABLE_CHANNELS="always:*", **NO_LIMITS)
+def log(newest_pg: Cluster) -> Iterator[Log]:
+    made = Log(newest_pg, "http_log", AUTO_INIT="1", DURABLE_CHANNELS="always:*", **NO_LIMITS)
     wait_installed(made)
     yield made
     made.server.close()
@@ -298,8 +298,8 @@ def test_paths_and_methods_that_do_not_exist_are_answered_with_json(
     assert answer.headers["Connection"] == "close", "the body was not read"
 
 
-def test_http_api_can_be_disabled(postgres18: Cluster) -> None:
-    server = ServerProcess(postgres18.url(), HTTP_API="0")
+def test_http_api_can_be_disabled(newest_pg: Cluster) -> None:
+    server = ServerProcess(newest_pg.url(), HTTP_API="0")
     try:
         assert HttpApi(server).publish("a", 1).status_code == 404
         assert HttpApi(server).messages("a").status_code == 404

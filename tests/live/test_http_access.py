@@ -38,8 +38,8 @@ def outcome(answer: requests.Response) -> tuple[int, str] | None:
 
 
 @pytest.fixture(scope="module")
-def required(postgres18: Cluster) -> Iterator[ServerProcess]:
-    with contextlib.closing(ServerProcess(postgres18.url(), **TOKENS)) as made:
+def required(newest_pg: Cluster) -> Iterator[ServerProcess]:
+    with contextlib.closing(ServerProcess(newest_pg.url(), **TOKENS)) as made:
         yield made
 
 
@@ -74,10 +74,10 @@ def test_only_the_bearer_scheme_is_accepted(required: ServerProcess, channel: st
     [("off", [FORBIDDEN] * 2), ("authenticated", [FORBIDDEN, None]), ("all", [None, None])],
 )
 def test_publish_setting_decides_who_may_publish(
-    postgres18: Cluster, channel: str, publish: str, expected: list[Any]
+    newest_pg: Cluster, channel: str, publish: str, expected: list[Any]
 ) -> None:
     settings = TOKENS | {"AUTH": "optional", "PUBLISH": publish, "PUBLIC_CHANNELS": "open:*"}
-    with contextlib.closing(ServerProcess(postgres18.url(), **settings)) as server:
+    with contextlib.closing(ServerProcess(newest_pg.url(), **settings)) as server:
         anonymous, authenticated = HttpApi(server), HttpApi(server, mint())
         assert [outcome(client.publish(channel, 1)) for client in (anonymous, authenticated)] == expected
         # PUBLISH does not affect reading.
@@ -87,24 +87,24 @@ def test_publish_setting_decides_who_may_publish(
         assert refusal(HttpApi(server, "nonsense").messages(f"open:{channel}")) == UNAUTHORIZED
 
 
-def test_auth_off_ignores_tokens(postgres18: Cluster, channel: str) -> None:
-    with running(postgres18) as server:
+def test_auth_off_ignores_tokens(newest_pg: Cluster, channel: str) -> None:
+    with running(newest_pg) as server:
         assert HttpApi(server, "nonsense").publish(channel, 1).status_code == 200
 
 
-def test_unavailable_keys_answer_503(postgres18: Cluster, channel: str) -> None:
+def test_unavailable_keys_answer_503(newest_pg: Cluster, channel: str) -> None:
     key = SigningKey("ed", "one")
     with contextlib.closing(KeyServer(key)) as keys:
         keys.status = 500
-        with running(postgres18, JWKS_URL=keys.url) as server:
+        with running(newest_pg, JWKS_URL=keys.url) as server:
             answer = HttpApi(server, key.sign()).publish(channel, 1)
             assert refusal(answer) == (503, "authentication_unavailable")
             assert int(answer.headers["Retry-After"]) >= 1
 
 
-def test_login_of_the_application_authenticates(postgres18: Cluster, channel: str) -> None:
+def test_login_of_the_application_authenticates(newest_pg: Cluster, channel: str) -> None:
     settings = {"DRAIN_SECONDS": "0.2", "AUTHORIZATION": "claims"}
-    with contextlib.closing(ServerProcess(postgres18.url(), app="tests.support.login_app:app", **settings)) as server:
+    with contextlib.closing(ServerProcess(newest_pg.url(), app="tests.support.login_app:app", **settings)) as server:
         assert refusal(HttpApi(server).messages("user:alice")) == UNAUTHORIZED
         with requests.Session() as browser:
             browser.post(f"{server.url}/login/alice", timeout=60)
@@ -121,8 +121,8 @@ def test_login_of_the_application_authenticates(postgres18: Cluster, channel: st
 # -- AUTHORIZATION -----------------------------------------------------------------------------------------------------
 
 
-def test_claims_in_the_token_limit_channels(postgres18: Cluster) -> None:
-    with contextlib.closing(ServerProcess(postgres18.url(), AUTHORIZATION="claims", **TOKENS)) as server:
+def test_claims_in_the_token_limit_channels(newest_pg: Cluster) -> None:
+    with contextlib.closing(ServerProcess(newest_pg.url(), AUTHORIZATION="claims", **TOKENS)) as server:
         api = HttpApi(server, mint(subscribe=["orders:*"], publish=["chat:*"]))
         assert outcome(api.messages("orders:7")) is None
         assert outcome(api.messages("chat:7")) == FORBIDDEN
@@ -140,8 +140,8 @@ def test_claims_in_the_token_limit_channels(postgres18: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def database(postgres18: Cluster) -> PolicyDatabase:
-    return PolicyDatabase(postgres18, "http_policies")
+def database(newest_pg: Cluster) -> PolicyDatabase:
+    return PolicyDatabase(newest_pg, "http_policies")
 
 
 @pytest.fixture(scope="module")
@@ -215,8 +215,8 @@ def preflight_request(server: ServerProcess, origin: str) -> requests.Response:
     return requests.options(f"{server.url}/api/publish", headers=headers, timeout=60)
 
 
-def test_other_origins_are_refused(postgres18: Cluster, channel: str) -> None:
-    with running(postgres18) as server, SocketClient(server.url) as client:
+def test_other_origins_are_refused(newest_pg: Cluster, channel: str) -> None:
+    with running(newest_pg) as server, SocketClient(server.url) as client:
         client.call("subscribe", {"channel": channel})
         for origin in ("https://evil.example", "null", f"http://127.0.0.1:{server.port + 1}", "http://localhost", ""):
             page = HttpApi(server, Origin=origin)
@@ -230,9 +230,9 @@ def test_other_origins_are_refused(postgres18: Cluster, channel: str) -> None:
         assert client.next("event")["payload"] == "own"
 
 
-def test_allowed_origins_get_cors_headers(postgres18: Cluster, channel: str) -> None:
+def test_allowed_origins_get_cors_headers(newest_pg: Cluster, channel: str) -> None:
     origin = "https://app.example"
-    with running(postgres18, CORS_ALLOWED_ORIGINS=origin) as server:
+    with running(newest_pg, CORS_ALLOWED_ORIGINS=origin) as server:
         preflight = preflight_request(server, origin)
         assert preflight.status_code == 200
         assert preflight.headers["Access-Control-Allow-Origin"] == origin
@@ -259,8 +259,8 @@ def until_limited(request: Callable[[], requests.Response]) -> requests.Response
     raise AssertionError("no request was rate-limited")
 
 
-def test_messages_per_second_are_limited(postgres18: Cluster, channel: str) -> None:
-    with contextlib.closing(ServerProcess(postgres18.url(), MAX_EVENTS_PER_SECOND="1", **TOKENS)) as server:
+def test_messages_per_second_are_limited(newest_pg: Cluster, channel: str) -> None:
+    with contextlib.closing(ServerProcess(newest_pg.url(), MAX_EVENTS_PER_SECOND="1", **TOKENS)) as server:
         alice, bob = HttpApi(server, mint(sub="alice")), HttpApi(server, mint(sub="bob"))
         batch = [{"channel": channel, "payload": number} for number in range(5)]
         # Each message of a batch counts, here five at a time. The limit is per client name, not per token.
@@ -277,9 +277,9 @@ def test_messages_per_second_are_limited(postgres18: Cluster, channel: str) -> N
         assert outcome(answer) is None
 
 
-def test_bytes_per_second_are_limited(postgres18: Cluster, channel: str) -> None:
+def test_bytes_per_second_are_limited(newest_pg: Cluster, channel: str) -> None:
     settings = {"MAX_EVENT_BYTES_PER_SECOND": "100", "MAX_PAYLOAD": "50000", "TRUSTED_PROXIES": "1"}
-    with running(postgres18, **settings) as server:
+    with running(newest_pg, **settings) as server:
         one, other = (HttpApi(server, X_Forwarded_For=address) for address in ("10.0.0.1", "10.0.0.2"))
         assert outcome(one.publish(channel, "x" * 7000)) is None
         assert refusal(one.post(b"x" * 45_000)) == LIMITED
@@ -292,9 +292,9 @@ def test_bytes_per_second_are_limited(postgres18: Cluster, channel: str) -> None
             assert connection.closed()
 
 
-def test_attempts_per_address_are_limited(postgres18: Cluster, channel: str) -> None:
+def test_attempts_per_address_are_limited(newest_pg: Cluster, channel: str) -> None:
     settings = TOKENS | {"MAX_ATTEMPTS_PER_SECOND_PER_ADDRESS": "1"}
-    with contextlib.closing(ServerProcess(postgres18.url(), **settings)) as server:
+    with contextlib.closing(ServerProcess(newest_pg.url(), **settings)) as server:
         guessing = HttpApi(server, mint(secret="x" * 64))
         assert refusal(guessing.publish(channel, 1)) == UNAUTHORIZED
         until_limited(lambda: guessing.publish(channel, 1))
@@ -302,24 +302,24 @@ def test_attempts_per_address_are_limited(postgres18: Cluster, channel: str) -> 
         assert server.get("/healthz")[0] == 200
 
 
-def test_errors_are_counted(postgres18: Cluster, channel: str) -> None:
-    with running(postgres18, METRICS_TOKEN="m") as server:
+def test_errors_are_counted(newest_pg: Cluster, channel: str) -> None:
+    with running(newest_pg, METRICS_TOKEN="m") as server:
         assert refusal(HttpApi(server).publish("*", 1))[1] == "invalid_channel"
         request = urllib.request.Request(f"{server.url}/metrics", headers={"Authorization": "Bearer m"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             assert 'socketio_pg_errors_total{code="invalid_channel"} 1.0' in answer.read().decode()
 
 
-def test_failing_login_function_answers_500(postgres18: Cluster) -> None:
-    with contextlib.closing(ServerProcess(postgres18.url(), app="tests.support.failing_login_app:app")) as server:
+def test_failing_login_function_answers_500(newest_pg: Cluster) -> None:
+    with contextlib.closing(ServerProcess(newest_pg.url(), app="tests.support.failing_login_app:app")) as server:
         answer = HttpApi(server).publish("a", 1)
         assert refusal(answer) == (500, "internal")
         assert "s3cret" not in answer.text
         assert "s3cret" in server.log
 
 
-def test_expired_login_is_refused(postgres18: Cluster) -> None:
-    with contextlib.closing(ServerProcess(postgres18.url(), app="tests.support.failing_login_app:app")) as server:
+def test_expired_login_is_refused(newest_pg: Cluster) -> None:
+    with contextlib.closing(ServerProcess(newest_pg.url(), app="tests.support.failing_login_app:app")) as server:
         ended, good = (HttpApi(server, X_Ends=str(int(time.time()) + seconds)) for seconds in (-60, 600))
         assert refusal(ended.publish("a", 1)) == UNAUTHORIZED
         assert outcome(good.publish("a", 1)) is None

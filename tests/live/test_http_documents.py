@@ -28,9 +28,9 @@ PAGE = ROOT / "docs" / "http.md"
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
+def log(newest_pg: Cluster) -> Iterator[Log]:
     settings = {"MAX_EVENTS_PER_SECOND": "0", "MAX_EVENT_BYTES_PER_SECOND": "0"}
-    made = Log(postgres18, "http_documents", AUTO_INIT="1", **settings)
+    made = Log(newest_pg, "http_documents", AUTO_INIT="1", **settings)
     wait_installed(made)
     yield made
     made.server.close()
@@ -91,8 +91,8 @@ def test_server_conforms_to_the_openapi_document(log: Log, tmp_path: Path) -> No
     assert log.sql("SELECT count(*) > 0 FROM socketio_pg.log") == [(True,)]
 
 
-def test_openapi_document_requires_tokens(postgres18: Cluster, tmp_path: Path) -> None:
-    log = Log(postgres18, "http_document_tokens", JWT_SECRET=SECRET, MAX_EVENTS_PER_SECOND="0")
+def test_openapi_document_requires_tokens(newest_pg: Cluster, tmp_path: Path) -> None:
+    log = Log(newest_pg, "http_document_tokens", JWT_SECRET=SECRET, MAX_EVENTS_PER_SECOND="0")
     with contextlib.closing(log.server):
         command = [
             str(Path(sys.executable).parent / "st"), "run", f"{log.server.url}/api/openapi.json",
@@ -114,9 +114,9 @@ def call(client: SocketClient, event: str, request: Any) -> dict[str, Any]:
     return answer
 
 
-def test_server_events_conform_to_the_asyncapi_document(postgres18: Cluster, channel: str) -> None:
+def test_server_events_conform_to_the_asyncapi_document(newest_pg: Cluster, channel: str) -> None:
     log = Log(
-        postgres18, "asyncapi", AUTO_INIT="1", JWT_SECRET=SECRET, AUTHORIZATION="claims", JWT_LEEWAY="300",
+        newest_pg, "asyncapi", AUTO_INIT="1", JWT_SECRET=SECRET, AUTHORIZATION="claims", JWT_LEEWAY="300",
     )  # fmt: skip
     with contextlib.closing(log.server):
         all_claims: dict[str, Any] = {"subscribe": [f"{channel}*"], "publish": [f"{channel}*"]}
@@ -156,7 +156,7 @@ def test_server_events_conform_to_the_asyncapi_document(postgres18: Cluster, cha
                 assert call(client, event, {"channel": "*", "payload": 1, "token": "x"})["ok"] is False
             client.io.emit("subscribe", {"channel": "elsewhere"})
             assert take("error")["channel"] == "elsewhere"
-            postgres18.terminate_backends()
+            newest_pg.terminate_backends()
             take("gap")
             assert call(client, "authenticate", {"token": mint(sub="alice", subscribe=[])})["ok"] is True
             assert take("unsubscribed")["reason"] == "forbidden"

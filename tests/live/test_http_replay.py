@@ -21,8 +21,8 @@ MAX_BYTES = 1_000_000 + 65_536
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
-    made = Log(postgres18, "http_replay_log", AUTO_INIT="1", DURABLE_CHANNELS="always:*", **NO_LIMITS)
+def log(newest_pg: Cluster) -> Iterator[Log]:
+    made = Log(newest_pg, "http_replay_log", AUTO_INIT="1", DURABLE_CHANNELS="always:*", **NO_LIMITS)
     wait_installed(made)
     yield made
     made.server.close()
@@ -161,8 +161,8 @@ def test_unknown_start_is_not_recovered(api: HttpApi, log: Log, channel: str) ->
     assert api.page(channel, since=one_text, epoch=start["epoch"]) == api.page(channel, **after(start))
 
 
-def test_trimmed_messages_are_not_recovered(postgres18: Cluster, channel: str) -> None:
-    log = Log(postgres18, "http_trimmed", AUTO_INIT="1")
+def test_trimmed_messages_are_not_recovered(newest_pg: Cluster, channel: str) -> None:
+    log = Log(newest_pg, "http_trimmed", AUTO_INIT="1")
     try:
         wait_installed(log)
         api = HttpApi(log.server)
@@ -187,8 +187,8 @@ def test_trimmed_messages_are_not_recovered(postgres18: Cluster, channel: str) -
         log.server.close()
 
 
-def test_recreated_log_has_a_new_epoch(postgres18: Cluster, channel: str) -> None:
-    log = Log(postgres18, "http_recreated", AUTO_INIT="1")
+def test_recreated_log_has_a_new_epoch(newest_pg: Cluster, channel: str) -> None:
+    log = Log(newest_pg, "http_recreated", AUTO_INIT="1")
     try:
         wait_installed(log)
         api = HttpApi(log.server)

@@ -45,11 +45,11 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def database_url(postgres18: Cluster) -> Iterator[str]:
+def database_url(newest_pg: Cluster) -> Iterator[str]:
     """The address of an empty database."""
-    postgres18.sql("CREATE DATABASE installed")
-    yield postgres18.url("installed")
-    postgres18.sql("DROP DATABASE installed WITH (FORCE)")
+    newest_pg.sql("CREATE DATABASE installed")
+    yield newest_pg.url("installed")
+    newest_pg.sql("DROP DATABASE installed WITH (FORCE)")
 
 
 @pytest.fixture(scope="module")

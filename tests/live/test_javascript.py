@@ -23,10 +23,10 @@ def client(request: pytest.FixtureRequest, live_server: ServerProcess) -> Iterat
         made.close()
 
 
-def test_javascript_client_subscribes_and_publishes(client: NodeClient, postgres18: Cluster, channel: str) -> None:
+def test_javascript_client_subscribes_and_publishes(client: NodeClient, newest_pg: Cluster, channel: str) -> None:
     assert client.next(event="server_hello")["argument"]["sid"]
     assert client.call("subscribe", {"channel": channel}) == {"ok": True, "channel": channel}
-    postgres18.sql("SELECT pg_notify(%s, n::text) FROM generate_series(1, 500) AS n", channel)
+    newest_pg.sql("SELECT pg_notify(%s, n::text) FROM generate_series(1, 500) AS n", channel)
     received = [client.next(event="event")["argument"] for _ in range(500)]
     assert received == [{"channel": channel, "payload": number} for number in range(1, 501)]
     payload = {"text": "ünïcödé 🐘", "nested": [1, {"deep": None}]}
@@ -37,10 +37,8 @@ def test_javascript_client_subscribes_and_publishes(client: NodeClient, postgres
 
 
 @pytest.mark.parametrize("transports", ["websocket", "polling"])
-def test_javascript_client_reconnects_after_a_server_restart(
-    postgres18: Cluster, channel: str, transports: str
-) -> None:
-    server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2")
+def test_javascript_client_reconnects_after_a_server_restart(newest_pg: Cluster, channel: str, transports: str) -> None:
+    server = ServerProcess(newest_pg.url(), DRAIN_SECONDS="0.2")
     client = NodeClient(server.url, transports)
     try:
         client.next(event="connect")
@@ -50,7 +48,7 @@ def test_javascript_client_reconnects_after_a_server_restart(
         )
         client.next(event="connect")
         assert client.call("subscribe", {"channel": channel})["ok"] is True
-        postgres18.notify(channel, "1")
+        newest_pg.notify(channel, "1")
         assert client.next(event="event")["argument"]["payload"] == 1
     finally:
         client.close()

@@ -50,8 +50,8 @@ def metric(server: ServerProcess, name: str) -> float:
 # -- per client --------------------------------------------------------------------------------------------------------
 
 
-def test_subscriptions_per_client_are_limited(postgres18: Cluster) -> None:
-    with running(postgres18, MAX_SUBSCRIPTIONS="3") as server, SocketClient(server.url) as client:
+def test_subscriptions_per_client_are_limited(newest_pg: Cluster) -> None:
+    with running(newest_pg, MAX_SUBSCRIPTIONS="3") as server, SocketClient(server.url) as client:
         assert [code(client.call("subscribe", {"channel": name})) for name in "abcd"] == [
             None, None, None, "too_many_subscriptions",
         ]  # fmt: skip
@@ -59,14 +59,14 @@ def test_subscriptions_per_client_are_limited(postgres18: Cluster) -> None:
         assert code(client.call("subscribe", {"channel": "a"})) is None
         client.call("unsubscribe", {"channel": "a"})
         assert code(client.call("subscribe", {"channel": "d"})) is None
-        postgres18.notify("d", "1")
+        newest_pg.notify("d", "1")
         assert client.next("event")["payload"] == 1
         assert metric(server, 'socketio_pg_errors_total{code="too_many_subscriptions"}') == 1
 
 
-def test_flood_of_events_is_refused_and_then_disconnected(postgres18: Cluster) -> None:
+def test_flood_of_events_is_refused_and_then_disconnected(newest_pg: Cluster) -> None:
     """A client that floods gets errors, then is disconnected. Another client is not affected."""
-    with running(postgres18, MAX_EVENTS_PER_SECOND="10") as server, SocketClient(server.url) as other:
+    with running(newest_pg, MAX_EVENTS_PER_SECOND="10") as server, SocketClient(server.url) as other:
         swarm = Swarm("127.0.0.1", server.port)
         [flood] = swarm.connect(1)
         flood.send_all(*[f'42{number}["unsubscribe",{{"channel":"foo"}}]' for number in range(90)])
@@ -79,16 +79,16 @@ def test_flood_of_events_is_refused_and_then_disconnected(postgres18: Cluster) -
         swarm.run_until(lambda: flood.closed)
         assert any(event["code"] == "rate_limited" for event in flood.events("error"))
         other.subscribe("foo")
-        postgres18.notify("foo", "1")
+        newest_pg.notify("foo", "1")
         assert other.next("event")["payload"] == 1
         assert metric(server, 'socketio_pg_errors_total{code="rate_limited"}') > 10
         assert metric(server, 'socketio_pg_cut_off_total{reason="rate_limited"}') == 1
         swarm.close()
 
 
-def test_events_count_in_any_namespace(postgres18: Cluster) -> None:
+def test_events_count_in_any_namespace(newest_pg: Cluster) -> None:
     """Also in those that the client is not connected to: nothing of these is answered or parsed."""
-    with running(postgres18, app="tests.support.watched_app:app", MAX_EVENTS_PER_SECOND="10") as server:
+    with running(newest_pg, app="tests.support.watched_app:app", MAX_EVENTS_PER_SECOND="10") as server:
         kinds = (("40", "42/nowhere,"), ("40/custom,", "42/custom,"), ("40/custom,", "42"))
         for number, (connect, event) in enumerate(kinds, 1):
             with WebSocket(server) as flood:
@@ -103,9 +103,9 @@ def test_events_count_in_any_namespace(postgres18: Cluster) -> None:
             assert metric(server, 'socketio_pg_cut_off_total{reason="rate_limited"}') >= number
 
 
-def test_packets_that_are_ignored_are_not_parsed(postgres18: Cluster) -> None:
+def test_packets_that_are_ignored_are_not_parsed(newest_pg: Cluster) -> None:
     """60 MB of them took 2.5 s of CPU, since no limit counted them."""
-    with running(postgres18) as server, WebSocket(server) as one:
+    with running(newest_pg) as server, WebSocket(server) as one:
         one.connect()
         # Invalid JSON would close the connection.
         invalid = "[" * 2_000
@@ -118,9 +118,9 @@ def test_packets_that_are_ignored_are_not_parsed(postgres18: Cluster) -> None:
             assert not text.startswith('42["error"'), text
 
 
-def test_published_bytes_per_second_are_limited(postgres18: Cluster) -> None:
+def test_published_bytes_per_second_are_limited(newest_pg: Cluster) -> None:
     settings = {"MAX_EVENT_BYTES_PER_SECOND": "1000", "MAX_PAYLOAD": "1000"}
-    with running(postgres18, **settings) as server, SocketClient(server.url) as client:
+    with running(newest_pg, **settings) as server, SocketClient(server.url) as client:
         codes = [code(client.call("publish", {"channel": "foo", "payload": "x" * 900})) for _ in range(20)]
         assert codes[:5] == [None] * 5
         assert set(codes) == {None, "rate_limited"}
@@ -133,21 +133,21 @@ def test_published_bytes_per_second_are_limited(postgres18: Cluster) -> None:
         until(fits, "room for one more")
 
 
-def test_idle_client_is_disconnected(postgres18: Cluster) -> None:
-    with running(postgres18, IDLE_TIMEOUT="3") as server, SocketClient(server.url) as subscriber:
+def test_idle_client_is_disconnected(newest_pg: Cluster) -> None:
+    with running(newest_pg, IDLE_TIMEOUT="3") as server, SocketClient(server.url) as subscriber:
         subscriber.subscribe("foo")
         began = time.monotonic()
         with SocketClient(server.url, reconnection=False) as idle:
             assert idle.next("error") == {"code": "idle_timeout", "message": "nothing was heard for too long"}
             idle.next("disconnect")
             assert time.monotonic() - began > 2.5
-        postgres18.notify("foo", "1")
+        newest_pg.notify("foo", "1")
         assert subscriber.next("event")["payload"] == 1
         assert metric(server, 'socketio_pg_cut_off_total{reason="idle_timeout"}') == 1
 
 
-def test_connections_without_a_client_time_out(postgres18: Cluster) -> None:
-    with running(postgres18, CONNECT_TIMEOUT="3") as server, Swarm("127.0.0.1", server.port) as swarm:
+def test_connections_without_a_client_time_out(newest_pg: Cluster) -> None:
+    with running(newest_pg, CONNECT_TIMEOUT="3") as server, Swarm("127.0.0.1", server.port) as swarm:
         [silent] = swarm.open(1)
         silent.answers_connect = False
         # A client that leaves its namespace counts as unconnected again.
@@ -162,15 +162,15 @@ def test_connections_without_a_client_time_out(postgres18: Cluster) -> None:
         assert metric(server, 'socketio_pg_cut_off_total{reason="connect_timeout"}') == 3
 
 
-def test_slow_consumer_is_counted(postgres18: Cluster) -> None:
-    with running(postgres18, SEND_BUFFER_BYTES="10000") as server:
+def test_slow_consumer_is_counted(newest_pg: Cluster) -> None:
+    with running(newest_pg, SEND_BUFFER_BYTES="10000") as server:
         swarm = Swarm("127.0.0.1", server.port)
         [slow] = swarm.connect(1, receive_buffer=2048)
         slow.emit("subscribe", {"channel": "foo"}, 1)
         swarm.run_until(lambda: bool(slow.events("subscribed")))
         deadline = time.monotonic() + 2 * PATIENCE
         while not metric(server, 'socketio_pg_cut_off_total{reason="slow_consumer"}'):
-            postgres18.sql("SELECT pg_notify('foo', repeat('x', 7000) || n) FROM generate_series(1, 100) AS n")
+            newest_pg.sql("SELECT pg_notify('foo', repeat('x', 7000) || n) FROM generate_series(1, 100) AS n")
             assert time.monotonic() < deadline
         swarm.close()
 
@@ -182,8 +182,8 @@ def polling_status(server: ServerProcess, **headers: str) -> int:
     return get(server, "/socket.io/?EIO=4&transport=polling", **headers)[0]
 
 
-def test_connections_per_address_are_limited(postgres18: Cluster) -> None:
-    with running(postgres18, MAX_CONNECTIONS_PER_ADDRESS="2") as server:
+def test_connections_per_address_are_limited(newest_pg: Cluster) -> None:
+    with running(newest_pg, MAX_CONNECTIONS_PER_ADDRESS="2") as server:
         with SocketClient(server.url) as first, SocketClient(server.url, ("polling",)) as second:
             assert polling_status(server) == 429
             # Without a trusted proxy, X-Forwarded-For is ignored.
@@ -196,8 +196,8 @@ def test_connections_per_address_are_limited(postgres18: Cluster) -> None:
         assert metric(server, 'socketio_pg_refused_connections_total{reason="address_connections"}') >= 2
 
 
-def test_limits_use_the_address_from_a_trusted_proxy(postgres18: Cluster) -> None:
-    with running(postgres18, MAX_CONNECTIONS_PER_ADDRESS="1", TRUSTED_PROXIES="1") as server:
+def test_limits_use_the_address_from_a_trusted_proxy(newest_pg: Cluster) -> None:
+    with running(newest_pg, MAX_CONNECTIONS_PER_ADDRESS="1", TRUSTED_PROXIES="1") as server:
         assert polling_status(server, X_Forwarded_For="203.0.113.1") == 200
         assert polling_status(server, X_Forwarded_For="203.0.113.1") == 429
         # Entries before the proxy's own are forged by the client.
@@ -205,16 +205,16 @@ def test_limits_use_the_address_from_a_trusted_proxy(postgres18: Cluster) -> Non
         assert polling_status(server, X_Forwarded_For="203.0.113.2") == 200
 
 
-def test_attempts_per_address_are_limited(postgres18: Cluster) -> None:
-    with running(postgres18, MAX_ATTEMPTS_PER_SECOND_PER_ADDRESS="1") as server:
+def test_attempts_per_address_are_limited(newest_pg: Cluster) -> None:
+    with running(newest_pg, MAX_ATTEMPTS_PER_SECOND_PER_ADDRESS="1") as server:
         statuses = [polling_status(server) for _ in range(20)]
         assert statuses[:5] == [200] * 5
         assert 429 in statuses
         assert metric(server, 'socketio_pg_refused_connections_total{reason="address_attempts"}') > 0
 
 
-def test_total_connections_are_limited(postgres18: Cluster) -> None:
-    with running(postgres18, MAX_CONNECTIONS="2") as server, SocketClient(server.url):
+def test_total_connections_are_limited(newest_pg: Cluster) -> None:
+    with running(newest_pg, MAX_CONNECTIONS="2") as server, SocketClient(server.url):
         # A session that is not connected to a namespace makes room for the next one.
         assert [polling_status(server) for _ in range(3)] == [200] * 3
         with SocketClient(server.url):
@@ -227,8 +227,8 @@ def test_total_connections_are_limited(postgres18: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(postgres18: Cluster) -> Iterator[ServerProcess]:
-    with running(postgres18) as made:
+def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
+    with running(newest_pg) as made:
         yield made
 
 
@@ -256,8 +256,8 @@ def test_other_origins_are_refused(server: ServerProcess, headers: dict[str, str
     assert websocket_status(server, **headers) == (101 if allowed else 400)
 
 
-def test_configured_origins_are_allowed(postgres18: Cluster) -> None:
-    with running(postgres18, CORS_ALLOWED_ORIGINS="https://app.example") as server:
+def test_configured_origins_are_allowed(newest_pg: Cluster) -> None:
+    with running(newest_pg, CORS_ALLOWED_ORIGINS="https://app.example") as server:
         assert websocket_status(server, Origin="https://app.example") == 101
         assert websocket_status(server, Origin="wss://app.example") == 101, "as Swift's client sends it"
         for _ in range(3):
@@ -270,7 +270,7 @@ def test_configured_origins_are_allowed(postgres18: Cluster) -> None:
         assert "the proxy forward the header Host" in refused[0]
         _, headers, _ = get(server, "/socket.io/?EIO=4&transport=polling", Origin="https://app.example")
         assert headers["Access-Control-Allow-Origin"] == "https://app.example"
-    with running(postgres18, CORS_ALLOWED_ORIGINS="*") as server:
+    with running(newest_pg, CORS_ALLOWED_ORIGINS="*") as server:
         assert websocket_status(server, Origin="https://any.example") == 101
 
 
@@ -308,21 +308,21 @@ def test_paths_outside_static_are_not_served(server: ServerProcess, path: str) -
     assert b"root:" not in answer
 
 
-def test_metrics_require_their_token(server: ServerProcess, postgres18: Cluster) -> None:
+def test_metrics_require_their_token(server: ServerProcess, newest_pg: Cluster) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": "Bearer "}):
         assert get(server, "/metrics", **headers)[0] == 401
     status, headers, text = get(server, "/metrics", Authorization=f"Bearer {TOKEN}")
     assert status == 200
     assert headers["Content-Type"].startswith("text/plain")
     assert "socketio_pg_errors_total" in text
-    with contextlib.closing(ServerProcess(postgres18.url())) as without:
+    with contextlib.closing(ServerProcess(newest_pg.url())) as without:
         assert get(without, "/metrics")[0] == 404
 
 
 @pytest.mark.parametrize(("settings", "status"), [({}, 500), ({"SECRET_KEY": "of-the-tests"}, 200)], ids=str)
-def test_sessions_require_a_secret_key(postgres18: Cluster, settings: dict[str, str], status: int) -> None:
+def test_sessions_require_a_secret_key(newest_pg: Cluster, settings: dict[str, str], status: int) -> None:
     """An application that uses sessions gets an error, not sessions that become invalid with the next start."""
-    with contextlib.closing(ServerProcess(postgres18.url(), app="tests.support.session_app:app", **settings)) as server:
+    with contextlib.closing(ServerProcess(newest_pg.url(), app="tests.support.session_app:app", **settings)) as server:
         assert server.get("/remember")[0] == status
         assert ("no secret key was set" in server.log) is (status == 500)
         # Requests without a session work.
@@ -330,8 +330,8 @@ def test_sessions_require_a_secret_key(postgres18: Cluster, settings: dict[str, 
             client.subscribe("foo")
 
 
-def test_refused_connections_are_counted(postgres18: Cluster) -> None:
-    with running(postgres18, JWT_SECRET=SECRET) as server:
+def test_refused_connections_are_counted(newest_pg: Cluster) -> None:
+    with running(newest_pg, JWT_SECRET=SECRET) as server:
         refused(server.url)
         refused(server.url, auth={"token": mint(exp=1)})
         assert metric(server, 'socketio_pg_refused_connections_total{reason="unauthorized"}') == 2

@@ -25,9 +25,9 @@ def redis() -> Iterator[Redis]:
 
 
 @pytest.fixture(scope="module")
-def nodes(postgres18: Cluster, redis: Redis) -> Iterator[Nodes]:
+def nodes(newest_pg: Cluster, redis: Redis) -> Iterator[Nodes]:
     made = Nodes(
-        postgres18,
+        newest_pg,
         "listen_leader",
         NODES,
         balanced=False,
@@ -101,11 +101,11 @@ def test_many_channels_are_subscribed_and_unsubscribed(nodes: Nodes, clients: li
 
 
 def test_nodes_of_another_database_on_the_same_redis_are_ignored(
-    nodes: Nodes, postgres18: Cluster, redis: Redis, clients: list[SocketClient], channel: str
+    nodes: Nodes, newest_pg: Cluster, redis: Redis, clients: list[SocketClient], channel: str
 ) -> None:
     """With the same MESSAGE_QUEUE_CHANNEL by mistake, nodes ignore messages of the other database and log a warning."""
     settings = {"LISTEN": "leader", "MESSAGE_QUEUE": redis.url}
-    with contextlib.closing(Nodes(postgres18, "listen_leader_two", 2, balanced=False, **settings)) as others:
+    with contextlib.closing(Nodes(newest_pg, "listen_leader_two", 2, balanced=False, **settings)) as others:
         with SocketClient(others.nodes[1].url) as other:
             for client in (other, clients[0]):
                 assert client.call("subscribe", {"channel": channel})["ok"] is True
@@ -178,20 +178,20 @@ def test_frozen_redis_is_reported_and_does_not_block_publishing(nodes: Nodes, re
     assert_no_traceback(nodes)
 
 
-def test_lost_database_connections_are_restored(nodes: Nodes, postgres18: Cluster, channel: str) -> None:
+def test_lost_database_connections_are_restored(nodes: Nodes, newest_pg: Cluster, channel: str) -> None:
     clients = recovering_clients(nodes.nodes)
     with under_load(nodes, channel, clients):
-        postgres18.terminate_backends()
+        newest_pg.terminate_backends()
         for client in clients:
             assert client.next("gap", "one")[0]["tier"] == "notify"
     for node in nodes.nodes:
         node.wait_ready()
 
 
-def test_listen_leader_can_be_enabled_node_by_node(postgres18: Cluster, redis: Redis, channel: str) -> None:
+def test_listen_leader_can_be_enabled_node_by_node(newest_pg: Cluster, redis: Redis, channel: str) -> None:
     """An old leader without LISTEN=leader also listens for a new node that has it."""
     with contextlib.closing(
-        Nodes(postgres18, "listen_change", 1, balanced=False, MESSAGE_QUEUE=redis.url, MESSAGE_QUEUE_CHANNEL="change")
+        Nodes(newest_pg, "listen_change", 1, balanced=False, MESSAGE_QUEUE=redis.url, MESSAGE_QUEUE_CHANNEL="change")
     ) as old:
         settings = {"LISTEN": "leader", "MESSAGE_QUEUE": redis.url, "MESSAGE_QUEUE_CHANNEL": "change"}
         with contextlib.closing(ServerProcess(old.url, **settings)) as new, SocketClient(new.url) as client:
@@ -207,22 +207,22 @@ def test_listen_leader_can_be_enabled_node_by_node(postgres18: Cluster, redis: R
             assert client.next("event")["payload"] == 2
 
 
-def test_missing_log_is_reported_by_readyz(postgres18: Cluster, redis: Redis) -> None:
+def test_missing_log_is_reported_by_readyz(newest_pg: Cluster, redis: Redis) -> None:
     """The log is needed to elect the node that listens."""
-    postgres18.sql("DROP DATABASE IF EXISTS listen_no_log WITH (FORCE)")
-    postgres18.sql("CREATE DATABASE listen_no_log")
+    newest_pg.sql("DROP DATABASE IF EXISTS listen_no_log WITH (FORCE)")
+    newest_pg.sql("CREATE DATABASE listen_no_log")
     settings = {
         "LISTEN": "leader",
         "MESSAGE_QUEUE": redis.url,
         "MESSAGE_QUEUE_CHANNEL": "no log",
         "CLUSTER_KEY": CLUSTER_KEY,
     }
-    with contextlib.closing(ServerProcess(postgres18.url("listen_no_log"), wait="http", **settings)) as node:
+    with contextlib.closing(ServerProcess(newest_pg.url("listen_no_log"), wait="http", **settings)) as node:
         node.wait_for("/readyz", 503, "cannot listen for them: the log is not installed")
         assert node.get("/healthz")[0] == 200
 
 
-def test_listen_leader_requires_a_message_queue(postgres18: Cluster) -> None:
-    with contextlib.closing(ServerProcess(postgres18.url(), wait="nothing", LISTEN="leader")) as server:
+def test_listen_leader_requires_a_message_queue(newest_pg: Cluster) -> None:
+    with contextlib.closing(ServerProcess(newest_pg.url(), wait="nothing", LISTEN="leader")) as server:
         server.process.wait(PATIENCE)
         assert "LISTEN=leader needs MESSAGE_QUEUE with the URL of a Redis or Valkey server." in server.log

@@ -18,8 +18,8 @@ from tests.support.swarm import RawClient, Swarm
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
-    made = Log(postgres18, "live_log", AUTO_INIT="1", DURABLE_CHANNELS="always:*", MAX_PAYLOAD="1000000")
+def log(newest_pg: Cluster) -> Iterator[Log]:
+    made = Log(newest_pg, "live_log", AUTO_INIT="1", DURABLE_CHANNELS="always:*", MAX_PAYLOAD="1000000")
     wait_installed(made)
     yield made
     made.server.close()
@@ -234,8 +234,8 @@ def test_requests_without_a_log_recover_nothing(live_server: ServerProcess, chan
         assert answer["error"]["code"] == "payload_too_large"
 
 
-def test_log_can_be_installed_while_the_server_runs(postgres18: Cluster, channel: str) -> None:
-    log = Log(postgres18, "installed_later")
+def test_log_can_be_installed_while_the_server_runs(newest_pg: Cluster, channel: str) -> None:
+    log = Log(newest_pg, "installed_later")
     try:
         with SocketClient(log.server.url) as client:
             assert "position" not in client.call("subscribe", {"channel": channel})
@@ -260,9 +260,9 @@ def positions(client: RawClient) -> list[int]:
     return [message["position"] for message in client.events("event")]
 
 
-def test_slow_client_gets_a_replay_at_its_own_speed(postgres18: Cluster, channel: str) -> None:
+def test_slow_client_gets_a_replay_at_its_own_speed(newest_pg: Cluster, channel: str) -> None:
     """15 MB for a client that does not read: the server neither disconnects it nor buffers, and serves others."""
-    log = Log(postgres18, "slow_log", AUTO_INIT="1", SEND_BUFFER_BYTES="100000")
+    log = Log(newest_pg, "slow_log", AUTO_INIT="1", SEND_BUFFER_BYTES="100000")
     wait_installed(log)
     try:
         with Swarm("127.0.0.1", log.server.port) as swarm, SocketClient(log.server.url) as other:
@@ -288,9 +288,9 @@ def test_slow_client_gets_a_replay_at_its_own_speed(postgres18: Cluster, channel
         log.server.close()
 
 
-def test_replay_reports_messages_trimmed_meanwhile(postgres18: Cluster, channel: str) -> None:
+def test_replay_reports_messages_trimmed_meanwhile(newest_pg: Cluster, channel: str) -> None:
     """A client too slow for the log's retention gets a gap and continues after it."""
-    log = Log(postgres18, "trimmed_log", AUTO_INIT="1", SEND_BUFFER_BYTES="100000")
+    log = Log(newest_pg, "trimmed_log", AUTO_INIT="1", SEND_BUFFER_BYTES="100000")
     wait_installed(log)
     try:
         with SocketClient(log.server.url) as other:
@@ -415,15 +415,15 @@ def test_failing_publisher_does_not_affect_others(log: Log, client: SocketClient
 
 
 @pytest.mark.nightly
-def test_log_is_installed_again_when_the_database_is_created_anew(postgres18: Cluster, channel: str) -> None:
-    log = Log(postgres18, "live_created_anew", AUTO_INIT="1")
+def test_log_is_installed_again_when_the_database_is_created_anew(newest_pg: Cluster, channel: str) -> None:
+    log = Log(newest_pg, "live_created_anew", AUTO_INIT="1")
     try:
         wait_installed(log)
         with SocketClient(log.server.url) as client:
             client.call("subscribe", {"channel": channel})
-            postgres18.sql("DROP DATABASE live_created_anew WITH (FORCE)")
+            newest_pg.sql("DROP DATABASE live_created_anew WITH (FORCE)")
             log.server.wait_not_ready()
-            postgres18.sql("CREATE DATABASE live_created_anew")
+            newest_pg.sql("CREATE DATABASE live_created_anew")
             log.server.wait_ready()
             log.publish(channel, 1, 1)
             assert numbers(client, 1) == [1]

@@ -20,10 +20,10 @@ FORGED = "x\r\ntime=2026-01-01T00:00:00.000Z level=critical logger=root message=
 
 
 @pytest.fixture(params=["text", "json"])
-def server(postgres18: Cluster, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+def server(newest_pg: Cluster, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     settings = {"JWT_SECRET": SECRET, "METRICS_TOKEN": "m3trics-t0ken", "LOG_LEVEL": "DEBUG"}
     with contextlib.closing(
-        ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2", LOG_FORMAT=request.param, **settings)
+        ServerProcess(newest_pg.url(), DRAIN_SECONDS="0.2", LOG_FORMAT=request.param, **settings)
     ) as made:
         yield made
 
@@ -42,7 +42,7 @@ def parse_log(log: str) -> list[dict[str, str]]:
 
 
 def test_log_has_whole_lines_and_no_secrets(
-    server: ServerProcess, postgres18: Cluster, psql: Callable[..., Any], channel: str
+    server: ServerProcess, newest_pg: Cluster, psql: Callable[..., Any], channel: str
 ) -> None:
     token = mint(sub="alice", secret_claim="cl41m")
     with SocketClient(server.url, auth={"token": token}) as client:
@@ -69,7 +69,7 @@ def test_log_has_whole_lines_and_no_secrets(
             swarm.run_until(lambda: hostile.connected)
             hostile.send("4" + FORGED + "p4yl0ad")
             swarm.run_until(lambda: hostile.closed)
-        postgres18.terminate_backends()
+        newest_pg.terminate_backends()
         assert client.next("gap", PATIENCE)["channel"] == channel
     server.wait_ready()
     log = server.log

@@ -26,10 +26,10 @@ from tests.support.tokens import mint
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
+def log(newest_pg: Cluster) -> Iterator[Log]:
     """A server with a log, whose limits and send buffers are small."""
     settings = {"MAX_SUBSCRIPTIONS": "1000", "MAX_EVENTS_PER_SECOND": "50", "SEND_BUFFER_BYTES": "10000"}
-    made = Log(postgres18, "many_channels", AUTO_INIT="1", **settings)
+    made = Log(newest_pg, "many_channels", AUTO_INIT="1", **settings)
     wait_installed(made)
     yield made
     made.server.close()
@@ -144,9 +144,9 @@ def test_no_message_is_lost_or_precedes_the_answer(log: Log, client: SocketClien
     assert found == expected[1:]
 
 
-def test_limits_count_each_channel(postgres18: Cluster, channel: str) -> None:
+def test_limits_count_each_channel(newest_pg: Cluster, channel: str) -> None:
     settings = {"MAX_SUBSCRIPTIONS": "10", "MAX_EVENTS_PER_SECOND": "1", "DRAIN_SECONDS": "0.2"}
-    server = ServerProcess(postgres18.url(), **settings)
+    server = ServerProcess(newest_pg.url(), **settings)
     with contextlib.closing(server), SocketClient(server.url, reconnection=False) as client:
         names = [f"{channel}-{number}" for number in range(12)]
         # This costs six events, and a client has five at first: a full bucket allows it.
@@ -160,8 +160,8 @@ def test_limits_count_each_channel(postgres18: Cluster, channel: str) -> None:
         client.next("disconnect")
 
 
-def test_permission_checks_are_batched(postgres18: Cluster) -> None:
-    database = PolicyDatabase(postgres18, "many_permissions")
+def test_permission_checks_are_batched(newest_pg: Cluster) -> None:
+    database = PolicyDatabase(newest_pg, "many_permissions")
     allowed = [f"room-{number}" for number in range(200)]
     database.join("alice", *allowed)
     server = ServerProcess(database.server_url, **RLS)
@@ -188,11 +188,11 @@ def kind(request: pytest.FixtureRequest) -> Callable[[str], Client]:
     return CLIENTS[request.param]
 
 
-def test_1000_channels_survive_a_reconnect(postgres18: Cluster, kind: Callable[[str], Client], channel: str) -> None:
+def test_1000_channels_survive_a_reconnect(newest_pg: Cluster, kind: Callable[[str], Client], channel: str) -> None:
     """The server allows 80 events a second, and 400 at once: a client that sent one for each channel was cut off."""
     names = [f"{channel}-{number}" for number in range(1000)]
     settings = {"MAX_EVENTS_PER_SECOND": "0", "METRICS_TOKEN": TOKEN}
-    with contextlib.closing(ProxiedLog(postgres18, "many_reconnect", **settings)) as log:
+    with contextlib.closing(ProxiedLog(newest_pg, "many_reconnect", **settings)) as log:
         log.install()
         with contextlib.closing(kind(log.address)) as client:
             client.subscribe_all(names)
@@ -209,17 +209,17 @@ def test_1000_channels_survive_a_reconnect(postgres18: Cluster, kind: Callable[[
 
 
 def test_clients_know_servers_that_take_one_channel_at_a_time(
-    postgres18: Cluster, kind: Callable[[str], Client], channel: str
+    newest_pg: Cluster, kind: Callable[[str], Client], channel: str
 ) -> None:
     names = [f"{channel}-{number}" for number in range(3)]
-    older = ServerProcess(postgres18.url(), app="tests.support.older_app:app")
+    older = ServerProcess(newest_pg.url(), app="tests.support.older_app:app")
     with contextlib.closing(older), contextlib.closing(kind(older.url)) as client:
         client.subscribe_all(names)
         older.kill()
         older.start()
         assert [client.next("gap", name)[0]["reason"] for name in names] == ["client_disconnected"] * 3
         for name in names:
-            postgres18.notify(name, "[1]")
+            newest_pg.notify(name, "[1]")
         assert [numbers(client, name, 1) for name in names] == [[1]] * 3
 
 

@@ -20,8 +20,8 @@ from tests.support.swarm import Swarm
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
-    made = Log(postgres18, "metered", AUTO_INIT="1", METRICS_TOKEN=TOKEN, SEND_BUFFER_BYTES="10000")
+def log(newest_pg: Cluster) -> Iterator[Log]:
+    made = Log(newest_pg, "metered", AUTO_INIT="1", METRICS_TOKEN=TOKEN, SEND_BUFFER_BYTES="10000")
     wait_installed(made)
     yield made
     made.server.close()
@@ -41,9 +41,9 @@ def server(log: Log) -> ServerProcess:
 
 
 @pytest.fixture(scope="module")
-def slow_log(postgres18: Cluster) -> Iterator[Log]:
+def slow_log(newest_pg: Cluster) -> Iterator[Log]:
     """A server whose clients become slow consumers after a few kilobytes."""
-    made = Log(postgres18, "metered_slow", *small_buffers.OPTIONS, METRICS_TOKEN=TOKEN, SEND_BUFFER_BYTES="10000")
+    made = Log(newest_pg, "metered_slow", *small_buffers.OPTIONS, METRICS_TOKEN=TOKEN, SEND_BUFFER_BYTES="10000")
     yield made
     made.server.close()
 

@@ -22,8 +22,8 @@ NODES = 3
 
 
 @pytest.fixture(scope="module")
-def nodes(postgres18: Cluster) -> Iterator[Nodes]:
-    with contextlib.closing(Nodes(postgres18, "nodes", NODES)) as made:
+def nodes(newest_pg: Cluster) -> Iterator[Nodes]:
+    with contextlib.closing(Nodes(newest_pg, "nodes", NODES)) as made:
         yield made
 
 
@@ -125,10 +125,10 @@ def test_new_clients_are_not_affected_by_a_deploy(nodes: Nodes) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_drain_spreads_reconnecting_clients_over_time(postgres18: Cluster) -> None:
+def test_drain_spreads_reconnecting_clients_over_time(newest_pg: Cluster) -> None:
     """Clients reconnect immediately, but DRAIN_SECONDS determines the rate at which a node disconnects them."""
     clients, drain, window = 300, 5.0, 0.1
-    with contextlib.closing(Nodes(postgres18, "nodes_herd", NODES, DRAIN_SECONDS=str(drain))) as nodes:
+    with contextlib.closing(Nodes(newest_pg, "nodes_herd", NODES, DRAIN_SECONDS=str(drain))) as nodes:
         with Swarm("127.0.0.1", nodes.port) as swarm:
             first = swarm.connect(clients)
             stopping = threading.Thread(target=nodes.nodes[0].stop)
@@ -166,8 +166,8 @@ def test_drain_spreads_reconnecting_clients_over_time(postgres18: Cluster) -> No
 
 
 @pytest.fixture(scope="module")
-def limited(postgres18: Cluster) -> Iterator[ServerProcess]:
-    made = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2", TRUSTED_PROXIES="1", MAX_CONNECTIONS_PER_ADDRESS="1")
+def limited(newest_pg: Cluster) -> Iterator[ServerProcess]:
+    made = ServerProcess(newest_pg.url(), DRAIN_SECONDS="0.2", TRUSTED_PROXIES="1", MAX_CONNECTIONS_PER_ADDRESS="1")
     yield made
     made.close()
 

@@ -34,8 +34,8 @@ class Order(Base):
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
-    made = Log(postgres18, "live_orm", AUTO_INIT="1")
+def log(newest_pg: Cluster) -> Iterator[Log]:
+    made = Log(newest_pg, "live_orm", AUTO_INIT="1")
     wait_installed(made)
     yield made
     made.server.close()
@@ -87,10 +87,10 @@ def test_changes_are_published_without_the_log(log: Log, engine: sa.Engine) -> N
 
 @pytest.mark.parametrize("order", [{}, {"PSYCOPG_FIRST": "1"}], ids=["psycopg later", "psycopg first"])
 def test_waiting_query_of_the_application_stops_no_client(
-    postgres18: Cluster, channel: str, order: dict[str, str]
+    newest_pg: Cluster, channel: str, order: dict[str, str]
 ) -> None:
     """psycopg 3, the default of SQLAlchemy 2.1, waits in C unless it is told otherwise."""
-    url = postgres18.url()
+    url = newest_pg.url()
     server = ServerProcess(
         "", app="tests.support.sqlalchemy_app:app",
         APP_DATABASE=url.replace("postgresql://", "postgresql+psycopg://"), **order,
@@ -104,8 +104,8 @@ def test_waiting_query_of_the_application_stops_no_client(
             assert client.call("subscribe", {"channel": channel})["ok"] is True
             request.start()
             waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = %s::oid"
-            until(lambda: postgres18.sql(waiting, lock) == [(1,)], "the route waits in PostgreSQL")
-            postgres18.notify(channel, "1")
+            until(lambda: newest_pg.sql(waiting, lock) == [(1,)], "the route waits in PostgreSQL")
+            newest_pg.notify(channel, "1")
             assert client.next("event")["payload"] == 1
             assert answers.empty()
             held.close()

@@ -36,8 +36,8 @@ POLICIES = (
 
 
 @pytest.fixture(scope="module")
-def database(postgres18: Cluster) -> PolicyDatabase:
-    return PolicyDatabase(postgres18, "live_policies")
+def database(newest_pg: Cluster) -> PolicyDatabase:
+    return PolicyDatabase(newest_pg, "live_policies")
 
 
 @pytest.fixture(scope="module")
@@ -71,22 +71,22 @@ def publish(client: SocketClient, channel: str, payload: object = 1, **more: Any
 
 
 @pytest.fixture(scope="module")
-def claims_server(postgres18: Cluster) -> Iterator[ServerProcess]:
-    with contextlib.closing(ServerProcess(postgres18.url(), AUTHORIZATION="claims", **SETTINGS)) as made:
+def claims_server(newest_pg: Cluster) -> Iterator[ServerProcess]:
+    with contextlib.closing(ServerProcess(newest_pg.url(), AUTHORIZATION="claims", **SETTINGS)) as made:
         yield made
 
 
-def test_claims_in_the_token_limit_channels(claims_server: ServerProcess, postgres18: Cluster) -> None:
+def test_claims_in_the_token_limit_channels(claims_server: ServerProcess, newest_pg: Cluster) -> None:
     claims = {"subscribe": ["orders:*", "user:42"], "publish": ["chat:*"]}
     with connect(claims_server, "42", None, **claims) as client:
         assert subscribe(client, "orders:7") is None
         assert subscribe(client, "user:42") is None
         for channel in ("user:421", "user:4", "orders", "chat:1", "xorders:7"):
             assert subscribe(client, channel) == "forbidden"
-            postgres18.notify(channel, '"secret"')
+            newest_pg.notify(channel, '"secret"')
         assert publish(client, "orders:7") == "forbidden"
         assert publish(client, "chat:1") is None
-        postgres18.notify("orders:7", '"public"')
+        newest_pg.notify("orders:7", '"public"')
         # No message of the other channels arrived before it.
         assert client.next("event") == {"channel": "orders:7", "payload": "public"}
 
@@ -107,7 +107,7 @@ def test_clients_with_different_claims_share_a_channel(claims_server: ServerProc
             assert client.pending("event") == 0
 
 
-def test_new_token_revokes_and_grants_channels(claims_server: ServerProcess, postgres18: Cluster) -> None:
+def test_new_token_revokes_and_grants_channels(claims_server: ServerProcess, newest_pg: Cluster) -> None:
     with connect(claims_server, "alice", None, subscribe=["a", "b"]) as client:
         for channel in "ab":
             assert subscribe(client, channel) is None
@@ -117,7 +117,7 @@ def test_new_token_revokes_and_grants_channels(claims_server: ServerProcess, pos
         assert subscribe(client, "a") == "forbidden"
         assert subscribe(client, "c") is None
         for channel in "abc":
-            postgres18.notify(channel, f'"{channel}"')
+            newest_pg.notify(channel, f'"{channel}"')
         assert [client.next("event")["payload"] for _ in range(2)] == ["b", "c"]
         assert client.pending("unsubscribed") == 0
 
@@ -125,9 +125,9 @@ def test_new_token_revokes_and_grants_channels(claims_server: ServerProcess, pos
 @pytest.mark.parametrize(
     ("mode", "expected"), [("off", ["forbidden"] * 2), ("authenticated", ["forbidden", None]), ("all", [None, None])]
 )
-def test_publish_setting_decides_who_may_publish(postgres18: Cluster, mode: str, expected: list[str | None]) -> None:
+def test_publish_setting_decides_who_may_publish(newest_pg: Cluster, mode: str, expected: list[str | None]) -> None:
     with (
-        contextlib.closing(ServerProcess(postgres18.url(), AUTH="optional", PUBLISH=mode, **SETTINGS)) as server,
+        contextlib.closing(ServerProcess(newest_pg.url(), AUTH="optional", PUBLISH=mode, **SETTINGS)) as server,
         SocketClient(server.url) as anonymous,
         connect(server, "alice") as alice,
     ):
@@ -355,10 +355,10 @@ def test_messages_table_stays_empty_and_nothing_is_raised(server: ServerProcess,
     assert "clients of role 'not_granted' will be refused" in server.log
 
 
-def test_missing_schema_allows_nothing_and_is_reported(postgres18: Cluster) -> None:
-    postgres18.sql("DROP DATABASE IF EXISTS no_schema WITH (FORCE)")
-    postgres18.sql("CREATE DATABASE no_schema")
-    url = postgres18.url("no_schema")
+def test_missing_schema_allows_nothing_and_is_reported(newest_pg: Cluster) -> None:
+    newest_pg.sql("DROP DATABASE IF EXISTS no_schema WITH (FORCE)")
+    newest_pg.sql("CREATE DATABASE no_schema")
+    url = newest_pg.url("no_schema")
     with contextlib.closing(ServerProcess(url, wait="http", **POLICIES)) as server:
         server.wait_for("/readyz", 503, "socketio-pg init")
         with connect(server, "alice") as client:
@@ -366,17 +366,17 @@ def test_missing_schema_allows_nothing_and_is_reported(postgres18: Cluster) -> N
             assert publish(client, "foo") == "database_unavailable"
             assert subscribe(client, "open:x") is None
         # The server uses the schema as soon as it is installed.
-        installed = PolicyDatabase(postgres18, "no_schema")
+        installed = PolicyDatabase(newest_pg, "no_schema")
         server.wait_ready()
         installed.join("alice", "foo")
         with connect(server, "alice") as client:
             assert subscribe(client, "foo") is None
 
 
-def test_auto_init_installs_the_schema(postgres18: Cluster) -> None:
-    postgres18.sql("DROP DATABASE IF EXISTS auto_init_rls WITH (FORCE)")
-    postgres18.sql("CREATE DATABASE auto_init_rls")
-    url = postgres18.url("auto_init_rls")
+def test_auto_init_installs_the_schema(newest_pg: Cluster) -> None:
+    newest_pg.sql("DROP DATABASE IF EXISTS auto_init_rls WITH (FORCE)")
+    newest_pg.sql("CREATE DATABASE auto_init_rls")
+    url = newest_pg.url("auto_init_rls")
     with (
         contextlib.closing(ServerProcess(url, AUTO_INIT="1", **POLICIES)) as server,
         connect(server, "alice") as client,

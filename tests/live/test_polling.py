@@ -13,9 +13,9 @@ from tests.support.swarm import Swarm
 
 
 @pytest.fixture(scope="module")
-def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     made = ServerProcess(
-        postgres18.url(), "--worker-connections", "20", app="tests.support.slow_app:app",
+        newest_pg.url(), "--worker-connections", "20", app="tests.support.slow_app:app",
         DRAIN_SECONDS="0.2", PING_INTERVAL="1", PING_TIMEOUT="4", MAX_CONNECTIONS="1000",
     )  # fmt: skip
     yield made
@@ -34,13 +34,13 @@ def wait_for_sockets(server: ServerProcess, number: int) -> None:
     server.wait_for("/state", 200, f'"sockets":{number},')
 
 
-def test_idle_client_is_pinged_and_stays_connected(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+def test_idle_client_is_pinged_and_stays_connected(server: ServerProcess, newest_pg: Cluster, channel: str) -> None:
     with SocketClient(server.url, ("polling",), reconnection=False) as client:
         client.subscribe(channel)
         began = time.monotonic()
         with Swarm("127.0.0.1", server.port) as swarm:
             swarm.run_until(lambda: time.monotonic() - began > SESSION_TIMEOUT + 2)
-        postgres18.notify(channel, "1")
+        newest_pg.notify(channel, "1")
         assert client.next("event")["payload"] == 1
         assert client.pending("disconnect") == 0
     wait_for_sockets(server, 0)

@@ -32,8 +32,8 @@ KEPT = """
 
 
 @pytest.fixture(scope="module")
-def server(postgres18: Cluster) -> Iterator[ServerProcess]:
-    made = ServerProcess(postgres18.url(), DEBUG="1", DRAIN_SECONDS="0.2", TRUSTED_PROXIES="1")
+def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
+    made = ServerProcess(newest_pg.url(), DEBUG="1", DRAIN_SECONDS="0.2", TRUSTED_PROXIES="1")
     yield made
     made.close()
 

@@ -25,9 +25,9 @@ from tests.support.swarm import Swarm
 
 
 def test_sigterm_with_200_clients_stops_within_10_seconds_and_clients_reconnect(
-    postgres18: Cluster, channel: str
+    newest_pg: Cluster, channel: str
 ) -> None:
-    server = ServerProcess(postgres18.url())
+    server = ServerProcess(newest_pg.url())
     try:
         client = SocketClient(server.url)
         polling = SocketClient(server.url, ("polling",))
@@ -52,7 +52,7 @@ def test_sigterm_with_200_clients_stops_within_10_seconds_and_clients_reconnect(
             for one_again in again:
                 one_again.emit("subscribe", {"channel": channel})
             swarm.run_until(lambda: all(one.events("subscribed") for one in again))
-            postgres18.notify(channel, "1")
+            newest_pg.notify(channel, "1")
             for one in (client, polling):
                 assert one.next("event")["payload"] == 1
             swarm.run_until(lambda: all(one.events("event") for one in again))
@@ -62,16 +62,16 @@ def test_sigterm_with_200_clients_stops_within_10_seconds_and_clients_reconnect(
 
 @pytest.mark.parametrize(("number", "options"), [(5000, ()), (500, ("--preload",))], ids=["plain", "preload"])
 def test_production_command_serves_thousands_of_clients(
-    postgres18: Cluster, channel: str, number: int, options: tuple[str, ...]
+    newest_pg: Cluster, channel: str, number: int, options: tuple[str, ...]
 ) -> None:
-    server = ServerProcess(postgres18.url(), *options, DRAIN_SECONDS="1")
+    server = ServerProcess(newest_pg.url(), *options, DRAIN_SECONDS="1")
     try:
         with Swarm("127.0.0.1", server.port) as swarm:
             raw = swarm.connect(number, 90)
             for socket in raw:
                 socket.emit("subscribe", {"channel": channel})
             swarm.run_until(lambda: all(one.events("subscribed") for one in raw), 60)
-            postgres18.notify(channel, '"to all"')
+            newest_pg.notify(channel, '"to all"')
             swarm.run_until(lambda: all(one.events("event") for one in raw), 60)
             assert raw[-1].events("event") == [{"channel": channel, "payload": "to all"}]
             assert not any(one.closed for one in raw)
@@ -80,8 +80,8 @@ def test_production_command_serves_thousands_of_clients(
         server.close()
 
 
-def test_preload_listens_in_the_worker(postgres18: Cluster) -> None:
-    server = ServerProcess(postgres18.url(), "--preload")
+def test_preload_listens_in_the_worker(newest_pg: Cluster) -> None:
+    server = ServerProcess(newest_pg.url(), "--preload")
     try:
         sockets = [str(fd.readlink()) for fd in Path(f"/proc/{server.process.pid}/fd").iterdir()]
         assert sum("socket:" in name for name in sockets) <= 2, "the master has no connection to PostgreSQL"
@@ -136,10 +136,10 @@ def test_invalid_configuration_stops_the_start_with_one_message(
     assert "hidden" not in ended.stderr + ended.stdout
 
 
-def test_port_in_use_is_reported(postgres18: Cluster, live_server: ServerProcess) -> None:
+def test_port_in_use_is_reported(newest_pg: Cluster, live_server: ServerProcess) -> None:
     ended = subprocess.run(
         [sys.executable, str(ROOT / "socketio_pg" / "server.py")],
-        env=clean_environment(DATABASE_URL=postgres18.url(), PORT=str(live_server.port)),
+        env=clean_environment(DATABASE_URL=newest_pg.url(), PORT=str(live_server.port)),
         capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert ended.returncode == 1
@@ -158,8 +158,8 @@ def test_pages_are_served(live_server: ServerProcess) -> None:
     assert live_server.get("/nothing")[0] == 404
 
 
-def test_test_page_can_be_disabled(postgres18: Cluster) -> None:
-    server = ServerProcess(postgres18.url(), TEST_PAGE="0")
+def test_test_page_can_be_disabled(newest_pg: Cluster) -> None:
+    server = ServerProcess(newest_pg.url(), TEST_PAGE="0")
     try:
         pages = ("/", "/socket-test", "/static/test.html", "/static/test.js", "/demo/")
         assert [server.get(path)[0] for path in pages] == [404] * len(pages)
@@ -170,8 +170,8 @@ def test_test_page_can_be_disabled(postgres18: Cluster) -> None:
         server.close()
 
 
-def test_local_cfg_is_read(postgres18: Cluster, scratch: Path) -> None:
-    url = postgres18.url().replace("postgresql://", "postgresql+psycopg2://")
+def test_local_cfg_is_read(newest_pg: Cluster, scratch: Path) -> None:
+    url = newest_pg.url().replace("postgresql://", "postgresql+psycopg2://")
     port = free_port()
     (scratch / "local.cfg").write_text(
         f"SQLALCHEMY_DATABASE_URI = {url!r}\nDEBUG = False\nHOST = '::'\nPORT = {port}\n"
@@ -193,10 +193,10 @@ def test_local_cfg_is_read(postgres18: Cluster, scratch: Path) -> None:
         process.stdout.close()  # type: ignore[union-attr]
 
 
-def test_development_server_drains_clients_on_sigterm(postgres18: Cluster) -> None:
+def test_development_server_drains_clients_on_sigterm(newest_pg: Cluster) -> None:
     # In the development server, a WSGI request lasts as long as its WebSocket.
     port = free_port()
-    environment = clean_environment(DATABASE_URL=postgres18.url(), PORT=str(port), DRAIN_SECONDS="0.2")
+    environment = clean_environment(DATABASE_URL=newest_pg.url(), PORT=str(port), DRAIN_SECONDS="0.2")
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "socketio_pg" / "server.py")],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -229,12 +229,12 @@ def test_no_worker_is_added_by_sigttin(live_server: ServerProcess) -> None:
 
 
 @pytest.fixture(scope="module")
-def replacing(postgres18: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, Path]]:
+def replacing(newest_pg: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, Path]]:
     """A server that replaces its worker after 40 requests, and when a file changes."""
     file = tmp_path_factory.mktemp("reload") / "watched"
     file.touch()
     options = ("--max-requests", "40", "--reload", "--reload-extra-file", str(file))
-    server = ServerProcess(postgres18.url(), *options, DRAIN_SECONDS="0.5")
+    server = ServerProcess(newest_pg.url(), *options, DRAIN_SECONDS="0.5")
     yield server, file
     server.close()
 

@@ -115,19 +115,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
 
 
 @pytest.fixture(scope="module")
-def reader(postgres18: Cluster, site: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+def reader(newest_pg: Cluster, site: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     """A reader who has installed the log."""
-    made = Reader(postgres18, tmp_path_factory.mktemp("readme"), *site)
+    made = Reader(newest_pg, tmp_path_factory.mktemp("readme"), *site)
     try:
         clone, own_database = code("Install", "sh", "sh")
         assert "DEBUG" not in made.shell(clone)
-        assert made.shell(own_database)["DATABASE_URL"] == postgres18.url("live_readme")
+        assert made.shell(own_database)["DATABASE_URL"] == newest_pg.url("live_readme")
         wait_installed(made.log)
         yield made
     finally:
         made.log.server.close()
-        postgres18.sql("DROP DATABASE live_readme WITH (FORCE)")
-        postgres18.sql("DROP ROLE IF EXISTS customer")
+        newest_pg.sql("DROP DATABASE live_readme WITH (FORCE)")
+        newest_pg.sql("DROP ROLE IF EXISTS customer")
 
 
 @pytest.fixture(scope="module")

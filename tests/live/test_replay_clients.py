@@ -19,8 +19,8 @@ from tests.support.server import ServerProcess
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[ProxiedLog]:
-    made = ProxiedLog(postgres18, "replay_clients")
+def log(newest_pg: Cluster) -> Iterator[ProxiedLog]:
+    made = ProxiedLog(newest_pg, "replay_clients")
     made.install()
     yield made
     made.close()
@@ -102,9 +102,9 @@ def test_server_restarts_lose_no_log_messages(log: ProxiedLog, kind: Callable[[s
 
 
 def test_hanging_connection_is_detected_and_loses_no_log_messages(
-    postgres18: Cluster, kind: Callable[[str], Client], channel: str
+    newest_pg: Cluster, kind: Callable[[str], Client], channel: str
 ) -> None:
-    with contextlib.closing(ProxiedLog(postgres18, "replay_hangs", PING_INTERVAL="1", PING_TIMEOUT="5")) as log:
+    with contextlib.closing(ProxiedLog(newest_pg, "replay_hangs", PING_INTERVAL="1", PING_TIMEOUT="5")) as log:
         log.install()
         with contextlib.closing(kind(log.address)) as client:
             client.subscribe("one", channel)
@@ -208,7 +208,7 @@ def restore(log: ProxiedLog, dump: str) -> None:
 
 
 def run_program(log: ProxiedLog, name: str, *arguments: str) -> None:
-    command = [str(log.cluster.program_dir / name), "--dbname", log.url, *arguments]
+    command = [str(log.cluster.client_dir / name), "--dbname", log.url, *arguments]
     subprocess.run(command, check=True, capture_output=True)
 
 
@@ -309,11 +309,11 @@ def test_refused_subscription_can_be_corrected(client: Client, channel: str) -> 
 
 
 def test_client_retries_until_the_database_returns(
-    postgres18: Cluster, kind: Callable[[str], Client], channel: str
+    newest_pg: Cluster, kind: Callable[[str], Client], channel: str
 ) -> None:
     """The server is reachable but cannot subscribe; the client retries until it can."""
-    database = Proxy(postgres18.socket_path)
-    with contextlib.closing(database), contextlib.closing(ProxiedLog(postgres18, "replay_outage")) as log:
+    database = Proxy(newest_pg.socket_path)
+    with contextlib.closing(database), contextlib.closing(ProxiedLog(newest_pg, "replay_outage")) as log:
         log.install()
         server = ServerProcess(database.url.rpartition("/")[0] + "/replay_outage", DRAIN_SECONDS="0.2")
         with contextlib.closing(server), contextlib.closing(kind(server.url)) as client:
@@ -331,9 +331,9 @@ def test_client_retries_until_the_database_returns(
             assert numbers(client, "one", 2) == [2, 3]
 
 
-def test_reconnect_without_a_log_causes_a_gap(postgres18: Cluster, kind: Callable[[str], Client], channel: str) -> None:
+def test_reconnect_without_a_log_causes_a_gap(newest_pg: Cluster, kind: Callable[[str], Client], channel: str) -> None:
     with (
-        contextlib.closing(ProxiedLog(postgres18, "replay_without")) as log,
+        contextlib.closing(ProxiedLog(newest_pg, "replay_without")) as log,
         contextlib.closing(kind(log.address)) as client,
     ):
         client.subscribe("one", channel, history=5)
@@ -365,11 +365,11 @@ def test_reconnect_without_a_log_causes_a_gap(postgres18: Cluster, kind: Callabl
 
 
 def test_log_installed_while_disconnected_causes_a_gap(
-    postgres18: Cluster, kind: Callable[[str], Client], channel: str
+    newest_pg: Cluster, kind: Callable[[str], Client], channel: str
 ) -> None:
     """Messages of the log were lost meanwhile, so the log gets a gap as well as NOTIFY."""
     with (
-        contextlib.closing(ProxiedLog(postgres18, "replay_later")) as log,
+        contextlib.closing(ProxiedLog(newest_pg, "replay_later")) as log,
         contextlib.closing(kind(log.address)) as client,
     ):
         client.subscribe("one", channel)

@@ -18,15 +18,15 @@ def subscribe_all(swarm: Swarm, clients: list[RawClient], channel: str) -> None:
 
 @pytest.mark.parametrize("one_transaction", [True, False], ids=["one-transaction", "one-each"])
 def test_10000_notifications_reach_20_subscribers_in_order(
-    live_server: ServerProcess, postgres18: Cluster, channel: str, one_transaction: bool
+    live_server: ServerProcess, newest_pg: Cluster, channel: str, one_transaction: bool
 ) -> None:
     with Swarm("127.0.0.1", live_server.port) as swarm:
         clients = swarm.connect(20)
         subscribe_all(swarm, clients, channel)
         if one_transaction:
-            postgres18.sql("SELECT pg_notify(%s, n::text) FROM generate_series(1, 10000) AS n", channel)
+            newest_pg.sql("SELECT pg_notify(%s, n::text) FROM generate_series(1, 10000) AS n", channel)
         else:
-            postgres18.sql(
+            newest_pg.sql(
                 f"DO $$ BEGIN FOR n IN 1..10000 LOOP PERFORM pg_notify('{channel}', n::text); COMMIT; END LOOP; END $$"
             )
         swarm.run_until(lambda: all(len(client.packets) >= 10_000 for client in clients), 90)
@@ -36,7 +36,7 @@ def test_10000_notifications_reach_20_subscribers_in_order(
 
 
 def test_5000_channels_are_delivered_to_200_clients(
-    live_server: ServerProcess, postgres18: Cluster, channel: str
+    live_server: ServerProcess, newest_pg: Cluster, channel: str
 ) -> None:
     with Swarm("127.0.0.1", live_server.port) as swarm:
         clients = swarm.connect(200)
@@ -49,7 +49,7 @@ def test_5000_channels_are_delivered_to_200_clients(
             newcomer.call("publish", {"channel": channel, "payload": 1})
             assert newcomer.next("event")["payload"] == 1
         swarm.run_until(lambda: all(len(client.events("subscribed")) == 25 for client in clients), 60)
-        postgres18.sql("SELECT pg_notify(%s || '-' || n, n::text) FROM generate_series(0, 4999) AS n", channel)
+        newest_pg.sql("SELECT pg_notify(%s || '-' || n, n::text) FROM generate_series(0, 4999) AS n", channel)
         swarm.run_until(lambda: all(len(client.events("event")) == 25 for client in clients), 60)
         for index, client in enumerate(clients):
             received = [(event["channel"], event["payload"]) for event in client.events("event")]

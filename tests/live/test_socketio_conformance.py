@@ -17,8 +17,8 @@ from tests.support.swarm import Swarm
 
 
 @pytest.fixture(scope="module")
-def server(postgres18: Cluster) -> Iterator[ServerProcess]:
-    made = ServerProcess(postgres18.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", BINARY="1")
+def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
+    made = ServerProcess(newest_pg.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", BINARY="1")
     yield made
     made.close()
 

@@ -25,16 +25,16 @@ def test_server_sends_hello(client: SocketClient) -> None:
     assert hello["sid"] == client.io.get_sid()
 
 
-def test_notify_from_sql_arrives(client: SocketClient, postgres18: Cluster, channel: str) -> None:
+def test_notify_from_sql_arrives(client: SocketClient, newest_pg: Cluster, channel: str) -> None:
     client.subscribe(channel)
     assert client.next("subscribed") == {"channel": channel}
-    postgres18.notify(channel, '{"hello": "world"}')
+    newest_pg.notify(channel, '{"hello": "world"}')
     assert client.next("event") == {"channel": channel, "payload": {"hello": "world"}}
 
 
-def test_trigger_notifies(client: SocketClient, postgres18: Cluster, channel: str) -> None:
+def test_trigger_notifies(client: SocketClient, newest_pg: Cluster, channel: str) -> None:
     client.subscribe(channel)
-    postgres18.sql(
+    newest_pg.sql(
         f"""
         CREATE TABLE "{channel}" (id int);
         CREATE FUNCTION "{channel}"() RETURNS trigger LANGUAGE plpgsql AS
@@ -74,11 +74,11 @@ def test_any_json_value_can_be_published(client: SocketClient, channel: str, pay
 
 @pytest.mark.parametrize("text", ["", "no json", "NaN", "Infinity", "{'a': 1}", '"\\ud800"', "[1,]", "[" * 3000])
 def test_payload_that_is_not_json_arrives_as_string(
-    client: SocketClient, postgres18: Cluster, channel: str, text: str
+    client: SocketClient, newest_pg: Cluster, channel: str, text: str
 ) -> None:
     client.subscribe(channel)
-    postgres18.notify(channel, text)
-    postgres18.notify(channel, '"next"')
+    newest_pg.notify(channel, text)
+    newest_pg.notify(channel, '"next"')
     assert client.next("event") == {"channel": channel, "payload": text}
     assert client.next("event") == {"channel": channel, "payload": "next"}
 
@@ -175,31 +175,31 @@ def test_invalid_event_is_answered_and_the_connection_stays_open(live_server: Se
         'x"; NOTIFY y',
     ],
 )
-def test_unusual_channel_names_work(client: SocketClient, postgres18: Cluster, name: str) -> None:
+def test_unusual_channel_names_work(client: SocketClient, newest_pg: Cluster, name: str) -> None:
     client.subscribe(name)
-    postgres18.notify(name, "1")
+    newest_pg.notify(name, "1")
     assert client.next("event") == {"channel": name, "payload": 1}
     client.call("publish", {"channel": name, "payload": 2})
     assert client.next("event") == {"channel": name, "payload": 2}
 
 
-def test_unsubscribe_ends_delivery(client: SocketClient, postgres18: Cluster, channel: str) -> None:
+def test_unsubscribe_ends_delivery(client: SocketClient, newest_pg: Cluster, channel: str) -> None:
     other = f"{channel}-2"
     client.subscribe(channel)
     client.subscribe(other)
     assert client.call("unsubscribe", {"channel": channel}) == {"ok": True, "channel": channel}
     assert client.next("unsubscribed") == {"channel": channel}
-    postgres18.notify(channel, "1")
-    postgres18.notify(other, "2")
+    newest_pg.notify(channel, "1")
+    newest_pg.notify(other, "2")
     assert client.next("event") == {"channel": other, "payload": 2}
     assert client.call("unsubscribe", {"channel": channel})["ok"] is True, "unsubscribe is idempotent"
 
 
-def test_subscribing_twice_delivers_once(client: SocketClient, postgres18: Cluster, channel: str) -> None:
+def test_subscribing_twice_delivers_once(client: SocketClient, newest_pg: Cluster, channel: str) -> None:
     client.subscribe(channel)
     client.subscribe(channel)
-    postgres18.notify(channel, "1")
-    postgres18.notify(channel, "2")
+    newest_pg.notify(channel, "1")
+    newest_pg.notify(channel, "2")
     assert [client.next("event")["payload"] for _ in range(2)] == [1, 2]
 
 
@@ -209,24 +209,24 @@ def test_room_of_another_client_is_not_a_valid_channel(client: SocketClient, liv
         assert answer["error"]["code"] == "invalid_channel"
 
 
-def test_payload_text_is_forwarded_unchanged(live_server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+def test_payload_text_is_forwarded_unchanged(live_server: ServerProcess, newest_pg: Cluster, channel: str) -> None:
     text = '{"z":1.0, "a":  12345678901234567890123, "a": 1e2}'
     with Swarm("127.0.0.1", live_server.port) as swarm:
         (raw,) = swarm.connect(1)
         raw.emit("subscribe", {"channel": channel}, id=1)
         swarm.run_until(lambda: any(packet.startswith("31[") for packet in raw.packets))
-        postgres18.notify(channel, text)
+        newest_pg.notify(channel, text)
         swarm.run_until(lambda: any(packet.startswith('2["event"') for packet in raw.packets))
         assert raw.packets[-1] == f'2["event",{{"channel":"{channel}","payload":{text}}}]'
 
 
 @pytest.mark.parametrize("transports", [("websocket",), ("polling",), ("polling", "websocket")])
 def test_messages_arrive_over_every_transport(
-    live_server: ServerProcess, postgres18: Cluster, channel: str, transports: tuple[str, ...]
+    live_server: ServerProcess, newest_pg: Cluster, channel: str, transports: tuple[str, ...]
 ) -> None:
     with SocketClient(live_server.url, transports) as client:
         assert client.next("server_hello")["sid"]
         client.subscribe(channel)
         for number in range(5):
-            postgres18.notify(channel, str(number))
+            newest_pg.notify(channel, str(number))
         assert [client.next("event")["payload"] for _ in range(5)] == [0, 1, 2, 3, 4]

@@ -33,8 +33,8 @@ PATIENCE = 30
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
-    made = Log(postgres18, "live_subscriber", AUTO_INIT="1", PING_INTERVAL="1", PING_TIMEOUT="20")
+def log(newest_pg: Cluster) -> Iterator[Log]:
+    made = Log(newest_pg, "live_subscriber", AUTO_INIT="1", PING_INTERVAL="1", PING_TIMEOUT="20")
     wait_installed(made)
     yield made
     made.server.close()
@@ -258,8 +258,8 @@ def test_unreachable_server_raises_connection_error(channel: str) -> None:
         assert subscriber._link.channels == {}
 
 
-def test_server_may_start_later(postgres18: Cluster, channel: str) -> None:
-    server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2")
+def test_server_may_start_later(newest_pg: Cluster, channel: str) -> None:
+    server = ServerProcess(newest_pg.url(), DRAIN_SECONDS="0.2")
     server.stop()
     received: queue.Queue[Message] = queue.Queue()
     with contextlib.closing(server), Subscriber(server.url, retry=True, reconnection_delay=0.1) as subscriber:
@@ -271,8 +271,8 @@ def test_server_may_start_later(postgres18: Cluster, channel: str) -> None:
         assert received.get(timeout=PATIENCE)["payload"] == 1
 
 
-def test_lost_connection_fails_pending_requests(postgres18: Cluster, channel: str) -> None:
-    database = Proxy(postgres18.socket_path)
+def test_lost_connection_fails_pending_requests(newest_pg: Cluster, channel: str) -> None:
+    database = Proxy(newest_pg.socket_path)
     with contextlib.closing(database):
         server = ServerProcess(database.url)
         with contextlib.closing(server), Subscriber(server.url, reconnection_delay=60) as subscriber:
@@ -339,10 +339,10 @@ def disconnect_all():
 """
 
 
-def test_subscriber_reconnects_after_a_server_disconnect(postgres18: Cluster, tmp_path: Path, channel: str) -> None:
+def test_subscriber_reconnects_after_a_server_disconnect(newest_pg: Cluster, tmp_path: Path, channel: str) -> None:
     """python-socketio's client would not reconnect, and its thread would deadlock."""
     (tmp_path / "disconnecting.py").write_text(DISCONNECTING_APP)
-    server = ServerProcess(postgres18.url(), app="disconnecting:app", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    server = ServerProcess(newest_pg.url(), app="disconnecting:app", PYTHONPATH=f"{tmp_path}:{ROOT}")
     received: queue.Queue[Message] = queue.Queue()
     gaps: queue.Queue[Gap] = queue.Queue()
     with contextlib.closing(server), Subscriber(server.url, reconnection_delay=0.1) as subscriber:

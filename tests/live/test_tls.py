@@ -37,10 +37,8 @@ class TLSServer(ServerProcess):
 
 
 @pytest.fixture(scope="module")
-def server(postgres18: Cluster, certificate: tuple[str, str]) -> Iterator[TLSServer]:
-    with contextlib.closing(
-        TLSServer(postgres18, certificate, SEND_BUFFER_BYTES="100000", CONNECT_TIMEOUT="3")
-    ) as made:
+def server(newest_pg: Cluster, certificate: tuple[str, str]) -> Iterator[TLSServer]:
+    with contextlib.closing(TLSServer(newest_pg, certificate, SEND_BUFFER_BYTES="100000", CONNECT_TIMEOUT="3")) as made:
         yield made
 
 
@@ -55,11 +53,11 @@ class TLSWebSocket(WebSocket):
 
 @pytest.mark.parametrize("transports", [("websocket",), ("polling",), ("polling", "websocket")], ids="+".join)
 def test_messages_arrive_over_every_transport(
-    server: TLSServer, postgres18: Cluster, channel: str, transports: tuple[str, ...]
+    server: TLSServer, newest_pg: Cluster, channel: str, transports: tuple[str, ...]
 ) -> None:
     with server.client(*transports) as client:
         client.subscribe(channel)
-        postgres18.notify(channel, '"' + "x" * 5000 + '"')
+        newest_pg.notify(channel, '"' + "x" * 5000 + '"')
         assert client.next("event")["payload"] == "x" * 5000
         assert client.call("publish", {"channel": channel, "payload": [2]})["ok"] is True
         assert client.next("event")["payload"] == [2]
@@ -87,7 +85,7 @@ def test_connection_without_a_client_times_out(server: TLSServer) -> None:
 
 
 def test_slow_client_is_disconnected_and_others_are_not_affected(
-    server: TLSServer, postgres18: Cluster, channel: str
+    server: TLSServer, newest_pg: Cluster, channel: str
 ) -> None:
     with TLSWebSocket(server, receive_buffer=4096) as slow, server.client() as other:
         slow.connect()
@@ -97,9 +95,9 @@ def test_slow_client_is_disconnected_and_others_are_not_affected(
         other.subscribe(f"{channel}-other")
         deadline = time.monotonic() + 2 * PATIENCE
         while "slow consumer" not in server.log:
-            postgres18.sql("SELECT pg_notify(%s, repeat('x', 7000) || n) FROM generate_series(1, 50) AS n", channel)
+            newest_pg.sql("SELECT pg_notify(%s, repeat('x', 7000) || n) FROM generate_series(1, 50) AS n", channel)
             assert time.monotonic() < deadline
-        postgres18.notify(f"{channel}-other", "1")
+        newest_pg.notify(f"{channel}-other", "1")
         assert other.next("event")["payload"] == 1
 
 
@@ -112,8 +110,8 @@ def test_connection_without_a_tls_handshake_times_out(server: TLSServer) -> None
         assert time.monotonic() - began < PATIENCE
 
 
-def test_server_stops_with_connected_clients(postgres18: Cluster, certificate: tuple[str, str]) -> None:
-    with contextlib.closing(TLSServer(postgres18, certificate)) as server:
+def test_server_stops_with_connected_clients(newest_pg: Cluster, certificate: tuple[str, str]) -> None:
+    with contextlib.closing(TLSServer(newest_pg, certificate)) as server:
         clients = [server.client(transport) for transport in ("websocket", "polling") for _ in range(5)]
         assert server.stop() < 10
         for client in clients:

@@ -18,9 +18,9 @@ from tests.support.swarm import RawClient, Swarm
 
 
 @pytest.fixture(scope="module")
-def server(postgres18: Cluster) -> Iterator[ServerProcess]:
+def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     made = ServerProcess(
-        postgres18.url(), DRAIN_SECONDS="0.2", PING_INTERVAL="1", PING_TIMEOUT="5", SEND_BUFFER_BYTES="200000"
+        newest_pg.url(), DRAIN_SECONDS="0.2", PING_INTERVAL="1", PING_TIMEOUT="5", SEND_BUFFER_BYTES="200000"
     )
     yield made
     made.close()
@@ -41,7 +41,7 @@ def subscribe(swarm: Swarm, clients: list[RawClient], channel: str) -> None:
     )
 
 
-def test_broadcasts_and_replies_arrive_in_order(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+def test_broadcasts_and_replies_arrive_in_order(server: ServerProcess, newest_pg: Cluster, channel: str) -> None:
     with Swarm("127.0.0.1", server.port) as swarm:
         (one,) = swarm.connect(1)
         subscribe(swarm, [one], channel)
@@ -49,7 +49,7 @@ def test_broadcasts_and_replies_arrive_in_order(server: ServerProcess, postgres1
         one.packets.clear()
         for round in range(20):
             # Two channels within one transaction, and requests of the client itself in between.
-            postgres18.sql(
+            newest_pg.sql(
                 "SELECT pg_notify(%s || CASE n %% 3 WHEN 0 THEN '-2' ELSE '' END, n::text)"
                 " FROM generate_series(%s, %s) AS n",
                 channel,
@@ -65,20 +65,20 @@ def test_broadcasts_and_replies_arrive_in_order(server: ServerProcess, postgres1
             assert texts[acknowledgement - 1].startswith('2["unsubscribed"'), "the event precedes its acknowledgement"
 
 
-def test_slow_reader_gets_every_frame_intact(postgres18: Cluster, channel: str) -> None:
-    server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2", SEND_BUFFER_BYTES="20000000")
+def test_slow_reader_gets_every_frame_intact(newest_pg: Cluster, channel: str) -> None:
+    server = ServerProcess(newest_pg.url(), DRAIN_SECONDS="0.2", SEND_BUFFER_BYTES="20000000")
     try:
         with Swarm("127.0.0.1", server.port) as swarm:
             (one,) = swarm.connect(1, receive_buffer=4096)
             subscribe(swarm, [one], channel)
             one.packets.clear()
             swarm.pause(one)
-            postgres18.sql(
+            newest_pg.sql(
                 "SELECT pg_notify(%s, n || repeat(' ', 7000)) FROM generate_series(1, 1000) AS n", channel
             )  # 7 MB: more than the kernel buffers
             with SocketClient(server.url) as witness:  # once it has the last message, all were sent
                 witness.subscribe(channel)
-                postgres18.notify(channel, "1001")
+                newest_pg.notify(channel, "1001")
                 while witness.next("event")["payload"] != 1001:
                     pass
             swarm.resume(one)
@@ -90,9 +90,9 @@ def test_slow_reader_gets_every_frame_intact(postgres18: Cluster, channel: str) 
 
 @pytest.mark.parametrize("number", [200, pytest.param(1000, marks=pytest.mark.nightly)])
 def test_clients_that_stop_reading_are_disconnected_and_others_are_not_affected(
-    postgres18: Cluster, channel: str, number: int
+    newest_pg: Cluster, channel: str, number: int
 ) -> None:
-    server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2", SEND_BUFFER_BYTES="100000", METRICS_TOKEN=TOKEN)
+    server = ServerProcess(newest_pg.url(), DRAIN_SECONDS="0.2", SEND_BUFFER_BYTES="100000", METRICS_TOKEN=TOKEN)
 
     def cut_off() -> float:
         return scrape(server)['cut_off_total{reason="slow_consumer"}']
@@ -111,7 +111,7 @@ def test_clients_that_stop_reading_are_disconnected_and_others_are_not_affected(
             peak = before
             while cut_off() < number:
                 assert sent < 1000, f"{cut_off()} of {number} were disconnected"
-                postgres18.sql(
+                newest_pg.sql(
                     "SELECT pg_notify(%s, n || repeat(' ', 7900)) FROM generate_series(%s, %s) AS n",
                     channel,
                     sent,
@@ -124,7 +124,7 @@ def test_clients_that_stop_reading_are_disconnected_and_others_are_not_affected(
             assert peak - before < 400 * number
             for one in fast:
                 assert [event["payload"] for event in one.events("event")] == list(range(sent))
-            postgres18.notify(f"{channel}-other", "1")
+            newest_pg.notify(f"{channel}-other", "1")
             assert other.next("event")["payload"] == 1
             assert not any(one.closed for one in fast)
             for one in slow:
@@ -135,7 +135,7 @@ def test_clients_that_stop_reading_are_disconnected_and_others_are_not_affected(
         server.close()
 
 
-def test_clients_may_disconnect_during_a_broadcast(server: ServerProcess, postgres18: Cluster, channel: str) -> None:
+def test_clients_may_disconnect_during_a_broadcast(server: ServerProcess, newest_pg: Cluster, channel: str) -> None:
     chance = random.Random(5)
     with Swarm("127.0.0.1", server.port) as swarm:
         clients = swarm.connect(400)
@@ -145,7 +145,7 @@ def test_clients_may_disconnect_during_a_broadcast(server: ServerProcess, postgr
             one.packets.clear()
         chance.shuffle(go)
         for number in range(50):
-            postgres18.notify(channel, str(number))
+            newest_pg.notify(channel, str(number))
             for one in go[number * 4 : number * 4 + 4]:
                 swarm.leave(one, reset=chance.random() < 0.5)
         swarm.run_until(lambda: all(len(one.packets) >= 50 for one in stay))
@@ -194,8 +194,8 @@ def test_handshake_headers_are_checked(server: ServerProcess, change: dict[str, 
     assert http(server, path=WEBSOCKET, headers=GOOD | change).status == status
 
 
-def test_too_many_clients_are_answered_503(postgres18: Cluster) -> None:
-    server = ServerProcess(postgres18.url(), DRAIN_SECONDS="0.2", MAX_CONNECTIONS="20")
+def test_too_many_clients_are_answered_503(newest_pg: Cluster) -> None:
+    server = ServerProcess(newest_pg.url(), DRAIN_SECONDS="0.2", MAX_CONNECTIONS="20")
     try:
         with Swarm("127.0.0.1", server.port) as swarm:
             swarm.connect(20)
@@ -204,8 +204,8 @@ def test_too_many_clients_are_answered_503(postgres18: Cluster) -> None:
         server.close()
 
 
-def test_clients_that_disconnect_while_connecting_leave_nothing_behind(postgres18: Cluster) -> None:
-    server = ServerProcess(postgres18.url(), app="tests.support.slow_app:app", PING_INTERVAL="1", PING_TIMEOUT="5")
+def test_clients_that_disconnect_while_connecting_leave_nothing_behind(newest_pg: Cluster) -> None:
+    server = ServerProcess(newest_pg.url(), app="tests.support.slow_app:app", PING_INTERVAL="1", PING_TIMEOUT="5")
     try:
         assert json.loads(server.get("/state")[1])["sockets"] == 0
         with Swarm("127.0.0.1", server.port) as swarm:

@@ -10,8 +10,8 @@ from tests.support.postgres import Cluster
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> Iterator[Log]:
-    made = Log(postgres18, "live_watch", AUTO_INIT="1")
+def log(newest_pg: Cluster) -> Iterator[Log]:
+    made = Log(newest_pg, "live_watch", AUTO_INIT="1")
     wait_installed(made)
     yield made
     made.server.close()

@@ -18,8 +18,8 @@ SELECT socketio_pg.watch('orders', 'user:{owner}'), socketio_pg.watch('orders', 
 
 
 @pytest.fixture(scope="module")
-def database(postgres18: Cluster) -> PolicyDatabase:
-    made = PolicyDatabase(postgres18, "live_watch_policies")
+def database(newest_pg: Cluster) -> PolicyDatabase:
+    made = PolicyDatabase(newest_pg, "live_watch_policies")
     made.sql(MODEL)
     made.join("alice", "all-orders")
     return made

@@ -4,7 +4,7 @@ A module that needs a different database overrides the fixture.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psycopg2
 import psycopg2.extensions
@@ -38,10 +38,10 @@ def policies(database: PolicyDatabase) -> Iterator[Policies]:
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> tuple[Cluster, str]:
+def backend(request: pytest.FixtureRequest, cluster_of: Callable[[int], Cluster]) -> tuple[Cluster, str]:
     """One version of PostgreSQL, and one of SQLAlchemy's drivers."""
     version, driver = request.param
-    return request.getfixturevalue(f"postgres{version}"), driver
+    return cluster_of(version), driver
 
 
 @pytest.fixture
@@ -57,21 +57,21 @@ def room() -> str:
 
 
 @pytest.fixture(scope="module")
-def plain(postgres18: Cluster) -> Base:
+def plain(newest_pg: Cluster) -> Base:
     """A database without the schema."""
-    return Base(postgres18, log=False)
+    return Base(newest_pg, log=False)
 
 
 @pytest.fixture
-def base(postgres18: Cluster) -> Base:
+def base(newest_pg: Cluster) -> Base:
     """A database with an empty log."""
-    return Base(postgres18, log=True)
+    return Base(newest_pg, log=True)
 
 
 @pytest.fixture(scope="module")
-def logged(postgres18: Cluster) -> Base:
+def logged(newest_pg: Cluster) -> Base:
     """A database with five messages in its log, at positions 1 to 5, in the channels a and b."""
-    made = Base(postgres18, log=True)
+    made = Base(newest_pg, log=True)
     made.log("1", '{"n": 2}')
     made.log("3", channel="b", first=3)
     made.log("1.10", '"five"', first=4)
@@ -94,5 +94,5 @@ def log(postgres: Cluster) -> Iterator[LogDatabase]:
 
 
 @pytest.fixture(scope="module")
-def shared_log(postgres18: Cluster) -> LogDatabase:
-    return LogDatabase(postgres18, "shared_log")
+def shared_log(newest_pg: Cluster) -> LogDatabase:
+    return LogDatabase(newest_pg, "shared_log")

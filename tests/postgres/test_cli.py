@@ -19,8 +19,8 @@ from tests.support.postgres import Cluster
 from tests.support.server import ROOT
 
 
-def test_init(postgres18: Cluster) -> None:
-    base = Base(postgres18, log=False)
+def test_init(newest_pg: Cluster) -> None:
+    base = Base(newest_pg, log=False)
     done = run("init", url=base.url)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Installed: ")

@@ -10,9 +10,9 @@ from tests.support.postgres import Cluster
 
 
 @pytest.fixture
-def base(postgres18: Cluster) -> Base:
+def base(newest_pg: Cluster) -> Base:
     """A database with an empty log and the table orders."""
-    made = Base(postgres18, log=True)
+    made = Base(newest_pg, log=True)
     made.sql("CREATE TABLE orders (id integer PRIMARY KEY, customer_id integer, state text, card text)")
     return made
 

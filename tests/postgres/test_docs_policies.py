@@ -29,17 +29,17 @@ def block(word: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def policies(postgres18: Cluster) -> Iterator[Policies]:
+def policies(newest_pg: Cluster) -> Iterator[Policies]:
     name = "docs_policies"
-    postgres18.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-    postgres18.sql(f"CREATE DATABASE {name}")
-    database = Database(postgres18.url(name))
+    newest_pg.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    newest_pg.sql(f"CREATE DATABASE {name}")
+    database = Database(newest_pg.url(name))
     callback = psycopg2.extensions.get_wait_callback()
     for role in ("socketio_web", "authenticated", "anon"):
-        if not postgres18.sql("SELECT 1 FROM pg_roles WHERE rolname = %s", role):
+        if not newest_pg.sql("SELECT 1 FROM pg_roles WHERE rolname = %s", role):
             [statement] = re.findall(rf"CREATE ROLE {role} [^;]*;", block("CREATE ROLE socketio_web"))
-            postgres18.sql(statement)
-    postgres18.sql("GRANT authenticated, anon TO socketio_web")
+            newest_pg.sql(statement)
+    newest_pg.sql("GRANT authenticated, anon TO socketio_web")
     schema.install(database, 1_000_000, "socketio_web", client_roles=("authenticated", "anon"))
     connection = database.connect("policies")
     with connection.cursor() as cursor:
@@ -51,7 +51,7 @@ def policies(postgres18: Cluster) -> Iterator[Policies]:
         # The block about changed permissions must run, too.
         cursor.execute(block("SELECT socketio_pg.recheck();"))
     connection.close()
-    made = Policies(Database(postgres18.url(name).replace("postgres@", "socketio_web@")), 2.0)
+    made = Policies(Database(newest_pg.url(name).replace("postgres@", "socketio_web@")), 2.0)
     yield made
     made.stop()
     psycopg2.extensions.set_wait_callback(callback)

@@ -19,8 +19,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
-def test_examples_send_the_documented_messages(postgres18: Cluster) -> None:
-    with orm_database(postgres18, "psycopg", "docs_sqlalchemy", sa.MetaData()) as database:
+def test_examples_send_the_documented_messages(newest_pg: Cluster) -> None:
+    with orm_database(newest_pg, "psycopg", "docs_sqlalchemy", sa.MetaData()) as database:
         names: dict[str, Any] = {"__name__": "docs_sqlalchemy", "engine": database.engine}
         own, announce, classes, usage = blocks("python")
         exec(compile(own, "own", "exec"), names)

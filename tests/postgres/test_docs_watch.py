@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def database(postgres18: Cluster) -> Iterator[WatchDatabase]:
-    with watch_database(postgres18, "watch_docs") as made:
+def database(newest_pg: Cluster) -> Iterator[WatchDatabase]:
+    with watch_database(newest_pg, "watch_docs") as made:
         made.sql("CREATE TABLE orders (id int PRIMARY KEY, customer_id int, status text, card_number text, note text)")
         if not made.sql("SELECT 1 FROM pg_roles WHERE rolname = 'authenticated'"):
             made.sql("CREATE ROLE authenticated")

@@ -111,10 +111,10 @@ def test_unusable_client_role_is_an_error(base: Base, poor: str) -> None:
     base.sql("DROP OWNED BY cli_poor")
 
 
-def test_other_encoding_is_a_warning(postgres18: Cluster) -> None:
-    postgres18.sql("DROP DATABASE IF EXISTS cli_latin WITH (FORCE)")
-    postgres18.sql("CREATE DATABASE cli_latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
-    assert level(doctor(postgres18.url("cli_latin")), "encoding") == "warning"
+def test_other_encoding_is_a_warning(newest_pg: Cluster) -> None:
+    newest_pg.sql("DROP DATABASE IF EXISTS cli_latin WITH (FORCE)")
+    newest_pg.sql("CREATE DATABASE cli_latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    assert level(doctor(newest_pg.url("cli_latin")), "encoding") == "warning"
 
 
 def test_listening_to_another_database_is_an_error(plain: Base, logged: Base) -> None:

@@ -48,8 +48,8 @@ class Leader:
 
 
 @pytest.fixture(scope="module")
-def log(postgres18: Cluster) -> LogDatabase:
-    return LogDatabase(postgres18, "epochs")
+def log(newest_pg: Cluster) -> LogDatabase:
+    return LogDatabase(newest_pg, "epochs")
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def epoch(log: LogDatabase) -> str:
 
 def program(log: LogDatabase, name: str, *arguments: str) -> str:
     """Run pg_dump or pg_restore."""
-    command = [str(log.cluster.program_dir / name), "--dbname", log.url, *arguments]
+    command = [str(log.cluster.client_dir / name), "--dbname", log.url, *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

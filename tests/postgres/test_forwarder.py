@@ -17,8 +17,8 @@ from tests.support.postgres import Cluster
 
 
 @pytest.fixture
-def world(postgres18: Cluster) -> Iterator[World]:
-    made = World(postgres18)
+def world(newest_pg: Cluster) -> Iterator[World]:
+    made = World(newest_pg)
     yield made
     made.close()
 
@@ -32,7 +32,7 @@ CASES = sampled(
 
 @pytest.mark.parametrize(("number", "fault"), CASES)
 def test_lost_or_late_message_leaves_a_gap_at_most(
-    world: World, postgres18: Cluster, channel: str, number: int, fault: str
+    world: World, newest_pg: Cluster, channel: str, number: int, fault: str
 ) -> None:
     """Each node gets every notification of its confirmed channels, or a gap."""
     setattr(world.wire, fault, {number})
@@ -42,17 +42,17 @@ def test_lost_or_late_message_leaves_a_gap_at_most(
     listen(one, first, second)
     listen(two, first)
     for payload in range(5):
-        postgres18.notify(first, str(payload))
+        newest_pg.notify(first, str(payload))
     one.listener.release(first)
     two.listener.release(first)
     listen(two, first, second)
     for payload in range(5, 8):
-        postgres18.notify(first, str(payload))
-        postgres18.notify(second, str(payload))
+        newest_pg.notify(first, str(payload))
+        newest_pg.notify(second, str(payload))
     # Until the faulty message has been sent and both nodes receive notifications of the second channel.
     with green.timeout(20):
         while world.wire.sent <= number or any((second, "end") not in node.received for node in (one, two)):
-            postgres18.notify(second, "end")
+            newest_pg.notify(second, "end")
             green.sleep(0.02)
     for node in (one, two):
         node.wait_ready()
@@ -64,17 +64,17 @@ def test_lost_or_late_message_leaves_a_gap_at_most(
             assert "gap" in received
 
 
-def test_nodes_follow_only_the_newest_leader(world: World, postgres18: Cluster, channel: str) -> None:
+def test_nodes_follow_only_the_newest_leader(world: World, newest_pg: Cluster, channel: str) -> None:
     """Both lead for a while: the old leader was suspended and does not know yet that it was replaced."""
     old = world.leader()
     node = world.node()
     listen(node, channel)
-    postgres18.notify(channel, "1")
+    newest_pg.notify(channel, "1")
     node.wait((channel, "1"))
     new = world.leader()
     node.wait((channel, "gap"))
     for number in range(20):
-        postgres18.notify(channel, str(number))
+        newest_pg.notify(channel, str(number))
     node.wait(*[(channel, str(number)) for number in range(20)])
     assert node.received[2:] == [(channel, str(number)) for number in range(20)], "each once"
     old.lead(False)
@@ -86,7 +86,7 @@ def test_nodes_follow_only_the_newest_leader(world: World, postgres18: Cluster, 
     # A process that leads again counts as a new leader.
     old.lead(True)
     node.wait((channel, "gap"))
-    postgres18.notify(channel, "end")
+    newest_pg.notify(channel, "end")
     node.wait((channel, "end"))
 
 
@@ -107,7 +107,7 @@ def test_leader_forgets_a_silent_node(world: World, channel: str) -> None:
             green.sleep(0.01)
 
 
-def test_forgotten_node_gets_a_gap(world: World, postgres18: Cluster, channel: str) -> None:
+def test_forgotten_node_gets_a_gap(world: World, newest_pg: Cluster, channel: str) -> None:
     """It still receives every message of the leader, but notifications of its channels are no longer among them."""
     leader = world.leader()
     node = world.node()
@@ -119,13 +119,13 @@ def test_forgotten_node_gets_a_gap(world: World, postgres18: Cluster, channel: s
     with green.timeout(20):
         while leader._nodes or channel in leader._listener.first._listening:
             green.sleep(0.01)
-    postgres18.notify(channel, "missed")
+    newest_pg.notify(channel, "missed")
     with green.timeout(20):
         while node.listener.ready:
             green.sleep(0.01)
     node.listener.tell = tell
     node.wait((channel, "gap"))
-    postgres18.notify(channel, "received")
+    newest_pg.notify(channel, "received")
     node.wait((channel, "received"))
     assert (channel, "missed") not in node.received
 
@@ -146,17 +146,17 @@ def test_leader_that_receives_nothing_is_a_problem(world: World, channel: str) -
     assert node.listener.problem is None
 
 
-def test_lazy_leader_listens_once_a_node_asks(world: World, postgres18: Cluster, channel: str) -> None:
+def test_lazy_leader_listens_once_a_node_asks(world: World, newest_pg: Cluster, channel: str) -> None:
     """Some nodes have LISTEN=leader already, while the leader still has LISTEN=node."""
     leader = world.leader(eager=False)
     assert leader._listener is None
     node = world.node()
     listen(node, channel)
-    postgres18.notify(channel, "1")
+    newest_pg.notify(channel, "1")
     node.wait((channel, "1"))
 
 
-def test_late_message_of_a_former_leader(world: World, postgres18: Cluster, channel: str) -> None:
+def test_late_message_of_a_former_leader(world: World, newest_pg: Cluster, channel: str) -> None:
     """A node that never saw that leader takes it for the new one, until the real leader's next message."""
     old = world.leader()
     old_id = old._id
@@ -177,12 +177,12 @@ def test_late_message_of_a_former_leader(world: World, postgres18: Cluster, chan
             node.listener.receive({**late, **malformed} if malformed else malformed)
     node.listener.receive(late | {"number": 79})
     node.wait((channel, "gap"))
-    postgres18.notify(channel, "1")
+    newest_pg.notify(channel, "1")
     node.wait((channel, "1"))
     assert node.listener.ready
 
 
-def test_gap_begins_when_the_leader_last_listened(world: World, postgres18: Cluster, channel: str) -> None:
+def test_gap_begins_when_the_leader_last_listened(world: World, newest_pg: Cluster, channel: str) -> None:
     """It does not begin at the leader's last message, which said that it was not listening."""
     since: list[datetime] = []
     leader = world.leader()
@@ -192,7 +192,7 @@ def test_gap_begins_when_the_leader_last_listened(world: World, postgres18: Clus
     assert leader._listener is not None
     leader._listener.first.backoff = (5.0, 5.0)
     before = datetime.now(timezone.utc)
-    postgres18.terminate_backends()
+    newest_pg.terminate_backends()
     with green.timeout(20):
         while "the leader does not listen: " not in (node.listener.problem or ""):
             green.sleep(0.01)
@@ -242,10 +242,10 @@ def test_wait_without_a_leader_fails(world: World, channel: str) -> None:
     assert node.listener.problem is None
 
 
-def test_channel_that_the_database_refuses_is_an_error(postgres18: Cluster, channel: str) -> None:
-    postgres18.sql("DROP DATABASE IF EXISTS forwarder_latin1")
-    postgres18.sql("CREATE DATABASE forwarder_latin1 ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
-    world = World(postgres18, "forwarder_latin1")
+def test_channel_that_the_database_refuses_is_an_error(newest_pg: Cluster, channel: str) -> None:
+    newest_pg.sql("DROP DATABASE IF EXISTS forwarder_latin1")
+    newest_pg.sql("CREATE DATABASE forwarder_latin1 ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    world = World(newest_pg, "forwarder_latin1")
     try:
         world.leader()
         node, other = world.node(), world.node()
@@ -258,24 +258,24 @@ def test_channel_that_the_database_refuses_is_an_error(postgres18: Cluster, chan
         world.close()
 
 
-def test_unreachable_database_of_the_leader_is_a_gap(world: World, postgres18: Cluster, channel: str) -> None:
+def test_unreachable_database_of_the_leader_is_a_gap(world: World, newest_pg: Cluster, channel: str) -> None:
     """Nodes report the leader's problem, and get a gap once it listens again."""
     leader = world.leader()
     node = world.node()
     listen(node, channel)
     assert leader._listener is not None
     leader._listener.first.backoff = (0.5, 0.5)
-    postgres18.terminate_backends()
+    newest_pg.terminate_backends()
     with green.timeout(20):
         while "the leader does not listen" not in (node.listener.problem or ""):
             green.sleep(0.005)
     node.wait((channel, "gap"))
     node.wait_ready()
-    postgres18.notify(channel, "1")
+    newest_pg.notify(channel, "1")
     node.wait((channel, "1"))
 
 
-def test_channel_stays_until_the_last_node_releases_it(world: World, postgres18: Cluster, channel: str) -> None:
+def test_channel_stays_until_the_last_node_releases_it(world: World, newest_pg: Cluster, channel: str) -> None:
     leader = world.leader()
     one, two = world.node(), world.node()
     assert leader._listener is not None
@@ -284,6 +284,6 @@ def test_channel_stays_until_the_last_node_releases_it(world: World, postgres18:
     listen(two, channel)
     one.listener.release(channel)
     for number in range(20):
-        postgres18.notify(channel, str(number))
+        newest_pg.notify(channel, str(number))
     two.wait(*[(channel, str(number)) for number in range(20)])
     assert (channel, "19") not in one.received

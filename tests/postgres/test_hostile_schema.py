@@ -29,12 +29,12 @@ from tests.support.postgres import Cluster, in_thread
 
 
 @pytest.fixture
-def hostile(postgres18: Cluster) -> Iterator[HostileDatabase]:
+def hostile(newest_pg: Cluster) -> Iterator[HostileDatabase]:
     callback = psycopg2.extensions.get_wait_callback()
-    made = HostileDatabase(postgres18, "hostile")
+    made = HostileDatabase(newest_pg, "hostile")
     yield made
     psycopg2.extensions.set_wait_callback(callback)
-    postgres18.sql("DROP DATABASE hostile WITH (FORCE)")
+    newest_pg.sql("DROP DATABASE hostile WITH (FORCE)")
 
 
 def install(database: Database) -> None:

@@ -15,11 +15,11 @@ NAME = "installer"
 
 
 @pytest.fixture
-def empty(postgres18: Cluster) -> Iterator[Cluster]:
+def empty(newest_pg: Cluster) -> Iterator[Cluster]:
     """The cluster, with a database without a log."""
     callback = psycopg2.extensions.get_wait_callback()
-    recreate(postgres18)
-    yield postgres18
+    recreate(newest_pg)
+    yield newest_pg
     psycopg2.extensions.set_wait_callback(callback)
 
 

@@ -10,7 +10,7 @@ PAIRS = 20_000
 ENDS = ("", "\\\\", "\\%", "\\_", "%", "_", "a")
 
 
-def test_like_agrees_with_postgresql(postgres18: Cluster) -> None:
+def test_like_agrees_with_postgresql(newest_pg: Cluster) -> None:
     chance = random.Random(15)
 
     def text(alphabet: str, most: int) -> str:
@@ -25,7 +25,7 @@ def test_like_agrees_with_postgresql(postgres18: Cluster) -> None:
     pairs = [(pattern(), text("ab%_\\é😀\n", 10)) for _ in range(PAIRS)]
     # Short texts of two characters match more often.
     pairs += [(text("a%_", 8), text("ab", 12)) for _ in range(PAIRS)]
-    rows = postgres18.sql(
+    rows = newest_pg.sql(
         "SELECT value LIKE pattern FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS pair(pattern, value, n) "
         "ORDER BY n",
         [pattern for pattern, _ in pairs], [value for _, value in pairs],

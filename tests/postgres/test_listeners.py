@@ -211,11 +211,11 @@ def test_each_message_arrives_once_after_any_changes(node: Node, monkeypatch: py
     assert Counter(node.listeners._channels) == Counter(node.listeners._of.values())
 
 
-def test_each_reason_for_not_listening_is_logged_once(postgres18: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_reason_for_not_listening_is_logged_once(newest_pg: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     """The first one, "server closed the connection", is seldom the cause."""
-    postgres18.sql("DROP DATABASE IF EXISTS closing WITH (FORCE)")
-    postgres18.sql("CREATE DATABASE closing")
-    listener = Listener(Database(postgres18.url("closing")), lambda notifications: None, lambda gap: None)
+    newest_pg.sql("DROP DATABASE IF EXISTS closing WITH (FORCE)")
+    newest_pg.sql("CREATE DATABASE closing")
+    listener = Listener(Database(newest_pg.url("closing")), lambda notifications: None, lambda gap: None)
     listener.backoff = (0.01, 0.02)
 
     def logged() -> list[str]:
@@ -224,13 +224,13 @@ def test_each_reason_for_not_listening_is_logged_once(postgres18: Cluster, caplo
     listener.start()
     try:
         until(lambda: listener.ready)
-        postgres18.sql("ALTER DATABASE closing ALLOW_CONNECTIONS false")
-        postgres18.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'closing'")
+        newest_pg.sql("ALTER DATABASE closing ALLOW_CONNECTIONS false")
+        newest_pg.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'closing'")
         until(lambda: any("not currently accepting connections" in line for line in logged()))
         before = logged()
         green.sleep(0.2)
         assert logged() == before, "retries with the same reason are not logged"
-        postgres18.sql("ALTER DATABASE closing ALLOW_CONNECTIONS true")
+        newest_pg.sql("ALTER DATABASE closing ALLOW_CONNECTIONS true")
         until(lambda: any("listening on" in line for line in logged()))
     finally:
         listener.stop()

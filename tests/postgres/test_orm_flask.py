@@ -28,8 +28,8 @@ class Task(db.Model):  # type: ignore[name-defined,misc]
 
 
 @pytest.fixture(scope="module", params=DRIVERS)
-def database(request: pytest.FixtureRequest, postgres18: Cluster) -> Iterator[OrmDatabase]:
-    with orm_database(postgres18, request.param, "orm_flask", db.metadata) as made:
+def database(request: pytest.FixtureRequest, newest_pg: Cluster) -> Iterator[OrmDatabase]:
+    with orm_database(newest_pg, request.param, "orm_flask", db.metadata) as made:
         yield made
 
 

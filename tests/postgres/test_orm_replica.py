@@ -32,8 +32,8 @@ class Thing(Base):
 
 
 @pytest.fixture(scope="module", params=DRIVERS)
-def database(request: pytest.FixtureRequest, postgres18: Cluster) -> Iterator[OrmDatabase]:
-    with orm_database(postgres18, request.param, "orm_replica", Base.metadata) as made:
+def database(request: pytest.FixtureRequest, newest_pg: Cluster) -> Iterator[OrmDatabase]:
+    with orm_database(newest_pg, request.param, "orm_replica", Base.metadata) as made:
         yield made
 
 

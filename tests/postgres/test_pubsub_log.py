@@ -227,14 +227,14 @@ def test_replaced_log_is_a_gap(log: LogDatabase, queue: Any) -> None:
         pubsub.disconnect()
 
 
-def test_lost_connection_is_a_gap_of_its_channel(postgres18: Cluster, channel: str, queue: Any) -> None:
-    pubsub = PubSub(postgres18.url())
+def test_lost_connection_is_a_gap_of_its_channel(newest_pg: Cluster, channel: str, queue: Any) -> None:
+    pubsub = PubSub(newest_pg.url())
     try:
         gaps, others = green.Queue(), green.Queue()
         pubsub.subscribe(channel, queue, on_gap=gaps.put)
         subscription = pubsub.subscribe(channel, queue, on_gap=others.put)
         pubsub.unsubscribe(subscription)
-        postgres18.terminate_backends()
+        newest_pg.terminate_backends()
         gap = gaps.get(timeout=20)
         assert (gap["channel"], gap["tier"], gap["reason"]) == (channel, "notify", "database_connection_lost")
         assert gap["since"] < gap["until"]
@@ -259,8 +259,8 @@ def test_read_page_returns_pages_of_the_log(pubsub: PubSub, shared_log: LogDatab
     assert (page.messages, {"epoch": page.epoch, "position": page.position}) == ([], pubsub.position())
 
 
-def test_missing_log_is_a_gap_and_live_messages_arrive(postgres18: Cluster, channel: str, queue: Any) -> None:
-    pubsub = PubSub(postgres18.url())
+def test_missing_log_is_a_gap_and_live_messages_arrive(newest_pg: Cluster, channel: str, queue: Any) -> None:
+    pubsub = PubSub(newest_pg.url())
     own_listener(pubsub).unlisten_grace = 0.2
     try:
         assert (pubsub.position(), pubsub.oldest(), pubsub.read_page(channel).epoch) == (None, None, None)

@@ -31,7 +31,7 @@ def documented() -> dict[str, str]:
     return found
 
 
-def test_each_sqlstate_has_its_documented_code(postgres18: Cluster, documented: dict[str, str]) -> None:
+def test_each_sqlstate_has_its_documented_code(newest_pg: Cluster, documented: dict[str, str]) -> None:
     def raised(connection: Any, state: str) -> str:
         with pytest.raises(SocketIOPGError) as caught, translated_errors(10), connection.cursor() as cursor:
             cursor.execute(f"DO $$ BEGIN RAISE EXCEPTION 'a test' USING ERRCODE = '{state}'; END $$")
@@ -39,7 +39,7 @@ def test_each_sqlstate_has_its_documented_code(postgres18: Cluster, documented: 
         return caught.value.code
 
     def raise_all() -> dict[str, str]:
-        with session(Database(postgres18.url()), "test") as connection:
+        with session(Database(newest_pg.url()), "test") as connection:
             return {state: raised(connection, state) for state in [*SQLSTATES, "CX001"]}
 
     codes = in_thread(raise_all)

@@ -31,7 +31,7 @@ def uninstall(database: WatchDatabase) -> bool:
 
 def dump(database: WatchDatabase) -> list[str]:
     """Return the database as SQL, without the lines that differ between dumps."""
-    command: list[Any] = [database.cluster.program_dir / "pg_dump", "-d", database.url]
+    command: list[Any] = [database.cluster.client_dir / "pg_dump", "-d", database.url]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [line for line in text.splitlines() if not line.startswith(("--", "\\"))]
 

@@ -6,7 +6,7 @@ The truth is the WAL, which logical decoding reads.
 import contextlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from socketio_pg.postgres import schema
 from tests.support.decoding import changes
 from tests.support.nightly import sampled
-from tests.support.postgres import Cluster, in_thread
+from tests.support.postgres import VERSIONS, Cluster, in_thread
 from tests.support.watching import MAX_PAYLOAD, WatchDatabase, dropped_at_the_end
 
 Change = tuple[Any, ...]
@@ -191,10 +191,9 @@ TRIGGERS = st.builds(
 )
 
 
-@pytest.fixture(scope="module", params=sampled((18, 16), lambda version: version == 18))
-def prepared(request: pytest.FixtureRequest) -> Iterator[OrderDatabase]:
-    cluster: Cluster = request.getfixturevalue(f"postgres{request.param}")
-    with dropped_at_the_end(OrderDatabase(cluster, "watch_order")) as made:
+@pytest.fixture(scope="module", params=sampled(VERSIONS, lambda version: version == VERSIONS[0]))
+def prepared(request: pytest.FixtureRequest, cluster_of: Callable[[int], Cluster]) -> Iterator[OrderDatabase]:
+    with dropped_at_the_end(OrderDatabase(cluster_of(request.param), "watch_order")) as made:
         made.prepare()
         yield made
         made.drop_slot()

@@ -306,12 +306,12 @@ def test_dump_includes_watches(orders: WatchDatabase, postgres: Cluster) -> None
     orders.sql("ALTER TABLE orders RENAME token TO key; INSERT INTO orders VALUES (1, 'a', 'private', 'private', 'p')")
     orders.taken()
     text = subprocess.run(
-        [postgres.program_dir / "pg_dump", "-d", orders.url], check=True, capture_output=True, env=os.environ
+        [postgres.client_dir / "pg_dump", "-d", orders.url], check=True, capture_output=True, env=os.environ
     ).stdout
     postgres.sql("DROP DATABASE IF EXISTS watch_restored WITH (FORCE)")
     postgres.sql("CREATE DATABASE watch_restored")
     command: list[Any] = [
-        postgres.program_dir / "psql",
+        postgres.client_dir / "psql",
         "-q",
         "-v",
         "ON_ERROR_STOP=1",
@@ -339,7 +339,7 @@ def test_restore_of_some_schemas(orders: WatchDatabase, postgres: Cluster) -> No
     orders.watch("orders", "some", when="new.id > 1")
     orders.sql("INSERT INTO orders VALUES (1)")
     orders.taken()
-    dump: list[Any] = [postgres.program_dir / "pg_dump", "--schema=public", "-d", orders.url]
+    dump: list[Any] = [postgres.client_dir / "pg_dump", "--schema=public", "-d", orders.url]
     text = subprocess.run(dump, check=True, capture_output=True, env=os.environ).stdout
     for installed in (False, True):
         postgres.sql("DROP DATABASE IF EXISTS watch_restored WITH (FORCE)")
@@ -350,7 +350,7 @@ def test_restore_of_some_schemas(orders: WatchDatabase, postgres: Cluster) -> No
         if installed:
             restored.sql(schema.statements(MAX_PAYLOAD))
         result = subprocess.run(
-            [postgres.program_dir / "psql", "-q", "-d", restored.url], input=text, check=True, capture_output=True
+            [postgres.client_dir / "psql", "-q", "-d", restored.url], input=text, check=True, capture_output=True
         )
         errors = [line for line in result.stderr.decode().splitlines() if "ERROR" in line and '"public"' not in line]
         assert bool(errors) == (not installed)
@@ -384,7 +384,7 @@ def test_replica_role_fires_only_always_triggers(orders: WatchDatabase) -> None:
 
 def test_logical_replica_fires_only_always_row_triggers() -> None:
     """Writes of the apply worker fire row triggers that are enabled as ALWAYS, and no statement triggers."""
-    with cluster(18) as made:
+    with cluster() as made:
         made.sql("ALTER SYSTEM SET wal_level = logical")
         made.restart()
         made.sql("CREATE DATABASE source")

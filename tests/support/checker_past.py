@@ -266,7 +266,7 @@ class Past:
 
     def _program(self, name: str, *arguments: str) -> None:
         cluster = self._world.cluster
-        command = [str(cluster.program_dir / name), "--dbname", cluster.url(), *arguments]
+        command = [str(cluster.client_dir / name), "--dbname", cluster.url(), *arguments]
         for _ in range(20):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:

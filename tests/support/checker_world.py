@@ -102,7 +102,7 @@ def world(max_prepared: int = 0, **settings: str) -> Iterator[World]:
     ``max_prepared`` is the number of transactions that may be prepared.
     """
     with contextlib.ExitStack() as stack:
-        running = stack.enter_context(cluster(18, durable=True))
+        running = stack.enter_context(cluster(durable=True))
         if max_prepared:
             running.sql(f"ALTER SYSTEM SET max_prepared_transactions = {max_prepared}")
             running.restart("fast")

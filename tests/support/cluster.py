@@ -46,13 +46,13 @@ class Member(SocketClient):
 class Cell:
     """Two nodes and their queue."""
 
-    def __init__(self, postgres18: Cluster, kind: str) -> None:
+    def __init__(self, newest_pg: Cluster, kind: str) -> None:
         self.kind = kind
         self.redis = Redis() if kind == "redis" else None
         self.queue = (
             os.environ["KAFKA_URL"] if kind == "kafka" else "postgres" if self.redis is None else self.redis.url
         )
-        self.database_url = postgres18.url()
+        self.database_url = newest_pg.url()
         # The database has no schema.
         settings = {"MESSAGE_QUEUE": self.queue, "CLUSTER_KEY": CLUSTER_KEY}
         self.nodes = [ServerProcess(self.database_url, app=APP, **settings) for _ in range(2)]

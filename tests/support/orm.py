@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from socketio_pg.postgres import schema
 from socketio_pg.postgres.database import Database
-from tests.support.postgres import Cluster
+from tests.support.postgres import VERSIONS, Cluster
 
 DRIVERS = ("psycopg2", "psycopg")
 
@@ -23,9 +23,13 @@ def _backend(version: int, driver: str, *marks: pytest.MarkDecorator) -> Paramet
     return pytest.param((version, driver), id=f"pg{version}-{driver}", marks=marks)
 
 
-#: PostgreSQL versions and drivers: `make test` runs each version and each driver once, `make nightly` every pair.
-PSYCOPG_BACKENDS = [_backend(16, "psycopg"), _backend(18, "psycopg", pytest.mark.nightly)]
-BACKENDS = [_backend(18, "psycopg2"), _backend(16, "psycopg2", pytest.mark.nightly), *PSYCOPG_BACKENDS]
+def _backends(driver: str, daily: int) -> list[ParameterSet]:
+    return [_backend(version, driver, *([] if version == daily else [pytest.mark.nightly])) for version in VERSIONS]
+
+
+#: PostgreSQL majors and drivers: `make test` runs each major and each driver once, `make nightly` every pair.
+PSYCOPG_BACKENDS = _backends("psycopg", VERSIONS[-1])
+BACKENDS = [*_backends("psycopg2", VERSIONS[0]), *PSYCOPG_BACKENDS]
 
 
 class OrmDatabase:

