@@ -163,7 +163,7 @@ def test_disconnect_after_subscribe(server: SocketServer, channel: str) -> None:
     server.pubsub.publish(channel, 1)
     assert received(clients[2], "event") == [{"channel": channel, "payload": 1}]
     (sid,) = server.pubsub.hub._subscribers
-    server.socketio.server.disconnect(sid)
+    server.socketio.server.disconnect(str(sid))
     wait_until_clean(server)
 
 
