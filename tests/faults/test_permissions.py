@@ -165,4 +165,4 @@ def test_permission_revoked_while_not_listening_is_found(
         server.wait_not_ready()
         database.sql("DELETE FROM members WHERE user_id = 'dave'; SELECT socketio_pg.recheck()")
         proxy.restore()
-        assert dave.next("unsubscribed", 30) == {"channel": "attic", "reason": "forbidden"}
+        assert dave.next("unsubscribed") == {"channel": "attic", "reason": "forbidden"}

@@ -15,7 +15,7 @@ socket.io.engine.on("upgrade", (transport) => say({ event: "upgrade", transport:
 
 for await (const line of createInterface({ input: process.stdin })) {
   const { emit, argument } = JSON.parse(line);
-  const answer = await socket.timeout(10000).emitWithAck(emit, argument);
+  const answer = await socket.timeout(60_000).emitWithAck(emit, argument);
   say({ kind: "answer", answer });
 }
 socket.close();

@@ -72,7 +72,7 @@ const commands = {
   connect: async () => { socket.connect(); },
   disconnect: async () => { socket.disconnect(); },
   timers: async () => timers.size,
-  emit: async ({ event, argument }) => socket.timeout(10_000).emitWithAck(event, argument),
+  emit: async ({ event, argument }) => socket.timeout(60_000).emitWithAck(event, argument),
 };
 
 for await (const line of createInterface({ input: process.stdin })) {

@@ -9,15 +9,14 @@ import socket
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.cli import COMMAND, PATIENCE, Running, environment, run
+from tests.support.cli import COMMAND, Running, environment, run
 from tests.support.log import Log
-from tests.support.patience import until
+from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT, ServerProcess, free_port
 
@@ -100,10 +99,7 @@ def test_ctrl_c_ends_listen_while_its_output_is_not_read(log: Log, channel: str,
     try:
         assert "listening to" in process.stderr.readline()
         log.publish(channel, 1, 2000, pad=3000)
-        deadline = time.monotonic() + PATIENCE
-        while bytes_in_pipe(reading) < 40_000:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)  # another process can only be polled
+        until(lambda: bytes_in_pipe(reading) >= 40_000, "a full pipe")
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=PATIENCE)[1] == ""
         assert process.returncode == 130
@@ -159,10 +155,7 @@ def test_commands_require_a_token_and_respect_its_claims(newest_pg: Cluster, cha
 
 def test_status_and_doctor_report_a_running_server(log: Log) -> None:
     # The server renews its row every 10 s after it has become the relay.
-    deadline = time.monotonic() + 60
-    while log.sql("SELECT count(*) FROM socketio_pg.nodes WHERE relay") == [(0,)]:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)  # another process can only be polled
+    until(lambda: log.sql("SELECT 1 FROM socketio_pg.nodes WHERE relay"), "a node leads")
     done = run("status", url=log.url)
     assert re.search(r"^relay +\S+:\d+ \(session \d+\)$", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"^\S+:\d+ +\S+ +leads ", done.stdout, re.MULTILINE), done.stdout
@@ -210,11 +203,13 @@ def test_bench_reports_deliveries_and_latency(log: Log, tmp_path: Path) -> None:
 def test_bench_stops_its_server_on_ctrl_c(log: Log) -> None:
     with Running("bench", "--subscribers", "3", "--messages", "100000", url=log.url) as running:
         running.line("err", "starting a server")
-        deadline = time.monotonic() + 60
-        # Server and worker: with fewer than two processes the command is still starting the server.
-        while len(processes := descendants_of(running.process.pid)) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)  # the start of another process can only be polled
+        processes: list[int] = []
+
+        def started() -> bool:
+            processes[:] = descendants_of(running.process.pid)
+            return len(processes) >= 2
+
+        until(started, "server and worker: with fewer processes the command is still starting the server")
         assert running.interrupt() == 130
         # Init reaps the worker, which is no child of the command's.
         until(lambda: not any(Path(f"/proc/{process}").exists() for process in processes), "its processes are gone")

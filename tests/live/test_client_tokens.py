@@ -15,12 +15,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from socketio_pg.core.errors import AuthenticationUnavailableError, ForbiddenError, SocketIOPGError, UnauthorizedError
 from socketio_pg.subscriber.subscriber import Message, Subscriber
 from tests.support.clock import set_clock
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.replay_clients import JavaScript, Python, Refused, Tokens
 from tests.support.server import ServerProcess
 
 SECRET = "a secret of the tests, 32 bytes and more"
-PATIENCE = 30
 
 Kind = Callable[[str, Tokens], JavaScript | Python]
 

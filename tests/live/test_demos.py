@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.support.demo_page import PATIENCE
 from tests.support.log import Log, wait_installed
+from tests.support.patience import PATIENCE as SECONDS
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 
@@ -194,7 +195,7 @@ def test_index_links_to_each_demo(log: Log, chromium: Browser) -> None:
     page.goto(f"{log.server.url}/demo/")
     for link in page.locator(".cards a").all():
         address = str(link.evaluate("link => link.href"))
-        with urllib.request.urlopen(address, timeout=10) as answer:
+        with urllib.request.urlopen(address, timeout=SECONDS) as answer:
             assert answer.status == 200
     page.close()
 
@@ -204,7 +205,7 @@ def test_other_origins_cannot_change_anything(log: Log) -> None:
         f"{log.server.url}/demo/orders/setup", data=b"{}", headers={"Content-Type": "text/plain"}
     )
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=10)
+        urllib.request.urlopen(request, timeout=SECONDS)
     refused.value.close()
     assert refused.value.code == 415
 

@@ -39,7 +39,7 @@ def head(log: Log) -> dict[str, Any]:
 def receives_next(log: Log, client: SocketClient, channel: str) -> bool:
     """Return whether the next message that ``client`` receives is one that is now published to ``channel``."""
     log.publish(channel, 7, 7)
-    event = client.next("event", 30)
+    event = client.next("event")
     return event["channel"] == channel and event["payload"][0] == 7 and client.pending("event") == 0
 
 
@@ -125,10 +125,10 @@ def test_hundreds_of_concurrent_replay_requests_lose_nothing(log: Log, channel: 
         answer = witness.call("subscribe", {"channel": channel})
         [raw] = swarm.connect(1)
         raw.send_all(*[f'42{n}["subscribe",{json.dumps({"channel": channel, "since": begin})}]' for n in range(300)])
-        swarm.run_until(lambda: sum(packet.startswith("3") for packet in raw.packets) == 300, 60)
+        swarm.run_until(lambda: sum(packet.startswith("3") for packet in raw.packets) == 300)
         assert all('"ok":true' in packet for packet in raw.packets if packet.startswith("3"))
         # Later requests cancel earlier ones; the last one must replay everything.
-        swarm.run_until(lambda: [event["payload"][0] for event in raw.events("event")][-20:] == list(range(1, 21)), 60)
+        swarm.run_until(lambda: [event["payload"][0] for event in raw.events("event")][-20:] == list(range(1, 21)))
         assert since(answer)["epoch"] == begin["epoch"]
         assert receives_next(log, witness, channel)
 
@@ -185,7 +185,7 @@ def test_backlog_of_many_channels_is_sent_as_the_client_reads(paced: Log, backlo
         [client] = swarm.connect(1, receive_buffer=4096)
         client.emit("subscribe", {"channel": "other"}, 99)
         subscribe_all(client, backlog)
-        swarm.run_until(lambda: client.closed or len(client.packets) > 2 * CHANNELS + 100, 60)
+        swarm.run_until(lambda: client.closed or len(client.packets) > 2 * CHANNELS + 100)
         assert not client.closed, "disconnected as a slow consumer"
         swarm.pause(client)
         wait_for(paced.server, lambda now: now["send_buffer_bytes"] > 0)
@@ -199,7 +199,7 @@ def test_backlog_of_many_channels_is_sent_as_the_client_reads(paced: Log, backlo
         swarm.resume(client)
         everything = {f"c{n}": list(range(1, BACKLOG + 2)) for n in range(1, CHANNELS + 1)} | {"other": [*range(100)]}
         count = sum(map(len, everything.values()))
-        swarm.run_until(lambda: client.closed or count_events(client) >= count, 60)
+        swarm.run_until(lambda: client.closed or count_events(client) >= count)
         assert received(client) == everything
         assert client.events("gap") == []
         wait_for(paced.server, lambda now: now["held_subscriptions"] == 0)
@@ -261,7 +261,7 @@ def test_payload_of_the_maximum_size_leaves_room_for_other_messages(paced: Log, 
         for number in range(100):
             paced.sql("SELECT pg_notify('other', jsonb_build_array(%s::int, repeat('x', 6000))::text)", number)
         swarm.resume(client)
-        swarm.run_until(lambda: client.closed or count_events(client) == 103, 60)
+        swarm.run_until(lambda: client.closed or count_events(client) == 103)
         assert received(client) == {channel: [1, 2, 3], "other": list(range(100))}
     assert moved.by('cut_off_total{reason="slow_consumer"}') == [0]
 

@@ -15,7 +15,7 @@ from tests.support.cli import run
 from tests.support.clients import SocketClient, code, refused
 from tests.support.http_api import HttpApi
 from tests.support.log import Log
-from tests.support.patience import until
+from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 from tests.support.tokens import SigningKey
@@ -58,14 +58,14 @@ class Texts:
 def collect_pages(texts: Texts, url: str) -> None:
     for path in ("/", "/readyz", "/healthz", "/metrics", "/nowhere", "/static/..%2fserver.py", "/api/openapi.json",
                  "/socket.io/?EIO=4&transport=polling&sid=x", "/socket.io/?EIO=3"):  # fmt: skip
-        answer = requests.get(url + path, timeout=30)
+        answer = requests.get(url + path, timeout=PATIENCE)
         texts.add(answer.text if "html" not in answer.headers.get("Content-Type", "") or not answer.ok else "")
         texts.add(dict(answer.headers))
 
 
 def raw(port: int, request: bytes) -> str:
     """Send bytes that gunicorn itself refuses. Return its answer."""
-    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
         connection.sendall(request)
         with connection.makefile("rb") as answer:
             return answer.read().decode("latin-1")

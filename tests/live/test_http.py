@@ -12,6 +12,7 @@ from socketio_pg.core.messages import MAX_BATCH
 from tests.support.clients import SocketClient
 from tests.support.http_api import HttpApi, after, payloads, refusal
 from tests.support.log import Log, wait_installed
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.raw_http import Connection
 from tests.support.server import ServerProcess
@@ -192,7 +193,7 @@ def test_concurrent_requests_are_published_separately(log: Log, subscriber: Sock
 )
 def test_invalid_bodies_are_refused(api: HttpApi, body: bytes, code: str) -> None:
     if not body:  # requests would send no Content-Length
-        answer = requests.post(f"{api.url}/api/publish", headers={"Content-Type": "application/json"}, timeout=60)
+        answer = requests.post(f"{api.url}/api/publish", headers={"Content-Type": "application/json"}, timeout=PATIENCE)
     else:
         answer = api.post(body)
     assert refusal(answer) == (400, code)
@@ -273,7 +274,7 @@ def test_connection_serves_many_requests(log: Log, channel: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
 def test_other_methods_are_refused(log: Log, method: str) -> None:
-    answer = requests.request(method, f"{log.server.url}/api/publish", timeout=60)
+    answer = requests.request(method, f"{log.server.url}/api/publish", timeout=PATIENCE)
     assert answer.status_code == 405
     assert set(answer.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
 
@@ -291,7 +292,7 @@ def test_paths_and_methods_that_do_not_exist_are_answered_with_json(
     log: Log, method: str, path: str, status: int
 ) -> None:
     own = {"Origin": log.server.url}
-    answer = requests.request(method, log.server.url + path, data=b"x" * 100_000, headers=own, timeout=60)
+    answer = requests.request(method, log.server.url + path, data=b"x" * 100_000, headers=own, timeout=PATIENCE)
     assert refusal(answer) == (status, "invalid_request")
     assert ("Allow" in answer.headers) is (status == 405)
     assert answer.headers["Access-Control-Allow-Origin"] == log.server.url, "a page can read the answer"

@@ -13,6 +13,7 @@ import requests
 
 from tests.support.clients import SocketClient
 from tests.support.http_api import HttpApi, after, payloads, refusal
+from tests.support.patience import PATIENCE
 from tests.support.policies import PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.raw_http import Connection
@@ -107,15 +108,15 @@ def test_login_of_the_application_authenticates(newest_pg: Cluster, channel: str
     with contextlib.closing(ServerProcess(newest_pg.url(), app="tests.support.login_app:app", **settings)) as server:
         assert refusal(HttpApi(server).messages("user:alice")) == UNAUTHORIZED
         with requests.Session() as browser:
-            browser.post(f"{server.url}/login/alice", timeout=60)
+            browser.post(f"{server.url}/login/alice", timeout=PATIENCE)
             get = f"{server.url}/api/channels/user:{{}}/messages"
-            assert outcome(browser.get(get.format("alice"), timeout=60)) is None
-            assert outcome(browser.get(get.format("bob"), timeout=60)) == FORBIDDEN
+            assert outcome(browser.get(get.format("alice"), timeout=PATIENCE)) is None
+            assert outcome(browser.get(get.format("bob"), timeout=PATIENCE)) == FORBIDDEN
             body = {"channel": "user:alice", "payload": 1}
-            assert outcome(browser.post(f"{server.url}/api/publish", json=body, timeout=60)) == FORBIDDEN
+            assert outcome(browser.post(f"{server.url}/api/publish", json=body, timeout=PATIENCE)) == FORBIDDEN
             # Requests of another origin in the same browser carry the cookie, and are refused all the same.
             origin = {"Origin": "https://evil.example"}
-            assert outcome(browser.get(get.format("alice"), headers=origin, timeout=60)) == FORBIDDEN
+            assert outcome(browser.get(get.format("alice"), headers=origin, timeout=PATIENCE)) == FORBIDDEN
 
 
 # -- AUTHORIZATION -----------------------------------------------------------------------------------------------------
@@ -212,7 +213,7 @@ def preflight_request(server: ServerProcess, origin: str) -> requests.Response:
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization,content-type",
     }
-    return requests.options(f"{server.url}/api/publish", headers=headers, timeout=60)
+    return requests.options(f"{server.url}/api/publish", headers=headers, timeout=PATIENCE)
 
 
 def test_other_origins_are_refused(newest_pg: Cluster, channel: str) -> None:
@@ -221,7 +222,7 @@ def test_other_origins_are_refused(newest_pg: Cluster, channel: str) -> None:
         for origin in ("https://evil.example", "null", f"http://127.0.0.1:{server.port + 1}", "http://localhost", ""):
             page = HttpApi(server, Origin=origin)
             answers = [page.publish(channel, "forged"), page.messages(channel), preflight_request(server, origin)]
-            answers.append(requests.get(f"{server.url}/api/openapi.json", headers={"Origin": origin}, timeout=60))
+            answers.append(requests.get(f"{server.url}/api/openapi.json", headers={"Origin": origin}, timeout=PATIENCE))
             for answer in answers:
                 assert refusal(answer) == FORBIDDEN
                 assert "Access-Control-Allow-Origin" not in answer.headers
@@ -306,7 +307,7 @@ def test_errors_are_counted(newest_pg: Cluster, channel: str) -> None:
     with running(newest_pg, METRICS_TOKEN="m") as server:
         assert refusal(HttpApi(server).publish("*", 1))[1] == "invalid_channel"
         request = urllib.request.Request(f"{server.url}/metrics", headers={"Authorization": "Bearer m"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             assert 'socketio_pg_errors_total{code="invalid_channel"} 1.0' in answer.read().decode()
 
 

@@ -12,6 +12,7 @@ from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES, MAX_PAGE_CHARACT
 from tests.support.clients import SocketClient
 from tests.support.http_api import HttpApi, after, payloads, refusal
 from tests.support.log import Log, since, wait_installed
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 
@@ -139,7 +140,7 @@ def test_paging_loses_nothing_while_messages_are_published(
     # A socket can continue at a position from HTTP.
     with SocketClient(log.server.url) as client:
         client.call("subscribe", {"channel": channel, "since": since(page, found[10]["position"])})
-        assert client.next("event", 30)["payload"] == found[11]["payload"]
+        assert client.next("event")["payload"] == found[11]["payload"]
 
 
 def test_unknown_start_is_not_recovered(api: HttpApi, log: Log, channel: str) -> None:
@@ -245,7 +246,7 @@ def test_every_channel_has_a_url(api: HttpApi, log: Log, name: str) -> None:
 
 @pytest.mark.parametrize("path", ["%20a", "a*", "socketio_pg", "a%00", "a%0Ab", "%ff", "", "a" * 64])
 def test_invalid_channels_are_refused(api: HttpApi, path: str) -> None:
-    answer = requests.get(f"{api.url}/api/channels/{path}/messages", timeout=60)
+    answer = requests.get(f"{api.url}/api/channels/{path}/messages", timeout=PATIENCE)
     assert refusal(answer) == (400, "invalid_channel")
 
 

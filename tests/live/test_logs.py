@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.clients import SocketClient, refused
-from tests.support.metrics import PATIENCE
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 from tests.support.swarm import Swarm
@@ -70,7 +70,7 @@ def test_log_has_whole_lines_and_no_secrets(
             hostile.send("4" + FORGED + "p4yl0ad")
             swarm.run_until(lambda: hostile.closed)
         newest_pg.terminate_backends()
-        assert client.next("gap", PATIENCE)["channel"] == channel
+        assert client.next("gap")["channel"] == channel
     server.wait_ready()
     log = server.log
     for secret in ("p4yl0ad", token, token.split(".")[1], SECRET, "m3trics-t0ken", "cl41m"):

@@ -12,8 +12,8 @@ import pytest
 from tests.support import small_buffers
 from tests.support.clients import SocketClient
 from tests.support.log import Log, numbers, since, wait_installed
-from tests.support.metrics import PATIENCE, TOKEN, Moved, scrape, scrape_text, wait_for
-from tests.support.patience import until
+from tests.support.metrics import TOKEN, Moved, scrape, scrape_text, wait_for
+from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 from tests.support.swarm import Swarm
@@ -282,7 +282,7 @@ def test_database_reconnects_are_counted(log: Log, server: ServerProcess, channe
         subscribe(f"{channel}-2", client, history=1)
         moved = Moved(server)
         terminate_backends(log)
-        assert client.next("gap", PATIENCE)["reason"] == "database_connection_lost"
+        assert client.next("gap")["reason"] == "database_connection_lost"
         assert client.call("publish", {"channel": channel, "payload": 2})["ok"]
         names = [f'database_reconnects_total{{connection="{name}"}}' for name in ("listener", "relay", "publisher")]
         moved.wait(dict.fromkeys(names, 1.0))
@@ -313,7 +313,7 @@ def test_number_of_samples_does_not_depend_on_channels(log: Log, server: ServerP
         names = [f"{channel}-{number}" for number in range(500)]
         log.sql("SELECT pg_notify(name, '{\"number\": 7}') FROM unnest(%s) AS name", names)
         log.sql("SELECT socketio_pg.publish(name, '{\"number\": 7}') FROM unnest(%s) AS name", names)
-        assert client.next("event", PATIENCE)["channel"] == f"{channel}-7"
+        assert client.next("event")["channel"] == f"{channel}-7"
         text = scrape_text(server)
         assert channel not in text
         # On a busy machine the metrics of the database are missing for a moment.

@@ -12,7 +12,7 @@ import requests
 from tests.support.clients import SocketClient
 from tests.support.node import NodeClient
 from tests.support.nodes import Nginx, Nodes, assert_no_traceback, under_load
-from tests.support.patience import until
+from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.replay_clients import CLIENTS, Client
 from tests.support.server import ServerProcess
@@ -40,7 +40,7 @@ def test_every_transport_works_through_nginx(nodes: Nodes, channel: str, transpo
         for number, client in enumerate(clients):
             assert client.call("publish", {"channel": channel, "payload": number})["ok"] is True
         for client in clients:
-            assert sorted(client.next("event", 30)["payload"] for _ in clients) == list(range(6))
+            assert sorted(client.next("event")["payload"] for _ in clients) == list(range(6))
             assert client.io.transport() == transports[-1]
             assert client.pending("disconnect") == 0
 
@@ -142,9 +142,9 @@ def test_drain_spreads_reconnecting_clients_over_time(newest_pg: Cluster) -> Non
                         swarm.open(1)
                 return not stopping.is_alive()
 
-            swarm.run_until(reconnect_closed, 60)
+            swarm.run_until(reconnect_closed)
             reconnected = swarm.clients[clients:]
-            swarm.run_until(lambda: all(client.connected for client in reconnected), 60)
+            swarm.run_until(lambda: all(client.connected for client in reconnected))
         assert len(reconnected) == len(gone)
         until(lambda: len(nodes.requests()) >= clients + len(reconnected), "nginx has logged all connections")
         gone_to = f"127.0.0.1:{nodes.nodes[0].port}"
@@ -181,7 +181,7 @@ def nginx(limited: ServerProcess, certificate: tuple[str, str]) -> Iterator[Ngin
 
 def handshake(port: int, source: str = "127.0.0.1", **headers: str) -> tuple[int, socket.socket]:
     """Return the response status of a WebSocket handshake from ``source``, and the connection."""
-    connection = socket.create_connection(("127.0.0.1", port), 30, (source, 0))
+    connection = socket.create_connection(("127.0.0.1", port), PATIENCE, (source, 0))
     lines = {
         "Host": f"127.0.0.1:{port}", "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
         "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
@@ -234,5 +234,5 @@ def test_tls_can_terminate_in_nginx(nginx: Nginx, certificate: tuple[str, str]) 
 
 
 def test_nginx_does_not_expose_metrics(nodes: Nodes) -> None:
-    assert requests.get(f"{nodes.address}/readyz", timeout=30).status_code == 200
-    assert requests.get(f"{nodes.address}/metrics", timeout=30).status_code == 404
+    assert requests.get(f"{nodes.address}/readyz", timeout=PATIENCE).status_code == 200
+    assert requests.get(f"{nodes.address}/metrics", timeout=PATIENCE).status_code == 404

@@ -13,11 +13,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from socketio_pg.orm.hooks import publishes
 from tests.support.clients import SocketClient
 from tests.support.log import Log, wait_installed
-from tests.support.patience import until
+from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
-
-PATIENCE = 30
 
 
 class Base(DeclarativeBase):
@@ -64,7 +62,7 @@ def test_changes_of_a_session_reach_the_client(log: Log, engine: sa.Engine) -> N
             session.flush()
             order.customer_id = 6
             session.commit()
-        messages = [client.next("event", PATIENCE) for _ in range(3)]
+        messages = [client.next("event") for _ in range(3)]
         assert {message["channel"] for message in messages} == {"orders:5"}
         payloads = [message["payload"] for message in messages]
         assert [(payload["op"], payload.get("moved", False)) for payload in payloads] == [
@@ -82,7 +80,7 @@ def test_changes_are_published_without_the_log(log: Log, engine: sa.Engine) -> N
         with Session(engine) as session:
             session.add(Order(customer_id=7, state="quick"))
             session.commit()
-        assert client.next("event", PATIENCE)["payload"]["new"] == {"state": "quick"}
+        assert client.next("event")["payload"]["new"] == {"state": "quick"}
 
 
 @pytest.mark.parametrize("order", [{}, {"PSYCOPG_FIRST": "1"}], ids=["psycopg later", "psycopg first"])

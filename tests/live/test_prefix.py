@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.support.nodes import Nginx
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.raw_http import GOOD, Connection, http
 from tests.support.server import ROOT, ServerProcess
@@ -66,7 +67,7 @@ def test_pages_connect_and_load_nothing_from_outside_the_prefix(nginx: Nginx, ch
                 page.goto(address)
                 addresses |= set(page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)"))
                 if page.locator("#status").count():
-                    expect(page.locator("#status")).to_have_attribute("data-state", "connected", timeout=30_000)
+                    expect(page.locator("#status")).to_have_attribute("data-state", "connected")
     finally:
         page.close()
     assert {urlsplit(url).path for url in addresses} >= {f"{prefix}/demo/chat.html", f"{prefix}/static/test.html"}
@@ -78,14 +79,14 @@ def test_pages_connect_and_load_nothing_from_outside_the_prefix(nginx: Nginx, ch
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_openapi_document_leads_to_the_api(nginx: Nginx, prefix: str) -> None:
     address = f"{nginx.url}{prefix}/api/openapi.json"
-    with urllib.request.urlopen(address, timeout=30) as answer:
+    with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
         document = json.load(answer)
     base = urljoin(address, document["servers"][0]["url"]).rstrip("/")
     assert base == nginx.url + prefix
     body = json.dumps({"channel": "anything", "payload": 1}).encode()
     request = urllib.request.Request(f"{base}/api/publish", body, {"Content-Type": "application/json"})
     assert "/api/publish" in document["paths"]
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         assert answer.status == 200
 
 

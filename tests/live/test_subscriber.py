@@ -25,11 +25,10 @@ from socketio_pg.core.errors import (
 from socketio_pg.subscriber.subscriber import Gap, Message, Subscriber
 from tests.support.log import Log, wait_installed
 from tests.support.node import NodeClient
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ROOT, ServerProcess, free_port
-
-PATIENCE = 30
 
 
 @pytest.fixture(scope="module")

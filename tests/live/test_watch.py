@@ -32,7 +32,7 @@ def test_row_changes_arrive(log: Log) -> None:
             "INSERT INTO orders VALUES (1, 5, 's'), (2, 6, 's'); UPDATE orders SET customer_id = 6; TRUNCATE orders"
         )
 
-        events = [staff.next("event", 30) for _ in range(8)]
+        events = [staff.next("event") for _ in range(8)]
         logged = [event for event in events if event["channel"] == "table:public.orders"]
         assert [event["position"] for event in logged] == sorted(event["position"] for event in logged)
         assert logged[0]["position"] > position
@@ -46,9 +46,9 @@ def test_row_changes_arrive(log: Log) -> None:
         assert [payload["op"] for payload in notified] == ["INSERT", "INSERT", "UPDATE", "TRUNCATE"]
         assert notified[2]["old"] == {"id": 1, "customer_id": 5, "secret": "s"}
 
-        mine = [customer.next("event", 30)["payload"] for _ in range(2)]
+        mine = [customer.next("event")["payload"] for _ in range(2)]
         assert [(payload["op"], payload.get("moved")) for payload in mine] == [("INSERT", None), ("DELETE", True)]
         assert mine[1]["new"] is None
         # No message about later states of the row.
         log.sql("SELECT socketio_pg.publish('orders:5', '\"last\"')")
-        assert customer.next("event", 30)["payload"] == "last"
+        assert customer.next("event")["payload"] == "last"

@@ -43,7 +43,7 @@ def test_channel_policies_decide_who_receives_a_row(server: ServerProcess, datab
         database.sql("UPDATE orders SET owner = 'alice' WHERE id = 2")
 
         def received(client: object, count: int) -> list[tuple[str, str, int]]:
-            events = [client.next("event", 30) for _ in range(count)]  # type: ignore[attr-defined]
+            events = [client.next("event") for _ in range(count)]  # type: ignore[attr-defined]
             return sorted((event["channel"], event["payload"]["op"], event["payload"]["pk"]["id"]) for event in events)
 
         assert received(alice, 3) == [
@@ -55,6 +55,6 @@ def test_channel_policies_decide_who_receives_a_row(server: ServerProcess, datab
         # After the permission is revoked, the next row does not arrive.
         database.part("alice", "all-orders")
         database.sql("SELECT socketio_pg.recheck()")
-        assert alice.next("unsubscribed", 30) == {"channel": "all-orders", "reason": "forbidden"}
+        assert alice.next("unsubscribed") == {"channel": "all-orders", "reason": "forbidden"}
         database.sql("INSERT INTO orders VALUES (4, 'alice', 100)")
         assert received(alice, 1) == [("user:alice", "INSERT", 4)]

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from socketio_pg.postgres import schema
-from tests.support.cli import COMMAND, PATIENCE, Base, Running, environment, run
+from tests.support.cli import COMMAND, Base, Running, environment, run
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from socketio_pg.postgres import schema
-from tests.support.cli import COMMAND, PATIENCE, Base, doctor, environment, level, run
+from tests.support.cli import COMMAND, Base, doctor, environment, level, run
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT
 

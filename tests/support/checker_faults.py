@@ -14,6 +14,7 @@ from random import Random
 import psycopg2
 
 from tests.support.checker_world import Node, World
+from tests.support.patience import PATIENCE
 from tests.support.proxy import Proxy
 
 Undo = Callable[[], None]
@@ -112,7 +113,7 @@ class Breaker:
         self._tell(f"{node.name} killed")
 
         def start() -> None:
-            node.server.process.wait(15)
+            node.server.process.wait(PATIENCE)
             node.server.start()
             self._down.discard(node)
             self._tell(f"{node.name} started")

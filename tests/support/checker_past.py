@@ -23,11 +23,12 @@ from socketio_pg.subscriber.subscriber import Gap, Message, Subscriber
 from tests.support.checker_run import failures
 from tests.support.checker_world import World, wait_for, world
 from tests.support.node import NodeClient
+from tests.support.patience import PATIENCE
 from tests.support.postgres import in_thread
 
 CHANNEL = "numbers"
 #: Seconds after the last fault within which every client gets the last number.
-DELIVER_SECONDS = 60.0
+DELIVER_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +252,7 @@ class Past:
         if leader is not None:
             node, _ = leader
             node.server.kill()
-            node.server.process.wait(15)
+            node.server.process.wait(PATIENCE)
             # The log changes while no server runs the relay, or another one just begins to.
             self.one(self._random.choice([kind for kind in FAULTS if kind not in ("kill_leader", "restore")]))
             node.server.start()

@@ -16,11 +16,9 @@ from typing import IO, Any
 
 from socketio_pg.postgres import schema
 from tests.support import forks
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT, clean_environment
-
-#: Seconds that a command may take on a busy machine.
-PATIENCE = 60
 
 COMMAND = [sys.executable, "-m", "socketio_pg"]
 

@@ -114,7 +114,7 @@ class SocketClient:
         if self.io.eio.current_transport == "polling" and self.io.eio.state == "connected":
             sending = self.io.eio.queue
             with sending.all_tasks_done:
-                sending.all_tasks_done.wait_for(lambda: not sending.unfinished_tasks, timeout=5)
+                sending.all_tasks_done.wait_for(lambda: not sending.unfinished_tasks, timeout=PATIENCE)
 
     def __enter__(self) -> "SocketClient":
         return self

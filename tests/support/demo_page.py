@@ -9,6 +9,8 @@ from typing import Any
 
 from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, ViewportSize, WebSocketRoute, expect
 
+from tests.support import patience
+
 ROOT = Path(__file__).resolve().parents[2]
 STATIC = ROOT / "socketio_pg" / "static"
 CLIENT_FILE = STATIC / "vendor" / "socket.io.min.js"
@@ -20,7 +22,7 @@ CLOCK = re.compile(r"^\d\d:\d\d:\d\d\.\d{3}$")
 NETWORK_COMPLAINTS = ("WebSocket connection to", "Failed to load resource", "Failed to find a valid digest")
 
 #: ms. Starting Chromium or restarting a server can take longer than Playwright's 5 s on a busy machine.
-PATIENCE = 30_000
+PATIENCE = 1000 * patience.PATIENCE
 
 VIEWPORT: ViewportSize = {"width": 1280, "height": 800}
 

@@ -8,6 +8,7 @@ from socketio_pg.cluster.remote_listener import HEARD, WANTED, RemoteListener
 from socketio_pg.core import green
 from socketio_pg.postgres.database import Database
 from socketio_pg.postgres.listener import NotifyGap
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 
 
@@ -62,12 +63,12 @@ class Node:
 
     def wait(self, *received: tuple[str, str]) -> None:
         """Wait until these are the last ones received."""
-        with green.timeout(20):
+        with green.timeout(PATIENCE):
             while tuple(self.received[-len(received) :]) != received:
                 green.sleep(0.005)
 
     def wait_ready(self) -> None:
-        with green.timeout(20):
+        with green.timeout(PATIENCE):
             while not self.listener.ready:
                 green.sleep(0.005)
 
@@ -105,4 +106,4 @@ def listen(node: Node, *channels: str) -> None:
     for channel in channels:
         node.listener.acquire(channel)
     for channel in channels:
-        node.listener.wait(channel, 20)
+        node.listener.wait(channel, PATIENCE)

@@ -14,6 +14,7 @@ from socketio_pg.engine.frames import FrameError, FrameReader
 from socketio_pg.engine.polling import decode_payload
 from socketio_pg.protocol.packets import NotAPacketError, Packet
 from tests.support.frames import TEXT, frame
+from tests.support.patience import PATIENCE
 from tests.support.raw_http import POLLING, Connection, WebSocket
 from tests.support.server import ServerProcess
 
@@ -146,7 +147,7 @@ def fuzz_websocket(server: ServerProcess, frames: list[bytes], first: int) -> li
     done: list[int] = []
     with WebSocket(server) as client:
         client.connect()
-        client.socket.settimeout(10)
+        client.socket.settimeout(PATIENCE)
         client.text(f"421000{json.dumps(['publish', {'channel': CHANNEL, 'payload': first}])}")
         while not (answer := client.read_text()).startswith("431000"):
             pass
@@ -172,7 +173,7 @@ def fuzz_websocket(server: ServerProcess, frames: list[bytes], first: int) -> li
 def fuzz_http(server: ServerProcess, request: bytes) -> bytes:
     """Send a request and read until the server closes. Return the answer."""
     with Connection(server) as connection:
-        connection.socket.settimeout(30)
+        connection.socket.settimeout(PATIENCE)
         answer = b""
         with contextlib.suppress(ConnectionError):
             connection.send(request)

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 import requests
 
+from tests.support.patience import PATIENCE
 from tests.support.server import ServerProcess
 
 
@@ -28,11 +29,11 @@ class HttpApi:
         """Post ``body``: bytes unchanged, anything else as JSON."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         whole = {"Content-Type": "application/json"} | self._headers | headers
-        return requests.post(f"{self.url}/api/publish", data, headers=whole, timeout=60)
+        return requests.post(f"{self.url}/api/publish", data, headers=whole, timeout=PATIENCE)
 
     def messages(self, channel: str, **query: Any) -> requests.Response:
         path = f"{self.url}/api/channels/{quote(channel, safe='')}/messages"
-        return requests.get(path, query, headers=self._headers, timeout=60)
+        return requests.get(path, query, headers=self._headers, timeout=PATIENCE)
 
     def page(self, channel: str, **query: Any) -> dict[str, Any]:
         answer = self.messages(channel, **query)

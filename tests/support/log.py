@@ -63,7 +63,7 @@ def wait_installed(log: Log) -> None:
 
 def numbers(client: SocketClient, count: int) -> list[int]:
     """Return the numbers in the next ``count`` messages."""
-    return [client.next("event", 30)["payload"][0] for _ in range(count)]
+    return [client.next("event")["payload"][0] for _ in range(count)]
 
 
 def since(answer: dict[str, Any], position: int | None = None) -> dict[str, Any]:

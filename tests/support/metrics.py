@@ -8,10 +8,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from socketio_pg.core.metrics import REGISTRY
 from socketio_pg.gateway.gauges import GAUGES
+from tests.support.patience import PATIENCE
 from tests.support.server import ServerProcess
 
 TOKEN = "of-the-metrics"
-PATIENCE = 30
 
 Samples = dict[str, float]
 

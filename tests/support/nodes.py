@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tests.support.log import Log
 from tests.support.missing import missing
-from tests.support.patience import until
+from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.replay_clients import Client, numbers
 from tests.support.server import ROOT, ServerProcess, free_port, listens
@@ -108,7 +108,7 @@ class Nginx:
     def close(self) -> None:
         # The master also stops its workers.
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(30)
+        self._process.wait(PATIENCE)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable
 
-#: Seconds. Generous, because a busy machine may stall; tests continue as soon as the event happens.
-PATIENCE = 30.0
+#: Seconds. Generous, because a busy machine may stall; tests continue as soon as the event happens, so that it costs time
+#: only when a test fails.
+PATIENCE = 90.0
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:

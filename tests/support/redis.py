@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 
 from tests.support.missing import missing
-from tests.support.patience import until
+from tests.support.patience import PATIENCE, until
 from tests.support.server import free_port, listens
 
 
@@ -37,7 +37,7 @@ class Redis:
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(30)
+            self._process.wait(PATIENCE)
             self._process = None
 
     def signal(self, number: int) -> None:

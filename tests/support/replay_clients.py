@@ -14,6 +14,7 @@ from socketio_pg.postgres.schema import install
 from socketio_pg.subscriber.subscriber import Gap, Message, Subscriber, Subscription
 from tests.support.log import Log, wait_installed
 from tests.support.node import NodeClient
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
@@ -149,7 +150,7 @@ class Python:
             self.subscribe(channel, channel)
 
     def next(self, kind: str, name: str) -> Any:
-        return self._queue(kind, name).get(timeout=30)
+        return self._queue(kind, name).get(timeout=PATIENCE)
 
     def unsubscribe(self, name: str) -> None:
         self._subscriber.unsubscribe(self._made[name])
@@ -158,10 +159,10 @@ class Python:
         return self._made[name].position
 
     def failures(self, count: int) -> list[str]:
-        return [self._raised.get(timeout=30) for _ in range(count)]
+        return [self._raised.get(timeout=PATIENCE) for _ in range(count)]
 
     def ended(self, name: str) -> str:
-        return str(self._queue("error", name).get(timeout=30))
+        return str(self._queue("error", name).get(timeout=PATIENCE))
 
     def wait_renewed(self, client: str) -> None:
         """Wait until the server has accepted a new token of ``client``."""
@@ -173,7 +174,7 @@ class Python:
             return claims.get("sub") == client
 
         with self._subscriber._link.changed:
-            assert self._subscriber._link.changed.wait_for(renewed, 30)
+            assert self._subscriber._link.changed.wait_for(renewed, PATIENCE)
 
     def _token(self) -> str:
         assert self._tokens is not None
@@ -185,7 +186,7 @@ class Python:
 
     def wait_disconnected(self) -> None:
         with self._subscriber._link.changed:
-            assert self._subscriber._link.changed.wait_for(lambda: not self._subscriber.connected, 30)
+            assert self._subscriber._link.changed.wait_for(lambda: not self._subscriber.connected, PATIENCE)
 
     def close(self) -> None:
         self._subscriber.close()

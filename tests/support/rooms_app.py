@@ -54,7 +54,7 @@ def emit_() -> str:
 
 @app.post("/ask/<sid>")
 def ask(sid: str) -> Any:
-    answer = io.server.call("question", request.get_json(), to=sid, timeout=10)
+    answer = io.server.call("question", request.get_json(), to=sid, timeout=60)
     return {"bytes": answer.hex()} if isinstance(answer, bytes) else {"answer": answer}
 
 

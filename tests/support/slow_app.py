@@ -33,7 +33,7 @@ def connect() -> None:
 
 @server.socketio.on("call_me")
 def call_me() -> str:
-    return f"called back: {server.socketio.call('question', to=request.sid, timeout=5)}"  # type: ignore[attr-defined]
+    return f"called back: {server.socketio.call('question', to=request.sid, timeout=60)}"  # type: ignore[attr-defined]
 
 
 @app.get("/state")

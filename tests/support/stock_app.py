@@ -38,7 +38,7 @@ def tell(sid: str, room: str, news: Any) -> None:
 
 @io.event
 def ask(sid: str, whom: str) -> Any:
-    return io.call("question", "why?", to=whom, timeout=10)
+    return io.call("question", "why?", to=whom, timeout=60)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ class Swarm:
         self.clients: list[RawClient] = []
 
     def connect(
-        self, number: int, seconds: float = 60.0, at_once: int = 200, receive_buffer: int | None = None
+        self, number: int, seconds: float = PATIENCE, at_once: int = 200, receive_buffer: int | None = None
     ) -> list[RawClient]:
         """Connect ``number`` more clients, including Socket.IO's CONNECT. ``receive_buffer``: SO_RCVBUF in bytes."""
         new: list[RawClient] = []
