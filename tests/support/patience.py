@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 
-#: Seconds. Generous, because a busy machine may stall; tests continue as soon as the event happens, so that it costs time
-#: only when a test fails.
+#: Seconds. Generous, because a busy machine may stall; tests continue as soon as the event happens: it costs time only
+#: when a test fails.
 PATIENCE = 90.0
 
 
