@@ -31,7 +31,7 @@ def database(postgres: Cluster) -> PolicyDatabase:
 @pytest.fixture
 def policies(database: PolicyDatabase) -> Iterator[Policies]:
     callback = psycopg2.extensions.get_wait_callback()
-    made = Policies(Database(database.server_url), 2.0)
+    made = Policies(Database(database.server_url), 10.0)
     yield made
     made.stop()
     psycopg2.extensions.set_wait_callback(callback)

@@ -14,6 +14,7 @@ from socketio_pg.postgres.cluster_keys import choose
 from socketio_pg.postgres.database import Database
 from socketio_pg.postgres.key_reader import KeyReader
 from tests.support.log_database import LogDatabase, run_cli
+from tests.support.patience import PATIENCE
 from tests.support.postgres import in_thread
 
 
@@ -72,7 +73,7 @@ def test_a_node_that_may_not_read_the_key_logs_the_grant(
     reader = KeyReader(Database(stranger), Sealing(Seal()), ())
     before = reader.problem
     reader.start()
-    with green.timeout(10):
+    with green.timeout(PATIENCE):
         while reader.problem == before:
             green.sleep(0.01)
     reader.stop()

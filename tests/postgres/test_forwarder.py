@@ -13,6 +13,7 @@ from socketio_pg.core.errors import DatabaseUnavailableError, InvalidChannelErro
 from socketio_pg.postgres.listener import ListenCancelledError
 from tests.support.forwarding import World, listen
 from tests.support.nightly import sampled
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 
 
@@ -50,7 +51,7 @@ def test_lost_or_late_message_leaves_a_gap_at_most(
         newest_pg.notify(first, str(payload))
         newest_pg.notify(second, str(payload))
     # Until the faulty message has been sent and both nodes receive notifications of the second channel.
-    with green.timeout(20):
+    with green.timeout(PATIENCE):
         while world.wire.sent <= number or any((second, "end") not in node.received for node in (one, two)):
             newest_pg.notify(second, "end")
             green.sleep(0.02)
@@ -79,7 +80,7 @@ def test_nodes_follow_only_the_newest_leader(world: World, newest_pg: Cluster, c
     assert node.received[2:] == [(channel, str(number)) for number in range(20)], "each once"
     old.lead(False)
     new.lead(False)
-    with green.timeout(20):
+    with green.timeout(PATIENCE):
         while node.listener.ready:
             green.sleep(0.01)
     assert "messages from the leader no longer arrive" in (node.listener.problem or "")
@@ -97,12 +98,12 @@ def test_leader_forgets_a_silent_node(world: World, channel: str) -> None:
     listen(stays, f"{channel}-2")
     gone.listener.stop()
     assert leader._listener is not None
-    with green.timeout(20):
+    with green.timeout(PATIENCE):
         while leader._listener.first._wanted != {f"{channel}-2"}:
             green.sleep(0.01)
     # It was only slow: its channels are listened to again.
     gone.listener.start()
-    with green.timeout(20):
+    with green.timeout(PATIENCE):
         while leader._listener.first._wanted != {f"{channel}-1", f"{channel}-2"}:
             green.sleep(0.01)
 
@@ -116,11 +117,11 @@ def test_forgotten_node_gets_a_gap(world: World, newest_pg: Cluster, channel: st
     node.listener.tell = lambda command: None
     assert leader._listener is not None
     leader._listener.first.unlisten_grace = 0.0
-    with green.timeout(20):
+    with green.timeout(PATIENCE):
         while leader._nodes or channel in leader._listener.first._listening:
             green.sleep(0.01)
     newest_pg.notify(channel, "missed")
-    with green.timeout(20):
+    with green.timeout(PATIENCE):
         while node.listener.ready:
             green.sleep(0.01)
     node.listener.tell = tell
@@ -137,7 +138,7 @@ def test_leader_that_receives_nothing_is_a_problem(world: World, channel: str) -
     listen(node, channel)
     world.wire.receivers.remove((WANTED, leader.receive))
     world.wire.receivers.remove((HEARD, leader.receive_echo))
-    with green.timeout(20):
+    with green.timeout(PATIENCE):
         while "do not come back over MESSAGE_QUEUE" not in (node.listener.problem or ""):
             green.sleep(0.01)
     assert not node.listener.ready
@@ -193,17 +194,17 @@ def test_gap_begins_when_the_leader_last_listened(world: World, newest_pg: Clust
     leader._listener.first.backoff = (5.0, 5.0)
     before = datetime.now(timezone.utc)
     newest_pg.terminate_backends()
-    with green.timeout(20):
+    with green.timeout(PATIENCE):
         while "the leader does not listen: " not in (node.listener.problem or ""):
             green.sleep(0.01)
     # The leader keeps reporting that it does not listen, for longer than a gap's safety margin.
     last = node.listener._number
-    with green.timeout(20):
+    with green.timeout(PATIENCE):
         while node.listener._number < last + 30:
             green.sleep(0.01)
     leader.lead(False)
     world.leader()
-    with green.timeout(20):
+    with green.timeout(PATIENCE):
         while not since:
             green.sleep(0.01)
     assert since[0] <= before
@@ -217,12 +218,12 @@ def test_leader_recovers_from_a_lost_release(world: World, channel: str) -> None
     tell = node.listener.tell
     node.listener.tell = sent.append
     node.listener.release(channel)
-    with green.timeout(20):
+    with green.timeout(PATIENCE):
         while not any(command.get("remove") for command in sent):
             green.sleep(0.005)
     node.listener.tell = tell
     assert leader._listener is not None
-    with green.timeout(20):
+    with green.timeout(PATIENCE):
         while leader._listener.first._wanted != {f"{channel}-2"}:
             green.sleep(0.01)
 
@@ -232,7 +233,7 @@ def test_wait_without_a_leader_fails(world: World, channel: str) -> None:
     node.listener.acquire(channel)
     with pytest.raises(DatabaseUnavailableError):
         node.listener.wait(channel, 0.1)
-    waiting = green.spawn(pytest.raises, ListenCancelledError, node.listener.wait, channel, 20)
+    waiting = green.spawn(pytest.raises, ListenCancelledError, node.listener.wait, channel, PATIENCE)
     green.sleep()
     node.listener.release(channel)
     waiting.wait()
@@ -266,7 +267,7 @@ def test_unreachable_database_of_the_leader_is_a_gap(world: World, newest_pg: Cl
     assert leader._listener is not None
     leader._listener.first.backoff = (0.5, 0.5)
     newest_pg.terminate_backends()
-    with green.timeout(20):
+    with green.timeout(PATIENCE):
         while "the leader does not listen" not in (node.listener.problem or ""):
             green.sleep(0.005)
     node.wait((channel, "gap"))

@@ -12,6 +12,7 @@ from socketio_pg.core.errors import DatabaseUnavailableError
 from socketio_pg.postgres.database import Database
 from socketio_pg.postgres.listener import Listener
 from socketio_pg.postgres.listeners import Listeners
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 
 ROOM = 3
@@ -39,7 +40,7 @@ class Node:
         for channel in channels:
             self.listeners.acquire(channel)
         for channel in channels:
-            self.listeners.wait(channel, 10)
+            self.listeners.wait(channel, PATIENCE)
 
     def notify(self, *channels: str) -> list[str]:
         """Notify the channels. Return those whose notifications arrive before that of ``end``, sorted."""
@@ -53,7 +54,7 @@ class Node:
             end = f"end{number}"
             ends.add(end)
             listener.acquire(end)
-            listener.wait(end, 10)
+            listener.wait(end, PATIENCE)
             self.postgres.notify(end, text)
         until(lambda: {channel for channel, found in self.received if found == text} >= ends)
         return sorted(channel for channel, found in self.received if found == text and channel not in ends)
@@ -65,7 +66,7 @@ class Node:
 
 
 def until(condition: Callable[[], object]) -> None:
-    with green.timeout(10):
+    with green.timeout(PATIENCE):
         while not condition():
             green.sleep(0.01)
 
@@ -73,6 +74,7 @@ def until(condition: Callable[[], object]) -> None:
 @pytest.fixture
 def node(postgres: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     monkeypatch.setattr(Listener, "unlisten_grace", 0.2)
+    monkeypatch.setattr(Listener, "heartbeat_interval", 60.0)  # the last query of each backend stays a LISTEN
     made = Node(postgres)
     yield made
     made.listeners.stop()
@@ -146,7 +148,7 @@ def test_opening_a_connection_is_no_problem_and_a_refused_one_is(node: Node, mon
     node.listeners.acquire("b")
     assert node.listeners.connections == 2
     assert node.listeners.ready
-    node.listeners.wait("b", 10)
+    node.listeners.wait("b", PATIENCE)
 
     def refuse(*_: object, **__: object) -> None:
         raise DatabaseUnavailableError("no connection is left")
@@ -158,7 +160,7 @@ def test_opening_a_connection_is_no_problem_and_a_refused_one_is(node: Node, mon
         until(lambda: node.listeners.problem == "no connection is left")
         node.postgres.notify("a0", "meanwhile")
         until(lambda: ("a0", "meanwhile") in node.received)
-    node.listeners.wait("e", 10)
+    node.listeners.wait("e", PATIENCE)
     assert node.listeners.ready
     assert node.gaps == []
 
@@ -204,7 +206,7 @@ def test_each_message_arrives_once_after_any_changes(node: Node, monkeypatch: py
             node.postgres.terminate_backends(NAME)
     publisher.close()
     for name in wanted:
-        node.listeners.wait(name, 10)
+        node.listeners.wait(name, PATIENCE)
     until(lambda: node.listeners._of.keys() == wanted and node.listeners.ready)
     assert node.notify(*names) == sorted(wanted)
     assert len(node.received) == len(set(node.received)), "a channel was on two connections"

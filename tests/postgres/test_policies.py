@@ -180,7 +180,7 @@ def test_roles_that_bypass_policies_are_refused(postgres: Cluster, role: str) ->
         "member of the owner": (owner.replace("app@", "app_member@"), "app_member"),
     }[role]
     # A superuser does not trust the database's owner otherwise.
-    policies = Policies(Database(asking, schema_owner="app"), 2.0)
+    policies = Policies(Database(asking, schema_owner="app"), 10.0)
     for action in ("subscribe", "publish"):
         assert policies.ask(question(action, "secret", role=asked)) is False
     policies.stop()

@@ -11,6 +11,7 @@ from socketio_pg.access.policies import Policies
 from socketio_pg.access.questions import Slow
 from socketio_pg.core import green
 from socketio_pg.core.errors import DatabaseTimeoutError, DatabaseUnavailableError
+from tests.support.patience import PATIENCE
 from tests.support.policies import PolicyDatabase, locked, outcomes, question
 
 # -- slow policies -----------------------------------------------------------------------------------------------------
@@ -45,7 +46,7 @@ def test_slow_policy_times_out_and_barely_delays_others(policies: Policies, slow
     slow, *rest = outcomes(policies, question("subscribe", slow_room), alice, *others)
     assert isinstance(slow, DatabaseTimeoutError)
     assert rest == [True] + [False] * 30
-    assert time.monotonic() - began < 0.5 * policies.patience + 1
+    assert time.monotonic() - began < 0.5 * policies.patience + 5
     # From now on questions about that channel take the slow lane, and delay no others.
     done: list[Any] = []
     thread = green.spawn(lambda: done.extend(outcomes(policies, question("subscribe", slow_room))))
@@ -61,8 +62,8 @@ def test_many_short_decisions_are_not_taken_for_a_slow_one(
     policies: Policies, database: PolicyDatabase, room: str
 ) -> None:
     """50 of them in a row take longer than the timeout of one."""
-    policies._timeout = 1.0
-    with policy_with(policies, database, room, f"channel = '{room}' THEN pg_sleep(0.03)"):
+    policies._timeout = 2.0
+    with policy_with(policies, database, room, f"channel = '{room}' THEN pg_sleep(0.05)"):
         asked = [question("subscribe", room, str(number)) for number in range(100)]
         assert outcomes(policies, *asked) == [True] * 100
         assert question("subscribe", room) not in policies._slow
@@ -91,8 +92,8 @@ def test_flood_by_one_client_does_not_delay_others(policies: Policies, database:
     green.sleep()
     assert policies._lane.size > 4800
     assert policies.ask(question("subscribe", "kitchen")) is True
-    # It was answered in one of the next batches.
-    assert policies._lane.size > 4500
+    # It was answered in one of the next batches. Meanwhile the other connections go on; how far depends on the machine.
+    assert policies._lane.size > 1000
     for thread in flood:
         thread.wait()
 
@@ -122,7 +123,7 @@ def test_questions_time_out_while_all_connections_are_busy(policies: Policies, d
         began = time.monotonic()
         found = outcomes(policies, *asked)
         assert {type(answer) for answer in found} == {DatabaseTimeoutError}
-        assert time.monotonic() - began < 0.3 * policies.patience + 2
+        assert time.monotonic() - began < 0.3 * policies.patience + 10
         assert len(database.sql("SELECT pid FROM pg_stat_activity WHERE usename = 'web'")) <= policies.connections
     policies._slow = Slow()
     policies._timeout = 2.0
@@ -166,7 +167,7 @@ def test_connection_lost_during_a_decision_is_an_error(
         return bool(rows)
 
     for _ in range(2):  # an idle connection is replaced once, its replacement is not
-        with green.timeout(10):
+        with green.timeout(PATIENCE):
             while not kill():
                 green.sleep(0.01)
     thread.wait()

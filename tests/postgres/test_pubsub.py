@@ -11,6 +11,7 @@ from socketio_pg.core import green
 from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.errors import ConfigurationError, InvalidChannelError, InvalidRequestError
 from socketio_pg.postgres.listener import NotifyGap
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster, in_thread, own_listener
 
 
@@ -39,8 +40,8 @@ def test_subscriber_receives_published_payloads(pubsub: PubSub, channel: str) ->
     pubsub.subscribe(channel, queue)
     pubsub.publish(channel, {"number": 1})
     pubsub.publish(channel)
-    assert queue.get(timeout=5) == {"channel": channel, "payload": {"number": 1}}
-    assert queue.get(timeout=5) == {"channel": channel, "payload": None}
+    assert queue.get(timeout=PATIENCE) == {"channel": channel, "payload": {"number": 1}}
+    assert queue.get(timeout=PATIENCE) == {"channel": channel, "payload": None}
 
 
 def test_connections_show_their_part_and_the_operators_name(postgres: Cluster, channel: str) -> None:
@@ -75,7 +76,7 @@ def test_each_queue_gets_its_own_copy(pubsub: PubSub, channel: str) -> None:
     pubsub.subscribe(channel, one)
     pubsub.subscribe(channel, two)
     pubsub.publish(channel, {"list": []})
-    first, second = one.get(timeout=5), two.get(timeout=5)
+    first, second = one.get(timeout=PATIENCE), two.get(timeout=PATIENCE)
     first["payload"]["list"].append(1)
     assert second["payload"] == {"list": []}
 
@@ -88,7 +89,7 @@ def test_last_unsubscribe_unlistens_after_the_grace_time(pubsub: PubSub, postgre
     assert listening(pubsub) == [channel]
     pubsub.unsubscribe(subscriptions[1])
     assert listening(pubsub) == [channel], "not before the grace time"
-    with green.timeout(5):
+    with green.timeout(PATIENCE):
         while listening(pubsub):
             green.sleep(0.02)
     assert statements(postgres, f'UNLISTEN "{channel}"') == 1
@@ -101,7 +102,7 @@ def test_resubscribe_within_the_grace_time_needs_no_listen(pubsub: PubSub, chann
     pubsub.subscribe(channel, queue)
     green.sleep(0.5)
     pubsub.publish(channel, 1)
-    assert queue.get(timeout=5)["payload"] == 1
+    assert queue.get(timeout=PATIENCE)["payload"] == 1
 
 
 def test_equal_messages_are_not_merged(pubsub: PubSub, channel: str) -> None:
@@ -112,7 +113,7 @@ def test_equal_messages_are_not_merged(pubsub: PubSub, channel: str) -> None:
     threads = [green.spawn(pubsub.publish, channel, number) for number in expected]
     for thread in threads:
         thread.wait()
-    assert [queue.get(timeout=5)["payload"] for _ in expected] == expected
+    assert [queue.get(timeout=PATIENCE)["payload"] for _ in expected] == expected
 
 
 def test_waiting_messages_share_a_transaction(pubsub: PubSub, postgres: Cluster, channel: str) -> None:
@@ -125,7 +126,8 @@ def test_waiting_messages_share_a_transaction(pubsub: PubSub, postgres: Cluster,
             for thread in threads:
                 thread.wait()
             cursor.execute("SELECT pg_current_xact_id()::text::bigint - %s::text::bigint", (only_value(cursor),))
-            assert only_value(cursor) <= 10
+            # Servers that other tests use may have taken some.
+            assert only_value(cursor) <= 50
     finally:
         connection.close()
 
@@ -142,7 +144,7 @@ def test_unsubscribed_queue_gets_nothing(pubsub: PubSub, channel: str) -> None:
     pubsub.unsubscribe(subscription)
     pubsub.unsubscribe(subscription)
     pubsub.publish(channel, 1)
-    stays.get(timeout=5)
+    stays.get(timeout=PATIENCE)
     assert gone.empty()
 
 
@@ -156,7 +158,7 @@ def test_failing_queue_does_not_affect_others(pubsub: PubSub, channel: str) -> N
     pubsub.subscribe(channel, queue)
     pubsub.publish(channel, 1)
     pubsub.publish(channel, 2)
-    assert [queue.get(timeout=5)["payload"] for _ in range(2)] == [1, 2]
+    assert [queue.get(timeout=PATIENCE)["payload"] for _ in range(2)] == [1, 2]
 
 
 def test_subscribe_after_disconnect_listens_again(pubsub: PubSub, channel: str) -> None:
@@ -165,8 +167,8 @@ def test_subscribe_after_disconnect_listens_again(pubsub: PubSub, channel: str) 
     pubsub.disconnect()
     pubsub.subscribe(channel, after)
     pubsub.publish(channel, 1)
-    assert after.get(timeout=5)["payload"] == 1
-    assert before.get(timeout=5)["payload"] == 1
+    assert after.get(timeout=PATIENCE)["payload"] == 1
+    assert before.get(timeout=PATIENCE)["payload"] == 1
 
 
 def test_gap_begins_before_the_unread_notifications(pubsub: PubSub, postgres: Cluster, channel: str) -> None:
@@ -190,7 +192,7 @@ def test_gap_begins_before_the_unread_notifications(pubsub: PubSub, postgres: Cl
     postgres.sql("SELECT pg_notify(%s, %s || n) FROM generate_series(1, 4000) AS n", channel, payload)
     green.sleep(2)
     postgres.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'socketio_pg%'")
-    gap = gaps.get(timeout=20)
+    gap = gaps.get(timeout=PATIENCE)
     assert len(received) < 4000, "the backend should have been killed in the middle"
     assert gap.since <= began
 
@@ -216,7 +218,7 @@ def test_from_app_takes_the_address_of_sqlalchemy(postgres: Cluster, channel: st
         queue: Any = green.Queue()
         pubsub.subscribe(channel, queue)
         postgres.notify(channel, "1")  # in the application's database, not in another one
-        assert queue.get(timeout=5) == {"channel": channel, "payload": 1}
+        assert queue.get(timeout=PATIENCE) == {"channel": channel, "payload": 1}
     finally:
         pubsub.disconnect()
 
@@ -231,7 +233,7 @@ def test_notifications_arrive_in_commit_order(pubsub: PubSub, postgres: Cluster,
     queue: Any = green.Queue()
     pubsub.subscribe(channel, queue)
     postgres.sql("SELECT pg_notify(%s, n::text) FROM generate_series(1, 10000) AS n", channel)
-    assert [queue.get(timeout=10)["payload"] for _ in range(10_000)] == list(range(1, 10_001))
+    assert [queue.get(timeout=PATIENCE)["payload"] for _ in range(10_000)] == list(range(1, 10_001))
 
 
 @pytest.fixture
@@ -251,19 +253,19 @@ def test_other_encodings(odd_database: tuple[Cluster, str]) -> None:
         queue: Any = green.Queue()
         pubsub.subscribe("naïve", queue)
         pubsub.publish("naïve", "é")
-        assert queue.get(timeout=5) == {"channel": "naïve", "payload": "é"}
+        assert queue.get(timeout=PATIENCE) == {"channel": "naïve", "payload": "é"}
         if "ascii" in name:
             # Such a database accepts bytes that are not text; they do no harm.
             with postgres.connect(name) as raw, raw.cursor() as cursor:
                 raw.set_client_encoding("SQL_ASCII")
                 cursor.execute(b"NOTIFY \"na\xc3\xafve\", E'\\xff'")
-            assert queue.get(timeout=5) == {"channel": "naïve", "payload": "\ufffd"}
+            assert queue.get(timeout=PATIENCE) == {"channel": "naïve", "payload": "\ufffd"}
         else:
             with pytest.raises(InvalidChannelError, match="refuses this name"):
                 pubsub.subscribe("日本", green.Queue())
             with pytest.raises(InvalidRequestError, match="does not accept this payload"):
                 pubsub.publish("a", "日本")
         pubsub.publish("naïve", "still works")
-        assert queue.get(timeout=5)["payload"] == "still works"
+        assert queue.get(timeout=PATIENCE)["payload"] == "still works"
     finally:
         pubsub.disconnect()

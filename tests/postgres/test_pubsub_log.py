@@ -15,6 +15,7 @@ from socketio_pg.core.messages import Position
 from socketio_pg.log.replay import LogPosition
 from socketio_pg.postgres.schema import INSTALLED, REMOVED
 from tests.support.log_database import LogDatabase
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster, own_listener
 
 
@@ -42,7 +43,7 @@ def publish(log: LogDatabase, channel: str, *payloads: object) -> None:
 
 def take(queue: Any, count: int) -> list[Any]:
     """Return the payloads of the next ``count`` messages."""
-    return [queue.get(timeout=10)["payload"] for _ in range(count)]
+    return [queue.get(timeout=PATIENCE)["payload"] for _ in range(count)]
 
 
 def test_since_replays_before_live_messages(pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any) -> None:
@@ -54,7 +55,7 @@ def test_since_replays_before_live_messages(pubsub: PubSub, shared_log: LogDatab
     subscription = pubsub.subscribe(channel, queue, since=since)
     assert subscription.position == since
     publish(shared_log, channel, 4)
-    first, *_, last = [queue.get(timeout=10) for _ in range(3)]
+    first, *_, last = [queue.get(timeout=PATIENCE) for _ in range(3)]
     assert (first["payload"], first["replayed"], first["epoch"]) == (2, True, since["epoch"])
     assert first["position"] == since["position"] + 1
     assert first["published_at"].endswith("Z")
@@ -68,7 +69,7 @@ def test_subscription_resumes_after_the_position_of_a_message(
 ) -> None:
     publish(shared_log, channel, 1, 2, 3)
     pubsub.subscribe(channel, queue, history=3)
-    [_, second, _] = [queue.get(timeout=10) for _ in range(3)]
+    [_, second, _] = [queue.get(timeout=PATIENCE) for _ in range(3)]
     again: Any = green.Queue()
     pubsub.subscribe(channel, again, since={"epoch": second["epoch"], "position": second["position"]})
     assert take(again, 1) == [3]
@@ -149,7 +150,7 @@ def test_since_another_epoch_is_a_gap(pubsub: PubSub, shared_log: LogDatabase, c
     publish(shared_log, channel, 1)
     subscription = pubsub.subscribe(channel, queue, since={"epoch": "other", "position": 0}, on_gap=queue.put)
     expected = {"channel": channel, "tier": "log", "reason": "epoch_changed"}
-    assert queue.get(timeout=5) == expected | dict(subscription.position or {})
+    assert queue.get(timeout=PATIENCE) == expected | dict(subscription.position or {})
     publish(shared_log, channel, 2)
     assert take(queue, 1) == [2]
 
@@ -162,7 +163,7 @@ def test_message_that_cannot_be_parsed_is_a_gap(
     start = subscription.position
     assert start is not None
     publish(shared_log, channel, "[" * 2000 + "]" * 2000)
-    gap = queue.get(timeout=5)
+    gap = queue.get(timeout=PATIENCE)
     assert (gap["channel"], gap["tier"], gap["reason"]) == (channel, "log", "undecodable")
     assert (gap["epoch"], gap["position"] > start["position"]) == (start["epoch"], True)
     publish(shared_log, channel, 2)
@@ -179,7 +180,7 @@ def test_trimmed_messages_are_a_gap_and_the_rest_is_replayed(log: LogDatabase, q
         assert pubsub.oldest() == {"epoch": since["epoch"], "position": 2}
         pubsub.subscribe("a", queue, since={"epoch": since["epoch"], "position": 1}, on_gap=queue.put)
         gap = {"channel": "a", "tier": "log", "reason": "trimmed", "epoch": since["epoch"], "position": 2}
-        assert queue.get(timeout=5) == gap
+        assert queue.get(timeout=PATIENCE) == gap
         assert take(queue, 1) == [3]
         everything: Any = green.Queue()
         pubsub.subscribe("a", everything, since=pubsub.oldest(), on_gap=everything.put)
@@ -199,7 +200,7 @@ def test_messages_deleted_by_hand_are_a_gap_for_those_who_return(log: LogDatabas
         log.sql("DELETE FROM socketio_pg.log WHERE position IN (2, 3)")
         for after, left in ((1, [4, 5]), (2, [4, 5])):
             pubsub.subscribe("a", queue, since={"epoch": epoch, "position": after}, on_gap=queue.put)
-            gap = queue.get(timeout=5)
+            gap = queue.get(timeout=PATIENCE)
             assert (gap["tier"], gap["reason"], gap["epoch"]) == ("log", "trimmed", epoch)
             assert take(queue, 2) == left
             page = pubsub.log.read_page("a", LogPosition(epoch, after), 9)
@@ -220,7 +221,7 @@ def test_replaced_log_is_a_gap(log: LogDatabase, queue: Any) -> None:
         pubsub.subscribe("a", queue, on_gap=queue.put)
         log.sql("UPDATE socketio_pg.head SET epoch = gen_random_uuid(); NOTIFY \"socketio_pg.log\", 'epoch'")
         pubsub._follower.look()
-        gap = queue.get(timeout=5)
+        gap = queue.get(timeout=PATIENCE)
         assert (gap["channel"], gap["tier"], gap["reason"]) == ("a", "log", "epoch_changed")
         assert {"epoch": gap["epoch"], "position": gap["position"]} == pubsub.position()
     finally:
@@ -235,7 +236,7 @@ def test_lost_connection_is_a_gap_of_its_channel(newest_pg: Cluster, channel: st
         subscription = pubsub.subscribe(channel, queue, on_gap=others.put)
         pubsub.unsubscribe(subscription)
         newest_pg.terminate_backends()
-        gap = gaps.get(timeout=20)
+        gap = gaps.get(timeout=PATIENCE)
         assert (gap["channel"], gap["tier"], gap["reason"]) == (channel, "notify", "database_connection_lost")
         assert gap["since"] < gap["until"]
         pubsub.publish(channel, 1)
@@ -266,9 +267,9 @@ def test_missing_log_is_a_gap_and_live_messages_arrive(newest_pg: Cluster, chann
         assert (pubsub.position(), pubsub.oldest(), pubsub.read_page(channel).epoch) == (None, None, None)
         subscription = pubsub.subscribe(channel, queue, since={"epoch": "e", "position": 1}, on_gap=queue.put)
         assert subscription.position is None
-        assert queue.get(timeout=5) == {"channel": channel, "tier": "log", "reason": "not_installed"}
+        assert queue.get(timeout=PATIENCE) == {"channel": channel, "tier": "log", "reason": "not_installed"}
         pubsub.publish(channel, 1)
-        assert queue.get(timeout=5) == {"channel": channel, "payload": 1}
+        assert queue.get(timeout=PATIENCE) == {"channel": channel, "payload": 1}
     finally:
         pubsub.disconnect()
 
@@ -293,7 +294,7 @@ def test_installing_and_removing_are_no_attack(
 ) -> None:
     """`init` and `drop` do not seal what they send: a node that has a key does not count it as refused."""
     pubsub.subscribe(channel, queue)
-    with green.timeout(10):
+    with green.timeout(PATIENCE):
         while not pubsub.sealing.ready:
             green.sleep(0.01)
     for text in (INSTALLED, REMOVED):

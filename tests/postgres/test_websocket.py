@@ -10,6 +10,7 @@ from socketio_pg.app import create_app
 from socketio_pg.core import green
 from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.websocket import SocketServer
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster, own_listener
 
 
@@ -37,7 +38,7 @@ def open_client(server: SocketServer) -> Any:
 def received(client: Any, event: str, number: int = 1) -> list[Any]:
     """Wait for ``number`` events and return their arguments."""
     found: list[Any] = []
-    with green.timeout(10):
+    with green.timeout(PATIENCE):
         while len(found) < number:
             green.sleep(0.005)
             found += [packet["args"][0] for packet in client.get_received() if packet["name"] == event]
@@ -47,7 +48,7 @@ def received(client: Any, event: str, number: int = 1) -> list[Any]:
 def wait_until_clean(server: SocketServer) -> None:
     """Wait until no subscriber, channel, LISTEN or room is left."""
     listener = own_listener(server.pubsub)
-    with green.timeout(10):
+    with green.timeout(PATIENCE):
         while listener._listening - {LOG_CHANNEL} or listener._pending or listener._leaving:
             green.sleep(0.01)
     assert len(server.pubsub.hub) == 0
@@ -113,7 +114,7 @@ def test_create_app_returns_a_ready_application(postgres: Cluster) -> None:
     app = create_app(database_url=postgres.url(), log_level="WARNING")
     server = app.extensions["socketio_pg"]
     assert isinstance(server, SocketServer)
-    with green.timeout(10):
+    with green.timeout(PATIENCE):
         while app.test_client().get("/readyz").status_code != 200:
             green.sleep(0.01)
     server.shutdown()

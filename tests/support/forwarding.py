@@ -11,6 +11,10 @@ from socketio_pg.postgres.listener import NotifyGap
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 
+#: Seconds after which a silent leader, node or queue counts as lost: long enough for a pause of this process on a busy
+#: machine, which would otherwise cause gaps that no test expects.
+TIMEOUT = 3.0
+
 
 class Wire:
     """A queue like Redis: it delivers in order to all receivers, or loses a message."""
@@ -54,7 +58,7 @@ class Node:
         self.listener = RemoteListener(self.received.extend, self._gap, wire.tell)
         self.listener.retry_interval = 0.05
         self.listener.beat_interval = 0.1
-        self.listener.leader_timeout = 1.0
+        self.listener.leader_timeout = TIMEOUT
         wire.receivers.append((HEARD, self.listener.receive))
         self.listener.start()
 
@@ -84,7 +88,7 @@ class World:
 
     def leader(self, *, eager: bool = True) -> Forwarder:
         made = Forwarder(self.database, self.wire.tell, eager=eager)
-        made.beat_interval, made.node_timeout, made.echo_timeout = 0.05, 1.0, 1.0
+        made.beat_interval, made.node_timeout, made.echo_timeout = 0.05, TIMEOUT, TIMEOUT
         self.wire.receivers += [(WANTED, made.receive), (HEARD, made.receive_echo)]
         self.leaders.append(made)
         made.lead(True)

@@ -17,6 +17,7 @@ from socketio_pg.core.errors import (
     SocketIOPGError,
 )
 from socketio_pg.protocol.server import RESERVED_EVENTS, Server
+from tests.support.patience import PATIENCE
 from tests.support.wire import FAILED, Wire, assert_no_client_state, echo, follow
 
 
@@ -68,7 +69,7 @@ def test_handlers_run_in_the_background_by_default() -> None:
 
     server.eio.send_packet = record
     wire.receive('25["echo",1]')
-    assert answered.wait(10)
+    assert answered.wait(PATIENCE)
     assert wire.answers() == [(ACK, 5, [[False, 1]])]
 
 

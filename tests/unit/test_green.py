@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from socketio_pg.core import green
+from tests.support.patience import PATIENCE
 
 
 def test_timeout_raises_timed_out() -> None:
@@ -194,7 +195,10 @@ def test_many_green_threads_can_wake_with_a_patched_os_module() -> None:
         print("woken")
     """
     ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=30
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert (ended.stdout, ended.stderr) == ("woken\n", "")
 
@@ -207,7 +211,7 @@ def test_resolve_returns_addresses() -> None:
 
 def test_client_that_reads_too_slowly_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each read is progress, so that only the average shows it."""
-    monkeypatch.setattr(green, "STALLED", 0.3)
+    monkeypatch.setattr(green, "STALLED", 1.0)
     for speed, survives in ((10**9, False), (1.0, True)):
         monkeypatch.setattr(green, "MIN_SPEED", speed)
         plain, connection = green.socket_pair()
@@ -216,19 +220,19 @@ def test_client_that_reads_too_slowly_is_disconnected(monkeypatch: pytest.Monkey
 
         def read_slowly(plain: Any = plain) -> None:
             nonlocal read
-            while read < 2_000_000:
+            while read < 3_000_000:
                 green.sleep(0.05)
                 with contextlib.suppress(BlockingIOError):
                     read += len(plain.recv(100_000))
 
         reader = green.spawn(read_slowly)
         if survives:
-            connection.sendall(b"x" * 2_000_000)
+            connection.sendall(b"x" * 3_000_000)
             reader.wait()
         else:
             with pytest.raises(ConnectionResetError):
-                connection.sendall(b"x" * 2_000_000)
-            assert 0 < read < 2_000_000
+                connection.sendall(b"x" * 3_000_000)
+            assert 0 < read < 3_000_000
             reader.kill()
         plain.close()
         connection.close()

@@ -9,6 +9,7 @@ from socketio_pg.core.config import Settings
 from socketio_pg.gateway.health import Health, Reachability
 from socketio_pg.log.backlog import Reading
 from socketio_pg.websocket import SocketServer
+from tests.support.patience import PATIENCE
 
 
 def changes(*periods: tuple[bool, float]) -> list[tuple[bool | None, float]]:
@@ -53,7 +54,7 @@ class Told(Health):
         super().__init__(lambda: self.reachable, self.events.append)
 
     def wait(self, count: int) -> None:
-        with green.timeout(10):
+        with green.timeout(PATIENCE):
             while len(self.events) < count:
                 green.sleep(0.005)
 

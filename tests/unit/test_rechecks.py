@@ -15,6 +15,7 @@ from socketio_pg.core import green
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import DatabaseUnavailableError
 from socketio_pg.pubsub.hub import Hub
+from tests.support.patience import PATIENCE
 
 
 class Answers(Policies):
@@ -30,7 +31,7 @@ class Answers(Policies):
 
     def ask(self, question: Question) -> bool:
         self.asked.append(question.channel)
-        self.gate.wait(5)
+        self.gate.wait(PATIENCE)
         if question.channel in self.unknown:
             raise DatabaseUnavailableError("away")
         return not any(f'"{sub}"' in question.claims and channel == question.channel for sub, channel in self.forbidden)
@@ -61,7 +62,7 @@ class World:
         self.changed.send()
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        with contextlib.suppress(green.TimedOut), green.timeout(5):
+        with contextlib.suppress(green.TimedOut), green.timeout(PATIENCE):
             while not condition():
                 green.sleep(0.001)
         assert condition()
@@ -78,7 +79,7 @@ def test_all_subscriptions_are_rechecked_periodically() -> None:
     world.wait_for(lambda: len(world.answers.asked) > 8)
     assert world.revoked == []
     world.answers.forbidden.add(("a", "y"))
-    world.changed.wait(5)
+    world.changed.wait(PATIENCE)
     assert world.revoked == [("a", "y")]
     world.rechecks.stop()
 
