@@ -13,6 +13,7 @@ from jwt.utils import base64url_decode
 from socketio_pg.access.keys import PUBLIC_KEY_ALGORITHMS, KeySet, algorithms_of, load_public_key
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import ConfigurationError, UnauthorizedError
+from socketio_pg.core.messages import parse_leniently
 
 #: HMAC algorithms and the minimum length of their secrets in bytes (RFC 7518, section 3.2).
 HMAC_ALGORITHMS = {"HS256": 32, "HS384": 48, "HS512": 64}
@@ -118,7 +119,7 @@ class _Decoder(jwt.PyJWT):
 
 def _strict_object(text: bytes) -> dict[str, Any]:
     """Parse a JSON object. Raises ValueError, also when a name appears twice at any depth (RFC 7519, section 4)."""
-    value = json.loads(text, object_pairs_hook=_unique)
+    value = parse_leniently(text.decode(), object_pairs_hook=_unique)
     if not isinstance(value, dict):
         raise ValueError("not an object")
     return value

@@ -10,6 +10,7 @@ import decimal
 import gc
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -23,6 +24,10 @@ from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError, S
 MAX_NOTIFY_BYTES = 7999
 #: Longer texts are parsed without the garbage collector.
 COLLECTED_CHARACTERS = 50_000
+#: The maximum nesting of JSON: that of orjson. Python's parser has a lower limit before Python 3.12, since then one of
+#: 1,500 to over 20,000 levels that depends on the release.
+MAX_LEVELS = 1024
+_PYTHON_HAS_LOWER_LIMIT = sys.version_info < (3, 12)
 
 
 class Position(TypedDict):
@@ -92,6 +97,25 @@ def from_log(position: int, channel: str, published_at: str, text: str) -> Encod
     return EncodedMessage(channel, text, position, published_at)
 
 
+def parse_leniently(text: str, **options: Any) -> Any:
+    """Parse JSON as :func:`json.loads` does with these options. Raises RecursionError over 1,024 levels, too."""
+    value = json.loads(text, **options)
+    if not _PYTHON_HAS_LOWER_LIMIT and text.count("[") + text.count("{") > MAX_LEVELS and _is_deep(value):
+        raise RecursionError(f"JSON of over {MAX_LEVELS} levels")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    """Return whether a JSON value has over ``MAX_LEVELS`` levels. Not recursive, because senders choose the depth."""
+    level = [[value]]
+    for _ in range(MAX_LEVELS + 1):
+        containers = [one.values() if type(one) is dict else one for one in level]
+        level = [item for items in containers for item in items if type(item) is list or type(item) is dict]
+        if not level:
+            return False
+    return True
+
+
 def loads(text: str, parse_float: Callable[[str], Any] = float) -> Any:
     """Return JSON text as a Python value. Integers are exact; ``parse_float`` makes the other numbers.
 
@@ -99,13 +123,14 @@ def loads(text: str, parse_float: Callable[[str], Any] = float) -> Any:
     about 990 levels, integers over 64 bits become floats. Raises ValueError over 1,024 levels, and for other text.
     """
     try:
-        return json.loads(text, parse_float=parse_float)
+        try:
+            return parse_leniently(text, parse_float=parse_float)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # from int()
+            return parse_leniently(text, parse_float=parse_float, parse_int=_exact_integer)
     except RecursionError:
         return orjson.loads(text)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:  # from int()
-        return json.loads(text, parse_float=parse_float, parse_int=_exact_integer)
 
 
 def _exact_integer(digits: str) -> int | decimal.Decimal:
@@ -118,7 +143,7 @@ def _exact_integer(digits: str) -> int | decimal.Decimal:
 def _has_large_numbers(text: str) -> bool:
     """Return whether ``text`` would be strict JSON if its numbers were smaller."""
     try:
-        dumps_strict(json.loads(text, parse_int=str, parse_float=str, parse_constant=_reject)).encode()
+        dumps_strict(parse_leniently(text, parse_int=str, parse_float=str, parse_constant=_reject)).encode()
     except (TypeError, ValueError, RecursionError):
         return False
     return True
@@ -184,7 +209,7 @@ def parse_rounded(text: str) -> Any:
         return parse_strict_json(text)
     except orjson.JSONDecodeError:
         try:
-            return json.loads(text, parse_int=_rounded_integer)
+            return parse_leniently(text, parse_int=_rounded_integer)
         except RecursionError:
             return text
 

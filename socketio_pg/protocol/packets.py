@@ -5,7 +5,6 @@ senseless request is parsed, and `server` answers it.
 """
 
 import gc
-import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ import orjson
 import socketio
 
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
-from socketio_pg.core.messages import WireJSON
+from socketio_pg.core.messages import WireJSON, parse_leniently
 
 CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR, BINARY_EVENT, BINARY_ACK = range(7)
 
@@ -158,12 +157,12 @@ def read_json(text: str) -> Any:
     try:
         value = orjson.loads(text)
         # orjson turns integers over 64 bits into floats. They are rare, and worth the slower parser.
-        return json.loads(text) if _LONG_NUMBER.search(text) else value
+        return parse_leniently(text) if _LONG_NUMBER.search(text) else value
     except (ValueError, RecursionError):
         if len(text) > LENIENT_CHARACTERS:
             raise UnreadableError("this is not strict JSON") from None
         try:
-            return json.loads(text)
+            return parse_leniently(text)
         except (ValueError, RecursionError):
             raise NotAPacketError("this is not JSON, or nested too deeply") from None
     finally:

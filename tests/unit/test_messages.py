@@ -31,6 +31,7 @@ from socketio_pg.core.messages import (
     is_strict_json,
     loads,
     naming_message,
+    parse_leniently,
     parse_rounded,
     requested_publication,
     requested_publications,
@@ -47,6 +48,10 @@ JSON_VALUES = st.recursive(
     lambda values: st.lists(values, max_size=5) | st.dictionaries(st.text(max_size=10), values, max_size=5),
     max_leaves=20,
 )
+
+
+def nested_text(levels: int) -> str:
+    return "[" * levels + "]" * levels
 
 
 def nested(levels: int) -> list[Any]:
@@ -277,6 +282,24 @@ def test_message_of_the_log_is_never_a_string_in_place_of_its_json() -> None:
     assert deep.payload_json.startswith("[[")
     with pytest.raises(ValueError, match="depth limit"):
         deep.payload()
+
+
+@pytest.mark.parametrize("levels", [1_025, 2_000, 10_000])
+def test_lenient_parser_has_a_limit_of_levels_in_every_python(levels: int) -> None:
+    for text in (
+        "[" * levels + "]" * levels,
+        '{"a":' * levels + "1" + "}" * levels,
+        f"[{nested_text(levels - 1)},NaN]",
+    ):
+        with pytest.raises(RecursionError):
+            parse_leniently(text)
+    with pytest.raises(ValueError, match="depth limit"):
+        loads(f"[{nested_text(levels)},{'9' * 5_000}]")
+
+
+@pytest.mark.parametrize("text", ['"' + "[" * 2_000 + '"', "[" + "[[]]," * 2_000 + "NaN]", "[" * 900 + "]" * 900])
+def test_lenient_parser_counts_levels_and_not_brackets(text: str) -> None:
+    assert repr(parse_leniently(text)) == repr(json.loads(text))
 
 
 def test_numbers_can_be_parsed_exactly() -> None:
