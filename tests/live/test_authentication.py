@@ -107,7 +107,7 @@ def test_token_in_the_url_is_ignored(server: ServerProcess) -> None:
 
 
 def test_refused_client_can_do_nothing_and_is_disconnected(newest_pg: Cluster) -> None:
-    with running(newest_pg, JWT_SECRET=SECRET, CONNECT_TIMEOUT="3") as server:
+    with running(newest_pg, JWT_SECRET=SECRET, CONNECT_TIMEOUT="5") as server:
         swarm = Swarm("127.0.0.1", server.port)
         refused_one, silent_one, good_one = swarm.open(3)
         silent_one.answers_connect = False
@@ -451,6 +451,7 @@ def test_renewal_applies_to_all_namespaces_of_the_connection(login_server: Serve
         namespaces=["/", "/chat"],
         transports=["websocket"],
         auth={"token": {"sub": "emil", "exp": exp}},
+        wait_timeout=PATIENCE,
     )
     answer = client.call("authenticate", {"token": {"sub": "emil", "exp": exp + 600}}, timeout=PATIENCE)
     assert answer["ok"]
@@ -468,8 +469,9 @@ def test_renewal_applies_to_all_namespaces_of_the_connection(login_server: Serve
 def test_connect_handlers_of_the_application_know_the_client(login_server: ServerProcess) -> None:
     client = socketio.Client(reconnection=False)
     client.connect(
-        login_server.url, namespaces=["/", "/chat"], transports=["websocket"], auth={"token": {"sub": "carol"}}
-    )
+        login_server.url, namespaces=["/", "/chat"], transports=["websocket"], auth={"token": {"sub": "carol"}},
+        wait_timeout=PATIENCE,
+    )  # fmt: skip
     client.disconnect()
     error = refused(login_server.url, auth={"token": {"sub": "unwelcome"}})
     assert error == {"message": "Connection refused by server"}

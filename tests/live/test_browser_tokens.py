@@ -2,12 +2,13 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.live.test_client_tokens import SECRET, token
+from tests.support.clock import set_clock
 from tests.support.demo_page import PATIENCE, Demo, Psql, demo_page
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
@@ -16,9 +17,18 @@ from tests.support.server import ServerProcess
 @pytest.fixture(scope="module")
 def guarded_server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     """A server that requires a token and allows only the channels in its claims."""
-    server = ServerProcess(newest_pg.url(), JWT_SECRET=SECRET, JWT_LEEWAY="0", AUTHORIZATION="claims")
+    server = ServerProcess(
+        newest_pg.url(), app="tests.support.clocked_app:app", JWT_SECRET=SECRET, JWT_LEEWAY="0", AUTHORIZATION="claims"
+    )
     yield server
     server.close()
+
+
+@pytest.fixture
+def expire(guarded_server: ServerProcess) -> Iterator[Callable[[], None]]:
+    """Let the next minute pass for the server, which ends tokens of that time."""
+    yield lambda: set_clock(guarded_server, 60)
+    set_clock(guarded_server)
 
 
 @pytest.fixture
@@ -62,7 +72,7 @@ def test_page_asks_for_a_token_and_does_not_store_it(guarded: Demo, psql: Psql) 
 
 def test_token_can_be_replaced_before_it_expires(guarded: Demo, psql: Psql) -> None:
     guarded.open("?channels=foo")
-    guarded.sign_in(token(12))
+    guarded.sign_in(token(28))
     guarded.expect_subscribed("foo")
     expect(guarded.page.locator("#login-reason")).to_contain_text(re.compile(r"Your token expires at \d\d:\d\d:\d\d\."))
     guarded.sign_in(token(-5))
@@ -74,10 +84,11 @@ def test_token_can_be_replaced_before_it_expires(guarded: Demo, psql: Psql) -> N
     expect(guarded.rows).to_have_count(1)  # no gap
 
 
-def test_page_asks_for_another_token_after_expiry(guarded: Demo, psql: Psql) -> None:
+def test_page_asks_for_another_token_after_expiry(guarded: Demo, expire: Callable[[], None], psql: Psql) -> None:
     guarded.open("?channels=foo")
-    guarded.sign_in(token(5))
+    guarded.sign_in(token(60))
     guarded.expect_subscribed("foo")
+    expire()
     expect(guarded.page.locator("#login-error")).to_have_text("Not accepted: the token has expired.", timeout=PATIENCE)
     guarded.expect_state("disconnected")
     expect(guarded.chip("foo")).to_have_attribute("data-state", "pending")
@@ -91,7 +102,7 @@ def test_page_asks_for_another_token_after_expiry(guarded: Demo, psql: Psql) -> 
 
 def test_forbidden_channel_is_reported_and_the_others_continue(guarded: Demo, psql: Psql) -> None:
     guarded.open("?channels=mine,other,secret")
-    guarded.sign_in(token(12, subscribe=["mine", "other"], publish=[]))
+    guarded.sign_in(token(28, subscribe=["mine", "other"], publish=[]))
     guarded.expect_subscribed("mine")
     guarded.expect_subscribed("other")
     expect(guarded.errors).to_contain_text("forbidden subscribe secret")

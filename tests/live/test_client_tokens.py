@@ -61,8 +61,8 @@ def test_short_tokens_are_renewed_without_a_reconnect(
     server: ServerProcess, newest_pg: Cluster, kind: Kind, channel: str
 ) -> None:
     tokens: Tokens = {
-        "connecting": [token(8, "first"), ""],
-        "renewing": [token(12, "second"), token(16, "third"), token(3600, "last")],
+        "connecting": [token(14, "first"), ""],
+        "renewing": [token(18, "second"), token(22, "third"), token(3600, "last")],
     }
     with contextlib.closing(kind(server.url, tokens)) as client:
         client.subscribe("one", channel)
@@ -74,7 +74,7 @@ def test_short_tokens_are_renewed_without_a_reconnect(
 
 def test_failed_renewal_is_retried(server: ServerProcess, kind: Kind, channel: str) -> None:
     tokens: Tokens = {
-        "connecting": [token(12), ""],
+        "connecting": [token(16), ""],
         # The token function raises, returns an expired token, then the old one: the client retries each time.
         "renewing": ["", token(-5), token(3600, "last")],
     }
@@ -160,8 +160,8 @@ def test_subscription_no_longer_allowed_ends_and_others_continue(
 ) -> None:
     mine, other = f"{channel}-mine", f"{channel}-other"
     tokens: Tokens = {
-        "connecting": [token(12, "both", subscribe=[mine, other]), ""],
-        "renewing": [token(12, "one", subscribe=[mine]), token(3600, "both again", subscribe=[mine, other])],
+        "connecting": [token(16, "both", subscribe=[mine, other]), ""],
+        "renewing": [token(20, "one", subscribe=[mine]), token(3600, "both again", subscribe=[mine, other])],
     }
     with contextlib.closing(kind(server.url, tokens)) as client:
         client.subscribe("mine", mine)
@@ -230,13 +230,16 @@ def test_python_raises_the_errors_of_the_server(server: ServerProcess, channel: 
             subscriber.publish(f"{channel}-other", 1)
 
 
-def test_python_stops_when_its_token_remains_refused(server: ServerProcess, newest_pg: Cluster, channel: str) -> None:
+def test_python_stops_when_its_token_remains_refused(
+    server: ServerProcess, newest_pg: Cluster, channel: str, expire: Callable[[], None]
+) -> None:
     received: queue.Queue[Message] = queue.Queue()
     errors: queue.Queue[SocketIOPGError] = queue.Queue()
-    with Subscriber(server.url, token=token(5), reconnection_delay=0.1, timeout=PATIENCE) as subscriber:
+    with Subscriber(server.url, token=token(60), reconnection_delay=0.1, timeout=PATIENCE) as subscriber:
         subscriber.subscribe(channel, received.put, on_error=errors.put)
         newest_pg.notify(channel, "1")
         assert received.get(timeout=PATIENCE)["payload"] == 1
+        expire()
         with pytest.raises(UnauthorizedError, match="expired"):
             subscriber.wait(PATIENCE)
         assert isinstance(errors.get(timeout=PATIENCE), UnauthorizedError)

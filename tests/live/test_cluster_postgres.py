@@ -160,16 +160,18 @@ def test_malformed_messages_on_the_queue_are_ignored(
     on_postgres.emit(0, "still there", room=room)
     for member in pair:
         assert member.next("news") == ("still there",)
-    assert all(node.get("/readyz")[0] == 200 for node in on_postgres.nodes)
+    # They may still be reconnecting after an earlier test.
+    until(lambda: all(node.get("/readyz")[0] == 200 for node in on_postgres.nodes), "the nodes are ready")
 
 
 def test_lost_connection_is_logged_and_restored(
     on_postgres: Cell, pair: list[Member], room: str, newest_pg: Cluster
 ) -> None:
     """Emits during the outage are lost, which is logged; later ones arrive."""
-    already = on_postgres.nodes[1].log.count("may have been missed")
+    already = [node.log.count("may have been missed") for node in on_postgres.nodes]
     newest_pg.terminate_backends()
-    until(lambda: on_postgres.nodes[1].log.count("may have been missed") > already, "the node says so")
+    for node, before in zip(on_postgres.nodes, already, strict=True):
+        until(lambda node=node, before=before: node.log.count("may have been missed") > before, "the node says so")  # type: ignore[misc]
     until(lambda: all(node.get("/readyz")[0] == 200 for node in on_postgres.nodes), "the nodes are ready")
     on_postgres.emit(0, "back", room=room)
     for member in pair:

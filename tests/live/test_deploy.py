@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.clients import SocketClient
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT, clean_environment, free_port, listens
 
@@ -39,7 +40,7 @@ def exit_code_after_sigterm(port: int, process: subprocess.Popen[bytes]) -> int:
         workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         assert len(workers) == 1
         process.send_signal(signal.SIGTERM)
-        return process.wait(15)
+        return process.wait(PATIENCE)
 
 
 def test_procfile_starts_a_node(newest_pg: Cluster) -> None:
@@ -59,7 +60,7 @@ def test_service_notifies_systemd_when_ready(newest_pg: Cluster, tmp_path: Path)
     [program] = re.findall(r"^ExecStart=\S+/socketio-pg (.+)$", unit, re.MULTILINE)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(str(tmp_path / "notify"))
-        notified.settimeout(60)
+        notified.settimeout(PATIENCE)
         command = [sys.executable, "-m", "socketio_pg", *program.split()]
         settings = {"HOST": "::", "WEB_CONCURRENCY": "4", "NOTIFY_SOCKET": str(tmp_path / "notify")}
         with started(*command, DATABASE_URL=newest_pg.url(), **settings) as node:

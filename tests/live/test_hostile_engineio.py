@@ -29,7 +29,7 @@ from tests.support.server import ServerProcess
 def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     made = ServerProcess(
         newest_pg.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="2",
-        PING_TIMEOUT="5", CONNECT_TIMEOUT="3", SEND_BUFFER_BYTES="200000",
+        PING_TIMEOUT="5", CONNECT_TIMEOUT="5", SEND_BUFFER_BYTES="200000",
     )  # fmt: skip
     longest_stall(made)  # the first call starts the measurement
     yield made
@@ -92,11 +92,12 @@ def test_control_frames_between_fragments_are_answered(server: ServerProcess) ->
 
 def test_fragments_before_connect_are_limited_to_64_kb(server: ServerProcess) -> None:
     with unharmed(server):
-        ones = [WebSocket(server) for _ in range(30)]
+        ones = []
+        for _ in range(30):
+            ones.append(WebSocket(server))
+            ones[-1].frame(BINARY, b"x" * 60_000, final=False)
+            ones[-1].frame(CONTINUATION, b"x" * 6_000, final=False)
         for one in ones:
-            one.frame(BINARY, b"x" * 60_000, final=False)
-        for one in ones:
-            one.frame(CONTINUATION, b"x" * 6_000, final=False)
             assert one.close_code() == 1009
             one.socket.close()
 
@@ -362,7 +363,7 @@ def test_client_that_the_application_disconnects_has_to_leave(server: ServerProc
             text = one.read_text()
             if text == "2":
                 one.text("3")  # otherwise the ping ends the connection
-            assert time.monotonic() - began < PATIENCE / 2, "CONNECT_TIMEOUT is 3"
+            assert time.monotonic() - began < PATIENCE / 2, "CONNECT_TIMEOUT is 5"
         assert one.close_code() == 1001
 
 

@@ -322,7 +322,7 @@ def test_client_that_answers_pings_unread_is_disconnected(newest_pg: Cluster, ch
     """A client that does not read and yet sends pongs would otherwise keep its buffers for ever; so one that polls."""
     log = Log(
         newest_pg, "live_hostile_stuck", *small_buffers.OPTIONS,
-        AUTO_INIT="1", METRICS_TOKEN=TOKEN, PING_INTERVAL="1", PING_TIMEOUT="1",
+        AUTO_INIT="1", METRICS_TOKEN=TOKEN, PING_INTERVAL="1", PING_TIMEOUT="5",
     )  # fmt: skip
     try:
         wait_installed(log)

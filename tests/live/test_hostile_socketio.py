@@ -216,7 +216,7 @@ def test_one_megabyte_of_garbage_delays_no_other_client(server: ServerProcess, c
             client.socket.setblocking(False)
         began = time.monotonic()
         witness.call("unsubscribe", {"channel": "nothing"})
-        assert time.monotonic() - began < 3.0, "mostly an allowance for a busy machine"
+        assert time.monotonic() - began < 8.0, "mostly an allowance for a busy machine"
         for client in clients:
             answer = answer_of(swarm, client, 1)
             assert isinstance(answer, dict)
@@ -350,7 +350,7 @@ def test_closed_sessions_do_not_stay_until_their_ping(server: ServerProcess, cha
             assert http(server, "POST", session, body=b"1").status == 200
             with WebSocket(server) as one:
                 one.connect()
-        settled(server, base, seconds=10)
+        settled(server, base, seconds=20)
 
 
 def test_thousands_of_unknown_namespaces_are_refused(server: ServerProcess, channel: str) -> None:

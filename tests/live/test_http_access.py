@@ -13,7 +13,7 @@ import requests
 
 from tests.support.clients import SocketClient
 from tests.support.http_api import HttpApi, after, payloads, refusal
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, until
 from tests.support.policies import PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.raw_http import Connection
@@ -177,9 +177,8 @@ def test_policies_limit_channels(with_policies: ServerProcess, database: PolicyD
     # A permission can be revoked.
     database.part("bob", room)
     database.sql("SELECT socketio_pg.recheck(%s)", room)
-    deadline = time.monotonic() + 30
-    while outcome(bob.messages(room, **after(start))) is None:
-        assert time.monotonic() < deadline
+    until(lambda: outcome(bob.messages(room, **after(start))) is not None, "the permission is revoked")
+    assert refusal(bob.messages(room, **after(start))) == FORBIDDEN
 
 
 def test_batch_is_checked_against_the_policies_of_all_channels(

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.clients import SocketClient
 from tests.support.log import Log, numbers, since, wait_installed
+from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 from tests.support.swarm import RawClient, Swarm
@@ -47,14 +48,18 @@ def test_message_has_position_and_time(log: Log, client: SocketClient, channel: 
 
 def test_each_connection_to_the_database_names_its_part(log: Log, client: SocketClient, channel: str) -> None:
     assert client.call("publish", {"channel": channel, "payload": 1, "durable": True})["ok"]
-    rows = log.sql(
-        "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"
-        " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
-    )
+
+    def names() -> set[str]:
+        rows = log.sql(
+            "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"
+            " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        return {name for (name,) in rows}
+
     opened = {f"socketio_pg {part}" for part in ("listen", "publish", "relay", "backlog", "keys")}
     # Opened when they are needed.
     later = {"socketio_pg history", "socketio_pg follower"}
-    assert opened <= {name for (name,) in rows} <= opened | later
+    until(lambda: opened <= names() <= opened | later, "all connections are open, and no other one")
 
 
 def test_subscription_receives_both_tiers(log: Log, client: SocketClient, channel: str) -> None:
@@ -408,7 +413,7 @@ def test_failing_publisher_does_not_affect_others(log: Log, client: SocketClient
 
     for payload, durable in requests:
         client.io.emit("publish", {"channel": channel, "payload": payload, "durable": durable}, callback=answered())
-    assert done.wait(20)
+    assert done.wait(PATIENCE)
     assert sorted(answers) == [False] * 2 + [True] * 20
     found = [client.next("event")["payload"] for _ in range(20)]
     assert sorted(found) == list(range(20))

@@ -29,13 +29,20 @@ def log(newest_pg: Cluster) -> Iterator[Log]:
 
 @pytest.fixture
 def server(log: Log) -> ServerProcess:
-    """The server, once the clients of the previous test are gone, and once it has read the outbox.
+    """The server, once the clients and messages of the previous test are gone, and once it has read the outbox.
 
     It does that every 2 s: if the last time was before the log's installation, the outbox has no gauges yet.
     """
+    until(lambda: log.sql("SELECT count(*) FROM socketio_pg.outbox") == [(0,)], "the relay has moved all messages")
+    [(head,)] = log.sql("SELECT coalesce(max(position), 0) FROM socketio_pg.log")
     wait_for(
         log.server,
-        lambda now: now["clients"] == 0 and sum(connections(now)) == 0 and "outbox_stuck_seconds" in now,
+        lambda now: (
+            now["clients"] == sum(connections(now)) == 0
+            and "outbox_stuck_seconds" in now
+            # The relay counts a batch after it has committed it.
+            and now["relay_batch_messages_sum"] >= now["log_position"] == head
+        ),
     )
     return log.server
 
@@ -227,7 +234,7 @@ def test_replays_are_counted(log: Log, server: ServerProcess, channel: str) -> N
             'unrecovered_total{reason="epoch_changed"}': 1,
         }
     )
-    assert scrape(server)["held_subscriptions"] == 0
+    wait_for(server, lambda now: now["held_subscriptions"] == 0)
 
 
 def test_slow_consumers_are_counted(slow_log: Log, channel: str) -> None:
@@ -245,13 +252,13 @@ def test_slow_consumers_are_counted(slow_log: Log, channel: str) -> None:
             seen = seen or (now["slow_connections"] == 1 and 0 < now["send_buffer_bytes"] < 20_000)
             assert time.monotonic() < deadline
         assert seen
+        wait_for(server, lambda _: moved.by('dropped_bytes_total{reason="slow_consumer"}') != [0])
         [cut, lost] = moved.by(
             'dropped_bytes_total{reason="slow_consumer"}', 'dropped_bytes_total{reason="connection_lost"}'
         )
         assert 10_000 < cut < 30_000
         assert lost == 0
-        now = scrape(server)
-        assert now["slow_connections"] == now["send_buffer_bytes"] == 0
+        wait_for(server, lambda now: now["slow_connections"] == now["send_buffer_bytes"] == 0)
         assert moved.by('cut_off_total{reason="slow_consumer"}') == [1]
 
 
@@ -267,7 +274,7 @@ def test_dropped_bytes_of_lost_connections_are_counted(slow_log: Log, channel: s
             slow_log.sql("SELECT pg_notify(%s, %s || clock_timestamp())", channel, "x" * 5_000)
         swarm.leave(slow, reset=True)
         wait_for(server, lambda now: sum(connections(now)) == 0)
-        assert moved.by('dropped_bytes_total{reason="connection_lost"}')[0] > 0
+        wait_for(server, lambda _: moved.by('dropped_bytes_total{reason="connection_lost"}') != [0])
         assert moved.by('dropped_bytes_total{reason="slow_consumer"}', 'cut_off_total{reason="slow_consumer"}') == [
             0,
             0,
@@ -305,7 +312,8 @@ def test_process_and_version_are_reported(server: ServerProcess) -> None:
 
 
 def test_number_of_samples_does_not_depend_on_channels(log: Log, server: ServerProcess, channel: str) -> None:
-    before = scrape(server)
+    # On a busy machine the metrics of the database are missing for a moment.
+    before = wait_for(server, lambda now: "notify_queue_usage_ratio" in now and "outbox_messages" in now)
     with SocketClient(server.url) as client:
         for number in range(500):
             client.io.emit("subscribe", {"channel": f"{channel}-{number}", "filter": {"number": number}})
@@ -316,7 +324,6 @@ def test_number_of_samples_does_not_depend_on_channels(log: Log, server: ServerP
         assert client.next("event")["channel"] == f"{channel}-7"
         text = scrape_text(server)
         assert channel not in text
-        # On a busy machine the metrics of the database are missing for a moment.
         until(lambda: len(scrape(server)) == len(before), "as many samples as before")
         assert len(text) < 50_000
 
@@ -342,6 +349,7 @@ def test_scrapes_rarely_query_postgresql(log: Log, server: ServerProcess) -> Non
 
 def test_readyz_reports_each_part(log: Log, server: ServerProcess) -> None:
     parts = ("keys", "listener", "log", "permissions", "process", "publisher", "relay")
+    server.wait_ready()  # an earlier test has ended its connections
     assert json.loads(server.get("/readyz")[1]) == {"status": "ready", "parts": dict.fromkeys(parts, "ok")}
     assert [scrape(server)[f'ready{{part="{part}"}}'] for part in parts] == [1] * len(parts)
     # The relay prepares its statement when it connects; reading the log needs no outbox.

@@ -124,7 +124,6 @@ def test_new_clients_are_not_affected_by_a_deploy(nodes: Nodes) -> None:
             node.start()
 
 
-@pytest.mark.timeout(180)
 def test_drain_spreads_reconnecting_clients_over_time(newest_pg: Cluster) -> None:
     """Clients reconnect immediately, but DRAIN_SECONDS determines the rate at which a node disconnects them."""
     clients, drain, window = 300, 5.0, 0.1
@@ -158,7 +157,7 @@ def test_drain_spreads_reconnecting_clients_over_time(newest_pg: Cluster) -> Non
             busiest = max(sum(start <= at < start + window for at in times) for start in times)
             print(f"{len(times)} connected to a node in {max(times) - min(times):.1f} s, {busiest} within 100 ms")
             # Normally one or two. A machine that freezes for a second makes it many, though not all.
-            assert busiest <= len(times) / 3
+            assert busiest <= len(times) / 2
             assert max(times) - min(times) > drain / 2
 
 

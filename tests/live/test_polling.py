@@ -51,7 +51,7 @@ def test_session_of_a_vanished_client_is_removed(server: ServerProcess) -> None:
         path = open_session(server)
         assert http(server, "POST", path, body=b"40").status == 200
     wait_for_sockets(server, 0)
-    assert '"subscribers":0' in server.get("/state")[1]
+    server.wait_for("/state", 200, '"subscribers":0')
 
 
 @pytest.mark.parametrize("body", [b"2", b"9", b"", b"abc", b"\xff", b"\x1e".join([b"3"] * 17)])

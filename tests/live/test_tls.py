@@ -113,7 +113,7 @@ def test_connection_without_a_tls_handshake_times_out(server: TLSServer) -> None
 def test_server_stops_with_connected_clients(newest_pg: Cluster, certificate: tuple[str, str]) -> None:
     with contextlib.closing(TLSServer(newest_pg, certificate)) as server:
         clients = [server.client(transport) for transport in ("websocket", "polling") for _ in range(5)]
-        assert server.stop() < 10
+        assert server.stop() < 30, "10 s on a machine that is not busy"
         for client in clients:
             client.next("disconnect")
             client.close()

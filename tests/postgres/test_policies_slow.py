@@ -176,6 +176,7 @@ def test_connection_lost_during_a_decision_is_an_error(
 
 
 def test_stop_fails_all_waiting_questions(policies: Policies, slow_room: str) -> None:
+    policies._timeout = 1.0
     found: list[Any] = []
     thread = green.spawn(
         lambda: found.extend(outcomes(policies, *(question("subscribe", slow_room, str(n)) for n in range(200))))

@@ -1,7 +1,9 @@
 """A server's wall clock that tests can move, for example to expire tokens immediately."""
 
 import time
+from datetime import datetime, tzinfo
 
+import jwt.api_jwt
 from flask import Flask, request
 
 from tests.support.server import ServerProcess
@@ -9,8 +11,17 @@ from tests.support.server import ServerProcess
 _time = time.time
 
 
+class _Datetime(datetime):
+    """The class of PyJWT's times, which otherwise do not depend on :func:`time.time`."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "_Datetime":
+        return cls.fromtimestamp(time.time(), tz)
+
+
 def add_clock(app: Flask) -> None:
     """Add a route to the server that changes its process's time."""
+    vars(jwt.api_jwt)["datetime"] = _Datetime
 
     @app.get("/clock")
     def clock() -> str:

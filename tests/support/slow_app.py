@@ -1,6 +1,7 @@
 """An application with a slow connect handler, and a route that shows the server's state.
 
-The handler takes ``SLOW_CONNECT`` seconds. With ``SLOW_LOGIN`` the login takes as many as the client's ``auth`` says.
+The handler takes ``SLOW_CONNECT`` seconds. With ``SLOW_LOGIN`` the login takes as many as the client's ``auth`` says;
+null means until a test asks for ``/release``.
 """
 
 import eventlet
@@ -16,9 +17,14 @@ from flask import Flask, Request, request  # noqa: E402
 from socketio_pg import Claims  # noqa: E402
 from socketio_pg.websocket import SocketServer  # noqa: E402
 
+released = eventlet.Event()
+
 
 def authenticate(handshake: Request, auth: Any) -> Claims:
-    eventlet.sleep(auth["seconds"])
+    if auth["seconds"] is None:
+        released.wait()
+    else:
+        eventlet.sleep(auth["seconds"])
     return Claims({"sub": "slow"})
 
 
@@ -34,6 +40,12 @@ def connect() -> None:
 @server.socketio.on("call_me")
 def call_me() -> str:
     return f"called back: {server.socketio.call('question', to=request.sid, timeout=60)}"  # type: ignore[attr-defined]
+
+
+@app.get("/release")
+def release() -> str:
+    released.send()
+    return "done"
 
 
 @app.get("/state")

@@ -1,6 +1,7 @@
 """An application with binary data, namespaces and callbacks; it reports all state that clients can make grow.
 
-With ``ECHO`` it echoes Engine.IO messages.
+With ``ECHO`` it echoes Engine.IO messages. ``FILTER_PENALTY``: seconds without new filters for a client whose filters
+have cost too much.
 """
 
 import eventlet
@@ -18,10 +19,12 @@ import greenlet  # type: ignore[import-untyped]  # noqa: E402
 from flask import Flask, request  # noqa: E402
 
 from socketio_pg.core.logs import configure_logging  # noqa: E402
+from socketio_pg.gateway import limits  # noqa: E402
 from socketio_pg.websocket import SocketServer  # noqa: E402
 from tests.support.clock import add_clock  # noqa: E402
 
 configure_logging("INFO")
+limits.FILTER_PENALTY = float(os.environ.get("FILTER_PENALTY", limits.FILTER_PENALTY))
 app = Flask(__name__)
 server = SocketServer(app, binary=os.environ.get("BINARY") == "1")
 io = server.socketio
