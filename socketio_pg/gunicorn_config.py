@@ -5,13 +5,17 @@ In a checkout, ``gunicorn.conf.py`` beside the README imports it automatically. 
 
 import contextlib
 import logging
+import os
 import resource
+import shlex
 import signal
+import sys
 from typing import Any
 
+import gunicorn
 from gunicorn.http.message import Message
 
-from socketio_pg.core import green
+from socketio_pg.core import green_library
 
 # gunicorn reserves the name `config` for a setting.
 from socketio_pg.core.config import SPARE_DESCRIPTORS
@@ -23,13 +27,25 @@ from socketio_pg.engine import hosting
 #: gunicorn stops when a worker exits with this status (arbiter.APP_LOAD_ERROR); otherwise it starts another worker.
 EXIT_CONFIGURATION = 4
 
-worker_class = "eventlet"
-#: The rooms are in the memory of one process. Several nodes are several gunicorns (docs/deploy.md).
-workers = 1
+#: The green-thread library of the worker.
+worker_class = green_library.LIBRARIES[0]
 #: gunicorn's default accepts 1,000 clients and lets further ones hang.
 worker_connections = 10_000
 with contextlib.suppress(ConfigurationError):  # the application reports it when it starts
-    worker_connections = load_settings().max_connections
+    _settings = load_settings()
+    worker_class = _settings.green or worker_class
+    worker_connections = _settings.max_connections
+# These precede the setting.
+_given = hosting.worker_class_in(sys.argv[1:]) or hosting.worker_class_in(
+    shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))
+)
+_refusal = hosting.refusal_of_worker_class(_given or worker_class, gunicorn.__version__)
+if _refusal is not None:  # gunicorn would print a traceback
+    sys.stderr.write(f"socketio_pg: {_refusal}.\n")
+    raise SystemExit(EXIT_CONFIGURATION)
+
+#: The rooms are in the memory of one process. Several nodes are several gunicorns (docs/deploy.md).
+workers = 1
 backlog = 4096
 #: Seconds for the head of a request to arrive completely, and for a connection to idle between two requests. With 0
 #: gunicorn would wait for ever for a client that sends a byte now and then.
@@ -52,7 +68,14 @@ def nworkers_changed(server: Any, new: int, old: int | None) -> None:
 
 
 def on_starting(server: Any) -> None:
-    """Raise the limit of descriptors, one of which each client needs, and set the format of gunicorn's log."""
+    """Raise the limit of descriptors, one of which each client needs, and set the format of gunicorn's log.
+
+    Refuses HTTP/2.
+    """
+    refusal = hosting.refusal_of_http2(server.cfg.http_protocols)
+    if refusal is not None:
+        server.log.error("socketio_pg: %s.", refusal)
+        raise SystemExit(EXIT_CONFIGURATION)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -110,7 +133,7 @@ def post_worker_init(worker: Any) -> None:
     except ConfigurationError as error:
         worker.log.error("socketio_pg: %s", error.message)
         raise SystemExit(EXIT_CONFIGURATION) from None
-    green.keep_accepting()
+    server.keep_accepting()
     _limit_heads()
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if server.limit_connections(descriptors - SPARE_DESCRIPTORS):

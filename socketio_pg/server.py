@@ -1,9 +1,9 @@
 """The server for gunicorn (``socketio_pg.server:app``) and for development (``python socketio_pg/server.py``)."""
 
 # ruff: noqa: E402 - the order of these imports matters
+import contextlib
 import signal
 import sys
-import warnings
 from pathlib import Path
 
 #: Ctrl-C, a service manager, and a terminal that is closed.
@@ -15,25 +15,25 @@ if __name__ == "__main__":
     for ending in ENDING:
         signal.signal(ending, lambda signum, frame: sys.exit(128 + signum))
 
+from socketio_pg.core import config, green_library
+from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.engine import hosting
 
 #: gunicorn stops when a worker exits with this status (arbiter.APP_LOAD_ERROR); otherwise it starts another worker.
 EXIT_CONFIGURATION = 4
 
+if __name__ == "__main__":
+    with contextlib.suppress(ConfigurationError):  # reported below
+        green_library.want(config.load().green)
 _refusal = hosting.refusal_at_start()
 if _refusal is not None:
     print(f"socketio_pg: {_refusal}.", file=sys.stderr, flush=True)
     raise SystemExit(EXIT_CONFIGURATION)
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # eventlet is deprecated, see docs/deploy.md on pinned libraries
-    try:
-        import eventlet
-    except ModuleNotFoundError as error:
-        sys.exit(hosting.missing_package(error))
+from socketio_pg.core import green
 
 # Comes before all other imports: modules imported earlier would keep the blocking functions.
-eventlet.monkey_patch()
+green.patch()
 
 import atexit
 import os
@@ -43,9 +43,7 @@ from collections.abc import Callable, Sequence
 from flask import Flask
 
 from socketio_pg.app import create_app
-from socketio_pg.core import config, green
 from socketio_pg.core.config import authority
-from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.postgres.embedded import EmbeddedPostgres
 from socketio_pg.websocket import SocketServer
 

@@ -12,7 +12,7 @@ from socketio_pg.access.authentication import Authenticate
 from socketio_pg.access.tokens import Claims
 from socketio_pg.cluster.node import ClusterManager
 from socketio_pg.cluster.select import Cluster
-from socketio_pg.core import config, green
+from socketio_pg.core import config, green, green_library
 from socketio_pg.core.errors import ConfigurationError, DatabaseError, UntrustedSchemaError
 from socketio_pg.core.problems import Problem
 from socketio_pg.core.seal import Seal
@@ -51,7 +51,7 @@ class SocketServer:
     ``.socketio`` is Flask-SocketIO, for the application's own handlers; ``.pubsub`` is the :class:`PubSub` underneath.
 
     Raises :class:`ConfigurationError`, for instance when there is no database address, or on another server than
-    gunicorn's eventlet worker and eventlet's own.
+    gunicorn's worker for eventlet or gevent and their own.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class SocketServer:
         self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle)
         self.socketio = SocketIO(
             app,
-            async_mode="eventlet",
+            async_mode=green.LIBRARY,
             before_request=self._admission.answer,
             client_manager=manager,
             lifecycle=ClientLifecycle(
@@ -180,6 +180,7 @@ class SocketServer:
         except ConfigurationError:
             self._started = False
             raise
+        self._log_library()
         self.access.authenticator.warn_if_open(" or ".join(addresses) or "this server")
         self.socketio.server.initialize_manager()
         self.pubsub.start()
@@ -193,6 +194,15 @@ class SocketServer:
         self.relay.start()
         if self.settings.auto_init:
             self._installer.start()
+
+    def _log_library(self) -> None:
+        successor = green_library.RETIRING.get(green.LIBRARY)
+        if successor is not None:
+            logger.info(
+                "running on %s, which is no longer developed: to switch, run pip install '%s', and start gunicorn with "
+                "--worker-class %s, or the development server with %s=%s",
+                green.LIBRARY, green_library.REQUIREMENTS[successor], successor, green_library.SETTING, successor,
+            )  # fmt: skip
 
     def _require_key(self) -> None:
         """Raise :class:`ConfigurationError` if MESSAGE_QUEUE could not work. Without the database this is not known."""
@@ -213,7 +223,7 @@ class SocketServer:
             logger.warning("the cluster key cannot be read: %s; retrying", error)
 
     def run(self, on_listening: Callable[[], None] | None = None) -> None:
-        """Serve on ``port`` until :meth:`shutdown`, with eventlet's WSGI server: for development.
+        """Serve on ``port`` until :meth:`shutdown`, with the WSGI server of the green-thread library: for development.
 
         ``on_listening`` is called once connections are accepted. Raises OSError when the port is taken.
         """
@@ -239,6 +249,10 @@ class SocketServer:
         self.pubsub.disconnect()
         if self._serving is not None:
             green.stop_serving(self._serving)
+
+    def keep_accepting(self) -> None:
+        """Make this process's WSGI server, gunicorn, accept connections also after a lack of descriptors."""
+        green.keep_accepting()
 
     def limit_connections(self, most: int) -> bool:
         """Lower the maximum number of clients to ``most``. Return whether MAX_CONNECTIONS was higher."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from socketio_pg.postgres.database import wait_green
 from tests.support import leftovers
 from tests.support.postgres import VERSIONS, Cluster, cluster
 from tests.support.server import ServerProcess
@@ -60,6 +61,12 @@ def nothing_left_running() -> Iterator[None]:
     yield
     left = leftovers.left_since(before)
     assert not left, "left running by this module's tests:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def green_driver() -> None:
+    """Let psycopg2 wait in green threads, as in a server: tests use its parts in this process."""
+    wait_green()
 
 
 @pytest.fixture(scope="session")

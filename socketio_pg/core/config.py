@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from socketio_pg.core import parsers
+from socketio_pg.core import green_library, parsers
 from socketio_pg.core.errors import ConfigurationError
 
 LOCAL_CFG = Path("local.cfg")
@@ -76,6 +76,12 @@ class Settings:
         None, parsers.database_url,
         "a second address, which bypasses a pooler, for the connections that need a session: LISTEN and the relay",
         shown="DATABASE_URL", show=redact,
+    )  # fmt: skip
+    green: str | None = setting(
+        None, parsers.choice(*green_library.LIBRARIES),
+        "the green-thread library of the development server, of socketio-pg serve, and of gunicorn with socketio_pg's "
+        "configuration and no --worker-class: eventlet, or gevent (docs/deploy.md)",
+        shown=green_library.LIBRARIES[0],
     )  # fmt: skip
     debug: bool = setting(
         False, parsers.boolean, "development mode: starts an embedded PostgreSQL if DATABASE_URL is not set"

@@ -1,6 +1,6 @@
 """Engine.IO on WebSockets and long-polling, without a green thread for each client.
 
-In: WSGI requests of gunicorn's eventlet worker or eventlet's own server, and bytes on connections taken over from them.
+In: WSGI requests of gunicorn or of the development server, and bytes on connections taken over from them.
 Out: messages for `handle_message`, events when connections open and close, and frames on the wire.
 
 Open `server.py` first: requests, handshakes, pings. `socket.py` is one client, `transport.py` one WebSocket,

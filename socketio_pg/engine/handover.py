@@ -1,6 +1,7 @@
 """The connection of a WSGI request: WebSocket handshakes, hand-over to the engine, refusals before the body is read.
 
-This module knows the WSGI servers (gunicorn's eventlet worker, eventlet's own), but neither frames nor Engine.IO.
+This module knows gunicorn, and through `green` the WSGI server of the development server, but neither frames nor
+Engine.IO.
 """
 
 import base64
@@ -24,12 +25,13 @@ _JSON = (("Content-Type", "application/json"),)
 class TakenOver:
     """The connection of a WSGI request, taken over from the WSGI server, which writes nothing more to it.
 
-    ``socket`` is a non-blocking socket on it. TLS that ends in this process lives in the request's own socket: there
-    ``socket`` is one end of a pair, and two green threads copy between the other end and the request's socket.
+    ``answer`` is what the application must return as the body. ``socket`` is a non-blocking socket on the connection.
+    TLS that ends in this process lives in the request's own socket: there ``socket`` is one end of a pair, and two
+    green threads copy between the other end and the request's socket.
     """
 
     def __init__(self, environ: dict[str, Any]) -> None:
-        green.answer_elsewhere()
+        self.answer: Iterable[bytes] = green.answer_elsewhere()
         self._under_gunicorn = "gunicorn.socket" in environ
         self._copiers: Sequence[green.GreenThread] = ()
         connection = _request_socket(environ)
@@ -37,7 +39,7 @@ class TakenOver:
             self.socket, other = green.socket_pair()
             self._copiers = (green.spawn(_copy, connection, other), green.spawn(_copy, other, connection))
         else:
-            self.socket = green.duplicate(connection)
+            self.socket = green.take_over(connection)
 
     def hold_request(self, is_over: Callable[[], bool]) -> None:
         """Wait as long as the WSGI request must last for the connection to live; ``is_over()`` says when that ends.
@@ -122,12 +124,14 @@ def handshake_answer(environ: dict[str, Any]) -> bytes:
     ).encode()
 
 
-def refuse(environ: dict[str, Any], status: str, body: bytes, headers: Iterable[tuple[str, str]] = _JSON) -> tuple[()]:
+def refuse(
+    environ: dict[str, Any], status: str, body: bytes, headers: Iterable[tuple[str, str]] = _JSON
+) -> Iterable[bytes]:
     """Answer a request whose body was not read, and close its connection. Waits at most :data:`LINGER`.
 
     Bypasses the WSGI server, which would take the body for the next request, or wait for it.
     """
-    green.answer_elsewhere()
+    handled: Iterable[bytes] = green.answer_elsewhere()
     connection = _request_socket(environ)
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
     head = f"HTTP/1.1 {status}\r\n{lines}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
@@ -140,22 +144,19 @@ def refuse(environ: dict[str, Any], status: str, body: bytes, headers: Iterable[
         while time.monotonic() < deadline and left > 0 and (data := connection.recv(65536)):
             left -= len(data)
             green.sleep()
-    return ()
+    return handled
 
 
 @contextlib.contextmanager
 def chunked_source(environ: dict[str, Any]) -> Iterator[Source]:
     """Yield the bytes of a chunked body as they are on the connection. The ``with`` block reads the whole body."""
-    body = environ["wsgi.input"]
     if "gunicorn.socket" in environ:
+        body = environ["wsgi.input"]
         yield UnreadBytes(body.reader.req.unreader)
         body.reader.parser = None  # gunicorn would look for chunks in the next request
         return
-    if body.should_send_hundred_continue:
-        body.is_hundred_continue_response_sent = True
-        body.send_hundred_continue_response()
-    yield body.rfile
-    body.chunk_length = 0  # eventlet would look for chunks in the next request
+    with green.unread_body(environ) as unread:
+        yield unread
 
 
 class UnreadBytes:
@@ -192,8 +193,8 @@ def noticing_hangup(environ: dict[str, Any], on_hangup: Callable[[], None]) -> I
 
 def has_connection(environ: dict[str, Any]) -> bool:
     """Return whether the request came over a connection: requests of Flask's test client do not."""
-    return "gunicorn.socket" in environ or "eventlet.input" in environ
+    return _request_socket(environ) is not None
 
 
 def _request_socket(environ: dict[str, Any]) -> Any:
-    return environ["gunicorn.socket"] if "gunicorn.socket" in environ else environ["eventlet.input"].get_socket()
+    return environ["gunicorn.socket"] if "gunicorn.socket" in environ else green.request_socket(environ)

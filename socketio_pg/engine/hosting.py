@@ -1,26 +1,28 @@
-"""Refuses programs that cannot run the server: all but gunicorn with one eventlet worker, and eventlet's own server.
+"""Refuses programs that cannot run the server: all but gunicorn with one worker with green threads, and our own.
 
 Others accept connections, but do not run the green threads that serve them. Imports nothing but the standard library,
-because it is used before eventlet patches that: flask and click must not be imported earlier.
+because it is used before that is patched: flask and click must not be imported earlier.
 """
 
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COMMAND = "gunicorn -c python:socketio_pg.gunicorn_config --worker-class eventlet --workers 1"
+from socketio_pg.core import green_library
+
+COMMAND = f"gunicorn -c python:socketio_pg.gunicorn_config --worker-class {green_library.LIBRARIES[0]} --workers 1"
 _ADVICE = (
     f"start it with `socketio-pg serve` or `{COMMAND} socketio_pg.server:app`, and an application of your own with "
-    f"`{COMMAND} MODULE:APP`"
+    f"`{COMMAND} MODULE:APP`; --worker-class may also be {' or '.join(green_library.LIBRARIES[1:])}"
 )
 _REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 
 #: Programs that import an application to serve it, by the name of the command or of the module.
 _OTHERS = ("uvicorn", "hypercorn", "daphne", "granian", "waitress", "waitress-serve", "uwsgi", "mod_wsgi-express")
 #: gunicorn's modules of worker classes, and the names of these.
-_WORKER_CLASSES = {"sync": "sync", "gthread": "gthread", "ggevent": "gevent", "gtornado": "tornado", "gasgi": "asgi"}
+_WORKER_CLASSES = {"sync": "sync", "gthread": "gthread", "gtornado": "tornado", "gasgi": "asgi"}
 
 
 def refusal_at_start() -> str | None:
@@ -31,7 +33,7 @@ def refusal_at_start() -> str | None:
         name = _wrong_worker_class(sys.modules)
     else:
         name = _other_program(sys.argv[0] if sys.argv else "")
-    return None if name is None else f"this server does not run on {name}: {_ADVICE}"
+    return green_library.problem() if name is None else f"this server does not run on {name}: {_ADVICE}"
 
 
 def _is_flask_run() -> bool:
@@ -43,7 +45,7 @@ def _is_flask_run() -> bool:
 
 def _wrong_worker_class(modules: Collection[str]) -> str | None:
     # gunicorn imports the class that it uses, and no other.
-    if "gunicorn.workers.geventlet" in modules:
+    if green_library.of_worker_class() is not None:
         return None
     found = [name for module, name in _WORKER_CLASSES.items() if f"gunicorn.workers.{module}" in modules]
     return f"gunicorn's worker class {found[0]}" if found else "this worker class of gunicorn"
@@ -70,6 +72,42 @@ def refusal_of_several(workers: int) -> str | None:
     return None if workers <= 1 else _several(str(workers))
 
 
+def worker_class_in(arguments: Sequence[str]) -> str | None:
+    """Return the worker class that gunicorn's command-line ``arguments`` name, or None."""
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("-k", "--worker-class"):
+            return value if equals else "".join(arguments[index + 1 : index + 2])
+        if argument.startswith("-k") and not argument.startswith("--"):
+            return argument[2:]
+    return None
+
+
+def refusal_of_worker_class(name: str, gunicorn: str) -> str | None:
+    """Return why gunicorn, of that version, cannot start workers of the class ``name``, one of ours."""
+    if name not in green_library.LIBRARIES:
+        return None  # refused when the worker imports the application
+    newest = green_library.LAST_GUNICORN.get(name)
+    if newest is not None and int(gunicorn.partition(".")[0]) > newest:
+        return (
+            f"gunicorn {gunicorn} has no worker class for {name}: start it with --worker-class "
+            f"{green_library.RETIRING[name]}, or run {sys.executable} -m pip install 'gunicorn<{newest + 1}'"
+        )
+    return green_library.missing(name)
+
+
+def refusal_of_http2(protocols: str | Collection[str]) -> str | None:
+    """Return why gunicorn must not speak ``protocols``, its setting http_protocols."""
+    names = protocols.split(",") if isinstance(protocols, str) else protocols
+    found = [name for name in names if name.strip().lower() not in ("h1", "http/1.1")]
+    if not found:
+        return None
+    return (
+        f"this server does not run with gunicorn's http_protocols {','.join(names)}: a WebSocket takes over the "
+        "connection, which HTTP/2 shares between requests; leave the setting out, and let a proxy speak HTTP/2"
+    )
+
+
 def _several(workers: str) -> str:
     return f"this server runs on one worker, not {workers}: clients of one worker would not reach the others; {_ADVICE}"
 
@@ -78,6 +116,6 @@ def refusal_of_request(environ: Mapping[str, Any]) -> str | None:
     """Return why the WSGI server that passes this request cannot serve clients; None if it can."""
     if "gunicorn.socket" in environ:
         return _several("several") if environ.get("wsgi.multiprocess") else None
-    if "eventlet.input" in environ:
+    if not environ.keys().isdisjoint(green_library.OWN_SERVERS):
         return None
     return f"this server does not run on this WSGI server: {_ADVICE}"

@@ -244,7 +244,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         probe.uncork()
         self.server.watch_upgrade(self, probe)
         request.hold_request(lambda: probe.closed)
-        return ()
+        return request.answer
 
     def give_up_upgrade(self, probe: transport.WebSocketTransport) -> None:
         """End the upgrade over ``probe``, unless it is complete."""
@@ -289,7 +289,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
                 packet = self.queue.get(block=False)
                 if packet is not None and packet.packet_type != eio_packet.NOOP:
                     waiting += _frame(packet.encode())
-            for _ in range(self.queue.getting()):  # ends polls that still wait
+            if self.polling:  # ends a poll that still waits
                 self.queue.put(eio_packet.Packet(eio_packet.NOOP))
             if waiting:
                 self.connection.send(waiting)

@@ -1,7 +1,7 @@
 """An open WebSocket, taken over from the WSGI server: non-blocking, with a bounded send buffer, without a green thread.
 
-The descriptor is duplicated and registered with eventlet's hub, so that the WSGI request can end. A send is tried
-immediately; bytes that the kernel does not accept wait in a buffer. This module knows frames, and no Engine.IO.
+The descriptor is taken from the WSGI request, which can end, and registered with the hub of the green threads. A send
+is tried at once; bytes that the kernel does not accept wait in a buffer. This module knows frames, and no Engine.IO.
 """
 
 import contextlib
@@ -12,17 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import eventlet.hubs
-import eventlet.patcher
-
+from socketio_pg.core import green
 from socketio_pg.core.metrics import fan_out
 from socketio_pg.engine import frames
 from socketio_pg.engine.frames import FrameError, FrameReader
 
 logger = logging.getLogger("socketio_pg.transport")
-
-# The unpatched module: a green socket would wait in callbacks of the hub, which must not.
-_socket: Any = eventlet.patcher.original("socket")
 
 #: Bytes of one read. A flood of the smallest frames yields to other clients after some milliseconds with this size.
 READ_SIZE = 16384
@@ -36,7 +31,7 @@ CLOSE_TIMEOUT = 2.0
 class WebSocketTransport:
     """One open WebSocket.
 
-    ``on_message(payload)`` gets each message, str or bytes. ``on_closed(reason)`` is called once. eventlet's hub calls
+    ``on_message(payload)`` gets each message, str or bytes. ``on_closed(reason)`` is called once. The hub calls
     both, so they must not wait, only spawn. A message from the client has at most ``max_message`` bytes; a client for
     which more than ``send_buffer`` bytes wait is disconnected.
     """
@@ -48,19 +43,18 @@ class WebSocketTransport:
         "_chatter_until",
         "_closing",
         "_corked",
-        "_fileno",
         "_limit",
         "_on_closed",
         "_on_message",
         "_paused",
-        "_read_listener",
         "_reader",
+        "_readiness",
         "_room_for",
         "_send_now",
         "_socket",
         "_spare",
         "_stuck_since",
-        "_write_listener",
+        "_writing",
         "closed",
     )
 
@@ -74,14 +68,15 @@ class WebSocketTransport:
     ) -> None:
         self._socket = socket
         self._send_now: Callable[[bytes], int] = socket.send
-        self._fileno: int = socket.fileno()
+        #: None once the connection has been given up.
+        self._readiness: green.Readiness | None = green.Readiness(socket.fileno())
         self._on_message = on_message
         self._on_closed = on_closed
         self._reader = FrameReader(max_message)
         self._buffer: deque[bytes] | None = None
         self._buffered = 0
         self._limit = send_buffer
-        self._write_listener: Any = None
+        self._writing = False
         self._chatter, self._chatter_until = 0, 0.0
         self._closing = False
         self._corked = False
@@ -94,7 +89,7 @@ class WebSocketTransport:
         #: True when nothing more is sent.
         self.closed = False
         self._paused = False
-        self._listen()
+        self._readiness.start_reading(self._readable)
 
     @property
     def max_message(self) -> int:
@@ -131,9 +126,9 @@ class WebSocketTransport:
             data = data[sent:]
             self._buffer = deque()
             self._stuck_since = time.monotonic()
-            hub = eventlet.hubs.get_hub()
-            self._write_listener = hub.add(hub.WRITE, self._fileno, self._writable, _ignore, _ignore)
-            self._write_listener.greenlet = hub.greenlet
+            assert self._readiness is not None
+            self._writing = True
+            self._readiness.start_writing(self._writable)
         if self._buffered <= self._limit + self._spare:
             self._buffer.append(data)
             self._buffered += len(data)
@@ -142,7 +137,7 @@ class WebSocketTransport:
             self._buffered = 0
             # A reset frees the kernel's buffer too.
             with contextlib.suppress(OSError):
-                self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self._socket.setsockopt(green.SOL_SOCKET, green.SO_LINGER, struct.pack("ii", 1, 0))
             self._lose("slow_consumer")
 
     def send_page(self, data: bytes) -> None:
@@ -157,21 +152,15 @@ class WebSocketTransport:
 
     def pause(self) -> None:
         """Stop reading. The client has to wait once the kernel's buffer is full."""
-        if self._read_listener is not None and not self._paused:
+        if self._readiness is not None and not self._paused:
             self._paused = True
-            eventlet.hubs.get_hub().remove(self._read_listener)
+            self._readiness.stop_reading()
 
     def resume(self) -> None:
         """Continue to read after :meth:`pause`."""
-        if self._read_listener is not None and self._paused:
+        if self._readiness is not None and self._paused:
             self._paused = False
-            self._listen()
-
-    def _listen(self) -> None:
-        hub = eventlet.hubs.get_hub()
-        self._read_listener = hub.add(hub.READ, self._fileno, self._readable, _ignore, _ignore)
-        # Otherwise the listener would keep the request's green thread alive, with its stack.
-        self._read_listener.greenlet = hub.greenlet
+            self._readiness.start_reading(self._readable)
 
     def when_room(self, most: int, callback: Callable[[], None]) -> None:
         """Call ``callback`` once at most ``most`` bytes wait, or the connection is closed. It must not wait.
@@ -185,7 +174,7 @@ class WebSocketTransport:
 
     def stuck_seconds(self, now: float) -> float:
         """Return for how long bytes have waited without the kernel accepting any, at the monotonic time ``now``."""
-        return now - self._stuck_since if self._write_listener is not None and not self.closed else 0.0
+        return now - self._stuck_since if self._writing and not self.closed else 0.0
 
     def cork(self) -> None:
         """Hold sends back until :meth:`uncork`, which sends them in one call. The caller must not wait in between."""
@@ -213,11 +202,11 @@ class WebSocketTransport:
         self.resume()  # to read the client's close frame
         if self._buffer is None:
             self._shut_down()
-        eventlet.hubs.get_hub().schedule_call_global(CLOSE_TIMEOUT, self._release)
+        green.call_later(CLOSE_TIMEOUT, self._release)
 
-    def _readable(self, _: int) -> None:
-        if self._read_listener is None:
-            return  # another callback of the same hub iteration has released it
+    def _readable(self, *_: object) -> None:
+        if self._readiness is None:
+            return  # another callback of the same round of the hub has released it
         try:
             data = self._socket.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
@@ -254,8 +243,8 @@ class WebSocketTransport:
             logger.exception("a message could not be read")
             self._end(1011, "transport error")
 
-    def _writable(self, _: int) -> None:
-        if self._write_listener is None or self._buffer is None:
+    def _writable(self, *_: object) -> None:
+        if self._readiness is None or not self._writing or self._buffer is None:
             return  # as in `_readable`
         # Joins small frames, so that a slow client gets many of them in few calls.
         data = self._buffer.popleft() if len(self._buffer) == 1 else b"".join(self._buffer)
@@ -277,8 +266,8 @@ class WebSocketTransport:
             self._buffer.append(data[sent:])
             self._report_room()
             return
-        eventlet.hubs.get_hub().remove(self._write_listener)
-        self._write_listener = self._buffer = None
+        self._readiness.stop_writing()
+        self._writing, self._buffer = False, None
         self._spare = 0
         self._report_room()
         if self._closing:
@@ -305,18 +294,14 @@ class WebSocketTransport:
 
     def _shut_down(self) -> None:
         with contextlib.suppress(OSError):
-            self._socket.shutdown(_socket.SHUT_WR)
+            self._socket.shutdown(green.SHUT_WR)
 
     def _release(self) -> None:
-        if self._read_listener is None:
+        if self._readiness is None:
             return
-        hub = eventlet.hubs.get_hub()
-        if not self._paused:
-            hub.remove(self._read_listener)
-        if self._write_listener is not None:
-            hub.remove(self._write_listener)
-        self._read_listener = self._write_listener = self._buffer = None
-        self._corked = False
+        self._readiness.close()
+        self._readiness = self._buffer = None
+        self._writing = self._corked = False
         fan_out.lost_bytes += self._buffered
         self._buffered = 0
         self._socket.close()
@@ -326,7 +311,3 @@ class WebSocketTransport:
         if self._room_for is not None and (self._buffered <= self._room_for[0] or self.closed):
             callback, self._room_for = self._room_for[1], None
             callback()
-
-
-def _ignore(*_: object) -> None:
-    """Do nothing: a callback of the hub for descriptors that are closed elsewhere, which never happens to this one."""

@@ -41,6 +41,15 @@ _BUGS = ("02", "03", "0B", "0Z", "20", "21", "22", "24", "25", "2D", "3B", "42")
 _NO_BUGS = ("25006", "25P03", "25P04", "42501")
 
 
+def wait_green() -> None:
+    """Make the drivers wait in green threads, in the whole process: psycopg2, and psycopg 3 if the process is patched.
+
+    A program calls it once, before it connects. psycopg2 has one wait callback for all connections.
+    """
+    psycopg2.extensions.set_wait_callback(_wait)
+    psycopg3.make_green()
+
+
 class Database:
     """One PostgreSQL database: its address, and connections to it.
 
@@ -62,9 +71,6 @@ class Database:
         self._listen_parameters = _parse(listen_dsn) if listen_dsn else self._parameters
         #: The operator's own name, which each connection shows after that of its part, unless its address has another.
         self.label = self._parameters.get("application_name") or os.environ.get("PGAPPNAME") or ""
-        # Process-wide in psycopg2; all connections of a program with green threads need it.
-        psycopg2.extensions.set_wait_callback(_wait)
-        psycopg3.make_green()
 
     def connect(self, part: str, *, listen: bool = False, settings: Mapping[str, str] | None = None) -> Any:
         """Return a new psycopg2 connection in autocommit mode, with the settings that all sessions need (`session`).

@@ -114,7 +114,10 @@ def _one_process_at_a_time() -> Iterator[None]:
     """
     with Path(__file__).open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 class _FolderLock:
@@ -133,6 +136,8 @@ class _FolderLock:
 
     def __exit__(self, *exc_info: object) -> None:
         if self._descriptor is not None:
+            # gevent patches os.close(), and closes only when other green threads run.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = None
 

@@ -1,4 +1,4 @@
-"""PubSub: subscribe and publish from Python in an eventlet program. The core of the server, without the sockets.
+"""PubSub: subscribe and publish from Python, in a program with green threads. The server's core, without the sockets.
 
 Programs that only publish, in their own transactions, use :mod:`socketio_pg.client`.
 """
@@ -26,7 +26,7 @@ from socketio_pg.log.history import History
 from socketio_pg.log.log import DEFAULT_MESSAGES, Log, ReplayPage
 from socketio_pg.log.recent import Recent
 from socketio_pg.log.replay import HeldReplay, LogPosition, Replay, ReplayReceiver, requested_start
-from socketio_pg.postgres.database import Database
+from socketio_pg.postgres.database import Database, wait_green
 from socketio_pg.postgres.key_reader import KeyReader
 from socketio_pg.postgres.listener import (
     ChannelListener,
@@ -95,6 +95,7 @@ class PubSub:
             schema_owner = schema_owner or settings.schema_owner
         if dsn is None:
             raise ConfigurationError(config.NO_DATABASE)
+        wait_green()
         self.database = Database(
             config.database_url(dsn), config.database_url(listen_dsn) if listen_dsn else None, schema_owner
         )

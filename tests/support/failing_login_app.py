@@ -1,8 +1,8 @@
 """An application with its own authentication, which sets the expiry from a header, or fails."""
 
-import eventlet
+from socketio_pg.core import green
 
-eventlet.monkey_patch()
+green.patch()
 
 from typing import Any  # noqa: E402
 

@@ -21,17 +21,22 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from socketio_pg.core import green_library
+
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Module → what is imported before the fork. For gunicorn: what its configuration file imports, then its own modules,
-#: whose last one makes eventlet patch the standard library, then what the application imports. That is the order in
-#: production too, where only the worker imports the application.
+#: Module → what is imported before the fork. For gunicorn: what its configuration file imports, then its own modules.
+#: The last one makes eventlet patch the standard library; then follows what the application imports. That is the order
+#: in production too, where only the worker imports the application. gevent patches in the worker, so that the
+#: application cannot be imported earlier.
 PRELOADED = {
     "gunicorn": (
-        *(f"socketio_pg.core.{name}" for name in ("config", "errors", "green", "logs")),
+        *(f"socketio_pg.core.{name}" for name in ("config", "errors", "logs")),
         *(f"gunicorn.{name}" for name in ("app.wsgiapp", "arbiter", "glogging", "reloader", "systemd")),
-        "gunicorn.workers.geventlet",
-        "socketio_pg.app",
+        *{
+            "eventlet": ("gunicorn.workers.geventlet", "socketio_pg.app"),
+            "gevent": ("gunicorn.workers.ggevent",),
+        }[green_library.name()],
     ),
     "socketio_pg": tuple(
         f"socketio_pg.cli.{name}"

@@ -8,19 +8,18 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-import eventlet.hubs
-import eventlet.tpool
-from greenlet import greenlet  # type: ignore[import-untyped]
+from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
 
+from socketio_pg.core import green
 from tests.support.patience import PATIENCE
 
 
 def running() -> set[object]:
     """Return the threads and green threads that are running."""
-    hub = eventlet.hubs.get_hub().greenlet
     # The hub itself and Playwright's greenlets have another parent.
-    green = [found for found in gc.get_objects() if isinstance(found, greenlet) and found.parent is hub]
-    alive: list[object] = [*threading.enumerate(), *(found for found in green if not found.dead)]
+    hub = _hub()
+    threads = [found for found in gc.get_objects() if isinstance(found, greenlet) and found.parent is hub]
+    alive: list[object] = [*threading.enumerate(), *(found for found in threads if not found.dead)]
     return {found for found in alive if not _does_nothing(found)}
 
 
@@ -35,14 +34,22 @@ def left_since(before: set[object], seconds: float = PATIENCE) -> list[str]:
         if threads:
             threads[0].join(0.1)
         if len(threads) < len(left):
-            eventlet.sleep(0.01)  # green threads end only while the hub runs
+            green.sleep(0.01)  # green threads end only while the hub runs
+
+
+def _hub() -> greenlet:
+    """Return the hub, which is the parent of all green threads."""
+    parents: list[greenlet] = []
+    thread = green.spawn(lambda: parents.append(getcurrent().parent))
+    thread.wait()
+    return parents[0]
 
 
 def _does_nothing(found: object) -> bool:
-    """Return whether this is a thread of eventlet's own tpool, or an idle worker of a thread pool."""
+    """Return whether this is a thread of eventlet's or gevent's own pool, or an idle worker of a thread pool."""
     frames = _stack(found)
     return bool(frames) and (
-        frames[0].name == eventlet.tpool.tpool_trampoline.__name__
+        frames[0].name == "tpool_trampoline"
         or (frames[-1].name, Path(frames[-1].filename).parts[-3:])
         == ("_worker", ("concurrent", "futures", "thread.py"))
     )

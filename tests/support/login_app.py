@@ -1,8 +1,8 @@
 """An application with its own login: a Flask session, or tokens for clients without a session."""
 
-import eventlet
+from socketio_pg.core import green
 
-eventlet.monkey_patch()
+green.patch()
 
 from typing import Any  # noqa: E402
 

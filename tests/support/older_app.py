@@ -1,8 +1,8 @@
 """A server as it was before requests could name several channels: it ignores `channels`, and misses `channel`."""
 
-import eventlet
+from socketio_pg.core import green
 
-eventlet.monkey_patch()
+green.patch()
 
 from collections.abc import Callable  # noqa: E402
 from typing import Any  # noqa: E402

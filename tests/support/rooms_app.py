@@ -1,8 +1,8 @@
 """An application that uses Flask-SocketIO's API, on one of several nodes, and is controlled by HTTP requests."""
 
-import eventlet
+from socketio_pg.core import green
 
-eventlet.monkey_patch()
+green.patch()
 
 from typing import Any  # noqa: E402
 

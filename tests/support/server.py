@@ -11,13 +11,14 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from socketio_pg.core import green
 from socketio_pg.core.config import Settings
 from tests.support import forks
 from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
-GUNICORN_ARGUMENTS = ["--worker-class", "eventlet", "-w", "1"]
+GUNICORN_ARGUMENTS = ["--worker-class", green.LIBRARY, "-w", "1"]
 GUNICORN = [sys.executable, "-m", "gunicorn", *GUNICORN_ARGUMENTS]
 APP = "socketio_pg.server:app"
 
@@ -44,8 +45,11 @@ def listens(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """Return the environment without our settings, which the developer's shell may have, plus ``settings``."""
-    ours = {field.name.upper() for field in dataclasses.fields(Settings)}
+    """Return the environment without our settings, which the developer's shell may have, plus ``settings``.
+
+    GREEN stays: it chooses the green-thread library of the whole run.
+    """
+    ours = {field.name.upper() for field in dataclasses.fields(Settings)} - {"GREEN"}
     return {name: value for name, value in os.environ.items() if name not in ours} | settings
 
 

@@ -1,8 +1,8 @@
 """The standard application with an additional route that needs a session."""
 
-import eventlet
+from socketio_pg.core import green
 
-eventlet.monkey_patch()
+green.patch()
 
 from flask import session  # noqa: E402
 

@@ -4,9 +4,9 @@ The handler takes ``SLOW_CONNECT`` seconds. With ``SLOW_LOGIN`` the login takes 
 null means until a test asks for ``/release``.
 """
 
-import eventlet
+from socketio_pg.core import green
 
-eventlet.monkey_patch()
+green.patch()
 
 import os  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -17,14 +17,14 @@ from flask import Flask, Request, request  # noqa: E402
 from socketio_pg import Claims  # noqa: E402
 from socketio_pg.websocket import SocketServer  # noqa: E402
 
-released = eventlet.Event()
+released = green.Event()
 
 
 def authenticate(handshake: Request, auth: Any) -> Claims:
     if auth["seconds"] is None:
         released.wait()
     else:
-        eventlet.sleep(auth["seconds"])
+        green.sleep(auth["seconds"])
     return Claims({"sub": "slow"})
 
 

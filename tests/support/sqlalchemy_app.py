@@ -1,6 +1,6 @@
 """An application whose route waits in PostgreSQL, through SQLAlchemy on psycopg 3.
 
-``PSYCOPG_FIRST``: psycopg is imported before this package, even before eventlet patches the standard library.
+``PSYCOPG_FIRST``: psycopg is imported before this package, even before the standard library is patched.
 """
 
 import os
@@ -8,9 +8,9 @@ import os
 if os.environ.get("PSYCOPG_FIRST"):
     import psycopg  # noqa: F401
 
-import eventlet
+from socketio_pg.core import green
 
-eventlet.monkey_patch()
+green.patch()
 
 import sqlalchemy as sa  # noqa: E402
 from flask import Flask  # noqa: E402

@@ -4,9 +4,9 @@ With ``ECHO`` it echoes Engine.IO messages. ``FILTER_PENALTY``: seconds without 
 have cost too much.
 """
 
-import eventlet
+from socketio_pg.core import green
 
-eventlet.monkey_patch()
+green.patch()
 
 import gc  # noqa: E402
 import os  # noqa: E402
@@ -51,7 +51,7 @@ def connect_carelessly(auth: Any) -> None:
 
 io.on_event("connect", connect_carelessly, namespace="/careless")
 io.on_event("connect", lambda: None, namespace="/slow")
-io.on_event("disconnect", lambda *_: eventlet.sleep(0.3), namespace="/slow")
+io.on_event("disconnect", lambda *_: green.sleep(0.3), namespace="/slow")
 
 
 for namespace in ("/", "/custom"):
@@ -135,7 +135,7 @@ class Stall:
     def watch(self) -> None:
         while True:
             before = time.process_time()
-            eventlet.sleep(0.001)
+            green.sleep(0.001)
             self.longest = max(self.longest, time.process_time() - before)
 
 
@@ -146,7 +146,7 @@ stall = Stall()
 def longest_stall() -> dict[str, float]:
     """Return the longest stall since the last request, and reset it."""
     if not app.extensions.get("watching"):
-        app.extensions["watching"] = eventlet.spawn(stall.watch)
+        app.extensions["watching"] = green.spawn(stall.watch)
     longest, stall.longest = stall.longest, 0.0
     return {"seconds": longest}
 

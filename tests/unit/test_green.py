@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from socketio_pg.core import green
+from socketio_pg.core import green, progress
 from tests.support.patience import PATIENCE
 
 
@@ -211,11 +211,11 @@ def test_resolve_returns_addresses() -> None:
 
 def test_client_that_reads_too_slowly_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each read is progress, so that only the average shows it."""
-    monkeypatch.setattr(green, "STALLED", 1.0)
+    monkeypatch.setattr(progress, "STALLED", 1.0)
     for speed, survives in ((10**9, False), (1.0, True)):
-        monkeypatch.setattr(green, "MIN_SPEED", speed)
+        monkeypatch.setattr(progress, "MIN_SPEED", speed)
         plain, connection = green.socket_pair()
-        connection.__class__ = green._ClientSocket
+        connection = green.client_socket(connection)
         read = 0
 
         def read_slowly(plain: Any = plain) -> None:

@@ -37,8 +37,7 @@ def test_programs_by_their_names(monkeypatch: pytest.MonkeyPatch, program: str, 
 @pytest.mark.parametrize(
     ("worker", "name"),
     [
-        ("geventlet", None), ("sync", "gunicorn's worker class sync"), ("gthread", "gunicorn's worker class gthread"),
-        ("ggevent", "gunicorn's worker class gevent"), ("gasgi", "gunicorn's worker class asgi"),
+        ("geventlet", None), ("ggevent", None), ("sync", "gunicorn's worker class sync"), ("gthread", "gunicorn's worker class gthread"), ("gasgi", "gunicorn's worker class asgi"),
         ("others", "this worker class of gunicorn"),
     ],
 )  # fmt: skip

@@ -3,8 +3,6 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import eventlet
-
 from socketio_pg.core import green
 from tests.support.leftovers import left_since, running
 
@@ -24,7 +22,7 @@ def test_running_green_threads_are_reported() -> None:
     before, end = running(), green.Event()
     green.spawn(end.wait)
     green.run_soon(end.wait)
-    eventlet.sleep()  # let them start
+    green.sleep()  # let them start
     assert [("in wait" in left) for left in left_since(before, 0.1)] == [True, True]
     end.send()
     assert left_since(before) == []
@@ -40,12 +38,12 @@ def test_idle_pool_is_not_reported() -> None:
         assert left_since(before) == []
 
 
-def test_earlier_threads_and_eventlets_own_are_not_reported() -> None:
+def test_earlier_threads_and_those_of_the_library_are_not_reported() -> None:
     end = green.Event()
     green.spawn(end.wait)
-    eventlet.sleep()
+    green.sleep()
     before = running()
-    assert eventlet.tpool.execute(str, 1) == "1"
+    assert green.resolve("localhost")  # in a thread of the library
     assert left_since(before, 0.1) == []
     end.send()
-    eventlet.sleep()
+    green.sleep()

@@ -1,0 +1,332 @@
+"""Green threads on eventlet: the names that `green` needs of a library. `green_gevent` has the same ones."""
+
+import contextlib
+import errno
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+with warnings.catch_warnings():
+    # eventlet warns that it is deprecated: see docs/deploy.md on pinned libraries.
+    warnings.simplefilter("ignore")
+    import eventlet
+    import eventlet.event
+    import eventlet.green.select
+    import eventlet.green.socket
+    import eventlet.green.ssl
+    import eventlet.green.urllib.request
+    import eventlet.greenio
+    import eventlet.hubs
+    import eventlet.patcher
+    import eventlet.queue
+    import eventlet.semaphore
+    import eventlet.tpool
+    import eventlet.wsgi
+
+from socketio_pg.core import progress
+
+logger = logging.getLogger("socketio_pg.green")
+
+NAME = "eventlet"
+Queue = eventlet.queue.Queue
+QueueEmpty = eventlet.queue.Empty
+Lock = eventlet.semaphore.Semaphore
+#: The library's own time-out, which is not an Exception.
+Timeout = eventlet.Timeout
+#: Raises the returned time-out in the current green thread after some seconds, unless its cancel() is called.
+start_timeout: Callable[[float], Any] = eventlet.Timeout
+
+# The unpatched modules. The patched functions wait for the descriptor even when it is non-blocking, and two green
+# threads must not wait for the same descriptor.
+plain_os: Any = eventlet.patcher.original("os")
+plain_socket: Any = eventlet.patcher.original("socket")
+
+
+def patch() -> None:
+    """Make the standard library's functions wait in green threads."""
+    eventlet.monkey_patch()
+
+
+def is_patched() -> bool:
+    """Return whether the library has patched the standard library's functions that wait for descriptors."""
+    return bool(eventlet.patcher.is_monkey_patched("select"))
+
+
+def spawn(function: Callable[..., object], *args: object) -> Any:
+    """Run ``function`` in a green thread, and return that."""
+    return eventlet.spawn(function, *args)
+
+
+def spawn_raw(function: Callable[..., object], *args: object) -> None:
+    """Run ``function`` in a green thread that nobody can wait for."""
+    eventlet.spawn_n(function, *args)
+
+
+def current() -> Any:
+    """Return the current green thread."""
+    return eventlet.getcurrent()
+
+
+def sleep(seconds: float = 0.0) -> None:
+    """Yield to other green threads, and to the callbacks of ready descriptors, for at least ``seconds``."""
+    eventlet.sleep(seconds)
+
+
+def call_later(seconds: float, callback: Callable[[], object]) -> None:
+    """Let the hub call ``callback`` after ``seconds``."""
+    eventlet.hubs.get_hub().schedule_call_global(seconds, callback)
+
+
+def call_in_thread(function: Callable[..., Any], *args: object) -> Any:
+    """Call ``function`` in a thread of the operating system, and return its result."""
+    return eventlet.tpool.execute(function, *args)
+
+
+class Result:
+    """A result that green threads wait for."""
+
+    def __init__(self) -> None:
+        self._event = eventlet.event.Event()
+        self.ready: Callable[[], bool] = self._event.ready
+        self.set: Callable[[object], None] = self._event.send
+        self.get: Callable[[], Any] = self._event.wait
+
+
+def select(descriptors: list[Any], seconds: float) -> list[Any]:
+    """Wait up to ``seconds`` and return the readable ``descriptors``: objects with ``fileno()``, also above 1,023."""
+    readable, _, _ = eventlet.green.select.select(descriptors, [], [], max(0.0, seconds))
+    return list(readable)
+
+
+def wait_readable(descriptor: int) -> None:
+    """Wait until ``descriptor`` is readable."""
+    eventlet.hubs.trampoline(descriptor, read=True)
+
+
+def wait_writable(descriptor: int) -> None:
+    """Wait until ``descriptor`` is writable."""
+    eventlet.hubs.trampoline(descriptor, write=True)
+
+
+def urlopen(request: Any, seconds: float) -> Any:
+    """Send a request of `urllib`; ``seconds`` is the limit of each wait."""
+    return eventlet.green.urllib.request.urlopen(request, timeout=seconds)
+
+
+class Readiness:
+    """Calls functions from the hub when a descriptor is readable or writable. They must not wait.
+
+    A function may be called once more after it was stopped: another callback may have stopped it in the same round.
+    :meth:`close` must come before the descriptor is closed.
+    """
+
+    __slots__ = ("_descriptor", "_reading", "_writing")
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._reading: Any = None
+        self._writing: Any = None
+
+    def start_reading(self, callback: Callable[..., object]) -> None:
+        """Call ``callback`` whenever the descriptor is readable, with or without arguments, until it is stopped."""
+        hub = eventlet.hubs.get_hub()
+        self._reading = self._add(hub, hub.READ, callback)
+
+    def start_writing(self, callback: Callable[..., object]) -> None:
+        """Call ``callback`` whenever the descriptor is writable, with or without arguments, until it is stopped."""
+        hub = eventlet.hubs.get_hub()
+        self._writing = self._add(hub, hub.WRITE, callback)
+
+    def _add(self, hub: Any, kind: str, callback: Callable[..., object]) -> Any:
+        listener = hub.add(kind, self._descriptor, callback, _ignore, _ignore)
+        # Otherwise the listener would keep the request's green thread alive, with its stack.
+        listener.greenlet = hub.greenlet
+        return listener
+
+    def stop_reading(self) -> None:
+        """Undo :meth:`start_reading`. Idempotent."""
+        found, self._reading = self._reading, None
+        if found is not None:
+            eventlet.hubs.get_hub().remove(found)
+
+    def stop_writing(self) -> None:
+        """Undo :meth:`start_writing`. Idempotent."""
+        found, self._writing = self._writing, None
+        if found is not None:
+            eventlet.hubs.get_hub().remove(found)
+
+    def close(self) -> None:
+        """Stop both, for good."""
+        self.stop_reading()
+        self.stop_writing()
+
+
+def _ignore(*_: object) -> None:
+    """Do nothing: a callback of the hub for descriptors that are closed elsewhere, which never happens to these."""
+
+
+# -- connections of WSGI requests --------------------------------------------------------------------------------------
+
+
+class ClientSocket(eventlet.greenio.GreenSocket):  # type: ignore[misc]
+    """An accepted connection that times out, and that yields to other green threads while it receives.
+
+    A timeout raises ConnectionResetError, which WSGI servers handle without logging.
+    """
+
+    _progress: progress.Progress
+
+    def _trampoline(self, *args: Any, **options: Any) -> Any:
+        write = bool(options.get("write"))
+        options["timeout"] = self._progress.may_wait(options.get("timeout"), write=write)
+        options["timeout_exc"] = ConnectionResetError(errno.ECONNRESET, "the client stalled")
+        if not write:
+            return super()._trampoline(*args, **options)
+        began = time.monotonic()
+        try:
+            return super()._trampoline(*args, **options)
+        finally:
+            self._progress.waited(time.monotonic() - began)
+
+    def send(self, data: bytes, flags: int = 0) -> int:
+        sent: int = super().send(data, flags)
+        self._progress.sent(sent)
+        return sent
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        # eventlet does not yield to other green threads while data is available.
+        if self._progress.should_yield():
+            eventlet.sleep()
+        received: bytes = super().recv(size, flags)
+        return received
+
+
+def client_socket(connection: Any) -> ClientSocket:
+    """Return the green ``connection`` as a :class:`ClientSocket`."""
+    # The class is changed in place: a new object on the descriptor would lose it when the old one is freed.
+    connection.__class__ = ClientSocket
+    connection._progress = progress.Progress()
+    return connection  # type: ignore[no-any-return]
+
+
+def request_socket(environ: dict[str, Any]) -> Any:
+    """Return the connection of a request to the library's own WSGI server; None if it came to another one."""
+    return environ["eventlet.input"].get_socket() if "eventlet.input" in environ else None
+
+
+@contextlib.contextmanager
+def unread_body(environ: dict[str, Any]) -> Iterator[Any]:
+    """Yield the body of a request to the library's own WSGI server as it is on the connection.
+
+    The ``with`` block reads the whole body.
+    """
+    body = environ["wsgi.input"]
+    if body.should_send_hundred_continue:
+        body.is_hundred_continue_response_sent = True
+        body.send_hundred_continue_response()
+    yield body.rfile
+    body.chunk_length = 0  # eventlet would look for chunks in the next request
+
+
+def answer_elsewhere() -> Any:
+    """Keep the WSGI server from answering the current request. The application must return the result as its body."""
+    eventlet.wsgi.WSGI_LOCAL.already_handled = True
+    return ()
+
+
+def take_over(connection: Any) -> Any:
+    """Return a non-blocking plain socket on the connection of a request, whose own socket may be closed."""
+    taken = plain_socket.socket(fileno=os.dup(connection.fileno()))
+    taken.setblocking(False)
+    return taken
+
+
+def socket_pair() -> tuple[Any, Any]:
+    """Return two connected sockets: a non-blocking plain one, and a green one."""
+    plain, other = plain_socket.socketpair()
+    plain.setblocking(False)
+    return plain, eventlet.greenio.GreenSocket(other)
+
+
+@contextlib.contextmanager
+def noticing_end(connection: Any, on_end: Callable[[], None]) -> Iterator[None]:
+    """Call ``on_end`` from the hub when the peer of the green socket closes it during the ``with`` block."""
+    readiness = Readiness(connection.fileno())
+    reading = True
+
+    def readable(_: int) -> None:
+        nonlocal reading
+        if not reading:
+            return
+        reading = False
+        readiness.stop_reading()  # once: unread bytes, perhaps the next request, would call this over and over
+        try:
+            gone = not (connection.fd if hasattr(connection, "fd") else connection).recv(1, plain_socket.MSG_PEEK)
+        except BlockingIOError:
+            gone = False
+        except OSError:
+            gone = True
+        if gone:
+            on_end()
+
+    readiness.start_reading(readable)
+    try:
+        yield
+    finally:
+        reading = False
+        readiness.close()
+
+
+def keep_accepting() -> None:
+    """Patch eventlet's accept(): retries after a lack of descriptors or memory, and limits TLS handshakes.
+
+    Unpatched, such a lack ends gunicorn's acceptor for good, and gunicorn does not limit handshakes. Makes accepted
+    connections :class:`ClientSocket`.
+    """
+    accept = eventlet.greenio.GreenSocket.accept
+
+    def patient(self: Any) -> Any:
+        while True:
+            try:
+                client, address = accept(self)
+                if not isinstance(client, eventlet.greenio.GreenSocket):
+                    return client, address  # gunicorn wraps its listener: the outer accept() returns a green socket
+                return client_socket(client), address
+            except OSError as error:
+                if error.errno not in progress.LACKS:
+                    raise
+                logger.warning("cannot accept a connection: %s; retrying", error.strerror)
+                eventlet.sleep(0.1)
+
+    eventlet.greenio.GreenSocket.accept = patient
+
+    shake_hands = eventlet.green.ssl.GreenSSLSocket.do_handshake
+
+    def shake_hands_in_time(self: Any, *args: Any) -> Any:
+        if not self.server_side:
+            return shake_hands(self, *args)
+        with eventlet.Timeout(progress.HANDSHAKE, ConnectionResetError(errno.ECONNRESET, "no TLS handshake")):
+            return shake_hands(self, *args)
+
+    eventlet.green.ssl.GreenSSLSocket.do_handshake = shake_hands_in_time
+
+
+def listen(host: str, port: int, backlog: int = 4096) -> Any:
+    """Return a listening green socket."""
+    family, _, _, _, address = eventlet.green.socket.getaddrinfo(host, port, type=eventlet.green.socket.SOCK_STREAM)[0]
+    return eventlet.listen(address, family, backlog=backlog, reuse_port=False)
+
+
+def serve_wsgi(listener: Any, application: Any, max_connections: int) -> None:
+    """Serve ``application`` until :func:`stop_serving` is called on this green thread."""
+    with contextlib.suppress(eventlet.StopServe):
+        # debug=True would send Python tracebacks to clients.
+        eventlet.wsgi.server(listener, application, max_size=max_connections, log_output=False, debug=False)
+
+
+def stop_serving(thread: Any) -> None:
+    """Stop accepting connections; the serving green thread ends when the open requests have."""
+    eventlet.kill(thread, eventlet.StopServe())

@@ -1,0 +1,431 @@
+"""Green threads on gevent: the names that `green` needs of a library. `green_eventlet` has the same ones."""
+
+import contextlib
+import contextvars
+import errno
+import http.client
+import logging
+import os
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import gevent.event
+import gevent.lock
+import gevent.monkey
+import gevent.pool
+import gevent.pywsgi
+import gevent.queue
+import gevent.select
+import gevent.server
+import gevent.socket
+import gevent.ssl
+
+from socketio_pg.core import progress
+
+logger = logging.getLogger("socketio_pg.green")
+
+NAME = "gevent"
+Queue = gevent.queue.Queue
+QueueEmpty = gevent.queue.Empty
+Lock = gevent.lock.Semaphore
+#: The library's own time-out, which is not an Exception.
+Timeout = gevent.Timeout
+#: Raises the returned time-out in the current green thread after some seconds, unless its cancel() is called.
+start_timeout: Callable[[float], Any] = gevent.Timeout.start_new
+
+# gevent replaces neither os.read() nor os.write(); its sockets wrap the standard library's in `_sock`.
+plain_os: Any = os
+
+
+class _PlainSockets:
+    """The standard library's socket module, with the classes and functions that gevent replaces as they were."""
+
+    def __getattr__(self, name: str) -> Any:
+        return gevent.monkey.get_original("socket", name)
+
+
+plain_socket: Any = _PlainSockets()
+
+
+def patch() -> None:
+    """Make the standard library's functions wait in green threads."""
+    gevent.monkey.patch_all()
+
+
+def is_patched() -> bool:
+    """Return whether the library has patched the standard library's functions that wait for descriptors."""
+    return bool(gevent.monkey.is_module_patched("select"))
+
+
+class _GreenThread(gevent.Greenlet):  # type: ignore[misc]
+    """A green thread with the methods that eventlet's has."""
+
+    wait = gevent.Greenlet.get
+
+    def kill(self, exception: Any = gevent.GreenletExit, block: bool = True, timeout: float | None = None) -> None:
+        """Run the thread's ``finally`` blocks until one of them waits, like eventlet. gevent waits for their end."""
+        super().kill(exception, block=False)
+        gevent.sleep()
+
+
+def spawn(function: Callable[..., object], *args: object) -> Any:
+    """Run ``function`` in a green thread, and return that."""
+    thread = _GreenThread(function, *args)
+    # gevent copies the context variables, and with them a request of Flask, which would live as long as the thread.
+    thread.gr_context = contextvars.Context()
+    thread.start()
+    return thread
+
+
+def spawn_raw(function: Callable[..., object], *args: object) -> None:
+    """Run ``function`` in a green thread that nobody can wait for."""
+    gevent.spawn_raw(function, *args)
+
+
+def current() -> Any:
+    """Return the current green thread."""
+    return gevent.getcurrent()
+
+
+def sleep(seconds: float = 0.0) -> None:
+    """Yield to other green threads, and to the callbacks of ready descriptors, for at least ``seconds``."""
+    # gevent.sleep(0) lets other green threads run, but for some milliseconds no callbacks of descriptors.
+    gevent.sleep(seconds if seconds > 0 else 1e-9)
+
+
+def call_later(seconds: float, callback: Callable[[], object]) -> None:
+    """Let the hub call ``callback`` after ``seconds``."""
+    timer = gevent.get_hub().loop.timer(seconds)
+
+    def fire() -> None:
+        timer.close()
+        callback()
+
+    timer.start(fire)
+
+
+def call_in_thread(function: Callable[..., Any], *args: object) -> Any:
+    """Call ``function`` in a thread of the operating system, and return its result."""
+    return gevent.get_hub().threadpool.apply(function, args)
+
+
+class Result:
+    """A result that green threads wait for."""
+
+    def __init__(self) -> None:
+        self._result = gevent.event.AsyncResult()
+        self.ready: Callable[[], bool] = self._result.ready
+        self.set: Callable[[object], None] = self._result.set
+        self.get: Callable[[], Any] = self._result.get
+
+
+def select(descriptors: list[Any], seconds: float) -> list[Any]:
+    """Wait up to ``seconds`` and return the readable ``descriptors``: objects with ``fileno()``, also above 1,023."""
+    # gevent.select.select() begins with the system's, which refuses descriptors above 1,023.
+    poll = gevent.select.poll()
+    found = {descriptor.fileno(): descriptor for descriptor in descriptors}
+    for descriptor in found:
+        poll.register(descriptor, gevent.select.POLLIN)
+    return [found[descriptor] for descriptor, _ in poll.poll(max(0.0, seconds) * 1000)]
+
+
+def wait_readable(descriptor: int) -> None:
+    """Wait until ``descriptor`` is readable."""
+    gevent.socket.wait_read(descriptor)
+
+
+def wait_writable(descriptor: int) -> None:
+    """Wait until ``descriptor`` is writable."""
+    gevent.socket.wait_write(descriptor)
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection of `urllib` that waits in green threads although the process may not be patched."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._create_connection = gevent.socket.create_connection
+
+
+class _SecureConnection(http.client.HTTPSConnection):
+    """The same with TLS."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._create_connection = gevent.socket.create_connection
+
+
+class _Handler(urllib.request.HTTPHandler):
+    def http_open(self, request: Any) -> Any:
+        return self.do_open(_Connection, request)
+
+
+class _SecureHandler(urllib.request.HTTPSHandler):
+    def https_open(self, request: Any) -> Any:
+        return self.do_open(_SecureConnection, request, context=gevent.ssl.create_default_context())
+
+
+def urlopen(request: Any, seconds: float) -> Any:
+    """Send a request of `urllib`; ``seconds`` is the limit of each wait."""
+    return urllib.request.build_opener(_Handler, _SecureHandler).open(request, timeout=seconds)
+
+
+_READ, _WRITE = 1, 2
+
+
+class Readiness:
+    """Calls functions from the hub when a descriptor is readable or writable. They must not wait.
+
+    A function may be called once more after it was stopped: another callback may have stopped it in the same round.
+    :meth:`close` must come before the descriptor is closed.
+    """
+
+    __slots__ = ("_reader", "_writer")
+
+    def __init__(self, descriptor: int) -> None:
+        loop = gevent.get_hub().loop
+        self._reader = loop.io(descriptor, _READ)
+        self._writer = loop.io(descriptor, _WRITE)
+
+    def start_reading(self, callback: Callable[..., object]) -> None:
+        """Call ``callback`` whenever the descriptor is readable, with or without arguments, until it is stopped."""
+        self._reader.start(callback)
+
+    def start_writing(self, callback: Callable[..., object]) -> None:
+        """Call ``callback`` whenever the descriptor is writable, with or without arguments, until it is stopped."""
+        self._writer.start(callback)
+
+    def stop_reading(self) -> None:
+        """Undo :meth:`start_reading`. Idempotent."""
+        self._reader.stop()
+
+    def stop_writing(self) -> None:
+        """Undo :meth:`start_writing`. Idempotent."""
+        self._writer.stop()
+
+    def close(self) -> None:
+        """Stop both, for good."""
+        for watcher in (self._reader, self._writer):
+            watcher.stop()
+            watcher.close()
+
+
+# -- connections of WSGI requests --------------------------------------------------------------------------------------
+
+
+class ClientSocket(gevent.socket.socket):  # type: ignore[misc]
+    """An accepted connection that times out, and that yields to other green threads while it receives.
+
+    A timeout raises ConnectionResetError, which WSGI servers handle without logging.
+    """
+
+    __slots__ = ("_progress",)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._progress = progress.Progress()
+
+    def _wait(self, watcher: Any, timeout_exc: Any = None) -> None:
+        write = watcher is self._write_event
+        timeout = self._progress.may_wait(self.timeout, write=write)
+        began = time.monotonic()
+        try:
+            gevent.socket.wait(watcher, timeout, ConnectionResetError(errno.ECONNRESET, "the client stalled"))
+        finally:
+            if write:
+                self._progress.waited(time.monotonic() - began)
+
+    def send(self, data: bytes, flags: int = 0, **options: Any) -> int:
+        sent: int = super().send(data, flags, **options)
+        self._progress.sent(sent)
+        return sent
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        # gevent does not yield to other green threads while data is available.
+        if self._progress.should_yield():
+            sleep()
+        received: bytes = super().recv(size, flags)
+        return received
+
+
+def client_socket(connection: Any) -> ClientSocket:
+    """Return the green ``connection`` as a :class:`ClientSocket`."""
+    family, kind, protocol = connection.family, connection.type, connection.proto
+    return ClientSocket(family, kind, protocol, fileno=connection.detach())
+
+
+#: The connection of a request to the library's own WSGI server, in the environ.
+_CONNECTION = "gevent.connection"
+
+
+def request_socket(environ: dict[str, Any]) -> Any:
+    """Return the connection of a request to the library's own WSGI server; None if it came to another one."""
+    return environ.get(_CONNECTION)
+
+
+@contextlib.contextmanager
+def unread_body(environ: dict[str, Any]) -> Iterator[Any]:
+    """Yield the body of a request to the library's own WSGI server as it is on the connection.
+
+    The ``with`` block reads the whole body.
+    """
+    body = environ["wsgi.input"]
+    body._send_100_continue()
+    yield body.rfile
+    body.chunked_input = False  # gevent would look for chunks in the next request
+
+
+class _AnsweredElsewhere:
+    """An application returns it in place of the body, when the WSGI server must not answer the request.
+
+    gunicorn compares what an application returns with an object of its own. It closes its copy of the connection when
+    that raises StopIteration, and logs nothing; gunicorn's eventlet worker does so too.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise StopIteration
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+
+def answer_elsewhere() -> Any:
+    """Keep the WSGI server from answering the current request. The application must return the result as its body."""
+    return _AnsweredElsewhere()
+
+
+def take_over(connection: Any) -> Any:
+    """Return a non-blocking plain socket on the connection of a request, whose own socket may be closed."""
+    # The descriptor itself: with a duplicate the other one would stay in the loop's epoll set for ever, and each event
+    # on it would make libev set up all descriptors anew.
+    taken = plain_socket.socket(fileno=connection.detach())
+    taken.setblocking(False)
+    return taken
+
+
+def socket_pair() -> tuple[Any, Any]:
+    """Return two connected sockets: a non-blocking plain one, and a green one."""
+    plain, other = plain_socket.socketpair()
+    plain.setblocking(False)
+    return plain, gevent.socket.socket(fileno=other.detach())
+
+
+@contextlib.contextmanager
+def noticing_end(connection: Any, on_end: Callable[[], None]) -> Iterator[None]:
+    """Call ``on_end`` from the hub when the peer of the green socket closes it during the ``with`` block."""
+    watcher = gevent.get_hub().loop.io(connection.fileno(), _READ)
+
+    def readable() -> None:
+        watcher.stop()  # once: unread bytes, perhaps the next request, would call this over and over
+        try:
+            gone = not connection._sock.recv(1, plain_socket.MSG_PEEK)
+        except BlockingIOError:
+            gone = False
+        except OSError:
+            gone = True
+        if gone:
+            on_end()
+
+    watcher.start(readable)
+    try:
+        yield
+    finally:
+        watcher.stop()
+        watcher.close()
+
+
+def keep_accepting() -> None:
+    """Patch gevent's server: it waits quietly after a lack of descriptors or memory, and limits TLS handshakes.
+
+    Unpatched, it prints a traceback for each such lack, and gunicorn does not limit handshakes. Makes accepted
+    connections :class:`ClientSocket`.
+    """
+    gevent.server.StreamServer.do_read = _accept
+
+    shake_hands = gevent.ssl.SSLSocket.do_handshake
+
+    def shake_hands_in_time(self: Any, *args: Any) -> Any:
+        if not self.server_side:
+            return shake_hands(self, *args)
+        with gevent.Timeout(progress.HANDSHAKE, ConnectionResetError(errno.ECONNRESET, "no TLS handshake")):
+            return shake_hands(self, *args)
+
+    gevent.ssl.SSLSocket.do_handshake = shake_hands_in_time
+
+
+def _accept(self: Any) -> tuple[ClientSocket, Any] | None:
+    """Replaces :meth:`gevent.server.StreamServer.do_read`."""
+    listener = self.socket
+    try:
+        descriptor, address = listener._accept()
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        if error.errno not in progress.LACKS:
+            raise
+        logger.warning("cannot accept a connection: %s; retrying", error.strerror)
+        self.stop_accepting()
+        self._timer = self.loop.timer(0.1)
+        self._timer.start(self._start_accepting_if_started)
+        return None
+    return ClientSocket(listener.family, listener.type, listener.proto, fileno=descriptor), address
+
+
+class _RequestHandler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc]
+    """Lets the application take the connection of a request over."""
+
+    def get_environ(self) -> Any:
+        environ = super().get_environ()
+        environ[_CONNECTION] = self.socket
+        return environ
+
+    def process_result(self) -> None:
+        if not isinstance(self.result, _AnsweredElsewhere):
+            super().process_result()
+            return
+        self.close_connection = True
+        # Otherwise the handler would read the rest of the body.
+        self.wsgi_input = gevent.pywsgi.Input(None, 0)
+
+    def log_error(self, message: str, *args: Any) -> None:
+        """Write nothing: clients could fill the log with invalid requests."""
+
+
+class _Server(gevent.pywsgi.WSGIServer):  # type: ignore[misc]
+    do_read = _accept
+    handler_class = _RequestHandler
+
+
+def listen(host: str, port: int, backlog: int = 4096) -> Any:
+    """Return a listening green socket."""
+    family, _, _, _, address = gevent.socket.getaddrinfo(host, port, type=plain_socket.SOCK_STREAM)[0]
+    listener = gevent.socket.socket(family=family)
+    try:
+        listener.setsockopt(plain_socket.SOL_SOCKET, plain_socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(backlog)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+class _StopServe(Exception):
+    """Ends :func:`serve_wsgi`."""
+
+
+def serve_wsgi(listener: Any, application: Any, max_connections: int) -> None:
+    """Serve ``application`` until :func:`stop_serving` is called on this green thread."""
+    server = _Server(listener, application, spawn=gevent.pool.Pool(max_connections), log=None)
+    with contextlib.suppress(_StopServe):
+        server.serve_forever()
+
+
+def stop_serving(thread: Any) -> None:
+    """Stop accepting connections; the serving green thread ends when the open requests have."""
+    thread.kill(_StopServe())
