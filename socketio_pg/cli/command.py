@@ -19,7 +19,7 @@ from socketio_pg.core.errors import (
     LogNotInstalledError,
     SocketIOPGError,
 )
-from socketio_pg.postgres.database import Database
+from socketio_pg.postgres.database import Database, wait_green
 
 #: Exit codes, for scripts (docs/cli.md). INTERRUPTED is Ctrl-C.
 OK, FAILED, USAGE, UNAVAILABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -137,6 +137,7 @@ def open_database(settings: config.Settings) -> Database:
     """Return the configured database, not yet connected. Raises :class:`ConfigurationError` if none is configured."""
     require_database(settings)
     assert settings.database_url is not None
+    wait_green()
     return Database(settings.database_url, settings.listen_database_url, settings.schema_owner)
 
 

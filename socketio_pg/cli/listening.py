@@ -12,7 +12,7 @@ from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import DatabaseUnavailableError, InvalidRequestError, SocketIOPGError
 from socketio_pg.core.messages import EncodedMessage, Position
 from socketio_pg.log.replay import MAX_HISTORY
-from socketio_pg.postgres.database import Database, session
+from socketio_pg.postgres.database import Database, session, wait_green
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.subscriber.subscriber import Health, Subscriber
 
@@ -70,6 +70,7 @@ class FromDatabase:
 
     def __init__(self, settings: Settings) -> None:
         assert settings.database_url is not None
+        wait_green()
         # Raises a precise error when the database is unreachable; the listener would retry.
         with session(Database(settings.database_url), "cli listen"):
             pass

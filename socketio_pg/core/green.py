@@ -31,8 +31,10 @@ QueueEmpty = _library.QueueEmpty
 #: ``with lock:``, for the green threads of one process.
 Lock = _library.Lock
 GreenThread: TypeAlias = Any  # the libraries have no types
-#: What an application's function may raise: the library's own time-out is not an Exception.
-FAILURES: tuple[type[BaseException], ...] = (Exception, _library.Timeout)
+#: The library's own time-out, which is not an Exception.
+Timeout: type[BaseException] = _library.Timeout
+#: What an application's function may raise.
+FAILURES: tuple[type[BaseException], ...] = (Exception, Timeout)
 #: Calls functions when a descriptor is readable or writable, without a green thread.
 Readiness = _library.Readiness
 
@@ -186,7 +188,7 @@ def timeout(seconds: float) -> Iterator[None]:
     timer = _library.start_timeout(seconds)
     try:
         yield
-    except _library.Timeout as raised:
+    except Timeout as raised:
         if raised is not timer:
             raise
         raise TimedOut(f"no answer within {seconds:g} s") from None

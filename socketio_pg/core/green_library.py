@@ -66,7 +66,7 @@ def want(library: str | None) -> None:
 
 
 def problem() -> str | None:
-    """Return why this process cannot use its library, as a sentence without its full stop; None if it can."""
+    """Return why this process must not use its library, as a sentence without its full stop; None if it may."""
     library, worker_class, patched = name(), of_worker_class(), patching()
     if worker_class is not None and wanted() not in (None, worker_class):
         return (
@@ -77,7 +77,7 @@ def problem() -> str | None:
         return (
             f"gunicorn's worker class is {library}, but {patched} has patched this process: remove its monkey-patching"
         )
-    return missing(library)
+    return None
 
 
 def missing(library: str) -> str | None:

@@ -8,7 +8,7 @@ from socketio_pg.core.config import NO_DATABASE_REMEDY, Settings
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.doctor import checks_database, checks_log, checks_settings
 from socketio_pg.doctor.findings import Finding, error, warning
-from socketio_pg.postgres.database import Database, session
+from socketio_pg.postgres.database import Database, session, wait_green
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
@@ -26,6 +26,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         if not settings.debug:
             yield error("database", "no database is configured", NO_DATABASE_REMEDY)
         return
+    wait_green()
     database = Database(settings.database_url, settings.listen_database_url, settings.schema_owner)
     try:
         with session(database, "doctor") as connection:

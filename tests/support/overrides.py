@@ -20,7 +20,7 @@ from typing import Any
 
 SECTION = "## Overridden methods of python-socketio and python-engineio"
 #: The packages whose classes are subclassed.
-LIBRARIES = ("socketio", "engineio", "flask_socketio", "eventlet")
+LIBRARIES = ("socketio", "engineio", "flask_socketio", "eventlet", "gevent")
 #: Modules that start a server or a command when they are imported.
 _PROGRAMS = ("socketio_pg.server", "socketio_pg.__main__")
 _ROW = re.compile(r"\| `([\w.]+)` \| `([\w.]+)` \| `(\w+)(\(.*?\))` \| .+ \|")
@@ -85,9 +85,8 @@ def _name(one: type) -> str:
     """Return the import path of a class: `socketio.Server`, `engineio.socket.Socket`, `engine.server.Engine`."""
     module = one.__module__.removeprefix("socketio_pg.")
     package = module.partition(".")[0]
-    return (
-        f"{package}.{one.__name__}" if hasattr(sys.modules.get(package), one.__name__) else f"{module}.{one.__name__}"
-    )
+    exported = getattr(sys.modules.get(package), one.__name__, None) is one
+    return f"{package if exported else module}.{one.__name__}"
 
 
 def signature(function: Any) -> str:

@@ -37,12 +37,14 @@ def test_programs_by_their_names(monkeypatch: pytest.MonkeyPatch, program: str, 
 @pytest.mark.parametrize(
     ("worker", "name"),
     [
-        ("geventlet", None), ("ggevent", None), ("sync", "gunicorn's worker class sync"), ("gthread", "gunicorn's worker class gthread"), ("gasgi", "gunicorn's worker class asgi"),
+        ("geventlet", None), ("ggevent", None), ("sync", "gunicorn's worker class sync"),
+        ("gthread", "gunicorn's worker class gthread"), ("gasgi", "gunicorn's worker class asgi"),
         ("others", "this worker class of gunicorn"),
     ],
 )  # fmt: skip
 def test_worker_classes_of_gunicorn(monkeypatch: pytest.MonkeyPatch, worker: str, name: str | None) -> None:
     monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn/25.3.0")
+    monkeypatch.delenv("GREEN", raising=False)
     for module in [module for module in sys.modules if module.startswith("gunicorn.")]:
         monkeypatch.delitem(sys.modules, module)
     assert hosting.refusal_at_start() is None, "a program that gunicorn's application has started"

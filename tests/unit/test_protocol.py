@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import eventlet
 import greenlet  # type: ignore[import-untyped]
 import pytest
 import socketio
 from socketio.packet import CONNECT, CONNECT_ERROR, DISCONNECT, EVENT
 
+from socketio_pg.core import green
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError, UnauthorizedError
 from socketio_pg.protocol.server import Server
 from tests.support.wire import FAILED, Wire, assert_no_client_state, echo, follow
@@ -197,7 +197,7 @@ def emit_and_refuse(server: Server, sid: str, namespace: str) -> None:
 
 def time_out(server: Server, sid: str, namespace: str) -> None:
     server.emit("early", "x", to=sid, namespace=namespace)
-    raise eventlet.Timeout
+    raise green.Timeout
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_legacy_disconnect_handler_causes_no_second_call(
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError("failed"), ValueError("failed"), TypeError("failed"), eventlet.Timeout()],
+    [RuntimeError("failed"), ValueError("failed"), TypeError("failed"), green.Timeout()],
     ids=lambda error: type(error).__name__,
 )
 def test_failing_disconnect_handler_leaves_no_state(
