@@ -3,13 +3,14 @@
 import time
 
 from tests.support.http_api import HttpApi, after, payloads, refusal
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
 
 UNAVAILABLE = (503, "database_unavailable")
 #: Seconds that the answers to one fault may take: the server's own timeouts, plus an allowance for a slow machine.
-MAX_SECONDS = 30.0
+MAX_SECONDS = 60.0
 
 
 def test_unreachable_database_answers_503_in_time(breakable: Cluster, proxy: Proxy, channel: str) -> None:
@@ -21,7 +22,7 @@ def test_unreachable_database_answers_503_in_time(breakable: Cluster, proxy: Pro
         assert api.publish(channel, 1, durable=True).status_code == 200
         for fault in (proxy.refuse, proxy.black_hole):
             fault()
-            server.wait_not_ready(60)
+            server.wait_not_ready()
             began = time.monotonic()
             both = [{"channel": channel, "payload": n, "durable": n == 1} for n in range(2)]
             for answer in (api.publish(channel, 2), api.publish_together(*both), api.messages(channel, **after(start))):
@@ -29,7 +30,7 @@ def test_unreachable_database_answers_503_in_time(breakable: Cluster, proxy: Pro
                 assert int(answer.headers["Retry-After"]) >= 1
             assert time.monotonic() - began < MAX_SECONDS
             proxy.restore()
-            server.wait_ready(60)
+            server.wait_ready()
         assert api.publish(channel, 3, durable=True).status_code == 200
         # No refused message arrives. The last message may take a moment to get its position.
         found: list[int] = []
@@ -80,8 +81,8 @@ def test_polling_client_misses_nothing_during_restarts(breakable: Cluster, proxy
                 found += payloads(page)
             else:
                 assert refusal(read) == UNAVAILABLE
-        server.wait_ready(60)
-        deadline = time.monotonic() + 60
+        server.wait_ready()
+        deadline = time.monotonic() + PATIENCE
         while not set(published) <= set(found) and time.monotonic() < deadline:
             page = api.page(channel, **after(page))
             found += payloads(page)

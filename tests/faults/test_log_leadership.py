@@ -19,7 +19,7 @@ from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 
 #: Seconds within which a stuck leader must be replaced. More than documented, for a busy machine.
-FAIL_OVER = 15.0 + 5.0
+FAIL_OVER = 15.0 + 30.0
 LEADER = """
 SELECT session_pid, leader_name, term FROM socketio_pg.head
 WHERE session_pid IN (SELECT pid FROM pg_stat_activity)
@@ -73,11 +73,13 @@ def subscriber(server: ServerProcess, channel: str) -> Iterator[SocketClient]:
 def latency(log: Log, client: SocketClient, channel: str, first: int) -> float:
     """Return the median seconds from before the commit to the client, of ten messages."""
     times = []
-    for number in range(first, first + 10):
-        began = time.monotonic()
-        log.publish(channel, number, number)
-        assert numbers(client, 1) == [number]
-        times.append(time.monotonic() - began)
+    with contextlib.closing(psycopg2.connect(log.url)) as connection, connection.cursor() as cursor:
+        for number in range(first, first + 10):
+            began = time.monotonic()
+            cursor.execute("SELECT socketio_pg.publish(%s, jsonb_build_array(%s))", (channel, number))
+            connection.commit()
+            assert numbers(client, 1) == [number]
+            times.append(time.monotonic() - began)
     return statistics.median(times)
 
 
@@ -90,7 +92,7 @@ def test_advisory_locks_of_others_change_nothing(log: Log, channel: str, mode: s
         cursor.execute(f"SELECT pg_advisory_lock{mode}(1399803975, n) FROM generate_series(0, 9) AS n")
         log.server.start()
         with subscriber(log.server, channel) as client:
-            assert latency(log, client, channel, 1) < 0.5, "the doorbell rings"
+            assert latency(log, client, channel, 1) < 0.7, "the doorbell rings: otherwise the relay looks once a second"
     log.server.wait_ready()
 
 
@@ -118,7 +120,7 @@ def test_flood_of_the_doorbell_is_bounded(log: Log, breakable: Cluster, channel:
     with subscriber(log.server, channel) as client, stranger(log) as cursor:
         cursor.execute("SET synchronous_commit = off; SET application_name = 'flood'")
         before, began, rings, published = looks(breakable), time.monotonic(), 0, 0
-        while time.monotonic() < began + 2.0:
+        while time.monotonic() < began + 2.0 or rings < 200:
             cursor.execute(flood)
             rings += 1
             time.sleep(0.004)  # the rate of the flood

@@ -46,7 +46,7 @@ def test_silent_database_does_not_delay_scrapes(proxy: Proxy, server: ServerProc
     for _ in range(40):
         scrape(server)
     # The timeouts are 2 s for the query and 5 s for connecting: 40 scrapes that waited would take 80 s or more.
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     wait_for(server, lambda now: DATABASE_METRIC not in now)
     proxy.restore()
     wait_for(server, lambda now: DATABASE_METRIC in now)

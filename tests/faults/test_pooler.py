@@ -59,7 +59,7 @@ def test_pooler_is_detected_and_the_remedy_named(pooler_url: str) -> None:
     server = ServerProcess(pooler_url, wait="http")
     try:
         server.wait_for("/readyz", 503, "LISTEN_DATABASE_URL")
-        assert "LISTEN_DATABASE_URL" in server.log
+        until(lambda: "LISTEN_DATABASE_URL" in server.log, "the remedy is logged")
         with SocketClient(server.url) as client:
             assert client.call("subscribe", {"channel": "foo"})["error"]["code"] == "database_unavailable"
     finally:
@@ -102,6 +102,6 @@ def test_addresses_of_different_databases_are_detected(breakable: Cluster) -> No
     server = ServerProcess(breakable.url(), wait="http", LISTEN_DATABASE_URL=breakable.url("template1"))
     try:
         server.wait_for("/readyz", 503, "another database")
-        assert "another database" in server.log
+        until(lambda: "another database" in server.log, "it is logged")
     finally:
         server.close()

@@ -8,6 +8,7 @@ import pytest
 from socketio_pg.postgres import schema
 from tests.support.cli import doctor
 from tests.support.clients import SocketClient
+from tests.support.patience import until
 from tests.support.postgres import Cluster, cluster
 from tests.support.server import ServerProcess
 
@@ -54,7 +55,7 @@ def test_standby_is_read_only_until_it_is_promoted(standby: Cluster) -> None:
             error = client.call("publish", {"channel": "a", "payload": 1})["error"]
             assert error["code"] == "database_unavailable"
         assert "relaying the log" not in plain.log + server.log
-        assert "not relaying: the database is read-only" in plain.log
+        until(lambda: "not relaying: the database is read-only" in plain.log, "the relay logs it")
 
         standby.sql("SELECT pg_promote()")
         for one in (plain, server):
