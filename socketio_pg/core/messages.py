@@ -107,7 +107,7 @@ def parse_leniently(text: str, **options: Any) -> Any:
 
 def _is_deep(value: Any) -> bool:
     """Return whether a JSON value has over ``MAX_LEVELS`` levels. Not recursive, because senders choose the depth."""
-    level = [[value]]
+    level: list[Any] = [[value]]
     for _ in range(MAX_LEVELS + 1):
         containers = [one.values() if type(one) is dict else one for one in level]
         level = [item for items in containers for item in items if type(item) is list or type(item) is dict]

@@ -1,8 +1,8 @@
 """The standard application, with a clock that tests can move."""
 
-import eventlet
+from socketio_pg.core import green
 
-eventlet.monkey_patch()
+green.patch()
 
 from socketio_pg.app import create_app  # noqa: E402
 from tests.support.clock import add_clock  # noqa: E402
