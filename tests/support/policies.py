@@ -43,17 +43,19 @@ CREATE POLICY "own channel" ON socketio_pg.messages FOR SELECT TO authenticated 
 CREATE POLICY "the lobby" ON socketio_pg.messages FOR SELECT TO anon, authenticated USING (channel = 'lobby');
 """
 
-#: Executed once per cluster: roles are shared by all its databases.
+#: Roles are shared by all databases of a cluster, and other tests create some of them.
 _ROLES = """
 DO $$
+DECLARE
+    role text;
 BEGIN
-    CREATE ROLE authenticated NOLOGIN;
-    CREATE ROLE anon NOLOGIN;
-    CREATE ROLE service_role NOLOGIN BYPASSRLS;
-    CREATE ROLE not_granted NOLOGIN;
-    CREATE ROLE web LOGIN NOINHERIT;
+    FOREACH role IN ARRAY '{authenticated,anon,service_role,not_granted,web}'::text[] LOOP
+        CONTINUE WHEN to_regrole(role) IS NOT NULL;
+        EXECUTE 'CREATE ROLE ' || role;
+    END LOOP;
+    ALTER ROLE service_role BYPASSRLS;
+    ALTER ROLE web LOGIN NOINHERIT;
     GRANT authenticated, anon, service_role TO web;
-EXCEPTION WHEN duplicate_object THEN NULL;
 END $$
 """
 

@@ -28,7 +28,11 @@ class Cluster(EmbeddedPostgres):
     """An embedded PostgreSQL in a separate folder."""
 
     def __init__(self, data_dir: Path, *, version: int) -> None:
-        _programs().setdefault(version, INSTALLED / f"postgres{version}" / "native" / "bin")
+        folder = _programs().setdefault(version, INSTALLED / f"postgres{version}" / "native" / "bin")
+        if not folder.exists():
+            raise FileNotFoundError(
+                f"PostgreSQL {version} is not installed: {folder} is missing (see `make test-postgres`)"
+            )
         super().__init__(data_dir, version=version)
 
     @property

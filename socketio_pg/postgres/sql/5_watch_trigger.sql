@@ -15,10 +15,10 @@ LANGUAGE sql IMMUTABLE AS $$
     SELECT replace(replace(CASE op
         WHEN 'INSERT' THEN
             '(SELECT row_number() OVER () AS number, r__ AS n, NULL::text AS o FROM new_rows AS r__) AS p__
-            CROSS JOIN LATERAL (SELECT (p__.n).*) AS new LEFT JOIN (SELECT * FROM new_rows WHERE false) AS old ON true'
+            CROSS JOIN LATERAL (SELECT (p__.n).*) AS new LEFT JOIN (SELECT * FROM new_rows AS r__ WHERE false) AS old ON true'
         WHEN 'DELETE' THEN
             '(SELECT row_number() OVER () AS number, r__ AS o, NULL::text AS n FROM old_rows AS r__) AS p__
-            CROSS JOIN LATERAL (SELECT (p__.o).*) AS old LEFT JOIN (SELECT * FROM old_rows WHERE false) AS new ON true'
+            CROSS JOIN LATERAL (SELECT (p__.o).*) AS old LEFT JOIN (SELECT * FROM old_rows AS r__ WHERE false) AS new ON true'
         ELSE
             '(SELECT number, o, n FROM (SELECT row_number() OVER () AS number, r__ AS o FROM old_rows AS r__) AS o__
             JOIN (SELECT row_number() OVER () AS number, r__ AS n FROM new_rows AS r__) AS n__ USING (number)) AS p__
