@@ -39,14 +39,14 @@ def slow_room(policies: Policies, database: PolicyDatabase, room: str) -> Iterat
 
 @pytest.mark.serial
 def test_slow_policy_times_out_and_barely_delays_others(policies: Policies, slow_room: str) -> None:
-    policies._timeout = 0.5
+    policies._timeout = 1.5
     others = [question("subscribe", "kitchen", f"user{number}") for number in range(30)]
     alice = question("subscribe", "kitchen")
     began = time.monotonic()
     slow, *rest = outcomes(policies, question("subscribe", slow_room), alice, *others)
     assert isinstance(slow, DatabaseTimeoutError)
     assert rest == [True] + [False] * 30
-    assert time.monotonic() - began < 0.5 * policies.patience + 5
+    assert time.monotonic() - began < 1.5 * policies.patience + 5
     # From now on questions about that channel take the slow lane, and delay no others.
     done: list[Any] = []
     thread = green.spawn(lambda: done.extend(outcomes(policies, question("subscribe", slow_room))))
@@ -71,7 +71,7 @@ def test_many_short_decisions_are_not_taken_for_a_slow_one(
 
 @pytest.mark.serial
 def test_client_with_many_slow_channels_is_isolated(policies: Policies, database: PolicyDatabase, room: str) -> None:
-    policies._timeout = 0.3
+    policies._timeout = 0.6
     with policy_with(policies, database, room, f"starts_with(channel, '{room}') THEN pg_sleep(10)"):
         for number in range(Slow.times):
             [error] = outcomes(policies, question("subscribe", f"{room}-{number}", "mallory"))
@@ -83,7 +83,7 @@ def test_client_with_many_slow_channels_is_isolated(policies: Policies, database
         for number in range(5):
             began = time.monotonic()
             assert policies.ask(question("subscribe", "kitchen")) is True
-            assert time.monotonic() - began < 0.25, number
+            assert time.monotonic() - began < 0.5, number
         attack.wait()
 
 
@@ -124,7 +124,8 @@ def test_questions_time_out_while_all_connections_are_busy(policies: Policies, d
         found = outcomes(policies, *asked)
         assert {type(answer) for answer in found} == {DatabaseTimeoutError}
         assert time.monotonic() - began < 0.3 * policies.patience + 10
-        assert len(database.sql("SELECT pid FROM pg_stat_activity WHERE usename = 'web'")) <= policies.connections
+        sessions = "SELECT pid FROM pg_stat_activity WHERE usename = 'web' AND datname = current_database()"
+        assert len(database.sql(sessions)) <= policies.connections
     policies._slow = Slow()
     policies._timeout = 2.0
     assert policies.ask(question("subscribe", "kitchen")) is True
@@ -160,7 +161,7 @@ def test_connection_lost_during_a_decision_is_an_error(
         # A backend that was told to end is there for a while.
         rows = database.sql(
             "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE usename = 'web' AND wait_event = 'PgSleep' AND pid <> ALL (%s)",
+            " WHERE usename = 'web' AND datname = current_database() AND wait_event = 'PgSleep' AND pid <> ALL (%s)",
             killed,
         )
         killed.extend(pid for pid, _ in rows)

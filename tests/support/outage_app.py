@@ -7,3 +7,5 @@ from socketio_pg.postgres.listener import Listener  # isort: skip
 
 Listener.backoff = (0.1, 0.2)
 Reachability.up_after = 0.5
+# A reconnect on a busy machine is no outage.
+Reachability.down_after = 8.0
