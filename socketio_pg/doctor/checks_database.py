@@ -12,9 +12,8 @@ from socketio_pg.doctor.findings import Finding, error, ok, warning
 from socketio_pg.doctor.status import read_database
 from socketio_pg.postgres.database import Database, fetch, session, translated_errors
 from socketio_pg.postgres.listeners import Listeners
+from socketio_pg.postgres.schema import MAJORS
 
-#: The oldest supported PostgreSQL version, as ``server_version_num``.
-OLDEST = 130_000
 #: Maximum difference between the clocks of this machine and the database, in seconds.
 MAX_SKEW = 5.0
 #: Usage of the NOTIFY queue, from 0 to 1, from which on it is reported.
@@ -37,8 +36,14 @@ def server(connection: Any) -> Iterator[Finding]:
 
 def judge_server(version: str, number: int, encoding: str, *, standby: bool) -> Iterator[Finding]:
     """Judge the version (``number`` is ``server_version_num``), the encoding, and whether it is a standby."""
-    if number < OLDEST:
-        yield error("version", f"PostgreSQL {version} is too old", "PostgreSQL 13 or later is needed")
+    major, oldest, newest = number // 10_000, MAJORS[0], MAJORS[-1]
+    if major < oldest:
+        yield error("version", f"PostgreSQL {version} is too old", f"PostgreSQL {oldest} or later is needed")
+    elif major > newest:
+        yield warning(
+            "version", f"PostgreSQL {version} is newer than the versions that this release was tested with",
+            f"look for a newer release of socketio_pg; this one was tested with PostgreSQL {oldest} to {newest}",
+        )  # fmt: skip
     else:
         yield ok("version", f"PostgreSQL {version}")
     if encoding != "UTF8":

@@ -11,6 +11,9 @@ from socketio_pg.postgres.database import FIXED_PATH, Database, transaction
 #: The version of the schema. Increase it whenever ``sql/*.sql`` changes more than comments and messages.
 VERSION = 4
 
+#: The supported majors of PostgreSQL, with each of which `make test-postgres` tests the schema and what depends on it.
+MAJORS = range(13, 19)
+
 #: The notifications on :data:`LOG_CHANNEL` after an installation and a removal: the only ones that are not sealed.
 INSTALLED, REMOVED = "installed", "removed"
 
@@ -124,7 +127,7 @@ def statements(
     (docs/watch.md). ``emitter_role`` may read the cluster key, for programs that emit with :class:`PostgresManager`: it
     can send anything to all clients. ``schema_owner`` is trusted as the owner of an existing schema.
     """
-    values = {"MAX_PAYLOAD": max_payload}
+    values = {"MAX_PAYLOAD": max_payload, "OLDEST": MAJORS[0]}
     parts = [
         "-- Other schemas may overload functions and operators. The end restores the search_path for your migrations.\n"
         "SELECT pg_catalog.set_config('socketio_pg.search_path', pg_catalog.current_setting('search_path'), true);\n"

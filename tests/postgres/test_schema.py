@@ -152,6 +152,13 @@ def test_printed_sql_installs_the_schema(postgres: Cluster) -> None:
             assert cursor.fetchone() == (schema.VERSION,)
 
 
+def test_install_refuses_an_older_postgres(log: LogDatabase) -> None:
+    newer = log.cluster.version + 1
+    statements = schema.statements(MAX_PAYLOAD).replace(f"< {schema.MAJORS[0]} THEN", f"< {newer} THEN")
+    with pytest.raises(psycopg2.errors.FeatureNotSupported, match=r"PostgreSQL \d+\.\d+.* is too old"):
+        log.sql(statements)
+
+
 def test_install_refuses_other_encodings(postgres: Cluster) -> None:
     postgres.sql("DROP DATABASE IF EXISTS latin WITH (FORCE)")
     postgres.sql("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")

@@ -225,6 +225,7 @@ def test_port_of_another_program_is_an_error(taken: int, monkeypatch: pytest.Mon
         (180_004, "UTF8", False, {"version": "ok"}),
         (130_000, "UTF8", False, {"version": "ok"}),
         (120_022, "UTF8", False, {"version": "error"}),
+        (190_000, "UTF8", False, {"version": "warning"}),
         (180_004, "LATIN1", False, {"version": "ok", "encoding": "warning"}),
         (180_004, "UTF8", True, {"version": "ok", "standby": "error"}),
     ],

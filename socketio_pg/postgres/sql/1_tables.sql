@@ -1,5 +1,13 @@
 -- The log's tables. Idempotent: existing objects are neither changed nor dropped. The schema exists (../trust.py).
 
+DO $$
+BEGIN
+    IF current_setting('server_version_num')::integer / 10000 < @OLDEST@ THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = format('PostgreSQL %s is too old: the log needs @OLDEST@ or later', current_setting('server_version'));
+    END IF;
+END $$;
+
 -- Installations run one after the other: concurrent ones would fail when they change the same object. The first of two that
 -- create the schema makes the other wait until it commits; later ones wait for a table. Not an advisory lock, which any
 -- role could hold.
