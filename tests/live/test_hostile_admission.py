@@ -380,7 +380,7 @@ class Flood:
 
 @pytest.fixture(scope="module")
 def small(newest_pg: Cluster) -> Iterator[ServerProcess]:
-    settings = {"TRUSTED_PROXIES": "1", "MAX_CONNECTIONS": "200", "CONNECT_TIMEOUT": "60"}
+    settings = {"TRUSTED_PROXIES": "1", "MAX_CONNECTIONS": "200", "CONNECT_TIMEOUT": "300"}
     with running(newest_pg, **settings) as made:
         yield made
 

@@ -13,7 +13,21 @@ from tests.support.patience import PATIENCE
 
 
 class _InOrder(engineio.Client):  # type: ignore[misc]
-    """Handles packets in order: python-engineio's client starts a thread for each, which breaks the order."""
+    """Handles packets in order: python-engineio's client starts a thread for each, which breaks the order.
+
+    It also waits for late pings. The stock client gives up silently when a ping is 5 s late, as behind megabytes of
+    messages on a busy machine.
+    """
+
+    _ping_timeout: float | None = None
+
+    @property
+    def ping_timeout(self) -> float | None:
+        return None if self._ping_timeout is None else self._ping_timeout + PATIENCE
+
+    @ping_timeout.setter
+    def ping_timeout(self, seconds: float | None) -> None:
+        self._ping_timeout = seconds
 
     def _trigger_event(self, event: str, *arguments: Any, **options: Any) -> Any:
         return super()._trigger_event(event, *arguments, **options | {"run_async": False})
