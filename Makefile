@@ -11,7 +11,7 @@ POSTGRES_TESTS := tests/postgres tests/faults $(patsubst %,tests/live/test_%.py,
 	cli cluster_postgres hostile_schema log orm permissions replay_clients watch watch_permissions)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test test-postgres nightly lint format soak fuzz audit upstream bench bench-log bench-access bench-watch bench-nodes screenshot clean
+.PHONY: help setup run check test test-postgres nightly lint format soak fuzz audit upstream test-oldest bench bench-log bench-access bench-watch bench-nodes screenshot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s", $$1; column = 20; count = split($$2, words, " "); \
@@ -69,10 +69,10 @@ test-postgres: setup $(INSTALLED)/.installed ## test schema, log, watches and do
 	TEST_POSTGRES=$* $(PYTEST) $(POSTGRES_TESTS) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	TEST_POSTGRES=$* $(PYTEST) $(POSTGRES_TESTS) -m serial
 
-nightly: setup lint ## run all cases and examples, then test-postgres, soak, fuzz, upstream and audit: two hours
+nightly: setup lint ## run all cases and examples, then test-postgres, soak, fuzz, upstream, test-oldest, audit: two hours
 	$(PYTEST) --nightly -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	$(PYTEST) --nightly -m serial
-	$(MAKE) test-postgres soak fuzz upstream audit
+	$(MAKE) test-postgres soak fuzz upstream test-oldest audit
 
 lint: $(VENV)/.installed ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .
@@ -90,8 +90,11 @@ fuzz: setup ## hostile input for MINUTES=10 (and SEED=…): frames, packets, req
 audit: setup ## look for known vulnerabilities in what is installed (asks the package index)
 	$(BIN)/pip-audit --strict --requirement requirements.txt --progress-spinner off
 
-upstream: setup ## test the newest release of each library that is pinned to a minor release (LIBRARY=name==version for one)
+upstream: setup ## test the newest releases of the libraries, each alone and all together (LIBRARY=name==version for one), and report
 	$(BIN)/python -m tests.upstream $(LIBRARY)
+
+test-oldest: setup ## test the oldest versions of the libraries that requirements.txt allows
+	$(BIN)/python -m tests.upstream --oldest
 
 bench: setup ## measure against stock Flask-SocketIO and Node's socket.io: an hour and more, leave the machine alone
 	npm ci --silent --no-audit --no-fund --prefix bench

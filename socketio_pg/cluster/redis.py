@@ -45,7 +45,9 @@ class RedisCluster(ClusterManager, _Connections):
     backoff = (0.1, 2.0)
 
     def __init__(self, url: str, channel: str, sealing: Sealing) -> None:
-        super().__init__(url, channel, redis_options=dict(_REDIS_OPTIONS), sealing=sealing)
+        # The driver's own timeout, too: in the doctor, which has no green threads, the other one interrupts nothing.
+        options = {**_REDIS_OPTIONS, "socket_timeout": self.publish_timeout}
+        super().__init__(url, channel, redis_options=options, sealing=sealing)
         # Publishing replaces its connection after a failure, while the listener waits on this one.
         self._listening = _Connections(url, channel, redis_options=dict(_REDIS_OPTIONS))
 

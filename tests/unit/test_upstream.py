@@ -22,23 +22,21 @@ def test_removed_methods_and_new_signatures_are_broken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "after", "broken", "failed", "word"),
+    ("report", "failed", "words"),
     [
-        ("eventlet", "1.0", [], False, "is the newest release"),
-        ("eventlet", "1.1", [], False, "the pin in requirements.txt can be moved"),
-        ("eventlet", "1.1", ["removed: recv(self)"], True, "BROKEN"),
-        ("gunicorn", "26.1", ["fails: a test"], False, "known failure: this release has no eventlet worker"),
-        ("gunicorn", "26.1", [], False, "works, although"),
-        ("gunicorn", "25.9", ["fails: a test"], True, "BROKEN"),
+        (Report("eventlet"), False, "| eventlet | none | installed |"),
+        (Report("eventlet", {"eventlet": ("1.0", "1.1")}), False, "| eventlet | eventlet 1.0 → 1.1 | works |"),
+        (Report("eventlet", {"eventlet": ("1.0", "1.1")}, changes=["body: recv"]), False, "    body: recv"),
+        (Report("eventlet", {"eventlet": ("1.0", "1.1")}, broken=["removed: recv"]), True, "    removed: recv"),
+        (Report("eventlet", not_tested="no wheel"), True, "## eventlet: NOT TESTED\n\n    no wheel"),
     ],
 )
-def test_broken_release_fails_unless_that_is_known(
-    name: str, after: str, broken: list[str], failed: bool, word: str
-) -> None:
-    report = Report(Requirement(name), "1.0", after, broken=broken)
+def test_report_names_what_broke(report: Report, failed: bool, words: str) -> None:
     assert report.failed == failed
-    assert word in str(report)
-    assert all(line in str(report) for line in broken)
+    text = upstream.markdown("Newest releases", [Report("other"), report])
+    assert words in text
+    assert ("Broken or not tested: eventlet." in text) is failed
+    assert ("Nothing broke." in text) is not failed
 
 
 def test_failures_are_read_from_junit_xml_and_summarized_by_reason(tmp_path: Path) -> None:
@@ -58,9 +56,35 @@ def test_failures_are_read_from_junit_xml_and_summarized_by_reason(tmp_path: Pat
     ]
 
 
-def test_newest_has_every_library_and_releases_before_known_ones() -> None:
-    assert {requirement.name for requirement in upstream.newest()} == set(upstream.LIBRARIES)
-    assert Requirement("gunicorn<26") in upstream.newest()
+def test_every_library_is_tested_alone_and_with_the_others() -> None:
+    trials = {trial.name: trial for trial in upstream.newest()}
+    assert trials.keys() >= set(upstream.LIBRARIES)
+    # Each with a green-thread library that has a worker class in the newest gunicorn.
+    assert {name: trials[name].green for name in ("eventlet", "gevent", "gunicorn")} == {
+        "eventlet": "eventlet", "gevent": "gevent", "gunicorn": "gevent"
+    }  # fmt: skip
+    together = {
+        name: {str(one) for one in trials[f"all together, {name}"].requirements} for name in ("eventlet", "gevent")
+    }
+    assert together["eventlet"] == set(upstream.LIBRARIES) - {"gevent", "gunicorn"} | {"gunicorn<26"}
+    assert together["gevent"] == set(upstream.LIBRARIES) - {"eventlet"}
+
+
+def test_oldest_versions_are_the_lower_bounds_of_the_requirements(root: Path) -> None:
+    eventlet, gevent = upstream.oldest()
+    assert (eventlet.green, gevent.green) == ("eventlet", "gevent")
+    assert eventlet.requirements == gevent.requirements
+    allowed = {
+        requirement.name: requirement.specifier
+        for line in (root / "requirements.txt").read_text().splitlines()
+        if line and not line.startswith(("#", "pytest"))
+        for requirement in [Requirement(line)]
+    }
+    for name, specifier in allowed.items():
+        [one] = [requirement for requirement in eventlet.requirements if requirement.name == name]
+        [bound] = one.specifier
+        assert bound.operator == "=="
+        assert specifier.contains(bound.version)
 
 
 def test_named_tests_exist(root: Path) -> None:
