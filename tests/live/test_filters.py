@@ -11,12 +11,13 @@ from tests.support.clients import SocketClient
 from tests.support.log import Log, numbers, since, wait_installed
 from tests.support.node import NodeClient
 from tests.support.postgres import Cluster
+from tests.support.server import PATIENT
 from tests.support.swarm import RawClient, Swarm
 
 
 @pytest.fixture(scope="module")
 def log(newest_pg: Cluster) -> Iterator[Log]:
-    made = Log(newest_pg, "live_filters", AUTO_INIT="1", SEND_BUFFER_BYTES="200000")
+    made = Log(newest_pg, "live_filters", AUTO_INIT="1", SEND_BUFFER_BYTES="200000", **PATIENT)
     wait_installed(made)
     yield made
     made.server.close()

@@ -13,6 +13,7 @@ from tests.support.log import Log, numbers, since, wait_installed
 from tests.support.metrics import TOKEN, Moved, scrape, wait_for
 from tests.support.postgres import Cluster
 from tests.support.raw_http import http, open_session
+from tests.support.server import PATIENT
 from tests.support.swarm import RawClient, Swarm
 
 PUBLISHED = 30
@@ -20,7 +21,7 @@ PUBLISHED = 30
 
 @pytest.fixture(scope="module")
 def log(newest_pg: Cluster) -> Iterator[Log]:
-    made = Log(newest_pg, "live_hostile_log", AUTO_INIT="1")
+    made = Log(newest_pg, "live_hostile_log", AUTO_INIT="1", **PATIENT)
     wait_installed(made)
     # Messages of another channel, which no replay may return.
     made.publish("somebody-else's", 1, PUBLISHED)
@@ -143,7 +144,7 @@ BACKLOG, SIZE = 25, 10_000
 @pytest.fixture(scope="module")
 def paced(newest_pg: Cluster) -> Iterator[Log]:
     """A server whose kernel buffers little, so that nearly all that waits for a client is in its send buffer."""
-    made = Log(newest_pg, "live_hostile_paced", *small_buffers.OPTIONS, AUTO_INIT="1", METRICS_TOKEN=TOKEN)
+    made = Log(newest_pg, "live_hostile_paced", *small_buffers.OPTIONS, AUTO_INIT="1", METRICS_TOKEN=TOKEN, **PATIENT)
     wait_installed(made)
     yield made
     made.server.close()

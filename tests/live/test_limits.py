@@ -15,7 +15,7 @@ from tests.support.clients import SocketClient, code, refused
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.raw_http import GOOD, WEBSOCKET, WebSocket, http
-from tests.support.server import ServerProcess
+from tests.support.server import PATIENT, ServerProcess
 from tests.support.swarm import Swarm
 from tests.support.tokens import SECRET, mint
 
@@ -163,7 +163,7 @@ def test_connections_without_a_client_time_out(newest_pg: Cluster) -> None:
 
 
 def test_slow_consumer_is_counted(newest_pg: Cluster) -> None:
-    with running(newest_pg, SEND_BUFFER_BYTES="10000") as server:
+    with running(newest_pg, SEND_BUFFER_BYTES="10000", **PATIENT) as server:
         swarm = Swarm("127.0.0.1", server.port)
         [slow] = swarm.connect(1, receive_buffer=2048)
         slow.emit("subscribe", {"channel": "foo"}, 1)

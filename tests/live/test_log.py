@@ -14,7 +14,7 @@ from tests.support.clients import SocketClient
 from tests.support.log import Log, numbers, since, wait_installed
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
-from tests.support.server import ServerProcess
+from tests.support.server import PATIENT, ServerProcess
 from tests.support.swarm import RawClient, Swarm
 
 
@@ -267,7 +267,7 @@ def positions(client: RawClient) -> list[int]:
 
 def test_slow_client_gets_a_replay_at_its_own_speed(newest_pg: Cluster, channel: str) -> None:
     """15 MB for a client that does not read: the server neither disconnects it nor buffers, and serves others."""
-    log = Log(newest_pg, "slow_log", AUTO_INIT="1", SEND_BUFFER_BYTES="100000")
+    log = Log(newest_pg, "slow_log", AUTO_INIT="1", SEND_BUFFER_BYTES="100000", **PATIENT)
     wait_installed(log)
     try:
         with Swarm("127.0.0.1", log.server.port) as swarm, SocketClient(log.server.url) as other:
@@ -295,7 +295,7 @@ def test_slow_client_gets_a_replay_at_its_own_speed(newest_pg: Cluster, channel:
 
 def test_replay_reports_messages_trimmed_meanwhile(newest_pg: Cluster, channel: str) -> None:
     """A client too slow for the log's retention gets a gap and continues after it."""
-    log = Log(newest_pg, "trimmed_log", AUTO_INIT="1", SEND_BUFFER_BYTES="100000")
+    log = Log(newest_pg, "trimmed_log", AUTO_INIT="1", SEND_BUFFER_BYTES="100000", **PATIENT)
     wait_installed(log)
     try:
         with SocketClient(log.server.url) as other:

@@ -15,7 +15,7 @@ from tests.support.log import Log, numbers, since, wait_installed
 from tests.support.metrics import TOKEN, Moved, scrape, scrape_text, wait_for
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
-from tests.support.server import ServerProcess
+from tests.support.server import PATIENT, ServerProcess
 from tests.support.swarm import Swarm
 
 
@@ -50,7 +50,9 @@ def server(log: Log) -> ServerProcess:
 @pytest.fixture(scope="module")
 def slow_log(newest_pg: Cluster) -> Iterator[Log]:
     """A server whose clients become slow consumers after a few kilobytes."""
-    made = Log(newest_pg, "metered_slow", *small_buffers.OPTIONS, METRICS_TOKEN=TOKEN, SEND_BUFFER_BYTES="10000")
+    made = Log(
+        newest_pg, "metered_slow", *small_buffers.OPTIONS, METRICS_TOKEN=TOKEN, SEND_BUFFER_BYTES="10000", **PATIENT
+    )
     yield made
     made.server.close()
 

@@ -13,7 +13,7 @@ from tests.support.clients import SocketClient
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.raw_http import WebSocket
-from tests.support.server import ServerProcess
+from tests.support.server import PATIENT, ServerProcess
 
 
 class TLSServer(ServerProcess):
@@ -38,7 +38,9 @@ class TLSServer(ServerProcess):
 
 @pytest.fixture(scope="module")
 def server(newest_pg: Cluster, certificate: tuple[str, str]) -> Iterator[TLSServer]:
-    with contextlib.closing(TLSServer(newest_pg, certificate, SEND_BUFFER_BYTES="100000", CONNECT_TIMEOUT="3")) as made:
+    with contextlib.closing(
+        TLSServer(newest_pg, certificate, SEND_BUFFER_BYTES="100000", CONNECT_TIMEOUT="3", **PATIENT)
+    ) as made:
         yield made
 
 

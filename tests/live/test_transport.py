@@ -14,7 +14,7 @@ from tests.support.clients import SocketClient
 from tests.support.metrics import TOKEN, scrape
 from tests.support.postgres import Cluster
 from tests.support.raw_http import GOOD, WEBSOCKET, http
-from tests.support.server import ServerProcess
+from tests.support.server import PATIENT, ServerProcess
 from tests.support.swarm import RawClient, Swarm
 
 
@@ -67,7 +67,7 @@ def test_broadcasts_and_replies_arrive_in_order(server: ServerProcess, newest_pg
 
 
 def test_slow_reader_gets_every_frame_intact(newest_pg: Cluster, channel: str) -> None:
-    server = ServerProcess(newest_pg.url(), DRAIN_SECONDS="0.2", SEND_BUFFER_BYTES="20000000")
+    server = ServerProcess(newest_pg.url(), DRAIN_SECONDS="0.2", SEND_BUFFER_BYTES="20000000", **PATIENT)
     try:
         with Swarm("127.0.0.1", server.port) as swarm:
             (one,) = swarm.connect(1, receive_buffer=4096)
@@ -93,7 +93,9 @@ def test_slow_reader_gets_every_frame_intact(newest_pg: Cluster, channel: str) -
 def test_clients_that_stop_reading_are_disconnected_and_others_are_not_affected(
     newest_pg: Cluster, channel: str, number: int
 ) -> None:
-    server = ServerProcess(newest_pg.url(), DRAIN_SECONDS="0.2", SEND_BUFFER_BYTES="100000", METRICS_TOKEN=TOKEN)
+    server = ServerProcess(
+        newest_pg.url(), DRAIN_SECONDS="0.2", SEND_BUFFER_BYTES="100000", METRICS_TOKEN=TOKEN, **PATIENT
+    )
 
     def cut_off() -> float:
         return scrape(server)['cut_off_total{reason="slow_consumer"}']

@@ -158,6 +158,7 @@ def test_refusals_are_not_logged(policies: Policies, caplog: pytest.LogCaptureFi
 
 
 def test_log_lines_are_rate_limited(policies: Policies, caplog: pytest.LogCaptureFixture) -> None:
+    policies._limited_log = RateLimitedLog(logging.getLogger("socketio_pg.policies"), seconds=3600)
     for number in range(20):
         assert not policies.ask(question("subscribe", f"r{number}", role="not_granted"))
     assert len(caplog.records) == 1

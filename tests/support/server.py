@@ -53,6 +53,10 @@ def clean_environment(**settings: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ours} | settings
 
 
+#: Settings of a server with clients that do not read for a while, and so do not answer its pings either.
+PATIENT = {"PING_TIMEOUT": "300"}
+
+
 class ServerProcess:
     """A server process, always on the same port, so that it can be stopped and started.
 
