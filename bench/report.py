@@ -56,7 +56,9 @@ class Target:
     limit: float
 
 
-SERVERS = ("ours", "stock", "node", "raw")
+SERVERS = ("ours", "gevent", "stock", "node", "raw")
+#: The ratios of the table: a server, and the one by whose figure its own is divided.
+RATIOS = (("gevent", "ours"), ("ours", "stock"), ("ours", "node"))
 PER_CPU = Metric("deliveries_per_cpu_s", "deliveries / CPU s")
 LATENCIES = (Metric("p50_ms", "latency p50, ms", 2), Metric("p99_ms", "latency p99, ms", 2))
 METRICS: dict[str, tuple[Metric, ...]] = {
@@ -165,7 +167,7 @@ def table(results: Results) -> str:
     for scenario, metrics in METRICS.items():
         if not cases(results, scenario):
             continue
-        lines += ["", f"{scenario:60}" + "".join(f"{name:>12}" for name in (*SERVERS, "ours/stock", "ours/node"))]
+        lines += ["", f"{scenario:60}" + "".join(f"{name:>12}" for name in (*SERVERS, *map("/".join, RATIOS)))]
         for case in cases(results, scenario):
             by_server = {server: values(results, scenario, case, server) for server in SERVERS}
             for metric in metrics:
@@ -192,10 +194,9 @@ def _line(case: str, metric: Metric, by_server: dict[str, dict[str, float]]) -> 
         figure = by_server[server].get(metric.key)
         mark = "*" if by_server[server].get("saturated") else ""
         cells.append("-" if figure is None else f"{figure:,.{metric.decimals}f}{mark}")
-    ours = by_server["ours"].get(metric.key)
-    for other in ("stock", "node"):
-        theirs = by_server[other].get(metric.key)
-        cells.append(f"{ours / theirs:.2f}" if ours is not None and theirs else "-")
+    for one, other in RATIOS:
+        figure, divisor = by_server[one].get(metric.key), by_server[other].get(metric.key)
+        cells.append(f"{figure / divisor:.2f}" if figure is not None and divisor else "-")
     return f"  {case:32}  {metric.title:24}" + "".join(f"{cell:>12}" for cell in cells)
 
 

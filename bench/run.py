@@ -25,7 +25,7 @@ def arguments() -> argparse.Namespace:
     size.add_argument("--quick", action="store_true", help="a short run, to see that everything works: 3 minutes")
     size.add_argument("--full", action="store_true", help="also 10,000 clients in one room")
     parser.add_argument("--scenario", nargs="+", choices=[*SCENARIOS, "raw"], help="default: all")
-    parser.add_argument("--servers", default="ours,stock,node,raw", help="default: %(default)s")
+    parser.add_argument("--servers", default="ours,gevent,stock,node,raw", help="default: %(default)s")
     parser.add_argument("--repeat", type=int, help="default: 5, with --quick 1")
     parser.add_argument("--out", type=Path, default=servers.HERE / "results", help="folder for the JSON")
     parser.add_argument("--chart", type=Path, help="also draw a chart (PNG) to this path")

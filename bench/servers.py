@@ -20,7 +20,9 @@ from bench.machine import children, on_core
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-ENGINES = ("ours", "stock", "node")
+#: This server on each green-thread library, and the alternatives.
+ENGINES = ("ours", "gevent", "stock", "node")
+OURS = ("ours", "gevent")
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0
 
@@ -40,7 +42,7 @@ class Server:
 
 def missing(name: str) -> str | None:
     """Return the reason why this server cannot run here, or None."""
-    if name == "ours" and not (ROOT / "socketio_pg" / "server.py").exists():
+    if name in OURS and not (ROOT / "socketio_pg" / "server.py").exists():
         return "socketio_pg/server.py is missing"
     if name == "node" and (shutil.which("node") is None or not (HERE / "node_modules").exists()):
         return "needs node and `npm ci --prefix bench`"
@@ -54,8 +56,9 @@ def node_versions() -> dict[str, str]:
 
 
 def _command(name: str, port: int) -> list[str]:
-    gunicorn = [sys.executable, "-m", "gunicorn", "--worker-class", "eventlet", "-w", "1", "-b", f"127.0.0.1:{port}"]
-    if name == "ours":
+    worker_class = "gevent" if name == "gevent" else "eventlet"
+    gunicorn = [sys.executable, "-m", "gunicorn", "--worker-class", worker_class, "-w", "1", "-b", f"127.0.0.1:{port}"]
+    if name in OURS:
         # As documented; gunicorn loads gunicorn.conf.py from the project's root automatically.
         return [*gunicorn, "socketio_pg.server:app"]
     if name == "stock":
@@ -107,7 +110,7 @@ class ServerProcess:
         """Start the server and wait until it is ready. Raises ServerFailed."""
         self._process = subprocess.Popen(
             _command(self._name, self.port),
-            cwd=ROOT if self._name == "ours" else HERE,
+            cwd=ROOT if self._name in OURS else HERE,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -120,7 +123,7 @@ class ServerProcess:
             if self._process.poll() is not None or time.monotonic() - started > START_SECONDS:
                 raise ServerFailed(f"{self._name} did not start:\n{self.log()[-3000:]}")
             time.sleep(0.05)
-        worker = children(self._process.pid) if self._name in ("ours", "stock") else []
+        worker = children(self._process.pid) if self._name in (*OURS, "stock") else []
         return Server(self._name, self.port, worker[0] if worker else self._process.pid)
 
     def log(self) -> str:
