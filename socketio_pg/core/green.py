@@ -47,7 +47,6 @@ wait_readable, wait_writable = _library.wait_readable, _library.wait_writable
 call_later = _library.call_later
 request_socket = _library.request_socket
 unread_body = _library.unread_body
-answer_elsewhere = _library.answer_elsewhere
 socket_pair = _library.socket_pair
 client_socket = _library.client_socket
 noticing_end = _library.noticing_end
@@ -245,7 +244,10 @@ class Waker:
 
 
 def take_over(connection: Any) -> Any:
-    """Return a non-blocking plain socket on the connection of a request, whose own socket the WSGI server may close."""
+    """Return a non-blocking plain socket on the connection of the current request, which its WSGI server gives up.
+
+    The application must return an empty body, without a call of start_response().
+    """
     taken = _library.take_over(connection)
     with contextlib.suppress(OSError):  # a Unix socket has no TCP_NODELAY
         taken.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)

@@ -231,14 +231,9 @@ def unread_body(environ: dict[str, Any]) -> Iterator[Any]:
     body.chunk_length = 0  # eventlet would look for chunks in the next request
 
 
-def answer_elsewhere() -> Any:
-    """Keep the WSGI server from answering the current request. The application must return the result as its body."""
-    eventlet.wsgi.WSGI_LOCAL.already_handled = True
-    return ()
-
-
 def take_over(connection: Any) -> Any:
-    """Return a non-blocking plain socket on the connection of a request, whose own socket may be closed."""
+    """Return a non-blocking plain socket on the connection of a request, which the WSGI server does not answer."""
+    eventlet.wsgi.WSGI_LOCAL.already_handled = True
     taken = plain_socket.socket(fileno=os.dup(connection.fileno()))
     taken.setblocking(False)
     return taken

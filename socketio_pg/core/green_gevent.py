@@ -183,12 +183,12 @@ class Readiness:
     :meth:`close` must come before the descriptor is closed.
     """
 
-    __slots__ = ("_reader", "_writer")
+    __slots__ = ("_descriptor", "_reader", "_writer")
 
     def __init__(self, descriptor: int) -> None:
-        loop = gevent.get_hub().loop
-        self._reader = loop.io(descriptor, _READ)
-        self._writer = loop.io(descriptor, _WRITE)
+        self._descriptor = descriptor
+        self._reader = gevent.get_hub().loop.io(descriptor, _READ)
+        self._writer: Any = None  # most connections never need it
 
     def start_reading(self, callback: Callable[..., object]) -> None:
         """Call ``callback`` whenever the descriptor is readable, with or without arguments, until it is stopped."""
@@ -196,6 +196,8 @@ class Readiness:
 
     def start_writing(self, callback: Callable[..., object]) -> None:
         """Call ``callback`` whenever the descriptor is writable, with or without arguments, until it is stopped."""
+        if self._writer is None:
+            self._writer = gevent.get_hub().loop.io(self._descriptor, _WRITE)
         self._writer.start(callback)
 
     def stop_reading(self) -> None:
@@ -204,13 +206,15 @@ class Readiness:
 
     def stop_writing(self) -> None:
         """Undo :meth:`start_writing`. Idempotent."""
-        self._writer.stop()
+        if self._writer is not None:
+            self._writer.stop()
 
     def close(self) -> None:
         """Stop both, for good."""
         for watcher in (self._reader, self._writer):
-            watcher.stop()
-            watcher.close()
+            if watcher is not None:
+                watcher.stop()
+                watcher.close()
 
 
 # -- connections of WSGI requests --------------------------------------------------------------------------------------
@@ -278,32 +282,34 @@ def unread_body(environ: dict[str, Any]) -> Iterator[Any]:
     body.chunked_input = False  # gevent would look for chunks in the next request
 
 
-class _AnsweredElsewhere:
-    """An application returns it in place of the body, when the WSGI server must not answer the request.
+class _TakenOver:
+    """In place of the socket inside a connection that was taken over: it seems to be reset by the client.
 
-    gunicorn compares what an application returns with an object of its own. It closes its copy of the connection when
-    that raises StopIteration, and logs nothing; gunicorn's eventlet worker does so too.
+    gunicorn and gevent's server log nothing when they try to answer or to read the next request. This works with any
+    middleware around the application, unlike an object that an application returns.
     """
 
-    __hash__ = None  # type: ignore[assignment]
+    def __bool__(self) -> bool:
+        return False  # as gevent's own object in place of a closed socket
 
-    def __eq__(self, other: object) -> bool:
-        raise StopIteration
+    def fileno(self) -> int:
+        return -1
 
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(())
+    def __getattr__(self, name: str) -> Any:
+        return self._reset
 
-
-def answer_elsewhere() -> Any:
-    """Keep the WSGI server from answering the current request. The application must return the result as its body."""
-    return _AnsweredElsewhere()
+    def _reset(self, *_: object) -> None:
+        raise ConnectionResetError(errno.ECONNRESET, "the connection was taken over")
 
 
 def take_over(connection: Any) -> Any:
-    """Return a non-blocking plain socket on the connection of a request, whose own socket may be closed."""
+    """Return a non-blocking plain socket on the connection of a request, which the WSGI server does not answer."""
+    if isinstance(connection, gevent.ssl.SSLSocket):
+        connection._sslobj = None
     # The descriptor itself: with a duplicate the other one would stay in the loop's epoll set for ever, and each event
     # on it would make libev set up all descriptors anew.
     taken = plain_socket.socket(fileno=connection.detach())
+    connection._sock = _TakenOver()
     taken.setblocking(False)
     return taken
 
@@ -377,20 +383,12 @@ def _accept(self: Any) -> tuple[ClientSocket, Any] | None:
 
 
 class _RequestHandler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc]
-    """Lets the application take the connection of a request over."""
+    """Passes the connection of a request to the application, which may take it over."""
 
     def get_environ(self) -> Any:
         environ = super().get_environ()
         environ[_CONNECTION] = self.socket
         return environ
-
-    def process_result(self) -> None:
-        if not isinstance(self.result, _AnsweredElsewhere):
-            super().process_result()
-            return
-        self.close_connection = True
-        # Otherwise the handler would read the rest of the body.
-        self.wsgi_input = gevent.pywsgi.Input(None, 0)
 
     def log_error(self, message: str, *args: Any) -> None:
         """Write nothing: clients could fill the log with invalid requests."""

@@ -25,16 +25,15 @@ _JSON = (("Content-Type", "application/json"),)
 class TakenOver:
     """The connection of a WSGI request, taken over from the WSGI server, which writes nothing more to it.
 
-    ``answer`` is what the application must return as the body. ``socket`` is a non-blocking socket on the connection.
-    TLS that ends in this process lives in the request's own socket: there ``socket`` is one end of a pair, and two
-    green threads copy between the other end and the request's socket.
+    ``socket`` is a non-blocking socket on the connection. TLS that ends in this process lives in the request's own
+    socket: there ``socket`` is one end of a pair, and two green threads copy between the other end and the request's
+    socket.
     """
 
     def __init__(self, environ: dict[str, Any]) -> None:
-        self.answer: Iterable[bytes] = green.answer_elsewhere()
         self._under_gunicorn = "gunicorn.socket" in environ
         self._copiers: Sequence[green.GreenThread] = ()
-        connection = _request_socket(environ)
+        self._connection = connection = _request_socket(environ)
         if isinstance(connection, ssl.SSLSocket):
             self.socket, other = green.socket_pair()
             self._copiers = (green.spawn(_copy, connection, other), green.spawn(_copy, other, connection))
@@ -51,11 +50,15 @@ class TakenOver:
             return
         while not is_over():
             green.sleep(0.5)
+        if not self._copiers:
+            return
         for copier in self._copiers:
             # The last bytes are still on their way; a peer that does not read them gets no longer than this.
             with contextlib.suppress(green.TimedOut), green.timeout(LINGER):
                 copier.wait()
             copier.kill()
+        with contextlib.suppress(OSError):  # closed already
+            green.take_over(self._connection).close()
 
 
 def _copy(source: Any, target: Any) -> None:
@@ -124,14 +127,11 @@ def handshake_answer(environ: dict[str, Any]) -> bytes:
     ).encode()
 
 
-def refuse(
-    environ: dict[str, Any], status: str, body: bytes, headers: Iterable[tuple[str, str]] = _JSON
-) -> Iterable[bytes]:
+def refuse(environ: dict[str, Any], status: str, body: bytes, headers: Iterable[tuple[str, str]] = _JSON) -> tuple[()]:
     """Answer a request whose body was not read, and close its connection. Waits at most :data:`LINGER`.
 
     Bypasses the WSGI server, which would take the body for the next request, or wait for it.
     """
-    handled: Iterable[bytes] = green.answer_elsewhere()
     connection = _request_socket(environ)
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
     head = f"HTTP/1.1 {status}\r\n{lines}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
@@ -144,7 +144,9 @@ def refuse(
         while time.monotonic() < deadline and left > 0 and (data := connection.recv(65536)):
             left -= len(data)
             green.sleep()
-    return handled
+    with contextlib.suppress(OSError):  # closed already
+        green.take_over(connection).close()
+    return ()
 
 
 @contextlib.contextmanager

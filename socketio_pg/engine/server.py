@@ -254,7 +254,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         else:
             connection.close(frames.POLICY_VIOLATION)
         request.hold_request(lambda: connection.closed)
-        return request.answer
+        return ()
 
     def watch_upgrade(self, socket: Socket, probe: transport.WebSocketTransport) -> None:
         """End an upgrade that does not complete in time: polls get nothing during an upgrade."""

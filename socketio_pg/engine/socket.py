@@ -244,7 +244,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         probe.uncork()
         self.server.watch_upgrade(self, probe)
         request.hold_request(lambda: probe.closed)
-        return request.answer
+        return ()
 
     def give_up_upgrade(self, probe: transport.WebSocketTransport) -> None:
         """End the upgrade over ``probe``, unless it is complete."""
