@@ -246,7 +246,8 @@ class Waker:
 def take_over(connection: Any) -> Any:
     """Return a non-blocking plain socket on the connection of the current request, which its WSGI server gives up.
 
-    The application must return an empty body, without a call of start_response().
+    The application must call start_response() and return an empty body: a server that still answers finds the
+    connection reset.
     """
     taken = _library.take_over(connection)
     with contextlib.suppress(OSError):  # a Unix socket has no TCP_NODELAY

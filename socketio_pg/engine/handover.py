@@ -127,7 +127,13 @@ def handshake_answer(environ: dict[str, Any]) -> bytes:
     ).encode()
 
 
-def refuse(environ: dict[str, Any], status: str, body: bytes, headers: Iterable[tuple[str, str]] = _JSON) -> tuple[()]:
+def refuse(
+    environ: dict[str, Any],
+    start_response: Callable[..., Any],
+    status: str,
+    body: bytes,
+    headers: Iterable[tuple[str, str]] = _JSON,
+) -> tuple[()]:
     """Answer a request whose body was not read, and close its connection. Waits at most :data:`LINGER`.
 
     Bypasses the WSGI server, which would take the body for the next request, or wait for it.
@@ -146,6 +152,7 @@ def refuse(environ: dict[str, Any], status: str, body: bytes, headers: Iterable[
             green.sleep()
     with contextlib.suppress(OSError):  # closed already
         green.take_over(connection).close()
+    start_response(status, [])
     return ()
 
 

@@ -103,10 +103,11 @@ class Engine(engineio.Server):  # type: ignore[misc]
             return [b"the server was started in a way in which it cannot work; its log says how to start it"]
         answer = self._answer(environ, start_response)
         if not isinstance(answer, dict):
+            start_response("101 Switching Protocols", [])
             return answer  # type: ignore[no-any-return]
         # A refused request with a chunked body has not been read to its end.
         if answer.get("unread") or ("HTTP_TRANSFER_ENCODING" in environ and answer["status"] != "200 OK"):
-            return handover.refuse(environ, answer["status"], answer["response"])
+            return handover.refuse(environ, start_response, answer["status"], answer["response"])
         if self.http_compression:
             compressed(environ, answer)
         start_response(answer["status"], safe_headers(answer["headers"] + self._cors_headers(environ)))

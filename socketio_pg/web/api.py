@@ -233,7 +233,7 @@ class _Unread(Response):
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         headers = [(name, value) for name, value in self.headers if name.lower() != "content-length"]
-        return handover.refuse(environ, self.status, self.get_data(), headers)
+        return handover.refuse(environ, start_response, self.status, self.get_data(), headers)
 
 
 def create_api_blueprint(api: Api) -> Blueprint:
