@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     import eventlet.tpool
     import eventlet.wsgi
 
-from socketio_pg.core import progress
+from socketio_pg.core import heads, progress
 
 logger = logging.getLogger("socketio_pg.green")
 
@@ -228,7 +228,6 @@ def unread_body(environ: dict[str, Any]) -> Iterator[Any]:
         body.is_hundred_continue_response_sent = True
         body.send_hundred_continue_response()
     yield body.rfile
-    body.chunk_length = 0  # eventlet would look for chunks in the next request
 
 
 def take_over(connection: Any) -> Any:
@@ -315,11 +314,35 @@ def listen(host: str, port: int, backlog: int = 4096) -> Any:
     return eventlet.listen(address, family, backlog=backlog, reuse_port=False)
 
 
+class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
+    """Refuses doubtful requests. Closes the connection after a request in chunks, as under gunicorn."""
+
+    rfile: Any
+
+    def parse_request(self) -> bool:
+        self.rfile = heads.Lines(self.rfile)  # until the end of the headers: the caller sets it back
+        try:
+            if not super().parse_request():
+                return False
+            heads.check(self.headers, self.request_version)
+        except heads.HeadError as error:
+            self.send_error(400, str(error))
+            return False
+        if "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+        return True
+
+    def log_message(self, *_: Any) -> None:
+        """Write nothing: clients could fill the log with invalid requests."""
+
+
 def serve_wsgi(listener: Any, application: Any, max_connections: int) -> None:
     """Serve ``application`` until :func:`stop_serving` is called on this green thread."""
     with contextlib.suppress(eventlet.StopServe):
         # debug=True would send Python tracebacks to clients.
-        eventlet.wsgi.server(listener, application, max_size=max_connections, log_output=False, debug=False)
+        eventlet.wsgi.server(
+            listener, application, protocol=_Protocol, max_size=max_connections, log_output=False, debug=False
+        )
 
 
 def stop_serving(thread: Any) -> None:

@@ -23,7 +23,7 @@ import gevent.server
 import gevent.socket
 import gevent.ssl
 
-from socketio_pg.core import progress
+from socketio_pg.core import heads, progress
 
 logger = logging.getLogger("socketio_pg.green")
 
@@ -247,12 +247,20 @@ class ClientSocket(gevent.socket.socket):  # type: ignore[misc]
         self._progress.sent(sent)
         return sent
 
-    def recv(self, size: int, flags: int = 0) -> bytes:
+    def recv(self, *args: Any) -> bytes:
+        self._yield_now_and_then()
+        received: bytes = super().recv(*args)
+        return received
+
+    def recv_into(self, *args: Any) -> int:
+        self._yield_now_and_then()
+        size: int = super().recv_into(*args)
+        return size
+
+    def _yield_now_and_then(self) -> None:
         # gevent does not yield to other green threads while data is available.
         if self._progress.should_yield():
             sleep()
-        received: bytes = super().recv(size, flags)
-        return received
 
 
 def client_socket(connection: Any) -> ClientSocket:
@@ -279,7 +287,6 @@ def unread_body(environ: dict[str, Any]) -> Iterator[Any]:
     body = environ["wsgi.input"]
     body._send_100_continue()
     yield body.rfile
-    body.chunked_input = False  # gevent would look for chunks in the next request
 
 
 class _TakenOver:
@@ -348,20 +355,22 @@ def noticing_end(connection: Any, on_end: Callable[[], None]) -> Iterator[None]:
 def keep_accepting() -> None:
     """Patch gevent's server: it waits quietly after a lack of descriptors or memory, and limits TLS handshakes.
 
-    Unpatched, it prints a traceback for each such lack, and gunicorn does not limit handshakes. Makes accepted
-    connections :class:`ClientSocket`.
+    Unpatched, it prints a traceback for each such lack and for each handshake that fails. Makes accepted connections
+    :class:`ClientSocket`.
     """
     gevent.server.StreamServer.do_read = _accept
+    gevent.server.StreamServer.wrap_socket_and_handle = _handle_tls
 
-    shake_hands = gevent.ssl.SSLSocket.do_handshake
 
-    def shake_hands_in_time(self: Any, *args: Any) -> Any:
-        if not self.server_side:
-            return shake_hands(self, *args)
+def _handle_tls(self: Any, connection: Any, address: Any) -> None:
+    """Replaces :meth:`gevent.server.StreamServer.wrap_socket_and_handle`."""
+    try:
         with gevent.Timeout(progress.HANDSHAKE, ConnectionResetError(errno.ECONNRESET, "no TLS handshake")):
-            return shake_hands(self, *args)
-
-    gevent.ssl.SSLSocket.do_handshake = shake_hands_in_time
+            secured = self.wrap_socket(connection, **self.ssl_args)
+    except OSError:  # any client can cause it
+        return
+    with secured:
+        self.handle(secured, address)
 
 
 def _accept(self: Any) -> tuple[ClientSocket, Any] | None:
@@ -382,16 +391,80 @@ def _accept(self: Any) -> tuple[ClientSocket, Any] | None:
     return ClientSocket(listener.family, listener.type, listener.proto, fileno=descriptor), address
 
 
+#: The largest rest of a body in bytes that is read to find the next request.
+_MAX_REST = 100_000
+
+
+class _Body(gevent.pywsgi.Input):  # type: ignore[misc]
+    """The body of a request. What the application leaves of it is read only if that is little."""
+
+    def left(self) -> int:
+        """Return how many bytes are left, without those in chunks."""
+        return (self.content_length or 0) - int(self.position)
+
+    def _discard(self) -> None:
+        # gevent would read bodies of any size, and chunks less strictly than proxies do.
+        if not self.chunked_input and self.left() <= _MAX_REST:
+            super()._discard()
+
+
 class _RequestHandler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc]
-    """Passes the connection of a request to the application, which may take it over."""
+    """Refuses doubtful requests, and passes the connection to the application, which may take it over.
+
+    Closes the connection after a request in chunks, as under gunicorn. Logs no errors of clients, who could fill the
+    disk.
+    """
+
+    wsgi_input: _Body
+
+    def MessageClass(self, source: Any, *_: Any) -> Any:
+        """Read the headers."""
+        headers = super().MessageClass(heads.Lines(source))
+        if self.request_version == "HTTP/0.9":
+            raise heads.HeadError("HTTP/0.9 has no headers")
+        heads.check(headers, self.request_version)
+        return headers
+
+    def read_request(self, line: str) -> bool:
+        super().read_request(line)
+        if "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+        return True
+
+    def _connection_upgrade_requested(self) -> bool:
+        return False  # gevent would give the application the connection in place of the body
 
     def get_environ(self) -> Any:
         environ = super().get_environ()
         environ[_CONNECTION] = self.socket
+        body = self.wsgi_input
+        self.wsgi_input = environ["wsgi.input"] = _Body(
+            self.rfile, self.content_length, body.socket, body.chunked_input
+        )
         return environ
 
-    def log_error(self, message: str, *args: Any) -> None:
-        """Write nothing: clients could fill the log with invalid requests."""
+    def finalize_headers(self) -> None:
+        super().finalize_headers()
+        if self.close_connection and self.request_version == "HTTP/1.1":
+            self.response_headers.append((b"Connection", b"close"))
+
+    def handle_one_response(self) -> None:
+        super().handle_one_response()
+        if self.wsgi_input.left() > 0:
+            self.close_connection = True
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # the client has gone before the answer to an invalid request
+            super().handle()
+
+    def handle_error(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, OSError) and error.errno is None:  # an incomplete body
+            self.close_connection = True
+        else:
+            super().handle_error(kind, error, trace)
+
+    def _handle_client_error(self, _: Any) -> Any:
+        return "400", gevent.pywsgi._BAD_REQUEST_RESPONSE
 
 
 class _Server(gevent.pywsgi.WSGIServer):  # type: ignore[misc]

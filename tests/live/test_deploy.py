@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from socketio_pg.core import green
 from tests.support.clients import SocketClient
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
@@ -44,7 +45,9 @@ def exit_code_after_sigterm(port: int, process: subprocess.Popen[bytes]) -> int:
 
 
 def test_procfile_starts_a_node(newest_pg: Cluster) -> None:
+    """It names the worker class, which must not differ from GREEN."""
     [command] = re.findall(r"^web: (.+)$", (ROOT / "Procfile").read_text("utf-8"), re.MULTILINE)
+    command = command.replace("--worker-class eventlet", f"--worker-class {green.LIBRARY}")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with started("sh", "-c", f"exec {command}", DATABASE_URL=newest_pg.url(), PATH=path) as node:
         assert exit_code_after_sigterm(*node) == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from socketio_pg.core import green
 from socketio_pg.engine.hosting import COMMAND
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
@@ -93,7 +94,7 @@ def test_refused_at_the_start(newest_pg: Cluster, command: list[str], settings: 
     [
         (["-c", WSGIREF], {}, "this WSGI server"),
         # gunicorn without the configuration of the package; platforms set WEB_CONCURRENCY.
-        ([*BARE, "--worker-class", "eventlet", APP], {"WEB_CONCURRENCY": "2"}, "one worker, not"),
+        ([*BARE, "--worker-class", green.LIBRARY, APP], {"WEB_CONCURRENCY": "2"}, "one worker, not"),
     ],
     ids=["another WSGI server", "several workers"],
 )

@@ -112,6 +112,22 @@ def test_connection_without_a_tls_handshake_times_out(server: TLSServer) -> None
         assert time.monotonic() - began < PATIENCE
 
 
+def test_failed_tls_handshakes_leave_no_traceback(server: TLSServer) -> None:
+    """Otherwise any client could fill the disk."""
+    for data in (b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as one:
+            one.sendall(data)
+            one.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionError):
+                while one.recv(1000):
+                    pass
+    with pytest.raises(ssl.SSLError), socket.create_connection(("127.0.0.1", server.port), PATIENCE) as one:
+        ssl.create_default_context().wrap_socket(one, server_hostname="localhost")
+    with server.client() as client:
+        client.subscribe("anything")
+    assert "Traceback" not in server.log, server.log
+
+
 def test_server_stops_with_connected_clients(newest_pg: Cluster, certificate: tuple[str, str]) -> None:
     with contextlib.closing(TLSServer(newest_pg, certificate)) as server:
         clients = [server.client(transport) for transport in ("websocket", "polling") for _ in range(5)]

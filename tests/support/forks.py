@@ -95,16 +95,19 @@ class Process:
 
 
 class Template:
-    """A process that has imported ``PRELOADED[module]``, and forks. It ends with the process of the tests."""
+    """A process that has imported ``PRELOADED[module]``, and forks. It ends with the process of the tests.
 
-    def __init__(self, module: str) -> None:
+    ``library`` is the value of GREEN, or empty.
+    """
+
+    def __init__(self, module: str, library: str) -> None:
         self._lock = threading.Lock()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.support.forks", str(theirs.fileno()), module],
-                cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
+                cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), green_library.SETTING: library},
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
             )  # fmt: skip
         atexit.register(self._close)
 
@@ -123,7 +126,8 @@ class Template:
         return Process(reading)
 
 
-_templates: dict[str, Template] = {}
+#: By module and library.
+_templates: dict[tuple[str, str], Template] = {}
 _lock = threading.Lock()
 
 
@@ -136,11 +140,12 @@ def start(
     new_session: bool = False,
 ) -> Process:
     """Start ``python -m module *arguments``; ``descriptors``: its stdin, stdout and stderr, which stay open here."""
+    key = (module, environment.get(green_library.SETTING, ""))
     with _lock:
-        if module not in _templates:
-            _templates[module] = Template(module)
+        if key not in _templates:
+            _templates[key] = Template(*key)
     command = Command(module, arguments, str(directory), environment, new_session)
-    return _templates[module].fork(command, descriptors)
+    return _templates[key].fork(command, descriptors)
 
 
 # -- in the template process -------------------------------------------------------------------------------------------

@@ -18,8 +18,7 @@ from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
-GUNICORN_ARGUMENTS = ["--worker-class", green.LIBRARY, "-w", "1"]
-GUNICORN = [sys.executable, "-m", "gunicorn", *GUNICORN_ARGUMENTS]
+GUNICORN = [sys.executable, "-m", "gunicorn", "--worker-class", green.LIBRARY, "-w", "1"]
 APP = "socketio_pg.server:app"
 
 
@@ -60,8 +59,8 @@ PATIENT = {"PING_TIMEOUT": "300"}
 class ServerProcess:
     """A server process, always on the same port, so that it can be stopped and started.
 
-    ``options`` are gunicorn's, ``settings`` ours. ``wait``: wait until "ready" (``/readyz`` answers 200), only for
-    "http", or for "nothing".
+    ``options`` are gunicorn's, ``settings`` ours; GREEN chooses the worker class too. ``wait``: wait until "ready"
+    (``/readyz`` answers 200), only for "http", or for "nothing".
     """
 
     def __init__(self, database_url: str, *options: str, wait: str = "ready", app: str = APP, **settings: str) -> None:
@@ -108,7 +107,10 @@ class ServerProcess:
         """Start the process; with ``settings``, from now on with these."""
         self._settings |= settings
         environment = clean_environment(DATABASE_URL=self.database_url, PYTHONUNBUFFERED="1", **self._settings)
-        arguments = [*GUNICORN_ARGUMENTS, "--bind", f"127.0.0.1:{self.port}", *self._options, self._app]
+        arguments = [
+            "--worker-class", self._settings.get("GREEN", green.LIBRARY), "-w", "1",
+            "--bind", f"127.0.0.1:{self.port}", *self._options, self._app,
+        ]  # fmt: skip
         with Path(os.devnull).open("rb") as nothing:
             self._process = forks.start(
                 "gunicorn", *arguments, directory=ROOT, environment=environment, new_session=True,
