@@ -73,8 +73,9 @@ def test_clients_lose_nothing_when_the_server_moves_to_the_other_library_and_bac
         for one in received:
             one.read_until(publisher.last + 1)
         publisher.stop()
-        rows = log.sql("SELECT position FROM socketio_pg.log WHERE channel = %s ORDER BY position", channel)
         for one in received:
             one.read_until(publisher.last)
+        rows = log.sql("SELECT position FROM socketio_pg.log WHERE channel = %s ORDER BY position", channel)
+        for one in received:
             assert one.numbers == list(range(1, publisher.last + 1))
             assert one.positions == [position for (position,) in rows]
