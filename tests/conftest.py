@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from socketio_pg.postgres.database import wait_green
 from tests.support import leftovers
+from tests.support.driver import wait_green_here
 from tests.support.postgres import VERSIONS, Cluster, cluster
 from tests.support.server import ServerProcess
 
@@ -71,7 +71,7 @@ def nothing_left_running() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def green_driver() -> None:
     """Let psycopg2 wait in green threads, as in a server: tests use its parts in this process."""
-    wait_green()
+    wait_green_here()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import Any
 
 import gevent
 import gevent.event
+import gevent.hub
 import gevent.lock
 import gevent.monkey
 import gevent.pool
@@ -26,6 +27,9 @@ import gevent.ssl
 from socketio_pg.core import heads, progress
 
 logger = logging.getLogger("socketio_pg.green")
+
+# gevent raises KeyboardInterrupt in the main green thread, but prints it first.
+gevent.hub.Hub.NOT_ERROR = (*gevent.hub.Hub.NOT_ERROR, KeyboardInterrupt)
 
 NAME = "gevent"
 Queue = gevent.queue.Queue
@@ -92,8 +96,16 @@ def current() -> Any:
 
 def sleep(seconds: float = 0.0) -> None:
     """Yield to other green threads, and to the callbacks of ready descriptors, for at least ``seconds``."""
-    # gevent.sleep(0) lets other green threads run, but for some milliseconds no callbacks of descriptors.
-    gevent.sleep(seconds if seconds > 0 else 1e-9)
+    if seconds > 0:
+        gevent.sleep(seconds)
+        return
+    # gevent.sleep(0) lets other green threads run, but for some milliseconds no callbacks of descriptors. Before a timer
+    # ends, the loop polls for those; it calls them first if the timer has a lower priority.
+    hub = gevent.get_hub()
+    with hub.loop.timer(1e-9, priority=hub.loop.MINPRI) as timer:
+        hub.loop.update_now()
+        hub.wait(timer)
+    gevent.sleep()  # after all green threads that are ready, also those that these callbacks have woken
 
 
 def call_later(seconds: float, callback: Callable[[], object]) -> None:

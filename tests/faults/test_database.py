@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import psycopg2
-import psycopg2.extensions
 import pytest
 
 from socketio_pg.core.errors import DatabaseUnavailableError
@@ -198,12 +196,8 @@ def test_passwords_are_not_logged(breakable: Cluster, proxy: Proxy) -> None:
 
 def test_refusal_in_another_encoding_is_an_unavailable_database(undecodable_postgres: str) -> None:
     # Until the session has an encoding, psycopg2 decodes everything as UTF-8.
-    callback = psycopg2.extensions.get_wait_callback()
-    try:
-        with pytest.raises(DatabaseUnavailableError, match=r'\ufffd "orders" .*lc_messages'):
-            Database(undecodable_postgres).connect("test")
-    finally:
-        psycopg2.extensions.set_wait_callback(callback)
+    with pytest.raises(DatabaseUnavailableError, match=r'\ufffd "orders" .*lc_messages'):
+        Database(undecodable_postgres).connect("test")
 
 
 @pytest.fixture

@@ -27,19 +27,15 @@ def test_listen_through_a_pooler_names_the_remedy(pooler_url: str) -> None:
 
 
 def test_session_idle_in_a_transaction_is_found(breakable: Cluster) -> None:
-    callback = psycopg2.extensions.get_wait_callback()
 
     def examine() -> list[Any]:
         with session(Database(breakable.url()), "doctor") as connection:
             return list(checks_database.idle_in_transaction(connection, 0.0))
 
-    try:
-        with contextlib.closing(psycopg2.connect(breakable.url(), application_name="forgotten")) as idle:
-            with idle.cursor() as cursor:
-                cursor.execute("SELECT 1")
-            [found] = in_thread(examine)
-        assert found.level == "warning"
-        assert "(forgotten) has been idle in a transaction" in found.found
-        assert "pg_terminate_backend" in found.remedy
-    finally:
-        psycopg2.extensions.set_wait_callback(callback)
+    with contextlib.closing(psycopg2.connect(breakable.url(), application_name="forgotten")) as idle:
+        with idle.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        [found] = in_thread(examine)
+    assert found.level == "warning"
+    assert "(forgotten) has been idle in a transaction" in found.found
+    assert "pg_terminate_backend" in found.remedy

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import psycopg2
-import psycopg2.extensions
 import pytest
 
 from socketio_pg.core import green
@@ -83,7 +82,6 @@ def test_full_queue_refuses_messages_and_the_doctor_names_the_session(small_queu
 
 
 def test_listener_frees_a_full_queue_that_every_session_has_read(small_queue: Cluster) -> None:
-    callback = psycopg2.extensions.get_wait_callback()
     listener = Listener(Database(small_queue.url()), lambda notifications: None, lambda gap: None)
     listener.heartbeat_interval = 0.05
     try:
@@ -103,7 +101,6 @@ def test_listener_frees_a_full_queue_that_every_session_has_read(small_queue: Cl
                 green.sleep(0.05)
     finally:
         listener.stop()
-        psycopg2.extensions.set_wait_callback(callback)
 
 
 def accepts_notifications(cluster: Cluster) -> bool:

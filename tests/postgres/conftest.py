@@ -6,8 +6,6 @@ A module that needs a different database overrides the fixture.
 import uuid
 from collections.abc import Callable, Iterator
 
-import psycopg2
-import psycopg2.extensions
 import pytest
 from sqlalchemy.orm import Session
 
@@ -30,11 +28,9 @@ def database(postgres: Cluster) -> PolicyDatabase:
 
 @pytest.fixture
 def policies(database: PolicyDatabase) -> Iterator[Policies]:
-    callback = psycopg2.extensions.get_wait_callback()
     made = Policies(Database(database.server_url), 10.0)
     yield made
     made.stop()
-    psycopg2.extensions.set_wait_callback(callback)
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
@@ -87,10 +83,8 @@ def poor(base: Base) -> Iterator[str]:
 
 
 @pytest.fixture
-def log(postgres: Cluster) -> Iterator[LogDatabase]:
-    callback = psycopg2.extensions.get_wait_callback()
-    yield LogDatabase(postgres)
-    psycopg2.extensions.set_wait_callback(callback)
+def log(postgres: Cluster) -> LogDatabase:
+    return LogDatabase(postgres)
 
 
 @pytest.fixture(scope="module")

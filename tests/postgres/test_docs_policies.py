@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg2.extensions
 import pytest
 
 from socketio_pg.access.policies import Policies
@@ -34,7 +33,6 @@ def policies(newest_pg: Cluster) -> Iterator[Policies]:
     newest_pg.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     newest_pg.sql(f"CREATE DATABASE {name}")
     database = Database(newest_pg.url(name))
-    callback = psycopg2.extensions.get_wait_callback()
     for role in ("socketio_web", "authenticated", "anon"):
         if not newest_pg.sql("SELECT 1 FROM pg_roles WHERE rolname = %s", role):
             [statement] = re.findall(rf"CREATE ROLE {role} [^;]*;", block("CREATE ROLE socketio_web"))
@@ -54,7 +52,6 @@ def policies(newest_pg: Cluster) -> Iterator[Policies]:
     made = Policies(Database(newest_pg.url(name).replace("postgres@", "socketio_web@")), 2.0)
     yield made
     made.stop()
-    psycopg2.extensions.set_wait_callback(callback)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg2
 import psycopg2.errors
-import psycopg2.extensions
 import pytest
 from click.testing import CliRunner
 
@@ -30,10 +30,8 @@ from tests.support.postgres import Cluster, in_thread
 
 @pytest.fixture
 def hostile(newest_pg: Cluster) -> Iterator[HostileDatabase]:
-    callback = psycopg2.extensions.get_wait_callback()
     made = HostileDatabase(newest_pg, "hostile")
     yield made
-    psycopg2.extensions.set_wait_callback(callback)
     newest_pg.sql("DROP DATABASE hostile WITH (FORCE)")
 
 

@@ -1,8 +1,7 @@
 """AUTO_INIT on a real database: the log is installed, and again when it is missing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import psycopg2.extensions
 import pytest
 
 from socketio_pg.core import green
@@ -15,12 +14,10 @@ NAME = "installer"
 
 
 @pytest.fixture
-def empty(newest_pg: Cluster) -> Iterator[Cluster]:
+def empty(newest_pg: Cluster) -> Cluster:
     """The cluster, with a database without a log."""
-    callback = psycopg2.extensions.get_wait_callback()
     recreate(newest_pg)
-    yield newest_pg
-    psycopg2.extensions.set_wait_callback(callback)
+    return newest_pg
 
 
 def recreate(cluster: Cluster) -> None:

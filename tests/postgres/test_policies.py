@@ -3,8 +3,6 @@
 import logging
 from typing import Any
 
-import psycopg2
-import psycopg2.extensions
 import pytest
 
 from socketio_pg.access.policies import Policies
@@ -173,7 +171,6 @@ def test_roles_that_bypass_policies_are_refused(postgres: Cluster, role: str) ->
     postgres.sql("CREATE ROLE app_member LOGIN IN ROLE app")
     postgres.sql("CREATE DATABASE owned OWNER app")
     owner = postgres.url("owned").replace("postgres@", "app@")
-    callback = psycopg2.extensions.get_wait_callback()
     schema.install(Database(owner), 1_000_000)
     asking, asked = {
         "superuser": (postgres.url("owned"), "postgres"),
@@ -185,7 +182,6 @@ def test_roles_that_bypass_policies_are_refused(postgres: Cluster, role: str) ->
     for action in ("subscribe", "publish"):
         assert policies.ask(question(action, "secret", role=asked)) is False
     policies.stop()
-    psycopg2.extensions.set_wait_callback(callback)
     postgres.sql("DROP DATABASE owned WITH (FORCE)")
     postgres.sql("DROP ROLE app, app_member")
 

@@ -1,7 +1,6 @@
 """Row-level-security policies: installation, grants, upgrades, and the privileges of client roles."""
 
 import psycopg2
-import psycopg2.extensions
 import pytest
 
 from socketio_pg.access.policies import Policies
@@ -82,9 +81,7 @@ def test_upgrade_from_version_1_keeps_policies(postgres: Cluster) -> None:
     # Version 1 has nothing of sql/3_permissions.sql.
     database.sql("UPDATE socketio_pg.schema_version SET version = 1; DROP TABLE socketio_pg.messages CASCADE")
     database.sql("DROP FUNCTION socketio_pg.decide, socketio_pg.probe, socketio_pg.recheck")
-    callback = psycopg2.extensions.get_wait_callback()
     schema.install(Database(database.url), 1_000_000, again=False)
-    psycopg2.extensions.set_wait_callback(callback)
     assert database.sql("SELECT version FROM socketio_pg.schema_version") == [(schema.VERSION,)]
     assert database.sql("SELECT count(*) FROM socketio_pg.outbox") == [(1,)]
     database.sql("CREATE POLICY mine ON socketio_pg.messages USING (true)")

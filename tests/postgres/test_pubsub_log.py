@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import psycopg2.extensions
 import pytest
 
 from socketio_pg import PubSub
@@ -22,11 +21,9 @@ from tests.support.postgres import Cluster, own_listener
 @pytest.fixture
 def pubsub(shared_log: LogDatabase) -> Iterator[PubSub]:
     """A PubSub on the database `shared_log`, which has the log."""
-    callback = psycopg2.extensions.get_wait_callback()
     made = PubSub(shared_log.url)
     yield made
     made.disconnect()
-    psycopg2.extensions.set_wait_callback(callback)
 
 
 @pytest.fixture

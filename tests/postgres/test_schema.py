@@ -175,9 +175,7 @@ def roles(postgres: Cluster) -> Iterator[dict[str, str]]:
         postgres.sql(f"DROP ROLE IF EXISTS {name}")
         postgres.sql(f"CREATE ROLE {name} LOGIN NOSUPERUSER")
     postgres.sql("CREATE DATABASE granted OWNER log_owner")
-    callback = psycopg2.extensions.get_wait_callback()
     yield {name: postgres.url("granted").replace("postgres@", f"{name}@") for name in names}
-    psycopg2.extensions.set_wait_callback(callback)
     postgres.sql("DROP DATABASE granted WITH (FORCE)")
     for name in names:
         postgres.sql(f"DROP ROLE {name}")

@@ -4,7 +4,6 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-import psycopg2.extensions
 import pytest
 
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError
@@ -16,17 +15,12 @@ from tests.support.watching import MAX_PAYLOAD, WatchDatabase, watch_database
 
 @pytest.fixture
 def database(postgres: Cluster) -> Iterator[WatchDatabase]:
-    callback = psycopg2.extensions.get_wait_callback()
     with watch_database(postgres, "uninstalled") as made:
         yield made
-    psycopg2.extensions.set_wait_callback(callback)
 
 
 def uninstall(database: WatchDatabase) -> bool:
-    try:
-        return schema.uninstall(Database(database.url))
-    finally:
-        psycopg2.extensions.set_wait_callback(None)
+    return schema.uninstall(Database(database.url))
 
 
 def dump(database: WatchDatabase) -> list[str]:
@@ -123,13 +117,11 @@ def test_upgrade_from_version_2_installs_watch(database: WatchDatabase) -> None:
         UPDATE socketio_pg.schema_version SET version = 2"""
     )
     schema.install(Database(database.url), MAX_PAYLOAD, again=False)
-    psycopg2.extensions.set_wait_callback(None)
     assert database.sql("SELECT version FROM socketio_pg.schema_version") == [(schema.VERSION,)]
     database.watch("orders")
     assert [channel for channel, _ in database.sent("INSERT INTO orders VALUES (1)")] == ["kept", "table:public.orders"]
     # Once more, now with a watch.
     schema.install(Database(database.url), MAX_PAYLOAD)
-    psycopg2.extensions.set_wait_callback(None)
     assert len(database.sent("INSERT INTO orders VALUES (1)")) == 1
 
 

@@ -12,6 +12,7 @@ import psycopg2
 import pytest
 
 from socketio_pg.postgres import schema
+from tests.support.driver import blocking_driver
 from tests.support.postgres import Cluster, cluster, in_thread
 from tests.support.watching import MAX_PAYLOAD, WatchDatabase, watch_database
 
@@ -177,15 +178,8 @@ def test_upserts_and_merge_send_each_row(orders: WatchDatabase, per: str) -> Non
 @PER
 def test_copy_sends_each_row(orders: WatchDatabase, per: str) -> None:
     orders.watch("orders", per=per)
-
-    # psycopg2 cannot COPY with a wait callback, and other tests' `Database` has set one for the whole process.
-    callback = psycopg2.extensions.get_wait_callback()
-    psycopg2.extensions.set_wait_callback(None)
-    try:
-        with orders.connection.cursor() as cursor:
-            cursor.copy_expert("COPY orders (id, status) FROM STDIN", io.StringIO("1\tone\n2\t\\N\n"))
-    finally:
-        psycopg2.extensions.set_wait_callback(callback)
+    with blocking_driver(), orders.connection.cursor() as cursor:  # psycopg2 cannot COPY with a wait callback
+        cursor.copy_expert("COPY orders (id, status) FROM STDIN", io.StringIO("1\tone\n2\t\\N\n"))
     assert [payload["new"] for _, payload in orders.taken()] == [
         {"id": 1, "customer_id": None, "status": "one"},
         {"id": 2, "customer_id": None, "status": None},

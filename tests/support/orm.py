@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psycopg2.extensions
 import pytest
 import sqlalchemy
 from _pytest.mark import ParameterSet
@@ -14,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from socketio_pg.postgres import schema
 from socketio_pg.postgres.database import Database
+from tests.support.driver import blocking_driver
 from tests.support.postgres import VERSIONS, Cluster
 
 DRIVERS = ("psycopg2", "psycopg")
@@ -89,16 +89,13 @@ def orm_database(
     """Create a database ``name`` with the log and the tables of ``metadata``. ``prepare`` runs before the tables."""
     cluster.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     cluster.sql(f"CREATE DATABASE {name}")
-    callback = psycopg2.extensions.get_wait_callback()
     schema.install(Database(cluster.url(name)), 1_000_000)
-    # `Database` sets a process-wide callback, which an application without eventlet does not have.
-    psycopg2.extensions.set_wait_callback(None)
     made = OrmDatabase(cluster.url(name), driver)
-    try:
-        if prepare is not None:
-            prepare(made)
-        metadata.create_all(made.engine)
-        yield made
-    finally:
-        made.engine.dispose()
-        psycopg2.extensions.set_wait_callback(callback)
+    with blocking_driver():
+        try:
+            if prepare is not None:
+                prepare(made)
+            metadata.create_all(made.engine)
+            yield made
+        finally:
+            made.engine.dispose()

@@ -2,12 +2,10 @@
 
 import contextlib
 import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg2
-import psycopg2.extensions
 
 from socketio_pg.access.policies import Policies
 from socketio_pg.access.questions import Action, Question
@@ -128,25 +126,8 @@ def outcomes(policies: Policies, *questions: Question) -> list[Any]:
 
 
 @contextlib.contextmanager
-def locked(database: PolicyDatabase, statement: str) -> Iterator[Callable[[], None]]:
-    """Hold a lock in another transaction. Call the yielded function to end it."""
-    connection = database.connect()
-    ended = threading.Event()
-
-    def end() -> None:
-        if not ended.is_set():
-            ended.set()
-            connection.rollback()
-            connection.close()
-
-    wait_callback = psycopg2.extensions.get_wait_callback()
-    psycopg2.extensions.set_wait_callback(None)
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-        psycopg2.extensions.set_wait_callback(wait_callback)
-        yield end
-    finally:
-        psycopg2.extensions.set_wait_callback(None)
-        end()
-        psycopg2.extensions.set_wait_callback(wait_callback)
+def locked(database: PolicyDatabase, statement: str) -> Iterator[None]:
+    """Hold a lock in another transaction for the body."""
+    with contextlib.closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        yield

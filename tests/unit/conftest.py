@@ -1,10 +1,9 @@
 """Fixtures for tests without I/O: settings that are independent of the environment."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import psycopg2.extensions
 import pytest
 
 from socketio_pg.core import config
@@ -46,12 +45,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 @pytest.fixture
-def socket_server(clean_settings: Path) -> Iterator[SocketServer]:
+def socket_server(clean_settings: Path) -> SocketServer:
     """A server that is not started and never connects to its database."""
-    # psycopg2's wait callback is process-wide: restore it for other tests.
-    callback = psycopg2.extensions.get_wait_callback()
-    yield SocketServer(dsn=NOWHERE)
-    psycopg2.extensions.set_wait_callback(callback)
+    return SocketServer(dsn=NOWHERE)
 
 
 @pytest.fixture

@@ -1,16 +1,36 @@
-"""Green threads. Tests that need monkey-patching, as in production, run in a separate process."""
+"""Green threads. Tests that need monkey-patching, as in production, run in a separate process.
 
+Most tests use the library of the whole run. Those with the fixture ``library`` use the module of each library directly:
+one thread may have the event loops of both, as long as no green thread of one waits for one of the other.
+"""
+
+import ast
 import contextlib
 import functools
+import inspect
+import os
+import socket
+import struct
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from socketio_pg.core import green, progress
+from socketio_pg.core import green, green_eventlet, green_gevent, progress
 from tests.support.patience import PATIENCE
+
+BOTH = (green_eventlet, green_gevent)
+
+
+@pytest.fixture(params=BOTH, ids=lambda module: module.NAME)
+def library(request: pytest.FixtureRequest) -> Any:
+    """The module of each library, also of the one that this run does not use."""
+    return request.param
 
 
 def test_timeout_raises_timed_out() -> None:
@@ -183,11 +203,10 @@ def test_waker_wakes_select() -> None:
 
 def test_many_green_threads_can_wake_with_a_patched_os_module() -> None:
     program = """
-        import eventlet
-        eventlet.monkey_patch()
         from socketio_pg.core import green
+        green.patch()
         waker = green.Waker()
-        threads = [eventlet.spawn(waker.wake) for _ in range(10)]
+        threads = [green.spawn(waker.wake) for _ in range(10)]
         assert green.select([waker], 5) == [waker]
         waker.clear()
         for thread in threads:
@@ -236,3 +255,252 @@ def test_client_that_reads_too_slowly_is_disconnected(monkeypatch: pytest.Monkey
             reader.kill()
         plain.close()
         connection.close()
+
+
+# -- both libraries ----------------------------------------------------------------------------------------------------
+
+
+def public(module: ModuleType) -> set[str]:
+    """Return the names that ``module`` defines, without those that it imports."""
+    assert module.__file__ is not None
+    names: set[str] = set()
+    for node in ast.parse(Path(module.__file__).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def signatures(module: ModuleType) -> dict[str, str]:
+    """Return the signatures of the functions that ``module`` defines, and of the methods of `Readiness`."""
+    functions = {name: value for name in public(module) if inspect.isfunction(value := getattr(module, name))}
+    readiness: type = module.Readiness
+    methods = {name: value for name, value in vars(readiness).items() if name[0] != "_" or name == "__init__"}
+    return {
+        name: str(inspect.signature(value)).replace(f"{module.__name__}.", "")
+        for name, value in (functions | methods).items()
+        if callable(value)
+    }
+
+
+def test_both_libraries_have_the_same_names() -> None:
+    assert public(green_eventlet) == public(green_gevent)
+    assert signatures(green_eventlet) == signatures(green_gevent)
+    assert set(vars(green_eventlet.Result())) - {"_event"} == set(vars(green_gevent.Result())) - {"_result"}
+    assert {module.NAME for module in BOTH} == {"eventlet", "gevent"}
+    assert green.LIBRARY in {module.NAME for module in BOTH}
+
+
+def test_interface_has_the_names_of_the_library() -> None:
+    """`green` offers them as they are, wraps them, or uses them. Only the modules themselves use two of them."""
+    [module] = [module for module in BOTH if green.LIBRARY == module.NAME]
+    source = inspect.getsource(green)
+    assert [name for name in public(module) - {"logger", "ClientSocket"} if f"_library.{name}" not in source] == []
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """The descriptors of a non-blocking pipe: the one to read from, and the one to write to."""
+    ends = os.pipe2(os.O_NONBLOCK)
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def test_sleep_lets_callbacks_of_descriptors_run(library: Any, pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    called: list[int] = []
+    readiness = library.Readiness(reading)
+    readiness.start_reading(lambda *_: called.append(reading))
+    os.write(writing, b"x")
+    rounds(library, 2)  # eventlet does not always look at the descriptors before it continues the first time
+    readiness.close()
+    assert called
+
+
+def test_readiness_calls_until_it_is_stopped(library: Any, pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    called = 0
+
+    def read(*_: object) -> None:
+        nonlocal called
+        called += 1
+        os.read(reading, 1)
+
+    readiness = library.Readiness(reading)
+    readiness.start_reading(read)
+    rounds(library)
+    assert called == 0
+    os.write(writing, b"xx")
+    rounds(library)
+    assert called == 2
+    readiness.stop_reading()
+    readiness.stop_reading()
+    readiness.stop_writing()
+    os.write(writing, b"x")
+    rounds(library)
+    assert called == 2
+    readiness.start_reading(read)
+    rounds(library)
+    assert called == 3
+    readiness.close()
+    readiness.stop_reading()
+    os.write(writing, b"x")
+    rounds(library)
+    assert called == 3
+
+
+def rounds(library: Any, count: int = 5) -> None:
+    """Let the hub look at the descriptors some times."""
+    for _ in range(count):
+        library.sleep()
+
+
+def test_one_readiness_reads_and_writes(library: Any) -> None:
+    plain, other = library.socket_pair()
+    events: list[str] = []
+    readiness = library.Readiness(plain.fileno())
+
+    def write(*_: object) -> None:
+        events.append("write")
+        readiness.stop_writing()
+
+    def read(*_: object) -> None:
+        events.append(plain.recv(100).decode())
+
+    readiness.start_reading(read)
+    readiness.start_writing(write)
+    rounds(library)
+    assert events == ["write"]
+    other.sendall(b"one")
+    rounds(library)
+    readiness.start_writing(write)
+    rounds(library)
+    assert events == ["write", "one", "write"]
+    readiness.close()
+    plain.close()
+    other.close()
+
+
+def test_closed_readiness_calls_nothing_more(library: Any, pipe: tuple[int, int]) -> None:
+    """Also when its own callback closes it, and when the descriptor's number is used again."""
+    reading, writing = pipe
+    os.write(writing, b"x")
+    called: list[str] = []
+    first = library.Readiness(reading)
+
+    def close(*_: object) -> None:
+        called.append("first")
+        first.close()
+
+    first.start_reading(close)
+    rounds(library)
+    assert called == ["first"]
+    second = library.Readiness(reading)
+    second.start_reading(lambda *_: called.append("second"))
+    library.sleep()
+    second.close()
+    assert set(called[1:]) == {"second"}
+    calls = len(called)
+    rounds(library)
+    assert len(called) == calls
+
+
+def test_descriptor_of_a_closed_connection_can_be_used_again(library: Any) -> None:
+    """As by the next client: the kernel gives out the lowest free number."""
+    numbers: set[int] = set()
+    for turn in range(3):
+        plain, other = library.socket_pair()
+        numbers.add(plain.fileno())
+        received: list[bytes] = []
+        readiness = library.Readiness(plain.fileno())
+        readiness.start_reading(lambda *_, plain=plain, received=received: received.append(plain.recv(100)))
+        rounds(library)
+        other.sendall(b"%d" % turn)
+        rounds(library)
+        assert received == [b"%d" % turn]
+        readiness.close()
+        plain.close()
+        other.close()
+    assert len(numbers) == 1
+
+
+@pytest.fixture
+def connected(library: Any) -> Iterator[tuple[Any, Any]]:
+    """A TCP connection: the plain socket of the client, and the green one that the server has accepted."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+    number = accepted.detach()
+    # As the server gets it from the library.
+    green_socket = library.socket_pair()[1].__class__
+    connection = (
+        green_socket(library.plain_socket.socket(fileno=number))
+        if library is green_eventlet
+        else green_socket(fileno=number)
+    )
+    yield client, connection
+    client.close()
+    connection.close()
+
+
+def test_taken_over_connection_outlives_the_request(library: Any, connected: tuple[Any, Any]) -> None:
+    client, connection = connected
+    taken = library.take_over(connection)
+    connection.close()
+    with pytest.raises(BlockingIOError):
+        taken.recv(1)
+    taken.send(b"from the server")
+    client.settimeout(PATIENCE)
+    assert client.recv(100) == b"from the server"
+    client.sendall(b"x")
+    while_readable: list[bytes] = []
+    readiness = library.Readiness(taken.fileno())
+    readiness.start_reading(lambda *_: while_readable.append(taken.recv(100)))
+    wait_for(library, lambda: bool(while_readable))
+    assert while_readable == [b"x"]
+    readiness.close()
+    taken.close()
+    assert client.recv(100) == b"", "nothing else holds the connection open"
+
+
+def wait_for(library: Any, condition: Callable[[], bool]) -> None:
+    """Wait with the green threads of ``library``."""
+    timer = library.start_timeout(PATIENCE)
+    try:
+        while not condition():
+            library.sleep()
+    finally:
+        timer.cancel()
+
+
+@pytest.mark.parametrize("end", ["close", "reset"])
+def test_end_of_a_connection_is_noticed(library: Any, connected: tuple[Any, Any], end: str) -> None:
+    client, connection = connected
+    ended: list[str] = []
+    with library.noticing_end(connection, lambda: ended.append(end)):
+        rounds(library)
+        assert ended == []
+        if end == "reset":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        wait_for(library, lambda: bool(ended))
+        rounds(library)
+    assert ended == [end]
+
+
+def test_bytes_and_an_end_after_the_body_are_no_end(library: Any, connected: tuple[Any, Any]) -> None:
+    client, connection = connected
+    ended: list[str] = []
+    with library.noticing_end(connection, lambda: ended.append("first")):
+        client.sendall(b"GET")
+        rounds(library)
+    assert ended == []
+    assert connection.recv(3) == b"GET"
+    with library.noticing_end(connection, lambda: ended.append("second")):
+        rounds(library)
+    client.close()
+    rounds(library)
+    assert ended == []

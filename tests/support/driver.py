@@ -1,0 +1,49 @@
+"""How psycopg2 waits in the process of the tests. It has one wait callback for all connections."""
+
+import contextlib
+import select
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg2.extensions
+
+from socketio_pg.postgres.database import wait_green
+
+
+def wait_green_here() -> None:
+    """Let psycopg2 wait in green threads, as in a server, in the calling thread of the system; elsewhere without them.
+
+    Otherwise each other thread would get an event loop, whose descriptors stay open when the thread ends.
+    """
+    wait_green()
+    green, here = psycopg2.extensions.get_wait_callback(), threading.get_native_id()
+    assert green is not None
+
+    def wait(connection: Any) -> None:
+        if threading.get_native_id() == here:
+            green(connection)
+        else:
+            _wait(connection)
+
+    psycopg2.extensions.set_wait_callback(wait)
+
+
+def _wait(connection: Any) -> None:
+    """A wait callback without green threads."""
+    while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
+        poll = select.poll()
+        reading = state == psycopg2.extensions.POLL_READ
+        poll.register(connection.fileno(), select.POLLIN if reading else select.POLLOUT)
+        poll.poll()
+
+
+@contextlib.contextmanager
+def blocking_driver() -> Iterator[None]:
+    """Let psycopg2 wait as in a program without green threads."""
+    callback = psycopg2.extensions.get_wait_callback()
+    psycopg2.extensions.set_wait_callback(None)
+    try:
+        yield
+    finally:
+        psycopg2.extensions.set_wait_callback(callback)
