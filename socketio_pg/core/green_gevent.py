@@ -99,8 +99,8 @@ def sleep(seconds: float = 0.0) -> None:
     if seconds > 0:
         gevent.sleep(seconds)
         return
-    # gevent.sleep(0) lets other green threads run, but for some milliseconds no callbacks of descriptors. Before a timer
-    # ends, the loop polls for those; it calls them first if the timer has a lower priority.
+    # gevent.sleep(0) lets other green threads run, but for some milliseconds no callbacks of descriptors. The loop
+    # polls for those before a timer ends, and calls them first if the timer has a lower priority.
     hub = gevent.get_hub()
     with hub.loop.timer(1e-9, priority=hub.loop.MINPRI) as timer:
         hub.loop.update_now()
