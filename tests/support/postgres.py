@@ -13,15 +13,25 @@ from typing import Any
 import psycopg2
 from sqlalchemy.engine import make_url
 
+from socketio_pg.postgres import schema
 from socketio_pg.postgres.embedded import EmbeddedPostgres
 from socketio_pg.postgres.listener import Listener
 from socketio_pg.postgres.listeners import Listeners
 from socketio_pg.pubsub.pubsub import PubSub
 
-#: The majors that the tests use, the newest first: those of the embedded PostgreSQL's wheel, or TEST_POSTGRES.
-VERSIONS = (int(os.environ["TEST_POSTGRES"]),) if os.environ.get("TEST_POSTGRES") else (18, 16)
-#: The folder where `make test-postgres` installs the majors that the wheel does not have.
+#: The folder of the majors that the wheel of the embedded PostgreSQL does not have. The Makefile installs them.
 INSTALLED = Path(__file__).parents[1] / "majors" / "node_modules"
+
+
+def _versions() -> tuple[int, ...]:
+    if only := os.environ.get("TEST_POSTGRES"):
+        return (int(only),)
+    oldest = schema.MAJORS[0]
+    return schema.MAJORS[-1], oldest if (INSTALLED / f"postgres{oldest}").exists() else 16
+
+
+#: The majors that the tests use, the newest first: TEST_POSTGRES, or the newest and the oldest one.
+VERSIONS = _versions()
 
 
 class Cluster(EmbeddedPostgres):
