@@ -10,6 +10,7 @@ import resource
 import shlex
 import signal
 import sys
+import warnings
 from typing import Any
 
 import gunicorn
@@ -18,7 +19,7 @@ from gunicorn.http.message import Message
 from socketio_pg.core import green_library
 
 # gunicorn reserves the name `config` for a setting.
-from socketio_pg.core.config import SPARE_DESCRIPTORS
+from socketio_pg.core.config import SPARE_DESCRIPTORS, authority
 from socketio_pg.core.config import load as load_settings
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.logs import RateLimitFilter, formatter
@@ -27,21 +28,36 @@ from socketio_pg.engine import hosting
 #: gunicorn stops when a worker exits with this status (arbiter.APP_LOAD_ERROR); otherwise it starts another worker.
 EXIT_CONFIGURATION = 4
 
+# Replaced by our own line: eventlet's warning, and those of gunicorn's worker class for it.
+warnings.filterwarnings("ignore", r"\s*(The )?eventlet( worker)? is deprecated")
+
 #: The green-thread library of the worker.
 worker_class = green_library.LIBRARIES[0]
 #: gunicorn's default accepts 1,000 clients and lets further ones hang.
 worker_connections = 10_000
+_green = None
 with contextlib.suppress(ConfigurationError):  # the application reports it when it starts
     _settings = load_settings()
-    worker_class = _settings.green or worker_class
+    _green = _settings.green
+    worker_class = _green or worker_class
     worker_connections = _settings.max_connections
-# These precede the setting.
-_given = hosting.worker_class_in(sys.argv[1:]) or hosting.worker_class_in(
-    shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))
-)
-_refusal = hosting.refusal_of_worker_class(_given or worker_class, gunicorn.__version__)
-if _refusal is not None:  # gunicorn would print a traceback
-    sys.stderr.write(f"socketio_pg: {_refusal}.\n")
+
+
+def _refusal() -> str | None:
+    # The command line precedes the environment variable, and that the settings above.
+    options = [hosting.options_in(sys.argv[1:])]
+    options.append(hosting.options_in(shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))))
+    chosen = next((given.worker_class for given in options if given.worker_class), worker_class)
+    refusals = [
+        green_library.unknown(),
+        hosting.refusal_of_worker_class(chosen, _green, gunicorn.__version__),
+        *(hosting.refusal_of_http2(given.http_protocols, given.http2_cleartext) for given in options),
+    ]
+    return next(filter(None, refusals), None)
+
+
+if (_found := _refusal()) is not None:  # gunicorn would print a traceback
+    sys.stderr.write(f"socketio_pg: {_found}.\n")
     raise SystemExit(EXIT_CONFIGURATION)
 
 #: The rooms are in the memory of one process. Several nodes are several gunicorns (docs/deploy.md).
@@ -72,7 +88,8 @@ def on_starting(server: Any) -> None:
 
     Refuses HTTP/2.
     """
-    refusal = hosting.refusal_of_http2(server.cfg.http_protocols)
+    # gunicorn 25 has no http2_cleartext.
+    refusal = hosting.refusal_of_http2(server.cfg.http_protocols, getattr(server.cfg, "http2_cleartext", None))
     if refusal is not None:
         server.log.error("socketio_pg: %s.", refusal)
         raise SystemExit(EXIT_CONFIGURATION)
@@ -81,11 +98,17 @@ def on_starting(server: Any) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # gunicorn logs each invalid request, so untrusted clients could fill the disk.
     logging.getLogger("gunicorn.error").addFilter(RateLimitFilter("Invalid request from"))
+    logging.getLogger("gunicorn.error").addFilter(_is_no_deprecation)
     # gunicorn's lines get the format of the server's.
     with contextlib.suppress(ConfigurationError):
         form = formatter(load_settings().log_format)
         for handler in logging.getLogger("gunicorn.error").handlers:
             handler.setFormatter(form)
+
+
+def _is_no_deprecation(record: logging.LogRecord) -> bool:
+    """A filter for gunicorn's log: `websocket` says how to leave eventlet."""
+    return not str(record.msg).startswith("The eventlet worker is DEPRECATED")
 
 
 #: The maximum size of a request's headers in bytes. gunicorn limits each of them, and their number, and would buffer
@@ -122,6 +145,32 @@ def worker_int(worker: Any) -> None:
 LARGE_BODY = 100_000
 
 
+def post_fork(server: Any, worker: Any) -> None:
+    """Let a worker report an application's configuration error with a sentence, and end gunicorn."""
+    load = worker.load_wsgi
+
+    def load_wsgi() -> None:
+        try:
+            load()
+        except Exception as error:
+            # Where two libraries have patched, another error can replace the one that says so.
+            problem = error.message if isinstance(error, ConfigurationError) else green_library.problem()
+            if problem is None:
+                raise
+            worker.log.error("socketio_pg: %s.", problem.removesuffix("."))
+            raise SystemExit(EXIT_CONFIGURATION) from None
+
+    worker.load_wsgi = load_wsgi
+
+
+def _address(listener: Any, *, secure: bool) -> str:
+    """Return the address of a listening socket, as gunicorn shows it: gevent's worker has sockets without a name."""
+    name = listener.getsockname()
+    if not isinstance(name, tuple):
+        return f"unix:{name}"
+    return f"{'https' if secure else 'http'}://{authority(name[0], name[1])}"
+
+
 def post_worker_init(worker: Any) -> None:
     """Connect to PostgreSQL before the first client, and drain at SIGTERM.
 
@@ -129,7 +178,7 @@ def post_worker_init(worker: Any) -> None:
     """
     server = worker.wsgi.extensions["socketio_pg"]
     try:
-        server.start([str(socket) for socket in worker.sockets])
+        server.start([_address(socket, secure=worker.cfg.is_ssl) for socket in worker.sockets])
     except ConfigurationError as error:
         worker.log.error("socketio_pg: %s", error.message)
         raise SystemExit(EXIT_CONFIGURATION) from None

@@ -33,7 +33,8 @@ if _refusal is not None:
 try:
     from socketio_pg.core import green
 except ModuleNotFoundError as error:
-    sys.exit(hosting.missing_package(error))
+    print(f"socketio_pg: {hosting.missing_package(error)}.", file=sys.stderr, flush=True)
+    raise SystemExit(EXIT_CONFIGURATION) from None
 
 # Comes before all other imports: modules imported earlier would keep the blocking functions.
 green.patch()

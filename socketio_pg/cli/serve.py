@@ -19,8 +19,8 @@ from socketio_pg.doctor import checks_settings
 def serve(host: str | None, port: int | None) -> None:
     """Run the production server.
 
-    Starts gunicorn with one eventlet worker and socketio_pg's configuration. Reads the database's address from
-    DATABASE_URL or local.cfg.
+    Starts gunicorn with one eventlet or gevent worker (GREEN) and socketio_pg's configuration. Reads the database's
+    address from DATABASE_URL or local.cfg.
     """
     given = {"host": host, "port": port}
     settings = config.load(overrides={name: value for name, value in given.items() if value is not None})

@@ -18,6 +18,8 @@ LAST_GUNICORN = {"eventlet": 25}
 RETIRING = {"eventlet": "gevent"}
 #: Library → the releases that are tested, as in requirements.txt and in the extra of setup.py.
 REQUIREMENTS = {"eventlet": "eventlet>=0.41.3,<0.42", "gevent": "gevent>=25.9,<27"}
+#: Library → the releases of gunicorn that are tested with it.
+GUNICORN = {"eventlet": "gunicorn>=25.3.0,<25.4", "gevent": "gunicorn>=25.3.0,<28"}
 #: The libraries' own WSGI servers, which the development server uses: what they add to the environ of a request.
 OWN_SERVERS = ("eventlet.input", "gevent.connection")
 
@@ -30,12 +32,9 @@ def of_worker_class() -> str | None:
     return next((library for module, library in _WORKER_MODULES.items() if module in sys.modules), None)
 
 
-def patching() -> str | None:
-    """Return the library that has patched the standard library in this process, or None."""
-    for library, patched in (("eventlet", _eventlet_patched), ("gevent", _gevent_patched)):
-        if patched():
-            return library
-    return None
+def patching() -> list[str]:
+    """Return the libraries that have patched the standard library in this process."""
+    return [name for name, patched in (("eventlet", _eventlet_patched), ("gevent", _gevent_patched)) if patched()]
 
 
 def _eventlet_patched() -> bool:
@@ -50,13 +49,24 @@ def _gevent_patched() -> bool:
 
 def name() -> str:
     """Return the library to use: that of gunicorn's worker class, the one that has patched, or :data:`SETTING`'s."""
-    return of_worker_class() or patching() or wanted() or LIBRARIES[0]
+    return of_worker_class() or next(iter(patching()), None) or wanted() or LIBRARIES[0]
 
 
 def wanted() -> str | None:
     """Return the value of :data:`SETTING` if it is the name of a library. `core.config` refuses other values."""
-    value = os.environ.get(SETTING)
+    value = os.environ.get(SETTING, "").strip().lower()
     return value if value in LIBRARIES else None
+
+
+def unknown() -> str | None:
+    """Return why the value of :data:`SETTING` is refused, as a sentence without its full stop; None if it is not.
+
+    For programs that choose the library although other settings may be wrong, too.
+    """
+    value = os.environ.get(SETTING, "").strip()
+    if not value or wanted() is not None:
+        return None
+    return f"{SETTING} in the environment is {value!r}; allowed: {' or '.join(map(repr, LIBRARIES))}"
 
 
 def want(library: str | None) -> None:
@@ -67,17 +77,24 @@ def want(library: str | None) -> None:
 
 def problem() -> str | None:
     """Return why this process must not use its library, as a sentence without its full stop; None if it may."""
-    library, worker_class, patched = name(), of_worker_class(), patching()
-    if worker_class is not None and wanted() not in (None, worker_class):
-        return (
-            f"{SETTING} is {wanted()}, but gunicorn's worker class is {worker_class}: start gunicorn with "
-            f"--worker-class {wanted()}, or unset {SETTING}"
-        )
-    if patched not in (None, library):
-        return (
-            f"gunicorn's worker class is {library}, but {patched} has patched this process: remove its monkey-patching"
-        )
-    return None
+    library, worker_class = name(), of_worker_class()
+    if worker_class is not None and (found := mismatch(worker_class, wanted())) is not None:
+        return found
+    others = [other for other in patching() if other != library]
+    if not others:
+        return None
+    uses = "this process uses" if worker_class is None else "gunicorn's worker class is"
+    return f"{uses} {library}, but {others[0]} has patched the standard library: remove its monkey-patching"
+
+
+def mismatch(worker_class: str, wanted: str | None) -> str | None:
+    """Return why gunicorn must not use ``worker_class`` when :data:`SETTING` is ``wanted``; None if it may."""
+    if wanted in (None, worker_class):
+        return None
+    return (
+        f"{SETTING} is {wanted}, but gunicorn's worker class is {worker_class}: start gunicorn with "
+        f"--worker-class {wanted}, or unset {SETTING}"
+    )
 
 
 def missing(library: str) -> str | None:

@@ -21,12 +21,13 @@ from socketio_pg.access.permissions import Permissions
 from socketio_pg.access.policies import Policies
 from socketio_pg.cluster import select as cluster
 from socketio_pg.cluster.redis import RedisCluster
-from socketio_pg.core import green
+from socketio_pg.core import green, green_library
 from socketio_pg.core.config import SPARE_DESCRIPTORS, Settings, authority, redact
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.doctor.findings import Finding, error, ok, warning
+from socketio_pg.engine import hosting
 from socketio_pg.postgres import psycopg3
 from socketio_pg.postgres.database import Database
 
@@ -36,6 +37,8 @@ MIN_DISTINCT = 10
 RANDOM = "set it to a random text: openssl rand -hex 32"
 #: The idle timeout in seconds of Heroku's router. That of nginx, HAProxy and load balancers of clouds is often 60.
 PROXY_IDLE = 55.0
+#: The oldest major version of gunicorn that the server runs with.
+OLDEST_GUNICORN = 25
 #: Seconds within which a server must answer.
 SECONDS = 5.0
 
@@ -163,19 +166,46 @@ def _is_local(url: str) -> bool:
     return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
-def programs(version: Mapping[str, str] | None = None) -> Iterator[Finding]:
-    """Check the installed versions, or those in ``version``, for compatibility."""
-    found = version or {name: _installed(name) for name in ("gunicorn", "eventlet")}
-    gunicorn, eventlet = found["gunicorn"], found["eventlet"]
-    if not gunicorn.startswith("25."):
+def programs(
+    settings: Settings, environment: Mapping[str, str], version: Mapping[str, str] | None = None
+) -> Iterator[Finding]:
+    """Check the installed versions, or those in ``version``, for compatibility with the green-thread library."""
+    library = _options(environment).worker_class or settings.green or ""
+    if library not in green_library.LIBRARIES:
+        library = green_library.LIBRARIES[0]
+    found = version or {name: _installed(name) for name in ("gunicorn", library)}
+    gunicorn, installed = found["gunicorn"], found[library]
+    last = green_library.LAST_GUNICORN.get(library)
+    if gunicorn == "missing":
         yield error(
-            "gunicorn", f"gunicorn {gunicorn}: the last major version with the eventlet worker is 25",
-            "run pip install 'gunicorn>=25.3.0,<25.4'",
+            "gunicorn",
+            f"gunicorn is missing: {library} runs under it",
+            f"run pip install '{green_library.GUNICORN[library]}'",
+        )
+    elif last is not None and _major(gunicorn) > last:
+        successor = green_library.RETIRING[library]
+        yield error(
+            "gunicorn", f"gunicorn {gunicorn}: the last major version with the {library} worker is {last}",
+            f"run pip install '{green_library.GUNICORN[library]}', or set {green_library.SETTING}={successor}",
         )  # fmt: skip
-    elif eventlet == "missing":
-        yield error("eventlet", "eventlet is missing", "run pip install 'eventlet>=0.41.3,<0.42'")
+    elif _major(gunicorn) < OLDEST_GUNICORN:
+        yield error(
+            "gunicorn",
+            f"gunicorn {gunicorn} is too old for {library}",
+            f"run pip install '{green_library.GUNICORN[library]}'",
+        )
+    elif installed == "missing":
+        yield error(library, f"{library} is missing", f"run pip install '{green_library.REQUIREMENTS[library]}'")
     else:
-        yield ok("programs", f"gunicorn {gunicorn}, eventlet {eventlet}")
+        yield ok("programs", f"the server runs on {library} {installed}, under gunicorn {gunicorn}")
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])
+
+
+def _options(environment: Mapping[str, str]) -> hosting.Options:
+    return hosting.options_in(shlex.split(environment.get("GUNICORN_CMD_ARGS", "")))
 
 
 def _installed(name: str) -> str:
@@ -200,24 +230,27 @@ def drivers(environment: Mapping[str, str], version: str | None = None) -> Itera
         yield ok("psycopg 3", f"psycopg {version} waits in green threads ({chosen})")
 
 
-def workers(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Check GUNICORN_CMD_ARGS, which overrides our configuration: rooms need one worker, of class eventlet."""
-    arguments = shlex.split(environment.get("GUNICORN_CMD_ARGS", ""))
-    for index, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if not value and argument.startswith("-w") and argument != "-w" and not argument.startswith("--"):
-            name, value = "-w", argument[2:]
-        value = value or "".join(arguments[index + 1 : index + 2])
-        if name in ("-w", "--workers") and value != "1":
-            yield error(
-                "workers", f"GUNICORN_CMD_ARGS sets {value} workers, but each knows only its own clients",
-                "use one worker (-w 1), and start more servers if one is not enough",
-            )  # fmt: skip
-        if name in ("-k", "--worker-class") and value != "eventlet":
-            yield error(
-                "workers", f"GUNICORN_CMD_ARGS sets the worker class {value}",
-                "use --worker-class eventlet, or omit the option",
-            )  # fmt: skip
+def workers(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Check GUNICORN_CMD_ARGS, which overrides our configuration: rooms need one worker, of a class that we support."""
+    options = _options(environment)
+    if options.workers not in (None, "1"):
+        yield error(
+            "workers", f"GUNICORN_CMD_ARGS sets {options.workers} workers, but each knows only its own clients",
+            "use one worker (-w 1), and start more servers if one is not enough",
+        )  # fmt: skip
+    chosen, wanted = options.worker_class, settings.green
+    if chosen is None:
+        return
+    if chosen not in green_library.LIBRARIES:
+        yield error(
+            "workers", f"GUNICORN_CMD_ARGS sets the worker class {chosen}",
+            f"use --worker-class {' or '.join(green_library.LIBRARIES)}, or omit the option",
+        )  # fmt: skip
+    elif wanted not in (None, chosen):
+        yield error(
+            "workers", f"{green_library.SETTING} is {wanted}, but GUNICORN_CMD_ARGS sets the worker class {chosen}",
+            f"omit one of the two, or set {green_library.SETTING}={chosen}",
+        )  # fmt: skip
 
 
 def descriptors(settings: Settings) -> Iterator[Finding]:

@@ -17,9 +17,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from checks_settings.safety(settings)
     yield from checks_settings.key_set(settings)
     yield from checks_settings.message_queue(settings)
-    yield from checks_settings.programs()
+    yield from checks_settings.programs(settings, os.environ)
     yield from checks_settings.drivers(os.environ)
-    yield from checks_settings.workers(os.environ)
+    yield from checks_settings.workers(settings, os.environ)
     yield from checks_settings.descriptors(settings)
     yield from checks_settings.port(settings)
     if settings.database_url is None:

@@ -4,6 +4,7 @@ Others accept connections, but do not run the green threads that serve them. Imp
 because it is used before that is patched: flask and click must not be imported earlier.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -23,6 +24,8 @@ _REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 _OTHERS = ("uvicorn", "hypercorn", "daphne", "granian", "waitress", "waitress-serve", "uwsgi", "mod_wsgi-express")
 #: gunicorn's modules of worker classes, and the names of these.
 _WORKER_CLASSES = {"sync": "sync", "gthread": "gthread", "gtornado": "tornado", "gasgi": "asgi"}
+#: Worker classes of gunicorn in the module of one of ours that serve with gevent's own server.
+_OWN_SERVER_CLASSES = ("gevent_wsgi", "gevent_pywsgi")
 
 
 def refusal_at_start() -> str | None:
@@ -74,21 +77,32 @@ def refusal_of_several(workers: int) -> str | None:
     return None if workers <= 1 else _several(str(workers))
 
 
-def worker_class_in(arguments: Sequence[str]) -> str | None:
-    """Return the worker class that gunicorn's command-line ``arguments`` name, or None."""
-    for index, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in ("-k", "--worker-class"):
-            return value if equals else "".join(arguments[index + 1 : index + 2])
-        if argument.startswith("-k") and not argument.startswith("--"):
-            return argument[2:]
-    return None
+class Options(argparse.Namespace):
+    """Options of gunicorn's command line; None for those that are not given."""
+
+    worker_class: str | None
+    workers: str | None
+    http_protocols: str | None
+    http2_cleartext: str | None
 
 
-def refusal_of_worker_class(name: str, gunicorn: str) -> str | None:
-    """Return why gunicorn, of that version, cannot start workers of the class ``name``, one of ours."""
+def options_in(arguments: Sequence[str]) -> Options:
+    """Return the options in gunicorn's command-line ``arguments``."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for names in (("-k", "--worker-class"), ("-w", "--workers"), ("--http-protocols",), ("--http2-cleartext",)):
+        parser.add_argument(*names, nargs="?")
+    return parser.parse_known_args(list(arguments), Options())[0]
+
+
+def refusal_of_worker_class(name: str, wanted: str | None, gunicorn: str) -> str | None:
+    """Return why gunicorn, of that version, must not start workers of the class ``name``; GREEN is ``wanted``."""
+    if name in _OWN_SERVER_CLASSES:
+        return f"this server does not run on gunicorn's worker class {name}: {_ADVICE}"
     if name not in green_library.LIBRARIES:
         return None  # refused when the worker imports the application
+    found = green_library.mismatch(name, wanted)
+    if found is not None:
+        return found
     newest = green_library.LAST_GUNICORN.get(name)
     if newest is not None and int(gunicorn.partition(".")[0]) > newest:
         return (
@@ -98,15 +112,18 @@ def refusal_of_worker_class(name: str, gunicorn: str) -> str | None:
     return green_library.missing(name)
 
 
-def refusal_of_http2(protocols: str | Collection[str]) -> str | None:
-    """Return why gunicorn must not speak ``protocols``, its setting http_protocols."""
-    names = protocols.split(",") if isinstance(protocols, str) else protocols
-    found = [name for name in names if name.strip().lower() not in ("h1", "http/1.1")]
-    if not found:
+def refusal_of_http2(protocols: str | Collection[str] | None, cleartext: str | None) -> str | None:
+    """Return why gunicorn must not run with its settings http_protocols and http2_cleartext."""
+    names = protocols.split(",") if isinstance(protocols, str) else list(protocols or ())
+    if any(name.strip().lower() not in ("h1", "http/1.1") for name in names):
+        setting = f"http_protocols {','.join(names)}"
+    elif cleartext not in (None, "off"):
+        setting = f"http2_cleartext {cleartext}"
+    else:
         return None
     return (
-        f"this server does not run with gunicorn's http_protocols {','.join(names)}: a WebSocket takes over the "
-        "connection, which HTTP/2 shares between requests; leave the setting out, and let a proxy speak HTTP/2"
+        f"this server does not run with gunicorn's {setting}: a WebSocket takes over the connection, which HTTP/2 "
+        "shares between requests; leave the setting out, and let a proxy speak HTTP/2"
     )
 
 

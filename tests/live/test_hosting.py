@@ -89,6 +89,72 @@ def test_refused_at_the_start(newest_pg: Cluster, command: list[str], settings: 
         assert "Traceback" not in program.log
 
 
+#: gunicorn, in a Python that has no gevent, or with another version of gunicorn.
+WITHOUT_GEVENT = "import sys; sys.modules['gevent'] = None"
+NEWER = "import gunicorn; gunicorn.__version__ = '26.0.0'"
+RUN = "from gunicorn.app.wsgiapp import run; run()"
+#: A configuration of one's own.
+HTTP2 = "from socketio_pg.gunicorn_config import *\nhttp_protocols = 'h2,h1'"
+#: The development server and the command line, which choose the library themselves.
+SERVER = "import runpy; runpy.run_module('socketio_pg.server', run_name='__main__')"
+SERVE = "import sys; sys.argv[1:] = ['serve']; from socketio_pg.__main__ import main"
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "status", "sentence"),
+    [
+        ([*CONFIGURED, APP], {"GREEN": "asyncio"}, 4, "GREEN in the environment is 'asyncio'; allowed: "),
+        ([*CONFIGURED, "-k", "eventlet", APP], {"GREEN": "gevent"}, 4, "GREEN is gevent, but gunicorn's worker class"),
+        ([*CONFIGURED, APP], {"GREEN": "eventlet", "GUNICORN_CMD_ARGS": "-k gevent"}, 4, "GREEN is eventlet, but"),
+        ([*CONFIGURED, "-k", "gevent_pywsgi", APP], {"GREEN": ""}, 4, "does not run on gunicorn's worker class gevent"),
+        ([*CONFIGURED, "--http-protocols=h2,h1", APP], {}, 4, "does not run with gunicorn's http_protocols h2,h1: "),
+        (["-c", f"{WITHOUT_GEVENT}; {RUN}", *CONFIGURED[2:], APP], {"GREEN": "gevent"}, 4, "package gevent is missing"),
+        (["-c", f"{NEWER}; {RUN}", *CONFIGURED[2:], APP], {"GREEN": ""}, 4, "26.0.0 has no worker class for eventlet"),
+        (["-c", f"{WITHOUT_GEVENT}; {SERVER}"], {"GREEN": "gevent"}, 4, "GREEN is gevent, but the package gevent is"),
+        (["-c", f"{WITHOUT_GEVENT}; {SERVE}"], {"GREEN": "gevent"}, 1, "GREEN is gevent, but the package gevent is"),
+    ],
+    ids=[
+        "unknown", "class", "variable", "own server", "HTTP/2", "missing", "gunicorn 26", "development", "command line",
+    ],
+)  # fmt: skip
+def test_problem_of_the_library_is_one_line(
+    newest_pg: Cluster, command: list[str], settings: dict[str, str], status: int, sentence: str
+) -> None:
+    with running(newest_pg, *command, **settings) as program:
+        assert program.process.wait(PATIENCE) == status
+        [line] = program.log.splitlines()
+        assert sentence in line
+
+
+#: An application of one's own.
+OWN = "from flask import Flask\nfrom socketio_pg.websocket import SocketServer\napp = SocketServer(Flask('own')).app"
+
+
+@pytest.mark.parametrize(
+    ("text", "command", "settings", "sentence"),
+    [
+        (HTTP2, [*BARE, "-c", "{file}", APP], {}, "does not run with gunicorn's http_protocols h2,h1: "),
+        (OWN, [*CONFIGURED, "own:app"], {"AUTH": "required"}, "AUTH=required"),
+        (
+            f"import eventlet\neventlet.monkey_patch()\n{OWN}", [*CONFIGURED, "own:app"], {"GREEN": "gevent"},
+            "worker class is gevent, but eventlet has patched the standard library",
+        ),
+    ],
+    ids=["HTTP/2", "settings", "patched by the other library"],
+)  # fmt: skip
+def test_problem_of_an_application_is_one_line_of_the_log(
+    newest_pg: Cluster, tmp_path: Path, text: str, command: list[str], settings: dict[str, str], sentence: str
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(text)
+    command = [argument.replace("{file}", str(file)) for argument in command]
+    with running(newest_pg, *command, "--chdir", str(tmp_path), **settings) as program:
+        assert program.process.wait(PATIENCE) == 4
+        [line] = [line for line in program.log.splitlines() if "socketio_pg: " in line]
+        assert sentence in line
+        assert "Traceback" not in program.log
+
+
 @pytest.mark.parametrize(
     ("command", "settings", "problem"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from socketio_pg.core import green as green_threads
 from socketio_pg.core.config import Settings
 from socketio_pg.core.seal import REASONS
 from socketio_pg.doctor import checks_database, checks_log, checks_settings
@@ -151,21 +152,33 @@ def test_message_queue() -> None:
 
 
 @pytest.mark.parametrize(
-    ("versions", "expected"),
+    ("green", "versions", "expected"),
     [
-        ({"gunicorn": "25.3.0", "eventlet": "0.40.3"}, {"programs": "ok"}),
-        ({"gunicorn": "26.0.0", "eventlet": "0.40.3"}, {"gunicorn": "error"}),
-        ({"gunicorn": "missing", "eventlet": "0.40.3"}, {"gunicorn": "error"}),
-        ({"gunicorn": "25.3.0", "eventlet": "missing"}, {"eventlet": "error"}),
+        (None, {"gunicorn": "25.3.0", "eventlet": "0.40.3"}, {"programs": "ok"}),
+        (None, {"gunicorn": "26.0.0", "eventlet": "0.40.3"}, {"gunicorn": "error"}),
+        ("eventlet", {"gunicorn": "missing", "eventlet": "0.40.3"}, {"gunicorn": "error"}),
+        (None, {"gunicorn": "25.3.0", "eventlet": "missing"}, {"eventlet": "error"}),
+        ("gevent", {"gunicorn": "25.3.0", "gevent": "26.9.0"}, {"programs": "ok"}),
+        ("gevent", {"gunicorn": "27.0.1", "gevent": "26.9.0"}, {"programs": "ok"}),
+        ("gevent", {"gunicorn": "23.0.0", "gevent": "26.9.0"}, {"gunicorn": "error"}),
+        ("gevent", {"gunicorn": "27.0.1", "gevent": "missing"}, {"gevent": "error"}),
     ],
     ids=str,
 )
-def test_programs(versions: dict[str, str], expected: dict[str, str]) -> None:
-    assert levels(checks_settings.programs(versions)) == expected
+def test_programs(green: str | None, versions: dict[str, str], expected: dict[str, str]) -> None:
+    found = list(checks_settings.programs(Settings(green=green), {}, versions))
+    assert levels(iter(found)) == expected
+    assert (green or "eventlet") in f"{found[0].found} {found[0].remedy}"
+
+
+def test_the_worker_class_chooses_the_programs() -> None:
+    versions = {"gunicorn": "27.0.1", "gevent": "26.9.0"}
+    found = checks_settings.programs(Settings(), {"GUNICORN_CMD_ARGS": "-k gevent"}, versions)
+    assert [finding.found for finding in found] == ["the server runs on gevent 26.9.0, under gunicorn 27.0.1"]
 
 
 def test_installed_programs_are_compatible() -> None:
-    assert levels(checks_settings.programs()) == {"programs": "ok"}
+    assert levels(checks_settings.programs(Settings(green=green_threads.LIBRARY), {})) == {"programs": "ok"}
 
 
 @pytest.mark.parametrize(
@@ -183,14 +196,16 @@ def test_psycopg3_waits_in_green_threads(version: str, chosen: str | None, expec
 
 
 @pytest.mark.parametrize(
-    ("arguments", "problems"),
+    ("arguments", "green", "problems"),
     [
-        ("", 0), ("-w 1 --worker-class eventlet", 0), ("--workers=1", 0), ("--log-level debug", 0), ("-w 4", 1),
-        ("-w4", 1), ("--workers 2", 1), ("--workers=2", 1), ("-k gevent", 1), ("-w 2 --worker-class=sync", 2),
+        ("", None, 0), ("-w 1 --worker-class eventlet", None, 0), ("--workers=1", None, 0),
+        ("--log-level debug", None, 0), ("-w 4", None, 1), ("-w4", None, 1), ("--workers 2", None, 1),
+        ("--workers=2", None, 1), ("-k gevent", None, 0), ("-kgevent", "gevent", 0), ("-k gevent", "eventlet", 1),
+        ("-k eventlet", "gevent", 1), ("-k gevent_pywsgi", None, 1), ("-w 2 --worker-class=sync", "gevent", 2),
     ],
 )  # fmt: skip
-def test_workers(arguments: str, problems: int) -> None:
-    found = list(checks_settings.workers({"GUNICORN_CMD_ARGS": arguments}))
+def test_workers(arguments: str, green: str | None, problems: int) -> None:
+    found = list(checks_settings.workers(Settings(green=green), {"GUNICORN_CMD_ARGS": arguments}))
     assert len(found) == problems
     assert all(finding.level == "error" for finding in found)
 
