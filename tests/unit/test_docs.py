@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from socketio_pg.core import errors
+from socketio_pg.postgres import schema
 from socketio_pg.protocol.server import RESERVED_EVENTS
 from socketio_pg.websocket import SocketServer
 
@@ -139,6 +140,15 @@ def test_readme_is_short_and_in_order(root: Path) -> None:
 def test_readme_links_to_every_page(root: Path) -> None:
     linked = set(re.findall(r"\]\(docs/(\w+\.md)", (root / "README.md").read_text("utf-8")))
     assert linked == {page.name for page in (root / "docs").glob("*.md")}
+
+
+def test_supported_versions_of_postgres_are_tested_and_documented(root: Path) -> None:
+    [tested] = re.findall(r"^MAJORS := (.+)$", (root / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert [int(major) for major in tested.split()] == list(schema.MAJORS)
+    rows = re.findall(
+        r"^\| (\d+) \| .*`make test-postgres`", (root / "docs/deploy.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert [int(major) for major in rows] == list(reversed(schema.MAJORS))
 
 
 def test_parts_of_database_connections_are_documented(root: Path) -> None:
