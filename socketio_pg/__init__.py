@@ -26,7 +26,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported lazily, so that socketio_pg.client and socketio_pg.orm need neither Flask nor eventlet.
+    # Imported lazily, so that socketio_pg.client and socketio_pg.orm need neither Flask nor green threads.
     if name == "PubSub":
         from socketio_pg.pubsub.pubsub import PubSub
 

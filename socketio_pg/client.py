@@ -1,4 +1,4 @@
-"""Publish from any Python program, inside its own transaction. Imports neither Flask nor eventlet."""
+"""Publish from any Python program, inside its own transaction. Imports neither Flask nor a green-thread library."""
 
 from collections.abc import Mapping
 from inspect import iscoroutinefunction

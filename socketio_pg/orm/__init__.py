@@ -1,4 +1,4 @@
-"""``@publishes`` for SQLAlchemy models: row changes become messages. Needs neither Flask nor eventlet.
+"""``@publishes`` for SQLAlchemy models: row changes become messages. Needs neither Flask nor green threads.
 
 In: mapped classes with the decorator, and the flushes of their sessions.
 Out: one message per inserted, updated or deleted row, published in the session's own transaction.

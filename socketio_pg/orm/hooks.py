@@ -1,7 +1,7 @@
 """``@publishes`` on a mapped class: publishes its inserts, updates and deletes at flush, in the same transaction.
 
-Needs SQLAlchemy and PostgreSQL, neither Flask nor eventlet. This module records each write while SQLAlchemy still has
-the old values; ``row_images`` builds the messages.
+Needs SQLAlchemy and PostgreSQL, neither Flask nor green threads. This module records each write while SQLAlchemy still
+has the old values; ``row_images`` builds the messages.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

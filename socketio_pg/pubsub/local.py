@@ -17,7 +17,7 @@ logger = logging.getLogger("socketio_pg.pubsub")
 
 
 class SupportsPut(Protocol):
-    """A queue for :meth:`PubSub.subscribe`: :class:`queue.Queue`, ``eventlet.queue.Queue`` …"""
+    """A queue for :meth:`PubSub.subscribe`: :class:`queue.Queue`, eventlet's, gevent's …"""
 
     def put(self, item: dict[str, Any], /) -> object: ...
 

@@ -1,7 +1,7 @@
 """A client for Python programs with real threads: its subscriptions survive reconnects. Needs a server, no database.
 
-Needs ``python-socketio[client]`` and its websocket-client; imports neither Flask nor eventlet. Programs that run on
-eventlet and can reach the database use :class:`socketio_pg.PubSub` instead.
+Needs ``python-socketio[client]`` and its websocket-client; imports neither Flask nor green threads. Programs that
+run on green threads and can reach the database use :class:`socketio_pg.PubSub` instead.
 """
 
 import logging

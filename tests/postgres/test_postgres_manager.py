@@ -1,4 +1,4 @@
-"""PostgresManager in a separate process without eventlet."""
+"""PostgresManager in a separate process without green threads."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from socketio_pg import PostgresManager
 from socketio_pg.cluster.chunks import Assembler
 
-assert "eventlet" not in sys.modules
+assert not {"eventlet", "gevent"} & set(sys.modules)
 manager = PostgresManager(sys.argv[1], channel=sys.argv[2], cluster_key="k" * 32)
 parts, assembler = manager._notifications(), Assembler()
 assert next(parts) is None  # listening has begun

@@ -32,7 +32,7 @@ def order() -> type[Any]:
     return Order
 
 
-def test_import_loads_neither_flask_nor_eventlet(root: Path) -> None:
+def test_import_loads_neither_flask_nor_green_threads(root: Path) -> None:
     program = "import sys, json, socketio_pg.orm; json.dump(sorted(sys.modules), sys.stdout)"
     result = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning", "-c", program],
