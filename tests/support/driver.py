@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg2.extensions
 
-from socketio_pg.postgres.database import wait_green
+from socketio_pg.postgres import database
 
 
 def wait_green_here() -> None:
@@ -16,9 +16,7 @@ def wait_green_here() -> None:
 
     Otherwise each other thread would get an event loop, whose descriptors stay open when the thread ends.
     """
-    wait_green()
-    green, here = psycopg2.extensions.get_wait_callback(), threading.get_native_id()
-    assert green is not None
+    green, here = database._wait, threading.get_native_id()
 
     def wait(connection: Any) -> None:
         if threading.get_native_id() == here:
@@ -26,7 +24,8 @@ def wait_green_here() -> None:
         else:
             _wait(connection)
 
-    psycopg2.extensions.set_wait_callback(wait)
+    database._wait = wait  # PubSub and the commands set the callback again
+    database.wait_green()
 
 
 def _wait(connection: Any) -> None:
