@@ -319,9 +319,9 @@ def test_closed_subscriber_refuses_requests_and_stops_its_threads(log: Log, chan
 
 
 DISCONNECTING_APP = """
-import eventlet
+from socketio_pg.core import green
 
-eventlet.monkey_patch()
+green.patch()
 
 from flask import Flask, request
 from socketio_pg.websocket import SocketServer
