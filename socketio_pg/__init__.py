@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from socketio_pg.access.tokens import Claims
     from socketio_pg.cluster.postgres_manager import PostgresManager
     from socketio_pg.cluster.redis_manager import RedisManager
+    from socketio_pg.core.green import patch as monkey_patch
     from socketio_pg.orm.hooks import publishes
     from socketio_pg.pubsub.pubsub import PubSub
 
@@ -21,6 +22,7 @@ __all__ = [
     "SocketIOPGError",
     "UnauthorizedError",
     "__version__",
+    "monkey_patch",
     "publishes",
 ]
 
@@ -39,6 +41,10 @@ def __getattr__(name: str) -> Any:
         from socketio_pg.cluster.redis_manager import RedisManager
 
         return RedisManager
+    if name == "monkey_patch":
+        from socketio_pg.core.green import patch
+
+        return patch
     if name == "Claims":
         from socketio_pg.access.tokens import Claims
 

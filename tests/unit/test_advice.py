@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ from packaging.requirements import Requirement
 
 from socketio_pg.cli.main import MODULES, main
 from socketio_pg.cluster import select
-from socketio_pg.core import config
+from socketio_pg.core import config, green_library
 from socketio_pg.postgres import embedded
 
 
@@ -100,6 +101,10 @@ def test_missing_packages_are_named_as_the_extras_require_them(root: Path, extra
 def test_versions_in_the_doctors_advice_are_those_of_the_requirements(root: Path) -> None:
     lines = (root / "requirements.txt").read_text("utf-8").splitlines()
     required = {Requirement(line) for line in lines if line and not line.startswith("#")}
-    named = [name for text in remedies(root) for name in re.findall(r"pip install '?([^']+)", text)]
-    assert len(named) == 2
-    assert {Requirement(name) for name in named} <= required
+    named = {name for text in remedies(root) for name in re.findall(r"pip install '?([^']+)", text)}
+    assert named == {"{}"}, "those of core/green_library"
+    assert {
+        Requirement(texts["eventlet"]) for texts in (green_library.GUNICORN, green_library.REQUIREMENTS)
+    } <= required
+    assert Requirement(green_library.GUNICORN["gevent"]).specifier.contains(metadata.version("gunicorn"))
+    assert f'"gevent": ["{green_library.REQUIREMENTS["gevent"]}"]' in (root / "setup.py").read_text("utf-8")

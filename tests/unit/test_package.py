@@ -63,6 +63,19 @@ def test_all_public_names_exist() -> None:
         assert getattr(socketio_pg, name) is not None
 
 
+@pytest.mark.parametrize("library", ["eventlet", "gevent"])
+def test_monkey_patch_uses_the_library_that_green_names(root: Path, library: str) -> None:
+    code = """
+import socketio_pg; socketio_pg.monkey_patch()
+import time
+from socketio_pg.core import green_library; print(green_library.patching(), green_library.problem())
+print(time.sleep.__module__)
+"""
+    result = run_python(root, "-c", code, GREEN=library)
+    assert result.stdout.split()[:2] == [f"['{library}']", "None"], result.stderr
+    assert result.stdout.split()[2].startswith(library)
+
+
 def test_unknown_attribute_raises_attribute_error() -> None:
     assert not hasattr(socketio_pg, "Pubsub")
     with pytest.raises(AttributeError, match="module 'socketio_pg' has no attribute 'Pubsub'"):
