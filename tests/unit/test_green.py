@@ -6,6 +6,8 @@ one thread may have the event loops of both, as long as no green thread of one w
 
 import ast
 import contextlib
+import contextvars
+import fcntl
 import functools
 import inspect
 import os
@@ -307,6 +309,45 @@ def pipe() -> Iterator[tuple[int, int]]:
     yield ends
     for end in ends:
         os.close(end)
+
+
+def test_green_threads_have_no_context_variables(library: Any) -> None:
+    """Those of a request of Flask would live as long as the thread."""
+    request = contextvars.ContextVar("request", default="none")
+    seen: list[str] = []
+
+    def look() -> None:
+        seen.append(request.get())
+
+    token = request.set("mine")
+    library.spawn_raw(look)
+    library.spawn(look).wait()
+    rounds(library)
+    request.reset(token)
+    assert seen == ["none", "none"]
+
+
+def test_all_ready_green_threads_run_while_one_sleeps(library: Any) -> None:
+    """However long that takes: gevent looks at descriptors and timers in between."""
+    ran: list[int] = []
+
+    def work(number: int) -> None:
+        sum(range(1000))
+        ran.append(number)
+
+    for number in range(3000):
+        library.spawn_raw(work, number)
+    library.sleep()
+    assert ran == list(range(3000))
+
+
+def test_select_takes_high_descriptors(library: Any, pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    with os.fdopen(fcntl.fcntl(reading, fcntl.F_DUPFD, 1100), "rb") as high:
+        assert high.fileno() > 1023
+        assert library.select([high], 0) == []
+        os.write(writing, b"x")
+        assert library.select([high], PATIENCE) == [high]
 
 
 def test_sleep_lets_callbacks_of_descriptors_run(library: Any, pipe: tuple[int, int]) -> None:
