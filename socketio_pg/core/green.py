@@ -11,7 +11,6 @@ import os
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from socketio_pg.core import green_library
@@ -271,7 +270,10 @@ def fetch(url: str, seconds: float, max_bytes: int) -> bytes:
             body: bytes = answer.read(max_bytes + 1)
     except TimedOut as error:
         raise OSError(str(error)) from None
-    except HTTPException as error:
+    except _library.HTTPError as refused:
+        refused.close()
+        raise OSError(str(refused)) from None
+    except _library.HTTPException as error:
         raise OSError(f"not an HTTP response: {error!r}") from error
     if len(body) > max_bytes:
         raise OSError(f"the response is larger than {max_bytes} bytes")

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -228,6 +229,31 @@ def test_resolve_returns_addresses() -> None:
     assert set(green.resolve("localhost")) & {"127.0.0.1", "::1"}
     with pytest.raises(OSError, match=r"."):
         green.resolve("no-such-host.invalid")
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (b"not HTTP\r\n\r\n", "not an HTTP response"),
+        (b"HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n", "500"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789", "larger than 8 bytes"),
+        (b"", "not an HTTP response"),
+    ],
+)
+def test_fetch_of_anything_but_a_small_response_raises_os_error(answer: bytes, problem: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with pytest.raises(OSError, match=problem):
+            green.fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/", PATIENCE, 8)
+        thread.join()
 
 
 def test_client_that_reads_too_slowly_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
