@@ -270,10 +270,11 @@ def fetch(url: str, seconds: float, max_bytes: int) -> bytes:
             body: bytes = answer.read(max_bytes + 1)
     except TimedOut as error:
         raise OSError(str(error)) from None
-    except _library.HTTPError as refused:
-        refused.close()
-        raise OSError(str(refused)) from None
-    except _library.HTTPException as error:
+    except OSError as error:
+        if hasattr(error, "close"):  # HTTPError, of which eventlet has a copy
+            error.close()
+        raise
+    except Exception as error:  # HTTPException, of which eventlet has a copy
         raise OSError(f"not an HTTP response: {error!r}") from error
     if len(body) > max_bytes:
         raise OSError(f"the response is larger than {max_bytes} bytes")

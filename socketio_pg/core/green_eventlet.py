@@ -14,11 +14,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import eventlet
     import eventlet.event
-    import eventlet.green.http.client
     import eventlet.green.select
     import eventlet.green.socket
     import eventlet.green.ssl
-    import eventlet.green.urllib.error
     import eventlet.green.urllib.request
     import eventlet.greenio
     import eventlet.hubs
@@ -38,9 +36,6 @@ QueueEmpty = eventlet.queue.Empty
 Lock = eventlet.semaphore.Semaphore
 #: The library's own time-out, which is not an Exception.
 Timeout = eventlet.Timeout
-#: The exceptions of :func:`urlopen`: eventlet has copies of the standard library's classes.
-HTTPError: Any = eventlet.green.urllib.error.HTTPError
-HTTPException: Any = eventlet.green.http.client.HTTPException
 #: Raises the returned time-out in the current green thread after some seconds, unless its cancel() is called.
 start_timeout: Callable[[float], Any] = eventlet.Timeout
 

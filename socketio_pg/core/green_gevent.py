@@ -7,7 +7,6 @@ import http.client
 import logging
 import os
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,9 +37,6 @@ QueueEmpty = gevent.queue.Empty
 Lock = gevent.lock.Semaphore
 #: The library's own time-out, which is not an Exception.
 Timeout = gevent.Timeout
-#: The exceptions of :func:`urlopen`.
-HTTPError: Any = urllib.error.HTTPError
-HTTPException: Any = http.client.HTTPException
 #: Raises the returned time-out in the current green thread after some seconds, unless its cancel() is called.
 start_timeout: Callable[[float], Any] = gevent.Timeout.start_new
 

@@ -237,7 +237,7 @@ def test_resolve_returns_addresses() -> None:
         (b"not HTTP\r\n\r\n", "not an HTTP response"),
         (b"HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n", "500"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789", "larger than 8 bytes"),
-        (b"", "not an HTTP response"),
+        (b"", "Remote end closed connection"),
     ],
 )
 def test_fetch_of_anything_but_a_small_response_raises_os_error(answer: bytes, problem: str) -> None:
