@@ -47,10 +47,10 @@ def clients(nodes: Nodes) -> Iterator[list[SocketClient]]:
 
 
 def listening_sessions(nodes: Nodes) -> int:
-    """Return the number of sessions whose last query was LISTEN, UNLISTEN or the listener's keepalive."""
+    """Return the number of sessions that listen to channels of clients."""
     [(count,)] = nodes.sql(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND (query ~ '^(UN)?LISTEN \"?(socketio_pg(?!_bell)|test-)' OR query = 'SELECT 1')"
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name LIKE 'socketio_pg listen%'"
     )
     return int(count)
 
