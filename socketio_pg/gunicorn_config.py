@@ -56,7 +56,8 @@ def _refusal() -> str | None:
     return next(filter(None, refusals), None)
 
 
-if (_found := _refusal()) is not None:  # gunicorn would print a traceback
+# Other programs that import this module have options of their own. gunicorn would print a traceback.
+if "gunicorn.app.base" in sys.modules and (_found := _refusal()) is not None:
     sys.stderr.write(f"socketio_pg: {_found}.\n")
     raise SystemExit(EXIT_CONFIGURATION)
 

@@ -93,8 +93,14 @@ def test_refused_at_the_start(newest_pg: Cluster, command: list[str], settings: 
 WITHOUT_GEVENT = "import sys; sys.modules['gevent'] = None"
 NEWER = "import gunicorn; gunicorn.__version__ = '26.0.0'"
 RUN = "from gunicorn.app.wsgiapp import run; run()"
-#: A configuration of one's own.
-HTTP2 = "from socketio_pg.gunicorn_config import *\nhttp_protocols = 'h2,h1'"
+#: A configuration of one's own; gunicorn 27 does not start without a package for it.
+HTTP2 = """
+import gunicorn.http2
+from socketio_pg.gunicorn_config import *
+
+gunicorn.http2.is_http2_available = lambda: True
+http_protocols = "h2,h1"
+"""
 #: The development server and the command line, which choose the library themselves.
 SERVER = "import runpy; runpy.run_module('socketio_pg.server', run_name='__main__')"
 SERVE = "import sys; sys.argv[1:] = ['serve']; from socketio_pg.__main__ import main"

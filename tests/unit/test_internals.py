@@ -1,4 +1,4 @@
-"""The internals of python-socketio, python-engineio, Flask-SocketIO and eventlet that this project uses are unchanged.
+"""The internals of python-socketio, python-engineio, Flask-SocketIO, the green-thread libraries and gunicorn exist.
 
 The table of overridden methods in docs/architecture.md agrees with the code and with the installed libraries.
 """
@@ -10,7 +10,11 @@ import engineio
 import flask_socketio
 import pytest
 import socketio
+from gunicorn.arbiter import Arbiter
+from gunicorn.config import Config
+from gunicorn.http import RequestParser
 
+from socketio_pg.engine import handover
 from socketio_pg.engine import server as engine
 from socketio_pg.engine import socket as engine_socket
 from socketio_pg.protocol import packets
@@ -160,3 +164,34 @@ def test_our_socket_has_all_attributes_of_the_stock_socket() -> None:
     stock = engineio.Server(async_mode="threading")
     ours = engine.Engine(async_mode="threading", handle_message=lambda *_: None, is_connected=lambda _: False)
     assert vars(engineio.socket.Socket(stock, "a")).keys() <= vars(engine_socket.Socket(ours, "a", polling=True)).keys()
+
+
+# -- gunicorn, of each major version that is supported -----------------------------------------------------------------
+
+
+def test_gunicorn_lets_us_read_a_chunked_body_from_the_connection() -> None:
+    """`engine/handover` does so, and `gunicorn_config` closes the connection afterwards."""
+    body = b"2\r\nab\r\n0\r\n\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    parser = RequestParser(Config(), iter([head + body[:5], body[5:]]), None)
+    request = next(parser)
+    reader = request.body.reader
+    unread = handover.UnreadBytes(reader.req.unreader)
+    assert [unread.readline(10), unread.read(4), unread.readline(10)] == [b"2\r\n", b"ab\r\n", b"0\r\n"]
+    reader.parser = None
+    assert request.body.read() == b"", "gunicorn does not look for chunks"
+    assert not request.should_close()
+    request.force_close()
+    assert request.should_close()
+    assert next(parser, None) is None
+
+
+def test_gunicorn_has_the_attributes_that_we_use() -> None:
+    [request] = RequestParser(Config(), iter([b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"]), None)
+    # `gunicorn_config` replaces it by a property of the class.
+    assert "max_buffer_headers" in vars(request)
+    assert request.headers == [("HOST", "a")]
+    number: Any = Arbiter.num_workers
+    assert "_num_workers" in number.fget.__code__.co_names
+    settings = Config().settings
+    assert {"control_socket_disable", "http_protocols", "graceful_timeout", "worker_connections"} <= set(settings)
