@@ -100,7 +100,16 @@ def on_starting(server: Any) -> None:
     # gunicorn logs each invalid request, so untrusted clients could fill the disk.
     logging.getLogger("gunicorn.error").addFilter(RateLimitFilter("Invalid request from"))
     logging.getLogger("gunicorn.error").addFilter(_is_no_deprecation)
-    # gunicorn's lines get the format of the server's.
+    _format_log()
+
+
+def on_reload(server: Any) -> None:
+    """Set the format again: gunicorn 27 sets up its log anew at SIGHUP."""
+    _format_log()
+
+
+def _format_log() -> None:
+    """Give gunicorn's lines the format of the server's."""
     with contextlib.suppress(ConfigurationError):
         form = formatter(load_settings().log_format)
         for handler in logging.getLogger("gunicorn.error").handlers:

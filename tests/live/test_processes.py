@@ -276,3 +276,4 @@ def test_worker_that_is_replaced_drains(replacing: tuple[ServerProcess, Path], c
     assert found is not None, server.log[log:]
     assert int(found[1]) >= 3
     assert failures(server.log[log:]) == []
+    assert not re.findall(r"^\[.*", server.log[log:], re.MULTILINE), "gunicorn's lines keep the format of the server's"
