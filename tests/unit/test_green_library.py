@@ -20,7 +20,7 @@ CHOICES = [
     (("eventlet", "eventlet", None), "eventlet", None),
     (("gevent", None, "eventlet"), "gevent", "GREEN is eventlet, but gunicorn's worker class is gevent"),
     (("eventlet", "eventlet", "gevent"), "eventlet", "start gunicorn with --worker-class gevent, or unset GREEN"),
-    (("gevent", "eventlet", None), "gevent", "worker class is gevent, but eventlet has patched this process"),
+    (("gevent", "eventlet", None), "gevent", "worker class is gevent, but eventlet has patched the standard library"),
 ]
 
 
