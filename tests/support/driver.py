@@ -19,10 +19,11 @@ def wait_green_here() -> None:
     green, here = database._wait, threading.get_native_id()
 
     def wait(connection: Any) -> None:
-        if threading.get_native_id() == here:
-            green(connection)
-        else:
-            _wait(connection)
+        try:
+            (green if threading.get_native_id() == here else _wait)(connection)
+        except BaseException:
+            del connection  # as `green` does, so that the traceback keeps no connection open
+            raise
 
     database._wait = wait  # PubSub and the commands set the callback again
     database.wait_green()
