@@ -19,6 +19,8 @@ from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
 
+pytestmark = pytest.mark.green
+
 
 @pytest.fixture
 def clients(server: ServerProcess, channel: str) -> Iterator[list[SocketClient]]:

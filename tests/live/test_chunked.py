@@ -15,6 +15,8 @@ from tests.support.raw_http import POLLING, Connection, Listening, open_session
 from tests.support.raw_http import http as send
 from tests.support.server import ROOT, ServerProcess, clean_environment, free_port, listens
 
+pytestmark = pytest.mark.green
+
 #: The limit of a body of the HTTP API.
 MAX_BYTES = 1_000_000 + 65_536
 CHUNKED = {"Transfer-Encoding": "chunked", "Content-Length": ""}

@@ -24,6 +24,8 @@ from tests.support.raw_http import (
 )
 from tests.support.server import ServerProcess
 
+pytestmark = pytest.mark.green
+
 
 @pytest.fixture(scope="module")
 def server(newest_pg: Cluster) -> Iterator[ServerProcess]:

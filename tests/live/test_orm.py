@@ -17,6 +17,8 @@ from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 
+pytestmark = pytest.mark.green
+
 
 class Base(DeclarativeBase):
     pass

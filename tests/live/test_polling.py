@@ -11,6 +11,8 @@ from tests.support.raw_http import http, open_session
 from tests.support.server import ServerProcess
 from tests.support.swarm import Swarm
 
+pytestmark = pytest.mark.green
+
 
 @pytest.fixture(scope="module")
 def server(newest_pg: Cluster) -> Iterator[ServerProcess]:

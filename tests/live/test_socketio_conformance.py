@@ -15,6 +15,8 @@ from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 from tests.support.swarm import Swarm
 
+pytestmark = pytest.mark.green
+
 
 @pytest.fixture(scope="module")
 def server(newest_pg: Cluster) -> Iterator[ServerProcess]:

@@ -11,6 +11,8 @@ from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 from tests.support.swarm import Swarm
 
+pytestmark = pytest.mark.green
+
 
 @pytest.fixture
 def client(live_server: ServerProcess) -> Iterator[SocketClient]:

@@ -15,6 +15,8 @@ from tests.support.postgres import Cluster
 from tests.support.raw_http import WebSocket
 from tests.support.server import PATIENT, ServerProcess
 
+pytestmark = pytest.mark.green
+
 
 class TLSServer(ServerProcess):
     """gunicorn that terminates TLS itself."""

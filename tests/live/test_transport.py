@@ -17,6 +17,8 @@ from tests.support.raw_http import GOOD, WEBSOCKET, http
 from tests.support.server import PATIENT, ServerProcess
 from tests.support.swarm import RawClient, Swarm
 
+pytestmark = pytest.mark.green
+
 
 @pytest.fixture(scope="module")
 def server(newest_pg: Cluster) -> Iterator[ServerProcess]:

@@ -15,6 +15,8 @@ from socketio_pg.postgres.listeners import Listeners
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 
+pytestmark = pytest.mark.green
+
 ROOM = 3
 #: The application_name in the address of the listeners: servers of other tests may be connected to the cluster, too.
 NAME = "listeners"

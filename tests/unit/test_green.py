@@ -27,6 +27,8 @@ import pytest
 from socketio_pg.core import green, green_eventlet, green_gevent, progress
 from tests.support.patience import PATIENCE
 
+pytestmark = pytest.mark.green
+
 BOTH = (green_eventlet, green_gevent)
 
 

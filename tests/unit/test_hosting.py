@@ -10,6 +10,8 @@ from flask.cli import ScriptInfo
 from socketio_pg.core import green_library
 from socketio_pg.engine import hosting
 
+pytestmark = pytest.mark.green
+
 
 @pytest.fixture(autouse=True)
 def _another_program(monkeypatch: pytest.MonkeyPatch) -> None:

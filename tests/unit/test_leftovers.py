@@ -3,8 +3,12 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from socketio_pg.core import green
 from tests.support.leftovers import left_since, running
+
+pytestmark = pytest.mark.green
 
 
 def test_running_thread_is_reported() -> None:
