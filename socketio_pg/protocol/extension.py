@@ -36,12 +36,13 @@ class Middleware(socketio.WSGIApp):  # type: ignore[misc]
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         answer = self._before_request(environ, start_response)
-        if answer is not None:
-            return answer
-        if not is_below(environ["PATH_INFO"], self.engineio_path):
-            return self.wsgi_app(environ, start_response)  # type: ignore[no-any-return]
-        environ["flask.app"] = self._app
-        return self.engineio_app.handle_request(environ, start_response)  # type: ignore[no-any-return]
+        if answer is None:
+            if not is_below(environ["PATH_INFO"], self.engineio_path):
+                return self.wsgi_app(environ, start_response)  # type: ignore[no-any-return]
+            environ["flask.app"] = self._app
+            answer = self.engineio_app.handle_request(environ, start_response)
+        # Clients would read a body as the next response. gunicorn 27 drops it, and logs a line each time.
+        return () if environ["REQUEST_METHOD"] == "HEAD" else answer
 
 
 class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]

@@ -285,6 +285,19 @@ def test_invalid_headers_are_refused(server: ServerProcess, head: str) -> None:
         assert one.closed()
 
 
+@pytest.mark.parametrize("path", ["/socket.io/", POLLING, "/healthz", "/nothing"])
+def test_response_to_head_has_no_body(server: ServerProcess, path: str) -> None:
+    """The client would read the body as the next response."""
+    with Connection(server) as one:
+        one.request("HEAD", path)
+        one.request("GET", "/healthz", {"Connection": "close"})
+        assert one.closed()
+        first, second, _ = one.rest.split(b"\r\n\r\n")
+        assert first.startswith((b"HTTP/1.1 200", b"HTTP/1.1 40")), first
+        assert second.startswith(b"HTTP/1.1 200"), second
+    assert "no-body response" not in server.log, "gunicorn 27 would log each one"
+
+
 def test_client_input_cannot_forge_log_lines_or_headers(server: ServerProcess) -> None:
     forged = "FORGED 2026-01-01 CRITICAL"
     with unharmed(server):
