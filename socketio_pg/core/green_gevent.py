@@ -6,6 +6,7 @@ import errno
 import http.client
 import logging
 import os
+import signal
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ import gevent.server
 import gevent.socket
 import gevent.ssl
 
-from socketio_pg.core import heads, progress
+from socketio_pg.core import green_library, heads, progress
 
 logger = logging.getLogger("socketio_pg.green")
 
@@ -56,7 +57,21 @@ plain_socket: Any = _PlainSockets()
 
 def patch() -> None:
     """Make the standard library's functions wait in green threads."""
+    # A worker of gunicorn is patched before it imports the application, gunicorn's master is not (--preload).
+    is_master = green_library.of_worker_class() is not None and not is_patched()
     gevent.monkey.patch_all()
+    if is_master:
+        # gevent calls handlers of SIGCHLD in its event loop, which the master does not run: it would not start another
+        # worker when one has ended.
+        for module, names in ((os, ("fork", "waitpid")), (signal, ("signal", "getsignal"))):
+            for name in names:
+                setattr(module, name, gevent.monkey.get_original(module.__name__, name))
+        os.register_at_fork(after_in_child=_patch_processes)
+
+
+def _patch_processes() -> None:
+    gevent.monkey.patch_os()
+    gevent.monkey.patch_signal()
 
 
 def is_patched() -> bool:
@@ -121,7 +136,18 @@ def call_later(seconds: float, callback: Callable[[], object]) -> None:
 
 def call_in_thread(function: Callable[..., Any], *args: object) -> Any:
     """Call ``function`` in a thread of the operating system, and return its result."""
-    return gevent.get_hub().threadpool.apply(function, args)
+
+    def call() -> tuple[Any, Exception | None]:
+        try:
+            return function(*args), None
+        except Exception as error:
+            return None, error
+
+    # gevent would print the traceback of an exception that ends the call.
+    result, error = gevent.get_hub().threadpool.apply(call)
+    if error is not None:
+        raise error
+    return result
 
 
 class Result:
@@ -335,7 +361,9 @@ def take_over(connection: Any) -> Any:
 
 def socket_pair() -> tuple[Any, Any]:
     """Return two connected sockets: a non-blocking plain one, and a green one."""
-    plain, other = plain_socket.socketpair()
+    one, other = plain_socket.socketpair()
+    # In a patched process the original function makes gevent's sockets, too.
+    plain = plain_socket.socket(fileno=one.detach())
     plain.setblocking(False)
     return plain, gevent.socket.socket(fileno=other.detach())
 
@@ -510,5 +538,5 @@ def serve_wsgi(listener: Any, application: Any, max_connections: int) -> None:
 
 
 def stop_serving(thread: Any) -> None:
-    """Stop accepting connections; the serving green thread ends when the open requests have."""
+    """Stop accepting connections; the serving green thread ends when the open requests have, at most 2 s later."""
     thread.kill(_StopServe())

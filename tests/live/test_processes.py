@@ -84,12 +84,16 @@ def test_production_command_serves_thousands_of_clients(
         server.close()
 
 
-def test_preload_listens_in_the_worker(newest_pg: Cluster) -> None:
+def test_preload_listens_in_the_worker_and_replaces_it_when_it_ends(newest_pg: Cluster) -> None:
     server = ServerProcess(newest_pg.url(), "--preload")
     try:
         sockets = [str(fd.readlink()) for fd in Path(f"/proc/{server.process.pid}/fd").iterdir()]
         assert sum("socket:" in name for name in sockets) <= 2, "the master has no connection to PostgreSQL"
         assert server.get("/readyz")[0] == 200
+        ended = server.worker_pid()
+        os.kill(ended, signal.SIGKILL)
+        until(lambda: ended not in server.worker_pids(), "gunicorn notices the end of its worker")
+        server.wait_ready()
     finally:
         server.close()
 

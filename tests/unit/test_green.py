@@ -227,6 +227,31 @@ def test_many_green_threads_can_wake_with_a_patched_os_module() -> None:
     assert (ended.stdout, ended.stderr) == ("woken\n", "")
 
 
+def test_socket_of_a_pair_does_not_wait_in_green_threads_in_a_patched_process() -> None:
+    program = """
+        from socketio_pg.core import green
+        green.patch()
+        plain, other = green.socket_pair()
+        print(type(plain).__module__, type(other).__module__.partition(".")[0])
+    """
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (ended.stdout, ended.stderr) == (f"socket {green.LIBRARY}\n", "")
+
+
+def test_error_in_a_thread_of_the_system_is_raised_and_not_printed(
+    library: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise each attempt to connect to a host without address would leave a traceback in the log."""
+    with pytest.raises(ZeroDivisionError):
+        library.call_in_thread(divmod, 1, 0)
+    assert capfd.readouterr().err == ""
+
+
 def test_resolve_returns_addresses() -> None:
     assert set(green.resolve("localhost")) & {"127.0.0.1", "::1"}
     with pytest.raises(OSError, match=r"."):
