@@ -23,12 +23,12 @@ from tests.support.raw_http import WebSocket, http
 from tests.support.server import APP, GUNICORN, ROOT, ServerProcess, clean_environment, free_port
 from tests.support.swarm import Swarm
 
-pytestmark = pytest.mark.green
 
 #: Seconds: 10, as documented, and as many again twice for a busy machine.
 STOPS_WITHIN = 30.0
 
 
+@pytest.mark.green
 def test_sigterm_with_200_clients_stops_in_time_and_clients_reconnect(newest_pg: Cluster, channel: str) -> None:
     server = ServerProcess(newest_pg.url())
     try:
@@ -84,6 +84,7 @@ def test_production_command_serves_thousands_of_clients(
         server.close()
 
 
+@pytest.mark.green
 def test_preload_listens_in_the_worker_and_replaces_it_when_it_ends(newest_pg: Cluster) -> None:
     server = ServerProcess(newest_pg.url(), "--preload")
     try:
@@ -203,6 +204,7 @@ def test_local_cfg_is_read(newest_pg: Cluster, scratch: Path) -> None:
         process.stdout.close()  # type: ignore[union-attr]
 
 
+@pytest.mark.green
 def test_development_server_drains_clients_on_sigterm(newest_pg: Cluster) -> None:
     # In the development server, a WSGI request lasts as long as its WebSocket.
     port = free_port()
@@ -249,6 +251,7 @@ def replacing(newest_pg: Cluster, tmp_path_factory: pytest.TempPathFactory) -> I
     server.close()
 
 
+@pytest.mark.green
 @pytest.mark.parametrize("cause", ["--max-requests", "--reload", pytest.param("SIGHUP", marks=pytest.mark.nightly)])
 def test_worker_that_is_replaced_drains(replacing: tuple[ServerProcess, Path], channel: str, cause: str) -> None:
     server, file = replacing

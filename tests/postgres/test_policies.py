@@ -186,7 +186,8 @@ def test_roles_that_bypass_policies_are_refused(postgres: Cluster, role: str) ->
     postgres.sql("DROP ROLE app, app_member")
 
 
-def test_lock_timeout_is_an_error_and_no_decision(policies: Policies, database: PolicyDatabase) -> None:
+def test_lock_timeout_is_an_error_and_no_decision(database: PolicyDatabase) -> None:
+    policies = Policies(Database(database.server_url), 2.0)  # asks again until then
     database.sql("ALTER ROLE web SET lock_timeout = '100ms'")
     try:
         with locked(database, "LOCK TABLE members"):
@@ -195,3 +196,4 @@ def test_lock_timeout_is_an_error_and_no_decision(policies: Policies, database: 
                     policies.ask(question(action, "kitchen"))
     finally:
         database.sql("ALTER ROLE web RESET lock_timeout")
+        policies.stop()
