@@ -23,7 +23,6 @@ from tests.support.raw_http import WebSocket, http
 from tests.support.server import APP, GUNICORN, ROOT, ServerProcess, clean_environment, free_port
 from tests.support.swarm import Swarm
 
-
 #: Seconds: 10, as documented, and as many again twice for a busy machine.
 STOPS_WITHIN = 30.0
 
