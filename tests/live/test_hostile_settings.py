@@ -129,10 +129,12 @@ def test_every_setting_of_a_role(newest_pg: Cluster, which: int) -> None:
         ):
             done = run(*command, url=log.owner)
             assert done.returncode == 0, done.stderr
-        # The relay logs that it waits for the first read of the key.
-        written = "".join(
-            line for line in log.server.log.splitlines(True) if "the cluster key has not been" not in line
-        )
+        # The relay logs that it waits for the first read of the key. A connection is opened under the role's own settings:
+        # on a busy machine that takes longer than its statement_timeout now and then, and the server tries again.
+        lines = log.server.log.splitlines(True)
+        opening = [line for line in lines if "canceling statement due to statement timeout" in line]
+        assert len(opening) < 10, log.server.log
+        written = "".join(line for line in lines if line not in opening and "the cluster key has not been" not in line)
         for trouble in ("not listening", "not relaying", "cannot read", "failed", "Traceback"):
             assert trouble not in written, written
     finally:
