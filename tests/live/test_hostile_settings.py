@@ -40,7 +40,7 @@ CHOSEN = {
     "lock_timeout": ("1", "1"),
     "restrict_nonsystem_relation_kind": ("view", "view, foreign-table"),
     "standard_conforming_strings": ("off", "on"),
-    "statement_timeout": ("3", "3"),
+    "statement_timeout": ("10", "10"),
     "synchronous_commit": ("off", "local"),
     "tcp_user_timeout": ("10000", "0"),
     "transaction_timeout": ("1000", "1000"),
@@ -129,7 +129,7 @@ def test_every_setting_of_a_role(newest_pg: Cluster, which: int) -> None:
         ):
             done = run(*command, url=log.owner)
             assert done.returncode == 0, done.stderr
-        # The relay logs that it waits for the first read of the key. A connection is opened under the role's own settings:
+        # The relay logs that it waits for the first read of the key. A connection is opened under the role's settings:
         # on a busy machine that takes longer than its statement_timeout now and then, and the server tries again.
         lines = log.server.log.splitlines(True)
         opening = [line for line in lines if "canceling statement due to statement timeout" in line]
