@@ -84,7 +84,9 @@ class EngineClient(engineio.Client):  # type: ignore[misc]
 
     def disconnect(self, abort: bool = False, reason: str | None = None) -> None:
         # When the server closes the connection this runs in the reading thread, which cannot join itself.
-        super().disconnect(abort or threading.current_thread() is self.read_loop_task, reason)
+        # None: another thread is connecting, and has not started the reading thread yet.
+        no_wait = self.read_loop_task is None or threading.current_thread() is self.read_loop_task
+        super().disconnect(abort or no_wait, reason)
 
 
 class SocketClient(socketio.Client):  # type: ignore[misc]
