@@ -13,7 +13,7 @@ import socketio
 import websocket
 
 from socketio_pg.core.messages import EncodedMessage, WireJSON
-from socketio_pg.subscriber.connection import Connection
+from socketio_pg.subscriber.connection import Connection, EngineClient
 
 UTF8 = "ünïcödé 🐘".encode()
 
@@ -105,3 +105,13 @@ def deliver(connection: Connection, message: EncodedMessage, **extra: Any) -> No
     client = connection._client
     client.namespaces = {"/": "sid"}
     client._handle_eio_message("2" + WireJSON.dumps(["event", message.to_wire() | extra]))
+
+
+def test_connection_is_closed_before_its_reading_thread_has_started() -> None:
+    """close() may come from another thread than the one that connects."""
+    client = EngineClient()
+    client.on_disconnect = lambda: None
+    client.state, client.current_transport, client.queue = "connected", "websocket", client.create_queue()
+    client.ws = types.SimpleNamespace(close=lambda: None)
+    client.disconnect()
+    assert client.state == "disconnected"
