@@ -55,7 +55,9 @@ serve_wsgi, stop_serving = _library.serve_wsgi, _library.stop_serving
 
 logger = logging.getLogger("socketio_pg.green")
 # The unpatched module.
-_socket: Any = _library.plain_socket
+#: The socket module without cooperation: its sockets must be non-blocking.
+plain_socket: Any = _library.plain_socket
+_socket = plain_socket
 SHUT_WR, SHUT_RDWR = _socket.SHUT_WR, _socket.SHUT_RDWR
 SOL_SOCKET, SO_LINGER = _socket.SOL_SOCKET, _socket.SO_LINGER
 

@@ -1,0 +1,196 @@
+"""The node: the workers of one gunicorn, their private directory, their slots, and the lock of the one that leads.
+
+    master: prepare() ─ fork ─► worker: join() claims a slot ─► Peers connects it to the others ─► lead() in one of them
+
+Locks of files elect and count: the kernel releases them when a process ends, however it ends.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import struct
+import tempfile
+from mmap import mmap
+from pathlib import Path
+
+from socketio_pg.core.errors import ConfigurationError
+
+logger = logging.getLogger("socketio_pg.workers")
+
+#: The most workers of one node.
+MAX_WORKERS = 64
+_PREFIX = "socketio-pg-"
+#: The digits that a session's id has, after base64: 14 random bytes and the sealed name of its worker.
+_RANDOM, _NAME = 14, 4
+_LOAD = struct.Struct("=i")
+#: The load of a slot without a worker, and of a worker that wants no new clients.
+NO_LOAD = -1
+
+
+class Node:
+    """The node of this process. ``wanted`` workers are expected. Made by the master, joined by each worker.
+
+    The directory belongs to the user of the workers, and no other user may enter it: what arrives over the sockets in
+    it comes from a worker.
+    """
+
+    def __init__(self, directory: Path, key: bytes) -> None:
+        self.directory = directory
+        self._key = key
+        #: This worker's slot; -1 in the master. A successor of a worker that has ended gets its slot.
+        self.slot = -1
+        #: The name of this worker, which differs from that of its predecessors in the slot.
+        self.name = b""
+        self._locks: list[int] = []
+        self._leading: int | None = None
+        self._loads: mmap | None = None
+
+    # -- in the master -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, uid: int, gid: int) -> "Node":
+        """Make the directory, for workers of this user and group. Removes those of masters that have been killed."""
+        _remove_stale()
+        # Not in TMPDIR, which may be too long for the address of a Unix socket (108 bytes).
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
+        node = cls(directory, secrets.token_bytes(32))
+        (directory / "loads").write_bytes(_LOAD.pack(NO_LOAD) * MAX_WORKERS)
+        # Held by the master as long as it lives.
+        node._locks.append(_lock(directory / "master"))
+        for path in (directory, *directory.iterdir()):
+            os.chown(path, uid, gid)
+        return node
+
+    def remove(self) -> None:
+        """Remove the directory."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def wanted(self) -> int:
+        """The number of workers that gunicorn's master wants."""
+        with contextlib.suppress(OSError, ValueError):
+            return int((self.directory / "wanted").read_text())
+        return 1
+
+    @wanted.setter
+    def wanted(self, workers: int) -> None:
+        # Replaced in one step: a worker may be reading it.
+        new = self.directory / "wanted.new"
+        new.write_text(str(workers))
+        new.replace(self.directory / "wanted")
+
+    # -- in a worker ---------------------------------------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Claim the lowest free slot. Call it after the fork. Raises :class:`ConfigurationError` when all are taken."""
+        for slot in range(MAX_WORKERS):
+            with contextlib.suppress(BlockingIOError):
+                self._locks.append(_lock(self.directory / f"{slot}.lock"))
+                break
+        else:
+            raise ConfigurationError(f"a gunicorn may have at most {MAX_WORKERS} workers")
+        self.slot = slot
+        self.name = secrets.token_bytes(_NAME)
+        with (self.directory / "loads").open("r+b") as file:
+            self._loads = mmap(file.fileno(), MAX_WORKERS * _LOAD.size)
+        self.set_load(0)
+
+    def leave(self) -> None:
+        """Release the slot, for tests: the kernel does it when a process ends."""
+        self.set_load(NO_LOAD)
+        self.stop_leading()
+        while self._locks:
+            os.close(self._locks.pop())
+
+    def try_lead(self) -> bool:
+        """Lead, unless another worker does. Returns whether this worker leads."""
+        if self._leading is None:
+            with contextlib.suppress(BlockingIOError):
+                self._leading = _lock(self.directory / "leader")
+        return self._leading is not None
+
+    def stop_leading(self) -> None:
+        """Let another worker lead."""
+        if self._leading is not None:
+            os.close(self._leading)
+            self._leading = None
+
+    def socket_path(self, slot: int) -> str:
+        """Return the address of the Unix socket of a worker."""
+        return str(self.directory / f"{slot}.socket")
+
+    # -- the load of each worker ---------------------------------------------------------------------------------------
+
+    def set_load(self, clients: int) -> None:
+        """Note how many clients this worker has; :data:`NO_LOAD` when it wants no further ones."""
+        if self._loads is not None:
+            _LOAD.pack_into(self._loads, self.slot * _LOAD.size, clients)
+
+    def loads(self, slots: "set[int]") -> dict[int, int]:
+        """Return the number of clients of each of these workers that wants further ones."""
+        loads = self._loads
+        if loads is None:
+            return {}
+        found = {slot: _LOAD.unpack_from(loads, slot * _LOAD.size)[0] for slot in slots}
+        return {slot: load for slot, load in found.items() if load != NO_LOAD}
+
+    # -- names in the ids of sessions ----------------------------------------------------------------------------------
+
+    def new_session_id(self) -> bytes:
+        """Return the bytes of a session's id. They look random; with the node's key they name this worker."""
+        random = secrets.token_bytes(_RANDOM)
+        return random + self._veiled(random, self.name)
+
+    def worker_of(self, session_id: bytes) -> bytes:
+        """Return the name of the worker that has made this id; random bytes if none has."""
+        return self._veiled(session_id[:_RANDOM], session_id[_RANDOM : _RANDOM + _NAME])
+
+    def _veiled(self, random: bytes, name: bytes) -> bytes:
+        veil = hashlib.blake2s(random, key=self._key, digest_size=_NAME).digest()
+        return bytes(one ^ other for one, other in zip(name, veil, strict=False))
+
+
+_current: Node | None = None
+
+
+def prepare(node: Node) -> None:
+    """Make ``node`` that of this process and of those that are forked from it."""
+    global _current
+    _current = node
+
+
+def current() -> Node | None:
+    """Return the node of this process; None when it is the only one."""
+    return _current
+
+
+def refusal() -> str | None:
+    """Return why this system cannot have several workers; None if it can."""
+    if hasattr(socket, "SOCK_SEQPACKET") and os.uname().sysname == "Linux":
+        return None
+    return "several workers need Linux, whose Unix sockets carry connections from worker to worker"
+
+
+def _lock(path: Path) -> int:
+    """Lock a file and return its descriptor. Raises BlockingIOError when another process has locked it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove_stale() -> None:
+    """Remove the directories of masters that no longer live."""
+    for directory in Path("/tmp").glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if directory.stat().st_uid == os.getuid() and (directory / "master").exists():
+                os.close(_lock(directory / "master"))
+                shutil.rmtree(directory, ignore_errors=True)

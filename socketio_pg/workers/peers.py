@@ -1,0 +1,445 @@
+"""Messages, questions and descriptors between the workers of a node, over Unix sockets.
+
+    every worker ── one socket for sending ──► every other worker, which sends on its own
+
+A socket keeps the order, and loses nothing while both workers live. When a worker ends, however it ends, the others
+notice at once. A worker that does not read until :attr:`Peers.max_waiting` bytes wait for it is disconnected, and
+connected anew.
+"""
+
+import array
+import contextlib
+import errno
+import itertools
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from socketio_pg.core import green
+from socketio_pg.workers.node import MAX_WORKERS, Node
+
+logger = logging.getLogger("socketio_pg.workers")
+
+_socket: Any = green.plain_socket
+#: Bytes of a body in one packet: far below the send buffer of a Unix socket (net.core.wmem_default, 212,992).
+PART = 60_000
+#: The first byte of a packet: whether another one continues its message. The second is the length of the kind.
+_LAST, _MORE = 0, 1
+_HELLO, _QUESTION, _ANSWER = "hello", "?", "="
+#: Errors of the descriptor that is passed, not of the socket.
+_BAD_DESCRIPTOR = (errno.EBADF, errno.ETOOMANYREFS)
+#: Packets that are read before other green threads run.
+_READ_TOGETHER = 50
+
+#: Gets the slot of the sender and the body.
+Receiver = Callable[[int, bytes], object]
+#: Gets the slot of the sender, the body, and a descriptor that it must close.
+DescriptorReceiver = Callable[[int, bytes, int], object]
+
+
+@dataclass(eq=False, slots=True)
+class _Packet:
+    data: bytes
+    descriptor: int | None = None
+    #: Gets whether the packet was sent.
+    done: green.Event | None = None
+
+
+def _packets(kind: str, body: bytes) -> Iterator[_Packet]:
+    for start in range(0, len(body) or 1, PART):
+        name = kind.encode() if start == 0 else b""
+        more = _MORE if start + PART < len(body) else _LAST
+        yield _Packet(bytes((more, len(name))) + name + body[start : start + PART])
+
+
+class _Outgoing:
+    """The socket on which this worker sends to another one."""
+
+    def __init__(self, slot: int, name: str, connection: Any, max_waiting: int) -> None:
+        self.slot = slot
+        self.name = name
+        self.closed = False
+        self._connection = connection
+        self._max_waiting = max_waiting
+        self._unsent: deque[_Packet] = deque()
+        self._waiting = 0
+        #: Whether a green thread waits for the socket.
+        self._sending = False
+
+    def send(self, *packets: _Packet) -> None:
+        """Send packets as far as the socket takes them; a green thread sends the others."""
+        if self.closed:
+            return
+        self._unsent.extend(packets)
+        self._waiting += sum(len(packet.data) for packet in packets)
+        if not self._sending and self._flush():
+            self._sending = True
+            green.run_soon(self._send_rest)
+        if self._waiting > self._max_waiting:
+            logger.error("worker %d does not read: disconnected", self.slot)
+            self.close()
+
+    def close(self) -> None:
+        """Close the socket. Packets that were not sent are lost."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._sending:
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(_socket.SHUT_RDWR)  # wakes the green thread, which closes it
+        else:
+            self._connection.close()
+        for packet in self._unsent:
+            if packet.done is not None:
+                packet.done.send(False)
+
+    def _send_rest(self) -> None:
+        while self._flush():
+            green.wait_writable(self._connection.fileno())
+        self._sending = False
+        if self.closed:
+            self._connection.close()
+
+    def _flush(self) -> bool:
+        """Send what the socket takes. Return whether it must be waited for."""
+        while self._unsent and not self.closed:
+            packet = self._unsent[0]
+            rights = []
+            if packet.descriptor is not None:
+                rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [packet.descriptor]))]
+            sent = True
+            try:
+                self._connection.sendmsg([packet.data], rights)
+            except BlockingIOError:
+                return True
+            except OSError as error:
+                if packet.descriptor is None or error.errno not in _BAD_DESCRIPTOR:
+                    self.close()
+                    return False
+                logger.warning("a connection cannot be passed to worker %d: %s", self.slot, error)
+                sent = False
+            self._unsent.popleft()
+            self._waiting -= len(packet.data)
+            if packet.done is not None:
+                packet.done.send(sent)
+        return False
+
+
+class Peers:
+    """The other workers of the node.
+
+    Receivers, answers and watchers are given before :meth:`start`. Receivers are called in the order of one sender's
+    messages, and the next message waits until they return.
+    """
+
+    #: Bytes that may wait for one worker.
+    max_waiting = 64_000_000
+    #: Seconds between two looks for workers that are not connected.
+    interval = 1.0
+    #: Seconds for a descriptor to be taken.
+    pass_timeout = 5.0
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._outgoing: dict[int, _Outgoing] = {}
+        self._receivers: dict[str, list[Receiver]] = {}
+        self._descriptor_receivers: dict[str, DescriptorReceiver] = {}
+        self._answers: dict[str, Callable[[bytes], bytes]] = {}
+        self._watchers: list[Callable[[int, bool], object]] = []
+        self._questions: dict[int, green.Queue] = {}
+        self._numbers = itertools.count(1)
+        self._workers = [green.Worker(), green.Worker()]
+        self._listening: Any = None
+
+    # -- before the start ----------------------------------------------------------------------------------------------
+
+    def receive(self, kind: str, receiver: Receiver) -> None:
+        """Call ``receiver`` with each message of this kind."""
+        self._receivers.setdefault(kind, []).append(receiver)
+
+    def receive_descriptors(self, kind: str, receiver: DescriptorReceiver) -> None:
+        """Call ``receiver`` with each descriptor that is passed with this kind."""
+        self._descriptor_receivers[kind] = receiver
+
+    def answer(self, kind: str, function: Callable[[bytes], bytes]) -> None:
+        """Answer questions of this kind with the result of ``function``, which runs in a green thread of its own."""
+        self._answers[kind] = function
+
+    def watch(self, watcher: Callable[[int, bool], object]) -> None:
+        """Call ``watcher(slot, here)`` when a worker has joined (True) or has left (False)."""
+        self._watchers.append(watcher)
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Claim a slot, listen, and connect to the others. Call it after the fork.
+
+        Raises :class:`ConfigurationError` when the node has no free slot.
+        """
+        self._node.join()
+        path = self._node.socket_path(self._node.slot)
+        with contextlib.suppress(FileNotFoundError):
+            Path(path).unlink()  # of a predecessor
+        self._listening = _unix_socket()
+        self._listening.bind(path)
+        self._listening.listen(MAX_WORKERS * 2)
+        self._workers[0].start(self._accept)
+        self._connect_all()
+        self._workers[1].start(self._keep_connected)
+
+    def stop(self) -> None:
+        """Leave the node, for tests: the kernel closes the sockets of a process that ends."""
+        for worker in self._workers:
+            worker.stop()
+        self._listening.close()
+        for outgoing in list(self._outgoing.values()):
+            self._lose(outgoing)
+        self._node.leave()
+
+    @property
+    def slots(self) -> Collection[int]:
+        """The slots of the other workers that are here."""
+        return self._outgoing.keys()
+
+    def slot_of(self, name: str) -> int | None:
+        """Return the slot of the worker of this name, also of this one; None when it is not here."""
+        if name == self._node.name.hex():
+            return self._node.slot
+        return next((found.slot for found in self._outgoing.values() if found.name == name), None)
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+
+    def tell(self, kind: str, body: bytes) -> None:
+        """Send a message to all other workers. Does not wait."""
+        for slot in list(self._outgoing):
+            self.send(slot, kind, body)
+
+    def send(self, slot: int, kind: str, body: bytes) -> bool:
+        """Send a message to one worker. Does not wait. Return whether the worker is here."""
+        outgoing = self._outgoing.get(slot)
+        if outgoing is None:
+            return False
+        outgoing.send(*_packets(kind, body))
+        if outgoing.closed:
+            self._lose(outgoing)
+        return not outgoing.closed
+
+    def pass_descriptor(self, slot: int, kind: str, body: bytes, descriptor: int) -> bool:
+        """Pass a descriptor, which the caller still has to close, with a body of :data:`PART` bytes at most.
+
+        Waits until it is sent. Return False when the worker is not here or does not take it.
+        """
+        outgoing = self._outgoing.get(slot)
+        if outgoing is None:
+            return False
+        assert len(body) <= PART
+        packet = next(_packets(kind, body))
+        packet.descriptor, packet.done = descriptor, green.Event()
+        outgoing.send(packet)
+        if outgoing.closed:
+            self._lose(outgoing)
+            return False
+        try:
+            return bool(packet.done.wait(self.pass_timeout))
+        except green.TimedOut:
+            # It may still be sent: the caller must not close the descriptor before. Nothing else is lost that way than
+            # by a worker that has stopped.
+            outgoing.close()
+            self._lose(outgoing)
+            return False
+
+    def ask(self, kind: str, body: bytes, seconds: float, slots: Collection[int] | None = None) -> dict[int, bytes]:
+        """Ask all other workers, or those in ``slots``. Return the answers that arrive within ``seconds``, by slot."""
+        number = next(self._numbers)
+        answers = self._questions[number] = green.Queue()
+        asked = {
+            slot
+            for slot in list(self._outgoing if slots is None else slots)
+            if self.send(slot, _QUESTION, _numbered(number, kind.encode() + b"\n" + body))
+        }
+        found: dict[int, bytes] = {}
+        try:
+            with contextlib.suppress(green.TimedOut), green.timeout(seconds):
+                while asked - found.keys():
+                    slot, answer = answers.get()
+                    if answer is None:
+                        asked.discard(slot)
+                    else:
+                        found[slot] = answer
+        finally:
+            del self._questions[number]
+        return found
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    def _keep_connected(self) -> None:
+        while True:
+            green.sleep(self.interval)
+            self._connect_all()
+
+    def _connect_all(self) -> None:
+        for slot in range(MAX_WORKERS):
+            if slot != self._node.slot and slot not in self._outgoing:
+                self._connect(slot)
+
+    def _connect(self, slot: int) -> None:
+        connection = _unix_socket()
+        try:
+            connection.connect(self._node.socket_path(slot))
+        except OSError:  # no worker has this slot, or too many connect to it at once
+            connection.close()
+            return
+        # The other worker says who it is when it connects to this one.
+        outgoing = self._outgoing[slot] = _Outgoing(slot, "", connection, self.max_waiting)
+        hello = json.dumps({"slot": self._node.slot, "name": self._node.name.hex()})
+        outgoing.send(*_packets(_HELLO, hello.encode()))
+
+    def _accept(self) -> None:
+        while True:
+            green.wait_readable(self._listening.fileno())
+            try:
+                connection, _ = self._listening.accept()
+            except OSError as error:
+                if error.errno != errno.EAGAIN:
+                    logger.warning("another worker cannot connect: %s", error)
+                    green.sleep(0.1)
+                continue
+            connection.setblocking(False)
+            green.run_soon(self._read, connection)
+
+    def _read(self, connection: Any) -> None:
+        """Receive from one worker until it ends or closes the connection."""
+        slot, name = -1, ""
+        kind = ""
+        parts: list[bytes] = []
+        try:
+            for number in itertools.count(1):
+                data, descriptors = _receive(connection)
+                if not data:
+                    return
+                if number % _READ_TOGETHER == 0:
+                    green.sleep()
+                more, length = data[0], data[1]
+                if length:
+                    kind, parts = data[2 : 2 + length].decode(), []
+                parts.append(data[2 + length :])
+                if more == _MORE:
+                    continue
+                body = b"".join(parts)
+                if kind == _HELLO:
+                    hello = json.loads(body)
+                    slot, name = hello["slot"], hello["name"]
+                    self._meet(slot, name)
+                else:
+                    self._dispatch(slot, kind, body, descriptors)
+        except Exception:  # a bug: the workers connect again
+            logger.exception("receiving from worker %d failed", slot)
+        finally:
+            connection.close()
+            outgoing = self._outgoing.get(slot)
+            if outgoing is not None and outgoing.name == name:
+                self._lose(outgoing)
+
+    def _meet(self, slot: int, name: str) -> None:
+        """Note that a worker has connected to this one."""
+        outgoing = self._outgoing.get(slot)
+        if outgoing is not None and outgoing.name not in ("", name):
+            self._lose(outgoing)  # its predecessor
+            outgoing = None
+        if outgoing is None:
+            self._connect(slot)
+            outgoing = self._outgoing.get(slot)
+        if outgoing is not None:
+            outgoing.name = name
+            self._tell_watchers(slot, True)
+
+    def _lose(self, outgoing: _Outgoing) -> None:
+        outgoing.close()
+        if self._outgoing.get(outgoing.slot) is outgoing:
+            del self._outgoing[outgoing.slot]
+            for answers in self._questions.values():
+                answers.put((outgoing.slot, None))
+            if outgoing.name:
+                self._tell_watchers(outgoing.slot, False)
+
+    def _tell_watchers(self, slot: int, here: bool) -> None:
+        for watcher in self._watchers:
+            try:
+                watcher(slot, here)
+            except Exception:  # a bug: the other watchers must learn of it
+                logger.exception("noting that worker %d %s failed", slot, "joined" if here else "left")
+
+    # -- messages ------------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, slot: int, kind: str, body: bytes, descriptors: list[int]) -> None:
+        receiver = self._descriptor_receivers.get(kind)
+        if receiver is not None:
+            for descriptor in descriptors[:1]:
+                _guarded(receiver, slot, body, descriptor)
+            return
+        for descriptor in descriptors:  # none was sent
+            os.close(descriptor)
+        if kind == _QUESTION:
+            green.run_soon(self._answer, slot, body)
+        elif kind == _ANSWER:
+            number, answer = _split(body)
+            questions = self._questions.get(number)
+            if questions is not None:  # not too late
+                questions.put((slot, answer))
+        for receive in self._receivers.get(kind, ()):
+            _guarded(receive, slot, body)
+
+    def _answer(self, slot: int, body: bytes) -> None:
+        number, question = _split(body)
+        kind, _, argument = question.partition(b"\n")
+        function = self._answers.get(kind.decode())
+        if function is not None:
+            self.send(slot, _ANSWER, _numbered(number, function(argument)))
+
+
+def _guarded(function: Callable[..., object], *arguments: object) -> None:
+    try:
+        function(*arguments)
+    except Exception:  # a bug in the receiver: the next messages must arrive
+        logger.exception("handling a message of another worker failed")
+
+
+def _numbered(number: int, body: bytes) -> bytes:
+    return number.to_bytes(8, "big") + body
+
+
+def _split(body: bytes) -> tuple[int, bytes]:
+    return int.from_bytes(body[:8], "big"), body[8:]
+
+
+def _unix_socket() -> Any:
+    # Keeps the borders of packets, so that a descriptor can never be taken for that of another packet, even if the
+    # kernel cannot deliver one because this process has too many.
+    made = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    made.setblocking(False)
+    return made
+
+
+def _receive(connection: Any) -> tuple[bytes, list[int]]:
+    """Wait for a packet and return its bytes, none at the end, and its descriptors."""
+    while True:
+        try:
+            data, ancillary, _, _ = connection.recvmsg(PART + 1000, _ROOM, _socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            green.wait_readable(connection.fileno())
+            continue
+        except OSError:
+            return b"", []
+        received = array.array("i")
+        for level, kind, content in ancillary:
+            if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
+                received.frombytes(content[: len(content) - len(content) % received.itemsize])
+        return data, list(received)
+
+
+_ROOM = _socket.CMSG_SPACE(array.array("i").itemsize)

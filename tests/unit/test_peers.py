@@ -1,0 +1,198 @@
+"""workers/peers: messages, questions and descriptors between workers, and how they notice that one has ended."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from socketio_pg.core import green
+from socketio_pg.workers.node import Node
+from socketio_pg.workers.peers import PART, Peers
+from tests.support.patience import PATIENCE
+
+
+class Worker:
+    """A worker of the node in this process, and what it has received."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = Node(node.directory, node._key)
+        self.peers = Peers(self.node)
+        self.received = green.Queue()
+        self.changes = green.Queue()
+        self.peers.receive("word", lambda slot, body: self.received.put((slot, body)))
+        self.peers.receive_descriptors("file", lambda slot, body, fd: self.received.put((slot, body, fd)))
+        self.peers.answer("name", lambda body: self.node.name + body)
+        self.peers.watch(lambda slot, here: self.changes.put((slot, here)))
+        self.peers.start()
+
+
+def next_of(queue: green.Queue) -> Any:
+    with green.timeout(PATIENCE):
+        return queue.get()
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    made = Node.create(os.getuid(), os.getgid())
+    yield made
+    made.remove()
+
+
+@pytest.fixture
+def two(node: Node) -> Iterator[tuple[Worker, Worker]]:
+    one, other = Worker(node), Worker(node)
+    assert next_of(one.changes) == (1, True)
+    assert next_of(other.changes) == (0, True)
+    yield one, other
+    one.peers.stop()
+    other.peers.stop()
+
+
+def test_workers_take_the_lowest_free_slots(two: tuple[Worker, Worker]) -> None:
+    assert [worker.node.slot for worker in two] == [0, 1]
+    assert [list(worker.peers.slots) for worker in two] == [[1], [0]]
+
+
+@pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 3_000_000])
+def test_messages_of_all_sizes_arrive_in_order(two: tuple[Worker, Worker], size: int) -> None:
+    one, other = two
+    body = os.urandom(size)
+    one.peers.tell("word", body)
+    one.peers.send(1, "word", b"next")
+    assert next_of(other.received) == (0, body)
+    assert next_of(other.received) == (0, b"next")
+
+
+def test_a_descriptor_is_passed_between_large_messages(two: tuple[Worker, Worker]) -> None:
+    one, other = two
+    here, there = socket.socketpair()
+    large = os.urandom(1_000_000)
+    one.peers.tell("word", large)
+    assert one.peers.pass_descriptor(1, "file", b"head", there.fileno())
+    one.peers.tell("word", b"after")
+    there.close()
+    assert next_of(other.received) == (0, large)
+    slot, body, descriptor = next_of(other.received)
+    assert (slot, body) == (0, b"head")
+    with socket.socket(fileno=descriptor) as passed:
+        passed.sendall(b"hello")
+        assert here.recv(10) == b"hello"
+    assert here.recv(10) == b""  # no other copy is open
+    assert next_of(other.received) == (0, b"after")
+
+
+def test_a_closed_descriptor_is_not_passed_and_the_next_message_is(two: tuple[Worker, Worker]) -> None:
+    one, other = two
+    here, there = socket.socketpair()
+    descriptor = there.fileno()
+    there.close()
+    assert not one.peers.pass_descriptor(1, "file", b"", descriptor)
+    one.peers.tell("word", b"after")
+    assert next_of(other.received) == (0, b"after")
+    here.close()
+
+
+def test_a_question_is_answered(two: tuple[Worker, Worker]) -> None:
+    one, other = two
+    assert one.peers.ask("name", b"!\n?", PATIENCE) == {1: other.node.name + b"!\n?"}
+    assert one.peers.ask("name", b"", PATIENCE, slots=[5]) == {}
+    assert one.peers.ask("unknown", b"", 0.05) == {}
+
+
+def test_a_name_leads_to_its_worker(two: tuple[Worker, Worker]) -> None:
+    one, other = two
+    made = other.node.new_session_id()
+    assert other.node.name not in made
+    assert one.peers.slot_of(one.node.worker_of(made).hex()) == 1
+    assert one.peers.slot_of(one.node.worker_of(one.node.new_session_id()).hex()) == 0
+    assert one.peers.slot_of(one.node.worker_of(os.urandom(18)).hex()) is None
+    assert one.peers.slot_of(one.node.worker_of(b"").hex()) is None
+
+
+def test_a_worker_that_leaves_is_noticed_and_its_slot_is_used_again(node: Node, two: tuple[Worker, Worker]) -> None:
+    one, other = two
+    other.peers.stop()
+    assert next_of(one.changes) == (1, False)
+    assert not one.peers.send(1, "word", b"lost")
+    successor = Worker(node)
+    assert successor.node.slot == 1
+    assert next_of(one.changes) == (1, True)
+    one.peers.tell("word", b"for the successor")
+    assert next_of(successor.received) == (0, b"for the successor")
+    successor.peers.stop()
+
+
+def test_the_load_of_a_worker_that_wants_no_clients_is_not_told(two: tuple[Worker, Worker]) -> None:
+    one, other = two
+    one.node.set_load(7)
+    assert other.node.loads({0, 1}) == {0: 7, 1: 0}
+    one.node.set_load(-1)
+    assert other.node.loads({0, 1}) == {1: 0}
+
+
+_WORKER = """
+import sys
+from pathlib import Path
+from socketio_pg.core import green
+from socketio_pg.workers.node import Node
+from socketio_pg.workers.peers import Peers
+node = Node(Path(sys.argv[1]), bytes.fromhex(sys.argv[2]))
+peers = Peers(node)
+peers.start()
+print(node.slot, node.try_lead(), flush=True)
+while True:
+    green.sleep(60)
+"""
+
+
+@pytest.fixture
+def process(node: Node) -> Iterator[subprocess.Popen[str]]:
+    """A worker in a process of its own, in slot 0, which leads."""
+    command = [sys.executable, "-c", _WORKER, str(node.directory), node._key.hex()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "0 True\n"
+        yield started
+        started.kill()
+
+
+def test_a_killed_worker_is_noticed_at_once_and_another_leads(node: Node, process: subprocess.Popen[str]) -> None:
+    one = Worker(node)
+    assert next_of(one.changes) == (0, True)
+    assert not one.node.try_lead()
+    process.send_signal(signal.SIGKILL)
+    assert next_of(one.changes) == (0, False)
+    process.wait()
+    assert one.node.try_lead()
+    one.peers.stop()
+
+
+def test_a_worker_that_does_not_read_is_disconnected_and_connected_again(
+    node: Node, process: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Peers, "max_waiting", 1_000_000)
+    monkeypatch.setattr(Peers, "interval", 0.05)
+    one = Worker(node)
+    assert next_of(one.changes) == (0, True)
+    process.send_signal(signal.SIGSTOP)
+    for _ in range(100):
+        one.peers.tell("word", b"x" * 50_000)
+    assert next_of(one.changes) == (0, False)
+    process.send_signal(signal.SIGCONT)
+    assert next_of(one.changes) == (0, True)
+    one.peers.stop()
+
+
+def test_the_directory_of_a_killed_master_is_removed(node: Node) -> None:
+    os.close(node._locks.pop())
+    successor = Node.create(os.getuid(), os.getgid())
+    assert not node.directory.exists()
+    assert successor.directory.exists()
+    assert successor.directory.stat().st_mode & 0o777 == 0o700
+    successor.remove()
+    os.close(successor._locks.pop())
