@@ -24,6 +24,7 @@ from socketio_pg.core.config import load as load_settings
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.logs import RateLimitFilter, formatter
 from socketio_pg.engine import hosting
+from socketio_pg.engine.head import MAX_HEAD_BYTES
 
 #: gunicorn stops when a worker exits with this status (arbiter.APP_LOAD_ERROR); otherwise it starts another worker.
 EXIT_CONFIGURATION = 4
@@ -121,11 +122,6 @@ def _is_no_deprecation(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("The eventlet worker is DEPRECATED")
 
 
-#: The maximum size of a request's headers in bytes. gunicorn limits each of them, and their number, and would buffer
-#: 800 KB for each client that has not sent the last line.
-MAX_HEAD_BYTES = 32_768
-
-
 def _limit_heads() -> None:
     """Limit the size of all headers of a request together. gunicorn calculates its limit when it reads a request."""
     Message.max_buffer_headers = property(lambda self: MAX_HEAD_BYTES, lambda self, value: None)
@@ -192,7 +188,7 @@ def post_worker_init(worker: Any) -> None:
     except ConfigurationError as error:
         worker.log.error("socketio_pg: %s", error.message)
         raise SystemExit(EXIT_CONFIGURATION) from None
-    server.keep_accepting()
+    server.serve_connections(worker)
     _limit_heads()
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if server.limit_connections(descriptors - SPARE_DESCRIPTORS):

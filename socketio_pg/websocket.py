@@ -4,6 +4,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from flask import Flask
 
@@ -18,6 +19,7 @@ from socketio_pg.core.problems import Problem
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.engine import hosting
+from socketio_pg.engine.front import Front
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.gauges import Gauges
@@ -250,9 +252,10 @@ class SocketServer:
         if self._serving is not None:
             green.stop_serving(self._serving)
 
-    def keep_accepting(self) -> None:
-        """Make this process's WSGI server, gunicorn, accept connections also after a lack of descriptors."""
+    def serve_connections(self, worker: Any) -> None:
+        """Serve the connections of gunicorn's ``worker``. Accepts them also after a lack of descriptors."""
         green.keep_accepting()
+        Front(worker).install()
 
     def limit_connections(self, most: int) -> bool:
         """Lower the maximum number of clients to ``most``. Return whether MAX_CONNECTIONS was higher."""

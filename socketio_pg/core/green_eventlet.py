@@ -212,6 +212,12 @@ def client_socket(connection: Any) -> ClientSocket:
     return connection  # type: ignore[no-any-return]
 
 
+def adopt(descriptor: int) -> ClientSocket:
+    """Return an accepted connection of another process as a :class:`ClientSocket`, which owns ``descriptor``."""
+    eventlet.hubs.notify_opened(descriptor)
+    return client_socket(eventlet.greenio.GreenSocket(plain_socket.socket(fileno=descriptor)))
+
+
 def request_socket(environ: dict[str, Any]) -> Any:
     """Return the connection of a request to the library's own WSGI server; None if it came to another one."""
     return environ["eventlet.input"].get_socket() if "eventlet.input" in environ else None

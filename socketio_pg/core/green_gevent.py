@@ -307,6 +307,11 @@ def client_socket(connection: Any) -> ClientSocket:
     return ClientSocket(family, kind, protocol, fileno=connection.detach())
 
 
+def adopt(descriptor: int) -> ClientSocket:
+    """Return an accepted connection of another process as a :class:`ClientSocket`, which owns ``descriptor``."""
+    return ClientSocket(fileno=descriptor)
+
+
 #: The connection of a request to the library's own WSGI server, in the environ.
 _CONNECTION = "gevent.connection"
 

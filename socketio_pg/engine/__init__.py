@@ -4,5 +4,5 @@ In: WSGI requests of gunicorn or of the development server, and bytes on connect
 Out: messages for `handle_message`, events when connections open and close, and frames on the wire.
 
 Open `server.py` first: requests, handshakes, pings. `socket.py` is one client, `transport.py` one WebSocket,
-`handover.py` takes a connection over from the WSGI server. The other files are pure functions.
+`handover.py` takes a connection over from the WSGI server, `front.py` serves those of gunicorn's worker. The other files are pure functions.
 """

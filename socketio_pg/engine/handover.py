@@ -23,17 +23,17 @@ _JSON = (("Content-Type", "application/json"),)
 
 
 class TakenOver:
-    """The connection of a WSGI request, taken over from the WSGI server, which writes nothing more to it.
+    """A connection, taken over from the WSGI server, which writes nothing more to it.
 
     ``socket`` is a non-blocking socket on the connection. TLS that ends in this process lives in the request's own
     socket: there ``socket`` is one end of a pair, and two green threads copy between the other end and the request's
     socket.
     """
 
-    def __init__(self, environ: dict[str, Any]) -> None:
-        self._under_gunicorn = "gunicorn.socket" in environ
+    def __init__(self, connection: Any, *, under_gunicorn: bool) -> None:
+        self._under_gunicorn = under_gunicorn
         self._copiers: Sequence[green.GreenThread] = ()
-        self._connection = connection = _request_socket(environ)
+        self._connection = connection
         if isinstance(connection, ssl.SSLSocket):
             self.socket, other = green.socket_pair()
             self._copiers = (green.spawn(_copy, connection, other), green.spawn(_copy, other, connection))
@@ -50,6 +50,16 @@ class TakenOver:
             return
         while not is_over():
             green.sleep(0.5)
+        self._end_copying()
+
+    def hold_given_away(self) -> None:
+        """Wait as long as another process needs this one for TLS."""
+        if self._copiers:
+            with contextlib.suppress(OSError):
+                self._copiers[1].wait()  # until it closes its end
+            self._end_copying()
+
+    def _end_copying(self) -> None:
         if not self._copiers:
             return
         for copier in self._copiers:
@@ -59,6 +69,11 @@ class TakenOver:
             copier.kill()
         with contextlib.suppress(OSError):  # closed already
             green.take_over(self._connection).close()
+
+
+def taken_over(environ: dict[str, Any]) -> TakenOver:
+    """Take the connection of a WSGI request over."""
+    return TakenOver(_request_socket(environ), under_gunicorn="gunicorn.socket" in environ)
 
 
 def _copy(source: Any, target: Any) -> None:

@@ -255,7 +255,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
     def _take_over(
         self, environ: Environ, on_message: Callable[[str | bytes], None]
     ) -> tuple[handover.TakenOver, transport.WebSocketTransport]:
-        request = handover.TakenOver(environ)
+        request = handover.taken_over(environ)
         connection = transport.WebSocketTransport(
             request.socket,
             on_message,

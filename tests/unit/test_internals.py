@@ -13,6 +13,7 @@ import socketio
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
 from gunicorn.http import RequestParser
+from gunicorn.workers.base_async import AsyncWorker
 
 from socketio_pg.engine import handover
 from socketio_pg.engine import server as engine
@@ -20,7 +21,7 @@ from socketio_pg.engine import socket as engine_socket
 from socketio_pg.protocol import packets
 from socketio_pg.protocol.server import Server
 from tests.support import overrides
-from tests.support.overrides import Override
+from tests.support.overrides import Override, signature
 
 #: Base class → method → its parameters, of methods that are called, or replaced in tests, but not overridden there.
 USED: dict[type, dict[str, str]] = {
@@ -191,6 +192,10 @@ def test_gunicorn_has_the_attributes_that_we_use() -> None:
     # `gunicorn_config` replaces it by a property of the class.
     assert "max_buffer_headers" in vars(request)
     assert request.headers == [("HOST", "a")]
+    # `engine/front` is in place of AsyncWorker.handle().
+    assert signature(AsyncWorker.handle) == "(listener, client, addr)"
+    assert signature(AsyncWorker.handle_request) == "(listener_name, req, sock, addr)"
+    assert signature(AsyncWorker.handle_error) == "(req, client, addr, exc)"
     number: Any = Arbiter.num_workers
     assert "_num_workers" in number.fget.__code__.co_names
     settings = Config().settings
