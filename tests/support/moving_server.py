@@ -9,6 +9,6 @@ OPTIONS = ("-c", f"python:{__name__}")
 APP = "tests.support.moving_app:app"
 
 
-def post_worker_init(worker: Any) -> None:
+def post_worker_init(worker: Any) -> None:  # type: ignore[no-redef]
     gunicorn_config.post_worker_init(worker)
     worker.wsgi.extensions["move_connections"](worker)
