@@ -120,7 +120,7 @@ def _publish(connection: Any, messages: int) -> int:
 def _measure(trial: Trial, server: Server, case: str, offset: int, log: tuple[str, int, int, int]) -> Row:
     epoch, base, newest, spread = log
     time.sleep(1)
-    before, began = process_cpu(server.pid), time.monotonic()
+    before, own, began = process_cpu(server.pid), time.process_time(), time.monotonic()
     gc.disable()
     members = [
         Returner(number, server.port, epoch, base - number % (2 * spread + 1), newest)
@@ -130,7 +130,7 @@ def _measure(trial: Trial, server: Server, case: str, offset: int, log: tuple[st
     gc.enable()
     first = min(member.conversation.asked for member in members)
     last = max(member.caught_up for member in members)
-    cpu = process_cpu(server.pid) - before
+    cpu, own = process_cpu(server.pid) - before, time.process_time() - own
     statements = trial.cluster.statements_since(offset)
     each = sorted(member.caught_up - member.conversation.asked for member in members)
     row = Row(
@@ -141,6 +141,8 @@ def _measure(trial: Trial, server: Server, case: str, offset: int, log: tuple[st
             "from_connect_s": last - began,
             "client_p50_s": each[len(each) // 2],
             "node_cpu_s": cpu,
+            "node_cpu_ms": 1000 * cpu / len(members),
+            "clients_cpu_s": own,
             "log_queries": sum("socketio_pg.log" in statement for statement in statements),
             "all_statements": len(statements),
         },

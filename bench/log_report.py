@@ -81,6 +81,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("from_connect_s", "from connect, s", 2),
         Metric("client_p50_s", "a client's p50, s", 2),
         Metric("node_cpu_s", "node CPU, s", 2),
+        Metric("node_cpu_ms", "ms per client", 2),
+        Metric("clients_cpu_s", "clients' CPU, s", 2),
         Metric("log_queries", "queries on log"),
         Metric("all_statements", "all statements"),
     ),

@@ -19,10 +19,11 @@ from socketio_pg.core.errors import (
 )
 from socketio_pg.core.messages import EncodedMessage, with_numbers_as_strings
 from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.gateway.replay_packets import ReplayPackets
 from socketio_pg.gateway.replays import Replays
 from socketio_pg.log.log import Log
 from socketio_pg.postgres.listener import NotifyGap
-from socketio_pg.protocol.fanout import Manager
+from socketio_pg.protocol.fanout import EncodedPacket, Manager
 from socketio_pg.pubsub.filters import Filter, Reader
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.matching import Matching
@@ -48,6 +49,7 @@ class Delivery:
         self._send_buffer_bytes = send_buffer_bytes
         #: At most half of this waits when a page is sent: a replay alone does not make its client lag.
         self._page_bytes = send_buffer_bytes // 8
+        self._packets = ReplayPackets(manager)
         self._replays = Replays(manager, self._page_bytes, self._end_failed)
         pubsub.add_receiver(self)
 
@@ -201,7 +203,9 @@ class Delivery:
         return [*rooms, *map(_of_strings, rooms)] if self._hub.has_strings(channel) else rooms
 
     def _client(self, sid: str, channel: str) -> "_Client":
-        return _Client(self._manager, self._hub, self._matching, self._charge, sid, channel, self._page_bytes)
+        return _Client(
+            self._manager, self._hub, self._matching, self._packets, self._charge, sid, channel, self._page_bytes
+        )
 
     def _hold_lagging(self, channel_of: Mapping[str, str], after: int) -> None:
         """Replay to clients that read too slowly, at their own speed, instead of disconnecting them as with NOTIFY.
@@ -252,6 +256,7 @@ class _Client:
     manager: Manager
     hub: Hub
     matching: Matching
+    packets: ReplayPackets
     charge: Callable[[str, str, Filter, int], None]
     sid: str
     channel: str
@@ -276,12 +281,11 @@ class _Client:
                     self.strings[message.position] = with_numbers_as_strings(message.payload_json, pause)
                     pause()
 
-    def _wire(self, message: EncodedMessage) -> dict[str, Any]:
-        if not self.hub.wants_strings(self.sid, self.channel):
-            return message.to_wire()
+    def _with_strings(self, message: EncodedMessage) -> EncodedPacket:
         # Not there if the client has asked for strings in the meantime.
         text = self.strings.get(message.position)
-        return _with_payload(message, self.matching.strings(message) if text is None else text)
+        text = self.matching.strings(message) if text is None else text
+        return self.manager.encode_message("event", _with_payload(message, text) | {"replayed": True})
 
     def _matching_ones(self, filter: Filter, messages: Sequence[EncodedMessage]) -> list[EncodedMessage]:
         selected = []
@@ -301,7 +305,8 @@ class _Client:
         socket = self.manager.socket_of(self.sid)
         if socket is not None and messages:
             metrics.replayed_messages.inc(len(messages))
-            self.manager.emit_page("event", (self._wire(message) | {"replayed": True} for message in messages), socket)
+            encode = self._with_strings if self.hub.wants_strings(self.sid, self.channel) else self.packets.of
+            self.manager.emit_page([encode(message) for message in messages], socket)
 
     def gap(self, reason: str, epoch: str, position: int) -> None:
         metrics.unrecovered.labels(reason).inc()

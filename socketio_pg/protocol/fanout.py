@@ -162,9 +162,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             if not rooms:
                 fan_out.unheard += 1
                 continue
-            encoded = self._encode(event, data, namespace)
-            assert encoded is not None, "messages are not binary"
-            packet = framed(encoded)
+            packet = self.encode_message(event, data, namespace)
             for room in rooms:
                 if apart:
                     of_room.setdefault(room, []).append(packet)
@@ -177,16 +175,16 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         else:
             self._send_rooms(of_room or dict(runs), namespace, skipped)
 
-    def emit_page(self, event: str, arguments: Iterable[Any], socket: Socket, namespace: str = "/") -> None:
-        """Emit ``event`` for each argument to one client, in one send that does not count towards its send buffer.
+    def encode_message(self, event: str, argument: Any, namespace: str = "/") -> EncodedPacket:
+        """Return ``event`` with one argument that has no binary data, which the stock encoder would look for."""
+        text = self.server.packet_class.json.dumps([event, argument], separators=(",", ":"))
+        return framed(f"{socketio.packet.EVENT}{'' if namespace == '/' else namespace + ','}{text}")
+
+    def emit_page(self, packets: Sequence[EncodedPacket], socket: Socket) -> None:
+        """Send ``packets`` to one client, in one send that does not count towards its send buffer.
 
         Does not wait; the caller waits for :meth:`Socket.wait_room` between two pages.
         """
-        packets: list[EncodedPacket] = []
-        for argument in arguments:
-            encoded = self._encode(event, argument, namespace)
-            assert encoded is not None, "messages are not binary"
-            packets.append(framed(encoded))
         if socket.connection is not None:
             frame = b"".join([packet.frame for packet in packets])
             socket.connection.send_page(frame)

@@ -40,6 +40,7 @@ def test_messages_of_a_replay_match_the_filter_of_the_moment_when_they_are_sent(
     hub.set_strings("sid", "foo", True)
     hub.set_filter("sid", "foo", parse_filter({"n": {"lt": 2}}))
     matching: Any = _Matching(lambda: hub.set_filter("sid", "foo", parse_filter({"n": {"gte": 1}})), pauses)
-    client = _Client(cast(Any, None), hub, matching, lambda *_: None, "sid", "foo", 1_000)
+    unused = cast(Any, None)
+    client = _Client(unused, hub, matching, unused, lambda *_: None, "sid", "foo", 1_000)
     assert [message.position for message in client.select(MESSAGES)] == [1, 2, 3]
     assert client.strings == {number: f'{{"n":"{number}"}}' for number in (1, 2, 3)}
