@@ -7,8 +7,13 @@ CORES := $(shell getconf _NPROCESSORS_ONLN)
 VENDORED := socketio_pg/static/vendor/socket.io.min.js
 MAJORS := 13 14 15 16 17 18
 INSTALLED := tests/majors/node_modules
+# The modules with tests that `make test` repeats on gevent: to collect the others would take longer than to run these.
+GREEN_TESTS = $(shell grep -rl --include='test_*.py' 'pytest.mark.green' tests)
 POSTGRES_TESTS := tests/postgres tests/faults $(patsubst %,tests/live/test_%.py, \
 	cli cluster_postgres hostile_schema log orm permissions replay_clients watch watch_permissions)
+
+# Without bytecode, each process of the tests and each server that they start compiles all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run check test test-gevent test-postgres nightly lint format soak fuzz audit upstream test-oldest bench bench-log bench-access bench-watch bench-nodes screenshot clean
@@ -50,10 +55,11 @@ run: $(VENV)/.runs $(VENDORED) ## start an embedded PostgreSQL, the server and i
 check: setup lint ## run what takes a minute after each change: quality tools and tests/unit, with few examples
 	$(PYTEST) tests/unit -n $(CORES) --dist loadfile --hypothesis-profile=check
 
+# The serial tests come first: one process writes the bytecode of all test modules, in place of six at once.
 test: setup lint $(INSTALLED)/.oldest ## run everything that guards a change: quality tools and all tests, the serial ones alone, then on gevent what depends on it
-	$(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	$(PYTEST) -m serial
-	GREEN=gevent $(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "green and not serial"
+	$(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
+	GREEN=gevent $(PYTEST) $(GREEN_TESTS) -n auto --dist loadfile --no-loadscope-reorder -m "green and not serial"
 
 test-gevent: setup $(INSTALLED)/.oldest ## run all tests on gevent in place of eventlet
 	GREEN=gevent $(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
