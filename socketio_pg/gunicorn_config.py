@@ -25,6 +25,7 @@ from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.logs import RateLimitFilter, formatter
 from socketio_pg.engine import hosting
 from socketio_pg.engine.head import MAX_HEAD_BYTES
+from socketio_pg.workers import node
 
 #: gunicorn stops when a worker exits with this status (arbiter.APP_LOAD_ERROR); otherwise it starts another worker.
 EXIT_CONFIGURATION = 4
@@ -62,8 +63,6 @@ if "gunicorn.app.base" in sys.modules and (_found := _refusal()) is not None:
     sys.stderr.write(f"socketio_pg: {_found}.\n")
     raise SystemExit(EXIT_CONFIGURATION)
 
-#: The rooms are in the memory of one process. Several nodes are several gunicorns (docs/deploy.md).
-workers = 1
 backlog = 4096
 #: Seconds for the head of a request to arrive completely, and for a connection to idle between two requests. With 0
 #: gunicorn would wait for ever for a client that sends a byte now and then.
@@ -75,14 +74,29 @@ control_socket_disable = True
 
 
 def nworkers_changed(server: Any, new: int, old: int | None) -> None:
-    """Refuse several workers: at the start with an error, later (SIGTTIN, SIGHUP) by staying with one."""
-    refusal = hosting.refusal_of_several(new)
-    if refusal is None:
-        return
-    server.log.error("socketio_pg: %s.", refusal)
-    if old is None:
-        raise SystemExit(EXIT_CONFIGURATION)
-    server._num_workers = 1  # the property would call this function again
+    """Prepare the node for several workers, before any is forked and before --preload imports the application.
+
+    Refuses a number of workers: at the start with an error, later (SIGTTIN, SIGHUP) by staying with what there was.
+    """
+    found = node.current()
+    refusal = hosting.refusal_of_several(new, started_with_one=old is not None and found is None)
+    if refusal is not None:
+        server.log.error("socketio_pg: %s.", refusal)
+        if old is None:
+            raise SystemExit(EXIT_CONFIGURATION)
+        server._num_workers = old  # the property would call this function again
+    elif new > 1 and found is None:
+        found = node.Node.create(server.cfg.uid, server.cfg.gid)
+        node.prepare(found)
+    if found is not None:
+        found.wanted = server._num_workers
+
+
+def on_exit(server: Any) -> None:
+    """Remove the directory of the node."""
+    found = node.current()
+    if found is not None:
+        found.remove()
 
 
 def on_starting(server: Any) -> None:
@@ -183,12 +197,13 @@ def post_worker_init(worker: Any) -> None:
     Not at import, because ``--preload`` imports the application before the fork.
     """
     server = worker.wsgi.extensions["socketio_pg"]
+    # Other workers may pass connections to this one as soon as it has started.
+    server.serve_connections(worker)
     try:
         server.start([_address(socket, secure=worker.cfg.is_ssl) for socket in worker.sockets])
     except ConfigurationError as error:
         worker.log.error("socketio_pg: %s", error.message)
         raise SystemExit(EXIT_CONFIGURATION) from None
-    server.serve_connections(worker)
     _limit_heads()
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if server.limit_connections(descriptors - SPARE_DESCRIPTORS):

@@ -20,6 +20,7 @@ from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.engine import hosting
 from socketio_pg.engine.front import Front
+from socketio_pg.engine.router import Router
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.gauges import Gauges
@@ -36,6 +37,9 @@ from socketio_pg.protocol.extension import SocketIO
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.web.api import Api, create_api_blueprint
 from socketio_pg.web.pages import create_blueprint
+from socketio_pg.workers import node
+from socketio_pg.workers.election import Election
+from socketio_pg.workers.peers import Peers
 
 logger = logging.getLogger("socketio_pg.websocket")
 
@@ -80,13 +84,22 @@ class SocketServer:
         # A payload with its envelope; Engine.IO's default is 1,000,000.
         max_bytes = max(1_000_000, settings.max_payload) + 65_536
 
+        #: The other workers of this node, and the one that leads; None when this is the only one.
+        self.node = node.current()
+        self.peers = None if self.node is None else Peers(self.node)
+        self._election = None
+        if self.node is not None and self.peers is not None:
+            self._election = Election(self.node, self.peers, self._lead)
         # What the nodes send each other is sealed; PubSub reads the key.
         self.sealing = Sealing(Seal())
-        cluster = Cluster(settings, self.sealing)
+        cluster = Cluster(settings, self.sealing, self.peers, self._election)
         self.pubsub = PubSub(
             dsn or settings.database_url or app.config.get("SQLALCHEMY_DATABASE_URI"),
             settings.listen_database_url,
             listener=cluster.create_listener,
+            publisher=cluster.create_publisher,
+            keys=cluster.create_keys,
+            share_history=self.node is not None,
             durable_channels=settings.durable_channels,
             max_payload=settings.max_payload,
             cluster_key=settings.cluster_key,
@@ -105,6 +118,7 @@ class SocketServer:
         )
         self._installer = Installer(database, settings.max_payload, lambda: log.installed, self.relay.look)
         self.backlog = Backlog(database, count=settings.metrics_token is not None)
+        self._listen_for_workers = cluster.create_workers_forwarder(database)
         # The relay may have looked for the schema before it was installed.
         self.pubsub.watch_log(self.relay.look)
 
@@ -120,6 +134,14 @@ class SocketServer:
             warn_expiring=delivery.emit_expiring,
             expire=delivery.expire,
         )
+        self._router = None
+        if self.node is not None and self.peers is not None:
+            self._router = Router(
+                self.node,
+                self.peers,
+                sessions=lambda: len(self.socketio.server.eio.sockets),
+                draining=lambda: self._admission.draining,
+            )
         self._health = Health(self._reaches_database, delivery.emit_health)
         self._admission = Admission(settings)
         self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle)
@@ -141,6 +163,7 @@ class SocketServer:
             ),
             cors_allowed_origins=self._admission.allows_origin,
             client_address=self._admission.address,
+            new_session_id=None if self._router is None else self._router.new_session_id,
             binary=binary,
             max_http_buffer_size=max_bytes,
             ping_interval=settings.ping_interval,
@@ -183,6 +206,8 @@ class SocketServer:
             self._started = False
             raise
         self._log_library()
+        if self.peers is not None:
+            self.peers.start()
         self.access.authenticator.warn_if_open(" or ".join(addresses) or "this server")
         self.socketio.server.initialize_manager()
         self.pubsub.start()
@@ -191,11 +216,24 @@ class SocketServer:
         self._health.start()
         if self.settings.metrics_token is not None:
             self.gauges.start()
-        self.backlog.start()
-        # The relay waits for the schema, whether this node or an operator installs it.
-        self.relay.start()
-        if self.settings.auto_init:
-            self._installer.start()
+        if self._election is None:
+            self._lead(True)
+        else:
+            self._election.start()
+
+    def _lead(self, leading: bool) -> None:
+        """Start or stop the parts of which a node has one, whatever the number of its workers."""
+        if leading:
+            self.backlog.start()
+            # The relay waits for the schema, whether this node or an operator installs it.
+            self.relay.start()
+            if self.settings.auto_init:
+                self._installer.start()
+        else:
+            self._installer.stop()
+            self.relay.stop()
+            self.backlog.stop()
+        self._listen_for_workers(leading)
 
     def _log_library(self) -> None:
         successor = green_library.RETIRING.get(green.LIBRARY)
@@ -245,17 +283,24 @@ class SocketServer:
         self.idle.stop()
         self.gauges.stop()
         self.backlog.stop()
+        self._listen_for_workers(False)
         manager = self.socketio.server.manager
         if isinstance(manager, ClusterManager):
             manager.stop()
         self.pubsub.disconnect()
+        if self.peers is not None:
+            self.peers.stop()
         if self._serving is not None:
             green.stop_serving(self._serving)
 
     def serve_connections(self, worker: Any) -> None:
         """Serve the connections of gunicorn's ``worker``. Accepts them also after a lack of descriptors."""
         green.keep_accepting()
-        Front(worker).install()
+        front = Front(worker, None if self._router is None else self._router.route)
+        if self._router is not None:
+            self._router.serve_with(front)
+            self._router.start()
+        front.install()
 
     def limit_connections(self, most: int) -> bool:
         """Lower the maximum number of clients to ``most``. Return whether MAX_CONNECTIONS was higher."""
@@ -284,9 +329,11 @@ class SocketServer:
 
     def _drain(self) -> None:
         self._installer.stop()
-        # Releases leadership first, so that another node can take over.
+        # Releases leadership first, so that another node, or another worker of this one, can take over.
         self.relay.stop()
         self.pubsub.flush(2.0)
+        if self._election is not None:
+            self._election.resign()
         sockets = list(self.socketio.server.eio.sockets.values())
         logger.info("draining %d clients", len(sockets))
         random.shuffle(sockets)

@@ -11,15 +11,18 @@ from socketio_pg.cli.terminal import say, width, wrapped
 from socketio_pg.core import config
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.doctor import checks_settings
+from socketio_pg.workers.node import MAX_WORKERS
 
 
 @click.command(epilog=examples("DATABASE_URL=postgresql:///mydb socketio-pg serve", "socketio-pg serve --port 8080"))
 @click.option("--host", help="Address to listen on (HOST).")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on (PORT).")
-def serve(host: str | None, port: int | None) -> None:
+@click.option("--workers", type=click.IntRange(1, MAX_WORKERS), help="Processes that share the clients.")
+def serve(host: str | None, port: int | None, workers: int | None) -> None:
     """Run the production server.
 
-    Starts gunicorn with one eventlet or gevent worker (GREEN) and socketio_pg's configuration. Reads the database's
+    Starts gunicorn with eventlet or gevent workers (GREEN) and socketio_pg's configuration: one worker, or as many as
+    --workers or WEB_CONCURRENCY says. Reads the database's
     address from DATABASE_URL or local.cfg.
     """
     given = {"host": host, "port": port}
@@ -31,6 +34,8 @@ def serve(host: str | None, port: int | None) -> None:
             raise ConfigurationError(finding.found)
     address = config.authority(settings.host, settings.port)
     arguments = ["-c", "python:socketio_pg.gunicorn_config", "--bind", address]
+    if workers is not None:
+        arguments += ["--workers", str(workers)]
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *arguments, "socketio_pg.server:app"])
 
 

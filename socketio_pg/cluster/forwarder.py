@@ -10,11 +10,19 @@ from time import monotonic
 from socketio_pg.cluster.remote_listener import HEARD, Command
 from socketio_pg.core import green
 from socketio_pg.core.errors import DatabaseUnavailableError, InvalidChannelError
-from socketio_pg.postgres.database import Database
-from socketio_pg.postgres.listener import ListenCancelledError, Notification, NotifyGap
-from socketio_pg.postgres.listeners import Listeners
+from socketio_pg.postgres.listener import (
+    ChannelListener,
+    ListenCancelledError,
+    Notification,
+    NotifyGap,
+    OnGap,
+    OnNotifications,
+)
 
 logger = logging.getLogger("socketio_pg.forwarder")
+
+
+CreateListener = Callable[[OnNotifications, OnGap], ChannelListener]
 
 
 @dataclass(slots=True)
@@ -28,7 +36,8 @@ class _Node:
 class Forwarder:
     """Listens to the channels of all nodes while this node is the leader. ``tell`` sends a message to all nodes.
 
-    ``eager``: starts when the node becomes the leader, otherwise when another node asks for it.
+    ``create_listener`` makes the listener of a term. ``eager``: starts when the node becomes the leader, otherwise when
+    another node asks for it.
     """
 
     #: Seconds between two heartbeats, from which nodes detect lost messages and the end of the leader.
@@ -42,12 +51,12 @@ class Forwarder:
     #: Notifications, or channels, in one message.
     batch_size = 1000
 
-    def __init__(self, database: Database, tell: Callable[[Command], None], *, eager: bool) -> None:
-        self._database = database
+    def __init__(self, create_listener: CreateListener, tell: Callable[[Command], None], *, eager: bool) -> None:
+        self._create_listener = create_listener
         self._tell = tell
         self._eager = eager
         self._leading = False
-        self._listener: Listeners | None = None
+        self._listener: ChannelListener | None = None
         self._id = ""
         self._number = 0
         #: When one of its own messages last came back.
@@ -69,11 +78,11 @@ class Forwarder:
             listener.stop()
             self._worker.stop()
 
-    def _begin(self) -> Listeners:
+    def _begin(self) -> ChannelListener:
         # A new name for each term, so that nodes ignore messages of an earlier one.
         self._id, self._number, self._echo = uuid.uuid4().hex, 0, monotonic()
         self._nodes, self._wanted, self._confirming = {}, Counter(), set()
-        self._listener = listener = Listeners(self._database, self._on_notifications, self._on_gap)
+        self._listener = listener = self._create_listener(self._on_notifications, self._on_gap)
         listener.start()
         self._worker.start(self._run)
         logger.info("listening for all nodes")
@@ -117,7 +126,7 @@ class Forwarder:
                     self._listener.release(channel)
         node.channels -= channels
 
-    def _confirm(self, listener: Listeners, name: str, channels: Iterable[str]) -> None:
+    def _confirm(self, listener: ChannelListener, name: str, channels: Iterable[str]) -> None:
         """Notify a node once these channels are listened to."""
         # The node repeats its request while it waits.
         mine = [channel for channel in channels if (name, channel) not in self._confirming]

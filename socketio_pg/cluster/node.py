@@ -1,6 +1,7 @@
 """The base class of a node's client managers."""
 
 import logging
+import uuid
 from typing import Any
 
 from socketio_pg.cluster.queue_manager import QueueManager
@@ -19,6 +20,11 @@ class ClusterManager(QueueManager, fanout.Manager):
         super().__init__(*args, **options)
         self._sealing = sealing
         self._worker = green.Worker()
+
+    def initialize(self) -> None:
+        # One that was made before a fork (--preload) would be that of all workers.
+        self.host_id = uuid.uuid4().hex
+        super().initialize()
 
     def stop(self) -> None:
         """Stop receiving messages from other nodes."""

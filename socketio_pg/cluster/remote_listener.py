@@ -5,6 +5,7 @@
                   └── request all channels again ←── a number is missing, or the leader has changed (gap per channel)
 
 Messages travel over MESSAGE_QUEUE, which may lose some; the leader numbers its messages, so that losses are detected.
+Between the workers of one node they travel over Unix sockets, and the leader is the worker that leads.
 """
 
 import logging
@@ -32,6 +33,7 @@ class RemoteListener:
     """Replaces :class:`socketio_pg.postgres.listener.Listener` on a node that does not listen itself.
 
     :meth:`receive` gets the leader's messages, and calls ``on_notifications`` and ``on_gap`` as ``Listener`` does.
+    ``tell`` sends a message to all nodes; ``carrier`` names for the operator what carries it.
     """
 
     #: Seconds without a message from the leader after which it counts as gone.
@@ -48,11 +50,12 @@ class RemoteListener:
         on_notifications: Callable[[Sequence[Notification]], None],
         on_gap: Callable[[NotifyGap], None],
         tell: Callable[[Command], None],
+        carrier: str = "MESSAGE_QUEUE",
     ) -> None:
         self._on_notifications = on_notifications
         self._on_gap = on_gap
-        #: Sends a message to all nodes.
         self.tell = tell
+        self._carrier = carrier
         self._id = uuid.uuid4().hex
         self._wanted: set[str] = set()
         self._listening: set[str] = set()
@@ -84,12 +87,17 @@ class RemoteListener:
     def problem(self) -> Problem | None:
         """The reason why it is not ready, for the operator; None when it is."""
         if self._leader is None:
-            return Problem("no message from a leader has arrived over MESSAGE_QUEUE yet")
+            return Problem(f"no message from a leader has arrived over {self._carrier} yet")
         if time.monotonic() - self._heard_at > self.leader_timeout:
-            return Problem("messages from the leader no longer arrive over MESSAGE_QUEUE")
+            return Problem(f"messages from the leader no longer arrive over {self._carrier}")
         if self._leaders_problem is not None:
             return Problem(f"the leader does not listen: {self._leaders_problem}")
         return Problem("waiting for the leader to listen to all channels") if self._settling else None
+
+    @property
+    def heard(self) -> datetime:
+        """The time up to which it has missed nothing, except for gaps that it will report after a :attr:`problem`."""
+        return self._heard
 
     @property
     def channels(self) -> int:
@@ -103,6 +111,7 @@ class RemoteListener:
 
     def start(self) -> None:
         """Start the green thread. Call it after any fork, in the process that listens."""
+        self._id = uuid.uuid4().hex  # one that was made before a fork would be that of all workers
         self._worker.start(self._run)
 
     def stop(self) -> None:
@@ -192,7 +201,7 @@ class RemoteListener:
         elif number <= self._number:
             return  # out of order: it was treated as lost already
         elif number != self._number + 1:
-            logger.warning("messages from the leader were lost on MESSAGE_QUEUE")
+            logger.warning("messages from the leader were lost on %s", self._carrier)
             self._request_all()
         self._number = number
         self._leaders_problem = command.get("problem")

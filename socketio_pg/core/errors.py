@@ -166,11 +166,32 @@ class ClusterKeyError(DatabaseUnavailableError):
     """This process has no cluster key yet, so it cannot send anything to other nodes."""
 
 
+def encode(error: SocketIOPGError) -> dict[str, str | None]:
+    """Return an error as another worker of the node gets it, with its detail."""
+    return {
+        "class": type(error).__name__,
+        "message": error.message,
+        "channel": error.channel,
+        "detail": error.detail,
+    }
+
+
+def decode(encoded: dict[str, str | None]) -> SocketIOPGError:
+    """Return the error that :func:`encode` has encoded."""
+    classes = {found.__name__: found for found in _all_classes()}
+    error = SocketIOPGError.__new__(classes[str(encoded["class"])])
+    # Some classes have arguments of their own.
+    SocketIOPGError.__init__(error, str(encoded["message"]), channel=encoded["channel"], detail=encoded["detail"])
+    return error
+
+
 def wire_codes() -> set[str]:
     """Return all error codes that can appear on the wire; tests check the docs against them."""
-    codes, classes = set(), [SocketIOPGError]
-    while classes:
-        current = classes.pop()
-        codes.add(current.code)
-        classes.extend(current.__subclasses__())
-    return codes
+    return {found.code for found in _all_classes()}
+
+
+def _all_classes() -> list[type[SocketIOPGError]]:
+    classes = [SocketIOPGError]
+    for found in classes:
+        classes.extend(found.__subclasses__())
+    return classes

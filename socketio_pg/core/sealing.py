@@ -35,6 +35,8 @@ class Sealing:
 
     def __init__(self, seal: Seal) -> None:
         self._seal = seal
+        #: The identity of the installation and its keys, as last given to :meth:`use`.
+        self.used: tuple[str, Sequence[Key]] | None = None
         self._ready = green.Event()
         self._keys_wanted = green.Event()
         #: When a text was last refused (monotonic), by reason.
@@ -48,6 +50,7 @@ class Sealing:
     def use(self, identity: str, keys: Sequence[Key]) -> None:
         """Use ``keys`` from now on, see :meth:`Seal.use`."""
         self._seal.use(identity, keys)
+        self.used = identity, keys
         self._ready.send()
 
     def refused(self) -> list[str]:

@@ -231,13 +231,13 @@ def drivers(environment: Mapping[str, str], version: str | None = None) -> Itera
 
 
 def workers(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Check GUNICORN_CMD_ARGS, which overrides our configuration: rooms need one worker, of a class that we support."""
+    """Check GUNICORN_CMD_ARGS, which overrides our configuration: a number of workers, of a class that we support."""
     options = _options(environment)
-    if options.workers not in (None, "1"):
-        yield error(
-            "workers", f"GUNICORN_CMD_ARGS sets {options.workers} workers, but each knows only its own clients",
-            "use one worker (-w 1), and start more servers if one is not enough",
-        )  # fmt: skip
+    count = options.workers or environment.get("WEB_CONCURRENCY") or "1"
+    if count.isdigit():  # otherwise gunicorn says what is wrong
+        refusal = hosting.refusal_of_several(int(count), started_with_one=False)
+        if refusal is not None:
+            yield error("workers", refusal, "start fewer workers (--workers, WEB_CONCURRENCY)")
     chosen, wanted = options.worker_class, settings.green
     if chosen is None:
         return

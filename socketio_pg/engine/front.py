@@ -24,9 +24,11 @@ Address: TypeAlias = Any
 class Connection:
     """A connection between two of its requests, the head of the next one being read."""
 
-    __slots__ = ("_taken", "address", "listener", "preface", "request", "socket", "unparsed")
+    __slots__ = ("_taken", "address", "listener", "passed", "preface", "request", "socket", "unparsed")
 
-    def __init__(self, socket: Any, address: Address, listener: Address, unparsed: bytes = b"") -> None:
+    def __init__(
+        self, socket: Any, address: Address, listener: Address, unparsed: bytes = b"", *, passed: bool = False
+    ) -> None:
         #: The green socket, which this module owns.
         self.socket = socket
         self._taken: handover.TakenOver | None = None
@@ -38,6 +40,8 @@ class Connection:
         self.preface = b""
         #: What was read and not parsed yet: the next request, as far as it has arrived.
         self.unparsed = unparsed
+        #: Whether another process has given it away, until the first request is routed.
+        self.passed = passed
         #: gunicorn's object for the request that is being answered.
         self.request: Any = None
 
@@ -83,7 +87,7 @@ class Front:
 
         ``received``, ``address`` and ``listener`` are those of its :class:`Connection`.
         """
-        self._serve(Connection(green.adopt(descriptor), address, listener, received))
+        self._serve(Connection(green.adopt(descriptor), address, listener, received, passed=True))
 
     # -- one connection ------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Refuses programs that cannot run the server: all but gunicorn with one worker with green threads, and our own.
+"""Refuses programs that cannot run the server: all but gunicorn with workers with green threads, and our own.
 
 Others accept connections, but do not run the green threads that serve them. Imports nothing but the standard library,
 because it is used before that is patched: flask and click must not be imported earlier.
@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from socketio_pg.core import green_library
+from socketio_pg.workers import node
 
-COMMAND = f"gunicorn -c python:socketio_pg.gunicorn_config --worker-class {green_library.LIBRARIES[0]} --workers 1"
+_CONFIG = "python:socketio_pg.gunicorn_config"
+COMMAND = f"gunicorn -c {_CONFIG} --worker-class {green_library.LIBRARIES[0]} --workers 1"
 _ADVICE = (
     f"start it with `socketio-pg serve` or `{COMMAND} socketio_pg.server:app`, and an application of your own with "
     f"`{COMMAND} MODULE:APP`; --worker-class may also be {' or '.join(green_library.LIBRARIES[1:])}"
@@ -72,9 +74,18 @@ def missing_package(error: ModuleNotFoundError) -> str:
     )
 
 
-def refusal_of_several(workers: int) -> str | None:
-    """Return why gunicorn must not start this number of workers."""
-    return None if workers <= 1 else _several(str(workers))
+def refusal_of_several(workers: int, *, started_with_one: bool) -> str | None:
+    """Return why gunicorn must not have this number of workers; ``started_with_one``: it had one from the start."""
+    if workers <= 1:
+        return None
+    if started_with_one:
+        return (
+            f"this gunicorn was started with one worker, which does not share its clients: to have {workers}, restart "
+            f"it with --workers {workers}"
+        )
+    if workers > node.MAX_WORKERS:
+        return f"a gunicorn may have at most {node.MAX_WORKERS} workers, not {workers}"
+    return node.refusal()
 
 
 class Options(argparse.Namespace):
@@ -127,14 +138,15 @@ def refusal_of_http2(protocols: str | Collection[str] | None, cleartext: str | N
     )
 
 
-def _several(workers: str) -> str:
-    return f"this server runs on one worker, not {workers}: clients of one worker would not reach the others; {_ADVICE}"
-
-
 def refusal_of_request(environ: Mapping[str, Any]) -> str | None:
     """Return why the WSGI server that passes this request cannot serve clients; None if it can."""
     if "gunicorn.socket" in environ:
-        return _several("several") if environ.get("wsgi.multiprocess") else None
+        if not environ.get("wsgi.multiprocess") or node.current() is not None:
+            return None
+        return (
+            f"this server runs on several workers only with its gunicorn configuration (gunicorn -c {_CONFIG} …): "
+            f"clients of one worker would not reach the others; {_ADVICE}"
+        )
     if not environ.keys().isdisjoint(green_library.OWN_SERVERS):
         return None
     return f"this server does not run on this WSGI server: {_ADVICE}"

@@ -46,6 +46,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
     ``handle_message(sid, message, own_thread)`` handles a message in a green thread, with ``own_thread`` in one that is
     this message's alone. ``is_connected(sid)``: whether a client has connected to a Socket.IO namespace.
     ``client_address(environ)``: the address of the client that sends a request; "" when it is unknown.
+    ``new_session_id()`` returns the id of a session, by default a random one.
 
     ``send_buffer_bytes`` may wait for one client (SEND_BUFFER_BYTES). A client must connect to a namespace, and
     complete an upgrade, within ``connect_timeout`` seconds (CONNECT_TIMEOUT). With ``max_connections`` clients
@@ -67,6 +68,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         handle_message: Callable[[str, str | bytes, bool], None],
         is_connected: Callable[[str], bool],
         client_address: Callable[[Environ], str] = lambda environ: "",
+        new_session_id: Callable[[], str] | None = None,
         send_buffer_bytes: int = 1_000_000,
         max_connections: int = 10_000,
         connect_timeout: float = 10.0,
@@ -75,6 +77,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self.handle_message = handle_message
         self.is_connected = is_connected
         self.client_address = client_address
+        self._new_session_id = new_session_id
         self.send_buffer_bytes = send_buffer_bytes
         self.max_connections = max_connections
         self.connect_timeout = connect_timeout
@@ -184,6 +187,9 @@ class Engine(engineio.Server):  # type: ignore[misc]
         if socket.closed:
             self.sockets.pop(socket.sid, None)
         return ok(encode_payload(packet.encode() for packet in packets))
+
+    def generate_id(self) -> str:
+        return self._new_session_id() if self._new_session_id is not None else str(super().generate_id())
 
     # -- handshakes ----------------------------------------------------------------------------------------------------
 

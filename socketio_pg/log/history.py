@@ -122,13 +122,13 @@ class History:
         self._connection: Any = None
 
     def head(self) -> Head:
-        """Return the current head of the log."""
-        head: Head = self._ask(self._read_head)
+        """Return the current head of the log. Comes before the requests that wait, as live messages depend on it."""
+        head: Head = self._ask(self._read_head, urgent=True)
         return head
 
     def page(self, after: int, upto: int) -> Read:
-        """Return the next page of all channels after a position, at most ``upto``."""
-        read: Read = self._ask(self._read_page, after, upto)
+        """Return the next page of all channels after a position, at most ``upto``. Comes before those that wait."""
+        read: Read = self._ask(self._read_page, after, upto, urgent=True)
         return read
 
     def channel_page(self, channel: str, after: int, upto: int) -> Read:
@@ -154,9 +154,12 @@ class History:
         self._refuse(DatabaseUnavailableError("the server is shutting down"))
         self._hang_up()
 
-    def _ask(self, read: _Reader, *arguments: Any) -> Any:
+    def _ask(self, read: _Reader, *arguments: Any, urgent: bool = False) -> Any:
         request = _Request(arguments)
-        self._waiting.append((read, request))
+        if urgent:
+            self._waiting.appendleft((read, request))
+        else:
+            self._waiting.append((read, request))
         self._worker.start(self._run)
         result = request.done.wait()
         if isinstance(result, SocketIOPGError):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from socketio_pg.core import green
 from socketio_pg.core.backoff import Backoff
@@ -21,6 +21,26 @@ from socketio_pg.postgres.database import Database, fetch
 from socketio_pg.postgres.trust import verify
 
 logger = logging.getLogger("socketio_pg.key_reader")
+
+
+class ClusterKeys(Protocol):
+    """Gives a process its cluster keys: :class:`KeyReader`, or a replacement that gets them from another process."""
+
+    @property
+    def problem(self) -> Problem | None:
+        """As :attr:`KeyReader.problem`."""
+
+    def start(self) -> None:
+        """As :meth:`KeyReader.start`."""
+
+    def stop(self) -> None:
+        """As :meth:`KeyReader.stop`."""
+
+    def look(self) -> None:
+        """As :meth:`KeyReader.look`."""
+
+    def read(self) -> None:
+        """As :meth:`KeyReader.read`."""
 
 
 class KeyReader:

@@ -72,6 +72,10 @@ class ChannelListener(Protocol):
         """The reason why it is not ready, for the operator; None when it is."""
 
     @property
+    def heard(self) -> datetime:
+        """The time up to which it has missed nothing, except for gaps that it will report after a :attr:`problem`."""
+
+    @property
     def channels(self) -> int:
         """The number of channels that it listens to, including those in their grace time."""
 

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import (
@@ -56,6 +56,27 @@ class _Request:
     def channel(self) -> str | None:
         """The channel of the only message; None for several, as it is unknown which of them an error is about."""
         return self.messages[0].channel if len(self.messages) == 1 else None
+
+
+class MessagePublisher(Protocol):
+    """Publishes for a node: :class:`Publisher`, or a replacement that another process of the node publishes for."""
+
+    @property
+    def problem(self) -> Problem | None:
+        """As :attr:`Publisher.problem`."""
+
+    @property
+    def waiting(self) -> int:
+        """As :attr:`Publisher.waiting`."""
+
+    def publish(self, messages: Sequence[Outgoing]) -> None:
+        """As :meth:`Publisher.publish`."""
+
+    def flush(self, seconds: float) -> None:
+        """As :meth:`Publisher.flush`."""
+
+    def stop(self) -> None:
+        """As :meth:`Publisher.stop`."""
 
 
 class Publisher:

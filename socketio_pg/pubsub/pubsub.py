@@ -27,7 +27,7 @@ from socketio_pg.log.log import DEFAULT_MESSAGES, Log, ReplayPage
 from socketio_pg.log.recent import Recent
 from socketio_pg.log.replay import HeldReplay, LogPosition, Replay, ReplayReceiver, requested_start
 from socketio_pg.postgres.database import Database, wait_green
-from socketio_pg.postgres.key_reader import KeyReader
+from socketio_pg.postgres.key_reader import ClusterKeys, KeyReader
 from socketio_pg.postgres.listener import (
     ChannelListener,
     ListenCancelledError,
@@ -35,7 +35,7 @@ from socketio_pg.postgres.listener import (
     OnNotifications,
 )
 from socketio_pg.postgres.listeners import Listeners
-from socketio_pg.postgres.publisher import Outgoing, Publisher
+from socketio_pg.postgres.publisher import MessagePublisher, Outgoing, Publisher
 from socketio_pg.postgres.schema import INSTALLED, REMOVED
 from socketio_pg.pubsub.dispatch import Dispatcher, NodeReceiver
 from socketio_pg.pubsub.filters import parse_filter
@@ -62,7 +62,9 @@ class PubSub:
     """Messages of PostgreSQL channels.
 
     ``dsn`` is a libpq address; without it the address comes from ``DATABASE_URL`` or ``local.cfg``. ``listen_dsn`` is
-    the address of the LISTEN connection when it differs. ``listener`` makes the listener. Messages to the channels
+    the address of the LISTEN connection when it differs. ``listener`` and ``publisher`` make these parts, ``keys``
+    gets the reader of the cluster keys and returns what takes its place. With ``share_history`` live messages that
+    must be read from the log share the connection of the replays, and come before them. Messages to the channels
     that match one of the patterns ``durable_channels`` always go through the log, where a payload may have
     ``max_payload`` bytes. ``cluster_key`` is the setting CLUSTER_KEY; ``sealing`` is shared with the other parts of a
     server. ``schema_owner`` is the setting SCHEMA_OWNER. Connects when it is first used.
@@ -82,6 +84,9 @@ class PubSub:
         listen_dsn: str | None = None,
         *,
         listener: Callable[[Database, OnNotifications, OnGap], ChannelListener] = Listeners,
+        publisher: Callable[[Database], MessagePublisher] = Publisher,
+        keys: Callable[[KeyReader], ClusterKeys] = lambda reader: reader,
+        share_history: bool = False,
         durable_channels: Sequence[str] = (),
         max_payload: int = 1_000_000,
         cluster_key: Sequence[str] = (),
@@ -100,7 +105,7 @@ class PubSub:
             config.database_url(dsn), config.database_url(listen_dsn) if listen_dsn else None, schema_owner
         )
         self.sealing = sealing or Sealing(Seal())
-        self.keys = KeyReader(self.database, self.sealing, cluster_key)
+        self.keys = keys(KeyReader(self.database, self.sealing, cluster_key))
         self.hub = Hub()
         self._local = LocalSubscriptions()
         self.matching = Matching(self.hub)
@@ -108,12 +113,13 @@ class PubSub:
         self.listener = listener(self.database, self._dispatcher.on_notifications, self._dispatcher.on_gap)
         self._durable_channels = durable_channels
         self._max_payload = max_payload
-        self._publisher = Publisher(self.database)
+        self._publisher = publisher(self.database)
         recent = Recent()
+        self._history = History(self.database, recent)
         self._follower = Follower(
             self.listener,
             # On a connection of its own: live messages do not wait for replays.
-            History(self.database, recent, "follower"),
+            self._history if share_history else History(self.database, recent, "follower"),
             recent,
             prepare=self.matching.prepare,
             deliver=self._dispatcher.deliver,
@@ -124,7 +130,6 @@ class PubSub:
         )
         # After a gap the log has the messages that were missed.
         self._dispatcher.reserve(LOG_CHANNEL, self._hear_log, self._follower.look)
-        self._history = History(self.database, recent)
         self.log = Log(self._follower, self._history)
         self._log_watchers: list[Callable[[], None]] = []
         #: True from :meth:`start` to :meth:`disconnect`.

@@ -82,6 +82,7 @@ class Node:
         # Replaced in one step: a worker may be reading it.
         new = self.directory / "wanted.new"
         new.write_text(str(workers))
+        new.chmod(0o644)  # the workers may have another user
         new.replace(self.directory / "wanted")
 
     # -- in a worker ---------------------------------------------------------------------------------------------------
@@ -130,6 +131,13 @@ class Node:
         """Note how many clients this worker has; :data:`NO_LOAD` when it wants no further ones."""
         if self._loads is not None:
             _LOAD.pack_into(self._loads, self.slot * _LOAD.size, clients)
+
+    def add_load(self, slot: int, clients: int) -> None:
+        """Count clients for a worker, until it notes its number itself."""
+        if self._loads is not None:
+            load = _LOAD.unpack_from(self._loads, slot * _LOAD.size)[0]
+            if load != NO_LOAD:
+                _LOAD.pack_into(self._loads, slot * _LOAD.size, load + clients)
 
     def loads(self, slots: "set[int]") -> dict[int, int]:
         """Return the number of clients of each of these workers that wants further ones."""

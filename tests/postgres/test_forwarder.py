@@ -11,6 +11,7 @@ from socketio_pg.cluster.remote_listener import HEARD, WANTED
 from socketio_pg.core import green
 from socketio_pg.core.errors import DatabaseUnavailableError, InvalidChannelError
 from socketio_pg.postgres.listener import ListenCancelledError
+from socketio_pg.postgres.listeners import Listeners
 from tests.support.forwarding import World, listen
 from tests.support.nightly import sampled
 from tests.support.patience import PATIENCE
@@ -101,7 +102,7 @@ def test_leader_forgets_a_silent_node(world: World, channel: str) -> None:
     listen(gone, f"{channel}-1", f"{channel}-2")
     listen(stays, f"{channel}-2")
     gone.listener.stop()
-    assert leader._listener is not None
+    assert isinstance(leader._listener, Listeners)
     with green.timeout(PATIENCE):
         while leader._listener.first._wanted != {f"{channel}-2"}:
             green.sleep(0.01)
@@ -119,7 +120,7 @@ def test_forgotten_node_gets_a_gap(world: World, newest_pg: Cluster, channel: st
     listen(node, channel)
     tell = node.listener.tell
     node.listener.tell = lambda command: None
-    assert leader._listener is not None
+    assert isinstance(leader._listener, Listeners)
     leader._listener.first.unlisten_grace = 0.0
     with green.timeout(PATIENCE):
         while leader._nodes or channel in leader._listener.first._listening:
@@ -194,7 +195,7 @@ def test_gap_begins_when_the_leader_last_listened(world: World, newest_pg: Clust
     node = world.node()
     listen(node, channel)
     node.listener._on_gap = lambda gap: since.append(gap.since)
-    assert leader._listener is not None
+    assert isinstance(leader._listener, Listeners)
     leader._listener.first.backoff = (5.0, 5.0)
     before = datetime.now(timezone.utc)
     newest_pg.terminate_backends()
@@ -226,7 +227,7 @@ def test_leader_recovers_from_a_lost_release(world: World, channel: str) -> None
         while not any(command.get("remove") for command in sent):
             green.sleep(0.005)
     node.listener.tell = tell
-    assert leader._listener is not None
+    assert isinstance(leader._listener, Listeners)
     with green.timeout(PATIENCE):
         while leader._listener.first._wanted != {f"{channel}-2"}:
             green.sleep(0.01)
@@ -268,7 +269,7 @@ def test_unreachable_database_of_the_leader_is_a_gap(world: World, newest_pg: Cl
     leader = world.leader()
     node = world.node()
     listen(node, channel)
-    assert leader._listener is not None
+    assert isinstance(leader._listener, Listeners)
     leader._listener.first.backoff = (0.5, 0.5)
     newest_pg.terminate_backends()
     with green.timeout(PATIENCE):
@@ -283,7 +284,7 @@ def test_unreachable_database_of_the_leader_is_a_gap(world: World, newest_pg: Cl
 def test_channel_stays_until_the_last_node_releases_it(world: World, newest_pg: Cluster, channel: str) -> None:
     leader = world.leader()
     one, two = world.node(), world.node()
-    assert leader._listener is not None
+    assert isinstance(leader._listener, Listeners)
     leader._listener.first.unlisten_grace = 0.0
     listen(one, channel)
     listen(two, channel)

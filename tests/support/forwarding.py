@@ -1,6 +1,7 @@
 """A queue that loses chosen messages, and leaders and nodes on it, in this process on a real PostgreSQL."""
 
 import json
+from functools import partial
 from typing import Any
 
 from socketio_pg.cluster.forwarder import Forwarder
@@ -8,6 +9,7 @@ from socketio_pg.cluster.remote_listener import HEARD, WANTED, RemoteListener
 from socketio_pg.core import green
 from socketio_pg.postgres.database import Database
 from socketio_pg.postgres.listener import NotifyGap
+from socketio_pg.postgres.listeners import Listeners
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 
@@ -87,7 +89,7 @@ class World:
         self.nodes: list[Node] = []
 
     def leader(self, *, eager: bool = True) -> Forwarder:
-        made = Forwarder(self.database, self.wire.tell, eager=eager)
+        made = Forwarder(partial(Listeners, self.database), self.wire.tell, eager=eager)
         made.beat_interval, made.node_timeout, made.echo_timeout = 0.05, TIMEOUT, TIMEOUT
         self.wire.receivers += [(WANTED, made.receive), (HEARD, made.receive_echo)]
         self.leaders.append(made)

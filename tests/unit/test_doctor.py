@@ -199,9 +199,9 @@ def test_psycopg3_waits_in_green_threads(version: str, chosen: str | None, expec
     ("arguments", "green", "problems"),
     [
         ("", None, 0), ("-w 1 --worker-class eventlet", None, 0), ("--workers=1", None, 0),
-        ("--log-level debug", None, 0), ("-w 4", None, 1), ("-w4", None, 1), ("--workers 2", None, 1),
-        ("--workers=2", None, 1), ("-k gevent", None, 0), ("-kgevent", "gevent", 0), ("-k gevent", "eventlet", 1),
-        ("-k eventlet", "gevent", 1), ("-k gevent_pywsgi", None, 1), ("-w 2 --worker-class=sync", "gevent", 2),
+        ("--log-level debug", None, 0), ("-w 4", None, 0), ("-w65", None, 1), ("--workers 65", None, 1),
+        ("--workers=two", None, 0), ("-k gevent", None, 0), ("-kgevent", "gevent", 0), ("-k gevent", "eventlet", 1),
+        ("-k eventlet", "gevent", 1), ("-k gevent_pywsgi", None, 1), ("-w 65 --worker-class=sync", "gevent", 2),
     ],
 )  # fmt: skip
 def test_workers(arguments: str, green: str | None, problems: int) -> None:

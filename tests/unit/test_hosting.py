@@ -147,15 +147,17 @@ def test_the_setting(monkeypatch: pytest.MonkeyPatch, value: str, wanted: str | 
 
 
 def test_number_of_workers() -> None:
-    assert hosting.refusal_of_several(1) is None
-    assert "one worker, not 4" in (hosting.refusal_of_several(4) or "")
+    assert hosting.refusal_of_several(1, started_with_one=True) is None
+    assert hosting.refusal_of_several(64, started_with_one=False) is None
+    assert "at most 64 workers, not 65" in (hosting.refusal_of_several(65, started_with_one=False) or "")
+    assert "restart it with --workers 4" in (hosting.refusal_of_several(4, started_with_one=True) or "")
 
 
 @pytest.mark.parametrize(
     ("environ", "refusal"),
     [
         ({"gunicorn.socket": None, "wsgi.multiprocess": False}, None),
-        ({"gunicorn.socket": None, "wsgi.multiprocess": True}, "on one worker, not several"),
+        ({"gunicorn.socket": None, "wsgi.multiprocess": True}, "only with its gunicorn configuration"),
         ({"eventlet.input": None, "wsgi.multiprocess": False}, None),
         ({"gevent.connection": None, "wsgi.multiprocess": False}, None),
         ({"wsgi.multiprocess": False}, "does not run on this WSGI server"),

@@ -1,0 +1,238 @@
+"""What the workers of a node send each other instead of using a queue: emits, notifications, publications, keys.
+
+WorkersCluster   Flask-SocketIO's emits, disconnects, rooms and callbacks
+WorkersQueue     the messages of `forwarder` (on the worker that leads) and `remote_listener` (on all)
+WorkersPublisher publications, which the worker that leads commits
+WorkersKeys      the cluster keys, which the worker that leads reads
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import socketio
+
+from socketio_pg.cluster.node import ClusterManager
+from socketio_pg.cluster.queue_manager import Command
+from socketio_pg.core import green
+from socketio_pg.core.errors import DatabaseTimeoutError, DatabaseUnavailableError, SocketIOPGError, decode, encode
+from socketio_pg.core.problems import Problem
+from socketio_pg.core.seal import Key
+from socketio_pg.core.sealing import Sealing
+from socketio_pg.postgres.key_reader import KeyReader
+from socketio_pg.postgres.publisher import Outgoing, Publisher
+from socketio_pg.workers.election import Election
+from socketio_pg.workers.peers import Peers
+
+logger = logging.getLogger("socketio_pg.cluster")
+
+_EMITS, _COMMANDS, _PUBLISH, _KEYS = "emits", "commands", "publish", "keys"
+
+
+class _OwnQueue(socketio.PubSubManager):  # type: ignore[misc]
+    """A queue between the workers."""
+
+    name = "workers"
+
+    def __init__(self, peers: Peers) -> None:
+        super().__init__()
+        self._peers = peers
+        # Bounded: while it is full, further messages wait in the sockets.
+        self._received = green.Queue(1000)
+        peers.receive(_EMITS, lambda slot, body: self._received.put(body))
+
+    def _publish(self, data: Command) -> None:
+        self._peers.tell(_EMITS, self.json.dumps(data).encode())
+
+    def _listen(self) -> Iterator[Any]:
+        while True:
+            yield self._received.get()
+
+
+class WorkersCluster(ClusterManager, _OwnQueue):
+    """The rooms of one worker of a node that is connected to no other node."""
+
+    def _open(self, text: str | bytes | None) -> str | None:
+        # Nobody else may write to the sockets of the node.
+        return text.decode() if isinstance(text, bytes) else text
+
+
+class WorkersQueue:
+    """Carries commands to all workers, to this one without a detour."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+        self._receivers: dict[str, list[Callable[[Command], None]]] = {}
+        peers.receive(_COMMANDS, lambda slot, body: self._dispatch(json.loads(body)))
+
+    def tell(self, command: Command) -> None:
+        """Send a command to the receivers of all workers."""
+        if self._peers.slots:
+            self._peers.tell(_COMMANDS, json.dumps(command).encode())
+        self._dispatch(command)
+
+    def receive(self, method: str, receiver: Callable[[Command], None]) -> None:
+        """Call ``receiver`` with each command of this ``method``."""
+        self._receivers.setdefault(method, []).append(receiver)
+
+    def _dispatch(self, command: Command) -> None:
+        for receive in self._receivers.get(command["method"], ()):
+            receive(command)
+
+
+class WorkersPublisher:
+    """Publishes as :class:`Publisher` does, by the ``local`` one of the worker that leads."""
+
+    #: Seconds that a publication waits for a worker that leads, and then for its answer.
+    leader_timeout = 2.0
+    answer_timeout = 10.0
+
+    def __init__(self, local: Publisher, peers: Peers, election: Election) -> None:
+        self._local = local
+        self._peers = peers
+        self._election = election
+        self._waiting: list[tuple[Sequence[Outgoing], green.Event]] = []
+        self._asking = 0
+        peers.answer(_PUBLISH, self._publish_for_others)
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why durable publications fail, for the operator; None on a worker that does not publish."""
+        return self._local.problem
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests whose commit has not begun, on this worker."""
+        return self._local.waiting
+
+    def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Publish as :meth:`Publisher.publish` does; raises as it does.
+
+        If the worker that leads ends meanwhile, it is unknown whether the messages were sent, and the error says so.
+        """
+        if self._election.leading:
+            self._local.publish(messages)
+            return
+        done = green.Event()
+        self._waiting.append((messages, done))
+        if len(self._waiting) == 1:
+            green.run_soon(self._ask)
+        error = done.wait()
+        if error is not None:
+            raise error
+
+    def flush(self, seconds: float) -> None:
+        """Wait until all messages are committed or refused, at most ``seconds``."""
+        with contextlib.suppress(green.TimedOut), green.timeout(seconds):
+            while self._asking or self._waiting:
+                green.sleep(0.01)
+        self._local.flush(seconds)
+
+    def stop(self) -> None:
+        """Stop the local publisher."""
+        self._local.stop()
+
+    def _ask(self) -> None:
+        """Ask the worker that leads to publish what waits: all requests of this turn of the hub together."""
+        self._asking += 1
+        try:
+            leader = self._election.wait_leader(self.leader_timeout)
+            requests, self._waiting = self._waiting, []
+            errors: Sequence[SocketIOPGError | None]
+            try:
+                errors = self._ask_leader(leader, [messages for messages, _ in requests])
+            except SocketIOPGError as failed:
+                errors = [failed] * len(requests)
+            for (_, done), error in zip(requests, errors, strict=True):
+                done.send(error)
+        finally:
+            self._asking -= 1
+
+    def _ask_leader(
+        self, leader: int | None, requests: Sequence[Sequence[Outgoing]]
+    ) -> Sequence[SocketIOPGError | None]:
+        if leader is None:
+            raise DatabaseUnavailableError("no worker publishes at the moment")
+        if self._election.leading:
+            return self._publish_here(requests)
+        body = [[(one.channel, one.payload_json, one.durable) for one in messages] for messages in requests]
+        answers = self._peers.ask(_PUBLISH, json.dumps(body).encode(), self.answer_timeout, slots=[leader])
+        if leader in answers:
+            return [None if error is None else decode(error) for error in json.loads(answers[leader])]
+        unknown = "the message may have been sent or not"
+        if leader in self._peers.slots:
+            raise DatabaseTimeoutError(f"the worker that publishes does not answer: {unknown}")
+        raise DatabaseUnavailableError(f"the worker that publishes has ended: {unknown}")
+
+    def _publish_for_others(self, body: bytes) -> bytes:
+        requests = [[Outgoing(*message) for message in messages] for messages in json.loads(body)]
+        return json.dumps([error and encode(error) for error in self._publish_here(requests)]).encode()
+
+    def _publish_here(self, requests: Sequence[Sequence[Outgoing]]) -> Sequence[SocketIOPGError | None]:
+        return [
+            error if error is None or isinstance(error, SocketIOPGError) else DatabaseUnavailableError(repr(error))
+            for error in green.run_together([partial(self._local.publish, messages) for messages in requests])
+        ]
+
+
+class WorkersKeys:
+    """The cluster keys, as :class:`KeyReader` has them; only the worker that leads reads the database."""
+
+    #: Seconds between two questions, and for an answer.
+    interval = 8.0
+    min_interval = 1.0
+    timeout = 5.0
+
+    def __init__(self, local: KeyReader, peers: Peers, election: Election, sealing: Sealing) -> None:
+        self._local = local
+        self._peers = peers
+        self._election = election
+        self._sealing = sealing
+        self._worker = green.Worker()
+        peers.answer(_KEYS, lambda body: self._encode())
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why this worker cannot seal and open, for the operator; None when it can."""
+        return None if self._sealing.ready else self._local.problem
+
+    def start(self) -> None:
+        """Start the green thread; call it after a fork."""
+        self._worker.start(self._run)
+
+    def stop(self) -> None:
+        """End the green thread."""
+        self._worker.stop()
+        self._local.stop()
+
+    def look(self) -> None:
+        """Get the keys soon."""
+        self._sealing.want_keys()
+
+    def read(self) -> None:
+        """Read the keys from the database now, see :meth:`KeyReader.read`."""
+        self._local.read()
+        self._local.stop()
+
+    def _run(self) -> None:
+        while not self._election.leading:
+            leader = self._election.wait_leader(self.interval)
+            if leader is not None and not self._election.leading:
+                answer = self._peers.ask(_KEYS, b"", self.timeout, slots=[leader]).get(leader)
+                if answer:
+                    found = json.loads(answer)
+                    self._sealing.use(found["identity"], [Key.from_bytes(bytes.fromhex(key)) for key in found["keys"]])
+            green.sleep(self.min_interval if self._sealing.ready else 0.1)
+            if self._sealing.ready:
+                self._sealing.wait_wanted(self.interval)
+        self._local.start()
+
+    def _encode(self) -> bytes:
+        used = self._sealing.used
+        if used is None:
+            return b""
+        identity, keys = used
+        return json.dumps({"identity": identity, "keys": [key.secret.hex() for key in keys]}).encode()

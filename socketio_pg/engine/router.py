@@ -1,0 +1,110 @@
+"""Decides which worker of the node serves a request, and passes the connection to it.
+
+    a request of a session ──► the worker that has the session, which its id names
+    a new session          ──► the worker with the fewest sessions
+    any other request      ──► the worker that has accepted it
+
+The connection stays with the worker that got it, for its next requests too, until one of them belongs elsewhere.
+"""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable
+
+from socketio_pg.core import green
+from socketio_pg.engine.front import Connection, Front
+from socketio_pg.engine.http import Query
+from socketio_pg.workers.node import NO_LOAD, Node
+from socketio_pg.workers.peers import PART, Peers
+
+_CONNECTION = "connection"
+#: The request line: the path, also of an absolute URI, and the query.
+_LINE = re.compile(rb"[A-Z]+ (?:https?://[^/? ]*)?([^? ]*)\??([^ ]*) ")
+_PATHS = (b"/socket.io/", b"/socket.io")
+
+
+class Router:
+    """Routes the requests of this worker. ``sessions()`` returns the number of its sessions.
+
+    ``draining()``: whether this worker refuses new sessions.
+    """
+
+    #: Seconds between two updates of this worker's load.
+    interval = 0.1
+    #: A session is passed on when this worker has so many more sessions than another: as a number, and as a share.
+    slack, slack_share = 4, 0.02
+
+    def __init__(self, node: Node, peers: Peers, sessions: Callable[[], int], draining: Callable[[], bool]) -> None:
+        self._node = node
+        self._peers = peers
+        self._sessions = sessions
+        self._draining = draining
+        self._worker = green.Worker()
+
+    def new_session_id(self) -> str:
+        """Return the id of a new session, which names this worker to the others, and says nothing to anybody else."""
+        return base64.urlsafe_b64encode(self._node.new_session_id()).decode()
+
+    def start(self) -> None:
+        """Start to tell the others how many sessions this worker has."""
+        self._worker.start(self._tell_load)
+
+    def serve_with(self, front: Front) -> None:
+        """Serve the connections that other workers pass with ``front``."""
+
+        def receive(slot: int, body: bytes, descriptor: int) -> None:
+            header, _, received = body.partition(b"\n")
+            address, listener = (tuple(one) if isinstance(one, list) else one for one in json.loads(header))
+            green.run_soon(front.serve, descriptor, received, address, listener)
+
+        self._peers.receive_descriptors(_CONNECTION, receive)
+
+    def route(self, head: bytes, connection: Connection) -> bool:
+        """Pass a connection to the worker that must serve the request with this head. Return whether it was passed."""
+        if connection.passed:
+            connection.passed = False  # the other worker has decided
+            return False
+        slot = self._slot_for(head)
+        if slot is None or slot == self._node.slot:
+            return False
+        body = json.dumps([connection.address, connection.listener]).encode() + b"\n" + connection.received
+        if len(body) > PART:
+            return False
+        taken = connection.give_away()
+        if self._peers.pass_descriptor(slot, _CONNECTION, body, taken.fileno()):
+            # Until the worker tells its load itself.
+            self._node.add_load(slot, 1)
+        taken.close()  # where it could not be passed, the client connects again
+        return True
+
+    def _slot_for(self, head: bytes) -> int | None:
+        """Return the slot of the worker that must serve a request; None when any may."""
+        line = _LINE.match(head)
+        if line is None or not line[1].endswith(_PATHS):
+            return None
+        query = Query(line[2].decode("latin-1"))
+        if query.sid is not None:
+            try:
+                return self._peers.slot_of(self._node.worker_of(base64.urlsafe_b64decode(query.sid)).hex())
+            except (ValueError, binascii.Error):
+                return None
+        return self._lightest() if query.transport else None
+
+    def _lightest(self) -> int | None:
+        slot = self._node.slot
+        loads = self._node.loads({slot, *self._peers.slots})
+        if not loads:
+            return None
+        lightest = min(loads, key=loads.__getitem__)
+        own = loads.get(slot)
+        if own is not None and own - loads[lightest] <= self.slack + own * self.slack_share:
+            self._node.add_load(slot, 1)
+            return None
+        return lightest
+
+    def _tell_load(self) -> None:
+        while True:
+            self._node.set_load(NO_LOAD if self._draining() else self._sessions())
+            green.sleep(self.interval)
