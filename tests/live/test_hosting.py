@@ -75,8 +75,6 @@ nightly = pytest.mark.nightly
         pytest.param([*BARE, "--preload", APP], {}, "worker class sync", id="preload", marks=nightly),
         pytest.param([*BARE, "--threads", "4", APP], {}, "worker class gthread", id="gthread", marks=nightly),
         pytest.param([*CONFIGURED, "-k", "sync", APP], {}, "worker class sync", id="configured", marks=nightly),
-        pytest.param([*CONFIGURED, "-w", "65", APP], {}, "at most 64 workers, not 65", id="workers"),
-        pytest.param([*CONFIGURED, APP], {"GUNICORN_CMD_ARGS": "-w 2"}, "not 2", id="variable", marks=nightly),
         pytest.param(["-m", "flask", "--app", APP, "run", "--port", "{port}"], {}, "flask run", id="flask run"),
     ],
 )  # fmt: skip
@@ -86,6 +84,13 @@ def test_refused_at_the_start(newest_pg: Cluster, command: list[str], settings: 
         [line] = re.findall(r".*this server (?:does not run|runs) on .*", program.log)
         assert name in line
         assert COMMAND in line
+        assert "Traceback" not in program.log
+
+
+def test_too_many_workers_are_refused_at_the_start(newest_pg: Cluster) -> None:
+    with running(newest_pg, *CONFIGURED, APP, WEB_CONCURRENCY="65") as program:
+        assert program.process.wait(PATIENCE) != 0
+        assert "a gunicorn may have at most 64 workers, not 65" in program.log
         assert "Traceback" not in program.log
 
 

@@ -18,8 +18,8 @@ def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     made.close()
 
 
-@pytest.mark.parametrize("transports", [["polling"], ["websocket"], ["polling", "websocket"]])
-def test_clients_of_all_workers_get_what_one_publishes(server: ServerProcess, transports: list[str]) -> None:
+@pytest.mark.parametrize("transports", [("polling",), ("websocket",), ("polling", "websocket")])
+def test_clients_of_all_workers_get_what_one_publishes(server: ServerProcess, transports: tuple[str, ...]) -> None:
     clients = [SocketClient(server.url, transports=transports) for _ in range(12)]
     try:
         for client in clients:
