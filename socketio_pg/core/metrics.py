@@ -168,4 +168,9 @@ REGISTRY.register(fan_out)
 
 def render(*more: CollectorRegistry) -> tuple[bytes, str]:
     """Return all metrics, including those of ``more`` registries, as text, and the content type."""
-    return b"".join(map(generate_latest, (REGISTRY, *more))), CONTENT_TYPE_PLAIN_0_0_4
+    return as_text(REGISTRY, *more)
+
+
+def as_text(*registries: CollectorRegistry) -> tuple[bytes, str]:
+    """Return the metrics of ``registries`` as text, and the content type."""
+    return b"".join(map(generate_latest, registries)), CONTENT_TYPE_PLAIN_0_0_4
