@@ -79,6 +79,21 @@ def _print_log(found: dict[str, Any]) -> None:
             table(columns, [[_cell(row, column) for column in columns] for row in rows])
             if len(rows) == MAX_CHANNELS and name == "channels":
                 say(f"(only the {MAX_CHANNELS} with the newest messages)")
+            if name == "nodes":
+                _print_workers(rows)
+
+
+def _print_workers(nodes: list[dict[str, Any]]) -> None:
+    """Print the workers of the nodes that have several."""
+    rows = [
+        (node["name"], worker["slot"], worker["pid"], worker["clients"], "yes" if worker["listens"] else None,
+         worker["problem"] or "ready")
+        for node in nodes
+        for worker in node["workers"] or ()
+    ]  # fmt: skip
+    if rows:
+        say()
+        table(("node", "worker", "pid", "clients", "listens", "state"), rows)
 
 
 def _cell(row: dict[str, Any], column: str) -> object:

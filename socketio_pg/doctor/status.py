@@ -33,9 +33,10 @@ SELECT (SELECT count(*) FROM (SELECT FROM socketio_pg.outbox LIMIT {MAX_COUNTED}
         AS oldest_seconds
 """
 
+# Schemas before version 5 have no workers.
 _NODES = """
 SELECT name, version, relay, position, clients, started_at,
-    extract(epoch FROM now() - seen_at)::float AS seen_seconds_ago
+    extract(epoch FROM now() - seen_at)::float AS seen_seconds_ago, to_jsonb(nodes) -> 'workers' AS workers
 FROM socketio_pg.nodes ORDER BY name
 """
 
@@ -87,7 +88,9 @@ def _head(connection: Any, query: str) -> dict[str, Any]:
 
 
 def read_nodes(connection: Any) -> list[dict[str, Any]]:
-    """Return the running servers."""
+    """Return the running nodes. ``workers`` is None for a node with one worker, otherwise a list with one for each:
+    ``slot``, ``pid``, ``clients``, ``problem``, and whether it ``listens`` to PostgreSQL for the others.
+    """
     return fetch_named(connection, _NODES)
 
 

@@ -8,6 +8,7 @@ Everything happens on one connection: if it is lost, leadership and the transact
 that fails while the connection works, such as moving on a full disk, does not stop the others.
 """
 
+import json
 import logging
 import os
 import socket
@@ -35,6 +36,7 @@ from socketio_pg.log.positions import Head, trim_upto
 from socketio_pg.postgres.database import Database, fetch_as_is, is_usable, require_writable, translated_errors
 from socketio_pg.postgres.trust import verify
 from socketio_pg.version import __version__
+from socketio_pg.workers.node import Node
 
 logger = logging.getLogger("socketio_pg.relay")
 
@@ -71,6 +73,9 @@ ON CONFLICT (id) DO UPDATE SET relay = excluded.relay, position = excluded.posit
     refused = excluded.refused, seen_at = now()
 """
 
+# Not in the statement above: a node with one worker needs no column that older schemas lack.
+_SHOW_WORKERS = "UPDATE socketio_pg.node SET workers = %s::jsonb WHERE id = %s"
+
 
 class Relay:
     """The relay of this node. It leads or stands by.
@@ -79,7 +84,7 @@ class Relay:
     this node for the view ``socketio_pg.nodes``. ``seal(channel, text)`` returns a notification as other nodes open it,
     or raises :class:`SocketIOPGError` while it cannot: then this node does not lead. ``on_leading(leading)`` is called
     when this node starts or stops leading. ``refused()`` returns the reasons for which this node has refused texts of
-    other nodes lately.
+    other nodes lately. ``node`` and ``workers()``, for the same view, are those of a node with several workers.
     """
 
     #: Seconds between attempts to become the leader.
@@ -134,6 +139,8 @@ class Relay:
         seal: Callable[[str, str], str],
         on_leading: Callable[[bool], None] | None = None,
         refused: Callable[[], list[str]] = list,
+        node: Node | None = None,
+        workers: Callable[[], list[dict[str, Any]]] = list,
     ) -> None:
         self._database = database
         self._retention = retention
@@ -141,8 +148,10 @@ class Relay:
         self._describe = describe
         self._seal = seal
         self._refused = refused
-        self._id = str(uuid.uuid4())
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        # Another worker of the node that takes over continues its row, and need not wait for the lease to expire.
+        self._id = str(uuid.uuid4() if node is None else node.id)
+        self._name = f"{socket.gethostname()}:{os.getpid() if node is None else node.master}"
+        self._workers = workers
         self._lease = Lease(self._id, self._name, self.timeout)
         self._worker = green.Worker()
         self._installed = green.Event()
@@ -470,6 +479,9 @@ class Relay:
         position, clients = self._describe()
         values = (self._id, self._name, __version__, self.leading, position, clients, self._refused())
         self._execute(connection, _BEAT, *values)
+        workers = self._workers()
+        if workers:
+            self._execute(connection, _SHOW_WORKERS, json.dumps(workers), self._id)
         if self.leading:
             self._execute(connection, "DELETE FROM socketio_pg.node WHERE seen_at < now() - interval '1 minute'")
 

@@ -15,6 +15,7 @@ import shutil
 import socket
 import struct
 import tempfile
+import uuid
 from mmap import mmap
 from pathlib import Path
 
@@ -42,6 +43,10 @@ class Node:
     def __init__(self, directory: Path, key: bytes) -> None:
         self.directory = directory
         self._key = key
+        #: The process id of the master, which makes this object.
+        self.master = os.getpid()
+        #: The id of the node among those of the database.
+        self.id = uuid.UUID(bytes=hashlib.blake2s(b"id", key=key, digest_size=16).digest())
         #: This worker's slot; -1 in the master. A successor of a worker that has ended gets its slot.
         self.slot = -1
         #: The name of this worker, which differs from that of its predecessors in the slot.

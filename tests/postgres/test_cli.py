@@ -255,6 +255,41 @@ def test_status_shows_log_and_channels(logged: Base) -> None:
     }  # fmt: skip
 
 
+def test_status_shows_the_workers_of_nodes(base: Base) -> None:
+    workers = [
+        {"slot": 0, "pid": 12, "clients": 3, "listens": True, "problem": None},
+        {"slot": 1, "pid": None, "clients": 0, "listens": False, "problem": "process: no answer"},
+    ]
+    base.sql(
+        "INSERT INTO socketio_pg.node (id, name, version, relay, clients, workers) VALUES"
+        " (gen_random_uuid(), 'one:1', '1', false, 3, %s), (gen_random_uuid(), 'two:2', '1', false, 5, NULL)",
+        json.dumps(workers),
+    )
+    lines = run("status", url=base.url).stdout.splitlines()
+    header = lines.index("NODE   WORKER  PID  CLIENTS  LISTENS  STATE")
+    assert lines[header + 1 :] == [
+        "one:1  0       12   3        yes      ready",
+        "one:1  1            0                 process: no answer",
+        "channels      the log is empty",
+    ]
+    nodes = json.loads(run("status", "--json", url=base.url).stdout)["nodes"]
+    assert [(node["name"], node["workers"]) for node in nodes] == [("one:1", workers), ("two:2", None)]
+
+
+def test_status_of_an_older_schema(base: Base) -> None:
+    """Before version 5 nodes had no workers."""
+    base.sql("DROP VIEW socketio_pg.nodes")
+    base.sql("CREATE VIEW socketio_pg.nodes AS SELECT id, name, version, relay, position, clients, started_at, seen_at"
+             " FROM socketio_pg.node")  # fmt: skip
+    base.sql(
+        "INSERT INTO socketio_pg.node (id, name, version, relay, clients)"
+        " VALUES (gen_random_uuid(), 'one:1', '1', false, 3)"
+    )
+    done = run("status", url=base.url)
+    assert re.search(r"^one:1 +1 +3 ", done.stdout, re.MULTILINE)
+    assert "WORKER" not in done.stdout
+
+
 def test_status_shows_waiting_messages(base: Base) -> None:
     run("publish", "a", "1", "--durable", url=base.url)
     assert "outbox        1 waiting, the oldest for " in run("status", url=base.url).stdout

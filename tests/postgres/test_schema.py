@@ -2,7 +2,8 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -13,6 +14,7 @@ from socketio_pg.log.moves import PREPARE
 from socketio_pg.log.relay import Relay
 from socketio_pg.postgres import schema
 from socketio_pg.postgres.database import Database, fetch, session
+from socketio_pg.workers.node import Node
 from tests.support.log_database import MAX_PAYLOAD, LogDatabase, move_everything, prepare, run_cli
 from tests.support.postgres import Cluster, in_thread
 
@@ -84,6 +86,44 @@ def test_servers_of_earlier_versions_get_the_new_rights(log: LogDatabase, versio
         assert ("cluster_key", "web_of_3", "SELECT") in rights
     finally:
         log.sql("DROP OWNED BY web_of_3, developer; DROP ROLE web_of_3, developer")
+
+
+def test_nodes_of_version_4_stay_and_work_after_the_upgrade(log: LogDatabase) -> None:
+    """Its nodes had no workers. AUTO_INIT upgrades it."""
+    log.sql("DROP VIEW socketio_pg.nodes")
+    log.sql("ALTER TABLE socketio_pg.node DROP COLUMN workers")
+    log.sql(
+        "CREATE VIEW socketio_pg.nodes AS SELECT name, version, false AS relay, position, clients, started_at, seen_at,"
+        " refused FROM socketio_pg.node"
+    )
+    log.sql("UPDATE socketio_pg.schema_version SET version = 4")
+    with_one, with_two = described(log, "one"), described(log, "two", 2)
+    in_thread(with_one)
+    with pytest.raises(LogNotInstalledError, match="run 'socketio-pg init'"):
+        in_thread(with_two)
+    in_thread(lambda: schema.install(Database(log.url), MAX_PAYLOAD, again=False))
+    in_thread(with_one)
+    in_thread(with_two)
+    assert log.sql("SELECT workers, clients FROM socketio_pg.nodes ORDER BY workers IS NOT NULL") == [
+        (None, 7),
+        ([{"slot": 0}, {"slot": 1}], 7),
+    ]
+
+
+def described(log: LogDatabase, name: str, workers: int = 0) -> Callable[[], None]:
+    """Return a function that writes down a node with so many workers, as its relay does."""
+    node = Node(Path(name), name.encode()) if workers else None
+    relay = Relay(
+        Database(log.url), 0.0, 1, lambda: (0, 7), lambda channel, text: text,
+        node=node, workers=lambda: [{"slot": slot} for slot in range(workers)],
+    )  # fmt: skip
+
+    def beat() -> None:
+        relay._next_beat = 0.0
+        with session(Database(log.url), "test") as connection:
+            relay._beat(connection)
+
+    return beat
 
 
 def test_superuser_upgrades_the_schema_of_another_role(log: LogDatabase) -> None:

@@ -125,7 +125,7 @@ CREATE SEQUENCE IF NOT EXISTS socketio_pg.removed_position MINVALUE 0 START 0;
 CREATE SEQUENCE IF NOT EXISTS socketio_pg.lease MINVALUE 0 START 0;
 CREATE SEQUENCE IF NOT EXISTS socketio_pg.busy_until MINVALUE 0 START 0;
 
--- The server processes; each of them renews its row.
+-- The nodes; each of them renews its row.
 CREATE TABLE IF NOT EXISTS socketio_pg.node (
     id         uuid PRIMARY KEY,
     name       text NOT NULL,
@@ -145,6 +145,16 @@ BEGIN
         SELECT FROM pg_attribute WHERE attrelid = 'socketio_pg.node'::regclass AND attname = 'refused'
     ) THEN
         ALTER TABLE socketio_pg.node ADD COLUMN refused text[] NOT NULL DEFAULT '{}';
+    END IF;
+END $$;
+
+-- An array of objects with slot, pid, clients, listens and problem; NULL for a node with one worker.
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = 'socketio_pg.node'::regclass AND attname = 'workers'
+    ) THEN
+        ALTER TABLE socketio_pg.node ADD COLUMN workers jsonb;
     END IF;
 END $$;
 

@@ -182,12 +182,12 @@ END $$;
 
 REVOKE ALL ON FUNCTION socketio_pg.rotate_cluster_key() FROM PUBLIC;
 
--- For operators: the messages per channel in the log, and the server processes that are alive.
+-- For operators: the messages per channel in the log, and the nodes that are alive.
 CREATE OR REPLACE VIEW socketio_pg.channels AS
     SELECT channel, max(position) AS last_position, count(*) AS messages, now() - max(published_at) AS age
     FROM socketio_pg.log WHERE NOT starts_with(channel, 'socketio_pg') GROUP BY channel;
 
 CREATE OR REPLACE VIEW socketio_pg.nodes AS
     SELECT name, version, coalesce(id = (SELECT leader FROM socketio_pg.head), false) AS relay, position, clients,
-        started_at, seen_at, refused
+        started_at, seen_at, refused, workers
     FROM socketio_pg.node WHERE seen_at > now() - interval '30 seconds';
