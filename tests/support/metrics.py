@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from socketio_pg.core.metrics import REGISTRY
 from socketio_pg.gateway.gauges import GAUGES
+from socketio_pg.gateway.node_metrics import NODE_METRICS
 from tests.support.patience import PATIENCE
 from tests.support.server import ServerProcess
 
@@ -74,6 +75,9 @@ def described() -> list[tuple[str, str, str, str]]:
         name = family.name + ("_total" if family.type == "counter" else "")
         rows.append((name, family.type, ", ".join(labels), family.documentation))
     rows += [(f"socketio_pg_{name}", "gauge", label or "", help) for name, (help, label) in GAUGES.items()]
+    for short, (made, help, label) in NODE_METRICS.items():
+        family = made(f"socketio_pg_{short}", help)
+        rows.append((family.name + ("_total" if family.type == "counter" else ""), family.type, label, help))
     return [row for row in rows if row[0].startswith("socketio_pg_")]
 
 
@@ -84,4 +88,5 @@ def series() -> set[str]:
     for family in REGISTRY.collect():
         if family.type == "histogram":
             names |= {f"{family.name}_{end}" for end in ("bucket", "sum", "count")}
-    return names | {f"socketio_pg_{name}" for name in GAUGES}
+    names |= {name for name, *_ in described()}
+    return names
