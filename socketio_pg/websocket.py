@@ -221,6 +221,11 @@ class SocketServer:
         else:
             self._election.start()
 
+    @property
+    def _leads(self) -> bool:
+        """Whether this process has the parts of which a node has one."""
+        return self._election is None or self._election.leading
+
     def _lead(self, leading: bool) -> None:
         """Start or stop the parts of which a node has one, whatever the number of its workers."""
         if leading:
@@ -328,6 +333,8 @@ class SocketServer:
             self._drained.send()
 
     def _drain(self) -> None:
+        if self._election is not None and not self._election.leading:
+            self._election.resign()
         self._installer.stop()
         # Releases leadership first, so that another node, or another worker of this one, can take over.
         self.relay.stop()
@@ -372,7 +379,7 @@ class SocketServer:
             # The listener finds the log. NOTIFY works without it.
             "log": self._log_problem() or (self._installer.problem if missing and listening is None else None),
             "relay": (self.backlog.problem or self.relay.problem)
-            if installed and not self._admission.draining
+            if installed and self._leads and not self._admission.draining
             else None,
             "publisher": None if self._admission.draining else self.pubsub.publish_problem,
             # NOTIFY needs no key.

@@ -18,6 +18,7 @@ import socketio
 from socketio_pg.cluster.node import ClusterManager
 from socketio_pg.cluster.queue_manager import Command
 from socketio_pg.core import green
+from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import DatabaseTimeoutError, DatabaseUnavailableError, SocketIOPGError, decode, encode
 from socketio_pg.core.problems import Problem
 from socketio_pg.core.seal import Key
@@ -181,10 +182,12 @@ class WorkersPublisher:
 class WorkersKeys:
     """The cluster keys, as :class:`KeyReader` has them; only the worker that leads reads the database."""
 
-    #: Seconds between two questions, and for an answer.
+    #: Seconds between two questions; the minimum, when a text names an unknown key; and for an answer.
     interval = 8.0
     min_interval = 1.0
     timeout = 5.0
+    #: Seconds between two questions while the other worker has no keys.
+    backoff = (0.05, 2.0)
 
     def __init__(self, local: KeyReader, peers: Peers, election: Election, sealing: Sealing) -> None:
         self._local = local
@@ -218,16 +221,19 @@ class WorkersKeys:
         self._local.stop()
 
     def _run(self) -> None:
-        while not self._election.leading:
+        backoff = Backoff(*self.backoff)
+        while True:
             leader = self._election.wait_leader(self.interval)
-            if leader is not None and not self._election.leading:
-                answer = self._peers.ask(_KEYS, b"", self.timeout, slots=[leader]).get(leader)
-                if answer:
-                    found = json.loads(answer)
-                    self._sealing.use(found["identity"], [Key.from_bytes(bytes.fromhex(key)) for key in found["keys"]])
-            green.sleep(self.min_interval if self._sealing.ready else 0.1)
-            if self._sealing.ready:
+            if self._election.leading:
+                break
+            answer = b"" if leader is None else self._peers.ask(_KEYS, b"", self.timeout, slots=[leader]).get(leader)
+            if answer:
+                found = json.loads(answer)
+                self._sealing.use(found["identity"], [Key.from_bytes(bytes.fromhex(key)) for key in found["keys"]])
+                green.sleep(self.min_interval)
                 self._sealing.wait_wanted(self.interval)
+            else:
+                green.sleep(backoff.next())
         self._local.start()
 
     def _encode(self) -> bytes:

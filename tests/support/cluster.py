@@ -1,4 +1,4 @@
-"""Two nodes of an application that uses Flask-SocketIO's API, with a queue between them, and their clients."""
+"""Two nodes of an application that uses Flask-SocketIO's API, or two workers of one, and their clients."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import requests
 
 from socketio_pg import PostgresManager, RedisManager
 from tests.support.clients import SocketClient
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.redis import Redis
 from tests.support.server import ServerProcess
@@ -44,21 +44,47 @@ class Member(SocketClient):
 
 
 class Cell:
-    """Two nodes and their queue."""
+    """Two nodes and their queue; of the kind ``workers``, two workers of one node, which need none."""
 
     def __init__(self, newest_pg: Cluster, kind: str) -> None:
         self.kind = kind
         self.redis = Redis() if kind == "redis" else None
+        self.database_url = newest_pg.url()
+        #: The process of each worker.
+        self._pids: list[int] = []
+        if kind == "workers":
+            server = ServerProcess(self.database_url, "-w", "2", app=APP)
+            until(lambda: len(server.worker_pids()) == 2, "both workers run")
+            self.nodes, self._pids = [server, server], server.worker_pids()
+            return
         self.queue = (
             os.environ["KAFKA_URL"] if kind == "kafka" else "postgres" if self.redis is None else self.redis.url
         )
-        self.database_url = newest_pg.url()
         # The database has no schema.
         settings = {"MESSAGE_QUEUE": self.queue, "CLUSTER_KEY": CLUSTER_KEY}
         self.nodes = [ServerProcess(self.database_url, app=APP, **settings) for _ in range(2)]
 
+    def member(self, node: int, *rooms: str, transports: tuple[str, ...] = ("websocket",)) -> Member:
+        """Return a client of that node or worker."""
+        while True:
+            made = Member(self.nodes[node].url, *rooms, transports=transports)
+            if not self._pids or made.call("pid") == self._pids[node]:
+                return made
+            made.close()
+
+    def _session(self, node: int) -> requests.Session:
+        """Return a session whose connection leads to that node or worker."""
+        while True:
+            session = requests.Session()
+            if not self._pids:
+                return session
+            if int(session.get(f"{self.nodes[node].url}/pid", timeout=PATIENCE).text) == self._pids[node]:
+                return session
+            session.close()
+
     def post(self, node: int, path: str, body: Any = None, method: str = "POST") -> Any:
-        answer = requests.request(method, f"{self.nodes[node].url}{path}", json=body, timeout=PATIENCE)
+        with self._session(node) as session:
+            answer = session.request(method, f"{self.nodes[node].url}{path}", json=body, timeout=PATIENCE)
         assert answer.status_code == 200, answer.text
         return answer.text if answer.text == "done" else answer.json()
 

@@ -4,16 +4,20 @@ from socketio_pg.core import green
 
 green.patch()
 
+import os  # noqa: E402
 from typing import Any  # noqa: E402
 
 from flask import Flask, request  # noqa: E402
 from flask_socketio import emit, join_room  # noqa: E402
 
+from socketio_pg.engine.router import Router  # noqa: E402
 from socketio_pg.log.relay import Relay  # noqa: E402
 from socketio_pg.websocket import SocketServer  # noqa: E402
 
 # Tests wait for what a node reports with its heartbeat.
 Relay.beat_interval = 1.0
+# With several workers, tests choose the worker of a client: it connects until it gets that one.
+Router.slack = 1_000_000
 
 app = Flask(__name__)
 server = SocketServer(app, binary=True)
@@ -74,6 +78,16 @@ def member(room: str, sid: str) -> str:
 def close(room: str) -> str:
     io.server.close_room(room)
     return "done"
+
+
+@app.get("/pid")
+def pid() -> str:
+    return str(os.getpid())
+
+
+@io.on("pid")
+def pid_of_client() -> int:
+    return os.getpid()
 
 
 @app.get("/state")
