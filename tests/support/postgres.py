@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
 import warnings
@@ -18,6 +19,7 @@ from socketio_pg.postgres.embedded import EmbeddedPostgres
 from socketio_pg.postgres.listener import Listener
 from socketio_pg.postgres.listeners import Listeners
 from socketio_pg.pubsub.pubsub import PubSub
+from tests.support.patience import PATIENCE
 
 #: The folder of the majors that the wheel of the embedded PostgreSQL does not have. The Makefile installs them.
 INSTALLED = Path(__file__).parents[1] / "majors" / "node_modules"
@@ -44,6 +46,14 @@ class Cluster(EmbeddedPostgres):
                 f"PostgreSQL {version} is not installed: {folder} is missing (see `make test-postgres`)"
             )
         super().__init__(data_dir, version=version)
+
+    def start(self) -> str:
+        """Start it, however long that takes on a busy machine: the library gives up after 10 s."""
+        self._server.ensure_pgdata_inited()
+        options = f'-h "" -k {self.data_dir}'
+        with contextlib.suppress(subprocess.CalledProcessError):  # it runs already, or the library reports the failure
+            self._control("start", "-w", "-t", f"{PATIENCE:.0f}", "-l", str(self._server.log), "-o", options)
+        return super().start()
 
     @property
     def client_dir(self) -> Path:
