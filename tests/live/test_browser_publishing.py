@@ -41,14 +41,14 @@ def test_page_refuses_text_that_is_not_json(demo: Demo) -> None:
     expect(demo.messages("foo").locator(".payload")).to_have_text(['"right now"'])  # the only one
 
 
-@pytest.mark.parametrize("channel", ["foo", "Foo", "order", "two words", 'quo"te', "it's", "1st", "a$b", "ü"])
-def test_sql_line_publishes_the_message(demo: Demo, psql: Psql, channel: str) -> None:
+def test_sql_line_publishes_the_message(demo: Demo, psql: Psql) -> None:
     demo.start()
-    demo.subscribe(channel)
-    demo.page.fill("#publish-channel", channel)
-    demo.page.fill("#publish-payload", '{"it\'s": ["\\\\", "ü"]}')
-    psql(demo.page.inner_text("#sql"))
-    expect(demo.messages(channel).locator(".payload")).to_have_text('{"it\'s": ["\\\\", "ü"]}')
+    for channel in ("foo", "Foo", "order", "two words", 'quo"te', "it's", "1st", "a$b", "ü"):
+        demo.subscribe(channel)
+        demo.page.fill("#publish-channel", channel)
+        demo.page.fill("#publish-payload", '{"it\'s": ["\\\\", "ü"]}')
+        psql(demo.page.inner_text("#sql"))
+        expect(demo.messages(channel).locator(".payload")).to_have_text('{"it\'s": ["\\\\", "ü"]}')
 
 
 def test_sql_line_is_short_for_plain_names_and_can_be_copied(demo: Demo) -> None:

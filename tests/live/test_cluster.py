@@ -57,7 +57,7 @@ def test_several_arguments_and_binary_data_arrive(cell: Cell, members: list[Memb
     assert only_news(members) == [({"bytes": b"\0\xff\x10", "more": ["more"]},)] * len(members)
 
 
-@pytest.mark.parametrize("size", [7_000, 8_000, 100_000, 1_000_000])
+@pytest.mark.parametrize("size", [7_000, 8_000, 100_000, pytest.param(1_000_000, marks=pytest.mark.nightly)])
 def test_emits_of_any_size_arrive(cell: Cell, members: list[Member], room: str, size: int) -> None:
     if cell.kind == "kafka":
         size = min(size, 300_000)  # as its broker allows

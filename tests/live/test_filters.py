@@ -120,7 +120,7 @@ def yielding(newest_pg: Cluster) -> Iterator[Log]:
     made.server.close()
 
 
-@pytest.mark.parametrize("of", ["log", "yielding"])
+@pytest.mark.parametrize("of", [pytest.param("log", marks=pytest.mark.nightly), "yielding"])
 def test_changing_filters_lose_and_duplicate_nothing(request: pytest.FixtureRequest, of: str, channel: str) -> None:
     """Each of these filters matches every message; small and large batches arrive all the time."""
     log: Log = request.getfixturevalue(of)

@@ -63,7 +63,14 @@ def test_sigterm_with_200_clients_stops_in_time_and_clients_reconnect(newest_pg:
         server.close()
 
 
-@pytest.mark.parametrize(("number", "options"), [(5000, ()), (500, ("--preload",))], ids=["plain", "preload"])
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [
+        pytest.param(2000, (), id="plain"),
+        pytest.param(500, ("--preload",), id="preload"),
+        pytest.param(5000, (), id="more", marks=pytest.mark.nightly),
+    ],
+)
 def test_production_command_serves_thousands_of_clients(
     newest_pg: Cluster, channel: str, number: int, options: tuple[str, ...]
 ) -> None:
@@ -106,22 +113,35 @@ def scratch() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+#: Command of `make test`, settings, message. `make nightly` runs each command with all of them.
+INVALID: list[tuple[str, dict[str, str], str]] = [
+    ("gunicorn", {}, r"No database is configured: set DATABASE_URL .* local\.cfg"),
+    (
+        "gunicorn",
+        {"DATABASE_URL": "mysql://root:hidden@localhost/x"},
+        r"DATABASE_URL .*mysql://root:\*\*\*@.*allowed: postgresql://",
+    ),
+    (
+        "server.py",
+        {"DATABASE_URL": "postgresql://localhost/x?no_such=1"},
+        r"is not an address that PostgreSQL's libpq understands",
+    ),
+    (
+        "server.py",
+        {"DATABASE_URL": "postgresql://localhost/x", "PORT": "http"},
+        r"PORT .*'http'; allowed: a whole number",
+    ),
+]
+
+
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("command", "settings", "message"),
     [
-        ({}, r"No database is configured: set DATABASE_URL .* local\.cfg"),
-        (
-            {"DATABASE_URL": "mysql://root:hidden@localhost/x"},
-            r"DATABASE_URL .*mysql://root:\*\*\*@.*allowed: postgresql://",
-        ),
-        (
-            {"DATABASE_URL": "postgresql://localhost/x?no_such=1"},
-            r"is not an address that PostgreSQL's libpq understands",
-        ),
-        ({"DATABASE_URL": "postgresql://localhost/x", "PORT": "http"}, r"PORT .*'http'; allowed: a whole number"),
+        pytest.param(command, settings, message, marks=() if command == daily else pytest.mark.nightly)
+        for daily, settings, message in INVALID
+        for command in ("gunicorn", "server.py")
     ],
 )
-@pytest.mark.parametrize("command", ["server.py", "gunicorn"])
 def test_invalid_configuration_stops_the_start_with_one_message(
     scratch: Path, command: str, settings: dict[str, str], message: str
 ) -> None:
