@@ -39,6 +39,7 @@ from socketio_pg.web.api import Api, create_api_blueprint
 from socketio_pg.web.pages import create_blueprint
 from socketio_pg.workers import node
 from socketio_pg.workers.election import Election
+from socketio_pg.workers.local_counts import Counts, LocalCounts
 from socketio_pg.workers.peers import Peers
 
 logger = logging.getLogger("socketio_pg.websocket")
@@ -53,6 +54,7 @@ class SocketServer:
     ``authenticate(request, auth)`` replaces tokens: it gets Flask's request of the handshake, within its context, and
     the ``auth`` of the client. It returns :class:`Claims` or None, or raises :class:`UnauthorizedError`.
     ``binary`` allows binary data in events of the application; otherwise a client that sends any is disconnected.
+    ``counts`` counts connections and attempts for their limits; the default is for this process alone.
 
     ``.socketio`` is Flask-SocketIO, for the application's own handlers; ``.pubsub`` is the :class:`PubSub` underneath.
 
@@ -70,6 +72,7 @@ class SocketServer:
         settings: config.Settings | None = None,
         authenticate: Authenticate | None = None,
         binary: bool = False,
+        counts: Counts | None = None,
     ) -> None:
         refusal = hosting.refusal_at_start()
         if refusal is not None:
@@ -143,12 +146,14 @@ class SocketServer:
                 draining=lambda: self._admission.draining,
             )
         self._health = Health(self._reaches_database, delivery.emit_health)
-        self._admission = Admission(settings)
+        counts = counts or LocalCounts()
+        self._admission = Admission(settings, counts)
         self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle)
         self.socketio = SocketIO(
             app,
             async_mode=green.LIBRARY,
             before_request=self._admission.answer,
+            after_request=self._admission.answered,
             client_manager=manager,
             lifecycle=ClientLifecycle(
                 self._admission,
@@ -170,6 +175,7 @@ class SocketServer:
             ping_timeout=settings.ping_timeout,
             send_buffer_bytes=settings.send_buffer_bytes,
             max_connections=settings.max_connections,
+            counts=counts,
             connect_timeout=settings.connect_timeout,
         )
         server = self.socketio.server

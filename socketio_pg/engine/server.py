@@ -3,9 +3,7 @@
 docs/architecture.md lists the overridden methods of python-engineio and python-socketio.
 """
 
-import io
 import logging
-import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
@@ -17,6 +15,7 @@ from engineio import packet as eio_packet
 from socketio_pg.core import green, metrics
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.engine import frames, handover, hosting, transport
+from socketio_pg.engine.environs import MAX_HEADERS, headers_size, slim_environ
 from socketio_pg.engine.http import (
     BAD_HANDSHAKE_METHOD,
     BAD_REQUEST,
@@ -34,6 +33,7 @@ from socketio_pg.engine.http import (
 from socketio_pg.engine.pending import Pending
 from socketio_pg.engine.polling import BodyError, decode_payload, encode_payload, read_body
 from socketio_pg.engine.socket import Environ, Socket
+from socketio_pg.workers.local_counts import CLIENTS, LOGINS, Counts, LocalCounts
 
 StartResponse = Callable[..., Any]
 
@@ -51,13 +51,15 @@ class Engine(engineio.Server):  # type: ignore[misc]
     ``send_buffer_bytes`` may wait for one client (SEND_BUFFER_BYTES). A client must connect to a namespace, and
     complete an upgrade, within ``connect_timeout`` seconds (CONNECT_TIMEOUT). With ``max_connections`` clients
     (MAX_CONNECTIONS), a further one takes the place of one that is not connected to a namespace, or is answered 503.
-    Other ``options`` are those of :class:`engineio.Server`.
+    ``counts`` counts them: by default those of this process, otherwise those of all workers of the node. A worker makes
+    room among its own clients. Other ``options`` are those of :class:`engineio.Server`.
     """
 
     #: Bytes of all messages of a client that wait, including incomplete ones, before it is connected to a namespace:
     #: more than any token, and little for many unauthenticated clients.
     max_before_connect = 65_536
-    #: The part of ``max_connections`` that long-polling sessions may take before they send a second request.
+    #: The part of ``max_connections`` that long-polling sessions may take before they send a second request, shared
+    #: equally by the workers of a node.
     silent_share = 0.25
     #: Seconds of delay from which the ping thread concludes that the whole process was suspended.
     stood_still = 0.2
@@ -71,6 +73,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         new_session_id: Callable[[], str] | None = None,
         send_buffer_bytes: int = 1_000_000,
         max_connections: int = 10_000,
+        counts: Counts | None = None,
         connect_timeout: float = 10.0,
         **options: Any,
     ) -> None:
@@ -80,6 +83,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self._new_session_id = new_session_id
         self.send_buffer_bytes = send_buffer_bytes
         self.max_connections = max_connections
+        self._counts = counts or LocalCounts()
         self.connect_timeout = connect_timeout
         # The stock monitor wakes up for each client; _watch does its work.
         super().__init__(**{**options, "monitor_clients": False})
@@ -185,7 +189,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         finally:
             socket.polling = False
         if socket.closed:
-            self.sockets.pop(socket.sid, None)
+            self.forget(socket)
         return ok(encode_payload(packet.encode() for packet in packets))
 
     def generate_id(self) -> str:
@@ -215,7 +219,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
             try:
                 return self._handle_websocket(socket, environ)
             except BaseException:
-                self._forget(socket)
+                self.forget(socket)
                 raise
         self._open(socket, transport_name)
         if not self._admit(socket, environ):
@@ -224,24 +228,42 @@ class Engine(engineio.Server):  # type: ignore[misc]
         return ok(encode_payload(packet.encode() for packet in socket.poll()))
 
     def _make_room(self) -> bool:
-        """Return whether another client fits, after closing one that is not connected to a namespace if need be."""
-        if self.pending.silent >= max(1, int(self.max_connections * self.silent_share)):
+        """Return whether another client fits, after closing one that is not connected to a namespace if need be.
+
+        The client counts from now on.
+        """
+        silent = self.pending.silent
+        if silent and silent >= int(self.max_connections * self.silent_share / self._counts.workers):
             self._evict(self.pending.oldest_silent())
-        if len(self.sockets) >= self.max_connections:
-            self._sweep(time.monotonic())
-        if len(self.sockets) >= self.max_connections:
-            self._evict(self.pending.oldest())
-        return len(self.sockets) < self.max_connections and self.identifying < self.max_connections
+        if self._counts.sum(LOGINS) >= self.max_connections:
+            return False
+        if self._takes_place():
+            return True
+        self._sweep(time.monotonic())
+        if self._takes_place():
+            return True
+        oldest = self.pending.oldest()
+        # The place of that client is not free in between: another worker could take it.
+        self._evict(oldest)
+        return oldest is not None
+
+    def _takes_place(self) -> bool:
+        return self._counts.grow(CLIENTS, len(self.sockets) + 1, self.max_connections)
 
     def _evict(self, socket: Any) -> None:
         if socket is not None:
             metrics.cut_off.labels("not_connected").inc()
-            self._forget(socket)
+            self._remove(socket)
             green.run_soon(socket.close, False, socket.connection is None, self.reason.SERVER_DISCONNECT)
 
-    def _forget(self, socket: Socket) -> None:
+    def _remove(self, socket: Socket) -> None:
         self.sockets.pop(socket.sid, None)
         self.pending.remove(socket)
+
+    def forget(self, socket: Socket) -> None:
+        """Forget a session that is closed, and free its place."""
+        self._remove(socket)
+        self._counts.put(CLIENTS, len(self.sockets))
 
     def refuse_handshake(self, problem: str) -> dict[str, Any]:
         """Return the answer to an invalid WebSocket handshake."""
@@ -292,7 +314,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         answer = self._trigger_event("connect", socket.sid, slim_environ(environ), run_async=False)
         if answer is None or answer is True:
             return True
-        self._forget(socket)
+        self.forget(socket)
         return False
 
     # -- pings: one green thread for all -------------------------------------------------------------------------------
@@ -343,6 +365,18 @@ class Engine(engineio.Server):  # type: ignore[misc]
                 green.sleep()
                 turn_ends = time.monotonic() + 0.005
 
+    def begin_login(self, socket: Socket) -> None:
+        """Note that a message of a client that is not connected to a namespace is being handled."""
+        self.identifying += 1
+        self._counts.put(LOGINS, self.identifying)
+        self.pending.begin(socket)
+
+    def end_login(self, socket: Socket) -> None:
+        """Note that the message has been handled."""
+        self.identifying -= 1
+        self._counts.put(LOGINS, self.identifying)
+        self.pending.end(socket)
+
     def await_connect(self, sid: str) -> None:
         """Give a client that has left its namespace ``connect_timeout`` again to enter one."""
         socket = self.sockets.get(sid)
@@ -371,41 +405,6 @@ class Engine(engineio.Server):  # type: ignore[misc]
             return
         self._next_sweep = now + 0.5
         for socket in [socket for socket in self.sockets.values() if socket.closed]:
-            self._forget(socket)
-
-
-#: Strings that many requests have in common, stored once. Bounded, because clients choose them.
-_shared: dict[str, str] = {}
-_MAX_SHARED, _MAX_SHARED_LENGTH = 1000, 500
-#: The maximum size of a handshake's headers in characters, because a connection keeps them.
-MAX_HEADERS = 32_768
-#: Values of these differ by client, and must not be kept longer than the client.
-_SECRET = ("HTTP_AUTHORIZATION", "HTTP_COOKIE")
-
-
-def headers_size(environ: Environ) -> int:
-    """Return the number of characters in a request's headers and path."""
-    return sum(len(name) + len(value) for name, value in environ.items() if isinstance(value, str))
-
-
-def slim_environ(environ: Environ) -> Environ:
-    """Return the part of a WSGI environ that a connection keeps: enough for a request context, without streams."""
-    kept: Environ = {}
-    for name, value in environ.items():
-        if isinstance(value, str):
-            kept[_share(name)] = value if name in _SECRET else _share(value)
-        elif name in ("wsgi.version", "wsgi.multithread", "wsgi.multiprocess", "wsgi.run_once", "flask.app"):
-            kept[name] = value
-    kept.pop("HTTP_SEC_WEBSOCKET_KEY", None)
-    kept["wsgi.input"] = _EMPTY
-    kept["wsgi.errors"] = sys.stderr
-    return kept
-
-
-def _share(text: str) -> str:
-    if len(_shared) < _MAX_SHARED and len(text) <= _MAX_SHARED_LENGTH:
-        return _shared.setdefault(text, text)
-    return _shared.get(text, text)
-
-
-_EMPTY = io.BytesIO()
+            self.forget(socket)
+        # python-engineio removes closed sessions, too.
+        self._counts.put(CLIENTS, len(self.sockets))

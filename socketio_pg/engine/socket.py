@@ -224,7 +224,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
                 self.connection.send(_frame(CLOSE))
             self.closed = True
             self.connection.close(frames.GOING_AWAY)
-            self.server.sockets.pop(self.sid, None)
+            self.server.forget(self)
 
     def open_websocket(self, environ: Environ) -> tuple[handover.TakenOver, transport.WebSocketTransport]:
         """Take the WebSocket handshake of a client that starts with this transport. The connection is corked."""
@@ -387,16 +387,14 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         """Handle a message before the next one."""
         new = not self._admitted
         if new:
-            self.server.identifying += 1
-            self.server.pending.begin(self)
+            self.server.begin_login(self)
         try:
             self.server.handle_message(self.sid, message, False)
         except Exception:  # a bug, which must not lose the messages that follow
             _limited_log.failure("a message could not be handled", connection=self.sid)
         finally:
             if new:
-                self.server.identifying -= 1
-                self.server.pending.end(self)
+                self.server.end_login(self)
 
 
 def _size(packet: Any) -> int:

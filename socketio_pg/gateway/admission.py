@@ -19,10 +19,12 @@ from socketio_pg.core.errors import (
 )
 from socketio_pg.core.logs import PerValueLog, RateLimitedLog
 from socketio_pg.core.messages import WireJSON
+from socketio_pg.engine.environs import HANDSHAKE
 from socketio_pg.engine.http import Query
 from socketio_pg.engine.origins import AllowedHosts, canonical_origin, client_address, is_allowed
 from socketio_pg.gateway.limits import AddressLimits, Bucket
 from socketio_pg.protocol.extension import PATH, is_below
+from socketio_pg.workers.local_counts import Counts, LocalCounts
 
 logger = logging.getLogger("socketio_pg.admission")
 _limited_log = RateLimitedLog(logger)
@@ -45,9 +47,11 @@ CONNECT_BURST, CONNECTS_PER_SECOND = 30, 1.0
 
 @dataclass(slots=True)
 class _Connection:
-    """An open Engine.IO connection."""
+    """An Engine.IO connection that counts for its address."""
 
     address: str
+    #: False during the handshake, which may yet be refused.
+    opened: bool = False
     #: True until it has connected to a namespace.
     pending: bool = True
     #: The CONNECT packets that it may send; None before the first one.
@@ -55,11 +59,14 @@ class _Connection:
 
 
 class Admission:
-    """Decides about requests before the Socket.IO server and the Flask application see them."""
+    """Decides about requests before the Socket.IO server and the Flask application see them.
 
-    def __init__(self, settings: Settings) -> None:
+    ``counts`` counts connections and attempts by address; by default for this process alone.
+    """
+
+    def __init__(self, settings: Settings, counts: Counts | None = None) -> None:
         self._settings = settings
-        self._limits = AddressLimits(settings)
+        self._limits = AddressLimits(settings, counts or LocalCounts())
         #: By Engine.IO's sid.
         self._connections: dict[str, _Connection] = {}
         self._hosts = _allowed_hosts(settings)
@@ -75,7 +82,11 @@ class Admission:
         self._draining = True
 
     def answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes] | None:
-        """Answer a request that is refused; return None for one that is admitted."""
+        """Answer a request that is refused; return None for one that is admitted.
+
+        A handshake counts for its address from now on, so that others cannot take its place: :meth:`opened` confirms
+        that, and :meth:`answered` ends it otherwise.
+        """
         if self._draining:
             return _refuse(environ, start_response, "503 SERVICE UNAVAILABLE", "draining", _SHUTTING_DOWN)
         if not self._hosts.allow(environ, self._settings.trusted_proxies) and environ["PATH_INFO"] not in _ANY_HOST:
@@ -86,11 +97,19 @@ class Admission:
             return _refuse(environ, start_response, "400 BAD REQUEST", "host", _WRONG_HOST)
         # A request with a sid belongs to an open connection.
         if is_below(environ["PATH_INFO"], PATH) and Query(environ.get("QUERY_STRING", "")).sid is None:
-            refusal = self._limits.refusal(self.address(environ))
+            connection = _Connection(self.address(environ))
+            refusal = self._limits.open(connection.address)
             if refusal is not None:
                 reason, text = refusal
                 return _refuse(environ, start_response, "429 TOO MANY REQUESTS", reason, RateLimitedError(text))
+            environ[HANDSHAKE] = connection
         return None
+
+    def answered(self, environ: dict[str, Any]) -> None:
+        """Note that an admitted request has been answered, or has failed."""
+        connection = environ.get(HANDSHAKE)
+        if connection is not None and not connection.opened:
+            self._limits.closed(connection.address, pending=True)
 
     def allows_origin(self, origin: str | None, environ: dict[str, Any]) -> bool:
         """Return whether a page of this origin may connect. Logs a refused one, once a minute."""
@@ -108,9 +127,11 @@ class Admission:
         return False
 
     def opened(self, eio_sid: str, environ: dict[str, Any]) -> None:
-        """Count an open connection for its address."""
-        connection = self._connections[eio_sid] = _Connection(self.address(environ))
-        self._limits.opened(connection.address)
+        """Note that a connection is open. Flask-SocketIO's test client has no handshake, and counts for no address."""
+        connection = environ.pop(HANDSHAKE, None)
+        if connection is not None:
+            connection.opened = True
+            self._connections[eio_sid] = connection
 
     def joined(self, eio_sid: str) -> None:
         """Note that a connection has connected to its first namespace."""

@@ -1,14 +1,15 @@
-"""Rate and count limits of clients and addresses: token buckets and counters. Pure, apart from the clock.
+"""Rate and count limits of clients and addresses: token buckets and counters.
 
 A bucket holds the allowance of a few seconds, so that a page that loads may send all its requests together.
 """
 
 import time
-from collections import OrderedDict
+from collections.abc import Mapping
 
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import FilterTooExpensiveError, RateLimitedError, TooManySubscriptionsError
 from socketio_pg.engine.origins import is_public
+from socketio_pg.workers.local_counts import ATTEMPTS, FAILURES, Counts, Exceeded
 
 #: The size of a bucket, in seconds of its rate.
 BURST_SECONDS = 5.0
@@ -188,93 +189,51 @@ class AddressLimits:
     """The limits of client addresses: connections that are open or not admitted yet, attempts and failures a second.
 
     Those on clients that are not admitted yet apply to public addresses only: another address may be that of a proxy.
+    ``counts`` counts, for this process alone or for all workers of the node.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, counts: Counts) -> None:
         self._most = settings.max_connections_per_address
         self._most_pending = settings.max_pending_per_address
-        self._connections: dict[str, int] = {}
-        self._pending: dict[str, int] = {}
-        self._attempts = _Buckets(settings.max_attempts_per_second_per_address)
-        self._failures = _Buckets(settings.max_failed_attempts_per_second_per_address)
+        self._attempts = settings.max_attempts_per_second_per_address
+        self._failures = settings.max_failed_attempts_per_second_per_address
+        self._counts = counts
 
-    def refusal(self, address: str) -> tuple[str, str] | None:
-        """Count an attempt to connect. Return the reason of a refusal as a word and as a sentence, or None."""
+    def open(self, address: str) -> tuple[str, str] | None:
+        """Count an attempt to connect, and an open connection, which is pending until :meth:`joined`.
+
+        Return the reason of a refusal as a word and as a sentence, or None. A refused connection is not open.
+        """
         if not self.attempt(address):
             return "address_attempts", "too many attempts to connect from this address"
-        if self._most and self._connections.get(address, 0) >= self._most:
-            return "address_connections", "too many connections from this address"
-        if self._most_pending and self._pending.get(address, 0) >= self._most_pending and is_public(address):
-            return "address_pending", "too many clients of this address are not admitted yet"
-        return None
+        exceeded = self._counts.open(address, self._most, self._most_pending if is_public(address) else 0)
+        return None if exceeded is None else _REFUSALS[exceeded]
 
     def attempt(self, address: str) -> bool:
         """Count an attempt to authenticate and return whether it is allowed."""
-        return self._attempts.take(address)
+        return not self._attempts or self._counts.take(ATTEMPTS, address, self._attempts)
 
     def may_try(self, address: str) -> bool:
         """Return whether a token or login of this address is looked at: not after too many failures."""
-        return not is_public(address) or self._failures.may_take(address)
+        if not self._failures or not is_public(address):
+            return True
+        return self._counts.may_take(FAILURES, address, self._failures)
 
     def failed(self, address: str) -> None:
         """Count a refused token or login."""
-        if is_public(address):
-            self._failures.take(address)
-
-    def opened(self, address: str) -> None:
-        """Count an opened connection, which is pending until :meth:`joined`."""
-        _add(self._connections, address, 1)
-        _add(self._pending, address, 1)
+        if self._failures and is_public(address):
+            self._counts.take(FAILURES, address, self._failures)
 
     def joined(self, address: str) -> None:
         """Count a connection that is admitted."""
-        _add(self._pending, address, -1)
+        self._counts.admit(address)
 
     def closed(self, address: str, *, pending: bool) -> None:
         """Count a closed connection; ``pending``: it had not been admitted."""
-        _add(self._connections, address, -1)
-        if pending:
-            _add(self._pending, address, -1)
+        self._counts.close(address, pending=pending)
 
 
-def _add(counts: dict[str, int], address: str, number: int) -> None:
-    left = counts.get(address, 0) + number
-    if left > 0:
-        counts[address] = left
-    else:
-        counts.pop(address, None)
-
-
-class _Buckets:
-    """A token bucket for each address; with ``per_second`` 0 there is no limit."""
-
-    #: The maximum number of remembered addresses; the least recent ones are forgotten first.
-    max_addresses = 100_000
-
-    def __init__(self, per_second: float) -> None:
-        self._per_second = per_second
-        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._buckets)
-
-    def take(self, address: str) -> bool:
-        """Take a token and return True, or return False when there is none."""
-        return not self._per_second or self._bucket(address).take()
-
-    def may_take(self, address: str) -> bool:
-        """Return whether there is a token."""
-        bucket = self._buckets.get(address)
-        return bucket is None or bucket.seconds_until() == 0.0
-
-    def _bucket(self, address: str) -> Bucket:
-        bucket = self._buckets.pop(address, None)
-        if bucket is None:
-            bucket = Bucket(self._per_second, self._per_second * BURST_SECONDS)
-            while self._buckets:
-                oldest = next(iter(self._buckets))
-                if len(self._buckets) < self.max_addresses and not self._buckets[oldest].is_full():
-                    break
-                del self._buckets[oldest]
-        self._buckets[address] = bucket
-        return bucket
+_REFUSALS: Mapping[Exceeded, tuple[str, str]] = {
+    "connections": ("address_connections", "too many connections from this address"),
+    "pending": ("address_pending", "too many clients of this address are not admitted yet"),
+}

@@ -11,6 +11,8 @@ from socketio_pg.protocol.server import Server
 
 #: Gets the WSGI environ and start_response; returns a response, or None to let the request pass.
 BeforeRequest: TypeAlias = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes] | None]
+#: Gets the WSGI environ of a request that was let pass and has been answered, or has failed.
+AfterRequest: TypeAlias = Callable[[dict[str, Any]], None]
 
 
 #: The path of Socket.IO's requests. Some clients leave the last slash out.
@@ -22,25 +24,34 @@ def is_below(path: str, folder: str) -> bool:
     return path.startswith(folder) or f"{path}/" == folder
 
 
-def _pass(environ: dict[str, Any], start_response: Callable[..., Any]) -> None:
-    """Answer no request."""
+def _pass(environ: dict[str, Any], start_response: Callable[..., Any] | None = None) -> None:
+    """Answer no request, and note none."""
 
 
 class Middleware(socketio.WSGIApp):  # type: ignore[misc]
-    """Sends requests below ``path`` to the Socket.IO server and all others to Flask; ``before_request`` goes first."""
+    """Sends requests below ``path`` to the Socket.IO server and all others to Flask.
 
-    def __init__(self, server: Server, app: Flask, path: str, before_request: BeforeRequest) -> None:
+    ``before_request`` goes first, and ``after_request`` last.
+    """
+
+    def __init__(
+        self, server: Server, app: Flask, path: str, before_request: BeforeRequest, after_request: AfterRequest
+    ) -> None:
         super().__init__(server, app.wsgi_app, socketio_path=path)
         self._app = app
         self._before_request = before_request
+        self._after_request = after_request
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         answer = self._before_request(environ, start_response)
         if answer is None:
-            if not is_below(environ["PATH_INFO"], self.engineio_path):
-                return self.wsgi_app(environ, start_response)  # type: ignore[no-any-return]
-            environ["flask.app"] = self._app
-            answer = self.engineio_app.handle_request(environ, start_response)
+            try:
+                if not is_below(environ["PATH_INFO"], self.engineio_path):
+                    return self.wsgi_app(environ, start_response)  # type: ignore[no-any-return]
+                environ["flask.app"] = self._app
+                answer = self.engineio_app.handle_request(environ, start_response)
+            finally:
+                self._after_request(environ)
         # Clients would read a body as the next response. gunicorn 27 drops it, and logs a line each time.
         return () if environ["REQUEST_METHOD"] == "HEAD" else answer
 
@@ -48,8 +59,9 @@ class Middleware(socketio.WSGIApp):  # type: ignore[misc]
 class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
     """Flask-SocketIO on :class:`Server`.
 
-    ``before_request(environ, start_response)`` may answer a request before Socket.IO and the Flask application. Other
-    options are those of :class:`Server`. Replaces :meth:`init_app` as a whole, because the stock one makes its server.
+    ``before_request(environ, start_response)`` may answer a request before Socket.IO and the Flask application;
+    ``after_request(environ)`` follows when one of these has answered, or has failed. Other options are those of
+    :class:`Server`. Replaces :meth:`init_app` as a whole, because the stock one makes its server.
     """
 
     server: Server
@@ -59,6 +71,7 @@ class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
         self.server_options.update(options)
         self.manage_session = self.server_options.pop("manage_session", True)
         before_request = self.server_options.pop("before_request", _pass)
+        after_request = self.server_options.pop("after_request", _pass)
         path = self.server_options.pop("path", PATH).lstrip("/")
         self.server = Server(**self.server_options)
         self.async_mode = self.server.async_mode
@@ -67,5 +80,5 @@ class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
         for namespace_handler in self.namespace_handlers:
             self.server.register_namespace(namespace_handler)
         app.extensions["socketio"] = self
-        self.sockio_mw = Middleware(self.server, app, path, before_request)
+        self.sockio_mw = Middleware(self.server, app, path, before_request, after_request)
         app.wsgi_app = self.sockio_mw  # type: ignore[method-assign]

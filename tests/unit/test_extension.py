@@ -96,3 +96,22 @@ def test_before_request_can_answer_instead(app: Flask) -> None:
     for path in ("/page", "/socket.io/?EIO=4&transport=polling"):
         response = client.get(path)
         assert (response.status_code, response.text, response.headers["Retry-After"]) == (503, "not now", "1")
+
+
+def test_after_request_follows_each_request_that_was_let_pass(app: Flask) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def before(environ: dict[str, Any], start_response: Callable[..., Any]) -> None:
+        seen.append(("before", environ["PATH_INFO"]))
+
+    SocketIO(
+        app,
+        async_mode="threading",
+        before_request=before,
+        after_request=lambda environ: seen.append(("after", environ["PATH_INFO"])),
+    )
+    client = app.test_client()
+    for path in ("/page", "/nothing", "/socket.io/"):
+        client.get(path)
+        assert seen == [("before", path), ("after", path)]
+        seen.clear()

@@ -1,13 +1,16 @@
 """socketio_pg.limits and idle: buckets, clients, addresses."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import FilterTooExpensiveError, RateLimitedError, TooManySubscriptionsError
 from socketio_pg.gateway.limits import AddressLimits, Bucket, ClientLimits, RequestLimits
+from socketio_pg.workers.counts import FILE_NAME, SharedCounts
+from socketio_pg.workers.local_counts import Counts, LocalCounts
 
 
 def count(take: Callable[[], object], error: type[Exception] = RateLimitedError) -> int:
@@ -168,37 +171,46 @@ def test_zero_disables_limits() -> None:
     assert limits._clients == {}
 
 
-def test_connections_per_address_are_limited() -> None:
-    limits = AddressLimits(Settings(max_connections_per_address=2))
+@pytest.fixture(params=["one process", "a node"])
+def counts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Counts]:
+    if request.param == "one process":
+        yield LocalCounts()
+        return
+    shared = SharedCounts(tmp_path / FILE_NAME, 0)
+    yield shared
+    shared.leave()
+
+
+def test_connections_per_address_are_limited(counts: Counts) -> None:
+    limits = AddressLimits(Settings(max_connections_per_address=2), counts)
     for _ in range(2):
-        assert limits.refusal("a") is None
-        limits.opened("a")
-    assert limits.refusal("a") == ("address_connections", "too many connections from this address")
-    assert limits.refusal("b") is None
+        assert limits.open("a") is None
+    assert limits.open("a") == ("address_connections", "too many connections from this address")
+    assert limits.open("b") is None
     limits.closed("a", pending=True)
-    assert limits.refusal("a") is None
-    limits.closed("a", pending=True)
-    limits.closed("a", pending=True)
-    assert limits._connections == limits._pending == {}
+    assert limits.open("a") is None
+    for _ in range(4):  # more than were opened
+        limits.closed("a", pending=True)
+    assert count(lambda: limits.open("a") is None) == 2
 
 
-def test_pending_connections_per_public_address_are_limited() -> None:
-    limits = AddressLimits(Settings(max_pending_per_address=2))
+def test_pending_connections_per_public_address_are_limited(counts: Counts) -> None:
+    limits = AddressLimits(Settings(max_pending_per_address=2), counts)
     for address in ("203.0.113.1", "10.0.0.1"):
         for _ in range(2):
-            assert limits.refusal(address) is None
-            limits.opened(address)
-    assert limits.refusal("203.0.113.1") == ("address_pending", "too many clients of this address are not admitted yet")
-    assert limits.refusal("10.0.0.1") is None, "perhaps a proxy, with many clients"
+            assert limits.open(address) is None
+    assert limits.open("203.0.113.1") == ("address_pending", "too many clients of this address are not admitted yet")
+    assert limits.open("10.0.0.1") is None, "perhaps a proxy, with many clients"
     limits.joined("203.0.113.1")
-    assert limits.refusal("203.0.113.1") is None
+    assert count(lambda: limits.open("203.0.113.1") is None) == 1
     limits.closed("203.0.113.1", pending=False)
+    assert limits.open("203.0.113.1") is not None
     limits.closed("203.0.113.1", pending=True)
-    assert limits._pending == {"10.0.0.1": 2}
+    assert limits.open("203.0.113.1") is None
 
 
-def test_refused_tokens_per_public_address_are_limited(clock: Callable[[float], None]) -> None:
-    limits = AddressLimits(Settings(max_failed_attempts_per_second_per_address=2))
+def test_refused_tokens_per_public_address_are_limited(counts: Counts, clock: Callable[[float], None]) -> None:
+    limits = AddressLimits(Settings(max_failed_attempts_per_second_per_address=2), counts)
     for address, most in (("203.0.113.1", 10), ("192.168.1.1", 1000)):
         for _ in range(most):
             assert limits.may_try(address)
@@ -209,22 +221,18 @@ def test_refused_tokens_per_public_address_are_limited(clock: Callable[[float], 
     assert limits.may_try("203.0.113.1")
 
 
-def test_attempts_per_address_are_limited(clock: Callable[[float], None]) -> None:
-    limits = AddressLimits(Settings(max_attempts_per_second_per_address=2))
-    assert count(lambda: limits.refusal("a") is None) == 10
-    assert limits.refusal("a") == ("address_attempts", "too many attempts to connect from this address")
-    assert limits.refusal("b") is None
+def test_attempts_per_address_are_limited(counts: Counts, clock: Callable[[float], None]) -> None:
+    limits = AddressLimits(Settings(max_attempts_per_second_per_address=2), counts)
+    assert count(lambda: limits.open("a") is None) == 10
+    assert limits.open("a") == ("address_attempts", "too many attempts to connect from this address")
+    assert limits.open("b") is None
     clock(1)
-    assert count(lambda: limits.refusal("a") is None) == 2
+    assert count(lambda: limits.open("a") is None) == 2
 
 
-def test_number_of_remembered_addresses_is_limited(clock: Callable[[float], None]) -> None:
-    limits = AddressLimits(Settings(max_attempts_per_second_per_address=2))
-    limits._attempts.max_addresses = 100
-    for number in range(1000):
-        limits.refusal(str(number))
-    assert len(limits._attempts) == 100
-    clock(10)
-    limits.refusal("a")
-    # Full buckets are removed.
-    assert len(limits._attempts) == 1
+def test_zero_disables_limits_of_addresses(counts: Counts) -> None:
+    limits = AddressLimits(Settings(max_pending_per_address=0, max_failed_attempts_per_second_per_address=0), counts)
+    for _ in range(1000):
+        assert limits.open("203.0.113.1") is None
+        limits.failed("203.0.113.1")
+        assert limits.may_try("203.0.113.1")

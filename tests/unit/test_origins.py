@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 
-from socketio_pg.engine.origins import AllowedHosts, canonical_origin, client_address, is_allowed, is_public
+from socketio_pg.engine.origins import (
+    AllowedHosts,
+    _counted,
+    canonical_origin,
+    client_address,
+    is_allowed,
+    is_public,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +39,15 @@ def test_client_address(peer: str, forwarded: str | None, proxies: int, wanted: 
     if forwarded is not None:
         environ["HTTP_X_FORWARDED_FOR"] = forwarded
     assert client_address(environ, proxies) == wanted
+
+
+def test_long_texts_of_clients_are_not_remembered() -> None:
+    _counted.cache_clear()
+    for number in range(10):
+        client_address({"HTTP_X_FORWARDED_FOR": f"{number}{'x' * 30_000}"}, 1)
+        client_address({"HTTP_X_FORWARDED_FOR": f"{number}, 203.0.113.9"}, 1)
+    assert _counted.cache_info().currsize == 1
+    assert None is not _counted.cache_info().maxsize == is_public.cache_info().maxsize
 
 
 FORGED = {"HTTP_X_FORWARDED_HOST": "evil.example", "HTTP_X_FORWARDED_PROTO": "https"}
