@@ -8,7 +8,7 @@ VENDORED := socketio_pg/static/vendor/socket.io.min.js
 MAJORS := 13 14 15 16 17 18
 INSTALLED := tests/majors/node_modules
 # The modules with tests that `make test` repeats on gevent: to collect the others would take longer than to run these.
-GREEN_TESTS = $(shell grep -rl --include='test_*.py' 'pytest.mark.green' tests)
+GREEN_TESTS = $(sort $(shell grep -rl --include='test_*.py' 'pytest.mark.green' tests))
 POSTGRES_TESTS := tests/postgres tests/faults $(patsubst %,tests/live/test_%.py, \
 	cli cluster_postgres hostile_schema log orm permissions replay_clients watch watch_permissions)
 
