@@ -110,9 +110,10 @@ class RemoteListener:
         return 0
 
     def start(self) -> None:
-        """Start the green thread. Call it after any fork, in the process that listens."""
-        self._id = uuid.uuid4().hex  # one that was made before a fork would be that of all workers
-        self._worker.start(self._run)
+        """Start the green thread. Call it after any fork, in the process that listens. Idempotent."""
+        if not self._worker.running:
+            self._id = uuid.uuid4().hex  # one that was made before a fork would be that of all workers
+            self._worker.start(self._run)
 
     def stop(self) -> None:
         """Stop the green thread."""

@@ -96,6 +96,18 @@ def test_nodes_follow_only_the_newest_leader(world: World, newest_pg: Cluster, c
     node.wait((channel, "end"))
 
 
+def test_start_of_a_node_that_runs_changes_nothing(world: World, newest_pg: Cluster, channel: str) -> None:
+    """Each subscribe starts the listener."""
+    world.leader()
+    node = world.node()
+    listen(node, f"{channel}-1")
+    node.listener.start()
+    listen(node, f"{channel}-2")
+    newest_pg.notify(f"{channel}-1", "1")
+    node.wait((f"{channel}-1", "1"))
+    assert len(node.received) == 1, "no gap"
+
+
 def test_leader_forgets_a_silent_node(world: World, channel: str) -> None:
     leader = world.leader()
     gone, stays = world.node(), world.node()
