@@ -20,6 +20,7 @@ from tests.support.raw_http import (
     Connection,
     Reply,
     WebSocket,
+    connect_to_session,
     http,
     open_session,
     websocket_path,
@@ -260,10 +261,13 @@ def test_frozen_server_reads_buffered_pongs_before_it_times_out(newest_pg: Clust
             for client in (one, silent):
                 open_packet(client.read_text(), 1000, 5000)
                 assert client.read_text() == "2"
-            os.kill(server.worker_pid(), signal.SIGSTOP)
+            workers = server.worker_pids()
+            for worker in workers:
+                os.kill(worker, signal.SIGSTOP)
             one.text("3")
             time.sleep(6)  # longer than the ping timeout: the server's clock goes on
-            os.kill(server.worker_pid(), signal.SIGCONT)
+            for worker in workers:
+                os.kill(worker, signal.SIGCONT)
             one.text("4hello")
             while (text := one.read_text()) == "2":
                 one.text("3")
@@ -275,9 +279,9 @@ def test_frozen_server_reads_buffered_pongs_before_it_times_out(newest_pg: Clust
 
 def test_polling_client_can_close(server: ServerProcess) -> None:
     path = open_session(server)
-    with Connection(server) as poll:
+    with connect_to_session(server, path) as poll:
         poll.request("GET", path)
-        http(server, "OPTIONS")  # the poll has been read by then
+        http(server, "OPTIONS", path)  # the poll has been read by then
         assert http(server, "POST", path, body=b"1").body == b"ok"
         reply = poll.reply()
         assert (reply.status, reply.body) == (200, b"6")
@@ -293,9 +297,9 @@ def test_websocket_can_close(server: ServerProcess) -> None:
 
 def test_concurrent_polls_end_the_session(server: ServerProcess) -> None:
     path = open_session(server)
-    with Connection(server) as first:
+    with connect_to_session(server, path) as first:
         first.request("GET", path)
-        http(server, "OPTIONS")
+        http(server, "OPTIONS", path)
         assert_refused(http(server, path=path), 3)
         assert first.reply().body == b"1"
     assert_refused(http(server, path=path), 1)
@@ -303,9 +307,9 @@ def test_concurrent_polls_end_the_session(server: ServerProcess) -> None:
 
 def test_concurrent_posts_end_the_session(server: ServerProcess) -> None:
     path = open_session(server)
-    with Connection(server) as first:
+    with connect_to_session(server, path) as first:
         first.request("POST", path, {"Content-Length": "6"}, b"4he")
-        http(server, "OPTIONS")
+        http(server, "OPTIONS", path)
         assert_refused(http(server, "POST", path, body=b"4other"), 3)
         first.send(b"llo")
         assert_refused(first.reply(), 1)
@@ -314,9 +318,9 @@ def test_concurrent_posts_end_the_session(server: ServerProcess) -> None:
 
 def test_cancelled_poll_ends_the_session(server: ServerProcess) -> None:
     path = open_session(server)
-    with Connection(server) as poll:
+    with connect_to_session(server, path) as poll:
         poll.request("GET", path)
-        http(server, "OPTIONS")
+        http(server, "OPTIONS", path)
     until(lambda: http(server, "POST", path, body=b"4x").status == 400, "the session's end")
     assert_refused(http(server, path=path), 1)
 

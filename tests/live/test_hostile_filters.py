@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from tests.support.clients import SocketClient, code
 from tests.support.invariants import longest_stall
 from tests.support.log import Log, numbers, wait_installed
 from tests.support.postgres import Cluster
-from tests.support.server import ServerProcess
 from tests.support.swarm import Swarm
 from tests.support.tokens import SECRET
 
@@ -70,12 +68,6 @@ def other_client(log: Log, channel: str) -> Iterator[SocketClient]:
         assert numbers(client, 1) == [1]
 
 
-def cpu_seconds(server: ServerProcess) -> float:
-    """Return the CPU seconds that the worker has used."""
-    times = Path(f"/proc/{server.worker_pid()}/stat").read_text().rpartition(")")[2].split()
-    return (int(times[11]) + int(times[12])) / 100
-
-
 @pytest.mark.parametrize(("name", "expected"), [("secret", "forbidden"), ("{}-open", "invalid_request")])
 def test_filter_with_80000_conditions_is_refused_without_delay(
     log: Log, witness: SocketClient, channel: str, name: str, expected: str
@@ -117,7 +109,7 @@ def test_one_path_in_20_spellings_is_read_once(log: Log, witness: SocketClient, 
     with SocketClient(log.server.url) as attacker:
         assert attacker.call("subscribe", {"channel": channel, "filter": filter})["ok"]
         assert witness.call("subscribe", {"channel": channel, "filter": {"n": {"gt": 0}}})["ok"]
-        before = cpu_seconds(log.server)
+        before = log.server.cpu_seconds()
         log.sql(
             "SELECT socketio_pg.publish(%s, jsonb_build_object('n', n, 'value', repeat('x', 9998) || 'z')) "
             "FROM generate_series(1, %s) AS n",
@@ -126,7 +118,7 @@ def test_one_path_in_20_spellings_is_read_once(log: Log, witness: SocketClient, 
         assert [witness.next("event")["payload"]["n"] for _ in range(total)] == list(range(1, total + 1))
         # Its conditions hold only at the end of the text.
         assert [attacker.next("event")["payload"]["n"] for _ in range(total)] == list(range(1, total + 1))
-        assert cpu_seconds(log.server) - before < 2
+        assert log.server.cpu_seconds() - before < 2
         assert attacker.pending("unsubscribed") == 0, "it is a cheap filter now"
     assert longest_stall(log.server) < STALL
 

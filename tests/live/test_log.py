@@ -4,7 +4,6 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -255,12 +254,6 @@ def test_log_can_be_installed_while_the_server_runs(newest_pg: Cluster, channel:
         log.server.close()
 
 
-def resident_bytes(server: ServerProcess) -> int:
-    """Return the resident memory of the server's worker in bytes."""
-    pages = int(Path(f"/proc/{server.worker_pid()}/statm").read_text().split()[1])
-    return pages * 4096
-
-
 def positions(client: RawClient) -> list[int]:
     return [message["position"] for message in client.events("event")]
 
@@ -276,7 +269,7 @@ def test_slow_client_gets_a_replay_at_its_own_speed(newest_pg: Cluster, channel:
             log.publish(channel, 1, 1500, 10_000)
             log.settle()
             [slow] = swarm.connect(1, receive_buffer=4096)
-            before = resident_bytes(log.server)
+            before = log.server.resident_bytes()
             slow.emit("subscribe", {"channel": channel, "since": since(start)})
             swarm.run_until(lambda: len(slow.events("event")) >= 3)
             swarm.pause(slow)
@@ -284,7 +277,7 @@ def test_slow_client_gets_a_replay_at_its_own_speed(newest_pg: Cluster, channel:
             log.publish(channel, 1501, 1600, 10_000)
             log.publish(f"{channel}-2", 1, 100)
             assert numbers(other, 100) == list(range(1, 101))
-            assert resident_bytes(log.server) - before < 10_000_000
+            assert log.server.resident_bytes() - before < 10_000_000
             swarm.resume(slow)
             swarm.run_until(lambda: f'"position":{start["position"] + 1600},' in slow.packets[-1])
             assert positions(slow) == list(range(start["position"] + 1, start["position"] + 1601))

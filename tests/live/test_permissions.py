@@ -6,7 +6,6 @@ import queue
 import threading
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -401,14 +400,14 @@ def test_messages_waiting_for_a_permission_check_are_limited(database: PolicyDat
     settings = POLICIES | {"MAX_EVENT_BYTES_PER_SECOND": "0"}
     try:
         with contextlib.closing(ServerProcess(database.server_url, **settings)) as server:
-            before = resident_bytes(server)
+            before = server.resident_bytes()
             send = publish_by_websocket if transport == "websocket" else publish_by_polling
             auth = {"token": mint(sub="alice", role="authenticated")}
             codes = send(server, auth, {"channel": "slow", "payload": "x" * 900_000}, 200)
             assert codes.count("rate_limited") >= 150, "on a machine that is not busy nearly all"
             assert set(codes) == {"rate_limited", "database_unavailable"}
             # Buffered, they would take 180 MB plus copies.
-            assert resident_bytes(server) - before < 90_000_000
+            assert server.resident_bytes() - before < 90_000_000
     finally:
         database.sql("DROP POLICY slow ON socketio_pg.messages")
 
@@ -434,11 +433,3 @@ def publish_by_polling(server: ServerProcess, auth: dict[str, Any], request: dic
             packets = session.get(address, timeout=PATIENCE).text.split("\x1e")
             codes += [code(json.loads(packet[packet.index("[") :])[0]) for packet in packets if packet.startswith("43")]
         return codes
-
-
-def resident_bytes(server: ServerProcess) -> int:
-    """Return the resident memory of the server's worker in bytes."""
-    for line in Path(f"/proc/{server.worker_pid()}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError

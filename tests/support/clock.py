@@ -6,6 +6,7 @@ from datetime import datetime, tzinfo
 import jwt.api_jwt
 from flask import Flask, request
 
+from tests.support.all_workers import AllWorkers
 from tests.support.server import ServerProcess
 
 _time = time.time
@@ -20,13 +21,17 @@ class _Datetime(datetime):
 
 
 def add_clock(app: Flask) -> None:
-    """Add a route to the server that changes its process's time."""
+    """Add a route to the server that changes the time of its processes."""
     vars(jwt.api_jwt)["datetime"] = _Datetime
+
+    def move(offset: float) -> None:
+        time.time = lambda: _time() + offset
+
+    workers = AllWorkers(app, "clock", move)
 
     @app.get("/clock")
     def clock() -> str:
-        offset = float(request.args["offset"])
-        time.time = lambda: _time() + offset
+        workers.call(float(request.args["offset"]))
         return "ok"
 
 

@@ -46,9 +46,9 @@ def settled(server: ServerProcess, base: dict[str, Any], seconds: float = PATIEN
 def unharmed(server: ServerProcess, channel: str = "attack", *, errors_logged: bool = False) -> Iterator[SocketClient]:
     """Run an attack on a server of `watched_app` in the body. Assert that another client is not affected by it.
 
-    Afterwards the worker must be the same, its state unchanged, and the log without traceback.
+    Afterwards the workers must be the same, its state unchanged, and the log without traceback.
     """
-    pid, logged = server.worker_pid(), len(server.log)
+    pids, logged = server.worker_pids(), len(server.log)
     with SocketClient(server.url, reconnection=False) as witness:
         witness.subscribe(f"{channel}-witness")
         # The first publish opens a persistent connection to the database.
@@ -60,7 +60,7 @@ def unharmed(server: ServerProcess, channel: str = "attack", *, errors_logged: b
         assert [witness.next("event")["payload"] for _ in range(3)] == [0, 1, 2]
         assert witness.pending("event") == witness.pending("error") == witness.pending("disconnect") == 0
         settled(server, base)
-        assert server.worker_pid() == pid
+        assert server.worker_pids() == pids
         assert state(server)["forged"] == []
     new = server.log[logged:]
     assert errors_logged or "Traceback" not in new, new

@@ -198,3 +198,11 @@ def open_session(server: Listening, headers: dict[str, str] | None = None) -> st
     reply = http(server, headers=headers)
     assert reply.status == 200, reply.body
     return f"{POLLING}&sid={json.loads(reply.body[1:])['sid']}"
+
+
+def connect_to_session(server: Listening, path: str) -> Connection:
+    """Return a connection that the worker with the session of ``path`` serves already."""
+    connection = Connection(server)
+    connection.request("OPTIONS", path)
+    assert connection.reply().status == 200
+    return connection

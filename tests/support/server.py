@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "--worker-class", green.LIBRARY, "-w", "1"]
 APP = "socketio_pg.server:app"
+
+#: Workers of each server whose test does not choose their number.
+WORKERS = os.environ.get("TEST_WORKERS", "1")
 
 
 #: Bound but not listening sockets: no other process gets their ports, but a server with SO_REUSEADDR can listen.
@@ -59,7 +63,8 @@ PATIENT = {"PING_TIMEOUT": "300"}
 class ServerProcess:
     """A server process, always on the same port, so that it can be stopped and started.
 
-    ``options`` are gunicorn's, ``settings`` ours; GREEN chooses the worker class too. ``wait``: wait until "ready"
+    ``options`` are gunicorn's, ``settings`` ours; GREEN chooses the worker class too. Without ``-w`` among the options
+    it has as many workers as TEST_WORKERS says. ``wait``: wait until "ready"
     (``/readyz`` answers 200), only for "http", or for "nothing".
     """
 
@@ -103,12 +108,22 @@ class ServerProcess:
             int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         ]
 
+    def resident_bytes(self) -> int:
+        """Return the resident memory of all workers."""
+        pages = (Path(f"/proc/{pid}/statm").read_text().split()[1] for pid in self.worker_pids())
+        return sum(map(int, pages)) * resource.getpagesize()
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU seconds that all workers have used."""
+        times = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in self.worker_pids()]
+        return sum(int(user) + int(system) for user, system in times) / os.sysconf("SC_CLK_TCK")
+
     def start(self, **settings: str) -> None:
         """Start the process; with ``settings``, from now on with these."""
         self._settings |= settings
         environment = clean_environment(DATABASE_URL=self.database_url, PYTHONUNBUFFERED="1", **self._settings)
         arguments = [
-            "--worker-class", self._settings.get("GREEN", green.LIBRARY), "-w", "1",
+            "--worker-class", self._settings.get("GREEN", green.LIBRARY), "-w", WORKERS,
             "--bind", f"127.0.0.1:{self.port}", *self._options, self._app,
         ]  # fmt: skip
         with Path(os.devnull).open("rb") as nothing:

@@ -1,5 +1,7 @@
 """An application with binary data, namespaces and callbacks; it reports all state that clients can make grow.
 
+With several workers it reports the sums over all of them.
+
 With ``ECHO`` it echoes Engine.IO messages. ``FILTER_PENALTY``: seconds without new filters for a client whose filters
 have cost too much.
 """
@@ -21,6 +23,7 @@ from flask import Flask, request  # noqa: E402
 from socketio_pg.core.logs import configure_logging  # noqa: E402
 from socketio_pg.gateway import limits  # noqa: E402
 from socketio_pg.websocket import SocketServer  # noqa: E402
+from tests.support.all_workers import AllWorkers  # noqa: E402
 from tests.support.clock import add_clock  # noqa: E402
 
 configure_logging("INFO")
@@ -85,13 +88,12 @@ def call_me(question: Any) -> Any:
     return io.call("question", question, to=sid(), timeout=5)
 
 
-@app.get("/state")
-def state() -> dict[str, Any]:
+def own_state(_: None) -> dict[str, Any]:
     stock = io.server
     gc.collect()
     status = Path("/proc/self/status").read_text("utf-8")
     return {
-        "forged": forged,
+        "forged": list(forged),
         "green": sum(isinstance(found, greenlet.greenlet) and not found.dead for found in gc.get_objects()),
         "descriptors": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
         "sockets": len(engine.sockets),
@@ -113,6 +115,18 @@ def state() -> dict[str, Any]:
         "channels": len(server.pubsub.hub.channels()),
         "kilobytes": int(status.split("VmRSS:")[1].split()[0]),
     }
+
+
+states = AllWorkers(app, "state", own_state)
+
+
+@app.get("/state")
+def state() -> dict[str, Any]:
+    first, *others = states.call()
+    for other in others:
+        for name, value in other.items():
+            first[name] += value
+    return dict(first)
 
 
 if os.environ.get("ECHO"):
@@ -142,13 +156,20 @@ class Stall:
 stall = Stall()
 
 
-@app.get("/stall")
-def longest_stall() -> dict[str, float]:
-    """Return the longest stall since the last request, and reset it."""
+def own_longest_stall(_: None) -> float:
     if not app.extensions.get("watching"):
         app.extensions["watching"] = green.spawn(stall.watch)
     longest, stall.longest = stall.longest, 0.0
-    return {"seconds": longest}
+    return longest
+
+
+stalls = AllWorkers(app, "stall", own_longest_stall)
+
+
+@app.get("/stall")
+def longest_stall() -> dict[str, float]:
+    """Return the longest stall since the last request, and reset it."""
+    return {"seconds": max(stalls.call())}
 
 
 # /state searches only objects created from now on, not the tens of thousands that the imports created.
