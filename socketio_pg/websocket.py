@@ -4,6 +4,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from flask import Flask
@@ -38,6 +39,7 @@ from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.web.api import Api, create_api_blueprint
 from socketio_pg.web.pages import create_blueprint
 from socketio_pg.workers import node
+from socketio_pg.workers.counts import FILE_NAME, SharedCounts
 from socketio_pg.workers.election import Election
 from socketio_pg.workers.local_counts import Counts, LocalCounts
 from socketio_pg.workers.peers import Peers
@@ -54,7 +56,7 @@ class SocketServer:
     ``authenticate(request, auth)`` replaces tokens: it gets Flask's request of the handshake, within its context, and
     the ``auth`` of the client. It returns :class:`Claims` or None, or raises :class:`UnauthorizedError`.
     ``binary`` allows binary data in events of the application; otherwise a client that sends any is disconnected.
-    ``counts`` counts connections and attempts for their limits; the default is for this process alone.
+    ``counts`` counts connections and attempts for their limits; the default is for all workers of this node.
 
     ``.socketio`` is Flask-SocketIO, for the application's own handlers; ``.pubsub`` is the :class:`PubSub` underneath.
 
@@ -146,7 +148,10 @@ class SocketServer:
                 draining=lambda: self._admission.draining,
             )
         self._health = Health(self._reaches_database, delivery.emit_health)
-        counts = counts or LocalCounts()
+        self._counts = None if self.node is None else SharedCounts(self.node.directory / FILE_NAME)
+        if self.peers is not None and self._counts is not None:
+            self.peers.watch(partial(_forget, self._counts))
+        counts = counts or self._counts or LocalCounts()
         self._admission = Admission(settings, counts)
         self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle)
         self.socketio = SocketIO(
@@ -212,8 +217,9 @@ class SocketServer:
             self._started = False
             raise
         self._log_library()
-        if self.peers is not None:
+        if self.node is not None and self.peers is not None and self._counts is not None:
             self.peers.start()
+            self._counts.join(self.node.slot)
         self.access.authenticator.warn_if_open(" or ".join(addresses) or "this server")
         self.socketio.server.initialize_manager()
         self.pubsub.start()
@@ -420,3 +426,9 @@ class SocketServer:
         """Return the claims of the client ``sid``, None for an anonymous client. Works in connect handlers too."""
         session = self.access.sessions.get(sid)
         return None if session is None else session.claims
+
+
+def _forget(counts: SharedCounts, slot: int, here: bool) -> None:
+    """Clear the counts of a worker that has ended."""
+    if not here:
+        counts.forget(slot)

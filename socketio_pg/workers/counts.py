@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 from socketio_pg.workers.local_counts import Exceeded, full_again, now_ns
+from socketio_pg.workers.node import MAX_WORKERS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,7 +29,7 @@ T = TypeVar("T")
 #: The name of the file in a node's directory. Change its number with the layout: versions must not share a file.
 FILE_NAME: Final = "counts-1"
 #: The maximum number of workers.
-SLOTS = 64
+SLOTS = MAX_WORKERS
 #: Seconds after which a holder of the lock counts as suspended, and loses it.
 PATIENCE = 0.003
 #: Seconds between two attempts to lock, and between two searches for dead workers when a limit is reached.
@@ -71,11 +72,10 @@ class _LockLostError(Exception):
 
 
 class SharedCounts:
-    """The :class:`Counts` of all workers of a node, as one of them uses them: the one that has ``slot``.
+    """The :class:`Counts` of all workers of a node, as one of them uses them after :meth:`join`.
 
-    ``path`` is the file, which is made if it is missing. There must be one object for a process and file, made after
-    the fork, since locks belong to the process. Raises RuntimeError when the slot belongs to a living process, and
-    OSError, for instance when there is no space.
+    ``path`` is the file, which is made if it is missing. There must be one object for a process and file, since locks
+    belong to the process.
 
     The lock is held for microseconds. A holder that is suspended loses it after :data:`PATIENCE` seconds, for which
     the others wait once, in the kernel; it notices that before it writes to what is not its own.
@@ -85,8 +85,15 @@ class SharedCounts:
     attempts.
     """
 
-    def __init__(self, path: str | Path, slot: int, slots: int = SLOTS) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+
+    def join(self, slot: int, slots: int = SLOTS) -> None:
+        """Open the file as the worker that has ``slot``. Call it after the fork, before anything else.
+
+        Raises RuntimeError when the slot belongs to a living process, and OSError, for instance when there is no space.
+        """
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         # A store to a page that has no space on the disk would end the process with SIGBUS.
         os.posix_fallocate(self._file, 0, 8 * _COLUMNS)
         os.posix_fallocate(self._file, 8 * (_COLUMNS + slot * ROWS), 8 * ROWS)

@@ -23,6 +23,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 ADDRESSES = [f"192.0.2.{number}" for number in range(50)]
 
 
+def joined(path: str | Path, slot: int) -> SharedCounts:
+    """Return the counts of one worker."""
+    counts = SharedCounts(path)
+    counts.join(slot)
+    return counts
+
+
 @contextlib.contextmanager
 def worker(path: Path, slot: int, action: str, green: str = "") -> Iterator[Any]:
     """Run a worker, on the standard library patched by ``green``, until it ends by itself, or the body does."""
@@ -116,7 +123,7 @@ def kill_others(counts: SharedCounts) -> int:
         reader, writer = os.pipe()
         pid = os.fork()
         if not pid:
-            others = SharedCounts(path, 1)
+            others = joined(path, 1)
             for number, _ in enumerate(change_anything(others, rng.randrange(10**6))):
                 if number == 20:
                     os.write(writer, b"x")
@@ -161,7 +168,7 @@ def main() -> None:
 
         green.patch()
     _, path, slot, action = sys.argv
-    counts = SharedCounts(path, int(slot))
+    counts = joined(path, int(slot))
     print("ready", flush=True)
     sys.stdin.readline()
     print(ACTIONS[action](counts), flush=True)

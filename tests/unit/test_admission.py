@@ -12,6 +12,7 @@ from socketio_pg.engine.server import Engine
 from socketio_pg.websocket import SocketServer
 from socketio_pg.workers.counts import FILE_NAME, SharedCounts
 from socketio_pg.workers.local_counts import CLIENTS, LOGINS, Counts, LocalCounts
+from tests.support.counting import joined
 from tests.unit.conftest import NOWHERE
 
 HANDSHAKE = "/socket.io/?EIO=4&transport=polling"
@@ -83,7 +84,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Share
     monkeypatch.setattr(SharedCounts, "_forget_dead", lambda self: False)
     # Silent sessions make room earlier.
     monkeypatch.setattr(Engine, "silent_share", 2.0)
-    counts = [SharedCounts(tmp_path / FILE_NAME, slot) for slot in range(2)]
+    counts = [joined(tmp_path / FILE_NAME, slot) for slot in range(2)]
     yield counts
     for each in counts:
         each.leave()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from socketio_pg.workers import counts as module
 from socketio_pg.workers.counts import FILE_NAME, SharedCounts
 from socketio_pg.workers.local_counts import ATTEMPTS, CLIENTS, FAILURES, LOGINS, LocalCounts
-from tests.support.counting import ADDRESSES, begin, check_alone, worker
+from tests.support.counting import ADDRESSES, begin, check_alone, joined, worker
 from tests.support.patience import PATIENCE
 
 
@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def counts(path: Path) -> Iterator[SharedCounts]:
-    counts = SharedCounts(path, 0)
+    counts = joined(path, 0)
     yield counts
     counts.leave()
 
@@ -88,8 +88,8 @@ def test_successor_does_not_inherit_counts(path: Path, counts: SharedCounts) -> 
 def test_slot_of_a_living_process_is_not_available(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CLAIM", 0.01)
     with worker(path, 3, "count_connections"), pytest.raises(RuntimeError, match="slot 3 belongs to another process"):
-        SharedCounts(path, 3)
-    SharedCounts(path, 3).leave()
+        joined(path, 3)
+    joined(path, 3).leave()
 
 
 def test_suspended_process_loses_the_lock(path: Path, counts: SharedCounts) -> None:
@@ -185,7 +185,7 @@ def test_file_is_private_and_sparse(path: Path, counts: SharedCounts) -> None:
 def test_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "file")
     with pytest.raises(OSError, match="symbolic links"):
-        SharedCounts(tmp_path / "link", 0)
+        joined(tmp_path / "link", 0)
 
 
 # -- the same as one process -------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_several_workers_count_like_one_process(tmp_path_factory: pytest.TempPat
         patch.setattr("time.monotonic", lambda: now)
         # A process has no lock against itself, and would take its other objects for those of dead processes.
         patch.setattr(SharedCounts, "_forget_dead", lambda self: False)
-        workers = [SharedCounts(path, slot) for slot in range(3)]
+        workers = [joined(path, slot) for slot in range(3)]
         local = LocalCounts()
         parts = {total: [0, 0, 0] for total in (CLIENTS, LOGINS)}
         for name, *arguments in steps:
@@ -257,7 +257,7 @@ def test_several_workers_count_like_one_process(tmp_path_factory: pytest.TempPat
                     total: [0 if of == slot else part for of, part in enumerate(each)] for total, each in parts.items()
                 }
                 assert workers[(slot + 1) % 3].forget(slot)
-                workers[slot] = SharedCounts(path, slot)
+                workers[slot] = joined(path, slot)
             assert {total: workers[0].sum(total) for total in parts} == {
                 total: sum(each) for total, each in parts.items()
             }

@@ -9,8 +9,9 @@ import pytest
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import FilterTooExpensiveError, RateLimitedError, TooManySubscriptionsError
 from socketio_pg.gateway.limits import AddressLimits, Bucket, ClientLimits, RequestLimits
-from socketio_pg.workers.counts import FILE_NAME, SharedCounts
+from socketio_pg.workers.counts import FILE_NAME
 from socketio_pg.workers.local_counts import Counts, LocalCounts
+from tests.support.counting import joined
 
 
 def count(take: Callable[[], object], error: type[Exception] = RateLimitedError) -> int:
@@ -176,7 +177,7 @@ def counts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Counts]:
     if request.param == "one process":
         yield LocalCounts()
         return
-    shared = SharedCounts(tmp_path / FILE_NAME, 0)
+    shared = joined(tmp_path / FILE_NAME, 0)
     yield shared
     shared.leave()
 
