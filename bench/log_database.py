@@ -26,11 +26,13 @@ PAYLOAD_BYTES = 100
 
 
 class Cluster(EmbeddedPostgres):
-    """A cluster that logs the role of each statement to a file, and otherwise has the default settings."""
+    """A cluster that logs the role of each statement to a file, and times its flushes; otherwise default settings."""
 
     def prepare(self) -> None:
         with closing(connect(self.url())) as connection, connection.cursor() as cursor:
             cursor.execute("ALTER SYSTEM SET log_line_prefix = '%u %p '")
+            cursor.execute("ALTER SYSTEM SET track_wal_io_timing = on")
+            cursor.execute("ALTER SYSTEM SET commit_siblings = 0")
             cursor.execute("SELECT pg_reload_conf()")
             cursor.execute(f"CREATE ROLE {NODE_ROLE} LOGIN")
 
@@ -51,6 +53,27 @@ class Cluster(EmbeddedPostgres):
                 os.fdatasync(scratch.fileno())
                 times.append(time.monotonic() - before)
         return median(times) * 1e6
+
+    @contextmanager
+    def slower_flushes(self, ms: float) -> Iterator[None]:
+        """Make each flush of the WAL take this much longer, as on a slower disk.
+
+        `commit_delay` is the time for which the session that flushes sleeps first, with the lock on the WAL.
+        """
+        self._delay_flushes(ms)
+        try:
+            yield
+        finally:
+            self._delay_flushes(0)
+
+    def _delay_flushes(self, ms: float) -> None:
+        with closing(connect(self.url())) as connection, connection.cursor() as cursor:
+            cursor.execute(f"ALTER SYSTEM SET commit_delay = {ms * 1000:.0f}")
+            cursor.execute("SELECT pg_reload_conf()")
+        applied = False
+        while not applied:
+            with closing(connect(self.url())) as connection:
+                applied = int(one(connection, "SHOW commit_delay")) == round(ms * 1000)
 
     def log_statements(self, on: bool) -> None:
         """Write every statement of new sessions of NODE_ROLE to the log file, or stop writing them."""

@@ -5,9 +5,11 @@ from contextlib import closing
 from bench.log_trial import Row, Trial, node_and_subscriber
 from bench.reader import Subscriber
 from bench.servers import Server
-from bench.writers import TRANSACTIONS, Watch, Writers, Written, business_table, publishing, series
+from bench.writers import TRANSACTIONS, Flushes, Watch, Writers, Written, business_table, publishing, series
 
 WRITERS = 32
+ADDED_FLUSH_MS = (0.0, 0.2, 0.5, 1.0, 2.0)
+"""With NOTIFY each transaction waits for a flush of its own, so the ratio depends on the disk more than on anything."""
 PUBLISHERS = 16
 PER_TRANSACTION = (1, 10, 100)
 DRAIN_SECONDS = 120.0
@@ -19,27 +21,34 @@ LAG_MESSAGES = 500
 def transactions(trial: Trial) -> list[Row]:
     """Run 32 connections whose transactions insert a row and publish nothing, through the log, or by NOTIFY.
 
-    A node with a subscribed client runs all the time; with `plain` both are idle.
+    A node with a subscribed client runs all the time; with `plain` both are idle. The flushes of the WAL take as long as
+    on this disk, and longer.
     """
     business_table(trial.url)
     rows: list[Row] = []
     with node_and_subscriber(trial.url) as (server, subscriber):
         for variant in TRANSACTIONS:
-            _write(trial, server, subscriber, variant, trial.size.warm_seconds)
-        # Many short rounds, so that other processes disturb all variants alike.
-        for _ in range(trial.size.rounds):
-            for variant in trial.in_turn(tuple(TRANSACTIONS)):
-                rows.append(_write(trial, server, subscriber, variant, trial.size.write_seconds))
+            _write(trial, server, subscriber, "warm", variant, trial.size.warm_seconds)
+        # Many short rounds, so that other processes disturb all variants alike; ratios are those within a round.
+        for number in range(trial.size.rounds):
+            for added in ADDED_FLUSH_MS:
+                case = f"{WRITERS} writers, " + (f"flush +{added:g} ms" if added else "this disk")
+                order = trial.in_turn(tuple(TRANSACTIONS) if not added else ("log", "notify"))
+                with trial.cluster.slower_flushes(added):
+                    for variant in order if number % 2 == 0 else order[::-1]:
+                        row = _write(trial, server, subscriber, case, variant, trial.size.write_seconds)
+                        row.values["round"] = number
+                        rows.append(row)
     return rows
 
 
-def _write(trial: Trial, server: Server, subscriber: Subscriber, variant: str, seconds: float) -> Row:
+def _write(trial: Trial, server: Server, subscriber: Subscriber, case: str, variant: str, seconds: float) -> Row:
     before = subscriber.received
-    with closing(Watch(trial.url, server.pid, subscriber)) as watch:
+    with closing(Watch(trial.url, server.pid, subscriber)) as watch, closing(Flushes(trial.url)) as flushes:
         written = Writers(trial.cluster, trial.url, TRANSACTIONS[variant], WRITERS, seconds).wait()
         last = watch.backlog()
         spent = watch.pause()
-        row = Row(f"{WRITERS} writers", variant, {"tps": written.tps, "transaction_ms": written.latency_ms, **spent})
+        row = Row(case, variant, {"tps": written.tps, "transaction_ms": written.latency_ms, **spent})
         if variant == "log":
             halves = [sample.outbox for sample in watch.samples]
             middle = len(halves) // 2
@@ -51,6 +60,7 @@ def _write(trial: Trial, server: Server, subscriber: Subscriber, variant: str, s
                 "outbox_rows": watch.outbox_rows(),
             }
             row.series = series(watch.samples)
+        row.values |= flushes.since_start(written.transactions)
     _check(row, subscriber, before, 0 if variant == "plain" else written.transactions)
     return row
 

@@ -93,6 +93,31 @@ def _figure(pattern: str, text: str) -> float:
     return float(found[1])
 
 
+class Flushes:
+    """Counts the WAL flushes of the cluster, and their time, from its creation on."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = connect(url)
+        self._before = self._read()
+
+    def since_start(self, transactions: int) -> dict[str, float]:
+        """Return the mean time of a flush, and the flushes for each of this many transactions of pgbench."""
+        # A session reports its figures when it ends.
+        while one(self._connection, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'"):
+            time.sleep(0.02)
+        flushes, ms = (now - before for now, before in zip(self._read(), self._before, strict=True))
+        return {"flush_ms": ms / max(1, flushes), "flushes_each": flushes / transactions}
+
+    def _read(self) -> tuple[float, float]:
+        with self._connection.cursor() as cursor:
+            cursor.execute("SELECT sum(fsyncs)::float8, sum(fsync_time)::float8 FROM pg_stat_io WHERE object = 'wal'")
+            flushes, ms = cursor.fetchone()
+        return flushes, ms
+
+    def close(self) -> None:
+        self._connection.close()
+
+
 @dataclass(frozen=True)
 class Sample:
     """At `t` seconds: messages without a position yet, and messages with one that the subscriber has not received."""
