@@ -21,8 +21,8 @@ LAG_MESSAGES = 500
 def transactions(trial: Trial) -> list[Row]:
     """Run 32 connections whose transactions insert a row and publish nothing, through the log, or by NOTIFY.
 
-    A node with a subscribed client runs all the time; with `plain` both are idle. The flushes of the WAL take as long as
-    on this disk, and longer.
+    A node with a subscribed client runs all the time; with `plain` both are idle. Flushes of the WAL take as
+    long as on this disk, and longer.
     """
     business_table(trial.url)
     rows: list[Row] = []
