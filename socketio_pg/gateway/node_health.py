@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,8 @@ class NodeHealth:
 
     #: Seconds for the other workers to answer.
     timeout = 2.0
+    #: Seconds for which answers are used again: anyone may read /readyz, and each question costs time in all workers.
+    fresh = 0.1
     #: Seconds between two questions for the view socketio_pg.nodes.
     interval = 5.0
 
@@ -49,6 +52,9 @@ class NodeHealth:
         self._health = health
         self._clients = clients
         self._states: list[State] = []
+        self._asked = float("-inf")
+        #: Set while the workers are asked.
+        self._asking: green.Event | None = None
         self._worker = green.Worker()
         peers.answer("health", lambda body: _encoded(self._own()))
 
@@ -60,7 +66,7 @@ class NodeHealth:
         The node is healthy when as many workers answer as are wanted, and all of them are healthy. Workers that shut
         down do not matter when there are enough others.
         """
-        states = self._ask()
+        states = self._recent()
         staying = [state for state in states if state.parts.get(PROCESS) is None]
         return merge(staying if len(staying) >= self._node.wanted else states)
 
@@ -90,10 +96,23 @@ class NodeHealth:
 
     def _watch(self) -> None:
         while True:
-            self._states = self._ask()
+            self._recent()
             green.sleep(self.interval)
 
     # -- asking --------------------------------------------------------------------------------------------------------
+
+    def _recent(self) -> list[State]:
+        while self._asking is not None:
+            self._asking.wait()
+        if time.monotonic() - self._asked > self.fresh:
+            asking = self._asking = green.Event()
+            try:
+                self._states = self._ask()
+                self._asked = time.monotonic()
+            finally:
+                self._asking = None
+                asking.send()
+        return self._states
 
     def _ask(self) -> list[State]:
         """Return the state of each worker, by slot, with those that are missing."""

@@ -81,13 +81,17 @@ class NodeMetrics:
             reports[slot] = Report.decode(text)
             green.sleep()
         wanted = self._node.wanted
-        parts = [report.families for report in self._files.complete(reports)]
-        if len(reports) < wanted:  # as in /readyz
-            parts.append([_labelled(GaugeMetricFamily("socketio_pg_ready", "", labels=["part"]), {"process": 0})])
-        yield from merge(parts, RULES)
+        yield from merge(self._parts(reports, len(reports) < wanted), RULES)
         yield _family("workers", {"wanted": wanted, "answering": len(reports)})
         for name, of in (("worker_clients", "socketio_pg_clients"), ("worker_cpu_seconds", "process_cpu_seconds")):
             yield _family(name, {str(slot): _value(report, of) for slot, report in sorted(reports.items())})
+
+    def _parts(self, reports: Mapping[int, Report], missing: bool) -> Iterator[Iterable[Metric]]:
+        for report in self._files.complete(reports):
+            yield report.families
+            green.sleep()
+        if missing:  # as in /readyz
+            yield [_labelled(GaugeMetricFamily("socketio_pg_ready", "", labels=["part"]), {"process": 0})]
 
     def _report(self) -> Report:
         # Measuring gauges yields to other green threads. Not so the rest: an older state must not replace a newer one.

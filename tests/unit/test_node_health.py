@@ -13,7 +13,7 @@ from socketio_pg.core.problems import Problem
 from socketio_pg.gateway.node_health import NodeHealth, State, merge
 from socketio_pg.workers.node import Node
 from socketio_pg.workers.peers import Peers
-from tests.support.patience import until
+from tests.support.patience import PATIENCE, until
 
 HEALTHY: dict[str, Problem | None] = {"process": None, "listener": None, "relay": None}
 
@@ -25,8 +25,14 @@ class Worker:
         self.node = Node(node.directory, node._key)
         self.peers = Peers(self.node)
         self.parts = dict(HEALTHY)
-        self.health = NodeHealth(self.node, self.peers, lambda: self.parts, lambda: clients)
+        self.health = NodeHealth(self.node, self.peers, self.tell, lambda: clients)
+        self.health.fresh = 0.0
+        self.told = 0
         self.peers.start()
+
+    def tell(self) -> dict[str, Problem | None]:
+        self.told += 1
+        return self.parts
 
     def stop(self) -> None:
         self.health.stop()
@@ -88,6 +94,19 @@ def test_a_node_is_healthy_when_all_its_workers_are(workers: list[Worker]) -> No
         assert found == HEALTHY | {"relay": "worker 1: secret"}
         assert found["relay"] is not None
         assert found["relay"].public == "worker 1: stuck"
+
+
+def test_many_questions_at_once_are_one(workers: list[Worker]) -> None:
+    """Anyone may read /readyz."""
+    one, other, _ = workers
+    one.health.fresh = PATIENCE
+    assert green.run_together([one.health.parts] * 50) == [HEALTHY] * 50
+    assert (one.told, other.told) == (1, 1)
+    other.parts["relay"] = Problem("stuck")
+    assert one.health.parts() == HEALTHY
+    one.health.fresh = 0.0
+    assert one.health.parts() == HEALTHY | {"relay": "worker 1: stuck"}
+    assert other.told == 2
 
 
 def test_missing_workers_are_told(node: Node, workers: list[Worker]) -> None:
