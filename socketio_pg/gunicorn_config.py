@@ -219,7 +219,8 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Wait for the drain: WebSockets are no longer requests for which gunicorn would wait."""
+    """Wait for the drain: WebSockets are no longer requests for which gunicorn would wait. Keep the counters."""
     application = getattr(worker, "wsgi", None)
     if application is not None and "socketio_pg" in application.extensions:
         application.extensions["socketio_pg"].wait_drained(graceful_timeout - 1)
+        application.extensions["socketio_pg"].keep_counters()

@@ -30,6 +30,8 @@ from socketio_pg.gateway.health import Health
 from socketio_pg.gateway.idle import Idle
 from socketio_pg.gateway.lifecycle import ClientLifecycle
 from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.gateway.node_health import NodeHealth
+from socketio_pg.gateway.node_metrics import NodeMetrics
 from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.installer import Installer
 from socketio_pg.log.relay import Relay
@@ -112,14 +114,20 @@ class SocketServer:
             schema_owner=settings.schema_owner,
         )
         database, hub, log = self.pubsub.database, self.pubsub.hub, self.pubsub.log
+        self._node_health: NodeHealth | None = None
+        if self.node is not None and self.peers is not None:
+            self._node_health = NodeHealth(self.node, self.peers, self.health, lambda: len(hub))
+        view = self._node_health
         self.relay = Relay(
             database,
             settings.log_retention,
             settings.log_max_messages,
-            lambda: (log.position, len(hub)),
+            lambda: (log.position, len(hub) if view is None else view.clients),
             self.sealing.seal,
             cluster.create_forwarder(database),
             self.sealing.refused,
+            self.node,
+            lambda: [] if view is None else view.workers,
         )
         self._installer = Installer(database, settings.max_payload, lambda: log.installed, self.relay.look)
         self.backlog = Backlog(database, count=settings.metrics_token is not None)
@@ -187,10 +195,13 @@ class SocketServer:
         Handlers(server, self.pubsub, hub, log, delivery, self.access, self._admission, self.limits).register(test=test)
 
         self.gauges = Gauges(server, self.pubsub, hub, log, self.relay, self.backlog, self.health)
+        self._node_metrics: NodeMetrics | None = None
+        if self.node is not None and self.peers is not None and settings.metrics_token is not None:
+            self._node_metrics = NodeMetrics(self.node, self.peers, self.gauges.collect)
         app.register_blueprint(
             create_blueprint(
                 self.readiness,
-                self.gauges.render,
+                (self._node_metrics or self.gauges).render,
                 enable_test_page=enable_test_page,
                 metrics_token=settings.metrics_token,
             )
@@ -246,7 +257,11 @@ class SocketServer:
             self.relay.start()
             if self.settings.auto_init:
                 self._installer.start()
+            if self._node_health is not None:
+                self._node_health.start()
         else:
+            if self._node_health is not None:
+                self._node_health.stop()
             self._installer.stop()
             self.relay.stop()
             self.backlog.stop()
@@ -373,8 +388,13 @@ class SocketServer:
             with contextlib.suppress(green.TimedOut):
                 self._drained.wait(seconds)
 
+    def keep_counters(self) -> None:
+        """Keep the counters of this worker, which is about to end, for the metrics of its node."""
+        if self._node_metrics is not None and self._started:
+            self._node_metrics.keep()
+
     def health(self) -> dict[str, Problem | None]:
-        """Return the problem of each part of the server, or None for a healthy part.
+        """Return the problem of each part of this process, or None for a healthy part.
 
         The server can serve clients when all parts are healthy.
         """
@@ -415,10 +435,10 @@ class SocketServer:
         )
 
     def readiness(self) -> dict[str, Problem | None]:
-        """Start the server if it is not running, and return its :meth:`health`."""
+        """Start the server if it is not running, and return its :meth:`health`: that of all workers together."""
         if not self._admission.draining:
             self.start()
-        return self.health()
+        return self.health() if self._node_health is None else self._node_health.parts()
 
     # -- clients -------------------------------------------------------------------------------------------------------
 
