@@ -194,7 +194,16 @@ class SocketServer:
         server = self.socketio.server
         Handlers(server, self.pubsub, hub, log, delivery, self.access, self._admission, self.limits).register(test=test)
 
-        self.gauges = Gauges(server, self.pubsub, hub, log, self.relay, self.backlog, self.health)
+        self.gauges = Gauges(
+            server,
+            self.pubsub,
+            hub,
+            log,
+            self.relay,
+            self.backlog,
+            self.health,
+            lambda: cluster.workers_listener or self.pubsub.listener,
+        )
         self._node_metrics: NodeMetrics | None = None
         if self.node is not None and self.peers is not None and settings.metrics_token is not None:
             self._node_metrics = NodeMetrics(self.node, self.peers, self.gauges.collect)

@@ -68,6 +68,11 @@ class Forwarder:
         self._sending = green.Lock()
         self._worker = green.Worker()
 
+    @property
+    def listener(self) -> ChannelListener | None:
+        """The listener, while it listens."""
+        return self._listener
+
     def lead(self, leading: bool) -> None:
         """Start or stop: this node has become the leader, or no longer is."""
         self._leading = leading

@@ -60,6 +60,7 @@ class Cluster:
         self._workers_queue = None if peers is None else WorkersQueue(peers)
         #: The listener of the node with LISTEN=leader, while this process has it.
         self._remote: RemoteListener | None = None
+        self._workers_forwarder: Forwarder | None = None
         self._on_postgres = settings.message_queue == "postgres"
         self._leader_listens = settings.listen == "leader"
         self._broker: RedisCluster | KafkaCluster | None = None
@@ -106,9 +107,15 @@ class Cluster:
         if self._workers_queue is None:
             return lambda leading: None
         forwarder = Forwarder(partial(self._create_node_listener, database), self._workers_queue.tell, eager=True)
+        self._workers_forwarder = forwarder
         self._workers_queue.receive(WANTED, forwarder.receive)
         self._workers_queue.receive(HEARD, forwarder.receive_echo)
         return forwarder.lead
+
+    @property
+    def workers_listener(self) -> ChannelListener | None:
+        """The listener that the elected one of several workers has for all; None on others, and on a single one."""
+        return None if self._workers_forwarder is None else self._workers_forwarder.listener
 
     def create_manager(self, pubsub: PubSub) -> fanout.Manager:
         """Return the client manager of this node."""

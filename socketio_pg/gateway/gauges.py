@@ -11,6 +11,7 @@ from socketio_pg.core.metrics import TRANSPORTS
 from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.log import Log
 from socketio_pg.log.relay import Relay
+from socketio_pg.postgres.listener import ChannelListener
 from socketio_pg.protocol.server import Server
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.pubsub import PubSub
@@ -50,7 +51,9 @@ SLICE = 1_000
 
 
 class Gauges:
-    """The gauges of one server. ``health()`` returns the problem of each part, None for a healthy one."""
+    """The gauges of one server. ``health()`` returns the problem of each part, None for a healthy one; ``listener()``
+    the listener whose connections and channels are shown.
+    """
 
     def __init__(
         self,
@@ -61,6 +64,7 @@ class Gauges:
         relay: Relay,
         backlog: Backlog,
         health: Callable[[], Mapping[str, str | None]],
+        listener: Callable[[], ChannelListener],
     ) -> None:
         self._server = server
         self._pubsub = pubsub
@@ -69,6 +73,7 @@ class Gauges:
         self._relay = relay
         self._backlog = backlog
         self._health = health
+        self._listener = listener
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._worker = green.Worker()
@@ -89,8 +94,9 @@ class Gauges:
         """Yield all gauges, for the registry."""
         yield from self._connection_gauges()
         yield from self._hub_gauges()
-        yield _gauge("listened_channels", self._pubsub.listener.channels)
-        yield _gauge("listen_connections", self._pubsub.listener.connections)
+        listener = self._listener()
+        yield _gauge("listened_channels", listener.channels)
+        yield _gauge("listen_connections", listener.connections)
         yield _gauge("publish_waiting_messages", self._pubsub.publish_waiting)
         yield _labelled("ready", {part: problem is None for part, problem in self._health().items()})
         yield _gauge("relay_leading", self._relay.leading)

@@ -25,8 +25,12 @@ def scrape_text(server: ServerProcess) -> str:
 
 def scrape(server: ServerProcess) -> Samples:
     """Return all samples, each as ``name`` or ``name{label="value"}``, without the prefix ``socketio_pg_``."""
+    return samples_in(scrape_text(server))
+
+
+def samples_in(text: str) -> Samples:
     samples = {}
-    for family in text_string_to_metric_families(scrape_text(server)):
+    for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
             name = sample.name.removeprefix("socketio_pg_") + (f"{{{labels}}}" if labels else "")
