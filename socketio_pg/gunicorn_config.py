@@ -198,7 +198,7 @@ def post_worker_init(worker: Any) -> None:
     """
     server = worker.wsgi.extensions["socketio_pg"]
     # Other workers may pass connections to this one as soon as it has started.
-    server.serve_connections(worker)
+    server.serve_connections(worker, hooked=worker.cfg.pre_request is not pre_request)
     try:
         server.start([_address(socket, secure=worker.cfg.is_ssl) for socket in worker.sockets])
     except ConfigurationError as error:

@@ -36,7 +36,7 @@ from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.installer import Installer
 from socketio_pg.log.relay import Relay
 from socketio_pg.postgres.schema import install
-from socketio_pg.protocol.extension import SocketIO
+from socketio_pg.protocol.extension import SocketIO, middleware_of
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.web.api import Api, create_api_blueprint
 from socketio_pg.web.pages import create_blueprint
@@ -167,6 +167,7 @@ class SocketServer:
             async_mode=green.LIBRARY,
             before_request=self._admission.answer,
             after_request=self._admission.answered,
+            admits=self._admission.admits,
             client_manager=manager,
             lifecycle=ClientLifecycle(
                 self._admission,
@@ -334,10 +335,13 @@ class SocketServer:
         if self._serving is not None:
             green.stop_serving(self._serving)
 
-    def serve_connections(self, worker: Any) -> None:
-        """Serve the connections of gunicorn's ``worker``. Accepts them also after a lack of descriptors."""
-        green.keep_accepting()
-        front = Front(worker, None if self._router is None else self._router.route)
+    def serve_connections(self, worker: Any, *, hooked: bool) -> None:
+        """Serve the connections of gunicorn's ``worker``. Accepts them also after a lack of descriptors.
+
+        ``hooked``: gunicorn has a hook that must see each request.
+        """
+        application = None if hooked else middleware_of(worker.wsgi)
+        front = Front(worker, application, None if self._router is None else self._router.route)
         if self._router is not None:
             self._router.serve_with(front)
             self._router.start()

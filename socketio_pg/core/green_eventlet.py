@@ -178,6 +178,8 @@ class ClientSocket(eventlet.greenio.GreenSocket):  # type: ignore[misc]
     """
 
     _progress: progress.Progress
+    #: What was read of the connection before it had this object.
+    received = b""
 
     def _trampoline(self, *args: Any, **options: Any) -> Any:
         write = bool(options.get("write"))
@@ -216,6 +218,14 @@ def adopt(descriptor: int) -> ClientSocket:
     """Return an accepted connection of another process as a :class:`ClientSocket`, which owns ``descriptor``."""
     eventlet.hubs.notify_opened(descriptor)
     return client_socket(eventlet.greenio.GreenSocket(plain_socket.socket(fileno=descriptor)))
+
+
+def take_received(connection: Any) -> bytes:
+    """Return, once, what was read of a connection when it was accepted."""
+    if not isinstance(connection, ClientSocket):
+        return b""
+    received, connection.received = connection.received, b""
+    return received
 
 
 def request_socket(environ: dict[str, Any]) -> Any:
@@ -280,26 +290,50 @@ def noticing_end(connection: Any, on_end: Callable[[], None]) -> Iterator[None]:
         readiness.close()
 
 
-def keep_accepting() -> None:
+#: Connections that one call of accept() lets ``look`` take before other green threads run.
+_TAKEN_IN_A_ROW = 8
+
+
+def keep_accepting(look: Callable[[Any, Any, Any], bytes | None] | None = None) -> None:
     """Patch eventlet's accept(): retries after a lack of descriptors or memory, and limits TLS handshakes.
 
     Unpatched, such a lack ends gunicorn's acceptor for good, and gunicorn does not limit handshakes. Makes accepted
     connections :class:`ClientSocket`.
+
+    ``look(listener, socket, address)`` gets the address of the listening socket, each accepted connection as a
+    non-blocking plain socket, and the client's address. It must not wait, and returns None when it has taken the
+    connection, otherwise what it has read.
     """
     accept = eventlet.greenio.GreenSocket.accept
+    received = b""
 
     def patient(self: Any) -> Any:
+        nonlocal received
         while True:
             try:
+                if self.act_non_blocking:
+                    return accept(self) if look is None else accept_and_look(self, look)
                 client, address = accept(self)
-                if not isinstance(client, eventlet.greenio.GreenSocket):
-                    return client, address  # gunicorn wraps its listener: the outer accept() returns a green socket
-                return client_socket(client), address
+                client = client_socket(client)
+                client.received, received = received, b""
+                return client, address
             except OSError as error:
                 if error.errno not in progress.LACKS:
                     raise
                 logger.warning("cannot accept a connection: %s; retrying", error.strerror)
                 eventlet.sleep(0.1)
+
+    def accept_and_look(self: Any, look: Callable[[Any, Any, Any], bytes | None]) -> Any:
+        # gunicorn wraps its listener: the outer accept() calls this one, and makes the result a green socket at once.
+        nonlocal received
+        for _ in range(_TAKEN_IN_A_ROW):
+            client, address = accept(self)
+            client.setblocking(False)
+            read = look(self.getsockname(), client, address)
+            if read is not None:
+                received = read
+                return client, address
+        raise BlockingIOError(errno.EAGAIN, "other green threads run before the next one")
 
     eventlet.greenio.GreenSocket.accept = patient
 

@@ -264,11 +264,13 @@ class ClientSocket(gevent.socket.socket):  # type: ignore[misc]
     A timeout raises ConnectionResetError, which WSGI servers handle without logging.
     """
 
-    __slots__ = ("_progress",)
+    __slots__ = ("_progress", "received")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._progress = progress.Progress()
+        #: What was read of the connection before it had this object.
+        self.received = b""
 
     def _wait(self, watcher: Any, timeout_exc: Any = None) -> None:
         write = watcher is self._write_event
@@ -310,6 +312,14 @@ def client_socket(connection: Any) -> ClientSocket:
 def adopt(descriptor: int) -> ClientSocket:
     """Return an accepted connection of another process as a :class:`ClientSocket`, which owns ``descriptor``."""
     return ClientSocket(fileno=descriptor)
+
+
+def take_received(connection: Any) -> bytes:
+    """Return, once, what was read of a connection when it was accepted."""
+    if not isinstance(connection, ClientSocket):
+        return b""
+    received, connection.received = connection.received, b""
+    return received
 
 
 #: The connection of a request to the library's own WSGI server, in the environ.
@@ -397,13 +407,43 @@ def noticing_end(connection: Any, on_end: Callable[[], None]) -> Iterator[None]:
         watcher.close()
 
 
-def keep_accepting() -> None:
+#: Connections that one call of do_read() lets ``look`` take before other callbacks run.
+_TAKEN_IN_A_ROW = 8
+
+
+def keep_accepting(look: Callable[[Any, Any, Any], bytes | None] | None = None) -> None:
     """Patch gevent's server: it waits quietly after a lack of descriptors or memory, and limits TLS handshakes.
 
     Unpatched, it prints a traceback for each such lack and for each handshake that fails. Makes accepted connections
     :class:`ClientSocket`.
+
+    ``look(listener, socket, address)`` gets the address of the listening socket, each accepted connection as a
+    non-blocking plain socket, and the client's address. It must not wait, and returns None when it has taken the
+    connection, otherwise what it has read.
     """
-    gevent.server.StreamServer.do_read = _accept
+    if look is None:
+        gevent.server.StreamServer.do_read = _accept
+    else:
+        plain = plain_socket.socket
+
+        def accept_and_look(self: Any) -> tuple[ClientSocket, Any] | None:
+            """Replaces :meth:`gevent.server.StreamServer.do_read`."""
+            for _ in range(_TAKEN_IN_A_ROW):
+                accepted = _accept_descriptor(self)
+                if accepted is None:
+                    return None
+                descriptor, address = accepted
+                family, kind, protocol = self.socket.family, self.socket.type, self.socket.proto
+                client = plain(family, kind, protocol, fileno=descriptor)
+                client.setblocking(False)
+                read = look(self.socket.getsockname(), client, address)
+                if read is not None:
+                    connection = ClientSocket(family, kind, protocol, fileno=client.detach())
+                    connection.received = read
+                    return connection, address
+            return None
+
+        gevent.server.StreamServer.do_read = accept_and_look
     gevent.server.StreamServer.wrap_socket_and_handle = _handle_tls
 
 
@@ -420,9 +460,17 @@ def _handle_tls(self: Any, connection: Any, address: Any) -> None:
 
 def _accept(self: Any) -> tuple[ClientSocket, Any] | None:
     """Replaces :meth:`gevent.server.StreamServer.do_read`."""
-    listener = self.socket
+    accepted = _accept_descriptor(self)
+    if accepted is None:
+        return None
+    descriptor, address = accepted
+    return ClientSocket(self.socket.family, self.socket.type, self.socket.proto, fileno=descriptor), address
+
+
+def _accept_descriptor(self: Any) -> tuple[int, Any] | None:
+    """Return the next connection of a :class:`gevent.server.StreamServer`; None if there is none now."""
     try:
-        descriptor, address = listener._accept()
+        descriptor, address = self.socket._accept()
     except BlockingIOError:
         return None
     except OSError as error:
@@ -433,7 +481,7 @@ def _accept(self: Any) -> tuple[ClientSocket, Any] | None:
         self._timer = self.loop.timer(0.1)
         self._timer.start(self._start_accepting_if_started)
         return None
-    return ClientSocket(listener.family, listener.type, listener.proto, fileno=descriptor), address
+    return descriptor, address
 
 
 #: The largest rest of a body in bytes that is read to find the next request.

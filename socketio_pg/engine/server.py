@@ -120,13 +120,38 @@ class Engine(engineio.Server):  # type: ignore[misc]
         start_response(answer["status"], safe_headers(answer["headers"] + self._cors_headers(environ)))
         return [answer["response"]]
 
+    def accept_websocket(self, environ: Environ, take: Callable[[], Any]) -> bool:
+        """Open a WebSocket for a request of :func:`head.plain_handshake`, past WSGI. Never waits.
+
+        ``take()`` returns its connection, a non-blocking plain socket. Return False, without calling that, when
+        :meth:`handle_request` must answer.
+        """
+        if (
+            "websocket" not in self.transports
+            or self._refuses_origin(environ)
+            or handover.handshake_problem(environ) is not None
+            or not self._make_room()
+        ):
+            return False
+        socket = self._create(environ, "websocket")
+        try:
+            self._begin(socket, take(), environ)
+        except BaseException:
+            self._forget(socket)
+            raise
+        return True
+
+    def _refuses_origin(self, environ: Environ) -> bool:
+        origin = environ.get("HTTP_ORIGIN")
+        if not origin or self.cors_allowed_origins == []:
+            return False
+        allowed = self._cors_allowed_origins(environ)
+        return not origin.isprintable() or (allowed is not None and origin not in allowed)
+
     def _answer(self, environ: Environ, start_response: StartResponse) -> Any:
         method = environ["REQUEST_METHOD"]
-        origin = environ.get("HTTP_ORIGIN")
-        if origin and self.cors_allowed_origins != []:
-            allowed = self._cors_allowed_origins(environ)
-            if not origin.isprintable() or (allowed is not None and origin not in allowed):
-                return error(FORBIDDEN, "this origin is not allowed")
+        if self._refuses_origin(environ):
+            return error(FORBIDDEN, "this origin is not allowed")
         if method == "OPTIONS":
             return ok()
         query = Query(environ.get("QUERY_STRING", ""))
@@ -210,11 +235,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
             metrics.refused_connections.labels("too_many_connections").inc()
             headers = [("Content-Type", "text/plain"), ("Retry-After", "5")]
             return {"status": "503 SERVICE UNAVAILABLE", "headers": headers, "response": b"too many connections"}
-        self._watcher.start(self._watch)
-        sid = self.generate_id()
-        socket = self.sockets[sid] = Socket(self, sid, polling=not websocket)
-        socket.fingerprint = fingerprint(environ)
-        socket.address = self.client_address(environ)
+        socket = self._create(environ, transport_name)
         if websocket:
             try:
                 return self._handle_websocket(socket, environ)
@@ -226,6 +247,14 @@ class Engine(engineio.Server):  # type: ignore[misc]
             return self._unauthorized()
         socket.connected = True
         return ok(encode_payload(packet.encode() for packet in socket.poll()))
+
+    def _create(self, environ: Environ, transport_name: str) -> Socket:
+        self._watcher.start(self._watch)
+        sid = self.generate_id()
+        socket = self.sockets[sid] = Socket(self, sid, polling=transport_name == "polling")
+        socket.fingerprint = fingerprint(environ)
+        socket.address = self.client_address(environ)
+        return socket
 
     def _make_room(self) -> bool:
         """Return whether another client fits, after closing one that is not connected to a namespace if need be.
@@ -274,7 +303,13 @@ class Engine(engineio.Server):  # type: ignore[misc]
         return answer
 
     def _handle_websocket(self, socket: Socket, environ: Environ) -> Any:
-        request, connection = socket.open_websocket(environ)
+        request = handover.taken_over(environ)
+        connection = self._begin(socket, request.socket, environ)
+        request.hold_request(lambda: connection.closed)
+        return ()
+
+    def _begin(self, socket: Socket, taken: Any, environ: Environ) -> transport.WebSocketTransport:
+        connection = socket.open_websocket(taken, environ)
         self._open(socket, "websocket")
         admitted = self._admit(socket, environ)
         connection.uncork()
@@ -282,8 +317,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
             self.watch(socket)
         else:
             connection.close(frames.POLICY_VIOLATION)
-        request.hold_request(lambda: connection.closed)
-        return ()
+        return connection
 
     def watch_upgrade(self, socket: Socket, probe: transport.WebSocketTransport) -> None:
         """End an upgrade that does not complete in time: polls get nothing during an upgrade."""

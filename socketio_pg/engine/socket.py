@@ -226,11 +226,11 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             self.connection.close(frames.GOING_AWAY)
             self.server.forget(self)
 
-    def open_websocket(self, environ: Environ) -> tuple[handover.TakenOver, transport.WebSocketTransport]:
-        """Take the WebSocket handshake of a client that starts with this transport. The connection is corked."""
+    def open_websocket(self, connection: Any, environ: Environ) -> transport.WebSocketTransport:
+        """Take the WebSocket handshake of a client that starts with this transport. The result is corked."""
         self.connected = self.upgraded = True
-        request, self.connection = self._take_over(environ, self._received)
-        return request, self.connection
+        self.connection = self._transport(connection, environ, self._received)
+        return self.connection
 
     def upgrade(self, environ: Environ) -> Any:
         """Answer a WebSocket handshake for this polling session (Engine.IO protocol, "Upgrade")."""
@@ -239,7 +239,8 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             return self.server.refuse_handshake(refusal)
         if self.upgrading or self._probe is not None or self.closing:
             return error(BAD_REQUEST, "this session cannot be upgraded now")
-        request, probe = self._take_over(environ, self._probed)
+        request = handover.taken_over(environ)
+        probe = self._transport(request.socket, environ, self._probed)
         self._probe = probe
         probe.uncork()
         self.server.watch_upgrade(self, probe)
@@ -252,20 +253,19 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             self._probe, self.upgrading = None, False
             probe.close(frames.POLICY_VIOLATION)
 
-    def _take_over(
-        self, environ: Environ, on_message: Callable[[str | bytes], None]
-    ) -> tuple[handover.TakenOver, transport.WebSocketTransport]:
-        request = handover.taken_over(environ)
-        connection = transport.WebSocketTransport(
-            request.socket,
+    def _transport(
+        self, connection: Any, environ: Environ, on_message: Callable[[str | bytes], None]
+    ) -> transport.WebSocketTransport:
+        opened = transport.WebSocketTransport(
+            connection,
             on_message,
             self._lost,
             self.max_message(),
             self.server.send_buffer_bytes,
         )
-        connection.cork()
-        connection.send(handover.handshake_answer(environ))
-        return request, connection
+        opened.cork()
+        opened.send(handover.handshake_answer(environ))
+        return opened
 
     # -- called by the hub, must not wait ------------------------------------------------------------------------------
 

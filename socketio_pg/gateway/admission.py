@@ -81,6 +81,20 @@ class Admission:
         """Refuse every request from now on."""
         self._draining = True
 
+    def admits(self, environ: dict[str, Any]) -> bool:
+        """Return whether a handshake is admitted, and count it as :meth:`answer` does, which refuses the others.
+
+        Never waits.
+        """
+        # For development the own names of the machine may have to be looked up.
+        if self._draining or self._settings.debug or not self._hosts.allow(environ, self._settings.trusted_proxies):
+            return False
+        connection = _Connection(self.address(environ))
+        if self._limits.open(connection.address) is not None:
+            return False
+        environ[HANDSHAKE] = connection
+        return True
+
     def answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes] | None:
         """Answer a request that is refused; return None for one that is admitted.
 

@@ -28,19 +28,43 @@ def _pass(environ: dict[str, Any], start_response: Callable[..., Any] | None = N
     """Answer no request, and note none."""
 
 
+def _leave_all(environ: dict[str, Any]) -> bool:
+    """Leave every handshake to ``before_request``."""
+    return False
+
+
 class Middleware(socketio.WSGIApp):  # type: ignore[misc]
     """Sends requests below ``path`` to the Socket.IO server and all others to Flask.
 
-    ``before_request`` goes first, and ``after_request`` last.
+    ``before_request`` goes first, and ``after_request`` last. ``admits(environ)`` returns whether the first of them
+    lets a handshake pass; it never waits.
     """
 
     def __init__(
-        self, server: Server, app: Flask, path: str, before_request: BeforeRequest, after_request: AfterRequest
+        self,
+        server: Server,
+        app: Flask,
+        path: str,
+        before_request: BeforeRequest,
+        after_request: AfterRequest,
+        admits: Callable[[dict[str, Any]], bool] = _leave_all,
     ) -> None:
         super().__init__(server, app.wsgi_app, socketio_path=path)
         self._app = app
         self._before_request = before_request
         self._after_request = after_request
+        self._admits = admits
+
+    def accept_websocket(self, environ: dict[str, Any], take: Callable[[], Any]) -> bool:
+        """Open a WebSocket past WSGI, as :meth:`Engine.accept_websocket` does. Return False to be called."""
+        if not self._admits(environ):
+            return False
+        environ["flask.app"] = self._app
+        try:
+            accepted: bool = self.engineio_app.eio.accept_websocket(environ, take)
+        finally:
+            self._after_request(environ)
+        return accepted
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         answer = self._before_request(environ, start_response)
@@ -56,12 +80,19 @@ class Middleware(socketio.WSGIApp):  # type: ignore[misc]
         return () if environ["REQUEST_METHOD"] == "HEAD" else answer
 
 
+def middleware_of(app: Any) -> Middleware | None:
+    """Return the middleware of a Flask application; None if anything is around it, or if it is another application."""
+    plain = isinstance(app, Flask) and type(app).__call__ is Flask.__call__
+    return app.wsgi_app if plain and type(app.wsgi_app) is Middleware else None
+
+
 class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
     """Flask-SocketIO on :class:`Server`.
 
     ``before_request(environ, start_response)`` may answer a request before Socket.IO and the Flask application;
-    ``after_request(environ)`` follows when one of these has answered, or has failed. Other options are those of
-    :class:`Server`. Replaces :meth:`init_app` as a whole, because the stock one makes its server.
+    ``after_request(environ)`` follows when one of these has answered, or has failed. ``admits`` is that of
+    :class:`Middleware`. Other options are those of :class:`Server`. Replaces :meth:`init_app` as a whole, because the
+    stock one makes its server.
     """
 
     server: Server
@@ -72,6 +103,7 @@ class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
         self.manage_session = self.server_options.pop("manage_session", True)
         before_request = self.server_options.pop("before_request", _pass)
         after_request = self.server_options.pop("after_request", _pass)
+        admits = self.server_options.pop("admits", _leave_all)
         path = self.server_options.pop("path", PATH).lstrip("/")
         self.server = Server(**self.server_options)
         self.async_mode = self.server.async_mode
@@ -80,5 +112,5 @@ class SocketIO(flask_socketio.SocketIO):  # type: ignore[misc]
         for namespace_handler in self.namespace_handlers:
             self.server.register_namespace(namespace_handler)
         app.extensions["socketio"] = self
-        self.sockio_mw = Middleware(self.server, app, path, before_request, after_request)
+        self.sockio_mw = Middleware(self.server, app, path, before_request, after_request, admits)
         app.wsgi_app = self.sockio_mw  # type: ignore[method-assign]

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import moving_server
 from tests.support.clients import SocketClient
 from tests.support.postgres import Cluster
 from tests.support.raw_http import POLLING, Connection, WebSocket
@@ -25,7 +24,7 @@ MOVING = WHERE + b"X-Test: move\r\n\r\n"
 @contextlib.contextmanager
 def _moving(cluster: Cluster, *options: str, wait: str = "ready") -> Iterator[ServerProcess]:
     with contextlib.closing(
-        ServerProcess(cluster.url(), *moving_server.OPTIONS, *options, wait=wait, app=moving_server.APP, **PATIENT)
+        ServerProcess(cluster.url(), *options, wait=wait, app="tests.support.moving_app:app", **PATIENT)
     ) as made:
         yield made
 

@@ -1,4 +1,4 @@
-"""An application whose server gives connections away, to itself, with the configuration `moving_server`.
+"""An application whose server gives connections away, to itself.
 
 A request with ``move`` in its head moves its connection to another :class:`Front`, on a new descriptor. The application
 sees ``moved`` as the server's name from then on: ``/where``.
@@ -14,6 +14,7 @@ from flask import request  # noqa: E402
 
 from socketio_pg.app import create_app  # noqa: E402
 from socketio_pg.engine.front import Connection, Front  # noqa: E402
+from socketio_pg.protocol.extension import middleware_of  # noqa: E402
 
 app = create_app()
 
@@ -24,9 +25,9 @@ def where() -> dict[str, Any]:
     return {name: request.environ[name] for name in names} | {"body": request.get_data(as_text=True)}
 
 
-def move_connections(worker: Any) -> None:
-    """Let ``worker`` move connections."""
-    other = Front(worker)
+def serve_connections(worker: Any, *, hooked: bool) -> None:
+    """In place of :meth:`SocketServer.serve_connections`."""
+    other = Front(worker, middleware_of(app))
 
     def route(head: bytes, connection: Connection) -> bool:
         assert head.endswith(b"\r\n\r\n")
@@ -36,7 +37,7 @@ def move_connections(worker: Any) -> None:
         green.run_soon(other.serve, descriptor, connection.received, connection.address, ("moved", 1))
         return True
 
-    Front(worker, route).install()
+    Front(worker, middleware_of(app), route).install()
 
 
-app.extensions["move_connections"] = move_connections
+app.extensions["socketio_pg"].serve_connections = serve_connections
