@@ -306,6 +306,8 @@ def keep_accepting(look: Callable[[Any, Any, Any], bytes | None] | None = None) 
     """
     accept = eventlet.greenio.GreenSocket.accept
     received = b""
+    #: Listening socket → its address, family, type and protocol.
+    names: dict[Any, tuple[Any, int, int, int]] = {}
 
     def patient(self: Any) -> Any:
         nonlocal received
@@ -326,10 +328,16 @@ def keep_accepting(look: Callable[[Any, Any, Any], bytes | None] | None = None) 
     def accept_and_look(self: Any, look: Callable[[Any, Any, Any], bytes | None]) -> Any:
         # gunicorn wraps its listener: the outer accept() calls this one, and makes the result a green socket at once.
         nonlocal received
+        listener = self.fd
+        if listener not in names:
+            names[listener] = (listener.getsockname(), int(listener.family), int(listener.type), listener.proto)
+        name, *kind = names[listener]
         for _ in range(_TAKEN_IN_A_ROW):
-            client, address = accept(self)
+            descriptor, address = listener._accept()  # the standard library's accept() looks all of that up each time
+            client = plain_socket.socket(*kind, fileno=descriptor)
             client.setblocking(False)
-            read = look(self.getsockname(), client, address)
+            eventlet.hubs.notify_opened(descriptor)
+            read = look(name, client, address)
             if read is not None:
                 received = read
                 return client, address

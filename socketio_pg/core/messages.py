@@ -241,18 +241,28 @@ def dumps_strict(value: object) -> str:
     return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
 
+def quick_json(value: object) -> str | None:
+    """Return ``value`` as text like :meth:`WireJSON.dumps`, in one pass; None for what needs a closer look.
+
+    That is what is not JSON, binary data among it, integers over 64 bits, and keys that are not strings.
+    """
+    try:
+        return orjson.dumps(value, default=_reject).decode()
+    except TypeError:
+        return None
+
+
 class WireJSON:
     """The ``json`` module of python-socketio's packets: supports :class:`orjson.Fragment`, writes strict JSON."""
 
     @staticmethod
     def dumps(value: object, **_: object) -> str:
-        try:
-            return orjson.dumps(value, default=_reject).decode()
-        except TypeError:
+        text = quick_json(value)
+        if text is None:
             # The standard library also writes integers over 64 bits, and keys that are not strings.
             text = dumps_strict(value)
             text.encode()  # a lone surrogate must fail here and not when it is sent
-            return text
+        return text
 
     #: Lenient on purpose: the event handlers find invalid values, and answer with the right error code.
     loads: Callable[..., Any] = staticmethod(json.loads)

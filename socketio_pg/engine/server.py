@@ -3,7 +3,9 @@
 docs/architecture.md lists the overridden methods of python-engineio and python-socketio.
 """
 
+import base64
 import logging
+import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
@@ -37,7 +39,8 @@ from socketio_pg.workers.local_counts import CLIENTS, LOGINS, Counts, LocalCount
 
 StartResponse = Callable[..., Any]
 
-_hosting_log = RateLimitedLog(logging.getLogger("socketio_pg.engine"), seconds=60.0)
+logger = logging.getLogger("socketio_pg.engine")
+_hosting_log = RateLimitedLog(logger, seconds=60.0)
 
 
 class Engine(engineio.Server):  # type: ignore[misc]
@@ -54,6 +57,8 @@ class Engine(engineio.Server):  # type: ignore[misc]
     ``counts`` counts them: by default those of this process, otherwise those of all workers of the node. A worker makes
     room among its own clients. Other ``options`` are those of :class:`engineio.Server`.
     """
+
+    sequence_number: int
 
     #: Bytes of all messages of a client that wait, including incomplete ones, before it is connected to a namespace:
     #: more than any token, and little for many unauthenticated clients.
@@ -137,7 +142,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         try:
             self._begin(socket, take(), environ)
         except BaseException:
-            self._forget(socket)
+            self.forget(socket)
             raise
         return True
 
@@ -256,6 +261,12 @@ class Engine(engineio.Server):  # type: ignore[misc]
         socket.address = self.client_address(environ)
         return socket
 
+    def generate_id(self) -> str:
+        """Return a new id for a session or a client: 12 random bytes and a number, as the stock method does."""
+        number = self.sequence_number
+        self.sequence_number = (number + 1) & 0xFFFFFF
+        return base64.urlsafe_b64encode(os.urandom(12) + number.to_bytes(3, "big")).decode()
+
     def _make_room(self) -> bool:
         """Return whether another client fits, after closing one that is not connected to a namespace if need be.
 
@@ -333,8 +344,13 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self._to_ping.pop(socket, None)
 
     def _open(self, socket: Socket, transport_name: str) -> None:
-        metrics.opened_connections.labels(transport_name).inc()
+        _opened[transport_name].inc()
         self.pending.add(socket, time.monotonic(), silent=transport_name == "polling")
+        times = f'"pingTimeout":{int(self.ping_timeout * 1000)},"pingInterval":{int(self.ping_interval * 1000)}'
+        if socket.connection is not None:
+            text = f'0{{"sid":"{socket.sid}","upgrades":[],{times},"maxPayload":{self.max_http_buffer_size}}}'
+            socket.connection.send(frames.encode_text(text))
+            return
         opening = {
             "sid": socket.sid,
             "upgrades": self._upgrades(socket.sid, transport_name),
@@ -345,7 +361,14 @@ class Engine(engineio.Server):  # type: ignore[misc]
         socket.send(eio_packet.Packet(eio_packet.OPEN, opening))
 
     def _admit(self, socket: Socket, environ: Environ) -> bool:
-        answer = self._trigger_event("connect", socket.sid, slim_environ(environ), run_async=False)
+        answer = True
+        handler = self.handlers.get("connect")
+        if handler is not None:
+            try:
+                answer = handler(socket.sid, slim_environ(environ))
+            except green.FAILURES:
+                logger.exception("a connection could not be opened")
+                answer = False
         if answer is None or answer is True:
             return True
         self.forget(socket)
@@ -442,3 +465,6 @@ class Engine(engineio.Server):  # type: ignore[misc]
             self.forget(socket)
         # python-engineio removes closed sessions, too.
         self._counts.put(CLIENTS, len(self.sockets))
+
+
+_opened = {name: metrics.opened_connections.labels(name) for name in metrics.TRANSPORTS}

@@ -11,7 +11,8 @@ import socketio
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
 from socketio_pg.core.logs import RateLimitedLog
-from socketio_pg.protocol.packets import ACK
+from socketio_pg.engine import frames
+from socketio_pg.protocol.packets import ACK, quick_packet
 
 logger = logging.getLogger("socketio_pg.protocol")
 
@@ -63,10 +64,12 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
             self._answer(sid, eio_sid, namespace, id, SocketIOPGError("the server failed to handle this"))
         else:
             if isinstance(result, Answer):
-                with self._corked(eio_sid):
-                    if id is None or not result.once:
-                        self.emit(result.event, result.body, to=sid, namespace=namespace, ignore_queue=True)
-                    if id is not None:
+                if id is None:
+                    self.manager.emit(result.event, result.body, namespace, to=sid, ignore_queue=True)
+                else:
+                    with self._corked(eio_sid):
+                        if not result.once:
+                            self.manager.emit(result.event, result.body, namespace, to=sid, ignore_queue=True)
                         self._acknowledge(eio_sid, namespace, id, [{"ok": True, **result.body}])
                 if result.then is not None:
                     green.run_soon(result.then)
@@ -108,8 +111,17 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
         self.emit("error", event, to=sid, namespace=namespace, ignore_queue=True)
 
     def _acknowledge(self, eio_sid: str, namespace: str, id: int, answer: list[Any]) -> None:
-        packet = self.packet_class(ACK, namespace=namespace, id=id, data=answer)
-        self._send_packet(eio_sid, packet)
+        self.send_packet(eio_sid, ACK, namespace, answer, id)
+
+    def send_packet(self, eio_sid: str, kind: int, namespace: str, data: Any, id: int | None = None) -> None:
+        """Send a Socket.IO packet. Raises the errors of data that cannot be encoded."""
+        socket = self.eio.sockets.get(eio_sid)
+        connection = None if socket is None else socket.connection
+        text = None if connection is None else quick_packet(kind, namespace, data, id)
+        if connection is None or text is None:
+            self._send_packet(eio_sid, self.packet_class(kind, namespace=namespace, id=id, data=data))
+        else:
+            connection.send(frames.encode_text(f"4{text}"))
 
 
 def _was_called_wrongly(error: BaseException) -> bool:

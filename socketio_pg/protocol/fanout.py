@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import socketio
+from bidict import ValueDuplicationError
 from engineio import packet as eio_packet
 
 from socketio_pg.core import green
@@ -18,6 +19,7 @@ from socketio_pg.core.metrics import fan_out
 from socketio_pg.engine import frames
 from socketio_pg.engine.socket import Socket
 from socketio_pg.engine.transport import WebSocketTransport
+from socketio_pg.protocol.packets import EVENT, quick_packet
 
 
 class Line:
@@ -232,17 +234,36 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     def _encode(self, event: str, data: Any, namespace: str) -> str | None:
         """Return the encoded Socket.IO packet; None for a binary one."""
         arguments = list(data) if isinstance(data, tuple) else [] if data is None else [data]
-        packet = self.server.packet_class(socketio.packet.EVENT, namespace=namespace, data=[event, *arguments])
+        text = quick_packet(EVENT, namespace, [event, *arguments])
+        if text is not None:
+            return text
+        packet = self.server.packet_class(EVENT, namespace=namespace, data=[event, *arguments])
         encoded = packet.encode()
         return encoded if isinstance(encoded, str) else None
 
     def _send(self, packet: EncodedPacket, namespace: str, room: Any, skipped: Collection[Any]) -> None:
         """Send a packet to the members of a room, or once to each member of several rooms."""
+        if not skipped and isinstance(room, str) and self._send_single(packet, namespace, room):
+            return
         line = self._line(namespace, room)
         with self._broadcast(namespace, room if isinstance(room, (list, tuple)) else (room,)) as broadcast:
             for sid in skipped:
                 broadcast.end(sid, None)
             self._send_line([packet], line, broadcast, None, time.monotonic() + self.slice_seconds)
+
+    def _send_single(self, packet: EncodedPacket, namespace: str, room: str) -> bool:
+        """Send a packet to the only member of a room, such as its own. Return False if there are more, or it polls."""
+        members = self.rooms[namespace].get(room, ())
+        if len(members) != 1:
+            return False
+        (eio_sid,) = members.values()
+        socket = self.server.eio.sockets.get(eio_sid)
+        if socket is None or socket.connection is None:
+            return False
+        socket.connection.send(packet.frame)
+        fan_out.frames += 1
+        fan_out.frame_bytes += len(packet.frame)
+        return True
 
     def _send_rooms(
         self,
@@ -333,7 +354,13 @@ class Manager(socketio.Manager):  # type: ignore[misc]
 
     def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         self._lines.pop((namespace, room), None)
-        super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
+        members = self.rooms.get(namespace, {}).get(room)
+        if members is None or eio_sid is None:
+            super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
+        elif members._invm.setdefault(eio_sid, sid) != sid:
+            raise ValueDuplicationError(eio_sid)
+        else:
+            members._fwdm[sid] = eio_sid  # as the stock method, without its checks of the other direction
         if room is not None and room != sid:
             self._rooms_of.setdefault((namespace, sid), set()).add(room)
 

@@ -13,7 +13,7 @@ import orjson
 import socketio
 
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
-from socketio_pg.core.messages import WireJSON, parse_leniently
+from socketio_pg.core.messages import WireJSON, parse_leniently, quick_json
 
 CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR, BINARY_EVENT, BINARY_ACK = range(7)
 
@@ -56,6 +56,14 @@ def not_a_packet(data: object, problem: str) -> NotAPacketError:
 
 
 _SMALL_MAPS = [bytes((0x80 | size,)) for size in range(16)]
+
+
+def quick_packet(kind: int, namespace: str, data: object, id: int | None = None) -> str | None:
+    """Return an encoded packet with JSON data; None if python-socketio must look for binary data, or refuse it."""
+    text = quick_json(data)
+    if text is None:
+        return None
+    return f"{kind}{'' if namespace == '/' else f'{namespace},'}{'' if id is None else id}{text}"
 
 
 class Packet(socketio.packet.Packet):  # type: ignore[misc]

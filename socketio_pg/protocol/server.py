@@ -138,8 +138,12 @@ class Server(AnsweringServer):
         connection = self._connections.get(eio_sid)
         if connection is None or connection.closing:
             return  # it had arrived before the connection was closed
-        with self._waiting(connection, len(data)):
+        size = len(data) + self.event_cost
+        connection.waiting += size
+        try:
             self._take_message(eio_sid, connection, data, own_thread)
+        finally:
+            connection.waiting -= size
 
     @contextlib.contextmanager
     def _waiting(self, connection: _Connection, size: int) -> Iterator[None]:
@@ -180,7 +184,7 @@ class Server(AnsweringServer):
         if packet is None:
             if isinstance(data, bytes):
                 raise not_a_packet(data, "binary data without a packet that announces it")
-            packet = Packet()
+            packet = Packet(binary=False)
             packet.before_data = functools.partial(self._admit, eio_sid)
             packet.attachment_count = packet.decode(data)
             if not packet.is_binary:
@@ -230,6 +234,9 @@ class Server(AnsweringServer):
 
     def is_connected(self, eio_sid: str) -> bool:
         """Return whether this Engine.IO client is connected to a Socket.IO namespace: not while a handler decides."""
+        connection = self._connections.get(eio_sid)
+        if connection is None or not connection.joined:
+            return False
         manager = self.manager
         sids = ((manager.sid_from_eio_sid(eio_sid, name), name) for name in list(manager.get_namespaces()))
         return any(sid is not None and manager.is_connected(sid, name) for sid, name in sids)
@@ -277,6 +284,8 @@ class Server(AnsweringServer):
                 self._connect(eio_sid, namespace, data, identity)
 
     def _check_namespaces(self, eio_sid: str) -> None:
+        if len(self.manager.rooms) < MAX_NAMESPACES:
+            return
         if sum(sid is not None for sid in self._sids(eio_sid)) >= MAX_NAMESPACES:
             raise RateLimitedError(f"a connection may connect to at most {MAX_NAMESPACES} namespaces")
 
@@ -307,7 +316,7 @@ class Server(AnsweringServer):
             if refusal is None:
                 # First, because the client may send a large packet as soon as it has the answer.
                 self.eio.admitted(eio_sid)
-                self._send_packet(eio_sid, self.packet_class(CONNECT, {"sid": sid}, namespace=namespace))
+                self.send_packet(eio_sid, CONNECT, namespace, {"sid": sid})
                 self.manager.connect(sid, namespace)
             else:
                 self._send_connect_error(eio_sid, namespace, refusal)
