@@ -222,9 +222,6 @@ class Engine(engineio.Server):  # type: ignore[misc]
             self.forget(socket)
         return ok(encode_payload(packet.encode() for packet in packets))
 
-    def generate_id(self) -> str:
-        return self._new_session_id() if self._new_session_id is not None else str(super().generate_id())
-
     # -- handshakes ----------------------------------------------------------------------------------------------------
 
     def _handle_connect(
@@ -263,6 +260,8 @@ class Engine(engineio.Server):  # type: ignore[misc]
 
     def generate_id(self) -> str:
         """Return a new id for a session or a client: 12 random bytes and a number, as the stock method does."""
+        if self._new_session_id is not None:
+            return self._new_session_id()
         number = self.sequence_number
         self.sequence_number = (number + 1) & 0xFFFFFF
         return base64.urlsafe_b64encode(os.urandom(12) + number.to_bytes(3, "big")).decode()
