@@ -10,9 +10,12 @@ import engineio
 import flask_socketio
 import pytest
 import socketio
+from bidict import ValueDuplicationError
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
+from gunicorn.glogging import Logger
 from gunicorn.http import RequestParser
+from gunicorn.http.message import _ip_in_allow_list
 from gunicorn.workers.base_async import AsyncWorker
 
 from socketio_pg.engine import handover
@@ -160,6 +163,15 @@ def test_packet_json_is_a_class_attribute_that_only_we_replace() -> None:
     assert server.packet_class(socketio.packet.EVENT, data=["a", {"b": "é"}]).encode() == '2["a",{"b":"é"}]'
 
 
+def test_rooms_have_the_attributes_that_we_use() -> None:
+    manager = socketio.Manager()
+    manager.basic_enter_room("sid", "/", None, eio_sid="eio_sid")
+    members = manager.rooms["/"][None]
+    assert (members._fwdm, members._invm) == ({"sid": "eio_sid"}, {"eio_sid": "sid"})
+    with pytest.raises(ValueDuplicationError):
+        manager.basic_enter_room("other", "/", None, eio_sid="eio_sid")
+
+
 def test_our_socket_has_all_attributes_of_the_stock_socket() -> None:
     # Ours does not call the stock constructor.
     stock = engineio.Server(async_mode="threading")
@@ -199,4 +211,8 @@ def test_gunicorn_has_the_attributes_that_we_use() -> None:
     number: Any = Arbiter.num_workers
     assert "_num_workers" in number.fget.__code__.co_names
     settings = Config().settings
+    # `engine/front` takes handshakes past gunicorn unless one of these is in use.
+    assert isinstance(Logger.access_log_enabled, property)
+    assert Config().post_request is settings["post_request"].default
+    assert _ip_in_allow_list("::1", ["::1"], Config().forwarded_allow_networks())
     assert {"control_socket_disable", "http_protocols", "graceful_timeout", "worker_connections"} <= set(settings)
