@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 
 from socketio_pg.core import green
@@ -80,7 +81,7 @@ class Election:
     def _try(self) -> bool:
         if not self._node.try_lead():
             return False
-        logger.info("worker %d listens, publishes and relays for all workers", self._node.slot)
+        logger.info("worker %d (pid %d) listens, publishes and relays for all workers", self._node.slot, os.getpid())
         self._note(self._node.slot)
         self._lead(True)
         self._peers.tell(_LEADING, b"")

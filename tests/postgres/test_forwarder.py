@@ -304,3 +304,17 @@ def test_channel_stays_until_the_last_node_releases_it(world: World, newest_pg: 
     notify_20(newest_pg, channel)
     two.wait(*[(channel, str(number)) for number in range(20)])
     assert (channel, "19") not in one.received
+
+
+def test_starting_again_tells_no_gap(world: World, newest_pg: Cluster, channel: str) -> None:
+    """Each subscription and each publication starts the listener if it does not run."""
+    world.leader()
+    node = world.node()
+    listen(node, channel)
+    node.listener.start()
+    other = f"{channel}-other"
+    listen(node, other)
+    for name in (channel, other):
+        newest_pg.notify(name, "1")
+    node.wait((channel, "1"), (other, "1"))
+    assert (channel, "gap") not in node.received

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import resource
 import signal
 import socket
@@ -117,6 +118,11 @@ class ServerProcess:
         """Return the CPU seconds that all workers have used."""
         times = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in self.worker_pids()]
         return sum(int(user) + int(system) for user, system in times) / os.sysconf("SC_CLK_TCK")
+
+    def leading_pid(self) -> int | None:
+        """Return the process id of the worker that leads, of several; None while none does."""
+        found = re.findall(r"worker \d+ \(pid (\d+)\) listens, publishes", self.log)
+        return int(found[-1]) if found and int(found[-1]) in self.worker_pids() else None
 
     def start(self, **settings: str) -> None:
         """Start the process; with ``settings``, from now on with these."""
