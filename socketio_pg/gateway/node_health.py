@@ -38,7 +38,7 @@ class NodeHealth:
     #: Seconds for which answers are used again: anyone may read /readyz, and each question costs time in all workers.
     fresh = 0.1
     #: Seconds between two questions for the view socketio_pg.nodes.
-    interval = 5.0
+    interval = 2.0
 
     def __init__(
         self,

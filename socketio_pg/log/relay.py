@@ -119,8 +119,9 @@ class Relay:
     #: Seconds between trims, and maximum messages that one statement removes.
     trim_interval = 10.0
     trim_size = 1000
-    #: Seconds between heartbeats in ``socketio_pg.node``.
+    #: Seconds between heartbeats in ``socketio_pg.node``; and while a worker has a problem, which may soon be over.
     beat_interval = 10.0
+    problem_interval = 2.0
     #: Seconds after which a statement without a response counts as a lost connection.
     timeout = 8.0
     #: Seconds before the first attempt to reconnect, or to move again; doubles up to the second value.
@@ -482,6 +483,8 @@ class Relay:
         workers = self._workers()
         if workers:
             self._execute(connection, _SHOW_WORKERS, json.dumps(workers), self._id)
+        if any(worker["problem"] for worker in workers):
+            self._next_beat = time.monotonic() + self.problem_interval
         if self.leading:
             self._execute(connection, "DELETE FROM socketio_pg.node WHERE seen_at < now() - interval '1 minute'")
 

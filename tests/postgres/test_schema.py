@@ -106,7 +106,7 @@ def test_nodes_of_version_4_stay_and_work_after_the_upgrade(log: LogDatabase) ->
     in_thread(with_two)
     assert log.sql("SELECT workers, clients FROM socketio_pg.nodes ORDER BY workers IS NOT NULL") == [
         (None, 7),
-        ([{"slot": 0}, {"slot": 1}], 7),
+        ([{"slot": 0, "problem": None}, {"slot": 1, "problem": None}], 7),
     ]
 
 
@@ -115,7 +115,7 @@ def described(log: LogDatabase, name: str, workers: int = 0) -> Callable[[], Non
     node = Node(Path(name), name.encode()) if workers else None
     relay = Relay(
         Database(log.url), 0.0, 1, lambda: (0, 7), lambda channel, text: text,
-        node=node, workers=lambda: [{"slot": slot} for slot in range(workers)],
+        node=node, workers=lambda: [{"slot": slot, "problem": None} for slot in range(workers)],
     )  # fmt: skip
 
     def beat() -> None:
