@@ -2,7 +2,7 @@
 
     a request of a session ──► the worker that has the session, which its id names
     a new session          ──► the worker with the fewest sessions
-    any other request      ──► the worker that has accepted it
+    any other request      ──► the worker that has accepted it, unless it drains
 
 The connection stays with the worker that got it, for its next requests too, until one of them belongs elsewhere.
 """
@@ -83,7 +83,8 @@ class Router:
         """Return the slot of the worker that must serve a request; None when any may."""
         line = _LINE.match(head)
         if line is None or not line[1].endswith(_PATHS):
-            return None
+            # A worker that drains refuses all requests, so fast that it would get most of them.
+            return self._lightest() if self._draining() else None
         query = Query(line[2].decode("latin-1"))
         if query.sid is not None:
             try:
@@ -94,7 +95,7 @@ class Router:
 
     def _lightest(self) -> int | None:
         slot = self._node.slot
-        loads = self._node.loads({slot, *self._peers.slots})
+        loads = self._node.loads({*self._peers.slots} if self._draining() else {slot, *self._peers.slots})
         if not loads:
             return None
         lightest = min(loads, key=loads.__getitem__)

@@ -179,6 +179,24 @@ def test_final_counters_of_a_worker_that_ends_gracefully_stay(server: ServerProc
     assert now[name] - before == 6
 
 
+def test_the_others_serve_while_a_worker_drains(newest_pg: Cluster) -> None:
+    """As at the last of --max-requests, until gunicorn has stopped it."""
+    server = ServerProcess(
+        newest_pg.url(), "-w", "2", app="tests.support.draining_app:app", METRICS_TOKEN=TOKEN, DRAIN_SECONDS="0"
+    )
+    try:
+        assert server.get("/drain") == (200, "draining")
+        server.wait_for("/readyz", 503, "shutting down")
+        for _ in range(20):
+            assert server.get("/healthz")[0] == 200
+            assert scrape(server)['workers{state="answering"}'] == 2
+            status, body = server.get("/readyz")
+            assert status == 503
+            assert re.fullmatch(r"worker [01]: shutting down", json.loads(body)["reason"]), body
+    finally:
+        server.close()
+
+
 def test_status_shows_the_workers(log: Log, server: ServerProcess, both: tuple[Client, Client]) -> None:
     def nodes() -> list[dict[str, object]]:
         found: list[dict[str, object]] = json.loads(cli.run("status", "--json", url=log.url).stdout)["nodes"]
