@@ -4,7 +4,6 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from flask import Flask
@@ -41,10 +40,8 @@ from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.web.api import Api, create_api_blueprint
 from socketio_pg.web.pages import create_blueprint
 from socketio_pg.workers import node
-from socketio_pg.workers.counts import FILE_NAME, SharedCounts
-from socketio_pg.workers.election import Election
 from socketio_pg.workers.local_counts import Counts, LocalCounts
-from socketio_pg.workers.peers import Peers
+from socketio_pg.workers.workers import Workers
 
 logger = logging.getLogger("socketio_pg.websocket")
 
@@ -91,22 +88,19 @@ class SocketServer:
         # A payload with its envelope; Engine.IO's default is 1,000,000.
         max_bytes = max(1_000_000, settings.max_payload) + 65_536
 
-        #: The other workers of this node, and the one that leads; None when this is the only one.
-        self.node = node.current()
-        self.peers = None if self.node is None else Peers(self.node)
-        self._election = None
-        if self.node is not None and self.peers is not None:
-            self._election = Election(self.node, self.peers, self._lead)
+        found = node.current()
+        #: The workers of this node; None when this is the only one.
+        self.workers = workers = None if found is None else Workers(found, self._lead)
         # What the nodes send each other is sealed; PubSub reads the key.
         self.sealing = Sealing(Seal())
-        cluster = Cluster(settings, self.sealing, self.peers, self._election)
+        cluster = Cluster(settings, self.sealing, workers)
         self.pubsub = PubSub(
             dsn or settings.database_url or app.config.get("SQLALCHEMY_DATABASE_URI"),
             settings.listen_database_url,
             listener=cluster.create_listener,
             publisher=cluster.create_publisher,
             keys=cluster.create_keys,
-            share_history=self.node is not None,
+            share_history=workers is not None,
             durable_channels=settings.durable_channels,
             max_payload=settings.max_payload,
             cluster_key=settings.cluster_key,
@@ -114,10 +108,9 @@ class SocketServer:
             schema_owner=settings.schema_owner,
         )
         database, hub, log = self.pubsub.database, self.pubsub.hub, self.pubsub.log
-        self._node_health: NodeHealth | None = None
-        if self.node is not None and self.peers is not None:
-            self._node_health = NodeHealth(self.node, self.peers, self.health, lambda: len(hub))
-        view = self._node_health
+        self._node_health = view = None
+        if workers is not None:
+            self._node_health = view = NodeHealth(workers.node, workers.peers, self.health, lambda: len(hub))
         self.relay = Relay(
             database,
             settings.log_retention,
@@ -126,7 +119,7 @@ class SocketServer:
             self.sealing.seal,
             cluster.create_forwarder(database),
             self.sealing.refused,
-            self.node,
+            found,
             lambda: [] if view is None else view.workers,
         )
         self._installer = Installer(database, settings.max_payload, lambda: log.installed, self.relay.look)
@@ -148,18 +141,15 @@ class SocketServer:
             expire=delivery.expire,
         )
         self._router = None
-        if self.node is not None and self.peers is not None:
+        if workers is not None:
             self._router = Router(
-                self.node,
-                self.peers,
+                workers.node,
+                workers.peers,
                 sessions=lambda: len(self.socketio.server.eio.sockets),
                 draining=lambda: self._admission.draining,
             )
         self._health = Health(self._reaches_database, delivery.emit_health)
-        self._counts = None if self.node is None else SharedCounts(self.node.directory / FILE_NAME)
-        if self.peers is not None and self._counts is not None:
-            self.peers.watch(partial(_forget, self._counts))
-        counts = counts or self._counts or LocalCounts()
+        counts = counts or (LocalCounts() if workers is None else workers.counts)
         self._admission = Admission(settings, counts)
         self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle)
         self.socketio = SocketIO(
@@ -205,9 +195,9 @@ class SocketServer:
             self.health,
             lambda: cluster.workers_listener or self.pubsub.listener,
         )
-        self._node_metrics: NodeMetrics | None = None
-        if self.node is not None and self.peers is not None and settings.metrics_token is not None:
-            self._node_metrics = NodeMetrics(self.node, self.peers, self.gauges.collect)
+        self._node_metrics = None
+        if workers is not None and settings.metrics_token is not None:
+            self._node_metrics = NodeMetrics(workers.node, workers.peers, self.gauges.collect)
         app.register_blueprint(
             create_blueprint(
                 self.readiness,
@@ -238,9 +228,8 @@ class SocketServer:
             self._started = False
             raise
         self._log_library()
-        if self.node is not None and self.peers is not None and self._counts is not None:
-            self.peers.start()
-            self._counts.join(self.node.slot)
+        if self.workers is not None:
+            self.workers.start()
         self.access.authenticator.warn_if_open(" or ".join(addresses) or "this server")
         self.socketio.server.initialize_manager()
         self.pubsub.start()
@@ -249,15 +238,15 @@ class SocketServer:
         self._health.start()
         if self.settings.metrics_token is not None:
             self.gauges.start()
-        if self._election is None:
+        if self.workers is None:
             self._lead(True)
         else:
-            self._election.start()
+            self.workers.election.start()
 
     @property
     def _leads(self) -> bool:
         """Whether this process has the parts of which a node has one."""
-        return self._election is None or self._election.leading
+        return self.workers is None or self.workers.election.leading
 
     def _lead(self, leading: bool) -> None:
         """Start or stop the parts of which a node has one, whatever the number of its workers."""
@@ -330,8 +319,8 @@ class SocketServer:
         if isinstance(manager, ClusterManager):
             manager.stop()
         self.pubsub.disconnect()
-        if self.peers is not None:
-            self.peers.stop()
+        if self.workers is not None:
+            self.workers.stop()
         if self._serving is not None:
             green.stop_serving(self._serving)
 
@@ -373,14 +362,14 @@ class SocketServer:
             self._drained.send()
 
     def _drain(self) -> None:
-        if self._election is not None and not self._election.leading:
-            self._election.resign()
+        if self.workers is not None and not self._leads:
+            self.workers.election.resign()
         self._installer.stop()
         # Releases leadership first, so that another node, or another worker of this one, can take over.
         self.relay.stop()
         self.pubsub.flush(2.0)
-        if self._election is not None:
-            self._election.resign()
+        if self.workers is not None:
+            self.workers.election.resign()
         sockets = list(self.socketio.server.eio.sockets.values())
         logger.info("draining %d clients", len(sockets))
         random.shuffle(sockets)
@@ -459,9 +448,3 @@ class SocketServer:
         """Return the claims of the client ``sid``, None for an anonymous client. Works in connect handlers too."""
         session = self.access.sessions.get(sid)
         return None if session is None else session.claims
-
-
-def _forget(counts: SharedCounts, slot: int, here: bool) -> None:
-    """Clear the counts of a worker that has ended."""
-    if not here:
-        counts.forget(slot)

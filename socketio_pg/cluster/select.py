@@ -24,8 +24,7 @@ from socketio_pg.postgres.listeners import Listeners
 from socketio_pg.postgres.publisher import MessagePublisher, Publisher
 from socketio_pg.protocol import fanout
 from socketio_pg.pubsub.pubsub import PubSub
-from socketio_pg.workers.election import Election
-from socketio_pg.workers.peers import Peers
+from socketio_pg.workers.workers import Workers
 
 #: The package that each kind of queue needs, as in the extras of setup.py.
 REQUIREMENTS = {"redis": "redis>=5", "valkey": "valkey>=6", "kafka": "kafka-python>=2.0.2"}
@@ -43,21 +42,19 @@ def check(settings: Settings) -> None:
 
 
 class Cluster:
-    """Creates these parts. ``sealing`` seals what they send to other nodes; ``peers`` are the other workers of this
-    node, of which one is elected; None when there are none.
+    """Creates these parts. ``sealing`` seals what they send to other nodes; ``workers`` are those of this node, of
+    which one is elected; None when it has one.
 
     Of several workers the elected one listens and publishes for all; each has its own connection to MESSAGE_QUEUE.
 
     Raises as :func:`check`.
     """
 
-    def __init__(
-        self, settings: Settings, sealing: Sealing, peers: Peers | None = None, election: Election | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, sealing: Sealing, workers: Workers | None = None) -> None:
         check(settings)
         self._sealing = sealing
-        self._workers = None if peers is None or election is None else (peers, election)
-        self._workers_queue = None if peers is None else WorkersQueue(peers)
+        self._workers = workers
+        self._workers_queue = None if workers is None else WorkersQueue(workers.peers)
         #: The listener of the node with LISTEN=leader, while this process has it.
         self._remote: RemoteListener | None = None
         self._workers_forwarder: Forwarder | None = None
@@ -96,11 +93,11 @@ class Cluster:
     def create_publisher(self, database: Database) -> MessagePublisher:
         """Return the publisher of this process."""
         local = Publisher(database)
-        return local if self._workers is None else WorkersPublisher(local, *self._workers)
+        return local if self._workers is None else WorkersPublisher(local, self._workers)
 
     def create_keys(self, reader: KeyReader) -> ClusterKeys:
         """Return what gives this process the cluster keys."""
-        return reader if self._workers is None else WorkersKeys(reader, *self._workers, self._sealing)
+        return reader if self._workers is None else WorkersKeys(reader, self._workers, self._sealing)
 
     def create_workers_forwarder(self, database: Database) -> Callable[[bool], None]:
         """Return a function to call when this worker is elected (True) or resigns. It does nothing for a single one."""
@@ -122,7 +119,7 @@ class Cluster:
         if self._on_postgres:
             return PostgresCluster(pubsub, sealing=self._sealing)
         if self._broker is None and self._workers is not None:
-            return WorkersCluster(self._workers[0], sealing=self._sealing)
+            return WorkersCluster(self._workers.peers, sealing=self._sealing)
         return self._broker or fanout.Manager()
 
     def create_forwarder(self, database: Database) -> Callable[[bool], None] | None:

@@ -25,8 +25,8 @@ from socketio_pg.core.seal import Key
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.postgres.key_reader import KeyReader
 from socketio_pg.postgres.publisher import Outgoing, Publisher
-from socketio_pg.workers.election import Election
 from socketio_pg.workers.peers import Peers
+from socketio_pg.workers.workers import Workers
 
 logger = logging.getLogger("socketio_pg.cluster")
 
@@ -91,10 +91,10 @@ class WorkersPublisher:
     leader_timeout = 2.0
     answer_timeout = 10.0
 
-    def __init__(self, local: Publisher, peers: Peers, election: Election) -> None:
+    def __init__(self, local: Publisher, workers: Workers) -> None:
         self._local = local
-        self._peers = peers
-        self._election = election
+        self._peers = peers = workers.peers
+        self._election = workers.election
         self._waiting: list[tuple[Sequence[Outgoing], green.Event]] = []
         self._asking = 0
         peers.answer(_PUBLISH, self._publish_for_others)
@@ -189,10 +189,10 @@ class WorkersKeys:
     #: Seconds between two questions while the other worker has no keys.
     backoff = (0.05, 2.0)
 
-    def __init__(self, local: KeyReader, peers: Peers, election: Election, sealing: Sealing) -> None:
+    def __init__(self, local: KeyReader, workers: Workers, sealing: Sealing) -> None:
         self._local = local
-        self._peers = peers
-        self._election = election
+        self._peers = peers = workers.peers
+        self._election = workers.election
         self._sealing = sealing
         self._worker = green.Worker()
         peers.answer(_KEYS, lambda body: self._encode())

@@ -4,5 +4,5 @@ In: gunicorn's hooks, which prepare the node in the master and join it in each w
 Out: the workers that are there and the one that leads (`node.py`), messages, questions and descriptors between them
 (`peers.py`), and counts of the whole node (`counts.py`). With one worker only `local_counts.py` is used.
 
-Open `node.py` first.
+Open `workers.py` first.
 """

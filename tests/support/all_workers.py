@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Flask
 
-from socketio_pg.workers.peers import Peers
+from socketio_pg.workers.workers import Workers
 from tests.support.patience import PATIENCE
 
 
@@ -19,7 +19,8 @@ class AllWorkers:
     def __init__(self, app: Flask, name: str, function: Callable[[Any], Any]) -> None:
         self._function = function
         self._name = f"test {name}"
-        self._peers: Peers | None = app.extensions["socketio_pg"].peers
+        workers: Workers | None = app.extensions["socketio_pg"].workers
+        self._peers = None if workers is None else workers.peers
         if self._peers is not None:
             self._peers.answer(self._name, lambda argument: json.dumps(function(json.loads(argument))).encode())
 
