@@ -12,6 +12,7 @@ import pytest
 
 from socketio_pg.core import metrics
 from socketio_pg.gateway.gauges import GAUGES, Gauges
+from socketio_pg.gateway.node_metrics import NODE_METRICS
 from socketio_pg.log.backlog import Backlog, Reading
 from socketio_pg.websocket import SocketServer
 from tests.support.metrics import described, series
@@ -165,6 +166,12 @@ def test_all_gauges_are_collected(socket_server: SocketServer) -> None:
     assert isinstance(gauges, Gauges)
     found = {family.name.removeprefix("socketio_pg_") for family in gauges.collect()}
     assert found == set(GAUGES) - {"log_position", "log_behind_messages"}, "no log is installed"
+
+
+def test_a_node_with_one_worker_has_no_metrics_of_workers(socket_server: SocketServer) -> None:
+    text = socket_server.gauges.render()[0].decode()
+    assert "socketio_pg_clients 0.0" in text
+    assert not [name for name in NODE_METRICS if f"socketio_pg_{name}" in text]
 
 
 @pytest.mark.usefixtures("no_database")
