@@ -65,8 +65,9 @@ class Node:
         directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
         node = cls(directory, secrets.token_bytes(32))
         (directory / "loads").write_bytes(_LOAD.pack(NO_LOAD) * MAX_WORKERS)
-        # Held by the master as long as it lives.
-        node._locks.append(_lock(directory / "master"))
+        # Held by the master as long as it lives. systemd-tmpfiles, which removes old files from /tmp, leaves out
+        # directories that are locked.
+        node._locks += [_lock(directory / "master"), _lock(directory)]
         for path in (directory, *directory.iterdir()):
             os.chown(path, uid, gid)
         return node
@@ -190,8 +191,8 @@ def refusal() -> str | None:
 
 
 def _lock(path: Path) -> int:
-    """Lock a file and return its descriptor. Raises BlockingIOError when another process has locked it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    """Lock a file or directory and return its descriptor. Raises BlockingIOError when another process has locked it."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:

@@ -1,11 +1,13 @@
 """workers/peers: messages, questions and descriptors between workers, and how they notice that one has ended."""
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +43,18 @@ def node() -> Iterator[Node]:
     made = Node.create(os.getuid(), os.getgid())
     yield made
     made.remove()
+
+
+def test_the_directory_is_locked_for_programs_that_clean_tmp(node: Node, tmp_path: Path) -> None:
+    """systemd-tmpfiles tries this lock before it removes old files."""
+    descriptors = [os.open(directory, os.O_RDONLY) for directory in (node.directory, tmp_path)]
+    try:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptors[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 @pytest.fixture
@@ -189,10 +203,10 @@ def test_a_worker_that_does_not_read_is_disconnected_and_connected_again(
 
 
 def test_the_directory_of_a_killed_master_is_removed(node: Node) -> None:
-    os.close(node._locks.pop())
+    node.leave()  # as the kernel does
     successor = Node.create(os.getuid(), os.getgid())
     assert not node.directory.exists()
     assert successor.directory.exists()
     assert successor.directory.stat().st_mode & 0o777 == 0o700
     successor.remove()
-    os.close(successor._locks.pop())
+    successor.leave()
