@@ -31,6 +31,8 @@ _RANDOM, _NAME = 14, 4
 _LOAD = struct.Struct("=i")
 #: The load of a slot without a worker, and of a worker that wants no new clients.
 NO_LOAD = -1
+#: The file with the load of each slot, and after these the number of workers that are wanted.
+_LOADS, _WANTED = "loads", MAX_WORKERS * _LOAD.size
 
 
 class Node:
@@ -64,11 +66,13 @@ class Node:
         # Not in TMPDIR, which may be too long for the address of a Unix socket (108 bytes).
         directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
         node = cls(directory, secrets.token_bytes(32))
-        (directory / "loads").write_bytes(_LOAD.pack(NO_LOAD) * MAX_WORKERS)
-        # Held by the master as long as it lives. systemd-tmpfiles, which removes old files from /tmp, leaves out
-        # directories that are locked.
-        node._locks += [_lock(directory / "master"), _lock(directory)]
-        for path in (directory, *directory.iterdir()):
+        # Held as long as the master or one of its workers lives. systemd-tmpfiles, which removes old files from /tmp,
+        # leaves out a locked directory with all that is in it.
+        node._locks.append(_lock(directory, _DIRECTORY))
+        loads = directory / _LOADS
+        loads.write_bytes(_LOAD.pack(NO_LOAD) * MAX_WORKERS + _LOAD.pack(1))
+        node._loads = _mapped(loads)
+        for path in (directory, loads):
             os.chown(path, uid, gid)
         return node
 
@@ -79,17 +83,14 @@ class Node:
     @property
     def wanted(self) -> int:
         """The number of workers that gunicorn's master wants."""
-        with contextlib.suppress(OSError, ValueError):
-            return int((self.directory / "wanted").read_text())
-        return 1
+        return 1 if self._loads is None else int(_LOAD.unpack_from(self._loads, _WANTED)[0])
 
     @wanted.setter
     def wanted(self, workers: int) -> None:
-        # Replaced in one step: a worker may be reading it.
-        new = self.directory / "wanted.new"
-        new.write_text(str(workers))
-        new.chmod(0o644)  # the workers may have another user
-        new.replace(self.directory / "wanted")
+        # In memory that was mapped before the directory became that of the workers: they may have another user than the
+        # master, which must follow no link of theirs.
+        if self._loads is not None:
+            _LOAD.pack_into(self._loads, _WANTED, workers)
 
     # -- in a worker ---------------------------------------------------------------------------------------------------
 
@@ -103,8 +104,8 @@ class Node:
             raise ConfigurationError(f"a gunicorn may have at most {MAX_WORKERS} workers")
         self.slot = slot
         self.name = secrets.token_bytes(_NAME)
-        with (self.directory / "loads").open("r+b") as file:
-            self._loads = mmap(file.fileno(), MAX_WORKERS * _LOAD.size)
+        if self._loads is None:  # not forked from the master, in a test
+            self._loads = _mapped(self.directory / _LOADS)
         self.set_load(0)
 
     def leave(self) -> None:
@@ -190,9 +191,13 @@ def refusal() -> str | None:
     return "several workers need Linux, whose Unix sockets carry connections from worker to worker"
 
 
-def _lock(path: Path) -> int:
-    """Lock a file or directory and return its descriptor. Raises BlockingIOError when another process has locked it."""
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o600)
+#: Flags for a directory, which must be no link.
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+def _lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+    """Lock a file and return its descriptor. Raises BlockingIOError when another process has locked it."""
+    descriptor = os.open(path, flags, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
@@ -201,10 +206,17 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
+def _mapped(path: Path) -> mmap:
+    with path.open("r+b") as file:
+        return mmap(file.fileno(), 0)
+
+
 def _remove_stale() -> None:
-    """Remove the directories of masters that no longer live."""
+    """Remove the directories of masters that no longer live. The superuser's may belong to another user."""
     for directory in Path("/tmp").glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
-            if directory.stat().st_uid == os.getuid() and (directory / "master").exists():
-                os.close(_lock(directory / "master"))
+            descriptor = _lock(directory, _DIRECTORY)
+            # Without the file it is being made.
+            if os.getuid() in (0, os.fstat(descriptor).st_uid) and (directory / _LOADS).exists():
                 shutil.rmtree(directory, ignore_errors=True)
+            os.close(descriptor)

@@ -1,13 +1,11 @@
 """workers/peers: messages, questions and descriptors between workers, and how they notice that one has ended."""
 
-import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,18 +41,6 @@ def node() -> Iterator[Node]:
     made = Node.create(os.getuid(), os.getgid())
     yield made
     made.remove()
-
-
-def test_the_directory_is_locked_for_programs_that_clean_tmp(node: Node, tmp_path: Path) -> None:
-    """systemd-tmpfiles tries this lock before it removes old files."""
-    descriptors = [os.open(directory, os.O_RDONLY) for directory in (node.directory, tmp_path)]
-    try:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.flock(descriptors[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
 
 
 @pytest.fixture
@@ -151,7 +137,6 @@ def test_the_load_of_a_worker_that_wants_no_clients_is_not_told(two: tuple[Worke
 
 _WORKER = """
 import sys
-from pathlib import Path
 from socketio_pg.core import green
 from socketio_pg.workers.node import Node
 from socketio_pg.workers.peers import Peers
@@ -200,13 +185,3 @@ def test_a_worker_that_does_not_read_is_disconnected_and_connected_again(
     process.send_signal(signal.SIGCONT)
     assert next_of(one.changes) == (0, True)
     one.peers.stop()
-
-
-def test_the_directory_of_a_killed_master_is_removed(node: Node) -> None:
-    node.leave()  # as the kernel does
-    successor = Node.create(os.getuid(), os.getgid())
-    assert not node.directory.exists()
-    assert successor.directory.exists()
-    assert successor.directory.stat().st_mode & 0o777 == 0o700
-    successor.remove()
-    successor.leave()
