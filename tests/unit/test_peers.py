@@ -137,6 +137,7 @@ def test_the_load_of_a_worker_that_wants_no_clients_is_not_told(two: tuple[Worke
 
 _WORKER = """
 import sys
+from pathlib import Path
 from socketio_pg.core import green
 from socketio_pg.workers.node import Node
 from socketio_pg.workers.peers import Peers
