@@ -1,5 +1,6 @@
 """Engine.IO over HTTP: query parameters, error codes, responses and their headers. Pure."""
 
+import functools
 import hashlib
 import hmac
 import json
@@ -38,6 +39,10 @@ class Query:
         self.version = found.get("EIO", [""])[0]
         self.sid = found["sid"][0] if "sid" in found else None
         self.jsonp = "j" in found
+
+
+#: The query of a request is needed two or three times: for its route, for admission control, and by the engine.
+parsed = functools.lru_cache(100)(Query)
 
 
 def error(code: int, detail: str | None = None) -> Answer:

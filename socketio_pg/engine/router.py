@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from socketio_pg.core import green
 from socketio_pg.engine.front import Connection, Front
-from socketio_pg.engine.http import Query
+from socketio_pg.engine.http import parsed
 from socketio_pg.workers.node import NO_LOAD, Node
 from socketio_pg.workers.peers import PART, Peers
 
@@ -85,7 +85,7 @@ class Router:
         if line is None or not line[1].endswith(_PATHS):
             # A worker that drains refuses all requests, so fast that it would get most of them.
             return self._lightest() if self._draining() else None
-        query = Query(line[2].decode("latin-1"))
+        query = parsed(line[2].decode("latin-1"))
         if query.sid is not None:
             try:
                 return self._peers.slot_of(self._node.worker_of(base64.urlsafe_b64decode(query.sid)).hex())

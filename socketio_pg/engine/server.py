@@ -25,11 +25,11 @@ from socketio_pg.engine.http import (
     UNKNOWN_SESSION,
     UNKNOWN_TRANSPORT,
     UNSUPPORTED_VERSION,
-    Query,
     compressed,
     error,
     fingerprint,
     ok,
+    parsed,
     safe_headers,
 )
 from socketio_pg.engine.pending import Pending
@@ -122,7 +122,9 @@ class Engine(engineio.Server):  # type: ignore[misc]
             return handover.refuse(environ, start_response, answer["status"], answer["response"])
         if self.http_compression:
             compressed(environ, answer)
-        start_response(answer["status"], safe_headers(answer["headers"] + self._cors_headers(environ)))
+        # Without a length gunicorn would send the body in chunks, each in a packet of its own.
+        length = ("Content-Length", str(len(answer["response"])))
+        start_response(answer["status"], safe_headers([*answer["headers"], *self._cors_headers(environ), length]))
         return [answer["response"]]
 
     def accept_websocket(self, environ: Environ, take: Callable[[], Any]) -> bool:
@@ -159,7 +161,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
             return error(FORBIDDEN, "this origin is not allowed")
         if method == "OPTIONS":
             return ok()
-        query = Query(environ.get("QUERY_STRING", ""))
+        query = parsed(environ.get("QUERY_STRING", ""))
         if query.transport not in self.transports:
             return error(UNKNOWN_TRANSPORT)
         if query.version != "4" and (query.sid is None or query.version):

@@ -20,7 +20,7 @@ from socketio_pg.core.errors import (
 from socketio_pg.core.logs import PerValueLog, RateLimitedLog
 from socketio_pg.core.messages import WireJSON
 from socketio_pg.engine.environs import HANDSHAKE
-from socketio_pg.engine.http import Query
+from socketio_pg.engine.http import parsed
 from socketio_pg.engine.origins import AllowedHosts, canonical_origin, client_address, is_allowed
 from socketio_pg.gateway.limits import AddressLimits, Bucket
 from socketio_pg.protocol.extension import PATH, is_below
@@ -110,7 +110,7 @@ class Admission:
             )  # fmt: skip
             return _refuse(environ, start_response, "400 BAD REQUEST", "host", _WRONG_HOST)
         # A request with a sid belongs to an open connection.
-        if is_below(environ["PATH_INFO"], PATH) and Query(environ.get("QUERY_STRING", "")).sid is None:
+        if is_below(environ["PATH_INFO"], PATH) and parsed(environ.get("QUERY_STRING", "")).sid is None:
             connection = _Connection(self.address(environ))
             refusal = self._limits.open(connection.address)
             if refusal is not None:
