@@ -147,6 +147,8 @@ class Peers:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._outgoing: dict[int, _Outgoing] = {}
+        #: The newest connection of each worker to this one.
+        self._incoming: dict[int, Any] = {}
         self._receivers: dict[str, list[Receiver]] = {}
         self._descriptor_receivers: dict[str, DescriptorReceiver] = {}
         self._answers: dict[str, Callable[[bytes], bytes]] = {}
@@ -296,8 +298,13 @@ class Peers:
             return
         # The other worker says who it is when it connects to this one.
         outgoing = self._outgoing[slot] = _Outgoing(slot, "", connection, self.max_waiting)
-        hello = json.dumps({"slot": self._node.slot, "name": self._node.name.hex()})
-        outgoing.send(*_packets(_HELLO, hello.encode()))
+        self._introduce(outgoing)
+
+    def _introduce(self, outgoing: _Outgoing, *, again: bool = False) -> None:
+        hello = {"slot": self._node.slot, "name": self._node.name.hex(), "again": again}
+        outgoing.send(*_packets(_HELLO, json.dumps(hello).encode()))
+        if outgoing.closed:
+            self._lose(outgoing)
 
     def _accept(self) -> None:
         while True:
@@ -334,26 +341,33 @@ class Peers:
                 if kind == _HELLO:
                     hello = json.loads(body)
                     slot, name = hello["slot"], hello["name"]
-                    self._meet(slot, name)
+                    self._incoming[slot] = connection
+                    self._meet(slot, name, again=hello["again"])
                 else:
                     self._dispatch(slot, kind, body, descriptors)
         except Exception:  # a bug: the workers connect again
             logger.exception("receiving from worker %d failed", slot)
         finally:
             connection.close()
-            outgoing = self._outgoing.get(slot)
-            if outgoing is not None and outgoing.name == name:
-                self._lose(outgoing)
+            # A worker that has connected anew meanwhile is still here.
+            if self._incoming.get(slot) is connection:
+                del self._incoming[slot]
+                outgoing = self._outgoing.get(slot)
+                if outgoing is not None and outgoing.name == name:
+                    self._lose(outgoing)
 
-    def _meet(self, slot: int, name: str) -> None:
-        """Note that a worker has connected to this one."""
+    def _meet(self, slot: int, name: str, *, again: bool) -> None:
+        """Note that a worker has connected to this one; ``again``: it had, and answers that this one has connected."""
         outgoing = self._outgoing.get(slot)
         if outgoing is not None and outgoing.name not in ("", name):
             self._lose(outgoing)  # its predecessor
             outgoing = None
         if outgoing is None:
             self._connect(slot)
-            outgoing = self._outgoing.get(slot)
+        elif outgoing.name == name and not again:
+            # It has connected anew, and forgotten who this worker is.
+            self._introduce(outgoing, again=True)
+        outgoing = self._outgoing.get(slot)
         if outgoing is not None:
             outgoing.name = name
             self._tell_watchers(slot, True)

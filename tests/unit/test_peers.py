@@ -186,3 +186,31 @@ def test_a_worker_that_does_not_read_is_disconnected_and_connected_again(
     process.send_signal(signal.SIGCONT)
     assert next_of(one.changes) == (0, True)
     one.peers.stop()
+
+
+def test_a_worker_that_connects_again_before_its_old_connection_is_read_to_the_end(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Peers, "interval", 0.01)
+    monkeypatch.setattr(Peers, "max_waiting", 1_000_000)
+    one, go_on = Worker(node), green.Event()
+    one.peers.receive("word", lambda slot, body: go_on.wait())
+    other = Worker(node)
+    assert next_of(one.changes) == (1, True)
+    assert next_of(other.changes) == (0, True)
+    while other.peers.send(0, "word", b"x" * 50_000):
+        green.sleep()
+    assert next_of(other.changes) == (0, False)
+    assert next_of(one.changes) == (1, True)  # connected again
+    go_on.send()
+    with green.timeout(PATIENCE):
+        while other.peers.slot_of(one.node.name.hex()) != 0:
+            green.sleep()
+        other.peers.send(0, "word", b"last")
+        while next_of(one.received) != (1, b"last"):
+            pass
+    assert one.peers.ask("name", b"", PATIENCE) == {1: other.node.name}
+    assert one.peers.slot_of(other.node.name.hex()) == 1
+    assert other.peers.slot_of(one.node.name.hex()) == 0
+    one.peers.stop()
+    other.peers.stop()
