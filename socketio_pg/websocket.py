@@ -315,6 +315,8 @@ class SocketServer:
         self.gauges.stop()
         self.backlog.stop()
         self._listen_for_workers(False)
+        if self._router is not None:
+            self._router.stop()
         manager = self.socketio.server.manager
         if isinstance(manager, ClusterManager):
             manager.stop()

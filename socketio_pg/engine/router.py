@@ -51,6 +51,10 @@ class Router:
         """Start to tell the others how many sessions this worker has."""
         self._worker.start(self._tell_load)
 
+    def stop(self) -> None:
+        """Stop telling it."""
+        self._worker.stop()
+
     def serve_with(self, front: Front) -> None:
         """Serve the connections that other workers pass with ``front``."""
 
@@ -73,9 +77,7 @@ class Router:
         if len(body) > PART:
             return False
         taken = connection.give_away()
-        if self._peers.pass_descriptor(slot, _CONNECTION, body, taken.fileno()):
-            # Until the worker tells its load itself.
-            self._node.add_load(slot, 1)
+        self._peers.pass_descriptor(slot, _CONNECTION, body, taken.fileno())
         taken.close()  # where it could not be passed, the client connects again
         return True
 
@@ -94,6 +96,7 @@ class Router:
         return self._lightest() if query.transport else None
 
     def _lightest(self) -> int | None:
+        """Return the slot of the worker that gets a new session, and count that for it."""
         slot = self._node.slot
         loads = self._node.loads({*self._peers.slots} if self._draining() else {slot, *self._peers.slots})
         if not loads:
@@ -101,8 +104,8 @@ class Router:
         lightest = min(loads, key=loads.__getitem__)
         own = loads.get(slot)
         if own is not None and own - loads[lightest] <= self.slack + own * self.slack_share:
-            self._node.add_load(slot, 1)
-            return None
+            lightest = slot
+        self._node.add_load(lightest, 1)  # until that worker tells its load itself
         return lightest
 
     def _tell_load(self) -> None:
