@@ -84,6 +84,12 @@ class _Outgoing:
             logger.error("worker %d does not read: disconnected", self.slot)
             self.close()
 
+    def withdraw(self, packet: _Packet) -> None:
+        """Do not send a packet that still waits."""
+        with contextlib.suppress(ValueError):
+            self._unsent.remove(packet)
+            self._waiting -= len(packet.data)
+
     def close(self) -> None:
         """Close the socket. Packets that were not sent are lost."""
         if self.closed:
@@ -249,11 +255,9 @@ class Peers:
         try:
             return bool(packet.done.wait(self.pass_timeout))
         except green.TimedOut:
-            # It may still be sent: the caller must not close the descriptor before. Nothing else is lost that way than
-            # by a worker that has stopped.
-            outgoing.close()
-            self._lose(outgoing)
             return False
+        finally:
+            outgoing.withdraw(packet)  # if it still waits: before the caller closes the descriptor
 
     def ask(self, kind: str, body: bytes, seconds: float, slots: Collection[int] | None = None) -> dict[int, bytes]:
         """Ask all other workers, or those in ``slots``. Return the answers that arrive within ``seconds``, by slot."""

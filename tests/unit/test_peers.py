@@ -214,3 +214,26 @@ def test_a_worker_that_connects_again_before_its_old_connection_is_read_to_the_e
     assert other.peers.slot_of(one.node.name.hex()) == 0
     one.peers.stop()
     other.peers.stop()
+
+
+def test_a_descriptor_that_is_not_taken_in_time_is_withdrawn_and_all_messages_arrive(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Peers, "pass_timeout", 0.05)
+    one, go_on = Worker(node), green.Event()
+    one.peers.receive("word", lambda slot, body: go_on.wait())
+    other = Worker(node)
+    assert next_of(other.changes) == (0, True)
+    large = os.urandom(3_000_000)
+    other.peers.send(0, "word", large)
+    other.peers.send(0, "word", large)
+    here, there = socket.socketpair()
+    assert not other.peers.pass_descriptor(0, "file", b"", there.fileno())
+    there.close()
+    assert here.recv(10) == b""
+    here.close()
+    other.peers.send(0, "word", b"last")
+    go_on.send()
+    assert [next_of(one.received) for _ in range(3)] == [(1, large), (1, large), (1, b"last")]
+    one.peers.stop()
+    other.peers.stop()
