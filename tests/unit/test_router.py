@@ -36,6 +36,7 @@ def workers() -> Iterator[list[Worker]]:
     until(lambda: green.sleep() or all(len(one.peers.slots) == 2 for one in made), "all workers meet")
     yield made
     for one in made:
+        one.router.stop()
         one.peers.stop()
     node.remove()
 
@@ -85,7 +86,7 @@ def test_a_worker_keeps_new_sessions_while_it_has_hardly_more_than_others(worker
 
 @pytest.mark.parametrize(
     "line",
-    ["GET / HTTP/1.1", "GET /healthz HTTP/1.1", "POST /api/channels/a HTTP/1.1", "GET /socket.io/ HTTP/1.1", "x"],
+    ["GET / HTTP/1.1", "GET /healthz HTTP/1.1", "POST /api/publish HTTP/1.1", "GET /socket.io/ HTTP/1.1", "x"],
 )
 def test_the_worker_that_has_accepted_it_serves_any_other_request(workers: list[Worker], line: str) -> None:
     workers[0].node.set_load(1000)
