@@ -3,8 +3,8 @@
     every worker ── one socket for sending ──► every other worker, which sends on its own
 
 A socket keeps the order, and loses nothing while both workers live. When a worker ends, however it ends, the others
-notice at once. A worker that does not read until :attr:`Peers.max_waiting` bytes wait for it is disconnected, and
-connected anew.
+notice at once. A worker that does not read, while more than :attr:`Peers.max_waiting` bytes wait for it, is
+disconnected at the next message, and connected anew.
 """
 
 import array
@@ -75,14 +75,15 @@ class _Outgoing:
         """Send packets as far as the socket takes them; a green thread sends the others."""
         if self.closed:
             return
+        if self._waiting > self._max_waiting:  # before this message, which may be larger
+            logger.error("worker %d does not read: disconnected", self.slot)
+            self.close()
+            return
         self._unsent.extend(packets)
         self._waiting += sum(len(packet.data) for packet in packets)
         if not self._sending and self._flush():
             self._sending = True
             green.run_soon(self._send_rest)
-        if self._waiting > self._max_waiting:
-            logger.error("worker %d does not read: disconnected", self.slot)
-            self.close()
 
     def withdraw(self, packet: _Packet) -> None:
         """Do not send a packet that still waits."""

@@ -237,3 +237,14 @@ def test_a_descriptor_that_is_not_taken_in_time_is_withdrawn_and_all_messages_ar
     assert [next_of(one.received) for _ in range(3)] == [(1, large), (1, large), (1, b"last")]
     one.peers.stop()
     other.peers.stop()
+
+
+def test_a_message_larger_than_what_may_wait_arrives(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Peers, "max_waiting", 1_000_000)
+    one, other = Worker(node), Worker(node)
+    assert next_of(other.changes) == (0, True)
+    large = os.urandom(3_000_000)
+    assert other.peers.send(0, "word", large)
+    assert next_of(one.received) == (1, large)
+    one.peers.stop()
+    other.peers.stop()
