@@ -76,24 +76,24 @@ class Connection:
         lines = "".join(f"{name}: {value}\r\n" for name, value in whole.items() if value)
         self.send(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + (body or b""))
 
-    def reply(self) -> Reply:
-        """Read one response."""
+    def reply(self, *, body: bool = True) -> Reply:
+        """Read one response; ``body``: it has one, which that to HEAD has not."""
         while b"\r\n\r\n" not in self._buffer:
             self._read()
         head, _, rest = self._buffer.partition(b"\r\n\r\n")
         found = re.search(rb"(?i)content-length: *(\d+)", head)
         chunked = re.search(rb"(?i)transfer-encoding: *chunked", head)
         self._buffer = rest
-        if b" 101 " in head.split(b"\r\n")[0]:
+        if not body or b" 101 " in head.split(b"\r\n")[0]:
             return Reply(head, b"")
         if chunked:
-            body = b""
+            content = b""
             while True:
                 size = int(self._line(), 16)
-                body += self._take(size)
+                content += self._take(size)
                 self._take(2)
                 if not size:
-                    return Reply(head, body)
+                    return Reply(head, content)
         return Reply(head, self._take(int(found[1])) if found else b"")
 
     def closed(self) -> bool:

@@ -129,6 +129,15 @@ def state() -> dict[str, Any]:
     return dict(first)
 
 
+owners = AllWorkers(app, "owner", lambda sid: os.getpid() if sid in engine.sockets else None)
+
+
+@app.get("/owner")
+def owner() -> dict[str, Any]:
+    """Return the process ids of the workers that have the session ``sid``, and that of the one that answers."""
+    return {"owners": [pid for pid in owners.call(request.args.get("sid")) if pid], "answers": os.getpid()}
+
+
 if os.environ.get("ECHO"):
 
     def echo(sid: str, message: str | bytes, own_thread: bool) -> None:
