@@ -23,6 +23,8 @@ CLOSE, PING, PONG, MESSAGE, UPGRADE = "1", "2", "3", "4", "5"
 PING_FRAME = frames.encode_text(PING)
 #: Messages that may wait for an earlier one to be handled; beyond that the server stops reading from the client.
 MAX_INBOX = 100
+#: Seconds for which a poll waits during an upgrade, as in the reference implementation.
+NOOP_AFTER = 0.1
 
 Environ = dict[str, Any]
 
@@ -150,9 +152,18 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
     def poll(self) -> Any:
         """Wait for packets like the stock method, but return at most as many as python-engineio's client decodes."""
         empty = self.server.get_queue_empty_exception()
+        upgrading = self.upgrading
         try:
-            packets = [self.queue.get(timeout=self.server.ping_interval + self.server.ping_timeout)]
+            packets = [
+                self.queue.get(
+                    timeout=NOOP_AFTER if upgrading else self.server.ping_interval + self.server.ping_timeout
+                )
+            ]
         except empty:
+            if upgrading:
+                # The answer to the probe may be slower than that to the last poll: the client, which has sent this one
+                # without knowing of it, upgrades only when the poll has ended.
+                return [eio_packet.Packet(eio_packet.NOOP)]
             raise engineio.exceptions.QueueEmpty() from None
         if packets == [None]:
             return []

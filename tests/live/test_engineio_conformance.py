@@ -356,6 +356,21 @@ def test_probe_ends_the_pending_poll_and_loses_nothing(server: ServerProcess) ->
             assert one.read_text() == "4between"
 
 
+def test_polls_end_until_the_client_knows_of_the_probe(server: ServerProcess) -> None:
+    """The answer to the probe may arrive later than that to the poll, over TLS or through a proxy."""
+    path = open_session(server)
+    with WebSocket(server, websocket_path(path)) as one:
+        one.text("2probe")
+        assert one.read_text() == "3probe"
+        for _ in range(3):
+            assert http(server, path=path).body == b"6"
+        assert http(server, "POST", path, body=b"4hello").body == b"ok"
+        assert http(server, path=path).body == b"4hello"
+        one.text("5")
+        one.text("4upgraded")
+        assert one.read_text() == "4upgraded"
+
+
 def test_polling_is_refused_after_the_upgrade(server: ServerProcess) -> None:
     path = open_session(server)
     with upgraded(server, path) as one:
