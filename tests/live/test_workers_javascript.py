@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import ssl
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,14 +13,15 @@ from tests.support.metrics import TOKEN, wait_for
 from tests.support.nightly import sampled
 from tests.support.node import NodeClient
 from tests.support.nodes import Nginx
+from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 
 pytestmark = pytest.mark.green
 
 WORKERS, GROUPS, ANNOUNCED, EACH = 4, 10, 50, 2
-#: Of all clients, the most that one of four workers may have.
-LARGEST_SHARE = 0.35
+#: The most clients that one worker may have more than its share: of all clients, and the router's slack.
+UNEVEN, SLACK = 0.05, 8
 
 
 class Fleet(NodeClient):
@@ -40,10 +43,7 @@ class Fleet(NodeClient):
 def _node(cluster: Cluster, *options: str, workers: int = WORKERS, wait: str = "ready") -> Iterator[ServerProcess]:
     settings = {"DRAIN_SECONDS": "0.2", "METRICS_TOKEN": TOKEN, "TRUSTED_PROXIES": "1"}
     with contextlib.closing(ServerProcess(cluster.url(), "-w", str(workers), *options, wait=wait, **settings)) as made:
-        try:
-            yield made
-        finally:
-            print(made.log)
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,14 @@ def nginx(server: ServerProcess) -> Iterator[Nginx]:
     """Its connections to the node are kept alive, and each carries requests of many clients."""
     with contextlib.closing(Nginx([server.port])) as made:
         yield made
+
+
+def _answers(url: str, context: ssl.SSLContext) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=PATIENCE, context=context):
+            return True
+    except OSError:
+        return False
 
 
 def _subscribe_and_publish(fleet: Fleet, cluster: Cluster) -> None:
@@ -99,7 +107,8 @@ def test_clients_share_workers(
         assert set(fleet.run("transports")) == {transports.rpartition(",")[2]}
         shares = [f'worker_clients{{worker="{number}"}}' for number in range(WORKERS)]
         samples = wait_for(server, lambda now: sum(now.get(name, 0) for name in shares) == clients)
-        assert max(samples[name] for name in shares) <= LARGEST_SHARE * clients, [samples[name] for name in shares]
+        most = clients * (1 / WORKERS + UNEVEN) + SLACK
+        assert max(samples[name] for name in shares) <= most, [samples[name] for name in shares]
 
 
 @pytest.mark.parametrize("transports", ["polling", "polling,websocket"])
@@ -108,6 +117,9 @@ def test_tls_ends_in_any_worker(newest_pg: Cluster, certificate: tuple[str, str]
     key, chain = certificate
     with _node(newest_pg, "--keyfile", key, "--certfile", chain, workers=2, wait="nothing") as server:
         url = f"https://127.0.0.1:{server.port}"
-        with contextlib.closing(Fleet(url, transports, 40, rejectUnauthorized=False)) as fleet:
+        unverified = ssl.create_default_context()
+        unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+        until(lambda: _answers(f"{url}/readyz", unverified), "the workers are ready")
+        with contextlib.closing(Fleet(url, transports, 20, rejectUnauthorized=False)) as fleet:
             _subscribe_and_publish(fleet, newest_pg)
             assert set(fleet.run("transports")) == {transports.rpartition(",")[2]}
