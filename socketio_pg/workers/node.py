@@ -15,6 +15,7 @@ import shutil
 import socket
 import struct
 import tempfile
+import time
 import uuid
 from mmap import mmap
 from pathlib import Path
@@ -28,7 +29,8 @@ MAX_WORKERS = 64
 _PREFIX = "socketio-pg-"
 #: The digits that a session's id has, after base64: 14 random bytes and the sealed name of its worker.
 _RANDOM, _NAME = 14, 4
-_LOAD = struct.Struct("=i")
+#: A worker's number of clients, and when it was told (monotonic, which all processes share).
+_LOAD = struct.Struct("=id")
 #: The load of a slot without a worker, and of a worker that wants no new clients.
 NO_LOAD = -1
 #: The file with the load of each slot, and after these the number of workers that are wanted.
@@ -41,6 +43,9 @@ class Node:
     The directory belongs to the user of the workers, and no other user may enter it: what arrives over the sockets in
     it comes from a worker.
     """
+
+    #: Seconds for which a load that was told counts. A worker tells it ten times a second.
+    fresh = 1.0
 
     def __init__(self, directory: Path, key: bytes) -> None:
         self.directory = directory
@@ -70,7 +75,7 @@ class Node:
         # leaves out a locked directory with all that is in it.
         node._locks.append(_lock(directory, _DIRECTORY))
         loads = directory / _LOADS
-        loads.write_bytes(_LOAD.pack(NO_LOAD) * MAX_WORKERS + _LOAD.pack(1))
+        loads.write_bytes(_LOAD.pack(NO_LOAD, 0.0) * MAX_WORKERS + _LOAD.pack(1, 0.0))
         node._loads = _mapped(loads)
         for path in (directory, loads):
             os.chown(path, uid, gid)
@@ -90,7 +95,7 @@ class Node:
         # In memory that was mapped before the directory became that of the workers: they may have another user than the
         # master, which must follow no link of theirs.
         if self._loads is not None:
-            _LOAD.pack_into(self._loads, _WANTED, workers)
+            _LOAD.pack_into(self._loads, _WANTED, workers, 0.0)
 
     # -- in a worker ---------------------------------------------------------------------------------------------------
 
@@ -137,22 +142,28 @@ class Node:
     def set_load(self, clients: int) -> None:
         """Note how many clients this worker has; :data:`NO_LOAD` when it wants no further ones."""
         if self._loads is not None:
-            _LOAD.pack_into(self._loads, self.slot * _LOAD.size, clients)
+            _LOAD.pack_into(self._loads, self.slot * _LOAD.size, clients, time.monotonic())
 
     def add_load(self, slot: int, clients: int) -> None:
         """Count clients for a worker, until it notes its number itself."""
         if self._loads is not None:
-            load = _LOAD.unpack_from(self._loads, slot * _LOAD.size)[0]
+            load, told = _LOAD.unpack_from(self._loads, slot * _LOAD.size)
             if load != NO_LOAD:
-                _LOAD.pack_into(self._loads, slot * _LOAD.size, load + clients)
+                _LOAD.pack_into(self._loads, slot * _LOAD.size, load + clients, told)
 
     def loads(self, slots: "set[int]") -> dict[int, int]:
-        """Return the number of clients of each of these workers that wants further ones."""
-        loads = self._loads
-        if loads is None:
+        """Return the number of clients of each of these workers that wants further ones.
+
+        Without the workers that have not told it for :attr:`fresh` seconds: they are stuck, and could not serve any.
+        """
+        if self._loads is None:
             return {}
-        found = {slot: _LOAD.unpack_from(loads, slot * _LOAD.size)[0] for slot in slots}
-        return {slot: load for slot, load in found.items() if load != NO_LOAD}
+        found, since = {}, time.monotonic() - self.fresh
+        for slot in slots:
+            load, told = _LOAD.unpack_from(self._loads, slot * _LOAD.size)
+            if load != NO_LOAD and (told > since or slot == self.slot):
+                found[slot] = load
+        return found
 
     # -- names in the ids of sessions ----------------------------------------------------------------------------------
 

@@ -127,9 +127,13 @@ def test_a_worker_that_leaves_is_noticed_and_its_slot_is_used_again(node: Node, 
     successor.peers.stop()
 
 
-def test_the_load_of_a_worker_that_wants_no_clients_is_not_told(two: tuple[Worker, Worker]) -> None:
+def test_the_load_of_a_worker_that_wants_no_clients_is_not_told(
+    two: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Node, "fresh", PATIENCE)
     one, other = two
     one.node.set_load(7)
+    other.node.set_load(0)
     assert other.node.loads({0, 1}) == {0: 7, 1: 0}
     one.node.set_load(-1)
     assert other.node.loads({0, 1}) == {1: 0}

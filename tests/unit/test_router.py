@@ -10,7 +10,7 @@ from socketio_pg.core import green
 from socketio_pg.engine.router import Router
 from socketio_pg.workers.node import NO_LOAD, Node
 from socketio_pg.workers.peers import Peers
-from tests.support.patience import until
+from tests.support.patience import PATIENCE, until
 
 HANDSHAKE = "GET /socket.io/?EIO=4&transport={} HTTP/1.1\r\n\r\n"
 
@@ -30,7 +30,8 @@ class Worker:
 
 
 @pytest.fixture
-def workers() -> Iterator[list[Worker]]:
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Worker]]:
+    monkeypatch.setattr(Node, "fresh", PATIENCE)  # most tests tell loads once
     node = Node.create(os.getuid(), os.getgid())
     made = [Worker(node) for _ in range(3)]
     until(lambda: green.sleep() or all(len(one.peers.slots) == 2 for one in made), "all workers meet")
