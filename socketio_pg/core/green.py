@@ -1,8 +1,9 @@
 """Green threads: spawn, sleep, queue, event, lock, waiting for descriptors, the WSGI server of the development server.
 
 The interface to the green-thread library, which `green_library` chooses when this module is imported: `green_eventlet`
-or `green_gevent`. Both define the same names; tests/unit/test_green.py compares them. Only these two import a library,
-but others depend on green threads as well: some forty modules rely on their switching cooperatively.
+and `wsgi_eventlet`, or `green_gevent` and `wsgi_gevent`. Both pairs define the same names; tests/unit/test_green.py
+compares them. Only these modules import a library, but others depend on green threads as well: some forty modules rely
+on their switching cooperatively.
 """
 
 import contextlib
@@ -17,8 +18,10 @@ from socketio_pg.core import green_library
 
 if TYPE_CHECKING or green_library.name() == "eventlet":
     from socketio_pg.core import green_eventlet as _library
+    from socketio_pg.core import wsgi_eventlet as _wsgi
 else:
     from socketio_pg.core import green_gevent as _library
+    from socketio_pg.core import wsgi_gevent as _wsgi
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,14 +47,14 @@ sleep = _library.sleep
 select = _library.select
 wait_readable, wait_writable = _library.wait_readable, _library.wait_writable
 call_later = _library.call_later
-request_socket = _library.request_socket
-unread_body = _library.unread_body
-socket_pair = _library.socket_pair
-client_socket, adopt, take_received = _library.client_socket, _library.adopt, _library.take_received
-noticing_end = _library.noticing_end
-keep_accepting = _library.keep_accepting
-listen = _library.listen
-serve_wsgi, stop_serving = _library.serve_wsgi, _library.stop_serving
+request_socket = _wsgi.request_socket
+unread_body = _wsgi.unread_body
+socket_pair = _wsgi.socket_pair
+client_socket, adopt, take_received = _wsgi.client_socket, _wsgi.adopt, _wsgi.take_received
+noticing_end = _wsgi.noticing_end
+keep_accepting = _wsgi.keep_accepting
+listen = _wsgi.listen
+serve_wsgi, stop_serving = _wsgi.serve_wsgi, _wsgi.stop_serving
 
 logger = logging.getLogger("socketio_pg.green")
 # The unpatched module.
@@ -250,7 +253,7 @@ def take_over(connection: Any) -> Any:
     The application must call start_response() and return an empty body: a server that still answers finds the
     connection reset.
     """
-    taken = _library.take_over(connection)
+    taken = _wsgi.take_over(connection)
     with contextlib.suppress(OSError):  # a Unix socket has no TCP_NODELAY
         taken.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
     return taken

@@ -19,17 +19,21 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from socketio_pg.core import green, green_eventlet, green_gevent, progress
+from socketio_pg.core import green, green_eventlet, green_gevent, progress, wsgi_eventlet, wsgi_gevent
 from tests.support.patience import PATIENCE
 
 pytestmark = pytest.mark.green
 
-BOTH = (green_eventlet, green_gevent)
+#: The two modules of each library, as one.
+BOTH = tuple(
+    SimpleNamespace(**(vars(threads) | vars(connections)))
+    for threads, connections in ((green_eventlet, wsgi_eventlet), (green_gevent, wsgi_gevent))
+)
 
 
 @pytest.fixture(params=BOTH, ids=lambda module: module.NAME)
@@ -331,8 +335,11 @@ def public(module: ModuleType) -> set[str]:
 def signatures(module: ModuleType) -> dict[str, str]:
     """Return the signatures of the functions that ``module`` defines, and of the methods of `Readiness`."""
     functions = {name: value for name in public(module) if inspect.isfunction(value := getattr(module, name))}
-    readiness: type = module.Readiness
-    methods = {name: value for name, value in vars(readiness).items() if name[0] != "_" or name == "__init__"}
+    methods: dict[str, Any] = {}
+    if "Readiness" in public(module):
+        methods = {
+            name: value for name, value in vars(module.Readiness).items() if name[0] != "_" or name == "__init__"
+        }
     return {
         name: str(inspect.signature(value)).replace(f"{module.__name__}.", "")
         for name, value in (functions | methods).items()
@@ -341,8 +348,10 @@ def signatures(module: ModuleType) -> dict[str, str]:
 
 
 def test_both_libraries_have_the_same_names() -> None:
-    assert public(green_eventlet) == public(green_gevent)
+    assert public(green_eventlet) == public(green_gevent) - {"READ", "WRITE"}
     assert signatures(green_eventlet) == signatures(green_gevent)
+    assert public(wsgi_eventlet) == public(wsgi_gevent)
+    assert signatures(wsgi_eventlet) == signatures(wsgi_gevent)
     assert set(vars(green_eventlet.Result())) - {"_event"} == set(vars(green_gevent.Result())) - {"_result"}
     assert {module.NAME for module in BOTH} == {"eventlet", "gevent"}
     assert green.LIBRARY in {module.NAME for module in BOTH}
@@ -350,9 +359,10 @@ def test_both_libraries_have_the_same_names() -> None:
 
 def test_interface_has_the_names_of_the_library() -> None:
     """`green` offers them as they are, wraps them, or uses them. Only the modules themselves use two of them."""
-    [module] = [module for module in BOTH if green.LIBRARY == module.NAME]
     source = inspect.getsource(green)
-    assert [name for name in public(module) - {"logger", "ClientSocket"} if f"_library.{name}" not in source] == []
+    own = {"logger", "ClientSocket"}
+    assert [name for name in public(green_eventlet) - own if f"_library.{name}" not in source] == []
+    assert [name for name in public(wsgi_eventlet) - own if f"_wsgi.{name}" not in source] == []
 
 
 @pytest.fixture
@@ -532,7 +542,7 @@ def connected(library: Any) -> Iterator[tuple[Any, Any]]:
     green_socket = library.socket_pair()[1].__class__
     connection = (
         green_socket(library.plain_socket.socket(fileno=number))
-        if library is green_eventlet
+        if library.NAME == "eventlet"
         else green_socket(fileno=number)
     )
     yield client, connection
