@@ -106,6 +106,8 @@ class Front:
         self._application = None if _needs_gunicorn(worker) else application
         self._route = route
         self._proxied = worker.cfg.proxy_protocol != "off"
+        #: The connections of other processes that are being served. gunicorn limits only those that it accepts.
+        self._passed = 0
         #: What the environ of every request has.
         self._base = {
             "SERVER_SOFTWARE": SERVER_SOFTWARE,
@@ -178,9 +180,17 @@ class Front:
     def serve(self, descriptor: int, received: bytes, address: Address, listener: Address) -> None:
         """Serve a connection that another process has given away. Owns ``descriptor``. Returns when it is closed.
 
-        ``received``, ``address`` and ``listener`` are those of its :class:`Connection`.
+        ``received``, ``address`` and ``listener`` are those of its :class:`Connection`. Closes it at once when as
+        many as --worker-connections are being served.
         """
-        self._serve(Connection(green.adopt(descriptor), address, listener, received, passed=True))
+        if self._passed >= self._worker.worker_connections:
+            os.close(descriptor)
+            return
+        self._passed += 1
+        try:
+            self._serve(Connection(green.adopt(descriptor), address, listener, received, passed=True))
+        finally:
+            self._passed -= 1
 
     # -- one connection ------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.clients import SocketClient
+from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.raw_http import POLLING, Connection, WebSocket
 from tests.support.server import PATIENT, ServerProcess
@@ -151,6 +152,30 @@ def test_address_of_the_proxy_protocol_moves_too(newest_pg: Cluster) -> None:
         with Connection(server) as one:
             one.send(b"PROXY TCP4 nonsense\r\n" + MOVING)
             assert one.reply().status == 400
+
+
+def test_no_more_connections_move_than_gunicorn_accepts_at_once(newest_pg: Cluster) -> None:
+    options = ("--worker-connections", "3", "--keep-alive", "60")
+    with _moving(newest_pg, *options) as server, contextlib.ExitStack() as stack:
+        moved = [stack.enter_context(Connection(server)) for _ in range(3)]
+        for one in moved:
+            one.request("POST", "/where", MOVE)
+            assert _name(one) == "moved"
+        with Connection(server) as further:
+            further.request("POST", "/where", MOVE)
+            assert further.closed()
+            assert further.rest == b""
+        moved.pop().socket.close()
+
+        def moves() -> bool:
+            with Connection(server) as one:
+                one.request("POST", "/where", MOVE | {"Connection": "close"})
+                return one.closed() and b'"moved"' in one.rest
+
+        until(moves, "a place is free again")
+        for one in moved:
+            one.request("GET", "/where")
+            assert _name(one) == "moved"
 
 
 class _Secured(Connection):
