@@ -55,7 +55,9 @@ class Member(SocketClient):
 
     def __init__(self, url: str, transport: str) -> None:
         self.url, self.transport = url, transport
+        #: How often the connection was lost other than by :meth:`move`.
         self.cuts = 0
+        self._moving = False
         self._asking = threading.RLock()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         super().__init__(url, (transport,))
@@ -66,7 +68,7 @@ class Member(SocketClient):
     def on(self, name: str, argument: Any) -> None:
         """Take an event. Runs in the thread of the connection."""
         if name == "disconnect":
-            self.cuts += 1
+            self.cuts += not self._moving
             self._answers.put(None)
 
     def ask(self, event: str, body: Any = None) -> Any:
@@ -93,9 +95,9 @@ class Member(SocketClient):
     def move(self) -> None:
         """Disconnect and connect again, perhaps to another worker."""
         with self._asking:
-            self.io.reconnection = False
+            self._moving = True
             self.close()
-            self.io.reconnection = True
+            self._moving, self.io.reconnection = False, True
             self.io.connect(self.url, transports=[self.transport], wait_timeout=PATIENCE)
 
 
