@@ -196,7 +196,12 @@ class Front:
 
     def _handle(self, listener: Any, client: Any, address: Address) -> None:
         """Replaces :meth:`gunicorn.workers.base_async.AsyncWorker.handle`, and those of its subclasses."""
-        connection = Connection(client, address, listener.getsockname(), green.take_received(client))
+        try:
+            name = listener.getsockname()
+        except OSError:  # the worker ends, and has closed it: an error here would end it at once
+            util.close(client)
+            return
+        connection = Connection(client, address, name, green.take_received(client))
         self._serve(connection, secure=self._worker.cfg.is_ssl)
 
     def _serve(self, connection: Connection, *, secure: bool = False) -> None:
