@@ -10,6 +10,7 @@ import resource
 import shlex
 import signal
 import sys
+import time
 import warnings
 from typing import Any
 
@@ -204,6 +205,10 @@ def post_worker_init(worker: Any) -> None:
     except ConfigurationError as error:
         worker.log.error("socketio_pg: %s", error.message)
         raise SystemExit(EXIT_CONFIGURATION) from None
+    except OSError as error:  # a full disk: gunicorn starts another worker, and the others go on
+        worker.log.error("socketio_pg: this worker cannot join the others: %s", error)
+        time.sleep(1)
+        raise SystemExit(1) from None
     _limit_heads()
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if server.limit_connections(descriptors - SPARE_DESCRIPTORS):
@@ -222,5 +227,8 @@ def worker_exit(server: Any, worker: Any) -> None:
     """Wait for the drain: WebSockets are no longer requests for which gunicorn would wait. Keep the counters."""
     application = getattr(worker, "wsgi", None)
     if application is not None and "socketio_pg" in application.extensions:
-        application.extensions["socketio_pg"].wait_drained(graceful_timeout - 1)
-        application.extensions["socketio_pg"].keep_counters()
+        found = application.extensions["socketio_pg"]
+        if os.getppid() != worker.ppid:
+            found.drain()  # on gevent, gunicorn's worker may see first that its master was killed
+        found.wait_drained(graceful_timeout - 1)
+        found.keep_counters()

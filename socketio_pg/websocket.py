@@ -40,6 +40,7 @@ from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.web.api import Api, create_api_blueprint
 from socketio_pg.web.pages import create_blueprint
 from socketio_pg.workers import node
+from socketio_pg.workers.ending import Ending
 from socketio_pg.workers.local_counts import Counts, LocalCounts
 from socketio_pg.workers.workers import Workers
 
@@ -148,6 +149,7 @@ class SocketServer:
                 sessions=lambda: len(self.socketio.server.eio.sockets),
                 draining=lambda: self._admission.draining,
             )
+        self._ending = Ending(found)
         self._health = Health(self._reaches_database, delivery.emit_health)
         counts = counts or (LocalCounts() if workers is None else workers.counts)
         self._admission = Admission(settings, counts)
@@ -337,6 +339,7 @@ class SocketServer:
             self._router.serve_with(front)
             self._router.start()
         front.install()
+        self._ending.start(worker.ppid)
 
     def limit_connections(self, most: int) -> bool:
         """Lower the maximum number of clients to ``most``. Return whether MAX_CONNECTIONS was higher."""

@@ -110,5 +110,6 @@ class Router:
 
     def _tell_load(self) -> None:
         while True:
-            self._node.set_load(NO_LOAD if self._draining() else self._sessions())
+            wants = self._peers.takes_descriptors and not self._draining()
+            self._node.set_load(self._sessions() if wants else NO_LOAD)
             green.sleep(self.interval)

@@ -28,13 +28,14 @@ class Election:
         self._node = node
         self._peers = peers
         self._lead = lead
-        #: The slot of the leader; None while there is none.
+        #: The slot of the leader; None while there is none. The newest term that is known.
         self._leader: int | None = None
+        self._term = 0
         self._worker = green.Worker()
         self._change = green.Event()
         self._resigned = False
         peers.watch(self._on_change)
-        peers.receive(_LEADING, lambda slot, body: self._note(slot))
+        peers.receive(_LEADING, self._receive)
         peers.receive(_RESIGNED, lambda slot, body: self._forget(slot))
 
     @property
@@ -82,16 +83,23 @@ class Election:
         if not self._node.try_lead():
             return False
         logger.info("worker %d (pid %d) listens, publishes and relays for all workers", self._node.slot, os.getpid())
-        self._note(self._node.slot)
+        self._receive(self._node.slot, b"%d" % self._node.term)
         self._lead(True)
-        self._peers.tell(_LEADING, b"")
+        self._peers.tell(_LEADING, b"%d" % self._node.term)
         return True
+
+    def _receive(self, slot: int, body: bytes) -> None:
+        # The words of two workers may arrive in any order: that of a former leader must not replace the newer one.
+        term = int(body)
+        if term >= self._term:
+            self._term = term
+            self._note(slot)
 
     def _on_change(self, slot: int, here: bool) -> None:
         if not here:
             self._forget(slot)
         elif self.leading:
-            self._peers.send(slot, _LEADING, b"")
+            self._peers.send(slot, _LEADING, b"%d" % self._node.term)
 
     def _forget(self, slot: int) -> None:
         if slot == self._leader:

@@ -41,9 +41,11 @@ class Node:
     """The node of this process. ``wanted`` workers are expected. Made by the master, joined by each worker.
 
     The directory belongs to the user of the workers, and no other user may enter it: what arrives over the sockets in
-    it comes from a worker.
+    it comes from a worker. If something removes it, the workers end (`ending.py`), and their successors make it again.
     """
 
+    #: Seconds between two signs that the files are in use, for programs that remove old ones.
+    touch_interval = 3600.0
     #: Seconds for which a load that was told counts. A worker tells it ten times a second.
     fresh = 1.0
 
@@ -58,7 +60,11 @@ class Node:
         self.slot = -1
         #: The name of this worker, which differs from that of its predecessors in the slot.
         self.name = b""
+        #: The number of this worker's term while it leads: each is one higher than the last.
+        self.term = 0
+        #: Descriptors of the directory and of the file of the slot.
         self._locks: list[int] = []
+        self._touched = 0.0
         self._leading: int | None = None
         self._loads: mmap | None = None
 
@@ -100,7 +106,12 @@ class Node:
     # -- in a worker ---------------------------------------------------------------------------------------------------
 
     def join(self) -> None:
-        """Claim the lowest free slot. Call it after the fork. Raises :class:`ConfigurationError` when all are taken."""
+        """Claim the lowest free slot. Call it after the fork.
+
+        Raises :class:`ConfigurationError` when all are taken, and OSError when its files cannot be made.
+        """
+        if not self._is_there():
+            self._make_again()
         for slot in range(MAX_WORKERS):
             with contextlib.suppress(BlockingIOError):
                 self._locks.append(_lock(self.directory / f"{slot}.lock"))
@@ -113,6 +124,40 @@ class Node:
             self._loads = _mapped(self.directory / _LOADS)
         self.set_load(0)
 
+    def _is_there(self) -> bool:
+        """Return whether the directory is still that of the master."""
+        try:
+            inode = self.directory.stat().st_ino
+        except FileNotFoundError:
+            return False
+        return not self._locks or os.fstat(self._locks[0]).st_ino == inode
+
+    def _make_again(self) -> None:
+        while self._locks:
+            os.close(self._locks.pop())
+        with contextlib.suppress(FileExistsError):  # another worker was faster
+            self.directory.mkdir(0o700)
+        descriptor = os.open(self.directory, _DIRECTORY)
+        self._locks.append(descriptor)
+        found = os.fstat(descriptor)
+        if found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise PermissionError(f"{self.directory} belongs to another user, or others may enter it")
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # each worker: the master has locked the one that was removed
+        (self.directory / _LOADS).touch()
+
+    @property
+    def intact(self) -> bool:
+        """Whether this worker's files are still where the others look for them. Keeps them from looking old."""
+        held = [*self._locks, *([] if self._leading is None else [self._leading])]
+        if not all(os.fstat(descriptor).st_nlink for descriptor in held):
+            return False
+        if time.monotonic() - self._touched > self.touch_interval:
+            self._touched = time.monotonic()
+            for path in (self.directory, *self.directory.iterdir()):
+                with contextlib.suppress(OSError):
+                    os.utime(path, follow_symlinks=False)
+        return Path(self.socket_path(self.slot)).exists()
+
     def leave(self) -> None:
         """Release the slot, for tests: the kernel does it when a process ends."""
         self.set_load(NO_LOAD)
@@ -123,8 +168,10 @@ class Node:
     def try_lead(self) -> bool:
         """Lead, unless another worker does. Returns whether this worker leads."""
         if self._leading is None:
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 self._leading = _lock(self.directory / "leader")
+                self.term = 1 + int(os.pread(self._leading, 20, 0) or b"0")
+                os.pwrite(self._leading, b"%d" % self.term, 0)
         return self._leading is not None
 
     def stop_leading(self) -> None:

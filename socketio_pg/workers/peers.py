@@ -13,7 +13,9 @@ import errno
 import itertools
 import json
 import logging
+import math
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -150,6 +152,8 @@ class Peers:
     interval = 1.0
     #: Seconds for a descriptor to be taken.
     pass_timeout = 5.0
+    #: Seconds for which this worker takes no descriptors after it could not take one.
+    pause = 5.0
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -164,6 +168,8 @@ class Peers:
         self._numbers = itertools.count(1)
         self._workers = [green.Worker(), green.Worker()]
         self._listening: Any = None
+        #: When a descriptor was lost, because this process has too many.
+        self._lost_descriptor = -math.inf
 
     # -- before the start ----------------------------------------------------------------------------------------------
 
@@ -214,6 +220,11 @@ class Peers:
     def slots(self) -> Collection[int]:
         """The slots of the other workers that are here."""
         return self._outgoing.keys()
+
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether this process seems to have room for further descriptors."""
+        return time.monotonic() - self._lost_descriptor > self.pause
 
     def slot_of(self, name: str) -> int | None:
         """Return the slot of the worker of this name, also of this one; None when it is not here."""
@@ -398,6 +409,10 @@ class Peers:
     def _dispatch(self, slot: int, kind: str, body: bytes, descriptors: list[int]) -> None:
         receiver = self._descriptor_receivers.get(kind)
         if receiver is not None:
+            if not descriptors:
+                if self.takes_descriptors:
+                    logger.error("this process has too many descriptors: a connection from worker %d is lost", slot)
+                self._lost_descriptor = time.monotonic()
             for descriptor in descriptors[:1]:
                 _guarded(receiver, slot, body, descriptor)
             return

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
@@ -65,6 +65,9 @@ class Member(SocketClient):
     def _recorder(self, name: str) -> Callable[..., None]:
         return lambda *arguments: self.on(name, arguments[0] if arguments else None)
 
+    def __repr__(self) -> str:
+        return f"a client ({self.transport}, {self.io.eio.state}, {self.cuts} times disconnected)"
+
     def on(self, name: str, argument: Any) -> None:
         """Take an event. Runs in the thread of the connection."""
         if name == "disconnect":
@@ -118,10 +121,8 @@ class Watcher(Member):
         super().on(name, argument)
         if name == "connect":
             self._here = True
-            self._since = self._position
-            since = {} if self._since is None else {"since": {"epoch": self._epoch, "position": self._since}}
-            self.io.emit("subscribe", {"channel": LOG} | since)
-            self.io.emit("subscribe", {"channel": NOTIFY})
+            for channel in (LOG, NOTIFY):
+                self._subscribe(channel)
         elif name == "disconnect":
             self._here = False
             self.notes.append(Disconnected())
@@ -140,6 +141,23 @@ class Watcher(Member):
                 self.events.append(Gap(_seconds(argument["since"]), _seconds(argument["until"])))
         else:
             self.notes.append(Improper(f"got {name} {argument}"))
+
+    def _subscribe(self, channel: str) -> None:
+        body: dict[str, Any] = {"channel": channel}
+        if channel == LOG:
+            self._since = self._position
+            if self._since is not None:
+                body["since"] = {"epoch": self._epoch, "position": self._since}
+
+        def answered(answer: Any) -> None:
+            if answer["ok"]:
+                return
+            if answer["error"]["code"] != "database_unavailable":
+                self.notes.append(Improper(f"could not subscribe: {answer}"))
+            self._subscribe(channel)
+
+        with suppress(socketio.exceptions.SocketIOError):  # the connection is lost
+            self.io.emit("subscribe", body, callback=answered)
 
     def _take(self, argument: Any) -> None:
         body = argument["payload"]
@@ -286,9 +304,7 @@ class Load:
         self.server = server
         self._url = url
         self._stopping = threading.Event()
-        with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT epoch FROM socketio_pg.head")
-            [(self._epoch,)] = cursor.fetchall()
+        [(self._epoch,)] = self.sql("SELECT epoch::text FROM socketio_pg.head")
         self.watchers: list[Watcher] = []
         self.publishers: list[Member] = []
         self.sources: list[Source] = []
@@ -334,7 +350,7 @@ class Load:
         """Wait until each of ``watchers`` gets a message sent after ``since``. Return the seconds until it arrived."""
         found: list[float] = []
         for watcher in watchers:
-            until(lambda watcher=watcher: watcher.first_sent_after(since) is not None, "messages arrive")  # type: ignore[misc]
+            until(lambda watcher=watcher: watcher.first_sent_after(since) is not None, f"{watcher} gets messages")  # type: ignore[misc]
             heard = watcher.first_sent_after(since)
             assert heard is not None
             found.append(heard.at - since)
@@ -350,19 +366,17 @@ class Load:
             last._publish(0, durable=True)
             last._publish(1, durable=False)
         self.sources.append(last)
-        with closing(psycopg2.connect(self._url)) as connection:
-            until(lambda: self._nothing_in_outbox(connection), "the log has everything")
+        until(lambda: not self.sql("SELECT FROM socketio_pg.outbox LIMIT 1"), "the log has everything")
         log = in_pages(psycopg2.connect(self._url))
         for watcher in self.watchers:
             until(lambda watcher=watcher: watcher.position >= log[-1].position, "the log is delivered")  # type: ignore[misc]
             until(lambda watcher=watcher: watcher.heard("last"), "the last message has arrived")  # type: ignore[misc]
         return [*self._judge(log), *failures(self.server.log)]
 
-    @staticmethod
-    def _nothing_in_outbox(connection: Any) -> bool:
-        with connection, connection.cursor() as cursor:
-            cursor.execute("SELECT FROM socketio_pg.outbox LIMIT 1")
-            return not cursor.fetchall()
+    def sql(self, statement: str) -> list[tuple[Any, ...]]:
+        with closing(psycopg2.connect(self._url)) as connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return list(cursor.fetchall())
 
     def _judge(self, log: Sequence[Logged]) -> Iterator[str]:
         for source in self.sources:

@@ -109,3 +109,31 @@ def test_another_worker_leads_when_the_leader_is_killed(node: Node) -> None:
     assert sorted(one.told for one in workers) == [[], [True]]
     for one in workers:
         one.stop()
+
+
+def test_each_leader_has_a_higher_term_than_the_last_one(node: Node) -> None:
+    one = Worker(node)
+    assert one.node.term == 1
+    one.stop()
+    other = Worker(node)
+    assert other.node.term == 2
+    other.stop()
+
+
+def test_a_late_word_of_a_former_leader_is_ignored(node: Node) -> None:
+    """A worker that starts while the leader changes reads the words of both in any order."""
+    peers = Peers(Node(node.directory, node._key))
+    election = Election(node, peers, lambda leading: None)
+    for slot, kind, body in ((2, "leading", b"2"), (0, "leading", b"1"), (0, "resigned", b"")):
+        peers._dispatch(slot, kind, body, [])
+    assert election.leader == 2
+
+
+def test_a_leader_that_connects_again_is_known_again(node: Node) -> None:
+    peers = Peers(Node(node.directory, node._key))
+    election = Election(node, peers, lambda leading: None)
+    peers._dispatch(2, "leading", b"2", [])
+    election._on_change(2, False)
+    assert election.leader is None
+    peers._dispatch(2, "leading", b"2", [])
+    assert election.leader == 2

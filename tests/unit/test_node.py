@@ -2,6 +2,9 @@
 
 import fcntl
 import os
+import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +79,81 @@ def test_a_worker_that_no_longer_tells_its_load_gets_no_clients(node: Node, monk
     assert one.loads({0, 1}) == {0: 0, 1: 12}
     one.leave()
     other.leave()
+
+
+def _joined(node: Node) -> Node:
+    """Return a worker of the node, as if forked from its master, with its socket."""
+    worker = Node(node.directory, node._key)
+    worker._loads = node._loads
+    worker.join()
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(worker.socket_path(worker.slot))
+    return worker
+
+
+@pytest.fixture
+def own() -> Iterator[Node]:
+    """A node whose master has the user of its workers."""
+    made = Node.create(os.getuid(), os.getgid())
+    yield made
+    made.remove()
+    made.leave()
+
+
+def test_a_worker_notices_that_the_directory_is_gone_and_its_successor_makes_it_again(own: Node) -> None:
+    worker = _joined(own)
+    assert worker.intact
+    shutil.rmtree(own.directory)
+    assert not worker.intact
+    assert not worker.try_lead()
+    successors = [_joined(own), _joined(own)]
+    assert [one.slot for one in successors] == [0, 1]
+    assert [one.intact for one in successors] == [True, True]
+    assert not worker.intact
+    assert own.directory.stat().st_mode & 0o777 == 0o700
+    # Another gunicorn that starts leaves it alone.
+    other = Node.create(os.getuid(), os.getgid())
+    assert own.directory.exists()
+    other.remove()
+    for one in (worker, other, *successors):
+        one.leave()
+
+
+@pytest.mark.parametrize("name", ["0.lock", "0.socket", "leader"])
+def test_a_worker_notices_that_one_of_its_files_is_gone(own: Node, name: str) -> None:
+    worker = _joined(own)
+    assert worker.try_lead()
+    assert worker.intact
+    (own.directory / name).unlink()
+    assert not worker.intact
+    worker.leave()
+
+
+def test_a_directory_that_others_may_enter_is_not_used(own: Node) -> None:
+    shutil.rmtree(own.directory)
+    own.directory.mkdir()
+    own.directory.chmod(0o755)
+    own.leave()  # a worker that is forked from the master has its lock
+    worker = Node(own.directory, own._key)
+    with pytest.raises(PermissionError):
+        worker._make_again()
+    worker.leave()
+
+
+def test_a_link_in_place_of_the_directory_is_not_followed(own: Node, tmp_path: Path) -> None:
+    shutil.rmtree(own.directory)
+    own.directory.symlink_to(tmp_path)
+    with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
+        own.join()
+    own.directory.unlink()
+
+
+def test_files_in_use_do_not_look_old(own: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = _joined(own)
+    files = [own.directory, *own.directory.iterdir()]
+    for path in files:
+        os.utime(path, (0, 0))
+    monkeypatch.setattr(Node, "touch_interval", 0.0)
+    assert worker.intact
+    assert all(time.time() - path.stat().st_mtime < PATIENCE for path in files)
+    worker.leave()
