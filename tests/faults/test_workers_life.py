@@ -1,5 +1,6 @@
 """The life of workers: signals to gunicorn and to workers, recycling, --preload, a directory that something removes."""
 
+import contextlib
 import os
 import re
 import resource
@@ -25,8 +26,12 @@ pytestmark = pytest.mark.green
 
 def directory_of(server: ServerProcess) -> Path:
     """Return the directory of the node."""
-    links = [str(fd.readlink()) for pid in server.worker_pids() for fd in Path(f"/proc/{pid}/fd").iterdir()]
-    found = {match[1] for link in links if (match := re.match(r"(/tmp/socketio-pg-[^/]*)/.*leader$", link))}
+    links = []
+    for pid in server.worker_pids():
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                links.append(str(fd.readlink()))
+    found = {match[1] for link in links if (match := re.match(r"(/tmp/socketio-pg-[^/]*)/leader$", link))}
     assert len(found) == 1, links
     return Path(found.pop())
 
