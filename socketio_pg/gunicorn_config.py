@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 import gunicorn
 from gunicorn.http.message import Message
@@ -178,10 +178,21 @@ def post_fork(server: Any, worker: Any) -> None:
             problem = error.message if isinstance(error, ConfigurationError) else green_library.problem()
             if problem is None:
                 raise
-            worker.log.error("socketio_pg: %s.", problem.removesuffix("."))
-            raise SystemExit(EXIT_CONFIGURATION) from None
+            _refuse_to_start(worker, problem.removesuffix("."))
 
     worker.load_wsgi = load_wsgi
+
+
+def _refuse_to_start(worker: Any, problem: str) -> NoReturn:
+    """End gunicorn, with a sentence in its log from one of its workers."""
+    found = node.current()
+    if found is None or found.is_first_to_refuse():
+        worker.log.error("socketio_pg: %s.", problem)
+        raise SystemExit(EXIT_CONFIGURATION) from None
+    # The master, which is about to stop this worker, would end with a traceback if another one ended in that way.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    while True:
+        signal.pause()
 
 
 def _address(listener: Any, *, secure: bool) -> str:
@@ -203,8 +214,7 @@ def post_worker_init(worker: Any) -> None:
     try:
         server.start([_address(socket, secure=worker.cfg.is_ssl) for socket in worker.sockets])
     except ConfigurationError as error:
-        worker.log.error("socketio_pg: %s", error.message)
-        raise SystemExit(EXIT_CONFIGURATION) from None
+        _refuse_to_start(worker, error.message.removesuffix("."))
     except OSError as error:  # a full disk: gunicorn starts another worker, and the others go on
         worker.log.error("socketio_pg: this worker cannot join the others: %s", error)
         time.sleep(1)

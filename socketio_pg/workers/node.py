@@ -180,6 +180,14 @@ class Node:
             os.close(self._leading)
             self._leading = None
 
+    def is_first_to_refuse(self) -> bool:
+        """Return whether no other worker has refused to start, as this one does now."""
+        try:
+            (self.directory / "refused").open("xb").close()
+        except FileExistsError:
+            return False
+        return True
+
     def socket_path(self, slot: int) -> str:
         """Return the address of the Unix socket of a worker."""
         return str(self.directory / f"{slot}.socket")

@@ -14,7 +14,6 @@ from tests.support.clock import add_clock  # noqa: E402
 
 app = Flask(__name__)
 app.secret_key = "of the tests"
-add_clock(app)
 
 
 def authenticate(handshake: Request, auth: Any) -> Claims | None:
@@ -32,6 +31,7 @@ def authenticate(handshake: Request, auth: Any) -> Claims | None:
 
 
 server = SocketServer(app, authenticate=authenticate)
+add_clock(app)
 
 
 @app.post("/login/<user>")
