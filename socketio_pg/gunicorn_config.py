@@ -173,23 +173,30 @@ def post_fork(server: Any, worker: Any) -> None:
     def load_wsgi() -> None:
         try:
             load()
+        except SystemExit as ended:
+            if ended.code != EXIT_CONFIGURATION:
+                raise
+            _refuse_to_start()
         except Exception as error:
             # Where two libraries have patched, another error can replace the one that says so.
             problem = error.message if isinstance(error, ConfigurationError) else green_library.problem()
             if problem is None:
                 raise
-            _refuse_to_start(worker, problem.removesuffix("."))
+            worker.log.error("socketio_pg: %s.", problem.removesuffix("."))
+            _refuse_to_start()
 
     worker.load_wsgi = load_wsgi
 
 
-def _refuse_to_start(worker: Any, problem: str) -> NoReturn:
-    """End gunicorn, with a sentence in its log from one of its workers."""
+def _refuse_to_start() -> NoReturn:
+    """End gunicorn: exit with the status at which its master ends.
+
+    Only one of several workers does, and the others wait for the master to stop them: at a second exit with this status
+    it would show a traceback, and end with another status.
+    """
     found = node.current()
     if found is None or found.is_first_to_refuse():
-        worker.log.error("socketio_pg: %s.", problem)
-        raise SystemExit(EXIT_CONFIGURATION) from None
-    # The master, which is about to stop this worker, would end with a traceback if another one ended in that way.
+        raise SystemExit(EXIT_CONFIGURATION)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     while True:
         signal.pause()
@@ -214,7 +221,8 @@ def post_worker_init(worker: Any) -> None:
     try:
         server.start([_address(socket, secure=worker.cfg.is_ssl) for socket in worker.sockets])
     except ConfigurationError as error:
-        _refuse_to_start(worker, error.message.removesuffix("."))
+        worker.log.error("socketio_pg: %s", error.message)
+        _refuse_to_start()
     except OSError as error:  # a full disk: gunicorn starts another worker, and the others go on
         worker.log.error("socketio_pg: this worker cannot join the others: %s", error)
         time.sleep(1)

@@ -1,10 +1,13 @@
 """Several workers of one gunicorn serve as one: stock clients, polling and upgrades, publishing, emits, one LISTEN."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 
+from socketio_pg.gunicorn_config import EXIT_CONFIGURATION
 from tests.support.clients import SocketClient
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 
@@ -31,3 +34,11 @@ def test_clients_of_all_workers_get_what_one_publishes(server: ServerProcess, tr
     finally:
         for client in clients:
             client.close()
+
+
+def test_invalid_setting_ends_all_workers(newest_pg: Cluster) -> None:
+    """With the status and the log of one worker."""
+    with contextlib.closing(ServerProcess(newest_pg.url(), "-w", "4", wait="nothing", AUTH="on")) as server:
+        assert server.process.wait(PATIENCE) == EXIT_CONFIGURATION
+        assert "AUTH in the environment is 'on'" in server.log
+        assert "Traceback" not in server.log
