@@ -136,7 +136,13 @@ class Front:
             data: bytes = socket.recv(PLAIN_HEAD + 1)
         except OSError:  # nothing has arrived, or the worker finds out
             return b""
-        return None if self._accept_websocket(data, listener, address, lambda: socket) else data
+        try:
+            return None if self._accept_websocket(data, listener, address, lambda: socket) else data
+        except Exception:  # a bug, at which eventlet's acceptor would end
+            self._worker.log.exception("a WebSocket could not be opened")
+            with contextlib.suppress(OSError):
+                socket.shutdown(green.SHUT_RDWR)  # not close(): the engine may listen to it already
+            return None
 
     def _accept_websocket(self, data: bytes, listener: Address, address: Address, take: Callable[[], Any]) -> bool:
         """Open a WebSocket if ``data`` is a plain handshake, on the plain socket that ``take()`` returns."""

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import signal
 import socket
 import ssl
 import struct
@@ -12,7 +14,7 @@ import pytest
 from tests.support.clients import SocketClient
 from tests.support.patience import until
 from tests.support.postgres import Cluster
-from tests.support.raw_http import POLLING, Connection, WebSocket
+from tests.support.raw_http import GOOD, POLLING, WEBSOCKET, Connection, WebSocket
 from tests.support.server import PATIENT, ServerProcess
 
 pytestmark = pytest.mark.green
@@ -176,6 +178,22 @@ def test_no_more_connections_move_than_gunicorn_accepts_at_once(newest_pg: Clust
         for one in moved:
             one.request("GET", "/where")
             assert _name(one) == "moved"
+
+
+def test_a_bug_while_a_websocket_is_opened_does_not_end_the_acceptor(newest_pg: Cluster) -> None:
+    options = ("-w", "1")
+    with contextlib.closing(ServerProcess(newest_pg.url(), *options, app="tests.support.failing_app:app")) as server:
+        [worker] = server.worker_pids()
+        os.kill(worker, signal.SIGSTOP)  # so that the handshake has arrived when the connection is accepted
+        with Connection(server) as one:
+            one.request("GET", WEBSOCKET, GOOD | {"X-Fail": "1"})
+            os.kill(worker, signal.SIGCONT)
+            assert one.closed()
+            assert one.rest == b"", "the usual way is a 500"
+        assert server.get("/healthz")[0] == 200
+        with WebSocket(server):
+            pass
+        assert "a WebSocket could not be opened" in server.log
 
 
 class _Secured(Connection):
