@@ -38,8 +38,8 @@ def main() -> int:
     while True:
         print(f"round with --seed {seed}", flush=True)
         left = max(10.0, deadline - time.monotonic())
-        # Every second round also commits in two phases.
-        size = Size(seconds=min(options.round, left), two_phase=0.3 if seed % 2 else 0.0)
+        # Every second round also commits in two phases; every third one has nodes of two workers.
+        size = Size(seconds=min(options.round, left), two_phase=0.3 if seed % 2 else 0.0, workers=1 if seed % 3 else 2)
         report: Report | checker_past.PastReport
         say = (lambda line: None) if options.quiet else tell
         try:

@@ -25,10 +25,11 @@ from tests.support.checker import (
     digest,
     judge,
 )
-from tests.support.checker_faults import KINDS, plan_faults
+from tests.support.checker_faults import KINDS, WORKER_KINDS, plan_faults
 from tests.support.checker_past import Got, Told
 from tests.support.checker_plans import plan_transactions
 from tests.support.checker_run import HARMLESS, Size, failures, run
+from tests.support.nightly import sampled
 
 TRACEBACK = "Traceback (most recent call last):\n"
 
@@ -42,6 +43,17 @@ def test_messages_arrive_once_and_in_order_despite_faults(seed: int) -> None:
     assert report.figures["messages in the log"] > 100
     assert report.figures["replayed"] > 20
     assert len(report.faults) >= 5
+
+
+@pytest.mark.parametrize("seconds", sampled([9, 60], lambda seconds: seconds == 9))
+def test_messages_arrive_once_and_in_order_on_nodes_of_two_workers(seconds: float) -> None:
+    # Its first faults include those of workers.
+    report = run(19, Size(seconds=seconds, between_faults=1.0, workers=2, writers=4), print)
+    print(report)
+    assert report.problems == []
+    assert report.faults.keys() >= WORKER_KINDS.keys()
+    assert report.figures["messages in the log"] > 50
+    assert len(report.faults) >= 4
 
 
 @pytest.mark.nightly
@@ -250,6 +262,7 @@ def test_equal_seeds_yield_equal_plans() -> None:
     assert plans(1) == plans(1) != plans(2)
     assert plan_faults(Random(1), 60, 2) == plan_faults(Random(1), 60, 2) != plan_faults(Random(2), 60, 2)
     assert {fault.kind for fault in plan_faults(Random(1), 60, 2)} == KINDS.keys()
+    assert {fault.kind for fault in plan_faults(Random(1), 60, 2, workers=2)} == KINDS.keys() | WORKER_KINDS.keys()
 
 
 def test_tracebacks_are_found_in_the_log_of_a_server() -> None:

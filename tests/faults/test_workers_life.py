@@ -16,9 +16,11 @@ from tests.support.clients import SocketClient
 from tests.support.log import Log
 from tests.support.nightly import sampled
 from tests.support.patience import until
+from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 from tests.support.swarm import Swarm
+from tests.support.tokens import mint
 from tests.support.workers import APP, Load, load_on
 
 pytestmark = pytest.mark.green
@@ -145,6 +147,33 @@ def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     made = ServerProcess(newest_pg.url(), "-w", "2", app=APP, DRAIN_SECONDS="0.5")
     yield made
     made.close()
+
+
+def test_three_workers_have_as_many_connections_as_one_and_two_more_each(newest_pg: Cluster) -> None:
+    database = PolicyDatabase(newest_pg, "workers_connections")
+    database.join("alice", "room", writes=True)
+    url = f"{database.server_url}&application_name=counted"
+    server = ServerProcess(url, "-w", "3", app=APP, **RLS)
+    clients: list[SocketClient] = []
+    try:
+        workers: set[int] = set()
+        while workers < set(server.worker_pids()):
+            clients.append(SocketClient(server.url, auth={"token": mint(sub="alice", role="authenticated")}))
+            workers.add(clients[-1].call("pid"))
+        for client in clients:
+            assert client.call("subscribe", {"channel": "room", "history": 5})["ok"]
+            for durable in (True, False):
+                assert client.call("publish", {"channel": "room", "payload": 1, "durable": durable})["ok"]
+        rows = newest_pg.sql(
+            "SELECT split_part(split_part(application_name, ' ', 2), ':', 1), count(*)::int FROM pg_stat_activity"
+            " WHERE application_name LIKE '%: counted' GROUP BY 1"
+        )
+        one_for_all = dict.fromkeys(("listen", "publish", "relay", "backlog", "keys"), 1)
+        assert dict(rows) == one_for_all | {"history": 3, "policies": 3}
+    finally:
+        for client in clients:
+            client.close()
+        server.close()
 
 
 def is_running(pid: int) -> bool:

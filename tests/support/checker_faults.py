@@ -30,17 +30,21 @@ class Fault:
     target: int
 
 
-def plan_faults(random: Random, seconds: float, pause: float) -> list[Fault]:
-    """Return faults for ``seconds``, about ``pause`` seconds apart. Faults overlap; each round has all kinds."""
+def plan_faults(random: Random, seconds: float, pause: float, workers: int = 1) -> list[Fault]:
+    """Return faults for ``seconds``, about ``pause`` seconds apart. Faults overlap; each round has all kinds.
+
+    ``workers`` is their number in each node.
+    """
+    possible = KINDS if workers == 1 else KINDS | WORKER_KINDS
     faults: list[Fault] = []
     at = pause
     while True:
-        kinds = list(KINDS)
+        kinds = list(possible)
         random.shuffle(kinds)
         for kind in kinds:
             if at >= seconds:
                 return faults
-            shortest, longest = KINDS[kind][1]
+            shortest, longest = possible[kind][1]
             faults.append(Fault(at, kind, random.uniform(shortest, longest), random.randrange(2)))
             at += random.uniform(0.3, 1.7) * pause
 
@@ -87,7 +91,7 @@ class Breaker:
 
     def _begin(self, fault: Fault) -> Undo | None:
         try:
-            undo = KINDS[fault.kind][0](self, fault)
+            undo = (KINDS | WORKER_KINDS)[fault.kind][0](self, fault)
         except psycopg2.OperationalError:
             return None  # the leader cannot be queried now
         self.done[fault.kind] += 1  # also if the target was already broken
@@ -133,13 +137,41 @@ class Breaker:
         node = self._world.nodes[fault.target]
         return self._kill(node, node.server.process.terminate)
 
+    def kill_leading_worker(self, fault: Fault) -> None:
+        node = self._leader(fault)
+        with contextlib.suppress(AssertionError):
+            self._kill_worker(node, node.leading_pid())
+
+    def kill_following_worker(self, fault: Fault) -> None:
+        node = self._world.nodes[fault.target]
+        if node.up:
+            with contextlib.suppress(AssertionError):
+                leading = node.leading_pid()
+                for pid in node.server.worker_pids():
+                    if pid != leading:
+                        self._kill_worker(node, pid)
+                        return
+
+    def _kill_worker(self, node: Node, pid: int) -> None:
+        if node not in self._down:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                self._tell(f"worker {pid} of {node.name} killed")
+
+    def recycle(self, fault: Fault) -> None:
+        """Send SIGHUP: all workers are replaced."""
+        node = self._world.nodes[fault.target]
+        if node not in self._down:
+            node.server.process.send_signal(signal.SIGHUP)
+            self._tell(f"workers of {node.name} recycled")
+
     def freeze(self, fault: Fault) -> Undo | None:
-        """Stop the leader's worker, with its session and the lease."""
+        """Stop the worker that leads, with its session and the lease."""
         node = self._leader(fault)
         if node in self._down | self._occupied:
             return None
         try:
-            pid = node.server.worker_pid()
+            pid = node.leading_pid()
             os.kill(pid, signal.SIGSTOP)
         except (AssertionError, OSError):
             return None  # it was just started and has no worker yet
@@ -253,4 +285,10 @@ KINDS: dict[str, tuple[Callable[[Breaker, Fault], Undo | None], tuple[float, flo
     "cut": (Breaker.cut, (0.0, 0.0)),
     "black_hole": (Breaker.black_hole, (2.0, 12.0)),
     "refuse": (Breaker.refuse, (0.5, 4.0)),
+}
+#: Those of nodes with several workers.
+WORKER_KINDS: dict[str, tuple[Callable[[Breaker, Fault], Undo | None], tuple[float, float]]] = {
+    "kill_leading_worker": (Breaker.kill_leading_worker, (0.0, 0.0)),
+    "kill_following_worker": (Breaker.kill_following_worker, (0.0, 0.0)),
+    "recycle": (Breaker.recycle, (0.0, 0.0)),
 }

@@ -40,6 +40,8 @@ class Size:
     restless_subscribers: int = 7
     #: Share of the writers' transactions that commit in two phases; with 0 the cluster allows none.
     two_phase: float = 0.0
+    #: Workers of each node.
+    workers: int = 1
 
 
 @dataclass(slots=True)
@@ -71,7 +73,7 @@ def run(seed: int, size: Size, tell: Callable[[str], None] = lambda line: None) 
     def tell_when(line: str) -> None:
         tell(f"{time.monotonic() - began:7.2f} {line}")
 
-    with world(max_prepared=20 if size.two_phase else 0, SEND_BUFFER_BYTES=buffer) as made:
+    with world(20 if size.two_phase else 0, size.workers, SEND_BUFFER_BYTES=buffer) as made:
         made.cluster.sql(LEDGER)
         return _Run(made, seed, size, random, tell_when).run()
 
@@ -103,7 +105,7 @@ class _Run:
         ]
         self._subscribers = list(self._make_subscribers())
         self._sources: list[Writer | SocketPublisher] = [*self._writers, *self._publishers]
-        self._breaker = Breaker(made, plan_faults(random, size.seconds, size.between_faults), tell)
+        self._breaker = Breaker(made, plan_faults(random, size.seconds, size.between_faults, size.workers), tell)
         self._problems: list[str] = []
 
     def _make_subscribers(self) -> Iterator[Subscriber]:

@@ -22,18 +22,32 @@ JOIN pg_stat_activity ON pid = session_pid AND backend_start = session_started
 
 
 class Node:
-    """One server process. The application_name of its connections ends with its name."""
+    """One gunicorn. The application_name of its connections ends with its name."""
 
-    def __init__(self, number: int, running: Cluster, **settings: str) -> None:
+    def __init__(self, number: int, running: Cluster, workers: int, **settings: str) -> None:
+        self.workers = workers
         self.name = f"node-{number}"
         self.proxy = Proxy(running.socket_path)
         self.server = ServerProcess(
-            f"{self.proxy.url}?application_name={self.name}", wait="nothing", AUTO_INIT="1", **settings
+            f"{self.proxy.url}?application_name={self.name}",
+            "-w",
+            str(workers),
+            wait="nothing",
+            AUTO_INIT="1",
+            **settings,
         )
 
     def close(self) -> None:
         self.server.close()
         self.proxy.close()
+
+    def leading_pid(self) -> int:
+        """Return the process id of the worker that relays. Raises AssertionError while there is none."""
+        if self.workers == 1:
+            return self.server.worker_pid()
+        pid = self.server.leading_pid()
+        assert pid is not None
+        return pid
 
     @property
     def up(self) -> bool:
@@ -96,8 +110,8 @@ class World:
 
 
 @contextlib.contextmanager
-def world(max_prepared: int = 0, **settings: str) -> Iterator[World]:
-    """Run two nodes with ``settings`` on a new cluster, with the log installed and relayed.
+def world(max_prepared: int = 0, workers: int = 1, **settings: str) -> Iterator[World]:
+    """Run two nodes of ``workers`` with ``settings`` on a new cluster, with the log installed and relayed.
 
     ``max_prepared`` is the number of transactions that may be prepared.
     """
@@ -108,7 +122,7 @@ def world(max_prepared: int = 0, **settings: str) -> Iterator[World]:
             running.restart("fast")
         nodes = []
         for number in (1, 2):
-            node = Node(number, running, **{"DRAIN_SECONDS": "0.3"} | settings)
+            node = Node(number, running, workers, **{"DRAIN_SECONDS": "0.3"} | settings)
             stack.callback(node.close)
             nodes.append(node)
         made = World(running, nodes)
