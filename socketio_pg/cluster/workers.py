@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import socketio
@@ -114,7 +113,7 @@ class WorkersPublisher:
 
         If the worker that leads ends meanwhile, it is unknown whether the messages were sent, and the error says so.
         """
-        if self._election.leading:
+        if self._election.leading and not self._waiting:  # those that wait come first
             self._local.publish(messages)
             return
         done = green.Event()
@@ -158,7 +157,7 @@ class WorkersPublisher:
         if leader is None:
             raise DatabaseUnavailableError("no worker publishes at the moment")
         if self._election.leading:
-            return self._publish_here(requests)
+            return self._local.publish_all(requests)
         body = [[(one.channel, one.payload_json, one.durable) for one in messages] for messages in requests]
         answers = self._peers.ask(_PUBLISH, json.dumps(body).encode(), self.answer_timeout, slots=[leader])
         if leader in answers:
@@ -170,13 +169,7 @@ class WorkersPublisher:
 
     def _publish_for_others(self, body: bytes) -> bytes:
         requests = [[Outgoing(*message) for message in messages] for messages in json.loads(body)]
-        return json.dumps([error and encode(error) for error in self._publish_here(requests)]).encode()
-
-    def _publish_here(self, requests: Sequence[Sequence[Outgoing]]) -> Sequence[SocketIOPGError | None]:
-        return [
-            error if error is None or isinstance(error, SocketIOPGError) else DatabaseUnavailableError(repr(error))
-            for error in green.run_together([partial(self._local.publish, messages) for messages in requests])
-        ]
+        return json.dumps([error and encode(error) for error in self._local.publish_all(requests)]).encode()
 
 
 class WorkersKeys:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -118,17 +118,29 @@ class Publisher:
         within :attr:`timeout` seconds. If the connection was lost during the commit, it is unknown whether subscribers
         get the message, and the error's message says so.
         """
-        request = _Request(messages)
-        if len(self._waiting) >= self.queue_size:
-            raise DatabaseUnavailableError("too many messages are waiting to be published", channel=request.channel)
-        began = time.monotonic()
-        self._waiting.append(request)
-        self._worker.start(self._run)
-        error = request.done.wait()
+        [error] = self.publish_all([messages])
         if error is not None:
             raise error
-        tier = "log" if any(message.durable for message in messages) else "notify"
-        metrics.publish_seconds.labels(tier).observe(time.monotonic() - began)
+
+    def publish_all(self, requests: Iterable[Sequence[Outgoing]]) -> list[SocketIOPGError | None]:
+        """Publish each of ``requests`` as :meth:`publish` does, in this order. Return the error of each, or None."""
+        began, asked = time.monotonic(), [_Request(messages) for messages in requests]
+        # All of them before the first one is waited for: no other request comes in between.
+        for request in asked:
+            if len(self._waiting) < self.queue_size:
+                self._waiting.append(request)
+            else:
+                text = "too many messages are waiting to be published"
+                request.done.send(DatabaseUnavailableError(text, channel=request.channel))
+        if self._waiting:
+            self._worker.start(self._run)
+        errors: list[SocketIOPGError | None] = []
+        for request in asked:
+            errors.append(request.done.wait())
+            if errors[-1] is None:
+                tier = "log" if any(message.durable for message in request.messages) else "notify"
+                metrics.publish_seconds.labels(tier).observe(time.monotonic() - began)
+        return errors
 
     @property
     def waiting(self) -> int:
