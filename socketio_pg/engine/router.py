@@ -8,7 +8,6 @@ The connection stays with the worker that got it, for its next requests too, unt
 """
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Callable
@@ -46,6 +45,14 @@ class Router:
     def new_session_id(self) -> str:
         """Return the id of a new session, which names this worker to the others, and says nothing to anybody else."""
         return base64.urlsafe_b64encode(self._node.new_session_id()).decode()
+
+    def is_session_id(self, text: str) -> bool:
+        """Return whether a worker that is here has made this id. Another text of its form passes once in 2^32."""
+        try:
+            found = base64.urlsafe_b64decode(text)
+        except ValueError:
+            return False
+        return base64.urlsafe_b64encode(found).decode() == text and self._owner(found) is not None
 
     def start(self) -> None:
         """Start to tell the others how many sessions this worker has."""
@@ -90,10 +97,13 @@ class Router:
         query = parsed(line[2].decode("latin-1"))
         if query.sid is not None:
             try:
-                return self._peers.slot_of(self._node.worker_of(base64.urlsafe_b64decode(query.sid)).hex())
-            except (ValueError, binascii.Error):
+                return self._owner(base64.urlsafe_b64decode(query.sid))
+            except ValueError:
                 return None
         return self._lightest() if query.transport else None
+
+    def _owner(self, session_id: bytes) -> int | None:
+        return self._peers.slot_of(self._node.worker_of(session_id).hex())
 
     def _lightest(self) -> int | None:
         """Return the slot of the worker that gets a new session, and count that for it."""

@@ -49,7 +49,8 @@ class Engine(engineio.Server):  # type: ignore[misc]
     ``handle_message(sid, message, own_thread)`` handles a message in a green thread, with ``own_thread`` in one that is
     this message's alone. ``is_connected(sid)``: whether a client has connected to a Socket.IO namespace.
     ``client_address(environ)``: the address of the client that sends a request; "" when it is unknown.
-    ``new_session_id()`` returns the id of a session, by default a random one.
+    ``new_session_id()`` returns the id of a session, by default a random one; ``is_session_id(text)``: whether another
+    worker may have made this id.
 
     ``send_buffer_bytes`` may wait for one client (SEND_BUFFER_BYTES). A client must connect to a namespace, and
     complete an upgrade, within ``connect_timeout`` seconds (CONNECT_TIMEOUT). With ``max_connections`` clients
@@ -76,6 +77,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         is_connected: Callable[[str], bool],
         client_address: Callable[[Environ], str] = lambda environ: "",
         new_session_id: Callable[[], str] | None = None,
+        is_session_id: Callable[[str], bool] = lambda text: False,
         send_buffer_bytes: int = 1_000_000,
         max_connections: int = 10_000,
         counts: Counts | None = None,
@@ -86,6 +88,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self.is_connected = is_connected
         self.client_address = client_address
         self._new_session_id = new_session_id
+        self.is_session_id = is_session_id
         self.send_buffer_bytes = send_buffer_bytes
         self.max_connections = max_connections
         self._counts = counts or LocalCounts()

@@ -94,7 +94,7 @@ class Subscribing:
     def _prepare(self, sid: str, request: dict[str, Any]) -> _Pending:
         """Return a subscription that only has to be completed. Waits, for all that has to be waited for."""
         channel = validate_channel(request.get("channel"))
-        if self._server.manager.is_sid_room("/", channel):
+        if self._server.is_client_id(channel):
             raise InvalidChannelError("this name is the id of a client", channel=channel)
         mark = self._permissions.mark()
         self._require(sid, channel)

@@ -228,8 +228,12 @@ class Node:
         return random + self._veiled(random, self.name)
 
     def worker_of(self, session_id: bytes) -> bytes:
-        """Return the name of the worker that has made this id; random bytes if none has."""
-        return self._veiled(session_id[:_RANDOM], session_id[_RANDOM : _RANDOM + _NAME])
+        """Return the name of the worker that has made this id; random bytes if none has, none if it is too long."""
+        return (
+            b""
+            if len(session_id) > _RANDOM + _NAME
+            else self._veiled(session_id[:_RANDOM], session_id[_RANDOM : _RANDOM + _NAME])
+        )
 
     def _veiled(self, random: bytes, name: bytes) -> bytes:
         veil = hashlib.blake2s(random, key=self._key, digest_size=_NAME).digest()

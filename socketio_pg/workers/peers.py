@@ -230,7 +230,7 @@ class Peers:
         """Return the slot of the worker of this name, also of this one; None when it is not here."""
         if name == self._node.name.hex():
             return self._node.slot
-        return next((found.slot for found in self._outgoing.values() if found.name == name), None)
+        return next((found.slot for found in self._outgoing.values() if name and found.name == name), None)
 
     # -- sending -------------------------------------------------------------------------------------------------------
 

@@ -213,8 +213,11 @@ def stuff(slow: ServerProcess, frames: list[bytes], closes: bool) -> None:
 
 
 def test_logins_of_clients_that_have_left_are_bounded(newest_pg: Cluster) -> None:
+    """Each worker bounds its own."""
     settings = {"SLOW_LOGIN": "1", "MAX_CONNECTIONS": "20", "DRAIN_SECONDS": "0.2"}
-    with contextlib.closing(ServerProcess(newest_pg.url(), app="tests.support.slow_app:app", **settings)) as server:
+    with contextlib.closing(
+        ServerProcess(newest_pg.url(), "-w", "1", app="tests.support.slow_app:app", **settings)
+    ) as server:
         for number in range(1, 21):
             with WebSocket(server) as one:
                 one.text('40{"seconds":null}')

@@ -28,7 +28,6 @@ class World:
         #: Called while the channel is read.
         self.meanwhile: dict[str, Callable[[], object]] = {}
         self.failing: set[tuple[str, int]] = set()
-        manager = SimpleNamespace(is_sid_room=lambda namespace, room: False)
         pubsub: Any = SimpleNamespace(
             join=self.hub.subscribe, leave=self.hub.unsubscribe, position_of=lambda sid, channel, live: 7
         )
@@ -40,7 +39,7 @@ class World:
         )
         permissions: Any = SimpleNamespace(mark=lambda: 0, is_overtaken=lambda channel, mark: False)
         self.subscribing = Subscribing(
-            SimpleNamespace(manager=manager),  # type: ignore[arg-type]
+            SimpleNamespace(is_client_id=lambda name: False),  # type: ignore[arg-type]
             pubsub, self.hub, self, delivery, permissions, ClientLimits(Settings()), self._require,  # type: ignore[arg-type]
         )  # fmt: skip
 
