@@ -16,13 +16,15 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.machine import children, on_core
+from bench.machine import children, on_core, process_cpu
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 #: This server on each green-thread library, and the alternatives.
 ENGINES = ("ours", "gevent", "stock", "node")
-OURS = ("ours", "gevent")
+OURS = ("ours", "gevent", "workers")
+#: Servers with two processes for clients, see `workers.py`.
+TWO = ("workers", "cluster")
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0
 
@@ -33,18 +35,26 @@ class ServerFailed(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. `pid` is the serving process: gunicorn's worker, not its master."""
+    """A running server. `pid` is the serving process: gunicorn's worker, not its master.
+
+    `pids` are all processes: those that serve, and Node's primary process, which passes connections to them.
+    """
 
     name: str
     port: int
     pid: int
+    pids: tuple[int, ...]
+
+    def cpu_seconds(self) -> float:
+        """Return the user and system seconds of all processes."""
+        return sum(map(process_cpu, self.pids))
 
 
 def missing(name: str) -> str | None:
     """Return the reason why this server cannot run here, or None."""
     if name in OURS and not (ROOT / "socketio_pg" / "server.py").exists():
         return "socketio_pg/server.py is missing"
-    if name == "node" and (shutil.which("node") is None or not (HERE / "node_modules").exists()):
+    if name in ("node", "cluster") and (shutil.which("node") is None or not (HERE / "node_modules").exists()):
         return "needs node and `npm ci` in bench"
     return None
 
@@ -57,15 +67,17 @@ def node_versions() -> dict[str, str]:
 
 def _command(name: str, port: int) -> list[str]:
     worker_class = "gevent" if name == "gevent" else "eventlet"
-    gunicorn = [sys.executable, "-m", "gunicorn", "--worker-class", worker_class, "-w", "1", "-b", f"127.0.0.1:{port}"]
+    workers = "2" if name in TWO else "1"
+    gunicorn = [sys.executable, "-m", "gunicorn", "--worker-class", worker_class, "-w", workers]
+    gunicorn += ["-b", f"127.0.0.1:{port}"]
     if name in OURS:
         # As documented; gunicorn loads gunicorn.conf.py from the project's root automatically.
         return [*gunicorn, "socketio_pg.server:app"]
     if name == "stock":
         raised = ["--worker-connections", "20000", "--backlog", "4096", "--graceful-timeout", "1"]
         return [*gunicorn, "-c", "/dev/null", *raised, "stock_server:app"]
-    if name == "node":
-        return ["node", "node_server.mjs", str(port)]
+    if name in ("node", "cluster"):
+        return ["node", "node_server.mjs", str(port), workers]
     return [sys.executable, "raw_server.py", str(port)]
 
 
@@ -123,8 +135,10 @@ class ServerProcess:
             if self._process.poll() is not None or time.monotonic() - started > START_SECONDS:
                 raise ServerFailed(f"{self._name} did not start:\n{self.log()[-3000:]}")
             time.sleep(0.05)
-        worker = children(self._process.pid) if self._name in (*OURS, "stock") else []
-        return Server(self._name, self.port, worker[0] if worker else self._process.pid)
+        master = self._process.pid
+        workers = children(master) if self._name in (*OURS, *TWO, "stock") else []
+        pids = (master, *workers) if self._name == "cluster" else tuple(workers or [master])
+        return Server(self._name, self.port, pids[0], pids)
 
     def log(self) -> str:
         self._log.seek(0)

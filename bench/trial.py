@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
-from bench.machine import Cores, core_busy_ticks, process_cpu
+from bench.machine import Cores, core_busy_ticks
 from bench.publisher import Publisher, RawSource, Source
 from bench.servers import Server
 from bench.swarm import Swarm
@@ -110,12 +110,12 @@ class Trial:
 
     def meter(self) -> Callable[[], Spent]:
         """Start measuring. Call the result to stop."""
-        wall, server, own = time.monotonic(), process_cpu(self.server.pid), time.process_time()
+        wall, server, own = time.monotonic(), self.server.cpu_seconds(), time.process_time()
         load, beside = core_busy_ticks(self.cores.load), core_busy_ticks(self.cores.server)
 
         def stop() -> Spent:
             seconds = time.monotonic() - wall
-            spent = process_cpu(self.server.pid) - server
+            spent = self.server.cpu_seconds() - server
             return Spent(
                 seconds,
                 spent,
@@ -130,9 +130,9 @@ class Trial:
         """Keep reading until the server is almost idle for half a second, so that cases do not affect each other."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            before = process_cpu(self.server.pid)
+            before = self.server.cpu_seconds()
             self.swarm.pump(None, 0.5)
-            if process_cpu(self.server.pid) - before < 0.02:
+            if self.server.cpu_seconds() - before < 0.02:
                 return
 
     def join(self, channels: Sequence[tuple[str, ...]], samples: int) -> None:
