@@ -12,7 +12,7 @@ from pathlib import Path
 
 from socketio_pg.core import green
 from tests.support.clients import SocketClient
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT, clean_environment, free_port, listens
 
@@ -34,12 +34,12 @@ def started(*command: str, **environment: str) -> Iterator[tuple[int, subprocess
         process.wait()
 
 
-def exit_code_after_sigterm(port: int, process: subprocess.Popen[bytes]) -> int:
-    """Return the exit code of a SIGTERM sent while a client is connected."""
+def exit_code_after_sigterm(port: int, process: subprocess.Popen[bytes], workers: int = 1) -> int:
+    """Return the exit code of a SIGTERM that is sent while a client is connected and that many workers run."""
     with SocketClient(f"http://127.0.0.1:{port}", wait=True) as client:
         client.subscribe("anything")
-        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        assert len(workers) == 1
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        until(lambda: len(children.read_text().split()) == workers, "all workers run")
         process.send_signal(signal.SIGTERM)
         return process.wait(PATIENCE)
 
@@ -56,7 +56,7 @@ def test_procfile_starts_a_node(newest_pg: Cluster) -> None:
 def test_service_notifies_systemd_when_ready(newest_pg: Cluster, tmp_path: Path) -> None:
     """Runs the unit's ``ExecStart``, with the port from the environment, on all addresses of the machine.
 
-    A platform's WEB_CONCURRENCY does not start several workers.
+    A platform's WEB_CONCURRENCY starts several workers.
     """
     unit = (ROOT / "deploy" / "socketio_pg@.service").read_text("utf-8")
     assert "Type=notify\n" in unit
@@ -69,4 +69,4 @@ def test_service_notifies_systemd_when_ready(newest_pg: Cluster, tmp_path: Path)
         with started(*command, DATABASE_URL=newest_pg.url(), **settings) as node:
             assert b"READY=1" in notified.recv(1000)
             assert listens(node[0], "::1")
-            assert exit_code_after_sigterm(*node) == 0
+            assert exit_code_after_sigterm(*node, workers=4) == 0
