@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
@@ -165,7 +166,7 @@ class Peers:
         self._answers: dict[str, Callable[[bytes], bytes]] = {}
         self._watchers: list[Callable[[int, bool], object]] = []
         self._questions: dict[int, green.Queue] = {}
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count()
         self._workers = [green.Worker(), green.Worker()]
         self._listening: Any = None
         #: When a descriptor was lost, because this process has too many.
@@ -197,6 +198,8 @@ class Peers:
         Raises :class:`ConfigurationError` when the node has no free slot.
         """
         self._node.join()
+        # A late answer to the predecessor in this slot must not answer a question of this worker.
+        self._numbers = itertools.count(secrets.randbits(62))
         path = self._node.socket_path(self._node.slot)
         with contextlib.suppress(FileNotFoundError):
             Path(path).unlink()  # of a predecessor

@@ -252,3 +252,34 @@ def test_a_message_larger_than_what_may_wait_arrives(node: Node, monkeypatch: py
     assert next_of(one.received) == (1, large)
     one.peers.stop()
     other.peers.stop()
+
+
+def test_an_answer_to_a_predecessor_answers_no_question_of_its_successor(node: Node) -> None:
+    one, other = Worker(node), Worker(node)
+    assert next_of(one.changes) == (1, True)
+    assert next_of(other.changes) == (0, True)
+    begun = green.Queue()
+    finish = {b"old": green.Event(), b"new": green.Event()}
+
+    def answer(body: bytes) -> bytes:
+        begun.put(body)
+        finish[body].wait()
+        return body
+
+    one.peers.answer("slow", answer)
+    green.run_soon(other.peers.ask, "slow", b"old", PATIENCE)
+    assert next_of(begun) == b"old"
+    other.peers.stop()
+    assert next_of(one.changes) == (1, False)
+    successor = Worker(node)
+    assert next_of(one.changes) == (1, True)
+    found = green.Queue()
+    green.run_soon(lambda: found.put(successor.peers.ask("slow", b"new", PATIENCE)))
+    assert next_of(begun) == b"new"
+    finish[b"old"].send()
+    assert one.peers.send(1, "word", b"after")
+    assert next_of(successor.received) == (0, b"after")
+    finish[b"new"].send()
+    assert next_of(found) == {0: b"new"}
+    one.peers.stop()
+    successor.peers.stop()
