@@ -94,6 +94,16 @@ class _Outgoing:
             self._unsent.remove(packet)
             self._waiting -= len(packet.data)
 
+    @property
+    def broken(self) -> bool:
+        """Whether the other worker has closed its end, on which it never sends."""
+        try:
+            return not self.closed and not self._connection.recv(1, _socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def close(self) -> None:
         """Close the socket. Packets that were not sent are lost."""
         if self.closed:
@@ -217,6 +227,9 @@ class Peers:
         self._listening.close()
         for outgoing in list(self._outgoing.values()):
             self._lose(outgoing)
+        for connection in self._incoming.values():
+            with contextlib.suppress(OSError):
+                connection.shutdown(_socket.SHUT_RDWR)
         self._node.leave()
 
     @property
@@ -371,9 +384,24 @@ class Peers:
             # A worker that has connected anew meanwhile is still here.
             if self._incoming.get(slot) is connection:
                 del self._incoming[slot]
-                outgoing = self._outgoing.get(slot)
-                if outgoing is not None and outgoing.name == name:
-                    self._lose(outgoing)
+                self._find_out(slot, name)
+
+    def _find_out(self, slot: int, name: str) -> None:
+        """Lose a worker whose connection has ended if it has ended too.
+
+        It may as well have closed only this one, because this worker did not read, and connect anew. To close the other
+        one then would make it close its new one, and so on for ever.
+        """
+        for pause in (0.0, 0.001, 0.01, 0.1):  # a process that ends closes both one after the other
+            green.sleep(pause)
+            outgoing = self._outgoing.get(slot)
+            if outgoing is None or outgoing.name != name or slot in self._incoming:
+                return
+            if outgoing.broken:
+                self._lose(outgoing)
+                return
+        for answers in self._questions.values():  # answers may be lost
+            answers.put((slot, None))
 
     def _meet(self, slot: int, name: str, *, again: bool) -> None:
         """Note that a worker has connected to this one; ``again``: it had, and answers that this one has connected."""

@@ -106,6 +106,11 @@ def stop_following(load: Load) -> None:
     stop(load, victim)
 
 
+def recycle_by_requests(load: Load) -> None:
+    before = set(load.server.worker_pids())
+    until(lambda: not before & set(load.server.worker_pids()), "all workers have had --max-requests")
+
+
 EVENTS: list[tuple[Callable[[Load], None], tuple[str, ...]]] = [
     (reload, ()),
     (more_and_fewer, ()),
@@ -113,6 +118,7 @@ EVENTS: list[tuple[Callable[[Load], None], tuple[str, ...]]] = [
     (remove_directory, ()),
     (kill_leading, ("--preload",)),
     (reload, ("--preload",)),
+    (recycle_by_requests, ("--max-requests", "400", "--max-requests-jitter", "200")),
     (stop_leading, ("--timeout", "3")),
     (stop_following, ("--timeout", "3")),
 ]
@@ -232,3 +238,43 @@ def test_a_worker_without_descriptors_gets_no_more_connections(server: ServerPro
 
         until(serves, "the worker gets connections again")
         assert sum(client.closed for client in swarm.clients) == lost
+
+
+#: Bytes that are sent to a stopped worker, and by how much the memory of another may grow, which keeps 64 MB.
+FLOOD, KEPT = 150_000_000, 150_000_000
+
+
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.nightly
+def test_messages_for_a_stopped_worker_fill_no_memory(newest_pg: Cluster, channel: str) -> None:
+    server = ServerProcess(newest_pg.url(), "-w", "2", "--timeout", "600", app=APP, DRAIN_SECONDS="0.5")
+    try:
+        until(server.leading_pid, "a worker leads")
+        leading = server.leading_pid()
+        assert leading is not None
+        (following,) = set(server.worker_pids()) - {leading}
+        with Swarm("127.0.0.1", server.port) as swarm:
+            os.kill(following, signal.SIGSTOP)
+            (client,) = swarm.open(1)
+            swarm.run_until(lambda: client.connected)
+            client.emit("subscribe", {"channel": channel})
+            swarm.run_until(lambda: bool(client.events("subscribed")))
+            before, most = _resident(leading), 0
+            for _ in range(FLOOD // 7_000_000):
+                client.packets.clear()
+                newest_pg.sql(
+                    "SELECT pg_notify(%s, to_jsonb(repeat('x', 6990) || n)::text) FROM generate_series(0, 999) AS n",
+                    channel,
+                )
+                swarm.run_until(lambda: len(client.packets) == 1000)
+                most = max(most, _resident(leading) - before)
+        print(f"{most / 1e6:.1f} MB more")
+        assert most < KEPT
+        assert "does not read" in server.log
+        os.kill(following, signal.SIGCONT)
+        server.wait_ready()
+    finally:
+        server.close()
