@@ -12,11 +12,17 @@ GREEN_TESTS = $(sort $(shell grep -rl --include='test_*.py' 'pytest.mark.green' 
 POSTGRES_TESTS := tests/postgres tests/faults $(patsubst %,tests/live/test_%.py, \
 	cli cluster_postgres hostile_schema log orm permissions replay_clients watch watch_permissions)
 
+# The modules with stock clients and attackers, which must not notice that a server has several workers; `make test`
+# repeats the first ones.
+WORKERS_SAMPLE := $(patsubst %,tests/live/test_%.py,engineio_conformance socketio_conformance polling hostile_texts)
+WORKERS_TESTS := $(WORKERS_SAMPLE) $(wildcard tests/live/test_hostile_*.py tests/live/test_http*.py) $(patsubst %, \
+	tests/live/test_%.py,authentication chunked javascript limits log replay_clients tls transport workers_javascript)
+
 # Without bytecode, each process of the tests and each server that they start compiles all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test test-gevent test-postgres nightly lint format soak fuzz audit upstream test-oldest bench bench-log bench-access bench-watch bench-nodes screenshot clean
+.PHONY: help setup run check test test-gevent test-workers test-postgres nightly lint format soak fuzz audit upstream test-oldest bench bench-log bench-access bench-watch bench-nodes bench-workers screenshot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s", $$1; column = 20; count = split($$2, words, " "); \
@@ -56,10 +62,15 @@ check: setup lint ## run what takes a minute after each change: quality tools an
 	$(PYTEST) tests/unit -n $(CORES) --dist loadfile --hypothesis-profile=check
 
 # The serial tests come first: one process writes the bytecode of all test modules, in place of six at once.
-test: setup lint $(INSTALLED)/.oldest ## run everything that guards a change: quality tools and all tests, the serial ones alone, then on gevent what depends on it
+test: setup lint $(INSTALLED)/.oldest ## run everything that guards a change: quality tools and all tests, the serial ones alone, then on gevent and on several workers what depends on them
 	$(PYTEST) -m serial
 	$(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	GREEN=gevent $(PYTEST) $(GREEN_TESTS) -n auto --dist loadfile --no-loadscope-reorder -m "green and not serial"
+	TEST_WORKERS=2 $(PYTEST) $(WORKERS_SAMPLE) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
+
+test-workers: setup $(INSTALLED)/.oldest ## test stock clients and attackers on servers with two workers (TEST_WORKERS=4 for four)
+	TEST_WORKERS=$(or $(TEST_WORKERS),2) $(PYTEST) --nightly $(sort $(WORKERS_TESTS)) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
+	TEST_WORKERS=$(or $(TEST_WORKERS),2) $(PYTEST) --nightly $(sort $(WORKERS_TESTS)) -m serial
 
 test-gevent: setup $(INSTALLED)/.oldest ## run all tests on gevent in place of eventlet
 	GREEN=gevent $(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
@@ -88,10 +99,10 @@ test-postgres: setup $(INSTALLED)/.installed ## test schema, log, watches and do
 	TEST_POSTGRES=$* $(PYTEST) $(POSTGRES_TESTS) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	TEST_POSTGRES=$* $(PYTEST) $(POSTGRES_TESTS) -m serial
 
-nightly: setup lint $(INSTALLED)/.oldest ## run all cases and examples, then test-gevent, test-postgres, soak, fuzz, upstream, test-oldest, audit: hours
+nightly: setup lint $(INSTALLED)/.oldest ## run all cases and examples, then test-gevent, test-workers, test-postgres, soak, fuzz, upstream, test-oldest, audit: hours
 	$(PYTEST) --nightly -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	$(PYTEST) --nightly -m serial
-	$(MAKE) test-gevent
+	$(MAKE) test-gevent test-workers
 	$(MAKE) test-postgres soak fuzz upstream test-oldest audit
 
 lint: $(VENV)/.installed ## ruff, mypy --strict and the import contracts
@@ -134,6 +145,10 @@ screenshot: setup ## make the pictures of the README and of docs/ again, of the 
 
 bench-nodes: setup ## measure what up to 50 listening nodes cost the database
 	$(BIN)/python bench/nodes.py
+
+bench-workers: setup ## measure what a second worker costs, and Node's cluster
+	cd bench && npm ci --silent --no-audit --no-fund
+	$(BIN)/python bench/workers.py
 
 format: $(VENV)/.installed ## let ruff format the code
 	$(BIN)/ruff check --fix .

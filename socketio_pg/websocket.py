@@ -230,10 +230,11 @@ class SocketServer:
         except ConfigurationError:
             self._started = False
             raise
-        self._log_library()
         if self.workers is not None:
             self.workers.start()
-        self.access.authenticator.warn_if_open(" or ".join(addresses) or "this server")
+        if self.workers is None or self.workers.node.slot == 0:  # the others would say the same
+            self._log_library()
+            self.access.authenticator.warn_if_open(" or ".join(addresses) or "this server")
         self.socketio.server.initialize_manager()
         self.pubsub.start()
         self.access.start()

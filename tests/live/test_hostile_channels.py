@@ -17,8 +17,15 @@ MOST = 200
 
 @pytest.fixture(scope="module")
 def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
+    # Each worker counts the channels of its own clients.
     made = ServerProcess(
-        newest_pg.url(), MAX_CHANNELS=str(MOST), MAX_EVENTS_PER_SECOND="0", METRICS_TOKEN=TOKEN, DRAIN_SECONDS="0.2"
+        newest_pg.url(),
+        "-w",
+        "1",
+        MAX_CHANNELS=str(MOST),
+        MAX_EVENTS_PER_SECOND="0",
+        METRICS_TOKEN=TOKEN,
+        DRAIN_SECONDS="0.2",
     )
     with contextlib.closing(made):
         yield made

@@ -213,8 +213,9 @@ def test_attempts_per_address_are_limited(newest_pg: Cluster) -> None:
 
 
 def test_total_connections_are_limited(newest_pg: Cluster) -> None:
-    with running(newest_pg, MAX_CONNECTIONS="2") as server, SocketClient(server.url):
-        # A session that is not connected to a namespace makes room for the next one.
+    server = ServerProcess(newest_pg.url(), "-w", "1", METRICS_TOKEN=TOKEN, MAX_CONNECTIONS="2", DRAIN_SECONDS="0.2")
+    with contextlib.closing(server), SocketClient(server.url):
+        # A session that is not connected to a namespace makes room for the next one of its worker.
         assert [polling_status(server) for _ in range(3)] == [200] * 3
         with SocketClient(server.url):
             assert polling_status(server) == 503
@@ -263,9 +264,11 @@ def test_configured_origins_are_allowed(newest_pg: Cluster) -> None:
             assert websocket_status(server, Origin="https://evil.example") == 400
         assert websocket_status(server, Origin="null") == 400
         refused = [line for line in server.log.splitlines() if "refused a page" in line]
-        assert ["'https://evil.example'" in line for line in refused] == [True, False], "once a minute for each origin"
+        evil = ["'https://evil.example'" in line for line in refused].count(True)
+        assert 1 <= evil <= len(server.worker_pids()), "once a minute for each origin and worker"
+        assert len(refused) == evil + 1
         assert "set CORS_ALLOWED_ORIGINS=https://app.example,https://evil.example" in refused[0]
-        assert "CORS_ALLOWED_ORIGINS='*'" in refused[1]
+        assert "CORS_ALLOWED_ORIGINS='*'" in refused[-1]
         assert "the proxy forward the header Host" in refused[0]
         _, headers, _ = get(server, "/socket.io/?EIO=4&transport=polling", Origin="https://app.example")
         assert headers["Access-Control-Allow-Origin"] == "https://app.example"
