@@ -31,7 +31,7 @@ class Router:
     """
 
     #: Seconds between two updates of this worker's load.
-    interval = 0.1
+    interval = 0.25
     #: A session is passed on when this worker has so many more sessions than another: as a number, and as a share.
     slack, slack_share = 4, 0.02
 

@@ -192,6 +192,12 @@ class Node:
         """Return the address of the Unix socket of a worker."""
         return str(self.directory / f"{slot}.socket")
 
+    def slots_with_sockets(self) -> list[int]:
+        """Return the slots of the workers that have, or had, a Unix socket."""
+        with contextlib.suppress(OSError):
+            return sorted(int(path.stem) for path in self.directory.glob("*.socket"))
+        return []
+
     # -- the load of each worker ---------------------------------------------------------------------------------------
 
     def set_load(self, clients: int) -> None:

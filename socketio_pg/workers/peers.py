@@ -317,7 +317,7 @@ class Peers:
             self._connect_all()
 
     def _connect_all(self) -> None:
-        for slot in range(MAX_WORKERS):
+        for slot in self._node.slots_with_sockets():
             if slot != self._node.slot and slot not in self._outgoing:
                 self._connect(slot)
 
