@@ -24,8 +24,8 @@ from tests.support.tokens import SECRET, KeyServer, SigningKey, complete, forge,
 HOSTILE = {name: token for name, token in hostile_tokens() if not name.startswith("one megabyte")}
 
 
-def running(cluster: Cluster, **settings: str) -> contextlib.closing[ServerProcess]:
-    return contextlib.closing(ServerProcess(cluster.url(), DRAIN_SECONDS="0.2", **settings))
+def running(cluster: Cluster, *options: str, **settings: str) -> contextlib.closing[ServerProcess]:
+    return contextlib.closing(ServerProcess(cluster.url(), *options, DRAIN_SECONDS="0.2", **settings))
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +363,8 @@ def test_unreachable_jwks_refuses_until_fetched(newest_pg: Cluster, key_server: 
     key = SigningKey("rsa", "1")
     key_server.keys = [key]
     key_server.status = 500
-    with running(newest_pg, JWKS_URL=key_server.url) as server:
+    # Each worker fetches the keys for itself.
+    with running(newest_pg, "-w", "1", JWKS_URL=key_server.url) as server:
         error = refused(server.url, auth={"token": key.sign()})
         assert error["data"]["code"] == "authentication_unavailable"
         key_server.status, key_server.body = 200, "<html>"

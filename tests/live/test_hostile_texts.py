@@ -180,7 +180,7 @@ def test_durable_publish_that_cannot_work(plain: Log, fault: str) -> None:
             answer = texts.add(client.call("publish", {"channel": "a", "payload": 1, "durable": True}))
             assert code(answer) == "database_unavailable"
             assert detail in texts.detail(json.dumps(answer))
-            plain.server.wait_for("/readyz", 503, '"publisher":"publishing through the log fails')
+            plain.server.wait_for("/readyz", 503, "publishing through the log fails")
             texts.add(plain.server.get("/readyz")[1])
             response = HttpApi(plain.server).publish("a", 1, durable=True)
             assert response.status_code == 503

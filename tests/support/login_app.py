@@ -10,6 +10,7 @@ from flask import Flask, Request, request, session  # noqa: E402
 
 from socketio_pg import Claims, UnauthorizedError  # noqa: E402
 from socketio_pg.websocket import SocketServer  # noqa: E402
+from tests.support.all_workers import AllWorkers  # noqa: E402
 from tests.support.clock import add_clock  # noqa: E402
 
 app = Flask(__name__)
@@ -67,6 +68,14 @@ def whoami() -> str | None:
     return None if claims is None else claims.subject
 
 
+states = AllWorkers(app, "state", lambda _: {"connected": connected, "sessions": len(server.access.sessions)})
+
+
 @app.get("/state")
 def state() -> dict[str, Any]:
-    return {"connected": connected, "sessions": len(server.access.sessions)}
+    """Return those of all workers."""
+    found = states.call()
+    return {
+        "connected": [one for worker in found for one in worker["connected"]],
+        "sessions": sum(worker["sessions"] for worker in found),
+    }
