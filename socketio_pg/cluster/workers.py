@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import orjson
 import socketio
 
 from socketio_pg.cluster.node import ClusterManager
@@ -66,12 +67,12 @@ class WorkersQueue:
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
         self._receivers: dict[str, list[Callable[[Command], None]]] = {}
-        peers.receive(_COMMANDS, lambda slot, body: self._dispatch(json.loads(body)))
+        peers.receive(_COMMANDS, lambda slot, body: self._dispatch(orjson.loads(body)))
 
     def tell(self, command: Command) -> None:
         """Send a command to the receivers of all workers."""
         if self._peers.slots:
-            self._peers.tell(_COMMANDS, json.dumps(command).encode())
+            self._peers.tell(_COMMANDS, orjson.dumps(command))
         self._dispatch(command)
 
     def receive(self, method: str, receiver: Callable[[Command], None]) -> None:
