@@ -26,8 +26,8 @@ UNAUTHORIZED = (401, "unauthorized")
 LIMITED = (429, "rate_limited")
 
 
-def running(cluster: Cluster, **settings: str) -> contextlib.closing[ServerProcess]:
-    return contextlib.closing(ServerProcess(cluster.url(), DRAIN_SECONDS="0.2", **settings))
+def running(cluster: Cluster, *options: str, **settings: str) -> contextlib.closing[ServerProcess]:
+    return contextlib.closing(ServerProcess(cluster.url(), *options, DRAIN_SECONDS="0.2", **settings))
 
 
 def outcome(answer: requests.Response) -> tuple[int, str] | None:
@@ -279,7 +279,8 @@ def test_messages_per_second_are_limited(newest_pg: Cluster, channel: str) -> No
 
 def test_bytes_per_second_are_limited(newest_pg: Cluster, channel: str) -> None:
     settings = {"MAX_EVENT_BYTES_PER_SECOND": "100", "MAX_PAYLOAD": "50000", "TRUSTED_PROXIES": "1"}
-    with running(newest_pg, **settings) as server:
+    # Each worker counts for itself.
+    with running(newest_pg, "-w", "1", **settings) as server:
         one, other = (HttpApi(server, X_Forwarded_For=address) for address in ("10.0.0.1", "10.0.0.2"))
         assert outcome(one.publish(channel, "x" * 7000)) is None
         assert refusal(one.post(b"x" * 45_000)) == LIMITED
