@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from socketio_pg.core import green
-from socketio_pg.workers.node import MAX_WORKERS, Node
+from socketio_pg.workers.node import MAX_WORKERS, NO_LOAD, Node
 
 logger = logging.getLogger("socketio_pg.workers")
 
@@ -444,6 +444,7 @@ class Peers:
                 if self.takes_descriptors:
                     logger.error("this process has too many descriptors: a connection from worker %d is lost", slot)
                 self._lost_descriptor = time.monotonic()
+                self._node.set_load(NO_LOAD)  # at once: many could be passed until the load is told again
             for descriptor in descriptors[:1]:
                 _guarded(receiver, slot, body, descriptor)
             return
