@@ -133,7 +133,10 @@ class WorkersPublisher:
         self._local.flush(seconds)
 
     def stop(self) -> None:
-        """Stop the local publisher."""
+        """Fail all waiting messages and stop the local publisher."""
+        requests, self._waiting = self._waiting, []
+        for _, done in requests:
+            done.send(DatabaseUnavailableError("the server is shutting down"))
         self._local.stop()
 
     def _ask(self) -> None:
@@ -147,6 +150,9 @@ class WorkersPublisher:
                 errors = self._ask_leader(leader, [messages for messages, _ in requests])
             except SocketIOPGError as failed:
                 errors = [failed] * len(requests)
+            except Exception:  # a bug: the callers must not wait for ever
+                logger.exception("publishing through another worker failed")
+                errors = [DatabaseUnavailableError("the message may have been sent or not")] * len(requests)
             for (_, done), error in zip(requests, errors, strict=True):
                 done.send(error)
         finally:

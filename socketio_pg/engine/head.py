@@ -11,7 +11,7 @@ MAX_LINE_BYTES = 8_190
 #: Limits of :func:`plain_handshake`: bytes of a head, bytes of its request line, and header lines.
 PLAIN_HEAD, PLAIN_LINE, PLAIN_FIELDS = 8_000, 2_000, 40
 
-_LINE = re.compile(rb"[A-Z]{3,20} /[\x21-\x7e]* HTTP/1\.[01]\r\n")
+_LINE = re.compile(rb"[A-Z]{3,20} (?:https?://[A-Za-z0-9._:-]+)?/[\x21-\x7e]* HTTP/1\.[01]\r\n")
 _PROXY_V1, _PROXY_V2 = b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"
 #: The maximum size of PROXY protocol's first version, with its line break.
 _MAX_PROXY_V1 = 107

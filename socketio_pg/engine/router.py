@@ -11,9 +11,10 @@ import base64
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 from socketio_pg.core import green
-from socketio_pg.engine.front import Connection, Front
+from socketio_pg.engine.front import Address, Connection, Front
 from socketio_pg.engine.http import parsed
 from socketio_pg.workers.node import NO_LOAD, Node
 from socketio_pg.workers.peers import PART, Peers
@@ -67,7 +68,7 @@ class Router:
 
         def receive(slot: int, body: bytes, descriptor: int) -> None:
             header, _, received = body.partition(b"\n")
-            address, listener = (tuple(one) if isinstance(one, list) else one for one in json.loads(header))
+            address, listener = map(_from_json, json.loads(header))
             green.run_soon(front.serve, descriptor, received, address, listener)
 
         self._peers.receive_descriptors(_CONNECTION, receive)
@@ -80,7 +81,8 @@ class Router:
         slot = self._slot_for(head)
         if slot is None or slot == self._node.slot:
             return False
-        body = json.dumps([connection.address, connection.listener]).encode() + b"\n" + connection.received
+        body = json.dumps([_as_json(connection.address), _as_json(connection.listener)]).encode()
+        body += b"\n" + connection.received
         if len(body) > PART:
             return False
         taken = connection.give_away()
@@ -123,3 +125,14 @@ class Router:
             wants = self._peers.takes_descriptors and not self._draining()
             self._node.set_load(self._sessions() if wants else NO_LOAD)
             green.sleep(self.interval)
+
+
+def _as_json(address: Address) -> Any:
+    # An abstract Unix socket has bytes.
+    return {"abstract": address.hex()} if isinstance(address, bytes) else address
+
+
+def _from_json(found: Any) -> Address:
+    if isinstance(found, dict):
+        return bytes.fromhex(found["abstract"])
+    return tuple(found) if isinstance(found, list) else found

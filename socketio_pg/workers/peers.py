@@ -440,13 +440,16 @@ class Peers:
     def _dispatch(self, slot: int, kind: str, body: bytes, descriptors: list[int]) -> None:
         receiver = self._descriptor_receivers.get(kind)
         if receiver is not None:
-            if not descriptors:
+            # To take a connection over, another descriptor may be needed.
+            if not descriptors or not _has_room(descriptors[0]):
                 if self.takes_descriptors:
                     logger.error("this process has too many descriptors: a connection from worker %d is lost", slot)
                 self._lost_descriptor = time.monotonic()
                 self._node.set_load(NO_LOAD)  # at once: many could be passed until the load is told again
-            for descriptor in descriptors[:1]:
-                _guarded(receiver, slot, body, descriptor)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                return
+            _guarded(receiver, slot, body, descriptors[0])
             return
         for descriptor in descriptors:  # none was sent
             os.close(descriptor)
@@ -473,6 +476,15 @@ def _guarded(function: Callable[..., object], *arguments: object) -> None:
         function(*arguments)
     except Exception:  # a bug in the receiver: the next messages must arrive
         logger.exception("handling a message of another worker failed")
+
+
+def _has_room(descriptor: int) -> bool:
+    """Return whether this process can have another descriptor."""
+    try:
+        os.close(os.dup(descriptor))
+    except OSError:
+        return False
+    return True
 
 
 def _numbered(number: int, body: bytes) -> bytes:

@@ -91,3 +91,22 @@ def test_the_end_of_the_worker_that_leads_leaves_a_publication_unknown(two: tupl
     leader.workers.peers.stop()
     until(lambda: green.sleep() or errors, "it is answered")
     assert "may have been sent or not" in str(errors[0])
+
+
+def test_a_publication_that_waits_for_a_leader_fails_when_the_worker_stops(two: tuple[Worker, Worker]) -> None:
+    for one in reversed(two):
+        one.workers.election.resign()
+    until(lambda: green.sleep() or two[1].workers.election.leader is None, "nobody leads")
+    errors: list[SocketIOPGError] = []
+
+    def publish() -> None:
+        try:
+            two[1].publisher.publish([Outgoing("anything", "1")])
+        except SocketIOPGError as error:
+            errors.append(error)
+
+    waiting = green.spawn(publish)
+    green.sleep()
+    two[1].publisher.stop()
+    waiting.wait()
+    assert [error.message for error in errors] == ["the server is shutting down"]

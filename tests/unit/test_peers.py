@@ -1,6 +1,7 @@
 """workers/peers: messages, questions and descriptors between workers, and how they notice that one has ended."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from socketio_pg.core import green
 from socketio_pg.workers.node import Node
 from socketio_pg.workers.peers import PART, Peers
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, until
 
 
 class Worker:
@@ -283,3 +284,23 @@ def test_an_answer_to_a_predecessor_answers_no_question_of_its_successor(node: N
     assert next_of(found) == {0: b"new"}
     one.peers.stop()
     successor.peers.stop()
+
+
+def test_a_descriptor_beyond_which_there_is_no_room_is_closed(two: tuple[Worker, Worker]) -> None:
+    one, other = two
+    here, there = socket.socketpair()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(there.fileno())
+    os.close(lowest)
+    try:
+        # One descriptor is left, and the passed one takes it.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, limits[1]))
+        assert one.peers.pass_descriptor(1, "file", b"", there.fileno())
+        until(lambda: green.sleep() or not other.peers.takes_descriptors, "the worker notices")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    there.close()
+    assert here.recv(1) == b"", "nobody holds the connection"
+    here.close()
+    one.peers.tell("word", b"after")
+    assert next_of(other.received) == (0, b"after")

@@ -1,13 +1,15 @@
 """engine/router: the worker that serves a request, by the head of the request."""
 
 import base64
+import json
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from socketio_pg.core import green
-from socketio_pg.engine.router import Router
+from socketio_pg.engine.router import Router, _as_json, _from_json
 from socketio_pg.workers.node import NO_LOAD, Node
 from socketio_pg.workers.peers import Peers
 from tests.support.patience import PATIENCE, until
@@ -134,3 +136,10 @@ def test_a_worker_tells_its_sessions(workers: list[Worker]) -> None:
     workers[2].sessions = 7
     workers[2].router.start()
     until(lambda: green.sleep() or workers[0].node.loads({2}) == {2: 7}, "the load is told")
+
+
+@pytest.mark.parametrize(
+    "address", [("127.0.0.1", 5000), ("::1", 5000, 0, 0), "", "/run/server.socket", b"\0server", b"\xff\xfe"], ids=repr
+)
+def test_addresses_arrive_as_they_were(address: Any) -> None:
+    assert _from_json(json.loads(json.dumps(_as_json(address)))) == address
