@@ -23,7 +23,8 @@ V2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x02ab"
     [
         (LINE + b"Host: a\r\n\r\nbody", 30), (LINE + b"\r\nbody", 21), (LINE, None), (LINE + b"Host: a\r\n", None),
         (LINE[:-1], None), (b"G", None), (b"GET /" + b"a" * MAX_LINE_BYTES, -1), (b"\x16\x03", -1), (b"\r\n", -1),
-        (b"get / HTTP/1.1\r\n", -1), (b"GET http://[ HTTP/1.1\r\n", -1), (b"GET http://a.b:1/c HTTP/1.1\r\n", None), (b"GET / HTTP/2.0\r\n", -1),
+        (b"get / HTTP/1.1\r\n", -1), (b"GET http://[ HTTP/1.1\r\n", -1),
+        (b"GET http://a.b:1/c HTTP/1.1\r\n", None), (b"GET / HTTP/2.0\r\n", -1),
         (b"GET  / HTTP/1.1\r\n", -1), (b"GET /\xff HTTP/1.1\r\n", -1),
         (LINE + b"a" * (MAX_HEAD_BYTES + MAX_LINE_BYTES), -1),
     ],
