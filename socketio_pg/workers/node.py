@@ -147,7 +147,12 @@ class Node:
 
     @property
     def intact(self) -> bool:
-        """Whether this worker's files are still where the others look for them. Keeps them from looking old."""
+        """Whether this worker's files are still where the others look for them. Keeps them from looking old.
+
+        True before it has joined: with MESSAGE_QUEUE it reads the cluster key first.
+        """
+        if self.slot < 0:
+            return True
         held = [*self._locks, *([] if self._leading is None else [self._leading])]
         if not all(os.fstat(descriptor).st_nlink for descriptor in held):
             return False

@@ -100,6 +100,11 @@ def own() -> Iterator[Node]:
     made.leave()
 
 
+def test_a_worker_that_has_not_joined_yet_misses_nothing(own: Node) -> None:
+    """With MESSAGE_QUEUE it reads the cluster key first."""
+    assert own.intact
+
+
 def test_a_worker_notices_that_the_directory_is_gone_and_its_successor_makes_it_again(own: Node) -> None:
     worker = _joined(own)
     assert worker.intact
