@@ -153,7 +153,7 @@ class Nodes(Log):
         rows = self.sql("SELECT name FROM socketio_pg.nodes WHERE relay")
         pids = {int(name.rpartition(":")[2]) for (name,) in rows}
         running = [node for node in self.nodes if node.process.poll() is None]
-        return next((node for node in running if pids.intersection(node.worker_pids())), None)
+        return next((node for node in running if pids & {node.process.pid, *node.worker_pids()}), None)
 
     def wait_leader(self) -> ServerProcess:
         until(lambda: self.leader() is not None, "a node leads")
