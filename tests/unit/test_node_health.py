@@ -40,7 +40,14 @@ class Worker:
 
 
 def meet(*workers: Worker) -> None:
-    until(lambda: green.sleep() or all(len(one.peers.slots) == len(workers) - 1 for one in workers), "all workers meet")
+    """Wait until each worker knows all others, also successors of those that have left."""
+    until(
+        lambda: (
+            green.sleep()
+            or all(one.peers.slot_of(other.node.name.hex()) == other.node.slot for one in workers for other in workers)
+        ),
+        "all workers meet",
+    )
 
 
 @pytest.fixture

@@ -36,7 +36,13 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Worker]]:
     monkeypatch.setattr(Node, "fresh", PATIENCE)  # most tests tell loads once
     node = Node.create(os.getuid(), os.getgid())
     made = [Worker(node) for _ in range(3)]
-    until(lambda: green.sleep() or all(len(one.peers.slots) == 2 for one in made), "all workers meet")
+    until(
+        lambda: (
+            green.sleep()
+            or all(one.peers.slot_of(other.node.name.hex()) == other.node.slot for one in made for other in made)
+        ),
+        "all workers meet",
+    )
     yield made
     for one in made:
         one.router.stop()
@@ -47,7 +53,6 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Worker]]:
 @pytest.mark.parametrize("before", ["", "http://example.com", "https://[::1]:80", "/prefix"])
 @pytest.mark.parametrize("path", ["/socket.io/", "/socket.io"])
 def test_requests_of_a_session_go_to_its_worker(workers: list[Worker], before: str, path: str) -> None:
-    until(lambda: green.sleep() or workers[0].peers.slot_of(workers[2].node.name.hex()) == 2, "the names are known")
     for owner in workers:
         sid = owner.router.new_session_id()
         for method in ("GET", "POST", "OPTIONS"):
