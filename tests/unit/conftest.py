@@ -1,7 +1,8 @@
 """Fixtures for tests without I/O: settings that are independent of the environment."""
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from socketio_pg.core import config
 from socketio_pg.protocol.server import Server
 from socketio_pg.websocket import SocketServer
+from socketio_pg.workers.node import Node
 from tests.support.wire import Wire, echo
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -20,6 +22,14 @@ NOWHERE = "postgresql://user:password@127.0.0.1:9/nowhere"
 def root() -> Path:
     """The root folder of the checkout."""
     return ROOT
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    """A node, of which the test's own process or others become workers."""
+    made = Node.create(os.getuid(), os.getgid())
+    yield made
+    made.remove()
 
 
 @pytest.fixture

@@ -1,12 +1,8 @@
 """workers/election: one worker leads, and another one as soon as it resigns or ends."""
 
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-
-import pytest
 
 from socketio_pg.core import green
 from socketio_pg.workers.election import Election
@@ -29,13 +25,6 @@ class Worker:
     def stop(self) -> None:
         self.election.resign()
         self.peers.stop()
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    made = Node.create(os.getuid(), os.getgid())
-    yield made
-    made.remove()
 
 
 def all_follow(workers: list[Worker], slot: int) -> None:

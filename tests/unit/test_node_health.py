@@ -14,6 +14,7 @@ from socketio_pg.gateway.node_health import NodeHealth, State, merge
 from socketio_pg.workers.node import Node
 from socketio_pg.workers.peers import Peers
 from tests.support.patience import PATIENCE, until
+from tests.support.peers import meet
 
 HEALTHY: dict[str, Problem | None] = {"process": None, "listener": None, "relay": None}
 
@@ -37,24 +38,6 @@ class Worker:
     def stop(self) -> None:
         self.health.stop()
         self.peers.stop()
-
-
-def meet(*workers: Worker) -> None:
-    """Wait until each worker knows all others, also successors of those that have left."""
-    until(
-        lambda: (
-            green.sleep()
-            or all(one.peers.slot_of(other.node.name.hex()) == other.node.slot for one in workers for other in workers)
-        ),
-        "all workers meet",
-    )
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    made = Node.create(os.getuid(), os.getgid())
-    yield made
-    made.remove()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """gateway/node_metrics: each worker answers for the whole node."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from socketio_pg.gateway.node_metrics import GAUGE_RULES, NodeMetrics
 from socketio_pg.workers.node import Node
 from socketio_pg.workers.peers import Peers
 from tests.support.patience import until
+from tests.support.peers import meet
 
 
 class Worker:
@@ -42,24 +42,6 @@ class Worker:
             for family in text_string_to_metric_families(self.metrics.render()[0].decode())
             for sample in family.samples
         }
-
-
-def meet(*workers: Worker) -> None:
-    """Wait until each worker knows all others, also successors of those that have left."""
-    until(
-        lambda: (
-            green.sleep()
-            or all(one.peers.slot_of(other.node.name.hex()) == other.node.slot for one in workers for other in workers)
-        ),
-        "all workers meet",
-    )
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    made = Node.create(os.getuid(), os.getgid())
-    yield made
-    made.remove()
 
 
 @pytest.fixture

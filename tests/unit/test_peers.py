@@ -38,13 +38,6 @@ def next_of(queue: green.Queue) -> Any:
 
 
 @pytest.fixture
-def node() -> Iterator[Node]:
-    made = Node.create(os.getuid(), os.getgid())
-    yield made
-    made.remove()
-
-
-@pytest.fixture
 def two(node: Node) -> Iterator[tuple[Worker, Worker]]:
     one, other = Worker(node), Worker(node)
     assert next_of(one.changes) == (1, True)

@@ -13,6 +13,7 @@ from socketio_pg.engine.router import Router, _as_json, _from_json
 from socketio_pg.workers.node import NO_LOAD, Node
 from socketio_pg.workers.peers import Peers
 from tests.support.patience import PATIENCE, until
+from tests.support.peers import meet
 
 HANDSHAKE = "GET /socket.io/?EIO=4&transport={} HTTP/1.1\r\n\r\n"
 
@@ -36,18 +37,11 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Worker]]:
     monkeypatch.setattr(Node, "fresh", PATIENCE)  # most tests tell loads once
     node = Node.create(os.getuid(), os.getgid())
     made = [Worker(node) for _ in range(3)]
-    until(
-        lambda: (
-            green.sleep()
-            or all(one.peers.slot_of(other.node.name.hex()) == other.node.slot for one in made for other in made)
-        ),
-        "all workers meet",
-    )
+    meet(*made)
     yield made
     for one in made:
         one.router.stop()
         one.peers.stop()
-    node.remove()
 
 
 @pytest.mark.parametrize("before", ["", "http://example.com", "https://[::1]:80", "/prefix"])
@@ -61,7 +55,6 @@ def test_requests_of_a_session_go_to_its_worker(workers: list[Worker], before: s
 
 
 def test_workers_know_each_others_ids(workers: list[Worker]) -> None:
-    until(lambda: green.sleep() or workers[0].peers.slot_of(workers[2].node.name.hex()) == 2, "the names are known")
     for owner in workers:
         sid = owner.router.new_session_id()
         assert workers[0].router.is_session_id(sid)

@@ -1,8 +1,5 @@
 """workers/samples: how the metrics of workers add up, and the counters of those that have ended."""
 
-import os
-from collections.abc import Iterator
-
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
@@ -29,13 +26,6 @@ def values(families: list[Metric]) -> dict[str, float]:
         for sample in family.samples
         if not sample.name.endswith("_created")
     }
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    made = Node.create(os.getuid(), os.getgid())
-    yield made
-    made.remove()
 
 
 class Worker:
