@@ -53,6 +53,12 @@ def test_procfile_starts_a_node(newest_pg: Cluster) -> None:
         assert exit_code_after_sigterm(*node) == 0
 
 
+def test_serve_starts_as_many_workers_as_it_is_told(newest_pg: Cluster) -> None:
+    command = [sys.executable, "-m", "socketio_pg", "serve", "--workers", "2"]
+    with started(*command, DATABASE_URL=newest_pg.url(), WEB_CONCURRENCY="4") as node:
+        assert exit_code_after_sigterm(*node, workers=2) == 0
+
+
 def test_service_notifies_systemd_when_ready(newest_pg: Cluster, tmp_path: Path) -> None:
     """Runs the unit's ``ExecStart``, with the port from the environment, on all addresses of the machine.
 
