@@ -225,7 +225,7 @@ def post_worker_init(worker: Any) -> None:
         _refuse_to_start()
     except OSError as error:  # a full disk: gunicorn starts another worker, and the others go on
         worker.log.error("socketio_pg: this worker cannot join the others: %s", error)
-        time.sleep(1)
+        time.sleep(1)  # gunicorn starts the next one at once; this worker serves nothing that it could hold up
         raise SystemExit(1) from None
     _limit_heads()
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

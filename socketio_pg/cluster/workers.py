@@ -1,4 +1,4 @@
-"""What the workers of a node send each other instead of using a queue: emits, notifications, publications, keys.
+"""Carries emits, notifications, publications and cluster keys between the workers of a node, in place of a queue.
 
 WorkersCluster   Flask-SocketIO's emits, disconnects, rooms and callbacks
 WorkersQueue     the messages of `forwarder` (on the worker that leads) and `remote_listener` (on all)
