@@ -45,8 +45,10 @@ WITH head AS ({HEAD}), known AS (
     DELETE FROM socketio_pg.outbox WHERE id = ANY (ARRAY(SELECT id FROM picked))
     RETURNING id, channel, payload, size, published_at
 ), logged AS (
-    INSERT INTO socketio_pg.log (position, channel, payload, size, published_at)
-    SELECT (SELECT head.position FROM head) + row_number() OVER (ORDER BY id), channel, payload, size, published_at
+    -- With the time when the row of `head` is locked, not of the transaction's start: it increases with the position.
+    INSERT INTO socketio_pg.log (position, channel, payload, size, published_at, logged_at, id)
+    SELECT (SELECT head.position FROM head) + row_number() OVER (ORDER BY id), channel, payload, size, published_at,
+        (SELECT clock_timestamp()), id
     FROM moved
     RETURNING position, channel, payload, size, published_at
 ), lines AS (

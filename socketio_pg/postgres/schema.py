@@ -9,7 +9,7 @@ from socketio_pg.postgres import trust
 from socketio_pg.postgres.database import FIXED_PATH, Database, transaction
 
 #: The version of the schema. Increase it whenever ``sql/*.sql`` changes more than comments and messages.
-VERSION = 5
+VERSION = 6
 
 #: The supported majors of PostgreSQL, with each of which `make test-postgres` tests the schema and what depends on it.
 MAJORS = range(13, 19)

@@ -110,6 +110,24 @@ def test_nodes_of_version_4_stay_and_work_after_the_upgrade(log: LogDatabase) ->
     ]
 
 
+def test_log_of_version_5_is_upgraded_and_its_server_may_go_on(log: LogDatabase) -> None:
+    """Its rows have no id of the outbox, and its server adds more of them, as it does not know the column."""
+    log.publish("a", "1")
+    log.move()
+    log.sql("ALTER TABLE socketio_pg.log DROP COLUMN id; UPDATE socketio_pg.schema_version SET version = 5")
+    file = log.sql("SELECT pg_relation_filenode('socketio_pg.log')")
+    log.install()
+    assert log.sql("SELECT pg_relation_filenode('socketio_pg.log')") == file, "the table is not rewritten"
+    log.publish("a", "2", "3")
+    log.sql(
+        "WITH moved AS (DELETE FROM socketio_pg.outbox WHERE id = 2 RETURNING *)"
+        " INSERT INTO socketio_pg.log (position, channel, payload, size, published_at)"
+        " SELECT 2, channel, payload, size, published_at FROM moved"
+    )
+    log.move()
+    assert log.sql("SELECT position, id FROM socketio_pg.log ORDER BY position") == [(1, None), (2, None), (3, 3)]
+
+
 def described(log: LogDatabase, name: str, workers: int = 0) -> Callable[[], None]:
     """Return a function that writes down a node with so many workers, as its relay does."""
     node = Node(Path(name), name.encode()) if workers else None

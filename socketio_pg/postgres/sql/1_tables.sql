@@ -56,8 +56,20 @@ CREATE TABLE IF NOT EXISTS socketio_pg.log (
     size         integer NOT NULL,
     published_at timestamptz NOT NULL,
     -- The start of the retention period: a transaction may commit long after it has published.
-    logged_at    timestamptz NOT NULL DEFAULT now()
+    logged_at    timestamptz NOT NULL DEFAULT now(),
+    -- Its id in the outbox, for snapshot(). NULL if a server of version 5 has moved it.
+    id           bigint
 ) WITH (vacuum_truncate = false, toast.vacuum_truncate = false);
+
+-- Not ADD COLUMN IF NOT EXISTS, which takes its lock before it checks. Without a default the table is not rewritten.
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'socketio_pg.log'::regclass AND attname = 'id'
+    ) THEN
+        ALTER TABLE socketio_pg.log ADD COLUMN id bigint;
+    END IF;
+END $$;
 
 -- Not CREATE INDEX IF NOT EXISTS, which takes its lock before it checks: behind a vacuum, the relay would have to wait.
 DO $$
