@@ -1,6 +1,7 @@
 """The composition root: settings, database, server, Flask application."""
 
 import dataclasses
+import logging
 
 from flask import Flask
 from werkzeug.wrappers import Response
@@ -13,6 +14,8 @@ from socketio_pg.web.demo import create_demo_blueprint
 from socketio_pg.web.pages import redirect_here
 from socketio_pg.websocket import SocketServer
 
+logger = logging.getLogger("socketio_pg")
+
 
 def create_app(**overrides: object) -> Flask:
     """Return the Flask application; its :class:`SocketServer` is ``app.extensions["socketio_pg"]``.
@@ -24,6 +27,9 @@ def create_app(**overrides: object) -> Flask:
     """
     settings = config.load(overrides=overrides)
     configure_logging(settings.log_level, settings.log_format)
+    for unknown, suggestion in config.unknown(config.given()):
+        meant = f": did you mean {suggestion}?" if suggestion else ""
+        logger.warning("%s in %s is not a setting%s", unknown.name, unknown.place, meant)
     app = Flask("socketio_pg", static_folder=None)
     app.config["SECRET_KEY"] = settings.flask_secret_key()
     dsn = settings.database_url

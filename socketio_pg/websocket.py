@@ -80,7 +80,7 @@ class SocketServer:
         if refusal is not None:
             raise ConfigurationError(f"{refusal}.")
         # A dsn given here leaves no reason to read the working folder's local.cfg.
-        self.settings = settings = settings or config.load(local_cfg=None if dsn else config.LOCAL_CFG)
+        self.settings = settings = settings or config.load(file=None if dsn else config.LOCAL_CFG)
         self.app = app = app if app is not None else Flask("socketio_pg", static_folder=None)
         self.port = port
         self._started = False

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ import jwt
 from socketio_pg.cli.command import FAILED, examples, json_option, open_database, token_option, url_option
 from socketio_pg.cli.terminal import Progress, entry, print_json, say
 from socketio_pg.core import config
-from socketio_pg.core.config import Settings
+from socketio_pg.core.config import NAMES, Settings
 from socketio_pg.core.errors import DatabaseUnavailableError, SocketIOPGError
+from socketio_pg.core.variables import PREFIX
 from socketio_pg.postgres.database import session
 from socketio_pg.subscriber.subscriber import Message, Subscriber
 
@@ -131,7 +132,7 @@ def _environment(settings: Settings, secret: str) -> dict[str, str]:
 
     These must match, because this server may become the relay and trim the log.
     """
-    dropped = {field.name.upper() for field in fields(Settings)} | {"GUNICORN_CMD_ARGS"}
+    dropped = NAMES | {"GUNICORN_CMD_ARGS"}
     kept: dict[str, Any] = {
         name.upper(): getattr(settings, name)
         for name in (
@@ -148,7 +149,7 @@ def _environment(settings: Settings, secret: str) -> dict[str, str]:
         "MAX_EVENTS_PER_SECOND": "0", "LOG_LEVEL": "WARNING", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }  # fmt: skip
     return (
-        {name: value for name, value in os.environ.items() if name not in dropped}
+        {name: value for name, value in os.environ.items() if name.removeprefix(PREFIX) not in dropped}
         | {name: str(value) for name, value in kept.items() if value is not None}
         | overrides
     )

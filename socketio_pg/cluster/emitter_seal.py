@@ -2,14 +2,13 @@
 
 import functools
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from socketio_pg.client import fetch
-from socketio_pg.core import parsers
+from socketio_pg.core import parsers, variables
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.seal import Key, Seal, SealError
@@ -21,7 +20,7 @@ _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.sealing"))
 class EmitterSeal:
     """Seals and opens with the cluster key, which it reads on connections of its caller. For any number of threads.
 
-    ``cluster_key`` is the setting CLUSTER_KEY; the default is the environment variable.
+    ``cluster_key`` is the setting CLUSTER_KEY; the default is what the environment has.
     """
 
     #: Seconds between two reads, and their minimum when a text names an unknown key.
@@ -29,11 +28,14 @@ class EmitterSeal:
     min_interval = 1.0
 
     def __init__(self, cluster_key: str | None) -> None:
-        cluster_key = cluster_key or os.environ.get("CLUSTER_KEY")
+        given = None if cluster_key else variables.in_environment("CLUSTER_KEY")
+        if given is not None:
+            cluster_key = given.value
         try:
             texts = parsers.cluster_key(cluster_key) if cluster_key else ()
         except ValueError as error:
-            raise ConfigurationError(f"CLUSTER_KEY is not valid; allowed: {error}.") from None
+            name = "CLUSTER_KEY" if given is None else given.name
+            raise ConfigurationError(f"{name} is not valid; allowed: {error}.") from None
         self._given = [Key.from_text(text) for text in texts]
         self._seal = Seal()
         self._read_at = float("-inf")
@@ -72,7 +74,8 @@ class EmitterSeal:
 
 def _verify(run: Callable[[str], Sequence[Sequence[Any]]]) -> None:
     """Raise :class:`ConfigurationError` if the key may be one that another role has chosen, to read or forge emits."""
-    owners = run(cluster_keys.foreign_owners(os.environ.get("SCHEMA_OWNER")))
+    trusted = variables.in_environment("SCHEMA_OWNER")
+    owners = run(cluster_keys.foreign_owners(trusted.value if trusted else None))
     if owners:
         message = "the schema socketio_pg is not trusted"
         raise ConfigurationError(message, detail=f"{message}: it, or its table cluster_key, belongs to {owners[0][0]}")

@@ -178,7 +178,7 @@ class PostgresManager(QueueManager, _OnConnections):
     programs that are not servers. All processes need the same ``channel``; the default is the one that socketio_pg's
     servers use with ``MESSAGE_QUEUE=postgres``. All seal what they send: the database's role needs the right to read
     the cluster key (``socketio-pg init --emitter-role``), or ``cluster_key`` has the servers' setting CLUSTER_KEY; the
-    default is the environment variable of that name. ``logger`` and ``json`` are as in python-socketio's managers.
+    default is what the environment has. ``logger`` and ``json`` are as in python-socketio's managers.
 
     ::
 

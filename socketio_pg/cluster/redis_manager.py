@@ -16,7 +16,7 @@ class RedisManager(socketio.RedisManager):  # type: ignore[misc]
 
     ``database`` is the servers' database, a URL or an SQLAlchemy ``Engine``: it has the cluster key, and identifies the
     installation. With ``cluster_key``, the servers' setting CLUSTER_KEY, the role needs no right in it; the default is
-    the environment variable of that name. ``channel`` is the servers' MESSAGE_QUEUE_CHANNEL.
+    what the environment has. ``channel`` is the servers' MESSAGE_QUEUE_CHANNEL.
 
     ::
 

@@ -1,21 +1,18 @@
 """The settings: one table with name, type, default and help. Environment over ``local.cfg`` over default."""
 
-import ast
 import dataclasses
-import os
+import difflib
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from socketio_pg.core import green_library, parsers
+from socketio_pg.core import green_library, local_cfg, parsers, variables
 from socketio_pg.core.errors import ConfigurationError
 
 LOCAL_CFG = Path("local.cfg")
-#: Other names that ``local.cfg`` may use, after Flask-SQLAlchemy.
-ALIASES = {"SQLALCHEMY_DATABASE_URI": "DATABASE_URL"}
 #: libpq parameters used unless the address sets them: they detect a broken network connection in 15 to 20 s.
 LIBPQ_DEFAULTS = {
     "keepalives_idle": "5",
@@ -66,7 +63,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings. The environment variable and the ``local.cfg`` name are the field's name in capitals."""
+    """All settings. The environment and ``local.cfg`` name them SOCKETIO_PG_NAME or NAME: the field in capitals."""
 
     database_url: str | None = setting(
         None, parsers.database_url,
@@ -333,6 +330,9 @@ class Settings:
         return f"Settings({', '.join(shown)})"
 
 
+#: The names of all settings, without the prefix.
+NAMES = frozenset(field.name.upper() for field in dataclasses.fields(Settings))
+
 NO_DATABASE_REMEDY = (
     "set DATABASE_URL in the environment, or SQLALCHEMY_DATABASE_URI in local.cfg (or DEBUG=1 for an embedded one)"
 )
@@ -346,62 +346,58 @@ def authority(host: str, port: int) -> str:
 
 def load(
     environment: Mapping[str, str] | None = None,
-    local_cfg: Path | None = LOCAL_CFG,
+    file: Path | None = LOCAL_CFG,
     overrides: Mapping[str, object] | None = None,
 ) -> Settings:
-    """Return the settings: ``overrides`` (field names) over the environment over ``local.cfg`` over the defaults.
+    """Return the settings: ``overrides`` (field names) over the environment over ``file`` over the defaults.
+
+    A name with the prefix SOCKETIO_PG_ precedes one without, also when it is in the file.
 
     Raises :class:`ConfigurationError` with one sentence that names the setting, its value and the allowed values.
     """
-    environment = os.environ if environment is None else environment
-    file = read_local_cfg(local_cfg) if local_cfg is not None and local_cfg.exists() else {}
+    found = given(environment, file)
     overrides = dict(overrides or {})
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Settings):
         name = field.name.upper()
         if field.name in overrides:
-            raw, where = overrides.pop(field.name), "create_app()"
-        elif environment.get(name):  # an empty variable counts as not set; Procfile runners leave such variables
-            raw, where = environment[name], "the environment"
-        elif name in file:
-            raw, where = file[name], str(local_cfg)
+            chosen = variables.Given(name, overrides.pop(field.name), "create_app()")
+        elif name in found:
+            chosen = found[name][0]
         else:
             continue
-        if raw is None:
+        if chosen.value is None:
             continue
         try:
-            values[field.name] = field.metadata["parse"](raw)
+            values[field.name] = field.metadata["parse"](chosen.value)
         except ValueError as error:
-            shown = field.metadata["show"](str(raw))
-            raise ConfigurationError(f"{name} in {where} is {shown!r}; allowed: {error}.") from None
+            shown = field.metadata["show"](str(chosen.value))
+            raise ConfigurationError(f"{chosen.name} in {chosen.place} is {shown!r}; allowed: {error}.") from None
     if overrides:
         raise ConfigurationError(f"unknown setting: {', '.join(sorted(overrides))}.")
     return Settings(**values)
 
 
-def read_local_cfg(path: Path) -> dict[str, Any]:
-    """Return the assignments in ``local.cfg``: ``NAME = literal`` lines, as in Flask config files. Executes no code."""
-    try:
-        tree = ast.parse(path.read_text("utf-8"), str(path))
-    except (SyntaxError, ValueError, OSError) as error:
-        line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
-        raise ConfigurationError(f"{path} cannot be read{line}: lines look like NAME = 'value'.") from None
-    known = {field.name.upper() for field in dataclasses.fields(Settings)}
-    values: dict[str, Any] = {}
-    for statement in tree.body:
-        target = statement.targets[0] if isinstance(statement, ast.Assign) else None
-        if not isinstance(statement, ast.Assign) or len(statement.targets) != 1 or not isinstance(target, ast.Name):
-            raise ConfigurationError(f"{path} line {statement.lineno}: only lines like NAME = 'value' are allowed.")
-        name = ALIASES.get(target.id, target.id)
-        if name not in known:
-            continue  # the file may hold settings of other parts of a Flask application
-        try:
-            values[name] = ast.literal_eval(statement.value)
-        except (ValueError, TypeError, RecursionError, MemoryError):
-            raise ConfigurationError(
-                f"{path} line {statement.lineno}: {target.id} must be a literal value; code is not executed."
-            ) from None
-    return values
+def given(
+    environment: Mapping[str, str] | None = None, file: Path | None = LOCAL_CFG
+) -> dict[str, list[variables.Given]]:
+    """Return all values in the environment and the file, of settings and of other names, as `variables.collect` does.
+
+    Raises :class:`ConfigurationError` if the file cannot be read.
+    """
+    places: dict[str, Mapping[str, Any]] = {variables.ENVIRONMENT: variables.of_environment(environment)}
+    if file is not None and file.exists():
+        places[str(file)] = local_cfg.read(file, NAMES)
+    return variables.collect(places)
+
+
+def unknown(found: Mapping[str, Sequence[variables.Given]]) -> Iterator[tuple[variables.Given, str | None]]:
+    """Yield each name in ``found`` that has the prefix and is no setting, with the name that may have been meant."""
+    for setting in sorted(found.keys() - NAMES):
+        similar = difflib.get_close_matches(setting, NAMES, 1, 0.75)
+        for one in found[setting]:
+            if one.name.startswith(variables.PREFIX) and one.name not in variables.OTHERS:
+                yield one, variables.PREFIX + similar[0] if similar else None
 
 
 def database_url(value: object) -> str:

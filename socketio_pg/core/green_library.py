@@ -1,15 +1,17 @@
 """The green-thread library of this process: eventlet, or gevent.
 
-Imports nothing but the standard library, because it is used before that library patches it.
+Imports nothing but the standard library and `core.variables`, because it is used before that library patches it.
 """
 
 import importlib.util
 import os
 import sys
 
+from socketio_pg.core import variables
+
 #: The values of :data:`SETTING`, which are also the names of gunicorn's worker classes. The first is the default.
 LIBRARIES = ("eventlet", "gevent")
-#: The environment variable that chooses the library, except under gunicorn.
+#: The setting that chooses the library, except under gunicorn.
 SETTING = "GREEN"
 #: Library → the newest major version of gunicorn that has a worker class for it, if there is a limit.
 LAST_GUNICORN = {"eventlet": 25}
@@ -54,8 +56,15 @@ def name() -> str:
 
 def wanted() -> str | None:
     """Return the value of :data:`SETTING` if it is the name of a library. `core.config` refuses other values."""
-    value = os.environ.get(SETTING, "").strip().lower()
+    given = variables.in_environment(SETTING)
+    value = given.value.strip().lower() if given else ""
     return value if value in LIBRARIES else None
+
+
+def variable() -> str:
+    """Return the name under which the environment has :data:`SETTING`, for messages."""
+    given = variables.in_environment(SETTING)
+    return given.name if given else SETTING
 
 
 def unknown() -> str | None:
@@ -63,16 +72,17 @@ def unknown() -> str | None:
 
     For programs that choose the library although other settings may be wrong, too.
     """
-    value = os.environ.get(SETTING, "").strip()
-    if not value or wanted() is not None:
+    given = variables.in_environment(SETTING)
+    if given is None or not given.value.strip() or wanted() is not None:
         return None
-    return f"{SETTING} in the environment is {value!r}; allowed: {' or '.join(map(repr, LIBRARIES))}"
+    allowed = " or ".join(map(repr, LIBRARIES))
+    return f"{given.name} in {given.place} is {given.value.strip()!r}; allowed: {allowed}"
 
 
 def want(library: str | None) -> None:
     """Let :data:`SETTING` choose ``library``, here and in processes that this one starts. None: does nothing."""
     if library is not None:
-        os.environ[SETTING] = library
+        os.environ[variable()] = library
 
 
 def problem() -> str | None:
@@ -92,8 +102,8 @@ def mismatch(worker_class: str, wanted: str | None) -> str | None:
     if wanted in (None, worker_class):
         return None
     return (
-        f"{SETTING} is {wanted}, but gunicorn's worker class is {worker_class}: start gunicorn with "
-        f"--worker-class {wanted}, or unset {SETTING}"
+        f"{variable()} is {wanted}, but gunicorn's worker class is {worker_class}: start gunicorn with "
+        f"--worker-class {wanted}, or unset {variable()}"
     )
 
 

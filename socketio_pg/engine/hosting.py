@@ -65,7 +65,7 @@ def _other_program(path: str) -> str | None:
 def missing_package(error: ModuleNotFoundError) -> str:
     """Return how to install what this Python lacks. Raises ``error`` if that is part of this package."""
     if error.name in green_library.LIBRARIES[1:]:
-        return f"{green_library.SETTING} is {error.name}, but {green_library.missing(str(error.name))}"
+        return f"{green_library.variable()} is {error.name}, but {green_library.missing(str(error.name))}"
     if not _REQUIREMENTS.exists() or str(error.name).startswith("socketio_pg"):
         raise error
     return (

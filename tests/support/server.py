@@ -1,6 +1,5 @@
 """Real server processes: gunicorn, as in production."""
 
-import dataclasses
 import os
 import re
 import resource
@@ -14,7 +13,8 @@ import urllib.request
 from pathlib import Path
 
 from socketio_pg.core import green
-from socketio_pg.core.config import Settings
+from socketio_pg.core.config import NAMES
+from socketio_pg.core.variables import PREFIX
 from tests.support import forks
 from tests.support.patience import PATIENCE
 
@@ -53,8 +53,9 @@ def clean_environment(**settings: str) -> dict[str, str]:
 
     GREEN stays: it chooses the green-thread library of the whole run.
     """
-    ours = {field.name.upper() for field in dataclasses.fields(Settings)} - {"GREEN"}
-    return {name: value for name, value in os.environ.items() if name not in ours} | settings
+    ours = NAMES - {"GREEN"}
+    kept = {name: value for name, value in os.environ.items() if name.removeprefix(PREFIX) not in ours}
+    return kept | settings
 
 
 #: Settings of a server with clients that do not read for a while, and so do not answer its pings either.

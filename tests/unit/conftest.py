@@ -1,6 +1,5 @@
 """Fixtures for tests without I/O: settings that are independent of the environment."""
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from socketio_pg.core import config
+from socketio_pg.core.variables import PREFIX
 from socketio_pg.protocol.server import Server
 from socketio_pg.websocket import SocketServer
 from socketio_pg.workers.node import Node
@@ -35,8 +35,9 @@ def node() -> Iterator[Node]:
 @pytest.fixture
 def clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Remove all settings from the environment, and use an empty working folder. Return the folder."""
-    for field in dataclasses.fields(config.Settings):
-        monkeypatch.delenv(field.name.upper(), raising=False)
+    for name in config.NAMES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(PREFIX + name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

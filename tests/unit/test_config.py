@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from socketio_pg.core import config
-from socketio_pg.core.config import Settings, authority, describe, load, read_local_cfg
+from socketio_pg.core import config, local_cfg
+from socketio_pg.core.config import Settings, authority, describe, load
 from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.core.variables import ALIASES, PREFIX
 from tests.support.settings import assert_one_sentence, load_file
 
 pytestmark = pytest.mark.usefixtures("clean_settings")
@@ -49,8 +50,63 @@ def test_empty_variable_is_ignored() -> None:
     assert load_file("PORT = 1111", {"PORT": ""}).port == 1111
 
 
-def test_only_upper_case_variables_without_a_prefix_count() -> None:
-    assert load({"port": "2222", "SOCKETIO_PG_PORT": "2222", "PATH": "/bin"}) == Settings()
+def test_only_upper_case_variables_count() -> None:
+    assert load({"port": "2222", "socketio_pg_port": "2222", "PATH": "/bin"}) == Settings()
+
+
+# -- names with the prefix ---------------------------------------------------------------------------------------------
+def test_prefixed_name_precedes_the_generic_one_and_the_environment_precedes_the_file() -> None:
+    both = {"SOCKETIO_PG_PORT": "3333", "PORT": "4444"}
+    file = "SOCKETIO_PG_PORT = 1111\nPORT = 2222"
+    assert load_file(file, both).port == 3333
+    assert load_file(file, {"PORT": "4444"}).port == 1111
+    assert load_file("PORT = 2222", {"PORT": "4444"}).port == 4444
+    assert load_file(file, {**both, "SOCKETIO_PG_PORT": ""}).port == 1111, "an empty variable counts as not set"
+
+
+def test_every_setting_has_a_prefixed_name_in_both_places() -> None:
+    for field, (name, default, _) in zip(dataclasses.fields(Settings), describe(), strict=True):
+        if not field.metadata["shown"] and default:
+            assert load({PREFIX + name: default, name: "\0"}) == Settings()
+    address = "postgresql://h/db"
+    assert load({"SOCKETIO_PG_DATABASE_URL": address}).database_url == address
+    settings = load_file(f"SOCKETIO_PG_DATABASE_URL = {address!r}\nSQLALCHEMY_DATABASE_URI = 'postgresql://other/db'")
+    assert settings.database_url == address
+
+
+def test_error_has_the_name_that_was_given() -> None:
+    with pytest.raises(ConfigurationError, match=r"^SOCKETIO_PG_PORT in the environment is 'x'"):
+        load({"SOCKETIO_PG_PORT": "x", "PORT": "1"})
+    with pytest.raises(ConfigurationError, match=r"^SOCKETIO_PG_AUTH in local\.cfg is 'x'"):
+        load_file("SOCKETIO_PG_AUTH = 'x'")
+    with pytest.raises(ConfigurationError, match=r"^SQLALCHEMY_DATABASE_URI in local\.cfg is"):
+        load_file("SQLALCHEMY_DATABASE_URI = 'mysql://h/db'")
+
+
+def test_variables_that_kubernetes_sets_for_a_service_named_socketio_pg_are_no_settings() -> None:
+    service = {
+        "SOCKETIO_PG_SERVICE_HOST": "10.0.0.1", "SOCKETIO_PG_SERVICE_PORT": "80",
+        "SOCKETIO_PG_SERVICE_PORT_HTTP": "80", "SOCKETIO_PG_PORT": "tcp://10.0.0.1:80",
+        "SOCKETIO_PG_PORT_80_TCP": "tcp://10.0.0.1:80", "SOCKETIO_PG_PORT_80_TCP_PROTO": "tcp",
+        "SOCKETIO_PG_PORT_80_TCP_PORT": "80", "SOCKETIO_PG_PORT_80_TCP_ADDR": "10.0.0.1",
+        "SOCKETIO_PG_CANARY_PORT": "tcp://10.0.0.2:80", "SOCKETIO_PG_CANARY_SERVICE_HOST": "10.0.0.2",
+    }  # fmt: skip
+    assert load({**service, "PORT": "4444"}) == Settings(port=4444)
+    assert list(config.unknown(config.given(service))) == []
+
+
+def test_unknown_names_with_the_prefix_are_found() -> None:
+    Path("local.cfg").write_text("SOCKETIO_PG_SENTRY = connect()\nOTHER = 1", "utf-8")
+    with pytest.raises(ConfigurationError, match="SOCKETIO_PG_SENTRY must be a literal value"):
+        load({})
+    Path("local.cfg").write_text("SOCKETIO_PG_SENTRY = 1\nOTHER = 1", "utf-8")
+    found = config.given({"SOCKETIO_PG_JWT_SECERT": "s3cret", "SOCKETIO_PG_TOKEN": "t", "OTHER_NAME": "1"})
+    names = [(given.name, given.place, meant) for given, meant in config.unknown(found)]
+    assert names == [
+        ("SOCKETIO_PG_JWT_SECERT", "the environment", "SOCKETIO_PG_JWT_SECRET"),
+        ("SOCKETIO_PG_SENTRY", "local.cfg", None),
+    ]
+    assert "TOKEN" not in NAMES, "SOCKETIO_PG_TOKEN is the command line's"
 
 
 def test_file_can_have_other_settings() -> None:
@@ -257,8 +313,8 @@ def test_local_cfg_example_has_valid_known_settings(root: Path) -> None:
     # Includes settings in comments.
     text = re.sub(r"^#\s?(?=[A-Z_]+ = )", "", example.read_text("utf-8"), flags=re.MULTILINE)
     names = re.findall(r"^([A-Za-z_]+)\s*=", text, re.MULTILINE)
-    assert set(names) <= {*NAMES, *config.ALIASES}
+    assert set(names) <= {*NAMES, *ALIASES}
     assert len(names) == len(set(names))
     assert {"SQLALCHEMY_DATABASE_URI", "DATABASE_URL"} & set(names), "the only required setting"
-    assert read_local_cfg(example)
+    assert local_cfg.read(example, NAMES)
     load_file(text)

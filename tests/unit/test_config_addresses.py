@@ -155,7 +155,7 @@ def test_errors_do_not_disclose_passwords(place: str, address: str) -> None:
     # The traceback must not show the original error either.
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
-    assert "DATABASE_URL" in caught.value.message
+    assert ("SQLALCHEMY_DATABASE_URI" if place == "file" else "DATABASE_URL") in caught.value.message
 
 
 def test_syntax_error_in_the_file_does_not_disclose_passwords() -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from socketio_pg.core import config
 from socketio_pg.core import green as green_threads
 from socketio_pg.core.config import Settings
 from socketio_pg.core.seal import REASONS
 from socketio_pg.doctor import checks_database, checks_log, checks_settings
+from socketio_pg.doctor.checks_names import names
 from socketio_pg.doctor.doctor import examine
 from socketio_pg.doctor.findings import Finding
 from socketio_pg.postgres import schema
@@ -129,6 +131,24 @@ def test_each_reason_to_refuse_a_text_has_a_remedy(reason: str) -> None:
     assert finding.level == "warning"
     assert finding.found.startswith("a:1, b:2 gets ")
     assert finding.remedy
+
+
+def test_names_of_settings_without_their_values() -> None:
+    Path("local.cfg").write_text("SOCKETIO_PG_HOST = '::1'\nSOCKETIO_PG_TEST_PAGE = 'no'\nPORT = 3030\nAUTH = 'no'")
+    found = config.given({
+        "HOST": "example.com", "TEST_PAGE": "0", "SOCKETIO_PG_PORT": "3030", "SOCKETIO_PG_AUTH": "off",
+        "SOCKETIO_PG_JWT_SECRET": "s3cret-1", "JWT_SECRET": "s3cret-2", "SOCKETIO_PG_JWT_ISUER": "s3cret-3",
+    })  # fmt: skip
+    findings = [(finding.check, finding.level, finding.found, finding.remedy) for finding in names(found)]
+    assert "s3cret" not in str(findings)
+    assert [(check, level) for check, level, *_ in findings] == [
+        ("names", "warning"), ("AUTH", "warning"), ("HOST", "warning"), ("JWT_SECRET", "warning"),
+    ]  # fmt: skip
+    assert findings[0][2:] == (
+        "SOCKETIO_PG_JWT_ISUER in the environment is not a setting",
+        "rename it SOCKETIO_PG_JWT_ISSUER",
+    )
+    assert findings[2][2] == ("HOST in the environment has no effect: SOCKETIO_PG_HOST in local.cfg has another value")
 
 
 def test_message_queue() -> None:

@@ -30,6 +30,7 @@ def plain_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("gunicorn.workers.geventlet", "gunicorn.workers.ggevent", "eventlet.patcher", "gevent.monkey"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.delenv("GREEN", raising=False)
+    monkeypatch.delenv("SOCKETIO_PG_GREEN", raising=False)
 
 
 @pytest.mark.parametrize(("told", "name", "problem"), CHOICES, ids=[str(told) for told, _, _ in CHOICES])
@@ -51,6 +52,17 @@ def test_library_is_the_worker_class_or_what_has_patched_or_the_setting(
     assert green_library.name() == name
     found = green_library.problem()
     assert found is None if problem is None else problem in (found or "")
+
+
+def test_prefixed_name_of_the_setting_counts_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREEN", "eventlet")
+    monkeypatch.setenv("SOCKETIO_PG_GREEN", "gevent")
+    assert green_library.name() == "gevent"
+    assert str(green_library.mismatch("eventlet", "gevent")).startswith("SOCKETIO_PG_GREEN is gevent, but")
+    green_library.want("eventlet")
+    assert green_library.name() == "eventlet"
+    monkeypatch.setenv("SOCKETIO_PG_GREEN", "asyncio")
+    assert str(green_library.unknown()).startswith("SOCKETIO_PG_GREEN in the environment is 'asyncio'")
 
 
 def test_wanted_library_is_that_of_later_processes(monkeypatch: pytest.MonkeyPatch) -> None:
