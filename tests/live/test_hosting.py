@@ -115,7 +115,7 @@ SERVE = "import sys; sys.argv[1:] = ['serve']; from socketio_pg.__main__ import 
     ("command", "settings", "status", "sentence"),
     [
         ([*CONFIGURED, APP], {"GREEN": "asyncio"}, 4, "GREEN in the environment is 'asyncio'; allowed: "),
-        ([*CONFIGURED, "-k", "eventlet", APP], {"SOCKETIO_PG_GREEN": "gevent"}, 4, "SOCKETIO_PG_GREEN is gevent, but gunicorn's"),
+        ([*CONFIGURED, "-k", "eventlet", APP], {"SOCKETIO_PG_GREEN": "gevent"}, 4, "SOCKETIO_PG_GREEN is gevent, but"),
         ([*CONFIGURED, APP], {"GREEN": "eventlet", "GUNICORN_CMD_ARGS": "-k gevent"}, 4, "GREEN is eventlet, but"),
         ([*CONFIGURED, "-k", "gevent_pywsgi", APP], {"GREEN": ""}, 4, "does not run on gunicorn's worker class gevent"),
         ([*CONFIGURED, "--http-protocols=h2,h1", APP], {}, 4, "does not run with gunicorn's http_protocols h2,h1: "),
