@@ -138,7 +138,7 @@ def test_readme_is_short_and_in_order(root: Path) -> None:
 
 
 def test_readme_links_to_every_page(root: Path) -> None:
-    linked = set(re.findall(r"\]\(docs/(\w+\.md)", (root / "README.md").read_text("utf-8")))
+    linked = set(re.findall(r"\]\(docs/([\w-]+\.md)", (root / "README.md").read_text("utf-8")))
     assert linked == {page.name for page in (root / "docs").glob("*.md")}
 
 
