@@ -5,8 +5,8 @@ SocketIOPGError               internal
 ├── InvalidRequestError       invalid_request
 │   ├── InvalidChannelError   invalid_channel
 │   ├── PayloadTooLargeError  payload_too_large
-│   └── LogNotInstalledError  invalid_request
-│       └── UntrustedSchemaError  invalid_request
+│   └── LogNotInstalledError  log_not_installed
+│       └── UntrustedSchemaError  log_not_installed
 ├── UnauthorizedError         unauthorized
 ├── AuthenticationUnavailableError  authentication_unavailable
 ├── ForbiddenError            forbidden
@@ -70,7 +70,9 @@ class PayloadTooLargeError(InvalidRequestError):
 
 
 class LogNotInstalledError(InvalidRequestError):
-    """A request needs the log, but the database has no schema ``socketio_pg``."""
+    """A request needs the log, but the database has no schema ``socketio_pg``, or an older version of it."""
+
+    code = "log_not_installed"
 
 
 class UntrustedSchemaError(LogNotInstalledError):

@@ -30,6 +30,9 @@ from socketio_pg.pubsub.matching import Matching
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.version import __version__
 
+#: What clients cannot find out otherwise, for `server_hello`: see docs/protocol.md.
+FEATURES = ("publish_id",)
+
 
 class Delivery:
     """Delivers the messages and gaps of ``pubsub`` to the rooms of ``manager``.
@@ -126,7 +129,7 @@ class Delivery:
     def emit_hello(self, sid: str, claims: Claims | None, auth: str, health: dict[str, Any] | None) -> None:
         """Send the first event of a client that has connected; ``auth`` is AUTH, ``health`` that of :class:`Health`."""
         identity = ANONYMOUS if claims is None else claims.to_wire()
-        body = {"sid": sid, "version": __version__, "auth": auth, "health": health} | identity
+        body = {"sid": sid, "version": __version__, "features": FEATURES, "auth": auth, "health": health} | identity
         self._manager.emit("server_hello", body, "/", to=sid, ignore_queue=True)
 
     def emit_health(self, health: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from socketio_pg.core.errors import (
     ForbiddenError,
     InvalidChannelError,
     InvalidRequestError,
+    LogNotInstalledError,
     PayloadTooLargeError,
     SocketIOPGError,
     UnauthorizedError,
@@ -176,7 +177,7 @@ class Connection:
 _ERRORS: dict[str, type[SocketIOPGError]] = {
     error.code: error
     for error in (
-        InvalidRequestError, InvalidChannelError, PayloadTooLargeError, DatabaseUnavailableError,
+        InvalidRequestError, InvalidChannelError, PayloadTooLargeError, LogNotInstalledError, DatabaseUnavailableError,
         UnauthorizedError, AuthenticationUnavailableError, ForbiddenError,
         FilterTooExpensiveError,
     )

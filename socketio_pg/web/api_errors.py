@@ -12,6 +12,7 @@ from socketio_pg.engine.polling import BodyError
 STATUSES = {
     "invalid_request": 400,
     "invalid_channel": 400,
+    "log_not_installed": 400,
     "unauthorized": 401,
     "forbidden": 403,
     "payload_too_large": 413,

@@ -212,7 +212,7 @@ def test_requests_without_a_log_recover_nothing(live_server: ServerProcess, chan
     assert api.page(channel) == nothing
     assert api.page(channel, history=5) == nothing
     assert api.page(channel, since=5, epoch="x") == nothing | {"recovered": False, "reason": "not_installed"}
-    assert refusal(api.publish(channel, 1, durable=True)) == (400, "invalid_request")
+    assert refusal(api.publish(channel, 1, durable=True)) == (400, "log_not_installed")
     assert refusal(api.publish(channel, "x" * 8000)) == (413, "payload_too_large")
     with SocketClient(live_server.url) as client:
         client.call("subscribe", {"channel": channel})
