@@ -2,7 +2,6 @@
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -11,8 +10,8 @@ from typing import Any, Literal, Protocol
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import InvalidRequestError
 from socketio_pg.core.messages import Position
-from socketio_pg.subscriber.connection import TRANSIENT, answer_error, as_error
-from socketio_pg.subscriber.deliveries import Deliveries, Delivery
+from socketio_pg.subscriber.answers import TRANSIENT, answer_error, as_error
+from socketio_pg.subscriber.deliveries import Delivery
 from socketio_pg.subscriber.requests import Requests
 from socketio_pg.subscriber.subscription import Member, Request, next_request, position_of
 
@@ -22,28 +21,43 @@ logger = logging.getLogger("socketio_pg.subscriber")
 _JOIN_DELAY = 0.05
 
 
+class Changes(Protocol):
+    """Wakes calls that wait for a result. :class:`threading.Condition` is one."""
+
+    def notify_all(self) -> None: ...
+
+
 class Owner(Protocol):
-    """The part of :class:`~socketio_pg.subscriber.link.Link` that channels use, with its lock held."""
+    """The part of a link that channels use: of :class:`~socketio_pg.subscriber.link.Link` with its lock held, of
+    :class:`~socketio_pg.aio.link.Link` in its event loop.
+    """
 
     requests: Requests | None
     #: Channels that are interrupted until the handlers catch up.
     paused: set["Channel"]
     channels: dict[str, "Channel"]
-    deliveries: Deliveries
-    #: Notified when a waiting call should check for its result.
-    changed: threading.Condition
     #: Seconds to wait for an answer, and the shortest and longest delay before a retry.
     timeout: float
     retry_delays: tuple[float, float]
 
+    @property
+    def changed(self) -> Changes:
+        """Notified when a waiting call should check for its result."""
+
     def schedule(self, due: float, /) -> None:
-        """Wake the worker at ``due`` (time.monotonic())."""
+        """Settle the channels that are due at ``due`` (time.monotonic())."""
+
+    def deliver(self, delivery: Delivery, /) -> None:
+        """Queue a call of a handler."""
+
+    def is_full(self, channel: "Channel", /) -> bool:
+        """Return whether so much is queued for the channel's handlers that it must be interrupted."""
 
 
 class Channel:
     """One channel: sends the requests that its members need, one at a time.
 
-    Call all methods with the subscriber's lock held.
+    Call all methods with the subscriber's lock held, or in its event loop.
     """
 
     def __init__(self, name: str, owner: Owner) -> None:
@@ -201,7 +215,7 @@ class Channel:
             if member.established:
                 logger.error("the subscription to %r ended: %s", self.name, error)
                 if member.on_error is not None:
-                    self._owner.deliveries.put(Delivery(member, member.on_error, error, last=True))
+                    self._owner.deliver(Delivery(member, member.on_error, error, last=True))
 
     # -- events that the server sends unasked -------------------------------------------------------------------------
 
@@ -223,17 +237,16 @@ class Channel:
 
     def receive(self, message: Any, size: int) -> None:
         position = message.get("position")
-        deliveries = self._owner.deliveries
         for member in self._receivers(position):
             if position is not None and member.received is not None and not member.lacks_epoch:
                 message["epoch"] = member.received["epoch"]
             # A message takes more memory than its text.
-            deliveries.put(
+            self._owner.deliver(
                 Delivery(member, member.handler, message, member.received, position is not None, cost=1000 + size)
             )
         if any(member.lacks_epoch for member in self.members):
             self.settle()
-        if deliveries.full and any(member.live for member in self.members):
+        if self._owner.is_full(self) and any(member.live for member in self.members):
             logger.warning("the handlers are too slow: %r is interrupted until they catch up", self.name)
             self._owner.paused.add(self)
             self.lose(time.time(), "slow_handler")
@@ -321,11 +334,11 @@ class Channel:
 
     def _put_gap(self, member: Member, gap: dict[str, Any], moved: bool = False) -> None:
         callback = member.on_gap or _nothing
-        self._owner.deliveries.put(Delivery(member, callback, gap, member.received, moved))
+        self._owner.deliver(Delivery(member, callback, gap, member.received, moved))
 
     def _move(self, member: Member, position: Position | None) -> None:
         """Move the handler's position once the handler has taken everything queued before."""
-        self._owner.deliveries.put(Delivery(member, _nothing, None, position, moved=True))
+        self._owner.deliver(Delivery(member, _nothing, None, position, moved=True))
 
 
 def _iso(seconds: float) -> str:

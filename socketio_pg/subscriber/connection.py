@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,23 +11,8 @@ import engineio
 import socketio
 import socketio.packet
 
-from socketio_pg.core.errors import (
-    AuthenticationUnavailableError,
-    DatabaseUnavailableError,
-    FilterTooExpensiveError,
-    ForbiddenError,
-    InvalidChannelError,
-    InvalidRequestError,
-    LogNotInstalledError,
-    PayloadTooLargeError,
-    SocketIOPGError,
-    UnauthorizedError,
-)
 from socketio_pg.core.messages import loads
-
-#: The beginning and the end of the server's event ``event``. Between them is the payload.
-_BEGINNING = re.compile(r'2\["event",\{"channel":("(?:[^"\\]|\\.)*"),"payload":')
-_END = re.compile(r',"position":(\d+),"published_at":"[^"]*"(?:,"replayed":true)?\}\]$')
+from socketio_pg.subscriber.answers import place_of_undecodable, refusal_error
 
 
 class _JSON:
@@ -50,12 +34,10 @@ class Packet(socketio.packet.Packet):  # type: ignore[misc]
         try:
             return super().decode(encoded_packet)
         except ValueError:
-            beginning = _BEGINNING.match(encoded_packet)
-            if beginning is None:
+            place = place_of_undecodable(encoded_packet)
+            if place is None:
                 raise
-            position = _END.search(encoded_packet, max(beginning.end(), len(encoded_packet) - 200))
-            place = {} if position is None else {"position": int(position[1])}
-            self.data = ["undecodable", {"channel": json.loads(beginning[1]), **place}]
+            self.data = ["undecodable", place]
             return 0
 
 
@@ -136,11 +118,9 @@ class Connection:
         try:
             self._client.connect(url, wait_timeout=timeout, **options)
         except (socketio.exceptions.ConnectionError, OSError, ValueError) as error:
-            refusal = self._refused.get("data") if isinstance(self._refused, dict) else None
-            if isinstance(refusal, dict):
-                kind = as_error(str(refusal.get("code")), str(refusal.get("message")))
-                if isinstance(kind, (UnauthorizedError, AuthenticationUnavailableError)):
-                    raise kind from None
+            refusal = refusal_error(self._refused)
+            if refusal is not None:
+                raise refusal from None
             raise ConnectionError(f"no connection to {url}: {error}") from error
 
     def emit(self, event: str, body: Mapping[str, Any], answered: Callable[[Any], None]) -> bool:
@@ -172,32 +152,3 @@ class Connection:
                 self._receive(self, event, arguments[0] if arguments else None)
 
         return listen
-
-
-_ERRORS: dict[str, type[SocketIOPGError]] = {
-    error.code: error
-    for error in (
-        InvalidRequestError, InvalidChannelError, PayloadTooLargeError, LogNotInstalledError, DatabaseUnavailableError,
-        UnauthorizedError, AuthenticationUnavailableError, ForbiddenError,
-        FilterTooExpensiveError,
-    )
-}  # fmt: skip
-#: Codes of errors that are retried later. "internal" is retried as well for a subscription that worked before.
-TRANSIENT = frozenset({"database_unavailable", "rate_limited", "no_answer"})
-
-
-def answer_error(answer: Any, channel: str | None = None) -> tuple[str, SocketIOPGError] | None:
-    """Return the wire code and the error that ``answer`` reports, or None for a success."""
-    if isinstance(answer, dict) and answer.get("ok") is True:
-        return None
-    error = answer.get("error") if isinstance(answer, dict) else None
-    error = error if isinstance(error, dict) else {}
-    code, message = str(error.get("code", "internal")), str(error.get("message", "the server gave no reason"))
-    return code, as_error(code, message, channel)
-
-
-def as_error(code: str, message: str, channel: str | None = None) -> SocketIOPGError:
-    kind = _ERRORS.get(code)
-    if kind is not None:
-        return kind(message, channel=channel)
-    return SocketIOPGError(message if code == "internal" else f"{code}: {message}", channel=channel)

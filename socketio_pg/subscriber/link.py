@@ -10,8 +10,9 @@ from typing import Any
 
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import AuthenticationUnavailableError, UnauthorizedError
+from socketio_pg.subscriber.answers import answer_error
 from socketio_pg.subscriber.channel import Channel
-from socketio_pg.subscriber.connection import Connection, answer_error
+from socketio_pg.subscriber.connection import Connection
 from socketio_pg.subscriber.deliveries import Deliveries, Delivery
 from socketio_pg.subscriber.login import Login
 from socketio_pg.subscriber.requests import Requests
@@ -115,7 +116,7 @@ class Link:
     def connect(self) -> None:
         options = self._connect_options
         if self.login is not None and options["auth"] is None:
-            options = options | {"auth": self.login.auth()}
+            options = options | {"auth": self.login.auth(self.login.fetch())}
         connection = Connection(self._client_options, self.lock, self._receive, self._parse_float)
         connection.connect(self.url, options, self.timeout)
         if self.closed:  # while connecting
@@ -250,6 +251,14 @@ class Link:
         """Wake the worker at ``due`` (time.monotonic())."""
         if due < self._due:
             self._wake_worker.notify()
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Queue a call of a handler."""
+        self.deliveries.put(delivery)
+
+    def is_full(self, channel: Channel) -> bool:
+        """Return whether too much is queued for the handlers, which have one queue for all channels."""
+        return self.deliveries.full
 
     # -- the handlers' thread -----------------------------------------------------------------------------------------
 

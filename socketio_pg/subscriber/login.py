@@ -19,7 +19,7 @@ _RENEWAL_SPREAD = 10.0
 class Login:
     """The application's token: the last one that was sent, and when to renew it."""
 
-    def __init__(self, source: str | Callable[[], str | None], delays: tuple[float, float]) -> None:
+    def __init__(self, source: str | Callable[[], Any], delays: tuple[float, float]) -> None:
         self._source = source
         self._first_delay = delays[0]
         self._backoff = Backoff(*delays)
@@ -29,13 +29,16 @@ class Login:
         #: When to renew the token (time.monotonic()).
         self.due = math.inf
 
-    def fetch(self) -> str | None:
-        """Return the application's current token. May take long, and raises what the application's function raises."""
+    def fetch(self) -> Any:
+        """Return the application's current token, or what it must be awaited from.
+
+        May take long, and raises what the application's function raises.
+        """
         return self._source() if callable(self._source) else self._source
 
-    def auth(self) -> dict[str, str]:
-        """Return Socket.IO's ``auth`` for a new connection."""
-        self.sent = self.fetch()
+    def auth(self, token: str | None) -> dict[str, str]:
+        """Return Socket.IO's ``auth`` for a new connection with ``token``."""
+        self.sent = token
         return {} if self.sent is None else {"token": self.sent}
 
     def expires(self, body: Any) -> float:

@@ -7,9 +7,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from socketio_pg.subscriber.connection import Connection
+from typing import Any, Literal, Protocol
 
 #: Limits of one request for many channels: the server allows 500, and limits the bytes.
 MAX_TOGETHER, MAX_CHARACTERS = 250, 100_000
@@ -25,14 +23,21 @@ class _Request:
     is_awaited: Callable[[], bool]
 
 
+class Sender(Protocol):
+    """The part of a connection that requests use."""
+
+    def emit(self, event: str, body: Mapping[str, Any], answered: Callable[[Any], None], /) -> bool:
+        """Send an event; return False when the connection is lost. ``answered`` is called with the server's answer."""
+
+
 class Requests:
-    """The requests on one connection. Call all methods with the subscriber's lock held.
+    """The requests on one connection. Call all methods with the subscriber's lock held, or in its event loop.
 
     ``answered`` is called with the answer, as if the request had been sent alone; not after the connection is lost.
     A request that has to wait for others is not sent if ``is_awaited()`` is false by then, after a timeout.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Sender) -> None:
         self._connection = connection
         #: Requests to be sent together, inside :meth:`together`.
         self._collected: list[_Request] | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 from socketio_pg.core.errors import SocketIOPGError
 from socketio_pg.core.messages import Position, encode_payload
-from socketio_pg.subscriber.connection import answer_error
+from socketio_pg.subscriber.answers import answer_error
 from socketio_pg.subscriber.link import Link
 from socketio_pg.subscriber.login import Login
 from socketio_pg.subscriber.subscription import Gap, Health, Member, Message, Subscription

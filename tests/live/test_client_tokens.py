@@ -1,4 +1,4 @@
-"""socketio_pg.js under Node and the Python Subscriber, connected to a server that requires tokens."""
+"""socketio_pg.js under Node and the two Python subscribers, connected to a server that requires tokens."""
 
 import contextlib
 import json
@@ -17,12 +17,12 @@ from socketio_pg.subscriber.subscriber import Message, Subscriber
 from tests.support.clock import set_clock
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
-from tests.support.replay_clients import JavaScript, Python, Refused, Tokens
+from tests.support.replay_clients import Asyncio, JavaScript, Python, Refused, Tokens
 from tests.support.server import ServerProcess
 
 SECRET = "a secret of the tests, 32 bytes and more"
 
-Kind = Callable[[str, Tokens], JavaScript | Python]
+Kind = Callable[[str, Tokens], JavaScript | Python | Asyncio]
 
 
 def token(seconds: float, name: str = "alice", **claims: Any) -> str:
@@ -48,12 +48,12 @@ def expire(server: ServerProcess) -> Iterator[Callable[[], None]]:
     set_clock(server)
 
 
-@pytest.fixture(params=[JavaScript, Python])
+@pytest.fixture(params=[JavaScript, Python, pytest.param(Asyncio, marks=pytest.mark.nightly)])
 def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param  # type: ignore[no-any-return]
 
 
-def payload(client: JavaScript | Python, name: str) -> Any:
+def payload(client: JavaScript | Python | Asyncio, name: str) -> Any:
     return client.next("message", name)[0]["payload"]
 
 

@@ -1,4 +1,4 @@
-"""socketio_pg.js under Node and the Python Subscriber behave the same: the messages that handlers get, and their order.
+"""socketio_pg.js under Node and both Python subscribers behave the same: the messages that handlers get, in order.
 
 Connections go through a proxy, which cuts them and refuses new ones as long as a test needs.
 """
@@ -26,7 +26,8 @@ def log(newest_pg: Cluster) -> Iterator[ProxiedLog]:
     made.close()
 
 
-@pytest.fixture(params=CLIENTS)
+# Nightly: it shares its decisions with the subscriber for threads. See also test_aio.py.
+@pytest.fixture(params=["javascript", "python", pytest.param("asyncio", marks=pytest.mark.nightly)])
 def kind(request: pytest.FixtureRequest) -> Callable[[str], Client]:
     return CLIENTS[request.param]
 

@@ -1,13 +1,16 @@
-"""socketio_pg.js under Node and the Python Subscriber with a common interface, and a server behind a proxy."""
+"""socketio_pg.js under Node and the two Python subscribers with a common interface, and a server behind a proxy."""
 
+import asyncio
 import json
 import queue
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
 import jwt
 
+from socketio_pg.aio import AsyncSubscriber, AsyncSubscription
 from socketio_pg.core.errors import SocketIOPGError
 from socketio_pg.postgres.database import Database
 from socketio_pg.postgres.schema import install
@@ -18,6 +21,8 @@ from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
+
+T = TypeVar("T")
 
 
 class Refused(Exception):
@@ -195,7 +200,110 @@ class Python:
         return self._queues.setdefault((kind, name), queue.Queue())
 
 
-CLIENTS: dict[str, Callable[[str], Client]] = {"javascript": JavaScript, "python": Python}
+class Asyncio:
+    """AsyncSubscriber in an event loop of its own thread, with a task for each subscription."""
+
+    def __init__(self, url: str, tokens: Tokens | None = None) -> None:
+        self._tokens = tokens
+        self._queues: dict[tuple[str, str], queue.Queue[Any]] = {}
+        self._made: dict[str, AsyncSubscription] = {}
+        self._raised: queue.Queue[str] = queue.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._subscriber = AsyncSubscriber(
+            url, reconnection_delay=0.1, reconnection_delay_max=0.5, retry_delay=0.1, retry_delay_max=0.5, retry=True,
+            token=None if tokens is None else self._token,
+        )  # fmt: skip
+        self._call(self._subscriber.__aenter__())
+
+    def subscribe(self, name: str, channel: str, *, raises: bool = False, **options: Any) -> None:
+        async def on_gap(gap: Gap) -> None:
+            await asyncio.sleep(0)
+            self._queue("gap", name).put((dict(gap), self._made[name].position if name in self._made else None))
+
+        async def subscribe() -> None:
+            self._made[name] = await self._subscriber.subscribe(channel, on_gap=on_gap, **options)
+            task = asyncio.create_task(self._take(name, self._made[name], raises))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        try:
+            self._call(subscribe())
+        except SocketIOPGError as error:
+            raise Refused(error.code) from error
+
+    async def _take(self, name: str, subscription: AsyncSubscription, raises: bool) -> None:
+        try:
+            async for message in subscription:
+                self._queue("message", name).put((dict(message), subscription.position))
+                if raises:  # it may go on after a failure of its own
+                    self._raised.put("the handler's own")
+        except SocketIOPGError as error:
+            self._queue("error", name).put(error.code)
+
+    def subscribe_all(self, channels: Sequence[str]) -> None:
+        for channel in channels:
+            self.subscribe(channel, channel)
+
+    def next(self, kind: str, name: str) -> Any:
+        return self._queue(kind, name).get(timeout=PATIENCE)
+
+    def unsubscribe(self, name: str) -> None:
+        self._call(self._subscriber.unsubscribe(self._made[name]))
+
+    def position(self, name: str) -> Any:
+        return self._made[name].position
+
+    def failures(self, count: int) -> list[str]:
+        return [self._raised.get(timeout=PATIENCE) for _ in range(count)]
+
+    def ended(self, name: str) -> str:
+        return str(self._queue("error", name).get(timeout=PATIENCE))
+
+    def wait_renewed(self, client: str) -> None:
+        """Wait until the server has accepted a new token of ``client``."""
+        link = self._subscriber._link
+
+        def renewed() -> bool:
+            sent = "" if link.login is None else link.login.sent
+            return bool(sent) and jwt.decode(sent or "", options={"verify_signature": False}).get("sub") == client
+
+        assert self._call(link.changed.wait_for(renewed, PATIENCE))
+
+    async def _token(self) -> str:
+        await asyncio.sleep(0)
+        assert self._tokens is not None
+        left = self._tokens["renewing" if self._subscriber.connected else "connecting"]
+        token = left.pop(0) if len(left) > 1 else left[0]
+        if not token:
+            raise LookupError("not signed in")
+        return token
+
+    def wait_disconnected(self) -> None:
+        assert self._call(self._subscriber._link.changed.wait_for(lambda: not self._subscriber.connected, PATIENCE))
+
+    def close(self) -> None:
+        async def close() -> set[str]:
+            await self._subscriber.close()
+            await asyncio.gather(*self._tasks)
+            return {str(task) for task in asyncio.all_tasks() - {asyncio.current_task()}}
+
+        left = self._call(close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        assert not left, "tasks were left running"
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(2 * PATIENCE)
+
+    def _queue(self, kind: str, name: str) -> "queue.Queue[Any]":
+        return self._queues.setdefault((kind, name), queue.Queue())
+
+
+CLIENTS: dict[str, Callable[[str], Client]] = {"javascript": JavaScript, "python": Python, "asyncio": Asyncio}
 
 
 class ProxiedLog(Log):

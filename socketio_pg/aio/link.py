@@ -1,0 +1,336 @@
+"""The link of an AsyncSubscriber to the server: reconnects, renews the token, and runs the channels. One event loop."""
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from socketio_pg.aio.connection import Connection
+from socketio_pg.aio.waiting import Changes, within
+from socketio_pg.core.backoff import Backoff
+from socketio_pg.core.errors import AuthenticationUnavailableError, UnauthorizedError
+from socketio_pg.subscriber.answers import answer_error
+from socketio_pg.subscriber.channel import Channel
+from socketio_pg.subscriber.deliveries import Delivery
+from socketio_pg.subscriber.login import Login
+from socketio_pg.subscriber.requests import Requests
+from socketio_pg.subscriber.subscription import Health
+
+logger = logging.getLogger("socketio_pg.subscriber")
+
+#: Refusals in a row before the link gives up: a token can expire in transit, or be newer than the server's clock.
+_MAX_REFUSALS = 3
+
+
+class Queue(Protocol):
+    """The part of a subscription that the link uses."""
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits for the application that the channel must be interrupted."""
+
+    @property
+    def relaxed(self) -> bool:
+        """Whether the channel may continue."""
+
+    def put(self, delivery: Delivery, /) -> None:
+        """Add a message, a gap or an error."""
+
+    def wake(self) -> None:
+        """Let the application's task look again whether the subscription has ended."""
+
+
+class Link:
+    """The connection, the channels, and the task that connects and reads.
+
+    :meth:`~socketio_pg.subscriber.channel.Channel.settle` and everything else without ``await`` is atomic in the loop.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        login: Login | None,
+        connect: Callable[[Callable[[Connection, str, Any], None]], Connection],
+        *,
+        timeout: float,
+        retry_delays: tuple[float, float],
+        reconnection_delays: tuple[float, float],
+        on_health: Callable[[Health], object] | None,
+        auth: Any,
+    ) -> None:
+        self.url = url
+        self.login = login
+        self.timeout = timeout
+        self.retry_delays = retry_delays
+        #: Notified when a waiting call should check for its result, on connect and disconnect, and on close.
+        self.changed = Changes()
+        self.connection: Connection | None = None
+        #: Sends the channels' requests on :attr:`connection`.
+        self.requests: Requests | None = None
+        self.channels: dict[str, Channel] = {}
+        #: Channels that are interrupted until the application catches up.
+        self.paused: set[Channel] = set()
+        self.health: Health | None = None
+        self.closed = False
+        #: The refusal after which the link stopped connecting.
+        self.refusal: UnauthorizedError | None = None
+        self._connect = connect
+        self._on_health = on_health
+        self._auth = auth
+        self._backoff = Backoff(*reconnection_delays)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._renewing = False
+        #: Calls :meth:`_tick`, and when (time.monotonic()).
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf
+
+    def start(self, connection: Connection | None) -> None:
+        """Start the task that reads from ``connection`` and reconnects; without one, it connects first."""
+        self._start(self._run(connection))
+
+    def channel(self, name: str) -> Channel:
+        """Return the channel, created if necessary."""
+        if name not in self.channels:
+            self.channels[name] = Channel(name, self)
+        return self.channels[name]
+
+    def check(self) -> None:
+        """Raise :class:`ConnectionError` after :meth:`close`, :class:`UnauthorizedError` after the final refusal."""
+        if self.closed:
+            raise ConnectionError("the subscriber is closed")
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def close(self) -> None:
+        """Drop all channels, close the connection and stop the tasks."""
+        self.closed = True
+        connection, self.connection, self.requests = self.connection, None, None
+        members = [member for channel in self.channels.values() for member in channel.members]
+        self.channels.clear()
+        self.paused.clear()
+        for member in members:
+            member.ended = True
+            _queue(member).wake()
+        self.changed.notify_all()
+        if self._timer is not None:
+            self._timer.cancel()
+        tasks = self._tasks - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        try:
+            if tasks:
+                await asyncio.wait(tasks)
+            if connection is not None:
+                await connection.close()
+        finally:
+            if connection is not None:
+                connection.abort()
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- the connection ------------------------------------------------------------------------------------------------
+
+    async def connect(self) -> Connection:
+        """Connect once.
+
+        Raises :class:`ConnectionError`, :class:`UnauthorizedError`, :class:`AuthenticationUnavailableError`, and what
+        the application's token function raises.
+        """
+        auth = self._auth
+        if self.login is not None and auth is None:
+            auth = self.login.auth(await _awaited(self.login.fetch()))
+        connection = self._connect(self._receive)
+        try:
+            await within(self.timeout, connection.open(auth))
+        except BaseException as error:
+            self._lose(connection)
+            if isinstance(error, (OSError, TimeoutError)):
+                reason = "it did not answer" if isinstance(error, TimeoutError) else error
+                raise ConnectionError(f"no connection to {self.url}: {reason}") from error
+            raise
+        if self.closed:  # while connecting
+            connection.abort()
+            raise ConnectionError("the subscriber is closed")
+        return connection
+
+    async def _run(self, connection: Connection | None) -> None:
+        refusals = 0
+        while True:
+            if connection is not None:
+                refusals = 0
+                self._backoff.reset()
+                try:
+                    await connection.read()
+                except Exception:
+                    logger.exception("the connection to %s failed; reconnecting", self.url)
+                finally:
+                    if not self.closed:
+                        self._lose(connection)
+                connection = None
+            await asyncio.sleep(self._backoff.next())
+            try:
+                connection = await self.connect()
+            except (ConnectionError, AuthenticationUnavailableError) as error:
+                logger.info("%s; retrying", error)
+            except UnauthorizedError as error:
+                refusals += 1
+                if refusals >= _MAX_REFUSALS:
+                    self._give_up(error)
+                    return
+                logger.warning("the server refused the token: %s; retrying", error)
+            except Exception:
+                # The application's `token` function may raise anything; retrying is the only option.
+                logger.exception("connecting to %s failed; retrying", self.url)
+
+    def _lose(self, connection: Connection) -> None:
+        """Handle the loss of ``connection``. Idempotent."""
+        connection.abort()
+        if connection is not self.connection:
+            return
+        self.connection = self.requests = None
+        for channel in list(self.channels.values()):
+            channel.lose(connection.heard, "client_disconnected")
+        if self.login is not None:
+            self.login.cancel()
+        self.changed.notify_all()
+
+    def _receive(self, connection: Connection, event: str, body: Any) -> None:
+        """Handle the server's events in order, and the connection's ``connect``."""
+        if event == "connect":
+            if not self.closed:
+                self.connection, self.requests = connection, Requests(connection)
+                self._settle(self.channels.values())
+            self.changed.notify_all()
+        elif connection is not self.connection:
+            return
+        elif event == "token_expiring":
+            if self.login is not None:
+                self.schedule(self.login.expires(body))
+        elif event in ("server_hello", "health"):
+            self._report(body if event == "health" else body.get("health"))
+        elif isinstance(body, dict) and body.get("channel") in self.channels:
+            channel = self.channels[body["channel"]]
+            if event == "event":
+                channel.receive(body, connection.size)
+            elif event == "undecodable":
+                channel.miss(body)
+            elif event == "gap":
+                channel.receive_gap(body)
+            elif event == "subscribed":
+                channel.check_subscribed(body)
+            elif event == "unsubscribed":
+                channel.check_unsubscribed(body)
+
+    def _report(self, health: Health | None) -> None:
+        if health and health != self.health:
+            self.health = health
+            if self._on_health is not None:
+                try:
+                    self._on_health(health)
+                except Exception:  # an application's bug must not end the connection
+                    logger.exception("a handler of the server's health failed")
+
+    def _settle(self, channels: Iterable[Channel]) -> None:
+        """Settle channels, so that their requests are sent together."""
+        with contextlib.nullcontext() if self.requests is None else self.requests.together():
+            for channel in list(channels):
+                channel.settle()
+
+    def _give_up(self, error: UnauthorizedError) -> None:
+        logger.error("the server refused the token: %s; the subscriber has stopped", error)
+        self.refusal = error
+        for channel in list(self.channels.values()):
+            channel.end(channel.members, error)
+            channel.settle()
+        self.changed.notify_all()
+
+    # -- timers --------------------------------------------------------------------------------------------------------
+
+    def schedule(self, due: float) -> None:
+        """Settle the channels that are due, and renew the token if it is due, at ``due`` (time.monotonic())."""
+        if due < self._due and not self.closed:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._due = due
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - time.monotonic()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer, self._due = None, math.inf
+        now = time.monotonic()
+        login = self.login
+        if self.connection is not None:
+            if any(channel.due <= now for channel in self.channels.values()):
+                self._settle(self.channels.values())
+            if login is not None and login.due <= now and not self._renewing:
+                self._renewing = True
+                self._start(self._renew(self.connection, login))
+        due = min((channel.due for channel in self.channels.values()), default=math.inf)
+        if login is not None and not self._renewing:
+            due = min(due, login.due)
+        if due < math.inf and self.connection is not None:
+            self.schedule(max(due, now + 0.001))
+
+    async def _renew(self, connection: Connection, login: Login) -> None:
+        """Send a new token before the old one expires."""
+        token = None
+        try:
+            try:
+                token = await _awaited(login.fetch())
+            except Exception:  # from the application's function
+                logger.exception("fetching a new token failed; retrying")
+            else:
+                if token is None or token == login.sent:
+                    logger.warning("no new token available; retrying")
+        finally:
+            self._renewing = False
+
+        def answered(answer: Any) -> None:
+            error = answer_error(answer)
+            if error is None:
+                login.renewed(token)
+                self.changed.notify_all()
+            else:
+                logger.warning("the server refused the new token: %s; retrying", error[1])
+                self.schedule(login.failed())
+
+        if self.connection is not connection:
+            return
+        if token is None or token == login.sent:
+            self.schedule(login.failed())
+        elif connection.emit("authenticate", {"token": token}, answered):
+            login.due = time.monotonic() + self.timeout
+            self.schedule(login.due)
+
+    # -- to the application's tasks ------------------------------------------------------------------------------------
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Add to the queue of the delivery's subscription."""
+        _queue(delivery.subscription).put(delivery)
+
+    def is_full(self, channel: Channel) -> bool:
+        """Return whether one of the channel's subscriptions has too much in its queue."""
+        return any(_queue(member).full for member in channel.members)
+
+    def relax(self, name: str) -> None:
+        """Continue a channel that is interrupted, if its subscriptions have caught up."""
+        channel = self.channels.get(name)
+        if channel in self.paused and all(_queue(member).relaxed for member in channel.members):
+            self.paused.remove(channel)
+            channel.settle()
+
+
+def _queue(member: Any) -> Queue:
+    queue: Queue = member
+    return queue
+
+
+async def _awaited(value: Any) -> str | None:
+    token: str | None = await value if inspect.isawaitable(value) else value
+    return token

@@ -1,0 +1,74 @@
+"""What a server's answers mean: errors by their wire codes, and messages that cannot be decoded. Pure, no I/O."""
+
+import json
+import re
+from typing import Any
+
+from socketio_pg.core.errors import (
+    AuthenticationUnavailableError,
+    DatabaseUnavailableError,
+    FilterTooExpensiveError,
+    ForbiddenError,
+    InvalidChannelError,
+    InvalidRequestError,
+    LogNotInstalledError,
+    PayloadTooLargeError,
+    SocketIOPGError,
+    UnauthorizedError,
+)
+
+_ERRORS: dict[str, type[SocketIOPGError]] = {
+    error.code: error
+    for error in (
+        InvalidRequestError, InvalidChannelError, PayloadTooLargeError, LogNotInstalledError, DatabaseUnavailableError,
+        UnauthorizedError, AuthenticationUnavailableError, ForbiddenError,
+        FilterTooExpensiveError,
+    )
+}  # fmt: skip
+#: Codes of errors that are retried later. "internal" is retried as well for a subscription that worked before.
+TRANSIENT = frozenset({"database_unavailable", "rate_limited", "no_answer"})
+
+#: The beginning and the end of the server's event ``event``. Between them is the payload.
+_BEGINNING = re.compile(r'2\["event",\{"channel":("(?:[^"\\]|\\.)*"),"payload":')
+_END = re.compile(r',"position":(\d+),"published_at":"[^"]*"(?:,"replayed":true)?\}\]$')
+
+
+def answer_error(answer: Any, channel: str | None = None) -> tuple[str, SocketIOPGError] | None:
+    """Return the wire code and the error that ``answer`` reports, or None for a success."""
+    if isinstance(answer, dict) and answer.get("ok") is True:
+        return None
+    error = answer.get("error") if isinstance(answer, dict) else None
+    error = error if isinstance(error, dict) else {}
+    code, message = str(error.get("code", "internal")), str(error.get("message", "the server gave no reason"))
+    return code, as_error(code, message, channel)
+
+
+def as_error(code: str, message: str, channel: str | None = None) -> SocketIOPGError:
+    """Return the error of a wire code."""
+    kind = _ERRORS.get(code)
+    if kind is not None:
+        return kind(message, channel=channel)
+    return SocketIOPGError(message if code == "internal" else f"{code}: {message}", channel=channel)
+
+
+def refusal_error(body: Any) -> SocketIOPGError | None:
+    """Return the error of a ``connect_error`` that is about the token, or None."""
+    refusal = body.get("data") if isinstance(body, dict) else None
+    if isinstance(refusal, dict):
+        error = as_error(str(refusal.get("code")), str(refusal.get("message")))
+        if isinstance(error, (UnauthorizedError, AuthenticationUnavailableError)):
+            return error
+    return None
+
+
+def place_of_undecodable(packet: str) -> dict[str, Any] | None:
+    """Return the channel, and the position if it has one, of a message whose payload cannot be decoded.
+
+    ``packet`` is a Socket.IO packet. Returns None if it is something else.
+    """
+    beginning = _BEGINNING.match(packet)
+    if beginning is None:
+        return None
+    position = _END.search(packet, max(beginning.end(), len(packet) - 200))
+    place = {} if position is None else {"position": int(position[1])}
+    return {"channel": json.loads(beginning[1]), **place}
