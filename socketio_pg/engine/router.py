@@ -17,7 +17,8 @@ from socketio_pg.core import green
 from socketio_pg.engine.front import Address, Connection, Front
 from socketio_pg.engine.http import parsed
 from socketio_pg.workers.node import NO_LOAD, Node
-from socketio_pg.workers.peers import PART, Peers
+from socketio_pg.workers.peers import Peers
+from socketio_pg.workers.sockets import PART
 
 _CONNECTION = "connection"
 #: The request line: the path, also of an absolute URI, and the query.

@@ -7,7 +7,6 @@ notice at once. A worker that does not read, while more than :attr:`Peers.max_wa
 disconnected at the next message, and connected anew.
 """
 
-import array
 import contextlib
 import errno
 import itertools
@@ -17,25 +16,17 @@ import math
 import os
 import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from socketio_pg.core import green
 from socketio_pg.workers.node import MAX_WORKERS, NO_LOAD, Node
+from socketio_pg.workers.sockets import MORE, PART, Outgoing, packets, receive, unix_socket
 
 logger = logging.getLogger("socketio_pg.workers")
 
-_socket: Any = green.plain_socket
-#: Bytes of a body in one packet: far below the send buffer of a Unix socket (net.core.wmem_default, 212,992).
-PART = 60_000
-#: The first byte of a packet: whether another one continues its message. The second is the length of the kind.
-_LAST, _MORE = 0, 1
 _HELLO, _QUESTION, _ANSWER = "hello", "?", "="
-#: Errors of the descriptor that is passed, not of the socket.
-_BAD_DESCRIPTOR = (errno.EBADF, errno.ETOOMANYREFS)
 #: Packets that are read before other green threads run.
 _READ_TOGETHER = 50
 
@@ -43,111 +34,6 @@ _READ_TOGETHER = 50
 Receiver = Callable[[int, bytes], object]
 #: Gets the slot of the sender, the body, and a descriptor that it must close.
 DescriptorReceiver = Callable[[int, bytes, int], object]
-
-
-@dataclass(eq=False, slots=True)
-class _Packet:
-    data: bytes
-    descriptor: int | None = None
-    #: Gets whether the packet was sent.
-    done: green.Event | None = None
-
-
-def _packets(kind: str, body: bytes) -> Iterator[_Packet]:
-    for start in range(0, len(body) or 1, PART):
-        name = kind.encode() if start == 0 else b""
-        more = _MORE if start + PART < len(body) else _LAST
-        yield _Packet(bytes((more, len(name))) + name + body[start : start + PART])
-
-
-class _Outgoing:
-    """The socket on which this worker sends to another one."""
-
-    def __init__(self, slot: int, name: str, connection: Any, max_waiting: int) -> None:
-        self.slot = slot
-        self.name = name
-        self.closed = False
-        self._connection = connection
-        self._max_waiting = max_waiting
-        self._unsent: deque[_Packet] = deque()
-        self._waiting = 0
-        #: Whether a green thread waits for the socket.
-        self._sending = False
-
-    def send(self, *packets: _Packet) -> None:
-        """Send packets as far as the socket takes them; a green thread sends the others."""
-        if self.closed:
-            return
-        if self._waiting > self._max_waiting:  # before this message, which may be larger
-            logger.error("worker %d does not read: disconnected", self.slot)
-            self.close()
-            return
-        self._unsent.extend(packets)
-        self._waiting += sum(len(packet.data) for packet in packets)
-        if not self._sending and self._flush():
-            self._sending = True
-            green.run_soon(self._send_rest)
-
-    def withdraw(self, packet: _Packet) -> None:
-        """Do not send a packet that still waits."""
-        with contextlib.suppress(ValueError):
-            self._unsent.remove(packet)
-            self._waiting -= len(packet.data)
-
-    @property
-    def broken(self) -> bool:
-        """Whether the other worker has closed its end, on which it never sends."""
-        try:
-            return not self.closed and not self._connection.recv(1, _socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
-    def close(self) -> None:
-        """Close the socket. Packets that were not sent are lost."""
-        if self.closed:
-            return
-        self.closed = True
-        if self._sending:
-            with contextlib.suppress(OSError):
-                self._connection.shutdown(_socket.SHUT_RDWR)  # wakes the green thread, which closes it
-        else:
-            self._connection.close()
-        for packet in self._unsent:
-            if packet.done is not None:
-                packet.done.send(False)
-
-    def _send_rest(self) -> None:
-        while self._flush():
-            green.wait_writable(self._connection.fileno())
-        self._sending = False
-        if self.closed:
-            self._connection.close()
-
-    def _flush(self) -> bool:
-        """Send what the socket takes. Return whether it must be waited for."""
-        while self._unsent and not self.closed:
-            packet = self._unsent[0]
-            rights = []
-            if packet.descriptor is not None:
-                rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [packet.descriptor]))]
-            sent = True
-            try:
-                self._connection.sendmsg([packet.data], rights)
-            except BlockingIOError:
-                return True
-            except OSError as error:
-                if packet.descriptor is None or error.errno not in _BAD_DESCRIPTOR:
-                    self.close()
-                    return False
-                logger.warning("a connection cannot be passed to worker %d: %s", self.slot, error)
-                sent = False
-            self._unsent.popleft()
-            self._waiting -= len(packet.data)
-            if packet.done is not None:
-                packet.done.send(sent)
-        return False
 
 
 class Peers:
@@ -168,9 +54,9 @@ class Peers:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._outgoing: dict[int, _Outgoing] = {}
-        #: The newest connection of each worker to this one.
-        self._incoming: dict[int, Any] = {}
+        self._outgoing: dict[int, Outgoing] = {}
+        #: The newest connection of each worker to this one, and the worker's name.
+        self._incoming: dict[int, tuple[Any, str]] = {}
         self._receivers: dict[str, list[Receiver]] = {}
         self._descriptor_receivers: dict[str, DescriptorReceiver] = {}
         self._answers: dict[str, Callable[[bytes], bytes]] = {}
@@ -213,7 +99,7 @@ class Peers:
         path = self._node.socket_path(self._node.slot)
         with contextlib.suppress(FileNotFoundError):
             Path(path).unlink()  # of a predecessor
-        self._listening = _unix_socket()
+        self._listening = unix_socket()
         self._listening.bind(path)
         self._listening.listen(MAX_WORKERS * 2)
         self._workers[0].start(self._accept)
@@ -227,9 +113,9 @@ class Peers:
         self._listening.close()
         for outgoing in list(self._outgoing.values()):
             self._lose(outgoing)
-        for connection in self._incoming.values():
+        for connection, _ in self._incoming.values():
             with contextlib.suppress(OSError):
-                connection.shutdown(_socket.SHUT_RDWR)
+                connection.shutdown(green.SHUT_RDWR)
         self._node.leave()
 
     @property
@@ -260,7 +146,7 @@ class Peers:
         outgoing = self._outgoing.get(slot)
         if outgoing is None:
             return False
-        outgoing.send(*_packets(kind, body))
+        outgoing.send(*packets(kind, body))
         if outgoing.closed:
             self._lose(outgoing)
         return not outgoing.closed
@@ -274,7 +160,7 @@ class Peers:
         if outgoing is None:
             return False
         assert len(body) <= PART
-        packet = next(_packets(kind, body))
+        packet = next(packets(kind, body))
         packet.descriptor, packet.done = descriptor, green.Event()
         outgoing.send(packet)
         if outgoing.closed:
@@ -320,21 +206,22 @@ class Peers:
         for slot in self._node.slots_with_sockets():
             if slot != self._node.slot and slot not in self._outgoing:
                 self._connect(slot)
+                if slot in self._incoming:  # the other worker has said who it is, and does not say it again
+                    self._name(slot, self._incoming[slot][1])
 
     def _connect(self, slot: int) -> None:
-        connection = _unix_socket()
+        connection = unix_socket()
         try:
             connection.connect(self._node.socket_path(slot))
         except OSError:  # no worker has this slot, or too many connect to it at once
             connection.close()
             return
-        # The other worker says who it is when it connects to this one.
-        outgoing = self._outgoing[slot] = _Outgoing(slot, "", connection, self.max_waiting)
+        outgoing = self._outgoing[slot] = Outgoing(slot, "", connection, self.max_waiting)
         self._introduce(outgoing)
 
-    def _introduce(self, outgoing: _Outgoing, *, again: bool = False) -> None:
+    def _introduce(self, outgoing: Outgoing, *, again: bool = False) -> None:
         hello = {"slot": self._node.slot, "name": self._node.name.hex(), "again": again}
-        outgoing.send(*_packets(_HELLO, json.dumps(hello).encode()))
+        outgoing.send(*packets(_HELLO, json.dumps(hello).encode()))
         if outgoing.closed:
             self._lose(outgoing)
 
@@ -358,7 +245,7 @@ class Peers:
         parts: list[bytes] = []
         try:
             for number in itertools.count(1):
-                data, descriptors = _receive(connection)
+                data, descriptors = receive(connection)
                 if not data:
                     return
                 if number % _READ_TOGETHER == 0:
@@ -367,13 +254,13 @@ class Peers:
                 if length:
                     kind, parts = data[2 : 2 + length].decode(), []
                 parts.append(data[2 + length :])
-                if more == _MORE:
+                if more == MORE:
                     continue
                 body = b"".join(parts)
                 if kind == _HELLO:
                     hello = json.loads(body)
                     slot, name = hello["slot"], hello["name"]
-                    self._incoming[slot] = connection
+                    self._incoming[slot] = connection, name
                     self._meet(slot, name, again=hello["again"])
                 else:
                     self._dispatch(slot, kind, body, descriptors)
@@ -382,7 +269,7 @@ class Peers:
         finally:
             connection.close()
             # A worker that has connected anew meanwhile is still here.
-            if self._incoming.get(slot) is connection:
+            if self._incoming.get(slot, (None, ""))[0] is connection:
                 del self._incoming[slot]
                 self._find_out(slot, name)
 
@@ -406,20 +293,24 @@ class Peers:
     def _meet(self, slot: int, name: str, *, again: bool) -> None:
         """Note that a worker has connected to this one; ``again``: it had, and answers that this one has connected."""
         outgoing = self._outgoing.get(slot)
-        if outgoing is not None and outgoing.name not in ("", name):
-            self._lose(outgoing)  # its predecessor
+        if outgoing is not None and outgoing.name != name and (outgoing.name or outgoing.broken):
+            self._lose(outgoing)  # its predecessor, which may have ended without a word
             outgoing = None
         if outgoing is None:
             self._connect(slot)
         elif outgoing.name == name and not again:
             # It has connected anew, and forgotten who this worker is.
             self._introduce(outgoing, again=True)
+        self._name(slot, name)
+
+    def _name(self, slot: int, name: str) -> None:
+        """Note the name of a worker to which this one has connected. It says its name when it connects to this one."""
         outgoing = self._outgoing.get(slot)
         if outgoing is not None:
             outgoing.name = name
             self._tell_watchers(slot, True)
 
-    def _lose(self, outgoing: _Outgoing) -> None:
+    def _lose(self, outgoing: Outgoing) -> None:
         outgoing.close()
         if self._outgoing.get(outgoing.slot) is outgoing:
             del self._outgoing[outgoing.slot]
@@ -438,8 +329,8 @@ class Peers:
     # -- messages ------------------------------------------------------------------------------------------------------
 
     def _dispatch(self, slot: int, kind: str, body: bytes, descriptors: list[int]) -> None:
-        receiver = self._descriptor_receivers.get(kind)
-        if receiver is not None:
+        takes = self._descriptor_receivers.get(kind)
+        if takes is not None:
             # To take a connection over, another descriptor may be needed.
             if not descriptors or not _has_room(descriptors[0]):
                 if self.takes_descriptors:
@@ -449,7 +340,7 @@ class Peers:
                 for descriptor in descriptors:
                     os.close(descriptor)
                 return
-            _guarded(receiver, slot, body, descriptors[0])
+            _guarded(takes, slot, body, descriptors[0])
             return
         for descriptor in descriptors:  # none was sent
             os.close(descriptor)
@@ -460,8 +351,8 @@ class Peers:
             questions = self._questions.get(number)
             if questions is not None:  # not too late
                 questions.put((slot, answer))
-        for receive in self._receivers.get(kind, ()):
-            _guarded(receive, slot, body)
+        for receiver in self._receivers.get(kind, ()):
+            _guarded(receiver, slot, body)
 
     def _answer(self, slot: int, body: bytes) -> None:
         number, question = _split(body)
@@ -493,31 +384,3 @@ def _numbered(number: int, body: bytes) -> bytes:
 
 def _split(body: bytes) -> tuple[int, bytes]:
     return int.from_bytes(body[:8], "big"), body[8:]
-
-
-def _unix_socket() -> Any:
-    # Keeps the borders of packets, so that a descriptor can never be taken for that of another packet, even if the
-    # kernel cannot deliver one because this process has too many.
-    made = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    made.setblocking(False)
-    return made
-
-
-def _receive(connection: Any) -> tuple[bytes, list[int]]:
-    """Wait for a packet and return its bytes, none at the end, and its descriptors."""
-    while True:
-        try:
-            data, ancillary, _, _ = connection.recvmsg(PART + 1000, _ROOM, _socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
-            green.wait_readable(connection.fileno())
-            continue
-        except OSError:
-            return b"", []
-        received = array.array("i")
-        for level, kind, content in ancillary:
-            if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
-                received.frombytes(content[: len(content) - len(content) % received.itemsize])
-        return data, list(received)
-
-
-_ROOM = _socket.CMSG_SPACE(array.array("i").itemsize)

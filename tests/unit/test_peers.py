@@ -1,5 +1,6 @@
 """workers/peers: messages, questions and descriptors between workers, and how they notice that one has ended."""
 
+import contextlib
 import os
 import resource
 import signal
@@ -7,14 +8,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from socketio_pg.core import green
 from socketio_pg.workers.node import Node
-from socketio_pg.workers.peers import PART, Peers
+from socketio_pg.workers.peers import Peers
+from socketio_pg.workers.sockets import PART, unix_socket
 from tests.support.patience import PATIENCE, until
+from tests.support.peers import meet
 
 
 class Worker:
@@ -119,6 +123,41 @@ def test_a_worker_that_leaves_is_noticed_and_its_slot_is_used_again(node: Node, 
     one.peers.tell("word", b"for the successor")
     assert next_of(successor.received) == (0, b"for the successor")
     successor.peers.stop()
+
+
+def test_a_successor_is_met_after_a_connection_to_its_ending_predecessor(node: Node) -> None:
+    """A worker that ends still has its socket for a moment, to which others can connect; it never answers them."""
+    one, ending = Worker(node), Node(node.directory, node._key)
+    ending.join()
+    with contextlib.closing(unix_socket()) as listening:
+        listening.bind(node.socket_path(ending.slot))
+        listening.listen()
+        one.peers._connect_all()
+        assert list(one.peers.slots) == [ending.slot]
+    ending.leave()
+    successor = Worker(node)
+    assert successor.node.slot == ending.slot
+    assert next_of(one.changes) == (1, True)
+    assert one.peers.send(1, "word", b"for the successor")
+    assert next_of(successor.received) == (0, b"for the successor")
+    for worker in (one, successor):
+        worker.peers.stop()
+
+
+def test_workers_meet_when_only_one_of_them_can_connect_at_first(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Peers, "interval", 0.01)
+    one, other = Worker(node), Worker(node)
+    # No other green thread has run: the first worker does not know the second one yet.
+    path = Path(node.socket_path(1))
+    hidden = path.rename(path.with_suffix(".hidden"))
+    until(lambda: green.sleep() or 1 in one.peers._incoming, "the other worker has connected")
+    assert list(one.peers.slots) == []
+    hidden.rename(path)
+    meet(one, other)
+    assert next_of(one.changes) == (1, True)
+    assert next_of(other.changes) == (0, True)
+    for worker in (one, other):
+        worker.peers.stop()
 
 
 def test_the_load_of_a_worker_that_wants_no_clients_is_not_told(
