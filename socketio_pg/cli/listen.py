@@ -25,7 +25,7 @@ from socketio_pg.cli.terminal import abandon_output, json_text, print_json, say
 from socketio_pg.core import config
 from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.errors import InvalidRequestError
-from socketio_pg.log.replay import MAX_HISTORY
+from socketio_pg.log.starts import MAX_HISTORY
 from socketio_pg.pubsub.filters import parse_filter
 
 #: Seconds between two checks of the deadline, and of whether standard output still has a reader.
@@ -50,6 +50,7 @@ def _as_filter(ctx: click.Context, param: click.Parameter, value: str | None) ->
         "socketio-pg listen orders chat",
         "socketio-pg listen orders --history 20 --json | jq .payload",
         "socketio-pg listen orders --since start --json > orders.jsonl",
+        "socketio-pg listen orders --since 2026-11-24T12:00:00Z",
         """socketio-pg listen table:public.orders --filter '{"new.status": "paid"}'""",
         "socketio-pg listen orders --count 1 --timeout 30s   # code 1 without one",
         "socketio-pg listen orders --url https://example.com",
@@ -58,7 +59,10 @@ def _as_filter(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
 @json_option
 @click.option(
-    "--since", metavar="POSITION", help="Start after this position of the log (EPOCH:POSITION), or at its 'start'."
+    "--since",
+    metavar="PLACE",
+    help="Start after this position of the log (EPOCH:POSITION), at a time (2026-11-24T12:00:00Z), after a snapshot "
+    "(a token of socketio_pg.snapshot()), or at the log's 'start'.",
 )
 @click.option(
     "--history", type=click.IntRange(0, MAX_HISTORY), help="Print this many of the newest messages of the log first."
@@ -113,8 +117,8 @@ def _start(since: str | None, history: int | None) -> Start:
         raise click.UsageError("--since and --history do not go together")
     try:
         return parse_since(since)
-    except ValueError as error:
-        raise click.BadParameter(f"{since!r}; allowed: {error}", param_hint="--since") from None
+    except InvalidRequestError as error:
+        raise click.BadParameter(f"{since!r}: {error.message}", param_hint="--since") from None
 
 
 def _open(url: str | None, token: str | None) -> Source:

@@ -3,15 +3,17 @@
 import contextlib
 import decimal
 import queue
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from socketio_pg.core import green
 from socketio_pg.core.config import Settings
+from socketio_pg.core.cursors import MAX_POSITION, Since
 from socketio_pg.core.errors import DatabaseUnavailableError, InvalidRequestError, SocketIOPGError
 from socketio_pg.core.messages import EncodedMessage, Position
-from socketio_pg.log.replay import MAX_HISTORY
+from socketio_pg.log.starts import MAX_HISTORY, requested_start
 from socketio_pg.postgres.database import Database, session, wait_green
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.subscriber.subscriber import Health, Subscriber
@@ -21,15 +23,22 @@ START: Literal["start"] = "start"
 
 
 @dataclass(frozen=True, slots=True)
-class Since:
-    """A position in the log; ``epoch`` None means the current epoch."""
+class OfThisEpoch:
+    """A position in the log's current epoch."""
 
     position: int
-    epoch: str | None = None
 
 
-#: Where to begin: after a position, with this many of the newest messages, with the oldest message, or (None) now.
-Start: TypeAlias = Since | int | Literal["start"] | None
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Another `since`, which the log understands: ``EPOCH:POSITION``, a time, or a snapshot token."""
+
+    since: str
+
+
+#: Where to begin: after a position or another place, with this many of the newest messages, with the oldest one, or
+#: (None) now.
+Start: TypeAlias = OfThisEpoch | Text | int | Literal["start"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +64,14 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-def parse_since(text: str) -> Since | Literal["start"]:
-    """Parse ``start``, ``POSITION`` or ``EPOCH:POSITION``. Raises ValueError."""
+def parse_since(text: str) -> OfThisEpoch | Text | Literal["start"]:
+    """Parse ``start``, ``POSITION``, or a ``since`` as in docs/protocol.md. Raises :class:`InvalidRequestError`."""
     if text == START:
         return START
-    epoch, _, position = text.rpartition(":")
-    if not position.isdecimal() or not position.isascii() or int(position) >= 2**63:
-        raise ValueError("start, POSITION, or EPOCH:POSITION")
-    return Since(int(position), epoch or None)
+    if re.fullmatch("[0-9]{1,19}", text) and int(text) <= MAX_POSITION:
+        return OfThisEpoch(int(text))
+    requested_start({"since": text})
+    return Text(text)
 
 
 class FromDatabase:
@@ -97,14 +106,14 @@ class FromDatabase:
         except DatabaseUnavailableError as error:
             raise DatabaseUnavailableError(self._pubsub.problem or str(error)) from None
 
-    def _since(self, start: Start) -> Position | None:
-        """Return the position that ``start`` means; None for a number, for now, and without a log."""
+    def _since(self, start: Start) -> Since | None:
+        """Return the `since` that ``start`` means; None for a number, for now, and without a log."""
         if start == START:
             return self._pubsub.oldest()
-        if not isinstance(start, Since):
+        if isinstance(start, Text):
+            return start.since
+        if not isinstance(start, OfThisEpoch):
             return None
-        if start.epoch is not None:
-            return Position(epoch=start.epoch, position=start.position)
         newest = self._pubsub.position()
         return None if newest is None else Position(epoch=newest["epoch"], position=start.position)
 
@@ -148,9 +157,9 @@ class FromServer:
     def subscribe(self, channel: str, start: Start, filter: dict[str, Any] | None = None) -> None:
         if isinstance(start, str):
             raise InvalidRequestError(f"--since start needs the database; with --url, use --history {MAX_HISTORY}")
-        since: Position | None = None
-        if isinstance(start, Since):
-            since = {"epoch": start.epoch or self._epoch(channel), "position": start.position}
+        since: Since | None = start.since if isinstance(start, Text) else None
+        if isinstance(start, OfThisEpoch):
+            since = {"epoch": self._epoch(channel), "position": start.position}
         self._subscriber.subscribe(
             channel,
             lambda message: self._put(Event("message", dict(message))),

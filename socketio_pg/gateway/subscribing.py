@@ -17,7 +17,7 @@ from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.log.log import Log
-from socketio_pg.log.replay import LogPosition, Start, requested_start
+from socketio_pg.log.starts import Start, requested_start, wants_all
 from socketio_pg.protocol.answers import Answer, showable
 from socketio_pg.protocol.server import Server
 from socketio_pg.pubsub.filters import INVALID_STEPS, Filter, parse_filter
@@ -142,7 +142,7 @@ class Subscribing:
             body["numbers"] = "string"
         if self._log.epoch is None:
             return body, None
-        cause = "since" if isinstance(pending.start, LogPosition) else "history"
+        cause = "since" if wants_all(pending.start) else "history"
         after = pending.after
         then = self._delivery.hold(sid, channel, after, cause) if after is not None else None
         return body | {"epoch": self._log.epoch, "position": self._pubsub.position_of(sid, channel, live)}, then

@@ -7,11 +7,12 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, TypeAlias
 
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import DatabaseUnavailableError, LogNotInstalledError, SocketIOPGError
-from socketio_pg.core.messages import EncodedMessage, from_log
+from socketio_pg.core.messages import EncodedMessage, Position, from_log
 from socketio_pg.log.positions import Head
 from socketio_pg.log.recent import Page, Recent
 from socketio_pg.postgres.database import FIXED_PATH, Database, translated_errors
@@ -67,6 +68,23 @@ CROSS JOIN LATERAL (
         WHERE (channel, position) > (request.channel, 0) AND (channel, position) <= (request.channel, upto)
         ORDER BY channel DESC, position DESC LIMIT wanted) AS newest
 ) AS found
+"""
+
+# Positions have no holes, and the log's times increase with them: a binary search of some twenty rows. All rows before
+# `low` were logged before the time, all from `high` on at it or later.
+_BEFORE_TIME = """
+WITH RECURSIVE oldest AS (SELECT position FROM socketio_pg.log ORDER BY position LIMIT 1), search (low, high) AS (
+    SELECT oldest.position, (SELECT position FROM socketio_pg.log ORDER BY position DESC LIMIT 1) + 1 FROM oldest
+    UNION ALL
+    SELECT CASE WHEN probe.logged_at < %s THEN probe.position + 1 ELSE low END,
+        CASE WHEN probe.logged_at < %s THEN high ELSE middle END
+    FROM search CROSS JOIN LATERAL (SELECT low + (high - low) / 2 AS middle) AS half CROSS JOIN LATERAL (
+        SELECT position, logged_at FROM socketio_pg.log WHERE position >= middle ORDER BY position LIMIT 1) AS probe
+    WHERE low < high
+)
+SELECT epoch::text, CASE WHEN found.low > oldest.position THEN found.low - 1 ELSE 0 END
+FROM socketio_pg.head LEFT JOIN oldest ON true
+    LEFT JOIN (SELECT low FROM search WHERE low >= high LIMIT 1) AS found ON true
 """
 
 
@@ -147,6 +165,14 @@ class History:
             return known
         position: int = self._ask(self._read_before_newest, channel, count, upto)
         return position
+
+    def before_time(self, at: datetime) -> Position:
+        """Return the position before the first message of the log, of any channel, that was logged at ``at`` or later.
+
+        The newest position if there is none. 0 if the log has no earlier message: others may have been trimmed.
+        """
+        found: Position = self._ask(self._read_before_time, at)
+        return found
 
     def stop(self) -> None:
         """Refuse waiting requests and close the connection."""
@@ -279,6 +305,15 @@ class History:
         channels, counts, uptos = zip(*(request.arguments for request in requests), strict=True)
         for number, position in self._execute(_BEFORE_NEWEST, list(channels), list(counts), list(uptos)):
             requests[number - 1].done.send(position)
+        return []
+
+    def _read_before_time(self, requests: list[_Request]) -> list[_Request]:
+        for request in requests:
+            (at,) = request.arguments
+            rows = self._execute(_BEFORE_TIME, at, at)
+            if not rows:
+                raise LogNotInstalledError("the log's head is missing: run 'socketio-pg init'")
+            request.done.send(Position(epoch=rows[0][0], position=rows[0][1]))
         return []
 
     def _connect(self) -> None:

@@ -7,7 +7,8 @@ from socketio_pg.core import metrics
 from socketio_pg.core.messages import EncodedMessage, Position
 from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
-from socketio_pg.log.replay import LogPosition, Replay, Start
+from socketio_pg.log.replay import Replay
+from socketio_pg.log.starts import LogPosition, LogTime, Snapshot, Start
 
 #: Messages of one page: the maximum, and the default.
 MAX_MESSAGES, DEFAULT_MESSAGES = 1000, 100
@@ -72,6 +73,15 @@ class Log:
         """The number of messages that this node knows of and has not delivered; 0 without a log."""
         return self._follower.behind
 
+    def locate(self, start: Start) -> Start:
+        """Return the position that a time means, and any other start as it is, as without a log.
+
+        May wait. Raises :class:`DatabaseUnavailableError` or :class:`LogNotInstalledError`.
+        """
+        if not isinstance(start, LogTime) or not self.installed:
+            return start
+        return LogPosition(**self._history.before_time(start.at))
+
     def find_start(self, channel: str, start: Start) -> tuple[int | None, dict[str, Any]]:
         """Return the position after which to replay (None for no replay), and what to tell the client about ``since``.
 
@@ -83,11 +93,15 @@ class Log:
             if not self.installed:
                 return None, {}
             return self._history.before_newest(channel, start, self.position), {}
-        reason = self._unrecoverable(channel, start)
-        if reason is not None:
-            metrics.unrecovered.labels(reason).inc()
-            return None, {"recovered": False, "reason": reason}
-        return start.position, {"recovered": True}
+        located = self.locate(start)
+        if isinstance(located, LogPosition | Snapshot):
+            reason = self._unrecoverable(channel, located.epoch, located.position)
+            if reason is None:
+                return located.position, {"recovered": True}
+        else:
+            reason = "not_installed"
+        metrics.unrecovered.labels(reason).inc()
+        return None, {"recovered": False, "reason": reason}
 
     def replay(self, channel: str, after: int, *, complete: bool = True) -> Replay:
         """Return a replay of ``channel`` from the position ``after`` on.
@@ -118,18 +132,18 @@ class Log:
         head = self._history.head()
         return Position(epoch=head.epoch, position=head.trimmed)
 
-    def _unrecoverable(self, channel: str, since: LogPosition) -> str | None:
-        """Return why the messages after ``since`` cannot be replayed; None when they can."""
+    def _unrecoverable(self, channel: str, epoch: str, position: int) -> str | None:
+        """Return why the messages after a position cannot be replayed; None when they can."""
         if not self.installed:
             return "not_installed"
-        if since.epoch == self.epoch:
-            if since.position > self.position:  # from a node that is further on than this one?
-                if since.position > self._history.head().position:
+        if epoch == self.epoch:
+            if position > self.position:  # from a node that is further on than this one?
+                if position > self._history.head().position:
                     return "position_unknown"
-            elif self._history.channel_page(channel, since.position, self.position).incomplete(since.position):
+            elif self._history.channel_page(channel, position, self.position).incomplete(position):
                 return "trimmed"
         # Checked last: the epoch may have changed while the log was read.
-        return None if since.epoch == self.epoch else "epoch_changed"
+        return None if epoch == self.epoch else "epoch_changed"
 
     def _fill(self, page: ReplayPage, channel: str, after: int, upto: int, limit: int) -> bool:
         """Add messages to ``page``. Return False when its first messages were trimmed before they could be read."""

@@ -7,13 +7,13 @@ message is sent once.
 
 import enum
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
 from socketio_pg.core import green
 from socketio_pg.core.backoff import Backoff
-from socketio_pg.core.errors import DatabaseError, InvalidRequestError, LogNotInstalledError
+from socketio_pg.core.errors import DatabaseError, LogNotInstalledError
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.log.follower import Follower
@@ -22,45 +22,8 @@ from socketio_pg.log.history import History
 _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.replay"))
 
 
-#: The maximum of a request's ``history``.
-MAX_HISTORY = 1000
 #: Bytes of a message on the wire in addition to its payload: channel, time, position.
 MESSAGE_OVERHEAD = 200
-
-
-@dataclass(frozen=True, slots=True)
-class LogPosition:
-    """The position of the last message that a client has. The messages after it are to be replayed."""
-
-    epoch: str
-    position: int
-
-
-#: Where a subscription or a page begins: after a position (``since``), with this many of the newest messages
-#: (``history``), or (None) with the messages that are published from now on.
-Start: TypeAlias = LogPosition | int | None
-
-
-def requested_start(request: Mapping[str, Any]) -> Start:
-    """Return where a request to subscribe asks to begin, from its ``since`` and ``history``.
-
-    Raises :class:`InvalidRequestError`.
-    """
-    since, history = request.get("since"), request.get("history")
-    if since is not None and history is not None:
-        raise InvalidRequestError("since and history do not go together")
-    if history is not None:
-        if not isinstance(history, int) or isinstance(history, bool) or not 0 <= history <= MAX_HISTORY:
-            raise InvalidRequestError(f"history must be a whole number from 0 to {MAX_HISTORY}")
-        return history
-    if since is None:
-        return None
-    epoch, position = (since.get("epoch"), since.get("position")) if isinstance(since, dict) else (None, None)
-    if not isinstance(epoch, str) or not isinstance(position, int) or isinstance(position, bool):
-        raise InvalidRequestError('since must be like {"epoch": "…", "position": 0}')
-    if not 0 <= position < 2**63:
-        raise InvalidRequestError("since.position must be a whole number from 0 to 2^63 - 1")
-    return LogPosition(epoch, position)
 
 
 class ReplayReceiver(Protocol):

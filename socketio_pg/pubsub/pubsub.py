@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from socketio_pg.core import config, green
 from socketio_pg.core.channels import LOG_CHANNEL, match_pattern, validate_channel
+from socketio_pg.core.cursors import Since
 from socketio_pg.core.errors import ConfigurationError, InvalidRequestError
 from socketio_pg.core.messages import (
     MAX_NOTIFY_BYTES,
@@ -25,7 +26,8 @@ from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
 from socketio_pg.log.log import DEFAULT_MESSAGES, Log, ReplayPage
 from socketio_pg.log.recent import Recent
-from socketio_pg.log.replay import HeldReplay, LogPosition, Replay, ReplayReceiver, requested_start
+from socketio_pg.log.replay import HeldReplay, Replay, ReplayReceiver
+from socketio_pg.log.starts import LogPosition, Snapshot, requested_start, wants_all
 from socketio_pg.postgres.database import Database, wait_green
 from socketio_pg.postgres.key_reader import ClusterKeys, KeyReader
 from socketio_pg.postgres.listener import (
@@ -182,7 +184,7 @@ class PubSub:
         channel: str,
         queue: SupportsPut,
         *,
-        since: Position | None = None,
+        since: Since | None = None,
         history: int | None = None,
         filter: Mapping[str, Any] | None = None,
         on_gap: Callable[[dict[str, Any]], object] | None = None,
@@ -190,10 +192,11 @@ class PubSub:
         """Put each message of ``channel`` into ``queue`` as ``{"channel": str, "payload": any JSON value}``.
 
         Returns when the subscription is complete: all messages that are published afterwards arrive. Messages of the
-        log also have ``epoch``, ``position`` and ``published_at``. ``since``, ``{"epoch": …, "position": …}``, first
-        replays the messages of the log after that position, ``history`` that many of the newest; these messages have
-        ``replayed``. Each message of the log arrives once, in order. ``filter`` has conditions on the payload, as in
-        docs/protocol.md: ``{"new.id": 5}``.
+        log also have ``epoch``, ``position`` and ``published_at``. ``since`` first replays messages of the log: those
+        after a position (``{"epoch": …, "position": …}`` or ``"EPOCH:POSITION"``), from a time on, or those that a
+        snapshot does not have. ``history`` replays that many of the newest. These messages have ``replayed``. Each
+        message of the log arrives once, in order. ``filter`` has conditions on the payload, as in docs/protocol.md:
+        ``{"new.id": 5}``.
 
         ``on_gap`` is called when messages may have been missed, with the fields of the event ``gap`` in
         docs/protocol.md and ``tier``: ``notify`` or ``log``. It is also called when ``since`` cannot be replayed:
@@ -209,7 +212,7 @@ class PubSub:
         channel: str,
         receiver: Receiver,
         *,
-        since: Position | None = None,
+        since: Since | None = None,
         history: int | None = None,
         filter: Mapping[str, Any] | None = None,
     ) -> LocalSubscription:
@@ -220,6 +223,7 @@ class PubSub:
         self.hub.add(subscription)
         try:
             self.join(subscription, channel)
+            start = self.log.locate(start)
             after, told = self.log.find_start(channel, start)
         except BaseException:  # including the caller's own time-out
             self.unsubscribe(subscription)
@@ -227,11 +231,10 @@ class PubSub:
         # Nothing waits from here to the hold: each live message of the log is either held back or delivered.
         self._local.add(subscription)
         reason = told.get("reason")
-        if reason == "trimmed" and isinstance(start, LogPosition):
+        if reason == "trimmed" and isinstance(start, LogPosition | Snapshot):
             after = start.position  # the replay reports the gap and continues with the oldest message
         if after is not None:
-            complete = isinstance(start, LogPosition)
-            hold = functools.partial(self.hold, subscription, channel, after, complete=complete)
+            hold = functools.partial(self.hold, subscription, channel, after, complete=wants_all(start))
             subscription.replay = LocalReplay(subscription, hold, lambda: self._started)
             subscription.replay.start()
         epoch = self.log.epoch
@@ -327,7 +330,7 @@ class PubSub:
         self,
         channel: str,
         *,
-        since: Position | None = None,
+        since: Since | None = None,
         history: int | None = None,
         limit: int = DEFAULT_MESSAGES,
     ) -> ReplayPage:

@@ -161,12 +161,14 @@ class Channel:
             if member not in self.members or member.live:
                 continue
             # Not if a gap has moved it since the request: it then requests what follows its new position.
-            member.live = lost or "since" not in request or member.follows(request["since"])
-            if lost or "since" not in request:
+            since = request.get("since")
+            position = None if isinstance(since, str) else since
+            member.live = lost or position is None or member.follows(position)
+            if lost or position is None:
                 reason = answer["reason"] if lost else None
                 if member.established and member.received is None and start is not None:
                     reason = "client_disconnected"  # the log was installed while disconnected
-                member.received, member.history = start, None
+                member.received, member.start = start, Request()
                 if not member.established:
                     member.handled = start  # nothing is queued for the handler yet, and subscribe() is about to return
                 if reason is not None:

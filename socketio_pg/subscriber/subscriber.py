@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from socketio_pg.core.cursors import Since
 from socketio_pg.core.errors import SocketIOPGError
 from socketio_pg.core.messages import Position, encode_payload
 from socketio_pg.subscriber.answers import answer_error
@@ -107,7 +108,7 @@ class Subscriber:
         handler: Callable[[Message], object],
         *,
         history: int | None = None,
-        since: Position | None = None,
+        since: Since | None = None,
         filter: Mapping[str, Any] | None = None,
         on_gap: Callable[[Gap], object] | None = None,
         on_error: Callable[[SocketIOPGError], object] | None = None,
@@ -115,10 +116,11 @@ class Subscriber:
         """Call ``handler`` with each message of ``channel``; return once the server has confirmed the subscription.
 
         Messages of the log arrive in order and exactly once, also across reconnects; replayed ones have ``replayed``.
-        The order between them and messages of NOTIFY is undefined. ``since``, a stored position, replays the messages
-        after it; ``history`` replays that many of the newest messages (ignored when ``since`` is given). All
-        handlers of a channel share one subscription at the server and must therefore have the same ``filter``:
-        conditions on the payload, as in docs/protocol.md (``{"new.id": 5}``).
+        The order between them and messages of NOTIFY is undefined. ``since`` is a stored position, after which the
+        messages are replayed (also as ``"EPOCH:POSITION"``), a time with its zone, or a token of the SQL function
+        ``socketio_pg.snapshot()``. ``history`` replays that many of the newest messages (ignored when ``since`` is
+        given). All handlers of a channel share one subscription at the server and must therefore have the same
+        ``filter``: conditions on the payload, as in docs/protocol.md (``{"new.id": 5}``).
 
         ``on_gap`` is called when messages may have been missed, ``on_error`` when the subscription has ended because
         the server refused to renew it or revoked the permission (:class:`ForbiddenError`). Both are called

@@ -5,8 +5,10 @@ Pure, no I/O.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal, TypedDict
 
+from socketio_pg.core.cursors import Since, parse_cursor
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
 from socketio_pg.core.messages import Position
 
@@ -90,18 +92,22 @@ class Member(Subscription):
         channel: str,
         handler: Callable[[Message], object],
         history: int | None,
-        since: Position | None,
+        since: Since | None,
         on_gap: Callable[[Gap], object] | None,
         on_error: Callable[[SocketIOPGError], object] | None,
     ) -> None:
         self.channel = channel
         self.handler, self.on_gap, self.on_error = handler, on_gap, on_error
-        self.history = None if since else history
-        if since is not None and position_of(since) is None:
-            raise InvalidRequestError('since must be like {"epoch": "…", "position": 0}', channel=channel)
+        position = _parse_since(since, channel)
+        #: Where the subscription begins, if not at a position: fields of the request, until the server confirms it.
+        self.start = Request()
+        if isinstance(position, str):
+            self.start["since"] = position
+        elif position is None and history:
+            self.start["history"] = history
         #: The handler's position and the receiver's. The epoch is "" while it is unknown, because the log was installed
         #: after the subscription.
-        self.handled = self.received = None if since is None else position_of(since)
+        self.handled = self.received = None if isinstance(position, str) else position
         #: established: confirmed once. live: the server's messages follow ``received`` without a gap.
         self.established = self.live = self.ended = False
         #: The time since which messages of NOTIFY are missing (Unix time), and the reason.
@@ -123,6 +129,21 @@ class Member(Subscription):
         return last is not None and last["epoch"] == start["epoch"] and last["position"] >= start["position"]
 
 
+def _parse_since(since: Since | None, channel: str) -> Position | str | None:
+    """Return a position, or the text of another place, which only the server understands."""
+    if isinstance(since, str):
+        return parse_cursor(since) or since
+    if isinstance(since, datetime):
+        return since.isoformat()
+    position = position_of(since) if since is not None else None
+    if since is not None and position is None:
+        raise InvalidRequestError(
+            'since must be like {"epoch": "…", "position": 0}, "EPOCH:POSITION", a time, or a snapshot token',
+            channel=channel,
+        )
+    return position
+
+
 def position_of(body: Mapping[str, Any]) -> Position | None:
     epoch, position = body.get("epoch"), body.get("position")
     if isinstance(epoch, str) and isinstance(position, int):
@@ -133,7 +154,7 @@ def position_of(body: Mapping[str, Any]) -> Position | None:
 class Request(TypedDict, total=False):
     """The fields of ``subscribe`` besides the channel and its filter."""
 
-    since: Position
+    since: Position | str
     history: int
 
 
@@ -157,9 +178,6 @@ def next_request(
         position = min(p["position"] for member in waiting if (p := member.received) and p["epoch"] == epoch)
         since = Position(epoch=epoch, position=position)
         return "subscribe", {"since": since}, [member for member in waiting if member.received == since]
-    plain = [member for member in waiting if not member.history]
-    if plain:
-        return "subscribe", {}, plain
-    history = waiting[0].history
-    assert history is not None
-    return "subscribe", {"history": history}, [member for member in waiting if member.history == history]
+    plain = [member for member in waiting if not member.start]
+    start = waiting[0].start if not plain else Request()
+    return "subscribe", start, [member for member in waiting if member.start == start]

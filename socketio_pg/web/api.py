@@ -20,6 +20,7 @@ from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green, metrics
 from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.config import Settings
+from socketio_pg.core.cursors import Since, parse_cursor
 from socketio_pg.core.errors import (
     ForbiddenError,
     InvalidChannelError,
@@ -41,7 +42,7 @@ from socketio_pg.engine.polling import BodyError, body_length, read_body
 from socketio_pg.gateway.admission import API, Admission
 from socketio_pg.gateway.limits import RequestLimits
 from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
-from socketio_pg.log.replay import requested_start
+from socketio_pg.log.starts import requested_start
 from socketio_pg.protocol.answers import showable
 from socketio_pg.protocol.packets import read_json
 from socketio_pg.pubsub.pubsub import PubSub
@@ -186,7 +187,7 @@ def _as_sent(channel: str) -> str:
     return channel
 
 
-def _requested_page() -> tuple[Position | None, int | None, int]:
+def _requested_page() -> tuple[Since | None, int | None, int]:
     """Return ``since``, ``history`` and ``limit`` of the query. Raises :class:`InvalidRequestError`."""
     after, history, limit = _since(), _number("history"), _number("limit")
     if limit is not None and not 1 <= limit <= MAX_MESSAGES:
@@ -195,17 +196,21 @@ def _requested_page() -> tuple[Position | None, int | None, int]:
     return after, history, limit or DEFAULT_MESSAGES
 
 
-def _since() -> Position | None:
-    """Return the position of the query: ``since=EPOCH:POSITION``, or ``since=POSITION`` with ``epoch=EPOCH``."""
+def _since() -> Since | None:
+    """Return ``since`` of the query; of ``since=POSITION`` with ``epoch=EPOCH`` both together."""
     sinces, epochs = request.args.getlist("since"), request.args.getlist("epoch")
     if not sinces and not epochs:
         return None
-    if len(sinces) == 1 and len(epochs) <= 1:
-        before_colon, _, number = sinces[0].rpartition(":")
-        named = {epoch for epoch in (before_colon, *epochs) if epoch}
-        if len(named) == 1 and _NUMBER.fullmatch(number):
-            return Position(epoch=named.pop(), position=int(number))
-    raise InvalidRequestError("since must be EPOCH:POSITION, or a position together with epoch")
+    if len(sinces) == 1:
+        if not epochs and not _NUMBER.fullmatch(sinces[0]):
+            return sinces[0]
+        cursor = parse_cursor(sinces[0])
+        number, named = (sinces[0], epochs) if cursor is None else (str(cursor["position"]), [*epochs, cursor["epoch"]])
+        if len(epochs) == 1 and epochs[0] and len(set(named)) == 1 and _NUMBER.fullmatch(number):
+            return Position(epoch=epochs[0], position=int(number))
+    raise InvalidRequestError(
+        "since must be EPOCH:POSITION, a position together with epoch, a time as ISO 8601, or a snapshot token"
+    )
 
 
 def _number(name: str) -> int | None:

@@ -4,9 +4,10 @@ from typing import Any
 
 from socketio_pg.core.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX
 from socketio_pg.core.config import Settings
+from socketio_pg.core.cursors import MAX_POSITION
 from socketio_pg.core.messages import MAX_BATCH, MAX_NOTIFY_BYTES
 from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
-from socketio_pg.log.replay import MAX_HISTORY
+from socketio_pg.log.starts import MAX_HISTORY, MAX_TOKEN_CHARACTERS
 from socketio_pg.version import __version__
 from socketio_pg.web.api_errors import BODY_STATUSES, STATUSES
 
@@ -14,7 +15,6 @@ Json = dict[str, Any]
 
 #: The reasons for `recovered: false` (docs/protocol.md, `subscribed`).
 REASONS = ["trimmed", "epoch_changed", "position_unknown", "not_installed"]
-MAX_POSITION = 2**63 - 1
 
 
 def openapi(settings: Settings, authentication: str, max_bytes: int) -> Json:
@@ -81,9 +81,17 @@ def _messages() -> Json:
             {"name": "channel", "in": "path", "required": True, "schema": _ref("Channel")},
             query(
                 "since",
-                {"oneOf": [{"type": "string", "pattern": "^[^:]+:[0-9]{1,19}$"}, position]},
-                "The messages after this position: EPOCH:POSITION, or a position together with epoch. "
-                "Not together with history.",
+                {
+                    "anyOf": [
+                        {"type": "string", "pattern": r"^[^:\s]+:[0-9]{1,19}$"},
+                        {"type": "string", "format": "date-time"},
+                        {"type": "string", "pattern": "^snapshot:", "maxLength": MAX_TOKEN_CHARACTERS},
+                        position,
+                    ]
+                },
+                "The messages after this position: EPOCH:POSITION, or a position together with epoch; those logged at "
+                "this time or later; or those that a token of socketio_pg.snapshot() does not have. Not together with "
+                "history.",
             ),
             query("epoch", {"type": "string", "minLength": 1}, "The log's id, if since is only a position."),
             query(

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from datetime import timedelta, timezone
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from socketio_pg.core import green
 from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.errors import InvalidRequestError
 from socketio_pg.core.messages import Position
-from socketio_pg.log.replay import LogPosition
+from socketio_pg.log.starts import LogPosition
 from socketio_pg.postgres.schema import INSTALLED, REMOVED
 from tests.support.log_database import LogDatabase
 from tests.support.patience import PATIENCE
@@ -70,6 +71,54 @@ def test_subscription_resumes_after_the_position_of_a_message(
     again: Any = green.Queue()
     pubsub.subscribe(channel, again, since={"epoch": second["epoch"], "position": second["position"]})
     assert take(again, 1) == [3]
+
+
+def test_since_may_be_a_text_or_a_time(pubsub: PubSub, shared_log: LogDatabase, channel: str) -> None:
+    publish(shared_log, channel, 1)
+    publish(shared_log, channel, 2)
+    publish(shared_log, channel, 3)
+    [(epoch,)] = shared_log.sql("SELECT epoch::text FROM socketio_pg.head")
+    rows = shared_log.sql(
+        "SELECT position, logged_at, payload FROM socketio_pg.log WHERE channel = %s ORDER BY position", channel
+    )
+    assert [payload for _, _, payload in rows] == [1, 2, 3]
+    moment = timedelta(microseconds=1)
+    for since, expected in (
+        (f"{epoch}:{rows[0][0]}", [2, 3]),
+        (rows[1][1], [2, 3]),
+        (rows[1][1] + moment, [3]),
+        (rows[1][1].isoformat(), [2, 3]),
+        (rows[2][1].astimezone(timezone(timedelta(hours=5.5))).isoformat(), [3]),
+        (rows[2][1] + moment, []),
+        ("9999-12-31T23:59:59Z", []),
+    ):
+        queue: Any = green.Queue()
+        subscription = pubsub.subscribe(channel, queue, since=since, on_gap=queue.put)
+        assert take(queue, len(expected)) == expected, since
+        assert pubsub.read_page(channel, since=since).to_wire(channel)["recovered"] is True
+        publish(shared_log, f"{channel}-other", 0)
+        assert queue.empty()
+        pubsub.unsubscribe(subscription)
+
+
+def test_time_before_the_trimmed_messages_is_a_gap(log: LogDatabase, queue: Any) -> None:
+    """Some of the trimmed ones may have been logged at that time or later."""
+    for n in (1, 2, 3):
+        publish(log, "a", n)
+    [(second,)] = log.sql("SELECT logged_at FROM socketio_pg.log WHERE position = 2")
+    [(third,)] = log.sql("SELECT logged_at FROM socketio_pg.log WHERE position = 3")
+    assert second < third
+    log.sql("DELETE FROM socketio_pg.log WHERE position = 1; UPDATE socketio_pg.head SET trimmed = 1")
+    pubsub = PubSub(log.url)
+    try:
+        pubsub.subscribe("a", queue, since=second, on_gap=queue.put)
+        assert queue.get(timeout=PATIENCE)["reason"] == "trimmed"
+        assert take(queue, 2) == [2, 3], "it continues with what is left"
+        assert pubsub.read_page("a", since=second).recovery == {"recovered": False, "reason": "trimmed"}
+        pubsub.subscribe("a", queue, since=second + timedelta(microseconds=1), on_gap=queue.put)
+        assert take(queue, 1) == [3]
+    finally:
+        pubsub.disconnect()
 
 
 def test_history_replays_the_newest_messages(pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any) -> None:

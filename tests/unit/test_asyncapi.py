@@ -12,12 +12,13 @@ import pytest
 from socketio_pg.core import errors
 from socketio_pg.core.channels import MAX_CHANNEL_BYTES
 from socketio_pg.core.config import Settings
+from socketio_pg.core.cursors import MAX_POSITION
 from socketio_pg.core.messages import MAX_NOTIFY_BYTES
 from socketio_pg.gateway.subscribing import MAX_CHANNELS
-from socketio_pg.log.replay import MAX_HISTORY
+from socketio_pg.log.starts import MAX_HISTORY
 from socketio_pg.pubsub import filters, like
 from socketio_pg.version import __version__
-from socketio_pg.web.openapi import MAX_POSITION, REASONS, openapi
+from socketio_pg.web.openapi import REASONS, openapi
 from socketio_pg.websocket import SocketServer
 from tests.support.asyncapi import document, message_names, references, schema
 from tests.unit.test_docs import emitted_events, registered_events

@@ -21,7 +21,7 @@ from socketio_pg.access.tokens import TokenVerifier
 from socketio_pg.cli import terminal
 from socketio_pg.cli.command import duration, failures, names
 from socketio_pg.cli.listen import gap_line, message_line
-from socketio_pg.cli.listening import Since, parse_since
+from socketio_pg.cli.listening import OfThisEpoch, Text, parse_since
 from socketio_pg.cli.main import MODULES, main
 from socketio_pg.cli.selftest import percentile
 from socketio_pg.core.channels import match_pattern
@@ -30,6 +30,7 @@ from socketio_pg.core.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
     InvalidChannelError,
+    InvalidRequestError,
     LogNotInstalledError,
     PayloadTooLargeError,
 )
@@ -221,10 +222,11 @@ def test_invalid_duration_is_refused(text: str) -> None:
 
 def test_since_is_parsed() -> None:
     assert parse_since("start") == "start"
-    assert parse_since("0") == Since(0)
-    assert parse_since("2f80-9a:17") == Since(17, "2f80-9a")
+    assert parse_since("0") == OfThisEpoch(0)
+    assert parse_since("2f80-9a:17") == Text("2f80-9a:17")
+    assert parse_since("2026-11-24T12:00:00Z") == Text("2026-11-24T12:00:00Z")
     for text in ("", "x", ":", "1:", "-1", "1:-1", str(2**63)):
-        with pytest.raises(ValueError, match="POSITION"):
+        with pytest.raises(InvalidRequestError, match="POSITION"):
             parse_since(text)
 
 
@@ -416,4 +418,4 @@ def test_unusable_token_is_not_created(environment: dict[str, str], words: str) 
 
 
 def test_dataclass_is_printed_as_json() -> None:
-    assert json.loads(terminal.json_text({"s": Since(1)})) == {"s": {"position": 1, "epoch": None}}
+    assert json.loads(terminal.json_text({"s": OfThisEpoch(1)})) == {"s": {"position": 1}}

@@ -11,7 +11,7 @@ from socketio_pg.log.history import Read
 from socketio_pg.log.log import MAX_PAGE_CHARACTERS, Log, ReplayPage
 from socketio_pg.log.positions import Head
 from socketio_pg.log.recent import Page
-from socketio_pg.log.replay import LogPosition
+from socketio_pg.log.starts import LogPosition
 
 #: Two payloads of this size fill a page.
 LARGE = '"' + "x" * (MAX_PAGE_CHARACTERS // 2) + '"'

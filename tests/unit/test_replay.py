@@ -4,15 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.core.errors import DatabaseUnavailableError, InvalidRequestError
+from socketio_pg.core.errors import DatabaseUnavailableError
 from socketio_pg.core.messages import EncodedMessage, from_log
 from socketio_pg.log.history import Read
 from socketio_pg.log.recent import Page, Recent
-from socketio_pg.log.replay import MESSAGE_OVERHEAD, HeldReplay, LogPosition, Replay, Step, requested_start
+from socketio_pg.log.replay import MESSAGE_OVERHEAD, HeldReplay, Replay, Step
 from socketio_pg.pubsub.hub import Hub
 
 
@@ -122,36 +121,3 @@ def test_every_message_is_sent_once_in_order(channels: list[str], data: st.DataO
         position for position in range(first + 1, len(channels) + 1) if channels[position - 1] == "a"
     ]
     assert not node.gaps or node.gaps == [node.trimmed], "one gap, and only if messages were trimmed"
-
-
-# -- requested_start ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("request_", "start"),
-    [
-        ({}, None),
-        ({"since": None, "history": None}, None),
-        ({"history": 0}, 0),
-        ({"history": 1000}, 1000),
-        ({"since": {"epoch": "e", "position": 0}}, LogPosition("e", 0)),
-        ({"since": {"epoch": "e", "position": 2**63 - 1, "more": 1}}, LogPosition("e", 2**63 - 1)),
-    ],
-)
-def test_requested_start_is_parsed(request_: dict[str, Any], start: object) -> None:
-    assert requested_start(request_) == start
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        {"since": {"epoch": "e", "position": 1}, "history": 1},
-        {"history": -1}, {"history": 1001}, {"history": True}, {"history": 1.0}, {"history": "1"}, {"history": []},
-        {"since": 7}, {"since": {}}, {"since": []}, {"since": {"epoch": "e"}}, {"since": {"epoch": 1, "position": 1}},
-        {"since": {"epoch": "e", "position": "1"}}, {"since": {"epoch": "e", "position": -1}},
-        {"since": {"epoch": "e", "position": 2**63}}, {"since": {"epoch": "e", "position": True}},
-    ],
-)  # fmt: skip
-def test_invalid_start_is_refused(request_: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequestError):
-        requested_start(request_)
