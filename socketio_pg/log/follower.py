@@ -16,6 +16,7 @@ from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, Log
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.log.history import History
+from socketio_pg.log.places import Places
 from socketio_pg.log.positions import Progress, decode_batch
 from socketio_pg.log.recent import Page, Recent
 from socketio_pg.postgres.listener import ChannelListener
@@ -58,6 +59,8 @@ class Follower:
         self._listener = listener
         self._history = history
         self._recent = recent
+        #: Finds the positions of messages that this node has published.
+        self.places = Places(recent)
         self._deliver = deliver
         self._on_gap = on_gap
         self._sealing = sealing
@@ -119,6 +122,7 @@ class Follower:
         """End the green thread and close the connection. A later start continues at the same position."""
         self._worker.stop()
         self._history.stop()
+        self.places.reset(self.epoch)
 
     def wait_known(self, seconds: float) -> None:
         """Wait until it is known whether there is a log, and its position.
@@ -219,6 +223,7 @@ class Follower:
         if self._progress is not None:
             logger.warning("the log no longer exists")
             self._progress = None
+            self.places.reset(None)
             self._lost = True
             self._on_gap("epoch_changed")
 
@@ -232,6 +237,7 @@ class Follower:
             if progress is None or head.epoch != progress.epoch or head.position < position:
                 self._progress = Progress(head.epoch, head.position)
                 self._recent.reset(head.position)
+                self.places.reset(head.epoch)
                 self._delivered = head.position
                 self._notify_moved()
                 if progress is None:
@@ -296,6 +302,7 @@ class Follower:
             assert position is not None
             progress.position = position
             self._recent.append(batch)
+            self.places.note(batch)
             self._notify_moved()
             self._deliver(batch)
             self._delivered = position

@@ -50,10 +50,10 @@ WITH head AS ({HEAD}), known AS (
     SELECT (SELECT head.position FROM head) + row_number() OVER (ORDER BY id), channel, payload, size, published_at,
         (SELECT clock_timestamp()), id
     FROM moved
-    RETURNING position, channel, payload, size, published_at
+    RETURNING position, channel, payload, size, published_at, id
 ), lines AS (
     SELECT position, CASE WHEN size < {MAX_TEXT_BYTES} THEN concat_ws(E'\\t', channel,
-        to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), payload::text) ELSE '' END AS line
+        to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), id, payload::text) ELSE '' END AS line
     FROM logged
 )
 SELECT (SELECT count(*) FROM moved) AS moved,

@@ -6,7 +6,7 @@ Positions have no holes: if 7 is not followed by 8, then 8 must be read from the
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from socketio_pg.core.messages import EncodedMessage, from_log
+from socketio_pg.core.messages import EncodedMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def encode_batches(epoch: str, first: int, lines: str, max_bytes: int) -> Iterat
     ``lines`` has one line for each message, as :func:`decode_batch` describes them. An empty line is a message that
     must be read from the log, and so is one that does not fit.
     """
-    room = max_bytes - len(epoch) - 2 * 20 - 1  # positions have up to 19 digits
+    room = max_bytes - len(epoch) - 2 * 20 - len(_WITH_IDS) - 2  # positions have up to 19 digits
     # Cut in bytes and without splitting: these calls run in C.
     data = lines.encode()
     start = 0
@@ -42,7 +42,7 @@ def encode_batches(epoch: str, first: int, lines: str, max_bytes: int) -> Iterat
         end = _end_of_part(data, start, room)
         if end > start:
             count = data.count(b"\n", start, end) + 1
-            yield f"{epoch} {first} {first + count - 1}\n{data[start:end].decode()}"
+            yield f"{epoch} {first} {first + count - 1} {_WITH_IDS}\n{data[start:end].decode()}"
         else:
             end, count = _end_of_unsent(data, start, room)
             yield f"{epoch} {first} {first + count - 1}"
@@ -75,31 +75,44 @@ def _end_of_unsent(data: bytes, start: int, room: int) -> tuple[int, int]:
 
 
 _NEWLINE = 10
+#: The last word of the header in front of lines with ids. Servers of an older version do not know these lines: they take
+#: such a notification for a reason to read the log.
+_WITH_IDS = "ids"
 
 
 def decode_batch(text: str) -> Batch | None:
     """Parse a notification of the relay; return None for any other text.
 
-    The first line is ``epoch first last``. If the notification contains the messages, each is a line ``channel TAB time
-    TAB payload``: neither channel names nor ``jsonb`` as text contain tabs or line breaks.
+    The first line is ``epoch first last``. If the notification contains the messages, ``ids`` follows, and each message
+    is a line ``channel TAB time TAB id TAB payload`` with its id in the outbox: neither channel names nor ``jsonb`` as
+    text contain tabs or line breaks. Relays of an older version send neither ``ids`` nor the id.
     """
     header, _, body = text.partition("\n")
-    words = header.split(" ")
+    epoch, *words = header.split(" ")
+    with_ids = words[2:] == [_WITH_IDS]
     # Up to 19 digits, as a bigint has: int() raises for very long texts.
-    if len(words) != 3 or not all(word.isdecimal() and len(word) < 20 for word in words[1:]):
+    if not (len(words) == 2 or with_ids) or not all(word.isdecimal() and len(word) < 20 for word in words[:2]):
         return None
-    epoch, first, last = words[0], int(words[1]), int(words[2])
+    first, last = int(words[0]), int(words[1])
     if not 1 <= first <= last:
         return None
     if not body:
         return Batch(epoch, first, last, None)
+    lines = body.split("\n")
+    if len(lines) != last - first + 1:
+        return None
     messages = []
-    for position, line in enumerate(body.split("\n"), first):
-        fields = line.split("\t", 2)
-        if len(fields) != 3:
-            return None
-        messages.append(from_log(position, *fields))
-    return Batch(epoch, first, last, messages) if len(messages) == last - first + 1 else None
+    try:
+        for position, line in enumerate(lines, first):
+            if with_ids:
+                channel, published_at, outbox_id, payload = line.split("\t", 3)
+                messages.append(EncodedMessage(channel, payload, position, published_at, int(outbox_id)))
+            else:
+                channel, published_at, payload = line.split("\t", 2)
+                messages.append(EncodedMessage(channel, payload, position, published_at))
+    except ValueError:
+        return None
+    return Batch(epoch, first, last, messages)
 
 
 class Progress:

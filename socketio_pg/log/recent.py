@@ -84,6 +84,15 @@ class Recent:
             if not part:
                 del self._parts[channel]
 
+    def newest(self, after: int, count: int) -> list[EncodedMessage]:
+        """Return up to ``count`` of the newest messages after a position, the newest one first."""
+        found = []
+        for message in reversed(self._tail):
+            if len(found) == count or _position(message) <= after:
+                break
+            found.append(message)
+        return found
+
     def page(self, channel: str, after: int, upto: int) -> Page | None:
         """Return the next page of ``channel`` after a position, at most ``upto``; None if the log must be read."""
         if after >= self.start:

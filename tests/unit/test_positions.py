@@ -17,11 +17,18 @@ def messages(first: int, last: int) -> list[EncodedMessage]:
 # -- decode_batch ------------------------------------------------------------------------------------------------------
 
 
-def test_batch_with_inline_messages() -> None:
-    text = f'e 7 8\nfoo\t{TIME}\t{{"a": "\\t 1.10"}}\n b\u00e4r\t{TIME}\tnull'
+@pytest.mark.parametrize("old", [False, True])
+def test_batch_with_inline_messages(old: bool) -> None:
+    """A relay of version 5 sends no ids."""
+    word, ids = ("", ("", "")) if old else (" ids", ("41\t", "40\t"))
+    text = f'e 7 8{word}\nfoo\t{TIME}\t{ids[0]}{{"a": "\\t 1.10"}}\n b\u00e4r\t{TIME}\t{ids[1]}null'
     assert decode_batch(text) == Batch(
-        "e", 7, 8, [EncodedMessage("foo", '{"a": "\\t 1.10"}', 7, TIME), EncodedMessage(" b\u00e4r", "null", 8, TIME)]
-    )
+        "e", 7, 8,
+        [
+            EncodedMessage("foo", '{"a": "\\t 1.10"}', 7, TIME, None if old else 41),
+            EncodedMessage(" b\u00e4r", "null", 8, TIME, None if old else 40),
+        ],
+    )  # fmt: skip
 
 
 def test_batch_with_a_range() -> None:
@@ -33,7 +40,7 @@ def test_batch_with_a_range() -> None:
     [
         "", "installed", "epoch", "e 7", "e 7 8 9", "e x 8", "e 8 7", "e 0 7", "e -1 7", "e 7 8\nfoo\tt\t1",
         "e 7 7\nfoo\t1", "e 7 " + "9" * 7000,
-        "e 7 7\nfoo\tt\t1\nfoo\tt\t2", "e 7 \u00b2",
+        "e 7 7\nfoo\tt\t1\nfoo\tt\t2", "e 7 \u00b2", "e 7 7 ids\nfoo\tt\t1", "e 7 7 ids\nfoo\tt\tx\t1", "e 7 7 x",
     ],
 )  # fmt: skip
 def test_invalid_batch_is_none(text: str) -> None:
@@ -49,7 +56,7 @@ def test_decode_batch_never_fails(text: str) -> None:
 @given(st.lists(st.integers(0, 260), min_size=1, max_size=30), st.sampled_from("x\u00e9\u65e5"), st.integers(1, 10**18))
 def test_encoded_batches_cover_all_messages(sizes: list[int], letter: str, first: int) -> None:
     """Lines of up to 780 bytes with room for some 200; 0 stands for a message that must be read from the log."""
-    lines = [f'foo\t{TIME}\t"{letter * size}"' if size else "" for size in sizes]
+    lines = [f'foo\t{TIME}\t9\t"{letter * size}"' if size else "" for size in sizes]
     texts = list(encode_batches("e" * 36, first, "\n".join(lines), 320))
     assert max(len(text.encode()) for text in texts) <= 320
     found: list[str] = []
@@ -60,13 +67,13 @@ def test_encoded_batches_cover_all_messages(sizes: list[int], letter: str, first
         if batch.messages is None:
             found += [""] * (batch.last - batch.first + 1)
         else:
-            found += [f"foo\t{TIME}\t{message.payload_json}" for message in batch.messages]
-    room = 320 - 36 - 41
+            found += [f"foo\t{TIME}\t{message.outbox_id}\t{message.payload_json}" for message in batch.messages]
+    room = 320 - 36 - 45
     assert found == [line if len(line.encode()) <= room else "" for line in lines]
 
 
 def test_small_messages_share_notifications() -> None:
-    assert len(list(encode_batches("e" * 36, 1, "\n".join([f"foo\t{TIME}\t1"] * 100), 5_900))) == 1
+    assert len(list(encode_batches("e" * 36, 1, "\n".join([f"foo\t{TIME}\t9\t1"] * 100), 5_900))) == 1
     assert list(encode_batches("e", 5, "\n", 5_900)) == ["e 5 6"]
 
 
