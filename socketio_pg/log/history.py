@@ -340,7 +340,7 @@ class History:
 
 
 def _as_read(rows: Sequence[tuple[Any, ...]], after: int, upto: int, recent: Recent) -> Read:
-    """Convert rows of (trimmed, position, channel, time, text, id, size). An empty page is one row without a position."""
+    """Convert rows of (trimmed, position, channel, time, text, id, size). An empty page is a row without a position."""
     found = [row for row in rows if row[1] is not None]
     messages: list[EncodedMessage] = [from_log(*row[1:6]) for row in found]
     size = sum(row[6] for row in found)
