@@ -53,7 +53,8 @@ WITH head AS ({HEAD}), known AS (
     RETURNING position, channel, payload, size, published_at, id
 ), lines AS (
     SELECT position, CASE WHEN size < {MAX_TEXT_BYTES} THEN concat_ws(E'\\t', channel,
-        to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), id, payload::text) ELSE '' END AS line
+        to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), id, payload::text) ELSE '' END
+        AS line
     FROM logged
 )
 SELECT (SELECT count(*) FROM moved) AS moved,

@@ -1,8 +1,8 @@
 """The positions that published messages get, for publishers that wait for them. No I/O.
 
-A publisher knows the ids of its messages in the outbox. The relay numbers them after the commit, and the follower passes
-each numbered message on to here: often before its publisher begins to wait, because the answer to the commit and the
-relay's notification arrive on different connections.
+A publisher knows the ids of its messages in the outbox. The relay numbers them after the commit, and the follower
+passes each numbered message on to here: often before its publisher begins to wait, because the answer to the commit
+and the relay's notification arrive on different connections.
 """
 
 import time
