@@ -75,8 +75,8 @@ def _end_of_unsent(data: bytes, start: int, room: int) -> tuple[int, int]:
 
 
 _NEWLINE = 10
-#: The last word of the header in front of lines with ids. Servers of an older version do not know it: such a notification
-#: is a reason for them to read the log.
+#: The last word of the header in front of lines with ids. Servers of an older version do not know it: they read such
+#: messages from the log.
 _WITH_IDS = "ids"
 
 

@@ -22,7 +22,9 @@ TIMEOUT = 30.0
 
 _SERVER_GRANTS = """\
 GRANT USAGE ON SCHEMA socketio_pg TO {role};
-GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb) TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, boolean, text),
+    socketio_pg.publish(text, jsonb, text), socketio_pg.publish_as(text, text, boolean, text) TO {role};
+GRANT SELECT, DELETE ON socketio_pg.published TO {role};
 GRANT SELECT, DELETE ON socketio_pg.outbox TO {role};
 GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.outbox_id_seq TO {role};
 GRANT SELECT, INSERT, DELETE ON socketio_pg.log TO {role};
@@ -38,7 +40,8 @@ GRANT EXECUTE ON FUNCTION socketio_pg.decide(text[], text[], text[], text[], dou
 
 _PUBLISHER_GRANTS = """\
 GRANT USAGE ON SCHEMA socketio_pg TO {role};
-GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb) TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, boolean, text),
+    socketio_pg.publish(text, jsonb, text) TO {role};
 """
 
 _EMITTER_GRANTS = """\
@@ -81,11 +84,13 @@ BEGIN
         PERFORM socketio_pg.watch_sweep();
     END IF;
     DROP VIEW IF EXISTS socketio_pg.channels, socketio_pg.nodes, socketio_pg.watches, socketio_pg.watch_triggers;
-    DROP TABLE IF EXISTS socketio_pg.outbox, socketio_pg.log, socketio_pg.head, socketio_pg.node, socketio_pg.messages,
-        socketio_pg.cluster_key, socketio_pg.watch_failure, socketio_pg.schema_version;
+    DROP TABLE IF EXISTS socketio_pg.outbox, socketio_pg.published, socketio_pg.log, socketio_pg.head, socketio_pg.node,
+        socketio_pg.messages, socketio_pg.cluster_key, socketio_pg.watch_failure, socketio_pg.schema_version;
     DROP SEQUENCE IF EXISTS socketio_pg.lease, socketio_pg.busy_until, socketio_pg.newest_position,
         socketio_pg.newest_id, socketio_pg.removed_position;
-    DROP FUNCTION IF EXISTS socketio_pg.publish, socketio_pg.channel_problem, socketio_pg.ring,
+    DROP FUNCTION IF EXISTS socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, boolean, text),
+        socketio_pg.publish(text, jsonb, text), socketio_pg.publish_as, socketio_pg.claim,
+        socketio_pg.channel_problem, socketio_pg.ring,
         socketio_pg.next_place, socketio_pg.note_sending, socketio_pg.rotate_cluster_key, socketio_pg.sign_head,
         socketio_pg.note_removed,
         socketio_pg.channel, socketio_pg.probe, socketio_pg.decide, socketio_pg.recheck, socketio_pg.recheck_on_change,

@@ -48,6 +48,27 @@ BEGIN
     END IF;
 END $$;
 
+-- The ids with which messages were published, and the messages' numbers in the outbox: see claim(). The relay deletes them
+-- after five minutes.
+CREATE TABLE IF NOT EXISTS socketio_pg.published (
+    channel      text COLLATE "C" NOT NULL,
+    id           text COLLATE "C" NOT NULL,
+    number       bigint NOT NULL,
+    published_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (channel, id)
+) WITH (
+    -- As for the outbox: constant turnover.
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_analyze_threshold = 1000000000,
+    vacuum_truncate = false
+);
+
+DO $$
+BEGIN
+    IF to_regclass('socketio_pg.published_published_at') IS NULL THEN
+        CREATE INDEX published_published_at ON socketio_pg.published (published_at);
+    END IF;
+END $$;
+
 -- The messages in the order of their positions, which have no gaps. Kept for LOG_RETENTION.
 CREATE TABLE IF NOT EXISTS socketio_pg.log (
     position     bigint PRIMARY KEY,

@@ -37,9 +37,12 @@ BEGIN
             SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid, c.oid::regclass::text, c.relowner,
                 c.relacl, before IS NULL OR (before < 4
                     AND c.relname ~ '^(lease|busy_until|cluster_key|newest_|removed_position|watch_failure)')
+                OR (before < 6 AND c.relname = 'published')
             FROM pg_class AS c WHERE c.relnamespace = 'socketio_pg'::regnamespace AND c.relkind IN ('r', 'v', 'S')
             UNION ALL
-            SELECT 'FUNCTION', p.oid, p.oid::regprocedure::text, p.proowner, p.proacl, before IS NULL
+            SELECT 'FUNCTION', p.oid, p.oid::regprocedure::text, p.proowner, p.proacl,
+                before IS NULL OR (before < 6 AND (p.proname IN ('claim', 'publish_as')
+                    OR (p.proname = 'publish' AND p.pronargs > 2)))
             FROM pg_proc AS p WHERE p.pronamespace = 'socketio_pg'::regnamespace
         )
         SELECT o.kind, o.name, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS role,
@@ -55,7 +58,7 @@ BEGIN
     END LOOP;
     -- The roles that an older version has set up as servers' need the new objects. They may write head and call these
     -- functions; a role that default privileges have given all that could do whatever a server does before.
-    IF before <= 4 THEN
+    IF before <= 5 THEN
         FOR found IN
             SELECT quote_ident(pg_get_userbyid(a.grantee)) AS role
             FROM pg_class AS c CROSS JOIN aclexplode(c.relacl) AS a
@@ -65,11 +68,24 @@ BEGIN
                     WHERE p.pronamespace = c.relnamespace AND p.proname IN ('probe', 'decide') AND NOT EXISTS (
                         SELECT FROM aclexplode(p.proacl) AS called WHERE called.grantee = a.grantee))
         LOOP
+            EXECUTE format('GRANT SELECT, DELETE ON socketio_pg.published TO %s', found.role);
+            EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.publish_as(text, text, boolean, text) TO %s', found.role);
+            CONTINUE WHEN before = 5;
             EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.newest_position, socketio_pg.newest_id,
                 socketio_pg.removed_position, socketio_pg.outbox_id_seq TO %s', found.role);
             CONTINUE WHEN before = 4;
             EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.lease, socketio_pg.busy_until TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.cluster_key TO %s', found.role);
+        END LOOP;
+        -- A role that may publish may also give an id, or choose NOTIFY.
+        FOR found IN
+            SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS role,
+                CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END AS option
+            FROM pg_proc AS p CROSS JOIN aclexplode(p.proacl) AS a
+            WHERE p.oid = 'socketio_pg.publish(text, jsonb)'::regprocedure AND a.grantee <> p.proowner
+        LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb, boolean, text),
+                socketio_pg.publish(text, jsonb, text) TO %s%s', found.role, found.option);
         END LOOP;
     END IF;
 END $$;
