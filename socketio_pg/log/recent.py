@@ -86,7 +86,7 @@ class Recent:
 
     def newest(self, after: int, count: int) -> list[EncodedMessage]:
         """Return up to ``count`` of the newest messages after a position, the newest one first."""
-        found = []
+        found: list[EncodedMessage] = []
         for message in reversed(self._tail):
             if len(found) == count or _position(message) <= after:
                 break
