@@ -15,6 +15,12 @@ def breakable() -> Iterator[Cluster]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def load_pause(pytestconfig: pytest.Config) -> float:
+    """The pause of `tests.support.workers.Load`: in `make test` other tests need the cores as well."""
+    return 0.03 if pytestconfig.getoption("nightly") else 0.15
+
+
 @pytest.fixture
 def proxy(breakable: Cluster) -> Iterator[Proxy]:
     made = Proxy(breakable.socket_path)

@@ -31,10 +31,12 @@ def log(newest_pg: Cluster) -> Iterator[Log]:
 
 
 @pytest.mark.parametrize("kills", sampled([2, 10], lambda kills: kills == 2))
-def test_killed_workers_lose_nothing_in_silence_and_clients_of_the_others_never_notice(log: Log, kills: int) -> None:
+def test_killed_workers_lose_nothing_in_silence_and_clients_of_the_others_never_notice(
+    log: Log, kills: int, load_pause: float
+) -> None:
     server = log.server
     seconds: dict[str, list[float]] = {"leading": [], "following": []}
-    with load_on(server, log.url) as load:
+    with load_on(server, log.url, load_pause) as load:
         for number in range(kills):
             where = load.spread()
             until(server.leading_pid, "a worker leads")

@@ -14,7 +14,6 @@ import pytest
 
 from tests.support.clients import SocketClient
 from tests.support.log import Log
-from tests.support.nightly import sampled
 from tests.support.patience import until
 from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
@@ -74,11 +73,16 @@ def end_listening(load: Load) -> None:
     load.server.wait_ready()
 
 
-def remove_directory(load: Load) -> None:
-    before, directory = load.server.worker_pids(), directory_of(load.server)
+def replace_directory(server: ServerProcess) -> None:
+    """Remove the directory of the node, and wait until new workers have made it again."""
+    before, directory = server.worker_pids(), directory_of(server)
     shutil.rmtree(directory)
-    wait_new_workers(load.server, before)
-    assert directory_of(load.server) == directory
+    wait_new_workers(server, before)
+    assert directory_of(server) == directory
+
+
+def remove_directory(load: Load) -> None:
+    replace_directory(load.server)
 
 
 def kill_leading(load: Load) -> None:
@@ -124,15 +128,14 @@ EVENTS: list[tuple[Callable[[Load], None], tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("event", "options"), sampled(EVENTS, lambda case: case[0] is remove_directory), ids=lambda value: str(value)[:30]
-)
+@pytest.mark.nightly  # `make test` has the same load while workers are killed, in test_workers
+@pytest.mark.parametrize(("event", "options"), EVENTS, ids=lambda value: str(value)[:30])
 def test_nothing_is_lost_in_silence(
-    newest_pg: Cluster, event: Callable[[Load], None], options: tuple[str, ...]
+    newest_pg: Cluster, event: Callable[[Load], None], options: tuple[str, ...], load_pause: float
 ) -> None:
     log = Log(newest_pg, "workers_life", "-w", "2", *options, app=APP, AUTO_INIT="1")
     try:
-        with load_on(log.server, log.url) as load:
+        with load_on(log.server, log.url, load_pause) as load:
             load.spread()
             event(load)
             load.wait_heard(time.monotonic(), load.watchers)
@@ -180,6 +183,14 @@ def test_three_workers_have_as_many_connections_as_one_and_two_more_each(newest_
         for client in clients:
             client.close()
         server.close()
+
+
+def test_workers_whose_directory_is_removed_are_replaced(server: ServerProcess, channel: str) -> None:
+    replace_directory(server)
+    with SocketClient(server.url) as client, SocketClient(server.url) as other:  # one of each worker
+        client.subscribe(channel)
+        assert other.call("publish", {"channel": channel, "payload": 1})["ok"]
+        assert client.next("event")["payload"] == 1
 
 
 def is_running(pid: int) -> bool:

@@ -243,8 +243,8 @@ class Source(threading.Thread):
 class SqlSource(Source):
     """Publishes with SQL."""
 
-    def __init__(self, name: str, stopping: threading.Event, url: str) -> None:
-        super().__init__(name, stopping, 0.01)
+    def __init__(self, name: str, stopping: threading.Event, url: str, pause: float = 0.01) -> None:
+        super().__init__(name, stopping, pause)
         self._connection = psycopg2.connect(url)
         self._connection.autocommit = True
 
@@ -262,8 +262,8 @@ class SqlSource(Source):
 class HttpSource(Source):
     """Publishes with the HTTP API, each message on a new connection, which any worker may accept."""
 
-    def __init__(self, name: str, stopping: threading.Event, url: str) -> None:
-        super().__init__(name, stopping, 0.03)
+    def __init__(self, name: str, stopping: threading.Event, url: str, pause: float) -> None:
+        super().__init__(name, stopping, pause)
         self._url = url
 
     def send(self, channel: str, body: dict[str, Any], *, durable: bool) -> Outcome:
@@ -281,8 +281,8 @@ class HttpSource(Source):
 class SocketSource(Source):
     """Publishes with a Socket.IO client."""
 
-    def __init__(self, name: str, stopping: threading.Event, member: Member) -> None:
-        super().__init__(name, stopping, 0.03)
+    def __init__(self, name: str, stopping: threading.Event, member: Member, pause: float) -> None:
+        super().__init__(name, stopping, pause)
         self._member = member
 
     def send(self, channel: str, body: dict[str, Any], *, durable: bool) -> Outcome:
@@ -298,11 +298,15 @@ class SocketSource(Source):
 
 
 class Load:
-    """Two watchers of each transport for each worker, and sources of all kinds."""
+    """Two watchers of each transport for each worker, and sources of all kinds.
 
-    def __init__(self, server: ServerProcess, url: str) -> None:
+    ``pause``: seconds from the answer to a message until a source publishes the next one. SQL waits for a third of it.
+    """
+
+    def __init__(self, server: ServerProcess, url: str, pause: float) -> None:
         self.server = server
         self._url = url
+        self._pause = pause
         self._stopping = threading.Event()
         [(self._epoch,)] = self.sql("SELECT epoch::text FROM socketio_pg.head")
         self.watchers: list[Watcher] = []
@@ -315,9 +319,10 @@ class Load:
         for _ in range(4):
             self.publishers.append(Member(self.server.url, "websocket"))
         until(lambda: all(one.subscriptions == 2 for one in self.watchers), "all watchers have subscribed")
-        self.sources += [SqlSource("sql", self._stopping, self._url)]
-        self.sources += [HttpSource("http", self._stopping, self.server.url)]
-        self.sources += [SocketSource(f"socket{n}", self._stopping, one) for n, one in enumerate(self.publishers)]
+        self.sources += [SqlSource("sql", self._stopping, self._url, self._pause / 3)]
+        self.sources += [HttpSource("http", self._stopping, self.server.url, self._pause)]
+        for n, one in enumerate(self.publishers):
+            self.sources.append(SocketSource(f"socket{n}", self._stopping, one, self._pause))
         for source in self.sources:
             source.start()
 
@@ -418,9 +423,9 @@ class Load:
 
 
 @contextmanager
-def load_on(server: ServerProcess, url: str) -> Iterator[Load]:
+def load_on(server: ServerProcess, url: str, pause: float) -> Iterator[Load]:
     """Run a :class:`Load` on ``server``, whose database has the address ``url``."""
-    made = Load(server, url)
+    made = Load(server, url, pause)
     try:
         made.start()
         yield made
