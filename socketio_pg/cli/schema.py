@@ -24,6 +24,7 @@ from socketio_pg.postgres.trust import verify
     "--client-role", multiple=True, help="Grant this role, named in tokens, the privileges for policies; repeatable."
 )
 @click.option("--emitter-role", help="Allow this role to emit to all clients: it may read the cluster key.")
+@click.option("--consumer-role", help="Allow this role to run durable consumers; see docs/consumer.md.")
 @click.option("--watcher-role", help="Allow this role to watch its own tables; see docs/watch.md.")
 def init(
     sql: bool,
@@ -32,6 +33,7 @@ def init(
     client_role: tuple[str, ...],
     watcher_role: str | None,
     emitter_role: str | None,
+    consumer_role: str | None,
 ) -> None:
     """Install or upgrade the schema.
 
@@ -40,7 +42,7 @@ def init(
     The command also applies MAX_PAYLOAD.
     """
     settings = config.load()
-    roles = (server_role, publisher_role, client_role, watcher_role, emitter_role)
+    roles = (server_role, publisher_role, client_role, watcher_role, emitter_role, consumer_role)
     if sql:
         statements = schema.statements(settings.max_payload, *roles, schema_owner=settings.schema_owner)
         click.echo(f"BEGIN;\n\n{statements}\nCOMMIT;")

@@ -32,7 +32,7 @@ GRANT SELECT, UPDATE ON socketio_pg.head TO {role};
 GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.lease, socketio_pg.busy_until, socketio_pg.newest_position,
     socketio_pg.newest_id, socketio_pg.removed_position TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.node TO {role};
-GRANT SELECT ON socketio_pg.schema_version, socketio_pg.channels, socketio_pg.nodes TO {role};
+GRANT SELECT ON socketio_pg.schema_version, socketio_pg.channels, socketio_pg.nodes, socketio_pg.consumers TO {role};
 GRANT SELECT ON socketio_pg.cluster_key TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.probe(text[]) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.decide(text[], text[], text[], text[], double precision) TO {role};
@@ -42,6 +42,13 @@ _PUBLISHER_GRANTS = """\
 GRANT USAGE ON SCHEMA socketio_pg TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, boolean, text),
     socketio_pg.publish(text, jsonb, text) TO {role};
+"""
+
+_CONSUMER_GRANTS = """\
+GRANT USAGE ON SCHEMA socketio_pg TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.consume(text, text[], integer, text), socketio_pg.consumer_move(text, text, text),
+    socketio_pg.consumer_failed(text, bigint, text), socketio_pg.consumer_drop(text) TO {role};
+GRANT SELECT ON socketio_pg.consumers TO {role};
 """
 
 _EMITTER_GRANTS = """\
@@ -83,16 +90,19 @@ BEGIN
         FROM (SELECT DISTINCT relation FROM socketio_pg.watch_triggers) AS t;
         PERFORM socketio_pg.watch_sweep();
     END IF;
-    DROP VIEW IF EXISTS socketio_pg.channels, socketio_pg.nodes, socketio_pg.watches, socketio_pg.watch_triggers;
+    DROP VIEW IF EXISTS socketio_pg.channels, socketio_pg.nodes, socketio_pg.consumers, socketio_pg.watches,
+        socketio_pg.watch_triggers;
     DROP TABLE IF EXISTS socketio_pg.outbox, socketio_pg.published, socketio_pg.log, socketio_pg.head, socketio_pg.node,
-        socketio_pg.messages, socketio_pg.cluster_key, socketio_pg.watch_failure, socketio_pg.schema_version;
+        socketio_pg.messages, socketio_pg.cluster_key, socketio_pg.consumer, socketio_pg.watch_failure,
+        socketio_pg.schema_version;
     DROP SEQUENCE IF EXISTS socketio_pg.lease, socketio_pg.busy_until, socketio_pg.newest_position,
         socketio_pg.newest_id, socketio_pg.removed_position;
     DROP FUNCTION IF EXISTS socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, boolean, text),
         socketio_pg.publish(text, jsonb, text), socketio_pg.publish_as, socketio_pg.claim,
         socketio_pg.channel_problem, socketio_pg.ring,
         socketio_pg.next_place, socketio_pg.note_sending, socketio_pg.rotate_cluster_key, socketio_pg.sign_head,
-        socketio_pg.note_removed,
+        socketio_pg.note_removed, socketio_pg.consume, socketio_pg.consumer_start, socketio_pg.consumer_move,
+        socketio_pg.consumer_failed, socketio_pg.consumer_drop,
         socketio_pg.channel, socketio_pg.probe, socketio_pg.decide, socketio_pg.recheck, socketio_pg.recheck_on_change,
         socketio_pg.watch, socketio_pg.unwatch, socketio_pg.watch_changed, socketio_pg.watch_send,
         socketio_pg.watch_send_row, socketio_pg.watch_send_message, socketio_pg.watch_pick, socketio_pg.watch_key,
@@ -121,6 +131,7 @@ def statements(
     client_roles: Sequence[str] = (),
     watcher_role: str | None = None,
     emitter_role: str | None = None,
+    consumer_role: str | None = None,
     *,
     schema_owner: str | None = None,
 ) -> str:
@@ -130,7 +141,8 @@ def statements(
     ``publisher_role`` and ``client_roles`` (the roles that tokens name) must exist; they get only the privileges that a
     server, a publisher and the evaluation of policies need. ``watcher_role`` may watch tables that it owns
     (docs/watch.md). ``emitter_role`` may read the cluster key, for programs that emit with :class:`PostgresManager`: it
-    can send anything to all clients. ``schema_owner`` is trusted as the owner of an existing schema.
+    can send anything to all clients. ``consumer_role`` may use durable consumers (docs/consumer.md): it may read all
+    channels, and move all consumers. ``schema_owner`` is trusted as the owner of an existing schema.
     """
     values = {"MAX_PAYLOAD": max_payload, "OLDEST": MAJORS[0]}
     parts = [
@@ -143,7 +155,7 @@ def statements(
         "    ON CONFLICT (only_row) DO UPDATE SET version = greatest(schema_version.version, excluded.version);\n",
     ]
     granted = [(server_role, _SERVER_GRANTS), (publisher_role, _PUBLISHER_GRANTS), (watcher_role, _WATCHER_GRANTS)]
-    granted += [(emitter_role, _EMITTER_GRANTS)]
+    granted += [(emitter_role, _EMITTER_GRANTS), (consumer_role, _CONSUMER_GRANTS)]
     granted += [(role, _CLIENT_GRANTS) for role in client_roles]
     parts += [grants.format(role=quote_identifier(role)) for role, grants in granted if role is not None]
     parts.append(f"-- Notifies running servers, which start to use the schema.\nNOTIFY {LOG_CHANNEL}, '{INSTALLED}';\n")
@@ -159,6 +171,7 @@ def install(
     client_roles: Sequence[str] = (),
     watcher_role: str | None = None,
     emitter_role: str | None = None,
+    consumer_role: str | None = None,
     *,
     again: bool = True,
 ) -> None:
@@ -198,6 +211,7 @@ def install(
                     client_roles,
                     watcher_role,
                     emitter_role,
+                    consumer_role,
                     schema_owner=database.schema_owner,
                 )
             )

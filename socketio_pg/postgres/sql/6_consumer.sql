@@ -1,0 +1,240 @@
+-- Durable consumers: programs that do their work in the transaction that moves their position (docs/consumer.md).
+
+CREATE TABLE IF NOT EXISTS socketio_pg.consumer (
+    name            text COLLATE "C" PRIMARY KEY,
+    -- For the operator: the channels of the last call; NULL for all.
+    channels        text[],
+    epoch           uuid NOT NULL,
+    -- All messages up to this position are done.
+    position        bigint NOT NULL,
+    -- Messages that were deleted by hand up to this position have been reported.
+    removed         bigint NOT NULL,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    moved_at        timestamptz NOT NULL DEFAULT now(),
+    -- The message whose work has failed since the last success, how often, when last, and why.
+    failed_position bigint,
+    failures        integer NOT NULL DEFAULT 0,
+    failed_at       timestamptz,
+    error           text
+) WITH (
+    -- A few rows that are updated all the time.
+    fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000
+);
+
+-- Returns the position that a consumer starts from: 'now', 'earliest', or a cursor, 'epoch:position'.
+CREATE OR REPLACE FUNCTION socketio_pg.consumer_start(start text, OUT epoch uuid, OUT "position" bigint)
+LANGUAGE plpgsql AS $$
+DECLARE
+    trimmed bigint;
+    newest bigint;
+BEGIN
+    SELECT h.epoch, h.trimmed, greatest(h.trimmed, (SELECT l.position FROM socketio_pg.log AS l ORDER BY 1 DESC LIMIT 1))
+    INTO STRICT epoch, trimmed, newest FROM socketio_pg.head AS h;
+    IF start = 'now' THEN
+        position := newest;
+    ELSIF start = 'earliest' THEN
+        position := trimmed;
+    ELSIF start ~ '^[0-9a-fA-F-]{36}:[0-9]{1,18}$' THEN
+        epoch := split_part(start, ':', 1)::uuid;
+        position := split_part(start, ':', 2)::bigint;
+    ELSE
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'a consumer starts from ''now'', ''earliest'' or ''epoch:position''';
+    END IF;
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.consumer_start(text) FROM PUBLIC;
+
+-- Returns the consumer's next messages, and moves its position past them: in the caller's transaction, so do the work on
+-- them in the same one. Returns nothing while another transaction of this consumer is open. The first call makes the
+-- consumer, which starts from `start`. Returns at most `most` messages, and a megabyte or one message.
+--
+-- Raises SG021 if messages of the log that the consumer has not got were trimmed or deleted, and SG022 if the log has
+-- another epoch. The detail is JSON: the reason, `since`, the consumer's position, and `epoch` and `position` from which
+-- consumer_move() lets it continue.
+CREATE OR REPLACE FUNCTION socketio_pg.consume(
+    consumer text, channels text[] DEFAULT NULL, most integer DEFAULT 1, start text DEFAULT 'now'
+) RETURNS TABLE (epoch uuid, "position" bigint, channel text, payload jsonb, published_at timestamptz)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    here socketio_pg.consumer;
+    work boolean;
+    page record;
+    newest bigint;
+    returned bigint := 0;
+    complete boolean := true;
+BEGIN
+    IF consumer IS NULL OR octet_length(consumer) NOT BETWEEN 1 AND 63 OR consumer ~ '[\u0001-\u001f\u007f-\u009f]' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'the name of a consumer must have 1 to 63 bytes and no control characters';
+    ELSIF most IS NULL OR most NOT BETWEEN 1 AND 1000 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'a consumer takes 1 to 1000 messages at a time';
+    END IF;
+    -- Most calls at rest end here, without a lock and a transaction id. A position that nothing moves is moved each
+    -- minute, before the messages of other channels behind it are trimmed.
+    SELECT c.epoch <> h.epoch OR h.trimmed > c.position OR r.last_value > greatest(c.position, c.removed)
+        OR (newest.position > c.position AND c.moved_at < now() - interval '1 minute')
+        OR CASE WHEN consume.channels IS NULL THEN EXISTS (
+            SELECT FROM socketio_pg.log AS l WHERE l.position > c.position AND NOT starts_with(l.channel, 'socketio_pg')
+        ) ELSE EXISTS (
+            SELECT FROM unnest(consume.channels) AS wanted (channel)
+            WHERE EXISTS (SELECT FROM socketio_pg.log AS l
+                WHERE (l.channel, l.position) > (wanted.channel, c.position)
+                    AND (l.channel, l.position) <= (wanted.channel, newest.position))
+        ) END
+    INTO work
+    FROM socketio_pg.consumer AS c CROSS JOIN socketio_pg.head AS h CROSS JOIN socketio_pg.removed_position AS r
+        CROSS JOIN LATERAL (
+            SELECT greatest(h.trimmed, (SELECT l.position FROM socketio_pg.log AS l ORDER BY 1 DESC LIMIT 1))
+        ) AS newest (position)
+    WHERE c.name = consumer;
+    IF NOT FOUND THEN
+        -- A position of the past must be checked, which the next call does.
+        INSERT INTO socketio_pg.consumer (name, channels, epoch, position, removed)
+        SELECT consumer, consume.channels, s.epoch, s.position,
+            CASE WHEN start IN ('now', 'earliest') THEN r.last_value ELSE least(s.position, r.last_value) END
+        FROM socketio_pg.consumer_start(start) AS s CROSS JOIN socketio_pg.removed_position AS r
+        ON CONFLICT DO NOTHING;
+    ELSIF NOT work THEN
+        RETURN;
+    END IF;
+    SELECT * INTO here FROM socketio_pg.consumer AS c WHERE c.name = consumer FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    -- In one statement, and so of one snapshot: read apart, a trim in between would go unnoticed.
+    FOR page IN
+        SELECT h.epoch AS log_epoch, h.trimmed, r.last_value AS removed, newest.position AS newest, found.*
+        FROM socketio_pg.head AS h CROSS JOIN socketio_pg.removed_position AS r
+        CROSS JOIN LATERAL (
+            SELECT greatest(h.trimmed, (SELECT l.position FROM socketio_pg.log AS l ORDER BY 1 DESC LIMIT 1))
+        ) AS newest (position)
+        LEFT JOIN LATERAL (
+            SELECT * FROM (
+                SELECT picked.*, count(*) OVER () AS found, sum(picked.size) OVER (ORDER BY picked.position) - picked.size AS before
+                FROM (
+                    (SELECT l.position, l.channel, l.payload, l.published_at, l.size FROM socketio_pg.log AS l
+                    WHERE consume.channels IS NULL AND l.position > here.position AND l.position <= newest.position
+                        AND NOT starts_with(l.channel, 'socketio_pg')
+                    ORDER BY l.position LIMIT most)
+                    UNION ALL
+                    (SELECT one.* FROM (
+                        SELECT DISTINCT wanted FROM unnest(consume.channels) AS wanted
+                        WHERE NOT starts_with(wanted, 'socketio_pg')
+                    ) AS own CROSS JOIN LATERAL (
+                        SELECT l.position, l.channel, l.payload, l.published_at, l.size FROM socketio_pg.log AS l
+                        WHERE (l.channel, l.position) > (own.wanted, here.position)
+                            AND (l.channel, l.position) <= (own.wanted, newest.position)
+                        ORDER BY l.channel, l.position LIMIT most
+                    ) AS one ORDER BY one.position LIMIT most)
+                ) AS picked
+            ) AS sized WHERE sized.before < 1000000
+        ) AS found ON true
+        ORDER BY found.position
+    LOOP
+        IF returned = 0 AND page.log_epoch <> here.epoch THEN
+            RAISE EXCEPTION USING ERRCODE = 'SG022',
+                MESSAGE = format('consumer %s: the log has another epoch: its messages since position %s may be lost',
+                    consumer, here.position),
+                HINT = 'Check what is missing, then call socketio_pg.consumer_move().',
+                DETAIL = jsonb_build_object('reason', 'epoch_changed', 'epoch', page.log_epoch, 'position', page.newest,
+                    'since', jsonb_build_object('epoch', here.epoch, 'position', here.position));
+        ELSIF returned = 0 AND (page.trimmed > here.position OR page.removed > greatest(here.position, here.removed)) THEN
+            RAISE EXCEPTION USING ERRCODE = 'SG021',
+                MESSAGE = format('consumer %s: messages after position %s were removed from the log before it got them',
+                    consumer, here.position),
+                HINT = 'Check what is missing, then call socketio_pg.consumer_move().',
+                DETAIL = jsonb_build_object('reason', 'trimmed', 'epoch', page.log_epoch,
+                    'position', greatest(page.trimmed, here.position),
+                    'since', jsonb_build_object('epoch', here.epoch, 'position', here.position));
+        END IF;
+        newest := page.newest;
+        EXIT WHEN page.position IS NULL;
+        returned := returned + 1;
+        complete := page.found < most AND returned = page.found;
+        epoch := page.log_epoch;
+        position := page.position;
+        channel := page.channel;
+        payload := page.payload;
+        published_at := page.published_at;
+        RETURN NEXT;
+    END LOOP;
+    IF newest IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'the log''s head is missing: run ''socketio-pg init''';
+    END IF;
+    -- Past the messages of other channels too, unless there may be more of its own. Here `position` is the last row's.
+    UPDATE socketio_pg.consumer AS c SET moved_at = clock_timestamp(), channels = consume.channels,
+        position = CASE WHEN complete THEN greatest(here.position, newest) ELSE consume.position END,
+        failed_position = NULL, failures = 0, failed_at = NULL, error = NULL
+    WHERE c.name = consumer;
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.consume(text, text[], integer, text) FROM PUBLIC;
+
+-- Moves a consumer: to 'now', to 'earliest', or to a cursor, 'epoch:position'. Messages in between are not delivered, or
+-- again. Makes the consumer if there is none. Waits for the consumer's open transaction. With `expected`, a cursor, only if
+-- that is its position; returns whether it has moved.
+CREATE OR REPLACE FUNCTION socketio_pg.consumer_move(consumer text, target text, expected text DEFAULT NULL) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO socketio_pg.consumer AS c (name, epoch, position, removed)
+    SELECT consumer, s.epoch, s.position, r.last_value
+    FROM socketio_pg.consumer_start(target) AS s CROSS JOIN socketio_pg.removed_position AS r
+    ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, position = excluded.position, removed = excluded.removed,
+        moved_at = clock_timestamp(), failed_position = NULL, failures = 0, failed_at = NULL, error = NULL
+    WHERE expected IS NULL OR c.epoch || ':' || c.position = expected;
+    RETURN FOUND;
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.consumer_move(text, text, text) FROM PUBLIC;
+
+-- Notes that the work on a message has failed, for the view; returns how often in a row.
+CREATE OR REPLACE FUNCTION socketio_pg.consumer_failed(consumer text, "position" bigint, error text) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    times integer;
+BEGIN
+    UPDATE socketio_pg.consumer AS c SET failed_position = consumer_failed.position, failed_at = clock_timestamp(),
+        failures = CASE WHEN c.failed_position = consumer_failed.position THEN c.failures + 1 ELSE 1 END,
+        error = left(consumer_failed.error, 1000)
+    WHERE c.name = consumer AND c.position < consumer_failed.position RETURNING c.failures INTO times;
+    RETURN coalesce(times, 0);
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.consumer_failed(text, bigint, text) FROM PUBLIC;
+
+-- Forgets a consumer. Returns whether there was one.
+CREATE OR REPLACE FUNCTION socketio_pg.consumer_drop(consumer text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM socketio_pg.consumer AS c WHERE c.name = consumer;
+    RETURN FOUND;
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.consumer_drop(text) FROM PUBLIC;
+
+-- For operators. `lag` is the number of positions, of all channels, from the consumer's to the newest; 0 if none of its
+-- own messages is among them. `age`: since when its oldest message has been in the log. `lost`: it cannot continue
+-- without consumer_move(), as in consume().
+CREATE OR REPLACE VIEW socketio_pg.consumers AS
+    SELECT c.name, c.channels, c.position, CASE WHEN oldest.logged_at IS NULL THEN 0 ELSE newest.position - c.position END
+        AS lag, now() - oldest.logged_at AS age, c.moved_at, c.failures, c.failed_position, c.failed_at, c.error,
+        CASE WHEN c.epoch <> h.epoch THEN 'epoch_changed'
+            WHEN h.trimmed > c.position OR r.last_value > greatest(c.position, c.removed) THEN 'trimmed' END AS lost
+    FROM socketio_pg.consumer AS c CROSS JOIN socketio_pg.head AS h CROSS JOIN socketio_pg.removed_position AS r
+    CROSS JOIN LATERAL (
+        SELECT greatest(h.trimmed, (SELECT l.position FROM socketio_pg.log AS l ORDER BY 1 DESC LIMIT 1))
+    ) AS newest (position)
+    LEFT JOIN LATERAL (
+        (SELECT l.position, l.logged_at FROM socketio_pg.log AS l
+        WHERE c.channels IS NULL AND l.position > c.position AND NOT starts_with(l.channel, 'socketio_pg')
+        ORDER BY l.position LIMIT 1)
+        UNION ALL
+        (SELECT one.position, one.logged_at FROM unnest(c.channels) AS wanted CROSS JOIN LATERAL (
+            SELECT l.position, l.logged_at FROM socketio_pg.log AS l
+            WHERE (l.channel, l.position) > (wanted, c.position) AND (l.channel, l.position) <= (wanted, newest.position)
+            ORDER BY l.channel, l.position LIMIT 1
+        ) AS one ORDER BY one.position LIMIT 1)
+    ) AS oldest ON true;
