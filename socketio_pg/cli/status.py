@@ -16,7 +16,7 @@ from socketio_pg.postgres.database import session
 @click.command(epilog=examples("socketio-pg status", "socketio-pg status --json | jq .relay.outbox.rows"))
 @json_option
 def status(as_json: bool) -> None:
-    """Show database, log, servers and channels.
+    """Show database, log, servers, channels and consumers.
 
     Also works without the schema.
     """
@@ -81,6 +81,7 @@ def _print_log(found: dict[str, Any]) -> None:
                 say(f"(only the {MAX_CHANNELS} with the newest messages)")
             if name == "nodes":
                 _print_workers(rows)
+    _print_consumers(found["consumers"])
 
 
 def _print_workers(nodes: list[dict[str, Any]]) -> None:
@@ -94,6 +95,20 @@ def _print_workers(nodes: list[dict[str, Any]]) -> None:
     if rows:
         say()
         table(("node", "worker", "pid", "clients", "listens", "state"), rows)
+
+
+def _print_consumers(rows: Any) -> None:
+    """Print the durable consumers, if there are any."""
+    if isinstance(rows, dict):
+        entry("consumers", rows["problem"])
+    elif rows:
+        say()
+        columns = ("consumer", "position", "lag", "age", "failures", "state")
+        table(columns, [
+            (row["name"], row["position"], row["lag"], None if row["age_seconds"] is None else age(row["age_seconds"]),
+             row["failures"], row["lost"] or row["error"] or "ok")
+            for row in rows
+        ])  # fmt: skip
 
 
 def _cell(row: dict[str, Any], column: str) -> object:

@@ -10,7 +10,7 @@ from socketio_pg.core import green
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import UntrustedSchemaError
 from socketio_pg.doctor.findings import Finding, error, ok, warning
-from socketio_pg.doctor.status import read_nodes, read_relay, read_schema_version
+from socketio_pg.doctor.status import read_consumers, read_nodes, read_relay, read_schema_version
 from socketio_pg.log.doorbell import RINGS
 from socketio_pg.log.relay import Relay
 from socketio_pg.postgres import schema, trust
@@ -339,3 +339,39 @@ def watches(connection: Any) -> Iterator[Finding]:
         )  # fmt: skip
     if not rows:
         yield ok("watches", "no watch has failed")
+
+
+def consumers(connection: Any, settings: Settings) -> Iterator[Finding]:
+    """Find durable consumers that have stopped, fail or lag."""
+    if read_schema_version(connection) == schema.VERSION:
+        yield from judge_consumers(read_consumers(connection), settings.log_retention)
+
+
+def judge_consumers(rows: list[dict[str, Any]], retention: float) -> Iterator[Finding]:
+    """Judge the consumers. Those that lag lose messages once these are older than ``retention`` seconds."""
+    for row in rows:
+        name, age = row["name"], row["age_seconds"]
+        what = f"consumer {name} at position {row['position']}"
+        behind = f"{row['lag']} positions behind, its oldest message is {(age or 0) / 60:.0f} min old"
+        if row["lost"] is not None:
+            why = (
+                "the log has a new epoch"
+                if row["lost"] == "epoch_changed"
+                else "messages were removed that it has not got"
+            )
+            yield error(
+                "consumers", f"{what} cannot continue: {why}",
+                f"check its data, then SELECT socketio_pg.consumer_move('{name}', 'now'), or consumer_drop('{name}')",
+            )  # fmt: skip
+        elif row["failures"]:
+            yield warning(
+                "consumers", f"{what} has failed {row['failures']} times: {row['error']}; {behind}",
+                "fix its program; the messages after this one wait",
+            )  # fmt: skip
+        elif age is not None and age > retention / 2:
+            yield warning(
+                "consumers", f"{what} lags: {behind}; messages are kept for {retention / 60:.0f} min",
+                f"start its program, or SELECT socketio_pg.consumer_drop('{name}') if it is not used any more",
+            )  # fmt: skip
+    if rows and not any(row["lost"] or row["failures"] for row in rows):
+        yield ok("consumers", f"{len(rows)} registered")

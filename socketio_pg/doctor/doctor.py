@@ -59,6 +59,7 @@ def _examine_database(settings: Settings, database: Database, connection: Any) -
         "messages": checks_log.refused(connection),
         "roles": checks_log.roles(database, settings),
         "watches": checks_log.watches(connection),
+        "consumers": checks_log.consumers(connection, settings),
     }
     for name, findings in of_database.items():
         yield from _guarded(name, findings)

@@ -46,6 +46,13 @@ FROM socketio_pg.channels ORDER BY last_position DESC LIMIT {MAX_CHANNELS}
 """
 
 
+_CONSUMERS = """
+SELECT name, channels, position, lag, extract(epoch FROM age)::float AS age_seconds, moved_at, failures,
+    failed_position, failed_at, error, lost
+FROM socketio_pg.consumers ORDER BY name
+"""
+
+
 def read_database(connection: Any) -> dict[str, Any]:
     """Return version, encoding, role, sessions, and the usage of the NOTIFY queue (0 to 1)."""
     return fetch_named(connection, _DATABASE)[0]
@@ -99,6 +106,13 @@ def read_channels(connection: Any) -> list[dict[str, Any]]:
     return fetch_named(connection, _CHANNELS)
 
 
+def read_consumers(connection: Any) -> list[dict[str, Any]]:
+    """Return the durable consumers (docs/consumer.md). Schemas before version 6 have none."""
+    if fetch(connection, "SELECT to_regclass('socketio_pg.consumers')") == [(None,)]:
+        return []
+    return fetch_named(connection, _CONSUMERS)
+
+
 def read_status(database: Database, connection: Any) -> dict[str, Any]:
     """Return all sections. A section that this role may not read is ``{"problem": …}``."""
     status: dict[str, Any] = {"database": {"address": str(database)} | read_database(connection)}
@@ -113,6 +127,7 @@ def read_status(database: Database, connection: Any) -> dict[str, Any]:
         status["relay"] = _section(read_relay, connection)
         status["nodes"] = _section(read_nodes, connection)
         status["channels"] = _section(read_channels, connection)
+        status["consumers"] = _section(read_consumers, connection)
     return status
 
 

@@ -42,7 +42,7 @@ def test_log_of_version_3_is_upgraded(log: LogDatabase) -> None:
     log.publish("a", "1")
     log.move()
     before = log.sql("SELECT epoch FROM socketio_pg.head")
-    log.sql("DROP VIEW socketio_pg.nodes, socketio_pg.consumers; DROP TABLE socketio_pg.consumer CASCADE")
+    log.sql("DROP VIEW socketio_pg.nodes, socketio_pg.consumers; DROP TABLE socketio_pg.consumer")
     log.sql(
         "ALTER TABLE socketio_pg.head DROP COLUMN term, DROP COLUMN leader, DROP COLUMN leader_name,"
         " DROP COLUMN session_pid, DROP COLUMN session_started, DROP COLUMN written_by, DROP COLUMN began_at,"
@@ -72,7 +72,7 @@ def test_servers_of_earlier_versions_get_the_new_rights(log: LogDatabase, versio
     try:
         log.install(server="web_of_3")
         rights = rights_of_others(log)
-        log.sql("DROP VIEW socketio_pg.consumers; DROP TABLE socketio_pg.consumer CASCADE")
+        log.sql("DROP VIEW socketio_pg.consumers; DROP TABLE socketio_pg.consumer")
         if version < 5:
             log.sql(f"DROP SEQUENCE {EVIDENCE}")
             log.sql("REVOKE UPDATE ON SEQUENCE socketio_pg.outbox_id_seq FROM web_of_3")

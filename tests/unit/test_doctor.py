@@ -365,3 +365,29 @@ def test_unreachable_database_is_reported_without_the_password() -> None:
     assert "error    database        host=127.0.0.1 port=9" in done.stdout
     assert "password" not in done.stdout + done.stderr
     assert done.stderr == ""
+
+
+CONSUMER = {"name": "billing", "position": 7, "lag": 0, "age_seconds": None, "failures": 0, "error": None, "lost": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "found"),
+    [
+        ({}, "ok", "1 registered"),
+        ({"lost": "epoch_changed"}, "error", "new epoch"),
+        ({"lost": "trimmed"}, "error", "removed"),
+        (
+            {"failures": 3, "error": "LookupError: 5", "lag": 2},
+            "warning",
+            "3 times: LookupError: 5; 2 positions",
+        ),
+        ({"lag": 9, "age_seconds": 120.0}, "warning", "lags: 9 positions behind, its oldest message is 2 min old"),
+    ],
+)
+def test_consumers_are_judged(change: dict[str, Any], level: str, found: str) -> None:
+    [finding, *_] = checks_log.judge_consumers([CONSUMER | change], 200.0)
+    assert (finding.level, found in finding.found) == (level, True), finding
+
+
+def test_no_consumers_are_no_finding() -> None:
+    assert list(checks_log.judge_consumers([], 200.0)) == []
