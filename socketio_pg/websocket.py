@@ -1,6 +1,7 @@
 """SocketServer: makes the parts of a server, starts, drains and stops them."""
 
 import contextlib
+import functools
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from flask import Flask
 
 from socketio_pg.access.access import Access
 from socketio_pg.access.authentication import Authenticate
+from socketio_pg.access.tickets import Tickets
 from socketio_pg.access.tokens import Claims
 from socketio_pg.cluster.node import ClusterManager
 from socketio_pg.cluster.select import Cluster
@@ -31,6 +33,7 @@ from socketio_pg.gateway.lifecycle import ClientLifecycle
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.node_health import NodeHealth
 from socketio_pg.gateway.node_metrics import NodeMetrics
+from socketio_pg.gateway.streams import Streams
 from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.installer import Installer
 from socketio_pg.log.relay import Relay
@@ -131,22 +134,22 @@ class SocketServer:
 
         manager = cluster.create_manager(self.pubsub)
         self.limits = ClientLimits(settings)
-        delivery = Delivery(manager, self.pubsub, hub, log, self.limits, settings.send_buffer_bytes)
+        self._delivery = delivery = Delivery(manager, self.pubsub, hub, log, self.limits, settings.send_buffer_bytes)
         self.access = Access(
             settings,
             app,
             authenticate,
             self.pubsub,
-            revoke=delivery.revoke,
-            warn_expiring=delivery.emit_expiring,
-            expire=delivery.expire,
+            revoke=lambda sid, channel: self._deliverer(sid).revoke(sid, channel),
+            warn_expiring=lambda session: self._deliverer(session.sid).emit_expiring(session),
+            expire=lambda session: self._deliverer(session.sid).expire(session),
         )
         self._router = None
         if workers is not None:
             self._router = Router(
                 workers.node,
                 workers.peers,
-                sessions=lambda: len(self.socketio.server.eio.sockets),
+                sessions=lambda: len(self.socketio.server.eio.sockets) + len(self.streams),
                 draining=lambda: self._admission.draining,
             )
         self._ending = Ending(found)
@@ -188,8 +191,20 @@ class SocketServer:
         server = self.socketio.server
         Handlers(server, self.pubsub, hub, log, delivery, self.access, self._admission, self.limits).register(test=test)
 
+        # After `delivery`, which expects to be the first receiver of messages.
+        self.streams = Streams(
+            server.eio,
+            self.pubsub,
+            hub,
+            log,
+            self.access,
+            self.limits,
+            settings.send_buffer_bytes,
+            settings.ping_interval + settings.ping_timeout,
+        )
         self.gauges = Gauges(
             server,
+            self.streams,
             self.pubsub,
             hub,
             log,
@@ -210,7 +225,8 @@ class SocketServer:
             )
         )
         if settings.http_api:
-            api = Api(settings, self.pubsub, self.access, self._admission, self.start, max_bytes)
+            tickets = Tickets(self.sealing)
+            api = Api(settings, self.pubsub, self.access, self._admission, self.streams, tickets, self.start, max_bytes)
             app.register_blueprint(create_api_blueprint(api))
         app.extensions["socketio_pg"] = self
 
@@ -316,6 +332,7 @@ class SocketServer:
         self.relay.stop()
         self.access.stop()
         self.idle.stop()
+        self.streams.stop()
         self.gauges.stop()
         self.backlog.stop()
         self._listen_for_workers(False)
@@ -377,15 +394,16 @@ class SocketServer:
         self.pubsub.flush(2.0)
         if self.workers is not None:
             self.workers.election.resign()
-        sockets = list(self.socketio.server.eio.sockets.values())
-        logger.info("draining %d clients", len(sockets))
-        random.shuffle(sockets)
-        pause = self.settings.drain_seconds / max(1, len(sockets))
+        # Closes Engine.IO's connection: a client that Socket.IO disconnects does not reconnect.
+        sockets = [functools.partial(one.close, False, True) for one in self.socketio.server.eio.sockets.values()]
+        enders: list[Callable[[], None]] = [*sockets, *self.streams.enders()]
+        logger.info("draining %d clients", len(enders))
+        random.shuffle(enders)
+        pause = self.settings.drain_seconds / max(1, len(enders))
         behind = 0.0
-        for socket in sockets:
-            # Closes Engine.IO's connection: a client that Socket.IO disconnects does not reconnect. Each has a green
-            # thread, because an application's disconnect handler may take long.
-            green.run_soon(socket.close, False, True)
+        for end in enders:
+            # Each has a green thread, because an application's disconnect handler may take long.
+            green.run_soon(end)
             behind += pause
             if behind >= 0.01:
                 green.sleep(behind)
@@ -448,6 +466,9 @@ class SocketServer:
         if not self._admission.draining:
             self.start()
         return self.health() if self._node_health is None else self._node_health.parts()
+
+    def _deliverer(self, sid: str) -> Delivery | Streams:
+        return self.streams if self.streams.owns(sid) else self._delivery
 
     # -- clients -------------------------------------------------------------------------------------------------------
 

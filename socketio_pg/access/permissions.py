@@ -127,6 +127,8 @@ class Permissions:
         if action == "subscribe" and self._is_public(channel):
             return None
         if action == "publish":
+            if any(match_pattern(pattern, channel) for pattern in self._settings.html_channels):
+                return "clients may not publish to a channel of HTML_CHANNELS"
             if self._publish == "off":
                 return "clients may not publish"
             if self._publish == "authenticated" and claims is None:

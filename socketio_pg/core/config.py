@@ -249,6 +249,11 @@ class Settings:
         parsers.patterns,
         "channels that are always published through the log, comma-separated; * matches any text",
     )
+    html_channels: tuple[str, ...] = setting(
+        (), parsers.patterns,
+        "channels whose messages may be HTML for pages (docs/sse.md), patterns as in DURABLE_CHANNELS; clients cannot "
+        "publish to them",
+    )  # fmt: skip
     max_payload: int = setting(
         1_000_000,
         parsers.integer(1_000, 100_000_000),

@@ -63,6 +63,8 @@ plain_socket: Any = _library.plain_socket
 _socket = plain_socket
 SHUT_WR, SHUT_RDWR = _socket.SHUT_WR, _socket.SHUT_RDWR
 SOL_SOCKET, SO_LINGER = _socket.SOL_SOCKET, _socket.SO_LINGER
+#: The second one is 18 on Linux; systems without it refuse the option.
+IPPROTO_TCP, TCP_USER_TIMEOUT = _socket.IPPROTO_TCP, getattr(_socket, "TCP_USER_TIMEOUT", 18)
 
 
 class TimedOut(Exception):

@@ -17,7 +17,7 @@ REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 
 TIERS = ("notify", "log")
-TRANSPORTS = ("websocket", "polling")
+TRANSPORTS = ("websocket", "polling", "stream")
 #: Buckets in messages.
 _BATCHES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 
@@ -115,7 +115,7 @@ class FanOut:
 
     __slots__ = (
         "cut_bytes", "frame_bytes", "frames", "log_messages", "lost_bytes", "notifications", "notify_messages",
-        "polled", "polled_bytes", "unheard",
+        "polled", "polled_bytes", "streamed", "streamed_bytes", "unheard",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -125,6 +125,8 @@ class FanOut:
         self.frames = self.frame_bytes = 0
         #: The same for clients that poll.
         self.polled = self.polled_bytes = 0
+        #: The same for streams of Server-Sent Events.
+        self.streamed = self.streamed_bytes = 0
         #: Messages without a recipient.
         self.unheard = 0
         #: Unsent bytes when a connection ended, and when the server disconnected a slow client.
@@ -136,9 +138,9 @@ class FanOut:
             ("messages", "Messages received by this node from the database, by tier.", "tier",
              (self.notify_messages, self.log_messages)),
             ("delivered_frames", "Events handed to client connections, counted once per client.", "transport",
-             (self.frames, self.polled)),
+             (self.frames, self.polled, self.streamed)),
             ("delivered_bytes", "Bytes of these events, with WebSocket framing but without TCP headers.", "transport",
-             (self.frame_bytes, self.polled_bytes)),
+             (self.frame_bytes, self.polled_bytes, self.streamed_bytes)),
             ("dropped_bytes", "Unsent bytes in send buffers of connections that ended.", "reason",
              (self.cut_bytes, self.lost_bytes)),
         ):  # fmt: skip
@@ -151,7 +153,7 @@ class FanOut:
             value=self.notifications,
         )  # fmt: skip
         yield CounterMetricFamily(
-            "socketio_pg_unheard_messages", "Messages without a recipient: no subscriber, or no filter matches.",
+            "socketio_pg_unheard_messages", "Messages for no Socket.IO client: no subscriber, or no filter matches.",
             value=self.unheard,
         )  # fmt: skip
         info = GaugeMetricFamily(

@@ -77,6 +77,18 @@ class Sealing:
                 self._ready.wait(self.wait_seconds)
         return self._seal.seal(channel, text)
 
+    def open_shown(self, purpose: str, text: str) -> str | None:
+        """Return the text that was sealed for ``purpose``; None if it cannot be opened.
+
+        For texts that clients show again and again: a refused one is neither counted nor logged.
+        """
+        try:
+            return self._seal.open(purpose, text, replayable=True)
+        except SealError as error:
+            if error.reason == "unknown_key":
+                self.want_keys()
+            return None
+
     def open(self, channel: str, text: str, *, replayable: bool = False) -> str | None:
         """Return the text that was sealed for ``channel``; None, counted and logged, if it cannot be opened.
 

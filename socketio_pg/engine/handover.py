@@ -52,6 +52,15 @@ class TakenOver:
             green.sleep(0.5)
         self._end_copying()
 
+    def detect_loss(self, seconds: float) -> None:
+        """Let the kernel end the connection when the client has acknowledged nothing of what was sent for ``seconds``.
+
+        For clients that answer nothing otherwise: the kernel would retry for a quarter of an hour.
+        """
+        connection = self._connection if self._copiers else self.socket
+        with contextlib.suppress(OSError):  # a Unix socket
+            connection.setsockopt(green.IPPROTO_TCP, green.TCP_USER_TIMEOUT, int(seconds * 1000))
+
     def hold_given_away(self) -> None:
         """Wait as long as another process needs this one for TLS."""
         if self._copiers:

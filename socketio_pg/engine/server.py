@@ -104,6 +104,8 @@ class Engine(engineio.Server):  # type: ignore[misc]
         #: The number of messages of clients that were not connected to a namespace and that are being handled, also
         #: after the client has left.
         self.identifying = 0
+        #: Clients that take a place of ``max_connections`` and are no sessions.
+        self._others = 0
         self._next_sweep = 0.0
         self._to_upgrade: deque[tuple[float, Socket, transport.WebSocketTransport]] = deque()
 
@@ -292,7 +294,22 @@ class Engine(engineio.Server):  # type: ignore[misc]
         return oldest is not None
 
     def _takes_place(self) -> bool:
-        return self._counts.grow(CLIENTS, len(self.sockets) + 1, self.max_connections)
+        return self._counts.grow(CLIENTS, self._places() + 1, self.max_connections)
+
+    def _places(self) -> int:
+        return len(self.sockets) + self._others
+
+    def take_place(self) -> bool:
+        """Count a client that is no session, and return True. It makes room as a session does. False: there is none."""
+        if not self._make_room():
+            return False
+        self._others += 1
+        return True
+
+    def free_place(self) -> None:
+        """Note that such a client has left."""
+        self._others -= 1
+        self._counts.put(CLIENTS, self._places())
 
     def _evict(self, socket: Any) -> None:
         if socket is not None:
@@ -307,7 +324,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
     def forget(self, socket: Socket) -> None:
         """Forget a session that is closed, and free its place."""
         self._remove(socket)
-        self._counts.put(CLIENTS, len(self.sockets))
+        self._counts.put(CLIENTS, self._places())
 
     def refuse_handshake(self, problem: str) -> dict[str, Any]:
         """Return the answer to an invalid WebSocket handshake."""
@@ -468,7 +485,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         for socket in [socket for socket in self.sockets.values() if socket.closed]:
             self.forget(socket)
         # python-engineio removes closed sessions, too.
-        self._counts.put(CLIENTS, len(self.sockets))
+        self._counts.put(CLIENTS, self._places())
 
 
 _opened = {name: metrics.opened_connections.labels(name) for name in metrics.TRANSPORTS}

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ StartResponse = Callable[..., Any]
 _ANY_HOST = ("/healthz", "/readyz", "/metrics")
 #: Paths that begin with this are those of the HTTP API (`web/api`), whose errors are JSON.
 API = "/api/"
+#: The paths of streams, which a server that drains tells to come back: at a 503 an EventSource would stop for good.
+_STREAMS = re.compile(r"/api/(?:channels/.+/)?stream", re.DOTALL)
 _SHUTTING_DOWN = DatabaseUnavailableError("the server is shutting down")
 _WRONG_HOST = InvalidRequestError("this host name is not in ALLOWED_HOSTS")
 
@@ -56,6 +59,24 @@ class _Connection:
     pending: bool = True
     #: The CONNECT packets that it may send; None before the first one.
     connects: Bucket | None = None
+
+
+class StreamPlace:
+    """A stream that counts for its address."""
+
+    def __init__(self, limits: AddressLimits, address: str) -> None:
+        self._limits = limits
+        self._address = address
+        self._pending = True
+
+    def admit(self) -> None:
+        """Note that its client has been identified, and has the permission."""
+        self._pending = False
+        self._limits.joined(self._address)
+
+    def free(self) -> None:
+        """Note that it has ended. Call it once."""
+        self._limits.closed(self._address, pending=self._pending)
 
 
 class Admission:
@@ -101,7 +122,7 @@ class Admission:
         A handshake counts for its address from now on, so that others cannot take its place: :meth:`opened` confirms
         that, and :meth:`answered` ends it otherwise.
         """
-        if self._draining:
+        if self._draining and not _STREAMS.fullmatch(environ["PATH_INFO"]):
             return _refuse(environ, start_response, "503 SERVICE UNAVAILABLE", "draining", _SHUTTING_DOWN)
         if not self._hosts.allow(environ, self._settings.trusted_proxies) and environ["PATH_INFO"] not in _ANY_HOST:
             _limited_log(
@@ -193,6 +214,16 @@ class Admission:
         """Count a request that authenticates itself. Raises :class:`RateLimitedError`."""
         if not self._limits.attempt(self.address(environ)):
             raise RateLimitedError("too many requests from this address")
+
+    def open_stream(self, environ: dict[str, Any]) -> "StreamPlace":
+        """Count a stream for its address, which is pending until it is admitted. Raises :class:`RateLimitedError`."""
+        address = self.address(environ)
+        refusal = self._limits.open(address)
+        if refusal is not None:
+            reason, text = refusal
+            metrics.refused_connections.labels(reason).inc()
+            raise RateLimitedError(text)
+        return StreamPlace(self._limits, address)
 
     def address(self, environ: dict[str, Any]) -> str:
         """Return the address for which limits count."""

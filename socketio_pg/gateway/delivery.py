@@ -17,16 +17,16 @@ from socketio_pg.core.errors import (
     SocketIOPGError,
     UnauthorizedError,
 )
-from socketio_pg.core.messages import EncodedMessage, with_numbers_as_strings
+from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.replay_packets import ReplayPackets
 from socketio_pg.gateway.replays import Replays
 from socketio_pg.log.log import Log
 from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.protocol.fanout import EncodedPacket, Manager
-from socketio_pg.pubsub.filters import Filter, Reader
+from socketio_pg.pubsub.filters import Filter
 from socketio_pg.pubsub.hub import Hub
-from socketio_pg.pubsub.matching import Matching
+from socketio_pg.pubsub.matching import FilterCost, Matching
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.version import __version__
 
@@ -109,8 +109,9 @@ class Delivery:
         # Otherwise the client would wait for messages that the failed replay holds back.
         self._end(sid, channel, SocketIOPGError.code)
 
-    def _charge_all(self) -> None:
-        for channel, filter, steps in self._matching.take_due():
+    def charge(self, costs: Sequence[FilterCost]) -> None:
+        """Count what filters have cost for the clients that have them."""
+        for channel, filter, steps in costs:
             for room in (_room(channel, filter), _room(channel, filter, True)):
                 for sid, _ in list(self._manager.get_participants("/", room)):
                     self._charge(sid, channel, filter, steps)
@@ -176,8 +177,6 @@ class Delivery:
         # A channel's subscription is in one of its rooms only.
         events = zip(rooms, wires, strict=True)
         self._manager.emit_in_order("event", events, skipped=held, apart=len(channels) == 1)
-        if self._matching.has_due:
-            self._charge_all()
 
     def _rooms(self, message: EncodedMessage) -> Sequence[str]:
         """Return the rooms that get ``message``."""
@@ -279,10 +278,7 @@ class _Client:
     def _write_strings(self, messages: Sequence[EncodedMessage]) -> None:
         self.strings.clear()
         if self.hub.wants_strings(self.sid, self.channel):
-            with self.matching.selecting() as pause:
-                for message in messages:
-                    self.strings[message.position] = with_numbers_as_strings(message.payload_json, pause)
-                    pause()
+            self.strings.update(self.matching.written_with_strings(messages))
 
     def _with_strings(self, message: EncodedMessage) -> EncodedPacket:
         # Not there if the client has asked for strings in the meantime.
@@ -291,18 +287,12 @@ class _Client:
         return self.manager.encode_message("event", _with_payload(message, text) | {"replayed": True})
 
     def _matching_ones(self, filter: Filter, messages: Sequence[EncodedMessage]) -> list[EncodedMessage]:
-        selected = []
-        with self.matching.selecting() as pause:
-            for message in messages:
-                reader = Reader(message.payload_json, pause)
-                if filter.holds(reader, reader.values):
-                    selected.append(message)
-                for _, steps in reader.spent:
-                    self.charge(self.sid, self.channel, filter, steps)
-                pause()
-                if self.hub.filter_of(self.sid, self.channel) != filter:
-                    break
-        return selected
+        return self.matching.select(
+            filter,
+            messages,
+            lambda steps: self.charge(self.sid, self.channel, filter, steps),
+            lambda: self.hub.filter_of(self.sid, self.channel) == filter,
+        )
 
     def send(self, messages: Sequence[EncodedMessage]) -> None:
         socket = self.manager.socket_of(self.sid)

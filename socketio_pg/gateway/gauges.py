@@ -8,6 +8,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from socketio_pg.core import green, metrics
 from socketio_pg.core.metrics import TRANSPORTS
+from socketio_pg.gateway.streams import Streams
 from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.log import Log
 from socketio_pg.log.relay import Relay
@@ -19,9 +20,9 @@ from socketio_pg.pubsub.pubsub import PubSub
 #: Name without ``socketio_pg_`` → help text, and label or None.
 GAUGES: Mapping[str, tuple[str, str | None]] = {
     "connections": ("Connections of clients, by transport.", "transport"),
-    "slow_connections": ("WebSockets with a non-empty send buffer.", None),
+    "slow_connections": ("WebSockets and streams with a non-empty send buffer.", None),
     "send_buffer_bytes": ("Bytes in the send buffers of all connections.", None),
-    "clients": ("Clients that are connected to the namespace /.", None),
+    "clients": ("Clients that are connected to the namespace /, and streams.", None),
     "subscriptions": ("Subscriptions of all clients.", None),
     "channels": ("Channels with a subscriber.", None),
     "listened_channels": ("Channels of LISTEN, with the server's own and those that were left a moment ago.", None),
@@ -58,6 +59,7 @@ class Gauges:
     def __init__(
         self,
         server: Server,
+        streams: Streams,
         pubsub: PubSub,
         hub: Hub,
         log: Log,
@@ -67,6 +69,7 @@ class Gauges:
         listener: Callable[[], ChannelListener],
     ) -> None:
         self._server = server
+        self._streams = streams
         self._pubsub = pubsub
         self._hub = hub
         self._log = log
@@ -125,6 +128,10 @@ class Gauges:
                 buffered += waits
             if number % SLICE == 0:
                 green.sleep()
+        for connection in self._streams.connections():
+            of_transport["stream"] += 1
+            slow += connection.buffered > 0
+            buffered += connection.buffered
         yield _labelled("connections", of_transport)
         yield _gauge("slow_connections", slow)
         yield _gauge("send_buffer_bytes", buffered)

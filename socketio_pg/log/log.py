@@ -1,5 +1,6 @@
 """The durable log as one node sees it: its current position, pages of older messages, and replays."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,7 @@ from socketio_pg.core import metrics
 from socketio_pg.core.messages import EncodedMessage, Position
 from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
+from socketio_pg.log.merging import MergedReplay
 from socketio_pg.log.replay import Replay
 from socketio_pg.log.starts import LogPosition, LogTime, Snapshot, Start
 
@@ -109,6 +111,10 @@ class Log:
         ``complete``: the subscriber must be notified of messages that were deleted by hand before, too.
         """
         return Replay(self._follower, self._history, channel, after, complete=complete)
+
+    def replay_together(self, starts: Mapping[str, int], *, complete: bool = True) -> MergedReplay:
+        """Return one replay of several channels, each from a position on. ``complete``: see :meth:`replay`."""
+        return MergedReplay(self._follower, self._history, starts, complete=complete)
 
     def read_page(self, channel: str, start: Start, limit: int) -> ReplayPage:
         """Return at most ``limit`` messages of ``channel``; none, only the current position, when ``start`` is None.

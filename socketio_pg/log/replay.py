@@ -17,7 +17,7 @@ from socketio_pg.core.errors import DatabaseError, LogNotInstalledError
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.log.follower import Follower
-from socketio_pg.log.history import History
+from socketio_pg.log.history import History, Read
 
 _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.replay"))
 
@@ -110,9 +110,12 @@ class Replay:
         """After :attr:`Step.AHEAD`, wait until this node has delivered more, for at most a second."""
         self._follower.wait_moved(1.0)
 
+    def _read(self, upto: int) -> Read:
+        return self._history.channel_page(self.channel, self.position, upto)
+
     def _send_page(self, receiver: ReplayReceiver, held: Callable[[], bool]) -> bool:
         """Read a page and send it. Return False when it has no messages."""
-        read = self._history.channel_page(self.channel, self.position, self._follower.position)
+        read = self._read(self._follower.position)
         if not held() or self._follower.epoch != self._epoch:
             return False
         if read.trimmed > self.position:

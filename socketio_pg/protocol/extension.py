@@ -19,6 +19,11 @@ AfterRequest: TypeAlias = Callable[[dict[str, Any]], None]
 PATH = "/socket.io/"
 
 
+#: The key of the environ at which the application puts a function that waits as long as the request must last, without
+#: the context of the request.
+HOLD = "socketio_pg.hold"
+
+
 def is_below(path: str, folder: str) -> bool:
     """Return whether ``path`` is ``folder``, with or without its last slash, or a path below it."""
     return path.startswith(folder) or f"{path}/" == folder
@@ -71,13 +76,20 @@ class Middleware(socketio.WSGIApp):  # type: ignore[misc]
         if answer is None:
             try:
                 if not is_below(environ["PATH_INFO"], self.engineio_path):
-                    return self.wsgi_app(environ, start_response)  # type: ignore[no-any-return]
+                    return self._ask_application(environ, start_response)
                 environ["flask.app"] = self._app
                 answer = self.engineio_app.handle_request(environ, start_response)
             finally:
                 self._after_request(environ)
         # Clients would read a body as the next response. gunicorn 27 drops it, and logs a line each time.
         return () if environ["REQUEST_METHOD"] == "HEAD" else answer
+
+    def _ask_application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        answer: Iterable[bytes] = self.wsgi_app(environ, start_response)
+        hold = environ.pop(HOLD, None)
+        if hold is not None:
+            hold()
+        return answer
 
 
 def middleware_of(app: Any) -> Middleware | None:

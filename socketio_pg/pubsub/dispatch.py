@@ -13,7 +13,7 @@ from socketio_pg.postgres.listener import Notification, NotifyGap
 from socketio_pg.pubsub.filters import Reader
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.local import LocalSubscription, LocalSubscriptions
-from socketio_pg.pubsub.matching import Matching
+from socketio_pg.pubsub.matching import FilterCost, Matching
 
 logger = logging.getLogger("socketio_pg.pubsub")
 
@@ -23,6 +23,9 @@ class NodeReceiver(Protocol):
 
     def receive_messages(self, messages: Sequence[EncodedMessage], /) -> None:
         """Messages that came together, in order: either all of the log or all of NOTIFY."""
+
+    def charge(self, costs: Sequence[FilterCost], /) -> None:
+        """What filters have cost since the last call: channel, filter, and steps."""
 
     def receive_gap(self, gap: NotifyGap, /) -> None:
         """Messages of NOTIFY may have been missed in one channel."""
@@ -132,6 +135,10 @@ class Dispatcher:
             due = self._due(messages) if self._local else ()
             for receiver in self._receivers:
                 self._guarded(receiver.receive_messages, messages)
+            if self._matching.has_due:
+                costs = self._matching.take_due()
+                for receiver in self._receivers:
+                    self._guarded(receiver.charge, costs)
             if due:
                 self._deliver_locally(due)
         finally:

@@ -7,12 +7,16 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from socketio_pg.core import green
 from socketio_pg.core.messages import EncodedMessage, with_numbers_as_strings
 from socketio_pg.pubsub.filter_index import FilterIndex
 from socketio_pg.pubsub.filters import Filter, Reader, never_pause
 from socketio_pg.pubsub.hub import Hub
+
+#: A channel, a filter of its subscriptions, and the steps that it took.
+FilterCost: TypeAlias = tuple[str, Filter, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class Matching:
         self._prepared: dict[int, _Prepared] = {}
         #: Payloads with numbers as strings, by the id of the message.
         self._strings: dict[int, tuple[EncodedMessage, str]] = {}
-        self._due: list[tuple[str, Filter, int]] = []
+        self._due: list[FilterCost] = []
         self._selecting = green.Lock()
 
     def prepare(self, messages: Sequence[EncodedMessage]) -> None:
@@ -108,8 +112,8 @@ class Matching:
         """Whether :meth:`take_due` returns anything."""
         return bool(self._due)
 
-    def take_due(self) -> list[tuple[str, Filter, int]]:
-        """Return channel, filter and steps of what metered filters have cost since the last call."""
+    def take_due(self) -> list[FilterCost]:
+        """Return what metered filters have cost since the last call."""
         due, self._due = self._due, []
         return due
 
@@ -118,6 +122,39 @@ class Matching:
         """Admit one replay at a time, however many there are, to prepare a page. Yields the pause for its messages."""
         with self._selecting:
             yield self._pause()
+
+    def select(
+        self,
+        filter: Filter,
+        messages: Sequence[EncodedMessage],
+        charge: Callable[[int], None],
+        current: Callable[[], bool] = lambda: True,
+    ) -> list[EncodedMessage]:
+        """Return the messages of a replay that fulfil ``filter``, and call ``charge(steps)``. Yields.
+
+        Ends early when ``current()`` is False.
+        """
+        selected = []
+        with self.selecting() as pause:
+            for message in messages:
+                reader = Reader(message.payload_json, pause)
+                if filter.holds(reader, reader.values):
+                    selected.append(message)
+                for _, steps in reader.spent:
+                    charge(steps)
+                pause()
+                if not current():
+                    break
+        return selected
+
+    def written_with_strings(self, messages: Sequence[EncodedMessage]) -> dict[int | None, str]:
+        """Return the payloads of a replay with numbers as strings, by position. Yields."""
+        found = {}
+        with self.selecting() as pause:
+            for message in messages:
+                found[message.position] = with_numbers_as_strings(message.payload_json, pause)
+                pause()
+        return found
 
     def _try(self, channel: str, index: FilterIndex, reader: Reader) -> list[Filter]:
         matched = index.matching(reader)

@@ -411,6 +411,34 @@ class PubSub:
             release=lambda: hub.release(subscriber, channel),
         )
 
+    def hold_together(
+        self,
+        subscriber: Hashable,
+        starts: Mapping[str, int],
+        receiver: ReplayReceiver,
+        *,
+        complete: bool = True,
+        on_release: Callable[[], None],
+    ) -> HeldReplay:
+        """Hold several subscriptions like :meth:`hold`, for one replay of all: channel → the position to begin after.
+
+        Its messages are in the order of their positions. ``on_release()`` is called when it has arrived at the live
+        messages; it must not wait.
+        """
+        hub, replay = self.hub, self.log.replay_together(starts, complete=complete)
+        for channel in starts:
+            hub.hold(subscriber, channel, replay)
+
+        def release() -> None:
+            for channel in starts:
+                hub.release(subscriber, channel)
+            on_release()
+
+        def held() -> bool:
+            return all(hub.held_by(subscriber, channel) is replay for channel in starts)
+
+        return HeldReplay(replay, receiver, held, release)
+
     def position_of(self, subscriber: Hashable, channel: str, live: bool = False) -> int:
         """Return the position that the next messages of a subscription follow.
 

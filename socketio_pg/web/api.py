@@ -4,18 +4,18 @@ Authentication, permissions, limits and error codes are the same as for Socket.I
 """
 
 import functools
-import hashlib
 import logging
 import re
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from flask import Blueprint, Response, current_app, g, request
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter
 
 from socketio_pg.access.access import Access
+from socketio_pg.access.tickets import Tickets
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green, metrics
 from socketio_pg.core.channels import validate_channel
@@ -26,7 +26,6 @@ from socketio_pg.core.errors import (
     InvalidChannelError,
     InvalidRequestError,
     SocketIOPGError,
-    UnauthorizedError,
 )
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.messages import (
@@ -41,19 +40,22 @@ from socketio_pg.engine import handover
 from socketio_pg.engine.polling import BodyError, body_length, read_body
 from socketio_pg.gateway.admission import API, Admission
 from socketio_pg.gateway.limits import RequestLimits
+from socketio_pg.gateway.streams import Streams
 from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
 from socketio_pg.log.starts import requested_start
 from socketio_pg.protocol.answers import showable
 from socketio_pg.protocol.packets import read_json
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.web import api_errors
+from socketio_pg.web.identity import Identity
 from socketio_pg.web.openapi import openapi
+from socketio_pg.web.stream import StreamApi, TakenResponse, stream_headers
 
 logger = logging.getLogger("socketio_pg.api")
 
 _NUMBER = re.compile(r"[0-9]{1,19}")
 #: The paths of this blueprint. Others below /api/ may belong to the application.
-_OURS = re.compile(r"/api/(publish|openapi\.json|channels/.*/messages)", re.DOTALL)
+_OURS = re.compile(r"/api/(publish|tickets|stream|openapi\.json|channels/.*/(messages|stream))", re.DOTALL)
 
 
 class Api:
@@ -65,25 +67,25 @@ class Api:
         pubsub: PubSub,
         access: Access,
         admission: Admission,
+        streams: Streams,
+        tickets: Tickets,
         start: Callable[[], None],
         max_bytes: int,
     ) -> None:
         self._settings = settings
         self._pubsub = pubsub
-        self._authenticator = access.authenticator
         self._permissions = access.permissions
         self._admission = admission
-        self._start = start
+        self._identity = Identity(access.authenticator, admission, start, settings.jwt_leeway)
         self._max_bytes = max_bytes
         self._limits = RequestLimits(settings)
-        self._document = openapi(settings, self._authenticator.mode, max_bytes)
+        self._streams = StreamApi(settings, streams, tickets, access, admission, self._identity, self._limits)
+        self._document = openapi(settings, access.authenticator.mode, max_bytes)
 
     def publish(self) -> Response:
         """``POST /api/publish``."""
         claims, who = self._identify()
-        if request.mimetype != "application/json" or "HTTP_CONTENT_ENCODING" in request.environ:
-            # The content type also makes browsers send a preflight request for pages of other origins.
-            raise api_errors.NotJSONError("the body must be application/json, not compressed")
+        self._require_json()
         body = self._read_object(who)
         if "messages" not in body:
             one = requested_publication(body)
@@ -108,6 +110,26 @@ class Api:
         page = self._pubsub.read_page(channel, since=since, history=history, limit=limit)
         return _json(page.to_wire(channel))
 
+    def stream(self, channel: str) -> Response:
+        """``GET /api/channels/{channel}/stream``."""
+        return self._streams.stream([_as_sent(channel)], self._stream_headers())
+
+    def stream_together(self) -> Response:
+        """``GET /api/stream?channel=…&channel=…``."""
+        return self._streams.stream(request.args.getlist("channel"), self._stream_headers())
+
+    def tickets(self) -> Response:
+        """``POST /api/tickets``."""
+        claims, who = self._identify()
+        self._require_json()
+        return _json(self._streams.tickets(self._read_object(who), claims))
+
+    def _stream_headers(self) -> Headers:
+        """Return the headers of a stream, which no function that follows the request can add to."""
+        headers = stream_headers()
+        add_headers(self, headers)
+        return headers
+
     def document(self) -> Response:
         """``GET /api/openapi.json``."""
         # A proxy may have removed a prefix from the path, which the server does not know. An address relative to the
@@ -129,17 +151,14 @@ class Api:
 
     def _identify(self) -> tuple[Claims | None, str]:
         """Return the claims, and the name under which the rate limits count the client."""
-        self._start()
-        environ = request.environ
-        self._admission.check_attempt(environ)
-        with self._admission.authenticating(environ):
-            claims = self._authenticator.identify(environ, None)
-        if claims is None:
-            return None, f"address {self._admission.address(environ)}"
-        if claims.expires_at is not None and claims.expires_at + self._settings.jwt_leeway <= time.time():
-            raise UnauthorizedError("this login has expired")  # of an application's hook; tokens were checked above
-        name = claims.text if claims.subject is None else claims.subject
-        return claims, f"client {hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
+        self._admission.check_attempt(request.environ)
+        claims = self._identity.identify(request.environ)
+        return claims, self._identity.name(request.environ, claims)
+
+    def _require_json(self) -> None:
+        if request.mimetype != "application/json" or "HTTP_CONTENT_ENCODING" in request.environ:
+            # The content type also makes browsers send a preflight request for pages of other origins.
+            raise api_errors.NotJSONError("the body must be application/json, not compressed")
 
     def _read_object(self, who: str) -> dict[str, Any]:
         length = body_length(request.environ, self._max_bytes)
@@ -249,6 +268,9 @@ def create_api_blueprint(api: Api) -> Blueprint:
     blueprint.before_request(api.check_origin)
     blueprint.post("/publish")(api.publish)
     blueprint.get("/channels/<socketio_pg_channel:channel>/messages", merge_slashes=False)(api.messages)
+    blueprint.get("/channels/<socketio_pg_channel:channel>/stream", merge_slashes=False)(api.stream)
+    blueprint.get("/stream")(api.stream_together)
+    blueprint.post("/tickets")(api.tickets)
     blueprint.get("/openapi.json")(api.document)
 
     @blueprint.errorhandler(Exception)
@@ -287,23 +309,30 @@ def create_api_blueprint(api: Api) -> Blueprint:
 
 
 def _complete(api: Api, response: Response) -> Response:
-    """Add the headers that all responses have: no caching, and the origins that may read them."""
+    """Add the headers that all responses have, and close the connection after a body that was not read."""
+    if isinstance(response, TakenResponse):
+        return response
     headers, environ = response.headers, request.environ
+    add_headers(api, headers)
+    unread = "socketio_pg_body_read" not in g and (request.content_length or "HTTP_TRANSFER_ENCODING" in environ)
+    if unread and handover.has_connection(environ):
+        return _Unread(response.get_data(), response.status, headers)
+    return response
+
+
+def add_headers(api: Api, headers: Headers) -> None:
+    """Add the headers that all responses have: no caching, and the origins that may read them."""
     headers.setdefault("Cache-Control", "no-store")
     headers.add("Vary", "Origin")
     headers["X-Content-Type-Options"] = "nosniff"
-    origin = environ.get("HTTP_ORIGIN")
+    origin = request.environ.get("HTTP_ORIGIN")
     if origin is not None and api.allows(origin):
         headers["Access-Control-Allow-Origin"] = origin
         headers["Access-Control-Allow-Credentials"] = "true"
         headers["Access-Control-Expose-Headers"] = "Retry-After"
         if request.method == "OPTIONS":
             headers["Access-Control-Allow-Methods"] = "GET, POST"
-            headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
-    unread = "socketio_pg_body_read" not in g and (request.content_length or "HTTP_TRANSFER_ENCODING" in environ)
-    if unread and handover.has_connection(environ):
-        return _Unread(response.get_data(), response.status, headers)
-    return response
+            headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, Last-Event-ID"
 
 
 def _json(value: dict[str, Any]) -> Response:

@@ -17,12 +17,13 @@ STATUSES = {
     "forbidden": 403,
     "payload_too_large": 413,
     "rate_limited": 429,
+    "filter_too_expensive": 429,
     "internal": 500,
     "authentication_unavailable": 503,
     "database_unavailable": 503,
 }
 #: Codes that only sockets have.
-ONLY_SOCKETS = {"too_many_subscriptions", "filter_too_expensive", "idle_timeout"}
+ONLY_SOCKETS = {"too_many_subscriptions", "idle_timeout"}
 #: Further statuses of HTTP requests with the code ``invalid_request``.
 BODY_STATUSES = {
     408: "the body did not arrive in time",

@@ -6,6 +6,7 @@ from socketio_pg.core.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX
 from socketio_pg.core.config import Settings
 from socketio_pg.core.cursors import MAX_POSITION
 from socketio_pg.core.messages import MAX_BATCH, MAX_NOTIFY_BYTES
+from socketio_pg.gateway.streams import MAX_CHANNELS
 from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
 from socketio_pg.log.starts import MAX_HISTORY, MAX_TOKEN_CHARACTERS
 from socketio_pg.version import __version__
@@ -35,6 +36,9 @@ def openapi(settings: Settings, authentication: str, max_bytes: int) -> Json:
         "paths": {
             "/api/publish": {"post": _publish(max_bytes)},
             "/api/channels/{channel}/messages": {"get": _messages()},
+            "/api/channels/{channel}/stream": {"get": _stream("stream", _CHANNEL)},
+            "/api/stream": {"get": _stream("streamTogether", _CHANNELS)},
+            "/api/tickets": {"post": _tickets()},
             "/api/openapi.json": {
                 "get": {
                     "operationId": "openapi",
@@ -47,6 +51,92 @@ def openapi(settings: Settings, authentication: str, max_bytes: int) -> Json:
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
             "schemas": _schemas(settings),
+        },
+    }
+
+
+def _query(name: str, schema: Json, description: str) -> Json:
+    return {"name": name, "in": "query", "schema": schema, "description": description}
+
+
+def _stream(name: str, channel: Json) -> Json:
+    since: Json = {
+        "anyOf": [
+            {"const": "earliest"},
+            {"type": "string", "pattern": r"^[^:\s]+:[0-9]{1,19}$"},
+            {"type": "string", "format": "date-time"},
+            {"type": "string", "pattern": "^snapshot:", "maxLength": MAX_TOKEN_CHARACTERS},
+        ]
+    }
+    begin = "Begin with the messages after this position, at this time, or that are not in this snapshot."
+    return {
+        "operationId": name,
+        "summary": "Receive messages as Server-Sent Events",
+        "description": "The response does not end. docs/sse.md describes its events. What passes by itself, such as "
+        "rate_limited or database_unavailable, is told in an event of a response with the status 200 that ends.",
+        "parameters": [
+            channel,
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "schema": {"type": "string"},
+                "description": "The id of the last event: continue after it. Goes before since and history.",
+            },
+            _query("since", since, f"{begin} earliest: with all messages of the log."),
+            _query("last_event_id", since, "Another name for since."),
+            _query(
+                "history",
+                {"type": "integer", "minimum": 0, "maximum": MAX_HISTORY},
+                "Begin with up to this many of the newest messages of each channel.",
+            ),
+            _query("filter", {"type": "string"}, "Conditions on the payload, as JSON."),
+            _query("numbers", {"const": "string"}, "The numbers in payloads are strings."),
+            _query("format", {"enum": ["json", "html"]}, "html: only the HTML of messages that have some."),
+            _query("ticket", {"type": "string"}, "A ticket, for clients that cannot send a header."),
+        ],
+        "responses": {
+            "200": {
+                "description": "A stream.",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            **_errors(400, 401, 403, 429),
+        },
+    }
+
+
+#: The parameters that name the channels of a stream.
+_CHANNEL: Json = {"name": "channel", "in": "path", "required": True, "schema": {"$ref": "#/components/schemas/Channel"}}
+_CHANNELS: Json = {
+    "name": "channel",
+    "in": "query",
+    "required": True,
+    "schema": {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MAX_CHANNELS,
+        "items": {"$ref": "#/components/schemas/Channel"},
+    },
+    "explode": True,
+}
+
+
+def _tickets() -> Json:
+    return {
+        "operationId": "tickets",
+        "summary": "Get a ticket for streams",
+        "description": "An EventSource cannot send a token, which must not be in an address either.",
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": _object({"channels": _CHANNELS["schema"]})},
+            },
+        },
+        "responses": {
+            "200": _json_response(
+                "The ticket, and the seconds for which it can be used.",
+                _object({"ticket": {"type": "string"}, "expires_in": {"type": "integer"}}),
+            ),
+            **_errors(400, 401, 403, 408, 411, 413, 415, 429, 500, 503),
         },
     }
 
@@ -69,9 +159,6 @@ def _publish(max_bytes: int) -> Json:
 
 
 def _messages() -> Json:
-    def query(name: str, schema: Json, description: str) -> Json:
-        return {"name": name, "in": "query", "schema": schema, "description": description}
-
     position = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
     return {
         "operationId": "messages",
@@ -79,7 +166,7 @@ def _messages() -> Json:
         "description": "The messages after a position, or the newest; with neither, only the log's current position.",
         "parameters": [
             {"name": "channel", "in": "path", "required": True, "schema": _ref("Channel")},
-            query(
+            _query(
                 "since",
                 {
                     "anyOf": [
@@ -93,13 +180,13 @@ def _messages() -> Json:
                 "this time or later; or those that a token of socketio_pg.snapshot() does not have. Not together with "
                 "history.",
             ),
-            query("epoch", {"type": "string", "minLength": 1}, "The log's id, if since is only a position."),
-            query(
+            _query("epoch", {"type": "string", "minLength": 1}, "The log's id, if since is only a position."),
+            _query(
                 "history",
                 {"type": "integer", "minimum": 0, "maximum": MAX_HISTORY},
                 "Begin with up to this many of the newest messages.",
             ),
-            query(
+            _query(
                 "limit",
                 {"type": "integer", "minimum": 1, "maximum": MAX_MESSAGES, "default": DEFAULT_MESSAGES},
                 "Maximum number of messages in the answer.",

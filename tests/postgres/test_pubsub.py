@@ -180,6 +180,8 @@ def test_gap_begins_before_the_unread_notifications(pubsub: PubSub, postgres: Cl
             received.extend(message.payload_json for message in messages)
             green.sleep(0.1)
 
+        def charge(self, costs: Any) -> None: ...
+
         def receive_gap(self, gap: NotifyGap) -> None:
             gaps.put(gap)
 

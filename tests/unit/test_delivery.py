@@ -10,22 +10,24 @@ from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.gateway.delivery import _Client
 from socketio_pg.pubsub.filters import parse_filter
 from socketio_pg.pubsub.hub import Hub
+from socketio_pg.pubsub.matching import Matching
 
 MESSAGES = [EncodedMessage("foo", f'{{"n":{number}}}', number, "now") for number in range(4)]
 
 
-class _Matching:
+class _Matching(Matching):
     """Calls ``change`` once, when the work on a page pauses for the ``pauses``-th time."""
 
     def __init__(self, change: Callable[[], None], pauses: int) -> None:
+        super().__init__(Hub())
         self._change = change
         self._left = pauses
 
     @contextlib.contextmanager
     def selecting(self) -> Iterator[Callable[[], None]]:
-        yield self._pause
+        yield self._count
 
-    def _pause(self) -> None:
+    def _count(self) -> None:
         self._left -= 1
         if self._left == 0:
             self._change()
@@ -39,7 +41,7 @@ def test_messages_of_a_replay_match_the_filter_of_the_moment_when_they_are_sent(
     hub.subscribe("sid", "foo")
     hub.set_strings("sid", "foo", True)
     hub.set_filter("sid", "foo", parse_filter({"n": {"lt": 2}}))
-    matching: Any = _Matching(lambda: hub.set_filter("sid", "foo", parse_filter({"n": {"gte": 1}})), pauses)
+    matching = _Matching(lambda: hub.set_filter("sid", "foo", parse_filter({"n": {"gte": 1}})), pauses)
     unused = cast(Any, None)
     client = _Client(unused, hub, matching, unused, lambda *_: None, "sid", "foo", 1_000)
     assert [message.position for message in client.select(MESSAGES)] == [1, 2, 3]

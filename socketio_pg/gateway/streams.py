@@ -1,0 +1,502 @@
+"""Streams of Server-Sent Events as subscribers: begins and ends them, delivers to them, and keeps them alive.
+
+A stream subscribes to its channels when it begins, and to nothing later. Its cursor is a position of the log, one for
+all of its channels: the id of an event is never beyond a message of any of them that was not sent before.
+"""
+
+import contextlib
+import functools
+import logging
+import random
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from socketio_pg.access.access import Access
+from socketio_pg.access.sessions import Session
+from socketio_pg.access.tokens import Claims
+from socketio_pg.core import green, metrics
+from socketio_pg.core.errors import (
+    FilterTooExpensiveError,
+    ForbiddenError,
+    LogNotInstalledError,
+    RateLimitedError,
+    SocketIOPGError,
+    UnauthorizedError,
+)
+from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.engine.handover import TakenOver
+from socketio_pg.engine.server import Engine
+from socketio_pg.engine.stream import StreamConnection
+from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.gateway.stream_events import COMMENT, move_cursor, own_event, retry
+from socketio_pg.gateway.stream_groups import Contents, Groups, Stream
+from socketio_pg.gateway.stream_replays import StreamReplay, send_replay
+from socketio_pg.log.log import Log
+from socketio_pg.log.starts import Start, wants_all
+from socketio_pg.postgres.listener import NotifyGap
+from socketio_pg.pubsub.hub import Hub
+from socketio_pg.pubsub.matching import FilterCost
+from socketio_pg.pubsub.pubsub import PubSub
+
+logger = logging.getLogger("socketio_pg.streams")
+
+#: Milliseconds after which a client connects again: after an end of the connection, and when it was told to wait. Each
+#: client gets a random time from half of it to one and a half, so that not all of them return together.
+RETRY, RETRY_LATER = 2_000, 6_000
+#: The maximum number of channels of a stream, and of a ticket.
+MAX_CHANNELS = 100
+#: The start of a stream with all messages that the log has.
+EARLIEST = "earliest"
+#: The namespace of their sessions, which is none of Socket.IO's.
+_NAMESPACE = "stream"
+#: Their ids begin with this, those of Socket.IO clients do not.
+_PREFIX = "stream:"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRequest:
+    """What a client asks for. ``start`` may be :data:`EARLIEST`; ``told`` is part of the event `subscribed`."""
+
+    contents: Contents
+    start: Start | str
+    told: dict[str, Any]
+    #: Why its position cannot be used, if it cannot even be read; then ``start`` is None.
+    unusable: str | None = None
+    #: Whether it is an error when there is no log.
+    needs_log: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Where a stream begins: channel → position to replay after; None for no replay. In the log's ``epoch``."""
+
+    starts: dict[str, int] | None
+    told: dict[str, Any]
+    epoch: str | None
+
+
+class Streams:
+    """The streams of one server.
+
+    ``send_buffer_bytes`` is the limit of one client's send buffer (SEND_BUFFER_BYTES). A client that accepts nothing
+    for ``patience`` seconds is disconnected.
+    """
+
+    #: Seconds between two comments, and between two blocks that move the cursor, at least.
+    comment_seconds = 15.0
+    #: Seconds between two looks at what is due.
+    tick = 0.5
+
+    def __init__(
+        self,
+        engine: Engine,
+        pubsub: PubSub,
+        hub: Hub,
+        log: Log,
+        access: Access,
+        limits: ClientLimits,
+        send_buffer_bytes: int,
+        patience: float,
+    ) -> None:
+        self._engine = engine
+        self._pubsub = pubsub
+        self._hub = hub
+        self._log = log
+        self._access = access
+        self._limits = limits
+        self._send_buffer_bytes = send_buffer_bytes
+        self._page_bytes = send_buffer_bytes // 8
+        self._patience = patience
+        self._streams: dict[str, Stream] = {}
+        self._groups = Groups(pubsub.matching)
+        #: Streams that have just become live, and the position after which they are: a batch that other receivers are
+        #: getting at the moment may end there, and is not for them.
+        self._fresh: dict[Stream, int] = {}
+        #: Whether messages of the log are being sent; streams whose cursor is to be moved after that.
+        self._sending = False
+        self._to_move: set[Stream] = set()
+        #: Stream → when its next comment is due, the earliest first; and whether that one moves the cursor too.
+        self._due: OrderedDict[Stream, tuple[float, bool]] = OrderedDict()
+        self._worker = green.Worker()
+        pubsub.add_receiver(self)
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    @staticmethod
+    def owns(sid: str) -> bool:
+        """Return whether this is the id of a stream, also of one that has not begun yet."""
+        return sid.startswith(_PREFIX)
+
+    def connections(self) -> Iterator[StreamConnection]:
+        """Yield the connections of all streams."""
+        for stream in list(self._streams.values()):
+            yield stream.connection
+
+    # -- beginning -----------------------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        request: StreamRequest,
+        claims: Claims | None,
+        head: bytes,
+        take: Callable[[], TakenOver],
+        leave: Callable[[], None],
+    ) -> tuple[TakenOver, StreamConnection]:
+        """Begin a stream on the connection that ``take()`` returns, with the response's ``head``. Waits before that.
+
+        ``leave()`` is called when the stream has ended. Raises :class:`SocketIOPGError`: then the connection was not
+        taken, and there is no stream.
+        """
+        if not self._engine.take_place():
+            metrics.refused_connections.labels("too_many_connections").inc()
+            raise RateLimitedError("too many connections")
+        sid = f"{_PREFIX}{secrets.token_urlsafe(12)}"
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._engine.free_place)
+            self._hub.add(sid)
+            self._access.sessions.set(sid, _NAMESPACE, claims)
+            undo.callback(self._forget, sid)
+            found = self._prepare(sid, request)
+            self._require_begun(sid, request, claims)
+            # Nothing waits from here on: the position in `subscribed` is where the messages begin.
+            taken = take()
+            taken.detect_loss(self._patience)
+            undo.pop_all()
+        return taken, self._begin(sid, request, found, taken, head, leave)
+
+    def _require_begun(self, sid: str, request: StreamRequest, claims: Claims | None) -> None:
+        """Raise if the client has lost its login or a permission while the stream was prepared."""
+        if claims is not None and claims.expires_at is not None and claims.expires_at <= time.time():
+            raise UnauthorizedError("the token has expired")
+        for channel in request.contents.channels:
+            if not self._hub.is_subscribed(sid, channel):
+                raise ForbiddenError("this client may no longer subscribe to the channel", channel=channel)
+
+    def _prepare(self, sid: str, request: StreamRequest) -> _Found:
+        """Subscribe to all channels, and return where the stream begins."""
+        contents, permissions = request.contents, self._access.permissions
+        session = self._access.sessions.get(sid)
+        claims = None if session is None else session.claims
+        mark = permissions.mark()
+        self._together([functools.partial(permissions.require, claims, "subscribe", one) for one in contents.channels])
+        for number, channel in enumerate(contents.channels):
+            self._limits.check_subscriptions(number)
+            if not self._hub.has_channel(channel):
+                self._limits.check_channels(self._hub.channel_count)
+        self._together([functools.partial(self._pubsub.join, sid, one) for one in contents.channels])
+        overtaken = [one for one in contents.channels if permissions.is_overtaken(one, mark)]
+        # The first answers may predate a change of permissions. Later changes recheck these subscriptions.
+        self._together([functools.partial(permissions.require, claims, "subscribe", one) for one in overtaken])
+        while True:
+            found = self._find_start(request)
+            if found.epoch == self._log.epoch:
+                break
+        for channel in contents.channels:
+            self._hub.set_filter(sid, channel, contents.filter)
+            self._hub.set_strings(sid, channel, contents.form == "strings")
+        self._limits.check_filters(*self._hub.filters_size(sid))
+        return found
+
+    def _find_start(self, request: StreamRequest) -> _Found:
+        epoch, start, channels = self._log.epoch, request.start, request.contents.channels
+        if request.unusable is not None:
+            return _Found(None, {"recovered": False, "reason": request.unusable}, epoch)
+        if start == EARLIEST:
+            oldest = self._log.oldest() if self._log.installed else None
+            return _Found(None if oldest is None else dict.fromkeys(channels, oldest["position"]), {}, epoch)
+        assert not isinstance(start, str)
+        start = self._log.locate(start)
+        finds = self._together([functools.partial(self._log.find_start, one, start) for one in channels])
+        for _, told in finds:
+            if told.get("reason") == "not_installed" and request.needs_log:
+                raise LogNotInstalledError("this database has no log: run 'socketio-pg init'")
+            if told.get("recovered") is False:
+                return _Found(None, told, epoch)  # one cursor for all channels
+        starts = {channel: after for channel, (after, _) in zip(channels, finds, strict=True) if after is not None}
+        return _Found(starts or None, finds[0][1], epoch)
+
+    def _together(self, functions: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Call all at the same time, so that what they ask the database is combined. Return their results.
+
+        Raises the first error.
+        """
+        results = [function() for function in functions] if len(functions) == 1 else green.run_together(functions)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return results
+
+    def _begin(
+        self,
+        sid: str,
+        request: StreamRequest,
+        found: _Found,
+        taken: TakenOver,
+        head: bytes,
+        leave: Callable[[], None],
+    ) -> StreamConnection:
+        session = self._access.sessions.get(sid)
+        assert session is not None
+        connection = StreamConnection(taken.socket, lambda reason: self._lost(sid, reason), self._send_buffer_bytes)
+        connection.cork()
+        stream = Stream(sid, request.contents, session, connection, leave)
+        self._streams[sid] = stream
+        metrics.opened_connections.labels("stream").inc()
+        connection.send(head + retry(jittered(RETRY)))
+        replay = None
+        if found.starts is not None:
+            stream.awaits_live = True
+            from_a_place = not isinstance(request.start, str) and wants_all(request.start)
+            replay = self._hold(stream, found.starts, complete=from_a_place)
+            metrics.replays.labels("since" if from_a_place else "history").inc()
+        position = self._log.position if found.starts is None else min(found.starts.values())
+        self._say_subscribed(stream, request, found, position)
+        self._groups.add(stream)
+        if replay is None:
+            self._fresh[stream] = position
+            if request.start is not None or request.unusable is not None:
+                self._say_live(stream)
+        connection.uncork()
+        self._due[stream] = time.monotonic() + random.uniform(0.3, 1.0) * self.comment_seconds, False
+        self._worker.start(self._watch)
+        if replay is not None:
+            green.run_soon(self._replay, stream, replay)
+        return connection
+
+    def _say_subscribed(self, stream: Stream, request: StreamRequest, found: _Found, position: int) -> None:
+        epoch = self._log.epoch
+        where: dict[str, Any] = {} if epoch is None else {"epoch": epoch, "position": position}
+        cursor = "" if epoch is None else f"{epoch}:{position}"
+        channels = stream.contents.channels
+        body = {"channels": channels} | where | found.told | request.told
+        stream.connection.send(own_event("subscribed", body, cursor))
+        if found.told.get("recovered") is False:
+            gap = {"channels": channels, "reason": found.told["reason"]} | where
+            stream.connection.send(own_event("gap", gap, cursor))
+
+    def _say_live(self, stream: Stream) -> None:
+        """Tell a stream that it has all messages that were published before it began."""
+        stream.awaits_live = False
+        epoch, position = self._log.epoch, self._log.position
+        body: dict[str, Any] = {"channels": stream.contents.channels}
+        if epoch is None:
+            stream.connection.send(own_event("live", body))
+        else:
+            body |= {"epoch": epoch, "position": position}
+            stream.connection.send(own_event("live", body, f"{epoch}:{position}"))
+
+    # -- replays -------------------------------------------------------------------------------------------------------
+
+    def _hold(self, stream: Stream, starts: dict[str, int], *, complete: bool) -> Any:
+        """Hold live messages of the log back from a stream, and return its replay."""
+        receiver = StreamReplay(
+            stream,
+            self._pubsub.matching,
+            self._log.epoch,
+            functools.partial(self._spend, stream),
+            self._page_bytes,
+        )
+
+        def caught_up() -> None:
+            self._fresh[stream] = self._log.position
+            if stream.awaits_live:
+                self._say_live(stream)
+
+        return self._pubsub.hold_together(stream.sid, starts, receiver, complete=complete, on_release=caught_up)
+
+    def _replay(self, stream: Stream, replay: Any) -> None:
+        try:
+            send_replay(stream, replay, self._page_bytes)
+        except Exception:  # a bug; the client would wait for messages that the failed replay holds back
+            logger.exception("a replay of a stream failed")
+            self._fail(stream, SocketIOPGError("the server failed to handle this"))
+
+    def _hold_lagging(self, blocks: Any, first: int) -> None:
+        """Replay to clients that read too slowly, at their own speed, instead of disconnecting them as with NOTIFY."""
+        most = self._send_buffer_bytes // 4
+        for group in blocks:
+            lagging = [one for one in group.members.values() if one.connection.buffered > most]
+            for stream in lagging:
+                if not self._is_held(stream) and self._fresh.get(stream, 0) < first:
+                    replay = self._hold(stream, dict.fromkeys(stream.contents.channels, first - 1), complete=True)
+                    metrics.replays.labels("lagging").inc()
+                    green.run_soon(self._replay, stream, replay)
+
+    def _is_held(self, stream: Stream) -> bool:
+        return self._hub.held_by(stream.sid, stream.contents.channels[0]) is not None
+
+    # -- messages and gaps, from `pubsub` ------------------------------------------------------------------------------
+
+    def receive_messages(self, messages: Sequence[EncodedMessage]) -> None:
+        """Send messages to the streams that have subscribed to their channels. Yields in between."""
+        if not self._streams:
+            return
+        epoch, last = self._log.epoch, messages[-1].position
+        blocks = self._groups.choose(messages, epoch)
+        if last is None:
+            self._groups.send(blocks)
+            return
+        assert messages[0].position is not None
+        self._hold_lagging(blocks, messages[0].position)
+        skipped = {sid for group in blocks for sid in self._hub.held(group.contents.channels[0])}
+        # Streams that became live while other receivers got this batch: it ends where they begin.
+        skipped |= {stream.sid for stream, position in self._fresh.items() if position >= last}
+        self._fresh.clear()
+        self._sending = True
+        try:
+            self._groups.send(blocks, skipped)
+        finally:
+            self._sending = False
+        to_move, self._to_move = self._to_move, set()
+        if to_move and epoch is not None and self._log.epoch == epoch:
+            moved = move_cursor(f"{epoch}:{last}")
+            for stream in to_move:
+                if not self._is_held(stream):
+                    stream.connection.send(moved)
+
+    def charge(self, costs: Sequence[FilterCost]) -> None:
+        """Count what filters have cost for the streams that have them."""
+        for channel, filter, steps in costs:
+            for stream in list(self._groups.of(channel)):
+                if stream.contents.filter == filter:
+                    self._spend(stream, steps)
+
+    def _spend(self, stream: Stream, steps: int) -> None:
+        if not self._limits.spend_on_filters(stream.sid, steps) and not stream.connection.closed:
+            metrics.expensive_filters.inc()
+            error = FilterTooExpensiveError("the filter costs too much computing time")
+            green.run_soon(self._fail, stream, error)
+
+    def receive_gap(self, gap: NotifyGap) -> None:
+        """Report a gap of NOTIFY to the channel's streams."""
+        body = gap.to_wire()
+        channel = body.pop("channel")
+        event = own_event("gap", {"channels": [channel]} | body)
+        for stream in list(self._groups.of(channel)):
+            stream.connection.send(event)
+
+    def receive_log_gap(self, reason: str) -> None:
+        """Report lost messages of the log to all streams."""
+        epoch, position = self._log.epoch, self._log.position
+        self._fresh.clear()
+        self._to_move.clear()
+        for stream in list(self._streams.values()):
+            body = {"channels": stream.contents.channels, "reason": reason, "epoch": epoch, "position": position}
+            stream.connection.send(own_event("gap", body, "" if epoch is None else f"{epoch}:{position}"))
+            if stream.awaits_live and not self._is_held(stream):
+                self._say_live(stream)
+
+    # -- ending --------------------------------------------------------------------------------------------------------
+
+    def revoke(self, sid: str, channel: str) -> None:
+        """End a stream that may no longer have one of its channels."""
+        stream = self._streams.get(sid)
+        if stream is None:  # it has not begun yet, and will not
+            self._pubsub.leave(sid, channel)
+        else:
+            self._fail(stream, ForbiddenError("this client may no longer subscribe to the channel", channel=channel))
+
+    def emit_expiring(self, session: Session) -> None:
+        """Warn a client that its token expires soon."""
+        stream = self._streams.get(session.sid)
+        if stream is not None and session.claims is not None:
+            body = {"expires_at": session.claims.to_wire()["expires_at"]}
+            stream.connection.send(own_event("token_expiring", body))
+
+    def expire(self, session: Session) -> None:
+        """End a stream whose token has expired."""
+        stream = self._streams.get(session.sid)
+        if stream is not None:
+            metrics.cut_off.labels("expired").inc()
+            self._fail(stream, UnauthorizedError("the token has expired"))
+
+    def enders(self) -> list[Callable[[], None]]:
+        """Return functions that end one stream each, for a drain: the client connects again, to another process."""
+        return [functools.partial(self._end, stream, retry(jittered(RETRY))) for stream in list(self._streams.values())]
+
+    def stop(self) -> None:
+        """Stop to keep streams alive."""
+        self._worker.stop()
+
+    def _fail(self, stream: Stream, error: SocketIOPGError) -> None:
+        """End a stream with the event `error`. The client learns from its next request whether that is for good."""
+        self._end(stream, failure(error) + retry(jittered(RETRY)))
+
+    def _end(self, stream: Stream, last: bytes) -> None:
+        if stream.sid in self._streams:
+            stream.connection.end(last)
+            self._gone(stream)
+
+    def _lost(self, sid: str, reason: str) -> None:
+        # Called by the hub.
+        stream = self._streams.get(sid)
+        if stream is not None:
+            if reason == "slow_consumer":
+                metrics.cut_off.labels("slow_consumer").inc()
+            green.run_soon(self._gone, stream)
+
+    def _gone(self, stream: Stream) -> None:
+        if self._streams.pop(stream.sid, None) is None:
+            return
+        self._groups.discard(stream)
+        self._due.pop(stream, None)
+        self._fresh.pop(stream, None)
+        self._to_move.discard(stream)
+        self._forget(stream.sid)
+        self._engine.free_place()
+        stream.leave()
+
+    def _forget(self, sid: str) -> None:
+        self._access.sessions.drop(sid)
+        self._limits.drop(sid)
+        self._pubsub.drop(sid)
+
+    # -- comments ------------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while self._due:
+            self._comment(time.monotonic())
+            green.sleep(self.tick)
+
+    def _comment(self, now: float) -> None:
+        turn_ends = time.monotonic() + 0.005
+        while self._due:
+            stream, (due, moves) = next(iter(self._due.items()))
+            if due > now:
+                return
+            del self._due[stream]
+            if stream.connection.stuck_seconds(now) > self._patience:
+                stream.connection.cut("slow_consumer")
+                continue
+            stream.connection.send(COMMENT)
+            if moves:
+                self._move(stream)
+            self._due[stream] = now + self.comment_seconds, not moves
+            if time.monotonic() > turn_ends:
+                green.sleep()
+                turn_ends = time.monotonic() + 0.005
+
+    def _move(self, stream: Stream) -> None:
+        """Move the cursor of a quiet stream on, so that a later replay does not begin before the log does."""
+        epoch, position = self._log.epoch, self._log.position
+        if epoch is None or self._is_held(stream):
+            return
+        if self._sending or self._log.delivered != position:
+            self._to_move.add(stream)  # its messages up to there may not have been sent
+        else:
+            stream.connection.send(move_cursor(f"{epoch}:{position}"))
+
+
+def failure(error: SocketIOPGError) -> bytes:
+    """Return the event `error`."""
+    return own_event("error", error.to_wire() | ({} if error.channel is None else {"channel": error.channel}))
+
+
+def jittered(milliseconds: int) -> int:
+    """Return a random time from half to one and a half of the given one."""
+    return round(milliseconds * random.uniform(0.5, 1.5))
