@@ -55,8 +55,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _is_left_out(item: pytest.Item) -> bool:
     since = item.get_closest_marker("since_postgres")
-    nightly = item.get_closest_marker("nightly") and not item.config.getoption("nightly")
-    return bool(nightly or (since and VERSIONS[0] < since.args[0]))
+    nightly = item.get_closest_marker("nightly") or (_is_older(item) and not item.get_closest_marker("majors"))
+    return bool((nightly and not item.config.getoption("nightly")) or (since and VERSIONS[0] < since.args[0]))
+
+
+def _is_older(item: pytest.Item) -> bool:
+    """Return whether the test runs on an older major than the newest one, through `postgres` or through `backend`."""
+    parameters: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+    major = parameters["backend"][0] if "backend" in parameters else parameters.get("postgres", VERSIONS[0])
+    return bool(major != VERSIONS[0])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,7 +95,7 @@ def newest_pg(cluster_of: Callable[[int], Cluster]) -> Cluster:
 
 @pytest.fixture(scope="session", params=VERSIONS, ids=lambda version: f"pg{version}")
 def postgres(request: pytest.FixtureRequest, cluster_of: Callable[[int], Cluster]) -> Cluster:
-    """PostgreSQL in each major."""
+    """PostgreSQL in each major: `make test` runs the older one only with the tests that are marked `majors`."""
     return cluster_of(request.param)
 
 

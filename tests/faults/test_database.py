@@ -14,6 +14,7 @@ import pytest
 from socketio_pg.core.errors import DatabaseUnavailableError
 from socketio_pg.postgres.database import Database
 from tests.support.clients import SocketClient
+from tests.support.nightly import sampled
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
@@ -78,8 +79,9 @@ def test_restarted_database_causes_a_gap(
     assert_gap_then_all_messages(clients, breakable, channel, began)
 
 
-def test_outage_of_20_seconds_causes_a_gap(
-    clients: list[SocketClient], breakable: Cluster, server: ServerProcess, channel: str
+@pytest.mark.parametrize("seconds", sampled([3, 20], lambda seconds: seconds == 3))
+def test_outage_causes_a_gap(
+    clients: list[SocketClient], breakable: Cluster, server: ServerProcess, channel: str, seconds: int
 ) -> None:
     began = now()
     breakable.stop()
@@ -89,7 +91,7 @@ def test_outage_of_20_seconds_causes_a_gap(
         assert_publish_is_refused_quickly(clients[0], channel)
         answer = clients[0].call("subscribe", {"channel": f"{channel}-new"})
         assert answer["error"]["code"] == "database_unavailable"
-        time.sleep(max(0.0, stopped + 20 - time.monotonic()))  # the test is about the length of the outage
+        time.sleep(max(0.0, stopped + seconds - time.monotonic()))  # the test is about the length of the outage
     finally:
         breakable.start()
     server.wait_ready()

@@ -2,7 +2,10 @@
 
 import time
 
+import pytest
+
 from tests.support.http_api import HttpApi, after, payloads, refusal
+from tests.support.nightly import sampled
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
@@ -13,15 +16,18 @@ UNAVAILABLE = (503, "database_unavailable")
 MAX_SECONDS = 60.0
 
 
-def test_unreachable_database_answers_503_in_time(breakable: Cluster, proxy: Proxy, channel: str) -> None:
+@pytest.mark.parametrize("faults", sampled([["black_hole"], ["refuse", "black_hole"]], lambda faults: len(faults) == 1))
+def test_unreachable_database_answers_503_in_time(
+    breakable: Cluster, proxy: Proxy, channel: str, faults: list[str]
+) -> None:
     server = ServerProcess(proxy.url, AUTO_INIT="1", DRAIN_SECONDS="0.2")
     try:
         api = HttpApi(server)
         while "epoch" not in (start := api.page(channel)):
             pass
         assert api.publish(channel, 1, durable=True).status_code == 200
-        for fault in (proxy.refuse, proxy.black_hole):
-            fault()
+        for fault in faults:
+            getattr(proxy, fault)()
             server.wait_not_ready()
             began = time.monotonic()
             both = [{"channel": channel, "payload": n, "durable": n == 1} for n in range(2)]

@@ -1,6 +1,7 @@
 """socketio_pg.js under Node and the two Python subscribers, connected to a server that requires tokens."""
 
 import contextlib
+import copy
 import json
 import queue
 import time
@@ -53,39 +54,52 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param  # type: ignore[no-any-return]
 
 
+@pytest.fixture
+def kinds(pytestconfig: pytest.Config) -> list[Kind]:
+    """All kinds, for tests that wait for tokens to expire: their clients wait together."""
+    return [JavaScript, Python, *([Asyncio] if pytestconfig.getoption("nightly") else [])]
+
+
 def payload(client: JavaScript | Python | Asyncio, name: str) -> Any:
     return client.next("message", name)[0]["payload"]
 
 
 def test_short_tokens_are_renewed_without_a_reconnect(
-    server: ServerProcess, newest_pg: Cluster, kind: Kind, channel: str
+    server: ServerProcess, newest_pg: Cluster, kinds: list[Kind], channel: str
 ) -> None:
     tokens: Tokens = {
         "connecting": [token(14, "first"), ""],
         "renewing": [token(18, "second"), token(22, "third"), token(3600, "last")],
     }
-    with contextlib.closing(kind(server.url, tokens)) as client:
-        client.subscribe("one", channel)
-        client.wait_renewed("last")
-        # Another connection would fail: the client has no further token for connecting.
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(contextlib.closing(kind(server.url, copy.deepcopy(tokens)))) for kind in kinds]
+        for client in clients:
+            client.subscribe("one", channel)
+        for client in clients:
+            client.wait_renewed("last")
+        # Another connection would fail: the clients have no further token for connecting.
         newest_pg.notify(channel, "1")
-        assert payload(client, "one") == 1
+        for client in clients:
+            assert payload(client, "one") == 1
 
 
-def test_failed_renewal_is_retried(server: ServerProcess, kind: Kind, channel: str) -> None:
+def test_failed_renewal_is_retried(server: ServerProcess, kinds: list[Kind], channel: str) -> None:
+    first = token(16)
     tokens: Tokens = {
-        "connecting": [token(16), ""],
+        "connecting": [first, ""],
         # The token function raises, returns an expired token, then the old one: the client retries each time.
-        "renewing": ["", token(-5), token(3600, "last")],
+        "renewing": ["", token(-5), first, token(3600, "last")],
     }
-    tokens["renewing"].insert(2, tokens["connecting"][0])
-    with contextlib.closing(kind(server.url, tokens)) as client:
-        client.subscribe("one", channel)
-        client.wait_renewed("last")
-        if isinstance(client, JavaScript):
-            errors = [client.wait_line("token error") for _ in range(3)]
-            assert [error["code"] for error in errors] == ["no_token", "unauthorized", "no_token"]
-            assert all(error["retrying"] and error["connected"] for error in errors)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(contextlib.closing(kind(server.url, copy.deepcopy(tokens)))) for kind in kinds]
+        for client in clients:
+            client.subscribe("one", channel)
+        for client in clients:
+            client.wait_renewed("last")
+            if isinstance(client, JavaScript):
+                errors = [client.wait_line("token error") for _ in range(3)]
+                assert [error["code"] for error in errors] == ["no_token", "unauthorized", "no_token"]
+                assert all(error["retrying"] and error["connected"] for error in errors)
 
 
 def test_client_reconnects_with_another_token_after_expiry(
@@ -156,26 +170,31 @@ def test_forbidden_channel_is_requested_once_and_others_continue(
 
 
 def test_subscription_no_longer_allowed_ends_and_others_continue(
-    server: ServerProcess, newest_pg: Cluster, kind: Kind, channel: str
+    server: ServerProcess, newest_pg: Cluster, kinds: list[Kind], channel: str
 ) -> None:
     mine, other = f"{channel}-mine", f"{channel}-other"
     tokens: Tokens = {
         "connecting": [token(16, "both", subscribe=[mine, other]), ""],
         "renewing": [token(20, "one", subscribe=[mine]), token(3600, "both again", subscribe=[mine, other])],
     }
-    with contextlib.closing(kind(server.url, tokens)) as client:
-        client.subscribe("mine", mine)
-        client.subscribe("other", other)
-        client.subscribe("other too", other)
-        assert client.ended("other") == client.ended("other too") == "forbidden"
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(contextlib.closing(kind(server.url, copy.deepcopy(tokens)))) for kind in kinds]
+        for client in clients:
+            client.subscribe("mine", mine)
+            client.subscribe("other", other)
+            client.subscribe("other too", other)
+        for client in clients:
+            assert client.ended("other") == client.ended("other too") == "forbidden"
         newest_pg.notify(mine, "1")
-        assert payload(client, "mine") == 1
-        client.wait_renewed("both again")
-        client.subscribe("new", other)
+        for client in clients:
+            assert payload(client, "mine") == 1
+            client.wait_renewed("both again")
+            client.subscribe("new", other)
         newest_pg.notify(other, "2")
-        assert payload(client, "new") == 2
         newest_pg.notify(mine, "3")
-        assert payload(client, "mine") == 3
+        for client in clients:
+            assert payload(client, "new") == 2
+            assert payload(client, "mine") == 3
 
 
 # --- Differences between the clients --------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_server_conforms_to_the_openapi_document(log: Log, tmp_path: Path) -> No
     """Schemathesis sends some hundred valid and invalid requests and checks the responses against the document."""
     command = [
         str(Path(sys.executable).parent / "st"), "run", f"{log.server.url}/api/openapi.json",
-        "--phases", "coverage,fuzzing", "--max-examples", "15", "--seed", "1", "--generation-database", "none",
+        "--phases", "coverage,fuzzing", "--max-examples", "5", "--seed", "1", "--generation-database", "none",
         "--no-color",
         # A schema cannot express that a name is limited to 63 bytes, not characters, or that since requires epoch.
         "--exclude-checks", "positive_data_acceptance",

@@ -117,11 +117,11 @@ def test_paging_loses_nothing_while_messages_are_published(
         log.publish(channel, -50, -1)
         log.publish(f"{channel}-other", 1, 60, 300_000)
         log.settle()
-    total = 150
+    total = 60
 
     def publish() -> None:
         for number in range(1, total + 1):
-            log.publish(channel, number, number, (number % 9 == 0) * 6000 + (number % 100 == 0) * 300_000)
+            log.publish(channel, number, number, (number % 9 == 0) * 6000 + (number % 40 == 0) * 300_000)
 
     thread = threading.Thread(target=publish)
     thread.start()

@@ -28,7 +28,7 @@ class Received:
 
 
 class Publisher:
-    """Publishes the numbers from 1 in SQL, without a pause, until it is stopped."""
+    """Publishes the numbers from 1 in SQL until it is stopped."""
 
     def __init__(self, log: Log, channel: str) -> None:
         self._log, self._channel = log, channel
@@ -38,7 +38,7 @@ class Publisher:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        while not self._stopping.wait(0.02):
             self._log.publish(self._channel, self.last + 1, self.last + 1)
             self.last += 1
 

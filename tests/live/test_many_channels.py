@@ -17,6 +17,7 @@ from tests.support import asyncapi
 from tests.support.clients import SocketClient, code
 from tests.support.log import Log, wait_installed
 from tests.support.metrics import TOKEN, scrape
+from tests.support.nightly import sampled
 from tests.support.patience import PATIENCE, until
 from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
@@ -184,7 +185,7 @@ def rollbacks(database: PolicyDatabase) -> int:
 # -- clients -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=CLIENTS)
+@pytest.fixture(params=sampled(CLIENTS, lambda name: name != "asyncio"))  # it shares its decisions with "python"
 def kind(request: pytest.FixtureRequest) -> Callable[[str], Client]:
     return CLIENTS[request.param]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import SocketClient
+from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
 from tests.support.replay_clients import CLIENTS, Client, JavaScript, ProxiedLog, Refused, numbers
@@ -30,6 +31,12 @@ def log(newest_pg: Cluster) -> Iterator[ProxiedLog]:
 @pytest.fixture(params=["javascript", "python", pytest.param("asyncio", marks=pytest.mark.nightly)])
 def kind(request: pytest.FixtureRequest) -> Callable[[str], Client]:
     return CLIENTS[request.param]
+
+
+@pytest.fixture
+def kinds(pytestconfig: pytest.Config) -> list[Callable[[str], Client]]:
+    """All kinds, for tests whose server is stopped or slow: their clients wait together."""
+    return [CLIENTS[name] for name in CLIENTS if name != "asyncio" or pytestconfig.getoption("nightly")]
 
 
 @pytest.fixture
@@ -71,54 +78,70 @@ def test_messages_published_while_disconnected_arrive_once_in_order(
     assert plausible
 
 
-def test_server_restarts_lose_no_log_messages(log: ProxiedLog, kind: Callable[[str], Client], channel: str) -> None:
+def test_server_restarts_lose_no_log_messages(
+    log: ProxiedLog, kinds: list[Callable[[str], Client]], channel: str
+) -> None:
     """Publishes to both tiers throughout. All of the log arrives; of NOTIFY, the messages sent while connected."""
-    total = 300
-    with contextlib.closing(kind(log.address)) as client:
-        client.subscribe("one", channel)
-        half = threading.Event()
+    last, ended = 0, threading.Event()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(contextlib.closing(kind(log.address))) for kind in kinds]
+        for client in clients:
+            client.subscribe("one", channel)
+        begun = threading.Event()
 
         def publish() -> None:
-            for number in range(1, total + 1):
-                log.publish(channel, number, number)
-                log.notify(channel, [-number])
-                if number == total // 4:
-                    half.set()
+            nonlocal last
+            while not ended.wait(0.01):
+                last += 1
+                log.publish(channel, last, last)
+                log.notify(channel, [-last])
+                begun.set()
 
         thread = threading.Thread(target=publish)
         thread.start()
-        half.wait(30)
-        log.server.kill()
-        log.server.start()
-        log.server.restart()
-        thread.join()
-        of_log: list[int] = []
-        of_notify: list[int] = []
-        while not of_log or of_log[-1] < total:
-            [number] = numbers(client, "one", 1)
-            (of_log if number > 0 else of_notify).append(abs(number))
-        assert of_log == list(range(1, total + 1))
-        assert of_notify == sorted(set(of_notify))
-        assert client.next("gap", "one")[0]["tier"] == "notify"
+        try:
+            assert begun.wait(PATIENCE)
+            log.server.kill()
+            log.server.start()
+            log.server.restart()
+        finally:
+            ended.set()
+            thread.join()
+        log.publish(channel, last + 1, last + 1)
+        for client in clients:
+            of_log: list[int] = []
+            of_notify: list[int] = []
+            while not of_log or of_log[-1] < last + 1:
+                [number] = numbers(client, "one", 1)
+                (of_log if number > 0 else of_notify).append(abs(number))
+            assert of_log == list(range(1, last + 2))
+            assert of_notify == sorted(set(of_notify))
+            assert client.next("gap", "one")[0]["tier"] == "notify"
 
 
 def test_hanging_connection_is_detected_and_loses_no_log_messages(
-    newest_pg: Cluster, kind: Callable[[str], Client], channel: str
+    newest_pg: Cluster, kinds: list[Callable[[str], Client]], channel: str
 ) -> None:
-    with contextlib.closing(ProxiedLog(newest_pg, "replay_hangs", PING_INTERVAL="1", PING_TIMEOUT="5")) as log:
+    with contextlib.ExitStack() as stack:
+        log = ProxiedLog(newest_pg, "replay_hangs", PING_INTERVAL="1", PING_TIMEOUT="5")
+        stack.enter_context(contextlib.closing(log))
         log.install()
-        with contextlib.closing(kind(log.address)) as client:
+        clients = [stack.enter_context(contextlib.closing(kind(log.address))) for kind in kinds]
+        for client in clients:
             client.subscribe("one", channel)
-            log.proxy.black_hole()
-            log.publish(channel, 1, 3)
+        log.proxy.black_hole()
+        log.publish(channel, 1, 3)
+        noticed = []
+        for client in clients:
             client.wait_disconnected()
-            [(noticed,)] = log.sql("SELECT clock_timestamp()::text")
-            log.proxy.restore()
+            noticed += log.sql("SELECT clock_timestamp()::text")
+        log.proxy.restore()
+        for client, (when,) in zip(clients, noticed, strict=True):
             assert numbers(client, "one", 3) == [1, 2, 3]
             # The gap starts at the last traffic, 6 s before the client noticed: nothing sent since then has arrived.
             [(covers_outage,)] = log.sql(
                 "SELECT %s::timestamptz <= %s::timestamptz - '3 s'::interval",
-                client.next("gap", "one")[0]["since"], noticed,
+                client.next("gap", "one")[0]["since"], when,
             )  # fmt: skip
             assert covers_outage
 
@@ -274,13 +297,13 @@ def test_replay_is_not_shortened_by_the_history_of_another_handler(
     """The server runs one replay per channel, even for handlers with different positions."""
     client.subscribe("probe", channel)
     start = client.position("probe")
-    log.publish(channel, 1, 3000, pad=1000)
+    log.publish(channel, 1, 1500, pad=2000)
     log.settle()
     client.unsubscribe("probe")
     client.subscribe("long", channel, since=start)
     client.subscribe("short", channel, history=1)
-    assert numbers(client, "long", 3000) == list(range(1, 3001))
-    assert numbers(client, "short", 1) == [3000]
+    assert numbers(client, "long", 1500) == list(range(1, 1501))
+    assert numbers(client, "short", 1) == [1500]
 
 
 def test_unsubscribed_handler_receives_nothing(log: ProxiedLog, client: Client, channel: str) -> None:
@@ -309,60 +332,48 @@ def test_refused_subscription_can_be_corrected(client: Client, channel: str) -> 
     client.subscribe("one", channel)
 
 
-def test_client_retries_until_the_database_returns(
-    newest_pg: Cluster, kind: Callable[[str], Client], channel: str
+def test_clients_retry_until_the_database_returns(
+    newest_pg: Cluster, kinds: list[Callable[[str], Client]], channel: str
 ) -> None:
-    """The server is reachable but cannot subscribe; the client retries until it can."""
-    database = Proxy(newest_pg.socket_path)
-    with contextlib.closing(database), contextlib.closing(ProxiedLog(newest_pg, "replay_outage")) as log:
+    """The server is reachable but cannot subscribe; the clients retry until it can."""
+    with contextlib.ExitStack() as stack:
+        database = stack.enter_context(contextlib.closing(Proxy(newest_pg.socket_path)))
+        log = stack.enter_context(contextlib.closing(ProxiedLog(newest_pg, "replay_outage")))
         log.install()
         server = ServerProcess(database.url.rpartition("/")[0] + "/replay_outage", DRAIN_SECONDS="0.2")
-        with contextlib.closing(server), contextlib.closing(kind(server.url)) as client:
+        stack.enter_context(contextlib.closing(server))
+        clients = [stack.enter_context(contextlib.closing(kind(server.url))) for kind in kinds]
+        for client in clients:
             client.subscribe("one", channel)
-            log.publish(channel, 1, 1)
+        log.publish(channel, 1, 1)
+        for client in clients:
             assert numbers(client, "one", 1) == [1]
-            server.stop()
-            database.refuse()
-            server._wait = "http"
-            server.start()
-            log.publish(channel, 2, 3)
-            with SocketClient(server.url, wait=True) as other:
-                assert other.call("subscribe", {"channel": channel})["error"]["code"] == "database_unavailable"
-            database.restore()
+        server.stop()
+        database.refuse()
+        server._wait = "http"
+        server.start()
+        log.publish(channel, 2, 3)
+        with SocketClient(server.url, wait=True) as other:
+            assert other.call("subscribe", {"channel": channel})["error"]["code"] == "database_unavailable"
+        database.restore()
+        for client in clients:
             assert numbers(client, "one", 2) == [2, 3]
 
 
-def test_reconnect_without_a_log_causes_a_gap(newest_pg: Cluster, kind: Callable[[str], Client], channel: str) -> None:
-    with (
-        contextlib.closing(ProxiedLog(newest_pg, "replay_without")) as log,
-        contextlib.closing(kind(log.address)) as client,
-    ):
-        client.subscribe("one", channel, history=5)
-        assert client.position("one") is None
+def test_reconnect_without_a_log_causes_a_gap(
+    newest_pg: Cluster, kinds: list[Callable[[str], Client]], channel: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(ProxiedLog(newest_pg, "replay_without")))
+        clients = [stack.enter_context(contextlib.closing(kind(log.address))) for kind in kinds]
+        for client in clients:
+            client.subscribe("one", channel, history=5)
+            assert client.position("one") is None
         log.proxy.refuse()
         log.proxy.restore()
-        gap, position = client.next("gap", "one")
-        assert (gap["tier"], gap["reason"], position) == ("notify", "client_disconnected", None)
-        log.notify(channel, [1])
-        assert numbers(client, "one", 1) == [1]
-        # Log installed while subscribed: the client learns the epoch from the first message.
-        log.install()
-        log.publish(channel, 2, 2)
-        client.subscribe("two", channel, history=5)
-        assert numbers(client, "one", 1) == [2]
-        log.proxy.refuse()
-        log.publish(channel, 3, 3)
-        log.proxy.restore()
-        assert numbers(client, "one", 1) == [3]
-        assert client.next("gap", "one")[0]["tier"] == "notify"
-        # Log dropped while disconnected: the client reports it, too.
-        log.proxy.refuse()
-        log.sql("DROP SCHEMA socketio_pg CASCADE")
-        log.server.restart()
-        log.proxy.restore()
-        reasons = [client.next("gap", "one")[0]["reason"] for _ in range(2)]
-        assert sorted(reasons) == ["client_disconnected", "not_installed"]
-        assert client.position("one") is None
+        for client in clients:
+            gap, position = client.next("gap", "one")
+            assert (gap["tier"], gap["reason"], position) == ("notify", "client_disconnected", None)
 
 
 def test_log_installed_while_disconnected_causes_a_gap(

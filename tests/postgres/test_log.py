@@ -28,6 +28,8 @@ from tests.support.log_database import MAX_PAYLOAD, LogDatabase, move_everything
 from tests.support.patience import until
 from tests.support.postgres import in_thread
 
+pytestmark = pytest.mark.majors
+
 # -- publish -----------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,8 @@ from tests.support.orm import OrmDatabase, orm_database
 from tests.support.orm_classes import Base, Member, Order, Twice, Versioned, add, brief
 from tests.support.postgres import Cluster
 
+pytestmark = pytest.mark.majors
+
 
 @pytest.fixture(scope="module")
 def shared(backend: tuple[Cluster, str]) -> Iterator[OrmDatabase]:

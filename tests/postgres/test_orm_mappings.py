@@ -25,6 +25,8 @@ from socketio_pg.orm.hooks import publishes
 from tests.support.orm import PSYCOPG_BACKENDS, OrmDatabase, images, orm_database
 from tests.support.postgres import Cluster, in_thread
 
+pytestmark = pytest.mark.majors
+
 
 class Base(DeclarativeBase):
     pass

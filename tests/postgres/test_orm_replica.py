@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from socketio_pg.orm.hooks import publishes
+from tests.support.nightly import sampled
 from tests.support.orm import DRIVERS, OrmDatabase, orm_database
 from tests.support.postgres import Cluster
 
@@ -98,7 +99,7 @@ def apply_message(replica: dict[str, dict[int, Any]], channel: str, payload: dic
     assert {name for name in old if old[name] != payload["new"][name]} <= set(payload["changed"])
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", sampled(range(12), lambda seed: seed < 6))
 def test_replica_equals_the_table(database: OrmDatabase, seed: int) -> None:
     database.sql("TRUNCATE things, socketio_pg.outbox RESTART IDENTITY")
     choose = random.Random(seed)

@@ -16,6 +16,8 @@ from socketio_pg.orm.hooks import publishes
 from tests.support.orm import OrmDatabase, orm_database
 from tests.support.postgres import Cluster
 
+pytestmark = pytest.mark.majors
+
 
 class Base(DeclarativeBase):
     pass

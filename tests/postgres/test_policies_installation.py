@@ -10,6 +10,8 @@ from socketio_pg.postgres.database import Database
 from tests.support.policies import PolicyDatabase, outcomes, question
 from tests.support.postgres import Cluster
 
+pytestmark = pytest.mark.majors
+
 
 def test_missing_schema_is_an_error(postgres: Cluster, policies: Policies) -> None:
     with pytest.raises(LogNotInstalledError):

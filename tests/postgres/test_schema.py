@@ -18,6 +18,8 @@ from socketio_pg.workers.node import Node
 from tests.support.log_database import MAX_PAYLOAD, LogDatabase, move_everything, prepare, run_cli
 from tests.support.postgres import Cluster, in_thread
 
+pytestmark = pytest.mark.majors
+
 
 def test_installing_again_keeps_everything(log: LogDatabase) -> None:
     log.publish("a", "1")

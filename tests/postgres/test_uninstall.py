@@ -12,6 +12,8 @@ from socketio_pg.postgres.database import Database
 from tests.support.postgres import Cluster
 from tests.support.watching import MAX_PAYLOAD, WatchDatabase, watch_database
 
+pytestmark = pytest.mark.majors
+
 
 @pytest.fixture
 def database(postgres: Cluster) -> Iterator[WatchDatabase]:

@@ -10,6 +10,8 @@ import pytest
 from tests.support.postgres import Cluster
 from tests.support.watching import WatchDatabase, watch_database
 
+pytestmark = pytest.mark.majors
+
 
 @pytest.fixture(scope="module")
 def database(postgres: Cluster) -> Iterator[WatchDatabase]:

@@ -244,15 +244,21 @@ def test_serve_reports_an_error_in_local_cfg(clean_settings: Path, executed: lis
 # -- errors in a shell -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["-m", "socketio_pg", "serve"], ["server.py"]], ids=["serve", "server.py"])
 @pytest.mark.parametrize(
-    ("environment", "words"),
+    ("arguments", "environment", "words"),
     [
-        ({}, ["DATABASE_URL", "local.cfg"]),
-        ({"PORT": "bad"}, ["PORT", "'bad'", "from 1 to 65535"]),
-        ({"DATABASE_URL": "postgresql://host/db", "AUTH": "required"}, ["AUTH=required needs a key", "JWT_SECRET"]),
+        pytest.param(arguments, environment, words, marks=() if arguments == daily else pytest.mark.nightly)
+        for daily, environment, words in [
+            (["-m", "socketio_pg", "serve"], {}, ["DATABASE_URL", "local.cfg"]),
+            (["server.py"], {"PORT": "bad"}, ["PORT", "'bad'", "from 1 to 65535"]),
+            (
+                ["-m", "socketio_pg", "serve"],
+                {"DATABASE_URL": "postgresql://host/db", "AUTH": "required"},
+                ["AUTH=required needs a key", "JWT_SECRET"],
+            ),
+        ]
+        for arguments in (["-m", "socketio_pg", "serve"], ["server.py"])
     ],
-    ids=["no database", "bad port", "no key"],
 )
 def test_failed_start_prints_one_sentence(
     root: Path, arguments: list[str], environment: dict[str, str], words: list[str]
