@@ -9,8 +9,9 @@ from typing import Any
 
 from socketio_pg.aio.connection import Connection
 from socketio_pg.aio.link import Link
+from socketio_pg.core.cursors import Since
 from socketio_pg.core.errors import SocketIOPGError
-from socketio_pg.core.messages import Position, encode_payload
+from socketio_pg.core.messages import encode_payload
 from socketio_pg.subscriber.answers import answer_error
 from socketio_pg.subscriber.deliveries import Delivery
 from socketio_pg.subscriber.login import Login
@@ -34,7 +35,7 @@ class AsyncSubscription(Member):
         self,
         channel: str,
         history: int | None,
-        since: Position | None,
+        since: Since | None,
         on_gap: Callable[[Gap], object] | None,
         most_waiting: int,
         link: Link,
@@ -198,7 +199,7 @@ class AsyncSubscriber:
         channel: str,
         *,
         history: int | None = None,
-        since: Position | None = None,
+        since: Since | None = None,
         filter: Mapping[str, Any] | None = None,
         on_gap: Callable[[Gap], object] | None = None,
     ) -> AsyncSubscription:
