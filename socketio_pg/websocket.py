@@ -29,10 +29,12 @@ from socketio_pg.gateway.gauges import Gauges
 from socketio_pg.gateway.handlers import Handlers
 from socketio_pg.gateway.health import Health
 from socketio_pg.gateway.idle import Idle
+from socketio_pg.gateway.keeping import Keeping
 from socketio_pg.gateway.lifecycle import ClientLifecycle
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.node_health import NodeHealth
 from socketio_pg.gateway.node_metrics import NodeMetrics
+from socketio_pg.gateway.restoring import Restoring
 from socketio_pg.gateway.streams import Streams
 from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.installer import Installer
@@ -134,7 +136,10 @@ class SocketServer:
 
         manager = cluster.create_manager(self.pubsub)
         self.limits = ClientLimits(settings)
-        self._delivery = delivery = Delivery(manager, self.pubsub, hub, log, self.limits, settings.send_buffer_bytes)
+        self.keeping = Keeping(settings, self.pubsub, log, manager)
+        self._delivery = delivery = Delivery(
+            manager, self.pubsub, hub, log, self.limits, self.keeping, settings.send_buffer_bytes
+        )
         self.access = Access(
             settings,
             app,
@@ -157,6 +162,15 @@ class SocketServer:
         counts = counts or (LocalCounts() if workers is None else workers.counts)
         self._admission = Admission(settings, counts)
         self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle)
+        restoring = Restoring(
+            self.keeping,
+            self.access.sessions,
+            manager,
+            hub,
+            log,
+            delivery,
+            lambda sid, request: self._handlers.subscribing.prepare(sid, request, stored=True),
+        )
         self.socketio = SocketIO(
             app,
             async_mode=green.LIBRARY,
@@ -173,6 +187,8 @@ class SocketServer:
                 hub,
                 delivery,
                 self._health,
+                self.keeping,
+                restoring,
                 self.start,
             ),
             cors_allowed_origins=self._admission.allows_origin,
@@ -189,7 +205,10 @@ class SocketServer:
             connect_timeout=settings.connect_timeout,
         )
         server = self.socketio.server
-        Handlers(server, self.pubsub, hub, log, delivery, self.access, self._admission, self.limits).register(test=test)
+        self._handlers = Handlers(
+            server, self.pubsub, hub, log, delivery, self.access, self._admission, self.limits, self.keeping
+        )
+        self._handlers.register(test=test)
 
         # After `delivery`, which expects to be the first receiver of messages.
         self.streams = Streams(
@@ -408,6 +427,7 @@ class SocketServer:
             if behind >= 0.01:
                 green.sleep(behind)
                 behind = 0.0
+        self.keeping.stop()
 
     def wait_drained(self, seconds: float) -> None:
         """Wait at most ``seconds`` until a :meth:`drain` that has begun is complete."""

@@ -16,6 +16,8 @@ BELL_CHANNEL = "socketio_pg_bell"
 PERMISSIONS_CHANNEL = "socketio_pg_permissions"
 #: Nodes and other programs exchange messages of Flask-SocketIO's own API here, with MESSAGE_QUEUE=postgres.
 QUEUE_CHANNEL = "socketio_pg_queue"
+#: Nodes tell each other here which of them takes a client's session over: docs/recovery.md.
+SESSIONS_CHANNEL = "socketio_pg_sessions"
 
 #: All characters of Unicode's category Cc.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")

@@ -267,6 +267,12 @@ class Settings:
     log_max_messages: int | None = setting(
         None, parsers.integer(1, 10**15), "maximum number of messages that stay in the log", shown="no limit"
     )
+    recovery_seconds: float = setting(
+        120.0,
+        parsers.seconds(0, 86_400),
+        "seconds for which a client that has asked for it can recover its session after its connection was lost "
+        "(docs/recovery.md); 0: not at all",
+    )
     message_queue: str | None = setting(
         None, parsers.message_queue,
         "carries Flask-SocketIO's own emits, disconnects and callbacks between nodes: 'postgres' (the same database), "

@@ -66,6 +66,16 @@ unrecovered = _counter(
     ("trimmed", "epoch_changed", "position_unknown", "not_installed"),
 )  # fmt: skip
 
+#: Reasons: docs/recovery.md.
+RECOVERIES = (
+    "recovered", "busy", "database_unavailable", "epoch_changed", "invalid_pid", "not_installed", "notify", "off",
+    "other_client", "position_unknown", "replaying", "too_long", "trimmed", "unknown_offset", "unknown_session",
+)  # fmt: skip
+recoveries = _counter(
+    "recoveries", "Clients that came back with the pid of a session: recovered, or the reason why not.", "result",
+    RECOVERIES,
+)  # fmt: skip
+
 epoch_changes = _counter(
     "epoch_changes", "Epochs of the log that this node has ended, because the log's past had changed.", "reason",
     ("database", "tables", "log", "outbox"),
@@ -102,7 +112,7 @@ relay_batch_seconds = Histogram(
 
 reconnects = _counter(
     "database_reconnects", "Reconnects to PostgreSQL after a lost connection, by its purpose.",
-    "connection", ("listener", "relay", "publisher", "history", "follower"),
+    "connection", ("listener", "relay", "publisher", "history", "follower", "sessions"),
 )  # fmt: skip
 hub_delay = Histogram(
     "socketio_pg_hub_delay_seconds", "Delay with which a green thread wakes up after sleeping for half a second.",

@@ -219,6 +219,10 @@ class Seal:
         self._admit(name, key, cipher, channel, counter, int.from_bytes(start[-_NUMBER_BYTES:], "big"), replayable)
         return opened
 
+    def sealed(self, key_id: str, encoded: str) -> str:
+        """Return the sealed text of this installation with these parts."""
+        return f"{_NAME} {self._identity} {key_id} {encoded}"
+
     # -- senders -------------------------------------------------------------------------------------------------------
 
     def _become_sender(self) -> _Own:

@@ -89,6 +89,22 @@ class Sealing:
                 self.want_keys()
             return None
 
+    def seal_for_client(self, purpose: str, text: str) -> str:
+        """Return ``text`` sealed for :meth:`open_from_client`, without the identity of the installation.
+
+        ``purpose`` is not the name of a channel. Waits and raises as :meth:`seal`.
+        """
+        _, _, key, encoded = self.seal(purpose, text).split(" ")
+        return f"{key}.{encoded}"
+
+    def open_from_client(self, purpose: str, text: str) -> str | None:
+        """Return a text that :meth:`seal_for_client` of any node has sealed, however old it is; None for another one.
+
+        A refused one is neither counted nor logged.
+        """
+        key, _, encoded = text.partition(".")
+        return self.open_shown(purpose, self._seal.sealed(key, encoded))
+
     def open(self, channel: str, text: str, *, replayable: bool = False) -> str | None:
         """Return the text that was sealed for ``channel``; None, counted and logged, if it cannot be opened.
 

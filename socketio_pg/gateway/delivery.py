@@ -18,6 +18,8 @@ from socketio_pg.core.errors import (
     UnauthorizedError,
 )
 from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.gateway.catching_up import CatchingUp
+from socketio_pg.gateway.keeping import Keeping
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.replay_packets import ReplayPackets
 from socketio_pg.gateway.replays import Replays
@@ -37,23 +39,33 @@ FEATURES = ("publish_id",)
 class Delivery:
     """Delivers the messages and gaps of ``pubsub`` to the rooms of ``manager``.
 
-    ``send_buffer_bytes`` is the limit of one client's send buffer.
+    ``send_buffer_bytes`` is the limit of one client's send buffer. ``keeping`` has the sessions that can be recovered.
     """
 
     def __init__(
-        self, manager: Manager, pubsub: PubSub, hub: Hub, log: Log, limits: ClientLimits, send_buffer_bytes: int
+        self,
+        manager: Manager,
+        pubsub: PubSub,
+        hub: Hub,
+        log: Log,
+        limits: ClientLimits,
+        keeping: Keeping,
+        send_buffer_bytes: int,
     ) -> None:
         self._manager = manager
         self._pubsub = pubsub
         self._hub = hub
         self._log = log
         self._limits = limits
+        self._keeping = keeping
         self._matching = pubsub.matching
         self._send_buffer_bytes = send_buffer_bytes
         #: At most half of this waits when a page is sent: a replay alone does not make its client lag.
         self._page_bytes = send_buffer_bytes // 8
         self._packets = ReplayPackets(manager)
         self._replays = Replays(manager, self._page_bytes, self._end_failed)
+        #: The replays of clients that can recover their session.
+        self._catching_up: dict[str, CatchingUp] = {}
         pubsub.add_receiver(self)
 
     def room_of(self, sid: str, channel: str) -> str:
@@ -84,16 +96,49 @@ class Delivery:
 
         Returns the function that replays; it waits. ``cause`` (for the metrics): ``since``, ``history`` or ``lagging``.
         """
+        metrics.replays.labels(cause).inc()
+        catching_up = self.catching_up(sid)
+        if catching_up is not None:
+            catching_up.hold(channel, after, complete=cause != "history")
+            self._manager.pass_by(sid, self.room_of(sid, channel))
+            return catching_up.run
         replay = self._pubsub.hold(sid, channel, after, self._client(sid, channel), complete=cause != "history")
         self._manager.pass_by(sid, self.room_of(sid, channel))
-        metrics.replays.labels(cause).inc()
         return functools.partial(self._replays.send, sid, channel, replay)
+
+    def catching_up(self, sid: str) -> CatchingUp | None:
+        """Return the replays of a client that can recover its session; None for another client."""
+        cursor = self._manager.cursor_of(sid)
+        if cursor is None:
+            return None
+        found = self._catching_up.get(sid)
+        if found is None or found.cursor is not cursor:
+            client = functools.partial(self._client, sid)
+            found = self._catching_up[sid] = CatchingUp(
+                self._log,
+                self._hub,
+                self._manager,
+                sid,
+                cursor,
+                self._page_bytes,
+                client,
+                self._keeping.replayed,
+                self._end_failed,
+            )
+        return found
+
+    def drop(self, sid: str) -> None:
+        """Forget a client that has left."""
+        self._catching_up.pop(sid, None)
 
     def leave(self, sid: str, channel: str) -> None:
         """End a subscription: ``sid`` gets no more messages of ``channel``."""
         room = self.room_of(sid, channel)
         self._replays.discard(sid, channel)
+        if sid in self._catching_up:
+            self._catching_up[sid].discard(channel)
         self._pubsub.leave(sid, channel)
+        self._keeping.left(sid, channel)
         self._manager.leave_room(sid, "/", room)
 
     def revoke(self, sid: str, channel: str) -> None:
@@ -127,10 +172,22 @@ class Delivery:
             metrics.expensive_filters.inc()
             self._end(sid, channel, FilterTooExpensiveError.code)
 
-    def emit_hello(self, sid: str, claims: Claims | None, auth: str, health: dict[str, Any] | None) -> None:
-        """Send the first event of a client that has connected; ``auth`` is AUTH, ``health`` that of :class:`Health`."""
+    def emit_hello(
+        self,
+        sid: str,
+        claims: Claims | None,
+        auth: str,
+        health: dict[str, Any] | None,
+        recovery: dict[str, Any] | None = None,
+    ) -> None:
+        """Send the first event of a client that has connected; ``auth`` is AUTH, ``health`` that of :class:`Health`.
+
+        ``recovery``: what has become of its session, for a client that wants to recover it.
+        """
         identity = ANONYMOUS if claims is None else claims.to_wire()
         body = {"sid": sid, "version": __version__, "features": FEATURES, "auth": auth, "health": health} | identity
+        if recovery is not None:
+            body["recovery"] = recovery
         self._manager.emit("server_hello", body, "/", to=sid, ignore_queue=True)
 
     def emit_health(self, health: dict[str, Any]) -> None:
@@ -156,6 +213,7 @@ class Delivery:
         socket = self._manager.socket_of(sid, namespace)
         if socket is not None and not socket.closed and not socket.closing:
             metrics.cut_off.labels(reason).inc()
+            self._keeping.forget(sid)
             self._manager.emit("error", error.to_wire(), namespace, to=sid, ignore_queue=True)
             # At the level of Engine.IO: the client reconnects, with a new token if it can get one.
             socket.close(False, True)
@@ -169,7 +227,9 @@ class Delivery:
         channels = {message.channel for message in messages}
         # Held subscriptions get these messages from their replay.
         held = None
-        if messages[0].position is not None:
+        if messages[0].position is None:
+            self._keeping.note_notify(channels)
+        else:
             channel_of = {room: message.channel for message, some in zip(messages, rooms, strict=True) for room in some}
             self._hold_lagging(channel_of, messages[0].position - 1)
             held_of = {channel: self._hub.held(channel) for channel in channels}
@@ -218,7 +278,11 @@ class Delivery:
         for room, channel in channel_of.items():
             for sid in self._manager.lagging(room, self._send_buffer_bytes // 4):
                 if hub.is_subscribed(sid, channel) and not hub.held_by(sid, channel):
-                    green.run_soon(self.hold(sid, channel, after, "lagging"))
+                    # All together if it can recover its session: its offsets must say how far each has got.
+                    together = [channel] if self._manager.cursor_of(sid) is None else hub.channels_of(sid)
+                    for one in together:
+                        if not hub.held_by(sid, one) and self.has_entered(sid, one):
+                            green.run_soon(self.hold(sid, one, after, "lagging"))
 
     def receive_gap(self, gap: NotifyGap) -> None:
         """Report a gap of NOTIFY to the channel's subscribers."""
@@ -298,8 +362,12 @@ class _Client:
         socket = self.manager.socket_of(self.sid)
         if socket is not None and messages:
             metrics.replayed_messages.inc(len(messages))
-            encode = self._with_strings if self.hub.wants_strings(self.sid, self.channel) else self.packets.of
-            self.manager.emit_page([encode(message) for message in messages], socket)
+            self.manager.emit_page([self.encode(message) for message in messages], socket)
+
+    def encode(self, message: EncodedMessage) -> EncodedPacket:
+        if self.hub.wants_strings(self.sid, self.channel):
+            return self._with_strings(message)
+        return self.packets.of(message)
 
     def gap(self, reason: str, epoch: str, position: int) -> None:
         metrics.unrecovered.labels(reason).inc()

@@ -12,6 +12,7 @@ from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
 from socketio_pg.core.messages import requested_publication
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
+from socketio_pg.gateway.keeping import Keeping
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.subscribing import Subscribing
 from socketio_pg.log.log import Log
@@ -36,6 +37,7 @@ class Handlers:
         access: Access,
         admission: Admission,
         limits: ClientLimits,
+        keeping: Keeping,
     ) -> None:
         self._server = server
         self._pubsub = pubsub
@@ -46,12 +48,14 @@ class Handlers:
         self._permissions = access.permissions
         self._rechecks = access.rechecks
         self._admission = admission
-        self._subscribing = Subscribing(
+        self._keeping = keeping
+        self.subscribing = Subscribing(
             server,
             pubsub,
             hub,
             log,
             delivery,
+            keeping,
             access.permissions,
             limits,
             functools.partial(self._require, "subscribe"),
@@ -60,8 +64,8 @@ class Handlers:
     def register(self, *, test: bool = False) -> None:
         """Register the handlers with the server; ``test`` adds ``test_pub``, another name for ``publish``."""
         handlers: dict[str, Handler] = {
-            "subscribe": self._subscribing.subscribe,
-            "unsubscribe": self._subscribing.unsubscribe,
+            "subscribe": self.subscribing.subscribe,
+            "unsubscribe": self.subscribing.unsubscribe,
             "publish": self.publish,
             "authenticate": self.authenticate,
         }
@@ -93,6 +97,7 @@ class Handlers:
         if self._session(sid) is not before:
             raise InvalidRequestError("another 'authenticate' of this client was completed first")
         self._sessions.set(sid, "/", claims)
+        self._keeping.identify(sid, claims)
         self._set_in_other_namespaces(sid, claims)
         for channel in self._hub.channels_of(sid):
             if not allowed[channel]:

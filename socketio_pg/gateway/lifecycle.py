@@ -10,7 +10,9 @@ from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.health import Health
 from socketio_pg.gateway.idle import Idle
+from socketio_pg.gateway.keeping import Keeping
 from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.gateway.restoring import Restoring
 from socketio_pg.protocol.server import Lifecycle
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.pubsub import PubSub
@@ -29,6 +31,8 @@ class ClientLifecycle(Lifecycle):
         hub: Hub,
         delivery: Delivery,
         health: Health,
+        keeping: Keeping,
+        restoring: Restoring,
         start: Callable[[], None],
     ) -> None:
         self._admission = admission
@@ -39,6 +43,8 @@ class ClientLifecycle(Lifecycle):
         self._hub = hub
         self._delivery = delivery
         self._health = health
+        self._keeping = keeping
+        self._restoring = restoring
         self._start = start
 
     def opened(self, eio_sid: str, environ: dict[str, Any]) -> None:
@@ -46,6 +52,7 @@ class ClientLifecycle(Lifecycle):
 
     def closed(self, eio_sid: str) -> None:
         self._admission.closed(eio_sid)
+        self._restoring.closed(eio_sid)
 
     def before_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
         self._admission.check_connect(eio_sid)
@@ -60,13 +67,30 @@ class ClientLifecycle(Lifecycle):
     def identified(self, sid: str, namespace: str, identity: Any) -> None:
         self._access.sessions.set(sid, namespace, identity)
 
+    def resume(self, eio_sid: str, namespace: str, auth: object, identity: Any) -> str | None:
+        return self._restoring.resume(eio_sid, namespace, auth, identity)
+
+    def restore(self, sid: str, eio_sid: str) -> bool:
+        return self._restoring.restore(sid, eio_sid)
+
+    def restored(self, sid: str, eio_sid: str) -> bool:
+        return self._restoring.restored(sid, eio_sid)
+
+    def answer(self, sid: str, eio_sid: str, namespace: str) -> dict[str, Any]:
+        return self._restoring.answer(sid, eio_sid, namespace)
+
+    def ended(self, sid: str) -> None:
+        self._keeping.forget(sid)
+
     def connected(self, sid: str) -> None:
         self._start()
         self._hub.add(sid)
         self._idle.heard(sid)
         session = self._access.sessions.get(sid)
         claims = None if session is None else session.claims
-        self._delivery.emit_hello(sid, claims, self._access.authenticator.mode, self._health.current())
+        self._delivery.emit_hello(
+            sid, claims, self._access.authenticator.mode, self._health.current(), self._restoring.connected(sid)
+        )
 
     def before_event(self, sid: str, size: int) -> None:
         session = self._access.sessions.get(sid)
@@ -86,3 +110,5 @@ class ClientLifecycle(Lifecycle):
         self._limits.drop(sid)
         self._idle.drop(sid)
         self._pubsub.drop(sid)
+        self._delivery.drop(sid)
+        self._keeping.lose(sid)

@@ -15,6 +15,7 @@ from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, RateLimitedError, SocketIOPGError
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.gateway.delivery import Delivery
+from socketio_pg.gateway.keeping import Entry, Keeping
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.log.log import Log
 from socketio_pg.log.starts import Start, requested_start, wants_all
@@ -34,7 +35,7 @@ _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.subscribing"))
 
 
 @dataclass(slots=True)
-class _Pending:
+class Pending:
     """A subscription whose LISTEN is committed, and which gets no messages yet: no room has it.
 
     ``after`` and ``told`` are the result of :meth:`Log.find_start`, in the log's ``epoch``. ``new``: the client was not
@@ -50,6 +51,9 @@ class _Pending:
     after: int | None = None
     told: dict[str, Any] = field(default_factory=dict)
     epoch: str | None = None
+    #: Whether the client's session has it, and the subscription that it replaces there.
+    stored: bool = False
+    former: Entry | None = None
 
 
 class Subscribing:
@@ -65,6 +69,7 @@ class Subscribing:
         hub: Hub,
         log: Log,
         delivery: Delivery,
+        keeping: Keeping,
         permissions: Permissions,
         limits: ClientLimits,
         require: Callable[[str, str], None],
@@ -74,6 +79,7 @@ class Subscribing:
         self._hub = hub
         self._log = log
         self._delivery = delivery
+        self._keeping = keeping
         self._permissions = permissions
         self._limits = limits
         self._require = require
@@ -81,7 +87,7 @@ class Subscribing:
     def subscribe(self, sid: str, request: dict[str, Any]) -> Answer:
         if "channels" in request:
             return self._subscribe_together(sid, request)
-        body, then = self._complete(sid, self._prepare(sid, request))
+        body, then = self._complete(sid, self.prepare(sid, request))
         return Answer("subscribed", body, then)
 
     def unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
@@ -91,8 +97,11 @@ class Subscribing:
 
     # -- one channel ---------------------------------------------------------------------------------------------------
 
-    def _prepare(self, sid: str, request: dict[str, Any]) -> _Pending:
-        """Return a subscription that only has to be completed. Waits, for all that has to be waited for."""
+    def prepare(self, sid: str, request: dict[str, Any], *, stored: bool = False) -> Pending:
+        """Return a subscription that only has to be completed. Waits, for all that has to be waited for.
+
+        ``stored``: the client's session has it already.
+        """
         channel = validate_channel(request.get("channel"))
         if self._server.is_client_id(channel):
             raise InvalidChannelError("this name is the id of a client", channel=channel)
@@ -107,22 +116,32 @@ class Subscribing:
             if not self._hub.has_channel(channel):
                 self._limits.check_channels(self._hub.channel_count)
         self._pubsub.join(sid, channel)
-        pending = _Pending(channel, start, filter, request.get("filter"), new, strings)
+        pending = Pending(channel, start, filter, request.get("filter"), new, strings)
         try:
             if self._permissions.is_overtaken(channel, mark):
                 # The first answer may predate a change of permissions. Later changes recheck this subscription.
                 self._require(sid, channel)
             self._find_start(pending)
+            if not stored:
+                self._store(sid, pending)
         except BaseException:
             self._undo(sid, pending)
             raise
         return pending
 
-    def _find_start(self, pending: _Pending) -> None:
+    def _store(self, sid: str, pending: Pending) -> None:
+        """Store the subscription in the client's session, if it has one."""
+        replaying = pending.after is not None
+        after = self._log.position if pending.after is None else pending.after
+        entry = Entry(0, after, pending.requested_filter or None, pending.strings, replaying)
+        pending.former = self._keeping.joined(sid, pending.channel, entry)
+        pending.stored = True
+
+    def _find_start(self, pending: Pending) -> None:
         pending.after, pending.told = self._log.find_start(pending.channel, pending.start)
         pending.epoch = self._log.epoch
 
-    def _complete(self, sid: str, pending: _Pending) -> tuple[dict[str, Any], Callable[[], None] | None]:
+    def _complete(self, sid: str, pending: Pending) -> tuple[dict[str, Any], Callable[[], None] | None]:
         """Begin to deliver. Return the fields of the answer, and the function that replays. Does not wait."""
         channel, filter = pending.channel, pending.filter
         # The client may have disconnected or unsubscribed in the meantime.
@@ -145,12 +164,18 @@ class Subscribing:
         cause = "since" if wants_all(pending.start) else "history"
         after = pending.after
         then = self._delivery.hold(sid, channel, after, cause) if after is not None else None
-        return body | {"epoch": self._log.epoch, "position": self._pubsub.position_of(sid, channel, live)}, then
+        position = self._pubsub.position_of(sid, channel, live)
+        if after is None and not live:
+            self._keeping.began(sid, channel, position)
+        return body | {"epoch": self._log.epoch, "position": position}, then
 
-    def _undo(self, sid: str, pending: _Pending) -> None:
+    def _undo(self, sid: str, pending: Pending) -> None:
         # Another request for the same channel may have completed the subscription in the meantime: it stays.
         if pending.new and not self._delivery.has_entered(sid, pending.channel):
             self._pubsub.leave(sid, pending.channel)
+            self._keeping.left(sid, pending.channel)
+        elif pending.stored:
+            self._keeping.put(sid, pending.channel, pending.former)
 
     def _parse_filter(self, sid: str, value: object) -> Filter | None:
         if not value:
@@ -177,7 +202,7 @@ class Subscribing:
         # All at the same time: their permission checks, LISTENs and reads of the log are combined.
         found = _together([functools.partial(self._prepare_entry, sid, entry) for entry in entries])
         # A subscription without a room gets no gap, so a new epoch must be noticed here.
-        while any(isinstance(one, _Pending) and self._is_stale(one) for one in found):
+        while any(isinstance(one, Pending) and self._is_stale(one) for one in found):
             found = _together([functools.partial(self._renew, sid, one) for one in found])
         # Nothing waits from here to the answer: no message is sent before the answer that has its position.
         results, replays = [], []
@@ -203,12 +228,12 @@ class Subscribing:
                 results.append(entry.failure(error))
         return Answer("unsubscribed", {"channels": results}, once=True)
 
-    def _prepare_entry(self, sid: str, entry: "_Entry") -> _Pending:
+    def _prepare_entry(self, sid: str, entry: "_Entry") -> Pending:
         if entry.repeated:
             raise InvalidRequestError("this channel occurs twice in the request")
-        return self._prepare(sid, entry.request)
+        return self.prepare(sid, entry.request)
 
-    def _renew(self, sid: str, found: "_Pending | SocketIOPGError") -> _Pending:
+    def _renew(self, sid: str, found: "Pending | SocketIOPGError") -> Pending:
         """Find the start of a subscription again if the log has a new epoch."""
         if isinstance(found, SocketIOPGError):
             raise found
@@ -220,7 +245,7 @@ class Subscribing:
                 raise
         return found
 
-    def _is_stale(self, pending: _Pending) -> bool:
+    def _is_stale(self, pending: Pending) -> bool:
         return pending.start is not None and pending.epoch != self._log.epoch
 
     def _entries(self, sid: str, request: dict[str, Any]) -> "list[_Entry]":

@@ -7,7 +7,7 @@ from typing import Any
 from socketio_pg.core import metrics
 from socketio_pg.core.messages import EncodedMessage, Position
 from socketio_pg.log.follower import Follower
-from socketio_pg.log.history import History
+from socketio_pg.log.history import History, Read
 from socketio_pg.log.merging import MergedReplay
 from socketio_pg.log.replay import Replay
 from socketio_pg.log.starts import LogPosition, LogTime, Snapshot, Start
@@ -115,6 +115,18 @@ class Log:
     def replay_together(self, starts: Mapping[str, int], *, complete: bool = True) -> MergedReplay:
         """Return one replay of several channels, each from a position on. ``complete``: see :meth:`replay`."""
         return MergedReplay(self._follower, self._history, starts, complete=complete)
+
+    def channel_page(self, channel: str, after: int, upto: int) -> Read:
+        """Return the next page of ``channel`` after a position, see :meth:`History.channel_page`. Waits."""
+        return self._history.channel_page(channel, after, upto)
+
+    def wait_moved(self) -> None:
+        """Wait until this node has delivered more of the log, for at most a second."""
+        self._follower.wait_moved(1.0)
+
+    def look(self) -> None:
+        """Have the log's head read soon: it may have been removed."""
+        self._follower.look()
 
     def read_page(self, channel: str, start: Start, limit: int) -> ReplayPage:
         """Return at most ``limit`` messages of ``channel``; none, only the current position, when ``start`` is None.

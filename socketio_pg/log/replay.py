@@ -9,7 +9,7 @@ import enum
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from socketio_pg.core import green
 from socketio_pg.core.backoff import Backoff
@@ -24,6 +24,15 @@ _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.replay"))
 
 #: Bytes of a message on the wire in addition to its payload: channel, time, position.
 MESSAGE_OVERHEAD = 200
+
+
+@runtime_checkable
+class HasPosition(Protocol):
+    """The reason for which the hub holds a subscription."""
+
+    @property
+    def position(self) -> int:
+        """All messages of the subscription up to this position were sent, or are being sent."""
 
 
 class ReplayReceiver(Protocol):
@@ -129,7 +138,7 @@ class Replay:
             assert self._epoch is not None
             receiver.gap("trimmed", self._epoch, self.position)
             self._reported = read.removed
-        messages = _beginning(read.page.messages, receiver.page_bytes)
+        messages = beginning(read.page.messages, receiver.page_bytes)
         # `history` keeps the rest of the page for the next step.
         last = messages[-1].position if len(messages) < len(read.page.messages) else None
         selected = receiver.select(messages)
@@ -156,7 +165,7 @@ class HeldReplay:
         return self.replay.step(self.receiver, self.held, self.release)
 
 
-def _beginning(messages: Sequence[EncodedMessage], most: int) -> Sequence[EncodedMessage]:
+def beginning(messages: Sequence[EncodedMessage], most: int) -> Sequence[EncodedMessage]:
     """Return as many of the first messages as fit into ``most`` bytes with their envelopes, at least one."""
     size = 0
     for index, message in enumerate(messages):

@@ -31,7 +31,7 @@ GRANT SELECT, INSERT, DELETE ON socketio_pg.log TO {role};
 GRANT SELECT, UPDATE ON socketio_pg.head TO {role};
 GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.lease, socketio_pg.busy_until, socketio_pg.newest_position,
     socketio_pg.newest_id, socketio_pg.removed_position TO {role};
-GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.node TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.node, socketio_pg.session, socketio_pg.session_owner TO {role};
 GRANT SELECT ON socketio_pg.schema_version, socketio_pg.channels, socketio_pg.nodes, socketio_pg.consumers TO {role};
 GRANT SELECT ON socketio_pg.cluster_key TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.probe(text[]) TO {role};
@@ -94,7 +94,7 @@ BEGIN
         socketio_pg.watch_triggers;
     DROP TABLE IF EXISTS socketio_pg.outbox, socketio_pg.published, socketio_pg.log, socketio_pg.head, socketio_pg.node,
         socketio_pg.messages, socketio_pg.cluster_key, socketio_pg.consumer, socketio_pg.watch_failure,
-        socketio_pg.schema_version;
+        socketio_pg.schema_version, socketio_pg.session, socketio_pg.session_owner;
     DROP SEQUENCE IF EXISTS socketio_pg.lease, socketio_pg.busy_until, socketio_pg.newest_position,
         socketio_pg.newest_id, socketio_pg.removed_position;
     DROP FUNCTION IF EXISTS socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, boolean, text),

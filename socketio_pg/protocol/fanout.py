@@ -19,13 +19,17 @@ from socketio_pg.core.metrics import fan_out
 from socketio_pg.engine import frames
 from socketio_pg.engine.socket import Socket
 from socketio_pg.engine.transport import WebSocketTransport
+from socketio_pg.protocol.offsets import Cursor
 from socketio_pg.protocol.packets import EVENT, quick_packet
 
 
 class Line:
-    """The members of a room: sid and transport of those with a WebSocket, both ids of those that poll."""
+    """The members of a room: sid and transport of those with a WebSocket, both ids of those that poll.
 
-    __slots__ = ("others", "sends", "sids", "transports")
+    Those whose events have an offset are in ``followed`` only.
+    """
+
+    __slots__ = ("followed", "others", "sends", "sids", "transports")
 
     def __init__(self) -> None:
         self.sids: list[str] = []
@@ -33,6 +37,7 @@ class Line:
         #: The ``send`` of each transport, bound once and not for each message.
         self.sends: list[Callable[[bytes], None]] = []
         self.others: list[tuple[str, str]] = []
+        self.followed: list[tuple[str, Socket, Cursor]] = []
 
 
 @dataclass(eq=False, slots=True)
@@ -62,16 +67,25 @@ class Broadcast:
         return self.moved.get((sid, room), room)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class EncodedPacket:
-    """An encoded Socket.IO packet, and its WebSocket frame."""
+    """An encoded Socket.IO packet, and its WebSocket frame. ``position`` is that of a message of the log."""
 
     text: str
     frame: bytes
+    position: int | None = None
+    #: The last offset that was added, and the packet with it.
+    _added: "tuple[str, EncodedPacket] | None" = None
+
+    def with_offset(self, offset: str) -> "EncodedPacket":
+        """Return this event with one more argument. Clients that get the same offset share the result."""
+        if self._added is None or self._added[0] != offset:
+            self._added = offset, framed(f'{self.text[:-1]},"{offset}"]')
+        return self._added[1]
 
 
-def framed(text: str) -> EncodedPacket:
-    return EncodedPacket(text, frames.encode_text("4" + text))
+def framed(text: str, position: int | None = None) -> EncodedPacket:
+    return EncodedPacket(text, frames.encode_text("4" + text), position)
 
 
 class Manager(socketio.Manager):  # type: ignore[misc]
@@ -91,6 +105,44 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         self._rooms_of: dict[tuple[str, str], set[Any]] = {}
         #: Member whose CONNECT is not answered yet → functions that send it what was emitted meanwhile.
         self._early: dict[str, list[Callable[[], None]]] = {}
+        #: Members of the namespace ``/`` whose events have an offset.
+        self._cursors: dict[str, Cursor] = {}
+        #: Members of the namespace ``/``: set when they have left.
+        self._left: dict[str, green.Event] = {}
+
+    def left(self, sid: str) -> green.Event:
+        """Return an event that is set when a member of the namespace ``/`` has left."""
+        return self._left.setdefault(sid, green.Event())
+
+    def is_open(self, eio_sid: str) -> bool:
+        """Return whether a connection is open."""
+        socket = self.server.eio.sockets.get(eio_sid)
+        return socket is not None and not socket.closed and not socket.closing
+
+    def close(self, eio_sid: str) -> None:
+        """Close a connection as if it was lost, in a green thread: the application's disconnect handlers may wait."""
+        socket = self.server.eio.sockets.get(eio_sid)
+        if socket is not None:
+            green.run_soon(socket.close, False, True, self.server.reason.TRANSPORT_CLOSE)
+
+    def follow(self, sid: str, cursor: Cursor) -> None:
+        """Add the offset of ``cursor`` to each event of this client of the namespace ``/``, until it has left."""
+        self._cursors[sid] = cursor
+        for room in (None, *self.get_rooms(sid, "/")):
+            self._lines.pop(("/", room), None)
+
+    def cursor_of(self, sid: str) -> Cursor | None:
+        """Return the cursor of a client whose events have an offset; None for others."""
+        return self._cursors.get(sid)
+
+    def resume(self, sid: str, eio_sid: str) -> bool:
+        """Do what :meth:`pre_connect` does, with a ``sid`` that the client had before. Return False if it is in use."""
+        if self.is_sid_room("/", sid) or self.sid_from_eio_sid(eio_sid, "/") is not None:
+            return False
+        self.basic_enter_room(sid, "/", None, eio_sid=eio_sid)
+        self.basic_enter_room(sid, "/", sid, eio_sid=eio_sid)
+        self.pending_connect.setdefault("/", []).append(sid)
+        return True
 
     def emit(
         self,
@@ -111,10 +163,26 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             again = functools.partial(self.emit, event, data, namespace, callback=callback, ignore_queue=True)
             skip_sid = self._keep_early(again, packet, namespace, to or room, skip_sid)
         if packet is None:
+            if self._cursors and not callback and namespace == "/":
+                skip_sid = self._emit_followed(event, data, to or room, skip_sid)
             super().emit(event, data, namespace, room=room, skip_sid=skip_sid, callback=callback, to=to, **options)
         elif namespace in self.rooms:
             skipped = skip_sid if isinstance(skip_sid, list) else [] if skip_sid is None else [skip_sid]
             self._send(packet, namespace, to or room, skipped)
+
+    def _emit_followed(self, event: str, data: Any, room: Any, skip_sid: Any) -> list[Any]:
+        """Emit binary data to members of ``room`` whose events have an offset. Return the members to skip, with these.
+
+        A client takes any string that is the last argument for an offset.
+        """
+        skipped = list(skip_sid) if isinstance(skip_sid, list) else [skip_sid]
+        arguments = data if isinstance(data, tuple) else (data,)
+        for sid, _ in list(self.get_participants("/", room)):
+            cursor = self._cursors.get(sid)
+            if cursor is not None and sid not in skipped:
+                super().emit(event, (*arguments, cursor.offset()), "/", to=sid)
+                skipped.append(sid)
+        return skipped
 
     def hold_early(self, sid: str) -> None:
         """Keep events for ``sid`` until :meth:`take_early`: nothing precedes the answer to its CONNECT."""
@@ -177,10 +245,11 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         else:
             self._send_rooms(of_room or dict(runs), namespace, skipped)
 
-    def encode_message(self, event: str, argument: Any, namespace: str = "/") -> EncodedPacket:
+    def encode_message(self, event: str, argument: dict[str, Any], namespace: str = "/") -> EncodedPacket:
         """Return ``event`` with one argument that has no binary data, which the stock encoder would look for."""
         text = self.server.packet_class.json.dumps([event, argument], separators=(",", ":"))
-        return framed(f"{socketio.packet.EVENT}{'' if namespace == '/' else namespace + ','}{text}")
+        text = f"{socketio.packet.EVENT}{'' if namespace == '/' else namespace + ','}{text}"
+        return framed(text, argument.get("position"))
 
     def emit_page(self, packets: Sequence[EncodedPacket], socket: Socket) -> None:
         """Send ``packets`` to one client, in one send that does not count towards its send buffer.
@@ -206,6 +275,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             socket = self.server.eio.sockets.get(eio_sid)
             if socket is not None and socket.buffered > buffered:
                 lagging.append(sid)
+        lagging += [sid for sid, socket, _ in line.followed if socket.buffered > buffered]
         return lagging
 
     def socket_of(self, sid: str, namespace: str = "/") -> Socket | None:
@@ -256,7 +326,9 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         members = self.rooms[namespace].get(room, ())
         if len(members) != 1:
             return False
-        (eio_sid,) = members.values()
+        ((sid, eio_sid),) = members.items()
+        if sid in self._cursors:
+            return False
         socket = self.server.eio.sockets.get(eio_sid)
         if socket is None or socket.connection is None:
             return False
@@ -309,7 +381,43 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         for sid, eio_sid in line.others:
             if sid not in broadcast.gone_from(room):
                 self._send_polled(packets, eio_sid)
+        return self._send_followed(packets, line, broadcast, room, turn_ends) if line.followed else turn_ends
+
+    def _send_followed(
+        self, packets: Sequence[EncodedPacket], line: Line, broadcast: Broadcast, room: Any, turn_ends: float
+    ) -> float:
+        """Send ``packets`` with offsets to the members that get them; otherwise as :meth:`_send_line`."""
+        last = packets[-1].position
+        shared, frame = None, b""
+        for number, (sid, socket, cursor) in enumerate(line.followed, 1):
+            if sid not in broadcast.gone_from(room):
+                if cursor.behind or socket.connection is None:
+                    self._send_share(_with_offsets(packets, cursor), socket)
+                else:
+                    if last is not None:
+                        cursor.sent = last
+                    # All that are up to date have the same offset: between two slices it may increase.
+                    offset = cursor.offset()
+                    if offset != shared:
+                        shared = offset
+                        frame = b"".join([packet.frame for packet in _with_offsets(packets, cursor)])
+                    socket.connection.send(frame)
+                    fan_out.frames += len(packets)
+                    fan_out.frame_bytes += len(frame)
+            if number % self.slice_sends == 0 and time.monotonic() > turn_ends:
+                green.sleep()
+                turn_ends = time.monotonic() + self.slice_seconds
         return turn_ends
+
+    def _send_share(self, packets: Sequence[EncodedPacket], socket: Socket) -> None:
+        """Send ``packets`` to one client."""
+        if socket.connection is None:
+            self._send_polled(packets, socket.sid)
+            return
+        frame = b"".join([packet.frame for packet in packets])
+        socket.connection.send(frame)
+        fan_out.frames += len(packets)
+        fan_out.frame_bytes += len(frame)
 
     def _send_polled(self, packets: Sequence[EncodedPacket], eio_sid: str) -> None:
         fan_out.polled += len(packets)
@@ -339,16 +447,20 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         if line is None:
             line = Line()
             sockets = self.server.eio.sockets
+            cursors = self._cursors if namespace == "/" else {}
             for sid, eio_sid in self.get_participants(namespace, room):
                 socket = sockets.get(eio_sid)
-                if socket is not None and socket.connection is not None:
+                if cursors and sid in cursors:
+                    if socket is not None:
+                        line.followed.append((sid, socket, cursors[sid]))
+                elif socket is not None and socket.connection is not None:
                     line.sids.append(sid)
                     line.transports.append(socket.connection)
                     line.sends.append(socket.connection.send)
                 else:
                     line.others.append((sid, eio_sid))
             # Polling members may upgrade at any time. Caching rooms of one member would only use memory.
-            if key and not line.others and len(line.sids) > 1:
+            if key and not line.others and len(line.sids) + len(line.followed) > 1:
                 self._lines[key] = line
         return line
 
@@ -390,6 +502,10 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             self.basic_leave_room(sid, namespace, room)
         self.basic_leave_room(sid, namespace, None)
         self.callbacks.pop(sid, None)
+        if namespace == "/":
+            self._cursors.pop(sid, None)
+            if sid in self._left:
+                self._left.pop(sid).send()
         for pending in (self.pending_connect, self.pending_disconnect):
             sids = pending.get(namespace, [])
             if sid in sids:
@@ -420,7 +536,12 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                 share = [packets for sid, room, packets in all_of_it if sid not in broadcast.gone_from(room)]
                 socket = sockets.get(eio_sid)
                 connection = None if socket is None else socket.connection
-                if connection is not None:
+                cursor = self._cursors.get(all_of_it[0][0]) if self._cursors else None
+                if cursor is not None:
+                    if share and socket is not None:
+                        together = [packet for packets in share for packet in packets]
+                        self._send_share(_with_offsets(together, cursor), socket)
+                elif connection is not None:
                     frame = b"".join([frame_of[id(packets)] for packets in share])
                     connection.send(frame)
                     sent_frames += sum(map(len, share))
@@ -433,3 +554,13 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                     turn_ends = time.monotonic() + self.slice_seconds
         fan_out.frames += sent_frames
         fan_out.frame_bytes += sent_bytes
+
+
+def _with_offsets(packets: Sequence[EncodedPacket], cursor: Cursor) -> list[EncodedPacket]:
+    """Return ``packets`` with the offsets that they have for the client of ``cursor``, which they move on."""
+    found = []
+    for packet in packets:
+        if packet.position is not None:
+            cursor.sent = packet.position
+        found.append(packet.with_offset(cursor.offset()))
+    return found

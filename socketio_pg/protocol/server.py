@@ -68,6 +68,28 @@ class Lifecycle:
     def identified(self, sid: str, namespace: str, identity: object) -> None:
         """A client has its sid; the application's own connect handler runs next."""
 
+    def resume(self, eio_sid: str, namespace: str, auth: object, identity: object) -> str | None:
+        """Return the sid of the former session that the client continues; None for a new one. May wait."""
+        return None
+
+    def restore(self, sid: str, eio_sid: str) -> bool:
+        """Restore the former session of an identified client, and send it what it has missed. May wait.
+
+        Return False if the client must get a new session.
+        """
+        return False
+
+    def restored(self, sid: str, eio_sid: str) -> bool:
+        """The application's connect handler has run: send what has come since. May wait, but not at its end.
+
+        Return False if the client cannot be told about its session any more.
+        """
+        return False
+
+    def answer(self, sid: str, eio_sid: str, namespace: str) -> dict[str, Any]:
+        """Return further fields of the answer to CONNECT. Does not wait."""
+        return {}
+
     def connected(self, sid: str) -> None:
         """A client of the namespace ``/`` was sent the answer to its CONNECT."""
 
@@ -76,6 +98,12 @@ class Lifecycle:
 
     def disconnected(self, sid: str) -> None:
         """A client of any namespace has left, for whatever reason."""
+
+    def ended(self, sid: str) -> None:
+        """The client, or the application, is about to end the client's session with DISCONNECT, and not its connection.
+
+        ``sid`` may be that of a client that is not connected.
+        """
 
 
 @dataclass(slots=True)
@@ -169,6 +197,9 @@ class Server(AnsweringServer):
         if packet.packet_type == CONNECT:
             self._handle_connect(eio_sid, namespace, packet.data)
         elif packet.packet_type == DISCONNECT:
+            sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
+            if sid is not None:
+                self.lifecycle.ended(sid)
             self._handle_disconnect(eio_sid, namespace, self.reason.CLIENT_DISCONNECT)
         elif packet.packet_type in (EVENT, BINARY_EVENT):
             self._take_event(eio_sid, namespace, packet, own_thread)
@@ -276,9 +307,11 @@ class Server(AnsweringServer):
             self._limited_log.failure("a client could not be identified", connection=eio_sid)
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
             return
-        if self._get_event_handler("connect", namespace, ())[0] or self._get_namespace_handler(namespace, ())[0]:
+        former = self.lifecycle.resume(eio_sid, namespace, data, identity)
+        handled = self._get_event_handler("connect", namespace, ())[0] or self._get_namespace_handler(namespace, ())[0]
+        if handled or former is not None:
             # The application's handler may wait, which is not allowed while corked.
-            self._connect(eio_sid, namespace, data, identity)
+            self._connect(eio_sid, namespace, data, identity, former)
         else:
             with self._corked(eio_sid):
                 self._connect(eio_sid, namespace, data, identity)
@@ -294,32 +327,43 @@ class Server(AnsweringServer):
         for name in list(self.manager.get_namespaces()):
             yield self.manager.sid_from_eio_sid(eio_sid, name)
 
-    def _connect(self, eio_sid: str, namespace: str, auth: Any, identity: object) -> None:
+    def _connect(self, eio_sid: str, namespace: str, auth: Any, identity: object, former: str | None = None) -> None:
         """Connect a client that may come in, unless the application refuses it.
 
-        python-socketio does this in `_handle_connect`, where an identity has no place.
+        python-socketio does this in `_handle_connect`, where an identity has no place. ``former`` is the sid of a
+        session that is restored, if it can be.
         """
         if not self._is_open(eio_sid):
             return  # it left while it was identified
-        sid: str | None = self.manager.pre_connect(eio_sid, namespace)
+        if former is not None and not self._restore(eio_sid, former, identity):
+            former = None
+            if not self._is_open(eio_sid):
+                return
+        sid: str | None = former or self.manager.pre_connect(eio_sid, namespace)
         if sid is None:
             # Connected while it was identified, by a CONNECT over its other transport.
             self._send_connect_error(eio_sid, namespace, {"message": "Unable to connect"})
             return
         early: list[Callable[[], None]] = []
         try:
-            self.manager.hold_early(sid)
-            self.lifecycle.identified(sid, namespace, identity)
+            if former is None:
+                self.manager.hold_early(sid)
+                self.lifecycle.identified(sid, namespace, identity)
             refusal = self._ask_application(sid, namespace, self.environ[eio_sid], auth)
             if refusal is None and sid in self._unwanted:
                 refusal = socketio.exceptions.ConnectionRefusedError().error_args
-            if refusal is None:
+            if refusal is None and former is not None and not self.lifecycle.restored(sid, eio_sid):
+                # Without an answer: the client connects again.
+                green.run_soon(self.eio.disconnect, eio_sid)
+            elif refusal is None:
                 # First, because the client may send a large packet as soon as it has the answer.
                 self.eio.admitted(eio_sid)
-                self.send_packet(eio_sid, CONNECT, namespace, {"sid": sid})
+                answer = {"sid": sid} | self.lifecycle.answer(sid, eio_sid, namespace)
+                self.send_packet(eio_sid, CONNECT, namespace, answer)
                 self.manager.connect(sid, namespace)
             else:
                 self._send_connect_error(eio_sid, namespace, refusal)
+                self.lifecycle.ended(sid)
         except green.FAILURES:  # the application's code
             self._limited_log.failure("the application's connect handler failed", connection=eio_sid)
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
@@ -342,12 +386,32 @@ class Server(AnsweringServer):
         if namespace == "/":
             self.lifecycle.connected(sid)
 
+    def _restore(self, eio_sid: str, sid: str, identity: object) -> bool:
+        """Restore a session. Return False if the client must get a new one, or has left."""
+        if not self.manager.resume(sid, eio_sid):
+            return False
+        restored = False
+        try:
+            self.manager.hold_early(sid)
+            self.lifecycle.identified(sid, "/", identity)
+            self.eio.admitted(eio_sid)  # a replay may take longer than the time that it has to connect
+            restored = self.lifecycle.restore(sid, eio_sid) and self._is_open(eio_sid)
+        except green.FAILURES:
+            self._limited_log.failure("a session could not be restored", connection=eio_sid)
+        finally:
+            if not restored:
+                self.manager.take_early(sid)
+                self.manager.disconnect(sid, "/", ignore_queue=True)
+                self.lifecycle.disconnected(sid)
+        return restored
+
     def is_client_id(self, name: str) -> bool:
         """Return whether ``name`` is the id of a client of the namespace ``/``, also of one of another worker."""
         return bool(self.manager.is_sid_room("/", name) or self.eio.is_session_id(name))
 
     def disconnect(self, sid: str, namespace: str | None = None, ignore_queue: bool = False) -> None:
         """Disconnect a client. One whose CONNECT is not answered yet is refused; the stock method lets it connect."""
+        self.lifecycle.ended(sid)
         if self.manager.is_pre_connected(sid, namespace or "/"):
             self._unwanted.add(sid)
         else:

@@ -26,7 +26,7 @@ from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
 from socketio_pg.log.log import DEFAULT_MESSAGES, Log, ReplayPage
 from socketio_pg.log.recent import Recent
-from socketio_pg.log.replay import HeldReplay, Replay, ReplayReceiver
+from socketio_pg.log.replay import HasPosition, HeldReplay, ReplayReceiver
 from socketio_pg.log.starts import LogPosition, Snapshot, requested_start, wants_all
 from socketio_pg.postgres.database import Database, wait_green
 from socketio_pg.postgres.key_reader import ClusterKeys, KeyReader
@@ -315,7 +315,7 @@ class PubSub:
 
         Waits until this node follows the log. Raises :class:`DatabaseUnavailableError`.
         """
-        self._wait_log()
+        self.wait_log()
         return self.log.current()
 
     def oldest(self) -> Position | None:
@@ -323,7 +323,7 @@ class PubSub:
 
         Raises :class:`DatabaseUnavailableError` or :class:`LogNotInstalledError`.
         """
-        self._wait_log()
+        self.wait_log()
         return self.log.oldest() if self.log.installed else None
 
     def read_page(
@@ -340,17 +340,20 @@ class PubSub:
         :class:`DatabaseUnavailableError` or :class:`LogNotInstalledError`.
         """
         start = requested_start({"since": since, "history": history})
-        self._wait_log()
+        self.wait_log()
         return self.log.read_page(channel, start, limit)
 
     def watch_log(self, on_change: Callable[[], None]) -> None:
         """Call ``on_change`` when the log's schema is installed or changed."""
         self._log_watchers.append(on_change)
 
-    def _wait_log(self) -> None:
-        """Return when this node listens, and knows whether there is a log. Otherwise its position may be outdated."""
+    def wait_log(self, seconds: float | None = None) -> None:
+        """Return when this node listens, and knows whether there is a log. Otherwise its position may be outdated.
+
+        Raises :class:`DatabaseUnavailableError` after ``seconds``.
+        """
         self.start()
-        seconds = self._patience()
+        seconds = self._patience() if seconds is None else seconds
         self.listener.wait(LOG_CHANNEL, seconds)
         self._follower.wait_known(seconds)
 
@@ -445,7 +448,7 @@ class PubSub:
         ``live``: it was complete before, and so gets the messages that are being delivered at the moment.
         """
         replay = self.hub.held_by(subscriber, channel)
-        if isinstance(replay, Replay):
+        if isinstance(replay, HasPosition):
             return replay.position
         return self.log.delivered if live else self.log.position
 

@@ -171,6 +171,22 @@ CREATE TABLE IF NOT EXISTS socketio_pg.node (
     seen_at    timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
+-- The sessions of Socket.IO clients that can recover them (gateway/session_table.py), and the processes that have them.
+-- Unlogged: after a crash of PostgreSQL the processes store them again. A process is unknown some time after its last sign
+-- of life, and its sessions are with it.
+CREATE UNLOGGED TABLE IF NOT EXISTS socketio_pg.session_owner (
+    id      uuid PRIMARY KEY,
+    seen_at timestamptz NOT NULL DEFAULT now(),
+    -- The process has ended, and answers no more.
+    ended   boolean NOT NULL DEFAULT false
+);
+CREATE UNLOGGED TABLE IF NOT EXISTS socketio_pg.session (
+    sid           text COLLATE "C" PRIMARY KEY,
+    owner         uuid NOT NULL,
+    -- JSON: channels with their filters.
+    subscriptions text NOT NULL
+);
+
 -- Reasons for which the process has refused texts of other nodes during the last minute: core/seal.py.
 DO $$
 BEGIN

@@ -37,7 +37,7 @@ BEGIN
             SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid, c.oid::regclass::text, c.relowner,
                 c.relacl, before IS NULL OR (before < 4
                     AND c.relname ~ '^(lease|busy_until|cluster_key|newest_|removed_position|watch_failure)')
-                OR (before < 6 AND c.relname ~ '^(published|consumers?)$')
+                OR (before < 6 AND c.relname ~ '^(published|consumers?|session(_owner)?)$')
             FROM pg_class AS c WHERE c.relnamespace = 'socketio_pg'::regnamespace AND c.relkind IN ('r', 'v', 'S')
             UNION ALL
             SELECT 'FUNCTION', p.oid, p.oid::regprocedure::text, p.proowner, p.proacl,
@@ -71,6 +71,8 @@ BEGIN
             EXECUTE format('GRANT SELECT, DELETE ON socketio_pg.published TO %s', found.role);
             EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.publish_as(text, text, boolean, text) TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.consumers TO %s', found.role);
+            EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.session, socketio_pg.session_owner TO %s',
+                found.role);
             CONTINUE WHEN before = 5;
             EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.newest_position, socketio_pg.newest_id,
                 socketio_pg.removed_position, socketio_pg.outbox_id_seq TO %s', found.role);

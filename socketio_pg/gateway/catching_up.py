@@ -1,0 +1,271 @@
+"""Replays the log to a client that can recover its session: over all of its channels, in the order of positions.
+
+Its offsets say how far all its subscriptions have got (`protocol/offsets`), so the replays of its channels cannot go on
+independently, as in `replays`: those that are at the same position move on together, the most distant ones first.
+"""
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Protocol
+
+from socketio_pg.core import green
+from socketio_pg.core.backoff import Backoff
+from socketio_pg.core.errors import DatabaseError, LogNotInstalledError
+from socketio_pg.core.logs import RateLimitedLog
+from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.log.history import Read
+from socketio_pg.log.log import Log
+from socketio_pg.log.replay import Replay, Step, beginning
+from socketio_pg.protocol.fanout import EncodedPacket, Manager
+from socketio_pg.protocol.offsets import Cursor
+from socketio_pg.pubsub.hub import Hub
+
+logger = logging.getLogger("socketio_pg.replay")
+_limited_log = RateLimitedLog(logger)
+
+
+class TrimmedError(Exception):
+    """Messages are missing in the log."""
+
+
+class TooLongError(Exception):
+    """More would have to be sent than :attr:`CatchingUp.most_messages` or :attr:`CatchingUp.most_bytes`."""
+
+
+class Subscription(Protocol):
+    """One subscription of the client, as `delivery` makes it."""
+
+    def select(self, messages: Sequence[EncodedMessage], /) -> Sequence[EncodedMessage]:
+        """Return the messages that are to be sent. May wait."""
+
+    def encode(self, message: EncodedMessage, /) -> EncodedPacket:
+        """Return the event of a message that :meth:`select` has returned."""
+
+    def gap(self, reason: str, epoch: str, position: int, /) -> None:
+        """Report that messages were trimmed, or deleted by hand."""
+
+
+@dataclass(eq=False, slots=True)
+class Place:
+    """A subscription that is held for a replay. The hub has it as the reason; its position is in the cursor."""
+
+    cursor: Cursor
+    channel: str
+    #: Deletions by hand up to this position were reported; None before the first page.
+    reported: int | None
+
+    @property
+    def position(self) -> int:
+        """The position up to which all messages of the channel were sent."""
+        return self.cursor.behind.get(self.channel, 0)
+
+
+class CatchingUp:
+    """The replays of one client. ``of(channel)`` returns its subscription.
+
+    ``on_live(sid, channel)`` is called when a subscription has arrived at the live messages, and must not wait;
+    ``on_failure(sid, channel)`` when it cannot, because of a bug.
+    """
+
+    #: The maximum of a replay that restores a session.
+    most_messages, most_bytes = 10_000, 10_000_000
+
+    def __init__(
+        self,
+        log: Log,
+        hub: Hub,
+        manager: Manager,
+        sid: str,
+        cursor: Cursor,
+        page_bytes: int,
+        of: Callable[[str], Subscription],
+        on_live: Callable[[str, str], None],
+        on_failure: Callable[[str, str], None],
+    ) -> None:
+        self._log = log
+        self._hub = hub
+        self._manager = manager
+        self._sid = sid
+        self.cursor = cursor
+        self._page_bytes = page_bytes
+        self._of = of
+        self._on_live = on_live
+        self._on_failure = on_failure
+        self._places: dict[str, Place] = {}
+        self._running = False
+        #: Restoring a session: it fails where messages are missing or too many, and :meth:`release` ends its holds.
+        self.restoring = False
+        #: Messages and bytes that were sent.
+        self.messages = self.bytes = 0
+        self._backoff = Backoff(*Replay.retry)
+
+    def hold(self, channel: str, after: int, *, complete: bool = True) -> None:
+        """Hold a subscription, to be sent what follows the position ``after``. :meth:`run` must follow.
+
+        ``complete``: see :class:`Replay`.
+        """
+        place = self._places[channel] = Place(self.cursor, channel, 0 if complete else None)
+        self._hub.hold(self._sid, channel, place)
+        self.cursor.behind[channel] = after
+
+    def discard(self, channel: str) -> None:
+        """Forget a subscription that has ended."""
+        self._places.pop(channel, None)
+        self.cursor.behind.pop(channel, None)
+
+    def run(self) -> None:
+        """Send everything up to the live messages. Returns at once if another green thread does that already."""
+        if self._running:
+            return
+        self._running = True
+        try:
+            self._run()
+        except Exception:  # a bug, which must not leave the subscriptions without messages
+            if self.restoring:
+                raise
+            logger.exception("replays of a client failed")
+            for channel in list(self._places):
+                self._on_failure(self._sid, channel)
+        finally:
+            self._running = False
+
+    def release(self) -> None:
+        """End all holds. The caller has made sure that nothing is missing."""
+        for channel in list(self._places):
+            if self._is_held(channel):
+                self._hub.release(self._sid, channel)
+            self.discard(channel)
+            self._on_live(self._sid, channel)
+
+    def _run(self) -> None:
+        turn_ends = time.monotonic() + 0.002
+        while self._places:
+            socket = self._manager.socket_of(self._sid)
+            if socket is None or not socket.wait_room(self._page_bytes):
+                return  # the client has left
+            step = self._step()
+            if step is Step.OVER:
+                return
+            if step is Step.AHEAD:
+                self._log.wait_moved()
+            if time.monotonic() > turn_ends:
+                green.sleep()
+                turn_ends = time.monotonic() + 0.002
+
+    def _step(self) -> Step:
+        behind = self.cursor.behind
+        for channel in list(self._places):
+            if not self._is_held(channel) or channel not in behind:
+                self.discard(channel)  # unsubscribed, or the epoch has changed, and the client has got a gap
+        if not behind:
+            return Step.OVER
+        epoch, upto = self._log.epoch, self._log.position
+        first = min(behind.values())
+        if first == upto and max(behind.values()) == upto:
+            # No other green thread has run since the positions were compared.
+            if not self.restoring:
+                self.release()
+            return Step.OVER
+        if first >= upto:  # the client was connected to a node that is further on
+            return Step.AHEAD
+        group = [channel for channel, at in behind.items() if at == first]
+        end = min([upto, *(at for at in behind.values() if at > first)])
+        try:
+            reads = self._read(group, first, end)
+        except (DatabaseError, LogNotInstalledError) as error:
+            if self.restoring:
+                raise
+            self._log.look()  # if the log was removed, its epoch changes, and the replays end
+            _limited_log(logging.WARNING, "a replay cannot read the log: %s; retrying", error)
+            green.sleep(self._backoff.next())
+            return Step.MORE
+        self._backoff.reset()
+        if not self._unchanged(group, first, epoch) or not self._report_missing(reads, first):
+            return Step.MORE
+        end = min(end, *(read.page.end for read in reads.values()))
+        return self._send(reads, first, end, epoch)
+
+    def _read(self, group: Sequence[str], after: int, upto: int) -> dict[str, Read]:
+        """Read a page of each channel. The reads that need the database are combined in a query."""
+        if len(group) == 1:
+            return {group[0]: self._log.channel_page(group[0], after, upto)}
+        found = green.run_together([functools.partial(self._log.channel_page, one, after, upto) for one in group])
+        reads: dict[str, Read] = {}
+        for channel, read in zip(group, found, strict=True):
+            if isinstance(read, BaseException):
+                raise read
+            reads[channel] = read
+        return reads
+
+    def _report_missing(self, reads: dict[str, Read], first: int) -> bool:
+        """Report messages that the log no longer has. Return False if a subscription continues after them."""
+        trimmed = False
+        for channel, read in reads.items():
+            place, epoch = self._places[channel], self._log.epoch
+            assert epoch is not None
+            if place.reported is None:
+                place.reported = read.removed
+            if read.trimmed > first or read.removed > max(first, place.reported):
+                if self.restoring:
+                    raise TrimmedError
+                position = max(read.trimmed, first)
+                self._of(channel).gap("trimmed", epoch, position)
+                place.reported = max(place.reported, read.removed)
+                if position > first:
+                    self.cursor.behind[channel] = position
+                    trimmed = True
+        return not trimmed
+
+    def _send(self, reads: dict[str, Read], first: int, end: int, epoch: str | None) -> Step:
+        """Send the messages up to ``end`` as far as they fit into a page."""
+        merged: list[EncodedMessage] = []
+        for read in reads.values():
+            merged += [message for message in read.page.messages if (message.position or 0) <= end]
+        merged.sort(key=attrgetter("position"))
+        page = beginning(merged, self._page_bytes)
+        if len(page) < len(merged):
+            end = page[-1].position or 0
+        selected: list[EncodedMessage] = []
+        subscriptions = {channel: self._of(channel) for channel in reads}
+        for channel, subscription in subscriptions.items():
+            wanted = [message for message in page if message.channel == channel]
+            if wanted:
+                selected += subscription.select(wanted)
+        if not self._unchanged(list(reads), first, epoch):
+            return Step.MORE
+        selected.sort(key=attrgetter("position"))
+        behind, packets = self.cursor.behind, []
+        for message in selected:
+            position = message.position or 0
+            for channel in reads:
+                behind[channel] = position
+            packets.append(subscriptions[message.channel].encode(message).with_offset(self.cursor.offset()))
+        for channel in reads:
+            behind[channel] = end
+        socket = self._manager.socket_of(self._sid)
+        if packets and socket is not None:
+            if self.restoring:
+                self._count(packets)
+            self._manager.emit_page(packets, socket)
+        return Step.MORE
+
+    def _count(self, packets: Sequence[EncodedPacket]) -> None:
+        self.messages += len(packets)
+        self.bytes += sum(len(packet.frame) for packet in packets)
+        if self.messages > self.most_messages or self.bytes > self.most_bytes:
+            raise TooLongError
+
+    def _unchanged(self, group: Sequence[str], first: int, epoch: str | None) -> bool:
+        """Return whether the subscriptions are as they were before something waited."""
+        behind = self.cursor.behind
+        return self._log.epoch == epoch and all(
+            self._is_held(channel) and behind.get(channel) == first for channel in group
+        )
+
+    def _is_held(self, channel: str) -> bool:
+        place = self._places.get(channel)
+        return place is not None and self._hub.held_by(self._sid, channel) is place

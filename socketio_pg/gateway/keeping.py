@@ -1,0 +1,481 @@
+"""Keeps the sessions of clients that want to recover them, on this node and in the database: docs/recovery.md.
+
+`restoring` gives them back to their clients. The node that has a session is its owner; another one asks it to let go of
+the session before it takes it over, so that no two connections have it at a time.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from socketio_pg.access.tokens import Claims
+from socketio_pg.core import green
+from socketio_pg.core.channels import SESSIONS_CHANNEL, match_pattern
+from socketio_pg.core.config import Settings
+from socketio_pg.core.errors import ClusterKeyError, DatabaseUnavailableError, SocketIOPGError
+from socketio_pg.core.logs import RateLimitedLog
+from socketio_pg.gateway.session_table import SessionTable
+from socketio_pg.log.log import Log
+from socketio_pg.protocol.fanout import Manager
+from socketio_pg.protocol.offsets import Cursor
+from socketio_pg.pubsub.pubsub import PubSub
+
+_limited_log = RateLimitedLog(logging.getLogger("socketio_pg.recovery"))
+
+#: For what pids are sealed.
+_PURPOSE = "socketio_pg session"
+#: The maximum length of a pid.
+MAX_PID = 1000
+#: Sessions in one text between nodes.
+_TOGETHER = 50
+
+
+class NotRecoveredError(Exception):
+    """A session cannot be given back. ``reason``: see docs/recovery.md; ``channels``: those that are the reason."""
+
+    def __init__(self, reason: str, channels: Sequence[str] = ()) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.channels = channels
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """The contents of a pid. ``who`` stands for the client's identity; the session began after ``position``."""
+
+    sid: str
+    who: str
+    epoch: str
+    position: int
+    #: Seconds since 1970.
+    began: float
+
+
+@dataclass(slots=True)
+class Entry:
+    """A subscription of a session: what the client asked for, and where it began.
+
+    ``replaying``: the replay that the client asked for is not over. Offsets name it by its ``number``.
+    """
+
+    number: int
+    after: int
+    filter: Any = None
+    strings: bool = False
+    replaying: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """A session that this node has. ``eio_sid`` is the connection that has it; None while its client is away."""
+
+    ticket: Ticket
+    pid: str
+    cursor: Cursor
+    eio_sid: str | None
+    entries: dict[str, Entry] = field(default_factory=dict)
+    #: Channels of which NOTIFY messages may have been missed.
+    notified: set[str] = field(default_factory=set)
+    numbers: int = 0
+    #: When the client was lost (monotonic).
+    left_at: float | None = None
+
+    def to_text(self, notified: Collection[str]) -> str:
+        """Return the subscriptions for the database."""
+        entries = {
+            channel: [entry.number, entry.after, entry.filter, entry.strings, entry.replaying, channel in notified]
+            for channel, entry in self.entries.items()
+        }
+        return json.dumps(entries, separators=(",", ":"))
+
+    def load(self, text: str) -> None:
+        """Set the subscriptions to those of :meth:`to_text`."""
+        self.entries, self.notified = {}, set()
+        for channel, (number, after, filter, strings, replaying, notified) in json.loads(text).items():
+            self.entries[channel] = Entry(number, after, filter, strings, replaying)
+            if notified:
+                self.notified.add(channel)
+        self.numbers = max((entry.number for entry in self.entries.values()), default=0)
+        self.cursor.numbers = {channel: entry.number for channel, entry in self.entries.items()}
+
+
+def identity_of(claims: Claims | None) -> str:
+    """Return a text that is equal for clients of the same ``sub``, and for anonymous ones."""
+    subject = None if claims is None else claims.subject
+    return "" if subject is None else hashlib.blake2b(subject.encode(), digest_size=16).hexdigest()
+
+
+class Keeping:
+    """The sessions of one process."""
+
+    #: Seconds for another node to let go of a session, and for a connection of this one to end.
+    release_seconds, close_seconds = 2.0, 5.0
+    #: Seconds after which a session without a row can no longer be waiting to be stored.
+    young = 10.0
+    #: Seconds that a `subscribe` waits until it is stored.
+    store_seconds = 2.0
+    #: Channels of which it is remembered that they have carried NOTIFY messages.
+    max_notified = 10_000
+
+    def __init__(self, settings: Settings, pubsub: PubSub, log: Log, manager: Manager) -> None:
+        self._seconds = settings.recovery_seconds
+        self._durable = settings.durable_channels
+        self._pubsub = pubsub
+        self._sealing = pubsub.sealing
+        self._log = log
+        self._manager = manager
+        self._sessions: dict[str, Session] = {}
+        self._table = SessionTable(pubsub.database, self._seconds, self._store_all)
+        #: Whether other nodes can be heard and the table can be used; and when that was last tried in vain.
+        self._ready = False
+        self._receiving = False
+        self._tried_at = float("-inf")
+        #: Channels of which this process has delivered NOTIFY messages.
+        self._notified: dict[str, None] = {}
+        #: Sessions that are being taken over by this process.
+        self._taking: dict[str, green.Event] = {}
+        #: Sessions that another process is asked for: set when it has let go.
+        self._asked: dict[str, green.Event] = {}
+        self._to_ask: dict[str, str | None] = {}
+        self._asking = green.Worker()
+        #: Processes that did not answer.
+        self._silent: set[str] = set()
+        self._expiring = green.Worker()
+
+    @property
+    def count(self) -> int:
+        """The number of sessions of this process, of clients that are here or away."""
+        return len(self._sessions)
+
+    def get(self, sid: str) -> Session | None:
+        """Return the session of a client of this process; None if it has none."""
+        return self._sessions.get(sid)
+
+    def stop(self) -> None:
+        """Store the last changes. Other processes need not ask this one from now on."""
+        self._asking.stop()
+        self._expiring.stop()
+        self._table.stop()
+
+    # -- sessions begin and end ----------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Return when sessions can be kept. Raises :class:`NotRecoveredError`. Waits."""
+        if not self._seconds:
+            raise NotRecoveredError("off")
+        if self._ready and self._log.epoch is not None:
+            return
+        if not self._ready and time.monotonic() - self._tried_at < 1.0:
+            raise NotRecoveredError("database_unavailable")
+        try:
+            self._pubsub.wait_log()
+            if self._log.epoch is None:
+                raise NotRecoveredError("not_installed")
+            if not self._receiving:
+                self._receiving = True
+                self._pubsub.receive_reserved(SESSIONS_CHANNEL, self._hear, self._check_owners)
+            self._pubsub.listener.wait(SESSIONS_CHANNEL, self._pubsub.subscribe_timeout_down)
+            self._table.find("")
+            self._sealing.seal_for_client(_PURPOSE, "")
+            self._ready = True
+        except (SocketIOPGError, ClusterKeyError):
+            self._tried_at = time.monotonic()
+            raise NotRecoveredError("database_unavailable") from None
+
+    def begin(self, sid: str, eio_sid: str, claims: Claims | None) -> Session:
+        """Begin the session of a client that connects, after :meth:`prepare`. Does not wait."""
+        epoch = self._log.epoch or ""
+        ticket = Ticket(sid, identity_of(claims), epoch, self._log.position, time.time())
+        text = json.dumps([ticket.sid, ticket.who, ticket.epoch, ticket.position, ticket.began])
+        pid = self._sealing.seal_for_client(_PURPOSE, text)
+        session = Session(ticket, pid, Cursor(self._log), eio_sid)
+        self._add(session)
+        self._store(session)
+        return session
+
+    def read_pid(self, pid: object) -> Ticket | None:
+        """Return the contents of a pid; None if it is not one of this installation."""
+        if not isinstance(pid, str) or len(pid) > MAX_PID:
+            return None
+        text = self._sealing.open_from_client(_PURPOSE, pid)
+        return None if not text else Ticket(*json.loads(text))
+
+    def lose(self, sid: str) -> None:
+        """Note that the connection of a session has ended. Its client may return."""
+        session = self._sessions.get(sid)
+        if session is not None:
+            session.eio_sid = None
+            session.cursor.behind.clear()
+            session.left_at = time.monotonic()
+
+    def forget(self, sid: str) -> None:
+        """End a session for good, on all nodes."""
+        if not self._ready:
+            return
+        if self._sessions.pop(sid, None) is not None:
+            self._table.put(sid, None)
+        elif not self._manager.is_sid_room("/", sid):
+            # Its client may be away from another node.
+            self._table.forget(sid)
+            green.run_soon(self._tell, {"forget": [sid]})
+        self._table.busy = bool(self._sessions)
+
+    def identify(self, sid: str, claims: Claims) -> None:
+        """End the session of a client that has become another one: its pid is bound to its former identity."""
+        session = self._sessions.get(sid)
+        if session is not None and session.ticket.who != identity_of(claims):
+            self.forget(sid)
+
+    def _add(self, session: Session) -> None:
+        self._sessions[session.ticket.sid] = session
+        self._table.busy = True
+        self._expiring.start(self._expire)
+
+    def _expire(self) -> None:
+        while self._sessions:
+            green.sleep(max(0.5, min(5.0, self._seconds / 4)))
+            latest = time.monotonic() - self._seconds
+            for sid, session in list(self._sessions.items()):
+                if session.eio_sid is None and session.left_at is not None and session.left_at < latest:
+                    del self._sessions[sid]
+                    self._table.put(sid, None)
+        self._table.busy = False
+
+    # -- subscriptions -------------------------------------------------------------------------------------------------
+
+    def joined(self, sid: str, channel: str, entry: Entry) -> Entry | None:
+        """Store a subscription that a client is about to get, and give it a number. Return the one it replaces.
+
+        Waits until it is stored. Raises :class:`DatabaseUnavailableError`, and changes nothing then.
+        """
+        session = self._sessions.get(sid)
+        if session is None:
+            return None
+        former = session.entries.get(channel)
+        session.numbers += 1
+        entry.number = session.numbers
+        self.put(sid, channel, entry)
+        try:
+            self._table.wait_written(self.store_seconds)
+        except DatabaseUnavailableError:
+            self.put(sid, channel, former)
+            raise
+        return former
+
+    def put(self, sid: str, channel: str, entry: Entry | None) -> None:
+        """Replace a subscription of a session; None removes it."""
+        session = self._sessions.get(sid)
+        if session is None or session.entries.get(channel) is entry:
+            return
+        if entry is None:
+            del session.entries[channel]
+            session.cursor.numbers.pop(channel, None)
+        else:
+            session.entries[channel] = entry
+            session.cursor.numbers[channel] = entry.number
+        self._store(session)
+
+    def began(self, sid: str, channel: str, position: int) -> None:
+        """Note the position after which a new subscription without a replay begins."""
+        session = self._sessions.get(sid)
+        if session is not None and channel in session.entries:
+            session.entries[channel].after = position
+
+    def left(self, sid: str, channel: str) -> None:
+        """Note that a subscription has ended."""
+        self.put(sid, channel, None)
+
+    def replayed(self, sid: str, channel: str) -> None:
+        """Note that the replay that a subscription began with is over."""
+        session = self._sessions.get(sid)
+        entry = None if session is None else session.entries.get(channel)
+        if session is not None and entry is not None and entry.replaying:
+            entry.replaying = False
+            self._store(session)
+
+    def note_notify(self, channels: Collection[str]) -> None:
+        """Note that these channels carry NOTIFY messages, which a client that is away misses."""
+        if self._sessions:
+            self._notified |= dict.fromkeys(channels)
+            while len(self._notified) > self.max_notified:
+                del self._notified[next(iter(self._notified))]
+
+    def not_covered(self, session: Session) -> list[str]:
+        """Return the channels of a session of which NOTIFY messages may have been missed."""
+        return [
+            channel
+            for channel in session.entries
+            if channel in session.notified
+            or channel in self._notified
+            or not any(match_pattern(pattern, channel) for pattern in self._durable)
+        ]
+
+    def _store(self, session: Session) -> None:
+        self._table.put(session.ticket.sid, session.to_text(session.notified | self._notified.keys()))
+
+    def _store_all(self) -> None:
+        for session in self._sessions.values():
+            self._store(session)
+
+    # -- taking over ---------------------------------------------------------------------------------------------------
+
+    def take(self, ticket: Ticket, pid: str, eio_sid: str) -> Session:
+        """Return the session of a pid, for the connection ``eio_sid``. Ends the connection that has it. Waits.
+
+        Raises :class:`NotRecoveredError`.
+        """
+        sid = ticket.sid
+        with self._alone(sid):
+            session = self._sessions.get(sid)
+            if session is None:
+                text = self._take_elsewhere(ticket)
+                if text is None:
+                    raise NotRecoveredError("unknown_session")
+                session = Session(ticket, pid, Cursor(self._log), None)
+                session.load(text)
+                self._add(session)
+            elif not self._close(session):
+                raise NotRecoveredError("busy")
+            elif self._sessions.get(sid) is not session:
+                raise NotRecoveredError("unknown_session")  # forgotten in the meantime
+            session.eio_sid, session.left_at = eio_sid, None
+            # That of the former connection is in the rooms' lists.
+            cursor = session.cursor = Cursor(self._log)
+            cursor.numbers = {channel: entry.number for channel, entry in session.entries.items()}
+            return session
+
+    @contextlib.contextmanager
+    def _alone(self, sid: str) -> Iterator[None]:
+        while sid in self._taking:
+            self._taking[sid].wait()
+        done = self._taking[sid] = green.Event()
+        try:
+            yield
+        finally:
+            del self._taking[sid]
+            done.send()
+
+    def _close(self, session: Session) -> bool:
+        """End the connection that has a session of this process, if there is one. Return whether it has ended."""
+        sid = session.ticket.sid
+        if session.eio_sid is None and not self._manager.is_sid_room("/", sid):
+            return True
+        left = self._manager.left(sid)
+        if session.eio_sid is not None:
+            self._manager.close(session.eio_sid)
+        try:
+            left.wait(self.close_seconds)
+        except green.TimedOut:
+            return False
+        session.eio_sid = None
+        return True
+
+    def _take_elsewhere(self, ticket: Ticket) -> str | None:
+        try:
+            owner = self._table.find(ticket.sid)
+            if owner is not None and owner.id == self._table.owner:
+                return None  # this process has forgotten it, and is about to delete it
+            if owner is None and time.time() - ticket.began > self.young:
+                return None
+            if owner is None or (owner.lives and owner.id not in self._silent):
+                released = self._ask(ticket.sid, None if owner is None else owner.id)
+                if owner is not None and not released:
+                    self._silent.add(owner.id)
+                found = self._table.find(ticket.sid)
+                if found is not None and owner is not None and found.id != owner.id:
+                    return None  # another connection of the client was faster
+                owner = found
+            return None if owner is None else self._table.take(ticket.sid, owner.id)
+        except SocketIOPGError:
+            raise NotRecoveredError("database_unavailable") from None
+
+    def _ask(self, sid: str, owner: str | None) -> bool:
+        """Ask the owner of a session (None: any process) to let go of it. Return whether it has."""
+        asked = self._asked[sid] = green.Event()
+        self._to_ask[sid] = owner
+        self._asking.start(self._ask_all)
+        try:
+            asked.wait(self.release_seconds)
+            return True
+        except green.TimedOut:
+            return False
+        finally:
+            del self._asked[sid]
+
+    def _ask_all(self) -> None:
+        while self._to_ask:
+            asked = [(owner, sid) for sid, owner in self._to_ask.items()]
+            self._to_ask.clear()
+            self._tell(*({"ask": asked[start : start + _TOGETHER]} for start in range(0, len(asked), _TOGETHER)))
+
+    def _tell(self, *messages: dict[str, Any]) -> None:
+        """Send messages to the other processes."""
+        try:
+            texts = [json.dumps({"by": self._table.owner} | message) for message in messages]
+            sealed = [self._sealing.seal(SESSIONS_CHANNEL, text) for text in texts]
+            self._pubsub.publish_reserved(SESSIONS_CHANNEL, sealed)
+        except (SocketIOPGError, ClusterKeyError) as error:
+            _limited_log(logging.WARNING, "other nodes cannot be told about a client's session: %s", error)
+
+    # -- messages of other processes -----------------------------------------------------------------------------------
+
+    def _hear(self, texts: Sequence[str]) -> None:
+        for sealed in texts:
+            text = self._sealing.open(SESSIONS_CHANNEL, sealed)
+            message = None if text is None else json.loads(text)
+            if message is None:
+                continue
+            self._silent.discard(message["by"])
+            if message["by"] == self._table.owner:
+                continue
+            if "ask" in message:
+                green.run_soon(self._let_go, message["ask"])
+            for sid in message.get("released", ()):
+                if sid in self._asked:
+                    self._asked[sid].send()
+            for sid in message.get("forget", ()):
+                session = self._sessions.get(sid)
+                if session is not None and session.eio_sid is None:
+                    del self._sessions[sid]
+                    self._table.put(sid, None)
+
+    def _let_go(self, asked: Sequence[tuple[str | None, str]]) -> None:
+        """Close the connections of sessions that another process takes over, store them, and say so."""
+        mine = [sid for owner, sid in asked if owner == self._table.owner or (owner is None and sid in self._sessions)]
+        if not mine:
+            return
+        green.run_together([functools.partial(self._let_go_of, sid) for sid in mine])
+        try:
+            # Also one that this process does not have any more: it may be about to be deleted.
+            self._table.wait_written(self.close_seconds, now=True)
+        except DatabaseUnavailableError:
+            return
+        self._tell({"released": [sid for sid in mine if sid not in self._sessions]})
+
+    def _let_go_of(self, sid: str) -> None:
+        with self._alone(sid):
+            session = self._sessions.get(sid)
+            if session is not None and self._close(session):
+                self._store(session)
+                if self._sessions.get(sid) is session:
+                    del self._sessions[sid]
+
+    def _check_owners(self) -> None:
+        """Messages may have been missed: close the connections of sessions that others have taken over."""
+        if self._sessions:
+            green.run_soon(self._close_taken)
+
+    def _close_taken(self) -> None:
+        for sid, session in list(self._sessions.items()):
+            with contextlib.suppress(SocketIOPGError):
+                owner = self._table.find(sid)
+                if owner is not None and owner.id != self._table.owner and self._sessions.get(sid) is session:
+                    del self._sessions[sid]
+                    if session.eio_sid is not None:
+                        self._manager.close(session.eio_sid)

@@ -1,0 +1,240 @@
+"""Gives clients their sessions back: Socket.IO's connection state recovery, as docs/recovery.md says.
+
+A client sends CONNECT with a pid. Its session is taken over and its subscriptions are checked, it is sent what it has
+missed, and then its CONNECT is answered.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from socketio_pg.access.sessions import Sessions
+from socketio_pg.access.tokens import Claims
+from socketio_pg.core import green, metrics
+from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError, SocketIOPGError
+from socketio_pg.gateway.catching_up import TooLongError, TrimmedError
+from socketio_pg.gateway.delivery import Delivery
+from socketio_pg.gateway.keeping import Keeping, NotRecoveredError, Session, identity_of
+from socketio_pg.gateway.subscribing import Pending
+from socketio_pg.log.log import Log
+from socketio_pg.protocol.fanout import Manager
+from socketio_pg.protocol.offsets import Offset, parse_offset
+from socketio_pg.pubsub.hub import Hub
+
+logger = logging.getLogger("socketio_pg.recovery")
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """The CONNECT of a client that wants to be able to recover its session."""
+
+    #: Whether it has a session to come back to.
+    returning: bool
+    #: Whether a new session can be kept.
+    possible: bool = False
+    session: Session | None = None
+    offset: Offset | None = None
+    subscriptions: list[Pending] = field(default_factory=list)
+    reason: str | None = None
+    channels: list[str] = field(default_factory=list)
+
+    def fail(self, error: NotRecoveredError) -> None:
+        self.session = None
+        self.reason, self.channels = error.reason, list(error.channels)
+        if self.returning:
+            metrics.recoveries.labels(error.reason).inc()
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the field ``recovery`` of `server_hello`."""
+        if self.session is not None and self.reason is None and self.returning:
+            return {"recovered": True}
+        channels = {"channels": self.channels} if self.channels else {}
+        return {"recovered": False} | ({} if self.reason is None else {"reason": self.reason}) | channels
+
+
+class Restoring:
+    """Restores sessions while their clients connect.
+
+    ``prepare(sid, request)`` prepares a subscription as :meth:`Subscribing.prepare` does, which is stored already.
+    """
+
+    def __init__(
+        self,
+        keeping: Keeping,
+        sessions: Sessions,
+        manager: Manager,
+        hub: Hub,
+        log: Log,
+        delivery: Delivery,
+        prepare: Callable[[str, dict[str, Any]], Pending],
+    ) -> None:
+        self._keeping = keeping
+        self._sessions = sessions
+        self._manager = manager
+        self._hub = hub
+        self._log = log
+        self._delivery = delivery
+        self._prepare = prepare
+        #: By Engine.IO's sid.
+        self._attempts: dict[str, _Attempt] = {}
+
+    def resume(self, eio_sid: str, namespace: str, auth: object, claims: Claims | None) -> str | None:
+        """Return the sid of the session that a client continues, which is its own from now on; None for a new one."""
+        if namespace != "/" or not isinstance(auth, dict) or auth.get("recovery") is not True:
+            return None
+        pid = auth.get("pid")
+        attempt = self._attempts[eio_sid] = _Attempt(pid is not None)
+        try:
+            self._keeping.prepare()
+            attempt.possible = True
+            if pid is None:
+                return None
+            ticket = self._keeping.read_pid(pid)
+            if ticket is None:
+                raise NotRecoveredError("invalid_pid")
+            if ticket.who != identity_of(claims):
+                raise NotRecoveredError("other_client")
+            # Before the offset is looked at: the former connection ends in any case.
+            attempt.session = session = self._keeping.take(ticket, str(pid), eio_sid)
+            text = auth.get("offset")
+            attempt.offset = Offset(ticket.epoch, ticket.position) if text is None else parse_offset(text)
+            try:
+                self._starts(session, attempt.offset)
+            except NotRecoveredError:
+                self._keeping.forget(ticket.sid)
+                raise
+            return ticket.sid
+        except NotRecoveredError as error:
+            attempt.fail(error)
+            return None
+
+    def restore(self, sid: str, eio_sid: str) -> bool:
+        """Restore the subscriptions of a session, and send what it has missed. Return False if that is impossible."""
+        attempt = self._attempts.get(eio_sid)
+        if attempt is None or attempt.session is None:
+            return False
+        self._hub.add(sid)
+        self._manager.follow(sid, attempt.session.cursor)
+        try:
+            self._restore(sid, attempt, attempt.session)
+            return True
+        except NotRecoveredError as error:
+            attempt.fail(error)
+        except TrimmedError:
+            attempt.fail(NotRecoveredError("trimmed"))
+        except TooLongError:
+            attempt.fail(NotRecoveredError("too_long"))
+        except (DatabaseError, LogNotInstalledError):
+            attempt.fail(NotRecoveredError("database_unavailable"))
+        if self._is_here(eio_sid):
+            self._keeping.forget(sid)
+        return False
+
+    def restored(self, sid: str, eio_sid: str) -> bool:
+        """Send what has come since :meth:`restore`, and let live messages follow. Return False if that fails."""
+        attempt = self._attempts.get(eio_sid)
+        catching_up = self._delivery.catching_up(sid)
+        if attempt is None or catching_up is None:
+            return False
+        try:
+            catching_up.run()
+        except (TrimmedError, TooLongError, SocketIOPGError):
+            return False
+        # Nothing waits from here to the answer.
+        session = self._keeping.get(sid)
+        if not self._is_here(eio_sid) or session is not attempt.session or session is None or self._is_stale(session):
+            return False
+        for one in attempt.subscriptions:
+            if self._hub.is_subscribed(sid, one.channel):
+                self._delivery.enter(sid, one.channel, one.filter, one.strings)
+        catching_up.release()
+        catching_up.restoring = False
+        return True
+
+    def answer(self, sid: str, eio_sid: str, namespace: str) -> dict[str, Any]:
+        """Return the ``pid`` of a client that wants one: that of its session, or of a new one."""
+        attempt = self._attempts.get(eio_sid)
+        if attempt is None or namespace != "/" or not attempt.possible:
+            return {}
+        if attempt.session is None:
+            found = self._sessions.get(sid)
+            session = self._keeping.begin(sid, eio_sid, None if found is None else found.claims)
+            self._manager.follow(sid, session.cursor)
+            return {"pid": session.pid}
+        metrics.recoveries.labels("recovered").inc()
+        return {"pid": attempt.session.pid}
+
+    def connected(self, sid: str) -> dict[str, Any] | None:
+        """Return the field ``recovery`` of the client's `server_hello`; None if the client has not asked for it."""
+        attempt = self._attempts.pop(self._manager.eio_sid_from_sid(sid, "/"), None)
+        return None if attempt is None else attempt.to_wire()
+
+    def closed(self, eio_sid: str) -> None:
+        """Forget a connection that is closed."""
+        self._attempts.pop(eio_sid, None)
+
+    # -- one session ---------------------------------------------------------------------------------------------------
+
+    def _starts(self, session: Session, offset: Offset | None) -> dict[str, int]:
+        """Return the position after which each subscription goes on. Raises :class:`NotRecoveredError`."""
+        if offset is None:
+            raise NotRecoveredError("unknown_offset")
+        if self._is_stale(session) or offset.epoch != self._log.epoch:
+            raise NotRecoveredError("epoch_changed")
+        if not offset.complete:
+            raise NotRecoveredError("replaying")
+        notify = self._keeping.not_covered(session)
+        if notify:
+            raise NotRecoveredError("notify", notify)
+        # A client that has got a new session may still send the offset of the former one.
+        position = max(offset.position, session.ticket.position)
+        starts = {}
+        for channel, entry in session.entries.items():
+            own = offset.behind.get(entry.number)
+            if own is None and entry.replaying:
+                raise NotRecoveredError("replaying")
+            starts[channel] = max(position if own is None else own, entry.after)
+        return starts
+
+    def _restore(self, sid: str, attempt: _Attempt, session: Session) -> None:
+        starts = self._starts(session, attempt.offset)
+        requests = [self._request(session, channel, after) for channel, after in starts.items()]
+        found = green.run_together([functools.partial(self._prepare, sid, request) for request in requests])
+        ended: list[tuple[str, str]] = []
+        for channel, one in zip(starts, found, strict=True):
+            if isinstance(one, Pending):
+                if "reason" in one.told:
+                    raise NotRecoveredError(str(one.told["reason"]))
+                attempt.subscriptions.append(one)
+            elif isinstance(one, (DatabaseUnavailableError, DatabaseError, LogNotInstalledError)) or not isinstance(
+                one, SocketIOPGError
+            ):
+                raise one
+            else:
+                ended.append((channel, one.code))
+        catching_up = self._delivery.catching_up(sid)
+        assert catching_up is not None
+        catching_up.restoring = True
+        for channel, reason in ended:
+            # As for a connected client: it may have lost the permission.
+            self._keeping.left(sid, channel)
+            body = {"channel": channel, "reason": reason}
+            self._manager.emit("unsubscribed", body, "/", to=sid, ignore_queue=True)
+        for one in attempt.subscriptions:
+            self._hub.set_filter(sid, one.channel, one.filter)
+            self._hub.set_strings(sid, one.channel, one.strings)
+            catching_up.hold(one.channel, starts[one.channel])
+        catching_up.run()
+
+    def _request(self, session: Session, channel: str, after: int) -> dict[str, Any]:
+        entry = session.entries[channel]
+        request = {"channel": channel, "since": {"epoch": session.ticket.epoch, "position": after}}
+        return request | {"filter": entry.filter, "numbers": "string" if entry.strings else None}
+
+    def _is_stale(self, session: Session) -> bool:
+        return session.ticket.epoch != self._log.epoch
+
+    def _is_here(self, eio_sid: str) -> bool:
+        return self._manager.is_open(eio_sid)

@@ -1,0 +1,106 @@
+"""Offsets of clients that can recover their session: the last argument of each event that they get. Pure, no I/O.
+
+An offset says how far the log has been delivered to all subscriptions of the client: ``r1:EPOCH:POSITION``. While the
+replay of a subscription is in progress, it also has that subscription's number and position: ``r1:…:900;3=60``. The
+prefix tells an offset from other strings: a stock client sends the last argument of its last event, whatever that is.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+#: The maximum number of subscriptions with a position of their own in an offset. With more of them the offset ends with
+#: ``;*``: the session cannot be recovered from there.
+MAX_BEHIND = 8
+#: The maximum length of an offset.
+MAX_LENGTH = 64 + MAX_BEHIND * 32
+_PREFIX = "r1:"
+_OFFSET = re.compile(r"r1:([0-9a-f-]{36}):([0-9]{1,18})(?:;(\*|[0-9]{1,9}=[0-9]{1,18}(?:,[0-9]{1,9}=[0-9]{1,18})*))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Offset:
+    """``position`` holds for all subscriptions but those in ``behind`` (number → position).
+
+    ``complete`` is False if subscriptions are missing in ``behind``.
+    """
+
+    epoch: str
+    position: int
+    behind: Mapping[int, int] = field(default_factory=dict)
+    complete: bool = True
+
+    def __str__(self) -> str:
+        rest = ",".join(f"{number}={position}" for number, position in self.behind.items()) if self.complete else "*"
+        return f"{_PREFIX}{self.epoch}:{self.position}{rest and ';'}{rest}"
+
+
+def parse_offset(text: object) -> Offset | None:
+    """Return an offset that a client has sent; None for anything else."""
+    if not isinstance(text, str) or len(text) > MAX_LENGTH:
+        return None
+    found = _OFFSET.fullmatch(text)
+    if found is None or not found[0].isascii():
+        return None
+    epoch, position, rest = found.groups()
+    if rest == "*":
+        return Offset(epoch, int(position), complete=False)
+    pairs = [pair.split("=") for pair in rest.split(",")] if rest else []
+    if len(pairs) > MAX_BEHIND:
+        return None
+    return Offset(epoch, int(position), {int(number): int(behind) for number, behind in pairs})
+
+
+class Delivered(Protocol):
+    """How far a node has delivered the log."""
+
+    @property
+    def epoch(self) -> str | None:
+        """The log's epoch; None without a log."""
+
+    @property
+    def delivered(self) -> int:
+        """The position up to which all clients that are not behind have got everything."""
+
+
+class Cursor:
+    """How far the log has been delivered to one client."""
+
+    __slots__ = ("_epoch", "_log", "_text", "_text_of", "behind", "numbers", "sent")
+
+    def __init__(self, log: Delivered) -> None:
+        self._log = log
+        self._epoch = log.epoch
+        #: The position of the last live message of the log that the client was sent.
+        self.sent = 0
+        #: Channel → the number of the subscription.
+        self.numbers: dict[str, int] = {}
+        #: Channel → position, of the subscriptions whose replay is in progress.
+        self.behind: dict[str, int] = {}
+        self._text, self._text_of = "", -1
+
+    def offset(self) -> str:
+        """Return the offset of the next event of this client."""
+        epoch = self._log.epoch
+        if epoch != self._epoch:
+            self._epoch, self.sent, self._text_of = epoch, 0, -1
+            self.behind.clear()
+        if epoch is None:
+            return _PREFIX  # nothing to recover
+        position = self._log.delivered
+        if self.sent > position:
+            position = self.sent
+        if self.behind:
+            return self._partial(epoch, position)
+        if position != self._text_of:
+            self._text, self._text_of = f"{_PREFIX}{epoch}:{position}", position
+        return self._text
+
+    def _partial(self, epoch: str, position: int) -> str:
+        behind = self.behind
+        if len(behind) == len(self.numbers):  # no subscription is live
+            position = Counter(behind.values()).most_common(1)[0][0]
+        others = {self.numbers[channel]: at for channel, at in behind.items() if at != position}
+        return str(Offset(epoch, position, others, complete=len(others) <= MAX_BEHIND))
