@@ -1,5 +1,6 @@
 // The stock JavaScript client with connection state recovery, driven by tests/support/recovery.py: reads one JSON command per
-// line, writes one JSON line for each event. A command is {emit, argument}, {cut}, {desert}, {connect}, {auth} or {url}.
+// line, writes one JSON line for each event. A command is {emit, argument}, {cut}, {desert}, {disconnect},
+// {connect}, {auth} or {url}.
 import { createInterface } from "node:readline";
 import { io } from "socket.io-client";
 
@@ -27,5 +28,6 @@ for await (const line of createInterface({ input: process.stdin })) {
   }
   if (command.cut) transport.ws.terminate(); // the connection breaks, without a closing handshake
   if (command.desert) transport.onClose("deserted"); // the client gives up, and the server does not notice
+  if (command.disconnect) socket.disconnect();
   if (command.connect) socket.connect();
 }
