@@ -190,6 +190,11 @@ class Delivery:
             body["recovery"] = recovery
         self._manager.emit("server_hello", body, "/", to=sid, ignore_queue=True)
 
+    def emit_missed(self, sid: str, channel: str) -> None:
+        """Tell a client, which was away, that it may have missed NOTIFY messages of a channel."""
+        body = {"channel": channel, "reason": "reconnected", "epoch": self._log.epoch, "position": self._log.position}
+        self._manager.emit("gap", body, "/", to=sid, ignore_queue=True)
+
     def emit_health(self, health: dict[str, Any]) -> None:
         """Report to all clients of this node whether the database is reachable."""
         self._manager.emit("health", health, "/", ignore_queue=True)

@@ -258,8 +258,12 @@ class Keeping:
         if session is None:
             return None
         former = session.entries.get(channel)
-        session.numbers += 1
-        entry.number = session.numbers
+        if former is not None and not entry.replaying:
+            # It goes on where it is, with another filter.
+            entry.number, entry.after, entry.replaying = former.number, former.after, former.replaying
+        else:
+            session.numbers += 1
+            entry.number = session.numbers
         self.put(sid, channel, entry)
         try:
             self._table.wait_written(self.store_seconds)

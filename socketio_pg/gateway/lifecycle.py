@@ -88,9 +88,10 @@ class ClientLifecycle(Lifecycle):
         self._idle.heard(sid)
         session = self._access.sessions.get(sid)
         claims = None if session is None else session.claims
-        self._delivery.emit_hello(
-            sid, claims, self._access.authenticator.mode, self._health.current(), self._restoring.connected(sid)
-        )
+        recovery = self._restoring.connected(sid)
+        self._delivery.emit_hello(sid, claims, self._access.authenticator.mode, self._health.current(), recovery)
+        for channel in (recovery or {}).get("channels", ()):
+            self._delivery.emit_missed(sid, channel)
 
     def before_event(self, sid: str, size: int) -> None:
         session = self._access.sessions.get(sid)

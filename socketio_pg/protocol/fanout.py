@@ -245,11 +245,11 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         else:
             self._send_rooms(of_room or dict(runs), namespace, skipped)
 
-    def encode_message(self, event: str, argument: dict[str, Any], namespace: str = "/") -> EncodedPacket:
+    def encode_message(self, event: str, argument: Any, namespace: str = "/") -> EncodedPacket:
         """Return ``event`` with one argument that has no binary data, which the stock encoder would look for."""
         text = self.server.packet_class.json.dumps([event, argument], separators=(",", ":"))
         text = f"{socketio.packet.EVENT}{'' if namespace == '/' else namespace + ','}{text}"
-        return framed(text, argument.get("position"))
+        return framed(text, argument.get("position") if isinstance(argument, dict) else None)
 
     def emit_page(self, packets: Sequence[EncodedPacket], socket: Socket) -> None:
         """Send ``packets`` to one client, in one send that does not count towards its send buffer.

@@ -23,6 +23,7 @@ class World:
         self.hub = Hub()
         self.hub.add("sid")
         self.epoch: str | None = "first"
+        self.position = 7
         self.finds: Counter[str] = Counter()
         self.entered: list[str] = []
         #: Called while the channel is read.
@@ -37,10 +38,12 @@ class World:
             hold=lambda *_: None,
             leave=self.hub.unsubscribe,
         )
+        names = ("joined", "left", "put", "began")
+        keeping: Any = SimpleNamespace(**dict.fromkeys(names, lambda *_: None))
         permissions: Any = SimpleNamespace(mark=lambda: 0, is_overtaken=lambda channel, mark: False)
         self.subscribing = Subscribing(
             SimpleNamespace(is_client_id=lambda name: False),  # type: ignore[arg-type]
-            pubsub, self.hub, self, delivery, permissions, ClientLimits(Settings()), self._require,  # type: ignore[arg-type]
+            pubsub, self.hub, self, delivery, keeping, permissions, ClientLimits(Settings()), self._require,  # type: ignore[arg-type]
         )  # fmt: skip
 
     def find_start(self, channel: str, start: Any) -> tuple[int | None, dict[str, Any]]:
