@@ -474,7 +474,8 @@ class SocketServer:
 
     def _log_problem(self) -> Problem | None:
         # The roles' names are in the log. Without a need for the log, a role with CREATE could make all nodes unready.
-        needed = self.settings.auto_init or self.settings.durable_channels or self.settings.authorization == "rls"
+        settings = self.settings
+        needed = settings.auto_init or settings.names_durable_channels or settings.authorization == "rls"
         if self.pubsub.database.schema_problem is None or not needed:
             return None
         return Problem(

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import orjson
@@ -24,7 +25,8 @@ from socketio_pg.core.problems import Problem
 from socketio_pg.core.seal import Key
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.postgres.key_reader import KeyReader
-from socketio_pg.postgres.publisher import Outgoing, Publisher
+from socketio_pg.postgres.outgoing import Outgoing, Receipt
+from socketio_pg.postgres.publisher import Publisher, Result
 from socketio_pg.workers.peers import Peers
 from socketio_pg.workers.workers import Workers
 
@@ -84,6 +86,25 @@ class WorkersQueue:
             receive(command)
 
 
+class _LeaderEndedError(DatabaseUnavailableError):
+    """The worker that publishes has ended before it has answered."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A publication that waits for the worker that leads."""
+
+    messages: Sequence[Outgoing]
+    done: green.Event = field(default_factory=green.Event)
+    #: It was sent to a worker that has ended meanwhile.
+    repeated: bool = False
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether each message has an id, so that none is published twice when the request is repeated."""
+        return not self.repeated and all(message.id is not None for message in self.messages)
+
+
 class WorkersPublisher:
     """Publishes as :class:`Publisher` does, by the ``local`` one of the worker that leads."""
 
@@ -95,7 +116,7 @@ class WorkersPublisher:
         self._local = local
         self._peers = peers = workers.peers
         self._election = workers.election
-        self._waiting: list[tuple[Sequence[Outgoing], green.Event]] = []
+        self._waiting: list[_Asked] = []
         self._asking = 0
         peers.answer(_PUBLISH, self._publish_for_others)
 
@@ -109,21 +130,20 @@ class WorkersPublisher:
         """The number of requests whose commit has not begun, on this worker."""
         return self._local.waiting
 
-    def publish(self, messages: Sequence[Outgoing]) -> None:
+    def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
         """Publish as :meth:`Publisher.publish` does; raises as it does.
 
-        If the worker that leads ends meanwhile, it is unknown whether the messages were sent, and the error says so.
+        If the worker that leads ends meanwhile, it is unknown whether the messages were sent. If all of them have ids,
+        the next one is asked to publish them again; otherwise the error says so.
         """
         if self._election.leading and not self._waiting:  # those that wait come first
-            self._local.publish(messages)
-            return
-        done = green.Event()
-        self._waiting.append((messages, done))
-        if len(self._waiting) == 1:
-            green.run_soon(self._ask)
-        error = done.wait()
-        if error is not None:
-            raise error
+            return self._local.publish(messages)
+        asked = _Asked(messages)
+        self._enqueue([asked])
+        result: Result = asked.done.wait()
+        if isinstance(result, SocketIOPGError):
+            raise result
+        return result
 
     def flush(self, seconds: float) -> None:
         """Wait until all messages are committed or refused, at most ``seconds``."""
@@ -135,9 +155,14 @@ class WorkersPublisher:
     def stop(self) -> None:
         """Fail all waiting messages and stop the local publisher."""
         requests, self._waiting = self._waiting, []
-        for _, done in requests:
-            done.send(DatabaseUnavailableError("the server is shutting down"))
+        for request in requests:
+            request.done.send(DatabaseUnavailableError("the server is shutting down"))
         self._local.stop()
+
+    def _enqueue(self, requests: Sequence[_Asked]) -> None:
+        if requests and not self._waiting:
+            green.run_soon(self._ask)
+        self._waiting.extend(requests)
 
     def _ask(self) -> None:
         """Ask the worker that leads to publish what waits: all requests of this turn of the hub together."""
@@ -145,38 +170,50 @@ class WorkersPublisher:
         try:
             leader = self._election.wait_leader(self.leader_timeout)
             requests, self._waiting = self._waiting, []
-            errors: Sequence[SocketIOPGError | None]
+            results: Sequence[Result]
             try:
-                errors = self._ask_leader(leader, [messages for messages, _ in requests])
+                results = self._ask_leader(leader, [request.messages for request in requests])
+            except _LeaderEndedError as ended:
+                again = [request for request in requests if request.repeatable]
+                for request in again:
+                    request.repeated = True
+                requests = [request for request in requests if request not in again]
+                results = [ended] * len(requests)
+                self._enqueue(again)
             except SocketIOPGError as failed:
-                errors = [failed] * len(requests)
+                results = [failed] * len(requests)
             except Exception:  # a bug: the callers must not wait for ever
                 logger.exception("publishing through another worker failed")
-                errors = [DatabaseUnavailableError("the message may have been sent or not")] * len(requests)
-            for (_, done), error in zip(requests, errors, strict=True):
-                done.send(error)
+                results = [DatabaseUnavailableError("the message may have been sent or not")] * len(requests)
+            for request, result in zip(requests, results, strict=True):
+                request.done.send(result)
         finally:
             self._asking -= 1
 
-    def _ask_leader(
-        self, leader: int | None, requests: Sequence[Sequence[Outgoing]]
-    ) -> Sequence[SocketIOPGError | None]:
+    def _ask_leader(self, leader: int | None, requests: Sequence[Sequence[Outgoing]]) -> Sequence[Result]:
         if leader is None:
             raise DatabaseUnavailableError("no worker publishes at the moment")
         if self._election.leading:
             return self._local.publish_all(requests)
-        body = [[(one.channel, one.payload_json, one.durable) for one in messages] for messages in requests]
+        body = [[(one.channel, one.payload_json, one.durable, one.id) for one in messages] for messages in requests]
         answers = self._peers.ask(_PUBLISH, json.dumps(body).encode(), self.answer_timeout, slots=[leader])
         if leader in answers:
-            return [None if error is None else decode(error) for error in json.loads(answers[leader])]
+            return [
+                decode(result) if isinstance(result, dict) else [Receipt(*receipt) for receipt in result]
+                for result in json.loads(answers[leader])
+            ]
         unknown = "the message may have been sent or not"
         if leader in self._peers.slots:
             raise DatabaseTimeoutError(f"the worker that publishes does not answer: {unknown}")
-        raise DatabaseUnavailableError(f"the worker that publishes has ended: {unknown}")
+        raise _LeaderEndedError(f"the worker that publishes has ended: {unknown}")
 
     def _publish_for_others(self, body: bytes) -> bytes:
         requests = [[Outgoing(*message) for message in messages] for messages in json.loads(body)]
-        return json.dumps([error and encode(error) for error in self._local.publish_all(requests)]).encode()
+        results = [
+            encode(result) if isinstance(result, SocketIOPGError) else [astuple(receipt) for receipt in result]
+            for result in self._local.publish_all(requests)
+        ]
+        return json.dumps(results).encode()
 
 
 class WorkersKeys:

@@ -245,9 +245,10 @@ class Settings:
         "database's owner are trusted already",
     )  # fmt: skip
     durable_channels: tuple[str, ...] = setting(
-        (),
+        ("*",),
         parsers.patterns,
-        "channels that are always published through the log, comma-separated; * matches any text",
+        "channels whose messages go through the log where one is installed, unless their publisher says otherwise; "
+        "comma-separated, * matches any text, empty: none",
     )
     html_channels: tuple[str, ...] = setting(
         (), parsers.patterns,
@@ -316,6 +317,11 @@ class Settings:
     embedded_data_dir: str = setting(
         ".postgres", parsers.plain, "data directory of the embedded PostgreSQL (development only)"
     )
+
+    @property
+    def names_durable_channels(self) -> bool:
+        """Whether DURABLE_CHANNELS names channels: then the operator expects a log."""
+        return self.durable_channels not in ((), ("*",))
 
     def authentication(self) -> str:
         """Return AUTH or its default: ``off``, ``optional`` or ``required``."""

@@ -1,24 +1,21 @@
-"""Messages: JSON value → NOTIFY payload → message → Socket.IO frame; and the fields of publish requests. No I/O.
+"""Messages: JSON value → NOTIFY payload → message → Socket.IO frame. No I/O.
 
 JSON text from PostgreSQL is passed on unchanged (that of a NOTIFY is validated first): it is never decoded and encoded
 again for the clients, so numbers of any size and the order of keys survive.
 """
 
-import contextlib
-import copy
 import decimal
 import gc
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import orjson
 
-from socketio_pg.core.channels import validate_channel
-from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError, SocketIOPGError
+from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError
 
 #: PostgreSQL manual, NOTIFY: "In the default configuration it must be shorter than 8000 bytes."
 MAX_NOTIFY_BYTES = 7999
@@ -282,58 +279,3 @@ def _reason(error: Exception) -> str:
     if "Out of range float" in str(error):
         return "NaN and infinite numbers are not JSON"
     return str(error)
-
-
-#: The maximum number of messages in one publish request.
-MAX_BATCH = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """A message to publish. ``payload`` is any JSON value.
-
-    ``durable``: publish through the log (True) or NOTIFY (False); None follows DURABLE_CHANNELS.
-    """
-
-    channel: str
-    payload: Any
-    durable: bool | None = None
-
-
-def requested_publication(request: Mapping[str, Any]) -> Publication:
-    """Validate ``request``, ``{channel, payload, durable?}``.
-
-    Raises :class:`InvalidRequestError` or :class:`InvalidChannelError`.
-    """
-    channel = validate_channel(request.get("channel"))
-    if "payload" not in request:
-        raise InvalidRequestError("payload is missing", channel=channel)
-    durable = request.get("durable")
-    if durable is not None and not isinstance(durable, bool):
-        raise InvalidRequestError("durable must be true or false", channel=channel)
-    return Publication(channel, request["payload"], durable)
-
-
-def requested_publications(messages: object) -> Sequence[Publication]:
-    """Validate a list of 1 to :data:`MAX_BATCH` such requests; an error names the index of the message."""
-    if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_BATCH:
-        raise InvalidRequestError(f"messages must be a list of 1 to {MAX_BATCH} objects")
-    found = []
-    for index, message in enumerate(messages):
-        with naming_message(index):
-            if not isinstance(message, dict):
-                raise InvalidRequestError("not an object")
-            found.append(requested_publication(message))
-    return found
-
-
-@contextlib.contextmanager
-def naming_message(index: int) -> Iterator[None]:
-    """Prefix the message of an error raised in the body with ``messages[index]``."""
-    try:
-        yield
-    except SocketIOPGError as error:
-        # A copy, because other callers that wait for the same result get the same error object.
-        named = copy.copy(error)
-        named.message = f"messages[{index}]: {error.message}"
-        raise named from error

@@ -99,6 +99,8 @@ commit_messages = Histogram(
     buckets=_BATCHES, registry=REGISTRY,
 )  # fmt: skip
 failed_commits = _counter("failed_commits", "Failed commits of published messages.")
+duplicates = _counter("duplicates", "Messages that were not published because their id was published before.")
+unplaced = _counter("unplaced", "Messages of the log whose publisher was answered before their position was known.")
 relay_batch_messages = Histogram(
     "socketio_pg_relay_batch_messages", "Messages per batch that this node's relay has moved to the log.",
     buckets=_BATCHES, registry=REGISTRY,

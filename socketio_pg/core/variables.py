@@ -16,6 +16,9 @@ ALIASES = {"SQLALCHEMY_DATABASE_URI": "DATABASE_URL"}
 #: Variables with the prefix that are no settings: the command line's token.
 OTHERS = frozenset({"SOCKETIO_PG_TOKEN"})
 
+#: Settings of which an empty value is one of its own, and not the default.
+MAY_BE_EMPTY = frozenset({"DURABLE_CHANNELS"})
+
 #: Kubernetes describes each Service in the variables of all pods. For one that is called socketio-pg, these are
 #: SOCKETIO_PG_SERVICE_HOST, SOCKETIO_PG_PORT=tcp://10.0.0.1:80, SOCKETIO_PG_PORT_80_TCP_ADDR, and so on.
 _SERVICE_NAME = re.compile(rf"{PREFIX}(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
@@ -50,12 +53,15 @@ def collect(places: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Given]]:
 def of_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the variables that can be settings, of this process's environment by default.
 
-    An empty variable counts as not set, because Procfile runners leave such variables.
+    An empty variable counts as not set, because Procfile runners leave such variables. Not if that is a value of its
+    own.
     """
     return {
         name: value
         for name, value in (os.environ if environment is None else environment).items()
-        if value and name not in ALIASES and not _is_of_kubernetes(name, value)
+        if (value or name.removeprefix(PREFIX) in MAY_BE_EMPTY)
+        and name not in ALIASES
+        and not _is_of_kubernetes(name, value)
     }
 
 

@@ -73,11 +73,11 @@ def installed(connection: Any, settings: Settings) -> Iterator[Finding]:
 
 def judge_schema(version: int | None, settings: Settings) -> Iterator[Finding]:
     """Judge the installed ``version`` of the schema; None when it is not installed."""
-    needs = settings.durable_channels or settings.authorization == "rls"
+    needs = settings.names_durable_channels or settings.authorization == "rls"
     if version is None and settings.auto_init:
         yield ok("schema", "not installed yet: the server installs it (AUTO_INIT)")
     elif version is None and needs:
-        why = "DURABLE_CHANNELS" if settings.durable_channels else "AUTHORIZATION=rls"
+        why = "DURABLE_CHANNELS" if settings.names_durable_channels else "AUTHORIZATION=rls"
         yield error("schema", f"not installed, but {why} needs it", "run socketio-pg init")
     elif version is None:
         yield warning("schema", "not installed: NOTIFY works, the log does not", "run socketio-pg init")

@@ -9,7 +9,7 @@ from socketio_pg.access.questions import Action
 from socketio_pg.access.sessions import Session
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
-from socketio_pg.core.messages import requested_publication
+from socketio_pg.core.publications import requested_publication, requested_wait
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.keeping import Keeping
@@ -75,10 +75,10 @@ class Handlers:
             self._server.on(event, _with_object(handler))
 
     def publish(self, sid: str, request: dict[str, Any]) -> Answer:
-        publication = requested_publication(request)
-        self._require("publish", sid, publication.channel)
-        self._pubsub.publish(publication.channel, publication.payload, publication.durable)
-        return Answer("published", {"channel": publication.channel})
+        one, wait = requested_publication(request), requested_wait(request)
+        self._require("publish", sid, one.channel)
+        published = self._pubsub.publish(one.channel, one.payload, one.durable, id=one.id, wait=wait)
+        return Answer("published", published.to_wire())
 
     def authenticate(self, sid: str, request: dict[str, Any]) -> Answer:
         if "token" not in request:

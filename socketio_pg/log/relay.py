@@ -32,6 +32,7 @@ from socketio_pg.log.history import HEAD
 from socketio_pg.log.lease import Lease
 from socketio_pg.log.low_water import LowWater
 from socketio_pg.log.moves import PREPARE, Moved, move
+from socketio_pg.log.old_ids import OldIds
 from socketio_pg.log.positions import Head, trim_upto
 from socketio_pg.postgres.database import Database, fetch_as_is, is_usable, require_writable, translated_errors
 from socketio_pg.postgres.trust import verify
@@ -158,6 +159,7 @@ class Relay:
         self._installed = green.Event()
         self._next_renewal = self._next_beat = self._next_trim = self._next_full_scan = self._next_memory = 0.0
         self._low = LowWater()
+        self._old_ids = OldIds()
         #: None when it must be read: at first, and when a commit was not confirmed.
         self._past: epochs.Past | None = None
         #: The position and id that were last written down for the next leader.
@@ -370,6 +372,7 @@ class Relay:
                             rung = self._wait_for_row(connection, unrung)
             self._attempt(connection, "the heartbeat", self._beat)
             self._attempt(connection, "trimming the log", self._trim)
+            self._attempt(connection, "removing old ids", self._remove_ids)
 
     def _renew(self, connection: Any, term: int) -> bool:
         """Renew the lease if it is time; return False if another node leads."""
@@ -393,7 +396,7 @@ class Relay:
                 raise
             logger.log(logging.DEBUG if task in self._failing else logging.WARNING, "%s failed: %s", task, error)
             self._failing.add(task)
-            if run != self._beat and run != self._trim:
+            if run not in (self._beat, self._trim, self._remove_ids):
                 self.problem = Problem.of(error, "not relaying: ")
             return None
         self._failing.discard(task)
@@ -472,6 +475,9 @@ class Relay:
         if upto is not None and upto == oldest[-1][0]:
             # In small statements, so that new messages are moved between them.
             self._next_trim = time.monotonic() + 0.05
+
+    def _remove_ids(self, connection: Any) -> None:
+        self._old_ids.remove(connection, self.timeout)
 
     def _beat(self, connection: Any) -> None:
         if time.monotonic() < self._next_beat:

@@ -22,6 +22,7 @@ from socketio_pg.core.errors import (
     DatabaseTimeoutError,
     DatabaseUnavailableError,
     InvalidChannelError,
+    InvalidRequestError,
     LogNotInstalledError,
     PayloadTooLargeError,
     SocketIOPGError,
@@ -154,6 +155,8 @@ def _translate(error: psycopg2.Error) -> SocketIOPGError:
         return InvalidChannelError(lines[0])
     if error.pgcode == "SG002":
         return PayloadTooLargeError(lines[0])
+    if error.pgcode == "SG008":
+        return InvalidRequestError(lines[0])
     # No such schema, table, function or column: the server uses only those of the schema socketio_pg.
     if error.pgcode in ("3F000", "42P01", "42883", "42703"):
         return LogNotInstalledError("the log of this version is not installed in the database: run 'socketio-pg init'")

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import (
@@ -20,6 +20,7 @@ from socketio_pg.core.errors import (
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.problems import Problem
 from socketio_pg.postgres.database import READ_ONLY, Database, encode_text, is_usable, translated_errors
+from socketio_pg.postgres.outgoing import Outgoing, Receipt, begin_sql
 from socketio_pg.postgres.trust import verify
 
 logger = logging.getLogger("socketio_pg.publisher")
@@ -34,23 +35,42 @@ _UNSTORABLE = {
 _NOT_ACCEPTED = "the database does not accept messages at the moment"
 #: The channel of a publication that is rolled back. No subscriber gets anything.
 _TRIAL_CHANNEL = "trial"
+#: Whether the role may know which ids its messages have in the outbox.
+_MAY_NUMBER = "SELECT pg_catalog.has_sequence_privilege('socketio_pg.outbox_id_seq', 'USAGE, SELECT')"
+
+#: The result of a request to publish: a receipt of each message, or the error because of which none was sent.
+Result: TypeAlias = Sequence[Receipt] | SocketIOPGError
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """JSON text for ``channel``, sent with NOTIFY or, if ``durable``, through the log."""
-
-    channel: str
-    payload_json: str
-    durable: bool = False
+class _UnknownOutcomeError(DatabaseUnavailableError):
+    """The connection was lost during the COMMIT: the messages may have been sent or not."""
 
 
-@dataclass(slots=True)
+class _IdInUseError(SocketIOPGError):
+    """Another transaction, which has not ended, has published one of the ids."""
+
+
+@dataclass(slots=True, eq=False)
 class _Request:
     """Messages that are committed together or not at all."""
 
     messages: Sequence[Outgoing]
+    asked: float = field(default_factory=time.monotonic)
     done: green.Event = field(default_factory=green.Event)
+    #: Not to be committed together with other requests.
+    alone: bool = False
+    #: The numbers that its messages had in attempts so far, and the first one whose outcome is unknown.
+    numbers: set[int] = field(default_factory=set)
+    unknown: SocketIOPGError | None = None
+
+    @property
+    def has_ids(self) -> bool:
+        return any(message.id is not None for message in self.messages)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether each message has an id, so that none is published twice when the request is repeated."""
+        return all(message.id is not None for message in self.messages)
 
     @property
     def channel(self) -> str | None:
@@ -69,7 +89,7 @@ class MessagePublisher(Protocol):
     def waiting(self) -> int:
         """As :attr:`Publisher.waiting`."""
 
-    def publish(self, messages: Sequence[Outgoing]) -> None:
+    def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
         """As :meth:`Publisher.publish`."""
 
     def flush(self, seconds: float) -> None:
@@ -94,12 +114,20 @@ class Publisher:
     batch_size = 1000
     batch_characters = 4_000_000
     queue_size = 20_000
+    #: Seconds until a request is tried again whose ids are in use, or whose outcome is unknown; and for how long it is,
+    #: in the second case. In the first one it is tried for :attr:`timeout` seconds.
+    again_after = 0.05
+    again_for = 5.0
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: deque[_Request] = deque()
         self._worker = green.Worker()
         self._connection: Any = None
+        #: Whether the connection's role may read the ids of its messages; None before that is known.
+        self._may_number: bool | None = None
+        #: Requests that will be tried again.
+        self._postponed: set[_Request] = set()
         #: The last connection was lost and has not been replaced yet.
         self._lost = False
         self._problem: Problem | None = None
@@ -110,20 +138,24 @@ class Publisher:
         """Why durable publications fail, for the operator; None while they work, and before the first one."""
         return self._problem
 
-    def publish(self, messages: Sequence[Outgoing]) -> None:
+    def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
         """Send ``messages`` in one transaction; return after the commit. No two may be equal, unless they are durable.
+
+        Messages whose ids were published before are left out. If another transaction that has published one of the ids
+        is still open, this one waits for it, alone. If all messages have ids, a lost commit is repeated.
 
         Raises :class:`LogNotInstalledError`, :class:`PayloadTooLargeError` or :class:`InvalidRequestError` when
         PostgreSQL rejects a message, and :class:`DatabaseUnavailableError` when the database fails or does not answer
         within :attr:`timeout` seconds. If the connection was lost during the commit, it is unknown whether subscribers
         get the message, and the error's message says so.
         """
-        [error] = self.publish_all([messages])
-        if error is not None:
-            raise error
+        [result] = self.publish_all([messages])
+        if isinstance(result, SocketIOPGError):
+            raise result
+        return result
 
-    def publish_all(self, requests: Iterable[Sequence[Outgoing]]) -> list[SocketIOPGError | None]:
-        """Publish each of ``requests`` as :meth:`publish` does, in this order. Return the error of each, or None."""
+    def publish_all(self, requests: Iterable[Sequence[Outgoing]]) -> list[Result]:
+        """Publish each of ``requests`` as :meth:`publish` does, in this order. Return the result of each."""
         began, asked = time.monotonic(), [_Request(messages) for messages in requests]
         # All of them before the first one is waited for: no other request comes in between.
         for request in asked:
@@ -134,13 +166,14 @@ class Publisher:
                 request.done.send(DatabaseUnavailableError(text, channel=request.channel))
         if self._waiting:
             self._worker.start(self._run)
-        errors: list[SocketIOPGError | None] = []
+        results: list[Result] = []
         for request in asked:
-            errors.append(request.done.wait())
-            if errors[-1] is None:
+            result: Result = request.done.wait()
+            results.append(result)
+            if not isinstance(result, SocketIOPGError):
                 tier = "log" if any(message.durable for message in request.messages) else "notify"
                 metrics.publish_seconds.labels(tier).observe(time.monotonic() - began)
-        return errors
+        return results
 
     @property
     def waiting(self) -> int:
@@ -150,14 +183,17 @@ class Publisher:
     def flush(self, seconds: float) -> None:
         """Wait until all messages are committed or refused, at most ``seconds``."""
         deadline = time.monotonic() + seconds
-        while self._worker.running and time.monotonic() < deadline:
+        while (self._worker.running or self._postponed) and time.monotonic() < deadline:
             green.sleep(0.01)
 
     def stop(self) -> None:
         """Fail all waiting messages and close the connection."""
         self._worker.stop()
         self._trials.stop()
-        self._fail(self._waiting, DatabaseUnavailableError("the server is shutting down"))
+        ending = DatabaseUnavailableError("the server is shutting down")
+        self._fail(self._waiting, ending)
+        postponed, self._postponed = self._postponed, set()
+        self._fail(list(postponed), ending)
         self._disconnect()
 
     def _run(self) -> None:
@@ -166,21 +202,22 @@ class Publisher:
             while self._waiting:
                 batch = self._next_batch()
                 try:
-                    self._commit(batch)
+                    receipts = self._commit(batch)
+                except _IdInUseError as error:
+                    self._separate(batch, error)
                 except DatabaseUnavailableError as error:
                     _limited_log(logging.WARNING, "publishing failed: %s", error)
                     metrics.failed_commits.inc()
                     self._note_failure(batch, error)
-                    self._fail(batch, error)
+                    self._fail_or_repeat(batch, error)
                     # The waiting messages fail, too: another attempt could exceed their callers' timeout.
-                    self._fail(self._waiting, error)
+                    self._fail_or_repeat(self._waiting, error)
                 except SocketIOPGError:
                     self._commit_one_by_one(batch)
                 else:
                     if self._problem is not None and _durable(batch):
                         self._problem = None
-                    for request in batch:
-                        request.done.send()
+                    _send_receipts(batch, receipts)
         except BaseException:
             # Killed by stop(), or a bug: every caller gets an answer. Answers that were sent before remain valid.
             failed = DatabaseUnavailableError("the message may have been sent or not: publishing was interrupted")
@@ -191,11 +228,13 @@ class Publisher:
     def _next_batch(self) -> list[_Request]:
         """Take requests in order, up to the first duplicate, as PostgreSQL drops equal NOTIFYs in a transaction."""
         batch: list[_Request] = []
-        seen: set[Outgoing] = set()
+        seen: set[tuple[str, str]] = set()
         count = size = 0
         while self._waiting and count < self.batch_size and size < self.batch_characters:
             request = self._waiting[0]
-            notified = [message for message in request.messages if not message.durable]
+            if batch and (request.alone or batch[0].alone):
+                break
+            notified = [(one.channel, one.payload_json) for one in request.messages if not one.durable]
             if not seen.isdisjoint(notified):
                 break
             seen.update(notified)
@@ -204,13 +243,18 @@ class Publisher:
             size += sum(len(message.payload_json) for message in request.messages)
         return batch
 
-    def _commit(self, batch: Sequence[_Request]) -> None:
-        """Commit one transaction. If it raises, nothing was sent, unless the error says that this is unknown."""
+    def _commit(self, batch: Sequence[_Request]) -> Sequence[Receipt]:
+        """Commit one transaction, and return the receipts of its messages.
+
+        If it raises, nothing was sent, unless the error says that this is unknown.
+        """
         for _ in range(2):
             reused = self._connection is not None
             try:
-                self._send(batch)
+                receipts = self._send(batch)
                 break
+            except _IdInUseError:
+                raise
             except DatabaseUnavailableError as error:
                 self._lost = self._lost or reused
                 self._disconnect()
@@ -223,50 +267,58 @@ class Publisher:
                 self._disconnect()
                 raise
         try:
-            self._execute("COMMIT")
+            # The lock timeout is for ids only: the commit of a NOTIFY waits for a lock, too.
+            reset = "SET LOCAL lock_timeout TO DEFAULT; " if any(request.has_ids for request in batch) else ""
+            self._execute(f"{reset}COMMIT")
         except DatabaseUnavailableError as error:
             if error.sqlstate is not None and is_usable(self._connection):
                 # PostgreSQL has rolled back: its NOTIFY queue is full, for instance.
                 raise DatabaseUnavailableError(_NOT_ACCEPTED, detail=str(error)) from error
             self._lost = True
             self._disconnect()
-            raise DatabaseUnavailableError(
+            raise _UnknownOutcomeError(
                 "the database connection was lost during the commit: the message may have been sent or not"
             ) from error
-        metrics.commit_messages.observe(sum(len(request.messages) for request in batch))
+        metrics.commit_messages.observe(len(receipts))
+        return receipts
 
-    def _send(self, batch: Sequence[_Request]) -> None:
+    def _send(self, batch: Sequence[_Request]) -> Sequence[Receipt]:
         with translated_errors(self.timeout):
             if self._connection is None:
                 # Also limited in PostgreSQL: otherwise a session would go on waiting for a lock after its caller has
                 # given up, and each further message would add one.
                 limit = str(int(self.timeout * 1000))
                 self._connection = self._database.connect("publish", settings={"statement_timeout": limit})
+                self._may_number = None
                 if self._lost:
                     metrics.reconnects.labels("publisher").inc()
                     self._lost = False
-        if any(message.durable for request in batch for message in request.messages):
+        messages = [message for request in batch for message in request.messages]
+        if not all(message.is_plain for message in messages):
             verify(self._database, self._connection, self.timeout)
-        # In one round trip, but without the COMMIT, so that a failure before it is known to have sent nothing. unnest()
-        # returns rows in the order of its arrays; with several, it is always the one of pg_catalog.
-        sql, parameters = ["BEGIN"], []
-        for function, payload_type, durable in (
-            ("pg_catalog.pg_notify", "text", False),
-            ("socketio_pg.publish", "jsonb", True),
-        ):
-            messages = [message for request in batch for message in request.messages if message.durable is durable]
-            if messages:
-                sql.append(
-                    f"SELECT {function}(channel, payload::pg_catalog.{payload_type})"
-                    " FROM unnest(%s::pg_catalog.text[], %s::pg_catalog.text[]) AS message(channel, payload)"
-                )
-                parameters.append([encode_text(self._connection, message.channel) for message in messages])
-                parameters.append([encode_text(self._connection, message.payload_json) for message in messages])
-        self._execute(";".join(sql), *parameters)
+            if self._may_number is None:
+                self._may_number = self._execute(_MAY_NUMBER)[0][0]
+        sql, parameters = begin_sql(
+            messages, lambda text: encode_text(self._connection, text), numbers=bool(self._may_number)
+        )
+        try:
+            rows = self._execute(sql, *parameters)
+        except DatabaseUnavailableError as error:
+            if error.sqlstate != "55P03" or all(message.id is None for message in messages):
+                raise
+            self._execute("ROLLBACK")
+            raise _IdInUseError("a transaction that publishes the same id has not ended") from error
+        numbers = iter(rows)
+        return [
+            receipt
+            for request in batch
+            for receipt in _receipts(request, [None if one.is_plain else next(numbers)[-1] for one in request.messages])
+        ]
 
-    def _execute(self, sql: str, *parameters: object) -> None:
+    def _execute(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         with translated_errors(self.timeout), self._connection.cursor() as cursor:
             cursor.execute(sql, parameters or None)
+            return list(cursor.fetchall()) if cursor.description else []
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -276,15 +328,19 @@ class Publisher:
     def _commit_one_by_one(self, batch: Sequence[_Request]) -> None:
         """Commit each request separately after PostgreSQL has rejected one of them, so that the others are sent."""
         for index, request in enumerate(batch):
-            error: SocketIOPGError | None = None
             try:
-                self._commit([request])
+                _send_receipts([request], self._commit([request]))
+                continue
+            except _IdInUseError as busy:
+                self._postpone(request, busy)
+                continue
             except DatabaseUnavailableError as lost:
                 self._note_failure([request], lost)
-                self._fail(deque(batch[index:]), lost)
+                self._fail_or_repeat(deque(batch[index:]), lost)
                 return
             except DatabaseError as refused:
                 state = refused.sqlstate or ""
+                error: SocketIOPGError
                 if state in _UNSTORABLE and _durable([request]):
                     problem = f"payload cannot be stored as jsonb: {_UNSTORABLE[state]}"
                     error = InvalidRequestError(problem, channel=request.channel)
@@ -300,6 +356,50 @@ class Publisher:
             except SocketIOPGError as refused:
                 error = refused
             request.done.send(error)
+
+    # -- requests with ids that are tried again ------------------------------------------------------------------------
+
+    def _separate(self, batch: Sequence[_Request], error: _IdInUseError) -> None:
+        """Try again, with each request alone that has ids: the others need not wait for another transaction."""
+        if len(batch) == 1:
+            self._postpone(batch[0], error)
+            return
+        others = [request for request in batch if not request.has_ids]
+        for request in batch:
+            if request.has_ids:
+                request.alone = True
+                others.append(request)
+        self._waiting.extendleft(reversed(others))
+
+    def _fail_or_repeat(self, requests: deque[_Request] | list[_Request], error: DatabaseUnavailableError) -> None:
+        """Fail ``requests``, apart from those whose outcome is unknown and that can be repeated."""
+        while requests:
+            request = requests.pop()
+            if request.repeatable and (request.unknown is not None or isinstance(error, _UnknownOutcomeError)):
+                request.unknown = request.unknown or error
+                self._postpone(request, error)
+            else:
+                request.done.send(error)
+
+    def _postpone(self, request: _Request, error: SocketIOPGError) -> None:
+        """Try a request again after a while, or fail it if that has been going on for too long."""
+        seconds = self.timeout if request.unknown is None else self.again_for
+        if time.monotonic() - request.asked < seconds:
+            request.alone = True
+            self._postponed.add(request)
+            green.run_soon(self._try_again, request)
+        elif request.unknown is not None:
+            request.done.send(request.unknown)
+        else:
+            text = f"nothing was published: {error.message}"
+            request.done.send(DatabaseUnavailableError(text, channel=request.channel))
+
+    def _try_again(self, request: _Request) -> None:
+        green.sleep(self.again_after)
+        if request in self._postponed:
+            self._postponed.discard(request)
+            self._waiting.append(request)
+            self._worker.start(self._run)
 
     # -- durable publications that fail --------------------------------------------------------------------------------
 
@@ -335,7 +435,30 @@ class Publisher:
     @staticmethod
     def _fail(requests: deque[_Request] | list[_Request], error: DatabaseUnavailableError) -> None:
         while requests:
-            requests.pop().done.send(error)
+            request = requests.pop()
+            request.done.send(request.unknown or error)
+
+
+def _receipts(request: _Request, numbers: Sequence[int | None]) -> list[Receipt]:
+    """Return the receipts of a request's messages. A duplicate of its own earlier attempt is none."""
+    receipts = [
+        Receipt() if number is None else Receipt(abs(number), number < 0 and -number not in request.numbers)
+        for number in numbers
+    ]
+    if request.repeatable:
+        request.numbers.update(number for number in numbers if number is not None and number > 0)
+    return receipts
+
+
+def _send_receipts(requests: Sequence[_Request], receipts: Sequence[Receipt]) -> None:
+    """Give each of ``requests`` the receipts of its messages."""
+    start = 0
+    for request in requests:
+        end = start + len(request.messages)
+        request.done.send(receipts[start:end])
+        start = end
+        if request.has_ids:
+            metrics.duplicates.inc(sum(receipt.duplicate for receipt in request.done.wait()))
 
 
 def _as_failure(refused: DatabaseError, channel: str | None) -> DatabaseError:

@@ -24,7 +24,7 @@ _SERVER_GRANTS = """\
 GRANT USAGE ON SCHEMA socketio_pg TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, boolean, text),
     socketio_pg.publish(text, jsonb, text), socketio_pg.publish_as(text, text, boolean, text) TO {role};
-GRANT SELECT, DELETE ON socketio_pg.published TO {role};
+GRANT SELECT, UPDATE, DELETE ON socketio_pg.published TO {role};
 GRANT SELECT, DELETE ON socketio_pg.outbox TO {role};
 GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.outbox_id_seq TO {role};
 GRANT SELECT, INSERT, DELETE ON socketio_pg.log TO {role};
@@ -41,7 +41,7 @@ GRANT EXECUTE ON FUNCTION socketio_pg.decide(text[], text[], text[], text[], dou
 _PUBLISHER_GRANTS = """\
 GRANT USAGE ON SCHEMA socketio_pg TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, boolean, text),
-    socketio_pg.publish(text, jsonb, text) TO {role};
+    socketio_pg.publish(text, jsonb, text), socketio_pg.publish_as(text, text, boolean, text) TO {role};
 """
 
 _CONSUMER_GRANTS = """\

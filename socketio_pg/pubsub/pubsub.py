@@ -5,21 +5,21 @@ Programs that only publish, in their own transactions, use :mod:`socketio_pg.cli
 
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
-from socketio_pg.core import config, green
+from socketio_pg.core import config, green, metrics
 from socketio_pg.core.channels import LOG_CHANNEL, match_pattern, validate_channel
 from socketio_pg.core.cursors import Since
-from socketio_pg.core.errors import ConfigurationError, InvalidRequestError
+from socketio_pg.core.errors import ConfigurationError, InvalidRequestError, LogNotInstalledError
 from socketio_pg.core.messages import (
     MAX_NOTIFY_BYTES,
     Position,
-    Publication,
     check_size,
     encode_payload,
-    naming_message,
 )
 from socketio_pg.core.problems import Problem
+from socketio_pg.core.publications import Publication, Published, naming_message, validate_id
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.log.follower import Follower
@@ -37,7 +37,8 @@ from socketio_pg.postgres.listener import (
     OnNotifications,
 )
 from socketio_pg.postgres.listeners import Listeners
-from socketio_pg.postgres.publisher import MessagePublisher, Outgoing, Publisher
+from socketio_pg.postgres.outgoing import Outgoing
+from socketio_pg.postgres.publisher import MessagePublisher, Publisher
 from socketio_pg.postgres.schema import INSTALLED, REMOVED
 from socketio_pg.pubsub.dispatch import Dispatcher, NodeReceiver
 from socketio_pg.pubsub.filters import parse_filter
@@ -67,9 +68,10 @@ class PubSub:
     the address of the LISTEN connection when it differs. ``listener`` and ``publisher`` make these parts, ``keys``
     gets the reader of the cluster keys and returns what takes its place. With ``share_history`` live messages that
     must be read from the log share the connection of the replays, and come before them. Messages to the channels
-    that match one of the patterns ``durable_channels`` always go through the log, where a payload may have
-    ``max_payload`` bytes. ``cluster_key`` is the setting CLUSTER_KEY; ``sealing`` is shared with the other parts of a
-    server. ``schema_owner`` is the setting SCHEMA_OWNER. Connects when it is first used.
+    that match one of the patterns ``durable_channels`` go through the log where one is installed, unless their
+    publisher says otherwise; a payload may have ``max_payload`` bytes there. ``cluster_key`` is the setting
+    CLUSTER_KEY; ``sealing`` is shared with the other parts of a server. ``schema_owner`` is the setting SCHEMA_OWNER.
+    Connects when it is first used.
 
     ``hub``, ``log`` and ``matching`` are for the parts of a server that manage subscriptions themselves.
 
@@ -79,6 +81,8 @@ class PubSub:
     #: Seconds that :meth:`subscribe` and :meth:`join` wait for the LISTEN: normally, and while the connection is down.
     subscribe_timeout = 10.0
     subscribe_timeout_down = 2.0
+    #: Seconds that :meth:`publish` waits for a position in the log.
+    place_timeout = 2.0
 
     def __init__(
         self,
@@ -89,7 +93,7 @@ class PubSub:
         publisher: Callable[[Database], MessagePublisher] = Publisher,
         keys: Callable[[KeyReader], ClusterKeys] = lambda reader: reader,
         share_history: bool = False,
-        durable_channels: Sequence[str] = (),
+        durable_channels: Sequence[str] = ("*",),
         max_payload: int = 1_000_000,
         cluster_key: Sequence[str] = (),
         sealing: Sealing | None = None,
@@ -252,52 +256,105 @@ class PubSub:
 
     # -- publish -------------------------------------------------------------------------------------------------------
 
-    def publish(self, channel: str, payload: object = None, durable: bool | None = None) -> None:
-        """Publish any JSON value; returns after the commit.
+    def publish(
+        self,
+        channel: str,
+        payload: object = None,
+        durable: bool | None = None,
+        *,
+        id: str | None = None,
+        wait: bool = True,
+    ) -> Published:
+        """Publish any JSON value; return after the commit, and once the position of a message of the log is known.
 
-        ``durable``: through the log (True) or with NOTIFY (False). None: through the log in ``durable_channels`` and,
-        where a log is installed, when the payload is too large for NOTIFY; otherwise with NOTIFY.
+        ``durable``: through the log (True) or with NOTIFY (False). None: through the log where one is installed, in
+        ``durable_channels`` and for payloads too large for NOTIFY; otherwise with NOTIFY. The same ``id`` on a channel
+        within five minutes is published once. Waits for the position for up to :attr:`place_timeout` seconds, and not
+        at all without ``wait``.
 
         Raises :class:`InvalidChannelError`, :class:`InvalidRequestError`, :class:`PayloadTooLargeError`,
         :class:`LogNotInstalledError` or :class:`DatabaseUnavailableError`. In another thread than the server's it
         raises RuntimeError: :class:`~socketio_pg.client.Client` works in any.
         """
         self._home.require("PubSub.publish()")
-        self._publisher.publish([self._outgoing(Publication(channel, payload, durable))])
+        publication = Publication(channel, payload, durable, id)
+        [published] = self._publish([publication], lambda found: [self._outgoing(one) for one in found], wait)
+        return published
 
-    def publish_together(self, publications: Sequence[Publication]) -> None:
+    def publish_together(self, publications: Sequence[Publication], *, wait: bool = True) -> list[Published]:
         """Publish all of them, or none, in one transaction; each otherwise as :meth:`publish` does.
 
         Raises :class:`InvalidRequestError` also for two equal messages that would go with NOTIFY: PostgreSQL delivers
         only one of them.
         """
         self._home.require("PubSub.publish_together()")
+        return self._publish(publications, self._outgoing_together, wait)
+
+    def _publish(
+        self,
+        publications: Sequence[Publication],
+        prepare: Callable[[Sequence[Publication]], list[Outgoing]],
+        wait: bool,
+    ) -> list[Published]:
+        messages = prepare(publications)
+        try:
+            receipts = self._publisher.publish(messages)
+        except LogNotInstalledError:
+            # It was there when this node last looked, and these need it not.
+            self._follower.doubt()
+            if any(one.durable or one.id is not None for one in publications):
+                raise
+            messages = prepare([replace(one, durable=False) for one in publications])
+            receipts = self._publisher.publish(messages)
+        places: dict[int, Position | None] = {}
+        if wait and any(message.durable for message in messages):
+            self.start()
+            numbers = [
+                receipt.number
+                for message, receipt in zip(messages, receipts, strict=True)
+                if message.durable and receipt.number is not None
+            ]
+            places = dict(zip(numbers, self._follower.places.wait(numbers, self.place_timeout), strict=True))
+        results = []
+        for message, receipt in zip(messages, receipts, strict=True):
+            place = None if receipt.number is None else places.get(receipt.number)
+            results.append(Published(message.channel, message.durable, wait, place, receipt.duplicate))
+            if wait and message.durable and place is None and not receipt.duplicate:
+                metrics.unplaced.inc()
+        return results
+
+    def _outgoing_together(self, publications: Sequence[Publication]) -> list[Outgoing]:
         messages = []
-        seen: set[Outgoing] = set()
+        seen: set[tuple[str, str]] = set()
         for index, publication in enumerate(publications):
             with naming_message(index):
                 message = self._outgoing(publication)
-                if not message.durable and message in seen:
-                    raise InvalidRequestError(
-                        "the same message occurs twice, and NOTIFY delivers it only once in a transaction; durable "
-                        "messages may be equal",
-                        channel=message.channel,
-                    )
-                seen.add(message)
+                if not message.durable:
+                    if (message.channel, message.payload_json) in seen:
+                        raise InvalidRequestError(
+                            "the same message occurs twice, and NOTIFY delivers it only once in a transaction; durable "
+                            "messages may be equal",
+                            channel=message.channel,
+                        )
+                    seen.add((message.channel, message.payload_json))
                 messages.append(message)
-        self._publisher.publish(messages)
+        return messages
 
     def _outgoing(self, publication: Publication) -> Outgoing:
         channel, durable = validate_channel(publication.channel), publication.durable
+        id = None if publication.id is None else validate_id(publication.id)
         text = encode_payload(publication.payload)
         if durable is None:
-            durable = any(match_pattern(pattern, channel) for pattern in self._durable_channels)
-            if not durable and len(text.encode()) > MAX_NOTIFY_BYTES:
-                self.start()
-                self._follower.wait_known(self.subscribe_timeout_down)
-                durable = self.log.installed
+            wanted = any(match_pattern(pattern, channel) for pattern in self._durable_channels)
+            durable = (wanted or len(text.encode()) > MAX_NOTIFY_BYTES) and self._has_log()
         check_size(text, self._max_payload if durable else MAX_NOTIFY_BYTES)
-        return Outgoing(channel, text, durable)
+        return Outgoing(channel, text, durable, id)
+
+    def _has_log(self) -> bool:
+        """Return whether the database has a log, as this node knows. Raises :class:`DatabaseUnavailableError`."""
+        self.start()
+        self._follower.wait_known(self.subscribe_timeout_down)
+        return self.log.installed
 
     @property
     def publish_waiting(self) -> int:

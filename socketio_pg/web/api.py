@@ -30,11 +30,14 @@ from socketio_pg.core.errors import (
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.messages import (
     Position,
-    Publication,
     WireJSON,
+)
+from socketio_pg.core.publications import (
+    Publication,
     naming_message,
     requested_publication,
     requested_publications,
+    requested_wait,
 )
 from socketio_pg.engine import handover
 from socketio_pg.engine.polling import BodyError, body_length, read_body
@@ -88,17 +91,18 @@ class Api:
         self._require_json()
         body = self._read_object(who)
         if "messages" not in body:
-            one = requested_publication(body)
+            one, wait = requested_publication(body), requested_wait(body)
             self._permissions.require(claims, "publish", one.channel)
-            self._pubsub.publish(one.channel, one.payload, one.durable)
-            return _json({"channel": one.channel})
+            published = self._pubsub.publish(one.channel, one.payload, one.durable, id=one.id, wait=wait)
+            return _json(published.to_wire())
         if "channel" in body or "payload" in body:
             raise InvalidRequestError("messages cannot be combined with channel and payload")
-        several = requested_publications(body["messages"])
+        several, wait = requested_publications(body["messages"]), requested_wait(body)
         self._limits.check_together(who, len(several))
         self._require_publish(claims, several)
-        self._pubsub.publish_together(several)
-        return _json({"published": len(several)})
+        results = self._pubsub.publish_together(several, wait=wait)
+        count = sum(not result.duplicate for result in results)
+        return _json({"published": count, "messages": [result.to_wire() for result in results]})
 
     def messages(self, channel: str) -> Response:
         """``GET /api/channels/{channel}/messages``."""

@@ -5,7 +5,8 @@ from typing import Any
 from socketio_pg.core.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX
 from socketio_pg.core.config import Settings
 from socketio_pg.core.cursors import MAX_POSITION
-from socketio_pg.core.messages import MAX_BATCH, MAX_NOTIFY_BYTES
+from socketio_pg.core.messages import MAX_NOTIFY_BYTES
+from socketio_pg.core.publications import MAX_BATCH, MAX_ID_BYTES
 from socketio_pg.gateway.streams import MAX_CHANNELS
 from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
 from socketio_pg.log.starts import MAX_HISTORY, MAX_TOKEN_CHARACTERS
@@ -199,6 +200,15 @@ def _messages() -> Json:
 def _schemas(settings: Settings) -> Json:
     channel = _ref("Channel")
     position = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
+    identifier = {
+        "type": ["string", "null"],
+        "minLength": 1,
+        "maxLength": MAX_ID_BYTES,
+        "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$",
+        "description": f"At most {MAX_ID_BYTES} bytes of UTF-8. "
+        "The same id on a channel within five minutes is published once.",
+    }
+    wait = {"type": ["boolean", "null"], "description": "false: answer after the commit, without positions."}
     return {
         "Channel": {
             "type": "string",
@@ -218,8 +228,10 @@ def _schemas(settings: Settings) -> Json:
                 },
                 "durable": {
                     "type": ["boolean", "null"],
-                    "description": "true: through the log; false: not through it; missing: as the settings say.",
+                    "description": "true: through the log; false: with NOTIFY; missing: the log if it is installed.",
                 },
+                "id": identifier,
+                "wait": wait,
                 "messages": False,
             },
         },
@@ -235,16 +247,50 @@ def _schemas(settings: Settings) -> Json:
                     "items": {
                         "type": "object",
                         "required": ["channel", "payload"],
-                        "properties": {"channel": channel, "payload": {}, "durable": {"type": ["boolean", "null"]}},
+                        "properties": {
+                            "channel": channel,
+                            "payload": {},
+                            "durable": {"type": ["boolean", "null"]},
+                            "id": identifier,
+                        },
                     },
                     "description": "Two equal messages must both be durable.",
                 },
+                "wait": wait,
                 "channel": False,
                 "payload": False,
             },
         },
-        "Published": _object({"channel": channel}),
-        "PublishedTogether": _object({"published": {"type": "integer", "minimum": 1, "maximum": MAX_BATCH}}),
+        "Published": _object(
+            {"channel": channel},
+            {
+                "epoch": {"type": ["string", "null"]},
+                "position": {
+                    "type": ["integer", "null"],
+                    "minimum": 0,
+                    "maximum": MAX_POSITION,
+                    "description": "Its place in the log; null: not known yet. Missing: NOTIFY, or wait is false.",
+                },
+                "duplicate": {"const": True, "description": "The id was published before; nothing is published."},
+            },
+        ),
+        "PublishedTogether": _object(
+            {
+                "published": {
+                    "type": "integer",
+                    "minimum": 0,
+                    "maximum": MAX_BATCH,
+                    "description": "The number of messages without the duplicates.",
+                },
+                "messages": {
+                    "type": "array",
+                    "items": _ref("Published"),
+                    "minItems": 1,
+                    "maxItems": MAX_BATCH,
+                    "description": "The answer to each message, in the order of the request.",
+                },
+            }
+        ),
         "Message": _object(
             {
                 "channel": channel,

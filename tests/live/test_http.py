@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 
-from socketio_pg.core.messages import MAX_BATCH
+from socketio_pg.core.publications import MAX_BATCH
 from tests.support.clients import SocketClient
 from tests.support.http_api import HttpApi, after, payloads, refusal
 from tests.support.log import Log, wait_installed
@@ -39,7 +39,9 @@ def test_published_message_reaches_the_subscriber(
     api: HttpApi, subscriber: SocketClient, channel: str, payload: Any, durable: bool
 ) -> None:
     answer = api.publish(channel, payload, durable=durable)
-    assert (answer.status_code, answer.json()) == (200, {"channel": channel})
+    published = answer.json()
+    assert (answer.status_code, published["channel"]) == (200, channel)
+    assert sorted(published) == (["channel", "epoch", "position"] if durable else ["channel"])
     message = subscriber.next("event")
     assert message["payload"] == payload
     assert ("position" in message) is durable
@@ -61,7 +63,9 @@ def test_size_and_channel_choose_notify_or_log(api: HttpApi, log: Log, subscribe
 def test_batch_of_maximum_size_is_published(api: HttpApi, subscriber: SocketClient, channel: str) -> None:
     messages = [{"channel": channel, "payload": number, "durable": True} for number in range(MAX_BATCH)]
     answer = api.publish_together(*messages)
-    assert (answer.status_code, answer.json()) == (200, {"published": MAX_BATCH})
+    assert (answer.status_code, answer.json()["published"]) == (200, MAX_BATCH)
+    positions = [result["position"] for result in answer.json()["messages"]]
+    assert positions == list(range(positions[0], positions[0] + MAX_BATCH))
     assert [subscriber.next("event")["payload"] for _ in messages] == list(range(MAX_BATCH))
     # A batch that mixes durable and other messages.
     mixed = [{"channel": channel, "payload": n, "durable": n % 2 == 0} for n in range(10)]

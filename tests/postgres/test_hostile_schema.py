@@ -21,7 +21,8 @@ from socketio_pg.log.recent import Recent
 from socketio_pg.postgres import schema
 from socketio_pg.postgres.database import Database
 from socketio_pg.postgres.key_reader import KeyReader
-from socketio_pg.postgres.publisher import Outgoing, Publisher
+from socketio_pg.postgres.outgoing import Outgoing
+from socketio_pg.postgres.publisher import Publisher
 from tests.support.hostile import FOREIGN_SCHEMAS, FUNCTIONS, HostileDatabase
 from tests.support.log_database import MAX_PAYLOAD
 from tests.support.policies import question
@@ -139,7 +140,8 @@ def test_commands_refuse_a_foreign_schema(hostile: HostileDatabase, arguments: t
         ("GRANT CREATE ON SCHEMA socketio_pg TO mallory", "CREATE on the schema socketio_pg is granted to mallory"),
         ("GRANT CREATE ON SCHEMA socketio_pg TO PUBLIC", "CREATE on the schema socketio_pg is granted to PUBLIC"),
         ("ALTER TABLE socketio_pg.head OWNER TO mallory", "socketio_pg.head belongs to mallory"),
-        ("ALTER FUNCTION socketio_pg.publish OWNER TO mallory", "the function socketio_pg.publish belongs to mallory"),
+        ("ALTER FUNCTION socketio_pg.publish(text, jsonb) OWNER TO mallory",
+             "the function socketio_pg.publish belongs to mallory"),
         ("CREATE DOMAIN socketio_pg.text AS text; ALTER DOMAIN socketio_pg.text OWNER TO mallory",
          "the type socketio_pg.text belongs to mallory"),
         ("CREATE TRIGGER mine BEFORE INSERT ON socketio_pg.outbox FOR EACH ROW EXECUTE FUNCTION evil.fire()",

@@ -12,7 +12,8 @@ from socketio_pg.cluster.workers import WorkersPublisher
 from socketio_pg.core import green
 from socketio_pg.core.errors import DatabaseUnavailableError, PayloadTooLargeError, SocketIOPGError
 from socketio_pg.postgres.database import Database
-from socketio_pg.postgres.publisher import Outgoing, Publisher
+from socketio_pg.postgres.outgoing import Outgoing
+from socketio_pg.postgres.publisher import Publisher
 from socketio_pg.workers.node import Node
 from socketio_pg.workers.workers import Workers
 from tests.support.patience import until

@@ -1,4 +1,4 @@
-"""Messages: JSON value → NOTIFY payload → message → Socket.IO frame; and requested publications."""
+"""Messages: JSON value → NOTIFY payload → message → Socket.IO frame."""
 
 import json
 import math
@@ -11,17 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socketio_pg.core.errors import (
-    InvalidChannelError,
     InvalidRequestError,
     PayloadTooLargeError,
-    RateLimitedError,
-    SocketIOPGError,
 )
 from socketio_pg.core.messages import (
-    MAX_BATCH,
     MAX_NOTIFY_BYTES,
     EncodedMessage,
-    Publication,
     WireJSON,
     check_size,
     decode_notification,
@@ -30,11 +25,8 @@ from socketio_pg.core.messages import (
     from_log,
     is_strict_json,
     loads,
-    naming_message,
     parse_leniently,
     parse_rounded,
-    requested_publication,
-    requested_publications,
     with_numbers_as_strings,
 )
 
@@ -440,56 +432,3 @@ def test_strict_json_has_at_most_1024_levels(levels: int, strict: bool) -> None:
 def test_dumps_strict_refuses_nan_and_infinity(value: float) -> None:
     with pytest.raises(ValueError, match="JSON"):
         dumps_strict([value])
-
-
-# -- requested publications --------------------------------------------------------------------------------------------
-
-
-def test_publication_is_parsed() -> None:
-    assert requested_publication({"channel": "a", "payload": None}) == Publication("a", None)
-    assert requested_publication({"channel": "a", "payload": 1, "durable": None, "more": 1}) == Publication("a", 1)
-    for durable in (True, False):
-        assert requested_publication({"channel": "a", "payload": 1, "durable": durable}).durable is durable
-
-
-@pytest.mark.parametrize(
-    ("request_", "error"),
-    [
-        ({}, InvalidChannelError),
-        ({"channel": 1, "payload": 1}, InvalidChannelError),
-        ({"channel": "a"}, InvalidRequestError),
-        ({"channel": "a", "payload": 1, "durable": 1}, InvalidRequestError),
-    ],
-)
-def test_invalid_publication_is_refused_with_its_index(request_: dict[str, Any], error: type[SocketIOPGError]) -> None:
-    with pytest.raises(error) as raised:
-        requested_publication(request_)
-    with pytest.raises(error) as of_many:
-        requested_publications([{"channel": "a", "payload": 1}, request_])
-    assert of_many.value.message == f"messages[1]: {raised.value.message}"
-    assert of_many.value.channel == raised.value.channel
-
-
-def test_publications_are_parsed() -> None:
-    found = requested_publications([{"channel": "a", "payload": n} for n in range(MAX_BATCH)])
-    assert found == [Publication("a", n) for n in range(MAX_BATCH)]
-
-
-@pytest.mark.parametrize("messages", [None, {}, "text", [], [{"channel": "a", "payload": 1}] * (MAX_BATCH + 1)])
-def test_invalid_list_of_publications_is_refused(messages: Any) -> None:
-    with pytest.raises(InvalidRequestError, match=f"1 to {MAX_BATCH}"):
-        requested_publications(messages)
-    with pytest.raises(InvalidRequestError) as raised:
-        requested_publications([messages])
-    assert raised.value.message.startswith("messages[0]: ")
-
-
-def test_shared_error_is_not_modified() -> None:
-    shared = RateLimitedError("too much", channel="a")
-    shared.retry_after = 7.0
-    for index in range(3):
-        with pytest.raises(RateLimitedError) as raised, naming_message(index):
-            raise shared
-        assert (raised.value.message, raised.value.channel) == (f"messages[{index}]: too much", "a")
-        assert raised.value.retry_after == 7.0
-    assert shared.message == "too much"

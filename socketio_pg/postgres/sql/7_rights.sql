@@ -68,8 +68,7 @@ BEGIN
                     WHERE p.pronamespace = c.relnamespace AND p.proname IN ('probe', 'decide') AND NOT EXISTS (
                         SELECT FROM aclexplode(p.proacl) AS called WHERE called.grantee = a.grantee))
         LOOP
-            EXECUTE format('GRANT SELECT, DELETE ON socketio_pg.published TO %s', found.role);
-            EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.publish_as(text, text, boolean, text) TO %s', found.role);
+            EXECUTE format('GRANT SELECT, UPDATE, DELETE ON socketio_pg.published TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.consumers TO %s', found.role);
             EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.session, socketio_pg.session_owner TO %s',
                 found.role);
@@ -88,7 +87,8 @@ BEGIN
             WHERE p.oid = 'socketio_pg.publish(text, jsonb)'::regprocedure AND a.grantee <> p.proowner
         LOOP
             EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb, boolean, text),
-                socketio_pg.publish(text, jsonb, text) TO %s%s', found.role, found.option);
+                socketio_pg.publish(text, jsonb, text), socketio_pg.publish_as(text, text, boolean, text) TO %s%s',
+                found.role, found.option);
         END LOOP;
     END IF;
 END $$;
