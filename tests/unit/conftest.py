@@ -1,8 +1,11 @@
 """Fixtures for tests without I/O: settings that are independent of the environment."""
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -30,6 +33,13 @@ def node() -> Iterator[Node]:
     made = Node.create(os.getuid(), os.getgid())
     yield made
     made.remove()
+
+
+@pytest.fixture(params=["eventlet", "gevent"])
+def library(request: pytest.FixtureRequest) -> Any:
+    """The two modules of each green-thread library, as one; also of the library that this run does not use."""
+    modules = [importlib.import_module(f"socketio_pg.core.{part}_{request.param}") for part in ("green", "wsgi")]
+    return SimpleNamespace(**(vars(modules[0]) | vars(modules[1])))
 
 
 @pytest.fixture
