@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -72,7 +72,7 @@ class MissedMessagesError(SocketIOPGError):
     Pass ``on_gap``, or check the data and call :meth:`Consumer.move`.
     """
 
-    def __init__(self, message: str, gap: ConsumerGap) -> None:
+    def __init__(self, message: str, gap: Mapping[str, Any]) -> None:
         super().__init__(message)
         self.gap = gap
 
