@@ -69,6 +69,13 @@ def test_samples_of_workers_add_up() -> None:
     }
 
 
+def test_sums_do_not_depend_on_the_order() -> None:
+    """Whose counters are added first changes when a worker ends, and no counter may fall, however little."""
+    parts = [metrics_of(0, waited) for waited in (0.1, 0.2, 0.3)]
+    one_by_one = merge([merge([parts[2], parts[1]]), parts[0]])
+    assert values(merge(parts))["waited_sum"] == values(one_by_one)["waited_sum"] == 0.6
+
+
 def test_rules_apply_to_their_family_only() -> None:
     one, other = metrics_of(2, 0.5), metrics_of(3, 0.5)
     for rule, size in ((min, 2), (max, 3)):
