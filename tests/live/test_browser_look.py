@@ -9,10 +9,11 @@ import pytest
 from playwright.sync_api import Route, expect
 
 from tests.support.demo_page import CDN_CLIENT, CLIENT_FILE, LOCAL_CLIENT, ROOT, STATIC, Demo, Psql
+from tests.support.nightly import sampled
 
 
 # --- Layout ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", sampled(["light", "dark"], lambda scheme: scheme == "dark"))
 def test_phone_layout_needs_no_horizontal_scrolling(demo: Demo, psql: Psql, scheme: str) -> None:
     demo.page.set_viewport_size({"width": 360, "height": 740})
     demo.page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.green
 def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     made = ServerProcess(
         newest_pg.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="2",
-        PING_TIMEOUT="5", CONNECT_TIMEOUT="5", SEND_BUFFER_BYTES="200000",
+        PING_TIMEOUT="5", CONNECT_TIMEOUT="5", BODY_TIMEOUT="5", SEND_BUFFER_BYTES="200000",
     )  # fmt: skip
     longest_stall(made)  # the first call starts the measurement
     yield made

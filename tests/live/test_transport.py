@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.clients import SocketClient
 from tests.support.metrics import TOKEN, scrape
+from tests.support.nightly import sampled
 from tests.support.postgres import Cluster
 from tests.support.raw_http import GOOD, WEBSOCKET, http
 from tests.support.server import PATIENT, ServerProcess
@@ -82,7 +83,7 @@ def test_slow_reader_gets_every_frame_intact(newest_pg: Cluster, channel: str) -
         server.close()
 
 
-@pytest.mark.parametrize("number", [200, pytest.param(1000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("number", sampled([50, 200, 1000], lambda number: number == 50))
 def test_clients_that_stop_reading_are_disconnected_and_others_are_not_affected(
     newest_pg: Cluster, channel: str, number: int
 ) -> None:

@@ -1,6 +1,7 @@
 """Stock JavaScript clients on several workers: long-polling and upgrades, without a balancer and behind nginx."""
 
 import contextlib
+import itertools
 import json
 import ssl
 import urllib.request
@@ -85,12 +86,11 @@ def _subscribe_and_publish(fleet: Fleet, cluster: Cluster) -> None:
         assert client["group"] == clients[number % GROUPS]["group"], "the order is the same for all"
 
 
-@pytest.mark.parametrize("behind", ["nothing", "nginx"])
 @pytest.mark.parametrize(
-    ("transports", "clients"),
+    ("transports", "clients", "behind"),
     sampled(
-        [(names, clients) for names in ("polling", "polling,websocket") for clients in (40, 200)],
-        lambda case: case[1] == 40,
+        itertools.product(("polling", "polling,websocket"), (40, 200), ("nothing", "nginx")),
+        lambda case: case in (("polling", 40, "nginx"), ("polling,websocket", 40, "nothing")),
     ),
 )
 def test_clients_share_workers(
@@ -111,7 +111,7 @@ def test_clients_share_workers(
         assert max(samples[name] for name in shares) <= most, [samples[name] for name in shares]
 
 
-@pytest.mark.parametrize("transports", ["polling", "polling,websocket"])
+@pytest.mark.parametrize("transports", sampled(["polling", "polling,websocket"], lambda names: "," in names))
 def test_tls_ends_in_any_worker(newest_pg: Cluster, certificate: tuple[str, str], transports: str) -> None:
     """The worker that has accepted a connection decrypts it for the one that has the session."""
     key, chain = certificate

@@ -1,6 +1,7 @@
 """Valid and hostile tokens, and a web server for keys."""
 
 import base64
+import functools
 import hmac
 import json
 import threading
@@ -25,13 +26,16 @@ class SigningKey:
     def __init__(self, kind: str = "rsa", kid: str | None = None) -> None:
         self.algorithm = _USUAL[kind]
         self.kid = kid
-        self.private: Any
-        if kind == "rsa":
-            self.private = rsa.generate_private_key(65537, 2048)
-        elif kind == "ec":
-            self.private = ec.generate_private_key(ec.SECP256R1())
-        else:
-            self.private = ed25519.Ed25519PrivateKey.generate()
+        self._kind = kind
+
+    @functools.cached_property
+    def private(self) -> Any:
+        """The private key. It is made when it is needed first: modules have keys, and are collected by each process."""
+        if self._kind == "rsa":
+            return rsa.generate_private_key(65537, 2048)
+        if self._kind == "ec":
+            return ec.generate_private_key(ec.SECP256R1())
+        return ed25519.Ed25519PrivateKey.generate()
 
     @property
     def pem(self) -> str:

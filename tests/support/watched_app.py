@@ -3,7 +3,7 @@
 With several workers it reports the sums over all of them.
 
 With ``ECHO`` it echoes Engine.IO messages. ``FILTER_PENALTY``: seconds without new filters for a client whose filters
-have cost too much.
+have cost too much. ``BODY_TIMEOUT``: seconds in which the body of a POST must arrive.
 """
 
 from socketio_pg.core import green
@@ -21,12 +21,14 @@ import greenlet  # type: ignore[import-untyped]  # noqa: E402
 from flask import Flask, request  # noqa: E402
 
 from socketio_pg.core.logs import configure_logging  # noqa: E402
+from socketio_pg.engine import polling  # noqa: E402
 from socketio_pg.gateway import limits  # noqa: E402
 from socketio_pg.websocket import SocketServer  # noqa: E402
 from tests.support.all_workers import AllWorkers  # noqa: E402
 from tests.support.clock import add_clock  # noqa: E402
 
 configure_logging("INFO")
+polling.BODY_TIMEOUT = float(os.environ.get("BODY_TIMEOUT", polling.BODY_TIMEOUT))
 limits.FILTER_PENALTY = float(os.environ.get("FILTER_PENALTY", limits.FILTER_PENALTY))
 app = Flask(__name__)
 server = SocketServer(app, binary=os.environ.get("BINARY") == "1")
