@@ -1,15 +1,17 @@
 // Subscriptions for the stock Socket.IO client (socket.io-client 3 and 4) that survive reconnects: after each reconnect
-// they subscribe again, from the last position in the log that was delivered. This module does not publish. It calls
-// `connect()` only when it has the option `token`, to reconnect after the server refused the connection.
+// they subscribe again, from the last position in the log that was delivered. `publish` repeats a message after a lost
+// connection, so that it is published once. This module calls `connect()` only when it has the option `token`, to
+// reconnect after the server refused the connection.
 //
 //   const subscriptions = new Subscriptions(io("https://example.com", { transports: ["websocket"] }), {
 //     token: async () => (await fetch("/token")).text(), // if the server requires one
 //   });
-//   const orders = subscriptions.subscribe("orders", ({ payload }) => show(payload), {
-//     since: JSON.parse(localStorage.getItem("orders")), // saved before the page was reloaded, or null
-//     onGap: (gap) => fetchOrders(),
+//   const orders = subscriptions.subscribe("orders", ({ payload }) => change(payload), {
+//     load: async () => (await fetch("/orders")).json(), // {rows, token}: read in one transaction
+//     onRows: (rows) => showAll(rows),
 //   });
-//   addEventListener("pagehide", () => localStorage.setItem("orders", JSON.stringify(orders.position)));
+//   await orders.live; // the rows are current
+//   await subscriptions.publish("orders", { id: 7 });
 
 /**
  * A place in the log. Only positions of the same epoch can be compared.
@@ -36,6 +38,7 @@
  *
  * `reason` is one of docs/protocol.md, or "client_disconnected": this client's own connection was lost. That is a gap
  * of the tier "notify" at every reconnect, and one of the tier "log" only when the log was installed in the meantime.
+ * With "too_many_while_loading", more than 1,000 messages of NOTIFY came while `load` ran.
  *
  * `since` and `until` (ISO 8601) bound the time in which messages may be missing: by the server's clock with
  * "database_connection_lost"; by this client's clock, from the last packet of the server, with "client_disconnected".
@@ -57,9 +60,26 @@
  */
 
 /**
- * Without `since` and `history`, a subscription gets new messages only.
+ * Where to start in the log: a position, also as "epoch:position", a time (ISO 8601 with time zone, or a Date), or the
+ * token of a snapshot, which is what `SELECT socketio_pg.snapshot()` returns.
+ * @typedef {Position | string | Date} Start
+ */
+
+/**
+ * Rows of the database, and the snapshot token of the transaction that read them.
+ * @typedef {{rows: any, token: string}} Loaded
+ */
+
+/**
+ * Without `since`, `history` and `load`, a subscription gets new messages only.
  * @typedef {object} SubscribeOptions
- * @property {Position | null} [since] a saved position: the messages after it in the log are replayed first
+ * @property {Start | null} [since] the messages of the log after this place are replayed first
+ * @property {(how: {signal: AbortSignal}) => Loaded | Promise<Loaded>} [load] reads the rows that the messages change.
+ *   It is called at once, unless `since` is given, and again whenever messages of the log were missed, so that there is
+ *   no gap of the tier "log". A failure is reported to `onError` and retried. `signal` is aborted by `unsubscribe()`
+ * @property {(rows: any) => void} [onRows] called with the rows of `load`, before the messages that are not in them.
+ *   They replace earlier rows. Each change in the log is either in the rows, or arrives as a message
+ * @property {() => void} [onLive] called when all messages up to now were delivered, also after each reconnect
  * @property {Record<string, any> | null} [filter] only messages that match it, as in docs/protocol.md: `{"new.id": 5}`.
  *   All handlers of a channel must have the same filter
  * @property {number} [history] replay this many of the log's newest messages first. Ignored when `since` is given
@@ -68,15 +88,76 @@
  * @property {() => void} [onSubscribed] called when the server has confirmed it, also after each reconnect
  */
 
-/** The server refused a subscription, or did not answer. */
-export class SubscriptionError extends Error {
+/**
+ * A live table, as in docs/live-tables.md.
+ * @typedef {object} TableRequest
+ * @property {string} table "schema.table"
+ * @property {Record<string, any> | null} [where] only rows that match: `{status: ["new", "paid"], total: {gt: 100}}`
+ * @property {string | {column: string, desc?: boolean} | (string | {column: string, desc?: boolean})[]} [order] of the
+ *   first rows. Rows that come later are at the end of `rows`
+ * @property {number} [limit] only that many rows at first
+ */
+
+/**
+ * A change of a live table: `before` is the row that `rows` had, and `row` the one that it has now.
+ *
+ * `op` is "INSERT", "UPDATE" or "DELETE". A row that begins to match `where` is an INSERT, one that no longer matches a
+ * DELETE. "TRUNCATE" has neither key nor rows: all are gone. `payload` is the message as in docs/live-tables.md.
+ * @typedef {{op: string, key?: any, row?: Record<string, any>, before?: Record<string, any>, payload: any}} Change
+ */
+
+/**
+ * @typedef {object} TableHandlers
+ * @property {(rows: Map<any, Record<string, any>>, reason?: string) => void} [onRows] called when the first rows have
+ *   arrived, and when all rows were replaced, with the reason of docs/live-tables.md
+ * @property {(change: Change, rows: Map<any, Record<string, any>>) => void} [onChange] called after each change
+ * @property {() => void} [onLive] called when the rows are current, also after each reconnect
+ * @property {(error: SubscriptionError) => void} [onError] called with every failure, including those that are retried
+ */
+
+/**
+ * @typedef {object} PublishOptions
+ * @property {boolean} [durable] true: through the log; false: with NOTIFY. By default through the log, if there is one
+ * @property {string} [id] 1 to 64 bytes: the same id on a channel is published once within five minutes. By default a
+ *   random one
+ * @property {boolean} [wait] false: resolve after the commit, without the position
+ * @property {number} [timeout] ms until it is given up, also while not connected. Default: `publishTimeout`
+ */
+
+/**
+ * What the server answered. Messages of the log have `epoch` and `position`, which are null when the relay has not
+ * numbered the message in time. `duplicate`: this `id` was published before, so this call has published nothing.
+ * @typedef {{channel: string, epoch?: string | null, position?: number | null, duplicate?: boolean}} Published
+ */
+
+/** The server refused to publish a message, or the attempt was given up. */
+export class PublishError extends Error {
   /**
-   * @param {string} code one of docs/protocol.md, or "no_answer" or "unsubscribed"
+   * @param {string} code one of docs/protocol.md, or "no_answer", or "closed": after `close()`
    * @param {string} message
    * @param {string} channel
+   * @param {boolean} uncertain
    */
-  constructor(code, message, channel) {
+  constructor(code, message, channel, uncertain) {
     super(message);
+    this.name = "PublishError";
+    this.code = code;
+    this.channel = channel;
+    /** True when the message may have been published. Otherwise it was not. */
+    this.uncertain = uncertain;
+  }
+}
+
+/** The server refused a subscription, or did not answer, or `load` failed. */
+export class SubscriptionError extends Error {
+  /**
+   * @param {string} code one of docs/protocol.md, or "no_answer" or "unsubscribed", or "load_failed": `load` failed
+   * @param {string} message
+   * @param {string} channel
+   * @param {ErrorOptions} [options] `cause`: the error that `load` has thrown
+   */
+  constructor(code, message, channel, options) {
+    super(message, options);
     this.name = "SubscriptionError";
     this.code = code;
     this.channel = channel;
@@ -117,8 +198,14 @@ const MAX_REFUSALS = 3;
 const MAX_TOGETHER = 250;
 const MAX_CHARACTERS = 100_000;
 
+// Messages of NOTIFY that one handler holds while it loads rows.
+const MAX_HELD = 1_000;
+
 // ms for which a retry waits for those of other channels, to share a request with them.
 const JOIN_DELAY = 20;
+
+// ms for which a message is repeated after it was sent first. The server knows its id for five minutes.
+const MAX_REPEATING = 240_000;
 
 // ms over which renewals are spread. The server warns 30 s before a token expires, and many tokens may expire together.
 const RENEWAL_SPREAD = 10_000;
@@ -136,6 +223,7 @@ const RENEWAL_SPREAD = 10_000;
  * @property {number} [timeout] ms to wait for each answer of the server
  * @property {number} [retryDelay] ms before the first retry; doubles with each failure
  * @property {number} [retryDelayMax] the longest delay before a retry, in ms
+ * @property {number} [publishTimeout] ms until `publish` is given up, also while the socket is not connected
  */
 
 /** The subscriptions on one socket. All handlers of a channel share one subscription at the server. */
@@ -144,8 +232,11 @@ export class Subscriptions {
   #options;
   #login;
   #requests;
+  #publisher;
   /** @type {Map<string, Channel>} */
   #channels = new Map();
+  /** @type {Map<string, LiveTable>} by the id that the server echoes */
+  #tables = new Map();
   /** @type {Health | null} */
   #health = null;
   #heard = Date.now(); // when the server last sent something, in ms
@@ -156,9 +247,13 @@ export class Subscriptions {
    */
   constructor(socket, options = {}) {
     this.#socket = socket;
-    this.#options = { timeout: 15_000, retryDelay: 1_000, retryDelayMax: 15_000, ...options };
+    this.#options = {
+      timeout: 15_000, retryDelay: 1_000, retryDelayMax: 15_000, publishTimeout: 60_000, ...options,
+      sendsLive: true, // the server reports when a replay has caught up; servers of older versions do not
+    };
     this.#login = options.token && new Login(socket, this.#options);
     this.#requests = new Requests(socket, this.#options, this.#listeners.subscribed);
+    this.#publisher = new Publisher(socket, this.#options);
     for (const [event, listener] of Object.entries(this.#listeners)) socket.on(event, listener);
     socket.io.on("ping", this.#hear);
   }
@@ -169,21 +264,42 @@ export class Subscriptions {
    * Messages of the log come in order, each once, also across reconnects. There is no order between messages of the
    * log and messages of NOTIFY. An error that a handler throws does not affect other handlers: it is rethrown in a
    * microtask, for the global handler of uncaught errors. Promises that a handler returns are not awaited.
+   * @overload
    * @param {string} channel
    * @param {(message: Message) => void} handler
    * @param {SubscribeOptions} [options]
    * @returns {Subscription}
-   * @throws {TypeError} when `since` is not a position, or another handler of `channel` has another filter
+   * @throws {TypeError} when `since` is not a start, or another handler of `channel` has another filter
+   */
+  /**
+   * Keeps the rows of a table in a Map, until `unsubscribe()`.
+   * @overload
+   * @param {TableRequest} table
+   * @param {TableHandlers} [handlers]
+   * @returns {LiveTable}
    */
   subscribe(channel, handler, options = {}) {
+    if (typeof channel === "object") return new LiveTable(this.#socket, this.#options, this.#tables, channel, handler);
     const member = new Member(channel, handler, options);
     const shared = this.#channels.get(channel) ?? new Channel(channel, this.#socket, this.#requests, this.#options, this.#channels);
     shared.setFilter(options.filter ?? null);
     this.#channels.set(channel, shared);
-    shared.members.add(member);
-    shared.settle();
+    shared.add(member);
     return new Subscription(member, shared);
   }
+
+  /**
+   * Publishes a message. Repeats it when the connection is lost before the answer, or the server cannot publish at the
+   * moment: it is published once, because all attempts have the same id. Messages keep their order, unless one of them
+   * is repeated.
+   *
+   * Without a log in the database, a message that may have been published is not repeated.
+   * @param {string} channel
+   * @param {any} payload any JSON value
+   * @param {PublishOptions} [options]
+   * @returns {Promise<Published>} rejects with a PublishError
+   */
+  publish(channel, payload, options = {}) { return this.#publisher.publish(channel, payload, options); }
 
   /**
    * The server's last report on its database; null before the first one. Create this object before the socket connects:
@@ -194,6 +310,8 @@ export class Subscriptions {
 
   /** Ends all subscriptions and detaches from the socket, which stays connected and keeps its `auth`. */
   close() {
+    this.#publisher.close();
+    for (const table of this.#tables.values()) table.unsubscribe();
     this.#login?.close();
     for (const [event, listener] of Object.entries(this.#listeners)) this.#socket.off(event, listener);
     this.#socket.io.off("ping", this.#hear);
@@ -215,25 +333,148 @@ export class Subscriptions {
     connect: () => {
       this.#hear();
       for (const channel of this.#channels.values()) channel.settle();
+      for (const table of this.#tables.values()) table.settle();
     },
     disconnect: () => {
       this.#requests.lose();
+      this.#publisher.lose();
       for (const channel of this.#channels.values()) channel.lose(this.#heard);
+      for (const table of this.#tables.values()) table.lose();
     },
     event: (message) => {
       this.#hear();
-      this.#channels.get(message.channel)?.receive(message);
+      if (message.table) this.#tables.get(message.id)?.receive(message);
+      else this.#channels.get(message.channel)?.receive(message);
     },
-    server_hello: ({ health }) => this.#report(health),
+    snapshot: (page) => {
+      this.#hear();
+      this.#tables.get(page.id)?.receivePage(page);
+    },
+    server_hello: ({ health, features = [] }) => {
+      this.#options.sendsLive = features.includes("live");
+      this.#publisher.open(features.includes("publish_id"));
+      this.#report(health);
+    },
     health: (health) => this.#report(health),
     gap: (gap) => this.#channels.get(gap.channel)?.receiveGap(gap),
+    live: (edge) => (edge.table ? this.#tables.get(edge.id) : this.#channels.get(edge.channel))?.receiveLive(edge),
     subscribed: (body) => {
       for (const one of resultsOf(body)) this.#channels.get(one.channel)?.checkSubscribed(one);
     },
     unsubscribed: (body) => {
-      for (const one of resultsOf(body)) this.#channels.get(one.channel)?.checkUnsubscribed(one);
+      if (body.table) this.#tables.get(body.id)?.checkUnsubscribed(body);
+      else for (const one of resultsOf(body)) this.#channels.get(one.channel)?.checkUnsubscribed(one);
     },
   };
+}
+
+/** Publishes messages, and repeats those that the server may not have received. */
+class Publisher {
+  #socket;
+  #options;
+  /** @type {Set<any>} the messages without an answer, in order */
+  #waiting = new Set();
+  #isOpen; // the connection is ready
+  #knowsIds = false; // the server publishes an id once
+
+  /**
+   * @param {any} socket
+   * @param {any} options
+   */
+  constructor(socket, options) {
+    this.#socket = socket;
+    this.#options = options;
+    this.#isOpen = socket.connected;
+  }
+
+  publish(channel, payload, { durable, id, wait, timeout = this.#options.publishTimeout }) {
+    return new Promise((resolve, reject) => {
+      // JSON leaves out what is undefined. Messages that may be lost need no id, which costs the database a row.
+      const body = { channel, payload, durable, wait, id: id ?? (durable === false ? undefined : randomId()) };
+      const one = {
+        body, resolve, reject, hasOwnId: id === undefined, attempt: 0, inFlight: false, sentAt: 0, isUncertain: false,
+        canRepeat: true, timer: undefined, deadline: undefined,
+      };
+      if (timeout < 2 ** 31) one.deadline = setTimeout(() => this.#reject(one, NO_ANSWER), timeout);
+      this.#waiting.add(one);
+      this.#flush();
+    });
+  }
+
+  open(knowsIds) {
+    this.#isOpen = true;
+    this.#knowsIds = knowsIds;
+    this.#flush();
+  }
+
+  lose() {
+    this.#isOpen = this.#knowsIds = false;
+    for (const one of [...this.#waiting]) if (one.inFlight) this.#fail(one, NO_ANSWER);
+  }
+
+  close() {
+    for (const one of [...this.#waiting]) this.#reject(one, { code: "closed", message: "close() was called." });
+  }
+
+  #flush() {
+    for (const one of [...this.#waiting]) if (this.#isOpen && !one.inFlight && !one.timer) this.#send(one);
+  }
+
+  #send(one) {
+    if (one.isUncertain && !(one.canRepeat && this.#knowsIds)) {
+      this.#reject(one, NO_ANSWER);
+      return;
+    }
+    const attempt = ++one.attempt;
+    one.inFlight = true;
+    one.sentAt ||= Date.now();
+    one.canRepeat &&= this.#knowsIds && one.body.id !== undefined;
+    try {
+      request(this.#socket, this.#options.timeout, "publish", one.body, (failure, answer) => {
+        if (!failure) this.#resolve(one, answer);
+        else if (one.attempt === attempt && one.inFlight) this.#fail(one, failure);
+      });
+    } catch (error) { // the payload has no JSON
+      this.#finish(one);
+      one.reject(error);
+    }
+  }
+
+  #fail(one, failure) {
+    if (!this.#waiting.has(one)) return;
+    one.inFlight = false;
+    if (failure.code === "log_not_installed" && one.hasOwnId && one.body.id && !one.body.durable) {
+      one.body.id = undefined; // a database without a log knows no ids
+      this.#send(one);
+      return;
+    }
+    one.isUncertain ||= UNCERTAIN.has(failure.code);
+    const mayRepeat = TRANSIENT.has(failure.code) && Date.now() - one.sentAt < MAX_REPEATING;
+    if (!mayRepeat || (one.isUncertain && !one.canRepeat)) this.#reject(one, failure);
+    else if (this.#isOpen) {
+      one.timer = setTimeout(() => {
+        one.timer = undefined;
+        this.#flush();
+      }, backoff(this.#options, one.attempt - 1));
+    }
+  }
+
+  #resolve(one, { ok, ...published }) {
+    this.#finish(one);
+    one.resolve(published);
+  }
+
+  #reject(one, { code, message }) {
+    this.#finish(one);
+    const uncertain = one.inFlight || one.isUncertain;
+    one.reject(new PublishError(code, message, one.body.channel, uncertain));
+  }
+
+  #finish(one) {
+    this.#waiting.delete(one);
+    clearTimeout(one.timer);
+    clearTimeout(one.deadline);
+  }
 }
 
 /** Sends the application's token to the server with each connection, and renews it before it expires. */
@@ -489,11 +730,22 @@ export class Subscription {
   get active() { return this.#member.live; }
 
   /**
+   * Resolves when all messages up to now were delivered for the first time, and with `load` the rows before them: a
+   * page can then hide its spinner. Rejects like `ready`. `onLive` is also called after each reconnect.
+   * @type {Promise<void>}
+   */
+  get live() { return this.#member.caughtUp.promise; }
+
+  /**
    * The position in the log up to which all messages were passed to the handler, including the one it is handling:
-   * store it, and pass it as `since` next time. Null if the server has no log or has not answered yet.
+   * store it, and pass it as `since` next time. Null if the server has no log or has not answered yet, and after
+   * starting from a snapshot until the subscription is live.
    * @type {Position | null}
    */
-  get position() { return this.#member.lacksEpoch ? null : this.#member.position; }
+  get position() {
+    const { lacksEpoch, start, position } = this.#member;
+    return lacksEpoch || start ? null : position;
+  }
 
   /**
    * Ends the subscription: the handler is not called any more. Idempotent.
@@ -510,22 +762,43 @@ class Member {
   established = false; // the server has confirmed it once
   live = false;
   lostAt = 0; // ms: when the connection was lost, and with it messages of NOTIFY; 0: not lost
+  isCurrent = false; // has been up to date on this connection
+  caughtUp = deferred();
+
+  // With `load`:
+  isStale = false; // the rows must be loaded first
+  isLoading = false;
+  loads = 0; // 1 after it was current
+  /** @type {Message[]} messages of NOTIFY that arrived while it was stale */
+  held = [];
+  heldTooMany = false;
+  ended = new AbortController();
 
   /**
    * @param {string} channel
    * @param {(message: Message) => void} handler
    * @param {SubscribeOptions} options
    */
-  constructor(channel, handler, { since, history, onGap, onError, onSubscribed }) {
+  constructor(channel, handler, { since, history, load, onRows, onLive, onGap, onError, onSubscribed }) {
     this.channel = channel;
     this.handler = handler;
-    if (since && !positionOf(since)) throw new TypeError("since must be like {epoch: \"…\", position: 0}");
+    const place = since ? placeOf(since) : null;
     /**
      * The epoch is "" while it is unknown: the log was installed after we subscribed.
      * @type {Position | null}
      */
-    this.position = since ? positionOf(since) : null;
-    this.history = this.position ? 0 : history ?? 0;
+    this.position = typeof place === "string" ? null : place;
+    /**
+     * A start that is no position. A time counts until the server has answered with its position, the token of a
+     * snapshot until the subscription is live: a message with a higher position may be in the snapshot.
+     * @type {string | null}
+     */
+    this.start = typeof place === "string" ? place : null;
+    this.load = load;
+    this.isStale = Boolean(load && !place);
+    this.history = place || load ? 0 : history ?? 0;
+    this.onRows = onRows;
+    this.onLive = onLive;
     this.onGap = onGap;
     this.onError = onError;
     this.onSubscribed = onSubscribed;
@@ -534,7 +807,10 @@ class Member {
       this.reject = reject;
     });
     if (onError) this.ready.catch(() => {}); // onError reports it
+    this.caughtUp.promise.catch(() => {}); // `ready` reports it
   }
+
+  get startsFromSnapshot() { return Boolean(this.start?.startsWith("snapshot:")); }
 
   get lacksEpoch() { return this.position?.epoch === ""; }
 
@@ -557,8 +833,58 @@ class Member {
   fail(error) {
     if (this.onError) call(this.onError, error);
     if (error.retrying) return;
+    this.end(error);
+    if (this.established && !this.onError) call(() => { throw error; });
+  }
+
+  /** The subscription has ended. */
+  end(error) {
+    this.live = this.isCurrent = false;
+    this.ended.abort();
+    this.caughtUp.reject(error);
     if (!this.established) this.reject(error);
-    else if (!this.onError) call(() => { throw error; });
+  }
+
+  /** Delivers a message, or holds one of NOTIFY until the rows are there. @param {Message} message */
+  deliver(message) {
+    if (!this.isStale) call(this.handler, message);
+    else if (this.held.push(message) > MAX_HELD) {
+      this.held.shift();
+      this.heldTooMany = true;
+    }
+  }
+
+  /** All messages up to `edge` were delivered. @param {Position | null} edge */
+  becomeCurrent(edge) {
+    this.start = null;
+    this.loads = 1; // the next one is spread over some time: all clients may have missed messages at once
+    if (edge) {
+      this.learnEpoch(edge);
+      if (!this.position || (this.position.epoch === edge.epoch && !this.follows(edge))) this.position = edge;
+    }
+    if (this.isCurrent) return;
+    this.isCurrent = true;
+    this.caughtUp.resolve();
+    call(this.onLive);
+  }
+
+  /** The messages so far are not enough: rows must be loaded. */
+  becomeStale() {
+    this.isStale = true;
+    this.live = this.isCurrent = false;
+    this.position = this.start = null;
+  }
+
+  /** The rows are there, with the token of their snapshot. @param {Loaded} loaded */
+  accept({ rows, token }) {
+    this.isStale = false;
+    this.start = token;
+    call(this.onRows, rows);
+    const held = this.held.splice(0);
+    if (this.ended.signal.aborted) return; // by onRows
+    for (const message of held) call(this.handler, message);
+    if (this.heldTooMany) this.reportGap({ tier: "notify", reason: "too_many_while_loading" });
+    this.heldTooMany = false;
   }
 }
 
@@ -583,7 +909,7 @@ class Channel {
    * @param {string} name
    * @param {any} socket
    * @param {Requests} requests
-   * @param {{retryDelay: number, retryDelayMax: number, numbers?: "string"}} options
+   * @param {{retryDelay: number, retryDelayMax: number, numbers?: "string", sendsLive: boolean}} options
    * @param {Map<string, Channel>} channels the channels in use; an unused channel removes itself
    */
   constructor(name, socket, requests, options, channels) {
@@ -603,13 +929,47 @@ class Channel {
   }
 
   /** @param {Member} member */
+  add(member) {
+    this.members.add(member);
+    if (member.isStale) this.#load(member);
+    this.settle();
+  }
+
+  /** @param {Member} member */
   remove(member) {
     if (!this.members.delete(member)) return;
-    member.live = false;
-    if (!member.established) {
-      member.ready.catch(() => {}); // not an unhandled rejection: the application unsubscribed itself
-      member.reject(new SubscriptionError("unsubscribed", "unsubscribed before the server answered", this.name));
+    member.ready.catch(() => {}); // not an unhandled rejection: the application unsubscribed itself
+    member.end(new SubscriptionError("unsubscribed", "unsubscribed before the server answered", this.name));
+    this.settle();
+  }
+
+  /**
+   * Calls the application's `load` until it succeeds. The server then replays what is not in the rows, or says that
+   * their token is too old. Never two at once for one handler.
+   * @param {Member} one
+   */
+  async #load(one) {
+    one.becomeStale();
+    if (one.isLoading) return;
+    one.isLoading = true;
+    const { signal } = one.ended;
+    while (one.isStale) {
+      if (one.loads++) await pause(backoff(this.#options, one.loads - 2), signal);
+      if (signal.aborted) return;
+      try {
+        const loaded = await one.load({ signal });
+        if (signal.aborted) return;
+        if (typeof loaded?.token !== "string" || !loaded.token) throw new TypeError("load must return {rows, token}");
+        one.accept(loaded);
+      } catch (cause) {
+        if (signal.aborted) return;
+        const message = `Loading failed: ${cause?.message ?? cause}`;
+        const error = new SubscriptionError("load_failed", message, this.name, { cause });
+        error.retrying = true;
+        one.fail(error);
+      }
     }
+    one.isLoading = false;
     this.settle();
   }
 
@@ -635,20 +995,24 @@ class Channel {
 
   /** Returns the next request and the members that need it (`requesters`); null when there is nothing to do. */
   #next() {
-    if (!this.members.size) return this.#open ? { event: "unsubscribe", body: {}, requesters: [] } : null;
-    const waiting = [...this.members].filter((one) => !one.live || one.lacksEpoch);
+    const members = [...this.members];
+    if (!members.length) return this.#open ? { event: "unsubscribe", body: {}, requesters: [] } : null;
+    if (members.some((one) => one.live && one.startsFromSnapshot)) return null; // see #accept
+    const waiting = members.filter((one) => !one.isStale && (!one.live || one.lacksEpoch));
     if (!waiting.length) return null;
     // Members with a position come first, from the lowest position on: a replay that starts later, for a new member's
     // history, would move the live messages past them.
-    const places = waiting.flatMap((one) => (one.position && !one.lacksEpoch ? [one.position] : []));
+    const places = waiting.flatMap((one) => (one.position && !one.lacksEpoch && !one.start ? [one.position] : []));
     if (places.length) {
       const [{ epoch }] = places;
       const since = places.filter((place) => place.epoch === epoch).reduce((a, b) => (b.position < a.position ? b : a));
       const requesters = waiting.filter(
-        ({ position }) => position?.epoch === epoch && position.position === since.position,
+        ({ position, start }) => !start && position?.epoch === epoch && position.position === since.position,
       );
       return { event: "subscribe", body: { since }, requesters };
     }
+    const since = waiting.find((one) => one.start)?.start;
+    if (since) return { event: "subscribe", body: { since }, requesters: waiting.filter((one) => one.start === since) };
     const { history } = waiting.find((one) => !one.history) ?? waiting[0];
     const requesters = waiting.filter((one) => (history ? one.history === history : !one.history));
     return { event: "subscribe", body: history ? { history } : {}, requesters };
@@ -680,26 +1044,44 @@ class Channel {
     const wasLive = new Set([...this.members].filter((one) => one.live));
     const start = positionOf(answer);
     const lost = answer.recovered === false;
+    const given = typeof since === "string"; // a time or a snapshot
     for (const one of this.members) one.learnEpoch(start);
     if (start && !lost && (since || history)) {
       for (const one of this.members) {
         if (one.live) one.position ??= start; // subscribed before the log was installed
-        if (one.position) one.live = one.follows(start);
+        if (one.position && !one.start) one.live = one.follows(start);
       }
     }
     for (const one of requesters) {
-      if (!this.members.has(one) || one.live) continue;
+      if (!this.members.has(one) || one.live || (given && one.start !== since)) continue;
+      if (lost && one.load) {
+        this.#load(one);
+        continue;
+      }
       // Not if a gap has moved it since the request: it then requests what follows its new position.
-      one.live = lost || !since || one.follows(since);
+      one.live = lost || !since || given || one.follows(since);
       if (lost || !since) {
         const installed = one.established && !one.position && start;
         one.position = start;
+        one.start = null;
         one.history = 0;
         if (lost) one.reportGap({ tier: "log", reason: answer.reason, ...start });
         else if (installed) one.reportGap({ tier: "log", reason: "client_disconnected", ...start });
+      } else if (given) {
+        one.position ??= start;
+        if (!one.startsFromSnapshot) one.start = null;
       }
     }
+    // The server leaves out the messages that are in the snapshot, which the other handlers need: they wait until this
+    // is done, and then get a replay of their own.
+    if (requesters.some((one) => one.live && one.startsFromSnapshot)) {
+      for (const one of this.members) if (!requesters.includes(one)) one.live = false;
+    }
     for (const one of this.members) if (one.live && !wasLive.has(one)) this.#confirm(one);
+    // Otherwise the server reports when the replay has caught up.
+    if (!since && !history || !this.#options.sendsLive) {
+      for (const one of requesters) if (one.live) one.becomeCurrent(null);
+    }
   }
 
   /** @param {Member} one */
@@ -728,10 +1110,7 @@ class Channel {
    * @param {Member[]} members
    */
   #report(error, members) {
-    for (const one of error.retrying ? [] : members) {
-      one.live = false;
-      this.members.delete(one);
-    }
+    for (const one of error.retrying ? [] : members) this.members.delete(one);
     for (const one of members) one.fail(error);
   }
 
@@ -755,7 +1134,7 @@ class Channel {
   lose(at) {
     this.#open = false;
     for (const one of this.members) {
-      one.live = false;
+      one.live = one.isCurrent = false;
       one.learnEpoch(null);
       if (one.established) one.lostAt ||= at;
     }
@@ -773,16 +1152,26 @@ class Channel {
         if (one.lacksEpoch) this.settle();
         else message.epoch = one.position.epoch;
       }
-      call(one.handler, message);
+      one.deliver(message);
     }
+  }
+
+  /** The server has replayed everything: what follows are live messages. @param {Position} edge */
+  receiveLive(edge) {
+    for (const one of this.members) if (one.live) one.becomeCurrent(positionOf(edge));
+    this.settle();
   }
 
   /** @param {any} gap */
   receiveGap(gap) {
     const concernsLog = "position" in gap;
     for (const one of concernsLog ? this.#missing(gap) : [...this.members].filter((each) => each.established)) {
+      if (concernsLog && one.load) {
+        this.#load(one);
+        continue;
+      }
       // Also to a lower position: the log may have begun again, in the same epoch too.
-      if (concernsLog) one.position = positionOf(gap);
+      if (concernsLog) [one.position, one.start] = [positionOf(gap), null];
       one.reportGap({ tier: concernsLog ? "log" : "notify", ...gap });
     }
   }
@@ -804,7 +1193,7 @@ class Channel {
     if (this.#awaited === "subscribe" || !start) return;
     for (const one of this.members) {
       one.learnEpoch(start);
-      if (one.live && one.position) one.live = one.follows(start);
+      if (one.live && one.position && !one.start) one.live = one.follows(start);
     }
     this.settle();
   }
@@ -824,11 +1213,232 @@ class Channel {
 }
 
 /**
+ * The rows of a table, kept in step with the database: as returned by `subscribe({table})`. The server's row-level
+ * security and column privileges apply.
+ */
+export class LiveTable {
+  /**
+   * The rows, by primary key: by its value, or with several columns by the JSON of the list of values; see `keyOf`.
+   * Before the first rows have arrived it is empty. Only this class may change it.
+   * @type {Map<any, Record<string, any>>}
+   */
+  rows = new Map();
+  /** The columns of the primary key. @type {string[]} */
+  key = [];
+  /** The columns of the rows. @type {string[]} */
+  columns = [];
+  /** False when `limit` has left out rows. */
+  complete = true;
+  #socket;
+  #options;
+  #tables;
+  #body;
+  #handlers;
+  /** @type {Map<any, Record<string, any>> | null} the rows of a new set, until its last page */
+  #next = null;
+  /** @type {Position | null} where to continue after a reconnect; null: with all rows */
+  #position = null;
+  #epoch = "";
+  #isActive = false;
+  #isCurrent = false;
+  #isSettling = false;
+  #ready = deferred();
+  #caughtUp = deferred();
+  #ended = new AbortController();
+
+  /**
+   * @param {any} socket
+   * @param {any} options
+   * @param {Map<string, LiveTable>} tables the tables in use
+   * @param {TableRequest} request
+   * @param {TableHandlers} [handlers]
+   */
+  constructor(socket, options, tables, { table, where, order, limit }, handlers = {}) {
+    this.#socket = socket;
+    this.#options = options;
+    this.#tables = tables;
+    this.#handlers = handlers;
+    this.#body = { table, id: randomId() };
+    for (const [name, value] of Object.entries({ where, order, limit, numbers: options.numbers })) {
+      if (value !== undefined && value !== null) this.#body[name] = value;
+    }
+    if (handlers.onError) this.#ready.promise.catch(() => {}); // onError reports it
+    this.#caughtUp.promise.catch(() => {}); // `ready` reports it
+    tables.set(this.#body.id, this);
+    this.settle();
+  }
+
+  get table() { return this.#body.table; }
+
+  /** Resolves when the server has confirmed it. Rejects with the SubscriptionError. @type {Promise<void>} */
+  get ready() { return this.#ready.promise; }
+
+  /** Resolves when the rows are current for the first time. Rejects like `ready`. @type {Promise<void>} */
+  get live() { return this.#caughtUp.promise; }
+
+  /** True when the rows follow the table at the moment. */
+  get active() { return this.#isCurrent; }
+
+  /** Returns the key of a row, or of another object that has the columns of the primary key. */
+  keyOf(row) {
+    return this.key.length === 1 ? row[this.key[0]] : JSON.stringify(this.key.map((column) => row[column]));
+  }
+
+  /** Ends the subscription: `rows` stay as they are. Idempotent. @returns {Promise<void>} */
+  async unsubscribe() {
+    if (this.#ended.signal.aborted) return;
+    this.#ready.promise.catch(() => {}); // not an unhandled rejection: the application unsubscribed itself
+    this.#end(new SubscriptionError("unsubscribed", "unsubscribed before the rows were current", this.table));
+    const { table, id } = this.#body;
+    if (this.#socket.connected) {
+      const socket = this.#socket;
+      await new Promise((resolve) => request(socket, this.#options.timeout, "unsubscribe", { table, id }, resolve));
+    }
+  }
+
+  // --- For Subscriptions ---
+
+  async settle() {
+    if (this.#isSettling) return;
+    this.#isSettling = true;
+    const { signal } = this.#ended;
+    for (let attempt = 0; this.#socket.connected && !this.#isActive && !signal.aborted;) {
+      const { id } = this.#socket;
+      const failure = await this.#subscribe();
+      if (!failure || signal.aborted || this.#socket.id !== id) continue;
+      const error = new SubscriptionError(failure.code, failure.message, this.table);
+      error.retrying = TRANSIENT.has(error.code);
+      this.#report(error);
+      if (error.retrying) await pause(backoff(this.#options, attempt++), signal);
+    }
+    this.#isSettling = false;
+  }
+
+  lose() {
+    this.#isActive = this.#isCurrent = false;
+    this.#next = null;
+  }
+
+  receivePage({ first, last, rows, key, columns, complete, epoch, reason }) {
+    if (!this.#isActive) return;
+    if (first) {
+      this.#next = new Map();
+      [this.key, this.columns, this.#epoch, this.#position] = [key, columns, epoch, null];
+      this.complete = complete !== false;
+      this.#isCurrent = false;
+    }
+    if (!this.#next) return;
+    for (const row of rows) this.#next.set(this.keyOf(row), row);
+    if (!last) return;
+    this.rows = this.#next;
+    this.#next = null;
+    call(this.#handlers.onRows, this.rows, reason);
+  }
+
+  receive({ payload, position }) {
+    if (!this.#isActive || this.#next) return;
+    if (this.#position) {
+      if (position <= this.#position.position) return;
+      this.#position = { epoch: this.#epoch, position };
+    }
+    const { op, pk, old_pk: oldKey } = payload;
+    const { rows } = this;
+    if (op === "TRUNCATE") {
+      rows.clear();
+      call(this.#handlers.onChange, { op, payload }, rows);
+      return;
+    }
+    const key = this.keyOf(pk);
+    const oldName = oldKey ? this.keyOf(oldKey) : key;
+    const before = rows.get(oldName) ?? rows.get(key);
+    if (op === "DELETE") {
+      if (!rows.delete(key)) return;
+      call(this.#handlers.onChange, { op, key, before, payload }, rows);
+    } else {
+      if (oldName !== key) rows.delete(oldName);
+      const row = payload.new;
+      rows.set(key, row);
+      call(this.#handlers.onChange, { op: before ? "UPDATE" : "INSERT", key, row, before, payload }, rows);
+    }
+  }
+
+  receiveLive({ epoch, position }) {
+    if (!this.#isActive) return;
+    this.#epoch = epoch;
+    this.#position = { epoch, position };
+    if (this.#isCurrent) return;
+    this.#isCurrent = true;
+    this.#caughtUp.resolve();
+    call(this.#handlers.onLive);
+  }
+
+  checkUnsubscribed({ reason, message }) {
+    if (!reason || !this.#isActive) return;
+    this.lose();
+    this.#position = null;
+    const text = message ?? `The server has ended the subscription: ${reason}.`;
+    const error = new SubscriptionError(reason, text, this.table);
+    error.retrying = TRANSIENT.has(reason);
+    this.#report(error);
+    this.settle();
+  }
+
+  /** Returns the error as {code, message}, or null. */
+  #subscribe() {
+    const body = this.#position ? { ...this.#body, since: this.#position } : this.#body;
+    return new Promise((resolve) => {
+      request(this.#socket, this.#options.timeout, "subscribe", body, (failure, answer) => {
+        // Here, not after the promise: the rows may be handled before the promise resolves.
+        if (!failure && !this.#ended.signal.aborted) {
+          this.#isActive = true;
+          if (answer.recovered !== true) this.#position = null; // all rows follow
+          this.#ready.resolve();
+        }
+        resolve(failure);
+      });
+    });
+  }
+
+  #report(error) {
+    const { onError } = this.#handlers;
+    if (onError) call(onError, error);
+    if (error.retrying) return;
+    const worked = this.key.length > 0;
+    this.#end(error);
+    if (worked && !onError) call(() => { throw error; });
+  }
+
+  #end(error) {
+    this.lose();
+    this.#tables.delete(this.#body.id);
+    this.#ended.abort();
+    this.#ready.reject(error);
+    this.#caughtUp.reject(error);
+  }
+}
+
+/**
  * @param {{epoch?: string | null, position?: number}} body
  * @returns {Position | null}
  */
 function positionOf({ epoch, position }) {
   return typeof epoch === "string" && typeof position === "number" ? { epoch, position } : null;
+}
+
+/**
+ * Checks a `since`. Returns a position, or a string for the server: a time, or the token of a snapshot.
+ * @param {any} since
+ * @returns {Position | string}
+ */
+function placeOf(since) {
+  if (since instanceof Date) return since.toISOString();
+  if (typeof since !== "string") {
+    const position = positionOf(since);
+    if (!position) throw new TypeError("since must be like {epoch: \"…\", position: 0}, a string or a Date");
+    return position;
+  }
+  const [, epoch, position] = /^([0-9a-f-]{36}):(\d+)$/.exec(since) ?? [];
+  return epoch ? { epoch, position: Number(position) } : since;
 }
 
 /** Sends a request. Calls `answered` with the error as {code, message}, or with null and the answer. */
@@ -838,6 +1448,9 @@ function request(socket, timeout, event, body, answered) {
     else answered(failureOf(answer), answer);
   });
 }
+
+// After these errors, a message may have been published.
+const UNCERTAIN = new Set(["no_answer", "database_unavailable", "internal"]);
 
 const NO_ANSWER = { code: "no_answer", message: "The server did not answer." };
 
@@ -855,6 +1468,31 @@ function resultsOf(body) {
 /** Returns the milliseconds before the next attempt. */
 function backoff({ retryDelay, retryDelayMax }, attempt) {
   return Math.min(retryDelayMax, retryDelay * 2 ** attempt) * spread();
+}
+
+/** Waits, also when the time is zero. Ends early when `signal` is aborted. */
+function pause(ms, signal) {
+  return new Promise((resolve) => {
+    const end = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", end);
+      resolve(undefined);
+    };
+    const timer = setTimeout(end, ms);
+    signal.addEventListener("abort", end);
+  });
+}
+
+/** Returns an id that others do not guess. `crypto.randomUUID` exists only in pages served over https. */
+function randomId() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** Returns a promise with the functions that settle it. */
+function deferred() {
+  const made = /** @type {{promise: Promise<void>, resolve: () => void, reject: (error: Error) => void}} */ ({});
+  made.promise = new Promise((resolve, reject) => Object.assign(made, { resolve, reject }));
+  return made;
 }
 
 /** Returns a random factor, so that many clients do not retry at the same time. */

@@ -1,5 +1,5 @@
-// socketio_pg.js on the stock client, driven by test_replay_clients.py and test_client_tokens.py: reads one JSON
-// command per line, writes one JSON line per event.
+// socketio_pg.js on the stock client, driven by test_replay_clients.py, test_client_tokens.py and
+// test_javascript_helper.py: reads one JSON command per line, writes one JSON line per event.
 import { readFile } from "node:fs/promises";
 import { createInterface } from "node:readline";
 import { io } from "socket.io-client";
@@ -22,14 +22,16 @@ globalThis.counted = {
 const counting = "const { setTimeout, clearTimeout } = globalThis.counted;\n";
 const { Subscriptions } = await import(`data:text/javascript,${encodeURIComponent(counting + source)}`);
 
-const [url, transports, login, numbers] = process.argv.slice(2);
-const socket = io(url, { transports: transports.split(","), reconnectionDelay: 100, reconnectionDelayMax: 500 });
+const [url, transports, login, numbers, auth] = process.argv.slice(2);
+const socket = io(url, {
+  transports: transports.split(","), reconnectionDelay: 100, reconnectionDelayMax: 500, auth: auth && JSON.parse(auth),
+});
 const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
 const tokens = login && login !== "none" && JSON.parse(login); // for each purpose: one token per call, the last one repeated; "" makes it throw
 const subscriptions = new Subscriptions(socket, {
   retryDelay: 100,
   retryDelayMax: 500,
-  numbers,
+  numbers: numbers || undefined,
   onHealth: (health) => say({ kind: "health", health, known: subscriptions.health }),
   ...(tokens && {
     async token() {
@@ -41,27 +43,57 @@ const subscriptions = new Subscriptions(socket, {
     onTokenError: ({ code, retrying }) => say({ kind: "token error", code, retrying, connected: socket.connected }),
   }),
 });
-const made = new Map(); // name → Subscription
+const made = new Map(); // name → Subscription or LiveTable
+const loading = new Map(); // name → the functions that settle the promise of its `load`
 
 process.on("uncaughtException", (error) => say({ kind: "uncaught", text: error.message }));
 process.on("unhandledRejection", (error) => say({ kind: "rejected", text: error.message }));
-socket.on("connect", () => say({ kind: "connect" }));
+socket.on("connect", () => say({ kind: "connect", recovered: socket.recovered }));
 socket.on("disconnect", () => say({ kind: "disconnect" }));
 socket.on("server_hello", ({ client }) => say({ kind: "hello", client }));
 socket.on("authenticated", ({ client }) => say({ kind: "authenticated", client }));
 
 const commands = {
-  async subscribe({ name, channel, options, raises }) {
+  async subscribe({ name, channel, options, raises, loads }) {
     const subscription = subscriptions.subscribe(channel, (message) => {
       say({ kind: "message", name, message, position: subscription.position });
       if (raises) throw new Error("the handler's own");
     }, {
       ...options,
+      ...(loads && {
+        load: ({ signal }) => new Promise((resolve, reject) => {
+          say({ kind: "load", name, running: loading.has(name) });
+          loading.set(name, { resolve, reject });
+          signal.addEventListener("abort", () => say({ kind: "aborted", name }));
+        }).finally(() => loading.delete(name)),
+        onRows: (rows) => say({ kind: "rows", name, rows }),
+      }),
+      onLive: () => say({ kind: "live", name, position: subscription.position }),
       onGap: (gap) => say({ kind: "gap", name, gap, position: subscription.position }),
       onError: ({ code, retrying }) => say({ kind: "error", name, code, retrying }),
     });
     made.set(name, subscription);
-    await subscription.ready;
+    if (!loads) await subscription.ready;
+  },
+  async loaded({ name, error, ...loaded }) {
+    if (error) loading.get(name).reject(new Error(error));
+    else loading.get(name).resolve(loaded);
+  },
+  async table({ name, request }) {
+    made.set(name, subscriptions.subscribe(request, {
+      onRows: (rows, reason) => say({ kind: "rows", name, rows: [...rows], reason }),
+      onChange: ({ payload, ...change }, rows) => say({ kind: "change", name, change, size: rows.size }),
+      onLive: () => say({ kind: "live", name }),
+      onError: ({ code, retrying }) => say({ kind: "error", name, code, retrying }),
+    }));
+  },
+  rows: async ({ name }) => [...made.get(name).rows],
+  live: async ({ name }) => made.get(name).live,
+  async publish({ number, channel, payload, options }) {
+    subscriptions.publish(channel, payload, options).then(
+      (answer) => say({ kind: "published", number, answer }),
+      ({ code, uncertain }) => say({ kind: "published", number, error: code, uncertain }),
+    );
   },
   async subscribeAll({ channels }) {
     await Promise.all(channels.map((channel) => commands.subscribe({ name: channel, channel })));

@@ -19,6 +19,7 @@ class Proxy:
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
         self._swallow = False
+        self._swallow_answers = False
         self._refuse = False
         self._closing = False
         self._lock = threading.Lock()
@@ -33,6 +34,10 @@ class Proxy:
         """Swallow every byte in both directions. Connections stay open, new ones are accepted."""
         self._swallow = True
 
+    def swallow_answers(self) -> None:
+        """Swallow what the target sends: what clients send still arrives."""
+        self._swallow_answers = True
+
     def refuse(self) -> None:
         """Cut all connections, and each new one immediately."""
         self._refuse = True
@@ -46,7 +51,8 @@ class Proxy:
 
     def restore(self) -> None:
         """Forward again. Cut connections that lost bytes, because they cannot continue."""
-        was_swallowing, self._swallow, self._refuse = self._swallow, False, False
+        was_swallowing = self._swallow or self._swallow_answers
+        self._swallow = self._swallow_answers = self._refuse = False
         if was_swallowing:
             self.cut()
 
@@ -92,7 +98,7 @@ class Proxy:
             return
         try:
             data = source.recv(65536)
-            if data and not self._swallow:
+            if data and not self._swallow and not (self._swallow_answers and source.family == socket.AF_UNIX):
                 target.sendall(data)
         except OSError:
             data = b""

@@ -62,8 +62,9 @@ Tokens = dict[Literal["connecting", "renewing"], list[str]]
 
 
 class JavaScript:
-    def __init__(self, url: str, tokens: Tokens | None = None) -> None:
-        self._node = NodeClient(url, "websocket", "replay.mjs", *([] if tokens is None else [json.dumps(tokens)]))
+    def __init__(self, url: str, tokens: Tokens | None = None, auth: dict[str, Any] | None = None) -> None:
+        options = ["none" if tokens is None else json.dumps(tokens), "", json.dumps(auth) if auth else ""]
+        self._node = NodeClient(url, "websocket", "replay.mjs", *options)
 
     def subscribe(self, name: str, channel: str, *, raises: bool = False, **options: Any) -> None:
         self._call(command="subscribe", name=name, channel=channel, options=options, raises=raises)
@@ -86,6 +87,15 @@ class JavaScript:
 
     def wait_disconnected(self) -> None:
         self._node.next(kind="disconnect")
+
+    def wait(self, kind: str, **values: Any) -> Any:
+        """Return the next line of a kind, with these values, that was not taken yet."""
+        return self._node.next(kind=kind, **values)
+
+    def pending(self, *kinds: str) -> list[Any]:
+        """Return the lines of these kinds that have arrived and were not taken, in order. A call reads up to now."""
+        self._call(command="timers")
+        return [line for line in self._node.lines if line["kind"] in kinds]
 
     def wait_error(self, name: str) -> Any:
         """Return the next error passed to ``onError``."""
