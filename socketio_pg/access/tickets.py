@@ -22,7 +22,7 @@ _TICKET, _PROOF = "socketio_pg_ticket", "socketio_pg_ticket_proof"
 #: Seconds for which a ticket is good without its cookie, and for which a cookie is good, which each answer renews.
 TICKET_SECONDS, PROOF_SECONDS = 30, 86_400
 #: Seconds by which the clocks of two nodes may differ.
-_CLOCKS = 5.0
+CLOCKS = 5.0
 #: The maximum length of a ticket, which gunicorn accepts in an address.
 MAX_TICKET = 6_000
 
@@ -57,7 +57,7 @@ class Tickets:
             raise UnauthorizedError("the ticket is not valid: get a new one with POST /api/tickets")
         claims = None if found["claims"] is None else Claims(found["claims"])
         age = time.time() - found["at"]
-        return Ticket(claims, frozenset(found["channels"]), -_CLOCKS <= age <= TICKET_SECONDS + _CLOCKS)
+        return Ticket(claims, frozenset(found["channels"]), -CLOCKS <= age <= TICKET_SECONDS + CLOCKS)
 
     def prove(self, claims: Claims | None) -> tuple[str, int]:
         """Return a proof, for a cookie, that a ticket of this client was used in time, and its lifetime in seconds."""

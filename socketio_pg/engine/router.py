@@ -1,7 +1,7 @@
 """Decides which worker of the node serves a request, and passes the connection to it.
 
     a request of a session ──► the worker that has the session, which its id names
-    a new session          ──► the worker with the fewest sessions
+    a new session          ──► the worker with the fewest sessions; likewise a stream of Server-Sent Events
     any other request      ──► the worker that has accepted it, unless it drains
 
 The connection stays with the worker that got it, for its next requests too, until one of them belongs elsewhere.
@@ -24,6 +24,8 @@ _CONNECTION = "connection"
 #: The request line: the path, also of an absolute URI, and the query.
 _LINE = re.compile(rb"[A-Z]+ (?:https?://[^/? ]*)?([^? ]*)\??([^ ]*) ")
 _PATHS = (b"/socket.io/", b"/socket.io")
+#: The end of the path of a stream, which lasts as long as a session.
+_STREAM = re.compile(rb"/api/(?:channels/.+/)?stream\Z")
 
 
 class Router:
@@ -96,7 +98,8 @@ class Router:
         line = _LINE.match(head)
         if line is None or not line[1].endswith(_PATHS):
             # A worker that drains refuses all requests, so fast that it would get most of them.
-            return self._lightest() if self._draining() else None
+            lasts = line is not None and _STREAM.search(line[1]) is not None
+            return self._lightest() if lasts or self._draining() else None
         query = parsed(line[2].decode("latin-1"))
         if query.sid is not None:
             try:

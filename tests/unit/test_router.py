@@ -88,11 +88,19 @@ def test_no_worker_has_a_session_with_another_id(workers: list[Worker], sid: str
     assert workers[0].slot_for(f"GET /socket.io/?EIO=4&transport=polling&sid={sid} HTTP/1.1\r\n\r\n") is None
 
 
-@pytest.mark.parametrize("transport", ["polling", "websocket"])
-def test_new_sessions_go_to_the_worker_with_the_fewest(workers: list[Worker], transport: str) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        "GET /socket.io/?EIO=4&transport=polling HTTP/1.1",
+        "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1",
+        "GET /api/channels/a%2Fb/stream?since=x HTTP/1.1",
+        "GET /prefix/api/stream?channel=a HTTP/1.1",
+    ],
+)
+def test_new_sessions_go_to_the_worker_with_the_fewest(workers: list[Worker], line: str) -> None:
     for one, sessions in zip(workers, (500, 400, 450), strict=True):
         one.node.set_load(sessions)
-    chosen = [workers[0].slot_for(HANDSHAKE.format(transport)) for _ in range(300)]
+    chosen = [workers[0].slot_for(f"{line}\r\n\r\n") for _ in range(300)]
     # Counted at once, before the chosen worker tells its load.
     loads = [workers[0].node.loads({slot})[slot] for slot in range(3)]
     assert sum(loads) == 500 + 400 + 450 + len(chosen)
