@@ -124,14 +124,21 @@ class Session:
         self._take_notifications()
         return woken
 
-    def _take_notifications(self) -> bool:
-        """Read what has arrived, without waiting; return whether there were notifications."""
+    def notifications(self, seconds: float) -> list[tuple[str, str]]:
+        """Return (channel, payload) of the notifications that have arrived; wait for one, at most ``seconds``."""
+        found = self._take_notifications()
+        if not found and seconds > 0:
+            self._waker.wait(seconds, self._driver)
+            found = self._take_notifications()
+        return found
+
+    def _take_notifications(self) -> list[tuple[str, str]]:
         if hasattr(self._driver, "poll"):  # psycopg2
             self._driver.poll()
-            found = bool(self._driver.notifies)
+            found = [(one.channel, one.payload) for one in self._driver.notifies]
             self._driver.notifies.clear()
             return found
-        return bool(list(self._driver.notifies(timeout=0)))
+        return [(one.channel, one.payload) for one in self._driver.notifies(timeout=0)]
 
     def close(self) -> None:
         with contextlib.suppress(Exception):  # of any driver: the connection may be lost
