@@ -41,6 +41,9 @@ def create_app(**overrides: object) -> Flask:
         app.extensions["socketio_pg_embedded"] = embedded
         # The embedded database has no other user, so the schema can be installed without asking.
         settings = dataclasses.replace(settings, auto_init=True)
+    if settings.debug and settings.test_page and not settings.live_tables and settings.authentication() == "off":
+        # For the demo. The role `none` is the server's own.
+        settings = dataclasses.replace(settings, live_tables=("socketio_pg_demo.orders",), live_table_role="none")
     server = SocketServer(app, dsn, enable_test_page=settings.test_page, port=settings.port, settings=settings)
     if settings.debug and settings.test_page:
         app.register_blueprint(create_demo_blueprint(server.pubsub.database))

@@ -32,6 +32,7 @@ from socketio_pg.gateway.idle import Idle
 from socketio_pg.gateway.keeping import Keeping
 from socketio_pg.gateway.lifecycle import ClientLifecycle
 from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.gateway.live_tables import LiveTables
 from socketio_pg.gateway.node_health import NodeHealth
 from socketio_pg.gateway.node_metrics import NodeMetrics
 from socketio_pg.gateway.restoring import Restoring
@@ -149,6 +150,15 @@ class SocketServer:
             warn_expiring=lambda session: self._deliverer(session.sid).emit_expiring(session),
             expire=lambda session: self._deliverer(session.sid).expire(session),
         )
+        self._tables = LiveTables(
+            settings,
+            manager,
+            self.pubsub,
+            delivery.replays,
+            self.access.permissions,
+            self.access.sessions,
+            self.limits,
+        )
         self._router = None
         if workers is not None:
             self._router = Router(
@@ -161,7 +171,7 @@ class SocketServer:
         self._health = Health(self._reaches_database, delivery.emit_health)
         counts = counts or (LocalCounts() if workers is None else workers.counts)
         self._admission = Admission(settings, counts)
-        self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle)
+        self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle, self._tables.has)
         restoring = Restoring(
             self.keeping,
             self.access.sessions,
@@ -189,6 +199,7 @@ class SocketServer:
                 self._health,
                 self.keeping,
                 restoring,
+                self._tables,
                 self.start,
             ),
             cors_allowed_origins=self._admission.allows_origin,
@@ -206,7 +217,16 @@ class SocketServer:
         )
         server = self.socketio.server
         self._handlers = Handlers(
-            server, self.pubsub, hub, log, delivery, self.access, self._admission, self.limits, self.keeping
+            server,
+            self.pubsub,
+            hub,
+            log,
+            delivery,
+            self.access,
+            self._admission,
+            self.limits,
+            self.keeping,
+            self._tables,
         )
         self._handlers.register(test=test)
 
@@ -273,6 +293,7 @@ class SocketServer:
         self.socketio.server.initialize_manager()
         self.pubsub.start()
         self.access.start()
+        self._tables.start()
         self.idle.start()
         self._health.start()
         if self.settings.metrics_token is not None:
@@ -349,6 +370,7 @@ class SocketServer:
         self.drain()
         self._health.stop()
         self.relay.stop()
+        self._tables.stop()
         self.access.stop()
         self.idle.stop()
         self.streams.stop()

@@ -105,6 +105,13 @@ class Permissions:
         self._remembered.pop(_key(question), None)
         return self._ask(question)
 
+    def role(self, claims: Claims | None) -> str:
+        """Return the role of a client with AUTHORIZATION=rls. Raises :class:`ForbiddenError`."""
+        role = self._role(claims)
+        if role is None or role not in self.roles:
+            raise ForbiddenError("the client has no role in ALLOWED_ROLES, and there is no ANONYMOUS_ROLE for it")
+        return role
+
     def forget(self, channel: str | None) -> None:
         """Discard cached decisions and pending answers: permissions for ``channel`` (None: for any) have changed."""
         self._time += 1
@@ -129,6 +136,8 @@ class Permissions:
         if action == "publish":
             if any(match_pattern(pattern, channel) for pattern in self._settings.html_channels):
                 return "clients may not publish to a channel of HTML_CHANNELS"
+            if any(match_pattern(f"table:{table}", channel) for table in self._settings.live_tables):
+                return "clients may not publish to the channels of live tables"
             if self._publish == "off":
                 return "clients may not publish"
             if self._publish == "authenticated" and claims is None:
@@ -150,17 +159,23 @@ class Permissions:
         """Return the question for the policies, or the reason for a refusal without them; None without rls."""
         if self._settings.authorization != "rls":
             return None
-        named = None if claims is None else claims.claims.get(self._settings.jwt_role_claim)
-        role = self._settings.anonymous_role if named is None else named
+        role = self._role(claims)
         if role is None:
             return "the token names no role" if claims is not None else "anonymous clients have no role"
-        if not isinstance(role, str) or role not in self.roles:
+        if role not in self.roles:
             return "the token's role is not in ALLOWED_ROLES"
         if claims is not None and claims.claims.get("role") == role:
             return Question(action, role, claims.text, channel)
         # As in PostgREST, the claims always contain `role`, even if the token does not.
         complete = {**(claims.claims if claims is not None else {}), "role": role}
         return Question(action, role, json.dumps(complete, separators=(",", ":")), channel)
+
+    def _role(self, claims: Claims | None) -> str | None:
+        """Return the role that a client has with AUTHORIZATION=rls, whether it is allowed or not; None without one."""
+        named = None if claims is None else claims.claims.get(self._settings.jwt_role_claim)
+        if named is None:
+            return self._settings.anonymous_role
+        return named if isinstance(named, str) else ""
 
     def _ask(self, question: Question) -> bool:
         key = _key(question)

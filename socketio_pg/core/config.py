@@ -168,6 +168,25 @@ class Settings:
         "with AUTHORIZATION=rls: seconds between rechecks of all subscriptions; 0: only when socketio_pg.recheck() "
         "is called",
     )  # fmt: skip
+    live_tables: tuple[str, ...] = setting(
+        (), parsers.tables,
+        "watched tables that clients may subscribe to as live tables: public.orders, or public.* for all of a schema; "
+        "the code of their owners (policies, types) is trusted (docs/live-tables.md)",
+    )  # fmt: skip
+    live_table_role: str | None = setting(
+        None, parsers.role,
+        "role that reads live tables for all clients, unless AUTHORIZATION=rls gives each client its own",
+        shown="none: forbidden",
+    )  # fmt: skip
+    live_table_rows: int = setting(
+        10_000, parsers.integer(1, 1_000_000), "maximum number of rows that a live table sends to a client at first"
+    )
+    live_table_bytes: int = setting(
+        10_000_000, parsers.integer(1_000, 1_000_000_000), "maximum size of these rows, in bytes of JSON"
+    )
+    live_tables_per_client: int = setting(
+        20, parsers.integer(1, 10_000), "maximum number of live tables that one client may subscribe to"
+    )
     log_level: str = setting("INFO", parsers.log_level, "DEBUG, INFO, WARNING, ERROR or CRITICAL")
     log_format: str = setting(
         "text", parsers.choice("text", "json"), "format of the server's log lines: 'text' (key=value) or 'json'"

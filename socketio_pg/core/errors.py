@@ -12,6 +12,7 @@ SocketIOPGError               internal
 ├── ForbiddenError            forbidden
 ├── RateLimitedError          rate_limited
 ├── TooManySubscriptionsError  too_many_subscriptions
+├── TooManyRowsError          too_many_rows
 ├── FilterTooExpensiveError  filter_too_expensive
 ├── IdleTimeoutError          idle_timeout
 └── DatabaseError             internal
@@ -122,6 +123,12 @@ class TooManySubscriptionsError(SocketIOPGError):
     """A client (MAX_SUBSCRIPTIONS), or all clients of the node together (MAX_CHANNELS), may have no more channels."""
 
     code = "too_many_subscriptions"
+
+
+class TooManyRowsError(SocketIOPGError):
+    """A live table has more rows than a client may get (LIVE_TABLE_ROWS, LIVE_TABLE_BYTES)."""
+
+    code = "too_many_rows"
 
 
 class FilterTooExpensiveError(SocketIOPGError):

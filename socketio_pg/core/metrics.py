@@ -75,6 +75,24 @@ recoveries = _counter(
     "recoveries", "Clients that came back with the pid of a session: recovered, or the reason why not.", "result",
     RECOVERIES,
 )  # fmt: skip
+live_table_snapshots = _counter(
+    "live_table_snapshots", "SELECTs of the rows of live tables, each for all clients that wanted the same rows."
+)
+live_table_rows = _counter("live_table_rows", "Rows of live tables that were sent to clients as snapshots.")
+live_table_restarts = _counter(
+    "live_table_restarts", "Subscriptions to live tables that got their rows again, by reason.", "reason",
+    (
+        "many_rows", "too_large", "no_json", "trimmed", "epoch_changed", "definition_changed", "claims_changed",
+        "recheck", "lagging",
+    ),
+)  # fmt: skip
+live_table_checked_rows = _counter(
+    "live_table_checked_rows", "Changed rows that were selected as a client, because of row-level security."
+)
+live_table_check_seconds = Histogram(
+    "socketio_pg_live_table_check_duration_seconds", "Time to select the changed rows of a batch as all clients.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0), registry=REGISTRY,
+)  # fmt: skip
 
 epoch_changes = _counter(
     "epoch_changes", "Epochs of the log that this node has ended, because the log's past had changed.", "reason",

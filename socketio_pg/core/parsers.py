@@ -155,6 +155,16 @@ def roles(value: object) -> tuple[str, ...]:
     return tuple(role(name) for name in names(value))
 
 
+def tables(value: object) -> tuple[str, ...]:
+    """Return names of tables as ``schema.table``, and ``schema.*`` for all of a schema."""
+    found = names(value)
+    for name in found:
+        schema, _, table = name.partition(".")
+        if not schema or not table or "*" in schema or ("*" in table and table != "*"):
+            raise ValueError("tables like public.orders, or schemas like public.*, separated by commas")
+    return found
+
+
 def public_key(value: object) -> str:
     """Return a public key as PEM text, read from a file or given with ``\\n`` for line ends, as hosters do."""
     text = plain(value).replace("\\n", "\n")

@@ -63,7 +63,7 @@ class Delivery:
         #: At most half of this waits when a page is sent: a replay alone does not make its client lag.
         self._page_bytes = send_buffer_bytes // 8
         self._packets = ReplayPackets(manager)
-        self._replays = Replays(manager, self._page_bytes, self._end_failed)
+        self.replays = Replays(manager, self._page_bytes, self._end_failed)
         #: The replays of clients that can recover their session.
         self._catching_up: dict[str, CatchingUp] = {}
         pubsub.add_receiver(self)
@@ -104,7 +104,7 @@ class Delivery:
             return catching_up.run
         replay = self._pubsub.hold(sid, channel, after, self._client(sid, channel), complete=cause != "history")
         self._manager.pass_by(sid, self.room_of(sid, channel))
-        return functools.partial(self._replays.send, sid, channel, replay)
+        return functools.partial(self.replays.send, sid, channel, replay)
 
     def catching_up(self, sid: str) -> CatchingUp | None:
         """Return the replays of a client that can recover its session; None for another client."""
@@ -134,7 +134,7 @@ class Delivery:
     def leave(self, sid: str, channel: str) -> None:
         """End a subscription: ``sid`` gets no more messages of ``channel``."""
         room = self.room_of(sid, channel)
-        self._replays.discard(sid, channel)
+        self.replays.discard(sid, channel)
         if sid in self._catching_up:
             self._catching_up[sid].discard(channel)
         self._pubsub.leave(sid, channel)

@@ -14,6 +14,7 @@ from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.keeping import Keeping
 from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.gateway.live_tables import LiveTables
 from socketio_pg.gateway.subscribing import Subscribing
 from socketio_pg.log.log import Log
 from socketio_pg.protocol.answers import Answer, showable
@@ -38,6 +39,7 @@ class Handlers:
         admission: Admission,
         limits: ClientLimits,
         keeping: Keeping,
+        tables: LiveTables,
     ) -> None:
         self._server = server
         self._pubsub = pubsub
@@ -49,6 +51,7 @@ class Handlers:
         self._rechecks = access.rechecks
         self._admission = admission
         self._keeping = keeping
+        self._tables = tables
         self.subscribing = Subscribing(
             server,
             pubsub,
@@ -64,8 +67,8 @@ class Handlers:
     def register(self, *, test: bool = False) -> None:
         """Register the handlers with the server; ``test`` adds ``test_pub``, another name for ``publish``."""
         handlers: dict[str, Handler] = {
-            "subscribe": self.subscribing.subscribe,
-            "unsubscribe": self.subscribing.unsubscribe,
+            "subscribe": self.subscribe,
+            "unsubscribe": self.unsubscribe,
             "publish": self.publish,
             "authenticate": self.authenticate,
         }
@@ -73,6 +76,12 @@ class Handlers:
             handlers["test_pub"] = self.publish
         for event, handler in handlers.items():
             self._server.on(event, _with_object(handler))
+
+    def subscribe(self, sid: str, request: dict[str, Any]) -> Answer:
+        return (self._tables if "table" in request else self.subscribing).subscribe(sid, request)
+
+    def unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
+        return (self._tables if "table" in request else self.subscribing).unsubscribe(sid, request)
 
     def publish(self, sid: str, request: dict[str, Any]) -> Answer:
         one, wait = requested_publication(request), requested_wait(request)
@@ -104,6 +113,7 @@ class Handlers:
                 self._delivery.revoke(sid, channel)
             elif self._permissions.is_overtaken(channel, mark):
                 self._rechecks.recheck(channel)
+        self._tables.renew(sid)
         return Answer("authenticated", claims.to_wire())
 
     def _set_in_other_namespaces(self, sid: str, claims: Claims) -> None:

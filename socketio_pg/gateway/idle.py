@@ -8,10 +8,20 @@ from socketio_pg.pubsub.hub import Hub
 
 
 class Idle:
-    """Calls ``on_idle(sid)`` for clients without a subscription that sent nothing for ``timeout`` seconds."""
+    """Calls ``on_idle(sid)`` for clients without a subscription that sent nothing for ``timeout`` seconds.
 
-    def __init__(self, hub: Hub, timeout: float, on_idle: Callable[[str], None]) -> None:
+    ``has_tables(sid)``: whether a client has live tables.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        timeout: float,
+        on_idle: Callable[[str], None],
+        has_tables: Callable[[str], bool] = lambda sid: False,
+    ) -> None:
         self._hub = hub
+        self._has_tables = has_tables
         self._timeout = timeout
         self._on_idle = on_idle
         self._heard: dict[str, float] = {}
@@ -40,7 +50,7 @@ class Idle:
             green.sleep(self._timeout / 4)
             latest = time.monotonic() - self._timeout
             for sid, heard in list(self._heard.items()):
-                if self._hub.channels_of(sid):
+                if self._hub.channels_of(sid) or self._has_tables(sid):
                     self._heard[sid] = time.monotonic()
                 elif heard < latest and self._heard.pop(sid, None) is not None:
                     green.run_soon(self._on_idle, sid)

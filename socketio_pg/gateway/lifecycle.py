@@ -12,6 +12,7 @@ from socketio_pg.gateway.health import Health
 from socketio_pg.gateway.idle import Idle
 from socketio_pg.gateway.keeping import Keeping
 from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.gateway.live_tables import LiveTables
 from socketio_pg.gateway.restoring import Restoring
 from socketio_pg.protocol.server import Lifecycle
 from socketio_pg.pubsub.hub import Hub
@@ -33,6 +34,7 @@ class ClientLifecycle(Lifecycle):
         health: Health,
         keeping: Keeping,
         restoring: Restoring,
+        tables: LiveTables,
         start: Callable[[], None],
     ) -> None:
         self._admission = admission
@@ -45,6 +47,7 @@ class ClientLifecycle(Lifecycle):
         self._health = health
         self._keeping = keeping
         self._restoring = restoring
+        self._tables = tables
         self._start = start
 
     def opened(self, eio_sid: str, environ: dict[str, Any]) -> None:
@@ -113,3 +116,4 @@ class ClientLifecycle(Lifecycle):
         self._pubsub.drop(sid)
         self._delivery.drop(sid)
         self._keeping.lose(sid)
+        self._tables.drop(sid)

@@ -3,12 +3,30 @@
 import logging
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from socketio_pg.core import green
-from socketio_pg.log.replay import HeldReplay, Step
+from socketio_pg.log.replay import Step
 from socketio_pg.protocol.fanout import Manager
 
 logger = logging.getLogger("socketio_pg.replay")
+
+
+class Steps(Protocol):
+    """What has turns: the replay of a channel, or of a live table."""
+
+    @property
+    def channel(self) -> str:
+        """Its name among those of its client."""
+
+    def held(self) -> bool:
+        """Return whether there is anything left to send."""
+
+    def step(self) -> Step:
+        """Send the next page."""
+
+    def wait_moved(self) -> None:
+        """After :attr:`Step.AHEAD`, wait until a step can do something, for at most a second."""
 
 
 class Replays:
@@ -27,9 +45,9 @@ class Replays:
         self._most_waiting = most_waiting
         self._on_failure = on_failure
         #: sid → channel → replay, in the order of their turns.
-        self._queues: dict[str, dict[str, HeldReplay]] = {}
+        self._queues: dict[str, dict[str, Steps]] = {}
 
-    def send(self, sid: str, channel: str, replay: HeldReplay) -> None:
+    def send(self, sid: str, channel: str, replay: Steps) -> None:
         """Send ``replay`` in turn with the other replays of the client; it takes the place of one of the same channel.
 
         Returns immediately when another green thread sends to this client, otherwise after the last of its replays.
@@ -50,7 +68,7 @@ class Replays:
         """Forget the replay of a subscription that has ended."""
         self._queues.get(sid, {}).pop(channel, None)
 
-    def _send(self, sid: str, queue: dict[str, HeldReplay]) -> None:
+    def _send(self, sid: str, queue: dict[str, Steps]) -> None:
         turn_ends = time.monotonic() + self.slice_seconds
         ahead = 0
         while queue:
@@ -67,14 +85,14 @@ class Replays:
                     queue[channel] = replay  # to the end of the queue
             ahead = ahead + 1 if step is Step.AHEAD else 0
             if ahead >= len(queue) > 0:
-                replay.replay.wait_moved()
+                replay.wait_moved()
                 ahead = 0
             if time.monotonic() > turn_ends:
                 green.sleep()
                 turn_ends = time.monotonic() + self.slice_seconds
 
-    def _step(self, sid: str, replay: HeldReplay) -> Step:
-        channel = replay.replay.channel
+    def _step(self, sid: str, replay: Steps) -> Step:
+        channel = replay.channel
         try:
             return replay.step()
         except Exception:  # a bug, which must not end the other replays of this client

@@ -160,6 +160,14 @@ class HeldReplay:
     held: Callable[[], bool]
     release: Callable[[], None]
 
+    @property
+    def channel(self) -> str:
+        return self.replay.channel
+
+    def wait_moved(self) -> None:
+        """After :attr:`Step.AHEAD`, wait until this node has delivered more, for at most a second."""
+        self.replay.wait_moved()
+
     def step(self) -> Step:
         """Send the next page. Waits for the database, and not for the receiver."""
         return self.replay.step(self.receiver, self.held, self.release)

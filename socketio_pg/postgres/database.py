@@ -313,6 +313,12 @@ def is_usable(connection: Any) -> bool:
     return not connection.closed and bool(connection.info.transaction_status == status)
 
 
+def is_busy(connection: Any) -> bool:
+    """Return True if ``connection`` is closed, or has a statement without a response: it cannot be used again."""
+    statuses = (psycopg2.extensions.TRANSACTION_STATUS_ACTIVE, psycopg2.extensions.TRANSACTION_STATUS_UNKNOWN)
+    return bool(connection.closed) or connection.info.transaction_status in statuses
+
+
 def fetch_named(connection: Any, sql: str, seconds: float = 30.0) -> list[dict[str, Any]]:
     """Like :func:`fetch`, with each row as a dictionary by column name."""
     with translated_errors(seconds), connection.cursor() as cursor:

@@ -36,6 +36,8 @@ GRANT SELECT ON socketio_pg.schema_version, socketio_pg.channels, socketio_pg.no
 GRANT SELECT ON socketio_pg.cluster_key TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.probe(text[]) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.decide(text[], text[], text[], text[], double precision) TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.live_table(text),
+    socketio_pg.live_rows(text[], text[], text[], jsonb, double precision) TO {role};
 """
 
 _PUBLISHER_GRANTS = """\
@@ -103,7 +105,8 @@ BEGIN
         socketio_pg.next_place, socketio_pg.note_sending, socketio_pg.rotate_cluster_key, socketio_pg.sign_head,
         socketio_pg.note_removed, socketio_pg.consume, socketio_pg.consumer_start, socketio_pg.consumer_move,
         socketio_pg.consumer_failed, socketio_pg.consumer_drop,
-        socketio_pg.channel, socketio_pg.probe, socketio_pg.decide, socketio_pg.recheck, socketio_pg.recheck_on_change,
+        socketio_pg.channel, socketio_pg.probe, socketio_pg.decide, socketio_pg.live_table, socketio_pg.live_rows,
+        socketio_pg.recheck, socketio_pg.recheck_on_change,
         socketio_pg.watch, socketio_pg.unwatch, socketio_pg.watch_changed, socketio_pg.watch_send,
         socketio_pg.watch_send_row, socketio_pg.watch_send_message, socketio_pg.watch_pick, socketio_pg.watch_key,
         socketio_pg.watch_json, socketio_pg.watch_failed, socketio_pg.watch_channel_problem,

@@ -59,6 +59,13 @@ class Reader:
         #: Steps that filters took, for filters whose cost is accounted for.
         self.spent: list[tuple[Filter, int]] = []
 
+    @classmethod
+    def over(cls, value: Any) -> "Reader":
+        """Return a reader of a value that :func:`parse_rounded` has returned, or of a part of it."""
+        reader = cls.__new__(cls)
+        reader.payload, reader.pause, reader.values, reader.spent = value, never_pause, {}, []
+        return reader
+
     def resolve(self, path: str, keys: Sequence[str]) -> Any:
         """Return the value at a path; None when the payload lacks it."""
         if path in self.values:

@@ -19,6 +19,7 @@ from socketio_pg.websocket import SocketServer
 PROMISED = {
     "subscribe", "subscribed", "unsubscribe", "unsubscribed", "publish", "published",
     "authenticate", "authenticated", "token_expiring", "server_hello", "event", "gap", "error", "health",
+    "live", "snapshot",
 }  # fmt: skip
 #: Events of `SocketServer(test=True)` only; the docs may have them.
 OF_TESTS = {"test_pub"}
@@ -48,13 +49,13 @@ def documented_events(markdown: str) -> list[str]:
 
 
 def emitted_events(root: Path) -> set[str]:
-    """Return the first arguments of all calls of ``emit``, ``_emit``, ``emit_in_order`` and ``Answer``."""
+    """Return the first arguments of ``emit``, ``_emit``, ``emit_in_order``, ``encode_message`` and ``Answer``."""
     names = set()
     for path in (root / "socketio_pg").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             match node:
                 case ast.Call(
-                    func=ast.Attribute(attr="emit" | "_emit" | "emit_in_order"),
+                    func=ast.Attribute(attr="emit" | "_emit" | "emit_in_order" | "encode_message"),
                     args=[ast.Constant(value=str(name)), *_],
                 ):
                     names.add(name)

@@ -24,6 +24,7 @@ TREE = {
     "AuthenticationUnavailableError": ("SocketIOPGError", "authentication_unavailable"),
     "ForbiddenError": ("SocketIOPGError", "forbidden"),
     "RateLimitedError": ("SocketIOPGError", "rate_limited"),
+    "TooManyRowsError": ("SocketIOPGError", "too_many_rows"),
     "TooManySubscriptionsError": ("SocketIOPGError", "too_many_subscriptions"),
     "FilterTooExpensiveError": ("SocketIOPGError", "filter_too_expensive"),
     "IdleTimeoutError": ("SocketIOPGError", "idle_timeout"),

@@ -5,7 +5,7 @@ from typing import cast
 import pytest
 
 from socketio_pg.core.messages import EncodedMessage
-from socketio_pg.gateway.replays import Replays
+from socketio_pg.gateway.replays import Replays, Steps
 from socketio_pg.log.replay import HeldReplay, Replay, ReplayReceiver, Step
 from socketio_pg.protocol.fanout import Manager
 
@@ -43,7 +43,8 @@ def test_failed_replay_ends_its_subscription_and_no_other(caplog: pytest.LogCapt
     ended: list[tuple[str, str]] = []
     good, broken = _Pages("good"), _Pages("broken", broken=True)
     replays = Replays(cast(Manager, _Client()), 1000, lambda sid, channel: ended.append((sid, channel)))
-    replays._queues["me"] = queue = {one.channel: one.held() for one in (broken, good)}
+    queue: dict[str, Steps] = {one.channel: one.held() for one in (broken, good)}
+    replays._queues["me"] = queue
     replays._send("me", queue)
     assert ended == [("me", "broken")]
     assert good.left == 0
