@@ -52,15 +52,15 @@ export function showProblem(error) {
 
 /**
  * Runs the SQL of a demo: shows NAME.sql, offers to run it unless it was run before, and makes changes on request.
- * Calls `load(rows)` with the initial rows. `pause` is the time between two changes, in milliseconds.
+ * `start()` shows the rows, and returns false if the table does not exist yet. `pause` is the time between two changes,
+ * in milliseconds.
  */
-export async function runSql(name, load, pause) {
+export async function runSql(name, start, pause) {
   $("#sql").textContent = (await (await fetch(`./${name}.sql`)).text()).trim();
   const begin = async () => {
-    const { ready, rows } = await ask(`./${name}/rows`);
+    const ready = await start();
     $("#setup").hidden = ready;
     $("#change").disabled = $("#keep").disabled = !ready;
-    if (ready) load(rows);
   };
   const change = async () => {
     const { sql } = await ask(`./${name}/change`, "POST");
@@ -90,7 +90,7 @@ export async function runSql(name, load, pause) {
 }
 
 /** Sends a request of this demo to the server: GET for its rows, POST for a change. */
-async function ask(path, method = "GET") {
+export async function ask(path, method = "GET") {
   const json = { method, headers: { "Content-Type": "application/json" }, body: "{}" };
   const answer = await fetch(path, method === "POST" ? json : {});
   const body = await answer.json().catch(() => ({}));

@@ -1,7 +1,7 @@
 // People on a map. One UPDATE of all people is one statement in the database, and one message per person here.
 // "West of the river" is a filter that the server applies: messages about the east do not reach this page.
 
-import { $, connect, runSql } from "./demo.js";
+import { $, ask, connect, runSql } from "./demo.js";
 
 const [SOUTH, NORTH, WEST, EAST, RIVER] = [50.93, 50.95, 6.94, 6.98, 6.9605];
 const FILTERS = { all: null, west: { "new.lon": { lt: RIVER } }, east: { "new.lon": { gte: RIVER } } };
@@ -17,7 +17,13 @@ setInterval(() => {
   $("#count").textContent = `${people.size} people, ${messages} in the last second`;
   received = 0;
 }, 1000);
-await runSql("map", (rows) => rows.forEach(draw), 400);
+await runSql("map", start, 400);
+
+async function start() {
+  const { ready, rows } = await ask("./map/rows");
+  rows.forEach(draw);
+  return ready;
+}
 
 async function follow(area) {
   await subscription?.unsubscribe();

@@ -1,62 +1,68 @@
-// A table that follows the table `orders`: subscribe first, then read the rows, then apply what arrives.
+// A table that follows the table `orders`: the subscription brings the rows, and then each change of them.
 
 import { $, connect, runSql } from "./demo.js";
 
-const CHANNEL = "table:socketio_pg_demo.orders";
-const rows = new Map(); // id → its <tr>
-const waiting = []; // messages that arrived before the rows
-let loaded = false;
+const REQUEST = { table: "socketio_pg_demo.orders", order: "id" };
+const lines = new Map(); // primary key → its <tr>
 
-const { subscriptions } = await connect();
-const orders = subscriptions.subscribe(CHANNEL, receive, {
-  onGap: ({ tier }) => tier === "log" && location.reload(), // disconnected for longer than the log's retention
-});
-await orders.ready;
-await runSql("orders", load, 700);
+const { socket, subscriptions } = await connect();
+socket.on("disconnect", () => count());
+let orders;
+await runSql("orders", start, 700);
 
-function load(found) {
-  for (const order of found) draw(order);
-  loaded = true;
-  count();
-  // In order: the rows may already contain some of these changes, but they end up as in the table.
-  for (const message of waiting.splice(0)) receive(message);
-}
-
-function receive(message) {
-  if (!loaded) {
-    waiting.push(message);
-    return;
+/** Subscribes. Returns false if the table does not exist yet, or was made by an earlier version of this demo. */
+async function start() {
+  orders = subscriptions.subscribe(REQUEST, {
+    onRows: (rows) => drawAll(rows),
+    onChange: ({ key, row }, rows) => {
+      if (row) flash(draw(key, row));
+      else if (rows.size) remove(key);
+      else drawAll(rows); // also after TRUNCATE
+      count();
+    },
+    onLive: () => count(),
+    onError: () => {},
+  });
+  try {
+    await orders.live;
+    return true;
+  } catch (error) {
+    if (["invalid_request", "forbidden"].includes(error.code)) return false;
+    throw error;
   }
-  const { op, pk, new: order } = message.payload;
-  if (op === "DELETE") remove(pk.id);
-  else if (op === "TRUNCATE") for (const id of rows.keys()) remove(id);
-  else if (order) flash(draw(order));
+}
+
+function drawAll(rows) {
+  for (const key of [...lines.keys()]) remove(key);
+  for (const [key, row] of rows) draw(key, row);
   count();
 }
 
-function draw({ id, customer, item, total, status }) {
-  const row = rows.get(id) ?? $("#orders").insertRow(0);
-  rows.set(id, row);
-  row.replaceChildren();
-  for (const text of [id, customer, item, Number(total).toFixed(2)]) row.insertCell().textContent = text;
-  row.cells[3].className = "number";
-  row.insertCell().innerHTML = "<span class=\"pill\"></span>";
-  row.querySelector(".pill").textContent = status;
-  row.dataset.status = status;
-  return row;
+function draw(key, { id, customer, item, total, status }) {
+  const line = lines.get(key) ?? $("#orders").insertRow(0);
+  lines.set(key, line);
+  line.replaceChildren();
+  for (const text of [id, customer, item, Number(total).toFixed(2)]) line.insertCell().textContent = text;
+  line.cells[3].className = "number";
+  line.insertCell().innerHTML = "<span class=\"pill\"></span>";
+  line.querySelector(".pill").textContent = status;
+  line.dataset.status = status;
+  return line;
 }
 
-function remove(id) {
-  rows.get(id)?.remove();
-  rows.delete(id);
+function remove(key) {
+  lines.get(key)?.remove();
+  lines.delete(key);
 }
 
-function flash(row) {
-  row.animate([{ background: "var(--flash)" }, {}], { duration: 1200, easing: "ease-out" });
+function flash(line) {
+  line.animate([{ background: "var(--flash)" }, {}], { duration: 1200, easing: "ease-out" });
 }
 
 function count() {
-  $("#empty").hidden = rows.size > 0;
-  $(".orders").hidden = rows.size === 0;
-  $("#count").textContent = `${rows.size} ${rows.size === 1 ? "order" : "orders"}`;
+  $("#empty").hidden = lines.size > 0;
+  $(".orders").hidden = lines.size === 0;
+  $("#count").textContent = `${lines.size} ${lines.size === 1 ? "order" : "orders"}`;
+  $("#edge").dataset.state = orders.active ? "live" : "stale";
+  $("#edge").textContent = orders.active ? "live" : "catching up…";
 }
