@@ -39,16 +39,17 @@ def create_demo_blueprint(database: Database) -> Blueprint:
     def failed(error: SocketIOPGError) -> tuple[Response, int]:
         return jsonify(error=error.message), 409
 
-    def add(name: str, table: str, change: Callable[[Any], _Statement]) -> None:
-        """Add the three routes of one demo: read its table's rows, set the table up, change it."""
+    @blueprint.get("/demo/map/rows")
+    def people() -> Response:
+        with _cursor(database) as cursor:
+            cursor.execute("SELECT to_regclass('socketio_pg_demo.person') IS NOT NULL")
+            ready = cursor.fetchone()[0]
+            if ready:
+                cursor.execute("SELECT to_jsonb(person) FROM socketio_pg_demo.person ORDER BY id LIMIT 1000")
+            return jsonify(ready=ready, rows=[row for (row,) in cursor.fetchall()] if ready else [])
 
-        def rows() -> Response:
-            with _cursor(database) as cursor:
-                cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [table])
-                ready = cursor.fetchone()[0]
-                if ready:
-                    cursor.execute(f"SELECT to_jsonb(found) - 'card' FROM {table} AS found ORDER BY id LIMIT 1000")
-                return jsonify(ready=ready, rows=[row for (row,) in cursor.fetchall()] if ready else [])
+    def add(name: str, change: Callable[[Any], _Statement]) -> None:
+        """Add the routes of one demo that set its table up and change it."""
 
         def setup() -> Response:
             _require_json()
@@ -63,12 +64,11 @@ def create_demo_blueprint(database: Database) -> Blueprint:
                 cursor.execute(sql)
             return jsonify(sql=f"{sql};")
 
-        blueprint.add_url_rule(f"/demo/{name}/rows", f"{name}_rows", rows)
         blueprint.add_url_rule(f"/demo/{name}/setup", f"{name}_setup", setup, methods=["POST"])
         blueprint.add_url_rule(f"/demo/{name}/change", f"{name}_change", step, methods=["POST"])
 
-    add("orders", "socketio_pg_demo.orders", _change_orders)
-    add("map", "socketio_pg_demo.person", _move_people)
+    add("orders", _change_orders)
+    add("map", _move_people)
     return blueprint
 
 

@@ -11,13 +11,14 @@ import pytest
 
 from tests.support.patience import until
 from tests.support.postgres import Cluster
-from tests.support.replay_clients import JavaScript, ProxiedLog
+from tests.support.replay_clients import JavaScript, ProxiedLog, Refused
 from tests.support.server import ServerProcess
 
 
 @pytest.fixture(scope="module")
 def log(newest_pg: Cluster) -> Iterator[ProxiedLog]:
-    made = ProxiedLog(newest_pg, "javascript_helper")
+    newest_pg.sql("DO $$ BEGIN CREATE ROLE helper_reader; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+    made = ProxiedLog(newest_pg, "javascript_helper", LIVE_TABLES="public.*", LIVE_TABLE_ROLE="helper_reader")
     made.install()
     yield made
     made.close()
@@ -106,3 +107,89 @@ def test_a_database_without_a_log_needs_no_ids(live_server: ServerProcess, chann
         for number, options in enumerate(({"id": "one"}, {"durable": True}), start=2):
             client.call("publish", number=number, channel=channel, payload=1, options=options)
             assert client.wait("published", number=number)["error"] == "log_not_installed"
+
+
+# -- live tables -------------------------------------------------------------------------------------------------------
+class Table:
+    """A live table in the client, under a name. Checks that its rows are those of the database."""
+
+    def __init__(self, client: JavaScript, log: ProxiedLog, name: str, **request: Any) -> None:
+        self._client, self._log, self._name = client, log, name
+        client.call("table", name=name, request={"table": "public.orders", **request})
+
+    def wait(self, kind: str) -> Any:
+        return self._client.wait(kind, name=self._name)
+
+    def rows(self) -> dict[Any, Any]:
+        return dict(self._client.call("rows", name=self._name))
+
+    def wait_same(self, condition: str = "true") -> None:
+        """Wait until the rows are those of the database."""
+        [(wanted,)] = self._log.sql(
+            f"SELECT coalesce(jsonb_agg(to_jsonb(o) - 'card' ORDER BY id), '[]') FROM orders AS o WHERE {condition}"
+        )
+        until(lambda: sorted(self.rows().values(), key=lambda row: row["id"]) == wanted, f"{self._name} has {wanted}")
+
+
+def test_live_table_keeps_its_rows_like_the_database(log: ProxiedLog, client: JavaScript) -> None:
+    log.sql(
+        "CREATE TABLE orders (id int PRIMARY KEY, status text, total numeric, card text); "
+        "SELECT socketio_pg.watch('orders', exclude => '{card}', bulk_limit => 50); "
+        "GRANT SELECT (id, status, total) ON orders TO helper_reader; "
+        "INSERT INTO orders SELECT n, 'new', n, 'secret' FROM generate_series(1, 30) AS n"
+    )
+    every = Table(client, log, "all", order="id")
+    new = Table(client, log, "new", where={"status": "new"})
+    assert [key for key, _ in every.wait("rows")["rows"]] == list(range(1, 31))
+    for table in (every, new):
+        table.wait("live")
+    log.sql("UPDATE orders SET status = 'paid' WHERE id = 1")
+    paid = {"id": 1, "status": "paid", "total": 1}
+    change = {"op": "UPDATE", "key": 1, "row": paid, "before": {**paid, "status": "new"}}
+    assert every.wait("change")["change"] == change
+    assert new.wait("change") == {
+        "kind": "change", "name": "new", "size": 29, "change": {"op": "DELETE", "key": 1, "before": change["before"]},
+    }  # fmt: skip
+    log.sql("UPDATE orders SET status = 'new' WHERE id = 1")
+    assert new.wait("change")["change"]["op"] == "INSERT"
+    log.sql("UPDATE orders SET id = 100 WHERE id = 2")
+    assert (change := every.wait("change")["change"])["before"]["id"] == 1, change
+    assert (change := every.wait("change")["change"])["key"] == 100, change
+    assert change["before"]["id"] == 2
+    for table, condition in ((every, "true"), (new, "status = 'new'")):
+        table.wait_same(condition)
+
+    # A reconnect continues after the last change; a large statement brings all rows again.
+    log.proxy.refuse()
+    log.sql("DELETE FROM orders WHERE id < 10; UPDATE orders SET status = 'paid' WHERE id BETWEEN 10 AND 12")
+    log.proxy.restore()
+    for table in (every, new):
+        table.wait("live")
+    every.wait_same()
+    new.wait_same("status = 'new'")
+    assert [line for line in client.pending("rows") if line["name"] == "all"] == []
+    log.sql("INSERT INTO orders SELECT n, 'new', n FROM generate_series(200, 300) AS n")
+    assert every.wait("rows")["reason"] == "many_rows"
+    every.wait_same()
+    every.wait("live")
+    log.server.kill()
+    log.server.start()
+    log.sql("UPDATE orders SET total = 0 WHERE id = 200")
+    every.wait_same()
+    log.sql("TRUNCATE orders")
+    while (change := every.wait("change"))["change"]["op"] != "TRUNCATE":
+        pass
+    assert change["size"] == 0
+    client.call("unsubscribe", name="new")
+    every.wait_same()
+
+
+def test_live_table_that_cannot_be_read_ends_with_an_error(log: ProxiedLog, client: JavaScript) -> None:
+    for name, table in (("hidden", "pg_catalog.pg_class"), ("missing", "public.missing")):
+        client.call("table", name=name, request={"table": table})
+        error = client.wait("error", name=name)
+        assert error["retrying"] is False
+        assert error["code"] == {"hidden": "forbidden", "missing": "invalid_request"}[name]
+        with pytest.raises(Refused, match=error["code"]):
+            client.call("live", name=name)
+    assert client.call("timers") == 0

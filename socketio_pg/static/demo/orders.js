@@ -10,7 +10,7 @@ socket.on("disconnect", () => count());
 let orders;
 await runSql("orders", start, 700);
 
-/** Subscribes. Returns false if the table does not exist yet, or was made by an earlier version of this demo. */
+/** Subscribes. Returns false if the table does not exist yet, or the log does not. */
 async function start() {
   orders = subscriptions.subscribe(REQUEST, {
     onRows: (rows) => drawAll(rows),
@@ -27,7 +27,7 @@ async function start() {
     await orders.live;
     return true;
   } catch (error) {
-    if (["invalid_request", "forbidden"].includes(error.code)) return false;
+    if (["invalid_request", "log_not_installed"].includes(error.code)) return false;
     throw error;
   }
 }
@@ -63,6 +63,6 @@ function count() {
   $("#empty").hidden = lines.size > 0;
   $(".orders").hidden = lines.size === 0;
   $("#count").textContent = `${lines.size} ${lines.size === 1 ? "order" : "orders"}`;
-  $("#edge").dataset.state = orders.active ? "live" : "stale";
-  $("#edge").textContent = orders.active ? "live" : "catching up…";
+  $("#edge").dataset.state = orders?.active ? "live" : "stale";
+  $("#edge").textContent = orders?.active ? "live" : "catching up…";
 }
