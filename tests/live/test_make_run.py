@@ -149,7 +149,7 @@ def test_printed_commands_work_and_ctrl_c_leaves_nothing_behind(data_dir: Path) 
             program, address = shlex.split(psql)
             subprocess.run([program, address, "-c", in_sql], check=True, capture_output=True, timeout=PATIENCE)
             out, _ = subscriber.communicate(timeout=PATIENCE)
-            assert [line.split()[2:] for line in out.splitlines()] == [["42"], ['{"hello":"world"}']]
+            assert [line.split()[2:] for line in out.splitlines()] == [["#1", "42"], ['{"hello":"world"}']]
         memory = shared_memory(data_dir)
         [socket_folder] = re.findall(r"host=(\S+)", address)
         assert Path(socket_folder).exists()
