@@ -143,6 +143,9 @@ class _Events:
     def gap(self, gap: dict[str, Any]) -> None:
         self.queue.put(Event("gap", gap))
 
+    def live(self, live: dict[str, Any]) -> None:
+        """Nothing is printed."""
+
 
 class FromServer:
     """Subscribes at a server, as a Socket.IO client."""

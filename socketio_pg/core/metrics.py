@@ -63,7 +63,7 @@ replays = _counter(
 replayed_messages = _counter("replayed_messages", "Messages sent to clients in replays.")
 unrecovered = _counter(
     "unrecovered", "Subscriptions that the log could not bring up to date.", "reason",
-    ("trimmed", "epoch_changed", "position_unknown", "not_installed"),
+    ("trimmed", "epoch_changed", "position_unknown", "not_installed", "snapshot_unknown"),
 )  # fmt: skip
 
 #: Reasons: docs/recovery.md.

@@ -20,6 +20,8 @@ from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.log.history import Read
 from socketio_pg.log.log import Log
 from socketio_pg.log.replay import Replay, Step, beginning
+from socketio_pg.log.skipping import Skipping
+from socketio_pg.log.starts import Start
 from socketio_pg.protocol.fanout import EncodedPacket, Manager
 from socketio_pg.protocol.offsets import Cursor
 from socketio_pg.pubsub.hub import Hub
@@ -46,7 +48,10 @@ class Subscription(Protocol):
         """Return the event of a message that :meth:`select` has returned."""
 
     def gap(self, reason: str, epoch: str, position: int, /) -> None:
-        """Report that messages were trimmed, or deleted by hand."""
+        """Report that messages are missing, see :class:`ReplayReceiver`."""
+
+    def live(self, epoch: str | None, position: int, /) -> None:
+        """Report that live messages follow."""
 
 
 @dataclass(eq=False, slots=True)
@@ -57,6 +62,9 @@ class Place:
     channel: str
     #: Deletions by hand up to this position were reported; None before the first page.
     reported: int | None
+    #: Whether the client is told when it has caught up.
+    announced: bool
+    skipping: Skipping
 
     @property
     def position(self) -> int:
@@ -103,12 +111,14 @@ class CatchingUp:
         self.messages = self.bytes = 0
         self._backoff = Backoff(*Replay.retry)
 
-    def hold(self, channel: str, after: int, *, complete: bool = True) -> None:
+    def hold(self, channel: str, after: int, start: Start = None) -> None:
         """Hold a subscription, to be sent what follows the position ``after``. :meth:`run` must follow.
 
-        ``complete``: see :class:`Replay`.
+        ``start``: see :class:`Replay`.
         """
-        place = self._places[channel] = Place(self.cursor, channel, 0 if complete else None)
+        reported = None if isinstance(start, int) else 0
+        skipping = self._log.skipping(channel, start)
+        place = self._places[channel] = Place(self.cursor, channel, reported, start is not None, skipping)
         self._hub.hold(self._sid, channel, place)
         self.cursor.behind[channel] = after
 
@@ -136,10 +146,18 @@ class CatchingUp:
     def release(self) -> None:
         """End all holds. The caller has made sure that nothing is missing."""
         for channel in list(self._places):
-            if self._is_held(channel):
-                self._hub.release(self._sid, channel)
-            self.discard(channel)
+            self._end(channel)
             self._on_live(self._sid, channel)
+
+    def _end(self, channel: str) -> None:
+        """End the hold of a subscription: live messages follow."""
+        place = self._places[channel]
+        held = self._is_held(channel)
+        if held:
+            self._hub.release(self._sid, channel)
+        self.discard(channel)
+        if held and place.announced:
+            self._of(channel).live(self._log.epoch, self._log.position)
 
     def _run(self) -> None:
         turn_ends = time.monotonic() + 0.002
@@ -151,7 +169,7 @@ class CatchingUp:
             if step is Step.OVER:
                 return
             if step is Step.AHEAD:
-                self._log.wait_moved()
+                min((place.skipping for place in self._places.values()), key=attrgetter("known")).wait()
             if time.monotonic() > turn_ends:
                 green.sleep()
                 turn_ends = time.monotonic() + 0.002
@@ -160,12 +178,14 @@ class CatchingUp:
         behind = self.cursor.behind
         for channel in list(self._places):
             if not self._is_held(channel) or channel not in behind:
-                self.discard(channel)  # unsubscribed, or the epoch has changed, and the client has got a gap
+                self._end(channel)  # unsubscribed, or the epoch has changed, and the client has got a gap
         if not behind:
             return Step.OVER
+        if not all(place.skipping.known for place in self._places.values()):
+            return Step.MORE if self._know_skipped() else Step.AHEAD
         epoch, upto = self._log.epoch, self._log.position
         first = min(behind.values())
-        if first == upto and max(behind.values()) == upto:
+        if first == upto and max(behind.values()) == upto and not any(one.skipping for one in self._places.values()):
             # No other green thread has run since the positions were compared.
             if not self.restoring:
                 self.release()
@@ -188,6 +208,20 @@ class CatchingUp:
             return Step.MORE
         end = min(end, *(read.page.end for read in reads.values()))
         return self._send(reads, first, end, epoch)
+
+    def _know_skipped(self) -> bool:
+        """Return whether it is known what to skip, of the snapshots with which subscriptions begin. May wait."""
+        for channel, place in list(self._places.items()):
+            if not place.skipping.known:
+                try:
+                    problem = place.skipping.look()
+                except (DatabaseError, LogNotInstalledError) as error:
+                    self._log.look()
+                    _limited_log(logging.WARNING, "a replay cannot read the log: %s; retrying", error)
+                    return False
+                if problem is not None and self._is_held(channel) and self._log.epoch is not None:
+                    self._of(channel).gap(problem, self._log.epoch, place.position)
+        return all(place.skipping.known for place in self._places.values())
 
     def _read(self, group: Sequence[str], after: int, upto: int) -> dict[str, Read]:
         """Read a page of each channel. The reads that need the database are combined in a query."""
@@ -223,8 +257,9 @@ class CatchingUp:
     def _send(self, reads: dict[str, Read], first: int, end: int, epoch: str | None) -> Step:
         """Send the messages up to ``end`` as far as they fit into a page."""
         merged: list[EncodedMessage] = []
-        for read in reads.values():
-            merged += [message for message in read.page.messages if (message.position or 0) <= end]
+        for channel, read in reads.items():
+            rest = self._places[channel].skipping.rest(read.page.messages)
+            merged += [message for message in rest if (message.position or 0) <= end]
         merged.sort(key=attrgetter("position"))
         page = beginning(merged, self._page_bytes)
         if len(page) < len(merged):
@@ -246,6 +281,7 @@ class CatchingUp:
             packets.append(subscriptions[message.channel].encode(message).with_offset(self.cursor.offset()))
         for channel in reads:
             behind[channel] = end
+            self._places[channel].skipping.passed(end)
         socket = self._manager.socket_of(self._sid)
         if packets and socket is not None:
             if self.restoring:

@@ -18,12 +18,14 @@ from socketio_pg.core.errors import (
     UnauthorizedError,
 )
 from socketio_pg.core.messages import EncodedMessage
-from socketio_pg.gateway.catching_up import CatchingUp
+from socketio_pg.gateway.catching_up import CatchingUp, Place
 from socketio_pg.gateway.keeping import Keeping
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.replay_packets import ReplayPackets
 from socketio_pg.gateway.replays import Replays
 from socketio_pg.log.log import Log
+from socketio_pg.log.replay import Replay
+from socketio_pg.log.starts import Start, wants_all
 from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.protocol.fanout import EncodedPacket, Manager
 from socketio_pg.pubsub.filters import Filter
@@ -33,7 +35,7 @@ from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.version import __version__
 
 #: What clients cannot find out otherwise, for `server_hello`: see docs/protocol.md.
-FEATURES = ("publish_id",)
+FEATURES = ("publish_id", "live")
 
 
 class Delivery:
@@ -91,18 +93,19 @@ class Delivery:
         """Return whether a subscription is in its room, and gets messages."""
         return self.room_of(sid, channel) in self._manager.get_rooms(sid, "/")
 
-    def hold(self, sid: str, channel: str, after: int, cause: str) -> Callable[[], None]:
+    def hold(self, sid: str, channel: str, after: int, start: Start) -> Callable[[], None]:
         """Hold live messages of the log back from a subscription, for a replay of what follows the position ``after``.
 
-        Returns the function that replays; it waits. ``cause`` (for the metrics): ``since``, ``history`` or ``lagging``.
+        It is that of ``start``; without one the client has not requested the replay. Returns the function that replays;
+        it waits.
         """
-        metrics.replays.labels(cause).inc()
+        metrics.replays.labels("lagging" if start is None else "since" if wants_all(start) else "history").inc()
         catching_up = self.catching_up(sid)
         if catching_up is not None:
-            catching_up.hold(channel, after, complete=cause != "history")
+            catching_up.hold(channel, after, start)
             self._manager.pass_by(sid, self.room_of(sid, channel))
             return catching_up.run
-        replay = self._pubsub.hold(sid, channel, after, self._client(sid, channel), complete=cause != "history")
+        replay = self._pubsub.hold(sid, channel, after, self._client(sid, channel), start)
         self._manager.pass_by(sid, self.room_of(sid, channel))
         return functools.partial(self.replays.send, sid, channel, replay)
 
@@ -130,6 +133,17 @@ class Delivery:
     def drop(self, sid: str) -> None:
         """Forget a client that has left."""
         self._catching_up.pop(sid, None)
+
+    def tell_live(self, sid: str, channel: str, place: dict[str, Any]) -> None:
+        """Report to a client that live messages follow a place, its ``epoch`` and ``position``, without a replay.
+
+        Another replay of this subscription that is in progress reports it at its end.
+        """
+        replay = self._hub.held_by(sid, channel)
+        if isinstance(replay, Replay | Place):
+            replay.announced = True
+        elif self._hub.is_subscribed(sid, channel):
+            self._manager.emit("live", {"channel": channel} | place, "/", to=sid, ignore_queue=True)
 
     def leave(self, sid: str, channel: str) -> None:
         """End a subscription: ``sid`` gets no more messages of ``channel``."""
@@ -287,7 +301,7 @@ class Delivery:
                     together = [channel] if self._manager.cursor_of(sid) is None else hub.channels_of(sid)
                     for one in together:
                         if not hub.held_by(sid, one) and self.has_entered(sid, one):
-                            green.run_soon(self.hold(sid, one, after, "lagging"))
+                            green.run_soon(self.hold(sid, one, after, None))
 
     def receive_gap(self, gap: NotifyGap) -> None:
         """Report a gap of NOTIFY to the channel's subscribers."""
@@ -378,3 +392,7 @@ class _Client:
         metrics.unrecovered.labels(reason).inc()
         body = {"channel": self.channel, "reason": reason, "epoch": epoch, "position": position}
         self.manager.emit("gap", body, "/", to=self.sid, ignore_queue=True)
+
+    def live(self, epoch: str | None, position: int) -> None:
+        place = {} if epoch is None else {"epoch": epoch, "position": position}
+        self.manager.emit("live", {"channel": self.channel} | place, "/", to=self.sid, ignore_queue=True)

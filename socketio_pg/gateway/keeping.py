@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green
@@ -61,14 +61,15 @@ class Ticket:
 class Entry:
     """A subscription of a session: what the client asked for, and where it began.
 
-    ``replaying``: the replay that the client asked for is not over. Offsets name it by its ``number``.
+    ``replaying``: the replay that the client asked for is not over. Offsets name it by its ``number``. Positions do not
+    tell how far one of a ``snapshot`` has got.
     """
 
     number: int
     after: int
     filter: Any = None
     strings: bool = False
-    replaying: bool = False
+    replaying: bool | Literal["snapshot"] = False
 
 
 @dataclass(eq=False, slots=True)

@@ -193,7 +193,7 @@ class Restoring:
         starts = {}
         for channel, entry in session.entries.items():
             own = offset.behind.get(entry.number)
-            if own is None and entry.replaying:
+            if (own is None and entry.replaying) or entry.replaying == "snapshot":
                 raise NotRecoveredError("replaying")
             starts[channel] = max(position if own is None else own, entry.after)
         return starts

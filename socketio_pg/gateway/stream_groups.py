@@ -150,13 +150,19 @@ def _without(group: Group, skipped: Collection[Hashable]) -> list[Callable[[byte
 
 
 def encode(
-    message: EncodedMessage, form: Form, epoch: str | None, strings: Callable[[EncodedMessage], str]
+    message: EncodedMessage,
+    form: Form,
+    epoch: str | None,
+    strings: Callable[[EncodedMessage], str],
+    place: str | None = None,
 ) -> bytes | None:
     """Return the block of a message in a form; None when it has none. Only messages of the log have an id.
 
+    ``place``: the id, if it is not the position.
+
     HTML comes through the log only: any role of the database may send a NOTIFY, and pages run what is in their HTML.
     """
-    cursor = "" if message.position is None or epoch is None else f"{epoch}:{message.position}"
+    cursor = "" if message.position is None or epoch is None else place or f"{epoch}:{message.position}"
     if form == "html":
         return html_block(message, cursor) if cursor else None
     return message_block(message, cursor, strings(message) if form == "strings" else None)

@@ -11,6 +11,7 @@ from socketio_pg.core.metrics import fan_out
 from socketio_pg.gateway.stream_events import own_event
 from socketio_pg.gateway.stream_groups import Stream, encode
 from socketio_pg.log.replay import HeldReplay, Step
+from socketio_pg.log.skipping import Skipping
 from socketio_pg.pubsub.matching import Matching
 
 logger = logging.getLogger("socketio_pg.streams")
@@ -28,6 +29,8 @@ class StreamReplay:
     epoch: str | None
     charge: Callable[[int], None]
     page_bytes: int
+    #: What the replay skips.
+    skipping: Skipping | None = None
     #: The payloads of the page with numbers as strings, by position.
     strings: dict[int | None, str] = field(default_factory=dict)
 
@@ -41,7 +44,7 @@ class StreamReplay:
 
     def send(self, messages: Sequence[EncodedMessage]) -> None:
         form = self.stream.contents.form
-        encoded = [encode(message, form, self.epoch, self._strings_of) for message in messages]
+        encoded = [encode(one, form, self.epoch, self._strings_of, self._place(one.position or 0)) for one in messages]
         blocks = [block for block in encoded if block is not None]
         if not blocks:
             return
@@ -51,13 +54,21 @@ class StreamReplay:
         fan_out.streamed += len(blocks)
         fan_out.streamed_bytes += len(page)
 
+    def _place(self, position: int) -> str | None:
+        """Return the id of a message while the replay has not passed all that it skips: the rest of the snapshot."""
+        left = self.skipping.left(position) if self.skipping else None
+        return None if left is None else left.to_token()
+
     def _strings_of(self, message: EncodedMessage) -> str:
         return self.strings[message.position]
 
     def gap(self, reason: str, epoch: str, position: int) -> None:
         metrics.unrecovered.labels(reason).inc()
         body = {"channels": self.stream.contents.channels, "reason": reason, "epoch": epoch, "position": position}
-        self.stream.connection.send(own_event("gap", body, f"{epoch}:{position}"))
+        self.stream.connection.send(own_event("gap", body, self._place(position) or f"{epoch}:{position}"))
+
+    def live(self, epoch: str | None, position: int) -> None:
+        """`streams` tells the client, for all channels together."""
 
 
 def send_replay(stream: Stream, replay: HeldReplay, most_waiting: int) -> None:

@@ -36,7 +36,7 @@ from socketio_pg.gateway.stream_events import COMMENT, move_cursor, own_event, r
 from socketio_pg.gateway.stream_groups import Contents, Groups, Stream
 from socketio_pg.gateway.stream_replays import StreamReplay, send_replay
 from socketio_pg.log.log import Log
-from socketio_pg.log.starts import Start, wants_all
+from socketio_pg.log.starts import Snapshot, Start, wants_all
 from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.matching import FilterCost
@@ -252,7 +252,7 @@ class Streams:
         if found.starts is not None:
             stream.awaits_live = True
             from_a_place = not isinstance(request.start, str) and wants_all(request.start)
-            replay = self._hold(stream, found.starts, complete=from_a_place)
+            replay = self._hold(stream, found.starts, 0 if isinstance(request.start, str) else request.start)
             metrics.replays.labels("since" if from_a_place else "history").inc()
         position = self._log.position if found.starts is None else min(found.starts.values())
         self._say_subscribed(stream, request, found, position)
@@ -272,6 +272,8 @@ class Streams:
         epoch = self._log.epoch
         where: dict[str, Any] = {} if epoch is None else {"epoch": epoch, "position": position}
         cursor = "" if epoch is None else f"{epoch}:{position}"
+        if isinstance(request.start, Snapshot) and found.starts is not None:
+            cursor = request.start.to_token()
         channels = stream.contents.channels
         body = {"channels": channels} | where | found.told | request.told
         stream.connection.send(own_event("subscribed", body, cursor))
@@ -292,8 +294,11 @@ class Streams:
 
     # -- replays -------------------------------------------------------------------------------------------------------
 
-    def _hold(self, stream: Stream, starts: dict[str, int], *, complete: bool) -> Any:
-        """Hold live messages of the log back from a stream, and return its replay."""
+    def _hold(self, stream: Stream, starts: dict[str, int], start: Start = None) -> Any:
+        """Hold live messages of the log back from a stream, and return its replay.
+
+        ``start``: see :meth:`Log.replay`.
+        """
         receiver = StreamReplay(
             stream,
             self._pubsub.matching,
@@ -307,7 +312,9 @@ class Streams:
             if stream.awaits_live:
                 self._say_live(stream)
 
-        return self._pubsub.hold_together(stream.sid, starts, receiver, complete=complete, on_release=caught_up)
+        held = self._pubsub.hold_together(stream.sid, starts, receiver, start, on_release=caught_up)
+        receiver.skipping = held.replay.skipping
+        return held
 
     def _replay(self, stream: Stream, replay: Any) -> None:
         try:
@@ -323,7 +330,7 @@ class Streams:
             lagging = [one for one in group.members.values() if one.connection.buffered > most]
             for stream in lagging:
                 if not self._is_held(stream) and self._fresh.get(stream, 0) < first:
-                    replay = self._hold(stream, dict.fromkeys(stream.contents.channels, first - 1), complete=True)
+                    replay = self._hold(stream, dict.fromkeys(stream.contents.channels, first - 1))
                     metrics.replays.labels("lagging").inc()
                     green.run_soon(self._replay, stream, replay)
 

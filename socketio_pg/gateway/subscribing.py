@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from socketio_pg.access.permissions import Permissions
 from socketio_pg.core import green, metrics
@@ -18,7 +18,7 @@ from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.keeping import Entry, Keeping
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.log.log import Log
-from socketio_pg.log.starts import Start, requested_start, wants_all
+from socketio_pg.log.starts import Snapshot, Start, requested_start
 from socketio_pg.protocol.answers import Answer, showable
 from socketio_pg.protocol.server import Server
 from socketio_pg.pubsub.filters import INVALID_STEPS, Filter, parse_filter
@@ -131,7 +131,9 @@ class Subscribing:
 
     def _store(self, sid: str, pending: Pending) -> None:
         """Store the subscription in the client's session, if it has one."""
-        replaying = pending.after is not None
+        replaying: bool | Literal["snapshot"] = pending.after is not None
+        if replaying and isinstance(pending.start, Snapshot) and pending.start.ids:
+            replaying = "snapshot"
         after = self._log.position if pending.after is None else pending.after
         entry = Entry(0, after, pending.requested_filter or None, pending.strings, replaying)
         pending.former = self._keeping.joined(sid, pending.channel, entry)
@@ -142,7 +144,10 @@ class Subscribing:
         pending.epoch = self._log.epoch
 
     def _complete(self, sid: str, pending: Pending) -> tuple[dict[str, Any], Callable[[], None] | None]:
-        """Begin to deliver. Return the fields of the answer, and the function that replays. Does not wait."""
+        """Begin to deliver. Return the fields of the answer, and the function that replays. Does not wait.
+
+        A client that has requested a start is told when live messages follow, also when there is no replay.
+        """
         channel, filter = pending.channel, pending.filter
         # The client may have disconnected or unsubscribed in the meantime.
         if not self._hub.is_subscribed(sid, channel):
@@ -159,15 +164,18 @@ class Subscribing:
             body["filter"] = pending.requested_filter
         if pending.strings:
             body["numbers"] = "string"
-        if self._log.epoch is None:
-            return body, None
-        cause = "since" if wants_all(pending.start) else "history"
-        after = pending.after
-        then = self._delivery.hold(sid, channel, after, cause) if after is not None else None
-        position = self._pubsub.position_of(sid, channel, live)
-        if after is None and not live:
-            self._keeping.began(sid, channel, position)
-        return body | {"epoch": self._log.epoch, "position": position}, then
+        place: dict[str, Any] = {}
+        then: Callable[[], None] | None = None
+        if self._log.epoch is not None:
+            after = pending.after
+            then = self._delivery.hold(sid, channel, after, pending.start) if after is not None else None
+            position = self._pubsub.position_of(sid, channel, live)
+            if after is None and not live:
+                self._keeping.began(sid, channel, position)
+            place = {"epoch": self._log.epoch, "position": position}
+        if then is None and pending.start is not None:
+            then = functools.partial(self._delivery.tell_live, sid, channel, place)
+        return body | place, then
 
     def _undo(self, sid: str, pending: Pending) -> None:
         # Another request for the same channel may have completed the subscription in the meantime: it stays.

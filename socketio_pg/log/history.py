@@ -5,7 +5,7 @@ One green thread owns the connection, and combines the requests that wait into o
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ from socketio_pg.core.errors import DatabaseUnavailableError, LogNotInstalledErr
 from socketio_pg.core.messages import EncodedMessage, Position, from_log
 from socketio_pg.log.positions import Head
 from socketio_pg.log.recent import Page, Recent
+from socketio_pg.log.starts import Snapshot
 from socketio_pg.postgres.database import FIXED_PATH, Database, translated_errors
 from socketio_pg.postgres.trust import verify
 
@@ -87,6 +88,43 @@ FROM socketio_pg.head LEFT JOIN oldest ON true
     LEFT JOIN (SELECT low FROM search WHERE low >= high LIMIT 1) AS found ON true
 """
 
+# The messages with the ids of a snapshot, in the order of their positions. They come soon after the snapshot's own one,
+# since the relay takes the ids in order: the scan ends early. It does not begin while some of them wait in the outbox.
+_SNAPSHOT = """
+WITH ids AS MATERIALIZED (
+    SELECT first, last FROM unnest(%(firsts)s::bigint[], %(lasts)s::bigint[]) AS range (first, last)
+), waiting AS MATERIALIZED (
+    SELECT EXISTS (SELECT FROM ids WHERE EXISTS (
+        SELECT FROM socketio_pg.outbox AS o WHERE o.id >= ids.first AND o.id <= ids.last)) AS yes
+), found AS (
+    SELECT id, position, channel FROM (
+        SELECT id, position, channel FROM socketio_pg.log
+        WHERE position > %(position)s AND NOT (SELECT yes FROM waiting) ORDER BY position LIMIT %(most)s) AS later
+    WHERE id IN (SELECT generate_series(first, last) FROM ids) ORDER BY position LIMIT %(count)s
+)
+SELECT head.epoch::text, (SELECT yes FROM waiting),
+    coalesce(NOT pg_visible_in_snapshot(%(transaction)s::text::xid8, pg_current_snapshot()), false),
+    (SELECT count(*) FROM found),
+    (SELECT array_agg(position ORDER BY position) FROM found WHERE channel = ANY (%(channels)s)),
+    (SELECT array_agg(id ORDER BY position) FROM found WHERE channel = ANY (%(channels)s))
+FROM socketio_pg.head
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Contained:
+    """The messages of some channels that are in a snapshot but come after its position, as far as they are known.
+
+    ``complete``: the log has all ids of the snapshot. Otherwise some may follow: ``waiting`` if the outbox has some,
+    ``open`` if the snapshot's own transaction has not ended. ``ids``: position → id in the outbox.
+    """
+
+    epoch: str
+    waiting: bool
+    open: bool
+    complete: bool
+    ids: Mapping[int, int]
+
 
 @dataclass(eq=False, slots=True)
 class _Request:
@@ -126,6 +164,8 @@ class History:
     timeout = 10.0
     #: Maximum channels in one query. Each may return a page as large as `Recent` allows.
     max_channels = 20
+    #: Maximum messages that may have come between those of a snapshot, of transactions that committed after it.
+    max_overtaking = 100_000
     #: A read of a channel starts up to this many positions earlier, to answer other waiting requests as well.
     near = 200
 
@@ -172,6 +212,11 @@ class History:
         The newest position if there is none. 0 if the log has no earlier message: others may have been trimmed.
         """
         found: Position = self._ask(self._read_before_time, at)
+        return found
+
+    def contained(self, channels: Collection[str], snapshot: Snapshot) -> Contained:
+        """Return the messages of ``channels`` that are in a snapshot and have positions after its own one."""
+        found: Contained = self._ask(self._read_contained, list(channels), snapshot)
         return found
 
     def stop(self) -> None:
@@ -316,6 +361,26 @@ class History:
             request.done.send(Position(epoch=rows[0][0], position=rows[0][1]))
         return []
 
+    def _read_contained(self, requests: list[_Request]) -> list[_Request]:
+        for request in requests:
+            channels, snapshot = request.arguments
+            values = {
+                "firsts": [first for first, _ in snapshot.ids],
+                "lasts": [last for _, last in snapshot.ids],
+                "position": snapshot.position,
+                "transaction": snapshot.transaction,
+                "channels": channels,
+                "count": snapshot.count,
+                "most": snapshot.count + self.max_overtaking,
+            }
+            rows = self._fetch(_SNAPSHOT, values)
+            if not rows:
+                raise LogNotInstalledError("the log's head is missing: run 'socketio-pg init'")
+            epoch, waiting, open, count, positions, ids = rows[0]
+            found = dict(zip(positions or (), ids or (), strict=True))
+            request.done.send(Contained(epoch, waiting, open, count == snapshot.count, found))
+        return []
+
     def _connect(self) -> None:
         # Also limited in PostgreSQL, which would otherwise go on with a query that timed out here.
         limit = str(int(self.timeout * 1000))
@@ -325,8 +390,11 @@ class History:
             self._lost = False
 
     def _execute(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return self._fetch(sql, parameters or None)
+
+    def _fetch(self, sql: str, parameters: Sequence[object] | Mapping[str, object] | None) -> list[tuple[Any, ...]]:
         with translated_errors(self.timeout), self._connection.cursor() as cursor:
-            cursor.execute(f"{FIXED_PATH}; {sql}", parameters or None)
+            cursor.execute(f"{FIXED_PATH}; {sql}", parameters)
             return list(cursor.fetchall())
 
     def _hang_up(self) -> None:

@@ -11,6 +11,7 @@ from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History, Read
 from socketio_pg.log.recent import Page
 from socketio_pg.log.replay import Replay
+from socketio_pg.log.starts import Start
 
 
 class MergedReplay(Replay):
@@ -19,10 +20,8 @@ class MergedReplay(Replay):
     All messages of all channels up to :attr:`position` were passed to the receiver.
     """
 
-    def __init__(
-        self, follower: Follower, history: History, starts: Mapping[str, int], *, complete: bool = True
-    ) -> None:
-        super().__init__(follower, history, ", ".join(starts), min(starts.values()), complete=complete)
+    def __init__(self, follower: Follower, history: History, starts: Mapping[str, int], start: Start = None) -> None:
+        super().__init__(follower, history, ", ".join(starts), min(starts.values()), start, starts)
         self._starts = starts
 
     def _read(self, upto: int) -> Read:

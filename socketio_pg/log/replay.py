@@ -7,7 +7,7 @@ message is sent once.
 
 import enum
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -18,6 +18,8 @@ from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History, Read
+from socketio_pg.log.skipping import Skipping
+from socketio_pg.log.starts import Start
 
 _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.replay"))
 
@@ -49,7 +51,13 @@ class ReplayReceiver(Protocol):
         """Send a page of messages, in order."""
 
     def gap(self, reason: str, epoch: str, position: int, /) -> None:
-        """Report that messages were trimmed, or deleted by hand. The replay continues after ``position``."""
+        """Report that messages were trimmed or deleted by hand, or that it is unknown which ones a snapshot has.
+
+        The replay continues after ``position``.
+        """
+
+    def live(self, epoch: str | None, position: int, /) -> None:
+        """Report that live messages after a position follow now: the hold has just ended. Must not wait."""
 
 
 class Step(enum.Enum):
@@ -64,17 +72,24 @@ class Step(enum.Enum):
 
 
 class Replay:
-    """The progress of a replay of ``channel`` after the position ``after``.
+    """The progress of a replay of ``channel`` after the position ``after``, which is that of ``start``.
 
-    ``complete``: it also reports messages that were deleted by hand before it began. A replay of the newest messages
-    does not.
+    It also reports messages that were deleted by hand before it began, unless it is one of the newest messages. Without
+    ``start`` the subscriber has not requested it, and is not told when it has caught up. ``channels``: those of a
+    snapshot, by default the one.
     """
 
     #: Seconds before the first retry when the log cannot be read; doubles up to the second value.
     retry = (0.5, 5.0)
 
     def __init__(
-        self, follower: Follower, history: History, channel: str, after: int, *, complete: bool = True
+        self,
+        follower: Follower,
+        history: History,
+        channel: str,
+        after: int,
+        start: Start = None,
+        channels: Collection[str] = (),
     ) -> None:
         self._follower = follower
         self._history = history
@@ -83,7 +98,10 @@ class Replay:
         self.position = after
         self._epoch = follower.epoch
         #: Deletions by hand up to this position were reported; None before the first page.
-        self._reported: int | None = 0 if complete else None
+        self._reported: int | None = None if isinstance(start, int) else 0
+        #: Whether the subscriber is told when the replay has caught up.
+        self.announced = start is not None
+        self.skipping = Skipping(follower, history, channels or (channel,), start)
         self._backoff = Backoff(*self.retry)
 
     def step(self, receiver: ReplayReceiver, held: Callable[[], bool], release: Callable[[], None]) -> Step:
@@ -93,17 +111,22 @@ class Replay:
         """
         follower = self._follower
         while held():
-            if follower.epoch != self._epoch:
-                release()  # the subscriber has got a gap, and continues with live messages
-                break
             ahead = self.position - follower.position
-            if ahead == 0:
-                # No other green thread ran since the positions were compared, so no message can be in between.
+            # In another epoch the subscriber has got a gap, and continues with live messages. Otherwise no other green
+            # thread ran since the positions were compared, so no message can be in between.
+            if follower.epoch != self._epoch or (ahead == 0 and not self.skipping):
                 release()
+                if self.announced:
+                    receiver.live(follower.epoch, follower.position)
                 break
-            if ahead > 0:  # the client was connected to a node that is further on
+            if ahead >= 0 and self.skipping.known:  # the client, or the snapshot, is of a node that is further on
                 return Step.AHEAD
             try:
+                if not self.skipping.known:
+                    self._report(self.skipping.look(), receiver, held)
+                    if not self.skipping.known:
+                        return Step.AHEAD
+                    continue
                 sent = self._send_page(receiver, held)
             except (DatabaseError, LogNotInstalledError) as error:
                 follower.look()  # if the log was removed, its epoch changes, and the replay ends
@@ -117,7 +140,11 @@ class Replay:
 
     def wait_moved(self) -> None:
         """After :attr:`Step.AHEAD`, wait until this node has delivered more, for at most a second."""
-        self._follower.wait_moved(1.0)
+        self.skipping.wait()
+
+    def _report(self, problem: str | None, receiver: ReplayReceiver, held: Callable[[], bool]) -> None:
+        if problem is not None and self._epoch is not None and held():
+            receiver.gap(problem, self._epoch, self.position)
 
     def _read(self, upto: int) -> Read:
         return self._history.channel_page(self.channel, self.position, upto)
@@ -141,13 +168,14 @@ class Replay:
         messages = beginning(read.page.messages, receiver.page_bytes)
         # `history` keeps the rest of the page for the next step.
         last = messages[-1].position if len(messages) < len(read.page.messages) else None
-        selected = receiver.select(messages)
+        selected = receiver.select(self.skipping.rest(messages))
         if not held() or self._follower.epoch != self._epoch:
             return False
         # Before send(), which may yield: other green threads must see the position being sent.
         self.position = read.page.end if last is None else last
         if selected:
             receiver.send(selected)
+        self.skipping.passed(self.position)
         return bool(selected)
 
 

@@ -1,7 +1,7 @@
 """Where a subscription or a page of the log begins: parses ``since`` and ``history`` of requests. Pure, no I/O."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, TypeAlias
@@ -43,6 +43,16 @@ class Snapshot:
     position: int
     ids: tuple[tuple[int, int], ...] = ()
     transaction: int | None = None
+
+    def after(self, position: int, ids: Sequence[int]) -> "Snapshot":
+        """Return what is left of it after a later position: the ids of the messages in it that follow, in any order."""
+        ranges: list[tuple[int, int]] = []
+        for id in sorted(ids):
+            if ranges and id == ranges[-1][1] + 1:
+                ranges[-1] = (ranges[-1][0], id)
+            else:
+                ranges.append((id, id))
+        return Snapshot(self.epoch, position, tuple(ranges))
 
     @property
     def count(self) -> int:

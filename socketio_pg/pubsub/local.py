@@ -31,6 +31,9 @@ class Receiver(Protocol):
     def gap(self, gap: dict[str, Any], /) -> object:
         """As on the wire, and ``tier``: ``notify`` or ``log``."""
 
+    def live(self, live: dict[str, Any], /) -> object:
+        """The replay has caught up, or there was none. As on the wire."""
+
 
 @dataclass(frozen=True, slots=True)
 class QueueReceiver:
@@ -38,6 +41,7 @@ class QueueReceiver:
 
     queue: SupportsPut
     on_gap: Callable[[dict[str, Any]], object] | None
+    on_live: Callable[[dict[str, Any]], object] | None = None
 
     def receive(self, message: EncodedMessage, extra: Mapping[str, Any]) -> None:
         try:
@@ -52,6 +56,10 @@ class QueueReceiver:
         if self.on_gap is not None:
             self.on_gap(gap)
 
+    def live(self, live: dict[str, Any]) -> None:
+        if self.on_live is not None:
+            self.on_live(live)
+
 
 class LocalSubscription:
     """The result of :meth:`PubSub.subscribe`: pass it to :meth:`PubSub.unsubscribe`."""
@@ -61,6 +69,8 @@ class LocalSubscription:
         #: Messages of the log follow this position; None without a log.
         self.position: Position | None = None
         self.replay: LocalReplay | None = None
+        #: Set when the replay has caught up with the live messages, or there is none.
+        self.live = green.Event()
         self.ended = False
         self._receiver = receiver
         self.filter = filter
@@ -91,6 +101,15 @@ class LocalSubscription:
         """Report that messages of the log are lost; it goes on after a position, by default the current one."""
         position = after or self._log.current()
         self._gap({"channel": self.channel, "tier": "log", "reason": reason, **(position or {})})
+
+    def caught_up(self, place: Position | None) -> None:
+        """Report that live messages follow, those of the log after ``place``."""
+        try:
+            if not self.ended:
+                self._receiver.live({"channel": self.channel, **(place or {})})
+        except Exception:
+            logger.exception("a receiver of messages failed")
+        self.live.send()
 
     def _gap(self, gap: dict[str, Any]) -> None:
         try:
@@ -177,3 +196,6 @@ class LocalReplay:
 
     def gap(self, reason: str, epoch: str, position: int) -> None:
         self._subscription.log_gap(reason, Position(epoch=epoch, position=position))
+
+    def live(self, epoch: str | None, position: int) -> None:
+        self._subscription.caught_up(None if epoch is None else Position(epoch=epoch, position=position))

@@ -27,7 +27,7 @@ from socketio_pg.log.history import History
 from socketio_pg.log.log import DEFAULT_MESSAGES, Log, ReplayPage
 from socketio_pg.log.recent import Recent
 from socketio_pg.log.replay import HasPosition, HeldReplay, ReplayReceiver
-from socketio_pg.log.starts import LogPosition, Snapshot, requested_start, wants_all
+from socketio_pg.log.starts import LogPosition, Snapshot, Start, requested_start
 from socketio_pg.postgres.database import Database, wait_green
 from socketio_pg.postgres.key_reader import ClusterKeys, KeyReader
 from socketio_pg.postgres.listener import (
@@ -192,6 +192,7 @@ class PubSub:
         history: int | None = None,
         filter: Mapping[str, Any] | None = None,
         on_gap: Callable[[dict[str, Any]], object] | None = None,
+        on_live: Callable[[dict[str, Any]], object] | None = None,
     ) -> LocalSubscription:
         """Put each message of ``channel`` into ``queue`` as ``{"channel": str, "payload": any JSON value}``.
 
@@ -206,9 +207,12 @@ class PubSub:
         docs/protocol.md and ``tier``: ``notify`` or ``log``. It is also called when ``since`` cannot be replayed:
         with the reason ``trimmed`` the replay begins with the oldest message that is left, otherwise there is none.
 
+        ``on_live`` is called when the replay has caught up and its last message is in the queue, or when there is none,
+        with the fields of the event ``live`` in docs/protocol.md. The subscription's event ``live`` is set then.
+
         Raises :class:`InvalidChannelError`, :class:`InvalidRequestError` or :class:`DatabaseUnavailableError`.
         """
-        receiver = QueueReceiver(queue, on_gap)
+        receiver = QueueReceiver(queue, on_gap, on_live)
         return self.subscribe_receiver(channel, receiver, since=since, history=history, filter=filter)
 
     def subscribe_receiver(
@@ -238,7 +242,7 @@ class PubSub:
         if reason == "trimmed" and isinstance(start, LogPosition | Snapshot):
             after = start.position  # the replay reports the gap and continues with the oldest message
         if after is not None:
-            hold = functools.partial(self.hold, subscription, channel, after, complete=wants_all(start))
+            hold = functools.partial(self.hold, subscription, channel, after, start=start)
             subscription.replay = LocalReplay(subscription, hold, lambda: self._started)
             subscription.replay.start()
         epoch = self.log.epoch
@@ -246,6 +250,8 @@ class PubSub:
             subscription.position = Position(epoch=epoch, position=self.position_of(subscription, channel))
         if reason is not None and after is None:
             subscription.log_gap(reason)
+        if after is None:
+            subscription.caught_up(subscription.position)
         return subscription
 
     def unsubscribe(self, subscription: LocalSubscription) -> None:
@@ -455,14 +461,14 @@ class PubSub:
             self.listener.release(channel)
 
     def hold(
-        self, subscriber: Hashable, channel: str, after: int, receiver: ReplayReceiver, *, complete: bool = True
+        self, subscriber: Hashable, channel: str, after: int, receiver: ReplayReceiver, start: Start = None
     ) -> HeldReplay:
         """Hold live messages of the log back from a subscription, for a replay that begins after a position.
 
         The caller takes the replay's steps; the last one ends the hold. A later hold of the same subscription takes the
-        place of this one, and the end of the subscription ends it. ``complete``: see :meth:`Log.replay`.
+        place of this one, and the end of the subscription ends it. ``start``: see :meth:`Log.replay`.
         """
-        hub, replay = self.hub, self.log.replay(channel, after, complete=complete)
+        hub, replay = self.hub, self.log.replay(channel, after, start)
         hub.hold(subscriber, channel, replay)
         return HeldReplay(
             replay,
@@ -476,8 +482,8 @@ class PubSub:
         subscriber: Hashable,
         starts: Mapping[str, int],
         receiver: ReplayReceiver,
+        start: Start = None,
         *,
-        complete: bool = True,
         on_release: Callable[[], None],
     ) -> HeldReplay:
         """Hold several subscriptions like :meth:`hold`, for one replay of all: channel → the position to begin after.
@@ -485,7 +491,7 @@ class PubSub:
         Its messages are in the order of their positions. ``on_release()`` is called when it has arrived at the live
         messages; it must not wait.
         """
-        hub, replay = self.hub, self.log.replay_together(starts, complete=complete)
+        hub, replay = self.hub, self.log.replay_together(starts, start)
         for channel in starts:
             hub.hold(subscriber, channel, replay)
 

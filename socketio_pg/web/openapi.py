@@ -308,11 +308,12 @@ def _schemas(settings: Settings) -> Json:
             {
                 "epoch": {"type": "string", "description": "Missing if there is no log."},
                 "position": position | {"description": "The next since: the answer has no messages after it."},
+                "next": {"type": "string", "description": "The since of the next page; missing if there is no log."},
                 "recovered": {
                     "type": "boolean",
                     "description": "With since: whether all messages after it follow.",
                 },
-                "reason": {"enum": REASONS, "description": "With recovered: false."},
+                "reason": {"enum": [*REASONS, "snapshot_unknown"], "description": "With recovered: false."},
             },
         ),
     }

@@ -1,8 +1,10 @@
 """The log end to end: replay, history, unrecoverable positions, large messages, slow clients."""
 
 import contextlib
+import itertools
 import json
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -112,6 +114,31 @@ def test_replayed_messages_are_marked(log: Log, client: SocketClient, channel: s
     log.publish(channel, 4, 4)
     message = client.next("event")
     assert (message["payload"][0], "replayed" in message) == (4, False)
+
+
+def test_live_follows_each_replay(log: Log, client: SocketClient, channel: str) -> None:
+    plain = client.call("subscribe", {"channel": channel})
+    log.publish(channel, 1, 1500)
+    assert numbers(client, 1500)[-1] == 1500
+    log.settle()
+    text = f"{plain['epoch']}:{plain['position']}"
+    [(logged_at,)] = log.sql("SELECT min(logged_at) FROM socketio_pg.log WHERE channel = %s", channel)
+    for asked, replayed in (
+        ({"since": text}, 1500), ({"history": 3}, 3), ({"history": 0}, 0), ({"since": f"{uuid.uuid4()}:1"}, 0),
+        ({"since": logged_at.isoformat()}, 1500),
+    ):  # fmt: skip
+        client.call("subscribe", {"channel": channel, **asked})
+        live = client.next("live")
+        assert client.pending("event") == replayed, "the replayed messages came before"
+        [client.next("event") for _ in range(replayed)]
+        assert (live["channel"], live["epoch"]) == (channel, plain["epoch"])
+        assert live["position"] >= plain["position"] + 1500
+    names = [f"{channel}-{n}" for n in range(3)]
+    channels = [{"channel": names[0], "history": 9}, {"channel": names[1]}, {"channel": names[2], "since": text}]
+    client.call("subscribe", {"channels": channels})
+    assert {client.next("live")["channel"] for _ in range(2)} == {names[0], names[2]}
+    client.call("subscribe", {"channel": channel})
+    assert client.pending("live") == 0, "a client that asks for no replay is not told"
 
 
 def test_history_returns_the_latest_messages(log: Log, client: SocketClient, channel: str) -> None:
@@ -258,6 +285,11 @@ def positions(client: RawClient) -> list[int]:
     return [message["position"] for message in client.events("event")]
 
 
+def has_come(client: RawClient, position: int) -> bool:
+    """Return whether the message at ``position`` is the newest one. `live` may follow it."""
+    return any(f'"position":{position},' in packet for packet in itertools.islice(reversed(client.packets), 2))
+
+
 def test_slow_client_gets_a_replay_at_its_own_speed(newest_pg: Cluster, channel: str) -> None:
     """15 MB for a client that does not read: the server neither disconnects it nor buffers, and serves others."""
     log = Log(newest_pg, "slow_log", AUTO_INIT="1", SEND_BUFFER_BYTES="100000", **PATIENT)
@@ -279,7 +311,7 @@ def test_slow_client_gets_a_replay_at_its_own_speed(newest_pg: Cluster, channel:
             assert numbers(other, 100) == list(range(1, 101))
             assert log.server.resident_bytes() - before < 10_000_000
             swarm.resume(slow)
-            swarm.run_until(lambda: f'"position":{start["position"] + 1600},' in slow.packets[-1])
+            swarm.run_until(lambda: has_come(slow, start["position"] + 1600))
             assert positions(slow) == list(range(start["position"] + 1, start["position"] + 1601))
             assert not slow.closed
     finally:
@@ -308,7 +340,7 @@ def test_replay_reports_messages_trimmed_meanwhile(newest_pg: Cluster, channel: 
                 " UPDATE socketio_pg.head SET trimmed = %s; COMMIT", trimmed, trimmed,
             )  # fmt: skip
             swarm.resume(slow)
-            swarm.run_until(lambda: f'"position":{start["position"] + 3000},' in slow.packets[-1])
+            swarm.run_until(lambda: has_come(slow, start["position"] + 3000))
             [gap] = slow.events("gap")
             assert gap == {"channel": channel, "reason": "trimmed", "epoch": start["epoch"], "position": trimmed}
             found = positions(slow)
@@ -368,7 +400,7 @@ def test_replay_can_be_ended_midway(log: Log, channel: str, how: str) -> None:
             seen = len(client.events("event"))
             client.emit("subscribe", {"channel": channel, "since": since(start, start["position"] + 2999)})
             log.publish(channel, 3001, 3001)
-            swarm.run_until(lambda: f'"position":{start["position"] + 3001},' in client.packets[-1])
+            swarm.run_until(lambda: has_come(client, start["position"] + 3001))
             assert positions(client)[seen:] == [start["position"] + 3000, start["position"] + 3001]
     with SocketClient(log.server.url) as another:
         another.call("subscribe", {"channel": channel, "history": 1})

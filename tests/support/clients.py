@@ -57,6 +57,7 @@ class SocketClient:
         "published",
         "event",
         "gap",
+        "live",
         "error",
         "disconnect",
         "connect",

@@ -54,7 +54,14 @@ def test_error_codes_and_reasons_are_complete(root: Path) -> None:
     assert reasons == re.findall(r"^\| `(\w+)` \|", gap.partition("| reason | |")[2], re.MULTILINE)
     written = {
         node.value
-        for name in ("postgres/listener", "log/follower", "gateway/delivery", "log/replay")
+        for name in (
+            "postgres/listener",
+            "log/follower",
+            "gateway/delivery",
+            "log/replay",
+            "log/skipping",
+            "log/skipping",
+        )
         for node in ast.walk(ast.parse((root / "socketio_pg" / f"{name}.py").read_text("utf-8")))
         if isinstance(node, ast.Constant)
     }

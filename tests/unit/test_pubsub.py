@@ -32,6 +32,9 @@ class Receiver:
     def gap(self, gap: dict[str, Any]) -> None:
         self.got.append(gap["reason"])
 
+    def live(self, live: dict[str, Any]) -> None:
+        """Is not remembered."""
+
 
 def subscribed(pubsub: PubSub, filter: Filter | None = None) -> tuple[LocalSubscription, Receiver]:
     """A complete subscription to the channel a, without a LISTEN."""

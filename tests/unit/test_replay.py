@@ -12,6 +12,7 @@ from socketio_pg.core.messages import EncodedMessage, from_log
 from socketio_pg.log.history import Read
 from socketio_pg.log.recent import Page, Recent
 from socketio_pg.log.replay import MESSAGE_OVERHEAD, HeldReplay, Replay, Step
+from socketio_pg.log.starts import LogPosition
 from socketio_pg.pubsub.hub import Hub
 
 
@@ -28,10 +29,12 @@ class Node:
     hub: Hub = dataclasses.field(default_factory=Hub)
     received: list[int] = dataclasses.field(default_factory=list)
     gaps: list[int] = dataclasses.field(default_factory=list)
+    #: How often the replay has reported that it has caught up.
+    ended: int = 0
     #: Bytes of a page: from one message to any number of them.
     page_bytes: int = 0
 
-    def live(self, count: int) -> None:
+    def deliver(self, count: int) -> None:
         """Deliver live messages like the follower: advance the position, then send to subscribers that are not held."""
         messages = [
             from_log(position, self.channels[position - 1], "2026", "0")
@@ -46,12 +49,12 @@ class Node:
             self.send([message for message in messages if message.channel == "a"])
 
     def wait(self) -> None:
-        self.live(self.data.draw(st.integers(0, 4)))
+        self.deliver(self.data.draw(st.integers(0, 4)))
 
     # -- as Follower, History and Receiver
 
     def wait_moved(self, seconds: float) -> None:
-        self.live(1)
+        self.deliver(1)
 
     def look(self) -> None: ...
 
@@ -81,6 +84,11 @@ class Node:
     def send(self, messages: Sequence[EncodedMessage]) -> None:
         self.received += [message.position for message in messages if message.position is not None]
 
+    def live(self, epoch: str | None, position: int) -> None:
+        assert (epoch, position) == (self.epoch, self.position)
+        assert self.hub.held("a") == (), "the live messages follow"
+        self.ended += 1
+
     def gap(self, reason: str, epoch: str, position: int) -> None:
         assert reason == "trimmed"
         self.gaps.append(position)
@@ -94,7 +102,7 @@ def test_every_message_is_sent_once_in_order(channels: list[str], data: st.DataO
     started = data.draw(st.integers(0, len(channels)))
     node.position = started
     node.recent.reset(started)
-    node.live(data.draw(st.integers(0, 10)))
+    node.deliver(data.draw(st.integers(0, 10)))
     # May be ahead of this node: the client may come from a node that is further ahead.
     since = data.draw(st.integers(0, len(channels)))
     node.trimmed = data.draw(st.integers(0, node.recent.start))
@@ -102,7 +110,7 @@ def test_every_message_is_sent_once_in_order(channels: list[str], data: st.DataO
     node.hub.add("me")
     node.hub.subscribe("me", "a")
     any_node: Any = node
-    replay = Replay(any_node, any_node, "a", since)
+    replay = Replay(any_node, any_node, "a", since, data.draw(st.sampled_from([None, LogPosition("e", since)])))
     node.hub.hold("me", "a", replay)
     held = HeldReplay(replay, node, lambda: node.hub.held_by("me", "a") is replay, lambda: node.hub.release("me", "a"))
     while True:
@@ -115,7 +123,8 @@ def test_every_message_is_sent_once_in_order(channels: list[str], data: st.DataO
             replay.wait_moved()
         node.wait()
     assert node.hub.held("a") == ()
-    node.live(len(channels))
+    assert node.ended == replay.announced
+    node.deliver(len(channels))
     first = max([since, *node.gaps])
     assert node.received == [
         position for position in range(first + 1, len(channels) + 1) if channels[position - 1] == "a"

@@ -36,6 +36,7 @@ class World:
             enter=self._enter,
             has_entered=lambda sid, channel: channel in self.entered,
             hold=lambda *_: None,
+            tell_live=lambda *_: None,
             leave=self.hub.unsubscribe,
         )
         names = ("joined", "left", "put", "began")

@@ -79,7 +79,7 @@ BEGIN
             EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.lease, socketio_pg.busy_until TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.cluster_key TO %s', found.role);
         END LOOP;
-        -- A role that may publish may also give an id, or choose NOTIFY.
+        -- A role that may publish may also give an id, choose NOTIFY, and take a snapshot.
         FOR found IN
             SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS role,
                 CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END AS option
@@ -87,8 +87,8 @@ BEGIN
             WHERE p.oid = 'socketio_pg.publish(text, jsonb)'::regprocedure AND a.grantee <> p.proowner
         LOOP
             EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb, boolean, text),
-                socketio_pg.publish(text, jsonb, text), socketio_pg.publish_as(text, text, boolean, text) TO %s%s',
-                found.role, found.option);
+                socketio_pg.publish(text, jsonb, text), socketio_pg.publish_as(text, text, boolean, text),
+                socketio_pg.snapshot() TO %s%s', found.role, found.option);
         END LOOP;
     END IF;
 END $$;

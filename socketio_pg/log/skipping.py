@@ -1,0 +1,89 @@
+"""Which messages a replay skips because they are in a snapshot, although they come after its position.
+
+Messages get their positions after the commit: some that a snapshot contains were still in the outbox. The snapshot has
+their ids, and the log keeps these.
+"""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+
+from socketio_pg.core.backoff import Backoff
+from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.log.follower import Follower
+from socketio_pg.log.history import History
+from socketio_pg.log.starts import Snapshot, Start
+
+
+class Skipping:
+    """What a replay of ``channels`` skips if it begins with a snapshot; nothing for any other ``start``.
+
+    It is true while the replay cannot be over: it is not :attr:`known` yet what to skip, or something is still to come.
+    """
+
+    #: Seconds between two looks, the first ones and later ones; and for which the snapshot's transaction may stay open.
+    looks = (0.02, 0.5)
+    patience = 10.0
+
+    def __init__(self, follower: Follower, history: History, channels: Collection[str], start: Start) -> None:
+        self._follower = follower
+        self._history = history
+        self._channels = channels
+        self._epoch = follower.epoch
+        self._snapshot = start if isinstance(start, Snapshot) and start.ids else None
+        #: False while it is unknown what to skip.
+        self.known = self._snapshot is None
+        #: Position → id of the messages that are still to be skipped.
+        self._ids: Mapping[int, int] = {}
+        self._backoff = Backoff(*self.looks)
+        self._next_look = 0.0
+        self._give_up = time.monotonic() + self.patience
+
+    def __bool__(self) -> bool:
+        return not self.known or bool(self._ids)
+
+    def look(self) -> str | None:
+        """Try to find out what to skip. Return why that is impossible, if it is; then nothing is skipped.
+
+        A message may get its position long after the snapshot: while no server relays, or if the snapshot's own
+        transaction has published it and is still open. May wait for the database, and raises as :class:`History` does.
+        """
+        snapshot = self._snapshot
+        if self.known or snapshot is None or time.monotonic() < self._next_look:
+            return None
+        found = self._history.contained(self._channels, snapshot)
+        self._next_look = time.monotonic() + self._backoff.next()
+        if found.epoch != self._epoch:
+            self._follower.look()  # it notices the new epoch, which ends the replay
+            return None
+        if found.complete:
+            self.known, self._ids = True, found.ids
+        elif not found.waiting and not (found.open and time.monotonic() < self._give_up):
+            self.known, self._snapshot = True, None
+            return "snapshot_unknown"
+        return None
+
+    def wait(self) -> None:
+        """Wait until another look may help, or this node has delivered more, for at most a second."""
+        seconds = 1.0 if self.known else self._next_look - time.monotonic()
+        self._follower.wait_moved(max(0.001, min(1.0, seconds)))
+
+    def rest(self, messages: Sequence[EncodedMessage]) -> Sequence[EncodedMessage]:
+        """Return the messages that are not skipped."""
+        return [message for message in messages if message.position not in self._ids] if self._ids else messages
+
+    def passed(self, position: int) -> None:
+        """Note that the replay has arrived at a position."""
+        if self._ids:
+            self._ids = {skipped: id for skipped, id in self._ids.items() if skipped > position}
+
+    def left(self, position: int) -> Snapshot | None:
+        """Return what is left of the snapshot after a position that the replay has passed: where it may be continued.
+
+        None if that is just the position.
+        """
+        if self._snapshot is None:
+            return None
+        if not self.known:
+            return self._snapshot
+        ids = [id for skipped, id in self._ids.items() if skipped > position]
+        return self._snapshot.after(position, ids) if ids else None
