@@ -37,6 +37,7 @@ def test_request_without_a_start_returns_the_current_position(api: HttpApi, log:
     )
     assert api.page(channel) == {
         "channel": channel, "messages": [], "more": False, "epoch": epoch, "position": position,
+        "next": f"{epoch}:{position}",
     }  # fmt: skip
 
 
@@ -147,7 +148,7 @@ def test_unknown_start_is_not_recovered(api: HttpApi, log: Log, channel: str) ->
     log.publish(channel, 1, 3)
     log.settle()
     start = api.page(channel)
-    where = {"epoch": start["epoch"], "position": start["position"]}
+    where = {name: start[name] for name in ("epoch", "position", "next")}
     empty = {"channel": channel, "messages": [], "more": False, "recovered": False} | where
     other = "00000000-0000-0000-0000-000000000000"
     assert api.page(channel, since=1, epoch=other) == empty | {"reason": "epoch_changed"}
