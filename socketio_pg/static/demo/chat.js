@@ -2,7 +2,7 @@
 
 import { $, connect, showProblem } from "./demo.js";
 
-const { socket, subscriptions } = await connect();
+const { subscriptions } = await connect();
 subscriptions.subscribe("chat", show, {
   history: 50,
   onGap: ({ tier }) => tier === "log" && location.reload(), // disconnected for longer than the log's retention
@@ -15,7 +15,7 @@ $("#say").addEventListener("submit", async (event) => {
   const { name, text } = Object.fromEntries(new FormData(event.target));
   localStorage.setItem("name", name);
   try {
-    await publish({ from: name, text });
+    await subscriptions.publish("chat", { from: name, text }, { timeout: 10_000 });
     $("#text").value = "";
     showProblem(null);
   } catch (error) {
@@ -23,11 +23,6 @@ $("#say").addEventListener("submit", async (event) => {
   }
   $("#text").focus();
 });
-
-async function publish(payload) {
-  const answer = await socket.timeout(10_000).emitWithAck("publish", { channel: "chat", payload, durable: true });
-  if (!answer.ok) throw new Error(answer.error.message);
-}
 
 /** Shows a message. Other visitors' text is never inserted as markup. */
 function show({ payload, published_at: at }) {
