@@ -106,7 +106,7 @@ def _print_consumers(rows: Any) -> None:
         columns = ("consumer", "position", "lag", "age", "failures", "state")
         table(columns, [
             (row["name"], row["position"], row["lag"], None if row["age_seconds"] is None else age(row["age_seconds"]),
-             row["failures"], row["lost"] or row["error"] or "ok")
+             row["failures"], row["lost"] or (row["error"] or "ok").partition("\n")[0])
             for row in rows
         ])  # fmt: skip
 

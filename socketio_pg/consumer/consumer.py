@@ -153,6 +153,7 @@ class Consumer:
         Raises the exception of the handler after ``attempts`` failures, :class:`MissedMessagesError`, and the driver's
         errors; when the connection is lost it reconnects.
         """
+        reconnecting = False
         while not self._stopping:
             try:
                 done = self._step(handler)
@@ -161,9 +162,12 @@ class Consumer:
                 self._hang_up()
                 if not lost or not self._connected:
                     raise
-                logger.warning("consumer %r: no connection: %s; retrying", self.name, error)
+                level = logging.INFO if reconnecting else logging.WARNING
+                logger.log(level, "consumer %r: no connection: %s; retrying", self.name, error)
+                reconnecting = True
                 self._waker.wait(self._reconnect.next())
                 continue
+            reconnecting = False
             self._reconnect.reset()
             if done:
                 self._idle.reset()
@@ -309,6 +313,7 @@ class Consumer:
             if [found["position"] for found in taken] == [message["position"]]:
                 self._on_failure(session.handle, message, error)
                 session.check()
+                self._retry.reset()
                 logger.error("consumer %r skips message %d: %s", self.name, message["position"], error)
             else:
                 session.handle.rollback()

@@ -7,6 +7,7 @@ from typing import Any
 
 from socketio_pg.access.policies import Policies
 from socketio_pg.core import green
+from socketio_pg.core.channels import quote_literal
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import UntrustedSchemaError
 from socketio_pg.doctor.findings import Finding, error, ok, warning
@@ -350,7 +351,7 @@ def consumers(connection: Any, settings: Settings) -> Iterator[Finding]:
 def judge_consumers(rows: list[dict[str, Any]], retention: float) -> Iterator[Finding]:
     """Judge the consumers. Those that lag lose messages once these are older than ``retention`` seconds."""
     for row in rows:
-        name, age = row["name"], row["age_seconds"]
+        name, age, quoted = row["name"], row["age_seconds"], quote_literal(row["name"])
         what = f"consumer {name} at position {row['position']}"
         behind = f"{row['lag']} positions behind, its oldest message is {(age or 0) / 60:.0f} min old"
         if row["lost"] is not None:
@@ -361,7 +362,7 @@ def judge_consumers(rows: list[dict[str, Any]], retention: float) -> Iterator[Fi
             )
             yield error(
                 "consumers", f"{what} cannot continue: {why}",
-                f"check its data, then SELECT socketio_pg.consumer_move('{name}', 'now'), or consumer_drop('{name}')",
+                f"check its data, then SELECT socketio_pg.consumer_move({quoted}, 'now'), or consumer_drop({quoted})",
             )  # fmt: skip
         elif row["failures"]:
             yield warning(
@@ -371,7 +372,7 @@ def judge_consumers(rows: list[dict[str, Any]], retention: float) -> Iterator[Fi
         elif age is not None and age > retention / 2:
             yield warning(
                 "consumers", f"{what} lags: {behind}; messages are kept for {retention / 60:.0f} min",
-                f"start its program, or SELECT socketio_pg.consumer_drop('{name}') if it is not used any more",
+                f"start its program, or SELECT socketio_pg.consumer_drop({quoted}) if it is not used any more",
             )  # fmt: skip
     if rows and not any(row["lost"] or row["failures"] for row in rows):
         yield ok("consumers", f"{len(rows)} registered")

@@ -29,6 +29,9 @@ from socketio_pg.client import Client
 assert not {"flask", "eventlet"} & set(sys.modules)
 from socketio_pg.orm import publishes
 from socketio_pg.subscriber import Subscriber
+from socketio_pg.aio import AsyncSubscriber, publish
+from socketio_pg.consumer import Consumer
+from socketio_pg.consumer.server import ServerConsumer
 assert not {"flask", "eventlet"} & set(sys.modules)
 from socketio_pg import PostgresManager, PubSub
 from socketio_pg.app import create_app

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -17,6 +16,7 @@ from socketio_pg.client import Client
 from socketio_pg.testing import Listening, Published
 from tests.support.log_database import LogDatabase
 from tests.support.postgres import Cluster, in_thread
+from tests.support.server import ROOT
 
 Failed = pytest.fail.Exception
 
@@ -107,30 +107,9 @@ def test_notifications_are_heard_when_they_are_committed(database: LogDatabase) 
     in_thread(work)
 
 
-APPLICATION = """
-import pytest
-from sqlalchemy import text
-from socketio_pg.client import Client
-
-pytest_plugins = ["socketio_pg.testing"]
-
-
-def place_order(connection, number):
-    Client(connection).notify("orders", {"id": number}, durable=True)
-
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_order(socketio_pg_connection, published, number):
-    place_order(socketio_pg_connection, number)
-    published.assert_published("orders", {"id": number}, times=1)
-    assert published.payloads("orders") == [{"id": number}]
-"""
-
-
 @pytest.mark.nightly
-def test_plugin_brings_a_database(tmp_path: Path) -> None:
-    (tmp_path / "test_application.py").write_text(APPLICATION)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+def test_plugin_brings_a_database_for_the_tests_of_an_example() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "test_django_app.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT / "examples", env=environment, capture_output=True, text=True, check=False)
     assert "2 passed" in done.stdout, done.stdout + done.stderr

@@ -139,7 +139,8 @@ class Breaker:
 
     def kill_leading_worker(self, fault: Fault) -> None:
         node = self._leader(fault)
-        with contextlib.suppress(AssertionError):
+        # The node may be ending.
+        with contextlib.suppress(AssertionError, FileNotFoundError):
             self._kill_worker(node, node.leading_pid())
 
     def kill_following_worker(self, fault: Fault) -> None:

@@ -14,6 +14,7 @@ import psycopg2
 from tests.support.checker import Delivered, Logged, Outcome, Sent, Transaction, digest, judge
 from tests.support.checker_clients import Client, Loop
 from tests.support.checker_faults import Breaker, plan_faults
+from tests.support.checker_programs import AsyncioProgram, ConsumerPrograms
 from tests.support.checker_subscribers import SocketPublisher, Subscriber
 from tests.support.checker_world import World, wait_for, world
 from tests.support.checker_writers import LEDGER, Writer
@@ -104,6 +105,10 @@ class _Run:
             for n in range(size.socket_publishers)
         ]
         self._subscribers = list(self._make_subscribers())
+        self._programs: list[AsyncioProgram | ConsumerPrograms] = [
+            AsyncioProgram("asyncio", made.ports[0], CHANNELS, made.epoch()),
+            ConsumerPrograms("consumers", made.cluster.url(), CHANNELS),
+        ]
         self._sources: list[Writer | SocketPublisher] = [*self._writers, *self._publishers]
         self._breaker = Breaker(made, plan_faults(random, size.seconds, size.between_faults, size.workers), tell)
         self._problems: list[str] = []
@@ -142,8 +147,8 @@ class _Run:
             else:
                 client.start()
         self._loop.start()
-        for writer in self._writers:
-            writer.start()
+        for one in (*self._writers, *self._programs):
+            one.start()
         try:
             self._breaker.run(self._size.seconds)
             self._tell("calm")
@@ -153,6 +158,8 @@ class _Run:
         finally:
             self._stopping.set()
             self._loop.end()
+            for program in self._programs:
+                program.end()
         report = Report(self._seed, time.monotonic() - began, faults=self._breaker.done)
         self._judge(report)
         return report
@@ -191,12 +198,12 @@ class _Run:
         if self._world.in_outbox():
             return False
         newest = self._world.newest()
-        return all(subscriber.caught_up(newest) for subscriber in self._subscribers)
+        return all(one.caught_up(newest) for one in (*self._subscribers, *self._programs))
 
     def _judge(self, report: Report) -> None:
         transactions = [transaction for source in self._sources for transaction in source.transactions]
         log = self._world.log()
-        subscribers = {one.name: (one.channels, one.notes) for one in self._subscribers}
+        subscribers = {one.name: (one.channels, one.notes) for one in (*self._subscribers, *self._programs)}
         report.problems = [
             *self._problems,
             *self._breaker.problems,
