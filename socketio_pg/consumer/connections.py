@@ -14,11 +14,13 @@ from socketio_pg.core.channels import LOG_CHANNEL
 #: The drivers' numbers for a transaction that is open, and one that has failed (libpq's PQTransactionStatusType).
 _OPEN, _FAILED = 2, 3
 
-# With these PostgreSQL notices within half a minute that this machine is gone, and lets another process continue.
+# With these PostgreSQL notices within half a minute that this machine is gone, and lets another process continue. The
+# last one is for data that it has sent and that nobody confirms.
 _SESSION = """
 SELECT pg_catalog.set_config('tcp_keepalives_idle', '10', false),
     pg_catalog.set_config('tcp_keepalives_interval', '5', false),
-    pg_catalog.set_config('tcp_keepalives_count', '3', false)
+    pg_catalog.set_config('tcp_keepalives_count', '3', false),
+    pg_catalog.set_config('tcp_user_timeout', '25s', false)
 """
 
 

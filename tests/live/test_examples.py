@@ -13,7 +13,7 @@ from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT, clean_environment, free_port, listens
 
-EXAMPLES = ("fastapi_app", "django_app")
+EXAMPLES = ("fastapi_app", pytest.param("django_app", marks=pytest.mark.nightly))
 
 
 @pytest.fixture(scope="module")

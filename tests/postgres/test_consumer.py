@@ -235,6 +235,7 @@ def running() -> Iterator[Callable[[Consumer, Work], None]]:
         one.close()
 
 
+@pytest.mark.nightly
 def test_two_consumers_of_one_name_share_without_repetition_while_connections_break(
     database: LogDatabase, connect: Any, work: Work, channel: str, running: Callable[[Consumer, Work], None]
 ) -> None:
