@@ -19,10 +19,6 @@ from socketio_pg.core.sealing import Sealing
 
 #: What the texts are sealed for.
 _TICKET, _PROOF = "socketio_pg_ticket", "socketio_pg_ticket_proof"
-#: Seconds for which a ticket is good without its cookie, and for which a cookie is good, which each answer renews.
-TICKET_SECONDS, PROOF_SECONDS = 30, 86_400
-#: Seconds by which the clocks of two nodes may differ.
-CLOCKS = 5.0
 #: The maximum length of a ticket, which gunicorn accepts in an address.
 MAX_TICKET = 6_000
 
@@ -38,6 +34,11 @@ class Ticket:
 
 class Tickets:
     """Issues and verifies tickets and the proofs in cookies. The methods that seal wait for the first cluster key."""
+
+    #: Seconds for which a ticket is good without its cookie, and for which a cookie is good, which each answer renews.
+    seconds, proof_seconds = 30, 86_400
+    #: Seconds by which the clocks of two nodes may differ.
+    clocks = 5.0
 
     def __init__(self, sealing: Sealing) -> None:
         self._sealing = sealing
@@ -57,11 +58,11 @@ class Tickets:
             raise UnauthorizedError("the ticket is not valid: get a new one with POST /api/tickets")
         claims = None if found["claims"] is None else Claims(found["claims"])
         age = time.time() - found["at"]
-        return Ticket(claims, frozenset(found["channels"]), -CLOCKS <= age <= TICKET_SECONDS + CLOCKS)
+        return Ticket(claims, frozenset(found["channels"]), -self.clocks <= age <= self.seconds + self.clocks)
 
     def prove(self, claims: Claims | None) -> tuple[str, int]:
         """Return a proof, for a cookie, that a ticket of this client was used in time, and its lifetime in seconds."""
-        until = time.time() + PROOF_SECONDS
+        until = time.time() + self.proof_seconds
         if claims is not None and claims.expires_at is not None:
             until = min(until, claims.expires_at)
         proof = self._seal(_PROOF, {"of": _digest(claims), "until": until})

@@ -14,7 +14,7 @@ from flask import Response, request
 from werkzeug.datastructures import Headers
 
 from socketio_pg.access.access import Access
-from socketio_pg.access.tickets import TICKET_SECONDS, Tickets
+from socketio_pg.access.tickets import Tickets
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core import metrics
 from socketio_pg.core.channels import match_pattern, validate_channel
@@ -87,7 +87,7 @@ class StreamApi:
         for channel in channels:
             self._permissions.require(claims, "subscribe", channel)
         try:
-            return {"ticket": self._tickets.issue(claims, channels), "expires_in": TICKET_SECONDS}
+            return {"ticket": self._tickets.issue(claims, channels), "expires_in": self._tickets.seconds}
         except ClusterKeyError:
             raise ClusterKeyError(
                 "tickets need the cluster key, which this server does not have: run 'socketio-pg init', or set "

@@ -2,17 +2,18 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, until
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,15 @@ class RefusedError(Exception):
 class Stream:
     """One open stream, read by a thread. Raises :class:`RefusedError` for any answer but a 200."""
 
-    def __init__(self, url: str, *channels: str, last_id: str = "", token: str | None = None, **query: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        *channels: str,
+        last_id: str = "",
+        token: str | None = None,
+        on_event: Callable[[Event], object] = lambda event: None,
+        **query: Any,
+    ) -> None:
         headers = {"Accept": "text/event-stream"}
         if last_id:
             headers["Last-Event-ID"] = last_id
@@ -106,6 +115,7 @@ class Stream:
             self._connection.close()
             raise RefusedError(self.answer.status, body)
         self.parser = Parser(last_id)
+        self._on_event = on_event
         self.ended = threading.Event()
         #: All events so far.
         self.events: list[Event] = []
@@ -118,6 +128,7 @@ class Stream:
             while data := self.answer.read1(65536):
                 for event in self.parser.feed(data):
                     self.events.append(event)
+                    self._on_event(event)
                     self._queue.put(event)
         self.ended.set()
         self._queue.put(None)
@@ -164,3 +175,68 @@ def stream_path(*channels: str, **query: Any) -> str:
     else:
         path, given = "/api/stream", [("channel", channel) for channel in channels] + given
     return f"{path}?{urlencode(given)}" if given else path
+
+
+class EventSource:
+    """Connects again after each loss as browsers do, with the last event id, to one address after the other.
+
+    :attr:`refused` is the answer at which it has stopped for good, as browsers do at any but a 200.
+    """
+
+    def __init__(self, urls: Sequence[str], *channels: str, token: str | None = None, **query: Any) -> None:
+        self._urls = itertools.cycle(urls)
+        self._channels, self._token, self._query = channels, token, query
+        self.events: list[Event] = []
+        self.last_id = ""
+        self.connections = 0
+        #: What the last stream has said, in milliseconds.
+        self.retry: int | None = None
+        self.refused: RefusedError | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def messages(self) -> list[Any]:
+        return [event.json for event in list(self.events) if event.name == "message"]
+
+    def wait(self, condition: Callable[["EventSource"], object]) -> None:
+        """Wait until a condition of this client holds."""
+        until(lambda: condition(self), f"the condition of {self._channels}; last events: {self.events[-3:]}")
+
+    def wait_messages(self, count: int) -> None:
+        self.wait(lambda client: len(client.messages) >= count)
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                stream = Stream(
+                    next(self._urls),
+                    *self._channels,
+                    last_id=self.last_id,
+                    token=self._token,
+                    on_event=self.events.append,
+                    **self._query,
+                )
+            except RefusedError as error:
+                self.refused = error
+                return
+            except (OSError, http.client.HTTPException):
+                self._closed.wait(0.05)
+                continue
+            self.connections += 1
+            with stream:
+                while not self._closed.is_set() and not stream.ended.wait(0.01):
+                    pass
+            self.last_id, self.retry = stream.parser.last_id, stream.parser.retry
+            self._closed.wait(0.05)  # not `retry`, which would only take time
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join(PATIENCE)
+
+    def __enter__(self) -> "EventSource":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -6,12 +6,12 @@ green.patch()
 
 import os  # noqa: E402
 
-from socketio_pg.access import tickets  # noqa: E402
+from socketio_pg.access.tickets import Tickets  # noqa: E402
 from socketio_pg.app import create_app  # noqa: E402
 from socketio_pg.gateway.streams import Streams  # noqa: E402
 
 Streams.comment_seconds = float(os.environ.get("COMMENT_SECONDS", Streams.comment_seconds))
 Streams.tick = Streams.comment_seconds / 4
-tickets.TICKET_SECONDS = int(os.environ.get("TICKET_SECONDS", tickets.TICKET_SECONDS))
-tickets.CLOCKS = 0.0
+Tickets.seconds = int(os.environ.get("TICKET_SECONDS", Tickets.seconds))
+Tickets.clocks = 0.0
 app = create_app()

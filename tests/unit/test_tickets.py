@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from socketio_pg.access.tickets import PROOF_SECONDS, TICKET_SECONDS, Tickets
+from socketio_pg.access.tickets import Tickets
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core.errors import InvalidRequestError, UnauthorizedError
 from socketio_pg.core.seal import Key, Seal
@@ -25,9 +25,9 @@ def test_another_node_opens_a_ticket_while_it_is_fresh(monkeypatch: pytest.Monke
     assert opened.claims is not None
     assert (opened.claims.text, opened.channels, opened.fresh) == (ALICE.text, frozenset("ab"), True)
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 2 * TICKET_SECONDS)
+    monkeypatch.setattr(time, "time", lambda: now + 2 * Tickets.seconds)
     assert not tickets().open(ticket).fresh
-    monkeypatch.setattr(time, "time", lambda: now - TICKET_SECONDS)
+    monkeypatch.setattr(time, "time", lambda: now - Tickets.seconds)
     assert not tickets().open(ticket).fresh
 
 
@@ -38,7 +38,7 @@ def test_an_anonymous_client_may_have_one() -> None:
 def test_the_cookie_keeps_it_good_for_the_same_client(monkeypatch: pytest.MonkeyPatch) -> None:
     proof, seconds = tickets().prove(ALICE)
     assert 300 <= seconds <= 600  # as long as the token
-    assert tickets().prove(BOB)[1] == pytest.approx(PROOF_SECONDS, abs=2)
+    assert tickets().prove(BOB)[1] == pytest.approx(Tickets.proof_seconds, abs=2)
     tickets().require_proof(["x", proof], Claims(dict(ALICE.claims)))
     for shown, claims in (([], ALICE), ([proof], BOB), ([proof], None), ([f"{proof}x"], ALICE)):
         with pytest.raises(UnauthorizedError):
