@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 import resource
 import uuid
@@ -51,6 +52,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Exempt what the collection has made, which stays, from garbage collection and from :mod:`leftovers`."""
+    gc.freeze()
 
 
 def _is_left_out(item: pytest.Item) -> bool:

@@ -20,8 +20,6 @@ from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
 
-pytestmark = pytest.mark.green
-
 
 @pytest.fixture
 def clients(server: ServerProcess, channel: str) -> Iterator[list[SocketClient]]:
@@ -64,6 +62,7 @@ def now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+@pytest.mark.green
 def test_terminated_backends_cause_a_gap(clients: list[SocketClient], breakable: Cluster, channel: str) -> None:
     began = now()
     assert breakable.terminate_backends() >= 1
@@ -120,6 +119,7 @@ def test_refused_connections_cause_a_gap(
     assert_gap_then_all_messages(clients, breakable, channel, began)
 
 
+@pytest.mark.green
 def test_black_hole_is_detected_and_causes_a_gap(
     clients: list[SocketClient], breakable: Cluster, proxy: Proxy, server: ServerProcess, channel: str
 ) -> None:
@@ -136,6 +136,7 @@ def test_black_hole_is_detected_and_causes_a_gap(
     assert_gap_then_all_messages(clients, breakable, channel, began)
 
 
+@pytest.mark.green
 def test_server_starts_without_a_database(breakable: Cluster, proxy: Proxy, channel: str) -> None:
     proxy.refuse()
     server = ServerProcess(proxy.url, wait="http", DRAIN_SECONDS="0.2")

@@ -22,8 +22,6 @@ from tests.support.swarm import Swarm
 from tests.support.tokens import mint
 from tests.support.workers import APP, Load, load_on
 
-pytestmark = pytest.mark.green
-
 
 def directory_of(server: ServerProcess) -> Path:
     """Return the directory of the node."""
@@ -201,6 +199,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.green
 def test_workers_end_with_a_killed_master_and_the_next_one_starts_at_the_same_port(server: ServerProcess) -> None:
     with Swarm("127.0.0.1", server.port) as swarm:
         clients = swarm.connect(20)
@@ -214,6 +213,7 @@ def test_workers_end_with_a_killed_master_and_the_next_one_starts_at_the_same_po
     assert len(server.worker_pids()) == 2
 
 
+@pytest.mark.green
 def test_sigterm_drains_all_workers_and_removes_the_directory(server: ServerProcess) -> None:
     with Swarm("127.0.0.1", server.port) as swarm:
         clients = swarm.connect(40)
@@ -226,6 +226,7 @@ def test_sigterm_drains_all_workers_and_removes_the_directory(server: ServerProc
     assert not directory.exists()
 
 
+@pytest.mark.green
 def test_a_worker_without_descriptors_gets_no_more_connections(server: ServerProcess) -> None:
     until(server.leading_pid, "a worker leads")
     (following,) = set(server.worker_pids()) - {server.leading_pid()}

@@ -12,11 +12,14 @@ from tests.support.clients import SocketClient, code
 from tests.support.invariants import longest_stall
 from tests.support.log import Log, numbers, wait_installed
 from tests.support.postgres import Cluster
+from tests.support.server import PATIENT
 from tests.support.swarm import Swarm
 from tests.support.tokens import SECRET
 
 #: A filter that is tried on every character of a text of many x: the most expensive that a `like` may be.
 EXPENSIVE = {"1": {"like": "%" + "x_" * 48 + "xz%"}}
+#: The tests' own clients may read as slowly as a busy machine lets them.
+SLOW_READERS = {**PATIENT, "SEND_BUFFER_BYTES": "50000000"}
 #: CPU seconds in which no other green thread runs; the attacks took 1.4 s and more. The machine may be shared.
 STALL = 0.3
 
@@ -25,7 +28,7 @@ STALL = 0.3
 def log(newest_pg: Cluster) -> Iterator[Log]:
     made = Log(
         newest_pg, "live_hostile_filters", app="tests.support.watched_app:app", AUTO_INIT="1", AUTH="optional",
-        JWT_SECRET=SECRET, AUTHORIZATION="claims", PUBLIC_CHANNELS="test-*,anything",
+        JWT_SECRET=SECRET, AUTHORIZATION="claims", PUBLIC_CHANNELS="test-*,anything", **SLOW_READERS,
     )  # fmt: skip
     wait_installed(made)
     yield made
@@ -37,7 +40,7 @@ def thrifty(newest_pg: Cluster) -> Iterator[Log]:
     """A server whose clients may spend little on filters, and then may have none for long, however slow the machine."""
     made = Log(
         newest_pg, "live_thrifty_filters", app="tests.support.watched_app:app", AUTO_INIT="1",
-        MAX_FILTER_MILLISECONDS_PER_SECOND="5", FILTER_PENALTY="300",
+        MAX_FILTER_MILLISECONDS_PER_SECOND="5", FILTER_PENALTY="300", **SLOW_READERS,
     )  # fmt: skip
     wait_installed(made)
     yield made

@@ -75,13 +75,13 @@ def test_websockets_go_to_the_least_loaded_node(nodes: Nodes) -> None:
 # -- deploys and failover ----------------------------------------------------------------------------------------------
 
 
-def clients_of_both_kinds(nodes: Nodes) -> list[Client]:
-    """Return three JavaScript and three Python clients."""
-    return [make(nodes.address) for make in [*CLIENTS.values()] * 3]
+def clients_of_all_kinds(nodes: Nodes) -> list[Client]:
+    """Return two clients of each kind."""
+    return [make(nodes.address) for make in [*CLIENTS.values()] * 2]
 
 
 def test_rolling_restart_loses_and_repeats_nothing(nodes: Nodes, channel: str) -> None:
-    clients = clients_of_both_kinds(nodes)
+    clients = clients_of_all_kinds(nodes)
     with under_load(nodes, channel, clients):
         for node in nodes.nodes:
             node.restart()
@@ -93,7 +93,7 @@ def test_rolling_restart_loses_and_repeats_nothing(nodes: Nodes, channel: str) -
 
 def test_dead_leader_is_replaced(nodes: Nodes, channel: str) -> None:
     leader = nodes.wait_leader()
-    with under_load(nodes, channel, clients_of_both_kinds(nodes)):
+    with under_load(nodes, channel, clients_of_all_kinds(nodes)):
         leader.kill()
         until(lambda: nodes.leader() not in (None, leader), "another node leads")
         leader.start()

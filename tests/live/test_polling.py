@@ -37,11 +37,22 @@ def wait_for_sockets(server: ServerProcess, number: int) -> None:
 
 
 def test_idle_client_is_pinged_and_stays_connected(server: ServerProcess, newest_pg: Cluster, channel: str) -> None:
-    with SocketClient(server.url, ("polling",), reconnection=False) as client:
+    """Also one that has upgraded to a WebSocket."""
+    sid = sid_of(open_session(server))
+    with (
+        SocketClient(server.url, ("polling",), reconnection=False) as client,
+        Swarm("127.0.0.1", server.port) as swarm,
+    ):
         client.subscribe(channel)
+        one = swarm.upgrade(sid)
+        swarm.run_until(lambda: one.shaken)
+        one.send("2probe")
+        one.send("5")
+        one.send("40")
+        swarm.run_until(lambda: one.connected)
         began = time.monotonic()
-        with Swarm("127.0.0.1", server.port) as swarm:
-            swarm.run_until(lambda: time.monotonic() - began > SESSION_TIMEOUT + 2)
+        swarm.run_until(lambda: time.monotonic() - began > SESSION_TIMEOUT + 2)
+        assert not one.closed
         newest_pg.notify(channel, "1")
         assert client.next("event")["payload"] == 1
         assert client.pending("disconnect") == 0
@@ -75,21 +86,6 @@ def test_second_upgrade_is_refused(server: ServerProcess) -> None:
         with pytest.raises(AssertionError, match=" 400 "):
             swarm.run_until(lambda: second.shaken)
     assert "Traceback" not in server.log
-
-
-def test_upgraded_session_outlives_the_polling_timeout(server: ServerProcess) -> None:
-    sid = sid_of(open_session(server))
-    with Swarm("127.0.0.1", server.port) as swarm:
-        one = swarm.upgrade(sid)
-        swarm.run_until(lambda: one.shaken)
-        one.send("2probe")
-        one.send("5")
-        one.send("40")
-        swarm.run_until(lambda: one.connected)
-        began = time.monotonic()
-        swarm.run_until(lambda: time.monotonic() - began > SESSION_TIMEOUT + 2)
-        assert not one.closed
-    wait_for_sockets(server, 0)
 
 
 def test_handler_may_call_its_client_while_other_events_are_handled(server: ServerProcess) -> None:

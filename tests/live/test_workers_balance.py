@@ -12,8 +12,6 @@ from tests.support.postgres import Cluster
 from tests.support.server import PATIENT, ServerProcess
 from tests.support.swarm import Swarm
 
-pytestmark = pytest.mark.green
-
 CLIENTS = 400
 #: Of all clients, the most that one of two workers may have.
 LARGEST_SHARE = 0.55
@@ -29,7 +27,7 @@ def _assert_balanced(server: ServerProcess) -> None:
     assert max(_shares(samples)) <= LARGEST_SHARE * CLIENTS, _shares(samples)
 
 
-@pytest.mark.parametrize("at_once", [1, 200])
+@pytest.mark.parametrize("at_once", [1, pytest.param(200, marks=pytest.mark.green)])
 def test_clients_of_a_worker_that_ends_fill_its_successor(newest_pg: Cluster, at_once: int) -> None:
     with (
         contextlib.closing(ServerProcess(newest_pg.url(), "-w", "2", METRICS_TOKEN=TOKEN, **PATIENT)) as server,

@@ -156,8 +156,8 @@ def test_json_line_has_epoch_and_position(logged: Base) -> None:
 
 
 def test_timeout_before_count_exits_with_1(logged: Base) -> None:
-    assert payloads("a", "--since", "4", "--count", "2", "--timeout", "5", base=logged, code=1) == ["five"]
-    assert payloads("a", "--since", "4", "--timeout", "5", base=logged, code=0) == ["five"]
+    assert payloads("a", "--since", "4", "--count", "2", "--timeout", "3", base=logged, code=1) == ["five"]
+    assert payloads("a", "--since", "4", "--timeout", "3", base=logged, code=0) == ["five"]
 
 
 def test_position_of_another_epoch_is_a_gap(logged: Base) -> None:

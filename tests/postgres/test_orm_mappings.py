@@ -22,7 +22,7 @@ from sqlalchemy.orm import (
 
 from socketio_pg.client import Client
 from socketio_pg.orm.hooks import publishes
-from tests.support.orm import PSYCOPG_BACKENDS, OrmDatabase, images, orm_database
+from tests.support.orm import ONE_BACKEND, PSYCOPG_BACKENDS, OrmDatabase, images, orm_database
 from tests.support.postgres import Cluster, in_thread
 
 pytestmark = pytest.mark.majors
@@ -247,6 +247,7 @@ def test_table_with_many_columns(database: OrmDatabase, session: Session) -> Non
     assert (insert["schema"], insert["table"]) == ("public", 'Wide "table"')
 
 
+@pytest.mark.parametrize("backend", ONE_BACKEND, indirect=True)
 def test_flush_can_have_more_values_than_a_statement_takes(database: OrmDatabase, session: Session) -> None:
     """PostgreSQL's protocol allows 65,535 parameters. Each row changes a different column."""
     count = 65_535 // COLUMNS + 1

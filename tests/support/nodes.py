@@ -185,7 +185,7 @@ def under_load(nodes: Nodes, channel: str, clients: Sequence[Client]) -> Iterato
     ended, last = threading.Event(), [0]
 
     def publish() -> None:
-        while not ended.wait(0.01):
+        while not ended.wait(0.03):
             nodes.publish(channel, last[0] + 1, last[0] + 1)
             last[0] += 1
 

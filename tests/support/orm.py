@@ -30,6 +30,8 @@ def _backends(driver: str, daily: int) -> list[ParameterSet]:
 #: PostgreSQL majors and drivers: `make test` runs each major and each driver once, `make nightly` every pair.
 PSYCOPG_BACKENDS = _backends("psycopg", VERSIONS[-1])
 BACKENDS = [*_backends("psycopg2", VERSIONS[0]), *PSYCOPG_BACKENDS]
+#: For a test that takes long: `make test` runs it once.
+ONE_BACKEND = [_backend(VERSIONS[0], driver, *([pytest.mark.nightly] * (driver != DRIVERS[0]))) for driver in DRIVERS]
 
 
 class OrmDatabase:
