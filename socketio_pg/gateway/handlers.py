@@ -78,7 +78,12 @@ class Handlers:
             self._server.on(event, _with_object(handler))
 
     def subscribe(self, sid: str, request: dict[str, Any]) -> Answer:
-        return (self._tables if "table" in request else self.subscribing).subscribe(sid, request)
+        if "table" not in request:
+            return self.subscribing.subscribe(sid, request)
+        answer = self._tables.subscribe(sid, request)
+        # A recovered session would not have the table, and its client would not know.
+        self._keeping.forget(sid)
+        return answer
 
     def unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
         return (self._tables if "table" in request else self.subscribing).unsubscribe(sid, request)

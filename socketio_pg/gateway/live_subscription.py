@@ -22,7 +22,7 @@ from socketio_pg.tables.loading import Shown, Wanted
 from socketio_pg.tables.reading import pauses
 from socketio_pg.tables.requests import Place
 from socketio_pg.tables.sequence import RowsPage, RowsSequence
-from socketio_pg.tables.views import RestartError, View
+from socketio_pg.tables.views import Form, RestartError, View
 
 logger = logging.getLogger("socketio_pg.tables")
 _limited_log = RateLimitedLog(logger)
@@ -98,8 +98,9 @@ class LiveSubscription:
         view, self.view = self.view, None
         if view is not None:
             sequence.feed.leave(view, self)
-            if view.room in self._manager.get_rooms(self.sid, "/"):
-                self._manager.leave_room(self.sid, "/", view.room)
+            room = view.leave(self.wanted.form)
+            if room in self._manager.get_rooms(self.sid, "/"):
+                self._manager.leave_room(self.sid, "/", room)
 
     # -- as the turn of a client
 
@@ -163,7 +164,7 @@ class LiveSubscription:
                 return Step.AHEAD
             # No other green thread runs from the comparison of the positions to the end.
             self.view = feed.join(sequence.key, self, sequence.keys)
-            self._manager.enter_room(self.sid, "/", self.view.room)
+            self._manager.enter_room(self.sid, "/", self.view.enter(self.wanted.form))
             sequence.discard(self)
             self._emit("live", {"epoch": feed.epoch, "position": feed.position})
         return Step.OVER
@@ -182,7 +183,7 @@ class LiveSubscription:
     def _rows_packet(self, sequence: RowsSequence, page: RowsPage) -> EncodedPacket:
         metrics.live_table_rows.inc(len(page.rows))
         text = f"[{','.join(page.rows)}]"
-        if self.wanted.strings:
+        if self.wanted.form.strings:
             text = with_numbers_as_strings(text, pauses())
         body: dict[str, Any] = {**self.wanted.place.to_wire(), "rows": orjson.Fragment(text)}
         if page.first:
@@ -203,7 +204,7 @@ class LiveSubscription:
         }
 
     def _packets(self, events: Sequence[Event]) -> list[EncodedPacket]:
-        return [self._manager.encode_message("event", event_body(self.wanted, event)) for event in events]
+        return [self._manager.encode_message("event", event_body(self.wanted.form, event)) for event in events]
 
     def _emit(self, event: str, body: dict[str, Any]) -> None:
         self._manager.emit(event, self.wanted.place.to_wire() | body, "/", to=self.sid, ignore_queue=True)
@@ -214,11 +215,11 @@ class LiveSubscription:
         self._emit("unsubscribed", {"reason": wire["code"], "message": wire["message"]})
 
 
-def event_body(wanted: Wanted, event: Event) -> dict[str, Any]:
+def event_body(form: Form, event: Event) -> dict[str, Any]:
     """Return the argument of the Socket.IO event ``event``."""
-    text = with_numbers_as_strings(event.payload, lambda: None) if wanted.strings else event.payload
+    text = with_numbers_as_strings(event.payload, lambda: None) if form.strings else event.payload
     return {
-        **wanted.place.to_wire(),
+        **form.place.to_wire(),
         "payload": orjson.Fragment(text),
         "position": event.position,
         "published_at": event.published_at,

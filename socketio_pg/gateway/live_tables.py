@@ -45,7 +45,7 @@ from socketio_pg.tables.feed import Feed, Receiver
 from socketio_pg.tables.loading import Loader, Wanted
 from socketio_pg.tables.reading import Identity, Query, TableReader
 from socketio_pg.tables.requests import Place, requested_limit, requested_order, requested_place
-from socketio_pg.tables.views import View
+from socketio_pg.tables.views import Form, View
 
 logger = logging.getLogger("socketio_pg.tables")
 
@@ -135,7 +135,7 @@ class LiveTables(Receiver):
             requested_limit(request, self._settings.live_table_rows),
         )
         subscription = LiveSubscription(
-            self._manager, sid, Wanted(place, query, numbers is not None), self._restart, self._end
+            self._manager, sid, Wanted(Form(place, numbers is not None), query), self._restart, self._end
         )
         start = requested_start(request)
         told: dict[str, Any] = {}
@@ -373,11 +373,11 @@ class LiveTables(Receiver):
     def deliver(self, feed: Feed, events: Mapping[View, Sequence[Event]], before: int) -> None:
         found: list[tuple[Sequence[str], dict[str, Any]]] = []
         for view, of_view in events.items():
-            for sid in self._manager.lagging(view.room, self._settings.send_buffer_bytes // 4):
-                self._follow_slowly(view, sid, feed, before)
-            wanted = next((member.wanted for member in _members(view)), None)
-            if wanted is not None:
-                found += [((view.room,), event_body(wanted, event)) for event in of_view]
+            for room in list(view.rooms.values()):
+                for sid in self._manager.lagging(room, self._settings.send_buffer_bytes // 4):
+                    self._follow_slowly(view, sid, feed, before)
+            for form, room in view.rooms.items():
+                found += [((room,), event_body(form, event)) for event in of_view]
         if found:
             self._manager.emit_in_order("event", found, apart=True)
 

@@ -1258,7 +1258,8 @@ export class LiveTable {
     this.#options = options;
     this.#tables = tables;
     this.#handlers = handlers;
-    this.#body = { table, id: randomId() };
+    // Small numbers, not random ones: the server writes an event once for all clients that use the same id.
+    this.#body = { table, id: String(++tableIds) };
     for (const [name, value] of Object.entries({ where, order, limit, numbers: options.numbers })) {
       if (value !== undefined && value !== null) this.#body[name] = value;
     }
@@ -1482,6 +1483,9 @@ function pause(ms, signal) {
     signal.addEventListener("abort", end);
   });
 }
+
+/** The last id of a live table: a page may have several `Subscriptions` on one socket. */
+let tableIds = 0;
 
 /** Returns an id that others do not guess. `crypto.randomUUID` exists only in pages served over https. */
 function randomId() {

@@ -14,7 +14,7 @@ from socketio_pg.tables.feed import Feed
 from socketio_pg.tables.reading import Identity, Query, TableReader
 from socketio_pg.tables.requests import Place
 from socketio_pg.tables.sequence import RowsSequence
-from socketio_pg.tables.views import ViewKey
+from socketio_pg.tables.views import Form, ViewKey
 
 T = TypeVar("T")
 
@@ -23,9 +23,12 @@ T = TypeVar("T")
 class Wanted:
     """What a client has subscribed to."""
 
-    place: Place
+    form: Form
     query: Query
-    strings: bool
+
+    @property
+    def place(self) -> Place:
+        return self.form.place
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ class Loader:
         check_columns(rights.columns, query.order, paths)
         seer = Seer(identity, rights.columns) if rights.checked else None
         columns = None if rights.whole and seer is None else rights.columns
-        return Shown(table, rights, identity, ViewKey(wanted.place, seer, columns, query.filter, wanted.strings))
+        return Shown(table, rights, identity, ViewKey(seer, columns, query.filter))
 
     def load(self, wanted: Wanted, shown: Shown, charge: Callable[[Filter, int], None]) -> RowsSequence | None:
         """Read the rows, together with other clients that want the same; None if the rights have just changed.

@@ -29,27 +29,48 @@ class ViewKey:
     """What makes two clients share a view.
 
     ``columns`` is None for all columns of the watch's messages. With a ``seer`` row-level security decides about rows,
-    and ``columns`` are its own. ``strings``: numbers are strings.
+    and ``columns`` are its own.
     """
 
-    place: Place
     seer: Seer | None
     columns: tuple[str, ...] | None
     filter: Filter | None
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How clients get events: under the name of their subscription; ``strings``: with numbers as strings."""
+
+    place: Place
     strings: bool
 
 
 class View:
-    """The clients with one :class:`ViewKey` that are up to date: ``members``, in the room ``room``.
+    """The clients with one :class:`ViewKey` that are up to date: ``members``, each in the room of its form.
 
     ``keys`` are the keys of the rows that any of them may have, if there is a seer.
     """
 
     def __init__(self, key: ViewKey) -> None:
         self.key = key
-        self.room = f"\2{next(_numbers)}"
         self.members: set[Hashable] = set()
         self.keys: set[str] = set()
+        #: The rooms by form, with the numbers of their members.
+        self.rooms: dict[Form, str] = {}
+        self._sizes: dict[Form, int] = {}
+
+    def enter(self, form: Form) -> str:
+        """Return the room for a new member."""
+        self._sizes[form] = self._sizes.get(form, 0) + 1
+        return self.rooms.setdefault(form, f"\2{next(_numbers)}")
+
+    def leave(self, form: Form) -> str:
+        """Return the room that a member leaves."""
+        self._sizes[form] -= 1
+        if self._sizes[form]:
+            return self.rooms[form]
+        del self._sizes[form]
+        return self.rooms.pop(form)
 
 
 class PlainViews:

@@ -1,13 +1,18 @@
 """Live tables with row-level security: each client gets what a SELECT as its role shows, and nothing else."""
 
 import contextlib
-from collections.abc import Iterator
+import json
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.support.clients import code
-from tests.support.live_tables import TableClient
+from tests.support.live_tables import TableClient, key_of
+from tests.support.live_writers import Writers
 from tests.support.patience import until
 from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
@@ -24,6 +29,12 @@ GRANT SELECT ON notes TO service_role;
 CREATE TABLE closed (id int PRIMARY KEY);
 SELECT socketio_pg.watch('notes', bulk_limit => 20), socketio_pg.watch('closed')
 """
+SETTINGS = RLS | {
+    "ALLOWED_ROLES": "authenticated,service_role",
+    "LIVE_TABLES": "public.*",
+    "PERMISSION_RECHECK_SECONDS": "0",
+    "AUTH": "optional",
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +46,7 @@ def database(newest_pg: Cluster) -> PolicyDatabase:
 
 @pytest.fixture(scope="module")
 def server(database: PolicyDatabase) -> Iterator[ServerProcess]:
-    settings = RLS | {
-        "ALLOWED_ROLES": "authenticated,service_role",
-        "LIVE_TABLES": "public.*",
-        "PERMISSION_RECHECK_SECONDS": "0",
-        "AUTH": "optional",
-    }
-    with contextlib.closing(ServerProcess(database.server_url, **settings)) as made:
+    with contextlib.closing(ServerProcess(database.server_url, **SETTINGS)) as made:
         yield made
 
 
@@ -122,3 +127,82 @@ def test_new_claims(server: ServerProcess, database: PolicyDatabase) -> None:
         client.wait_rows([note(2, "bob", "x")])
         assert client.call("authenticate", {"token": mint(sub="bob", role="nobody")})["ok"]
         assert client.next("unsubscribed")["reason"] == "forbidden"
+
+
+# -- exactness: rows, and changes applied to them, are the table -------------------------------------------------------
+
+USERS = ("alice", "bob", "carol")
+WHERE: tuple[tuple[dict[str, Any] | None, str], ...] = (
+    (None, "true"),
+    ({"text": "a"}, "text = 'a'"),
+    ({"id": {"lte": 20}}, "id <= 20"),
+    ({"text": {"ne": "b"}}, "text <> 'b'"),
+)
+
+
+def as_seen(database: PolicyDatabase, sub: str | None, condition: str) -> dict[str, Any]:
+    """Return the rows that a SELECT as a user shows, or as the boss for None."""
+    [(rows,)] = database.sql(
+        "SELECT set_config('request.jwt.claims', %s, true), set_config('role', %s, true);"
+        "SELECT coalesce(json_agg(json_build_object('id', id, 'owner', owner, 'text', text)), '[]')"
+        f" FROM notes WHERE {condition}",
+        json.dumps({"sub": sub}), "authenticated" if sub else "service_role",
+    )  # fmt: skip
+    return {key_of({"id": row["id"]}): row for row in rows}
+
+
+def exactness(
+    server: str, database: PolicyDatabase, disturb: Callable[[Writers], None], count: int, *, follow: bool = False
+) -> None:
+    """Clients subscribe while writers change the table, and have exactly its rows in the end."""
+    chosen = random.Random(7)
+    writers = Writers(database.url, 3, owners=USERS)
+    with contextlib.ExitStack() as stack:
+        clients: list[tuple[TableClient, str | None, str]] = []
+        try:
+            for n in range(count):
+                writers.wait(chosen.randint(1, 8), until)
+                sub = (*USERS, None)[n % 4]
+                role = "authenticated" if sub else "service_role"
+                # Without row-level security each change arrives, exactly once.
+                auth = {"token": mint(sub=sub or "boss", role=role)}
+                client = TableClient(server, strict=sub is None, follow=follow, auth=auth, wait=True)
+                stack.enter_context(client)
+                where, condition = WHERE[n // 4 % len(WHERE)]
+                answer = client.table("public.notes", where=where)
+                assert answer["ok"], answer
+                clients.append((client, sub, condition))
+                if n == count // 2:
+                    disturb(writers)
+            writers.wait(20, until)
+        finally:
+            writers.stop()
+        for client, sub, condition in clients:
+            expected = as_seen(database, sub, condition)
+            client.wait_rows(expected if sub else {key: {**row, "secret": None} for key, row in expected.items()})
+            assert not client.problems, (sub, condition, client.problems[:3])
+
+
+def test_rows_and_changes_are_the_table(server: ServerProcess, database: PolicyDatabase) -> None:
+    exactness(server.url, database, lambda writers: None, 16)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("major", [13, 18])
+def test_rows_and_changes_are_the_table_across_faults(cluster_of: Callable[[int], Cluster], major: int) -> None:
+    """Two workers, one of which is killed; and the database ends all sessions, several times."""
+    database = PolicyDatabase(cluster_of(major), "live_tables_faults")
+    database.sql(TABLE)
+    with contextlib.closing(ServerProcess(database.server_url, "-w", "2", **SETTINGS)) as server:
+
+        def disturb(writers: Writers) -> None:
+            for n in range(4):
+                if n == 2:
+                    os.kill(server.worker_pids()[0], signal.SIGKILL)
+                database.sql(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                writers.wait(30, until)
+
+        exactness(server.url, database, disturb, 24, follow=True)

@@ -16,12 +16,15 @@ class TableClient(SocketClient):
     """A client with one live table. ``rows`` are its rows by their keys.
 
     With ``strict`` it fails on a change that does not belong to the rows: an INSERT of a row that it has, or an UPDATE
-    or DELETE of one that it does not have.
+    or DELETE of one that it does not have. With ``follow`` it subscribes again after each loss of its connection.
     """
 
     EVENTS = (*SocketClient.EVENTS, "snapshot", "live")
 
-    def __init__(self, url: str, *, strict: bool = False, **options: Any) -> None:
+    def __init__(self, url: str, *, strict: bool = False, follow: bool = False, **options: Any) -> None:
+        self._follow = follow
+        self._request: dict[str, Any] = {}
+        self._epoch = ""
         self.rows: dict[str, dict[str, Any]] = {}
         self.log: list[tuple[str, Any]] = []
         self.problems: list[str] = []
@@ -35,7 +38,10 @@ class TableClient(SocketClient):
 
     def table(self, name: str = "public.orders", **more: Any) -> dict[str, Any]:
         """Subscribe. Return the answer."""
-        answer: dict[str, Any] = self.call("subscribe", {"table": name, **more})
+        self._request = {"table": name, **more}
+        answer: dict[str, Any] = self.call("subscribe", self._request)
+        if not self._epoch and answer["ok"]:
+            self._epoch = answer["epoch"]
         return answer
 
     def __enter__(self) -> "TableClient":
@@ -58,6 +64,11 @@ class TableClient(SocketClient):
                 if arguments and isinstance(arguments[0], dict) and "table" in arguments[0]:
                     self.log.append((name, arguments[0]))
                     self._apply(name, arguments[0])
+                elif name == "connect" and self._follow and self._request:
+                    since = {"since": {"epoch": self._epoch, "position": self.position}} if self.position else {}
+                    self.io.emit("subscribe", self._request | since)
+                elif name == "error" and self._follow:
+                    threading.Timer(0.2, self.io.emit, ("subscribe", self._request)).start()
                 record(*arguments)
                 self._changed.notify_all()
 
@@ -66,7 +77,7 @@ class TableClient(SocketClient):
     def _apply(self, name: str, body: dict[str, Any]) -> None:
         if name == "snapshot":
             if body["first"]:
-                self._next, self._key = {}, body["key"]
+                self._next, self._key, self._epoch = {}, body["key"], body["epoch"]
                 self.position = body["position"]
                 self.snapshots += 1
             for row in body["rows"]:
