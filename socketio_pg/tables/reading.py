@@ -56,6 +56,14 @@ SELECT pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), pg_catalog.has_
     pg_catalog.row_security_active(c.oid)
 FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) %(relation)s::pg_catalog.oid
 """
+#: Whether the table's files are still those of the snapshot. TRUNCATE ignores snapshots: a SELECT after it finds none,
+#: even in an older snapshot (PostgreSQL's manual, "Caveats" of chapter 13). The SELECT keeps it from happening later.
+_SAME_FILES = """
+SELECT pg_catalog.bool_and(c.relfilenode OPERATOR(pg_catalog.=) coalesce(pg_catalog.pg_relation_filenode(c.oid), 0))
+FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) %(relation)s::pg_catalog.oid
+    OR c.oid OPERATOR(pg_catalog.=) ANY (
+        SELECT p.relid FROM pg_catalog.pg_partition_tree(%(relation)s::pg_catalog.oid) AS p)
+"""
 #: SQLSTATEs of a role that does not exist, or that the server's role is no member of.
 _NO_ROLE = ("22023", "42501")
 #: SQLSTATEs that say nothing about the request: `access.policies`.
@@ -106,6 +114,8 @@ class TableReader:
 
     #: Seconds for the SELECT of the rows, and to wait for other clients' before.
     timeout, patience = 10.0, 20.0
+    #: Attempts to read rows of a table that is being truncated.
+    attempts = 5
     #: Rows that are fetched together; and the rows that are read at most, as a multiple of those that a client may get.
     fetched, scanned = 500, 20
 
@@ -155,11 +165,18 @@ class TableReader:
         Raises :class:`ForbiddenError`, :class:`TooManyRowsError`, :class:`InvalidRequestError` or
         :class:`DatabaseUnavailableError`.
         """
-        return self._rows.run(
-            lambda connection: self._read(connection, table, identity, query, expected), self.patience
-        )
+        for _ in range(self.attempts):
+            found = self._rows.run(
+                lambda connection: self._read(connection, table, identity, query, expected), self.patience
+            )
+            if found is not None:
+                return found
+        raise DatabaseUnavailableError("the table is truncated too often: retry")
 
-    def _read(self, connection: Any, table: Definition, identity: Identity, query: Query, expected: Rights) -> Rows:
+    def _read(
+        self, connection: Any, table: Definition, identity: Identity, query: Query, expected: Rights
+    ) -> Rows | None:
+        """Return None if the table was truncated in the meantime."""
         limit = int(self.timeout * 1000)
         execute(
             connection,
@@ -174,6 +191,9 @@ class TableReader:
         if found == expected:
             with as_client(identity.role):
                 complete = self._fetch(connection, table, query, found, rows, keys)
+                relation = {"relation": table.relation}
+                if fetch_as_is(connection, _SAME_FILES, relation, seconds=self.timeout) != [(True,)]:
+                    return None
         return Rows(epoch, position, frozenset(pending), found, rows, frozenset(keys), complete)
 
     def _become(self, connection: Any, table: Definition, identity: Identity) -> Rights:
