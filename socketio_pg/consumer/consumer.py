@@ -278,21 +278,16 @@ class Consumer:
             self._handle_failure(session, message or taken[0], error)
 
     def _handle_failure(self, session: Session, message: Message, error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}"
+        # PostgreSQL's texts have neither U+0000 nor lone surrogates.
+        text = f"{type(error).__name__}: {error}".replace("\0", "?").encode(errors="replace").decode()
         values = {"name": self.name, "position": message["position"], "error": text}
         [(failures,)] = session.query(_FAILED, values)
         session.commit()
         place = f"message {message['position']} of {message['channel']!r}"
         if self._attempts is None or failures < self._attempts:
             delay = self._retry.next()
-            logger.warning(
-                "consumer %r: %s has failed, attempt %d: %s; retrying in %.1f s",
-                self.name,
-                place,
-                failures,
-                text,
-                delay,
-            )
+            what = f"{place} has failed, attempt {failures}: {text}; retrying in {delay:.1f} s"
+            logger.warning("consumer %r: %s", self.name, what)
             self._sleep(delay)
         elif self._on_failure is None:
             logger.error("consumer %r: %s has failed %d times; stopping", self.name, place, failures)

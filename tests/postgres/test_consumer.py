@@ -51,7 +51,7 @@ class Work:
         insert(connection, self.name, number, message["position"])
         if self.fails.get(number, 0) > 0:
             self.fails[number] -= 1
-            raise LookupError(f"no {number}")
+            raise LookupError(f"no {number}\0")
 
 
 def insert(connection: Any, name: str, number: int, position: int) -> None:
@@ -134,7 +134,7 @@ def test_message_that_always_fails_stops_the_consumer_or_is_skipped(
         run(consumer(connect, channel, attempts=3), work)
     assert done(database, channel) == [1]
     lag, failures, error, position = status(database, channel, "lag, failures, error, failed_position - position")
-    assert (lag, failures, error, position) == (2, 3, "LookupError: no 2", 1)
+    assert (lag, failures, error, position) == (2, 3, "LookupError: no 2?", 1)
 
     def bury(connection: Any, message: Message, error: Exception) -> None:
         insert(connection, channel, -message["payload"], message["position"])
