@@ -8,67 +8,103 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, scoped_session
 
 from socketio_pg.core.channels import validate_channel
+from socketio_pg.core.log_choice import LOG_CHOICE, database_key
 from socketio_pg.core.messages import check_size, encode_payload
+from socketio_pg.core.publications import validate_id
 
 
 class Client:
     """Publishes on ``connection``: psycopg2's, psycopg 3's, or SQLAlchemy's ``Connection`` or ``Session``
     (also a ``scoped_session``, such as Flask-SQLAlchemy's ``db.session``).
 
-    With ``durable`` a message goes through the log (``socketio_pg.publish()``): it may have any size up to MAX_PAYLOAD,
-    and is never lost. Otherwise it is sent with NOTIFY: PostgreSQL merges equal messages to one channel in one
-    transaction.
+    A message goes through the log (``socketio_pg.publish()``), where it may have any size up to MAX_PAYLOAD and is
+    never lost, or it is sent with NOTIFY: PostgreSQL merges equal messages to one channel in one transaction.
+    ``durable`` chooses: True for the log, False for NOTIFY. By default it is the log if the database has one, its
+    schema belongs to a trusted role (docs/security.md; ``schema_owner`` names one more, as the setting SCHEMA_OWNER
+    does), and the connection's role may publish through it. The client asks that once a minute for each database and
+    role, with a query that neither fails the transaction nor calls a function of the schema.
 
     Messages are sent when the caller's transaction commits, and dropped when it rolls back; a connection in autocommit
     mode sends them immediately.
+
+    A message with an ``id`` is published once: not if the id was published on its channel within five minutes. While
+    another transaction with the same id is open, the call waits for its end. Ids need the schema, also for NOTIFY.
 
     A session with ``autoflush`` is flushed first, so that its messages keep the order of the program, including those
     of :func:`socketio_pg.orm.publishes`. With asyncio use ``run_sync()``:
     ``await session.run_sync(lambda session: Client(session).notify("orders", 7))``.
     """
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, *, schema_owner: str | None = None) -> None:
         self._connection = connection
+        self._schema_owner = schema_owner
 
     def publish(
-        self, channel: str, event_name: str, params: Mapping[str, Any] | None = None, *, durable: bool = False
-    ) -> None:
-        """Send ``{"event_name": event_name, "params": params}``.
+        self,
+        channel: str,
+        event_name: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        durable: bool | None = None,
+        id: str | None = None,
+    ) -> bool:
+        """Send ``{"event_name": event_name, "params": params}``. Return False if ``id`` was published before.
 
         Raises TypeError when ``event_name`` is not a string, and the errors of :meth:`notify`.
         """
         if not isinstance(event_name, str):
             raise TypeError("event_name must be a string")
-        self.notify(channel, {"event_name": event_name, "params": params}, durable=durable)
+        return self.notify(channel, {"event_name": event_name, "params": params}, durable=durable, id=id)
 
-    def notify(self, channel: str, payload: Any, *, durable: bool = False) -> None:
-        """Send ``payload``, any JSON value.
+    def notify(self, channel: str, payload: Any, *, durable: bool | None = None, id: str | None = None) -> bool:
+        """Send ``payload``, any JSON value. Return False if ``id`` was published before.
 
-        Raises :class:`InvalidChannelError`, :class:`InvalidRequestError` when the payload is not JSON,
-        :class:`PayloadTooLargeError` over 7,999 bytes, and the driver's errors. The first three do not affect the
-        transaction. With ``durable`` PostgreSQL checks the size: a driver's error with SQLSTATE SG002.
+        Raises :class:`InvalidChannelError`, :class:`InvalidRequestError` when the payload is not JSON or the id is
+        invalid, :class:`PayloadTooLargeError` over 7,999 bytes for NOTIFY, and the driver's errors. The first three do
+        not affect the transaction. Through the log PostgreSQL checks the size: a driver's error with SQLSTATE SG002.
+        With an id, a transaction that is REPEATABLE READ or SERIALIZABLE can get a serialization failure.
         """
-        values = {"channel": validate_channel(channel), "payload": encode_payload(payload)}
+        values: dict[str, Any] = {"channel": validate_channel(channel), "payload": encode_payload(payload)}
+        if id is not None:
+            values["id"] = validate_id(id)
+        if durable is None:
+            # A small payload may go either way. A larger one has only the log, and an id needs the schema: PostgreSQL's
+            # error about what is missing is the best one.
+            durable = self._has_log()
         if not durable:
             check_size(values["payload"])
-        function, payload_type = ("socketio_pg.publish", "jsonb") if durable else ("pg_catalog.pg_notify", "text")
         # Qualified: the caller's search_path may contain schemas of other owners.
-        arguments = f"CAST({{channel}} AS pg_catalog.text), CAST({{payload}} AS pg_catalog.{payload_type})"
-        execute(self._connection, f"SELECT {function}({arguments})", values)
+        arguments = "CAST({channel} AS pg_catalog.text), CAST({payload} AS pg_catalog.jsonb)"
+        if id is not None:
+            values["durable"] = durable
+            arguments += ", CAST({durable} AS pg_catalog.bool), CAST({id} AS pg_catalog.text)"
+        elif not durable:
+            arguments = "CAST({channel} AS pg_catalog.text), CAST({payload} AS pg_catalog.text)"
+        function = "pg_catalog.pg_notify" if id is None and not durable else "socketio_pg.publish"
+        try:
+            result = execute(self._connection, f"SELECT {function}({arguments})", values)
+        except Exception:
+            LOG_CHOICE.forget()  # the log may have been removed
+            raise
+        return result is not False
+
+    def _has_log(self) -> bool:
+        key = database_key(_driver_connection(self._connection))
+        return LOG_CHOICE.has_log(key, self._schema_owner, lambda query: fetch(self._connection, query))
 
 
-def execute(connection: Any, statement: str, values: Mapping[str, Any]) -> None:
-    """Run ``statement``, in which ``{name}`` stands for a value, on any connection that :class:`Client` accepts.
+def execute(connection: Any, statement: str, values: Mapping[str, Any]) -> Any:
+    """Run a SELECT, in which ``{name}`` stands for a value, on any connection that :class:`Client` accepts.
 
-    Raises TypeError for anything else, and the driver's errors.
+    Return the value of its row. Raises TypeError for other connections, and the driver's errors.
     """
     _check(connection)
     if hasattr(connection, "cursor"):
         with connection.cursor() as cursor:
             cursor.execute(statement.format(**{name: f"%({name})s" for name in values}), values)
-    else:
-        _flush(connection)
-        connection.execute(text(statement.format(**{name: f":{name}" for name in values})), values)
+            return cursor.fetchone()[0]
+    _flush(connection)
+    return connection.execute(text(statement.format(**{name: f":{name}" for name in values})), values).scalar()
 
 
 def fetch(connection: Any, query: str) -> list[tuple[Any, ...]]:
@@ -79,6 +115,16 @@ def fetch(connection: Any, query: str) -> list[tuple[Any, ...]]:
             cursor.execute(query)
             return [tuple(row) for row in cursor.fetchall()]
     return [tuple(row) for row in connection.execute(text(query))]
+
+
+def _driver_connection(connection: Any) -> Any:
+    """Return the driver's connection of any that :class:`Client` accepts."""
+    _check(connection)
+    if hasattr(connection, "cursor"):
+        return connection
+    session = connection() if isinstance(connection, scoped_session) else connection
+    bound = session.connection() if isinstance(session, Session) else session
+    return bound.connection.driver_connection
 
 
 def _check(connection: Any) -> None:

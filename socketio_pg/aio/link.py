@@ -6,7 +6,7 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 from socketio_pg.aio.connection import Connection
@@ -75,6 +75,10 @@ class Link:
         #: Channels that are interrupted until the application catches up.
         self.paused: set[Channel] = set()
         self.health: Health | None = None
+        #: Those of `server_hello` on :attr:`connection`; None before it.
+        self.features: Collection[str] | None = None
+        #: Whether messages get ids of their own: not once the server has refused them, without the schema.
+        self.adds_ids = True
         self.closed = False
         #: The refusal after which the link stopped connecting.
         self.refusal: UnauthorizedError | None = None
@@ -205,7 +209,8 @@ class Link:
         """Handle the server's events in order, and the connection's ``connect``."""
         if event == "connect":
             if not self.closed:
-                self.connection, self.requests = connection, Requests(connection)
+                self.connection, self.requests, self.features = connection, Requests(connection), None
+                self.adds_ids = True
                 self._settle(self.channels.values())
             self.changed.notify_all()
         elif connection is not self.connection:
@@ -215,6 +220,9 @@ class Link:
                 self.schedule(self.login.expires(body))
         elif event in ("server_hello", "health"):
             self._report(body if event == "health" else body.get("health"))
+            if event == "server_hello":
+                self.features = body.get("features") or ()
+                self.changed.notify_all()
         elif isinstance(body, dict) and body.get("channel") in self.channels:
             channel = self.channels[body["channel"]]
             if event == "event":

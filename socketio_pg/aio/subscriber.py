@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import ssl
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -11,10 +12,11 @@ from socketio_pg.aio.connection import Connection
 from socketio_pg.aio.link import Link
 from socketio_pg.core.cursors import Since
 from socketio_pg.core.errors import SocketIOPGError
-from socketio_pg.core.messages import encode_payload
+from socketio_pg.core.publications import Published
 from socketio_pg.subscriber.answers import answer_error
 from socketio_pg.subscriber.deliveries import Delivery
 from socketio_pg.subscriber.login import Login
+from socketio_pg.subscriber.publishing import Publishing
 from socketio_pg.subscriber.subscription import Gap, Health, Member, Message
 
 __all__ = ["AsyncSubscriber", "AsyncSubscription"]
@@ -248,19 +250,64 @@ class AsyncSubscriber:
         if shared is not None:
             await link.changed.wait_for(lambda: shared.members or not shared.open or link.closed, link.timeout)
 
-    async def publish(self, channel: str, payload: Any, durable: bool | None = None) -> None:
-        """Publish any JSON value; return after the commit. ``durable`` as in docs/protocol.md.
+    async def publish(
+        self, channel: str, payload: Any, durable: bool | None = None, *, id: str | None = None, wait: bool = True
+    ) -> Published:
+        """Publish any JSON value; return after the commit.
+
+        ``durable``, ``id`` and ``wait`` are those of docs/protocol.md. The result has the position of a message of the
+        log; without ``wait`` it has none, and comes some milliseconds earlier. Unless ``durable`` is False, the message
+        has an id, by default a new one: if the connection is lost before the answer, it is sent again on the next one,
+        and is published once.
 
         Raises :class:`ForbiddenError`, :class:`InvalidChannelError`, :class:`InvalidRequestError`,
-        :class:`PayloadTooLargeError`, :class:`DatabaseUnavailableError`; :class:`ConnectionError` without a connection
-        or when it is lost before the answer; :class:`TimeoutError` without an answer. The message may have been sent
-        or not after a TimeoutError, after a ConnectionError that says so, and after a cancellation.
+        :class:`PayloadTooLargeError`, :class:`LogNotInstalledError`, :class:`DatabaseUnavailableError`;
+        :class:`ConnectionError` without a connection, or when it is lost before the answer and the message has no id;
+        :class:`TimeoutError` without an answer. The message may have been sent or not after a TimeoutError, a
+        cancellation, and
+        after a ConnectionError that says so: publish it again with the same ``id``.
         """
-        encode_payload(payload)  # raises a clearer error than the server
-        request: dict[str, Any] = {"channel": channel, "payload": payload}
-        if durable is not None:
-            request["durable"] = durable
-        await self._request("publish", request, channel, "published", "the message may have been sent or not")
+        publishing = Publishing(channel, payload, durable, id, wait)
+        link, deadline = self._link, time.monotonic() + self._link.timeout
+        while True:
+            if not publishing.sent:
+                link.check()
+            connection = link.connection
+            answers = [] if connection is None else await self._send(connection, publishing, deadline)
+            if answers:
+                published = publishing.finish(answers[0])
+                if published is not None:
+                    return published
+                link.adds_ids = False
+                continue
+            if not publishing.sent:
+                raise ConnectionError(f"not published: no connection to {link.url}")
+            if publishing.repeatable and link.connection is not connection:
+                await link.changed.wait_for(
+                    lambda: link.connection is not None or link.closed or link.refusal, deadline - time.monotonic()
+                )
+                if link.connection is not None:
+                    continue
+            raise publishing.failure(lost=link.connection is not connection or connection is None)
+
+    async def _send(self, connection: Connection, publishing: Publishing, deadline: float) -> list[Any]:
+        """Send a message on ``connection``; return the answer, or nothing."""
+        link, answers = self._link, list[Any]()
+
+        def answered(answer: Any) -> None:
+            answers.append(answer)
+            link.changed.notify_all()
+
+        # `server_hello` is the first event.
+        await link.changed.wait_for(
+            lambda: link.features is not None or link.connection is not connection, deadline - time.monotonic()
+        )
+        if connection.emit("publish", publishing.body(link.features or (), adds_id=link.adds_ids), answered):
+            await link.changed.wait_for(
+                lambda: answers or link.connection is not connection, deadline - time.monotonic()
+            )
+            publishing.sent |= not answers
+        return answers
 
     async def authenticate(self, token: str) -> None:
         """Send a token on this connection: the client has its permissions from now on.

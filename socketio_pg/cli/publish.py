@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -12,10 +12,11 @@ from socketio_pg.cli.command import examples, json_option, open_database, token_
 from socketio_pg.cli.terminal import Progress, print_json, say, tell
 from socketio_pg.core import config, green
 from socketio_pg.core.channels import match_pattern, validate_channel
-from socketio_pg.core.errors import PayloadTooLargeError
-from socketio_pg.core.messages import MAX_NOTIFY_BYTES, check_size, is_strict_json
+from socketio_pg.core.errors import LogNotInstalledError, PayloadTooLargeError
+from socketio_pg.core.messages import MAX_NOTIFY_BYTES, Position, check_size, is_strict_json
+from socketio_pg.core.publications import Publication, Published, validate_id
 from socketio_pg.doctor.status import read_relay
-from socketio_pg.postgres.database import encode_text, fetch, session
+from socketio_pg.postgres.database import Database, encode_text, fetch, session
 from socketio_pg.postgres.trust import verify
 from socketio_pg.subscriber.subscriber import Subscriber
 
@@ -23,46 +24,59 @@ from socketio_pg.subscriber.subscriber import Subscriber
 @click.command(
     epilog=examples(
         "socketio-pg publish orders '{\"id\": 7}'",
-        "socketio-pg publish orders '{\"id\": 7}' --durable    # through the log",
+        "socketio-pg publish orders '{\"id\": 7}' --no-durable    # NOTIFY",
         "jq -c . report.json | socketio-pg publish reports - --durable",
         "socketio-pg publish orders 1 --durable --json | jq .position",
+        "socketio-pg publish invoices 7 --id invoice-7    # once, if repeated",
         "socketio-pg publish orders 1 --url https://example.com",
     )
 )
 @click.argument("channel")
 @click.argument("payload", metavar="JSON")
-@click.option("--durable", is_flag=True, help="Publish through the log, not NOTIFY. Needs 'socketio-pg init'.")
+@click.option(
+    "--durable/--no-durable", default=None, help="Through the log, which needs 'socketio-pg init', or with NOTIFY."
+)
+@click.option("--id", help="Publish once: not if this id was published on the channel within five minutes.")
 @url_option
 @token_option
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing on success, and do not wait for the position.")
 @json_option
 def publish(
-    channel: str, payload: str, durable: bool, url: str | None, token: str | None, quiet: bool, as_json: bool
+    channel: str,
+    payload: str,
+    durable: bool | None,
+    id: str | None,
+    url: str | None,
+    token: str | None,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Publish JSON to CHANNEL.
 
-    "-" reads the JSON from standard input. Returns after the commit. Uses the log with --durable and for
-    DURABLE_CHANNELS, otherwise NOTIFY; a server (--url) also uses the log for payloads too large for NOTIFY.
+    "-" reads the JSON from standard input. Returns after the commit. Without --durable and --no-durable the message
+    goes through the log where one is installed, in the channels of DURABLE_CHANNELS (by default all), otherwise with
+    NOTIFY.
 
-    Prints the position of a message in the log, which a running server assigns after the commit. With --url, and for
-    a role that may not read the log, the position is not known.
+    Prints the position of a message in the log, which a running server assigns after the commit. For a role that may
+    not read the log, the position is not known.
     """
-    validate_channel(channel)
+    publication = Publication(validate_channel(channel), None, durable, None if id is None else validate_id(id))
     text = _read(payload)
-    place: Place | str | None = None
+    problem = None
     if url is None:
-        place = _to_database(channel, text, durable, wait=not quiet)
+        published, problem = _to_database(publication, text, wait=not quiet)
     else:
         with Subscriber(url, token=token) as subscriber:
-            subscriber.publish(channel, json.loads(text), durable or None)
+            published = subscriber.publish(channel, json.loads(text), durable, id=id, wait=not quiet)
     if quiet:
         return
     if as_json:
-        print_json({"channel": channel} | (asdict(place) if isinstance(place, Place) else {}))
+        print_json(published.to_wire())
     else:
-        say(f"published to {channel}" + (f" at position {place.position}" if isinstance(place, Place) else ""))
-    if isinstance(place, str):
-        tell(place, error=True)
+        what = "published before" if published.duplicate else "published"
+        say(f"{what} to {channel}" + ("" if published.position is None else f" at position {published.position}"))
+    if problem is not None:
+        tell(problem, error=True)
 
 
 def _read(payload: str) -> str:
@@ -90,69 +104,80 @@ def _reason(text: str) -> str:
     return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The place of a message in the log."""
-
-    epoch: str
-    position: int
-
-
 #: Seconds to wait for the position of a message while a server relays the log, and seconds between two looks.
 PATIENCE = 5.0
 LOOK = 0.02
 
-_READABLE = """
-SELECT has_table_privilege('socketio_pg.outbox', 'SELECT') AND has_table_privilege('socketio_pg.log', 'SELECT')
-    AND has_table_privilege('socketio_pg.head', 'SELECT')
-    AND has_sequence_privilege('socketio_pg.outbox_id_seq', 'SELECT')
+_MAY_PUBLISH = """
+SELECT has_schema_privilege('socketio_pg', 'USAGE')
+    AND has_function_privilege('socketio_pg.publish(text, jsonb)', 'EXECUTE')
 """
 
-# One transaction: the relay removes the row from the outbox once it is committed.
-_PUBLISH_AND_FIND = """
-SELECT socketio_pg.publish(%s, %s::jsonb);
-SELECT published_at::text, (SELECT coalesce(max(position), 0) FROM socketio_pg.log)
-FROM socketio_pg.outbox WHERE id = currval('socketio_pg.outbox_id_seq')
+_READABLE = """
+SELECT has_table_privilege('socketio_pg.log', 'SELECT') AND has_table_privilege('socketio_pg.head', 'SELECT')
+    AND has_function_privilege('socketio_pg.publish_as(text, text, boolean, text)', 'EXECUTE')
+"""
+
+_PUBLISH_NUMBERED = """
+SELECT socketio_pg.publish_as(%s, %s, true, %s), (SELECT coalesce(max(position), 0) FROM socketio_pg.log)
 """
 
 _PLACE = """
-SELECT epoch::text, position FROM socketio_pg.log, socketio_pg.head
-WHERE channel = %s AND position > %s AND published_at = %s::timestamptz
+SELECT epoch::text, position FROM socketio_pg.log, socketio_pg.head WHERE channel = %s AND position > %s AND log.id = %s
 """
 
 
-def _to_database(channel: str, text: str, durable: bool, *, wait: bool) -> Place | str | None:
-    """Publish. With ``wait``, return the place of the message in the log, or a sentence about why it has none yet."""
+def _to_database(publication: Publication, text: str, *, wait: bool) -> tuple[Published, str | None]:
+    """Publish JSON text. Return the result, and a sentence about why it has no position yet, if it is to have one."""
     settings = config.load()
     database = open_database(settings)
-    durable = durable or any(match_pattern(pattern, channel) for pattern in settings.durable_channels)
-    try:
-        check_size(text, settings.max_payload if durable else MAX_NOTIFY_BYTES)
-    except PayloadTooLargeError as error:
-        raise PayloadTooLargeError(error.message if durable else f"{error.message}: use --durable") from None
     with session(database, "cli publish") as connection:
-        values = encode_text(connection, channel), encode_text(connection, text)
-        if not durable:
-            fetch(connection, "SELECT pg_notify(%s, %s)", *values)
-            return None
+        durable = publication.durable
+        if durable is None:
+            wanted = any(match_pattern(pattern, publication.channel) for pattern in settings.durable_channels)
+            durable = (wanted or len(text.encode()) > MAX_NOTIFY_BYTES) and _has_log(database, connection)
+        try:
+            check_size(text, settings.max_payload if durable else MAX_NOTIFY_BYTES)
+        except PayloadTooLargeError as error:
+            raise PayloadTooLargeError(error.message if durable else f"{error.message}: use --durable") from None
+        channel, payload = encode_text(connection, publication.channel), encode_text(connection, text)
+        result = Published(publication.channel, durable)
+        if durable or publication.id is not None:
+            verify(database, connection)
+        if publication.id is None and not durable:
+            fetch(connection, "SELECT pg_notify(%s, %s)", channel, payload)
+            return result, None
+        if not durable or not wait or not fetch(connection, _READABLE)[0][0]:
+            # In the older form without an id: all roles may call that which may publish.
+            with_id = publication.id is not None
+            sql = f"SELECT socketio_pg.publish(%s, %s::jsonb{', %s, %s' if with_id else ''})"
+            [(new,)] = fetch(connection, sql, channel, payload, *((durable, publication.id) if with_id else ()))
+            return replace(result, duplicate=new is False), None
+        [(number, newest)] = fetch(connection, _PUBLISH_NUMBERED, channel, payload, publication.id)
+        result = replace(result, waited=True, duplicate=number < 0)
+        place = _wait_for_place(connection, channel, 0 if number < 0 else newest, abs(number))
+        return (result, place) if isinstance(place, str) else (replace(result, place=place), None)
+
+
+def _has_log(database: Database, connection: Any) -> bool:
+    """Return whether the database has a log through which this role may publish."""
+    try:
         verify(database, connection)
-        if not wait or not fetch(connection, _READABLE)[0][0]:
-            fetch(connection, "SELECT socketio_pg.publish(%s, %s::jsonb)", *values)
-            return None
-        [(published_at, newest)] = fetch(connection, _PUBLISH_AND_FIND, *values)
-        return _wait_for_place(connection, values[0], newest, published_at)
+    except LogNotInstalledError:
+        return False
+    return bool(fetch(connection, _MAY_PUBLISH)[0][0])
 
 
-def _wait_for_place(connection: Any, channel: object, newest: int, published_at: str) -> Place | str:
+def _wait_for_place(connection: Any, channel: object, newest: int, number: int) -> Position | str:
     """Return the place of a committed message once the relay has moved it to the log, or why it has none yet."""
     if read_relay(connection)["pid"] is None:
         return "No server is running: the message gets its position in the log when one starts."
     deadline = time.monotonic() + PATIENCE
     with Progress() as progress:
-        while not (found := fetch(connection, _PLACE, channel, newest, published_at)):
+        while not (found := fetch(connection, _PLACE, channel, newest, number)):
             if time.monotonic() > deadline:
                 return "The message has no position in the log yet: 'socketio-pg doctor' checks the servers."
             progress.show("waiting for its position in the log …")
             green.sleep(LOOK)
     [(epoch, position), *_] = found
-    return Place(epoch, position)
+    return Position(epoch=epoch, position=position)

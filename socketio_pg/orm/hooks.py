@@ -6,7 +6,7 @@ has the old values; ``row_images`` builds the messages.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from sqlalchemy import Column, Table, event, inspect, text
@@ -18,6 +18,7 @@ from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 from sqlalchemy.orm.exc import UnmappedClassError
 
 from socketio_pg.core.errors import ConfigurationError, LogNotInstalledError
+from socketio_pg.core.log_choice import LOG_CHOICE, database_key
 from socketio_pg.orm.reading import read
 from socketio_pg.orm.row_images import Change, Operation, Outgoing, Rows, Template, parse_template, placeholders
 
@@ -56,14 +57,16 @@ _Class = TypeVar("_Class", bound=type[Any])
 
 
 def publishes(
-    channel: str, *, columns: Iterable[str] | None = None, exclude: Iterable[str] = (), durable: bool = True
+    channel: str, *, columns: Iterable[str] | None = None, exclude: Iterable[str] = (), durable: bool | None = None
 ) -> Callable[[_Class], _Class]:
     """Class decorator: publishes rows of the class and its subclasses when they are flushed.
 
     ``channel`` may have placeholders: ``"orders:{customer_id}"`` chooses the channel by row. A row with NULL in a
     placeholder has no channel and is not published. ``columns``: the columns in messages (default: all mapped columns);
     ``exclude``: columns left out of messages. All three take names of attributes or columns. ``durable``: publish
-    through the log (``socketio_pg.publish()``) instead of NOTIFY. A class may have several of these decorators.
+    through the log (True, ``socketio_pg.publish()``) or with NOTIFY (False). By default it is the log if the database
+    has one that is trusted and that the role may use, as for :class:`~socketio_pg.client.Client`. A class may have
+    several of these decorators.
 
     A message is ``{"op", "schema", "table", "pk", "new", "old", "changed"}``: see docs/sqlalchemy.md.
 
@@ -110,7 +113,7 @@ class _Hook:
         template: Template,
         columns: Sequence[str] | None,
         exclude: Sequence[str],
-        durable: bool,
+        durable: bool | None,
     ) -> None:
         self._class = cls
         self._template = template
@@ -259,8 +262,22 @@ def _publish(session: Session, context: UOWTransaction) -> None:
     for connection, changes in by_connection.items():
         if connection.dialect.name != "postgresql":
             raise ConfigurationError(f"{changes[0].rows.title}: needs PostgreSQL, not {connection.dialect.name}")
-        for batch in _batches(changes):
+        for batch in _batches(_with_tier(connection, changes)):
             _send(connection, read(connection, batch))
+
+
+def _with_tier(connection: Connection, changes: Sequence[Change]) -> Sequence[Change]:
+    """Return the changes with the choice between the log and NOTIFY that is right on ``connection``."""
+    if all(change.rows.durable is not None for change in changes):
+        return changes
+    key = database_key(connection.connection.driver_connection)
+    has_log = LOG_CHOICE.has_log(key, None, lambda query: connection.execute(text(query)).all())
+    return [
+        change
+        if change.rows.durable is not None
+        else replace(change, rows=change.rows.logged if has_log else change.rows.notified)
+        for change in changes
+    ]
 
 
 def _batches(changes: Iterable[Change]) -> Iterator[list[Change]]:
@@ -291,6 +308,7 @@ def _send(connection: Connection, messages: Sequence[Outgoing]) -> None:
         try:
             connection.execute(statement, values)
         except DBAPIError as error:
+            LOG_CHOICE.forget()  # the log may have been removed
             sqlstate = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
             # The schema or the function does not exist.
             if sqlstate in ("3F000", "42883"):

@@ -78,7 +78,7 @@ class Rows:
     mapped: Sequence[str]
     template: Template
     volatile: frozenset[str]
-    durable: bool
+    durable: bool | None
 
     def channel(self, image: Image) -> str | None:
         """Return a row's channel; None when a placeholder is NULL. Raises :class:`InvalidChannelError`."""
@@ -108,6 +108,16 @@ class Rows:
         """The same rows with the columns of the key and the channel only."""
         needed = {*self.key, *placeholders(self.template)}
         return replace(self, columns={name: column for name, column in self.columns.items() if name in needed})
+
+    @functools.cached_property
+    def logged(self) -> "Rows":
+        """The same rows, published through the log."""
+        return replace(self, durable=True)
+
+    @functools.cached_property
+    def notified(self) -> "Rows":
+        """The same rows, published with NOTIFY."""
+        return replace(self, durable=False)
 
 
 def _is_always_json(column: Column[Any]) -> bool:
@@ -209,13 +219,13 @@ def _message(
         body["moved"] = True
     short = _short(body, reason or "too_large", ALWAYS_FITS if rows.durable else MAX_NOTIFY_BYTES)
     if reason is not None:
-        yield Outgoing(channel, short, short, rows.durable)
+        yield Outgoing(channel, short, short, bool(rows.durable))
         return
     images = {name: image and _object(rows, image, rows.visible) for name, image in (("new", new), ("old", old))}
     payload = orjson.dumps(body | images | {"changed": changed}).decode()
     if not rows.durable and len(payload.encode()) > MAX_NOTIFY_BYTES:
         payload = short
-    yield Outgoing(channel, payload, short, rows.durable)
+    yield Outgoing(channel, payload, short, bool(rows.durable))
 
 
 def _short(body: Mapping[str, Any], reason: Reason, most: int) -> str:

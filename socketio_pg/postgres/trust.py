@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from socketio_pg.core import schema_trust
 from socketio_pg.core.channels import quote_literal
 from socketio_pg.core.errors import LogNotInstalledError, UntrustedSchemaError
 from socketio_pg.postgres.database import FIXED_PATH, Database, translated_errors
@@ -19,72 +20,18 @@ logger = logging.getLogger("socketio_pg.trust")
 #: The SQL of the schema.
 FOLDER = Path(__file__).parent / "sql"
 
-#: Maximum number of problems in a message.
-MAX_SHOWN = 3
-
 _REMEDY = (
     "drop it as a superuser with DROP SCHEMA socketio_pg CASCADE, which runs nothing of it; or, if that role has "
     "installed it for this program, set SCHEMA_OWNER to the role's name"
 )
 
-# Each row of `found` names a role whose code could run here. Casts and operators on built-in types are not checked:
-# nobody but a superuser can create the former, and a fixed search_path does not find the latter.
-_QUERY = """
-WITH here AS (
-    SELECT oid, nspowner, nspacl FROM pg_namespace WHERE nspname = 'socketio_pg'
-), found (place, what, owner) AS (
-    SELECT 1, 'the schema socketio_pg belongs to', nspowner FROM here
-    UNION ALL SELECT 2, 'CREATE on the schema socketio_pg is granted to', a.grantee
-    FROM here CROSS JOIN aclexplode(here.nspacl) AS a WHERE a.privilege_type = 'CREATE'
-    UNION ALL SELECT 3, format('socketio_pg.%I belongs to', c.relname), c.relowner
-    FROM pg_class AS c WHERE c.relnamespace IN (SELECT oid FROM here)
-    UNION ALL SELECT 4, format('the function socketio_pg.%I belongs to', p.proname), p.proowner
-    FROM pg_proc AS p WHERE p.pronamespace IN (SELECT oid FROM here)
-    UNION ALL SELECT 5, format('the type socketio_pg.%I belongs to', t.typname), t.typowner
-    FROM pg_type AS t WHERE t.typnamespace IN (SELECT oid FROM here) AND t.typrelid = 0 AND t.typelem = 0
-    UNION ALL SELECT 6, format('the operator socketio_pg.%s belongs to', o.oprname), o.oprowner
-    FROM pg_operator AS o WHERE o.oprnamespace IN (SELECT oid FROM here)
-    UNION ALL SELECT 7, format('the function of the trigger %I on socketio_pg.%I belongs to', t.tgname, c.relname),
-        p.proowner
-    FROM pg_class AS c JOIN pg_trigger AS t ON t.tgrelid = c.oid JOIN pg_proc AS p ON p.oid = t.tgfoid
-    WHERE c.relnamespace IN (SELECT oid FROM here)
-), us AS (
-    SELECT bool_or(rolsuper) AS super FROM pg_roles WHERE rolname IN (current_user, session_user)
-), owners AS MATERIALIZED (
-    SELECT f.owner, EXISTS (
-        SELECT FROM pg_roles AS r CROSS JOIN us
-        WHERE r.oid = f.owner AND (
-            r.rolname IN (current_user, session_user) OR r.rolname = @OWNER@
-            OR EXISTS (SELECT FROM pg_roles AS s WHERE s.rolsuper AND pg_has_role(r.oid, s.oid, 'MEMBER'))
-            -- The database's owner has fewer rights than a superuser, and could obtain them.
-            OR NOT us.super AND EXISTS (
-                SELECT FROM pg_database AS d
-                WHERE d.datname = current_database() AND pg_has_role(r.oid, d.datdba, 'MEMBER'))
-        )
-    ) AS trusted
-    FROM (SELECT DISTINCT owner FROM found) AS f
-)
-SELECT EXISTS (SELECT FROM here) AS present, ARRAY(
-    SELECT f.what || ' ' || CASE WHEN f.owner = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(f.owner) END
-    FROM found AS f JOIN owners AS o ON o.owner = f.owner WHERE NOT o.trusted ORDER BY f.place, f.what LIMIT @MAX_SHOWN@
-) || ARRAY(
-    SELECT format('socketio_pg.%I is not a %s', e.name, e.kind)
-    FROM (VALUES @KINDS@) AS e (name, kind) JOIN pg_class AS c ON c.relname = e.name
-    WHERE c.relnamespace IN (SELECT oid FROM here)
-        AND c.relkind <> CASE e.kind WHEN 'table' THEN 'r' WHEN 'view' THEN 'v' ELSE 'S' END LIMIT @MAX_SHOWN@
-) AS problems
-"""
-
 
 def query(owner: str | None) -> str:
-    """Return the SQL of the check: one row, ``present`` and ``problems`` (text[]). It needs :data:`FIXED_PATH`.
+    """Return the SQL of the check: one row, ``present`` and ``problems`` (text[]).
 
     ``owner`` is the setting SCHEMA_OWNER.
     """
-    trusted = "NULL" if owner is None else quote_literal(owner)
-    return (
-        _QUERY.strip().replace("@KINDS@", _kinds()).replace("@MAX_SHOWN@", str(MAX_SHOWN)).replace("@OWNER@", trusted)
-    )
+    return schema_trust.query(None if owner is None else quote_literal(owner), _kinds())
 
 
 @functools.cache

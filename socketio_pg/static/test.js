@@ -319,7 +319,7 @@ $("#publish-form").addEventListener("submit", async (event) => {
   }
   const start = performance.now();
   try {
-    await request("publish", { channel, payload, ...($("#publish-durable").checked && { durable: true }) });
+    await request("publish", { channel, payload, durable: $("#publish-durable").checked });
     $("#publish-result").textContent = `Committed in ${Math.max(1, Math.round(performance.now() - start))} ms`;
     clearErrors("publish", channel);
   } catch (error) {

@@ -5,7 +5,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from socketio_pg.core.backoff import Backoff
@@ -58,6 +58,10 @@ class Link:
         self.deliveries = Deliveries(self.lock, most_waiting)
         self._on_health = on_health
         self.health: Health | None = None
+        #: Those of `server_hello` on :attr:`connection`; None before it.
+        self.features: Collection[str] | None = None
+        #: Whether messages get ids of their own: not once the server has refused them, without the schema.
+        self.adds_ids = True
         self.connection: Connection | None = None
         #: Sends the channels' requests on :attr:`connection`.
         self.requests: Requests | None = None
@@ -126,7 +130,8 @@ class Link:
         """Handle the server's events in order, and the connection's ``connect`` and ``disconnect``. Holds the lock."""
         if event == "connect":
             if not self.closed:
-                self.connection, self.requests = connection, Requests(connection)
+                self.connection, self.requests, self.features = connection, Requests(connection), None
+                self.adds_ids = True
                 self._settle(self.channels.values())
         elif connection is not self.connection:
             return
@@ -142,6 +147,9 @@ class Link:
                 self.schedule(self.login.expires(body))
         elif event in ("server_hello", "health"):
             self._report(body if event == "health" else body.get("health"))
+            if event == "server_hello":
+                self.features = body.get("features") or ()
+                self.changed.notify_all()
         elif isinstance(body, dict) and body.get("channel") in self.channels:
             channel = self.channels[body["channel"]]
             if event == "event":

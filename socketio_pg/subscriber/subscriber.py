@@ -5,15 +5,18 @@ run on green threads and can reach the database use :class:`socketio_pg.PubSub` 
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from socketio_pg.core.cursors import Since
 from socketio_pg.core.errors import SocketIOPGError
-from socketio_pg.core.messages import Position, encode_payload
-from socketio_pg.subscriber.answers import answer_error
+from socketio_pg.core.messages import Position
+from socketio_pg.core.publications import Published
+from socketio_pg.subscriber.connection import Connection
 from socketio_pg.subscriber.link import Link
 from socketio_pg.subscriber.login import Login
+from socketio_pg.subscriber.publishing import Publishing
 from socketio_pg.subscriber.subscription import Gap, Health, Member, Message, Subscription
 
 __all__ = ["Gap", "Health", "Message", "Position", "Subscriber", "Subscription"]
@@ -159,38 +162,62 @@ class Subscriber:
             if shared is not None:
                 link.changed.wait_for(lambda: shared.members or not shared.open or link.closed, link.timeout)
 
-    def publish(self, channel: str, payload: Any, durable: bool | None = None) -> None:
-        """Publish any JSON value; return after the commit. ``durable`` as in docs/protocol.md.
+    def publish(
+        self, channel: str, payload: Any, durable: bool | None = None, *, id: str | None = None, wait: bool = True
+    ) -> Published:
+        """Publish any JSON value; return after the commit.
+
+        ``durable``, ``id`` and ``wait`` are those of docs/protocol.md. The result has the position of a message of the
+        log; without ``wait`` it has none, and comes some milliseconds earlier. Unless ``durable`` is False, the message
+        has an id, by default a new one: if the connection is lost before the answer, it is sent again on the next one,
+        and is published once.
 
         Raises :class:`ForbiddenError`, :class:`InvalidChannelError`, :class:`InvalidRequestError`,
-        :class:`PayloadTooLargeError`, :class:`DatabaseUnavailableError`; :class:`ConnectionError` without a connection
-        or when it is lost before the answer; :class:`TimeoutError` without an answer. The message may have been sent
-        or not after a TimeoutError, and after a ConnectionError that says so.
+        :class:`PayloadTooLargeError`, :class:`LogNotInstalledError`, :class:`DatabaseUnavailableError`;
+        :class:`ConnectionError` without a connection, or when it is lost before the answer and the message has no id;
+        :class:`TimeoutError` without an answer. The message may have been sent or not after a TimeoutError, and
+        after a ConnectionError that says so: publish it again with the same ``id``.
         """
-        encode_payload(payload)  # raises a clearer error than the client library
-        request: dict[str, Any] = {"channel": channel, "payload": payload}
-        if durable is not None:
-            request["durable"] = durable
-        link = self._link
-        answers: list[Any] = []
+        publishing = Publishing(channel, payload, durable, id, wait)
+        link, deadline = self._link, time.monotonic() + self._link.timeout
+        with link.lock:
+            while True:
+                if not publishing.sent:
+                    link.check()
+                connection = link.connection
+                answers = [] if connection is None else self._send(connection, publishing, deadline)
+                if answers:
+                    published = publishing.finish(answers[0])
+                    if published is not None:
+                        return published
+                    link.adds_ids = False
+                    continue
+                if not publishing.sent:
+                    raise ConnectionError(f"not published: no connection to {link.url}")
+                if publishing.repeatable and link.connection is not connection:
+                    link.changed.wait_for(
+                        lambda: link.connection is not None or link.closed or link.refusal, deadline - time.monotonic()
+                    )
+                    if link.connection is not None:
+                        continue
+                raise publishing.failure(lost=link.connection is not connection or connection is None)
+
+    def _send(self, connection: Connection, publishing: Publishing, deadline: float) -> list[Any]:
+        """Send a message on ``connection``; return the answer, or nothing. Holds the lock."""
+        link, answers = self._link, list[Any]()
 
         def answered(answer: Any) -> None:
             answers.append(answer)
             link.changed.notify_all()
 
-        with link.lock:
-            link.check()
-            connection = link.connection
-            if connection is None or not connection.emit("publish", request, answered):
-                raise ConnectionError(f"not published: no connection to {link.url}")
-            link.changed.wait_for(lambda: answers or link.connection is not connection, link.timeout)
-        if not answers:
-            lost = link.connection is not connection
-            what = "the connection was lost" if lost else "the server did not answer"
-            raise (ConnectionError if lost else TimeoutError)(f"{what}: the message may have been sent or not")
-        error = answer_error(answers[0], channel)
-        if error is not None:
-            raise error[1]
+        # `server_hello` is the first event.
+        link.changed.wait_for(
+            lambda: link.features is not None or link.connection is not connection, deadline - time.monotonic()
+        )
+        if connection.emit("publish", publishing.body(link.features or (), adds_id=link.adds_ids), answered):
+            link.changed.wait_for(lambda: answers or link.connection is not connection, deadline - time.monotonic())
+            publishing.sent |= not answers
+        return answers
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until :meth:`close` is called, or for ``timeout`` seconds; return whether it was called.

@@ -42,7 +42,7 @@ def test_history_without_a_log_shows_an_error(demo: Demo) -> None:
     demo.expect_subscribed("foo")
     expect(demo.errors.locator(".error-code")).to_have_text("not_installed")
     demo.publish("foo", "1", durable=True)
-    expect(demo.errors.locator(".error-code")).to_have_text(["invalid_request", "not_installed"])
+    expect(demo.errors.locator(".error-code")).to_have_text(["log_not_installed", "not_installed"])
 
 
 def test_messages_published_while_offline_are_replayed(log_demo: Demo, log: Log, channel: str) -> None:

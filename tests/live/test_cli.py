@@ -26,11 +26,14 @@ SECRET = "a secret of this test: 0123456789abcdef"
 def test_publish_and_listen_work_through_a_server(log: Log, channel: str) -> None:
     with Running("listen", channel, "--json", "--count", "2", "--url", log.server.url) as listening:
         listening.line("err", "listening to")
-        done = run("publish", channel, '{"n": 12345678901234567890123}', "--url", log.server.url)
+        done = run("publish", channel, '{"n": 12345678901234567890123}', "--no-durable", "--url", log.server.url)
         assert (done.returncode, done.stdout, done.stderr) == (0, f"published to {channel}\n", "")
         assert json.loads(listening.line()) == {"channel": channel, "payload": {"n": 12345678901234567890123}}
-        assert run("publish", channel, "2", "--durable", "--url", log.server.url).returncode == 0
+        done = run("publish", channel, "2", "--id", "two", "--url", log.server.url)
         line = json.loads(listening.line())
+        assert done.stdout == f"published to {channel} at position {line['position']}\n"
+        done = run("publish", channel, "2", "--id", "two", url=log.url)
+        assert done.stdout == f"published before to {channel} at position {line['position']}\n"
         assert (line["payload"], set(line)) == (2, {"channel", "payload", "position", "published_at", "epoch"})
         assert listening.wait() == 0
 
@@ -52,10 +55,12 @@ def test_durable_publish_prints_the_position(log: Log, channel: str) -> None:
     )
     assert done.stdout == f"published to {channel} at position {first}\n"
     log.publish(channel, 1, 3)
-    second = json.loads(run("publish", channel, '"mine"', "--durable", "--json", url=log.url).stdout)
+    second = json.loads(run("publish", channel, '"mine"', "--json", url=log.url).stdout)
     [(position,)] = log.sql("SELECT position FROM socketio_pg.log WHERE payload = to_jsonb('mine'::text)")
     assert second == {"channel": channel, "epoch": epoch, "position": position}
-    assert json.loads(run("publish", channel, "1", "--json", url=log.url).stdout) == {"channel": channel}
+    assert json.loads(run("publish", channel, "1", "--no-durable", "--json", url=log.url).stdout) == {
+        "channel": channel
+    }
 
 
 def test_listen_replays_from_a_position_through_a_server(log: Log, channel: str) -> None:

@@ -69,7 +69,7 @@ def test_one_node_listens_and_all_nodes_receive(nodes: Nodes, clients: list[Sock
     for client in clients:
         assert client.call("subscribe", {"channel": channel})["ok"] is True
     for number, client in enumerate(clients):
-        assert client.call("publish", {"channel": channel, "payload": number})["ok"] is True
+        assert client.call("publish", {"channel": channel, "payload": number, "durable": False})["ok"] is True
     nodes.publish(channel, 10, 15)
     for client in clients:
         events = [client.next("event") for _ in range(NODES + 6)]

@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 
 from socketio_pg.core.errors import (
@@ -22,10 +23,11 @@ from socketio_pg.core.errors import (
     PayloadTooLargeError,
     SocketIOPGError,
 )
+from socketio_pg.core.publications import Published
 from socketio_pg.subscriber.subscriber import Gap, Message, Subscriber
 from tests.support.log import Log, wait_installed
 from tests.support.node import NodeClient
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ROOT, ServerProcess, free_port
@@ -55,14 +57,19 @@ def test_import_needs_neither_flask_nor_eventlet_nor_the_driver() -> None:
 def test_published_messages_arrive_in_both_tiers(log: Log, subscriber: Subscriber, channel: str) -> None:
     received: queue.Queue[Message] = queue.Queue()
     subscriber.subscribe(channel, received.put)
-    subscriber.publish(channel, {"text": "ünïcödé 🐘"})
+    assert subscriber.publish(channel, {"text": "ünïcödé 🐘"}, durable=False).position is None
     first = received.get(timeout=PATIENCE)
     assert first == {"channel": channel, "payload": {"text": "ünïcödé 🐘"}}
-    subscriber.publish(channel, None, durable=True)
+    published = subscriber.publish(channel, None, durable=True)
     second = received.get(timeout=PATIENCE)
-    assert (second["payload"], second["position"] > 0) == (None, True)
-    subscriber.publish(channel, "x" * 8000)  # uses the log automatically
-    assert "position" in received.get(timeout=PATIENCE)
+    assert (second["payload"], second["position"], second["epoch"]) == (None, published.position, published.epoch)
+    assert published.position is not None
+    subscriber.publish(channel, 3, id="three")  # uses the log where it is installed
+    third = received.get(timeout=PATIENCE)
+    again = subscriber.publish(channel, 4, id="three")
+    assert (again.duplicate, again.position) == (True, third["position"])
+    assert not subscriber.publish(channel, 5, id="five", wait=False).waited
+    assert received.get(timeout=PATIENCE)["payload"] == 5
 
 
 def test_payload_of_the_log_is_json_whatever_its_numbers_are(log: Log, channel: str) -> None:
@@ -148,7 +155,7 @@ def test_handler_may_call_every_method(log: Log, subscriber: Subscriber, channel
     def handle(message: Message) -> None:
         inner = subscriber.subscribe(f"{channel}-2", received.put)
         subscriber.publish(f"{channel}-2", message["payload"], durable=True)
-        subscriber.publish(f"{channel}-3", "for nobody")
+        subscriber.publish(f"{channel}-3", "for nobody", durable=False)
         received.put(inner.position)
         subscriber.subscribe(f"{channel}-3", received.put, history=1)
         subscriber.unsubscribe(subscription)
@@ -298,6 +305,27 @@ def test_lost_connection_fails_pending_requests(newest_pg: Cluster, channel: str
             error = failed.get(timeout=PATIENCE)
             assert isinstance(error, ConnectionError), error
             thread.join()
+
+
+def test_publication_without_an_answer_is_repeated_once(newest_pg: Cluster, channel: str) -> None:
+    """The server is killed between the commit and the answer, which waits for the position that no relay can assign."""
+    log = Log(newest_pg, "killed_publisher", AUTO_INIT="1")
+    with contextlib.closing(log.server), Subscriber(log.server.url, timeout=PATIENCE) as subscriber:
+        wait_installed(log)
+        published: queue.Queue[Published] = queue.Queue()
+        thread = threading.Thread(target=lambda: published.put(subscriber.publish(channel, 1)))
+        with contextlib.closing(psycopg2.connect(log.url)) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT FROM socketio_pg.head FOR UPDATE")
+            thread.start()
+            until(lambda: log.sql("SELECT 1 FROM socketio_pg.outbox WHERE channel = %s", channel), "it is committed")
+            log.server.kill()
+        log.server.start()
+        result = published.get(timeout=PATIENCE)
+        thread.join()
+        assert result.durable
+        assert not result.duplicate, "the message was new"
+        log.settle()
+        assert log.sql("SELECT payload FROM socketio_pg.log WHERE channel = %s", channel) == [(1,)]
 
 
 def test_closed_subscriber_refuses_requests_and_stops_its_threads(log: Log, channel: str) -> None:

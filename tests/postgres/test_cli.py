@@ -52,12 +52,15 @@ def test_characters_that_the_terminal_lacks_are_escaped(plain: Base, channel: st
     assert done.stdout.decode("cp1252").strip() == f"published to {channel}\\u2192é"
 
 
-def test_payload_too_large_for_notify_needs_durable(base: Base) -> None:
+def test_payload_too_large_for_notify_needs_the_log(base: Base, plain: Base) -> None:
     large = json.dumps("x" * 9000)
-    done = run("publish", "a", "-", url=base.url, stdin=large)
-    assert done.returncode == 2
-    assert "--durable" in done.stderr
-    assert run("publish", "a", "-", "--durable", url=base.url, stdin=large).returncode == 0
+    for done in (
+        run("publish", "a", "-", url=plain.url, stdin=large),
+        run("publish", "a", "-", "--no-durable", url=base.url, stdin=large),
+    ):
+        assert done.returncode == 2
+        assert "--durable" in done.stderr
+    assert run("publish", "a", "-", url=base.url, stdin=large, DURABLE_CHANNELS="b").returncode == 0
     assert base.sql("SELECT channel, size FROM socketio_pg.outbox") == [("a", 9002)]
 
 
@@ -72,21 +75,41 @@ def test_durable_publish_without_a_server_says_when_the_position_follows(base: B
     assert (done.returncode, done.stdout) == (0, "published to a\n")
     assert done.stderr == "No server is running: the message gets its position in the log when one starts.\n"
     done = run("publish", "a", "1", "--durable", "--json", url=base.url)
-    assert (done.returncode, json.loads(done.stdout)) == (0, {"channel": "a"})
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"channel": "a", "epoch": None, "position": None})
     assert run("publish", "a", "1", "--durable", "--quiet", url=base.url).stderr == ""
+
+
+def test_publish_with_an_id_happens_once(base: Base) -> None:
+    for quiet in ([], ["--quiet"]):
+        done = run("publish", "a", "1", "--id", "x", *quiet, url=base.url)
+        assert (done.returncode, "published" in done.stdout) == (0, not quiet)
+    assert run("publish", "a", "1", "--id", "x", "--json", "--no-durable", url=base.url).stdout == (
+        '{"channel":"a","duplicate":true}\n'
+    )
+    assert base.sql("SELECT channel FROM socketio_pg.outbox") == [("a",)]
+    assert run("publish", "a", "1", "--id", "", url=base.url).returncode == 2
 
 
 def test_durable_publish_needs_no_right_to_read_the_log(base: Base, poor: str) -> None:
     assert run("init", "--publisher-role", "cli_poor", url=base.url).returncode == 0
     try:
-        done = run("publish", "a", "1", "--durable", url=poor)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "published to a\n", "")
+        for options in (["--durable"], [], ["--id", "x"]):
+            done = run("publish", "a", "1", *options, url=poor)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "published to a\n", "")
+        assert len(base.sql("SELECT 1 FROM socketio_pg.outbox")) == 3
     finally:
         base.sql("DROP OWNED BY cli_poor")
 
 
-def test_durable_channels_setting_publishes_through_the_log(base: Base) -> None:
-    assert run("publish", "always:1", "7", url=base.url, DURABLE_CHANNELS="always:*").returncode == 0
+def test_role_without_the_right_to_publish_notifies(base: Base, poor: str) -> None:
+    assert run("publish", "a", "1", url=poor).returncode == 0
+    assert run("publish", "a", "1", "--durable", url=poor).returncode == 1
+    assert base.sql("SELECT 1 FROM socketio_pg.outbox") == []
+
+
+def test_durable_channels_setting_chooses_the_log(base: Base) -> None:
+    for channels in ("always:*", "other", ""):
+        assert run("publish", "always:1", "7", url=base.url, DURABLE_CHANNELS=channels).returncode == 0
     assert base.sql("SELECT channel, payload FROM socketio_pg.outbox") == [("always:1", 7)]
 
 

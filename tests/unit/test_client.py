@@ -36,7 +36,7 @@ for name in {NOT_NEEDED}:
 from socketio_pg.client import Client
 from socketio_pg import PayloadTooLargeError
 try:
-    Client(None).notify("foo", "x" * 8000)
+    Client(None).notify("foo", "x" * 8000, durable=False)
 except PayloadTooLargeError:
     print("works")
 """
@@ -81,9 +81,9 @@ def test_payload_that_is_not_json_is_refused_before_sending(payload: Any) -> Non
 def test_large_payload_is_refused_before_sending() -> None:
     client = Client(Untouchable())
     with pytest.raises(PayloadTooLargeError):
-        client.notify("foo", "€" * 2_666)
+        client.notify("foo", "€" * 2_666, durable=False)
     with pytest.raises(PayloadTooLargeError):
-        client.publish("foo", "created", {"value": "€" * 2_666})
+        client.publish("foo", "created", {"value": "€" * 2_666}, durable=False)
 
 
 @pytest.mark.parametrize("event_name", [None, 5, b"created", ["created"], {}], ids=repr)
