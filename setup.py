@@ -23,7 +23,7 @@ setup(
     license="MIT",
     packages=find_packages(include=["socketio_pg", "socketio_pg.*"]),
     package_data={
-        "socketio_pg": ["py.typed", "static/*", "static/demo/*", "static/vendor/*"],
+        "socketio_pg": ["py.typed", "static/*", "static/demo/*", "static/vendor/*", "templates/socketio_pg_demo/*"],
         "socketio_pg.postgres": ["sql/*.sql"],
     },
     python_requires=">=3.10",

@@ -10,6 +10,7 @@ from socketio_pg.core import config
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.logs import configure_logging
 from socketio_pg.postgres.embedded import EmbeddedPostgres
+from socketio_pg.web import demo_votes
 from socketio_pg.web.demo import create_demo_blueprint
 from socketio_pg.web.pages import redirect_here
 from socketio_pg.websocket import SocketServer
@@ -44,6 +45,8 @@ def create_app(**overrides: object) -> Flask:
     if settings.debug and settings.test_page and not settings.live_tables and settings.authentication() == "off":
         # For the demo. The role `none` is the server's own.
         settings = dataclasses.replace(settings, live_tables=("socketio_pg_demo.orders",), live_table_role="none")
+    if settings.debug and settings.test_page:
+        settings = dataclasses.replace(settings, html_channels=(*settings.html_channels, demo_votes.CHANNEL))
     server = SocketServer(app, dsn, enable_test_page=settings.test_page, port=settings.port, settings=settings)
     if settings.debug and settings.test_page:
         app.register_blueprint(create_demo_blueprint(server.pubsub.database))

@@ -1,18 +1,15 @@
 """The demos of the development server at ``/demo/``: pages, and the SQL that they run in a schema of their own."""
 
-import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
 from socketio_pg.core.errors import SocketIOPGError
-from socketio_pg.postgres.database import Database, transaction
+from socketio_pg.postgres.database import Database
+from socketio_pg.web.demo_votes import add_votes, demo_cursor
 from socketio_pg.web.pages import STATIC, add_security_headers
-
-#: Time limit for the SQL of one request, in seconds.
-TIMEOUT = 10.0
 
 _STATUSES = ("new", "paid", "packed", "shipped")
 _CUSTOMERS = ("Ada", "Alan", "Barbara", "Edsger", "Frances", "Grace", "Hedy", "Ken", "Margaret", "Radia")
@@ -24,7 +21,13 @@ _Statement = tuple[str, Sequence[object]]
 
 def create_demo_blueprint(database: Database) -> Blueprint:
     """Return the routes below ``/demo/``. Any client that can reach them can change tables in ``socketio_pg_demo``."""
-    blueprint = Blueprint("socketio_pg_demo", __name__, static_folder=STATIC / "demo", static_url_path="/demo")
+    blueprint = Blueprint(
+        "socketio_pg_demo",
+        __name__,
+        static_folder=STATIC / "demo",
+        static_url_path="/demo",
+        template_folder=STATIC.parent / "templates",
+    )
     blueprint.after_request(add_security_headers)
 
     @blueprint.get("/demo/")
@@ -41,7 +44,7 @@ def create_demo_blueprint(database: Database) -> Blueprint:
 
     @blueprint.get("/demo/map/rows")
     def people() -> Response:
-        with _cursor(database) as cursor:
+        with demo_cursor(database) as cursor:
             cursor.execute("SELECT to_regclass('socketio_pg_demo.person') IS NOT NULL")
             ready = cursor.fetchone()[0]
             if ready:
@@ -53,13 +56,13 @@ def create_demo_blueprint(database: Database) -> Blueprint:
 
         def setup() -> Response:
             _require_json()
-            with _cursor(database) as cursor:
+            with demo_cursor(database) as cursor:
                 cursor.execute((STATIC / "demo" / f"{name}.sql").read_text("utf-8"))
             return jsonify(ok=True)
 
         def step() -> Response:
             _require_json()
-            with _cursor(database) as cursor:
+            with demo_cursor(database) as cursor:
                 sql = cursor.mogrify(*change(cursor)).decode()
                 cursor.execute(sql)
             return jsonify(sql=f"{sql};")
@@ -67,16 +70,10 @@ def create_demo_blueprint(database: Database) -> Blueprint:
         blueprint.add_url_rule(f"/demo/{name}/setup", f"{name}_setup", setup, methods=["POST"])
         blueprint.add_url_rule(f"/demo/{name}/change", f"{name}_change", step, methods=["POST"])
 
+    add_votes(blueprint, database)
     add("orders", _change_orders)
     add("map", _move_people)
     return blueprint
-
-
-@contextlib.contextmanager
-def _cursor(database: Database) -> Iterator[Any]:
-    """Open a cursor in a transaction, on a new connection."""
-    with contextlib.closing(database.connect("demo")) as connection, transaction(connection, TIMEOUT) as cursor:
-        yield cursor
 
 
 def _require_json() -> None:

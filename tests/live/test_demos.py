@@ -156,6 +156,34 @@ def test_demo_without_the_log_explains_the_setup(newest_pg: Cluster, chromium: B
         log.server.close()
 
 
+def test_votes_demo_shows_html_of_the_server_without_javascript_of_the_page(log: Log, chromium: Browser) -> None:
+    pages = [chromium.new_page() for _ in range(2)]
+    problems: list[str] = []
+    try:
+        for page in pages:
+            page.on("console", lambda message: problems.append(message.text))
+            page.on("pageerror", lambda error: problems.append(str(error)))
+            with page.expect_response("**/stream?**"):
+                page.goto(f"{log.server.url}/demo/votes")
+        assert pages[0].evaluate("[...document.scripts].every(script => script.src.includes('htmx'))")
+        pages[0].get_by_role("button", name="Camel").click()
+        for page in pages:
+            expect(page.locator(".votes output")).to_have_text(["0", "1", "0"])
+        # What the server had rendered before and what it renders now is the same for a new page.
+        pages[1].reload()
+        expect(pages[1].locator(".votes output")).to_have_text(["0", "1", "0"])
+        assert problems == []
+        log.server.restart()
+        with pages[1].expect_response("**/stream?**"):
+            pages[1].reload()
+        pages[1].get_by_role("button", name="Penguin").click()
+        for page in pages:
+            expect(page.locator(".votes output")).to_have_text(["0", "1", "1"])
+    finally:
+        for page in pages:
+            page.close()
+
+
 #: Page → its name.
 PAGES = {
     "/static/test.html": "Playground",
