@@ -30,14 +30,6 @@ logger = logging.getLogger("socketio_pg.replay")
 _limited_log = RateLimitedLog(logger)
 
 
-class TrimmedError(Exception):
-    """Messages are missing in the log."""
-
-
-class TooLongError(Exception):
-    """More would have to be sent than :attr:`CatchingUp.most_messages` or :attr:`CatchingUp.most_bytes`."""
-
-
 class Subscription(Protocol):
     """One subscription of the client, as `delivery` makes it."""
 
@@ -79,9 +71,6 @@ class CatchingUp:
     ``on_failure(sid, channel)`` when it cannot, because of a bug.
     """
 
-    #: The maximum of a replay that restores a session.
-    most_messages, most_bytes = 10_000, 10_000_000
-
     def __init__(
         self,
         log: Log,
@@ -105,10 +94,6 @@ class CatchingUp:
         self._on_failure = on_failure
         self._places: dict[str, Place] = {}
         self._running = False
-        #: Restoring a session: it fails where messages are missing or too many, and :meth:`release` ends its holds.
-        self.restoring = False
-        #: Messages and bytes that were sent.
-        self.messages = self.bytes = 0
         self._backoff = Backoff(*Replay.retry)
 
     def hold(self, channel: str, after: int, start: Start = None) -> None:
@@ -135,29 +120,11 @@ class CatchingUp:
         try:
             self._run()
         except Exception:  # a bug, which must not leave the subscriptions without messages
-            if self.restoring:
-                raise
             logger.exception("replays of a client failed")
             for channel in list(self._places):
                 self._on_failure(self._sid, channel)
         finally:
             self._running = False
-
-    def release(self) -> None:
-        """End all holds. The caller has made sure that nothing is missing."""
-        for channel in list(self._places):
-            self._end(channel)
-            self._on_live(self._sid, channel)
-
-    def _end(self, channel: str) -> None:
-        """End the hold of a subscription: live messages follow."""
-        place = self._places[channel]
-        held = self._is_held(channel)
-        if held:
-            self._hub.release(self._sid, channel)
-        self.discard(channel)
-        if held and place.announced:
-            self._of(channel).live(self._log.epoch, self._log.position)
 
     def _run(self) -> None:
         turn_ends = time.monotonic() + 0.002
@@ -178,7 +145,7 @@ class CatchingUp:
         behind = self.cursor.behind
         for channel in list(self._places):
             if not self._is_held(channel) or channel not in behind:
-                self._end(channel)  # unsubscribed, or the epoch has changed, and the client has got a gap
+                self.discard(channel)  # unsubscribed, or the epoch has changed, and the client has got a gap
         if not behind:
             return Step.OVER
         if not all(place.skipping.known for place in self._places.values()):
@@ -187,8 +154,7 @@ class CatchingUp:
         first = min(behind.values())
         if first == upto and max(behind.values()) == upto and not any(one.skipping for one in self._places.values()):
             # No other green thread has run since the positions were compared.
-            if not self.restoring:
-                self.release()
+            self._release()
             return Step.OVER
         if first >= upto:  # the client was connected to a node that is further on
             return Step.AHEAD
@@ -197,8 +163,6 @@ class CatchingUp:
         try:
             reads = self._read(group, first, end)
         except (DatabaseError, LogNotInstalledError) as error:
-            if self.restoring:
-                raise
             self._log.look()  # if the log was removed, its epoch changes, and the replays end
             _limited_log(logging.WARNING, "a replay cannot read the log: %s; retrying", error)
             green.sleep(self._backoff.next())
@@ -223,6 +187,17 @@ class CatchingUp:
                     self._of(channel).gap(problem, self._log.epoch, place.position)
         return all(place.skipping.known for place in self._places.values())
 
+    def _release(self) -> None:
+        """End all holds: live messages follow."""
+        places, self._places = self._places, {}
+        for channel in places:
+            self._hub.release(self._sid, channel)
+        self.cursor.catch_up(self._log.position)
+        for channel, place in places.items():
+            if place.announced:
+                self._of(channel).live(self._log.epoch, self._log.position)
+            self._on_live(self._sid, channel)
+
     def _read(self, group: Sequence[str], after: int, upto: int) -> dict[str, Read]:
         """Read a page of each channel. The reads that need the database are combined in a query."""
         if len(group) == 1:
@@ -244,8 +219,6 @@ class CatchingUp:
             if place.reported is None:
                 place.reported = read.removed
             if read.trimmed > first or read.removed > max(first, place.reported):
-                if self.restoring:
-                    raise TrimmedError
                 position = max(read.trimmed, first)
                 self._of(channel).gap("trimmed", epoch, position)
                 place.reported = max(place.reported, read.removed)
@@ -284,16 +257,8 @@ class CatchingUp:
             self._places[channel].skipping.passed(end)
         socket = self._manager.socket_of(self._sid)
         if packets and socket is not None:
-            if self.restoring:
-                self._count(packets)
             self._manager.emit_page(packets, socket)
         return Step.MORE
-
-    def _count(self, packets: Sequence[EncodedPacket]) -> None:
-        self.messages += len(packets)
-        self.bytes += sum(len(packet.frame) for packet in packets)
-        if self.messages > self.most_messages or self.bytes > self.most_bytes:
-            raise TooLongError
 
     def _unchanged(self, group: Sequence[str], first: int, epoch: str | None) -> bool:
         """Return whether the subscriptions are as they were before something waited."""

@@ -115,8 +115,8 @@ def identity_of(claims: Claims | None) -> str:
 class Keeping:
     """The sessions of one process."""
 
-    #: Seconds for another node to let go of a session, and for a connection of this one to end.
-    release_seconds, close_seconds = 2.0, 5.0
+    #: Seconds for another node to let go of a session, for a connection of this one to end, and for both, repeatedly.
+    release_seconds, close_seconds, take_seconds = 2.0, 5.0, 10.0
     #: Seconds after which a session without a row can no longer be waiting to be stored.
     young = 10.0
     #: Seconds that a `subscribe` waits until it is stored.
@@ -145,6 +145,8 @@ class Keeping:
         self._asked: dict[str, green.Event] = {}
         self._to_ask: dict[str, str | None] = {}
         self._asking = green.Worker()
+        #: Sessions that others take over: when this process has let go of them (monotonic), the oldest first.
+        self._let_go_at: dict[str, float] = {}
         #: Processes that did not answer.
         self._silent: set[str] = set()
         self._expiring = green.Worker()
@@ -280,7 +282,7 @@ class Keeping:
             return
         if entry is None:
             del session.entries[channel]
-            session.cursor.numbers.pop(channel, None)
+            session.cursor.leave(channel)
         else:
             session.entries[channel] = entry
             session.cursor.numbers[channel] = entry.number
@@ -369,36 +371,50 @@ class Keeping:
     def _close(self, session: Session) -> bool:
         """End the connection that has a session of this process, if there is one. Return whether it has ended."""
         sid = session.ticket.sid
-        if session.eio_sid is None and not self._manager.is_sid_room("/", sid):
-            return True
-        left = self._manager.left(sid)
-        if session.eio_sid is not None:
-            self._manager.close(session.eio_sid)
         try:
-            left.wait(self.close_seconds)
+            if session.eio_sid is not None:
+                # It may be about to get the session: then it has no sid yet, and finds out that it is closed.
+                self._manager.close(session.eio_sid).wait(self.close_seconds)
+            if self._manager.is_sid_room("/", sid):
+                self._manager.left(sid).wait(self.close_seconds)
         except green.TimedOut:
             return False
         session.eio_sid = None
         return True
 
     def _take_elsewhere(self, ticket: Ticket) -> str | None:
+        """Return the subscriptions of a session that another process has, or had; None if there is no such session."""
+        sid = ticket.sid
+        asked_all = False
+        deadline = time.monotonic() + self.take_seconds
         try:
-            owner = self._table.find(ticket.sid)
-            if owner is not None and owner.id == self._table.owner:
-                return None  # this process has forgotten it, and is about to delete it
-            if owner is None and time.time() - ticket.began > self.young:
-                return None
-            if owner is None or (owner.lives and owner.id not in self._silent):
-                released = self._ask(ticket.sid, None if owner is None else owner.id)
-                if owner is not None and not released:
+            while time.monotonic() < deadline:
+                owner = self._table.find(sid)
+                if owner is None:
+                    # It may not be stored yet.
+                    if asked_all or time.time() - ticket.began > self.young:
+                        return None
+                    asked_all = True
+                    self._ask(sid, None)
+                    continue
+                if owner.id == self._table.owner:
+                    if not self._has_let_go(sid):
+                        return None  # this process has forgotten it, and is about to delete it
+                    # Another process is about to take it, for a connection that the client has given up already.
+                    green.sleep(0.02)
+                    continue
+                if owner.lives and owner.id not in self._silent and not self._ask(sid, owner.id):
                     self._silent.add(owner.id)
-                found = self._table.find(ticket.sid)
-                if found is not None and owner is not None and found.id != owner.id:
-                    return None  # another connection of the client was faster
-                owner = found
-            return None if owner is None else self._table.take(ticket.sid, owner.id)
+                subscriptions = self._table.take(sid, owner.id)
+                if subscriptions is not None:
+                    return subscriptions
         except SocketIOPGError:
             raise NotRecoveredError("database_unavailable") from None
+        raise NotRecoveredError("busy")
+
+    def _has_let_go(self, sid: str) -> bool:
+        at = self._let_go_at.get(sid)
+        return at is not None and time.monotonic() - at < self.take_seconds
 
     def _ask(self, sid: str, owner: str | None) -> bool:
         """Ask the owner of a session (None: any process) to let go of it. Return whether it has."""
@@ -470,6 +486,14 @@ class Keeping:
                 self._store(session)
                 if self._sessions.get(sid) is session:
                     del self._sessions[sid]
+                    self._note_let_go(sid)
+
+    def _note_let_go(self, sid: str) -> None:
+        now = time.monotonic()
+        self._let_go_at.pop(sid, None)
+        self._let_go_at[sid] = now
+        while now - self._let_go_at[oldest := next(iter(self._let_go_at))] > self.take_seconds:
+            del self._let_go_at[oldest]
 
     def _check_owners(self) -> None:
         """Messages may have been missed: close the connections of sessions that others have taken over."""

@@ -1,7 +1,8 @@
 """Gives clients their sessions back: Socket.IO's connection state recovery, as docs/recovery.md says.
 
-A client sends CONNECT with a pid. Its session is taken over and its subscriptions are checked, it is sent what it has
-missed, and then its CONNECT is answered.
+A client sends CONNECT with a pid. Its session is taken over, its subscriptions are checked, its CONNECT is answered,
+and then it is sent what it has missed. Node's server sends that before the answer. But a stock client keeps events that
+come before the answer, without their offsets: if the connection breaks in between, it would get them twice.
 """
 
 import functools
@@ -14,7 +15,6 @@ from socketio_pg.access.sessions import Sessions
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError, SocketIOPGError
-from socketio_pg.gateway.catching_up import TooLongError, TrimmedError
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.keeping import Keeping, NotRecoveredError, Session, identity_of
 from socketio_pg.gateway.subscribing import Pending
@@ -111,7 +111,7 @@ class Restoring:
             return None
 
     def restore(self, sid: str, eio_sid: str) -> bool:
-        """Restore the subscriptions of a session, and send what it has missed. Return False if that is impossible."""
+        """Restore the subscriptions of a session. Return False if that is impossible."""
         attempt = self._attempts.get(eio_sid)
         if attempt is None or attempt.session is None:
             return False
@@ -122,10 +122,6 @@ class Restoring:
             return True
         except NotRecoveredError as error:
             attempt.fail(error)
-        except TrimmedError:
-            attempt.fail(NotRecoveredError("trimmed"))
-        except TooLongError:
-            attempt.fail(NotRecoveredError("too_long"))
         except (DatabaseError, LogNotInstalledError):
             attempt.fail(NotRecoveredError("database_unavailable"))
         if self._is_here(eio_sid):
@@ -133,24 +129,17 @@ class Restoring:
         return False
 
     def restored(self, sid: str, eio_sid: str) -> bool:
-        """Send what has come since :meth:`restore`, and let live messages follow. Return False if that fails."""
+        """Begin to deliver, before the answer to CONNECT. Return False if that is impossible. Does not wait."""
         attempt = self._attempts.get(eio_sid)
-        catching_up = self._delivery.catching_up(sid)
-        if attempt is None or catching_up is None:
-            return False
-        try:
-            catching_up.run()
-        except (TrimmedError, TooLongError, SocketIOPGError):
-            return False
-        # Nothing waits from here to the answer.
         session = self._keeping.get(sid)
-        if not self._is_here(eio_sid) or session is not attempt.session or session is None or self._is_stale(session):
+        if attempt is None or session is None or session is not attempt.session:
+            return False  # ended while the application's connect handler waited
+        if not self._is_here(eio_sid) or self._is_stale(session):
             return False
         for one in attempt.subscriptions:
-            if self._hub.is_subscribed(sid, one.channel):
+            if self._hub.is_subscribed(sid, one.channel) and one.after is not None:
                 self._delivery.enter(sid, one.channel, one.filter, one.strings)
-        catching_up.release()
-        catching_up.restoring = False
+                self._delivery.hold(sid, one.channel, one.after, one.start)
         return True
 
     def answer(self, sid: str, eio_sid: str, namespace: str) -> dict[str, Any]:
@@ -167,8 +156,14 @@ class Restoring:
         return {"pid": attempt.session.pid}
 
     def connected(self, sid: str) -> dict[str, Any] | None:
-        """Return the field ``recovery`` of the client's `server_hello`; None if the client has not asked for it."""
+        """Send a client what it has missed, soon.
+
+        Return the field ``recovery`` of its `server_hello`; None if it has not asked for it.
+        """
         attempt = self._attempts.pop(self._manager.eio_sid_from_sid(sid, "/"), None)
+        catching_up = self._delivery.catching_up(sid)
+        if catching_up is not None:
+            green.run_soon(catching_up.run)
         return None if attempt is None else attempt.to_wire()
 
     def closed(self, eio_sid: str) -> None:
@@ -192,7 +187,7 @@ class Restoring:
         position = max(offset.position, session.ticket.position)
         starts = {}
         for channel, entry in session.entries.items():
-            own = offset.behind.get(entry.number)
+            own = offset.others.get(entry.number)
             if (own is None and entry.replaying) or entry.replaying == "snapshot":
                 raise NotRecoveredError("replaying")
             starts[channel] = max(position if own is None else own, entry.after)
@@ -214,19 +209,11 @@ class Restoring:
                 raise one
             else:
                 ended.append((channel, one.code))
-        catching_up = self._delivery.catching_up(sid)
-        assert catching_up is not None
-        catching_up.restoring = True
         for channel, reason in ended:
             # As for a connected client: it may have lost the permission.
             self._keeping.left(sid, channel)
             body = {"channel": channel, "reason": reason}
             self._manager.emit("unsubscribed", body, "/", to=sid, ignore_queue=True)
-        for one in attempt.subscriptions:
-            self._hub.set_filter(sid, one.channel, one.filter)
-            self._hub.set_strings(sid, one.channel, one.strings)
-            catching_up.hold(one.channel, starts[one.channel])
-        catching_up.run()
 
     def _request(self, session: Session, channel: str, after: int) -> dict[str, Any]:
         entry = session.entries[channel]

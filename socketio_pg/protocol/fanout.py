@@ -119,11 +119,24 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         socket = self.server.eio.sockets.get(eio_sid)
         return socket is not None and not socket.closed and not socket.closing
 
-    def close(self, eio_sid: str) -> None:
-        """Close a connection as if it was lost, in a green thread: the application's disconnect handlers may wait."""
-        socket = self.server.eio.sockets.get(eio_sid)
-        if socket is not None:
-            green.run_soon(socket.close, False, True, self.server.reason.TRANSPORT_CLOSE)
+    def close(self, eio_sid: str) -> green.Event:
+        """Close a connection as if it was lost. Return an event that is set afterwards.
+
+        Uses a green thread: the application's disconnect handlers may wait. The connection counts as closed, unless it
+        was being closed already, from when the event is set.
+        """
+        closed = green.Event()
+
+        def close() -> None:
+            try:
+                socket = self.server.eio.sockets.get(eio_sid)
+                if socket is not None:
+                    socket.close(False, True, self.server.reason.TRANSPORT_CLOSE)
+            finally:
+                closed.send()
+
+        green.run_soon(close)
+        return closed
 
     def follow(self, sid: str, cursor: Cursor) -> None:
         """Add the offset of ``cursor`` to each event of this client of the namespace ``/``, until it has left."""
@@ -391,7 +404,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         shared, frame = None, b""
         for number, (sid, socket, cursor) in enumerate(line.followed, 1):
             if sid not in broadcast.gone_from(room):
-                if cursor.behind or socket.connection is None:
+                if cursor.alone or socket.connection is None:
                     self._send_share(_with_offsets(packets, cursor), socket)
                 else:
                     if last is not None:

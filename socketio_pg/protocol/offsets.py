@@ -13,27 +13,27 @@ from typing import Protocol
 
 #: The maximum number of subscriptions with a position of their own in an offset. With more of them the offset ends with
 #: ``;*``: the session cannot be recovered from there.
-MAX_BEHIND = 8
+MAX_OTHERS = 8
 #: The maximum length of an offset.
-MAX_LENGTH = 64 + MAX_BEHIND * 32
+MAX_LENGTH = 64 + MAX_OTHERS * 32
 _PREFIX = "r1:"
 _OFFSET = re.compile(r"r1:([0-9a-f-]{36}):([0-9]{1,18})(?:;(\*|[0-9]{1,9}=[0-9]{1,18}(?:,[0-9]{1,9}=[0-9]{1,18})*))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Offset:
-    """``position`` holds for all subscriptions but those in ``behind`` (number → position).
+    """``position`` holds for all subscriptions but those in ``others`` (number → position).
 
-    ``complete`` is False if subscriptions are missing in ``behind``.
+    ``complete`` is False if subscriptions are missing in ``others``.
     """
 
     epoch: str
     position: int
-    behind: Mapping[int, int] = field(default_factory=dict)
+    others: Mapping[int, int] = field(default_factory=dict)
     complete: bool = True
 
     def __str__(self) -> str:
-        rest = ",".join(f"{number}={position}" for number, position in self.behind.items()) if self.complete else "*"
+        rest = ",".join(f"{number}={position}" for number, position in self.others.items()) if self.complete else "*"
         return f"{_PREFIX}{self.epoch}:{self.position}{rest and ';'}{rest}"
 
 
@@ -48,9 +48,9 @@ def parse_offset(text: object) -> Offset | None:
     if rest == "*":
         return Offset(epoch, int(position), complete=False)
     pairs = [pair.split("=") for pair in rest.split(",")] if rest else []
-    if len(pairs) > MAX_BEHIND:
+    if len(pairs) > MAX_OTHERS:
         return None
-    return Offset(epoch, int(position), {int(number): int(behind) for number, behind in pairs})
+    return Offset(epoch, int(position), {int(number): int(at) for number, at in pairs})
 
 
 class Delivered(Protocol):
@@ -68,7 +68,7 @@ class Delivered(Protocol):
 class Cursor:
     """How far the log has been delivered to one client."""
 
-    __slots__ = ("_epoch", "_log", "_text", "_text_of", "behind", "numbers", "sent")
+    __slots__ = ("_ahead", "_epoch", "_log", "_text", "_text_of", "behind", "numbers", "sent")
 
     def __init__(self, log: Delivered) -> None:
         self._log = log
@@ -79,7 +79,27 @@ class Cursor:
         self.numbers: dict[str, int] = {}
         #: Channel → position, of the subscriptions whose replay is in progress.
         self.behind: dict[str, int] = {}
+        #: The same, of subscriptions whose replay has overtaken the messages that are being delivered to the others.
+        self._ahead: dict[str, int] = {}
         self._text, self._text_of = "", -1
+
+    @property
+    def alone(self) -> bool:
+        """Whether the client may have other offsets than those that are up to date."""
+        return bool(self.behind or self._ahead)
+
+    def catch_up(self, position: int) -> None:
+        """Note that all subscriptions that were behind have arrived at ``position``, that of the last live message."""
+        if len(self.behind) == len(self.numbers):
+            self.sent = max(self.sent, position)
+        else:
+            self._ahead |= dict.fromkeys(self.behind, position)
+        self.behind.clear()
+
+    def leave(self, channel: str) -> None:
+        """Forget a subscription that has ended."""
+        for places in (self.numbers, self.behind, self._ahead):
+            places.pop(channel, None)
 
     def offset(self) -> str:
         """Return the offset of the next event of this client."""
@@ -87,20 +107,23 @@ class Cursor:
         if epoch != self._epoch:
             self._epoch, self.sent, self._text_of = epoch, 0, -1
             self.behind.clear()
+            self._ahead.clear()
         if epoch is None:
             return _PREFIX  # nothing to recover
         position = self._log.delivered
         if self.sent > position:
             position = self.sent
-        if self.behind:
+        if self.behind or self._ahead:
             return self._partial(epoch, position)
         if position != self._text_of:
             self._text, self._text_of = f"{_PREFIX}{epoch}:{position}", position
         return self._text
 
     def _partial(self, epoch: str, position: int) -> str:
-        behind = self.behind
-        if len(behind) == len(self.numbers):  # no subscription is live
-            position = Counter(behind.values()).most_common(1)[0][0]
-        others = {self.numbers[channel]: at for channel, at in behind.items() if at != position}
-        return str(Offset(epoch, position, others, complete=len(others) <= MAX_BEHIND))
+        if self._ahead:
+            self._ahead = {channel: at for channel, at in self._ahead.items() if at > position}
+        places = self._ahead | self.behind
+        if places and len(places) == len(self.numbers):  # no subscription is live
+            position = Counter(places.values()).most_common(1)[0][0]
+        others = {self.numbers[channel]: at for channel, at in places.items() if at != position}
+        return str(Offset(epoch, position, others, complete=len(others) <= MAX_OTHERS))

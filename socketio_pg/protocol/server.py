@@ -73,16 +73,16 @@ class Lifecycle:
         return None
 
     def restore(self, sid: str, eio_sid: str) -> bool:
-        """Restore the former session of an identified client, and send it what it has missed. May wait.
+        """Restore the former session of an identified client. May wait.
 
         Return False if the client must get a new session.
         """
         return False
 
     def restored(self, sid: str, eio_sid: str) -> bool:
-        """The application's connect handler has run: send what has come since. May wait, but not at its end.
+        """The application's connect handler has run, and the answer to CONNECT follows. Does not wait.
 
-        Return False if the client cannot be told about its session any more.
+        Return False if the client cannot get its session any more.
         """
         return False
 
