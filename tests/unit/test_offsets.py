@@ -36,7 +36,8 @@ def test_offsets_are_parsed_as_they_are_written(offset: Offset) -> None:
     [
         None, 5, True, [], {}, "", "r1:", "a foreign text", f"{EPOCH}:7", f"r1:{EPOCH}", f"r1:{EPOCH}:",
         f"r1:{EPOCH}:-1", f"r1:{EPOCH}:1e3", f"r1:{EPOCH}:{10**18}", f"r1:{EPOCH}:\u0663", f"r1:{EPOCH}:7;",
-        f"r1:{EPOCH}:7;3", f"r1:{EPOCH}:7;3=", f"r1:{EPOCH}:7;3=4,", f"r1:{EPOCH}:7;*,3=4", f"r1:{EPOCH}:7\n", f" r1:{EPOCH}:7", f"r2:{EPOCH}:7",
+        f"r1:{EPOCH}:7;3", f"r1:{EPOCH}:7;3=",
+        f"r1:{EPOCH}:7;3=4,", f"r1:{EPOCH}:7;*,3=4", f"r1:{EPOCH}:7\n", f" r1:{EPOCH}:7", f"r2:{EPOCH}:7",
         f"r1:{EPOCH[:-1]}:7", f"r1:{EPOCH.upper()}:7", "r1:" + "9" * 100_000, f"r1:{EPOCH}:7;" + "1=1," * 100_000,
         f"r1:{EPOCH}:7;" + ",".join(f"{number}=1" for number in range(MAX_OTHERS + 1)), f"r1:{EPOCH}:7;3=4 ", "\ud800",
     ],
