@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def strict(newest_pg: Cluster) -> Iterator[Log]:
         made.server.close()
 
 
-def _token(*channels: str, sub: str = "ann", **claims: object) -> dict[str, str]:
+def _token(*channels: str, sub: str = "ann", **claims: Any) -> dict[str, str]:
     return {"token": mint(sub=sub, subscribe=list(channels), **claims)}
 
 
