@@ -102,7 +102,7 @@ def test_sessions_are_stored_for_a_limited_time(log: Log, channel: str) -> None:
     client = RecoveringClient(log.server.url)
     try:
         client.subscribe(channel)
-        client.send({"disconnect": False, "desert": True, "url": "http://127.0.0.1:9"})
+        client.cut("http://127.0.0.1:9")
         count = "SELECT count(*) FROM socketio_pg.session WHERE subscriptions LIKE '%%' || %s || '%%'"
         assert log.sql(count, channel) == [(1,)]
         until(lambda: log.sql(count, channel) == [(0,)], "the session is deleted")
