@@ -5,12 +5,12 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from socketio_pg.access.sessions import Session
 from socketio_pg.core import green
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.core.metrics import fan_out
 from socketio_pg.engine.stream import StreamConnection
 from socketio_pg.gateway.stream_events import html_block, message_block
+from socketio_pg.log.replay import HeldReplay
 from socketio_pg.pubsub.filters import Filter
 from socketio_pg.pubsub.matching import Matching
 
@@ -33,12 +33,13 @@ class Stream:
 
     sid: str
     contents: Contents
-    session: Session
     connection: StreamConnection
     #: Called once, when the stream has ended.
     leave: Callable[[], None]
     #: Whether the event `live` is due when its replay has caught up.
     awaits_live: bool = False
+    #: The replay that is being sent.
+    replay: HeldReplay | None = None
 
 
 @dataclass(eq=False, slots=True)

@@ -36,6 +36,7 @@ from socketio_pg.gateway.stream_events import COMMENT, move_cursor, own_event, r
 from socketio_pg.gateway.stream_groups import Contents, Groups, Stream
 from socketio_pg.gateway.stream_replays import StreamReplay, send_replay
 from socketio_pg.log.log import Log
+from socketio_pg.log.replay import HeldReplay
 from socketio_pg.log.starts import Snapshot, Start, wants_all
 from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.pubsub.hub import Hub
@@ -139,10 +140,25 @@ class Streams:
 
     # -- beginning -----------------------------------------------------------------------------------------------------
 
+    def admit(self, claims: Claims | None, channels: Sequence[str]) -> int:
+        """Return when a client may subscribe to ``channels``, with the mark of that decision for :meth:`open`.
+
+        Waits, and raises as :meth:`Permissions.require`.
+        """
+        permissions = self._access.permissions
+        mark = permissions.mark()
+        self._require(claims, channels)
+        return mark
+
+    def _require(self, claims: Claims | None, channels: Sequence[str]) -> None:
+        require = functools.partial(self._access.permissions.require, claims, "subscribe")
+        self._together([functools.partial(require, channel) for channel in channels])
+
     def open(
         self,
         request: StreamRequest,
         claims: Claims | None,
+        mark: int,
         head: bytes,
         take: Callable[[], TakenOver],
         leave: Callable[[], None],
@@ -161,37 +177,33 @@ class Streams:
             self._hub.add(sid)
             self._access.sessions.set(sid, _NAMESPACE, claims)
             undo.callback(self._forget, sid)
-            found = self._prepare(sid, request)
-            self._require_begun(sid, request, claims)
+            found = self._prepare(sid, request, claims, mark)
+            self._require_begun(sid, request)
             # Nothing waits from here on: the position in `subscribed` is where the messages begin.
             taken = take()
             taken.detect_loss(self._patience)
             undo.pop_all()
         return taken, self._begin(sid, request, found, taken, head, leave)
 
-    def _require_begun(self, sid: str, request: StreamRequest, claims: Claims | None) -> None:
+    def _require_begun(self, sid: str, request: StreamRequest) -> None:
         """Raise if the client has lost its login or a permission while the stream was prepared."""
-        if claims is not None and claims.expires_at is not None and claims.expires_at <= time.time():
+        if self._access.sessions.get(sid) is None:
             raise UnauthorizedError("the token has expired")
         for channel in request.contents.channels:
             if not self._hub.is_subscribed(sid, channel):
                 raise ForbiddenError("this client may no longer subscribe to the channel", channel=channel)
 
-    def _prepare(self, sid: str, request: StreamRequest) -> _Found:
+    def _prepare(self, sid: str, request: StreamRequest, claims: Claims | None, mark: int) -> _Found:
         """Subscribe to all channels, and return where the stream begins."""
-        contents, permissions = request.contents, self._access.permissions
-        session = self._access.sessions.get(sid)
-        claims = None if session is None else session.claims
-        mark = permissions.mark()
-        self._together([functools.partial(permissions.require, claims, "subscribe", one) for one in contents.channels])
+        contents = request.contents
         for number, channel in enumerate(contents.channels):
             self._limits.check_subscriptions(number)
             if not self._hub.has_channel(channel):
                 self._limits.check_channels(self._hub.channel_count)
         self._together([functools.partial(self._pubsub.join, sid, one) for one in contents.channels])
-        overtaken = [one for one in contents.channels if permissions.is_overtaken(one, mark)]
         # The first answers may predate a change of permissions. Later changes recheck these subscriptions.
-        self._together([functools.partial(permissions.require, claims, "subscribe", one) for one in overtaken])
+        is_overtaken = self._access.permissions.is_overtaken
+        self._require(claims, [channel for channel in contents.channels if is_overtaken(channel, mark)])
         while True:
             found = self._find_start(request)
             if found.epoch == self._log.epoch:
@@ -240,11 +252,9 @@ class Streams:
         head: bytes,
         leave: Callable[[], None],
     ) -> StreamConnection:
-        session = self._access.sessions.get(sid)
-        assert session is not None
         connection = StreamConnection(taken.socket, lambda reason: self._lost(sid, reason), self._send_buffer_bytes)
         connection.cork()
-        stream = Stream(sid, request.contents, session, connection, leave)
+        stream = Stream(sid, request.contents, connection, leave)
         self._streams[sid] = stream
         metrics.opened_connections.labels("stream").inc()
         connection.send(head + retry(jittered(RETRY)))
@@ -252,6 +262,7 @@ class Streams:
         if found.starts is not None:
             stream.awaits_live = True
             from_a_place = not isinstance(request.start, str) and wants_all(request.start)
+            # Of the earliest ones it is not told which were deleted by hand, as of the newest ones.
             replay = self._hold(stream, found.starts, 0 if isinstance(request.start, str) else request.start)
             metrics.replays.labels("since" if from_a_place else "history").inc()
         position = self._log.position if found.starts is None else min(found.starts.values())
@@ -265,7 +276,7 @@ class Streams:
         self._due[stream] = time.monotonic() + random.uniform(0.3, 1.0) * self.comment_seconds, False
         self._worker.start(self._watch)
         if replay is not None:
-            green.run_soon(self._replay, stream, replay)
+            self._start(stream, replay)
         return connection
 
     def _say_subscribed(self, stream: Stream, request: StreamRequest, found: _Found, position: int) -> None:
@@ -294,7 +305,7 @@ class Streams:
 
     # -- replays -------------------------------------------------------------------------------------------------------
 
-    def _hold(self, stream: Stream, starts: dict[str, int], start: Start = None) -> Any:
+    def _hold(self, stream: Stream, starts: dict[str, int], start: Start = None) -> HeldReplay:
         """Hold live messages of the log back from a stream, and return its replay.
 
         ``start``: see :meth:`Log.replay`.
@@ -316,9 +327,19 @@ class Streams:
         receiver.skipping = held.replay.skipping
         return held
 
-    def _replay(self, stream: Stream, replay: Any) -> None:
+    def _start(self, stream: Stream, replay: HeldReplay) -> None:
+        """Send a replay, in the place of one that is no longer held: a stream has one green thread for them."""
+        running, stream.replay = stream.replay is not None, replay
+        if not running:
+            green.run_soon(self._replay, stream)
+
+    def _replay(self, stream: Stream) -> None:
         try:
-            send_replay(stream, replay, self._page_bytes)
+            while stream.replay is not None:
+                replay = stream.replay
+                send_replay(stream, replay, self._page_bytes)
+                if stream.replay is replay:
+                    stream.replay = None
         except Exception:  # a bug; the client would wait for messages that the failed replay holds back
             logger.exception("a replay of a stream failed")
             self._fail(stream, SocketIOPGError("the server failed to handle this"))
@@ -332,7 +353,7 @@ class Streams:
                 if not self._is_held(stream) and self._fresh.get(stream, 0) < first:
                     replay = self._hold(stream, dict.fromkeys(stream.contents.channels, first - 1))
                     metrics.replays.labels("lagging").inc()
-                    green.run_soon(self._replay, stream, replay)
+                    self._start(stream, replay)
 
     def _is_held(self, stream: Stream) -> bool:
         return self._hub.held_by(stream.sid, stream.contents.channels[0]) is not None
@@ -418,7 +439,9 @@ class Streams:
     def expire(self, session: Session) -> None:
         """End a stream whose token has expired."""
         stream = self._streams.get(session.sid)
-        if stream is not None:
+        if stream is None:  # it has not begun yet, and will not
+            self._access.sessions.drop(session.sid)
+        else:
             metrics.cut_off.labels("expired").inc()
             self._fail(stream, UnauthorizedError("the token has expired"))
 

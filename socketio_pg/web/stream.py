@@ -6,12 +6,14 @@ is away) is answered with a 200 that tells the client to come back, and only wha
 
 import functools
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from flask import Response, request
 from werkzeug.datastructures import Headers
+from werkzeug.exceptions import HTTPException
 
 from socketio_pg.access.access import Access
 from socketio_pg.access.tickets import Tickets
@@ -25,6 +27,7 @@ from socketio_pg.core.errors import (
     InvalidRequestError,
     SocketIOPGError,
 )
+from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.engine import handover
 from socketio_pg.engine.stream import StreamConnection, response_head
 from socketio_pg.gateway.admission import Admission
@@ -36,6 +39,8 @@ from socketio_pg.log.starts import Start, requested_start
 from socketio_pg.protocol.extension import HOLD
 from socketio_pg.pubsub.filters import INVALID_STEPS, Filter, parse_filter
 from socketio_pg.web.identity import Identity
+
+_limited_log = RateLimitedLog(logging.getLogger("socketio_pg.streams"))
 
 CONTENT_TYPE = "text/event-stream"
 #: The cookie that keeps a ticket good. Its path is the one of the request, as the browser knows it.
@@ -75,11 +80,17 @@ class StreamApi:
             return later(b": the server shuts down\n\n")
         try:
             return self._stream(channels, headers)
-        except SocketIOPGError as error:
-            if error.code not in PASSING:
+        except SocketIOPGError as raised:
+            if raised.code not in PASSING:
                 raise
-            metrics.errors.labels(error.code).inc()
-            return later(failure(error))
+            error = raised
+        except HTTPException:
+            raise
+        except Exception:
+            _limited_log.failure("a stream could not be opened")
+            error = SocketIOPGError("the server failed to handle this")
+        metrics.errors.labels(error.code).inc()
+        return later(failure(error))
 
     def tickets(self, body: dict[str, Any], claims: Claims | None) -> dict[str, Any]:
         """``POST /api/tickets``: return the body of the answer."""
@@ -113,7 +124,7 @@ class StreamApi:
             for channel in wanted.contents.channels:
                 if allowed is not None and channel not in allowed:
                     raise ForbiddenError("the ticket is not for this channel", channel=channel)
-                self._permissions.require(claims, "subscribe", channel)
+            mark = self._streams.admit(claims, wanted.contents.channels)
             place.admit()
             if request.method == "HEAD":
                 place.free()
@@ -122,7 +133,7 @@ class StreamApi:
                 raise InvalidRequestError("a stream needs a connection")
             head = response_head(HTTPStatus.OK, headers)
             take = functools.partial(handover.taken_over, environ)
-            return TakenResponse(*self._streams.open(wanted, claims, head, take, place.free))
+            return TakenResponse(*self._streams.open(wanted, claims, mark, head, take, place.free))
         except BaseException:
             place.free()
             raise

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import ssl
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -139,3 +140,20 @@ def test_server_stops_with_connected_clients(newest_pg: Cluster, certificate: tu
             client.next("disconnect")
             client.close()
         assert "Traceback" not in server.log, server.log
+
+
+@pytest.mark.nightly
+def test_a_stream_ends_cleanly(newest_pg: Cluster, certificate: tuple[str, str], channel: str) -> None:
+    """With TLS's own end: curl reports any other as an error, and browsers as a lost connection."""
+    with contextlib.closing(TLSServer(newest_pg, certificate)) as server:
+        url = f"https://127.0.0.1:{server.port}/api/channels/{channel}/stream"
+        command = ["curl", "-sSN", "--cacert", server.certificate, url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as curl:
+            assert curl.stdout is not None
+            lines = iter(curl.stdout.readline, "")
+            next(line for line in lines if line.startswith("event: subscribed"))
+            newest_pg.notify(channel, "7")
+            next(line for line in lines if '"payload":7' in line)
+            server.stop()
+            _, errors = curl.communicate(timeout=PATIENCE)
+        assert (curl.returncode, errors) == (0, "")
