@@ -1,6 +1,7 @@
 """What errors, help and the doctor tell people to do can be done: the commands, options, settings and files exist."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from importlib import metadata
@@ -33,6 +34,7 @@ def sources(root: Path) -> list[Path]:
     return [path for path in found if "vendor" not in path.parts]
 
 
+@functools.cache
 def advice(root: Path) -> list[str]:
     """Return all texts of the package's Python files, and its SQL, scripts and pages as they are."""
     found: list[str] = []

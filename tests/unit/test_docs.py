@@ -1,6 +1,7 @@
 """The docs agree with the code: events, error codes, modules, named tests; their links lead somewhere."""
 
 import ast
+import functools
 import importlib
 import json
 import re
@@ -48,7 +49,8 @@ def documented_events(markdown: str) -> list[str]:
     return re.findall(r"^### `([^`]+)`\s*$", markdown, re.MULTILINE)
 
 
-def emitted_events(root: Path) -> set[str]:
+@functools.cache
+def emitted_events(root: Path) -> frozenset[str]:
     """Return the first arguments of ``emit``, ``_emit``, ``emit_in_order``, ``encode_message`` and ``Answer``."""
     names = set()
     for path in (root / "socketio_pg").rglob("*.py"):
@@ -61,7 +63,7 @@ def emitted_events(root: Path) -> set[str]:
                     names.add(name)
                 case ast.Call(func=ast.Name(id="Answer"), args=[ast.Constant(value=str(name)), *_]):
                     names.add(name)
-    return names
+    return frozenset(names)
 
 
 def registered_events(server: SocketServer) -> set[str]:
