@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Raise the limit of file descriptors for thousands of clients, here and in the servers, which inherit it."""
+    gc.disable()  # until the collection has ended: it makes thousands of objects, which all stay
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if config.getoption("nightly"):
@@ -57,6 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     """Exempt what the collection has made, which stays, from garbage collection and from :mod:`leftovers`."""
+    gc.enable()
     gc.freeze()
 
 
