@@ -64,25 +64,10 @@ class Client:
         not affect the transaction. Through the log PostgreSQL checks the size: a driver's error with SQLSTATE SG002.
         With an id, a transaction that is REPEATABLE READ or SERIALIZABLE can get a serialization failure.
         """
-        values: dict[str, Any] = {"channel": validate_channel(channel), "payload": encode_payload(payload)}
-        if id is not None:
-            values["id"] = validate_id(id)
-        if durable is None:
-            # A small payload may go either way. A larger one has only the log, and an id needs the schema: PostgreSQL's
-            # error about what is missing is the best one.
-            durable = self._has_log()
-        if not durable:
-            check_size(values["payload"])
-        # Qualified: the caller's search_path may contain schemas of other owners.
-        arguments = "CAST({channel} AS pg_catalog.text), CAST({payload} AS pg_catalog.jsonb)"
-        if id is not None:
-            values["durable"] = durable
-            arguments += ", CAST({durable} AS pg_catalog.bool), CAST({id} AS pg_catalog.text)"
-        elif not durable:
-            arguments = "CAST({channel} AS pg_catalog.text), CAST({payload} AS pg_catalog.text)"
-        function = "pg_catalog.pg_notify" if id is None and not durable else "socketio_pg.publish"
+        values = publication_values(channel, payload, id)
+        statement = publication(values, self._has_log() if durable is None else durable)
         try:
-            result = execute(self._connection, f"SELECT {function}({arguments})", values)
+            result = execute(self._connection, statement, values)
         except Exception:
             LOG_CHOICE.forget()  # the log may have been removed
             raise
@@ -91,6 +76,35 @@ class Client:
     def _has_log(self) -> bool:
         key = database_key(_driver_connection(self._connection))
         return LOG_CHOICE.has_log(key, self._schema_owner, lambda query: fetch(self._connection, query))
+
+
+def publication_values(channel: str, payload: Any, id: str | None) -> dict[str, Any]:
+    """Return the values of a publication for :func:`publication`. Raises as :meth:`Client.notify`, without a driver."""
+    values: dict[str, Any] = {"channel": validate_channel(channel), "payload": encode_payload(payload)}
+    if id is not None:
+        values["id"] = validate_id(id)
+    return values
+
+
+def publication(values: dict[str, Any], durable: bool) -> str:
+    """Return the statement of a publication, in which ``{name}`` stands for a value; add to ``values`` what it needs.
+
+    Raises :class:`PayloadTooLargeError` over 7,999 bytes for NOTIFY.
+    """
+    # A small payload may go either way. A larger one has only the log, and an id needs the schema: PostgreSQL's error
+    # about what is missing is the best one.
+    if not durable:
+        check_size(values["payload"])
+    # Qualified: the caller's search_path may contain schemas of other owners. The payload is a text first: a program
+    # may have told its driver how to write jsonb.
+    arguments = "CAST({channel} AS pg_catalog.text), CAST(CAST({payload} AS pg_catalog.text) AS pg_catalog.jsonb)"
+    if "id" in values:
+        values["durable"] = durable
+        arguments += ", CAST({durable} AS pg_catalog.bool), CAST({id} AS pg_catalog.text)"
+    elif not durable:
+        arguments = "CAST({channel} AS pg_catalog.text), CAST({payload} AS pg_catalog.text)"
+    function = "pg_catalog.pg_notify" if "id" not in values and not durable else "socketio_pg.publish"
+    return f"SELECT {function}({arguments})"
 
 
 def execute(connection: Any, statement: str, values: Mapping[str, Any]) -> Any:

@@ -147,7 +147,7 @@ class Listening(Assertions):
     def __enter__(self) -> "Listening":
         session = self._session = Session(self._engine, self._waker, listen=False)
         for channel in self._channels:
-            session.query(f"LISTEN {quote_identifier(channel)}".replace("{", "{{").replace("}", "}}"))
+            session.query(f"LISTEN {quote_identifier(channel)}")
         session.commit()
         return self
 

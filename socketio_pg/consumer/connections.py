@@ -92,10 +92,12 @@ class Session:
         """Run ``statement``, in which ``{name}`` stands for a value, and return its rows."""
         values = values or {}
         if isinstance(self.handle, Connection):
-            result = self.handle.execute(text(statement.format(**{name: f":{name}" for name in values})), dict(values))
+            written = statement.format(**{name: f":{name}" for name in values}) if values else statement
+            result = self.handle.execute(text(written), dict(values))
             return [tuple(row) for row in result] if result.returns_rows else []
         with self.handle.cursor() as cursor:
-            cursor.execute(statement.format(**{name: f"%({name})s" for name in values}), values or None)
+            written = statement.format(**{name: f"%({name})s" for name in values}) if values else statement
+            cursor.execute(written, values or None)
             return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
 
     def commit(self) -> None:

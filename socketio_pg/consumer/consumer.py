@@ -11,9 +11,15 @@ from typing import Any, Literal, TypeAlias, TypedDict
 from sqlalchemy.engine import Engine
 
 from socketio_pg.consumer.connections import Session, Waker
+from socketio_pg.core import schema_trust
 from socketio_pg.core.backoff import Backoff
-from socketio_pg.core.channels import validate_channel
-from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
+from socketio_pg.core.channels import quote_literal, validate_channel
+from socketio_pg.core.errors import (
+    InvalidRequestError,
+    LogNotInstalledError,
+    SocketIOPGError,
+    UntrustedSchemaError,
+)
 from socketio_pg.core.messages import Position, loads
 
 logger = logging.getLogger("socketio_pg.consumer")
@@ -96,6 +102,9 @@ class Consumer:
     When messages were removed from the log before the consumer got them, or the log was recreated or restored,
     :meth:`run` raises :class:`MissedMessagesError`. With ``on_gap`` it calls ``on_gap(connection, gap)`` instead and
     continues from the position that it returns (None: that of the gap), in one transaction.
+
+    ``schema_owner`` is a role to trust as the owner of the schema, as the setting SCHEMA_OWNER. With another owner,
+    :meth:`run` raises :class:`UntrustedSchemaError`; without the schema, :class:`LogNotInstalledError`.
     """
 
     def __init__(
@@ -114,6 +123,7 @@ class Consumer:
         on_failure: Callable[[Any, Message, Exception], object] | None = None,
         on_gap: Callable[[Any, ConsumerGap], Start | None] | None = None,
         parse_float: Callable[[str], Any] = float,
+        schema_owner: str | None = None,
     ) -> None:
         if isinstance(channels, str):
             raise TypeError("channels must be a sequence of channels")
@@ -130,6 +140,7 @@ class Consumer:
         self._on_failure = on_failure
         self._on_gap = on_gap
         self._parse_float = parse_float
+        self._schema_owner = schema_owner
         self._waker = Waker()
         self._stopping = False
         self._session: Session | None = None
@@ -240,9 +251,24 @@ class Consumer:
     def _open(self) -> Session:
         if self._session is None or self._session.lost:
             self._session = None
-            self._session = Session(self._connect, self._waker, listen=self._listen)
-            self._connected = True
+            session = Session(self._connect, self._waker, listen=self._listen)
+            try:
+                self._verify(session)
+            except BaseException:
+                session.close()
+                raise
+            self._session, self._connected = session, True
         return self._session
+
+    def _verify(self, session: Session) -> None:
+        """Verify that the schema belongs to a trusted role, before anything in it is called."""
+        owner = None if self._schema_owner is None else quote_literal(self._schema_owner)
+        [(present, problems)] = session.query(schema_trust.query(owner))
+        session.commit()
+        if problems:
+            raise UntrustedSchemaError(f"the schema socketio_pg is not trusted: {', '.join(problems)}")
+        if not present:
+            raise LogNotInstalledError("the log is not installed in the database: run 'socketio-pg init'")
 
     def _hang_up(self) -> None:
         session, self._session = self._session, None

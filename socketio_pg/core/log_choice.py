@@ -27,13 +27,22 @@ class LogChoice:
         ``key`` names the database and the role. ``fetch`` runs a query that reads the system catalogs only: it calls
         nothing that the schema's owner has written, and succeeds in any transaction that has not failed before.
         """
+        found = self.known(key, schema_owner)
+        return self.learn(key, schema_owner, fetch(self.question(schema_owner))) if found is None else found
+
+    def known(self, key: Hashable, schema_owner: str | None) -> bool | None:
+        """Return the remembered answer; None if :meth:`question` must be asked."""
+        found, until = self._known.get((key, schema_owner), (False, 0.0))
+        return found if time.monotonic() < until else None
+
+    def question(self, schema_owner: str | None) -> str:
+        """Return the query, whose rows are for :meth:`learn`."""
+        return schema_trust.usable(None if schema_owner is None else quote_literal(schema_owner))
+
+    def learn(self, key: Hashable, schema_owner: str | None, rows: Sequence[Sequence[Any]]) -> bool:
+        """Remember and return the answer."""
         key = (key, schema_owner)
-        found, until = self._known.get(key, (False, 0.0))
-        now = time.monotonic()
-        if now < until:
-            return found
-        owner = None if schema_owner is None else quote_literal(schema_owner)
-        [(present, problems, usable)] = fetch(schema_trust.usable(owner))
+        [(present, problems, usable)] = rows
         if problems and key not in self._known:
             logger.warning(
                 "the log is not used: the schema socketio_pg is not trusted: %s; messages are sent with NOTIFY. "
@@ -43,7 +52,7 @@ class LogChoice:
         found = bool(present and usable and not problems)
         if len(self._known) >= self.most:
             self._known.clear()
-        self._known[key] = (found, now + (self.yes_seconds if found else self.no_seconds))
+        self._known[key] = (found, time.monotonic() + (self.yes_seconds if found else self.no_seconds))
         return found
 
     def forget(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine, text
 
 from socketio_pg.consumer import Consumer, ConsumerGap, Message, MissedMessagesError
+from socketio_pg.core.errors import LogNotInstalledError, UntrustedSchemaError
 from tests.support.log_database import LogDatabase
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster, in_thread
@@ -277,9 +278,19 @@ def test_role_needs_only_the_consumer_grants(database: LogDatabase, work: Work, 
         publish(database, channel, 1)
         run(consumer(KINDS["psycopg"](url), channel), work)
         assert done(database, channel) == [1]
+        database.sql("ALTER FUNCTION socketio_pg.consumer_start OWNER TO pg_monitor")
+        with pytest.raises(UntrustedSchemaError, match="consumer_start belongs to pg_monitor"):
+            run(consumer(KINDS["psycopg"](url), channel), work)
+        run(consumer(KINDS["psycopg"](url), channel, schema_owner="pg_monitor"), work)
     finally:
+        database.sql("ALTER FUNCTION socketio_pg.consumer_start OWNER TO CURRENT_USER")
         database.sql("DROP OWNED BY consuming")
         database.cluster.sql("DROP ROLE consuming")
+
+
+def test_database_without_a_log_is_told(newest_pg: Cluster, work: Work, channel: str) -> None:
+    with pytest.raises(LogNotInstalledError):
+        run(consumer(KINDS["psycopg"](newest_pg.url("template1")), channel), work)
 
 
 def test_quiet_consumer_moves_on_before_the_messages_of_others_are_trimmed(

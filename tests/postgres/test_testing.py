@@ -55,7 +55,7 @@ def test_messages_of_the_open_transaction_and_of_others_are_seen(database: LogDa
         published = Published(connection)
         published.assert_nothing_published()
         Client(connection).notify("orders", {"new": {"id": 7}, "b": [1]}, durable=True)
-        execute(connection, "INSERT INTO orders VALUES (7)")
+        execute(connection, "INSERT INTO orders VALUES (7) RETURNING id")
         published.assert_published("orders", {"new": {"id": 7}, "b": [1]}, times=1)
         published.assert_published("orders", matching={"new.id": {"gt": 6}})
         published.assert_published("orders", matching=lambda payload: payload["b"] == [1])
