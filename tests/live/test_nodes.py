@@ -5,6 +5,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -65,8 +66,14 @@ def test_websockets_go_to_the_least_loaded_node(nodes: Nodes) -> None:
     already = len(nodes.requests())
     with Swarm("127.0.0.1", nodes.port) as swarm:
         swarm.connect(90)
-    until(lambda: len(nodes.requests()) >= already + 90, "nginx has logged all connections")
-    by_node = Counter(request.node for request in nodes.requests()[already:] if request.status == 101)
+    by_node: Counter[str] = Counter()
+
+    def logged() -> bool:
+        nonlocal by_node
+        by_node = Counter(request.node for request in nodes.requests()[already:] if request.status == 101)
+        return by_node.total() == 90
+
+    until(logged, "nginx has logged all connections")
     assert sorted(by_node) == sorted(f"127.0.0.1:{node.port}" for node in nodes.nodes)
     # nginx's processes share the connection counts, but each has its own position in the round robin.
     assert max(by_node.values()) <= 2 * min(by_node.values())
@@ -145,10 +152,14 @@ def test_drain_spreads_reconnecting_clients_over_time(newest_pg: Cluster) -> Non
             reconnected = swarm.clients[clients:]
             swarm.run_until(lambda: all(client.connected for client in reconnected))
         assert len(reconnected) == len(gone)
-        until(lambda: len(nodes.requests()) >= clients + len(reconnected), "nginx has logged all connections")
+        opened: list[Any] = []
+
+        def logged() -> bool:
+            opened[:] = [request for request in nodes.requests() if request.status == 101]
+            return len(opened) == clients + len(reconnected)
+
+        until(logged, "nginx has logged all connections")
         gone_to = f"127.0.0.1:{nodes.nodes[0].port}"
-        opened = [request for request in nodes.requests() if request.status == 101]
-        assert len(opened) == clients + len(reconnected)
         returned = sorted(opened, key=lambda request: request.began)[clients:]
         assert len(returned) >= clients / NODES / 2
         assert gone_to not in {request.node for request in returned}
