@@ -1,4 +1,4 @@
-"""The checker's Python programs, which record what arrives: an AsyncSubscriber, two durable consumers of one name."""
+"""The checker's Python programs, which record what arrives: an AsyncSubscriber, a stream, two durable consumers."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,7 @@ from socketio_pg.consumer import Consumer, Message
 from socketio_pg.core.errors import SocketIOPGError
 from socketio_pg.subscriber.subscriber import Gap
 from tests.support.checker import Delivered, Improper, Note, Subscribed, digest
+from tests.support.sse import EventSource
 
 
 class AsyncioProgram:
@@ -68,6 +69,51 @@ class AsyncioProgram:
                 self._positions[channel] = message.get("position", self._positions[channel])
         except Exception as error:
             self.notes.append(Improper(f"{channel} ended with {error!r}"))
+
+
+class StreamProgram:
+    """Follows all ``channels`` in one stream of Server-Sent Events, of one node after the other."""
+
+    def __init__(self, name: str, ports: Sequence[int], channels: Sequence[str], epoch: str) -> None:
+        self.name = name
+        self.channels = channels
+        self._urls = [f"http://127.0.0.1:{port}" for port in ports]
+        self._epoch = epoch
+        self._source: EventSource | None = None
+
+    def start(self) -> None:
+        self._source = EventSource(self._urls, *self.channels, since=f"{self._epoch}:0")
+
+    @property
+    def notes(self) -> list[Note]:
+        assert self._source is not None
+        notes: list[Note] = [Subscribed(channel, 0) for channel in self.channels]
+        last = 0
+        for event in list(self._source.events):
+            body = event.json
+            if event.name == "message":
+                notes.append(_delivered(body))
+                if event.id != f"{self._epoch}:{body['position']}" or body["position"] <= last:
+                    notes.append(Improper(f"got the id {event.id} with {body['position']} after {last}"))
+                last = body["position"]
+            elif event.name == "gap" and body["reason"] != "database_connection_lost":
+                notes.append(Improper(f"got {body}"))
+            elif event.name == "subscribed" and body.get("recovered") is not True:
+                notes.append(Improper(f"was not recovered: {body}"))
+        if self._source.refused is not None:
+            notes.append(Improper(f"was refused: {self._source.refused}"))
+        return notes
+
+    def caught_up(self, newest: dict[str, int]) -> bool:
+        assert self._source is not None
+        if self._source.refused is not None:
+            return True
+        positions = {found["channel"]: found["position"] for found in self._source.messages}
+        return all(positions.get(channel, 0) >= newest.get(channel, 0) for channel in self.channels)
+
+    def end(self) -> None:
+        if self._source is not None:
+            self._source.close()
 
 
 class ConsumerPrograms:

@@ -14,7 +14,7 @@ import psycopg2
 from tests.support.checker import Delivered, Logged, Outcome, Sent, Transaction, digest, judge
 from tests.support.checker_clients import Client, Loop
 from tests.support.checker_faults import Breaker, plan_faults
-from tests.support.checker_programs import AsyncioProgram, ConsumerPrograms
+from tests.support.checker_programs import AsyncioProgram, ConsumerPrograms, StreamProgram
 from tests.support.checker_subscribers import SocketPublisher, Subscriber
 from tests.support.checker_world import World, wait_for, world
 from tests.support.checker_writers import LEDGER, Writer
@@ -105,8 +105,9 @@ class _Run:
             for n in range(size.socket_publishers)
         ]
         self._subscribers = list(self._make_subscribers())
-        self._programs: list[AsyncioProgram | ConsumerPrograms] = [
+        self._programs: list[AsyncioProgram | ConsumerPrograms | StreamProgram] = [
             AsyncioProgram("asyncio", made.ports[0], CHANNELS, made.epoch()),
+            StreamProgram("stream", made.ports, CHANNELS, made.epoch()),
             ConsumerPrograms("consumers", made.cluster.url(), CHANNELS),
         ]
         self._sources: list[Writer | SocketPublisher] = [*self._writers, *self._publishers]
