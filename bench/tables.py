@@ -93,7 +93,7 @@ class Visitor(Member):
 
 
 def write(url: str, rate: float, done: Any) -> None:
-    """Update ``rate`` rows a second, :data:`TOGETHER` in a transaction, and count them. Runs in a process of its own."""
+    """Update ``rate`` rows a second, :data:`TOGETHER` in a transaction, and count them. Runs in its own process."""
     with closing(connect(url)) as connection, connection.cursor() as cursor:
         began = time.monotonic()
         while True:

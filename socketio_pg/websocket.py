@@ -32,6 +32,7 @@ from socketio_pg.gateway.idle import Idle
 from socketio_pg.gateway.keeping import Keeping
 from socketio_pg.gateway.lifecycle import ClientLifecycle
 from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.gateway.live_rights import LiveRights
 from socketio_pg.gateway.live_tables import LiveTables
 from socketio_pg.gateway.node_health import NodeHealth
 from socketio_pg.gateway.node_metrics import NodeMetrics
@@ -155,8 +156,7 @@ class SocketServer:
             manager,
             self.pubsub,
             delivery.replays,
-            self.access.permissions,
-            self.access.sessions,
+            LiveRights(settings, self.access.permissions, self.access.sessions),
             self.limits,
         )
         self._router = None

@@ -162,6 +162,8 @@ class LiveSubscription:
                 return Step.OVER
             if sequence.position > feed.position:
                 return Step.AHEAD
+            if feed.busy:  # it has waited for this pause for too long
+                return Step.MORE
             # No other green thread runs from the comparison of the positions to the end.
             self.view = feed.join(sequence.key, self, sequence.keys)
             self._manager.enter_room(self.sid, "/", self.view.enter(self.wanted.form))

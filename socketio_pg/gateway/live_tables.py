@@ -10,12 +10,9 @@ from typing import Any
 
 import orjson
 
-from socketio_pg.access.permissions import Permissions
-from socketio_pg.access.sessions import Sessions
-from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green, metrics
 from socketio_pg.core.backoff import Backoff
-from socketio_pg.core.channels import PERMISSIONS_CHANNEL, match_pattern
+from socketio_pg.core.channels import PERMISSIONS_CHANNEL
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import (
     DatabaseUnavailableError,
@@ -23,11 +20,13 @@ from socketio_pg.core.errors import (
     ForbiddenError,
     InvalidRequestError,
     LogNotInstalledError,
+    RateLimitedError,
     SocketIOPGError,
     TooManySubscriptionsError,
 )
 from socketio_pg.core.messages import EncodedMessage
-from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.gateway.limits import Bucket, ClientLimits
+from socketio_pg.gateway.live_rights import LiveRights
 from socketio_pg.gateway.live_subscription import LiveSubscription, event_body
 from socketio_pg.gateway.replays import Replays
 from socketio_pg.log.starts import LogPosition, requested_start
@@ -49,17 +48,12 @@ from socketio_pg.tables.views import Form, View
 
 logger = logging.getLogger("socketio_pg.tables")
 
-#: Claims that differ between the tokens of one client, and that no policy needs: expired tokens are refused.
-_TIMES = ("exp", "iat", "nbf")
-
 
 class LiveTables(Receiver):
-    """The live tables of one node's clients.
+    """The live tables of one node's clients. ``replays`` takes turns between the replays of a client."""
 
-    ``replays`` takes turns between the replays of a client. ``require(sid, channel)`` returns when the client may
-    subscribe to a channel, and raises otherwise; it may wait.
-    """
-
+    #: Reads of rows that a client may cause, per second; as many together as it may have live tables.
+    reads_per_second = 1.0
     #: Seconds between two snapshots that a subscription gets without having asked; doubles up to the second value.
     restart_pause = (0.5, 10.0)
 
@@ -69,8 +63,7 @@ class LiveTables(Receiver):
         manager: Manager,
         pubsub: PubSub,
         replays: Replays,
-        permissions: Permissions,
-        sessions: Sessions,
+        rights: LiveRights,
         limits: ClientLimits,
     ) -> None:
         self._settings = settings
@@ -78,14 +71,14 @@ class LiveTables(Receiver):
         self._log = pubsub.log
         self._pubsub = pubsub
         self._replays = replays
-        self._permissions = permissions
-        self._sessions = sessions
+        self._rights = rights
         self._limits = limits
         self._reader = TableReader(pubsub.database, settings.live_table_rows, settings.live_table_bytes)
         self._checks = RowChecks(pubsub.database, settings.permission_timeout)
         self._loader = Loader(self._reader, self._feed, settings.send_buffer_bytes // 8)
         self._feeds: dict[tuple[str, str, bool], Feed] = {}
         self._subscriptions: dict[str, dict[Place, LiveSubscription]] = {}
+        self._reads: dict[str, Bucket] = {}
         self._rechecking = green.Worker()
         if settings.live_tables:
             pubsub.add_receiver(self)
@@ -120,12 +113,11 @@ class LiveTables(Receiver):
         place = requested_place(request)
         if self._pubsub.position() is None:
             raise LogNotInstalledError("live tables need the log: run 'socketio-pg init'")
-        if not any(match_pattern(pattern, place.table) for pattern in self._settings.live_tables):
-            raise ForbiddenError("this is no live table: LIVE_TABLES does not name it")
+        self._rights.require_table(place.table)
         self._check_count(sid, place)
-        identity = self._identity(self._claims(sid))
+        identity = self._rights.identity(sid)
         table = self._loader.define(place.table)
-        self._require(sid, table)
+        self._rights.require(sid, table)
         numbers = request.get("numbers")
         if numbers not in (None, "string"):
             raise InvalidRequestError("numbers must be 'string', or null")
@@ -152,12 +144,13 @@ class LiveTables(Receiver):
                 subscription.begin(shown, resumed, None)
                 self._keep(resumed.feed)
         if subscription.sequence is None:
+            self._count_read(sid)
             self._load(subscription, identity, None)
         sequence = subscription.sequence
         assert sequence is not None
         # Nothing waits from here: the client may have left, or subscribed to more in the meantime.
         try:
-            self._claims(sid)
+            self._rights.claims(sid)
             self._check_count(sid, place)
         except SocketIOPGError:
             self._discard(subscription)
@@ -185,6 +178,7 @@ class LiveTables(Receiver):
 
     def drop(self, sid: str) -> None:
         """Forget a client that has left."""
+        self._reads.pop(sid, None)
         for subscription in list(self._subscriptions.get(sid, {}).values()):
             self._discard(subscription)
 
@@ -193,7 +187,7 @@ class LiveTables(Receiver):
         for subscription in list(self._subscriptions.get(sid, {}).values()):
             shown = subscription.shown
             try:
-                identity = self._identity(self._claims(sid))
+                identity = self._rights.identity(sid)
             except SocketIOPGError as error:
                 self._end(subscription, error)
                 continue
@@ -205,39 +199,27 @@ class LiveTables(Receiver):
 
     def _require_again(self, subscription: LiveSubscription, table: Definition) -> None:
         try:
-            self._require(subscription.sid, table)
+            self._rights.require(subscription.sid, table)
         except ForbiddenError as error:
             self._end(subscription, error)
         except SocketIOPGError:
             return  # the periodic check asks again
+
+    def _count_read(self, sid: str) -> None:
+        """Count a read of rows. Raises :class:`RateLimitedError`."""
+        bucket = self._reads.get(sid)
+        if bucket is None:
+            bucket = self._reads[sid] = Bucket(self.reads_per_second, self._settings.live_tables_per_client)
+        if not bucket.take():
+            error = RateLimitedError("the client reads the rows of live tables too often")
+            error.retry_after = bucket.seconds_until()
+            raise error
 
     def _check_count(self, sid: str, place: Place) -> None:
         of_client = self._subscriptions.get(sid, {})
         most = self._settings.live_tables_per_client
         if place not in of_client and len(of_client) >= most:
             raise TooManySubscriptionsError(f"a client may subscribe to at most {most} live tables")
-
-    def _claims(self, sid: str) -> Claims | None:
-        session = self._sessions.get(sid)
-        if session is None:
-            raise UnknownSubscriberError(sid)
-        return session.claims
-
-    def _identity(self, claims: Claims | None) -> Identity:
-        """Return the role and the claims with which a client reads. Raises :class:`ForbiddenError`."""
-        if self._settings.authorization == "rls":
-            role = self._permissions.role(claims)
-        elif self._settings.live_table_role is None:
-            raise ForbiddenError("clients have no role to read tables: LIVE_TABLE_ROLE is not set")
-        else:
-            role = self._settings.live_table_role
-        kept = {} if claims is None else {name: value for name, value in claims.claims.items() if name not in _TIMES}
-        return Identity(role, orjson.dumps({**kept, "role": role}).decode())
-
-    def _require(self, sid: str, table: Definition) -> None:
-        """Without roles of their own, clients need the permission for the table's channel."""
-        if self._settings.authorization != "rls":
-            self._permissions.require(self._claims(sid), "subscribe", table.channel)
 
     def _filter(self, sid: str, value: object) -> Filter | None:
         if not value:
@@ -279,7 +261,7 @@ class LiveTables(Receiver):
         while not subscription.ended:
             green.sleep(subscription.restart_in())
             try:
-                self._load(subscription, self._identity(self._claims(subscription.sid)), reason)
+                self._load(subscription, self._rights.identity(subscription.sid), reason)
             except DatabaseUnavailableError:
                 green.sleep(backoff.next())
                 continue
@@ -430,7 +412,7 @@ class LiveTables(Receiver):
                 continue
             try:
                 table = self._loader.define(subscription.wanted.place.table)
-                self._require(subscription.sid, table)
+                self._rights.require(subscription.sid, table)
                 now = self._loader.show(subscription.wanted, table, shown.identity)
             except DatabaseUnavailableError:
                 continue  # the last decision allowed it

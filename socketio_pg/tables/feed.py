@@ -87,6 +87,11 @@ class Feed:
     def checked(self) -> bool:
         return self._checks is not None
 
+    @property
+    def busy(self) -> bool:
+        """Whether the feed is preparing or delivering changes: those after :attr:`position`, or those up to there."""
+        return self._busy
+
     # -- for the other green threads -----------------------------------------------------------------------------------
 
     def wake(self) -> None:

@@ -254,7 +254,9 @@ def as_client(role: str) -> Iterator[None]:
     """Translate errors of statements that run as a client: policies, casts and other code of the operator's."""
     try:
         yield
-    except LogNotInstalledError:
+    except LogNotInstalledError as error:
+        if getattr(error.__cause__, "pgcode", None) == "42883":
+            raise InvalidRequestError("order: the type of a column has no order") from None
         raise DatabaseUnavailableError("the table has just changed: retry") from None
     except DatabaseUnavailableError:
         raise
