@@ -19,6 +19,13 @@ from tests.support.server import ServerProcess
 
 #: Each worker starts its own clusters.
 MAX_WORKERS = 8
+#: What the names of the modules begin with whose tests mostly use Chromium.
+BROWSER = (
+    "tests/live/test_browser",
+    "tests/live/test_demos.py",
+    "tests/live/test_prefix.py",
+    "tests/live/test_readme.py",
+)
 
 
 # Examples run in parallel with other tests, so their durations are meaningless.
@@ -45,6 +52,21 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """Return three workers per core, because most tests mostly wait."""
     return min(3 * (os.cpu_count() or 1), MAX_WORKERS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give the modules that need Chromium to one worker, so that only one starts it; else each module to any worker."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "browser" if file.startswith(BROWSER) else file
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
