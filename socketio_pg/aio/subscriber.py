@@ -78,6 +78,8 @@ class AsyncSubscription(Member):
             if delivery.moved:
                 self.handled = delivery.position
             self._link.relax(self.channel)
+            if delivery.callback == self.went_live:
+                self.went_live(delivery.argument)
             if delivery.callback is _message:
                 message: Message = delivery.argument
                 return message
@@ -112,7 +114,7 @@ class AsyncSubscription(Member):
 
     def end(self) -> None:
         """End without an error, and drop what is queued."""
-        self.ended, self.live, self.error = True, False, None
+        self.ended, self.current, self.error = True, False, None
         self._waiting.clear()
         self._cost = 0
         self.wake()

@@ -19,6 +19,8 @@ logger = logging.getLogger("socketio_pg.subscriber")
 
 #: Seconds for which the request of an interrupted channel waits for those of others.
 _JOIN_DELAY = 0.05
+#: Messages of NOTIFY that a member holds while its rows are loaded.
+_MAX_HELD = 1000
 
 
 class Changes(Protocol):
@@ -72,6 +74,8 @@ class Channel:
         self._backoff = Backoff(*owner.retry_delays)
         #: The request that awaits its answer, and the members that it is for. Late answers to older ones are ignored.
         self._awaited: tuple[str, list[Member]] | None = None
+        #: The server replays messages, and will tell when it has caught up; those that follow a snapshot.
+        self._replaying = self._after_snapshot = False
 
     def add(self, member: Member, filter: Mapping[str, Any] | None) -> None:
         """Add a member. Raises :class:`InvalidRequestError` when the other members have a different filter."""
@@ -94,7 +98,7 @@ class Channel:
         new = any(member.error is None and not member.established for member in self.members)
         if time.monotonic() < self.due < math.inf and not new:
             return  # a retry is scheduled
-        request = next_request(self.members, self.open, self in self._owner.paused)
+        request = next_request(self.members, self.open, self in self._owner.paused, self._after_snapshot)
         if request is None:
             self.due = math.inf
             self._forget_if_done()
@@ -140,35 +144,52 @@ class Channel:
             if event == "subscribe":
                 self._accept(answer, request, requesters)
             else:
-                self.open = False
+                self.open = self._replaying = self._after_snapshot = False
         self.settle()
         self._owner.changed.notify_all()
 
     def _accept(self, answer: dict[str, Any], request: Request, requesters: list[Member]) -> None:
         """Handle a successful ``subscribe``: ``since`` and ``history`` make the server replay from ``start`` on."""
-        was_live = [member for member in self.members if member.live]
+        was_live = [member for member in self.members if member.current]
         start = position_of(answer)
         lost = answer.get("recovered") is False
+        snapshot = start is not None and not lost and any(one.snapshot for one in requesters) and bool(request)
+        self._replaying = self._replaying or bool(request)
+        self._after_snapshot = self._after_snapshot or snapshot
         self._learn_epoch(start)
-        if start is not None and not lost and request:
+        if snapshot:
+            # The replay lacks messages that these members may need. They continue afterwards.
             for member in self.members:
-                if member.live and member.received is None:  # subscribed before the log was installed
+                if member not in requesters and member.received is not None:
+                    member.current = False
+        elif start is not None and not lost and request:
+            for member in self.members:
+                if member.current and member.received is None:  # subscribed before the log was installed
                     member.received = start
                     self._move(member, start)
                 if member.received is not None:
-                    member.live = member.follows(start)
+                    member.current = member.follows(start)
         for member in requesters:
-            if member not in self.members or member.live:
+            if member not in self.members or member.current or member.held is not None:
                 continue
-            # Not if a gap has moved it since the request: it then requests what follows its new position.
             since = request.get("since")
             position = None if isinstance(since, str) else since
-            member.live = lost or position is None or member.follows(position)
+            if member.snapshot if position is not None else member.start != request:
+                continue  # it was loaded again, and continues from another place
+            if lost and member.reload is not None:
+                member.load_again()
+                continue
+            # Not if a gap has moved it since the request: it then requests what follows its new position.
+            member.current = lost or position is None or member.follows(position)
             if lost or position is None:
                 reason = answer["reason"] if lost else None
-                if member.established and member.received is None and start is not None:
+                if snapshot and start is not None and member.follows(start):
+                    continue  # it has got a part of this replay before, over another connection
+                if member.established and member.received is None and start is not None and not snapshot:
                     reason = "client_disconnected"  # the log was installed while disconnected
-                member.received, member.start = start, Request()
+                member.received = start
+                if not snapshot:
+                    member.start = Request()
                 if not member.established:
                     member.handled = start  # nothing is queued for the handler yet, and subscribe() is about to return
                 if reason is not None:
@@ -176,8 +197,42 @@ class Channel:
                 else:
                     self._move(member, start)
         for member in self.members:
-            if member.live and member not in was_live:
+            if member.current and member not in was_live:
                 self._confirm(member)
+                if not self._replaying:
+                    self._tell_live(member, start)
+
+    def receive_live(self, body: Mapping[str, Any]) -> None:
+        """Handle ``live``: the members have got all messages up to a place."""
+        place = position_of(body)
+        self._replaying = self._after_snapshot = False
+        for member in self.members:
+            if not member.current:
+                continue
+            last = member.received
+            if place is not None and last is not None and last["epoch"] == place["epoch"]:
+                member.received = max(last, place, key=lambda at: at["position"])
+            member.start = Request()
+            self._tell_live(member, place)
+        self.settle()
+
+    def _tell_live(self, member: Member, place: Position | None) -> None:
+        if not member.caught_up:
+            member.caught_up = True
+            live = {"channel": self.name, **(place or {})}
+            self._owner.deliver(
+                Delivery(member, member.went_live, live, member.received, moved=member.received is not None)
+            )
+
+    def reloaded(self, member: Member, token: str) -> None:
+        """Continue with a member whose rows were loaded again, and are queued for its handler."""
+        held = member.held or []
+        member.restart(token)
+        for message in held[:_MAX_HELD]:
+            self._owner.deliver(Delivery(member, member.handler, message))
+        if len(held) > _MAX_HELD:
+            self._report_gap(member, "notify", "too_many_while_loading", None)
+        self.settle()
 
     def _learn_epoch(self, start: Position | None) -> None:
         for member in self.members:
@@ -212,7 +267,7 @@ class Channel:
     def end(self, members: Sequence[Member], error: Exception) -> None:
         """End subscriptions because of an error, and report it to their ``on_error``."""
         for member in list(members):
-            member.error, member.ended, member.live = error, True, False
+            member.error, member.ended, member.current = error, True, False
             self.members.remove(member)
             if member.established:
                 logger.error("the subscription to %r ended: %s", self.name, error)
@@ -227,8 +282,10 @@ class Channel:
             self.open, self._awaited, self.due = False, None, math.inf
             self._backoff.reset()
         self._learn_epoch(None)
+        self._replaying = self._after_snapshot = False
         for member in self.members:
-            member.live = False
+            member.current = False
+            member.clear_live()
             if member.established and member.lost is None:
                 member.lost = (at, reason)
         if reason != "slow_handler":
@@ -239,6 +296,9 @@ class Channel:
 
     def receive(self, message: Any, size: int) -> None:
         position = message.get("position")
+        for member in self.members:
+            if position is None and member.held is not None and len(member.held) <= _MAX_HELD:
+                member.held.append(message)
         for member in self._receivers(position):
             if position is not None and member.received is not None and not member.lacks_epoch:
                 message["epoch"] = member.received["epoch"]
@@ -248,7 +308,7 @@ class Channel:
             )
         if any(member.lacks_epoch for member in self.members):
             self.settle()
-        if self._owner.is_full(self) and any(member.live for member in self.members):
+        if self._owner.is_full(self) and any(member.current for member in self.members):
             logger.warning("the handlers are too slow: %r is interrupted until they catch up", self.name)
             self._owner.paused.add(self)
             self.lose(time.time(), "slow_handler")
@@ -265,11 +325,11 @@ class Channel:
     def _receivers(self, position: int | None) -> Iterator[Member]:
         """Yield the members that a message is for, after setting ``received`` to its position, if it has one."""
         for member in self.members:
-            if not member.established or member.lost is not None:
+            if not member.established or member.lost is not None or member.held is not None:
                 continue
             if position is not None:
                 before = member.received
-                if not member.live or (before is not None and position <= before["position"]):
+                if not member.current or (before is not None and position <= before["position"]):
                     continue  # will be replayed, or is a duplicate
                 member.received = Position(epoch=before["epoch"] if before else "", position=position)
             yield member
@@ -281,6 +341,10 @@ class Channel:
                     self._put_gap(member, {**gap, "tier": "notify"})
             return
         for member in self._missing(gap):
+            if member.reload is not None:
+                if member.held is None:
+                    member.load_again()
+                continue
             # Also to a lower position: the log may have begun again, in the same epoch too.
             member.received = position_of(gap)
             self._put_gap(member, {**gap, "tier": "log"}, moved=True)
@@ -305,8 +369,8 @@ class Channel:
             return
         self._learn_epoch(start)
         for member in self.members:
-            if member.live and member.received is not None:
-                member.live = member.follows(start)
+            if member.current and member.received is not None:
+                member.current = member.follows(start)
         self.settle()
 
     def check_unsubscribed(self, body: Mapping[str, Any]) -> None:

@@ -98,7 +98,7 @@ class Connection:
         #: The body of the server's connect_error.
         self._refused: Any = None
         events = ("connect", "server_hello", "health", "event", "undecodable", "gap", "subscribed", "unsubscribed")
-        for event in (*events, "token_expiring"):
+        for event in (*events, "live", "token_expiring"):
             self._client.on(event, self._listener(event))
         self._client.on("connect_error", self._note_refusal)
         self._client.eio.on_disconnect = self._listener("disconnect")

@@ -158,6 +158,8 @@ class Link:
                 channel.miss(body)
             elif event == "gap":
                 channel.receive_gap(body)
+            elif event == "live":
+                channel.receive_live(body)
             elif event == "subscribed":
                 channel.check_subscribed(body)
             elif event == "unsubscribed":

@@ -4,22 +4,24 @@ Needs ``python-socketio[client]`` and its websocket-client; imports neither Flas
 run on green threads and can reach the database use :class:`socketio_pg.PubSub` instead.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from socketio_pg.core.cursors import Since
-from socketio_pg.core.errors import SocketIOPGError
+from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
 from socketio_pg.core.messages import Position
 from socketio_pg.core.publications import Published
 from socketio_pg.subscriber.connection import Connection
 from socketio_pg.subscriber.link import Link
+from socketio_pg.subscriber.loading import Load, Loader
 from socketio_pg.subscriber.login import Login
 from socketio_pg.subscriber.publishing import Publishing
-from socketio_pg.subscriber.subscription import Gap, Health, Member, Message, Subscription
+from socketio_pg.subscriber.subscription import Gap, Health, Live, Member, Message, Subscription
 
-__all__ = ["Gap", "Health", "Message", "Position", "Subscriber", "Subscription"]
+__all__ = ["Gap", "Health", "Live", "Message", "Position", "Subscriber", "Subscription"]
 
 logger = logging.getLogger("socketio_pg.subscriber")
 
@@ -115,6 +117,9 @@ class Subscriber:
         filter: Mapping[str, Any] | None = None,
         on_gap: Callable[[Gap], object] | None = None,
         on_error: Callable[[SocketIOPGError], object] | None = None,
+        on_live: Callable[[Live], object] | None = None,
+        load: Load | None = None,
+        on_rows: Callable[[Any], object] | None = None,
     ) -> Subscription:
         """Call ``handler`` with each message of ``channel``; return once the server has confirmed the subscription.
 
@@ -129,17 +134,36 @@ class Subscriber:
         the server refused to renew it or revoked the permission (:class:`ForbiddenError`). Both are called
         in the handlers' thread, like ``handler``; errors that they raise are logged.
 
+        ``on_live`` is called when the handler has been given all messages of the replay, or if there are none, and
+        again after each reconnect. The subscription's event ``live`` is set then.
+
+        ``load`` reads the rows that the messages change, and returns ``(rows, token)``, or the token alone: see
+        docs/snapshots.md. The handler gets exactly the messages that are not in the rows; ``on_rows`` is called with
+        the rows before that. The first call is here, and its errors are raised. It is called again, in a thread of its
+        own, when messages of the log are missing (instead of ``on_gap``). Its errors are then logged, and it is
+        retried; messages wait meanwhile. Not together with ``since`` and ``history``.
+
         Raises :class:`ForbiddenError`, :class:`InvalidChannelError`, :class:`InvalidRequestError`, or another
         :class:`SocketIOPGError` when the server refuses, :class:`DatabaseUnavailableError` when the server had no
         database for ``timeout`` seconds, :class:`TimeoutError` without an answer, :class:`ConnectionError` without a
         connection.
         """
         link = self._link
-        subscription = Member(channel, handler, history, since, on_gap, on_error)
+        if load is None:
+            loader, rows = None, None
+        elif since is not None or history is not None:
+            raise InvalidRequestError("load does not go together with since and history", channel=channel)
+        else:
+            loader = Loader(load, on_rows, link)
+            rows, since = loader.load()
+        subscription = Member(channel, handler, history, since, on_gap, on_error, on_live)
         with link.lock:
             link.check()
             shared = link.channel(channel)
             shared.add(subscription, filter)
+            if loader is not None:
+                subscription.reload = functools.partial(loader.reload, shared, subscription)
+                loader.deliver(subscription, rows)
             shared.settle()
             link.changed.wait_for(lambda: subscription.established or subscription.ended or link.closed, link.timeout)
             if subscription.established:
@@ -248,7 +272,7 @@ class Subscriber:
         if not isinstance(subscription, Member):
             raise TypeError("not a subscription")
         subscription.ended = True
-        subscription.live = False
+        subscription.current = False
         shared = self._link.channels.get(subscription.channel)
         if shared is not None and subscription in shared.members:
             shared.members.remove(subscription)

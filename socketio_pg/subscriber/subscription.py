@@ -3,12 +3,13 @@
 Pure, no I/O.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 
-from socketio_pg.core.cursors import Since, parse_cursor
+from socketio_pg.core.cursors import SNAPSHOT_PREFIX, Since, parse_cursor
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
 from socketio_pg.core.messages import Position
 
@@ -70,17 +71,33 @@ class Gap(_Gap, total=False):
     position: int
 
 
+class _Live(TypedDict):
+    channel: str
+
+
+class Live(_Live, total=False):
+    """The replay has caught up: all messages up to this place were handed to the handler. Without a log it has none."""
+
+    epoch: str
+    position: int
+
+
 class Subscription(ABC):
-    """One handler's subscription, as returned by :meth:`Subscriber.subscribe`."""
+    """One handler's subscription, as returned by :meth:`Subscriber.subscribe`.
+
+    ``live`` is set once the handler has been given all messages of the replay, and cleared when the connection is lost.
+    """
 
     channel: str
+    live: threading.Event
 
     @property
     @abstractmethod
     def position(self) -> Position | None:
         """The position of the last message handed to the handler, including the one being handled.
 
-        Store it, and pass it as ``since`` next time. None when the server has no log.
+        Store it, and pass it as ``since`` next time. None when the server has no log, and with a snapshot token until
+        ``live``: only then the position is a place to continue from.
         """
 
 
@@ -95,11 +112,13 @@ class Member(Subscription):
         since: Since | None,
         on_gap: Callable[[Gap], object] | None,
         on_error: Callable[[SocketIOPGError], object] | None,
+        on_live: Callable[[Live], object] | None = None,
     ) -> None:
         self.channel = channel
-        self.handler, self.on_gap, self.on_error = handler, on_gap, on_error
+        self.handler, self.on_gap, self.on_error, self._on_live = handler, on_gap, on_error, on_live
         position = _parse_since(since, channel)
-        #: Where the subscription begins, if not at a position: fields of the request, until the server confirms it.
+        #: Where the subscription begins, if not at a position: fields of the request, until the server confirms it. A
+        #: snapshot token stays until `live`.
         self.start = Request()
         if isinstance(position, str):
             self.start["since"] = position
@@ -108,8 +127,16 @@ class Member(Subscription):
         #: The handler's position and the receiver's. The epoch is "" while it is unknown, because the log was installed
         #: after the subscription.
         self.handled = self.received = None if isinstance(position, str) else position
-        #: established: confirmed once. live: the server's messages follow ``received`` without a gap.
-        self.established = self.live = self.ended = False
+        #: established: confirmed once. current: the server's messages follow ``received`` without a gap.
+        self.established = self.current = self.ended = False
+        self.live = threading.Event()
+        #: The server has told that the replay has caught up; and the handler may store positions.
+        self.caught_up = False
+        self._exact = not self.snapshot
+        #: Called when messages are missing, to load rows and get the token of a new snapshot.
+        self.reload: Callable[[], None] | None = None
+        #: Messages of NOTIFY that wait until the rows are there; None while there is nothing to load.
+        self.held: list[Message] | None = None
         #: The time since which messages of NOTIFY are missing (Unix time), and the reason.
         self.lost: tuple[float, str] | None = None
         #: The last failure before the first confirmation.
@@ -117,7 +144,36 @@ class Member(Subscription):
 
     @property
     def position(self) -> Position | None:
-        return self.handled.copy() if self.handled and self.handled["epoch"] else None
+        return self.handled.copy() if self._exact and self.handled and self.handled["epoch"] else None
+
+    @property
+    def snapshot(self) -> bool:
+        """Whether the messages follow a snapshot, until `live`: their positions are no places to continue from."""
+        return str(self.start.get("since")).startswith(SNAPSHOT_PREFIX)
+
+    def load_again(self) -> None:
+        """Wait for new rows: :attr:`reload` is called, and then :meth:`restart`."""
+        assert self.reload is not None
+        self.current, self.start, self.held = False, Request(), []
+        self.clear_live()
+        self.reload()
+
+    def restart(self, token: str) -> None:
+        """Begin again with the token of a snapshot, which may be older than what was received."""
+        self.start, self.received, self.held, self._exact = Request(since=token), None, None, False
+
+    def clear_live(self) -> None:
+        self.caught_up = False
+        self.live.clear()
+
+    def went_live(self, live: Live) -> None:
+        """Called like a handler, after all messages of the replay."""
+        if not self.caught_up:
+            return  # the connection was lost meanwhile
+        self._exact = True
+        self.live.set()
+        if self._on_live is not None:
+            self._on_live(live)
 
     @property
     def lacks_epoch(self) -> bool:
@@ -159,25 +215,30 @@ class Request(TypedDict, total=False):
 
 
 def next_request(
-    members: Sequence[Member], is_open: bool, paused: bool
+    members: Sequence[Member], is_open: bool, paused: bool, busy: bool = False
 ) -> tuple[Literal["subscribe", "unsubscribe"], Request, list[Member]] | None:
     """Return the event that a channel sends next, its body, and its members; None when there is nothing to do.
 
     ``is_open``: the server has a subscription. ``paused``: established members wait until the handlers catch up.
+    ``busy``: the replay of a snapshot must not be replaced by another one.
     """
-    waiting = [member for member in members if not member.live and not (paused and member.established)]
-    waiting += [member for member in members if member.live and member.lacks_epoch]
+    waiting = [member for member in members if not member.current and not (paused and member.established)]
+    waiting = [member for member in waiting if member.held is None]
+    if busy:
+        waiting = [member for member in waiting if not member.start and member.received is None]
+    waiting += [member for member in members if member.current and member.lacks_epoch]
     if not waiting:
-        idle = all(paused and not member.live for member in members)
+        idle = all(paused and not member.current for member in members) and not busy
         return ("unsubscribe", {}, []) if is_open and idle else None
     # Members with a position come first, starting at the lowest one: a later replay, for a new member's history,
     # would make live messages overtake their missing ones.
-    first = next((member.received for member in waiting if member.received and not member.lacks_epoch), None)
+    placed = [member for member in waiting if member.received and not member.snapshot]
+    first = next((member.received for member in placed if not member.lacks_epoch), None)
     if first is not None:
         epoch = first["epoch"]
-        position = min(p["position"] for member in waiting if (p := member.received) and p["epoch"] == epoch)
+        position = min(p["position"] for member in placed if (p := member.received) and p["epoch"] == epoch)
         since = Position(epoch=epoch, position=position)
-        return "subscribe", {"since": since}, [member for member in waiting if member.received == since]
+        return "subscribe", {"since": since}, [member for member in placed if member.received == since]
     plain = [member for member in waiting if not member.start]
     start = waiting[0].start if not plain else Request()
     return "subscribe", start, [member for member in waiting if member.start == start]

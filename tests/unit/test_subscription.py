@@ -21,7 +21,7 @@ def member(since: Position | None = None, history: int | None = None, **state: A
 
 
 def live(position: int, epoch: str = "e") -> Member:
-    return member(at(position, epoch), live=True, established=True)
+    return member(at(position, epoch), current=True, established=True)
 
 
 def test_no_request_when_all_members_are_live() -> None:
