@@ -29,6 +29,11 @@ class LiveRights:
         if not any(match_pattern(pattern, name) for pattern in self._settings.live_tables):
             raise ForbiddenError("this is no live table: LIVE_TABLES does not name it")
 
+    def require_trust(self, table: Definition) -> None:
+        """Return if a table's owner is trusted, or the operator has named the table. Raises :class:`ForbiddenError`."""
+        if not table.trusted and table.name not in self._settings.live_tables:
+            raise ForbiddenError("the owner of this table is not trusted: LIVE_TABLES must name the table itself")
+
     def claims(self, sid: str) -> Claims | None:
         """Return the claims of a client. Raises :class:`UnknownSubscriberError` when it has left."""
         session = self._sessions.get(sid)
@@ -54,5 +59,6 @@ class LiveRights:
 
         May wait; raises as :meth:`Permissions.require`.
         """
+        self.require_trust(table)
         if self._settings.authorization != "rls":
             self._permissions.require(self.claims(sid), "subscribe", table.channel)

@@ -42,7 +42,7 @@ class Change:
         except (ValueError, RecursionError):
             self._read = None
         found = self._read if isinstance(self._read, dict) else {}
-        if isinstance(self._read, str):  # nested too deeply
+        if isinstance(self._read, str) and message.payload_json.startswith("{"):  # nested too deeply
             found = {"op": "UPDATE", "truncated": True, "reason": "no_json"}
         self.op: str = found.get("op") if found.get("op") in _OPERATIONS else ""  # type: ignore[assignment]
         #: Why the message does not have the row; None if it does.

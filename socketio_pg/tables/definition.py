@@ -31,7 +31,8 @@ class Definition:
     """A table that can be a live table.
 
     ``sql`` names it in FROM. ``columns`` are those that the watch shows and the key's, ``whole`` is true when the watch
-    leaves none out, ``sends_old`` when it sends old rows. ``version`` changes whenever one of these does.
+    leaves none out, ``sends_old`` when it sends old rows. ``trusted``: its owner is trusted with the rights of the
+    server's role. ``version`` changes whenever one of these does.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Definition:
     columns: tuple[Column, ...]
     whole: bool
     sends_old: bool
+    trusted: bool
     version: str
 
     def named(self, names: Sequence[str]) -> tuple[Column, ...]:
@@ -82,10 +84,22 @@ def definition(name: str, found: Mapping[str, Any] | None) -> Definition:
         if one["name"] in shown
     )
     whole = watch.get("columns") is None and watch.get("exclude") is None
-    version = repr((watch["counter"], found["relation"], found["sql"], found["key"], found["columns"], found["shown"]))
+    version = repr(
+        (
+            watch["counter"],
+            found["trusted"],
+            found["relation"],
+            found["sql"],
+            found["key"],
+            found["columns"],
+            found["shown"],
+        )
+    )
     sends_old = watch.get("old") is not False
     key = tuple(found["key"])
-    return Definition(name, found["relation"], found["sql"], channel, key, columns, whole, sends_old, version)
+    return Definition(
+        name, found["relation"], found["sql"], channel, key, columns, whole, sends_old, found["trusted"], version
+    )
 
 
 def _problem(found: Mapping[str, Any], watch: Mapping[str, Any] | None) -> str | None:

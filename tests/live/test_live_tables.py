@@ -115,6 +115,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"table": "public.no_key"}, "invalid_request"),
     ({"table": "public.conditional"}, "invalid_request"),
     ({"table": "public.closed"}, "forbidden"),
+    ({"table": "public.untrusted"}, "forbidden"),
     ({"table": "public.orders", "where": {"secret": "x"}}, "invalid_request"),
     ({"table": "public.orders", "where": {"id) OR (true": 1}}, "invalid_request"),
     ({"table": "public.orders", "order": "secret"}, "invalid_request"),
@@ -130,6 +131,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 def test_hostile_and_wrong_requests_are_refused(log: Log) -> None:
     log.sql(
+        "CREATE TABLE untrusted (id int PRIMARY KEY); ALTER TABLE untrusted OWNER TO stranger;"
+        "GRANT SELECT ON untrusted TO reader; SELECT socketio_pg.watch('untrusted');"
         "CREATE TABLE unwatched (id int PRIMARY KEY); CREATE TABLE no_key (id int);"
         "CREATE TABLE conditional (id int PRIMARY KEY); CREATE TABLE closed (id int PRIMARY KEY);"
         "SELECT socketio_pg.watch('no_key'), socketio_pg.watch('conditional', \"when\" => 'new.id > 5'),"

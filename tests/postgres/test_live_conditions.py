@@ -75,7 +75,7 @@ def test_no_matching_row_is_left_out(table: Any, where: dict[str, Any]) -> None:
     columns = [Column("id", '"id"', 1, "integer", "integer")]
     for number, (name, type) in enumerate(TYPES.items(), 2):
         columns.append(Column(name, quoted(name), number, type, bases.get(type, type)))
-    definition = Definition("x", 1, "ONLY live_conditions", "x", ("id",), tuple(columns), True, True, "")
+    definition = Definition("x", 1, "ONLY live_conditions", "x", ("id",), tuple(columns), True, True, True, "")
     rights = Rights(tuple(column.name for column in columns), True, False)
     filter = parse_filter(where)
     assert filter is not None

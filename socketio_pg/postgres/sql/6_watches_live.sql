@@ -11,7 +11,7 @@ DECLARE
     list text;
     problem text;
 BEGIN
-    SELECT t.oid, t.relkind, t.relispartition, n.nspname, t.relname INTO found
+    SELECT t.oid, t.relkind, t.relowner, t.relispartition, n.nspname, t.relname INTO found
     FROM pg_class AS t JOIN pg_namespace AS n ON n.oid = t.relnamespace
     WHERE n.nspname = split_part(wanted, '.', 1) AND t.relname = substr(wanted, strpos(wanted, '.') + 1)
         AND t.relkind IN ('r', 'p') AND t.relpersistence <> 't';
@@ -35,6 +35,10 @@ BEGIN
         'sql', format(CASE found.relkind WHEN 'r' THEN 'ONLY %I.%I' ELSE '%I.%I' END, found.nspname, found.relname),
         'watch', watch.spec, 'operations', watch.operations, 'enabled', watch.enabled, 'problem', problem,
         'blind', to_jsonb(socketio_pg.watch_blind(found.oid, watch.spec ->> 'per')),
+        -- Its owner's code (policies, types) runs in a session of the server's role, and can take on that role's rights.
+        'trusted', socketio_pg.trusts(found.relowner) OR found.relowner = (
+                SELECT r.oid FROM pg_roles AS r WHERE r.rolname = session_user)
+            OR found.relowner = (SELECT d.datdba FROM pg_database AS d WHERE d.datname = current_database()),
         'inherits', found.relkind = 'r' AND EXISTS (
             SELECT FROM pg_inherits AS i WHERE found.oid IN (i.inhparent, i.inhrelid)),
         'shown', to_jsonb(shown),
