@@ -24,8 +24,9 @@ from socketio_pg.core.messages import Position, loads
 
 logger = logging.getLogger("socketio_pg.consumer")
 
-#: Where a consumer starts: at the newest message, the oldest one, or after a position (also as "epoch:position").
-Start: TypeAlias = Literal["now", "earliest"] | Position | str
+#: Where a consumer starts: at the newest message, the oldest one, after a position (also as "epoch:position"), at a
+#: time with its zone, or with what a snapshot does not have: a token of the SQL function ``socketio_pg.snapshot()``.
+Start: TypeAlias = Literal["now", "earliest"] | Position | datetime | str
 
 # Everything is qualified: the application's search_path may contain schemas of other owners.
 _CONSUME = """
@@ -88,7 +89,7 @@ class Consumer:
 
     ``connect`` is an SQLAlchemy engine, or a function that returns a new connection of psycopg2, psycopg 3 or
     SQLAlchemy; the consumer uses one of its own. ``channels`` are the channels that it reads, all if None. ``start``
-    says where it begins the first time: "now", "earliest", or a position.
+    says where it begins the first time: "now", "earliest", a position, a time, or the token of a snapshot.
 
     Several processes may run consumers of one name: one works, the others take over within ``poll`` seconds when it
     ends or crashes. ``poll`` is also the time between two looks at the log without a notification. Behind a pooler in
@@ -232,7 +233,7 @@ class Consumer:
         self._waker.wake()
 
     def move(self, target: Start) -> None:
-        """Move the consumer to "now", "earliest" or a position. Messages in between are not delivered, or again."""
+        """Move the consumer to a start. Messages in between are not delivered, or again."""
         session = self._open()
         session.query(_MOVE, {"name": self.name, "target": _cursor(target), "expected": None})
         session.commit()
@@ -393,7 +394,7 @@ def _cursor(start: Start) -> str:
         if not isinstance(epoch, str) or not isinstance(position, int):
             raise InvalidRequestError('a position must be like {"epoch": "…", "position": 0}')
         return f"{epoch}:{position}"
-    return start
+    return start.isoformat() if isinstance(start, datetime) else start
 
 
 def _iso(moment: datetime) -> str:

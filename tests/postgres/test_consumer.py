@@ -307,12 +307,49 @@ def test_quiet_consumer_moves_on_before_the_messages_of_others_are_trimmed(
     assert done(database, channel) == [4]
 
 
+def test_start_at_a_time(database: LogDatabase, work: Work, channel: str) -> None:
+    made = KINDS["psycopg"](database.url)
+    publish(database, channel, 1, 2)
+    [(at,)] = database.sql("SELECT clock_timestamp()")
+    publish(database, channel, 3)
+    run(consumer(made, channel, start=at), work)
+    assert done(database, channel) == [3]
+    for name, start, expected in (("past", "2001-01-01T00:00:00Z", [1, 2, 3]), ("future", "2999-01-01 00:00+02", [])):
+        other = Work(f"{channel}-{name}")
+        with Consumer(made, other.name, channels=[channel], start=start) as one:
+            in_thread(lambda one=one, other=other: one.run(other, until_idle=True))
+        assert done(database, other.name) == expected
+
+
+def test_start_from_a_snapshot_delivers_exactly_what_is_not_in_the_rows(
+    database: LogDatabase, work: Work, channel: str
+) -> None:
+    """Messages of the snapshot may be in the log, in the outbox, or of its own transaction."""
+    made = KINDS["psycopg"](database.url)
+    publish(database, channel, 1)
+    with psycopg.connect(database.url) as late, psycopg.connect(database.url) as own:
+        late.execute("SELECT socketio_pg.publish(%s, '2')", [channel])
+        database.publish(channel, "3", "4")
+        own.execute("SELECT socketio_pg.publish(%s, '5')", [channel])
+        own.execute("SELECT socketio_pg.consumer_move(%s, socketio_pg.snapshot())", [channel])
+        own.commit()
+        late.commit()
+        database.publish(channel, "6")
+    database.move()
+    run(consumer(made, channel, batch=2), work)
+    publish(database, channel, 7)
+    run(consumer(made, channel), work)
+    assert sorted(done(database, channel)) == [2, 6, 7]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("", None, 1, "now"), "1 to 63 bytes"),
         (("x", None, 0, "now"), "1 to 1000"),
         (("invalid start", None, 1, "yesterday"), "starts from"),
+        (("invalid start", None, 1, "snapshot:1"), "starts from"),
+        (("invalid start", None, 1, "2026-01-01T00:00:00"), "starts from"),
     ],
 )
 def test_invalid_arguments_are_refused(database: LogDatabase, arguments: tuple[Any, ...], message: str) -> None:

@@ -9,6 +9,8 @@ CREATE TABLE IF NOT EXISTS socketio_pg.consumer (
     position        bigint NOT NULL,
     -- Messages that were deleted by hand up to this position have been reported.
     removed         bigint NOT NULL,
+    -- Ids in the outbox of messages that were in the snapshot from which it started: they are done as well.
+    seen            int8range[],
     created_at      timestamptz NOT NULL DEFAULT now(),
     moved_at        timestamptz NOT NULL DEFAULT now(),
     -- The message whose work has failed since the last success, how often, when last, and why.
@@ -21,12 +23,17 @@ CREATE TABLE IF NOT EXISTS socketio_pg.consumer (
     fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000
 );
 
--- Returns the position that a consumer starts from: 'now', 'earliest', or a cursor, 'epoch:position'.
-CREATE OR REPLACE FUNCTION socketio_pg.consumer_start(start text, OUT epoch uuid, OUT "position" bigint)
-LANGUAGE plpgsql AS $$
+-- Returns where a consumer starts: 'now', 'earliest', after a cursor ('epoch:position'), at a time with its zone (ISO 8601),
+-- or with what a snapshot does not have (the token of snapshot(), which describes its format).
+CREATE OR REPLACE FUNCTION socketio_pg.consumer_start(
+    start text, OUT epoch uuid, OUT "position" bigint, OUT seen int8range[]
+) LANGUAGE plpgsql AS $$
 DECLARE
     trimmed bigint;
     newest bigint;
+    part text;
+    first bigint;
+    last bigint := 0;
 BEGIN
     SELECT h.epoch, h.trimmed, greatest(h.trimmed, (SELECT l.position FROM socketio_pg.log AS l ORDER BY 1 DESC LIMIT 1))
     INTO STRICT epoch, trimmed, newest FROM socketio_pg.head AS h;
@@ -37,9 +44,30 @@ BEGIN
     ELSIF start ~ '^[0-9a-fA-F-]{36}:[0-9]{1,18}$' THEN
         epoch := split_part(start, ':', 1)::uuid;
         position := split_part(start, ':', 2)::bigint;
+    ELSIF start ~ '^snapshot:[0-9a-fA-F-]{36}:[0-9]{1,18}:([0-9]{1,18}([.][0-9]{1,18})?(_|:|$))*[0-9]*$' THEN
+        epoch := split_part(start, ':', 2)::uuid;
+        position := split_part(start, ':', 3)::bigint;
+        FOREACH part IN ARRAY string_to_array(split_part(start, ':', 4), '_') LOOP
+            first := last + split_part(part, '.', 1)::bigint;
+            last := first + coalesce(nullif(split_part(part, '.', 2), ''), '0')::bigint;
+            seen := seen || int8range(first, last, '[]');
+        END LOOP;
+    ELSIF start ~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ].*(Z|[+-][0-9]{2}(:?[0-9]{2})?)$' THEN
+        -- The log's times increase with the positions, which have no holes: a binary search.
+        WITH RECURSIVE search (low, high) AS (
+            SELECT trimmed + 1, newest + 1
+            UNION ALL
+            SELECT CASE WHEN probe.logged_at < start::timestamptz THEN probe.position + 1 ELSE low END,
+                CASE WHEN probe.logged_at < start::timestamptz THEN high ELSE middle END
+            FROM search CROSS JOIN LATERAL (SELECT low + (high - low) / 2 AS middle) AS half CROSS JOIN LATERAL (
+                SELECT l.position, l.logged_at FROM socketio_pg.log AS l WHERE l.position >= middle ORDER BY 1 LIMIT 1
+            ) AS probe
+            WHERE low < high
+        )
+        SELECT search.low - 1 INTO position FROM search WHERE low >= high LIMIT 1;
     ELSE
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'a consumer starts from ''now'', ''earliest'' or ''epoch:position''';
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE =
+            'a consumer starts from ''now'', ''earliest'', ''epoch:position'', a time with its zone, or a snapshot token';
     END IF;
 END $$;
 
@@ -91,9 +119,9 @@ BEGIN
     WHERE c.name = consumer;
     IF NOT FOUND THEN
         -- A position of the past must be checked, which the next call does.
-        INSERT INTO socketio_pg.consumer (name, channels, epoch, position, removed)
-        SELECT consumer, consume.channels, s.epoch, s.position,
-            CASE WHEN start IN ('now', 'earliest') THEN r.last_value ELSE least(s.position, r.last_value) END
+        INSERT INTO socketio_pg.consumer (name, channels, epoch, position, seen, removed)
+        SELECT consumer, consume.channels, s.epoch, s.position, s.seen,
+            CASE WHEN start ~ '^(snapshot:|[^:]{36}:)' THEN least(s.position, r.last_value) ELSE r.last_value END
         FROM socketio_pg.consumer_start(start) AS s CROSS JOIN socketio_pg.removed_position AS r
         ON CONFLICT DO NOTHING;
     ELSIF NOT work THEN
@@ -117,6 +145,7 @@ BEGIN
                     (SELECT l.position, l.channel, l.payload, l.published_at, l.size FROM socketio_pg.log AS l
                     WHERE consume.channels IS NULL AND l.position > here.position AND l.position <= newest.position
                         AND NOT starts_with(l.channel, 'socketio_pg')
+                        AND (here.seen IS NULL OR NOT coalesce(l.id <@ ANY (here.seen), false))
                     ORDER BY l.position LIMIT most)
                     UNION ALL
                     (SELECT one.* FROM (
@@ -126,6 +155,7 @@ BEGIN
                         SELECT l.position, l.channel, l.payload, l.published_at, l.size FROM socketio_pg.log AS l
                         WHERE (l.channel, l.position) > (own.wanted, here.position)
                             AND (l.channel, l.position) <= (own.wanted, newest.position)
+                            AND (here.seen IS NULL OR NOT coalesce(l.id <@ ANY (here.seen), false))
                         ORDER BY l.channel, l.position LIMIT most
                     ) AS one ORDER BY one.position LIMIT most)
                 ) AS picked
@@ -173,17 +203,16 @@ END $$;
 
 REVOKE ALL ON FUNCTION socketio_pg.consume(text, text[], integer, text) FROM PUBLIC;
 
--- Moves a consumer: to 'now', to 'earliest', or to a cursor, 'epoch:position'. Messages in between are not delivered, or
--- again. Makes the consumer if there is none. Waits for the consumer's open transaction. With `expected`, a cursor, only if
+-- Moves a consumer to a start as in consumer_start(). Messages in between are not delivered, or again. Makes the consumer if there is none. Waits for the consumer's open transaction. With `expected`, a cursor, only if
 -- that is its position; returns whether it has moved.
 CREATE OR REPLACE FUNCTION socketio_pg.consumer_move(consumer text, target text, expected text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    INSERT INTO socketio_pg.consumer AS c (name, epoch, position, removed)
-    SELECT consumer, s.epoch, s.position, r.last_value
+    INSERT INTO socketio_pg.consumer AS c (name, epoch, position, seen, removed)
+    SELECT consumer, s.epoch, s.position, s.seen, r.last_value
     FROM socketio_pg.consumer_start(target) AS s CROSS JOIN socketio_pg.removed_position AS r
-    ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, position = excluded.position, removed = excluded.removed,
-        moved_at = clock_timestamp(), failed_position = NULL, failures = 0, failed_at = NULL, error = NULL
+    ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, position = excluded.position, seen = excluded.seen,
+        removed = excluded.removed, moved_at = clock_timestamp(), failed_position = NULL, failures = 0, failed_at = NULL, error = NULL
     WHERE expected IS NULL OR c.epoch || ':' || c.position = expected;
     RETURN FOUND;
 END $$;
