@@ -4,6 +4,7 @@ Connections go through a proxy, which cuts them and swallows answers.
 """
 
 import contextlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,12 +32,151 @@ def client(log: ProxiedLog) -> Iterator[JavaScript]:
     log.proxy.restore()
 
 
+def load(client: JavaScript, log: ProxiedLog, name: str, rows: object = ()) -> None:
+    """Answer a call of the application's ``load``, with the snapshot of this moment."""
+    assert client.wait("load", name=name)["running"] is False, "never two at once"
+    [(token,)] = log.sql("SELECT socketio_pg.snapshot()")
+    client.call("loaded", name=name, rows=rows, token=token)
+
+
 def texts(client: JavaScript, name: str, last: object) -> list[Any]:
     """Return what a subscription gets, up to the message with the payload ``last``: rows and payloads, in order."""
     found: list[Any] = []
     while not found or found[-1] != last:
         found.append(client.next("message", name)[0]["payload"])
     return found
+
+
+def publish(log: ProxiedLog, channel: str, *payloads: object) -> None:
+    for payload in payloads:
+        log.sql("SELECT socketio_pg.publish(%s, %s)", channel, json.dumps(payload))
+
+
+# -- load --------------------------------------------------------------------------------------------------------------
+def test_rows_come_first_and_messages_that_are_not_in_them_follow(
+    log: ProxiedLog, client: JavaScript, channel: str
+) -> None:
+    client.subscribe("plain", channel)
+    client.call("subscribe", name="rows", channel=channel, options={}, loads=True)
+    publish(log, channel, 1)
+    assert client.wait("load", name="rows")["running"] is False
+    [(token,)] = log.sql("SELECT socketio_pg.snapshot()")  # has 1, whether it has a position already or not
+    publish(log, channel, 2, 3)
+    client.call("loaded", name="rows", rows=[1], token=token)
+    assert client.wait("rows", name="rows")["rows"] == [1]
+    client.call("live", name="rows")
+    assert client.wait("live", name="rows")["position"] is not None
+    assert texts(client, "rows", 3) == [2, 3]
+    publish(log, channel, 4)
+    assert texts(client, "rows", 4) == [4]
+    # The handler beside it misses nothing of what was left out for this one.
+    assert texts(client, "plain", 4) == [1, 2, 3, 4]
+
+    # A reconnect loads nothing.
+    log.proxy.refuse()
+    publish(log, channel, 5)
+    log.proxy.restore()
+    assert texts(client, "rows", 5) == texts(client, "plain", 5) == [5]
+    client.wait("live", name="rows")
+    assert client.pending("load") == []
+
+
+def test_rows_are_loaded_again_when_messages_are_lost(log: ProxiedLog, client: JavaScript, channel: str) -> None:
+    client.call("subscribe", name="one", channel=channel, options={}, loads=True)
+    load(client, log, "one")
+    client.wait("rows", name="one")
+    client.wait("live", name="one")
+    log.sql("UPDATE socketio_pg.head SET epoch = gen_random_uuid()")
+    log.sql("NOTIFY socketio_pg, 'epoch'")
+    client.wait("load", name="one")
+    # Neither kind of message is delivered before the rows.
+    log.notify(channel, "held")
+    publish(log, channel, 1)
+    log.settle()
+    client.call("loaded", name="one", error="the application's own")
+    assert client.wait("error", name="one") == {
+        "kind": "error", "name": "one", "code": "load_failed", "retrying": True,
+    }  # fmt: skip
+    client.wait("load", name="one")
+    client.call("loaded", name="one", rows=[], token=None)
+    assert client.wait("error", name="one")["code"] == "load_failed"
+    assert client.pending("message", "gap", "rows") == []
+    load(client, log, "one", [1])
+    publish(log, channel, 2)
+    assert client.wait("rows", name="one")["rows"] == [1]
+    assert texts(client, "one", 2) == ["held", 2]
+    client.wait("live", name="one")
+
+    # While disconnected, for longer than the log keeps messages.
+    log.proxy.refuse()
+    publish(log, channel, 3)
+    log.settle()
+    log.sql(
+        "WITH gone AS (DELETE FROM socketio_pg.log RETURNING position) "
+        "UPDATE socketio_pg.head SET trimmed = (SELECT max(position) FROM gone)"
+    )
+    log.server.restart()
+    log.proxy.restore()
+    load(client, log, "one", [1, 2, 3])
+    assert client.wait("rows", name="one")["rows"] == [1, 2, 3]
+    publish(log, channel, 4)
+    assert texts(client, "one", 4) == [4]
+    assert {line["gap"]["tier"] for line in client.pending("gap")} == {"notify"}
+
+    # The end of a subscription aborts a load.
+    client.wait("live", name="one")
+    log.sql("UPDATE socketio_pg.head SET epoch = gen_random_uuid()")
+    log.sql("NOTIFY socketio_pg, 'epoch'")
+    client.wait("load", name="one")
+    client.unsubscribe("one")
+    client.wait("aborted", name="one")
+    assert client.call("timers") == 0
+
+
+def test_a_subscription_starts_at_a_time_or_a_snapshot(log: ProxiedLog, client: JavaScript, channel: str) -> None:
+    publish(log, channel, 1)
+    log.settle()
+    [(at, token)] = log.sql("SELECT to_jsonb(clock_timestamp()) #>> '{}', socketio_pg.snapshot()")
+    publish(log, channel, 2)
+    client.subscribe("time", channel, since=at)
+    client.subscribe("token", channel, since=token)
+    client.subscribe("new", channel)
+    client.wait("live", name="new")
+    for name in ("time", "token"):
+        assert texts(client, name, 2) == [2]
+        client.wait("live", name=name)
+    place = client.position("token")
+    client.subscribe("text", channel, since=f"{place['epoch']}:{place['position'] - 1}")
+    publish(log, channel, 3)
+    assert texts(client, "text", 3) == [2, 3]
+    for name in ("time", "token", "new"):
+        assert texts(client, name, 3) == [3]
+
+
+def test_recovery_by_the_stock_client_causes_no_duplicates(log: ProxiedLog, channel: str) -> None:
+    with contextlib.closing(JavaScript(log.address, auth={"recovery": True})) as client:
+        client.wait("connect", recovered=False)
+        client.subscribe("plain", channel)
+        client.call("subscribe", name="rows", channel=channel, options={}, loads=True)
+        load(client, log, "rows")
+        client.call("live", name="rows")
+        number = 0
+        while True:  # a session is recovered once its replays are over
+            number += 1
+            publish(log, channel, number)
+            assert texts(client, "rows", number) == [number]
+            message = client.next("message", "plain")[0]
+            assert message["payload"] == number
+            if "replayed" not in message:
+                break
+        log.proxy.refuse()
+        publish(log, channel, "missed", "too")
+        log.settle()
+        log.proxy.restore()
+        client.wait("connect", recovered=True)
+        publish(log, channel, "last")
+        for name in ("rows", "plain"):
+            assert texts(client, name, "last") == ["missed", "too", "last"]
 
 
 # -- publish -----------------------------------------------------------------------------------------------------------
