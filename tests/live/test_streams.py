@@ -1,5 +1,6 @@
 """Streams of Server-Sent Events at a real server: cursors, replays, slow readers, forms, requests that stay wrong."""
 
+import contextlib
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from tests.support.http_api import HttpApi, refusal
 from tests.support.log import Log, wait_installed
 from tests.support.metrics import TOKEN, scrape
+from tests.support.nodes import Nginx
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.sse import Event, Parser, RefusedError, Stream, stream_path
@@ -163,6 +165,14 @@ def test_curl_prints_messages_as_they_come(log: Log, channel: str) -> None:
         data = next(line for line in lines if line.startswith("data: ") and "payload" in line)
         assert '"payload":[7, ""]' in data
         curl.terminate()
+
+
+def test_messages_pass_nginx_as_they_come(log: Log, channel: str) -> None:
+    """With the configuration in deploy/, which has nothing for streams: the response tells nginx not to collect it."""
+    with contextlib.closing(Nginx([log.server.port])) as nginx, Stream(nginx.url, channel) as stream:
+        stream.until("subscribed")
+        log.publish(channel, 1, 1)
+        assert [payload[0] for payload in stream.payloads(1)] == [1]
 
 
 def test_what_stays_wrong_is_an_error(log: Log, channel: str) -> None:
