@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -195,8 +195,7 @@ class WorkersPublisher:
             raise DatabaseUnavailableError("no worker publishes at the moment")
         if self._election.leading:
             return self._local.publish_all(requests)
-        body = [[(one.channel, one.payload_json, one.durable, one.id) for one in messages] for messages in requests]
-        answers = self._peers.ask(_PUBLISH, json.dumps(body).encode(), self.answer_timeout, slots=[leader])
+        answers = self._peers.ask(_PUBLISH, json.dumps(requests).encode(), self.answer_timeout, slots=[leader])
         if leader in answers:
             return [
                 decode(result) if isinstance(result, dict) else [Receipt(*receipt) for receipt in result]
@@ -210,7 +209,7 @@ class WorkersPublisher:
     def _publish_for_others(self, body: bytes) -> bytes:
         requests = [[Outgoing(*message) for message in messages] for messages in json.loads(body)]
         results = [
-            encode(result) if isinstance(result, SocketIOPGError) else [astuple(receipt) for receipt in result]
+            encode(result) if isinstance(result, SocketIOPGError) else list(result)
             for result in self._local.publish_all(requests)
         ]
         return json.dumps(results).encode()

@@ -32,9 +32,9 @@ class Publication:
     id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Published:
-    """The result of a publication that is committed.
+    """The result of a publication that is committed. Do not change it.
 
     ``durable``: it went through the log. ``place`` is then its place there; None if nobody waited for it, or it is not
     known yet: ``waited`` says which. ``duplicate``: its id was published before, and ``place`` is that of the first

@@ -4,10 +4,11 @@ Translates driver errors into :class:`DatabaseUnavailableError`, :class:`Databas
 """
 
 import contextlib
+import functools
 import ipaddress
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import psycopg2
@@ -226,6 +227,11 @@ def encode_text(connection: Any, text: str) -> str:
     Both return ``text`` unchanged unless :func:`_set_encoding` has chosen LATIN1.
     """
     return text.encode().decode("latin-1") if connection.encoding == "LATIN1" else text
+
+
+def encoder(connection: Any) -> Callable[[str], str] | None:
+    """Return :func:`encode_text` for ``connection``; None where it returns every text unchanged."""
+    return functools.partial(encode_text, connection) if connection.encoding == "LATIN1" else None
 
 
 def decode_text(connection: Any, text: str) -> str:

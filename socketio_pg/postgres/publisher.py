@@ -4,7 +4,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from socketio_pg.core import green, metrics
@@ -19,8 +18,8 @@ from socketio_pg.core.errors import (
 )
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.problems import Problem
-from socketio_pg.postgres.database import READ_ONLY, Database, encode_text, is_usable, translated_errors
-from socketio_pg.postgres.outgoing import Outgoing, Receipt, begin_sql
+from socketio_pg.postgres.database import READ_ONLY, Database, encoder, is_usable, translated_errors
+from socketio_pg.postgres.outgoing import NOTIFIED, Outgoing, Receipt, statements
 from socketio_pg.postgres.trust import verify
 
 logger = logging.getLogger("socketio_pg.publisher")
@@ -50,27 +49,24 @@ class _IdInUseError(SocketIOPGError):
     """Another transaction, which has not ended, has published one of the ids."""
 
 
-@dataclass(slots=True, eq=False)
 class _Request:
     """Messages that are committed together or not at all."""
 
-    messages: Sequence[Outgoing]
-    asked: float = field(default_factory=time.monotonic)
-    done: green.Event = field(default_factory=green.Event)
-    #: Not to be committed together with other requests.
-    alone: bool = False
-    #: The numbers that its messages had in attempts so far, and the first one whose outcome is unknown.
-    numbers: set[int] = field(default_factory=set)
-    unknown: SocketIOPGError | None = None
+    __slots__ = ("alone", "asked", "done", "has_ids", "messages", "numbers", "repeatable", "unknown")
 
-    @property
-    def has_ids(self) -> bool:
-        return any(message.id is not None for message in self.messages)
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether each message has an id, so that none is published twice when the request is repeated."""
-        return all(message.id is not None for message in self.messages)
+    def __init__(self, messages: Sequence[Outgoing]) -> None:
+        self.messages = messages
+        self.asked = time.monotonic()
+        self.done = green.Event()
+        ids = [message.id is not None for message in messages]
+        self.has_ids = True in ids
+        #: Whether each message has an id, so that none is published twice when the request is repeated.
+        self.repeatable = False not in ids
+        #: Not to be committed together with other requests.
+        self.alone = False
+        #: The numbers that its messages had in attempts so far, and the first one whose outcome is unknown.
+        self.numbers: set[int] | None = None
+        self.unknown: SocketIOPGError | None = None
 
     @property
     def channel(self) -> str | None:
@@ -235,9 +231,10 @@ class Publisher:
             if batch and (request.alone or batch[0].alone):
                 break
             notified = [(one.channel, one.payload_json) for one in request.messages if not one.durable]
-            if not seen.isdisjoint(notified):
-                break
-            seen.update(notified)
+            if notified:
+                if not seen.isdisjoint(notified):
+                    break
+                seen.update(notified)
             batch.append(self._waiting.popleft())
             count += len(request.messages)
             size += sum(len(message.payload_json) for message in request.messages)
@@ -294,25 +291,29 @@ class Publisher:
                     metrics.reconnects.labels("publisher").inc()
                     self._lost = False
         messages = [message for request in batch for message in request.messages]
-        if not all(message.is_plain for message in messages):
+        if any(message.durable or message.id is not None for message in messages):
             verify(self._database, self._connection, self.timeout)
             if self._may_number is None:
                 self._may_number = self._execute(_MAY_NUMBER)[0][0]
-        sql, parameters = begin_sql(
-            messages, lambda text: encode_text(self._connection, text), numbers=bool(self._may_number)
-        )
+        found = statements(messages, encoder(self._connection), numbers=bool(self._may_number))
         try:
-            rows = self._execute(sql, *parameters)
+            rows = self._execute(found.sql, *found.parameters)
         except DatabaseUnavailableError as error:
-            if error.sqlstate != "55P03" or all(message.id is None for message in messages):
+            if error.sqlstate != "55P03" or not found.has_ids:
                 raise
             self._execute("ROLLBACK")
             raise _IdInUseError("a transaction that publishes the same id has not ended") from error
+        if found.plain:
+            return [NOTIFIED] * len(messages)
+        if not found.has_ids and len(rows) == len(messages):
+            return [Receipt(row[-1]) for row in rows]
         numbers = iter(rows)
         return [
             receipt
             for request in batch
-            for receipt in _receipts(request, [None if one.is_plain else next(numbers)[-1] for one in request.messages])
+            for receipt in _receipts(
+                request, [next(numbers)[-1] if one.durable or one.id is not None else None for one in request.messages]
+            )
         ]
 
     def _execute(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -441,12 +442,12 @@ class Publisher:
 
 def _receipts(request: _Request, numbers: Sequence[int | None]) -> list[Receipt]:
     """Return the receipts of a request's messages. A duplicate of its own earlier attempt is none."""
+    own = request.numbers or set()
     receipts = [
-        Receipt() if number is None else Receipt(abs(number), number < 0 and -number not in request.numbers)
-        for number in numbers
+        NOTIFIED if number is None else Receipt(abs(number), number < 0 and -number not in own) for number in numbers
     ]
     if request.repeatable:
-        request.numbers.update(number for number in numbers if number is not None and number > 0)
+        request.numbers = own | {number for number in numbers if number is not None and number > 0}
     return receipts
 
 
@@ -455,10 +456,11 @@ def _send_receipts(requests: Sequence[_Request], receipts: Sequence[Receipt]) ->
     start = 0
     for request in requests:
         end = start + len(request.messages)
-        request.done.send(receipts[start:end])
+        found = receipts[start:end]
         start = end
         if request.has_ids:
-            metrics.duplicates.inc(sum(receipt.duplicate for receipt in request.done.wait()))
+            metrics.duplicates.inc(sum(receipt.duplicate for receipt in found))
+        request.done.send(found)
 
 
 def _as_failure(refused: DatabaseError, channel: str | None) -> DatabaseError:

@@ -37,7 +37,7 @@ from socketio_pg.postgres.listener import (
     OnNotifications,
 )
 from socketio_pg.postgres.listeners import Listeners
-from socketio_pg.postgres.outgoing import Outgoing
+from socketio_pg.postgres.outgoing import Outgoing, Receipt
 from socketio_pg.postgres.publisher import MessagePublisher, Publisher
 from socketio_pg.postgres.schema import INSTALLED, REMOVED
 from socketio_pg.pubsub.dispatch import Dispatcher, NodeReceiver
@@ -283,9 +283,15 @@ class PubSub:
         raises RuntimeError: :class:`~socketio_pg.client.Client` works in any.
         """
         self._home.require("PubSub.publish()")
-        publication = Publication(channel, payload, durable, id)
-        [published] = self._publish([publication], lambda found: [self._outgoing(one) for one in found], wait)
-        return published
+        message = self._outgoing(channel, payload, durable, id)
+        try:
+            receipts = self._publisher.publish([message])
+        except LogNotInstalledError as error:
+            [message] = self._without_log([Publication(channel, payload, durable, id)], error)
+            receipts = self._publisher.publish([message])
+        if wait and message.durable:
+            return self._with_places([message], receipts)[0]
+        return Published(channel, message.durable, wait, None, receipts[0].duplicate)
 
     def publish_together(self, publications: Sequence[Publication], *, wait: bool = True) -> list[Published]:
         """Publish all of them, or none, in one transaction; each otherwise as :meth:`publish` does.
@@ -294,39 +300,36 @@ class PubSub:
         only one of them.
         """
         self._home.require("PubSub.publish_together()")
-        return self._publish(publications, self._outgoing_together, wait)
-
-    def _publish(
-        self,
-        publications: Sequence[Publication],
-        prepare: Callable[[Sequence[Publication]], list[Outgoing]],
-        wait: bool,
-    ) -> list[Published]:
-        messages = prepare(publications)
+        messages = self._outgoing_together(publications)
         try:
             receipts = self._publisher.publish(messages)
-        except LogNotInstalledError:
-            # It was there when this node last looked, and these need it not.
-            self._follower.doubt()
-            if any(one.durable or one.id is not None for one in publications):
-                raise
-            messages = prepare([replace(one, durable=False) for one in publications])
+        except LogNotInstalledError as error:
+            messages = self._without_log(publications, error)
             receipts = self._publisher.publish(messages)
-        places: dict[int, Position | None] = {}
-        if wait and any(message.durable for message in messages):
-            self.start()
-            numbers = [
-                receipt.number
-                for message, receipt in zip(messages, receipts, strict=True)
-                if message.durable and receipt.number is not None
-            ]
-            places = dict(zip(numbers, self._follower.places.wait(numbers, self.place_timeout), strict=True))
+        if wait:
+            return self._with_places(messages, receipts)
+        found = zip(messages, receipts, strict=True)
+        return [Published(one.channel, one.durable, False, None, receipt.duplicate) for one, receipt in found]
+
+    def _without_log(self, publications: Sequence[Publication], error: LogNotInstalledError) -> list[Outgoing]:
+        """Return what to send when the log was removed after this node had looked. Raises ``error`` if it is needed."""
+        self._follower.doubt()
+        if any(one.durable or one.id is not None for one in publications):
+            raise error
+        return self._outgoing_together([replace(one, durable=False) for one in publications])
+
+    def _with_places(self, messages: Sequence[Outgoing], receipts: Sequence[Receipt]) -> list[Published]:
+        """Wait for the positions of messages that are committed."""
+        self.start()
+        found = list(zip(messages, receipts, strict=True))
+        numbers = [receipt.number for one, receipt in found if one.durable and receipt.number is not None]
+        places = dict(zip(numbers, self._follower.places.wait(numbers, self.place_timeout), strict=True))
         results = []
-        for message, receipt in zip(messages, receipts, strict=True):
+        for message, receipt in found:
             place = None if receipt.number is None else places.get(receipt.number)
-            results.append(Published(message.channel, message.durable, wait, place, receipt.duplicate))
-            if wait and message.durable and place is None and not receipt.duplicate:
+            if message.durable and place is None and not receipt.duplicate:
                 metrics.unplaced.inc()
+            results.append(Published(message.channel, message.durable, True, place, receipt.duplicate))
         return results
 
     def _outgoing_together(self, publications: Sequence[Publication]) -> list[Outgoing]:
@@ -334,7 +337,7 @@ class PubSub:
         seen: set[tuple[str, str]] = set()
         for index, publication in enumerate(publications):
             with naming_message(index):
-                message = self._outgoing(publication)
+                message = self._outgoing(publication.channel, publication.payload, publication.durable, publication.id)
                 if not message.durable:
                     if (message.channel, message.payload_json) in seen:
                         raise InvalidRequestError(
@@ -346,10 +349,11 @@ class PubSub:
                 messages.append(message)
         return messages
 
-    def _outgoing(self, publication: Publication) -> Outgoing:
-        channel, durable = validate_channel(publication.channel), publication.durable
-        id = None if publication.id is None else validate_id(publication.id)
-        text = encode_payload(publication.payload)
+    def _outgoing(self, channel: str, payload: object, durable: bool | None, id: str | None) -> Outgoing:
+        validate_channel(channel)
+        if id is not None:
+            validate_id(id)
+        text = encode_payload(payload)
         if durable is None:
             wanted = any(match_pattern(pattern, channel) for pattern in self._durable_channels)
             durable = (wanted or len(text.encode()) > MAX_NOTIFY_BYTES) and self._has_log()
