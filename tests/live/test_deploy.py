@@ -71,8 +71,8 @@ def test_service_notifies_systemd_when_ready(newest_pg: Cluster, tmp_path: Path)
         notified.bind(str(tmp_path / "notify"))
         notified.settimeout(PATIENCE)
         command = [sys.executable, "-m", "socketio_pg", *program.split()]
-        settings = {"HOST": "::", "WEB_CONCURRENCY": "4", "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        settings = {"HOST": "::", "WEB_CONCURRENCY": "2", "NOTIFY_SOCKET": str(tmp_path / "notify")}
         with started(*command, DATABASE_URL=newest_pg.url(), **settings) as node:
             assert b"READY=1" in notified.recv(1000)
             assert listens(node[0], "::1")
-            assert exit_code_after_sigterm(*node, workers=4) == 0
+            assert exit_code_after_sigterm(*node, workers=2) == 0
