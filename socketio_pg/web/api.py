@@ -82,7 +82,7 @@ class Api:
         self._identity = Identity(access.authenticator, admission, start, settings.jwt_leeway)
         self._max_bytes = max_bytes
         self._limits = RequestLimits(settings)
-        self._streams = StreamApi(settings, streams, tickets, access, admission, self._identity, self._limits)
+        self._streams = StreamApi(settings, streams, tickets, admission, self._identity, self._limits)
         self._document = openapi(settings, access.authenticator.mode, max_bytes)
 
     def publish(self) -> Response:

@@ -15,7 +15,6 @@ from flask import Response, request
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 
-from socketio_pg.access.access import Access
 from socketio_pg.access.tickets import Tickets
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core import metrics
@@ -61,7 +60,6 @@ class StreamApi:
         settings: Settings,
         streams: Streams,
         tickets: Tickets,
-        access: Access,
         admission: Admission,
         identity: Identity,
         limits: RequestLimits,
@@ -69,7 +67,6 @@ class StreamApi:
         self._settings = settings
         self._streams = streams
         self._tickets = tickets
-        self._permissions = access.permissions
         self._admission = admission
         self._identity = identity
         self._limits = limits
@@ -95,8 +92,8 @@ class StreamApi:
     def tickets(self, body: dict[str, Any], claims: Claims | None) -> dict[str, Any]:
         """``POST /api/tickets``: return the body of the answer."""
         channels = _requested_channels(body.get("channels"))
-        for channel in channels:
-            self._permissions.require(claims, "subscribe", channel)
+        self._limits.check_channels_together(self._identity.name(request.environ, claims), len(channels))
+        self._streams.admit(claims, channels)
         try:
             return {"ticket": self._tickets.issue(claims, channels), "expires_in": self._tickets.seconds}
         except ClusterKeyError:
@@ -121,6 +118,7 @@ class StreamApi:
             who = self._identity.name(environ, claims)
             self._limits.check_event(who, 0)
             wanted = self._requested(who, _requested_channels(list(channels)))
+            self._limits.check_channels_together(who, len(wanted.contents.channels))
             for channel in wanted.contents.channels:
                 if allowed is not None and channel not in allowed:
                     raise ForbiddenError("the ticket is not for this channel", channel=channel)
