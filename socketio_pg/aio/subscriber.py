@@ -17,7 +17,7 @@ from socketio_pg.subscriber.answers import answer_error
 from socketio_pg.subscriber.deliveries import Delivery
 from socketio_pg.subscriber.login import Login
 from socketio_pg.subscriber.publishing import Publishing
-from socketio_pg.subscriber.subscription import Gap, Health, Member, Message
+from socketio_pg.subscriber.subscription import Gap, Health, Live, Member, Message
 
 __all__ = ["AsyncSubscriber", "AsyncSubscription"]
 
@@ -39,11 +39,12 @@ class AsyncSubscription(Member):
         history: int | None,
         since: Since | None,
         on_gap: Callable[[Gap], object] | None,
+        on_live: Callable[[Live], object] | None,
         most_waiting: int,
         link: Link,
     ) -> None:
         super().__init__(channel, _message, history, since, _gap, _error)
-        self._call_on_gap = on_gap
+        self._call_on_gap, self._call_on_live = on_gap, on_live
         self._most = most_waiting
         self._link = link
         self._waiting: deque[Delivery] = deque()
@@ -64,11 +65,16 @@ class AsyncSubscription(Member):
                 await self._wait()
                 continue
             delivery = self._waiting[0]
-            if delivery.callback is _gap and self._call_on_gap is not None:
+            call: Callable[[Any], object] | None = None
+            if delivery.callback is _gap:
+                call = self._call_on_gap
+            elif delivery.callback == self.went_live and self.caught_up:
+                call = self._call_on_live
+            if call is not None:
                 if delivery.moved:
                     self.handled = delivery.position
                 # It stays in the queue until the call is over: a cancelled call is repeated.
-                result = self._call_on_gap(delivery.argument)
+                result = call(delivery.argument)
                 if inspect.isawaitable(result):
                     await result
                 if not self._waiting or self._waiting[0] is not delivery:
@@ -206,6 +212,7 @@ class AsyncSubscriber:
         since: Since | None = None,
         filter: Mapping[str, Any] | None = None,
         on_gap: Callable[[Gap], object] | None = None,
+        on_live: Callable[[Live], object] | None = None,
     ) -> AsyncSubscription:
         """Return a subscription to ``channel`` once the server has confirmed it. ``async for`` takes its messages.
 
@@ -214,7 +221,8 @@ class AsyncSubscriber:
         Subscriptions of one channel share one at the server: one that is not read holds up the others.
 
         ``on_gap``, a function or a coroutine function, is called when messages may have been missed, in the task that
-        takes the messages and in order with them.
+        takes the messages and in order with them. So is ``on_live``, when all messages of a replay have been taken: of
+        ``since`` and ``history``, and after each reconnect.
 
         Raises :class:`ForbiddenError`, :class:`InvalidChannelError`, :class:`InvalidRequestError`, or another
         :class:`SocketIOPGError` when the server refuses, :class:`DatabaseUnavailableError` when the server had no
@@ -223,7 +231,7 @@ class AsyncSubscriber:
         """
         link = self._link
         link.check()
-        subscription = AsyncSubscription(channel, history, since, on_gap, self._most_waiting, link)
+        subscription = AsyncSubscription(channel, history, since, on_gap, on_live, self._most_waiting, link)
         shared = link.channel(channel)
         shared.add(subscription, filter)
         try:

@@ -176,6 +176,38 @@ def test_gap_is_handled_in_order_and_again_after_a_cancellation(log: Log, channe
     run(work)
 
 
+def test_live_comes_after_the_replay(log: Log, channel: str) -> None:
+    """Of a snapshot as well: it delivers what is not in the rows."""
+    log.publish(channel, 1, 3)
+    log.settle()
+    [(token,)] = log.sql("SELECT socketio_pg.snapshot()")
+    log.publish(channel, 4, 5)
+    log.settle()
+
+    async def work() -> None:
+        async with fast(log) as subscriber:
+            for options, replayed in (({"history": 10}, [1, 2, 3, 4, 5]), ({"since": token}, [4, 5])):
+                seen: list[Any] = []
+
+                async def on_live(live: Any, seen: list[Any] = seen) -> None:
+                    await asyncio.sleep(0)
+                    seen.append(live["channel"])
+
+                subscription = await subscriber.subscribe(channel, on_live=on_live, **options)
+                taking = asyncio.create_task(anext(subscription))
+                while len(seen) < len(replayed) + 1:
+                    await asyncio.wait([taking], timeout=0.05)
+                    if taking.done():
+                        seen.append((await taking)["payload"][0])
+                        taking = asyncio.create_task(anext(subscription))
+                assert seen == [*replayed, channel]
+                assert subscription.live.is_set()
+                await subscriber.unsubscribe(subscription)
+                await asyncio.gather(taking, return_exceptions=True)
+
+    run(work)
+
+
 def terminate(log: Log) -> None:
     log.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
