@@ -417,7 +417,10 @@ class Keeping:
         return at is not None and time.monotonic() - at < self.take_seconds
 
     def _ask(self, sid: str, owner: str | None) -> bool:
-        """Ask the owner of a session (None: any process) to let go of it. Return whether it has."""
+        """Ask the owner of a session (None: any process) to let go of it. Return whether it has.
+
+        Raises :class:`DatabaseUnavailableError` when it could not be asked.
+        """
         asked = self._asked[sid] = green.Event()
         self._to_ask[sid] = owner
         self._asking.start(self._ask_all)
@@ -425,24 +428,33 @@ class Keeping:
             asked.wait(self.release_seconds)
             return True
         except green.TimedOut:
+            if sid in self._to_ask:
+                raise DatabaseUnavailableError("another node cannot be asked at the moment") from None
             return False
         finally:
             del self._asked[sid]
+            self._to_ask.pop(sid, None)
 
     def _ask_all(self) -> None:
         while self._to_ask:
             asked = [(owner, sid) for sid, owner in self._to_ask.items()]
-            self._to_ask.clear()
-            self._tell(*({"ask": asked[start : start + _TOGETHER]} for start in range(0, len(asked), _TOGETHER)))
+            parts = [asked[start : start + _TOGETHER] for start in range(0, len(asked), _TOGETHER)]
+            if self._tell(*({"ask": part} for part in parts)):
+                for _, sid in asked:
+                    self._to_ask.pop(sid, None)
+            else:
+                green.sleep(0.1)
 
-    def _tell(self, *messages: dict[str, Any]) -> None:
-        """Send messages to the other processes."""
+    def _tell(self, *messages: dict[str, Any]) -> bool:
+        """Send messages to the other processes. Return whether they were sent."""
         try:
             texts = [json.dumps({"by": self._table.owner} | message) for message in messages]
             sealed = [self._sealing.seal(SESSIONS_CHANNEL, text) for text in texts]
             self._pubsub.publish_reserved(SESSIONS_CHANNEL, sealed)
+            return True
         except (SocketIOPGError, ClusterKeyError) as error:
             _limited_log(logging.WARNING, "other nodes cannot be told about a client's session: %s", error)
+            return False
 
     # -- messages of other processes -----------------------------------------------------------------------------------
 

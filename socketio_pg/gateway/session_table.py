@@ -65,6 +65,7 @@ class _Question:
     sid: str
     former: str | None = None
     done: green.Event = field(default_factory=green.Event)
+    asked_at: float = field(default_factory=time.monotonic)
 
 
 class SessionTable:
@@ -77,6 +78,8 @@ class SessionTable:
     pause = 0.1
     batch = 1000
     timeout = 10.0
+    #: Seconds for which a question waits for a database that is not available.
+    patience = 5.0
 
     def __init__(self, database: Database, seconds: float, on_lost: Callable[[], None]) -> None:
         self._database = database
@@ -180,6 +183,7 @@ class SessionTable:
 
     def _run(self) -> None:
         backoff = Backoff(0.1, 5.0)
+        failures = 0
         while True:
             self._wait()
             try:
@@ -188,13 +192,18 @@ class SessionTable:
                 if self._due() <= 0:
                     self._write()
                 backoff.reset()
+                failures = 0
             except SocketIOPGError as error:
+                failures += 1
                 if isinstance(error, LogNotInstalledError):
                     self._database.verified.clear()
                 _limited_log(logging.WARNING, "the sessions of clients cannot be stored: %s; retrying", error)
-                self._hang_up()
-                self._fail(error)
-                green.sleep(backoff.next())
+                lost = self._hang_up()
+                # An idle connection may have been lost long ago, and a database that restarts is back soon.
+                patience = self.patience if isinstance(error, DatabaseUnavailableError) else 0.0
+                self._fail(error, time.monotonic() - patience)
+                if failures > 1 or not lost:
+                    green.sleep(backoff.next())
             except Exception:  # a bug: the next sessions must still be stored
                 logger.exception("storing sessions failed; retrying")
                 self._hang_up()
@@ -301,13 +310,17 @@ class SessionTable:
                 self._lost = False
         return self._connection
 
-    def _hang_up(self) -> None:
+    def _hang_up(self) -> bool:
+        """Close the connection. Return whether there was one."""
         connection, self._connection = self._connection, None
-        if connection is not None:
-            self._lost = True
-            connection.close()
+        if connection is None:
+            return False
+        self._lost = True
+        connection.close()
+        return True
 
-    def _fail(self, error: SocketIOPGError) -> None:
-        questions, self._questions = self._questions, []
-        for question in questions:
+    def _fail(self, error: SocketIOPGError, until: float = float("inf")) -> None:
+        """Answer the questions that were asked before a time with an error."""
+        for question in [one for one in self._questions if one.asked_at <= until]:
+            self._questions.remove(question)
             question.done.send(error)

@@ -401,16 +401,19 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     ) -> float:
         """Send ``packets`` with offsets to the members that get them; otherwise as :meth:`_send_line`."""
         last = packets[-1].position
-        shared, frame = None, b""
+        shared: str | None = None
+        frame = b""
         for number, (sid, socket, cursor) in enumerate(line.followed, 1):
             if sid not in broadcast.gone_from(room):
                 if cursor.alone or socket.connection is None:
                     self._send_share(_with_offsets(packets, cursor), socket)
                 else:
+                    # All that are up to date have the same offset: that of the message, or without one the last of the
+                    # log, which may increase between two slices.
                     if last is not None:
-                        cursor.sent = last
-                    # All that are up to date have the same offset: between two slices it may increase.
-                    offset = cursor.offset()
+                        cursor.sent, offset = last, ""
+                    else:
+                        offset = cursor.offset()
                     if offset != shared:
                         shared = offset
                         frame = b"".join([packet.frame for packet in _with_offsets(packets, cursor)])

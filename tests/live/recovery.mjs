@@ -27,7 +27,6 @@ for await (const line of createInterface({ input: process.stdin })) {
       (answer) => say({ kind: "answer", answer }), (error) => say({ kind: "answer", error: error.message }));
   }
   if (command.cut) transport?.ws?.terminate(); // the connection breaks, without a closing handshake
-  if (command.cutany) transport?.ws?.terminate?.();
   if (command.desert) transport?.onClose("deserted"); // the client gives up, and the server does not notice
   if (command.disconnect) socket.disconnect();
   if (command.connect) socket.connect();

@@ -1,5 +1,7 @@
 """Connection state recovery with the stock JavaScript client: docs/recovery.md."""
 
+import random
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -136,3 +138,82 @@ def test_unknown_and_foreign_pids_begin_a_new_session(first: Log) -> None:
             assert client.hello["recovery"] == expected
         finally:
             client.close()
+
+
+@pytest.mark.nightly
+def test_sessions_move_between_the_workers_of_nodes_while_the_database_fails(newest_pg: Cluster, channel: str) -> None:
+    """Two nodes of two workers: connections break, replays begin, and all sessions of the database are terminated."""
+    settings = {"DURABLE_CHANNELS": "*"}
+    log = Log(newest_pg, "recovery_workers", "-w", "2", AUTO_INIT="1", **settings)
+    other = ServerProcess(log.url, "-w", "2", DRAIN_SECONDS="0.2", **settings)
+    clients = []
+    try:
+        wait_installed(log)
+        clients = [RecoveringClient(log.server.url) for _ in range(4)]
+        for client in clients:
+            client.subscribe(channel)
+        for number in range(10):
+            for index, client in enumerate(clients):
+                client.send(
+                    {("cut", "desert")[index % 2]: True, "url": (log.server.url, other.url)[(number + index) % 2]}
+                )
+            log.publish(channel, 10 * number, 10 * number + 9, 1000)
+            for client in clients:
+                hello = client.connected()
+                assert hello["recovered"], hello
+            if number % 3 == 0:
+                log.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+                other.wait_ready()
+                log.server.wait_ready()
+        for client in clients:
+            assert client.numbers(100) == list(range(100))
+    finally:
+        for client in clients:
+            client.close()
+        other.close()
+        log.server.close()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(8))
+def test_nothing_is_missed_and_nothing_comes_twice(first: Log, second: ServerProcess, channel: str, seed: int) -> None:
+    """Connections break at any moment, again while the client comes back, with small and large messages."""
+    rng = random.Random(seed)
+    pad = rng.choice([0, 0, 2000, 20_000])
+    client = RecoveringClient(first.server.url)
+    counts = {f"{channel} {number}": 0 for number in range(4)}
+    stopping = threading.Event()
+
+    def publish() -> None:
+        choice = random.Random(seed)
+        while not stopping.wait(choice.choice([0, 0.005, 0.05])):
+            one, more = choice.choice(list(counts)), choice.randint(1, 20)
+            first.publish(one, counts[one], counts[one] + more - 1, pad)
+            counts[one] += more
+
+    publishing = threading.Thread(target=publish)
+    try:
+        for one in counts:
+            client.subscribe(one)
+        publishing.start()
+        for _ in range(30):
+            stopping.wait(rng.choice([0, 0, 0.01, 0.1, 0.3]))
+            client.send({rng.choice(["cut", "desert"]): True, "url": rng.choice([first.server.url, second.url])})
+            if rng.random() < 0.5:
+                stopping.wait(rng.choice([0, 0.02, 0.05]))
+                client.send({"cut": True})
+        stopping.set()
+        publishing.join()
+        got: dict[str, list[int]] = {one: [] for one in counts}
+        positions = []
+        while any(len(got[one]) < counts[one] for one in counts):
+            line = client.next()
+            assert line["event"] != "connect" or line["recovered"], client.next(event="server_hello")
+            if line["event"] == "event":
+                got[line["argument"]["channel"]].append(line["argument"]["payload"][0])
+                positions.append(line["argument"]["position"])
+        assert got == {one: list(range(counts[one])) for one in counts}
+        assert positions == sorted(positions)
+    finally:
+        stopping.set()
+        client.close()
