@@ -6,7 +6,7 @@ import gc
 import os
 import resource
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -41,7 +41,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Raise the limit of file descriptors for thousands of clients, here and in the servers, which inherit it."""
-    gc.disable()  # until the collection has ended: it makes thousands of objects, which all stay
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if config.getoption("nightly"):
@@ -77,11 +76,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(left_out)]
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_finish() -> None:
-    """Exempt what the collection has made, which stays, from garbage collection and from :mod:`leftovers`."""
-    gc.enable()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Exempt what the collection makes, which stays, from garbage collection and from :mod:`leftovers`."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def _is_left_out(item: pytest.Item) -> bool:
