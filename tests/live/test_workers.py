@@ -2,11 +2,16 @@
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import psycopg2
 import pytest
 
 from socketio_pg.gunicorn_config import EXIT_CONFIGURATION
 from tests.support.clients import SocketClient
+from tests.support.log import Log, wait_installed
+from tests.support.node import NodeClient
 from tests.support.patience import PATIENCE
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
@@ -34,6 +39,42 @@ def test_clients_of_all_workers_get_what_one_publishes(server: ServerProcess, tr
     finally:
         for client in clients:
             client.close()
+
+
+def test_position_and_id_of_a_publication_are_those_of_the_node(newest_pg: Cluster, channel: str) -> None:
+    """One worker publishes for all; each waits for the positions itself. The stock JavaScript client is one of them."""
+    log = Log(newest_pg, "workers_places", "-w", "3", AUTO_INIT="1")
+    with contextlib.ExitStack() as stack:
+        stack.callback(log.server.close)
+        wait_installed(log)
+        clients: list[Any] = [stack.enter_context(SocketClient(log.server.url)) for _ in range(9)]
+        stock = NodeClient(log.server.url, "websocket")
+        stack.callback(stock.close)
+        stock.next(event="connect")
+        assert clients[0].call("subscribe", {"channel": channel})["ok"]
+        answers = [client.call("publish", {"channel": channel, "payload": 1}) for client in (*clients, stock)]
+        events = [clients[0].next("event") for _ in answers]
+        assert [answer["position"] for answer in answers] == [event["position"] for event in events]
+        assert len({answer["epoch"] for answer in answers}) == 1
+        # All at the same time: one of them publishes.
+        request = {"channel": channel, "payload": 2, "id": "once"}
+        with ThreadPoolExecutor(len(clients)) as pool:
+            together = list(pool.map(lambda client: client.call("publish", request), clients))
+        again = stock.call("publish", request)
+        event = clients[0].next("event")
+        assert event["payload"] == 2
+        assert sorted(answer.get("duplicate", False) for answer in together) == [False] + [True] * 8
+        assert {answer["position"] for answer in (*together, again)} == {event["position"]}
+        assert again["duplicate"] is True
+        quick = clients[1].call("publish", {"channel": channel, "payload": 3, "wait": False})
+        assert quick == {"ok": True, "channel": channel}
+        assert clients[0].next("event")["payload"] == 3
+        # Without a relay, an answer does not wait for ever.
+        with contextlib.closing(psycopg2.connect(log.url)) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM socketio_pg.head FOR UPDATE")
+            late = clients[2].call("publish", {"channel": channel, "payload": 4})
+            assert late == {"ok": True, "channel": channel, "epoch": None, "position": None}
+        assert clients[0].next("event")["payload"] == 4
 
 
 def test_invalid_setting_ends_all_workers(newest_pg: Cluster) -> None:

@@ -186,7 +186,11 @@ class Subscriber(Client):
 
 
 class SocketPublisher(Client):
-    """Publishes with ``durable: true``, several messages at a time, until :meth:`stop`."""
+    """Publishes with ``durable: true``, several messages at a time, until :meth:`stop`.
+
+    Half of the messages have an id. Those it sends again, on any node, until they are answered with success: whatever
+    became of the first attempts, each is then published once.
+    """
 
     def __init__(
         self, loop: Loop, name: str, ports: Sequence[int], channels: Sequence[str], random: Random, pace: float
@@ -196,6 +200,11 @@ class SocketPublisher(Client):
         self._pace = pace
         self._stopping = False
         self._pending: dict[str, Transaction] = {}
+        #: Requests with ids that have been sent and not been answered with success, by their ids.
+        self._repeated: dict[str, tuple[Transaction, dict[str, Any]]] = {}
+        #: Repeats that were published already, and the positions in the answers.
+        self.duplicates = 0
+        self.positions: dict[str, int | None] = {}
         self.transactions: list[Transaction] = []
         self.problems: list[str] = []
         loop.later(random.expovariate(1 / pace), self._publish)
@@ -207,7 +216,7 @@ class SocketPublisher(Client):
     @property
     def idle(self) -> bool:
         """True when no answers are pending. Can be read from any thread."""
-        return self._stopping and not self._pending
+        return self._stopping and not self._pending and not self._repeated
 
     def _publish(self) -> None:
         if self._stopping:
@@ -225,22 +234,38 @@ class SocketPublisher(Client):
         transaction = Transaction(identifier, outcome=Outcome.UNKNOWN)
         transaction.messages.append(Sent(identifier, plan.channel, digest(body), time.monotonic()))
         self.transactions.append(transaction)
-        self._pending[identifier] = transaction
-        self.request(
-            "publish",
-            {"channel": plan.channel, "payload": body, "durable": True},
-            lambda answer: self._answered(transaction, answer),
-        )
+        request = {"channel": plan.channel, "payload": body, "durable": True}
+        if self._random.random() < 0.5:
+            request["id"] = identifier
+            self._repeated[identifier] = (transaction, request)
+        self._send(transaction, request)
+
+    def _send(self, transaction: Transaction, request: dict[str, Any]) -> None:
+        self._pending[transaction.name] = transaction
+        self.request("publish", request, lambda answer: self._answered(transaction, answer))
 
     def _answered(self, transaction: Transaction, answer: dict[str, Any]) -> None:
         self._pending.pop(transaction.name, None)
         if answer.get("ok"):
+            self._repeated.pop(transaction.name, None)
+            self.duplicates += answer.get("duplicate", False)
+            self.positions[transaction.name] = answer["position"]
             transaction.outcome, transaction.acknowledged = Outcome.COMMITTED, time.monotonic()
             return
         if answer["error"]["code"] != "database_unavailable":
             self._improper(f"could not publish: {answer}")
-        if UNCERTAIN not in answer["error"]["message"]:
+        if transaction.name in self._repeated:
+            self._loop.later(self._random.uniform(0.05, 0.5), lambda: self._repeat(transaction.name))
+        elif UNCERTAIN not in answer["error"]["message"]:
             transaction.outcome = Outcome.ROLLED_BACK
+
+    def _repeat(self, identifier: str) -> None:
+        if self._up and identifier in self._repeated and identifier not in self._pending:
+            self._send(*self._repeated[identifier])
+
+    def _on_connected(self) -> None:
+        for identifier in list(self._repeated):
+            self._repeat(identifier)
 
     def _on_lost(self) -> None:
         self._pending.clear()
