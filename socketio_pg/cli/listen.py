@@ -49,7 +49,7 @@ def _as_filter(ctx: click.Context, param: click.Parameter, value: str | None) ->
     epilog=examples(
         "socketio-pg listen orders chat",
         "socketio-pg listen orders --history 20 --json | jq .payload",
-        "socketio-pg listen orders --since start --json > orders.jsonl",
+        "socketio-pg listen orders --since earliest --json > orders.jsonl",
         "socketio-pg listen orders --since 2026-11-24T12:00:00Z",
         """socketio-pg listen table:public.orders --filter '{"new.status": "paid"}'""",
         "socketio-pg listen orders --count 1 --timeout 30s   # code 1 without one",
@@ -62,7 +62,7 @@ def _as_filter(ctx: click.Context, param: click.Parameter, value: str | None) ->
     "--since",
     metavar="PLACE",
     help="Start after this position of the log (EPOCH:POSITION), at a time (2026-11-24T12:00:00Z), after a snapshot "
-    "(a token of socketio_pg.snapshot()), or at the log's 'start'.",
+    "(a token of socketio_pg.snapshot()), or with all that the log has ('earliest').",
 )
 @click.option(
     "--history", type=click.IntRange(0, MAX_HISTORY), help="Print this many of the newest messages of the log first."

@@ -19,7 +19,7 @@ from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.subscriber.subscriber import Health, Subscriber
 
 #: Begin with the oldest message of the log.
-START: Literal["start"] = "start"
+EARLIEST: Literal["earliest"] = "earliest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Text:
 
 #: Where to begin: after a position or another place, with this many of the newest messages, with the oldest one, or
 #: (None) now.
-Start: TypeAlias = OfThisEpoch | Text | int | Literal["start"] | None
+Start: TypeAlias = OfThisEpoch | Text | int | Literal["earliest"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,10 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-def parse_since(text: str) -> OfThisEpoch | Text | Literal["start"]:
-    """Parse ``start``, ``POSITION``, or a ``since`` as in docs/protocol.md. Raises :class:`InvalidRequestError`."""
-    if text == START:
-        return START
+def parse_since(text: str) -> OfThisEpoch | Text | Literal["earliest"]:
+    """Parse ``earliest``, ``POSITION``, or a ``since`` as in docs/protocol.md. Raises :class:`InvalidRequestError`."""
+    if text in (EARLIEST, "start"):  # the second was its name in earlier versions
+        return EARLIEST
     if re.fullmatch("[0-9]{1,19}", text) and int(text) <= MAX_POSITION:
         return OfThisEpoch(int(text))
     requested_start({"since": text})
@@ -108,7 +108,7 @@ class FromDatabase:
 
     def _since(self, start: Start) -> Since | None:
         """Return the `since` that ``start`` means; None for a number, for now, and without a log."""
-        if start == START:
+        if start == EARLIEST:
             return self._pubsub.oldest()
         if isinstance(start, Text):
             return start.since
@@ -159,7 +159,7 @@ class FromServer:
 
     def subscribe(self, channel: str, start: Start, filter: dict[str, Any] | None = None) -> None:
         if isinstance(start, str):
-            raise InvalidRequestError(f"--since start needs the database; with --url, use --history {MAX_HISTORY}")
+            raise InvalidRequestError(f"--since earliest needs the database; with --url, use --history {MAX_HISTORY}")
         since: Since | None = start.since if isinstance(start, Text) else None
         if isinstance(start, OfThisEpoch):
             since = {"epoch": self._epoch(channel), "position": start.position}

@@ -102,14 +102,14 @@
  * A change of a live table: `before` is the row that `rows` had, and `row` the one that it has now.
  *
  * `op` is "INSERT", "UPDATE" or "DELETE". A row that begins to match `where` is an INSERT, one that no longer matches a
- * DELETE. "TRUNCATE" has neither key nor rows: all are gone. `payload` is the message as in docs/live-tables.md.
- * @typedef {{op: string, key?: any, row?: Record<string, any>, before?: Record<string, any>, payload: any}} Change
+ * DELETE. `payload` is the message as in docs/live-tables.md.
+ * @typedef {{op: string, key: any, row?: Record<string, any>, before?: Record<string, any>, payload: any}} Change
  */
 
 /**
  * @typedef {object} TableHandlers
  * @property {(rows: Map<any, Record<string, any>>, reason?: string) => void} [onRows] called when the first rows have
- *   arrived, and when all rows were replaced, with the reason of docs/live-tables.md
+ *   arrived, and when all rows were replaced, with the reason of docs/live-tables.md, or "truncate": there are none
  * @property {(change: Change, rows: Map<any, Record<string, any>>) => void} [onChange] called after each change
  * @property {() => void} [onLive] called when the rows are current, also after each reconnect
  * @property {(error: SubscriptionError) => void} [onError] called with every failure, including those that are retried
@@ -1346,7 +1346,7 @@ export class LiveTable {
     const { rows } = this;
     if (op === "TRUNCATE") {
       rows.clear();
-      call(this.#handlers.onChange, { op, payload }, rows);
+      call(this.#handlers.onRows, rows, "truncate");
       return;
     }
     const key = this.keyOf(pk);

@@ -72,7 +72,7 @@ def test_listen_replays_from_a_position_through_a_server(log: Log, channel: str)
         done = run("listen", channel, *options, "--count", "2", "--json", "--url", log.server.url)
         assert done.returncode == 0, done.stderr
         assert [json.loads(line)["payload"][0] for line in done.stdout.splitlines()] == [2, 3]
-    done = run("listen", channel, "--since", "start", "--url", log.server.url)
+    done = run("listen", channel, "--since", "earliest", "--url", log.server.url)
     assert done.returncode == 2
     assert "--history" in done.stderr
 

@@ -140,8 +140,8 @@ def payloads(*arguments: str, base: Base, code: int = 0) -> list[Any]:
     return [json.loads(line)["payload"] for line in done.stdout.splitlines()]
 
 
-def test_since_start_replays_the_whole_channel(logged: Base) -> None:
-    assert payloads("a", "--since", "start", "--count", "4", base=logged) == [1, {"n": 2}, 1.1, "five"]
+def test_since_earliest_replays_the_whole_channel(logged: Base) -> None:
+    assert payloads("a", "--since", "earliest", "--count", "4", base=logged) == [1, {"n": 2}, 1.1, "five"]
 
 
 def test_listen_takes_several_channels(logged: Base) -> None:

@@ -221,7 +221,7 @@ def test_invalid_duration_is_refused(text: str) -> None:
 
 
 def test_since_is_parsed() -> None:
-    assert parse_since("start") == "start"
+    assert parse_since("earliest") == parse_since("start") == "earliest"
     assert parse_since("0") == OfThisEpoch(0)
     assert parse_since("2f80-9a:17") == Text("2f80-9a:17")
     assert parse_since("2026-11-24T12:00:00Z") == Text("2026-11-24T12:00:00Z")

@@ -14,10 +14,9 @@ await runSql("orders", start, 700);
 async function start() {
   orders = subscriptions.subscribe(REQUEST, {
     onRows: (rows) => drawAll(rows),
-    onChange: ({ key, row }, rows) => {
+    onChange: ({ key, row }) => {
       if (row) flash(draw(key, row));
-      else if (rows.size) remove(key);
-      else drawAll(rows); // also after TRUNCATE
+      else remove(key);
       count();
     },
     onLive: () => count(),
