@@ -211,11 +211,20 @@ class _Run:
             *self._loop.problems,
             *(problem for source in self._sources for problem in source.problems),
             *judge(transactions, log, subscribers, self._world.in_outbox()),
+            *self._wrong_positions(log),
         ]
         for node in self._world.nodes:
             report.server_logs.append(node.server.log)
             report.problems += [f"{node.name} logged: {found}" for found in failures(node.server.log)]
         report.figures = self._figures(transactions, log)
+
+    def _wrong_positions(self, log: list[Logged]) -> Iterator[str]:
+        """Yield the answers to publishers with a position that is not the message's."""
+        places = {message.id: message.position for message in log}
+        for publisher in self._publishers:
+            for identifier, position in publisher.positions.items():
+                if position is not None and position != places.get(identifier):
+                    yield f"{identifier} was answered with position {position}, but has {places.get(identifier)}"
 
     def _figures(self, transactions: list[Transaction], log: list[Logged]) -> dict[str, float]:
         delivered = [note for one in self._subscribers for note in one.notes if isinstance(note, Delivered)]
@@ -226,6 +235,10 @@ class _Run:
             "replayed": sum(note.replayed for note in delivered),
             "connects": sum(one.connects for one in self._subscribers),
             "cut off": sum(one.cuts for one in self._subscribers),
+            "answers with a position": sum(
+                position is not None for one in self._publishers for position in one.positions.values()
+            ),
+            "duplicates": sum(one.duplicates for one in self._publishers),
             **{outcome.value: outcomes[outcome] for outcome in Outcome},
         }
 
