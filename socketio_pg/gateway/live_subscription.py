@@ -40,8 +40,8 @@ class LiveSubscription:
     cannot go on.
     """
 
-    #: Steps that follow the log before the feed waits for this subscription.
-    free_steps = 2
+    #: Pages that are sent while the feed waits for this subscription.
+    last_pages = 3
     #: Seconds between two reads of the rows.
     restart_pause = 0.5
     #: Seconds before the first retry when the database does not answer; doubles up to the second value.
@@ -71,7 +71,8 @@ class LiveSubscription:
         self.view: View | None = None
         #: Why the rows are sent again; None at first.
         self.reason: str | None = None
-        self._steps = 0
+        #: Whether it has just been where the feed was.
+        self._near = False
         self._backoff = Backoff(*self.retry)
 
     def begin(self, shown: Shown, sequence: RowsSequence, reason: str | None) -> bool:
@@ -80,7 +81,7 @@ class LiveSubscription:
             return False
         sequence.feed.users += 1
         self.shown, self.sequence, self.reason = shown, sequence, reason
-        self._steps = 0
+        self._near = False
         self._began = time.monotonic()
         return True
 
@@ -143,20 +144,25 @@ class LiveSubscription:
         feed.check_epoch(sequence.epoch)
         if sequence.position > feed.position:
             return Step.AHEAD  # the rows are newer than what this node has delivered
-        if sequence.position < feed.position and self._steps < self.free_steps:
-            self._steps += 1
+        if sequence.position < feed.position and not self._near:
+            upto = feed.position
             sequence.extend(self)
+            self._near = sequence.position >= upto
             return Step.MORE
+        self._near = False
+        sent = 0
         with feed.paused():
             while self.sequence is sequence and self.held():
+                if sent == self.last_pages:
+                    return Step.MORE  # it is not that near, and its client's send buffer has to drain
                 if self._send_next(sequence):
+                    sent += 1
                     continue
                 if sequence.position >= feed.position and sequence.settled:
                     break
                 before = sequence.position, sequence.settled
                 sequence.extend(self)
                 if not sequence.has_more(self) and (sequence.position, sequence.settled) == before:
-                    self._steps = 0
                     return Step.AHEAD  # messages that the rows include have no position yet
             if self.sequence is not sequence or not self.held():
                 return Step.OVER

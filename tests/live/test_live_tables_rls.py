@@ -13,10 +13,12 @@ import pytest
 from tests.support.clients import code
 from tests.support.live_tables import TableClient, key_of
 from tests.support.live_writers import Writers
+from tests.support.metrics import TOKEN, Moved
 from tests.support.patience import until
 from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
+from tests.support.swarm import Swarm
 from tests.support.tokens import mint
 
 TABLE = """
@@ -34,6 +36,7 @@ SETTINGS = RLS | {
     "LIVE_TABLES": "public.*",
     "PERMISSION_RECHECK_SECONDS": "0",
     "AUTH": "optional",
+    "METRICS_TOKEN": TOKEN,
 }
 
 
@@ -127,6 +130,49 @@ def test_new_claims(server: ServerProcess, database: PolicyDatabase) -> None:
         client.wait_rows([note(2, "bob", "x")])
         assert client.call("authenticate", {"token": mint(sub="bob", role="nobody")})["ok"]
         assert client.next("unsubscribed")["reason"] == "forbidden"
+
+
+def test_clients_that_read_slowly(server: ServerProcess, database: PolicyDatabase) -> None:
+    """They follow at their own speed: with the changes, or with the rows again where these are checked."""
+    database.sql("INSERT INTO notes SELECT n, 'alice', 'a' FROM generate_series(1, 4) AS n")
+    with connect(server, "alice") as alice, connect(server, "boss", "service_role", strict=True) as boss:
+        for client in (alice, boss):
+            client.table("public.notes")
+            client.next("live")
+            client.reading.clear()
+        for n in range(12):
+            database.sql(
+                "DO $$ BEGIN FOR n IN 1 .. 20 LOOP"
+                f" UPDATE notes SET text = repeat(chr(97 + {n}), 20000) || n WHERE id = n % 4 + 1; END LOOP; END $$"
+            )
+        for client in (alice, boss):
+            client.reading.set()
+        expected = as_seen(database, None, "true")
+        alice.wait_rows(expected)
+        boss.wait_rows({key: {**row, "secret": None} for key, row in expected.items()})
+        assert not boss.problems
+        assert boss.snapshots == 1
+        assert sum(name == "event" for name, _ in boss.log) == 240
+
+
+def test_clients_that_come_together_share_what_is_read(server: ServerProcess, database: PolicyDatabase) -> None:
+    database.sql("INSERT INTO notes SELECT n, 'alice', 'a' FROM generate_series(1, 50) AS n")
+    moved = Moved(server)
+    with Swarm("127.0.0.1", server.port) as swarm:
+        clients = swarm.open(60)
+        for n, client in enumerate(clients):
+            client.auth = {"token": mint(sub=USERS[n % 3], role="authenticated")}
+        swarm.run_until(lambda: all(client.connected for client in clients))
+        for client in clients:
+            client.emit("subscribe", {"table": "public.notes"})
+        swarm.run_until(lambda: all(client.events("live") for client in clients))
+        assert 3 <= moved.by("live_table_snapshots_total")[0] <= 30
+        assert moved.by("live_table_rows_total") == [20 * 50]
+        database.sql("UPDATE notes SET text = 'b' WHERE id = 7; UPDATE notes SET text = 'c' WHERE id = 8")
+        swarm.run_until(lambda: all(len(client.events("event")) == 2 for client in clients[::3]))
+        assert not any(client.events("event") for client in clients[1::3])
+        # A change is selected once for each user, not for each client.
+        assert moved.by("live_table_checked_rows_total")[0] <= 3 * 2
 
 
 # -- exactness: rows, and changes applied to them, are the table -------------------------------------------------------

@@ -22,6 +22,9 @@ class TableClient(SocketClient):
     EVENTS = (*SocketClient.EVENTS, "snapshot", "live")
 
     def __init__(self, url: str, *, strict: bool = False, follow: bool = False, **options: Any) -> None:
+        #: Unset to make the client read nothing.
+        self.reading = threading.Event()
+        self.reading.set()
         self._follow = follow
         self._request: dict[str, Any] = {}
         self._epoch = ""
@@ -60,6 +63,7 @@ class TableClient(SocketClient):
         record = super()._recorder(name)
 
         def received(*arguments: Any) -> None:
+            self.reading.wait(PATIENCE)
             with self._changed:
                 if arguments and isinstance(arguments[0], dict) and "table" in arguments[0]:
                     self.log.append((name, arguments[0]))
