@@ -293,7 +293,8 @@ export class Subscriptions {
    * moment: it is published once, because all attempts have the same id. Messages keep their order, unless one of them
    * is repeated.
    *
-   * Without a log in the database, a message that may have been published is not repeated.
+   * Without a log in the database, a message that may have been published is not repeated. Nor is one on a connection
+   * that was there before this object: create it before the socket connects.
    * @param {string} channel
    * @param {any} payload any JSON value
    * @param {PublishOptions} [options]
@@ -376,6 +377,7 @@ class Publisher {
   #waiting = new Set();
   #isOpen; // the connection is ready
   #knowsIds = false; // the server publishes an id once
+  #isClosed = false;
 
   /**
    * @param {any} socket
@@ -397,6 +399,7 @@ class Publisher {
       };
       if (timeout < 2 ** 31) one.deadline = setTimeout(() => this.#reject(one, NO_ANSWER), timeout);
       this.#waiting.add(one);
+      if (this.#isClosed) this.#reject(one, CLOSED);
       this.#flush();
     });
   }
@@ -413,7 +416,8 @@ class Publisher {
   }
 
   close() {
-    for (const one of [...this.#waiting]) this.#reject(one, { code: "closed", message: "close() was called." });
+    this.#isClosed = true;
+    for (const one of [...this.#waiting]) this.#reject(one, CLOSED);
   }
 
   #flush() {
@@ -421,8 +425,8 @@ class Publisher {
   }
 
   #send(one) {
-    if (one.isUncertain && !(one.canRepeat && this.#knowsIds)) {
-      this.#reject(one, NO_ANSWER);
+    if (one.isUncertain && !(one.canRepeat && this.#knowsIds && Date.now() - one.sentAt < MAX_REPEATING)) {
+      this.#reject(one, NO_ANSWER); // another attempt could publish it again
       return;
     }
     const attempt = ++one.attempt;
@@ -449,8 +453,7 @@ class Publisher {
       return;
     }
     one.isUncertain ||= UNCERTAIN.has(failure.code);
-    const mayRepeat = TRANSIENT.has(failure.code) && Date.now() - one.sentAt < MAX_REPEATING;
-    if (!mayRepeat || (one.isUncertain && !one.canRepeat)) this.#reject(one, failure);
+    if (!TRANSIENT.has(failure.code) || (one.isUncertain && !one.canRepeat)) this.#reject(one, failure);
     else if (this.#isOpen) {
       one.timer = setTimeout(() => {
         one.timer = undefined;
@@ -1453,6 +1456,7 @@ function request(socket, timeout, event, body, answered) {
 // After these errors, a message may have been published.
 const UNCERTAIN = new Set(["no_answer", "database_unavailable", "internal"]);
 
+const CLOSED = { code: "closed", message: "close() was called." };
 const NO_ANSWER = { code: "no_answer", message: "The server did not answer." };
 
 /** Returns the error of an answer as {code, message}, or null. */
