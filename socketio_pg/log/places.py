@@ -6,7 +6,7 @@ and the relay's notification arrive on different connections.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from socketio_pg.core import green
@@ -38,11 +38,13 @@ class Places:
         self._positions: dict[int, int] = {}
         #: The messages of ``recent`` up to this position are in ``_positions``, or too old.
         self._known = 0
+        #: The greatest id that was looked at: smaller ones that are not known are older, or commit late.
+        self._newest_id = 0
         self._waiting: dict[int, list[_Waiter]] = {}
 
     def reset(self, epoch: str | None) -> None:
         """Forget all positions, and end all calls of :meth:`wait`: another epoch begins, or the log is gone."""
-        self._epoch, self._known = epoch, 0
+        self._epoch, self._known, self._newest_id = epoch, 0, 0
         self._positions.clear()
         waiting, self._waiting = self._waiting, {}
         for waiters in waiting.values():
@@ -62,11 +64,14 @@ class Places:
                     if not waiter.missing:
                         waiter.done.send()
 
-    def wait(self, ids: Sequence[int], seconds: float) -> list[Position | None]:
-        """Return the position of each of ``ids``; None for those that are unknown after ``seconds``."""
+    def wait(self, ids: Sequence[int], seconds: float, old: Collection[int] = ()) -> list[Position | None]:
+        """Return the position of each of ``ids``; None for those that are unknown after ``seconds``.
+
+        Those of ``old`` were published before: they are not waited for if they should have arrived already.
+        """
         deadline = time.monotonic() + seconds
         self._look()
-        missing = {one for one in ids if one not in self._positions}
+        missing = {one for one in ids if one not in self._positions and not (one in old and one <= self._newest_id)}
         if missing and seconds > 0 and self._epoch is not None:
             waiter = _Waiter(len(missing))
             for one in missing:
@@ -91,6 +96,7 @@ class Places:
 
     def _remember(self, outbox_id: int, position: int) -> None:
         self._positions[outbox_id] = position
+        self._newest_id = max(self._newest_id, outbox_id)
         if len(self._positions) > self.remembered:
             del self._positions[next(iter(self._positions))]
 

@@ -323,7 +323,8 @@ class PubSub:
         self.start()
         found = list(zip(messages, receipts, strict=True))
         numbers = [receipt.number for one, receipt in found if one.durable and receipt.number is not None]
-        places = dict(zip(numbers, self._follower.places.wait(numbers, self.place_timeout), strict=True))
+        old = {receipt.number for receipt in receipts if receipt.duplicate and receipt.number is not None}
+        places = dict(zip(numbers, self._follower.places.wait(numbers, self.place_timeout, old), strict=True))
         results = []
         for message, receipt in found:
             place = None if receipt.number is None else places.get(receipt.number)

@@ -85,6 +85,17 @@ def test_waiting_ends_with_the_time_and_with_the_epoch() -> None:
     assert log.places.wait([2], 0) == [at(2, "f")]
 
 
+def test_message_that_was_published_long_ago_is_not_waited_for() -> None:
+    log = Numbered()
+    log.append(7)
+    # If it was published a moment ago, it still arrives.
+    assert log.places.wait([5, 7], PATIENCE, {5, 7}) == [None, at(1)]
+    waiter = Waiter(log, 8)
+    assert log.places.wait([8], 0.01, {8}) == [None]
+    log.append(8)
+    assert waiter.result() == [2]
+
+
 def test_without_a_log_nothing_is_waited_for() -> None:
     log = Numbered()
     log.places.reset(None)
