@@ -24,7 +24,7 @@ const { Subscriptions } = await import(`data:text/javascript,${encodeURIComponen
 
 const [url, transports, login, numbers, auth] = process.argv.slice(2);
 const socket = io(url, {
-  transports: transports.split(","), reconnectionDelay: 100, reconnectionDelayMax: 500, auth: auth && JSON.parse(auth),
+  transports: transports.split(","), reconnectionDelay: 100, reconnectionDelayMax: 500, auth: auth ? JSON.parse(auth) : undefined,
 });
 const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
 const tokens = login && login !== "none" && JSON.parse(login); // for each purpose: one token per call, the last one repeated; "" makes it throw
