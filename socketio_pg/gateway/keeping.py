@@ -257,6 +257,8 @@ class Keeping:
 
         Waits until it is stored. Raises :class:`DatabaseUnavailableError`, and changes nothing then.
         """
+        if self._log.epoch is None:
+            self._sessions.pop(sid, None)  # the log was removed, and the table with it
         session = self._sessions.get(sid)
         if session is None:
             return None

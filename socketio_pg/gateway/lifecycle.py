@@ -82,8 +82,9 @@ class ClientLifecycle(Lifecycle):
     def answer(self, sid: str, eio_sid: str, namespace: str) -> dict[str, Any]:
         return self._restoring.answer(sid, eio_sid, namespace)
 
-    def ended(self, sid: str) -> None:
-        self._keeping.forget(sid)
+    def ended(self, sid: str, namespace: str) -> None:
+        if namespace == "/":
+            self._keeping.forget(sid)
 
     def connected(self, sid: str) -> None:
         self._start()

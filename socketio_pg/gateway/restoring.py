@@ -84,6 +84,8 @@ class Restoring:
         """Return the sid of the session that a client continues, which is its own from now on; None for a new one."""
         if namespace != "/" or not isinstance(auth, dict) or auth.get("recovery") is not True:
             return None
+        if not self._is_here(eio_sid):
+            return None  # closed while it was identified
         pid = auth.get("pid")
         attempt = self._attempts[eio_sid] = _Attempt(pid is not None)
         try:
@@ -100,6 +102,9 @@ class Restoring:
             attempt.session = session = self._keeping.take(ticket, str(pid), eio_sid)
             text = auth.get("offset")
             attempt.offset = Offset(ticket.epoch, ticket.position) if text is None else parse_offset(text)
+            if not self._is_here(eio_sid):
+                self._keeping.lose(ticket.sid)
+                return None
             try:
                 self._starts(session, attempt.offset)
             except NotRecoveredError:

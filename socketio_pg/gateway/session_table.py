@@ -80,6 +80,8 @@ class SessionTable:
     timeout = 10.0
     #: Seconds for which a question waits for a database that is not available.
     patience = 5.0
+    #: Seconds for the last changes.
+    stop_seconds = 3.0
 
     def __init__(self, database: Database, seconds: float, on_lost: Callable[[], None]) -> None:
         self._database = database
@@ -158,7 +160,7 @@ class SessionTable:
         self._worker.stop()
         self._hang_up()  # it may be in a transaction
         if self._registered:
-            with contextlib.suppress(SocketIOPGError):
+            with contextlib.suppress(SocketIOPGError, green.TimedOut), green.timeout(self.stop_seconds):
                 self._write()
                 self._execute(_END, self.owner)
         self._fail(DatabaseUnavailableError("the server is shutting down"))

@@ -99,7 +99,7 @@ class Lifecycle:
     def disconnected(self, sid: str) -> None:
         """A client of any namespace has left, for whatever reason."""
 
-    def ended(self, sid: str) -> None:
+    def ended(self, sid: str, namespace: str) -> None:
         """The client, or the application, is about to end the client's session with DISCONNECT, and not its connection.
 
         ``sid`` may be that of a client that is not connected.
@@ -199,7 +199,7 @@ class Server(AnsweringServer):
         elif packet.packet_type == DISCONNECT:
             sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
             if sid is not None:
-                self.lifecycle.ended(sid)
+                self.lifecycle.ended(sid, namespace)
             self._handle_disconnect(eio_sid, namespace, self.reason.CLIENT_DISCONNECT)
         elif packet.packet_type in (EVENT, BINARY_EVENT):
             self._take_event(eio_sid, namespace, packet, own_thread)
@@ -363,7 +363,7 @@ class Server(AnsweringServer):
                 self.manager.connect(sid, namespace)
             else:
                 self._send_connect_error(eio_sid, namespace, refusal)
-                self.lifecycle.ended(sid)
+                self.lifecycle.ended(sid, namespace)
         except green.FAILURES:  # the application's code
             self._limited_log.failure("the application's connect handler failed", connection=eio_sid)
             self._refuse(eio_sid, namespace, SocketIOPGError("the server failed to handle this"))
@@ -411,7 +411,7 @@ class Server(AnsweringServer):
 
     def disconnect(self, sid: str, namespace: str | None = None, ignore_queue: bool = False) -> None:
         """Disconnect a client. One whose CONNECT is not answered yet is refused; the stock method lets it connect."""
-        self.lifecycle.ended(sid)
+        self.lifecycle.ended(sid, namespace or "/")
         if self.manager.is_pre_connected(sid, namespace or "/"):
             self._unwanted.add(sid)
         else:
