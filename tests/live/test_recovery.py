@@ -217,3 +217,27 @@ def test_nothing_is_missed_and_nothing_comes_twice(first: Log, second: ServerPro
     finally:
         stopping.set()
         client.close()
+
+
+def test_a_replay_goes_on_where_the_connection_broke(first: Log, second: ServerProcess, channel: str) -> None:
+    """Live messages of one channel and the replay of another one, which is broken off several times."""
+    live, replayed = channel, f"{channel} too"
+    first.publish(replayed, 0, 1999, 1000)
+    client = RecoveringClient(first.server.url)
+    try:
+        client.subscribe(live)
+        client.subscribe(replayed, history=1000)
+        got: dict[str, list[int]] = {live: [], replayed: []}
+        for number in range(4):
+            first.publish(live, 10 * number, 10 * number + 9)
+            while len(got[replayed]) < 200 * (number + 1) or len(got[live]) < 5 * (number + 1):
+                argument = client.next(event="event")["argument"]
+                got[argument["channel"]].append(argument["payload"][0])
+            client.cut((second.url, first.server.url)[number % 2])
+            assert client.connected()["recovered"]
+        while len(got[replayed]) < 1000 or len(got[live]) < 40:
+            argument = client.next(event="event")["argument"]
+            got[argument["channel"]].append(argument["payload"][0])
+        assert got == {live: list(range(40)), replayed: list(range(1000, 2000))}
+    finally:
+        client.close()
