@@ -22,7 +22,7 @@ WORKERS_TESTS := $(WORKERS_SAMPLE) $(wildcard tests/live/test_hostile_*.py tests
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test test-gevent test-workers test-postgres nightly lint format soak fuzz audit upstream test-oldest bench bench-log bench-access bench-watch bench-nodes bench-workers bench-streams screenshot clean
+.PHONY: help setup run check test test-gevent test-workers test-postgres nightly lint format soak fuzz audit upstream test-oldest bench bench-log bench-access bench-watch bench-nodes bench-workers bench-streams bench-tables screenshot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s", $$1; column = 20; count = split($$2, words, " "); \
@@ -136,6 +136,9 @@ bench-log: setup ## measure the log: transactions, throughput, latency, clients 
 
 bench-access: setup ## measure tokens and row-level security: 2,000 clients that come back at once
 	$(BIN)/python bench/access.py
+
+bench-tables: setup ## measure live tables: 1,000 clients of 20 users, 500 changes a second, row-level security
+	$(BIN)/python bench/tables.py
 
 bench-watch: setup ## measure what watched tables cost their writers
 	$(BIN)/python bench/watch.py

@@ -10,6 +10,8 @@ from tests.support.clients import code
 from tests.support.live_tables import TableClient
 from tests.support.log import Log, wait_installed
 from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
+from tests.support.tokens import SECRET, mint
 
 ROLES = """
 DO $$ BEGIN
@@ -151,3 +153,48 @@ def test_hostile_and_wrong_requests_are_refused(log: Log) -> None:
         log.sql("INSERT INTO orders (id) SELECT n FROM generate_series(1, 201) AS n")
         assert code(client.table(id="too many")) == "too_many_rows"
         assert client.table(id="too many", where={"id": {"lte": 200}})["rows"] == 200
+
+
+def test_changed_tables_and_watches(log: Log) -> None:
+    log.sql(
+        "CREATE TABLE shapes (id int PRIMARY KEY, name text); GRANT SELECT ON shapes TO reader;"
+        "SELECT socketio_pg.watch('shapes', old => false); INSERT INTO shapes VALUES (1, 'a'), (2, 'b')"
+    )
+    with TableClient(log.server.url, transports=("polling",)) as client, TableClient(log.server.url) as named:
+        client.table("public.shapes")
+        named.table("public.shapes", where={"name": "a"})
+        for one in (client, named):
+            one.next("live")
+        # Without old rows, and with a new column.
+        log.sql("UPDATE shapes SET id = 3, name = 'c' WHERE id = 1; ALTER TABLE shapes ADD COLUMN size int DEFAULT 5")
+        client.wait_rows([{"id": 2, "name": "b"}, {"id": 3, "name": "c"}])
+        named.wait_rows([])
+        log.sql("INSERT INTO shapes VALUES (4, 'a'); SELECT socketio_pg.recheck()")
+        rows = [{"id": id, "name": name, "size": 5} for id, name in ((2, "b"), (3, "c"), (4, "a"))]
+        client.wait_rows(rows)
+        named.wait_rows(rows[2:])
+        assert [body["reason"] for name, body in client.log if name == "snapshot" and "reason" in body] == [
+            "definition_changed"
+        ]
+        # A watch that excludes a column by which one of them filters; and no watch.
+        log.sql("SELECT socketio_pg.watch('shapes', exclude => '{name}'); SELECT socketio_pg.recheck()")
+        client.wait_rows([{"id": id, "size": 5} for id in (2, 3, 4)])
+        assert named.next("unsubscribed")["reason"] == "invalid_request"
+        log.sql("SELECT socketio_pg.unwatch('shapes'); SELECT socketio_pg.recheck()")
+        assert "SELECT socketio_pg.watch('public.shapes')" in client.next("unsubscribed")["message"]
+
+
+@pytest.mark.nightly  # two starts of a server
+def test_clients_without_a_role_of_their_own(log: Log) -> None:
+    """They need LIVE_TABLE_ROLE, and with AUTHORIZATION=claims the permission for the table's channel."""
+    settings = {"AUTHORIZATION": "claims", "JWT_SECRET": SECRET, "LIVE_TABLES": "public.orders", "DRAIN_SECONDS": "0"}
+    with contextlib.closing(ServerProcess(log.url, **settings)) as server:
+        with TableClient(server.url, auth={"token": mint(sub="a", subscribe=["*"])}) as client:
+            assert "LIVE_TABLE_ROLE" in client.table()["error"]["message"]
+        server.stop()
+        server.start(LIVE_TABLE_ROLE="reader")
+        with TableClient(server.url, auth={"token": mint(sub="a", subscribe=["table:*"])}) as client:
+            assert client.table()["ok"]
+            assert client.call("authenticate", {"token": mint(sub="a", subscribe=["other"])})["ok"]
+            assert client.next("unsubscribed")["reason"] == "forbidden"
+            assert code(client.table()) == "forbidden"
