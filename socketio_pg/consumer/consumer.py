@@ -172,7 +172,7 @@ class Consumer:
             except Exception as error:
                 lost = self._session is None or self._session.lost
                 self._hang_up()
-                if not lost or not self._connected:
+                if not lost or not self._connected or isinstance(error, LogNotInstalledError):
                     raise
                 level = logging.INFO if reconnecting else logging.WARNING
                 logger.log(level, "consumer %r: no connection: %s; retrying", self.name, error)
@@ -253,12 +253,13 @@ class Consumer:
         if self._session is None or self._session.lost:
             self._session = None
             session = Session(self._connect, self._waker, listen=self._listen)
+            self._connected = True
             try:
                 self._verify(session)
             except BaseException:
                 session.close()
                 raise
-            self._session, self._connected = session, True
+            self._session = session
         return self._session
 
     def _verify(self, session: Session) -> None:

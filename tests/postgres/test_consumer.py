@@ -27,7 +27,7 @@ KINDS: dict[str, Callable[[str], Any]] = {
 @pytest.fixture(scope="module")
 def database(newest_pg: Cluster) -> LogDatabase:
     made = LogDatabase(newest_pg, "consumers")
-    made.sql("CREATE TABLE done (consumer text, number int, position bigint)")
+    made.sql("CREATE TABLE done (consumer text, number int, position bigint, id bigint GENERATED ALWAYS AS IDENTITY)")
     return made
 
 
@@ -69,7 +69,7 @@ def work(channel: str) -> Work:
 
 
 def done(database: LogDatabase, name: str) -> list[int]:
-    return [n for (n,) in database.sql("SELECT number FROM done WHERE consumer = %s ORDER BY ctid", name)]
+    return [n for (n,) in database.sql("SELECT number FROM done WHERE consumer = %s ORDER BY id", name)]
 
 
 def publish(database: LogDatabase, channel: str, *numbers: int) -> None:
@@ -225,6 +225,7 @@ def running() -> Iterator[Callable[[Consumer, Work], None]]:
     made: list[tuple[Consumer, threading.Thread]] = []
 
     def start(one: Consumer, work: Work) -> None:
+        in_thread(one.step, work)  # it reports errors of its first connection
         thread = threading.Thread(target=one.run, args=(work,))
         made.append((one, thread))
         thread.start()
