@@ -117,6 +117,8 @@ class Streams:
         #: Streams that have just become live, and the position after which they are: a batch that other receivers are
         #: getting at the moment may end there, and is not for them.
         self._fresh: dict[Stream, int] = {}
+        #: Warnings, by sid, for streams that have not begun yet.
+        self._warnings: dict[str, bytes] = {}
         #: Whether messages of the log are being sent; streams whose cursor is to be moved after that.
         self._sending = False
         self._to_move: set[Stream] = set()
@@ -272,6 +274,8 @@ class Streams:
             self._fresh[stream] = position
             if request.start is not None or request.unusable is not None:
                 self._say_live(stream)
+        if sid in self._warnings:
+            connection.send(self._warnings.pop(sid))
         connection.uncork()
         self._due[stream] = time.monotonic() + random.uniform(0.3, 1.0) * self.comment_seconds, False
         self._worker.start(self._watch)
@@ -431,10 +435,13 @@ class Streams:
 
     def emit_expiring(self, session: Session) -> None:
         """Warn a client that its token expires soon."""
+        assert session.claims is not None
+        warning = own_event("token_expiring", {"expires_at": session.claims.to_wire()["expires_at"]})
         stream = self._streams.get(session.sid)
-        if stream is not None and session.claims is not None:
-            body = {"expires_at": session.claims.to_wire()["expires_at"]}
-            stream.connection.send(own_event("token_expiring", body))
+        if stream is None:
+            self._warnings[session.sid] = warning
+        else:
+            stream.connection.send(warning)
 
     def expire(self, session: Session) -> None:
         """End a stream whose token has expired."""
@@ -482,6 +489,7 @@ class Streams:
         stream.leave()
 
     def _forget(self, sid: str) -> None:
+        self._warnings.pop(sid, None)
         self._access.sessions.drop(sid)
         self._limits.drop(sid)
         self._pubsub.drop(sid)

@@ -73,7 +73,7 @@ def test_policies_decide_and_a_lost_permission_ends_the_stream(
 
 
 def test_a_stream_ends_with_its_token(server: ServerProcess, room: str) -> None:
-    with Stream(server.url, room, token=token(exp=int(time.time()) + 3)) as stream:
+    with Stream(server.url, room, token=token(exp=int(time.time()) + 5)) as stream:
         assert [stream.next().name for _ in range(2)] == ["subscribed", "token_expiring"]
         ended = stream.next()
         assert (ended.name, ended.json["code"]) == ("error", "unauthorized")
