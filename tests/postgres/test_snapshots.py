@@ -1,7 +1,11 @@
 """socketio_pg.snapshot(), and subscriptions that begin with its tokens: each message is in the rows, or arrives."""
 
 import contextlib
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -15,6 +19,7 @@ from socketio_pg.log.starts import Snapshot, parse_token
 from tests.support.log_database import LogDatabase
 from tests.support.nightly import sampled
 from tests.support.patience import PATIENCE
+from tests.support.postgres import Cluster, cluster
 from tests.support.snapshots import SCHEMA, History
 
 
@@ -146,3 +151,53 @@ def test_old_snapshots_are_unrecoverable(log: LogDatabase, pubsub: PubSub) -> No
     other: Any = green.Queue()
     pubsub.subscribe("a", other, since=trimmed, on_gap=other.put)
     assert other.get(timeout=PATIENCE)["reason"] == "epoch_changed"
+
+
+@pytest.fixture(scope="module")
+def two_phase() -> Iterator[LogDatabase]:
+    with cluster() as running:
+        running.sql("ALTER SYSTEM SET max_prepared_transactions = 50")
+        running.restart("immediate")
+        log = LogDatabase(running)
+        log.sql(SCHEMA)
+        yield log
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(50))
+def test_transactions_may_be_prepared(two_phase: LogDatabase, seed: int) -> None:
+    History(two_phase, Random(seed), two_phase=True).run(200)
+
+
+@pytest.fixture(scope="module")
+def replicated() -> Iterator[tuple[LogDatabase, str]]:
+    """A log, and the address of its database on a hot standby."""
+    with cluster() as primary:
+        log = LogDatabase(primary)
+        log.sql(SCHEMA)
+        primary.stop()
+        folder = Path(tempfile.mkdtemp(prefix="standby-"))
+        try:
+            # With its owners: PostgreSQL may run as another user.
+            subprocess.run(["cp", "-a", f"{primary.data_dir}/.", str(folder)], check=True)
+            subprocess.run(["cp", "-a", folder / "PG_VERSION", folder / "standby.signal"], check=True)
+            standby = Cluster(folder, version=primary.version)
+            standby.configure(f"primary_conninfo = 'host={primary.data_dir} user=postgres'")
+            standby.configure("max_standby_streaming_delay = -1")
+            primary.start()
+            standby.start()
+            try:
+                yield log, standby.url(log.name)
+            finally:
+                standby.stop("immediate")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(50))
+def test_snapshots_of_a_hot_standby(replicated: tuple[LogDatabase, str], seed: int) -> None:
+    """It is behind by a random time, and its snapshots do not list open transactions."""
+    log, standby = replicated
+    assert log.cluster.sql("SELECT count(*) FROM pg_stat_replication") == [(1,)]
+    History(log, Random(seed), standby=standby).run(200)

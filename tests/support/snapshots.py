@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+import psycopg2
 import psycopg2.errors
 
 from socketio_pg import PubSub
 from socketio_pg.core import green
 from socketio_pg.core.errors import DatabaseUnavailableError
 from tests.support.log_database import LogDatabase
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, until
 
 #: Publishing and reading in one transaction: each channel has a table, whose rows are its messages.
 TABLES = {"a": "rows_of_a", "b": "rows_of_b"}
@@ -158,8 +159,9 @@ class RepeatableReader(Reader):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._session = self.history.connect()
-        level = self.history.random.choice(["REPEATABLE READ", "SERIALIZABLE"])
+        self._session = self.history.connect_reader()
+        levels = ["REPEATABLE READ"] if self.history.standby else ["REPEATABLE READ", "SERIALIZABLE"]
+        level = self.history.random.choice(levels)
         self._session.execute(f"BEGIN ISOLATION LEVEL {level}; SELECT 1")
         self._steps = [self._read_rows, self._read_token]
         self.history.random.shuffle(self._steps)
@@ -186,17 +188,30 @@ class RepeatableReader(Reader):
 class History:
     """One random history on ``log``: ``steps`` random steps of writers, readers, subscriptions and the relay.
 
-    ``snapshots`` connects to where snapshots are taken: the database itself, or a standby of it.
+    Readers connect to ``standby``, if there is one: its address.
     """
 
-    def __init__(self, log: LogDatabase, random: Random, *, two_phase: bool = False) -> None:
-        self.log, self.random, self.two_phase = log, random, two_phase
+    def __init__(
+        self, log: LogDatabase, random: Random, *, two_phase: bool = False, standby: str | None = None
+    ) -> None:
+        self.log, self.random, self.two_phase, self.standby = log, random, two_phase, standby
         self._number = 0
         self._stack = contextlib.ExitStack()
-        self._relay_session: Any = None
 
     def connect(self) -> Any:
         connection = self._stack.enter_context(contextlib.closing(self.log.connect()))
+        return connection.cursor()
+
+    def _rows_at(self, cursor: Any) -> int:
+        cursor.execute("SELECT " + " + ".join(f"(SELECT count(*) FROM {table})" for table in TABLES.values()))
+        return int(cursor.fetchone()[0])
+
+    def connect_reader(self) -> Any:
+        """Connect to where snapshots are taken."""
+        if self.standby is None:
+            return self.connect()
+        connection = self._stack.enter_context(contextlib.closing(psycopg2.connect(self.standby)))
+        connection.autocommit = True
         return connection.cursor()
 
     def next_number(self) -> int:
@@ -208,6 +223,9 @@ class History:
         with self._stack, self._pubsub() as pubsub:
             for table in TABLES.values():
                 self.log.sql(f"DELETE FROM {table}")
+            if self.standby is not None:
+                reader = self.connect_reader()
+                until(lambda: not self._rows_at(reader), "the standby has no rows of the history before")
             writers = [Writer(self, f"writer{n}") for n in range(self.random.randint(1, 4))]
             readers: list[Reader] = []
             waiting: list[Reader] = []
@@ -216,7 +234,7 @@ class History:
             def read() -> None:
                 kind = self.random.choice(["statement", "repeatable", "writer"])
                 if kind == "statement":
-                    waiting.append(Reader(self, self.connect()))
+                    waiting.append(Reader(self, self.connect_reader()))
                 elif kind == "repeatable" and len(repeatable) < 3:
                     repeatable.append(RepeatableReader(self))
                 elif kind == "writer" and (found := self.random.choice(writers).snapshot()) is not None:
