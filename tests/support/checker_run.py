@@ -15,6 +15,7 @@ from tests.support.checker import Delivered, Logged, Outcome, Sent, Transaction,
 from tests.support.checker_clients import Client, Loop
 from tests.support.checker_faults import Breaker, plan_faults
 from tests.support.checker_programs import AsyncioProgram, ConsumerPrograms, StreamProgram
+from tests.support.checker_snapshots import MIRROR, SnapshotProgram
 from tests.support.checker_subscribers import SocketPublisher, Subscriber
 from tests.support.checker_world import World, wait_for, world
 from tests.support.checker_writers import LEDGER, Writer
@@ -75,7 +76,7 @@ def run(seed: int, size: Size, tell: Callable[[str], None] = lambda line: None) 
         tell(f"{time.monotonic() - began:7.2f} {line}")
 
     with world(20 if size.two_phase else 0, size.workers, SEND_BUFFER_BYTES=buffer) as made:
-        made.cluster.sql(LEDGER)
+        made.cluster.sql(f"{LEDGER}; {MIRROR}")
         return _Run(made, seed, size, random, tell_when).run()
 
 
@@ -110,6 +111,9 @@ class _Run:
             StreamProgram("stream", made.ports, CHANNELS, made.epoch()),
             ConsumerPrograms("consumers", made.cluster.url(), CHANNELS),
         ]
+        self._snapshots = SnapshotProgram(
+            "snapshots", made.cluster.url(), made.ports, CHANNELS, Random(f"{seed} snapshots")
+        )
         self._sources: list[Writer | SocketPublisher] = [*self._writers, *self._publishers]
         self._breaker = Breaker(made, plan_faults(random, size.seconds, size.between_faults, size.workers), tell)
         self._problems: list[str] = []
@@ -148,7 +152,7 @@ class _Run:
             else:
                 client.start()
         self._loop.start()
-        for one in (*self._writers, *self._programs):
+        for one in (*self._writers, *self._programs, self._snapshots):
             one.start()
         try:
             self._breaker.run(self._size.seconds)
@@ -159,7 +163,7 @@ class _Run:
         finally:
             self._stopping.set()
             self._loop.end()
-            for program in self._programs:
+            for program in (*self._programs, self._snapshots):
                 program.end()
         report = Report(self._seed, time.monotonic() - began, faults=self._breaker.done)
         self._judge(report)
@@ -167,6 +171,7 @@ class _Run:
 
     def _settle(self) -> None:
         """Wait until everything is repaired, stop publishing, and wait until all messages have arrived."""
+        self._snapshots.calm()
         for subscriber in self._subscribers:
             subscriber.calm()
         began = time.monotonic()
@@ -199,7 +204,7 @@ class _Run:
         if self._world.in_outbox():
             return False
         newest = self._world.newest()
-        return all(one.caught_up(newest) for one in (*self._subscribers, *self._programs))
+        return all(one.caught_up(newest) for one in (*self._subscribers, *self._programs, self._snapshots))
 
     def _judge(self, report: Report) -> None:
         transactions = [transaction for source in self._sources for transaction in source.transactions]
@@ -212,6 +217,7 @@ class _Run:
             *(problem for source in self._sources for problem in source.problems),
             *judge(transactions, log, subscribers, self._world.in_outbox()),
             *self._wrong_positions(log),
+            *self._snapshots.problems(self._mirror()),
         ]
         for node in self._world.nodes:
             report.server_logs.append(node.server.log)
@@ -226,6 +232,10 @@ class _Run:
                 if position is not None and position != places.get(identifier):
                     yield f"{identifier} was answered with position {position}, but has {places.get(identifier)}"
 
+    def _mirror(self) -> dict[str, set[str]]:
+        rows = self._world.cluster.sql("SELECT channel, array_agg(id) FROM mirror GROUP BY channel")
+        return {channel: set(ids) for channel, ids in rows}
+
     def _figures(self, transactions: list[Transaction], log: list[Logged]) -> dict[str, float]:
         delivered = [note for one in self._subscribers for note in one.notes if isinstance(note, Delivered)]
         outcomes = Counter(transaction.outcome for transaction in transactions)
@@ -233,6 +243,7 @@ class _Run:
             "messages in the log": len(log),
             "deliveries": len(delivered),
             "replayed": sum(note.replayed for note in delivered),
+            "snapshots": sum(map(len, self._snapshots.seen.values())),
             "connects": sum(one.connects for one in self._subscribers),
             "cut off": sum(one.cuts for one in self._subscribers),
             "answers with a position": sum(

@@ -98,6 +98,7 @@ class Writer(threading.Thread):
                 body = payload(self._random, identifier, step)
                 sent = Sent(identifier, step.channel, digest(body), time.monotonic())
                 transaction.messages.append(sent)
+                self._execute("INSERT INTO mirror VALUES (%s, %s)", step.channel, identifier)
                 self._execute("SELECT socketio_pg.publish(%s, %s::jsonb)", step.channel, json.dumps(body))
             elif isinstance(step, Pause):
                 self._stopping.wait(step.seconds)
