@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.request import Request, urlopen
 
+import psycopg2
 import pytest
 
 from tests.support.http_api import HttpApi, refusal
@@ -25,6 +26,30 @@ def log(newest_pg: Cluster) -> Iterator[Log]:
     wait_installed(made)
     yield made
     made.server.close()
+
+
+def test_stream_that_begins_with_a_snapshot_may_be_cut_anywhere(log: Log, channel: str) -> None:
+    """A message of the snapshot gets its position after one that is not in it: the id in between is a token too."""
+    publish = "SELECT socketio_pg.publish(%s, %s::int::text::jsonb)"
+    with contextlib.closing(psycopg2.connect(log.url)) as blocking, blocking.cursor() as relay:
+        relay.execute("SELECT FROM socketio_pg.head FOR UPDATE")  # the relay waits
+        with contextlib.closing(psycopg2.connect(log.url)) as late, late.cursor() as cursor:
+            cursor.execute(publish, (channel, 1))
+            log.sql(publish, channel, 2)
+            [(token,)] = log.sql("SELECT socketio_pg.snapshot()")
+            late.commit()
+        with Stream(log.server.url, channel, since=token) as stream:
+            assert stream.next().id == token
+            blocking.rollback()
+            first = stream.until()
+            assert (first.json["payload"], first.id[:9]) == (1, "snapshot:")
+            live = stream.until("live")
+            assert live.id == f"{live.json['epoch']}:{live.json['position']}"
+    log.sql(publish, channel, 3)
+    for place in (token, first.id, live.id):
+        with Stream(log.server.url, channel, last_id=place) as stream:
+            expected = [1, 3] if place == token else [3]
+            assert [stream.until().json["payload"] for _ in expected] == expected
 
 
 @pytest.mark.green

@@ -13,7 +13,7 @@ def at(position: int, epoch: str = "e") -> Position:
     return {"epoch": epoch, "position": position}
 
 
-def member(since: Position | None = None, history: int | None = None, **state: Any) -> Member:
+def member(since: Position | str | None = None, history: int | None = None, **state: Any) -> Member:
     made = Member("foo", print, history, since, None, None)
     for name, value in state.items():
         setattr(made, name, value)
@@ -85,3 +85,20 @@ def test_position_is_none_while_its_epoch_is_unknown() -> None:
     assert one.position is None
     one.handled = at(5)
     assert one.position == at(5)
+
+
+def test_member_with_a_snapshot_continues_with_its_token_until_it_is_live() -> None:
+    one = member("snapshot:x")
+    assert next_request([one, live(3)], True, False) == ("subscribe", {"since": "snapshot:x"}, [one])
+    one.received, one.established = at(5), True
+    assert next_request([one], False, False) == ("subscribe", {"since": "snapshot:x"}, [one])
+    # Meanwhile only new members may subscribe: another replay would take the place of this one.
+    new, behind = member(), member(at(2))
+    assert next_request([one, behind], True, False, busy=True) is None
+    assert next_request([one, behind, new], True, False, busy=True) == ("subscribe", {}, [new])
+    one.handled = at(5)
+    assert one.position is None, "no place to continue from"
+    one.start, one.caught_up = {}, True
+    one.went_live({"channel": "foo", **at(7)})
+    assert one.position == at(5)
+    assert one.live.is_set()
