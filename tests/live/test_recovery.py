@@ -1,9 +1,11 @@
 """Connection state recovery with the stock JavaScript client: docs/recovery.md."""
 
+import contextlib
 import random
 import threading
 from collections.abc import Iterator
 
+import psycopg2
 import pytest
 
 from tests.support.log import Log, wait_installed
@@ -38,6 +40,32 @@ def test_a_short_cut_is_recovered(first: Log, channel: str) -> None:
         assert client.numbers(3) == [4, 5, 6]
         first.publish(channel, 7, 7)
         assert client.numbers(1) == [7]
+    finally:
+        client.close()
+
+
+def test_a_replay_after_a_snapshot_is_not_recovered_halfway(first: Log, channel: str) -> None:
+    """The position of a message says nothing as long as the replay skips some; afterwards the session is as others."""
+    client = RecoveringClient(first.server.url)
+    try:
+        with contextlib.closing(psycopg2.connect(first.url)) as blocking, blocking.cursor() as relay:
+            relay.execute("SELECT FROM socketio_pg.head FOR UPDATE")  # the relay waits
+            first.publish(channel, 1, 2)
+            [(token,)] = first.sql("SELECT socketio_pg.snapshot()")
+            first.publish(channel, 3, 3)
+            client.subscribe(channel, since=token)
+            client.cut(first.server.url)
+            hello = client.connected()
+            assert hello["recovery"] == {"recovered": False, "reason": "replaying"}
+            client.subscribe(channel, since=token)
+            blocking.rollback()
+        assert client.numbers(1) == [3]
+        first.publish(channel, 4, 4)
+        assert client.numbers(1) == [4]
+        client.cut(first.server.url)
+        assert client.connected()["recovered"] is True
+        first.publish(channel, 5, 5)
+        assert client.numbers(1) == [5]
     finally:
         client.close()
 
