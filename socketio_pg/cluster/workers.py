@@ -95,6 +95,7 @@ class _Asked:
     """A publication that waits for the worker that leads."""
 
     messages: Sequence[Outgoing]
+    numbered: bool
     done: green.Event = field(default_factory=green.Event)
     #: It was sent to a worker that has ended meanwhile.
     repeated: bool = False
@@ -130,15 +131,15 @@ class WorkersPublisher:
         """The number of requests whose commit has not begun, on this worker."""
         return self._local.waiting
 
-    def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
+    def publish(self, messages: Sequence[Outgoing], *, numbered: bool = True) -> Sequence[Receipt]:
         """Publish as :meth:`Publisher.publish` does; raises as it does.
 
         If the worker that leads ends meanwhile, it is unknown whether the messages were sent. If all of them have ids,
         the next one is asked to publish them again; otherwise the error says so.
         """
         if self._election.leading and not self._waiting:  # those that wait come first
-            return self._local.publish(messages)
-        asked = _Asked(messages)
+            return self._local.publish(messages, numbered=numbered)
+        asked = _Asked(messages, numbered)
         self._enqueue([asked])
         result: Result = asked.done.wait()
         if isinstance(result, SocketIOPGError):
@@ -172,7 +173,7 @@ class WorkersPublisher:
             requests, self._waiting = self._waiting, []
             results: Sequence[Result]
             try:
-                results = self._ask_leader(leader, [request.messages for request in requests])
+                results = self._ask_leader(leader, [(request.messages, request.numbered) for request in requests])
             except _LeaderEndedError as ended:
                 again = [request for request in requests if request.repeatable]
                 for request in again:
@@ -190,7 +191,7 @@ class WorkersPublisher:
         finally:
             self._asking -= 1
 
-    def _ask_leader(self, leader: int | None, requests: Sequence[Sequence[Outgoing]]) -> Sequence[Result]:
+    def _ask_leader(self, leader: int | None, requests: Sequence[tuple[Sequence[Outgoing], bool]]) -> Sequence[Result]:
         if leader is None:
             raise DatabaseUnavailableError("no worker publishes at the moment")
         if self._election.leading:
@@ -207,7 +208,7 @@ class WorkersPublisher:
         raise _LeaderEndedError(f"the worker that publishes has ended: {unknown}")
 
     def _publish_for_others(self, body: bytes) -> bytes:
-        requests = [[Outgoing(*message) for message in messages] for messages in json.loads(body)]
+        requests = [([Outgoing(*message) for message in messages], numbered) for messages, numbered in json.loads(body)]
         results = [
             encode(result) if isinstance(result, SocketIOPGError) else list(result)
             for result in self._local.publish_all(requests)

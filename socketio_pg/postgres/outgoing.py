@@ -35,8 +35,8 @@ class Statements(NamedTuple):
     """``sql`` begins a transaction and sends messages in it, with ``parameters``.
 
     ``plain``: all of them are NOTIFYs without an id, which need no schema. Otherwise the last result has a row for each
-    of the others, in order. Its last column is the message's number, negative for a duplicate, or NULL. ``has_ids``:
-    the transaction has a lock timeout of its own.
+    of the others, in order. Its last column is the message's number, negative for a duplicate, if numbers were wanted
+    or there are ids. ``has_ids``: the transaction has a lock timeout of its own.
     """
 
     sql: str
@@ -48,8 +48,8 @@ class Statements(NamedTuple):
 def statements(messages: Sequence[Outgoing], encode: Callable[[str], str] | None, *, numbers: bool) -> Statements:
     """Return the statements that send ``messages``.
 
-    ``encode`` encodes texts for the connection, if that is necessary. ``numbers``: the role may read the ids of its
-    messages in the outbox.
+    ``encode`` encodes texts for the connection, if that is necessary. ``numbers``: return the messages' ids in the
+    outbox, which the role must be allowed to read.
     """
     # In one round trip, but without the COMMIT, so that a failure before it is known to have sent nothing. unnest()
     # returns rows in the order of its arrays; with several, it is always the one of pg_catalog.
@@ -78,9 +78,9 @@ def statements(messages: Sequence[Outgoing], encode: Callable[[str], str] | None
         parameters.append([one.id if one.id is None or encode is None else encode(one.id) for one in others])
     else:
         # currval() after publish(): PostgreSQL evaluates the columns of a row in order.
-        number = "pg_catalog.currval('socketio_pg.outbox_id_seq')" if numbers else "NULL"
+        number = ", pg_catalog.currval('socketio_pg.outbox_id_seq')" if numbers else ""
         sql.append(
-            f"SELECT socketio_pg.publish(channel, payload::pg_catalog.jsonb), {number}"
+            f"SELECT socketio_pg.publish(channel, payload::pg_catalog.jsonb){number}"
             " FROM unnest(%s::pg_catalog.text[], %s::pg_catalog.text[]) AS message(channel, payload)"
         )
     return Statements(";".join(sql), parameters, False, has_ids)

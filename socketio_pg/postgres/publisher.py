@@ -52,10 +52,11 @@ class _IdInUseError(SocketIOPGError):
 class _Request:
     """Messages that are committed together or not at all."""
 
-    __slots__ = ("alone", "asked", "done", "has_ids", "messages", "numbers", "repeatable", "unknown")
+    __slots__ = ("alone", "asked", "done", "has_ids", "messages", "numbered", "numbers", "repeatable", "unknown")
 
-    def __init__(self, messages: Sequence[Outgoing]) -> None:
+    def __init__(self, messages: Sequence[Outgoing], numbered: bool) -> None:
         self.messages = messages
+        self.numbered = numbered
         self.asked = time.monotonic()
         self.done = green.Event()
         ids = [message.id is not None for message in messages]
@@ -85,7 +86,7 @@ class MessagePublisher(Protocol):
     def waiting(self) -> int:
         """As :attr:`Publisher.waiting`."""
 
-    def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
+    def publish(self, messages: Sequence[Outgoing], *, numbered: bool = True) -> Sequence[Receipt]:
         """As :meth:`Publisher.publish`."""
 
     def flush(self, seconds: float) -> None:
@@ -134,9 +135,10 @@ class Publisher:
         """Why durable publications fail, for the operator; None while they work, and before the first one."""
         return self._problem
 
-    def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
+    def publish(self, messages: Sequence[Outgoing], *, numbered: bool = True) -> Sequence[Receipt]:
         """Send ``messages`` in one transaction; return after the commit. No two may be equal, unless they are durable.
 
+        Without ``numbered`` the receipts may lack the numbers, which costs a little less.
         Messages whose ids were published before are left out. If another transaction that has published one of the ids
         is still open, this one waits for it, alone. If all messages have ids, a lost commit is repeated.
 
@@ -145,14 +147,17 @@ class Publisher:
         within :attr:`timeout` seconds. If the connection was lost during the commit, it is unknown whether subscribers
         get the message, and the error's message says so.
         """
-        [result] = self.publish_all([messages])
+        [result] = self.publish_all([(messages, numbered)])
         if isinstance(result, SocketIOPGError):
             raise result
         return result
 
-    def publish_all(self, requests: Iterable[Sequence[Outgoing]]) -> list[Result]:
-        """Publish each of ``requests`` as :meth:`publish` does, in this order. Return the result of each."""
-        began, asked = time.monotonic(), [_Request(messages) for messages in requests]
+    def publish_all(self, requests: Iterable[tuple[Sequence[Outgoing], bool]]) -> list[Result]:
+        """Publish each of ``requests``, (messages, numbered), as :meth:`publish` does, in this order.
+
+        Return the result of each.
+        """
+        began, asked = time.monotonic(), [_Request(messages, numbered) for messages, numbered in requests]
         # All of them before the first one is waited for: no other request comes in between.
         for request in asked:
             if len(self._waiting) < self.queue_size:
@@ -295,15 +300,16 @@ class Publisher:
             verify(self._database, self._connection, self.timeout)
             if self._may_number is None:
                 self._may_number = self._execute(_MAY_NUMBER)[0][0]
-        found = statements(messages, encoder(self._connection), numbers=bool(self._may_number))
+        numbered = bool(self._may_number) and any(request.numbered for request in batch)
+        found = statements(messages, encoder(self._connection), numbers=numbered)
         try:
-            rows = self._execute(found.sql, *found.parameters)
+            rows = self._execute(found.sql, *found.parameters, fetch=numbered or found.has_ids)
         except DatabaseUnavailableError as error:
             if error.sqlstate != "55P03" or not found.has_ids:
                 raise
             self._execute("ROLLBACK")
             raise _IdInUseError("a transaction that publishes the same id has not ended") from error
-        if found.plain:
+        if found.plain or not (numbered or found.has_ids):
             return [NOTIFIED] * len(messages)
         if not found.has_ids and len(rows) == len(messages):
             return [Receipt(row[-1]) for row in rows]
@@ -316,10 +322,10 @@ class Publisher:
             )
         ]
 
-    def _execute(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+    def _execute(self, sql: str, *parameters: object, fetch: bool = True) -> list[tuple[Any, ...]]:
         with translated_errors(self.timeout), self._connection.cursor() as cursor:
             cursor.execute(sql, parameters or None)
-            return list(cursor.fetchall()) if cursor.description else []
+            return list(cursor.fetchall()) if fetch and cursor.description else []
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

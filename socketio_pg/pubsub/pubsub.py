@@ -285,10 +285,10 @@ class PubSub:
         self._home.require("PubSub.publish()")
         message = self._outgoing(channel, payload, durable, id)
         try:
-            receipts = self._publisher.publish([message])
+            receipts = self._publisher.publish([message], numbered=wait)
         except LogNotInstalledError as error:
             [message] = self._without_log([Publication(channel, payload, durable, id)], error)
-            receipts = self._publisher.publish([message])
+            receipts = self._publisher.publish([message], numbered=wait)
         if wait and message.durable:
             return self._with_places([message], receipts)[0]
         return Published(channel, message.durable, wait, None, receipts[0].duplicate)
@@ -302,10 +302,10 @@ class PubSub:
         self._home.require("PubSub.publish_together()")
         messages = self._outgoing_together(publications)
         try:
-            receipts = self._publisher.publish(messages)
+            receipts = self._publisher.publish(messages, numbered=wait)
         except LogNotInstalledError as error:
             messages = self._without_log(publications, error)
-            receipts = self._publisher.publish(messages)
+            receipts = self._publisher.publish(messages, numbered=wait)
         if wait:
             return self._with_places(messages, receipts)
         found = zip(messages, receipts, strict=True)
@@ -546,7 +546,7 @@ class PubSub:
 
         Returns after the commit. Raises as :meth:`publish`.
         """
-        self._publisher.publish([Outgoing(channel, text) for text in texts])
+        self._publisher.publish([Outgoing(channel, text) for text in texts], numbered=False)
 
     def _hear_log(self, texts: Sequence[str]) -> None:
         """Handle notifications of the relay, and those that `init` and `drop` do not seal: only reasons to look."""

@@ -88,7 +88,7 @@ def test_one_refused_request_does_not_affect_the_others(
     shared_log: LogDatabase, publisher: Publisher, channel: str
 ) -> None:
     requests = [[logged(channel, 1, "a")], [Outgoing(channel, '"\\u0000"', True, "b")], [logged(channel, 2, "a")]]
-    first, refused, again = publisher.publish_all(requests)
+    first, refused, again = publisher.publish_all([(messages, True) for messages in requests])
     assert isinstance(refused, InvalidRequestError)
     assert not isinstance(first, SocketIOPGError)
     assert again == [Receipt(first[0].number, duplicate=True)]
@@ -104,7 +104,7 @@ def test_only_the_same_id_waits_for_an_open_transaction(
         cursor.execute("SELECT socketio_pg.publish(%s, '1', 'x')", [channel])
         publisher.timeout = 60.0
         requests = [[logged(channel, 2, "x")], [logged(channel, 3)], [logged(channel, 4, "y")]]
-        together = Call(lambda: publisher.publish_all(requests))
+        together = Call(lambda: publisher.publish_all([(messages, False) for messages in requests]))
         until(lambda: not together.done and payloads(shared_log, channel) == [3, 4], "the others are published")
         assert publisher.publish([logged(channel, 5)])
         assert not together.done
