@@ -99,10 +99,6 @@ class LiveTables(Receiver):
         self._reader.stop()
         self._checks.stop()
 
-    def count(self) -> int:
-        """Return the number of subscriptions."""
-        return sum(map(len, self._subscriptions.values()))
-
     def has(self, sid: str) -> bool:
         """Return whether a client has a live table."""
         return sid in self._subscriptions
