@@ -37,7 +37,8 @@ class Conditions:
     def _parameter(self, value: Any, type: str) -> str:
         name = f"p{len(self.parameters)}"
         self.parameters[name] = value
-        return f"%({name})s::pg_catalog.{type}"
+        # In parentheses, because a cast comes before a minus: -9223372036854775808 would be out of range.
+        return f"(%({name})s)::pg_catalog.{type}"
 
     def _condition(self, column: Column, path: list[str], operator: str, operand: Any) -> str:
         name = f"r.{column.escaped}"

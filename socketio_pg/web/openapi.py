@@ -178,8 +178,8 @@ def _messages() -> Json:
                     ]
                 },
                 "The messages after this position: EPOCH:POSITION, or a position together with epoch; those logged at "
-                "this time or later; or those that a token of socketio_pg.snapshot() does not have. Not together with "
-                "history.",
+                "this time or later; or those that a token of the SQL function snapshot() does not have. Not together "
+                "with history.",
             ),
             _query("epoch", {"type": "string", "minLength": 1}, "The log's id, if since is only a position."),
             _query(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import asyncapi
 from tests.support.clients import code
 from tests.support.live_tables import TableClient
 from tests.support.log import Log, wait_installed
@@ -73,6 +74,8 @@ def test_rows_and_then_changes(log: Log) -> None:
         marks = [(body["payload"]["op"], body["payload"].get("entered"), body["payload"].get("left"))
                  for name, body in paid.log if name == "event"]  # fmt: skip
         assert marks == [("INSERT", True, None), ("DELETE", None, True), ("UPDATE", None, None)]
+        for name, body in (*client.log, *paid.log):
+            asyncapi.check(name, body)
         log.sql("TRUNCATE orders")
         client.wait_rows([])
         assert client.call("unsubscribe", {"table": "public.orders"})["ok"]

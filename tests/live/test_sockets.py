@@ -22,7 +22,7 @@ def client(live_server: ServerProcess) -> Iterator[SocketClient]:
 
 def test_server_sends_hello(client: SocketClient) -> None:
     hello = client.next("server_hello")
-    assert hello.keys() == {"auth", "client", "expires_at", "health", "sid", "version"}
+    assert hello.keys() == {"auth", "client", "expires_at", "features", "health", "sid", "version"}
     assert hello["client"] is hello["expires_at"] is None
     assert hello["sid"] == client.io.get_sid()
 
