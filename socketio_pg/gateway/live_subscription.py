@@ -64,6 +64,8 @@ class LiveSubscription:
         self.ended = False
         #: Whether its rows are being read again.
         self.restarting = False
+        #: Why rows that are being read are out of date already; None if they are not.
+        self.outdated: str | None = None
         self._began = float("-inf")
         self.shown: Shown | None = None
         self.sequence: RowsSequence | None = None

@@ -29,7 +29,7 @@ from socketio_pg.gateway.limits import Bucket, ClientLimits
 from socketio_pg.gateway.live_rights import LiveRights
 from socketio_pg.gateway.live_subscription import LiveSubscription, event_body
 from socketio_pg.gateway.replays import Replays
-from socketio_pg.log.starts import LogPosition, requested_start
+from socketio_pg.log.starts import LogPosition, Start, requested_start
 from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.protocol.answers import Answer
 from socketio_pg.protocol.fanout import Manager
@@ -78,6 +78,8 @@ class LiveTables(Receiver):
         self._loader = Loader(self._reader, self._feed, settings.send_buffer_bytes // 8)
         self._feeds: dict[tuple[str, str, bool], Feed] = {}
         self._subscriptions: dict[str, dict[Place, LiveSubscription]] = {}
+        #: Those whose first rows are being read.
+        self._beginning: set[LiveSubscription] = set()
         self._reads: dict[str, Bucket] = {}
         self._rechecking = green.Worker()
         if settings.live_tables:
@@ -111,7 +113,7 @@ class LiveTables(Receiver):
             raise LogNotInstalledError("live tables need the log: run 'socketio-pg init'")
         self._rights.require_table(place.table)
         self._check_count(sid, place)
-        identity = self._rights.identity(sid)
+        claims, identity = self._rights.claims(sid), self._rights.identity(sid)
         table = self._loader.define(place.table)
         self._rights.require(sid, table)
         numbers = request.get("numbers")
@@ -125,8 +127,44 @@ class LiveTables(Receiver):
         subscription = LiveSubscription(
             self._manager, sid, Wanted(Form(place, numbers is not None), query), self._restart, self._end
         )
-        start = requested_start(request)
+        self._beginning.add(subscription)
+        try:
+            told = self._begin(subscription, table, identity, requested_start(request))
+            # Nothing waits from here: the client may have left, got new claims, or subscribed to more in the meantime.
+            if self._rights.claims(sid) is not claims:
+                subscription.outdated = "claims_changed"
+            self._check_count(sid, place)
+        except BaseException:
+            # Not all of `_discard`: an earlier subscription of the same name stays.
+            subscription.ended = True
+            subscription.halt()
+            self._drop_unused()
+            raise
+        finally:
+            self._beginning.discard(subscription)
+        sequence = subscription.sequence
+        assert sequence is not None
+        former = self._subscriptions.get(sid, {}).get(place)
+        if former is not None:
+            self._discard(former)
+        self._subscriptions.setdefault(sid, {})[place] = subscription
+        body = {**place.to_wire(), **subscription.description(sequence), **told}
+        if sequence.count is None:
+            del body["complete"]
+        else:
+            body["rows"] = sequence.count
+        if subscription.outdated is not None:
+            self._restart(subscription, subscription.outdated)
+            self._require_soon(subscription, table)
+        then = functools.partial(self._replays.send, sid, subscription.channel, subscription)
+        return Answer("subscribed", body, then)
+
+    def _begin(
+        self, subscription: LiveSubscription, table: Definition, identity: Identity, start: Start
+    ) -> dict[str, Any]:
+        """Begin with the rows, or after ``start``. Return what the client is told about that. Waits."""
         told: dict[str, Any] = {}
+        sid = subscription.sid
         if start is not None:
             if not isinstance(start, LogPosition):
                 raise InvalidRequestError("since must be a position of the log")
@@ -142,28 +180,7 @@ class LiveTables(Receiver):
         if subscription.sequence is None:
             self._count_read(sid)
             self._load(subscription, identity, None)
-        sequence = subscription.sequence
-        assert sequence is not None
-        # Nothing waits from here: the client may have left, or subscribed to more in the meantime.
-        try:
-            self._rights.claims(sid)
-            self._check_count(sid, place)
-        except SocketIOPGError:
-            self._discard(subscription)
-            raise
-        of_client = self._subscriptions.setdefault(sid, {})
-        former = of_client.get(place)
-        if former is not None:
-            self._discard(former)
-        of_client = self._subscriptions.setdefault(sid, {})
-        of_client[place] = subscription
-        body = {**place.to_wire(), **subscription.description(sequence), **told}
-        if sequence.count is None:
-            del body["complete"]
-        else:
-            body["rows"] = sequence.count
-        then = functools.partial(self._replays.send, sid, subscription.channel, subscription)
-        return Answer("subscribed", body, then)
+        return told
 
     def unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
         place = requested_place(request)
@@ -188,10 +205,20 @@ class LiveTables(Receiver):
                 self._end(subscription, error)
                 continue
             same = shown is not None and shown.identity.role == identity.role
-            if shown is None or not same or (shown.rights.checked and shown.identity != identity):
+            if (
+                shown is None
+                or subscription.restarting  # the rows that are being read may be those of the former claims
+                or not same
+                or (shown.rights.checked and shown.identity != identity)
+            ):
                 self._restart(subscription, "claims_changed")
-            elif self._settings.authorization != "rls":
-                green.run_soon(self._require_again, subscription, shown.table)
+            if shown is not None:
+                self._require_soon(subscription, shown.table)
+
+    def _require_soon(self, subscription: LiveSubscription, table: Definition) -> None:
+        """Check the permission for a table's channel with the client's new claims."""
+        if self._settings.authorization != "rls":
+            green.run_soon(self._require_again, subscription, table)
 
     def _require_again(self, subscription: LiveSubscription, table: Definition) -> None:
         try:
@@ -246,7 +273,9 @@ class LiveTables(Receiver):
 
     def _restart(self, subscription: LiveSubscription, reason: str) -> None:
         """Send a subscription its rows again."""
-        if not subscription.ended and not subscription.restarting:
+        if subscription.restarting:
+            subscription.outdated = reason
+        elif not subscription.ended:
             metrics.live_table_restarts.labels(reason).inc()
             subscription.restarting = True
             subscription.halt()
@@ -256,6 +285,7 @@ class LiveTables(Receiver):
         backoff = Backoff(*self.restart_pause)
         while not subscription.ended:
             green.sleep(subscription.restart_in())
+            subscription.outdated = None
             try:
                 self._load(subscription, self._rights.identity(subscription.sid), reason)
             except DatabaseUnavailableError:
@@ -270,7 +300,10 @@ class LiveTables(Receiver):
                 logger.exception("a live table failed")
                 self._end(subscription, SocketIOPGError("the server failed to send this table"))
                 return
-            break
+            if subscription.outdated is None:
+                break
+            subscription.halt()
+            reason = subscription.outdated
         subscription.restarting = False
         if subscription.ended:
             subscription.halt()
@@ -390,7 +423,10 @@ class LiveTables(Receiver):
     def _recheck_regularly(self) -> None:
         while True:
             green.sleep(self._settings.permission_recheck_seconds)
-            self._recheck(None, asked=False)
+            try:
+                self._recheck(None, asked=False)
+            except Exception:  # a bug: privileges must still be checked the next time
+                logger.exception("checking the rights of live tables again failed")
 
     def _recheck(self, channel: str | None, *, asked: bool) -> None:
         """Check privileges and definitions. ``asked``: by socketio_pg.recheck(), policies may read other data now."""
@@ -400,9 +436,14 @@ class LiveTables(Receiver):
             for one in list(of_client.values())
             if channel is None or f"table:{one.wanted.place.table}" == channel
         ]
-        if subscriptions:
+        if asked:
+            for beginning in self._beginning:
+                beginning.outdated = beginning.outdated or "recheck"
+        if subscriptions or self._beginning:
             self._loader.forget()
         for subscription in subscriptions:
+            if asked and subscription.restarting:
+                subscription.outdated = subscription.outdated or "recheck"
             shown = subscription.shown
             if shown is None or subscription.ended or subscription.restarting:
                 continue

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.support.clients import code
 from tests.support.live_tables import TableClient, key_of
 from tests.support.live_writers import Writers
 from tests.support.metrics import TOKEN, Moved
-from tests.support.patience import until
+from tests.support.patience import PATIENCE, until
 from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
@@ -130,6 +131,32 @@ def test_new_claims(server: ServerProcess, database: PolicyDatabase) -> None:
         client.wait_rows([note(2, "bob", "x")])
         assert client.call("authenticate", {"token": mint(sub="bob", role="nobody")})["ok"]
         assert client.next("unsubscribed")["reason"] == "forbidden"
+
+
+def test_new_claims_while_the_rows_are_read(server: ServerProcess, database: PolicyDatabase) -> None:
+    """Neither rows nor changes follow that the client may see with its former claims only."""
+    database.sql("INSERT INTO notes VALUES (1, 'alice'), (2, 'bob')")
+    with connect(server, "alice") as first, connect(server, "alice") as again:
+        again.table("public.notes")
+        again.wait_rows([note(1, "alice")])
+        with contextlib.closing(database.connect()) as other, other.cursor() as cursor:
+            cursor.execute("LOCK TABLE notes IN ACCESS EXCLUSIVE MODE")
+            answered = threading.Event()
+            first.io.emit("subscribe", {"table": "public.notes"}, callback=lambda *_: answered.set())
+            # Its rows are being read again, as carol.
+            assert again.call("authenticate", {"token": mint(sub="carol", role="authenticated")})["ok"]
+            waits = "SELECT count(*) FROM pg_locks WHERE relation = 'notes'::regclass AND NOT granted"
+            until(lambda: database.sql(waits) == [(2,)], "both SELECTs wait")
+            for client in (first, again):
+                assert client.call("authenticate", {"token": mint(sub="bob", role="authenticated")})["ok"]
+            other.rollback()
+        assert answered.wait(PATIENCE)
+        for client in (first, again):
+            client.wait_rows([note(2, "bob")])
+        database.sql("UPDATE notes SET text = 'x'")
+        for client in (first, again):
+            client.wait_rows([note(2, "bob", "x")])
+        assert "alice" not in repr(first.log)
 
 
 def test_clients_that_read_slowly(server: ServerProcess, database: PolicyDatabase) -> None:
