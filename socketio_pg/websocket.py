@@ -29,7 +29,6 @@ from socketio_pg.gateway.gauges import Gauges
 from socketio_pg.gateway.handlers import Handlers
 from socketio_pg.gateway.health import Health
 from socketio_pg.gateway.idle import Idle
-from socketio_pg.gateway.keeping import Keeping
 from socketio_pg.gateway.lifecycle import ClientLifecycle
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.live_rights import LiveRights
@@ -37,13 +36,14 @@ from socketio_pg.gateway.live_tables import LiveTables
 from socketio_pg.gateway.node_health import NodeHealth
 from socketio_pg.gateway.node_metrics import NodeMetrics
 from socketio_pg.gateway.restoring import Restoring
-from socketio_pg.gateway.streams import Streams
 from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.installer import Installer
 from socketio_pg.log.relay import Relay
 from socketio_pg.postgres.schema import install
 from socketio_pg.protocol.extension import SocketIO, middleware_of
 from socketio_pg.pubsub.pubsub import PubSub
+from socketio_pg.recovery.keeping import Keeping
+from socketio_pg.streams.streams import Streams
 from socketio_pg.web.api import Api, create_api_blueprint
 from socketio_pg.web.pages import create_blueprint
 from socketio_pg.workers import node
@@ -243,7 +243,7 @@ class SocketServer:
         )
         self.gauges = Gauges(
             server,
-            self.streams,
+            self.streams.connections,
             self.pubsub,
             hub,
             log,

@@ -18,8 +18,6 @@ from socketio_pg.core.errors import (
     UnauthorizedError,
 )
 from socketio_pg.core.messages import EncodedMessage
-from socketio_pg.gateway.catching_up import CatchingUp, Place
-from socketio_pg.gateway.keeping import Keeping
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.replay_packets import ReplayPackets
 from socketio_pg.gateway.replays import Replays
@@ -32,6 +30,8 @@ from socketio_pg.pubsub.filters import Filter
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.matching import FilterCost, Matching
 from socketio_pg.pubsub.pubsub import PubSub
+from socketio_pg.recovery.catching_up import CatchingUp, Place
+from socketio_pg.recovery.keeping import Keeping
 from socketio_pg.version import __version__
 
 #: What clients cannot find out otherwise, for `server_hello`: see docs/protocol.md.

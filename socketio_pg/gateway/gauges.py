@@ -1,14 +1,14 @@
 """Prometheus gauges: values that are measured when the metrics are read. Counters are in `core/metrics`."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from socketio_pg.core import green, metrics
 from socketio_pg.core.metrics import TRANSPORTS
-from socketio_pg.gateway.streams import Streams
+from socketio_pg.engine.stream import StreamConnection
 from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.log import Log
 from socketio_pg.log.relay import Relay
@@ -52,14 +52,14 @@ SLICE = 1_000
 
 
 class Gauges:
-    """The gauges of one server. ``health()`` returns the problem of each part, None for a healthy one; ``listener()``
-    the listener whose connections and channels are shown.
+    """The gauges of one server. ``streams()`` yields the connections of Server-Sent Events, ``health()`` returns the
+    problem of each part, None for a healthy one; ``listener()`` the listener whose connections and channels are shown.
     """
 
     def __init__(
         self,
         server: Server,
-        streams: Streams,
+        streams: Callable[[], Iterable[StreamConnection]],
         pubsub: PubSub,
         hub: Hub,
         log: Log,
@@ -128,7 +128,7 @@ class Gauges:
                 buffered += waits
             if number % SLICE == 0:
                 green.sleep()
-        for connection in self._streams.connections():
+        for connection in self._streams():
             of_transport["stream"] += 1
             slow += connection.buffered > 0
             buffered += connection.buffered

@@ -12,7 +12,6 @@ from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
 from socketio_pg.core.publications import requested_publication, requested_wait
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
-from socketio_pg.gateway.keeping import Keeping
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.live_tables import LiveTables
 from socketio_pg.gateway.subscribing import Subscribing
@@ -21,6 +20,7 @@ from socketio_pg.protocol.answers import Answer, showable
 from socketio_pg.protocol.server import Server
 from socketio_pg.pubsub.hub import Hub, UnknownSubscriberError
 from socketio_pg.pubsub.pubsub import PubSub
+from socketio_pg.recovery.keeping import Keeping
 
 Handler = Callable[[str, dict[str, Any]], Answer]
 

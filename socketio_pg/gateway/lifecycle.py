@@ -10,13 +10,13 @@ from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.health import Health
 from socketio_pg.gateway.idle import Idle
-from socketio_pg.gateway.keeping import Keeping
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.live_tables import LiveTables
 from socketio_pg.gateway.restoring import Restoring
 from socketio_pg.protocol.server import Lifecycle
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.pubsub import PubSub
+from socketio_pg.recovery.keeping import Keeping
 
 
 class ClientLifecycle(Lifecycle):

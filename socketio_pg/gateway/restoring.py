@@ -16,12 +16,12 @@ from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError, SocketIOPGError
 from socketio_pg.gateway.delivery import Delivery
-from socketio_pg.gateway.keeping import Keeping, NotRecoveredError, Session, identity_of
 from socketio_pg.gateway.subscribing import Pending
 from socketio_pg.log.log import Log
 from socketio_pg.protocol.fanout import Manager
 from socketio_pg.protocol.offsets import Offset, parse_offset
 from socketio_pg.pubsub.hub import Hub
+from socketio_pg.recovery.keeping import Keeping, NotRecoveredError, Session, identity_of
 
 logger = logging.getLogger("socketio_pg.recovery")
 

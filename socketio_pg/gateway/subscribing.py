@@ -15,7 +15,6 @@ from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, RateLimitedError, SocketIOPGError
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.gateway.delivery import Delivery
-from socketio_pg.gateway.keeping import Entry, Keeping
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.log.log import Log
 from socketio_pg.log.starts import Snapshot, Start, requested_start
@@ -24,6 +23,7 @@ from socketio_pg.protocol.server import Server
 from socketio_pg.pubsub.filters import INVALID_STEPS, Filter, parse_filter
 from socketio_pg.pubsub.hub import Hub, UnknownSubscriberError
 from socketio_pg.pubsub.pubsub import PubSub
+from socketio_pg.recovery.keeping import Entry, Keeping
 
 #: The maximum number of channels in one request.
 MAX_CHANNELS = 500

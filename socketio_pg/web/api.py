@@ -43,12 +43,12 @@ from socketio_pg.engine import handover
 from socketio_pg.engine.polling import BodyError, body_length, read_body
 from socketio_pg.gateway.admission import API, Admission
 from socketio_pg.gateway.limits import RequestLimits
-from socketio_pg.gateway.streams import Streams
 from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
 from socketio_pg.log.starts import requested_start
 from socketio_pg.protocol.answers import showable
 from socketio_pg.protocol.packets import read_json
 from socketio_pg.pubsub.pubsub import PubSub
+from socketio_pg.streams.streams import Streams
 from socketio_pg.web import api_errors
 from socketio_pg.web.identity import Identity
 from socketio_pg.web.openapi import openapi

@@ -6,7 +6,7 @@ from flask import render_template
 
 from socketio_pg.client import Client
 from socketio_pg.core.errors import InvalidRequestError
-from socketio_pg.gateway.stream_events import MAX_EVENT_NAME, is_event_name
+from socketio_pg.streams.events import MAX_EVENT_NAME, is_event_name
 
 
 def html(markup: str, event: str | None = None) -> dict[str, str]:

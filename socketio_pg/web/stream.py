@@ -31,12 +31,12 @@ from socketio_pg.engine import handover
 from socketio_pg.engine.stream import StreamConnection, response_head
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.limits import RequestLimits
-from socketio_pg.gateway.stream_events import retry
-from socketio_pg.gateway.stream_groups import Contents, Form
-from socketio_pg.gateway.streams import EARLIEST, MAX_CHANNELS, RETRY_LATER, StreamRequest, Streams, failure, jittered
 from socketio_pg.log.starts import Start, requested_start
 from socketio_pg.protocol.extension import HOLD
 from socketio_pg.pubsub.filters import INVALID_STEPS, Filter, parse_filter
+from socketio_pg.streams.events import retry
+from socketio_pg.streams.groups import Contents, Form
+from socketio_pg.streams.streams import EARLIEST, MAX_CHANNELS, RETRY_LATER, StreamRequest, Streams, failure, jittered
 from socketio_pg.web.identity import Identity
 
 _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.streams"))

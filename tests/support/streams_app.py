@@ -8,7 +8,7 @@ import os  # noqa: E402
 
 from socketio_pg.access.tickets import Tickets  # noqa: E402
 from socketio_pg.app import create_app  # noqa: E402
-from socketio_pg.gateway.streams import Streams  # noqa: E402
+from socketio_pg.streams.streams import Streams  # noqa: E402
 
 Streams.comment_seconds = float(os.environ.get("COMMENT_SECONDS", Streams.comment_seconds))
 Streams.tick = Streams.comment_seconds / 4

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socketio_pg.core.messages import EncodedMessage
-from socketio_pg.gateway.stream_events import (
+from socketio_pg.streams.events import (
     COMMENT,
     MAX_EVENT_NAME,
     OWN_EVENTS,
@@ -20,7 +20,7 @@ from socketio_pg.gateway.stream_events import (
     own_event,
     retry,
 )
-from socketio_pg.gateway.stream_groups import encode
+from socketio_pg.streams.groups import encode
 from tests.support.sse import Event, Parser
 
 CURSOR = "2f0c0000-0000-0000-0000-000000000000:7"

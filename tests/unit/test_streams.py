@@ -10,10 +10,10 @@ import pytest
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.engine.handover import TakenOver
 from socketio_pg.engine.stream import StreamConnection
-from socketio_pg.gateway.stream_groups import Contents
-from socketio_pg.gateway.streams import StreamRequest, Streams, _Found
 from socketio_pg.log.positions import Progress
 from socketio_pg.pubsub.filters import parse_filter
+from socketio_pg.streams.groups import Contents
+from socketio_pg.streams.streams import StreamRequest, Streams, _Found
 from socketio_pg.websocket import SocketServer
 from tests.support.sse import Event, Parser
 

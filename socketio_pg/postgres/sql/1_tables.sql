@@ -171,7 +171,7 @@ CREATE TABLE IF NOT EXISTS socketio_pg.node (
     seen_at    timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
--- The sessions of Socket.IO clients that can recover them (gateway/session_table.py), and the processes that have them.
+-- The sessions of Socket.IO clients that can recover them (recovery/session_table.py), and the processes that have them.
 -- Unlogged: after a crash of PostgreSQL the processes store them again. A process is unknown some time after its last sign
 -- of life, and its sessions are with it.
 CREATE UNLOGGED TABLE IF NOT EXISTS socketio_pg.session_owner (

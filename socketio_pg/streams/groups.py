@@ -9,10 +9,10 @@ from socketio_pg.core import green
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.core.metrics import fan_out
 from socketio_pg.engine.stream import StreamConnection
-from socketio_pg.gateway.stream_events import html_block, message_block
 from socketio_pg.log.replay import HeldReplay
 from socketio_pg.pubsub.filters import Filter
 from socketio_pg.pubsub.matching import Matching
+from socketio_pg.streams.events import html_block, message_block
 
 #: The form of messages: JSON, JSON with numbers as strings, or the HTML that their publishers have chosen.
 Form: TypeAlias = Literal["json", "strings", "html"]

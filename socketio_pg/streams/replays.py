@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from socketio_pg.core import green, metrics
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.core.metrics import fan_out
-from socketio_pg.gateway.stream_events import own_event
-from socketio_pg.gateway.stream_groups import Stream, encode
 from socketio_pg.log.replay import HeldReplay, Step
 from socketio_pg.log.skipping import Skipping
 from socketio_pg.pubsub.matching import Matching
+from socketio_pg.streams.events import own_event
+from socketio_pg.streams.groups import Stream, encode
 
 logger = logging.getLogger("socketio_pg.streams")
 

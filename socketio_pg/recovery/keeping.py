@@ -20,11 +20,11 @@ from socketio_pg.core.channels import SESSIONS_CHANNEL, match_pattern
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import ClusterKeyError, DatabaseUnavailableError, SocketIOPGError
 from socketio_pg.core.logs import RateLimitedLog
-from socketio_pg.gateway.session_table import SessionTable
 from socketio_pg.log.log import Log
 from socketio_pg.protocol.fanout import Manager
 from socketio_pg.protocol.offsets import Cursor
 from socketio_pg.pubsub.pubsub import PubSub
+from socketio_pg.recovery.session_table import SessionTable
 
 _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.recovery"))
 

@@ -32,9 +32,6 @@ from socketio_pg.engine.handover import TakenOver
 from socketio_pg.engine.server import Engine
 from socketio_pg.engine.stream import StreamConnection
 from socketio_pg.gateway.limits import ClientLimits
-from socketio_pg.gateway.stream_events import COMMENT, move_cursor, own_event, retry
-from socketio_pg.gateway.stream_groups import Contents, Groups, Stream
-from socketio_pg.gateway.stream_replays import StreamReplay, send_replay
 from socketio_pg.log.log import Log
 from socketio_pg.log.replay import HeldReplay
 from socketio_pg.log.starts import Snapshot, Start, wants_all
@@ -42,6 +39,9 @@ from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.matching import FilterCost
 from socketio_pg.pubsub.pubsub import PubSub
+from socketio_pg.streams.events import COMMENT, move_cursor, own_event, retry
+from socketio_pg.streams.groups import Contents, Groups, Stream
+from socketio_pg.streams.replays import StreamReplay, send_replay
 
 logger = logging.getLogger("socketio_pg.streams")
 

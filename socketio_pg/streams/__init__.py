@@ -1,0 +1,5 @@
+"""Server-Sent Events: streams as subscribers, beside the clients of Socket.IO.
+
+In: requests that `web/stream` has checked, messages and gaps from `pubsub`. Out: blocks of text in the send buffers of
+`engine/stream`, encoded once for all streams that get the same. Begin with `streams`.
+"""
