@@ -88,11 +88,11 @@ class Session:
     left_at: float | None = None
 
     def to_text(self, notified: Collection[str]) -> str:
-        """Return the subscriptions for the database."""
-        entries = {
-            channel: [entry.number, entry.after, entry.filter, entry.strings, entry.replaying, channel in notified]
-            for channel, entry in self.entries.items()
-        }
+        """Return the subscriptions for the database. ``notified``: more channels than those of the session itself."""
+        entries: dict[str, list[Any]] = {}
+        for channel, one in self.entries.items():
+            missed = channel in self.notified or channel in notified
+            entries[channel] = [one.number, one.after, one.filter, one.strings, one.replaying, missed]
         return json.dumps(entries, separators=(",", ":"))
 
     def load(self, text: str) -> None:
@@ -326,7 +326,7 @@ class Keeping:
         ]
 
     def _store(self, session: Session) -> None:
-        self._table.put(session.ticket.sid, session.to_text(session.notified | self._notified.keys()))
+        self._table.put(session.ticket.sid, lambda: session.to_text(self._notified))
 
     def _store_all(self) -> None:
         for session in self._sessions.values():

@@ -77,6 +77,8 @@ class SessionTable:
     #: Seconds between two writes, for a batch of sessions, and of a statement.
     pause = 0.1
     batch = 1000
+    #: Texts that are made before other green threads run.
+    texts_together = 20
     timeout = 10.0
     #: Seconds for which a question waits for a database that is not available.
     patience = 5.0
@@ -93,8 +95,8 @@ class SessionTable:
         self._lost = False
         self._worker = green.Worker()
         self._wanted = green.Event()
-        #: Session → its subscriptions as text; None to delete it.
-        self._changes: dict[str, str | None] = {}
+        #: Session → the function that returns its subscriptions as text; None to delete it.
+        self._changes: dict[str, Callable[[], str] | None] = {}
         #: Sessions to delete whoever has them.
         self._forgotten: set[str] = set()
         self._questions: list[_Question] = []
@@ -111,8 +113,11 @@ class SessionTable:
 
     # -- for the other green threads -----------------------------------------------------------------------------------
 
-    def put(self, sid: str, subscriptions: str | None) -> None:
-        """Store the subscriptions of a session of this process, or delete it (None). Does not wait."""
+    def put(self, sid: str, subscriptions: Callable[[], str] | None) -> None:
+        """Store the subscriptions of a session of this process, or delete it (None). Does not wait.
+
+        ``subscriptions()`` is called when they are written: once for all changes of a moment.
+        """
         self._changes[sid] = subscriptions
         self._number += 1
         self._wake()
@@ -269,12 +274,17 @@ class SessionTable:
             else:
                 self._waiters.append((until, written))
 
-    def _store(self, changes: dict[str, str | None], forgotten: Sequence[str]) -> None:
+    def _store(self, changes: dict[str, Callable[[], str] | None], forgotten: Sequence[str]) -> None:
         items = list(changes.items())
         for start in range(0, max(1, len(items)), self.batch):
             part = items[start : start + self.batch]
-            put = [(sid, text) for sid, text in part if text is not None]
-            gone = [sid for sid, text in part if text is None]
+            gone = [sid for sid, subscriptions in part if subscriptions is None]
+            put: list[tuple[str, str]] = []
+            for sid, subscriptions in part:
+                if subscriptions is not None:
+                    put.append((sid, subscriptions()))
+                    if len(put) % self.texts_together == 0:
+                        green.sleep()
             with transaction(self._connected(), self.timeout) as cursor:
                 cursor.execute(FIXED_PATH)
                 if put:

@@ -1,0 +1,48 @@
+"""Sessions of clients that can recover them: what is stored, and when."""
+
+from socketio_pg.postgres.database import Database
+from socketio_pg.protocol.offsets import Cursor
+from socketio_pg.recovery.keeping import Entry, Session, Ticket
+from socketio_pg.recovery.session_table import SessionTable
+
+
+class FakeLog:
+    epoch: str | None = "0b5c9a0e-3c1c-4a73-9a4e-52b0f3c3a7d1"
+    delivered = 0
+
+
+def new_session() -> Session:
+    return Session(Ticket("sid", "", FakeLog.epoch or "", 0, 0.0), "pid", Cursor(FakeLog()), None)
+
+
+def test_subscriptions_are_stored_as_they_are() -> None:
+    session = new_session()
+    session.entries = {
+        "a": Entry(1, 5, {"x": 1}, True, "snapshot"),
+        "b": Entry(2, 2**62),
+        "c": Entry(3, 0, replaying=True),
+    }
+    session.notified = {"a"}
+    found = new_session()
+    found.load(session.to_text({"b", "another"}))
+    assert found.entries == session.entries
+    assert found.notified == {"a", "b"}
+    assert found.numbers == 3
+    assert found.cursor.numbers == {"a": 1, "b": 2, "c": 3}
+
+
+def test_many_changes_of_a_moment_cost_one_text() -> None:
+    """Otherwise a client with many subscriptions would make the text of all of them for each one."""
+    made: list[str] = []
+
+    def subscriptions() -> str:
+        made.append("text")
+        return "{}"
+
+    table = SessionTable(Database("postgresql://nobody@127.0.0.1:1/none"), 120.0, lambda: None)
+    try:
+        for _ in range(1000):
+            table.put("sid", subscriptions)
+        assert not made
+    finally:
+        table.stop()
