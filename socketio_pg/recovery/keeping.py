@@ -393,8 +393,9 @@ class Keeping:
             while time.monotonic() < deadline:
                 owner = self._table.find(sid)
                 if owner is None:
-                    # It may not be stored yet.
-                    if asked_all or time.time() - ticket.began > self.young:
+                    # It may not be stored yet, or not again.
+                    young = time.time() - ticket.began <= self.young
+                    if asked_all or not (young or self._table.is_incomplete):
                         return None
                     asked_all = True
                     self._ask(sid, None)

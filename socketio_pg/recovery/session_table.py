@@ -105,6 +105,8 @@ class SessionTable:
         self._waiters: list[tuple[int, green.Event]] = []
         self._flush = False
         self._wrote_at = self._seen_at = self._swept_at = float("-inf")
+        #: When this process was not in the database: it is new, or the tables were emptied.
+        self._emptied_at = float("-inf")
         #: Seconds between two signs of life.
         self._beat = max(0.5, min(10.0, seconds / 4))
         self._registered = self._stopped = False
@@ -112,6 +114,11 @@ class SessionTable:
         self.busy = False
 
     # -- for the other green threads -----------------------------------------------------------------------------------
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether sessions of other processes may be missing: PostgreSQL has crashed, and they store them again."""
+        return time.monotonic() - self._emptied_at < 2 * self._beat
 
     def put(self, sid: str, subscriptions: Callable[[], str] | None) -> None:
         """Store the subscriptions of a session of this process, or delete it (None). Does not wait.
@@ -240,6 +247,7 @@ class SessionTable:
             takes = [one for one in questions if one.former is not None]
             found: dict[str, object] = {}
             if finds:
+                self._see()  # so that it is known whether the table is complete
                 rows = self._execute(_FIND, 3 * self._beat, [one.sid for one in finds], self._seconds)
                 found |= {row[0]: Owner(row[1], row[2]) for row in rows}
                 self._send(finds, found)
@@ -303,8 +311,10 @@ class SessionTable:
         if self._seen_at - self._swept_at > max(5.0, self._seconds / 2):
             self._swept_at = self._seen_at
             self._execute(_SWEEP, self._seconds)
-        if new and self._registered:
-            self._on_lost()
+        if new:
+            self._emptied_at = self._seen_at
+            if self._registered:
+                self._on_lost()
         self._registered = True
 
     def _execute(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -328,6 +338,7 @@ class SessionTable:
         if connection is None:
             return False
         self._lost = True
+        self._seen_at = float("-inf")  # a database that has crashed does not know this process
         connection.close()
         return True
 

@@ -14,10 +14,12 @@ from tests.support import checker_past
 from tests.support.checker import (
     Delivered,
     Disconnected,
+    Forgotten,
     Improper,
     Logged,
     Note,
     Outcome,
+    Recovered,
     Sent,
     Subscribed,
     Transaction,
@@ -35,9 +37,10 @@ TRACEBACK = "Traceback (most recent call last):\n"
 
 @pytest.mark.parametrize("seed", [1])
 def test_messages_arrive_once_and_in_order_despite_faults(seed: int) -> None:
-    report = run(seed, Size(seconds=12, between_faults=1.0, writers=4, restless_subscribers=4), print)
+    report = run(seed, Size(seconds=12, between_faults=1.0, writers=4, restless_subscribers=4, recovering=2), print)
     print(report)
     assert report.problems == []
+    assert report.figures["recovered"] >= 2
     # With fewer, the run tests nothing. On a machine that is not busy it is ten times as many.
     assert report.figures["messages in the log"] > 50
     assert report.figures["replayed"] > 20
@@ -211,6 +214,12 @@ def _other_digest(history: History) -> None:
         (lambda history: history.two.__setitem__(5, Subscribed("a", 9, 9, False)), "not recovered: two: a since 9"),
         (lambda history: history.two.__setitem__(5, Subscribed("a", 9, 9, None)), "not recovered: two: a since 9"),
         (lambda history: history.one.__setitem__(1, Disconnected()), "never subscribed: one: b"),
+        (lambda history: history.two.__setitem__(slice(5, 7), [Recovered(("a",))]), "skipped: two: m"),
+        (lambda history: history.two.__setitem__(slice(5, 6), [Recovered(("b",))]), "not subscribed, yet delivered: t"),
+        (
+            lambda history: history.two.__setitem__(slice(5, 6), [Recovered(("a",)), history.two[3]]),
+            "twice or too late: two: m",
+        ),
         (lambda history: history.one.append(Improper("a gap")), "improper: one: a gap"),
         (lambda history: _append(history, "gone"), "rolled back, yet in the log: gone at 19"),
         (lambda history: _append(history, "back"), "rolled back, yet in the log: back, by its savepoint, at 19"),
@@ -244,6 +253,15 @@ def test_requested_repetition_is_not_a_problem() -> None:
     history.one.insert(12, Subscribed("a", 4, since=4, recovered=True))
     history.one[13:13] = history.delivered(5, 10, "a")
     assert history.problems() == []
+
+
+def test_recovered_sessions_go_on_and_others_begin_anew() -> None:
+    history = History()
+    recovered = [*history.two[:5], Recovered(("a",)), *history.two[6:]]
+    forgotten = [*history.two[:5], Forgotten(("a",)), Subscribed("a", 12), *history.delivered(13, 18, "a")]
+    for notes in (recovered, forgotten):
+        history.two = notes
+        assert history.problems() == []
 
 
 def test_many_problems_of_one_kind_are_summarized() -> None:

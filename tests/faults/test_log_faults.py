@@ -248,11 +248,12 @@ class Bystander(Client):
 
     channel = ""
 
-    def _on_connected(self) -> None:
+    def _on_connected(self, answer: dict[str, Any]) -> None:
         self.request("subscribe", {"channel": self.channel}, lambda answer: None)
 
     def _on_packet(self, packet: str) -> None:
-        return
+        if packet.startswith("0"):
+            super()._on_packet(packet)
 
 
 class Resubscribing(Subscriber):

@@ -96,13 +96,27 @@ class Disconnected:
 
 
 @dataclass(frozen=True, slots=True)
+class Recovered:
+    """The session was recovered: its subscriptions go on where they were."""
+
+    channels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """The session was not recovered, and the subscriber begins anew with these channels: it knows what that means."""
+
+    channels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Improper:
     """An event that must never happen: a gap, an error other than an outage, or a missing answer."""
 
     text: str
 
 
-Note: TypeAlias = Subscribed | Delivered | Unsubscribed | Disconnected | Improper
+Note: TypeAlias = Subscribed | Delivered | Unsubscribed | Disconnected | Recovered | Forgotten | Improper
 
 
 def digest(payload: Any) -> int:
@@ -236,6 +250,11 @@ class _Walk:
                 self._subscribed.discard(note.channel)
             elif isinstance(note, Disconnected):
                 self._subscribed.clear()
+            elif isinstance(note, Recovered):
+                self._subscribed.update(note.channels)
+            elif isinstance(note, Forgotten):
+                for channel in note.channels:
+                    self._next.pop(channel, None)
             else:
                 self._add("improper", note.text)
         for channel in self._channels:
@@ -262,8 +281,10 @@ class _Walk:
         if note.channel not in self._subscribed:
             self._add("not subscribed, yet delivered", where)
             return
-        rows, positions, index = self._log[note.channel], self._positions[note.channel], self._next[note.channel]
+        rows, positions = self._log[note.channel], self._positions[note.channel]
         found = bisect_left(positions, note.position or 0)
+        # A recovered session may have a subscription whose answer was lost: it began anywhere.
+        index = self._next.get(note.channel, found)
         if found == len(positions) or positions[found] != note.position:
             self._add("delivered, yet not in the log", where)
             return

@@ -114,10 +114,6 @@ class Client:
         raw = self._raw
         if raw is None:
             return
-        if raw.connected and not self._up:
-            self._up = True
-            self.connects += 1
-            self._guarded(self._on_connected)
         while raw.packets and raw is self._raw:
             self._on_packet(raw.packets.popleft())
         if raw.closed and raw is self._raw:
@@ -134,6 +130,18 @@ class Client:
             if not raw.closed:
                 self._loop.connections.leave(raw, reset=self._random.random() < 0.5)
             self._lost(seconds)
+
+    def desert(self, seconds: float, port: int | None = None) -> None:
+        """Give the connection up; the server does not notice it. Otherwise like :meth:`leave`."""
+        raw = self._raw
+        if raw is None or raw.closed:
+            return
+        if not self._paused:
+            self._loop.connections.pause(raw)
+        self._loop.later(ANSWER_SECONDS, raw.socket.close)
+        raw.closed = True
+        self._port = self._port if port is None else port
+        self._lost(seconds)
 
     def pause(self, seconds: float) -> None:
         """Stop reading."""
@@ -164,11 +172,15 @@ class Client:
 
     # -- callbacks of subclasses ---------------------------------------------------------------------------------------
 
-    def _on_connected(self) -> None:
-        """Called when the client is connected."""
+    def _auth(self) -> dict[str, Any] | None:
+        """Return the data of the next CONNECT."""
+        return None
+
+    def _on_connected(self, answer: dict[str, Any]) -> None:
+        """Called when the client is connected, with the data of the answer to its CONNECT."""
 
     def _on_event(self, event: str, argument: Any) -> None:
-        """Called for each event of the server."""
+        """Called for each event of the server, with its arguments."""
 
     def _on_lost(self) -> None:
         """Called when the connection is lost; pending requests will not be answered."""
@@ -184,6 +196,7 @@ class Client:
         except OSError:  # the node is down
             self._loop.later(0.2, self._connect)
             return
+        raw.auth = self._auth()
 
         def still_waiting() -> None:
             if raw is self._raw and not self._up:
@@ -204,9 +217,12 @@ class Client:
             self._loop.connections.resume(self._raw)
 
     def _on_packet(self, packet: str) -> None:
-        if packet.startswith("2["):
-            event, argument = json.loads(packet[1:])
-            self._on_event(event, argument)
+        if packet.startswith("0"):
+            self._up = True
+            self.connects += 1
+            self._guarded(lambda: self._on_connected(json.loads(packet[1:])))
+        elif packet.startswith("2["):
+            self._on_event(*json.loads(packet[1:]))
         elif packet.startswith("3"):
             start = packet.index("[")
             answered = self._answers.pop(int(packet[1:start]), None)

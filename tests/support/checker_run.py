@@ -15,6 +15,7 @@ from tests.support.checker import Delivered, Logged, Outcome, Sent, Transaction,
 from tests.support.checker_clients import Client, Loop
 from tests.support.checker_faults import Breaker, plan_faults
 from tests.support.checker_programs import AsyncioProgram, ConsumerPrograms, StreamProgram
+from tests.support.checker_recovering import EXCUSES, RecoveringSubscriber
 from tests.support.checker_snapshots import MIRROR, SnapshotProgram
 from tests.support.checker_subscribers import SocketPublisher, Subscriber
 from tests.support.checker_world import World, wait_for, world
@@ -40,6 +41,8 @@ class Size:
     #: Subscribers that disconnect only because of faults, and restless ones.
     steady: int = 3
     restless_subscribers: int = 7
+    #: Restless subscribers that recover their sessions.
+    recovering: int = 3
     #: Share of the writers' transactions that commit in two phases; with 0 the cluster allows none.
     two_phase: float = 0.0
     #: Workers of each node.
@@ -105,7 +108,8 @@ class _Run:
             SocketPublisher(self._loop, f"publisher-{n}", made.ports, CHANNELS, Random(f"{seed} {n}"), size.pace)
             for n in range(size.socket_publishers)
         ]
-        self._subscribers = list(self._make_subscribers())
+        self._recovering = list(self._make_recovering())
+        self._subscribers = [*self._make_subscribers(), *self._recovering]
         self._programs: list[AsyncioProgram | ConsumerPrograms | StreamProgram] = [
             AsyncioProgram("asyncio", made.ports[0], CHANNELS, made.epoch()),
             StreamProgram("stream", made.ports, CHANNELS, made.epoch()),
@@ -132,6 +136,15 @@ class _Run:
                 Random(f"{self._seed} subscriber {n}"),
                 epoch,
                 restless,
+            )
+
+    def _make_recovering(self) -> Iterator[RecoveringSubscriber]:
+        for n in range(self._size.recovering):
+            random = Random(f"{self._seed} recovering {n}")
+            channels = CHANNELS if n % 2 == 0 else random.sample(CHANNELS, 3)
+            ports, epoch = self._world.ports, self._world.epoch()
+            yield RecoveringSubscriber(
+                self._loop, f"recovering-{n}", ports, channels, random, epoch, self._size.restless / 3
             )
 
     def _connector(self, name: str) -> Callable[[], Any]:
@@ -218,6 +231,7 @@ class _Run:
             *judge(transactions, log, subscribers, self._world.in_outbox()),
             *self._wrong_positions(log),
             *self._snapshots.problems(self._mirror()),
+            *self._lost_sessions(report.faults),
         ]
         for node in self._world.nodes:
             report.server_logs.append(node.server.log)
@@ -246,12 +260,25 @@ class _Run:
             "snapshots": sum(map(len, self._snapshots.seen.values())),
             "connects": sum(one.connects for one in self._subscribers),
             "cut off": sum(one.cuts for one in self._subscribers),
+            **self._recoveries(),
             "answers with a position": sum(
                 position is not None for one in self._publishers for position in one.positions.values()
             ),
             "duplicates": sum(one.duplicates for one in self._publishers),
             **{outcome.value: outcomes[outcome] for outcome in Outcome},
         }
+
+    def _recoveries(self) -> dict[str, float]:
+        counts = sum((one.outcomes for one in self._recovering), Counter())
+        known: dict[str, float] = {"sessions": counts.pop("first", 0), "recovered": counts.pop("recovered", 0)}
+        return known | {f"not recovered ({reason})": counts[reason] for reason in sorted(counts)}
+
+    def _lost_sessions(self, faults: Counter[str]) -> Iterator[str]:
+        """Yield the recoveries that failed for a reason that a run does not give."""
+        excused = EXCUSES | ({"unknown_session"} if faults["crash_postgres"] else set())
+        for one in self._recovering:
+            for reason in one.outcomes.keys() - excused:
+                yield f"{one.name} was not recovered: {reason}, {one.outcomes[reason]} times"
 
 
 #: A message of gunicorn: a connection was accepted during SIGTERM, when the listening socket was already closed.

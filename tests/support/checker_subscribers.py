@@ -50,9 +50,10 @@ class Subscriber(Client):
         self._epoch = epoch
         self._restless = restless
         self._calm = False
-        #: Subscribed channels, and channels with a pending request → its ``since``.
+        #: Subscribed channels, channels with a pending request → its ``since``, and with a pending `unsubscribe`.
         self._subscribed: set[str] = set()
         self._asked: dict[str, int | None] = {}
+        self._leaving: set[str] = set()
         #: Number of events after which it disconnects without handling what else has arrived.
         self._leaves_in = math.inf
         if restless is not None:
@@ -69,7 +70,7 @@ class Subscriber(Client):
             self.positions.get(channel, -1) >= newest.get(channel, 0) for channel in self.channels
         )
 
-    def _on_connected(self) -> None:
+    def _on_connected(self, answer: dict[str, Any]) -> None:
         for channel in self.channels:
             self._subscribe(channel)
 
@@ -138,6 +139,7 @@ class Subscriber(Client):
     def _on_lost(self) -> None:
         self._subscribed.clear()
         self._asked.clear()
+        self._leaving.clear()
         self._leaves_in = math.inf
         self.notes.append(Disconnected())
 
@@ -150,7 +152,11 @@ class Subscriber(Client):
         assert self._restless is not None
         if self._calm:
             return
-        actions: list[Callable[[], None]] = [
+        self._random.choice(self._actions())()
+        self._loop.later(self._random.expovariate(1 / self._restless), self._fidget)
+
+    def _actions(self) -> list[Callable[[], None]]:
+        return [
             lambda: self.leave(self._random.expovariate(1.0)),
             lambda: self.leave(self._random.uniform(0.0, 0.2), self._random.choice(self._ports)),
             self._leave_soon,
@@ -158,8 +164,6 @@ class Subscriber(Client):
             self._subscribe_again,
             self._unsubscribe_for_a_while,
         ]
-        self._random.choice(actions)()
-        self._loop.later(self._random.expovariate(1 / self._restless), self._fidget)
 
     def _leave_soon(self) -> None:
         self._leaves_in = self._random.randint(0, 30)
@@ -176,12 +180,14 @@ class Subscriber(Client):
             return
 
         def answered(answer: dict[str, Any]) -> None:
+            self._leaving.discard(channel)
             if answer != {"ok": True, "channel": channel}:
                 self._improper(f"could not unsubscribe from {channel}: {answer}")
             # Mostly immediately, because a broadcast may be in progress.
             seconds = self._random.choice((0.0, 0.0, self._random.expovariate(1.0)))
             self._loop.later(seconds, lambda: self._subscribe(channel))
 
+        self._leaving.add(channel)
         self.request("unsubscribe", {"channel": channel}, answered)
 
 
@@ -263,7 +269,7 @@ class SocketPublisher(Client):
         if self._up and identifier in self._repeated and identifier not in self._pending:
             self._send(*self._repeated[identifier])
 
-    def _on_connected(self) -> None:
+    def _on_connected(self, answer: dict[str, Any]) -> None:
         for identifier in list(self._repeated):
             self._repeat(identifier)
 
