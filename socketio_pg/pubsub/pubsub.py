@@ -5,21 +5,17 @@ Programs that only publish, in their own transactions, use :mod:`socketio_pg.cli
 
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
-from socketio_pg.core import config, green, metrics
-from socketio_pg.core.channels import LOG_CHANNEL, match_pattern, validate_channel
+from socketio_pg.core import config, green
+from socketio_pg.core.channels import LOG_CHANNEL, validate_channel
 from socketio_pg.core.cursors import Since
-from socketio_pg.core.errors import ConfigurationError, InvalidRequestError, LogNotInstalledError
+from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.messages import (
-    MAX_NOTIFY_BYTES,
     Position,
-    check_size,
-    encode_payload,
 )
 from socketio_pg.core.problems import Problem
-from socketio_pg.core.publications import Publication, Published, naming_message, validate_id
+from socketio_pg.core.publications import Publication, Published
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.log.follower import Follower
@@ -37,7 +33,7 @@ from socketio_pg.postgres.listener import (
     OnNotifications,
 )
 from socketio_pg.postgres.listeners import Listeners
-from socketio_pg.postgres.outgoing import Outgoing, Receipt
+from socketio_pg.postgres.outgoing import Outgoing
 from socketio_pg.postgres.publisher import MessagePublisher, Publisher
 from socketio_pg.postgres.schema import INSTALLED, REMOVED
 from socketio_pg.pubsub.dispatch import Dispatcher, NodeReceiver
@@ -52,6 +48,7 @@ from socketio_pg.pubsub.local import (
     SupportsPut,
 )
 from socketio_pg.pubsub.matching import Matching
+from socketio_pg.pubsub.publishing import Publishing
 
 
 class HasConfig(Protocol):
@@ -81,8 +78,6 @@ class PubSub:
     #: Seconds that :meth:`subscribe` and :meth:`join` wait for the LISTEN: normally, and while the connection is down.
     subscribe_timeout = 10.0
     subscribe_timeout_down = 2.0
-    #: Seconds that :meth:`publish` waits for a position in the log.
-    place_timeout = 2.0
 
     def __init__(
         self,
@@ -117,8 +112,6 @@ class PubSub:
         self.matching = Matching(self.hub)
         self._dispatcher = Dispatcher(self.hub, self._local, self.matching)
         self.listener = listener(self.database, self._dispatcher.on_notifications, self._dispatcher.on_gap)
-        self._durable_channels = durable_channels
-        self._max_payload = max_payload
         self._publisher = publisher(self.database)
         recent = Recent()
         self._history = History(self.database, recent)
@@ -137,6 +130,9 @@ class PubSub:
         # After a gap the log has the messages that were missed.
         self._dispatcher.reserve(LOG_CHANNEL, self._hear_log, self._follower.look)
         self.log = Log(self._follower, self._history)
+        self._publishing = Publishing(
+            self._publisher, self._follower, self._has_log, self.start, durable_channels, max_payload
+        )
         self._log_watchers: list[Callable[[], None]] = []
         #: True from :meth:`start` to :meth:`disconnect`.
         self._started = False
@@ -275,23 +271,15 @@ class PubSub:
 
         ``durable``: through the log (True) or with NOTIFY (False). None: through the log where one is installed, in
         ``durable_channels`` and for payloads too large for NOTIFY; otherwise with NOTIFY. The same ``id`` on a channel
-        within five minutes is published once. Waits for the position for up to :attr:`place_timeout` seconds, and not
-        at all without ``wait``.
+        within five minutes is published once. Waits for the position for up to two seconds, and not at all without
+        ``wait``.
 
         Raises :class:`InvalidChannelError`, :class:`InvalidRequestError`, :class:`PayloadTooLargeError`,
         :class:`LogNotInstalledError` or :class:`DatabaseUnavailableError`. In another thread than the server's it
         raises RuntimeError: :class:`~socketio_pg.client.Client` works in any.
         """
         self._home.require("PubSub.publish()")
-        message = self._outgoing(channel, payload, durable, id)
-        try:
-            receipts = self._publisher.publish([message], numbered=wait)
-        except LogNotInstalledError as error:
-            [message] = self._without_log([Publication(channel, payload, durable, id)], error)
-            receipts = self._publisher.publish([message], numbered=wait)
-        if wait and message.durable:
-            return self._with_places([message], receipts)[0]
-        return Published(channel, message.durable, wait, None, receipts[0].duplicate)
+        return self._publishing.publish(Publication(channel, payload, durable, id), wait=wait)
 
     def publish_together(self, publications: Sequence[Publication], *, wait: bool = True) -> list[Published]:
         """Publish all of them, or none, in one transaction; each otherwise as :meth:`publish` does.
@@ -300,66 +288,7 @@ class PubSub:
         only one of them.
         """
         self._home.require("PubSub.publish_together()")
-        messages = self._outgoing_together(publications)
-        try:
-            receipts = self._publisher.publish(messages, numbered=wait)
-        except LogNotInstalledError as error:
-            messages = self._without_log(publications, error)
-            receipts = self._publisher.publish(messages, numbered=wait)
-        if wait:
-            return self._with_places(messages, receipts)
-        found = zip(messages, receipts, strict=True)
-        return [Published(one.channel, one.durable, False, None, receipt.duplicate) for one, receipt in found]
-
-    def _without_log(self, publications: Sequence[Publication], error: LogNotInstalledError) -> list[Outgoing]:
-        """Return what to send when the log was removed after this node had looked. Raises ``error`` if it is needed."""
-        self._follower.doubt()
-        if any(one.durable or one.id is not None for one in publications):
-            raise error
-        return self._outgoing_together([replace(one, durable=False) for one in publications])
-
-    def _with_places(self, messages: Sequence[Outgoing], receipts: Sequence[Receipt]) -> list[Published]:
-        """Wait for the positions of messages that are committed."""
-        self.start()
-        found = list(zip(messages, receipts, strict=True))
-        numbers = [receipt.number for one, receipt in found if one.durable and receipt.number is not None]
-        old = {receipt.number for receipt in receipts if receipt.duplicate and receipt.number is not None}
-        places = dict(zip(numbers, self._follower.places.wait(numbers, self.place_timeout, old), strict=True))
-        results = []
-        for message, receipt in found:
-            place = None if receipt.number is None else places.get(receipt.number)
-            if message.durable and place is None and not receipt.duplicate:
-                metrics.unplaced.inc()
-            results.append(Published(message.channel, message.durable, True, place, receipt.duplicate))
-        return results
-
-    def _outgoing_together(self, publications: Sequence[Publication]) -> list[Outgoing]:
-        messages = []
-        seen: set[tuple[str, str]] = set()
-        for index, publication in enumerate(publications):
-            with naming_message(index):
-                message = self._outgoing(publication.channel, publication.payload, publication.durable, publication.id)
-                if not message.durable:
-                    if (message.channel, message.payload_json) in seen:
-                        raise InvalidRequestError(
-                            "the same message occurs twice, and NOTIFY delivers it only once in a transaction; durable "
-                            "messages may be equal",
-                            channel=message.channel,
-                        )
-                    seen.add((message.channel, message.payload_json))
-                messages.append(message)
-        return messages
-
-    def _outgoing(self, channel: str, payload: object, durable: bool | None, id: str | None) -> Outgoing:
-        validate_channel(channel)
-        if id is not None:
-            validate_id(id)
-        text = encode_payload(payload)
-        if durable is None:
-            wanted = any(match_pattern(pattern, channel) for pattern in self._durable_channels)
-            durable = (wanted or len(text.encode()) > MAX_NOTIFY_BYTES) and self._has_log()
-        check_size(text, self._max_payload if durable else MAX_NOTIFY_BYTES)
-        return Outgoing(channel, text, durable, id)
+        return self._publishing.publish_together(publications, wait=wait)
 
     def _has_log(self) -> bool:
         """Return whether the database has a log, as this node knows. Raises :class:`DatabaseUnavailableError`."""
