@@ -191,6 +191,7 @@ PAGES = {
     "/demo/orders.html": "Orders",
     "/demo/map.html": "Map",
     "/demo/chat.html": "Chat",
+    "/demo/votes": "Votes",
 }
 
 #: Returns the scrollable elements that the keyboard does not reach, or that have no role or no name.
@@ -210,7 +211,7 @@ def test_each_page_has_one_name_and_fits_a_phone(log: Log, chromium: Browser) ->
             expect(page).to_have_title(f"{name} · socketio_pg")
             expect(page.get_by_role("heading", level=1)).to_have_text(name)
             links = page.get_by_role("navigation", name="Pages").get_by_role("link")
-            expect(links).to_have_text(["Playground", "Orders", "Map", "Chat"])
+            expect(links).to_have_text(["Playground", "Orders", "Map", "Chat", "Votes"])
             assert links.and_(page.locator("[aria-current=page]")).all_text_contents() == [name] * (name != "Demos")
             if name in ("Orders", "Map"):
                 expect(page.locator("#sql")).to_contain_text("socketio_pg.watch(")
