@@ -12,12 +12,15 @@ from flask_socketio import emit, join_room  # noqa: E402
 
 from socketio_pg.engine.router import Router  # noqa: E402
 from socketio_pg.log.relay import Relay  # noqa: E402
+from socketio_pg.recovery.keeping import Keeping  # noqa: E402
 from socketio_pg.websocket import SocketServer  # noqa: E402
 
 # Tests wait for what a node reports with its heartbeat.
 Relay.beat_interval = 1.0
 # With several workers, tests choose the worker of a client: it connects until it gets that one.
 Router.slack = 1_000_000
+# All sessions that tests recover are older than those that may not be stored yet.
+Keeping.young = 0.0
 
 app = Flask(__name__)
 server = SocketServer(app, binary=True)
