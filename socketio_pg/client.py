@@ -114,9 +114,9 @@ def execute(connection: Any, statement: str, values: Mapping[str, Any]) -> Any:
     """
     _check(connection)
     if hasattr(connection, "cursor"):
-        with connection.cursor() as cursor:
+        with plain_cursor(connection) as cursor:
             cursor.execute(statement.format(**{name: f"%({name})s" for name in values}), values)
-            return cursor.fetchone()[0]
+            return as_tuple(cursor.fetchone())[0]
     _flush(connection)
     return connection.execute(text(statement.format(**{name: f":{name}" for name in values})), values).scalar()
 
@@ -125,10 +125,23 @@ def fetch(connection: Any, query: str) -> list[tuple[Any, ...]]:
     """Return the rows of ``query``, which has no values. Connections and errors are those of :func:`execute`."""
     _check(connection)
     if hasattr(connection, "cursor"):
-        with connection.cursor() as cursor:
+        with plain_cursor(connection) as cursor:
             cursor.execute(query)
-            return [tuple(row) for row in cursor.fetchall()]
+            return [as_tuple(row) for row in cursor.fetchall()]
     return [tuple(row) for row in connection.execute(text(query))]
+
+
+def plain_cursor(connection: Any) -> Any:
+    """Return a cursor of psycopg2 or psycopg 3 whose rows :func:`as_tuple` takes, whatever rows the program wants."""
+    cursor = connection.cursor()
+    if hasattr(connection, "row_factory"):  # psycopg 3
+        cursor.row_factory = lambda _: tuple
+    return cursor
+
+
+def as_tuple(row: Any) -> tuple[Any, ...]:
+    """Return a row as a tuple; psycopg2's RealDictCursor has dictionaries."""
+    return tuple(row.values()) if isinstance(row, Mapping) else tuple(row)
 
 
 def _driver_connection(connection: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 
+from socketio_pg.client import as_tuple, plain_cursor
 from socketio_pg.core.channels import LOG_CHANNEL
 
 #: The drivers' numbers for a transaction that is open, and one that has failed (libpq's PQTransactionStatusType).
@@ -17,10 +18,10 @@ _OPEN, _FAILED = 2, 3
 # With these PostgreSQL notices within half a minute that this machine is gone, and lets another process continue. The
 # last one is for data that it has sent and that nobody confirms.
 _SESSION = """
-SELECT pg_catalog.set_config('tcp_keepalives_idle', '10', false),
-    pg_catalog.set_config('tcp_keepalives_interval', '5', false),
-    pg_catalog.set_config('tcp_keepalives_count', '3', false),
-    pg_catalog.set_config('tcp_user_timeout', '25s', false)
+SELECT pg_catalog.set_config('tcp_keepalives_idle', '10', false) AS idle,
+    pg_catalog.set_config('tcp_keepalives_interval', '5', false) AS pause,
+    pg_catalog.set_config('tcp_keepalives_count', '3', false) AS count,
+    pg_catalog.set_config('tcp_user_timeout', '25s', false) AS unconfirmed
 """
 
 
@@ -95,10 +96,10 @@ class Session:
             written = statement.format(**{name: f":{name}" for name in values}) if values else statement
             result = self.handle.execute(text(written), dict(values))
             return [tuple(row) for row in result] if result.returns_rows else []
-        with self.handle.cursor() as cursor:
+        with plain_cursor(self.handle) as cursor:
             written = statement.format(**{name: f"%({name})s" for name in values}) if values else statement
             cursor.execute(written, values or None)
-            return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+            return [as_tuple(row) for row in cursor.fetchall()] if cursor.description else []
 
     def commit(self) -> None:
         self.handle.commit()
