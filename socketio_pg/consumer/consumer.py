@@ -310,6 +310,11 @@ class Consumer:
         text = f"{type(error).__name__}: {error}".replace("\0", "?").encode(errors="replace").decode()
         values = {"name": self.name, "position": message["position"], "error": text}
         [(failures,)] = session.query(_FAILED, values)
+        if not failures:
+            # The message is the first one: the transaction that was rolled back has also made the consumer. Without it,
+            # the next attempt would begin elsewhere at a later time, and no failure would count.
+            session.query(_MOVE, {"name": self.name, "target": self._start_before(message), "expected": ""})
+            [(failures,)] = session.query(_FAILED, values)
         session.commit()
         place = f"message {message['position']} of {message['channel']!r}"
         if self._attempts is None or failures < self._attempts:
@@ -322,6 +327,12 @@ class Consumer:
             raise error
         else:
             self._skip(session, message, error)
+
+    def _start_before(self, message: Message) -> str:
+        """Return a start from which ``message`` is the next one, if it is the first one of this consumer."""
+        if self._start.startswith("snapshot:"):
+            return self._start
+        return _cursor(Position(epoch=message["epoch"], position=message["position"] - 1))
 
     def _sleep(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

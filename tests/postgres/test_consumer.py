@@ -1,15 +1,19 @@
 """Durable consumers on PostgreSQL: the work and the position in one transaction, for each kind of connection."""
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
+import psycopg.rows
 import psycopg2
+import psycopg2.extras
 import pytest
 from sqlalchemy import NullPool, create_engine, text
 
+from socketio_pg.client import Client
 from socketio_pg.consumer import Consumer, ConsumerGap, Message, MissedMessagesError
 from socketio_pg.core.errors import LogNotInstalledError, UntrustedSchemaError
 from tests.support.log_database import LogDatabase
@@ -123,6 +127,52 @@ def test_failed_work_is_rolled_back_and_tried_again(
     assert done(database, channel) == [1, 2, 3, 4]
     # The batch as a whole, then one by one.
     assert work.calls == [1, 2, 1, 2, 2, 2, 3, 4, 4]
+
+
+def test_failures_of_the_very_first_message_count(
+    database: LogDatabase, connect: Any, work: Work, channel: str
+) -> None:
+    """The rollback also undoes the transaction's creation of the consumer."""
+    publish(database, f"{channel}-other", 0)
+    publish(database, channel, 1, 2)
+    work.fails = {1: 99}
+    with pytest.raises(LookupError, match="no 1"):
+        run(consumer(connect, channel, start="earliest", attempts=3), work)
+    assert work.calls == [1, 1, 1]
+    assert status(database, channel, "failures, failed_position - position") == (3, 1)
+    work.fails = {}
+    run(consumer(connect, channel), work)  # now it would begin with the next message, if it were new
+    assert done(database, channel) == [1, 2]
+
+
+ROWS: dict[str, Callable[[str], Any]] = {
+    "RealDictCursor": lambda url: psycopg2.connect(url, cursor_factory=psycopg2.extras.RealDictCursor),
+    "NamedTupleCursor": lambda url: psycopg2.connect(url, cursor_factory=psycopg2.extras.NamedTupleCursor),
+    "dict_row": lambda url: psycopg.connect(url, row_factory=psycopg.rows.dict_row),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_connections_may_return_rows_of_any_kind(database: LogDatabase, channel: str, kind: str) -> None:
+    publish(database, channel, 1)
+    found: list[Any] = []
+    made = consumer(lambda: ROWS[kind](database.url), channel, start="earliest")
+    run(made, lambda connection, message: found.append((message["payload"], connection.cursor().__class__.__name__)))
+    assert found == [(1, kind if kind != "dict_row" else "Cursor")]
+    with contextlib.closing(ROWS[kind](database.url)) as connection:
+        assert [Client(connection).notify(channel, 2, id="x") for _ in range(2)] == [True, False]
+
+
+def test_position_that_the_log_does_not_have_yet_is_refused(database: LogDatabase, channel: str) -> None:
+    publish(database, channel, 1)
+    [(epoch, position)] = database.sql(
+        "SELECT epoch::text, (SELECT max(position) FROM socketio_pg.log) FROM socketio_pg.head"
+    )
+    with pytest.raises(psycopg2.errors.InvalidParameterValue, match="no position"):
+        database.sql("SELECT socketio_pg.consume(%s, NULL, 1, %s)", channel, f"{epoch}:{position + 1}")
+    database.sql("SELECT socketio_pg.consumer_move(%s, %s)", channel, f"{epoch}:{position}")
+    publish(database, channel, 2)
+    assert database.sql("SELECT payload FROM socketio_pg.consume(%s)", channel) == [(2,)]
 
 
 def test_message_that_always_fails_stops_the_consumer_or_is_skipped(

@@ -29,14 +29,17 @@ CREATE OR REPLACE FUNCTION socketio_pg.consumer_start(
     start text, OUT epoch uuid, OUT "position" bigint, OUT seen int8range[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
+    current uuid;
     trimmed bigint;
     newest bigint;
+    known bigint;
     part text;
     first bigint;
     last bigint := 0;
 BEGIN
     SELECT h.epoch, h.trimmed, greatest(h.trimmed, (SELECT l.position FROM socketio_pg.log AS l ORDER BY 1 DESC LIMIT 1))
-    INTO STRICT epoch, trimmed, newest FROM socketio_pg.head AS h;
+    INTO STRICT current, trimmed, newest FROM socketio_pg.head AS h;
+    epoch := current;
     IF start = 'now' THEN
         position := newest;
     ELSIF start = 'earliest' THEN
@@ -68,6 +71,15 @@ BEGIN
     ELSE
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE =
             'a consumer starts from ''now'', ''earliest'', ''epoch:position'', a time with its zone, or a snapshot token';
+    END IF;
+    -- It would skip the messages up to there. After the newest one may be a position whose message was deleted by hand.
+    IF epoch = current AND position > newest THEN
+        SELECT greatest(r.last_value, n.last_value) INTO known
+        FROM socketio_pg.removed_position AS r CROSS JOIN socketio_pg.newest_position AS n;
+        IF position > known THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format('the log has no position %s yet: its newest one is %s', position, greatest(newest, known));
+        END IF;
     END IF;
 END $$;
 
