@@ -90,6 +90,8 @@ FROM socketio_pg.head LEFT JOIN oldest ON true
 
 # The messages with the ids of a snapshot, in the order of their positions. They come soon after the snapshot's own one,
 # since the relay takes the ids in order: the scan ends early. It does not begin while some of them wait in the outbox.
+#
+# An open transaction holds a lock. A client may make up a transaction of the future, which is not visible either.
 _SNAPSHOT = """
 WITH ids AS MATERIALIZED (
     SELECT first, last FROM unnest(%(firsts)s::bigint[], %(lasts)s::bigint[]) AS range (first, last)
@@ -103,7 +105,8 @@ WITH ids AS MATERIALIZED (
     WHERE id IN (SELECT generate_series(first, last) FROM ids) ORDER BY position LIMIT %(count)s
 )
 SELECT head.epoch::text, (SELECT yes FROM waiting),
-    coalesce(NOT pg_visible_in_snapshot(%(transaction)s::text::xid8, pg_current_snapshot()), false),
+    coalesce(NOT pg_visible_in_snapshot(%(transaction)s::text::xid8, pg_current_snapshot()), false) AND EXISTS (
+        SELECT FROM pg_locks WHERE locktype = 'transactionid' AND transactionid = %(transaction)s::text::xid8::xid),
     (SELECT count(*) FROM found),
     (SELECT array_agg(position ORDER BY position) FROM found WHERE channel = ANY (%(channels)s)),
     (SELECT array_agg(id ORDER BY position) FROM found WHERE channel = ANY (%(channels)s))

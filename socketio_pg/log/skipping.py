@@ -37,6 +37,9 @@ class Skipping:
         self._backoff = Backoff(*self.looks)
         self._next_look = 0.0
         self._give_up = time.monotonic() + self.patience
+        #: The last look has found that nothing can follow. One is not enough: the snapshot's transaction may have ended
+        #: while the query ran.
+        self._ended = False
 
     def __bool__(self) -> bool:
         return not self.known or bool(self._ids)
@@ -58,8 +61,12 @@ class Skipping:
         if found.complete:
             self.known, self._ids = True, found.ids
         elif not found.waiting and not (found.open and time.monotonic() < self._give_up):
-            self.known, self._snapshot = True, None
-            return "snapshot_unknown"
+            if self._ended:
+                self.known, self._snapshot = True, None
+                return "snapshot_unknown"
+            self._ended = True
+        else:
+            self._ended = False
         return None
 
     def wait(self) -> None:

@@ -106,7 +106,7 @@ def test_subscription_waits_for_messages_without_a_position(log: LogDatabase, pu
     assert queue.get(timeout=PATIENCE)["payload"] == 5
 
 
-@pytest.mark.parametrize("problem", ["rolled back", "stays open", "numbered by a server of version 5"])
+@pytest.mark.parametrize("problem", ["rolled back", "stays open", "numbered by a server of version 5", "made up"])
 def test_snapshot_whose_messages_cannot_be_told_is_a_gap(
     log: LogDatabase, pubsub: PubSub, monkeypatch: pytest.MonkeyPatch, problem: str
 ) -> None:
@@ -122,6 +122,9 @@ def test_snapshot_whose_messages_cannot_be_told_is_a_gap(
         log.move()
         if problem == "numbered by a server of version 5":
             log.sql("UPDATE socketio_pg.log SET id = NULL")
+        if problem == "made up":  # its transaction has not begun
+            monkeypatch.setattr(Skipping, "patience", 10 * PATIENCE)
+            own = f"{own.rpartition(':')[0]}:{2**62}".replace(":1:", ":1000:")
         pubsub.subscribe("a", queue, since=own, on_gap=queue.put)
         assert queue.get(timeout=PATIENCE)["reason"] == "snapshot_unknown"
         page = pubsub.read_page("a", since=own) if problem != "stays open" else None
