@@ -40,16 +40,15 @@ class Places:
         self._known = 0
         #: The greatest id that was looked at: smaller ones that are not known are older, or commit late.
         self._newest_id = 0
+        #: Whether the newest message has its id: those that a server of an older version relays do not.
+        self._has_ids = True
         self._waiting: dict[int, list[_Waiter]] = {}
 
     def reset(self, epoch: str | None) -> None:
         """Forget all positions, and end all calls of :meth:`wait`: another epoch begins, or the log is gone."""
-        self._epoch, self._known, self._newest_id = epoch, 0, 0
+        self._epoch, self._known, self._newest_id, self._has_ids = epoch, 0, 0, True
         self._positions.clear()
-        waiting, self._waiting = self._waiting, {}
-        for waiters in waiting.values():
-            for waiter in waiters:
-                waiter.done.send()
+        self._end_all()
 
     def note(self, messages: Sequence[EncodedMessage]) -> None:
         """Note the next messages of the log, which ``recent`` has already got."""
@@ -63,6 +62,8 @@ class Places:
                     waiter.missing -= 1
                     if not waiter.missing:
                         waiter.done.send()
+        if messages and messages[-1].outbox_id is None:
+            self._end_all()  # their messages will have no ids either
 
     def wait(self, ids: Sequence[int], seconds: float, old: Collection[int] = ()) -> list[Position | None]:
         """Return the position of each of ``ids``; None for those that are unknown after ``seconds``.
@@ -72,7 +73,7 @@ class Places:
         deadline = time.monotonic() + seconds
         self._look()
         missing = {one for one in ids if one not in self._positions and not (one in old and one <= self._newest_id)}
-        if missing and seconds > 0 and self._epoch is not None:
+        if missing and seconds > 0 and self._epoch is not None and self._has_ids:
             waiter = _Waiter(len(missing))
             for one in missing:
                 self._waiting.setdefault(one, []).append(waiter)
@@ -90,7 +91,7 @@ class Places:
         """Remember the newest messages of ``recent``."""
         for message in reversed(self._recent.newest(self._known, self.look_at)):
             assert message.position is not None
-            self._known = message.position
+            self._known, self._has_ids = message.position, message.outbox_id is not None
             if message.outbox_id is not None:
                 self._remember(message.outbox_id, message.position)
 
@@ -99,6 +100,13 @@ class Places:
         self._newest_id = max(self._newest_id, outbox_id)
         if len(self._positions) > self.remembered:
             del self._positions[next(iter(self._positions))]
+
+    def _end_all(self) -> None:
+        """End all calls of :meth:`wait`."""
+        waiting, self._waiting = self._waiting, {}
+        for waiters in waiting.values():
+            for waiter in waiters:
+                waiter.done.send()
 
     def _forget(self, ids: set[int], waiter: _Waiter) -> None:
         """Stop waiting for ``ids``."""

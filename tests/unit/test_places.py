@@ -96,6 +96,19 @@ def test_message_that_was_published_long_ago_is_not_waited_for() -> None:
     assert waiter.result() == [2]
 
 
+def test_a_relay_of_an_older_version_is_not_waited_for() -> None:
+    """During an upgrade each publisher would otherwise wait for the whole time."""
+    log = Numbered()
+    waiter = Waiter(log, 1)
+    log.append(None)
+    assert waiter.result() == [None]
+    assert log.wait(2, seconds=PATIENCE) == [None]
+    log.append(3)
+    waiter = Waiter(log, 4)
+    log.append(4)
+    assert waiter.result() == [3]
+
+
 def test_without_a_log_nothing_is_waited_for() -> None:
     log = Numbered()
     log.places.reset(None)
