@@ -68,8 +68,8 @@ unrecovered = _counter(
 
 #: Reasons: docs/recovery.md.
 RECOVERIES = (
-    "recovered", "busy", "database_unavailable", "epoch_changed", "invalid_pid", "not_installed", "notify", "off",
-    "other_client", "position_unknown", "replaying", "trimmed", "unknown_offset", "unknown_session",
+    "recovered", "busy", "database_unavailable", "epoch_changed", "failed", "invalid_pid", "not_installed", "notify",
+    "off", "other_client", "position_unknown", "replaying", "trimmed", "unknown_offset", "unknown_session",
 )  # fmt: skip
 recoveries = _counter(
     "recoveries", "Clients that came back with the pid of a session: recovered, or the reason why not.", "result",

@@ -152,6 +152,10 @@ class Restoring:
         attempt = self._attempts.get(eio_sid)
         if attempt is None or namespace != "/" or not attempt.possible:
             return {}
+        if attempt.session is not None and attempt.session.ticket.sid != sid:
+            # It could not be restored. With its pid the client would believe that it has missed nothing.
+            self._keeping.forget(attempt.session.ticket.sid)
+            attempt.fail(NotRecoveredError("failed"))
         if attempt.session is None:
             found = self._sessions.get(sid)
             session = self._keeping.begin(sid, eio_sid, None if found is None else found.claims)

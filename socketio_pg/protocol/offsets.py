@@ -88,6 +88,11 @@ class Cursor:
         """Whether the client may have other offsets than those that are up to date."""
         return bool(self.behind or self._ahead)
 
+    def hold(self, channel: str, position: int) -> None:
+        """Note that a subscription is behind, at ``position`` of the log's present epoch."""
+        self._follow_epoch()
+        self.behind[channel] = position
+
     def catch_up(self, position: int) -> None:
         """Note that all subscriptions that were behind have arrived at ``position``, that of the last live message."""
         if len(self.behind) == len(self.numbers):
@@ -103,11 +108,7 @@ class Cursor:
 
     def offset(self) -> str:
         """Return the offset of the next event of this client."""
-        epoch = self._log.epoch
-        if epoch != self._epoch:
-            self._epoch, self.sent, self._text_of = epoch, 0, -1
-            self.behind.clear()
-            self._ahead.clear()
+        epoch = self._follow_epoch()
         if epoch is None:
             return _PREFIX  # nothing to recover
         position = self._log.delivered
@@ -118,6 +119,15 @@ class Cursor:
         if position != self._text_of:
             self._text, self._text_of = f"{_PREFIX}{epoch}:{position}", position
         return self._text
+
+    def _follow_epoch(self) -> str | None:
+        """Return the log's epoch. Positions of a former one mean nothing."""
+        epoch = self._log.epoch
+        if epoch != self._epoch:
+            self._epoch, self.sent, self._text_of = epoch, 0, -1
+            self.behind.clear()
+            self._ahead.clear()
+        return epoch
 
     def _partial(self, epoch: str, position: int) -> str:
         if self._ahead:

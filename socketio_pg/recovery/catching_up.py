@@ -105,7 +105,7 @@ class CatchingUp:
         skipping = self._log.skipping(channel, start)
         place = self._places[channel] = Place(self.cursor, channel, reported, start is not None, skipping)
         self._hub.hold(self._sid, channel, place)
-        self.cursor.behind[channel] = after
+        self.cursor.hold(channel, after)
 
     def discard(self, channel: str) -> None:
         """Forget a subscription that has ended."""

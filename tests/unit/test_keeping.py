@@ -1,9 +1,14 @@
 """Sessions of clients that can recover them: what is stored, and when."""
 
+from typing import Any
+
+from socketio_pg.core.seal import Key
+from socketio_pg.gateway.restoring import _Attempt
 from socketio_pg.postgres.database import Database
 from socketio_pg.protocol.offsets import Cursor
 from socketio_pg.recovery.keeping import Entry, Session, Ticket
 from socketio_pg.recovery.session_table import SessionTable
+from socketio_pg.websocket import SocketServer
 
 
 class FakeLog:
@@ -46,3 +51,17 @@ def test_many_changes_of_a_moment_cost_one_text() -> None:
         assert not made
     finally:
         table.stop()
+
+
+def test_a_session_that_was_not_restored_is_not_given_back(socket_server: SocketServer) -> None:
+    """With its pid the stock client would believe that it has its subscriptions, and has missed nothing."""
+    socket_server.sealing.use("1/1", [Key.from_bytes(bytes(32))])
+    restoring: Any = socket_server.socketio.server.lifecycle
+    restoring = restoring._restoring
+    former = new_session()
+    attempt = restoring._attempts["eio"] = _Attempt(returning=True, possible=True, session=former)
+    try:
+        assert restoring.answer("another sid", "eio", "/")["pid"] not in (None, former.pid)
+        assert attempt.to_wire() == {"recovered": False, "reason": "failed"}
+    finally:
+        socket_server.keeping.stop()

@@ -56,6 +56,17 @@ def test_an_offset_follows_live_messages_and_all_others() -> None:
     assert cursor.offset() == f"r1:{EPOCH}:9"
 
 
+def test_a_replay_in_a_new_epoch_is_not_taken_for_one_of_the_former() -> None:
+    """The client may have got no event since the epoch has changed."""
+    log = FakeLog(delivered=5)
+    cursor = Cursor(log)
+    cursor.numbers["a"] = 1
+    log.epoch, log.delivered = EPOCH[::-1], 3
+    cursor.hold("a", 2)
+    assert cursor.offset() == f"r1:{EPOCH[::-1]}:2"
+    assert cursor.behind == {"a": 2}
+
+
 def test_replays_have_positions_of_their_own() -> None:
     log = FakeLog(delivered=100)
     cursor = Cursor(log)
