@@ -12,7 +12,6 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from socketio_pg.access.access import Access
@@ -22,7 +21,6 @@ from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import (
     FilterTooExpensiveError,
     ForbiddenError,
-    LogNotInstalledError,
     RateLimitedError,
     SocketIOPGError,
     UnauthorizedError,
@@ -40,7 +38,8 @@ from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.matching import FilterCost
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.streams.events import COMMENT, move_cursor, own_event, retry
-from socketio_pg.streams.groups import Contents, Groups, Stream
+from socketio_pg.streams.groups import Groups, Stream
+from socketio_pg.streams.preparing import Found, Preparing, StreamRequest
 from socketio_pg.streams.replays import StreamReplay, send_replay
 
 logger = logging.getLogger("socketio_pg.streams")
@@ -48,36 +47,10 @@ logger = logging.getLogger("socketio_pg.streams")
 #: Milliseconds after which a client connects again: after an end of the connection, and when it was told to wait. Each
 #: client gets a random time from half of it to one and a half, so that not all of them return together.
 RETRY, RETRY_LATER = 2_000, 6_000
-#: The maximum number of channels of a stream, and of a ticket.
-MAX_CHANNELS = 100
-#: The start of a stream with all messages that the log has.
-EARLIEST = "earliest"
 #: The namespace of their sessions, which is none of Socket.IO's.
 _NAMESPACE = "stream"
 #: Their ids begin with this, those of Socket.IO clients do not.
 _PREFIX = "stream:"
-
-
-@dataclass(frozen=True, slots=True)
-class StreamRequest:
-    """What a client asks for. ``start`` may be :data:`EARLIEST`; ``told`` is part of the event `subscribed`."""
-
-    contents: Contents
-    start: Start | str
-    told: dict[str, Any]
-    #: Why its position cannot be used, if it cannot even be read; then ``start`` is None.
-    unusable: str | None = None
-    #: Whether it is an error when there is no log.
-    needs_log: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """Where a stream begins: channel → position to replay after; None for no replay. In the log's ``epoch``."""
-
-    starts: dict[str, int] | None
-    told: dict[str, Any]
-    epoch: str | None
 
 
 class Streams:
@@ -109,6 +82,7 @@ class Streams:
         self._log = log
         self._access = access
         self._limits = limits
+        self._preparing = Preparing(pubsub, hub, log, access, limits)
         self._send_buffer_bytes = send_buffer_bytes
         self._page_bytes = send_buffer_bytes // 8
         self._patience = patience
@@ -147,14 +121,7 @@ class Streams:
 
         Waits, and raises as :meth:`Permissions.require`.
         """
-        permissions = self._access.permissions
-        mark = permissions.mark()
-        self._require(claims, channels)
-        return mark
-
-    def _require(self, claims: Claims | None, channels: Sequence[str]) -> None:
-        require = functools.partial(self._access.permissions.require, claims, "subscribe")
-        self._together([functools.partial(require, channel) for channel in channels])
+        return self._preparing.admit(claims, channels)
 
     def open(
         self,
@@ -179,77 +146,18 @@ class Streams:
             self._hub.add(sid)
             self._access.sessions.set(sid, _NAMESPACE, claims)
             undo.callback(self._forget, sid)
-            found = self._prepare(sid, request, claims, mark)
-            self._require_begun(sid, request)
+            found = self._preparing.prepare(sid, request, claims, mark)
             # Nothing waits from here on: the position in `subscribed` is where the messages begin.
             taken = take()
             taken.detect_loss(self._patience)
             undo.pop_all()
         return taken, self._begin(sid, request, found, taken, head, leave)
 
-    def _require_begun(self, sid: str, request: StreamRequest) -> None:
-        """Raise if the client has lost its login or a permission while the stream was prepared."""
-        if self._access.sessions.get(sid) is None:
-            raise UnauthorizedError("the token has expired")
-        for channel in request.contents.channels:
-            if not self._hub.is_subscribed(sid, channel):
-                raise ForbiddenError("this client may no longer subscribe to the channel", channel=channel)
-
-    def _prepare(self, sid: str, request: StreamRequest, claims: Claims | None, mark: int) -> _Found:
-        """Subscribe to all channels, and return where the stream begins."""
-        contents = request.contents
-        for number, channel in enumerate(contents.channels):
-            self._limits.check_subscriptions(number)
-            if not self._hub.has_channel(channel):
-                self._limits.check_channels(self._hub.channel_count)
-        self._together([functools.partial(self._pubsub.join, sid, one) for one in contents.channels])
-        # The first answers may predate a change of permissions. Later changes recheck these subscriptions.
-        is_overtaken = self._access.permissions.is_overtaken
-        self._require(claims, [channel for channel in contents.channels if is_overtaken(channel, mark)])
-        while True:
-            found = self._find_start(request)
-            if found.epoch == self._log.epoch:
-                break
-        for channel in contents.channels:
-            self._hub.set_filter(sid, channel, contents.filter)
-            self._hub.set_strings(sid, channel, contents.form == "strings")
-        self._limits.check_filters(*self._hub.filters_size(sid))
-        return found
-
-    def _find_start(self, request: StreamRequest) -> _Found:
-        epoch, start, channels = self._log.epoch, request.start, request.contents.channels
-        if request.unusable is not None:
-            return _Found(None, {"recovered": False, "reason": request.unusable}, epoch)
-        if start == EARLIEST:
-            oldest = self._log.oldest() if self._log.installed else None
-            return _Found(None if oldest is None else dict.fromkeys(channels, oldest["position"]), {}, epoch)
-        assert not isinstance(start, str)
-        start = self._log.locate(start)
-        finds = self._together([functools.partial(self._log.find_start, one, start) for one in channels])
-        for _, told in finds:
-            if told.get("reason") == "not_installed" and request.needs_log:
-                raise LogNotInstalledError("this database has no log: run 'socketio-pg init'")
-            if told.get("recovered") is False:
-                return _Found(None, told, epoch)  # one cursor for all channels
-        starts = {channel: after for channel, (after, _) in zip(channels, finds, strict=True) if after is not None}
-        return _Found(starts or None, finds[0][1], epoch)
-
-    def _together(self, functions: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Call all at the same time, so that what they ask the database is combined. Return their results.
-
-        Raises the first error.
-        """
-        results = [function() for function in functions] if len(functions) == 1 else green.run_together(functions)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return results
-
     def _begin(
         self,
         sid: str,
         request: StreamRequest,
-        found: _Found,
+        found: Found,
         taken: TakenOver,
         head: bytes,
         leave: Callable[[], None],
@@ -283,7 +191,7 @@ class Streams:
             self._start(stream, replay)
         return connection
 
-    def _say_subscribed(self, stream: Stream, request: StreamRequest, found: _Found, position: int) -> None:
+    def _say_subscribed(self, stream: Stream, request: StreamRequest, found: Found, position: int) -> None:
         epoch = self._log.epoch
         where: dict[str, Any] = {} if epoch is None else {"epoch": epoch, "position": position}
         cursor = "" if epoch is None else f"{epoch}:{position}"

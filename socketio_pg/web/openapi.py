@@ -9,7 +9,7 @@ from socketio_pg.core.messages import MAX_NOTIFY_BYTES
 from socketio_pg.core.publications import MAX_BATCH, MAX_ID_BYTES
 from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
 from socketio_pg.log.starts import MAX_HISTORY, MAX_TOKEN_CHARACTERS
-from socketio_pg.streams.streams import MAX_CHANNELS
+from socketio_pg.streams.preparing import MAX_CHANNELS
 from socketio_pg.version import __version__
 from socketio_pg.web.api_errors import BODY_STATUSES, STATUSES
 

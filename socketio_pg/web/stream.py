@@ -36,7 +36,8 @@ from socketio_pg.protocol.extension import HOLD
 from socketio_pg.pubsub.filters import INVALID_STEPS, Filter, parse_filter
 from socketio_pg.streams.events import retry
 from socketio_pg.streams.groups import Contents, Form
-from socketio_pg.streams.streams import EARLIEST, MAX_CHANNELS, RETRY_LATER, StreamRequest, Streams, failure, jittered
+from socketio_pg.streams.preparing import EARLIEST, MAX_CHANNELS, StreamRequest
+from socketio_pg.streams.streams import RETRY_LATER, Streams, failure, jittered
 from socketio_pg.web.identity import Identity
 
 _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.streams"))

@@ -13,7 +13,8 @@ from socketio_pg.engine.stream import StreamConnection
 from socketio_pg.log.positions import Progress
 from socketio_pg.pubsub.filters import parse_filter
 from socketio_pg.streams.groups import Contents
-from socketio_pg.streams.streams import StreamRequest, Streams, _Found
+from socketio_pg.streams.preparing import Found, StreamRequest
+from socketio_pg.streams.streams import Streams
 from socketio_pg.websocket import SocketServer
 from tests.support.sse import Event, Parser
 
@@ -73,7 +74,7 @@ def begin(streams: Streams) -> Iterator[Callable[..., Client]]:
         taken = cast(TakenOver, type("Taken", (), {"socket": ours}))
         request = StreamRequest(Contents(channels, **contents), None, {})
         connections.append(
-            streams._begin(sid, request, _Found(None, {}, "e"), taken, b"", lambda: client.left.append(True))
+            streams._begin(sid, request, Found(None, {}, "e"), taken, b"", lambda: client.left.append(True))
         )
         [subscribed] = client.read()
         assert subscribed.name == "subscribed"
