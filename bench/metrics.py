@@ -69,6 +69,7 @@ def load(clients: int, *, counting: bool) -> tuple[Receive, list[Any]]:
     for name in [name for name in sys.modules if name.partition(".")[0] == "socketio_pg"]:
         del sys.modules[name]
     if not counting:
+        import_without("socketio_pg.protocol.sending")
         import_without("socketio_pg.protocol.fanout")
         import_without("socketio_pg.pubsub.dispatch")
     from socketio_pg.engine.socket import Socket

@@ -25,7 +25,8 @@ from socketio_pg.log.log import Log
 from socketio_pg.log.replay import Replay
 from socketio_pg.log.starts import Start, wants_all
 from socketio_pg.postgres.listener import NotifyGap
-from socketio_pg.protocol.fanout import EncodedPacket, Manager
+from socketio_pg.protocol.encoded import EncodedPacket
+from socketio_pg.protocol.fanout import Manager
 from socketio_pg.pubsub.filters import Filter
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.matching import FilterCost, Matching

@@ -16,7 +16,8 @@ from socketio_pg.core.errors import DatabaseError, LogNotInstalledError, SocketI
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.messages import with_numbers_as_strings
 from socketio_pg.log.replay import Step
-from socketio_pg.protocol.fanout import EncodedPacket, Manager
+from socketio_pg.protocol.encoded import EncodedPacket
+from socketio_pg.protocol.fanout import Manager
 from socketio_pg.tables.changes import Event
 from socketio_pg.tables.loading import Shown, Wanted
 from socketio_pg.tables.reading import pauses

@@ -1,7 +1,8 @@
 """The packets of replayed messages: each message is encoded once for all clients that return at the same time."""
 
 from socketio_pg.core.messages import EncodedMessage
-from socketio_pg.protocol.fanout import EncodedPacket, Manager
+from socketio_pg.protocol.encoded import EncodedPacket
+from socketio_pg.protocol.fanout import Manager
 
 
 class ReplayPackets:

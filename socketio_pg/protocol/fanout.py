@@ -7,97 +7,26 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import socketio
 from bidict import ValueDuplicationError
-from engineio import packet as eio_packet
 
 from socketio_pg.core import green
 from socketio_pg.core.metrics import fan_out
-from socketio_pg.engine import frames
 from socketio_pg.engine.socket import Socket
-from socketio_pg.engine.transport import WebSocketTransport
+from socketio_pg.protocol.encoded import EncodedPacket, framed, joined
 from socketio_pg.protocol.offsets import Cursor
 from socketio_pg.protocol.packets import EVENT, quick_packet
-
-
-class Line:
-    """The members of a room: sid and transport of those with a WebSocket, both ids of those that poll.
-
-    Those whose events have an offset are in ``followed`` only.
-    """
-
-    __slots__ = ("followed", "others", "sends", "sids", "transports")
-
-    def __init__(self) -> None:
-        self.sids: list[str] = []
-        self.transports: list[WebSocketTransport] = []
-        #: The ``send`` of each transport, bound once and not for each message.
-        self.sends: list[Callable[[bytes], None]] = []
-        self.others: list[tuple[str, str]] = []
-        self.followed: list[tuple[str, Socket, Cursor]] = []
-
-
-@dataclass(eq=False, slots=True)
-class Broadcast:
-    """A broadcast in progress, and the members that have ``gone`` and get nothing more of it.
-
-    ``apart``: each room gets its own messages, and a member has gone when it has left that room. Otherwise all
-    ``rooms`` get the same, and it has gone when it has left all of them. ``skips``: the broadcast skips some members.
-    """
-
-    namespace: str
-    rooms: Collection[Any]
-    skips: bool
-    apart: bool
-    gone: dict[Any, set[Any]]
-    #: (sid, room) → the room in which a member was at the start, for members that have moved since.
-    moved: dict[tuple[Any, Any], Any]
-
-    def gone_from(self, room: Any) -> Collection[Any]:
-        return self.gone.get(room if self.apart else None, ())
-
-    def end(self, sid: Any, room: Any) -> None:
-        self.gone.setdefault(room if self.apart else None, set()).add(sid)
-
-    def room_then(self, sid: Any, room: Any) -> Any:
-        """Return the room in which a member was when the broadcast began."""
-        return self.moved.get((sid, room), room)
-
-
-@dataclass(eq=False, slots=True)
-class EncodedPacket:
-    """An encoded Socket.IO packet, and its WebSocket frame. ``position`` is that of a message of the log."""
-
-    text: str
-    frame: bytes
-    position: int | None = None
-    #: The last offset that was added, and the packet with it.
-    _added: "tuple[str, EncodedPacket] | None" = None
-
-    def with_offset(self, offset: str) -> "EncodedPacket":
-        """Return this event with one more argument. Clients that get the same offset share the result."""
-        if self._added is None or self._added[0] != offset:
-            self._added = offset, framed(f'{self.text[:-1]},"{offset}"]')
-        return self._added[1]
-
-
-def framed(text: str, position: int | None = None) -> EncodedPacket:
-    return EncodedPacket(text, frames.encode_text("4" + text), position)
+from socketio_pg.protocol.sending import Broadcast, Line, Sending, Share
 
 
 class Manager(socketio.Manager):  # type: ignore[misc]
     """The rooms of one process."""
 
-    #: Seconds of sending before other green threads run, and sends between two readings of the clock. Reading, handling
-    #: and answering a request takes two or three such slices.
-    slice_seconds = 0.002
-    slice_sends = 50
-
     def __init__(self) -> None:
         super().__init__()
+        self.sending = Sending(lambda eio_sid, packet: self.server._send_eio_packet(eio_sid, packet))
         self._lines: dict[tuple[str, str | None], Line] = {}
         self._under_way: list[Broadcast] = []
         #: The rooms of each member, apart from the room of all and its own. The stock manager searches all rooms when a
@@ -270,13 +199,13 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         Does not wait; the caller waits for :meth:`Socket.wait_room` between two pages.
         """
         if socket.connection is not None:
-            frame = b"".join([packet.frame for packet in packets])
+            frame = joined(packets)
             socket.connection.send_page(frame)
             fan_out.frames += len(packets)
             fan_out.frame_bytes += len(frame)
         else:
             with socket.sending_page():
-                self._send_polled(packets, socket.sid)
+                self.sending.send_polled(packets, socket.sid)
 
     def lagging(self, room: str, buffered: int, namespace: str = "/") -> list[str]:
         """Return the members of ``room`` whose send buffers have more than ``buffered`` bytes."""
@@ -332,7 +261,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         with self._broadcast(namespace, room if isinstance(room, (list, tuple)) else (room,)) as broadcast:
             for sid in skipped:
                 broadcast.end(sid, None)
-            self._send_line([packet], line, broadcast, None, time.monotonic() + self.slice_seconds)
+            self.sending.send_line([packet], line, broadcast, None, time.monotonic() + self.sending.slice_seconds)
 
     def _send_single(self, packet: EncodedPacket, namespace: str, room: str) -> bool:
         """Send a packet to the only member of a room, such as its own. Return False if there are more, or it polls."""
@@ -359,87 +288,31 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         """Send each room its own packets. The rooms have no member in common."""
         # Collects all members first: clients that join during the broadcast get nothing of it.
         lines = [(room, packets, self._line(namespace, room)) for room, packets in packets_of.items()]
-        turn_ends = time.monotonic() + self.slice_seconds
+        turn_ends = time.monotonic() + self.sending.slice_seconds
         with self._broadcast(namespace, packets_of, skips=skipped is not None, apart=True) as broadcast:
             for room, sids in (skipped or {}).items():
                 for sid in sids:
                     broadcast.end(sid, room)
             for room, packets, line in lines:
-                turn_ends = self._send_line(packets, line, broadcast, room, turn_ends)
+                turn_ends = self.sending.send_line(packets, line, broadcast, room, turn_ends)
 
-    def _send_line(
-        self, packets: Sequence[EncodedPacket], line: Line, broadcast: Broadcast, room: Any, turn_ends: float
-    ) -> float:
-        """Send ``packets`` in one piece to all of ``line``. ``turn_ends`` ends the slice; returns its new end."""
-        frame = b"".join([packet.frame for packet in packets])
-        sends = line.sends
-        sent = len(sends)
-        for start in range(0, len(sends), self.slice_sends):
-            end = start + self.slice_sends
-            gone = broadcast.gone_from(room)
-            if not gone:
-                for send in sends[start:end]:
-                    send(frame)
-            else:
-                for sid, send in zip(line.sids[start:end], sends[start:end], strict=True):
-                    if sid not in gone:
-                        send(frame)
-                    else:
-                        sent -= 1
-            if time.monotonic() > turn_ends:
-                green.sleep()
-                turn_ends = time.monotonic() + self.slice_seconds
-        fan_out.frames += sent * len(packets)
-        fan_out.frame_bytes += sent * len(frame)
-        for sid, eio_sid in line.others:
-            if sid not in broadcast.gone_from(room):
-                self._send_polled(packets, eio_sid)
-        return self._send_followed(packets, line, broadcast, room, turn_ends) if line.followed else turn_ends
-
-    def _send_followed(
-        self, packets: Sequence[EncodedPacket], line: Line, broadcast: Broadcast, room: Any, turn_ends: float
-    ) -> float:
-        """Send ``packets`` with offsets to the members that get them; otherwise as :meth:`_send_line`."""
-        last = packets[-1].position
-        shared: str | None = None
-        frame = b""
-        for number, (sid, socket, cursor) in enumerate(line.followed, 1):
-            if sid not in broadcast.gone_from(room):
-                if cursor.alone or socket.connection is None:
-                    self._send_share(_with_offsets(packets, cursor), socket)
-                else:
-                    # All that are up to date have the same offset: that of the message, or without one the last of the
-                    # log, which may increase between two slices.
-                    if last is not None:
-                        cursor.sent, offset = last, ""
-                    else:
-                        offset = cursor.offset()
-                    if offset != shared:
-                        shared = offset
-                        frame = b"".join([packet.frame for packet in _with_offsets(packets, cursor)])
-                    socket.connection.send(frame)
-                    fan_out.frames += len(packets)
-                    fan_out.frame_bytes += len(frame)
-            if number % self.slice_sends == 0 and time.monotonic() > turn_ends:
-                green.sleep()
-                turn_ends = time.monotonic() + self.slice_seconds
-        return turn_ends
-
-    def _send_share(self, packets: Sequence[EncodedPacket], socket: Socket) -> None:
-        """Send ``packets`` to one client."""
-        if socket.connection is None:
-            self._send_polled(packets, socket.sid)
-            return
-        frame = b"".join([packet.frame for packet in packets])
-        socket.connection.send(frame)
-        fan_out.frames += len(packets)
-        fan_out.frame_bytes += len(frame)
-
-    def _send_polled(self, packets: Sequence[EncodedPacket], eio_sid: str) -> None:
-        fan_out.polled += len(packets)
-        for packet in packets:
-            fan_out.polled_bytes += len(packet.frame)
-            self.server._send_eio_packet(eio_sid, eio_packet.Packet(eio_packet.MESSAGE, packet.text))
+    def _send_runs(
+        self,
+        runs: Sequence[tuple[str, Sequence[EncodedPacket]]],
+        namespace: str,
+        skipped: Mapping[str, Collection[Any]] | None,
+    ) -> None:
+        """Send to overlapping rooms: a client in several of them gets all messages in the order of publication."""
+        shares: dict[str, list[Share]] = {}
+        for room, packets in runs:
+            frame = joined(packets)
+            passed_by = set((skipped or {}).get(room, ()))
+            for sid, eio_sid in self.get_participants(namespace, room):
+                if sid not in passed_by:
+                    shares.setdefault(eio_sid, []).append((sid, room, packets, frame))
+        rooms = {room for room, _ in runs}
+        with self._broadcast(namespace, rooms, skips=skipped is not None, apart=True) as broadcast:
+            self.sending.send_shares(shares, self.server.eio.sockets, self._cursors, broadcast)
 
     @contextlib.contextmanager
     def _broadcast(
@@ -528,55 +401,3 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                 sids.remove(sid)
                 if not sids:
                     del pending[namespace]
-
-    def _send_runs(
-        self,
-        runs: Sequence[tuple[str, Sequence[EncodedPacket]]],
-        namespace: str,
-        skipped: Mapping[str, Collection[Any]] | None,
-    ) -> None:
-        """Send to overlapping rooms: a client in several of them gets all messages in the order of publication."""
-        sockets = self.server.eio.sockets
-        shares: dict[str, list[tuple[str, str, Sequence[EncodedPacket]]]] = {}
-        for room, packets in runs:
-            passed_by = set((skipped or {}).get(room, ()))
-            for sid, eio_sid in self.get_participants(namespace, room):
-                if sid not in passed_by:
-                    shares.setdefault(eio_sid, []).append((sid, room, packets))
-        frame_of = {id(packets): b"".join([packet.frame for packet in packets]) for _, packets in runs}
-        turn_ends = time.monotonic() + self.slice_seconds
-        rooms = {room for room, _ in runs}
-        sent_frames = sent_bytes = 0
-        with self._broadcast(namespace, rooms, skips=skipped is not None, apart=True) as broadcast:
-            for eio_sid, all_of_it in shares.items():
-                share = [packets for sid, room, packets in all_of_it if sid not in broadcast.gone_from(room)]
-                socket = sockets.get(eio_sid)
-                connection = None if socket is None else socket.connection
-                cursor = self._cursors.get(all_of_it[0][0]) if self._cursors else None
-                if cursor is not None:
-                    if share and socket is not None:
-                        together = [packet for packets in share for packet in packets]
-                        self._send_share(_with_offsets(together, cursor), socket)
-                elif connection is not None:
-                    frame = b"".join([frame_of[id(packets)] for packets in share])
-                    connection.send(frame)
-                    sent_frames += sum(map(len, share))
-                    sent_bytes += len(frame)
-                else:
-                    for packets in share:
-                        self._send_polled(packets, eio_sid)
-                if time.monotonic() > turn_ends:
-                    green.sleep()
-                    turn_ends = time.monotonic() + self.slice_seconds
-        fan_out.frames += sent_frames
-        fan_out.frame_bytes += sent_bytes
-
-
-def _with_offsets(packets: Sequence[EncodedPacket], cursor: Cursor) -> list[EncodedPacket]:
-    """Return ``packets`` with the offsets that they have for the client of ``cursor``, which they move on."""
-    found = []
-    for packet in packets:
-        if packet.position is not None:
-            cursor.sent = packet.position
-        found.append(packet.with_offset(cursor.offset()))
-    return found

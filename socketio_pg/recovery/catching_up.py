@@ -22,7 +22,8 @@ from socketio_pg.log.log import Log
 from socketio_pg.log.replay import Replay, Step, beginning
 from socketio_pg.log.skipping import Skipping
 from socketio_pg.log.starts import Start
-from socketio_pg.protocol.fanout import EncodedPacket, Manager
+from socketio_pg.protocol.encoded import EncodedPacket
+from socketio_pg.protocol.fanout import Manager
 from socketio_pg.protocol.offsets import Cursor
 from socketio_pg.pubsub.hub import Hub
 

@@ -5,8 +5,8 @@ from socketio_pg.server import app
 from socketio_pg.websocket import SocketServer
 
 server: SocketServer = app.extensions["socketio_pg"]
-server.socketio.server.manager.slice_seconds = 0.0
-server.socketio.server.manager.slice_sends = 1
+server.socketio.server.manager.sending.slice_seconds = 0.0
+server.socketio.server.manager.sending.slice_sends = 1
 server.pubsub.matching.slice_seconds = -1.0
 FilterIndex.slice_filters = 1
 
