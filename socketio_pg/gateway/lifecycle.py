@@ -13,7 +13,7 @@ from socketio_pg.gateway.idle import Idle
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.live_tables import LiveTables
 from socketio_pg.gateway.restoring import Restoring
-from socketio_pg.protocol.server import Lifecycle
+from socketio_pg.protocol.lifecycle import Lifecycle
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.recovery.keeping import Keeping

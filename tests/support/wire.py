@@ -9,7 +9,8 @@ from typing import Any
 import socketio
 from socketio.packet import ACK, EVENT
 
-from socketio_pg.protocol.server import Lifecycle, Server
+from socketio_pg.protocol.lifecycle import Lifecycle
+from socketio_pg.protocol.server import Server
 
 #: The error for internal failures, without details.
 FAILED = {"code": "internal", "message": "the server failed to handle this"}
