@@ -1,4 +1,4 @@
-"""Streams of Server-Sent Events as subscribers: begins and ends them, delivers to them, and keeps them alive.
+"""Streams of Server-Sent Events as subscribers: begins and ends them, and delivers to them.
 
 A stream subscribes to its channels when it begins, and to nothing later. Its cursor is a position of the log, one for
 all of its channels: the id of an event is never beyond a message of any of them that was not sent before.
@@ -9,8 +9,6 @@ import functools
 import logging
 import random
 import secrets
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -37,7 +35,8 @@ from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.matching import FilterCost
 from socketio_pg.pubsub.pubsub import PubSub
-from socketio_pg.streams.events import COMMENT, move_cursor, own_event, retry
+from socketio_pg.streams.comments import Comments
+from socketio_pg.streams.events import move_cursor, own_event, retry
 from socketio_pg.streams.groups import Groups, Stream
 from socketio_pg.streams.preparing import Found, Preparing, StreamRequest
 from socketio_pg.streams.replays import StreamReplay, send_replay
@@ -59,11 +58,6 @@ class Streams:
     ``send_buffer_bytes`` is the limit of one client's send buffer (SEND_BUFFER_BYTES). A client that accepts nothing
     for ``patience`` seconds is disconnected.
     """
-
-    #: Seconds between two comments, and between two blocks that move the cursor, at least.
-    comment_seconds = 15.0
-    #: Seconds between two looks at what is due.
-    tick = 0.5
 
     def __init__(
         self,
@@ -96,9 +90,7 @@ class Streams:
         #: Whether messages of the log are being sent; streams whose cursor is to be moved after that.
         self._sending = False
         self._to_move: set[Stream] = set()
-        #: Stream → when its next comment is due, the earliest first; and whether that one moves the cursor too.
-        self._due: OrderedDict[Stream, tuple[float, bool]] = OrderedDict()
-        self._worker = green.Worker()
+        self._comments = Comments(self._move, patience)
         pubsub.add_receiver(self)
 
     def __len__(self) -> int:
@@ -185,8 +177,7 @@ class Streams:
         if sid in self._warnings:
             connection.send(self._warnings.pop(sid))
         connection.uncork()
-        self._due[stream] = time.monotonic() + random.uniform(0.3, 1.0) * self.comment_seconds, False
-        self._worker.start(self._watch)
+        self._comments.add(stream)
         if replay is not None:
             self._start(stream, replay)
         return connection
@@ -331,6 +322,16 @@ class Streams:
             if stream.awaits_live and not self._is_held(stream):
                 self._say_live(stream)
 
+    def _move(self, stream: Stream) -> None:
+        """Move the cursor of a quiet stream on, so that a later replay does not begin before the log does."""
+        epoch, position = self._log.epoch, self._log.position
+        if epoch is None or self._is_held(stream):
+            return
+        if self._sending or self._log.delivered != position:
+            self._to_move.add(stream)  # its messages up to there may not have been sent
+        else:
+            stream.connection.send(move_cursor(f"{epoch}:{position}"))
+
     # -- ending --------------------------------------------------------------------------------------------------------
 
     def revoke(self, sid: str, channel: str) -> None:
@@ -366,7 +367,7 @@ class Streams:
 
     def stop(self) -> None:
         """Stop to keep streams alive."""
-        self._worker.stop()
+        self._comments.stop()
 
     def _fail(self, stream: Stream, error: SocketIOPGError) -> None:
         """End a stream with the event `error`. The client learns from its next request whether that is for good."""
@@ -389,7 +390,7 @@ class Streams:
         if self._streams.pop(stream.sid, None) is None:
             return
         self._groups.discard(stream)
-        self._due.pop(stream, None)
+        self._comments.discard(stream)
         self._fresh.pop(stream, None)
         self._to_move.discard(stream)
         self._forget(stream.sid)
@@ -401,41 +402,6 @@ class Streams:
         self._access.sessions.drop(sid)
         self._limits.drop(sid)
         self._pubsub.drop(sid)
-
-    # -- comments ------------------------------------------------------------------------------------------------------
-
-    def _watch(self) -> None:
-        while self._due:
-            self._comment(time.monotonic())
-            green.sleep(self.tick)
-
-    def _comment(self, now: float) -> None:
-        turn_ends = time.monotonic() + 0.005
-        while self._due:
-            stream, (due, moves) = next(iter(self._due.items()))
-            if due > now:
-                return
-            del self._due[stream]
-            if stream.connection.stuck_seconds(now) > self._patience:
-                stream.connection.cut("slow_consumer")
-                continue
-            stream.connection.send(COMMENT)
-            if moves:
-                self._move(stream)
-            self._due[stream] = now + self.comment_seconds, not moves
-            if time.monotonic() > turn_ends:
-                green.sleep()
-                turn_ends = time.monotonic() + 0.005
-
-    def _move(self, stream: Stream) -> None:
-        """Move the cursor of a quiet stream on, so that a later replay does not begin before the log does."""
-        epoch, position = self._log.epoch, self._log.position
-        if epoch is None or self._is_held(stream):
-            return
-        if self._sending or self._log.delivered != position:
-            self._to_move.add(stream)  # its messages up to there may not have been sent
-        else:
-            stream.connection.send(move_cursor(f"{epoch}:{position}"))
 
 
 def failure(error: SocketIOPGError) -> bytes:

@@ -8,10 +8,10 @@ import os  # noqa: E402
 
 from socketio_pg.access.tickets import Tickets  # noqa: E402
 from socketio_pg.app import create_app  # noqa: E402
-from socketio_pg.streams.streams import Streams  # noqa: E402
+from socketio_pg.streams.comments import Comments  # noqa: E402
 
-Streams.comment_seconds = float(os.environ.get("COMMENT_SECONDS", Streams.comment_seconds))
-Streams.tick = Streams.comment_seconds / 4
+Comments.comment_seconds = float(os.environ.get("COMMENT_SECONDS", Comments.comment_seconds))
+Comments.tick = Comments.comment_seconds / 4
 Tickets.seconds = int(os.environ.get("TICKET_SECONDS", Tickets.seconds))
 Tickets.clocks = 0.0
 app = create_app()
