@@ -104,6 +104,12 @@ def test_forms_of_publish(log: LogDatabase, channel: str) -> None:
     assert payloads(log, channel) == [1, 2, 3, 4, 5, 6, 8, 10, None]
 
 
+def test_publish_as_without_a_choice_takes_the_log(log: LogDatabase, channel: str) -> None:
+    """It must not take the id and send nothing."""
+    assert log.sql("SELECT socketio_pg.publish_as(%s, '1', NULL, 'x') > 0", channel) == [(True,)]
+    assert log.sql("SELECT payload FROM socketio_pg.outbox WHERE channel = %s", channel) == [(1,)]
+
+
 def test_notify_has_ids_too(log: LogDatabase, channel: str) -> None:
     with contextlib.closing(log.connect()) as listener, listener.cursor() as cursor:
         cursor.execute(f'LISTEN "{channel}"')

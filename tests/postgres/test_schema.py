@@ -74,7 +74,11 @@ def test_servers_of_earlier_versions_get_the_new_rights(log: LogDatabase, versio
     try:
         log.install(server="web_of_3")
         rights = rights_of_others(log)
+        functions = functions_of_others(log)
         log.sql("DROP VIEW socketio_pg.consumers; DROP TABLE socketio_pg.consumer")
+        log.sql(
+            "DROP FUNCTION socketio_pg.live_table, socketio_pg.live_rows, socketio_pg.snapshot, socketio_pg.publish_as"
+        )
         if version < 5:
             log.sql(f"DROP SEQUENCE {EVIDENCE}")
             log.sql("REVOKE UPDATE ON SEQUENCE socketio_pg.outbox_id_seq FROM web_of_3")
@@ -83,7 +87,9 @@ def test_servers_of_earlier_versions_get_the_new_rights(log: LogDatabase, versio
         log.sql("UPDATE socketio_pg.schema_version SET version = %s", version)
         log.sql("ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO developer")
         log.sql("ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO developer")
+        log.sql("ALTER DEFAULT PRIVILEGES GRANT ALL ON FUNCTIONS TO developer")
         log.install()
+        assert functions_of_others(log) == functions
         upgraded = rights_of_others(log)
         # An unreleased build of version 4 keeps what default privileges grant on the sequences that it lacked.
         assert upgraded >= rights if version == 4 else upgraded == rights
@@ -171,6 +177,16 @@ def rights_of_others(log: LogDatabase) -> set[tuple[str, ...]]:
         log.sql(
             "SELECT c.relname, a.grantee::regrole::text, a.privilege_type FROM pg_class AS c, aclexplode(c.relacl) AS a"
             " WHERE c.relnamespace = 'socketio_pg'::regnamespace AND a.grantee <> c.relowner"
+        )
+    )
+
+
+def functions_of_others(log: LogDatabase) -> set[tuple[str, ...]]:
+    """Return (function, role) of each right to execute that is not an owner's."""
+    return set(
+        log.sql(
+            "SELECT p.oid::regprocedure::text, a.grantee::regrole::text FROM pg_proc AS p, aclexplode(p.proacl) AS a"
+            " WHERE p.pronamespace = 'socketio_pg'::regnamespace AND a.grantee NOT IN (0, p.proowner)"
         )
     )
 

@@ -43,6 +43,7 @@ DECLARE
     number bigint;
     earlier bigint;
 BEGIN
+    durable := durable IS NOT FALSE;
     IF durable THEN
         PERFORM socketio_pg.publish(channel, payload::jsonb);
         number := currval('socketio_pg.outbox_id_seq');

@@ -41,7 +41,7 @@ BEGIN
             FROM pg_class AS c WHERE c.relnamespace = 'socketio_pg'::regnamespace AND c.relkind IN ('r', 'v', 'S')
             UNION ALL
             SELECT 'FUNCTION', p.oid, p.oid::regprocedure::text, p.proowner, p.proacl,
-                before IS NULL OR (before < 6 AND (p.proname ~ '^(claim|publish_as|consume.*)$'
+                before IS NULL OR (before < 6 AND (p.proname ~ '^(claim|publish_as|consume.*|snapshot|live_.*)$'
                     OR (p.proname = 'publish' AND p.pronargs > 2)))
             FROM pg_proc AS p WHERE p.pronamespace = 'socketio_pg'::regnamespace
         )
@@ -70,6 +70,8 @@ BEGIN
         LOOP
             EXECUTE format('GRANT SELECT, UPDATE, DELETE ON socketio_pg.published TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.consumers TO %s', found.role);
+            EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.live_table(text),
+                socketio_pg.live_rows(text[], text[], text[], jsonb, double precision) TO %s', found.role);
             EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.session, socketio_pg.session_owner TO %s',
                 found.role);
             CONTINUE WHEN before = 5;
