@@ -5,13 +5,15 @@ their ids, and the log keeps these.
 """
 
 import time
+from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 
 from socketio_pg.core.backoff import Backoff
+from socketio_pg.core.cursors import MAX_POSITION
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
-from socketio_pg.log.starts import Snapshot, Start
+from socketio_pg.log.starts import Snapshot, Start, ranges_of
 
 
 class Skipping:
@@ -34,6 +36,7 @@ class Skipping:
         self.known = self._snapshot is None
         #: Position → id of the messages that are still to be skipped.
         self._ids: Mapping[int, int] = {}
+        self._rest: _Rest | None = None
         self._backoff = Backoff(*self.looks)
         self._next_look = 0.0
         self._give_up = time.monotonic() + self.patience
@@ -59,7 +62,7 @@ class Skipping:
             self._follower.look()  # it notices the new epoch, which ends the replay
             return None
         if found.complete:
-            self.known, self._ids = True, found.ids
+            self.known, self._ids, self._rest = True, found.ids, None
         elif not found.waiting and not (found.open and time.monotonic() < self._give_up):
             if self._ended:
                 self.known, self._snapshot = True, None
@@ -92,5 +95,33 @@ class Skipping:
             return None
         if not self.known:
             return self._snapshot
-        ids = [id for skipped, id in self._ids.items() if skipped > position]
-        return self._snapshot.after(position, ids) if ids else None
+        if self._rest is None or self._rest.position > position:
+            self._rest = _Rest(self._ids)
+        ranges = self._rest.after(position)
+        return Snapshot(self._snapshot.epoch, position, ranges) if ranges else None
+
+
+class _Rest:
+    """The ids of messages that are still to be skipped, as ranges, at increasing positions.
+
+    A stream asks at each message of a page. A snapshot may have 100,000 ids in hundreds of ranges.
+    """
+
+    def __init__(self, ids: Mapping[int, int]) -> None:
+        #: Position and id of the messages that follow, the last one first.
+        self._following = sorted(ids.items(), reverse=True)
+        self._ranges = ranges_of(ids.values())
+        self.position = 0
+
+    def after(self, position: int) -> tuple[tuple[int, int], ...]:
+        """Return the ids of the messages after a position, which is none before :attr:`position`."""
+        self.position = position
+        while self._following and self._following[-1][0] <= position:
+            self._remove(self._following.pop()[1])
+        return tuple(self._ranges)
+
+    def _remove(self, id: int) -> None:
+        index = bisect_right(self._ranges, (id, MAX_POSITION)) - 1
+        first, last = self._ranges[index]
+        left = [one for one in ((first, id - 1), (id + 1, last)) if one[0] <= one[1]]
+        self._ranges[index : index + 1] = left

@@ -1,7 +1,7 @@
 """Where a subscription or a page of the log begins: parses ``since`` and ``history`` of requests. Pure, no I/O."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, TypeAlias
@@ -44,16 +44,6 @@ class Snapshot:
     ids: tuple[tuple[int, int], ...] = ()
     transaction: int | None = None
 
-    def after(self, position: int, ids: Sequence[int]) -> "Snapshot":
-        """Return what is left of it after a later position: the ids of the messages in it that follow, in any order."""
-        ranges: list[tuple[int, int]] = []
-        for id in sorted(ids):
-            if ranges and id == ranges[-1][1] + 1:
-                ranges[-1] = (ranges[-1][0], id)
-            else:
-                ranges.append((id, id))
-        return Snapshot(self.epoch, position, tuple(ranges))
-
     @property
     def count(self) -> int:
         """The number of ids."""
@@ -67,6 +57,17 @@ class Snapshot:
             end = last
         fields = [format_cursor(self.epoch, self.position), "_".join(parts)]
         return SNAPSHOT_PREFIX + ":".join(fields + ([] if self.transaction is None else [str(self.transaction)]))
+
+
+def ranges_of(ids: Collection[int]) -> list[tuple[int, int]]:
+    """Return ids, which are in any order, as ranges in order: from the first id to the last one."""
+    ranges: list[tuple[int, int]] = []
+    for id in sorted(ids):
+        if ranges and id == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], id)
+        else:
+            ranges.append((id, id))
+    return ranges
 
 
 #: Where a subscription or a page begins: after a position, at a time, with what a snapshot does not have (``since``);
