@@ -39,10 +39,11 @@ class Pending:
     """A subscription whose LISTEN is committed, and which gets no messages yet: no room has it.
 
     ``after`` and ``told`` are the result of :meth:`Log.find_start`, in the log's ``epoch``. ``new``: the client was not
-    subscribed before.
+    subscribed before. ``connection``: Engine.IO's sid, while the client is connected.
     """
 
     channel: str
+    connection: str | None
     start: Start
     filter: Filter | None
     requested_filter: Any
@@ -103,6 +104,7 @@ class Subscribing:
         ``stored``: the client's session has it already.
         """
         channel = validate_channel(request.get("channel"))
+        connection = self._connection(sid)
         if self._server.is_client_id(channel):
             raise InvalidChannelError("this name is the id of a client", channel=channel)
         mark = self._permissions.mark()
@@ -116,13 +118,14 @@ class Subscribing:
             if not self._hub.has_channel(channel):
                 self._limits.check_channels(self._hub.channel_count)
         self._pubsub.join(sid, channel)
-        pending = Pending(channel, start, filter, request.get("filter"), new, strings)
+        pending = Pending(channel, connection, start, filter, request.get("filter"), new, strings)
         try:
             if self._permissions.is_overtaken(channel, mark):
                 # The first answer may predate a change of permissions. Later changes recheck this subscription.
                 self._require(sid, channel)
             self._find_start(pending)
             if not stored:
+                self._check_connection(sid, pending)
                 self._store(sid, pending)
         except BaseException:
             self._undo(sid, pending)
@@ -150,6 +153,7 @@ class Subscribing:
         """
         channel, filter = pending.channel, pending.filter
         # The client may have disconnected or unsubscribed in the meantime.
+        self._check_connection(sid, pending)
         if not self._hub.is_subscribed(sid, channel):
             raise InvalidRequestError("unsubscribed before the subscription was complete", channel=channel)
         try:
@@ -177,7 +181,18 @@ class Subscribing:
             then = functools.partial(self._delivery.tell_live, sid, channel, place)
         return body | place, then
 
+    def _connection(self, sid: str) -> str | None:
+        found: str | None = self._server.manager.eio_sid_from_sid(sid, "/")
+        return found
+
+    def _check_connection(self, sid: str, pending: Pending) -> None:
+        """Raise if the client has lost the connection of its request. It may have recovered its session since."""
+        if self._connection(sid) != pending.connection:
+            raise InvalidRequestError("the client has disconnected", channel=pending.channel)
+
     def _undo(self, sid: str, pending: Pending) -> None:
+        if self._connection(sid) != pending.connection:
+            return  # its subscriptions are those of another connection, or have ended with it
         # Another request for the same channel may have completed the subscription in the meantime: it stays.
         if pending.new and not self._delivery.has_entered(sid, pending.channel):
             self._pubsub.leave(sid, pending.channel)

@@ -64,7 +64,9 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
             self._answer(sid, eio_sid, namespace, id, SocketIOPGError("the server failed to handle this"))
         else:
             if isinstance(result, Answer):
-                if id is None:
+                if not self._has(eio_sid, sid, namespace):
+                    pass  # the event would reach the connection that has recovered the session since
+                elif id is None:
                     self.manager.emit(result.event, result.body, namespace, to=sid, ignore_queue=True)
                 else:
                     with self._corked(eio_sid):
@@ -105,10 +107,16 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
         if id is not None:
             self._acknowledge(eio_sid, namespace, id, [{"ok": False, "error": error.to_wire()}])
             return
+        if not self._has(eio_sid, sid, namespace):
+            return
         event: dict[str, str] = error.to_wire()
         if error.channel is not None:
             event["channel"] = error.channel
         self.emit("error", event, to=sid, namespace=namespace, ignore_queue=True)
+
+    def _has(self, eio_sid: str, sid: str, namespace: str) -> bool:
+        """Return whether a client still has the connection of its request."""
+        return bool(self.manager.eio_sid_from_sid(sid, namespace) == eio_sid)
 
     def _acknowledge(self, eio_sid: str, namespace: str, id: int, answer: list[Any]) -> None:
         self.send_packet(eio_sid, ACK, namespace, answer, id)

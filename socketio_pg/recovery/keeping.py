@@ -262,7 +262,7 @@ class Keeping:
         session = self._sessions.get(sid)
         if session is None:
             return None
-        former = session.entries.get(channel)
+        eio_sid, former = session.eio_sid, session.entries.get(channel)
         if former is not None and not entry.replaying:
             # It goes on where it is, with another filter.
             entry.number, entry.after, entry.replaying = former.number, former.after, former.replaying
@@ -273,7 +273,8 @@ class Keeping:
         try:
             self._table.wait_written(self.store_seconds)
         except DatabaseUnavailableError:
-            self.put(sid, channel, former)
+            if session.eio_sid in (None, eio_sid):  # otherwise another connection has it already
+                self.put(sid, channel, former)
             raise
         return former
 
