@@ -35,6 +35,7 @@ from socketio_pg.gateway.live_rights import LiveRights
 from socketio_pg.gateway.live_tables import LiveTables
 from socketio_pg.gateway.node_health import NodeHealth
 from socketio_pg.gateway.node_metrics import NodeMetrics
+from socketio_pg.gateway.process_health import ProcessHealth
 from socketio_pg.gateway.restoring import Restoring
 from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.installer import Installer
@@ -168,9 +169,19 @@ class SocketServer:
                 draining=lambda: self._admission.draining,
             )
         self._ending = Ending(found)
-        self._health = Health(self._reaches_database, delivery.emit_health)
         counts = counts or (LocalCounts() if workers is None else workers.counts)
         self._admission = Admission(settings, counts)
+        self._process_health = ProcessHealth(
+            settings,
+            self.pubsub,
+            self.relay,
+            self._installer,
+            self.backlog,
+            self.access,
+            self._admission,
+            leads=lambda: self._leads,
+        )
+        self._health = Health(self._process_health.reaches_database, delivery.emit_health)
         self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle, self._tables.has)
         restoring = Restoring(
             self.keeping,
@@ -467,42 +478,7 @@ class SocketServer:
 
         The server can serve clients when all parts are healthy.
         """
-        # The listener proves each connection with a NOTIFY on a channel with a secret name.
-        listening = self.pubsub.problem
-        if listening is not None and self.settings.listen == "leader" and self.relay.problem is not None:
-            between, relaying = "; this node cannot listen for them: ", self.relay.problem
-            listening = Problem(f"{listening}{between}{relaying}", f"{listening.public}{between}{relaying.public}")
-        installed = self.pubsub.log.installed
-        missing = self.settings.auto_init and not installed
-        return {
-            "process": Problem("shutting down") if self._admission.draining else None,
-            "listener": listening,
-            # The listener finds the log. NOTIFY works without it.
-            "log": self._log_problem() or (self._installer.problem if missing and listening is None else None),
-            "relay": (self.backlog.problem or self.relay.problem)
-            if installed and self._leads and not self._admission.draining
-            else None,
-            "publisher": None if self._admission.draining else self.pubsub.publish_problem,
-            # NOTIFY needs no key.
-            "keys": self.pubsub.keys.problem if installed or self.settings.message_queue is not None else None,
-            "permissions": self.access.problem,
-        }
-
-    def _reaches_database(self) -> bool:
-        if self.pubsub.problem is None:
-            return True
-        # With LISTEN=leader the queue between the nodes may be the problem. Each node watches the outbox for itself.
-        return self.settings.listen == "leader" and self.backlog.reading is not None
-
-    def _log_problem(self) -> Problem | None:
-        # The roles' names are in the log. Without a need for the log, a role with CREATE could make all nodes unready.
-        settings = self.settings
-        needed = settings.auto_init or settings.names_durable_channels or settings.authorization == "rls"
-        if self.pubsub.database.schema_problem is None or not needed:
-            return None
-        return Problem(
-            "the schema socketio_pg is not trusted: a role without trust owns it or a part of it, or may add to it"
-        )
+        return self._process_health.parts()
 
     def readiness(self) -> dict[str, Problem | None]:
         """Start the server if it is not running, and return its :meth:`health`: that of all workers together."""

@@ -94,7 +94,7 @@ def test_lost_queue_between_nodes_is_no_lost_database(
     socket_server: SocketServer, monkeypatch: pytest.MonkeyPatch, listen: str, reachable: bool
 ) -> None:
     """With LISTEN=leader a node listens through the queue, and watches the outbox itself."""
-    monkeypatch.setattr(socket_server, "settings", Settings(listen=listen))
+    monkeypatch.setattr(socket_server._process_health, "_settings", Settings(listen=listen))
     assert socket_server.pubsub.problem is not None
     assert socket_server._health._is_reachable() is False
     monkeypatch.setattr(socket_server.backlog, "_reading", Reading(0.0, None, None))
