@@ -355,7 +355,8 @@ class LiveTables(Receiver):
         for key, feed in list(self._feeds.items()):
             if not feed.users and not feed.loading:
                 del self._feeds[key]
-                feed.stop()
+                # Not here: a feed that ends its last subscription would end before it tells the client.
+                green.run_soon(feed.stop)
 
     def receive_messages(self, messages: Sequence[EncodedMessage]) -> None:
         """Wake the feeds of tables that have changed: they read the log themselves."""

@@ -133,6 +133,20 @@ def test_new_claims(server: ServerProcess, database: PolicyDatabase) -> None:
         assert client.next("unsubscribed")["reason"] == "forbidden"
 
 
+def test_the_last_client_learns_that_its_rows_cannot_be_checked(
+    server: ServerProcess, database: PolicyDatabase
+) -> None:
+    with connect(server, "alice") as client:
+        client.table("public.notes")
+        client.next("live")
+        database.sql("REVOKE SELECT (id, owner, text) ON notes FROM authenticated")
+        try:
+            database.sql("INSERT INTO notes VALUES (1, 'alice')")
+            assert client.next("unsubscribed")["reason"] == "forbidden"
+        finally:
+            database.sql("GRANT SELECT (id, owner, text) ON notes TO authenticated")
+
+
 def test_new_claims_while_the_rows_are_read(server: ServerProcess, database: PolicyDatabase) -> None:
     """Neither rows nor changes follow that the client may see with its former claims only."""
     database.sql("INSERT INTO notes VALUES (1, 'alice'), (2, 'bob')")
