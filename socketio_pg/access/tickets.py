@@ -33,7 +33,10 @@ class Ticket:
 
 
 class Tickets:
-    """Issues and verifies tickets and the proofs in cookies. The methods that seal wait for the first cluster key."""
+    """Issues and verifies tickets and the proofs in cookies.
+
+    All methods wait for the first cluster key, and raise :class:`ClusterKeyError` when there is none.
+    """
 
     #: Seconds for which a ticket is good without its cookie, and for which a cookie is good, which each answer renews.
     seconds, proof_seconds = 30, 86_400
@@ -44,7 +47,7 @@ class Tickets:
         self._sealing = sealing
 
     def issue(self, claims: Claims | None, channels: Sequence[str]) -> str:
-        """Return a ticket for ``channels``. Raises :class:`InvalidRequestError`, :class:`ClusterKeyError`."""
+        """Return a ticket for ``channels``. Raises :class:`InvalidRequestError`."""
         found = None if claims is None else dict(claims.claims)
         ticket = self._seal(_TICKET, {"claims": found, "channels": list(channels), "at": time.time()})
         if len(ticket) > MAX_TICKET:

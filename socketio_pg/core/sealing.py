@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from socketio_pg.core import green, metrics
+from socketio_pg.core.errors import ClusterKeyError
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.seal import Key, Seal, SealError
 
@@ -72,16 +73,20 @@ class Sealing:
 
         Raises :class:`ClusterKeyError` when there is none.
         """
-        if not self._seal.ready:
-            with contextlib.suppress(green.TimedOut):
-                self._ready.wait(self.wait_seconds)
+        self._wait_ready()
         return self._seal.seal(channel, text)
 
     def open_shown(self, purpose: str, text: str) -> str | None:
         """Return the text that was sealed for ``purpose``; None if it cannot be opened.
 
-        For texts that clients show again and again: a refused one is neither counted nor logged.
+        For texts that clients show again and again: a refused one is neither counted nor logged. Waits for the first
+        key: a server that has just started must not refuse what it cannot judge yet.
+
+        Raises :class:`ClusterKeyError` when there is none.
         """
+        self._wait_ready()
+        if not self._seal.ready:
+            raise ClusterKeyError("the cluster key has not been read from the database yet")
         try:
             return self._seal.open(purpose, text, replayable=True)
         except SealError as error:
@@ -100,10 +105,16 @@ class Sealing:
     def open_from_client(self, purpose: str, text: str) -> str | None:
         """Return a text that :meth:`seal_for_client` of any node has sealed, however old it is; None for another one.
 
-        A refused one is neither counted nor logged.
+        A refused one is neither counted nor logged. Waits and raises as :meth:`open_shown`.
         """
+        self._wait_ready()
         key, _, encoded = text.partition(".")
         return self.open_shown(purpose, self._seal.sealed(key, encoded))
+
+    def _wait_ready(self) -> None:
+        if not self._seal.ready:
+            with contextlib.suppress(green.TimedOut):
+                self._ready.wait(self.wait_seconds)
 
     def open(self, channel: str, text: str, *, replayable: bool = False) -> str | None:
         """Return the text that was sealed for ``channel``; None, counted and logged, if it cannot be opened.

@@ -203,10 +203,16 @@ class Keeping:
         return session
 
     def read_pid(self, pid: object) -> Ticket | None:
-        """Return the contents of a pid; None if it is not one of this installation."""
+        """Return the contents of a pid; None if it is not one of this installation.
+
+        Waits for the first cluster key. Raises :class:`NotRecoveredError` when there is none.
+        """
         if not isinstance(pid, str) or len(pid) > MAX_PID:
             return None
-        text = self._sealing.open_from_client(_PURPOSE, pid)
+        try:
+            text = self._sealing.open_from_client(_PURPOSE, pid)
+        except ClusterKeyError:
+            raise NotRecoveredError("database_unavailable") from None
         return None if not text else Ticket(*json.loads(text))
 
     def lose(self, sid: str) -> None:

@@ -22,6 +22,23 @@ def test_sealing_waits_for_the_first_key(sealing: Sealing) -> None:
     assert sealing.open("c", sealing.seal("c", "x")) == "x"
 
 
+def test_what_a_client_shows_is_not_refused_before_there_is_a_key(sealing: Sealing) -> None:
+    """After a restart an EventSource would give up for good, and a session would not be recovered."""
+    other = Sealing(Seal())
+    other.use("1/1", KEYS)
+    shown, sealed = other.seal("ticket", "x"), other.seal_for_client("pid", "y")
+    green.run_soon(sealing.use, "1/1", KEYS)
+    assert sealing.open_from_client("pid", sealed) == "y"
+    later = Sealing(Seal())
+    later.wait_seconds = 0.01
+    with pytest.raises(ClusterKeyError):
+        later.open_shown("ticket", shown)
+    with pytest.raises(ClusterKeyError):
+        later.open_from_client("pid", sealed)
+    later.use("1/1", KEYS)
+    assert later.open_shown("ticket", shown) == "x"
+
+
 def test_without_a_key_sealing_fails_and_nothing_is_counted(sealing: Sealing) -> None:
     sealing.wait_seconds = 0.01
     with pytest.raises(ClusterKeyError):
