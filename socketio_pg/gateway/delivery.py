@@ -106,7 +106,7 @@ class Delivery:
             catching_up.hold(channel, after, start)
             self._manager.pass_by(sid, self.room_of(sid, channel))
             return catching_up.run
-        replay = self._pubsub.hold(sid, channel, after, self._client(sid, channel), start)
+        replay = self._pubsub.holds.hold(sid, channel, after, self._client(sid, channel), start)
         self._manager.pass_by(sid, self.room_of(sid, channel))
         return functools.partial(self.replays.send, sid, channel, replay)
 

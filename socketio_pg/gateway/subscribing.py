@@ -173,7 +173,7 @@ class Subscribing:
         if self._log.epoch is not None:
             after = pending.after
             then = self._delivery.hold(sid, channel, after, pending.start) if after is not None else None
-            position = self._pubsub.position_of(sid, channel, live)
+            position = self._pubsub.holds.position_of(sid, channel, live)
             if after is None and not live:
                 self._keeping.began(sid, channel, position)
             place = {"epoch": self._log.epoch, "position": position}

@@ -22,8 +22,7 @@ from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
 from socketio_pg.log.log import DEFAULT_MESSAGES, Log, ReplayPage
 from socketio_pg.log.recent import Recent
-from socketio_pg.log.replay import HasPosition, HeldReplay, ReplayReceiver
-from socketio_pg.log.starts import LogPosition, Snapshot, Start, requested_start
+from socketio_pg.log.starts import LogPosition, Snapshot, requested_start
 from socketio_pg.postgres.database import Database, wait_green
 from socketio_pg.postgres.key_reader import ClusterKeys, KeyReader
 from socketio_pg.postgres.listener import (
@@ -38,6 +37,7 @@ from socketio_pg.postgres.publisher import MessagePublisher, Publisher
 from socketio_pg.postgres.schema import INSTALLED, REMOVED
 from socketio_pg.pubsub.dispatch import Dispatcher, NodeReceiver
 from socketio_pg.pubsub.filters import parse_filter
+from socketio_pg.pubsub.holds import Holds
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.local import (
     LocalReplay,
@@ -70,7 +70,7 @@ class PubSub:
     CLUSTER_KEY; ``sealing`` is shared with the other parts of a server. ``schema_owner`` is the setting SCHEMA_OWNER.
     Connects when it is first used.
 
-    ``hub``, ``log`` and ``matching`` are for the parts of a server that manage subscriptions themselves.
+    ``hub``, ``log``, ``holds`` and ``matching`` are for the parts of a server that manage subscriptions themselves.
 
     Raises :class:`ConfigurationError` when there is no address.
     """
@@ -130,6 +130,7 @@ class PubSub:
         # After a gap the log has the messages that were missed.
         self._dispatcher.reserve(LOG_CHANNEL, self._hear_log, self._follower.look)
         self.log = Log(self._follower, self._history)
+        self.holds = Holds(self.hub, self.log)
         self._publishing = Publishing(
             self._publisher, self._follower, self._has_log, self.start, durable_channels, max_payload
         )
@@ -238,12 +239,12 @@ class PubSub:
         if reason == "trimmed" and isinstance(start, LogPosition | Snapshot):
             after = start.position  # the replay reports the gap and continues with the oldest message
         if after is not None:
-            hold = functools.partial(self.hold, subscription, channel, after, start=start)
+            hold = functools.partial(self.holds.hold, subscription, channel, after, start=start)
             subscription.replay = LocalReplay(subscription, hold, lambda: self._started)
             subscription.replay.start()
         epoch = self.log.epoch
         if epoch is not None:
-            subscription.position = Position(epoch=epoch, position=self.position_of(subscription, channel))
+            subscription.position = Position(epoch=epoch, position=self.holds.position_of(subscription, channel))
         if reason is not None and after is None:
             subscription.log_gap(reason)
         if after is None:
@@ -393,61 +394,6 @@ class PubSub:
         """Forget ``subscriber`` and all its subscriptions."""
         for channel in self.hub.drop(subscriber):
             self.listener.release(channel)
-
-    def hold(
-        self, subscriber: Hashable, channel: str, after: int, receiver: ReplayReceiver, start: Start = None
-    ) -> HeldReplay:
-        """Hold live messages of the log back from a subscription, for a replay that begins after a position.
-
-        The caller takes the replay's steps; the last one ends the hold. A later hold of the same subscription takes the
-        place of this one, and the end of the subscription ends it. ``start``: see :meth:`Log.replay`.
-        """
-        hub, replay = self.hub, self.log.replay(channel, after, start)
-        hub.hold(subscriber, channel, replay)
-        return HeldReplay(
-            replay,
-            receiver,
-            held=lambda: hub.held_by(subscriber, channel) is replay,
-            release=lambda: hub.release(subscriber, channel),
-        )
-
-    def hold_together(
-        self,
-        subscriber: Hashable,
-        starts: Mapping[str, int],
-        receiver: ReplayReceiver,
-        start: Start = None,
-        *,
-        on_release: Callable[[], None],
-    ) -> HeldReplay:
-        """Hold several subscriptions like :meth:`hold`, for one replay of all: channel → the position to begin after.
-
-        Its messages are in the order of their positions. ``on_release()`` is called when it has arrived at the live
-        messages; it must not wait.
-        """
-        hub, replay = self.hub, self.log.replay_together(starts, start)
-        for channel in starts:
-            hub.hold(subscriber, channel, replay)
-
-        def release() -> None:
-            for channel in starts:
-                hub.release(subscriber, channel)
-            on_release()
-
-        def held() -> bool:
-            return all(hub.held_by(subscriber, channel) is replay for channel in starts)
-
-        return HeldReplay(replay, receiver, held, release)
-
-    def position_of(self, subscriber: Hashable, channel: str, live: bool = False) -> int:
-        """Return the position that the next messages of a subscription follow.
-
-        ``live``: it was complete before, and so gets the messages that are being delivered at the moment.
-        """
-        replay = self.hub.held_by(subscriber, channel)
-        if isinstance(replay, HasPosition):
-            return replay.position
-        return self.log.delivered if live else self.log.position
 
     # -- reserved channels ---------------------------------------------------------------------------------------------
 

@@ -226,7 +226,7 @@ class Streams:
             if stream.awaits_live:
                 self._say_live(stream)
 
-        held = self._pubsub.hold_together(stream.sid, starts, receiver, start, on_release=caught_up)
+        held = self._pubsub.holds.hold_together(stream.sid, starts, receiver, start, on_release=caught_up)
         receiver.skipping = held.replay.skipping
         return held
 

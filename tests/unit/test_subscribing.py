@@ -29,9 +29,8 @@ class World:
         #: Called while the channel is read.
         self.meanwhile: dict[str, Callable[[], object]] = {}
         self.failing: set[tuple[str, int]] = set()
-        pubsub: Any = SimpleNamespace(
-            join=self.hub.subscribe, leave=self.hub.unsubscribe, position_of=lambda sid, channel, live: 7
-        )
+        holds = SimpleNamespace(position_of=lambda sid, channel, live: 7)
+        pubsub: Any = SimpleNamespace(join=self.hub.subscribe, leave=self.hub.unsubscribe, holds=holds)
         delivery: Any = SimpleNamespace(
             enter=self._enter,
             has_entered=lambda sid, channel: channel in self.entered,
