@@ -216,8 +216,8 @@ def socketio_pg_url() -> Iterator[str]:
         url = server.start()
         try:
             # In a process of its own, because it uses a green-thread library.
-            environment = os.environ | {"DATABASE_URL": url}
-            environment.pop("SOCKETIO_PG_DATABASE_URL", None)
+            # The name that precedes all others: the folder's local.cfg may name the application's own database.
+            environment = os.environ | {"SOCKETIO_PG_DATABASE_URL": url}
             command = [sys.executable, "-m", "socketio_pg", "init"]
             subprocess.run(command, env=environment, check=True, capture_output=True)
             yield url

@@ -34,7 +34,7 @@ class Waker:
         self._writer.setblocking(False)
 
     def wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # it is full, or closed: a signal may come at the end of a program
             self._writer.send(b"x")
 
     def wait(self, seconds: float, *others: Any) -> bool:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -113,3 +114,17 @@ def test_plugin_brings_a_database_for_the_tests_of_an_example() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT / "examples", env=environment, capture_output=True, text=True, check=False)
     assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.nightly
+def test_plugin_leaves_the_database_of_local_cfg_alone(database: LogDatabase, tmp_path: Path) -> None:
+    """`init` for the embedded database runs in the application's folder."""
+    database.sql("DROP SCHEMA socketio_pg CASCADE")
+    (tmp_path / "local.cfg").write_text(f"SOCKETIO_PG_DATABASE_URL = {database.url!r}\n")
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["socketio_pg.testing"]\n')
+    (tmp_path / "test_it.py").write_text("def test(published): published.assert_nothing_published()\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "test_it.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+    assert database.sql("SELECT to_regnamespace('socketio_pg')") == [(None,)]
