@@ -4,6 +4,6 @@ In: notifications from `postgres/listener`, messages of the log, and calls of pr
 Out: messages and gaps for receivers, publications for `postgres/publisher`.
 
 Open `pubsub.py` first: the class `PubSub`. `hub.py` knows which subscriber has which channel and filter, `filters.py`
-evaluates conditions on payloads, `dispatch.py` delivers, `publishing.py` publishes, `local.py` holds the subscriptions
-of Python programs.
+evaluates conditions on payloads, `dispatch.py` delivers, `publishing.py` publishes, `holds.py` holds live messages back
+for replays, `local.py` has the subscriptions of Python programs.
 """
