@@ -114,6 +114,7 @@ class LiveTables(Receiver):
         self._rights.require_table(place.table)
         self._check_count(sid, place)
         claims, identity = self._rights.claims(sid), self._rights.identity(sid)
+        connection = self._manager.eio_sid_from_sid(sid, "/")
         table = self._loader.define(place.table)
         self._rights.require(sid, table)
         numbers = request.get("numbers")
@@ -131,6 +132,8 @@ class LiveTables(Receiver):
         try:
             told = self._begin(subscription, table, identity, requested_start(request))
             # Nothing waits from here: the client may have left, got new claims, or subscribed to more in the meantime.
+            if self._manager.eio_sid_from_sid(sid, "/") != connection:
+                raise UnknownSubscriberError(sid)  # it has recovered its session with another connection
             if self._rights.claims(sid) is not claims:
                 subscription.outdated = "claims_changed"
             self._check_count(sid, place)

@@ -18,6 +18,7 @@ from tests.support.metrics import TOKEN, Moved
 from tests.support.patience import PATIENCE, until
 from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
+from tests.support.recovery import RecoveringClient
 from tests.support.server import ServerProcess
 from tests.support.swarm import Swarm
 from tests.support.tokens import mint
@@ -39,6 +40,8 @@ SETTINGS = RLS | {
     "AUTH": "optional",
     "METRICS_TOKEN": TOKEN,
 }
+#: Those who wait for the table.
+WAITING = "SELECT count(*) FROM pg_locks WHERE relation = 'notes'::regclass AND NOT granted"
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +150,29 @@ def test_the_last_client_learns_that_its_rows_cannot_be_checked(
             database.sql("GRANT SELECT (id, owner, text) ON notes TO authenticated")
 
 
+def test_a_request_of_a_lost_connection_is_not_completed_on_the_next_one(
+    server: ServerProcess, database: PolicyDatabase
+) -> None:
+    """It would end the session that the client has recovered."""
+    with contextlib.closing(
+        RecoveringClient(server.url, auth={"token": mint(sub="alice", role="authenticated")})
+    ) as client:
+        client.subscribe("user:alice")
+        with contextlib.closing(database.connect()) as other, other.cursor() as cursor:
+            cursor.execute("LOCK TABLE notes IN ACCESS EXCLUSIVE MODE")
+            client.send({"emit": "subscribe", "argument": {"table": "public.notes"}})
+            until(lambda: database.sql(WAITING) == [(1,)], "the SELECT waits")
+            client.cut()
+            assert client.connected()["recovered"]
+            other.rollback()
+        with connect(server, "alice") as later:  # its rows are read after those of the former request
+            later.table("public.notes", limit=3)
+            later.next("live")
+        client.cut()
+        assert client.connected()["recovered"]
+        assert not [line for line in client.lines if line.get("event") == "snapshot"]
+
+
 def test_new_claims_while_the_rows_are_read(server: ServerProcess, database: PolicyDatabase) -> None:
     """Neither rows nor changes follow that the client may see with its former claims only."""
     database.sql("INSERT INTO notes VALUES (1, 'alice'), (2, 'bob')")
@@ -159,8 +185,7 @@ def test_new_claims_while_the_rows_are_read(server: ServerProcess, database: Pol
             first.io.emit("subscribe", {"table": "public.notes"}, callback=lambda *_: answered.set())
             # Its rows are being read again, as carol.
             assert again.call("authenticate", {"token": mint(sub="carol", role="authenticated")})["ok"]
-            waits = "SELECT count(*) FROM pg_locks WHERE relation = 'notes'::regclass AND NOT granted"
-            until(lambda: database.sql(waits) == [(2,)], "both SELECTs wait")
+            until(lambda: database.sql(WAITING) == [(2,)], "both SELECTs wait")
             for client in (first, again):
                 assert client.call("authenticate", {"token": mint(sub="bob", role="authenticated")})["ok"]
             other.rollback()
