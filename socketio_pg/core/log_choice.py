@@ -2,6 +2,7 @@
 
 import logging
 import time
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -65,7 +66,15 @@ LOG_CHOICE = LogChoice()
 
 
 def database_key(driver_connection: Any) -> Hashable:
-    """Return what names the database and the role of a connection of psycopg2 or psycopg 3, or else the connection."""
+    """Return what names the database and the role of a connection of psycopg2 or psycopg 3, or else the connection.
+
+    Not by its `id()`, which a later connection to another database may have.
+    """
     info = getattr(driver_connection, "info", None)
     names = [getattr(info, name, None) for name in ("host", "port", "dbname", "user")]
-    return id(driver_connection) if None in names else tuple(names)
+    if None not in names:
+        return tuple(names)
+    try:
+        return weakref.ref(driver_connection)
+    except TypeError:
+        return object()  # asked each time

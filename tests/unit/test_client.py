@@ -10,6 +10,7 @@ import pytest
 
 from socketio_pg.client import Client
 from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, PayloadTooLargeError
+from socketio_pg.core.log_choice import LogChoice, database_key
 
 #: Packages that a publishing script does not need and must not import indirectly (eventlet warns).
 NOT_NEEDED = ["flask", "flask_socketio", "werkzeug", "eventlet", "gevent", "socketio", "engineio", "gunicorn"]
@@ -96,3 +97,19 @@ def test_event_name_must_be_a_string(event_name: Any) -> None:
 def test_wrong_connection_type_is_reported(connection: Any) -> None:
     with pytest.raises(TypeError, match=f"{type(connection).__name__} is not a psycopg or SQLAlchemy connection"):
         Client(connection).notify("foo", 1)
+
+
+def test_log_of_another_database_is_not_taken_for_that_of_a_new_connection() -> None:
+    """Drivers other than psycopg do not name their database, and a new object may have the id() of one that is gone."""
+
+    class Connection:
+        pass
+
+    choice = LogChoice()
+    for present in [True, False] * 20:
+        connection = Connection()
+        assert choice.learn(database_key(connection), None, [(present, [], True)]) is present
+        assert choice.known(database_key(connection), None) is present
+        del connection
+        assert choice.known(database_key(Connection()), None) is None
+    assert choice.known(database_key(object()), None) is None  # without weak references
