@@ -359,7 +359,11 @@ class LiveTables(Receiver):
             if not feed.users and not feed.loading:
                 del self._feeds[key]
                 # Not here: a feed that ends its last subscription would end before it tells the client.
-                green.run_soon(feed.stop)
+                green.run_soon(self._stop_unused, feed)
+
+    def _stop_unused(self, feed: Feed) -> None:
+        if not feed.users and not feed.loading:  # a client may have got its rows in the meantime
+            feed.stop()
 
     def receive_messages(self, messages: Sequence[EncodedMessage]) -> None:
         """Wake the feeds of tables that have changed: they read the log themselves."""
