@@ -52,7 +52,7 @@ class _IdInUseError(SocketIOPGError):
 class _Request:
     """Messages that are committed together or not at all."""
 
-    __slots__ = ("alone", "asked", "done", "has_ids", "messages", "numbered", "numbers", "repeatable", "unknown")
+    __slots__ = ("asked", "done", "group", "has_ids", "messages", "numbered", "numbers", "repeatable", "unknown")
 
     def __init__(self, messages: Sequence[Outgoing], numbered: bool) -> None:
         self.messages = messages
@@ -63,8 +63,8 @@ class _Request:
         self.has_ids = True in ids
         #: Whether each message has an id, so that none is published twice when the request is repeated.
         self.repeatable = False not in ids
-        #: Not to be committed together with other requests.
-        self.alone = False
+        #: To be committed together with requests of the same group only.
+        self.group: object = None
         #: The numbers that its messages had in attempts so far, and the first one whose outcome is unknown.
         self.numbers: set[int] | None = None
         self.unknown: SocketIOPGError | None = None
@@ -233,7 +233,7 @@ class Publisher:
         count = size = 0
         while self._waiting and count < self.batch_size and size < self.batch_characters:
             request = self._waiting[0]
-            if batch and (request.alone or batch[0].alone):
+            if batch and request.group is not batch[0].group:
                 break
             notified = [(one.channel, one.payload_json) for one in request.messages if not one.durable]
             if notified:
@@ -367,16 +367,21 @@ class Publisher:
     # -- requests with ids that are tried again ------------------------------------------------------------------------
 
     def _separate(self, batch: Sequence[_Request], error: _IdInUseError) -> None:
-        """Try again, with each request alone that has ids: the others need not wait for another transaction."""
+        """Try again in parts, until the request is alone that must wait for another transaction: the others need not.
+
+        In halves of those with ids: a commit for each would take long.
+        """
         if len(batch) == 1:
             self._postpone(batch[0], error)
             return
         others = [request for request in batch if not request.has_ids]
-        for request in batch:
-            if request.has_ids:
-                request.alone = True
-                others.append(request)
-        self._waiting.extendleft(reversed(others))
+        having = [request for request in batch if request.has_ids]
+        middle = len(having) // 2
+        for half in (having[:middle], having[middle:]):
+            group = object()
+            for request in half:
+                request.group = group
+        self._waiting.extendleft(reversed(others + having))
 
     def _fail_or_repeat(self, requests: deque[_Request] | list[_Request], error: DatabaseUnavailableError) -> None:
         """Fail ``requests``, apart from those whose outcome is unknown and that can be repeated."""
@@ -392,7 +397,7 @@ class Publisher:
         """Try a request again after a while, or fail it if that has been going on for too long."""
         seconds = self.timeout if request.unknown is None else self.again_for
         if time.monotonic() - request.asked < seconds:
-            request.alone = True
+            request.group = object()
             self._postponed.add(request)
             green.run_soon(self._try_again, request)
         elif request.unknown is not None:

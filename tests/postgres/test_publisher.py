@@ -1,7 +1,7 @@
 """The publishing connection: numbers, ids, and commits whose outcome is unknown."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -113,6 +113,31 @@ def test_only_the_same_id_waits_for_an_open_transaction(
     [receipt] = results[0]  # type: ignore[misc]
     assert receipt.duplicate is commits
     assert sorted(payloads(shared_log, channel)) == ([1, 3, 4, 5] if commits else [2, 3, 4, 5])
+
+
+def test_one_id_in_use_does_not_cost_a_commit_for_each_other(
+    shared_log: LogDatabase, publisher: Publisher, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    commit = publisher._commit
+
+    def counted(batch: Sequence[Any]) -> Sequence[Receipt]:
+        receipts = commit(batch)
+        sizes.append(len(batch))
+        return receipts
+
+    monkeypatch.setattr(publisher, "_commit", counted)
+    with contextlib.closing(shared_log.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT socketio_pg.publish(%s, '1', 'id 700')", [channel])
+        publisher.timeout = 60.0
+        requests = [[logged(channel, number, f"id {number}")] for number in range(1000)]
+        together = Call(lambda: publisher.publish_all([(messages, False) for messages in requests]))
+        until(lambda: not together.done and sum(sizes) == 999, "the others are published")
+        cursor.execute("ROLLBACK")
+    assert len(together.result()) == 1000
+    assert len(sizes) < 50, sizes
+    assert payloads(shared_log, channel) == [*range(700), *range(701, 1000), 700]
 
 
 def test_id_that_stays_in_use_is_an_error(shared_log: LogDatabase, publisher: Publisher, channel: str) -> None:
