@@ -65,7 +65,7 @@ def test_a_polling_client_recovers_its_session(nodes: Nodes, channel: str) -> No
             assert client.numbers(10) == list(range(10 * number, 10 * number + 10))
 
 
-@pytest.mark.parametrize("by", [0, 1], ids=["its own node", "the other node"])
+@pytest.mark.parametrize("by", [0, pytest.param(1, marks=pytest.mark.nightly)], ids=["its own node", "the other node"])
 def test_a_client_that_the_application_disconnects_gets_a_new_session(
     nodes: Nodes, client: RecoveringClient, by: int
 ) -> None:
@@ -75,7 +75,7 @@ def test_a_client_that_the_application_disconnects_gets_a_new_session(
     assert client.connected()["recovery"] == {"recovered": False, "reason": "unknown_session"}
 
 
-@pytest.mark.parametrize("by", [0, 1], ids=["its own node", "the other node"])
+@pytest.mark.parametrize("by", [pytest.param(0, marks=pytest.mark.nightly), 1], ids=["its own node", "the other node"])
 def test_a_client_that_is_away_can_be_disconnected(nodes: Nodes, client: RecoveringClient, by: int) -> None:
     client.cut("http://127.0.0.1:9")
     client.next(event="disconnect")

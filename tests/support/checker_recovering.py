@@ -9,7 +9,8 @@ from tests.support.checker import Forgotten, Recovered
 from tests.support.checker_clients import Loop
 from tests.support.checker_subscribers import Subscriber
 
-#: Outcomes that any run may have. PostgreSQL loses the sessions of a node that was killed, when it crashes.
+#: Outcomes that any run may have. With `unknown_session`, PostgreSQL must have crashed: it then loses the sessions of
+#: nodes that do not answer.
 EXCUSES = {"recovered", "first", "replaying", "busy", "database_unavailable"}
 
 
