@@ -51,7 +51,7 @@ GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb), socketio_pg.publish(
 _CONSUMER_GRANTS = """\
 GRANT USAGE ON SCHEMA socketio_pg TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.consume(text, text[], integer, text), socketio_pg.consumer_move(text, text, text),
-    socketio_pg.consumer_failed(text, bigint, text), socketio_pg.consumer_drop(text) TO {role};
+    socketio_pg.consumer_failed(text, bigint, text), socketio_pg.consumer_drop(text), socketio_pg.snapshot() TO {role};
 GRANT SELECT ON socketio_pg.consumers TO {role};
 """
 

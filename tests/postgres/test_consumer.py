@@ -329,6 +329,8 @@ def test_role_needs_only_the_consumer_grants(database: LogDatabase, work: Work, 
         publish(database, channel, 1)
         run(consumer(KINDS["psycopg"](url), channel), work)
         assert done(database, channel) == [1]
+        with contextlib.closing(psycopg.connect(url)) as own:  # a copy of a table, as in docs/consumer.md
+            own.execute("SELECT socketio_pg.consumer_move(%s, socketio_pg.snapshot())", [channel])
         database.sql("ALTER FUNCTION socketio_pg.consumer_start OWNER TO pg_monitor")
         with pytest.raises(UntrustedSchemaError, match="consumer_start belongs to pg_monitor"):
             run(consumer(KINDS["psycopg"](url), channel), work)
