@@ -107,6 +107,8 @@ def _reason(text: str) -> str:
 #: Seconds to wait for the position of a message while a server relays the log, and seconds between two looks.
 PATIENCE = 5.0
 LOOK = 0.02
+#: The same for that of a message that was published before, which has none if it went with NOTIFY.
+DUPLICATE_PATIENCE = 0.5
 
 _MAY_PUBLISH = """
 SELECT has_schema_privilege('socketio_pg', 'USAGE')
@@ -155,7 +157,7 @@ def _to_database(publication: Publication, text: str, *, wait: bool) -> tuple[Pu
             return replace(result, duplicate=new is False), None
         [(number, newest)] = fetch(connection, _PUBLISH_NUMBERED, channel, payload, publication.id)
         result = replace(result, waited=True, duplicate=number < 0)
-        place = _wait_for_place(connection, channel, 0 if number < 0 else newest, abs(number))
+        place = _wait_for_place(connection, channel, newest, number)
         return (result, place) if isinstance(place, str) else (replace(result, place=place), None)
 
 
@@ -169,12 +171,18 @@ def _has_log(database: Database, connection: Any) -> bool:
 
 
 def _wait_for_place(connection: Any, channel: object, newest: int, number: int) -> Position | str:
-    """Return the place of a committed message once the relay has moved it to the log, or why it has none yet."""
+    """Return the place of a committed message once the relay has moved it to the log, or why it has none yet.
+
+    ``number`` is negative for one that was published before.
+    """
+    old = number < 0
     if read_relay(connection)["pid"] is None:
         return "No server is running: the message gets its position in the log when one starts."
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + (DUPLICATE_PATIENCE if old else PATIENCE)
     with Progress() as progress:
-        while not (found := fetch(connection, _PLACE, channel, newest, number)):
+        while not (found := fetch(connection, _PLACE, channel, 0 if old else newest, abs(number))):
+            if time.monotonic() > deadline and old:
+                return "The message that was published before went with NOTIFY, or has no position in the log yet."
             if time.monotonic() > deadline:
                 return "The message has no position in the log yet: 'socketio-pg doctor' checks the servers."
             progress.show("waiting for its position in the log …")

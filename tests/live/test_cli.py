@@ -34,6 +34,10 @@ def test_publish_and_listen_work_through_a_server(log: Log, channel: str) -> Non
         assert done.stdout == f"published to {channel} at position {line['position']}\n"
         done = run("publish", channel, "2", "--id", "two", url=log.url)
         assert done.stdout == f"published before to {channel} at position {line['position']}\n"
+        run("publish", channel, "3", "--id", "notified", "--no-durable", url=log.url)
+        done = run("publish", channel, "3", "--id", "notified", url=log.url)
+        assert done.stdout == f"published before to {channel}\n"
+        assert "went with NOTIFY" in done.stderr
         assert (line["payload"], set(line)) == (2, {"channel", "payload", "position", "published_at", "epoch"})
         assert listening.wait() == 0
 
