@@ -5,6 +5,7 @@ import heapq
 import itertools
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -47,6 +48,11 @@ def plan_faults(random: Random, seconds: float, pause: float, workers: int = 1) 
             shortest, longest = possible[kind][1]
             faults.append(Fault(at, kind, random.uniform(shortest, longest), random.randrange(2)))
             at += random.uniform(0.3, 1.7) * pause
+
+
+def _wake(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
 
 
 class Breaker:
@@ -199,7 +205,16 @@ class Breaker:
             except ProcessLookupError:
                 return None
             self._stopped.add(pid)
-            if self._world.cluster.sql("SELECT pid FROM pg_stat_activity WHERE pid = %s AND state = 'idle'", pid):
+            # In a commit it may have a lock that each new connection needs, that of this query too.
+            waking = threading.Timer(2.0, _wake, (pid,))
+            waking.start()
+            try:
+                idle = self._world.cluster.sql(
+                    "SELECT pid FROM pg_stat_activity WHERE pid = %s AND state = 'idle'", pid
+                )
+            finally:
+                waking.cancel()
+            if idle:
                 self._tell(f"session of {leader[0].name} stopped")
                 return lambda: self._continue_sessions(pid)
             self._continue_sessions(pid)
@@ -207,8 +222,7 @@ class Breaker:
 
     def _continue_sessions(self, *pids: int) -> None:
         for pid in self._stopped.intersection(pids):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+            _wake(pid)
             self._stopped.discard(pid)
             self._tell(f"session {pid} continued")
 
