@@ -258,7 +258,8 @@ class SocketPublisher(Client):
             self.positions[transaction.name] = answer["position"]
             transaction.outcome, transaction.acknowledged = Outcome.COMMITTED, time.monotonic()
             return
-        if answer["error"]["code"] != "database_unavailable":
+        # Too many bytes wait at a node whose database does not answer. Refused before it was handled.
+        if answer["error"]["code"] not in ("database_unavailable", "rate_limited"):
             self._improper(f"could not publish: {answer}")
         if transaction.name in self._repeated:
             self._loop.later(self._random.uniform(0.05, 0.5), lambda: self._repeat(transaction.name))
