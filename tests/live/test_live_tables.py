@@ -16,15 +16,15 @@ from tests.support.tokens import SECRET, mint
 
 ROLES = """
 DO $$ BEGIN
-    IF to_regrole('reader') IS NULL THEN CREATE ROLE reader; END IF;
-    IF to_regrole('stranger') IS NULL THEN CREATE ROLE stranger; END IF;
+    IF to_regrole('live_reader') IS NULL THEN CREATE ROLE live_reader; END IF;
+    IF to_regrole('live_outsider') IS NULL THEN CREATE ROLE live_outsider; END IF;
 END $$
 """
 TABLE = """
 CREATE TABLE orders (
     id bigint PRIMARY KEY, customer_id int, status text NOT NULL DEFAULT 'new', total numeric, secret text);
 SELECT socketio_pg.watch('orders', exclude => '{secret}', bulk_limit => 50);
-GRANT SELECT (id, customer_id, status, total) ON orders TO reader
+GRANT SELECT (id, customer_id, status, total) ON orders TO live_reader
 """
 
 
@@ -32,7 +32,12 @@ GRANT SELECT (id, customer_id, status, total) ON orders TO reader
 def log(newest_pg: Cluster) -> Iterator[Log]:
     newest_pg.sql(ROLES)
     made = Log(
-        newest_pg, "live_tables", AUTO_INIT="1", LIVE_TABLES="public.*", LIVE_TABLE_ROLE="reader", LIVE_TABLE_ROWS="200"
+        newest_pg,
+        "live_tables",
+        AUTO_INIT="1",
+        LIVE_TABLES="public.*",
+        LIVE_TABLE_ROLE="live_reader",
+        LIVE_TABLE_ROWS="200",
     )
     with contextlib.closing(made.server):
         wait_installed(made)
@@ -136,8 +141,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 def test_hostile_and_wrong_requests_are_refused(log: Log) -> None:
     log.sql(
-        "CREATE TABLE untrusted (id int PRIMARY KEY); ALTER TABLE untrusted OWNER TO stranger;"
-        "GRANT SELECT ON untrusted TO reader; SELECT socketio_pg.watch('untrusted');"
+        "CREATE TABLE untrusted (id int PRIMARY KEY); ALTER TABLE untrusted OWNER TO live_outsider;"
+        "GRANT SELECT ON untrusted TO live_reader; SELECT socketio_pg.watch('untrusted');"
         "CREATE TABLE unwatched (id int PRIMARY KEY); CREATE TABLE no_key (id int);"
         "CREATE TABLE conditional (id int PRIMARY KEY); CREATE TABLE closed (id int PRIMARY KEY);"
         "SELECT socketio_pg.watch('no_key'), socketio_pg.watch('conditional', \"when\" => 'new.id > 5'),"
@@ -160,7 +165,7 @@ def test_hostile_and_wrong_requests_are_refused(log: Log) -> None:
 
 def test_changed_tables_and_watches(log: Log) -> None:
     log.sql(
-        "CREATE TABLE shapes (id int PRIMARY KEY, name text); GRANT SELECT ON shapes TO reader;"
+        "CREATE TABLE shapes (id int PRIMARY KEY, name text); GRANT SELECT ON shapes TO live_reader;"
         "SELECT socketio_pg.watch('shapes', old => false); INSERT INTO shapes VALUES (1, 'a'), (2, 'b')"
     )
     with TableClient(log.server.url, transports=("polling",)) as client, TableClient(log.server.url) as named:
@@ -195,7 +200,7 @@ def test_clients_without_a_role_of_their_own(log: Log) -> None:
         with TableClient(server.url, auth={"token": mint(sub="a", subscribe=["*"])}) as client:
             assert "LIVE_TABLE_ROLE" in client.table()["error"]["message"]
         server.stop()
-        server.start(LIVE_TABLE_ROLE="reader")
+        server.start(LIVE_TABLE_ROLE="live_reader")
         with TableClient(server.url, auth={"token": mint(sub="a", subscribe=["table:*"])}) as client:
             assert client.table()["ok"]
             assert client.call("authenticate", {"token": mint(sub="a", subscribe=["other"])})["ok"]

@@ -249,5 +249,5 @@ def test_interrupted_channels_share_requests(log: Log, channel: str, monkeypatch
         log.settle()
         going.set()
         assert sorted(received.get(timeout=PATIENCE) for _ in range(200)) == sorted(names * 2)
-    assert sent["unsubscribe"] < 50
-    assert sent["subscribe"] < 150
+    assert sent["unsubscribe"] < len(names)
+    assert sent["subscribe"] < 2 * len(names)

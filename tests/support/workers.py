@@ -363,6 +363,8 @@ class Load:
 
     def finish(self) -> list[str]:
         """Stop publishing, wait until everything has arrived, and return all problems."""
+        # A client that has just moved, or lost its connection, gets no NOTIFY before it has subscribed again.
+        self.wait_heard(time.monotonic(), self.watchers)
         self._stopping.set()
         for source in self.sources:
             source.join(PATIENCE)
