@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest
+PYTEST := $(BIN)/python -m pytest --max-worker-restart=0
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 VENDORED := socketio_pg/static/vendor/socket.io.min.js
 MAJORS := 13 14 15 16 17 18

@@ -19,6 +19,8 @@ from tests.support.server import ServerProcess
 
 #: Each worker starts its own clusters.
 MAX_WORKERS = 8
+#: New objects after which garbage is collected. Python's own threshold is 700, mostly for the youngest ones only.
+UNCOLLECTED = 20_000
 #: What the names of the modules begin with whose tests mostly use Chromium.
 BROWSER = (
     "tests/live/test_browser",
@@ -78,13 +80,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Exempt what the collection makes, which stays, from garbage collection and from :mod:`leftovers`."""
+    """Exempt what the collection makes, which stays, from garbage collection and from :mod:`leftovers`.
+
+    Collect no garbage during a test: it would be collected in any thread, also in one of a test that has nothing to do
+    with the main thread's greenlets and connections. Python crashed in such a collection.
+    """
     gc.disable()
     try:
         return (yield)
     finally:
-        gc.enable()
         gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Collect garbage between tests, in the main thread."""
+    if gc.get_count()[0] > UNCOLLECTED:
+        gc.collect()
 
 
 def _is_left_out(item: pytest.Item) -> bool:

@@ -1,6 +1,5 @@
 """Channels on several LISTEN connections: messages arrive once, and a lost connection concerns its channels only."""
 
-import gc
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -100,19 +99,15 @@ def test_connections_are_opened_when_needed_and_closed_when_empty(node: Node) ->
 
 
 def test_connection_that_is_being_opened_is_closed_with_its_channel(node: Node) -> None:
-    """Whatever step it has come to, and without the garbage collector."""
+    """Whatever step it has come to, and without the garbage collector (tests/conftest.py)."""
     names = [f"a{number}" for number in range(ROOM)]
     node.listen(*names)
-    gc.disable()
-    try:
-        for number in range(20):
-            node.listeners.acquire("b")
-            green.sleep(number / 2000)
-            node.listeners.release("b")
-            until(lambda: node.listeners.connections == 1)
-        until(lambda: len(node.postgres.backends(NAME)) == 1)
-    finally:
-        gc.enable()
+    for number in range(20):
+        node.listeners.acquire("b")
+        green.sleep(number / 2000)
+        node.listeners.release("b")
+        until(lambda: node.listeners.connections == 1)
+    until(lambda: len(node.postgres.backends(NAME)) == 1)
     assert node.notify(*names) == names
 
 
