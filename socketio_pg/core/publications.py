@@ -1,4 +1,4 @@
-"""What a client asks to publish, and what it gets as an answer. No I/O."""
+"""Publications: the fields of a request to publish, and of its answer. No I/O."""
 
 import contextlib
 import copy

@@ -13,7 +13,7 @@ logger = logging.getLogger("socketio_pg.replay")
 
 
 class Steps(Protocol):
-    """What has turns: the replay of a channel, or of a live table."""
+    """One of a client's replays, of a channel or of a live table: they send their pages in turn."""
 
     @property
     def channel(self) -> str:

@@ -21,7 +21,8 @@ from socketio_pg.log.log import Log
 from socketio_pg.protocol.fanout import Manager
 from socketio_pg.protocol.offsets import Offset, parse_offset
 from socketio_pg.pubsub.hub import Hub
-from socketio_pg.recovery.keeping import Keeping, NotRecoveredError, Session, identity_of
+from socketio_pg.recovery.keeping import Keeping
+from socketio_pg.recovery.session import NotRecoveredError, Session, identity_of
 
 logger = logging.getLogger("socketio_pg.recovery")
 

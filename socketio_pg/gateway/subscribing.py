@@ -23,7 +23,8 @@ from socketio_pg.protocol.server import Server
 from socketio_pg.pubsub.filters import INVALID_STEPS, Filter, parse_filter
 from socketio_pg.pubsub.hub import Hub, UnknownSubscriberError
 from socketio_pg.pubsub.pubsub import PubSub
-from socketio_pg.recovery.keeping import Entry, Keeping
+from socketio_pg.recovery.keeping import Keeping
+from socketio_pg.recovery.session import Entry
 
 #: The maximum number of channels in one request.
 MAX_CHANNELS = 500

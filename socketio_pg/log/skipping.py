@@ -17,7 +17,7 @@ from socketio_pg.log.starts import Snapshot, Start, ranges_of
 
 
 class Skipping:
-    """What a replay of ``channels`` skips if it begins with a snapshot; nothing for any other ``start``.
+    """The messages that a replay of ``channels`` skips if it begins with a snapshot; none for any other ``start``.
 
     It is true while the replay cannot be over: it is not :attr:`known` yet what to skip, or something is still to come.
     """

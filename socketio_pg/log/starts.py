@@ -1,4 +1,4 @@
-"""Where a subscription or a page of the log begins: parses ``since`` and ``history`` of requests. Pure, no I/O."""
+"""Parses ``since`` and ``history`` of requests: they say where a subscription or a page begins. Pure, no I/O."""
 
 import re
 from collections.abc import Collection, Mapping

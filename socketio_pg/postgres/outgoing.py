@@ -17,7 +17,7 @@ class Outgoing(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """What became of a committed message.
+    """The result of a committed message.
 
     ``number`` is its id in the outbox, or that of the first message with the same id, if it is a ``duplicate``. None
     for a NOTIFY without an id, and for a role that may not read ids.

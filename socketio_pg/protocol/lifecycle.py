@@ -1,4 +1,4 @@
-"""What the Socket.IO server asks and tells its owner while connections and clients come and go."""
+"""The interface through which the Socket.IO server asks and tells its owner as connections and clients come and go."""
 
 from typing import Any
 

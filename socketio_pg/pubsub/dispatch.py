@@ -25,7 +25,7 @@ class NodeReceiver(Protocol):
         """Messages that came together, in order: either all of the log or all of NOTIFY."""
 
     def charge(self, costs: Sequence[FilterCost], /) -> None:
-        """What filters have cost since the last call: channel, filter, and steps."""
+        """Take what filters have cost since the last call: channel, filter, and steps."""
 
     def receive_gap(self, gap: NotifyGap, /) -> None:
         """Messages of NOTIFY may have been missed in one channel."""

@@ -1,4 +1,4 @@
-"""What :class:`PubSub` publishes: through the log or with NOTIFY, once for each id, and the positions in the log."""
+"""Publishes for :class:`PubSub`: through the log or with NOTIFY, once for each id. Returns positions in the log."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

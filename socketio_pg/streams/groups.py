@@ -20,7 +20,7 @@ Form: TypeAlias = Literal["json", "strings", "html"]
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a stream gets. Its channels are in order, without repetition."""
+    """The contents of a stream: its channels, in order and without repetition, their filter and form."""
 
     channels: tuple[str, ...]
     filter: Filter | None = None

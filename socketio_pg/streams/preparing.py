@@ -24,7 +24,7 @@ EARLIEST = "earliest"
 
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
-    """What a client asks for. ``start`` may be :data:`EARLIEST`; ``told`` is part of the event `subscribed`."""
+    """The request for a stream. ``start`` may be :data:`EARLIEST`; ``told`` is part of the event `subscribed`."""
 
     contents: Contents
     start: Start | str
@@ -37,7 +37,7 @@ class StreamRequest:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where a stream begins: channel → position to replay after; None for no replay. In the log's ``epoch``."""
+    """The start of a stream: channel → position to replay after; None for no replay. In the log's ``epoch``."""
 
     starts: dict[str, int] | None
     told: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What a server's answers mean: errors by their wire codes, and messages that cannot be decoded. Pure, no I/O."""
+"""Reads a server's answers: errors by their wire codes, and messages that cannot be decoded. Pure, no I/O."""
 
 import json
 import re

@@ -6,7 +6,7 @@ from socketio_pg.core.seal import Key
 from socketio_pg.gateway.restoring import _Attempt
 from socketio_pg.postgres.database import Database
 from socketio_pg.protocol.offsets import Cursor
-from socketio_pg.recovery.keeping import Entry, Session, Ticket
+from socketio_pg.recovery.session import Entry, Session, Ticket
 from socketio_pg.recovery.session_table import SessionTable
 from socketio_pg.websocket import SocketServer
 
