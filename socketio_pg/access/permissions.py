@@ -9,7 +9,7 @@ import time
 from typing import NamedTuple, TypeAlias
 
 from socketio_pg.access.policies import Policies
-from socketio_pg.access.questions import Action, Question
+from socketio_pg.access.questions import INSERTING, Action, Question
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green
 from socketio_pg.core.channels import match_pattern
@@ -22,6 +22,12 @@ from socketio_pg.core.errors import (
     LogNotInstalledError,
 )
 
+#: What the actions whose name is no verb are called in an error.
+_WORDS: dict[Action, str] = {
+    "presence": "see who is there",
+    "join": "be a member",
+    "ephemeral": "publish ephemeral messages",
+}
 #: The cache key of a question: action, channel, role, hash of the claims.
 _Key: TypeAlias = tuple[str, str, str, bytes]
 
@@ -57,7 +63,14 @@ class Permissions:
         self._settings = settings
         self._authentication = authentication
         self._policies = policies
-        self._publish = settings.publish or ("all" if authentication == "off" else "authenticated")
+        everybody = "all" if authentication == "off" else "authenticated"
+        self._publish = settings.publish or everybody
+        #: Who may do what only some clients may do, before AUTHORIZATION decides: off, authenticated, or all.
+        self._allowed: dict[Action, str] = {
+            "publish": self._publish,
+            "join": settings.presence or everybody,
+            "ephemeral": settings.ephemeral or self._publish,
+        }
         #: The roles that clients may have.
         self.roles = {*settings.allowed_roles, *filter(None, [settings.anonymous_role])}
         if self.roles and settings.authorization != "rls":
@@ -133,24 +146,32 @@ class Permissions:
         """Return the reason for a refusal, None if the action is allowed."""
         if action == "subscribe" and self._is_public(channel):
             return None
-        if action == "publish":
+        what = _WORDS.get(action, action)
+        if action in ("publish", "ephemeral"):
             if any(match_pattern(pattern, channel) for pattern in self._settings.html_channels):
                 return "clients may not publish to a channel of HTML_CHANNELS"
             if any(match_pattern(f"table:{table}", channel) for table in self._settings.live_tables):
                 return "clients may not publish to the channels of live tables"
-            if self._publish == "off":
-                return "clients may not publish"
-            if self._publish == "authenticated" and claims is None:
-                return "anonymous clients may not publish"
+        if action == "presence" and self._settings.presence == "off":
+            return "clients may not see who is there"
+        allowed = self._allowed.get(action)
+        if allowed == "off":
+            return f"clients may not {what}"
+        if allowed == "authenticated" and claims is None:
+            return f"anonymous clients may not {what}"
         if self._settings.authorization == "off":
-            allowed = claims is not None or self._authentication == "off" or action == "publish"
-            return None if allowed else "anonymous clients may subscribe to public channels only"
+            if claims is not None or self._authentication == "off" or action in INSERTING:
+                return None
+            if action == "presence":
+                # As for messages: who may read a channel may see who is there.
+                return self._refusal(claims, "subscribe", channel)
+            return "anonymous clients may subscribe to public channels only"
         if self._settings.authorization == "claims":
-            return None if _in_claims(claims, action, channel) else f"the token has no permission to {action} here"
+            return None if _in_claims(claims, action, channel) else f"the token has no permission to {what} here"
         question = self._question(claims, action, channel)
         if not isinstance(question, Question):
             return question
-        return None if self._ask(question) else f"the policies grant no permission to {action} here"
+        return None if self._ask(question) else f"the policies grant no permission to {what} here"
 
     def _is_public(self, channel: str) -> bool:
         return any(match_pattern(pattern, channel) for pattern in self._settings.public_channels)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from socketio_pg.access.questions import Asked, Lane, Question, Slow
+from socketio_pg.access.questions import INSERTING, Asked, Lane, Question, Slow
 from socketio_pg.core import green
 from socketio_pg.core.channels import RESERVED_PREFIX
 from socketio_pg.core.errors import (
@@ -185,7 +185,7 @@ class Policies:
         if sqlstate.startswith(_TRANSIENT):
             return DatabaseUnavailableError("permissions cannot be checked at the moment", channel=question.channel)
         # INSERT policies refuse with this error; any other failure is a fault in the policies and is logged.
-        if question.action != "publish" or sqlstate != "42501" or "row-level security" not in message:
+        if question.action not in INSERTING or sqlstate != "42501" or "row-level security" not in message:
             self._limited_log(
                 logging.WARNING,
                 "refused role %r to %s channel %r because a policy failed: %s %r",

@@ -7,7 +7,10 @@ from typing import Literal, TypeAlias
 
 from socketio_pg.core import green
 
-Action: TypeAlias = Literal["subscribe", "publish"]
+#: `presence`: see who is in a channel; `join`: be seen there; `ephemeral`: publish ephemeral messages.
+Action: TypeAlias = Literal["subscribe", "publish", "presence", "join", "ephemeral"]
+#: The actions that INSERT policies decide, not SELECT policies.
+INSERTING: frozenset[Action] = frozenset({"publish", "join", "ephemeral"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,16 @@ class Settings:
         "which clients may publish: 'off': none; 'authenticated': those with a token; 'all'. AUTHORIZATION applies too",
         shown="all if AUTH=off, otherwise authenticated",
     )  # fmt: skip
+    presence: str | None = setting(
+        None, parsers.choice("off", "authenticated", "all"),
+        "which clients may be members of a channel: 'off': none, and nobody sees any; 'authenticated': those with a "
+        "token; 'all'. AUTHORIZATION applies too",
+        shown="all if AUTH=off, otherwise authenticated",
+    )  # fmt: skip
+    ephemeral: str | None = setting(
+        None, parsers.choice("off", "authenticated", "all"),
+        "which clients may publish ephemeral messages, as PUBLISH. AUTHORIZATION applies too", shown="PUBLISH",
+    )  # fmt: skip
     public_channels: tuple[str, ...] = setting(
         (), parsers.patterns, "channels that every admitted client may subscribe to; patterns as in DURABLE_CHANNELS"
     )

@@ -9,7 +9,7 @@ from socketio_pg.postgres import trust
 from socketio_pg.postgres.database import FIXED_PATH, Database, transaction
 
 #: The version of the schema. Increase it whenever ``sql/*.sql`` changes more than comments and messages.
-VERSION = 6
+VERSION = 7
 
 #: The supported majors of PostgreSQL, with each of which `make test-postgres` tests the schema and what depends on it.
 MAJORS = range(13, 19)
@@ -35,7 +35,7 @@ GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.lease, socketio_pg.busy_until, sock
 GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.node, socketio_pg.session, socketio_pg.session_owner TO {role};
 GRANT SELECT ON socketio_pg.schema_version, socketio_pg.channels, socketio_pg.nodes, socketio_pg.consumers TO {role};
 GRANT SELECT ON socketio_pg.cluster_key TO {role};
-GRANT EXECUTE ON FUNCTION socketio_pg.probe(text[]) TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.probe_kinds(text[], text[]) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.decide(text[], text[], text[], text[], double precision) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.live_table(text),
     socketio_pg.live_rows(text[], text[], text[], jsonb, double precision) TO {role};
@@ -107,7 +107,8 @@ BEGIN
         socketio_pg.next_place, socketio_pg.note_sending, socketio_pg.rotate_cluster_key, socketio_pg.sign_head,
         socketio_pg.note_removed, socketio_pg.consume, socketio_pg.consumer_start, socketio_pg.consumer_move,
         socketio_pg.consumer_failed, socketio_pg.consumer_drop,
-        socketio_pg.channel, socketio_pg.probe, socketio_pg.decide, socketio_pg.live_table, socketio_pg.live_rows,
+        socketio_pg.channel, socketio_pg.probe, socketio_pg.probe_kinds, socketio_pg.decide,
+        socketio_pg.live_table, socketio_pg.live_rows,
         socketio_pg.recheck, socketio_pg.recheck_on_change,
         socketio_pg.watch, socketio_pg.unwatch, socketio_pg.watch_changed, socketio_pg.watch_send,
         socketio_pg.watch_send_row, socketio_pg.watch_send_message, socketio_pg.watch_pick, socketio_pg.watch_key,

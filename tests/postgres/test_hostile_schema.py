@@ -82,7 +82,7 @@ def test_default_privileges_grant_nothing(hostile: HostileDatabase) -> None:
         create = "CREATE TRIGGER mine BEFORE INSERT ON socketio_pg.outbox FOR EACH ROW EXECUTE FUNCTION evil.fire()"
         refused = [create, "SELECT * FROM socketio_pg.log", "SELECT * FROM socketio_pg.cluster_key"]
         refused += ["UPDATE socketio_pg.head SET term = 9", "SELECT nextval('socketio_pg.busy_until')"]
-        refused += ["SELECT socketio_pg.probe('{x}')", "SELECT socketio_pg.watch('pg_class')"]
+        refused += ["SELECT socketio_pg.probe_kinds('{x}', '{event}')", "SELECT socketio_pg.watch('pg_class')"]
         for statement in refused:
             with pytest.raises(psycopg2.errors.InsufficientPrivilege):
                 hostile.sql(statement, role="mallory")

@@ -1,12 +1,12 @@
 """Row-level-security policies on a real database: their decisions, and errors in policies."""
 
 import logging
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from socketio_pg.access.policies import Policies
-from socketio_pg.access.questions import Question
+from socketio_pg.access.questions import Action, Question
 from socketio_pg.core import green
 from socketio_pg.core.errors import DatabaseUnavailableError
 from socketio_pg.core.logs import RateLimitedLog
@@ -42,6 +42,25 @@ def test_policies_decide(
     assert policies.ask(question("subscribe", channel, sub, role)) is subscribe
     assert policies.ask(question("publish", channel, sub, role)) is publish
     assert nothing_is_left(database)
+
+
+def test_policies_tell_messages_from_members_and_ephemeral_messages(
+    policies: Policies, database: PolicyDatabase, room: str
+) -> None:
+    """`kind` in a policy: SELECT and INSERT mean to see members and to be one."""
+    for n, (command, kind) in enumerate([("SELECT", "presence"), ("INSERT", "presence"), ("INSERT", "ephemeral")]):
+        check = "WITH CHECK" if command == "INSERT" else "USING"
+        database.sql(
+            f"""CREATE POLICY "{room}{n}" ON socketio_pg.messages FOR {command} TO authenticated
+                {check} (channel = '{room}{n}' AND kind = '{kind}')"""
+        )
+    allowed = {
+        (n, action) for n in range(3) for action in get_args(Action) if policies.ask(question(action, f"{room}{n}"))
+    }
+    assert allowed == {(0, "presence"), (1, "join"), (2, "ephemeral")}
+    assert nothing_is_left(database)
+    for n in range(3):
+        database.sql(f'DROP POLICY "{room}{n}" ON socketio_pg.messages')
 
 
 def test_batched_questions_do_not_mix(policies: Policies, database: PolicyDatabase) -> None:

@@ -57,7 +57,7 @@ def test_client_role_can_only_select_messages(database: PolicyDatabase) -> None:
         "UPDATE socketio_pg.messages SET channel = 'x'",
         "DELETE FROM socketio_pg.messages",
         "SELECT socketio_pg.publish('x', '1')",
-        "SELECT socketio_pg.probe(ARRAY['x'])",
+        "SELECT socketio_pg.probe_kinds(ARRAY['x'], ARRAY['event'])",
         "SELECT socketio_pg.decide(ARRAY['subscribe'], ARRAY['anon'], ARRAY['{}'], ARRAY['x'], 1)",
         "SELECT * FROM socketio_pg.log",
         "SELECT * FROM socketio_pg.outbox",
@@ -82,7 +82,7 @@ def test_upgrade_from_version_1_keeps_policies(postgres: Cluster) -> None:
     database.sql("SELECT socketio_pg.publish('kept', '1')")
     # Version 1 has nothing of sql/3_permissions.sql.
     database.sql("UPDATE socketio_pg.schema_version SET version = 1; DROP TABLE socketio_pg.messages CASCADE")
-    database.sql("DROP FUNCTION socketio_pg.decide, socketio_pg.probe, socketio_pg.recheck")
+    database.sql("DROP FUNCTION socketio_pg.decide, socketio_pg.probe_kinds, socketio_pg.recheck")
     schema.install(Database(database.url), 1_000_000, again=False)
     assert database.sql("SELECT version FROM socketio_pg.schema_version") == [(schema.VERSION,)]
     assert database.sql("SELECT count(*) FROM socketio_pg.outbox") == [(1,)]

@@ -118,6 +118,37 @@ def test_pattern_with_many_stars_is_fast(answers: Answers) -> None:
     assert time.process_time() - began < 1
 
 
+@pytest.mark.parametrize(
+    ("mode", "claims", "settings", "wanted"),
+    [
+        ("off", None, {}, "presence join ephemeral"),
+        ("off", None, {"publish": "off"}, "presence join"),
+        ("off", None, {"presence": "off", "publish": "off", "ephemeral": "all"}, "ephemeral"),
+        ("required", ALICE, {}, "presence join ephemeral"),
+        ("required", ALICE, {"presence": "off"}, "ephemeral"),
+        ("optional", None, {}, ""),
+        ("optional", None, {"public_channels": ("f*",)}, "presence"),
+        (
+            "optional",
+            None,
+            {"public_channels": ("f*",), "presence": "all", "ephemeral": "all"},
+            "presence join ephemeral",
+        ),
+        ("required", ALICE, {"html_channels": ("foo",)}, "presence join"),
+        ("required", ALICE, {"authorization": "claims"}, ""),
+        ("required", Claims({"presence": ["f*"], "join": ["x"]}), {"authorization": "claims"}, "presence"),
+        ("required", Claims({"join": ["foo"], "subscribe": ["foo"]}), {"authorization": "claims"}, "join"),
+        ("required", Claims({"ephemeral": ["*"], "publish": "foo"}), {"authorization": "claims"}, "ephemeral"),
+    ],
+)
+def test_presence_and_ephemeral_messages_have_permissions_of_their_own(
+    answers: Answers, mode: str, claims: Claims | None, settings: dict[str, Any], wanted: str
+) -> None:
+    permissions = Permissions(Settings(**settings), mode, answers)
+    actions: tuple[Action, ...] = ("presence", "join", "ephemeral")
+    assert [action for action in actions if may(permissions, claims, action, "foo")] == wanted.split()
+
+
 # -- policies ----------------------------------------------------------------------------------------------------------
 
 

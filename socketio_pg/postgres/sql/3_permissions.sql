@@ -6,7 +6,8 @@
 CREATE TABLE IF NOT EXISTS socketio_pg.messages (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     channel    text COLLATE "C" NOT NULL,
-    -- The kind of message. So far the only one is 'event'; a policy that names it stays correct when others are added.
+    -- What the question is about: 'event' for messages, 'presence' for who is there (SELECT: see them, INSERT: be one of
+    -- them), 'ephemeral' for messages that are not stored (INSERT). A policy that does not name it applies to all of them.
     kind       text NOT NULL DEFAULT 'event',
     created_at timestamptz NOT NULL DEFAULT now()
 ) WITH (
@@ -21,25 +22,24 @@ ALTER TABLE socketio_pg.messages ENABLE ROW LEVEL SECURITY;
 CREATE OR REPLACE FUNCTION socketio_pg.channel() RETURNS text
 LANGUAGE sql STABLE AS $$ SELECT nullif(pg_catalog.current_setting('socketio_pg.channel', true), '') $$;
 
--- Inserts one row per channel, bypassing the policies; the SELECT policies then show it to the client or not.
-CREATE OR REPLACE FUNCTION socketio_pg.probe(channels text[]) RETURNS bigint[]
+-- Inserts one row per channel and kind, bypassing the policies; the SELECT policies then show it to the client or not.
+CREATE OR REPLACE FUNCTION socketio_pg.probe_kinds(channels text[], kinds text[]) RETURNS bigint[]
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    found text;
     row_id bigint;
     ids bigint[] := '{}';
 BEGIN
-    FOREACH found IN ARRAY channels LOOP
-        INSERT INTO socketio_pg.messages (channel) VALUES (found) RETURNING id INTO row_id;
+    FOR n IN 1 .. cardinality(channels) LOOP
+        INSERT INTO socketio_pg.messages (channel, kind) VALUES (channels[n], kinds[n]) RETURNING id INTO row_id;
         ids := ids || row_id;
     END LOOP;
     RETURN ids;
 END $$;
 
-REVOKE ALL ON FUNCTION socketio_pg.probe(text[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION socketio_pg.probe_kinds(text[], text[]) FROM PUBLIC;
 
 -- Decides permissions of several clients. Each answer is 'allowed', 'denied', or 'failed: …' with the reason, which
--- means no as well. `actions` are 'subscribe' and 'publish', `claims` are JSON. After `seconds` no further question is
+-- means no as well. `actions` are those of access/questions.py, `claims` are JSON. After `seconds` no further question is
 -- started, and there are fewer answers than questions. The caller must roll its transaction back.
 --
 -- Not SECURITY DEFINER, which forbids setting the role, and without a fixed search_path, so that functions called by
@@ -48,7 +48,11 @@ CREATE OR REPLACE FUNCTION socketio_pg.decide(
     actions text[], roles text[], claims text[], channels text[], seconds double precision
 ) RETURNS SETOF text LANGUAGE plpgsql AS $$
 DECLARE
-    probes bigint[] := socketio_pg.probe(channels);
+    kinds CONSTANT text[] := ARRAY(
+        SELECT CASE WHEN a.action OPERATOR(pg_catalog.=) ANY ('{presence,join}'::pg_catalog.text[]) THEN 'presence'
+            WHEN a.action OPERATOR(pg_catalog.=) 'ephemeral' THEN 'ephemeral' ELSE 'event' END
+        FROM pg_catalog.unnest(actions) WITH ORDINALITY AS a (action, n) ORDER BY a.n);
+    probes CONSTANT bigint[] := socketio_pg.probe_kinds(channels, kinds);
     deadline timestamptz := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => seconds);
     allowed boolean;
     answer text;
@@ -69,8 +73,8 @@ BEGIN
                 RAISE EXCEPTION USING ERRCODE = 'SG004', MESSAGE =
                     'it has the privileges of the owner of socketio_pg.messages or of a superuser, which bypass all policies';
             END IF;
-            IF actions[n] OPERATOR(pg_catalog.=) 'publish' THEN
-                INSERT INTO socketio_pg.messages (channel) VALUES (channels[n]);
+            IF actions[n] OPERATOR(pg_catalog.=) ANY ('{publish,join,ephemeral}'::pg_catalog.text[]) THEN
+                INSERT INTO socketio_pg.messages (channel, kind) VALUES (channels[n], kinds[n]);
                 allowed := true;
             ELSE
                 SELECT EXISTS (SELECT FROM socketio_pg.messages AS m WHERE m.id OPERATOR(pg_catalog.=) probes[n])

@@ -43,6 +43,7 @@ BEGIN
             SELECT 'FUNCTION', p.oid, p.oid::regprocedure::text, p.proowner, p.proacl,
                 before IS NULL OR (before < 6 AND (p.proname ~ '^(claim|publish_as|consume.*|snapshot|live_.*)$'
                     OR (p.proname = 'publish' AND p.pronargs > 2)))
+                OR (before < 7 AND p.proname ~ '^(probe_kinds)$')
             FROM pg_proc AS p WHERE p.pronamespace = 'socketio_pg'::regnamespace
         )
         SELECT o.kind, o.name, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS role,
@@ -58,16 +59,18 @@ BEGIN
     END LOOP;
     -- The roles that an older version has set up as servers' need the new objects. They may write head and call these
     -- functions; a role that default privileges have given all that could do whatever a server does before.
-    IF before <= 5 THEN
+    IF before <= 6 THEN
         FOR found IN
             SELECT quote_ident(pg_get_userbyid(a.grantee)) AS role
             FROM pg_class AS c CROSS JOIN aclexplode(c.relacl) AS a
             WHERE c.oid = 'socketio_pg.head'::regclass AND a.privilege_type = 'UPDATE' AND a.grantee <> 0
                 AND a.grantee <> c.relowner AND NOT EXISTS (
                     SELECT FROM pg_proc AS p
-                    WHERE p.pronamespace = c.relnamespace AND p.proname IN ('probe', 'decide') AND NOT EXISTS (
+                    WHERE p.pronamespace = c.relnamespace AND p.proname = 'decide' AND NOT EXISTS (
                         SELECT FROM aclexplode(p.proacl) AS called WHERE called.grantee = a.grantee))
         LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.probe_kinds(text[], text[]) TO %s', found.role);
+            CONTINUE WHEN before = 6;
             EXECUTE format('GRANT SELECT, UPDATE, DELETE ON socketio_pg.published TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.consumers TO %s', found.role);
             EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.live_table(text),
@@ -81,6 +84,8 @@ BEGIN
             EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.lease, socketio_pg.busy_until TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.cluster_key TO %s', found.role);
         END LOOP;
+    END IF;
+    IF before <= 5 THEN
         -- A role that may publish may also give an id, choose NOTIFY, and take a snapshot.
         FOR found IN
             SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS role,
@@ -94,3 +99,6 @@ BEGIN
         END LOOP;
     END IF;
 END $$;
+
+-- Of version 6: decide() uses probe_kinds().
+DROP FUNCTION IF EXISTS socketio_pg.probe(text[]);
