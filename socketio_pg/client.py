@@ -1,11 +1,10 @@
 """Publish from any Python program, inside its own transaction. Imports neither Flask nor a green-thread library."""
 
+import importlib
+import sys
 from collections.abc import Mapping
 from inspect import iscoroutinefunction
 from typing import Any
-
-from sqlalchemy import text
-from sqlalchemy.orm import Session, scoped_session
 
 from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.log_choice import LOG_CHOICE, database_key
@@ -118,7 +117,7 @@ def execute(connection: Any, statement: str, values: Mapping[str, Any]) -> Any:
             cursor.execute(statement.format(**{name: f"%({name})s" for name in values}), values)
             return as_tuple(cursor.fetchone())[0]
     _flush(connection)
-    return connection.execute(text(statement.format(**{name: f":{name}" for name in values})), values).scalar()
+    return connection.execute(_text(statement.format(**{name: f":{name}" for name in values})), values).scalar()
 
 
 def fetch(connection: Any, query: str) -> list[tuple[Any, ...]]:
@@ -128,7 +127,7 @@ def fetch(connection: Any, query: str) -> list[tuple[Any, ...]]:
         with plain_cursor(connection) as cursor:
             cursor.execute(query)
             return [as_tuple(row) for row in cursor.fetchall()]
-    return [tuple(row) for row in connection.execute(text(query))]
+    return [tuple(row) for row in connection.execute(_text(query))]
 
 
 def plain_cursor(connection: Any) -> Any:
@@ -149,8 +148,8 @@ def _driver_connection(connection: Any) -> Any:
     _check(connection)
     if hasattr(connection, "cursor"):
         return connection
-    session = connection() if isinstance(connection, scoped_session) else connection
-    bound = session.connection() if isinstance(session, Session) else session
+    session = _session(connection)
+    bound = connection if session is None else session.connection()
     return bound.connection.driver_connection
 
 
@@ -163,7 +162,24 @@ def _check(connection: Any) -> None:
 
 def _flush(connection: Any) -> None:
     """Flush a session. SQLAlchemy flushes before ORM queries, but not before ``text()``."""
-    session = connection() if isinstance(connection, scoped_session) else connection
+    session = _session(connection)
     # Not during a flush, in which an application's event handler may publish.
-    if isinstance(session, Session) and session.autoflush and not session._flushing:
+    if session is not None and session.autoflush and not session._flushing:
         session.flush()
+
+
+# SQLAlchemy takes a tenth of a second to import, which the server and programs without it need not wait for. A program
+# whose connection is SQLAlchemy's has imported it.
+
+
+def _session(connection: Any) -> Any:
+    """Return the SQLAlchemy session that ``connection`` is or, as a ``scoped_session``, names; None without one."""
+    orm = sys.modules.get("sqlalchemy.orm")
+    if orm is None:
+        return None
+    session = connection() if isinstance(connection, orm.scoped_session) else connection
+    return session if isinstance(session, orm.Session) else None
+
+
+def _text(statement: str) -> Any:
+    return importlib.import_module("sqlalchemy").text(statement)
