@@ -11,6 +11,7 @@ from typing import Any
 
 from socketio_pg.core import green_library, local_cfg, parsers, variables
 from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.core.rules import Rule, parse_rules
 
 LOCAL_CFG = Path("local.cfg")
 #: libpq parameters used unless the address sets them: they detect a broken network connection in 15 to 20 s.
@@ -297,6 +298,12 @@ class Settings:
     log_max_messages: int | None = setting(
         None, parsers.integer(1, 10**15), "maximum number of messages that stay in the log", shown="no limit"
     )
+    channel_rules: Mapping[str, Rule] | None = setting(
+        None, parse_rules,
+        'rules for channels as a JSON object, pattern to columns, like {"chat:*": {"max_messages": 100}}; those of the '
+        "table socketio_pg.rule count first (docs/rules.md)",
+        shown="none",
+    )  # fmt: skip
     recovery_seconds: float = setting(
         120.0,
         parsers.seconds(0, 86_400),
