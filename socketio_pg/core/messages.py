@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 import orjson
 
 from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError
+from socketio_pg.core.meta import Meta, parse_meta
 
 #: PostgreSQL manual, NOTIFY: "In the default configuration it must be shorter than 8000 bytes."
 MAX_NOTIFY_BYTES = 7999
@@ -42,6 +43,7 @@ class EncodedMessage:
 
     ``position`` and ``published_at`` (ISO 8601, UTC) are set for a message of the log, None for one of NOTIFY.
     ``outbox_id`` is the id that a message of the log had in the outbox; None if a server of an older version moved it.
+    ``meta`` is None for most messages.
     """
 
     channel: str
@@ -49,6 +51,12 @@ class EncodedMessage:
     position: int | None = None
     published_at: str | None = None
     outbox_id: int | None = None
+    meta: Meta | None = None
+
+    @property
+    def exclude(self) -> str | None:
+        """The Socket.IO id of a client that does not get the message; None for most messages."""
+        return None if self.meta is None else self.meta.exclude
 
     def payload(self) -> Any:
         """Return the payload as a Python value, decoded at each call as by :func:`loads`."""
@@ -59,7 +67,7 @@ class EncodedMessage:
         wire: dict[str, Any] = {"channel": self.channel, "payload": orjson.Fragment(self.payload_json)}
         if self.position is not None:
             wire |= {"position": self.position, "published_at": self.published_at}
-        return wire
+        return wire if self.meta is None else wire | self.meta.to_wire()
 
 
 def encode_payload(payload: object) -> str:
@@ -87,13 +95,25 @@ def check_size(payload_json: str, limit: int = MAX_NOTIFY_BYTES) -> None:
 
 
 def decode_notification(channel: str, text: str) -> EncodedMessage:
-    """Return the message of a NOTIFY. A payload that is not strict JSON becomes a JSON string."""
-    return EncodedMessage(channel, text if is_strict_json(text) or _has_large_numbers(text) else dumps_strict(text))
+    """Return the message of a NOTIFY. A payload that is not strict JSON becomes a JSON string.
+
+    Metadata follows a NUL, which no text of PostgreSQL has: see :mod:`socketio_pg.postgres.companions`.
+    """
+    text, _, meta = text.partition("\0")
+    payload = text if is_strict_json(text) or _has_large_numbers(text) else dumps_strict(text)
+    return EncodedMessage(channel, payload, meta=parse_meta(meta) if meta else None)
 
 
-def from_log(position: int, channel: str, published_at: str, text: str, outbox_id: int | None = None) -> EncodedMessage:
+def from_log(
+    position: int,
+    channel: str,
+    published_at: str,
+    text: str,
+    outbox_id: int | None = None,
+    meta: str | None = None,
+) -> EncodedMessage:
     """Return a message of the log. ``text`` is that of a ``jsonb``: valid JSON, whatever its numbers and depth are."""
-    return EncodedMessage(channel, text, position, published_at, outbox_id)
+    return EncodedMessage(channel, text, position, published_at, outbox_id, None if meta is None else parse_meta(meta))
 
 
 def parse_leniently(text: str, **options: Any) -> Any:

@@ -33,9 +33,10 @@ FROM socketio_pg.head
 # `trimmed` comes from the same snapshot as the messages: read earlier it could hide a hole, read later invent one.
 # Pages are also limited in bytes, but have at least one message. Payloads that are not part of the page are not read.
 _PAGE = f"""
-SELECT head.trimmed, position, channel, {_TIME}, payload::text, id, size FROM socketio_pg.head LEFT JOIN LATERAL (
+SELECT head.trimmed, position, channel, {_TIME}, payload::text, id, meta::text, size
+FROM socketio_pg.head LEFT JOIN LATERAL (
     SELECT *, sum(size) OVER (ORDER BY position) - size AS size_before FROM (
-        SELECT position, channel, published_at, payload, id, size
+        SELECT position, channel, published_at, payload, id, meta, size
         FROM socketio_pg.log WHERE position > %s AND position <= %s ORDER BY position LIMIT %s) AS found
 ) AS page ON size_before < %s
 ORDER BY position
@@ -43,13 +44,13 @@ ORDER BY position
 
 # Compares pairs: with `channel = …` the planner may scan the primary key through the messages of all channels.
 _CHANNEL_PAGES = f"""
-SELECT head.trimmed, removed.last_value, ordinality, position, channel, {_TIME}, payload::text, id, size
+SELECT head.trimmed, removed.last_value, ordinality, position, channel, {_TIME}, payload::text, id, meta::text, size
 FROM socketio_pg.head CROSS JOIN socketio_pg.removed_position AS removed LEFT JOIN (
     SELECT ordinality, page.* FROM unnest(%s::text[], %s::bigint[], %s::bigint[])
         WITH ORDINALITY AS wanted(channel, after, upto, ordinality)
     CROSS JOIN LATERAL (
         SELECT *, sum(size) OVER (ORDER BY position) - size AS size_before FROM (
-            SELECT position, channel, published_at, payload, id, size
+            SELECT position, channel, published_at, payload, id, meta, size
             FROM socketio_pg.log WHERE (channel, position) > (wanted.channel, wanted.after)
                 AND (channel, position) <= (wanted.channel, wanted.upto)
             ORDER BY channel, position LIMIT %s) AS found
@@ -330,7 +331,7 @@ class History:
             raise LogNotInstalledError("the log's head is missing: run 'socketio-pg init'")
         trimmed, removed = rows[0][:2]
         for number, (channel, (begin, end)) in enumerate(begins.items(), 1):
-            of_channel = [(row[0], *row[3:]) for row in rows if row[2] == number] or [(trimmed, *[None] * 6)]
+            of_channel = [(row[0], *row[3:]) for row in rows if row[2] == number] or [(trimmed, *[None] * 7)]
             read = replace(_as_read(of_channel, begin, end, self._recent), removed=removed)
             reads[channel] = read
             # Clients that return rely on pages in memory: these must be complete, and of the log as it is now.
@@ -411,10 +412,10 @@ class History:
 
 
 def _as_read(rows: Sequence[tuple[Any, ...]], after: int, upto: int, recent: Recent) -> Read:
-    """Convert rows of (trimmed, position, channel, time, text, id, size). An empty page is a row without a position."""
+    """Convert rows of (trimmed, position, channel, time, text, id, meta, size). An empty page has a row without one."""
     found = [row for row in rows if row[1] is not None]
-    messages: list[EncodedMessage] = [from_log(*row[1:6]) for row in found]
-    size = sum(row[6] for row in found)
+    messages: list[EncodedMessage] = [from_log(*row[1:7]) for row in found]
+    size = sum(row[7] for row in found)
     trimmed, end = rows[0][0], upto
     if len(messages) >= recent.page_messages or size >= recent.page_bytes:
         assert messages[-1].position is not None

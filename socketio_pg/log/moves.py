@@ -5,6 +5,7 @@ second one sends these and commits.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from socketio_pg.log.history import HEAD
 from socketio_pg.log.low_water import LowWater
 from socketio_pg.log.positions import encode_batches
 from socketio_pg.postgres.database import fetch_as_is
+
+logger = logging.getLogger("socketio_pg.relay")
 
 #: The id after which to scan the outbox: see `low_water`.
 BOUND = """
@@ -43,18 +46,19 @@ WITH head AS ({HEAD}), known AS (
 ), moved AS (
     -- Not a join: if planned while the outbox was empty, a join would read the whole outbox for each row.
     DELETE FROM socketio_pg.outbox WHERE id = ANY (ARRAY(SELECT id FROM picked))
-    RETURNING id, channel, payload, size, published_at
+    RETURNING id, channel, payload, size, published_at, meta
 ), logged AS (
     -- With the time when the row of `head` is locked, not of the transaction's start: it increases with the position.
-    INSERT INTO socketio_pg.log (position, channel, payload, size, published_at, logged_at, id)
+    INSERT INTO socketio_pg.log (position, channel, payload, size, published_at, logged_at, id, meta)
     SELECT (SELECT head.position FROM head) + row_number() OVER (ORDER BY id), channel, payload, size, published_at,
-        (SELECT clock_timestamp()), id
+        (SELECT clock_timestamp()), id, meta
     FROM moved
-    RETURNING position, channel, payload, size, published_at, id
+    RETURNING position, channel, payload, size, published_at, id, meta
 ), lines AS (
+    -- concat_ws() leaves out what is NULL.
     SELECT position, CASE WHEN size < {MAX_TEXT_BYTES} THEN concat_ws(E'\\t', channel,
-        to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), id, payload::text) ELSE '' END
-        AS line
+        to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), id, meta::text,
+        payload::text) ELSE '' END AS line, meta ->> 'traceparent' AS traceparent, meta IS NOT NULL AS has_meta
     FROM logged
 )
 SELECT (SELECT count(*) FROM moved) AS moved,
@@ -63,6 +67,8 @@ SELECT (SELECT count(*) FROM moved) AS moved,
     ({ISSUED}) AS issued, (SELECT term FROM socketio_pg.head) AS term,
     coalesce((SELECT unchanged FROM known), false) AS unchanged, (SELECT max(id) FROM moved) AS newest, head.position,
     head.epoch,
+    (SELECT array_agg(traceparent) FROM lines WHERE traceparent IS NOT NULL) AS traces,
+    (SELECT bool_or(has_meta) FROM lines) AS with_meta,
     (SELECT string_agg(line, E'\\n' ORDER BY position) FROM lines) AS lines
 FROM head
 """
@@ -137,14 +143,19 @@ def move(
         rows = fetch_as_is(connection, _MOVE, parameters, seconds=seconds)
         if not rows:
             raise DatabaseRefusedError("the log's head is missing: run 'socketio-pg init'")
-        *found, epoch, lines = rows[0]
+        *found, epoch, traces, with_meta, lines = rows[0]
         moved = Moved(*found)
         if moved.unchanged:
             past = Past(moved.position + moved.count, max(past.id, moved.newest or 0), moved.issued)
         if moved.count:
-            texts = encode_batches(epoch, moved.position + 1, lines, MAX_TEXT_BYTES)
+            texts = encode_batches(epoch, moved.position + 1, lines, MAX_TEXT_BYTES, with_meta=bool(with_meta))
             sealed = [seal(LOG_CHANNEL, text) for text in texts]
             fetch_as_is(connection, "; ".join([_NOTIFY] * len(sealed) + ["COMMIT"]), *sealed, seconds=seconds)
+            if traces:
+                logger.debug(
+                    "moved messages to the log",
+                    extra={"traceparents": traces, "first": moved.position + 1, "last": moved.position + moved.count},
+                )
         else:
             fetch_as_is(connection, "COMMIT", seconds=seconds)
     except SocketIOPGError as error:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.core.meta import parse_meta
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +29,15 @@ class Batch:
     messages: Sequence[EncodedMessage] | None
 
 
-def encode_batches(epoch: str, first: int, lines: str, max_bytes: int) -> Iterator[str]:
+def encode_batches(epoch: str, first: int, lines: str, max_bytes: int, *, with_meta: bool = False) -> Iterator[str]:
     """Yield the notifications of up to ``max_bytes`` bytes of UTF-8 for the messages from position ``first`` on.
 
     ``lines`` has one line for each message, as :func:`decode_batch` describes them. An empty line is a message that
-    must be read from the log, and so is one that does not fit.
+    must be read from the log, and so is one that does not fit. ``with_meta``: some of the messages have metadata.
     """
-    room = max_bytes - len(epoch) - 2 * 20 - len(_WITH_IDS) - 2  # positions have up to 19 digits
+    # Only then: servers that do not know the word read the messages from the log.
+    contents = _WITH_META if with_meta else _WITH_IDS
+    room = max_bytes - len(epoch) - 2 * 20 - len(contents) - 2  # positions have up to 19 digits
     # Cut in bytes and without splitting: these calls run in C.
     data = lines.encode()
     start = 0
@@ -42,7 +45,7 @@ def encode_batches(epoch: str, first: int, lines: str, max_bytes: int) -> Iterat
         end = _end_of_part(data, start, room)
         if end > start:
             count = data.count(b"\n", start, end) + 1
-            yield f"{epoch} {first} {first + count - 1} {_WITH_IDS}\n{data[start:end].decode()}"
+            yield f"{epoch} {first} {first + count - 1} {contents}\n{data[start:end].decode()}"
         else:
             end, count = _end_of_unsent(data, start, room)
             yield f"{epoch} {first} {first + count - 1}"
@@ -78,6 +81,8 @@ _NEWLINE = 10
 #: The last word of the header in front of lines with ids. Servers of an older version do not know it: they read such
 #: messages from the log.
 _WITH_IDS = "ids"
+#: The same for lines of which some have metadata, too.
+_WITH_META = "meta"
 
 
 def decode_batch(text: str) -> Batch | None:
@@ -85,11 +90,12 @@ def decode_batch(text: str) -> Batch | None:
 
     The first line is ``epoch first last``. If the notification contains the messages, ``ids`` follows, and each message
     is a line ``channel TAB time TAB id TAB payload`` with its id in the outbox: neither channel names nor ``jsonb`` as
-    text contain tabs or line breaks. Relays of an older version send neither ``ids`` nor the id.
+    text contain tabs or line breaks. Relays of an older version send neither ``ids`` nor the id. After
+    ``meta`` in place of ``ids``, lines of messages with metadata have it and a TAB in front of the payload.
     """
     header, _, body = text.partition("\n")
     epoch, *words = header.split(" ")
-    with_ids = words[2:] == [_WITH_IDS]
+    with_ids = words[2:] in ([_WITH_IDS], [_WITH_META])
     # Up to 19 digits, as a bigint has: int() raises for very long texts.
     if not (len(words) == 2 or with_ids) or not all(word.isdecimal() and len(word) < 20 for word in words[:2]):
         return None
@@ -102,11 +108,15 @@ def decode_batch(text: str) -> Batch | None:
     if len(lines) != last - first + 1:
         return None
     messages = []
+    most = 4 if words[2:] == [_WITH_META] else 3
     try:
         for position, line in enumerate(lines, first):
             if with_ids:
-                channel, published_at, outbox_id, payload = line.split("\t", 3)
-                messages.append(EncodedMessage(channel, payload, position, published_at, int(outbox_id)))
+                channel, published_at, outbox_id, *meta, payload = line.split("\t", most)
+                message = EncodedMessage(channel, payload, position, published_at, int(outbox_id))
+                if meta:
+                    message.meta = parse_meta(meta[0])
+                messages.append(message)
             else:
                 channel, published_at, payload = line.split("\t", 2)
                 messages.append(EncodedMessage(channel, payload, position, published_at))

@@ -22,9 +22,10 @@ TIMEOUT = 30.0
 
 _SERVER_GRANTS = """\
 GRANT USAGE ON SCHEMA socketio_pg TO {role};
-GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, boolean, text),
-    socketio_pg.publish(text, jsonb, text), socketio_pg.publish_as(text, text, boolean, text), socketio_pg.snapshot()
-    TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, text),
+    socketio_pg.publish(text, jsonb, boolean, text, text, text), socketio_pg.publish_as(text, text, boolean, text),
+    socketio_pg.publish_as(text, text, boolean, text, text, text), socketio_pg.snapshot() TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.publish_with_meta(text, text, boolean, text, jsonb, text) TO {role};
 GRANT SELECT, UPDATE, DELETE ON socketio_pg.published TO {role};
 GRANT SELECT, DELETE ON socketio_pg.outbox TO {role};
 GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.outbox_id_seq TO {role};
@@ -43,9 +44,9 @@ GRANT EXECUTE ON FUNCTION socketio_pg.live_table(text),
 
 _PUBLISHER_GRANTS = """\
 GRANT USAGE ON SCHEMA socketio_pg TO {role};
-GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, boolean, text),
-    socketio_pg.publish(text, jsonb, text), socketio_pg.publish_as(text, text, boolean, text), socketio_pg.snapshot()
-    TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, text),
+    socketio_pg.publish(text, jsonb, boolean, text, text, text), socketio_pg.publish_as(text, text, boolean, text),
+    socketio_pg.publish_as(text, text, boolean, text, text, text), socketio_pg.snapshot() TO {role};
 """
 
 _CONSUMER_GRANTS = """\
@@ -102,7 +103,11 @@ BEGIN
     DROP SEQUENCE IF EXISTS socketio_pg.lease, socketio_pg.busy_until, socketio_pg.newest_position,
         socketio_pg.newest_id, socketio_pg.removed_position;
     DROP FUNCTION IF EXISTS socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, boolean, text),
-        socketio_pg.publish(text, jsonb, text), socketio_pg.publish_as, socketio_pg.claim, socketio_pg.snapshot,
+        socketio_pg.publish(text, jsonb, boolean, text, text, text), socketio_pg.publish(text, jsonb, text),
+        socketio_pg.publish_as(text, text, boolean, text),
+        socketio_pg.publish_as(text, text, boolean, text, text, text),
+        socketio_pg.publish_with_meta, socketio_pg.add_with_meta, socketio_pg.chosen_meta, socketio_pg.claim,
+        socketio_pg.snapshot,
         socketio_pg.channel_problem, socketio_pg.ring,
         socketio_pg.next_place, socketio_pg.note_sending, socketio_pg.rotate_cluster_key, socketio_pg.sign_head,
         socketio_pg.note_removed, socketio_pg.consume, socketio_pg.consumer_start, socketio_pg.consumer_move,

@@ -273,9 +273,10 @@ def test_callers_of_version_5_go_on(newest_pg: Cluster) -> None:
     try:
         log.install(server="web_of_5")
         log.sql(
-            "DROP FUNCTION socketio_pg.publish(text, jsonb, boolean, text), socketio_pg.publish(text, jsonb, text),"
-            " socketio_pg.publish_as, socketio_pg.claim; DROP TABLE socketio_pg.published;"
-            " UPDATE socketio_pg.schema_version SET version = 5"
+            "DROP FUNCTION socketio_pg.publish(text, jsonb, boolean, text, text, text),"
+            " socketio_pg.publish(text, jsonb, text), socketio_pg.publish_as(text, text, boolean, text),"
+            " socketio_pg.publish_as(text, text, boolean, text, text, text), socketio_pg.claim;"
+            " DROP TABLE socketio_pg.published; UPDATE socketio_pg.schema_version SET version = 5"
         )
         log.sql("GRANT USAGE ON SCHEMA socketio_pg TO app_of_5")
         log.sql("GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb) TO app_of_5 WITH GRANT OPTION")
@@ -289,7 +290,7 @@ def test_callers_of_version_5_go_on(newest_pg: Cluster) -> None:
         log.sql("SET ROLE app_of_5; SELECT socketio_pg.publish('mine', '6')")
         assert log.sql("SET ROLE app_of_5; SELECT socketio_pg.publish('mine', '7', id => 'x')") == [(True,)]
         granted = "SELECT has_function_privilege('app_of_5', oid, 'EXECUTE WITH GRANT OPTION') FROM pg_proc"
-        assert log.sql(f"{granted} WHERE proname IN ('publish', 'publish_as')") == [(True,)] * 4
+        assert log.sql(f"{granted} WHERE proname IN ('publish', 'publish_as')") == [(True,)] * 5
         assert log.sql(f"{granted} WHERE proname = 'claim'") == [(False,)]
         # The server's role has what an installation gives it.
         upgraded = rights(log, "web_of_5")

@@ -77,7 +77,8 @@ def test_servers_of_earlier_versions_get_the_new_rights(log: LogDatabase, versio
         functions = functions_of_others(log)
         log.sql("DROP VIEW socketio_pg.consumers; DROP TABLE socketio_pg.consumer")
         log.sql(
-            "DROP FUNCTION socketio_pg.live_table, socketio_pg.live_rows, socketio_pg.snapshot, socketio_pg.publish_as"
+            "DROP FUNCTION socketio_pg.live_table, socketio_pg.live_rows, socketio_pg.snapshot,"
+            " socketio_pg.publish_as(text, text, boolean, text), socketio_pg.publish_with_meta"
         )
         if version < 5:
             log.sql(f"DROP SEQUENCE {EVIDENCE}")
@@ -136,6 +137,57 @@ def test_log_of_version_5_is_upgraded_and_its_server_may_go_on(log: LogDatabase)
     )
     log.move()
     assert log.sql("SELECT position, id FROM socketio_pg.log ORDER BY position") == [(1, None), (2, None), (3, 3)]
+
+
+#: What version 6 had in place of the functions of version 7.
+VERSION_6 = """
+ALTER TABLE socketio_pg.outbox DROP COLUMN meta;
+ALTER TABLE socketio_pg.log DROP COLUMN meta;
+DROP FUNCTION socketio_pg.publish(text, jsonb, boolean, text, text, text), socketio_pg.publish_with_meta,
+    socketio_pg.publish_as(text, text, boolean, text, text, text), socketio_pg.add_with_meta, socketio_pg.chosen_meta,
+    socketio_pg.consume;
+CREATE FUNCTION socketio_pg.publish(channel text, payload jsonb, durable boolean, id text DEFAULT NULL)
+RETURNS boolean LANGUAGE sql AS 'SELECT socketio_pg.publish_as(channel, payload::text, durable, id) > 0';
+CREATE OR REPLACE FUNCTION socketio_pg.publish_as(channel text, payload text, durable boolean, id text) RETURNS bigint
+LANGUAGE sql AS 'SELECT socketio_pg.publish(channel, payload::jsonb); SELECT 1::bigint';
+CREATE FUNCTION socketio_pg.consume(
+    consumer text, channels text[] DEFAULT NULL, most integer DEFAULT 1, start text DEFAULT 'now'
+) RETURNS TABLE (epoch uuid, "position" bigint, channel text, payload jsonb, published_at timestamptz)
+LANGUAGE sql AS 'SELECT NULL::uuid, 1::bigint, NULL, NULL::jsonb, now()';
+REVOKE ALL ON FUNCTION socketio_pg.publish(text, jsonb, boolean, text), socketio_pg.consume FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb, boolean, text) TO web_of_6, app_of_6 WITH GRANT OPTION;
+GRANT EXECUTE ON FUNCTION socketio_pg.consume TO reader_of_6;
+UPDATE socketio_pg.schema_version SET version = 6;
+"""
+
+
+def test_log_of_version_6_is_upgraded_with_its_privileges(log: LogDatabase) -> None:
+    """A message has metadata from then on, and its functions have more parameters; older servers go on."""
+    log.sql("".join(f"DROP ROLE IF EXISTS {one}_of_6; CREATE ROLE {one}_of_6;" for one in ("web", "app", "reader")))
+    try:
+        log.install(server="web_of_6", publisher="app_of_6", consumer="reader_of_6")
+        rights, functions = rights_of_others(log), functions_of_others(log)
+        log.sql(VERSION_6)
+        log.publish("a", "1")
+        log.install()
+        assert functions_of_others(log) == functions
+        assert rights_of_others(log) == rights
+        assert log.sql("SELECT has_function_privilege('app_of_6',"
+                       " 'socketio_pg.publish(text, jsonb, boolean, text, text, text)', 'EXECUTE WITH GRANT OPTION')"
+                       ) == [(True,)]  # fmt: skip
+        log.sql(
+            "WITH moved AS (DELETE FROM socketio_pg.outbox RETURNING *) INSERT INTO socketio_pg.log"
+            " (position, channel, payload, size, published_at, id)"
+            " SELECT 1, channel, payload, size, published_at, id FROM moved"
+        )
+        log.sql("SELECT socketio_pg.publish('a', '2', true, exclude => 'somebody')")
+        log.move()
+        assert log.sql("SELECT position, meta FROM socketio_pg.log ORDER BY position") == [
+            (1, None),
+            (2, {"exclude": "somebody"}),
+        ]
+    finally:
+        log.sql("DROP OWNED BY web_of_6, app_of_6, reader_of_6; DROP ROLE web_of_6, app_of_6, reader_of_6")
 
 
 def described(log: LogDatabase, name: str, workers: int = 0) -> Callable[[], None]:

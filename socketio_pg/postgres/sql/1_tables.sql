@@ -24,13 +24,16 @@ CREATE TABLE IF NOT EXISTS socketio_pg.outbox (
     id           bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
     channel      text COLLATE "C" NOT NULL,
     payload      jsonb NOT NULL,
-    -- Bytes of the payload as text, so that the relay can bound the size of its batches.
+    -- Bytes of the payload and of `meta` as text, so that the relay can bound the size of its batches.
     size         integer NOT NULL,
     published_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- For transactions that change watched tables: the place of the message in its transaction, and the transaction. See
     -- watch_begin().
     place        bigint,
-    xid          xid8
+    xid          xid8,
+    -- NULL for most messages. An object with `from`, which only a server sets, `traceparent`, and `exclude`, the Socket.IO
+    -- id of a client that does not get the message.
+    meta         jsonb
 ) WITH (
     -- The table is nearly empty, with constant turnover: vacuum by the number of rows, and never truncate the file,
     -- which would take a lock that blocks all publishers.
@@ -45,6 +48,11 @@ BEGIN
         SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'socketio_pg.outbox'::regclass AND attname = 'place'
     ) THEN
         ALTER TABLE socketio_pg.outbox ADD COLUMN place bigint, ADD COLUMN xid xid8;
+    END IF;
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'socketio_pg.outbox'::regclass AND attname = 'meta'
+    ) THEN
+        ALTER TABLE socketio_pg.outbox ADD COLUMN meta jsonb;
     END IF;
 END $$;
 
@@ -79,7 +87,9 @@ CREATE TABLE IF NOT EXISTS socketio_pg.log (
     -- The start of the retention period: a transaction may commit long after it has published.
     logged_at    timestamptz NOT NULL DEFAULT now(),
     -- Its id in the outbox, for snapshot(). NULL if a server of version 5 has moved it.
-    id           bigint
+    id           bigint,
+    -- As in the outbox. NULL also if a server of an older version has moved it.
+    meta         jsonb
 ) WITH (vacuum_truncate = false, toast.vacuum_truncate = false);
 
 -- Not ADD COLUMN IF NOT EXISTS, which takes its lock before it checks. Without a default the table is not rewritten.
@@ -89,6 +99,11 @@ BEGIN
         SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'socketio_pg.log'::regclass AND attname = 'id'
     ) THEN
         ALTER TABLE socketio_pg.log ADD COLUMN id bigint;
+    END IF;
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'socketio_pg.log'::regclass AND attname = 'meta'
+    ) THEN
+        ALTER TABLE socketio_pg.log ADD COLUMN meta jsonb;
     END IF;
 END $$;
 

@@ -211,6 +211,6 @@ LANGUAGE sql AS $$
         SELECT l.*, CASE WHEN l.place < 0 THEN coalesce(places[-l.place % 1048576], watch_reorder.place)
             ELSE l.place END AS new_place FROM later AS l
     )
-    INSERT INTO socketio_pg.outbox (channel, payload, size, published_at, place, xid)
-    SELECT p.channel, p.payload, p.size, p.published_at, p.new_place, p.xid FROM placed AS p ORDER BY p.new_place, p.id
+    INSERT INTO socketio_pg.outbox (channel, payload, size, published_at, place, xid, meta)
+    SELECT p.channel, p.payload, p.size, p.published_at, p.new_place, p.xid, p.meta FROM placed AS p ORDER BY p.new_place, p.id
 $$;

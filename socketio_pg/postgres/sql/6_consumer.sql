@@ -85,17 +85,30 @@ END $$;
 
 REVOKE ALL ON FUNCTION socketio_pg.consumer_start(text) FROM PUBLIC;
 
+-- That of version 6 has two columns less. Its privileges are handed on at the end.
+DO $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_catalog.pg_proc WHERE oid = to_regprocedure('socketio_pg.consume(text, text[], integer, text)')
+            AND NOT 'sender' = ANY (proargnames)
+    ) THEN
+        ALTER FUNCTION socketio_pg.consume(text, text[], integer, text) RENAME TO consume_6;
+    END IF;
+END $$;
+
 -- Returns the consumer's next messages, and moves its position past them: in the caller's transaction, so do the work on
 -- them in the same one. Returns nothing while another transaction of this consumer is open. The first call makes the
--- consumer, which starts from `start`. Returns at most `most` messages, and a megabyte or one message.
+-- consumer, which starts from `start`. `sender` is the identity of the client that has published the message; NULL for an
+-- anonymous one, and for other publishers. Returns at most `most` messages, and a megabyte or one message.
 --
 -- Raises SG021 if messages of the log that the consumer has not got were trimmed or deleted, and SG022 if the log has
 -- another epoch. The detail is JSON: the reason, `since`, the consumer's position, and `epoch` and `position` from which
 -- consumer_move() lets it continue.
 CREATE OR REPLACE FUNCTION socketio_pg.consume(
     consumer text, channels text[] DEFAULT NULL, most integer DEFAULT 1, start text DEFAULT 'now'
-) RETURNS TABLE (epoch uuid, "position" bigint, channel text, payload jsonb, published_at timestamptz)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+) RETURNS TABLE (
+    epoch uuid, "position" bigint, channel text, payload jsonb, published_at timestamptz, sender jsonb, traceparent text
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     here socketio_pg.consumer;
@@ -154,7 +167,7 @@ BEGIN
             SELECT * FROM (
                 SELECT picked.*, count(*) OVER () AS found, sum(picked.size) OVER (ORDER BY picked.position) - picked.size AS before
                 FROM (
-                    (SELECT l.position, l.channel, l.payload, l.published_at, l.size FROM socketio_pg.log AS l
+                    (SELECT l.position, l.channel, l.payload, l.published_at, l.size, l.meta FROM socketio_pg.log AS l
                     WHERE consume.channels IS NULL AND l.position > here.position AND l.position <= newest.position
                         AND NOT starts_with(l.channel, 'socketio_pg')
                         AND (here.seen IS NULL OR NOT coalesce(l.id <@ ANY (here.seen), false))
@@ -164,7 +177,7 @@ BEGIN
                         SELECT DISTINCT wanted FROM unnest(consume.channels) AS wanted
                         WHERE NOT starts_with(wanted, 'socketio_pg')
                     ) AS own CROSS JOIN LATERAL (
-                        SELECT l.position, l.channel, l.payload, l.published_at, l.size FROM socketio_pg.log AS l
+                        SELECT l.position, l.channel, l.payload, l.published_at, l.size, l.meta FROM socketio_pg.log AS l
                         WHERE (l.channel, l.position) > (own.wanted, here.position)
                             AND (l.channel, l.position) <= (own.wanted, newest.position)
                             AND (here.seen IS NULL OR NOT coalesce(l.id <@ ANY (here.seen), false))
@@ -200,6 +213,8 @@ BEGIN
         channel := page.channel;
         payload := page.payload;
         published_at := page.published_at;
+        sender := page.meta -> 'from';
+        traceparent := page.meta ->> 'traceparent';
         RETURN NEXT;
     END LOOP;
     IF newest IS NULL THEN

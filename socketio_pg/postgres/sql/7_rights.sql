@@ -43,7 +43,8 @@ BEGIN
             SELECT 'FUNCTION', p.oid, p.oid::regprocedure::text, p.proowner, p.proacl,
                 before IS NULL OR (before < 6 AND (p.proname ~ '^(claim|publish_as|consume.*|snapshot|live_.*)$'
                     OR (p.proname = 'publish' AND p.pronargs > 2)))
-                OR (before < 7 AND p.proname ~ '^(probe_kinds)$')
+                OR (before < 7 AND (p.proname ~ '^(probe_kinds|publish_with_meta|add_with_meta|chosen_meta|consume)$'
+                    OR (p.proname IN ('publish', 'publish_as') AND p.pronargs = 6)))
             FROM pg_proc AS p WHERE p.pronamespace = 'socketio_pg'::regnamespace
         )
         SELECT o.kind, o.name, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS role,
@@ -69,7 +70,8 @@ BEGIN
                     WHERE p.pronamespace = c.relnamespace AND p.proname = 'decide' AND NOT EXISTS (
                         SELECT FROM aclexplode(p.proacl) AS called WHERE called.grantee = a.grantee))
         LOOP
-            EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.probe_kinds(text[], text[]) TO %s', found.role);
+            EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.probe_kinds(text[], text[]),
+                socketio_pg.publish_with_meta(text, text, boolean, text, jsonb, text) TO %s', found.role);
             CONTINUE WHEN before = 6;
             EXECUTE format('GRANT SELECT, UPDATE, DELETE ON socketio_pg.published TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.consumers TO %s', found.role);
@@ -93,12 +95,29 @@ BEGIN
             FROM pg_proc AS p CROSS JOIN aclexplode(p.proacl) AS a
             WHERE p.oid = 'socketio_pg.publish(text, jsonb)'::regprocedure AND a.grantee <> p.proowner
         LOOP
-            EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb, boolean, text),
+            EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb, boolean, text, text, text),
                 socketio_pg.publish(text, jsonb, text), socketio_pg.publish_as(text, text, boolean, text),
-                socketio_pg.snapshot() TO %s%s', found.role, found.option);
+                socketio_pg.publish_as(text, text, boolean, text, text, text), socketio_pg.snapshot() TO %s%s', found.role, found.option);
         END LOOP;
     END IF;
+    -- Functions that have replaced those of version 6 with other parameters or columns get their privileges.
+    FOR found IN
+        SELECT former.functions, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS role,
+            CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END AS option
+        FROM (VALUES
+            ('publish(text, jsonb, boolean, text)', 'socketio_pg.publish(text, jsonb, boolean, text, text, text)'),
+            ('publish_as(text, text, boolean, text)', 'socketio_pg.publish_as(text, text, boolean, text, text, text)'),
+            ('consume_6(text, text[], integer, text)', 'socketio_pg.consume(text, text[], integer, text)')
+        ) AS former (name, functions)
+        JOIN pg_proc AS p ON p.oid = to_regprocedure('socketio_pg.' || former.name)
+        CROSS JOIN aclexplode(p.proacl) AS a
+        WHERE before = 6 AND a.grantee <> p.proowner
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s%s', found.functions, found.role, found.option);
+    END LOOP;
 END $$;
+
+DROP FUNCTION IF EXISTS socketio_pg.publish(text, jsonb, boolean, text), socketio_pg.consume_6(text, text[], integer, text);
 
 -- Of version 6: decide() uses probe_kinds().
 DROP FUNCTION IF EXISTS socketio_pg.probe(text[]);
