@@ -13,6 +13,9 @@ from socketio_pg.core.problems import Problem
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.engine.router import Router
+from socketio_pg.ephemeral.ephemeral import Ephemeral
+from socketio_pg.ephemeral.senders import Senders
+from socketio_pg.ephemeral.sending import EphemeralSending
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.gauges import Gauges
@@ -146,6 +149,16 @@ class Parts:
         )
         self._health = Health(self._process_health.reaches_database, delivery.emit_health)
         self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle, self._tables.has)
+        self.ephemeral = Ephemeral(
+            manager,
+            hub,
+            Senders(self.access.sessions, self.access.permissions, settings.permission_cache_seconds),
+            EphemeralSending(manager, hub, self.pubsub.matching, delivery.rooms_of, delivery.charge),
+            self.idle.heard,
+            self.limits.check_ephemeral,
+            lambda sid, error: delivery.cut_off(sid, error, "rate_limited"),
+            settings.ephemeral_max_bytes,
+        )
         restoring = Restoring(
             self.keeping,
             self.access.sessions,
@@ -174,10 +187,12 @@ class Parts:
                 self.keeping,
                 restoring,
                 self._tables,
+                self.ephemeral,
                 self.start,
             ),
             cors_allowed_origins=self._admission.allows_origin,
             client_address=self._admission.address,
+            handle_at_once=self.ephemeral.take_at_once,
             new_session_id=None if self._router is None else self._router.new_session_id,
             is_session_id=(lambda text: False) if self._router is None else self._router.is_session_id,
             binary=binary,
@@ -201,6 +216,7 @@ class Parts:
             self.limits,
             self.keeping,
             self._tables,
+            self.ephemeral,
         )
         self._handlers.register(test=test)
 

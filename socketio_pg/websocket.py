@@ -92,6 +92,7 @@ class SocketServer(Parts):
         self.pubsub.start()
         self.access.start()
         self._tables.start()
+        self.ephemeral.start()
         self.idle.start()
         self._health.start()
         if self.settings.metrics_token is not None:
@@ -164,6 +165,7 @@ class SocketServer(Parts):
         self._health.stop()
         self.relay.stop()
         self._tables.stop()
+        self.ephemeral.stop()
         self.access.stop()
         self.idle.stop()
         self.streams.stop()

@@ -255,6 +255,13 @@ class Settings:
         1_000_000, parsers.integer(0, 10**12),
         "bytes of events per second and client (bursts: 5 times as many); 0: no limit",
     )  # fmt: skip
+    max_ephemeral_per_second_per_client: int = setting(
+        100, parsers.integer(0, 1_000_000),
+        "ephemeral messages per second and client (bursts: 5 times as many), which do not count as events; 0: no limit",
+    )  # fmt: skip
+    ephemeral_max_bytes: int = setting(
+        1_000, parsers.integer(1, 16_000), "maximum size of the payload of an ephemeral message, in bytes"
+    )
     max_filter_milliseconds_per_second: int = setting(
         50, parsers.integer(0, 1_000),
         "milliseconds of computing per second that the filters of one client may cost (bursts: twice as many); a "

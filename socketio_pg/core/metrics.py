@@ -94,6 +94,17 @@ live_table_check_seconds = Histogram(
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0), registry=REGISTRY,
 )  # fmt: skip
 
+ephemeral_messages = _counter(
+    "ephemeral_messages", "Ephemeral messages accepted by this process, from its clients or from other processes.",
+    "source", ("clients", "processes"),
+)  # fmt: skip
+ephemeral_dropped = _counter(
+    "ephemeral_dropped",
+    "Ephemeral messages dropped: for a newer one before their round, for a slow reader (counted once per client), or "
+    "because of a limit.",
+    "reason", ("replaced", "slow_reader", "rate_limited"),
+)  # fmt: skip
+
 epoch_changes = _counter(
     "epoch_changes", "Epochs of the log that this node has ended, because the log's past had changed.", "reason",
     ("database", "tables", "log", "outbox"),

@@ -67,16 +67,21 @@ class Published:
 
 def validate_id(id: object) -> str:
     """Return a publication's id, unchanged. Raises :class:`InvalidRequestError` for anything that is none."""
-    problem = f"id must be a string of 1 to {MAX_ID_BYTES} bytes of UTF-8 without control characters"
-    if not isinstance(id, str) or not id or _CONTROL.search(id):
+    return validate_name(id, "id")
+
+
+def validate_name(value: object, field: str) -> str:
+    """Return the value of ``field``, an id or something like it. Raises :class:`InvalidRequestError` if it is none."""
+    problem = f"{field} must be a string of 1 to {MAX_ID_BYTES} bytes of UTF-8 without control characters"
+    if not isinstance(value, str) or not value or _CONTROL.search(value):
         raise InvalidRequestError(problem)
     try:
-        size = len(id.encode())
+        size = len(value.encode())
     except UnicodeEncodeError:
         raise InvalidRequestError(problem) from None
     if size > MAX_ID_BYTES:
         raise InvalidRequestError(f"{problem}: this one has {size} bytes")
-    return id
+    return value
 
 
 def requested_publication(request: Mapping[str, Any]) -> Publication:
@@ -87,6 +92,8 @@ def requested_publication(request: Mapping[str, Any]) -> Publication:
     channel = validate_channel(request.get("channel"))
     if "payload" not in request:
         raise InvalidRequestError("payload is missing", channel=channel)
+    if _boolean(request, "ephemeral", channel):
+        raise InvalidRequestError("ephemeral messages are published over Socket.IO only", channel=channel)
     id = request.get("id")
     return Publication(
         channel,

@@ -47,7 +47,8 @@ class Engine(engineio.Server):  # type: ignore[misc]
     """An Engine.IO server that takes WebSockets over from gunicorn, and pings all clients from one green thread.
 
     ``handle_message(sid, message, own_thread)`` handles a message in a green thread, with ``own_thread`` in one that is
-    this message's alone. ``is_connected(sid)``: whether a client has connected to a Socket.IO namespace.
+    this message's alone. ``handle_at_once(sid, message)`` sees each event first: it may handle it, must not wait, and
+    returns whether it has handled it. ``is_connected(sid)``: whether a client has connected to a Socket.IO namespace.
     ``client_address(environ)``: the address of the client that sends a request; "" when it is unknown.
     ``new_session_id()`` returns the id of a session, by default a random one; ``is_session_id(text)``: whether another
     worker may have made this id.
@@ -75,6 +76,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
         *,
         handle_message: Callable[[str, str | bytes, bool], None],
         is_connected: Callable[[str], bool],
+        handle_at_once: Callable[[str, str], bool] = lambda sid, message: False,
         client_address: Callable[[Environ], str] = lambda environ: "",
         new_session_id: Callable[[], str] | None = None,
         is_session_id: Callable[[str], bool] = lambda text: False,
@@ -86,6 +88,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
     ) -> None:
         self.handle_message = handle_message
         self.is_connected = is_connected
+        self.handle_at_once = handle_at_once
         self.client_address = client_address
         self._new_session_id = new_session_id
         self.is_session_id = is_session_id

@@ -197,8 +197,11 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             kind = MESSAGE if isinstance(packet, bytes) else packet[0]
             if kind == PONG:
                 self.unanswered_ping = 0.0
+            elif isinstance(packet, bytes):
+                self._handle_now(packet)
             elif kind == MESSAGE:
-                self._handle_now(packet if isinstance(packet, bytes) else packet[1:])
+                if packet[1:2] != "2" or not self.server.handle_at_once(self.sid, packet[1:]):
+                    self._handle_now(packet[1:])
             elif kind == CLOSE:
                 self._closed_by_client = True
                 self.close(abort=True, reason=self.server.reason.CLIENT_DISCONNECT)
@@ -337,12 +340,17 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             elif len(self._inbox) > MAX_INBOX or self._waiting > self.server.max_http_buffer_size:
                 self.connection.pause()
         elif isinstance(message, str) and message[:1] == "2":
-            green.run_soon(self.server.handle_message, self.sid, message, True)
+            self._handle_apart(message)
         else:
             self._inbox, self._waiting = deque((message,)), sys.getsizeof(message)
             if not self._admitted and self.connection is not None:
                 self.connection.max_message = self.max_message()
             green.run_soon(self._handle_in_order)
+
+    def _handle_apart(self, event: str) -> None:
+        """Handle an event without a delay for later messages. Does not wait."""
+        if not self.server.handle_at_once(self.sid, event):
+            green.run_soon(self.server.handle_message, self.sid, event, True)
 
     def _limit_waiting(self, connection: transport.WebSocketTransport) -> None:
         """Close the connection of a client that is not admitted and sends more than may wait for that."""
@@ -381,7 +389,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             message = self._inbox.popleft()
             if isinstance(message, str) and message[:1] == "2":
                 self._waiting -= sys.getsizeof(message)
-                green.run_soon(self.server.handle_message, self.sid, message, True)
+                self._handle_apart(message)
                 continue
             self._handle_now(message)
             self._waiting -= sys.getsizeof(message)

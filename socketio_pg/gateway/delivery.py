@@ -36,7 +36,7 @@ from socketio_pg.recovery.keeping import Keeping
 from socketio_pg.version import __version__
 
 #: What clients cannot find out otherwise, for `server_hello`: see docs/protocol.md.
-FEATURES = ("publish_id", "live")
+FEATURES = ("publish_id", "live", "ephemeral")
 
 
 class Delivery:
@@ -264,6 +264,14 @@ class Delivery:
         if self._hub.filters(channel) is None:
             return (channel,)
         return [channel, *(_room(channel, filter) for filter in self._matching.matching(message))]
+
+    def rooms_of(self, message: EncodedMessage) -> list[tuple[str, str]]:
+        """Return the rooms that get ``message``, each with the payload in the form that it gets."""
+        found = [(room, message.payload_json) for room in self._rooms(message)]
+        if self._hub.has_strings(message.channel):
+            text = self._matching.strings(message)
+            found += [(_of_strings(room), text) for room, _ in found]
+        return found
 
     def _with_strings(
         self, messages: Sequence[EncodedMessage], rooms: Sequence[Sequence[str]]

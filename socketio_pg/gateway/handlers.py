@@ -10,6 +10,8 @@ from socketio_pg.access.sessions import Session
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
 from socketio_pg.core.publications import requested_publication, requested_wait
+from socketio_pg.ephemeral.ephemeral import Ephemeral
+from socketio_pg.ephemeral.messages import is_ephemeral
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.limits import ClientLimits
@@ -22,7 +24,8 @@ from socketio_pg.pubsub.hub import Hub, UnknownSubscriberError
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.recovery.keeping import Keeping
 
-Handler = Callable[[str, dict[str, Any]], Answer]
+#: Returns an answer, or only an acknowledgement.
+Handler = Callable[[str, dict[str, Any]], Answer | dict[str, Any]]
 
 
 class Handlers:
@@ -40,6 +43,7 @@ class Handlers:
         limits: ClientLimits,
         keeping: Keeping,
         tables: LiveTables,
+        ephemeral: Ephemeral,
     ) -> None:
         self._server = server
         self._pubsub = pubsub
@@ -52,6 +56,7 @@ class Handlers:
         self._admission = admission
         self._keeping = keeping
         self._tables = tables
+        self._ephemeral = ephemeral
         self.subscribing = Subscribing(
             server,
             pubsub,
@@ -88,7 +93,10 @@ class Handlers:
     def unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
         return (self._tables if "table" in request else self.subscribing).unsubscribe(sid, request)
 
-    def publish(self, sid: str, request: dict[str, Any]) -> Answer:
+    def publish(self, sid: str, request: dict[str, Any]) -> Answer | dict[str, Any]:
+        if is_ephemeral(request):
+            # Most of these are handled before, without a green thread.
+            return self._ephemeral.publish(sid, request)
         one, wait = requested_publication(request), requested_wait(request)
         self._require("publish", sid, one.channel)
         published = self._pubsub.publish(one.channel, one.payload, one.durable, id=one.id, wait=wait)
@@ -145,10 +153,10 @@ class Handlers:
                 return
 
 
-def _with_object(handler: Handler) -> Callable[..., Answer]:
+def _with_object(handler: Handler) -> Callable[..., Answer | dict[str, Any]]:
     """Make an event handler of ``handler`` that checks that the client sent one object."""
 
-    def handle(sid: str, *arguments: Any) -> Answer:
+    def handle(sid: str, *arguments: Any) -> Answer | dict[str, Any]:
         if len(arguments) != 1 or not isinstance(arguments[0], dict):
             raise InvalidRequestError("this event takes one object")
         request = arguments[0]

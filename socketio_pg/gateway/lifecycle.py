@@ -6,6 +6,7 @@ from typing import Any
 from socketio_pg.access.access import Access
 from socketio_pg.core import green
 from socketio_pg.core.errors import InvalidRequestError, RateLimitedError
+from socketio_pg.ephemeral.ephemeral import Ephemeral
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.health import Health
@@ -35,6 +36,7 @@ class ClientLifecycle(Lifecycle):
         keeping: Keeping,
         restoring: Restoring,
         tables: LiveTables,
+        ephemeral: Ephemeral,
         start: Callable[[], None],
     ) -> None:
         self._admission = admission
@@ -48,6 +50,7 @@ class ClientLifecycle(Lifecycle):
         self._keeping = keeping
         self._restoring = restoring
         self._tables = tables
+        self._ephemeral = ephemeral
         self._start = start
 
     def opened(self, eio_sid: str, environ: dict[str, Any]) -> None:
@@ -118,3 +121,4 @@ class ClientLifecycle(Lifecycle):
         self._delivery.drop(sid)
         self._keeping.lose(sid)
         self._tables.drop(sid)
+        self._ephemeral.drop(sid)

@@ -63,7 +63,7 @@ class Bucket:
 class _Client:
     """The buckets of one client."""
 
-    __slots__ = ("bytes", "events", "filters", "filters_from", "refused")
+    __slots__ = ("bytes", "ephemeral", "ephemeral_refused", "events", "filters", "filters_from", "refused")
 
     def __init__(self, settings: Settings) -> None:
         events = settings.max_events_per_second
@@ -78,6 +78,9 @@ class _Client:
         self.filters_from = 0.0
         #: Refused events: a client that continues regardless is disconnected.
         self.refused = Bucket(events or 100, (events or 100) * BURST_SECONDS)
+        #: The same for ephemeral messages; None for a client that has sent none.
+        self.ephemeral: Bucket | None = None
+        self.ephemeral_refused: Bucket | None = None
 
 
 class ClientLimits:
@@ -105,6 +108,21 @@ class ClientLimits:
             error.retry_after = client.bytes.seconds_until(size)
         if error is not None:
             error.cut_off = not client.refused.take()
+            raise error
+
+    def check_ephemeral(self, sid: str) -> None:
+        """Count an ephemeral message. Raises :class:`RateLimitedError` as :meth:`check_event` does."""
+        most = self._settings.max_ephemeral_per_second_per_client
+        if not most:
+            return
+        client = self._client(sid)
+        if client.ephemeral is None or client.ephemeral_refused is None:
+            client.ephemeral = Bucket(most, most * BURST_SECONDS)
+            client.ephemeral_refused = Bucket(most, most * BURST_SECONDS)
+        if not client.ephemeral.take():
+            error = RateLimitedError(f"too many ephemeral messages: {most} a second are allowed, and short bursts")
+            error.retry_after = client.ephemeral.seconds_until()
+            error.cut_off = not client.ephemeral_refused.take()
             raise error
 
     def check_together(self, sid: str, count: float) -> None:

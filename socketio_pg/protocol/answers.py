@@ -51,17 +51,17 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
             if result is self.not_handled:
                 raise InvalidRequestError(f"there is no event '{showable(data[0])}'")
         except SocketIOPGError as error:
-            self._answer(sid, eio_sid, namespace, id, error)
+            self.answer_error(sid, eio_sid, namespace, id, error)
         except green.FAILURES as error:
             if _was_called_wrongly(error):
                 self._limited_log(
                     logging.WARNING, "the arguments of an event do not fit its handler: %s", error,
                     connection=eio_sid,
                 )  # fmt: skip
-                self._answer(sid, eio_sid, namespace, id, InvalidRequestError("this event takes other arguments"))
+                self.answer_error(sid, eio_sid, namespace, id, InvalidRequestError("this event takes other arguments"))
                 return
             self._limited_log.failure("the handler of an event failed", connection=eio_sid)
-            self._answer(sid, eio_sid, namespace, id, SocketIOPGError("the server failed to handle this"))
+            self.answer_error(sid, eio_sid, namespace, id, SocketIOPGError("the server failed to handle this"))
         else:
             if isinstance(result, Answer):
                 if not self._has(eio_sid, sid, namespace):
@@ -86,7 +86,7 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
                         connection=eio_sid,
                     )  # fmt: skip
                     failure = SocketIOPGError("the server failed to handle this")
-                    self._answer(sid, eio_sid, namespace, id, failure)
+                    self.answer_error(sid, eio_sid, namespace, id, failure)
 
     @contextlib.contextmanager
     def _corked(self, eio_sid: str) -> Iterator[None]:
@@ -102,7 +102,8 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
         finally:
             connection.uncork()
 
-    def _answer(self, sid: str, eio_sid: str, namespace: str, id: int | None, error: SocketIOPGError) -> None:
+    def answer_error(self, sid: str, eio_sid: str, namespace: str, id: int | None, error: SocketIOPGError) -> None:
+        """Answer an event with an error: an acknowledgement if it has an ``id``, otherwise the event ``error``."""
         metrics.errors.labels(error.code).inc()
         if id is not None:
             self._acknowledge(eio_sid, namespace, id, [{"ok": False, "error": error.to_wire()}])

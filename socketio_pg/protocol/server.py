@@ -198,7 +198,7 @@ class Server(AnsweringServer):
         self._limited_log(logging.INFO, "closing the connection of a client: %s", error.message, connection=eio_sid)
         sid = self.manager.sid_from_eio_sid(eio_sid, "/")
         if sid is not None:
-            self._answer(sid, eio_sid, "/", None, error)
+            self.answer_error(sid, eio_sid, "/", None, error)
         self.eio.disconnect(eio_sid)
 
     def is_connected(self, eio_sid: str) -> bool:
@@ -448,7 +448,7 @@ class Server(AnsweringServer):
         elif problem is None and data[0] in RESERVED_EVENTS:
             problem = InvalidRequestError(f"the event name '{data[0]}' is reserved")
         if problem is not None:
-            self._answer(sid, eio_sid, namespace, id, problem)
+            self.answer_error(sid, eio_sid, namespace, id, problem)
         elif own_thread or not self.async_handlers:
             self._handle_event_internal(self, sid, eio_sid, data, namespace, id)
         else:

@@ -182,6 +182,10 @@ class Hub:
         """Return the subscribers of ``channel``."""
         return tuple(self._channels.get(channel, ()))
 
+    def count_subscribers(self, channel: str) -> int:
+        """Return the number of subscribers of ``channel``."""
+        return len(self._channels.get(channel, ()))
+
     def __len__(self) -> int:
         """Return the number of subscribers."""
         return len(self._subscribers)

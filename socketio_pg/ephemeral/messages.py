@@ -1,0 +1,98 @@
+"""An ephemeral message, and the request to send one. Pure, no I/O."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError
+from socketio_pg.core.messages import encode_payload, quick_json
+from socketio_pg.core.publications import validate_name
+
+
+@dataclass(slots=True)
+class EphemeralMessage:
+    """One message, shared by all its receivers: do not change it.
+
+    ``sender`` is the sid of its client, and ``from_json`` the client's identity as JSON. ``echo``: the sender gets it
+    too.
+    """
+
+    channel: str
+    sender: str
+    key: str | None
+    payload_json: str
+    from_json: str
+    echo: bool = False
+
+    def packet(self, payload_json: str | None = None) -> str:
+        """Return the event as a Socket.IO packet, by default with the payload as it is."""
+        payload = self.payload_json if payload_json is None else payload_json
+        key = "" if self.key is None else f',"key":{_json(self.key)}'
+        return (
+            f'2["event",{{"channel":{_json(self.channel)},"payload":{payload},"ephemeral":true{key},'
+            f'"from":{self.from_json}}}]'
+        )
+
+    def to_batch(self) -> list[Any]:
+        """Return the message as JSON for other processes."""
+        return [self.channel, self.sender, self.key, self.payload_json, self.from_json]
+
+
+def from_batch(item: Any) -> EphemeralMessage | None:
+    """Return a message that another process has sent; None for what this version does not know."""
+    if isinstance(item, list) and len(item) >= 5:
+        channel, sender, key, payload, identity = item[:5]
+        if all(isinstance(one, str) for one in (channel, sender, payload, identity, key or "")):
+            return EphemeralMessage(channel, sender, key, payload, identity)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """The fields of a request besides its channel."""
+
+    payload_json: str
+    key: str | None
+    echo: bool
+
+
+def is_ephemeral(request: Mapping[str, Any]) -> bool:
+    """Return whether a request to publish is for an ephemeral message. Raises :class:`InvalidRequestError`."""
+    wanted = request.get("ephemeral")
+    if wanted is not None and not isinstance(wanted, bool):
+        raise InvalidRequestError("ephemeral must be true or false")
+    return wanted is True
+
+
+def requested_ephemeral(request: Mapping[str, Any], max_bytes: int) -> Requested:
+    """Validate ``{payload, key?, echo?}``, with at most ``max_bytes`` of payload.
+
+    Raises :class:`InvalidRequestError` or :class:`PayloadTooLargeError`.
+    """
+    if "payload" not in request:
+        raise InvalidRequestError("payload is missing")
+    if request.get("durable") is True or request.get("id") is not None:
+        raise InvalidRequestError("an ephemeral message is not stored: it has no id and is not durable")
+    echo = request.get("echo")
+    if echo is not None and not isinstance(echo, bool):
+        raise InvalidRequestError("echo must be true or false")
+    key = request.get("key")
+    payload_json = _payload(request["payload"])
+    size = len(payload_json) if payload_json.isascii() else len(payload_json.encode())
+    if size > max_bytes:
+        raise PayloadTooLargeError(
+            f"payload has {size} bytes of UTF-8 as JSON; an ephemeral message has at most {max_bytes}"
+        )
+    return Requested(payload_json, None if key is None else validate_name(key, "key"), echo is True)
+
+
+def _payload(payload: object) -> str:
+    text = quick_json(payload)
+    # orjson writes NaN as null, which encode_payload() refuses.
+    return encode_payload(payload) if text is None or "null" in text else text
+
+
+def _json(text: str) -> str:
+    return orjson.dumps(text).decode()

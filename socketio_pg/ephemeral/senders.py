@@ -1,0 +1,95 @@
+"""The clients that send ephemeral messages: their identity as others see it, and the channels that they may send to."""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+from socketio_pg.access.permissions import Permissions
+from socketio_pg.access.sessions import Session, Sessions
+from socketio_pg.core.messages import dumps_strict, quick_json
+from socketio_pg.ephemeral.messages import EphemeralMessage, Requested
+
+#: Channels of a client whose permission is remembered.
+MAX_ALLOWED = 200
+
+
+@dataclass(eq=False, slots=True)
+class Sender:
+    """A client with the claims of ``session``; with new claims it is a new sender.
+
+    ``allowed``: channel → the time until which the client may send (monotonic), and the mark of the permissions.
+    ``asking``: messages by key, of channels whose permission is being asked.
+    """
+
+    session: Session
+    from_json: str
+    allowed: dict[str, tuple[float, int]] = field(default_factory=dict)
+    asking: dict[str, dict[str | None, EphemeralMessage]] = field(default_factory=dict)
+    #: When it was last sent an error without having requested an acknowledgement.
+    told_at: float = -math.inf
+
+    def message(self, channel: str, requested: Requested) -> EphemeralMessage:
+        """Return the message of a request."""
+        return EphemeralMessage(
+            channel, self.session.sid, requested.key, requested.payload_json, self.from_json, requested.echo
+        )
+
+
+class Senders:
+    """The senders of one process."""
+
+    def __init__(self, sessions: Sessions, permissions: Permissions, seconds: float) -> None:
+        """``seconds``: for how long a permission that may change is remembered (PERMISSION_CACHE_SECONDS)."""
+        self._sessions = sessions
+        self._permissions = permissions
+        self._seconds = seconds
+        self._senders: dict[str, Sender] = {}
+
+    def get(self, sid: str) -> Sender | None:
+        """Return a client with the claims that it has now; None when it has left."""
+        session = self._sessions.get(sid)
+        sender = self._senders.get(sid)
+        if sender is None or sender.session is not session:
+            if session is None:
+                return None
+            sender = self._senders[sid] = Sender(session, _identity(session))
+        return sender
+
+    def drop(self, sid: str) -> None:
+        """Forget a client that has left."""
+        self._senders.pop(sid, None)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether :meth:`require` may wait, for the database."""
+        return self._permissions.may_change
+
+    def knows(self, sender: Sender, channel: object) -> bool:
+        """Return whether it is known that a client may send to ``channel``; otherwise :meth:`require` finds out."""
+        allowed = sender.allowed.get(channel) if isinstance(channel, str) else None
+        if allowed is None or allowed[0] <= time.monotonic():
+            return False
+        assert isinstance(channel, str)
+        return not self._permissions.is_overtaken(channel, allowed[1])
+
+    def require(self, sender: Sender, channel: str) -> None:
+        """Return if a client may send to ``channel``, a valid name. Waits only if :attr:`may_wait`.
+
+        Raises :class:`ForbiddenError`, or :class:`DatabaseError` when the permission cannot be checked.
+        """
+        mark = self._permissions.mark()
+        self._permissions.require(sender.session.claims, "ephemeral", channel)
+        until = time.monotonic() + self._seconds if self._permissions.may_change else math.inf
+        sender.allowed.pop(channel, None)
+        sender.allowed[channel] = until, mark
+        if len(sender.allowed) > MAX_ALLOWED:
+            del sender.allowed[next(iter(sender.allowed))]
+
+
+def _identity(session: Session) -> str:
+    identity: dict[str, object] = {"client": session.sid}
+    if session.claims is not None:
+        sub = session.claims.claims.get("sub")
+        if sub is not None:
+            identity["sub"] = sub
+    return quick_json(identity) or dumps_strict(identity)
