@@ -219,13 +219,13 @@ def test_broken_policy(plain: Log) -> None:
     with SocketClient(plain.server.url) as client:
         assert code(texts.add(client.call("subscribe", {"channel": "broken"}))) == "forbidden"
         assert code(texts.add(client.call("publish", {"channel": "broken", "payload": 1}))) == "forbidden"
-        plain.sql("REVOKE EXECUTE ON FUNCTION socketio_pg.probe(text[]) FROM canary_texts_server")
+        plain.sql("REVOKE EXECUTE ON FUNCTION socketio_pg.probe_kinds(text[], text[]) FROM canary_texts_server")
         try:
             answer = texts.add(client.call("subscribe", {"channel": "other"}))
-            assert "permission denied for function probe" in texts.detail(json.dumps(answer))
+            assert "permission denied for function probe_kinds" in texts.detail(json.dumps(answer))
             plain.server.wait_for("/readyz", 503, "permissions cannot be checked")
             texts.add(plain.server.get("/readyz")[1])
         finally:
-            plain.sql("GRANT EXECUTE ON FUNCTION socketio_pg.probe(text[]) TO canary_texts_server")
+            plain.sql("GRANT EXECUTE ON FUNCTION socketio_pg.probe_kinds(text[], text[]) TO canary_texts_server")
     plain.server.wait_ready()
     texts.check()
