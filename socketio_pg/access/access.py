@@ -10,6 +10,7 @@ from socketio_pg.access.authentication import Authenticate, Authenticator
 from socketio_pg.access.permissions import Permissions
 from socketio_pg.access.policies import Policies
 from socketio_pg.access.rechecks import Rechecks
+from socketio_pg.access.senders import Senders
 from socketio_pg.access.sessions import Session, Sessions
 from socketio_pg.core import green
 from socketio_pg.core.backoff import Backoff
@@ -45,6 +46,7 @@ class Access:
         expire: Callable[[Session], None],
     ) -> None:
         self.authenticator = Authenticator(settings, app, hook)
+        self.senders = Senders(settings.from_claims)
         self.sessions = Sessions(settings.jwt_leeway, warn_expiring, expire)
         self.policies = Policies(pubsub.database, settings.permission_timeout, self._check)
         self.permissions = Permissions(settings, self.authenticator.mode, self.policies)

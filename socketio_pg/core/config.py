@@ -158,6 +158,11 @@ class Settings:
         None, parsers.choice("off", "authenticated", "all"),
         "which clients may publish ephemeral messages, as PUBLISH. AUTHORIZATION applies too", shown="PUBLISH",
     )  # fmt: skip
+    from_claims: tuple[str, ...] = setting(
+        ("sub",), parsers.claims,
+        "claims of a client's token that subscribers get with the messages that it publishes, as `from`; "
+        "comma-separated, 'off': none",
+    )  # fmt: skip
     public_channels: tuple[str, ...] = setting(
         (), parsers.patterns, "channels that every admitted client may subscribe to; patterns as in DURABLE_CHANNELS"
     )

@@ -136,6 +136,10 @@ def names(value: object) -> tuple[str, ...]:
     return tuple(str(item).strip() for item in items if str(item).strip())
 
 
+def claims(value: object) -> tuple[str, ...]:
+    return () if value == "off" else names(value)
+
+
 def cluster_key(value: object) -> tuple[str, ...]:
     keys = names(value)
     if not keys or min(map(len, keys)) < 32:
