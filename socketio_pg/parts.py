@@ -103,6 +103,8 @@ class Parts:
         # The relay may have looked for the schema before it was installed.
         self.pubsub.watch_log(self.relay.look)
 
+        #: Messages and questions between all processes of the cluster.
+        self.bus = cluster.create_bus(self.pubsub)
         manager = cluster.create_manager(self.pubsub)
         self.limits = ClientLimits(settings)
         self.keeping = Keeping(settings, self.pubsub, log, manager)

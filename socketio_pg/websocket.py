@@ -90,6 +90,7 @@ class SocketServer(Parts):
             self.access.authenticator.warn_if_open(" or ".join(addresses) or "this server")
         self.socketio.server.initialize_manager()
         self.pubsub.start()
+        self.bus.start()
         self.access.start()
         self._tables.start()
         self.ephemeral.start()
@@ -245,6 +246,7 @@ class SocketServer(Parts):
                 green.sleep(behind)
                 behind = 0.0
         self.keeping.stop()
+        self.bus.stop()
 
     def wait_drained(self, seconds: float) -> None:
         """Wait at most ``seconds`` until a :meth:`drain` that has begun is complete."""

@@ -24,8 +24,9 @@ def _ascii(text: str) -> str:
     return json.dumps(text)[1:-1].replace('\\"', '"').replace("\\\\", "\\")
 
 
-def split(text: str) -> Iterator[str]:
-    """Yield the parts of ``text``, which is JSON. They must be notified in order and in one transaction.
+def split(text: str, size: int = PART_CHARACTERS) -> Iterator[str]:
+    """Yield the parts of ``text``, which is JSON, with ``size`` characters each. They must be notified in order and in
+    one transaction.
 
     Then no other parts arrive in between. Raises :class:`PayloadTooLargeError`.
     """
@@ -33,9 +34,9 @@ def split(text: str) -> Iterator[str]:
         text = _ascii(text)
     if len(text) > MAX_CHARACTERS:
         raise PayloadTooLargeError(f"the message has {len(text)} characters of JSON; the maximum is {MAX_CHARACTERS}")
-    name, count = uuid.uuid4().hex, max(1, -(-len(text) // PART_CHARACTERS))
+    name, count = uuid.uuid4().hex, max(1, -(-len(text) // size))
     for index in range(count):
-        yield f"{name} {index + 1}/{count} {text[index * PART_CHARACTERS : (index + 1) * PART_CHARACTERS]}"
+        yield f"{name} {index + 1}/{count} {text[index * size : (index + 1) * size]}"
 
 
 class Assembler:

@@ -38,6 +38,13 @@ class KafkaCluster(ClusterManager, _LaterKafka):
         self._connecting = green.Lock()
 
     def _publish(self, data: Command) -> None:
+        self.send(data)
+
+    def send(self, data: Command) -> bool:
+        """Publish a message. Return whether Kafka has it; if not, that is logged.
+
+        Raises :class:`PayloadTooLargeError`.
+        """
         try:
             # As bytes: the stock manager passes a string, which kafka-python does not accept.
             value = self._seal(self.json.dumps(data)).encode()
@@ -47,13 +54,16 @@ class KafkaCluster(ClusterManager, _LaterKafka):
                         self._producer = self._kafka.KafkaProducer(bootstrap_servers=self.kafka_urls)
                 # Kafka keeps the order within a partition only.
                 self._producer.send(self.channel, value=value, partition=0).get()
+                return True
         except self._kafka.errors.MessageSizeTooLargeError as error:
             raise PayloadTooLargeError(f"the message is too large for Kafka: {error}") from error
         except (green.TimedOut, OSError, ClusterKeyError, self._kafka.errors.KafkaError) as error:
             self._not_published(error)
+        return False
 
     def _kafka_listen(self) -> Iterator[Any]:
         backoff = Backoff(*self.backoff)
+        failed = False
         while True:
             try:
                 consumer = self._kafka.KafkaConsumer(
@@ -64,7 +74,10 @@ class KafkaCluster(ClusterManager, _LaterKafka):
                 )
                 with contextlib.closing(consumer):
                     backoff.reset()
+                    if failed:
+                        self._receives_again()
                     yield from consumer
             except (OSError, self._kafka.errors.KafkaError) as error:
                 self._not_heard(error)
+            failed = True
             green.sleep(backoff.next())

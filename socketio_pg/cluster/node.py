@@ -2,6 +2,7 @@
 
 import logging
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from socketio_pg.cluster.queue_manager import QueueManager
@@ -20,6 +21,7 @@ class ClusterManager(QueueManager, fanout.Manager):
         super().__init__(*args, **options)
         self._sealing = sealing
         self._worker = green.Worker()
+        self._gap_watchers: list[Callable[[], None]] = []
 
     def initialize(self) -> None:
         # One that was made before a fork (--preload) would be that of all workers.
@@ -29,6 +31,14 @@ class ClusterManager(QueueManager, fanout.Manager):
     def stop(self) -> None:
         """Stop receiving messages from other nodes."""
         self._worker.stop()
+
+    def watch_gaps(self, watcher: Callable[[], None]) -> None:
+        """Call ``watcher`` when this node receives again after it may have missed messages, on Redis and Kafka."""
+        self._gap_watchers.append(watcher)
+
+    def _receives_again(self) -> None:
+        for watcher in self._gap_watchers:
+            watcher()
 
     def _seal(self, text: str) -> str:
         return self._sealing.seal(self.channel, text)

@@ -61,15 +61,21 @@ class RedisCluster(ClusterManager, _Connections):
             raise OSError(str(error)) from error
 
     def _publish(self, data: Command) -> None:
+        self.send(data)
+
+    def send(self, data: Command) -> bool:
+        """Publish a message. Return whether Redis has it; if not, that is logged."""
         try:
             with green.timeout(self.publish_timeout):
                 if not self.connected:
                     self._redis_connect()
                 self.redis.publish(self.channel, self._seal(self.json.dumps(data)))
+                return True
         except green.TimedOut:
             self._not_published(f"no response within {self.publish_timeout:g} s")
         except (OSError, ClusterKeyError, self._redis_error()) as error:
             self._not_published(error)
+        return False
 
     def _not_published(self, problem: object) -> None:
         self.connected = False
@@ -78,14 +84,18 @@ class RedisCluster(ClusterManager, _Connections):
     def _redis_listen_with_retries(self) -> Iterator[Any]:
         # Replaces the stock method, which waits up to a minute between two attempts.
         backoff = Backoff(*self.backoff)
+        failed = False
         while True:
             try:
                 self._listening._redis_connect()
                 self._listening.pubsub.subscribe(self.channel)
                 backoff.reset()
+                if failed:
+                    self._receives_again()
                 yield from self._listening.pubsub.listen()
             except (OSError, self._redis_error()) as error:
                 self._not_heard(error)
+            failed = True
             green.sleep(backoff.next())
 
     def _redis_error(self) -> type[Exception]:

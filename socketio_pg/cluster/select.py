@@ -7,6 +7,8 @@ import importlib.util
 from collections.abc import Callable
 from functools import partial
 
+from socketio_pg.cluster.bus import Bus
+from socketio_pg.cluster.carriers import BrokerCarrier, NotifyCarrier
 from socketio_pg.cluster.forwarder import Forwarder
 from socketio_pg.cluster.kafka import KafkaCluster
 from socketio_pg.cluster.postgres import PostgresCluster
@@ -121,6 +123,12 @@ class Cluster:
         if self._broker is None and self._workers is not None:
             return WorkersCluster(self._workers.peers, sealing=self._sealing)
         return self._broker or fanout.Manager()
+
+    def create_bus(self, pubsub: PubSub) -> Bus:
+        """Return the messages and questions between all processes. Raises nothing: without a key they stay here."""
+        broker = self._broker
+        carrier = NotifyCarrier(pubsub) if broker is None else BrokerCarrier(broker, self._sealing)
+        return Bus(carrier, self._workers)
 
     def create_forwarder(self, database: Database) -> Callable[[bool], None] | None:
         """Return a function to call when this node becomes the leader (True) or stops being it; None without Redis.

@@ -18,6 +18,8 @@ PERMISSIONS_CHANNEL = "socketio_pg_permissions"
 QUEUE_CHANNEL = "socketio_pg_queue"
 #: Nodes tell each other here which of them takes a client's session over: docs/recovery.md.
 SESSIONS_CHANNEL = "socketio_pg_sessions"
+#: Processes of different nodes send each other messages here, unless MESSAGE_QUEUE names a broker: `cluster/bus`.
+NODES_CHANNEL = "socketio_pg_nodes"
 
 #: All characters of Unicode's category Cc.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")

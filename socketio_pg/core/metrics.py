@@ -115,6 +115,15 @@ refused_messages = _counter(
     "refused_messages", "Texts on the channels between nodes that could not be opened, by reason.", "reason", REASONS
 )
 
+bus_messages = _counter(
+    "bus_messages", "Messages, questions and beats between processes: sent to other nodes, or received.", "direction",
+    ("sent", "received"),
+)  # fmt: skip
+bus_dropped = _counter(
+    "bus_dropped", "Messages between processes that were not sent, or not understood.", "reason",
+    ("not_sent", "too_many", "invalid"),
+)  # fmt: skip
+
 # -- publishing, and the relay -----------------------------------------------------------------------------------------
 
 publish_seconds = Histogram(

@@ -111,10 +111,15 @@ class Sealing:
         key, _, encoded = text.partition(".")
         return self.open_shown(purpose, self._seal.sealed(key, encoded))
 
-    def _wait_ready(self) -> None:
+    def wait_ready(self, seconds: float) -> bool:
+        """Wait for the first key, for at most ``seconds``. Return whether there is one."""
         if not self._seal.ready:
             with contextlib.suppress(green.TimedOut):
-                self._ready.wait(self.wait_seconds)
+                self._ready.wait(seconds)
+        return self._seal.ready
+
+    def _wait_ready(self) -> None:
+        self.wait_ready(self.wait_seconds)
 
     def open(self, channel: str, text: str, *, replayable: bool = False) -> str | None:
         """Return the text that was sealed for ``channel``; None, counted and logged, if it cannot be opened.
