@@ -75,7 +75,7 @@ def move_people(page: Page) -> None:
         page.click("#change")
         expect(page.locator("#statements > li")).to_have_count(number + 1)
     page.select_option("#area", "west")
-    expect(page.locator('#people > g[data-followed="false"]').first).to_be_visible()
+    expect(page.locator('.people > g[data-followed="false"]').first).to_be_visible()
     page.mouse.move(0, 0)
 
 

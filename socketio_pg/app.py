@@ -11,7 +11,7 @@ from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.logs import configure_logging
 from socketio_pg.postgres.embedded import EmbeddedPostgres
 from socketio_pg.web import demo_votes
-from socketio_pg.web.demo import create_demo_blueprint
+from socketio_pg.web.demo import add_samples, create_demo_blueprint
 from socketio_pg.web.pages import redirect_here
 from socketio_pg.websocket import SocketServer
 
@@ -34,6 +34,7 @@ def create_app(**overrides: object) -> Flask:
     app = Flask("socketio_pg", static_folder=None)
     app.config["SECRET_KEY"] = settings.flask_secret_key()
     dsn = settings.database_url
+    embedded = None
     if dsn is None:
         if not settings.debug:
             raise ConfigurationError(config.NO_DATABASE)
@@ -49,7 +50,10 @@ def create_app(**overrides: object) -> Flask:
         settings = dataclasses.replace(settings, html_channels=(*settings.html_channels, demo_votes.CHANNEL))
     server = SocketServer(app, dsn, enable_test_page=settings.test_page, port=settings.port, settings=settings)
     if settings.debug and settings.test_page:
-        app.register_blueprint(create_demo_blueprint(server.pubsub.database))
+        database = server.pubsub.database
+        app.register_blueprint(create_demo_blueprint(database, is_open=settings.authentication() == "off"))
+        if embedded is not None:
+            add_samples(database, settings.max_payload)
     if settings.test_page:
 
         @app.get("/")

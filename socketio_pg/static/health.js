@@ -2,7 +2,7 @@
 
 /** Returns the option `onHealth` of Subscriptions: it shows the banner while the database is unreachable. */
 export function outageBanner() {
-  const banner = document.createElement("aside");
+  const banner = document.createElement("div");
   banner.className = "outage";
   banner.setAttribute("role", "status");
   banner.hidden = true;

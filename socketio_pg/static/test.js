@@ -4,7 +4,7 @@
 // `request()`, which sends all other requests.
 
 import { loadClient } from "./client.js";
-import { hasDemos } from "./demos.js";
+import { firstChannels, hasDemos } from "./demos.js";
 import { outageBanner } from "./health.js";
 import { MessageLog, clock, hue, timeOfDay } from "./log.js";
 import { warnIfOpen } from "./open.js";
@@ -31,7 +31,8 @@ const socket = io({
 });
 let token = null; // only in memory, never in storage or in a URL, because both leak
 const subscriptions = new Subscriptions(socket, { token: () => token, onTokenError, onHealth });
-const showOutage = outageBanner();
+warnIfOpen(socket);
+const showOutage = outageBanner(); // above the other banner
 
 let wasConnected = false;
 let refusals = 0; // connections in a row that the server has closed
@@ -50,8 +51,6 @@ function showConnected() {
   if (subscriptions.health?.database === "unreachable") showStatus("degraded", "Database unreachable");
   else showStatus("connected", "Connected");
 }
-
-warnIfOpen(socket);
 
 socket.on("server_hello", ({ sid, version, ...identity }) => {
   refusals = 0;
@@ -220,8 +219,11 @@ $("#sign-out").addEventListener("click", () => {
 // name → {name, subscription, confirmed, note, count, chip}: the user's subscriptions.
 const channels = new Map();
 
-/** Subscribes to a channel, unless already subscribed. With `history`, always replays that many messages. */
-function subscribe(name, history = 0) {
+/**
+ * Subscribes to a channel, unless already subscribed. With `history`, always replays that many messages, or explains why
+ * not if the visitor asked for them.
+ */
+function subscribe(name, history = 0, { isAsked = false } = {}) {
   const channel = channels.get(name) ?? { name, subscription: null, confirmed: false, note: "", count: 0, chip: null };
   const before = channel.subscription;
   if (before && !history) return;
@@ -238,7 +240,7 @@ function subscribe(name, history = 0) {
       channel.confirmed = true;
       clearErrors("subscribe", name);
       announce(`Subscribed to ${name}`);
-      if (history && !channel.subscription.position) {
+      if (isAsked && history && !channel.subscription.position) {
         const message = "This database has no log, so nothing was replayed. To install the log, run: socketio-pg init";
         showError("not_installed", message, { action: "subscribe", channel: name });
       }
@@ -271,7 +273,7 @@ $("#subscribe-form").addEventListener("submit", (event) => {
   const names = namesIn(input.value);
   showFieldError(input, names.length ? "" : "Enter the name of a channel, for example foo.");
   const history = $("#subscribe-history").checked ? HISTORY : 0;
-  for (const name of names) subscribe(name, history);
+  for (const name of names) subscribe(name, history, { isAsked: true });
   if (names.length) input.value = "";
 });
 
@@ -544,6 +546,8 @@ arrange();
 $(".pages").hidden = !hasDemos;
 for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
 showSql();
-for (const name of namesIn(new URLSearchParams(location.search).get("channels") ?? "")) subscribe(name);
+const named = new URLSearchParams(location.search).get("channels");
+if (named === null) for (const name of firstChannels) subscribe(name, HISTORY);
+else for (const name of namesIn(named)) subscribe(name);
 render();
 connect();

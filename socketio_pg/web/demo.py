@@ -1,5 +1,8 @@
 """The demos of the development server at ``/demo/``: pages, and the SQL that they run in a schema of their own."""
 
+import html
+import json
+import logging
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,19 +11,62 @@ from flask import Blueprint, Response, jsonify, request
 
 from socketio_pg.core.errors import SocketIOPGError
 from socketio_pg.postgres.database import Database
-from socketio_pg.web.demo_votes import add_votes, demo_cursor
+from socketio_pg.postgres.schema import install
+from socketio_pg.web.demo_votes import add_sample_votes, add_votes, demo_cursor
 from socketio_pg.web.pages import STATIC, add_security_headers
+
+logger = logging.getLogger("socketio_pg.demo")
+
+#: The channel to which the playground of the development server subscribes at once.
+FIRST_CHANNEL = "foo"
 
 _STATUSES = ("new", "paid", "packed", "shipped")
 _CUSTOMERS = ("Ada", "Alan", "Barbara", "Edsger", "Frances", "Grace", "Hedy", "Ken", "Margaret", "Radia")
 _ITEMS = ("keyboard", "screen", "lamp", "desk", "chair", "headphones", "notebook", "cable", "webcam", "microphone")
 
+_CHAT = (
+    {"from": "Grace", "text": "Is the new warehouse online?"},
+    {"from": "Edsger", "text": "Since this morning. Every row change shows up here."},
+    {"from": "Grace", "text": "Grüße aus Köln"},
+)
+
 #: A statement with its parameters.
 _Statement = tuple[str, Sequence[object]]
 
 
-def create_demo_blueprint(database: Database) -> Blueprint:
-    """Return the routes below ``/demo/``. Any client that can reach them can change tables in ``socketio_pg_demo``."""
+def add_samples(database: Database, max_payload: int) -> None:
+    """Install the schema, fill the demos that are empty, and publish a message to :data:`FIRST_CHANNEL`.
+
+    For the embedded database, which has no other user. A failure is only logged: the server works without the samples.
+    """
+    try:
+        install(database, max_payload, again=False)
+        with demo_cursor(database) as cursor:
+            _publish(cursor, FIRST_CHANNEL, {"hello": "world"})
+            for name in ("orders", "map"):
+                cursor.execute(_setup_of(name))
+            add_sample_votes(cursor)
+            cursor.execute("SELECT FROM socketio_pg.log WHERE channel = 'chat' LIMIT 1")
+            if cursor.fetchone() is None:
+                for payload in _CHAT:
+                    _publish(cursor, "chat", payload)
+    except SocketIOPGError as error:
+        logger.warning("the demos start empty: %s", error)
+
+
+def _publish(cursor: Any, channel: str, payload: object) -> None:
+    cursor.execute("SELECT socketio_pg.publish(%s, %s)", [channel, json.dumps(payload)])
+
+
+def _setup_of(name: str) -> str:
+    return (STATIC / "demo" / f"{name}.sql").read_text("utf-8")
+
+
+def create_demo_blueprint(database: Database, *, is_open: bool) -> Blueprint:
+    """Return the routes below ``/demo/``. Any client that can reach them can change tables in ``socketio_pg_demo``.
+
+    ``is_open``: the server asks for no token, so that the playground can subscribe at once.
+    """
     blueprint = Blueprint(
         "socketio_pg_demo",
         __name__,
@@ -36,10 +82,14 @@ def create_demo_blueprint(database: Database) -> Blueprint:
 
     @blueprint.get("/static/demos.js")
     def demos() -> Response:
-        return Response("export const hasDemos = true;\n", mimetype="text/javascript")
+        channels = json.dumps([FIRST_CHANNEL] if is_open else [])
+        script = f"export const hasDemos = true;\nexport const firstChannels = {channels};\n"
+        return Response(script, mimetype="text/javascript")
 
     @blueprint.errorhandler(SocketIOPGError)
     def failed(error: SocketIOPGError) -> tuple[Response, int]:
+        if "HX-Request" in request.headers:
+            return Response(html.escape(error.message)), 409
         return jsonify(error=error.message), 409
 
     @blueprint.get("/demo/map/rows")
@@ -57,7 +107,7 @@ def create_demo_blueprint(database: Database) -> Blueprint:
         def setup() -> Response:
             _require_json()
             with demo_cursor(database) as cursor:
-                cursor.execute((STATIC / "demo" / f"{name}.sql").read_text("utf-8"))
+                cursor.execute(_setup_of(name))
             return jsonify(ok=True)
 
         def step() -> Response:

@@ -59,6 +59,16 @@ def add_votes(blueprint: Blueprint, database: Database) -> None:
         return Response(status=204)
 
 
+def add_sample_votes(cursor: Any) -> None:
+    """Create the table with some votes, unless it has votes."""
+    cursor.execute(_SETUP)
+    cursor.execute(
+        "INSERT INTO socketio_pg_demo.vote SELECT * FROM unnest(%s, '{3,5,2}'::int[]) AS sample (choice, count) "
+        "WHERE NOT EXISTS (SELECT FROM socketio_pg_demo.vote)",
+        [list(_CHOICES)],
+    )
+
+
 def _context(cursor: Any, *, ready: bool) -> dict[str, Any]:
     counts: dict[str, int] = {}
     if ready:

@@ -7,10 +7,13 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
+import requests
 from playwright.sync_api import Browser, Page, expect
 
+from tests.support.accessibility import violations
 from tests.support.demo_page import PATIENCE
 from tests.support.log import Log, wait_installed
+from tests.support.nightly import sampled
 from tests.support.patience import PATIENCE as SECONDS
 from tests.support.patience import until
 from tests.support.postgres import Cluster
@@ -40,7 +43,7 @@ class Visitor:
         self.page.on(
             "websocket", lambda socket: socket.on("framereceived", lambda frame: self.frames.append(str(frame)))
         )
-        self.page.goto(f"{url}/demo/{name}.html")
+        self.page.goto(f"{url}/{name}" if "/" in name else f"{url}/demo/{name}.html")
         expect(self.page.locator("#status")).to_have_attribute("data-state", "connected", timeout=PATIENCE)
         expect(self.page.get_by_role("complementary", name="Security warning")).to_contain_text("AUTH=required")
 
@@ -67,13 +70,15 @@ def test_orders_demo_follows_the_table(log: Log, chromium: Browser) -> None:
     with Visitor(chromium, log.server.url, "orders") as visitor:
         visitor.set_up()
         page, rows = visitor.page, visitor.page.locator("#orders > tr")
-        expect(page.locator("#empty")).to_be_visible()
+        expect(rows).to_have_count(5)
         expect(page.locator("#edge")).to_have_text("live")
+        log.sql("DELETE FROM socketio_pg_demo.orders")
+        expect(page.locator("#empty")).to_be_visible()
         log.sql(
             "INSERT INTO socketio_pg_demo.orders (customer, item, total, card) VALUES ('<b>Ada</b>', 'lamp', 7, '4111')"
         )
         expect(rows).to_have_count(1)
-        expect(rows.first).to_have_text(re.compile(r"^1<b>Ada</b>lamp7\.00new$"))
+        expect(rows.first).to_have_text(re.compile(r"^6<b>Ada</b>lamp7\.00new$"))
         log.sql("UPDATE socketio_pg_demo.orders SET status = 'paid', card = '4222'")
         expect(rows.first.locator(".pill")).to_have_text("paid")
         for _ in range(5):
@@ -97,18 +102,18 @@ def test_map_demo_follows_people_and_filters_on_the_server(log: Log, chromium: B
     with Visitor(chromium, log.server.url, "map") as visitor:
         visitor.set_up()
         page = visitor.page
-        people = page.locator("#people > g")
+        people = page.locator(".people > g")
         expect(people).to_have_count(20)
         log.sql("UPDATE socketio_pg_demo.person SET lat = 50.94, lon = CASE WHEN id % 2 = 0 THEN 6.95 ELSE 6.97 END")
-        west = page.locator('#people > g[data-side="west"]')
+        west = page.locator('.people > g[data-side="west"]')
         expect(west).to_have_count(10)
         expect(west.first).to_have_attribute("style", re.compile(r"translate\(212px, 250px\)"))
         page.select_option("#area", "west")
-        expect(page.locator('#people > g[data-followed="true"]')).to_have_count(10)
+        expect(page.locator('.people > g[data-followed="true"]')).to_have_count(10)
         log.sql("UPDATE socketio_pg_demo.person SET lat = 50.945")
         expect(west.first).to_have_attribute("style", re.compile(r"translate\(212px, 137px\)"))
         log.sql("UPDATE socketio_pg_demo.person SET lat = 50.935 WHERE id = 2")  # the last message
-        expect(page.locator("#people > g", has_text=re.compile("^Al"))).to_have_attribute(
+        expect(page.locator(".people > g", has_text=re.compile("^Al"))).to_have_attribute(
             "style", re.compile(r"212px, 363px")
         )
 
@@ -151,6 +156,17 @@ def test_demo_without_the_log_explains_the_setup(newest_pg: Cluster, chromium: B
             visitor.page.click("#setup button")
             expect(visitor.page.locator("#problem")).to_contain_text("socketio-pg init")
             assert visitor.problems.pop().startswith("Failed to load resource")
+            visitor.page.goto(f"{log.server.url}/demo/")
+            for name, text in {
+                "orders": "create its table",
+                "map": "create its table",
+                "chat": "Nobody",
+                "votes": "",
+            }.items():
+                waiting = visitor.page.locator(f"[data-demo={name}] .waiting")
+                expect(waiting).to_be_visible(visible=text != "")
+                expect(waiting).to_contain_text(text)
+            expect(visitor.page.locator("#run")).to_be_disabled()
         assert log.sql("SELECT to_regnamespace('socketio_pg_demo') IS NULL") == [(True,)]
     finally:
         log.server.close()
@@ -179,6 +195,14 @@ def test_votes_demo_shows_html_of_the_server_without_javascript_of_the_page(log:
         pages[1].get_by_role("button", name="Penguin").click()
         for page in pages:
             expect(page.locator(".votes output")).to_have_text(["0", "1", "1"])
+        problem = pages[0].locator("#problem")
+        log.sql("ALTER TABLE socketio_pg_demo.vote RENAME count TO counted")
+        pages[0].get_by_role("button", name="Penguin").click()
+        expect(problem).to_be_visible()
+        log.sql("ALTER TABLE socketio_pg_demo.vote RENAME counted TO count")
+        pages[0].get_by_role("button", name="Penguin").click()
+        expect(problem).to_be_hidden()
+        expect(pages[0].locator(".votes output")).to_have_text(["0", "1", "2"])
     finally:
         for page in pages:
             page.close()
@@ -203,39 +227,104 @@ UNREACHABLE = """() => [...document.querySelectorAll("body *")].filter((element)
 }).map((element) => element.outerHTML.slice(0, 100))"""
 
 
-def test_each_page_has_one_name_and_fits_a_phone(log: Log, chromium: Browser) -> None:
-    page = chromium.new_page(viewport={"width": 390, "height": 844})
+@pytest.mark.parametrize("scheme", sampled(["light", "dark"], lambda scheme: scheme == "light"))
+def test_each_page_has_one_name_fits_a_phone_and_is_accessible(log: Log, chromium: Browser, scheme: str) -> None:
+    set_up(log, "orders", "map")
+    page = chromium.new_page(
+        viewport={"width": 1440, "height": 900},
+        reduced_motion="reduce",
+        color_scheme="dark" if scheme == "dark" else "light",
+    )
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     try:
         for path, name in PAGES.items():
             page.goto(log.server.url + path)
             expect(page).to_have_title(f"{name} · socketio_pg")
             expect(page.get_by_role("heading", level=1)).to_have_text(name)
             links = page.get_by_role("navigation", name="Pages").get_by_role("link")
-            expect(links).to_have_text(["Playground", "Orders", "Map", "Chat", "Votes"])
-            assert links.and_(page.locator("[aria-current=page]")).all_text_contents() == [name] * (name != "Demos")
+            expect(links).to_have_text(["Playground", "Demos", "Orders", "Map", "Chat", "Votes"])
+            expect(links.and_(page.locator("[aria-current=page]"))).to_have_text([name])
+            if name != "Votes":
+                expect(page.locator("#status")).to_have_attribute("data-state", "connected")
             if name in ("Orders", "Map"):
                 expect(page.locator("#sql")).to_contain_text("socketio_pg.watch(")
+                expect(page.locator("#change")).to_be_enabled()
             if name == "Chat":
                 expect(page.locator("#code")).to_contain_text("subscribe")
-            for width, height in ((390, 844), (1280, 400), (1280, 800)):
+            if name == "Demos":
+                expect(page.locator(".cards[data-ready]")).to_be_visible()
+            assert violations(page) == [], name
+            for width, height in ((1280, 400), (390, 844)):
                 page.set_viewport_size({"width": width, "height": height})
                 assert page.evaluate("document.documentElement.scrollWidth") == width, (name, width)
                 assert page.evaluate(UNREACHABLE) == [], (name, width)
-            page.set_viewport_size({"width": 390, "height": 844})
+            page.set_viewport_size({"width": 1440, "height": 900})
         for link in links.all():
             assert page.request.get(str(link.evaluate("link => link.href"))).ok
+        assert {address.partition("://")[2].partition("/")[0] for address in asked} == {f"127.0.0.1:{log.server.port}"}
     finally:
         page.close()
 
 
-def test_index_links_to_each_demo(log: Log, chromium: Browser) -> None:
-    page = chromium.new_page()
-    page.goto(f"{log.server.url}/demo/")
-    for link in page.locator(".cards a").all():
-        address = str(link.evaluate("link => link.href"))
-        with urllib.request.urlopen(address, timeout=SECONDS) as answer:
-            assert answer.status == 200
-    page.close()
+def set_up(log: Log, *names: str) -> None:
+    """Run the SQL of demos, as their buttons do."""
+    for name in names:
+        answer = requests.post(f"{log.server.url}/demo/{name}/setup", json={}, timeout=SECONDS)
+        assert answer.status_code == 200, answer.text
+
+
+def test_index_shows_each_demo_live_and_links_to_it(log: Log, chromium: Browser) -> None:
+    set_up(log, "orders", "map")
+    with Visitor(chromium, log.server.url, "index") as visitor:
+        page = visitor.page
+        expect(page.locator(".cards[data-ready]")).to_be_visible()
+        for name, item in {"orders": "tr", "map": ".people > g", "votes": "li"}.items():
+            expect(page.locator(f"[data-demo={name}] :is({item})").first).to_be_visible()
+        log.sql("INSERT INTO socketio_pg_demo.orders (customer, item, total) VALUES ('<b>Radia</b>', 'desk', 1)")
+        expect(page.locator("[data-demo=orders] tr").first).to_have_text("<b>Radia</b>desk1.00new")
+        log.sql("UPDATE socketio_pg_demo.person SET lat = 50.94, lon = 6.95 WHERE name = 'Ada'")
+        expect(page.locator("[data-demo=map] .people > g", has_text=re.compile("^Ad"))).to_have_attribute(
+            "style", re.compile(r"translate\(212px, 250px\)")
+        )
+        for number in range(6):
+            log.sql(
+                "SELECT socketio_pg.publish('chat', %s)", json.dumps({"from": "<i>Ada</i>", "text": f"line {number}"})
+            )
+        lines = page.locator("[data-demo=chat] li")
+        expect(lines).to_have_text([f"<i>Ada</i>line {number}" for number in range(2, 6)])
+        log.sql("SELECT pg_notify('foo', '{\"hello\": \"index\"}')")
+        expect(page.locator("[data-demo=playground] li").last).to_have_text('foo{"hello": "index"}')
+        votes = page.locator("[data-demo=votes] output")
+        before = int(votes.last.inner_text())
+        assert requests.post(f"{log.server.url}/demo/votes/2", headers={"HX-Request": "true"}, timeout=SECONDS).ok
+        expect(votes.last).to_have_text(str(before + 1))
+        # The button changes rows until it is pressed again.
+        seen = len(visitor.frames)
+        page.click("#run")
+        expect(page.locator("#run")).to_have_text("Stop")
+
+        def moved() -> bool:
+            page.wait_for_timeout(20)  # lets Playwright receive the frames
+            return any("UPDATE" in frame for frame in visitor.frames[seen:])
+
+        until(moved, "the changes arrive")
+        page.click("#run")
+        expect(page.locator("#run")).to_have_text("Make changes")
+        for link in page.locator(".cards a").all():
+            assert page.request.get(str(link.evaluate("link => link.href"))).ok
+
+
+def test_playground_of_an_open_development_server_has_subscribed_already(log: Log, chromium: Browser) -> None:
+    with Visitor(chromium, log.server.url, "static/test.html") as visitor:
+        expect(visitor.page.locator("#channels > li")).to_have_attribute("data-state", "subscribed")
+        log.sql("SELECT socketio_pg.publish('foo', '\"first\"')")
+        expect(visitor.page.locator("#messages > li").first).to_contain_text('"first"')
+        visitor.page.reload()
+        expect(visitor.page.locator("#messages > li").first).to_contain_text("replayed")
+        # An address that names channels is taken at its word.
+        visitor.page.goto(f"{log.server.url}/static/test.html?channels=bar")
+        expect(visitor.page.locator("#channels .channel-name")).to_have_text(["bar"])
 
 
 def test_other_origins_cannot_change_anything(log: Log) -> None:

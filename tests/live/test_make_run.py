@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.support.patience import PATIENCE, until
 from tests.support.server import ROOT, clean_environment, free_port
@@ -149,7 +150,15 @@ def test_printed_commands_work_and_ctrl_c_leaves_nothing_behind(data_dir: Path) 
             program, address = shlex.split(psql)
             subprocess.run([program, address, "-c", in_sql], check=True, capture_output=True, timeout=PATIENCE)
             out, _ = subscriber.communicate(timeout=PATIENCE)
-            assert [line.split()[2:] for line in out.splitlines()] == [["#1", "42"], ['{"hello":"world"}']]
+            [(place, payload), (notified,)] = [line.split()[2:] for line in out.splitlines()]
+            assert (place[0], payload, notified) == ("#", "42", '{"hello":"world"}')
+        # The first page and the demos have something to show.
+        api = requests.get(f"{url}/api/channels/foo/messages", {"history": 10}, timeout=PATIENCE).json()
+        assert [message["payload"] for message in api["messages"]] == [{"hello": "world"}, 42]
+        assert 'firstChannels = ["foo"]' in requests.get(f"{url}/static/demos.js", timeout=PATIENCE).text
+        for table, rows in {"orders": 5, "person": 20, "vote": 3}.items():
+            count = [program, address, "-Atc", f"SELECT count(*) FROM socketio_pg_demo.{table}"]
+            assert int(subprocess.check_output(count, timeout=PATIENCE)) == rows, table
         memory = shared_memory(data_dir)
         [socket_folder] = re.findall(r"host=(\S+)", address)
         assert Path(socket_folder).exists()

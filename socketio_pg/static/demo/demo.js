@@ -64,29 +64,35 @@ export async function runSql(name, start, pause) {
   };
   const change = async () => {
     const { sql } = await ask(`./${name}/change`, "POST");
-    const line = document.createElement("li");
-    line.textContent = sql;
-    $("#statements").prepend(line);
+    $("#statements").prepend(element("li", "", sql));
     while ($("#statements").children.length > 8) $("#statements").lastChild.remove();
-  };
-  let going = false;
-  const keep = async () => {
-    if (!going) return;
-    await guarded(change);
-    setTimeout(keep, pause);
   };
   $("#setup button").addEventListener("click", () => guarded(async () => {
     await ask(`./${name}/setup`, "POST");
     await begin();
   }));
   $("#change").addEventListener("click", () => guarded(change));
-  $("#keep").addEventListener("click", () => {
-    going = !going;
-    $("#keep").setAttribute("aria-pressed", String(going));
-    $("#keep").textContent = going ? "Stop" : "Keep going";
-    keep();
-  });
+  repeat($("#keep"), pause, change);
   await guarded(begin);
+}
+
+/** Lets a button start `action`, again and again with `pause` ms between, and stop it. */
+export function repeat(button, pause, action) {
+  const name = button.textContent;
+  let going = false;
+  let timer;
+  const step = async () => {
+    clearTimeout(timer);
+    if (!going) return;
+    await guarded(action);
+    timer = setTimeout(step, pause);
+  };
+  button.addEventListener("click", () => {
+    going = !going;
+    button.setAttribute("aria-pressed", String(going));
+    button.textContent = going ? "Stop" : name;
+    step();
+  });
 }
 
 /** Sends a request of this demo to the server: GET for its rows, POST for a change. */
@@ -98,11 +104,25 @@ export async function ask(path, method = "GET") {
   return body;
 }
 
-async function guarded(action) {
+/** Runs `action`, and shows its error in the page. */
+export async function guarded(action) {
   try {
     await action();
     showProblem(null);
   } catch (error) {
     showProblem(error);
   }
+}
+
+/** Returns a new element with a text. */
+export function element(tag, className, text = "") {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+/** Highlights a line that has changed. */
+export function flash(line) {
+  line.animate([{ background: "var(--flash)" }, {}], { duration: 1200, easing: "ease-out" });
 }

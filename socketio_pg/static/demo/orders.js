@@ -1,6 +1,6 @@
 // A table that follows the table `orders`: the subscription brings the rows, and then each change of them.
 
-import { $, connect, runSql } from "./demo.js";
+import { $, connect, element, flash, runSql } from "./demo.js";
 
 const REQUEST = { table: "socketio_pg_demo.orders", order: "id" };
 const lines = new Map(); // primary key → its <tr>
@@ -43,8 +43,7 @@ function draw(key, { id, customer, item, total, status }) {
   line.replaceChildren();
   for (const text of [id, customer, item, Number(total).toFixed(2)]) line.insertCell().textContent = text;
   line.cells[3].className = "number";
-  line.insertCell().innerHTML = "<span class=\"pill\"></span>";
-  line.querySelector(".pill").textContent = status;
+  line.insertCell().append(element("span", "pill", status));
   line.dataset.status = status;
   return line;
 }
@@ -52,10 +51,6 @@ function draw(key, { id, customer, item, total, status }) {
 function remove(key) {
   lines.get(key)?.remove();
   lines.delete(key);
-}
-
-function flash(line) {
-  line.animate([{ background: "var(--flash)" }, {}], { duration: 1200, easing: "ease-out" });
 }
 
 function count() {

@@ -1,7 +1,6 @@
 CREATE SCHEMA IF NOT EXISTS socketio_pg_demo;
 
-CREATE TABLE IF NOT EXISTS
-    socketio_pg_demo.orders (
+CREATE TABLE IF NOT EXISTS socketio_pg_demo.orders (
   id       serial PRIMARY KEY,
   customer text NOT NULL,
   item     text NOT NULL,
@@ -10,8 +9,18 @@ CREATE TABLE IF NOT EXISTS
   card     text
 );
 
--- From now on, every committed
--- change becomes a message.
+-- From now on, every committed change
+-- becomes a message.
 SELECT socketio_pg.watch(
-    'socketio_pg_demo.orders',
-    exclude => '{card}');
+    'socketio_pg_demo.orders', exclude => '{card}');
+
+INSERT INTO socketio_pg_demo.orders
+    (customer, item, total, status)
+SELECT * FROM (VALUES
+    ('Grace', 'keyboard', 129.00, 'shipped'),
+    ('Edsger', 'notebook', 12.50, 'packed'),
+    ('Hedy', 'headphones', 249.90, 'packed'),
+    ('Ken', 'cable', 7.95, 'paid'),
+    ('Ada', 'lamp', 64.00, 'new')) AS sample
+WHERE NOT EXISTS (
+    SELECT FROM socketio_pg_demo.orders);
