@@ -10,12 +10,12 @@ next request, the renewal of the token. `publishing.py` needs no server.
 
 from typing import TYPE_CHECKING, Any
 
-from socketio_pg.aio.subscriber import AsyncSubscriber, AsyncSubscription
+from socketio_pg.aio.subscriber import AsyncPresence, AsyncSubscriber, AsyncSubscription
 
 if TYPE_CHECKING:
     from socketio_pg.aio.publishing import publish
 
-__all__ = ["AsyncSubscriber", "AsyncSubscription", "publish"]
+__all__ = ["AsyncPresence", "AsyncSubscriber", "AsyncSubscription", "publish"]
 
 
 def __getattr__(name: str) -> Any:

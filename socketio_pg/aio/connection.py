@@ -104,12 +104,14 @@ class Connection:
         while not self.lost:
             await self._read_some()
 
-    def emit(self, event: str, body: Mapping[str, Any], answered: Callable[[Any], None]) -> bool:
+    def emit(self, event: str, body: Mapping[str, Any], answered: Callable[[Any], None] | None) -> bool:
         """Send an event; return False when the connection is lost. ``answered`` is called with the server's answer."""
         if self.lost:
             return False
-        number = next(self._ids)
-        self._answers[number] = answered
+        number: int | str = ""
+        if answered is not None:
+            number = next(self._ids)
+            self._answers[number] = answered
         self._send_packet(f"42{number}{json.dumps([event, body], separators=(',', ':'))}")
         return True
 

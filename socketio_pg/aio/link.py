@@ -1,12 +1,11 @@
 """The link of an AsyncSubscriber to the server: reconnects, renews the token, and runs the channels. One event loop."""
 
 import asyncio
-import contextlib
 import inspect
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from socketio_pg.aio.connection import Connection
@@ -17,8 +16,8 @@ from socketio_pg.subscriber.answers import answer_error
 from socketio_pg.subscriber.channel import Channel
 from socketio_pg.subscriber.deliveries import Delivery
 from socketio_pg.subscriber.login import Login
-from socketio_pg.subscriber.requests import Requests
-from socketio_pg.subscriber.subscription import Health
+from socketio_pg.subscriber.shared_link import SharedLink
+from socketio_pg.subscriber.subscription import Direct, Health
 
 logger = logging.getLogger("socketio_pg.subscriber")
 
@@ -44,11 +43,13 @@ class Queue(Protocol):
         """Let the application's task look again whether the subscription has ended."""
 
 
-class Link:
+class Link(SharedLink[Connection]):
     """The connection, the channels, and the task that connects and reads.
 
     :meth:`~socketio_pg.subscriber.channel.Channel.settle` and everything else without ``await`` is atomic in the loop.
     """
+
+    changed: Changes
 
     def __init__(
         self,
@@ -60,30 +61,14 @@ class Link:
         retry_delays: tuple[float, float],
         reconnection_delays: tuple[float, float],
         on_health: Callable[[Health], object] | None,
+        on_direct: Callable[[Direct], object] | None,
         auth: Any,
     ) -> None:
-        self.url = url
-        self.login = login
-        self.timeout = timeout
-        self.retry_delays = retry_delays
-        #: Notified when a waiting call should check for its result, on connect and disconnect, and on close.
-        self.changed = Changes()
-        self.connection: Connection | None = None
-        #: Sends the channels' requests on :attr:`connection`.
-        self.requests: Requests | None = None
-        self.channels: dict[str, Channel] = {}
-        #: Channels that are interrupted until the application catches up.
-        self.paused: set[Channel] = set()
-        self.health: Health | None = None
-        #: Those of `server_hello` on :attr:`connection`; None before it.
-        self.features: Collection[str] | None = None
-        #: Whether messages get ids of their own: not once the server has refused them, without the schema.
-        self.adds_ids = True
-        self.closed = False
-        #: The refusal after which the link stopped connecting.
-        self.refusal: UnauthorizedError | None = None
+        super().__init__(
+            url, login, Changes(), timeout=timeout, retry_delays=retry_delays, on_health=on_health,
+            on_direct=on_direct,
+        )  # fmt: skip
         self._connect = connect
-        self._on_health = on_health
         self._auth = auth
         self._backoff = Backoff(*reconnection_delays)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -95,19 +80,6 @@ class Link:
     def start(self, connection: Connection | None) -> None:
         """Start the task that reads from ``connection`` and reconnects; without one, it connects first."""
         self._start(self._run(connection))
-
-    def channel(self, name: str) -> Channel:
-        """Return the channel, created if necessary."""
-        if name not in self.channels:
-            self.channels[name] = Channel(name, self)
-        return self.channels[name]
-
-    def check(self) -> None:
-        """Raise :class:`ConnectionError` after :meth:`close`, :class:`UnauthorizedError` after the final refusal."""
-        if self.closed:
-            raise ConnectionError("the subscriber is closed")
-        if self.refusal is not None:
-            raise self.refusal
 
     async def close(self) -> None:
         """Drop all channels, close the connection and stop the tasks."""
@@ -186,7 +158,7 @@ class Link:
             except UnauthorizedError as error:
                 refusals += 1
                 if refusals >= _MAX_REFUSALS:
-                    self._give_up(error)
+                    self.give_up(error)
                     return
                 logger.warning("the server refused the token: %s; retrying", error)
             except Exception:
@@ -196,70 +168,15 @@ class Link:
     def _lose(self, connection: Connection) -> None:
         """Handle the loss of ``connection``. Idempotent."""
         connection.abort()
-        if connection is not self.connection:
-            return
-        self.connection = self.requests = None
-        for channel in list(self.channels.values()):
-            channel.lose(connection.heard, "client_disconnected")
-        if self.login is not None:
-            self.login.cancel()
-        self.changed.notify_all()
+        if connection is self.connection:
+            self.lost(connection)
 
     def _receive(self, connection: Connection, event: str, body: Any) -> None:
         """Handle the server's events in order, and the connection's ``connect``."""
         if event == "connect":
-            if not self.closed:
-                self.connection, self.requests, self.features = connection, Requests(connection), None
-                self.adds_ids = True
-                self._settle(self.channels.values())
-            self.changed.notify_all()
-        elif connection is not self.connection:
-            return
-        elif event == "token_expiring":
-            if self.login is not None:
-                self.schedule(self.login.expires(body))
-        elif event in ("server_hello", "health"):
-            self._report(body if event == "health" else body.get("health"))
-            if event == "server_hello":
-                self.features = body.get("features") or ()
-                self.changed.notify_all()
-        elif isinstance(body, dict) and body.get("channel") in self.channels:
-            channel = self.channels[body["channel"]]
-            if event == "event":
-                channel.receive(body, connection.size)
-            elif event == "undecodable":
-                channel.miss(body)
-            elif event == "gap":
-                channel.receive_gap(body)
-            elif event == "live":
-                channel.receive_live(body)
-            elif event == "subscribed":
-                channel.check_subscribed(body)
-            elif event == "unsubscribed":
-                channel.check_unsubscribed(body)
-
-    def _report(self, health: Health | None) -> None:
-        if health and health != self.health:
-            self.health = health
-            if self._on_health is not None:
-                try:
-                    self._on_health(health)
-                except Exception:  # an application's bug must not end the connection
-                    logger.exception("a handler of the server's health failed")
-
-    def _settle(self, channels: Iterable[Channel]) -> None:
-        """Settle channels, so that their requests are sent together."""
-        with contextlib.nullcontext() if self.requests is None else self.requests.together():
-            for channel in list(channels):
-                channel.settle()
-
-    def _give_up(self, error: UnauthorizedError) -> None:
-        logger.error("the server refused the token: %s; the subscriber has stopped", error)
-        self.refusal = error
-        for channel in list(self.channels.values()):
-            channel.end(channel.members, error)
-            channel.settle()
-        self.changed.notify_all()
+            self.opened(connection)
+        elif connection is self.connection:
+            self.receive(event, body, connection.size)
 
     # -- timers --------------------------------------------------------------------------------------------------------
 
@@ -277,7 +194,7 @@ class Link:
         login = self.login
         if self.connection is not None:
             if any(channel.due <= now for channel in self.channels.values()):
-                self._settle(self.channels.values())
+                self.settle(self.channels.values())
             if login is not None and login.due <= now and not self._renewing:
                 self._renewing = True
                 self._start(self._renew(self.connection, login))
@@ -321,8 +238,14 @@ class Link:
     # -- to the application's tasks ------------------------------------------------------------------------------------
 
     def deliver(self, delivery: Delivery) -> None:
-        """Add to the queue of the delivery's subscription."""
-        _queue(delivery.subscription).put(delivery)
+        """Add to the queue of the delivery's subscription. A handler that belongs to none is called now."""
+        if delivery.subscription is not None:
+            _queue(delivery.subscription).put(delivery)
+            return
+        try:
+            delivery.callback(delivery.argument)
+        except Exception:  # an application's bug must not end the connection
+            logger.exception("a handler failed")
 
     def is_full(self, channel: Channel) -> bool:
         """Return whether one of the channel's subscriptions has too much in its queue."""

@@ -10,16 +10,19 @@ from typing import Any
 
 from socketio_pg.aio.connection import Connection
 from socketio_pg.aio.link import Link
+from socketio_pg.aio.presence import AsyncPresence
 from socketio_pg.core.cursors import Since
 from socketio_pg.core.errors import SocketIOPGError
 from socketio_pg.core.publications import Published
 from socketio_pg.subscriber.answers import answer_error
 from socketio_pg.subscriber.deliveries import Delivery
 from socketio_pg.subscriber.login import Login
+from socketio_pg.subscriber.newest import EphemeralMessage
+from socketio_pg.subscriber.presence_state import PresenceMember
 from socketio_pg.subscriber.publishing import Publishing
-from socketio_pg.subscriber.subscription import Gap, Health, Live, Member, Message
+from socketio_pg.subscriber.subscription import Direct, Gap, Health, Live, Member, Message
 
-__all__ = ["AsyncSubscriber", "AsyncSubscription"]
+__all__ = ["AsyncPresence", "AsyncSubscriber", "AsyncSubscription"]
 
 
 class AsyncSubscription(Member):
@@ -40,10 +43,11 @@ class AsyncSubscription(Member):
         since: Since | None,
         on_gap: Callable[[Gap], object] | None,
         on_live: Callable[[Live], object] | None,
+        on_ephemeral: Callable[[EphemeralMessage], object] | None,
         most_waiting: int,
         link: Link,
     ) -> None:
-        super().__init__(channel, _message, history, since, _gap, _error)
+        super().__init__(channel, _message, history, since, _gap, _error, None, on_ephemeral)
         self._call_on_gap, self._call_on_live = on_gap, on_live
         self._most = most_waiting
         self._link = link
@@ -70,6 +74,8 @@ class AsyncSubscription(Member):
                 call = self._call_on_gap
             elif delivery.callback == self.went_live and self.caught_up:
                 call = self._call_on_live
+            elif delivery.callback == self.take_ephemeral:
+                call = self._call_on_ephemeral
             if call is not None:
                 if delivery.moved:
                     self.handled = delivery.position
@@ -89,6 +95,12 @@ class AsyncSubscription(Member):
             if delivery.callback is _message:
                 message: Message = delivery.argument
                 return message
+
+    async def _call_on_ephemeral(self, _: object) -> None:
+        for message in self.ephemeral.take():
+            result = None if self.on_ephemeral is None else self.on_ephemeral(message)
+            if inspect.isawaitable(result):
+                await result
 
     async def _wait(self) -> None:
         if self._woken is not None:
@@ -157,6 +169,7 @@ class AsyncSubscriber:
         most_waiting: int = 16_000_000,
         token: str | Callable[[], str | Awaitable[str | None] | None] | None = None,
         on_health: Callable[[Health], object] | None = None,
+        on_direct: Callable[[Direct], object] | None = None,
         auth: Any = None,
         headers: Mapping[str, str] | None = None,
         socketio_path: str = "socket.io",
@@ -179,6 +192,7 @@ class AsyncSubscriber:
             retry_delays=self._delays,
             reconnection_delays=(reconnection_delay, reconnection_delay_max),
             on_health=on_health,
+            on_direct=on_direct,
             auth=auth,
         )
 
@@ -213,6 +227,7 @@ class AsyncSubscriber:
         filter: Mapping[str, Any] | None = None,
         on_gap: Callable[[Gap], object] | None = None,
         on_live: Callable[[Live], object] | None = None,
+        on_ephemeral: Callable[[EphemeralMessage], object] | None = None,
     ) -> AsyncSubscription:
         """Return a subscription to ``channel`` once the server has confirmed it. ``async for`` takes its messages.
 
@@ -222,17 +237,46 @@ class AsyncSubscriber:
 
         ``on_gap``, a function or a coroutine function, is called when messages may have been missed, in the task that
         takes the messages and in order with them. So is ``on_live``, when all messages of a replay have been taken: of
-        ``since`` and ``history``, and after each reconnect.
+        ``since`` and ``history``, and after each reconnect. So is ``on_ephemeral``, with ephemeral messages: of each
+        sender and key the newest one.
 
         Raises :class:`ForbiddenError`, :class:`InvalidChannelError`, :class:`InvalidRequestError`, or another
         :class:`SocketIOPGError` when the server refuses, :class:`DatabaseUnavailableError` when the server had no
         database for ``timeout`` seconds, :class:`TimeoutError` without an answer, :class:`ConnectionError` without a
         connection.
         """
+        return await self._subscribe(channel, False, history, since, filter, on_gap, on_live, on_ephemeral)
+
+    async def subscribe_pattern(
+        self,
+        pattern: str,
+        *,
+        history: int | None = None,
+        since: Since | None = None,
+        filter: Mapping[str, Any] | None = None,
+        on_gap: Callable[[Gap], object] | None = None,
+        on_live: Callable[[Live], object] | None = None,
+    ) -> AsyncSubscription:
+        """As :meth:`subscribe`, for :meth:`socketio_pg.subscriber.Subscriber.subscribe_pattern`."""
+        return await self._subscribe(pattern, True, history, since, filter, on_gap, on_live, None)
+
+    async def _subscribe(
+        self,
+        channel: str,
+        is_pattern: bool,
+        history: int | None,
+        since: Since | None,
+        filter: Mapping[str, Any] | None,
+        on_gap: Callable[[Gap], object] | None,
+        on_live: Callable[[Live], object] | None,
+        on_ephemeral: Callable[[EphemeralMessage], object] | None,
+    ) -> AsyncSubscription:
         link = self._link
         link.check()
-        subscription = AsyncSubscription(channel, history, since, on_gap, on_live, self._most_waiting, link)
-        shared = link.channel(channel)
+        subscription = AsyncSubscription(
+            channel, history, since, on_gap, on_live, on_ephemeral, self._most_waiting, link
+        )
+        shared = link.channel(channel, pattern=is_pattern)
         shared.add(subscription, filter)
         try:
             shared.settle()
@@ -260,15 +304,38 @@ class AsyncSubscriber:
         if shared is not None:
             await link.changed.wait_for(lambda: shared.members or not shared.open or link.closed, link.timeout)
 
+    async def presence(
+        self,
+        channel: str,
+        *,
+        on_join: Callable[[PresenceMember], object] | None = None,
+        on_update: Callable[[PresenceMember, PresenceMember], object] | None = None,
+        on_leave: Callable[[PresenceMember], object] | None = None,
+        on_sync: Callable[[dict[str, PresenceMember]], object] | None = None,
+        on_error: Callable[[SocketIOPGError], object] | None = None,
+    ) -> AsyncPresence:
+        """As :meth:`socketio_pg.subscriber.Subscriber.presence`. Handlers are functions that do not block."""
+        presence = AsyncPresence(channel, self._link, on_join, on_update, on_leave, on_sync, on_error)
+        await presence.open()
+        return presence
+
     async def publish(
-        self, channel: str, payload: Any, durable: bool | None = None, *, id: str | None = None, wait: bool = True
+        self,
+        channel: str,
+        payload: Any,
+        durable: bool | None = None,
+        *,
+        id: str | None = None,
+        wait: bool = True,
+        echo: bool = True,
+        traceparent: str | None = None,
     ) -> Published:
         """Publish any JSON value; return after the commit.
 
-        ``durable``, ``id`` and ``wait`` are those of docs/protocol.md. The result has the position of a message of the
-        log; without ``wait`` it has none, and comes some milliseconds earlier. Unless ``durable`` is False, the message
-        has an id, by default a new one: if the connection is lost before the answer, it is sent again on the next one,
-        and is published once.
+        ``durable``, ``id``, ``wait``, ``echo`` and ``traceparent`` are those of docs/protocol.md. The result has the
+        position of a message of the log; without ``wait`` it has none, and comes some milliseconds earlier. Unless
+        ``durable`` is False, the message has an id, by default a new one: if the connection is lost before the answer,
+        it is sent again on the next one, and is published once.
 
         Raises :class:`ForbiddenError`, :class:`InvalidChannelError`, :class:`InvalidRequestError`,
         :class:`PayloadTooLargeError`, :class:`LogNotInstalledError`, :class:`DatabaseUnavailableError`;
@@ -277,7 +344,7 @@ class AsyncSubscriber:
         cancellation, and
         after a ConnectionError that says so: publish it again with the same ``id``.
         """
-        publishing = Publishing(channel, payload, durable, id, wait)
+        publishing = Publishing(channel, payload, durable, id, wait, echo, traceparent)
         link, deadline = self._link, time.monotonic() + self._link.timeout
         while True:
             if not publishing.sent:
@@ -318,6 +385,10 @@ class AsyncSubscriber:
             )
             publishing.sent |= not answers
         return answers
+
+    def publish_ephemeral(self, channel: str, payload: Any, *, key: str | None = None, echo: bool = False) -> bool:
+        """As :meth:`socketio_pg.subscriber.Subscriber.publish_ephemeral`. Does not wait."""
+        return self._link.publish_ephemeral(channel, payload, key, echo)
 
     async def authenticate(self, token: str) -> None:
         """Send a token on this connection: the client has its permissions from now on.

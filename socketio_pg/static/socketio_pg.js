@@ -21,12 +21,26 @@
 /**
  * A message, as in docs/protocol.md. Only messages of the log have `position` and `epoch`; pass both as `since`.
  * @typedef {object} Message
- * @property {string} channel
+ * @property {string} channel the channel to which it was published, also when it came through a pattern
  * @property {any} payload any JSON value
+ * @property {string} [pattern] the pattern through which it came, if no other subscription of this socket matches
+ * @property {string[]} [matches] the subscriptions through which it came, if there are several
  * @property {string} [epoch]
  * @property {number} [position] its place in the log
  * @property {string} [published_at] ISO 8601, by the database's clock
  * @property {boolean} [replayed] whether it was replayed because of `since` or `history`, or after a reconnect
+ * @property {boolean} [retained] whether it is the channel's retained message, which comes first. Its position may be
+ *   lower than that of the subscription
+ * @property {Record<string, any>} [from] the client that published it, as the server knows it: `sub` of its token and
+ *   further claims. Absent for anonymous clients, and for messages that no client published
+ * @property {string} [traceparent] the trace that was given when it was published (W3C Trace Context)
+ */
+
+/**
+ * An ephemeral message, which is stored nowhere: of each sender and key the newest one. `from.client` is the sender's
+ * Socket.IO id, `from.sub` the `sub` of its token.
+ * @typedef {{channel: string, payload: any, ephemeral: true, key?: string,
+ *   from: {client: string, sub?: string, [claim: string]: any}}} EphemeralMessage
  */
 
 /**
@@ -44,7 +58,8 @@
  * "database_connection_lost"; by this client's clock, from the last packet of the server, with "client_disconnected".
  * `epoch` and `position` are set when the subscription continues from another position.
  * @typedef {object} Gap
- * @property {string} channel
+ * @property {string} [channel]
+ * @property {string} [pattern] in place of `channel`, for the subscription to a pattern
  * @property {"notify" | "log"} tier
  * @property {string} reason
  * @property {string} [since]
@@ -80,6 +95,7 @@
  * @property {(rows: any) => void} [onRows] called with the rows of `load`, before the messages that are not in them.
  *   They replace earlier rows. Each change in the log is either in the rows, or arrives as a message
  * @property {() => void} [onLive] called when all messages up to now were delivered, also after each reconnect
+ * @property {(message: EphemeralMessage) => void} [onEphemeral] called with ephemeral messages: `handler` gets none
  * @property {Record<string, any> | null} [filter] only messages that match it, as in docs/protocol.md: `{"new.id": 5}`.
  *   All handlers of a channel must have the same filter
  * @property {number} [history] replay this many of the log's newest messages first. Ignored when `since` is given
@@ -121,6 +137,8 @@
  * @property {string} [id] 1 to 64 bytes: the same id on a channel is published once within five minutes. By default a
  *   random one
  * @property {boolean} [wait] false: resolve after the commit, without the position
+ * @property {boolean} [echo] false: this client does not get the message itself
+ * @property {string} [traceparent] the current trace (W3C Trace Context), for those who get the message
  * @property {number} [timeout] ms until it is given up, also while not connected. Default: `publishTimeout`
  */
 
@@ -128,6 +146,31 @@
  * What the server answered. Messages of the log have `epoch` and `position`, which are null when the relay has not
  * numbered the message in time. `duplicate`: this `id` was published before, so this call has published nothing.
  * @typedef {{channel: string, epoch?: string | null, position?: number | null, duplicate?: boolean}} Published
+ */
+
+/**
+ * A person who is present: the connections (`metas`) with one key, which is the `sub` of the token. `client` is the
+ * connection's Socket.IO id, `state` what that client says about itself. `anonymous`: the client has no token, and has
+ * chosen the key itself.
+ * @typedef {{key: string, anonymous?: boolean, metas: {ref: string, client: string, state: any, joined_at: string}[]}}
+ *   PresenceMember
+ */
+
+/**
+ * A change of presence: `before` is the former member. "update": the state of a connection has changed, or another
+ * connection of the same member has come or gone.
+ * @typedef {{kind: "join" | "update" | "leave", member: PresenceMember, before?: PresenceMember}} PresenceChange
+ */
+
+/**
+ * @typedef {object} PresenceHandlers
+ * @property {(member: PresenceMember) => void} [onJoin] not called for those who are there at first
+ * @property {(member: PresenceMember, before: PresenceMember) => void} [onUpdate] the state of a connection has
+ *   changed, or another connection of the same member has come or gone
+ * @property {(member: PresenceMember) => void} [onLeave]
+ * @property {(members: Map<string, PresenceMember>, presence: Presence) => void} [onSync] called after these, and when
+ *   the members are known for the first time or again after a reconnect
+ * @property {(error: SubscriptionError) => void} [onError] called with every failure, including those that are retried
  */
 
 /** The server refused to publish a message, or the attempt was given up. */
@@ -194,6 +237,9 @@ const TRANSIENT = new Set(["database_unavailable", "authentication_unavailable",
 // Refused tokens in a row before giving up: a token can expire on its way, or be newer than the server's clock.
 const MAX_REFUSALS = 3;
 
+// Differences of presence that wait for the state. Without an older one the state is requested once more.
+const MAX_EARLY = 1_000;
+
 // Limits of one request for many channels: the server allows 500, and limits the bytes.
 const MAX_TOGETHER = 250;
 const MAX_CHARACTERS = 100_000;
@@ -207,6 +253,9 @@ const JOIN_DELAY = 20;
 // ms for which a message is repeated after it was sent first. The server knows its id for five minutes.
 const MAX_REPEATING = 240_000;
 
+// ms between two ephemeral messages of one key: the server gathers those of 50 ms.
+const EPHEMERAL_INTERVAL = 20;
+
 // ms over which renewals are spread. The server warns 30 s before a token expires, and many tokens may expire together.
 const RENEWAL_SPREAD = 10_000;
 
@@ -218,6 +267,8 @@ const RENEWAL_SPREAD = 10_000;
  * @property {(error: TokenError) => void} [onTokenError] called with every failure, including those that are retried.
  *   Without it, a failure that is not retried is thrown, for the global handler of uncaught errors
  * @property {(health: Health) => void} [onHealth] called with the server's first report, and with each change
+ * @property {(message: {payload: any, from?: Record<string, any>}) => void} [onDirect] called with messages that are
+ *   sent to this user, without a subscription
  * @property {"string"} [numbers] "string": numbers in payloads are strings, with all their digits. JavaScript rounds
  *   integers over 2^53 and decimals
  * @property {number} [timeout] ms to wait for each answer of the server
@@ -233,8 +284,11 @@ export class Subscriptions {
   #login;
   #requests;
   #publisher;
+  #ephemeral;
   /** @type {Map<string, Channel>} */
   #channels = new Map();
+  /** @type {Map<string, Channel>} */
+  #patterns = new Map();
   /** @type {Map<string, LiveTable>} by the id that the server echoes */
   #tables = new Map();
   /** @type {Health | null} */
@@ -254,6 +308,7 @@ export class Subscriptions {
     this.#login = options.token && new Login(socket, this.#options);
     this.#requests = new Requests(socket, this.#options, this.#listeners.subscribed);
     this.#publisher = new Publisher(socket, this.#options);
+    this.#ephemeral = new EphemeralSender(socket);
     for (const [event, listener] of Object.entries(this.#listeners)) socket.on(event, listener);
     socket.io.on("ping", this.#hear);
   }
@@ -272,6 +327,16 @@ export class Subscriptions {
    * @throws {TypeError} when `since` is not a start, or another handler of `channel` has another filter
    */
   /**
+   * Calls `handler` with each message of the channels that match a pattern, in which `*` stands for any characters. All
+   * messages of the log arrive, but not all of NOTIFY. A message also goes to the handlers of its channel. No `since`,
+   * `history` or position of one subscription concerns another one.
+   * @overload
+   * @param {{pattern: string}} channel
+   * @param {(message: Message) => void} handler
+   * @param {SubscribeOptions} [options]
+   * @returns {Subscription}
+   */
+  /**
    * Keeps the rows of a table in a Map, until `unsubscribe()`.
    * @overload
    * @param {TableRequest} table
@@ -279,13 +344,32 @@ export class Subscriptions {
    * @returns {LiveTable}
    */
   subscribe(channel, handler, options = {}) {
-    if (typeof channel === "object") return new LiveTable(this.#socket, this.#options, this.#tables, channel, handler);
-    const member = new Member(channel, handler, options);
-    const shared = this.#channels.get(channel) ?? new Channel(channel, this.#socket, this.#requests, this.#options, this.#channels);
+    if (channel.table) return new LiveTable(this.#socket, this.#options, this.#tables, channel, handler);
+    const shared = this.#shared(channel);
+    const member = new Member(shared.place, handler, options);
     shared.setFilter(options.filter ?? null);
-    this.#channels.set(channel, shared);
     shared.add(member);
     return new Subscription(member, shared);
+  }
+
+  /**
+   * Watches who is present on a channel, until `close()`, and joins with `join()`.
+   * @param {string} channel
+   * @param {PresenceHandlers} [handlers]
+   * @returns {Presence}
+   */
+  presence(channel, handlers = {}) { return this.#shared(channel).watch(handlers); }
+
+  /** Returns the object that all handlers of a channel or pattern share. @param {string | {pattern: string}} channel */
+  #shared(channel) {
+    const place = typeof channel === "object" ? { pattern: channel.pattern } : { channel };
+    const all = place.pattern === undefined ? this.#channels : this.#patterns;
+    return all.get(nameOf(place)) ?? new Channel(place, this.#socket, this.#requests, this.#options, all);
+  }
+
+  /** Returns those that an event of the server is for. */
+  #named({ channel, pattern, matches = [pattern ?? channel] }) {
+    return matches.flatMap((name) => (name.includes("*") ? this.#patterns : this.#channels).get(name) ?? []);
   }
 
   /**
@@ -303,6 +387,19 @@ export class Subscriptions {
   publish(channel, payload, options = {}) { return this.#publisher.publish(channel, payload, options); }
 
   /**
+   * Sends an ephemeral message to the subscribers of `channel`, for what is worthless a moment later: a cursor, who is
+   * typing. Only the newest message of each `key` is sent, at most one each 20 ms. It may get lost.
+   *
+   * Returns false if it is not sent, because the socket is not connected or the server does not know such messages.
+   * What the server refuses arrives as the event `error`, as in docs/protocol.md.
+   * @param {string} channel
+   * @param {any} payload any JSON value, with the whole state of its key
+   * @param {{key?: string, echo?: boolean}} [options] `echo`: true sends it to this client, too
+   * @returns {boolean}
+   */
+  publishEphemeral(channel, payload, options = {}) { return this.#ephemeral.send(channel, payload, options); }
+
+  /**
    * The server's last report on its database; null before the first one. Create this object before the socket connects:
    * the first report comes with the connection.
    * @type {Health | null}
@@ -312,14 +409,18 @@ export class Subscriptions {
   /** Ends all subscriptions and detaches from the socket, which stays connected and keeps its `auth`. */
   close() {
     this.#publisher.close();
+    this.#ephemeral.lose();
     for (const table of this.#tables.values()) table.unsubscribe();
     this.#login?.close();
     for (const [event, listener] of Object.entries(this.#listeners)) this.#socket.off(event, listener);
     this.#socket.io.off("ping", this.#hear);
-    for (const channel of this.#channels.values()) {
+    for (const channel of this.#all()) {
       for (const member of channel.members) channel.remove(member);
+      for (const presence of channel.presence.handles) presence.close();
     }
   }
+
+  #all() { return [...this.#channels.values(), ...this.#patterns.values()]; }
 
   #report(health) {
     if (!health || JSON.stringify(health) === JSON.stringify(this.#health)) return;
@@ -333,19 +434,21 @@ export class Subscriptions {
   #listeners = {
     connect: () => {
       this.#hear();
-      for (const channel of this.#channels.values()) channel.settle();
+      for (const channel of this.#all()) channel.settle();
       for (const table of this.#tables.values()) table.settle();
     },
     disconnect: () => {
       this.#requests.lose();
       this.#publisher.lose();
-      for (const channel of this.#channels.values()) channel.lose(this.#heard);
+      this.#ephemeral.lose();
+      for (const channel of this.#all()) channel.lose(this.#heard);
       for (const table of this.#tables.values()) table.lose();
     },
     event: (message) => {
       this.#hear();
       if (message.table) this.#tables.get(message.id)?.receive(message);
-      else this.#channels.get(message.channel)?.receive(message);
+      else if (message.ephemeral) this.#channels.get(message.channel)?.receiveEphemeral(message);
+      else for (const channel of this.#named(message)) channel.receive(message);
     },
     snapshot: (page) => {
       this.#hear();
@@ -354,17 +457,28 @@ export class Subscriptions {
     server_hello: ({ health, features = [] }) => {
       this.#options.sendsLive = features.includes("live");
       this.#publisher.open(features.includes("publish_id"));
+      this.#ephemeral.open(features.includes("ephemeral"));
       this.#report(health);
     },
     health: (health) => this.#report(health),
-    gap: (gap) => this.#channels.get(gap.channel)?.receiveGap(gap),
-    live: (edge) => (edge.table ? this.#tables.get(edge.id) : this.#channels.get(edge.channel))?.receiveLive(edge),
+    gap: (gap) => this.#named(gap).forEach((one) => one.receiveGap(gap)),
+    live: (edge) => {
+      if (edge.table) this.#tables.get(edge.id)?.receiveLive(edge);
+      else for (const channel of this.#named(edge)) channel.receiveLive(edge);
+    },
     subscribed: (body) => {
-      for (const one of resultsOf(body)) this.#channels.get(one.channel)?.checkSubscribed(one);
+      for (const one of resultsOf(body)) for (const channel of this.#named(one)) channel.checkSubscribed(one);
     },
     unsubscribed: (body) => {
       if (body.table) this.#tables.get(body.id)?.checkUnsubscribed(body);
-      else for (const one of resultsOf(body)) this.#channels.get(one.channel)?.checkUnsubscribed(one);
+      else for (const one of resultsOf(body)) for (const channel of this.#named(one)) channel.checkUnsubscribed(one);
+    },
+    presence: (difference) => this.#channels.get(difference.channel)?.receivePresence("apply", difference),
+    presence_state: (state) => this.#channels.get(state.channel)?.receivePresence("sync", state),
+    presence_ended: (ended) => this.#channels.get(ended.channel)?.receivePresenceEnded(ended),
+    direct: (message) => {
+      this.#hear();
+      call(this.#options.onDirect, message);
     },
   };
 }
@@ -389,10 +503,11 @@ class Publisher {
     this.#isOpen = socket.connected;
   }
 
-  publish(channel, payload, { durable, id, wait, timeout = this.#options.publishTimeout }) {
+  publish(channel, payload, { durable, id, wait, echo, traceparent, timeout = this.#options.publishTimeout }) {
     return new Promise((resolve, reject) => {
       // JSON leaves out what is undefined. Messages that may be lost need no id, which costs the database a row.
-      const body = { channel, payload, durable, wait, id: id ?? (durable === false ? undefined : randomId()) };
+      const ownId = durable === false ? undefined : randomId();
+      const body = { channel, payload, durable, wait, echo, traceparent, id: id ?? ownId };
       const one = {
         body, resolve, reject, hasOwnId: id === undefined, attempt: 0, inFlight: false, sentAt: 0, isUncertain: false,
         canRepeat: true, timer: undefined, deadline: undefined,
@@ -477,6 +592,46 @@ class Publisher {
     this.#waiting.delete(one);
     clearTimeout(one.timer);
     clearTimeout(one.deadline);
+  }
+}
+
+/** Sends ephemeral messages: the newest of each channel and key. */
+class EphemeralSender {
+  #socket;
+  #isOpen = false; // connected to a server that knows them: an older one would publish them
+  /** @type {Map<string, any>} the messages that wait for the end of the interval */
+  #waiting = new Map();
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
+
+  /** @param {any} socket */
+  constructor(socket) {
+    this.#socket = socket;
+  }
+
+  open(isKnown) {
+    this.#isOpen = isKnown;
+  }
+
+  lose() {
+    this.#isOpen = false;
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    this.#waiting.clear();
+  }
+
+  send(channel, payload, { key, echo }) {
+    if (!this.#isOpen) return false;
+    this.#waiting.set(JSON.stringify([channel, key ?? null]), { channel, payload, ephemeral: true, key, echo });
+    if (!this.#timer) this.#flush();
+    return true;
+  }
+
+  #flush() {
+    const waiting = [...this.#waiting.values()];
+    this.#waiting.clear();
+    this.#timer = waiting.length ? setTimeout(() => this.#flush(), EPHEMERAL_INTERVAL) : undefined;
+    for (const body of waiting) this.#socket.emit("publish", body);
   }
 }
 
@@ -666,7 +821,7 @@ class Requests {
   #sendTogether(part) {
     const { id } = this.#socket;
     const [{ event }] = part;
-    const channels = part.map(({ body }) => (event === "subscribe" ? body : body.channel));
+    const channels = part.map(({ body }) => (event === "subscribe" || body.pattern ? body : body.channel));
     return new Promise((resolve) => {
       const finish = (failure, results) => {
         clearTimeout(timer);
@@ -720,6 +875,7 @@ export class Subscription {
     this.#channel = channel;
   }
 
+  /** The channel, or the pattern. */
   get channel() { return this.#channel.name; }
 
   /**
@@ -728,6 +884,13 @@ export class Subscription {
    * @type {Promise<void>}
    */
   get ready() { return this.#member.ready; }
+
+  /**
+   * Messages per second, of each key, that arrive at most: others are skipped. Null without such a rule, and before the
+   * server has confirmed the subscription.
+   * @type {number | null}
+   */
+  get maxRate() { return this.#channel.maxRate; }
 
   /** True when the server has confirmed the subscription on the current connection. */
   get active() { return this.#member.live; }
@@ -766,6 +929,7 @@ class Member {
   live = false;
   lostAt = 0; // ms: when the connection was lost, and with it messages of NOTIFY; 0: not lost
   isCurrent = false; // has been up to date on this connection
+  takesRetained = false; // the server may send the retained message first
   caughtUp = deferred();
 
   // With `load`:
@@ -778,12 +942,13 @@ class Member {
   ended = new AbortController();
 
   /**
-   * @param {string} channel
+   * @param {{channel?: string, pattern?: string}} subscribed
    * @param {(message: Message) => void} handler
    * @param {SubscribeOptions} options
    */
-  constructor(channel, handler, { since, history, load, onRows, onLive, onGap, onError, onSubscribed }) {
-    this.channel = channel;
+  constructor(subscribed, handler, options) {
+    const { since, history, load, onRows, onLive, onEphemeral, onGap, onError, onSubscribed } = options;
+    this.subscribed = subscribed;
     this.handler = handler;
     const place = since ? placeOf(since) : null;
     /**
@@ -802,6 +967,7 @@ class Member {
     this.history = place || load ? 0 : history ?? 0;
     this.onRows = onRows;
     this.onLive = onLive;
+    this.onEphemeral = onEphemeral;
     this.onGap = onGap;
     this.onError = onError;
     this.onSubscribed = onSubscribed;
@@ -829,7 +995,7 @@ class Member {
 
   /** @param {Partial<Gap>} gap */
   reportGap(gap) {
-    call(this.onGap, { channel: this.channel, ...gap });
+    call(this.onGap, { ...this.subscribed, ...gap });
   }
 
   /** @param {SubscriptionError} error */
@@ -891,10 +1057,14 @@ class Member {
   }
 }
 
-/** One channel: changes the server's subscription to what its members need, with one request at a time. */
+/** One channel or pattern: changes the server's subscription to what is needed, with one request at a time. */
 class Channel {
   /** @type {Set<Member>} */
   members = new Set();
+  presence = new ChannelPresence(this);
+  /** @type {number | null} */
+  maxRate = null;
+  #combines = true; // presence is requested together with messages, unless the server has refused that
   #socket;
   #requests;
   #options;
@@ -909,14 +1079,15 @@ class Channel {
   #wake = null;
 
   /**
-   * @param {string} name
+   * @param {{channel?: string, pattern?: string}} place
    * @param {any} socket
    * @param {Requests} requests
-   * @param {{retryDelay: number, retryDelayMax: number, numbers?: "string", sendsLive: boolean}} options
+   * @param {any} options
    * @param {Map<string, Channel>} channels the channels in use; an unused channel removes itself
    */
-  constructor(name, socket, requests, options, channels) {
-    this.name = name;
+  constructor(place, socket, requests, options, channels) {
+    this.place = place;
+    this.name = nameOf(place);
     this.#socket = socket;
     this.#requests = requests;
     this.#options = options;
@@ -933,9 +1104,18 @@ class Channel {
 
   /** @param {Member} member */
   add(member) {
+    this.#channels.set(this.name, this);
     this.members.add(member);
     if (member.isStale) this.#load(member);
     this.settle();
+  }
+
+  /** @param {PresenceHandlers} handlers */
+  watch(handlers) {
+    this.#channels.set(this.name, this);
+    const presence = new Presence(this, handlers);
+    this.settle();
+    return presence;
   }
 
   /** @param {Member} member */
@@ -990,16 +1170,26 @@ class Channel {
       const { id } = this.#socket;
       const error = await this.#send(request, attempt > 0);
       if (!error) attempt = 0;
-      else if (this.#socket.id === id && this.#fail(error, request.requesters)) await this.#sleep(attempt++);
+      else if (this.#socket.id === id && this.#fail(error, request)) await this.#sleep(attempt++);
     }
     this.#settling = null;
-    if (!this.members.size && !this.#open && this.#channels.get(this.name) === this) this.#channels.delete(this.name);
+    if (!this.#isUsed && !this.#open && this.#channels.get(this.name) === this) this.#channels.delete(this.name);
   }
+
+  get #isUsed() { return this.members.size > 0 || this.presence.wish !== false; }
 
   /** Returns the next request and the members that need it (`requesters`); null when there is nothing to do. */
   #next() {
+    if (!this.#isUsed) return this.#open ? { event: "unsubscribe", body: {}, requesters: [] } : null;
+    const presence = this.presence.next();
+    const request = this.#nextForMembers();
+    if (!request) return presence && { ...presence, requesters: [] };
+    if (presence?.event === "subscribe" && this.#combines) Object.assign(request.body, presence.body);
+    return request;
+  }
+
+  #nextForMembers() {
     const members = [...this.members];
-    if (!members.length) return this.#open ? { event: "unsubscribe", body: {}, requesters: [] } : null;
     if (members.some((one) => one.live && one.startsFromSnapshot)) return null; // see #accept
     const waiting = members.filter((one) => !one.isStale && (!one.live || one.lacksEpoch));
     if (!waiting.length) return null;
@@ -1024,20 +1214,23 @@ class Channel {
   /** Returns the error, or null. */
   #send({ event, body, requesters }, retry) {
     this.#awaited = event;
-    const sent = { channel: this.name, ...body };
+    const sent = { ...this.place, ...body };
     if (event === "subscribe") {
       this.#open = true;
       if (this.#filter) sent.filter = this.#filter;
       if (this.#options.numbers) sent.numbers = this.#options.numbers;
     }
     return new Promise((resolve) => {
-      this.#requests.send(event, sent, retry, (failure, answer) => {
+      const answered = (failure, answer) => {
         this.#awaited = "";
         // Here, not after the promise: messages that follow the answer may be handled before the promise resolves.
         if (!failure && event === "subscribe") this.#accept(answer, body, requesters);
-        else if (!failure) this.#open = false;
+        else if (!failure && event === "unsubscribe") this.#close();
+        if (!failure && isForPresence(event, body)) this.presence.accept(event, body, answer);
         resolve(failure && new SubscriptionError(failure.code, failure.message, this.name));
-      });
+      };
+      if (event.startsWith("presence")) request(this.#socket, this.#options.timeout, event, sent, answered);
+      else this.#requests.send(event, sent, retry, answered);
     });
   }
 
@@ -1046,6 +1239,7 @@ class Channel {
     this.#open = true;
     const wasLive = new Set([...this.members].filter((one) => one.live));
     const start = positionOf(answer);
+    this.maxRate = answer.max_rate ?? null;
     const lost = answer.recovered === false;
     const given = typeof since === "string"; // a time or a snapshot
     for (const one of this.members) one.learnEpoch(start);
@@ -1057,7 +1251,8 @@ class Channel {
     }
     for (const one of requesters) {
       if (!this.members.has(one) || one.live || (given && one.start !== since)) continue;
-      if (lost && one.load) {
+      one.takesRetained = lost || (!since && !history);
+      if (lost && one.load && answer.reason !== "history_off") {
         this.#load(one);
         continue;
       }
@@ -1098,12 +1293,23 @@ class Channel {
     one.reportGap({ tier: "notify", reason: "client_disconnected", since, until });
   }
 
-  /** Reports the error. Returns whether to retry. */
-  #fail(error, requesters) {
+  #close() {
+    this.#open = false;
+    this.presence.lose();
+  }
+
+  /** Reports the error. Returns whether to wait before the next request. */
+  #fail(error, { event, body, requesters }) {
     const members = requesters.filter((one) => this.members.has(one));
-    const worked = members.some((one) => one.established);
+    const forPresence = isForPresence(event, body);
+    const worked = members.some((one) => one.established) || (forPresence && this.presence.worked);
     error.retrying = TRANSIENT.has(error.code) || (error.code === "internal" && worked);
-    if (!error.retrying && !requesters.length) this.#open = false; // it was unsubscribe
+    if (!error.retrying && forPresence && requesters.length) {
+      this.#combines = false; // the next requests tell which of both the server refuses
+      return false;
+    }
+    if (forPresence) this.presence.fail(error, event, body);
+    if (!error.retrying && event === "unsubscribe") this.#close();
     this.#report(error, members);
     return error.retrying;
   }
@@ -1135,7 +1341,7 @@ class Channel {
 
   /** The server's subscription is lost; `at` (ms) is when it was last known to be alive. */
   lose(at) {
-    this.#open = false;
+    this.#close();
     for (const one of this.members) {
       one.live = one.isCurrent = false;
       one.learnEpoch(null);
@@ -1148,6 +1354,13 @@ class Channel {
   receive(message) {
     for (const one of [...this.members]) {
       if (!this.members.has(one) || !one.established) continue; // ended by another handler of this message
+      const { takesRetained } = one;
+      one.takesRetained = false;
+      if (message.retained) {
+        // Older than the subscription: it moves no position. The others have it already.
+        if (takesRetained) one.deliver({ ...message, ...(one.position && { epoch: one.position.epoch }) });
+        continue;
+      }
       if (message.position !== undefined) {
         // It will be replayed, or was already delivered.
         if (!one.live || (one.position && message.position <= one.position.position)) continue;
@@ -1157,6 +1370,21 @@ class Channel {
       }
       one.deliver(message);
     }
+  }
+
+  /** @param {EphemeralMessage} message */
+  receiveEphemeral(message) {
+    for (const one of [...this.members]) if (this.members.has(one) && one.established) call(one.onEphemeral, message);
+  }
+
+  receivePresence(method, body) {
+    this.presence.receive(method, body);
+    this.settle();
+  }
+
+  receivePresenceEnded(ended) {
+    this.presence.receiveEnded(ended);
+    this.settle();
   }
 
   /** The server has replayed everything: what follows are live messages. @param {Position} edge */
@@ -1208,6 +1436,7 @@ class Channel {
       const why = reason === "forbidden" ? "it is no longer allowed" : reason;
       const error = new SubscriptionError(reason, `The server has ended the subscription: ${why}.`, this.name);
       this.#report(error, [...this.members]);
+      this.presence.end(error);
       this.settle();
     } else if (this.#awaited !== "unsubscribe") {
       this.lose(Date.now());
@@ -1422,6 +1651,362 @@ export class LiveTable {
 }
 
 /**
+ * Who is present on a channel, as returned by `presence()`. All of a channel share its members, and whether this client
+ * has joined. After a reconnect the client joins again, with the same state.
+ */
+export class Presence {
+  #channel;
+  #shared;
+  #settled = deferred();
+
+  /**
+   * @param {Channel} channel
+   * @param {PresenceHandlers} handlers
+   */
+  constructor(channel, handlers) {
+    this.#channel = channel;
+    this.#shared = channel.presence;
+    /** For ChannelPresence. */
+    this.handlers = handlers;
+    if (handlers.onError) this.#settled.promise.catch(() => {}); // onError reports it
+    this.#shared.add(this);
+  }
+
+  get channel() { return this.#channel.name; }
+
+  /**
+   * The members by key, in a Map that follows the server's: only this class may change it. After a lost connection it
+   * has the last known members.
+   * @type {Map<string, PresenceMember>}
+   */
+  get members() { return this.#shared.state.members; }
+
+  /** The number of members. */
+  get count() { return this.#shared.state.count; }
+
+  /** False before the members are known, and when there are too many of them: then only `count` is known. */
+  get complete() { return this.#shared.state.complete; }
+
+  /** The key of this client's own member; null if it has not joined. @type {string | null} */
+  get key() { return this.#shared.key; }
+
+  /**
+   * Resolves when the members are known for the first time. Rejects with the SubscriptionError.
+   * @type {Promise<void>}
+   */
+  get ready() { return this.#settled.promise; }
+
+  /**
+   * Joins, also after each reconnect, until `leave()` or `close()`. If it has joined already, the state changes.
+   * @param {any} [state] any JSON value, up to 1 KB
+   * @param {{key?: string}} [options] `key`: for anonymous clients, to be one member with several connections
+   * @returns {Promise<void>} resolves when the server has confirmed it. Rejects with the SubscriptionError
+   */
+  join(state = null, { key } = {}) { return this.#shared.join(this, key === undefined ? { state } : { key, state }); }
+
+  /**
+   * Changes the state. Of changes in quick succession only the last one is sent.
+   * @param {any} state
+   * @returns {Promise<void>}
+   */
+  update(state) { return this.#shared.update(this, state); }
+
+  /** Leaves, and goes on to watch. @returns {Promise<void>} */
+  leave() { return this.#shared.join(this, null); }
+
+  /** Leaves, if this object has joined, and ends the calls of its handlers. Idempotent. */
+  close() {
+    this.#settled.promise.catch(() => {}); // not an unhandled rejection: the application closed it itself
+    const error = new SubscriptionError("unsubscribed", "closed before the server answered", this.channel);
+    this.settle(error);
+    this.#shared.remove(this, error);
+    this.#channel.settle();
+  }
+
+  // --- For ChannelPresence ---
+
+  settle(error) {
+    if (error) this.#settled.reject(error);
+    else this.#settled.resolve();
+  }
+}
+
+/** The presence of one channel: which request comes next, and what the answers mean. */
+class ChannelPresence {
+  state = new PresenceState();
+  /** @type {Set<Presence>} */
+  handles = new Set();
+  /** @type {string | null} */
+  key = null;
+  worked = false; // the server has confirmed it once
+  #channel;
+  /** @type {{key?: string, state: any} | null} what the application wants to join with */
+  #join = null;
+  /** @type {Presence | null} the object that has joined */
+  #joiner = null;
+  /** @type {boolean | {key?: string, state: any}} what the server has confirmed, on this connection */
+  #confirmed = false;
+  #sees = false; // the client may see the members
+  /** @type {any[]} calls that wait for the answer */
+  #calls = [];
+
+  /** @param {Channel} channel */
+  constructor(channel) {
+    this.#channel = channel;
+  }
+
+  /** The field `presence` of `subscribe`. */
+  get wish() { return this.#join ?? this.handles.size > 0; }
+
+  add(handle) {
+    this.handles.add(handle);
+    if (this.#confirmed) {
+      handle.settle();
+      if (this.state.current) queueMicrotask(() => this.#sync([handle]));
+    }
+  }
+
+  remove(handle, error) {
+    this.handles.delete(handle);
+    if (this.#joiner === handle || !this.handles.size) this.#join = this.#joiner = null;
+    this.#reject(error, (one) => one.handle === handle);
+  }
+
+  join(handle, wish) {
+    const call = { handle, wish: wish ?? true, ...deferred() };
+    // `onError` reports it, or the application has closed it.
+    if (handle.handlers.onError || !this.handles.has(handle)) call.promise.catch(() => {});
+    this.#calls.push(call);
+    if (this.handles.has(handle)) {
+      this.#join = wish;
+      this.#joiner = wish && handle;
+      this.#resolve();
+      this.#channel.settle();
+    } else this.#reject(this.#error("unsubscribed", "close() was called."), (one) => one === call);
+    return call.promise;
+  }
+
+  update(handle, state) {
+    if (!this.#join) throw new TypeError("join() comes before update()");
+    return this.join(handle, { ...this.#join, state });
+  }
+
+  /** Returns the next request; null when there is nothing to do. */
+  next() {
+    const [wish, now] = [this.wish, this.#confirmed];
+    if (isEqual(wish, now)) return this.#sees && !this.state.current ? { event: "presence_get", body: {} } : null;
+    if (wish === true && now) return { event: "presence_leave", body: {} };
+    if (typeof wish === "object" && typeof now === "object" && wish.key === now.key) {
+      return { event: "presence_update", body: { state: wish.state } };
+    }
+    return { event: "subscribe", body: { presence: wish } };
+  }
+
+  /** The server has confirmed a request. */
+  accept(event, { presence: wish, state }, answer) {
+    if (event === "presence_get") {
+      this.receive("sync", answer);
+      return;
+    }
+    const { presence } = answer;
+    if (event === "presence_update") this.#confirmed = { .../** @type {any} */ (this.#confirmed), state };
+    else if (event === "presence_leave") this.#confirmed = true;
+    else if (wish && !presence) this.end(this.#error("not_supported", "The server is of an older version."));
+    else this.#confirmed = wish;
+    this.key = typeof this.#confirmed === "object" ? presence?.key ?? this.key : null;
+    if (event === "subscribe") {
+      this.#sees = presence?.version !== undefined;
+      if (this.#sees) this.receive("sync", presence);
+    }
+    this.worked = true;
+    for (const handle of this.handles) handle.settle();
+    this.#resolve();
+  }
+
+  /** A request has failed. Unless it is retried, what it was for is given up. */
+  fail(error, event, { presence, state }) {
+    const wish = event === "presence_update" ? { .../** @type {any} */ (this.#confirmed), state } : presence ?? true;
+    if (error.retrying) this.#report(error);
+    else if (event === "presence_get") {
+      this.#sees = false;
+      this.#report(error);
+    } else if (typeof wish !== "object") this.end(error);
+    else {
+      if (isEqual(wish, this.#join)) { // the client remains what it was
+        this.#join = typeof this.#confirmed === "object" ? this.#confirmed : null;
+        this.#joiner = this.#join && this.#joiner;
+      }
+      this.#reject(error, (one) => isEqual(one.wish, wish));
+      this.#report(error);
+    }
+  }
+
+  /** The server has ended the subscription, or refuses it. */
+  end(error) {
+    const handles = [...this.handles];
+    this.lose();
+    this.handles.clear();
+    this.#join = this.#joiner = this.key = null;
+    this.#reject(error, () => true);
+    this.#report(error, handles);
+    for (const handle of handles) handle.settle(error);
+  }
+
+  lose() {
+    this.#confirmed = this.#sees = false;
+    this.state.lose();
+  }
+
+  /** Takes the state or a difference. @param {"sync" | "apply"} method */
+  receive(method, body) {
+    const changes = this.state[method](body);
+    for (const { kind, member, before } of changes) {
+      for (const { handlers } of [...this.handles]) {
+        if (kind === "join") call(handlers.onJoin, member);
+        else if (kind === "update") call(handlers.onUpdate, member, before);
+        else call(handlers.onLeave, member);
+      }
+    }
+    if (this.state.current) this.#sync([...this.handles]);
+  }
+
+  /** The server has ended what the client did not end. After a change of identity it joins again. */
+  receiveEnded({ reason, joined, watching }) {
+    this.#confirmed = joined && this.#confirmed;
+    if (!joined && watching) this.#confirmed = true;
+    if (!watching) this.#sees = false;
+    if (reason === "identity_changed") return;
+    const error = this.#error(reason, "The server has ended the presence: it is no longer allowed.");
+    if (!joined) this.#join = this.#joiner = this.key = null;
+    if (joined || watching) this.#report(error);
+    else this.end(error);
+  }
+
+  #error(code, message) { return new SubscriptionError(code, message, this.#channel.name); }
+
+  #resolve() {
+    if (!isEqual(this.wish, this.#confirmed)) return;
+    for (const one of this.#calls.splice(0)) one.resolve();
+  }
+
+  #reject(error, concerns) {
+    for (const one of this.#calls) if (concerns(one)) one.reject(error);
+    this.#calls = this.#calls.filter((one) => !concerns(one));
+  }
+
+  #sync(handles) {
+    for (const handle of handles) {
+      if (this.handles.has(handle)) call(handle.handlers.onSync, this.state.members, handle);
+    }
+  }
+
+  #report(error, handles = [...this.handles]) {
+    for (const { handlers } of handles) call(handlers.onError, error);
+  }
+}
+
+/**
+ * The members of a channel's presence, kept in step with what the server sends. Pure: it calls nothing and waits for
+ * nothing. Each change replaces a member, and never modifies it.
+ */
+export class PresenceState {
+  /** The members by key, in a Map: keys come from users, and may be "__proto__". @type {Map<string, PresenceMember>} */
+  members = new Map();
+  /** How many members there are. More than `members` has when the server sends only the count. */
+  count = 0;
+  /** Whether `members` has all of them. */
+  complete = false;
+  /** @type {number | null} on this connection; null: the state must be requested */
+  #version = null;
+  /** @type {any[]} the differences that have arrived since */
+  #early = [];
+
+  /** Whether the next difference can be applied. If not, the state must be requested. */
+  get current() { return this.#version !== null; }
+
+  /** The connection is lost: the next state is compared with the members of now. */
+  lose() {
+    this.#version = null;
+    this.#early = [];
+  }
+
+  /**
+   * Takes the state that the server has sent. Returns the changes, but not for the members who are there at first.
+   * @returns {PresenceChange[]}
+   */
+  sync({ version, count, members }) {
+    const early = this.#early.splice(0);
+    this.#version = version;
+    const changes = this.#replace(members, count);
+    for (const difference of early) {
+      if (this.#version === null || difference.version > this.#version) changes.push(...this.apply(difference));
+    }
+    return changes;
+  }
+
+  /**
+   * Takes a difference. Returns the changes. Afterwards `current` is false if an earlier difference is missing.
+   * @returns {PresenceChange[]}
+   */
+  apply(difference) {
+    const { version, previous, count, joined, updated, left } = difference;
+    if (previous !== this.#version) {
+      this.#version = null;
+      if (this.#early.push(difference) > MAX_EARLY) this.#early.shift();
+      return [];
+    }
+    this.#version = version;
+    if (!joined || !this.complete) return this.#replace(undefined, count); // too many members: no lists
+    this.count = count;
+    const changes = [...joined, ...updated].flatMap((member) => this.#set(member));
+    return [...changes, ...left.flatMap(({ key }) => this.#remove(key))];
+  }
+
+  /** Takes all members; undefined: they are not known any more. */
+  #replace(members, count) {
+    const changes = [];
+    this.count = count;
+    if (members && this.complete) {
+      const present = new Set(members.map(({ key }) => key));
+      for (const member of members) changes.push(...this.#set(member));
+      for (const key of [...this.members.keys()]) if (!present.has(key)) changes.push(...this.#remove(key));
+    }
+    this.complete = Boolean(members);
+    this.members.clear();
+    for (const member of members ?? []) this.members.set(member.key, member);
+    return changes;
+  }
+
+  /** @returns {PresenceChange[]} */
+  #set(member) {
+    const before = this.members.get(member.key);
+    this.members.set(member.key, member);
+    if (!before) return [{ kind: "join", member }];
+    // By ref: the Socket.IO id of a connection that has returned is no change.
+    const states = new Map(before.metas.map(({ ref, state }) => [ref, state]));
+    const isSame = states.size === member.metas.length
+      && member.metas.every(({ ref, state }) => states.has(ref) && isEqual(states.get(ref), state));
+    return isSame ? [] : [{ kind: "update", member, before }];
+  }
+
+  /** @returns {PresenceChange[]} */
+  #remove(key) {
+    const before = this.members.get(key);
+    return this.members.delete(key) ? [{ kind: "leave", member: before, before }] : [];
+  }
+}
+
+/** @param {{channel?: string, pattern?: string}} place */
+function nameOf({ channel, pattern }) {
+  return /** @type {string} */ (pattern ?? channel);
+}
+
+/** Returns whether a request changes or asks for presence. */
+function isForPresence(event, body) {
+  return event.startsWith("presence") || "presence" in body;
+}
+
+/**
  * @param {{epoch?: string | null, position?: number}} body
  * @returns {Position | null}
  */
@@ -1468,6 +2053,14 @@ function failureOf(answer) {
 /** Returns the results in the body of `subscribed` or `unsubscribed`: one, or one for each channel. */
 function resultsOf(body) {
   return body.channels ? body.channels.filter((one) => one.ok) : [body];
+}
+
+/** Returns whether two JSON values are equal. */
+function isEqual(a, b) {
+  if (a === b || typeof a !== "object" || typeof b !== "object" || !a || !b) return a === b;
+  const keys = Object.keys(a);
+  return Array.isArray(a) === Array.isArray(b) && keys.length === Object.keys(b).length
+    && keys.every((key) => Object.hasOwn(b, key) && isEqual(a[key], b[key]));
 }
 
 /** Returns the milliseconds before the next attempt. */

@@ -7,6 +7,28 @@ Open `subscriber.py` first: the public class. `link.py` keeps the connection and
 channel's subscription at the server, `subscription.py` decides without I/O which request comes next.
 """
 
-from socketio_pg.subscriber.subscriber import Gap, Health, Message, Position, Subscriber, Subscription
+from socketio_pg.subscriber.subscriber import (
+    Direct,
+    EphemeralMessage,
+    Gap,
+    Health,
+    Message,
+    Position,
+    Presence,
+    PresenceMember,
+    Subscriber,
+    Subscription,
+)
 
-__all__ = ["Gap", "Health", "Message", "Position", "Subscriber", "Subscription"]
+__all__ = [
+    "Direct",
+    "EphemeralMessage",
+    "Gap",
+    "Health",
+    "Message",
+    "Position",
+    "Presence",
+    "PresenceMember",
+    "Subscriber",
+    "Subscription",
+]

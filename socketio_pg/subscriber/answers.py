@@ -28,9 +28,9 @@ _ERRORS: dict[str, type[SocketIOPGError]] = {
 #: Codes of errors that are retried later. "internal" is retried as well for a subscription that worked before.
 TRANSIENT = frozenset({"database_unavailable", "rate_limited", "no_answer"})
 
-#: The beginning and the end of the server's event ``event``. Between them is the payload.
+#: The beginning of the server's event ``event``, up to the payload; a text, or a bracket, in JSON.
 _BEGINNING = re.compile(r'2\["event",\{"channel":("(?:[^"\\]|\\.)*"),"payload":')
-_END = re.compile(r',"position":(\d+),"published_at":"[^"]*"(?:,"replayed":true)?\}\]$')
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
 
 def answer_error(answer: Any, channel: str | None = None) -> tuple[str, SocketIOPGError] | None:
@@ -62,13 +62,27 @@ def refusal_error(body: Any) -> SocketIOPGError | None:
 
 
 def place_of_undecodable(packet: str) -> dict[str, Any] | None:
-    """Return the channel, and the position if it has one, of a message whose payload cannot be decoded.
+    """Return the fields of a message whose payload cannot be decoded, without the payload.
 
     ``packet`` is a Socket.IO packet. Returns None if it is something else.
     """
     beginning = _BEGINNING.match(packet)
     if beginning is None:
         return None
-    position = _END.search(packet, max(beginning.end(), len(packet) - 200))
-    place = {} if position is None else {"position": int(position[1])}
-    return {"channel": json.loads(beginning[1]), **place}
+    level, end = 0, beginning.end()
+    for token in _TOKEN.finditer(packet, end):
+        level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        if level <= 0:
+            # Below zero: the end of the message. Payloads without brackets can be decoded.
+            end = token.end() if level == 0 else token.start()
+            break
+    return {"channel": json.loads(beginning[1]), **_fields(packet[end:])}
+
+
+def _fields(rest: str) -> dict[str, Any]:
+    """Return the fields of a message that follow its payload: ``,"position":7,…}`` and the end of the packet."""
+    try:
+        fields, _ = json.JSONDecoder().raw_decode("{" + rest.lstrip(","))
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}

@@ -14,6 +14,12 @@ import socketio.packet
 from socketio_pg.core.messages import loads
 from socketio_pg.subscriber.answers import place_of_undecodable, refusal_error
 
+#: The events of the server that the subscriber handles.
+_EVENTS = (
+    "server_hello", "health", "event", "undecodable", "gap", "live", "subscribed", "unsubscribed", "token_expiring",
+    "presence", "presence_state", "presence_ended", "direct", "error",
+)  # fmt: skip
+
 
 class _JSON:
     """The ``json`` module of a connection's packets. The stock client's refuses integers of over 100 digits."""
@@ -97,8 +103,7 @@ class Connection:
         self._client = SocketClient(**{"serializer": packet, **options, "websocket_extra_options": websocket})
         #: The body of the server's connect_error.
         self._refused: Any = None
-        events = ("connect", "server_hello", "health", "event", "undecodable", "gap", "subscribed", "unsubscribed")
-        for event in (*events, "live", "token_expiring"):
+        for event in ("connect", *_EVENTS):
             self._client.on(event, self._listener(event))
         self._client.on("connect_error", self._note_refusal)
         self._client.eio.on_disconnect = self._listener("disconnect")
@@ -123,18 +128,19 @@ class Connection:
                 raise refusal from None
             raise ConnectionError(f"no connection to {url}: {error}") from error
 
-    def emit(self, event: str, body: Mapping[str, Any], answered: Callable[[Any], None]) -> bool:
+    def emit(self, event: str, body: Mapping[str, Any], answered: Callable[[Any], None] | None) -> bool:
         """Send an event; return False when the connection is lost.
 
         ``answered`` is called with the server's answer, in the reading thread and with the lock held.
         """
 
         def locked(*answer: Any) -> None:
+            assert answered is not None
             with self._lock:
                 answered(answer[0] if answer else None)
 
         try:
-            self._client.emit(event, dict(body), callback=locked)
+            self._client.emit(event, dict(body), callback=None if answered is None else locked)
         except socketio.exceptions.BadNamespaceError:
             return False
         return True

@@ -1,11 +1,10 @@
 """The link of a Subscriber to the server: reconnects, renews the token, and runs channels and handlers."""
 
-import contextlib
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from socketio_pg.core.backoff import Backoff
@@ -15,8 +14,8 @@ from socketio_pg.subscriber.channel import Channel
 from socketio_pg.subscriber.connection import Connection
 from socketio_pg.subscriber.deliveries import Deliveries, Delivery
 from socketio_pg.subscriber.login import Login
-from socketio_pg.subscriber.requests import Requests
-from socketio_pg.subscriber.subscription import Health
+from socketio_pg.subscriber.shared_link import SharedLink
+from socketio_pg.subscriber.subscription import Direct, Health
 
 logger = logging.getLogger("socketio_pg.subscriber")
 
@@ -24,11 +23,13 @@ logger = logging.getLogger("socketio_pg.subscriber")
 _MAX_REFUSALS = 3
 
 
-class Link:
+class Link(SharedLink[Connection]):
     """The connection, the channels, and two threads: one connects and runs the channels' timers, one calls handlers.
 
     :attr:`lock` guards all shared state.
     """
+
+    changed: threading.Condition
 
     def __init__(
         self,
@@ -40,37 +41,21 @@ class Link:
         reconnection_delays: tuple[float, float],
         most_waiting: int,
         on_health: Callable[[Health], object] | None,
+        on_direct: Callable[[Direct], object] | None,
         connect_options: dict[str, Any],
         client_options: dict[str, Any],
         parse_float: Callable[[str], Any] = float,
     ) -> None:
-        self.url = url
-        self.login = login
-        self.timeout = timeout
-        self.retry_delays = retry_delays
+        self.lock = threading.RLock()
+        super().__init__(
+            url, login, threading.Condition(self.lock), timeout=timeout, retry_delays=retry_delays, on_health=on_health,
+            on_direct=on_direct,
+        )  # fmt: skip
         self._backoff = Backoff(*reconnection_delays)
         self._connect_options = connect_options
         self._client_options = client_options
         self._parse_float = parse_float
-        self.lock = threading.RLock()
-        #: Notified when a waiting call should check for its result, on connect and disconnect, and on close.
-        self.changed = threading.Condition(self.lock)
         self.deliveries = Deliveries(self.lock, most_waiting)
-        self._on_health = on_health
-        self.health: Health | None = None
-        #: Those of `server_hello` on :attr:`connection`; None before it.
-        self.features: Collection[str] | None = None
-        #: Whether messages get ids of their own: not once the server has refused them, without the schema.
-        self.adds_ids = True
-        self.connection: Connection | None = None
-        #: Sends the channels' requests on :attr:`connection`.
-        self.requests: Requests | None = None
-        self.channels: dict[str, Channel] = {}
-        #: Channels that are interrupted until the handlers catch up.
-        self.paused: set[Channel] = set()
-        self.closed = False
-        #: The refusal after which the link stopped connecting.
-        self.refusal: UnauthorizedError | None = None
         #: When the worker next wakes up on its own (time.monotonic()).
         self._due = math.inf
         self._wake_worker = threading.Condition(self.lock)
@@ -83,19 +68,6 @@ class Link:
         """Start the threads; they connect unless there is a connection already."""
         for thread in self._threads:
             thread.start()
-
-    def channel(self, name: str) -> Channel:
-        """Return the channel, created if necessary. Call with the lock held."""
-        if name not in self.channels:
-            self.channels[name] = Channel(name, self)
-        return self.channels[name]
-
-    def check(self) -> None:
-        """Raise :class:`ConnectionError` after :meth:`close`, :class:`UnauthorizedError` after the final refusal."""
-        if self.closed:
-            raise ConnectionError("the subscriber is closed")
-        if self.refusal is not None:
-            raise self.refusal
 
     def close(self) -> None:
         """Drop all channels, close the connection and stop the threads."""
@@ -126,52 +98,18 @@ class Link:
         if self.closed:  # while connecting
             connection.close()
 
-    def _receive(self, connection: "Connection", event: str, body: Any) -> None:
+    def _receive(self, connection: Connection, event: str, body: Any) -> None:
         """Handle the server's events in order, and the connection's ``connect`` and ``disconnect``. Holds the lock."""
         if event == "connect":
-            if not self.closed:
-                self.connection, self.requests, self.features = connection, Requests(connection), None
-                self.adds_ids = True
-                self._settle(self.channels.values())
+            self.opened(connection)
         elif connection is not self.connection:
-            return
-        elif event == "disconnect":
-            self.connection = self.requests = None
-            for channel in list(self.channels.values()):
-                channel.lose(connection.heard, "client_disconnected")
-            if self.login is not None:
-                self.login.cancel()
-            self._wake_worker.notify()
-        elif event == "token_expiring":
-            if self.login is not None:
-                self.schedule(self.login.expires(body))
-        elif event in ("server_hello", "health"):
-            self._report(body if event == "health" else body.get("health"))
-            if event == "server_hello":
-                self.features = body.get("features") or ()
+            if event == "disconnect":
                 self.changed.notify_all()
-        elif isinstance(body, dict) and body.get("channel") in self.channels:
-            channel = self.channels[body["channel"]]
-            if event == "event":
-                channel.receive(body, connection.size)
-            elif event == "undecodable":
-                channel.miss(body)
-            elif event == "gap":
-                channel.receive_gap(body)
-            elif event == "live":
-                channel.receive_live(body)
-            elif event == "subscribed":
-                channel.check_subscribed(body)
-            elif event == "unsubscribed":
-                channel.check_unsubscribed(body)
-        if event in ("connect", "disconnect"):
-            self.changed.notify_all()
-
-    def _report(self, health: Health | None) -> None:
-        if health and health != self.health:
-            self.health = health
-            if self._on_health is not None:
-                self.deliveries.put(Delivery(None, self._on_health, health))
+        elif event == "disconnect":
+            self.lost(connection)
+            self._wake_worker.notify()
+        else:
+            self.receive(event, body, connection.size)
 
     def _run(self) -> None:
         refusals = 0
@@ -199,7 +137,8 @@ class Link:
             except UnauthorizedError as error:
                 refusals += 1
                 if refusals >= _MAX_REFUSALS:
-                    self._give_up(error)
+                    with self.lock:
+                        self.give_up(error)
                     return
                 logger.warning("the server refused the token: %s; retrying", error)
             except Exception:
@@ -212,15 +151,9 @@ class Link:
         self._due = min([*due, math.inf if self.login is None else self.login.due])
         self._wake_worker.wait(None if self._due == math.inf else max(0.0, self._due - time.monotonic()))
         if self.connection is not None and time.monotonic() >= min(due, default=math.inf):
-            self._settle(self.channels.values())
+            self.settle(self.channels.values())
 
-    def _settle(self, channels: Iterable[Channel]) -> None:
-        """Settle channels, so that their requests are sent together. Holds the lock."""
-        with contextlib.nullcontext() if self.requests is None else self.requests.together():
-            for channel in list(channels):
-                channel.settle()
-
-    def _renew(self, connection: "Connection", login: "Login") -> None:
+    def _renew(self, connection: Connection, login: Login) -> None:
         """Send a new token before the old one expires. Fetches it without the lock, because that can take long."""
         token = None
         try:
@@ -248,15 +181,6 @@ class Link:
             elif connection.emit("authenticate", {"token": token}, answered):
                 login.due = time.monotonic() + self.timeout
 
-    def _give_up(self, error: UnauthorizedError) -> None:
-        logger.error("the server refused the token: %s; the subscriber has stopped", error)
-        with self.lock:
-            self.refusal = error
-            for channel in list(self.channels.values()):
-                channel.end(channel.members, error)
-                channel.settle()
-            self.changed.notify_all()
-
     def schedule(self, due: float) -> None:
         """Wake the worker at ``due`` (time.monotonic())."""
         if due < self._due:
@@ -278,7 +202,7 @@ class Link:
             if self.paused and self.deliveries.relaxed:
                 with self.lock:
                     paused, self.paused = self.paused, set()
-                    self._settle(paused)
+                    self.settle(paused)
             subscription = delivery.subscription
             if subscription is not None and subscription.ended and not delivery.last:
                 continue
@@ -287,5 +211,5 @@ class Link:
             try:
                 delivery.callback(delivery.argument)
             except Exception:  # an application's bug must not stop the other handlers
-                where = "of the server's health" if subscription is None else f"of channel {subscription.channel!r}"
-                logger.exception("a handler %s failed", where)
+                where = "" if subscription is None else f" of channel {subscription.channel!r}"
+                logger.exception("a handler%s failed", where)

@@ -21,7 +21,16 @@ class Publishing:
     such messages may be lost anyway, and each id is a row in the database. Nor without the schema in the database.
     """
 
-    def __init__(self, channel: str, payload: object, durable: bool | None, id: str | None, wait: bool) -> None:
+    def __init__(
+        self,
+        channel: str,
+        payload: object,
+        durable: bool | None,
+        id: str | None,
+        wait: bool,
+        echo: bool = True,
+        traceparent: str | None = None,
+    ) -> None:
         """Raises :class:`InvalidRequestError` for a payload that is not JSON, and for an invalid id."""
         encode_payload(payload)  # raises a clearer error than the client library
         self._channel = channel
@@ -30,6 +39,10 @@ class Publishing:
             self._body["durable"] = durable
         if not wait:
             self._body["wait"] = False
+        if not echo:
+            self._body["echo"] = False
+        if traceparent is not None:
+            self._body["traceparent"] = traceparent
         self._wait = wait
         self._given = id is not None
         self._may_add_id = durable is not False

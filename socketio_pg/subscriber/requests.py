@@ -7,17 +7,18 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 #: Limits of one request for many channels: the server allows 500, and limits the bytes.
 MAX_TOGETHER, MAX_CHARACTERS = 250, 100_000
 
-Event = Literal["subscribe", "unsubscribe"]
+#: The events that one request can have for many channels.
+_TOGETHER = ("subscribe", "unsubscribe")
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    event: Event
+    event: str
     body: Mapping[str, Any]
     answered: Callable[[Any], None]
     is_awaited: Callable[[], bool]
@@ -55,14 +56,14 @@ class Requests:
             yield
         finally:
             self._collected = None
-            for event in ("subscribe", "unsubscribe"):
+            for event in _TOGETHER:
                 self._send_parts(_parts([request for request in collected if request.event == event]))
 
     def send(
-        self, event: Event, body: Mapping[str, Any], answered: Callable[[Any], None], is_awaited: Callable[[], bool]
+        self, event: str, body: Mapping[str, Any], answered: Callable[[Any], None], is_awaited: Callable[[], bool]
     ) -> bool:
         """Send a request for one channel. Return False when the connection is lost."""
-        if self._collected is None:
+        if self._collected is None or event not in _TOGETHER:
             return self._connection.emit(event, body, answered)
         self._collected.append(_Request(event, body, answered, is_awaited))
         return True
@@ -80,7 +81,10 @@ class Requests:
 
     def _send_together(self, part: list[_Request], later: list[list[_Request]]) -> None:
         event = part[0].event
-        channels = [dict(request.body) if event == "subscribe" else request.body["channel"] for request in part]
+        channels = [
+            request.body["channel"] if event == "unsubscribe" and "channel" in request.body else dict(request.body)
+            for request in part
+        ]
 
         def answered(answer: Any) -> None:
             results = answer.get("channels") if isinstance(answer, dict) else None

@@ -18,10 +18,16 @@ from socketio_pg.subscriber.connection import Connection
 from socketio_pg.subscriber.link import Link
 from socketio_pg.subscriber.loading import Load, Loader
 from socketio_pg.subscriber.login import Login
+from socketio_pg.subscriber.newest import EphemeralMessage
+from socketio_pg.subscriber.presence import Presence
+from socketio_pg.subscriber.presence_state import PresenceMember
 from socketio_pg.subscriber.publishing import Publishing
-from socketio_pg.subscriber.subscription import Gap, Health, Live, Member, Message, Subscription
+from socketio_pg.subscriber.subscription import Direct, Gap, Health, Live, Member, Message, Subscription
 
-__all__ = ["Gap", "Health", "Live", "Message", "Position", "Subscriber", "Subscription"]
+__all__ = [
+    "Direct", "EphemeralMessage", "Gap", "Health", "Live", "Message", "Position", "Presence", "PresenceMember",
+    "Subscriber", "Subscription",
+]  # fmt: skip
 
 logger = logging.getLogger("socketio_pg.subscriber")
 
@@ -48,7 +54,7 @@ class Subscriber:
     on, including :meth:`wait`.
 
     ``on_health`` is called with the server's first report on its database, and with each change. :attr:`health` is the
-    last report.
+    last report. ``on_direct`` is called with messages that are sent to this user, without a subscription.
 
     Handlers are called one after the other in a thread of their own, and may call all methods. When more than about
     ``most_waiting`` bytes are queued for them, subscriptions are interrupted until half of that is handled:
@@ -72,6 +78,7 @@ class Subscriber:
         most_waiting: int = 64_000_000,
         token: str | Callable[[], str | None] | None = None,
         on_health: Callable[[Health], object] | None = None,
+        on_direct: Callable[[Direct], object] | None = None,
         auth: Any = None,
         headers: Any = None,
         transports: Sequence[str] = ("websocket",),
@@ -88,6 +95,7 @@ class Subscriber:
             reconnection_delays=(reconnection_delay, reconnection_delay_max),
             most_waiting=most_waiting,
             on_health=on_health,
+            on_direct=on_direct,
             connect_options={
                 "auth": auth, "headers": headers or {}, "transports": list(transports), "socketio_path": socketio_path
             },
@@ -118,6 +126,7 @@ class Subscriber:
         on_gap: Callable[[Gap], object] | None = None,
         on_error: Callable[[SocketIOPGError], object] | None = None,
         on_live: Callable[[Live], object] | None = None,
+        on_ephemeral: Callable[[EphemeralMessage], object] | None = None,
         load: Load | None = None,
         on_rows: Callable[[Any], object] | None = None,
     ) -> Subscription:
@@ -137,6 +146,9 @@ class Subscriber:
         ``on_live`` is called when the handler has been given all messages of the replay, or if there are none, and
         again after each reconnect. The subscription's event ``live`` is set then.
 
+        ``on_ephemeral`` is called with ephemeral messages, ``handler`` gets none. If it is slow, it gets the newest one
+        of each sender and key.
+
         ``load`` reads the rows that the messages change, and returns ``(rows, token)``, or the token alone: see
         docs/snapshots.md. The handler gets exactly the messages that are not in the rows; ``on_rows`` is called with
         the rows before that. The first call is here, and its errors are raised. It is called again, in a thread of its
@@ -148,6 +160,46 @@ class Subscriber:
         database for ``timeout`` seconds, :class:`TimeoutError` without an answer, :class:`ConnectionError` without a
         connection.
         """
+        arguments = (handler, history, since, filter, on_gap, on_error, on_live, on_ephemeral, load, on_rows)
+        return self._subscribe(channel, False, *arguments)
+
+    def subscribe_pattern(
+        self,
+        pattern: str,
+        handler: Callable[[Message], object],
+        *,
+        history: int | None = None,
+        since: Since | None = None,
+        filter: Mapping[str, Any] | None = None,
+        on_gap: Callable[[Gap], object] | None = None,
+        on_error: Callable[[SocketIOPGError], object] | None = None,
+        on_live: Callable[[Live], object] | None = None,
+        load: Load | None = None,
+        on_rows: Callable[[Any], object] | None = None,
+    ) -> Subscription:
+        """As :meth:`subscribe`, to the channels that match a pattern, in which ``*`` stands for any characters.
+
+        All messages of the log arrive, but not all of NOTIFY; ephemeral messages do not. A message goes to the handlers
+        of its channel, too. ``since`` and ``history`` are of all these channels together.
+        """
+        arguments = (handler, history, since, filter, on_gap, on_error, on_live, None, load, on_rows)
+        return self._subscribe(pattern, True, *arguments)
+
+    def _subscribe(
+        self,
+        channel: str,
+        is_pattern: bool,
+        handler: Callable[[Message], object],
+        history: int | None,
+        since: Since | None,
+        filter: Mapping[str, Any] | None,
+        on_gap: Callable[[Gap], object] | None,
+        on_error: Callable[[SocketIOPGError], object] | None,
+        on_live: Callable[[Live], object] | None,
+        on_ephemeral: Callable[[EphemeralMessage], object] | None,
+        load: Load | None,
+        on_rows: Callable[[Any], object] | None,
+    ) -> Subscription:
         link = self._link
         if load is None:
             loader, rows = None, None
@@ -156,10 +208,10 @@ class Subscriber:
         else:
             loader = Loader(load, on_rows, link)
             rows, since = loader.load()
-        subscription = Member(channel, handler, history, since, on_gap, on_error, on_live)
+        subscription = Member(channel, handler, history, since, on_gap, on_error, on_live, on_ephemeral)
         with link.lock:
             link.check()
-            shared = link.channel(channel)
+            shared = link.channel(channel, pattern=is_pattern)
             shared.add(subscription, filter)
             if loader is not None:
                 subscription.reload = functools.partial(loader.reload, shared, subscription)
@@ -186,15 +238,47 @@ class Subscriber:
             if shared is not None:
                 link.changed.wait_for(lambda: shared.members or not shared.open or link.closed, link.timeout)
 
+    def presence(
+        self,
+        channel: str,
+        *,
+        on_join: Callable[[PresenceMember], object] | None = None,
+        on_update: Callable[[PresenceMember, PresenceMember], object] | None = None,
+        on_leave: Callable[[PresenceMember], object] | None = None,
+        on_sync: Callable[[dict[str, PresenceMember]], object] | None = None,
+        on_error: Callable[[SocketIOPGError], object] | None = None,
+    ) -> Presence:
+        """Watch who is present on ``channel``; return once the members are known. Join with :meth:`Presence.join`.
+
+        ``on_join`` is not called for those who are there at first. ``on_update`` gets the member and the former one: a
+        state has changed, or another connection of the same member has come or gone. ``on_sync`` gets all members after
+        each change, and when they are known for the first time or again. ``on_error`` is called when the server has
+        ended it, and with refusals.
+
+        Raises as :meth:`subscribe`.
+        """
+        with self._link.lock:
+            presence = Presence(channel, self._link, on_join, on_update, on_leave, on_sync, on_error)
+        presence.open()
+        return presence
+
     def publish(
-        self, channel: str, payload: Any, durable: bool | None = None, *, id: str | None = None, wait: bool = True
+        self,
+        channel: str,
+        payload: Any,
+        durable: bool | None = None,
+        *,
+        id: str | None = None,
+        wait: bool = True,
+        echo: bool = True,
+        traceparent: str | None = None,
     ) -> Published:
         """Publish any JSON value; return after the commit.
 
-        ``durable``, ``id`` and ``wait`` are those of docs/protocol.md. The result has the position of a message of the
-        log; without ``wait`` it has none, and comes some milliseconds earlier. Unless ``durable`` is False, the message
-        has an id, by default a new one: if the connection is lost before the answer, it is sent again on the next one,
-        and is published once.
+        ``durable``, ``id``, ``wait``, ``echo`` and ``traceparent`` are those of docs/protocol.md. The result has the
+        position of a message of the log; without ``wait`` it has none, and comes some milliseconds earlier. Unless
+        ``durable`` is False, the message has an id, by default a new one: if the connection is lost before the answer,
+        it is sent again on the next one, and is published once.
 
         Raises :class:`ForbiddenError`, :class:`InvalidChannelError`, :class:`InvalidRequestError`,
         :class:`PayloadTooLargeError`, :class:`LogNotInstalledError`, :class:`DatabaseUnavailableError`;
@@ -202,7 +286,7 @@ class Subscriber:
         :class:`TimeoutError` without an answer. The message may have been sent or not after a TimeoutError, and
         after a ConnectionError that says so: publish it again with the same ``id``.
         """
-        publishing = Publishing(channel, payload, durable, id, wait)
+        publishing = Publishing(channel, payload, durable, id, wait, echo, traceparent)
         link, deadline = self._link, time.monotonic() + self._link.timeout
         with link.lock:
             while True:
@@ -242,6 +326,15 @@ class Subscriber:
             link.changed.wait_for(lambda: answers or link.connection is not connection, deadline - time.monotonic())
             publishing.sent |= not answers
         return answers
+
+    def publish_ephemeral(self, channel: str, payload: Any, *, key: str | None = None, echo: bool = False) -> bool:
+        """Send an ephemeral message to the subscribers of ``channel``; return whether it was sent.
+
+        It was not sent without a connection, and when the server knows no such messages. It may get lost afterwards.
+        ``key`` and ``echo`` are those of docs/protocol.md. Errors that the server answers are logged.
+        """
+        with self._link.lock:
+            return self._link.publish_ephemeral(channel, payload, key, echo)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until :meth:`close` is called, or for ``timeout`` seconds; return whether it was called.

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict
 from socketio_pg.core.cursors import SNAPSHOT_PREFIX, Since, parse_cursor
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
 from socketio_pg.core.messages import Position
+from socketio_pg.subscriber.newest import EphemeralMessage, Newest
 
 
 class _Message(TypedDict):
@@ -19,16 +20,24 @@ class _Message(TypedDict):
     payload: Any
 
 
-class Message(_Message, total=False):
+class Message(_Message, TypedDict("_Sender", {"from": dict[str, Any]}, total=False), total=False):
     """A message as in docs/protocol.md: ``channel``, ``payload``, and further keys for messages of the log.
 
-    ``epoch`` and ``position`` together can be passed as ``since``.
+    ``epoch`` and ``position`` together can be passed as ``since``. ``retained``: the retained message, which comes
+    first; its position may be lower than that of the subscription.
+
+    ``pattern`` is the pattern through which it came, ``matches`` the list if it came through several subscriptions.
+    ``from`` is the client that published it, as the server knows it: ``sub`` of its token, and further claims.
     """
 
     epoch: str
     position: int
     published_at: str
     replayed: bool
+    retained: bool
+    pattern: str
+    matches: list[str]
+    traceparent: str
 
 
 class Health(TypedDict):
@@ -42,8 +51,15 @@ class Health(TypedDict):
     since: str
 
 
+class _Direct(TypedDict):
+    payload: Any
+
+
+class Direct(_Direct, TypedDict("_Sender", {"from": dict[str, Any]}, total=False), total=False):
+    """A message that is sent to this user, without a subscription. ``from``: as in :class:`Message`."""
+
+
 class _Gap(TypedDict):
-    channel: str
     tier: Literal["notify", "log"]
     reason: str
 
@@ -62,22 +78,25 @@ class Gap(_Gap, total=False):
 
     ``since`` and ``until`` (ISO 8601) bound the time in doubt: by the server's clock for
     ``database_connection_lost``, otherwise by this machine's. ``epoch`` and ``position`` are present when the
-    subscription continues from another position.
+    subscription continues from another position. The subscription to a pattern has ``pattern`` in place of ``channel``.
     """
 
+    channel: str
+    pattern: str
     since: str
     until: str
     epoch: str | None
     position: int
 
 
-class _Live(TypedDict):
+class Live(TypedDict, total=False):
+    """The replay has caught up: all messages up to this place were handed to the handler. Without a log it has none.
+
+    It has the ``channel``, or the ``pattern``.
+    """
+
     channel: str
-
-
-class Live(_Live, total=False):
-    """The replay has caught up: all messages up to this place were handed to the handler. Without a log it has none."""
-
+    pattern: str
     epoch: str
     position: int
 
@@ -86,10 +105,13 @@ class Subscription(ABC):
     """One handler's subscription, as returned by :meth:`Subscriber.subscribe`.
 
     ``live`` is set once the handler has been given all messages of the replay, and cleared when the connection is lost.
+    ``channel`` is the channel or the pattern. ``max_rate``: messages per second, of each key, that arrive at most; the
+    others are skipped. None without such a rule.
     """
 
     channel: str
     live: threading.Event
+    max_rate: float | None
 
     @property
     @abstractmethod
@@ -113,9 +135,12 @@ class Member(Subscription):
         on_gap: Callable[[Gap], object] | None,
         on_error: Callable[[SocketIOPGError], object] | None,
         on_live: Callable[[Live], object] | None = None,
+        on_ephemeral: Callable[[EphemeralMessage], object] | None = None,
     ) -> None:
         self.channel = channel
         self.handler, self.on_gap, self.on_error, self._on_live = handler, on_gap, on_error, on_live
+        self.on_ephemeral = on_ephemeral
+        self.ephemeral = Newest()
         position = _parse_since(since, channel)
         #: Where the subscription begins, if not at a position: fields of the request, until the server confirms it. A
         #: snapshot token stays until `live`.
@@ -129,6 +154,9 @@ class Member(Subscription):
         self.handled = self.received = None if isinstance(position, str) else position
         #: established: confirmed once. current: the server's messages follow ``received`` without a gap.
         self.established = self.current = self.ended = False
+        #: The server may send the retained message first.
+        self.takes_retained = False
+        self.max_rate: float | None = None
         self.live = threading.Event()
         #: The server has told that the replay has caught up; and the handler may store positions.
         self.caught_up = False
@@ -175,6 +203,12 @@ class Member(Subscription):
         if self._on_live is not None:
             self._on_live(live)
 
+    def take_ephemeral(self, _: object) -> None:
+        """Called like a handler."""
+        for message in self.ephemeral.take():
+            if self.on_ephemeral is not None:
+                self.on_ephemeral(message)
+
     @property
     def lacks_epoch(self) -> bool:
         return self.received is not None and not self.received["epoch"]
@@ -198,6 +232,11 @@ def _parse_since(since: Since | None, channel: str) -> Position | str | None:
             channel=channel,
         )
     return position
+
+
+def place_of(name: str) -> dict[str, str]:
+    """Return the field that names a subscription. Only patterns have an asterisk."""
+    return {"pattern" if "*" in name else "channel": name}
 
 
 def position_of(body: Mapping[str, Any]) -> Position | None:

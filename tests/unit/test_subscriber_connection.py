@@ -69,16 +69,18 @@ def test_numbers_of_any_size_are_decoded(parse_float: Callable[[str], Any]) -> N
     assert received == [("event", {"channel": "foo", "payload": [Decimal("7" * 5_000), 10**150, parse_float("1.1")]})]
 
 
-@pytest.mark.parametrize("replayed", [{}, {"replayed": True}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"replayed": True}, {"matches": ["a", "b*"], "from": {"sub": '"]},', "roles": [{"a": 1}]}}]
+)
 @pytest.mark.parametrize("position", [None, 7])
-def test_message_that_cannot_be_decoded_is_reported(position: int | None, replayed: dict[str, Any]) -> None:
+def test_message_that_cannot_be_decoded_is_reported(position: int | None, extra: dict[str, Any]) -> None:
     received: list[Any] = []
     connection = Connection({}, threading.RLock(), lambda _, *event: received.append(event))
-    deep = '["position\\":5,' + "[" * 2_000 + "]" * 2_000 + ', {"position":5,"published_at":""}]'
+    deep = '["\\"position\\":5]", ' + "[" * 2_000 + "]" * 2_000 + ', {"position":5,"published_at":""}]'
     published_at = None if position is None else "2026-01-01T00:00:00Z"
-    deliver(connection, EncodedMessage('say "hi"', deep, position, published_at), **replayed)
-    place = {} if position is None else {"position": position}
-    assert received == [("undecodable", {"channel": 'say "hi"', **place})]
+    deliver(connection, EncodedMessage('say "hi"', deep, position, published_at), **extra)
+    place = {} if position is None else {"position": position, "published_at": published_at}
+    assert received == [("undecodable", {"channel": 'say "hi"', **place, **extra})]
 
 
 def test_other_packets_that_cannot_be_decoded_are_errors() -> None:

@@ -99,6 +99,6 @@ def test_member_with_a_snapshot_continues_with_its_token_until_it_is_live() -> N
     one.handled = at(5)
     assert one.position is None, "no place to continue from"
     one.start, one.caught_up = {}, True
-    one.went_live({"channel": "foo", **at(7)})
+    one.went_live({"channel": "foo", "epoch": "e", "position": 7})
     assert one.position == at(5)
     assert one.live.is_set()
