@@ -21,12 +21,14 @@ from socketio_pg.core.errors import (
     ForbiddenError,
     LogNotInstalledError,
 )
+from socketio_pg.core.patterns import covers, is_pattern, prefix_of
 
 #: What the actions whose name is no verb are called in an error.
 _WORDS: dict[Action, str] = {
     "presence": "see who is there",
     "join": "be a member",
     "ephemeral": "publish ephemeral messages",
+    "pattern": "subscribe",
 }
 #: The cache key of a question: action, channel, role, hash of the claims.
 _Key: TypeAlias = tuple[str, str, str, bytes]
@@ -112,7 +114,9 @@ class Permissions:
 
         Raises as :meth:`require`.
         """
-        question = None if self._is_public(channel) else self._question(claims, "subscribe", channel)
+        if is_pattern(channel):
+            return self._pattern_refusal(claims, channel) is None
+        question = None if self.is_public(channel) else self._question(claims, "subscribe", channel)
         if not isinstance(question, Question):
             return self._refusal(claims, "subscribe", channel) is None
         self._remembered.pop(_key(question), None)
@@ -144,7 +148,9 @@ class Permissions:
 
     def _refusal(self, claims: Claims | None, action: Action, channel: str) -> str | None:
         """Return the reason for a refusal, None if the action is allowed."""
-        if action == "subscribe" and self._is_public(channel):
+        if action == "pattern":
+            return self._pattern_refusal(claims, channel)
+        if action == "subscribe" and self.is_public(channel):
             return None
         what = _WORDS.get(action, action)
         if action in ("publish", "ephemeral"):
@@ -173,8 +179,33 @@ class Permissions:
             return question
         return None if self._ask(question) else f"the policies grant no permission to {what} here"
 
-    def _is_public(self, channel: str) -> bool:
-        return any(match_pattern(pattern, channel) for pattern in self._settings.public_channels)
+    def is_public(self, channel: str) -> bool:
+        """Return whether every client may subscribe to a channel, or to all channels that match a pattern."""
+        return any(covers(public, channel) for public in self._settings.public_channels)
+
+    def asks_each(self, pattern: str) -> bool:
+        """Return whether the subscribers of a pattern need the permission for each channel that matches it."""
+        return self._settings.authorization == "rls" and not self.is_public(pattern)
+
+    def _pattern_refusal(self, claims: Claims | None, pattern: str) -> str | None:
+        """Return why a client may not subscribe to a pattern. The policies are asked for each channel later."""
+        authorization = self._settings.authorization
+        everything = self.is_public("*") or (authorization == "claims" and _in_claims(claims, "subscribe", "*"))
+        least = self._settings.pattern_min_prefix
+        if len(prefix_of(pattern)) < least and not everything:
+            characters = "1 character" if least == 1 else f"{least} characters"
+            return f"a pattern needs at least {characters} before its first '*' here"
+        if self.is_public(pattern):
+            return None
+        if authorization == "claims":
+            covered = _in_claims(claims, "subscribe", pattern)
+            return None if covered else "no pattern in the token's list subscribe covers this one"
+        if authorization == "rls":
+            question = self._question(claims, "subscribe", pattern)
+            return None if isinstance(question, Question) else question
+        if claims is not None or self._authentication == "off":
+            return None
+        return "anonymous clients may subscribe to public channels only"
 
     def _question(self, claims: Claims | None, action: Action, channel: str) -> Question | str | None:
         """Return the question for the policies, or the reason for a refusal without them; None without rls."""
@@ -247,8 +278,8 @@ def _key(question: Question) -> _Key:
 
 
 def _in_claims(claims: Claims | None, action: Action, channel: str) -> bool:
-    """Return whether a pattern that the token lists under the action's name matches ``channel``."""
+    """Return whether a pattern that the token lists under the action's name covers a channel, or a pattern."""
     patterns = None if claims is None else claims.claims.get(action)
     if not isinstance(patterns, list):
         return False
-    return any(isinstance(pattern, str) and match_pattern(pattern, channel) for pattern in patterns)
+    return any(isinstance(pattern, str) and covers(pattern, channel) for pattern in patterns)

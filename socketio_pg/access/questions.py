@@ -7,8 +7,9 @@ from typing import Literal, TypeAlias
 
 from socketio_pg.core import green
 
-#: `presence`: see who is in a channel; `join`: be seen there; `ephemeral`: publish ephemeral messages.
-Action: TypeAlias = Literal["subscribe", "publish", "presence", "join", "ephemeral"]
+#: `presence`: see who is in a channel; `join`: be seen there; `ephemeral`: publish ephemeral messages; `pattern`:
+#: subscribe to all channels that match a pattern.
+Action: TypeAlias = Literal["subscribe", "publish", "presence", "join", "ephemeral", "pattern"]
 #: The actions that INSERT policies decide, not SELECT policies.
 INSERTING: frozenset[Action] = frozenset({"publish", "join", "ephemeral"})
 

@@ -248,6 +248,16 @@ class Settings:
         parsers.integer(0, 10_000_000),
         "maximum number of channels that one client may subscribe to; 0: no limit",
     )
+    max_patterns_per_client: int = setting(
+        20,
+        parsers.integer(0, 1000),
+        "maximum number of patterns that one client may subscribe to (docs/patterns.md); 0: none",
+    )
+    pattern_min_prefix: int = setting(
+        1,
+        parsers.integer(0, 63),
+        "characters that a pattern needs before its first '*', unless its client may subscribe to everything",
+    )
     max_channels: int = setting(
         50_000, parsers.integer(0, 10_000_000),
         "maximum number of channels that all clients of a node may subscribe to together; LISTEN takes a database "

@@ -60,10 +60,16 @@ replays = _counter(
     "replays", "Replays started: for since, for history, or because a client fell behind (lagging).", "cause",
     ("since", "history", "lagging"),
 )  # fmt: skip
+pattern_channels = _counter(
+    "pattern_channels",
+    "Permissions asked for a channel that a client hears through a pattern, with AUTHORIZATION=rls.",
+    "decision",
+    ("allowed", "refused", "failed"),
+)
 replayed_messages = _counter("replayed_messages", "Messages sent to clients in replays.")
 unrecovered = _counter(
     "unrecovered", "Subscriptions that the log could not bring up to date.", "reason",
-    ("trimmed", "epoch_changed", "position_unknown", "not_installed", "snapshot_unknown"),
+    ("trimmed", "epoch_changed", "position_unknown", "not_installed", "snapshot_unknown", "permission_unknown"),
 )  # fmt: skip
 
 #: Reasons: docs/recovery.md.

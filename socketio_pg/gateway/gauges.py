@@ -25,6 +25,8 @@ GAUGES: Mapping[str, tuple[str, str | None]] = {
     "clients": ("Clients that are connected to the namespace /, and streams.", None),
     "subscriptions": ("Subscriptions of all clients.", None),
     "channels": ("Channels with a subscriber.", None),
+    "patterns": ("Distinct patterns with a subscriber.", None),
+    "pattern_subscriptions": ("Subscriptions to patterns, of all clients.", None),
     "listened_channels": ("Channels of LISTEN, with the server's own and those that were left a moment ago.", None),
     "listen_connections": ("Connections for LISTEN; 0 on a node that gets notifications from the leader.", None),
     "largest_room_subscriptions": ("Subscriptions of the largest channel.", None),
@@ -141,7 +143,9 @@ class Gauges:
         sizes = hub.sizes()
         yield _gauge("clients", len(hub))
         yield _gauge("subscriptions", sum(sizes))
-        yield _gauge("channels", len(sizes))
+        yield _gauge("channels", len(sizes) - len(hub.patterns))
+        yield _gauge("patterns", len(hub.patterns))
+        yield _gauge("pattern_subscriptions", hub.count_pattern_subscriptions())
         yield _gauge("largest_room_subscriptions", max(sizes, default=0))
         yield _gauge("filtered_subscriptions", hub.count_filtered())
         yield _gauge("filters", hub.count_filters())

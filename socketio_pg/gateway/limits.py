@@ -142,6 +142,12 @@ class ClientLimits:
         if most and subscribed >= most:
             raise TooManySubscriptionsError(f"a client may subscribe to at most {most} channels")
 
+    def check_patterns(self, patterns: int) -> None:
+        """Raise :class:`TooManySubscriptionsError` when a client with so many patterns may have no more."""
+        most = self._settings.max_patterns_per_client
+        if patterns >= most:
+            raise TooManySubscriptionsError(f"a client may subscribe to at most {most} patterns")
+
     def check_channels(self, channels: int) -> None:
         """Raise :class:`TooManySubscriptionsError` when a node that listens to ``channels`` may listen to no more."""
         most = self._settings.max_channels

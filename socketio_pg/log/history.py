@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import DatabaseUnavailableError, LogNotInstalledError, SocketIOPGError
 from socketio_pg.core.messages import EncodedMessage, Position, from_log
+from socketio_pg.core.patterns import is_pattern, to_like
+from socketio_pg.log.pattern_pages import PatternPages
 from socketio_pg.log.positions import Head
 from socketio_pg.log.recent import Page, Recent
 from socketio_pg.log.starts import Snapshot
@@ -109,8 +111,8 @@ SELECT head.epoch::text, (SELECT yes FROM waiting),
     coalesce(NOT pg_visible_in_snapshot(%(transaction)s::text::xid8, pg_current_snapshot()), false) AND EXISTS (
         SELECT FROM pg_locks WHERE locktype = 'transactionid' AND transactionid = %(transaction)s::text::xid8::xid),
     (SELECT count(*) FROM found),
-    (SELECT array_agg(position ORDER BY position) FROM found WHERE channel = ANY (%(channels)s)),
-    (SELECT array_agg(id ORDER BY position) FROM found WHERE channel = ANY (%(channels)s))
+    (SELECT array_agg(position ORDER BY position) FROM found WHERE channel LIKE ANY (%(channels)s)),
+    (SELECT array_agg(id ORDER BY position) FROM found WHERE channel LIKE ANY (%(channels)s))
 FROM socketio_pg.head
 """
 
@@ -179,6 +181,7 @@ class History:
         self._name = name
         self._lost = False
         self._recent = recent
+        self._pattern_pages = PatternPages(self._fetch, recent.page_messages, recent.page_bytes)
         self._waiting: deque[tuple[_Reader, _Request]] = deque()
         self._worker = green.Worker()
         self._connection: Any = None
@@ -194,20 +197,25 @@ class History:
         return read
 
     def channel_page(self, channel: str, after: int, upto: int) -> Read:
-        """Return the next page of one channel after a position, at most ``upto``; from memory if possible."""
+        """Return the next page of a channel or pattern after a position, at most ``upto``; from memory if possible."""
         page = self._recent.page(channel, after, upto)
         if page is not None:
             return Read(page, trimmed=0)
         # Up to the messages in memory, whatever `upto` is: then one query can answer many requests.
-        read: Read = self._ask(self._read_channel_pages, channel, after, self._recent.start)
+        reader = self._read_pattern_pages if is_pattern(channel) else self._read_channel_pages
+        read: Read = self._ask(reader, channel, after, self._recent.start)
         return read
 
     def before_newest(self, channel: str, count: int, upto: int) -> int:
-        """Return the position after which ``channel`` has ``count`` messages up to ``upto``, or all if it has fewer."""
+        """Return the position after which ``channel`` has ``count`` messages up to ``upto``, or all if it has fewer.
+
+        For a pattern: the position after which all channels that match have so many together.
+        """
         known = self._recent.before_newest(channel, count, upto)
         if known is not None:
             return known
-        position: int = self._ask(self._read_before_newest, channel, count, upto)
+        reader = self._read_newest_of_patterns if is_pattern(channel) else self._read_before_newest
+        position: int = self._ask(reader, channel, count, upto)
         return position
 
     def before_time(self, at: datetime) -> Position:
@@ -300,13 +308,27 @@ class History:
         return []
 
     def _read_channel_pages(self, requests: list[_Request]) -> list[_Request]:
-        """Read one page of each channel. Requests for adjacent ranges share it; later ranges need another query."""
+        return self._read_pages(requests, self._pages_of_channels, self.max_channels)
+
+    def _read_pattern_pages(self, requests: list[_Request]) -> list[_Request]:
+        return self._read_pages(requests, self._page_of_pattern, 1)
+
+    def _read_pages(
+        self,
+        requests: list[_Request],
+        read: Callable[[dict[str, tuple[int, int]]], dict[str, Read]],
+        most: int,
+    ) -> list[_Request]:
+        """Read one page of each of ``most`` channels or patterns: ``read`` gets name → (after, upto).
+
+        Requests for adjacent ranges share it; later ranges need another query.
+        """
         begins: dict[str, tuple[int, int]] = {}
         strict: set[str] = set()
         for request in requests:
             channel, after, upto = request.arguments
             if channel not in begins:
-                if len(begins) == self.max_channels:
+                if len(begins) == most:
                     continue
                 # The oldest request decides where to begin, so that each request is answered eventually.
                 begins[channel] = (after, upto)
@@ -318,6 +340,14 @@ class History:
                 begin = after
             begins[channel] = (begin, max(end, upto))
         resets = self._recent.resets
+        reads = read(begins)
+        for channel, found in reads.items():
+            # Clients that return rely on pages in memory: these must be complete, and of the log as it is now.
+            if not found.incomplete(found.page.after) and self._recent.resets == resets:
+                self._recent.keep(channel, found.page)
+        return self._answer(requests, reads)
+
+    def _pages_of_channels(self, begins: dict[str, tuple[int, int]]) -> dict[str, Read]:
         rows = self._execute(
             _CHANNEL_PAGES,
             list(begins),
@@ -326,17 +356,25 @@ class History:
             self._recent.page_messages,
             self._recent.page_bytes,
         )
-        reads: dict[str, Read] = {}
         if not rows:
             raise LogNotInstalledError("the log's head is missing: run 'socketio-pg init'")
         trimmed, removed = rows[0][:2]
+        reads: dict[str, Read] = {}
         for number, (channel, (begin, end)) in enumerate(begins.items(), 1):
             of_channel = [(row[0], *row[3:]) for row in rows if row[2] == number] or [(trimmed, *[None] * 7)]
-            read = replace(_as_read(of_channel, begin, end, self._recent), removed=removed)
-            reads[channel] = read
-            # Clients that return rely on pages in memory: these must be complete, and of the log as it is now.
-            if not read.incomplete(read.page.after) and self._recent.resets == resets:
-                self._recent.keep(channel, read.page)
+            reads[channel] = replace(_as_read(of_channel, begin, end, self._recent), removed=removed)
+        return reads
+
+    def _page_of_pattern(self, begins: dict[str, tuple[int, int]]) -> dict[str, Read]:
+        [(pattern, (begin, end))] = begins.items()
+        rows, end = self._pattern_pages.read(pattern, begin, end)
+        if not rows:
+            raise LogNotInstalledError("the log's head is missing: run 'socketio-pg init'")
+        read = _as_read([(row[0], *row[2:]) for row in rows], begin, end, self._recent)
+        return {pattern: replace(read, removed=rows[0][1])}
+
+    def _answer(self, requests: list[_Request], reads: Mapping[str, Read]) -> list[_Request]:
+        """Answer the requests for pages with those that were read. Return the requests that need others."""
         again = []
         for request in requests:
             channel, after, upto = request.arguments
@@ -356,6 +394,12 @@ class History:
             requests[number - 1].done.send(position)
         return []
 
+    def _read_newest_of_patterns(self, requests: list[_Request]) -> list[_Request]:
+        # One may take several queries: then other requests come first.
+        request, *again = requests
+        request.done.send(self._pattern_pages.before_newest(*request.arguments))
+        return again
+
     def _read_before_time(self, requests: list[_Request]) -> list[_Request]:
         for request in requests:
             (at,) = request.arguments
@@ -373,7 +417,7 @@ class History:
                 "lasts": [last for _, last in snapshot.ids],
                 "position": snapshot.position,
                 "transaction": snapshot.transaction,
-                "channels": channels,
+                "channels": [to_like(channel) for channel in channels],
                 "count": snapshot.count,
                 "most": snapshot.count + self.max_overtaking,
             }

@@ -3,6 +3,7 @@
 Keeps the tail of the log (the last delivered messages of all channels) and the pages of single channels read last.
 """
 
+import itertools
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.core.patterns import is_pattern, matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Recent:
     #: Maximum messages of a page, and about the maximum bytes of payload.
     page_messages = 500
     page_bytes = 64_000
+    #: Messages of the tail that are looked at for a page of a pattern: some milliseconds.
+    scan_messages = 10_000
 
     def __init__(self, max_bytes: int = 16_000_000) -> None:
         self._max_bytes = max_bytes
@@ -94,8 +98,13 @@ class Recent:
         return found
 
     def page(self, channel: str, after: int, upto: int) -> Page | None:
-        """Return the next page of ``channel`` after a position, at most ``upto``; None if the log must be read."""
+        """Return the next page of a channel, or pattern, after a position, at most ``upto``; None to read the log.
+
+        That of a pattern may have no messages and end before ``upto``.
+        """
         if after >= self.start:
+            if is_pattern(channel):
+                return self._scan(channel, after, upto)
             return self._cut(after, upto, *self._parts.get(channel, ([], [])))
         for page in self._pages.get(channel, ()):
             if page.after <= after < page.end:
@@ -117,6 +126,8 @@ class Recent:
 
     def before_newest(self, channel: str, count: int, upto: int) -> int | None:
         """Return the position after which ``channel`` has ``count`` messages up to ``upto``; None if not in memory."""
+        if is_pattern(channel):
+            return self._newest_of_pattern(channel, count, upto)
         positions = self._parts.get(channel, ([], []))[0]
         if len(positions) < count:
             # Add the messages of a page that reaches the tail, if there is one.
@@ -138,6 +149,37 @@ class Recent:
                     return Page(after, positions[index], messages[begin : index + 1])
                 break
         return Page(after, upto, messages[begin:end])
+
+    def _scan(self, pattern: str, after: int, upto: int) -> Page:
+        """Return a page of the messages in the tail whose channel matches a pattern."""
+        matching: dict[str, bool] = {}
+        found: list[EncodedMessage] = []
+        size = 0
+        # The positions of the tail have no holes.
+        begin = after - self.start
+        for message in itertools.islice(self._tail, begin, min(upto - self.start, begin + self.scan_messages)):
+            after = _position(message)
+            if message.channel not in matching:
+                matching[message.channel] = matches(pattern, message.channel)
+            if matching[message.channel]:
+                found.append(message)
+                size += len(message.payload_json)
+                if len(found) == self.page_messages or size >= self.page_bytes:
+                    return Page(begin + self.start, after, found)
+        return Page(begin + self.start, min(upto, max(after, begin + self.start + self.scan_messages)), found)
+
+    def _newest_of_pattern(self, pattern: str, count: int, upto: int) -> int | None:
+        matching: dict[str, bool] = {}
+        if not count:
+            return upto
+        for message in itertools.islice(reversed(self._tail), self.scan_messages):
+            if message.channel not in matching:
+                matching[message.channel] = matches(pattern, message.channel)
+            if matching[message.channel] and _position(message) <= upto:
+                count -= 1
+                if not count:
+                    return _position(message) - 1
+        return None
 
     def _size(self, message: EncodedMessage) -> int:
         return len(message.payload_json) + self.overhead

@@ -117,8 +117,12 @@ class Dispatcher:
         return self._cost(message.channel, message.payload_json)
 
     def _cost(self, channel: str, text: str) -> int:
-        filters = self._hub.filters(channel)
-        return len(text) + (0 if filters is None else self.filter_characters * filters.max_tried)
+        cost = len(text)
+        for name in self._hub.names(channel):
+            filters = self._hub.filters(name)
+            if filters is not None:
+                cost += self.filter_characters * filters.max_tried
+        return cost
 
     def deliver(self, messages: Sequence[EncodedMessage]) -> None:
         """Deliver messages in order, either all of the log or all of NOTIFY. Filters were tried on them before."""
@@ -157,8 +161,9 @@ class Dispatcher:
         return [
             (subscription, message)
             for message in messages
-            for subscription in self._local.of(message.channel)
-            if message.position is None or not self._hub.held_by(subscription, message.channel)
+            for name in self._hub.names(message.channel)
+            for subscription in self._local.of(name)
+            if message.position is None or not self._hub.held_by(subscription, name)
         ]
 
     def on_gap(self, gap: NotifyGap) -> None:

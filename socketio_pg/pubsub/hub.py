@@ -1,9 +1,14 @@
-"""Bookkeeping of subscribers, channels and filters. Pure, no I/O."""
+"""Bookkeeping of subscribers, channels, patterns and filters. Pure, no I/O.
 
-from collections.abc import Hashable
+A pattern is the name of a subscription like a channel: wherever a method takes a channel, it takes a pattern too.
+"""
 
+from collections.abc import Collection, Hashable, Sequence
+
+from socketio_pg.core.patterns import is_pattern, overlap
 from socketio_pg.pubsub.filter_index import FilterIndex
 from socketio_pg.pubsub.filters import Filter
+from socketio_pg.pubsub.patterns import Patterns
 
 
 class UnknownSubscriberError(LookupError):
@@ -16,6 +21,9 @@ class Hub:
     def __init__(self) -> None:
         self._channels: dict[str, set[Hashable]] = {}
         self._subscribers: dict[Hashable, set[str]] = {}
+        #: Those of the channels' names that are patterns, and those of each subscriber.
+        self.patterns = Patterns()
+        self._patterns_of: dict[Hashable, set[str]] = {}
         self._held: dict[str, dict[Hashable, object]] = {}
         self._filters: dict[str, FilterIndex] = {}
         self._filter_of: dict[tuple[Hashable, str], Filter] = {}
@@ -48,6 +56,9 @@ class Hub:
             raise UnknownSubscriberError(subscriber) from None
         members = self._channels.setdefault(channel, set())
         members.add(subscriber)
+        if is_pattern(channel):
+            self.patterns.add(channel)
+            self._patterns_of.setdefault(subscriber, set()).add(channel)
         return len(members) == 1
 
     def unsubscribe(self, subscriber: Hashable, channel: str) -> bool:
@@ -61,6 +72,33 @@ class Hub:
     def is_subscribed(self, subscriber: Hashable, channel: str) -> bool:
         """Return whether ``subscriber`` has a subscription to ``channel``."""
         return subscriber in self._channels.get(channel, ())
+
+    def names(self, channel: str) -> Sequence[str]:
+        """Return the names whose subscribers get the messages of ``channel``: it, and the patterns that match it."""
+        return (channel, *self.patterns.matching(channel)) if self.patterns else (channel,)
+
+    def patterns_of(self, subscriber: Hashable) -> Collection[str]:
+        """Return the patterns of ``subscriber``."""
+        return self._patterns_of.get(subscriber, ())
+
+    def overlapping(self, subscriber: Hashable, channel: str) -> list[str]:
+        """Return the other channels and patterns of ``subscriber`` that may get the same messages as ``channel``.
+
+        Also those that get the same messages as one of these: together they get each message once.
+        """
+        patterns = self._patterns_of.get(subscriber)
+        if not patterns:
+            return []
+        found, left = {channel}, set(self._subscribers[subscriber]) - {channel}
+        waiting = [channel]
+        while waiting and left:
+            name = waiting.pop()
+            others = left if is_pattern(name) else left & patterns
+            reached = [other for other in others if overlap(name, other)]
+            found.update(reached)
+            left.difference_update(reached)
+            waiting += reached
+        return [name for name in found if name != channel]
 
     def set_filter(self, subscriber: Hashable, channel: str, filter: Filter | None) -> None:
         """Replace the filter of an existing subscription; None removes it."""
@@ -151,7 +189,7 @@ class Hub:
 
     @property
     def channel_count(self) -> int:
-        """The number of channels that have a subscriber."""
+        """The number of channels, and of patterns, that have a subscriber."""
         return len(self._channels)
 
     def channels_of(self, subscriber: Hashable) -> set[str]:
@@ -163,8 +201,12 @@ class Hub:
         return len(self._subscribers.get(subscriber, ()))
 
     def sizes(self) -> list[int]:
-        """Return the number of subscribers of each channel."""
+        """Return the number of subscribers of each channel, and of each pattern."""
         return [len(members) for members in self._channels.values()]
+
+    def count_pattern_subscriptions(self) -> int:
+        """Return the number of subscriptions to patterns."""
+        return sum(len(patterns) for patterns in self._patterns_of.values())
 
     def count_filtered(self) -> int:
         """Return the number of subscriptions with a filter."""
@@ -196,6 +238,13 @@ class Hub:
         self._drop_strings(subscriber, channel)
         members = self._channels[channel]
         members.discard(subscriber)
+        if is_pattern(channel):
+            patterns = self._patterns_of[subscriber]
+            patterns.discard(channel)
+            if not patterns:
+                del self._patterns_of[subscriber]
+            if not members:
+                self.patterns.discard(channel)
         if members:
             return False
         del self._channels[channel]

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from socketio_pg.core import green
 from socketio_pg.core.messages import EncodedMessage, Position
+from socketio_pg.core.patterns import is_pattern, named
 from socketio_pg.log.log import Log
 from socketio_pg.log.replay import HeldReplay, ReplayReceiver, Step
 from socketio_pg.postgres.listener import NotifyGap
@@ -26,7 +27,7 @@ class Receiver(Protocol):
     """Gets the messages and gaps of a subscription, in order. Exceptions that it raises are logged."""
 
     def receive(self, message: EncodedMessage, extra: Mapping[str, Any], /) -> object:
-        """``extra`` has the fields of the wire beside the message's own: ``epoch`` and ``replayed``."""
+        """``extra`` has the fields beside the message's own: ``epoch``, ``replayed``, and ``pattern`` of a pattern."""
 
     def gap(self, gap: dict[str, Any], /) -> object:
         """As on the wire, and ``tier``: ``notify`` or ``log``."""
@@ -65,6 +66,7 @@ class LocalSubscription:
     """The result of :meth:`PubSub.subscribe`: pass it to :meth:`PubSub.unsubscribe`."""
 
     def __init__(self, channel: str, receiver: Receiver, filter: Filter | None, log: Log) -> None:
+        #: A channel, or a pattern.
         self.channel = channel
         #: Messages of the log follow this position; None without a log.
         self.position: Position | None = None
@@ -81,6 +83,8 @@ class LocalSubscription:
         try:
             if not self.ended and self._lets_through(message, reader):
                 extra: dict[str, Any] = {} if message.position is None else {"epoch": self._log.epoch}
+                if is_pattern(self.channel):
+                    extra["pattern"] = self.channel
                 if replayed:
                     extra["replayed"] = True
                 self._receiver.receive(message, extra)
@@ -100,13 +104,13 @@ class LocalSubscription:
     def log_gap(self, reason: str, after: Position | None = None) -> None:
         """Report that messages of the log are lost; it goes on after a position, by default the current one."""
         position = after or self._log.current()
-        self._gap({"channel": self.channel, "tier": "log", "reason": reason, **(position or {})})
+        self._gap({**named(self.channel), "tier": "log", "reason": reason, **(position or {})})
 
     def caught_up(self, place: Position | None) -> None:
         """Report that live messages follow, those of the log after ``place``."""
         try:
             if not self.ended:
-                self._receiver.live({"channel": self.channel, **(place or {})})
+                self._receiver.live({**named(self.channel), **(place or {})})
         except Exception:
             logger.exception("a receiver of messages failed")
         self.live.send()
@@ -120,7 +124,7 @@ class LocalSubscription:
 
 
 class LocalSubscriptions:
-    """The complete subscriptions, by channel."""
+    """The complete subscriptions, by channel or pattern."""
 
     def __init__(self) -> None:
         self._of_channel: dict[str, list[LocalSubscription]] = {}

@@ -15,7 +15,7 @@ from socketio_pg.pubsub.filter_index import FilterIndex
 from socketio_pg.pubsub.filters import Filter, Reader, never_pause
 from socketio_pg.pubsub.hub import Hub
 
-#: A channel, a filter of its subscriptions, and the steps that it took.
+#: A channel or pattern, a filter of its subscriptions, and the steps that it took.
 FilterCost: TypeAlias = tuple[str, Filter, int]
 
 
@@ -45,8 +45,8 @@ class Matching:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        #: By the id of the message.
-        self._prepared: dict[int, _Prepared] = {}
+        #: By the id of the message, and the name of the subscriptions: its channel, or a pattern.
+        self._prepared: dict[int, dict[str, _Prepared]] = {}
         #: Payloads with numbers as strings, by the id of the message.
         self._strings: dict[int, tuple[EncodedMessage, str]] = {}
         self._due: list[FilterCost] = []
@@ -59,39 +59,47 @@ class Matching:
         pause = self._pause()
         try:
             for message in messages:
-                if self._hub.has_strings(message.channel):
+                names = self._hub.names(message.channel)
+                if any(map(self._hub.has_strings, names)):
                     self._strings[id(message)] = message, with_numbers_as_strings(message.payload_json, pause)
-                index = self._hub.filters(message.channel)
-                if index is not None:
-                    newest, reader = index.newest, Reader(message.payload_json, pause)
-                    matched = self._try(message.channel, index, reader)
-                    self._prepared[id(message)] = _Prepared(message, index, newest, reader, matched)
-                    pause()
+                reader: Reader | None = None
+                for name in names:
+                    index = self._hub.filters(name)
+                    if index is not None:
+                        reader = reader or Reader(message.payload_json, pause)
+                        newest, matched = index.newest, self._try(name, index, reader)
+                        found = _Prepared(message, index, newest, reader, matched)
+                        self._prepared.setdefault(id(message), {})[name] = found
+                        pause()
         except BaseException:
             self.finish(messages)
             raise
 
-    def matching(self, message: EncodedMessage) -> Sequence[Filter]:
-        """Return the filters of the message's channel that it fulfils, as of now. Does not yield."""
-        index = self._hub.filters(message.channel)
+    def matching(self, message: EncodedMessage, name: str | None = None) -> Sequence[Filter]:
+        """Return the filters of the message's channel that it fulfils, as of now. Does not yield.
+
+        ``name``: those of a pattern that matches the channel.
+        """
+        name = name or message.channel
+        index = self._hub.filters(name)
         if index is None:
             return ()
-        prepared = self._prepared.get(id(message))
+        prepared = self._prepared.get(id(message), {}).get(name)
         if prepared is None or prepared.message is not message or prepared.index is not index:
-            return self._try(message.channel, index, Reader(message.payload_json))
+            return self._try(name, index, Reader(message.payload_json))
         if prepared.newest == index.newest:
             return prepared.matched
         prepared.reader.pause = never_pause
         added = index.matching_since(prepared.newest, prepared.reader)
-        self._account(message.channel, index, prepared.reader)
+        self._account(name, index, prepared.reader)
         return list(dict.fromkeys([*prepared.matched, *added]))
 
     def reader(self, message: EncodedMessage) -> Reader:
         """Return a reader of a message's payload: that of :meth:`prepare`, or a new one."""
-        prepared = self._prepared.get(id(message))
-        if prepared is None or prepared.message is not message:
-            return Reader(message.payload_json)
-        return prepared.reader
+        for prepared in self._prepared.get(id(message), {}).values():
+            if prepared.message is message:
+                return prepared.reader
+        return Reader(message.payload_json)
 
     def strings(self, message: EncodedMessage) -> str:
         """Return the payload of a message with numbers as strings: that of :meth:`prepare`, or a new one."""

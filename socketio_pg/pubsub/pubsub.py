@@ -10,10 +10,9 @@ from typing import Any, Protocol
 from socketio_pg.core import config, green
 from socketio_pg.core.channels import LOG_CHANNEL, validate_channel
 from socketio_pg.core.cursors import Since
-from socketio_pg.core.errors import ConfigurationError
-from socketio_pg.core.messages import (
-    Position,
-)
+from socketio_pg.core.errors import ConfigurationError, LogNotInstalledError
+from socketio_pg.core.messages import Position
+from socketio_pg.core.patterns import is_pattern, validate_pattern
 from socketio_pg.core.problems import Problem
 from socketio_pg.core.publications import Publication, Published
 from socketio_pg.core.seal import Seal
@@ -212,6 +211,27 @@ class PubSub:
         receiver = QueueReceiver(queue, on_gap, on_live)
         return self.subscribe_receiver(channel, receiver, since=since, history=history, filter=filter)
 
+    def subscribe_pattern(
+        self,
+        pattern: str,
+        queue: SupportsPut,
+        *,
+        since: Since | None = None,
+        history: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        on_gap: Callable[[dict[str, Any]], object] | None = None,
+        on_live: Callable[[dict[str, Any]], object] | None = None,
+    ) -> LocalSubscription:
+        """Like :meth:`subscribe`, to all channels that match ``pattern``: ``*`` stands for any characters.
+
+        The messages also have ``pattern``. All messages of the log arrive; of NOTIFY those that this program hears
+        anyway. ``on_gap`` and ``on_live`` get ``pattern`` in place of ``channel``.
+
+        Also raises :class:`LogNotInstalledError`.
+        """
+        receiver = QueueReceiver(queue, on_gap, on_live)
+        return self._subscribe(validate_pattern(pattern), receiver, since=since, history=history, filter=filter)
+
     def subscribe_receiver(
         self,
         channel: str,
@@ -222,9 +242,20 @@ class PubSub:
         filter: Mapping[str, Any] | None = None,
     ) -> LocalSubscription:
         """Like :meth:`subscribe`, with a receiver that gets messages whose payload is not parsed."""
+        return self._subscribe(validate_channel(channel), receiver, since=since, history=history, filter=filter)
+
+    def _subscribe(
+        self,
+        channel: str,
+        receiver: Receiver,
+        *,
+        since: Since | None,
+        history: int | None,
+        filter: Mapping[str, Any] | None,
+    ) -> LocalSubscription:
         self._home.require("PubSub.subscribe()")
         start = requested_start({"since": since, "history": history})
-        subscription = LocalSubscription(validate_channel(channel), receiver, parse_filter(filter), self.log)
+        subscription = LocalSubscription(channel, receiver, parse_filter(filter), self.log)
         self.hub.add(subscription)
         try:
             self.join(subscription, channel)
@@ -367,17 +398,20 @@ class PubSub:
     def join(self, subscriber: Hashable, channel: str) -> None:
         """Subscribe ``subscriber``, which the hub knows, and return once the LISTEN has committed.
 
-        When it raises, an earlier subscription of the same subscriber stays.
-        Raises :class:`UnknownSubscriberError`, :class:`ListenCancelledError` or :class:`DatabaseUnavailableError`.
+        A pattern needs no LISTEN of its own, but the log. When it raises, an earlier subscription of the same
+        subscriber stays. Raises :class:`UnknownSubscriberError`, :class:`ListenCancelledError`,
+        :class:`DatabaseUnavailableError` or :class:`LogNotInstalledError`.
         """
         self.start()
         new = not self.hub.is_subscribed(subscriber, channel)
         if self.hub.subscribe(subscriber, channel):
-            self.listener.acquire(channel)
+            self._listen(channel)
         try:
             timeout = self._patience()
-            self.listener.wait(channel, timeout)
+            self.listener.wait(LOG_CHANNEL if is_pattern(channel) else channel, timeout)
             self._follower.wait_known(timeout)
+            if is_pattern(channel) and not self.log.installed:
+                raise LogNotInstalledError("patterns need the log, which this database does not have")
         except ListenCancelledError:
             raise  # nothing to undo, and a later subscription may have begun
         except BaseException:
@@ -388,11 +422,19 @@ class PubSub:
     def leave(self, subscriber: Hashable, channel: str) -> None:
         """End one subscription of ``subscriber``."""
         if self.hub.unsubscribe(subscriber, channel):
-            self.listener.release(channel)
+            self._listen_no_more(channel)
 
     def drop(self, subscriber: Hashable) -> None:
         """Forget ``subscriber`` and all its subscriptions."""
         for channel in self.hub.drop(subscriber):
+            self._listen_no_more(channel)
+
+    def _listen(self, channel: str) -> None:
+        if not is_pattern(channel):
+            self.listener.acquire(channel)
+
+    def _listen_no_more(self, channel: str) -> None:
+        if not is_pattern(channel):
             self.listener.release(channel)
 
     # -- reserved channels ---------------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ import pytest
 from socketio_pg import PubSub
 from socketio_pg.core import green
 from socketio_pg.core.channels import LOG_CHANNEL
-from socketio_pg.core.errors import InvalidRequestError
+from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, LogNotInstalledError
 from socketio_pg.core.messages import Position
 from socketio_pg.log.starts import LogPosition
 from socketio_pg.postgres.schema import INSTALLED, REMOVED
 from tests.support.log_database import LogDatabase
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster, own_listener
 
 
@@ -348,3 +348,52 @@ def test_installing_and_removing_are_no_attack(
     shared_log.sql("SELECT pg_notify(%s, '1')", channel)
     assert take(queue, 1) == [1]
     assert pubsub.sealing.refused() == []
+
+
+def test_pattern_gets_all_channels_that_match(
+    pubsub: PubSub, shared_log: LogDatabase, channel: str, queue: Any
+) -> None:
+    """`since` and `history` over all of them, from the log and from memory; each subscription has its messages."""
+    publish(shared_log, f"{channel}:1", 1)
+    since = pubsub.position()
+    assert since is not None
+    publish(shared_log, f"{channel}:2", 2, 3)
+    publish(shared_log, f"{channel}-other", 0)
+    publish(shared_log, f"{channel}:", 4)
+    live: list[dict[str, Any]] = []
+    pubsub.subscribe_pattern(f"{channel}:*", queue, since=since, on_live=live.append)
+    found = [queue.get(timeout=PATIENCE) for _ in range(3)]
+    assert [(one["channel"], one["payload"], one["pattern"]) for one in found] == [
+        (f"{channel}:2", 2, f"{channel}:*"), (f"{channel}:2", 3, f"{channel}:*"), (f"{channel}:", 4, f"{channel}:*")
+    ]  # fmt: skip
+    until(lambda: live, "it is live")
+    assert live[0]["pattern"] == f"{channel}:*"
+    fresh = PubSub(shared_log.url)  # without messages in memory
+    try:
+        for one, count in ((pubsub, 2), (fresh, 3)):
+            newest: Any = green.Queue()
+            one.subscribe_pattern(f"{channel}*:*", newest, history=count)
+            assert take(newest, count) == [1, 2, 3, 4][-count:]
+    finally:
+        fresh.disconnect()
+    exact: Any = green.Queue()
+    pubsub.subscribe(f"{channel}:9", exact)
+    pubsub.subscribe_pattern(f"{channel}:*", exact, filter={"n": {"gt": 5}})
+    publish(shared_log, f"{channel}:9", '{"n": 5}', '{"n": 6}')
+    shared_log.sql("SELECT pg_notify(%s, '7')", f"{channel}:9")  # heard because of the subscription to the channel
+    seen = sorted((exact.get(timeout=PATIENCE) for _ in range(4)), key=lambda one: (str(one["payload"]), len(one)))
+    assert [(one["payload"], "pattern" in one) for one in seen] == [
+        (7, False), ({"n": 5}, False), ({"n": 6}, False), ({"n": 6}, True)
+    ]  # fmt: skip
+
+
+def test_pattern_needs_a_log(postgres: Cluster, queue: Any) -> None:
+    pubsub = PubSub(postgres.url())
+    try:
+        with pytest.raises(LogNotInstalledError):
+            pubsub.subscribe_pattern("foo:*", queue)
+        assert not pubsub.hub.patterns
+        with pytest.raises(InvalidChannelError):
+            pubsub.subscribe_pattern("foo", queue)
+    finally:
+        pubsub.disconnect()
