@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
-from socketio_pg.cluster.remote_listener import HEARD, Command
+from socketio_pg.cluster.remote_listener import HEARD, Command, separate
 from socketio_pg.core import green
 from socketio_pg.core.errors import DatabaseUnavailableError, InvalidChannelError
+from socketio_pg.postgres.companions import Notification
 from socketio_pg.postgres.listener import (
     ChannelListener,
     ListenCancelledError,
-    Notification,
     NotifyGap,
     OnGap,
     OnNotifications,
@@ -184,7 +184,7 @@ class Forwarder:
 
     def _on_notifications(self, notifications: Sequence[Notification]) -> None:
         for start in range(0, len(notifications), self.batch_size):
-            self._send(notifications=notifications[start : start + self.batch_size])
+            self._send(**separate(notifications[start : start + self.batch_size]))
 
     def _on_gap(self, gap: NotifyGap) -> None:
         self._send(gaps=[[gap.channel, gap.since.isoformat(), gap.until.isoformat()]])
@@ -192,9 +192,10 @@ class Forwarder:
     def _send(self, **fields: object) -> None:
         """Send a message :data:`HEARD` to all nodes.
 
-        To all nodes: ``notifications``: channels and payloads, in order; ``gaps``: channel, since, until of each;
-        ``forgotten``: nodes whose requests have been discarded. To one ``node``: ``listening``: channels that are now
-        listened to; ``refused``: channels and reasons; ``again``: it must repeat its whole request.
+        To all nodes: ``notifications``: channels and payloads, in order; ``metadata``: see
+        :func:`separate`; ``gaps``: channel, since, until of each; ``forgotten``: nodes whose requests have been
+        discarded. To one ``node``: ``listening``: channels that are now listened to; ``refused``: channels and reasons;
+        ``again``: it must repeat its whole request.
 
         Every message has ``number``, which increases by one; ``problem``: why the leader does not listen, None if it
         does; ``as_of``: the time up to which it has missed nothing, except for gaps that it will report after a

@@ -19,7 +19,8 @@ from typing import Any
 from socketio_pg.core import green
 from socketio_pg.core.errors import InvalidChannelError
 from socketio_pg.core.problems import Problem
-from socketio_pg.postgres.listener import Notification, NotifyGap, Waiters
+from socketio_pg.postgres.companions import Notification
+from socketio_pg.postgres.listener import NotifyGap, Waiters
 
 logger = logging.getLogger("socketio_pg.remote_listener")
 
@@ -27,6 +28,29 @@ logger = logging.getLogger("socketio_pg.remote_listener")
 Command = dict[str, Any]
 #: Its ``method``: a node's request for channels, and the leader's notifications and confirmations.
 WANTED, HEARD = "socketio_pg_wanted", "socketio_pg_heard"
+
+
+def separate(notifications: Sequence[Notification]) -> dict[str, Any]:
+    """Return the fields ``notifications`` and, if some have metadata, ``metadata`` of a message :data:`HEARD`.
+
+    ``metadata`` has the index and the JSON text of each: nodes of an older version ignore it, and get the payload.
+    """
+    if not any("\0" in text for _, text in notifications):
+        return {"notifications": notifications}
+    parts = [(channel, *text.partition("\0")) for channel, text in notifications]
+    return {
+        "notifications": [(channel, payload) for channel, payload, _, _ in parts],
+        "metadata": [(index, meta) for index, (_, _, _, meta) in enumerate(parts) if meta],
+    }
+
+
+def together(command: Command) -> Sequence[Notification]:
+    """Return the notifications of a message :data:`HEARD` as the listener gave them to :func:`separate`."""
+    found = [(channel, text) for channel, text in command.get("notifications", ())]
+    for index, meta in command.get("metadata", ()):
+        channel, payload = found[index]
+        found[index] = channel, f"{payload}\0{meta}"
+    return found
 
 
 class RemoteListener:
@@ -215,7 +239,7 @@ class RemoteListener:
                 self._guarded(
                     self._on_gap, NotifyGap(channel, datetime.fromisoformat(since), datetime.fromisoformat(until))
                 )
-        heard = [(channel, text) for channel, text in command.get("notifications", ()) if channel in self._wanted]
+        heard = [(channel, text) for channel, text in together(command) if channel in self._wanted]
         if heard:
             self._guarded(self._on_notifications, heard)
         if self._id in command.get("forgotten", ()):

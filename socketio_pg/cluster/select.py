@@ -87,14 +87,14 @@ class Cluster:
     ) -> ChannelListener:
         """Return the listener of the node: with LISTEN=leader it gets the notifications from the leader."""
         if not self._leader_listens:
-            return Listeners(database, on_notifications, on_gap)
+            return Listeners(database, on_notifications, on_gap, self._sealing)
         assert self._broker is not None
         self._remote = RemoteListener(on_notifications, on_gap, self._broker.tell)
         return self._remote
 
     def create_publisher(self, database: Database) -> MessagePublisher:
         """Return the publisher of this process."""
-        local = Publisher(database)
+        local = Publisher(database, self._sealing)
         return local if self._workers is None else WorkersPublisher(local, self._workers)
 
     def create_keys(self, reader: KeyReader) -> ClusterKeys:
@@ -138,7 +138,8 @@ class Cluster:
         """
         if not isinstance(self._broker, RedisCluster):
             return None
-        forwarder = Forwarder(partial(Listeners, database), self._broker.tell, eager=self._leader_listens)
+        listeners = partial(Listeners, database, sealing=self._sealing)
+        forwarder = Forwarder(listeners, self._broker.tell, eager=self._leader_listens)
         self._broker.receive(WANTED, forwarder.receive)
         self._broker.receive(HEARD, forwarder.receive_echo)
         return forwarder.lead

@@ -62,12 +62,18 @@ class EncodedMessage:
         """Return the payload as a Python value, decoded at each call as by :func:`loads`."""
         return loads(self.payload_json)
 
+    def sender(self) -> dict[str, Any] | None:
+        """Return the client that has published the message, with its claims, decoded at each call; None without one."""
+        return None if self.meta is None or self.meta.sender is None else json.loads(self.meta.sender)
+
     def to_wire(self) -> dict[str, Any]:
         """Return the argument of the Socket.IO event ``event``; the payload's text is inserted unchanged."""
         wire: dict[str, Any] = {"channel": self.channel, "payload": orjson.Fragment(self.payload_json)}
+        if self.meta is not None:
+            wire |= self.meta.to_wire()
         if self.position is not None:
             wire |= {"position": self.position, "published_at": self.published_at}
-        return wire if self.meta is None else wire | self.meta.to_wire()
+        return wire
 
 
 def encode_payload(payload: object) -> str:

@@ -33,6 +33,11 @@ class Meta:
     traceparent: str | None = None
     exclude: str | None = None
 
+    @property
+    def size(self) -> int:
+        """About the number of characters on the wire."""
+        return len(self.sender or "") + len(self.traceparent or "") + 30
+
     def to_json(self) -> str:
         """Return all of it as JSON text, as in the columns ``meta``."""
         fields = {"traceparent": self.traceparent, "exclude": self.exclude}

@@ -10,6 +10,7 @@ from typing import Any
 from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
 from socketio_pg.core.messages import Position
+from socketio_pg.core.meta import validate_exclude, validate_traceparent
 
 #: The maximum number of messages in one publish request.
 MAX_BATCH = 1000
@@ -23,13 +24,18 @@ class Publication:
     """A message to publish. ``payload`` is any JSON value.
 
     ``durable``: through the log (True) or with NOTIFY (False); None: through the log where one is installed, in the
-    channels of DURABLE_CHANNELS. The same ``id`` on a channel within five minutes is published once.
+    channels of DURABLE_CHANNELS. The same ``id`` on a channel within five minutes is published once. ``exclude``: the
+    Socket.IO id of a client that does not get the message. ``traceparent``: that of W3C Trace Context. ``sender``: the
+    client that publishes, JSON text of an object, set by the server.
     """
 
     channel: str
     payload: Any
     durable: bool | None = None
     id: str | None = None
+    exclude: str | None = None
+    traceparent: str | None = None
+    sender: str | None = None
 
 
 @dataclass(slots=True)
@@ -85,7 +91,7 @@ def validate_name(value: object, field: str) -> str:
 
 
 def requested_publication(request: Mapping[str, Any]) -> Publication:
-    """Validate ``request``, ``{channel, payload, durable?, id?}``.
+    """Validate ``request``, ``{channel, payload, durable?, id?, exclude?, traceparent?}``.
 
     Raises :class:`InvalidRequestError` or :class:`InvalidChannelError`.
     """
@@ -94,13 +100,20 @@ def requested_publication(request: Mapping[str, Any]) -> Publication:
         raise InvalidRequestError("payload is missing", channel=channel)
     if _boolean(request, "ephemeral", channel):
         raise InvalidRequestError("ephemeral messages are published over Socket.IO only", channel=channel)
-    id = request.get("id")
+    id, exclude, traceparent = request.get("id"), request.get("exclude"), request.get("traceparent")
     return Publication(
         channel,
         request["payload"],
         _boolean(request, "durable", channel),
         None if id is None else validate_id(id),
+        None if exclude is None else validate_exclude(exclude),
+        None if traceparent is None else validate_traceparent(traceparent),
     )
+
+
+def wants_echo(request: Mapping[str, Any]) -> bool:
+    """Return whether a client that publishes wants its own message, too. Raises :class:`InvalidRequestError`."""
+    return _boolean(request, "echo") is not False
 
 
 def requested_wait(request: Mapping[str, Any]) -> bool:

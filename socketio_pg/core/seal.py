@@ -183,10 +183,11 @@ class Seal:
         encrypted = own.cipher.encrypt(nonce, text.encode(), associated)
         return own.header + pybase64.b64encode_as_string(binary + encrypted)
 
-    def open(self, channel: str, text: str, *, replayable: bool = False) -> str:
+    def open(self, channel: str, text: str, *, replayable: bool = False, reader: int = 0) -> str:
         """Return the text that was sealed for ``channel``. Raises :class:`SealError`.
 
-        ``replayable``: the caller has its own protection against repeated and old texts.
+        ``replayable``: the caller has its own protection against repeated and old texts. ``reader``: one of several
+        that get the channel's texts; each may open a text once.
         """
         words = text.split(" ", 3)
         if len(words) != 4 or words[0] != _NAME:
@@ -216,7 +217,8 @@ class Seal:
         except (InvalidTag, UnicodeDecodeError):
             raise SealError("forged") from None
         counter = int.from_bytes(nonce, "big")
-        self._admit(name, key, cipher, channel, counter, int.from_bytes(start[-_NUMBER_BYTES:], "big"), replayable)
+        window = f"{channel}\0{reader}" if reader else channel
+        self._admit(name, key, cipher, window, counter, int.from_bytes(start[-_NUMBER_BYTES:], "big"), replayable)
         return opened
 
     def sealed(self, key_id: str, encoded: str) -> str:
@@ -236,7 +238,7 @@ class Seal:
         return own
 
     def _admit(
-        self, name: tuple[str, bytes], key: Key, cipher: AESGCM, channel: str, counter: int, sent: int, replayable: bool
+        self, name: tuple[str, bytes], key: Key, cipher: AESGCM, of: str, counter: int, sent: int, replayable: bool
     ) -> None:
         """Refuse a genuine text that is too old or has been opened before; remember its sender otherwise."""
         now = _now()
@@ -250,9 +252,9 @@ class Seal:
             self._forget(now)
         self._senders.move_to_end(name)
         if not replayable:
-            window = sender.windows.get(channel)
+            window = sender.windows.get(of)
             if window is None:
-                window = sender.windows[channel] = _Window()
+                window = sender.windows[of] = _Window()
             if not window.take(counter):
                 raise SealError("replayed")
             sender.newest = max(sender.newest, sent)

@@ -5,6 +5,7 @@ The cryptography is in `core.seal`; `postgres.key_reader` provides the keys.
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Sequence
 
@@ -38,6 +39,10 @@ class Sealing:
         self._seal = seal
         #: The identity of the installation and its keys, as last given to :meth:`use`.
         self.used: tuple[str, Sequence[Key]] | None = None
+        #: For a node without any cluster key: nobody but this node can open what it seals.
+        self._own_identity = f"own-{os.urandom(12).hex()}"
+        self._own = Seal()
+        self._own.use(self._own_identity, [Key.from_bytes(os.urandom(32))])
         self._ready = green.Event()
         self._keys_wanted = green.Event()
         #: When a text was last refused (monotonic), by reason.
@@ -75,6 +80,22 @@ class Sealing:
         """
         self._wait_ready()
         return self._seal.seal(channel, text)
+
+    def seal_or_own(self, channel: str, text: str) -> str:
+        """Return ``text`` sealed for ``channel``; without a cluster key with one of this node. Does not wait."""
+        return (self._seal if self._seal.ready else self._own).seal(channel, text)
+
+    def open_or_own(self, channel: str, text: str, reader: int) -> str | None:
+        """Return the text that :meth:`seal_or_own` has sealed; None as :meth:`open`, also for a repeated one.
+
+        ``reader``: one of several that get the channel's texts.
+        """
+        if text.split(" ", 2)[1:2] == [self._own_identity]:
+            try:
+                return self._own.open(channel, text, reader=reader)
+            except SealError:
+                return None
+        return self.open(channel, text, reader=reader)
 
     def open_shown(self, purpose: str, text: str) -> str | None:
         """Return the text that was sealed for ``purpose``; None if it cannot be opened.
@@ -121,17 +142,17 @@ class Sealing:
     def _wait_ready(self) -> None:
         self.wait_ready(self.wait_seconds)
 
-    def open(self, channel: str, text: str, *, replayable: bool = False) -> str | None:
+    def open(self, channel: str, text: str, *, replayable: bool = False, reader: int = 0) -> str | None:
         """Return the text that was sealed for ``channel``; None, counted and logged, if it cannot be opened.
 
         Without any key nothing is counted: this node has just started, or its role may not read the key.
 
-        ``replayable``: the caller has its own protection against repeated and old texts.
+        ``replayable`` and ``reader``: see :meth:`Seal.open`.
         """
         if not self._seal.ready:
             return None
         try:
-            return self._seal.open(channel, text, replayable=replayable)
+            return self._seal.open(channel, text, replayable=replayable, reader=reader)
         except SealError as error:
             self._refused[error.reason] = time.monotonic()
             metrics.refused_messages.labels(error.reason).inc()

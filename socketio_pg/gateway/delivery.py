@@ -1,6 +1,7 @@
 """Delivers to the clients: messages to Socket.IO rooms, gaps, and replays to single subscriptions."""
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,8 +36,10 @@ from socketio_pg.recovery.catching_up import CatchingUp, Place
 from socketio_pg.recovery.keeping import Keeping
 from socketio_pg.version import __version__
 
+logger = logging.getLogger("socketio_pg.delivery")
+
 #: What clients cannot find out otherwise, for `server_hello`: see docs/protocol.md.
-FEATURES = ("publish_id", "live", "ephemeral")
+FEATURES = ("publish_id", "live", "ephemeral", "echo", "trace")
 
 
 class Delivery:
@@ -256,7 +259,11 @@ class Delivery:
             held = {room: held_of[channel] for room, channel in channel_of.items() if held_of[channel]}
         # A channel's subscription is in one of its rooms only.
         events = zip(rooms, wires, strict=True)
-        self._manager.emit_in_order("event", events, skipped=held, apart=len(channels) == 1)
+        excluded = None
+        if any(message.meta is not None for message in messages):
+            excluded = [message.exclude for message in messages]
+            _log_traces(messages)
+        self._manager.emit_in_order("event", events, skipped=held, apart=len(channels) == 1, excluded=excluded)
 
     def _rooms(self, message: EncodedMessage) -> Sequence[str]:
         """Return the rooms that get ``message``."""
@@ -325,6 +332,15 @@ class Delivery:
             self._manager.emit("gap", body, "/", to=self._all_rooms(channel), ignore_queue=True)
 
 
+def _log_traces(messages: Sequence[EncodedMessage]) -> None:
+    if logger.isEnabledFor(logging.DEBUG):
+        # Once a message, of which there may be two forms.
+        for one in {id(message): message for message in messages}.values():
+            if one.meta is not None and one.meta.traceparent is not None:
+                found = {"channel": one.channel, "position": one.position, "traceparent": one.meta.traceparent}
+                logger.debug("delivering", extra=found)
+
+
 def _room(channel: str, filter: Filter | None, strings: bool = False) -> str:
     """Return the room of a channel's subscriptions with ``filter``, which get numbers as ``strings`` or not.
 
@@ -359,6 +375,8 @@ class _Client:
     strings: dict[int | None, str] = field(default_factory=dict)
 
     def select(self, messages: Sequence[EncodedMessage]) -> Sequence[EncodedMessage]:
+        if any(message.exclude == self.sid for message in messages):
+            messages = [message for message in messages if message.exclude != self.sid]
         while True:
             filter = self.hub.filter_of(self.sid, self.channel)
             selected = messages if filter is None else self._matching_ones(filter, messages)

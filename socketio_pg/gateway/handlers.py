@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from socketio_pg.access.access import Access
@@ -9,7 +10,7 @@ from socketio_pg.access.questions import Action
 from socketio_pg.access.sessions import Session
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
-from socketio_pg.core.publications import requested_publication, requested_wait
+from socketio_pg.core.publications import requested_publication, requested_wait, wants_echo
 from socketio_pg.ephemeral.ephemeral import Ephemeral
 from socketio_pg.ephemeral.messages import is_ephemeral
 from socketio_pg.gateway.admission import Admission
@@ -52,6 +53,7 @@ class Handlers:
         self._authenticator = access.authenticator
         self._sessions = access.sessions
         self._permissions = access.permissions
+        self._senders = access.senders
         self._rechecks = access.rechecks
         self._admission = admission
         self._keeping = keeping
@@ -97,9 +99,12 @@ class Handlers:
         if is_ephemeral(request):
             # Most of these are handled before, without a green thread.
             return self._ephemeral.publish(sid, request)
-        one, wait = requested_publication(request), requested_wait(request)
-        self._require("publish", sid, one.channel)
-        published = self._pubsub.publish(one.channel, one.payload, one.durable, id=one.id, wait=wait)
+        one, wait, echo = requested_publication(request), requested_wait(request), wants_echo(request)
+        if one.exclude is not None:
+            raise InvalidRequestError("exclude is for publishers without a connection: send echo: false")
+        claims = self._require("publish", sid, one.channel)
+        sender = self._senders.json_of(claims)
+        published = self._pubsub.publish_one(replace(one, exclude=None if echo else sid, sender=sender), wait=wait)
         return Answer("published", published.to_wire())
 
     def authenticate(self, sid: str, request: dict[str, Any]) -> Answer:
@@ -144,13 +149,13 @@ class Handlers:
             raise UnknownSubscriberError(sid)
         return session
 
-    def _require(self, action: Action, sid: str, channel: str) -> None:
-        """Return when the client may do that, with the claims that it has at the end of the check."""
+    def _require(self, action: Action, sid: str, channel: str) -> Claims | None:
+        """Return when the client may do that, with the claims that it has at the end of the check: these."""
         while True:
             session = self._session(sid)
             self._permissions.require(session.claims, action, channel)
             if self._session(sid) is session:
-                return
+                return session.claims
 
 
 def _with_object(handler: Handler) -> Callable[..., Answer | dict[str, Any]]:

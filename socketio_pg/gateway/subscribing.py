@@ -74,7 +74,7 @@ class Subscribing:
         keeping: Keeping,
         permissions: Permissions,
         limits: ClientLimits,
-        require: Callable[[str, str], None],
+        require: Callable[[str, str], object],
     ) -> None:
         self._server = server
         self._pubsub = pubsub

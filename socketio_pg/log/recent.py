@@ -182,7 +182,7 @@ class Recent:
         return None
 
     def _size(self, message: EncodedMessage) -> int:
-        return len(message.payload_json) + self.overhead
+        return len(message.payload_json) + self.overhead + (0 if message.meta is None else message.meta.size)
 
     def _page_size(self, page: Page) -> int:
         return sum(map(self._size, page.messages)) + self.overhead

@@ -207,6 +207,7 @@ def beginning(messages: Sequence[EncodedMessage], most: int) -> Sequence[Encoded
     for index, message in enumerate(messages):
         text = message.payload_json
         size += MESSAGE_OVERHEAD + (len(text) if text.isascii() else len(text.encode()))
+        size += 0 if message.meta is None else message.meta.size
         if size > most and index:
             return messages[:index]
     return messages

@@ -26,12 +26,14 @@ from socketio_pg.core.errors import (
     InvalidChannelError,
     InvalidRequestError,
 )
+from socketio_pg.core.meta import META_CHANNEL
 from socketio_pg.core.problems import Problem
+from socketio_pg.core.seal import Seal
+from socketio_pg.core.sealing import Sealing
+from socketio_pg.postgres.companions import Joiner, Notification
 from socketio_pg.postgres.database import Database, decode_text, encode_text, translated_errors
 
 logger = logging.getLogger("socketio_pg.listener")
-
-Notification = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ class Listener:
     ``on_notifications`` gets the notifications of one read of the connection, in order; ``on_gap`` is called for each
     channel when it is listened to again after the connection was lost. Both run in the listener's green thread.
     ``on_left`` is called when a channel was released and the connection certainly does not listen to it any more.
+    ``sealing`` opens the metadata of notifications, which follows the payload and a NUL.
     """
 
     #: Seconds without data after which the connection is tested with a query, and seconds for its answer.
@@ -137,11 +140,13 @@ class Listener:
         on_notifications: Callable[[Sequence[Notification]], None],
         on_gap: Callable[[NotifyGap], None],
         on_left: Callable[[str], None] = lambda channel: None,
+        sealing: Sealing | None = None,
     ) -> None:
         self._database = database
         self._on_notifications = on_notifications
         self._on_gap = on_gap
         self._on_left = on_left
+        self._joiner = Joiner(sealing or Sealing(Seal()))
         self._wanted: set[str] = set()
         self._listening: set[str] = set()
         self._pending: OrderedDict[str, None] = OrderedDict()
@@ -296,6 +301,8 @@ class Listener:
         self._execute(connection, f"UNLISTEN {nonce}")
 
     def _listen_again(self, connection: Any) -> None:
+        self._joiner.reset()
+        self._execute(connection, f"LISTEN {META_CHANNEL}")
         self._heard = datetime.now(timezone.utc)
         for channel in self._gaps.keys() - self._wanted:
             del self._gaps[channel]
@@ -407,7 +414,12 @@ class Listener:
                 for found in connection.notifies
             ]
             connection.notifies.clear()
-            self._guarded(self._on_notifications, notifications)
+            joined = self._joiner.join(notifications, self._gets)
+            if joined:
+                self._guarded(self._on_notifications, joined)
+
+    def _gets(self, channel: str) -> bool:
+        return channel in self._listening or channel in self._changing
 
     def _execute(self, connection: Any, sql: str, seconds: float | None = None) -> None:
         with translated_errors(seconds or self.statement_timeout), connection.cursor() as cursor:

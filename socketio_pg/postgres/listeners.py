@@ -10,6 +10,7 @@ from datetime import datetime
 from socketio_pg.core import green
 from socketio_pg.core.channels import RESERVED_PREFIX
 from socketio_pg.core.problems import Problem
+from socketio_pg.core.sealing import Sealing
 from socketio_pg.postgres.database import Database
 from socketio_pg.postgres.listener import Listener, OnGap, OnNotifications
 
@@ -31,8 +32,11 @@ class Listeners:
         room = cls.max_channels - Listener.max_leaving - Listener.batch_size
         return max(1, -(-channels // room))
 
-    def __init__(self, database: Database, on_notifications: OnNotifications, on_gap: OnGap) -> None:
+    def __init__(
+        self, database: Database, on_notifications: OnNotifications, on_gap: OnGap, sealing: Sealing | None = None
+    ) -> None:
         self._database = database
+        self._sealing = sealing
         self._on_notifications = on_notifications
         self._on_gap = on_gap
         self._started = False
@@ -117,7 +121,7 @@ class Listeners:
         return listener
 
     def _create(self) -> Listener:
-        listener = Listener(self._database, self._on_notifications, self._on_gap, self._on_left)
+        listener = Listener(self._database, self._on_notifications, self._on_gap, self._on_left, self._sealing)
         self._channels[listener] = 0
         return listener
 

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from socketio_pg.core import green, metrics
@@ -18,6 +19,9 @@ from socketio_pg.core.errors import (
 )
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.problems import Problem
+from socketio_pg.core.seal import Seal
+from socketio_pg.core.sealing import Sealing
+from socketio_pg.postgres.companions import seal_meta
 from socketio_pg.postgres.database import READ_ONLY, Database, encoder, is_usable, translated_errors
 from socketio_pg.postgres.outgoing import NOTIFIED, Outgoing, Receipt, statements
 from socketio_pg.postgres.trust import verify
@@ -100,7 +104,7 @@ class Publisher:
     """Sends NOTIFY and ``socketio_pg.publish()`` for many callers together; each call returns after its commit.
 
     PostgreSQL commits transactions with NOTIFY one at a time, and each waits for the disk. Ten messages in one commit
-    cost hardly more than one.
+    cost hardly more than one. ``sealing`` seals the metadata of notifications.
     """
 
     #: The maximum seconds that a caller waits.
@@ -116,8 +120,9 @@ class Publisher:
     again_after = 0.05
     again_for = 5.0
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealing: Sealing | None = None) -> None:
         self._database = database
+        self._companion = partial(seal_meta, sealing or Sealing(Seal()))
         self._waiting: deque[_Request] = deque()
         self._worker = green.Worker()
         self._connection: Any = None
@@ -301,7 +306,7 @@ class Publisher:
             if self._may_number is None:
                 self._may_number = self._execute(_MAY_NUMBER)[0][0]
         numbered = bool(self._may_number) and any(request.numbered for request in batch)
-        found = statements(messages, encoder(self._connection), numbers=numbered)
+        found = statements(messages, encoder(self._connection), self._companion, numbers=numbered)
         try:
             rows = self._execute(found.sql, *found.parameters, fetch=numbered or found.has_ids)
         except DatabaseUnavailableError as error:

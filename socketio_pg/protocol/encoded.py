@@ -9,11 +9,15 @@ from socketio_pg.protocol.offsets import Cursor
 
 @dataclass(eq=False, slots=True)
 class EncodedPacket:
-    """An encoded Socket.IO packet, and its WebSocket frame. ``position`` is that of a message of the log."""
+    """An encoded Socket.IO packet, and its WebSocket frame. ``position`` is that of a message of the log.
+
+    ``exclude``: the id of a client that does not get it.
+    """
 
     text: str
     frame: bytes
     position: int | None = None
+    exclude: str | None = None
     #: The last offset that was added, and the packet with it.
     _added: "tuple[str, EncodedPacket] | None" = None
 

@@ -5,6 +5,7 @@ Long-polling, Flask-SocketIO's test client, binary data and emits with a callbac
 
 import contextlib
 import functools
+import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from bidict import ValueDuplicationError
 from socketio_pg.core import green
 from socketio_pg.core.metrics import fan_out
 from socketio_pg.engine.socket import Socket
-from socketio_pg.protocol.encoded import EncodedPacket, framed, joined
+from socketio_pg.protocol.encoded import EncodedPacket, framed, joined, with_offsets
 from socketio_pg.protocol.offsets import Cursor
 from socketio_pg.protocol.packets import EVENT, quick_packet
 from socketio_pg.protocol.sending import Broadcast, Line, Sending, Share
@@ -160,21 +161,24 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         skipped: Mapping[str, Collection[Any]] | None = None,
         *,
         apart: bool = False,
+        excluded: Sequence[str | None] | None = None,
     ) -> None:
         """Emit ``event`` for each (rooms, data), in order; each client gets all its messages in one send.
 
         ``skipped`` has the members of each room that get nothing; :meth:`pass_by` adds members during the broadcast.
-        ``apart``: no client is in two of these rooms.
+        ``apart``: no client is in two of these rooms. ``excluded`` has for each (rooms, data) the client that does not
+        get it.
         """
         there = self.rooms.get(namespace, {})
         runs: list[tuple[str, list[EncodedPacket]]] = []
         of_room: dict[str, list[EncodedPacket]] = {}
-        for rooms, data in rooms_and_data:
+        for (rooms, data), exclude in zip(rooms_and_data, excluded or itertools.repeat(None), strict=False):
             rooms = [room for room in rooms if room in there]
             if not rooms:
                 fan_out.unheard += 1
                 continue
             packet = self.encode_message(event, data, namespace)
+            packet.exclude = exclude
             for room in rooms:
                 if apart:
                     of_room.setdefault(room, []).append(packet)
@@ -182,10 +186,11 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                     runs[-1][1].append(packet)
                 else:
                     runs.append((room, [packet]))
+        left_out = set(excluded or ()) - {None}
         if len(runs) > 1:
-            self._send_runs(runs, namespace, skipped)
+            self._send_runs(runs, namespace, skipped, left_out)
         else:
-            self._send_rooms(of_room or dict(runs), namespace, skipped)
+            self._send_rooms(of_room or dict(runs), namespace, skipped, left_out)
 
     def encode_message(self, event: str, argument: Any, namespace: str = "/") -> EncodedPacket:
         """Return ``event`` with one argument that has no binary data, which the stock encoder would look for."""
@@ -284,8 +289,12 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         packets_of: Mapping[str, Sequence[EncodedPacket]],
         namespace: str,
         skipped: Mapping[str, Collection[Any]] | None,
+        left_out: Collection[Any],
     ) -> None:
-        """Send each room its own packets. The rooms have no member in common."""
+        """Send each room its own packets. The rooms have no member in common.
+
+        ``left_out``: the members that do not get all packets.
+        """
         # Collects all members first: clients that join during the broadcast get nothing of it.
         lines = [(room, packets, self._line(namespace, room)) for room, packets in packets_of.items()]
         turn_ends = time.monotonic() + self.sending.slice_seconds
@@ -293,14 +302,32 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             for room, sids in (skipped or {}).items():
                 for sid in sids:
                     broadcast.end(sid, room)
+            for sid in left_out:
+                self._send_part(packets_of, namespace, sid, broadcast)
             for room, packets, line in lines:
                 turn_ends = self.sending.send_line(packets, line, broadcast, room, turn_ends)
+
+    def _send_part(
+        self, packets_of: Mapping[str, Sequence[EncodedPacket]], namespace: str, sid: str, broadcast: Broadcast
+    ) -> None:
+        """Send a member the packets that do not exclude it, before the others get theirs. Does not yield."""
+        for room, packets in packets_of.items():
+            eio_sid = self.rooms.get(namespace, {}).get(room, {}).get(sid)
+            if eio_sid is None or sid in broadcast.gone_from(room):
+                continue
+            broadcast.end(sid, room)
+            part = [packet for packet in packets if packet.exclude != sid]
+            socket = self.server.eio.sockets.get(eio_sid)
+            if part and socket is not None:
+                cursor = self._cursors.get(sid) if namespace == "/" else None
+                self.sending.send_to(part if cursor is None else with_offsets(part, cursor), socket)
 
     def _send_runs(
         self,
         runs: Sequence[tuple[str, Sequence[EncodedPacket]]],
         namespace: str,
         skipped: Mapping[str, Collection[Any]] | None,
+        left_out: Collection[Any],
     ) -> None:
         """Send to overlapping rooms: a client in several of them gets all messages in the order of publication."""
         shares: dict[str, list[Share]] = {}
@@ -308,7 +335,13 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             frame = joined(packets)
             passed_by = set((skipped or {}).get(room, ()))
             for sid, eio_sid in self.get_participants(namespace, room):
-                if sid not in passed_by:
+                if sid in passed_by:
+                    continue
+                if sid in left_out:
+                    part = [packet for packet in packets if packet.exclude != sid]
+                    if part:
+                        shares.setdefault(eio_sid, []).append((sid, room, part, joined(part)))
+                else:
                     shares.setdefault(eio_sid, []).append((sid, room, packets, frame))
         rooms = {room for room, _ in runs}
         with self._broadcast(namespace, rooms, skips=skipped is not None, apart=True) as broadcast:

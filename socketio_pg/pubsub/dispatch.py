@@ -9,7 +9,8 @@ from socketio_pg.core import green
 from socketio_pg.core.channels import LOG_CHANNEL, RESERVED_PREFIX
 from socketio_pg.core.messages import EncodedMessage, decode_notification
 from socketio_pg.core.metrics import fan_out
-from socketio_pg.postgres.listener import Notification, NotifyGap
+from socketio_pg.postgres.companions import Notification
+from socketio_pg.postgres.listener import NotifyGap
 from socketio_pg.pubsub.filters import Reader
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.local import LocalSubscription, LocalSubscriptions

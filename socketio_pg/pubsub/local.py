@@ -51,7 +51,11 @@ class QueueReceiver:
             place = {"epoch": extra.get("epoch"), "position": message.position}
             self.gap({"channel": message.channel, "tier": "log", "reason": "undecodable", **place})
             return
-        self.queue.put({**message.to_wire(), "payload": payload, **extra})
+        found = {**message.to_wire(), "payload": payload, **extra}
+        sender = message.sender()
+        if sender is not None:
+            found["from"] = sender
+        self.queue.put(found)
 
     def gap(self, gap: dict[str, Any]) -> None:
         if self.on_gap is not None:

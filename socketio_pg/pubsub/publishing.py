@@ -1,16 +1,23 @@
 """Publishes for :class:`PubSub`: through the log or with NOTIFY, once for each id. Returns positions in the log."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from socketio_pg.core import metrics
 from socketio_pg.core.channels import match_pattern, validate_channel
-from socketio_pg.core.errors import InvalidRequestError, LogNotInstalledError
+from socketio_pg.core.errors import InvalidRequestError, LogNotInstalledError, SocketIOPGError
+from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.messages import MAX_NOTIFY_BYTES, check_size, encode_payload
+from socketio_pg.core.meta import validate_exclude, validate_traceparent
 from socketio_pg.core.publications import Publication, Published, naming_message, validate_id
 from socketio_pg.log.follower import Follower
 from socketio_pg.postgres.outgoing import Outgoing, Receipt
 from socketio_pg.postgres.publisher import MessagePublisher
+
+logger = logging.getLogger("socketio_pg.publishing")
+_limited_log = RateLimitedLog(logger)
 
 
 class Publishing:
@@ -42,11 +49,12 @@ class Publishing:
     def publish(self, publication: Publication, *, wait: bool) -> Published:
         """Publish one message. See :meth:`PubSub.publish`."""
         message = self._outgoing(publication)
-        try:
-            receipts = self._publisher.publish([message], numbered=wait)
-        except LogNotInstalledError as error:
-            [message] = self._without_log([publication], error)
-            receipts = self._publisher.publish([message], numbered=wait)
+        with _tracing([message]):
+            try:
+                receipts = self._publisher.publish([message], numbered=wait)
+            except LogNotInstalledError as error:
+                [message] = self._without_log([publication], error)
+                receipts = self._publisher.publish([message], numbered=wait)
         if wait and message.durable:
             return self._with_places([message], receipts)[0]
         return Published(message.channel, message.durable, wait, None, receipts[0].duplicate)
@@ -54,11 +62,12 @@ class Publishing:
     def publish_together(self, publications: Sequence[Publication], *, wait: bool) -> list[Published]:
         """Publish all of them, or none. See :meth:`PubSub.publish_together`."""
         messages = self._outgoing_together(publications)
-        try:
-            receipts = self._publisher.publish(messages, numbered=wait)
-        except LogNotInstalledError as error:
-            messages = self._without_log(publications, error)
-            receipts = self._publisher.publish(messages, numbered=wait)
+        with _tracing(messages):
+            try:
+                receipts = self._publisher.publish(messages, numbered=wait)
+            except LogNotInstalledError as error:
+                messages = self._without_log(publications, error)
+                receipts = self._publisher.publish(messages, numbered=wait)
         if wait:
             return self._with_places(messages, receipts)
         found = zip(messages, receipts, strict=True)
@@ -108,9 +117,36 @@ class Publishing:
         validate_channel(channel)
         if publication.id is not None:
             validate_id(publication.id)
+        if publication.exclude is not None:
+            validate_exclude(publication.exclude)
+        if publication.traceparent is not None:
+            validate_traceparent(publication.traceparent)
         text = encode_payload(publication.payload)
         if durable is None:
             wanted = any(match_pattern(pattern, channel) for pattern in self._durable_channels)
             durable = (wanted or len(text.encode()) > MAX_NOTIFY_BYTES) and self._has_log()
         check_size(text, self._max_payload if durable else MAX_NOTIFY_BYTES)
-        return Outgoing(channel, text, durable, publication.id)
+        return Outgoing(
+            channel, text, durable, publication.id, publication.sender, publication.traceparent, publication.exclude
+        )
+
+
+@contextlib.contextmanager
+def _tracing(messages: Sequence[Outgoing]) -> Iterator[None]:
+    """Log that traced messages were published, or why not."""
+    traced = [one for one in messages if one.traceparent is not None]
+    try:
+        yield
+    except SocketIOPGError as error:
+        for one in traced[:1]:
+            _limited_log(
+                logging.INFO,
+                "a message was not published: %s",
+                error.message,
+                channel=one.channel,
+                code=error.code,
+                traceparent=one.traceparent,
+            )
+        raise
+    for one in traced:
+        logger.debug("published", extra={"channel": one.channel, "traceparent": one.traceparent})

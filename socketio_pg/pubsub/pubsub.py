@@ -83,8 +83,8 @@ class PubSub:
         dsn: str | None = None,
         listen_dsn: str | None = None,
         *,
-        listener: Callable[[Database, OnNotifications, OnGap], ChannelListener] = Listeners,
-        publisher: Callable[[Database], MessagePublisher] = Publisher,
+        listener: Callable[[Database, OnNotifications, OnGap], ChannelListener] | None = None,
+        publisher: Callable[[Database], MessagePublisher] | None = None,
         keys: Callable[[KeyReader], ClusterKeys] = lambda reader: reader,
         share_history: bool = False,
         durable_channels: Sequence[str] = ("*",),
@@ -110,8 +110,13 @@ class PubSub:
         self._local = LocalSubscriptions()
         self.matching = Matching(self.hub)
         self._dispatcher = Dispatcher(self.hub, self._local, self.matching)
-        self.listener = listener(self.database, self._dispatcher.on_notifications, self._dispatcher.on_gap)
-        self._publisher = publisher(self.database)
+        on_notifications, on_gap = self._dispatcher.on_notifications, self._dispatcher.on_gap
+        self.listener: ChannelListener
+        if listener is None:
+            self.listener = Listeners(self.database, on_notifications, on_gap, self.sealing)
+        else:
+            self.listener = listener(self.database, on_notifications, on_gap)
+        self._publisher = Publisher(self.database, self.sealing) if publisher is None else publisher(self.database)
         recent = Recent()
         self._history = History(self.database, recent)
         self._follower = Follower(
@@ -297,21 +302,28 @@ class PubSub:
         durable: bool | None = None,
         *,
         id: str | None = None,
+        exclude: str | None = None,
+        traceparent: str | None = None,
         wait: bool = True,
     ) -> Published:
         """Publish any JSON value; return after the commit, and once the position of a message of the log is known.
 
         ``durable``: through the log (True) or with NOTIFY (False). None: through the log where one is installed, in
         ``durable_channels`` and for payloads too large for NOTIFY; otherwise with NOTIFY. The same ``id`` on a channel
-        within five minutes is published once. Waits for the position for up to two seconds, and not at all without
-        ``wait``.
+        within five minutes is published once. The client with the Socket.IO id ``exclude`` does not get the message;
+        ``traceparent``, that of W3C Trace Context, arrives with it. Waits for the position for up to two seconds, and
+        not at all without ``wait``.
 
         Raises :class:`InvalidChannelError`, :class:`InvalidRequestError`, :class:`PayloadTooLargeError`,
         :class:`LogNotInstalledError` or :class:`DatabaseUnavailableError`. In another thread than the server's it
         raises RuntimeError: :class:`~socketio_pg.client.Client` works in any.
         """
+        return self.publish_one(Publication(channel, payload, durable, id, exclude, traceparent), wait=wait)
+
+    def publish_one(self, publication: Publication, *, wait: bool = True) -> Published:
+        """Publish one message, as :meth:`publish` does."""
         self._home.require("PubSub.publish()")
-        return self._publishing.publish(Publication(channel, payload, durable, id), wait=wait)
+        return self._publishing.publish(publication, wait=wait)
 
     def publish_together(self, publications: Sequence[Publication], *, wait: bool = True) -> list[Published]:
         """Publish all of them, or none, in one transaction; each otherwise as :meth:`publish` does.

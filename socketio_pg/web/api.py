@@ -6,7 +6,8 @@ Authentication, permissions, limits and error codes are the same as for Socket.I
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flask import Blueprint, Response, current_app, g, request
@@ -32,12 +33,14 @@ from socketio_pg.core.messages import (
     Position,
     WireJSON,
 )
+from socketio_pg.core.meta import is_traceparent
 from socketio_pg.core.publications import (
     Publication,
     naming_message,
     requested_publication,
     requested_publications,
     requested_wait,
+    wants_echo,
 )
 from socketio_pg.engine import handover
 from socketio_pg.engine.polling import BodyError, body_length, read_body
@@ -78,6 +81,7 @@ class Api:
         self._settings = settings
         self._pubsub = pubsub
         self._permissions = access.permissions
+        self._senders = access.senders
         self._admission = admission
         self._identity = Identity(access.authenticator, admission, start, settings.jwt_leeway)
         self._max_bytes = max_bytes
@@ -92,17 +96,29 @@ class Api:
         body = self._read_object(who)
         if "messages" not in body:
             one, wait = requested_publication(body), requested_wait(body)
+            _refuse_echo(body)
             self._permissions.require(claims, "publish", one.channel)
-            published = self._pubsub.publish(one.channel, one.payload, one.durable, id=one.id, wait=wait)
-            return _json(published.to_wire())
+            [one] = self._with_origin([one], claims)
+            return _json(self._pubsub.publish_one(one, wait=wait).to_wire())
         if "channel" in body or "payload" in body:
             raise InvalidRequestError("messages cannot be combined with channel and payload")
         several, wait = requested_publications(body["messages"]), requested_wait(body)
+        for index, message in enumerate(body["messages"]):
+            with naming_message(index):
+                _refuse_echo(message)
         self._limits.check_together(who, len(several))
         self._require_publish(claims, several)
-        results = self._pubsub.publish_together(several, wait=wait)
+        results = self._pubsub.publish_together(self._with_origin(several, claims), wait=wait)
         count = sum(not result.duplicate for result in results)
         return _json({"published": count, "messages": [result.to_wire() for result in results]})
+
+    def _with_origin(self, publications: Sequence[Publication], claims: Claims | None) -> list[Publication]:
+        """Return publications with the client that publishes, and with the request's trace where they have none."""
+        sender = self._senders.json_of(claims)
+        header = request.headers.get("traceparent")
+        # Of an invalid header W3C Trace Context says to ignore it: a proxy may have added it.
+        trace = header if is_traceparent(header) else None
+        return [replace(one, sender=sender, traceparent=one.traceparent or trace) for one in publications]
 
     def messages(self, channel: str) -> Response:
         """``GET /api/channels/{channel}/messages``."""
@@ -199,6 +215,11 @@ class Api:
             if error is not None:
                 with naming_message(index):
                     raise error
+
+
+def _refuse_echo(message: Mapping[str, Any]) -> None:
+    if not wants_echo(message):
+        raise InvalidRequestError("echo is for Socket.IO clients: name the client with exclude")
 
 
 def _as_sent(channel: str) -> str:
@@ -336,7 +357,7 @@ def add_headers(api: Api, headers: Headers) -> None:
         headers["Access-Control-Expose-Headers"] = "Retry-After"
         if request.method == "OPTIONS":
             headers["Access-Control-Allow-Methods"] = "GET, POST"
-            headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, Last-Event-ID"
+            headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, Last-Event-ID, traceparent"
 
 
 def _json(value: dict[str, Any]) -> Response:
