@@ -14,7 +14,7 @@ from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.engine.router import Router
 from socketio_pg.ephemeral.ephemeral import Ephemeral
-from socketio_pg.ephemeral.senders import Senders
+from socketio_pg.ephemeral.senders import EphemeralSenders
 from socketio_pg.ephemeral.sending import EphemeralSending
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
@@ -154,7 +154,12 @@ class Parts:
         self.ephemeral = Ephemeral(
             manager,
             hub,
-            Senders(self.access.sessions, self.access.permissions, settings.permission_cache_seconds),
+            EphemeralSenders(
+                self.access.sessions,
+                self.access.permissions,
+                self.access.senders,
+                settings.permission_cache_seconds,
+            ),
             EphemeralSending(manager, hub, self.pubsub.matching, delivery.rooms_of, delivery.charge),
             self.idle.heard,
             self.limits.check_ephemeral,

@@ -12,7 +12,7 @@ from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.errors import InvalidRequestError, RateLimitedError, SocketIOPGError
 from socketio_pg.ephemeral.messages import EphemeralMessage, is_ephemeral, requested_ephemeral
 from socketio_pg.ephemeral.rounds import Rounds
-from socketio_pg.ephemeral.senders import Sender, Senders
+from socketio_pg.ephemeral.senders import EphemeralSenders, Sender
 from socketio_pg.ephemeral.sending import EphemeralSending, Slices
 from socketio_pg.protocol.answers import showable
 from socketio_pg.protocol.fanout import Manager
@@ -48,7 +48,7 @@ class Ephemeral:
         self,
         manager: Manager,
         hub: Hub,
-        senders: Senders,
+        senders: EphemeralSenders,
         sending: EphemeralSending,
         heard: Callable[[str], None],
         check_rate: Callable[[str], None],

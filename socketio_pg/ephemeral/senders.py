@@ -4,9 +4,11 @@ import math
 import time
 from dataclasses import dataclass, field
 
+from socketio_pg.access import senders
 from socketio_pg.access.permissions import Permissions
 from socketio_pg.access.sessions import Session, Sessions
-from socketio_pg.core.messages import dumps_strict, quick_json
+from socketio_pg.core.errors import InvalidRequestError
+from socketio_pg.core.messages import dumps_strict
 from socketio_pg.ephemeral.messages import EphemeralMessage, Requested
 
 #: Channels of a client whose permission is remembered.
@@ -17,31 +19,40 @@ MAX_ALLOWED = 200
 class Sender:
     """A client with the claims of ``session``; with new claims it is a new sender.
 
+    ``from_json``: its identity, or the error with which its messages are refused.
     ``allowed``: channel → the time until which the client may send (monotonic), and the mark of the permissions.
     ``asking``: messages by key, of channels whose permission is being asked.
     """
 
     session: Session
-    from_json: str
+    from_json: str | InvalidRequestError
     allowed: dict[str, tuple[float, int]] = field(default_factory=dict)
     asking: dict[str, dict[str | None, EphemeralMessage]] = field(default_factory=dict)
     #: When it was last sent an error without having requested an acknowledgement.
     told_at: float = -math.inf
 
     def message(self, channel: str, requested: Requested) -> EphemeralMessage:
-        """Return the message of a request."""
+        """Return the message of a request. Raises :class:`InvalidRequestError` if the client's claims are too large."""
+        if isinstance(self.from_json, InvalidRequestError):
+            raise InvalidRequestError(self.from_json.message)
         return EphemeralMessage(
             channel, self.session.sid, requested.key, requested.payload_json, self.from_json, requested.echo
         )
 
 
-class Senders:
-    """The senders of one process."""
+class EphemeralSenders:
+    """The senders of one process.
 
-    def __init__(self, sessions: Sessions, permissions: Permissions, seconds: float) -> None:
-        """``seconds``: for how long a permission that may change is remembered (PERMISSION_CACHE_SECONDS)."""
+    ``identities`` chooses the claims that others see. A permission that may change is remembered for ``seconds``
+    (PERMISSION_CACHE_SECONDS).
+    """
+
+    def __init__(
+        self, sessions: Sessions, permissions: Permissions, identities: senders.Senders, seconds: float
+    ) -> None:
         self._sessions = sessions
         self._permissions = permissions
+        self._identities = identities
         self._seconds = seconds
         self._senders: dict[str, Sender] = {}
 
@@ -52,7 +63,7 @@ class Senders:
         if sender is None or sender.session is not session:
             if session is None:
                 return None
-            sender = self._senders[sid] = Sender(session, _identity(session))
+            sender = self._senders[sid] = Sender(session, self._identity(session))
         return sender
 
     def drop(self, sid: str) -> None:
@@ -85,11 +96,9 @@ class Senders:
         if len(sender.allowed) > MAX_ALLOWED:
             del sender.allowed[next(iter(sender.allowed))]
 
-
-def _identity(session: Session) -> str:
-    identity: dict[str, object] = {"client": session.sid}
-    if session.claims is not None:
-        sub = session.claims.claims.get("sub")
-        if sub is not None:
-            identity["sub"] = sub
-    return quick_json(identity) or dumps_strict(identity)
+    def _identity(self, session: Session) -> str | InvalidRequestError:
+        try:
+            self._identities.json_of(session.claims)
+        except InvalidRequestError as error:
+            return error
+        return dumps_strict({**self._identities.of(session.claims), "client": session.sid})

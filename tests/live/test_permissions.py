@@ -433,3 +433,23 @@ def publish_by_polling(server: ServerProcess, auth: dict[str, Any], request: dic
             packets = session.get(address, timeout=PATIENCE).text.split("\x1e")
             codes += [code(json.loads(packet[packet.index("[") :])[0]) for packet in packets if packet.startswith("43")]
         return codes
+
+
+def test_policies_decide_who_sends_ephemeral_messages(server: ServerProcess, room: str) -> None:
+    """The messages that a client sends until they have decided wait, and the newest one arrives."""
+    with connect(server, "alice") as alice, connect(server, "bob") as bob, connect(server, "bob") as other:
+        for client in (alice, bob, other):
+            client.call("subscribe", {"channel": room})
+        for number in range(50):
+            alice.io.emit("publish", {"channel": room, "payload": number, "ephemeral": True})
+        while (event := other.next("event"))["payload"] < 49:
+            pass
+        assert event["from"]["sub"] == "alice"
+        bob.io.emit("publish", {"channel": room, "payload": "forged", "ephemeral": True})
+        assert bob.next("error") | {"message": ""} == {"code": "forbidden", "message": "", "channel": room}
+        assert code(bob.call("publish", {"channel": room, "payload": "forged", "ephemeral": True})) == "forbidden"
+        assert alice.call("publish", {"channel": room, "payload": 50, "ephemeral": True}) == {
+            "ok": True,
+            "channel": room,
+        }
+        assert other.next("event")["payload"] == 50

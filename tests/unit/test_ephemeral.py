@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import pytest
+from socketio.packet import ACK
 
 from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError
 from socketio_pg.ephemeral import kept as keeping
@@ -12,6 +13,8 @@ from socketio_pg.ephemeral.kept import Kept
 from socketio_pg.ephemeral.messages import EphemeralMessage, from_batch, is_ephemeral, requested_ephemeral
 from socketio_pg.ephemeral.rounds import MAX_ROUND, Rounds
 from socketio_pg.protocol.encoded import EncodedPacket, framed
+from socketio_pg.websocket import SocketServer
+from tests.support.wire import Wire
 
 
 def message(sender: str, payload: object, key: str | None = None, channel: str = "map") -> EphemeralMessage:
@@ -127,3 +130,35 @@ def test_payload_is_what_the_client_sent() -> None:
     assert [is_ephemeral({"ephemeral": one}) for one in (True, False, None)] == [True, False, False]
     with pytest.raises(InvalidRequestError):
         is_ephemeral({"ephemeral": 1})
+
+
+def test_publications_are_handled_at_once_and_other_events_are_not_touched(socket_server: SocketServer) -> None:
+    """Without a green thread, and without a count as an event."""
+    socket_server._started = True  # otherwise the first client starts it, and it looks for its database
+    ephemeral = socket_server.ephemeral
+    wire = Wire(socket_server.socketio.server)
+    sid = wire.connect()
+    one = '["publish",{"channel":"map","payload":{"x":1},"ephemeral":true}]'
+    assert not ephemeral.take_at_once("unknown", f"2{one}")
+    for other in (
+        '2["publish",{"channel":"map","payload":"ephemeral"}]',
+        '2["publish",{"channel":"map","payload":1,"ephemeral":false}]',
+        '2["publish",{"channel":"map","payload":1,"ephemeral":1}]',
+        '2["subscribe",{"channel":"map","ephemeral":true}]',
+        '2["publish",{"channel":"map","ephemeral":true},2]',
+        '2["publish",{"ephemeral":true]',
+        '2["publish","ephemeral"]',
+        f'2["publish",{{"channel":"map","payload":"{"x" * 9999}","ephemeral":true}}]',
+        f"2/admin,{one}",
+        f"3{one}",
+    ):
+        assert not ephemeral.take_at_once("eio1", other), other
+    assert wire.answers() == []
+    assert ephemeral.take_at_once("eio1", f"2{one}")
+    assert ephemeral.take_at_once("eio1", f"27{one}")
+    assert wire.answers() == [(ACK, 7, [{"ok": True, "channel": "map"}])]
+    refused = f'28["publish",{{"channel":"map","payload":"{"x" * 1001}","ephemeral":true}}]'
+    assert ephemeral.take_at_once("eio1", refused)
+    [(_, id, [answer])] = wire.answers()
+    assert (id, answer["error"]["code"]) == (8, "payload_too_large")
+    ephemeral.drop(sid)
