@@ -13,7 +13,7 @@ import re
 import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from bench.wire import PONG, client_frame  # noqa: E402
 
 CHANNEL = "map"
 #: Channels of NOTIFY: that of the messages, and that on which nodes send each other ephemeral messages.
-LISTENED = (CHANNEL, "socketio_pg_bus")
+LISTENED = (CHANNEL, "socketio_pg_nodes")
 KINDS = ("ephemeral", "notify")
 #: Seconds before anything is measured, and after the last move.
 WARM_SECONDS, REST_SECONDS = 1.5, 1.0
@@ -68,9 +68,10 @@ class People:
             self._epoll.register(fd, select.EPOLLIN)
         self.sent = 0
 
-    def move(self, seconds: float) -> Counted:
-        """Let everybody move, and read."""
+    def move(self, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> Counted:
+        """Let everybody move, and read. Calls ``meanwhile()`` a few times a second."""
         counted = Counted()
+        called = time.monotonic()
         began = time.monotonic()
         pause = 1 / (self._rate * len(self._clients))
         number = 0
@@ -79,6 +80,9 @@ class People:
             while began + number * pause <= now:
                 self._send(self._clients[number % len(self._clients)], number)
                 number += 1
+            if now - called > 0.2:
+                called = now
+                meanwhile()
             self._read(min(began + number * pause - time.monotonic(), 0.01), counted)
         self.sent += number
         return counted
@@ -129,19 +133,20 @@ class Postgres:
         for channel in LISTENED:
             cursor.execute(f"LISTEN {channel}")
         cursor.execute("SHOW data_directory")
+        #: The bytes of the notifications.
+        self.size = 0
         [folder] = cursor.fetchone() or ()
         self._pid = int((Path(folder) / "postmaster.pid").read_text().splitlines()[0])
 
     def cpu_seconds(self) -> float:
         return sum(map(machine.process_cpu, (self._pid, *machine.children(self._pid))))
 
-    def take_bytes(self) -> int:
-        """Return the bytes of the notifications since the last call."""
+    def count(self) -> None:
+        """Count the notifications that have arrived. Too many that wait would fill the connection's buffer."""
         while select.select([self._connection], [], [], 0)[0]:
             self._connection.poll()
-        size = sum(len(one.payload.encode()) for one in self._connection.notifies)
+        self.size += sum(len(one.payload.encode()) for one in self._connection.notifies)
         self._connection.notifies.clear()
-        return size
 
     def close(self) -> None:
         self._connection.close()
@@ -150,7 +155,7 @@ class Postgres:
 @contextlib.contextmanager
 def nodes(count: int, url: str, library: str, cores: machine.Cores) -> Iterator[list[Server]]:
     """Run one node on a core of its own, or two that share all cores with everything else."""
-    settings = {"AUTH": "off", "MAX_EVENTS_PER_SECOND": "0", "TEST_PAGE": "0"}
+    settings = {"AUTH": "off", "MAX_EVENTS_PER_SECOND": "0", "TEST_PAGE": "0", "CLUSTER_KEY": "of this benchmark" * 3}
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(
@@ -165,19 +170,20 @@ def measure(options: argparse.Namespace, kind: str, servers: list[Server], postg
     people = People(servers, options.people, options.rate, kind)
     with contextlib.closing(people):
         people.move(WARM_SECONDS)
-        postgres.take_bytes()
-        people.sent = 0
+        postgres.count()
+        people.sent = postgres.size = 0
         began = time.monotonic()
         cpu, database_cpu = sum(server.cpu_seconds() for server in servers), postgres.cpu_seconds()
-        counted = people.move(options.seconds)
+        counted = people.move(options.seconds, postgres.count)
         seconds = time.monotonic() - began
+        postgres.count()
         found = {
             "server_cpu": (sum(server.cpu_seconds() for server in servers) - cpu) / seconds,
             "database_cpu": (postgres.cpu_seconds() - database_cpu) / seconds,
             "sent": people.sent / seconds,
             "received": counted.messages / seconds,
             "received_mb": counted.size / seconds / 1e6,
-            "database_kb": postgres.take_bytes() / seconds / 1e3,
+            "database_kb": postgres.size / seconds / 1e3,
             **percentiles(counted.latencies),
         }
         # What is still on its way, or waits in the server, must not count for the next kind.

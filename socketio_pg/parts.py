@@ -164,6 +164,7 @@ class Parts:
             self.idle.heard,
             self.limits.check_ephemeral,
             lambda sid, error: delivery.cut_off(sid, error, "rate_limited"),
+            self.bus,
             settings.ephemeral_max_bytes,
         )
         restoring = Restoring(

@@ -148,6 +148,11 @@ class Bus:
             return False  # what is told now reaches nobody: others have not heard of this process
         return not self._sending.settled or self._processes.has_others(self._own.node)
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything has been sent to other nodes."""
+        return self._sending.idle
+
     # -- sending -------------------------------------------------------------------------------------------------------
 
     def tell(self, kind: str, body: Any) -> None:

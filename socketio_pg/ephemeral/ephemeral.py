@@ -2,14 +2,17 @@
 
 import functools
 import logging
+import math
 import re
 import time
 from collections.abc import Callable
 from typing import Any
 
+from socketio_pg.cluster.bus import Bus
 from socketio_pg.core import green, metrics
 from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.errors import InvalidRequestError, RateLimitedError, SocketIOPGError
+from socketio_pg.ephemeral.exchange import Exchange
 from socketio_pg.ephemeral.messages import EphemeralMessage, is_ephemeral, requested_ephemeral
 from socketio_pg.ephemeral.rounds import Rounds
 from socketio_pg.ephemeral.senders import EphemeralSenders, Sender
@@ -41,7 +44,7 @@ class Ephemeral:
     """The ephemeral messages of one process.
 
     ``heard(sid)`` notes that a client has sent something. ``check_rate(sid)`` raises :class:`RateLimitedError`, and
-    ``cut_off(sid, error)`` disconnects a client; it may wait.
+    ``cut_off(sid, error)`` disconnects a client; it may wait. ``bus`` leads to the other processes.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Ephemeral:
         heard: Callable[[str], None],
         check_rate: Callable[[str], None],
         cut_off: Callable[[str, SocketIOPGError], None],
+        bus: Bus,
         max_bytes: int,
     ) -> None:
         self._manager = manager
@@ -66,6 +70,7 @@ class Ephemeral:
         #: Longer packets take the way of all other events: they have too large a payload, or many escapes.
         self._max_packet = 2 * max_bytes + 1_000
         self._rounds = Rounds(self._pause_between)
+        self._exchange = Exchange(bus, self._add)
         self._worker = green.Worker()
         #: Wakes the worker, which sleeps until a time (monotonic).
         self._wake = green.Event()
@@ -195,9 +200,10 @@ class Ephemeral:
             self._manager.server.answer_error(sender.session.sid, eio_sid, "/", id, error)
 
     def accept(self, message: EphemeralMessage) -> None:
-        """Let a client's message wait for the next round."""
+        """Let a client's message wait for the next round, and for the next batch to the other processes."""
         _received.inc()
         self._add(message)
+        self._wake_for(self._exchange.add(message))
 
     # -- rounds --------------------------------------------------------------------------------------------------------
 
@@ -205,7 +211,10 @@ class Ephemeral:
         # Only channels of subscriptions: other rooms have the names of clients, or are the application's.
         if not self._hub.has_channel(message.channel):
             return
-        if self._rounds.add(message, time.monotonic()) < self._sleeps_until:
+        self._wake_for(self._rounds.add(message, time.monotonic()))
+
+    def _wake_for(self, due: float) -> None:
+        if due < self._sleeps_until:
             self._wake.send()
 
     def _pause_between(self, channel: str) -> float:
@@ -214,27 +223,28 @@ class Ephemeral:
     def _run(self) -> None:
         while True:
             slices = Slices()
+            self._guarded(lambda: self._exchange.send_due(time.monotonic()))
             for channel, messages in self._rounds.take_due(time.monotonic()):
                 self._guarded(functools.partial(self._sending.send, channel, messages, slices))
             self._guarded(functools.partial(self._sending.send_kept, slices))
             slices.end()
-            if self._rounds.replaced:
-                _replaced.inc(self._rounds.replaced)
-                self._rounds.replaced = 0
+            replaced = self._rounds.replaced + self._exchange.replaced
+            if replaced:
+                _replaced.inc(replaced)
+                self._rounds.replaced = self._exchange.replaced = 0
             # At most half of the process's time, however much there is to send.
             green.sleep(slices.spent)
             self._sleep()
 
     def _sleep(self) -> None:
         """Wait until there is something to send."""
-        due = self._rounds.next_due()
         now = time.monotonic()
-        if self._sending.kept:
-            due = min(now + LOOK_AT_SLOW, due or now + LOOK_AT_SLOW)
+        times = [self._rounds.next_due(), self._exchange.next_due(), now + LOOK_AT_SLOW if self._sending.kept else None]
+        due = min((time for time in times if time is not None), default=None)
         if due is not None and due <= now:
             return
         self._wake = green.Event()
-        self._sleeps_until = float("inf") if due is None else due
+        self._sleeps_until = math.inf if due is None else due
         try:
             self._wake.wait(None if due is None else due - now)
         except green.TimedOut:

@@ -1,80 +1,99 @@
-"""Gathers the messages of each channel for its next round: the newest of each sender and key. Pure, no I/O."""
+"""Gathers messages for the next round: the newest of each sender and key. Pure, no I/O.
+
+Times are those of a monotonic clock.
+"""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from socketio_pg.ephemeral.messages import EphemeralMessage
 
 #: The payloads of one round have at most this many characters, unless one message has more; the others wait.
 MAX_ROUND = 65_536
+#: Messages of one channel that wait at most, and those for other processes; beyond that the oldest are dropped.
+MAX_WAITING = 2_000
 
-_Key: TypeAlias = tuple[str, str | None]
+#: Channel, sender, and key.
+_Source: TypeAlias = tuple[str, str, str | None]
 
 
-@dataclass(slots=True)
-class _Channel:
-    """The messages of a channel that wait, by sender and key, and the time of its next round."""
+class Round:
+    """The messages of one or several channels that wait for the same round. The first one is due at ``due``."""
 
-    due: float
-    waiting: dict[_Key, EphemeralMessage] = field(default_factory=dict)
+    __slots__ = ("_waiting", "due")
+
+    def __init__(self, due: float) -> None:
+        self.due = due
+        self._waiting: dict[_Source, EphemeralMessage] = {}
+
+    def __len__(self) -> int:
+        """Return the number of messages that wait."""
+        return len(self._waiting)
+
+    def add(self, message: EphemeralMessage) -> bool:
+        """Add a message. Return whether an older one is dropped: the one that it replaces, or the oldest."""
+        source = message.channel, message.sender, message.key
+        drops = source in self._waiting
+        # The replacement takes the place of the older message, so that no sender waits for ever.
+        self._waiting[source] = message
+        if len(self._waiting) > MAX_WAITING:
+            del self._waiting[next(iter(self._waiting))]
+            return True
+        return drops
+
+    def take(self) -> list[EphemeralMessage]:
+        """Return the messages of this round, in the order in which their senders began."""
+        taken: list[EphemeralMessage] = []
+        size = 0
+        for message in self._waiting.values():
+            size += len(message.payload_json)
+            if taken and size > MAX_ROUND:
+                break
+            taken.append(message)
+        if len(taken) == len(self._waiting):
+            self._waiting.clear()
+        else:
+            for message in taken:
+                del self._waiting[message.channel, message.sender, message.key]
+        return taken
 
 
 class Rounds:
-    """``interval(channel)`` returns the seconds between two rounds of a channel. Times are those of a monotonic clock.
+    """The rounds of each channel; ``pause(channel)`` returns the seconds between two of them.
 
     The first message after a pause is due at once.
     """
 
-    def __init__(self, interval: Callable[[str], float]) -> None:
-        self._interval = interval
-        self._channels: dict[str, _Channel] = {}
+    def __init__(self, pause: Callable[[str], float]) -> None:
+        self._pause = pause
+        self._channels: dict[str, Round] = {}
         #: Messages that a newer one has replaced before their round, so far.
         self.replaced = 0
 
     def __len__(self) -> int:
         """Return the number of messages that wait."""
-        return sum(len(channel.waiting) for channel in self._channels.values())
+        return sum(map(len, self._channels.values()))
 
     def add(self, message: EphemeralMessage, now: float) -> float:
         """Add a message. Return the time of its round."""
         channel = self._channels.get(message.channel)
         if channel is None:
-            channel = self._channels[message.channel] = _Channel(now)
-        key = message.sender, message.key
-        # The replacement takes the place of the older message, so that no sender waits for ever.
-        self.replaced += key in channel.waiting
-        channel.waiting[key] = message
+            channel = self._channels[message.channel] = Round(now)
+        self.replaced += channel.add(message)
         return channel.due
 
     def next_due(self) -> float | None:
         """Return the time of the next round; None when nothing waits."""
-        return min((channel.due for channel in self._channels.values() if channel.waiting), default=None)
+        return min((channel.due for channel in self._channels.values() if channel), default=None)
 
     def take_due(self, now: float) -> Iterator[tuple[str, list[EphemeralMessage]]]:
-        """Yield the channels whose round is due, with their messages in the order in which their senders began."""
+        """Yield the channels whose round is due, with their messages."""
         for name, channel in list(self._channels.items()):
             if channel.due > now:
                 continue
-            if not channel.waiting:
+            if not channel:
                 del self._channels[name]
                 continue
-            messages = _taken(channel.waiting)
-            channel.due = now + self._interval(name)
+            messages = channel.take()
+            channel.due = now + self._pause(name)
             yield name, messages
-
-
-def _taken(waiting: dict[_Key, EphemeralMessage]) -> list[EphemeralMessage]:
-    taken: list[EphemeralMessage] = []
-    size = 0
-    for message in waiting.values():
-        size += len(message.payload_json)
-        if taken and size > MAX_ROUND:
-            break
-        taken.append(message)
-    if len(taken) == len(waiting):
-        waiting.clear()
-    else:
-        for message in taken:
-            del waiting[message.sender, message.key]
-    return taken

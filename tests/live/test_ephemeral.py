@@ -1,18 +1,22 @@
-"""Ephemeral messages at real servers: delivery, permissions, limits, slow readers."""
+"""Ephemeral messages at real servers: delivery, permissions, limits, slow readers, several nodes."""
 
 import contextlib
 import json
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg2
 import pytest
 
+from socketio_pg.core.channels import NODES_CHANNEL
 from tests.support import asyncapi, small_buffers
 from tests.support.clients import SocketClient, code
+from tests.support.cluster import CLUSTER_KEY
 from tests.support.http_api import HttpApi, refusal
 from tests.support.node import NodeClient
 from tests.support.patience import until
-from tests.support.postgres import Cluster
+from tests.support.postgres import Cluster, in_thread
 from tests.support.server import PATIENT, ServerProcess
 from tests.support.swarm import Swarm
 from tests.support.tokens import SECRET, mint
@@ -139,3 +143,71 @@ def test_slow_reader_gets_the_newest_and_a_flood_is_cut_off(newest_pg: Cluster, 
         assert not slow.closed
         swarm.close()
         until(lambda: server.process.poll() is None, "the server serves")
+
+
+def test_other_nodes_and_workers(newest_pg: Cluster, channel: str) -> None:
+    """One node has two workers. While it is alone nothing goes through the database. A node is killed and returns."""
+    settings = {"CLUSTER_KEY": CLUSTER_KEY, "DRAIN_SECONDS": "0.2"}
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(contextlib.closing(ServerProcess(newest_pg.url(), "-w", "2", **settings)))
+        clients = [stack.enter_context(SocketClient(first.url)) for _ in range(6)]
+        for client in clients:
+            client.subscribe(channel)
+        with listening(newest_pg, NODES_CHANNEL) as notified:
+
+            def notified_meanwhile() -> int:
+                before = notified()
+                for number in range(12):
+                    reach(clients[number % 6], [one for one in clients if one is not clients[number % 6]], channel)
+                return notified() - before
+
+            # In the first second a node does not know that it is alone. Later it sends a beat now and then.
+            until(lambda: notified_meanwhile() < 3, "nothing but beats goes through the database")
+
+        second = stack.enter_context(contextlib.closing(ServerProcess(newest_pg.url(), **settings)))
+        away = stack.enter_context(SocketClient(second.url))
+        away.subscribe(channel)
+        reach(away, clients, channel)
+        reach(clients[5], [*clients[:5], away], channel)
+        second.kill()
+        reach(clients[5], clients[:5], channel)
+        second.start()
+        until(lambda: away.io.connected, "the client is back")
+        until(lambda: code(away.call("subscribe", {"channel": channel})) is None, "it is subscribed again")
+        reach(away, clients, channel)
+        reach(clients[0], [*clients[1:], away], channel)
+
+
+def reach(sender: SocketClient, receivers: list[SocketClient], channel: str) -> None:
+    """Send a message until all of ``receivers`` have got it, each at least once."""
+    text = uuid.uuid4().hex
+    missing = set(receivers)
+
+    def reached() -> bool:
+        sender.io.emit("publish", ephemeral(channel, text))
+        for receiver in list(missing):
+            with contextlib.suppress(AssertionError):
+                while receiver.next("event", 0.2)["payload"] != text:
+                    pass
+                missing.discard(receiver)
+        return not missing
+
+    until(reached, "all have got it")
+
+
+@contextlib.contextmanager
+def listening(cluster: Cluster, channel: str) -> Iterator[Callable[[], int]]:
+    """Listen to a channel of PostgreSQL. Yield a function that returns the number of notifications so far."""
+    connection = in_thread(psycopg2.connect, cluster.url())
+
+    def execute(statement: str) -> int:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+        return len(connection.notifies)
+
+    try:
+        connection.autocommit = True
+        in_thread(execute, f"LISTEN {channel}")
+        yield lambda: in_thread(execute, "SELECT 1")
+    finally:
+        in_thread(connection.close)

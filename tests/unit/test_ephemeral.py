@@ -11,7 +11,7 @@ from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError
 from socketio_pg.ephemeral import kept as keeping
 from socketio_pg.ephemeral.kept import Kept
 from socketio_pg.ephemeral.messages import EphemeralMessage, from_batch, is_ephemeral, requested_ephemeral
-from socketio_pg.ephemeral.rounds import MAX_ROUND, Rounds
+from socketio_pg.ephemeral.rounds import MAX_ROUND, MAX_WAITING, Rounds
 from socketio_pg.protocol.encoded import EncodedPacket, framed
 from socketio_pg.websocket import SocketServer
 from tests.support.wire import Wire
@@ -58,6 +58,11 @@ def test_round_is_bounded_and_no_sender_waits_for_ever() -> None:
             rounds.add(message(found[-1][0], "y" * size), float(round))
     assert found[0] == ["0", "1"]
     assert [sender for senders in found for sender in senders][:8] == ["0", "1", "2", "3", "4", "5", "6", "0"]
+    rounds = Rounds(lambda channel: 1.0)
+    for number in range(MAX_WAITING + 5):
+        rounds.add(message(str(number), 1), 0.0)
+    assert (len(rounds), rounds.replaced) == (MAX_WAITING, 5)
+    assert taken(rounds, 0.0)["map"][0] == ("5", 1)
     rounds = Rounds(lambda channel: 1.0)
     rounds.add(message("large", "x" * 2 * MAX_ROUND), 0.0)
     assert [sender for sender, _ in taken(rounds, 0.0)["map"]] == ["large"]
