@@ -7,10 +7,10 @@ from typing import Any
 from socketio_pg.cluster.bus import Bus
 from socketio_pg.cluster.processes import Process, ProcessId
 from socketio_pg.core import metrics
-from socketio_pg.ephemeral.messages import EphemeralMessage, from_batch
+from socketio_pg.ephemeral.messages import EphemeralMessage, from_batch, to_batch
 from socketio_pg.ephemeral.rounds import Round
 
-#: The kind of the bus's messages. A body is a list of messages.
+#: The kind of the bus's messages. A body has the messages of each channel.
 KIND = "ephemeral"
 #: Seconds between two batches; the first after a pause is sent at once.
 PAUSE = 0.05
@@ -50,14 +50,12 @@ class Exchange:
         self._round.due = now + PAUSE
         # While earlier ones are on their way the newest messages wait here, instead of all of them there.
         if self._bus.idle:
-            self._bus.tell(KIND, [message.to_batch() for message in self._round.take()])
+            self._bus.tell(KIND, to_batch(self._round.take()))
 
     def _hear(self, sender: ProcessId, body: Any) -> None:
-        for item in body if isinstance(body, list) else ():
-            message = from_batch(item)
-            if message is not None:
-                _received.inc()
-                self._accept(message)
+        for message in from_batch(body):
+            _received.inc()
+            self._accept(message)
 
     def _count(self, process: Process) -> None:
         self._others = len(self._bus.processes)

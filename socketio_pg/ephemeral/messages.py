@@ -1,6 +1,6 @@
 """An ephemeral message, and the request to send one. Pure, no I/O."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,38 +15,44 @@ from socketio_pg.core.publications import validate_name
 class EphemeralMessage:
     """One message, shared by all its receivers: do not change it.
 
-    ``sender`` is the sid of its client, and ``from_json`` the client's identity as JSON. ``echo``: the sender gets it
-    too.
+    ``sender`` is the sid of its client, and ``claims_json`` the claims of the client that others see, as a JSON object;
+    None if there are none. ``echo``: the sender gets it too.
     """
 
     channel: str
     sender: str
     key: str | None
     payload_json: str
-    from_json: str
+    claims_json: str | None
     echo: bool = False
 
     def packet(self, payload_json: str | None = None) -> str:
         """Return the event as a Socket.IO packet, by default with the payload as it is."""
         payload = self.payload_json if payload_json is None else payload_json
         key = "" if self.key is None else f',"key":{_json(self.key)}'
+        claims = "" if self.claims_json is None else f"{self.claims_json[1:-1]},"
         return (
             f'2["event",{{"channel":{_json(self.channel)},"payload":{payload},"ephemeral":true{key},'
-            f'"from":{self.from_json}}}]'
+            f'"from":{{{claims}"client":{_json(self.sender)}}}}}]'
         )
 
-    def to_batch(self) -> list[Any]:
-        """Return the message as JSON for other processes."""
-        return [self.channel, self.sender, self.key, self.payload_json, self.from_json]
+
+def to_batch(messages: Iterable[EphemeralMessage]) -> dict[str, list[Any]]:
+    """Return messages as JSON for other processes."""
+    batch: dict[str, list[Any]] = {}
+    for one in messages:
+        batch.setdefault(one.channel, []).append([one.sender, one.key, one.payload_json, one.claims_json])
+    return batch
 
 
-def from_batch(item: Any) -> EphemeralMessage | None:
-    """Return a message that another process has sent; None for what this version does not know."""
-    if isinstance(item, list) and len(item) >= 5:
-        channel, sender, key, payload, identity = item[:5]
-        if all(isinstance(one, str) for one in (channel, sender, payload, identity, key or "")):
-            return EphemeralMessage(channel, sender, key, payload, identity)
-    return None
+def from_batch(batch: Any) -> Iterator[EphemeralMessage]:
+    """Yield the messages that another process has sent, without those that this version does not know."""
+    for channel, items in batch.items() if isinstance(batch, dict) else ():
+        for item in items if isinstance(items, list) else ():
+            if isinstance(item, list) and len(item) >= 4:
+                sender, key, payload, claims = item[:4]
+                if all(isinstance(one, str) for one in (sender, key or "", payload, claims or "")):
+                    yield EphemeralMessage(channel, sender, key, payload, claims)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from socketio_pg.access import senders
 from socketio_pg.access.permissions import Permissions
 from socketio_pg.access.sessions import Session, Sessions
 from socketio_pg.core.errors import InvalidRequestError
-from socketio_pg.core.messages import dumps_strict
 from socketio_pg.ephemeral.messages import EphemeralMessage, Requested
 
 #: Channels of a client whose permission is remembered.
@@ -19,13 +18,13 @@ MAX_ALLOWED = 200
 class Sender:
     """A client with the claims of ``session``; with new claims it is a new sender.
 
-    ``from_json``: its identity, or the error with which its messages are refused.
+    ``claims_json``: its claims that others see, or the error with which its messages are refused.
     ``allowed``: channel → the time until which the client may send (monotonic), and the mark of the permissions.
     ``asking``: messages by key, of channels whose permission is being asked.
     """
 
     session: Session
-    from_json: str | InvalidRequestError
+    claims_json: str | InvalidRequestError | None
     allowed: dict[str, tuple[float, int]] = field(default_factory=dict)
     asking: dict[str, dict[str | None, EphemeralMessage]] = field(default_factory=dict)
     #: When it was last sent an error without having requested an acknowledgement.
@@ -33,10 +32,10 @@ class Sender:
 
     def message(self, channel: str, requested: Requested) -> EphemeralMessage:
         """Return the message of a request. Raises :class:`InvalidRequestError` if the client's claims are too large."""
-        if isinstance(self.from_json, InvalidRequestError):
-            raise InvalidRequestError(self.from_json.message)
+        if isinstance(self.claims_json, InvalidRequestError):
+            raise InvalidRequestError(self.claims_json.message)
         return EphemeralMessage(
-            channel, self.session.sid, requested.key, requested.payload_json, self.from_json, requested.echo
+            channel, self.session.sid, requested.key, requested.payload_json, self.claims_json, requested.echo
         )
 
 
@@ -63,7 +62,7 @@ class EphemeralSenders:
         if sender is None or sender.session is not session:
             if session is None:
                 return None
-            sender = self._senders[sid] = Sender(session, self._identity(session))
+            sender = self._senders[sid] = Sender(session, self._claims(session))
         return sender
 
     def drop(self, sid: str) -> None:
@@ -96,9 +95,8 @@ class EphemeralSenders:
         if len(sender.allowed) > MAX_ALLOWED:
             del sender.allowed[next(iter(sender.allowed))]
 
-    def _identity(self, session: Session) -> str | InvalidRequestError:
+    def _claims(self, session: Session) -> str | InvalidRequestError | None:
         try:
-            self._identities.json_of(session.claims)
+            return self._identities.json_of(session.claims)
         except InvalidRequestError as error:
             return error
-        return dumps_strict({**self._identities.of(session.claims), "client": session.sid})

@@ -10,7 +10,7 @@ from socketio.packet import ACK
 from socketio_pg.core.errors import InvalidRequestError, PayloadTooLargeError
 from socketio_pg.ephemeral import kept as keeping
 from socketio_pg.ephemeral.kept import Kept
-from socketio_pg.ephemeral.messages import EphemeralMessage, from_batch, is_ephemeral, requested_ephemeral
+from socketio_pg.ephemeral.messages import EphemeralMessage, from_batch, is_ephemeral, requested_ephemeral, to_batch
 from socketio_pg.ephemeral.rounds import MAX_ROUND, MAX_WAITING, Rounds
 from socketio_pg.protocol.encoded import EncodedPacket, framed
 from socketio_pg.websocket import SocketServer
@@ -18,7 +18,7 @@ from tests.support.wire import Wire
 
 
 def message(sender: str, payload: object, key: str | None = None, channel: str = "map") -> EphemeralMessage:
-    return EphemeralMessage(channel, sender, key, json.dumps(payload), json.dumps({"client": sender}))
+    return EphemeralMessage(channel, sender, key, json.dumps(payload), None)
 
 
 def taken(rounds: Rounds, now: float) -> dict[str, list[tuple[str, object]]]:
@@ -119,7 +119,7 @@ def test_payload_is_what_the_client_sent() -> None:
     for payload in payloads:
         requested = requested_ephemeral({"payload": payload, "durable": False, "id": None}, 30)
         assert json.loads(requested.payload_json) == payload
-        one = EphemeralMessage('a "b"', "sid", "k", requested.payload_json, '{"client":"sid","sub":"ü"}')
+        one = EphemeralMessage('a "b"', "sid", "k", requested.payload_json, '{"sub":"ü"}')
         assert json.loads(one.packet()[1:]) == [
             "event",
             {
@@ -127,11 +127,18 @@ def test_payload_is_what_the_client_sent() -> None:
                 "from": {"client": "sid", "sub": "ü"},
             },
         ]  # fmt: skip
-        assert from_batch(json.loads(json.dumps(one.to_batch()))) == one
+        assert list(from_batch(json.loads(json.dumps(to_batch([one, one]))))) == [one, one]
     assert json.loads(one.packet('"7"')[1:])[1]["payload"] == "7"
     assert "key" not in json.loads(message("a", 1).packet()[1:])[1]
-    for unknown in (None, [], ["map", "a", None, 5, "{}"], ["map", "a", 5, "1", "{}"], "map"):
-        assert from_batch(unknown) is None
+    assert json.loads(message("a", 1).packet()[1:])[1]["from"] == {"client": "a"}
+    unknowns: tuple[Any, ...] = (
+        None,
+        [],
+        {"map": 5},
+        {"map": [["a", None, 5, None], ["a", 5, "1", None], ["a"], "map"]},
+    )
+    for unknown in unknowns:
+        assert list(from_batch(unknown)) == []
     assert [is_ephemeral({"ephemeral": one}) for one in (True, False, None)] == [True, False, False]
     with pytest.raises(InvalidRequestError):
         is_ephemeral({"ephemeral": 1})
