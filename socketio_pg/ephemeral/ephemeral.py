@@ -30,7 +30,7 @@ MAX_PAUSE, PAUSE_PER_SUBSCRIBER = 0.05, 0.001
 LOOK_AT_SLOW = 0.05
 #: Seconds between two errors for a client that requests no acknowledgements.
 ERROR_PAUSE = 1.0
-#: Messages of a client and channel that wait for its permission.
+#: Channels of a client whose permission is asked at the same time, and messages of each that wait for it.
 MAX_ASKING = 20
 #: The beginning of an ephemeral publication, up to the JSON; the group is the id of the acknowledgement.
 _HEAD = re.compile(r'2([0-9]{0,15})(?=\["publish",)')
@@ -130,6 +130,8 @@ class Ephemeral:
             return True
         waiting = sender.asking.get(message.channel)
         if waiting is None:
+            if len(sender.asking) >= MAX_ASKING:
+                raise RateLimitedError("too many of your messages wait for permissions", channel=message.channel)
             sender.asking[message.channel] = {message.key: message}
             green.run_soon(self._ask, sender, message.channel)
         elif message.key in waiting or len(waiting) < MAX_ASKING:

@@ -12,6 +12,9 @@ from socketio_pg.ephemeral.messages import EphemeralMessage, Requested
 
 #: Channels of a client whose permission is remembered.
 MAX_ALLOWED = 200
+#: Seconds for which a permission that may change is remembered here. `access/permissions` remembers it for longer, but
+#: asking there takes a green thread.
+REMEMBERED_SECONDS = 1.0
 
 
 @dataclass(eq=False, slots=True)
@@ -42,7 +45,7 @@ class Sender:
 class EphemeralSenders:
     """The senders of one process.
 
-    ``identities`` chooses the claims that others see. A permission that may change is remembered for ``seconds``
+    ``identities`` chooses the claims that others see. ``seconds``: for how long permissions may be remembered
     (PERMISSION_CACHE_SECONDS).
     """
 
@@ -52,7 +55,7 @@ class EphemeralSenders:
         self._sessions = sessions
         self._permissions = permissions
         self._identities = identities
-        self._seconds = seconds
+        self._seconds = min(seconds, REMEMBERED_SECONDS)
         self._senders: dict[str, Sender] = {}
 
     def get(self, sid: str) -> Sender | None:
