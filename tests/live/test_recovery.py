@@ -31,6 +31,10 @@ def test_a_short_cut_is_recovered(first: Log, channel: str) -> None:
         client.subscribe(channel)
         first.publish(channel, 1, 3)
         assert client.numbers(3) == [1, 2, 3]
+        # An ephemeral message has no offset, is not recovered, and leaves the stored offset as it is.
+        ephemeral = {"channel": channel, "ephemeral": True, "echo": True}
+        assert client.call("publish", ephemeral | {"payload": [99]}) == {"ok": True, "channel": channel}
+        assert client.numbers(1) == [99]
         client.send({"desert": True})
         first.publish(channel, 4, 6)
         hello = client.connected()
