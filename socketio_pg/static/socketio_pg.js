@@ -467,6 +467,7 @@ export class Subscriptions {
       else for (const channel of this.#named(edge)) channel.receiveLive(edge);
     },
     subscribed: (body) => {
+      if (body.table) return; // LiveTable has the acknowledgement
       for (const one of resultsOf(body)) for (const channel of this.#named(one)) channel.checkSubscribed(one);
     },
     unsubscribed: (body) => {

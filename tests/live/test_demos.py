@@ -1,5 +1,6 @@
 """The demos of the development server in a real Chromium: each follows changes made by psql."""
 
+import contextlib
 import json
 import re
 import urllib.error
@@ -11,6 +12,7 @@ import requests
 from playwright.sync_api import Browser, Page, expect
 
 from tests.support.accessibility import violations
+from tests.support.clients import SocketClient
 from tests.support.demo_page import PATIENCE
 from tests.support.log import Log, wait_installed
 from tests.support.nightly import sampled
@@ -130,6 +132,47 @@ def test_map_demo_follows_people_and_filters_on_the_server(log: Log, chromium: B
         expect(page.locator("#statements > li").first).to_contain_text("UPDATE socketio_pg_demo.person")
 
 
+def test_map_demo_shows_the_cursors_of_others(log: Log, chromium: Browser) -> None:
+    set_up(log, "map")
+    with Visitor(chromium, log.server.url, "map") as ada, Visitor(chromium, log.server.url, "map") as grace:
+        cursor = grace.page.locator(".cursor")
+        box = ada.page.locator("#cursors").bounding_box()
+        assert box is not None
+        assert grace.page.locator("#cursors").bounding_box() == box
+        ada.page.fill("#name", "<b>Ada</b>")
+        ada.page.press("#name", "Enter")
+
+        def move(x: float, y: float) -> None:
+            x, y = box["x"] + box["width"] * x, box["y"] + box["height"] * y
+            ada.page.mouse.move(x, y)
+            expect(cursor).to_have_count(1)
+
+            def arrived() -> bool:
+                seen = cursor.bounding_box() or {"x": 0, "y": 0}
+                return abs(seen["x"] - x) < 1 and abs(seen["y"] - y) < 1
+
+            until(arrived, "the cursor is there")
+
+        move(0.25, 0.5)
+        expect(cursor).to_have_text("<b>Ada</b>")
+        expect(grace.page.locator("#visitors")).to_have_text("1 other visitor points at the map.")
+        move(0.75, 0.25)
+        # The sender gets nothing of its own, and nothing goes through the database.
+        assert not [frame for frame in ada.frames if "cursors" in frame and "ephemeral" in frame]
+        assert log.sql("SELECT FROM socketio_pg.log WHERE channel = 'cursors'") == []
+        ada.page.mouse.move(1, 1)
+        expect(cursor).to_have_count(0)
+        move(0.5, 0.5)
+        ada.page.goto("about:blank")
+        expect(cursor).to_have_count(0)
+        # What others send is not trusted.
+        with SocketClient(log.server.url) as client:
+            for number, payload in enumerate([7, {"x": "1", "y": 2}, {"x": 0.5, "y": 0.5, "name": {"length": 1}}]):
+                body = {"channel": "cursors", "payload": payload, "ephemeral": True, "key": str(number)}
+                assert client.call("publish", body)["ok"]
+            expect(cursor).to_have_text("[object Object]")
+
+
 def test_chat_demo_keeps_its_history(log: Log, chromium: Browser) -> None:
     with Visitor(chromium, log.server.url, "chat") as ada, Visitor(chromium, log.server.url, "chat") as grace:
         for visitor, name, text in ((ada, "Ada", "Hello!"), (grace, "Grace", "<img src=x onerror=alert(1)>")):
@@ -173,6 +216,43 @@ def test_demo_without_the_log_explains_the_setup(newest_pg: Cluster, chromium: B
 
 
 def test_votes_demo_shows_html_of_the_server_without_javascript_of_the_page(log: Log, chromium: Browser) -> None:
+    with votes_pages(log, chromium) as (pages, problems):
+        assert pages[0].evaluate("[...document.scripts].every(script => script.src.includes('htmx'))")
+        before = counts(pages[0])
+        pages[0].get_by_role("button", name="Camel").click()
+        after = [before[0], before[1] + 1, before[2]]
+        for page in pages:
+            expect(page.locator(".votes output")).to_have_text([str(count) for count in after])
+        # What the server had rendered before and what it renders now is the same for a new page.
+        pages[1].reload()
+        assert counts(pages[1]) == after
+        assert problems == []
+        problem = pages[0].locator("#problem")
+        log.sql("ALTER TABLE socketio_pg_demo.vote RENAME count TO counted")
+        pages[0].get_by_role("button", name="Penguin").click()
+        expect(problem).to_be_visible()
+        log.sql("ALTER TABLE socketio_pg_demo.vote RENAME counted TO count")
+        pages[0].get_by_role("button", name="Penguin").click()
+        expect(problem).to_be_hidden()
+        expect(pages[0].locator(".votes output").last).to_have_text(str(after[2] + 1))
+
+
+@pytest.mark.nightly
+def test_votes_demo_goes_on_after_a_restart_of_the_server(log: Log, chromium: Browser) -> None:
+    """It takes some seconds: the browser waits before it connects again."""
+    with votes_pages(log, chromium) as (pages, _):
+        before = counts(pages[0])
+        log.server.restart()
+        with pages[1].expect_response("**/stream?**"):
+            pages[1].reload()
+        pages[1].get_by_role("button", name="Penguin").click()
+        for page in pages:
+            expect(page.locator(".votes output").last).to_have_text(str(before[2] + 1))
+
+
+@contextlib.contextmanager
+def votes_pages(log: Log, chromium: Browser) -> Iterator[tuple[list[Page], list[str]]]:
+    """Open the demo of votes twice. Yield the pages, and what is written to their consoles."""
     pages = [chromium.new_page() for _ in range(2)]
     problems: list[str] = []
     try:
@@ -181,31 +261,14 @@ def test_votes_demo_shows_html_of_the_server_without_javascript_of_the_page(log:
             page.on("pageerror", lambda error: problems.append(str(error)))
             with page.expect_response("**/stream?**"):
                 page.goto(f"{log.server.url}/demo/votes")
-        assert pages[0].evaluate("[...document.scripts].every(script => script.src.includes('htmx'))")
-        pages[0].get_by_role("button", name="Camel").click()
-        for page in pages:
-            expect(page.locator(".votes output")).to_have_text(["0", "1", "0"])
-        # What the server had rendered before and what it renders now is the same for a new page.
-        pages[1].reload()
-        expect(pages[1].locator(".votes output")).to_have_text(["0", "1", "0"])
-        assert problems == []
-        log.server.restart()
-        with pages[1].expect_response("**/stream?**"):
-            pages[1].reload()
-        pages[1].get_by_role("button", name="Penguin").click()
-        for page in pages:
-            expect(page.locator(".votes output")).to_have_text(["0", "1", "1"])
-        problem = pages[0].locator("#problem")
-        log.sql("ALTER TABLE socketio_pg_demo.vote RENAME count TO counted")
-        pages[0].get_by_role("button", name="Penguin").click()
-        expect(problem).to_be_visible()
-        log.sql("ALTER TABLE socketio_pg_demo.vote RENAME counted TO count")
-        pages[0].get_by_role("button", name="Penguin").click()
-        expect(problem).to_be_hidden()
-        expect(pages[0].locator(".votes output")).to_have_text(["0", "1", "2"])
+        yield pages, problems
     finally:
         for page in pages:
             page.close()
+
+
+def counts(page: Page) -> list[int]:
+    return [int(text) for text in page.locator(".votes output").all_inner_texts()]
 
 
 #: Page → its name.

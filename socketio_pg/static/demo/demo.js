@@ -7,8 +7,11 @@ import { Subscriptions } from "../static/socketio_pg.js";
 
 export const $ = (selector) => document.querySelector(selector);
 
-/** Connects. Returns the socket and its Subscriptions, which survive reconnects. */
-export async function connect() {
+/**
+ * Connects. Returns the socket and its Subscriptions, which survive reconnects. `onLeave` is called before the connection
+ * ends because the visitor leaves the page.
+ */
+export async function connect({ onLeave } = {}) {
   let io;
   try {
     io = await loadClient();
@@ -36,6 +39,12 @@ export async function connect() {
     showProblem(new Error(`Connection refused: ${message}. The demos send no token: start the server with AUTH=off.`));
   };
   const subscriptions = new Subscriptions(socket, { token: () => null, onTokenError, onHealth });
+  // Otherwise the others would see this visitor for some seconds more. A page may come back from the browser's cache.
+  addEventListener("pagehide", () => {
+    onLeave?.();
+    socket.disconnect();
+  });
+  addEventListener("pageshow", ({ persisted }) => persisted && socket.connect());
   return { socket, subscriptions };
 }
 
@@ -43,6 +52,16 @@ function show(state, text) {
   $("#status").dataset.state = state;
   $("#status-text").textContent = text;
 }
+
+const ANIMALS = ["Badger", "Beaver", "Falcon", "Heron", "Kestrel", "Lynx", "Marten", "Otter", "Owl", "Raven", "Seal", "Wren"];
+const random = () => Math.random().toString(36).slice(2);
+
+/** This visitor, the same in all tabs of the browser: a name, and a key, which are not checked. */
+export const visitor = {
+  get name() { return (localStorage.name ||= ANIMALS[Math.floor(Math.random() * ANIMALS.length)]); },
+  set name(name) { localStorage.name = name.trim(); },
+  get key() { return (localStorage.visitor ||= random() + random()); },
+};
 
 /** Shows an error in the page; null hides it. */
 export function showProblem(error) {
@@ -115,7 +134,7 @@ export async function guarded(action) {
 }
 
 /** Returns a new element with a text. */
-export function element(tag, className, text = "") {
+export function element(tag, className = "", text = "") {
   const made = document.createElement(tag);
   made.className = className;
   made.textContent = text;

@@ -30,7 +30,7 @@ async function orders() {
   function draw(changed) {
     const newest = [...table.rows].sort(([a], [b]) => b - a).slice(0, NEWEST);
     body.replaceChildren(...newest.map(([key, { customer, item, total, status }]) => {
-      const line = element("tr", "");
+      const line = element("tr");
       line.dataset.status = status;
       const cells = [customer, item, Number(total).toFixed(2), ""].map((text) => element("td", "", text));
       cells[2].className = "number";
@@ -57,7 +57,7 @@ async function map() {
 async function chat() {
   const list = $("[data-demo=chat] ol");
   await subscriptions.subscribe("chat", ({ payload, replayed }) => {
-    const line = element("li", "");
+    const line = element("li");
     line.append(
       element("strong", "", payload?.from ?? "anonymous"),
       element("span", "", payload?.text ?? oneLine(payload)),
@@ -74,8 +74,8 @@ async function votes() {
     const counts = [...choices].map((choice) => [text(choice, "button"), Number(text(choice, "output"))]);
     const all = counts.reduce((sum, [, count]) => sum + count, 0);
     list.replaceChildren(...counts.map(([name, count]) => {
-      const line = element("li", "");
-      const bar = element("progress", "");
+      const line = element("li");
+      const bar = element("progress");
       Object.assign(bar, { max: all || 1, value: count, ariaLabel: name });
       line.append(element("span", "", name), bar, element("output", "", String(count)));
       return line;
@@ -89,7 +89,7 @@ async function votes() {
 async function playground() {
   const list = $("[data-demo=playground] ol");
   await subscriptions.subscribe("foo", ({ payload, replayed }) => {
-    const line = element("li", "");
+    const line = element("li");
     line.append(element("span", "channel-name", "foo"), element("code", "payload", oneLine(payload)));
     add(list, line, replayed);
   }, { history: NEWEST }).live;
