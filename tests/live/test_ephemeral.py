@@ -178,6 +178,23 @@ def test_other_nodes_and_workers(newest_pg: Cluster, channel: str) -> None:
         reach(clients[0], [*clients[1:], away], channel)
 
 
+@pytest.mark.nightly
+def test_database_that_goes_and_returns(newest_pg: Cluster, channel: str) -> None:
+    """Clients of one node do not notice. Those of another node get what is sent afterwards."""
+    settings = {"CLUSTER_KEY": CLUSTER_KEY, "DRAIN_SECONDS": "0.2"}
+    with contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(contextlib.closing(ServerProcess(newest_pg.url(), **settings))) for _ in range(2)]
+        here, near, away = (stack.enter_context(SocketClient(node.url)) for node in (nodes[0], *nodes))
+        for client in (here, near, away):
+            client.subscribe(channel)
+        reach(here, [near, away], channel)
+        for _ in range(3):
+            newest_pg.terminate_backends()
+            reach(here, [near], channel)
+            reach(away, [here, near], channel)
+            reach(here, [away], channel)
+
+
 def reach(sender: SocketClient, receivers: list[SocketClient], channel: str) -> None:
     """Send a message until all of ``receivers`` have got it, each at least once."""
     text = uuid.uuid4().hex
