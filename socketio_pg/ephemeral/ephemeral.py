@@ -24,8 +24,10 @@ from socketio_pg.pubsub.hub import Hub
 
 logger = logging.getLogger("socketio_pg.ephemeral")
 
-#: The longest pause between two rounds of a channel, and the part of it for each subscriber: seconds.
-MAX_PAUSE, PAUSE_PER_SUBSCRIBER = 0.05, 0.001
+#: Seconds between two rounds of a channel for each subscriber, and at most: so a channel costs 1,000 writes a second.
+PAUSE_PER_SUBSCRIBER, MAX_PAUSE = 0.001, 0.05
+#: The same for each subscriber of a large channel, several times as long as a write takes.
+PAUSE_OF_LARGE = 0.000_05
 #: Seconds between two looks whether slow clients have caught up.
 LOOK_AT_SLOW = 0.05
 #: Seconds between two errors for a client that requests no acknowledgements.
@@ -220,7 +222,8 @@ class Ephemeral:
             self._wake.send()
 
     def _pause_between(self, channel: str) -> float:
-        return min(MAX_PAUSE, PAUSE_PER_SUBSCRIBER * self._hub.count_subscribers(channel))
+        subscribers = self._hub.count_subscribers(channel)
+        return max(min(MAX_PAUSE, PAUSE_PER_SUBSCRIBER * subscribers), PAUSE_OF_LARGE * subscribers)
 
     def _run(self) -> None:
         while True:
