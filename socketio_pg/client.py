@@ -7,8 +7,10 @@ from inspect import iscoroutinefunction
 from typing import Any
 
 from socketio_pg.core.channels import validate_channel
+from socketio_pg.core.errors import InvalidRequestError
 from socketio_pg.core.log_choice import LOG_CHOICE, database_key
 from socketio_pg.core.messages import check_size, encode_payload
+from socketio_pg.core.meta import validate_exclude, validate_traceparent
 from socketio_pg.core.publications import validate_id
 
 
@@ -29,6 +31,9 @@ class Client:
     A message with an ``id`` is published once: not if the id was published on its channel within five minutes. While
     another transaction with the same id is open, the call waits for its end. Ids need the schema, also for NOTIFY.
 
+    The client with the Socket.IO id ``exclude`` does not get the message; ``traceparent``, that of W3C Trace Context,
+    arrives with it. Both need the log.
+
     A session with ``autoflush`` is flushed first, so that its messages keep the order of the program, including those
     of :func:`socketio_pg.orm.publishes`. With asyncio use ``run_sync()``:
     ``await session.run_sync(lambda session: Client(session).notify("orders", 7))``.
@@ -46,6 +51,8 @@ class Client:
         *,
         durable: bool | None = None,
         id: str | None = None,
+        exclude: str | None = None,
+        traceparent: str | None = None,
     ) -> bool:
         """Send ``{"event_name": event_name, "params": params}``. Return False if ``id`` was published before.
 
@@ -53,17 +60,28 @@ class Client:
         """
         if not isinstance(event_name, str):
             raise TypeError("event_name must be a string")
-        return self.notify(channel, {"event_name": event_name, "params": params}, durable=durable, id=id)
+        payload = {"event_name": event_name, "params": params}
+        return self.notify(channel, payload, durable=durable, id=id, exclude=exclude, traceparent=traceparent)
 
-    def notify(self, channel: str, payload: Any, *, durable: bool | None = None, id: str | None = None) -> bool:
+    def notify(
+        self,
+        channel: str,
+        payload: Any,
+        *,
+        durable: bool | None = None,
+        id: str | None = None,
+        exclude: str | None = None,
+        traceparent: str | None = None,
+    ) -> bool:
         """Send ``payload``, any JSON value. Return False if ``id`` was published before.
 
-        Raises :class:`InvalidChannelError`, :class:`InvalidRequestError` when the payload is not JSON or the id is
-        invalid, :class:`PayloadTooLargeError` over 7,999 bytes for NOTIFY, and the driver's errors. The first three do
-        not affect the transaction. Through the log PostgreSQL checks the size: a driver's error with SQLSTATE SG002.
-        With an id, a transaction that is REPEATABLE READ or SERIALIZABLE can get a serialization failure.
+        Raises :class:`InvalidChannelError`, :class:`InvalidRequestError` when the payload is not JSON, the id or
+        another argument is invalid, or what needs the log would go with NOTIFY, :class:`PayloadTooLargeError` over
+        7,999 bytes for NOTIFY, and the driver's errors. The first three do not affect the transaction. Through the log
+        PostgreSQL checks the size: a driver's error with SQLSTATE SG002. With an id, a transaction that is REPEATABLE
+        READ or SERIALIZABLE can get a serialization failure.
         """
-        values = publication_values(channel, payload, id)
+        values = publication_values(channel, payload, id, exclude, traceparent)
         statement = publication(values, self._has_log() if durable is None else durable)
         try:
             result = execute(self._connection, statement, values)
@@ -77,19 +95,28 @@ class Client:
         return LOG_CHOICE.has_log(key, self._schema_owner, lambda query: fetch(self._connection, query))
 
 
-def publication_values(channel: str, payload: Any, id: str | None) -> dict[str, Any]:
+def publication_values(
+    channel: str, payload: Any, id: str | None, exclude: str | None = None, traceparent: str | None = None
+) -> dict[str, Any]:
     """Return the values of a publication for :func:`publication`. Raises as :meth:`Client.notify`, without a driver."""
     values: dict[str, Any] = {"channel": validate_channel(channel), "payload": encode_payload(payload)}
     if id is not None:
         values["id"] = validate_id(id)
+    if exclude is not None:
+        values["exclude"] = validate_exclude(exclude)
+    if traceparent is not None:
+        values["traceparent"] = validate_traceparent(traceparent)
     return values
 
 
 def publication(values: dict[str, Any], durable: bool) -> str:
     """Return the statement of a publication, in which ``{name}`` stands for a value; add to ``values`` what it needs.
 
-    Raises :class:`PayloadTooLargeError` over 7,999 bytes for NOTIFY.
+    Raises :class:`PayloadTooLargeError` over 7,999 bytes for NOTIFY, :class:`InvalidRequestError` if it needs the log.
     """
+    chosen = [name for name in ("exclude", "traceparent") if name in values]
+    if chosen and not durable:
+        raise InvalidRequestError(f"{' and '.join(chosen)} needs the log, and the message would go with NOTIFY")
     # A small payload may go either way. A larger one has only the log, and an id needs the schema: PostgreSQL's error
     # about what is missing is the best one.
     if not durable:
@@ -97,12 +124,14 @@ def publication(values: dict[str, Any], durable: bool) -> str:
     # Qualified: the caller's search_path may contain schemas of other owners. The payload is a text first: a program
     # may have told its driver how to write jsonb.
     arguments = "CAST({channel} AS pg_catalog.text), CAST(CAST({payload} AS pg_catalog.text) AS pg_catalog.jsonb)"
-    if "id" in values:
+    if chosen or "id" in values:
         values["durable"] = durable
-        arguments += ", CAST({durable} AS pg_catalog.bool), CAST({id} AS pg_catalog.text)"
+        arguments += ", CAST({durable} AS pg_catalog.bool)"
+        named = [name for name in ("id", *chosen) if name in values]
+        arguments += "".join(f", {name} => CAST({{{name}}} AS pg_catalog.text)" for name in named)
     elif not durable:
         arguments = "CAST({channel} AS pg_catalog.text), CAST({payload} AS pg_catalog.text)"
-    function = "pg_catalog.pg_notify" if "id" not in values and not durable else "socketio_pg.publish"
+    function = "pg_catalog.pg_notify" if "durable" not in values and not durable else "socketio_pg.publish"
     return f"SELECT {function}({arguments})"
 
 

@@ -37,18 +37,25 @@ _MAX_SHOWN = 20
 _NEWEST = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM socketio_pg.outbox_id_seq"
 # A relay may have moved messages that were committed. Both have the same ids.
 _MESSAGES = """
-SELECT channel, payload::pg_catalog.text FROM (
-    SELECT id, channel, payload FROM socketio_pg.outbox WHERE id > {newest}
-    UNION ALL SELECT id, channel, payload FROM socketio_pg.log WHERE id > {newest}
+SELECT channel, payload::pg_catalog.text, meta OPERATOR(pg_catalog.->>) 'exclude',
+    meta OPERATOR(pg_catalog.->>) 'traceparent' FROM (
+    SELECT id, channel, payload, meta FROM socketio_pg.outbox WHERE id > {newest}
+    UNION ALL SELECT id, channel, payload, meta FROM socketio_pg.log WHERE id > {newest}
 ) AS published WHERE channel NOT LIKE 'socketio\\_pg%' ORDER BY id
 """
 
 
-class PublishedMessage(NamedTuple):
-    """A message that was published."""
-
+class _Published(NamedTuple):
     channel: str
     payload: Any
+
+
+class PublishedMessage(_Published):
+    """A message that was published: a pair of channel and payload."""
+
+    #: Those of its publisher; None for NOTIFY.
+    exclude: str | None = None
+    traceparent: str | None = None
 
 
 class _Any:
@@ -127,7 +134,12 @@ class Published(Assertions):
         if hasattr(self._connection, "flush"):
             self._connection.flush()
         rows = fetch(self._connection, _MESSAGES.format(newest=self._newest))
-        return [PublishedMessage(channel, loads(text)) for channel, text in rows]
+        found = []
+        for channel, text, exclude, traceparent in rows:
+            message = PublishedMessage(channel, loads(text))
+            message.exclude, message.traceparent = exclude, traceparent
+            found.append(message)
+        return found
 
 
 class Listening(Assertions):

@@ -16,6 +16,8 @@ async def publish(
     *,
     durable: bool | None = None,
     id: str | None = None,
+    exclude: str | None = None,
+    traceparent: str | None = None,
     schema_owner: str | None = None,
 ) -> bool:
     """Publish any JSON value when the transaction of ``connection`` commits; return False for a repeated ``id``.
@@ -23,11 +25,11 @@ async def publish(
     ``connection`` is one of asyncpg, psycopg 3 (``AsyncConnection``), or an ``AsyncConnection`` or ``AsyncSession`` of
     SQLAlchemy, which is flushed first. Outside a transaction the message is sent immediately.
 
-    ``durable``, ``id``, ``schema_owner`` and the errors are those of :class:`socketio_pg.client.Client`. Raises
-    TypeError for another connection.
+    ``durable``, ``id``, ``exclude``, ``traceparent``, ``schema_owner`` and the errors are those of
+    :class:`socketio_pg.client.Client`. Raises TypeError for another connection.
     """
     driver = _driver(connection)
-    values = publication_values(channel, payload, id)
+    values = publication_values(channel, payload, id, exclude, traceparent)
     if driver == "sqlalchemy" and hasattr(connection, "flush"):
         await connection.flush()
     statement = publication(values, await _has_log(connection, driver, schema_owner) if durable is None else durable)

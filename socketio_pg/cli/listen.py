@@ -178,9 +178,17 @@ def message_line(body: dict[str, Any]) -> str:
     # JSON escapes control characters except for these, which some terminals interpret.
     payload = json_text(body["payload"])
     parts.append(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", payload))
+    if "from" in body:
+        parts.append(click.style(f"from {_sender(body['from'])}", dim=True))
     if body.get("replayed"):
         parts.append(click.style("(replayed)", dim=True))
     return "  ".join(parts)
+
+
+def _sender(claims: Any) -> str:
+    """Return the client's name, or its claims if there are more: in ASCII, which cannot control a terminal."""
+    one = claims.get("sub") if isinstance(claims, dict) and claims.keys() == {"sub"} else claims
+    return json.dumps(one)
 
 
 def gap_line(body: dict[str, Any]) -> str:

@@ -138,7 +138,9 @@ class _Events:
     queue: Any
 
     def receive(self, message: EncodedMessage, extra: Mapping[str, Any]) -> None:
-        self.queue.put(Event("message", {**message.to_wire(), **extra}))
+        sender = message.sender()
+        more = {} if sender is None else {"from": sender}
+        self.queue.put(Event("message", {**message.to_wire(), **more, **extra}))
 
     def gap(self, gap: dict[str, Any]) -> None:
         self.queue.put(Event("gap", gap))

@@ -12,8 +12,9 @@ from socketio_pg.cli.command import examples, json_option, open_database, token_
 from socketio_pg.cli.terminal import Progress, print_json, say, tell
 from socketio_pg.core import config, green
 from socketio_pg.core.channels import match_pattern, validate_channel
-from socketio_pg.core.errors import LogNotInstalledError, PayloadTooLargeError
+from socketio_pg.core.errors import InvalidRequestError, LogNotInstalledError, PayloadTooLargeError
 from socketio_pg.core.messages import MAX_NOTIFY_BYTES, Position, check_size, is_strict_json
+from socketio_pg.core.meta import validate_exclude, validate_traceparent
 from socketio_pg.core.publications import Publication, Published, validate_id
 from socketio_pg.doctor.status import read_relay
 from socketio_pg.postgres.database import Database, encode_text, fetch, session
@@ -37,6 +38,8 @@ from socketio_pg.subscriber.subscriber import Subscriber
     "--durable/--no-durable", default=None, help="Through the log, which needs 'socketio-pg init', or with NOTIFY."
 )
 @click.option("--id", help="Publish once: not if this id was published on the channel within five minutes.")
+@click.option("--exclude", metavar="SID", help="Not to this client: its Socket.IO id. Needs the log.")
+@click.option("--traceparent", metavar="TEXT", help="That of W3C Trace Context, for subscribers. Needs the log.")
 @url_option
 @token_option
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing on success, and do not wait for the position.")
@@ -46,6 +49,8 @@ def publish(
     payload: str,
     durable: bool | None,
     id: str | None,
+    exclude: str | None,
+    traceparent: str | None,
     url: str | None,
     token: str | None,
     quiet: bool,
@@ -60,14 +65,25 @@ def publish(
     Prints the position of a message in the log, which a running server assigns after the commit. For a role that may
     not read the log, the position is not known.
     """
-    publication = Publication(validate_channel(channel), None, durable, None if id is None else validate_id(id))
+    publication = Publication(
+        validate_channel(channel),
+        None,
+        durable,
+        None if id is None else validate_id(id),
+        None if exclude is None else validate_exclude(exclude),
+        None if traceparent is None else validate_traceparent(traceparent),
+    )
     text = _read(payload)
     problem = None
+    if url is not None and exclude is not None:
+        raise click.UsageError("--exclude does not go together with --url: it is for publishers without a connection")
     if url is None:
         published, problem = _to_database(publication, text, wait=not quiet)
     else:
         with Subscriber(url, token=token) as subscriber:
-            published = subscriber.publish(channel, json.loads(text), durable, id=id, wait=not quiet)
+            published = subscriber.publish(
+                channel, json.loads(text), durable, id=id, traceparent=traceparent, wait=not quiet
+            )
     if quiet:
         return
     if as_json:
@@ -117,11 +133,11 @@ SELECT has_schema_privilege('socketio_pg', 'USAGE')
 
 _READABLE = """
 SELECT has_table_privilege('socketio_pg.log', 'SELECT') AND has_table_privilege('socketio_pg.head', 'SELECT')
-    AND has_function_privilege('socketio_pg.publish_as(text, text, boolean, text)', 'EXECUTE')
+    AND has_function_privilege('socketio_pg.publish_as(text, text, boolean, text, text, text)', 'EXECUTE')
 """
 
 _PUBLISH_NUMBERED = """
-SELECT socketio_pg.publish_as(%s, %s, true, %s), (SELECT coalesce(max(position), 0) FROM socketio_pg.log)
+SELECT socketio_pg.publish_as(%s, %s, true, %s, %s, %s), (SELECT coalesce(max(position), 0) FROM socketio_pg.log)
 """
 
 _PLACE = """
@@ -146,16 +162,19 @@ def _to_database(publication: Publication, text: str, *, wait: bool) -> tuple[Pu
         result = Published(publication.channel, durable)
         if durable or publication.id is not None:
             verify(database, connection)
+        chosen = (publication.id, publication.exclude, publication.traceparent)
+        if not durable and chosen[1:] != (None, None):
+            raise InvalidRequestError("--exclude and --traceparent need the log: use --durable")
         if publication.id is None and not durable:
             fetch(connection, "SELECT pg_notify(%s, %s)", channel, payload)
             return result, None
         if not durable or not wait or not fetch(connection, _READABLE)[0][0]:
-            # In the older form without an id: all roles may call that which may publish.
-            with_id = publication.id is not None
-            sql = f"SELECT socketio_pg.publish(%s, %s::jsonb{', %s, %s' if with_id else ''})"
-            [(new,)] = fetch(connection, sql, channel, payload, *((durable, publication.id) if with_id else ()))
+            # In the oldest form if it will do: all roles may call that which may publish.
+            more = (durable, *chosen) if chosen != (None, None, None) else ()
+            sql = f"SELECT socketio_pg.publish(%s, %s::jsonb{', %s' * len(more)})"
+            [(new,)] = fetch(connection, sql, channel, payload, *more)
             return replace(result, duplicate=new is False), None
-        [(number, newest)] = fetch(connection, _PUBLISH_NUMBERED, channel, payload, publication.id)
+        [(number, newest)] = fetch(connection, _PUBLISH_NUMBERED, channel, payload, *chosen)
         result = replace(result, waited=True, duplicate=number < 0)
         place = _wait_for_place(connection, channel, newest, number)
         return (result, place) if isinstance(place, str) else (replace(result, place=place), None)

@@ -30,7 +30,8 @@ Start: TypeAlias = Literal["now", "earliest"] | Position | datetime | str
 
 # Everything is qualified: the application's search_path may contain schemas of other owners.
 _CONSUME = """
-SELECT epoch::pg_catalog.text, position, channel, payload::pg_catalog.text, published_at
+SELECT epoch::pg_catalog.text, position, channel, payload::pg_catalog.text, published_at,
+    sender::pg_catalog.text, traceparent
 FROM socketio_pg.consume(CAST({name} AS pg_catalog.text), CAST({channels} AS pg_catalog.text[]),
     CAST({most} AS pg_catalog.int4), CAST({start} AS pg_catalog.text))
 """
@@ -50,14 +51,22 @@ _CONFLICTS = ("40001", "40P01")
 _MAX_CONFLICTS = 20
 
 
-class Message(TypedDict):
-    """A message of the log. ``published_at`` is ISO 8601 in UTC."""
-
+class _Message(TypedDict):
     channel: str
     payload: Any
     epoch: str
     position: int
     published_at: str
+
+
+class Message(_Message, TypedDict("_Sender", {"from": dict[str, Any]}, total=False), total=False):
+    """A message of the log. ``published_at`` is ISO 8601 in UTC.
+
+    ``from`` is the client that has published it, as in docs/identity.md; missing for other publishers. ``traceparent``
+    is there if its publisher has given one.
+    """
+
+    traceparent: str
 
 
 class ConsumerGap(TypedDict):
@@ -280,13 +289,17 @@ class Consumer:
     def _take(self, session: Session, most: int) -> list[Message]:
         """Return the next messages. Their payloads are still text: one that cannot be decoded fails like a handler."""
         values = {"name": self.name, "channels": self._channels, "most": most, "start": self._start}
-        return [
-            Message(
-                channel=channel, payload=text, epoch=epoch, position=position,
-                published_at=_iso(published_at),
+        messages = []
+        for epoch, position, channel, text, published_at, sender, traceparent in session.query(_CONSUME, values):
+            message = Message(
+                channel=channel, payload=text, epoch=epoch, position=position, published_at=_iso(published_at)
             )
-            for epoch, position, channel, text, published_at in session.query(_CONSUME, values)
-        ]  # fmt: skip
+            if sender is not None:
+                message["from"] = json.loads(sender)
+            if traceparent is not None:
+                message["traceparent"] = traceparent
+            messages.append(message)
+        return messages
 
     # -- failures: the transaction is rolled back ----------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ Open `hooks.py` first: it collects what a flush writes and publishes it. `readin
 `row_images.py` builds the messages. Independent of these, `snapshots.py` reads rows with the token of their snapshot.
 """
 
-from socketio_pg.orm.hooks import publishes
+from socketio_pg.orm.hooks import publishes, publishing
 from socketio_pg.orm.snapshots import snapshot_of
 
-__all__ = ["publishes", "snapshot_of"]
+__all__ = ["publishes", "publishing", "snapshot_of"]

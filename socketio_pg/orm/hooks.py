@@ -5,20 +5,21 @@ has the old values; ``row_images`` builds the messages.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from sqlalchemy import Column, Table, event, inspect, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Mapper, Session, UOWTransaction, class_mapper, object_session
+from sqlalchemy.orm import Mapper, Session, UOWTransaction, class_mapper, object_session, scoped_session
 from sqlalchemy.orm.attributes import get_history
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 from sqlalchemy.orm.exc import UnmappedClassError
 
 from socketio_pg.core.errors import ConfigurationError, LogNotInstalledError
 from socketio_pg.core.log_choice import LOG_CHOICE, database_key
+from socketio_pg.core.meta import validate_exclude, validate_traceparent
 from socketio_pg.orm.reading import read
 from socketio_pg.orm.row_images import Change, Operation, Outgoing, Rows, Template, parse_template, placeholders
 
@@ -37,12 +38,12 @@ _NOTIFY = text(
 )
 # publish() raises an error for a payload over MAX_PAYLOAD, which is part of its source: a function that returned the
 # limit would be missing until the schema is upgraded. As jsonb a text has at most twice as many bytes, for spaces.
-_PUBLISH = text("""
+_PUBLISH_SQL = """
     SELECT socketio_pg.publish(channel, CAST(
         CASE WHEN pg_catalog.octet_length(payload) OPERATOR(pg_catalog.>) (most OPERATOR(pg_catalog./) 2)
             AND pg_catalog.octet_length(CAST(CAST(payload AS pg_catalog.jsonb) AS pg_catalog.text))
                 OPERATOR(pg_catalog.>) most
-        THEN short ELSE payload END AS pg_catalog.jsonb))
+        THEN short ELSE payload END AS pg_catalog.jsonb){more})
     FROM unnest(CAST(:channels AS pg_catalog.text[]), CAST(:payloads AS pg_catalog.text[]),
         CAST(:shorts AS pg_catalog.text[])) WITH ORDINALITY AS message(channel, payload, short, number)
     LEFT JOIN (
@@ -51,7 +52,16 @@ _PUBLISH = text("""
         WHERE oid OPERATOR(pg_catalog.=)
             CAST('socketio_pg.publish(pg_catalog.text, pg_catalog.jsonb)' AS pg_catalog.regprocedure)
     ) AS limits ON true ORDER BY number
-""")
+"""
+_PUBLISH = text(_PUBLISH_SQL.format(more=""))
+_PUBLISH_WITH_META = text(
+    _PUBLISH_SQL.format(
+        more=", true, exclude => CAST(:exclude AS pg_catalog.text),"
+        " traceparent => CAST(:traceparent AS pg_catalog.text)"
+    )
+)
+#: The key in Session.info of the arguments of :func:`publishing`.
+_META = "socketio_pg.meta"
 
 _Class = TypeVar("_Class", bound=type[Any])
 
@@ -90,6 +100,31 @@ def publishes(
         return cls
 
     return decorate
+
+
+@contextmanager
+def publishing(
+    session: Session | scoped_session[Any], *, exclude: str | None = None, traceparent: str | None = None
+) -> Iterator[None]:
+    """Give the messages about changes in the body of ``with`` metadata: docs/identity.md describes it.
+
+    The client with the Socket.IO id ``exclude`` does not get them; ``traceparent``, that of W3C Trace Context, arrives
+    with them. Only messages of the log have it. Flushes the session before, and at the end of the body.
+
+    Raises :class:`InvalidRequestError` for invalid arguments.
+    """
+    meta = {
+        "exclude": None if exclude is None else validate_exclude(exclude),
+        "traceparent": None if traceparent is None else validate_traceparent(traceparent),
+    }
+    session.flush()
+    before = session.info.get(_META)
+    session.info[_META] = meta
+    try:
+        yield
+        session.flush()
+    finally:
+        session.info[_META] = before
 
 
 @dataclass(slots=True)
@@ -263,7 +298,7 @@ def _publish(session: Session, context: UOWTransaction) -> None:
         if connection.dialect.name != "postgresql":
             raise ConfigurationError(f"{changes[0].rows.title}: needs PostgreSQL, not {connection.dialect.name}")
         for batch in _batches(_with_tier(connection, changes)):
-            _send(connection, read(connection, batch))
+            _send(connection, read(connection, batch), session.info.get(_META))
 
 
 def _with_tier(connection: Connection, changes: Sequence[Change]) -> Sequence[Change]:
@@ -294,17 +329,18 @@ def _batches(changes: Iterable[Change]) -> Iterator[list[Change]]:
         yield batch
 
 
-def _send(connection: Connection, messages: Sequence[Outgoing]) -> None:
-    for statement, durable in ((_PUBLISH, True), (_NOTIFY, False)):
+def _send(connection: Connection, messages: Sequence[Outgoing], meta: dict[str, str | None] | None) -> None:
+    for statement, durable in ((_PUBLISH_WITH_META if meta else _PUBLISH, True), (_NOTIFY, False)):
         chosen = [message for message in messages if message.durable == durable]
         if not chosen:
             continue
-        values = {
+        values: dict[str, Any] = {
             "channels": [message.channel for message in chosen],
             "payloads": [message.payload_json for message in chosen],
         }
         if durable:
             values["shorts"] = [message.short_json for message in chosen]
+            values |= meta or {}
         try:
             connection.execute(statement, values)
         except DBAPIError as error:
