@@ -9,12 +9,14 @@ import pytest
 
 from tests.live.test_logs import parse_log
 from tests.support.clients import SocketClient
+from tests.support.cluster import CLUSTER_KEY
 from tests.support.http_api import HttpApi, refusal
 from tests.support.log import since
 from tests.support.nodes import Nodes
 from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.recovery import RecoveringClient
+from tests.support.redis import Redis
 from tests.support.sse import Stream
 from tests.support.tokens import SECRET, mint
 
@@ -164,3 +166,25 @@ def test_what_does_not_fit_is_refused(nodes: Nodes, closing: Callable[[Any], Any
         assert answer["error"]["code"] == "invalid_request"
         assert problem in answer["error"]["message"]
     assert HttpApi(nodes.nodes[0]).page(channel, history=10)["messages"] == []
+
+
+@pytest.mark.nightly
+def test_metadata_of_notify_reaches_nodes_that_do_not_listen(
+    newest_pg: Cluster, closing: Callable[[Any], Any], channel: str
+) -> None:
+    settings = {"AUTH": "optional", "JWT_SECRET": SECRET, "PUBLIC_CHANNELS": "*", "LISTEN": "leader"}
+    redis = closing(Redis())
+    settings |= {"MESSAGE_QUEUE": redis.url, "CLUSTER_KEY": CLUSTER_KEY}
+    nodes = closing(Nodes(newest_pg, "identity_leader", 2, balanced=False, **settings))
+    for node in nodes.nodes:
+        node.wait_ready()
+    token = mint(sub="alice")
+    clients = [closing(SocketClient(node.url, auth={"token": token})) for node in nodes.nodes * 2]
+    for client in clients:
+        assert client.call("subscribe", {"channel": channel})["ok"]
+    for number, client in enumerate(clients):
+        assert client.call("publish", {"channel": channel, "payload": number, "durable": False, "echo": False})["ok"]
+    for own, client in enumerate(clients):
+        found = [client.next("event") for _ in clients[1:]]
+        assert [event["payload"] for event in found] == [number for number in range(len(clients)) if number != own]
+        assert all(event["from"] == {"sub": "alice"} for event in found)

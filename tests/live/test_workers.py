@@ -18,6 +18,8 @@ from tests.support.server import ServerProcess
 
 pytestmark = pytest.mark.green
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
 
 @pytest.fixture(scope="module")
 def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
@@ -36,6 +38,26 @@ def test_clients_of_all_workers_get_what_one_publishes(server: ServerProcess, tr
             assert client.call("publish", {"channel": "everyone", "payload": number})["ok"]
         for client in clients:
             assert [client.next("event")["payload"] for _ in clients] == list(range(12))
+    finally:
+        for client in clients:
+            client.close()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("transport", ["polling", "websocket"])
+def test_sender_that_is_left_out_is_so_on_its_worker(server: ServerProcess, channel: str, transport: str) -> None:
+    """Without a log and a cluster key: the worker that publishes and listens seals for itself."""
+    clients = [SocketClient(server.url, transports=(transport,)) for _ in range(9)]
+    try:
+        for client in clients:
+            client.subscribe(channel)
+        for number, client in enumerate(clients):
+            request = {"channel": channel, "payload": number, "echo": False, "traceparent": TRACE}
+            assert client.call("publish", request)["ok"]
+        for own, client in enumerate(clients):
+            found = [client.next("event") for _ in range(8)]
+            assert [event["payload"] for event in found] == [number for number in range(9) if number != own]
+            assert {event["traceparent"] for event in found} == {TRACE}
     finally:
         for client in clients:
             client.close()

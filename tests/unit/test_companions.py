@@ -1,9 +1,11 @@
 """Metadata of notifications: joined to the notification that follows, opened once, and not forged."""
 
+import json
 from collections.abc import Sequence
 
 import pytest
 
+from socketio_pg.cluster.remote_listener import separate, together
 from socketio_pg.core.meta import META_CHANNEL
 from socketio_pg.core.seal import Key, Seal
 from socketio_pg.core.sealing import Sealing
@@ -75,3 +77,12 @@ def test_text_that_is_sealed_for_another_channel_is_ignored() -> None:
     sealing = node()
     forged = sealing.seal("socketio_pg", "foo\tdigest\t" + META)
     assert joined(sealing, [(META_CHANNEL, forged), ("foo", "1")]) == [("foo", "1")]
+
+
+def test_nodes_hand_it_on_as_a_field_that_older_ones_ignore() -> None:
+    found = [("foo", "1"), ("foo", f"2\0{META}"), ("bar", f"\0{META}")]
+    sent = json.loads(json.dumps(separate(found)))
+    assert sent["notifications"] == [["foo", "1"], ["foo", "2"], ["bar", ""]]
+    assert together(sent) == found
+    assert separate(found[:1]) == {"notifications": found[:1]}
+    assert together({"gaps": []}) == []
