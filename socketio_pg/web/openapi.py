@@ -147,6 +147,14 @@ def _publish(max_bytes: int) -> Json:
         "operationId": "publish",
         "summary": "Publish a message, or several in one transaction",
         "description": "The server answers after the commit. It publishes several messages all together or not at all.",
+        "parameters": [
+            {
+                "name": "traceparent",
+                "in": "header",
+                "schema": {"type": "string"},
+                "description": "That of W3C Trace Context, for messages without one of their own. Ignored if invalid.",
+            }
+        ],
         "requestBody": {
             "required": True,
             "description": f"At most {max_bytes} bytes, with a Content-Length.",
@@ -208,6 +216,20 @@ def _schemas(settings: Settings) -> Json:
         "description": f"At most {MAX_ID_BYTES} bytes of UTF-8. "
         "The same id on a channel within five minutes is published once.",
     }
+    chosen = {
+        "exclude": {
+            "type": ["string", "null"],
+            "minLength": 1,
+            "maxLength": 64,
+            "pattern": "^[!-~]*$",
+            "description": "The Socket.IO id of a client that does not get the message.",
+        },
+        "traceparent": {
+            "type": ["string", "null"],
+            "pattern": "^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$",
+            "description": "That of W3C Trace Context. It comes out at the event.",
+        },
+    }
     wait = {"type": ["boolean", "null"], "description": "false: answer after the commit, without positions."}
     return {
         "Channel": {
@@ -231,6 +253,7 @@ def _schemas(settings: Settings) -> Json:
                     "description": "true: through the log; false: with NOTIFY; missing: the log if it is installed.",
                 },
                 "id": identifier,
+                **chosen,
                 "wait": wait,
                 "messages": False,
             },
@@ -252,6 +275,7 @@ def _schemas(settings: Settings) -> Json:
                             "payload": {},
                             "durable": {"type": ["boolean", "null"]},
                             "id": identifier,
+                            **chosen,
                         },
                     },
                     "description": "Two equal messages must both be durable.",
@@ -297,7 +321,15 @@ def _schemas(settings: Settings) -> Json:
                 "payload": {"description": "Any JSON value."},
                 "position": position,
                 "published_at": {"type": "string", "format": "date-time"},
-            }
+            },
+            {
+                "from": {
+                    "type": "object",
+                    "minProperties": 1,
+                    "description": "The client that has published it, set by the server, with the claims of FROM_CLAIMS.",
+                },
+                "traceparent": {"type": "string", "description": "That of its publisher."},
+            },
         ),
         "Messages": _object(
             {
