@@ -326,7 +326,7 @@ def _schemas(settings: Settings) -> Json:
                 "from": {
                     "type": "object",
                     "minProperties": 1,
-                    "description": "The client that has published it, with the claims of FROM_CLAIMS: the server sets it.",
+                    "description": "The client that has published it, with the claims of FROM_CLAIMS.",
                 },
                 "traceparent": {"type": "string", "description": "That of its publisher."},
             },
