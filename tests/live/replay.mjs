@@ -33,6 +33,7 @@ const subscriptions = new Subscriptions(socket, {
   retryDelayMax: 500,
   numbers: numbers || undefined,
   onHealth: (health) => say({ kind: "health", health, known: subscriptions.health }),
+  onDirect: (message) => say({ kind: "direct", message }),
   ...(tokens && {
     async token() {
       const left = tokens[socket.connected ? "renewing" : "connecting"];
@@ -51,6 +52,7 @@ process.on("unhandledRejection", (error) => say({ kind: "rejected", text: error.
 socket.on("connect", () => say({ kind: "connect", recovered: socket.recovered }));
 socket.on("disconnect", () => say({ kind: "disconnect" }));
 socket.on("server_hello", ({ client }) => say({ kind: "hello", client }));
+socket.on("error", ({ code, channel }) => say({ kind: "server error", code, channel }));
 socket.on("authenticated", ({ client }) => say({ kind: "authenticated", client }));
 
 const commands = {
@@ -69,6 +71,7 @@ const commands = {
         onRows: (rows) => say({ kind: "rows", name, rows }),
       }),
       onLive: () => say({ kind: "live", name, position: subscription.position }),
+      onEphemeral: (message) => say({ kind: "ephemeral", name, message }),
       onGap: (gap) => say({ kind: "gap", name, gap, position: subscription.position }),
       onError: ({ code, retrying }) => say({ kind: "error", name, code, retrying }),
     });
@@ -87,6 +90,24 @@ const commands = {
       onError: ({ code, retrying }) => say({ kind: "error", name, code, retrying }),
     }));
   },
+  async watch({ name, channel }) {
+    const change = (change) => ({ key, metas }) => say({ kind: "change", name, change, key, metas });
+    const presence = subscriptions.presence(channel, {
+      onJoin: change("join"),
+      onUpdate: change("update"),
+      onLeave: change("leave"),
+      onSync: (members, { count }) => say({ kind: "sync", name, keys: [...members.keys()], count }),
+      onError: ({ code, retrying }) => say({ kind: "error", name, code, retrying }),
+    });
+    made.set(name, presence);
+    await presence.ready;
+  },
+  presence: async ({ name, method, values }) => made.get(name)[method](...values),
+  async members({ name }) {
+    const { members, count, complete, key } = made.get(name);
+    return { members: [...members], count, complete, key };
+  },
+  ephemeral: async ({ channel, payload, options }) => subscriptions.publishEphemeral(channel, payload, options),
   rows: async ({ name }) => [...made.get(name).rows],
   live: async ({ name }) => made.get(name).live,
   async publish({ number, channel, payload, options }) {

@@ -1,0 +1,83 @@
+"""Clients for people: presence, ephemeral messages, patterns, senders, with socketio_pg.js and both Python clients.
+
+Connections go through a proxy, which cuts them and refuses new ones as long as a test needs.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jwt
+import pytest
+
+from tests.support.people_clients import PEOPLE, Person
+from tests.support.postgres import Cluster
+from tests.support.replay_clients import ProxiedLog, Tokens
+
+SECRET = "a secret of the tests, 32 bytes and more"
+
+
+def tokens(sub: str) -> Tokens:
+    token = jwt.encode({"sub": sub, "exp": int(time.time()) + 3600}, SECRET, algorithm="HS256")
+    return {"connecting": [token], "renewing": [token]}
+
+
+@pytest.fixture(scope="module")
+def log(newest_pg: Cluster) -> Iterator[ProxiedLog]:
+    made = ProxiedLog(
+        newest_pg, "people_clients", AUTH="optional", AUTHORIZATION="off", JWT_SECRET=SECRET, PUBLIC_CHANNELS="*",
+        PUBLISH="all", EPHEMERAL="all", PRESENCE="all",
+    )  # fmt: skip
+    made.install()
+    yield made
+    made.close()
+
+
+# Nightly: it shares its decisions with the subscriber for threads.
+@pytest.fixture(params=["javascript", "python", pytest.param("asyncio", marks=pytest.mark.nightly)])
+def person(request: pytest.FixtureRequest, log: ProxiedLog) -> Iterator[Callable[..., Person]]:
+    """Makes clients with the same library: with the name of a person, or anonymous."""
+    with contextlib.ExitStack() as stack:
+
+        def make(sub: str | None = None) -> Person:
+            made: Person = PEOPLE[request.param](log.address, None if sub is None else tokens(sub))
+            return stack.enter_context(contextlib.closing(made))
+
+        yield make
+    log.proxy.restore()
+
+
+def test_ephemeral_messages_go_to_their_own_handler(
+    log: ProxiedLog, person: Callable[..., Person], channel: str
+) -> None:
+    ann, ben = person("ann"), person()
+    ann.subscribe("one", channel)
+    ben.subscribe("one", channel)
+    assert ben.send(channel, {"x": 1}, key="cursor")
+    message = ann.ephemeral("one")
+    sender = {"client": message["from"]["client"]}
+    assert message == {
+        "channel": channel, "payload": {"x": 1}, "ephemeral": True, "key": "cursor", "from": sender,
+    }  # fmt: skip
+    assert ann.send(channel, "typing", echo=True)
+    assert {ann.ephemeral("one")["from"]["sub"], ben.ephemeral("one")["from"]["sub"]} == {"ann"}
+    # Many at once: the newest one arrives.
+    for number in range(200):
+        ben.send(channel, number, key="cursor")
+    while ann.ephemeral("one")["payload"] != 199:
+        pass
+    # Messages of the log follow as before: the others are no messages of the subscription.
+    log.publish(channel, 1, 1)
+    message, position = ann.next("message", "one")
+    assert (message["payload"], message["position"]) == ([1, ""], position["position"])
+
+    # Not while disconnected: nothing waits for the connection. Afterwards again.
+    log.proxy.refuse()
+    ben.wait_disconnected()
+    assert ben.send(channel, "lost") is False
+    log.proxy.restore()
+    ann.next("gap", "one")
+    ben.next("gap", "one")
+    assert ben.send(channel, "back")
+    assert ann.ephemeral("one")["payload"] == "back"
