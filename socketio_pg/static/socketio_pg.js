@@ -369,7 +369,7 @@ export class Subscriptions {
 
   /** Returns those that an event of the server is for. */
   #named({ channel, pattern, matches = [pattern ?? channel] }) {
-    return matches.flatMap((name) => (name.includes("*") ? this.#patterns : this.#channels).get(name) ?? []);
+    return matches.flatMap((name) => (name?.includes("*") ? this.#patterns : this.#channels).get(name) ?? []);
   }
 
   /**
@@ -1828,7 +1828,7 @@ class ChannelPresence {
   fail(error, event, { presence, state }) {
     const wish = event === "presence_update" ? { .../** @type {any} */ (this.#confirmed), state } : presence ?? true;
     if (error.retrying) this.#report(error);
-    else if (event === "presence_get") {
+    else if (event === "presence_get" && typeof this.#confirmed === "object") {
       this.#sees = false;
       this.#report(error);
     } else if (typeof wish !== "object") this.end(error);

@@ -184,7 +184,7 @@ class ChannelPresence:
         """Handle a failure that is not retried: what the request was for is given up."""
         event, body = request
         wish = self._with_state(body["state"]) if event == "presence_update" else body.get("presence", True)
-        if event == "presence_get":
+        if event == "presence_get" and isinstance(self._confirmed, dict):
             self._sees = False
         elif not isinstance(wish, dict):
             self.end(error)

@@ -6,7 +6,6 @@ Connections go through a proxy, which cuts them and refuses new ones as long as 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jwt
 import pytest
