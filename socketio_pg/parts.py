@@ -108,9 +108,6 @@ class Parts:
         manager = cluster.create_manager(self.pubsub)
         self.limits = ClientLimits(settings)
         self.keeping = Keeping(settings, self.pubsub, log, manager)
-        self._delivery = delivery = Delivery(
-            manager, self.pubsub, hub, log, self.limits, self.keeping, settings.send_buffer_bytes
-        )
         self.access = Access(
             settings,
             app,
@@ -119,6 +116,16 @@ class Parts:
             revoke=lambda sid, channel: self._deliverer(sid).revoke(sid, channel),
             warn_expiring=lambda session: self._deliverer(session.sid).emit_expiring(session),
             expire=lambda session: self._deliverer(session.sid).expire(session),
+        )
+        self._delivery = delivery = Delivery(
+            manager,
+            self.pubsub,
+            hub,
+            log,
+            self.limits,
+            self.keeping,
+            self.access.channel_rights,
+            settings.send_buffer_bytes,
         )
         self._tables = LiveTables(
             settings,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from flask import Flask
 
 from socketio_pg.access.authentication import Authenticate, Authenticator
+from socketio_pg.access.channel_rights import ChannelRights
 from socketio_pg.access.permissions import Permissions
 from socketio_pg.access.policies import Policies
 from socketio_pg.access.rechecks import Rechecks
@@ -53,6 +54,7 @@ class Access:
         self.rechecks = Rechecks(
             self.sessions, pubsub.hub, self.permissions, revoke, settings.permission_recheck_seconds
         )
+        self.channel_rights = ChannelRights(self.permissions, self.sessions, settings.permission_recheck_seconds)
         self._pubsub = pubsub
         self._preparing = green.Worker()
         self._checking = green.Worker()

@@ -36,6 +36,8 @@ class SocketIOPGError(Exception):
     """
 
     code: ClassVar[str] = "internal"
+    #: The pattern that the request named in place of a channel.
+    pattern: str | None = None
 
     def __init__(self, message: str, *, channel: str | None = None, detail: str | None = None) -> None:
         super().__init__(message if detail is None else detail)

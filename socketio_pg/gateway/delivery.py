@@ -2,12 +2,12 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
 
+from socketio_pg.access.channel_rights import ChannelRights
 from socketio_pg.access.sessions import Session
 from socketio_pg.access.tokens import ANONYMOUS, Claims
 from socketio_pg.core import green, metrics
@@ -19,18 +19,22 @@ from socketio_pg.core.errors import (
     UnauthorizedError,
 )
 from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.core.patterns import named
 from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.gateway.pattern_delivery import PatternDelivery
+from socketio_pg.gateway.replay_client import ReplayClient, ReplayTools
 from socketio_pg.gateway.replay_packets import ReplayPackets
 from socketio_pg.gateway.replays import Replays
+from socketio_pg.gateway.rooms import of_strings, room_of
 from socketio_pg.log.log import Log
 from socketio_pg.log.replay import Replay
 from socketio_pg.log.starts import Start, wants_all
 from socketio_pg.postgres.listener import NotifyGap
-from socketio_pg.protocol.encoded import EncodedPacket
 from socketio_pg.protocol.fanout import Manager
+from socketio_pg.protocol.offsets import Cursor
 from socketio_pg.pubsub.filters import Filter
 from socketio_pg.pubsub.hub import Hub
-from socketio_pg.pubsub.matching import FilterCost, Matching
+from socketio_pg.pubsub.matching import FilterCost
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.recovery.catching_up import CatchingUp, Place
 from socketio_pg.recovery.keeping import Keeping
@@ -39,7 +43,7 @@ from socketio_pg.version import __version__
 logger = logging.getLogger("socketio_pg.delivery")
 
 #: What clients cannot find out otherwise, for `server_hello`: see docs/protocol.md.
-FEATURES = ("publish_id", "live", "ephemeral", "echo", "trace")
+FEATURES = ("publish_id", "live", "patterns", "ephemeral", "echo", "trace")
 
 
 class Delivery:
@@ -56,6 +60,7 @@ class Delivery:
         log: Log,
         limits: ClientLimits,
         keeping: Keeping,
+        rights: ChannelRights,
         send_buffer_bytes: int,
     ) -> None:
         self._manager = manager
@@ -64,26 +69,32 @@ class Delivery:
         self._log = log
         self._limits = limits
         self._keeping = keeping
+        self._rights = rights
         self._matching = pubsub.matching
         self._send_buffer_bytes = send_buffer_bytes
         #: At most half of this waits when a page is sent: a replay alone does not make its client lag.
         self._page_bytes = send_buffer_bytes // 8
-        self._packets = ReplayPackets(manager)
+        self._tools = ReplayTools(
+            manager, hub, pubsub.matching, ReplayPackets(manager), rights, self._charge, self._page_bytes
+        )
         self.replays = Replays(manager, self._page_bytes, self._end_failed)
-        #: The replays of clients that can recover their session.
+        #: The replays of clients that can recover their session, or have patterns.
         self._catching_up: dict[str, CatchingUp] = {}
+        self._patterns = PatternDelivery(
+            manager, hub, pubsub.matching, rights, self._hold_lagging, self._hold_overlapping
+        )
         pubsub.add_receiver(self)
 
     def room_of(self, sid: str, channel: str) -> str:
         """Return the room of a subscription: the channel's, or that of its filter and of its form of numbers."""
-        return _room(channel, self._hub.filter_of(sid, channel), self._hub.wants_strings(sid, channel))
+        return room_of(channel, self._hub.filter_of(sid, channel), self._hub.wants_strings(sid, channel))
 
     def enter(self, sid: str, channel: str, filter: Filter | None, strings: bool = False) -> bool:
         """Put a subscription into its room. Return True when it already was in a room of the channel.
 
         ``strings``: it gets the numbers of payloads as strings.
         """
-        before, now = self.room_of(sid, channel), _room(channel, filter, strings)
+        before, now = self.room_of(sid, channel), room_of(channel, filter, strings)
         live = before in self._manager.get_rooms(sid, "/")
         self._hub.set_filter(sid, channel, filter)
         self._hub.set_strings(sid, channel, strings)
@@ -108,17 +119,23 @@ class Delivery:
         if catching_up is not None:
             catching_up.hold(channel, after, start)
             self._manager.pass_by(sid, self.room_of(sid, channel))
+            self._wait_together(catching_up, sid, channel)
             return catching_up.run
         replay = self._pubsub.holds.hold(sid, channel, after, self._client(sid, channel), start)
         self._manager.pass_by(sid, self.room_of(sid, channel))
         return functools.partial(self.replays.send, sid, channel, replay)
 
     def catching_up(self, sid: str) -> CatchingUp | None:
-        """Return the replays of a client that can recover its session; None for another client."""
+        """Return the replays of a client that can recover its session, or has patterns; None for another client.
+
+        All of its subscriptions are replayed together.
+        """
         cursor = self._manager.cursor_of(sid)
-        if cursor is None:
-            return None
         found = self._catching_up.get(sid)
+        if cursor is None:
+            if not self._hub.patterns_of(sid):
+                return None
+            cursor = Cursor(self._log) if found is None else found.cursor
         if found is None or found.cursor is not cursor:
             client = functools.partial(self._client, sid)
             found = self._catching_up[sid] = CatchingUp(
@@ -131,12 +148,53 @@ class Delivery:
                 client,
                 self._keeping.replayed,
                 self._end_failed,
+                with_offsets=self._manager.cursor_of(sid) is cursor,
             )
         return found
+
+    def align(self, sid: str, channel: str) -> None:
+        """Let a subscription that has just begun wait for the client's replays that overlap with it, if there are any.
+
+        So each message is sent once. Does nothing for a client without patterns.
+        """
+        others = self._hub.overlapping(sid, channel)
+        if any(self._hub.held_by(sid, other) for other in others):
+            catching_up = self.catching_up(sid)
+            assert catching_up is not None
+            self._wait_together(catching_up, sid, channel)
+            if not self._hub.held_by(sid, channel):
+                catching_up.hold(channel, self._log.position)
+            green.run_soon(catching_up.run)
+
+    def _wait_together(self, catching_up: CatchingUp, sid: str, channel: str) -> None:
+        """Let the client's subscriptions that overlap with one wait for its replay, and replay those that are behind.
+
+        The live ones go on after the present position: they still get the messages that are being sent at the moment.
+        """
+        for other in self._hub.overlapping(sid, channel):
+            replay = self._hub.held_by(sid, other)
+            if isinstance(replay, Replay):  # begun before the client had a pattern
+                catching_up.adopt(replay)
+            elif replay is None and self.has_entered(sid, other):
+                catching_up.hold(other, self._log.position)
+
+    def _hold_overlapping(self, sid: str, channel: str, after: int) -> None:
+        """Replay to a client with patterns what follows ``after``: to a subscription and those that overlap with it."""
+        self._hold_together(sid, [channel, *self._hub.overlapping(sid, channel)], after)
+
+    def _hold_together(self, sid: str, channels: Collection[str], after: int) -> None:
+        catching_up = self.catching_up(sid)
+        if catching_up is not None:
+            for one in channels:
+                if not self._hub.held_by(sid, one) and self.has_entered(sid, one):
+                    catching_up.hold(one, after)
+                    self._manager.pass_by(sid, self.room_of(sid, one))
+            green.run_soon(catching_up.run)
 
     def drop(self, sid: str) -> None:
         """Forget a client that has left."""
         self._catching_up.pop(sid, None)
+        self._rights.drop(sid)
 
     def tell_live(self, sid: str, channel: str, place: dict[str, Any]) -> None:
         """Report to a client that live messages follow a place, its ``epoch`` and ``position``, without a replay.
@@ -147,7 +205,7 @@ class Delivery:
         if isinstance(replay, Replay | Place):
             replay.announced = True
         elif self._hub.is_subscribed(sid, channel):
-            self._manager.emit("live", {"channel": channel} | place, "/", to=sid, ignore_queue=True)
+            self._manager.emit("live", named(channel) | place, "/", to=sid, ignore_queue=True)
 
     def leave(self, sid: str, channel: str) -> None:
         """End a subscription: ``sid`` gets no more messages of ``channel``."""
@@ -157,6 +215,8 @@ class Delivery:
             self._catching_up[sid].discard(channel)
         self._pubsub.leave(sid, channel)
         self._keeping.left(sid, channel)
+        if not self._hub.patterns_of(sid):
+            self._rights.drop(sid)
         self._manager.leave_room(sid, "/", room)
 
     def revoke(self, sid: str, channel: str) -> None:
@@ -165,8 +225,7 @@ class Delivery:
 
     def _end(self, sid: str, channel: str, reason: str) -> None:
         self.leave(sid, channel)
-        body = {"channel": channel, "reason": reason}
-        self._manager.emit("unsubscribed", body, "/", to=sid, ignore_queue=True)
+        self._manager.emit("unsubscribed", named(channel) | {"reason": reason}, "/", to=sid, ignore_queue=True)
 
     def _end_failed(self, sid: str, channel: str) -> None:
         # Otherwise the client would wait for messages that the failed replay holds back.
@@ -175,7 +234,7 @@ class Delivery:
     def charge(self, costs: Sequence[FilterCost]) -> None:
         """Count what filters have cost for the clients that have them."""
         for channel, filter, steps in costs:
-            for room in (_room(channel, filter), _room(channel, filter, True)):
+            for room in (room_of(channel, filter), room_of(channel, filter, True)):
                 for sid, _ in list(self._manager.get_participants("/", room)):
                     self._charge(sid, channel, filter, steps)
 
@@ -243,6 +302,9 @@ class Delivery:
 
     def receive_messages(self, messages: Sequence[EncodedMessage]) -> None:
         """Send messages to the rooms of their channels and of the filters that they match."""
+        if self._hub.patterns and self._patterns.concerns(messages):
+            self._send_with_patterns(messages)
+            return
         rooms = [self._rooms(message) for message in messages]
         wires: Iterable[dict[str, Any]] = (message.to_wire() for message in messages)
         if self._hub.any_strings:
@@ -265,19 +327,26 @@ class Delivery:
             _log_traces(messages)
         self._manager.emit_in_order("event", events, skipped=held, apart=len(channels) == 1, excluded=excluded)
 
+    def _send_with_patterns(self, messages: Sequence[EncodedMessage]) -> None:
+        if messages[0].position is None:
+            self._keeping.note_notify({message.channel for message in messages})
+        if any(message.meta is not None for message in messages):
+            _log_traces(messages)
+        self._patterns.send(messages)
+
     def _rooms(self, message: EncodedMessage) -> Sequence[str]:
         """Return the rooms that get ``message``."""
         channel = message.channel
         if self._hub.filters(channel) is None:
             return (channel,)
-        return [channel, *(_room(channel, filter) for filter in self._matching.matching(message))]
+        return [channel, *(room_of(channel, filter) for filter in self._matching.matching(message))]
 
     def rooms_of(self, message: EncodedMessage) -> list[tuple[str, str]]:
         """Return the rooms that get ``message``, each with the payload in the form that it gets."""
         found = [(room, message.payload_json) for room in self._rooms(message)]
         if self._hub.has_strings(message.channel):
             text = self._matching.strings(message)
-            found += [(_of_strings(room), text) for room, _ in found]
+            found += [(of_strings(room), text) for room, _ in found]
         return found
 
     def _with_strings(
@@ -287,7 +356,7 @@ class Delivery:
         there = self._manager.rooms.get("/", {})
         found: list[tuple[EncodedMessage, Sequence[str], dict[str, Any]]] = []
         for message, some in zip(messages, rooms, strict=True):
-            others = [other for room in some if (other := _of_strings(room)) in there]
+            others = [other for room in some if (other := of_strings(room)) in there]
             if not others or any(room in there for room in some):
                 found.append((message, some, message.to_wire()))
             if others:
@@ -296,13 +365,11 @@ class Delivery:
 
     def _all_rooms(self, channel: str) -> list[str]:
         """Return the rooms of all subscriptions to ``channel``."""
-        rooms = [channel, *(_room(channel, filter) for filter in self._hub.filters(channel) or ())]
-        return [*rooms, *map(_of_strings, rooms)] if self._hub.has_strings(channel) else rooms
+        rooms = [channel, *(room_of(channel, filter) for filter in self._hub.filters(channel) or ())]
+        return [*rooms, *map(of_strings, rooms)] if self._hub.has_strings(channel) else rooms
 
-    def _client(self, sid: str, channel: str) -> "_Client":
-        return _Client(
-            self._manager, self._hub, self._matching, self._packets, self._charge, sid, channel, self._page_bytes
-        )
+    def _client(self, sid: str, channel: str) -> ReplayClient:
+        return ReplayClient(self._tools, sid, channel, self._log.epoch)
 
     def _hold_lagging(self, channel_of: Mapping[str, str], after: int) -> None:
         """Replay to clients that read too slowly, at their own speed, instead of disconnecting them as with NOTIFY.
@@ -312,12 +379,17 @@ class Delivery:
         hub = self._hub
         for room, channel in channel_of.items():
             for sid in self._manager.lagging(room, self._send_buffer_bytes // 4):
-                if hub.is_subscribed(sid, channel) and not hub.held_by(sid, channel):
+                if not hub.is_subscribed(sid, channel) or hub.held_by(sid, channel):
+                    continue
+                if self._manager.cursor_of(sid) is not None:
                     # All together if it can recover its session: its offsets must say how far each has got.
-                    together = [channel] if self._manager.cursor_of(sid) is None else hub.channels_of(sid)
-                    for one in together:
-                        if not hub.held_by(sid, one) and self.has_entered(sid, one):
-                            green.run_soon(self.hold(sid, one, after, None))
+                    metrics.replays.labels("lagging").inc()
+                    self._hold_together(sid, hub.channels_of(sid), after)
+                elif hub.patterns_of(sid):
+                    metrics.replays.labels("lagging").inc()
+                    self._hold_overlapping(sid, channel, after)
+                elif self.has_entered(sid, channel):
+                    green.run_soon(self.hold(sid, channel, after, None))
 
     def receive_gap(self, gap: NotifyGap) -> None:
         """Report a gap of NOTIFY to the channel's subscribers."""
@@ -328,7 +400,7 @@ class Delivery:
         """Report lost messages of the log to all subscribers."""
         metrics.gaps.labels(reason).inc()
         for channel in self._hub.channels():
-            body = {"channel": channel, "reason": reason, "epoch": self._log.epoch, "position": self._log.position}
+            body = named(channel) | {"reason": reason, "epoch": self._log.epoch, "position": self._log.position}
             self._manager.emit("gap", body, "/", to=self._all_rooms(channel), ignore_queue=True)
 
 
@@ -341,85 +413,6 @@ def _log_traces(messages: Sequence[EncodedMessage]) -> None:
                 logger.debug("delivering", extra=found)
 
 
-def _room(channel: str, filter: Filter | None, strings: bool = False) -> str:
-    """Return the room of a channel's subscriptions with ``filter``, which get numbers as ``strings`` or not.
-
-    Channel names have no control characters.
-    """
-    room = channel if filter is None else f"{channel}\0{filter.text}"
-    return _of_strings(room) if strings else room
-
-
-def _of_strings(room: str) -> str:
-    return f"{room}\1"
-
-
 def _with_payload(message: EncodedMessage, payload_json: str) -> dict[str, Any]:
     """Return a message as :meth:`EncodedMessage.to_wire` does, with another form of the payload."""
     return message.to_wire() | {"payload": orjson.Fragment(payload_json)}
-
-
-@dataclass(frozen=True, slots=True)
-class _Client:
-    """Receives the replay of one client's subscription."""
-
-    manager: Manager
-    hub: Hub
-    matching: Matching
-    packets: ReplayPackets
-    charge: Callable[[str, str, Filter, int], None]
-    sid: str
-    channel: str
-    page_bytes: int
-    #: The payloads of the page with numbers as strings, by position.
-    strings: dict[int | None, str] = field(default_factory=dict)
-
-    def select(self, messages: Sequence[EncodedMessage]) -> Sequence[EncodedMessage]:
-        if any(message.exclude == self.sid for message in messages):
-            messages = [message for message in messages if message.exclude != self.sid]
-        while True:
-            filter = self.hub.filter_of(self.sid, self.channel)
-            selected = messages if filter is None else self._matching_ones(filter, messages)
-            self._write_strings(selected)
-            # Both yield, and the client may have replaced its filter in the meantime.
-            if self.hub.filter_of(self.sid, self.channel) == filter:
-                return selected
-
-    def _write_strings(self, messages: Sequence[EncodedMessage]) -> None:
-        self.strings.clear()
-        if self.hub.wants_strings(self.sid, self.channel):
-            self.strings.update(self.matching.written_with_strings(messages))
-
-    def _with_strings(self, message: EncodedMessage) -> EncodedPacket:
-        # Not there if the client has asked for strings in the meantime.
-        text = self.strings.get(message.position)
-        text = self.matching.strings(message) if text is None else text
-        return self.manager.encode_message("event", _with_payload(message, text) | {"replayed": True})
-
-    def _matching_ones(self, filter: Filter, messages: Sequence[EncodedMessage]) -> list[EncodedMessage]:
-        return self.matching.select(
-            filter,
-            messages,
-            lambda steps: self.charge(self.sid, self.channel, filter, steps),
-            lambda: self.hub.filter_of(self.sid, self.channel) == filter,
-        )
-
-    def send(self, messages: Sequence[EncodedMessage]) -> None:
-        socket = self.manager.socket_of(self.sid)
-        if socket is not None and messages:
-            metrics.replayed_messages.inc(len(messages))
-            self.manager.emit_page([self.encode(message) for message in messages], socket)
-
-    def encode(self, message: EncodedMessage) -> EncodedPacket:
-        if self.hub.wants_strings(self.sid, self.channel):
-            return self._with_strings(message)
-        return self.packets.of(message)
-
-    def gap(self, reason: str, epoch: str, position: int) -> None:
-        metrics.unrecovered.labels(reason).inc()
-        body = {"channel": self.channel, "reason": reason, "epoch": epoch, "position": position}
-        self.manager.emit("gap", body, "/", to=self.sid, ignore_queue=True)
-
-    def live(self, epoch: str | None, position: int) -> None:
-        place = {} if epoch is None else {"epoch": epoch, "position": position}
-        self.manager.emit("live", {"channel": self.channel} | place, "/", to=self.sid, ignore_queue=True)

@@ -1,6 +1,5 @@
 """Handles the events of clients: subscribe, unsubscribe, publish, authenticate. docs/protocol.md describes them."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ from socketio_pg.access.questions import Action
 from socketio_pg.access.sessions import Session
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
+from socketio_pg.core.patterns import is_pattern
 from socketio_pg.core.publications import requested_publication, requested_wait, wants_echo
 from socketio_pg.ephemeral.ephemeral import Ephemeral
 from socketio_pg.ephemeral.messages import is_ephemeral
@@ -68,7 +68,7 @@ class Handlers:
             keeping,
             access.permissions,
             limits,
-            functools.partial(self._require, "subscribe"),
+            lambda sid, name: self._require("pattern" if is_pattern(name) else "subscribe", sid, name),
         )
 
     def register(self, *, test: bool = False) -> None:
@@ -172,6 +172,8 @@ def _with_object(handler: Handler) -> Callable[..., Answer | dict[str, Any]]:
         except SocketIOPGError as error:
             if error.channel is None and isinstance(request.get("channel"), str):
                 error.channel = showable(request["channel"]) or None
+            elif error.channel is None and isinstance(request.get("pattern"), str):
+                error.pattern = showable(request["pattern"]) or None
             raise
 
     return handle

@@ -15,6 +15,7 @@ from socketio_pg.access.sessions import Sessions
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError, SocketIOPGError
+from socketio_pg.core.patterns import named
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.subscribing import Pending
 from socketio_pg.log.log import Log
@@ -222,12 +223,11 @@ class Restoring:
         for channel, reason in ended:
             # As for a connected client: it may have lost the permission.
             self._keeping.left(sid, channel)
-            body = {"channel": channel, "reason": reason}
-            self._manager.emit("unsubscribed", body, "/", to=sid, ignore_queue=True)
+            self._manager.emit("unsubscribed", named(channel) | {"reason": reason}, "/", to=sid, ignore_queue=True)
 
     def _request(self, session: Session, channel: str, after: int) -> dict[str, Any]:
         entry = session.entries[channel]
-        request = {"channel": channel, "since": {"epoch": session.ticket.epoch, "position": after}}
+        request: dict[str, Any] = {**named(channel), "since": {"epoch": session.ticket.epoch, "position": after}}
         return request | {"filter": entry.filter, "numbers": "string" if entry.strings else None}
 
     def _is_stale(self, session: Session) -> bool:

@@ -1,11 +1,11 @@
-"""Subscribes clients to channels and unsubscribes them: one channel, or many with one request.
+"""Subscribes clients to channels and patterns and unsubscribes them: to one, or to many with one request.
 
 `handlers` registers the events; `delivery` has the rooms that the subscriptions are in.
 """
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +14,7 @@ from socketio_pg.core import green, metrics
 from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, RateLimitedError, SocketIOPGError
 from socketio_pg.core.logs import RateLimitedLog
+from socketio_pg.core.patterns import is_pattern, named, validate_pattern
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.log.log import Log
@@ -37,7 +38,7 @@ _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.subscribing"))
 
 @dataclass(slots=True)
 class Pending:
-    """A subscription whose LISTEN is committed, and which gets no messages yet: no room has it.
+    """A subscription to a channel, or pattern, whose LISTEN is committed, and which is in no room yet.
 
     ``after`` and ``told`` are the result of :meth:`Log.find_start`, in the log's ``epoch``. ``new``: the client was not
     subscribed before. ``connection``: Engine.IO's sid, while the client is connected.
@@ -104,7 +105,7 @@ class Subscribing:
 
         ``stored``: the client's session has it already.
         """
-        channel = validate_channel(request.get("channel"))
+        channel = _name_of(request)
         connection = self._connection(sid)
         if self._server.is_client_id(channel):
             raise InvalidChannelError("this name is the id of a client", channel=channel)
@@ -116,6 +117,8 @@ class Subscribing:
         new = not self._hub.is_subscribed(sid, channel)
         if new:
             self._limits.check_subscriptions(self._hub.count_channels(sid))
+            if is_pattern(channel):
+                self._limits.check_patterns(len(self._hub.patterns_of(sid)))
             if not self._hub.has_channel(channel):
                 self._limits.check_channels(self._hub.channel_count)
         self._pubsub.join(sid, channel)
@@ -164,7 +167,10 @@ class Subscribing:
             self._undo(sid, pending)
             raise
         live = self._delivery.enter(sid, channel, filter, pending.strings)
-        body = {"channel": channel} | pending.told
+        body: dict[str, Any] = named(channel) | pending.told
+        if is_pattern(channel):
+            # Of NOTIFY it gets only what this server hears anyway.
+            body["tier"] = "log"
         if filter is not None:
             body["filter"] = pending.requested_filter
         if pending.strings:
@@ -175,8 +181,10 @@ class Subscribing:
             after = pending.after
             then = self._delivery.hold(sid, channel, after, pending.start) if after is not None else None
             position = self._pubsub.holds.position_of(sid, channel, live)
-            if after is None and not live:
-                self._keeping.began(sid, channel, position)
+            if after is None:
+                if not live:
+                    self._keeping.began(sid, channel, position)
+                self._delivery.align(sid, channel)
             place = {"epoch": self._log.epoch, "position": position}
         if then is None and pending.start is not None:
             then = functools.partial(self._delivery.tell_live, sid, channel, place)
@@ -215,9 +223,9 @@ class Subscribing:
             self._limits.spend_on_filters(sid, steps)
 
     def _leave(self, sid: str, request: dict[str, Any]) -> dict[str, Any]:
-        channel = validate_channel(request.get("channel"))
+        channel = _name_of(request)
         self._delivery.leave(sid, channel)
-        return {"channel": channel}
+        return named(channel)
 
     # -- many channels -------------------------------------------------------------------------------------------------
 
@@ -275,8 +283,8 @@ class Subscribing:
     def _entries(self, sid: str, request: dict[str, Any]) -> "list[_Entry]":
         """Return the requests for single channels that ``channels`` stands for, and count what they cost."""
         channels = request["channels"]
-        if "channel" in request:
-            raise InvalidRequestError("channel and channels do not go together")
+        if "channel" in request or "pattern" in request:
+            raise InvalidRequestError("channels does not go together with channel or pattern")
         if not isinstance(channels, list) or not 1 <= len(channels) <= MAX_CHANNELS:
             raise InvalidRequestError(f"channels must be a list of 1 to {MAX_CHANNELS} channels")
         try:
@@ -293,11 +301,20 @@ class Subscribing:
             # A position of its own takes the place of the common `history`, and the other way round.
             inherited = _SHARED if "since" in own or "history" in own else ("since", "history", *_SHARED)
             single = {name: common[name] for name in inherited if name in common} | own
-            name = single.get("channel")
+            name = single.get("pattern", single.get("channel"))
             entries.append(_Entry(single, isinstance(name, str) and name in names))
             if isinstance(name, str):  # all others are invalid
                 names.add(name)
         return entries
+
+
+def _name_of(request: Mapping[str, Any]) -> str:
+    """Return the channel, or pattern, of a request. Raises :class:`InvalidRequestError`."""
+    if "pattern" not in request:
+        return validate_channel(request.get("channel"))
+    if "channel" in request:
+        raise InvalidRequestError("channel and pattern do not go together")
+    return validate_pattern(request["pattern"])
 
 
 def _wants_strings(value: object) -> bool:
@@ -316,9 +333,10 @@ class _Entry:
     def failure(self, error: SocketIOPGError) -> dict[str, Any]:
         """Return what the answer has about this channel."""
         metrics.errors.labels(error.code).inc()
-        name = self.request.get("channel")
-        named = {"channel": showable(name)} if isinstance(name, str) else {}
-        return {"ok": False, **named, "error": error.to_wire()}
+        field = "pattern" if "pattern" in self.request else "channel"
+        name = self.request.get(field)
+        shown = {field: showable(name)} if isinstance(name, str) else {}
+        return {"ok": False, **shown, "error": error.to_wire()}
 
 
 T = TypeVar("T")

@@ -98,7 +98,7 @@ class Replay:
         self.position = after
         self._epoch = follower.epoch
         #: Deletions by hand up to this position were reported; None before the first page.
-        self._reported: int | None = None if isinstance(start, int) else 0
+        self.reported: int | None = None if isinstance(start, int) else 0
         #: Whether the subscriber is told when the replay has caught up.
         self.announced = start is not None
         self.skipping = Skipping(follower, history, channels or (channel,), start)
@@ -159,12 +159,12 @@ class Replay:
             receiver.gap("trimmed", self._epoch, read.trimmed)
             self.position = read.trimmed
             return False
-        if self._reported is None:
-            self._reported = read.removed
-        if read.removed > max(self.position, self._reported):
+        if self.reported is None:
+            self.reported = read.removed
+        if read.removed > max(self.position, self.reported):
             assert self._epoch is not None
             receiver.gap("trimmed", self._epoch, self.position)
-            self._reported = read.removed
+            self.reported = read.removed
         messages = beginning(read.page.messages, receiver.page_bytes)
         # `history` keeps the rest of the page for the next step.
         last = messages[-1].position if len(messages) < len(read.page.messages) else None

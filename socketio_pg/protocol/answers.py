@@ -113,6 +113,8 @@ class AnsweringServer(socketio.Server):  # type: ignore[misc]
         event: dict[str, str] = error.to_wire()
         if error.channel is not None:
             event["channel"] = error.channel
+        elif error.pattern is not None:
+            event["pattern"] = error.pattern
         self.emit("error", event, to=sid, namespace=namespace, ignore_queue=True)
 
     def _has(self, eio_sid: str, sid: str, namespace: str) -> bool:

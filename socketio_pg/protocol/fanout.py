@@ -18,6 +18,7 @@ from socketio_pg.core.metrics import fan_out
 from socketio_pg.engine.socket import Socket
 from socketio_pg.protocol.encoded import EncodedPacket, framed, joined, with_offsets
 from socketio_pg.protocol.offsets import Cursor
+from socketio_pg.protocol.overlapping import Part, packets_of_rooms, send_shared, shared_members
 from socketio_pg.protocol.packets import EVENT, quick_packet
 from socketio_pg.protocol.sending import Broadcast, Line, Sending, Share
 
@@ -191,6 +192,35 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             self._send_runs(runs, namespace, skipped, left_out)
         else:
             self._send_rooms(of_room or dict(runs), namespace, skipped, left_out)
+
+    def emit_parts(
+        self, parts: Sequence[Part], namespace: str = "/", skipped: Mapping[str, Collection[Any]] | None = None
+    ) -> None:
+        """Send messages to rooms that may have members in common, in order: each member gets each once, in one send.
+
+        ``skipped``: see :meth:`emit_in_order`.
+        """
+        packets_of = packets_of_rooms(parts)
+        there = self.rooms.get(namespace, {})
+        shared = shared_members({room: there[room]._fwdm for room in packets_of if room in there}, parts)
+        # Collects all members first: clients that join during the broadcast get nothing of it.
+        lines = [(room, packets, self._line(namespace, room)) for room, packets in packets_of.items()]
+        skips = skipped is not None
+        with (
+            self._broadcast(namespace, packets_of, skips=skips, apart=True) as alone,
+            self._broadcast(namespace, packets_of, skips=skips, apart=True) as together,
+        ):
+            for room, sids in (skipped or {}).items():
+                for sid in sids:
+                    alone.end(sid, room)
+                    together.end(sid, room)
+            for sid, (_, rooms) in shared.items():
+                for room in rooms:
+                    alone.end(sid, room)
+            turn_ends = time.monotonic() + self.sending.slice_seconds
+            for room, packets, line in lines:
+                turn_ends = self.sending.send_line(packets, line, alone, room, turn_ends)
+            send_shared(self.sending, shared, parts, together, self.server.eio.sockets, self._cursors)
 
     def encode_message(self, event: str, argument: Any, namespace: str = "/") -> EncodedPacket:
         """Return ``event`` with one argument that has no binary data, which the stock encoder would look for."""

@@ -1,22 +1,25 @@
-"""Replays the log to a client that can recover its session: over all of its channels, in the order of positions.
+"""Replays the log to a client over all of its channels together, in the order of positions.
 
-Its offsets say how far all its subscriptions have got (`protocol/offsets`), so the replays of its channels cannot go on
-independently, as in `replays`: those that are at the same position move on together, the most distant ones first.
+For clients that can recover their session: their offsets say how far all subscriptions have got (`protocol/offsets`).
+And for those with patterns, which get each message once, however many of their subscriptions match it. So the replays
+of their channels cannot go on independently, as in `replays`: those that are at the same position move on together, the
+most distant ones first.
 """
 
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Protocol
 
-from socketio_pg.core import green
+from socketio_pg.core import green, metrics
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import DatabaseError, LogNotInstalledError
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.core.patterns import is_pattern, matches
 from socketio_pg.log.history import Read
 from socketio_pg.log.log import Log
 from socketio_pg.log.replay import Replay, Step, beginning
@@ -34,11 +37,15 @@ _limited_log = RateLimitedLog(logger)
 class Subscription(Protocol):
     """One subscription of the client, as `delivery` makes it."""
 
+    @property
+    def wants_strings(self) -> bool:
+        """Whether it gets numbers as strings."""
+
     def select(self, messages: Sequence[EncodedMessage], /) -> Sequence[EncodedMessage]:
         """Return the messages that are to be sent. May wait."""
 
-    def encode(self, message: EncodedMessage, /) -> EncodedPacket:
-        """Return the event of a message that :meth:`select` has returned."""
+    def encode(self, message: EncodedMessage, names: Sequence[str], /) -> EncodedPacket:
+        """Return the event of a message that :meth:`select` has returned: of all ``names``, not only of this one."""
 
     def gap(self, reason: str, epoch: str, position: int, /) -> None:
         """Report that messages are missing, see :class:`ReplayReceiver`."""
@@ -66,10 +73,11 @@ class Place:
 
 
 class CatchingUp:
-    """The replays of one client. ``of(channel)`` returns its subscription.
+    """The replays of one client. ``of(channel)`` returns its subscription to a channel, or pattern.
 
     ``on_live(sid, channel)`` is called when a subscription has arrived at the live messages, and must not wait;
-    ``on_failure(sid, channel)`` when it cannot, because of a bug.
+    ``on_failure(sid, channel)`` when it cannot, because of a bug. ``with_offsets``: its events have the offsets of
+    ``cursor``.
     """
 
     def __init__(
@@ -83,6 +91,8 @@ class CatchingUp:
         of: Callable[[str], Subscription],
         on_live: Callable[[str, str], None],
         on_failure: Callable[[str, str], None],
+        *,
+        with_offsets: bool = True,
     ) -> None:
         self._log = log
         self._hub = hub
@@ -93,6 +103,7 @@ class CatchingUp:
         self._of = of
         self._on_live = on_live
         self._on_failure = on_failure
+        self._with_offsets = with_offsets
         self._places: dict[str, Place] = {}
         self._running = False
         self._backoff = Backoff(*Replay.retry)
@@ -107,6 +118,14 @@ class CatchingUp:
         place = self._places[channel] = Place(self.cursor, channel, reported, start is not None, skipping)
         self._hub.hold(self._sid, channel, place)
         self.cursor.hold(channel, after)
+
+    def adopt(self, replay: Replay) -> None:
+        """Continue a replay of the client that went on independently. :meth:`run` must follow."""
+        channel = replay.channel
+        place = Place(self.cursor, channel, replay.reported, replay.announced, replay.skipping)
+        self._places[channel] = place
+        self._hub.hold(self._sid, channel, place)
+        self.cursor.hold(channel, replay.position)
 
     def discard(self, channel: str) -> None:
         """Forget a subscription that has ended."""
@@ -193,22 +212,41 @@ class CatchingUp:
         places, self._places = self._places, {}
         for channel in places:
             self._hub.release(self._sid, channel)
-        self.cursor.catch_up(self._log.position)
+        if self._with_offsets:
+            self.cursor.catch_up(self._log.position)
+        else:
+            self.cursor.behind.clear()
         for channel, place in places.items():
             if place.announced:
                 self._of(channel).live(self._log.epoch, self._log.position)
             self._on_live(self._sid, channel)
 
     def _read(self, group: Sequence[str], after: int, upto: int) -> dict[str, Read]:
-        """Read a page of each channel. The reads that need the database are combined in a query."""
-        if len(group) == 1:
-            return {group[0]: self._log.channel_page(group[0], after, upto)}
-        found = green.run_together([functools.partial(self._log.channel_page, one, after, upto) for one in group])
-        reads: dict[str, Read] = {}
-        for channel, read in zip(group, found, strict=True):
-            if isinstance(read, BaseException):
-                raise read
-            reads[channel] = read
+        """Read a page of each channel. The reads that need the database are combined in a query.
+
+        The page of a pattern has those of the channels that match it.
+        """
+        patterns = [one for one in group if is_pattern(one)]
+        wanted = [one for one in group if not any(one != other and matches(other, one) for other in patterns)]
+        if len(wanted) == 1:
+            reads = {wanted[0]: self._log.channel_page(wanted[0], after, upto)}
+        else:
+            reads = {}
+            found = green.run_together([functools.partial(self._log.channel_page, one, after, upto) for one in wanted])
+            for channel, read in zip(wanted, found, strict=True):
+                if isinstance(read, BaseException):
+                    raise read
+                reads[channel] = read
+        for channel in group:
+            if channel not in reads:
+                pattern = next(other for other in patterns if matches(other, channel) and other in reads)
+                page = reads[pattern].page
+                own = [
+                    message
+                    for message in page.messages
+                    if message.channel == channel or (is_pattern(channel) and matches(channel, message.channel))
+                ]
+                reads[channel] = replace(reads[pattern], page=replace(page, messages=own))
         return reads
 
     def _report_missing(self, reads: dict[str, Read], first: int) -> bool:
@@ -230,34 +268,36 @@ class CatchingUp:
 
     def _send(self, reads: dict[str, Read], first: int, end: int, epoch: str | None) -> Step:
         """Send the messages up to ``end`` as far as they fit into a page."""
-        merged: list[EncodedMessage] = []
+        merged: dict[int, EncodedMessage] = {}
+        rests: dict[str, set[int]] = {}
         for channel, read in reads.items():
             rest = self._places[channel].skipping.rest(read.page.messages)
-            merged += [message for message in rest if (message.position or 0) <= end]
-        merged.sort(key=attrgetter("position"))
-        page = beginning(merged, self._page_bytes)
+            found = {message.position or 0: message for message in rest if (message.position or 0) <= end}
+            rests[channel] = set(found)
+            merged = found | merged  # the same object for all channels
+        page = beginning(sorted(merged.values(), key=attrgetter("position")), self._page_bytes)
         if len(page) < len(merged):
             end = page[-1].position or 0
-        selected: list[EncodedMessage] = []
+        selected: dict[int, list[str]] = {}
         subscriptions = {channel: self._of(channel) for channel in reads}
         for channel, subscription in subscriptions.items():
-            wanted = [message for message in page if message.channel == channel]
-            if wanted:
-                selected += subscription.select(wanted)
+            wanted = [message for message in page if message.position in rests[channel]]
+            for message in subscription.select(wanted) if wanted else ():
+                selected.setdefault(message.position or 0, []).append(channel)
         if not self._unchanged(list(reads), first, epoch):
             return Step.MORE
-        selected.sort(key=attrgetter("position"))
         behind, packets = self.cursor.behind, []
-        for message in selected:
-            position = message.position or 0
+        for position, names in sorted(selected.items()):
             for channel in reads:
                 behind[channel] = position
-            packets.append(subscriptions[message.channel].encode(message).with_offset(self.cursor.offset()))
+            for packet in _encoded(merged[position], names, subscriptions):
+                packets.append(packet.with_offset(self.cursor.offset()) if self._with_offsets else packet)
         for channel in reads:
             behind[channel] = end
             self._places[channel].skipping.passed(end)
         socket = self._manager.socket_of(self._sid)
         if packets and socket is not None:
+            metrics.replayed_messages.inc(len(packets))
             self._manager.emit_page(packets, socket)
         return Step.MORE
 
@@ -271,3 +311,14 @@ class CatchingUp:
     def _is_held(self, channel: str) -> bool:
         place = self._places.get(channel)
         return place is not None and self._hub.held_by(self._sid, channel) is place
+
+
+def _encoded(
+    message: EncodedMessage, names: Sequence[str], subscriptions: Mapping[str, Subscription]
+) -> Iterator[EncodedPacket]:
+    """Yield the events of a message for subscriptions that get it: one for each form of numbers."""
+    in_order = sorted(names, key=lambda name: (is_pattern(name), name))
+    for strings in (False, True):
+        some = [name for name in in_order if subscriptions[name].wants_strings is strings]
+        if some:
+            yield subscriptions[some[0]].encode(message, some)

@@ -18,6 +18,7 @@ from socketio_pg.core.channels import SESSIONS_CHANNEL, match_pattern
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import ClusterKeyError, DatabaseUnavailableError, SocketIOPGError
 from socketio_pg.core.logs import RateLimitedLog
+from socketio_pg.core.patterns import is_pattern
 from socketio_pg.log.log import Log
 from socketio_pg.protocol.fanout import Manager
 from socketio_pg.protocol.offsets import Cursor
@@ -246,13 +247,19 @@ class Keeping:
                 del self._notified[next(iter(self._notified))]
 
     def not_covered(self, session: Session) -> list[str]:
-        """Return the channels of a session of which NOTIFY messages may have been missed."""
+        """Return the channels of a session of which NOTIFY messages may have been missed.
+
+        Patterns do not promise any.
+        """
         return [
             channel
             for channel in session.entries
-            if channel in session.notified
-            or channel in self._notified
-            or not any(match_pattern(pattern, channel) for pattern in self._durable)
+            if not is_pattern(channel)
+            and (
+                channel in session.notified
+                or channel in self._notified
+                or not any(match_pattern(pattern, channel) for pattern in self._durable)
+            )
         ]
 
     def _store(self, session: Session) -> None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from socketio_pg.core.messages import EncodedMessage
-from socketio_pg.gateway.delivery import _Client
+from socketio_pg.gateway.replay_client import ReplayClient, ReplayTools
 from socketio_pg.pubsub.filters import parse_filter
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.matching import Matching
@@ -43,6 +43,7 @@ def test_messages_of_a_replay_match_the_filter_of_the_moment_when_they_are_sent(
     hub.set_filter("sid", "foo", parse_filter({"n": {"lt": 2}}))
     matching = _Matching(lambda: hub.set_filter("sid", "foo", parse_filter({"n": {"gte": 1}})), pauses)
     unused = cast(Any, None)
-    client = _Client(unused, hub, matching, unused, lambda *_: None, "sid", "foo", 1_000)
+    tools = ReplayTools(unused, hub, matching, unused, unused, lambda *_: None, 1_000)
+    client = ReplayClient(tools, "sid", "foo", "epoch")
     assert [message.position for message in client.select(MESSAGES)] == [1, 2, 3]
     assert client.strings == {number: f'{{"n":"{number}"}}' for number in (1, 2, 3)}

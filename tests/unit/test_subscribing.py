@@ -35,6 +35,7 @@ class World:
             enter=self._enter,
             has_entered=lambda sid, channel: channel in self.entered,
             hold=lambda *_: None,
+            align=lambda *_: None,
             tell_live=lambda *_: None,
             leave=self.hub.unsubscribe,
         )
