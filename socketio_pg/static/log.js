@@ -23,9 +23,10 @@ export class MessageLog {
     this.onChange = onChange;
   }
 
-  /** Adds a message from socketio_pg.js. A replayed message is shown with the time when it was published. */
+  /** Adds a message from socketio_pg.js. A replayed or retained one is shown with the time when it was published. */
   addMessage(message) {
-    const time = message.replayed ? new Date(message.published_at) : new Date();
+    const isOlder = message.published_at && (message.replayed || message.retained);
+    const time = isOlder ? new Date(message.published_at) : new Date();
     this.#add({ kind: "message", time, ...message });
   }
 
@@ -143,11 +144,17 @@ function describeEnd({ why }) {
   return [element("strong", "", "No more messages"), element("span", "gap-detail", why)];
 }
 
-function describePlace({ position, published_at: publishedAt, replayed }) {
-  if (position === undefined) return [];
-  const place = element("span", "position", `#${position}`);
-  place.title = `position ${position} in the log, published ${new Date(publishedAt).toLocaleString()}`;
-  return replayed ? [element("span", "badge", "replayed"), place] : [place];
+function describePlace({ position, published_at: publishedAt, from, ...kinds }) {
+  const parts = [];
+  // The server sets `from`. Anonymous clients have none, or only the id of their connection.
+  if (from?.sub) parts.push(element("span", "sender", `from ${from.sub}`));
+  for (const kind of ["ephemeral", "retained", "replayed"]) if (kinds[kind]) parts.push(element("span", "badge", kind));
+  if (position !== undefined) {
+    const place = element("span", "position", `#${position}`);
+    place.title = `position ${position} in the log, published ${new Date(publishedAt).toLocaleString()}`;
+    parts.push(place);
+  }
+  return parts;
 }
 
 function clockOf(text) {

@@ -228,12 +228,14 @@ function subscribe(name, history = 0, { isAsked = false } = {}) {
   const before = channel.subscription;
   if (before && !history) return;
   channels.set(name, channel);
-  channel.subscription = subscriptions.subscribe(name, (message) => {
+  const show = (message) => {
     channel.count += 1;
     received += 1;
     log.addMessage(message);
-  }, {
+  };
+  channel.subscription = subscriptions.subscribe(name, show, {
     history,
+    onEphemeral: show,
     onGap: (gap) => log.addGap(gap, channel.subscription.position !== null),
     onSubscribed: () => {
       channel.note = "";

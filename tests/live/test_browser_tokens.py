@@ -61,6 +61,8 @@ def test_page_asks_for_a_token_and_does_not_store_it(guarded: Demo, psql: Psql) 
     expect(page.locator("#login")).to_be_hidden()
     psql("SELECT pg_notify('foo', '1')")
     expect(guarded.messages("foo")).to_have_count(1)
+    guarded.publish("foo", "2")
+    expect(guarded.messages("foo").first).to_contain_text("from alice")
     assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
     expect(page.locator("#token")).to_have_value("")
     assert len(addresses) > 5

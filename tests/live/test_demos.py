@@ -382,7 +382,11 @@ def test_playground_of_an_open_development_server_has_subscribed_already(log: Lo
     with Visitor(chromium, log.server.url, "static/test.html") as visitor:
         expect(visitor.page.locator("#channels > li")).to_have_attribute("data-state", "subscribed")
         log.sql("SELECT socketio_pg.publish('foo', '\"first\"')")
-        expect(visitor.page.locator("#messages > li").first).to_contain_text('"first"')
+        newest = visitor.page.locator("#messages > li").first
+        expect(newest).to_contain_text('"first"')
+        with SocketClient(log.server.url) as client:
+            assert client.call("publish", {"channel": "foo", "payload": "cursor", "ephemeral": True})["ok"]
+        expect(newest).to_contain_text("ephemeral")
         visitor.page.reload()
         expect(visitor.page.locator("#messages > li").first).to_contain_text("replayed")
         # An address that names channels is taken at its word.

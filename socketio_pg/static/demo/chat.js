@@ -4,6 +4,7 @@
 import { hue } from "./cursors.js";
 import { $, connect, element, showProblem, visitor } from "./demo.js";
 
+const SHOWN = 12; // members
 const TYPING = 4_000; // ms for which a visitor is shown as typing after the last sign of it
 
 const { subscriptions } = await connect();
@@ -66,14 +67,17 @@ function join() {
 const nameOf = ({ metas }) => String(metas.at(-1)?.state?.name ?? "Somebody").slice(0, 30);
 
 function showHere() {
-  const members = [...room.members.values()];
+  const members = [...room.members.values()].slice(0, SHOWN);
   $("#here").replaceChildren(...members.map((member) => {
     const line = element("li", "", nameOf(member));
     line.style.setProperty("--hue", hue(member.key));
-    if (member.metas.length > 1) line.append(element("span", "hint", ` in ${member.metas.length} windows`));
-    if (member.key === room.key) line.append(element("span", "hint", " you"));
+    if (member.metas.length > 1) line.append(element("span", "hint", `in ${member.metas.length} windows`));
+    if (member.key === room.key) line.append(element("span", "hint", "you"));
     return line;
   }));
+  // The server sends no members when there are too many of them.
+  const more = room.count - members.length;
+  if (more > 0) $("#here").append(element("li", "more", members.length ? `and ${more} more` : `${more} people`));
 }
 
 // --- Who is typing ---
@@ -94,8 +98,8 @@ function noteTyping(client, isTyping) {
   clearTimeout(typing.get(client));
   if (isTyping) typing.set(client, setTimeout(() => noteTyping(client, false), TYPING));
   else typing.delete(client);
-  const members = [...room.members.values()];
-  const writers = members.filter(({ metas }) => metas.some((meta) => typing.has(meta.client))).map(nameOf);
+  const others = [...room.members.values()].filter(({ key }) => key !== room.key);
+  const writers = others.filter(({ metas }) => metas.some((meta) => typing.has(meta.client))).map(nameOf);
   $("#typing").textContent = writers.length === 0 ? ""
     : writers.length > 3 ? "Several people are typing…"
     : `${new Intl.ListFormat("en").format(writers)} ${writers.length === 1 ? "is" : "are"} typing…`;
