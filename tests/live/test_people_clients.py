@@ -80,3 +80,38 @@ def test_ephemeral_messages_go_to_their_own_handler(
     ben.next("gap", "one")
     assert ben.send(channel, "back")
     assert ann.ephemeral("one")["payload"] == "back"
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def test_messages_say_who_sent_them_and_the_sender_may_be_left_out(
+    log: ProxiedLog, person: Callable[..., Person], channel: str
+) -> None:
+    ann, ben = person("ann"), person()
+    ann.subscribe("one", channel)
+    ben.subscribe("one", channel)
+    for durable in (True, False):
+        ann.publish(channel, "for others", durable=durable, echo=False, traceparent=TRACE)
+        ann.publish(channel, "for all", durable=durable)
+        message, _ = ben.next("message", "one")
+        assert (message["payload"], message["from"], message["traceparent"]) == ("for others", {"sub": "ann"}, TRACE)
+        assert ben.next("message", "one")[0]["payload"] == "for all"
+        message, _ = ann.next("message", "one")
+        assert (message["payload"], message["from"]) == ("for all", {"sub": "ann"})
+        assert "traceparent" not in message
+    ben.publish(channel, "anonymous")
+    assert "from" not in ann.next("message", "one")[0]
+
+    # The same in a replay.
+    ben.next("message", "one")
+    log.proxy.refuse()
+    ben.wait_disconnected()
+    log.publish(channel, 1, 1)
+    log.proxy.restore()
+    message, _ = ben.next("message", "one")
+    assert (message["payload"], "from" in message) == ([1, ""], False)
+    late = person("late")
+    late.subscribe("one", channel, history=4)
+    first, _ = late.next("message", "one")
+    assert (first["payload"], first["from"], first["replayed"]) == ("for others", {"sub": "ann"}, True)
