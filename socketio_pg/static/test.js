@@ -14,6 +14,7 @@ import { notifyStatement, oneLine, publishStatement } from "./sql.js";
 const ANSWER_TIMEOUT = 10_000; // ms to wait for the server's acknowledgement
 const MAX_ERRORS = 4; // shown at the same time
 const ERROR_TIME = 15_000; // ms for which an error is shown, unless the visitor points at it or has the focus in it
+const MAX_SEEN = 200; // channels to choose from
 const HISTORY = 20; // messages that “Replay the last 20 messages” requests
 
 const $ = (selector) => document.querySelector(selector);
@@ -216,8 +217,9 @@ $("#sign-out").addEventListener("click", () => {
 
 // --- Subscriptions ----------------------------------------------------------------------------------------------
 
-// name → {name, subscription, confirmed, note, count, chip}: the user's subscriptions.
+// name → {name, subscription, confirmed, note, count, chip}: the user's subscriptions. A name with * is a pattern.
 const channels = new Map();
+const seen = new Set(); // the channels of messages
 
 /**
  * Subscribes to a channel, unless already subscribed. With `history`, always replays that many messages, or explains why
@@ -230,13 +232,17 @@ function subscribe(name, history = 0, { isAsked = false } = {}) {
   channels.set(name, channel);
   const show = (message) => {
     channel.count += 1;
+    // A message that several subscriptions match is shown once.
+    const first = message.matches?.find((one) => channels.has(one)) ?? name;
+    if (first !== name) return;
     received += 1;
+    if (seen.size < MAX_SEEN) seen.add(message.channel);
     log.addMessage(message);
   };
-  channel.subscription = subscriptions.subscribe(name, show, {
+  channel.subscription = subscriptions.subscribe(name.includes("*") ? { pattern: name } : name, show, {
     history,
     onEphemeral: show,
-    onGap: (gap) => log.addGap(gap, channel.subscription.position !== null),
+    onGap: (gap) => log.addGap({ channel: name, ...gap }, channel.subscription.position !== null),
     onSubscribed: () => {
       channel.note = "";
       channel.confirmed = true;
@@ -428,8 +434,9 @@ function makeChip(channel) {
 function renderFilter() {
   const select = $("#filter");
   const known = new Set([...select.options].map((option) => option.value));
-  for (const { name, subscription } of channels.values()) {
-    if (subscription.active && !known.has(name)) select.add(new Option(name, name));
+  const active = [...channels.values()].filter(({ name, subscription }) => subscription.active && !name.includes("*"));
+  for (const name of new Set([...active.map((channel) => channel.name), ...seen])) {
+    if (!known.has(name)) select.add(new Option(name, name));
   }
 }
 

@@ -36,6 +36,19 @@ def test_history_is_replayed_and_marked(log_demo: Demo, log: Log, channel: str) 
     expect(log_demo.messages(channel).first.locator(".badge")).to_have_count(0)
 
 
+def test_pattern_shows_each_message_once_with_its_channel(log_demo: Demo, log: Log, channel: str) -> None:
+    log_demo.start()
+    log_demo.subscribe(f"{channel}:*", f"{channel}:7")
+    for name in (f"{channel}:7", f"{channel}:8"):
+        log.publish(name, 1, 2)
+        expect(log_demo.messages(name)).to_have_count(2)
+    for name, count in ((f"{channel}:*", "4"), (f"{channel}:7", "2")):
+        expect(log_demo.chip(name).locator(".channel-count")).to_have_text(count)
+    log_demo.page.select_option("#filter", f"{channel}:8")
+    expect(log_demo.messages(f"{channel}:7").first).to_be_hidden()
+    expect(log_demo.rows.and_(log_demo.page.locator(":visible"))).to_have_count(2)
+
+
 def test_history_without_a_log_shows_an_error(demo: Demo) -> None:
     demo.start()
     demo.try_to_subscribe("foo", history=True)
