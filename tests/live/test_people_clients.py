@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.people_clients import PEOPLE, Person
 from tests.support.postgres import Cluster
-from tests.support.replay_clients import ProxiedLog, Tokens
+from tests.support.replay_clients import ProxiedLog, Refused, Tokens, numbers
 
 SECRET = "a secret of the tests, 32 bytes and more"
 
@@ -115,3 +115,46 @@ def test_messages_say_who_sent_them_and_the_sender_may_be_left_out(
     late.subscribe("one", channel, history=4)
     first, _ = late.next("message", "one")
     assert (first["payload"], first["from"], first["replayed"]) == ("for others", {"sub": "ann"}, True)
+
+
+def test_each_subscription_that_matches_gets_a_message_once(
+    log: ProxiedLog, person: Callable[..., Person], channel: str
+) -> None:
+    first, second, third = (f"{channel}:{number}" for number in (1, 2, 3))
+    one = person()
+    one.subscribe_pattern("all", f"{channel}:*")
+    one.subscribe("first", first)
+    one.subscribe_pattern("ones", f"{channel}*1", filter={"0": {"gt": 1}})
+    log.publish(first, 1, 2)
+    log.publish(second, 3, 3)
+    message, _ = one.next("message", "all")
+    assert (message["channel"], message["payload"]) == (first, [1, ""])
+    assert sorted(message["matches"]) == sorted([first, f"{channel}:*"])
+    assert numbers(one, "all", 2) == [2, 3]
+    assert numbers(one, "first", 2) == [1, 2]
+    assert numbers(one, "ones", 1) == [2]
+
+    # Each one continues by itself, also with channels that are new.
+    log.proxy.refuse()
+    one.wait_disconnected()
+    log.publish(first, 4, 4)
+    log.publish(second, 5, 5)
+    log.publish(third, 6, 6)
+    log.proxy.restore()
+    assert numbers(one, "all", 3) == [4, 5, 6]
+    one.unsubscribe("ones")
+    log.publish(first, 7, 7)
+    assert numbers(one, "all", 1) == numbers(one, "first", 2)[1:] == [7]
+    one.unsubscribe("first")
+    log.publish(first, 8, 8)
+    message, _ = one.next("message", "all")
+    assert (message["payload"][0], message["pattern"]) == (8, f"{channel}:*")
+    assert one.position("all") == {"epoch": message["epoch"], "position": message["position"]}
+
+    late = person()
+    late.subscribe_pattern("all", f"{channel}:*", history=2)
+    assert numbers(late, "all", 2) == [7, 8]
+    with pytest.raises(Refused, match="invalid_channel"):
+        late.subscribe("wrong", f"{channel}:*")
+    with pytest.raises(Refused, match="invalid_channel"):
+        late.subscribe_pattern("wrong", channel)
