@@ -6,6 +6,7 @@ from flask import Flask
 
 from socketio_pg.access.access import Access
 from socketio_pg.access.authentication import Authenticate
+from socketio_pg.access.questions import Action
 from socketio_pg.access.tickets import Tickets
 from socketio_pg.cluster.select import Cluster
 from socketio_pg.core import config, green
@@ -28,11 +29,13 @@ from socketio_pg.gateway.live_rights import LiveRights
 from socketio_pg.gateway.live_tables import LiveTables
 from socketio_pg.gateway.node_health import NodeHealth
 from socketio_pg.gateway.node_metrics import NodeMetrics
+from socketio_pg.gateway.presence_rooms import PresenceRooms
 from socketio_pg.gateway.process_health import ProcessHealth
 from socketio_pg.gateway.restoring import Restoring
 from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.installer import Installer
 from socketio_pg.log.relay import Relay
+from socketio_pg.presence.presence import Presence
 from socketio_pg.protocol.extension import SocketIO
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.recovery.keeping import Keeping
@@ -108,12 +111,15 @@ class Parts:
         manager = cluster.create_manager(self.pubsub)
         self.limits = ClientLimits(settings)
         self.keeping = Keeping(settings, self.pubsub, log, manager)
+        self.presence = Presence(database, self.bus, settings.presence_max, settings.presence_grace)
+        rooms = PresenceRooms(self.presence, manager, self.keeping, settings.send_buffer_bytes)
         self.access = Access(
             settings,
             app,
             authenticate,
             self.pubsub,
-            revoke=lambda sid, channel: self._deliverer(sid).revoke(sid, channel),
+            actions=lambda sid, channel: self._handlers.presence.actions(sid, channel),
+            revoke=self._revoke,
             warn_expiring=lambda session: self._deliverer(session.sid).emit_expiring(session),
             expire=lambda session: self._deliverer(session.sid).expire(session),
         )
@@ -125,6 +131,7 @@ class Parts:
             self.limits,
             self.keeping,
             self.access.channel_rights,
+            rooms,
             settings.send_buffer_bytes,
         )
         self._tables = LiveTables(
@@ -182,6 +189,7 @@ class Parts:
             log,
             delivery,
             lambda sid, request: self._handlers.subscribing.prepare(sid, request, stored=True),
+            lambda sid, channel, prepared: self._handlers.presence.complete(sid, channel, prepared),
         )
         self.socketio = SocketIO(
             app,
@@ -203,6 +211,7 @@ class Parts:
                 restoring,
                 self._tables,
                 self.ephemeral,
+                rooms,
                 self.start,
             ),
             cors_allowed_origins=self._admission.allows_origin,
@@ -232,6 +241,9 @@ class Parts:
             self.keeping,
             self._tables,
             self.ephemeral,
+            self.presence,
+            rooms,
+            lambda channel: True,
         )
         self._handlers.register(test=test)
 
@@ -296,6 +308,13 @@ class Parts:
     def _leads(self) -> bool:
         """Whether this process has the parts of which a node has one."""
         return self.workers is None or self.workers.election.leading
+
+    def _revoke(self, sid: str, channel: str, action: Action) -> None:
+        """End a subscription, or another action, of a client that may not go on with it."""
+        if action == "subscribe":
+            self._deliverer(sid).revoke(sid, channel)
+        else:
+            self._handlers.presence.revoke(sid, channel, action)
 
     def _deliverer(self, sid: str) -> Delivery | Streams:
         return self.streams if self.streams.owns(sid) else self._delivery

@@ -226,6 +226,7 @@ class SocketServer(Parts):
         if self.workers is not None and not self._leads:
             self.workers.election.resign()
         self._installer.stop()
+        self.presence.drain(self.settings.drain_seconds)
         # Releases leadership first, so that another node, or another worker of this one, can take over.
         self.relay.stop()
         self.pubsub.flush(2.0)
@@ -246,6 +247,7 @@ class SocketServer(Parts):
                 green.sleep(behind)
                 behind = 0.0
         self.keeping.stop()
+        self.presence.stop()
         self.bus.stop()
 
     def wait_drained(self, seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from flask import Flask
 
@@ -10,6 +10,7 @@ from socketio_pg.access.authentication import Authenticate, Authenticator
 from socketio_pg.access.channel_rights import ChannelRights
 from socketio_pg.access.permissions import Permissions
 from socketio_pg.access.policies import Policies
+from socketio_pg.access.questions import Action
 from socketio_pg.access.rechecks import Rechecks
 from socketio_pg.access.senders import Senders
 from socketio_pg.access.sessions import Session, Sessions
@@ -27,8 +28,9 @@ logger = logging.getLogger("socketio_pg.access")
 class Access:
     """The identity and permissions of one server's clients.
 
-    ``revoke(sid, channel)`` ends a subscription that is no longer allowed. ``warn_expiring(session)`` notifies a client
-    that its token is about to expire; ``expire(session)`` disconnects it once the token has expired.
+    ``revoke(sid, channel, action)`` ends what is no longer allowed: a subscription, or one of the further
+    ``actions(sid, channel)`` of a subscribed client. ``warn_expiring(session)`` notifies a client that its token is
+    about to expire; ``expire(session)`` disconnects it once the token has expired.
     Raises :class:`ConfigurationError`.
     """
 
@@ -42,7 +44,8 @@ class Access:
         hook: Authenticate | None,
         pubsub: PubSub,
         *,
-        revoke: Callable[[str, str], None],
+        actions: Callable[[str, str], Collection[Action]],
+        revoke: Callable[[str, str, Action], None],
         warn_expiring: Callable[[Session], None],
         expire: Callable[[Session], None],
     ) -> None:
@@ -52,7 +55,7 @@ class Access:
         self.policies = Policies(pubsub.database, settings.permission_timeout, self._check)
         self.permissions = Permissions(settings, self.authenticator.mode, self.policies)
         self.rechecks = Rechecks(
-            self.sessions, pubsub.hub, self.permissions, revoke, settings.permission_recheck_seconds
+            self.sessions, pubsub.hub, self.permissions, actions, revoke, settings.permission_recheck_seconds
         )
         self.channel_rights = ChannelRights(self.permissions, self.sessions, settings.permission_recheck_seconds)
         self._pubsub = pubsub

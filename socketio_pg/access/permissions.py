@@ -109,18 +109,17 @@ class Permissions:
         if reason is not None:
             raise ForbiddenError(reason, channel=channel)
 
-    def recheck(self, claims: Claims | None, channel: str) -> bool:
-        """Return whether a client may stay subscribed to ``channel``, without using cached decisions. May wait.
+    def recheck(self, claims: Claims | None, channel: str, action: Action = "subscribe") -> bool:
+        """Return whether a client may go on with ``action`` in ``channel``, without using cached decisions. May wait.
 
         Raises as :meth:`require`.
         """
         if is_pattern(channel):
             return self._pattern_refusal(claims, channel) is None
-        question = None if self.is_public(channel) else self._question(claims, "subscribe", channel)
-        if not isinstance(question, Question):
-            return self._refusal(claims, "subscribe", channel) is None
-        self._remembered.pop(_key(question), None)
-        return self._ask(question)
+        question = self._question(claims, action, channel)
+        if isinstance(question, Question):
+            self._remembered.pop(_key(question), None)
+        return self._refusal(claims, action, channel) is None
 
     def role(self, claims: Claims | None) -> str:
         """Return the role of a client with AUTHORIZATION=rls. Raises :class:`ForbiddenError`."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from socketio_pg.access.permissions import Permissions
+from socketio_pg.access.questions import Action
 from socketio_pg.access.sessions import Session, Sessions
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green
@@ -16,7 +17,9 @@ logger = logging.getLogger("socketio_pg.rechecks")
 
 
 class Rechecks:
-    """Ends subscriptions with ``revoke(sid, channel)`` when they are no longer allowed.
+    """Ends with ``revoke(sid, channel, action)`` what is no longer allowed: a subscription, or another action.
+
+    ``actions(sid, channel)`` are further actions for which a subscribed client needs the permission.
 
     ``interval``: seconds between two checks of all subscriptions; 0: only when :meth:`permissions_changed` is called.
     A subscription whose permission cannot be checked is kept, because the last known decision allowed it, and is
@@ -38,12 +41,14 @@ class Rechecks:
         sessions: Sessions,
         hub: Hub,
         permissions: Permissions,
-        revoke: Callable[[str, str], None],
+        actions: Callable[[str, str], Collection[Action]],
+        revoke: Callable[[str, str, Action], None],
         interval: float,
     ) -> None:
         self._sessions = sessions
         self._hub = hub
         self._permissions = permissions
+        self._actions = actions
         self._revoke = revoke
         self._interval = interval
         self._worker = green.Worker()
@@ -84,7 +89,9 @@ class Rechecks:
         Raises :class:`DatabaseUnavailableError` or :class:`DatabaseError` when one of them cannot be checked.
         """
         allowed = {}
-        for channel, answer in zip(channels, self._ask([(claims, channel) for channel in channels]), strict=True):
+        for channel, answer in zip(
+            channels, self._ask([(claims, channel, "subscribe") for channel in channels]), strict=True
+        ):
             if isinstance(answer, SocketIOPGError):
                 raise answer
             allowed[channel] = answer
@@ -129,29 +136,30 @@ class Rechecks:
         now = time.monotonic()
         self._not_before = now + min(self.max_pause, self.pause_factor * (now - began))
 
-    def _subscriptions(self, channels: Collection[str]) -> list[tuple[Session, str]]:
+    def _subscriptions(self, channels: Collection[str]) -> list[tuple[Session, str, Action]]:
         return [
-            (session, channel)
+            (session, channel, action)
             for channel in channels
             for subscriber in self._hub.subscribers(channel)
             if isinstance(subscriber, str) and (session := self._sessions.get(subscriber)) is not None
+            for action in ("subscribe", *self._actions(subscriber, channel))
         ]
 
-    def _check_batches(self, subscriptions: Sequence[tuple[Session, str]], *, everything: bool) -> bool:
+    def _check_batches(self, subscriptions: Sequence[tuple[Session, str, Action]], *, everything: bool) -> bool:
         """Return whether all questions were answered."""
         answered = True
         for start in range(0, len(subscriptions), self.batch_size):
             batch = subscriptions[start : start + self.batch_size]
-            answers = self._ask([(session.claims, channel) for session, channel in batch])
+            answers = self._ask([(session.claims, channel, action) for session, channel, action in batch])
             failed = 0
-            for (session, channel), answer in zip(batch, answers, strict=True):
+            for (session, channel, action), answer in zip(batch, answers, strict=True):
                 current = self._sessions.get(session.sid)
                 if isinstance(answer, SocketIOPGError):
                     failed += 1
                 elif current is not None and current is not session:
                     self.recheck(channel)  # the client has new claims by now
                 elif not answer and current is session:
-                    self._revoke(session.sid, channel)
+                    self._revoke(session.sid, channel, action)
             answered = answered and not failed
             if failed == len(batch):
                 break  # the database is unreachable or overloaded: each further batch would time out as well
@@ -159,16 +167,16 @@ class Rechecks:
                 self._check_channels()  # explicitly requested checks do not wait for the rest
         return answered
 
-    def _ask(self, questions: Sequence[tuple[Claims | None, str]]) -> list[bool | SocketIOPGError]:
+    def _ask(self, questions: Sequence[tuple[Claims | None, str, Action]]) -> list[bool | SocketIOPGError]:
         unanswered = DatabaseUnavailableError("permissions cannot be checked at the moment")
         answers: list[bool | SocketIOPGError] = [unanswered] * len(questions)
         all_done = green.Event()
         left = len(questions)
 
-        def ask(index: int, claims: Claims | None, channel: str) -> None:
+        def ask(index: int, claims: Claims | None, channel: str, action: Action) -> None:
             nonlocal left
             try:
-                answers[index] = self._permissions.recheck(claims, channel)
+                answers[index] = self._permissions.recheck(claims, channel, action)
             except SocketIOPGError as error:
                 answers[index] = error
             finally:
@@ -177,8 +185,8 @@ class Rechecks:
                     all_done.send()
 
         # All at the same time, so that they get into one batch of `policies`.
-        for index, (claims, channel) in enumerate(questions):
-            green.run_soon(ask, index, claims, channel)
+        for index, (claims, channel, action) in enumerate(questions):
+            green.run_soon(ask, index, claims, channel, action)
         if questions:
             all_done.wait()
         return answers

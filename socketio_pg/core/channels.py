@@ -55,6 +55,11 @@ def validate_channel(name: object) -> str:
     return name
 
 
+def has_control_characters(text: str) -> bool:
+    """Return whether ``text`` contains control characters (Unicode's category Cc), such as U+0000."""
+    return _CONTROL.search(text) is not None
+
+
 def match_pattern(pattern: str, channel: str) -> bool:
     """Return whether ``channel`` matches ``pattern``, in which ``*`` stands for any characters, including none."""
     # Not a regular expression: patterns come from tokens, and one with many stars would backtrack exponentially.

@@ -154,6 +154,14 @@ class Settings:
         "token; 'all'. AUTHORIZATION applies too",
         shown="all if AUTH=off, otherwise authenticated",
     )  # fmt: skip
+    presence_max: int = setting(
+        500, parsers.integer(1, 100_000),
+        "members of a channel that clients are told; of more they get only the number (docs/presence.md)",
+    )  # fmt: skip
+    presence_grace: float = setting(
+        8.0, parsers.seconds(0, 300),
+        "seconds for which a member stays after its connection was lost; while the node drains, DRAIN_SECONDS longer",
+    )  # fmt: skip
     ephemeral: str | None = setting(
         None, parsers.choice("off", "authenticated", "all"),
         "which clients may publish ephemeral messages, as PUBLISH. AUTHORIZATION applies too", shown="PUBLISH",

@@ -105,12 +105,9 @@ def decode_notification(channel: str, text: str) -> EncodedMessage:
 
     Metadata follows a NUL, which no text of PostgreSQL has: see :mod:`socketio_pg.postgres.companions`.
     """
-    if "\0" in text:
-        text, _, meta = text.partition("\0")
-        message = decode_notification(channel, text)
-        message.meta = parse_meta(meta)
-        return message
-    return EncodedMessage(channel, text if is_strict_json(text) or _has_large_numbers(text) else dumps_strict(text))
+    text, _, meta = text.partition("\0")
+    payload = text if is_strict_json(text) or _has_large_numbers(text) else dumps_strict(text)
+    return EncodedMessage(channel, payload, meta=parse_meta(meta) if meta else None)
 
 
 def from_log(

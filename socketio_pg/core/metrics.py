@@ -100,6 +100,18 @@ live_table_check_seconds = Histogram(
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0), registry=REGISTRY,
 )  # fmt: skip
 
+presence_changes = _counter(
+    "presence_changes",
+    "Memberships of this process's clients that began, changed or ended: by leaving, after a lost connection (expire), "
+    "or because the person has returned with another connection (return).",
+    "change", ("join", "update", "leave", "expire", "return"),
+)  # fmt: skip
+presence_writes = _counter("presence_writes", "Changes of memberships written to the database.")
+presence_reads = _counter("presence_reads", "Channels whose members were read from the database.")
+presence_missed = _counter(
+    "presence_missed", "Channels whose members were read again because changes of other processes had been missed."
+)
+presence_swept = _counter("presence_swept", "Dead processes whose members this process has removed.")
 ephemeral_messages = _counter(
     "ephemeral_messages", "Ephemeral messages accepted by this process, from its clients or from other processes.",
     "source", ("clients", "processes"),
@@ -158,7 +170,7 @@ relay_batch_seconds = Histogram(
 
 reconnects = _counter(
     "database_reconnects", "Reconnects to PostgreSQL after a lost connection, by its purpose.",
-    "connection", ("listener", "relay", "publisher", "history", "follower", "sessions"),
+    "connection", ("listener", "relay", "publisher", "history", "follower", "sessions", "presence"),
 )  # fmt: skip
 hub_delay = Histogram(
     "socketio_pg_hub_delay_seconds", "Delay with which a green thread wakes up after sleeping for half a second.",

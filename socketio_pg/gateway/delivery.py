@@ -22,6 +22,7 @@ from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.core.patterns import named
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.pattern_delivery import PatternDelivery
+from socketio_pg.gateway.presence_rooms import PresenceRooms
 from socketio_pg.gateway.replay_client import ReplayClient, ReplayTools
 from socketio_pg.gateway.replay_packets import ReplayPackets
 from socketio_pg.gateway.replays import Replays
@@ -43,7 +44,7 @@ from socketio_pg.version import __version__
 logger = logging.getLogger("socketio_pg.delivery")
 
 #: What clients cannot find out otherwise, for `server_hello`: see docs/protocol.md.
-FEATURES = ("publish_id", "live", "patterns", "ephemeral", "echo", "trace")
+FEATURES = ("publish_id", "live", "patterns", "ephemeral", "echo", "trace", "presence")
 
 
 class Delivery:
@@ -61,6 +62,7 @@ class Delivery:
         limits: ClientLimits,
         keeping: Keeping,
         rights: ChannelRights,
+        presence: PresenceRooms,
         send_buffer_bytes: int,
     ) -> None:
         self._manager = manager
@@ -70,6 +72,7 @@ class Delivery:
         self._limits = limits
         self._keeping = keeping
         self._rights = rights
+        self._presence = presence
         self._matching = pubsub.matching
         self._send_buffer_bytes = send_buffer_bytes
         #: At most half of this waits when a page is sent: a replay alone does not make its client lag.
@@ -210,6 +213,7 @@ class Delivery:
     def leave(self, sid: str, channel: str) -> None:
         """End a subscription: ``sid`` gets no more messages of ``channel``."""
         room = self.room_of(sid, channel)
+        self._presence.end(sid, channel)
         self.replays.discard(sid, channel)
         if sid in self._catching_up:
             self._catching_up[sid].discard(channel)
@@ -296,6 +300,7 @@ class Delivery:
         if socket is not None and not socket.closed and not socket.closing:
             metrics.cut_off.labels(reason).inc()
             self._keeping.forget(sid)
+            self._presence.leave_all(sid)
             self._manager.emit("error", error.to_wire(), namespace, to=sid, ignore_queue=True)
             # At the level of Engine.IO: the client reconnects, with a new token if it can get one.
             socket.close(False, True)

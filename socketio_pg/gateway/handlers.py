@@ -17,8 +17,11 @@ from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.live_tables import LiveTables
+from socketio_pg.gateway.presence_requests import PresenceRequests
+from socketio_pg.gateway.presence_rooms import PresenceRooms
 from socketio_pg.gateway.subscribing import Subscribing
 from socketio_pg.log.log import Log
+from socketio_pg.presence.presence import Presence
 from socketio_pg.protocol.answers import Answer, showable
 from socketio_pg.protocol.server import Server
 from socketio_pg.pubsub.hub import Hub, UnknownSubscriberError
@@ -45,6 +48,9 @@ class Handlers:
         keeping: Keeping,
         tables: LiveTables,
         ephemeral: Ephemeral,
+        presence: Presence,
+        rooms: PresenceRooms,
+        allows_presence: Callable[[str], bool],
     ) -> None:
         self._server = server
         self._pubsub = pubsub
@@ -59,6 +65,16 @@ class Handlers:
         self._keeping = keeping
         self._tables = tables
         self._ephemeral = ephemeral
+        self.presence = PresenceRequests(
+            presence,
+            rooms,
+            access.sessions,
+            access.permissions,
+            access.rechecks,
+            limits,
+            self._require,
+            allows_presence,
+        )
         self.subscribing = Subscribing(
             server,
             pubsub,
@@ -68,6 +84,7 @@ class Handlers:
             keeping,
             access.permissions,
             limits,
+            self.presence,
             lambda sid, name: self._require("pattern" if is_pattern(name) else "subscribe", sid, name),
         )
 
@@ -78,6 +95,9 @@ class Handlers:
             "unsubscribe": self.unsubscribe,
             "publish": self.publish,
             "authenticate": self.authenticate,
+            "presence_get": self.presence.get,
+            "presence_update": self.presence.update,
+            "presence_leave": self.presence.leave,
         }
         if test:
             handlers["test_pub"] = self.publish
@@ -132,6 +152,7 @@ class Handlers:
             elif self._permissions.is_overtaken(channel, mark):
                 self._rechecks.recheck(channel)
         self._tables.renew(sid)
+        self.presence.renew(sid)
         return Answer("authenticated", claims.to_wire())
 
     def _set_in_other_namespaces(self, sid: str, claims: Claims) -> None:

@@ -13,6 +13,7 @@ from socketio_pg.gateway.health import Health
 from socketio_pg.gateway.idle import Idle
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.live_tables import LiveTables
+from socketio_pg.gateway.presence_rooms import PresenceRooms
 from socketio_pg.gateway.restoring import Restoring
 from socketio_pg.protocol.lifecycle import Lifecycle
 from socketio_pg.pubsub.hub import Hub
@@ -37,6 +38,7 @@ class ClientLifecycle(Lifecycle):
         restoring: Restoring,
         tables: LiveTables,
         ephemeral: Ephemeral,
+        presence: PresenceRooms,
         start: Callable[[], None],
     ) -> None:
         self._admission = admission
@@ -51,6 +53,7 @@ class ClientLifecycle(Lifecycle):
         self._restoring = restoring
         self._tables = tables
         self._ephemeral = ephemeral
+        self._presence = presence
         self._start = start
 
     def opened(self, eio_sid: str, environ: dict[str, Any]) -> None:
@@ -88,6 +91,7 @@ class ClientLifecycle(Lifecycle):
     def ended(self, sid: str, namespace: str) -> None:
         if namespace == "/":
             self._keeping.forget(sid)
+            self._presence.leave_all(sid)
 
     def connected(self, sid: str) -> None:
         self._start()
@@ -99,6 +103,8 @@ class ClientLifecycle(Lifecycle):
         self._delivery.emit_hello(sid, claims, self._access.authenticator.mode, self._health.current(), recovery)
         for channel in (recovery or {}).get("channels", ()):
             self._delivery.emit_missed(sid, channel)
+        # Of a recovered session: the differences that it has missed are in no log.
+        self._presence.tell_state(sid)
 
     def before_event(self, sid: str, size: int) -> None:
         session = self._access.sessions.get(sid)
@@ -120,5 +126,6 @@ class ClientLifecycle(Lifecycle):
         self._pubsub.drop(sid)
         self._delivery.drop(sid)
         self._keeping.lose(sid)
+        self._presence.lose(sid)
         self._tables.drop(sid)
         self._ephemeral.drop(sid)

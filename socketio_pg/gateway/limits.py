@@ -19,6 +19,8 @@ MAX_CLIENT_CONDITIONS, MAX_CLIENT_FILTERS = 4_000, 262_144
 FILTER_BURST_SECONDS, FILTER_PENALTY = 2.0, 5.0
 #: Channels in one request that cost as much as one event: the server needs 80 µs for each, and 160 µs for an event.
 CHANNELS_PER_EVENT = 2
+#: Joins and updates of presence: for each client and second, and at once for a page that loads.
+PRESENCE_PER_SECOND, PRESENCE_BURST = 5, 100
 #: A step of a filter takes about a nanosecond.
 STEPS_PER_MILLISECOND = 1_000_000
 
@@ -63,7 +65,7 @@ class Bucket:
 class _Client:
     """The buckets of one client."""
 
-    __slots__ = ("bytes", "ephemeral", "ephemeral_refused", "events", "filters", "filters_from", "refused")
+    __slots__ = ("bytes", "ephemeral", "ephemeral_refused", "events", "filters", "filters_from", "presence", "refused")
 
     def __init__(self, settings: Settings) -> None:
         events = settings.max_events_per_second
@@ -81,6 +83,8 @@ class _Client:
         #: The same for ephemeral messages; None for a client that has sent none.
         self.ephemeral: Bucket | None = None
         self.ephemeral_refused: Bucket | None = None
+        #: Changes of presence; None for a client that has none.
+        self.presence: Bucket | None = None
 
 
 class ClientLimits:
@@ -123,6 +127,17 @@ class ClientLimits:
             error = RateLimitedError(f"too many ephemeral messages: {most} a second are allowed, and short bursts")
             error.retry_after = client.ephemeral.seconds_until()
             error.cut_off = not client.ephemeral_refused.take()
+            raise error
+
+    def check_presence(self, sid: str) -> None:
+        """Count a change of a client's presence. Raises :class:`RateLimitedError`."""
+        client = self._client(sid)
+        if client.presence is None:
+            client.presence = Bucket(PRESENCE_PER_SECOND, PRESENCE_BURST)
+        if not client.presence.take():
+            problem = f"too many changes of presence: {PRESENCE_PER_SECOND} a second are allowed, and short bursts"
+            error = RateLimitedError(problem)
+            error.retry_after = client.presence.seconds_until()
             raise error
 
     def check_together(self, sid: str, count: float) -> None:

@@ -17,6 +17,7 @@ from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError, SocketIOPGError
 from socketio_pg.core.patterns import named
 from socketio_pg.gateway.delivery import Delivery
+from socketio_pg.gateway.presence_requests import Prepared
 from socketio_pg.gateway.subscribing import Pending
 from socketio_pg.log.log import Log
 from socketio_pg.protocol.fanout import Manager
@@ -60,6 +61,7 @@ class Restoring:
     """Restores sessions while their clients connect.
 
     ``prepare(sid, request)`` prepares a subscription as :meth:`Subscribing.prepare` does, which is stored already.
+    ``join(sid, channel, prepared)`` makes the client what it was in the channel's presence.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Restoring:
         log: Log,
         delivery: Delivery,
         prepare: Callable[[str, dict[str, Any]], Pending],
+        join: Callable[[str, str, Prepared], object],
     ) -> None:
         self._keeping = keeping
         self._sessions = sessions
@@ -79,6 +82,7 @@ class Restoring:
         self._log = log
         self._delivery = delivery
         self._prepare = prepare
+        self._join = join
         #: By Engine.IO's sid.
         self._attempts: dict[str, _Attempt] = {}
 
@@ -147,6 +151,8 @@ class Restoring:
             if self._hub.is_subscribed(sid, one.channel) and one.after is not None:
                 self._delivery.enter(sid, one.channel, one.filter, one.strings)
                 self._delivery.hold(sid, one.channel, one.after, one.start)
+                if one.presence is not None:
+                    self._join(sid, one.channel, one.presence)
         return True
 
     def answer(self, sid: str, eio_sid: str, namespace: str) -> dict[str, Any]:
@@ -227,8 +233,13 @@ class Restoring:
 
     def _request(self, session: Session, channel: str, after: int) -> dict[str, Any]:
         entry = session.entries[channel]
-        request: dict[str, Any] = {**named(channel), "since": {"epoch": session.ticket.epoch, "position": after}}
-        return request | {"filter": entry.filter, "numbers": "string" if entry.strings else None}
+        return {
+            **named(channel),
+            "since": {"epoch": session.ticket.epoch, "position": after},
+            "filter": entry.filter,
+            "numbers": "string" if entry.strings else None,
+            "presence": entry.presence,
+        }
 
     def _is_stale(self, session: Session) -> bool:
         return session.ticket.epoch != self._log.epoch

@@ -17,6 +17,7 @@ from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.patterns import is_pattern, named, validate_pattern
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.limits import ClientLimits
+from socketio_pg.gateway.presence_requests import Prepared, PresenceRequests
 from socketio_pg.log.log import Log
 from socketio_pg.log.starts import Snapshot, Start, requested_start
 from socketio_pg.protocol.answers import Answer, showable
@@ -31,7 +32,7 @@ from socketio_pg.recovery.session import Entry
 MAX_CHANNELS = 500
 
 #: Fields of a request for many channels that apply to each channel, whatever position the channel has.
-_SHARED = ("filter", "numbers")
+_SHARED = ("filter", "numbers", "presence")
 
 _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.subscribing"))
 
@@ -57,6 +58,8 @@ class Pending:
     #: Whether the client's session has it, and the subscription that it replaces there.
     stored: bool = False
     former: Entry | None = None
+    #: What the client has asked for in the channel's presence.
+    presence: Prepared | None = None
 
 
 class Subscribing:
@@ -75,6 +78,7 @@ class Subscribing:
         keeping: Keeping,
         permissions: Permissions,
         limits: ClientLimits,
+        presence: PresenceRequests,
         require: Callable[[str, str], object],
     ) -> None:
         self._server = server
@@ -85,6 +89,7 @@ class Subscribing:
         self._keeping = keeping
         self._permissions = permissions
         self._limits = limits
+        self._presence = presence
         self._require = require
 
     def subscribe(self, sid: str, request: dict[str, Any]) -> Answer:
@@ -114,6 +119,8 @@ class Subscribing:
         # Only clients that have the permission cost more than the question.
         start, strings = requested_start(request), _wants_strings(request.get("numbers"))
         filter = self._parse_filter(sid, request.get("filter"))
+        presence = self._presence.prepare_again if stored else self._presence.prepare
+        wanted = presence(sid, channel, request.get("presence"))
         new = not self._hub.is_subscribed(sid, channel)
         if new:
             self._limits.check_subscriptions(self._hub.count_channels(sid))
@@ -122,7 +129,7 @@ class Subscribing:
             if not self._hub.has_channel(channel):
                 self._limits.check_channels(self._hub.channel_count)
         self._pubsub.join(sid, channel)
-        pending = Pending(channel, connection, start, filter, request.get("filter"), new, strings)
+        pending = Pending(channel, connection, start, filter, request.get("filter"), new, strings, presence=wanted)
         try:
             if self._permissions.is_overtaken(channel, mark):
                 # The first answer may predate a change of permissions. Later changes recheck this subscription.
@@ -163,6 +170,7 @@ class Subscribing:
         try:
             if filter is not None:
                 self._limits.check_filters(*self._hub.filters_size(sid, filter, self._hub.filter_of(sid, channel)))
+            presence = None if pending.presence is None else self._presence.complete(sid, channel, pending.presence)
         except SocketIOPGError:
             self._undo(sid, pending)
             raise
@@ -171,6 +179,8 @@ class Subscribing:
         if is_pattern(channel):
             # Of NOTIFY it gets only what this server hears anyway.
             body["tier"] = "log"
+        if presence:
+            body["presence"] = presence
         if filter is not None:
             body["filter"] = pending.requested_filter
         if pending.strings:

@@ -58,7 +58,7 @@ WITH head AS ({HEAD}), known AS (
     -- concat_ws() leaves out what is NULL.
     SELECT position, CASE WHEN size < {MAX_TEXT_BYTES} THEN concat_ws(E'\\t', channel,
         to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), id, meta::text,
-        payload::text) ELSE '' END AS line, meta
+        payload::text) ELSE '' END AS line, meta ->> 'traceparent' AS traceparent, meta IS NOT NULL AS has_meta
     FROM logged
 )
 SELECT (SELECT count(*) FROM moved) AS moved,
@@ -66,12 +66,11 @@ SELECT (SELECT count(*) FROM moved) AS moved,
     pg_current_snapshot()::text AS snapshot, pg_current_xact_id_if_assigned()::text::bigint AS own,
     ({ISSUED}) AS issued, (SELECT term FROM socketio_pg.head) AS term,
     coalesce((SELECT unchanged FROM known), false) AS unchanged, (SELECT max(id) FROM moved) AS newest, head.position,
-    head.epoch, found.*
-FROM head CROSS JOIN (
-    SELECT array_agg(meta ->> 'traceparent') FILTER (WHERE meta ? 'traceparent') AS traces,
-        bool_or(meta IS NOT NULL) AS with_meta, string_agg(line, E'\\n' ORDER BY position) AS lines
-    FROM lines
-) AS found
+    head.epoch,
+    (SELECT array_agg(traceparent) FROM lines WHERE traceparent IS NOT NULL) AS traces,
+    (SELECT bool_or(has_meta) FROM lines) AS with_meta,
+    (SELECT string_agg(line, E'\\n' ORDER BY position) FROM lines) AS lines
+FROM head
 """
 
 # One round trip with two statements, so that the second sees what the last holder of the row's lock has committed. With

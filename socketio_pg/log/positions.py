@@ -95,8 +95,7 @@ def decode_batch(text: str) -> Batch | None:
     """
     header, _, body = text.partition("\n")
     epoch, *words = header.split(" ")
-    with_meta = words[2:] == [_WITH_META]
-    with_ids = with_meta or words[2:] == [_WITH_IDS]
+    with_ids = words[2:] in ([_WITH_IDS], [_WITH_META])
     # Up to 19 digits, as a bigint has: int() raises for very long texts.
     if not (len(words) == 2 or with_ids) or not all(word.isdecimal() and len(word) < 20 for word in words[:2]):
         return None
@@ -109,15 +108,15 @@ def decode_batch(text: str) -> Batch | None:
     if len(lines) != last - first + 1:
         return None
     messages = []
+    most = 4 if words[2:] == [_WITH_META] else 3
     try:
         for position, line in enumerate(lines, first):
-            if with_meta:
-                channel, published_at, outbox_id, *metas, payload = line.split("\t", 4)
-                meta = parse_meta(metas[0]) if metas else None
-                messages.append(EncodedMessage(channel, payload, position, published_at, int(outbox_id), meta))
-            elif with_ids:
-                channel, published_at, outbox_id, payload = line.split("\t", 3)
-                messages.append(EncodedMessage(channel, payload, position, published_at, int(outbox_id)))
+            if with_ids:
+                channel, published_at, outbox_id, *meta, payload = line.split("\t", most)
+                message = EncodedMessage(channel, payload, position, published_at, int(outbox_id))
+                if meta:
+                    message.meta = parse_meta(meta[0])
+                messages.append(message)
             else:
                 channel, published_at, payload = line.split("\t", 2)
                 messages.append(EncodedMessage(channel, payload, position, published_at))

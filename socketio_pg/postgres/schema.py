@@ -36,6 +36,12 @@ GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.lease, socketio_pg.busy_until, sock
 GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.node, socketio_pg.session, socketio_pg.session_owner TO {role};
 GRANT SELECT ON socketio_pg.schema_version, socketio_pg.channels, socketio_pg.nodes, socketio_pg.consumers TO {role};
 GRANT SELECT ON socketio_pg.cluster_key TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.presence_process, socketio_pg.presence_member,
+    socketio_pg.presence_channel TO {role};
+GRANT SELECT ON socketio_pg.presence TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.presence_count(text[], integer[], text),
+    socketio_pg.presence_beat(uuid, text, double precision), socketio_pg.presence_sweep(text),
+    socketio_pg.presence_write(uuid, text[], text[], text[], text[], text[], bigint[], text[], text[], text) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.probe_kinds(text[], text[]) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.decide(text[], text[], text[], text[], double precision) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.live_table(text),
@@ -95,11 +101,12 @@ BEGIN
         FROM (SELECT DISTINCT relation FROM socketio_pg.watch_triggers) AS t;
         PERFORM socketio_pg.watch_sweep();
     END IF;
-    DROP VIEW IF EXISTS socketio_pg.channels, socketio_pg.nodes, socketio_pg.consumers, socketio_pg.watches,
-        socketio_pg.watch_triggers;
+    DROP VIEW IF EXISTS socketio_pg.presence, socketio_pg.channels, socketio_pg.nodes, socketio_pg.consumers,
+        socketio_pg.watches, socketio_pg.watch_triggers;
     DROP TABLE IF EXISTS socketio_pg.outbox, socketio_pg.published, socketio_pg.log, socketio_pg.head, socketio_pg.node,
         socketio_pg.messages, socketio_pg.cluster_key, socketio_pg.consumer, socketio_pg.watch_failure,
-        socketio_pg.schema_version, socketio_pg.session, socketio_pg.session_owner;
+        socketio_pg.schema_version, socketio_pg.session, socketio_pg.session_owner, socketio_pg.presence_process,
+        socketio_pg.presence_member, socketio_pg.presence_channel;
     DROP SEQUENCE IF EXISTS socketio_pg.lease, socketio_pg.busy_until, socketio_pg.newest_position,
         socketio_pg.newest_id, socketio_pg.removed_position;
     DROP FUNCTION IF EXISTS socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, boolean, text),
@@ -114,7 +121,8 @@ BEGIN
         socketio_pg.consumer_failed, socketio_pg.consumer_drop,
         socketio_pg.channel, socketio_pg.probe, socketio_pg.probe_kinds, socketio_pg.decide,
         socketio_pg.live_table, socketio_pg.live_rows,
-        socketio_pg.recheck, socketio_pg.recheck_on_change,
+        socketio_pg.recheck, socketio_pg.recheck_on_change, socketio_pg.presence_count, socketio_pg.presence_beat,
+        socketio_pg.presence_write, socketio_pg.presence_sweep,
         socketio_pg.watch, socketio_pg.unwatch, socketio_pg.watch_changed, socketio_pg.watch_send,
         socketio_pg.watch_send_row, socketio_pg.watch_send_message, socketio_pg.watch_pick, socketio_pg.watch_key,
         socketio_pg.watch_json, socketio_pg.watch_failed, socketio_pg.watch_channel_problem,

@@ -193,6 +193,8 @@ class Keeping:
         if session is None:
             return None
         eio_sid, former = session.eio_sid, session.entries.get(channel)
+        if former is not None:
+            entry.presence = former.presence
         if former is not None and not entry.replaying:
             # It goes on where it is, with another filter.
             entry.number, entry.after, entry.replaying = former.number, former.after, former.replaying
@@ -226,6 +228,15 @@ class Keeping:
         session = self._sessions.get(sid)
         if session is not None and channel in session.entries:
             session.entries[channel].after = position
+
+    def set_presence(self, sid: str, channel: str, recorded: dict[str, Any] | None) -> None:
+        """Store what a client is in a channel that it has subscribed to."""
+        session = self._sessions.get(sid)
+        entry = None if session is None else session.entries.get(channel)
+        # One whose connection is lost has the same when it returns.
+        if session is not None and entry is not None and session.eio_sid is not None and entry.presence != recorded:
+            entry.presence = recorded
+            self._store(session)
 
     def left(self, sid: str, channel: str) -> None:
         """Note that a subscription has ended."""

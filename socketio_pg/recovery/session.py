@@ -44,6 +44,8 @@ class Entry:
     filter: Any = None
     strings: bool = False
     replaying: bool | Literal["snapshot"] = False
+    #: What the client is in the channel: gateway/presence_rooms.
+    presence: dict[str, Any] | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -67,13 +69,15 @@ class Session:
         for channel, one in self.entries.items():
             missed = channel in self.notified or channel in notified
             entries[channel] = [one.number, one.after, one.filter, one.strings, one.replaying, missed]
+            if one.presence is not None:  # nodes of an older version cannot read it
+                entries[channel].append(one.presence)
         return json.dumps(entries, separators=(",", ":"))
 
     def load(self, text: str) -> None:
         """Set the subscriptions to those of :meth:`to_text`."""
         self.entries, self.notified = {}, set()
-        for channel, (number, after, filter, strings, replaying, notified) in json.loads(text).items():
-            self.entries[channel] = Entry(number, after, filter, strings, replaying)
+        for channel, (number, after, filter, strings, replaying, notified, *further) in json.loads(text).items():
+            self.entries[channel] = Entry(number, after, filter, strings, replaying, *further)
             if notified:
                 self.notified.add(channel)
         self.numbers = max((entry.number for entry in self.entries.values()), default=0)

@@ -20,7 +20,8 @@ from socketio_pg.websocket import SocketServer
 PROMISED = {
     "subscribe", "subscribed", "unsubscribe", "unsubscribed", "publish", "published",
     "authenticate", "authenticated", "token_expiring", "server_hello", "event", "gap", "error", "health",
-    "live", "snapshot",
+    "live", "snapshot", "presence_get", "presence_update", "presence_leave", "presence", "presence_state",
+    "presence_ended",
 }  # fmt: skip
 #: Events of `SocketServer(test=True)` only; the docs may have them.
 OF_TESTS = {"test_pub"}

@@ -7,7 +7,7 @@ import pytest
 
 from socketio_pg.access.permissions import Permissions
 from socketio_pg.access.policies import Policies
-from socketio_pg.access.questions import Question
+from socketio_pg.access.questions import Action, Question
 from socketio_pg.access.rechecks import Rechecks
 from socketio_pg.access.sessions import Sessions
 from socketio_pg.access.tokens import Claims
@@ -46,8 +46,11 @@ class World:
         self.permissions = Permissions(settings, "required", self.answers)
         self.hub, self.sessions = Hub(), Sessions(0, lambda session: None, lambda session: None)
         self.revoked: list[tuple[str, str]] = []
+        #: Further actions for which clients are there, by client and channel.
+        self.actions: dict[tuple[str, str], list[Action]] = {}
+        self.ended: list[tuple[str, str, str]] = []
         self.changed = green.Event()
-        self.rechecks = Rechecks(self.sessions, self.hub, self.permissions, self._revoke, interval)
+        self.rechecks = Rechecks(self.sessions, self.hub, self.permissions, self._actions, self._revoke, interval)
         self.rechecks.min_pause = 0.0
         self.rechecks.retry = 0.01
         for sid in "ab":
@@ -56,9 +59,15 @@ class World:
             for channel in "xy":
                 self.hub.subscribe(sid, channel)
 
-    def _revoke(self, sid: str, channel: str) -> None:
-        self.revoked.append((sid, channel))
-        self.hub.unsubscribe(sid, channel)
+    def _actions(self, sid: str, channel: str) -> list[Action]:
+        return self.actions.get((sid, channel), [])
+
+    def _revoke(self, sid: str, channel: str, action: Action) -> None:
+        if action == "subscribe":
+            self.revoked.append((sid, channel))
+            self.hub.unsubscribe(sid, channel)
+        else:
+            self.ended.append((sid, channel, action))
         self.changed.send()
 
     def wait_for(self, condition: Callable[[], bool]) -> None:

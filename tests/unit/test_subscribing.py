@@ -41,11 +41,13 @@ class World:
         )
         names = ("joined", "left", "put", "began")
         keeping: Any = SimpleNamespace(**dict.fromkeys(names, lambda *_: None))
+        presence: Any = SimpleNamespace(prepare=lambda *_: None)
         permissions: Any = SimpleNamespace(mark=lambda: 0, is_overtaken=lambda channel, mark: False)
         manager = SimpleNamespace(eio_sid_from_sid=lambda sid, namespace: "its connection")
         server: Any = SimpleNamespace(is_client_id=lambda name: False, manager=manager)
         self.subscribing = Subscribing(
-            server, pubsub, self.hub, self, delivery, keeping, permissions, ClientLimits(Settings()), self._require,  # type: ignore[arg-type]
+            server, pubsub, self.hub, self, delivery, keeping, permissions, ClientLimits(Settings()), presence,  # type: ignore[arg-type]
+            self._require,
         )  # fmt: skip
 
     def find_start(self, channel: str, start: Any) -> tuple[int | None, dict[str, Any]]:

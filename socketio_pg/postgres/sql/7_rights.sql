@@ -38,13 +38,14 @@ BEGIN
                 c.relacl, before IS NULL OR (before < 4
                     AND c.relname ~ '^(lease|busy_until|cluster_key|newest_|removed_position|watch_failure)')
                 OR (before < 6 AND c.relname ~ '^(published|consumers?|session(_owner)?)$')
+                OR (before < 7 AND c.relname ~ '^presence(_process|_member|_channel)?$')
             FROM pg_class AS c WHERE c.relnamespace = 'socketio_pg'::regnamespace AND c.relkind IN ('r', 'v', 'S')
             UNION ALL
             SELECT 'FUNCTION', p.oid, p.oid::regprocedure::text, p.proowner, p.proacl,
                 before IS NULL OR (before < 6 AND (p.proname ~ '^(claim|publish_as|consume.*|snapshot|live_.*)$'
                     OR (p.proname = 'publish' AND p.pronargs > 2)))
                 OR (before < 7 AND (p.proname ~ '^(probe_kinds|publish_with_meta|add_with_meta|chosen_meta|consume)$'
-                    OR (p.proname IN ('publish', 'publish_as') AND p.pronargs = 6)))
+                    OR p.proname ~ '^presence_' OR (p.proname IN ('publish', 'publish_as') AND p.pronargs = 6)))
             FROM pg_proc AS p WHERE p.pronamespace = 'socketio_pg'::regnamespace
         )
         SELECT o.kind, o.name, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS role,
@@ -72,6 +73,13 @@ BEGIN
         LOOP
             EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.probe_kinds(text[], text[]),
                 socketio_pg.publish_with_meta(text, text, boolean, text, jsonb, text) TO %s', found.role);
+            EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.presence_process, socketio_pg.presence_member,
+                socketio_pg.presence_channel TO %s', found.role);
+            EXECUTE format('GRANT SELECT ON socketio_pg.presence TO %s', found.role);
+            EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.presence_count(text[], integer[], text),
+                socketio_pg.presence_beat(uuid, text, double precision), socketio_pg.presence_sweep(text),
+                socketio_pg.presence_write(uuid, text[], text[], text[], text[], text[], bigint[], text[], text[], text)
+                TO %s', found.role);
             CONTINUE WHEN before = 6;
             EXECUTE format('GRANT SELECT, UPDATE, DELETE ON socketio_pg.published TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.consumers TO %s', found.role);
