@@ -69,7 +69,7 @@ def follow_orders(page: Page) -> None:
 
 
 def move_people(page: Page) -> None:
-    """Show the map with a filter that leaves out the east of the river."""
+    """Show the map with a filter that leaves out the east of the river, and the cursors of two other visitors."""
     run_setup(page)
     for number in range(3):
         page.click("#change")
@@ -77,6 +77,44 @@ def move_people(page: Page) -> None:
     page.select_option("#area", "west")
     expect(page.locator('.people > g[data-followed="false"]').first).to_be_visible()
     page.mouse.move(0, 0)
+    for name, x, y in (("Grace", 0.36, 0.3), ("Edsger", 0.66, 0.62)):
+        other = visit(page, name)
+        box = other.locator("#cursors").bounding_box()
+        assert box is not None
+        other.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * y)
+    expect(page.locator(".cursor")).to_have_count(2)
+    page.evaluate("new Promise((resolve) => setTimeout(resolve, 500))")  # until they have arrived
+
+
+def chat(page: Page) -> None:
+    """Show a room with three people, two of whom are typing."""
+    page.fill("#name", "Ada")
+    page.press("#name", "Tab")
+    others = [visit(page, name) for name in ("Grace", "Edsger")]
+    for other, text in zip(others, ("Then the old one can be closed.", "Tomorrow?"), strict=True):
+        other.fill("#text", text)
+        other.press("#text", "Enter")
+        expect(other.locator("#text")).to_have_value("")
+    for other in others:
+        other.type("#text", "I")
+    expect(page.locator("#here > li")).to_have_count(3)
+    expect(page.locator("#typing")).to_contain_text("are typing")
+
+
+def visit(page: Page, name: str) -> Page:
+    """Open the same page as another visitor."""
+    assert page.context.browser is not None
+    other = page.context.browser.new_page(viewport=page.viewport_size)
+    other.goto(page.url)
+    expect(other.locator("#status")).to_have_attribute("data-state", "connected")
+    other.fill("#name", name)
+    other.press("#name", "Tab")
+    return other
+
+
+def previews(page: Page) -> None:
+    """Show the list of demos."""
+    expect(page.locator(".cards[data-ready]")).to_be_visible()
 
 
 def run_setup(page: Page) -> None:
@@ -88,9 +126,11 @@ def run_setup(page: Page) -> None:
 
 #: Screenshot → its page, and the function that prepares the page.
 PICTURES: dict[str, tuple[str, Callable[[Page], None]]] = {
-    "playground": ("/static/test.html", fill),
+    "playground": ("/static/test.html?channels=", fill),
     "orders": ("/demo/orders.html", follow_orders),
     "map": ("/demo/map.html", move_people),
+    "chat": ("/demo/chat.html", chat),
+    "demos": ("/demo/", previews),
 }
 
 
