@@ -6,10 +6,12 @@ Connections go through a proxy, which cuts them and refuses new ones as long as 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jwt
 import pytest
 
+from tests.support.patience import until
 from tests.support.people_clients import PEOPLE, Person
 from tests.support.postgres import Cluster
 from tests.support.replay_clients import ProxiedLog, Refused, Tokens, numbers
@@ -158,3 +160,57 @@ def test_each_subscription_that_matches_gets_a_message_once(
         late.subscribe("wrong", f"{channel}:*")
     with pytest.raises(Refused, match="invalid_channel"):
         late.subscribe_pattern("wrong", channel)
+
+
+def states(person: Person, name: str) -> dict[str, Any]:
+    return {key: [meta["state"] for meta in one["metas"]] for key, one in person.members(name).items()}
+
+
+def test_people_join_change_and_leave(log: ProxiedLog, person: Callable[..., Person], channel: str) -> None:
+    eve, ann, tab = person("eve"), person("ann"), person("ann")
+    for one in (eve, ann, tab):
+        one.watch("room", channel)
+    assert eve.members("room") == {}
+    ann.call_presence("room", "join", {"name": "Ann"})
+    assert eve.change("room") == ("join", "ann")
+    assert (ann.own_key("room"), eve.own_key("room")) == ("ann", None)
+    tab.call_presence("room", "join", {"tab": 2})
+    assert eve.change("room") == ("update", "ann")
+    assert states(eve, "room") == {"ann": [{"name": "Ann"}, {"tab": 2}]}
+    assert eve.count("room") == 1
+    tab.call_presence("room", "leave")
+    assert eve.change("room") == ("update", "ann")
+    ann.call_presence("room", "update", {"name": "Ann", "away": True})
+    assert eve.change("room") == ("update", "ann")
+    with pytest.raises(Refused, match="payload_too_large"):
+        ann.call_presence("room", "update", "x" * 2_000)
+    # Keys of anonymous clients are their own choice.
+    ben = person()
+    ben.watch("room", channel)
+    ben.call_presence("room", "join", {"__proto__": 1}, key="__proto__")
+    assert eve.change("room") == ("join", "anonymous:__proto__")
+    everyone = {"ann": [{"name": "Ann", "away": True}], "anonymous:__proto__": [{"__proto__": 1}]}
+    assert states(eve, "room") == everyone
+
+    # All are cut off, and come back: nobody has left or joined.
+    log.proxy.refuse()
+    for one in (eve, ann, tab, ben):
+        one.wait_disconnected()
+    log.proxy.restore()
+    until(lambda: ben.own_key("room") and states(eve, "room") == everyone, "all are back")
+    ann.call_presence("room", "update", {"name": "Ann"})
+    until(lambda: states(eve, "room")["ann"] == [{"name": "Ann"}], "the update has arrived")
+
+    # Joined by subscribe(), which also has the messages; close() leaves.
+    ben.subscribe("messages", channel)
+    log.publish(channel, 1, 1)
+    assert numbers(ben, "messages", 1) == [1]
+    ben.call_presence("room", "close")
+    while (change := eve.change("room")) != ("leave", "anonymous:__proto__"):
+        assert change[0] == "update", "a connection that has returned has another ref"
+    log.publish(channel, 2, 2)
+    assert numbers(ben, "messages", 1) == [2]
+    ann.call_presence("room", "close")
+    assert eve.change("room") == ("leave", "ann")
+    assert eve.changes("room") == []
+    assert (eve.members("room"), eve.count("room")) == ({}, 0)
