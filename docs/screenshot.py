@@ -112,11 +112,6 @@ def visit(page: Page, name: str) -> Page:
     return other
 
 
-def previews(page: Page) -> None:
-    """Show the list of demos."""
-    expect(page.locator(".cards[data-ready]")).to_be_visible()
-
-
 def run_setup(page: Page) -> None:
     expect(page.locator("#setup:not([hidden]), #change:enabled").first).to_be_visible()
     if page.locator("#setup").is_visible():
@@ -130,7 +125,6 @@ PICTURES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "orders": ("/demo/orders.html", follow_orders),
     "map": ("/demo/map.html", move_people),
     "chat": ("/demo/chat.html", chat),
-    "demos": ("/demo/", previews),
 }
 
 

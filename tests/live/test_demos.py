@@ -192,6 +192,28 @@ def test_chat_demo_keeps_its_history(log: Log, chromium: Browser) -> None:
             expect(late.page.locator("#code")).to_contain_text("subscriptions.subscribe(")
 
 
+def test_chat_demo_shows_who_is_here_and_who_is_typing(log: Log, chromium: Browser) -> None:
+    with Visitor(chromium, log.server.url, "chat") as ada, Visitor(chromium, log.server.url, "chat") as grace:
+        here, typing = grace.page.locator("#here > li"), grace.page.locator("#typing")
+        for visitor, name in ((ada, "<b>Ada</b>"), (grace, "Grace")):
+            visitor.page.fill("#name", name)
+            visitor.page.press("#name", "Tab")
+        expect(here.filter(has_text="<b>Ada</b>")).to_have_text("<b>Ada</b>")
+        expect(here.filter(has_text="Grace")).to_have_text("Graceyou")
+        ada.page.locator("#text").press_sequentially("Hi")
+        expect(typing).to_have_text("<b>Ada</b> is typing…")
+        expect(ada.page.locator("#typing")).to_be_empty()
+        ada.page.press("#text", "Enter")
+        expect(typing).to_be_empty()
+        second = ada.page.context.new_page()
+        second.goto(ada.page.url)
+        expect(here.filter(has_text="Ada")).to_have_text("<b>Ada</b>in 2 windows")
+        second.goto("about:blank")
+        expect(here.filter(has_text="Ada")).to_have_text("<b>Ada</b>")
+        ada.page.goto("about:blank")
+        expect(here).to_have_text(["Graceyou"])
+
+
 def test_demo_without_the_log_explains_the_setup(newest_pg: Cluster, chromium: Browser) -> None:
     log = Log(newest_pg, "live_demos_without_log", DEBUG="1")
     try:
