@@ -4,24 +4,15 @@ Connections go through a proxy, which cuts them and refuses new ones as long as 
 """
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jwt
 import pytest
 
 from tests.support.patience import until
-from tests.support.people_clients import PEOPLE, Person
+from tests.support.people_clients import PEOPLE, SECRET, Person, tokens
 from tests.support.postgres import Cluster
-from tests.support.replay_clients import ProxiedLog, Refused, Tokens, numbers
-
-SECRET = "a secret of the tests, 32 bytes and more"
-
-
-def tokens(sub: str) -> Tokens:
-    token = jwt.encode({"sub": sub, "exp": int(time.time()) + 3600}, SECRET, algorithm="HS256")
-    return {"connecting": [token], "renewing": [token]}
+from tests.support.replay_clients import ProxiedLog, Refused, numbers
 
 
 @pytest.fixture(scope="module")

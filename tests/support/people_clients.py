@@ -3,14 +3,25 @@
 import asyncio
 import functools
 import threading
+import time
 from typing import Any, Protocol
+
+import jwt
 
 from socketio_pg.aio.presence import AsyncPresence
 from socketio_pg.core.errors import SocketIOPGError
 from socketio_pg.subscriber.deliveries import Delivery
 from socketio_pg.subscriber.presence import Presence
 from tests.support.patience import PATIENCE
-from tests.support.replay_clients import Asyncio, Client, JavaScript, Python, Refused
+from tests.support.replay_clients import Asyncio, Client, JavaScript, Python, Refused, Tokens
+
+SECRET = "a secret of the tests, 32 bytes and more"
+
+
+def tokens(sub: str) -> Tokens:
+    """Return a token of a person, with which all clients of this person connect."""
+    token = jwt.encode({"sub": sub, "exp": int(time.time()) + 3600}, SECRET, algorithm="HS256")
+    return {"connecting": [token], "renewing": [token]}
 
 
 class Person(Client, Protocol):

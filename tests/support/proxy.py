@@ -56,6 +56,11 @@ class Proxy:
         if was_swallowing:
             self.cut()
 
+    def forward_to(self, target: str) -> None:
+        """Forward new connections to another Unix socket, and cut the others."""
+        self._target = target
+        self.cut()
+
     def close(self) -> None:
         self._closing = True
         self._wake_writer.send(b"x")
