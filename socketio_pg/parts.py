@@ -11,6 +11,7 @@ from socketio_pg.access.tickets import Tickets
 from socketio_pg.cluster.select import Cluster
 from socketio_pg.core import config, green
 from socketio_pg.core.problems import Problem
+from socketio_pg.core.rules import Rule, Rules
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.engine.router import Router
@@ -79,8 +80,12 @@ class Parts:
             publisher=cluster.create_publisher,
             keys=cluster.create_keys,
             share_history=workers is not None,
-            durable_channels=settings.durable_channels,
             max_payload=settings.max_payload,
+            rules=Rules(
+                Rule(max_age=settings.log_retention, max_bytes=settings.max_payload),
+                settings.durable_channels,
+                settings.channel_rules,
+            ),
             cluster_key=settings.cluster_key,
             sealing=self.sealing,
             schema_owner=settings.schema_owner,
@@ -91,7 +96,7 @@ class Parts:
             self._node_health = view = NodeHealth(workers.node, workers.peers, self.health, lambda: len(hub))
         self.relay = Relay(
             database,
-            settings.log_retention,
+            self.pubsub.rules,
             settings.log_max_messages,
             lambda: (log.position, len(hub) if view is None else view.clients),
             self.sealing.seal,

@@ -14,6 +14,8 @@ LOG_CHANNEL = "socketio_pg"
 BELL_CHANNEL = "socketio_pg_bell"
 #: `socketio_pg.recheck()` announces changed permissions here, in the log: of the channel in the payload, or of all.
 PERMISSIONS_CHANNEL = "socketio_pg_permissions"
+#: The database announces changes of the rules for channels here, in the log.
+RULES_CHANNEL = "socketio_pg_rules"
 #: Nodes and other programs exchange messages of Flask-SocketIO's own API here, with MESSAGE_QUEUE=postgres.
 QUEUE_CHANNEL = "socketio_pg_queue"
 #: Nodes tell each other here which of them takes a client's session over: docs/recovery.md.

@@ -57,8 +57,9 @@ gaps = _counter(
     ("database_connection_lost", "trimmed", "epoch_changed"),
 )  # fmt: skip
 replays = _counter(
-    "replays", "Replays started: for since, for history, or because a client fell behind (lagging).", "cause",
-    ("since", "history", "lagging"),
+    "replays", "Replays started: for since, history, a retained message, or because a client fell behind (lagging).",
+    "cause",
+    ("since", "history", "retained", "lagging"),
 )  # fmt: skip
 pattern_channels = _counter(
     "pattern_channels",
@@ -69,8 +70,18 @@ pattern_channels = _counter(
 replayed_messages = _counter("replayed_messages", "Messages sent to clients in replays.")
 unrecovered = _counter(
     "unrecovered", "Subscriptions that the log could not bring up to date.", "reason",
-    ("trimmed", "epoch_changed", "position_unknown", "not_installed", "snapshot_unknown", "permission_unknown"),
+    (
+        "trimmed", "epoch_changed", "position_unknown", "not_installed", "history_off", "snapshot_unknown",
+        "permission_unknown",
+    ),
 )  # fmt: skip
+
+rule_trimmed_messages = _counter(
+    "rule_trimmed_messages", "Messages that this node's relay has removed from the log because of a rule for channels."
+)
+conflated_messages = _counter(
+    "conflated_messages", "Messages that rooms did not get because a newer one of the same key has replaced them."
+)
 
 #: Reasons: docs/recovery.md.
 RECOVERIES = (

@@ -9,11 +9,12 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from socketio_pg.core.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX, match_pattern, validate_channel
 from socketio_pg.core.errors import InvalidChannelError
+from socketio_pg.core.patterns import covers, is_pattern, overlap
 
 #: The limits of the columns; sql/1_rules.sql has them too.
 MAX_AGE_SECONDS = 315_576_000  # ten years
@@ -21,6 +22,8 @@ MAX_MESSAGES = 100_000
 MAX_BYTES = 1_000_000_000
 MAX_PER_SECOND = 1_000_000
 MAX_KEY_CHARACTERS = 256
+#: The maximum number of rules of the table.
+MAX_RULES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +151,16 @@ class Rules:
         self._watchers: list[Callable[[], None]] = []
         #: Counts the changes.
         self.version = 0
+        #: Whether the rules of the table are known, or known to be none.
+        self.known = False
         self._order()
 
     def replace(self, table: Mapping[str, Rule]) -> bool:
         """Set the rules of the table. Return whether they have changed; then the watchers are called."""
+        known, self.known = self.known, True
         if table == self._table:
+            if not known:
+                self.version += 1
             return False
         self._table = dict(table)
         self._order()
@@ -165,12 +173,19 @@ class Rules:
         self._watchers.append(watcher)
 
     def of(self, channel: str) -> Rule:
-        """Return what counts for a channel: each column of the most specific rule that sets it, then the defaults."""
+        """Return what counts for a channel: each column of the most specific rule that sets it, then the defaults.
+
+        For a subscription to a pattern: whether all channels that it may match have a history.
+        """
         found = self._cache.get(channel)
         if found is None:
             if len(self._cache) >= self.max_cached:
                 self._cache.clear()
-            found = self._cache[channel] = Rule(**{name: value for name, (value, _) in self._resolve(channel).items()})
+            if is_pattern(channel):
+                found = replace(DEFAULTS, history=self._all_have_history(channel))
+            else:
+                found = Rule(**{name: value for name, (value, _) in self._resolve(channel).items()})
+            self._cache[channel] = found
         return found
 
     def explain(self, channel: str) -> dict[str, tuple[Any, Origin]]:
@@ -198,6 +213,19 @@ class Rules:
         """Seconds for which the log keeps messages of channels without a rule of their own."""
         age: float | None = self._column("max_age", "", [one for one in self._ordered if one.pattern == "*"])[0]
         return age
+
+    @property
+    def greatest_max_age(self) -> float:
+        """Seconds after which no rule keeps a message any more, unless it is retained."""
+        return max((one.rule.max_age or 0.0 for one in self._ordered), default=0.0) or self._settings.max_age or 0.0
+
+    def _all_have_history(self, pattern: str) -> bool:
+        for one in self._ordered:
+            if one.rule.history is False and overlap(one.pattern, pattern):
+                return False
+            if one.rule.history and covers(one.pattern, pattern):
+                break  # less specific rules do not count
+        return True
 
     def _order(self) -> None:
         self._cache.clear()

@@ -77,8 +77,11 @@ class Delivery:
         self._send_buffer_bytes = send_buffer_bytes
         #: At most half of this waits when a page is sent: a replay alone does not make its client lag.
         self._page_bytes = send_buffer_bytes // 8
+        #: The positions of retained messages that are to be sent, by client and channel.
+        self._retained: dict[str, dict[str, int]] = {}
+        packets = ReplayPackets(manager)
         self._tools = ReplayTools(
-            manager, hub, pubsub.matching, ReplayPackets(manager), rights, self._charge, self._page_bytes
+            manager, hub, pubsub.matching, packets, rights, self._charge, self._page_bytes, self._retained
         )
         self.replays = Replays(manager, self._page_bytes, self._end_failed)
         #: The replays of clients that can recover their session, or have patterns.
@@ -111,13 +114,18 @@ class Delivery:
         """Return whether a subscription is in its room, and gets messages."""
         return self.room_of(sid, channel) in self._manager.get_rooms(sid, "/")
 
-    def hold(self, sid: str, channel: str, after: int, start: Start) -> Callable[[], None]:
+    def hold(self, sid: str, channel: str, after: int, start: Start, retained: int | None = None) -> Callable[[], None]:
         """Hold live messages of the log back from a subscription, for a replay of what follows the position ``after``.
 
-        It is that of ``start``; without one the client has not requested the replay. Returns the function that replays;
-        it waits.
+        It is that of ``start``; without one the client has not requested the replay. ``retained`` is the position of a
+        retained message, with which the replay begins. Returns the function that replays; it waits.
         """
-        metrics.replays.labels("lagging" if start is None else "since" if wants_all(start) else "history").inc()
+        if retained is not None:
+            self._retained.setdefault(sid, {})[channel] = retained
+            cause = "retained"
+        else:
+            cause = "lagging" if start is None else "since" if wants_all(start) else "history"
+        metrics.replays.labels(cause).inc()
         catching_up = self.catching_up(sid)
         if catching_up is not None:
             catching_up.hold(channel, after, start)
@@ -198,6 +206,7 @@ class Delivery:
         """Forget a client that has left."""
         self._catching_up.pop(sid, None)
         self._rights.drop(sid)
+        self._retained.pop(sid, None)
 
     def tell_live(self, sid: str, channel: str, place: dict[str, Any]) -> None:
         """Report to a client that live messages follow a place, its ``epoch`` and ``position``, without a replay.
@@ -215,6 +224,7 @@ class Delivery:
         room = self.room_of(sid, channel)
         self._presence.end(sid, channel)
         self.replays.discard(sid, channel)
+        self._retained.get(sid, {}).pop(channel, None)
         if sid in self._catching_up:
             self._catching_up[sid].discard(channel)
         self._pubsub.leave(sid, channel)
@@ -407,6 +417,14 @@ class Delivery:
         for channel in self._hub.channels():
             body = named(channel) | {"reason": reason, "epoch": self._log.epoch, "position": self._log.position}
             self._manager.emit("gap", body, "/", to=self._all_rooms(channel), ignore_queue=True)
+
+    def receive_trims(self, trims: Mapping[str, int]) -> None:
+        """Report messages that rules have removed before they were delivered, to the subscribers of their channels."""
+        metrics.gaps.labels("trimmed").inc()
+        for channel, upto in trims.items():
+            if self._hub.has_channel(channel):
+                body = {"channel": channel, "reason": "trimmed", "epoch": self._log.epoch, "position": upto}
+                self._manager.emit("gap", body, "/", to=self._all_rooms(channel), ignore_queue=True)
 
 
 def _log_traces(messages: Sequence[EncodedMessage]) -> None:

@@ -62,6 +62,7 @@ class Handlers:
         self._senders = access.senders
         self._rechecks = access.rechecks
         self._admission = admission
+        self._limits = limits
         self._keeping = keeping
         self._tables = tables
         self._ephemeral = ephemeral
@@ -123,6 +124,7 @@ class Handlers:
         if one.exclude is not None:
             raise InvalidRequestError("exclude is for publishers without a connection: send echo: false")
         claims = self._require("publish", sid, one.channel)
+        self._limits.check_publication(sid, one.channel, self._pubsub.rule_of(one.channel).rate)
         sender = self._senders.json_of(claims)
         published = self._pubsub.publish_one(replace(one, exclude=None if echo else sid, sender=sender), wait=wait)
         return Answer("published", published.to_wire())

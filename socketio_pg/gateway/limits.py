@@ -13,6 +13,8 @@ from socketio_pg.workers.local_counts import ATTEMPTS, FAILURES, Counts, Exceede
 
 #: The size of a bucket, in seconds of its rate.
 BURST_SECONDS = 5.0
+#: The size of a bucket of a rule for a channel, in seconds of its rate; and the maximum number of them for one client.
+RULE_BURST_SECONDS, MAX_RATED_CHANNELS = 2.0, 100
 #: Maximum conditions, and characters in normal form, of all filters of one client together. They bound the memory.
 MAX_CLIENT_CONDITIONS, MAX_CLIENT_FILTERS = 4_000, 262_144
 #: The size of the bucket for the cost of filters, in seconds; and the seconds without new filters after it was empty.
@@ -57,6 +59,11 @@ class Bucket:
         missing = min(amount, self._burst) - self._left
         return max(0.0, missing / self._rate - (time.monotonic() - self._at))
 
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self._rate
+
     def is_full(self) -> bool:
         """Return whether the bucket is full."""
         return self._left + (time.monotonic() - self._at) * self._rate >= self._burst
@@ -65,7 +72,9 @@ class Bucket:
 class _Client:
     """The buckets of one client."""
 
-    __slots__ = ("bytes", "ephemeral", "ephemeral_refused", "events", "filters", "filters_from", "presence", "refused")
+    __slots__ = (
+        "bytes", "channels", "ephemeral", "ephemeral_refused", "events", "filters", "filters_from", "presence", "refused",
+    )  # fmt: skip
 
     def __init__(self, settings: Settings) -> None:
         events = settings.max_events_per_second
@@ -78,6 +87,8 @@ class _Client:
         self.filters = Bucket(steps, steps * FILTER_BURST_SECONDS)
         #: The time (monotonic) from which it may have new filters.
         self.filters_from = 0.0
+        #: Publications by channel, where a rule limits them; the least recent channel first.
+        self.channels: dict[str, Bucket] = {}
         #: Refused events: a client that continues regardless is disconnected.
         self.refused = Bucket(events or 100, (events or 100) * BURST_SECONDS)
         #: The same for ephemeral messages; None for a client that has sent none.
@@ -150,6 +161,33 @@ class ClientLimits:
     def check_channels_together(self, sid: str, channels: int) -> None:
         """Count a request for that many channels, which was counted as one event. Raises :class:`RateLimitedError`."""
         self.check_together(sid, channels / CHANNELS_PER_EVENT)
+
+    def check_publication(self, sid: str, channel: str, rate: float | None) -> None:
+        """Count a publication to a channel into which a client may publish ``rate`` messages a second, by its rule.
+
+        Raises :class:`RateLimitedError`.
+        """
+        if rate is None:
+            return
+        channels = self._client(sid).channels
+        bucket = channels.pop(channel, None)
+        if bucket is None or bucket.rate != rate:
+            bucket = Bucket(rate, max(1.0, rate * RULE_BURST_SECONDS))
+        channels[channel] = bucket
+        if len(channels) > MAX_RATED_CHANNELS:
+            self._forget_channel(channels)
+        if not bucket.take():
+            error = RateLimitedError(
+                f"too many messages: {rate:g} a second are allowed in this channel", channel=channel
+            )
+            error.retry_after = bucket.seconds_until()
+            raise error
+
+    @staticmethod
+    def _forget_channel(channels: dict[str, Bucket]) -> None:
+        """Forget a channel in which the client has not published for long; without one the least recent."""
+        full = next((name for name, bucket in channels.items() if bucket.is_full()), None)
+        del channels[next(iter(channels)) if full is None else full]
 
     def check_subscriptions(self, subscribed: int) -> None:
         """Raise :class:`TooManySubscriptionsError` when a client with ``subscribed`` channels may have no more."""

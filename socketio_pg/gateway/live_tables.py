@@ -389,6 +389,12 @@ class LiveTables(Receiver):
         for feed in self._feeds.values():
             feed.lose(reason)
 
+    def receive_trims(self, trims: Mapping[str, int]) -> None:
+        """Let the feeds of these channels find that messages are missing."""
+        for feed in self._feeds.values():
+            if feed.table.channel in trims:
+                feed.lose("trimmed")
+
     def deliver(self, feed: Feed, events: Mapping[View, Sequence[Event]], before: int) -> None:
         found: list[tuple[Sequence[str], dict[str, Any]]] = []
         for view, of_view in events.items():

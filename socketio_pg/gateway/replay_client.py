@@ -29,7 +29,8 @@ DECIDE_SECONDS, UNDECIDED_SECONDS = 10.0, 10.0
 class ReplayTools:
     """The parts of a server that replays to clients need.
 
-    ``charge(sid, channel, filter, steps)`` counts what a filter has cost.
+    ``charge(sid, channel, filter, steps)`` counts what a filter has cost. ``retained`` has the positions of retained
+    messages that are to be sent, by client and channel.
     """
 
     manager: Manager
@@ -39,6 +40,7 @@ class ReplayTools:
     rights: ChannelRights
     charge: Callable[[str, str, Filter, int], None]
     page_bytes: int
+    retained: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +103,14 @@ class ReplayClient:
         if self.wants_strings:
             self.strings.update(self.tools.matching.written_with_strings(messages))
 
-    def _with_strings(self, message: EncodedMessage, names: Sequence[str]) -> EncodedPacket:
-        # Not there if the client has asked for strings in the meantime.
-        text = self.strings.get(message.position)
-        text = self.tools.matching.strings(message) if text is None else text
-        body = message.to_wire() | {"payload": orjson.Fragment(text), "replayed": True}
+    def _with(self, mark: str, message: EncodedMessage, names: Sequence[str]) -> EncodedPacket:
+        """Return the event with a ``mark``, which is ``replayed`` or ``retained``, in the client's form of numbers."""
+        body = message.to_wire() | {mark: True}
+        if self.wants_strings:
+            # Not there if the client has asked for strings in the meantime.
+            text = self.strings.get(message.position)
+            text = self.tools.matching.strings(message) if text is None else text
+            body["payload"] = orjson.Fragment(text)
         return self.tools.manager.encode_message("event", body | through(message.channel, names))
 
     def _matching_ones(self, filter: Filter, messages: Sequence[EncodedMessage]) -> list[EncodedMessage]:
@@ -124,8 +129,12 @@ class ReplayClient:
 
     def encode(self, message: EncodedMessage, names: Sequence[str]) -> EncodedPacket:
         """Return the event of a message that comes through the client's subscriptions ``names``, this one included."""
+        retained = self.tools.retained.get(self.sid)
+        if retained and retained.get(self.channel) == message.position:
+            del retained[self.channel]
+            return self._with("retained", message, names)
         if self.wants_strings:
-            return self._with_strings(message, names)
+            return self._with("replayed", message, names)
         return self.tools.packets.of(message, names)
 
     def gap(self, reason: str, epoch: str | None, position: int) -> None:

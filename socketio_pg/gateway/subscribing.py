@@ -19,7 +19,7 @@ from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.presence_requests import Prepared, PresenceRequests
 from socketio_pg.log.log import Log
-from socketio_pg.log.starts import Snapshot, Start, requested_start
+from socketio_pg.log.starts import Snapshot, Start, limited_start, requested_start
 from socketio_pg.protocol.answers import Answer, showable
 from socketio_pg.protocol.server import Server
 from socketio_pg.pubsub.filters import INVALID_STEPS, Filter, parse_filter
@@ -53,6 +53,8 @@ class Pending:
     new: bool
     strings: bool = False
     after: int | None = None
+    #: The position of the retained message with which it begins.
+    retained: int | None = None
     told: dict[str, Any] = field(default_factory=dict)
     epoch: str | None = None
     #: Whether the client's session has it, and the subscription that it replaces there.
@@ -134,7 +136,7 @@ class Subscribing:
             if self._permissions.is_overtaken(channel, mark):
                 # The first answer may predate a change of permissions. Later changes recheck this subscription.
                 self._require(sid, channel)
-            self._find_start(pending)
+            self._find_start(pending, stored)
             if not stored:
                 self._check_connection(sid, pending)
                 self._store(sid, pending)
@@ -153,9 +155,25 @@ class Subscribing:
         pending.former = self._keeping.joined(sid, pending.channel, entry)
         pending.stored = True
 
-    def _find_start(self, pending: Pending) -> None:
-        pending.after, pending.told = self._log.find_start(pending.channel, pending.start)
+    def _find_start(self, pending: Pending, stored: bool = False) -> None:
+        """``stored``: the client has had the subscription before, so no rule restricts its replay."""
+        channel, rule = pending.channel, self._pubsub.rule_of(pending.channel)
+        start, refused = (pending.start, None) if stored else limited_start(pending.start, rule)
+        pending.after, pending.told = self._log.find_start(channel, start)
+        if refused is not None:
+            metrics.unrecovered.labels(refused).inc()
+            pending.told = {"recovered": False, "reason": refused}
+        pending.retained = None
+        if rule.retained and pending.new and not stored and (pending.after is None or not start):
+            self._find_retained(pending)
         pending.epoch = self._log.epoch
+
+    def _find_retained(self, pending: Pending) -> None:
+        """Let the subscription begin with the newest message of the channel, unless it is cleared."""
+        newest = self._log.newest(pending.channel)
+        if newest is not None and newest.position is not None and newest.payload_json != "null":
+            pending.retained = newest.position
+            pending.after = newest.position - 1
 
     def _complete(self, sid: str, pending: Pending) -> tuple[dict[str, Any], Callable[[], None] | None]:
         """Begin to deliver. Return the fields of the answer, and the function that replays. Does not wait.
@@ -185,11 +203,15 @@ class Subscribing:
             body["filter"] = pending.requested_filter
         if pending.strings:
             body["numbers"] = "string"
+        max_rate = self._pubsub.rules.of(channel).max_rate
+        if max_rate is not None:
+            body["max_rate"] = max_rate
         place: dict[str, Any] = {}
         then: Callable[[], None] | None = None
         if self._log.epoch is not None:
             after = pending.after
-            then = self._delivery.hold(sid, channel, after, pending.start) if after is not None else None
+            if after is not None:
+                then = self._delivery.hold(sid, channel, after, pending.start, pending.retained)
             position = self._pubsub.holds.position_of(sid, channel, live)
             if after is None:
                 if not live:

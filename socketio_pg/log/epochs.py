@@ -48,13 +48,23 @@ FROM socketio_pg.head CROSS JOIN ({HEAD}) AS of_log (of_epoch, position, trimmed
     CROSS JOIN socketio_pg.newest_position CROSS JOIN socketio_pg.removed_position CROSS JOIN socketio_pg.newest_id
 """
 
+# Positions of the new epoch may begin again: the marks of trims, which are positions too, would be ahead of them.
 _SIGN = """
-UPDATE socketio_pg.head SET system_identifier = coalesce(%(system)s, system_identifier),
-    timeline = coalesce(%(timeline)s, timeline), log_oid = 'socketio_pg.log'::regclass,
-    epoch = CASE WHEN %(reason)s::text IS NULL THEN epoch ELSE gen_random_uuid() END,
-    began_at = CASE WHEN %(reason)s::text IS NULL THEN began_at ELSE now() END, reason = coalesce(%(reason)s, reason)
-WHERE term = %(term)s
-RETURNING epoch::text
+WITH signed AS (
+    UPDATE socketio_pg.head SET system_identifier = coalesce(%(system)s, system_identifier),
+        timeline = coalesce(%(timeline)s, timeline), log_oid = 'socketio_pg.log'::regclass,
+        epoch = CASE WHEN %(reason)s::text IS NULL THEN epoch ELSE gen_random_uuid() END,
+        began_at = CASE WHEN %(reason)s::text IS NULL THEN began_at ELSE now() END,
+        reason = coalesce(%(reason)s, reason)
+    WHERE term = %(term)s
+    RETURNING epoch::text, trimmed
+), forgotten AS (
+    DELETE FROM socketio_pg.channel_trim WHERE %(reason)s::text IS NOT NULL AND EXISTS (SELECT FROM signed)
+), lowered AS (
+    UPDATE socketio_pg.retention SET since = (SELECT trimmed FROM signed)
+    WHERE %(reason)s::text IS NOT NULL AND EXISTS (SELECT FROM signed)
+)
+SELECT epoch FROM signed
 """
 
 # Not in the transaction that changes the epoch or the log: a rollback does not undo it.

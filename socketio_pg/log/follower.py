@@ -7,7 +7,7 @@ Reads missing positions from the log before it delivers later ones.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from socketio_pg.core import green
 from socketio_pg.core.backoff import Backoff
@@ -15,9 +15,9 @@ from socketio_pg.core.channels import LOG_CHANNEL
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.core.sealing import Sealing
-from socketio_pg.log.history import History
+from socketio_pg.log.history import History, Read
 from socketio_pg.log.places import Places
-from socketio_pg.log.positions import Progress, decode_batch
+from socketio_pg.log.positions import Progress, decode_batch, explained
 from socketio_pg.log.recent import Page, Recent
 from socketio_pg.postgres.listener import ChannelListener
 
@@ -28,10 +28,12 @@ class Follower:
     """Delivers the log on this node.
 
     ``deliver`` gets batches of consecutive messages, and may yield to other green threads. ``on_gap(reason)`` is called
-    when messages of any channel are lost for this node's subscribers: ``trimmed`` or ``epoch_changed``. ``on_found()``
-    is called when the follower finds a log where there was none. ``sealing`` opens the relay's notifications.
-    ``prepare`` gets each batch while its messages do not count as delivered yet, and may yield too. ``cost(message)``
-    is the work that a message causes, in characters. ``history`` is closed with the follower.
+    when messages of any channel are lost for this node's subscribers: ``trimmed`` or ``epoch_changed``.
+    ``on_trims(trims)`` is called when rules have removed messages of some channels before they were delivered: channel
+    → the position up to which. ``on_found()`` is called when the follower finds a log where there was none. ``sealing``
+    opens the relay's notifications. ``prepare`` gets each batch while its messages do not count as delivered yet, and
+    may yield too. ``cost(message)`` is the work that a message causes, in characters. ``history`` is closed with the
+    follower.
     """
 
     #: Seconds before the first retry after a failed attempt to read the log; doubles up to the second value.
@@ -52,6 +54,7 @@ class Follower:
         deliver: Callable[[Sequence[EncodedMessage]], None],
         on_gap: Callable[[str], None],
         sealing: Sealing,
+        on_trims: Callable[[Mapping[str, int]], None] = lambda trims: None,
         on_found: Callable[[], None] = lambda: None,
         prepare: Callable[[Sequence[EncodedMessage]], None] = lambda messages: None,
         cost: Callable[[EncodedMessage], int] = lambda message: len(message.payload_json),
@@ -63,6 +66,7 @@ class Follower:
         self.places = Places(recent)
         self._deliver = deliver
         self._on_gap = on_gap
+        self._on_trims = on_trims
         self._sealing = sealing
         self._on_found = on_found
         self._prepare = prepare
@@ -269,9 +273,29 @@ class Follower:
                     self._notify_moved()
                     self._on_gap("trimmed")
                 before = progress.position
-                self._deliver_due(progress, read.page.messages)
+                page = read.page
+                holes = len(page.messages) < page.end - page.after
+                if holes and read.removed <= before and explained(page.messages, before, page.end, read.channels):
+                    self._deliver_left(progress, read)
+                    continue
+                self._deliver_due(progress, page.messages)
                 if progress.position == before and progress.behind:
-                    self._skip(progress, read.page, head.position)
+                    self._skip(progress, page, head.position)
+
+    def _deliver_left(self, progress: Progress, read: Read) -> None:
+        """Deliver a page of which rules have removed messages, after reporting which channels lack some."""
+        missing = {channel: upto for channel, upto in read.channels.items() if upto > progress.position}
+        # The messages in memory must be complete.
+        self._recent.reset(read.page.end)
+        if missing:
+            self._on_trims(missing)
+        left = progress.left(read.page.messages)
+        if left:
+            self._deliver_some(progress, left, remember=False)
+        progress.position = max(progress.position, read.page.end)
+        progress.expect(progress.position)
+        self._delivered = progress.position
+        self._notify_moved()
 
     def _skip(self, progress: Progress, page: Page, head: int) -> None:
         """Skip rows that are missing although they were not trimmed: they were deleted by hand. Logs an error."""
@@ -288,7 +312,9 @@ class Follower:
     # -- in either green thread, while it holds the lock ---------------------------------------------------------------
 
     def _deliver_due(self, progress: Progress, messages: Sequence[EncodedMessage]) -> None:
-        due = progress.due(messages)
+        self._deliver_some(progress, progress.due(messages))
+
+    def _deliver_some(self, progress: Progress, due: Sequence[EncodedMessage], *, remember: bool = True) -> None:
         start = 0
         while start < len(due):
             end, size = start, 0
@@ -301,7 +327,8 @@ class Follower:
             position = batch[-1].position
             assert position is not None
             progress.position = position
-            self._recent.append(batch)
+            if remember:
+                self._recent.append(batch)
             self.places.note(batch)
             self._notify_moved()
             self._deliver(batch)

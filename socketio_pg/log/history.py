@@ -14,6 +14,7 @@ from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import DatabaseUnavailableError, LogNotInstalledError, SocketIOPGError
 from socketio_pg.core.messages import EncodedMessage, Position, from_log
 from socketio_pg.core.patterns import is_pattern, to_like
+from socketio_pg.core.rules import COLUMNS, MAX_RULES
 from socketio_pg.log.pattern_pages import PatternPages
 from socketio_pg.log.positions import Head
 from socketio_pg.log.recent import Page, Recent
@@ -39,37 +40,57 @@ SELECT head.trimmed, position, channel, {_TIME}, payload::text, id, meta::text, 
 FROM socketio_pg.head LEFT JOIN LATERAL (
     SELECT *, sum(size) OVER (ORDER BY position) - size AS size_before FROM (
         SELECT position, channel, published_at, payload, id, meta, size
-        FROM socketio_pg.log WHERE position > %s AND position <= %s ORDER BY position LIMIT %s) AS found
-) AS page ON size_before < %s
+        FROM socketio_pg.log WHERE position > greatest(%(after)s, head.trimmed) AND position <= %(upto)s
+        ORDER BY position LIMIT %(messages)s) AS found
+) AS page ON size_before < %(bytes)s
 ORDER BY position
+"""
+
+# The channels of which rules have removed messages after a position, and up to which position. Read after the page, so
+# that none is missing.
+_CHANNEL_TRIMS = """
+SELECT channel, position, (SELECT last_value FROM socketio_pg.removed_position)
+FROM socketio_pg.channel_trim WHERE position > %s
+"""
+
+# How far the messages of the channel {channel} were removed: by rules, and together with those of other channels.
+_TRIMMED = """
+greatest((SELECT mark.position FROM socketio_pg.channel_trim AS mark WHERE mark.channel = {channel}),
+    CASE WHEN EXISTS (SELECT FROM socketio_pg.retention)
+        THEN socketio_pg.trimmed_together({channel}, head.trimmed) ELSE head.trimmed END)
 """
 
 # Compares pairs: with `channel = …` the planner may scan the primary key through the messages of all channels.
 _CHANNEL_PAGES = f"""
-SELECT head.trimmed, removed.last_value, ordinality, position, channel, {_TIME}, payload::text, id, meta::text, size
-FROM socketio_pg.head CROSS JOIN socketio_pg.removed_position AS removed LEFT JOIN (
-    SELECT ordinality, page.* FROM unnest(%s::text[], %s::bigint[], %s::bigint[])
-        WITH ORDINALITY AS wanted(channel, after, upto, ordinality)
-    CROSS JOIN LATERAL (
-        SELECT *, sum(size) OVER (ORDER BY position) - size AS size_before FROM (
-            SELECT position, channel, published_at, payload, id, meta, size
-            FROM socketio_pg.log WHERE (channel, position) > (wanted.channel, wanted.after)
-                AND (channel, position) <= (wanted.channel, wanted.upto)
-            ORDER BY channel, position LIMIT %s) AS found
-    ) AS page WHERE size_before < %s
-) AS pages ON true
+SELECT wanted.trimmed, removed.last_value, ordinality, position, channel, {_TIME}, payload::text, id, meta::text, size
+FROM (
+    SELECT one.*, {_TRIMMED.format(channel="one.channel")} AS trimmed
+    FROM socketio_pg.head CROSS JOIN unnest(%s::text[], %s::bigint[], %s::bigint[])
+        WITH ORDINALITY AS one(channel, after, upto, ordinality) OFFSET 0
+) AS wanted (wanted_channel, after, upto, ordinality, trimmed) CROSS JOIN socketio_pg.removed_position AS removed
+LEFT JOIN LATERAL (
+    SELECT *, sum(size) OVER (ORDER BY position) - size AS size_before FROM (
+        SELECT position, channel, published_at, payload, id, meta, size
+        FROM socketio_pg.log WHERE (channel, position) > (wanted_channel, greatest(wanted.after, wanted.trimmed))
+            AND (channel, position) <= (wanted_channel, wanted.upto)
+        ORDER BY channel, position LIMIT %s) AS found
+) AS page ON size_before < %s
 ORDER BY ordinality, position
 """
 
 # If the channel has fewer messages than requested, returns the position before the log's first message.
-_BEFORE_NEWEST = """
+_BEFORE_NEWEST = f"""
 SELECT ordinality, CASE WHEN count = wanted THEN oldest - 1 ELSE least(trimmed, upto) END
-FROM socketio_pg.head CROSS JOIN unnest(%s::text[], %s::int[], %s::bigint[])
-    WITH ORDINALITY AS request(channel, wanted, upto, ordinality)
+FROM (
+    SELECT one.*, {_TRIMMED.format(channel="one.channel")} AS trimmed
+    FROM socketio_pg.head CROSS JOIN unnest(%s::text[], %s::int[], %s::bigint[])
+        WITH ORDINALITY AS one(channel, wanted, upto, ordinality) OFFSET 0
+) AS request
 CROSS JOIN LATERAL (
     SELECT count(*), min(position) AS oldest FROM (
         SELECT position FROM socketio_pg.log
-        WHERE (channel, position) > (request.channel, 0) AND (channel, position) <= (request.channel, upto)
+        WHERE (channel, position) > (request.channel, request.trimmed)
+            AND (channel, position) <= (request.channel, upto)
         ORDER BY channel DESC, position DESC LIMIT wanted) AS newest
 ) AS found
 """
@@ -112,8 +133,16 @@ SELECT head.epoch::text, (SELECT yes FROM waiting),
         SELECT FROM pg_locks WHERE locktype = 'transactionid' AND transactionid = %(transaction)s::text::xid8::xid),
     (SELECT count(*) FROM found),
     (SELECT array_agg(position ORDER BY position) FROM found WHERE channel LIKE ANY (%(channels)s)),
-    (SELECT array_agg(id ORDER BY position) FROM found WHERE channel LIKE ANY (%(channels)s))
+    (SELECT array_agg(id ORDER BY position) FROM found WHERE channel LIKE ANY (%(channels)s)),
+    %(transaction)s::text IS NULL AND EXISTS (SELECT FROM socketio_pg.channel_trim WHERE position > %(position)s)
 FROM socketio_pg.head
+"""
+
+
+# More rules than anybody writes by hand: a mistake must not fill the memory of all servers.
+_RULES = f"""
+SELECT pattern, {", ".join(f"extract(epoch FROM {name})::float" if name == "max_age" else name for name in COLUMNS)}
+FROM socketio_pg.rule ORDER BY pattern LIMIT {MAX_RULES}
 """
 
 
@@ -148,12 +177,16 @@ _Reader: TypeAlias = Callable[[list[_Request]], list[_Request]]
 class Read:
     """A page, and the position up to which the log was trimmed: the page has no messages up to there.
 
-    Messages up to ``removed`` may have been deleted by hand; the page has those that are left.
+    Messages up to ``removed`` may have been deleted by hand; the page has those that are left. ``channels``, for a page
+    of all channels with holes: those of which rules have removed messages after its beginning, and how far.
     """
 
     page: Page
     trimmed: int
     removed: int = 0
+    channels: Mapping[str, int] = field(default_factory=dict)
+    #: Messages are missing that are to be reported, whatever ``trimmed`` is.
+    missing: bool = False
 
     def incomplete(self, after: int) -> bool:
         """Return True if messages after a position may be missing."""
@@ -231,6 +264,11 @@ class History:
         found: Contained = self._ask(self._read_contained, list(channels), snapshot)
         return found
 
+    def rules(self) -> list[tuple[Any, ...]]:
+        """Return the rows of the table of rules: the pattern, then :data:`COLUMNS`. ``max_age`` is in seconds."""
+        rows: list[tuple[Any, ...]] = self._ask(self._read_rules)
+        return rows
+
     def stop(self) -> None:
         """Refuse waiting requests and close the connection."""
         self._worker.stop()
@@ -303,8 +341,13 @@ class History:
         recent = self._recent
         for request in requests:
             after, upto = request.arguments
-            rows = self._execute(_PAGE, after, upto, recent.page_messages, recent.page_bytes)
-            request.done.send(_as_read(rows, after, upto, recent))
+            values = {"after": after, "upto": upto, "messages": recent.page_messages, "bytes": recent.page_bytes}
+            read = _as_read(self._fetch(_PAGE, values), after, upto, recent)
+            if len(read.page.messages) < read.page.end - read.page.after:
+                trims = self._execute(_CHANNEL_TRIMS, read.page.after)
+                trimmed = {channel: position for channel, position, _ in trims}
+                read = replace(read, channels=trimmed, removed=trims[0][2] if trims else 0)
+            request.done.send(read)
         return []
 
     def _read_channel_pages(self, requests: list[_Request]) -> list[_Request]:
@@ -358,10 +401,10 @@ class History:
         )
         if not rows:
             raise LogNotInstalledError("the log's head is missing: run 'socketio-pg init'")
-        trimmed, removed = rows[0][:2]
+        removed = rows[0][1]
         reads: dict[str, Read] = {}
         for number, (channel, (begin, end)) in enumerate(begins.items(), 1):
-            of_channel = [(row[0], *row[3:]) for row in rows if row[2] == number] or [(trimmed, *[None] * 7)]
+            of_channel = [(row[0], *row[3:]) for row in rows if row[2] == number]
             reads[channel] = replace(_as_read(of_channel, begin, end, self._recent), removed=removed)
         return reads
 
@@ -409,6 +452,12 @@ class History:
             request.done.send(Position(epoch=rows[0][0], position=rows[0][1]))
         return []
 
+    def _read_rules(self, requests: list[_Request]) -> list[_Request]:
+        rows = self._execute(_RULES)
+        for request in requests:
+            request.done.send(rows)
+        return []
+
     def _read_contained(self, requests: list[_Request]) -> list[_Request]:
         for request in requests:
             channels, snapshot = request.arguments
@@ -424,9 +473,11 @@ class History:
             rows = self._fetch(_SNAPSHOT, values)
             if not rows:
                 raise LogNotInstalledError("the log's head is missing: run 'socketio-pg init'")
-            epoch, waiting, open, count, positions, ids = rows[0]
+            epoch, waiting, open, count, positions, ids, trimmed = rows[0]
             found = dict(zip(positions or (), ids or (), strict=True))
-            request.done.send(Contained(epoch, waiting, open, count == snapshot.count, found))
+            # Rules may have removed some of other channels; if they have of these, the replay does not begin.
+            complete = count == snapshot.count or (trimmed and not waiting)
+            request.done.send(Contained(epoch, waiting, open, complete, found))
         return []
 
     def _connect(self) -> None:

@@ -121,6 +121,18 @@ class Log:
         metrics.unrecovered.labels(reason).inc()
         return None, {"recovered": False, "reason": reason}
 
+    def newest(self, channel: str) -> EncodedMessage | None:
+        """Return the newest message of ``channel`` that this node has delivered; None if the log has none.
+
+        May wait. Raises :class:`DatabaseUnavailableError` or :class:`LogNotInstalledError`.
+        """
+        if not self.installed:
+            return None
+        upto = self.position
+        after = self._history.before_newest(channel, 1, upto)
+        messages = self._history.channel_page(channel, after, upto).page.messages if after < upto else ()
+        return messages[0] if messages else None
+
     def replay(self, channel: str, after: int, start: Start = None) -> Replay:
         """Return a replay of ``channel`` from the position ``after`` on, which is that of ``start``.
 
@@ -170,6 +182,10 @@ class Log:
         """Return the position before the oldest message that the log still has. Waits, and raises as above."""
         head = self._history.head()
         return Position(epoch=head.epoch, position=head.trimmed)
+
+    def oldest_of(self, channel: str) -> int:
+        """Return the position before the oldest message that the log has of ``channel``. Waits, and raises as above."""
+        return self._history.channel_page(channel, 0, self.position).trimmed
 
     def _wait_known(self, skipping: Skipping, epoch: str | None) -> str | None:
         """Wait until it is known what to skip, or the epoch has changed. Return why it cannot be known.

@@ -22,7 +22,7 @@ class MergedReplay(Replay):
 
     def __init__(self, follower: Follower, history: History, starts: Mapping[str, int], start: Start = None) -> None:
         super().__init__(follower, history, ", ".join(starts), min(starts.values()), start, starts)
-        self._starts = starts
+        self._starts = dict(starts)
 
     def _read(self, upto: int) -> Read:
         wanted = {channel: max(after, self.position) for channel, after in self._starts.items()}
@@ -36,6 +36,14 @@ class MergedReplay(Replay):
             if isinstance(one, BaseException):
                 raise one
             reads.append(one)
+        # Rules trim each channel for itself: the others go on from where they are.
+        trimmed = {
+            channel: read.trimmed for (channel, after), read in zip(due, reads, strict=True) if read.trimmed > after
+        }
+        if trimmed:
+            self._starts |= trimmed
+            position = min(max(self.position, after) for after in self._starts.values())
+            return Read(Page(self.position, self.position, ()), position, missing=True)
         return merged(reads, self.position, upto)
 
 

@@ -27,8 +27,12 @@ _TIME = """to_char(published_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"
 # index may have millions of messages with the pattern's prefix, and the planner's guess may be wrong.
 _MATCHES = f"channel || '' LIKE %(like)s AND NOT starts_with(channel, '{RESERVED_PREFIX}')"
 
+# The position up to which messages may be missing: removed by hand, or by rules of single channels.
+_REMOVED = """greatest(removed.last_value, (SELECT max(position) FROM socketio_pg.channel_trim
+    WHERE position > %(after)s AND channel LIKE %(like)s))"""
+
 _WINDOW = f"""
-SELECT head.trimmed, removed.last_value, position, channel, {_TIME}, payload::text, id, meta::text, size
+SELECT head.trimmed, {_REMOVED}, position, channel, {_TIME}, payload::text, id, meta::text, size
 FROM socketio_pg.head CROSS JOIN socketio_pg.removed_position AS removed LEFT JOIN (
     SELECT *, sum(size) OVER (ORDER BY position) - size AS size_before FROM (
         SELECT position, channel, published_at, payload, id, meta, size FROM socketio_pg.log
@@ -58,7 +62,7 @@ _SPARSE = f"""
     WHERE {_MATCHES} AND (SELECT count(*) FROM names) <= %(channels)s
     ORDER BY next.position LIMIT %(most)s
 )
-SELECT head.trimmed, removed.last_value, (SELECT count(*) FROM names) <= %(channels)s,
+SELECT head.trimmed, {_REMOVED}, (SELECT count(*) FROM names) <= %(channels)s,
     position, channel, {_TIME}, payload::text, id, meta::text, size
 FROM socketio_pg.head CROSS JOIN socketio_pg.removed_position AS removed LEFT JOIN (
     SELECT *, sum(size) OVER (ORDER BY position) - size AS size_before FROM socketio_pg.log

@@ -1,13 +1,15 @@
 """Arithmetic of log positions: the relay's notifications, the order of delivery, trimming. Pure, no I/O.
 
-Positions have no holes: if 7 is not followed by 8, then 8 must be read from the log.
+Positions have no holes: if 7 is not followed by 8, then 8 must be read from the log. It may have been removed by then.
 """
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.core.meta import parse_meta
+from socketio_pg.core.rules import Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,23 @@ class Progress:
             return []
         return messages[self.position + 1 - first :]
 
+    def left(self, messages: Sequence[EncodedMessage]) -> Sequence[EncodedMessage]:
+        """Return the part of a page with holes, of messages that were removed, that comes after ``position``."""
+        return messages[bisect_right([message.position or 0 for message in messages], self.position) :]
+
+
+def explained(messages: Sequence[EncodedMessage], after: int, end: int, trims: Mapping[str, int]) -> bool:
+    """Return whether rules may have removed all messages that a page lacks between ``after`` and ``end``.
+
+    ``trims``: channel → the position up to which a rule has removed messages.
+    """
+    last = end
+    for message in reversed(messages):
+        if message.position != last:
+            break
+        last -= 1
+    return last <= after or last <= max(trims.values(), default=0)
+
 
 def trim_upto(oldest: Sequence[tuple[int, float]], head: int, retention: float, max_messages: int | None) -> int | None:
     """Return the position up to which messages can be trimmed, or None.
@@ -169,6 +188,43 @@ def trim_upto(oldest: Sequence[tuple[int, float]], head: int, retention: float, 
     for position, age in oldest:
         expired = age > retention or (max_messages is not None and head - position >= max_messages)
         if not expired or position >= head:
+            break
+        upto = position
+    return upto
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelState:
+    """The messages of one channel in the log: its ``oldest`` (position, age in seconds), in order, and its newest one.
+
+    ``surplus`` is the newest position that has ``max_messages`` newer ones in the channel; 0 if none has. ``cleared``:
+    the payload of the newest message is null.
+    """
+
+    oldest: Sequence[tuple[int, float]]
+    newest: int
+    surplus: int
+    cleared: bool
+
+
+def channel_trim_upto(
+    state: ChannelState, rule: Rule, head: int, default_max_messages: int | None, min_age: float
+) -> int | None:
+    """Return the position up to which a rule lets messages of a channel be trimmed, or None.
+
+    A message is trimmed when it is older than ``max_age``, or has ``max_messages`` newer ones in the channel; without a
+    rule for that, ``default_max_messages`` newer ones in the log. But never before an older one of the channel, nor if
+    it is younger than ``min_age`` seconds, the newest one of a channel with ``retained``, or the newest one of the log.
+    """
+    upto = None
+    for position, age in state.oldest:
+        expired = rule.max_age is not None and age > rule.max_age
+        if rule.max_messages is not None:
+            expired = expired or position <= state.surplus
+        elif default_max_messages is not None:
+            expired = expired or head - position >= default_max_messages
+        kept = age <= min_age or position >= head or (rule.retained and not state.cleared and position >= state.newest)
+        if kept or not expired:
             break
         upto = position
     return upto

@@ -27,13 +27,13 @@ from socketio_pg.core.errors import (
     SocketIOPGError,
 )
 from socketio_pg.core.problems import Problem
+from socketio_pg.core.rules import Rules
 from socketio_pg.log import doorbell, epochs
-from socketio_pg.log.history import HEAD
 from socketio_pg.log.lease import Lease
 from socketio_pg.log.low_water import LowWater
 from socketio_pg.log.moves import PREPARE, Moved, move
 from socketio_pg.log.old_ids import OldIds
-from socketio_pg.log.positions import Head, trim_upto
+from socketio_pg.log.trimming import Trimming
 from socketio_pg.postgres.database import Database, fetch_as_is, is_usable, require_writable, translated_errors
 from socketio_pg.postgres.trust import verify
 from socketio_pg.version import __version__
@@ -53,18 +53,8 @@ SELECT set_config('idle_session_timeout', '10s', false) FROM pg_settings WHERE n
 SET lock_timeout = '5s'; SET statement_timeout = '30s'; SET idle_in_transaction_session_timeout = '10s';
 SET tcp_keepalives_idle = 3; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
 SET tcp_user_timeout = '10s'; SET jit = off; SET enable_seqscan = off; SET enable_bitmapscan = off;
-SET socketio_pg.trimming = on;
+SET socketio_pg.trimming = on; SET socketio_pg.rules = on;
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
-"""
-
-_OLDEST = """
-SELECT position, extract(epoch FROM now() - logged_at)::float FROM socketio_pg.log WHERE position > %s
-ORDER BY position LIMIT %s
-"""
-
-_TRIM = """
-WITH gone AS (DELETE FROM socketio_pg.log WHERE position > %s AND position <= %s)
-UPDATE socketio_pg.head SET trimmed = %s WHERE trimmed < %s
 """
 
 _BEAT = """
@@ -81,11 +71,12 @@ _SHOW_WORKERS = "UPDATE socketio_pg.node SET workers = %s::jsonb WHERE id = %s"
 class Relay:
     """The relay of this node. It leads or stands by.
 
-    ``retention`` is in seconds; ``max_messages`` is None for no limit. ``describe()`` returns (position, clients) of
-    this node for the view ``socketio_pg.nodes``. ``seal(channel, text)`` returns a notification as other nodes open it,
-    or raises :class:`SocketIOPGError` while it cannot: then this node does not lead. ``on_leading(leading)`` is called
-    when this node starts or stops leading. ``refused()`` returns the reasons for which this node has refused texts of
-    other nodes lately. ``node`` and ``workers()``, for the same view, are those of a node with several workers.
+    ``rules`` say how long the log keeps messages; ``max_messages`` is LOG_MAX_MESSAGES, or None. ``describe()`` returns
+    (position, clients) of this node for the view ``socketio_pg.nodes``. ``seal(channel, text)`` returns a notification
+    as other nodes open it, or raises :class:`SocketIOPGError` while it cannot: then this node does not lead.
+    ``on_leading(leading)`` is called when this node starts or stops leading. ``refused()`` returns the reasons for
+    which this node has refused texts of other nodes lately. ``node`` and ``workers()``, for the same view, are those of
+    a node with several workers.
     """
 
     #: Seconds between attempts to become the leader.
@@ -117,9 +108,6 @@ class Relay:
     full_scan_interval = 10.0
     #: Seconds between writes of the evidence of the log's past: see `epochs`.
     memory_interval = 0.1
-    #: Seconds between trims, and maximum messages that one statement removes.
-    trim_interval = 10.0
-    trim_size = 1000
     #: Seconds between heartbeats in ``socketio_pg.node``; and while a worker has a problem, which may soon be over.
     beat_interval = 10.0
     problem_interval = 2.0
@@ -135,7 +123,7 @@ class Relay:
     def __init__(
         self,
         database: Database,
-        retention: float,
+        rules: Rules,
         max_messages: int | None,
         describe: Callable[[], tuple[int, int]],
         seal: Callable[[str, str], str],
@@ -145,8 +133,7 @@ class Relay:
         workers: Callable[[], list[dict[str, Any]]] = list,
     ) -> None:
         self._database = database
-        self._retention = retention
-        self._max_messages = max_messages
+        self._trimming = Trimming(rules, max_messages, self.timeout)
         self._describe = describe
         self._seal = seal
         self._refused = refused
@@ -157,7 +144,7 @@ class Relay:
         self._lease = Lease(self._id, self._name, self.timeout)
         self._worker = green.Worker()
         self._installed = green.Event()
-        self._next_renewal = self._next_beat = self._next_trim = self._next_full_scan = self._next_memory = 0.0
+        self._next_renewal = self._next_beat = self._next_full_scan = self._next_memory = 0.0
         self._low = LowWater()
         self._old_ids = OldIds()
         #: None when it must be read: at first, and when a commit was not confirmed.
@@ -305,7 +292,8 @@ class Relay:
         self._cluster = epochs.read_cluster(connection, self.timeout)
         self._lease.set_busy(connection, False)
         logger.info("relaying the log on %s, term %d", self._database, term)
-        self._next_trim = self._next_beat = self._next_full_scan = 0.0
+        self._next_beat = self._next_full_scan = 0.0
+        self._trimming.reset()
         self._next_renewal = time.monotonic() + self.renew_interval
         self._rings = doorbell.rings(connection, self.timeout)
         self._low = LowWater()
@@ -323,10 +311,14 @@ class Relay:
         last = next_announcement = next_move = 0.0
         busy = rung = False
         false_bells = 0
+
+        def trim(connection: Any) -> None:
+            self._trimming.run(connection, term)
+
         while self._renew(connection, term):
             now = time.monotonic()
             if now < next_move:
-                green.sleep(min(next_move, max(now, self._next_trim)) - now)
+                green.sleep(min(next_move, max(now, self._trimming.next)) - now)
             else:
                 moved = self._attempt(connection, "moving messages", lambda connection: self._move(connection, term))
                 now = time.monotonic()
@@ -371,7 +363,7 @@ class Relay:
                         else:
                             rung = self._wait_for_row(connection, unrung)
             self._attempt(connection, "the heartbeat", self._beat)
-            self._attempt(connection, "trimming the log", self._trim)
+            self._attempt(connection, "trimming the log", trim)
             self._attempt(connection, "removing old ids", self._remove_ids)
 
     def _renew(self, connection: Any, term: int) -> bool:
@@ -396,7 +388,7 @@ class Relay:
                 raise
             logger.log(logging.DEBUG if task in self._failing else logging.WARNING, "%s failed: %s", task, error)
             self._failing.add(task)
-            if run not in (self._beat, self._trim, self._remove_ids):
+            if task in ("moving messages", "looking for messages"):
                 self.problem = Problem.of(error, "not relaying: ")
             return None
         self._failing.discard(task)
@@ -462,19 +454,6 @@ class Relay:
             self._next_full_scan = 0.0
             self._execute(connection, "SELECT pg_notify(%s, %s)", LOG_CHANNEL, self._seal(LOG_CHANNEL, "epoch"))
         return past
-
-    def _trim(self, connection: Any) -> None:
-        if time.monotonic() < self._next_trim:
-            return
-        self._next_trim = time.monotonic() + self.trim_interval
-        head = Head(*self._execute(connection, HEAD)[0])
-        oldest = self._execute(connection, _OLDEST, head.trimmed, self.trim_size)
-        upto = trim_upto(oldest, head.position, self._retention, self._max_messages)
-        if upto is not None:
-            self._execute(connection, _TRIM, head.trimmed, upto, upto, upto)
-        if upto is not None and upto == oldest[-1][0]:
-            # In small statements, so that new messages are moved between them.
-            self._next_trim = time.monotonic() + 0.05
 
     def _remove_ids(self, connection: Any) -> None:
         self._old_ids.remove(connection, self.timeout)

@@ -154,10 +154,10 @@ class Replay:
         read = self._read(self._follower.position)
         if not held() or self._follower.epoch != self._epoch:
             return False
-        if read.trimmed > self.position:
+        if read.trimmed > self.position or read.missing:
             assert self._epoch is not None
-            receiver.gap("trimmed", self._epoch, read.trimmed)
-            self.position = read.trimmed
+            self.position = max(self.position, read.trimmed)
+            receiver.gap("trimmed", self._epoch, self.position)
             return False
         if self.reported is None:
             self.reported = read.removed

@@ -7,7 +7,8 @@ from datetime import datetime, timezone
 from typing import Any, TypeAlias
 
 from socketio_pg.core.cursors import MAX_POSITION, SNAPSHOT_PREFIX, format_cursor, parse_cursor
-from socketio_pg.core.errors import InvalidRequestError
+from socketio_pg.core.errors import ForbiddenError, InvalidRequestError
+from socketio_pg.core.rules import Rule
 
 #: The maximum of a request's ``history``.
 MAX_HISTORY = 1000
@@ -93,6 +94,21 @@ def requested_start(request: Mapping[str, Any]) -> Start:
 def wants_all(start: Start) -> bool:
     """Return whether a start asks for all messages from a place on, so that it must be told about missing ones."""
     return start is not None and not isinstance(start, int)
+
+
+def limited_start(start: Start, rule: Rule) -> tuple[Start, str | None]:
+    """Return what a rule leaves of a start that a client asks for, and the reason if it leaves no replay.
+
+    Raises :class:`ForbiddenError` for the newest messages of a channel without history.
+    """
+    if isinstance(start, int):
+        if rule.history is False and start:
+            raise ForbiddenError("history is not allowed in this channel")
+        # Of what this node has in memory, the log may have trimmed some.
+        return start if rule.max_messages is None else min(start, rule.max_messages), None
+    if rule.history is False and start is not None:
+        return None, "history_off"
+    return start, None
 
 
 def _parse_since(since: object) -> LogPosition | LogTime | Snapshot:

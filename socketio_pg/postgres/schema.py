@@ -35,13 +35,16 @@ GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.lease, socketio_pg.busy_until, sock
     socketio_pg.newest_id, socketio_pg.removed_position TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.node, socketio_pg.session, socketio_pg.session_owner TO {role};
 GRANT SELECT ON socketio_pg.schema_version, socketio_pg.channels, socketio_pg.nodes, socketio_pg.consumers TO {role};
-GRANT SELECT ON socketio_pg.cluster_key TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.presence_process, socketio_pg.presence_member,
     socketio_pg.presence_channel TO {role};
 GRANT SELECT ON socketio_pg.presence TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.presence_count(text[], integer[], text),
     socketio_pg.presence_beat(uuid, text, double precision), socketio_pg.presence_sweep(text),
     socketio_pg.presence_write(uuid, text[], text[], text[], text[], text[], bigint[], text[], text[], text) TO {role};
+GRANT SELECT ON socketio_pg.cluster_key, socketio_pg.rule TO {role};
+GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.retention, socketio_pg.channel_trim TO {role};
+GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.trim_number TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.trimmed_together(text, bigint), socketio_pg.note_trim(bigint) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.probe_kinds(text[], text[]) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.decide(text[], text[], text[], text[], double precision) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.live_table(text),
@@ -106,9 +109,10 @@ BEGIN
     DROP TABLE IF EXISTS socketio_pg.outbox, socketio_pg.published, socketio_pg.log, socketio_pg.head, socketio_pg.node,
         socketio_pg.messages, socketio_pg.cluster_key, socketio_pg.consumer, socketio_pg.watch_failure,
         socketio_pg.schema_version, socketio_pg.session, socketio_pg.session_owner, socketio_pg.presence_process,
-        socketio_pg.presence_member, socketio_pg.presence_channel;
+        socketio_pg.presence_member, socketio_pg.presence_channel, socketio_pg.rule,
+        socketio_pg.retention, socketio_pg.channel_trim;
     DROP SEQUENCE IF EXISTS socketio_pg.lease, socketio_pg.busy_until, socketio_pg.newest_position,
-        socketio_pg.newest_id, socketio_pg.removed_position;
+        socketio_pg.newest_id, socketio_pg.removed_position, socketio_pg.trim_number;
     DROP FUNCTION IF EXISTS socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, boolean, text),
         socketio_pg.publish(text, jsonb, boolean, text, text, text), socketio_pg.publish(text, jsonb, text),
         socketio_pg.publish_as(text, text, boolean, text),
@@ -119,6 +123,7 @@ BEGIN
         socketio_pg.next_place, socketio_pg.note_sending, socketio_pg.rotate_cluster_key, socketio_pg.sign_head,
         socketio_pg.note_removed, socketio_pg.consume, socketio_pg.consumer_start, socketio_pg.consumer_move,
         socketio_pg.consumer_failed, socketio_pg.consumer_drop,
+        socketio_pg.rules_changed, socketio_pg.note_trim, socketio_pg.trimmed_together, socketio_pg.trimmed_after,
         socketio_pg.channel, socketio_pg.probe, socketio_pg.probe_kinds, socketio_pg.decide,
         socketio_pg.live_table, socketio_pg.live_rows,
         socketio_pg.recheck, socketio_pg.recheck_on_change, socketio_pg.presence_count, socketio_pg.presence_beat,

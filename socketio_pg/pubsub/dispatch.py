@@ -1,7 +1,7 @@
 """Passes notifications, messages of the log, and gaps to their receivers."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +33,9 @@ class NodeReceiver(Protocol):
 
     def receive_log_gap(self, reason: str, /) -> None:
         """Messages of the log are lost to the subscribers of all channels."""
+
+    def receive_trims(self, trims: Mapping[str, int], /) -> None:
+        """Rules have removed messages of some channels before they were delivered: channel → up to which position."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -192,6 +195,17 @@ class Dispatcher:
             self._guarded(receiver.receive_log_gap, reason)
         for subscription in self._local.all():
             subscription.log_gap(reason)
+
+    def on_trims(self, trims: Mapping[str, int]) -> None:
+        """Report that rules have removed messages of some channels before they were delivered."""
+        for channel in trims:
+            if channel in self._logged:
+                self._logged[channel].on_gap()
+        for receiver in self._receivers:
+            self._guarded(receiver.receive_trims, trims)
+        for channel, upto in trims.items():
+            for subscription in self._local.of(channel):
+                subscription.log_gap("trimmed", upto=upto)
 
     def _guarded(self, receive: Callable[[Any], object], item: Any) -> None:
         """Call one receiver. When it fails, the others still get the message."""

@@ -105,9 +105,14 @@ class LocalSubscription:
         """Report that messages of NOTIFY may have been missed."""
         self._gap(gap.to_wire() | {"tier": "notify"})
 
-    def log_gap(self, reason: str, after: Position | None = None) -> None:
-        """Report that messages of the log are lost; it goes on after a position, by default the current one."""
+    def log_gap(self, reason: str, after: Position | None = None, upto: int | None = None) -> None:
+        """Report that messages of the log are lost; it goes on after a position, by default the current one.
+
+        ``upto``: that position, in the current epoch.
+        """
         position = after or self._log.current()
+        if upto is not None and position is not None:
+            position = Position(epoch=position["epoch"], position=upto)
         self._gap({**named(self.channel), "tier": "log", "reason": reason, **(position or {})})
 
     def caught_up(self, place: Position | None) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from socketio_pg.core import metrics
-from socketio_pg.core.channels import match_pattern, validate_channel
-from socketio_pg.core.errors import InvalidRequestError, LogNotInstalledError, SocketIOPGError
+from socketio_pg.core.channels import validate_channel
+from socketio_pg.core.errors import InvalidRequestError, LogNotInstalledError, PayloadTooLargeError, SocketIOPGError
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.messages import MAX_NOTIFY_BYTES, check_size, encode_payload
 from socketio_pg.core.meta import validate_exclude, validate_traceparent
 from socketio_pg.core.publications import Publication, Published, naming_message, validate_id
+from socketio_pg.core.rules import Rule
 from socketio_pg.log.follower import Follower
 from socketio_pg.postgres.outgoing import Outgoing, Receipt
 from socketio_pg.postgres.publisher import MessagePublisher
@@ -24,7 +25,8 @@ class Publishing:
     """Checks messages, chooses how each is sent, and waits for their commit and their positions.
 
     ``has_log()`` returns whether the database has a log, or raises :class:`DatabaseUnavailableError`. ``follow()``
-    starts the ``follower`` if it is not running. ``durable_channels`` and ``max_payload``: see :class:`PubSub`.
+    starts the ``follower`` if it is not running. ``rule_of(channel)`` returns the rule for a channel, and may wait.
+    ``max_payload``: see :class:`PubSub`.
     """
 
     #: Seconds to wait for positions in the log.
@@ -36,14 +38,14 @@ class Publishing:
         follower: Follower,
         has_log: Callable[[], bool],
         follow: Callable[[], None],
-        durable_channels: Sequence[str],
+        rule_of: Callable[[str], Rule],
         max_payload: int,
     ) -> None:
         self._publisher = publisher
         self._follower = follower
         self._has_log = has_log
         self._follow = follow
-        self._durable_channels = durable_channels
+        self._rule_of = rule_of
         self._max_payload = max_payload
 
     def publish(self, publication: Publication, *, wait: bool) -> Published:
@@ -122,10 +124,16 @@ class Publishing:
         if publication.traceparent is not None:
             validate_traceparent(publication.traceparent)
         text = encode_payload(publication.payload)
+        rule = self._rule_of(channel)
         if durable is None:
-            wanted = any(match_pattern(pattern, channel) for pattern in self._durable_channels)
-            durable = (wanted or len(text.encode()) > MAX_NOTIFY_BYTES) and self._has_log()
+            durable = (bool(rule.durable) or len(text.encode()) > MAX_NOTIFY_BYTES) and self._has_log()
         check_size(text, self._max_payload if durable else MAX_NOTIFY_BYTES)
+        size = len(text.encode())
+        if rule.max_bytes is not None and size > rule.max_bytes:
+            raise PayloadTooLargeError(
+                f"payload has {size} bytes of UTF-8 as JSON; at most {rule.max_bytes} are allowed in this channel",
+                channel=channel,
+            )
         return Outgoing(
             channel, text, durable, publication.id, publication.sender, publication.traceparent, publication.exclude
         )

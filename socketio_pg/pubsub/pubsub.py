@@ -8,19 +8,21 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from socketio_pg.core import config, green
-from socketio_pg.core.channels import LOG_CHANNEL, validate_channel
+from socketio_pg.core.channels import LOG_CHANNEL, RULES_CHANNEL, validate_channel
 from socketio_pg.core.cursors import Since
 from socketio_pg.core.errors import ConfigurationError, LogNotInstalledError
 from socketio_pg.core.messages import Position
 from socketio_pg.core.patterns import is_pattern, validate_pattern
 from socketio_pg.core.problems import Problem
 from socketio_pg.core.publications import Publication, Published
+from socketio_pg.core.rules import Rule, Rules
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.log.follower import Follower
 from socketio_pg.log.history import History
 from socketio_pg.log.log import DEFAULT_MESSAGES, Log, ReplayPage
 from socketio_pg.log.recent import Recent
+from socketio_pg.log.rule_reader import RuleReader
 from socketio_pg.log.starts import LogPosition, Snapshot, requested_start
 from socketio_pg.postgres.database import Database, wait_green
 from socketio_pg.postgres.key_reader import ClusterKeys, KeyReader
@@ -89,6 +91,7 @@ class PubSub:
         share_history: bool = False,
         durable_channels: Sequence[str] = ("*",),
         max_payload: int = 1_000_000,
+        rules: Rules | None = None,
         cluster_key: Sequence[str] = (),
         sealing: Sealing | None = None,
         schema_owner: str | None = None,
@@ -119,24 +122,30 @@ class PubSub:
         self._publisher = Publisher(self.database, self.sealing) if publisher is None else publisher(self.database)
         recent = Recent()
         self._history = History(self.database, recent)
+        # On a connection of its own: live messages do not wait for replays.
+        following = self._history if share_history else History(self.database, recent, "follower")
         self._follower = Follower(
             self.listener,
-            # On a connection of its own: live messages do not wait for replays.
-            self._history if share_history else History(self.database, recent, "follower"),
+            following,
             recent,
             prepare=self.matching.prepare,
             deliver=self._dispatcher.deliver,
             on_gap=self._dispatcher.on_log_gap,
+            on_trims=self._dispatcher.on_trims,
             sealing=self.sealing,
             on_found=self._on_log_changed,
             cost=self._dispatcher.cost,
         )
         # After a gap the log has the messages that were missed.
         self._dispatcher.reserve(LOG_CHANNEL, self._hear_log, self._follower.look)
+        #: The rules for channels: ask :meth:`rule_of`.
+        self.rules = rules or Rules(Rule(max_bytes=max_payload), durable_channels)
+        self._rule_reader = RuleReader(self.rules, following)
+        self._dispatcher.reserve_logged(RULES_CHANNEL, self._rule_reader.hear, self._rule_reader.look)
         self.log = Log(self._follower, self._history)
         self.holds = Holds(self.hub, self.log)
         self._publishing = Publishing(
-            self._publisher, self._follower, self._has_log, self.start, durable_channels, max_payload
+            self._publisher, self._follower, self._has_log, self.start, self.rule_of, max_payload
         )
         self._log_watchers: list[Callable[[], None]] = []
         #: True from :meth:`start` to :meth:`disconnect`.
@@ -156,6 +165,7 @@ class PubSub:
         self.keys.start()
         self.listener.start()
         self._follower.start()
+        self._rule_reader.start()
         if not self._started:
             self._started = True
             for subscription in self._local.all():
@@ -166,6 +176,7 @@ class PubSub:
         """Stop listening and publishing, and close all connections. Subscriptions stay, and continue after a start."""
         self._started = False
         self._home.reset()
+        self._rule_reader.stop()
         self._follower.stop()
         self.listener.stop()
         self._publisher.stop()
@@ -292,6 +303,16 @@ class PubSub:
         subscription.ended = True
         self._local.discard(subscription)
         self.drop(subscription)
+
+    def rule_of(self, channel: str) -> Rule:
+        """Return what the rules for channels say of one channel, once they are known.
+
+        Raises :class:`DatabaseUnavailableError` while they are not.
+        """
+        if not self.rules.known:
+            self.start()
+            self._rule_reader.wait_known(self._patience())
+        return self.rules.of(channel)
 
     # -- publish -------------------------------------------------------------------------------------------------------
 
@@ -488,5 +509,6 @@ class PubSub:
 
     def _on_log_changed(self) -> None:
         self.keys.look()
+        self._rule_reader.look()
         for on_change in self._log_watchers:
             on_change()

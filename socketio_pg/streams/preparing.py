@@ -11,7 +11,7 @@ from socketio_pg.core import green
 from socketio_pg.core.errors import ForbiddenError, LogNotInstalledError, UnauthorizedError
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.log.log import Log
-from socketio_pg.log.starts import Start
+from socketio_pg.log.starts import LogPosition, Start, limited_start
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.streams.groups import Contents
@@ -96,9 +96,16 @@ class Preparing:
         epoch, start, channels = self._log.epoch, request.start, request.contents.channels
         if request.unusable is not None:
             return Found(None, {"recovered": False, "reason": request.unusable}, epoch)
+        for channel in channels:
+            wanted = LogPosition("", 0) if isinstance(start, str) else start
+            reason = limited_start(wanted, self._pubsub.rule_of(channel))[1]
+            if reason is not None:
+                return Found(None, {"recovered": False, "reason": reason}, epoch)
         if start == EARLIEST:
-            oldest = self._log.oldest() if self._log.installed else None
-            return Found(None if oldest is None else dict.fromkeys(channels, oldest["position"]), {}, epoch)
+            if not self._log.installed:
+                return Found(None, {}, epoch)
+            oldest = _together([functools.partial(self._log.oldest_of, one) for one in channels])
+            return Found(dict(zip(channels, oldest, strict=True)), {}, epoch)
         assert not isinstance(start, str)
         start = self._log.locate(start)
         finds = _together([functools.partial(self._log.find_start, one, start) for one in channels])

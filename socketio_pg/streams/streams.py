@@ -9,7 +9,7 @@ import functools
 import logging
 import random
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from socketio_pg.access.access import Access
@@ -321,6 +321,16 @@ class Streams:
             stream.connection.send(own_event("gap", body, "" if epoch is None else f"{epoch}:{position}"))
             if stream.awaits_live and not self._is_held(stream):
                 self._say_live(stream)
+
+    def receive_trims(self, trims: Mapping[str, int]) -> None:
+        """Report messages that rules have removed before they were delivered, to the streams of their channels."""
+        epoch = self._log.epoch
+        for channel, upto in trims.items():
+            body = {"channels": [channel], "reason": "trimmed", "epoch": epoch, "position": upto}
+            # Without an id: the messages of the stream's other channels up to there follow.
+            event = own_event("gap", body)
+            for stream in list(self._groups.of(channel)):
+                stream.connection.send(event)
 
     def _move(self, stream: Stream) -> None:
         """Move the cursor of a quiet stream on, so that a later replay does not begin before the log does."""

@@ -98,6 +98,7 @@ class Api:
             one, wait = requested_publication(body), requested_wait(body)
             _refuse_echo(body)
             self._permissions.require(claims, "publish", one.channel)
+            self._limits.check_publication(who, one.channel, self._pubsub.rule_of(one.channel).rate)
             [one] = self._with_origin([one], claims)
             return _json(self._pubsub.publish_one(one, wait=wait).to_wire())
         if "channel" in body or "payload" in body:
@@ -108,6 +109,9 @@ class Api:
                 _refuse_echo(message)
         self._limits.check_together(who, len(several))
         self._require_publish(claims, several)
+        for index, one in enumerate(several):
+            with naming_message(index):
+                self._limits.check_publication(who, one.channel, self._pubsub.rule_of(one.channel).rate)
         results = self._pubsub.publish_together(self._with_origin(several, claims), wait=wait)
         count = sum(not result.duplicate for result in results)
         return _json({"published": count, "messages": [result.to_wire() for result in results]})
@@ -127,6 +131,11 @@ class Api:
         validate_channel(_as_sent(channel))
         since, history, limit = _requested_page()
         self._permissions.require(claims, "subscribe", channel)
+        rule = self._pubsub.rule_of(channel)
+        if rule.history is False and (since is not None or history):
+            raise ForbiddenError("history is not allowed in this channel", channel=channel)
+        if history is not None and rule.max_messages is not None:
+            history = min(history, rule.max_messages)
         page = self._pubsub.read_page(channel, since=since, history=history, limit=limit)
         return _json(page.to_wire(channel))
 

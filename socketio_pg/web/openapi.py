@@ -16,7 +16,7 @@ from socketio_pg.web.api_errors import BODY_STATUSES, STATUSES
 Json = dict[str, Any]
 
 #: The reasons for `recovered: false` (docs/protocol.md, `subscribed`).
-REASONS = ["trimmed", "epoch_changed", "position_unknown", "not_installed", "history_off"]
+REASONS = ["trimmed", "epoch_changed", "position_unknown", "not_installed"]
 
 
 def openapi(settings: Settings, authentication: str, max_bytes: int) -> Json:

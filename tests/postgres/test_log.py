@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from socketio_pg.client import Client
 from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.errors import ClusterKeyError, DatabaseError, InvalidChannelError
+from socketio_pg.core.rules import Rule, Rules
 from socketio_pg.log.epochs import Cluster, check
 from socketio_pg.log.history import _CHANNEL_PAGES
 from socketio_pg.log.lease import Lease
@@ -248,8 +249,10 @@ def test_leader_that_keeps_its_lease_stays(log: LogDatabase) -> None:
 
 @pytest.fixture
 def relay(log: LogDatabase) -> Iterator[Relay]:
-    made = Relay(Database(log.url), 3600.0, 5, lambda: (0, 0), lambda channel, text: text)
-    made.trim_size = 3
+    rules = Rules(Rule(max_age=3600.0))
+    rules.replace({})
+    made = Relay(Database(log.url), rules, 5, lambda: (0, 0), lambda channel, text: text)
+    made._trimming.size = 3
     yield made
     made.stop()
 
@@ -259,8 +262,8 @@ def test_trimming_by_count(log: LogDatabase, relay: Relay) -> None:
     log.move()
     with contextlib.closing(log.connect()) as connection:
         for _ in range(7):
-            relay._next_trim = 0.0
-            in_thread(relay._trim, connection)
+            relay._trimming.next = 0.0
+            in_thread(relay._trimming.run, connection, 0)
     assert [position for position, _, _ in log.log()] == [16, 17, 18, 19, 20]
     assert log.sql("SELECT trimmed FROM socketio_pg.head") == [(15,)]
     log.publish("a", "21")
@@ -273,7 +276,7 @@ def test_trimming_by_age_keeps_the_newest(log: LogDatabase, relay: Relay) -> Non
     log.move()
     log.sql("UPDATE socketio_pg.log SET logged_at = now() - interval '2 hours'")
     with contextlib.closing(log.connect()) as connection:
-        in_thread(relay._trim, connection)
+        in_thread(relay._trimming.run, connection, 0)
     assert log.log() == [(3, "a", 3)], "the next position follows the newest"
     log.publish("a", "4")
     log.move()

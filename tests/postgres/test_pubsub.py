@@ -1,6 +1,6 @@
 """PubSub in this process, on each version of PostgreSQL, with real LISTEN and NOTIFY."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -186,6 +186,8 @@ def test_gap_begins_before_the_unread_notifications(pubsub: PubSub, postgres: Cl
             gaps.put(gap)
 
         def receive_log_gap(self, reason: str) -> None: ...
+
+        def receive_trims(self, trims: Mapping[str, int]) -> None: ...
 
     pubsub.add_receiver(Slow())
     pubsub.subscribe(channel, green.Queue())

@@ -9,6 +9,7 @@ import psycopg2
 import pytest
 
 from socketio_pg.core.errors import DatabaseError, LogNotInstalledError
+from socketio_pg.core.rules import Rule, Rules
 from socketio_pg.log import epochs
 from socketio_pg.log.moves import PREPARE
 from socketio_pg.log.relay import Relay
@@ -194,7 +195,7 @@ def described(log: LogDatabase, name: str, workers: int = 0) -> Callable[[], Non
     """Return a function that writes down a node with so many workers, as its relay does."""
     node = Node(Path(name), name.encode()) if workers else None
     relay = Relay(
-        Database(log.url), 0.0, 1, lambda: (0, 7), lambda channel, text: text,
+        Database(log.url), Rules(), 1, lambda: (0, 7), lambda channel, text: text,
         node=node, workers=lambda: [{"slot": slot, "problem": None} for slot in range(workers)],
     )  # fmt: skip
 
@@ -342,7 +343,10 @@ def test_roles_have_no_more_privileges_than_they_need(roles: dict[str, str]) -> 
         assert as_role("log_server", statement) == denied
 
     # Everything that a server does, with only the server role's privileges.
-    relay = Relay(Database(roles["log_server"]), 0.0, 1, lambda: (0, 0), lambda channel, text: text)
+    rules = Rules(Rule(max_age=0.0))
+    rules.replace({"a*": Rule(max_messages=1)})
+    relay = Relay(Database(roles["log_server"]), rules, 1, lambda: (0, 0), lambda channel, text: text)
+    relay._trimming.min_age = -1.0
 
     def work() -> None:
         with contextlib.closing(psycopg2.connect(roles["log_server"])) as connection:
@@ -361,7 +365,7 @@ def test_roles_have_no_more_privileges_than_they_need(roles: dict[str, str]) -> 
             for past in (epochs.Past(9, 2, 2), epochs.Past(2, 2, 9)):
                 assert epochs.check(connection, term, cluster, past, 30.0)[1] is not None
             relay._beat(connection)
-            relay._trim(connection)
+            relay._trimming.run(connection, term)
 
     in_thread(work)
     assert as_role("log_owner", "SELECT 1 / (count(*) - 1) FROM socketio_pg.log") == "22012", "one row is left"

@@ -47,7 +47,7 @@ def test_every_request_has_an_acknowledgement() -> None:
 
 def test_error_codes_and_reasons_are_complete(root: Path) -> None:
     assert sorted(schema("Code")["enum"]) == sorted(errors.wire_codes())
-    assert schema("Subscribed")["properties"]["reason"]["enum"] == REASONS
+    assert schema("Subscribed")["properties"]["reason"]["enum"] == [*REASONS, "history_off"]
     protocol = (root / "docs" / "protocol.md").read_text("utf-8")
     [gap] = re.findall(r"^### `gap`\n(.*?)^### ", protocol, re.MULTILINE | re.DOTALL)
     reasons = schema("Gap")["properties"]["reason"]["enum"]

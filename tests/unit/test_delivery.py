@@ -43,7 +43,7 @@ def test_messages_of_a_replay_match_the_filter_of_the_moment_when_they_are_sent(
     hub.set_filter("sid", "foo", parse_filter({"n": {"lt": 2}}))
     matching = _Matching(lambda: hub.set_filter("sid", "foo", parse_filter({"n": {"gte": 1}})), pauses)
     unused = cast(Any, None)
-    tools = ReplayTools(unused, hub, matching, unused, unused, lambda *_: None, 1_000)
+    tools = ReplayTools(unused, hub, matching, unused, unused, lambda *_: None, 1_000, {})
     client = ReplayClient(tools, "sid", "foo", "epoch")
     assert [message.position for message in client.select(MESSAGES)] == [1, 2, 3]
     assert client.strings == {number: f'{{"n":"{number}"}}' for number in (1, 2, 3)}

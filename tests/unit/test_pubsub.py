@@ -104,6 +104,8 @@ def test_a_hold_that_ends_during_a_delivery_does_not_add_to_it() -> None:
 
         def receive_log_gap(self, reason: str) -> None: ...
 
+        def receive_trims(self, trims: Mapping[str, int]) -> None: ...
+
     pubsub.add_receiver(Releases())
     deliver(pubsub, "1", logged=True)
     assert receiver.got == []

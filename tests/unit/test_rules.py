@@ -89,6 +89,14 @@ def test_a_rule_of_the_table_replaces_durable_channels() -> None:
     assert rules.of("orders").durable is True
 
 
+def test_a_pattern_has_a_history_if_all_channels_that_it_may_match_have_one() -> None:
+    rules = rules_of({"*": Rule(history=False, retained=True), "a:*": Rule(history=True), "a:b:c": Rule(history=False)})
+    assert [rules.of(one).history for one in ("*", "b*", "a:*", "a:b*", "a:c*", "a:*d")] == [
+        False, False, False, False, True, True,
+    ]  # fmt: skip
+    assert rules.of("a:c*").retained is False
+
+
 def test_the_servers_own_channels_have_no_rules() -> None:
     rules = rules_of({"*": Rule(max_messages=1, durable=False)})
     assert rules.of("socketio_pg_permissions").max_messages is None

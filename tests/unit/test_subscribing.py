@@ -9,6 +9,7 @@ import pytest
 
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import DatabaseUnavailableError, ForbiddenError
+from socketio_pg.core.rules import Rules
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.subscribing import Subscribing
 from socketio_pg.pubsub.hub import Hub
@@ -30,7 +31,10 @@ class World:
         self.meanwhile: dict[str, Callable[[], object]] = {}
         self.failing: set[tuple[str, int]] = set()
         holds = SimpleNamespace(position_of=lambda sid, channel, live: 7)
-        pubsub: Any = SimpleNamespace(join=self.hub.subscribe, leave=self.hub.unsubscribe, holds=holds)
+        rules = Rules()
+        pubsub: Any = SimpleNamespace(
+            join=self.hub.subscribe, leave=self.hub.unsubscribe, holds=holds, rules=rules, rule_of=rules.of
+        )
         delivery: Any = SimpleNamespace(
             enter=self._enter,
             has_entered=lambda sid, channel: channel in self.entered,

@@ -123,6 +123,9 @@ CREATE OR REPLACE FUNCTION socketio_pg.sign_head() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     NEW.written_by := pg_current_xact_id();
+    IF NEW.trimmed > OLD.trimmed AND current_setting('socketio_pg.rules', true) IS DISTINCT FROM 'on' THEN
+        PERFORM socketio_pg.note_trim(NEW.trimmed);
+    END IF;
     RETURN NEW;
 END $$;
 

@@ -23,6 +23,42 @@ CREATE TABLE IF NOT EXISTS socketio_pg.consumer (
     fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000
 );
 
+-- Not ADD COLUMN IF NOT EXISTS, which takes its lock before it checks.
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'socketio_pg.consumer'::regclass AND attname = 'trims'
+    ) THEN
+        -- The number of the last trim of single channels (channel_trim) that has been reported.
+        ALTER TABLE socketio_pg.consumer ADD COLUMN trims bigint NOT NULL DEFAULT 0;
+    END IF;
+END $$;
+
+-- Returns the position up to which messages of some channels (NULL: of all) after `position` were removed from the log; NULL
+-- if none were, or only in trims up to the number `trims`. If only rules of single channels have removed some, that is
+-- `position` itself: other channels are complete after it.
+CREATE OR REPLACE FUNCTION socketio_pg.trimmed_after(channels text[], "position" bigint, trims bigint, trimmed bigint)
+RETURNS bigint LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    together bigint := trimmed;
+BEGIN
+    IF channels IS NOT NULL AND EXISTS (SELECT FROM socketio_pg.retention) THEN
+        SELECT max(socketio_pg.trimmed_together(wanted, trimmed)) INTO together FROM unnest(channels) AS wanted;
+    END IF;
+    IF together > position THEN
+        RETURN together;
+    ELSIF channels IS NULL THEN
+        PERFORM FROM socketio_pg.channel_trim AS t WHERE t.position > trimmed_after.position AND t.number > trims
+            AND NOT starts_with(t.channel, 'socketio_pg') LIMIT 1;
+    ELSE
+        PERFORM FROM socketio_pg.channel_trim AS t WHERE t.channel = ANY (channels)
+            AND t.position > trimmed_after.position AND t.number > trims LIMIT 1;
+    END IF;
+    RETURN CASE WHEN FOUND THEN position END;
+END $$;
+
+REVOKE ALL ON FUNCTION socketio_pg.trimmed_after(text[], bigint, bigint, bigint) FROM PUBLIC;
+
 -- Returns where a consumer starts: 'now', 'earliest', after a cursor ('epoch:position'), at a time with its zone (ISO 8601),
 -- or with what a snapshot does not have (the token of snapshot(), which describes its format).
 CREATE OR REPLACE FUNCTION socketio_pg.consumer_start(
@@ -126,7 +162,10 @@ BEGIN
     END IF;
     -- Most calls at rest end here, without a lock and a transaction id. A position that nothing moves is moved each
     -- minute, before the messages of other channels behind it are trimmed.
-    SELECT c.epoch <> h.epoch OR h.trimmed > c.position OR r.last_value > greatest(c.position, c.removed)
+    SELECT c.epoch <> h.epoch OR r.last_value > greatest(c.position, c.removed)
+        OR CASE WHEN EXISTS (SELECT FROM socketio_pg.retention) OR EXISTS (SELECT FROM socketio_pg.channel_trim)
+            THEN socketio_pg.trimmed_after(consume.channels, c.position, c.trims, h.trimmed) IS NOT NULL
+            ELSE h.trimmed > c.position END
         OR (newest.position > c.position AND c.moved_at < now() - interval '1 minute')
         OR CASE WHEN consume.channels IS NULL THEN EXISTS (
             SELECT FROM socketio_pg.log AS l WHERE l.position > c.position AND NOT starts_with(l.channel, 'socketio_pg')
@@ -144,9 +183,15 @@ BEGIN
     WHERE c.name = consumer;
     IF NOT FOUND THEN
         -- A position of the past must be checked, which the next call does.
-        INSERT INTO socketio_pg.consumer (name, channels, epoch, position, seen, removed)
-        SELECT consumer, consume.channels, s.epoch, s.position, s.seen,
-            CASE WHEN start ~ '^(snapshot:|[^:]{36}:)' THEN least(s.position, r.last_value) ELSE r.last_value END
+        INSERT INTO socketio_pg.consumer (name, channels, epoch, position, seen, removed, trims)
+        SELECT consumer, consume.channels, s.epoch,
+            -- With all that is left of these channels.
+            CASE WHEN start = 'earliest' AND consume.channels IS NOT NULL THEN (
+                SELECT max(socketio_pg.trimmed_together(wanted, s.position)) FROM unnest(consume.channels) AS wanted
+            ) ELSE s.position END, s.seen,
+            CASE WHEN start ~ '^(snapshot:|[^:]{36}:)' THEN least(s.position, r.last_value) ELSE r.last_value END,
+            CASE WHEN start IN ('now', 'earliest') THEN (
+                SELECT coalesce(max(t.number), 0) FROM socketio_pg.channel_trim AS t) ELSE 0 END
         FROM socketio_pg.consumer_start(start) AS s CROSS JOIN socketio_pg.removed_position AS r
         ON CONFLICT DO NOTHING;
     ELSIF NOT work THEN
@@ -158,8 +203,14 @@ BEGIN
     END IF;
     -- In one statement, and so of one snapshot: read apart, a trim in between would go unnoticed.
     FOR page IN
-        SELECT h.epoch AS log_epoch, h.trimmed, r.last_value AS removed, newest.position AS newest, found.*
-        FROM socketio_pg.head AS h CROSS JOIN socketio_pg.removed_position AS r
+        SELECT h.epoch AS log_epoch, h.missing, r.last_value AS removed, newest.position AS newest, found.*
+        FROM (
+            SELECT one.epoch, one.trimmed,
+                CASE WHEN EXISTS (SELECT FROM socketio_pg.retention) OR EXISTS (SELECT FROM socketio_pg.channel_trim)
+                    THEN socketio_pg.trimmed_after(consume.channels, here.position, here.trims, one.trimmed)
+                    WHEN one.trimmed > here.position THEN one.trimmed END AS missing
+            FROM socketio_pg.head AS one OFFSET 0
+        ) AS h CROSS JOIN socketio_pg.removed_position AS r
         CROSS JOIN LATERAL (
             SELECT greatest(h.trimmed, (SELECT l.position FROM socketio_pg.log AS l ORDER BY 1 DESC LIMIT 1))
         ) AS newest (position)
@@ -195,13 +246,13 @@ BEGIN
                 HINT = 'Check what is missing, then call socketio_pg.consumer_move().',
                 DETAIL = jsonb_build_object('reason', 'epoch_changed', 'epoch', page.log_epoch, 'position', page.newest,
                     'since', jsonb_build_object('epoch', here.epoch, 'position', here.position));
-        ELSIF returned = 0 AND (page.trimmed > here.position OR page.removed > greatest(here.position, here.removed)) THEN
+        ELSIF returned = 0 AND (page.missing IS NOT NULL OR page.removed > greatest(here.position, here.removed)) THEN
             RAISE EXCEPTION USING ERRCODE = 'SG021',
                 MESSAGE = format('consumer %s: messages after position %s were removed from the log before it got them',
                     consumer, here.position),
                 HINT = 'Check what is missing, then call socketio_pg.consumer_move().',
                 DETAIL = jsonb_build_object('reason', 'trimmed', 'epoch', page.log_epoch,
-                    'position', greatest(page.trimmed, here.position),
+                    'position', greatest(page.missing, here.position),
                     'since', jsonb_build_object('epoch', here.epoch, 'position', here.position));
         END IF;
         newest := page.newest;
@@ -235,11 +286,12 @@ REVOKE ALL ON FUNCTION socketio_pg.consume(text, text[], integer, text) FROM PUB
 CREATE OR REPLACE FUNCTION socketio_pg.consumer_move(consumer text, target text, expected text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    INSERT INTO socketio_pg.consumer AS c (name, epoch, position, seen, removed)
-    SELECT consumer, s.epoch, s.position, s.seen, r.last_value
+    INSERT INTO socketio_pg.consumer AS c (name, epoch, position, seen, removed, trims)
+    SELECT consumer, s.epoch, s.position, s.seen, r.last_value,
+        (SELECT coalesce(max(t.number), 0) FROM socketio_pg.channel_trim AS t)
     FROM socketio_pg.consumer_start(target) AS s CROSS JOIN socketio_pg.removed_position AS r
     ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, position = excluded.position, seen = excluded.seen,
-        removed = excluded.removed, moved_at = clock_timestamp(), failed_position = NULL, failures = 0, failed_at = NULL, error = NULL
+        removed = excluded.removed, trims = excluded.trims, moved_at = clock_timestamp(), failed_position = NULL, failures = 0, failed_at = NULL, error = NULL
     WHERE expected IS NULL OR c.epoch || ':' || c.position = expected;
     RETURN FOUND;
 END $$;
@@ -278,11 +330,27 @@ CREATE OR REPLACE VIEW socketio_pg.consumers AS
     SELECT c.name, c.channels, c.position, CASE WHEN oldest.logged_at IS NULL THEN 0 ELSE newest.position - c.position END
         AS lag, now() - oldest.logged_at AS age, c.moved_at, c.failures, c.failed_position, c.failed_at, c.error,
         CASE WHEN c.epoch <> h.epoch THEN 'epoch_changed'
-            WHEN h.trimmed > c.position OR r.last_value > greatest(c.position, c.removed) THEN 'trimmed' END AS lost
+            WHEN r.last_value > greatest(c.position, c.removed) OR gone.position > c.position OR EXISTS (
+                SELECT FROM socketio_pg.channel_trim AS t WHERE t.position > c.position AND t.number > c.trims
+                    AND CASE WHEN c.channels IS NULL THEN NOT starts_with(t.channel, 'socketio_pg')
+                        ELSE t.channel = ANY (c.channels) END
+            ) THEN 'trimmed' END AS lost
     FROM socketio_pg.consumer AS c CROSS JOIN socketio_pg.head AS h CROSS JOIN socketio_pg.removed_position AS r
     CROSS JOIN LATERAL (
         SELECT greatest(h.trimmed, (SELECT l.position FROM socketio_pg.log AS l ORDER BY 1 DESC LIMIT 1))
     ) AS newest (position)
+    -- As in trimmed_after(), which the reader of this view may not call.
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN c.channels IS NULL OR NOT EXISTS (SELECT FROM socketio_pg.retention) THEN h.trimmed ELSE (
+            SELECT max((
+                SELECT CASE WHEN min(k.since) IS NULL THEN h.trimmed ELSE least(min(k.since), coalesce((
+                    SELECT l.position - 1 FROM socketio_pg.log AS l
+                    WHERE (l.channel, l.position) > (wanted, 0)
+                        AND (l.channel, l.position) <= (wanted, 9223372036854775807)
+                    ORDER BY l.channel, l.position LIMIT 1), min(k.since))) END
+                FROM socketio_pg.retention AS k WHERE wanted LIKE k.expression))
+            FROM unnest(c.channels) AS wanted) END
+    ) AS gone (position)
     LEFT JOIN LATERAL (
         (SELECT l.position, l.logged_at FROM socketio_pg.log AS l
         WHERE c.channels IS NULL AND l.position > c.position AND NOT starts_with(l.channel, 'socketio_pg')

@@ -39,12 +39,13 @@ BEGIN
                     AND c.relname ~ '^(lease|busy_until|cluster_key|newest_|removed_position|watch_failure)')
                 OR (before < 6 AND c.relname ~ '^(published|consumers?|session(_owner)?)$')
                 OR (before < 7 AND c.relname ~ '^presence(_process|_member|_channel)?$')
+                OR (before < 7 AND c.relname ~ '^(rule|retention|channel_trim|trim_number)$')
             FROM pg_class AS c WHERE c.relnamespace = 'socketio_pg'::regnamespace AND c.relkind IN ('r', 'v', 'S')
             UNION ALL
             SELECT 'FUNCTION', p.oid, p.oid::regprocedure::text, p.proowner, p.proacl,
                 before IS NULL OR (before < 6 AND (p.proname ~ '^(claim|publish_as|consume.*|snapshot|live_.*)$'
                     OR (p.proname = 'publish' AND p.pronargs > 2)))
-                OR (before < 7 AND (p.proname ~ '^(probe_kinds|publish_with_meta|add_with_meta|chosen_meta|consume)$'
+                OR (before < 7 AND (p.proname ~ '^(probe_kinds|rules_changed|note_trim|trimmed_.*|publish_with_meta|add_with_meta|chosen_meta|consume)$'
                     OR p.proname ~ '^presence_' OR (p.proname IN ('publish', 'publish_as') AND p.pronargs = 6)))
             FROM pg_proc AS p WHERE p.pronamespace = 'socketio_pg'::regnamespace
         )
@@ -80,6 +81,12 @@ BEGIN
                 socketio_pg.presence_beat(uuid, text, double precision), socketio_pg.presence_sweep(text),
                 socketio_pg.presence_write(uuid, text[], text[], text[], text[], text[], bigint[], text[], text[], text)
                 TO %s', found.role);
+            EXECUTE format('GRANT SELECT ON socketio_pg.rule TO %s', found.role);
+            EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.retention, socketio_pg.channel_trim TO %s',
+                found.role);
+            EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.trim_number TO %s', found.role);
+            EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.trimmed_together(text, bigint),
+                socketio_pg.note_trim(bigint) TO %s', found.role);
             CONTINUE WHEN before = 6;
             EXECUTE format('GRANT SELECT, UPDATE, DELETE ON socketio_pg.published TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.consumers TO %s', found.role);

@@ -1,0 +1,171 @@
+"""Rules for channels on two nodes: changes of the table take effect, and clients see what docs/protocol.md says."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from tests.support.clients import SocketClient, code
+from tests.support.log import Log, wait_installed
+from tests.support.nodes import Nodes
+from tests.support.patience import until
+from tests.support.postgres import Cluster
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def nodes(newest_pg: Cluster) -> Iterator[Nodes]:
+    rules = '{"configured:*": {"max_bytes": 10}, "both": {"max_bytes": 10, "history": false}}'
+    with contextlib.closing(Nodes(newest_pg, "live_rules", 2, balanced=False, CHANNEL_RULES=rules)) as made:
+        wait_installed(made)
+        yield made
+
+
+@pytest.fixture
+def clients(nodes: Nodes) -> Iterator[list[SocketClient]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(SocketClient(node.url)) for node in nodes.nodes]
+
+
+def set_rule(log: Log, pattern: str, **columns: Any) -> None:
+    names, values = ", ".join(columns), ", ".join("%s" for _ in columns)
+    updates = ", ".join(f"{name} = excluded.{name}" for name in columns)
+    log.sql(
+        f"INSERT INTO socketio_pg.rule (pattern, {names}) VALUES (%s, {values}) "
+        f"ON CONFLICT (pattern) DO UPDATE SET {updates}",
+        pattern, *columns.values(),
+    )  # fmt: skip
+
+
+def test_changes_of_the_table_take_effect_on_all_nodes(nodes: Nodes, clients: list[SocketClient], channel: str) -> None:
+    def answers(payload: str) -> list[str | None]:
+        return [code(client.call("publish", {"channel": channel, "payload": payload})) for client in clients]
+
+    assert answers("x" * 100) == [None, None]
+    set_rule(nodes, channel, max_bytes=50)
+    until(lambda: answers("x" * 100) == ["payload_too_large"] * 2, "the rule applies on both nodes")
+    assert answers("x") == [None, None]
+    refused = clients[0].call("publish", {"channel": channel, "payload": "x" * 49})
+    assert refused["error"]["message"].endswith("at most 50 are allowed in this channel")
+    nodes.sql("DELETE FROM socketio_pg.rule WHERE pattern = %s", channel)
+    until(lambda: answers("x" * 100) == [None, None], "the rule is gone on both nodes")
+
+
+def test_the_setting_has_rules_too_and_the_table_counts_first(nodes: Nodes, clients: list[SocketClient]) -> None:
+    one, _ = clients
+    assert code(one.call("publish", {"channel": "configured:5", "payload": "x" * 20})) == "payload_too_large"
+    assert code(one.call("publish", {"channel": "both", "payload": "x" * 20})) == "payload_too_large"
+    set_rule(nodes, "both", max_bytes=30)
+    until(lambda: one.call("publish", {"channel": "both", "payload": "x" * 20})["ok"], "the table's rule applies")
+    assert code(one.call("subscribe", {"channel": "both", "history": 1})) == "forbidden", "the setting's other column"
+
+
+def test_a_channel_without_history(nodes: Nodes, clients: list[SocketClient], channel: str) -> None:
+    one, two = clients
+    set_rule(nodes, channel, history=False)
+    until(lambda: code(two.call("subscribe", {"channel": channel, "history": 1})) == "forbidden", "no history")
+    two.call("unsubscribe", {"channel": channel})
+    first = one.call("subscribe", {"channel": channel})
+    nodes.publish(channel, 1, 2)
+    assert [one.next("event")["payload"][0] for _ in range(2)] == [1, 2], "live messages arrive"
+    place = {"epoch": first["epoch"], "position": first["position"]}
+    answer = two.call("subscribe", {"channel": channel, "since": place})
+    assert (answer["recovered"], answer["reason"]) == (False, "history_off")
+    assert two.next("live")["channel"] == channel
+    nodes.publish(channel, 3, 3)
+    assert two.next("event")["payload"][0] == 3
+    url = f"{nodes.nodes[0].url}/api/channels/{channel}"
+    cursor = f"{place['epoch']}:{place['position']}"
+    refused = requests.get(f"{url}/messages", params={"since": cursor}, timeout=90)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    assert requests.get(f"{url}/messages", timeout=90).json()["messages"] == []
+    with requests.get(f"{url}/stream", params={"since": cursor}, stream=True, timeout=90) as stream:
+        lines = stream.iter_lines(decode_unicode=True)
+        told = next(line for line in lines if "recovered" in line)
+        assert '"reason":"history_off"' in told
+
+
+def test_each_client_has_its_own_rate_in_each_channel(nodes: Nodes, clients: list[SocketClient], channel: str) -> None:
+    one, two = clients
+    set_rule(nodes, f"{channel}:*", rate=1)
+    published: list[Any] = []
+
+    def limited() -> bool:
+        published.append(one.call("publish", {"channel": f"{channel}:a", "payload": 1, "durable": False}))
+        return code(published[-1]) == "rate_limited"
+
+    until(limited, "the rule applies")
+    assert published[-1]["error"]["message"] == "too many messages: 1 a second are allowed in this channel"
+    assert one.call("publish", {"channel": f"{channel}:b", "payload": 1})["ok"], "another channel"
+    assert one.call("publish", {"channel": channel, "payload": 1})["ok"], "a channel without a rule"
+    for client in clients:
+        assert client.pending("disconnect") == 0
+    assert two.call("publish", {"channel": f"{channel}:a", "payload": 1})["ok"], "another client"
+
+
+def test_the_retained_message_comes_first(nodes: Nodes, clients: list[SocketClient], channel: str) -> None:
+    one, two = clients
+    set_rule(nodes, channel, retained=True)
+    nodes.publish(channel, 1, 2)
+    until(lambda: retained(nodes.nodes[0], channel), "the rule applies, and the message has a position")
+    place = one.call("subscribe", {"channel": channel})
+    first = one.next("event")
+    assert (first["payload"][0], first["retained"], "replayed" in first) == (2, True, False)
+    assert first["position"] == place["position"] + 1
+    nodes.publish(channel, 3, 3)
+    assert "retained" not in one.next("event"), "a live message"
+    # Not twice: with what the client has, or gets anyway.
+    answer = two.call(
+        "subscribe", {"channel": channel, "since": {"epoch": place["epoch"], "position": first["position"]}}
+    )
+    assert answer["recovered"] is True
+    replayed = two.next("event")
+    assert (replayed["payload"][0], replayed["replayed"], "retained" in replayed) == (3, True, False)
+    two.call("unsubscribe", {"channel": channel})
+    two.call("subscribe", {"channel": channel, "history": 2})
+    assert [two.next("event")["payload"][0] for _ in range(2)] == [2, 3]
+    assert two.next("live")["channel"] == channel
+    two.call("unsubscribe", {"channel": channel})
+    assert retained(nodes.nodes[1], channel, {"0": 3}) == [3]
+    assert retained(nodes.nodes[1], channel, {"0": 4}) == []
+    assert retained(nodes.nodes[1], channel, numbers="string") == ["3"]
+    assert two.call("publish", {"channel": channel, "payload": None})["ok"]
+    assert one.next("event")["payload"] is None
+    until(lambda: not retained(nodes.nodes[1], channel), "null clears it")
+
+
+def retained(node: ServerProcess, channel: str, filter: Any = None, **options: Any) -> list[Any]:
+    """Return the number of the retained message that a new subscriber gets, or none."""
+    with SocketClient(node.url) as client:
+        request = {"channel": channel, "filter": filter, **options}
+        assert client.call("subscribe", request)["ok"]
+        # Its answer comes after all that has been sent before.
+        client.call("subscribe", {"channel": f"{channel}-other", "history": 0})
+        client.next("live")
+        return [client.next("event")["payload"][0] for _ in range(client.pending("event"))]
+
+
+@pytest.mark.nightly
+def test_the_retained_message_survives_trims_restarts_and_kills(newest_pg: Cluster) -> None:
+    settings = {"LOG_RETENTION": "1", "AUTO_INIT": "1"}
+    with contextlib.closing(Nodes(newest_pg, "live_retained", 2, balanced=False, **settings)) as nodes:
+        wait_installed(nodes)
+        set_rule(nodes, "kept:*", retained=True, max_messages=1)
+        for number in range(3):
+            nodes.publish("kept:a", number * 10, number * 10 + 9)
+            nodes.publish("other", 1, 100)
+            nodes.wait_leader().kill()
+            until(lambda: left(nodes, "kept:a") == 1 and left(nodes, "other") <= 1, "trimmed by the other node")
+            for node in nodes.nodes:
+                if node.process.poll() is not None:
+                    node.start()
+            for node in nodes.nodes:
+                node.wait_ready()
+                assert retained(node, "kept:a") == [number * 10 + 9]
+
+
+def left(log: Log, channel: str) -> int:
+    [(count,)] = log.sql("SELECT count(*) FROM socketio_pg.log WHERE channel = %s", channel)
+    return int(count)
