@@ -73,7 +73,8 @@ class _Client:
     """The buckets of one client."""
 
     __slots__ = (
-        "bytes", "channels", "ephemeral", "ephemeral_refused", "events", "filters", "filters_from", "presence", "refused",
+        "bytes", "channels", "ephemeral", "ephemeral_refused", "events", "filters", "filters_from", "presence",
+        "refused",
     )  # fmt: skip
 
     def __init__(self, settings: Settings) -> None:
