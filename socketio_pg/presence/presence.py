@@ -4,6 +4,7 @@ Each process writes the memberships of its clients to the database, and then tel
 the truth: a process that starts to look at a channel, or has missed something, reads its rows.
 """
 
+import dataclasses
 import logging
 import secrets
 import time
@@ -383,10 +384,10 @@ class Presence:
             change = to_change(sender, fields)
             for meta in change.put:
                 self._taken(channel, meta)
-            if self._bus.own.id in change.dead:
-                self._table.compare()
             if opened is not None:
-                opened.roster.apply(change)
+                # Taken for dead itself, it writes its members again, and they stay for its clients.
+                dead = [process for process in change.dead if process != self._bus.own.id]
+                opened.roster.apply(dataclasses.replace(change, dead=dead))
                 self._changed(channel)
 
     def _taken(self, channel: str, meta: Meta) -> None:

@@ -3,12 +3,12 @@
 import itertools
 import random
 from collections import deque
-from typing import Any
 
 import orjson
 import pytest
 
 from socketio_pg.presence.roster import ANONYMOUS, MAX_METAS, Change, Link, Meta, Roster, to_body, to_change
+from tests.support.watcher import Watcher
 
 OWN, OTHERS = "own", ("p", "q", "r")
 
@@ -38,38 +38,6 @@ class Database:
         return Link(previous, self.version)
 
 
-class Client:
-    """A client that does what docs/presence.md says."""
-
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.members: dict[str, Any] | None = None
-        self.replace(state)
-
-    def replace(self, state: dict[str, Any]) -> None:
-        state = orjson.loads(orjson.dumps(state))
-        self.version, self.count = state["version"], state["count"]
-        self.members = None
-        if "members" in state:
-            self.members = {one["key"]: one for one in state["members"]}
-
-    def apply(self, body: dict[str, Any]) -> None:
-        body = orjson.loads(orjson.dumps(body))
-        assert body["previous"] == self.version
-        self.version, self.count = body["version"], body["count"]
-        if "joined" not in body:
-            self.members = None
-            return
-        assert self.members is not None
-        keys = [one["key"] for name in ("joined", "updated", "left") for one in body[name]]
-        assert len(keys) == len(set(keys))
-        for one in body["joined"] + body["updated"]:
-            assert one["metas"]
-            self.members[one["key"]] = one
-        for one in body["left"]:
-            assert one["metas"]
-            self.members.pop(one["key"], None)
-
-
 class World:
     """A roster of the process ``own``, and messages of other processes on their way to it: in order for each sender."""
 
@@ -78,7 +46,7 @@ class World:
         self.database = Database()
         self.roster = Roster(most)
         self.coming: dict[str, deque[Change]] = {process: deque() for process in OTHERS}
-        self.clients: list[Client] = []
+        self.clients: list[Watcher] = []
         self.numbers = itertools.count()
         self.reading = False
         self.snapshot: tuple[int, list[Meta]] | None = None
@@ -161,7 +129,7 @@ class World:
         if self.roster.known is not None and len(self.clients) < 4:
             if not self.clients:
                 self.roster.begin()
-            self.clients.append(Client(self.roster.show()))
+            self.clients.append(Watcher(self.roster.show()))
         elif self.clients and self.random.random() < 0.5:
             self.clients.pop(self.random.randrange(len(self.clients)))
 
@@ -247,9 +215,9 @@ def test_a_client_that_was_shown_a_member_between_two_differences_is_told_that_i
     roster = Roster(10)
     roster.load(0, [], OWN)
     roster.begin()
-    client = Client(roster.show())
+    client = Watcher(roster.show())
     roster.put(Meta("1", "ann", "s1", "null", 1))
-    late = Client(roster.show())
+    late = Watcher(roster.show())
     assert late.members is not None
     assert list(late.members) == ["ann"]
     roster.remove("1")
