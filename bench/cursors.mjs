@@ -1,19 +1,19 @@
 // People who move their cursors on the map demo: stock Socket.IO clients. For cursors.py.
 //
-//   node cursors.mjs URL PEOPLE RATE SUBSCRIBED      the last is 1 if they also receive each other's cursors
+//   node cursors.mjs URL PEOPLE RATE
 //
 // Prints "ready" when all are connected, then once a second a line of JSON: messages sent, events received.
 
 import { io } from "socket.io-client";
 
-const [url, people, rate, subscribed] = [process.argv[2], ...process.argv.slice(3).map(Number)];
+const [url, people, rate] = [process.argv[2], ...process.argv.slice(3).map(Number)];
 const counts = { sent: 0, received: 0 };
 
 const sockets = await Promise.all(Array.from({ length: people }, async () => {
   const socket = io(url, { transports: ["websocket"], forceNew: true });
   await new Promise((resolve, reject) => socket.once("connect", resolve).once("connect_error", reject));
   socket.on("event", () => { counts.received++; });
-  if (subscribed) await socket.emitWithAck("subscribe", { channel: "cursors" });
+  await socket.emitWithAck("subscribe", { channel: "cursors" });
   return socket;
 }));
 console.log("ready");

@@ -75,7 +75,7 @@ def frames(page: Page) -> dict[str, Any]:
 @contextlib.contextmanager
 def moving(url: str, people: int, options: argparse.Namespace) -> Iterator[Callable[[], dict[str, int]]]:
     """Let people move their cursors. Yield a function that waits for their next counts, which they have each second."""
-    command = ["node", "cursors.mjs", url, str(people), str(options.rate), str(int(options.subscribed))]
+    command = ["node", "cursors.mjs", url, str(people), str(options.rate)]
     with subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, text=True) as node:
         assert node.stdout is not None
         lines = node.stdout
@@ -113,7 +113,6 @@ def main() -> None:
     parser.add_argument("--people", type=int, nargs="*", default=[0, 50])
     parser.add_argument("--rate", type=float, default=60.0, help="moves of each a second")
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--subscribed", action=argparse.BooleanOptionalAction, default=True, help="people receive, too")
     parser.add_argument("--server", choices=("ours", "gevent"), default="ours")
     options = parser.parse_args()
     settings = {"AUTH": "off", "DEBUG": "1", "AUTO_INIT": "1"}
