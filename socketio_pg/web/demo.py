@@ -42,12 +42,17 @@ def add_samples(database: Database, max_payload: int) -> None:
     try:
         install(database, max_payload, again=False)
         with demo_cursor(database) as cursor:
+            # Another worker may do the same.
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtext('socketio_pg_demo'))")
             _publish(cursor, FIRST_CHANNEL, {"hello": "world"})
             for name in ("orders", "map"):
                 cursor.execute(_setup_of(name))
             add_sample_votes(cursor)
-            cursor.execute("SELECT FROM socketio_pg.log WHERE channel = 'chat' LIMIT 1")
-            if cursor.fetchone() is None:
+            cursor.execute(
+                "SELECT EXISTS (SELECT FROM socketio_pg.log WHERE channel = 'chat') "
+                "OR EXISTS (SELECT FROM socketio_pg.outbox WHERE channel = 'chat')"
+            )
+            if not cursor.fetchone()[0]:
                 for payload in _CHAT:
                     _publish(cursor, "chat", payload)
     except SocketIOPGError as error:

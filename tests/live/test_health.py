@@ -32,7 +32,7 @@ def database(newest_pg: Cluster) -> Iterator[Proxy]:
 @pytest.fixture
 def server(database: Proxy) -> Iterator[ServerProcess]:
     with contextlib.closing(
-        ServerProcess(database.url, app="tests.support.outage_app:app", DRAIN_SECONDS="0.2")
+        ServerProcess(database.url, app="tests.support.outage_app:app", DEBUG="1", DRAIN_SECONDS="0.2")
     ) as made:
         yield made
 
@@ -64,6 +64,8 @@ def test_outage_reaches_every_client(
         demo_page(chromium, server.url) as page,
     ):
         banner = page.page.locator(".outage")
+        demo = page.page.context.new_page()
+        demo.goto(f"{server.url}/demo/chat.html")
         first = stock.next("server_hello")["health"]
         assert (first["database"], first.keys()) == ("reachable", {"database", "since"})
         assert script.wait_line("health")["health"] == reports.get(timeout=PATIENCE) == first == subscriber.health
@@ -83,6 +85,8 @@ def test_outage_reaches_every_client(
         assert reports.get(timeout=PATIENCE) == outage == subscriber.health
         page.expect_state("degraded")
         expect(banner).to_contain_text("no connection to its database")
+        expect(demo.locator("#status")).to_have_attribute("data-state", "degraded")
+        expect(demo.locator(".outage")).to_contain_text("no connection to its database since")
         # Neither an address nor a statement.
         with SocketClient(server.url) as later:
             hello = later.next("server_hello")
@@ -95,6 +99,9 @@ def test_outage_reaches_every_client(
         assert script.wait_line("health")["health"] == reports.get(timeout=PATIENCE) == back
         page.expect_state("connected")
         expect(banner).to_be_hidden()
+        expect(demo.locator("#status")).to_have_attribute("data-state", "connected")
+        expect(demo.locator(".outage")).to_be_hidden()
+        demo.close()
         assert (stock.pending("health"), reports.qsize()) == (0, 0)
     lines = list(iter(command.stdout.readline, f"the server's database is reachable since {back['since']}\n"))
     assert [line for line in lines if not line.startswith("gap in ")] == [
