@@ -248,7 +248,6 @@ class Parts:
             self.ephemeral,
             self.presence,
             rooms,
-            lambda channel: True,
         )
         self._handlers.register(test=test)
 

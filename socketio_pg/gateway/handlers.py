@@ -50,7 +50,6 @@ class Handlers:
         ephemeral: Ephemeral,
         presence: Presence,
         rooms: PresenceRooms,
-        allows_presence: Callable[[str], bool],
     ) -> None:
         self._server = server
         self._pubsub = pubsub
@@ -74,7 +73,8 @@ class Handlers:
             access.rechecks,
             limits,
             self._require,
-            allows_presence,
+            pubsub.rules,
+            pubsub.rule_of,
         )
         self.subscribing = Subscribing(
             server,

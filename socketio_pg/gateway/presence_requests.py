@@ -21,6 +21,7 @@ from socketio_pg.core.errors import (
 )
 from socketio_pg.core.messages import encode_payload
 from socketio_pg.core.patterns import is_pattern
+from socketio_pg.core.rules import Rule, Rules
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.presence_rooms import PresenceRooms
 from socketio_pg.presence.presence import Presence
@@ -57,7 +58,7 @@ class PresenceRequests:
     """The requests about presence of this process's clients.
 
     ``require(action, sid, channel)`` returns when the client may do that, and raises otherwise; it may wait.
-    ``allows(channel)`` tells whether the rules allow presence in a channel.
+    ``rule_of(channel)`` returns what the rules say of a channel, once they are known.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class PresenceRequests:
         rechecks: Rechecks,
         limits: ClientLimits,
         require: Callable[[Action, str, str], object],
-        allows: Callable[[str], bool],
+        rules: Rules,
+        rule_of: Callable[[str], Rule],
     ) -> None:
         self._presence = presence
         self._rooms = rooms
@@ -78,7 +80,9 @@ class PresenceRequests:
         self._rechecks = rechecks
         self._limits = limits
         self._require = require
-        self._allows = allows
+        self._rules = rules
+        self._rule_of = rule_of
+        rules.watch(lambda: green.run_soon(self._apply_rules))
 
     # -- the field of `subscribe` --------------------------------------------------------------------------------------
 
@@ -232,8 +236,15 @@ class PresenceRequests:
                 except SocketIOPGError:
                     self._rechecks.recheck(channel)
 
+    def _apply_rules(self) -> None:
+        """End what the rules do not allow any more."""
+        for sid, channel in self._rooms.all():
+            if not self._rules.of(channel).presence:
+                for action in self.actions(sid, channel):
+                    self.revoke(sid, channel, action)
+
     def _check_may(self, sid: str, channel: str, action: Action) -> None:
-        if not self._allows(channel):
+        if not self._rule_of(channel).presence:
             raise ForbiddenError("presence is not allowed in this channel", channel=channel)
         self._require(action, sid, channel)
 

@@ -45,6 +45,11 @@ class PresenceRooms:
         """Return the channels that a client watches, or is a member of."""
         return {*self._watching.get(sid, ()), *(one.channel for one in self._presence.of_client(sid))}
 
+    def all(self) -> set[tuple[str, str]]:
+        """Return all clients that watch channels or are members of any, with these channels."""
+        watching = {(sid, channel) for sid, channels in self._watching.items() for channel in channels}
+        return watching | {(one.client, one.channel) for one in self._presence.own()}
+
     def watch(self, sid: str, channel: str) -> dict[str, Any]:
         """Send a client the differences from now on. Return the state, which `Presence.roster` has loaded."""
         if not self.is_watching(sid, channel):

@@ -122,6 +122,10 @@ class Presence:
         """Return the membership of a client in a channel."""
         return self._own.get(client, channel)
 
+    def own(self) -> list[Membership]:
+        """Return the memberships of all clients of this process."""
+        return list(self._own)
+
     def of_client(self, client: str) -> list[Membership]:
         """Return the memberships of a client."""
         return self._own.of_client(client)

@@ -6,12 +6,23 @@ from typing import Any
 
 import pytest
 
+from tests.support.clients import SocketClient, code
 from tests.support.nodes import Nodes
+from tests.support.patience import until
+from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.presence import Person
+from tests.support.server import ServerProcess
 from tests.support.tokens import SECRET, mint
 
-SETTINGS = {"JWT_SECRET": SECRET, "AUTH": "optional", "PRESENCE": "all", "DRAIN_SECONDS": "0.2"}
+SETTINGS = {
+    "JWT_SECRET": SECRET,
+    "JWT_LEEWAY": "0",
+    "AUTH": "optional",
+    "PRESENCE": "all",
+    "PRESENCE_MAX": "5",
+    "DRAIN_SECONDS": "0.2",
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +38,10 @@ def people(nodes: Nodes) -> Iterator[Any]:
     """Return a function that connects a person to a node."""
     with contextlib.ExitStack() as stack:
 
-        def connect(node: int, **claims: Any) -> Person:
+        def connect(node: int, recovery: bool = False, **claims: Any) -> Person:
             auth = {"token": mint(**claims)} if claims else None
-            return stack.enter_context(contextlib.closing(Person(nodes.nodes[node].url, auth=auth)))
+            made = Person(nodes.nodes[node].url, auth=auth, recovery=recovery)
+            return stack.enter_context(contextlib.closing(made))
 
         yield connect
 
@@ -57,3 +69,155 @@ def test_tabs_updates_and_leaves(nodes: Nodes, people: Any, channel: str) -> Non
     for one in (ann, bob):
         one.wait_members({})
     assert bob.told == ["joined ann", "updated ann", "updated ann", "updated ann", "left ann"]
+
+
+def test_a_reconnect_is_no_leave(nodes: Nodes, people: Any, channel: str) -> None:
+    """With a recovered session on the other node, and without."""
+    bob = people(1, sub="bob")
+    bob.join(channel, True)
+    ann, cid = people(0, recovery=True, sub="ann"), people(0, sub="cid")
+    ref = ann.join(channel, {"state": 1})["ref"]
+    cid.join(channel, {"state": 1})
+    bob.wait_members({"ann": [1], "cid": [1]})
+    ann.send({"cut": True, "url": nodes.nodes[1].url})
+    assert ann.connected()["recovery"] == {"recovered": True}
+    ann.take()
+    assert ann.states() == {"ann": [1], "cid": [1]}
+    assert ann.members["ann"]["metas"][0]["ref"] == ref
+    assert ann.call("presence_update", {"channel": channel, "state": 2})["ok"]
+    for one in (ann, bob):
+        one.wait_members({"ann": [2], "cid": [1]})
+    cid.send({"cut": True})
+    cid.connected()
+    cid.join(channel, {"state": 3})
+    bob.wait_members({"ann": [2], "cid": [3]})
+    cid.send({"cut": True, "url": nodes.nodes[1].url})
+    cid.connected()
+    cid.join(channel, {"state": 4})
+    bob.wait_members({"ann": [2], "cid": [4]})
+    # Back on its first node, which it leaves for good.
+    ann.send({"cut": True, "url": nodes.nodes[0].url})
+    assert ann.connected()["recovery"] == {"recovered": True}
+    ann.send({"disconnect": True})
+    bob.wait_members({"cid": [4]})
+    assert sorted(set(bob.told)) == ["joined ann", "joined cid", "left ann", "updated ann", "updated cid"]
+
+
+def test_clients_become_others_and_their_tokens_expire(nodes: Nodes, people: Any, channel: str) -> None:
+    bob, ann = people(1, sub="bob"), people(0, sub="ann")
+    bob.join(channel, True)
+    ann.join(channel, {})
+    bob.wait_members({"ann": [None]})
+    assert ann.call("authenticate", {"token": mint(sub="ann")})["ok"]
+    assert ann.call("authenticate", {"token": mint(sub="eve")})["ok"]
+    bob.wait_members({})
+    while "ended identity_changed" not in ann.told:
+        ann.take()
+    ann.join(channel, {})
+    bob.wait_members({"eve": [None]})
+    assert ann.call("authenticate", {"token": mint(sub="eve", seconds=1)})["ok"]
+    bob.wait_members({})
+    assert bob.told == ["joined ann", "left ann", "joined eve", "left eve"]
+
+
+def test_anonymous_clients_and_wrong_requests(nodes: Nodes, channel: str) -> None:
+    def subscribe(client: SocketClient, presence: Any, **more: Any) -> Any:
+        return client.call("subscribe", {"channel": channel, "presence": presence, **more})
+
+    with contextlib.ExitStack() as stack:
+        url = nodes.nodes[0].url
+        one, two = (stack.enter_context(SocketClient(url)) for _ in range(2))
+        found = subscribe(one, {"key": "__proto__"})["presence"]
+        assert found["key"] == "anonymous:__proto__"
+        found = subscribe(two, {"key": "__proto__"})["presence"]
+        assert [(one["key"], one["anonymous"], len(one["metas"])) for one in found["members"]] == [
+            ("anonymous:__proto__", True, 2)
+        ]
+        # It joins again with another key, and only watches then.
+        assert subscribe(two, {})["presence"]["key"] == f"anonymous:{two.next('server_hello')['sid']}"
+        assert subscribe(two, True)["presence"]["count"] == 1
+        assert code(two.call("presence_update", {"channel": channel, "state": 1})) == "invalid_request"
+        for wrong in (1, "true", [], {"key": ""}, {"key": "a\0b"}, {"key": 5}, {"key": "x" * 129}, {"state": "\0"}):
+            assert code(subscribe(two, wrong)) == "invalid_request", wrong
+        assert code(subscribe(two, {"state": "x" * 1023})) == "payload_too_large"
+        assert code(two.call("presence_update", {"channel": channel})) == "invalid_request"
+        assert code(two.call("presence_get", {"channel": 7})) == "invalid_channel"
+        assert code(two.call("subscribe", {"pattern": "a*", "presence": True})) == "invalid_request"
+        assert subscribe(two, {"state": "x" * 1022})["ok"]
+        assert "presence" not in subscribe(two, None)
+        for claims in ({"sub": "anonymous:ann"}, {}, {"sub": "x" * 513}, {"sub": "a\nb"}):
+            with SocketClient(url, auth={"token": mint(**claims)}) as named:
+                assert code(subscribe(named, {})) == "forbidden", claims
+                assert code(subscribe(named, True)) is None
+                # As a part of many channels.
+                many = named.call("subscribe", {"channels": ["other", channel], "presence": {}})
+                assert [code(one) for one in many["channels"]] == ["forbidden", "forbidden"]
+        got = two.call("presence_get", {"channel": channel})
+        assert got["count"] == len(got["members"]) == 2
+        assert "presence" not in subscribe(two, False)
+        assert one.call("presence_get", {"channel": channel})["count"] == 1
+        codes = [code(one.call("presence_update", {"channel": channel, "state": n})) for n in range(150)]
+        assert codes[0] is None
+        assert codes[-1] == "rate_limited"
+
+
+def test_clients_of_full_channels_get_the_count(nodes: Nodes, people: Any, channel: str) -> None:
+    watcher = people(1)
+    watcher.join(channel, True)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(SocketClient(nodes.nodes[0].url)) for _ in range(7)]
+        for client in clients[:5]:
+            assert client.call("subscribe", {"channel": channel, "presence": {}})["ok"]
+        while len(watcher.members) < 5:
+            watcher.take()
+        for client in clients[5:]:
+            assert client.call("subscribe", {"channel": channel, "presence": {}})["ok"]
+        while watcher.count < 7:
+            watcher.take()
+        assert watcher.members == {}
+        assert "members" not in clients[0].call("presence_get", {"channel": channel})
+        for client in clients[:4]:
+            client.call("unsubscribe", {"channel": channel})
+        while watcher.count > 3:
+            watcher.take()
+        assert len(watcher.members) == 3
+        assert "state" in watcher.told
+
+
+def test_policies_and_rules_decide_who_joins_and_who_sees(newest_pg: Cluster, channel: str) -> None:
+    """On a server whose role does not own the schema."""
+    database = PolicyDatabase(newest_pg, "presence_policies")
+    database.join("ann", channel, writes=True)
+    database.join("bob", channel)
+    with (
+        contextlib.closing(ServerProcess(database.server_url, **RLS)) as server,
+        contextlib.closing(Person(server.url, {"token": mint(sub="ann", role="authenticated")})) as ann,
+        contextlib.closing(Person(server.url, {"token": mint(sub="bob", role="authenticated")})) as bob,
+    ):
+        assert code(bob.call("subscribe", {"channel": channel, "presence": {}})) == "forbidden"
+        bob.join(channel, True)
+        ann.join(channel, {"state": 1})
+        bob.wait_members({"ann": [1]})
+        # Ann is no longer a member, and still sees the others.
+        database.sql("UPDATE members SET writes = false WHERE user_id = 'ann'")
+        database.sql("SELECT socketio_pg.recheck(%s)", channel)
+        bob.wait_members({})
+        ann.wait_members({})
+        while "ended forbidden" not in ann.told:
+            ann.take()
+        assert code(ann.call("presence_get", {"channel": channel})) is None
+        # May be a member, and does not see the others.
+        database.sql(
+            'CREATE POLICY "hidden" ON socketio_pg.messages AS RESTRICTIVE FOR SELECT TO authenticated'
+            " USING (kind <> 'presence')"
+        )
+        database.sql("UPDATE members SET writes = true")
+        database.sql("SELECT socketio_pg.recheck(%s)", channel)
+        for one in (ann, bob):
+            while one.told[-1] != "ended forbidden":
+                one.take()
+        assert set(ann.join(channel, {"state": 2})) == {"key", "ref"}
+        until(lambda: database.sql("SELECT key, state FROM socketio_pg.presence") == [("ann", 2)], "ann is a member")
+        database.sql("INSERT INTO socketio_pg.rule (pattern, presence) VALUES ('*', false)")
+        until(lambda: database.sql("SELECT key FROM socketio_pg.presence") == [], "the rule ends that")
+        assert code(ann.call("subscribe", {"channel": channel, "presence": {}})) == "forbidden"
