@@ -9,6 +9,8 @@ from socketio_pg.access.authentication import Authenticate
 from socketio_pg.access.questions import Action
 from socketio_pg.access.tickets import Tickets
 from socketio_pg.cluster.select import Cluster
+from socketio_pg.control.control import Control
+from socketio_pg.control.local import LocalControl
 from socketio_pg.core import config, green
 from socketio_pg.core.problems import Problem
 from socketio_pg.core.rules import Rule, Rules
@@ -42,6 +44,7 @@ from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.recovery.keeping import Keeping
 from socketio_pg.streams.streams import Streams
 from socketio_pg.web.api import Api, create_api_blueprint
+from socketio_pg.web.control import ControlApi
 from socketio_pg.web.pages import create_blueprint
 from socketio_pg.workers import node
 from socketio_pg.workers.ending import Ending
@@ -262,6 +265,23 @@ class Parts:
             settings.send_buffer_bytes,
             settings.ping_interval + settings.ping_timeout,
         )
+        #: Lists, disconnects and reaches users on all nodes and workers.
+        self.control = Control(
+            self.bus,
+            self.pubsub,
+            LocalControl(
+                server,
+                self.access.sessions,
+                self.access.senders,
+                hub,
+                delivery,
+                self._tables,
+                self.streams,
+                self.keeping,
+                self._admission,
+            ),
+            settings.max_payload,
+        )
         self.gauges = Gauges(
             server,
             self.streams.connections,
@@ -287,7 +307,10 @@ class Parts:
         if settings.http_api:
             tickets = Tickets(self.sealing)
             api = Api(settings, self.pubsub, self.access, self._admission, self.streams, tickets, self.start, max_bytes)
-            app.register_blueprint(create_api_blueprint(api))
+            control_api = None
+            if settings.admin_token is not None:
+                control_api = ControlApi(settings.admin_token, self.control, self._admission, self.start, max_bytes)
+            app.register_blueprint(create_api_blueprint(api, control_api))
 
     def start(self, addresses: Sequence[str] = ()) -> None:
         """Start the parts; idempotent."""

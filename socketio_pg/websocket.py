@@ -12,6 +12,7 @@ from flask import Flask
 from socketio_pg.access.authentication import Authenticate
 from socketio_pg.access.tokens import Claims
 from socketio_pg.cluster.node import ClusterManager
+from socketio_pg.control.control import DEFAULT_CONNECTIONS, Connections, Done
 from socketio_pg.core import config, green, green_library
 from socketio_pg.core.errors import ConfigurationError, DatabaseError, UntrustedSchemaError
 from socketio_pg.core.problems import Problem
@@ -266,6 +267,37 @@ class SocketServer(Parts):
         if not self._admission.draining:
             self.start()
         return self.health() if self._node_health is None else self._node_health.parts()
+
+    # -- control, on all nodes and workers: docs/identity.md -----------------------------------------------------------
+
+    def connections(self, sub: str | None = None, limit: int = DEFAULT_CONNECTIONS) -> Connections:
+        """Return the newest connections of all clients, or of the user ``sub``, with their count.
+
+        Waits for the answers of the other processes, as the methods below; they name those that did not answer. All of
+        them raise :class:`InvalidRequestError` for invalid arguments.
+        """
+        self.start()
+        return self.control.connections(sub, limit=limit)
+
+    def disconnect_user(self, sub: str) -> Done:
+        """Disconnect all connections of a user, so that stock clients do not come back by themselves."""
+        self.start()
+        return self.control.disconnect_user(sub)
+
+    def disconnect_connection(self, sid: str) -> Done:
+        """Disconnect one connection in the same way: of a Socket.IO client or a stream."""
+        self.start()
+        return self.control.disconnect_connection(sid)
+
+    def unsubscribe_user(self, sub: str, channel: str) -> Done:
+        """End the subscriptions of a user that get messages of ``channel``, which may be a pattern."""
+        self.start()
+        return self.control.unsubscribe_user(sub, channel)
+
+    def send_to_user(self, sub: str, payload: object) -> Done:
+        """Send the event `direct` with ``payload``, any JSON value, to all connections that a user has now."""
+        self.start()
+        return self.control.send_to_user(sub, payload)
 
     # -- clients -------------------------------------------------------------------------------------------------------
 

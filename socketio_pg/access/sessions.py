@@ -4,7 +4,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green
@@ -12,11 +12,20 @@ from socketio_pg.core import green
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Session:
-    """One client of one Socket.IO namespace; ``claims`` is None for an anonymous one."""
+    """One client of one Socket.IO namespace; ``claims`` is None for an anonymous one.
+
+    ``since``: when it connected, in seconds since 1970.
+    """
 
     sid: str
     namespace: str
     claims: Claims | None
+    since: float = field(default_factory=time.time)
+
+    @property
+    def subject(self) -> str | None:
+        """The name of the user: ``sub`` of the claims."""
+        return None if self.claims is None else self.claims.subject
 
 
 class Sessions:
@@ -38,6 +47,8 @@ class Sessions:
         self._on_expiring = on_expiring
         self._on_expired = on_expired
         self._sessions: dict[str, Session] = {}
+        #: The ids of each user's sessions, the oldest first.
+        self._of_subject: dict[str, dict[str, None]] = {}
         #: A heap of (wall-clock time, tie-breaker, session, whether it expires then; else it is warned).
         self._due: list[tuple[float, int, Session, bool]] = []
         self._numbers = itertools.count()
@@ -45,7 +56,11 @@ class Sessions:
 
     def set(self, sid: str, namespace: str, claims: Claims | None) -> None:
         """Set the claims of ``sid``, which may have a session already."""
-        session = self._sessions[sid] = Session(sid, namespace, claims)
+        former = self._remove(sid)
+        session = Session(sid, namespace, claims) if former is None else replace(former, claims=claims)
+        self._sessions[sid] = session
+        if session.subject is not None:
+            self._of_subject.setdefault(session.subject, {})[sid] = None
         if claims is None or claims.expires_at is None:
             return
         self._forget_old()
@@ -59,10 +74,27 @@ class Sessions:
 
     def drop(self, sid: str) -> None:
         """Forget ``sid``, which has disconnected."""
-        self._sessions.pop(sid, None)
+        self._remove(sid)
+
+    def all(self) -> list[Session]:
+        """Return all sessions."""
+        return list(self._sessions.values())
+
+    def of(self, subject: str) -> list[Session]:
+        """Return the sessions of a user."""
+        return [self._sessions[sid] for sid in self._of_subject.get(subject, ())]
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    def _remove(self, sid: str) -> Session | None:
+        session = self._sessions.pop(sid, None)
+        if session is not None and session.subject is not None:
+            sids = self._of_subject[session.subject]
+            del sids[sid]
+            if not sids:
+                del self._of_subject[session.subject]
+        return session
 
     def _is_current(self, session: Session) -> bool:
         return self._sessions.get(session.sid) is session

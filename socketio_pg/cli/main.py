@@ -18,6 +18,8 @@ MODULES = {
     "watches": "socketio_pg.cli.watch",
     "status": "socketio_pg.cli.status",
     "doctor": "socketio_pg.cli.status",
+    "connections": "socketio_pg.cli.control",
+    "disconnect": "socketio_pg.cli.control",
     "token": "socketio_pg.cli.token",
     "bench": "socketio_pg.cli.selftest",
     "settings": "socketio_pg.cli.serve",
@@ -43,5 +45,5 @@ def main() -> None:
     """Realtime for the PostgreSQL that you already have.
 
     Most commands use the database of DATABASE_URL or local.cfg, like the server. 'publish', 'listen' and 'bench' can
-    use a running server instead (--url).
+    use a running server instead (--url); 'connections' asks one.
     """

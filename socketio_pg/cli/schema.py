@@ -25,6 +25,7 @@ from socketio_pg.postgres.trust import verify
 )
 @click.option("--emitter-role", help="Allow this role to emit to all clients: it may read the cluster key.")
 @click.option("--consumer-role", help="Allow this role to run durable consumers; see docs/consumer.md.")
+@click.option("--admin-role", help="Allow this role to disconnect users and to send to them; see docs/identity.md.")
 @click.option("--watcher-role", help="Allow this role to watch its own tables; see docs/watch.md.")
 def init(
     sql: bool,
@@ -34,6 +35,7 @@ def init(
     watcher_role: str | None,
     emitter_role: str | None,
     consumer_role: str | None,
+    admin_role: str | None,
 ) -> None:
     """Install or upgrade the schema.
 
@@ -42,7 +44,7 @@ def init(
     The command also applies MAX_PAYLOAD.
     """
     settings = config.load()
-    roles = (server_role, publisher_role, client_role, watcher_role, emitter_role, consumer_role)
+    roles = (server_role, publisher_role, client_role, watcher_role, emitter_role, consumer_role, admin_role)
     if sql:
         statements = schema.statements(settings.max_payload, *roles, schema_owner=settings.schema_owner)
         click.echo(f"BEGIN;\n\n{statements}\nCOMMIT;")

@@ -16,6 +16,8 @@ BELL_CHANNEL = "socketio_pg_bell"
 PERMISSIONS_CHANNEL = "socketio_pg_permissions"
 #: The database announces changes of the rules for channels here, in the log.
 RULES_CHANNEL = "socketio_pg_rules"
+#: `socketio_pg.disconnect_user()` and similar functions announce here, in the log, what servers must do: `control/`.
+CONTROL_CHANNEL = "socketio_pg_control"
 #: Nodes and other programs exchange messages of Flask-SocketIO's own API here, with MESSAGE_QUEUE=postgres.
 QUEUE_CHANNEL = "socketio_pg_queue"
 #: Nodes tell each other here which of them takes a client's session over: docs/recovery.md.

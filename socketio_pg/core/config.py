@@ -380,6 +380,11 @@ class Settings:
     metrics_token: str | None = setting(
         None, parsers.plain, "Bearer token that gives access to /metrics", shown="none: /metrics is off", show=_hide
     )
+    admin_token: str | None = setting(
+        None, parsers.secret,
+        "Bearer token for the requests of /api/ that list, disconnect and reach users (docs/identity.md); at least 16 "
+        "characters", shown="none: they are off", show=_hide,
+    )  # fmt: skip
     embedded_data_dir: str = setting(
         ".postgres", parsers.plain, "data directory of the embedded PostgreSQL (development only)"
     )

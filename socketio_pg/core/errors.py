@@ -15,6 +15,7 @@ SocketIOPGError               internal
 ├── TooManyRowsError          too_many_rows
 ├── FilterTooExpensiveError  filter_too_expensive
 ├── IdleTimeoutError          idle_timeout
+├── EndedByServerError        ended_by_server
 └── DatabaseError             internal
     ├── DatabaseRefusedError  database_unavailable
     └── DatabaseUnavailableError  database_unavailable
@@ -143,6 +144,12 @@ class IdleTimeoutError(SocketIOPGError):
     """A client without subscriptions has sent nothing for too long (IDLE_TIMEOUT)."""
 
     code = "idle_timeout"
+
+
+class EndedByServerError(SocketIOPGError):
+    """The application or an operator has disconnected the client, or ended its subscription."""
+
+    code = "ended_by_server"
 
 
 class DatabaseError(SocketIOPGError):

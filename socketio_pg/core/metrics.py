@@ -47,7 +47,8 @@ expensive_filters = _counter(
 )
 cut_off = _counter(
     "cut_off", "Clients disconnected by the server.", "reason",
-    ("expired", "idle_timeout", "rate_limited", "connect_timeout", "not_connected", "slow_consumer"),
+    ("expired", "idle_timeout", "rate_limited", "connect_timeout", "not_connected", "slow_consumer",
+     "ended_by_server"),
 )  # fmt: skip
 
 # -- messages ----------------------------------------------------------------------------------------------------------

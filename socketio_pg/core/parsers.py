@@ -50,6 +50,13 @@ def plain(value: object) -> str:
     return value.strip()
 
 
+def secret(value: object) -> str:
+    text = plain(value)
+    if len(text) < 16:
+        raise ValueError("at least 16 characters, such as those of: openssl rand -hex 32")
+    return text
+
+
 def host(value: object) -> str:
     """Return a host name or an IP address, without the brackets of an IPv6 address."""
     text = plain(value)

@@ -12,6 +12,7 @@ from socketio_pg.access.sessions import Session
 from socketio_pg.access.tokens import ANONYMOUS, Claims
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import (
+    EndedByServerError,
     FilterTooExpensiveError,
     ForbiddenError,
     IdleTimeoutError,
@@ -236,6 +237,10 @@ class Delivery:
     def revoke(self, sid: str, channel: str) -> None:
         """End a subscription that is no longer allowed, and notify the client."""
         self._end(sid, channel, ForbiddenError.code)
+
+    def unsubscribe(self, sid: str, channel: str) -> None:
+        """End a subscription because the application or an operator says so, and notify the client."""
+        self._end(sid, channel, EndedByServerError.code)
 
     def _end(self, sid: str, channel: str, reason: str) -> None:
         self.leave(sid, channel)

@@ -16,6 +16,7 @@ from socketio_pg.core.channels import PERMISSIONS_CHANNEL
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import (
     DatabaseUnavailableError,
+    EndedByServerError,
     FilterTooExpensiveError,
     ForbiddenError,
     InvalidRequestError,
@@ -104,6 +105,17 @@ class LiveTables(Receiver):
     def has(self, sid: str) -> bool:
         """Return whether a client has a live table."""
         return sid in self._subscriptions
+
+    def names(self, sid: str) -> list[str]:
+        """Return the names of a client's live tables."""
+        return sorted({place.table for place in self._subscriptions.get(sid, ())})
+
+    def end(self, sid: str, matches: Callable[[str], bool]) -> int:
+        """End the live tables of a client whose channel matches, as the application says. Return their number."""
+        found = [one for one in self._subscriptions.get(sid, {}).values() if matches(one.channel)]
+        for subscription in found:
+            self._end(subscription, EndedByServerError("the server has ended this subscription"))
+        return len(found)
 
     # -- requests ------------------------------------------------------------------------------------------------------
 

@@ -92,6 +92,12 @@ GRANT EXECUTE ON FUNCTION socketio_pg.watch_begin(), socketio_pg.watch_end(), so
 GRANT SELECT ON socketio_pg.watches, socketio_pg.watch_triggers TO {role};
 """
 
+_ADMIN_GRANTS = """\
+GRANT USAGE ON SCHEMA socketio_pg TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.disconnect_user(text), socketio_pg.disconnect_connection(text),
+    socketio_pg.unsubscribe_user(text, text), socketio_pg.send_to_user(text, jsonb) TO {role};
+"""
+
 #: Drops all objects of the schema by name and without CASCADE: it fails if other objects depend on them, and PostgreSQL
 #: names those.
 _UNINSTALL = """\
@@ -128,6 +134,8 @@ BEGIN
         socketio_pg.live_table, socketio_pg.live_rows,
         socketio_pg.recheck, socketio_pg.recheck_on_change, socketio_pg.presence_count, socketio_pg.presence_beat,
         socketio_pg.presence_write, socketio_pg.presence_sweep,
+        socketio_pg.control, socketio_pg.disconnect_user,
+        socketio_pg.disconnect_connection, socketio_pg.unsubscribe_user, socketio_pg.send_to_user,
         socketio_pg.watch, socketio_pg.unwatch, socketio_pg.watch_changed, socketio_pg.watch_send,
         socketio_pg.watch_send_row, socketio_pg.watch_send_message, socketio_pg.watch_pick, socketio_pg.watch_key,
         socketio_pg.watch_json, socketio_pg.watch_failed, socketio_pg.watch_channel_problem,
@@ -156,6 +164,7 @@ def statements(
     watcher_role: str | None = None,
     emitter_role: str | None = None,
     consumer_role: str | None = None,
+    admin_role: str | None = None,
     *,
     schema_owner: str | None = None,
 ) -> str:
@@ -166,7 +175,8 @@ def statements(
     server, a publisher and the evaluation of policies need. ``watcher_role`` may watch tables that it owns
     (docs/watch.md). ``emitter_role`` may read the cluster key, for programs that emit with :class:`PostgresManager`: it
     can send anything to all clients. ``consumer_role`` may use durable consumers (docs/consumer.md): it may read all
-    channels, and move all consumers. ``schema_owner`` is trusted as the owner of an existing schema.
+    channels, and move all consumers. ``admin_role`` may disconnect users and send to them (docs/identity.md).
+    ``schema_owner`` is trusted as the owner of an existing schema.
     """
     values = {"MAX_PAYLOAD": max_payload, "OLDEST": MAJORS[0]}
     parts = [
@@ -179,7 +189,7 @@ def statements(
         "    ON CONFLICT (only_row) DO UPDATE SET version = greatest(schema_version.version, excluded.version);\n",
     ]
     granted = [(server_role, _SERVER_GRANTS), (publisher_role, _PUBLISHER_GRANTS), (watcher_role, _WATCHER_GRANTS)]
-    granted += [(emitter_role, _EMITTER_GRANTS), (consumer_role, _CONSUMER_GRANTS)]
+    granted += [(emitter_role, _EMITTER_GRANTS), (consumer_role, _CONSUMER_GRANTS), (admin_role, _ADMIN_GRANTS)]
     granted += [(role, _CLIENT_GRANTS) for role in client_roles]
     parts += [grants.format(role=quote_identifier(role)) for role, grants in granted if role is not None]
     parts.append(f"-- Notifies running servers, which start to use the schema.\nNOTIFY {LOG_CHANNEL}, '{INSTALLED}';\n")
@@ -196,6 +206,7 @@ def install(
     watcher_role: str | None = None,
     emitter_role: str | None = None,
     consumer_role: str | None = None,
+    admin_role: str | None = None,
     *,
     again: bool = True,
 ) -> None:
@@ -236,6 +247,7 @@ def install(
                     watcher_role,
                     emitter_role,
                     consumer_role,
+                    admin_role,
                     schema_owner=database.schema_owner,
                 )
             )

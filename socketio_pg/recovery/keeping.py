@@ -159,6 +159,13 @@ class Keeping:
             green.run_soon(self._tell, {"forget": [sid]})
         self._table.busy = bool(self._sessions)
 
+    def forget_user(self, subject: str) -> None:
+        """End the sessions of a user whose clients are away from this process."""
+        who = identity_of(Claims({"sub": subject}))
+        for sid, session in list(self._sessions.items()):
+            if session.eio_sid is None and session.ticket.who == who:
+                self.forget(sid)
+
     def identify(self, sid: str, claims: Claims) -> None:
         """End the session of a client that has become another one: its pid is bound to its former identity."""
         session = self._sessions.get(sid)

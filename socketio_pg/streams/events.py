@@ -14,7 +14,7 @@ from socketio_pg.core.messages import EncodedMessage, WireJSON, parse_rounded
 #: A comment: keeps the connection alive, and is no event.
 COMMENT = b":\n\n"
 #: The server's own events.
-OWN_EVENTS = frozenset(("error", "gap", "live", "message", "open", "subscribed", "token_expiring"))
+OWN_EVENTS = frozenset(("direct", "error", "gap", "live", "message", "open", "subscribed", "token_expiring"))
 #: The maximum length of an event's name that a publisher chooses.
 MAX_EVENT_NAME = 100
 

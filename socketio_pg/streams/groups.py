@@ -36,6 +36,8 @@ class Stream:
     connection: StreamConnection
     #: Called once, when the stream has ended.
     leave: Callable[[], None]
+    #: The address of its client.
+    address: str = ""
     #: Whether the event `live` is due when its replay has caught up.
     awaits_live: bool = False
     #: The replay that is being sent.

@@ -24,6 +24,7 @@ from socketio_pg.core.errors import (
     UnauthorizedError,
 )
 from socketio_pg.core.messages import EncodedMessage
+from socketio_pg.core.patterns import overlap
 from socketio_pg.engine.handover import TakenOver
 from socketio_pg.engine.server import Engine
 from socketio_pg.engine.stream import StreamConnection
@@ -123,11 +124,12 @@ class Streams:
         head: bytes,
         take: Callable[[], TakenOver],
         leave: Callable[[], None],
+        address: str,
     ) -> tuple[TakenOver, StreamConnection]:
         """Begin a stream on the connection that ``take()`` returns, with the response's ``head``. Waits before that.
 
-        ``leave()`` is called when the stream has ended. Raises :class:`SocketIOPGError`: then the connection was not
-        taken, and there is no stream.
+        ``leave()`` is called when the stream has ended; ``address`` is that of the client. Raises
+        :class:`SocketIOPGError`: then the connection was not taken, and there is no stream.
         """
         if not self._engine.take_place():
             metrics.refused_connections.labels("too_many_connections").inc()
@@ -143,7 +145,7 @@ class Streams:
             taken = take()
             taken.detect_loss(self._patience)
             undo.pop_all()
-        return taken, self._begin(sid, request, found, taken, head, leave)
+        return taken, self._begin(sid, request, found, taken, head, leave, address)
 
     def _begin(
         self,
@@ -153,10 +155,11 @@ class Streams:
         taken: TakenOver,
         head: bytes,
         leave: Callable[[], None],
+        address: str,
     ) -> StreamConnection:
         connection = StreamConnection(taken.socket, lambda reason: self._lost(sid, reason), self._send_buffer_bytes)
         connection.cork()
-        stream = Stream(sid, request.contents, connection, leave)
+        stream = Stream(sid, request.contents, connection, leave, address)
         self._streams[sid] = stream
         metrics.opened_connections.labels("stream").inc()
         connection.send(head + retry(jittered(RETRY)))
@@ -351,6 +354,34 @@ class Streams:
             self._pubsub.leave(sid, channel)
         else:
             self._fail(stream, ForbiddenError("this client may no longer subscribe to the channel", channel=channel))
+
+    def get(self, sid: str) -> Stream | None:
+        """Return a stream; None if it has not begun yet, or has ended."""
+        return self._streams.get(sid)
+
+    def end_subscription(self, sid: str, channel: str, error: SocketIOPGError) -> bool:
+        """End a stream that gets messages of a channel, which may be a pattern. Return whether it does."""
+        stream = self._streams.get(sid)
+        found = stream is not None and any(overlap(name, channel) for name in stream.contents.channels)
+        if found and stream is not None:
+            self._fail(stream, error)
+        return found
+
+    def disconnect(self, sid: str, error: SocketIOPGError) -> None:
+        """End a stream, as the application or an operator says."""
+        stream = self._streams.get(sid)
+        if stream is None:  # it has not begun yet, and will not
+            self._access.sessions.drop(sid)
+        else:
+            metrics.cut_off.labels(error.code).inc()
+            self._fail(stream, error)
+
+    def send(self, sid: str, event: str, body: dict[str, Any]) -> bool:
+        """Send an event that is no message of a channel to a stream. Return whether the stream is open."""
+        stream = self._streams.get(sid)
+        if stream is not None:
+            stream.connection.send(own_event(event, body))
+        return stream is not None
 
     def emit_expiring(self, session: Session) -> None:
         """Warn a client that its token expires soon."""

@@ -43,16 +43,17 @@ from socketio_pg.core.publications import (
     wants_echo,
 )
 from socketio_pg.engine import handover
-from socketio_pg.engine.polling import BodyError, body_length, read_body
+from socketio_pg.engine.polling import BodyError
 from socketio_pg.gateway.admission import API, Admission
 from socketio_pg.gateway.limits import RequestLimits
 from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
 from socketio_pg.log.starts import requested_start
 from socketio_pg.protocol.answers import showable
-from socketio_pg.protocol.packets import read_json
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.streams.streams import Streams
 from socketio_pg.web import api_errors
+from socketio_pg.web.bodies import read_object, require_json
+from socketio_pg.web.control import ControlApi
 from socketio_pg.web.identity import Identity
 from socketio_pg.web.openapi import openapi
 from socketio_pg.web.stream import StreamApi, TakenResponse, stream_headers
@@ -92,7 +93,7 @@ class Api:
     def publish(self) -> Response:
         """``POST /api/publish``."""
         claims, who = self._identify()
-        self._require_json()
+        require_json()
         body = self._read_object(who)
         if "messages" not in body:
             one, wait = requested_publication(body), requested_wait(body)
@@ -150,7 +151,7 @@ class Api:
     def tickets(self) -> Response:
         """``POST /api/tickets``."""
         claims, who = self._identify()
-        self._require_json()
+        require_json()
         return _json(self._streams.tickets(self._read_object(who), claims))
 
     def _stream_headers(self) -> Headers:
@@ -184,26 +185,8 @@ class Api:
         claims = self._identity.identify(request.environ)
         return claims, self._identity.name(request.environ, claims)
 
-    def _require_json(self) -> None:
-        if request.mimetype != "application/json" or "HTTP_CONTENT_ENCODING" in request.environ:
-            # The content type also makes browsers send a preflight request for pages of other origins.
-            raise api_errors.NotJSONError("the body must be application/json, not compressed")
-
     def _read_object(self, who: str) -> dict[str, Any]:
-        length = body_length(request.environ, self._max_bytes)
-        if length is not None:
-            self._limits.check_event(who, length)
-        body = read_body(request.environ, self._max_bytes)
-        g.socketio_pg_body_read = True
-        if length is None:
-            self._limits.check_event(who, len(body))
-        try:
-            value = read_json(body.decode())
-        except UnicodeDecodeError:
-            raise InvalidRequestError("the body is not UTF-8") from None
-        if not isinstance(value, dict):
-            raise InvalidRequestError("the body must be one object")
-        return value
+        return read_object(self._max_bytes, functools.partial(self._limits.check_event, who))
 
     def _require_publish(self, claims: Claims | None, publications: Sequence[Publication]) -> None:
         """Check all channels concurrently, so that policies are evaluated in few transactions."""
@@ -294,8 +277,11 @@ class _Unread(Response):
         return handover.refuse(environ, start_response, self.status, self.get_data(), headers)
 
 
-def create_api_blueprint(api: Api) -> Blueprint:
-    """Return the blueprint with ``/api/publish``, ``/api/channels/{channel}/messages`` and ``/api/openapi.json``."""
+def create_api_blueprint(api: Api, control: ControlApi | None = None) -> Blueprint:
+    """Return the blueprint with the routes below ``/api/``.
+
+    ``control`` has the requests that need ADMIN_TOKEN.
+    """
     blueprint = Blueprint("socketio_pg_api", __name__, url_prefix="/api")
     limited_log = RateLimitedLog(logger)
     blueprint.record_once(lambda state: state.app.url_map.converters.update(socketio_pg_channel=_ChannelConverter))
@@ -306,6 +292,8 @@ def create_api_blueprint(api: Api) -> Blueprint:
     blueprint.get("/stream")(api.stream_together)
     blueprint.post("/tickets")(api.tickets)
     blueprint.get("/openapi.json")(api.document)
+    if control is not None:
+        control.add_to(blueprint)
 
     @blueprint.errorhandler(Exception)
     def respond(error: Exception) -> Response:

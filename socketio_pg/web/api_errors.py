@@ -23,7 +23,7 @@ STATUSES = {
     "database_unavailable": 503,
 }
 #: Codes that only sockets have.
-ONLY_SOCKETS = {"too_many_subscriptions", "too_many_rows", "idle_timeout"}
+ONLY_SOCKETS = {"too_many_subscriptions", "too_many_rows", "idle_timeout", "ended_by_server"}
 #: Further statuses of HTTP requests with the code ``invalid_request``.
 BODY_STATUSES = {
     408: "the body did not arrive in time",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from socketio_pg.control.control import DEFAULT_CONNECTIONS, MAX_CONNECTIONS, MAX_SID, MAX_SUB
 from socketio_pg.core.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX
 from socketio_pg.core.config import Settings
 from socketio_pg.core.cursors import MAX_POSITION
@@ -48,10 +49,12 @@ def openapi(settings: Settings, authentication: str, max_bytes: int) -> Json:
                     "responses": {"200": _json_response("The document.", {"type": "object"})} | _errors(403, 503),
                 }
             },
+            **({} if settings.admin_token is None else _control(max_bytes)),
         },
         "components": {
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
-            "schemas": _schemas(settings),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
+            | ({} if settings.admin_token is None else {"admin": {"type": "http", "scheme": "bearer"}}),
+            "schemas": _schemas(settings) | ({} if settings.admin_token is None else _control_schemas()),
         },
     }
 
@@ -348,6 +351,92 @@ def _schemas(settings: Settings) -> Json:
                 "reason": {"enum": [*REASONS, "snapshot_unknown"], "description": "With recovered: false."},
             },
         ),
+    }
+
+
+def _control(max_bytes: int) -> Json:
+    """Return the operations of `web/control`."""
+    text: Json = {"type": "string", "minLength": 1, "maxLength": MAX_SUB}
+    user: Json = {"name": "sub", "in": "path", "required": True, "schema": text, "description": "The claim sub."}
+    sid: Json = {"type": "string", "minLength": 1, "maxLength": MAX_SID}
+    channel: Json = {
+        "name": "channel",
+        "in": "query",
+        "required": True,
+        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_CHANNEL_BYTES},
+        "description": "A channel, or a pattern with *, which matches any characters.",
+    }
+
+    def operation(id: str, summary: str, parameters: list[Json], answer: str = "Done", *statuses: int) -> Json:
+        responses = {"200": _json_response(f"{answer}.", _ref(answer)), **_errors(400, 401, 403, 429, 500, 503)}
+        return {
+            "operationId": id,
+            "summary": summary,
+            "security": [{"admin": []}],
+            "parameters": parameters,
+            "responses": responses | _errors(*statuses),
+        }
+
+    send = operation("sendToUser", "Send the event direct to a user", [user], "Done", 408, 411, 413, 415)
+    send["requestBody"] = {
+        "required": True,
+        "description": f"At most {max_bytes} bytes, with a Content-Length.",
+        "content": {"application/json": {"schema": _object({"payload": {"description": "Any JSON value."}})}},
+    }
+    limit = {"type": "integer", "minimum": 1, "maximum": MAX_CONNECTIONS, "default": DEFAULT_CONNECTIONS}
+    listed = [
+        _query("sub", text, "Only those of this user."),
+        _query("sid", sid, "Only the one with this id."),
+        _query("limit", limit, "Maximum number of connections in the answer."),
+    ]
+    of_connection: Json = {"name": "sid", "in": "path", "required": True, "schema": sid}
+    return {
+        "/api/connections": {"get": operation("connections", "List the newest connections", listed, "Connections")},
+        "/api/connections/{sid}": {
+            "delete": operation("disconnectConnection", "Disconnect a connection", [of_connection])
+        },
+        "/api/users/{sub}/connections": {"delete": operation("disconnectUser", "Disconnect a user", [user])},
+        "/api/users/{sub}/subscriptions": {
+            "delete": operation("unsubscribeUser", "End subscriptions of a user", [user, channel])
+        },
+        "/api/users/{sub}/messages": {"post": send},
+    }
+
+
+def _control_schemas() -> Json:
+    text: Json = {"type": "string"}
+    names: Json = {"type": "array", "items": text}
+    number: Json = {"type": "integer", "minimum": 0}
+    worker: Json = {"type": ["integer", "null"], "description": "null: the node has one process."}
+    connection = _object(
+        {
+            "sid": text,
+            "sub": {"type": ["string", "null"]},
+            "claims": {"type": "object", "description": "Those that FROM_CLAIMS names."},
+            "node": text,
+            "worker": worker,
+            "address": text,
+            "since": {"type": "number", "description": "Seconds since 1970."},
+            "transport": {"enum": ["websocket", "polling", "stream"]},
+            "buffered": number | {"description": "Bytes that wait for the client."},
+            "subscriptions": number,
+            "channels": names | {"description": "At most 100 channels and patterns."},
+            "tables": names | {"description": "At most 100 live tables."},
+        },
+        {"namespace": text},
+    )
+    counted = {
+        "count": number,
+        "processes": number | {"description": "The processes that have answered."},
+        "unanswered": {
+            "type": "array",
+            "items": _object({"node": text, "worker": worker}),
+            "description": "The processes that did not answer in time.",
+        },
+    }
+    return {
+        "Connections": _object({"connections": {"type": "array", "items": connection}, **counted}),
+        "Done": _object(counted),
     }
 
 

@@ -132,7 +132,9 @@ class StreamApi:
                 raise InvalidRequestError("a stream needs a connection")
             head = response_head(HTTPStatus.OK, headers)
             take = functools.partial(handover.taken_over, environ)
-            return TakenResponse(*self._streams.open(wanted, claims, mark, head, take, place.free))
+            return TakenResponse(
+                *self._streams.open(wanted, claims, mark, head, take, place.free, self._admission.address(environ))
+            )
         except BaseException:
             place.free()
             raise

@@ -162,6 +162,8 @@ def test_server_events_conform_to_the_asyncapi_document(newest_pg: Cluster, chan
                 assert call(client, event, {"channel": "*", "payload": 1, "token": "x"})["ok"] is False
             client.io.emit("subscribe", {"channel": "elsewhere"})
             assert take("error")["channel"] == "elsewhere"
+            log.sql("SELECT socketio_pg.send_to_user('alice', '[1.50]')")
+            assert take("direct") == {"payload": [1.5]}
             newest_pg.terminate_backends()
             take("gap")
             assert call(client, "authenticate", {"token": mint(sub="alice", subscribe=[])})["ok"] is True

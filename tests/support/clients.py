@@ -32,6 +32,11 @@ class _InOrder(engineio.Client):  # type: ignore[misc]
     def _trigger_event(self, event: str, *arguments: Any, **options: Any) -> Any:
         return super()._trigger_event(event, *arguments, **options | {"run_async": False})
 
+    def disconnect(self, abort: bool = False, reason: str | None = None) -> None:
+        # At its end it waits for the thread that reads, which this may be: after a DISCONNECT of the server.
+        with contextlib.suppress(RuntimeError):
+            super().disconnect(abort, reason)
+
     def _write_loop(self) -> None:
         # It may send its CLOSE packet on a closing socket, and does not expect the resulting timeout error of
         # websocket-client. A test would notice if other data were not sent.
@@ -65,6 +70,7 @@ class SocketClient:
         "authenticated",
         "token_expiring",
         "health",
+        "direct",
     )
 
     def __init__(

@@ -21,7 +21,7 @@ PROMISED = {
     "subscribe", "subscribed", "unsubscribe", "unsubscribed", "publish", "published",
     "authenticate", "authenticated", "token_expiring", "server_hello", "event", "gap", "error", "health",
     "live", "snapshot", "presence_get", "presence_update", "presence_leave", "presence", "presence_state",
-    "presence_ended",
+    "presence_ended", "direct",
 }  # fmt: skip
 #: Events of `SocketServer(test=True)` only; the docs may have them.
 OF_TESTS = {"test_pub"}

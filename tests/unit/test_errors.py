@@ -28,6 +28,7 @@ TREE = {
     "TooManySubscriptionsError": ("SocketIOPGError", "too_many_subscriptions"),
     "FilterTooExpensiveError": ("SocketIOPGError", "filter_too_expensive"),
     "IdleTimeoutError": ("SocketIOPGError", "idle_timeout"),
+    "EndedByServerError": ("SocketIOPGError", "ended_by_server"),
     "DatabaseError": ("SocketIOPGError", "internal"),
     "DatabaseRefusedError": ("DatabaseError", "database_unavailable"),
     "DatabaseUnavailableError": ("DatabaseError", "database_unavailable"),

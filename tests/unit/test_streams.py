@@ -74,7 +74,7 @@ def begin(streams: Streams) -> Iterator[Callable[..., Client]]:
         taken = cast(TakenOver, type("Taken", (), {"socket": ours}))
         request = StreamRequest(Contents(channels, **contents), None, {})
         connections.append(
-            streams._begin(sid, request, Found(None, {}, "e"), taken, b"", lambda: client.left.append(True))
+            streams._begin(sid, request, Found(None, {}, "e"), taken, b"", lambda: client.left.append(True), "")
         )
         [subscribed] = client.read()
         assert subscribed.name == "subscribed"

@@ -46,7 +46,8 @@ BEGIN
                 before IS NULL OR (before < 6 AND (p.proname ~ '^(claim|publish_as|consume.*|snapshot|live_.*)$'
                     OR (p.proname = 'publish' AND p.pronargs > 2)))
                 OR (before < 7 AND (p.proname ~ '^(probe_kinds|rules_changed|note_trim|trimmed_.*|publish_with_meta|add_with_meta|chosen_meta|consume)$'
-                    OR p.proname ~ '^presence_' OR (p.proname IN ('publish', 'publish_as') AND p.pronargs = 6)))
+                    OR p.proname ~ '^(presence_.*|control|disconnect_.*|unsubscribe_user|send_to_user)$'
+                    OR (p.proname IN ('publish', 'publish_as') AND p.pronargs = 6)))
             FROM pg_proc AS p WHERE p.pronamespace = 'socketio_pg'::regnamespace
         )
         SELECT o.kind, o.name, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS role,
