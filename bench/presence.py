@@ -35,7 +35,7 @@ from bench.servers import ServerProcess  # noqa: E402
 from bench.wire import client_frame  # noqa: E402
 
 #: Clients that connect at the same time; seconds without data after which everything has arrived; the longest wait.
-TOGETHER, QUIET_SECONDS, DEADLINE = 100, 1.5, 120.0
+TOGETHER, QUIET_SECONDS, DEADLINE = 100, 1.5, 60.0
 _KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 _FREE = "127.0.0.1"
 
@@ -48,6 +48,8 @@ class Peer(ABC):
     opened: bytes
     ping: re.Pattern[bytes]
     pong: bytes
+    #: What a refused request is answered with.
+    refused: bytes
 
     def __init__(self) -> None:
         self.ports: list[int] = []
@@ -75,6 +77,7 @@ class Ours(Peer):
     path = "/socket.io/?EIO=4&transport=websocket"
     opened = b'40{"sid"'
     ping, pong = re.compile(rb"\x81\x012"), client_frame(b"3")
+    refused = b'"ok":false'
 
     def __init__(self, processes: list[ServerProcess], postgres: int) -> None:
         super().__init__()
@@ -103,6 +106,7 @@ class Centrifugo(Peer):
     path = "/connection/websocket"
     opened = b'"connect":{'
     ping, pong = re.compile(rb"\x81\x02\{\}"), client_frame(b"{}")
+    refused = b'"error":{'
 
     def __init__(self, program: Path, nodes: int, stack: contextlib.ExitStack) -> None:
         super().__init__()
@@ -194,8 +198,10 @@ class Clients:
         self._sockets: list[socket.socket] = []
         self._by_fd: dict[int, socket.socket] = {}
         self.received = Received()
+        self.refused: list[bytes] = []
         for first in range(0, count, TOGETHER):
             self._connect(range(first, min(count, first + TOGETHER)))
+            self.read(0)  # pings
 
     def _connect(self, numbers: range) -> None:
         opened = []
@@ -234,7 +240,8 @@ class Clients:
         while self.received.joined < count or time.monotonic() - self.received.at < QUIET_SECONDS:
             self.read(0.1)
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{self.received.joined} of {count} clients have joined")
+                refused = f", {len(self.refused)} were refused: {self.refused[:1]}" if self.refused else ""
+                raise RuntimeError(f"{self.received.joined} of {count} clients have joined{refused}")
 
     def rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -253,6 +260,8 @@ class Clients:
                 received.at = time.monotonic()
             received.size += len(data)
             received.joined += peer.joined(data)
+            if peer.refused in data:
+                self.refused.append(data[data.index(peer.refused) :][:200])
 
     def close(self) -> None:
         for one in self._sockets:

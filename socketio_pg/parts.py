@@ -1,9 +1,11 @@
 """Makes the parts of a server, in the order of their dependencies. `websocket` runs them."""
 
+import functools
 from collections.abc import Sequence
 
 from flask import Flask
 
+from socketio_pg import signals
 from socketio_pg.access.access import Access
 from socketio_pg.access.authentication import Authenticate
 from socketio_pg.access.questions import Action
@@ -119,7 +121,15 @@ class Parts:
         manager = cluster.create_manager(self.pubsub)
         self.limits = ClientLimits(settings)
         self.keeping = Keeping(settings, self.pubsub, log, manager)
-        self.presence = Presence(database, self.bus, settings.presence_max, settings.presence_grace)
+        self.presence = Presence(
+            database,
+            self.bus,
+            settings.presence_max,
+            settings.presence_grace,
+            settings.presence_events,
+            settings.presence_member_events,
+        )
+        self.presence.observe(functools.partial(signals.send, app), signals.has_receivers_of_members)
         rooms = PresenceRooms(self.presence, manager, self.keeping, settings.send_buffer_bytes)
         self.access = Access(
             settings,
@@ -187,6 +197,7 @@ class Parts:
             self.limits.check_ephemeral,
             lambda sid, error: delivery.cut_off(sid, error, "rate_limited"),
             self.bus,
+            self.pubsub.rules,
             settings.ephemeral_max_bytes,
         )
         restoring = Restoring(
@@ -306,7 +317,17 @@ class Parts:
         )
         if settings.http_api:
             tickets = Tickets(self.sealing)
-            api = Api(settings, self.pubsub, self.access, self._admission, self.streams, tickets, self.start, max_bytes)
+            api = Api(
+                settings,
+                self.pubsub,
+                self.access,
+                self._admission,
+                self.presence,
+                self.streams,
+                tickets,
+                self.start,
+                max_bytes,
+            )
             control_api = None
             if settings.admin_token is not None:
                 control_api = ControlApi(settings.admin_token, self.control, self._admission, self.start, max_bytes)

@@ -299,6 +299,22 @@ class SocketServer(Parts):
         self.start()
         return self.control.send_to_user(sub, payload)
 
+    # -- presence, on all nodes: docs/presence.md ----------------------------------------------------------------------
+
+    def members(self, channel: str) -> list[dict[str, Any]]:
+        """Return the members of a channel: each with its ``key`` and its connections, ``metas``. May wait.
+
+        Raises :class:`InvalidChannelError`, :class:`LogNotInstalledError` without the schema in the database, and
+        :class:`DatabaseUnavailableError`.
+        """
+        self.start()
+        return self.presence.members(channel)
+
+    def count_members(self, channel: str) -> int:
+        """Return the number of members of a channel. May wait, and raises as :meth:`members`."""
+        self.start()
+        return self.presence.count(channel)
+
     # -- clients -------------------------------------------------------------------------------------------------------
 
     def claims(self, sid: str) -> Claims | None:

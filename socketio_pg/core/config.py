@@ -162,6 +162,15 @@ class Settings:
         8.0, parsers.seconds(0, 300),
         "seconds for which a member stays after its connection was lost; while the node drains, DRAIN_SECONDS longer",
     )  # fmt: skip
+    presence_events: str | None = setting(
+        None, parsers.channel,
+        "channel of the log for messages about channels that get their first member or lose their last one "
+        "(docs/presence.md), such as presence:events",
+        shown="none",
+    )  # fmt: skip
+    presence_member_events: bool = setting(
+        False, parsers.boolean, "messages in the channel PRESENCE_EVENTS also about members that join and leave"
+    )
     ephemeral: str | None = setting(
         None, parsers.choice("off", "authenticated", "all"),
         "which clients may publish ephemeral messages, as PUBLISH. AUTHORIZATION applies too", shown="PUBLISH",

@@ -220,3 +220,11 @@ def log_level(value: object) -> str:
     if level not in _LOG_LEVELS:
         raise ValueError(", ".join(_LOG_LEVELS))
     return level
+
+
+def channel(value: object) -> str:
+    """Return the name of a channel."""
+    try:
+        return validate_channel(plain(value))
+    except InvalidChannelError as error:
+        raise ValueError(f"a channel name; {error.message}") from None

@@ -11,7 +11,8 @@ from typing import Any
 from socketio_pg.cluster.bus import Bus
 from socketio_pg.core import green, metrics
 from socketio_pg.core.channels import validate_channel
-from socketio_pg.core.errors import InvalidRequestError, RateLimitedError, SocketIOPGError
+from socketio_pg.core.errors import ForbiddenError, InvalidRequestError, RateLimitedError, SocketIOPGError
+from socketio_pg.core.rules import Rules
 from socketio_pg.ephemeral.exchange import Exchange
 from socketio_pg.ephemeral.messages import EphemeralMessage, is_ephemeral, requested_ephemeral
 from socketio_pg.ephemeral.rounds import Rounds
@@ -59,6 +60,7 @@ class Ephemeral:
         check_rate: Callable[[str], None],
         cut_off: Callable[[str, SocketIOPGError], None],
         bus: Bus,
+        rules: Rules,
         max_bytes: int,
     ) -> None:
         self._manager = manager
@@ -68,6 +70,7 @@ class Ephemeral:
         self._heard = heard
         self._check_rate = check_rate
         self._cut_off = cut_off
+        self._rules = rules
         self._max_bytes = max_bytes
         #: Longer packets take the way of all other events: they have too large a payload, or many escapes.
         self._max_packet = 2 * max_bytes + 1_000
@@ -170,7 +173,10 @@ class Ephemeral:
                 green.run_soon(self._cut_off, sid, error)
             raise
         channel = validate_channel(request.get("channel"))
-        return sender.message(channel, requested_ephemeral(request, self._max_bytes))
+        rule = self._rules.of(channel)
+        if rule.ephemeral is False:
+            raise ForbiddenError("ephemeral messages are not allowed in this channel", channel=channel)
+        return sender.message(channel, requested_ephemeral(request, min(self._max_bytes, rule.max_bytes or math.inf)))
 
     def _ask(self, sender: Sender, channel: str) -> None:
         """Ask for the permission that the messages of ``sender.asking`` need, and accept the newest of them."""

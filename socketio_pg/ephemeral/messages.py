@@ -72,7 +72,7 @@ def is_ephemeral(request: Mapping[str, Any]) -> bool:
     return wanted is True
 
 
-def requested_ephemeral(request: Mapping[str, Any], max_bytes: int) -> Requested:
+def requested_ephemeral(request: Mapping[str, Any], max_bytes: float) -> Requested:
     """Validate ``{payload, key?, echo?}``, with at most ``max_bytes`` of payload.
 
     Raises :class:`InvalidRequestError` or :class:`PayloadTooLargeError`.

@@ -38,9 +38,10 @@ GRANT SELECT ON socketio_pg.schema_version, socketio_pg.channels, socketio_pg.no
 GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.presence_process, socketio_pg.presence_member,
     socketio_pg.presence_channel TO {role};
 GRANT SELECT ON socketio_pg.presence TO {role};
-GRANT EXECUTE ON FUNCTION socketio_pg.presence_count(text[], integer[], text),
-    socketio_pg.presence_beat(uuid, text, double precision), socketio_pg.presence_sweep(text),
-    socketio_pg.presence_write(uuid, text[], text[], text[], text[], text[], bigint[], text[], text[], text) TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.presence_count(text[], integer[], text[], text[], integer[], text),
+    socketio_pg.presence_beat(uuid, text, double precision), socketio_pg.presence_sweep(text, boolean),
+    socketio_pg.presence_write(uuid, text[], text[], text[], text[], text[], bigint[], text[], text[], text, boolean)
+    TO {role};
 GRANT SELECT ON socketio_pg.cluster_key, socketio_pg.rule TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.retention, socketio_pg.channel_trim TO {role};
 GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.trim_number TO {role};

@@ -29,8 +29,10 @@ logger = logging.getLogger("socketio_pg.presence")
 #: The kind of the messages on the bus.
 _KIND = "presence"
 
-#: Gets "occupied" or "vacated", and the channel.
-Observer: TypeAlias = Callable[[Literal["occupied", "vacated"], str], object]
+#: What happens to a channel: it gets its first member, a member joins, one leaves, the last one has left.
+Event: TypeAlias = Literal["occupied", "joined", "left", "vacated"]
+#: Gets the event, the channel, and the key of the member; None if the event is about the channel.
+Observer: TypeAlias = Callable[[Event, str, str | None], object]
 
 
 @dataclass(eq=False, slots=True)
@@ -53,7 +55,8 @@ class _Open:
 class Presence:
     """The presence of one process. ``most``: PRESENCE_MAX; ``grace``: PRESENCE_GRACE, in seconds.
 
-    ``announce`` is a channel of the log in which the database announces channels that are occupied or vacated; or None.
+    ``announce`` is a channel of the log in which the database announces events; or None. ``announce_members``: those of
+    members, too.
     """
 
     #: Seconds to wait for the members of a channel; and for which a channel is kept that nobody looks at: longer than a
@@ -65,15 +68,25 @@ class Presence:
     #: members that the database does not have are kept after it has lost those of this process.
     tick, incomplete, settle = 0.25, 1.0, 8.0
 
-    def __init__(self, database: Database, bus: Bus, most: int, grace: float, announce: str | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        bus: Bus,
+        most: int,
+        grace: float,
+        announce: str | None = None,
+        announce_members: bool = False,
+    ) -> None:
         self._bus = bus
         self._most = most
         self._grace = grace
         self._own = Memberships()
         self._open: dict[str, _Open] = {}
-        self._table = PresenceTable(database, lambda: bus.own, self, announce)
+        self._table = PresenceTable(database, lambda: bus.own, self, announce, self._wants_members)
         self._receivers: list[Callable[[str], object]] = []
+        self._announce_members = announce_members
         self._observers: list[Observer] = []
+        self._members_wanted: list[Callable[[], bool]] = []
         #: The processes that have members, and those that were heard since the database was last asked for them.
         self._processes: set[str] = set()
         self._heard: set[str] = set()
@@ -94,17 +107,50 @@ class Presence:
         found: list[dict[str, Any]] = orjson.loads(orjson.dumps(self.roster(channel).members()))
         return found
 
+    def summary(self, channel: str, *, only_count: bool = False) -> dict[str, Any]:
+        """Return ``{channel, count, members?, stale?}`` for a program that is no client. May wait; raises as above.
+
+        Without members if there are more than PRESENCE_MAX, or with ``only_count``.
+        """
+        roster = self.roster(channel)
+        found: dict[str, Any] = {"channel": channel, "count": roster.count}
+        if not only_count and roster.count <= self._most:
+            found["members"] = roster.members()
+        return found | {"stale": True} if self.stale else found
+
     def count(self, channel: str) -> int:
         """Return the number of members of a channel on all nodes. May wait; raises as :meth:`members`."""
         return self.roster(channel).count
 
-    def observe(self, observer: Observer) -> None:
-        """Call ``observer`` when a channel has got its first member, or lost its last one.
+    def observe(self, observer: Observer, members: Callable[[], bool] = lambda: False) -> None:
+        """Call ``observer`` with events: always those of channels, and those of members while ``members()`` is true.
 
-        Of all processes only one is called for each: the one that has written it. It must not wait. A crash of
-        PostgreSQL, or the end of that process at this moment, may lose one, or repeat one.
+        Of all processes only one is called for each event: the one that has written it. The events of a moment have
+        one green thread, in which the observer may wait. A crash of PostgreSQL, or the end of that process at this
+        moment, may lose one, or repeat one.
         """
         self._observers.append(observer)
+        self._members_wanted.append(members)
+
+    def _wants_members(self) -> bool:
+        return self._announce_members or any(wanted() for wanted in self._members_wanted)
+
+    def _tell(self, written: Sequence[Written]) -> None:
+        """Tell the observers what was written, in order."""
+        events: list[tuple[Event, str, str | None]] = []
+        for one in written:
+            if one.after and not one.before:
+                events.append(("occupied", one.channel, None))
+            events += [("joined", one.channel, key) for key in one.joined]
+            events += [("left", one.channel, key) for key in one.left]
+            if one.before and not one.after:
+                events.append(("vacated", one.channel, None))
+        for event in events:
+            for observer in self._observers:
+                try:
+                    observer(*event)
+                except Exception:  # the application's
+                    logger.exception("an observer of presence failed")
 
     @property
     def stale(self) -> bool:
@@ -312,10 +358,8 @@ class Presence:
                 # Its own connections are there already, and may have changed again since.
                 opened.roster.apply(Change(change.process, change.link, dead=change.dead))
                 self._changed(channel)
-        for one in written:
-            if bool(one.before) != bool(one.after):
-                for observer in self._observers:
-                    green.run_soon(observer, "occupied" if one.after else "vacated", one.channel)
+        if self._observers and any(bool(one.before) != bool(one.after) or one.joined or one.left for one in written):
+            green.run_soon(self._tell, written)
 
     def reading(self, channels: Sequence[str]) -> None:
         for channel in channels:

@@ -23,10 +23,12 @@ _limited_log = RateLimitedLog(logger, seconds=60.0)
 
 _BEAT = "SELECT unknown, expired, processes::text[] FROM socketio_pg.presence_beat(%s::uuid, %s, %s)"
 _WRITE = """
-SELECT name, previous, version, before, after FROM socketio_pg.presence_write(
-    %s::uuid, %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s)
+SELECT name, previous, version, before, after, joined_keys, gone_keys FROM socketio_pg.presence_write(
+    %s::uuid, %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s, %s)
 """
-_SWEEP = "SELECT processes::text[], name, previous, version, before, after FROM socketio_pg.presence_sweep(%s)"
+_SWEEP = """
+SELECT name, previous, version, before, after, joined, gone, processes::text[] FROM socketio_pg.presence_sweep(%s, %s)
+"""
 #: One row for each channel, also for one without members: its version belongs to these members.
 _READ = """
 SELECT f.channel, coalesce(c.version, 0), m.ref, m.key, m.client, m.state,
@@ -43,12 +45,17 @@ _END = "UPDATE socketio_pg.presence_process SET expires_at = now() + make_interv
 
 
 class Written(NamedTuple):
-    """What a statement has changed in one channel, with its numbers of connections before and after."""
+    """What a statement has changed in one channel, with its numbers of connections before and after.
+
+    ``joined`` and ``left``: the keys of members, if they are wanted.
+    """
 
     channel: str
     link: Link
     before: int
     after: int
+    joined: Sequence[str] = ()
+    left: Sequence[str] = ()
 
 
 class Keeper(Protocol):
@@ -85,7 +92,10 @@ class Keeper(Protocol):
 
 
 class PresenceTable:
-    """The members in the database. ``own()`` is this process, after its start. ``announce``: see :class:`Presence`."""
+    """The members in the database. ``own()`` is this process, after its start. ``announce``: see :class:`Presence`.
+
+    ``wants_members()``: whether the keys of members that have joined and left are wanted, too.
+    """
 
     #: Seconds for which a process is known, and between two signs of life: it must be found dead within 15 seconds.
     lease, beat = 11.0, 3.0
@@ -97,11 +107,19 @@ class PresenceTable:
     #: Seconds without anything to do until the connection is closed; and for the last changes.
     idle, stop_seconds = 30.0, 3.0
 
-    def __init__(self, database: Database, own: Callable[[], Process], keeper: Keeper, announce: str | None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        own: Callable[[], Process],
+        keeper: Keeper,
+        announce: str | None,
+        wants_members: Callable[[], bool],
+    ) -> None:
         self._database = database
         self._own = own
         self._keeper = keeper
         self._announce = announce
+        self._wants_members = wants_members
         self._connection: Any = None
         self._lost = False
         self._worker = green.Worker()
@@ -247,10 +265,10 @@ class PresenceTable:
         self._keeper.processes([_id(process) for process in processes])
 
     def _sweep(self) -> None:
-        rows = self._fetch(_SWEEP, self._announce)
+        rows = self._fetch(_SWEEP, self._announce, self._wants_members())
         if rows:
-            written = [Written(row[1], Link(row[2], row[3]), row[4], row[5]) for row in rows if row[1] is not None]
-            self._keeper.swept([_id(process) for process in rows[0][0]], written)
+            written = [_written(row) for row in rows if row[0] is not None]
+            self._keeper.swept([_id(process) for process in rows[0][7]], written)
 
     def _read(self) -> None:
         while self._reads:
@@ -288,14 +306,14 @@ class PresenceTable:
         put = [(channel, meta) for (channel, _), meta in items if meta is not None]
         gone = [place for place, meta in items if meta is None]
         self._stored.update((channel, meta.ref) for channel, meta in put)
-        rows = self._fetch(_WRITE, self._own().id, *_columns(put), *_split(gone), self._announce)
+        rows = self._fetch(_WRITE, self._own().id, *_columns(put), *_split(gone), self._announce, self._wants_members())
         if rows and rows[0][0] is None:
             self._beat_at = float("-inf")
             self._beat_if_due()
             return False
         self._stored.difference_update(gone)
         metrics.presence_writes.inc(len(items))
-        self._keeper.written(put, gone, [Written(row[0], Link(row[1], row[2]), row[3], row[4]) for row in rows])
+        self._keeper.written(put, gone, [_written(row) for row in rows])
         return True
 
     def _compare_if_due(self) -> None:
@@ -334,6 +352,11 @@ class PresenceTable:
 def _id(text: str) -> ProcessId:
     """Return the id of a process as the bus has it."""
     return text.replace("-", "")
+
+
+def _written(row: tuple[Any, ...]) -> Written:
+    channel, previous, version, before, after, joined, left = row[:7]
+    return Written(channel, Link(previous, version), before, after, joined or (), left or ())
 
 
 def _columns(put: Iterable[tuple[str, Meta]]) -> Iterable[list[Any]]:

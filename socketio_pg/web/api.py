@@ -48,6 +48,7 @@ from socketio_pg.gateway.admission import API, Admission
 from socketio_pg.gateway.limits import RequestLimits
 from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
 from socketio_pg.log.starts import requested_start
+from socketio_pg.presence.presence import Presence
 from socketio_pg.protocol.answers import showable
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.streams.streams import Streams
@@ -62,7 +63,7 @@ logger = logging.getLogger("socketio_pg.api")
 
 _NUMBER = re.compile(r"[0-9]{1,19}")
 #: The paths of this blueprint. Others below /api/ may belong to the application.
-_OURS = re.compile(r"/api/(publish|tickets|stream|openapi\.json|channels/.*/(messages|stream))", re.DOTALL)
+_OURS = re.compile(r"/api/(publish|tickets|stream|openapi\.json|channels/.*/(messages|presence|stream))", re.DOTALL)
 
 
 class Api:
@@ -74,6 +75,7 @@ class Api:
         pubsub: PubSub,
         access: Access,
         admission: Admission,
+        presence: Presence,
         streams: Streams,
         tickets: Tickets,
         start: Callable[[], None],
@@ -84,6 +86,7 @@ class Api:
         self._permissions = access.permissions
         self._senders = access.senders
         self._admission = admission
+        self._presence = presence
         self._identity = Identity(access.authenticator, admission, start, settings.jwt_leeway)
         self._max_bytes = max_bytes
         self._limits = RequestLimits(settings)
@@ -139,6 +142,16 @@ class Api:
             history = min(history, rule.max_messages)
         page = self._pubsub.read_page(channel, since=since, history=history, limit=limit)
         return _json(page.to_wire(channel))
+
+    def presence(self, channel: str) -> Response:
+        """``GET /api/channels/{channel}/presence``, with ``?count`` only the number of members."""
+        claims, who = self._identify()
+        self._limits.check_event(who, 0)
+        validate_channel(_as_sent(channel))
+        if not self._pubsub.rules.of(channel).presence:
+            raise ForbiddenError("presence is not allowed in this channel", channel=channel)
+        self._permissions.require(claims, "presence", channel)
+        return _json(self._presence.summary(channel, only_count="count" in request.args))
 
     def stream(self, channel: str) -> Response:
         """``GET /api/channels/{channel}/stream``."""
@@ -288,6 +301,7 @@ def create_api_blueprint(api: Api, control: ControlApi | None = None) -> Bluepri
     blueprint.before_request(api.check_origin)
     blueprint.post("/publish")(api.publish)
     blueprint.get("/channels/<socketio_pg_channel:channel>/messages", merge_slashes=False)(api.messages)
+    blueprint.get("/channels/<socketio_pg_channel:channel>/presence", merge_slashes=False)(api.presence)
     blueprint.get("/channels/<socketio_pg_channel:channel>/stream", merge_slashes=False)(api.stream)
     blueprint.get("/stream")(api.stream_together)
     blueprint.post("/tickets")(api.tickets)

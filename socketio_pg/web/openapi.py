@@ -38,6 +38,7 @@ def openapi(settings: Settings, authentication: str, max_bytes: int) -> Json:
         "paths": {
             "/api/publish": {"post": _publish(max_bytes)},
             "/api/channels/{channel}/messages": {"get": _messages()},
+            "/api/channels/{channel}/presence": {"get": _presence()},
             "/api/channels/{channel}/stream": {"get": _stream("stream", _CHANNEL)},
             "/api/stream": {"get": _stream("streamTogether", _CHANNELS)},
             "/api/tickets": {"post": _tickets()},
@@ -208,6 +209,19 @@ def _messages() -> Json:
     }
 
 
+def _presence() -> Json:
+    return {
+        "operationId": "presence",
+        "summary": "Read who is in a channel",
+        "description": "docs/presence.md describes members.",
+        "parameters": [
+            {"name": "channel", "in": "path", "required": True, "schema": _ref("Channel")},
+            _query("count", {"type": "string"}, "Return only the number of members."),
+        ],
+        "responses": {"200": _json_response("Members.", _ref("Presence")), **_errors(400, 401, 403, 429, 500, 503)},
+    }
+
+
 def _schemas(settings: Settings) -> Json:
     channel = _ref("Channel")
     position = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
@@ -333,6 +347,34 @@ def _schemas(settings: Settings) -> Json:
                 },
                 "traceparent": {"type": "string", "description": "That of its publisher."},
             },
+        ),
+        "Presence": _object(
+            {"channel": channel, "count": {"type": "integer", "minimum": 0}},
+            {
+                "members": {
+                    "type": "array",
+                    "items": _ref("Member"),
+                    "description": f"Missing if there are more than {settings.presence_max}, and with count.",
+                },
+                "stale": {"const": True, "description": "The database cannot be reached: the last known members."},
+            },
+        ),
+        "Member": _object(
+            {
+                "key": {"type": "string"},
+                "metas": {
+                    "type": "array",
+                    "items": _object(
+                        {
+                            "ref": {"type": "string"},
+                            "client": {"type": "string", "description": "The id of the connection."},
+                            "state": {"description": "Any JSON value, set by the client."},
+                            "joined_at": {"type": "string", "format": "date-time"},
+                        }
+                    ),
+                },
+            },
+            {"anonymous": {"const": True}},
         ),
         "Messages": _object(
             {

@@ -28,6 +28,7 @@ TOKENS = {
     "PUBLIC_CHANNELS": "*",
     "EPHEMERAL_MAX_BYTES": "100",
     "DRAIN_SECONDS": "0.2",
+    "CHANNEL_RULES": '{"mine:quiet": {"ephemeral": false}, "mine:small": {"max_bytes": 10}}',
 }
 
 
@@ -83,11 +84,13 @@ def test_cursors_reach_the_others(server: ServerProcess, channel: str) -> None:
 
 
 def test_who_may_not_send_gets_one_error_a_second(server: ServerProcess, channel: str) -> None:
-    with SocketClient(server.url, auth={"token": mint(sub="bob", publish=["*"], ephemeral=["mine"])}) as bob:
+    with SocketClient(server.url, auth={"token": mint(sub="bob", publish=["*"], ephemeral=["mine*"])}) as bob:
         assert code(bob.call("publish", ephemeral(channel, 1))) == "forbidden"
         for request, expected in (
             (ephemeral("mine", "x" * 99), "payload_too_large"),
             (ephemeral("mine", "x" * 9_999), "payload_too_large"),
+            (ephemeral("mine:small", "x" * 9), "payload_too_large"),
+            (ephemeral("mine:quiet", 1), "forbidden"),
             (ephemeral("mine", 1, id="once"), "invalid_request"),
             (ephemeral("mine ", 1), "invalid_channel"),
             ({"channel": "mine", "ephemeral": True}, "invalid_request"),

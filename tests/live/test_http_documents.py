@@ -53,7 +53,7 @@ def test_documented_commands_return_the_documented_answers(log: Log) -> None:
     if shutil.which("curl") is None:
         missing("the examples of docs/http.md", "install curl")
     pairs = re.findall(r"```sh\n(.*?)```\n\n(?:(?!```)[^\n]*\n)*?```json\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
-    assert len(pairs) == 3
+    assert len(pairs) == 4
     environment = os.environ | {"URL": log.server.url, "TOKEN": "any"}
     log.publish("warm", 1, 1)
     for command, expected in pairs:
@@ -89,7 +89,7 @@ def test_server_conforms_to_the_openapi_document(log: Log, tmp_path: Path) -> No
     ]  # fmt: skip
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "Tested: 3" in run.stdout
+    assert "Tested: 4" in run.stdout
     assert "Traceback" not in log.server.log, log.server.log
     # Some of the requests were valid.
     assert log.sql("SELECT count(*) > 0 FROM socketio_pg.log") == [(True,)]

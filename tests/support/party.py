@@ -23,7 +23,7 @@ class Guest:
         table = self.presence._table
         table.lease, table.beat, table.pause, table.timeout = 4.0, 0.2, 0.02, 2.0
         self.observed: list[tuple[str, str]] = []
-        self.presence.observe(lambda event, channel: self.observed.append((event, channel)))
+        self.presence.observe(lambda event, channel, _: self.observed.append((event, channel)))
         self.watchers: dict[str, Watcher] = {}
         self.told: dict[str, list[str]] = {}
         self._due: set[str] = set()

@@ -44,12 +44,18 @@ CREATE OR REPLACE VIEW socketio_pg.presence AS
     WHERE p.expires_at > now();
 
 -- Changes channels' numbers of connections, in the order of their names, so that no two callers wait for each other. Returns
--- the versions before and after (0: the channel has no row), and these numbers before and after. `announce`: a channel of the
--- log for messages about channels that have got their first connection, or lost the last; or NULL.
-CREATE OR REPLACE FUNCTION socketio_pg.presence_count(channels text[], deltas integer[], announce text)
-RETURNS TABLE (name text, previous bigint, version bigint, before integer, after integer)
+-- the versions before and after (0: the channel has no row), and these numbers before and after. `member_…`: by how many each
+-- member's connections have changed, or NULL; then it also returns the keys of the members that have joined and left.
+-- `announce`: a channel of the log for messages about them, and about channels that have got their first connection or lost
+-- the last; or NULL.
+CREATE OR REPLACE FUNCTION socketio_pg.presence_count(
+    channels text[], deltas integer[], member_channels text[], member_keys text[], member_deltas integer[], announce text
+) RETURNS TABLE (name text, previous bigint, version bigint, before integer, after integer, joined text[], gone text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
+DECLARE
+    members jsonb;
+    member text;
 BEGIN
     FOR name, previous, version, before, after IN
         WITH changed AS (
@@ -63,9 +69,41 @@ BEGIN
             CASE WHEN c.metas > 0 THEN c.version ELSE 0 END, greatest(c.metas - d.delta, 0), greatest(c.metas, 0)
         FROM changed AS c JOIN unnest(channels, deltas) AS d (channel, delta) ON d.channel = c.channel
     LOOP
-        IF announce IS NOT NULL AND (before = 0) <> (after = 0) THEN
-            PERFORM socketio_pg.publish(announce, jsonb_build_object(
-                'channel', name, 'event', CASE after WHEN 0 THEN 'vacated' ELSE 'occupied' END));
+        IF member_keys IS NOT NULL THEN
+            -- Once, when the channels are locked: it sees what all earlier callers have committed.
+            IF members IS NULL THEN
+                SELECT coalesce(jsonb_object_agg(c.channel, jsonb_build_array(c.joined, c.gone)), '{}') INTO members
+                FROM (
+                    SELECT d.channel, array_agg(d.key ORDER BY d.key) FILTER (WHERE d.delta > 0 AND m.metas = d.delta) AS joined,
+                        array_agg(d.key ORDER BY d.key) FILTER (WHERE d.delta < 0 AND m.metas IS NULL) AS gone
+                    FROM (
+                        SELECT f.channel, f.key, sum(f.delta) AS delta
+                        FROM unnest(member_channels, member_keys, member_deltas) AS f (channel, key, delta)
+                        GROUP BY f.channel, f.key
+                    ) AS d LEFT JOIN (
+                        SELECT p.channel, p.key, count(*) AS metas FROM socketio_pg.presence_member AS p
+                        WHERE p.channel = ANY (channels) AND p.key = ANY (member_keys) GROUP BY p.channel, p.key
+                    ) AS m ON m.channel = d.channel AND m.key = d.key
+                    GROUP BY d.channel
+                ) AS c;
+            END IF;
+            joined := ARRAY(SELECT jsonb_array_elements_text(nullif(members -> name -> 0, 'null')));
+            gone := ARRAY(SELECT jsonb_array_elements_text(nullif(members -> name -> 1, 'null')));
+        END IF;
+        IF announce IS NOT NULL THEN
+            IF before = 0 AND after > 0 THEN
+                PERFORM socketio_pg.publish(announce, jsonb_build_object('event', 'occupied', 'channel', name));
+            END IF;
+            FOREACH member IN ARRAY coalesce(joined, '{}') LOOP
+                PERFORM socketio_pg.publish(
+                    announce, jsonb_build_object('event', 'joined', 'channel', name, 'key', member));
+            END LOOP;
+            FOREACH member IN ARRAY coalesce(gone, '{}') LOOP
+                PERFORM socketio_pg.publish(announce, jsonb_build_object('event', 'left', 'channel', name, 'key', member));
+            END LOOP;
+            IF before > 0 AND after = 0 THEN
+                PERFORM socketio_pg.publish(announce, jsonb_build_object('event', 'vacated', 'channel', name));
+            END IF;
         END IF;
         RETURN NEXT;
     END LOOP;
@@ -85,15 +123,19 @@ BEGIN
 END $$;
 
 -- Writes the changes of a process: connections that it has, and refs of those that it has no more. Returns NULL as the name
--- if the process is unknown: then nothing is written. Otherwise as presence_count().
+-- if the process is unknown: then nothing is written. Otherwise as presence_count(), with members that have joined and left
+-- if `members` is true.
 CREATE OR REPLACE FUNCTION socketio_pg.presence_write(
     process uuid, channels text[], refs text[], keys text[], clients text[], states text[], joined bigint[],
-    gone_channels text[], gone_refs text[], announce text
-) RETURNS TABLE (name text, previous bigint, version bigint, before integer, after integer)
+    gone_channels text[], gone_refs text[], announce text, members boolean
+) RETURNS TABLE (name text, previous bigint, version bigint, before integer, after integer, joined_keys text[], gone_keys text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     changed text[];
     deltas integer[];
+    member_channels text[];
+    member_keys text[];
+    member_deltas integer[];
 BEGIN
     -- Locks it: it cannot be found expired in the meantime.
     PERFORM FROM socketio_pg.presence_process AS p WHERE p.id = process FOR UPDATE;
@@ -109,29 +151,40 @@ BEGIN
         ORDER BY f.channel, f.ref
         ON CONFLICT (channel, ref) DO UPDATE
             SET process = excluded.process, client = excluded.client, state = excluded.state
-        RETURNING m.channel, CASE m.xmax::text WHEN '0' THEN 1 ELSE 0 END AS delta
+        RETURNING m.channel, m.key, CASE m.xmax::text WHEN '0' THEN 1 ELSE 0 END AS delta
     ), gone AS (
         DELETE FROM socketio_pg.presence_member AS m
         USING unnest(gone_channels, gone_refs) AS f (channel, ref)
         WHERE m.channel = f.channel AND m.ref = f.ref AND m.process = presence_write.process
-        RETURNING m.channel, -1 AS delta
+        RETURNING m.channel, m.key, -1 AS delta
+    ), all_of_them AS (
+        SELECT * FROM put UNION ALL SELECT * FROM gone
     ), summed AS (
-        SELECT f.channel, sum(f.delta)::integer AS delta
-        FROM (SELECT * FROM put UNION ALL SELECT * FROM gone) AS f GROUP BY f.channel
+        SELECT f.channel, sum(f.delta)::integer AS delta FROM all_of_them AS f GROUP BY f.channel
     )
-    SELECT array_agg(s.channel), array_agg(s.delta) INTO changed, deltas FROM summed AS s;
+    SELECT s.changed, s.deltas, f.channels, f.keys, f.deltas
+    INTO changed, deltas, member_channels, member_keys, member_deltas
+    FROM (SELECT array_agg(s.channel) AS changed, array_agg(s.delta) AS deltas FROM summed AS s) AS s, (
+        SELECT array_agg(f.channel) AS channels, array_agg(f.key) AS keys, array_agg(f.delta) AS deltas
+        FROM all_of_them AS f WHERE members
+    ) AS f;
     IF changed IS NOT NULL THEN
-        RETURN QUERY SELECT * FROM socketio_pg.presence_count(changed, deltas, announce);
+        RETURN QUERY SELECT * FROM socketio_pg.presence_count(
+            changed, deltas, member_channels, member_keys, member_deltas, announce);
     END IF;
 END $$;
 
 -- Removes the processes that have expired, and their members. Returns the processes, and the same as presence_count().
-CREATE OR REPLACE FUNCTION socketio_pg.presence_sweep(announce text)
-RETURNS TABLE (processes uuid[], name text, previous bigint, version bigint, before integer, after integer)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+CREATE OR REPLACE FUNCTION socketio_pg.presence_sweep(announce text, members boolean)
+RETURNS TABLE (
+    processes uuid[], name text, previous bigint, version bigint, before integer, after integer, joined text[], gone text[]
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     changed text[];
     deltas integer[];
+    member_channels text[];
+    member_keys text[];
+    member_deltas integer[];
 BEGIN
     WITH dead AS (
         DELETE FROM socketio_pg.presence_process AS p WHERE p.expires_at < now() RETURNING p.id
@@ -141,23 +194,28 @@ BEGIN
         RETURN;
     END IF;
     WITH gone AS (
-        DELETE FROM socketio_pg.presence_member AS m WHERE m.process = ANY (processes) RETURNING m.channel
+        DELETE FROM socketio_pg.presence_member AS m WHERE m.process = ANY (processes) RETURNING m.channel, m.key
     ), summed AS (
         SELECT g.channel, -count(*)::integer AS delta FROM gone AS g GROUP BY g.channel
     )
-    SELECT array_agg(s.channel), array_agg(s.delta) INTO changed, deltas FROM summed AS s;
+    SELECT s.changed, s.deltas, g.channels, g.keys, g.deltas
+    INTO changed, deltas, member_channels, member_keys, member_deltas
+    FROM (SELECT array_agg(s.channel) AS changed, array_agg(s.delta) AS deltas FROM summed AS s) AS s, (
+        SELECT array_agg(g.channel) AS channels, array_agg(g.key) AS keys, array_agg(-1) AS deltas FROM gone AS g WHERE members
+    ) AS g;
     IF changed IS NULL THEN
         RETURN NEXT;
         RETURN;
     END IF;
-    FOR name, previous, version, before, after IN
-        SELECT * FROM socketio_pg.presence_count(changed, deltas, announce)
+    FOR name, previous, version, before, after, joined, gone IN
+        SELECT * FROM socketio_pg.presence_count(
+            changed, deltas, member_channels, member_keys, member_deltas, announce)
     LOOP
         RETURN NEXT;
     END LOOP;
 END $$;
 
-REVOKE ALL ON FUNCTION socketio_pg.presence_count(text[], integer[], text),
+REVOKE ALL ON FUNCTION socketio_pg.presence_count(text[], integer[], text[], text[], integer[], text),
     socketio_pg.presence_beat(uuid, text, double precision),
-    socketio_pg.presence_write(uuid, text[], text[], text[], text[], text[], bigint[], text[], text[], text),
-    socketio_pg.presence_sweep(text) FROM PUBLIC;
+    socketio_pg.presence_write(uuid, text[], text[], text[], text[], text[], bigint[], text[], text[], text, boolean),
+    socketio_pg.presence_sweep(text, boolean) FROM PUBLIC;

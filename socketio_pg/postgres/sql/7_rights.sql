@@ -78,9 +78,9 @@ BEGIN
             EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.presence_process, socketio_pg.presence_member,
                 socketio_pg.presence_channel TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.presence TO %s', found.role);
-            EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.presence_count(text[], integer[], text),
-                socketio_pg.presence_beat(uuid, text, double precision), socketio_pg.presence_sweep(text),
-                socketio_pg.presence_write(uuid, text[], text[], text[], text[], text[], bigint[], text[], text[], text)
+            EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.presence_count(text[], integer[], text[], text[], integer[], text),
+                socketio_pg.presence_beat(uuid, text, double precision), socketio_pg.presence_sweep(text, boolean),
+                socketio_pg.presence_write(uuid, text[], text[], text[], text[], text[], bigint[], text[], text[], text, boolean)
                 TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.rule TO %s', found.role);
             EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.retention, socketio_pg.channel_trim TO %s',
