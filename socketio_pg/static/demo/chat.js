@@ -12,6 +12,8 @@ subscriptions.subscribe("chat", show, {
   history: 50,
   onGap: ({ tier }) => tier === "log" && location.reload(), // disconnected for longer than the log's retention
   onEphemeral: ({ from, payload }) => noteTyping(from.client, payload?.typing === true),
+  onError: showProblem,
+  onSubscribed: () => showProblem(null),
 });
 const room = subscriptions.presence("chat", { onSync: () => showHere(), onError: () => {} });
 join();

@@ -5,6 +5,7 @@ import { City } from "./city.js";
 import { $, ask, connect, element, flash, repeat } from "./demo.js";
 
 const NEWEST = 4; // rows or lines in a preview
+const ignore = () => {}; // what cannot be shown stays empty
 
 const { subscriptions } = await connect();
 const changeable = []; // the demos whose table exists
@@ -22,7 +23,7 @@ async function orders() {
   const table = subscriptions.subscribe(request, {
     onRows: () => draw(null),
     onChange: ({ key, row }) => draw(row ? key : null),
-    onError: () => {}, // there is no table yet
+    onError: ignore, // there is no table yet
   });
   await table.live;
   changeable.push("orders");
@@ -47,7 +48,7 @@ async function map() {
   const subscription = subscriptions.subscribe("people", ({ payload: { op, pk, new: person } }) => {
     if (op === "DELETE") city.remove(pk.id);
     else if (person) city.place(person);
-  });
+  }, { onError: ignore });
   await subscription.ready;
   const { ready, rows } = await ask("./map/rows");
   if (ready) changeable.push("map");
@@ -63,7 +64,7 @@ async function chat() {
       element("span", "", payload?.text ?? oneLine(payload)),
     );
     add(list, line, replayed);
-  }, { history: NEWEST }).live;
+  }, { history: NEWEST, onError: ignore }).live;
 }
 
 async function votes() {
@@ -83,7 +84,7 @@ async function votes() {
   };
   const text = (choice, selector) => choice.querySelector(selector)?.textContent ?? "";
   show(await (await fetch("./votes")).text());
-  await subscriptions.subscribe("demo:votes", ({ payload }) => show(payload?.html ?? "")).ready;
+  await subscriptions.subscribe("demo:votes", ({ payload }) => show(payload?.html ?? ""), { onError: ignore }).ready;
 }
 
 async function playground() {
@@ -92,7 +93,7 @@ async function playground() {
     const line = element("li");
     line.append(element("span", "channel-name", "foo"), element("code", "payload", oneLine(payload)));
     add(list, line, replayed);
-  }, { history: NEWEST }).live;
+  }, { history: NEWEST, onError: ignore }).live;
 }
 
 /** Adds a line, and removes the oldest. */
