@@ -202,9 +202,14 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         """
         packets_of = packets_of_rooms(parts)
         there = self.rooms.get(namespace, {})
-        shared = shared_members({room: there[room]._fwdm for room in packets_of if room in there}, parts)
+        members_of = {room: there[room]._fwdm for room in packets_of if room in there}
+        shared = shared_members(members_of, parts)
         # Collects all members first: clients that join during the broadcast get nothing of it.
-        lines = [(room, packets, self._line(namespace, room)) for room, packets in packets_of.items()]
+        lines = [
+            (room, packets_of[room], self._line(namespace, room))
+            for room, members in members_of.items()
+            if not members.keys() <= shared.keys()
+        ]
         skips = skipped is not None
         with (
             self._broadcast(namespace, packets_of, skips=skips, apart=True) as alone,

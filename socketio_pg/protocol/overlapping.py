@@ -71,8 +71,10 @@ def shared_members(members_of: Mapping[str, Mapping[str, str]], parts: Sequence[
         several |= seen & by_size[-1].keys()
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
     for room, members in members_of.items():
+        alone = (room,)  # one object for all: most members are in the same rooms as others
         for sid in several & members.keys():
-            found[sid] = members[sid], (*found.get(sid, ("", ()))[1], room)
+            before = found.get(sid)
+            found[sid] = (members[sid], alone if before is None else before[1] + alone)
     return found
 
 
@@ -90,9 +92,12 @@ def send_shared(
     """
     special = {sid for part in parts for sids in part.without.values() for sid in sids}
     prepared: dict[tuple[str, ...], tuple[list[EncodedPacket], bytes]] = {}
+    sent_frames = sent_bytes = 0
     turn_ends = time.monotonic() + sending.slice_seconds
-    for sid, (eio_sid, rooms) in shared.items():
-        left = tuple(room for room in rooms if sid not in broadcast.gone_from(room))
+    for number, (sid, (eio_sid, rooms)) in enumerate(shared.items(), 1):
+        left = rooms
+        if broadcast.gone:
+            left = tuple(room for room in rooms if sid not in broadcast.gone_from(room))
         found = prepared.get(left)
         if found is None or sid in special:
             packets = [part.packet(names) for part in parts if (names := part.names_of(sid, left))]
@@ -100,18 +105,19 @@ def send_shared(
             if sid not in special:
                 prepared[left] = found
         packets, frame = found
-        if not packets:
-            continue
-        socket, cursor = sockets.get(eio_sid), cursors.get(sid)
-        if cursor is not None:
-            if socket is not None:
-                sending.send_to(with_offsets(packets, cursor), socket)
-        elif socket is not None and socket.connection is not None:
-            socket.connection.send(frame)
-            fan_out.frames += len(packets)
-            fan_out.frame_bytes += len(frame)
-        else:
-            sending.send_polled(packets, eio_sid)
-        if time.monotonic() > turn_ends:
+        if packets:
+            socket = sockets.get(eio_sid)
+            if cursors and sid in cursors:
+                if socket is not None:
+                    sending.send_to(with_offsets(packets, cursors[sid]), socket)
+            elif socket is not None and socket.connection is not None:
+                socket.connection.send(frame)
+                sent_frames += len(packets)
+                sent_bytes += len(frame)
+            else:
+                sending.send_polled(packets, eio_sid)
+        if number % sending.slice_sends == 0 and time.monotonic() > turn_ends:
             green.sleep()
             turn_ends = time.monotonic() + sending.slice_seconds
+    fan_out.frames += sent_frames
+    fan_out.frame_bytes += sent_bytes

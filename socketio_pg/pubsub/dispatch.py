@@ -122,6 +122,8 @@ class Dispatcher:
 
     def _cost(self, channel: str, text: str) -> int:
         cost = len(text)
+        if not self._hub.has_filters:
+            return cost
         for name in self._hub.names(channel):
             filters = self._hub.filters(name)
             if filters is not None:
