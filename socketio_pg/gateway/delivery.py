@@ -427,9 +427,12 @@ class Delivery:
         """Report messages that rules have removed before they were delivered, to the subscribers of their channels."""
         metrics.gaps.labels("trimmed").inc()
         for channel, upto in trims.items():
-            if self._hub.has_channel(channel):
-                body = {"channel": channel, "reason": "trimmed", "epoch": self._log.epoch, "position": upto}
-                self._manager.emit("gap", body, "/", to=self._all_rooms(channel), ignore_queue=True)
+            for name in self._hub.names(channel):
+                if self._hub.has_channel(name):
+                    body = named(name) | {"reason": "trimmed", "epoch": self._log.epoch, "position": upto}
+                    unaware = self._patterns.refused(name, channel)
+                    rooms = self._all_rooms(name)
+                    self._manager.emit("gap", body, "/", to=rooms, skip_sid=unaware, ignore_queue=True)
 
 
 def _log_traces(messages: Sequence[EncodedMessage]) -> None:

@@ -121,6 +121,12 @@ class PatternDelivery:
                 if unknown:
                     yield name, unknown
 
+    def refused(self, name: str, channel: str) -> list[str]:
+        """Return the subscribers of a channel, or pattern, that must not learn about a channel."""
+        if not is_pattern(name) or not self._rights.are_asked(name):
+            return []
+        return self._rights.sort(channel, [sid for sid in self._hub.subscribers(name) if isinstance(sid, str)])[0]
+
     def _ask_later(self, sid: str, channel: str) -> None:
         """Ask whether a client may hear a channel of NOTIFY. It misses the messages until then: none is replayed."""
         if (sid, channel) not in self._asking:

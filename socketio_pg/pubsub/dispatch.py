@@ -206,8 +206,9 @@ class Dispatcher:
         for receiver in self._receivers:
             self._guarded(receiver.receive_trims, trims)
         for channel, upto in trims.items():
-            for subscription in self._local.of(channel):
-                subscription.log_gap("trimmed", upto=upto)
+            for name in self._hub.names(channel):
+                for subscription in self._local.of(name):
+                    subscription.log_gap("trimmed", upto=upto)
 
     def _guarded(self, receive: Callable[[Any], object], item: Any) -> None:
         """Call one receiver. When it fails, the others still get the message."""

@@ -58,6 +58,7 @@ def test_error_codes_and_reasons_are_complete(root: Path) -> None:
             "postgres/listener",
             "log/follower",
             "gateway/delivery",
+            "gateway/replay_client",
             "log/replay",
             "log/skipping",
             "log/skipping",
