@@ -150,6 +150,8 @@ class Link(SharedLink[Connection]):
                     if not self.closed:
                         self._lose(connection)
                 connection = None
+            if self.refusal is not None:
+                return
             await asyncio.sleep(self._backoff.next())
             try:
                 connection = await self.connect()

@@ -29,8 +29,7 @@
  * @property {number} [position] its place in the log
  * @property {string} [published_at] ISO 8601, by the database's clock
  * @property {boolean} [replayed] whether it was replayed because of `since` or `history`, or after a reconnect
- * @property {boolean} [retained] whether it is the channel's retained message, which comes first. Its position may be
- *   lower than that of the subscription
+ * @property {boolean} [retained] whether it is the channel's retained message, which comes first
  * @property {Record<string, any>} [from] the client that published it, as the server knows it: `sub` of its token and
  *   further claims. Absent for anonymous clients, and for messages that no client published
  * @property {string} [traceparent] the trace that was given when it was published (W3C Trace Context)
@@ -267,8 +266,11 @@ const RENEWAL_SPREAD = 10_000;
  * @property {(error: TokenError) => void} [onTokenError] called with every failure, including those that are retried.
  *   Without it, a failure that is not retried is thrown, for the global handler of uncaught errors
  * @property {(health: Health) => void} [onHealth] called with the server's first report, and with each change
- * @property {(message: {payload: any, from?: Record<string, any>}) => void} [onDirect] called with messages that are
- *   sent to this user, without a subscription
+ * @property {(message: {payload: any}) => void} [onDirect] called with messages that are sent to this user, without a
+ *   subscription
+ * @property {(end: {code: string, message: string}) => void} [onEnded] called when the server has ended the connection,
+ *   and the stock client does not reconnect automatically: with the code "ended_by_server", the application or an
+ *   operator has disconnected this client
  * @property {"string"} [numbers] "string": numbers in payloads are strings, with all their digits. JavaScript rounds
  *   integers over 2^53 and decimals
  * @property {number} [timeout] ms to wait for each answer of the server
@@ -294,6 +296,8 @@ export class Subscriptions {
   /** @type {Health | null} */
   #health = null;
   #heard = Date.now(); // when the server last sent something, in ms
+  /** The last event `error` on this connection. @type {{code: string, message: string}} */
+  #lastError = { code: "", message: "" };
 
   /**
    * @param {any} socket returned by io(...). With the option `token` it must not be connected yet
@@ -434,15 +438,18 @@ export class Subscriptions {
   #listeners = {
     connect: () => {
       this.#hear();
+      this.#lastError = { code: "disconnected", message: "The server has ended the connection." };
       for (const channel of this.#all()) channel.settle();
       for (const table of this.#tables.values()) table.settle();
     },
-    disconnect: () => {
+    error: ({ code, message }) => { this.#lastError = { code, message }; },
+    disconnect: (reason) => {
       this.#requests.lose();
       this.#publisher.lose();
       this.#ephemeral.lose();
       for (const channel of this.#all()) channel.lose(this.#heard);
       for (const table of this.#tables.values()) table.lose();
+      if (reason === "io server disconnect") call(this.#options.onEnded, this.#lastError);
     },
     event: (message) => {
       this.#hear();
@@ -930,7 +937,6 @@ class Member {
   live = false;
   lostAt = 0; // ms: when the connection was lost, and with it messages of NOTIFY; 0: not lost
   isCurrent = false; // has been up to date on this connection
-  takesRetained = false; // the server may send the retained message first
   caughtUp = deferred();
 
   // With `load`:
@@ -1065,6 +1071,11 @@ class Channel {
   presence = new ChannelPresence(this);
   /** @type {number | null} */
   maxRate = null;
+  /**
+   * The newest message, of a channel with retained messages: the server sends it to a client once, not to each handler.
+   * @type {Message | null}
+   */
+  #retained = null;
   #combines = true; // presence is requested together with messages, unless the server has refused that
   #socket;
   #requests;
@@ -1252,7 +1263,6 @@ class Channel {
     }
     for (const one of requesters) {
       if (!this.members.has(one) || one.live || (given && one.start !== since)) continue;
-      one.takesRetained = lost || (!since && !history);
       if (lost && one.load && answer.reason !== "history_off") {
         this.#load(one);
         continue;
@@ -1277,6 +1287,9 @@ class Channel {
       for (const one of this.members) if (!requesters.includes(one)) one.live = false;
     }
     for (const one of this.members) if (one.live && !wasLive.has(one)) this.#confirm(one);
+    if (this.#retained && this.#retained.payload !== null && wasLive.size && !since && !history) {
+      for (const one of requesters) if (one.live) one.deliver({ ...this.#retained, retained: true });
+    }
     // Otherwise the server reports when the replay has caught up.
     if (!since && !history || !this.#options.sendsLive) {
       for (const one of requesters) if (one.live) one.becomeCurrent(null);
@@ -1353,15 +1366,9 @@ class Channel {
 
   /** @param {Message} message */
   receive(message) {
+    if (message.retained || (this.#retained && message.position > this.#retained.position)) this.#retained = message;
     for (const one of [...this.members]) {
       if (!this.members.has(one) || !one.established) continue; // ended by another handler of this message
-      const { takesRetained } = one;
-      one.takesRetained = false;
-      if (message.retained) {
-        // Older than the subscription: it moves no position. The others have it already.
-        if (takesRetained) one.deliver({ ...message, ...(one.position && { epoch: one.position.epoch }) });
-        continue;
-      }
       if (message.position !== undefined) {
         // It will be replayed, or was already delivered.
         if (!one.live || (one.position && message.position <= one.position.position)) continue;
@@ -1397,6 +1404,7 @@ class Channel {
   /** @param {any} gap */
   receiveGap(gap) {
     const concernsLog = "position" in gap;
+    if (concernsLog) this.#retained = null;
     for (const one of concernsLog ? this.#missing(gap) : [...this.members].filter((each) => each.established)) {
       if (concernsLog && one.load) {
         this.#load(one);

@@ -7,6 +7,7 @@ from typing import Any
 from socketio_pg.core.errors import (
     AuthenticationUnavailableError,
     DatabaseUnavailableError,
+    EndedByServerError,
     FilterTooExpensiveError,
     ForbiddenError,
     InvalidChannelError,
@@ -22,7 +23,7 @@ _ERRORS: dict[str, type[SocketIOPGError]] = {
     for error in (
         InvalidRequestError, InvalidChannelError, PayloadTooLargeError, LogNotInstalledError, DatabaseUnavailableError,
         UnauthorizedError, AuthenticationUnavailableError, ForbiddenError,
-        FilterTooExpensiveError,
+        FilterTooExpensiveError, EndedByServerError,
     )
 }  # fmt: skip
 #: Codes of errors that are retried later. "internal" is retried as well for a subscription that worked before.

@@ -204,7 +204,6 @@ class Channel:
             position = None if isinstance(since, str) else since
             if member.snapshot if position is not None else member.start != request:
                 continue  # it was loaded again, and continues from another place
-            member.takes_retained = lost or not request
             if lost and member.reload is not None and answer["reason"] != "history_off":
                 member.load_again()
                 continue
@@ -228,6 +227,8 @@ class Channel:
         for member in self.members:
             if member.current and member not in was_live:
                 self._receiver.confirm(member)
+                if was_live and not request:
+                    self._receiver.tell_retained(member)
                 if not self._replaying:
                     self._receiver.tell_live(member, start)
 

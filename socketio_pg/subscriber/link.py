@@ -118,6 +118,8 @@ class Link(SharedLink[Connection]):
                 if self.closed:
                     return
                 connection = self.connection
+                if connection is None and self.refusal is not None:
+                    return
                 if connection is not None:
                     refusals = 0
                     self._backoff.reset()

@@ -23,13 +23,15 @@ class Receiver:
         self._place = place_of(name)
         self._members = members
         self._deliver = deliver
+        #: The newest message, of a channel with retained messages: the server sends it to a client once, not to each
+        #: member.
+        self._retained: Any = None
 
     def receive(self, message: Any, size: int) -> None:
         """Deliver a message. ``size``: in characters of the packet."""
         position = message.get("position")
-        if message.get("retained"):
-            self._receive_retained(message, size)
-            return
+        if message.get("retained") or (self._retained and position and position > self._retained["position"]):
+            self._retained = message
         for member in self._members:
             if position is None and member.held is not None and len(member.held) <= _MAX_HELD:
                 member.held.append(message)
@@ -41,14 +43,10 @@ class Receiver:
                 Delivery(member, member.handler, message, member.received, position is not None, cost=1000 + size)
             )
 
-    def _receive_retained(self, message: Any, size: int) -> None:
-        """Deliver the retained message to members that have just subscribed. Their positions stay as they are."""
-        for member in self._members:
-            if member.takes_retained and member.established and member.held is None:
-                member.takes_retained = False
-                if member.received is not None and not member.lacks_epoch:
-                    message["epoch"] = member.received["epoch"]
-                self._deliver(Delivery(member, member.handler, message, cost=1000 + size))
+    def tell_retained(self, member: Member) -> None:
+        """Deliver the retained message to a member that was added to others."""
+        if self._retained is not None and self._retained["payload"] is not None:
+            self._deliver(Delivery(member, member.handler, {**self._retained, "retained": True}))
 
     def receive_ephemeral(self, message: Any) -> None:
         for member in self._members:
@@ -69,7 +67,6 @@ class Receiver:
         for member in self._members:
             if not member.established or member.lost is not None or member.held is not None:
                 continue
-            member.takes_retained = False  # it would have come first
             if position is not None:
                 before = member.received
                 if not member.current or (before is not None and position <= before["position"]):
@@ -83,6 +80,7 @@ class Receiver:
                 if member.established:
                     self._put_gap(member, {**gap, "tier": "notify"})
             return
+        self._retained = None
         for member in self._missing(gap):
             if member.reload is not None:
                 if member.held is None:

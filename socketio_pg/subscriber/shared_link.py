@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from socketio_pg.core.errors import InvalidChannelError, UnauthorizedError
+from socketio_pg.core.errors import EndedByServerError, InvalidChannelError, SocketIOPGError
 from socketio_pg.subscriber.answers import as_error
 from socketio_pg.subscriber.channel import Changes, Channel
 from socketio_pg.subscriber.deliveries import Delivery
@@ -70,8 +70,8 @@ class SharedLink(ABC, Generic[C]):
         #: Whether messages get ids of their own: not once the server has refused them, without the schema.
         self.adds_ids = True
         self.closed = False
-        #: The refusal after which the link stopped connecting.
-        self.refusal: UnauthorizedError | None = None
+        #: Why the link has stopped connecting: the server refuses the token, or has ended the connection for good.
+        self.refusal: SocketIOPGError | None = None
 
     @abstractmethod
     def schedule(self, due: float) -> None:
@@ -95,7 +95,7 @@ class SharedLink(ABC, Generic[C]):
         return self.channels[name]
 
     def check(self) -> None:
-        """Raise :class:`ConnectionError` after closing, :class:`UnauthorizedError` after the final refusal."""
+        """Raise :class:`ConnectionError` after closing, and :attr:`refusal` if there is one."""
         if self.closed:
             raise ConnectionError("the subscriber is closed")
         if self.refusal is not None:
@@ -143,7 +143,11 @@ class SharedLink(ABC, Generic[C]):
         elif event == "health":
             self._report(body)  # type: ignore[arg-type]
         elif event == "error":
-            logger.warning("the server reports an error: %s", as_error(str(body.get("code")), str(body.get("message"))))
+            error = as_error(str(body.get("code")), str(body.get("message")))
+            if isinstance(error, EndedByServerError):
+                self.give_up(error)  # clients must not come back by themselves
+            else:
+                logger.warning("the server reports an error: %s", error)
         elif event == "direct":
             if self._on_direct is not None:
                 self.deliver(Delivery(None, self._on_direct, body))
@@ -164,9 +168,9 @@ class SharedLink(ABC, Generic[C]):
             for channel in list(channels):
                 channel.settle()
 
-    def give_up(self, error: UnauthorizedError) -> None:
-        """Stop: the server keeps refusing the token."""
-        logger.error("the server refused the token: %s; the subscriber has stopped", error)
+    def give_up(self, error: SocketIOPGError) -> None:
+        """Stop: the server keeps refusing the token, or has ended the connection for good."""
+        logger.error("the server has refused this client: %s; the subscriber has stopped", error)
         self.refusal = error
         for channel in list(self.channels.values()):
             channel.end(channel.members, error)

@@ -51,7 +51,8 @@ class Subscriber:
     raises are logged, and it is called again later. A failed renewal is logged and retried until the old token
     expires; the server then closes the connection, and the subscriber reconnects. When the server keeps refusing
     tokens the subscriber stops: ``on_error`` gets :class:`UnauthorizedError`, and all methods raise it from then
-    on, including :meth:`wait`.
+    on, including :meth:`wait`. So it does with :class:`EndedByServerError` when the application or an operator has
+    disconnected this client.
 
     ``on_health`` is called with the server's first report on its database, and with each change. :attr:`health` is the
     last report. ``on_direct`` is called with messages that are sent to this user, without a subscription.
@@ -339,7 +340,8 @@ class Subscriber:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until :meth:`close` is called, or for ``timeout`` seconds; return whether it was called.
 
-        Raises :class:`UnauthorizedError` when the server keeps refusing the token.
+        Raises :class:`UnauthorizedError` when the server keeps refusing the token, and :class:`EndedByServerError` when
+        the application or an operator has disconnected this client.
         """
         link = self._link
         with link.lock:

@@ -23,8 +23,8 @@ class _Message(TypedDict):
 class Message(_Message, TypedDict("_Sender", {"from": dict[str, Any]}, total=False), total=False):
     """A message as in docs/protocol.md: ``channel``, ``payload``, and further keys for messages of the log.
 
-    ``epoch`` and ``position`` together can be passed as ``since``. ``retained``: the retained message, which comes
-    first; its position may be lower than that of the subscription.
+    ``epoch`` and ``position`` together can be passed as ``since``. ``retained``: it is the retained message, which
+    comes first.
 
     ``pattern`` is the pattern through which it came, ``matches`` the list if it came through several subscriptions.
     ``from`` is the client that published it, as the server knows it: ``sub`` of its token, and further claims.
@@ -154,8 +154,6 @@ class Member(Subscription):
         self.handled = self.received = None if isinstance(position, str) else position
         #: established: confirmed once. current: the server's messages follow ``received`` without a gap.
         self.established = self.current = self.ended = False
-        #: The server may send the retained message first.
-        self.takes_retained = False
         self.max_rate: float | None = None
         self.live = threading.Event()
         #: The server has told that the replay has caught up; and the handler may store positions.

@@ -33,6 +33,7 @@ const subscriptions = new Subscriptions(socket, {
   retryDelayMax: 500,
   numbers: numbers || undefined,
   onHealth: (health) => say({ kind: "health", health, known: subscriptions.health }),
+  onEnded: ({ code }) => say({ kind: "ended", code }),
   onDirect: (message) => say({ kind: "direct", message }),
   ...(tokens && {
     async token() {
@@ -119,6 +120,7 @@ const commands = {
   async subscribeAll({ channels }) {
     await Promise.all(channels.map((channel) => commands.subscribe({ name: channel, channel })));
   },
+  maxRate: async ({ name }) => made.get(name).maxRate,
   position: async ({ name }) => made.get(name).position,
   unsubscribe: async ({ name }) => made.get(name).unsubscribe(),
   tokens: async (change) => Object.assign(tokens, change),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.patience import until
-from tests.support.people_clients import PEOPLE, SECRET, Person, tokens
+from tests.support.people_clients import PEOPLE, SECRET, JavaScriptPerson, Person, tokens
 from tests.support.postgres import Cluster
 from tests.support.replay_clients import ProxiedLog, Refused, numbers
 
@@ -20,6 +20,7 @@ def log(newest_pg: Cluster) -> Iterator[ProxiedLog]:
     made = ProxiedLog(
         newest_pg, "people_clients", AUTH="optional", AUTHORIZATION="off", JWT_SECRET=SECRET, PUBLIC_CHANNELS="*",
         PUBLISH="all", EPHEMERAL="all", PRESENCE="all",
+        CHANNEL_RULES='{"*:kept": {"retained": true}, "*:rare": {"max_rate": 20}}',
     )  # fmt: skip
     made.install()
     yield made
@@ -205,3 +206,63 @@ def test_people_join_change_and_leave(log: ProxiedLog, person: Callable[..., Per
     assert eve.change("room") == ("leave", "ann")
     assert eve.changes("room") == []
     assert (eve.members("room"), eve.count("room")) == ({}, 0)
+
+
+def test_the_server_sends_to_a_user_and_ends_its_connections(
+    log: ProxiedLog, person: Callable[..., Person], channel: str
+) -> None:
+    ann, ben = person("ann"), person("ben")
+    for one in (ann, ben):
+        one.subscribe("one", channel)
+        one.watch("room", channel)
+        one.call_presence("room", "join")
+    assert [ann.change("room"), ann.change("room")] == [("join", "ann"), ("join", "ben")]
+    log.sql("""SELECT socketio_pg.send_to_user('ann', '{"text": "hello"}')""")
+    assert ann.direct() == {"payload": {"text": "hello"}}
+    log.sql("SELECT socketio_pg.disconnect_user('ben')")
+    assert ben.stopped("one") == "ended_by_server"
+    ben.wait_disconnected()
+    assert ann.change("room") == ("leave", "ben")
+    log.publish(channel, 1, 1)
+    assert numbers(ann, "one", 1) == [1]
+    if isinstance(ben, JavaScriptPerson):
+        # It comes back when the application says so.
+        ben.call("connect")
+        assert numbers(ben, "one", 1) == [1]
+        assert ann.change("room") == ("join", "ben")
+
+
+def test_the_retained_message_comes_first(log: ProxiedLog, person: Callable[..., Person], channel: str) -> None:
+    kept = f"{channel}:kept"
+    log.publish(kept, 1, 3)
+    log.settle()
+    one = person()
+    one.subscribe("one", kept)
+    message, _ = one.next("message", "one")
+    assert (message["payload"][0], message["retained"]) == (3, True)
+    position = one.position("one")
+    assert position["epoch"] == message["epoch"]
+    assert position["position"] >= message["position"]
+    # Another handler of the channel gets it too, and the first one not once more.
+    one.subscribe("two", kept)
+    message, _ = one.next("message", "two")
+    assert (message["payload"][0], message["retained"]) == (3, True)
+    one.watch("room", kept)
+    log.publish(kept, 4, 4)
+    assert numbers(one, "one", 1) == numbers(one, "two", 1) == [4]
+    # Not after a reconnect, which misses nothing.
+    log.proxy.refuse()
+    one.wait_disconnected()
+    log.publish(kept, 5, 5)
+    log.proxy.restore()
+    assert numbers(one, "one", 1) == numbers(one, "two", 1) == [5]
+    log.publish(kept, 6, 6)
+    assert numbers(one, "one", 1) == numbers(one, "two", 1) == [6]
+
+    # In a channel with a limit the newest message of several arrives.
+    rare = f"{channel}:rare"
+    one.subscribe("rare", rare)
+    assert (one.max_rate("rare"), one.max_rate("one")) == (20, None)
+    log.publish(rare, 1, 100)
+    while numbers(one, "rare", 1) != [100]:
+        pass

@@ -35,6 +35,14 @@ class Person(Client, Protocol):
     def ephemeral(self, name: str) -> Any:
         """Return the next ephemeral message of a subscription."""
 
+    def max_rate(self, name: str) -> float | None: ...
+
+    def direct(self) -> Any:
+        """Return the next message that was sent to this user."""
+
+    def stopped(self, name: str) -> str:
+        """Wait until the server has ended the connection for good. Return the code. ``name``: of a subscription."""
+
     def watch(self, name: str, channel: str) -> None:
         """Watch the presence of a channel. Raises :class:`Refused`."""
 
@@ -69,6 +77,16 @@ class JavaScriptPerson(JavaScript):
 
     def ephemeral(self, name: str) -> Any:
         return self.wait("ephemeral", name=name)["message"]
+
+    def max_rate(self, name: str) -> float | None:
+        rate: float | None = self.call("maxRate", name=name)
+        return rate
+
+    def direct(self) -> Any:
+        return self.wait("direct")["message"]
+
+    def stopped(self, name: str) -> str:
+        return str(self.wait("ended")["code"])
 
     def watch(self, name: str, channel: str) -> None:
         self.call("watch", name=name, channel=channel)
@@ -117,6 +135,15 @@ class PythonPerson(Python):
 
     def ephemeral(self, name: str) -> Any:
         return self.next("ephemeral", name)
+
+    def max_rate(self, name: str) -> float | None:
+        return self._made[name].max_rate
+
+    def direct(self) -> Any:
+        return self.next("direct", "")
+
+    def stopped(self, name: str) -> str:
+        return self.ended(name)
 
     @functools.cached_property
     def _presences(self) -> dict[str, Presence]:
@@ -182,6 +209,15 @@ class AsyncioPerson(Asyncio):
 
     def ephemeral(self, name: str) -> Any:
         return self.next("ephemeral", name)
+
+    def max_rate(self, name: str) -> float | None:
+        return self._made[name].max_rate
+
+    def direct(self) -> Any:
+        return self.next("direct", "")
+
+    def stopped(self, name: str) -> str:
+        return self.ended(name)
 
     @functools.cached_property
     def _presences(self) -> dict[str, AsyncPresence]:

@@ -135,6 +135,7 @@ class Python:
         self._subscriber = Subscriber(
             url, reconnection_delay=0.1, reconnection_delay_max=0.5, retry_delay=0.1, retry_delay_max=0.5, retry=True,
             token=None if tokens is None else self._token,
+            on_direct=lambda message: self._queue("direct", "").put(message),
         )  # fmt: skip
         self._queues: dict[tuple[str, str], queue.Queue[Any]] = {}
         self._made: dict[str, Subscription] = {}
@@ -225,6 +226,7 @@ class Asyncio:
         self._subscriber = AsyncSubscriber(
             url, reconnection_delay=0.1, reconnection_delay_max=0.5, retry_delay=0.1, retry_delay_max=0.5, retry=True,
             token=None if tokens is None else self._token,
+            on_direct=lambda message: self._queue("direct", "").put(message),
         )  # fmt: skip
         self._call(self._subscriber.__aenter__())
 
