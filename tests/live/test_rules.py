@@ -80,7 +80,11 @@ def test_a_channel_without_history(nodes: Nodes, clients: list[SocketClient], ch
     assert (answer["recovered"], answer["reason"]) == (False, "history_off")
     assert two.next("live")["channel"] == channel
     nodes.publish(channel, 3, 3)
-    assert two.next("event")["payload"][0] == 3
+    # Its node may have been behind by the others.
+    events = [two.next("event")]
+    while events[-1]["payload"][0] != 3:
+        events.append(two.next("event"))
+    assert not any("replayed" in event for event in events)
     url = f"{nodes.nodes[0].url}/api/channels/{channel}"
     cursor = f"{place['epoch']}:{place['position']}"
     refused = requests.get(f"{url}/messages", params={"since": cursor}, timeout=90)
@@ -126,8 +130,8 @@ def test_the_retained_message_comes_first(nodes: Nodes, clients: list[SocketClie
         "subscribe", {"channel": channel, "since": {"epoch": place["epoch"], "position": first["position"]}}
     )
     assert answer["recovered"] is True
-    replayed = two.next("event")
-    assert (replayed["payload"][0], replayed["replayed"], "retained" in replayed) == (3, True, False)
+    following = two.next("event")  # in the replay, or live if its node is behind by the other one
+    assert (following["payload"][0], "retained" in following) == (3, False)
     two.call("unsubscribe", {"channel": channel})
     two.call("subscribe", {"channel": channel, "history": 2})
     assert [two.next("event")["payload"][0] for _ in range(2)] == [2, 3]
