@@ -15,7 +15,7 @@ from socketio_pg.control.control import Control
 from socketio_pg.control.local import LocalControl
 from socketio_pg.core import config, green
 from socketio_pg.core.problems import Problem
-from socketio_pg.core.rules import Rule, Rules
+from socketio_pg.core.rules import Rules
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.engine.router import Router
@@ -86,11 +86,7 @@ class Parts:
             keys=cluster.create_keys,
             share_history=workers is not None,
             max_payload=settings.max_payload,
-            rules=Rules(
-                Rule(max_age=settings.log_retention, max_bytes=settings.max_payload),
-                settings.durable_channels,
-                settings.channel_rules,
-            ),
+            rules=Rules.of_settings(settings),
             cluster_key=settings.cluster_key,
             sealing=self.sealing,
             schema_owner=settings.schema_owner,

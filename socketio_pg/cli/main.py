@@ -21,6 +21,7 @@ MODULES = {
     "doctor": "socketio_pg.cli.status",
     "connections": "socketio_pg.cli.control",
     "disconnect": "socketio_pg.cli.control",
+    "rules": "socketio_pg.cli.rules",
     "token": "socketio_pg.cli.token",
     "bench": "socketio_pg.cli.selftest",
     "settings": "socketio_pg.cli.serve",

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from socketio_pg.core.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX, match_pattern, validate_channel
 from socketio_pg.core.errors import InvalidChannelError
@@ -126,6 +126,19 @@ class Origin:
     pattern: str | None = None
 
 
+class Settings(Protocol):
+    """The settings that are defaults of columns, and that with rules."""
+
+    @property
+    def log_retention(self) -> float: ...
+    @property
+    def max_payload(self) -> int: ...
+    @property
+    def durable_channels(self) -> Sequence[str]: ...
+    @property
+    def channel_rules(self) -> Mapping[str, Rule] | None: ...
+
+
 class Rules:
     """The rules that count now. One object for all parts of a process, which ask it for each channel.
 
@@ -154,6 +167,12 @@ class Rules:
         #: Whether the rules of the table are known, or known to be none.
         self.known = False
         self._order()
+
+    @classmethod
+    def of_settings(cls, settings: Settings) -> "Rules":
+        """Return the rules of the settings, without those of the table."""
+        values = Rule(max_age=settings.log_retention, max_bytes=settings.max_payload)
+        return cls(values, settings.durable_channels, settings.channel_rules)
 
     def replace(self, table: Mapping[str, Rule]) -> bool:
         """Set the rules of the table. Return whether they have changed; then the watchers are called."""

@@ -7,7 +7,7 @@ from typing import Any
 from socketio_pg.core import config
 from socketio_pg.core.config import NO_DATABASE_REMEDY, Settings
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
-from socketio_pg.doctor import checks_database, checks_log, checks_names, checks_settings
+from socketio_pg.doctor import checks_database, checks_log, checks_names, checks_rules, checks_settings
 from socketio_pg.doctor.findings import Finding, error, warning
 from socketio_pg.postgres.database import Database, session, wait_green
 
@@ -59,6 +59,7 @@ def _examine_database(settings: Settings, database: Database, connection: Any) -
         "messages": checks_log.refused(connection),
         "roles": checks_log.roles(database, settings),
         "watches": checks_log.watches(connection),
+        "rules": checks_rules.rules(connection, settings),
         "consumers": checks_log.consumers(connection, settings),
     }
     for name, findings in of_database.items():

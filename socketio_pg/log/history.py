@@ -14,10 +14,10 @@ from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import DatabaseUnavailableError, LogNotInstalledError, SocketIOPGError
 from socketio_pg.core.messages import EncodedMessage, Position, from_log
 from socketio_pg.core.patterns import is_pattern, to_like
-from socketio_pg.core.rules import COLUMNS, MAX_RULES
 from socketio_pg.log.pattern_pages import PatternPages
 from socketio_pg.log.positions import Head
 from socketio_pg.log.recent import Page, Recent
+from socketio_pg.log.rule_rows import RULES
 from socketio_pg.log.starts import Snapshot
 from socketio_pg.postgres.database import FIXED_PATH, Database, translated_errors
 from socketio_pg.postgres.trust import verify
@@ -136,13 +136,6 @@ SELECT head.epoch::text, (SELECT yes FROM waiting),
     (SELECT array_agg(id ORDER BY position) FROM found WHERE channel LIKE ANY (%(channels)s)),
     %(transaction)s::text IS NULL AND EXISTS (SELECT FROM socketio_pg.channel_trim WHERE position > %(position)s)
 FROM socketio_pg.head
-"""
-
-
-# More rules than anybody writes by hand: a mistake must not fill the memory of all servers.
-_RULES = f"""
-SELECT pattern, {", ".join(f"extract(epoch FROM {name})::float" if name == "max_age" else name for name in COLUMNS)}
-FROM socketio_pg.rule ORDER BY pattern LIMIT {MAX_RULES}
 """
 
 
@@ -265,7 +258,7 @@ class History:
         return found
 
     def rules(self) -> list[tuple[Any, ...]]:
-        """Return the rows of the table of rules: the pattern, then :data:`COLUMNS`. ``max_age`` is in seconds."""
+        """Return the rows of the table of rules, for :func:`parse_rows`."""
         rows: list[tuple[Any, ...]] = self._ask(self._read_rules)
         return rows
 
@@ -453,7 +446,7 @@ class History:
         return []
 
     def _read_rules(self, requests: list[_Request]) -> list[_Request]:
-        rows = self._execute(_RULES)
+        rows = self._execute(RULES)
         for request in requests:
             request.done.send(rows)
         return []

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from socketio_pg.core import green
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
-from socketio_pg.core.rules import COLUMNS, Rule, Rules, parse_rule, validate_pattern
+from socketio_pg.core.rules import Rule, Rules
 from socketio_pg.log.history import History
+from socketio_pg.log.rule_rows import parse_rows
 
 logger = logging.getLogger("socketio_pg.rules")
 
@@ -95,14 +96,8 @@ class RuleReader:
         green.sleep(max(0.0, began + self.pause - time.monotonic()))
 
     def _read(self) -> dict[str, Rule]:
-        found: dict[str, Rule] = {}
-        problems = []
-        for pattern, *values in self._history.rules():
-            try:
-                found[validate_pattern(pattern)] = parse_rule(pattern, dict(zip(COLUMNS, values, strict=True)))
-            except ValueError as error:  # the table's constraints were changed by hand
-                problems.append(f"a rule for channels is not used: {error}")
-        self._warn(problems)
+        found, problems = parse_rows(self._history.rules())
+        self._warn([f"a rule for channels is not used: {problem}" for problem in problems])
         return found
 
     def _replace(self, table: dict[str, Rule]) -> None:
