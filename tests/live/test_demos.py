@@ -167,10 +167,10 @@ def test_map_demo_shows_the_cursors_of_others(log: Log, chromium: Browser) -> No
         expect(cursor).to_have_count(0)
         # What others send is not trusted.
         with SocketClient(log.server.url) as client:
-            for number, payload in enumerate([7, {"x": "1", "y": 2}, {"x": 0.5, "y": 0.5, "name": {"length": 1}}]):
+            for number, payload in enumerate([7, {"x": "1", "y": 2}, {"x": 0.5, "y": 0.5, "name": {"toString": 1}}]):
                 body = {"channel": "cursors", "payload": payload, "ephemeral": True, "key": str(number)}
                 assert client.call("publish", body)["ok"]
-            expect(cursor).to_have_text("[object Object]")
+            expect(cursor).to_have_text("Somebody")
 
 
 def test_chat_demo_keeps_its_history(log: Log, chromium: Browser) -> None:
@@ -187,8 +187,10 @@ def test_chat_demo_keeps_its_history(log: Log, chromium: Browser) -> None:
             expect(lines.nth(1)).to_contain_text("<img src=x")
         log.sql("""SELECT socketio_pg.publish('chat', '{"from": "psql", "text": "Grüße"}')""")
         expect(ada.page.locator("#messages > li").nth(2)).to_contain_text("psqlGrüße")
+        log.sql("""SELECT socketio_pg.publish('chat', '{"from": {"toString": 1}, "text": {"toString": 1}}')""")
+        expect(ada.page.locator("#messages > li").nth(3)).to_contain_text('anonymous{"from":{"toString":1}')
         with Visitor(chromium, log.server.url, "chat") as late:
-            expect(late.page.locator("#messages > li")).to_have_count(3)
+            expect(late.page.locator("#messages > li")).to_have_count(4)
             expect(late.page.locator("#code")).to_contain_text("subscriptions.subscribe(")
 
 

@@ -2,7 +2,7 @@
 // who is here, and ephemeral messages tell who is typing.
 
 import { hue } from "./cursors.js";
-import { $, connect, element, showProblem, visitor } from "./demo.js";
+import { $, connect, element, showProblem, textOf, visitor } from "./demo.js";
 
 const SHOWN = 12; // members
 const TYPING = 4_000; // ms for which a visitor is shown as typing after the last sign of it
@@ -38,11 +38,11 @@ $("#say").addEventListener("submit", async (event) => {
 
 /** Shows a message. Other visitors' text is never inserted as markup. */
 function show({ payload, published_at: at }) {
-  const sender = String(payload?.from ?? "anonymous");
+  const sender = textOf(payload?.from, "anonymous");
   const line = element("li");
   line.append(
     element("strong", "", sender),
-    element("span", "", payload?.text ?? JSON.stringify(payload)),
+    element("span", "", textOf(payload?.text, JSON.stringify(payload))),
     element("time", "", new Date(at ?? Date.now()).toLocaleTimeString([], { timeStyle: "short" })),
   );
   line.dataset.mine = String(sender === $("#name").value);
@@ -66,7 +66,7 @@ function join() {
 }
 
 /** The name that a member has chosen: the one of its newest connection. */
-const nameOf = ({ metas }) => String(metas.at(-1)?.state?.name ?? "Somebody").slice(0, 30);
+const nameOf = ({ metas }) => textOf(metas.at(-1)?.state?.name, "Somebody").slice(0, 30);
 
 function showHere() {
   const members = [...room.members.values()].slice(0, SHOWN);

@@ -1,7 +1,8 @@
-// Cursors of other visitors over an element. Positions arrive some ten times a second; the browser draws each frame.
+// Cursors of other visitors over an element. Positions arrive at any rate; the cursors move smoothly between them.
 
 const SMOOTHING = 35; // ms in which a cursor covers two thirds of its way to the newest position
 const SILENCE = 9_000; // ms after which a cursor disappears; its page sends the position at least every REMINDER
+const MOST = 200; // cursors shown
 /** ms after which a page sends the position of a pointer that rests. */
 export const REMINDER = 3_000;
 
@@ -29,6 +30,7 @@ export class Cursors {
   move(client, name, x, y) {
     let cursor = this.#cursors.get(client);
     if (!cursor) {
+      if (this.#cursors.size >= MOST) return;
       cursor = { element: this.#make(client), x, y };
       this.#cursors.set(client, cursor);
       this.onChange();

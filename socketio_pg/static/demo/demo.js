@@ -101,9 +101,9 @@ export function repeat(button, pause, action) {
   let going = false;
   let timer;
   const step = async () => {
-    clearTimeout(timer);
     if (!going) return;
     await guarded(action);
+    clearTimeout(timer); // of a step that began before the button was pressed twice
     timer = setTimeout(step, pause);
   };
   button.addEventListener("click", () => {
@@ -131,6 +131,11 @@ export async function guarded(action) {
   } catch (error) {
     showProblem(error);
   }
+}
+
+/** Returns a value that another visitor has sent, if it is a text. */
+export function textOf(value, otherwise) {
+  return typeof value === "string" ? value : otherwise;
 }
 
 /** Returns a new element with a text. */

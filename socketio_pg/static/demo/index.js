@@ -2,7 +2,7 @@
 
 import { oneLine } from "../static/sql.js";
 import { City } from "./city.js";
-import { $, ask, connect, element, flash, repeat } from "./demo.js";
+import { $, ask, connect, element, flash, repeat, textOf } from "./demo.js";
 
 const NEWEST = 4; // rows or lines in a preview
 const ignore = () => {}; // what cannot be shown stays empty
@@ -60,8 +60,8 @@ async function chat() {
   await subscriptions.subscribe("chat", ({ payload, replayed }) => {
     const line = element("li");
     line.append(
-      element("strong", "", payload?.from ?? "anonymous"),
-      element("span", "", payload?.text ?? oneLine(payload)),
+      element("strong", "", textOf(payload?.from, "anonymous")),
+      element("span", "", textOf(payload?.text, oneLine(payload))),
     );
     add(list, line, replayed);
   }, { history: NEWEST, onError: ignore }).live;

@@ -4,7 +4,7 @@
 
 import { City, RIVER } from "./city.js";
 import { Cursors, REMINDER } from "./cursors.js";
-import { $, ask, connect, runSql, visitor } from "./demo.js";
+import { $, ask, connect, runSql, textOf, visitor } from "./demo.js";
 
 const FILTERS = { all: null, west: { "new.lon": { lt: RIVER } }, east: { "new.lon": { gte: RIVER } } };
 const city = new City($("#map"));
@@ -54,7 +54,7 @@ function point(next) {
 
 function showCursor({ from: { client }, payload }) {
   const { x, y, name } = payload ?? {};
-  if (isPart(x) && isPart(y)) cursors.move(client, String(name).slice(0, 30), x, y);
+  if (isPart(x) && isPart(y)) cursors.move(client, textOf(name, "Somebody").slice(0, 30), x, y);
   else cursors.remove(client);
 }
 
@@ -81,5 +81,10 @@ function countVisitors() {
     : `${count} ${count === 1 ? "other visitor points" : "other visitors point"} at the map.`;
 }
 
-const isPart = (value) => typeof value === "number" && value >= 0 && value <= 1;
-const part = (length, whole) => Math.min(1, Math.max(0, Math.round((length / whole) * 10_000) / 10_000));
+function isPart(value) {
+  return typeof value === "number" && value >= 0 && value <= 1;
+}
+
+function part(length, whole) {
+  return Math.min(1, Math.max(0, Math.round((length / whole) * 10_000) / 10_000));
+}
