@@ -1745,8 +1745,6 @@ class ChannelPresence {
   state = new PresenceState();
   /** @type {Set<Presence>} */
   handles = new Set();
-  /** @type {string | null} */
-  key = null;
   worked = false; // the server has confirmed it once
   #channel;
   /** @type {{key?: string, state: any} | null} what the application wants to join with */
@@ -1756,6 +1754,8 @@ class ChannelPresence {
   /** @type {boolean | {key?: string, state: any}} what the server has confirmed, on this connection */
   #confirmed = false;
   #sees = false; // the client may see the members
+  /** @type {string | null} */
+  #key = null;
   /** @type {any[]} calls that wait for the answer */
   #calls = [];
 
@@ -1766,6 +1766,9 @@ class ChannelPresence {
 
   /** The field `presence` of `subscribe`. */
   get wish() { return this.#join ?? this.handles.size > 0; }
+
+  /** The key of this client's own member; null if it has not joined. */
+  get key() { return this.#join && this.#key; }
 
   add(handle) {
     this.handles.add(handle);
@@ -1779,6 +1782,7 @@ class ChannelPresence {
     this.handles.delete(handle);
     if (this.#joiner === handle || !this.handles.size) this.#join = this.#joiner = null;
     this.#reject(error, (one) => one.handle === handle);
+    this.#resolve();
   }
 
   join(handle, wish) {
@@ -1822,7 +1826,7 @@ class ChannelPresence {
     else if (event === "presence_leave") this.#confirmed = true;
     else if (wish && !presence) this.end(this.#error("not_supported", "The server is of an older version."));
     else this.#confirmed = wish;
-    this.key = typeof this.#confirmed === "object" ? presence?.key ?? this.key : null;
+    this.#key = typeof this.#confirmed === "object" ? presence?.key ?? this.#key : null;
     if (event === "subscribe") {
       this.#sees = presence?.version !== undefined;
       if (this.#sees) this.receive("sync", presence);
@@ -1841,11 +1845,12 @@ class ChannelPresence {
       this.#report(error);
     } else if (typeof wish !== "object") this.end(error);
     else {
-      if (isEqual(wish, this.#join)) { // the client remains what it was
+      this.#reject(error, (one) => isEqual(one.wish, wish));
+      if (isEqual(wish, this.#join)) { // the client remains what it was, and earlier calls cannot succeed
+        this.#reject(error, () => true);
         this.#join = typeof this.#confirmed === "object" ? this.#confirmed : null;
         this.#joiner = this.#join && this.#joiner;
       }
-      this.#reject(error, (one) => isEqual(one.wish, wish));
       this.#report(error);
     }
   }
@@ -1855,7 +1860,7 @@ class ChannelPresence {
     const handles = [...this.handles];
     this.lose();
     this.handles.clear();
-    this.#join = this.#joiner = this.key = null;
+    this.#join = this.#joiner = this.#key = null;
     this.#reject(error, () => true);
     this.#report(error, handles);
     for (const handle of handles) handle.settle(error);
@@ -1884,9 +1889,10 @@ class ChannelPresence {
     this.#confirmed = joined && this.#confirmed;
     if (!joined && watching) this.#confirmed = true;
     if (!watching) this.#sees = false;
+    this.#resolve();
     if (reason === "identity_changed") return;
     const error = this.#error(reason, "The server has ended the presence: it is no longer allowed.");
-    if (!joined) this.#join = this.#joiner = this.key = null;
+    if (!joined) this.#join = this.#joiner = this.#key = null;
     if (joined || watching) this.#report(error);
     else this.end(error);
   }

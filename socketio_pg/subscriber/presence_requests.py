@@ -79,8 +79,8 @@ class ChannelPresence:
 
     def __init__(self, channel: str, deliver: Callable[[Delivery], None]) -> None:
         self.state = PresenceState()
-        #: The key of this client's own member.
-        self.key: str | None = None
+        #: The key that the server has given to this client.
+        self._key: str | None = None
         self.watchers: list[Watcher] = []
         self._channel = channel
         self._deliver = deliver
@@ -96,6 +96,11 @@ class ChannelPresence:
     def wish(self) -> Wish:
         """The field ``presence`` of ``subscribe``."""
         return bool(self.watchers) if self._join is None else self._join
+
+    @property
+    def key(self) -> str | None:
+        """The key of this client's own member; None if it has not joined."""
+        return None if self._join is None else self._key
 
     @property
     def worked(self) -> bool:
@@ -116,6 +121,7 @@ class ChannelPresence:
         if watcher is self._joiner or not self.watchers:
             self._join = self._joiner = None
         self._finish([call for call in self._calls if call.watcher is watcher], ConnectionError("it is closed"))
+        self._finish_fulfilled()
 
     def join(self, watcher: Watcher, joined: Joined | None) -> Call:
         """Join, or leave, for one of :attr:`watchers`. Raises what has ended it."""
@@ -161,9 +167,9 @@ class ChannelPresence:
         else:
             self._confirmed = body["presence"]
         if not isinstance(self._confirmed, dict):
-            self.key = None
+            self._key = None
         elif isinstance(own, dict) and own.get("key") is not None:
-            self.key = str(own["key"])
+            self._key = str(own["key"])
         if event == "subscribe":
             self._sees = isinstance(own, dict) and "version" in own
             if self._sees and own is not None:
@@ -190,10 +196,11 @@ class ChannelPresence:
             self.end(error)
             return
         else:
-            if self._join == wish:  # the client remains what it was
+            self._finish([call for call in self._calls if call.wish == wish], error)
+            if self._join == wish:  # the client remains what it was, and earlier calls cannot succeed
+                self._finish(self._calls, error)
                 self._join = self._confirmed if isinstance(self._confirmed, dict) else None
                 self._joiner = None if self._join is None else self._joiner
-            self._finish([call for call in self._calls if call.wish == wish], error)
         self._tell(self.watchers, "error", error)
 
     def end(self, error: Exception) -> None:
@@ -201,7 +208,7 @@ class ChannelPresence:
         watchers = self.watchers.copy()
         self.lose()
         self.watchers.clear()
-        self._join = self._joiner = self.key = None
+        self._join = self._joiner = self._key = None
         self._finish(self._calls, error)
         for watcher in watchers:
             watcher.ended, watcher.error = True, error
@@ -227,11 +234,12 @@ class ChannelPresence:
         joined, watching = body.get("joined") is True, body.get("watching") is True
         self._confirmed = self._confirmed if joined else watching
         self._sees = self._sees and watching
+        self._finish_fulfilled()
         if body["reason"] == "identity_changed":
             return
         error = as_error(str(body["reason"]), "the server has ended the presence", self._channel)
         if not joined:
-            self._join = self._joiner = self.key = None
+            self._join = self._joiner = self._key = None
         if joined or watching:
             self._tell(self.watchers, "error", error)
         else:

@@ -119,7 +119,7 @@ def test_server_ends_up_with_what_the_application_wants(steps: list[tuple[str, i
     assert world.presence.next_request() is None, "requests end"
     wish, server = world.presence.wish, world.server
     assert server.joined == ({"state": wish["state"]} if isinstance(wish, dict) else None)
-    assert (server.watches or server.is_blind) is (wish is not False)
+    assert server.watches is (wish is not False and not server.is_blind)
     assert (world.presence.key == "me") is isinstance(wish, dict)
     assert all(call.done for call in world.calls)
     if server.watches:
