@@ -105,6 +105,8 @@ class Roster:
         self._shown: dict[str, list[Metas]] = {}
         #: The numbers of members that such clients have been shown without the members.
         self._counts: set[int] = set()
+        #: Whether some of them do not have the members that the others have.
+        self._bare = False
         self._listed: orjson.Fragment | None = None
         #: The version that clients were told last, and whether they were told the count only.
         self.version = 1
@@ -177,13 +179,15 @@ class Roster:
         self._before.clear()
         self._shown.clear()
         self._counts.clear()
+        self._bare = False
         self.many = self.count > self._most
 
     def show(self) -> dict[str, Any]:
         """Return the state for a client that gets the differences after its ``version``. It may be ahead of that."""
         body: dict[str, Any] = {"version": self.version, "count": self.count}
-        if self.many:
+        if self.many or self.count > self._most:
             self._counts.add(self.count)
+            self._bare = not self.many
         else:
             body["members"] = self.members()
             for key in self._before:
@@ -194,8 +198,8 @@ class Roster:
 
     def difference(self) -> Difference | None:
         """Return what has changed for the clients since the last time, None if nothing has."""
-        before, shown, counts = self._before, self._shown, self._counts
-        self._before, self._shown, self._counts = {}, {}, set()
+        before, shown, counts, bare = self._before, self._shown, self._counts, self._bare
+        self._before, self._shown, self._counts, self._bare = {}, {}, set(), False
         joined: dict[str, Metas] = {}
         updated: dict[str, Metas] = {}
         left: dict[str, Metas] = {}
@@ -213,11 +217,11 @@ class Roster:
         # Not to and fro with each member that comes and goes.
         self.many = self.count > (self._most * 9 // 10 if were_many else self._most)
         members_changed = joined or left or (updated and not self.many)
-        if not (members_changed or self.many != were_many or counts - {self.count}):
+        if not (members_changed or self.many != were_many or bare or counts - {self.count}):
             return None
         previous, self.version = self.version, self.version + 1
         members = None if self.many else (joined, updated, left)
-        return Difference(previous, self.version, self.count, members, were_many and not self.many)
+        return Difference(previous, self.version, self.count, members, (were_many or bare) and not self.many)
 
     # -- the database, and other processes -----------------------------------------------------------------------------
 
