@@ -20,7 +20,7 @@ from socketio_pg.core.errors import (
     UnauthorizedError,
 )
 from socketio_pg.core.messages import EncodedMessage
-from socketio_pg.core.patterns import named
+from socketio_pg.core.patterns import is_pattern, named, overlap
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.pattern_delivery import PatternDelivery
 from socketio_pg.gateway.presence_rooms import PresenceRooms
@@ -169,10 +169,10 @@ class Delivery:
 
         So each message is sent once. Does nothing for a client without patterns.
         """
-        others = self._hub.overlapping(sid, channel)
-        if any(self._hub.held_by(sid, other) for other in others):
-            catching_up = self.catching_up(sid)
-            assert catching_up is not None
+        catching_up = self.catching_up(sid) if self._hub.patterns_of(sid) else None
+        held = self._hub.held_of(sid)
+        # Those that overlap with a held one are held, too: it is enough to look at these.
+        if catching_up is not None and any(overlap(channel, other) for other in held if other != channel):
             self._wait_together(catching_up, sid, channel)
             if not self._hub.held_by(sid, channel):
                 catching_up.hold(channel, self._log.position)
@@ -183,6 +183,11 @@ class Delivery:
 
         The live ones go on after the present position: they still get the messages that are being sent at the moment.
         """
+        held_by, patterns = self._hub.held_by, self._hub.patterns_of(sid)
+        if not is_pattern(channel) and all(
+            isinstance(held_by(sid, one), Place) for one in patterns if overlap(one, channel)
+        ):
+            return  # so do those that overlap with these
         for other in self._hub.overlapping(sid, channel):
             replay = self._hub.held_by(sid, other)
             if isinstance(replay, Replay):  # begun before the client had a pattern

@@ -25,6 +25,7 @@ class Hub:
         self.patterns = Patterns()
         self._patterns_of: dict[Hashable, set[str]] = {}
         self._held: dict[str, dict[Hashable, object]] = {}
+        self._held_of: dict[Hashable, set[str]] = {}
         self._filters: dict[str, FilterIndex] = {}
         self._filter_of: dict[tuple[Hashable, str], Filter] = {}
         #: The subscribers of a channel that get numbers as strings.
@@ -158,6 +159,7 @@ class Hub:
         A later hold of the same subscription replaces it; the end of the subscription ends it.
         """
         self._held.setdefault(channel, {})[subscriber] = replay
+        self._held_of.setdefault(subscriber, set()).add(channel)
 
     def held_by(self, subscriber: Hashable, channel: str) -> object | None:
         """Return the replay that holds the subscription, or None."""
@@ -167,13 +169,22 @@ class Hub:
         """End the hold of a subscription."""
         held = self._held.get(channel)
         if held is not None:
-            held.pop(subscriber, None)
+            if held.pop(subscriber, None) is not None:
+                of_subscriber = self._held_of[subscriber]
+                of_subscriber.discard(channel)
+                if not of_subscriber:
+                    del self._held_of[subscriber]
             if not held:
                 del self._held[channel]
 
     def release_all(self) -> None:
         """End all holds."""
         self._held.clear()
+        self._held_of.clear()
+
+    def held_of(self, subscriber: Hashable) -> Collection[str]:
+        """Return the channels and patterns of ``subscriber`` whose subscription is held."""
+        return self._held_of.get(subscriber, ())
 
     def held(self, channel: str) -> tuple[Hashable, ...]:
         """Return the subscribers of ``channel`` whose subscription is held."""

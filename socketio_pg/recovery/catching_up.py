@@ -237,15 +237,19 @@ class CatchingUp:
                 if isinstance(read, BaseException):
                     raise read
                 reads[channel] = read
+        by_channel: dict[str, dict[str, list[EncodedMessage]]] = {}
         for channel in group:
             if channel not in reads:
                 pattern = next(other for other in patterns if matches(other, channel) and other in reads)
                 page = reads[pattern].page
-                own = [
-                    message
-                    for message in page.messages
-                    if message.channel == channel or (is_pattern(channel) and matches(channel, message.channel))
-                ]
+                if is_pattern(channel):
+                    own = [message for message in page.messages if matches(channel, message.channel)]
+                else:
+                    if pattern not in by_channel:
+                        parts = by_channel[pattern] = {}
+                        for message in page.messages:
+                            parts.setdefault(message.channel, []).append(message)
+                    own = by_channel[pattern].get(channel, [])
                 reads[channel] = replace(reads[pattern], page=replace(page, messages=own))
         return reads
 

@@ -1,6 +1,7 @@
 """Subscriptions to patterns at a real server: once for each client, replays, limits and errors."""
 
 import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,8 +43,9 @@ def test_a_message_arrives_once_and_names_the_subscriptions(log: Log, client: So
     assert answer == {"ok": True, "pattern": f"{channel}:*", "tier": "log"}
     subscribe(client, f"{channel}:7")
     subscribe(client, f"{channel}:*:eu", filter={"n": {"gt": 5}})
-    with SocketClient(log.server.url) as other:
+    with SocketClient(log.server.url, transports=("polling",)) as other:
         subscribe(other, f"{channel}*")
+        subscribe(other, f"{channel}:8")
         publish(log, f"{channel}:7", '{"n": 1}')
         publish(log, f"{channel}:8", '{"n": 2}')
         publish(log, f"{channel}:8:eu", '{"n": 3}', '{"n": 6}')
@@ -60,7 +62,7 @@ def test_a_message_arrives_once_and_names_the_subscriptions(log: Log, client: So
         assert set(events[1]) == {"channel", "payload", "position", "published_at", "pattern"}
         found = [other.next("event") for _ in range(6)]
         assert [one["payload"]["n"] for one in found] == [1, 2, 3, 6, 7, 8]
-        assert all(one["pattern"] == f"{channel}*" for one in found)
+        assert [len(names_of(one)) for one in found] == [1, 2, 1, 1, 1, 1]
     # In both forms of numbers if the subscriptions want different ones.
     subscribe(client, f"{channel}:7", numbers="string")
     publish(log, f"{channel}:7", '{"n": 9}')
@@ -201,3 +203,56 @@ class _Model:
             got.append((kind, event["channel"], event["payload"]["n"], tuple(names_of(event))))
         assert got == self.expected
         self.expected.clear()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(1, 12))
+def test_changes_while_messages_arrive(log: Log, channel: str, seed: int) -> None:
+    """Subscriptions that begin and end at any time: complete from their position on, and each message once."""
+    generator = random.Random(seed)
+    names = [f"{channel}:a", f"{channel}:b", *(f"{channel}{one}" for one in (":*", "*:a", ":a*", "*"))]
+    ended = threading.Event()
+
+    def publish_all() -> None:
+        numbers = random.Random(seed)
+        for number in range(400):
+            publish(log, f"{channel}:{numbers.choice('abc')}", str(number))
+        ended.set()
+
+    with SocketClient(log.server.url) as client:
+        subscribe(client, f"{channel}-end")
+        publisher = threading.Thread(target=publish_all)
+        publisher.start()
+        #: Subscription → the position after which it began, for those that have not ended.
+        begun: dict[str, int] = {}
+        #: (name, first position, last position, which is not known for those that go on)
+        spans: list[tuple[str, int, int | None]] = []
+        try:
+            for _ in range(300):  # more would be too many events
+                if ended.is_set():
+                    break
+                name = generator.choice(names)
+                if name in begun:
+                    # The position of another subscription is one that has not been passed yet.
+                    upto = client.call("subscribe", {"channel": f"{channel}-end"})["position"]
+                    assert client.call("unsubscribe", {"pattern" if "*" in name else "channel": name})["ok"]
+                    spans.append((name, begun.pop(name), upto))
+                else:
+                    begun[name] = subscribe(client, name)["position"]
+        finally:
+            publisher.join()
+        publish(log, f"{channel}-end", "0")
+        events = []
+        while (event := client.next("event"))["channel"] != f"{channel}-end":
+            events.append(event)
+    spans += [(name, after, None) for name, after in begun.items()]
+    positions = [event["position"] for event in events]
+    assert positions == sorted(set(positions)), "in order, and none twice"
+    published = log.sql(
+        "SELECT position, channel FROM socketio_pg.log WHERE starts_with(channel, %s) ORDER BY position", f"{channel}:"
+    )
+    got = {event["position"]: set(names_of(event)) for event in events}
+    for name, after, upto in spans:
+        for position, at in published:
+            if match_pattern(name, at) and position > after and (upto is None or position <= upto):
+                assert name in got[position], (name, after, upto, position)

@@ -199,3 +199,28 @@ def test_form_of_numbers_belongs_to_the_subscription() -> None:
     hub.set_strings("ann", "foo", True)
     hub.drop("ann")
     assert not hub.any_strings
+
+
+def test_subscriptions_that_overlap_are_those_that_may_get_the_same_messages() -> None:
+    """Also through others: each message is sent once to all of them together."""
+    hub = Hub()
+    for name in ("ann", "bob"):
+        hub.add(name)
+    for name in ("a:*", "a:1", "a:2", "*:2", "b:2", "b:3", "c*d"):
+        hub.subscribe("ann", name)
+    hub.subscribe("bob", "a:1")
+    hub.subscribe("bob", "a:2")
+    assert set(hub.overlapping("ann", "a:1")) == {"a:*", "a:2", "*:2", "b:2"}
+    assert set(hub.overlapping("ann", "b:3")) == set(hub.overlapping("ann", "c*d")) == set()
+    assert hub.overlapping("bob", "a:1") == [], "without patterns nothing overlaps"
+    assert hub.names("a:2") == ("a:2", "*:2", "a:*")
+    assert set(hub.patterns_of("ann")) == {"a:*", "*:2", "c*d"}
+    hub.hold("ann", "a:*", "a replay")
+    hub.hold("ann", "a:1", "a replay")
+    assert set(hub.held_of("ann")) == {"a:*", "a:1"}
+    hub.release("ann", "a:1")
+    hub.unsubscribe("ann", "a:*")
+    assert not hub.held_of("ann")
+    assert hub.names("a:2") == ("a:2", "*:2")
+    hub.drop("ann")
+    assert (hub.names("a:2"), hub.count_pattern_subscriptions(), len(hub.patterns)) == (("a:2",), 0, 0)
