@@ -21,6 +21,7 @@ from socketio_pg.core.errors import (
 )
 from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.core.patterns import is_pattern, named, overlap
+from socketio_pg.gateway.conflating import Conflating
 from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.pattern_delivery import PatternDelivery
 from socketio_pg.gateway.presence_rooms import PresenceRooms
@@ -90,6 +91,10 @@ class Delivery:
         self._patterns = PatternDelivery(
             manager, hub, pubsub.matching, rights, self._hold_lagging, self._hold_overlapping
         )
+        self._conflating = Conflating(
+            pubsub.rules, hub, self._send, self._send_late, self._replay_late, lambda: log.position
+        )
+        pubsub.rules.watch(self._forget_conflated)
         pubsub.add_receiver(self)
 
     def room_of(self, sid: str, channel: str) -> str:
@@ -106,6 +111,7 @@ class Delivery:
         self._hub.set_filter(sid, channel, filter)
         self._hub.set_strings(sid, channel, strings)
         if not live:
+            self._conflating.begin(sid, channel)
             self._manager.enter_room(sid, "/", now)
         elif before != now:
             self._manager.move(sid, before, now)
@@ -193,18 +199,21 @@ class Delivery:
             if isinstance(replay, Replay):  # begun before the client had a pattern
                 catching_up.adopt(replay)
             elif replay is None and self.has_entered(sid, other):
-                catching_up.hold(other, self._log.position)
+                catching_up.hold(other, self.unsent(other, self._log.position))
 
     def _hold_overlapping(self, sid: str, channel: str, after: int) -> None:
         """Replay to a client with patterns what follows ``after``: to a subscription and those that overlap with it."""
         self._hold_together(sid, [channel, *self._hub.overlapping(sid, channel)], after)
 
-    def _hold_together(self, sid: str, channels: Collection[str], after: int) -> None:
+    def _hold_together(
+        self, sid: str, channels: Collection[str], after: int, others: tuple[Collection[str], int] = ((), 0)
+    ) -> None:
+        """``others``: channels that are further on, and the position after which they go on."""
         catching_up = self.catching_up(sid)
         if catching_up is not None:
             for one in channels:
                 if not self._hub.held_by(sid, one) and self.has_entered(sid, one):
-                    catching_up.hold(one, after)
+                    catching_up.hold(one, self.unsent(one, others[1] if one in others[0] else after))
                     self._manager.pass_by(sid, self.room_of(sid, one))
             green.run_soon(catching_up.run)
 
@@ -326,7 +335,31 @@ class Delivery:
             socket.close(False, True)
 
     def receive_messages(self, messages: Sequence[EncodedMessage]) -> None:
-        """Send messages to the rooms of their channels and of the filters that they match."""
+        """Send messages to the rooms of their channels and of the filters that they match, or some of them later."""
+        self._conflating.receive(messages)
+
+    def unsent(self, name: str, position: int) -> int:
+        """Return the position up to which a live subscription was sent everything, ``position`` at most."""
+        return self._conflating.unsent(name, position)
+
+    def _forget_conflated(self) -> None:
+        """End the sessions of clients that hear a conflated channel: their offsets would be ahead of what waits."""
+        for channel in self._hub.channels():
+            if self._pubsub.rules.of(channel).max_rate is not None:
+                for sid in self._hub.subscribers(channel):
+                    if isinstance(sid, str):
+                        self._keeping.forget(sid)
+
+    def _replay_late(self, sid: str, name: str, after: int) -> None:
+        """Replay to a subscription what follows a position, as it is not to get a message that has waited."""
+        if self.has_entered(sid, name):
+            green.run_soon(self.hold(sid, name, after, None))
+
+    def _send_late(self, messages: Sequence[EncodedMessage]) -> None:
+        self._send(messages, late=True)
+
+    def _send(self, messages: Sequence[EncodedMessage], late: bool = False) -> None:
+        """``late``: the messages, of one channel, have waited, and others have been sent meanwhile."""
         if self._hub.patterns and self._patterns.concerns(messages):
             self._send_with_patterns(messages)
             return
@@ -341,7 +374,7 @@ class Delivery:
             self._keeping.note_notify(channels)
         else:
             channel_of = {room: message.channel for message, some in zip(messages, rooms, strict=True) for room in some}
-            self._hold_lagging(channel_of, messages[0].position - 1)
+            self._hold_lagging(channel_of, messages[0].position - 1, late)
             held_of = {channel: self._hub.held(channel) for channel in channels}
             held = {room: held_of[channel] for room, channel in channel_of.items() if held_of[channel]}
         # A channel's subscription is in one of its rooms only.
@@ -396,10 +429,11 @@ class Delivery:
     def _client(self, sid: str, channel: str) -> ReplayClient:
         return ReplayClient(self._tools, sid, channel, self._log.epoch)
 
-    def _hold_lagging(self, channel_of: Mapping[str, str], after: int) -> None:
+    def _hold_lagging(self, channel_of: Mapping[str, str], after: int, late: bool = False) -> None:
         """Replay to clients that read too slowly, at their own speed, instead of disconnecting them as with NOTIFY.
 
-        ``channel_of`` has the rooms that are about to get the messages after the position ``after``.
+        ``channel_of`` has the rooms that are about to get the messages after the position ``after``. ``late``: other
+        channels are further on.
         """
         hub = self._hub
         for room, channel in channel_of.items():
@@ -409,7 +443,9 @@ class Delivery:
                 if self._manager.cursor_of(sid) is not None:
                     # All together if it can recover its session: its offsets must say how far each has got.
                     metrics.replays.labels("lagging").inc()
-                    self._hold_together(sid, hub.channels_of(sid), after)
+                    channels = hub.channels_of(sid)
+                    further = channels - {channel} if late else ()
+                    self._hold_together(sid, channels, after, (further, self._log.position))
                 elif hub.patterns_of(sid):
                     metrics.replays.labels("lagging").inc()
                     self._hold_overlapping(sid, channel, after)
@@ -424,6 +460,8 @@ class Delivery:
     def receive_log_gap(self, reason: str) -> None:
         """Report lost messages of the log to all subscribers."""
         metrics.gaps.labels(reason).inc()
+        if reason == "epoch_changed":
+            self._conflating.drop_log()
         for channel in self._hub.channels():
             body = named(channel) | {"reason": reason, "epoch": self._log.epoch, "position": self._log.position}
             self._manager.emit("gap", body, "/", to=self._all_rooms(channel), ignore_queue=True)

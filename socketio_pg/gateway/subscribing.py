@@ -206,6 +206,8 @@ class Subscribing:
         max_rate = self._pubsub.rules.of(channel).max_rate
         if max_rate is not None:
             body["max_rate"] = max_rate
+            # Its offsets would be ahead of what waits for the end of an interval.
+            self._keeping.forget(sid)
         place: dict[str, Any] = {}
         then: Callable[[], None] | None = None
         if self._log.epoch is not None:
@@ -213,6 +215,8 @@ class Subscribing:
             if after is not None:
                 then = self._delivery.hold(sid, channel, after, pending.start, pending.retained)
             position = self._pubsub.holds.position_of(sid, channel, live)
+            if live:
+                position = self._delivery.unsent(channel, position)
             if after is None:
                 if not live:
                     self._keeping.began(sid, channel, position)

@@ -268,6 +268,11 @@ _PATH = re.compile(rf"{_KEY.pattern}(?:\.{_KEY.pattern})*", re.DOTALL)
 _ESCAPED, _TO_ESCAPE = re.compile(r"\\(.)", re.DOTALL), re.compile(r"([.\\])")
 
 
+def path_keys(path: str) -> Sequence[str]:
+    """Return the keys of a path, for :meth:`Reader.resolve`. Raises :class:`InvalidRequestError`."""
+    return _split(path)
+
+
 def _split(path: str) -> Sequence[str]:
     """Split a path at its dots. A backslash precedes a dot that belongs to a key."""
     _scalar(path, path)  # valid Unicode

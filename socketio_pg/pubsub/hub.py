@@ -26,6 +26,8 @@ class Hub:
         self._patterns_of: dict[Hashable, set[str]] = {}
         self._held: dict[str, dict[Hashable, object]] = {}
         self._held_of: dict[Hashable, set[str]] = {}
+        #: Channel → the subscribers whose hold has ended since the channel is watched.
+        self._released: dict[str, set[Hashable]] = {}
         self._filters: dict[str, FilterIndex] = {}
         self._filter_of: dict[tuple[Hashable, str], Filter] = {}
         #: The subscribers of a channel that get numbers as strings.
@@ -174,8 +176,21 @@ class Hub:
                 of_subscriber.discard(channel)
                 if not of_subscriber:
                     del self._held_of[subscriber]
+                if channel in self._released:
+                    self._released[channel].add(subscriber)
             if not held:
                 del self._held[channel]
+
+    def watch_releases(self, channel: str) -> None:
+        """Note from now on which holds end, for :meth:`take_released`."""
+        self._released.setdefault(channel, set())
+
+    def take_released(self, channel: str, *, last: bool = False) -> set[Hashable]:
+        """Return the subscribers whose hold has ended since the last call. ``last``: stop watching."""
+        found = self._released.pop(channel, set())
+        if not last:
+            self._released[channel] = set()
+        return found
 
     def release_all(self) -> None:
         """End all holds."""

@@ -9,6 +9,7 @@ import requests
 
 from tests.support.clients import SocketClient, code
 from tests.support.log import Log, wait_installed
+from tests.support.node import NodeClient
 from tests.support.nodes import Nodes
 from tests.support.patience import until
 from tests.support.postgres import Cluster
@@ -178,3 +179,68 @@ def test_the_retained_message_survives_trims_restarts_and_kills(newest_pg: Clust
 def left(log: Log, channel: str) -> int:
     [(count,)] = log.sql("SELECT count(*) FROM socketio_pg.log WHERE channel = %s", channel)
     return int(count)
+
+
+# -- conflation --------------------------------------------------------------------------------------------------------
+
+
+def test_a_conflated_channel_has_the_newest_of_each_key_with_the_stock_client(nodes: Nodes, channel: str) -> None:
+    set_rule(nodes, channel, max_rate=4, conflate_key="k")
+    with contextlib.closing(NodeClient(nodes.nodes[1].url, "websocket")) as client:
+        client.next(event="connect")
+
+        def limited() -> bool:
+            client.call("unsubscribe", {"channel": channel})
+            return bool(client.call("subscribe", {"channel": channel}).get("max_rate") == 4)
+
+        until(limited, "the rule applies")
+        nodes.sql(
+            "SELECT socketio_pg.publish(%s, jsonb_build_object('k', n %% 2, 'n', n)) FROM generate_series(1, 200) AS n",
+            channel,
+        )
+        nodes.sql('SELECT socketio_pg.publish(%s, \'{"k": 0, "n": 201}\')', channel)
+        found: list[Any] = []
+        while not found or found[-1]["payload"]["n"] != 201:
+            found.append(client.next(event="event")["argument"])
+    numbers = [one["payload"]["n"] for one in found]
+    assert numbers == sorted(numbers)
+    assert 199 in numbers, "the newest of the other key"
+    assert len(numbers) < 50
+    assert [one["position"] for one in found] == sorted(one["position"] for one in found)
+
+
+def test_a_client_of_a_conflated_channel_that_returns_misses_nothing(
+    nodes: Nodes, clients: list[SocketClient], channel: str
+) -> None:
+    """Subscribes again and again while messages wait: each message comes once, in order, and the newest one at last."""
+    one, _ = clients
+    set_rule(nodes, channel, max_rate=10)
+    until(lambda: one.call("subscribe", {"channel": channel}).get("max_rate"), "the rule applies")
+    one.call("unsubscribe", {"channel": channel})
+    nodes.publish(channel, 0, 0)
+    nodes.settle()
+    place = one.call("subscribe", {"channel": channel, "history": 0})
+    last = place["position"]
+    numbers: list[int] = []
+
+    def take(event: dict[str, Any]) -> None:
+        nonlocal last
+        assert event["position"] > last, "each message once, in order"
+        last = event["position"]
+        numbers.append(event["payload"][0])
+
+    for round in range(12):
+        nodes.publish(channel, round * 5 + 1, round * 5 + 3)
+        for _ in range(one.pending("event")):
+            take(one.next("event"))
+        answer = one.call("unsubscribe", {"channel": channel})
+        assert answer["ok"]
+        # What was sent before the answer is here by now.
+        for _ in range(one.pending("event")):
+            take(one.next("event"))
+        nodes.publish(channel, round * 5 + 4, round * 5 + 5)
+        answer = one.call("subscribe", {"channel": channel, "since": {"epoch": place["epoch"], "position": last}})
+        assert answer["recovered"] is True
+        take(one.next("event"))
+    while numbers[-1] != 60:
+        take(one.next("event"))
