@@ -37,13 +37,16 @@ TRACEBACK = "Traceback (most recent call last):\n"
 
 @pytest.mark.parametrize("seed", [1])
 def test_messages_arrive_once_and_in_order_despite_faults(seed: int) -> None:
-    report = run(seed, Size(seconds=12, between_faults=1.0, writers=4, restless_subscribers=4, recovering=2), print)
+    size = Size(seconds=12, between_faults=1.0, writers=4, restless_subscribers=4, recovering=2, people=2)
+    report = run(seed, size, print)
     print(report)
     assert report.problems == []
     assert report.figures["sessions"] >= 1
     # With fewer, the run tests nothing. On a machine that is not busy it is ten times as many.
     assert report.figures["messages in the log"] > 50
     assert report.figures["replayed"] > 20
+    assert report.figures["messages of patterns"] > 50
+    assert report.figures["changes of presence"] > 5
     assert len(report.faults) >= 5
 
 

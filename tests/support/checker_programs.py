@@ -65,7 +65,7 @@ class AsyncioProgram:
             self.notes.append(Subscribed(channel, 0))
             self._positions[channel] = 0
             async for message in subscription:
-                self.notes.append(_delivered(message))
+                self.notes.append(delivered(message))
                 self._positions[channel] = message.get("position", self._positions[channel])
         except Exception as error:
             self.notes.append(Improper(f"{channel} ended with {error!r}"))
@@ -92,7 +92,7 @@ class StreamProgram:
         for event in list(self._source.events):
             body = event.json
             if event.name == "message":
-                notes.append(_delivered(body))
+                notes.append(delivered(body))
                 if event.id != f"{self._epoch}:{body['position']}" or body["position"] <= last:
                     notes.append(Improper(f"got the id {event.id} with {body['position']} after {last}"))
                 last = body["position"]
@@ -153,7 +153,7 @@ class ConsumerPrograms:
             self._problems.append(Improper(f"ended with {error!r}"))
 
     def _handle(self, connection: Any, message: Message) -> None:
-        found = _delivered(message)
+        found = delivered(message)
         values = (found.channel, found.position, found.id, found.digest, found.published_at)
         connection.execute(self._INSERT, values)
 
@@ -181,7 +181,8 @@ class ConsumerPrograms:
             consumer.close()
 
 
-def _delivered(message: Any) -> Delivered:
+def delivered(message: Any) -> Delivered:
+    """Return the note about a message."""
     body = message["payload"]
     at = message.get("published_at")
     return Delivered(message["channel"], message.get("position"), body["id"], digest(body), at, "replayed" in message)

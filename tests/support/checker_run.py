@@ -14,6 +14,7 @@ import psycopg2
 from tests.support.checker import Delivered, Logged, Outcome, Sent, Transaction, digest, judge
 from tests.support.checker_clients import Client, Loop
 from tests.support.checker_faults import Breaker, plan_faults
+from tests.support.checker_people import ROOM, PeopleProgram, expected_room
 from tests.support.checker_programs import AsyncioProgram, ConsumerPrograms, StreamProgram
 from tests.support.checker_recovering import EXCUSES, RecoveringSubscriber
 from tests.support.checker_snapshots import MIRROR, SnapshotProgram
@@ -25,6 +26,10 @@ CHANNELS = ("orders", "Überweisung 日本", "prices", "chat", "seldom")
 
 #: Seconds after the last fault within which all nodes serve, and then within which everything is delivered.
 RECOVER_SECONDS, DELIVER_SECONDS = 90.0, 120.0
+
+
+#: Settings: patterns may match all channels, and members leave soon.
+FOR_PEOPLE = {"PATTERN_MIN_PREFIX": "0", "PRESENCE_GRACE": "2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,9 @@ class Size:
     restless_subscribers: int = 7
     #: Restless subscribers that recover their sessions.
     recovering: int = 3
+    #: Programs with patterns and presence, and the mean seconds between two of their changes of presence.
+    people: int = 4
+    between_changes: float = 0.5
     #: Share of the writers' transactions that commit in two phases; with 0 the cluster allows none.
     two_phase: float = 0.0
     #: Workers of each node.
@@ -78,7 +86,7 @@ def run(seed: int, size: Size, tell: Callable[[str], None] = lambda line: None) 
     def tell_when(line: str) -> None:
         tell(f"{time.monotonic() - began:7.2f} {line}")
 
-    with world(20 if size.two_phase else 0, size.workers, SEND_BUFFER_BYTES=buffer) as made:
+    with world(20 if size.two_phase else 0, size.workers, SEND_BUFFER_BYTES=buffer, **FOR_PEOPLE) as made:
         made.cluster.sql(f"{LEDGER}; {MIRROR}")
         return _Run(made, seed, size, random, tell_when).run()
 
@@ -118,6 +126,7 @@ class _Run:
         self._snapshots = SnapshotProgram(
             "snapshots", made.cluster.url(), made.ports, CHANNELS, Random(f"{seed} snapshots")
         )
+        self._people = list(self._make_people())
         self._sources: list[Writer | SocketPublisher] = [*self._writers, *self._publishers]
         self._breaker = Breaker(made, plan_faults(random, size.seconds, size.between_faults, size.workers), tell)
         self._problems: list[str] = []
@@ -147,6 +156,13 @@ class _Run:
                 self._loop, f"recovering-{n}", ports, channels, random, epoch, self._size.restless / 3
             )
 
+    def _make_people(self) -> Iterator[PeopleProgram]:
+        """Two of the programs are one member."""
+        ports, epoch, pace = self._world.ports, self._world.epoch(), self._size.between_changes
+        for n in range(self._size.people):
+            key, random = ("ann", "ben", "ann", "__proto__")[n % 4], Random(f"{self._seed} people {n}")
+            yield PeopleProgram(f"people-{n}", key, ports[n // 2 % 2], CHANNELS, epoch, random, pace)
+
     def _connector(self, name: str) -> Callable[[], Any]:
         def connect() -> Any:
             connection = psycopg2.connect(self._world.cluster.url(), application_name=name)
@@ -165,7 +181,7 @@ class _Run:
             else:
                 client.start()
         self._loop.start()
-        for one in (*self._writers, *self._programs, self._snapshots):
+        for one in (*self._writers, *self._programs, *self._people, self._snapshots):
             one.start()
         try:
             self._breaker.run(self._size.seconds)
@@ -176,7 +192,7 @@ class _Run:
         finally:
             self._stopping.set()
             self._loop.end()
-            for program in (*self._programs, self._snapshots):
+            for program in (*self._programs, *self._people, self._snapshots):
                 program.end()
         report = Report(self._seed, time.monotonic() - began, faults=self._breaker.done)
         self._judge(report)
@@ -187,6 +203,8 @@ class _Run:
         self._snapshots.calm()
         for subscriber in self._subscribers:
             subscriber.calm()
+        for one in self._people:
+            one.calm()
         began = time.monotonic()
         self._world.ready()
         self._stopping.set()
@@ -200,6 +218,7 @@ class _Run:
         self._publish_last()
         try:
             wait_for(self._is_delivered, DELIVER_SECONDS, "all messages delivered")
+            self._wait_for_people()
         finally:
             self._tell(f"{time.monotonic() - began:.2f} s until everything is delivered")
 
@@ -213,16 +232,34 @@ class _Run:
                 Transaction(body["id"], [sent], outcome=Outcome.COMMITTED, acknowledged=time.monotonic())
             )
 
+    def _wait_for_people(self) -> None:
+        """Wait until all know who is in the room, and the database does."""
+        wait_for(lambda: all(one.settled for one in self._people), RECOVER_SECONDS, "answers about presence")
+        room = expected_room(self._people)
+
+        def agreed() -> bool:
+            return all(one.room == room for one in self._people) and self._world.room(ROOM) == room
+
+        try:
+            wait_for(agreed, DELIVER_SECONDS, "agreement about the members of the room")
+        except AssertionError:
+            known = {one.name: one.room for one in self._people} | {"the database": self._world.room(ROOM)}
+            self._problems.append(f"the members are {room}, but {known}")
+
     def _is_delivered(self) -> bool:
         if self._world.in_outbox():
             return False
         newest = self._world.newest()
-        return all(one.caught_up(newest) for one in (*self._subscribers, *self._programs, self._snapshots))
+        return all(
+            one.caught_up(newest) for one in (*self._subscribers, *self._programs, *self._people, self._snapshots)
+        )
 
     def _judge(self, report: Report) -> None:
         transactions = [transaction for source in self._sources for transaction in source.transactions]
         log = self._world.log()
         subscribers = {one.name: (one.channels, one.notes) for one in (*self._subscribers, *self._programs)}
+        for one in self._people:
+            subscribers |= one.histories
         report.problems = [
             *self._problems,
             *self._breaker.problems,
@@ -261,6 +298,8 @@ class _Run:
             "connects": sum(one.connects for one in self._subscribers),
             "cut off": sum(one.cuts for one in self._subscribers),
             **self._recoveries(),
+            "messages of patterns": sum(len(notes) for one in self._people for _, notes in one.histories.values()),
+            "changes of presence": sum(one.changes.total() for one in self._people),
             "answers with a position": sum(
                 position is not None for one in self._publishers for position in one.positions.values()
             ),

@@ -1,6 +1,7 @@
 """The checker's environment: a cluster, and two gunicorn nodes that connect to it through a proxy each."""
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -94,6 +95,14 @@ class World:
     def newest(self) -> dict[str, int]:
         """Return the last position of each channel."""
         return dict(self.cluster.sql("SELECT channel, max(position) FROM socketio_pg.log GROUP BY channel"))
+
+    def room(self, channel: str) -> dict[str, list[str]]:
+        """Return the members of a channel with their states, each as JSON."""
+        rows = self.cluster.sql("SELECT key, state FROM socketio_pg.presence WHERE channel = %s", channel)
+        found: dict[str, list[str]] = {}
+        for key, state in rows:
+            found.setdefault(key, []).append(json.dumps(state))
+        return {key: sorted(states) for key, states in found.items()}
 
     def log(self) -> list[Logged]:
         """Return the whole log, in order."""
