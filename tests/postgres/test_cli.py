@@ -90,6 +90,16 @@ def test_publish_with_an_id_happens_once(base: Base) -> None:
     assert run("publish", "a", "1", "--id", "", url=base.url).returncode == 2
 
 
+def test_publish_with_a_trace_and_without_a_client(base: Base) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    for quiet in ([], ["--quiet"]):
+        done = run("publish", "a", "1", "--exclude", "abc", "--traceparent", trace, *quiet, url=base.url)
+        assert done.returncode == 0, done.stderr
+    assert base.sql("SELECT meta FROM socketio_pg.outbox") == [({"exclude": "abc", "traceparent": trace},)] * 2
+    for arguments in (["--exclude", "a b"], ["--traceparent", "x"], ["--exclude", "abc", "--no-durable"]):
+        assert run("publish", "a", "1", *arguments, url=base.url).returncode == 2
+
+
 def test_durable_publish_needs_no_right_to_read_the_log(base: Base, poor: str) -> None:
     assert run("init", "--publisher-role", "cli_poor", url=base.url).returncode == 0
     try:

@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 def test_examples_send_the_documented_messages(newest_pg: Cluster) -> None:
     with orm_database(newest_pg, "psycopg", "docs_sqlalchemy", sa.MetaData()) as database:
         names: dict[str, Any] = {"__name__": "docs_sqlalchemy", "engine": database.engine}
-        own, announce, classes, usage, rows = blocks("python")
+        own, announce, classes, usage, leaving_out, rows = blocks("python")
         exec(compile(own, "own", "exec"), names)
         exec(compile(announce, "announce", "exec"), names)
 
@@ -43,6 +43,10 @@ def test_examples_send_the_documented_messages(newest_pg: Cluster) -> None:
         assert sent[-1] == ("orders:5", json.loads(expected))
         assert [channel for channel, _ in sorted(sent[:2], key=str)] == ["orders:5", "users"]
         assert dict(sent[:2])["users"]["new"] == {"id": 5, "name": "Ada"}
+        exec(compile(leaving_out, "leaving_out", "exec"), names)
+        with database.session() as session:
+            names["ship"](session, session.get(names["Order"], 7), "abc")
+        assert database.sql("SELECT meta FROM socketio_pg.outbox") == [({"exclude": "abc"},)]
         exec(compile(rows, "rows", "exec"), names)
         with database.session() as session:
             page = names["orders"](session)

@@ -251,6 +251,13 @@ def test_message_line() -> None:
     assert re.fullmatch(r'\d\d:\d\d:01  a  #7  {"text":"é"}  \(replayed\)', click.unstyle(message_line(body)))
 
 
+def test_message_line_has_the_sender() -> None:
+    body: dict[str, Any] = {"channel": "a", "payload": 1}
+    assert click.unstyle(message_line(body | {"from": {"sub": "Zoë\x9b"}}))[8:] == '  a  1  from "Zo\\u00eb\\u009b"'
+    line = click.unstyle(message_line(body | {"from": {"sub": "7", "name": "Zo"}}))
+    assert line[8:] == '  a  1  from {"sub": "7", "name": "Zo"}'
+
+
 def test_control_characters_in_a_payload_are_escaped() -> None:
     line = message_line({"channel": "a", "payload": "\x1b[2J\x9b2J\x7f"})
     assert r'"\u001b[2J\u009b2J\u007f"' in line
