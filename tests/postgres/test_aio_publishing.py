@@ -77,7 +77,8 @@ def test_messages_follow_the_transaction(database: LogDatabase, opened: Opened, 
         async with opened(database.url, True) as connection:
             assert await publish(connection, channel, {"text": "ünïcödé 'x' :y %s {0}"})
             assert await publish(connection, channel, "once", id="7")
-            assert not await publish(connection, channel, "twice", id="7")
+            assert not await publish(connection, channel, "twice", id="7", exclude="abc")
+            assert await publish(connection, channel, "left out", exclude="abc")
         async with opened(database.url, False) as connection:
             assert await publish(connection, channel, "rolled back")
         async with opened(database.url, True) as connection:
@@ -85,6 +86,7 @@ def test_messages_follow_the_transaction(database: LogDatabase, opened: Opened, 
                 (InvalidChannelError, publish(connection, "*", 1)),
                 (InvalidRequestError, publish(connection, channel, float("nan"))),
                 (InvalidRequestError, publish(connection, channel, 1, id="x" * 65)),
+                (InvalidRequestError, publish(connection, channel, 1, exclude="abc", durable=False)),
                 (PayloadTooLargeError, publish(connection, channel, "x" * 8000, durable=False)),
             ):
                 with pytest.raises(raised):
@@ -95,7 +97,9 @@ def test_messages_follow_the_transaction(database: LogDatabase, opened: Opened, 
     run(work)
     database.move()
     found = [payload for _, name, payload in database.log() if name == channel]
-    assert found == [{"text": "ünïcödé 'x' :y %s {0}"}, "once", "x" * 8000]
+    assert found == [{"text": "ünïcödé 'x' :y %s {0}"}, "once", "left out", "x" * 8000]
+    metas = database.sql("SELECT meta FROM socketio_pg.log WHERE channel = %s ORDER BY position", channel)
+    assert metas == [(None,), (None,), ({"exclude": "abc"},), (None,)]
 
 
 def test_notifications_and_a_database_without_a_log(newest_pg: Cluster, opened: Opened, channel: str) -> None:
