@@ -75,13 +75,6 @@ def parse_meta(text: str) -> Meta | None:
     return None if meta == Meta() else meta
 
 
-def chosen_meta(exclude: str | None, traceparent: str | None, sender: str | None = None) -> Meta | None:
-    """Return the metadata of a message that is published; None if it has none."""
-    if exclude is None and traceparent is None and sender is None:
-        return None
-    return Meta(sender, traceparent, exclude)
-
-
 def is_traceparent(text: object) -> bool:
     """Return whether this is a `traceparent` of W3C Trace Context."""
     return isinstance(text, str) and _TRACEPARENT.fullmatch(text) is not None

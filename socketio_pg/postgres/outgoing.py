@@ -1,7 +1,7 @@
 """Messages on their way to PostgreSQL, and the SQL that sends them. No I/O."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from socketio_pg.core.meta import META_CHANNEL, Meta
 
@@ -41,6 +41,9 @@ class Receipt(NamedTuple):
     number: int | None = None
     duplicate: bool = False
 
+
+#: Name → the value of each message.
+_Values: TypeAlias = dict[str, Sequence[object]]
 
 #: The receipt of a message without a number.
 NOTIFIED = Receipt()
@@ -94,43 +97,50 @@ def statements(
         return Statements(";".join(sql), parameters, True, False)
     others = messages if not plain else [one for one in messages if one.durable or one.id is not None]
     has_ids = any(one.id is not None for one in others)
-    metas = [one.meta for one in others]
-    parameters += _columns([(one.channel, one.payload_json) for one in others], encode)
     if has_ids:
         sql.append(f"SET LOCAL lock_timeout = {ID_MILLISECONDS}")
-    texts: list[Sequence[str | None]] = []
-    if any(metas) and not any(one.sender is not None or not one.durable for one in others if one.meta is not None):
-        # Roles that may publish may call this.
-        call = "publish_as(channel, payload, durable, id, exclude, traceparent)"
-        names = "id, exclude, traceparent"
-        texts = [[one.id for one in others], [one.exclude for one in others], [one.traceparent for one in others]]
-    elif any(metas):
-        companions = [
-            None if meta is None or one.durable else companion(one.channel, one.payload_json, meta)
-            for one, meta in zip(others, metas, strict=True)
-        ]
-        call = "publish_with_meta(channel, payload, durable, id, meta::pg_catalog.jsonb, companion)"
-        names = "id, meta, companion"
-        texts = [[one.id for one in others], metas, companions]
-    elif has_ids:
-        call, names = "publish_as(channel, payload, durable, id)", "id"
-        texts = [[one.id for one in others]]
-    else:
-        # currval() after publish(): PostgreSQL evaluates the columns of a row in order.
-        number = ", pg_catalog.currval('socketio_pg.outbox_id_seq')" if numbers else ""
-        sql.append(
-            f"SELECT socketio_pg.publish(channel, payload::pg_catalog.jsonb){number}"
-            " FROM unnest(%s::pg_catalog.text[], %s::pg_catalog.text[]) AS message(channel, payload)"
-        )
-        return Statements(";".join(sql), parameters, False, False)
-    types = ", ".join(["%s::pg_catalog.bool[]"] + ["%s::pg_catalog.text[]"] * len(texts))
+    call, columns = _call(others, companion, has_ids=has_ids, numbers=numbers)
+    arrays = ["%s::pg_catalog.bool[]" if name == "durable" else "%s::pg_catalog.text[]" for name in columns]
+    arrays += ["%s::pg_catalog.text[]"] * 2
     sql.append(
-        f"SELECT socketio_pg.{call} FROM unnest(%s::pg_catalog.text[], %s::pg_catalog.text[], {types})"
-        f" AS message(channel, payload, durable, {names})"
+        f"SELECT socketio_pg.{call} FROM unnest({', '.join(arrays)}) AS m({', '.join([*columns, 'channel, payload'])})"
     )
-    parameters.append([one.durable for one in others])
-    parameters += [[text if text is None or encode is None else encode(text) for text in column] for column in texts]
+    for column in columns.values():
+        parameters.append([encode(one) if encode is not None and isinstance(one, str) else one for one in column])
+    parameters += _columns([(one.channel, one.payload_json) for one in others], encode)
     return Statements(";".join(sql), parameters, False, has_ids)
+
+
+def _call(
+    messages: Sequence[Outgoing], companion: Callable[[str, str, str], str], *, has_ids: bool, numbers: bool
+) -> tuple[str, _Values]:
+    """Return the call that publishes each of ``messages``, and the columns that it needs beside channel and payload.
+
+    It is the one that the most roles may call.
+    """
+    metas = [one.meta for one in messages]
+    which: _Values = {"durable": [one.durable for one in messages], "id": [one.id for one in messages]}
+    # currval() after the call: PostgreSQL evaluates the columns of a row in order.
+    number = ", pg_catalog.currval('socketio_pg.outbox_id_seq')" if numbers else ""
+    if not any(metas):
+        if has_ids:
+            return "publish_as(channel, payload, durable, id)", which
+        return f"publish(channel, payload::pg_catalog.jsonb){number}", {}
+    if all(one.durable and one.sender is None for one in messages if one.meta is not None):
+        chosen: _Values = {
+            "exclude": [one.exclude for one in messages],
+            "traceparent": [one.traceparent for one in messages],
+        }
+        return "publish_as(channel, payload, durable, id, exclude, traceparent)", which | chosen
+    if not has_ids:
+        call = f"add_with_meta(channel, payload::pg_catalog.jsonb, meta::pg_catalog.jsonb){number}"
+        return call, {"meta": metas}
+    companions = [
+        None if meta is None or one.durable else companion(one.channel, one.payload_json, meta)
+        for one, meta in zip(messages, metas, strict=True)
+    ]
+    call = "publish_with_meta(channel, payload, durable, id, meta::pg_catalog.jsonb, companion)"
+    return call, which | {"meta": metas, "companion": companions}
 
 
 def _columns(pairs: Sequence[tuple[str, str]], encode: Callable[[str], str] | None) -> tuple[list[str], list[str]]:

@@ -25,7 +25,8 @@ GRANT USAGE ON SCHEMA socketio_pg TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.publish(text, jsonb), socketio_pg.publish(text, jsonb, text),
     socketio_pg.publish(text, jsonb, boolean, text, text, text), socketio_pg.publish_as(text, text, boolean, text),
     socketio_pg.publish_as(text, text, boolean, text, text, text), socketio_pg.snapshot() TO {role};
-GRANT EXECUTE ON FUNCTION socketio_pg.publish_with_meta(text, text, boolean, text, jsonb, text) TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.publish_with_meta(text, text, boolean, text, jsonb, text),
+    socketio_pg.add_with_meta(text, jsonb, jsonb) TO {role};
 GRANT SELECT, UPDATE, DELETE ON socketio_pg.published TO {role};
 GRANT SELECT, DELETE ON socketio_pg.outbox TO {role};
 GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.outbox_id_seq TO {role};

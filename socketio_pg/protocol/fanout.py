@@ -187,7 +187,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                     runs[-1][1].append(packet)
                 else:
                     runs.append((room, [packet]))
-        left_out = set(excluded or ()) - {None}
+        left_out = set(excluded) - {None} if excluded else ()
         if len(runs) > 1:
             self._send_runs(runs, namespace, skipped, left_out)
         else:

@@ -33,9 +33,10 @@ END $$;
 
 REVOKE ALL ON FUNCTION socketio_pg.claim(text, text, bigint) FROM PUBLIC;
 
--- Adds a message with `meta` to the outbox, as publish() does without.
+-- Publishes through the log as publish() does, with `meta`, which may be NULL. For the servers' role only: see
+-- publish_with_meta(). A copy of publish(), and not called by it, for speed.
 CREATE OR REPLACE FUNCTION socketio_pg.add_with_meta(channel text, payload jsonb, meta jsonb) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     problem text := socketio_pg.channel_problem(channel);
     bytes integer;
@@ -50,7 +51,7 @@ BEGIN
             MESSAGE = format('payload has %s bytes of UTF-8 as JSON; at most @MAX_PAYLOAD@ are allowed', bytes),
             HINT = 'Set MAX_PAYLOAD and run "socketio-pg init" to allow more.';
     END IF;
-    bytes := bytes + octet_length(meta::text);
+    bytes := bytes + coalesce(octet_length(meta::text), 0);
     PERFORM pg_current_xact_id();
     IF current_setting('socketio_pg.place', true) <> '' THEN
         PERFORM socketio_pg.note_sending();

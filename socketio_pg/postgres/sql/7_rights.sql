@@ -74,7 +74,8 @@ BEGIN
                         SELECT FROM aclexplode(p.proacl) AS called WHERE called.grantee = a.grantee))
         LOOP
             EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.probe_kinds(text[], text[]),
-                socketio_pg.publish_with_meta(text, text, boolean, text, jsonb, text) TO %s', found.role);
+                socketio_pg.publish_with_meta(text, text, boolean, text, jsonb, text),
+                socketio_pg.add_with_meta(text, jsonb, jsonb) TO %s', found.role);
             EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON socketio_pg.presence_process, socketio_pg.presence_member,
                 socketio_pg.presence_channel TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.presence TO %s', found.role);
