@@ -33,6 +33,9 @@ _PEERS = "bus"
 #: The first elements of the items in a text.
 _BEAT, _MESSAGE, _QUESTION, _ANSWER, _BYE = "beat", "message", "question", "answer", "bye"
 
+#: Where the id of the node is in a text, after that of the process.
+_NODE_AT = len('[["",') + 32
+
 #: Gets the sender and the body.
 Receiver: TypeAlias = Callable[[ProcessId, Any], object]
 
@@ -49,8 +52,8 @@ class Bus:
     alone = 5
     #: The maximum size of a body, in characters of JSON.
     max_characters = 4_000_000
-    #: Seconds for the last messages at the end.
-    stop_seconds = 2.0
+    #: Seconds for the last messages at the end; and to hear which other workers of the node stop as well.
+    stop_seconds, bye_seconds = 2.0, 0.05
 
     def __init__(self, carrier: Carrier, workers: Workers | None = None) -> None:
         self._carrier = carrier
@@ -110,7 +113,7 @@ class Bus:
             node, slot, pid = uuid.uuid4().hex, None, os.getpid()
         else:
             node, slot, pid = self._workers.node.id.hex, self._workers.node.slot, self._workers.node.master
-        self._own = Process(uuid.uuid4().hex, node, f"{socket.gethostname()}:{pid}", slot, time.time())
+        self._own = Process(uuid.uuid4().hex, node, f"{socket.gethostname()}:{pid}", slot, round(time.time(), 3))
         if self._peers is not None:
             for other in list(self._peers.slots):
                 self._introduce(other)
@@ -120,15 +123,21 @@ class Bus:
 
     def stop(self) -> None:
         """Send what waits, and say bye. Idempotent."""
-        own = self._own
-        if own is None or self._stopping:
+        if self._own is None or self._stopping:
             return
         self._stopping = True
         self._beater.stop()
+        # Others ignore what a process sends after it has left.
+        self._sending.wait_idle(self.stop_seconds)
+        self._sending.leaving = True
         if self._peers is not None:
             self._peers.tell(_PEERS, self._text(json.dumps([_BYE])))
-        self._beat_soon()
-        self._sending.stop(self.stop_seconds)
+            # All workers may stop now: each hears who else does, so that one of them says that the last ones leave.
+            green.sleep(self.bye_seconds)
+        if self._beats and self._sending.greeted:
+            self._sending.put(self._beat(tick=False))
+            self._sending.wait_idle(self.stop_seconds)
+        self._sending.stop()
 
     @property
     def own(self) -> Process:
@@ -255,20 +264,23 @@ class Bus:
     def _hear(self, text: str) -> None:
         """Receive a text of any node, also of this one."""
         own = self.own
+        if text.startswith(f'"{own.node}"', _NODE_AT) and f'["{_BEAT}",' not in text and self._sending.heard:
+            return  # of this node, and nothing in it matters here
         try:
-            [wire, at, number, skipped], items = json.loads(text)
+            [wire, at, number, skipped, leaves], items = json.loads(text)
             sender = Process.from_wire(wire)
             if sender.node == own.node:
                 self._hear_own(sender, items)
                 return
-            if not self._processes.hear(sender, float(at)):
-                return
+            known = self._processes.hear(sender, float(at), leaves=bool(leaves))
             for item in items:
-                if item[0] == HELLO:
-                    self._beat_soon()
-                elif item[0] == _BEAT:
+                if item[0] == _BEAT:
                     named = [Process.from_wire(one) for one in item[3]]
                     self._processes.beat(sender, float(item[1]), [one for one in named if one.node == sender.node])
+                elif not known:
+                    continue
+                elif item[0] == HELLO:
+                    self._beat_soon()
                 elif item[0] == _MESSAGE:
                     new, complete = self._processes.count(sender.id, int(item[1]))
                     if not complete:

@@ -98,11 +98,14 @@ class Processes:
 
     # -- what was heard ------------------------------------------------------------------------------------------------
 
-    def hear(self, process: Process, at: float) -> bool:
-        """Note a text that a process has sent ``at`` (its monotonic clock). Return False if it has left before that."""
+    def hear(self, process: Process, at: float, *, leaves: bool = False) -> bool:
+        """Note a text that a process has sent ``at`` (its monotonic clock); ``leaves``: it is the last one.
+
+        Return whether the process is there.
+        """
         heard = self._heard.get(process.id)
         if heard is None:
-            if at <= self._beats.get(process.node, -math.inf):
+            if leaves or at <= self._beats.get(process.node, -math.inf):
                 return False  # from before a beat that did not name it
             self._join(process)
         else:

@@ -46,6 +46,8 @@ class Sending:
         #: Set when there is something to send. True while a text is on its way.
         self._wanted = green.Event()
         self._sending = False
+        #: This process is about to leave: others need not greet it.
+        self.leaving = False
         #: A text was sent; and when one has come back (monotonic).
         self.greeted = False
         self._heard_at: float | None = None
@@ -55,12 +57,15 @@ class Sending:
         """Greet the other nodes, and send from then on."""
         self._worker.start(self._run)
 
-    def stop(self, seconds: float) -> None:
-        """Send what waits, for at most ``seconds``."""
+    def stop(self) -> None:
+        """Send nothing more."""
+        self._worker.stop()
+
+    def wait_idle(self, seconds: float) -> None:
+        """Wait until what waits is sent, for at most ``seconds``."""
         deadline = time.monotonic() + seconds
         while not self.idle and self._worker.running and time.monotonic() < deadline:
             green.sleep(0.01)
-        self._worker.stop()
 
     @property
     def idle(self) -> bool:
@@ -116,8 +121,8 @@ class Sending:
         # Those that wait are not in this text.
         number = next((number - 1 for number, _ in self._waiting if number is not None), self._number)
         now = time.monotonic()
-        head = json.dumps([self._own().to_wire(), now, number, now - self._skipped_at < 5.0], separators=(",", ":"))
-        return f"[{head},[{','.join(items)}]]"
+        head = [self._own().to_wire(), now, number, now - self._skipped_at < 5.0, self.leaving]
+        return f"[{json.dumps(head, separators=(',', ':'))},[{','.join(items)}]]"
 
     def _run(self) -> None:
         backoff, greetings = Backoff(*self.retry_seconds), Backoff(*self.greet_seconds)

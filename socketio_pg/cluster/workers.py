@@ -169,7 +169,8 @@ class WorkersPublisher:
         """Ask the worker that leads to publish what waits: all requests of this turn of the hub together."""
         self._asking += 1
         try:
-            leader = self._election.wait_leader(self.leader_timeout)
+            # A worker that is about to end, as all others may be, does not wait for a leader.
+            leader = self._election.wait_leader(0.0 if self._election.resigned else self.leader_timeout)
             requests, self._waiting = self._waiting, []
             results: Sequence[Result]
             try:
@@ -192,9 +193,9 @@ class WorkersPublisher:
             self._asking -= 1
 
     def _ask_leader(self, leader: int | None, requests: Sequence[tuple[Sequence[Outgoing], bool]]) -> Sequence[Result]:
-        if leader is None:
+        if leader is None and not self._election.resigned:
             raise DatabaseUnavailableError("no worker publishes at the moment")
-        if self._election.leading:
+        if leader is None or self._election.leading:
             return self._local.publish_all(requests)
         answers = self._peers.ask(_PUBLISH, json.dumps(requests).encode(), self.answer_timeout, slots=[leader])
         if leader in answers:

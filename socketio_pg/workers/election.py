@@ -48,6 +48,11 @@ class Election:
         """Whether this worker leads."""
         return self._leader is not None and self._leader == self._node.slot
 
+    @property
+    def resigned(self) -> bool:
+        """Whether this worker does not stand for election any more: it is about to end."""
+        return self._resigned
+
     def wait_leader(self, seconds: float) -> int | None:
         """Wait until there is a leader, for at most ``seconds``. Return its slot."""
         with contextlib.suppress(green.TimedOut), green.timeout(seconds):

@@ -7,6 +7,7 @@ import re
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -23,6 +24,7 @@ from tests.support.log import Log
 from tests.support.node import NodeClient
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
+from tests.support.redis import Redis
 from tests.support.server import ROOT, ServerProcess
 from tests.support.sse import Stream
 from tests.support.tokens import SECRET, mint
@@ -36,9 +38,14 @@ SETTINGS = {"JWT_SECRET": SECRET, "ADMIN_TOKEN": TOKEN, "FROM_CLAIMS": "sub,name
 class Nodes(Log):
     """Two nodes on one database: the first one has two workers."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        super().__init__(cluster, "control", "-w", "2", AUTO_INIT="1", **SETTINGS)
-        self.other = ServerProcess(self.url, DRAIN_SECONDS="0.2", **SETTINGS)
+    def __init__(self, cluster: Cluster, name: str, **settings: str) -> None:
+        settings = SETTINGS | settings
+        super().__init__(cluster, name, "-w", "2", AUTO_INIT="1", **settings)
+        try:
+            self.other = ServerProcess(self.url, DRAIN_SECONDS="0.2", **settings)
+        except BaseException:
+            self.server.close()
+            raise
 
     def call(self, method: str, path: str, server: ServerProcess | None = None, **options: Any) -> dict[str, Any]:
         url = f"{(server or self.server).url}/api/{path}"
@@ -52,7 +59,6 @@ class Nodes(Log):
     def heard(self) -> int:
         """Return the number of processes that an empty question reaches: two are heard by the one that is asked."""
         found = self.call("DELETE", "users/nobody/connections", self.other)
-        assert not found["unanswered"]
         return int(found["processes"])
 
     def close(self) -> None:
@@ -62,7 +68,7 @@ class Nodes(Log):
 
 @pytest.fixture(scope="module")
 def nodes(newest_pg: Cluster) -> Iterator[Nodes]:
-    made = Nodes(newest_pg)
+    made = Nodes(newest_pg, "control")
     try:
         until(lambda: made.sql("SELECT to_regclass('socketio_pg.log')") != [(None,)], "the schema is installed")
         # All three processes hear each other.
@@ -229,6 +235,68 @@ def test_processes_that_do_not_answer_are_named(nodes: Nodes) -> None:
         [silent] = done["unanswered"]
         assert silent["worker"] is None
         here.next("disconnect")
+
+
+def test_a_node_that_stops_says_so_and_one_that_starts_is_heard(nodes: Nodes) -> None:
+    """Nothing has to be silent for a while before others know; also of several workers that end together."""
+    silent = []
+    nodes.server.stop()
+    # The first question may be under way before the node has left. Silence would be noticed after nine seconds.
+    for _ in range(2):
+        found = nodes.call("DELETE", "users/nobody/connections", nodes.other)
+        silent.append(len(found["unanswered"]))
+        if found["processes"] == 1 and not found["unanswered"]:
+            break
+    assert silent[-1] == 0, silent
+    nodes.server.start()
+    until(lambda: nodes.heard() == 3, "it is heard")
+    with client(nodes.server, "eve") as eve:
+        assert nodes.call("DELETE", "users/eve/connections", nodes.other)["count"] == 1
+        eve.next("disconnect")
+
+
+@pytest.mark.nightly
+def test_a_killed_node_is_named_until_it_counts_as_gone(nodes: Nodes) -> None:
+    """Also one that is killed while it is asked; and one of two workers, which the other one notices at once."""
+    nodes.other.kill()
+    found = nodes.call("DELETE", "users/nobody/connections")
+    assert (found["processes"], len(found["unanswered"])) == (2, 1)
+    until(lambda: not nodes.call("DELETE", "users/nobody/connections")["unanswered"], "it is forgotten")
+    nodes.other.start()
+    until(lambda: nodes.heard() == 3, "it is heard")
+    victim = nodes.server.worker_pids()[0]
+    os.kill(victim, signal.SIGSTOP)
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(nodes.call, "DELETE", "users/nobody/connections", nodes.other)
+        os.kill(victim, signal.SIGKILL)
+        assert asked.result()["processes"] == 2
+    until(lambda: nodes.heard() == 3, "its successor is heard")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("queue", ["redis", "postgres"])
+def test_other_queues_and_a_leader_that_listens(newest_pg: Cluster, queue: str) -> None:
+    """The nodes find each other over Redis too, also those without LISTEN, and again after it was away."""
+    with contextlib.ExitStack() as stack:
+        settings = {"MESSAGE_QUEUE": "postgres"}
+        if queue == "redis":
+            redis = stack.enter_context(contextlib.closing(Redis()))
+            settings = {"MESSAGE_QUEUE": redis.url, "LISTEN": "leader"}
+        made = stack.enter_context(contextlib.closing(Nodes(newest_pg, f"control_{queue}", **settings)))
+        until(lambda: made.heard() == 3, "all processes answer")
+        if queue == "redis":
+            redis.kill()
+            redis.start()
+        else:
+            newest_pg.terminate_backends()
+        with client(made.server, "eve") as eve:
+
+            def reached() -> bool:
+                found = made.call("POST", "users/eve/messages", made.other, json={"payload": 1})
+                return bool(found["processes"] == 3)
+
+            until(reached, "all processes answer again")
+            assert eve.next("direct") == {"payload": 1}
 
 
 # -- the application ---------------------------------------------------------------------------------------------------

@@ -95,8 +95,8 @@ def test_the_end_of_the_worker_that_leads_leaves_a_publication_unknown(two: tupl
 
 
 def test_a_publication_that_waits_for_a_leader_fails_when_the_worker_stops(two: tuple[Worker, Worker]) -> None:
-    for one in reversed(two):
-        one.workers.election.resign()
+    two[1].workers.election._worker.stop()  # does not stand for election at the moment
+    two[0].workers.election.resign()
     until(lambda: green.sleep() or two[1].workers.election.leader is None, "nobody leads")
     errors: list[SocketIOPGError] = []
 
@@ -111,3 +111,11 @@ def test_a_publication_that_waits_for_a_leader_fails_when_the_worker_stops(two: 
     two[1].publisher.stop()
     waiting.wait()
     assert [error.message for error in errors] == ["the server is shutting down"]
+
+
+def test_the_last_workers_of_a_node_that_stops_publish_by_themselves(two: tuple[Worker, Worker]) -> None:
+    """Such as the bus, which tells other nodes that this one leaves; nobody would lead any more."""
+    for one in reversed(two):
+        one.workers.election.resign()
+    until(lambda: green.sleep() or two[1].workers.election.leader is None, "nobody leads")
+    assert len(two[1].publisher.publish([Outgoing("anything", "1")])) == 1

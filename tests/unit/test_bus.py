@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from socketio_pg.cluster.processes import Process, Processes
-from socketio_pg.core import metrics
+from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import PayloadTooLargeError
 from socketio_pg.workers.node import Node
 from tests.support.bus import Quick, Wire, know, wait
@@ -101,9 +101,16 @@ def test_workers_of_a_node_need_no_other_way(make: Make, node: Node, wire: Wire)
     know(two, other, successor)
     two.die()
     know(other, successor)
-    successor.close()
+    last = make(node)
+    know(other, successor, last)
+    ticks = other._processes._ticks
+    green.run_together([successor.stop, last.stop])
     wait(lambda: not other.processes, "the node has left")
-    assert [process.id for process in other.departed] == [one.own.id, two.own.id, successor.own.id]
+    assert other._processes._ticks < ticks + other._processes.patience
+    green.sleep(2 * other.interval)
+    left = [process.id for process in other.departed]
+    assert left[:2] == [one.own.id, two.own.id]
+    assert sorted(left[2:]) == sorted([successor.own.id, last.own.id])
 
 
 def test_a_process_that_is_silent_leaves_and_one_that_stops_says_so(make: Make) -> None:
@@ -113,8 +120,10 @@ def test_a_process_that_is_silent_leaves_and_one_that_stops_says_so(make: Make) 
     wait(lambda: [process.id for process in one.departed] == [two.own.id], "the dead one is noticed")
     wait(lambda: [process.id for process in three.departed] == [two.own.id], "by both")
     three.tell("word", "last")
+    ticks = one._processes._ticks
     three.close()
     wait(lambda: not one.processes, "the other one has said bye")
+    assert one._processes._ticks < ticks + one._processes.patience
     assert words(one, three) == ["last"]
     three.tell("word", "after the end")
     assert one.ask("double", 1, 60.0) == {}
@@ -170,14 +179,14 @@ def test_too_much_and_nonsense_is_dropped_and_counted(make: Make, wire: Wire) ->
     one, two = make(), make()
     know(one, two)
     invalid, many = dropped("invalid"), dropped("too_many")
-    head = [two.own.to_wire(), 1.0, 0, False]
+    head = [two.own.to_wire(), 1.0, 0, False, False]
     for nonsense in (
         1,
         [],
         [head],
         [head, [1]],
         [head, [["message"]]],
-        [[1, 2, 3, 4], []],
+        [[1, 2, 3, 4, 5], []],
         [head, [["beat", 0, 0, 7]]],
     ):
         wire.ends[0].inject(json.dumps(nonsense))
