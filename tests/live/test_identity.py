@@ -65,13 +65,18 @@ def test_messages_have_their_sender_who_may_be_left_out(
         closing(SocketClient(one, ("polling",), auth={"token": TOKEN})),
         closing(SocketClient(two)),
         closing(SocketClient(two)),
+        closing(SocketClient(two)),
     ]
-    forms: list[dict[str, Any]] = [{}, {"filter": {"0": {"ne": "hidden"}}}, {"numbers": "string"}]
+    name, pattern = {"channel": channel}, {"pattern": f"{channel}*"}
+    forms: list[dict[str, Any]] = [
+        name, name | {"filter": {"0": {"ne": "hidden"}}}, name | {"numbers": "string"}, pattern,
+    ]  # fmt: skip
     stream = closing(Stream(two, channel))
     stream.until("subscribed")
-    alice.subscribe(channel)
+    for form in (name, pattern):
+        assert alice.call("subscribe", form)["ok"]
     for client, form in zip(others, forms, strict=True):
-        client.call("subscribe", {"channel": channel, **form})
+        assert client.call("subscribe", form)["ok"]
     publish(alice, channel, "hers", durable=durable, echo=False, traceparent=TRACE)
     publish(alice, channel, "echoed", durable=durable)
     expected: list[Any] = [(["hers"], ALICE, TRACE), (["echoed"], ALICE, None)]
