@@ -222,3 +222,43 @@ def test_random_changes_with_lost_messages(party: Party, seed: int) -> None:
     wait(lambda: sorted(party.rows("x"), key=str) == sorted(
         ((key, state) for key, states in expected.items() for state in states), key=str
     ), "so does the database")  # fmt: skip
+
+
+def test_each_event_is_observed_once_and_announced_in_the_order_of_the_commits(database: LogDatabase) -> None:
+    """Two processes write the same people at the same time: the database decides who was the first and the last."""
+    with contextlib.closing(Party(database)) as party:
+        party.announce = "presence:events"
+        guests = [party.guest(), party.guest()]
+        know(guests[0].bus, guests[1].bus)
+        seen: list[tuple[str, str | None]] = []
+        for guest in guests:
+            guest.presence.observe(lambda event, channel, key: seen.append((event, key)), members=lambda: True)
+        choose = random.Random(5)
+        for _ in range(40):
+            guest = choose.choice(guests)
+            client = f"{guests.index(guest)}{choose.choice('ab')}"
+            if guest.presence.get(client, "once") is None:
+                guest.presence.join(client, "once", choose.choice(("ann", "bob")), "1")
+            else:
+                guest.presence.leave_all(client)
+            green.sleep(choose.choice((0.0, 0.0, 0.03)))
+        for guest in guests:
+            for client in ("0a", "0b", "1a", "1b"):
+                guest.presence.leave_all(client)
+        wait(lambda: party.rows("once") == [], "all have left")
+        wait(lambda: seen.count(("occupied", None)) == seen.count(("vacated", None)) > 0, "it is vacated")
+        for key in ("ann", "bob"):
+            wait(lambda: seen.count(("joined", key)) == seen.count(("left", key)) > 0, "it has left")  # noqa: B023
+        # The log has the same events, those of each member and of the channel in turn.
+        announced = [
+            (body["event"], body.get("key"))
+            for (body,) in database.sql(
+                "SELECT payload FROM socketio_pg.outbox WHERE channel = 'presence:events' ORDER BY id"
+            )
+        ]
+        assert sorted(announced, key=str) == sorted(seen, key=str)
+        for pair in (("occupied", "vacated"), ("joined", "left")):
+            for key in {key for event, key in announced if event in pair}:
+                turns = [event for event, of in announced if event in pair and of == key]
+                assert turns == list(pair) * (len(turns) // 2)
+    database.sql("TRUNCATE socketio_pg.presence_member, socketio_pg.presence_process, socketio_pg.presence_channel")

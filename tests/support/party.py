@@ -15,10 +15,10 @@ from tests.support.watcher import Watcher
 class Guest:
     """One process. ``told`` are the changes that its watchers were told, in words, by channel."""
 
-    def __init__(self, url: str, end: End, most: int, grace: float) -> None:
+    def __init__(self, url: str, end: End, most: int, grace: float, announce: str | None) -> None:
         self.end = end
         self.bus = Quick(end)
-        self.presence = Presence(Database(url), self.bus, most, grace)
+        self.presence = Presence(Database(url), self.bus, most, grace, announce)
         self.presence.tick, self.presence.incomplete, self.presence.settle = 0.02, 0.2, 1.0
         table = self.presence._table
         table.lease, table.beat, table.pause, table.timeout = 4.0, 0.2, 0.02, 2.0
@@ -78,9 +78,11 @@ class Party:
         self.database = database
         self.wire = Wire()
         self.guests: list[Guest] = []
+        #: PRESENCE_EVENTS of the next processes.
+        self.announce: str | None = None
 
     def guest(self, url: str | None = None, most: int = 100, grace: float = 60.0) -> Guest:
-        self.guests.append(Guest(url or self.database.url, self.wire.end(), most, grace))
+        self.guests.append(Guest(url or self.database.url, self.wire.end(), most, grace, self.announce))
         return self.guests[-1]
 
     def wait_states(self, channel: str, expected: dict[str, list[Any]], *guests: Guest) -> None:
